@@ -1,0 +1,1 @@
+"""The paper: network, diffusion, objectives, metrics. Tensors in, tensors out."""

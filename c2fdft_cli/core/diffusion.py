@@ -1,0 +1,203 @@
+"""Noise schedules, time grids, forward noising and the implicit sampler: paper, sections 4 and 6."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+PredictNoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""eps_hat of (x_t: `[n, 3, h, w]`, t: `[n]`)."""
+
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
+"""One random source for a batch, or one for each of its images."""
+
+T = 1000
+SCHEDULES = ("linear", "quad", "const", "jsd", "sigmoid")
+SPACINGS = ("linspace", "leading", "trailing")
+
+
+def beta_schedule(
+    name: str = "linear", steps: int = T, start: float = 1e-4, end: float = 0.02
+) -> Tensor:
+    """beta_t of section 4, `[steps]` float64.
+
+    Args:
+        name: "linear" (the paper's), "quad", "const", "jsd" or "sigmoid".
+        steps: T.
+        start: the first beta.
+        end: the last beta.
+
+    Raises:
+        ValueError: an unknown name, or values outside 0 < start <= end < 1.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, got {name!r}")
+    if not 0 < start <= end < 1 or steps < 1:
+        raise ValueError(f"want 0 < start <= end < 1 and steps >= 1, got {start}, {end}, {steps}")
+    f64 = torch.float64
+    if name == "quad":
+        return torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=f64).square()
+    if name == "const":
+        return torch.full((steps,), end, dtype=f64)
+    if name == "jsd":
+        return 1 / torch.linspace(steps, 1, steps, dtype=f64)
+    if name == "sigmoid":
+        return torch.sigmoid(torch.linspace(-6, 6, steps, dtype=f64)) * (end - start) + start
+    return torch.linspace(start, end, steps, dtype=f64)
+
+
+def alpha_bar_of(betas: Tensor) -> Tensor:
+    """alpha_bar_t = prod_{s <= t} (1 - beta_s): multiplied in float64, returned as float32 `[T]`."""
+    return (1 - betas.double()).cumprod(0).float()
+
+
+def time_grid(steps: int, spacing: str = "linspace", total: int = T) -> list[int]:
+    """The descending times of `steps` network calls (section 6).
+
+    Args:
+        steps: number of network calls, 1 .. total.
+        spacing: "linspace", `round(linspace(total - 1, 0, n))` half to even, n = 1 is
+            [total - 1]; "leading", `arange(n) * (total // n)` reversed; "trailing",
+            `round(arange(total, 0, -total / n)) - 1`.
+        total: T.
+
+    Raises:
+        ValueError: steps outside 1 .. total, or an unknown spacing.
+    """
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps is 1 to {total}, got {steps}")
+    if spacing == "linspace":
+        if steps == 1:
+            return [total - 1]
+        last = total - 1
+        return [_round_ratio(last * (steps - 1 - i), steps - 1) for i in range(steps)]
+    if spacing == "leading":
+        return [i * (total // steps) for i in reversed(range(steps))]
+    if spacing == "trailing":
+        return [_round_ratio(total * (steps - i), steps) - 1 for i in range(steps)]
+    raise ValueError(f"spacing is one of {', '.join(SPACINGS)}, got {spacing!r}")
+
+
+def _round_ratio(numerator: int, denominator: int) -> int:
+    """round(numerator / denominator), half to even, exactly."""
+    whole, rest = divmod(numerator, denominator)
+    up = 2 * rest > denominator or (2 * rest == denominator and whole % 2 == 1)
+    return whole + up
+
+
+def released_grid(sampling_timesteps: int, total: int = T) -> list[int]:
+    """The released program's grid for its setting S: `range(0, T, T // S)` reversed.
+
+    S = 3 gives 4 calls, S = 6 gives 7, S = 1 the single time 0 (section 6).
+
+    Raises:
+        ValueError: S outside 1 .. total.
+    """
+    if not 1 <= sampling_timesteps <= total:
+        raise ValueError(f"sampling_timesteps is 1 to {total}, got {sampling_timesteps}")
+    return list(range(0, total, total // sampling_timesteps))[::-1]
+
+
+def check_grid(grid: Sequence[int], total: int = T) -> list[int]:
+    """Return the grid as a list; ValueError unless it descends strictly within 0 .. total - 1."""
+    times = [int(t) for t in grid]
+    if not times:
+        raise ValueError("a grid needs at least one time")
+    if not all(0 <= t < total for t in times):
+        raise ValueError(f"grid times are 0 to {total - 1}, got {times}")
+    if any(a <= b for a, b in zip(times, times[1:], strict=False)):
+        raise ValueError(f"grid times must descend, got {times}")
+    return times
+
+
+def q_sample(gt: Tensor, t: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x_t = sqrt(alpha_bar_t) * gt + sqrt(1 - alpha_bar_t) * eps (section 4).
+
+    Args:
+        gt: `[n, 3, h, w]` in [-1, 1].
+        t: integer times, `[n]`.
+        noise: eps, as gt.
+        alpha_bar: `[T]`, on the device of gt.
+    """
+    a = alpha_bar[t][:, None, None, None]
+    return a.sqrt() * gt + (1 - a).sqrt() * noise
+
+
+def ddim_sample(
+    predict_noise: PredictNoise,
+    x_T: Tensor,
+    grid: Sequence[int],
+    alpha_bar: Tensor,
+    eta: float = 0.0,
+    generator: Generators | None = None,
+) -> Tensor:
+    """The implicit sampler (section 6): one network call for each time of the grid.
+
+    Differentiable; gradient mode, device and precision belong to the caller. Its own arithmetic
+    is float32.
+
+    Args:
+        predict_noise: eps_hat of (x_t, t).
+        x_T: start noise, `[n, 3, h, w]`.
+        grid: descending times, such as `time_grid(4)`.
+        alpha_bar: `[T]`.
+        eta: 0 is deterministic after the start; 1 adds the noise of an ancestral sampler.
+        generator: source of that noise, needed when eta > 0.
+
+    Returns:
+        x_0, `[n, 3, h, w]` float32, about [-1, 1] and not clamped.
+
+    Raises:
+        ValueError: a grid that does not descend, or eta > 0 without a generator.
+    """
+    times = check_grid(grid, len(alpha_bar))
+    if eta > 0 and generator is None:
+        raise ValueError("eta > 0 draws noise: pass a generator")
+    a = alpha_bar.double().cpu()
+    x = x_T.float()
+    for i, t in enumerate(times):
+        a_t = a[t].item()
+        a_next = a[times[i + 1]].item() if i + 1 < len(times) else 1.0
+        # expanded, not filled: stride 0 tells the network that the whole batch shares one time
+        eps_hat = predict_noise(x, x.new_full((1,), t).expand(len(x))).float()
+        x_0 = (x - math.sqrt(1 - a_t) * eps_hat) / math.sqrt(a_t)
+        c1 = eta * math.sqrt((1 - a_t / a_next) * (1 - a_next) / (1 - a_t))
+        x = math.sqrt(a_next) * x_0 + math.sqrt(max(1 - a_next - c1**2, 0.0)) * eps_hat
+        if c1 > 0 and generator is not None:
+            x = x + c1 * gaussian(x.shape, generator, x.device)
+    return x
+
+
+def gaussian(
+    shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normal noise `[n, ...]` drawn where the generator lives, then moved to `device`.
+
+    With one generator for each image the draw does not depend on the batch that it is in.
+    """
+    if isinstance(generator, torch.Generator):
+        return torch.randn(tuple(shape), generator=generator, device=generator.device).to(device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}")
+    rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator]
+    return torch.stack(rows).to(device)
+
+
+def conditioned(net: PredictNoise, lq: Tensor) -> PredictNoise:
+    """Bind the degraded image to the network: eps_hat of (x_t, t) given lq (section 3).
+
+    Args:
+        net: called with `cat([2 * lq - 1, x_t])` and t.
+        lq: `[n, 3, h, w]` in [0, 1].
+    """
+    condition = 2 * lq - 1
+    return lambda x_t, t: net(torch.cat([condition, x_t], dim=1), t)
+
+
+def to_image(x_0: Tensor) -> Tensor:
+    """The restored image: clamp((x_0 + 1) / 2, 0, 1) (section 6)."""
+    return ((x_0 + 1) / 2).clamp(0, 1)

@@ -1,0 +1,22 @@
+"""Exponential moving average of the weights: paper, section 5."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def ema_decay(step: int, decay: float, warm_up: bool = True) -> float:
+    """The decay of update `step`, counted from 1: `min(decay, (1 + step) / (10 + step))`.
+
+    The warm-up keeps the random start out of the average of a short run; after some thousand
+    updates it is the plain decay.
+    """
+    return min(decay, (1 + step) / (10 + step)) if warm_up else decay
+
+
+@torch.no_grad()
+def ema_update(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * net, for all parameters; the nets share a shape."""
+    ours, theirs = list(average.parameters()), list(net.parameters())
+    torch._foreach_lerp_(ours, theirs, 1 - decay)

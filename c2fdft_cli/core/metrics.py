@@ -1,0 +1,129 @@
+"""Scores by protocol: paper, section 10. Images are `[n, 3, h, w]` RGB on the 8-bit scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.ssim import WINDOW, ssim_terms
+
+MAX_VALUE = 255.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a task's results are scored.
+
+    name: what is printed beside the number.
+    luma: score the BT.601 studio-range Y channel instead of RGB.
+    round_luma: round Y, as MATLAB does for uint8.
+    unrounded: score the float output where it is at hand instead of the saved 8-bit image.
+    describes: the formula in words.
+    """
+
+    name: str
+    luma: bool
+    round_luma: bool
+    unrounded: bool
+    describes: str
+
+
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol("derain", True, False, False, "Y channel (BT.601 studio), 8-bit images"),
+        Protocol("derain-matlab", True, True, False, "Y channel rounded as MATLAB, 8-bit images"),
+        Protocol("deblur", False, False, False, "RGB, 8-bit images"),
+        Protocol("denoise", False, False, True, "RGB, unrounded where at hand"),
+        Protocol("rgb", False, False, False, "RGB, 8-bit images"),
+        Protocol("y", True, False, False, "Y channel (BT.601 studio), 8-bit images"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """PSNR in dB (infinite for equal images) and SSIM in [-1, 1] of one image."""
+
+    psnr: float
+    ssim: float
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """BT.601 studio Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, not rounded.
+
+    Args:
+        rgb: `[n, 3, h, w]` in [0, 255].
+
+    Returns:
+        `[n, 1, h, w]` float64 in [16, 235].
+    """
+    weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64, device=rgb.device)
+    return 16 + (rgb.double() * weights.view(1, 3, 1, 1)).sum(1, keepdim=True) / 255
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each image, over all its channels and pixels.
+
+    Args:
+        a: `[n, c, h, w]` on the scale 0 .. 255.
+        b: as a.
+
+    Returns:
+        `[n]` float64; infinite for equal images.
+
+    Raises:
+        ValueError: different shapes.
+    """
+    _check_shapes(a, b)
+    error = (a.double() - b.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(MAX_VALUE**2 / error)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of each image: 11x11 Gaussian, sigma 1.5, valid region, channel mean.
+
+    Args:
+        a: `[n, c, h, w]` on the scale 0 .. 255, sides of at least 11.
+        b: as a.
+
+    Returns:
+        `[n]` float64.
+
+    Raises:
+        ValueError: different shapes, or sides under 11.
+    """
+    _check_shapes(a, b)
+    if min(a.shape[-2:]) < WINDOW:
+        raise ValueError(f"SSIM needs sides of at least {WINDOW}, got {list(a.shape[-2:])}")
+    return ssim_terms(a.double(), b.double(), MAX_VALUE)[0].mean(1)
+
+
+def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Score]:
+    """Score each image of a batch against its target.
+
+    Args:
+        a: restored, `[n, 3, h, w]` RGB on the scale 0 .. 255 (uint8, or float if unrounded).
+        b: target, as a.
+        protocol: one of `PROTOCOLS`.
+        border: pixels to leave out on each side.
+
+    Raises:
+        ValueError: different shapes, or nothing left to score.
+    """
+    _check_shapes(a, b)
+    if border:
+        a, b = (x[..., border:-border, border:-border] for x in (a, b))
+    if protocol.luma:
+        a, b = luma(a), luma(b)
+        if protocol.round_luma:
+            a, b = a.round(), b.round()
+    pairs = zip(psnr(a, b).tolist(), ssim(a, b).tolist(), strict=True)
+    return [Score(p, s) for p, s in pairs]
+
+
+def _check_shapes(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape or a.dim() != 4:
+        raise ValueError(f"want two [n, c, h, w] of one shape, got {list(a.shape)}, {list(b.shape)}")

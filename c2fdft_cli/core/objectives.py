@@ -1,0 +1,142 @@
+"""What the two stages minimise: coarse (the noise) and fine (the image): paper, sections 5 and 7.
+
+All randomness comes in as tensors, so a loss is a function of its arguments alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, q_sample
+from c2fdft_cli.core.ssim import SIGMA, WINDOW, ssim_terms
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+SSIM_CHOICES = ("paper", "as_released", "none")
+
+
+def antithetic_times(draws: Tensor, n: int, total: int) -> Tensor:
+    """Times for a global batch of n: uniform draws, then `T - 1 - t` for each (section 5).
+
+    Args:
+        draws: `[n // 2 + 1]` uniform in [0, 1).
+        n: size of the global batch.
+        total: T.
+
+    Returns:
+        `[n]` int64 in 0 .. T - 1.
+    """
+    t = (draws * total).long().clamp_max(total - 1)
+    return torch.cat([t, total - 1 - t])[:n]
+
+
+def coarse_loss(
+    net: PredictNoise, alpha_bar: Tensor, lq: Tensor, gt: Tensor, noise: Tensor, t: Tensor
+) -> Tensor:
+    """mean |eps_hat - eps| (section 5).
+
+    Args:
+        net: called with `cat([2 * lq - 1, x_t])` and t.
+        alpha_bar: `[T]`, on the device of lq.
+        lq: `[n, 3, h, w]` in [0, 1].
+        gt: as lq.
+        noise: eps, standard normal, as lq.
+        t: integer times, `[n]`.
+    """
+    x_t = q_sample(2 * gt - 1, t, noise, alpha_bar)
+    return F.l1_loss(conditioned(net, lq)(x_t, t.float()).float(), noise)
+
+
+def fine_loss(
+    net: PredictNoise,
+    alpha_bar: Tensor,
+    grid: Sequence[int],
+    lq: Tensor,
+    gt: Tensor,
+    noise: Tensor,
+    *,
+    ssim: str = "paper",
+    ssim_weight: float = 0.84,
+    l1_weight: float = 0.16,
+    recompute: bool = True,
+) -> Tensor:
+    """`0.84 * (1 - MS_SSIM(x_0, gt)) + 0.16 * mean|x_0 - gt|` of the sampled image (section 7).
+
+    Args:
+        net: called with `cat([2 * lq - 1, x_t])` and t.
+        alpha_bar: `[T]`.
+        grid: descending times of the sampler's network calls.
+        lq: `[n, 3, h, w]` in [0, 1].
+        gt: as lq.
+        noise: x_T, standard normal, as lq.
+        ssim: "paper" (true data range), "as_released" (max_val 255 on [-1, 1], pooled over the
+            batch) or "none" (L1 alone).
+        ssim_weight: weight of the MS-SSIM term.
+        l1_weight: weight of the L1 term, which is on [-1, 1].
+        recompute: keep only each call's input for the backward pass and compute the rest again,
+            so that memory does not grow with the number of calls.
+
+    Raises:
+        ValueError: an unknown `ssim`.
+    """
+    if ssim not in SSIM_CHOICES:
+        raise ValueError(f"ssim is one of {', '.join(SSIM_CHOICES)}, got {ssim!r}")
+    predict_noise = conditioned(net, lq)
+    if recompute and torch.is_grad_enabled():
+        predict_noise = recomputed(predict_noise)
+    x_0 = ddim_sample(predict_noise, noise, grid, alpha_bar)
+    gt = 2 * gt - 1
+    loss = l1_weight * F.l1_loss(x_0, gt)
+    if ssim == "paper":
+        similarity = ms_ssim((x_0 + 1) / 2, (gt + 1) / 2, max_val=1.0).mean()
+    elif ssim == "as_released":
+        similarity = ms_ssim(x_0, gt, max_val=255.0, pooled=True).mean()
+    else:
+        return loss
+    return loss + ssim_weight * (1 - similarity)
+
+
+def recomputed(predict_noise: PredictNoise) -> PredictNoise:
+    """The same function, whose activations are computed again in the backward pass."""
+
+    def call(x_t: Tensor, t: Tensor) -> Tensor:
+        # the network draws no random numbers, so there is no random state to restore
+        out = checkpoint(predict_noise, x_t, t, use_reentrant=False, preserve_rng_state=False)
+        return out  # type: ignore[no-any-return]
+
+    return call
+
+
+def ms_ssim(pred: Tensor, gt: Tensor, max_val: float = 1.0, pooled: bool = False) -> Tensor:
+    """Multi-scale SSIM that also fits small patches (section 7).
+
+    5 scales with 2x2 average pooling; window `w = min(11, side)`, sigma `1.5 * w / 11`, zero
+    padding `w // 2`; terms kept above 1e-6 before their fractional power.
+
+    Args:
+        pred: `[n, c, h, w]`, sides of at least 16.
+        gt: as pred.
+        max_val: the data range.
+        pooled: average each scale over the whole batch before the product (`as_released`).
+
+    Returns:
+        `[n]`, or `[1]` when pooled.
+
+    Raises:
+        ValueError: sides under 16.
+    """
+    if min(pred.shape[-2:]) < 2 ** (len(MS_SSIM_WEIGHTS) - 1):
+        raise ValueError(f"MS-SSIM needs sides of at least 16, got {list(pred.shape[-2:])}")
+    value = pred.new_ones(1 if pooled else len(pred))
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        window = min(WINDOW, *pred.shape[-2:])
+        terms = ssim_terms(pred, gt, max_val, window, SIGMA * window / WINDOW, pad=window // 2)
+        term = terms[0] if scale == len(MS_SSIM_WEIGHTS) - 1 else terms[1]
+        term = term.mean().view(1) if pooled else term.mean(1)
+        value = value * term.clamp_min(1e-6) ** weight
+        pred, gt = F.avg_pool2d(pred, 2), F.avg_pool2d(gt, 2)
+    return value

@@ -1,0 +1,1 @@
+"""Jobs: the only place where core and data meet."""

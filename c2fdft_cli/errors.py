@@ -1,0 +1,93 @@
+"""Every error that a user can cause, and the exit code that each one ends the program with.
+
+    C2fdftError
+    +-- UsageError       2   a command line or a value that cannot be used
+    |   +-- RecipeError  2   a recipe that is missing, malformed or inconsistent
+    +-- DataError        3   a missing path, no usable pair, an unreadable image, a damaged shard
+    +-- CheckpointError  4   a checkpoint that is missing, damaged or not one
+    +-- ResourceError    5   no such device, out of memory, disk full, output not writable
+    +-- PartialFailure   6   finished, but some inputs failed
+    +-- Interrupted      130 Ctrl-C; 143 for SIGTERM
+
+Anything else that escapes is a bug of ours (exit 1, with its traceback).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class C2fdftError(Exception):
+    """An error in one line: *what* - *where* - *what to try*, with details kept for below it.
+
+    Args:
+        what: what went wrong, without a full stop.
+        where: the file, key or option that it is about.
+        hint: what the user can try.
+        details: further lines, shown indented under the first.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        hint: str | None = None,
+        details: Sequence[str] = (),
+    ) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.hint = hint
+        self.details = tuple(details)
+        super().__init__(" - ".join(part for part in (what, self.where, hint) if part))
+
+
+class UsageError(C2fdftError):
+    """A command line or a value that cannot be used."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe that is missing, malformed or inconsistent."""
+
+
+class DataError(C2fdftError):
+    """A missing path, no usable pair, an unreadable image, a damaged shard."""
+
+    exit_code = 3
+
+
+class CheckpointError(C2fdftError):
+    """A checkpoint that is missing, damaged or not one."""
+
+    exit_code = 4
+
+
+class ResourceError(C2fdftError):
+    """No such device, out of memory with no fallback left, disk full, output not writable."""
+
+    exit_code = 5
+
+
+class PartialFailure(C2fdftError):
+    """The job finished, but some or all inputs failed; `details` lists each."""
+
+    exit_code = 6
+
+
+class Interrupted(C2fdftError):
+    """Stopped by a signal after the state was saved.
+
+    Args:
+        what: what was interrupted.
+        signal_number: 2 (SIGINT, exit 130) or 15 (SIGTERM, exit 143).
+        hint: how to go on.
+    """
+
+    def __init__(self, what: str, *, signal_number: int, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.exit_code = 128 + signal_number
