@@ -1,3 +1,3 @@
-"""C2F-DFT: coarse-to-fine diffusion Transformer for image restoration, as a command-line toolkit."""
+"""C2F-DFT, a coarse-to-fine diffusion Transformer for image restoration, as a toolkit."""
 
 __version__ = "0.1.0"

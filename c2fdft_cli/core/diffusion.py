@@ -1,9 +1,10 @@
-"""Noise schedules, time grids, forward noising and the implicit sampler: paper, sections 4 and 6."""
+"""Noise schedules, time grids, forward noising, implicit sampler: paper, sections 4 and 6."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -51,7 +52,7 @@ def beta_schedule(
 
 
 def alpha_bar_of(betas: Tensor) -> Tensor:
-    """alpha_bar_t = prod_{s <= t} (1 - beta_s): multiplied in float64, returned as float32 `[T]`."""
+    """alpha_bar_t = prod_{s <= t} (1 - beta_s), `[T]` float32, multiplied in float64."""
     return (1 - betas.double()).cumprod(0).float()
 
 
@@ -109,7 +110,7 @@ def check_grid(grid: Sequence[int], total: int = T) -> list[int]:
         raise ValueError("a grid needs at least one time")
     if not all(0 <= t < total for t in times):
         raise ValueError(f"grid times are 0 to {total - 1}, got {times}")
-    if any(a <= b for a, b in zip(times, times[1:], strict=False)):
+    if any(a <= b for a, b in pairwise(times)):
         raise ValueError(f"grid times must descend, got {times}")
     return times
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def ema_decay(step: int, decay: float, warm_up: bool = True) -> float:
@@ -18,5 +18,6 @@ def ema_decay(step: int, decay: float, warm_up: bool = True) -> float:
 @torch.no_grad()
 def ema_update(average: nn.Module, net: nn.Module, decay: float) -> None:
     """average = decay * average + (1 - decay) * net, for all parameters; the nets share a shape."""
-    ours, theirs = list(average.parameters()), list(net.parameters())
+    ours: list[Tensor] = list(average.parameters())
+    theirs: list[Tensor] = list(net.parameters())
     torch._foreach_lerp_(ours, theirs, 1 - decay)

@@ -126,4 +126,4 @@ def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Sco
 
 def _check_shapes(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dim() != 4:
-        raise ValueError(f"want two [n, c, h, w] of one shape, got {list(a.shape)}, {list(b.shape)}")
+        raise ValueError(f"want one shape [n, c, h, w], got {list(a.shape)}, {list(b.shape)}")

@@ -19,21 +19,6 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SSIM_CHOICES = ("paper", "as_released", "none")
 
 
-def antithetic_times(draws: Tensor, n: int, total: int) -> Tensor:
-    """Times for a global batch of n: uniform draws, then `T - 1 - t` for each (section 5).
-
-    Args:
-        draws: `[n // 2 + 1]` uniform in [0, 1).
-        n: size of the global batch.
-        total: T.
-
-    Returns:
-        `[n]` int64 in 0 .. T - 1.
-    """
-    t = (draws * total).long().clamp_max(total - 1)
-    return torch.cat([t, total - 1 - t])[:n]
-
-
 def coarse_loss(
     net: PredictNoise, alpha_bar: Tensor, lq: Tensor, gt: Tensor, noise: Tensor, t: Tensor
 ) -> Tensor:
@@ -105,8 +90,9 @@ def recomputed(predict_noise: PredictNoise) -> PredictNoise:
 
     def call(x_t: Tensor, t: Tensor) -> Tensor:
         # the network draws no random numbers, so there is no random state to restore
-        out = checkpoint(predict_noise, x_t, t, use_reentrant=False, preserve_rng_state=False)
-        return out  # type: ignore[no-any-return]
+        return checkpoint(  # type: ignore[no-any-return]
+            predict_noise, x_t, t, use_reentrant=False, preserve_rng_state=False
+        )
 
     return call
 

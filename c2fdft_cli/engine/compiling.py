@@ -1,0 +1,40 @@
+"""torch.compile where it pays, with eager execution to fall back on."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+import torch
+from torch import nn
+
+from c2fdft_cli.engine.runtime import Runtime
+
+
+def compile_in_place(net: nn.Module, wish: str, runtime: Runtime) -> str | None:
+    """Compile the network's forward, keeping its parameter names.
+
+    Args:
+        net: the network; left as it is when it is not to be compiled.
+        wish: "auto" compiles on CUDA only, "on" wherever there is a compiler, "off" never.
+        runtime: where it runs.
+
+    Returns:
+        A notice when compiling was asked for and cannot be done.
+    """
+    on_cuda = runtime.device.type == "cuda"
+    if wish == "off" or (wish == "auto" and not on_cuda):
+        return None
+    lacking = _missing_compiler(on_cuda)
+    if lacking:
+        return f"torch.compile needs {lacking}: going on without it"
+    # what cannot be compiled runs as it is instead of ending a long run
+    torch._dynamo.config.suppress_errors = True
+    net.compile(dynamic=False)
+    return None
+
+
+def _missing_compiler(on_cuda: bool) -> str | None:
+    if on_cuda:
+        return None if importlib.util.find_spec("triton") else "triton"
+    return None if any(shutil.which(name) for name in ("g++", "clang++")) else "a C++ compiler"

@@ -1,0 +1,104 @@
+"""How much memory a training step needs, and how large a micro-batch fits."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.engine.checkpoint import make_network
+from c2fdft_cli.engine.runtime import Runtime
+from c2fdft_cli.recipe import FineStage, Network, Stage
+
+MARGIN = 0.7
+"""Share of the free memory that a step may take; the rest is for gradients and fragments."""
+
+
+def saved_bytes(network: Network, patch: int) -> int:
+    """Bytes that one float32 network call on one patch keeps for the backward pass.
+
+    Counted on the meta device, so nothing is computed or allocated.
+    """
+    shape = (network.dim, tuple(network.blocks), tuple(network.heads), network.ffn_factor)
+    return _saved_bytes(*shape, network.bias, network.norm, network.dual_pixel, patch)
+
+
+@lru_cache(maxsize=64)
+def _saved_bytes(
+    dim: int,
+    blocks: tuple[int, ...],
+    heads: tuple[int, ...],
+    ffn_factor: float,
+    bias: bool,
+    norm: str,
+    dual_pixel: bool,
+    patch: int,
+) -> int:
+    network = Network(dim, list(blocks), list(heads), ffn_factor, bias, norm, dual_pixel)
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and not tensor.is_leaf:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.device("meta"):
+        net = make_network(network)
+        x, t = torch.zeros(1, 6, patch, patch), torch.zeros(1)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = net(x, t).sum()
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del loss
+    return total
+
+
+def step_bytes(network: Network, stage: Stage, calls: int, patch: int, runtime: Runtime) -> int:
+    """Bytes for activations of a training step, for each image of the micro-batch.
+
+    Args:
+        network: what is trained.
+        stage: the stage's section; a fine stage that re-computes holds one call at a time.
+        calls: network calls of the sampler (fine stage).
+        patch: side of the patches.
+        runtime: half precision keeps about 0.6 of float32's bytes (the residual stays float32).
+    """
+    held = calls if isinstance(stage, FineStage) and not stage.recompute else 1
+    factor = 1.0 if runtime.dtype == torch.float32 else 0.6
+    return int(saved_bytes(network, patch) * held * factor)
+
+
+def free_bytes(runtime: Runtime) -> int:
+    """Free memory of the device, or available memory of this machine."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.mem_get_info(runtime.device)[0]
+    return available_memory()
+
+
+def available_memory() -> int:
+    """Bytes that this machine can still give, within its control group's limit."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux: the physical memory has to do
+        return available // 2
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            limit = int(file.read())
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
+            available = min(available, limit - int(file.read()))
+    except (OSError, ValueError):  # no control group, or no limit in it
+        pass
+    return max(available, 0)
+
+
+def choose_micro_batch(wanted: int | str, rows: int, bytes_per_image: int, runtime: Runtime) -> int:
+    """Rows that go through the network together: as asked, else what is estimated to fit."""
+    if not isinstance(wanted, str):
+        return min(wanted, rows)
+    fitting = int(free_bytes(runtime) * MARGIN) // max(bytes_per_image, 1)
+    pieces = -(-rows // max(fitting, 1))
+    return -(-rows // min(pieces, rows))

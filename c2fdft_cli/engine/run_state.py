@@ -1,0 +1,122 @@
+"""state.pt, the one file that a training goes on from, and the checkpoints beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from c2fdft_cli.core.dft import DFT
+from c2fdft_cli.data.atomic import atomic_path
+from c2fdft_cli.engine.checkpoint import Meta, load_tensors, read_meta, save_checkpoint
+from c2fdft_cli.engine.stepper import Stepper
+from c2fdft_cli.engine.train_options import TrainOptions
+from c2fdft_cli.errors import CheckpointError
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LoadedState:
+    """What state.pt holds."""
+
+    step: int
+    stepper: dict[str, Any]
+    micro: dict[int, int]
+    window: dict[str, Any]
+    best_psnr: float | None
+    fingerprint: str
+    meta: Meta
+
+
+class RunState:
+    """Writes a run's state and checkpoints; the rename of state.pt is the commit.
+
+    Args:
+        options: of the training.
+        fingerprint: of the training shards.
+        stepper: whose state is saved.
+    """
+
+    def __init__(self, options: TrainOptions, fingerprint: str, stepper: Stepper) -> None:
+        self._options = options
+        self._fingerprint = fingerprint
+        self._stepper = stepper
+        self.best_psnr: float | None = None
+        self.metrics: dict[str, Any] = {}
+
+    @property
+    def ema(self) -> DFT:
+        """The averaged weights."""
+        return self._stepper.ema
+
+    def save(self, step: int, micro: dict[int, int], window: dict[str, Any]) -> None:
+        """Write the numbered checkpoint, then state.pt, then drop what is too old."""
+        run = self._options.run
+        numbered = run.checkpoints / f"step-{step:09d}.pt"
+        self._save_weights(numbered, step)
+        run.link(numbered, "last.pt")
+        state = {
+            "state_version": STATE_VERSION,
+            "step": step,
+            "stepper": self._stepper.state(),
+            "micro": micro,
+            "window": window,
+            "best_psnr": self.best_psnr,
+            "fingerprint": self._fingerprint,
+            "meta": self.meta(step).to_json(),
+        }
+        with atomic_path(run.state) as temporary:
+            torch.save(state, temporary)
+        run.keep_latest(self._options.recipe.train.keep)
+
+    def save_best(self, step: int) -> None:
+        """Write best.pt."""
+        self._save_weights(self._options.run.checkpoints / "best.pt", step)
+
+    def save_final(self, path: Path, step: int) -> None:
+        """Write the finished stage's checkpoint."""
+        self._save_weights(path, step)
+
+    def _save_weights(self, path: Path, step: int) -> None:
+        stepper = self._stepper
+        save_checkpoint(path, stepper.net.state_dict(), stepper.ema.state_dict(), self.meta(step))
+
+    def meta(self, step: int) -> Meta:
+        """What the checkpoints say of themselves."""
+        options = self._options
+        return Meta(
+            network=options.recipe.network,
+            diffusion=options.recipe.diffusion,
+            stage=options.stage,
+            step=step,
+            grid=options.grid,
+            grid_from="training" if options.stage == "fine" else "recipe",
+            recipe=options.recipe.to_dict(),
+            recipe_name=options.recipe_name,
+            data=str(options.data),
+            metrics=dict(self.metrics),
+        )
+
+
+def load_state(path: Path) -> LoadedState:
+    """Read state.pt; CheckpointError when it cannot be used."""
+    content = load_tensors(path)
+    if content.get("state_version") != STATE_VERSION:
+        raise CheckpointError(
+            "not a training state of this program", where=path, hint="checkpoints go to --init"
+        )
+    try:
+        return LoadedState(
+            step=int(content["step"]),
+            stepper=content["stepper"],
+            micro=dict(content["micro"]),
+            window=dict(content["window"]),
+            best_psnr=content["best_psnr"],
+            fingerprint=str(content["fingerprint"]),
+            meta=read_meta(content["meta"], path),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("a damaged training state", where=path, hint=str(error)) from error

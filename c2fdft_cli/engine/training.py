@@ -1,0 +1,262 @@
+"""One loop for both stages: coarse and fine differ by their objective and one recipe section."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from c2fdft_cli.core.dft import DFT
+from c2fdft_cli.core.learning_rate import learning_rate
+from c2fdft_cli.data.batches import Batch
+from c2fdft_cli.data.shards import ShardSet
+from c2fdft_cli.engine.checkpoint import alpha_bar_of_recipe, make_network
+from c2fdft_cli.engine.compiling import compile_in_place
+from c2fdft_cli.engine.loading import make_loader, open_validation, patch_cycle, rank_share
+from c2fdft_cli.engine.memory import choose_micro_batch, step_bytes
+from c2fdft_cli.engine.run_folder import draw_curves
+from c2fdft_cli.engine.run_state import RunState, load_state
+from c2fdft_cli.engine.runtime import StopRequest, agree, any_rank, graceful_stop
+from c2fdft_cli.engine.stepper import Objective, Stepper, StepResult
+from c2fdft_cli.engine.train_events import (
+    Notice,
+    Saved,
+    StepDone,
+    TrainEvent,
+    TrainResult,
+    Validated,
+)
+from c2fdft_cli.engine.train_options import TrainOptions
+from c2fdft_cli.engine.train_validation import Validator
+from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
+from c2fdft_cli.progress import Job
+from c2fdft_cli.recipe import FineStage, Stage
+
+
+def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
+    """A stage's training as a job that yields an event for each step, score and file.
+
+    Raises:
+        UsageError: the run folder is not empty, or the data is not the run's.
+        DataError: no usable shards.
+        CheckpointError: a state or weights that cannot be used.
+        ResourceError: from the iteration: no memory, disk full, no finite gradient.
+        Interrupted: from the iteration: stopped by a signal or the time limit; the state is saved.
+    """
+    training = _Training(options)
+    return Job(
+        training.events(),
+        total=training.section.iterations - training.step,
+        title=f"train-{options.stage}",
+        unit="step",
+    )
+
+
+@dataclass
+class _Window:
+    """What has come together since the last row of metrics.csv."""
+
+    loss: float = 0.0
+    steps: int = 0
+    images: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, result: StepResult, images: int, seconds: float, waited: float) -> None:
+        if result.skipped:
+            self.skipped += 1
+        else:
+            self.loss += result.loss
+            self.steps += 1
+        self.images += images
+        self.seconds += seconds
+        self.waited += waited
+
+
+class _Training:
+    def __init__(self, options: TrainOptions) -> None:
+        self.options = options
+        self.recipe, self.run, self.runtime = options.recipe, options.run, options.runtime
+        self.section: Stage = self.recipe.coarse if options.stage == "coarse" else self.recipe.fine
+        self.cycle = patch_cycle(self.section)
+        self.shards = ShardSet.open(options.data, "train")
+        self.stepper = Stepper(self._objective(), self.recipe.train, self.runtime)
+        self.state = RunState(options, self.shards.fingerprint, self.stepper)
+        self.step = 0
+        self.window = _Window()
+        self.micro: dict[int, int] = {}
+        if options.resume:
+            self._restore_state()
+        pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
+        self.validator = Validator(options, pairs, self.state)
+
+    def _objective(self) -> Objective:
+        net = _start_network(self.options).to(self.runtime.device)
+        if self.runtime.device.type == "cuda":
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        alpha_bar = alpha_bar_of_recipe(self.recipe.diffusion).to(self.runtime.device)
+        fine = (self.section, self.options.grid) if isinstance(self.section, FineStage) else None
+        return Objective(net, alpha_bar, fine)
+
+    def _restore_state(self) -> None:
+        loaded = load_state(self.run.state)
+        if loaded.fingerprint != self.shards.fingerprint:
+            raise UsageError(
+                "these shards are not the ones that this run was trained on",
+                where=self.options.data,
+                hint="give --data as before, or start a new run with --init",
+            )
+        self.stepper.load(loaded.stepper)
+        self.step, self.micro = loaded.step, loaded.micro
+        self.window = _Window(**loaded.window)
+        self.state.best_psnr = loaded.best_psnr
+
+    def events(self) -> Generator[TrainEvent, None, TrainResult]:
+        started = time.monotonic()
+        if self.runtime.is_main:
+            self._open_run()
+        notice = compile_in_place(self.stepper.net, self.recipe.train.compile, self.runtime)
+        if notice:
+            yield Notice(notice)
+        with graceful_stop() as request:
+            yield from self._steps(request, started)
+        checkpoint = self.run.path / f"{self.options.stage}.pt"
+        if self.runtime.is_main:
+            self.state.save_final(checkpoint, self.step)
+            draw_curves(self.run)
+            yield Saved(self.step, checkpoint)
+        seconds = time.monotonic() - started
+        return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
+
+    def _open_run(self) -> None:
+        if self.options.resume:
+            self.run.cut_metrics(self.step)
+        else:
+            self.run.create(self.options.files)
+
+    def _steps(self, request: StopRequest, started: float) -> Generator[TrainEvent, None, None]:
+        loader = make_loader(self.recipe, self.section, self.shards, self.step + 1, self.runtime)
+        clock, waited = time.perf_counter(), 0.0
+        for batch in loader:
+            yield from self._fit_micro_batch(batch)
+            result = yield from self._step(batch)
+            now = time.perf_counter()
+            yield self._count(result, now - clock, loader.waited - waited)
+            limit = self.options.max_seconds
+            out_of_time = limit is not None and time.monotonic() - started >= limit
+            stop = any_rank(bool(request) or out_of_time, self.runtime)
+            yield from self._log_score_save(stop)
+            if stop and self.step < self.section.iterations:
+                raise self._interrupted(request)
+            clock, waited = time.perf_counter(), loader.waited
+
+    def _fit_micro_batch(self, batch: Batch) -> Generator[TrainEvent, None, None]:
+        """Choose the micro-batch of this stage, once."""
+        patch = batch.gt.shape[-1]
+        if patch in self.micro:
+            return
+        calls = len(self.options.grid)
+        each = step_bytes(self.recipe.network, self.section, calls, patch, self.runtime)
+        wanted = self.recipe.train.micro_batch
+        micro = choose_micro_batch(wanted, len(batch), each, self.runtime)
+        self.micro[patch] = agree(micro, self.runtime)
+        if self.micro[patch] < len(batch):
+            yield Notice(f"{patch} px: micro-batches of {self.micro[patch]} of {len(batch)}")
+
+    def _step(self, batch: Batch) -> Generator[TrainEvent, None, StepResult]:
+        """One optimiser step; out of memory halves the micro-batch and tries again."""
+        k, patch = batch.iteration, batch.gt.shape[-1]
+        share = rank_share(self.runtime, self.cycle.stage(k)[1])
+        periods = [(p.length, p.floor) for p in self.section.periods]
+        lr = learning_rate(k - 1, self.section.lr, periods)
+        while True:
+            try:
+                result = self.stepper.step(batch, share, lr, self.micro[patch])
+                break
+            except torch.OutOfMemoryError as error:
+                if self.micro[patch] == 1 or self.runtime.world > 1:
+                    raise ResourceError(
+                        f"out of memory at {patch} px, micro-batch {self.micro[patch]}",
+                        hint=f"set train.micro_batch={max(1, self.micro[patch] // 2)}",
+                    ) from error
+            self.micro[patch] = -(-self.micro[patch] // 2)
+            torch.cuda.empty_cache()
+            yield Notice(
+                f"out of memory: {patch} px goes on in micro-batches of {self.micro[patch]}"
+            )
+        self.step = k
+        return result
+
+    def _count(self, result: StepResult, seconds: float, waited: float) -> StepDone:
+        patch, images = self.cycle.stage(self.step)
+        self.window.add(result, images, seconds, waited)
+        return StepDone(
+            iteration=self.step,
+            patch=patch,
+            batch=images,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=self.stepper.lr,
+            skipped=result.skipped,
+            seconds=seconds,
+            waited=min(waited / max(seconds, 1e-9), 1.0),
+            memory=self.runtime.peak_memory(),
+        )
+
+    def _log_score_save(self, stop: bool) -> Generator[TrainEvent, None, None]:
+        """What is due after this step: a score, a row of metrics.csv, a saved state."""
+        train, last = self.recipe.train, self.step == self.section.iterations
+        score_due = last or self.step % train.validate_every == 0
+        scored = None
+        if score_due:
+            scored = self.validator.validate(self.step)
+            if scored is not None:
+                yield scored
+        if score_due or self.step % train.log_every == 0:
+            if self.runtime.is_main:
+                self.run.append_metrics(self._row(scored))
+            self.window = _Window()
+        if last or stop or self.step % train.save_every == 0:
+            if self.runtime.is_main:
+                self.state.save(self.step, self.micro, vars(self.window))
+                draw_curves(self.run)
+            yield Saved(self.step, self.run.state)
+
+    def _row(self, scored: Validated | None) -> dict[str, Any]:
+        patch, batch = self.cycle.stage(self.step)
+        window = self.window
+        row: dict[str, Any] = {
+            "iteration": self.step,
+            "patch": patch,
+            "batch": batch,
+            "lr": f"{self.stepper.lr:.6g}",
+            "loss": repr(window.loss / window.steps) if window.steps else "",
+            "skipped": window.skipped,
+            "images_per_second": f"{window.images / max(window.seconds, 1e-9):.1f}",
+            "waited": f"{window.waited / max(window.seconds, 1e-9):.3f}",
+        }
+        if scored is not None:
+            row |= {"val_psnr": f"{scored.psnr:.4f}", "val_ssim": f"{scored.ssim:.5f}"}
+        return row
+
+    def _interrupted(self, request: StopRequest) -> Interrupted:
+        return Interrupted(
+            f"stopped after step {self.step} of {self.section.iterations}, state saved",
+            signal_number=request.signal_number or signal.SIGTERM,
+            hint=f"go on with --resume --out {self.run.path}",
+        )
+
+
+def _start_network(options: TrainOptions) -> DFT:
+    """The weights that a stage starts from."""
+    if options.init is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.recipe.train.seed)
+            return make_network(options.recipe.network)
+    start_from = options.recipe.fine.start_from if options.stage == "fine" else "ema"
+    return options.init.network(start_from).train()
