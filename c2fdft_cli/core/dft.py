@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,13 @@ def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
             mode = "reflect" if short < size else "replicate"
             x = F.pad(x, (0, short, 0, 0) if axis == -1 else (0, 0, 0, short), mode=mode)
     return x
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """No autocast on the device of x; the meta device has none to switch off."""
+    if x.device.type == "meta":
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -144,7 +152,7 @@ class Attention(nn.Module):
 
         A Gram matrix that is not normalised yet passes float16's largest number (65504).
         """
-        with torch.autocast(q.device.type, enabled=False):
+        with full_precision(q):
             q, k = q.flatten(1, 2).float(), k.flatten(1, 2).float()
             gram = [
                 torch.bmm(a.transpose(1, 2), b)
@@ -160,7 +168,7 @@ class Attention(nn.Module):
     def mixing(self, statistics: Statistics) -> Tensor:
         """Attention and output projection as one matrix, `[n, c, c]`: rows out, columns in."""
         gram, q_square, k_square = statistics
-        with torch.autocast(gram.device.type, enabled=False):
+        with full_precision(gram):
             # clamp before the root: the other order has NaN gradients at zero
             q_norm = q_square.clamp_min(1e-24).sqrt()
             k_norm = k_square.clamp_min(1e-24).sqrt()
@@ -326,7 +334,7 @@ class DFT(nn.Module):
         z = self._run(self.decoder_level1, z, times)
         if self.skip_conv is not None:
             z = z + pointwise(embedded, self.skip_conv)
-        with torch.autocast(x.device.type, enabled=False):  # the last sum in full precision
+        with full_precision(x):  # the last sum in full precision
             eps_hat = spatial(z.float(), self.output).permute(0, 3, 1, 2)
             return eps_hat if self.skip_conv is not None else eps_hat + self.x_t(x)
 

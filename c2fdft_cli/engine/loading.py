@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from c2fdft_cli.data.loader import PatchLoader
 from c2fdft_cli.data.patches import PatchCycle, PatchPlan
+from c2fdft_cli.data.shard_format import Pixels
 from c2fdft_cli.data.shards import ShardSet
 from c2fdft_cli.data.streaks import StreakBank
-from c2fdft_cli.data.synthesis import degrade, margin, parse_model
+from c2fdft_cli.data.synthesis import Model, degrade, margin, parse_model
 from c2fdft_cli.engine.restorer import noise_generator
 from c2fdft_cli.engine.runtime import Runtime
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.recipe import Data, Recipe, Stage
 
-Degrade = Callable[[Any, np.random.Generator], Any]
+
+@dataclass(frozen=True)
+class Degradation:
+    """A recipe's degradation of clean crops; it can be sent to worker processes."""
+
+    model: Model
+    streaks: StreakBank | None
+
+    def __call__(self, gt: Pixels, rng: np.random.Generator) -> Pixels:
+        """uint8 `[h, w, 3]` to a degraded image of the same size."""
+        return degrade(gt, self.model, rng, streaks=self.streaks)
 
 
 def patch_cycle(stage: Stage) -> PatchCycle:
@@ -27,13 +37,13 @@ def patch_cycle(stage: Stage) -> PatchCycle:
     return PatchCycle(tuple(stage.patches), tuple(stage.batches), stage.switch_every, stage.cycles)
 
 
-def degradation(data: Data) -> tuple[Degrade | None, int]:
+def degradation(data: Data) -> tuple[Degradation | None, int]:
     """The recipe's on-the-fly degradation and the margin that it needs around a crop."""
     if data.synthesize is None:
         return None, 0
     model = parse_model(data.synthesize, data.synthesis)
     bank = None if data.streaks is None else StreakBank(Path(data.streaks))
-    return partial(degrade, model=model, streaks=bank), margin(model)
+    return Degradation(model, bank), margin(model)
 
 
 def rank_rows(runtime: Runtime, batch: int) -> tuple[int, int]:
@@ -94,7 +104,7 @@ class ValidationPairs:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def pair(self, i: int) -> tuple[Any, Any]:
+    def pair(self, i: int) -> tuple[Pixels, Pixels]:
         """uint8 `[h, w, 3]` lq and gt; a synthetic lq is a function of the seed and the name."""
         if self._degrade is None:
             return self.shards.pair(i)

@@ -1,0 +1,1 @@
+"""Files to tensors and back: images, layouts, synthesis, shards, patches."""

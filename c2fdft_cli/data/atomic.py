@@ -1,0 +1,128 @@
+"""Files that are either whole or absent: write beside the target, sync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from c2fdft_cli.errors import ResourceError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_HINTS = {
+    errno.EACCES: "no permission; choose another folder",
+    errno.EPERM: "no permission; choose another folder",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "a part of this path is a regular file; choose another folder",
+    errno.EEXIST: "a part of this path is a regular file; choose another folder",
+    errno.EISDIR: "a folder has this name; choose another name",
+    errno.ENOENT: "the folder does not exist",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "a symbolic link points at itself",
+    errno.EFBIG: "the file is larger than the file system allows",
+    errno.EIO: "the disk reports an input/output error",
+}
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a new, empty temporary file beside `path` that becomes `path` on success.
+
+    The temporary name starts with a dot (a listing of images skips it) and keeps the suffix. On
+    success the file is synced, renamed over `path`, and its folder is synced; on any error it is
+    removed and `path` stays as it was.
+
+    Raises:
+        ResourceError: the disk is full, or the path cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix}")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        if _is_about(error, temporary, target):
+            raise write_error(error, target) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all; ResourceError when it cannot be written."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 with the line ends it has; ResourceError as `atomic_write_bytes`."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def ensure_folder(path: str | Path) -> Path:
+    """Make the folder `path` with its parents and return it.
+
+    Raises:
+        ResourceError: a part of the path is a regular file, or the folder cannot be written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        hint = f"{_blocking_file(folder)} is a file; choose another folder"
+        raise ResourceError("output path under a regular file", where=folder, hint=hint) from error
+    except OSError as error:
+        raise write_error(error, folder) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ResourceError("cannot write", where=folder, hint=_HINTS[errno.EACCES])
+    return folder
+
+
+def write_error(error: OSError, path: Path) -> ResourceError:
+    """The one-line error for an OSError met while writing `path`."""
+    code = _code(error)
+    if code in _FULL:
+        hint = "free some space or choose another disk"
+        return ResourceError("disk full", where=path, hint=hint)
+    reason = os.strerror(code) if code else str(error)
+    return ResourceError("cannot write", where=path, hint=_HINTS.get(code, reason))
+
+
+def _code(error: OSError) -> int:
+    """The errno of an error; HDF5 hides it in the text of its own."""
+    hidden = re.search(r"errno = (\d+)", str(error))
+    return error.errno or (int(hidden[1]) if hidden else 0)
+
+
+def _is_about(error: OSError, temporary: Path, target: Path) -> bool:
+    """False for an error that names another file, such as an input read inside the block."""
+    return error.filename is None or str(error.filename) in {str(temporary), str(target)}
+
+
+def _blocking_file(folder: Path) -> Path:
+    """The first part of the path that exists and is no folder."""
+    parts = (*reversed(folder.parents), folder)
+    return next((part for part in parts if part.exists() and not part.is_dir()), folder)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the file system can sync a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,215 @@
+"""The patch cycle and the deterministic draw of training patches (paper section 8).
+
+Everything random about sample i of the *global* batch at iteration k is a function of
+(seed, k, i): the rows of a slice are the slice of the rows, whatever the number of ranks, workers
+or micro-batches, and a resumed run draws what an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from c2fdft_cli.errors import RecipeError
+
+# What a Philox stream is for: the last word of its counter, so that streams never overlap.
+_ROWS, _MIXUP, _EPOCH, _SAMPLE = 1, 2, 3, 4
+_WIDTH = 4  # uniforms per sample: top, left, symmetry, time
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PatchCycle:
+    """Patch sides p0 -> p1 -> ... -> p0 ..., switching every N iterations, and their batches.
+
+    Args:
+        patches: side of the square patches of each stage, in pixels.
+        batches: global batch of each stage.
+        switch_every: iterations per stage.
+        cycles: rounds through all stages; the last stage is then kept to the end.
+
+    Raises:
+        RecipeError: empty or unequal lists, or a value below 1.
+    """
+
+    patches: tuple[int, ...]
+    batches: tuple[int, ...]
+    switch_every: int
+    cycles: int
+
+    def __post_init__(self) -> None:
+        if not self.patches or len(self.patches) != len(self.batches):
+            raise RecipeError(
+                f"{len(self.patches)} patches but {len(self.batches)} batches", where="patch cycle"
+            )
+        if min(*self.patches, *self.batches, self.switch_every, self.cycles) < 1:
+            raise RecipeError("patches, batches, switch_every and cycles start at 1")
+
+    def stage(self, k: int) -> tuple[int, int]:
+        """(patch side, global batch) of iteration k, counted from 1."""
+        last = self.cycles * len(self.patches) - 1
+        number = min((k - 1) // self.switch_every, last) % len(self.patches)
+        return self.patches[number], self.batches[number]
+
+    def samples_before(self, k: int) -> int:
+        """Number of global samples drawn in iterations 1 .. k-1, in closed form."""
+        period = self.switch_every * len(self.patches)
+        cycled = min(k - 1, period * self.cycles)
+        rounds, rest = divmod(cycled, period)
+        samples = rounds * self.switch_every * sum(self.batches)
+        for number, batch in enumerate(self.batches):
+            into = rest - number * self.switch_every
+            samples += batch * min(max(into, 0), self.switch_every)
+        return samples + (k - 1 - cycled) * self.batches[-1]
+
+    def to_json(self) -> str:
+        """As stored in a shard's `patch_cycle` attribute."""
+        return json.dumps(
+            {
+                "patches": self.patches,
+                "batches": self.batches,
+                "switch_every": self.switch_every,
+                "cycles": self.cycles,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where the n samples of a slice come from.
+
+    Args:
+        image: [n] image numbers.
+        top, left: [n] corner of the crop inside of the image (0 where the image is smaller).
+        symmetry: [n] 0..7, bit 0 flips columns, bit 1 flips rows, bit 2 transposes first.
+        time: [n] uniforms in [0, 1), for diffusion times.
+    """
+
+    image: Ints
+    top: Ints
+    left: Ints
+    symmetry: Ints
+    time: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mixup of one iteration: `lam * sample i + (1 - lam) * sample partner[i]`.
+
+    Args:
+        partner: [global batch] a permutation.
+        lam: weight of the sample itself, in (0, 1).
+    """
+
+    partner: Ints
+    lam: float
+
+
+class PatchPlan:
+    """Which patches iteration k trains on, as a pure function of (seed, k, i).
+
+    Args:
+        n_images: number of images (pairs).
+        sizes: their (height, width).
+        cycle: the patch cycle.
+        seed: 0 .. 2**63 - 1.
+        mixup_beta: b of Beta(b, b), or None for no mixup.
+
+    Raises:
+        ValueError: no images, sizes that do not match, or a seed out of range.
+    """
+
+    def __init__(
+        self,
+        n_images: int,
+        sizes: Sequence[tuple[int, int]],
+        cycle: PatchCycle,
+        seed: int,
+        mixup_beta: float | None = None,
+    ) -> None:
+        if n_images < 1 or len(sizes) != n_images:
+            raise ValueError(f"{n_images} images with {len(sizes)} sizes")
+        if not 0 <= seed < 2**63:
+            raise ValueError("the seed is outside of 0 .. 2**63 - 1")
+        self.n_images = n_images
+        self.cycle = cycle
+        self.seed = seed
+        self.mixup_beta = mixup_beta
+        self._sizes = np.array(sizes, np.int64)
+
+    def draw(self, k: int, start: int = 0, stop: int | None = None) -> Draw:
+        """The samples [start, stop) of the global batch of iteration k, counted from 1."""
+        patch, batch = self.cycle.stage(k)
+        rows = slice(start, batch if stop is None else stop)
+        if not 0 <= rows.start <= rows.stop <= batch:
+            raise IndexError(f"rows {rows.start}:{rows.stop} of a batch of {batch}")
+        uniforms = _stream(self.seed, k, _ROWS).random((batch, _WIDTH))[rows]
+        image = self._images(self.cycle.samples_before(k) + np.arange(rows.start, rows.stop))
+        room = np.maximum(self._sizes[image] - patch, 0) + 1
+        corner = (uniforms[:, :2] * room).astype(np.int64)
+        return Draw(
+            image=image,
+            top=corner[:, 0],
+            left=corner[:, 1],
+            symmetry=(uniforms[:, 2] * 8).astype(np.int64),
+            time=uniforms[:, 3],
+        )
+
+    def times(self, k: int, total: int) -> Ints:
+        """Antithetic diffusion times of the global batch of iteration k (paper section 5).
+
+        n//2 + 1 uniform integers in 0 .. total-1, then total-1-t of them; the first n are kept.
+        """
+        _, batch = self.cycle.stage(k)
+        uniforms = _stream(self.seed, k, _ROWS).random((batch, _WIDTH))[: batch // 2 + 1, 3]
+        t = (uniforms * total).astype(np.int64)
+        return np.concatenate([t, total - 1 - t])[:batch]
+
+    def mix(self, k: int) -> Mix | None:
+        """Mixup of iteration k: with probability 1/2 where on (paper section 8)."""
+        if self.mixup_beta is None:
+            return None
+        stream = _stream(self.seed, k, _MIXUP)
+        if stream.random() >= 0.5:
+            return None
+        _, batch = self.cycle.stage(k)
+        partner = np.argsort(stream.random(batch), kind="stable")
+        return Mix(partner=partner, lam=float(stream.beta(self.mixup_beta, self.mixup_beta)))
+
+    def generator(self, k: int, i: int) -> np.random.Generator:
+        """The random numbers of sample i's own degradation."""
+        return _stream(self.seed, k, _SAMPLE, i)
+
+    def noise_seed(self, k: int, i: int) -> int:
+        """Seed of sample i's noise, below 2**63."""
+        text = f"noise {self.seed} {k} {i}".encode("ascii")
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+    def _images(self, samples: Ints) -> Ints:
+        """Image of each global sample: epoch g // n is a permutation of all images."""
+        epochs, places = np.divmod(samples, self.n_images)
+        image = np.empty_like(samples)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            image[here] = _permutation(self.seed, int(epoch), self.n_images)[places[here]]
+        return image
+
+
+def _stream(seed: int, key: int, purpose: int, row: int = 0) -> np.random.Generator:
+    """A counter-based generator: the same numbers for the same words, on any machine."""
+    words = np.array([0, 0, row, purpose], np.uint64)
+    bits = np.random.Philox(key=np.array([seed, key], np.uint64), counter=words)
+    return np.random.Generator(bits)
+
+
+@lru_cache(maxsize=16)
+def _permutation(seed: int, epoch: int, n: int) -> Ints:
+    """Order of the images in one epoch (argsort: numpy may change `permutation`)."""
+    return np.argsort(_stream(seed, epoch, _EPOCH).random(n), kind="stable")
