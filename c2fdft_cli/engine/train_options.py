@@ -36,3 +36,27 @@ class TrainOptions:
     resume: bool = False
     max_seconds: float | None = None
     files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A training as a person asks for it; `train_setup.set_up` makes `TrainOptions` of it.
+
+    recipe: name or file; None takes the checkpoint's own.
+    overrides: `key=value`, on top of the recipe.
+    data: folder of shards; None takes the checkpoint's own.
+    out: run folder; None takes a free name.
+    init: checkpoint to start from.
+    device, precision: as `runtime.make_runtime` takes them.
+    """
+
+    stage: str
+    recipe: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    data: Path | None = None
+    out: Path | None = None
+    resume: bool = False
+    init: Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    max_seconds: float | None = None

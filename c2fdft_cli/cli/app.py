@@ -1,0 +1,97 @@
+"""The command line: the list of commands, and the one place where an error becomes a line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from c2fdft_cli import __version__
+from c2fdft_cli.cli.commands import add_commands
+from c2fdft_cli.errors import C2fdftError
+
+
+class Commands(TyperGroup):
+    """Ends every error of `errors.py` as one line on stderr and its exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command line; the same under the shell and under a test's runner."""
+        try:
+            code = super().main(args, "c2fdft", complete_var, standalone_mode=False, **extra)
+        except C2fdftError as error:
+            report(error)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            _say("interrupted")
+            code = 130
+        except Exception as error:  # only to tell the parser's own errors from bugs of ours
+            if not hasattr(error, "format_message"):
+                raise
+            code = _report_usage(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def report(error: C2fdftError) -> None:
+    """Print *what - where - what to try*, with the details indented under it."""
+    _say(str(error))
+    for line in error.details:
+        sys.stderr.write(f"  {line}\n")
+
+
+def _say(text: str) -> None:
+    # torchrun turns every child's exit code into 1: each process says who it is
+    rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
+    sys.stderr.write(f"error{rank}: {' '.join(text.split())}\n")
+
+
+def _report_usage(error: Any) -> int:
+    """A wrong command line as one line that names the command's help."""
+    context: Any = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stdout.write(f"{context.get_help()}\n")
+        return 0
+    message = " ".join(error.format_message().rstrip(".").split())
+    command = context.command_path if context is not None else "c2fdft"
+    _say(f"{message} - {command} - see `{command} --help`")
+    return 2
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Restore images (rain, blur, noise) with a coarse-to-fine diffusion Transformer.",
+    epilog="prepare -> train-coarse -> sweep-steps -> train-fine -> restore -> eval. "
+    "`c2fdft demo` runs them all on a small set in minutes.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"c2fdft {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Restore images (rain, blur, noise) with a coarse-to-fine diffusion Transformer."""
+
+
+add_commands(app)

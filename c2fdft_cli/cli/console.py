@@ -1,0 +1,143 @@
+"""Speaking to people and to scripts: results on stdout, progress and remarks on stderr."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from c2fdft_cli.progress import Job
+
+Event = TypeVar("Event")
+Result = TypeVar("Result")
+
+PLAIN_LINES = 10
+"""Lines that a job prints over its length where there is no terminal to draw in."""
+
+
+def stderr() -> Console:
+    """The console for progress and remarks; looked up late, because tests replace the stream."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def stdout() -> Console:
+    """The console for results."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def remark(text: str) -> None:
+    """A line for people, on stderr."""
+    stderr().print(Text(text))
+
+
+def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = None) -> Result:
+    """Run a job to its end under a progress bar, or with plain lines where there is no terminal.
+
+    Args:
+        job: what to run.
+        show: what to say of an event beside the bar, or None to say nothing.
+    """
+    console = stderr()
+    if console.is_terminal:
+        return _draw_bar(job, show, console)
+    every = max(1, -(-len(job) // PLAIN_LINES))
+    for number, event in enumerate(job, start=1):
+        if number % every == 0 or number == len(job):
+            text = (show(event) if show else None) or ""
+            console.print(Text(f"{job.title}: {number}/{len(job)} {job.unit}s {text}".rstrip()))
+    return job.result
+
+
+def _draw_bar(
+    job: Job[Event, Result], show: Callable[[Event], str | None] | None, console: Console
+) -> Result:
+    with progress_bar(console) as progress:
+        task = progress.add_task(job.title, total=len(job), note="")
+        for event in job:
+            note = show(event) if show else None
+            if note is not None:
+                progress.update(task, note=note)
+            progress.advance(task)
+    return job.result
+
+
+def progress_bar(console: Console) -> Progress:
+    """The one look of all progress bars."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+    )
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout: numbers to the right, text to the left."""
+    texts = [[show_number(cell) for cell in row] for row in rows]
+    drawn = Table(title=title or None, title_justify="left", title_style="bold")
+    for i, name in enumerate(columns):
+        numeric = bool(texts) and all(_is_number(row[i]) for row in texts)
+        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in texts:
+        drawn.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(drawn)
+
+
+def show_number(value: object) -> str:
+    """A number as people read it; a dash for nothing."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(text: str) -> bool:
+    return bool(text) and (text in {"-", "inf"} or text[0].isdigit() or text[0] in "+-")
+
+
+def emit(document: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1, default=_plain, allow_nan=False) + "\n")
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+def command(*words: object) -> str:
+    """A command line that can be pasted into a shell."""
+    return shlex.join(["c2fdft", *(str(word) for word in words)])
+
+
+def say_next(line: str) -> None:
+    """Tell people what to run next."""
+    stdout().print(Text.assemble(("next: ", "bold"), line))
+
+
+def megabytes(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,33 @@
+"""`c2fdft info PATH`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.cli.options import Json
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, a folder of shards, or a run.")],
+    json: Json = False,
+) -> None:
+    """Say what a checkpoint, a folder of shards or a run holds."""
+    from c2fdft_cli.engine.info import describe
+
+    facts = describe(path)
+    if json:
+        console.emit(facts)
+        return
+    console.table(str(path), ("what", "value"), [(key, _words(v)) for key, v in facts.items()])
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_words(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and abs(value) > 9999 else str(value)

@@ -1,0 +1,216 @@
+"""`c2fdft prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.cli.options import Json, Overwrite, Seed
+from c2fdft_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.prepare import PrepareOptions, PrepareResult
+    from c2fdft_cli.engine.prepare_source import Synthesis
+
+
+def prepare(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of image pairs in any published layout, or of clean images."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the shards [shards/<name of SOURCE>].")
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(
+            "--val",
+            metavar="N|DIR",
+            help="Validation: a number of pairs, or a folder of others "
+            "[the set's own split, else 5 %, 1 to 50].",
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="CSV of pairs: lq,gt[,name].")
+    ] = None,
+    gamma: Annotated[bool, typer.Option("--gamma", help="GoPro: take blur_gamma.")] = False,
+    synthesize: Annotated[
+        str | None,
+        typer.Option(
+            "--synthesize", metavar="KIND", help="Degrade clean images: rain, noise or blur."
+        ),
+    ] = None,
+    synth: Annotated[
+        list[str] | None,
+        typer.Option("--synth", metavar="KEY=VALUE", help="A setting of the degradation."),
+    ] = None,
+    streaks: Annotated[
+        Path | None, typer.Option("--streaks", help="Folder of rendered rain streaks (PNG).")
+    ] = None,
+    clean_only: Annotated[
+        bool,
+        typer.Option(
+            "--clean-only",
+            help="With --synthesize: store clean images alone, to be degraded while training.",
+        ),
+    ] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option("--preview", metavar="PNG", help="Write a contact sheet of pairs."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Look at everything, write nothing.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="SOURCE is shards: check every byte of them.")
+    ] = False,
+    shard_mib: Annotated[
+        int, typer.Option("--shard-mib", help="Largest shard, in MiB.", min=1)
+    ] = 1024,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Decoding threads, 0 for one per core.", min=0)
+    ] = 0,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Pack image pairs into shards that training reads without decoding.
+
+    The layout is recognised: Rain13K, Rain100L/H, Rain1400, GoPro, SIDD, RainDrop, lq/gt and
+    others. What does not pair up is listed by name.
+    """
+    if verify:
+        _verify(source, json)
+        return
+    from c2fdft_cli.engine.prepare import PrepareOptions
+    from c2fdft_cli.engine.prepare import prepare as start
+
+    options = PrepareOptions(
+        source=source,
+        out=out or Path("shards") / source.resolve().name,
+        val=_validation(val),
+        pairs_file=pairs,
+        gamma=gamma,
+        synthesize=_synthesis(synthesize, synth or [], streaks, clean_only),
+        check_only=check,
+        max_shard_bytes=shard_mib << 20,
+        seed=seed,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    result = console.draw(start(options), lambda event: event.name)
+    if preview is not None:
+        _write_preview(options, preview)
+    following = None if check else _next_command(options)
+    if json:
+        console.emit(_document(result, options, following))
+    else:
+        _tell(result, options)
+        if following:
+            console.say_next(following)
+
+
+def _validation(val: str | None) -> int | Path | None:
+    if val is None:
+        return None
+    return int(val) if val.isdigit() else Path(val)
+
+
+def _synthesis(
+    kind: str | None, settings: list[str], streaks: Path | None, clean_only: bool
+) -> Synthesis | None:
+    if kind is None:
+        for given, option in ((settings, "--synth"), (streaks, "--streaks")):
+            if given:
+                raise UsageError("needs --synthesize rain|noise|blur", where=option)
+        if clean_only:
+            raise UsageError("needs --synthesize rain|noise|blur", where="--clean-only")
+        return None
+    import yaml
+
+    from c2fdft_cli.engine.prepare_source import Synthesis
+
+    options: dict[str, object] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise UsageError("a setting has the form key=value", where=setting)
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError("cannot read this value", where=setting) from error
+    return Synthesis(kind, options, streaks, store=not clean_only)
+
+
+def _next_command(options: PrepareOptions) -> str:
+    words: list[object] = ["train-coarse", "--recipe", "derain", "--data", options.out]
+    synthesis = options.synthesize
+    if synthesis is not None and not synthesis.store:
+        words.append(f"data.synthesize={synthesis.kind}")
+        if synthesis.streaks is not None:
+            words.append(f"data.streaks={synthesis.streaks}")
+    return console.command(*words)
+
+
+def _document(result: PrepareResult, options: PrepareOptions, following: str | None) -> object:
+    return {
+        "layout": result.layout,
+        "pairs": result.pairs,
+        "train": result.train,
+        "val": result.val,
+        "leftovers": [{"path": item.path, "reason": item.reason} for item in result.leftovers],
+        "failed": [{"name": name, "problem": problem} for name, problem in result.failed],
+        "notices": list(result.notices),
+        "shards": list(result.shards),
+        "out": options.out,
+        "bytes": result.bytes,
+        "up_to_date": result.up_to_date,
+        "check": result.report,
+        "next": following,
+    }
+
+
+def _tell(result: PrepareResult, options: PrepareOptions) -> None:
+    out = console.stdout()
+    out.print(f"layout: {result.layout}", markup=False)
+    out.print(f"pairs: {result.pairs} ({result.train} train, {result.val} validation)")
+    for notice in result.notices:
+        out.print(f"note: {notice}", markup=False)
+    for item in result.leftovers:
+        out.print(f"left over: {item.path} - {item.reason}", markup=False)
+    for name, problem in result.failed:
+        out.print(f"unusable: {name} - {problem}", markup=False)
+    report = result.report
+    if report is not None:
+        for label in ("smallest", "median", "largest"):
+            height, width = getattr(report, label)
+            out.print(f"{label} image: {width}x{height}")
+        if report.psnr_y is not None:
+            out.print(f"untouched inputs: {report.psnr_y:.2f} dB PSNR-Y")
+        needed, free = (console.megabytes(n) for n in (report.bytes_needed, report.bytes_free))
+        out.print(f"disk: {needed} needed, {free} free")
+        return
+    state = "up to date" if result.up_to_date else "written"
+    count = len(result.shards)
+    size = console.megabytes(result.bytes)
+    out.print(f"shards: {count} in {options.out}, {size}, {state}", markup=False)
+
+
+def _write_preview(options: PrepareOptions, path: Path) -> None:
+    from c2fdft_cli.engine.preview import write_preview
+
+    write_preview(options, path)
+    console.remark(f"contact sheet: {path}")
+
+
+def _verify(source: Path, json: bool) -> None:
+    from c2fdft_cli.data.shards import verify
+
+    result = console.draw(verify(source), lambda event: event.name)
+    if json:
+        console.emit(result)
+    else:
+        console.stdout().print(f"{source}: every byte as written", markup=False)

@@ -1,0 +1,83 @@
+"""`c2fdft recipes list|show|copy|validate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.cli.options import Json, Overwrite
+from c2fdft_cli.errors import UsageError
+
+recipes = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
+Name = Annotated[str, typer.Argument(help="A recipe's name or file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to change.")
+]
+
+
+@recipes.command("list")
+def list_recipes(json: Json = False) -> None:
+    """List the recipes that come with the program."""
+    from c2fdft_cli.recipe_files import load_recipe, recipe_names
+
+    rows = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        rows.append(
+            {
+                "name": name,
+                "task": recipe.task,
+                "dim": recipe.network.dim,
+                "coarse_iterations": recipe.coarse.iterations,
+                "fine_iterations": recipe.fine.iterations,
+            }
+        )
+    if json:
+        console.emit(rows)
+    else:
+        console.table("", list(rows[0]), [list(row.values()) for row in rows])
+        console.say_next(console.command("recipes", "show", rows[0]["name"]))
+
+
+@recipes.command("show")
+def show(name: Name, overrides: Overrides = None, json: Json = False) -> None:
+    """Print a recipe with everything that it extends filled in."""
+    from c2fdft_cli.recipe_files import load_recipe, write_recipe
+
+    recipe = load_recipe(name, overrides or [])
+    if json:
+        console.emit(recipe.to_dict())
+    else:
+        sys.stdout.write(write_recipe(recipe))
+
+
+@recipes.command("copy")
+def copy(
+    name: Name,
+    target: Annotated[Path, typer.Argument(help="File to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy a recipe, with everything filled in, to a file of your own."""
+    from c2fdft_cli.data.atomic import atomic_write_text
+    from c2fdft_cli.recipe_files import load_recipe, write_recipe
+
+    if target.exists() and not overwrite:
+        raise UsageError("this file exists", where=target, hint="name another, or --overwrite")
+    atomic_write_text(target, write_recipe(load_recipe(name)))
+    console.say_next(console.command("train-coarse", "--recipe", target, "--data", "SHARDS"))
+
+
+@recipes.command("validate")
+def validate(name: Name, overrides: Overrides = None, json: Json = False) -> None:
+    """Check a recipe; every problem is listed at once."""
+    from c2fdft_cli.recipe_files import load_recipe
+
+    load_recipe(name, overrides or [])
+    if json:
+        console.emit({"recipe": name, "valid": True})
+    else:
+        console.stdout().print(f"{name}: valid", markup=False)

@@ -1,0 +1,195 @@
+"""`c2fdft train-coarse` and `c2fdft train-fine`: two commands, one loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.cli.options import Device, Json, Precision, Shards
+from c2fdft_cli.errors import CheckpointError, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.train_options import TrainOptions, TrainRequest
+
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe: a name or a file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Values of the recipe to change: coarse.lr=1e-4."),
+]
+RunOut = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="RUN", help="Run folder [runs/<recipe>-<stage>[-N]]."),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on where the run in --out, else the newest of its kind, stopped."
+    ),
+]
+MaxTime = Annotated[
+    float | None,
+    typer.Option(
+        "--max-time", metavar="MINUTES", help="Save and stop (exit 143) after this.", min=0
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan: stages, memory, disk and time.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Same as train.seed=N.", min=0)]
+
+
+def train_coarse(
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    data: Shards = None,
+    out: RunOut = None,
+    resume: Resume = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="CKPT", help="Start from these weights.")
+    ] = None,
+    max_time: MaxTime = None,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: SeedOption = None,
+    json: Json = False,
+) -> None:
+    """Stage 1: train the network to predict noise.
+
+    Example: c2fdft train-coarse --recipe derain --data shards/Rain13K
+    """
+    from c2fdft_cli.engine.train_options import TrainRequest
+
+    if not resume and data is None:
+        raise UsageError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
+    if not resume and recipe is None:
+        raise RecipeError("no recipe", where="--recipe", hint="`c2fdft recipes list` names some")
+    request = TrainRequest(
+        stage="coarse",
+        recipe=recipe,
+        overrides=_with_seed(overrides, seed),
+        data=data,
+        out=out,
+        resume=resume,
+        init=init,
+        device=device,
+        precision=precision,
+        max_seconds=None if max_time is None else max_time * 60,
+    )
+    _run(request, dry_run, json)
+
+
+def train_fine(
+    overrides: Overrides = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="CKPT", help="Coarse checkpoint (or a fine one)."),
+    ] = None,
+    recipe: Recipe = None,
+    data: Shards = None,
+    out: RunOut = None,
+    resume: Resume = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="CKPT", help="Same as --from.")
+    ] = None,
+    max_time: MaxTime = None,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: SeedOption = None,
+    json: Json = False,
+) -> None:
+    """Stage 2: train through the few-step sampler, from pure noise to the restored image.
+
+    Data, recipe and grid come from the checkpoint unless given; a released file has none, so it
+    asks for --recipe and --data.
+
+    Example: c2fdft train-fine --from runs/derain-coarse/coarse.pt
+    """
+    from c2fdft_cli.engine.train_options import TrainRequest
+
+    if source is not None and init is not None:
+        raise UsageError("give --from or --init, not both", where="--init")
+    if not resume and source is None and init is None:
+        raise CheckpointError(
+            "no weights to start from", where="--from", hint="name a coarse checkpoint"
+        )
+    request = TrainRequest(
+        stage="fine",
+        recipe=recipe,
+        overrides=_with_seed(overrides, seed),
+        data=data,
+        out=out,
+        resume=resume,
+        init=source or init,
+        device=device,
+        precision=precision,
+        max_seconds=None if max_time is None else max_time * 60,
+    )
+    _run(request, dry_run, json)
+
+
+def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
+    return [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
+
+
+def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
+    from c2fdft_cli.cli.train_view import watch
+    from c2fdft_cli.engine.runtime import leave
+    from c2fdft_cli.engine.train_setup import set_up
+    from c2fdft_cli.engine.training import train
+
+    options = set_up(request)
+    try:
+        if dry_run:
+            _show_plan(options, json)
+            return
+        job = train(options)
+        if not options.runtime.is_main:
+            job.run()
+            return
+        result = watch(job, options)
+    finally:
+        leave()
+    following = (
+        console.command("sweep-steps", result.checkpoint)
+        if request.stage == "coarse"
+        else console.command("restore", "IN", "OUT", "--weights", result.checkpoint)
+    )
+    if json:
+        console.emit({**vars(result), "next": following})
+        return
+    best = "" if result.best_psnr is None else f", best {result.best_psnr:.2f} dB"
+    console.stdout().print(f"{result.checkpoint}: step {result.step}{best}", markup=False)
+    console.say_next(following)
+
+
+def _show_plan(options: TrainOptions, json: bool) -> None:
+    from c2fdft_cli.engine.train_plan import plan_training
+
+    plan = console.draw(plan_training(options))
+    if json:
+        console.emit(plan)
+        return
+    columns = ("patch", "batch", "micro", "iterations", "s / step", "hours", "memory")
+    rows = [
+        (
+            stage.patch,
+            stage.batch,
+            stage.micro_batch,
+            stage.iterations,
+            stage.seconds_per_step,
+            stage.hours,
+            console.megabytes(stage.memory),
+        )
+        for stage in plan.stages
+    ]
+    console.table(f"{options.run.path} ({plan.device}, {plan.precision})", columns, rows)
+    out = console.stdout()
+    out.print(f"total: {plan.iterations} iterations, about {plan.hours:.1f} hours")
+    out.print(f"disk: {console.megabytes(plan.disk)} for checkpoints and state")

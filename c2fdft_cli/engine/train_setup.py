@@ -1,0 +1,152 @@
+"""From what a person asks for to what a training needs: recipe, device, checkpoint, data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from c2fdft_cli.engine.checkpoint import (
+    Checkpoint,
+    Meta,
+    grid_of_recipe,
+    load_checkpoint,
+    versions,
+)
+from c2fdft_cli.engine.run_folder import find_run, new_run
+from c2fdft_cli.engine.run_state import load_state
+from c2fdft_cli.engine.runtime import Runtime, make_runtime
+from c2fdft_cli.engine.train_options import TrainOptions, TrainRequest
+from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
+from c2fdft_cli.recipe import Recipe
+from c2fdft_cli.recipe_files import load_recipe, recipe_from_dict, write_recipe
+
+
+def set_up(request: TrainRequest) -> TrainOptions:
+    """Check a request in the order usage, recipe, device, checkpoint, data.
+
+    Raises:
+        RecipeError, ResourceError, CheckpointError, DataError: whichever is met first.
+    """
+    if request.resume:
+        return _resumed(request)
+    recipe = None if request.recipe is None else load_recipe(request.recipe, request.overrides)
+    wish = request.precision
+    runtime = make_runtime(
+        request.device,
+        recipe.train.precision if recipe is not None and wish == "auto" else wish,
+        join=True,
+    )
+    init = None if request.init is None else load_checkpoint(request.init)
+    if init is not None:
+        recipe = _recipe_with(init, recipe, request)
+    if recipe is None:
+        raise RecipeError("no recipe", where="--recipe", hint="`c2fdft recipes list` names some")
+    data = request.data or _data_of(init)
+    _check_shards(data)
+    name = _recipe_name(request, init)
+    grid = _grid(request, recipe, init)
+    return TrainOptions(
+        stage=request.stage,
+        recipe=recipe,
+        recipe_name=name,
+        data=data,
+        run=new_run(request.out, name, request.stage),
+        runtime=runtime,
+        grid=grid,
+        init=init,
+        max_seconds=request.max_seconds,
+        files={"recipe.yaml": write_recipe(recipe), "env.json": _environment(runtime)},
+    )
+
+
+def _resumed(request: TrainRequest) -> TrainOptions:
+    """The options of a run that goes on: its own recipe, data and grid."""
+    if request.overrides or request.init is not None:
+        raise UsageError(
+            "a resumed run keeps its recipe and its weights",
+            where="--resume",
+            hint="start a new run with --init to change them",
+        )
+    wanted = None if request.recipe is None else Path(request.recipe).stem
+    run = find_run(request.out, wanted, request.stage)
+    meta = load_state(run.state).meta
+    if meta.recipe is None or meta.data is None or meta.grid is None:
+        raise CheckpointError("the state names no recipe, data or grid", where=run.state)
+    if meta.stage != request.stage:
+        raise UsageError(
+            f"this is a {meta.stage} run", where=run.path, hint=f"use train-{meta.stage} --resume"
+        )
+    recipe = recipe_from_dict(meta.recipe, [], where=str(run.state))
+    wish = recipe.train.precision if request.precision == "auto" else request.precision
+    data = request.data or Path(meta.data)
+    runtime = make_runtime(request.device, wish, join=True)
+    _check_shards(data)
+    return TrainOptions(
+        stage=request.stage,
+        recipe=recipe,
+        recipe_name=meta.recipe_name or "run",
+        data=data,
+        run=run,
+        runtime=runtime,
+        grid=meta.grid,
+        resume=True,
+        max_seconds=request.max_seconds,
+    )
+
+
+def _recipe_with(init: Checkpoint, recipe: Recipe | None, request: TrainRequest) -> Recipe:
+    """The recipe asked for, else the checkpoint's, with the network that the weights are for."""
+    if recipe is None:
+        recipe = init.recipe(request.overrides)
+    if recipe is None:
+        raise RecipeError(
+            "this checkpoint carries no recipe", where=init.path, hint="name one with --recipe"
+        )
+    return replace(recipe, network=init.meta.network, diffusion=init.meta.diffusion)
+
+
+def _grid(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> list[int]:
+    """The sampling times: overrides first, then the checkpoint's, then the recipe's."""
+    asked = any(override.startswith("sampling.") for override in request.overrides)
+    if not asked and request.stage == "fine" and init is not None and init.meta.grid is not None:
+        return init.meta.grid
+    return grid_of_recipe(recipe.sampling, recipe.diffusion)
+
+
+def _recipe_name(request: TrainRequest, init: Checkpoint | None) -> str:
+    if request.recipe is not None:
+        return Path(request.recipe).stem
+    meta: Meta | None = None if init is None else init.meta
+    return (meta.recipe_name if meta is not None else None) or "run"
+
+
+def _data_of(init: Checkpoint | None) -> Path:
+    if init is None or init.meta.data is None:
+        raise DataError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
+    return Path(init.meta.data)
+
+
+def _check_shards(data: Path) -> None:
+    if not data.is_dir() or not any(data.glob("train-*.h5")):
+        raise DataError("no training shards", where=data, hint="make some: c2fdft prepare SRC")
+
+
+def _environment(runtime: Runtime) -> str:
+    return json.dumps(
+        {
+            "versions": versions(),
+            "command": sys.argv,
+            "device": str(runtime.device),
+            "device_name": torch.cuda.get_device_name(runtime.device)
+            if runtime.device.type == "cuda"
+            else "cpu",
+            "precision": runtime.precision,
+            "processes": runtime.world,
+            "threads": torch.get_num_threads(),
+        },
+        indent=1,
+    )
