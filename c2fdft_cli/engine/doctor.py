@@ -39,20 +39,10 @@ def examine() -> list[Finding]:
         Finding("python", True, platform.python_version()),
         Finding("torch", True, str(torch.__version__)),
         Finding("device", True, f"{_device_name(runtime.device)}, {runtime.precision}"),
-        Finding(
-            "bf16 in hardware",
-            cpu_has_fast_bf16(),
-            "AVX-512 BF16 or AMX on the CPU",
-            None if cpu_has_fast_bf16() else "fp32 is used on this CPU",
-        ),  # fmt: skip
+        _fast_bf16(),
         Finding("memory", True, f"{available_memory() / 2**30:.1f} GiB available"),
         Finding("disk", free > 2**30, f"{free / 2**30:.1f} GiB free here"),
-        Finding(
-            "compiler",
-            bool(compilers),
-            ", ".join(compilers) or "none",
-            None if compilers else "torch.compile on the CPU needs g++ or clang++",
-        ),  # fmt: skip
+        _compiler(),
         _opencv(),
         *(_extra(module, *about) for module, about in EXTRAS.items()),
     ]

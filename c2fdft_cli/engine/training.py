@@ -82,10 +82,10 @@ class _Training:
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
         self.recipe, self.run, self.runtime = options.recipe, options.run, options.runtime
-        self.section: Stage = self.recipe.coarse if options.stage == "coarse" else self.recipe.fine
+        self.section = section_of(options)
         self.cycle = patch_cycle(self.section)
         self.shards = ShardSet.open(options.data, "train")
-        self.stepper = Stepper(self._objective(), self.recipe.train, self.runtime)
+        self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
         self.state = RunState(options, self.shards.fingerprint, self.stepper)
         self.step = 0
         self.window = _Window()
@@ -94,14 +94,6 @@ class _Training:
             self._restore_state()
         pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
         self.validator = Validator(options, pairs, self.state)
-
-    def _objective(self) -> Objective:
-        net = _start_network(self.options).to(self.runtime.device)
-        if self.runtime.device.type == "cuda":
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        alpha_bar = alpha_bar_of_recipe(self.recipe.diffusion).to(self.runtime.device)
-        fine = (self.section, self.options.grid) if isinstance(self.section, FineStage) else None
-        return Objective(net, alpha_bar, fine)
 
     def _restore_state(self) -> None:
         loaded = load_state(self.run.state)
@@ -250,6 +242,22 @@ class _Training:
             signal_number=request.signal_number or signal.SIGTERM,
             hint=f"go on with --resume --out {self.run.path}",
         )
+
+
+def section_of(options: TrainOptions) -> Stage:
+    """The recipe's section of the stage that is trained."""
+    return options.recipe.coarse if options.stage == "coarse" else options.recipe.fine
+
+
+def make_objective(options: TrainOptions) -> Objective:
+    """The stage's objective with the weights that it starts from, on the device."""
+    net = _start_network(options).to(options.runtime.device)
+    if options.runtime.device.type == "cuda":
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion).to(options.runtime.device)
+    section = section_of(options)
+    fine = (section, options.grid) if isinstance(section, FineStage) else None
+    return Objective(net, alpha_bar, fine)
 
 
 def _start_network(options: TrainOptions) -> DFT:

@@ -1,0 +1,48 @@
+"""Work on many items at once with threads, results in order, memory bounded."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Out = TypeVar("Out")
+
+IN_FLIGHT_BYTES = 1 << 30
+
+
+def in_order(
+    work: Callable[[Item], Out],
+    items: Iterable[Item],
+    *,
+    workers: int = 0,
+    cost: Callable[[Item], int] = lambda _: 0,
+) -> Generator[Out, None, None]:
+    """`map(work, items)` with threads, no more than about 1 GiB of results ahead.
+
+    Args:
+        work: called in a thread; its error comes out of the iteration.
+        items: what to work on.
+        workers: threads; 0 for one per core.
+        cost: bytes that an item's result holds.
+    """
+    workers = workers or os.cpu_count() or 1
+    waiting: deque[tuple[Future[Out], int]] = deque()
+    held = 0
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            size = cost(item)
+            while waiting and (len(waiting) >= 2 * workers or held + size > IN_FLIGHT_BYTES):
+                future, freed = waiting.popleft()
+                held -= freed
+                yield future.result()
+            waiting.append((pool.submit(work, item), size))
+            held += size
+        while waiting:
+            yield waiting.popleft()[0].result()
+    finally:
+        pool.shutdown(cancel_futures=True)
