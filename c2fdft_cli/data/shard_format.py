@@ -51,7 +51,7 @@ class ShardHeader:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image (pair) of a shard: its name, unique in the set, and its size in pixels."""
+    """One image (pair) of a shard: its name, unique in its split, and its size in pixels."""
 
     name: str
     height: int

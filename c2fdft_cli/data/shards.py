@@ -8,7 +8,7 @@ format) with n >= 1 images or pairs:
                                   offset[i]; clean-only shards have no lq
     offset         int64 [n]      offset[0] = 0, offset[i+1] = offset[i] + 3*height[i]*width[i]
     height, width  int64 [n]      1 .. 65535 pixels
-    name           UTF-8 [n]      unique in the set, no control characters
+    name           UTF-8 [n]      unique in its split, no control characters
     sha256_gt, sha256_lq   [n]    hex digests of each image's bytes
 
 Root attributes: format = "c2fdft-shard", format_version = 1, the fields of

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from c2fdft_cli.data.images import read_rgb8
 from c2fdft_cli.errors import DataError, UsageError
 
 VAL_SHARE = 0.05
@@ -104,9 +106,30 @@ def groups_of(
 
 
 def content_keys(pairs: Sequence[Source]) -> dict[Path, Hashable]:
+    """A key per file: equal for clean images with equal pixels, and for files with equal bytes.
+
+    Published sets hold the same clean image in files that differ (Rain100L does), so these are
+    decoded; that is what a training and a validation image must not share.
+    """
+    clean = sorted({pair.gt for pair in pairs})
+    with ThreadPoolExecutor() as pool:
+        keys: dict[Path, Hashable] = dict(zip(clean, pool.map(_pixel_sha256, clean), strict=True))
+    degraded = {pair.lq for pair in pairs if pair.lq} - keys.keys()
+    return keys | _byte_keys(degraded)
+
+
+def _pixel_sha256(path: Path) -> str:
+    try:
+        pixels = read_rgb8(path)
+    except DataError:  # told with its pair's name where the pair is read
+        return _sha256(path)
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def _byte_keys(paths: Iterable[Path]) -> dict[Path, Hashable]:
     """A key per file, equal for files with equal bytes; only files of equal size are read."""
     by_size: dict[int, list[Path]] = defaultdict(list)
-    for path in {path for pair in pairs for path in (pair.lq, pair.gt) if path}:
+    for path in paths:
         by_size[_size(path)].append(path)
     return {
         path: (size, "" if len(alike) == 1 else _sha256(path))
