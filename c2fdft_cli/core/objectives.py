@@ -119,10 +119,11 @@ def ms_ssim(pred: Tensor, gt: Tensor, max_val: float = 1.0, pooled: bool = False
         raise ValueError(f"MS-SSIM needs sides of at least 16, got {list(pred.shape[-2:])}")
     value = pred.new_ones(1 if pooled else len(pred))
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        if scale:
+            pred, gt = F.avg_pool2d(pred, 2), F.avg_pool2d(gt, 2)
         window = min(WINDOW, *pred.shape[-2:])
         terms = ssim_terms(pred, gt, max_val, window, SIGMA * window / WINDOW, pad=window // 2)
         term = terms[0] if scale == len(MS_SSIM_WEIGHTS) - 1 else terms[1]
         term = term.mean().view(1) if pooled else term.mean(1)
         value = value * term.clamp_min(1e-6) ** weight
-        pred, gt = F.avg_pool2d(pred, 2), F.avg_pool2d(gt, 2)
     return value

@@ -1,0 +1,163 @@
+"""The network against the released program's outputs, and its contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from c2fdft_cli.core.dft import DFT, Attention, pad_to_multiple, time_embedding
+from tests.conftest import fill, relative, wave
+
+
+@pytest.mark.parametrize("case", ["tiny", "tiny_bias_free", "official_derain", "official_denoise"])
+def test_released_outputs(ramp, case):
+    numbers = ramp[case]
+    net = fill(DFT(**numbers["network"]))
+    assert sum(p.numel() for p in net.parameters()) == numbers["parameters"]
+    assert len(net.state_dict()) == numbers["tensors"]
+    with torch.inference_mode():
+        output = net(wave(numbers["shape"], 0.13), torch.tensor(numbers["t"]))
+    assert relative(output, numbers["output"]) < 1e-5
+
+
+def test_official_sizes():
+    with torch.device("meta"):
+        with_bias, bias_free = DFT(), DFT(norm="bias_free")
+    assert sum(p.numel() for p in with_bias.parameters()) == 25_363_344
+    assert len(with_bias.state_dict()) == 410
+    assert sum(p.numel() for p in bias_free.parameters()) == 25_349_136
+    assert len(bias_free.state_dict()) == 330
+
+
+def test_time_embedding(misc):
+    times = torch.tensor([0.0, 1.0, 333.0, 666.0, 999.0])
+    for width in (16, 48, 96, 384):
+        expected = misc["arrays"][f"embedding.{width}"]
+        assert relative(time_embedding(times, width), expected) < 1e-6
+
+
+class TextbookAttention(nn.Module):
+    """DFSA as the paper writes it: NCHW, q and k normalised first."""
+
+    def __init__(self, ours: Attention) -> None:
+        super().__init__()
+        self.ours = ours
+
+    def forward(self, x):
+        ours, (n, c, h, w) = self.ours, x.shape
+        q, k, v = (
+            z.reshape(n, ours.heads, c // ours.heads, h * w)
+            for z in ours.qkv_dwconv(ours.qkv(x)).chunk(3, 1)
+        )
+        cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        mixed = (cosine * ours.temperature).softmax(-1) @ v
+        return ours.project_out(mixed.reshape(n, c, h, w))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_is_the_papers(heads, bias):
+    attention = fill(Attention(16, heads, bias))
+    x = wave([2, 16, 12, 8], 0.37)
+    expected = TextbookAttention(attention)(x)
+    got = attention(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+    assert relative(got, expected) < 1e-5
+
+
+def test_statistics_add_up():
+    attention = fill(Attention(16, 4, False))
+    q, k = wave([1, 10, 8, 16], 0.3), wave([1, 10, 8, 16], 0.7)
+    whole = attention.statistics(q, k)
+    pieces = attention.statistics(q[:, :3], k[:, :3]) + attention.statistics(q[:, 3:], k[:, 3:])
+    for a, b in zip(whole, pieces, strict=True):
+        assert relative(b, a) < 1e-6
+
+
+def test_gram_survives_half_precision():
+    attention = fill(Attention(8, 1, False))
+    large = torch.full((1, 64, 64, 8), 30.0, dtype=torch.float16)
+    gram = attention.statistics(large, large).gram
+    assert gram.dtype == torch.float32
+    assert torch.isfinite(gram).all()
+    assert gram.max() > 65504
+
+
+def test_gradient_at_zero_is_finite():
+    attention = fill(Attention(8, 2, False))
+    x = torch.zeros(1, 8, 8, 8, requires_grad=True)
+    attention(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm": "bias_free"}, {"bias": True}, {"dual_pixel": True}]
+)
+def test_shared_time_equals_filled_time(tiny_net, changes):
+    net, x = tiny_net(**changes), wave([3, 6, 16, 24], 0.21)
+    with torch.inference_mode():
+        shared = net(x, torch.tensor([333.0]).expand(3))
+        filled = net(x, torch.full((3,), 333.0))
+    assert relative(shared, filled) < 1e-5
+
+
+def test_batch_rows_are_independent(tiny_net):
+    net, x, t = tiny_net(), wave([2, 6, 16, 16], 0.21), torch.tensor([5.0, 700.0])
+    with torch.inference_mode():
+        together = net(x, t)
+        apart = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(2)])
+    assert relative(together, apart) < 1e-5
+
+
+def test_bf16_keeps_the_output_in_float32(tiny_net):
+    net, x = tiny_net(), wave([1, 6, 32, 32], 0.21)
+    with torch.inference_mode():
+        exact = net(x, torch.tensor([500.0]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = net(x, torch.tensor([500.0]))
+    assert rough.dtype == torch.float32
+    assert relative(rough, exact) < 0.03
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 8), (7, 65), (8, 16), (5, 4)])
+def test_padding_covers_every_size(shape):
+    x = wave([1, 3, *shape], 0.3)
+    padded = pad_to_multiple(x)
+    assert padded.shape[-2] % 8 == 0
+    assert padded.shape[-1] % 8 == 0
+    assert torch.equal(padded[..., : shape[0], : shape[1]], x)
+
+
+def test_padding_reflects_where_it_can():
+    x = torch.arange(7.0).expand(1, 1, 8, 7)
+    assert pad_to_multiple(x)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 5]
+    narrow = torch.arange(3.0).expand(1, 1, 8, 3)
+    assert pad_to_multiple(narrow)[0, 0, 0].tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"norm": "batch"}, "with_bias, bias_free"),
+        ({"blocks": (1, 1)}, "4 levels"),
+        ({"blocks": (1, 0, 1, 1)}, "at least 1"),
+        ({"dim": 7}, "dim is even"),
+        ({"dim": 2}, "at least 4"),
+        ({"heads": (3, 2, 4, 8)}, "3 heads do not divide width 8"),
+        ({"ffn_factor": 0.01}, "no hidden channel"),
+        ({"in_channels": 2}, "in_channels >= out_channels"),
+    ],
+)
+def test_sizes_that_do_not_fit(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        DFT(**{"dim": 8, "blocks": (1, 1, 1, 1), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [([1, 6, 12, 16], "multiples of 8"), ([1, 5, 16, 16], r"\[n, 6, h, w\]"), ([6, 16, 16], "got")],
+)
+def test_inputs_that_do_not_fit(tiny_net, shape, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_net()(torch.zeros(shape), torch.zeros(1))

@@ -1,0 +1,166 @@
+"""Schedules, grids and the sampler: literal lists, published numbers, a network by formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c2fdft_cli.core.dft import DFT
+from c2fdft_cli.core.diffusion import (
+    alpha_bar_of,
+    beta_schedule,
+    check_grid,
+    conditioned,
+    ddim_sample,
+    gaussian,
+    q_sample,
+    released_grid,
+    time_grid,
+    to_image,
+)
+from tests.conftest import fill, relative, wave
+
+ALPHA_BAR = alpha_bar_of(beta_schedule())
+
+
+@pytest.mark.parametrize("name", ["linear", "quad", "const", "jsd", "sigmoid"])
+def test_schedules(misc, name):
+    expected = misc["arrays"][f"betas.{name}"]
+    assert (beta_schedule(name) - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("arguments", [("cubic",), ("linear", 0), ("linear", 10, 0.5, 0.1)])
+def test_schedules_that_cannot_be(arguments):
+    with pytest.raises(ValueError):
+        beta_schedule(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("steps", "spacing", "expected"),
+    [
+        (4, "linspace", [999, 666, 333, 0]),
+        (1, "linspace", [999]),
+        (2, "linspace", [999, 0]),
+        (3, "linspace", [999, 500, 0]),  # 499.5, half to even
+        (5, "linspace", [999, 749, 500, 250, 0]),
+        (4, "leading", [750, 500, 250, 0]),
+        (3, "leading", [666, 333, 0]),
+        (4, "trailing", [999, 749, 499, 249]),
+        (3, "trailing", [999, 666, 332]),
+        (1, "trailing", [999]),
+        (1, "leading", [0]),
+    ],
+)
+def test_grids(steps, spacing, expected):
+    assert time_grid(steps, spacing) == expected
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+def test_every_grid_descends_within_range(spacing):
+    for steps in range(1, 1001):
+        grid = time_grid(steps, spacing)
+        assert len(grid) == steps
+        assert check_grid(grid) == grid
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (3, [999, 666, 333, 0]),
+        (4, [750, 500, 250, 0]),
+        (1, [0]),
+        (6, [996, 830, 664, 498, 332, 166, 0]),
+    ],
+)
+def test_released_grids(setting, expected):
+    assert released_grid(setting) == expected
+
+
+@pytest.mark.parametrize("call", [lambda: time_grid(0), lambda: time_grid(1001),
+                                  lambda: time_grid(4, "cosine"), lambda: released_grid(0),
+                                  lambda: check_grid([]), lambda: check_grid([5, 5]),
+                                  lambda: check_grid([1, 2]), lambda: check_grid([1000, 0]),
+                                  lambda: check_grid([3, -1])])  # fmt: skip
+def test_grids_that_cannot_be(call):
+    with pytest.raises(ValueError):
+        call()
+
+
+@pytest.mark.parametrize("case", ["tiny", "tiny_bias_free", "official_derain"])
+def test_released_samples(ramp, case):
+    numbers = ramp[case]
+    net = fill(DFT(**numbers["network"]))
+    n, _, h, w = numbers["shape"]
+    lq = (wave([n, 3, h, w], 0.13) + 1) / 2
+    start = wave([n, 3, h, w], 0.29, torch.cos)
+    with torch.inference_mode():
+        final = ddim_sample(conditioned(net, lq), start, [999, 666, 333, 0], ALPHA_BAR)
+    assert relative(final, numbers["final"]) < 1e-3
+
+
+def test_sampler_with_the_true_noise_returns_the_image():
+    gt, noise = wave([2, 3, 8, 8], 0.11), wave([2, 3, 8, 8], 0.47)
+
+    def truth(x_t, t):
+        a = ALPHA_BAR[t.long()][:, None, None, None]
+        return (x_t - a.sqrt() * gt) / (1 - a).sqrt()
+
+    start = q_sample(gt, torch.tensor([999, 999]), noise, ALPHA_BAR)
+    for grid in ([999], [999, 500], time_grid(4), time_grid(10, "leading")):
+        assert relative(ddim_sample(truth, start, grid, ALPHA_BAR), gt) < 1e-3
+
+
+def test_one_network_call_for_each_time():
+    seen = []
+
+    def spy(x_t, t):
+        assert t.shape == (2,)
+        seen.append(t[0].item())
+        return torch.zeros_like(x_t)
+
+    ddim_sample(spy, torch.zeros(2, 3, 8, 8), [999, 500, 2], ALPHA_BAR)
+    assert seen == [999, 500, 2]
+
+
+def test_eta_draws_from_the_generator_alone():
+    zero = torch.zeros(1, 3, 8, 8)
+
+    def run(seed):
+        source = torch.Generator().manual_seed(seed)
+        return ddim_sample(lambda x, t: 0 * x, zero, time_grid(4), ALPHA_BAR, 1.0, source)
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+    with pytest.raises(ValueError, match="pass a generator"):
+        ddim_sample(lambda x, t: x, zero, [999], ALPHA_BAR, 0.5)
+
+
+def test_noise_of_an_image_does_not_depend_on_its_batch():
+    def sources(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = gaussian((2, 3, 8, 8), sources(1, 2))
+    alone = gaussian((1, 3, 8, 8), sources(2))
+    assert torch.equal(together[1:], alone)
+    with pytest.raises(ValueError, match="2 generators for a batch of 3"):
+        gaussian((3, 3, 8, 8), sources(1, 2))
+
+
+def test_q_sample_keeps_variance():
+    source = torch.Generator().manual_seed(0)
+    gt, noise = torch.randn(2, 1, 3, 64, 64, generator=source)
+    for t in (0, 500, 999):
+        x_t = q_sample(gt, torch.tensor([t]), noise, ALPHA_BAR)
+        assert x_t.var().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_to_image_clamps():
+    assert to_image(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0])).tolist() == [0, 0, 0.5, 1, 1]
+
+
+def test_gradients_flow_through_all_calls(tiny_net):
+    net = tiny_net()
+    start = wave([1, 3, 16, 16], 0.29)
+    sample = ddim_sample(conditioned(net, torch.rand(1, 3, 16, 16)), start, [999, 500], ALPHA_BAR)
+    sample.square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())

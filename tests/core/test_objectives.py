@@ -1,0 +1,104 @@
+"""Losses: published values and gradients, and what must not change them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, q_sample, time_grid
+from c2fdft_cli.core.objectives import coarse_loss, fine_loss, ms_ssim
+from tests.conftest import wave
+
+ALPHA_BAR = alpha_bar_of(beta_schedule())
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_ms_ssim_of_patches(misc, side):
+    numbers = misc["ms_ssim"][str(side)]
+    gt = misc["arrays"][f"gt{side}"].float()
+    pred = misc["arrays"][f"pred{side}"].float().requires_grad_()
+    value = ms_ssim(pred, gt)
+    value.sum().backward()
+    assert value.tolist() == pytest.approx(numbers["per_image_max1"], rel=1e-5)
+    norms = pred.grad.flatten(1).norm(dim=1).tolist()
+    assert norms == pytest.approx(numbers["grad_norm_max1"], rel=1e-4)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_ms_ssim_as_released(misc, side):
+    numbers = misc["ms_ssim"][str(side)]
+    gt = 2 * misc["arrays"][f"gt{side}"].float() - 1
+    pred = (2 * misc["arrays"][f"pred{side}"].float() - 1).requires_grad_()
+    value = ms_ssim(pred, gt, max_val=255.0, pooled=True)
+    value.backward()
+    assert value.item() == pytest.approx(numbers["released_pooled_max255_signed"], abs=1e-6)
+    assert pred.grad.norm().item() == pytest.approx(numbers["released_grad_norm"], rel=1e-3)
+
+
+def test_ms_ssim_is_one_for_equal_images_and_symmetric():
+    a, b = wave([2, 3, 32, 32], 0.31).abs(), wave([2, 3, 32, 32], 0.17).abs()
+    assert ms_ssim(a, a).tolist() == pytest.approx([1.0, 1.0])
+    assert ms_ssim(a, b).tolist() == pytest.approx(ms_ssim(b, a).tolist())
+    assert (ms_ssim(a, b) < 0.9).all()
+
+
+def test_ms_ssim_of_opposites_has_a_finite_gradient():
+    a = wave([1, 3, 32, 32], 0.31).requires_grad_()
+    ms_ssim((a + 1) / 2, (1 - a.detach()) / 2).sum().backward()
+    assert torch.isfinite(a.grad).all()
+
+
+def test_ms_ssim_refuses_tiny_patches():
+    with pytest.raises(ValueError, match="at least 16"):
+        ms_ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+
+
+def test_released_range_hides_the_difference():
+    """Paper, section 9: with max_val 255 on [-1, 1] unrelated images look alike."""
+    a, b = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    assert ms_ssim(2 * a - 1, 2 * b - 1, 255.0, pooled=True).item() > 0.99
+    assert ms_ssim(a, b).max().item() < 0.6
+
+
+def test_coarse_loss_is_zero_for_the_true_noise():
+    lq, gt, noise = (wave([2, 3, 16, 16], rate) for rate in (0.1, 0.2, 0.3))
+    times = torch.tensor([3, 900])
+    x_t = q_sample(2 * gt - 1, times, noise, ALPHA_BAR)
+
+    def truth(x, t):
+        assert torch.equal(x[:, 3:], x_t)
+        assert torch.equal(x[:, :3], 2 * lq - 1)
+        assert torch.equal(t, times.float())
+        return noise
+
+    assert coarse_loss(truth, ALPHA_BAR, lq, gt, noise, times).item() == 0
+
+
+def fine(net, **changes):
+    lq, gt, noise = (wave([2, 3, 16, 16], rate) for rate in (0.1, 0.2, 0.3))
+    grid = changes.pop("grid", time_grid(2))
+    return fine_loss(net, ALPHA_BAR, grid, (lq + 1) / 2, (gt + 1) / 2, noise, **changes)
+
+
+def test_recomputing_changes_nothing(tiny_net):
+    gradients = []
+    for recompute in (True, False):
+        net = tiny_net()
+        loss = fine(net, recompute=recompute)
+        loss.backward()
+        gradients.append([loss.item()] + [p.grad.norm().item() for p in net.parameters()])
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-5)
+
+
+def test_fine_loss_is_the_sum_of_its_terms(tiny_net):
+    net = tiny_net()
+    with torch.no_grad():
+        l1 = fine(net, ssim="none", l1_weight=1.0).item()
+        both = fine(net).item()
+        similar = fine(net, l1_weight=0.0, ssim_weight=1.0).item()
+    assert both == pytest.approx(0.84 * similar + 0.16 * l1, rel=1e-5)
+
+
+def test_fine_loss_refuses_an_unknown_choice(tiny_net):
+    with pytest.raises(ValueError, match="paper, as_released, none"):
+        fine(tiny_net(), ssim="yes")
