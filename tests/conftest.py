@@ -87,3 +87,58 @@ def reference_folder() -> Path:
     if not folder:
         pytest.skip("C2FDFT_REFERENCE is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of twelve small pairs by formula, two of them for validation."""
+    from c2fdft_cli.data.images import save_rgb8
+    from c2fdft_cli.engine.prepare import PrepareOptions, prepare
+
+    root = tmp_path_factory.mktemp("pairs")
+    for split, count in (("train", 10), ("val", 2)):
+        for kind in ("rainy", "clean"):
+            (root / split / kind).mkdir(parents=True)
+        for number in range(count):
+            gt = picture(40 + 8 * (number % 3), 56, number + 100 * (split == "val"))
+            save_rgb8(root / split / "clean" / f"{number}.png", gt)
+            lq = np.clip(
+                gt.astype(int) + 40 * (np.arange(56) % 7 == number % 7)[None, :, None], 0, 255
+            )
+            save_rgb8(root / split / "rainy" / f"{number}.png", lq.astype(np.uint8))
+    out = tmp_path_factory.mktemp("shards")
+    prepare(PrepareOptions(source=root, out=out / "set")).run()
+    return out / "set"
+
+
+def picture(height: int, width: int, number: int) -> np.ndarray:
+    """A colourful picture by formula, uint8 [h, w, 3]."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x * (0.05 + 0.01 * c) + y * 0.07 + number * (c + 1)) for c in range(3)]
+    return (127.5 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+MINI = (
+    "network.dim=8",
+    "network.blocks=[1,1,1,1]",
+    "coarse.patches=[16,24]",
+    "coarse.batches=[4,2]",
+    "coarse.switch_every=3",
+    "coarse.cycles=2",
+    "coarse.iterations=12",
+    "coarse.periods=[{length: 12, floor: 1.0e-5}]",
+    "fine.patches=[16,24]",
+    "fine.batches=[4,2]",
+    "fine.switch_every=3",
+    "fine.cycles=2",
+    "fine.iterations=8",
+    "fine.periods=[{length: 8, floor: 0.0}]",
+    "fine.ssim=paper",
+    "sampling.grid=[999,500]",
+    "train.log_every=2",
+    "train.save_every=2",
+    "train.validate_every=4",
+    "train.validation_images=2",
+    "train.micro_batch=4",
+)
+"""Overrides that make a training of seconds."""

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from c2fdft_cli.core.kernels import project
+
 NORMS = ("with_bias", "bias_free")
 SIZE_MULTIPLE = 8
 _EPS = 1e-5
@@ -64,9 +66,9 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """1x1 convolution of `x: [n, h, w, c]` as a matrix product."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+def pointwise(x: Tensor, conv: nn.Conv2d, gelu: bool = False) -> Tensor:
+    """1x1 convolution of `x: [n, h, w, c]` as a matrix product, then GELU if asked."""
+    return project(x, conv.weight.flatten(1), conv.bias, gelu)
 
 
 def spatial(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -131,6 +133,43 @@ class Statistics(NamedTuple):
         return Statistics(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+def gather_statistics(q: Tensor, k: Tensor, heads: int) -> Statistics:
+    """Sums over the pixels of q, k: `[n, h, w, c]`; float32 whatever comes in.
+
+    A Gram matrix that is not normalised yet passes float16's largest number (65504).
+    """
+    with full_precision(q):
+        q, k = q.flatten(1, 2).float(), k.flatten(1, 2).float()
+        gram = [
+            torch.bmm(a.transpose(1, 2), b)
+            for a, b in zip(q.chunk(heads, -1), k.chunk(heads, -1), strict=True)
+        ]
+        return Statistics(
+            torch.stack(gram, dim=1),
+            q.square().sum(1).unflatten(-1, (heads, -1)),
+            k.square().sum(1).unflatten(-1, (heads, -1)),
+        )
+
+
+def mixing_matrix(statistics: Statistics, temperature: Tensor, project_out: Tensor) -> Tensor:
+    """Attention and output projection as one matrix, `[n, c, c]`: rows out, columns in.
+
+    Args:
+        statistics: of all the pixels.
+        temperature: `[heads, 1, 1]`.
+        project_out: weight of the output projection, `[c, c]`.
+    """
+    gram, q_square, k_square = statistics
+    with full_precision(gram):
+        # clamp before the root: the other order has NaN gradients at zero
+        q_norm = q_square.clamp_min(1e-24).sqrt()
+        k_norm = k_square.clamp_min(1e-24).sqrt()
+        cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
+        attention = (cosine * temperature.float()).softmax(-1)
+        out = project_out.float().unflatten(1, (len(temperature), -1))
+        return torch.einsum("ohi,nhij->nohj", out, attention).flatten(2)
+
+
 class Attention(nn.Module):
     """Diffusion self-attention (DFSA) between channels: section 3.
 
@@ -148,34 +187,12 @@ class Attention(nn.Module):
         self.project_out = nn.Conv2d(width, width, 1, bias=bias)
 
     def statistics(self, q: Tensor, k: Tensor) -> Statistics:
-        """Sums over the pixels of q, k: `[n, h, w, c]`; float32 whatever comes in.
-
-        A Gram matrix that is not normalised yet passes float16's largest number (65504).
-        """
-        with full_precision(q):
-            q, k = q.flatten(1, 2).float(), k.flatten(1, 2).float()
-            gram = [
-                torch.bmm(a.transpose(1, 2), b)
-                for a, b in zip(q.chunk(self.heads, -1), k.chunk(self.heads, -1), strict=True)
-            ]
-            heads = (self.heads, -1)
-            return Statistics(
-                torch.stack(gram, dim=1),
-                q.square().sum(1).unflatten(-1, heads),
-                k.square().sum(1).unflatten(-1, heads),
-            )
+        """Sums over the pixels of q, k: `[n, h, w, c]`; float32 whatever comes in."""
+        return gather_statistics(q, k, self.heads)
 
     def mixing(self, statistics: Statistics) -> Tensor:
         """Attention and output projection as one matrix, `[n, c, c]`: rows out, columns in."""
-        gram, q_square, k_square = statistics
-        with full_precision(gram):
-            # clamp before the root: the other order has NaN gradients at zero
-            q_norm = q_square.clamp_min(1e-24).sqrt()
-            k_norm = k_square.clamp_min(1e-24).sqrt()
-            cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
-            attention = (cosine * self.temperature.float()).softmax(-1)
-            out = self.project_out.weight.float().flatten(1).unflatten(1, (self.heads, -1))
-            return torch.einsum("ohi,nhij->nohj", out, attention).flatten(2)
+        return mixing_matrix(statistics, self.temperature, self.project_out.weight.flatten(1))
 
     def apply_mixing(self, v: Tensor, mixing: Tensor) -> Tensor:
         """Mix the channels of v: `[n, h, w, c]` by `mixing: [n, c, c]`."""
@@ -201,7 +218,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[n, h, w, c]` to the same."""
-        return pointwise(F.gelu(pointwise(x, self.project_in)), self.project_out)
+        return pointwise(pointwise(x, self.project_in, gelu=True), self.project_out)
 
 
 class Block(nn.Module):
