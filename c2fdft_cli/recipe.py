@@ -140,6 +140,10 @@ class Recipe:
         return asdict(self)
 
 
+MAX_DIM = 1024
+MAX_BLOCKS = 64
+"""Limits that keep a hostile file from asking for a network that never ends."""
+
 CHOICES = {
     "task": ("derain", "deblur", "denoise", "restore"),
     "network.norm": ("with_bias", "bias_free"),
@@ -188,12 +192,12 @@ def _at_least(section: Any, prefix: str, names: tuple[str, ...], least: float) -
 
 def _network_problems(network: Network) -> list[str]:
     found = []
-    if network.dim < 4 or network.dim % 2:
-        found.append(f"network.dim: even and at least 4, got {network.dim}")
+    if not 4 <= network.dim <= MAX_DIM or network.dim % 2:
+        found.append(f"network.dim: even, 4 to {MAX_DIM}, got {network.dim}")
     for name in ("blocks", "heads"):
         value = getattr(network, name)
-        if len(value) != 4 or min(value) < 1:
-            found.append(f"network.{name}: four numbers of at least 1, got {value}")
+        if len(value) != 4 or min(value) < 1 or max(value) > MAX_BLOCKS:
+            found.append(f"network.{name}: four numbers, 1 to {MAX_BLOCKS}, got {value}")
             return found
     found += [
         f"network.heads: {heads} does not divide the width {network.dim << level} of level "

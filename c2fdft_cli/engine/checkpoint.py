@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -240,7 +241,7 @@ def read_meta(text: object, path: Path) -> Meta:
     try:
         values = json.loads(text)
         version = values.pop("format_version")
-    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _not_one(path, "its meta is not JSON text") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -253,11 +254,30 @@ def read_meta(text: object, path: Path) -> Meta:
         sections = {key: values.pop(key) for key in ("network", "diffusion")}
         checked = recipe_from_dict(sections, [], where=str(path))
         meta = Meta(network=checked.network, diffusion=checked.diffusion, **values)
+        _check_types(meta)
         if meta.grid is not None:
             meta.grid = check_grid(meta.grid, meta.diffusion.timesteps)
     except (KeyError, TypeError, ValueError, RecipeError) as error:
         raise _not_one(path, f"its meta: {error}") from error
     return meta
+
+
+def _check_types(meta: Meta) -> None:
+    """TypeError where a value is not of its field's kind; JSON has no classes."""
+    kinds: dict[str, Any] = {
+        "stage": str,
+        "step": int,
+        "grid": (list, NoneType),
+        "grid_from": str,
+        "recipe": (dict, NoneType),
+        "recipe_name": (str, NoneType),
+        "data": (str, NoneType),
+        "metrics": dict,
+        "versions": dict,
+    }
+    for name, kind in kinds.items():
+        if not isinstance(getattr(meta, name), kind):
+            raise TypeError(f"{name} is a {type(getattr(meta, name)).__name__}")
 
 
 def infer_network(state: Mapping[str, Tensor], path: Path) -> Network:

@@ -51,6 +51,12 @@ def run(wish: TrainRequest):
     return job.result, events
 
 
+def collect(job, events: list) -> None:
+    """Run a job that may fail, keeping the events up to then."""
+    for event in job:
+        events.append(event)
+
+
 def resume(stage: str, out: Path):
     return run(TrainRequest(stage=stage, out=out, resume=True, device="cpu", precision="fp32"))
 
@@ -165,10 +171,14 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 def test_sigterm_saves_first(tmp_path, shard_folder, coarse_run):
     job = train(set_up(request("coarse", shard_folder, tmp_path / "run", "train.save_every=100")))
-    with pytest.raises(Interrupted) as caught:
+
+    def terminate_at(step: int) -> None:
         for event in job:
-            if isinstance(event, StepDone) and event.iteration == 5:
+            if isinstance(event, StepDone) and event.iteration == step:
                 os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        terminate_at(5)
     assert caught.value.exit_code == 143
     assert "--resume" in str(caught.value)
     resume("coarse", tmp_path / "run")
@@ -226,9 +236,9 @@ def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
     )
     wish.overrides.append("coarse.periods=[{length: 12, floor: 1.0e30}]")
     events = []
+    job = train(set_up(wish))
     with pytest.raises(ResourceError, match="3 steps in a row had no finite loss or gradient"):
-        for event in train(set_up(wish)):
-            events.append(event)
+        collect(job, events)
     skipped = [e.iteration for e in events if isinstance(e, StepDone) and e.skipped]
     assert len(skipped) == 2
 

@@ -1,0 +1,49 @@
+"""Memory of a training step: counted without computing, and what is made of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c2fdft_cli.engine import memory
+from c2fdft_cli.engine.memory import choose_micro_batch, saved_bytes, step_bytes
+from c2fdft_cli.engine.runtime import Runtime
+from c2fdft_cli.recipe import FineStage, Network, Stage
+
+CPU = Runtime(torch.device("cpu"))
+SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
+
+
+def test_saved_bytes_grow_with_the_area():
+    small, large = saved_bytes(SMALL, 32), saved_bytes(SMALL, 64)
+    assert 3.5 < large / small < 4.1
+
+
+def test_official_network_without_allocating_it():
+    assert 20e6 < saved_bytes(Network(), 32) < 400e6
+
+
+def test_recomputing_holds_one_call():
+    fine = FineStage(recompute=True)
+    one = step_bytes(SMALL, Stage(), 1, 32, CPU)
+    assert step_bytes(SMALL, fine, 8, 32, CPU) == one
+    assert step_bytes(SMALL, FineStage(recompute=False), 8, 32, CPU) == 8 * one
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows", "each", "free", "expected"),
+    [
+        ("auto", 100, 10, 10**6, 100),
+        ("auto", 100, 10, 500, 34),
+        ("auto", 100, 10, 1, 1),
+        (7, 100, 10, 10**6, 7),
+        (200, 100, 10, 10**6, 100),
+    ],
+)
+def test_micro_batch(monkeypatch, wanted, rows, each, free, expected):
+    monkeypatch.setattr(memory, "free_bytes", lambda runtime: free)
+    assert choose_micro_batch(wanted, rows, each, CPU) == expected
+
+
+def test_available_memory_is_of_this_machine():
+    assert 10**7 < memory.available_memory() < 10**14

@@ -1,0 +1,36 @@
+"""The exception tree: one line, one exit code each."""
+
+from __future__ import annotations
+
+import pytest
+
+from c2fdft_cli import errors
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("C2fdftError", 1),
+        ("UsageError", 2),
+        ("RecipeError", 2),
+        ("DataError", 3),
+        ("CheckpointError", 4),
+        ("ResourceError", 5),
+        ("PartialFailure", 6),
+    ],
+)
+def test_exit_codes(name, code):
+    assert getattr(errors, name)("what").exit_code == code
+    assert name in errors.__doc__
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+def test_signals(number, code):
+    assert errors.Interrupted("stopped", signal_number=number).exit_code == code
+
+
+def test_one_line():
+    error = errors.DataError("what", where="here", hint="try", details=["a", "b"])
+    assert str(error) == "what - here - try"
+    assert error.details == ("a", "b")
+    assert str(errors.DataError("what")) == "what"

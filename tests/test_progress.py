@@ -1,0 +1,39 @@
+"""Jobs: nothing before the first event, a result at the end."""
+
+from __future__ import annotations
+
+import pytest
+
+from c2fdft_cli.progress import Job
+
+
+def counting(log):
+    log.append("started")
+    try:
+        yield 1
+        yield 2
+    finally:
+        log.append("cleaned")
+    return "done"
+
+
+def test_a_job_runs_while_it_is_iterated():
+    log = []
+    job = Job(counting(log), total=2, title="count", unit="number")
+    assert (len(job), log) == (2, [])
+    with pytest.raises(RuntimeError, match="has not finished"):
+        _ = job.result
+    assert list(job) == [1, 2]
+    assert (job.result, log) == ("done", ["started", "cleaned"])
+
+
+def test_closing_cleans_up():
+    log = []
+    events = iter(Job(counting(log), total=2, title="count", unit="number"))
+    next(events)
+    events.close()
+    assert log == ["started", "cleaned"]
+
+
+def test_run_skips_the_events():
+    assert Job(counting([]), total=2, title="count", unit="number").run() == "done"
