@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -110,7 +111,10 @@ def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResu
     every, log = options.recipe.train.log_every, None
     view = TrainView(options, len(job), screen)
     live = screen.is_terminal
-    with Live(view, console=screen, refresh_per_second=4, transient=False, auto_refresh=live) as _:
+    drawing: AbstractContextManager[object] = (
+        Live(view, console=screen, refresh_per_second=4) if live else nullcontext()
+    )
+    with drawing:
         for event in job:
             if log is None:  # the run folder is there now
                 log = options.run.logger()

@@ -1,0 +1,264 @@
+"""The command line as a user meets it: help, one-line errors, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from c2fdft_cli.cli.app import app
+from c2fdft_cli.data.images import save_rgb8
+from tests.conftest import MINI, picture
+
+COMMANDS = ("prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
+            "recipes", "info", "doctor")  # fmt: skip
+
+
+def run(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(*words: object, code: int, says: str) -> str:
+    """Run a command that must fail with a code and one line on stderr; returns the line."""
+    result = run(*words)
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, result.stderr
+    assert says in lines[0], lines[0]
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    for kind in ("input", "target"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        for number in range(4):
+            save_rgb8(tmp_path / "set" / kind / f"{number}.png", picture(24, 32, number))
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def text_named_png(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_text("I am text")
+    return path
+
+
+def test_every_command_is_listed_and_has_help():
+    top = run("--help")
+    assert top.exit_code == 0
+    for command in COMMANDS:
+        assert command in top.stdout
+        answer = run(command, "--help")
+        assert answer.exit_code == 0
+        assert "Usage: c2fdft " + command in answer.stdout
+
+
+def test_readme_names_every_command():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for command in COMMANDS:
+        assert f"`{command}" in readme or f"c2fdft {command}" in readme, command
+
+
+def test_nothing_heavy_is_imported_for_help():
+    heavy = ("torch", "numpy", "cv2", "h5py")
+    script = f"import sys, c2fdft_cli.cli.app; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_version():
+    assert run("--version").stdout.startswith("c2fdft ")
+
+
+def test_bare_command_shows_help():
+    result = run()
+    assert result.exit_code == 0
+    assert "train-coarse" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["restor"], "Did you mean 'restore'?"),
+        (["train-coarse", "--nonsense"], "No such option"),
+        (["prepare"], "Missing argument"),
+        (["train-coarse", "--data", "x", "--max-time", "soon"], "--max-time"),
+        (["train-coarse", "--recipe", "tiny"], "no data - --data"),
+        (["train-coarse", "--data", "x"], "no recipe - --recipe"),
+        (["train-coarse", "--recipe", "tinny", "--data", "x"], "did you mean tiny?"),
+        (["recipes", "show", "tiny", "coarse.lrr=1"], "did you mean coarse.lr?"),
+        (["recipes", "show", "nothing"], "no such recipe"),
+        (["recipes", "validate", "tiny", "network.dim=5"], "network.dim"),
+        (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "no such device"),
+        (["train-fine", "--from", "a", "--init", "b"], "not both"),
+        (["prepare", ".", "--streaks", "x"], "needs --synthesize"),
+        (["prepare", ".", "--synthesize", "snow"], "snow"),
+    ],
+)  # fmt: skip
+def test_usage_and_recipe_errors(words, says):
+    refused(*words, code=2, says=says)
+
+
+def test_empty_folder(tmp_path):
+    refused("prepare", tmp_path, "--out", tmp_path / "s", code=3, says=str(tmp_path))
+
+
+def test_missing_folder(tmp_path):
+    refused("prepare", tmp_path / "none", code=3, says="none")
+
+
+def test_unpaired_files(tmp_path):
+    for name in ("input/a.png", "input/b.png", "target/z.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_rgb8(tmp_path / name, picture(16, 16, 1))
+    refused("prepare", tmp_path, "--out", tmp_path / "s", code=3, says=str(tmp_path))
+
+
+def test_text_file_named_png(pairs):
+    (pairs / "input" / "1.png").write_text("I am text")
+    line = refused("prepare", pairs, "--out", pairs.parent / "s", code=3, says="1.png")
+    assert "image" in line
+
+
+def test_sizes_that_differ_within_a_pair(pairs):
+    save_rgb8(pairs / "input" / "1.png", picture(24, 40, 1))
+    line = refused("prepare", pairs, "--out", pairs.parent / "s", code=3, says="1")
+    assert "40x24" in line
+    assert "32x24" in line
+
+
+def test_checkpoint_that_is_not_one(tmp_path, text_named_png, shard_folder):
+    fake = tmp_path / "fake.pt"
+    fake.write_text("nothing")
+    refused("info", fake, code=4, says="not a checkpoint")
+    refused("train-fine", "--from", fake, "--data", shard_folder, code=4, says="not a checkpoint")
+    refused("sweep-steps", fake, code=4, says="not a checkpoint")
+    refused(
+        "restore", text_named_png, tmp_path / "o.png", "--weights", fake, code=4, says="fake.pt"
+    )
+    refused("train-fine", "--from", tmp_path / "none.pt", code=4, says="no such checkpoint")
+
+
+def test_no_weights_to_restore_with(pairs, tmp_path):
+    refused("restore", pairs / "input", tmp_path / "out", code=4, says="weights")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu(shard_folder, tmp_path):
+    refused("train-coarse", "--recipe", "tiny", "--data", shard_folder, "--device", "cuda",
+            code=5, says="no CUDA device")  # fmt: skip
+
+
+def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
+    blocker = tmp_path / "file"
+    blocker.write_text("x")
+    refused("prepare", pairs, "--out", blocker / "s", code=5, says=str(blocker))
+    refused("train-coarse", "--recipe", "tiny", "--data", shard_folder, "--device", "cpu",
+            "--out", blocker / "run", *MINI, code=5, says=str(blocker))  # fmt: skip
+
+
+def test_info_of_nothing(tmp_path):
+    refused("info", tmp_path / "none", code=3, says="no such path")
+    refused("info", tmp_path, code=3, says="nothing that this program knows")
+
+
+def test_prepare_speaks_json(pairs, tmp_path):
+    (pairs / "input" / "lonely.png").write_bytes((pairs / "input" / "0.png").read_bytes())
+    for number in range(4):  # four different pictures, or they would all be one group
+        save_rgb8(pairs / "target" / f"{number}.png", picture(24, 32, number + 50))
+    result = run("prepare", pairs, "--out", tmp_path / "s", "--val", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert (said["pairs"], said["train"], said["val"]) == (4, 3, 1)
+    assert [Path(item["path"]).name for item in said["leftovers"]] == ["lonely.png"]
+    assert said["next"].startswith("c2fdft train-coarse")
+    again = run("prepare", pairs, "--out", tmp_path / "s", "--val", "1")
+    assert "up to date" in again.stdout
+    checked = run("prepare", pairs, "--out", tmp_path / "none", "--check", "--json")
+    assert json.loads(checked.stdout)["check"]["psnr_y"] > 0
+    assert not (tmp_path / "none").exists()
+    verified = run("prepare", tmp_path / "s", "--verify")
+    assert verified.exit_code == 0
+
+
+def test_recipes(tmp_path):
+    assert "tiny" in run("recipes", "list").stdout
+    assert {row["name"] for row in json.loads(run("recipes", "list", "--json").stdout)} >= {"tiny"}
+    shown = run("recipes", "show", "tiny", "coarse.lr=0.5")
+    assert "lr: 0.5" in shown.stdout
+    target = tmp_path / "mine.yaml"
+    assert run("recipes", "copy", "tiny", target).exit_code == 0
+    assert run("recipes", "validate", target).exit_code == 0
+    refused("recipes", "copy", "tiny", target, code=2, says="exists")
+    assert run("recipes", "copy", "tiny", target, "--overwrite").exit_code == 0
+
+
+def test_doctor():
+    assert "torch" in run("doctor").stdout
+    assert {"topic", "good", "found", "hint"} == set(json.loads(run("doctor", "--json").stdout)[0])
+
+
+def test_info_of_shards(shard_folder):
+    said = json.loads(run("info", shard_folder, "--json").stdout)
+    assert (said["kind"], said["train"]["images"], said["val"]["images"]) == ("shards", 10, 2)
+    assert "train" in run("info", shard_folder).stdout
+
+
+@pytest.mark.slow
+def test_the_six_commands(pairs, tmp_path, shard_folder):
+    """From shards to scores with the real commands, in seconds."""
+    cpu = ("--device", "cpu", "--precision", "fp32")
+    coarse, fine = tmp_path / "coarse", tmp_path / "fine"
+    data = ("--recipe", "tiny", "--data", shard_folder)
+    planned = run("train-coarse", *data, *cpu, "--out", coarse, "--dry-run", *MINI)
+    assert "total: 12 iterations" in planned.stdout, planned.stderr
+    done = run("train-coarse", *data, *cpu, "--out", coarse, "--json", *MINI)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 12
+    assert "step 12" in (coarse / "train.log").read_text()
+    swept = run("sweep-steps", coarse / "coarse.pt", *cpu, "--steps", "1-3", "--json")
+    assert swept.exit_code == 0, swept.stderr
+    stamped = json.loads(run("info", coarse / "coarse.pt", "--json").stdout)
+    assert stamped["grid_from"] == "sweep"
+    done = run("train-fine", "--from", coarse / "coarse.pt", *cpu, "--out", fine)
+    assert done.exit_code == 0, done.stderr
+    assert "next: c2fdft restore" in done.stdout
+    assert json.loads(run("info", fine, "--json").stdout)["kind"] == "run"
+    out = tmp_path / "out"
+    done = run("restore", pairs / "input", out, "--weights", fine / "fine.pt", *cpu)
+    assert done.exit_code == 0, done.stderr
+    assert sorted(path.name for path in out.glob("*.png")) == [f"{n}.png" for n in range(4)]
+    scored = run("eval", out, pairs / "target", "--protocol", "derain", "--json")
+    assert scored.exit_code == 0, scored.stderr
+    said = json.loads(scored.stdout)
+    assert said["protocol"] == "derain"
+    assert {"psnr", "ssim"} <= set(said["mean"])
+    assert [Path(row["name"]).stem for row in said["images"]] == ["0", "1", "2", "3"]
+    assert 0 < said["mean"]["psnr"] < 60
+
+
+@pytest.mark.slow
+def test_demo_runs_the_pipeline(tmp_path):
+    pytest.importorskip("skimage")
+    words = ["demo", "--out", str(tmp_path / "demo"), "--json", *MINI, "train.validation_images=1",
+             "sampling.grid=[999,500]"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "c2fdft_cli", *words], env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout[done.stdout.index('{\n "seconds"') :])
+    assert 26 <= said["degraded"]["mean"]["psnr"] <= 28
+    for command in COMMANDS[:6]:
+        assert f"$ c2fdft {command}" in done.stderr
+    assert (tmp_path / "demo" / "comparison.png").is_file()
+    refused("demo", "--out", tmp_path / "demo", code=2, says="not empty")
