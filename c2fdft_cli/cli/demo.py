@@ -22,7 +22,7 @@ def demo(
         typer.Argument(metavar="KEY=VALUE", help="Values of recipes/tiny.yaml to change."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for all of it [c2fdft-demo[-N]].")
+        Path | None, typer.Option("--out", help="Folder for all of it; a free name if not given.")
     ] = None,
     json: Json = False,
 ) -> None:

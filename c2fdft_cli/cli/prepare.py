@@ -22,7 +22,8 @@ def prepare(
         typer.Argument(help="Folder of image pairs in any published layout, or of clean images."),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the shards [shards/<name of SOURCE>].")
+        Path | None,
+        typer.Option("--out", help="Folder for the shards; shards/NAME of SOURCE if not given."),
     ] = None,
     val: Annotated[
         str | None,
@@ -30,7 +31,7 @@ def prepare(
             "--val",
             metavar="N|DIR",
             help="Validation: a number of pairs, or a folder of others "
-            "[the set's own split, else 5 %, 1 to 50].",
+            "If not given: the set's own split, else 5 %, 1 to 50.",
         ),
     ] = None,
     pairs: Annotated[

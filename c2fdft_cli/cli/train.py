@@ -23,7 +23,7 @@ Overrides = Annotated[
 ]
 RunOut = Annotated[
     Path | None,
-    typer.Option("--out", metavar="RUN", help="Run folder [runs/<recipe>-<stage>[-N]]."),
+    typer.Option("--out", metavar="RUN", help="Run folder; a free name under runs/ if not given."),
 ]
 Resume = Annotated[
     bool,

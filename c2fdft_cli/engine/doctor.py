@@ -17,7 +17,6 @@ from c2fdft_cli.engine.runtime import cpu_has_fast_bf16, make_runtime
 EXTRAS = {
     "matplotlib": ("plots", "curves.png and sweep.png"),
     "skimage": ("demo", "photos for `c2fdft demo`"),
-    "tensorboard": ("logs", "TensorBoard events"),
 }
 
 

@@ -20,12 +20,13 @@ from c2fdft_cli.core.diffusion import (
 from c2fdft_cli.engine.runtime import Runtime
 
 
-def noise_generator(seed: int, name: str) -> torch.Generator:
+def noise_generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
     """The random source of one image: a function of the seed and the file's base name alone.
 
     It lives on the CPU, so the noise is the same on every device, in any order, batch or rank.
+    Further draws of the same image have sources of their own.
     """
-    key = f"{seed}/{PurePath(name).stem}".encode()
+    key = f"{seed}/{PurePath(name).stem}{f'//{draw}' if draw else ''}".encode()
     number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
     return torch.Generator().manual_seed(number)
 
@@ -60,19 +61,20 @@ class Restorer:
         self.seed = seed
 
     @torch.inference_mode()
-    def __call__(self, lq: Tensor, names: Sequence[str]) -> Tensor:
+    def __call__(self, lq: Tensor, names: Sequence[str], draw: int = 0) -> Tensor:
         """Restore a batch of images of one size.
 
         Args:
             lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
             names: the images' names, which decide their noise.
+            draw: number of the draw: others give other noise.
 
         Returns:
             `[n, 3, h, w]` float32 in [0, 1], on the runtime's device.
         """
         height, width = lq.shape[-2:]
         lq = pad_to_multiple(lq.to(self.runtime.device, torch.float32))
-        sources = [noise_generator(self.seed, name) for name in names]
+        sources = [noise_generator(self.seed, name, draw) for name in names]
         x_T = gaussian(lq.shape, sources, self.runtime.device)
         with self.runtime.autocast():
             x_0 = ddim_sample(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from c2fdft_cli.core.bands import Banded
 from c2fdft_cli.core.metrics import PROTOCOLS
 from c2fdft_cli.data.images import save_rgb8
 from c2fdft_cli.engine.checkpoint import alpha_bar_of_recipe
@@ -58,7 +59,7 @@ class Validator:
         options, recipe = self._options, self._options.recipe
         protocol = PROTOCOLS[recipe.train.protocol]
         restorer = Restorer(
-            self._state.ema,
+            Banded(self._state.ema, dtype=options.runtime.dtype),
             alpha_bar_of_recipe(recipe.diffusion),
             options.grid,
             options.runtime,

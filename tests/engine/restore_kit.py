@@ -1,4 +1,4 @@
-"""What the tests of restore share: small checkpoints, pictures, and a network that changes nothing."""
+"""What the tests of restore share: checkpoints, pictures, a network that changes nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from c2fdft_cli.core.dft import DFT
 from c2fdft_cli.data.images import Picture, read_picture, write_picture
 from c2fdft_cli.engine.checkpoint import Meta, save_checkpoint
-from c2fdft_cli.engine.restore import RestoreResult, restore
+from c2fdft_cli.engine.restore import restore
 from c2fdft_cli.engine.restore_options import RestoreOptions
 from c2fdft_cli.engine.restore_plan import RestorePlan, plan_restore
+from c2fdft_cli.engine.restore_result import RestoreResult
 from c2fdft_cli.recipe import Network
 
 

@@ -1,0 +1,233 @@
+"""`c2fdft restore`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed
+from c2fdft_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.restore_options import RestoreOptions
+
+SAMPLING = "Sampling"
+FILES = "Files"
+MACHINE = "Machine"
+
+
+def restore(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="An image, a folder (sub-folders too), a quoted glob, @list.txt, or - for stdin.",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="A folder; for one image also a file (a.png), or - for stdout."
+        ),
+    ],
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="FILE", help="Checkpoint to restore with.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            metavar="N",
+            min=1,
+            help="Network calls (else the checkpoint's own grid).",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            "--spacing",
+            help="How --steps are spread: linspace (if not said), leading, trailing.",
+            metavar="NAME",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            "--grid",
+            metavar="T,T,...",
+            help="The times themselves, such as 999,500.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    eta: Annotated[
+        float,
+        typer.Option(
+            "--eta",
+            help="Fresh noise in each step: 0 none, 1 ancestral.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = 0.0,
+    seed: Seed = 0,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples", metavar="K", min=1, help="Average K draws.", rich_help_panel=SAMPLING
+        ),
+    ] = None,
+    self_ensemble: Annotated[
+        bool,
+        typer.Option(
+            "--self-ensemble", help="Average over 8 flips and turns.", rich_help_panel=SAMPLING
+        ),
+    ] = False,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            "--uncertainty",
+            metavar="DIR",
+            help="Write how far the draws spread: 16-bit map and heat map (8 draws, or --samples).",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    output_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="png, jpg, tif, bmp, webp, or same as the input (else png).",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    quality: Annotated[
+        int, typer.Option("--quality", help="Of JPEG, 1 to 100.", rich_help_panel=FILES)
+    ] = 95,
+    bit_depth: Annotated[
+        int | None,
+        typer.Option(
+            "--bit-depth",
+            metavar="8|16",
+            help="Bits of each sample (else the input's own).",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    suffix: Annotated[
+        str,
+        typer.Option(
+            "--suffix", metavar="TEXT", help="Put behind each name.", rich_help_panel=FILES
+        ),
+    ] = "",
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare",
+            metavar="DIR",
+            help="Write degraded | restored | difference side by side.",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch",
+            metavar="N",
+            min=0,
+            help="Images of one size at a time, 0: as fits.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = 0,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            metavar="SIZE",
+            help="Memory to use, such as 900M or 6G (else 80 % of what is free).",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            "--tile",
+            metavar="N",
+            help="Overlapping tiles of N px instead of the exact whole.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+) -> None:
+    """Restore an image or a folder of any sizes.
+
+    What is restored already is skipped, so an interrupted run goes on where it stopped. Outputs
+    are PNG, with bit depth, alpha, colour profile and EXIF of the input.
+
+    Example: c2fdft restore rainy/ out/ --weights runs/derain-fine/fine.pt
+    """
+    from c2fdft_cli.engine.restore_options import STDIO, RestoreOptions, parse_grid, parse_size
+
+    if json and out == STDIO:
+        raise UsageError("the image goes to standard output", where="--json", hint="name a file")
+    options = RestoreOptions(
+        source=source,
+        out=out,
+        weights=weights,
+        steps=steps,
+        spacing=spacing,
+        grid=None if grid is None else parse_grid(grid),
+        eta=eta,
+        seed=seed,
+        device=device,
+        precision=precision,
+        format=output_format,
+        quality=quality,
+        suffix=suffix,
+        bit_depth=bit_depth,
+        overwrite=overwrite,
+        batch=batch,
+        max_memory=None if max_memory is None else parse_size(max_memory),
+        tile=tile,
+        samples=samples,
+        self_ensemble=self_ensemble,
+        uncertainty=uncertainty,
+        compare=compare,
+        stdin=sys.stdin.buffer.read() if source == STDIO else None,
+    )
+    _restore_images(options, json)
+
+
+def _restore_images(options: RestoreOptions, json: bool) -> None:
+    from c2fdft_cli.cli.restore_view import document, tell, with_rate
+    from c2fdft_cli.engine.restore import restore as start
+    from c2fdft_cli.engine.restore_options import STDIO
+    from c2fdft_cli.engine.restore_plan import plan_restore
+    from c2fdft_cli.engine.restore_result import gather_ranks, join_ranks
+    from c2fdft_cli.engine.runtime import leave
+
+    plan = plan_restore(options)
+    try:
+        join_ranks(plan.runtime)
+        if not plan.runtime.is_main:
+            gather_ranks(start(plan).run(), plan.runtime)
+            return
+        for warning in plan.warnings:
+            console.remark(f"warning: {warning}")
+        result = gather_ranks(console.draw(start(plan), with_rate()), plan.runtime)
+    finally:
+        leave()
+    following = console.command("eval", options.out, "TARGET")
+    if json:
+        console.emit(document(plan, result, following))
+    elif options.out != STDIO:
+        tell(plan, result)
+        if result.failure is None:
+            console.say_next(following)
+    if result.failure is not None:
+        raise result.failure

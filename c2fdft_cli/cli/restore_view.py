@@ -1,0 +1,77 @@
+"""What `c2fdft restore` says: progress, warnings, the summary and the JSON document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from c2fdft_cli.cli import console
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.restore_plan import RestorePlan
+    from c2fdft_cli.engine.restore_result import ImageDone, RestoreResult
+
+
+def with_rate() -> Callable[[ImageDone], str]:
+    """Words beside the bar: images per second so far, and the image just finished."""
+    start, count = time.monotonic(), 0
+
+    def show(image: ImageDone) -> str:
+        nonlocal count
+        count += 1
+        rate = count / max(time.monotonic() - start, 1e-9)
+        return f"{rate:.2f} images/s, {image.source}{' FAILED' if image.error else ''}"
+
+    return show
+
+
+def document(plan: RestorePlan, result: RestoreResult, following: str) -> object:
+    """What `--json` prints."""
+    failed = len(result.errors)
+    return {
+        "weights": plan.weights,
+        "grid": plan.grid,
+        "eta": plan.options.eta,
+        "seed": plan.options.seed,
+        "draws": plan.options.runs,
+        "device": str(plan.runtime.device),
+        "precision": plan.runtime.precision,
+        "warnings": plan.warnings,
+        "restored": len(result.images) - failed,
+        "failed": failed,
+        "skipped": result.skipped,
+        "images": [vars(image) for image in result.images],
+        "seconds": result.seconds,
+        "next": following,
+    }
+
+
+def tell(plan: RestorePlan, result: RestoreResult) -> None:
+    """The summary for people: notes and skips on stderr, the result on stdout."""
+    good = [image for image in result.images if image.error is None]
+    for image in good:
+        for note in image.notes:
+            console.remark(f"note: {image.source}: {note}")
+    _tell_skipped(result)
+    if good:
+        console.stdout().print(_summary(plan, result, good), markup=False)
+
+
+def _tell_skipped(result: RestoreResult) -> None:
+    if not result.skipped:
+        return
+    console.remark(f"skipped: {len(result.skipped)} there already (--overwrite redoes them)")
+    for one in result.skipped:
+        if one.doubt is not None:
+            console.remark(f"  {one.output}: {one.doubt}")
+
+
+def _summary(plan: RestorePlan, result: RestoreResult, good: list[ImageDone]) -> str:
+    grid = ",".join(map(str, plan.grid))
+    rate = len(good) / max(result.seconds, 1e-9)
+    what = good[0].output if len(good) == 1 else f"{len(good)} images in {plan.options.out}"
+    return (
+        f"restored: {what} ({rate:.2f} images/s, {good[0].calls} network calls, grid {grid}, "
+        f"{plan.runtime.precision} on {plan.runtime.device})"
+    )

@@ -1,0 +1,200 @@
+"""Restoring files: decode, network and encode side by side, one record for each image."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.data.images import Picture
+from c2fdft_cli.engine.in_order import in_order
+from c2fdft_cli.engine.restore_batches import make_batches
+from c2fdft_cli.engine.restore_draws import Restored, draw
+from c2fdft_cli.engine.restore_executor import Ran
+from c2fdft_cli.engine.restore_outputs import Item, output_suffix
+from c2fdft_cli.engine.restore_pixels import to_tensor
+from c2fdft_cli.engine.restore_plan import RestorePlan
+from c2fdft_cli.engine.restore_result import ImageDone, RestoreResult, result_of
+from c2fdft_cli.engine.restore_write import lost, write_files
+from c2fdft_cli.engine.runtime import StopRequest, graceful_stop
+from c2fdft_cli.errors import (
+    C2fdftError,
+    DataError,
+    Interrupted,
+    ResourceError,
+    UsageError,
+)
+from c2fdft_cli.progress import Job
+
+WRITERS = 2
+READERS = 2
+
+
+class _Loaded(NamedTuple):
+    item: Item
+    picture: Picture | None
+    error: C2fdftError | None
+
+
+def restore(plan: RestorePlan) -> Job[ImageDone, RestoreResult]:
+    """Restore everything in the plan; an image that cannot be read does not stop the rest.
+
+    The iteration raises ResourceError (disk full, output not writable) and Interrupted; whatever
+    was written before is complete. Failed images are in the result, with the error to end with.
+    """
+    return Job(_work(plan), total=len(plan.items), title="restore", unit="image")
+
+
+def _work(plan: RestorePlan) -> Generator[ImageDone, None, RestoreResult]:
+    start = time.monotonic()
+    done: list[ImageDone] = []
+    errors: list[C2fdftError] = []
+    with graceful_stop() as stop, ThreadPoolExecutor(WRITERS) as writers:
+        for record, error in _records(plan, writers, stop):
+            done.append(record)
+            if error is not None:
+                errors.append(error)
+            yield record
+        if stop.signal_number is not None:
+            left = len(plan.items) - len(done)
+            raise Interrupted(
+                f"stopped with {left} of {len(plan.items)} images to do",
+                signal_number=stop.signal_number,
+                hint="run the same command again: what is done is skipped",
+            )
+    seconds = time.monotonic() - start
+    return result_of(plan, done, errors, seconds)
+
+
+Outcome = tuple[ImageDone, C2fdftError | None]
+
+
+def _records(
+    plan: RestorePlan, writers: ThreadPoolExecutor, stop: StopRequest
+) -> Iterator[Outcome]:
+    """Outcomes as files are finished; at most a few results wait for their turn."""
+    waiting: deque[Future[Outcome]] = deque()
+    for loaded in _loaded_batches(plan):
+        if stop:
+            break
+        waiting.extend(_restore_loaded(plan, loaded, writers))
+        while len(waiting) > 2 * WRITERS or (waiting and waiting[0].done()):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _loaded_batches(plan: RestorePlan) -> Iterator[list[_Loaded]]:
+    batches = make_batches(plan.items, plan.options.batch, plan.executor.fits)
+    yield from in_order(
+        lambda batch: [_load(item) for item in batch],
+        batches,
+        workers=READERS,
+        cost=lambda batch: sum(item.source.height * item.source.width * 12 for item in batch),
+    )
+
+
+def _load(item: Item) -> _Loaded:
+    if item.source.problem is not None:
+        return _Loaded(item, None, item.source.problem)
+    try:
+        return _Loaded(item, item.source.read(), None)
+    except DataError as error:
+        return _Loaded(item, None, error)
+
+
+def _restore_loaded(
+    plan: RestorePlan, loaded: list[_Loaded], writers: ThreadPoolExecutor
+) -> Iterator[Future[Outcome]]:
+    """Run the network over what was read, hand the results to the writers."""
+    groups: dict[tuple[int, ...], list[_Loaded]] = {}
+    for one in loaded:
+        if one.error is not None:
+            yield writers.submit(_failed, one.item, one.error)
+        elif one.picture is not None:
+            groups.setdefault(one.picture.pixels.shape, []).append(one)
+    for group in groups.values():
+        yield from _restore_group(plan, group, writers)
+
+
+def _restore_group(
+    plan: RestorePlan, group: list[_Loaded], writers: ThreadPoolExecutor
+) -> Iterator[Future[Outcome]]:
+    pictures = [one.picture for one in group if one.picture is not None]
+    start = time.monotonic()
+    try:
+        result, ran = _run_network(plan, group, pictures)
+    except ResourceError as error:
+        yield from (writers.submit(_failed, one.item, error) for one in group)
+        return
+    seconds = (time.monotonic() - start) / len(group)
+    for i, (one, picture) in enumerate(zip(group, pictures, strict=True)):
+        record = _record(plan, one.item, picture, ran, seconds)
+        spread = None if result.spread is None else result.spread[i]
+        yield writers.submit(_save, plan, one.item, picture, result.image[i], spread, record)
+
+
+def _run_network(
+    plan: RestorePlan, group: list[_Loaded], pictures: list[Picture]
+) -> tuple[Restored, Ran]:
+    """All draws of a batch; the `Ran` is that of the last draw, with the notes of all."""
+    notes: list[str] = []
+    last: list[Ran] = []
+
+    def run(lq: Tensor, names: Sequence[str], number: int) -> Tensor:
+        ran = plan.executor(lq, names, number)
+        notes.extend(note for note in ran.notes if note not in notes)
+        last[:] = [ran]
+        return ran.image
+
+    lq = torch.stack([to_tensor(picture) for picture in pictures])
+    names = [one.item.source.name for one in group]
+    options = plan.options
+    result = draw(run, lq, names, options.draws, self_ensemble=options.self_ensemble)
+    spread = None if result.spread is None else result.spread.cpu()
+    return Restored(result.image.cpu(), spread), last[0]._replace(notes=notes)
+
+
+def _record(plan: RestorePlan, item: Item, picture: Picture, ran: Ran, seconds: float) -> ImageDone:
+    height, width = picture.pixels.shape[:2]
+    losses = lost(picture, output_suffix(item, plan.options), plan.options.bit_depth)
+    return ImageDone(
+        source=item.source.label,
+        output=None if item.output is None else str(item.output),
+        height=height,
+        width=width,
+        calls=len(plan.grid) * plan.options.runs,
+        grid=plan.grid,
+        seconds=seconds,
+        executor=ran.executor,
+        precision=plan.runtime.precision,
+        peak_memory=plan.runtime.peak_memory(),
+        notes=[*ran.notes, *losses],
+    )
+
+
+def _save(
+    plan: RestorePlan,
+    item: Item,
+    picture: Picture,
+    image: Tensor,
+    spread: Tensor | None,
+    record: ImageDone,
+) -> Outcome:
+    try:
+        write_files(item, picture, image, spread, plan.options)
+    except UsageError as error:  # a format that cannot hold this picture
+        return _failed(item, error)
+    plan.record.add(item)
+    return record, None
+
+
+def _failed(item: Item, error: C2fdftError) -> Outcome:
+    source = item.source
+    words = str(error) if error.where else f"{source.label}: {error}"
+    return ImageDone(source.label, None, source.height, source.width, error=words), error

@@ -1,0 +1,121 @@
+"""What restoring reports: a record of each image, and the end of the job, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from c2fdft_cli.engine.restore_plan import RestorePlan, Skipped
+from c2fdft_cli.engine.runtime import Runtime
+from c2fdft_cli.errors import C2fdftError, PartialFailure
+
+_PATIENCE = timedelta(days=30)
+"""How long a rank that is done waits for the others."""
+
+
+@dataclass(frozen=True)
+class ImageDone:
+    """What became of one image.
+
+    Args:
+        source: the input.
+        output: the restored file; None when it failed or went to standard output.
+        height, width: pixels.
+        calls: network calls, over all draws.
+        grid: the sampler's times.
+        seconds: of the network's work on this image.
+        executor: how the network ran.
+        precision: what it computed in.
+        peak_memory: bytes at most so far, of the device or the process.
+        notes: what did not go as planned, and what the output's format could not keep.
+        error: why it failed; None if it did not.
+    """
+
+    source: str
+    output: str | None
+    height: int
+    width: int
+    calls: int = 0
+    grid: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    executor: str = ""
+    precision: str = ""
+    peak_memory: int = 0
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """The end of a job.
+
+    Args:
+        images: one record for each image that was worked on.
+        skipped: outputs that were there.
+        seconds: wall-clock time.
+        errors: of the images that failed.
+        single: whether one file was named by itself.
+        folder: the output folder.
+    """
+
+    images: list[ImageDone]
+    skipped: list[Skipped]
+    seconds: float
+    errors: list[C2fdftError] = field(default_factory=list)
+    single: bool = False
+    folder: Path | None = None
+
+    @property
+    def failure(self) -> C2fdftError | None:
+        """What the program ends with: None when all went well, else the details of each."""
+        failed = len(self.errors)
+        if not failed:
+            return None
+        if self.single and len(self.images) == 1:
+            return self.errors[0]
+        return PartialFailure(
+            f"{failed} of {len(self.images)} images failed",
+            where=self.folder,
+            hint="the others are restored" if failed < len(self.images) else "see each below",
+            details=[image.error for image in self.images if image.error],
+        )
+
+
+def result_of(
+    plan: RestorePlan, images: list[ImageDone], errors: list[C2fdftError], seconds: float
+) -> RestoreResult:
+    """The result of this process."""
+    return RestoreResult(images, plan.skipped, seconds, errors, plan.single, plan.folder)
+
+
+def join_ranks(runtime: Runtime) -> None:
+    """Meet the other processes that torchrun started; their results are gathered at the end."""
+    if runtime.world > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+
+
+def gather_ranks(result: RestoreResult, runtime: Runtime) -> RestoreResult:
+    """The results of all processes as one in rank 0; each other rank gets its own back."""
+    if not dist.is_initialized():
+        return result
+    everyone: list[RestoreResult | None] | None = [None] * runtime.world
+    dist.gather_object(result, everyone if runtime.is_main else None)
+    if not runtime.is_main:
+        return result
+    return merge([one for one in everyone or [] if one is not None])
+
+
+def merge(results: Sequence[RestoreResult]) -> RestoreResult:
+    """Several processes' results as one."""
+    return RestoreResult(
+        images=[image for one in results for image in one.images],
+        skipped=[skipped for one in results for skipped in one.skipped],
+        seconds=max(one.seconds for one in results),
+        errors=[error for one in results for error in one.errors],
+        single=results[0].single,
+        folder=results[0].folder,
+    )

@@ -1,0 +1,186 @@
+"""`c2fdft restore` as a user runs it: exit codes, words, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from c2fdft_cli.cli.app import app
+from c2fdft_cli.core.dft import DFT
+from c2fdft_cli.data.images import read_picture
+from tests.engine.restore_kit import random_picture, save, write_checkpoint
+
+
+@pytest.fixture
+def coarse(tmp_path: Path, tiny_net: Callable[..., DFT]) -> Path:
+    return write_checkpoint(tmp_path / "coarse.pt", tiny_net(), stage="coarse")
+
+
+@pytest.fixture
+def fine(tmp_path: Path, tiny_net: Callable[..., DFT]) -> Path:
+    return write_checkpoint(tmp_path / "fine.pt", tiny_net(), stage="fine", grid=[999, 500])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(tmp_path / "in" / "a.png", random_picture(9, 16))
+    save(tmp_path / "in" / "sub" / "b.jpg", random_picture(8, 8, seed=1))
+    return tmp_path / "in"
+
+
+def call(*words: object, stdin: bytes | None = None) -> Any:
+    return CliRunner().invoke(app, ["restore", *map(str, words)], input=stdin)
+
+
+def test_a_folder(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = call(folder, out, "--weights", coarse, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert "restored: 2 images" in result.stdout
+    assert "next: c2fdft eval" in result.stdout
+    assert (out / "a.png").exists()
+    assert (out / "sub" / "b.png").exists()
+    again = call(folder, out, "--weights", coarse, "--steps", 2)
+    assert again.exit_code == 0
+    assert "skipped: 2 there already" in again.stderr
+    assert "a.png: made with other settings" in again.stderr
+
+
+def test_json(folder: Path, fine: Path, tmp_path: Path) -> None:
+    result = call(folder, tmp_path / "out", "--weights", fine, "--json", "--precision", "fp32")
+    document = json.loads(result.stdout)
+    assert document["grid"] == [999, 500]
+    assert (document["restored"], document["failed"], document["skipped"]) == (2, 0, [])
+    record = document["images"][0]
+    assert record.keys() >= {"source", "output", "height", "width", "calls", "grid", "seconds"}
+    assert record.keys() >= {"executor", "precision", "peak_memory", "error"}
+    assert document["next"].startswith("c2fdft eval")
+
+
+def test_fine_weights_on_another_grid_warn(folder: Path, fine: Path, tmp_path: Path) -> None:
+    result = call(folder, tmp_path / "out", "--weights", fine, "--steps", 2)
+    assert result.exit_code == 0
+    assert "trained on the grid 999,500; on 999,0" in " ".join(result.stderr.split())
+    quiet = call(folder, tmp_path / "out2", "--weights", fine, "--grid", "999,500")
+    assert "warning" not in quiet.stderr
+
+
+def test_no_weights(folder: Path, tmp_path: Path) -> None:
+    result = call(folder, tmp_path / "out")
+    assert result.exit_code == 4
+    assert "no weights to restore with" in result.stderr
+    assert "c2fdft demo" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "not.pt").write_text("no")
+    result = call(folder, tmp_path / "out", "--weights", tmp_path / "not.pt")
+    assert result.exit_code == 4
+    assert "not a checkpoint" in result.stderr
+    assert call(folder, tmp_path / "out", "--weights", "missing.pt").exit_code == 4
+    assert call(folder, tmp_path / "out", "--weights", "derain").exit_code == 4
+
+
+def test_a_corrupt_file_among_others(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    (folder / "bad.png").write_text("text")
+    result = call(folder, tmp_path / "out", "--weights", coarse, "--steps", 1, "--json")
+    assert result.exit_code == 6
+    assert "error: 1 of 3 images failed" in result.stderr
+    assert "bad.png" in result.stderr
+    document = json.loads(result.stdout)
+    assert (document["restored"], document["failed"]) == (2, 1)
+
+
+@pytest.mark.parametrize("json_option", [[], ["--json"]])
+def test_a_corrupt_file_by_itself(
+    json_option: list[str], folder: Path, coarse: Path, tmp_path: Path
+) -> None:
+    (folder / "bad.png").write_text("text")
+    result = call(folder / "bad.png", tmp_path / "out", "--weights", coarse, *json_option)
+    assert result.exit_code == 3
+    assert result.stderr.count("\n") == 1
+    assert "not an image" in result.stderr
+
+
+def test_an_output_under_a_file(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    result = call(folder, tmp_path / "coarse.pt" / "out", "--weights", coarse)
+    assert result.exit_code == 5
+    assert "regular file" in result.stderr
+
+
+def test_too_large(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    words = (folder / "a.png", tmp_path / "x.png", "--weights", coarse, "--max-memory", "10k")
+    result = call(*words)
+    assert result.exit_code == 5
+    assert "16x9 px needs" in result.stderr
+    assert "megapixels fit" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--grid", "5,6"],
+        ["--grid", "9", "--steps", "2"],
+        ["--spacing", "odd", "--steps", "2"],
+        ["--format", "gif"],
+        ["--bit-depth", "12"],
+        ["--max-memory", "much"],
+        ["--tile", "20"],
+        ["--device", "tpu"],
+        ["--precision", "fp8"],
+        ["--steps", "0"],
+        ["--samples", "0"],
+    ],
+)
+def test_wrong_words(words: list[str], folder: Path, coarse: Path, tmp_path: Path) -> None:
+    result = call(folder, tmp_path / "out", "--weights", coarse, *words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_inputs(coarse: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source in ("missing", tmp_path / "empty", tmp_path / "*.nothing"):
+        result = call(source, tmp_path / "out", "--weights", coarse)
+        assert result.exit_code == 3
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    data = (folder / "a.png").read_bytes()
+    result = call("-", "-", "--weights", coarse, "--grid", "500", stdin=data)
+    assert result.exit_code == 0
+    (tmp_path / "piped.png").write_bytes(result.stdout_bytes)
+    assert read_picture(tmp_path / "piped.png").pixels.shape == (9, 16, 3)
+    assert call("-", "-", "--weights", coarse, "--json", stdin=data).exit_code == 2
+    assert call("-", "-", "--weights", coarse, stdin=b"").exit_code == 2
+    assert call("-", "-", "--weights", coarse, stdin=b"text").exit_code == 3
+
+
+def test_formats(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    words = ("--weights", coarse, "--grid", "500")
+    assert call(folder, tmp_path / "t", *words, "--format", "tif", "--bit-depth", 16).exit_code == 0
+    assert read_picture(tmp_path / "t" / "a.tif").bit_depth == 16
+    assert call(folder, tmp_path / "s", *words, "--format", "same", "--suffix", "_r").exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "s").rglob("*.*g")) == ["a_r.png", "b_r.jpg"]
+
+
+def test_help_teaches() -> None:
+    result = CliRunner().invoke(app, ["restore", "--help"])
+    assert result.exit_code == 0
+    for word in (
+        "--weights",
+        "--steps",
+        "--samples",
+        "--overwrite",
+        "--tile",
+        "Example",
+    ):
+        assert word in result.stdout
