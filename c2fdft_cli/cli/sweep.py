@@ -1,0 +1,178 @@
+"""`c2fdft sweep-steps`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.sweep import Tried
+    from c2fdft_cli.engine.sweep_result import SweepResult
+    from c2fdft_cli.engine.sweep_table import GridRow
+
+SHOWN_TIMES = 4
+"""Times of a grid that the table shows in full; sweep.csv has them all."""
+
+
+def sweep_steps(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Coarse or fine weights.")],
+    data: Shards = None,
+    steps: Annotated[
+        str, typer.Option("--steps", metavar="COUNTS", help="Network calls to try: 1-10 or 2,4,8.")
+    ] = "1-10",
+    spacing: Annotated[
+        str,
+        typer.Option(
+            "--spacing", metavar="NAMES", help="linspace, leading, trailing; several with commas."
+        ),
+    ] = "linspace",
+    start: Annotated[
+        str | None,
+        typer.Option("--start", metavar="TIMES", help="First times to try: 999,750 (else 999)."),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="TIMES", help="A grid to try besides: 999,500. Repeatable."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option("--images", help="Validation pairs to take, 0 for all.", min=0)
+    ] = 0,
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Noises for each image, for a spread.", min=1, max=1000)
+    ] = 1,
+    choose: Annotated[
+        str,
+        typer.Option(
+            "--choose", metavar="RULE", help="psnr, ssim, or fewest calls within:XdB of the best."
+        ),
+    ] = "within:0.2dB",
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol", metavar="NAME", help="Of the scores (else the recipe's, or rgb)."
+        ),
+    ] = None,
+    early_stop: Annotated[
+        bool,
+        typer.Option(
+            "--early-stop", help="Give up grids that surely lose against one with no more calls."
+        ),
+    ] = False,
+    no_stamp: Annotated[
+        bool, typer.Option("--no-stamp", help="Leave the checkpoint as it is.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for sweep.json/.csv/.png (else the checkpoint's)."),
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Find the step grid that suits these weights, and write it into them.
+
+    Restores the validation pairs by every grid, prints calls, times and scores, and chooses: the
+    fewest calls within 0.2 dB of the best PSNR. Stopped, the same command goes on.
+
+    Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --spacing linspace,trailing
+    """
+    from c2fdft_cli.engine.sweep import SweepOptions, sweep
+    from c2fdft_cli.engine.sweep_grids import parse_rule, parse_spacings, parse_steps, parse_times
+    from c2fdft_cli.engine.sweep_result import summary
+
+    options = SweepOptions(
+        checkpoint=checkpoint,
+        data=data,
+        steps=tuple(parse_steps(steps)),
+        spacings=tuple(parse_spacings(spacing)),
+        starts=() if start is None else tuple(parse_times(start, "--start")),
+        grids=tuple(tuple(parse_times(text, "--grid")) for text in grid or ()),
+        images=images,
+        seeds=seeds,
+        seed=seed,
+        rule=parse_rule(choose),
+        protocol=protocol,
+        early_stop=early_stop,
+        stamp=not no_stamp,
+        out=out,
+        overwrite=overwrite,
+        device=device,
+        precision=precision,
+    )
+
+    result = console.draw(sweep(options), _note)
+    following = _next_command(result)
+    if json:
+        files = [str(path) for path in result.files]
+        extra: dict[str, Any] = {"stamped": result.stamped, "files": files, "next": following}
+        console.emit({**summary(result), **extra})
+        return
+    _tell(result)
+    console.say_next(following)
+
+
+def _note(event: Tried) -> str:
+    if event.trial is None:
+        return f"{event.name}: {event.calls} calls given up"
+    return f"{event.name}: {event.calls} calls {event.trial.psnr:.2f} dB"
+
+
+def _next_command(result: SweepResult) -> str:
+    """train-fine for coarse weights, restore for the others."""
+    grid: list[object] = []
+    if result.stage == "coarse":
+        if not result.stamped:
+            grid = [f"sampling.grid=[{','.join(map(str, result.chosen.grid))}]"]
+        return console.command("train-fine", "--from", result.checkpoint, *grid)
+    if not result.stamped:
+        grid = ["--grid", ",".join(map(str, result.chosen.grid))]
+    weights = shlex.quote(str(result.checkpoint))
+    return " ".join(["c2fdft restore IN OUT --weights", weights, *map(str, grid)])
+
+
+def _tell(result: SweepResult) -> None:
+    seeds = result.seeds > 1
+    title = f"{result.checkpoint}: {result.images} images, protocol {result.protocol}"
+    columns = ["calls", "grid", "first t", "PSNR", "SSIM", "s / image", "mark"]
+    if seeds:
+        columns.insert(4, "+/-")
+    console.table(title, columns, [_cells(row, seeds) for row in result.rows])
+    out = console.stdout()
+    out.print("P: on the Pareto front (no grid with as few calls scores as much)")
+    times = ", ".join(map(str, result.chosen.grid))
+    out.print(f"chosen: {result.chosen.calls} calls at {times} ({result.rule})", markup=False)
+    if result.trained_grid is not None and not result.chosen.trained:
+        trained = ", ".join(map(str, result.trained_grid))
+        console.remark(f"note: these fine weights were trained on another grid: {trained}")
+    saved = result.calls_naive - result.calls_spent
+    out.print(f"network calls: {result.calls_spent}, {saved} fewer than grid by grid")
+    if not any(path.suffix == ".png" for path in result.files):
+        console.remark("no sweep.png: it needs matplotlib (pip install 'c2fdft[plots]')")
+    if result.stamped:
+        out.print(f"grid written into {result.checkpoint}", markup=False)
+    out.print(f"written: {', '.join(map(str, result.files))}", markup=False)
+
+
+def _cells(row: GridRow, seeds: bool) -> list[object]:
+    marks = [
+        "chosen" if row.chosen else "",
+        "P" if row.pareto else "",
+        "trained" if row.trained else "",
+        "" if row.complete else f"stopped after {row.trials}",
+    ]
+    psnr = f"{row.psnr:.2f}"
+    spread = [f"{row.spread:.3f}" if row.spread is not None else "-"] if seeds else []
+    text = " ".join(mark for mark in marks if mark)
+    times = " ".join(map(str, row.grid))
+    if row.calls > SHOWN_TIMES:
+        times = f"{row.grid[0]} {row.grid[1]} ... {row.grid[-1]}"
+    seconds = f"{row.seconds:.3g}"
+    return [row.calls, times, row.grid[0], psnr, *spread, f"{row.ssim:.4f}", seconds, text]

@@ -1,0 +1,101 @@
+"""Statistics over the rows of an evaluation, and the comparison of two."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+WORST = 5
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, median (either may be infinite) and standard deviation (n - 1) of a score.
+
+    None where there is no number.
+    """
+
+    mean: float | None
+    median: float | None
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired difference A - B of a score.
+
+    Args:
+        mean: of the differences.
+        low, high: bootstrap confidence interval of that mean.
+        wins, losses, ties: images on which A is higher, lower, equal.
+        images: how many differences are finite; infinite PSNRs count as wins or ties alone.
+    """
+
+    mean: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    ties: int
+    images: int
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Statistics of one score over all images.
+
+    An infinite value makes the mean infinite; where an image has no value, nothing has one.
+    """
+    if any(map(math.isnan, values)):
+        return Summary(None, None, None)
+    mean, median = statistics.fmean(values), statistics.median(values)
+    finite = all(map(math.isfinite, values))
+    std = statistics.stdev(values) if finite and len(values) > 1 else None
+    return Summary(mean, median, std)
+
+
+def worst(names: Sequence[str], values: Sequence[float], count: int = WORST) -> list[str]:
+    """Names of the images with the lowest scores, lowest first."""
+    order = sorted(range(len(names)), key=lambda i: (values[i], names[i]))
+    return [names[i] for i in order[:count]]
+
+
+def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison:
+    """Paired comparison of two results over the same images.
+
+    The interval is the 2.5 % to 97.5 % range of the mean difference over 10,000 resamples of the
+    images (percentile bootstrap), drawn from `seed`.
+
+    Args:
+        a, b: scores, image by image.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: different lengths, or no image with a finite difference.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} scores against {len(b)}")
+    finite = np.array(
+        [x - y for x, y in zip(a, b, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    )
+    if not len(finite):
+        raise ValueError("no image has a finite score on both sides")
+    rng = np.random.default_rng(seed)
+    block = max(1, 10_000_000 // len(finite))
+    means: list[float] = []
+    while len(means) < RESAMPLES:
+        rows = min(block, RESAMPLES - len(means))
+        picks = rng.integers(0, len(finite), (rows, len(finite)))
+        means += finite[picks].mean(1).tolist()
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    wins = sum(x > y for x, y in zip(a, b, strict=True))
+    losses = sum(x < y for x, y in zip(a, b, strict=True))
+    ties = len(a) - wins - losses
+    return Comparison(
+        float(finite.mean()), float(low), float(high), wins, losses, ties, len(finite)
+    )

@@ -1,0 +1,158 @@
+"""Which step grids a sweep tries, and which one it chooses."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from c2fdft_cli.core.diffusion import SPACINGS, T, check_grid, time_grid
+from c2fdft_cli.errors import UsageError
+
+Grid = tuple[int, ...]
+MAX_GRIDS = 1000
+DEFAULT_STEPS = "1-10"
+DEFAULT_RULE = "within:0.2dB"
+_RULES = "psnr, ssim or within:0.2dB"
+
+
+@dataclass(frozen=True)
+class NamedGrid:
+    """The descending times of a restoration, and where they come from, for people."""
+
+    times: Grid
+    label: str
+
+    @property
+    def calls(self) -> int:
+        """Network calls that an image costs."""
+        return len(self.times)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a grid is chosen: best "psnr", best "ssim", or fewest calls "within" `decibels`."""
+
+    kind: str
+    decibels: float = 0.0
+
+    def __str__(self) -> str:
+        return f"within:{self.decibels:g}dB" if self.kind == "within" else self.kind
+
+    @property
+    def describes(self) -> str:
+        """The rule in words."""
+        if self.kind == "within":
+            return f"fewest calls within {self.decibels:g} dB of the best PSNR"
+        return f"the best {self.kind.upper()}"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Mean scores of a grid; NaN where its restorations are not finite."""
+
+    calls: int
+    psnr: float
+    ssim: float
+
+
+def parse_steps(text: str) -> list[int]:
+    """Counts such as "4", "1-10" or "1,2,4-6", ascending; UsageError when it is none."""
+    counts: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= low <= high:
+            hint = "numbers of network calls, such as 1-10 or 2,4,8"
+            raise UsageError(f"cannot read {part!r}", where="--steps", hint=hint)
+        counts.update(range(low, high + 1))
+    return sorted(counts)
+
+
+def parse_spacings(text: str) -> list[str]:
+    """Names of spacings with commas between them; UsageError for an unknown one."""
+    names = text.replace(" ", "").split(",")
+    for name in names:
+        if name not in SPACINGS:
+            hint = ", ".join(SPACINGS)
+            raise UsageError(f"no such spacing: {name}", where="--spacing", hint=hint)
+    return names
+
+
+def parse_times(text: str, option: str) -> list[int]:
+    """Times such as "999,750,500"; UsageError when they are none."""
+    parts = text.replace(" ", "").split(",")
+    if not all(re.fullmatch(r"\d{1,6}", part) for part in parts):
+        hint = "times separated by commas, such as 999,750,500"
+        raise UsageError(f"cannot read {text!r}", where=option, hint=hint)
+    return [int(part) for part in parts]
+
+
+def parse_rule(text: str) -> Rule:
+    """A choice rule: "psnr", "ssim", "within:0.2dB"; UsageError for anything else."""
+    if text in ("psnr", "ssim"):
+        return Rule(text)
+    found = re.fullmatch(r"within:(\d+(?:\.\d+)?)\s*(?:dB)?", text, re.IGNORECASE)
+    if not found:
+        raise UsageError(f"no such rule: {text}", where="--choose", hint=_RULES)
+    return Rule("within", float(found[1]))
+
+
+def make_grids(
+    steps: Sequence[int],
+    spacings: Sequence[str] = ("linspace",),
+    starts: Sequence[int] = (),
+    explicit: Iterable[Sequence[int]] = (),
+    total: int = T,
+) -> list[NamedGrid]:
+    """counts x spacings x start times, and explicit grids; each set of times once.
+
+    A start s spaces n calls over the times s .. 0 as `time_grid` does over T - 1 .. 0.
+
+    Raises:
+        UsageError: an unknown spacing, a start or a grid outside 0 .. total - 1, more steps than
+            times, or too many grids.
+    """
+    found: dict[Grid, str] = {}
+    try:
+        for spacing in spacings:
+            for start in starts or (total - 1,):
+                check_grid([start], total)
+                label = spacing if start == total - 1 else f"{spacing} from {start}"
+                for n in steps:
+                    found.setdefault(tuple(time_grid(n, spacing, start + 1)), label)
+        for times in explicit:
+            found.setdefault(tuple(check_grid(times, total)), "given")
+    except ValueError as error:
+        raise UsageError(str(error), where="--steps, --spacing, --start, --grid") from error
+    if not 0 < len(found) <= MAX_GRIDS:
+        raise UsageError(f"{len(found)} grids", where="--steps", hint=f"1 to {MAX_GRIDS}")
+    return [NamedGrid(times, label) for times, label in found.items()]
+
+
+def choose(rows: Sequence[Quality], rule: Rule) -> int | None:
+    """Index of the grid that the rule chooses, None when no row is finite.
+
+    Equal scores go to fewer calls, equal calls to the better PSNR.
+    """
+    usable = [i for i, row in enumerate(rows) if not math.isnan(row.psnr)]
+    if not usable:
+        return None
+    if rule.kind == "within":
+        best = max(rows[i].psnr for i in usable)
+        near = [i for i in usable if rows[i].psnr >= best - rule.decibels]
+        return min(near, key=lambda i: (rows[i].calls, -rows[i].psnr))
+    return min(usable, key=lambda i: (-getattr(rows[i], rule.kind), rows[i].calls))
+
+
+def pareto(rows: Sequence[Quality]) -> list[bool]:
+    """Which rows no other row beats: at most as many calls, at least its PSNR, and one better."""
+
+    def beats(a: Quality, b: Quality) -> bool:
+        no_worse = a.calls <= b.calls and a.psnr >= b.psnr
+        return no_worse and (a.calls < b.calls or a.psnr > b.psnr)
+
+    return [
+        not math.isnan(row.psnr) and not any(beats(other, row) for other in rows) for row in rows
+    ]

@@ -1,0 +1,139 @@
+"""`c2fdft eval`: what it prints, its JSON, its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from c2fdft_cli.cli.app import app
+from c2fdft_cli.data.images import save_rgb8
+from c2fdft_cli.engine.checkpoint import Meta, make_network, save_checkpoint
+from c2fdft_cli.recipe import Network, Recipe
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, ["eval", *map(str, words)])
+
+
+def photo(k: int, strength: int = 0) -> np.ndarray[Any, Any]:
+    y, x, c = np.mgrid[0:24, 0:30, 0:3]
+    clean = 120 + 80 * np.sin(0.3 * x + k) * np.cos(0.25 * y + c)
+    return (clean + strength * (1 + k)).clip(0, 255).round().astype(np.uint8)
+
+
+def fill(folder: Path, strength: int, count: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    for k in range(count):
+        save_rgb8(folder / f"{k}.png", photo(k, strength))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return fill(tmp_path / "out", 10), fill(tmp_path / "target", 0)
+
+
+@pytest.fixture
+def weights(shard_folder: Path, tmp_path: Path) -> Path:
+    network = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
+    state = make_network(network).state_dict()
+    recipe = Recipe(network=network).to_dict()
+    meta = Meta(network, stage="fine", grid=[999], recipe=recipe, data=str(shard_folder))
+    save_checkpoint(tmp_path / "fine.pt", state, state, meta)
+    return tmp_path / "fine.pt"
+
+
+def test_rows_statistics_and_protocol(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "extra.png").write_bytes((folders[1] / "0.png").read_bytes())
+    result = run(*folders, "--protocol", "derain")
+    assert result.exit_code == 0, result.output
+    for text in ("PSNR", "SSIM", "mean", "median", "std", "lowest PSNR: 2, 1, 0"):
+        assert text in result.stdout
+    assert "protocol derain: Y channel" in result.stdout
+    assert "not restored: " in result.stdout
+    assert "extra.png" in result.stdout.replace("\n", "")
+    assert "next: c2fdft eval" in result.stdout
+
+
+def test_json_has_the_documented_form(folders: tuple[Path, Path]) -> None:
+    save_rgb8(folders[0] / "1.png", photo(1))
+    result = run(*folders, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["protocol"] == "rgb"
+    assert set(facts["mean"]) == {"psnr", "ssim"}
+    assert facts["mean"]["psnr"] is None
+    assert [set(row) for row in facts["images"]] == [{"name", "psnr", "ssim"}] * 3
+    assert facts["images"][1]["psnr"] is None
+    assert facts["missing"] == {"target": [], "restored": []}
+
+
+def test_weights_on_shards(weights: Path, shard_folder: Path) -> None:
+    words = ("--weights", weights, "--device", "cpu", "--precision", "fp32")
+    result = run(*words, "--data", shard_folder, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert len(facts["images"]) == 2
+    assert facts["degraded"]["mean"]["psnr"] > 0
+    assert facts["notes"] == ["grid: 999 (1 network calls)"]
+    spoken = run(*words, "--seeds", "2", "--images", "1", "--against", weights)
+    assert spoken.exit_code == 0, spoken.output
+    assert "over the seeds" in spoken.stdout
+    assert "A wins 0, B 0, ties 1" in spoken.stdout
+
+
+def test_files_that_were_asked_for(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    other = fill(tmp_path / "b", 20)
+    words = ("--metrics", "gmsd", "--csv", tmp_path / "rows.csv", "--report", tmp_path / "page")
+    result = run(*folders, *words, "--against", other, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["against"]["difference"]["psnr"]["wins"] == 3
+    assert "gmsd" in facts["mean"]
+    assert facts["next"] is None
+    assert (tmp_path / "rows.csv").read_text().startswith("name,psnr,ssim,gmsd")
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert all(page.count(f'"name": "{k}"') for k in range(3))
+    again = run(*folders, "--csv", tmp_path / "rows.csv")
+    assert again.exit_code == 2
+    assert "use --overwrite" in again.stderr
+    assert run(*folders, "--csv", tmp_path / "rows.csv", "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        ([], 2, "nothing to score"),
+        (["{out}"], 2, "nothing to score"),
+        (["{out}", "{target}", "--weights", "x.pt"], 2, "--weights"),
+        (["{out}", "{target}", "--protocol", "best"], 2, "no such protocol: best"),
+        (["{out}", "{target}", "--metrics", "niqe"], 2, "no such metric: niqe"),
+        (["{out}", "{target}", "--border", "8"], 3, "3 of 3 pairs cannot be scored"),
+        (["{out}", "nowhere"], 3, "no such file or folder - nowhere"),
+        (["{out}", "{target}", "--degraded", "nowhere"], 3, "no degraded image"),
+        (["--weights", "nowhere.pt"], 4, "no such checkpoint"),
+        (["{out}", "{target}", "--csv", "{out}/0.png/a.csv"], 5, "regular file"),
+    ],
+)
+def test_what_goes_wrong(
+    folders: tuple[Path, Path], words: list[str], code: int, text: str
+) -> None:
+    out, target = folders
+    result = run(*(word.format(out=out, target=target) for word in words))
+    assert result.exit_code == code, result.output
+    assert text in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+
+
+def test_one_bad_pair_gives_no_mean(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "1.png").write_text("text")
+    result = run(*folders)
+    assert result.exit_code == 3
+    assert "1: cannot read the image" in result.stderr
+    assert "mean" not in result.stdout

@@ -1,0 +1,121 @@
+"""`c2fdft sweep-steps`: what it prints, its JSON, its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from c2fdft_cli.cli.app import app
+from c2fdft_cli.engine.checkpoint import Meta, load_checkpoint, make_network, save_checkpoint
+from c2fdft_cli.recipe import Network, Recipe
+
+NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
+QUICK = ("--device", "cpu", "--precision", "fp32", "--images", "1")
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, ["sweep-steps", *map(str, words)])
+
+
+def weights(path: Path, stage: str, data: Path | None, grid: list[int] | None = None) -> Path:
+    torch.manual_seed(1)
+    state = make_network(NETWORK).state_dict()
+    recipe = Recipe(network=NETWORK).to_dict()
+    meta = Meta(NETWORK, stage=stage, recipe=recipe, data=data and str(data), grid=grid)
+    save_checkpoint(path, state, state, meta)
+    return path
+
+
+@pytest.fixture
+def coarse(shard_folder: Path, tmp_path: Path) -> Path:
+    return weights(tmp_path / "coarse.pt", "coarse", shard_folder)
+
+
+def test_table_choice_and_next_command(coarse: Path) -> None:
+    result = run(coarse, "--steps", "1-3", *QUICK)
+    assert result.exit_code == 0, result.output
+    for text in ("calls", "first t", "PSNR", "SSIM", "s / image", "999 500 0", "protocol rgb"):
+        assert text in result.stdout
+    assert "fewest calls within 0.2 dB of the best PSNR" in result.stdout
+    assert "network calls: 4, 2 fewer than grid by grid" in result.stdout
+    assert f"next: c2fdft train-fine --from {coarse}" in result.stdout.replace("\n", " ")
+    assert load_checkpoint(coarse).meta.grid_from == "sweep"
+    assert {path.name for path in coarse.parent.glob("sweep.*")} >= {"sweep.json", "sweep.csv"}
+
+
+def test_json_is_one_document(coarse: Path, tmp_path: Path) -> None:
+    words = ("--spacing", "linspace,trailing", "--grid", "900,400", "--choose", "psnr")
+    result = run(coarse, "--steps", "2", *words, "--out", tmp_path / "o", "--json", *QUICK)
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert {tuple(row["grid"]) for row in facts["rows"]} == {(999, 0), (999, 499), (900, 400)}
+    assert facts["rule"] == "the best PSNR"
+    assert facts["steps"] == len(facts["grid"]) == 2
+    assert sum(row["chosen"] for row in facts["rows"]) == 1
+    assert {"first_t", "seconds", "pareto", "psnr", "ssim"} <= set(facts["rows"][0])
+    assert facts["stamped"] is True
+    assert facts["calls"] == {"spent": 5, "naive": 6}
+    assert facts["next"] == f"c2fdft train-fine --from {coarse}"
+
+
+def test_no_stamp_passes_the_grid_on(coarse: Path) -> None:
+    facts = json.loads(run(coarse, "--steps", "2", "--no-stamp", "--json", *QUICK).stdout)
+    assert facts["stamped"] is False
+    assert facts["next"].endswith("'sampling.grid=[999,0]'")
+    assert load_checkpoint(coarse).meta.grid is None
+
+
+def test_fine_weights_go_on_to_restore(shard_folder: Path, tmp_path: Path) -> None:
+    fine = weights(tmp_path / "fine.pt", "fine", shard_folder, [999, 500])
+    words = ("--steps", "1", "--choose", "within:99dB", "--seeds", "2")
+    result = run(fine, *words, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "trained on another grid: 999, 500" in result.stderr
+    assert "+/-" in result.stdout
+    assert f"c2fdft restore IN OUT --weights {fine}" in result.stdout.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--steps", "0"], 2, "--steps"),
+        (["--spacing", "cosine"], 2, "no such spacing: cosine"),
+        (["--grid", "1,2"], 2, "must descend"),
+        (["--start", "1000"], 2, "grid times are 0 to 999"),
+        (["--choose", "best"], 2, "no such rule: best"),
+        (["--protocol", "best"], 2, "no such protocol: best"),
+        (["--device", "tpu"], 2, "no such device"),
+        (["--data", "nowhere"], 3, "no such folder of shards - nowhere"),
+    ],
+)
+def test_what_goes_wrong(coarse: Path, words: list[str], code: int, text: str) -> None:
+    result = run(coarse, *words)
+    assert result.exit_code == code
+    assert text in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    assert run(tmp_path / "no.pt").exit_code == 4
+    (tmp_path / "text.pt").write_text("x")
+    result = run(tmp_path / "text.pt")
+    assert result.exit_code == 4
+    assert "not a checkpoint of this program" in result.stderr
+
+
+def test_output_under_a_file(coarse: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    result = run(coarse, "--out", tmp_path / "file" / "o", *QUICK)
+    assert result.exit_code == 5
+    assert "under a regular file" in result.stderr
+
+
+def test_help_teaches() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for text in ("--steps", "--spacing", "--choose", "--no-stamp", "within 0.2 dB", "Example"):
+        assert text in " ".join(result.stdout.split())
