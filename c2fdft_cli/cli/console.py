@@ -59,8 +59,8 @@ def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = N
         return _draw_bar(job, show, console)
     every = max(1, -(-len(job) // PLAIN_LINES))
     for number, event in enumerate(job, start=1):
+        text = (show(event) if show else None) or ""
         if number % every == 0 or number == len(job):
-            text = (show(event) if show else None) or ""
             console.print(Text(f"{job.title}: {number}/{len(job)} {job.unit}s {text}".rstrip()))
     return job.result
 

@@ -146,8 +146,8 @@ def gather_statistics(q: Tensor, k: Tensor, heads: int) -> Statistics:
         ]
         return Statistics(
             torch.stack(gram, dim=1),
-            q.square().sum(1).unflatten(-1, (heads, -1)),
-            k.square().sum(1).unflatten(-1, (heads, -1)),
+            torch.linalg.vecdot(q, q, dim=1).unflatten(-1, (heads, -1)),
+            torch.linalg.vecdot(k, k, dim=1).unflatten(-1, (heads, -1)),
         )
 
 
@@ -166,7 +166,7 @@ def mixing_matrix(statistics: Statistics, temperature: Tensor, project_out: Tens
         k_norm = k_square.clamp_min(1e-24).sqrt()
         cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
         attention = (cosine * temperature.float()).softmax(-1)
-        out = project_out.float().unflatten(1, (len(temperature), -1))
+        out = project_out.float().view(len(project_out), len(temperature), -1)
         return torch.einsum("ohi,nhij->nohj", out, attention).flatten(2)
 
 
@@ -234,7 +234,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x: `[n, h, w, c]`, time: `[n or 1, c]`, its SiLU already taken."""
         x = x + self.attn(self.norm1(x, time))
-        return x + self.ffn(self.norm2(x, time))
+        return x + self.ffn(self.norm2(x, time))  # type: ignore[no-any-return]
 
 
 class PatchEmbed(nn.Module):
@@ -256,6 +256,11 @@ class Resample(nn.Module):
     def conv(self) -> nn.Conv2d:
         """The convolution, before the shuffle."""
         return self.body[0]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[n, h, w, c]` to `[n, h/2, w/2, 2c]` or `[n, 2h, 2w, c/2]`."""
+        y = spatial(x, self.conv)
+        return unshuffle(y) if self.conv.out_channels < self.conv.in_channels else shuffle(y)
 
 
 class DFT(nn.Module):
@@ -340,14 +345,14 @@ class DFT(nn.Module):
         times = self.times(t)
         embedded = spatial(x.permute(0, 2, 3, 1).contiguous(), self.patch_embed.proj)
         level1 = self._run(self.encoder_level1, embedded, times)
-        level2 = self._run(self.encoder_level2, unshuffle(spatial(level1, self.down1_2.conv)), times)
-        level3 = self._run(self.encoder_level3, unshuffle(spatial(level2, self.down2_3.conv)), times)
-        z = self._run(self.latent, unshuffle(spatial(level3, self.down3_4.conv)), times)
-        z = torch.cat([shuffle(spatial(z, self.up4_3.conv)), level3], dim=-1)
+        level2 = self._run(self.encoder_level2, self.down1_2(level1), times)
+        level3 = self._run(self.encoder_level3, self.down2_3(level2), times)
+        z = self._run(self.latent, self.down3_4(level3), times)
+        z = torch.cat([self.up4_3(z), level3], dim=-1)
         z = self._run(self.decoder_level3, pointwise(z, self.reduce_chan_level3), times)
-        z = torch.cat([shuffle(spatial(z, self.up3_2.conv)), level2], dim=-1)
+        z = torch.cat([self.up3_2(z), level2], dim=-1)
         z = self._run(self.decoder_level2, pointwise(z, self.reduce_chan_level2), times)
-        z = torch.cat([shuffle(spatial(z, self.up2_1.conv)), level1], dim=-1)
+        z = torch.cat([self.up2_1(z), level1], dim=-1)
         z = self._run(self.decoder_level1, z, times)
         if self.skip_conv is not None:
             z = z + pointwise(embedded, self.skip_conv)
@@ -385,7 +390,8 @@ def _check_sizes(
     if norm not in NORMS:
         raise ValueError(f"norm is one of {', '.join(NORMS)}, got {norm!r}")
     if in_channels < out_channels or out_channels < 1:
-        raise ValueError(f"want in_channels >= out_channels >= 1, got {in_channels}, {out_channels}")
+        got = f"{in_channels}, {out_channels}"
+        raise ValueError(f"want in_channels >= out_channels >= 1, got {got}")
     if len(blocks) != 4 or len(heads) != 4:
         raise ValueError(f"want blocks and heads for 4 levels, got {list(blocks)}, {list(heads)}")
     if min(blocks) < 1 or min(heads) < 1:

@@ -114,8 +114,8 @@ def network_macs(network: Network, height: int, width: int) -> int:
         if isinstance(module, torch.nn.Conv2d):
             total += pixels * module.weight.numel()
         elif name.endswith(".attn"):
-            c = module.project_out.weight.shape[0]  # type: ignore[union-attr]
-            total += pixels * 2 * c * (c // module.temperature.shape[0])  # type: ignore[union-attr]
+            c = module.project_out.weight.shape[0]
+            total += pixels * 2 * c * (c // module.temperature.shape[0])
     return total
 
 

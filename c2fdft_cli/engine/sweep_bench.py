@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from c2fdft_cli.core.bands import Banded
 from c2fdft_cli.core.diffusion import PredictNoise
 from c2fdft_cli.core.metrics import PROTOCOLS, Protocol
 from c2fdft_cli.engine.checkpoint import Checkpoint, load_checkpoint
@@ -87,7 +88,7 @@ def open_bench(
     default = recipe.train.protocol if checkpoint.meta.recipe is not None else "rgb"
     return Bench(
         checkpoint,
-        net,
+        Banded(net, dtype=runtime.dtype),
         folder,
         pairs,
         spread_indices(len(pairs), images),

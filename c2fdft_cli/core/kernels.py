@@ -1,0 +1,57 @@
+"""1x1 convolutions of channels-last activations, each by the fastest exact route of its device.
+
+On a CPU oneDNN's convolution and linear kernels outrun the BLAS behind `F.linear` in float32, and
+the linear one applies GELU while its result is still in cache. In bfloat16 `F.linear` is oneDNN's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The kernel that torch's own compiler calls for a linear layer; absent on builds without oneDNN.
+_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """`x weight^T + bias`, then GELU (erf form) if asked.
+
+    Args:
+        x: `[n, h, w, in]`.
+        weight: `[out, in]`; for inference, what `pack` made of it does too.
+        bias: `[out]` or None.
+        gelu: apply GELU to the result.
+
+    Returns:
+        `[n, h, w, out]`.
+    """
+    plain = fusable(x.device, x.dtype) and not torch.is_autocast_enabled("cpu")
+    if plain and not torch.is_grad_enabled():
+        kind, algorithm = ("gelu", "none") if gelu else ("none", "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
+        return y
+    # with one thread torch does not hand this convolution to oneDNN
+    if plain and x.dtype == torch.float32 and torch.get_num_threads() > 1:
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    else:
+        y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
+
+
+def pack(weight: Tensor) -> Tensor:
+    """The weight in the layout that `project` likes best in inference on its device."""
+    if fusable(weight.device, weight.dtype):
+        return torch.ops.mkldnn._reorder_linear_weight(weight)  # type: ignore[no-any-return]
+    return weight
+
+
+def fusable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `project` applies GELU within its product, in inference outside autocast."""
+    if not _ONEDNN or device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32

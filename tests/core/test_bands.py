@@ -1,0 +1,253 @@
+"""Bands give the whole network's numbers, whatever their height, and take the memory foretold."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from c2fdft_cli.core.band_plan import banded_bytes, plan, whole_bytes
+from c2fdft_cli.core.bands import Banded, default_rows
+from c2fdft_cli.core.dft import DFT
+from tests.conftest import fill, relative, wave
+
+KINDS: dict[str, dict[str, Any]] = {
+    "with_bias": {},
+    "bias_free": {"norm": "bias_free"},
+    "conv_bias": {"bias": True},
+    "dual_pixel": {"dual_pixel": True, "bias": True},
+    "narrow": {"dim": 6, "heads": (1, 1, 3, 2), "ffn_factor": 1.5},
+}
+
+
+def make(**changes: Any) -> DFT:
+    return fill(DFT(**{"dim": 8, "blocks": (1, 1, 1, 1), **changes}))
+
+
+NETS = {kind: make(**changes) for kind, changes in KINDS.items()}
+
+
+def image(n: int, h: int, w: int) -> Tensor:
+    return wave([n, 6, h, w], 0.13)
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    n=st.integers(1, 3),
+    h=st.integers(1, 5),
+    w=st.integers(1, 5),
+    rows=st.integers(1, 41),
+    times=st.sampled_from(["one", "same", "different"]),
+)
+@settings(max_examples=50, deadline=None)
+def test_every_size_and_band_height_equals_the_whole(
+    kind: str, n: int, h: int, w: int, rows: int, times: str
+) -> None:
+    t = {
+        "one": torch.tensor([500.0]).expand(n),
+        "same": torch.full((n,), 999.0),
+        "different": 300.0 * torch.arange(n),
+    }[times]
+    with torch.inference_mode():
+        x = image(n, 8 * h, 8 * w)
+        out = Banded(NETS[kind], rows)(x, t)
+        whole = NETS[kind](x, t)
+    assert out.shape == whole.shape
+    assert out.dtype == torch.float32
+    assert relative(out, whole) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_half_precision_is_close(kind: str, rows: int) -> None:
+    x, t = image(2, 24, 40), torch.tensor([900.0, 10.0])
+    out = Banded(NETS[kind], rows, torch.bfloat16)(x, t)
+    assert out.dtype == torch.float32
+    assert 1e-6 < relative(out, NETS[kind](x, t)) < 3e-2
+
+
+def test_half_precision_does_not_depend_on_the_bands() -> None:
+    x, t = image(1, 40, 24), torch.tensor([500.0])
+    one, several = (Banded(NETS["with_bias"], rows, torch.bfloat16)(x, t) for rows in (40, 3))
+    assert relative(several, one) < 1e-2
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    x, t = image(3, 16, 24), torch.tensor([1.0, 500.0, 999.0])
+    banded = Banded(NETS["with_bias"])
+    for i in range(3):
+        assert relative(banded(x[i : i + 1], t[i : i + 1]), banded(x, t)[i : i + 1]) < 1e-5
+
+
+def test_the_input_is_left_alone() -> None:
+    x, t = image(1, 16, 16), torch.tensor([500.0])
+    Banded(NETS["dual_pixel"], 3)(x, t)
+    assert torch.equal(x, image(1, 16, 16))
+
+
+def test_autocast_around_it_changes_nothing() -> None:
+    x, t = image(1, 16, 16), torch.tensor([500.0])
+    banded = Banded(NETS["with_bias"], 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = banded(x, t)
+    assert torch.equal(inside, banded(x, t))
+
+
+def test_offloading_skips_is_only_for_cuda() -> None:
+    x, t = image(1, 16, 16), torch.tensor([500.0])
+    net = NETS["with_bias"]
+    assert torch.equal(Banded(net, 8, offload_skips=True)(x, t), Banded(net, 8)(x, t))
+
+
+def test_the_weights_are_a_snapshot_until_refreshed() -> None:
+    net = make()
+    x, t = image(1, 16, 16), torch.tensor([500.0])
+    banded, half = Banded(net, 4), Banded(net, 4, torch.bfloat16)
+    before = banded(x, t)
+    with torch.no_grad():
+        for value in net.parameters():
+            value.mul_(0.5)
+    banded.refresh()
+    half.refresh()
+    after = net(x, t)
+    assert relative(before, after) > 1e-2
+    assert relative(banded(x, t), after) < 1e-5
+    assert relative(half(x, t), after) < 3e-2
+
+
+def test_gradients_are_refused() -> None:
+    banded = Banded(NETS["with_bias"])
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        pytest.raises(ValueError, match="inference_mode"),
+    ):
+        banded(image(1, 8, 8), torch.tensor([500.0]))
+    with torch.inference_mode(False), torch.no_grad():
+        assert not banded(image(1, 8, 8), torch.tensor([500.0])).requires_grad
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 12, 16), (1, 6, 16, 12), (1, 3, 16, 16), (6, 16, 16)])
+def test_what_the_network_refuses_bands_refuse(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"want|multiples of 8"):
+        Banded(NETS["with_bias"])(torch.zeros(shape), torch.tensor([500.0]))
+
+
+@pytest.mark.parametrize("rows", [0, -3])
+def test_a_band_has_rows(rows: int) -> None:
+    with pytest.raises(ValueError, match="at least 1 row"):
+        Banded(NETS["with_bias"], rows)
+
+
+def test_activations_are_floating() -> None:
+    with pytest.raises(ValueError, match="floating"):
+        Banded(NETS["with_bias"], dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "rows"),
+    [
+        ((256, 256), "cpu", 32),
+        ((16, 256), "cpu", 16),
+        ((4096, 4096), "cpu", 8),
+        ((4096, 4096), "cuda", 4096),
+    ],
+)
+def test_default_rows(size: tuple[int, int], device: str, rows: int) -> None:
+    assert default_rows(48, *size, device) == rows
+
+
+class Live(TorchDispatchMode):
+    """The largest sum of live storages made inside."""
+
+    def __init__(self, *known: Tensor) -> None:
+        super().__init__()
+        self.known = {x.untyped_storage()._cdata for x in known}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                self._add(leaf.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.known:
+            self.known.add(storage._cdata)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], net: DFT, x: Tensor) -> int:
+    t = 100.0 * torch.arange(len(x))
+    with torch.inference_mode(False), torch.no_grad(), Live(x, t, *net.parameters()) as live:
+        call(x, t)
+    return live.peak
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 64, 48), (2, 40, 32)])
+def test_the_plan_foretells_the_peak(kind: str, shape: tuple[int, int, int]) -> None:
+    net, (n, h, w) = NETS[kind], shape
+    x = image(*shape).clone()
+    assert whole_bytes(net, h, w, n) == pytest.approx(peak_bytes(net, net, x), rel=0.15)
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows in (5, 100):
+            peak = peak_bytes(Banded(net, rows, dtype), net, x)
+            assert banded_bytes(net, h, w, n, dtype, rows) == pytest.approx(peak, rel=0.15)
+
+
+def test_a_smaller_budget_means_narrower_bands() -> None:
+    net = NETS["with_bias"]
+    free = plan(net, 128, 128)
+    assert free.executor == "banded"
+    assert free.peak_bytes == banded_bytes(net, 128, 128, rows=free.rows)
+    for budget in range(free.peak_bytes - 1, plan_least(net), -100_000):
+        tight = plan(net, 128, 128, budget_bytes=budget)
+        assert tight.rows < free.rows
+        assert tight.peak_bytes <= budget
+
+
+def plan_least(net: DFT) -> int:
+    return banded_bytes(net, 128, 128, rows=1)
+
+
+def test_a_budget_that_nothing_fits_says_what_would() -> None:
+    with pytest.raises(ValueError, match=r"bands of 1 row.*megapixels fit"):
+        plan(NETS["with_bias"], 128, 128, budget_bytes=plan_least(NETS["with_bias"]) - 1)
+
+
+def test_beside_a_cpu_the_whole_network_is_preferred_where_it_fits() -> None:
+    net = NETS["with_bias"]
+    with torch.device("meta"):
+        elsewhere = DFT(dim=8, blocks=(1, 1, 1, 1))
+    whole = plan(elsewhere, 128, 128)
+    assert (whole.executor, whole.rows) == ("whole", 128)
+    assert plan(elsewhere, 128, 128, budget_bytes=whole.peak_bytes - 1).executor == "banded"
+    assert plan(net, 128, 128).executor == "banded"
+
+
+@pytest.mark.parametrize("size", [(12, 16), (16, 12), (0, 8)])
+def test_a_plan_is_for_multiples_of_8(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="multiples of 8"):
+        plan(NETS["with_bias"], *size)
