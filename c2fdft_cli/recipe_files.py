@@ -18,6 +18,19 @@ from c2fdft_cli.recipe import Recipe, problems
 
 MAX_BYTES = 1_000_000
 MAX_EXTENDS = 8
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "epochs": "iterations",
+    "steps": "iterations",
+    "batch_size": "batches",
+    "patch_size": "patches",
+    "width": "dim",
+    "num_blocks": "blocks",
+    "amp": "precision",
+    "num_workers": "workers",
+    "path": "shards",
+}
+"""What people may write for a key of a recipe."""
 
 
 def recipe_folder() -> Path:
@@ -195,13 +208,18 @@ def _unknown_keys(values: Mapping[str, Any], schema: type, prefix: str) -> Itera
     known = [f.name for f in dataclasses.fields(schema)]
     for key, value in values.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
+            close = _elsewhere(str(key), known) or difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
             yield f"{prefix}{key}: unknown key; {hint}"
             continue
         section = _section(schema, key)
         if section is not None and isinstance(value, Mapping):
             yield from _unknown_keys(value, section, f"{prefix}{key}.")
+
+
+def _elsewhere(key: str, known: list[str]) -> list[str]:
+    """The name here of a key that other programs call otherwise."""
+    return [name for name in [OTHER_NAMES.get(key)] if name in known]
 
 
 def _leaves(values: Mapping[str, Any], schema: type, prefix: str) -> Iterable[tuple[str, Any]]:

@@ -95,6 +95,11 @@ def test_unknown_key_has_a_suggestion():
     assert caught.value.exit_code == 2
 
 
+def test_names_of_other_programs_are_understood():
+    with pytest.raises(RecipeError, match="did you mean coarse.lr"):
+        load_recipe("tiny", ["coarse.learning_rate=1"])
+
+
 def test_all_problems_at_once():
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny", ["network.dim=9", "coarse.lr=nan", "fine.ssim=yes", "train.keep=0",

@@ -201,9 +201,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError("cannot read", where=path, hint=str(error)) from error
     except Exception as error:  # arbitrary bytes make the unpickler fail in every way there is
-        raise _not_one(
-            path, str(error).splitlines()[0][:120] if str(error) else "damaged"
-        ) from error
+        raise _not_one(path, "damaged, or nothing that torch.save wrote safely") from error
     if not isinstance(content, dict):
         raise _not_one(path, f"it holds a {type(content).__name__}")
     return content
