@@ -108,16 +108,14 @@ def describe(event: TrainEvent) -> str:
 def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResult:
     """Run a training under its live view, and write train.log."""
     screen = console.stderr()
-    every, log = options.recipe.train.log_every, None
+    every = options.recipe.train.log_every
     view = TrainView(options, len(job), screen)
     live = screen.is_terminal
     drawing: AbstractContextManager[object] = (
         Live(view, console=screen, refresh_per_second=4) if live else nullcontext()
     )
-    with drawing:
+    with drawing, options.run.log() as log:
         for event in job:
-            if log is None:  # the run folder is there now
-                log = options.run.logger()
             view.take(event)
             told = not isinstance(event, StepDone) or event.iteration % every == 0 or event.skipped
             if told:

@@ -9,7 +9,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,17 @@ class RunFolder:
             except OSError:  # a file system without hard links
                 shutil.copyfile(source, temporary)
 
-    def logger(self) -> logging.Logger:
-        """A logger into train.log, apart from the program's other logs."""
+    @contextmanager
+    def log(self) -> Iterator[logging.Logger]:
+        """A logger into train.log, apart from the program's other logs; opened by its first line."""
         logger = logging.Logger(f"c2fdft.{self.path.name}")
         handler = logging.FileHandler(self.path / "train.log", encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
-        return logger
+        try:
+            yield logger
+        finally:
+            handler.close()
 
 
 def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("runs")) -> RunFolder:
