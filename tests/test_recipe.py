@@ -96,7 +96,7 @@ def test_unknown_key_has_a_suggestion():
 
 
 def test_names_of_other_programs_are_understood():
-    with pytest.raises(RecipeError, match="did you mean coarse.lr"):
+    with pytest.raises(RecipeError, match=r"did you mean coarse\.lr"):
         load_recipe("tiny", ["coarse.learning_rate=1"])
 
 

@@ -110,7 +110,7 @@ class RunFolder:
 
     @contextmanager
     def log(self) -> Iterator[logging.Logger]:
-        """A logger into train.log, apart from the program's other logs; opened by its first line."""
+        """A logger into train.log, apart from other logs; its first line opens the file."""
         logger = logging.Logger(f"c2fdft.{self.path.name}")
         handler = logging.FileHandler(self.path / "train.log", encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
