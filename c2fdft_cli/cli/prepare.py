@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare import PrepareOptions, PrepareResult
     from c2fdft_cli.engine.prepare_source import Synthesis
 
+RECIPES = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
+"""The recipe that fits a degradation."""
+
 
 def prepare(
     source: Annotated[
@@ -147,8 +150,9 @@ def _synthesis(
 
 
 def _next_command(options: PrepareOptions) -> str:
-    words: list[object] = ["train-coarse", "--recipe", "derain", "--data", options.out]
     synthesis = options.synthesize
+    recipe = "derain" if synthesis is None else RECIPES[synthesis.kind]
+    words: list[object] = ["train-coarse", "--recipe", recipe, "--data", options.out]
     if synthesis is not None and not synthesis.store:
         words.append(f"data.synthesize={synthesis.kind}")
         if synthesis.streaks is not None:

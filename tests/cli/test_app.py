@@ -17,7 +17,7 @@ from c2fdft_cli.data.images import save_rgb8
 from tests.conftest import MINI, picture
 
 COMMANDS = ("prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
-            "recipes", "info", "doctor")  # fmt: skip
+            "recipes", "info", "doctor", "bench")  # fmt: skip
 
 
 def run(*words: object):
