@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from c2fdft_cli.data.batches import Batch
 from c2fdft_cli.data.shards import ShardSet
 from c2fdft_cli.engine.checkpoint import alpha_bar_of_recipe, make_network
 from c2fdft_cli.engine.compiling import compile_in_place
-from c2fdft_cli.engine.loading import make_loader, patch_cycle
+from c2fdft_cli.engine.loading import make_loader
 from c2fdft_cli.engine.restore_executor import Executor
 from c2fdft_cli.engine.runtime import Runtime
 from c2fdft_cli.engine.stepper import Objective, Stepper
@@ -215,10 +215,8 @@ def _train_step(options: BenchOptions, net: DFT) -> Callable[[], object]:
 
 def _loader(options: BenchOptions) -> Callable[[], object]:
     """Batches of `batch` patches of `size` px, one for each run."""
-    stage = options.recipe.coarse
-    stage.patches, stage.batches = [options.size], [options.batch]
+    stage = replace(options.recipe.coarse, patches=[options.size], batches=[options.batch])
     shards = ShardSet.open(options.data or Path(), "train")
-    patch_cycle(stage)
     batches = iter(make_loader(options.recipe, stage, shards, 1, options.runtime))
     return lambda: next(batches)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 import re
@@ -23,7 +22,6 @@ COLUMNS = (
     "batch",
     "lr",
     "loss",
-    "grad_norm",
     "skipped",
     "images_per_second",
     "waited",
@@ -151,17 +149,6 @@ def find_run(
         what = f"{recipe_name or '*'}-{stage}"
         raise DataError("no run to resume", where=root / what, hint="name it with --out")
     return RunFolder(max(found, key=lambda path: (path / "state.pt").stat().st_mtime))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of ours; DataError when it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError("cannot read", where=path, hint=str(error)) from error
-    if not isinstance(value, dict):
-        raise DataError("not a JSON object", where=path)
-    return value
 
 
 def draw_curves(run: RunFolder) -> bool:

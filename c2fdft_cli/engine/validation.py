@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,11 +70,6 @@ def mean_scores(rows: Iterable[Row]) -> dict[str, float]:
         "psnr": statistics.fmean(r.psnr for r in rows),
         "ssim": statistics.fmean(r.ssim for r in rows),
     }
-
-
-def rows_as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Rows for `--json`: an infinite PSNR is null."""
-    return [{k: finite_or_none(v) for k, v in asdict(row).items()} for row in rows]
 
 
 def finite_or_none(value: Any) -> Any:
