@@ -217,7 +217,8 @@ def _loader(options: BenchOptions) -> Callable[[], object]:
     """Batches of `batch` patches of `size` px, one for each run."""
     stage = replace(options.recipe.coarse, patches=[options.size], batches=[options.batch])
     shards = ShardSet.open(options.data or Path(), "train")
-    batches = iter(make_loader(options.recipe, stage, shards, 1, options.runtime))
+    # made on demand: with batches ahead, their queue would be timed
+    batches = iter(make_loader(options.recipe, stage, shards, 1, options.runtime, prefetch=0))
     return lambda: next(batches)
 
 

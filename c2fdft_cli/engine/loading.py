@@ -61,7 +61,7 @@ def rank_share(runtime: Runtime, batch: int) -> float:
 
 
 def make_loader(
-    recipe: Recipe, stage: Stage, shards: ShardSet, start: int, runtime: Runtime
+    recipe: Recipe, stage: Stage, shards: ShardSet, start: int, runtime: Runtime, prefetch: int = 2
 ) -> PatchLoader:
     """Batches of this process from iteration `start` to the stage's last."""
     plan = PatchPlan(
@@ -78,6 +78,7 @@ def make_loader(
         margin=crop_margin,
         timesteps=recipe.diffusion.timesteps,
         workers=recipe.data.workers,
+        prefetch=prefetch,
         pin=runtime.device.type == "cuda",
     )
 
