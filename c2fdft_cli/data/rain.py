@@ -20,6 +20,8 @@ LIMITS = {
     "heavy": (0.0, 1.0),
     "heavy_fields": (2, 64),
     "turn": (0.0, 45.0),
+    "across": (0.25, 4.0),
+    "along": (0.25, 4.0),
     "lean": (0.0, 60.0),
     "cover": (0.001, 0.99),
 }
@@ -36,7 +38,11 @@ class RainModel:
         strength: range of the amplitude factor, 1 being a bank's own brightness.
         heavy: share of images, 0..1, that get heavy rain (0: like Rain100L, 1: like Rain100H).
         heavy_fields: least and most fields of a bank that are summed for heavy rain.
-        turn: a bank's field is turned by up to this many degrees; 0 keeps its pixels untouched.
+        turn: a bank's field is turned by up to this many degrees.
+        across: range of the factor that stretches a bank's turned field horizontally, drawn
+            evenly in its logarithm.
+        along: the same, vertically. Rain100L's fields are about 0.85 x 1.0 in its landscape and
+            0.57 x 1.5 in its portrait images; [1, 1] and no turn keep a field's pixels untouched.
         lean: largest lean of drawn streaks from the vertical, in degrees.
         cover: range of the share of pixels that drawn light rain covers, drawn evenly in its
             logarithm.
@@ -45,10 +51,12 @@ class RainModel:
         UsageError: a value outside its limits.
     """
 
-    strength: tuple[float, float] = (0.6, 1.1)
+    strength: tuple[float, float] = (0.6, 1.15)
     heavy: float = 0.05
     heavy_fields: tuple[int, int] = (6, 14)
-    turn: float = 30.0
+    turn: float = 25.0
+    across: tuple[float, float] = (0.75, 1.2)
+    along: tuple[float, float] = (0.85, 1.5)
     lean: float = 30.0
     cover: tuple[float, float] = (0.09, 0.44)
 
@@ -108,13 +116,14 @@ def _bank_layer(
     model: RainModel, rng: np.random.Generator, h: int, w: int, bank: StreakBank, *, heavy: bool
 ) -> Floats:
     """One field for light rain; the sum of several, hardly turned, for heavy rain."""
-    if not heavy:
-        return bank.sample(rng, h, w, turn=model.turn).astype(np.float64)
-    count = int(rng.integers(model.heavy_fields[0], model.heavy_fields[1] + 1))
-    turn = min(model.turn, HEAVY_TURN)
+    turn = min(model.turn, HEAVY_TURN) if heavy else model.turn
+    least, most = model.heavy_fields if heavy else (1, 1)
     layer = np.zeros((h, w))
-    for _ in range(count):
-        layer += bank.sample(rng, h, w, turn=turn)
+    for _ in range(int(rng.integers(least, most + 1))):
+        across, along = (
+            float(np.exp(rng.uniform(*np.log(r)))) for r in (model.across, model.along)
+        )
+        layer += bank.sample(rng, h, w, turn=turn, across=across, along=along)
     return layer
 
 

@@ -20,6 +20,7 @@ MIN_SIDE = 32
 MAX_BANK_BYTES = 512 * 2**20
 COLOUR_TOLERANCE = 16
 MAX_FADE = 48
+MIN_CUBIC_SHRINK = 0.7
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -42,8 +43,17 @@ class StreakBank:
     def __len__(self) -> int:
         return len(self.fields)
 
-    def sample(self, rng: np.random.Generator, h: int, w: int, *, turn: float = 0.0) -> Grey:
-        """Cut one field at its own scale, from a random place, perhaps flipped left to right.
+    def sample(
+        self,
+        rng: np.random.Generator,
+        h: int,
+        w: int,
+        *,
+        turn: float = 0.0,
+        across: float = 1.0,
+        along: float = 1.0,
+    ) -> Grey:
+        """Cut one field from a random place, perhaps turned, stretched, flipped left to right.
 
         A field that is too small goes on periodically, its ends cross-faded: a mirror would
         reverse the lean, a plain repeat would cut streaks off.
@@ -52,15 +62,20 @@ class StreakBank:
             rng: the only source of randomness.
             h: height in px.
             w: width in px.
-            turn: the field is turned by an angle from the triangular distribution on
-                [-turn, turn] degrees; 0 leaves every pixel as it was rendered.
+            turn: the field is turned by an angle drawn evenly from
+                [-turn, turn] degrees.
+            across: factor by which the turned field is stretched horizontally.
+            along: factor by which it is stretched vertically. With no turn and both factors 1
+                every pixel is as it was rendered.
 
         Returns:
             uint8 [h, w], C-contiguous, a copy.
         """
         field = self.fields[rng.integers(len(self.fields))]
-        angle = float(rng.triangular(-turn, 0.0, turn)) if turn > 0 else 0.0
-        cut = _turned(field, rng, h, w, angle) if angle else _straight(field, rng, h, w)
+        angle = float(rng.uniform(-turn, turn)) if turn > 0 else 0.0
+        size = max(1, round(h / along)), max(1, round(w / across))
+        cut = _turned(field, rng, *size, angle) if angle else _straight(field, rng, *size)
+        cut = _stretched(cut, h, w)
         return np.ascontiguousarray(cut[:, ::-1] if rng.random() < 0.5 else cut)
 
 
@@ -106,6 +121,18 @@ def _turned(field: Grey, rng: np.random.Generator, h: int, w: int, angle: float)
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     turned: Grey = cv2.warpAffine(source, to_source, (w, h), flags=flags)
     return turned
+
+
+def _stretched(cut: Grey, h: int, w: int) -> Grey:
+    """Resize one axis after the other: cubic, or the mean over an area where it shrinks a lot."""
+    import cv2
+
+    for size in ((w, cut.shape[0]), (w, h)):
+        shrink = min(size[0] / cut.shape[1], size[1] / cut.shape[0])
+        if shrink != 1.0 or size != cut.shape[::-1]:
+            how = cv2.INTER_AREA if shrink < MIN_CUBIC_SHRINK else cv2.INTER_CUBIC
+            cut = cv2.resize(np.ascontiguousarray(cut), size, interpolation=how)
+    return cut
 
 
 def _load(folder: Path, max_images: int) -> list[Grey]:

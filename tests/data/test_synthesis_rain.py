@@ -187,6 +187,32 @@ def test_bank_fills_any_size(bank, size, turn):
         assert np.mean([cut.mean() for cut in cuts]) == pytest.approx(means, rel=0.3)
 
 
+def test_a_stretched_field_has_its_streaks_longer_and_thinner(bank):
+    """The autocorrelation of S falls later down the streaks and sooner across them."""
+
+    def lag(layer: np.ndarray, down: int, right: int) -> float:
+        first = layer[: layer.shape[0] - down, : layer.shape[1] - right]
+        return float(np.corrcoef(first.ravel(), layer[down:, right:].ravel())[0, 1])
+
+    def lags(**stretch: float) -> tuple[float, float]:
+        crops = [bank.sample(np.random.default_rng(i), 64, 64, **stretch) for i in range(20)]
+        layers = [crop.astype(np.float64) for crop in crops]
+        return np.mean([lag(x, 3, 0) for x in layers]), np.mean([lag(x, 0, 1) for x in layers])
+
+    along, across = lags(along=2.0, across=0.6)
+    assert along > lags()[0] + 0.05
+    assert across < lags(across=1.6)[1] - 0.1
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.69, 1.3, 4.0])
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (200, 33)])
+def test_a_stretched_field_fills_any_size(bank, size, factor):
+    for stretch in ({"across": factor}, {"along": factor}, {"across": factor, "along": 1.5}):
+        cut = bank.sample(np.random.default_rng(3), *size, turn=20.0, **stretch)
+        assert cut.shape == size
+        assert cut.dtype == np.uint8
+
+
 def test_a_sample_is_a_copy(bank):
     before = [field.copy() for field in bank.fields]
     bank.sample(np.random.default_rng(0), 20, 20)[:] = 255
