@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from c2fdft_cli import __version__
-from c2fdft_cli.cli.commands import add_commands
+from c2fdft_cli.cli.commands import list_commands, load_command
+from c2fdft_cli.cli.group import Group
 from c2fdft_cli.errors import C2fdftError
 
 
-class Commands(TyperGroup):
-    """Ends every error of `errors.py` as one line on stderr and its exit code."""
+class Commands(Group):
+    """Imports the command that is called, and ends errors as one line and an exit code."""
 
     def main(
         self,
@@ -41,6 +41,11 @@ class Commands(TyperGroup):
                 raise
             code = _report_usage(error)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that a line calls, by the list, and import it."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed and load_command(str(listed.name)), rest
 
 
 def report(error: C2fdftError) -> None:
@@ -94,4 +99,4 @@ def root(
     """Restore images (rain, blur, noise) with a coarse-to-fine diffusion Transformer."""
 
 
-add_commands(app)
+list_commands(app)

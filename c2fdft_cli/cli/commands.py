@@ -1,35 +1,116 @@
-"""The list of commands, in the order in which a researcher meets them."""
+"""The list of commands, in the order in which a researcher meets them.
+
+A command's module is imported when that command is called: the list itself, its help and the
+completion of names take no module of theirs.
+"""
 
 from __future__ import annotations
 
-import typer
+from importlib import import_module
+from typing import Any, NamedTuple
 
-from c2fdft_cli.cli.bench import bench
-from c2fdft_cli.cli.demo import demo
-from c2fdft_cli.cli.doctor import doctor
-from c2fdft_cli.cli.evaluate import evaluate
-from c2fdft_cli.cli.info import info
-from c2fdft_cli.cli.prepare import prepare
-from c2fdft_cli.cli.recipes import recipes
-from c2fdft_cli.cli.restore import restore
-from c2fdft_cli.cli.sweep import sweep_steps
-from c2fdft_cli.cli.train import train_coarse, train_fine
+import typer
+from typer.main import get_command
 
 TRAINING = "Training"
 USING = "Using"
 HELPING = "Looking around"
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Put every command into the program."""
-    app.command("prepare", rich_help_panel=TRAINING)(prepare)
-    app.command("train-coarse", rich_help_panel=TRAINING)(train_coarse)
-    app.command("sweep-steps", rich_help_panel=TRAINING)(sweep_steps)
-    app.command("train-fine", rich_help_panel=TRAINING)(train_fine)
-    app.command("restore", rich_help_panel=USING)(restore)
-    app.command("eval", rich_help_panel=USING)(evaluate)
-    app.command("demo", rich_help_panel=HELPING)(demo)
-    app.add_typer(recipes, name="recipes", rich_help_panel=HELPING)
-    app.command("info", rich_help_panel=HELPING)(info)
-    app.command("bench", rich_help_panel=HELPING)(bench)
-    app.command("doctor", rich_help_panel=HELPING)(doctor)
+class Entry(NamedTuple):
+    """A command in the list.
+
+    source: module of this package and the function in it, or the Typer of a group.
+    help: the first line of its own help.
+    """
+
+    panel: str
+    name: str
+    source: str
+    help: str
+
+
+COMMANDS = (
+    Entry(
+        TRAINING,
+        "prepare",
+        "prepare:prepare",
+        "Pack image pairs into shards that training reads without decoding.",
+    ),
+    Entry(
+        TRAINING,
+        "train-coarse",
+        "train:train_coarse",
+        "Stage 1: train the network to predict noise.",
+    ),
+    Entry(
+        TRAINING,
+        "sweep-steps",
+        "sweep:sweep_steps",
+        "Find the step grid that suits these weights, and write it into them.",
+    ),
+    Entry(
+        TRAINING,
+        "train-fine",
+        "train:train_fine",
+        "Stage 2: train through the few-step sampler, from pure noise to the restored image.",
+    ),
+    Entry(USING, "restore", "restore:restore", "Restore images and videos of any sizes."),
+    Entry(
+        USING,
+        "eval",
+        "evaluate:evaluate",
+        "Score restored images against their targets, paired by name.",
+    ),
+    Entry(
+        USING,
+        "convert",
+        "convert:convert",
+        "Write weights in another form: ours, the released one, safetensors, ONNX.",
+    ),
+    Entry(
+        HELPING,
+        "demo",
+        "demo:demo",
+        "Run the whole pipeline in minutes: prepare, train, sweep, fine-tune, restore, score.",
+    ),
+    Entry(
+        HELPING, "info", "info:info", "Say what a checkpoint, a folder of shards or a run holds."
+    ),
+    Entry(
+        HELPING,
+        "bench",
+        "bench:bench",
+        "Time a part on this machine, beside the rate of its matrix products.",
+    ),
+    Entry(
+        HELPING,
+        "doctor",
+        "doctor:doctor",
+        "Say what this machine offers: device, precision, optional packages, disk.",
+    ),
+    Entry(HELPING, "weights", "weights:weights", "List the weights that come with the program."),
+    Entry(HELPING, "recipes", "recipes:recipes", "List, show, copy and check recipes."),
+)
+
+
+def list_commands(app: typer.Typer) -> None:
+    """Put the name, panel and line of every command into the program."""
+    for entry in COMMANDS:
+        app.command(entry.name, rich_help_panel=entry.panel, help=entry.help)(_listed)
+
+
+def load_command(name: str) -> Any:
+    """Import a command of the list: the parser's own object, ready to be called."""
+    entry = next(entry for entry in COMMANDS if entry.name == name)
+    module, _, attribute = entry.source.partition(":")
+    found = getattr(import_module(f"c2fdft_cli.cli.{module}"), attribute)
+    if not isinstance(found, typer.Typer):
+        alone = typer.Typer(add_completion=False)
+        alone.command(name)(found)
+        found = alone
+    return get_command(found)
+
+
+def _listed() -> None:
+    """Stands in the list for a command that is not imported."""

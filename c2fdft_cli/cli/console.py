@@ -1,4 +1,8 @@
-"""Speaking to people and to scripts: results on stdout, progress and remarks on stderr."""
+"""Speaking to people and to scripts: results on stdout, progress and remarks on stderr.
+
+Rich is imported where it draws: every command imports this module, and most of a command's help is
+there before anything is drawn.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
-from c2fdft_cli.progress import Job
+    from c2fdft_cli.progress import Job
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
@@ -34,16 +29,22 @@ PLAIN_LINES = 10
 
 def stderr() -> Console:
     """The console for progress and remarks; looked up late, because tests replace the stream."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def stdout() -> Console:
     """The console for results."""
+    from rich.console import Console
+
     return Console(highlight=False, soft_wrap=True)
 
 
 def remark(text: str) -> None:
     """A line for people, on stderr."""
+    from rich.text import Text
+
     stderr().print(Text(text))
 
 
@@ -54,6 +55,8 @@ def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = N
         job: what to run.
         show: what to say of an event beside the bar, or None to say nothing.
     """
+    from rich.text import Text
+
     console = stderr()
     if console.is_terminal:
         return _draw_bar(job, show, console)
@@ -80,6 +83,16 @@ def _draw_bar(
 
 def progress_bar(console: Console) -> Progress:
     """The one look of all progress bars."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -94,6 +107,10 @@ def progress_bar(console: Console) -> Progress:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on stdout: numbers to the right, text to the left."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     texts = [[show_number(cell) for cell in row] for row in rows]
     drawn = Table(title=title or None, title_justify="left", title_style="bold")
     for i, name in enumerate(columns):
@@ -135,6 +152,8 @@ def command(*words: object) -> str:
 
 def say_next(line: str) -> None:
     """Tell people what to run next."""
+    from rich.text import Text
+
     stdout().print(Text.assemble(("next: ", "bold"), line))
 
 

@@ -9,10 +9,16 @@ from typing import Annotated
 import typer
 
 from c2fdft_cli.cli import console
+from c2fdft_cli.cli.group import Group
 from c2fdft_cli.cli.options import Json, Overwrite
 from c2fdft_cli.errors import UsageError
 
-recipes = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
+recipes = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    help="List, show, copy and check recipes.",
+)
 Name = Annotated[str, typer.Argument(help="A recipe's name or file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to change.")

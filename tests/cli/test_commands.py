@@ -1,0 +1,96 @@
+"""The list of commands: it says what the commands say, and loads only what is called."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from c2fdft_cli.cli.app import app
+from c2fdft_cli.cli.commands import COMMANDS, Entry, load_command
+
+HEAVY = ("torch", "numpy", "cv2", "h5py", "omegaconf", "PIL", "imageio", "piq")
+RECIPES = ("list", "show", "copy", "validate")
+
+
+def loaded_after(lines: list[list[str]]) -> set[str]:
+    """The modules that a fresh interpreter has after these command lines."""
+    script = f"""
+import contextlib, io, sys
+from c2fdft_cli.cli.app import app
+for line in {lines!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        app(line)
+    assert "Usage: c2fdft" in out.getvalue(), line
+print(*sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def own_modules(modules: set[str]) -> set[str]:
+    return {entry.source.split(":")[0] for entry in COMMANDS} & {
+        name.removeprefix("c2fdft_cli.cli.") for name in modules
+    }
+
+
+def test_no_help_loads_anything_heavy() -> None:
+    lines = [["--help"], *([entry.name, "--help"] for entry in COMMANDS)]
+    modules = loaded_after([*lines, *(["recipes", name, "--help"] for name in RECIPES)])
+    assert not modules & set(HEAVY)
+    assert not {name for name in modules if name.startswith("c2fdft_cli.engine")}
+
+
+def test_the_list_loads_no_command() -> None:
+    assert own_modules(loaded_after([["--help"]])) == set()
+
+
+def test_a_help_loads_one_command() -> None:
+    assert own_modules(loaded_after([["restore", "--help"]])) == {"restore"}
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_the_list_says_what_the_command_says(entry: Entry) -> None:
+    first, *_ = load_command(entry.name).help.split("\n\n")
+    assert " ".join(first.split()) == entry.help
+
+
+@pytest.mark.parametrize("line", [[], ["recipes"]])
+def test_flags_of_groups_are_false_when_not_given(line: list[str]) -> None:
+    # a None there would load the parser's validation library on the way to any help
+    from typer.main import get_command
+
+    group: Any = load_command(line[0]) if line else get_command(app)
+    with group.make_context("c2fdft", ["list", "--help"], resilient_parsing=True) as context:
+        flags = [option for option in group.get_params(context) if option.is_flag]
+    assert flags
+    assert all(flag.default is False for flag in flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "position", "offered"),
+    [
+        ("c2fdft re", 1, ["restore", "recipes"]),
+        ("c2fdft recipes ", 2, list(RECIPES)),
+        ("c2fdft restore --sa", 2, ["--samples"]),
+    ],
+)
+def test_completion(words: str, position: int, offered: list[str]) -> None:
+    environment = {
+        "_C2FDFT_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(position),
+    }
+    assert CliRunner().invoke(app, [], env=environment).stdout.split() == offered
+
+
+def test_a_command_out_of_the_list_runs() -> None:
+    result = CliRunner().invoke(app, ["recipes", "lst"])
+    assert result.exit_code == 2
+    assert "Did you mean 'list'?" in result.stderr
+    assert CliRunner().invoke(app, ["recipes", "list"]).exit_code == 0
