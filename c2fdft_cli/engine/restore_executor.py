@@ -9,7 +9,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from c2fdft_cli.core.bands import Banded, default_rows
+from c2fdft_cli.core.band_plan import banded_bytes, plan
+from c2fdft_cli.core.bands import Banded
 from c2fdft_cli.core.dft import DFT, SIZE_MULTIPLE
 from c2fdft_cli.engine.memory import free_bytes
 from c2fdft_cli.engine.restore_tiles import Tiled
@@ -20,8 +21,10 @@ from c2fdft_cli.errors import ResourceError
 MARGIN = 0.8
 """Share of the free memory that restoring takes unless told otherwise."""
 MIN_ROWS = 8
+"""Rows below which running out of memory is not answered by narrower bands."""
 SAMPLER_BYTES = 4 * 42
-"""Bytes for each pixel outside the network: condition, x_t, eps_hat, x_0 and their sums."""
+"""Bytes for each pixel outside the network's own: its input, condition, x_t, blended tiles, and
+results that wait to be written."""
 
 Out = TypeVar("Out")
 
@@ -63,11 +66,11 @@ class Executor:
         max_memory: int | None = None,
         tile: int | None = None,
     ) -> None:
-        self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
-        self._dim = net.dim
+        self._net = net
         self._runtime = runtime
         self._tile = tile
         self._banded = Banded(net, dtype=runtime.dtype)
+        self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
         predict_noise = self._banded if tile is None else Tiled(self._banded, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
@@ -81,22 +84,18 @@ class Executor:
         Raises:
             ResourceError: not even the narrowest bands fit; names what would.
         """
-        tall, wide = _padded(height), _padded(width)
-        inner = (tall, wide) if self._tile is None else _tile_size(tall, wide, self._tile)
-        rows = default_rows(self._dim, *inner, self._runtime.device.type)
-        while self._needed(tall, wide, inner, rows, count) > self.budget and rows > MIN_ROWS:
-            rows = max(MIN_ROWS, rows // 2)
-        needed = self._needed(tall, wide, inner, rows, count)
-        if needed > self.budget:
-            raise self._too_large(height, width, needed)
-        return min(rows, inner[0])
+        try:
+            return self._planned_rows(height, width, count, self.budget)
+        except ValueError:
+            raise self._too_large(height, width, count) from None
 
     def fits(self, height: int, width: int, count: int) -> bool:
         """Whether a batch can run without narrower bands than one image of it would."""
-        tall, wide = _padded(height), _padded(width)
-        inner = (tall, wide) if self._tile is None else _tile_size(tall, wide, self._tile)
-        rows = default_rows(self._dim, *inner, self._runtime.device.type)
-        return self._needed(tall, wide, inner, rows, count) <= self.budget
+        try:
+            rows = self._planned_rows(height, width, count, self.budget)
+        except ValueError:
+            return False
+        return rows == self._planned_rows(height, width, count, None)
 
     def __call__(self, lq: Tensor, names: Sequence[str], draw: int = 0) -> Ran:
         """Restore `lq: [n, 3, h, w]` in [0, 1]; in narrower bands where memory runs out.
@@ -130,27 +129,29 @@ class Executor:
         notes = ["out of memory: went on one image at a time"]
         return Ran(torch.cat([one.image for one in ran]), ran[-1].executor, notes)
 
-    def _needed(
-        self, height: int, width: int, inner: tuple[int, int], rows: int, count: int
-    ) -> int:
-        """Bytes at the peak: the sampler's, the network's streams, and one band.
+    def _planned_rows(self, height: int, width: int, count: int, budget: int | None) -> int:
+        """Rows in a band by the plan; ValueError where none fit into `budget` bytes."""
+        if budget is not None:
+            budget -= _outside(height, width, count)
+        inner = self._inner(height, width)
+        return plan(self._net, *inner, count, self._runtime.dtype, budget).rows
 
-        Level 1 of the decoder is the widest (2C): its stream in float32 with v beside it, or the
-        stream being made out of the skip and the level below; a band's projections and hidden
-        layer come on top.
-        """
-        size = self._runtime.dtype.itemsize
-        streams = (8 + max(2 * size, 8)) * self._dim * inner[0] * inner[1]
-        band = (24 + 20 * size) * self._dim * (min(rows, inner[0]) + 2) * inner[1]
-        both = count if rows >= inner[0] else 1
-        return SAMPLER_BYTES * height * width * count + both * (streams + band)
-
-    def _too_large(self, height: int, width: int, needed: int) -> ResourceError:
+    def _too_large(self, height: int, width: int, count: int) -> ResourceError:
+        inner = self._inner(height, width)
+        network = banded_bytes(self._net, *inner, count, self._runtime.dtype, rows=1)
+        needed = network + _outside(height, width, count)
         fitting = height * width * self.budget / needed / 1e6
-        want, have = (f"{count / 2**20:,.1f} MiB" for count in (needed, self.budget))
+        want, have = (f"{size / 2**20:,.1f} MiB" for size in (needed, self.budget))
         return ResourceError(
             f"{width}x{height} px needs {want} of memory, {have} may be used",
             hint=f"about {fitting:.2g} megapixels fit; raise --max-memory, or use --tile 512",
+        )
+
+    def _inner(self, height: int, width: int) -> tuple[int, int]:
+        """The size that the network sees: padded, or a tile's."""
+        tall, wide = _padded(height), _padded(width)
+        return (
+            (tall, wide) if self._tile is None else (min(tall, self._tile), min(wide, self._tile))
         )
 
     def _describe(self, rows: int, height: int, width: int) -> str:
@@ -168,8 +169,9 @@ def _padded(side: int) -> int:
     return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
 
-def _tile_size(height: int, width: int, tile: int) -> tuple[int, int]:
-    return min(height, tile), min(width, tile)
+def _outside(height: int, width: int, count: int) -> int:
+    """Bytes that a batch takes beside the network's call."""
+    return SAMPLER_BYTES * _padded(height) * _padded(width) * count
 
 
 def _unless_out_of_memory(work: Callable[[], Out]) -> Out | None:

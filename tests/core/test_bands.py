@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,13 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from c2fdft_cli.core.band_plan import banded_bytes, plan, whole_bytes
 from c2fdft_cli.core.bands import Banded, default_rows
 from c2fdft_cli.core.dft import DFT
 from tests.conftest import fill, relative, wave
+from tests.core.live_kit import Live
 
 KINDS: dict[str, dict[str, Any]] = {
     "with_bias": {},
@@ -169,33 +167,6 @@ def test_activations_are_floating() -> None:
 )
 def test_default_rows(size: tuple[int, int], device: str, rows: int) -> None:
     assert default_rows(48, *size, device) == rows
-
-
-class Live(TorchDispatchMode):
-    """The largest sum of live storages made inside."""
-
-    def __init__(self, *known: Tensor) -> None:
-        super().__init__()
-        self.known = {x.untyped_storage()._cdata for x in known}
-        self.live = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                self._add(leaf.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self.known:
-            self.known.add(storage._cdata)
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live -= size
 
 
 def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], net: DFT, x: Tensor) -> int:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from c2fdft_cli.core.dft import DFT, Attention, pad_to_multiple, time_embedding
+from c2fdft_cli.core.dft import DFT, pad_to_multiple, time_embedding
 from tests.conftest import fill, relative, wave
 
 
@@ -36,59 +34,6 @@ def test_time_embedding(misc):
     for width in (16, 48, 96, 384):
         expected = misc["arrays"][f"embedding.{width}"]
         assert relative(time_embedding(times, width), expected) < 1e-6
-
-
-class TextbookAttention(nn.Module):
-    """DFSA as the paper writes it: NCHW, q and k normalised first."""
-
-    def __init__(self, ours: Attention) -> None:
-        super().__init__()
-        self.ours = ours
-
-    def forward(self, x):
-        ours, (n, c, h, w) = self.ours, x.shape
-        q, k, v = (
-            z.reshape(n, ours.heads, c // ours.heads, h * w)
-            for z in ours.qkv_dwconv(ours.qkv(x)).chunk(3, 1)
-        )
-        cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
-        mixed = (cosine * ours.temperature).softmax(-1) @ v
-        return ours.project_out(mixed.reshape(n, c, h, w))
-
-
-@pytest.mark.parametrize("heads", [1, 4])
-@pytest.mark.parametrize("bias", [True, False])
-def test_attention_is_the_papers(heads, bias):
-    attention = fill(Attention(16, heads, bias))
-    x = wave([2, 16, 12, 8], 0.37)
-    expected = TextbookAttention(attention)(x)
-    got = attention(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-    assert relative(got, expected) < 1e-5
-
-
-def test_statistics_add_up():
-    attention = fill(Attention(16, 4, False))
-    q, k = wave([1, 10, 8, 16], 0.3), wave([1, 10, 8, 16], 0.7)
-    whole = attention.statistics(q, k)
-    pieces = attention.statistics(q[:, :3], k[:, :3]) + attention.statistics(q[:, 3:], k[:, 3:])
-    for a, b in zip(whole, pieces, strict=True):
-        assert relative(b, a) < 1e-6
-
-
-def test_gram_survives_half_precision():
-    attention = fill(Attention(8, 1, False))
-    large = torch.full((1, 64, 64, 8), 30.0, dtype=torch.float16)
-    gram = attention.statistics(large, large).gram
-    assert gram.dtype == torch.float32
-    assert torch.isfinite(gram).all()
-    assert gram.max() > 65504
-
-
-def test_gradient_at_zero_is_finite():
-    attention = fill(Attention(8, 2, False))
-    x = torch.zeros(1, 8, 8, 8, requires_grad=True)
-    attention(x).sum().backward()
-    assert torch.isfinite(x.grad).all()
 
 
 @pytest.mark.parametrize(
@@ -161,3 +106,32 @@ def test_sizes_that_do_not_fit(arguments, words):
 def test_inputs_that_do_not_fit(tiny_net, shape, words):
     with pytest.raises(ValueError, match=words):
         tiny_net()(torch.zeros(shape), torch.zeros(1))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_recomputing_levels_changes_nothing(tiny_net, precision):
+    """Outputs and gradients bit for bit, under autocast too; names of parameters are the same."""
+    x, t = wave([2, 6, 16, 16], 0.3), torch.tensor([3.0, 900.0])
+    seen = []
+    for recompute in (False, True):
+        net = tiny_net(blocks=(2, 1, 1, 2))
+        net.recompute_levels = recompute
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            out = net(x, t)
+        out.square().sum().backward()
+        seen.append([out, *(p.grad for p in net.parameters())])
+        assert set(net.state_dict()) == set(tiny_net(blocks=(2, 1, 1, 2)).state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_recomputing_levels_keeps_their_inputs_alone(tiny_net):
+    counts = []
+    for recompute in (False, True):
+        net, kept = tiny_net(), []
+        net.recompute_levels = recompute
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, k=kept: k.append(1) or x, lambda x: x
+        ):
+            net(wave([1, 6, 16, 16], 0.3), torch.tensor([3.0]))
+        counts.append(len(kept))
+    assert counts[1] < counts[0] / 5

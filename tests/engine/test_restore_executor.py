@@ -15,6 +15,7 @@ from c2fdft_cli.engine.restore_executor import MIN_ROWS, Executor
 from c2fdft_cli.engine.restorer import Restorer
 from c2fdft_cli.engine.runtime import Runtime
 from c2fdft_cli.errors import ResourceError
+from tests.core.live_kit import Live
 
 RUNTIME = Runtime(torch.device("cpu"))
 ALPHA_BAR = alpha_bar_of(beta_schedule())
@@ -88,6 +89,38 @@ def test_a_batch_fits_or_does_not(make: Callable[..., Executor]) -> None:
     executor = make(max_memory=4_000_000)
     assert executor.fits(32, 32, 1)
     assert not executor.fits(32, 32, 64)
+
+
+def peak_bytes(executor: Executor, lq: Tensor) -> int:
+    """The most that a run holds at once, weights and input left out."""
+    run = type(executor.restorer).__call__.__wrapped__  # type: ignore[attr-defined]
+    executor._banded.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
+    weights = executor._banded.net.parameters()
+    with torch.no_grad(), Live(lq, *weights) as live:  # inference mode would hide operators
+        run(executor.restorer, lq, [str(i) for i in range(len(lq))])
+    return int(live.peak)
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+@pytest.mark.parametrize("shape", [(1, 93, 61), (3, 32, 24)])
+def test_the_budget_covers_what_a_run_holds(
+    make: Callable[..., Executor], tile: int | None, shape: tuple[int, int, int]
+) -> None:
+    n, h, w = shape
+    peak = peak_bytes(make(tile=tile), image(*shape))
+    assert not make(max_memory=peak, tile=tile).fits(h, w, n)
+    assert make(max_memory=int(1.6 * peak), tile=tile).fits(h, w, n)
+
+
+def test_the_narrowest_bands_run_where_nothing_else_fits(make: Callable[..., Executor]) -> None:
+    lq = image(1, 64, 64)
+    refused = make(max_memory=1)
+    with pytest.raises(ResourceError, match="needs") as caught:
+        refused.rows(64, 64)
+    needed = float(str(caught.value).split("needs ")[1].split(" MiB")[0])
+    executor = make(max_memory=int((needed + 0.1) * 2**20))
+    assert executor.rows(64, 64) < MIN_ROWS
+    assert torch.allclose(executor(lq, ["a"]).image, make()(lq, ["a"]).image, atol=1e-4)
 
 
 class Hungry:
