@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards
+from c2fdft_cli.cli.options import (
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    Seed,
+    Shards,
+    Weights,
+    weights_file,
+)
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate_report import ReportImages
-    from c2fdft_cli.engine.evaluate_types import EvalOptions, EvalResult, Scored
+    from c2fdft_cli.engine.evaluate_blocks import BlockPairs
+    from c2fdft_cli.engine.evaluate_types import EvalOptions, EvalResult, Metric, Scored
+    from c2fdft_cli.engine.runtime import Runtime
     from c2fdft_cli.progress import Job
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What is scored: files against targets, or weights on shards."""
+    """What is scored: files against targets or alone, or weights on shards or blocks."""
 
+    restored: Path | None
     target: Path | None
     degraded: Path | None
-    weights: bool
+    weights: str | None
+    alone: bool
     data: Path | None
+    blocks: BlockPairs | None
     images: int
     seeds: int
     seed: int
@@ -34,19 +46,33 @@ class _Source:
     device: str
     precision: str
 
+    @property
+    def subject(self) -> str:
+        """What a second one may be compared with."""
+        return self.weights or str(self.restored)
+
+
+@dataclass(frozen=True)
+class _Sinks:
+    """Where results go."""
+
+    csv: Path | None
+    report: Path | None
+    json: bool
+
 
 def evaluate(
     restored: Annotated[
-        Path | None, typer.Argument(metavar="[RESTORED]", help="Folder of restored images, or one.")
+        Path | None,
+        typer.Argument(
+            metavar="[RESTORED]", help="Folder of restored images, one image, or SIDD blocks."
+        ),
     ] = None,
     target: Annotated[
         Path | None,
         typer.Argument(metavar="[TARGET]", help="Folder of the clean ones (or the whole set)."),
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="CKPT", help="Score weights on validation pairs."),
-    ] = None,
+    weights: Weights = None,
     data: Shards = None,
     protocol: Annotated[
         str | None,
@@ -82,8 +108,12 @@ def evaluate(
             "--metrics", metavar="NAMES", help="Further metrics: all, or names with commas."
         ),
     ] = None,
+    no_reference: Annotated[
+        bool,
+        typer.Option("--no-reference", help="Score photos that have no targets, by themselves."),
+    ] = False,
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--against", metavar="B", help="Compare pair by pair with this result (or weights)."
         ),
@@ -103,57 +133,132 @@ def evaluate(
 ) -> None:
     """Score restored images against their targets, paired by name.
 
+    Under torchrun the processes share the images.
+
     Examples: c2fdft eval out/ Rain100L/target --protocol derain
 
     c2fdft eval --weights runs/derain-fine/fine.pt --data shards/Rain13K
-    """
-    from c2fdft_cli.engine.evaluate_metrics import find_metrics
-    from c2fdft_cli.engine.evaluate_types import EvalOptions
 
-    options = EvalOptions(protocol, border, {} if metrics is None else find_metrics(metrics))
+    c2fdft eval --weights denoise.pt SIDD/  (the folder of its validation blocks, .mat)
+
+    c2fdft eval photos/ --no-reference
+    """
+    from c2fdft_cli.cli.evaluate_view import prepare_outputs
+    from c2fdft_cli.engine.evaluate_ranks import join
+    from c2fdft_cli.engine.evaluate_types import EvalOptions
+    from c2fdft_cli.engine.runtime import leave
+
+    more = _find_metrics(metrics, no_reference)
+    EvalOptions(protocol, border)  # a wrong name is found before any file is read
+    prepare_outputs([csv, report and report / "index.html"], overwrite)
+    blocks = _check_source(restored, target, degraded, weights, data, no_reference)
+    source = _Source(
+        restored, target, degraded, weights, no_reference, data, blocks,
+        images, seeds, seed, grid, device, precision,
+    )  # fmt: skip
+    runtime = join()
+    try:
+        options = EvalOptions(protocol, border, more, runtime.rank, runtime.world)
+        _evaluate(source, options, against, _Sinks(csv, report, json), runtime)
+    finally:
+        leave()
+
+
+def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
+    """The metrics that were asked for; without targets there are no others."""
+    from c2fdft_cli.engine.evaluate_alone import find_measures
+    from c2fdft_cli.engine.evaluate_metrics import find_metrics
+
+    if no_reference:
+        return find_measures(names or "all")
+    return {} if names is None else find_metrics(names)
+
+
+def _check_source(
+    restored: Path | None,
+    target: Path | None,
+    degraded: Path | None,
+    weights: str | None,
+    data: Path | None,
+    no_reference: bool,
+) -> BlockPairs | None:
+    """UsageError for what does not go together; the blocks that weights are to restore."""
+    from c2fdft_cli.engine.evaluate_blocks import are_blocks, open_blocks
+
+    others = (target, degraded, weights, data)
+    if no_reference and (restored is None or any(one is not None for one in others)):
+        hint = "c2fdft eval PHOTOS --no-reference"
+        raise UsageError("give a folder and nothing to compare it with", where=hint)
+    blocks = are_blocks(restored) or (weights is not None and are_blocks(data))
+    if blocks and degraded is not None:
+        raise UsageError("not for SIDD blocks", where="--degraded")
+    if weights is not None and blocks:
+        return open_blocks(restored or data or Path(), target)
     if weights is not None and not (restored is target is degraded is None):
         raise UsageError("give RESTORED and TARGET, or --weights", where="--weights")
-    if weights is None and (restored is None or target is None):
-        hint = "c2fdft eval RESTORED TARGET, or c2fdft eval --weights CKPT --data SHARDS"
+    if weights is None and not no_reference and (restored is None or not (target or blocks)):
+        hint = (
+            "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT --data SHARDS, "
+            "or c2fdft eval PHOTOS --no-reference"
+        )
         raise UsageError("nothing to score", hint=hint)
-    _prepare_outputs([csv, report and report / "index.html"], overwrite)
-    source = _Source(
-        target, degraded, weights is not None, data, images, seeds, seed, grid, device, precision
-    )
-    subject = weights or restored
-    job = _job(subject, source, options)
-    other = None if against is None else _job(against, source, EvalOptions(protocol, border))
-    pictures = None
-    if report is not None:
-        from c2fdft_cli.engine.evaluate_report import ReportImages, with_pictures
+    return None
 
-        pictures = ReportImages()
+
+def _evaluate(
+    source: _Source, options: EvalOptions, against: str | None, sinks: _Sinks, runtime: Runtime
+) -> None:
+    from c2fdft_cli.cli.evaluate_view import compared, tell, write
+    from c2fdft_cli.engine.evaluate_ranks import gather_pictures
+    from c2fdft_cli.engine.evaluate_report import ReportImages, with_pictures
+
+    quiet = sinks.json or not runtime.is_main
+    job = _job(source.subject, source, options, quiet)
+    rivals = options if source.alone else replace(options, metrics={})
+    other = None if against is None else _job(against, source, rivals, quiet)
+    pictures = None if sinks.report is None else ReportImages()
+    if pictures is not None:
         job = with_pictures(job, pictures)
-    result = console.draw(job, _note)
-    rival = None if other is None else console.draw(other, _note)
-    document, words = _compared(result, rival, seed)
-    written = _write(result, document, words, csv, report, pictures)
-    following = None if report is not None else _next_command(subject, source, protocol)
-    if json:
+    result = _run(job, runtime)
+    if pictures is not None:
+        pictures.by_name = gather_pictures(pictures.by_name, runtime)
+    rival = None if other is None else _run(other, runtime)
+    if not runtime.is_main:
+        return
+    document, words = compared(result, rival, source.seed)
+    written = write(result, document, words, sinks.csv, sinks.report, pictures)
+    following = None if sinks.report is not None else _next_command(source, options.protocol)
+    if sinks.json:
         console.emit({**document, "written": [str(path) for path in written], "next": following})
         return
-    _tell(result, words, written)
+    tell(result, words, written)
     if following is not None:
         console.say_next(following)
 
 
-def _job(subject: Path | None, source: _Source, options: EvalOptions) -> Job[Scored, EvalResult]:
-    """The evaluation of one folder of results, or of one checkpoint."""
+def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:
+    """This process's share, and in rank 0 that of all."""
+    from c2fdft_cli.cli.evaluate_view import note
+    from c2fdft_cli.engine.evaluate_ranks import gather_result
+
+    return gather_result(console.draw(job, note) if runtime.is_main else job.run(), runtime)
+
+
+def _job(
+    subject: str, source: _Source, options: EvalOptions, quiet: bool
+) -> Job[Scored, EvalResult]:
+    """The evaluation of one folder of results, one file of blocks, or one checkpoint."""
     from c2fdft_cli.engine.evaluate import evaluate_files
+    from c2fdft_cli.engine.evaluate_alone import evaluate_alone
+    from c2fdft_cli.engine.evaluate_blocks import are_blocks, evaluate_blocks, open_blocks
     from c2fdft_cli.engine.evaluate_weights import WeightsOptions, evaluate_weights
     from c2fdft_cli.engine.sweep_grids import parse_times
 
-    if subject is None:
-        raise UsageError("nothing to score")
     if source.weights:
         wish = WeightsOptions(
-            checkpoint=subject,
+            checkpoint=weights_file(subject, quiet),
             data=source.data,
+            blocks=source.blocks,
             images=source.images,
             seeds=source.seeds,
             seed=source.seed,
@@ -162,104 +267,22 @@ def _job(subject: Path | None, source: _Source, options: EvalOptions) -> Job[Sco
             precision=source.precision,
         )
         return evaluate_weights(wish, options)
+    path = Path(subject)
+    if source.alone:
+        return evaluate_alone(path, options)
+    if are_blocks(path):
+        return evaluate_blocks(open_blocks(path, source.target), options)
     if source.target is None:
         raise UsageError("no target")
-    return evaluate_files(subject, source.target, options, source.degraded)
+    return evaluate_files(path, source.target, options, source.degraded)
 
 
-def _next_command(subject: Path | None, source: _Source, protocol: str | None) -> str:
+def _next_command(source: _Source, protocol: str | None) -> str:
     """The same with a page to look at."""
-    words: list[object] = ["eval", subject, source.target]
-    if source.weights:
-        words = ["eval", "--weights", subject]
-        words += [] if source.data is None else ["--data", source.data]
+    words: list[object] = ["eval"]
+    words += [] if source.weights is None else ["--weights", source.weights]
+    words += [path for path in (source.restored, source.target) if path is not None]
+    words += [] if source.data is None else ["--data", source.data]
+    words += ["--no-reference"] if source.alone else []
     words += [] if protocol is None else ["--protocol", protocol]
     return console.command(*words, "--report", "report")
-
-
-def _note(event: Scored) -> str:
-    return f"{event.row.name}: {event.row.psnr:.2f} dB"
-
-
-def _prepare_outputs(paths: list[Path | None], overwrite: bool) -> None:
-    """Nothing is overwritten unless asked; its folder is made before the work begins."""
-    from c2fdft_cli.data.atomic import ensure_folder
-
-    for path in paths:
-        if path is None:
-            continue
-        if path.is_file() and not overwrite:
-            raise UsageError("it exists", where=path, hint="use --overwrite, or another name")
-        ensure_folder(path.parent)
-
-
-def _compared(
-    result: EvalResult, rival: EvalResult | None, seed: int
-) -> tuple[dict[str, Any], list[str]]:
-    """The JSON document, and the lines about B."""
-    from c2fdft_cli.engine.evaluate_against import against, as_json, in_words, not_in_common
-    from c2fdft_cli.engine.evaluate_output import document
-
-    facts = document(result)
-    if rival is None:
-        return facts, []
-    comparison = against(result, rival, seed)
-    words = in_words(comparison)
-    alone = not_in_common(result, rival)
-    if alone:
-        words.append(f"not in both: {', '.join(alone[:10])}" + (" ..." if alone[10:] else ""))
-    facts["against"] = {**as_json(comparison, rival), "not_in_both": alone, "lines": words}
-    return facts, words
-
-
-def _write(
-    result: EvalResult,
-    document: dict[str, Any],
-    words: list[str],
-    csv: Path | None,
-    report: Path | None,
-    pictures: ReportImages | None,
-) -> list[Path]:
-    """The files that were asked for."""
-    written = []
-    if csv is not None:
-        from c2fdft_cli.engine.evaluate_output import write_csv
-
-        write_csv(csv, result)
-        written.append(csv)
-    if report is not None and pictures is not None:
-        from c2fdft_cli.engine.evaluate_report import About, write_report
-
-        about = About(console.command(*sys.argv[1:]), _remarks(result), result.recipe)
-        written += write_report(report, document, pictures, about)
-    return written
-
-
-def _remarks(result: EvalResult) -> list[str]:
-    """What the numbers are: protocol, further metrics, grid, files without a partner."""
-    from c2fdft_cli.engine.evaluate_metrics import describe_metric
-
-    border = f", border {result.border} px left out" if result.border else ""
-    lines = [f"protocol {result.protocol.name}: {result.protocol.describes}"]
-    lines[0] += f"; {result.scored_on}{border}"
-    lines += [describe_metric(name) for name in result.rows[0].more]
-    lines += result.notes
-    if result.spread is not None:
-        lines.append(f"mean PSNR +/- {result.spread:.3f} dB over the seeds")
-    lines += [f"no target: {path}" for path in result.without_target]
-    return lines + [f"not restored: {path}" for path in result.without_restored]
-
-
-def _tell(result: EvalResult, words: list[str], written: list[Path]) -> None:
-    from c2fdft_cli.engine.evaluate_output import table_of
-    from c2fdft_cli.engine.evaluate_stats import worst
-
-    console.table("", *table_of(result))
-    out = console.stdout()
-    if len(result.rows) > 1:
-        names = worst([row.name for row in result.rows], [row.psnr for row in result.rows])
-        out.print(f"lowest PSNR: {', '.join(names)}", markup=False)
-    for line in [*_remarks(result), *(f"B: {line}" for line in words)]:
-        out.print(line, markup=False)
-    if written:
-        out.print(f"written: {', '.join(map(str, written))}", markup=False)

@@ -57,12 +57,13 @@ def evaluate_files(
     if degraded is not None:
         pairs = degraded_beside(pairs, degraded)
     check_all_sizes(pairs.pairs)
-    work = _score_files(pairs, protocol, options)
-    return Job(work, total=len(pairs.pairs), title="eval", unit="image")
+    mine = options.share(pairs.pairs)
+    work = _score_files(mine, pairs, protocol, options)
+    return Job(work, total=len(mine), title="eval", unit="image")
 
 
 def _score_files(
-    pairs: FilePairs, protocol: Protocol, options: EvalOptions
+    mine: list[FilePair], pairs: FilePairs, protocol: Protocol, options: EvalOptions
 ) -> Generator[Scored, None, EvalResult]:
     rows, problems = [], []
 
@@ -72,7 +73,7 @@ def _score_files(
         except DataError as error:
             return f"{pair.name}: {error}"
 
-    for outcome in in_order(one, pairs.pairs, workers=2):
+    for outcome in in_order(one, mine, workers=2):
         if isinstance(outcome, str):
             problems.append(outcome)
         else:
@@ -84,7 +85,6 @@ def _score_files(
         rows,
         "saved files" + (", 16 bit where they have them" if protocol.unrounded else ", 8 bit"),
         options.border,
-        None,
         pairs.without_target,
         pairs.without_restored,
         pairs.found_by,
@@ -92,9 +92,9 @@ def _score_files(
 
 
 def _score_pair(pair: FilePair, protocol: Protocol, options: EvalOptions) -> Scored:
-    ours, theirs = (_read(path, protocol) for path in (pair.restored, pair.target))
+    ours, theirs = (read_image(path, protocol) for path in (pair.restored, pair.target))
     scores = score_images(ours, theirs, protocol, options.border)
-    lq = None if pair.degraded is None else _read(pair.degraded, protocol)
+    lq = None if pair.degraded is None else read_image(pair.degraded, protocol)
     if lq is not None and lq.shape != theirs.shape:
         lq = None
     row = EvalRow(
@@ -108,7 +108,7 @@ def _score_pair(pair: FilePair, protocol: Protocol, options: EvalOptions) -> Sco
     return Scored(row, Images(degraded, pixels_of(ours), pixels_of(theirs)))
 
 
-def _read(path: Path, protocol: Protocol) -> Tensor:
+def read_image(path: Path, protocol: Protocol) -> Tensor:
     """`[1, 3, h, w]` float64 on the scale 0 .. 255."""
     pixels = read_picture(path).pixels
     if pixels.dtype == np.uint16 and protocol.unrounded:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from c2fdft_cli.engine.evaluate_metrics import lower_wins
+from c2fdft_cli.engine.evaluate_output import score_of
 from c2fdft_cli.engine.evaluate_stats import Comparison, compare
 from c2fdft_cli.engine.evaluate_types import EvalResult
+from c2fdft_cli.engine.validation import finite_or_none
 from c2fdft_cli.errors import DataError
 
 SCORES = ("psnr", "ssim")
+
+
+def compared(result: EvalResult) -> tuple[str, ...]:
+    """The scores that are held against each other: without targets, all there are."""
+    return SCORES if result.has_targets else tuple(result.rows[0].more)
 
 
 def against(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison | None]:
@@ -29,8 +37,8 @@ def against(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison
         what = "the two results have no image in common"
         raise DataError(what, where="--against", hint="give the same names", details=details)
     found: dict[str, Comparison | None] = {}
-    for key in SCORES:
-        ours, theirs = [[getattr(row, key) for row in side] for side in zip(*common, strict=True)]
+    for key in compared(a):
+        ours, theirs = [[score_of(row, key) for row in side] for side in zip(*common, strict=True)]
         try:
             found[key] = compare(ours, theirs, seed)
         except ValueError:  # nothing but infinite scores
@@ -46,9 +54,11 @@ def not_in_common(a: EvalResult, b: EvalResult) -> list[str]:
 
 def as_json(comparison: dict[str, Comparison | None], other: EvalResult) -> dict[str, Any]:
     """For --json: A - B with its 95 % interval, who wins, and B's own means."""
-    means = {key: sum(getattr(row, key) for row in other.rows) / len(other.rows) for key in SCORES}
+    means = {
+        key: sum(score_of(row, key) for row in other.rows) / len(other.rows) for key in comparison
+    }
     return {
-        "mean": {key: value if value < float("inf") else None for key, value in means.items()},
+        "mean": {key: finite_or_none(value) for key, value in means.items()},
         "difference": {
             key: None if one is None else asdict(one) for key, one in comparison.items()
         },
@@ -57,7 +67,10 @@ def as_json(comparison: dict[str, Comparison | None], other: EvalResult) -> dict
 
 
 def in_words(comparison: dict[str, Comparison | None]) -> list[str]:
-    """Lines such as `PSNR: A - B = +0.52 dB [+0.31, +0.74] (95 %), A wins 9, B 1, 0 ties`."""
+    """Lines such as `PSNR: A - B = +0.52 dB [+0.31, +0.74] (95 %), A wins 9, B 1, ties 0`.
+
+    The better score wins: the lower one of metrics that are better when lower.
+    """
     lines = []
     for key, one in comparison.items():
         if one is None:
@@ -65,8 +78,9 @@ def in_words(comparison: dict[str, Comparison | None]) -> list[str]:
             continue
         digits, unit = (2, " dB") if key == "psnr" else (4, "")
         low, mean, high = (f"{x:+.{digits}f}" for x in (one.low, one.mean, one.high))
+        wins, losses = (one.wins, one.losses)[:: -1 if lower_wins(key) else 1]
         lines.append(
             f"{key.upper()}: A - B = {mean}{unit} [{low}, {high}] (95 %), "
-            f"A wins {one.wins}, B {one.losses}, ties {one.ties}"
+            f"A wins {wins}, B {losses}, ties {one.ties}"
         )
     return lines

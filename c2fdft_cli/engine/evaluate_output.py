@@ -19,12 +19,15 @@ from c2fdft_cli.engine.validation import finite_or_none
 Column = tuple[str, Callable[[EvalRow], float]]
 
 
+def score_of(row: EvalRow, key: str) -> float:
+    """A score by its key in JSON and CSV."""
+    return {"psnr": row.psnr, "ssim": row.ssim}[key] if key in ("psnr", "ssim") else row.more[key]
+
+
 def _columns(result: EvalResult) -> list[Column]:
     """Every score that all rows have, by its key in JSON and CSV."""
-    found: list[Column] = [("psnr", lambda row: row.psnr), ("ssim", lambda row: row.ssim)]
-    for name in result.rows[0].more:
-        found.append((name, lambda row, name=name: row.more[name]))  # type: ignore[misc]
-    return found
+    keys = (["psnr", "ssim"] if result.has_targets else []) + list(result.rows[0].more)
+    return [(key, lambda row, key=key: score_of(row, key)) for key in keys]  # type: ignore[misc]
 
 
 def document(result: EvalResult) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def document(result: EvalResult) -> dict[str, Any]:
         ],
         "median": {key: finite_or_none(one.median) for key, one in statistics_of.items()},
         "std": {key: finite_or_none(one.std) for key, one in statistics_of.items()},
-        "worst": worst(names, scores["psnr"]),
+        "worst": worst(names, scores["psnr"]) if result.has_targets else [],
         "degraded": _degraded(result),
         "scored_on": result.scored_on,
         "border": result.border,

@@ -169,8 +169,8 @@ def check_all_sizes(pairs: Sequence[FilePair]) -> None:
     fail(problems, len(pairs))
 
 
-def fail(problems: Sequence[str], total: int) -> None:
-    """DataError in one line, with the pairs that cannot be scored listed; nothing for none."""
+def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
+    """DataError in one line, with what cannot be scored listed; nothing for no problems."""
     if not problems:
         return
     if len(problems) == 1:
@@ -178,7 +178,7 @@ def fail(problems: Sequence[str], total: int) -> None:
     listed = list(problems[:LISTED])
     if len(problems) > LISTED:
         listed.append(f"and {len(problems) - LISTED} more")
-    what = f"{len(problems)} of {total} pairs cannot be scored"
+    what = f"{len(problems)} of {total} {unit} cannot be scored"
     hint = "repair or remove them: no mean is given over a part of the set"
     raise DataError(what, hint=hint, details=listed)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from c2fdft_cli.data.atomic import atomic_write_text, ensure_folder
 from c2fdft_cli.engine.checkpoint import versions
-from c2fdft_cli.engine.evaluate_types import EvalResult, Images, Scored
+from c2fdft_cli.engine.evaluate_types import EvalResult, Scored
 from c2fdft_cli.progress import Job
 
 LARGEST_SIDE = 1024
@@ -56,7 +56,10 @@ class ReportImages:
     def add(self, scored: Scored) -> None:
         """Take one image's pictures."""
         images = scored.images
-        views = {"restored": images.restored, "target": images.target, "error": error_map(images)}
+        views = {"restored": images.restored}
+        if images.target is not None:
+            error = error_map(images.restored, images.target)
+            views = {**views, "target": images.target, "error": error}
         if images.degraded is not None:
             views = {"degraded": images.degraded, **views}
         self.by_name[scored.row.name] = {name: _data_uri(view) for name, view in views.items()}
@@ -74,9 +77,9 @@ def with_pictures(job: Job[Scored, EvalResult], images: ReportImages) -> Job[Sco
     return Job(work(), total=len(job), title=job.title, unit=job.unit)
 
 
-def error_map(images: Images) -> Pixels:
+def error_map(restored: Pixels, target: Pixels) -> Pixels:
     """|restored - target|, mean of the channels: black, red, yellow, white at `ERROR_WHITE`."""
-    difference = np.abs(images.restored.astype(np.int16) - images.target).mean(2)
+    difference = np.abs(restored.astype(np.int16) - target).mean(2)
     level = np.clip(difference / ERROR_WHITE, 0, 1)[..., None] * 3 - np.arange(3)
     colours: Pixels = (np.clip(level, 0, 1) * 255).round().astype(np.uint8)
     return colours
@@ -116,7 +119,7 @@ def write_report(
         "pictures": [images.by_name[row["name"]] for row in document["images"]],
         "about": {
             "command": about.command,
-            "lines": [*about.lines, _error_line()],
+            "lines": [*about.lines, _pictures_line()],
             "recipe": about.recipe,
             "versions": {**versions(), "platform": platform.platform()},
         },
@@ -130,7 +133,7 @@ def write_report(
     return [page, facts]
 
 
-def _error_line() -> str:
+def _pictures_line() -> str:
     return (
         f"Error maps: mean absolute difference of the channels, white from {ERROR_WHITE} of 255 "
         f"levels. Pictures here are lossy, of at most {LARGEST_SIDE} px a side; scores are of the "

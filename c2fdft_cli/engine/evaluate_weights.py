@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.core.metrics import MAX_VALUE
+from c2fdft_cli.engine.evaluate_blocks import FOUND_BY, PROTOCOL, BlockPairs
 from c2fdft_cli.engine.evaluate_types import (
     EvalOptions,
     EvalResult,
@@ -19,10 +21,23 @@ from c2fdft_cli.engine.evaluate_types import (
     score_images,
 )
 from c2fdft_cli.engine.restorer import Restorer, to_uint8, to_unit
-from c2fdft_cli.engine.sweep_bench import Bench, open_bench, trained_grid
-from c2fdft_cli.engine.validation import as_tensor
+from c2fdft_cli.engine.sweep_bench import Loaded, open_bench, open_weights, trained_grid
+from c2fdft_cli.engine.validation import as_tensor, spread_indices
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.progress import Job
+
+
+class Pairs(Protocol):
+    """Degraded images and their targets, in shards or in memory."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the pairs."""
+        ...
+
+    def pair(self, i: int) -> tuple[Any, Any]:
+        """uint8 `[h, w, 3]` lq and gt."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class WeightsOptions:
     Args:
         checkpoint: the weights.
         data: folder of shards; None for those that the weights were trained on.
+        blocks: SIDD's blocks, to take instead of shards.
         images: how many pairs, 0 for all.
         seeds: noises for each image, from `seed` up.
         grid: times instead of the checkpoint's own.
@@ -40,6 +56,7 @@ class WeightsOptions:
 
     checkpoint: Path
     data: Path | None = None
+    blocks: BlockPairs | None = None
     images: int = 0
     seeds: int = 1
     seed: int = 0
@@ -49,27 +66,40 @@ class WeightsOptions:
 
 
 def evaluate_weights(weights: WeightsOptions, options: EvalOptions) -> Job[Scored, EvalResult]:
-    """Restore the validation pairs of shards and score them, the untouched inputs beside.
+    """Restore the validation pairs of shards (or SIDD's blocks), score them and the inputs.
 
     On the rounded output, except for protocols that take it unrounded.
 
     Raises:
         UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
     """
-    bench = open_bench(
-        weights.checkpoint,
-        data=weights.data,
-        images=weights.images,
-        protocol=options.protocol,
-        device=weights.device,
-        precision=weights.precision,
-    )
-    grid = grid_in_use(bench, weights)
-    work = _score_weights(bench, grid, weights, options)
-    return Job(work, total=len(bench.indices), title="eval", unit="image")
+    loaded, pairs, indices = _open(weights, options)
+    grid = grid_in_use(loaded, weights)
+    mine = options.share(indices)
+    work = _score_weights(loaded, pairs, mine, grid, weights, options)
+    unit = "image" if weights.blocks is None else "block"
+    return Job(work, total=len(mine), title="eval", unit=unit)
 
 
-def grid_in_use(bench: Bench, weights: WeightsOptions) -> list[int]:
+def _open(weights: WeightsOptions, options: EvalOptions) -> tuple[Loaded, Pairs, list[int]]:
+    """The weights, what they restore, and which of it."""
+    path, device, precision = weights.checkpoint, weights.device, weights.precision
+    if weights.blocks is None:
+        bench = open_bench(
+            path,
+            data=weights.data,
+            images=weights.images,
+            protocol=options.protocol,
+            device=device,
+            precision=precision,
+        )
+        return bench, bench.pairs, bench.indices
+    protocol = options.protocol or PROTOCOL
+    loaded = open_weights(path, protocol=protocol, device=device, precision=precision)
+    return loaded, weights.blocks, spread_indices(len(weights.blocks), weights.images)
+
+
+def grid_in_use(bench: Loaded, weights: WeightsOptions) -> list[int]:
     """The times asked for, else the checkpoint's; UsageError for a grid that is none."""
     if weights.grid is None:
         return bench.checkpoint.grid()
@@ -80,7 +110,12 @@ def grid_in_use(bench: Bench, weights: WeightsOptions) -> list[int]:
 
 
 def _score_weights(
-    bench: Bench, grid: Sequence[int], weights: WeightsOptions, options: EvalOptions
+    bench: Loaded,
+    pairs: Pairs,
+    indices: Sequence[int],
+    grid: Sequence[int],
+    weights: WeightsOptions,
+    options: EvalOptions,
 ) -> Generator[Scored, None, EvalResult]:
     seeds = range(weights.seed, weights.seed + weights.seeds)
     restorers = [
@@ -90,28 +125,24 @@ def _score_weights(
         for seed in seeds
     ]
     rows: list[EvalRow] = []
-    by_seed: list[list[float]] = [[] for _ in restorers]
-    for i in bench.indices:
-        scored, psnrs = _restore_and_score(bench, restorers, i, options)
-        for column, value in zip(by_seed, psnrs, strict=True):
-            column.append(value)
+    names = pairs.names
+    for i in indices:
+        scored = _restore_and_score(bench, restorers, names[i], pairs.pair(i), options)
         rows.append(scored.row)
         yield scored
-    spread = statistics.stdev(map(statistics.fmean, by_seed)) if len(by_seed) > 1 else None
     depth = "unrounded" if bench.protocol.unrounded else "8 bit"
     return EvalResult(
         protocol=bench.protocol,
         rows=rows,
         scored_on=f"network output, {depth}",
         border=options.border,
-        spread=spread,
-        found_by="shards",
+        found_by="shards" if weights.blocks is None else FOUND_BY,
         notes=_grid_notes(bench, grid),
         recipe=bench.checkpoint.meta.recipe,
     )
 
 
-def _grid_notes(bench: Bench, grid: Sequence[int]) -> list[str]:
+def _grid_notes(bench: Loaded, grid: Sequence[int]) -> list[str]:
     """The times in use; fine weights are bound to those of their training."""
     notes = [f"grid: {', '.join(map(str, grid))} ({len(grid)} network calls)"]
     trained = trained_grid(bench.checkpoint)
@@ -122,11 +153,15 @@ def _grid_notes(bench: Bench, grid: Sequence[int]) -> list[str]:
 
 
 def _restore_and_score(
-    bench: Bench, restorers: Sequence[Restorer], i: int, options: EvalOptions
-) -> tuple[Scored, list[float]]:
-    """One pair's row, its scores averaged over the seeds, and the PSNR of each seed."""
-    lq, gt = (as_tensor(pixels) for pixels in bench.pairs.pair(i))
-    name, target = bench.pairs.names[i], gt.double()
+    bench: Loaded,
+    restorers: Sequence[Restorer],
+    name: str,
+    pair: tuple[Any, Any],
+    options: EvalOptions,
+) -> Scored:
+    """One pair's row, its scores averaged over the seeds."""
+    lq, gt = (as_tensor(pixels) for pixels in pair)
+    target = gt.double()
     scores, more = [], []
     image = lq.double()
     for restorer in restorers:
@@ -143,6 +178,7 @@ def _restore_and_score(
         statistics.fmean(one.ssim for one in scores),
         {key: statistics.fmean(one[key] for one in more) for key in options.metrics},
         score_images(lq.double(), target, bench.protocol, options.border),
+        tuple(one.psnr for one in scores) if len(scores) > 1 else (),
     )
     pixels = Images(pixels_of(lq), pixels_of(image), pixels_of(gt))
-    return Scored(row, pixels), [one.psnr for one in scores]
+    return Scored(row, pixels)

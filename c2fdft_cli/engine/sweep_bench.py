@@ -20,33 +20,44 @@ from c2fdft_cli.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Weights, validation pairs, and how the restorations are scored.
+class Loaded:
+    """Weights, ready to restore, and how their restorations are scored.
 
     Args:
         checkpoint: the weights.
         predict_noise: their network on the runtime's device.
-        data: folder of the shards.
-        pairs: its validation split.
-        indices: of the pairs to take.
         protocol: of the scores.
         runtime: device and arithmetic.
         eta: of the sampler.
+        recipe: of the weights; the defaults where they carry none.
     """
 
     checkpoint: Checkpoint
     predict_noise: PredictNoise
-    data: Path
-    pairs: ValidationPairs
-    indices: list[int]
     protocol: Protocol
     runtime: Runtime
     eta: float
+    recipe: Recipe
 
     @property
     def alpha_bar(self) -> Tensor:
         """alpha_bar_t of the checkpoint, `[T]`."""
         return self.checkpoint.alpha_bar()
+
+
+@dataclass(frozen=True)
+class Bench(Loaded):
+    """Weights and the validation pairs of shards to try them on.
+
+    Args:
+        data: folder of the shards.
+        pairs: its validation split.
+        indices: of the pairs to take.
+    """
+
+    data: Path
+    pairs: ValidationPairs
+    indices: list[int]
 
 
 def find_protocol(name: str) -> Protocol:
@@ -78,23 +89,35 @@ def open_bench(
     Raises:
         UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
     """
+    loaded = open_weights(path, protocol=protocol, device=device, precision=precision)
+    folder = data or _own_data(loaded.checkpoint)
+    pairs = _open_pairs(folder, loaded.recipe)
+    return Bench(
+        **vars(loaded), data=folder, pairs=pairs, indices=spread_indices(len(pairs), images)
+    )
+
+
+def open_weights(
+    path: Path,
+    *,
+    protocol: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Loaded:
+    """Load weights to score; arguments and errors as `open_bench`."""
     asked = None if protocol is None else find_protocol(protocol)
     runtime = make_runtime(device, precision)
     checkpoint = load_checkpoint(path)
     recipe = checkpoint.recipe([]) or Recipe()
     net = checkpoint.network().to(runtime.device).requires_grad_(False)
-    folder = data or _own_data(checkpoint)
-    pairs = _open_pairs(folder, recipe)
     default = recipe.train.protocol if checkpoint.meta.recipe is not None else "rgb"
-    return Bench(
+    return Loaded(
         checkpoint,
         Banded(net, dtype=runtime.dtype),
-        folder,
-        pairs,
-        spread_indices(len(pairs), images),
         asked or PROTOCOLS[default],
         runtime,
         recipe.sampling.eta,
+        recipe,
     )
 
 

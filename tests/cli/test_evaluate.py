@@ -105,6 +105,49 @@ def test_files_that_were_asked_for(folders: tuple[Path, Path], tmp_path: Path) -
     assert run(*folders, "--csv", tmp_path / "rows.csv", "--overwrite").exit_code == 0
 
 
+@pytest.fixture
+def sidd(tmp_path: Path) -> Path:
+    io = pytest.importorskip("scipy.io")
+    folder = tmp_path / "sidd"
+    folder.mkdir()
+    for side, strength in (("Noisy", 9), ("Gt", 0)):
+        name = f"Validation{side}BlocksSrgb"
+        blocks = np.stack([photo(k, strength) for k in range(2)])[:, None]
+        io.savemat(folder / f"{name}.mat", {name: blocks})
+    return folder
+
+
+def test_sidd_blocks(sidd: Path, weights: Path) -> None:
+    result = run(sidd)
+    assert result.exit_code == 0, result.output
+    assert "scene-02_block-01" in result.stdout
+    assert "protocol denoise" in result.stdout
+    assert f"next: c2fdft eval {sidd} --report report" in result.stdout
+    words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--json")
+    for source in ((sidd,), ("--data", sidd)):
+        facts = json.loads(run(*source, *words, "--images", "1").stdout)
+        assert [row["name"] for row in facts["images"]] == ["scene-01_block-01"]
+        assert facts["degraded"]["mean"]["psnr"] > 0
+        assert facts["next"].endswith("--report report")
+    (sidd / "ValidationGtBlocksSrgb.mat").unlink()
+    lost = run(sidd)
+    assert lost.exit_code == 3
+    assert "no ValidationGtBlocksSrgb.mat in the folder" in lost.stderr
+    assert run(sidd, "--degraded", sidd).exit_code == 2
+
+
+def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
+    out, target = folders
+    result = run(out, "--no-reference")
+    assert result.exit_code == 0, result.output
+    assert "PSNR" not in result.stdout
+    assert "noise_sigma: noise, lower is less noise, 0 up, 8-bit levels" in result.stdout
+    assert f"next: c2fdft eval {out} --no-reference --report report" in result.stdout
+    words = ("--no-reference", "--metrics", "noise_sigma", "--against", target, "--json")
+    facts = json.loads(run(out, *words).stdout)
+    assert list(facts["mean"]) == list(facts["against"]["difference"]) == ["noise_sigma"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
@@ -117,6 +160,10 @@ def test_files_that_were_asked_for(folders: tuple[Path, Path], tmp_path: Path) -
         (["{out}", "nowhere"], 3, "no such file or folder - nowhere"),
         (["{out}", "{target}", "--degraded", "nowhere"], 3, "no degraded image"),
         (["--weights", "nowhere.pt"], 4, "no such checkpoint"),
+        (["{out}", "{target}", "--no-reference"], 2, "nothing to compare it with"),
+        (["{out}", "--no-reference", "--protocol", "rgb"], 2, "it needs targets"),
+        (["{out}", "--no-reference", "--metrics", "fsim"], 2, "it needs targets"),
+        (["nowhere.mat", "{target}"], 3, "no ValidationGtBlocksSrgb.mat in the folder"),
         (["{out}", "{target}", "--csv", "{out}/0.png/a.csv"], 5, "regular file"),
     ],
 )

@@ -31,7 +31,7 @@ from c2fdft_cli.engine.evaluate_report import (
     write_report,
 )
 from c2fdft_cli.engine.evaluate_stats import compare, summarise, worst
-from c2fdft_cli.engine.evaluate_types import EvalOptions, EvalResult, Images
+from c2fdft_cli.engine.evaluate_types import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate_weights import WeightsOptions, evaluate_weights
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.recipe import Network, Recipe
@@ -531,5 +531,5 @@ def test_large_pictures_shrink_in_the_report(tmp_path: Path) -> None:
 def test_error_map_is_black_to_white() -> None:
     target = np.zeros((1, 4, 3), np.uint8)
     restored = np.array([[0, 16, 32, 255]], np.uint8)[..., None].repeat(3, 2)
-    got = error_map(Images(None, restored, target))
+    got = error_map(restored, target)
     assert got[0].tolist() == [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255, 255, 255]]

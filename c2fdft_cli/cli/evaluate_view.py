@@ -1,0 +1,105 @@
+"""What `c2fdft eval` writes and says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.evaluate_report import ReportImages
+    from c2fdft_cli.engine.evaluate_types import EvalResult, Scored
+
+
+def note(event: Scored) -> str:
+    """What to say beside the bar."""
+    row = event.row
+    return f"{row.name}: {row.psnr:.2f} dB" if row.psnr == row.psnr else row.name
+
+
+def prepare_outputs(paths: list[Path | None], overwrite: bool) -> None:
+    """Nothing is overwritten unless asked; its folder is made before the work begins."""
+    from c2fdft_cli.data.atomic import ensure_folder
+
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_file() and not overwrite:
+            raise UsageError("it exists", where=path, hint="use --overwrite, or another name")
+        ensure_folder(path.parent)
+
+
+def compared(
+    result: EvalResult, rival: EvalResult | None, seed: int
+) -> tuple[dict[str, Any], list[str]]:
+    """The JSON document, and the lines about B."""
+    from c2fdft_cli.engine.evaluate_against import against, as_json, in_words, not_in_common
+    from c2fdft_cli.engine.evaluate_output import document
+
+    facts = document(result)
+    if rival is None:
+        return facts, []
+    comparison = against(result, rival, seed)
+    words = in_words(comparison)
+    alone = not_in_common(result, rival)
+    if alone:
+        words.append(f"not in both: {', '.join(alone[:10])}" + (" ..." if alone[10:] else ""))
+    facts["against"] = {**as_json(comparison, rival), "not_in_both": alone, "lines": words}
+    return facts, words
+
+
+def write(
+    result: EvalResult,
+    document: dict[str, Any],
+    words: list[str],
+    csv: Path | None,
+    report: Path | None,
+    pictures: ReportImages | None,
+) -> list[Path]:
+    """The files that were asked for."""
+    written = []
+    if csv is not None:
+        from c2fdft_cli.engine.evaluate_output import write_csv
+
+        write_csv(csv, result)
+        written.append(csv)
+    if report is not None and pictures is not None:
+        from c2fdft_cli.engine.evaluate_report import About, write_report
+
+        about = About(console.command(*sys.argv[1:]), _remarks(result), result.recipe)
+        written += write_report(report, document, pictures, about)
+    return written
+
+
+def _remarks(result: EvalResult) -> list[str]:
+    """What the numbers are: protocol, further metrics, grid, files without a partner."""
+    from c2fdft_cli.engine.evaluate_metrics import describe_metric
+
+    border = f", border {result.border} px left out" if result.border else ""
+    lines = [f"protocol {result.protocol.name}: {result.protocol.describes}"]
+    lines[0] += f"; {result.scored_on}{border}"
+    lines += [describe_metric(name) for name in result.rows[0].more]
+    lines += result.notes
+    if result.spread is not None:
+        lines.append(f"mean PSNR +/- {result.spread:.3f} dB over the seeds")
+    lines += [f"no target: {path}" for path in result.without_target]
+    return lines + [f"not restored: {path}" for path in result.without_restored]
+
+
+def tell(result: EvalResult, words: list[str], written: list[Path]) -> None:
+    """The table and what its numbers are, for people."""
+    from c2fdft_cli.engine.evaluate_output import table_of
+    from c2fdft_cli.engine.evaluate_stats import worst
+
+    console.table("", *table_of(result))
+    out = console.stdout()
+    if len(result.rows) > 1 and result.has_targets:
+        names = worst([row.name for row in result.rows], [row.psnr for row in result.rows])
+        out.print(f"lowest PSNR: {', '.join(names)}", markup=False)
+    for line in [*_remarks(result), *(f"B: {line}" for line in words)]:
+        out.print(line, markup=False)
+    if written:
+        out.print(f"written: {', '.join(map(str, written))}", markup=False)

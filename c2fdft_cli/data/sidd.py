@@ -1,0 +1,163 @@
+"""The blocks of SIDD's sRGB validation set, as published: MATLAB files of uint8.
+
+A file holds `[scenes, blocks, h, w, 3]` under the name of its side; published ones are 40 x 32
+blocks of 256 x 256 px. Results in the same form are read too. Files from others are hostile: what
+a header says is checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from c2fdft_cli.errors import DataError, ResourceError
+
+NOISY = "ValidationNoisyBlocksSrgb"
+TARGET = "ValidationGtBlocksSrgb"
+RESULTS = "results"
+SUFFIX = ".mat"
+
+MAX_BYTES = 1 << 30
+"""Of one variable, and of one file: the published ones have 240 MiB."""
+_DAMAGE = (
+    OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError,
+    IndexError, AttributeError, NotImplementedError, zlib.error,
+)  # fmt: skip
+"""What scipy and h5py raise for damaged files, depending on which part is damaged."""
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+_Header = tuple[tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One file's blocks.
+
+    Args:
+        path: the file.
+        variable: what they are called in it.
+        pixels: uint8 `[scenes, blocks, h, w, 3]`.
+    """
+
+    path: Path
+    variable: str
+    pixels: Pixels
+
+    def __len__(self) -> int:
+        scenes, blocks = self.pixels.shape[:2]
+        return int(scenes * blocks)
+
+    @property
+    def names(self) -> list[str]:
+        """`scene-03_block-17`, counted from 1 as MATLAB does, in the order of `block`."""
+        blocks = self.pixels.shape[1]
+        return [f"scene-{i // blocks + 1:02d}_block-{i % blocks + 1:02d}" for i in range(len(self))]
+
+    def block(self, i: int) -> Pixels:
+        """Block i as C-contiguous uint8 `[h, w, 3]`."""
+        scene, block = divmod(i, self.pixels.shape[1])
+        return np.ascontiguousarray(self.pixels[scene, block])
+
+
+def block_files(folder: Path) -> tuple[Path | None, Path | None]:
+    """The noisy file and the target file of a folder, each None where it is not there."""
+    noisy, target = (folder / f"{name}{SUFFIX}" for name in (NOISY, TARGET))
+    return (noisy if noisy.is_file() else None), (target if target.is_file() else None)
+
+
+def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
+    """Read the first of these variables that a MATLAB file holds.
+
+    Args:
+        path: MATLAB v5 to v7 (needs scipy), or v7.3.
+        variables: names to look for, the wanted one first.
+
+    Raises:
+        DataError: no such file, no MATLAB file, damaged, none of the variables, or one of another
+            kind or size.
+        ResourceError: scipy is missing.
+    """
+    if not path.is_file():
+        raise DataError("no such file", where=path, hint="check the path")
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError(f"larger than {MAX_BYTES >> 20} MiB", where=path, hint="no SIDD blocks")
+    try:
+        new = h5py.is_hdf5(path)
+        pixels, name = (_read_hdf5 if new else _read_matlab5)(path, variables)
+    except (DataError, ResourceError):
+        raise
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(
+            "not a MATLAB file, or damaged",
+            where=path,
+            hint="download it again",
+            details=[f"{type(error).__name__}: {reason}"],
+        ) from error
+    return Blocks(path, name, pixels)
+
+
+def _read_matlab5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
+    io = _scipy_io()
+    try:
+        with path.open("rb") as file:
+            headers = {name: (shape, kind) for name, shape, kind in io.whosmat(file)}
+            name = _choose(path, headers, variables)
+            file.seek(0)
+            pixels = io.loadmat(file, variable_names=[name])[name]
+    except io.matlab.MatReadError as error:  # a kind of its own, below Exception
+        raise ValueError(str(error)) from error
+    return _as_promised(path, pixels, headers[name]), name
+
+
+def _scipy_io() -> Any:
+    try:
+        return importlib.import_module("scipy.io")
+    except ImportError as error:
+        hint = 'pip install "c2fdft[sidd]"'
+        raise ResourceError(".mat files need scipy", where=SUFFIX, hint=hint) from error
+
+
+def _read_hdf5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
+    """MATLAB v7.3, which stores the axes in reverse order."""
+    with h5py.File(path, "r", locking=False) as file:
+        # hard links alone: the other kinds lead out of the file
+        inside = [k for k in file if isinstance(file.get(k, getlink=True), h5py.HardLink)]
+        found = {k: file[k] for k in inside if file.get(k, getclass=True) is h5py.Dataset}
+        headers = {k: (tuple(one.shape or ())[::-1], one.dtype.name) for k, one in found.items()}
+        name = _choose(path, headers, variables)
+        data = found[name]
+        chunk = int(np.prod(data.chunks or (0,), dtype=object))
+        if data.external or data.is_virtual or chunk > MAX_BYTES:
+            raise DataError("its pixels lie in other files, or in huge chunks", where=path)
+        return _as_promised(path, np.asarray(data[()]).T, headers[name]), name
+
+
+def _choose(path: Path, headers: dict[str, _Header], variables: Sequence[str]) -> str:
+    """The variable to load, if its header is that of blocks."""
+    name = next((one for one in variables if one in headers), None)
+    if name is None:
+        wanted = " or ".join(variables)
+        has = ", ".join(f"{one[:40]!a}" for one in list(headers)[:5]) or "none"
+        raise DataError(f"no variable {wanted}", where=path, hint=f"it holds {has}")
+    shape, kind = headers[name]
+    what = f"{name} is {kind} {list(shape)}"
+    hint = "want uint8 [scenes, blocks, height, width, 3]"
+    if kind != "uint8" or len(shape) != 5 or shape[-1] != 3 or min(shape) < 1:
+        raise DataError(what, where=path, hint=hint)
+    if int(np.prod(shape, dtype=object)) > MAX_BYTES:
+        raise DataError(what, where=path, hint=f"at most {MAX_BYTES >> 20} MiB")
+    return name
+
+
+def _as_promised(path: Path, pixels: Any, header: _Header) -> Pixels:
+    if not isinstance(pixels, np.ndarray) or (pixels.shape, pixels.dtype.name) != header:
+        raise DataError("its data are not what its header says", where=path)
+    return pixels
