@@ -97,7 +97,11 @@ class FineStage(Stage):
     ssim_weight: float = 0.84
     l1_weight: float = 0.16
     start_from: str = "ema"
-    recompute: bool = True
+    recompute: str = "call"
+
+    def __post_init__(self) -> None:
+        # true and false are what recipes and checkpoints said before there were three choices
+        self.recompute = {"True": "call", "False": "none"}.get(str(self.recompute), self.recompute)
 
 
 @dataclass
@@ -120,6 +124,12 @@ class Train:
     validate_every: int = 5_000
     validation_images: int = 10
     protocol: str = "rgb"
+    tensorboard: str = "auto"
+
+    def __post_init__(self) -> None:
+        # YAML reads on, off, true and false as True and False
+        self.compile = {"True": "on", "False": "off"}.get(str(self.compile), self.compile)
+        self.tensorboard = str(self.tensorboard).lower()
 
 
 @dataclass
@@ -152,8 +162,10 @@ CHOICES = {
     "data.synthesize": ("rain", "noise", "blur", None),
     "fine.ssim": ("paper", "as_released", "none"),
     "fine.start_from": ("ema", "raw"),
+    "fine.recompute": ("none", "call", "level"),
     "train.precision": ("auto", "fp32", "bf16", "fp16"),
     "train.compile": ("auto", "on", "off"),
+    "train.tensorboard": ("auto", "true", "false"),
     "train.protocol": ("derain", "derain-matlab", "deblur", "denoise", "rgb", "y"),
 }
 

@@ -168,3 +168,46 @@ def test_missing_recipe_names_a_close_one():
         find_recipe("derian")
     with pytest.raises(RecipeError, match="one of"):
         find_recipe("zzz")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("true", "call"), ("false", "none"), ("none", "none"), ("call", "call"), ("level", "level")],
+)
+def test_recompute_in_words_and_as_it_was(tmp_path, written, meant):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: tiny\nfine:\n  recompute: {written}\n")
+    recipe = load_recipe(str(path))
+    assert recipe.fine.recompute == meant
+    assert load_recipe("tiny", [f"fine.recompute={written}"]).fine.recompute == meant
+    again = recipe_from_dict(recipe.to_dict(), [], "again")
+    assert again == recipe
+    old = recipe.to_dict()
+    old["fine"]["recompute"] = meant != "none"
+    assert recipe_from_dict(old, [], "old").fine.recompute == (
+        "none" if meant == "none" else "call"
+    )
+
+
+@pytest.mark.parametrize("written", ["auto", "on", "off"])
+def test_compile_switch(tmp_path, written):
+    """YAML takes on and off for booleans."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: tiny\ntrain:\n  compile: {written}\n")
+    assert load_recipe(str(path)).train.compile == written
+    assert load_recipe("tiny", [f"train.compile={written}"]).train.compile == written
+
+
+@pytest.mark.parametrize("written", ["auto", "true", "false"])
+def test_tensorboard_switch(written):
+    recipe = load_recipe("tiny", [f"train.tensorboard={written}"])
+    assert recipe.train.tensorboard == written
+    assert recipe_from_dict(recipe.to_dict(), [], "again") == recipe
+
+
+def test_words_that_are_no_choice():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", ["fine.recompute=levels", "train.tensorboard=perhaps"])
+    told = "\n".join(caught.value.details)
+    assert "fine.recompute: one of none, call, level" in told
+    assert "train.tensorboard: one of auto, true, false" in told

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Device, Json, Precision, Shards
+from c2fdft_cli.cli.options import Device, Json, Precision, Shards, Weights, weights_file
+
+if TYPE_CHECKING:
+    from c2fdft_cli.recipe import Recipe
 
 
 def bench(
@@ -15,17 +19,31 @@ def bench(
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="NAME|FILE", help="Whose network to time.")
     ] = "derain",
+    weights: Weights = None,
     size: Annotated[int, typer.Option("--size", help="Side of the input in px.", min=8)] = 256,
     batch: Annotated[int, typer.Option("--batch", help="Images at once.", min=1)] = 1,
     steps: Annotated[int, typer.Option("--steps", help="Calls of restore.", min=1)] = 4,
     repeats: Annotated[int, typer.Option("--repeats", help="Counted runs.", min=1)] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
     data: Shards = None,
+    stage: Annotated[
+        str, typer.Option("--stage", help="Of train-step: coarse or fine.")
+    ] = "coarse",
+    calls: Annotated[
+        str, typer.Option("--calls", metavar="N,...", help="Network calls of the fine step.")
+    ] = "4",
+    recompute: Annotated[
+        str,
+        typer.Option("--recompute", metavar="WAY,...", help="Of the fine step: none, call, level."),
+    ] = "none,call",
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
 ) -> None:
     """Time a part on this machine, beside the rate of its matrix products.
+
+    The fine training step is timed for each number of calls and way of re-computing, with the
+    bytes that it holds.
 
     Example: c2fdft bench forward --size 256 --precision bf16
     """
@@ -33,13 +51,15 @@ def bench(
     from c2fdft_cli.engine.bench import bench as start
     from c2fdft_cli.engine.runtime import make_runtime
     from c2fdft_cli.errors import UsageError
-    from c2fdft_cli.recipe_files import load_recipe
 
     if size % 8 and part != "restore":
         raise UsageError("a multiple of 8", where=f"--size {size}", hint="256")
+    if stage not in ("coarse", "fine") or (stage == "fine" and part != "train-step"):
+        hint = "train-step has coarse and fine"
+        raise UsageError(f"{part} has no such stage", where=f"--stage {stage}", hint=hint)
     options = BenchOptions(
         part=part,
-        recipe=load_recipe(recipe),
+        recipe=_recipe(recipe, None if weights is None else weights_file(weights, json)),
         runtime=make_runtime(device, precision),
         size=size,
         batch=batch,
@@ -48,6 +68,11 @@ def bench(
         compile=compile,
         data=data,
     )
+    if stage == "fine":
+        from c2fdft_cli.cli.bench_fine import time_fine
+
+        time_fine(options, calls, recompute, json)
+        return
     result = console.draw(start(options), lambda seconds: f"{seconds:.3f} s")
     if json:
         console.emit(result)
@@ -55,3 +80,16 @@ def bench(
     rows = [(key.replace("_", " "), value) for key, value in vars(result).items()]
     rows[-1] = ("peak memory", console.megabytes(result.peak_memory))
     console.table("", ("what", "value"), rows)
+
+
+def _recipe(name: str, weights: Path | None) -> Recipe:
+    """The recipe, with the network of the weights where some are named."""
+    from dataclasses import replace
+
+    from c2fdft_cli.engine.checkpoint import load_checkpoint
+    from c2fdft_cli.recipe_files import load_recipe
+
+    recipe = load_recipe(name)
+    if weights is None:
+        return recipe
+    return replace(recipe, network=load_checkpoint(weights).meta.network)

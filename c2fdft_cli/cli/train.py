@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Device, Json, Precision, Shards
+from c2fdft_cli.cli.options import Device, Json, Precision, Shards, weights_file
 from c2fdft_cli.errors import CheckpointError, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ def train_coarse(
     out: RunOut = None,
     resume: Resume = False,
     init: Annotated[
-        Path | None, typer.Option("--init", metavar="CKPT", help="Start from these weights.")
+        str | None,
+        typer.Option(
+            "--init", metavar="NAME|CKPT", help="Start from these weights (or packaged ones)."
+        ),
     ] = None,
     max_time: MaxTime = None,
     dry_run: DryRun = False,
@@ -61,13 +64,15 @@ def train_coarse(
 ) -> None:
     """Stage 1: train the network to predict noise.
 
+    With --init it goes on from given weights, and with their recipe unless another is named.
+
     Example: c2fdft train-coarse --recipe derain --data shards/Rain13K
     """
     from c2fdft_cli.engine.train_options import TrainRequest
 
     if not resume and data is None:
         raise UsageError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
-    if not resume and recipe is None:
+    if not resume and recipe is None and init is None:
         raise RecipeError("no recipe", where="--recipe", hint="`c2fdft recipes list` names some")
     request = TrainRequest(
         stage="coarse",
@@ -76,7 +81,7 @@ def train_coarse(
         data=data,
         out=out,
         resume=resume,
-        init=init,
+        init=None if init is None else weights_file(init, json),
         device=device,
         precision=precision,
         max_seconds=None if max_time is None else max_time * 60,
@@ -87,15 +92,17 @@ def train_coarse(
 def train_fine(
     overrides: Overrides = None,
     source: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="CKPT", help="Coarse checkpoint (or a fine one)."),
+        str | None,
+        typer.Option(
+            "--from", metavar="NAME|CKPT", help="Coarse checkpoint (a fine or packaged one)."
+        ),
     ] = None,
     recipe: Recipe = None,
     data: Shards = None,
     out: RunOut = None,
     resume: Resume = False,
     init: Annotated[
-        Path | None, typer.Option("--init", metavar="CKPT", help="Same as --from.")
+        str | None, typer.Option("--init", metavar="CKPT", help="Same as --from.")
     ] = None,
     max_time: MaxTime = None,
     dry_run: DryRun = False,
@@ -119,6 +126,7 @@ def train_fine(
         raise CheckpointError(
             "no weights to start from", where="--from", hint="name a coarse checkpoint"
         )
+    start = source if source is not None else init
     request = TrainRequest(
         stage="fine",
         recipe=recipe,
@@ -126,7 +134,7 @@ def train_fine(
         data=data,
         out=out,
         resume=resume,
-        init=source or init,
+        init=None if start is None else weights_file(start, json),
         device=device,
         precision=precision,
         max_seconds=None if max_time is None else max_time * 60,

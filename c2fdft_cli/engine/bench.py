@@ -138,7 +138,7 @@ def _bench(options: BenchOptions) -> Generator[float, None, BenchResult]:
     computes = options.part != "loader"
     times, gemm = [], []
     for number in range(options.repeats + 1):
-        seconds = _seconds(run, options.runtime)
+        seconds = seconds_of(run, options.runtime)
         if number:  # the first run warms up
             times.append(seconds)
             if computes:
@@ -152,7 +152,7 @@ def _bench(options: BenchOptions) -> Generator[float, None, BenchResult]:
         part=options.part,
         size=options.size,
         batch=options.batch,
-        device=_device_name(options.runtime.device),
+        device=device_name(options.runtime.device),
         precision=options.runtime.precision,
         compiled=options.compile,
         executor=executor,
@@ -206,11 +206,15 @@ def _train_step(options: BenchOptions, net: DFT) -> Callable[[], object]:
     compile_in_place(net, "on" if options.compile else "off", options.runtime)
     alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion).to(options.runtime.device)
     stepper = Stepper(Objective(net, alpha_bar, None), options.recipe.train, options.runtime)
-    shape = (options.batch, 3, options.size, options.size)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
-    times = torch.randint(0, options.recipe.diffusion.timesteps, (options.batch,))
-    batch = Batch(1, pixels, pixels, torch.randn(shape), times)
+    batch = random_batch(options.batch, options.size, options.recipe.diffusion.timesteps)
     return lambda: stepper.step(batch, 1.0, 1e-5, options.batch)
+
+
+def random_batch(rows: int, size: int, timesteps: int) -> Batch:
+    """A training batch of noise."""
+    shape = (rows, 3, size, size)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    return Batch(1, pixels, pixels, torch.randn(shape), torch.randint(0, timesteps, (rows,)))
 
 
 def _loader(options: BenchOptions) -> Callable[[], object]:
@@ -222,7 +226,8 @@ def _loader(options: BenchOptions) -> Callable[[], object]:
     return lambda: next(batches)
 
 
-def _seconds(run: Callable[[], object], runtime: Runtime) -> float:
+def seconds_of(run: Callable[[], object], runtime: Runtime) -> float:
+    """Seconds of one run, to the end of what it left on the device."""
     _wait(runtime)
     begin = time.perf_counter()
     run()
@@ -239,11 +244,12 @@ def _gemm_tflops(runtime: Runtime) -> float:
     """The rate of one large matrix product."""
     side = (GEMM_SIDE, GEMM_SIDE)
     a = torch.ones(side, device=runtime.device, dtype=runtime.dtype)
-    seconds: Sequence[float] = [_seconds(lambda: a @ a, runtime) for _ in range(2)]
+    seconds: Sequence[float] = [seconds_of(lambda: a @ a, runtime) for _ in range(2)]
     return 2 * GEMM_SIDE**3 / min(seconds) / 1e12
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The device as people call it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"

@@ -37,7 +37,12 @@ class Objective(nn.Module):
         super().__init__()
         self.net = net
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+        self.use(fine)
+
+    def use(self, fine: tuple[FineStage, list[int]] | None) -> None:
+        """Take other settings and another grid."""
         self.fine = fine
+        self.net.recompute_levels = fine is not None and fine[0].recompute == "level"
 
     def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor | None) -> Tensor:
         """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]."""
@@ -56,7 +61,7 @@ class Objective(nn.Module):
             ssim=stage.ssim,
             ssim_weight=stage.ssim_weight,
             l1_weight=stage.l1_weight,
-            recompute=stage.recompute,
+            recompute=stage.recompute != "none",
         )
 
 

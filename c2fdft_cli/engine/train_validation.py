@@ -16,6 +16,7 @@ from c2fdft_cli.engine.run_state import RunState
 from c2fdft_cli.engine.runtime import wait_for_all
 from c2fdft_cli.engine.train_events import Validated
 from c2fdft_cli.engine.train_options import TrainOptions
+from c2fdft_cli.engine.train_tensorboard import TensorBoard
 from c2fdft_cli.engine.validation import (
     PairImages,
     Row,
@@ -35,14 +36,20 @@ class Validator:
         options: of the training.
         pairs: the validation split, or None where there is none.
         state: writes best.pt.
+        board: shows the sample restorations.
     """
 
     def __init__(
-        self, options: TrainOptions, pairs: ValidationPairs | None, state: RunState
+        self,
+        options: TrainOptions,
+        pairs: ValidationPairs | None,
+        state: RunState,
+        board: TensorBoard,
     ) -> None:
         self._options = options
         self._pairs = pairs
         self._state = state
+        self._board = board
 
     def validate(self, step: int) -> Validated | None:
         """Score the EMA weights on the main process while the others wait."""
@@ -87,6 +94,7 @@ class Validator:
     def _save_sample(self, step: int, images: PairImages) -> None:
         """Degraded | restored | target, side by side."""
         strip = torch.cat([images.lq, to_uint8(images.restored), images.gt], dim=-1)
-        name = f"{Path(images.name).name}-{step:09d}.png"
+        name = Path(images.name).name
         pixels = strip[0].permute(1, 2, 0).contiguous().numpy()
-        save_rgb8(self._options.run.samples / name, pixels)
+        save_rgb8(self._options.run.samples / f"{name}-{step:09d}.png", pixels)
+        self._board.sample(name, step, pixels)

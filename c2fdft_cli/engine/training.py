@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from c2fdft_cli.engine.train_events import (
     Validated,
 )
 from c2fdft_cli.engine.train_options import TrainOptions
+from c2fdft_cli.engine.train_tensorboard import TensorBoard
 from c2fdft_cli.engine.train_validation import Validator
 from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
 from c2fdft_cli.progress import Job
@@ -41,7 +43,8 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
     """A stage's training as a job that yields an event for each step, score and file.
 
     Raises:
-        UsageError: the run folder is not empty, or the data is not the run's.
+        UsageError: the run folder is not empty, the data is not the run's, or TensorBoard is asked
+            for and not installed.
         DataError: no usable shards.
         CheckpointError: a state or weights that cannot be used.
         ResourceError: from the iteration: no memory, disk full, no finite gradient.
@@ -84,6 +87,9 @@ class _Training:
         self.recipe, self.run, self.runtime = options.recipe, options.run, options.runtime
         self.section = section_of(options)
         self.cycle = patch_cycle(self.section)
+        self.board = TensorBoard(
+            self.run.tensorboard, self.recipe.train.tensorboard, self.runtime.is_main
+        )
         self.shards = ShardSet.open(options.data, "train")
         self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
         self.state = RunState(options, self.shards.fingerprint, self.stepper)
@@ -93,7 +99,7 @@ class _Training:
         if options.resume:
             self._restore_state()
         pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
-        self.validator = Validator(options, pairs, self.state)
+        self.validator = Validator(options, pairs, self.state, self.board)
 
     def _restore_state(self) -> None:
         loaded = load_state(self.run.state)
@@ -115,7 +121,8 @@ class _Training:
         notice = compile_in_place(self.stepper.net, self.recipe.train.compile, self.runtime)
         if notice:
             yield Notice(notice)
-        with graceful_stop() as request:
+        with graceful_stop() as request, closing(self.board):
+            self.board.open(self.step)
             yield from self._steps(request, started)
         checkpoint = self.run.path / f"{self.options.stage}.pt"
         if self.runtime.is_main:
@@ -211,10 +218,13 @@ class _Training:
                 yield scored
         if score_due or self.step % train.log_every == 0:
             if self.runtime.is_main:
-                self.run.append_metrics(self._row(scored))
+                row = self._row(scored)
+                self.run.append_metrics(row)
+                self.board.row(row, self.runtime.peak_memory())
             self.window = _Window()
         if last or stop or self.step % train.save_every == 0:
             if self.runtime.is_main:
+                self.board.flush()
                 self.state.save(self.step, self.micro, vars(self.window))
                 draw_curves(self.run)
             yield Saved(self.step, self.run.state)

@@ -24,10 +24,17 @@ def test_official_network_without_allocating_it():
 
 
 def test_recomputing_holds_one_call():
-    fine = FineStage(recompute=True)
     one = step_bytes(SMALL, Stage(), 1, 32, CPU)
-    assert step_bytes(SMALL, fine, 8, 32, CPU) == one
-    assert step_bytes(SMALL, FineStage(recompute=False), 8, 32, CPU) == 8 * one
+    assert step_bytes(SMALL, FineStage(recompute="call"), 8, 32, CPU) == one
+    assert step_bytes(SMALL, FineStage(recompute="none"), 8, 32, CPU) == 8 * one
+
+
+def test_recomputing_levels_holds_the_largest_level():
+    one = step_bytes(SMALL, Stage(), 1, 32, CPU)
+    by_level = step_bytes(SMALL, FineStage(recompute="level"), 8, 32, CPU)
+    assert 0.2 * one < by_level < 0.7 * one
+    # of the official network, the last level holds about a third
+    assert 0.3 < saved_bytes(Network(), 64, True) / saved_bytes(Network(), 64) < 0.45
 
 
 @pytest.mark.parametrize(

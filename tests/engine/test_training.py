@@ -242,6 +242,40 @@ def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
     assert len(skipped) == 2
 
 
+def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
+    """The whole fine stage, bit for bit on the CPU."""
+    settings = ("fine.iterations=4", "train.save_every=100", "train.validate_every=100")
+    for way in ("none", "call", "level"):
+        run(request("fine", shard_folder, tmp_path / way, f"fine.recompute={way}", *settings,
+                    init=coarse_run / "coarse.pt"))  # fmt: skip
+    for way in ("call", "level"):
+        assert same_weights(tmp_path / way / "fine.pt", tmp_path / "none" / "fine.pt")
+
+
+def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, shard_folder, fine_run):
+    """Fine-tuning: the averaged weights of any checkpoint, its recipe, one's own shards."""
+    from c2fdft_cli.engine.prepare import PrepareOptions, prepare
+    from c2fdft_cli.engine.training import make_objective
+
+    pairs = shard_folder.parent.parent
+    source = next(p for p in pairs.glob("pairs*") if (p / "val").is_dir())
+    prepare(PrepareOptions(source=source / "val", out=tmp_path / "own")).run()
+    wish = TrainRequest("coarse", data=tmp_path / "own", out=tmp_path / "run",
+                        init=fine_run / "fine.pt", overrides=["coarse.iterations=3"],
+                        device="cpu", precision="fp32")  # fmt: skip
+    given = load_checkpoint(fine_run / "fine.pt")
+    start = make_objective(set_up(wish)).net.state_dict()
+    assert all(torch.equal(start[name], value) for name, value in given.ema.items())
+    result, _ = run(wish)
+    tuned = load_checkpoint(result.checkpoint)
+    assert (tuned.meta.stage, tuned.meta.step) == ("coarse", 3)
+    assert tuned.meta.data == str(tmp_path / "own")
+    assert any(not torch.equal(tuned.params[name], value) for name, value in given.ema.items())
+    moved = torch.cat([(tuned.params[n] - v).flatten() for n, v in given.ema.items()]).norm()
+    size = torch.cat([v.flatten() for v in given.ema.values()]).norm()
+    assert moved < 0.1 * size
+
+
 def test_fine_starts_from_raw_when_asked(tmp_path, shard_folder, coarse_run):
     from c2fdft_cli.engine.training import make_objective
 

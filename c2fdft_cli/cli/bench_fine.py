@@ -1,0 +1,60 @@
+"""`c2fdft bench train-step --stage fine`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.bench import BenchOptions
+    from c2fdft_cli.engine.bench_fine import FineBenchResult
+
+
+def time_fine(options: BenchOptions, calls: str, recompute: str, json: bool) -> None:
+    """Time the fine step and print a row for each number of calls and way of re-computing."""
+    from c2fdft_cli.engine.bench_fine import FineBenchOptions, bench_fine
+
+    if options.compile:
+        raise UsageError("the fine step is timed without it", where="--compile")
+    wish = FineBenchOptions(
+        recipe=options.recipe,
+        runtime=options.runtime,
+        size=options.size,
+        batch=options.batch,
+        calls=_numbers(calls),
+        recompute=recompute.split(","),
+        repeats=options.repeats,
+    )
+    result = console.draw(bench_fine(wish), lambda seconds: f"{seconds:.3f} s")
+    if json:
+        console.emit(result)
+        return
+    _show(result)
+
+
+def _numbers(text: str) -> list[int]:
+    """The numbers of "1,2,4"."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise UsageError("numbers with commas", where=f"--calls {text}", hint="--calls 1,2,4")
+    return [int(word) for word in words]
+
+
+def _show(result: FineBenchResult) -> None:
+    columns = ("calls", "recompute", "s / step", "of none", "held", "of none", "after forward")
+    rows = [
+        (
+            row.calls,
+            row.recompute,
+            row.seconds,
+            row.time_ratio,
+            console.megabytes(row.held),
+            row.held_ratio,
+            console.megabytes(row.after_forward),
+        )
+        for row in result.rows
+    ]
+    title = f"{result.batch} x {result.size} px, {result.device}, {result.precision}"
+    console.table(title, columns, rows)
