@@ -2,7 +2,8 @@
 
 `meta` is JSON text, so a file loads with `weights_only=True` and a program that knows nothing of
 it can still read the weights. A file without `meta` is a released one: its network is inferred
-from names and shapes.
+from names and shapes. Weights that were stored in half precision are float32 once they are loaded;
+one of the two sets of weights is enough. `.safetensors` holds one set.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import platform
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,12 +24,18 @@ import c2fdft_cli
 from c2fdft_cli.core.dft import DFT
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, check_grid, time_grid
 from c2fdft_cli.data.atomic import atomic_path
+from c2fdft_cli.engine.safetensors_file import (
+    SUFFIX,
+    is_safetensors,
+    load_safetensors,
+    save_safetensors,
+)
+from c2fdft_cli.engine.untrusted import full_precision, not_one, refuse_bomb, refuse_missing
 from c2fdft_cli.errors import CheckpointError, RecipeError
 from c2fdft_cli.recipe import Diffusion, Network, Recipe, Sampling
 from c2fdft_cli.recipe_files import recipe_from_dict
 
 FORMAT_VERSION = 1
-MAX_FILE_BYTES = 8 << 30
 MAX_META_BYTES = 16 << 20
 StateDict = dict[str, Tensor]
 
@@ -142,8 +148,14 @@ def _misfits(want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> list[str
 
 
 def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -> None:
-    """Write a checkpoint atomically; ResourceError when the disk is full or not writable."""
+    """Write a checkpoint atomically; ResourceError when the disk is full or not writable.
+
+    A path that ends in `.safetensors` becomes such a file, of `ema` alone.
+    """
     meta.versions = versions()
+    if path.suffix.lower() == SUFFIX:
+        save_safetensors(path, plain(ema), meta.to_json())
+        return
     content = {"params": plain(params), "params_ema": plain(ema), "meta": meta.to_json()}
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
@@ -172,14 +184,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, damaged, not one, or of a newer format.
     """
-    content = load_tensors(path)
+    refuse_missing(path)
+    content = load_safetensors(path) if is_safetensors(path) else load_tensors(path)
     params, ema = content.get("params"), content.get("params_ema")
     if params is None and ema is None and content and _is_state(content):
         params = content  # a bare state dict
     params, ema = (ema if params is None else params), (params if ema is None else ema)
     if params is None or ema is None or not (_is_state(params) and _is_state(ema)):
-        raise _not_one(path, "it has neither params nor params_ema")
-    params, ema = plain(params), plain(ema)
+        raise not_one(path, "it has neither params nor params_ema")
+    same = params is ema
+    ema = plain(full_precision(ema, path))
+    params = ema if same else plain(full_precision(params, path))
     text = content.get("meta")
     meta = Meta(infer_network(ema, path)) if text is None else read_meta(text, path)
     return Checkpoint(path, params, ema, meta)
@@ -187,41 +202,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """`torch.load(weights_only=True)` of a file that nobody vouches for; else CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError("no such checkpoint", where=path, hint="give a .pt or .pth file")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise CheckpointError(f"over {MAX_FILE_BYTES >> 30} GiB", where=path)
-    _refuse_bomb(path)
+    refuse_missing(path)
+    refuse_bomb(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of torch, about old pickles: the loader is the safe one
+            # of torch, about old pickles: the loader is the safe one
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError("cannot read", where=path, hint=str(error)) from error
     except Exception as error:  # arbitrary bytes make the unpickler fail in every way there is
-        raise _not_one(path, "damaged, or nothing that torch.save wrote safely") from error
+        raise not_one(path, "damaged, or nothing that torch.save wrote safely") from error
     if not isinstance(content, dict):
-        raise _not_one(path, f"it holds a {type(content).__name__}")
+        raise not_one(path, f"it holds a {type(content).__name__}")
     return content
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Refuse an archive that unfolds to far more than it is."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unfolded = sum(item.file_size for item in archive.infolist())
-    except zipfile.BadZipFile as error:
-        raise _not_one(path, "a damaged archive") from error
-    if unfolded > 2 * path.stat().st_size + (1 << 20):
-        raise _not_one(path, "a compressed archive")
-
-
-def _not_one(path: Path, why: str) -> CheckpointError:
-    return CheckpointError("not a checkpoint of this program", where=path, hint=why)
 
 
 def _is_state(value: object) -> bool:
@@ -235,12 +229,12 @@ def _is_state(value: object) -> bool:
 def read_meta(text: object, path: Path) -> Meta:
     """The metadata of a checkpoint or state from its JSON text; CheckpointError if it is not."""
     if not isinstance(text, str) or len(text) > MAX_META_BYTES:
-        raise _not_one(path, "its meta is not JSON text")
+        raise not_one(path, "its meta is not JSON text")
     try:
         values = json.loads(text)
         version = values.pop("format_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _not_one(path, "its meta is not JSON text") from error
+        raise not_one(path, "its meta is not JSON text") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"format version {version}, this program reads {FORMAT_VERSION}",
@@ -256,7 +250,7 @@ def read_meta(text: object, path: Path) -> Meta:
         if meta.grid is not None:
             meta.grid = check_grid(meta.grid, meta.diffusion.timesteps)
     except (KeyError, TypeError, ValueError, RecipeError) as error:
-        raise _not_one(path, f"its meta: {error}") from error
+        raise not_one(path, f"its meta: {error}") from error
     return meta
 
 
@@ -307,4 +301,4 @@ def infer_network(state: Mapping[str, Tensor], path: Path) -> Network:
         )
         return recipe_from_dict({"network": asdict(network)}, [], where=str(path)).network
     except (KeyError, IndexError, ZeroDivisionError, RecipeError) as error:
-        raise _not_one(path, f"these are not the weights of a DFT ({error})") from error
+        raise not_one(path, f"these are not the weights of a DFT ({error})") from error

@@ -1,0 +1,105 @@
+"""`c2fdft convert IN OUT`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.cli.options import Json, Overwrite, weights_file
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.convert import Converted
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN", help="A checkpoint (.pt, .pth, .safetensors), or packaged weights."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A .pt, .pth, .safetensors or .onnx file.")
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FORM",
+            help="checkpoint, released, safetensors or onnx; else the suffix of OUT says.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights", metavar="ema|raw", help="Which go into safetensors and ONNX; else ema."
+        ),
+    ] = None,
+    half: Annotated[
+        str | None,
+        typer.Option(
+            "--half", metavar="bf16|fp16", help="Store in half precision: .pt and .safetensors."
+        ),
+    ] = None,
+    ema_only: Annotated[
+        bool, typer.Option("--ema-only", help="Leave the raw weights out of a .pt.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write weights in another form: ours, the released one, safetensors, ONNX.
+
+    Example: c2fdft convert net_g_latest.pth derain.onnx
+    """
+    from c2fdft_cli.engine.convert import ConvertOptions
+    from c2fdft_cli.engine.convert import convert as start
+
+    done = start(
+        ConvertOptions(
+            source=weights_file(source, quiet=json),
+            out=out,
+            to=to,
+            weights=weights,
+            half=half,
+            ema_only=ema_only,
+            overwrite=overwrite,
+        )
+    )
+    then = _next(done)
+    if json:
+        console.emit({**asdict(done), "next": then})
+        return
+    _tell(done)
+    if then is None:
+        console.stdout().print("to run it with onnxruntime: docs/convert.md")
+    else:
+        console.say_next(then)
+
+
+def _next(done: Converted) -> str | None:
+    if done.form == "onnx":
+        return None
+    line = ["restore", "IN", "OUT", "--weights", str(done.out)]
+    if done.form == "released":  # which has no place for the grid
+        line += ["--grid", ",".join(map(str, done.grid))]
+    return console.command(*line)
+
+
+def _tell(done: Converted) -> None:
+    rows: list[tuple[str, object]] = [
+        ("form", done.form),
+        ("weights", " and ".join(done.sets)),
+        ("stored as", done.stored),
+        ("parameters", f"{done.parameters:,}"),
+        ("size", console.megabytes(done.bytes)),
+        ("grid", ", ".join(map(str, done.grid))),
+    ]
+    if done.onnx_error is not None:
+        rows.append(("largest error", f"{done.onnx_error:.1e} relative, against torch"))
+    if done.left_out:
+        rows.append(("left out", "; ".join(done.left_out)))
+    console.table(str(done.out), ("what", "value"), rows)

@@ -1,0 +1,102 @@
+"""`c2fdft convert`: what it prints, its JSON, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from c2fdft_cli.cli.app import app
+from c2fdft_cli.engine.checkpoint import Meta, load_checkpoint, make_network, save_checkpoint
+from c2fdft_cli.recipe import Network
+
+
+def run(*words: object):
+    return CliRunner().invoke(app, ["convert", *map(str, words)])
+
+
+def refused(*words: object, code: int, says: str) -> None:
+    result = run(*words)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+
+
+@pytest.fixture
+def weights(tmp_path):
+    network = Network(dim=8, blocks=[1, 1, 1, 1])
+    state = make_network(network).state_dict()
+    meta = Meta(network, stage="fine", step=9, grid=[999, 500])
+    save_checkpoint(tmp_path / "fine.pt", state, state, meta)
+    return tmp_path / "fine.pt"
+
+
+def test_released_form_in_words(weights, tmp_path):
+    result = run(weights, tmp_path / "net_g.pth")
+    assert result.exit_code == 0, result.output
+    for words in (
+        "released",
+        "raw and ema",
+        "float32",
+        "left out",
+        "grid [999, 500]",
+        "--grid 999,500",
+    ):
+        assert words in result.stdout
+    assert set(load_checkpoint(tmp_path / "net_g.pth").ema) == set(load_checkpoint(weights).ema)
+
+
+def test_packaged_form_as_json(weights, tmp_path):
+    out = tmp_path / "new" / "small.pt"
+    result = run(weights, out, "--half", "bf16", "--ema-only", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["form"], told["sets"], told["stored"]) == ("checkpoint", ["ema"], "bfloat16")
+    assert told["bytes"] == out.stat().st_size
+    assert told["grid"] == [999, 500]
+    assert told["next"] == f"c2fdft restore IN OUT --weights {out}"
+
+
+def test_safetensors(weights, tmp_path):
+    pytest.importorskip("safetensors")
+    assert run(weights, tmp_path / "a.safetensors").exit_code == 0
+    again = run(tmp_path / "a.safetensors", tmp_path / "b.pt")
+    assert again.exit_code == 0, again.output
+
+
+def test_onnx(weights, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    told = json.loads(run(weights, tmp_path / "a.onnx", "--json").stdout)
+    assert 0 < told["onnx_error"] < 1e-4
+    words = run(weights, tmp_path / "a.onnx", "--overwrite")
+    assert "relative, against torch" in words.stdout
+    assert "docs/convert.md" in words.stdout
+
+
+def test_usage(weights, tmp_path):
+    refused(weights, tmp_path / "a.foo", code=2, says="the suffix names no form - ")
+    refused(weights, weights, code=2, says="use --overwrite")
+    refused(weights, tmp_path / "a.pth", "--ema-only", code=2, says="not for the form released")
+    refused(weights, tmp_path / "a.pth", "--to", "tar", code=2, says="no such value: tar - --to")
+
+
+def test_sources_that_are_none(tmp_path):
+    (tmp_path / "text.pt").write_text("I am text")
+    refused(tmp_path / "text.pt", tmp_path / "a.pth", code=4, says="not a checkpoint")
+    refused(tmp_path / "none.pt", tmp_path / "a.pth", code=4, says="no such checkpoint")
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_missing_package(weights, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    says = "pip install 'c2fdft[export]'"
+    refused(weights, tmp_path / "a.safetensors", code=5, says=says)
+
+
+def test_output_that_cannot_be_written(weights):
+    refused(weights, weights / "a.pth", code=5, says="regular file")
