@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,17 +11,23 @@ from c2fdft_cli.cli.options import Json
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, a folder of shards, or a run.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint, packaged weights by name, a folder of shards, or a run."
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """Say what a checkpoint, a folder of shards or a run holds."""
     from c2fdft_cli.engine.info import describe
+    from c2fdft_cli.engine.weights import find_path
 
-    facts = describe(path)
+    facts = describe(find_path(path))
     if json:
         console.emit(facts)
         return
-    console.table(str(path), ("what", "value"), [(key, _words(v)) for key, v in facts.items()])
+    console.table(path, ("what", "value"), [(key, _words(v)) for key, v in facts.items()])
 
 
 def _words(value: Any) -> str:

@@ -22,4 +22,29 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 Shards = Annotated[
     Path | None, typer.Option("--data", help="Folder of shards made by `c2fdft prepare`.")
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="NAME|FILE",
+        help="Packaged weights by name (`c2fdft weights list`; ./NAME is the file), or a "
+        "checkpoint.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write.")]
+
+
+def weights_file(spec: str, quiet: bool) -> Path:
+    """The checkpoint that a word stands for; CheckpointError when there is none.
+
+    Args:
+        spec: a name of packaged weights, or a file.
+        quiet: say nothing of the choice, as with --json.
+    """
+    from c2fdft_cli.cli import console
+    from c2fdft_cli.engine.weights import choose_weights
+
+    found = choose_weights(spec)
+    for remark in [] if quiet else found.remarks:
+        console.remark(remark)
+    return found.path

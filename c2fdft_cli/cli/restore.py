@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed
+from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Weights
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SAMPLING = "Sampling"
 FILES = "Files"
+VIDEO = "Video"
 MACHINE = "Machine"
 
 
@@ -25,17 +26,25 @@ def restore(
         str,
         typer.Argument(
             metavar="IN",
-            help="An image, a folder (sub-folders too), a quoted glob, @list.txt, or - for stdin.",
+            help="An image or a video, a folder (sub-folders too), a quoted glob, @list.txt, "
+            "or - for stdin.",
         ),
     ],
     out: Annotated[
         str,
         typer.Argument(
-            metavar="OUT", help="A folder; for one image also a file (a.png), or - for stdout."
+            metavar="OUT",
+            help="A folder; for one input also a file (a.png, a.mp4), or - for stdout.",
         ),
     ],
-    weights: Annotated[
-        str | None, typer.Option("--weights", metavar="FILE", help="Checkpoint to restore with.")
+    weights: Weights = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="derain|denoise|deblur",
+            help="Without --weights: the packaged ones for this task (else derain).",
+        ),
     ] = None,
     steps: Annotated[
         int | None,
@@ -43,7 +52,7 @@ def restore(
             "--steps",
             metavar="N",
             min=1,
-            help="Network calls (else the checkpoint's own grid).",
+            help="Network calls (else, and for the same count, the checkpoint's own grid).",
             rich_help_panel=SAMPLING,
         ),
     ] = None,
@@ -131,6 +140,24 @@ def restore(
             rich_help_panel=FILES,
         ),
     ] = None,
+    temporal_noise: Annotated[
+        str,
+        typer.Option(
+            "--temporal-noise",
+            metavar="fixed|per-frame",
+            help="One start noise for all frames (less flicker), or one for each.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = "fixed",
+    crf: Annotated[
+        int,
+        typer.Option(
+            "--crf",
+            metavar="N",
+            help="Quality, 0 (best) to 51; smaller is larger files.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = 18,
     overwrite: Overwrite = False,
     batch: Annotated[
         int,
@@ -164,12 +191,15 @@ def restore(
     precision: Precision = "auto",
     json: Json = False,
 ) -> None:
-    """Restore an image or a folder of any sizes.
+    """Restore images and videos of any sizes.
 
     What is restored already is skipped, so an interrupted run goes on where it stopped. Outputs
-    are PNG, with bit depth, alpha, colour profile and EXIF of the input.
+    are PNG, with bit depth, alpha, colour profile and EXIF of the input. Videos keep container,
+    frame rate and sound; they need the extra `video`.
 
-    Example: c2fdft restore rainy/ out/ --weights runs/derain-fine/fine.pt
+    Examples: c2fdft restore rainy/ out/
+
+    c2fdft restore rainy/ out/ --weights runs/derain-fine/fine.pt
     """
     from c2fdft_cli.engine.restore_options import STDIO, RestoreOptions, parse_grid, parse_size
 
@@ -179,6 +209,7 @@ def restore(
         source=source,
         out=out,
         weights=weights,
+        task=task,
         steps=steps,
         spacing=spacing,
         grid=None if grid is None else parse_grid(grid),
@@ -198,13 +229,15 @@ def restore(
         self_ensemble=self_ensemble,
         uncertainty=uncertainty,
         compare=compare,
+        temporal_noise=temporal_noise,
+        crf=crf,
         stdin=sys.stdin.buffer.read() if source == STDIO else None,
     )
     _restore_images(options, json)
 
 
 def _restore_images(options: RestoreOptions, json: bool) -> None:
-    from c2fdft_cli.cli.restore_view import document, tell, with_rate
+    from c2fdft_cli.cli.restore_view import document, next_command, tell, with_rate
     from c2fdft_cli.engine.restore import restore as start
     from c2fdft_cli.engine.restore_options import STDIO
     from c2fdft_cli.engine.restore_plan import plan_restore
@@ -217,17 +250,19 @@ def _restore_images(options: RestoreOptions, json: bool) -> None:
         if not plan.runtime.is_main:
             gather_ranks(start(plan).run(), plan.runtime)
             return
+        for remark in [] if json else plan.remarks:
+            console.remark(remark)
         for warning in plan.warnings:
             console.remark(f"warning: {warning}")
         result = gather_ranks(console.draw(start(plan), with_rate()), plan.runtime)
     finally:
         leave()
-    following = console.command("eval", options.out, "TARGET")
+    following = next_command(plan)
     if json:
         console.emit(document(plan, result, following))
     elif options.out != STDIO:
         tell(plan, result)
-        if result.failure is None:
+        if result.failure is None and following is not None:
             console.say_next(following)
     if result.failure is not None:
         raise result.failure

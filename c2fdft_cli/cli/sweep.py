@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards
+from c2fdft_cli.cli.options import (
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    Seed,
+    Shards,
+    weights_file,
+)
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.sweep import Tried
@@ -21,7 +29,12 @@ SHOWN_TIMES = 4
 
 
 def sweep_steps(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Coarse or fine weights.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CKPT", help="Coarse or fine weights: a file, or the name of packaged ones."
+        ),
+    ],
     data: Shards = None,
     steps: Annotated[
         str, typer.Option("--steps", metavar="COUNTS", help="Network calls to try: 1-10 or 2,4,8.")
@@ -89,7 +102,6 @@ def sweep_steps(
     from c2fdft_cli.engine.sweep_result import summary
 
     options = SweepOptions(
-        checkpoint=checkpoint,
         data=data,
         steps=tuple(parse_steps(steps)),
         spacings=tuple(parse_spacings(spacing)),
@@ -106,6 +118,8 @@ def sweep_steps(
         overwrite=overwrite,
         device=device,
         precision=precision,
+        # last: a wrong option is told before a missing file
+        checkpoint=weights_file(checkpoint, json),
     )
 
     result = console.draw(sweep(options), _note)

@@ -16,8 +16,8 @@ from c2fdft_cli.errors import UsageError
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
 
-KINDS = ["gaussian", "camera"]
-LIMITS = {"sigma": (0.0, 255.0), "shot": (1e-6, 1.0)}
+KINDS = ["gaussian", "camera", "either"]
+LIMITS = {"sigma": (0.0, 255.0), "shot": (1e-6, 1.0), "camera_share": (0.0, 1.0)}
 
 # Brooks et al., "Unprocessing images for learned raw denoising", CVPR 2019, section 3.1:
 # log(read variance) = 2.18 log(shot) + 1.2, +- 0.26, fitted to a real camera's noise.
@@ -29,10 +29,12 @@ class NoiseModel:
     """Gaussian or camera noise; each image draws its own level from the range.
 
     Attributes:
-        kind: "gaussian" (white, on sRGB values) or "camera" (shot and read noise in linear light).
+        kind: "gaussian" (white, on sRGB values), "camera" (shot and read noise in linear light), or
+            "either": each image draws which.
         sigma: gaussian: standard deviation in 8-bit levels.
         shot: camera: variance per unit of linear light, drawn evenly in its logarithm.
         correlated: camera: neighbours share noise, as they do after demosaicing.
+        camera_share: either: the share of images with camera noise.
 
     Raises:
         UsageError: a kind that does not exist, a value outside its limits.
@@ -42,6 +44,7 @@ class NoiseModel:
     sigma: tuple[float, float] = (5.0, 50.0)
     shot: tuple[float, float] = (1e-4, 1.2e-2)
     correlated: bool = True
+    camera_share: float = 0.5
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -51,7 +54,10 @@ class NoiseModel:
 
 def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels:
     """Return the noisy image, rounded and clipped; uint8 [h, w, 3] in and out."""
-    if model.kind == "camera":
+    camera = model.kind == "camera"
+    if model.kind == "either":
+        camera = rng.random() < model.camera_share
+    if camera:
         log_shot = rng.uniform(*np.log(model.shot))
         read = READ_SLOPE * log_shot + READ_OFFSET + rng.normal(0.0, READ_SPREAD)
         shot, read = math.exp(log_shot), math.exp(read)

@@ -20,6 +20,9 @@ SAME_FORMAT = "same"
 DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 STDIO = "-"
 UNCERTAINTY_SAMPLES = 8
+TEMPORAL_NOISE = ("fixed", "per-frame")
+CRF = 18
+MAX_CRF = 51
 SELF_ENSEMBLE = 8
 MIN_TILE = 32
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -33,8 +36,10 @@ class RestoreOptions:
     Args:
         source: a file, a folder, a glob, `@list.txt`, or `-` for the bytes in `stdin`.
         out: a folder; for a single image also a file with an image suffix, or `-`.
-        weights: a checkpoint file.
-        steps, spacing: network calls and how they are spread; None for the checkpoint's grid.
+        weights: a checkpoint file, or a name of packaged weights; None for those of `task`.
+        task: whose packaged weights are taken; None for deraining.
+        steps, spacing: network calls and how they are spread; None for the checkpoint's grid. A
+            count that is the checkpoint's own means its grid, where no spacing is named.
         grid: explicit times instead.
         eta: 0 is deterministic after the start noise, 1 ancestral.
         seed: of the noise, together with each image's base name.
@@ -51,11 +56,14 @@ class RestoreOptions:
         uncertainty: folder for spread maps.
         compare: folder for side-by-side pictures.
         stdin: the bytes of the one image when `source` is `-`.
+        temporal_noise: "fixed" for one noise for all frames of a video, or "per-frame".
+        crf: quality of encoded videos, 0 (best) to 51.
     """
 
     source: str
     out: str
     weights: str | None = None
+    task: str | None = None
     steps: int | None = None
     spacing: str | None = None
     grid: tuple[int, ...] | None = None
@@ -76,6 +84,8 @@ class RestoreOptions:
     uncertainty: Path | None = None
     compare: Path | None = None
     stdin: bytes | None = None
+    temporal_noise: str = TEMPORAL_NOISE[0]
+    crf: int = CRF
 
     @property
     def draws(self) -> int:
@@ -128,6 +138,13 @@ def _check_output_options(options: RestoreOptions) -> None:
         raise UsageError(f"bit depth is 8 or 16, got {options.bit_depth}", where="--bit-depth")
     if not 1 <= options.quality <= 100:
         raise UsageError(f"quality is 1 to 100, got {options.quality}", where="--quality")
+    if options.temporal_noise not in TEMPORAL_NOISE:
+        known = ", ".join(TEMPORAL_NOISE)
+        raise UsageError(
+            f"no such noise: {options.temporal_noise}", where="--temporal-noise", hint=known
+        )
+    if not 0 <= options.crf <= MAX_CRF:
+        raise UsageError(f"crf is 0 to {MAX_CRF}, got {options.crf}", where="--crf")
     if any(sign in options.suffix for sign in "/\\\0"):
         raise UsageError("a suffix cannot hold a path", where="--suffix")
 
@@ -157,6 +174,8 @@ def choose_grid(options: RestoreOptions, meta: Meta, own: Sequence[int]) -> list
     try:
         if options.grid is not None:
             return check_grid(options.grid, total)
+        if options.steps == len(own) and options.spacing is None:
+            return list(own)
         if options.steps is not None:
             return time_grid(options.steps, options.spacing or "linspace", total)
     except ValueError as error:
@@ -188,5 +207,10 @@ def settings_digest(
     }
     for name in ("eta", "seed", "quality", "bit_depth", "tile", "self_ensemble"):
         facts[name] = getattr(options, name)
+    # left out where they are usual: records of images from before there were videos stay good
+    if options.temporal_noise != TEMPORAL_NOISE[0]:
+        facts["temporal_noise"] = options.temporal_noise
+    if options.crf != CRF:
+        facts["crf"] = options.crf
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

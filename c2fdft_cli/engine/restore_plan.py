@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from c2fdft_cli.data.atomic import ensure_folder
+from c2fdft_cli.data.video_probe import count_frames
 from c2fdft_cli.engine.checkpoint import load_checkpoint
 from c2fdft_cli.engine.restore_executor import Executor
 from c2fdft_cli.engine.restore_inputs import find_inputs
@@ -20,8 +20,9 @@ from c2fdft_cli.engine.restore_options import (
 from c2fdft_cli.engine.restore_outputs import Item, output_folder, plan_outputs
 from c2fdft_cli.engine.restore_record import Record
 from c2fdft_cli.engine.runtime import Runtime, make_runtime
-from c2fdft_cli.engine.weights import find_weights
-from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.engine.weights import choose_weights
+from c2fdft_cli.engine.weights_catalogue import sha256_of
+from c2fdft_cli.errors import DataError, ResourceError, UsageError
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class RestorePlan:
         folder: the output folder, None for a single file.
         record: of the output folder.
         warnings: what the user should know before it starts.
+        remarks: how the weights were chosen.
     """
 
     options: RestoreOptions
@@ -65,6 +67,18 @@ class RestorePlan:
     folder: Path | None
     record: Record
     warnings: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def units(self) -> int:
+        """Events to expect: one for each image and for each frame of a video."""
+        videos = [item.source.video for item in self.items]
+        return sum(1 if video is None else max(1, video.frames) for video in videos)
+
+    @property
+    def unit(self) -> str:
+        """What most events stand for."""
+        return "frame" if any(item.source.video for item in self.items) else "image"
 
 
 def plan_restore(options: RestoreOptions) -> RestorePlan:
@@ -79,8 +93,8 @@ def plan_restore(options: RestoreOptions) -> RestorePlan:
     """
     options.check()
     runtime = make_runtime(options.device, options.precision)
-    weights = find_weights(options.weights)
-    checkpoint = load_checkpoint(weights)
+    found = choose_weights(options.weights, options.task)
+    checkpoint = load_checkpoint(found.path)
     grid = choose_grid(options, checkpoint.meta, checkpoint.grid())
     folder = output_folder(options)
     _refuse_same_folder(options.source, folder)
@@ -90,7 +104,7 @@ def plan_restore(options: RestoreOptions) -> RestorePlan:
     outputs = plan_outputs(inputs, options)
     for path in _folders(outputs.folder, options):
         ensure_folder(path)
-    digest = settings_digest(options, file_digest(weights), grid, runtime.precision)
+    digest = settings_digest(options, sha256_of(found.path), grid, runtime.precision)
     record = Record(outputs.folder, digest)
     share = outputs.items[runtime.rank :: runtime.world]
     todo, skipped = _split(share, record, options)
@@ -111,11 +125,11 @@ def plan_restore(options: RestoreOptions) -> RestorePlan:
     warning = grid_warning(checkpoint.meta, grid)
     return RestorePlan(
         options=options,
-        weights=weights,
+        weights=found.path,
         runtime=runtime,
         grid=grid,
         executor=executor,
-        items=todo,
+        items=[_counted(item) for item in todo],
         skipped=skipped,
         single=inputs.single,
         folder=outputs.folder,
@@ -125,6 +139,7 @@ def plan_restore(options: RestoreOptions) -> RestorePlan:
             *outputs.warnings,
             *(str(error) for error in refused),
         ],
+        remarks=found.remarks,
     )
 
 
@@ -156,6 +171,18 @@ def _split(
     return todo, skipped
 
 
+def _counted(item: Item) -> Item:
+    """With the number of frames, if it is a video; what cannot be counted has none."""
+    source = item.source
+    if source.video is None or source.problem is not None:
+        return item
+    try:
+        video = replace(source.video, frames=count_frames(source.path))
+    except DataError as error:
+        return replace(item, source=replace(source, problem=error))
+    return replace(item, source=replace(source, video=video))
+
+
 def _refuse_too_large(
     items: Sequence[Item], executor: Executor
 ) -> tuple[list[Item], list[ResourceError]]:
@@ -173,12 +200,3 @@ def _refuse_too_large(
             refused.append(named)
             settled.append(replace(item, source=replace(source, problem=named)))
     return settled, refused
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

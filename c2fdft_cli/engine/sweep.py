@@ -20,7 +20,14 @@ from c2fdft_cli.engine.sweep_report import draw_sweep, write_csv
 from c2fdft_cli.engine.sweep_result import SweepResult, stamp, summary
 from c2fdft_cli.engine.sweep_table import cannot_pay, make_table
 from c2fdft_cli.engine.validation import as_tensor, score_restored
-from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError
+from c2fdft_cli.engine.weights_catalogue import is_packaged
+from c2fdft_cli.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    ResourceError,
+    UsageError,
+)
 from c2fdft_cli.progress import Job
 
 
@@ -83,6 +90,12 @@ def sweep(options: SweepOptions) -> Job[Tried, SweepResult]:
         UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
         Interrupted: from the iteration, with everything so far saved.
     """
+    if is_packaged(options.checkpoint) and (options.stamp or options.out is None):
+        raise UsageError(
+            "packaged weights are not written to",
+            where=options.checkpoint,
+            hint="use --no-stamp, and --out for the report",
+        )
     bench = open_bench(
         options.checkpoint,
         data=options.data,

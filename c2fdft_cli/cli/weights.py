@@ -1,0 +1,120 @@
+"""`c2fdft weights list|path`: what is installed with the program."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.cli.group import Group
+from c2fdft_cli.cli.options import Json
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.weights_catalogue import Entry, Score
+
+weights = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    help="List the weights that come with the program.",
+)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Of `c2fdft weights list`.")]
+
+
+@weights.command("list")
+def list_weights(json: Json = False) -> None:
+    """Say what each is for: task, size, network calls, training data, scores, licence.
+
+    Example: c2fdft weights list
+    """
+    from c2fdft_cli.engine.weights import packaged_weights
+
+    entries = list(packaged_weights().values())
+    if json:
+        console.emit([_document(entry) for entry in entries])
+        return
+    if not entries:
+        console.stdout().print("no weights come with this version")
+        console.say_next(console.command("train-coarse", "--recipe", "derain", "--data", "SHARDS"))
+        return
+    columns = ("name", "task", "size", "calls", "s / megapixel")
+    console.table("", columns, [_row(entry) for entry in entries])
+    for entry in entries:
+        _tell(entry)
+    console.say_next(console.command("restore", "IN", "OUT", "--weights", entries[0].name))
+
+
+@weights.command("path")
+def path(name: Name, json: Json = False) -> None:
+    """Print the file of packaged weights, once it is found to be whole.
+
+    Example: c2fdft weights path derain
+    """
+    from c2fdft_cli.engine.weights import packaged_file
+
+    file = packaged_file(name)
+    if json:
+        console.emit({"name": name, "path": file})
+    else:
+        sys.stdout.write(f"{file}\n")
+
+
+@weights.command("pack", hidden=True)
+def pack(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CKPT", help="Of `c2fdft convert --half bf16 --ema-only`."),
+    ],
+    name: Annotated[str, typer.Option("--name", help="What --weights will take.")],
+    facts: Annotated[
+        Path, typer.Option("--facts", metavar="JSON", help="What the file cannot say of itself.")
+    ],
+    into: Annotated[
+        Path | None, typer.Option("--into", metavar="DIR", help="The folder, if another.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Put weights into the package (docs/models/README.md)."""
+    from c2fdft_cli.engine.weights_pack import add_entry
+
+    entry = add_entry(name, checkpoint, facts, into)
+    if json:
+        console.emit(entry)
+        return
+    size = console.megabytes(entry.bytes)
+    console.stdout().print(f"packaged: {entry.name} ({size})", markup=False)
+    console.say_next(console.command("weights", "list"))
+
+
+def _document(entry: Entry) -> dict[str, Any]:
+    return {**asdict(entry), "calls": len(entry.grid)}
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    seconds = f"{entry.seconds_per_megapixel:.3g}"
+    size = console.megabytes(entry.bytes)
+    return entry.name, entry.task, size, str(len(entry.grid)), seconds
+
+
+def _words(score: Score) -> str:
+    before = f"{score.input_psnr:.2f} dB / {score.input_ssim:.4f}"
+    after = f"{score.psnr:.2f} dB / {score.ssim:.4f}"
+    return f"{score.set} ({score.images} images, protocol {score.protocol}): {before} -> {after}"
+
+
+def _tell(entry: Entry) -> None:
+    out = console.stdout()
+    out.print(f"{entry.name}: trained on {entry.trained_on}", markup=False)
+    for line in (
+        *map(_words, entry.scores),
+        f"good for: {entry.good_for}",
+        f"bad at: {entry.bad_at}",
+        f"timed on {entry.timed_on}; {entry.parameters:,} parameters",
+        f"licence: {entry.licence}",
+        f"model card: {entry.card}",
+    ):
+        out.print(f"  {line}", markup=False)

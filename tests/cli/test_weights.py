@@ -1,0 +1,315 @@
+"""`c2fdft weights`, and weights by name in every command that takes weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from c2fdft_cli.cli.app import app
+from c2fdft_cli.core.dft import DFT
+from c2fdft_cli.data.images import save_rgb8
+from c2fdft_cli.engine.checkpoint import load_checkpoint
+from tests.conftest import MINI, picture
+from tests.engine.restore_kit import random_picture, save
+from tests.engine.weights_kit import package, write_facts, write_packed
+
+SCRIPT = Path(__file__).parents[2] / "recipes" / "train_weights.sh"
+CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def two(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
+    package(packaged, "derain", tiny_net(), [999, 750, 500, 250])
+    package(packaged, "derain-fast", tiny_net(), [500], bad_at="heavy rain")
+    return packaged
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return save(tmp_path / "in" / "a.png", random_picture(16, 24))
+
+
+@pytest.mark.usefixtures("two")
+def test_list() -> None:
+    said = run("weights", "list")
+    assert said.exit_code == 0, said.output
+    text = " ".join(said.stdout.split())
+    for word in ("derain-fast", "MiB", "| 12.5 |".replace("|", "\u2502"),
+                 "Waves (8 images, protocol derain): 26.90 dB / 0.8384 -> 33.75 dB / 0.9512",
+                 "trained on eight waves", "bad at: heavy rain", "timed on 2 CPU cores",
+                 "licence: for research and non-commercial use", "card: docs/models/derain.md",
+                 "next: c2fdft restore IN OUT --weights derain"):  # fmt: skip
+        assert word in text, word
+
+
+@pytest.mark.usefixtures("two")
+def test_list_as_json() -> None:
+    first, second = json.loads(run("weights", "list", "--json").stdout)
+    assert (first["name"], first["calls"]) == ("derain", 4)
+    assert (second["name"], second["calls"], second["grid"]) == ("derain-fast", 1, [500])
+    assert first.keys() >= {"task", "bytes", "sha256", "trained_on", "licence", "scores", "card"}
+    assert first["scores"][0]["psnr"] == 33.75
+
+
+@pytest.mark.usefixtures("packaged")
+def test_list_of_nothing() -> None:
+    said = run("weights", "list")
+    assert said.exit_code == 0
+    assert "no weights come with this version" in said.stdout
+    assert "next: c2fdft train-coarse" in said.stdout
+    assert json.loads(run("weights", "list", "--json").stdout) == []
+
+
+def test_path(two: Path) -> None:
+    assert run("weights", "path", "derain").stdout == f"{two / 'derain.pt'}\n"
+    said = json.loads(run("weights", "path", "derain", "--json").stdout)
+    assert said == {"name": "derain", "path": str(two / "derain.pt")}
+    wrong = run("weights", "path", "derian")
+    assert wrong.exit_code == 4
+    assert "did you mean derain?" in wrong.stderr
+    (two / "derain.pt").write_bytes(b"x")
+    damaged = run("weights", "path", "derain")
+    assert damaged.exit_code == 4
+    assert "this installation of c2fdft is damaged" in damaged.stderr
+    assert damaged.stderr.count("\n") == 1
+
+
+def test_pack(packaged: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
+    packed = write_packed(tmp_path / "run.pt", tiny_net(), [500])
+    facts = write_facts(tmp_path / "facts.json")
+    words = ("weights", "pack", packed, "--name", "derain", "--facts", facts)
+    said = run(*words)
+    assert said.exit_code == 0, said.output
+    assert "packaged: derain" in said.stdout
+    assert (packaged / "derain.pt").is_file()
+    other = run(*words, "--into", tmp_path / "other", "--json")
+    assert json.loads(other.stdout)["grid"] == [500]
+    assert run("weights", "path", "derain").exit_code == 0
+    assert run(*words[:-1], packed).exit_code == 2
+    assert "pack " not in run("weights", "--help").stdout
+
+
+@pytest.mark.usefixtures("two")
+def test_restore_by_default(image: Path, tmp_path: Path) -> None:
+    said = run("restore", image.parent, tmp_path / "out", "--steps", 4, *CPU)
+    assert said.exit_code == 0, said.output
+    assert (tmp_path / "out" / "a.png").is_file()
+    assert "grid 999,750,500,250" in said.stdout
+    notices = [line for line in said.stderr.splitlines() if line.startswith("weights:")]
+    assert notices == [
+        "weights: derain, as none were named; others: derain-fast (--weights NAME, or --task)"
+    ]
+    assert "warning" not in said.stderr
+
+
+def test_restore_by_default_in_json(two: Path, image: Path, tmp_path: Path) -> None:
+    said = run("restore", image, tmp_path / "o.png", "--json", *CPU)
+    assert said.exit_code == 0, said.output
+    assert "weights:" not in said.stderr
+    document = json.loads(said.stdout)
+    assert (document["weights"], document["warnings"]) == (str(two / "derain.pt"), [])
+    assert document["grid"] == [999, 750, 500, 250]
+
+
+@pytest.mark.usefixtures("two")
+def test_restore_by_name_and_by_task(image: Path, tmp_path: Path) -> None:
+    fast = run("restore", image, tmp_path / "f.png", "--weights", "derain-fast", *CPU)
+    assert fast.exit_code == 0, fast.output
+    assert "weights:" not in fast.stderr
+    assert "1 network calls, grid 500" in fast.stdout
+    task = run("restore", image, tmp_path / "t.png", "--task", "derain", *CPU)
+    assert "weights:" not in task.stderr
+    assert "4 network calls" in task.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--task", "denoise"], 4, "no packaged weights to denoise with"),
+        (["--task", "denoise"], 4, "packaged: derain, derain-fast"),
+        (["--task", "dehaze"], 2, "no such task: dehaze"),
+        (["--task", "derain", "--weights", "derain"], 2, "not both"),
+        (["--weights", "derain-fsat"], 4, "did you mean derain-fast?"),
+    ],
+)
+@pytest.mark.usefixtures("two")
+def test_restore_with_wrong_words(
+    words: list[str], code: int, says: str, image: Path, tmp_path: Path
+) -> None:
+    said = run("restore", image, tmp_path / "out", *words)
+    assert said.exit_code == code
+    assert says in said.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_installation(two: Path, image: Path, tmp_path: Path) -> None:
+    data = (two / "derain.pt").read_bytes()
+    (two / "derain.pt").write_bytes(data[:-1] + b"!")
+    said = run("restore", image, tmp_path / "out")
+    assert said.exit_code == 4
+    assert "SHA-256" in said.stderr
+    assert "reinstall" in said.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_the_name_does_not_shadow(
+    two: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("derain").write_text("not weights")
+    said = run("restore", image, "o.png", "--weights", "derain", *CPU)
+    assert said.exit_code == 0, said.output
+    assert "derain are the packaged ones; the file of this name is ./derain" in said.stderr
+    for command in (["info"], ["sweep-steps"], ["restore", image, "p.png", "--weights"]):
+        words = run(*command, "./derain")
+        assert words.exit_code == 4, command
+        assert "not a checkpoint" in words.stderr
+    assert json.loads(run("info", "derain", "--json").stdout)["kind"] == "checkpoint"
+    assert (two / "derain.pt").is_file()
+
+
+@pytest.mark.usefixtures("two")
+def test_eval_by_name(shard_folder: Path) -> None:
+    words = ("--data", shard_folder, "--images", 1, *CPU)
+    said = run("eval", "--weights", "derain-fast", "--against", "derain", "--json", *words)
+    assert said.exit_code == 0, said.output
+    document = json.loads(said.stdout)
+    assert "against" in document
+    assert document["next"].startswith("c2fdft eval --weights derain-fast")
+
+
+def test_sweep_by_name_writes_nothing_into_the_package(
+    two: Path, shard_folder: Path, tmp_path: Path
+) -> None:
+    words = ("sweep-steps", "derain-fast", "--data", shard_folder, "--steps", "1", "--images", 1)
+    for more in ((), ("--no-stamp",), ("--out", tmp_path / "s")):
+        refused = run(*words, *more, *CPU)
+        assert refused.exit_code == 2
+        assert "packaged weights are not written to" in refused.stderr
+    said = run(*words, "--no-stamp", "--out", tmp_path / "s", *CPU)
+    assert said.exit_code == 0, said.output
+    assert (tmp_path / "s" / "sweep.json").is_file()
+    assert {path.name for path in two.iterdir()} == {
+        "catalogue.json", "derain.pt", "derain-fast.pt"}  # fmt: skip
+    assert run("weights", "path", "derain-fast").exit_code == 0
+
+
+@pytest.mark.usefixtures("two")
+def test_training_starts_from_packaged_weights(shard_folder: Path, tmp_path: Path) -> None:
+    coarse = [word for word in MINI if not word.startswith(("network", "sampling"))]
+    words = ("--recipe", "tiny", "--data", shard_folder, "--out", tmp_path / "run", *CPU, "--json")
+    said = run("train-coarse", "--init", "derain", *words, *coarse, "coarse.iterations=1")
+    assert said.exit_code == 0, said.output
+    assert load_checkpoint(tmp_path / "run" / "coarse.pt").meta.network.dim == 8
+    wrong = run("train-fine", "--from", "derian", *words)
+    assert wrong.exit_code == 4
+    assert "did you mean derain?" in wrong.stderr
+
+
+@pytest.mark.usefixtures("two")
+def test_bench_by_name() -> None:
+    words = ("--size", 16, "--repeats", 1, "--json", *CPU)
+    by_name = json.loads(run("bench", "forward", "--weights", "derain", *words).stdout)
+    larger = json.loads(run("bench", "forward", "--recipe", "tiny", *words).stdout)
+    assert by_name["gmac"] < larger["gmac"]
+
+
+@pytest.mark.parametrize("words", [(), ("derain",), ("dehaze", "a", "b"), ("derain", "a", "b")])
+def test_the_script_tells_its_usage(words: tuple[str, ...]) -> None:
+    done = subprocess.run([SCRIPT, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "recipes/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT" in done.stderr
+
+
+RECORDER = """#!/bin/bash
+# notes the command line, and makes the file that the script waits for
+printf '%s\\037' "$@" >> "$NOTES"; echo >> "$NOTES"
+words=("$@")
+for ((i = 0; i < $#; i++)); do
+  [ "${words[i]}" != --out ] || out=${words[i + 1]}
+done
+case $1 in
+  train-coarse) mkdir -p "$out"; touch "$out/coarse.pt" ;;
+  train-fine) mkdir -p "$out"; touch "$out/fine.pt" ;;
+esac
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., list[list[str]]]:
+    """Runs the script with a program that only notes how it is called."""
+    program = tmp_path / "bin" / "c2fdft"
+    program.parent.mkdir()
+    program.write_text(RECORDER)
+    program.chmod(0o755)
+    notes = tmp_path / "notes"
+
+    def call(*words: object, **settings: str) -> list[list[str]]:
+        notes.write_text("")
+        path = f"{program.parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            [SCRIPT, *map(str, words)],
+            env={**os.environ, "PATH": path, "NOTES": str(notes), **settings},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [line.split("\x1f")[:-1] for line in notes.read_text().splitlines()]
+
+    return call
+
+
+def test_the_script_goes_on_where_it_stopped(
+    script: Callable[..., list[list[str]]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    calls = script("derain", "clean", "streaks", out, FACTS=str(tmp_path))
+    names = [words[0] for words in calls]
+    assert names == ["prepare", "train-coarse", "train-fine", "train-fine", "convert", "convert"]
+    assert "data.streaks=streaks" in calls[1]
+    assert "sampling.grid=[999,750,500,250]" in calls[3]
+    (out / "four" / "fine.pt").unlink()
+    (out / "four" / "state.pt").touch()
+    again = script("derain", "clean", "streaks", out, FACTS=str(tmp_path))
+    assert again[1] == ["train-fine", "--resume", "--out", str(out / "four")]
+    assert [words[0] for words in again] == ["prepare", "train-fine", "convert", "convert"]
+
+
+def test_what_the_script_calls_trains_and_packages(
+    script: Callable[..., list[list[str]]], tmp_path: Path
+) -> None:
+    (tmp_path / "clean").mkdir()
+    for number in range(4):
+        save_rgb8(tmp_path / "clean" / f"{number}.png", picture(40, 48, number))
+    write_facts(tmp_path / "denoise.json", task="denoise")
+    coarse = [word for word in MINI if " " not in word and not word.startswith("sampling")]
+    settings = {
+        "COARSE": " ".join([*coarse, "coarse.iterations=1"]),
+        "FAST": "fine.iterations=1",
+        "FOUR": "fine.iterations=1",
+        "INTO": str(tmp_path / "into"),
+        "FACTS": str(tmp_path),
+    }
+    calls = script("denoise", tmp_path / "clean", tmp_path / "out", **settings)
+    assert len(calls) == 7  # there are facts for one of the two
+    for stage, name in (("coarse", "coarse.pt"), ("fast", "fine.pt"), ("four", "fine.pt")):
+        (tmp_path / "out" / stage / name).unlink()
+        (tmp_path / "out" / stage).rmdir()
+    for words in calls:
+        said = run(*words, *(CPU if words[0].startswith("train") else ()))
+        assert said.exit_code == 0, (words, said.output)
+    catalogue = json.loads((tmp_path / "into" / "catalogue.json").read_text())
+    assert list(catalogue["weights"]) == ["denoise"]
+    assert catalogue["weights"]["denoise"]["grid"] == [999, 750, 500, 250]
+    assert load_checkpoint(tmp_path / "out" / "denoise-fast.pt").meta.grid == [500]
