@@ -59,6 +59,17 @@ def tiny_net() -> Callable[..., DFT]:
     return make
 
 
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the installed one of packaged weights; it is empty."""
+    from c2fdft_cli.engine import weights_catalogue
+
+    folder = tmp_path / "packaged"
+    folder.mkdir()
+    monkeypatch.setattr(weights_catalogue, "weights_folder", lambda: folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def ramp() -> dict[str, Any]:
     """The released program's outputs for weights by formula."""

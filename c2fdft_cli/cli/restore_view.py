@@ -10,15 +10,21 @@ from c2fdft_cli.cli import console
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.restore_plan import RestorePlan
-    from c2fdft_cli.engine.restore_result import ImageDone, RestoreResult
+    from c2fdft_cli.engine.restore_result import FrameDone, ImageDone, RestoreResult
 
 
-def with_rate() -> Callable[[ImageDone], str]:
-    """Words beside the bar: images per second so far, and the image just finished."""
+def with_rate() -> Callable[[ImageDone | FrameDone], str]:
+    """Words beside the bar: images or frames per second so far, and what was just finished."""
+    from c2fdft_cli.engine.restore_result import FrameDone, VideoDone
+
     start, count = time.monotonic(), 0
 
-    def show(image: ImageDone) -> str:
+    def show(image: ImageDone | FrameDone) -> str:
         nonlocal count
+        if isinstance(image, FrameDone):
+            return _frame(image)
+        if isinstance(image, VideoDone):
+            return f"{image.source} done"
         count += 1
         rate = count / max(time.monotonic() - start, 1e-9)
         return f"{rate:.2f} images/s, {image.source}{' FAILED' if image.error else ''}"
@@ -26,7 +32,20 @@ def with_rate() -> Callable[[ImageDone], str]:
     return show
 
 
-def document(plan: RestorePlan, result: RestoreResult, following: str) -> object:
+def _frame(event: FrameDone) -> str:
+    minutes, seconds = divmod(round(event.seconds_left), 60)
+    of = f"frame {event.frame}/{event.frames}"
+    return f"{of}, {event.fps:.2f} frames/s, {minutes}:{seconds:02d} left, {event.source}"
+
+
+def next_command(plan: RestorePlan) -> str | None:
+    """What scores the result; None where all of it is videos."""
+    if plan.items and all(item.source.video is not None for item in plan.items):
+        return None
+    return console.command("eval", plan.options.out, "TARGET")
+
+
+def document(plan: RestorePlan, result: RestoreResult, following: str | None) -> object:
     """What `--json` prints."""
     failed = len(result.errors)
     return {
@@ -69,9 +88,11 @@ def _tell_skipped(result: RestoreResult) -> None:
 
 def _summary(plan: RestorePlan, result: RestoreResult, good: list[ImageDone]) -> str:
     grid = ",".join(map(str, plan.grid))
-    rate = len(good) / max(result.seconds, 1e-9)
-    what = good[0].output if len(good) == 1 else f"{len(good)} images in {plan.options.out}"
+    videos = any(hasattr(one, "frames") for one in good)
+    files, unit = ("files", "frames") if videos else ("images", "images")
+    rate = sum(getattr(one, "frames", 1) for one in good) / max(result.seconds, 1e-9)
+    what = good[0].output if len(good) == 1 else f"{len(good)} {files} in {plan.options.out}"
     return (
-        f"restored: {what} ({rate:.2f} images/s, {good[0].calls} network calls, grid {grid}, "
+        f"restored: {what} ({rate:.2f} {unit}/s, {good[0].calls} network calls, grid {grid}, "
         f"{plan.runtime.precision} on {plan.runtime.device})"
     )

@@ -17,6 +17,8 @@ from c2fdft_cli.engine.runtime import cpu_has_fast_bf16, make_runtime
 EXTRAS = {
     "matplotlib": ("plots", "curves.png and sweep.png"),
     "skimage": ("demo", "photos for `c2fdft demo`"),
+    "imageio_ffmpeg": ("video", "videos in `c2fdft restore`"),
+    "tensorboard": ("logs", "curves and samples of a training"),
 }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -46,3 +48,46 @@ def in_order(
             yield waiting.popleft()[0].result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+_POLL_SECONDS = 0.2
+
+
+def ahead(items: Iterable[Item], room: int) -> Iterator[Item]:
+    """Iterate in a thread of its own, at most `room` items (and one in hand) ahead.
+
+    An error of the iteration comes out here. When this side stops early, the thread ends as soon
+    as it has the next item; whoever owns what it waits for must end that.
+    """
+    line: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(room)
+    stop = threading.Event()
+
+    def put(entry: tuple[Item | None, BaseException | None]) -> None:
+        while not stop.is_set():
+            try:
+                return line.put(entry, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+        return None
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stop.is_set():
+                    return
+            put((None, None))
+        except BaseException as error:  # handed over to the side that waits
+            put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item, error = line.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()

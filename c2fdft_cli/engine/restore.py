@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -14,12 +14,20 @@ from torch import Tensor
 from c2fdft_cli.data.images import Picture
 from c2fdft_cli.engine.in_order import in_order
 from c2fdft_cli.engine.restore_batches import make_batches
-from c2fdft_cli.engine.restore_draws import Restored, draw
 from c2fdft_cli.engine.restore_executor import Ran
 from c2fdft_cli.engine.restore_outputs import Item, output_suffix
 from c2fdft_cli.engine.restore_pixels import to_tensor
 from c2fdft_cli.engine.restore_plan import RestorePlan
-from c2fdft_cli.engine.restore_result import ImageDone, RestoreResult, result_of
+from c2fdft_cli.engine.restore_result import (
+    FrameDone,
+    ImageDone,
+    Outcome,
+    RestoreResult,
+    failed,
+    result_of,
+)
+from c2fdft_cli.engine.restore_run import run_network
+from c2fdft_cli.engine.restore_video import restore_video
 from c2fdft_cli.engine.restore_write import lost, write_files
 from c2fdft_cli.engine.runtime import StopRequest, graceful_stop
 from c2fdft_cli.errors import (
@@ -41,21 +49,25 @@ class _Loaded(NamedTuple):
     error: C2fdftError | None
 
 
-def restore(plan: RestorePlan) -> Job[ImageDone, RestoreResult]:
+def restore(plan: RestorePlan) -> Job[ImageDone | FrameDone, RestoreResult]:
     """Restore everything in the plan; an image that cannot be read does not stop the rest.
 
     The iteration raises ResourceError (disk full, output not writable) and Interrupted; whatever
     was written before is complete. Failed images are in the result, with the error to end with.
     """
-    return Job(_work(plan), total=len(plan.items), title="restore", unit="image")
+    return Job(_work(plan), total=plan.units, title="restore", unit=plan.unit)
 
 
-def _work(plan: RestorePlan) -> Generator[ImageDone, None, RestoreResult]:
+def _work(plan: RestorePlan) -> Generator[ImageDone | FrameDone, None, RestoreResult]:
     start = time.monotonic()
     done: list[ImageDone] = []
     errors: list[C2fdftError] = []
     with graceful_stop() as stop, ThreadPoolExecutor(WRITERS) as writers:
-        for record, error in _records(plan, writers, stop):
+        for event in _records(plan, writers, stop):
+            if isinstance(event, FrameDone):
+                yield event
+                continue
+            record, error = event
             done.append(record)
             if error is not None:
                 errors.append(error)
@@ -71,10 +83,22 @@ def _work(plan: RestorePlan) -> Generator[ImageDone, None, RestoreResult]:
     return result_of(plan, done, errors, seconds)
 
 
-Outcome = tuple[ImageDone, C2fdftError | None]
-
-
 def _records(
+    plan: RestorePlan, writers: ThreadPoolExecutor, stop: StopRequest
+) -> Iterator[Outcome | FrameDone]:
+    """Outcomes of the images, then of the videos, each after its frames."""
+    yield from _image_records(plan, writers, stop)
+    for item in plan.items:
+        if item.source.video is None:
+            continue
+        if stop:
+            return
+        outcome = yield from restore_video(plan, item, stop)
+        if outcome is not None:
+            yield outcome
+
+
+def _image_records(
     plan: RestorePlan, writers: ThreadPoolExecutor, stop: StopRequest
 ) -> Iterator[Outcome]:
     """Outcomes as files are finished; at most a few results wait for their turn."""
@@ -90,7 +114,8 @@ def _records(
 
 
 def _loaded_batches(plan: RestorePlan) -> Iterator[list[_Loaded]]:
-    batches = make_batches(plan.items, plan.options.batch, plan.executor.fits)
+    images = [item for item in plan.items if item.source.video is None]
+    batches = make_batches(images, plan.options.batch, plan.executor.fits)
     yield from in_order(
         lambda batch: [_load(item) for item in batch],
         batches,
@@ -115,7 +140,7 @@ def _restore_loaded(
     groups: dict[tuple[int, ...], list[_Loaded]] = {}
     for one in loaded:
         if one.error is not None:
-            yield writers.submit(_failed, one.item, one.error)
+            yield writers.submit(failed, one.item, one.error)
         elif one.picture is not None:
             groups.setdefault(one.picture.pixels.shape, []).append(one)
     for group in groups.values():
@@ -126,38 +151,18 @@ def _restore_group(
     plan: RestorePlan, group: list[_Loaded], writers: ThreadPoolExecutor
 ) -> Iterator[Future[Outcome]]:
     pictures = [one.picture for one in group if one.picture is not None]
+    lq = torch.stack([to_tensor(picture) for picture in pictures])
     start = time.monotonic()
     try:
-        result, ran = _run_network(plan, group, pictures)
+        result, ran = run_network(plan, lq, [one.item.source.name for one in group])
     except ResourceError as error:
-        yield from (writers.submit(_failed, one.item, error) for one in group)
+        yield from (writers.submit(failed, one.item, error) for one in group)
         return
     seconds = (time.monotonic() - start) / len(group)
     for i, (one, picture) in enumerate(zip(group, pictures, strict=True)):
         record = _record(plan, one.item, picture, ran, seconds)
         spread = None if result.spread is None else result.spread[i]
         yield writers.submit(_save, plan, one.item, picture, result.image[i], spread, record)
-
-
-def _run_network(
-    plan: RestorePlan, group: list[_Loaded], pictures: list[Picture]
-) -> tuple[Restored, Ran]:
-    """All draws of a batch; the `Ran` is that of the last draw, with the notes of all."""
-    notes: list[str] = []
-    last: list[Ran] = []
-
-    def run(lq: Tensor, names: Sequence[str], number: int) -> Tensor:
-        ran = plan.executor(lq, names, number)
-        notes.extend(note for note in ran.notes if note not in notes)
-        last[:] = [ran]
-        return ran.image
-
-    lq = torch.stack([to_tensor(picture) for picture in pictures])
-    names = [one.item.source.name for one in group]
-    options = plan.options
-    result = draw(run, lq, names, options.draws, self_ensemble=options.self_ensemble)
-    spread = None if result.spread is None else result.spread.cpu()
-    return Restored(result.image.cpu(), spread), last[0]._replace(notes=notes)
 
 
 def _record(plan: RestorePlan, item: Item, picture: Picture, ran: Ran, seconds: float) -> ImageDone:
@@ -189,12 +194,6 @@ def _save(
     try:
         write_files(item, picture, image, spread, plan.options)
     except UsageError as error:  # a format that cannot hold this picture
-        return _failed(item, error)
+        return failed(item, error)
     plan.record.add(item)
     return record, None
-
-
-def _failed(item: Item, error: C2fdftError) -> Outcome:
-    source = item.source
-    words = str(error) if error.where else f"{source.label}: {error}"
-    return ImageDone(source.label, None, source.height, source.width, error=words), error

@@ -28,11 +28,17 @@ def make_batches(
         by_size.setdefault((item.source.height, item.source.width), []).append(item)
     batches = []
     for (height, width), group in by_size.items():
-        count = (batch or _sensible_batch(height * width)) if height else 1
-        while count > 1 and not fits(height, width, count):
-            count //= 2
+        count = batch_size(height, width, batch, fits)
         batches += [group[i : i + count] for i in range(0, len(group), count)]
     return batches
+
+
+def batch_size(height: int, width: int, batch: int, fits: Callable[[int, int, int], bool]) -> int:
+    """How many images of a size go together; the arguments of `make_batches`."""
+    count = (batch or _sensible_batch(height * width)) if height else 1
+    while count > 1 and not fits(height, width, count):
+        count //= 2
+    return count
 
 
 def _sensible_batch(pixels: int) -> int:

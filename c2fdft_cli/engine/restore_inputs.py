@@ -18,6 +18,7 @@ from c2fdft_cli.data.images import (
     natural_key,
     read_picture,
 )
+from c2fdft_cli.data.video_probe import VIDEO_SUFFIXES, VideoInfo, is_video_path, probe_video
 from c2fdft_cli.engine.restore_options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
 
@@ -28,7 +29,7 @@ MAX_FRAMES = 100_000
 
 @dataclass(frozen=True)
 class Source:
-    """One image to restore: a file's, or a frame of it.
+    """One image or video to restore: a file, or a frame of an animation.
 
     Args:
         path: the file; the name "stdin" for bytes that came in.
@@ -37,6 +38,7 @@ class Source:
         height, width: pixels of the upright picture, 0 where the header could not be read.
         data: the file's bytes, when there is no file.
         problem: why its header cannot be read.
+        video: what is in it, if it is a video.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Source:
     width: int = 0
     data: bytes | None = None
     problem: C2fdftError | None = None
+    video: VideoInfo | None = None
 
     @property
     def label(self) -> str:
@@ -133,17 +136,18 @@ def _below(path: Path, root: Path) -> PurePath:
 
 def _in_folder(folder: Path, skip: Path | None) -> list[Path]:
     found = list_images(folder, recursive=True)
-    found += [path for path in folder.rglob("*") if _is_gif(path.relative_to(folder), path)]
+    found += [path for path in folder.rglob("*") if _is_other(path.relative_to(folder), path)]
     found = _without(found, skip)
     if not found:
-        kinds = " ".join(sorted(IMAGE_SUFFIXES))
+        kinds = " ".join([*sorted(IMAGE_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
         raise DataError("no images in this folder", where=folder, hint=f"looked for {kinds}")
     return sorted(found, key=natural_key)
 
 
-def _is_gif(relative: PurePath, path: Path) -> bool:
+def _is_other(relative: PurePath, path: Path) -> bool:
+    """Whether it is one of the inputs that are no plain images: a GIF or a video."""
     hidden = any(part.startswith(".") for part in relative.parts)
-    return path.suffix.lower() == ".gif" and not hidden and path.is_file()
+    return (path.suffix.lower() == ".gif" or is_video_path(path)) and not hidden and path.is_file()
 
 
 def _without(paths: list[Path], folder: Path | None) -> list[Path]:
@@ -160,7 +164,7 @@ def _matching(pattern: str, skip: Path | None) -> list[Path]:
     found = [
         path
         for path in matches
-        if (is_image_path(path) or path.suffix.lower() == ".gif") and path.is_file()
+        if (is_image_path(path) or _is_other(PurePath(), path)) and path.is_file()
     ]
     found = _without(found, skip)
     if not found:
@@ -187,6 +191,10 @@ def _scan(files: Iterable[tuple[Path, PurePath]]) -> Iterator[Source]:
     """Sizes and frames from the headers; what cannot be read keeps its problem."""
     for path, relative in files:
         try:
+            if is_video_path(path):
+                video = probe_video(path)
+                yield Source(path, relative, None, video.height, video.width, video=video)
+                continue
             height, width = image_size(path)
             frames = frame_count(path) if path.suffix.lower() in ANIMATION_SUFFIXES else 1
             if frames > MAX_FRAMES:

@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 
 from c2fdft_cli.data.encoding import ENCODERS
 from c2fdft_cli.data.images import IMAGE_SUFFIXES
+from c2fdft_cli.data.video import audio_problem
+from c2fdft_cli.data.video_probe import VIDEO_SUFFIXES
 from c2fdft_cli.engine.restore_inputs import Inputs, Source
 from c2fdft_cli.engine.restore_options import (
     DEEP_SUFFIXES,
@@ -21,12 +23,13 @@ from c2fdft_cli.errors import UsageError
 _OTHER_SUFFIXES = frozenset(
     {".gif", ".avif", ".heic", ".jp2", ".jxl", ".tga", ".exr", ".hdr", ".ppm", ".pgm", ".raw"}
 )
+_FILE_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image's way: from its source to the files that are made of it.
+    """The way of one image or video: from its source to the files that are made of it.
 
     Args:
         source: what is restored.
@@ -73,7 +76,7 @@ def output_folder(options: RestoreOptions) -> Path | None:
     if options.out == STDIO:
         return None
     out = Path(options.out)
-    return out if out.is_dir() or out.suffix.lower() not in IMAGE_SUFFIXES else None
+    return out if out.is_dir() or out.suffix.lower() not in _FILE_SUFFIXES else None
 
 
 def plan_outputs(inputs: Inputs, options: RestoreOptions) -> Outputs:
@@ -81,15 +84,17 @@ def plan_outputs(inputs: Inputs, options: RestoreOptions) -> Outputs:
 
     Raises:
         UsageError: a file named for several images, a format that cannot hold what is asked, an
-            output that would replace an input, or names that collide.
+            output that would replace an input, names that collide, or what videos cannot have.
     """
+    if any(source.video is not None for source in inputs.sources):
+        _check_video_options(options)
     folder = output_folder(options)
     if folder is None:
         return Outputs([_single_item(inputs, options)], None, [])
     if inputs.single and not folder.is_dir() and folder.suffix.lower() in _OTHER_SUFFIXES:
         hint = f"use one of {' '.join(sorted(ENCODERS))}"
         raise UsageError(f"cannot write images as '{folder.suffix}'", where=folder, hint=hint)
-    if options.out.endswith(("/", "\\")) and folder.suffix.lower() in IMAGE_SUFFIXES:
+    if options.out.endswith(("/", "\\")) and folder.suffix.lower() in _FILE_SUFFIXES:
         raise UsageError("a folder with the suffix of an image", where=folder)
     items = [_item(source, _name(source, options), folder, options) for source in inputs.sources]
     items, warnings = _without_collisions(items, folder, options)
@@ -102,6 +107,8 @@ def _single_item(inputs: Inputs, options: RestoreOptions) -> Item:
         count = len(inputs.sources)
         raise UsageError(f"one output for {count} images", where=options.out, hint="name a folder")
     source = inputs.sources[0]
+    if source.video is not None or Path(options.out).suffix.lower() in VIDEO_SUFFIXES:
+        return _single_video(source, options)
     if options.out == STDIO:
         _check_depth(_suffix(source, options), options)
         return _extras(Item(source, None), PurePath(source.stem), options)
@@ -117,6 +124,34 @@ def _single_item(inputs: Inputs, options: RestoreOptions) -> Item:
     return item
 
 
+def _single_video(source: Source, options: RestoreOptions) -> Item:
+    out = Path(options.out)
+    if source.video is None:
+        raise UsageError("an image cannot become a video", where=out, hint="name a .png file")
+    if out.suffix.lower() not in VIDEO_SUFFIXES:
+        hint = f"name a folder, or a file with one of {' '.join(sorted(VIDEO_SUFFIXES))}"
+        raise UsageError("a video goes into a video file", where=out, hint=hint)
+    problem = audio_problem(source.video, out.suffix.lower())
+    if problem is not None:
+        raise UsageError(problem, where=out, hint="sound is copied as it is; use .mkv")
+    item = Item(source, out)
+    _refuse_replacing_inputs([item])
+    return item
+
+
+def _check_video_options(options: RestoreOptions) -> None:
+    """Refuse what only images have."""
+    asked = {
+        "--uncertainty": options.uncertainty is not None,
+        "--compare": options.compare is not None,
+        "--bit-depth 16": options.bit_depth == 16,
+    }
+    for option, is_there in asked.items():
+        if is_there:
+            hint = "leave it out, or restore images only"
+            raise UsageError("not for videos", where=option, hint=hint)
+
+
 def output_suffix(item: Item, options: RestoreOptions) -> str:
     """The suffix that decides the format, for standard output too."""
     return item.output.suffix.lower() if item.output else _suffix(item.source, options)
@@ -127,6 +162,8 @@ def _canonical(suffix: str) -> str:
 
 
 def _suffix(source: Source, options: RestoreOptions) -> str:
+    if source.video is not None:
+        return source.path.suffix.lower()
     name = (options.format or "png").lower()
     if name != SAME_FORMAT:
         return FORMATS[name]

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeAlias
 
 import torch.distributed as dist
 
+from c2fdft_cli.engine.restore_outputs import Item
 from c2fdft_cli.engine.restore_plan import RestorePlan, Skipped
 from c2fdft_cli.engine.runtime import Runtime
 from c2fdft_cli.errors import C2fdftError, PartialFailure
@@ -50,11 +52,60 @@ class ImageDone:
 
 
 @dataclass(frozen=True)
+class VideoDone(ImageDone):
+    """What became of one video; `seconds` is the network's work on all of its frames.
+
+    Args:
+        frames: how many were restored.
+        frame_rate: nominal frames per second, exactly, such as "30000/1001".
+        fps: the same as a number.
+        duration: seconds that it plays, as the container says.
+        audio_streams: streams of sound, copied as they are.
+    """
+
+    frames: int = 0
+    frame_rate: str = ""
+    fps: float = 0.0
+    duration: float | None = None
+    audio_streams: int = 0
+
+
+@dataclass(frozen=True)
+class FrameDone:
+    """A frame of a video has been restored; the last frame's event is the `VideoDone`.
+
+    Args:
+        source: the video.
+        frame: its number, from 1.
+        frames: how many there are, as far as known.
+        fps: frames per second since the video was begun.
+        seconds_left: until the video is done, at this rate.
+    """
+
+    source: str
+    frame: int
+    frames: int
+    fps: float
+    seconds_left: float
+
+
+Outcome: TypeAlias = tuple[ImageDone, C2fdftError | None]
+"""A record, and the error to end with where it failed."""
+
+
+def failed(item: Item, error: C2fdftError) -> Outcome:
+    """The outcome of what could not be restored."""
+    source = item.source
+    words = str(error) if error.where else f"{source.label}: {error}"
+    return ImageDone(source.label, None, source.height, source.width, error=words), error
+
+
+@dataclass(frozen=True)
 class RestoreResult:
     """The end of a job.
 
     Args:
-        images: one record for each image that was worked on.
+        images: one record for each image or video that was worked on.
         skipped: outputs that were there.
         seconds: wall-clock time.
         errors: of the images that failed.

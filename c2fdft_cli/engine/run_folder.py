@@ -39,6 +39,7 @@ class RunFolder:
         self.metrics = path / "metrics.csv"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
 
     def create(self, files: Mapping[str, str]) -> None:
         """Make the folder with these text files in it.

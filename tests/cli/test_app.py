@@ -17,7 +17,7 @@ from c2fdft_cli.data.images import save_rgb8
 from tests.conftest import MINI, picture
 
 COMMANDS = ("prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
-            "recipes", "info", "doctor", "bench")  # fmt: skip
+            "weights", "recipes", "info", "doctor", "bench")  # fmt: skip
 
 
 def run(*words: object):
@@ -149,6 +149,7 @@ def test_checkpoint_that_is_not_one(tmp_path, text_named_png, shard_folder):
     refused("train-fine", "--from", tmp_path / "none.pt", code=4, says="no such checkpoint")
 
 
+@pytest.mark.usefixtures("packaged")
 def test_no_weights_to_restore_with(pairs, tmp_path):
     refused("restore", pairs / "input", tmp_path / "out", code=4, says="weights")
 
@@ -262,3 +263,32 @@ def test_demo_runs_the_pipeline(tmp_path):
         assert f"$ c2fdft {command}" in done.stderr
     assert (tmp_path / "demo" / "comparison.png").is_file()
     refused("demo", "--out", tmp_path / "demo", code=2, says="not empty")
+
+
+def test_bench_of_the_fine_step():
+    words = ["bench", "train-step", "--stage", "fine", "--recipe", "tiny", "--size", 16]
+    words += ["--repeats", 1, "--calls", "1,2", "--recompute", "none,call", "--json"]
+    rows = json.loads(run(*words, "--precision", "fp32").stdout)["rows"]
+    assert [(row["calls"], row["recompute"]) for row in rows] == [
+        (1, "none"), (1, "call"), (2, "none"), (2, "call")
+    ]  # fmt: skip
+    assert rows[3]["after_forward"] < rows[2]["after_forward"] / 10
+
+
+def test_given_weights_bring_their_recipe(tmp_path):
+    """With --init no recipe is asked for, so the weights are what is missing."""
+    words = ["train-coarse", "--data", tmp_path, "--init", tmp_path / "missing.pt"]
+    refused(*words, code=4, says="no such checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train-step", "--stage", "fine", "--calls", "1,x"], "numbers with commas"),
+        (["train-step", "--stage", "fine", "--compile"], "timed without it"),
+        (["forward", "--stage", "fine"], "no such stage"),
+        (["train-step", "--stage", "finer"], "no such stage"),
+    ],
+)
+def test_bench_refuses(words, says):
+    refused("bench", *words, "--recipe", "tiny", "--size", 16, code=2, says=says)

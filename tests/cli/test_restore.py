@@ -63,13 +63,16 @@ def test_json(folder: Path, fine: Path, tmp_path: Path) -> None:
 
 
 def test_fine_weights_on_another_grid_warn(folder: Path, fine: Path, tmp_path: Path) -> None:
-    result = call(folder, tmp_path / "out", "--weights", fine, "--steps", 2)
+    result = call(folder, tmp_path / "out", "--weights", fine, "--steps", 3)
     assert result.exit_code == 0
-    assert "trained on the grid 999,500; on 999,0" in " ".join(result.stderr.split())
-    quiet = call(folder, tmp_path / "out2", "--weights", fine, "--grid", "999,500")
-    assert "warning" not in quiet.stderr
+    assert "trained on the grid 999,500; on 999,500,0" in " ".join(result.stderr.split())
+    for n, words in enumerate((["--grid", "999,500"], ["--steps", "2"])):
+        quiet = call(folder, tmp_path / f"quiet{n}", "--weights", fine, *words)
+        assert "warning" not in quiet.stderr
+        assert "grid 999,500," in quiet.stdout
 
 
+@pytest.mark.usefixtures("packaged")
 def test_no_weights(folder: Path, tmp_path: Path) -> None:
     result = call(folder, tmp_path / "out")
     assert result.exit_code == 4
@@ -78,6 +81,7 @@ def test_no_weights(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("packaged")
 def test_what_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "not.pt").write_text("no")
     result = call(folder, tmp_path / "out", "--weights", tmp_path / "not.pt")

@@ -103,7 +103,7 @@ def test_parse_values():
         ("rian", {}, "no degradation 'rian' - did you mean 'rain'?"),
         ("haze", {}, "use one of: rain, noise, blur"),
         ("rain", {"strenght": 1}, "rain has no option 'strenght' - did you mean 'strength'?"),
-        ("rain", {"zzz": 1}, "use one of: strength, heavy, heavy_fields, turn, lean, cover"),
+        ("rain", {"zzz": 1}, "use one of: strength, heavy, heavy_fields, turn, across, along"),
         ("rain", {"LIMITS": 1}, "rain has no option 'LIMITS'"),
         ("rain", {3: 1}, "rain has no option '3'"),
         ("rain", {"heavy": 1.5}, "rain.heavy is 1.5 - use values from 0 to 1"),

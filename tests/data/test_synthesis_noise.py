@@ -7,6 +7,7 @@ import pytest
 
 from c2fdft_cli.data.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.noise import NoiseModel, add_noise, camera_noise, gaussian_noise
+from c2fdft_cli.errors import UsageError
 
 
 @pytest.mark.parametrize("sigma", [0.0, 5.0, 25.0])
@@ -92,3 +93,20 @@ def test_srgb_round_trip_is_exact_and_the_curve_is_the_standard_s():
         255,
         255,
     ]
+
+
+def test_either_draws_the_kind_for_each_image():
+    """At the ends of camera_share the noise is of one kind, else both occur."""
+    gt = np.full((64, 64, 3), 128, np.uint8)
+
+    def neighbours(share, seed):
+        model = NoiseModel("either", sigma=(20, 20), shot=(1e-2, 1e-2), camera_share=share)
+        n = add_noise(gt, model, np.random.default_rng(seed))[..., 0].astype(float)
+        n -= n.mean()
+        return (n[:, 1:] * n[:, :-1]).mean() / n.var()
+
+    assert all(abs(neighbours(0.0, seed)) < 0.1 for seed in range(4))
+    assert all(neighbours(1.0, seed) > 0.4 for seed in range(4))
+    assert {neighbours(0.5, seed) > 0.25 for seed in range(12)} == {True, False}
+    with pytest.raises(UsageError, match="camera_share"):
+        NoiseModel("either", camera_share=1.5)

@@ -86,6 +86,8 @@ def test_the_grid_is_the_checkpoints_own_unless_given() -> None:
     assert choose_grid(OPTIONS, meta, [999, 500]) == [999, 500]
     assert choose_grid(options(steps=4), meta, [999, 500]) == [999, 666, 333, 0]
     assert choose_grid(options(steps=2, spacing="leading"), meta, [9]) == [500, 0]
+    assert choose_grid(options(steps=2), meta, [999, 500]) == [999, 500]
+    assert choose_grid(options(steps=2, spacing="linspace"), meta, [999, 500]) == [999, 0]
     assert choose_grid(options(grid=(700, 5)), meta, [9]) == [700, 5]
 
 

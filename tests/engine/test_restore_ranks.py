@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.restore_kit import random_picture, save, write_checkpoint
 
 from c2fdft_cli.core.dft import DFT
+from tests.engine.restore_kit import random_picture, save, write_checkpoint
 
 pytestmark = pytest.mark.slow
 
