@@ -27,7 +27,7 @@ _GENERIC = re.compile(
     r"|Terminating thread|Nothing was written|Last message repeated|Decode error rate"
     r"|Error while (opening|filtering|decoding)|Output file does not contain|To ignore this"
     r"|Could not write header|Failed to set value|Could not open encoder|Finishing stream"
-    r"|Cannot determine format of input|Error parsing"
+    r"|Cannot determine format of input|Error parsing|frame= |size= "
 )
 _DISK_FULL = "No space left on device"
 

