@@ -92,7 +92,9 @@ def restore(
     self_ensemble: Annotated[
         bool,
         typer.Option(
-            "--self-ensemble", help="Average over 8 flips and turns.", rich_help_panel=SAMPLING
+            "--self-ensemble",
+            help="Average over 8 flips and turns (4 for rain).",
+            rich_help_panel=SAMPLING,
         ),
     ] = False,
     uncertainty: Annotated[

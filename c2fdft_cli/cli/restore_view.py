@@ -53,7 +53,7 @@ def document(plan: RestorePlan, result: RestoreResult, following: str | None) ->
         "grid": plan.grid,
         "eta": plan.options.eta,
         "seed": plan.options.seed,
-        "draws": plan.options.runs,
+        "draws": plan.runs,
         "device": str(plan.runtime.device),
         "precision": plan.runtime.precision,
         "warnings": plan.warnings,

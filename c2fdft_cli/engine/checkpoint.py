@@ -82,6 +82,11 @@ class Checkpoint:
             return None
         return recipe_from_dict(self.meta.recipe, overrides, where=str(self.path))
 
+    def task(self) -> str | None:
+        """What the weights were trained to do, where the file says so."""
+        task = (self.meta.recipe or {}).get("task")
+        return task if isinstance(task, str) else None
+
     def grid(self) -> list[int]:
         """The times to sample at: the file's own, else 4 calls."""
         return self.meta.grid or time_grid(4, total=self.meta.diffusion.timesteps)

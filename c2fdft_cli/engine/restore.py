@@ -173,7 +173,7 @@ def _record(plan: RestorePlan, item: Item, picture: Picture, ran: Ran, seconds: 
         output=None if item.output is None else str(item.output),
         height=height,
         width=width,
-        calls=len(plan.grid) * plan.options.runs,
+        calls=len(plan.grid) * plan.runs,
         grid=plan.grid,
         seconds=seconds,
         executor=ran.executor,

@@ -12,6 +12,16 @@ Restore: TypeAlias = Callable[[Tensor, Sequence[str], int], Tensor]
 """Restored images of (lq: `[n, 3, h, w]` in [0, 1], names, number of the draw)."""
 
 
+POSITIONS = (0, 1, 2, 3, 4, 5, 6, 7)
+UPRIGHT = (0, 2, 4, 6)
+"""The positions that leave what falls vertical: rain turned on its side is not rain."""
+
+
+def ensemble_positions(task: str | None) -> tuple[int, ...]:
+    """The positions of a self-ensemble for weights of a task."""
+    return UPRIGHT if task == "derain" else POSITIONS
+
+
 class Restored(NamedTuple):
     """What came out for a batch.
 
@@ -25,18 +35,21 @@ class Restored(NamedTuple):
 
 
 def draw(
-    restore: Restore, lq: Tensor, names: Sequence[str], draws: int, *, self_ensemble: bool = False
+    restore: Restore,
+    lq: Tensor,
+    names: Sequence[str],
+    draws: int,
+    positions: Sequence[int] = (0,),
 ) -> Restored:
-    """Restore a batch by `draws` runs of the sampler, each in all 8 positions if asked.
+    """Restore a batch by `draws` runs of the sampler, each in the given positions.
 
     Args:
         restore: one run; the number of the run decides its noise, and run 0 is the plain one.
         lq: `[n, 3, h, w]` in [0, 1].
         names: the images' names.
         draws: K, at least 1.
-        self_ensemble: turn and flip each input, and turn and flip the result back.
+        positions: each input is turned and flipped so (see `turn`), and the result back.
     """
-    positions = range(8) if self_ensemble else range(1)
     mean: Tensor | None = None
     squares: Tensor | None = None
     count = 0

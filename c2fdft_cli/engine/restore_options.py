@@ -23,7 +23,6 @@ UNCERTAINTY_SAMPLES = 8
 TEMPORAL_NOISE = ("fixed", "per-frame")
 CRF = 18
 MAX_CRF = 51
-SELF_ENSEMBLE = 8
 MIN_TILE = 32
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -52,7 +51,7 @@ class RestoreOptions:
         max_memory: bytes that restoring may take; None for what is free, with a margin.
         tile: side in pixels of overlapping tiles, blended inside each sampler step; None for none.
         samples: draws to average; None for 1, or 8 where `uncertainty` asks for a spread.
-        self_ensemble: average over the 8 flips and turns as well.
+        self_ensemble: average over flips and turns as well (`ensemble_positions`).
         uncertainty: folder for spread maps.
         compare: folder for side-by-side pictures.
         stdin: the bytes of the one image when `source` is `-`.
@@ -94,11 +93,6 @@ class RestoreOptions:
             return self.samples
         return UNCERTAINTY_SAMPLES if self.uncertainty and not self.self_ensemble else 1
 
-    @property
-    def runs(self) -> int:
-        """How many times the sampler runs for each image."""
-        return self.draws * (SELF_ENSEMBLE if self.self_ensemble else 1)
-
     def check(self) -> None:
         """Raise UsageError for what can be known to be wrong before anything is loaded."""
         _check_grid_options(self)
@@ -107,7 +101,7 @@ class RestoreOptions:
             raise UsageError(f"eta is 0 to 1, got {self.eta}", where="--eta")
         if self.draws < 1:
             raise UsageError(f"samples is at least 1, got {self.samples}", where="--samples")
-        if self.uncertainty is not None and self.runs < 2:
+        if self.uncertainty is not None and self.draws < 2 and not self.self_ensemble:
             raise UsageError(
                 "a spread needs two draws", where="--uncertainty", hint="give --samples 2 or more"
             )

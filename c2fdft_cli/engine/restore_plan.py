@@ -9,6 +9,7 @@ from pathlib import Path
 from c2fdft_cli.data.atomic import ensure_folder
 from c2fdft_cli.data.video_probe import count_frames
 from c2fdft_cli.engine.checkpoint import load_checkpoint
+from c2fdft_cli.engine.restore_draws import ensemble_positions
 from c2fdft_cli.engine.restore_executor import Executor
 from c2fdft_cli.engine.restore_inputs import find_inputs
 from c2fdft_cli.engine.restore_options import (
@@ -66,8 +67,14 @@ class RestorePlan:
     single: bool
     folder: Path | None
     record: Record
+    positions: tuple[int, ...] = (0,)
     warnings: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> int:
+        """How many times the sampler runs for each image."""
+        return self.options.draws * len(self.positions)
 
     @property
     def units(self) -> int:
@@ -134,6 +141,7 @@ def plan_restore(options: RestoreOptions) -> RestorePlan:
         single=inputs.single,
         folder=outputs.folder,
         record=record,
+        positions=ensemble_positions(checkpoint.task()) if options.self_ensemble else (0,),
         warnings=[
             *([warning] if warning else []),
             *outputs.warnings,

@@ -25,7 +25,6 @@ def run_network(plan: RestorePlan, lq: Tensor, names: Sequence[str]) -> tuple[Re
         last[:] = [ran]
         return ran.image
 
-    options = plan.options
-    result = draw(run, lq, names, options.draws, self_ensemble=options.self_ensemble)
+    result = draw(run, lq, names, plan.options.draws, plan.positions)
     spread = None if result.spread is None else result.spread.cpu()
     return Restored(result.image.cpu(), spread), last[0]._replace(notes=notes)

@@ -189,7 +189,7 @@ def _record(
         output=str(output),
         height=info.height,
         width=info.width,
-        calls=len(plan.grid) * plan.options.runs,
+        calls=len(plan.grid) * plan.runs,
         grid=plan.grid,
         seconds=tally.seconds,
         executor=tally.executor,

@@ -16,8 +16,8 @@ from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images import save_rgb8
 from tests.conftest import MINI, picture
 
-COMMANDS = ("convert", "prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
-            "weights", "recipes", "info", "doctor", "bench")  # fmt: skip
+COMMANDS = ("prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
+            "weights", "convert", "recipes", "info", "doctor", "bench")  # fmt: skip
 
 
 def run(*words: object):

@@ -224,7 +224,7 @@ def test_the_order_of_checks(options: RestoreOptions, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         run(options, weights=None, source="missing", tile=1)
     with pytest.raises(CheckpointError):
-        run(options, weights=None, source="missing")
+        run(options, weights="nowhere", source="missing")
     with pytest.raises(DataError):
         run(options, source="missing")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from c2fdft_cli.engine.restore_draws import draw, turn, turn_back
+from c2fdft_cli.engine.restore_draws import POSITIONS, draw, ensemble_positions, turn, turn_back
 
 LQ = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).float() / 120
 
@@ -41,7 +41,7 @@ def test_self_ensemble_runs_8_positions_each_with_noise_of_its_own() -> None:
         seen.append((number, tuple(lq.shape[-2:])))
         return lq
 
-    result = draw(note, LQ, ["a", "b"], 2, self_ensemble=True)
+    result = draw(note, LQ, ["a", "b"], 2, POSITIONS)
     assert [number for number, _ in seen] == list(range(16))
     assert seen[1][1] == (5, 4)
     assert torch.allclose(result.image, LQ)
@@ -60,3 +60,14 @@ def test_the_8_positions_differ_and_each_is_undone() -> None:
 def test_no_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         draw(numbered, LQ, ["a", "b"], 0)
+
+
+def test_rain_stays_upright_in_a_self_ensemble() -> None:
+    """A vertical streak is vertical in every position that weights for rain are shown."""
+    streak = torch.zeros(1, 3, 6, 6)
+    streak[..., 1:5, 2] = 1.0
+    positions = ensemble_positions("derain")
+    seen = [turn(streak, position) for position in positions]
+    assert all(int((image[0, 0].amax(0) > 0).sum()) == 1 for image in seen)
+    assert len({turn(LQ, position).numpy().tobytes() for position in positions}) == 4
+    assert len(ensemble_positions("denoise")) == len(ensemble_positions(None)) == 8

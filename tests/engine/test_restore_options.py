@@ -51,14 +51,13 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], words: str) -> No
         options(**changes).check()
 
 
-def test_runs() -> None:
-    assert options().runs == 1
-    assert options(samples=3).runs == 3
-    assert options(self_ensemble=True).runs == 8
-    assert options(self_ensemble=True, samples=2).runs == 16
-    assert options(uncertainty=Path("u")).runs == 8
-    assert options(uncertainty=Path("u"), self_ensemble=True).runs == 8
-    assert options(uncertainty=Path("u"), samples=3).runs == 3
+def test_draws() -> None:
+    assert options().draws == 1
+    assert options(samples=3).draws == 3
+    assert options(self_ensemble=True, samples=2).draws == 2
+    assert options(uncertainty=Path("u")).draws == 8
+    assert options(uncertainty=Path("u"), self_ensemble=True).draws == 1
+    assert options(uncertainty=Path("u"), samples=3).draws == 3
 
 
 def test_parse_grid() -> None:
