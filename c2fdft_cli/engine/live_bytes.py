@@ -89,4 +89,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if _has_storage(leaf)]
+
+
+def _has_storage(leaf: object) -> bool:
+    # weights that a backend has packed for itself have none to look at
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided

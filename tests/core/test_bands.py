@@ -14,8 +14,8 @@ from torch import Tensor
 from c2fdft_cli.core.band_plan import banded_bytes, plan, whole_bytes
 from c2fdft_cli.core.bands import Banded, default_rows
 from c2fdft_cli.core.dft import DFT
+from c2fdft_cli.engine.live_bytes import LiveBytes
 from tests.conftest import fill, relative, wave
-from tests.core.live_kit import Live
 
 KINDS: dict[str, dict[str, Any]] = {
     "with_bias": {},
@@ -169,9 +169,9 @@ def test_default_rows(size: tuple[int, int], device: str, rows: int) -> None:
     assert default_rows(48, *size, device) == rows
 
 
-def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], net: DFT, x: Tensor) -> int:
+def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> int:
     t = 100.0 * torch.arange(len(x))
-    with torch.inference_mode(False), torch.no_grad(), Live(x, t, *net.parameters()) as live:
+    with torch.inference_mode(False), torch.no_grad(), LiveBytes() as live:
         call(x, t)
     return live.peak
 
@@ -181,10 +181,10 @@ def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], net: DFT, x: Tensor) ->
 def test_the_plan_foretells_the_peak(kind: str, shape: tuple[int, int, int]) -> None:
     net, (n, h, w) = NETS[kind], shape
     x = image(*shape).clone()
-    assert whole_bytes(net, h, w, n) == pytest.approx(peak_bytes(net, net, x), rel=0.15)
+    assert whole_bytes(net, h, w, n) == pytest.approx(peak_bytes(net, x), rel=0.15)
     for dtype in (torch.float32, torch.bfloat16):
         for rows in (5, 100):
-            peak = peak_bytes(Banded(net, rows, dtype), net, x)
+            peak = peak_bytes(Banded(net, rows, dtype), x)
             assert banded_bytes(net, h, w, n, dtype, rows) == pytest.approx(peak, rel=0.15)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from c2fdft_cli.core.dft import DFT
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule
+from c2fdft_cli.engine.live_bytes import LiveBytes
 from c2fdft_cli.engine.restore_executor import MIN_ROWS, Executor
 from c2fdft_cli.engine.restorer import Restorer
 from c2fdft_cli.engine.runtime import Runtime
 from c2fdft_cli.errors import ResourceError
-from tests.core.live_kit import Live
 
 RUNTIME = Runtime(torch.device("cpu"))
 ALPHA_BAR = alpha_bar_of(beta_schedule())
@@ -95,8 +95,7 @@ def peak_bytes(executor: Executor, lq: Tensor) -> int:
     """The most that a run holds at once, weights and input left out."""
     run = type(executor.restorer).__call__.__wrapped__  # type: ignore[attr-defined]
     executor._banded.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
-    weights = executor._banded.net.parameters()
-    with torch.no_grad(), Live(lq, *weights) as live:  # inference mode would hide operators
+    with torch.no_grad(), LiveBytes() as live:  # inference mode would hide operators
         run(executor.restorer, lq, [str(i) for i in range(len(lq))])
     return int(live.peak)
 
