@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,21 +66,8 @@ def evaluate_files(
 def _score_files(
     mine: list[FilePair], pairs: FilePairs, protocol: Protocol, options: EvalOptions
 ) -> Generator[Scored, None, EvalResult]:
-    rows, problems = [], []
-
-    def one(pair: FilePair) -> Scored | str:
-        try:
-            return _score_pair(pair, protocol, options)
-        except DataError as error:
-            return f"{pair.name}: {error}"
-
-    for outcome in in_order(one, mine, workers=2):
-        if isinstance(outcome, str):
-            problems.append(outcome)
-        else:
-            rows.append(outcome.row)
-            yield outcome
-    fail(problems, len(pairs.pairs))
+    tasks = [(pair.name, partial(_score_pair, pair, protocol, options)) for pair in mine]
+    rows = yield from score_each(tasks, len(pairs.pairs))
     return EvalResult(
         protocol,
         rows,
@@ -89,6 +77,35 @@ def _score_files(
         pairs.without_restored,
         pairs.found_by,
     )
+
+
+def score_each(
+    tasks: Sequence[tuple[str, Callable[[], Scored]]], total: int, unit: str = "pairs"
+) -> Generator[Scored, None, list[EvalRow]]:
+    """Score (name, work) in order, read ahead; DataError at the end names all that cannot be.
+
+    Args:
+        tasks: what this process scores.
+        total: how many there are over all processes.
+        unit: what they are.
+    """
+    rows, problems = [], []
+
+    def one(task: tuple[str, Callable[[], Scored]]) -> Scored | str:
+        name, score = task
+        try:
+            return score()
+        except DataError as error:
+            return f"{name}: {error}"
+
+    for outcome in in_order(one, tasks, workers=2):
+        if isinstance(outcome, str):
+            problems.append(outcome)
+        else:
+            rows.append(outcome.row)
+            yield outcome
+    fail(problems, total, unit)
+    return rows
 
 
 def _score_pair(pair: FilePair, protocol: Protocol, options: EvalOptions) -> Scored:

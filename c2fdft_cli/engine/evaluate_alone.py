@@ -12,9 +12,8 @@ from torch import Tensor
 from c2fdft_cli.core.metrics import Protocol
 from c2fdft_cli.core.no_reference import MEASURES, WITHOUT_DOWNLOAD, measure
 from c2fdft_cli.data.images import list_images
-from c2fdft_cli.engine.evaluate import read_image
+from c2fdft_cli.engine.evaluate import read_image, score_each
 from c2fdft_cli.engine.evaluate_metrics import choose_names, weights_missing
-from c2fdft_cli.engine.evaluate_pairs import fail
 from c2fdft_cli.engine.evaluate_types import (
     EvalOptions,
     EvalResult,
@@ -24,7 +23,6 @@ from c2fdft_cli.engine.evaluate_types import (
     Scored,
     pixels_of,
 )
-from c2fdft_cli.engine.in_order import in_order
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.progress import Job
 
@@ -77,21 +75,8 @@ def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult
 def _score_images(
     images: list[tuple[str, Path]], options: EvalOptions
 ) -> Generator[Scored, None, EvalResult]:
-    rows, problems = [], []
-
-    def one(image: tuple[str, Path]) -> Scored | str:
-        try:
-            return _score_image(*image, options)
-        except DataError as error:
-            return f"{image[0]}: {error}"
-
-    for outcome in in_order(one, images, workers=2):
-        if isinstance(outcome, str):
-            problems.append(outcome)
-        else:
-            rows.append(outcome.row)
-            yield outcome
-    fail(problems, len(images), "images")
+    tasks = [(name, partial(_score_image, name, path, options)) for name, path in images]
+    rows = yield from score_each(tasks, len(images), "images")
     return EvalResult(PROTOCOL, rows, "saved files", options.border, has_targets=False)
 
 
