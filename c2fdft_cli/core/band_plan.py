@@ -9,6 +9,7 @@ from torch import nn
 
 from c2fdft_cli.core.bands import default_rows
 from c2fdft_cli.core.dft import DFT, SIZE_MULTIPLE
+from c2fdft_cli.core.gram import CHUNK
 from c2fdft_cli.core.kernels import fusable
 
 _FULL = 4  # bytes of a float32
@@ -105,7 +106,10 @@ def banded_bytes(
     together = batch if rows >= height else 1
     line = width * together * net.dim  # values of level 1 in one row
     out = _FULL * net.out_channels * height * width * batch
-    return out + max(_joining(line, height, dtype, rows), _widest(net, line, height, dtype, rows))
+    # of these many rows q and k are float32 at a time
+    cast = min(rows, height) if dtype == torch.float32 else min(rows, height, CHUNK / width)
+    widest = _widest(net, line, height, dtype, rows, cast)
+    return out + max(_joining(line, height, dtype, rows), widest)
 
 
 def _joining(line: int, height: int, dtype: torch.dtype, rows: int) -> int:
@@ -117,12 +121,12 @@ def _joining(line: int, height: int, dtype: torch.dtype, rows: int) -> int:
     return int(line * (streams + band + shuffled))
 
 
-def _widest(net: DFT, line: int, height: int, dtype: torch.dtype, rows: int) -> int:
+def _widest(net: DFT, line: int, height: int, dtype: torch.dtype, rows: int, cast: float) -> int:
     """A block of decoder level 1: stream, v, and the wider of the two passes' bands."""
     size = dtype.itemsize
     band, with_halo = min(rows, height), min(rows + 2, height)
-    cast = 0 if dtype == torch.float32 else 2 * _FULL
-    gather = max(6 * size * with_halo, 3 * size * with_halo + (cast + _FULL) * band)
+    sums = _FULL * cast * (1 if dtype == torch.float32 else 3)  # squares; q and k if they are cast
+    gather = max(6 * size * with_halo, 3 * size * with_halo + sums)
     apply = (size + _hidden(net, dtype) * size) * band
     return int(2 * line * ((_FULL + size) * height + max(gather, apply)))
 

@@ -16,8 +16,8 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
-from c2fdft_cli.core.blocks import Statistics, full_precision
 from c2fdft_cli.core.dft import DFT, shuffle, unshuffle
+from c2fdft_cli.core.gram import Statistics, full_precision
 from c2fdft_cli.core.prepared import Conv, PreparedBlock, Projection, apply, gather, halo
 
 _BAND_VALUES = 8192 * 48  # in one row of bands of the residual stream, on a CPU

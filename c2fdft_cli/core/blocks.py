@@ -7,29 +7,24 @@ the released program, so its weights load strictly.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from c2fdft_cli.core import block_grad
+from c2fdft_cli.core.gram import Statistics, gather_statistics, mixing_matrix
 from c2fdft_cli.core.kernels import project
 
 NORMS = ("with_bias", "bias_free")
 _EPS = 1e-5
 
 
-def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the device of x; the meta device has none to switch off."""
-    if x.device.type == "meta":
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
-
-
 def pointwise(x: Tensor, conv: nn.Conv2d, gelu: bool = False) -> Tensor:
     """1x1 convolution of `x: [n, h, w, c]` as a matrix product, then GELU if asked."""
-    return project(x, conv.weight.flatten(1), conv.bias, gelu)
+    weight = conv.weight.flatten(1)
+    if not gelu and block_grad.takes(x):
+        return block_grad.project(x, weight, conv.bias)
+    return project(x, weight, conv.bias, gelu)
 
 
 def spatial(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -63,59 +58,7 @@ class PixelNorm(nn.Module):
             return x * torch.rsqrt(var + _EPS) * weight + time[:, None, None]
         if len(time) == 1:  # one time for the whole batch: the norm's own bias can carry it
             return F.layer_norm(x, weight.shape, weight, bias + time[0], _EPS)
-        return F.layer_norm(x, weight.shape, weight, bias, _EPS) + time[:, None, None]
-
-
-class Statistics(NamedTuple):
-    """What attention needs to know of all pixels; sums, so pieces of an image simply add up.
-
-    gram: `[n, heads, d, d]` float32, sum over pixels of q_i * k_j.
-    q_square, k_square: `[n, heads, d]` float32, sums over pixels of q_i^2 and k_i^2.
-    """
-
-    gram: Tensor
-    q_square: Tensor
-    k_square: Tensor
-
-    def __add__(self, other: Statistics) -> Statistics:  # type: ignore[override]
-        return Statistics(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-def gather_statistics(q: Tensor, k: Tensor, heads: int) -> Statistics:
-    """Sums over the pixels of q, k: `[n, h, w, c]`; float32 whatever comes in.
-
-    A Gram matrix that is not normalised yet passes float16's largest number (65504).
-    """
-    with full_precision(q):
-        q, k = q.flatten(1, 2).float(), k.flatten(1, 2).float()
-        gram = [
-            torch.bmm(a.transpose(1, 2), b)
-            for a, b in zip(q.chunk(heads, -1), k.chunk(heads, -1), strict=True)
-        ]
-        return Statistics(
-            torch.stack(gram, dim=1),
-            torch.linalg.vecdot(q, q, dim=1).unflatten(-1, (heads, -1)),
-            torch.linalg.vecdot(k, k, dim=1).unflatten(-1, (heads, -1)),
-        )
-
-
-def mixing_matrix(statistics: Statistics, temperature: Tensor, project_out: Tensor) -> Tensor:
-    """Attention and output projection as one matrix, `[n, c, c]`: rows out, columns in.
-
-    Args:
-        statistics: of all the pixels.
-        temperature: `[heads, 1, 1]`.
-        project_out: weight of the output projection, `[c, c]`.
-    """
-    gram, q_square, k_square = statistics
-    with full_precision(gram):
-        # clamp before the root: the other order has NaN gradients at zero
-        q_norm = q_square.clamp_min(1e-24).sqrt()
-        k_norm = k_square.clamp_min(1e-24).sqrt()
-        cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
-        attention = (cosine * temperature.float()).softmax(-1)
-        out = project_out.float().view(len(project_out), len(temperature), -1)
-        return torch.einsum("ohi,nhij->nohj", out, attention).flatten(2)
+        return F.layer_norm(x, weight.shape, weight, bias, _EPS).add_(time[:, None, None])
 
 
 class Attention(nn.Module):
@@ -149,10 +92,15 @@ class Attention(nn.Module):
         bias = self.project_out.bias
         return out if bias is None else out + bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: `[n, h, w, c]` to the same."""
-        q, k, v = spatial(pointwise(x, self.qkv), self.qkv_dwconv).chunk(3, dim=-1)
-        return self.apply_mixing(v, self.mixing(self.statistics(q, k)))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Attention of x, added to the residual stream: both `[n, h, w, c]`."""
+        qkv = spatial(pointwise(x, self.qkv), self.qkv_dwconv)
+        if block_grad.takes(qkv):
+            project_out = self.project_out
+            weight, bias = project_out.weight.flatten(1), project_out.bias
+            return block_grad.attend(qkv, residual, self.temperature, weight, bias)
+        q, k, v = qkv.chunk(3, dim=-1)
+        return residual + self.apply_mixing(v, self.mixing(self.statistics(q, k)))
 
 
 class FeedForward(nn.Module):
@@ -164,9 +112,13 @@ class FeedForward(nn.Module):
         self.project_in = nn.Conv2d(width, hidden, 1, bias=bias)
         self.project_out = nn.Conv2d(hidden, width, 1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: `[n, h, w, c]` to the same."""
-        return pointwise(pointwise(x, self.project_in, gelu=True), self.project_out)
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The network's output for x, added to the residual stream: both `[n, h, w, c]`."""
+        first, last = self.project_in, self.project_out
+        if block_grad.takes(x):
+            weights = first.weight.flatten(1), first.bias, last.weight.flatten(1), last.bias
+            return block_grad.feed_forward(x, residual, *weights)
+        return residual + pointwise(pointwise(x, first, gelu=True), last)
 
 
 class Block(nn.Module):
@@ -181,5 +133,5 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x: `[n, h, w, c]`, time: `[n or 1, c]`, its SiLU already taken."""
-        x = x + self.attn(self.norm1(x, time))
-        return x + self.ffn(self.norm2(x, time))  # type: ignore[no-any-return]
+        x = self.attn(self.norm1(x, time), x)
+        return self.ffn(self.norm2(x, time), x)  # type: ignore[no-any-return]

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from c2fdft_cli.core.blocks import NORMS, Block, full_precision, pointwise, spatial
+from c2fdft_cli.core.blocks import NORMS, Block, pointwise, spatial
+from c2fdft_cli.core.gram import full_precision
 
 SIZE_MULTIPLE = 8
 

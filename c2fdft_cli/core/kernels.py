@@ -1,7 +1,7 @@
 """1x1 convolutions of channels-last activations, each by the fastest exact route of its device.
 
-On a CPU oneDNN's convolution and linear kernels outrun the BLAS behind `F.linear` in float32, and
-the linear one applies GELU while its result is still in cache. In bfloat16 `F.linear` is oneDNN's.
+On a CPU oneDNN's linear kernel outruns the BLAS behind `F.linear` in float32, and applies GELU
+while its result is still in cache. In bfloat16 `F.linear` is oneDNN's.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) 
     Returns:
         `[n, h, w, out]`.
     """
-    plain = fusable(x.device, x.dtype) and not torch.is_autocast_enabled("cpu")
-    if plain and not torch.is_grad_enabled():
-        kind, algorithm = ("gelu", "none") if gelu else ("none", "")
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
-        return y
-    # with one thread torch does not hand this convolution to oneDNN
-    if plain and x.dtype == torch.float32 and torch.get_num_threads() > 1:
-        y = F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    else:
-        y = F.linear(x, weight, bias)
+    outside_autocast = not torch.is_autocast_enabled("cpu")
+    if outside_autocast and not torch.is_grad_enabled() and fusable(x.device, x.dtype):
+        return linear(x, weight, bias, gelu)
+    y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """`project` by oneDNN's kernel, where `fusable`; it has no derivative."""
+    kind, algorithm = ("gelu", "none") if gelu else ("none", "")
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
+    return y
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -49,8 +50,9 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def fusable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `project` applies GELU within its product, in inference outside autocast."""
-    if not _ONEDNN or device.type != "cpu" or torch.compiler.is_compiling():
+    """Whether `linear` runs here: float32, or bfloat16 where the CPU computes in it."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if not _ONEDNN or device.type != "cpu" or traced:
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2fdft_cli.core.blocks import Block, PixelNorm, Statistics, gather_statistics, mixing_matrix
+from c2fdft_cli.core.blocks import Block, PixelNorm
+from c2fdft_cli.core.gram import Statistics, gather_statistics, mixing_matrix
 from c2fdft_cli.core.kernels import pack, project
 
 _EPS = 1e-5

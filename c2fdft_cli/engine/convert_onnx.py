@@ -155,8 +155,7 @@ def _trace(net: DFT) -> Any:
 
     sizes = {0: "n", 2: "h", 3: "w"}
     buffer = io.BytesIO()
-    # with gradients enabled, 1x1 convolutions take their plain route instead of a fused kernel
-    with torch.enable_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes as constants; the file is checked below
         with _vecdot():
             torch.onnx.export(

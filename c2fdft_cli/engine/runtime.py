@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from c2fdft_cli.errors import ResourceError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -180,6 +182,23 @@ def graceful_stop() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def reuse_freed_memory() -> bool:
+    """Keep freed memory in this process for the next step, instead of giving it back each time.
+
+    A training step on a CPU asks for the same gigabytes over and over; to have the system clear
+    every page of them anew takes a tenth of its time. With glibc only.
+
+    Returns:
+        Whether the C library has such a setting.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def _peak_resident_bytes() -> int:

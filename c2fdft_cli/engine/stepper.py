@@ -19,7 +19,7 @@ from c2fdft_cli.core.ema import ema_decay, ema_update
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss
 from c2fdft_cli.data.batches import Batch
 from c2fdft_cli.engine.restorer import to_unit
-from c2fdft_cli.engine.runtime import Runtime
+from c2fdft_cli.engine.runtime import Runtime, reuse_freed_memory
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.recipe import FineStage, Train
 
@@ -85,6 +85,8 @@ class Stepper:
     """
 
     def __init__(self, objective: Objective, train: Train, runtime: Runtime) -> None:
+        if runtime.device.type == "cpu":
+            reuse_freed_memory()
         self.net = objective.net
         self.ema = copy.deepcopy(objective.net).requires_grad_(False).eval()
         self.train = train

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -72,3 +74,31 @@ def test_no_handlers_outside_of_the_main_thread():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+COUNT_FAULTS = """
+import resource, torch
+from c2fdft_cli.engine.runtime import reuse_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+fresh = faults()
+there = reuse_freed_memory()
+faults()
+print(int(there), fresh, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_freed_memory_is_used_again():
+    run = subprocess.run(
+        [sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True
+    )
+    there, fresh, reused = map(int, run.stdout.split())
+    if not there:
+        pytest.skip("a C library without mallopt")
+    assert reused < fresh / 10
