@@ -22,15 +22,15 @@ from c2fdft_cli.cli.options import (
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate_blocks import BlockPairs
     from c2fdft_cli.engine.evaluate_types import EvalOptions, EvalResult, Metric, Scored
+    from c2fdft_cli.engine.evaluate_weights import NamedPairs
     from c2fdft_cli.engine.runtime import Runtime
     from c2fdft_cli.progress import Job
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What is scored: files against targets or alone, or weights on shards or blocks."""
+    """What is scored: files against targets or alone, or weights on shards or named pairs."""
 
     restored: Path | None
     target: Path | None
@@ -38,7 +38,8 @@ class _Source:
     weights: str | None
     alone: bool
     data: Path | None
-    blocks: BlockPairs | None
+    pairs: NamedPairs | None
+    sigma: float | None
     images: int
     seeds: int
     seed: int
@@ -65,7 +66,8 @@ def evaluate(
     restored: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RESTORED]", help="Folder of restored images, one image, or SIDD blocks."
+            metavar="[RESTORED]",
+            help="Folder of restored images, one image, or SIDD blocks. With --weights: the set.",
         ),
     ] = None,
     target: Annotated[
@@ -100,6 +102,14 @@ def evaluate(
         str | None,
         typer.Option(
             "--grid", metavar="TIMES", help="With --weights: 999,500 (else the weights' own)."
+        ),
+    ] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            "--sigma",
+            metavar="LEVELS",
+            help="With --weights and a folder of clean images: add Gaussian noise, unclipped.",
         ),
     ] = None,
     metrics: Annotated[
@@ -139,7 +149,11 @@ def evaluate(
 
     c2fdft eval --weights runs/derain-fine/fine.pt --data shards/Rain13K
 
-    c2fdft eval --weights denoise.pt SIDD/  (the folder of its validation blocks, .mat)
+    c2fdft eval --weights derain Rain100L/
+
+    c2fdft eval --weights denoise kodak24/ --sigma 25
+
+    c2fdft eval --weights denoise SIDD/  (the folder of its validation blocks, .mat)
 
     c2fdft eval photos/ --no-reference
     """
@@ -151,9 +165,12 @@ def evaluate(
     more = _find_metrics(metrics, no_reference)
     EvalOptions(protocol, border)  # a wrong name is found before any file is read
     prepare_outputs([csv, report and report / "index.html"], overwrite)
-    blocks = _check_source(restored, target, degraded, weights, data, no_reference)
+    _check_source(restored, target, degraded, weights, data, no_reference)
+    if sigma is not None and (weights is None or restored is None):
+        raise UsageError("for weights and a folder of clean images", where="--sigma")
+    pairs = None if weights is None else _named_pairs(restored, target, data, sigma, seed)
     source = _Source(
-        restored, target, degraded, weights, no_reference, data, blocks,
+        restored, target, degraded, weights, no_reference, data, pairs, sigma,
         images, seeds, seed, grid, device, precision,
     )  # fmt: skip
     runtime = join()
@@ -181,9 +198,9 @@ def _check_source(
     weights: str | None,
     data: Path | None,
     no_reference: bool,
-) -> BlockPairs | None:
-    """UsageError for what does not go together; the blocks that weights are to restore."""
-    from c2fdft_cli.engine.evaluate_blocks import are_blocks, open_blocks
+) -> None:
+    """UsageError for what does not go together."""
+    from c2fdft_cli.engine.evaluate_blocks import are_blocks
 
     others = (target, degraded, weights, data)
     if no_reference and (restored is None or any(one is not None for one in others)):
@@ -192,17 +209,28 @@ def _check_source(
     blocks = are_blocks(restored) or (weights is not None and are_blocks(data))
     if blocks and degraded is not None:
         raise UsageError("not for SIDD blocks", where="--degraded")
-    if weights is not None and blocks:
-        return open_blocks(restored or data or Path(), target)
-    if weights is not None and not (restored is target is degraded is None):
+    if weights is not None and not blocks and not (target is degraded is None):
         raise UsageError("give RESTORED and TARGET, or --weights", where="--weights")
+    if weights is not None and not blocks and restored is not None and data is not None:
+        raise UsageError("name a folder of images, or shards", where=f"{restored}, --data {data}")
     if weights is None and not no_reference and (restored is None or not (target or blocks)):
         hint = (
-            "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT --data SHARDS, "
-            "or c2fdft eval PHOTOS --no-reference"
+            "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT SET, "
+            "c2fdft eval --weights CKPT --data SHARDS, or c2fdft eval PHOTOS --no-reference"
         )
         raise UsageError("nothing to score", hint=hint)
-    return None
+
+
+def _named_pairs(
+    folder: Path | None, target: Path | None, data: Path | None, sigma: float | None, seed: int
+) -> NamedPairs | None:
+    """What weights are to restore, where it is not shards."""
+    from c2fdft_cli.engine.evaluate_blocks import are_blocks, open_blocks
+    from c2fdft_cli.engine.evaluate_folder import open_folder
+
+    if sigma is None and (are_blocks(folder) or are_blocks(data)):
+        return open_blocks(folder or data or Path(), target)
+    return None if folder is None else open_folder(folder, sigma, seed)
 
 
 def _evaluate(
@@ -258,7 +286,7 @@ def _job(
         wish = WeightsOptions(
             checkpoint=weights_file(subject, quiet),
             data=source.data,
-            blocks=source.blocks,
+            pairs=source.pairs,
             images=source.images,
             seeds=source.seeds,
             seed=source.seed,
@@ -281,6 +309,7 @@ def _next_command(source: _Source, protocol: str | None) -> str:
     """The same with a page to look at."""
     words: list[object] = ["eval"]
     words += [] if source.weights is None else ["--weights", source.weights]
+    words += [] if source.sigma is None else ["--sigma", f"{source.sigma:g}"]
     words += [path for path in (source.restored, source.target) if path is not None]
     words += [] if source.data is None else ["--data", source.data]
     words += ["--no-reference"] if source.alone else []

@@ -51,7 +51,7 @@ def pack(weight: Tensor) -> Tensor:
 
 def fusable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `linear` runs here: float32, or bfloat16 where the CPU computes in it."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
     if not _ONEDNN or device.type != "cpu" or traced:
         return False
     if dtype == torch.bfloat16:

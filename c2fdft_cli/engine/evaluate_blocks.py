@@ -46,6 +46,8 @@ class BlockPairs:
 
     ours: Blocks
     targets: Blocks
+    found_by: str = FOUND_BY
+    unit: str = "block"
 
     def __len__(self) -> int:
         return len(self.targets)

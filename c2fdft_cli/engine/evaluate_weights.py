@@ -1,4 +1,4 @@
-"""Score weights on the validation pairs of shards."""
+"""Score weights on the validation pairs of shards, or on other pairs that are named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.core.metrics import MAX_VALUE
-from c2fdft_cli.engine.evaluate_blocks import FOUND_BY, PROTOCOL, BlockPairs
+from c2fdft_cli.engine.evaluate_blocks import PROTOCOL, BlockPairs
 from c2fdft_cli.engine.evaluate_types import (
     EvalOptions,
     EvalResult,
@@ -28,7 +28,9 @@ from c2fdft_cli.progress import Job
 
 
 class Pairs(Protocol):
-    """Degraded images and their targets, in shards or in memory."""
+    """Degraded images and their targets."""
+
+    def __len__(self) -> int: ...
 
     @property
     def names(self) -> Sequence[str]:
@@ -36,7 +38,21 @@ class Pairs(Protocol):
         ...
 
     def pair(self, i: int) -> tuple[Any, Any]:
-        """uint8 `[h, w, 3]` lq and gt."""
+        """`[h, w, 3]` in 8-bit levels: lq (uint8, or float32 where it is not rounded), uint8 gt."""
+        ...
+
+
+class NamedPairs(Pairs, Protocol):
+    """Pairs that do not come from shards, with words for people."""
+
+    @property
+    def found_by(self) -> str:
+        """How the pairs were found."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What one is called."""
         ...
 
 
@@ -47,7 +63,7 @@ class WeightsOptions:
     Args:
         checkpoint: the weights.
         data: folder of shards; None for those that the weights were trained on.
-        blocks: SIDD's blocks, to take instead of shards.
+        pairs: what to take instead of shards.
         images: how many pairs, 0 for all.
         seeds: noises for each image, from `seed` up.
         grid: times instead of the checkpoint's own.
@@ -56,7 +72,7 @@ class WeightsOptions:
 
     checkpoint: Path
     data: Path | None = None
-    blocks: BlockPairs | None = None
+    pairs: NamedPairs | None = None
     images: int = 0
     seeds: int = 1
     seed: int = 0
@@ -66,7 +82,7 @@ class WeightsOptions:
 
 
 def evaluate_weights(weights: WeightsOptions, options: EvalOptions) -> Job[Scored, EvalResult]:
-    """Restore the validation pairs of shards (or SIDD's blocks), score them and the inputs.
+    """Restore the validation pairs of shards (or those named), score them and the inputs.
 
     On the rounded output, except for protocols that take it unrounded.
 
@@ -77,14 +93,14 @@ def evaluate_weights(weights: WeightsOptions, options: EvalOptions) -> Job[Score
     grid = grid_in_use(loaded, weights)
     mine = options.share(indices)
     work = _score_weights(loaded, pairs, mine, grid, weights, options)
-    unit = "image" if weights.blocks is None else "block"
+    unit = "image" if weights.pairs is None else weights.pairs.unit
     return Job(work, total=len(mine), title="eval", unit=unit)
 
 
 def _open(weights: WeightsOptions, options: EvalOptions) -> tuple[Loaded, Pairs, list[int]]:
     """The weights, what they restore, and which of it."""
     path, device, precision = weights.checkpoint, weights.device, weights.precision
-    if weights.blocks is None:
+    if weights.pairs is None:
         bench = open_bench(
             path,
             data=weights.data,
@@ -94,9 +110,10 @@ def _open(weights: WeightsOptions, options: EvalOptions) -> tuple[Loaded, Pairs,
             precision=precision,
         )
         return bench, bench.pairs, bench.indices
-    protocol = options.protocol or PROTOCOL
+    of_blocks = PROTOCOL if isinstance(weights.pairs, BlockPairs) else None
+    protocol = options.protocol or of_blocks
     loaded = open_weights(path, protocol=protocol, device=device, precision=precision)
-    return loaded, weights.blocks, spread_indices(len(weights.blocks), weights.images)
+    return loaded, weights.pairs, spread_indices(len(weights.pairs), weights.images)
 
 
 def grid_in_use(bench: Loaded, weights: WeightsOptions) -> list[int]:
@@ -125,7 +142,7 @@ def _score_weights(
         for seed in seeds
     ]
     rows: list[EvalRow] = []
-    names = pairs.names
+    names, source = pairs.names, weights.pairs
     for i in indices:
         scored = _restore_and_score(bench, restorers, names[i], pairs.pair(i), options)
         rows.append(scored.row)
@@ -136,8 +153,8 @@ def _score_weights(
         rows=rows,
         scored_on=f"network output, {depth}",
         border=options.border,
-        found_by="shards" if weights.blocks is None else FOUND_BY,
-        notes=_grid_notes(bench, grid),
+        found_by="shards" if source is None else source.found_by,
+        notes=[*_grid_notes(bench, grid), *([] if source is None else [source.found_by])],
         recipe=bench.checkpoint.meta.recipe,
     )
 

@@ -87,6 +87,16 @@ def test_weights_on_shards(weights: Path, shard_folder: Path) -> None:
     assert "A wins 0, B 0, ties 1" in spoken.stdout
 
 
+def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> None:
+    words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--sigma", "25")
+    result = run(folders[1], *words)
+    assert result.exit_code == 0, result.output
+    assert "Gaussian noise of sigma 25 (seed 0, floats, unclipped)" in result.stdout
+    assert f"--sigma 25 {folders[1]}" in result.stdout.replace("\n", "")
+    result = run(folders[1], *words, "--json")
+    assert json.loads(result.stdout)["degraded"]["mean"]["psnr"] == pytest.approx(20.2, abs=0.3)
+
+
 def test_files_that_were_asked_for(folders: tuple[Path, Path], tmp_path: Path) -> None:
     other = fill(tmp_path / "b", 20)
     words = ("--metrics", "gmsd", "--csv", tmp_path / "rows.csv", "--report", tmp_path / "page")
@@ -160,6 +170,12 @@ def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
         (["{out}", "nowhere"], 3, "no such file or folder - nowhere"),
         (["{out}", "{target}", "--degraded", "nowhere"], 3, "no degraded image"),
         (["--weights", "nowhere.pt"], 4, "no such checkpoint"),
+        (["{out}", "--weights", "derain-fast"], 3, "no pairs"),
+        (["{out}", "--weights", "derain-fast", "--sigma", "300"], 2, "above 0, at most 255"),
+        (["nowhere", "--weights", "derain-fast", "--sigma", "25"], 3, "no such folder - nowhere"),
+        (["{out}", "--weights", "derain-fast", "--data", "s"], 2, "a folder of images, or shards"),
+        (["{out}", "{target}", "--sigma", "25"], 2, "for weights and a folder of clean images"),
+        (["--weights", "derain-fast", "--sigma", "25"], 2, "for weights and a folder"),
         (["{out}", "{target}", "--no-reference"], 2, "nothing to compare it with"),
         (["{out}", "--no-reference", "--protocol", "rgb"], 2, "it needs targets"),
         (["{out}", "--no-reference", "--metrics", "fsim"], 2, "it needs targets"),

@@ -106,7 +106,7 @@ def test_weights_restore_each_block(folder: Path) -> None:
     meta = Meta(NETWORK, stage="fine", grid=[999], recipe=recipe.to_dict())
     save_checkpoint(folder / "fine.pt", state, state, meta)
     pairs = open_blocks(folder)
-    wish = WeightsOptions(folder / "fine.pt", blocks=pairs, device="cpu", precision="fp32")
+    wish = WeightsOptions(folder / "fine.pt", pairs=pairs, device="cpu", precision="fp32")
     result = evaluate_weights(wish, EvalOptions()).run()
     assert result.protocol.name == "denoise"
     assert result.scored_on == "network output, unrounded"
@@ -116,6 +116,6 @@ def test_weights_restore_each_block(folder: Path) -> None:
         assert row.degraded is not None
         assert row.degraded.psnr == pytest.approx(noise.psnr)
         assert row.psnr != noise.psnr
-    few = WeightsOptions(folder / "fine.pt", blocks=pairs, images=2, device="cpu", precision="fp32")
+    few = WeightsOptions(folder / "fine.pt", pairs=pairs, images=2, device="cpu", precision="fp32")
     names = [row.name for row in evaluate_weights(few, EvalOptions("rgb")).run().rows]
     assert names == ["scene-01_block-01", "scene-02_block-01"]
