@@ -189,6 +189,15 @@ def restore(
             rich_help_panel=MACHINE,
         ),
     ] = None,
+    compile: Annotated[
+        str,
+        typer.Option(
+            "--compile",
+            metavar="WHEN",
+            help="torch.compile: auto (on CUDA, for much work), on or off.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -227,6 +236,7 @@ def restore(
         batch=batch,
         max_memory=None if max_memory is None else parse_size(max_memory),
         tile=tile,
+        compile=compile,
         samples=samples,
         self_ensemble=self_ensemble,
         uncertainty=uncertainty,

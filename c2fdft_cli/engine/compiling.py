@@ -10,6 +10,10 @@ from torch import nn
 
 from c2fdft_cli.engine.runtime import Runtime
 
+WISHES = ("auto", "on", "off")
+MUCH_WORK = 4_000_000_000
+"""Pixels through the network that outweigh a minute of compiling on CUDA; an estimate."""
+
 
 def compile_in_place(net: nn.Module, wish: str, runtime: Runtime) -> str | None:
     """Compile the network's forward, keeping its parameter names.
@@ -32,6 +36,28 @@ def compile_in_place(net: nn.Module, wish: str, runtime: Runtime) -> str | None:
     torch._dynamo.config.suppress_errors = True
     net.compile(dynamic=False)
     return None
+
+
+def compiles_bands(wish: str, runtime: Runtime, work: int) -> tuple[bool, str | None]:
+    """Whether restoring is to compile the work on its bands: once, for images of all sizes.
+
+    Args:
+        wish: "auto" compiles on CUDA where there is enough to do, "on" wherever there is a
+            compiler, "off" never.
+        runtime: where it runs.
+        work: pixels that go through the network, over all images and calls.
+
+    Returns:
+        The decision, and a notice when compiling was asked for and cannot be done.
+    """
+    on_cuda = runtime.device.type == "cuda"
+    if wish == "off" or (wish == "auto" and not (on_cuda and work >= MUCH_WORK)):
+        return False, None
+    lacking = _missing_compiler(on_cuda)
+    if lacking:
+        return False, f"torch.compile needs {lacking}: going on without it"
+    torch._dynamo.config.suppress_errors = True
+    return True, None
 
 
 def _missing_compiler(on_cuda: bool) -> str | None:

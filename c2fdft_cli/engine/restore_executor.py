@@ -52,6 +52,7 @@ class Executor:
         eta, seed: of the sampler.
         max_memory: bytes that may be used; None for what is free, with a margin.
         tile: side of tiles; None for the exact result.
+        compile: compile the work on a band.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class Executor:
         seed: int = 0,
         max_memory: int | None = None,
         tile: int | None = None,
+        compile: bool = False,
     ) -> None:
         self._net = net
         self._runtime = runtime
         self._tile = tile
-        self._banded = Banded(net, dtype=runtime.dtype)
+        self._banded = Banded(net, dtype=runtime.dtype, compile=compile)
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
         predict_noise = self._banded if tile is None else Tiled(self._banded, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)

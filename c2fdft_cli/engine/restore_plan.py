@@ -9,6 +9,7 @@ from pathlib import Path
 from c2fdft_cli.data.atomic import ensure_folder
 from c2fdft_cli.data.video_probe import count_frames
 from c2fdft_cli.engine.checkpoint import load_checkpoint
+from c2fdft_cli.engine.compiling import compiles_bands
 from c2fdft_cli.engine.restore_draws import ensemble_positions
 from c2fdft_cli.engine.restore_executor import Executor
 from c2fdft_cli.engine.restore_inputs import find_inputs
@@ -116,6 +117,9 @@ def plan_restore(options: RestoreOptions) -> RestorePlan:
     share = outputs.items[runtime.rank :: runtime.world]
     todo, skipped = _split(share, record, options)
     net = checkpoint.network().to(runtime.device)
+    positions = ensemble_positions(checkpoint.task()) if options.self_ensemble else (0,)
+    work = sum(_pixels(item) for item in todo) * len(grid) * options.draws * len(positions)
+    compiled, notice = compiles_bands(options.compile, runtime, work)
     executor = Executor(
         net,
         checkpoint.alpha_bar(),
@@ -125,6 +129,7 @@ def plan_restore(options: RestoreOptions) -> RestorePlan:
         seed=options.seed,
         max_memory=options.max_memory,
         tile=options.tile,
+        compile=compiled,
     )
     todo, refused = _refuse_too_large(todo, executor)
     if inputs.single and refused:
@@ -141,9 +146,9 @@ def plan_restore(options: RestoreOptions) -> RestorePlan:
         single=inputs.single,
         folder=outputs.folder,
         record=record,
-        positions=ensemble_positions(checkpoint.task()) if options.self_ensemble else (0,),
+        positions=positions,
         warnings=[
-            *([warning] if warning else []),
+            *(one for one in (warning, notice) if one),
             *outputs.warnings,
             *(str(error) for error in refused),
         ],
@@ -177,6 +182,13 @@ def _split(
             doubt = record.doubt(item)
             skipped.append(Skipped(item.source.label, str(item.output), doubt))
     return todo, skipped
+
+
+def _pixels(item: Item) -> int:
+    """Of an image, or of all frames of a video as far as its header counts them."""
+    source = item.source
+    frames = 1 if source.video is None else max(1, source.video.frames)
+    return source.height * source.width * frames
 
 
 def _counted(item: Item) -> Item:

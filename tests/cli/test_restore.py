@@ -136,6 +136,7 @@ def test_too_large(folder: Path, coarse: Path, tmp_path: Path) -> None:
         ["--bit-depth", "12"],
         ["--max-memory", "much"],
         ["--tile", "20"],
+        ["--compile", "yes"],
         ["--device", "tpu"],
         ["--precision", "fp8"],
         ["--steps", "0"],

@@ -1,0 +1,230 @@
+"""The network against a plain transcription of it: seconds, agreement and memory.
+
+    python recipes/compare_speed.py TRANSCRIPTION.py forward [--size 256] [--rounds 7]
+    python recipes/compare_speed.py TRANSCRIPTION.py step [--size 64] [--batch 4] [--compile]
+    python recipes/compare_speed.py TRANSCRIPTION.py memory [--size 1024]
+    python recipes/compare_speed.py - call --size 2160x3840      one banded call, no transcription
+
+TRANSCRIPTION.py defines `Textbook`, a module with the parameters and the call of
+`c2fdft_cli.core.dft.DFT`. Contestants take turns within one run; ratios are medians over rounds.
+Prints one JSON document a line, and what it does on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from c2fdft_cli.core.bands import Banded
+from c2fdft_cli.core.dft import DFT
+from c2fdft_cli.engine.runtime import cpu_has_fast_bf16, reuse_freed_memory
+
+GEMM_SIDE = 2048
+GMAC = 116.3e9 / (256 * 256)
+"""Multiplications of one call of the full network, for each pixel."""
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("transcription")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--size", default=None, help="side, or HEIGHTxWIDTH, in px")
+    parser.add_argument("--batch", type=int, default=4, help="of step")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="step: compile ours")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    PARTS[args.part](args)
+
+
+def forward(args: argparse.Namespace) -> None:
+    """One call: transcription, network, bands in float32 and bfloat16."""
+    h, w = _size(args.size or "256")
+    book, net = _pair(args.transcription)
+    banded = Banded(net)
+    calls = {"transcription fp32": book, "network fp32": net, "banded fp32": banded}
+    if cpu_has_fast_bf16():
+        calls["banded bf16"] = Banded(net, dtype=torch.bfloat16)
+    x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
+    with torch.inference_mode():
+        results = {name: call(x, t) for name, call in calls.items()}
+        seconds = _take_turns({n: lambda c=c: c(x, t) for n, c in calls.items()}, args.rounds)
+        rates = {name: _gemm_rate(dtype) for name, dtype in _DTYPES.items()}
+    expected = results["transcription fp32"]
+    for name in calls:
+        error = float((results[name] - expected).norm() / expected.norm())
+        of_gemm = 2 * GMAC * h * w / statistics.median(seconds[name]) / rates[name[-4:]]
+        _say(args, f"{h}x{w}", name, seconds, relative_error=error, of_gemm=round(of_gemm, 3))
+
+
+def step(args: argparse.Namespace) -> None:
+    """A coarse training step with its optimiser, eager transcription against ours."""
+    h, w = _size(args.size or "64")
+    reuse_freed_memory()  # of this process: for both
+    book, net = (one.train().requires_grad_(True) for one in _pair(args.transcription))
+    net = net.to(memory_format=torch.channels_last)
+    ours = torch.compile(net) if args.compile else net
+    x, t = torch.randn(args.batch, 6, h, w), torch.linspace(100, 900, args.batch)
+    optimizers = {
+        "transcription": torch.optim.AdamW(book.parameters(), lr=1e-4),
+        "ours": torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True),
+    }
+
+    def contestant(name: str, call: Callable[[Tensor, Tensor], Tensor], bf16: bool) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            eps_hat = call(x, t)
+        eps_hat.float().abs().mean().backward()
+        optimizers[name].step()
+        optimizers[name].zero_grad(set_to_none=True)
+
+    work = {}
+    for precision in ["fp32", *(["bf16"] if cpu_has_fast_bf16() else [])]:
+        bf16 = precision == "bf16"
+        work[f"transcription {precision}"] = lambda b=bf16: contestant("transcription", book, b)
+        work[f"ours {precision}"] = lambda b=bf16: contestant("ours", ours, b)
+    for name, run in work.items():
+        began = time.perf_counter()
+        run()
+        sys.stderr.write(f"first {name}: {time.perf_counter() - began:.1f} s\n")
+    seconds = _take_turns(work, args.rounds)
+    for name in work:
+        beside = f"transcription {name[-4:]}"
+        ratios = [a / b for a, b in zip(seconds[beside], seconds[name], strict=True)]
+        same = round(statistics.median(ratios), 2)
+        _say(args, f"{args.batch} x {h}x{w}", name, seconds, same_precision=same)
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Peak resident memory beyond the weights and seconds of one call, each in its own process."""
+    h, w = _size(args.size or "1024")
+    context = multiprocessing.get_context("spawn")
+    for name in ("transcription", "whole", "banded"):
+        for _ in range(args.rounds):
+            with context.Pool(1) as pool:
+                took, peak = pool.apply(_measure, (args.transcription, name, h, w))
+            _print(args, size=f"{h}x{w}", name=name, seconds=took, gib=peak / 2**30)
+
+
+def call(args: argparse.Namespace) -> None:
+    """One banded call of the full network in its own process."""
+    h, w = _size(args.size or "2160x3840")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        took, peak = pool.apply(_measure, (args.transcription, "banded", h, w))
+    _print(args, size=f"{h}x{w}", name="banded", seconds=took, gib=peak / 2**30)
+
+
+PARTS = {"forward": forward, "step": step, "memory": memory, "call": call}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _measure(transcription: str, name: str, h: int, w: int) -> tuple[float, int]:
+    """(seconds, peak bytes beyond what was resident before) of one call."""
+    torch.manual_seed(0)
+    net: nn.Module | Banded
+    if name == "transcription":
+        net = _load(transcription).eval()
+    else:
+        net = DFT().eval()
+        net = Banded(net) if name == "banded" else net
+    small, t = torch.rand(1, 6, 64, 64), torch.tensor([500.0])
+    x = torch.rand(1, 6, h, w)
+    with torch.inference_mode():
+        net(small, t)
+        before, stop = _resident(), threading.Event()
+        peak = [before]
+
+        def watch() -> None:
+            while not stop.wait(0.002):
+                peak[0] = max(peak[0], _resident())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        began = time.perf_counter()
+        net(x, t)
+        took = time.perf_counter() - began
+        stop.set()
+        watcher.join()
+    return took, peak[0] - before
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _pair(transcription: str) -> tuple[nn.Module, DFT]:
+    """The transcription and our network with one set of weights."""
+    net = DFT().eval().requires_grad_(False)
+    book = _load(transcription)
+    book.load_state_dict(net.state_dict(), strict=True)
+    return book.eval().requires_grad_(False), net
+
+
+def _load(path: str) -> nn.Module:
+    spec = importlib.util.spec_from_file_location("transcription", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"no Python file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Textbook()  # type: ignore[no-any-return]
+
+
+def _take_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _gemm_rate(dtype: torch.dtype) -> float:
+    """Operations a second of a square matrix product."""
+    a = torch.rand(GEMM_SIDE, GEMM_SIDE).to(dtype)
+    took = _take_turns({"mm": lambda: torch.mm(a, a)}, 5)["mm"]
+    return 2 * GEMM_SIDE**3 / statistics.median(took)
+
+
+def _say(
+    args: argparse.Namespace, size: str, name: str, seconds: dict[str, list[float]], **more: float
+) -> None:
+    base = seconds["transcription fp32"]
+    ratios = [a / b for a, b in zip(base, seconds[name], strict=True)]
+    _print(
+        args,
+        size=size,
+        name=name,
+        seconds=statistics.median(seconds[name]),
+        ratio=round(statistics.median(ratios), 2),
+        **more,
+    )
+
+
+def _print(args: argparse.Namespace, **facts: object) -> None:
+    rounded = {k: round(v, 3) if k in ("seconds", "gib") else v for k, v in facts.items()}  # type: ignore[call-overload]
+    document = {"part": args.part, "compile": args.compile, **rounded}
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [int(side) for side in text.split("x")]
+    return (sides[0], sides[-1])
+
+
+if __name__ == "__main__":
+    main()
