@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
+from c2fdft_cli.cli.evaluate_source import Source, check_source, job_of, named_pairs, next_command
 from c2fdft_cli.cli.options import (
     Device,
     Json,
@@ -17,40 +18,13 @@ from c2fdft_cli.cli.options import (
     Seed,
     Shards,
     Weights,
-    weights_file,
 )
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate_types import EvalOptions, EvalResult, Metric, Scored
-    from c2fdft_cli.engine.evaluate_weights import NamedPairs
     from c2fdft_cli.engine.runtime import Runtime
     from c2fdft_cli.progress import Job
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What is scored: files against targets or alone, or weights on shards or named pairs."""
-
-    restored: Path | None
-    target: Path | None
-    degraded: Path | None
-    weights: str | None
-    alone: bool
-    data: Path | None
-    pairs: NamedPairs | None
-    sigma: float | None
-    images: int
-    seeds: int
-    seed: int
-    grid: str | None
-    device: str
-    precision: str
-
-    @property
-    def subject(self) -> str:
-        """What a second one may be compared with."""
-        return self.weights or str(self.restored)
 
 
 @dataclass(frozen=True)
@@ -165,11 +139,11 @@ def evaluate(
     more = _find_metrics(metrics, no_reference)
     EvalOptions(protocol, border)  # a wrong name is found before any file is read
     prepare_outputs([csv, report and report / "index.html"], overwrite)
-    _check_source(restored, target, degraded, weights, data, no_reference)
+    check_source(restored, target, degraded, weights, data, no_reference)
     if sigma is not None and (weights is None or restored is None):
         raise UsageError("for weights and a folder of clean images", where="--sigma")
-    pairs = None if weights is None else _named_pairs(restored, target, data, sigma, seed)
-    source = _Source(
+    pairs = None if weights is None else named_pairs(restored, target, data, sigma, seed)
+    source = Source(
         restored, target, degraded, weights, no_reference, data, pairs, sigma,
         images, seeds, seed, grid, device, precision,
     )  # fmt: skip
@@ -191,59 +165,17 @@ def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
     return {} if names is None else find_metrics(names)
 
 
-def _check_source(
-    restored: Path | None,
-    target: Path | None,
-    degraded: Path | None,
-    weights: str | None,
-    data: Path | None,
-    no_reference: bool,
-) -> None:
-    """UsageError for what does not go together."""
-    from c2fdft_cli.engine.evaluate_blocks import are_blocks
-
-    others = (target, degraded, weights, data)
-    if no_reference and (restored is None or any(one is not None for one in others)):
-        hint = "c2fdft eval PHOTOS --no-reference"
-        raise UsageError("give a folder and nothing to compare it with", where=hint)
-    blocks = are_blocks(restored) or (weights is not None and are_blocks(data))
-    if blocks and degraded is not None:
-        raise UsageError("not for SIDD blocks", where="--degraded")
-    if weights is not None and not blocks and not (target is degraded is None):
-        raise UsageError("give RESTORED and TARGET, or --weights", where="--weights")
-    if weights is not None and not blocks and restored is not None and data is not None:
-        raise UsageError("name a folder of images, or shards", where=f"{restored}, --data {data}")
-    if weights is None and not no_reference and (restored is None or not (target or blocks)):
-        hint = (
-            "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT SET, "
-            "c2fdft eval --weights CKPT --data SHARDS, or c2fdft eval PHOTOS --no-reference"
-        )
-        raise UsageError("nothing to score", hint=hint)
-
-
-def _named_pairs(
-    folder: Path | None, target: Path | None, data: Path | None, sigma: float | None, seed: int
-) -> NamedPairs | None:
-    """What weights are to restore, where it is not shards."""
-    from c2fdft_cli.engine.evaluate_blocks import are_blocks, open_blocks
-    from c2fdft_cli.engine.evaluate_folder import open_folder
-
-    if sigma is None and (are_blocks(folder) or are_blocks(data)):
-        return open_blocks(folder or data or Path(), target)
-    return None if folder is None else open_folder(folder, sigma, seed)
-
-
 def _evaluate(
-    source: _Source, options: EvalOptions, against: str | None, sinks: _Sinks, runtime: Runtime
+    source: Source, options: EvalOptions, against: str | None, sinks: _Sinks, runtime: Runtime
 ) -> None:
     from c2fdft_cli.cli.evaluate_view import compared, tell, write
     from c2fdft_cli.engine.evaluate_ranks import gather_pictures
     from c2fdft_cli.engine.evaluate_report import ReportImages, with_pictures
 
     quiet = sinks.json or not runtime.is_main
-    job = _job(source.subject, source, options, quiet)
+    job = job_of(source.subject, source, options, quiet)
     rivals = options if source.alone else replace(options, metrics={})
-    other = None if against is None else _job(against, source, rivals, quiet)
+    other = None if against is None else job_of(against, source, rivals, quiet)
     pictures = None if sinks.report is None else ReportImages()
     if pictures is not None:
         job = with_pictures(job, pictures)
@@ -255,7 +187,7 @@ def _evaluate(
         return
     document, words = compared(result, rival, source.seed)
     written = write(result, document, words, sinks.csv, sinks.report, pictures)
-    following = None if sinks.report is not None else _next_command(source, options.protocol)
+    following = None if sinks.report is not None else next_command(source, options.protocol)
     if sinks.json:
         console.emit({**document, "written": [str(path) for path in written], "next": following})
         return
@@ -270,48 +202,3 @@ def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:
     from c2fdft_cli.engine.evaluate_ranks import gather_result
 
     return gather_result(console.draw(job, note) if runtime.is_main else job.run(), runtime)
-
-
-def _job(
-    subject: str, source: _Source, options: EvalOptions, quiet: bool
-) -> Job[Scored, EvalResult]:
-    """The evaluation of one folder of results, one file of blocks, or one checkpoint."""
-    from c2fdft_cli.engine.evaluate import evaluate_files
-    from c2fdft_cli.engine.evaluate_alone import evaluate_alone
-    from c2fdft_cli.engine.evaluate_blocks import are_blocks, evaluate_blocks, open_blocks
-    from c2fdft_cli.engine.evaluate_weights import WeightsOptions, evaluate_weights
-    from c2fdft_cli.engine.sweep_grids import parse_times
-
-    if source.weights:
-        wish = WeightsOptions(
-            checkpoint=weights_file(subject, quiet),
-            data=source.data,
-            pairs=source.pairs,
-            images=source.images,
-            seeds=source.seeds,
-            seed=source.seed,
-            grid=None if source.grid is None else tuple(parse_times(source.grid, "--grid")),
-            device=source.device,
-            precision=source.precision,
-        )
-        return evaluate_weights(wish, options)
-    path = Path(subject)
-    if source.alone:
-        return evaluate_alone(path, options)
-    if are_blocks(path):
-        return evaluate_blocks(open_blocks(path, source.target), options)
-    if source.target is None:
-        raise UsageError("no target")
-    return evaluate_files(path, source.target, options, source.degraded)
-
-
-def _next_command(source: _Source, protocol: str | None) -> str:
-    """The same with a page to look at."""
-    words: list[object] = ["eval"]
-    words += [] if source.weights is None else ["--weights", source.weights]
-    words += [] if source.sigma is None else ["--sigma", f"{source.sigma:g}"]
-    words += [path for path in (source.restored, source.target) if path is not None]
-    words += [] if source.data is None else ["--data", source.data]
-    words += ["--no-reference"] if source.alone else []
-    words += [] if protocol is None else ["--protocol", protocol]
-    return console.command(*words, "--report", "report")
