@@ -32,7 +32,7 @@ from c2fdft_cli.core.dft import DFT
 from c2fdft_cli.engine.runtime import cpu_has_fast_bf16, reuse_freed_memory
 
 GEMM_SIDE = 2048
-GMAC = 116.3e9 / (256 * 256)
+MAC_PER_PIXEL = 116.3e9 / (256 * 256)
 """Multiplications of one call of the full network, for each pixel."""
 
 
@@ -66,7 +66,7 @@ def forward(args: argparse.Namespace) -> None:
     expected = results["transcription fp32"]
     for name in calls:
         error = float((results[name] - expected).norm() / expected.norm())
-        of_gemm = 2 * GMAC * h * w / statistics.median(seconds[name]) / rates[name[-4:]]
+        of_gemm = 2 * MAC_PER_PIXEL * h * w / statistics.median(seconds[name]) / rates[name[-4:]]
         _say(args, f"{h}x{w}", name, seconds, relative_error=error, of_gemm=round(of_gemm, 3))
 
 
@@ -75,11 +75,10 @@ def step(args: argparse.Namespace) -> None:
     h, w = _size(args.size or "64")
     reuse_freed_memory()  # of this process: for both
     book, net = (one.train().requires_grad_(True) for one in _pair(args.transcription))
-    net = net.to(memory_format=torch.channels_last)
     ours = torch.compile(net) if args.compile else net
     x, t = torch.randn(args.batch, 6, h, w), torch.linspace(100, 900, args.batch)
     optimizers = {
-        "transcription": torch.optim.AdamW(book.parameters(), lr=1e-4),
+        "transcription": torch.optim.AdamW(book.parameters(), lr=1e-4, fused=True),
         "ours": torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True),
     }
 

@@ -5,7 +5,7 @@
 #   recipes/trials.sh CLEAN STREAKS TEST OUT [ARM...]      ARMs: see below; all if none is named
 #
 # CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. What is in OUT
-# already is not made again; the Markdown table comes last. BUDGET multiplies all iterations [1].
+# already is not made again; the Markdown table comes last. BUDGET, a whole number, multiplies all iterations [1].
 #   base    480 iterations of L1 through the single call at t = 500, 64 and 96 px
 #   long    twice the iterations
 #   large   128 and 192 px, as many pixels in a batch
@@ -28,25 +28,37 @@ data=(--data "$out/shards" "data.streaks=$streaks" train.validate_every=1000000)
 # periods N FLOOR: the whole run on one cosine
 periods() { echo "[{\"length\":$1,\"floor\":$2}]"; }
 
+train() {  # train COMMAND RUN FILE WORDS...: go on with what was begun, unless FILE is there
+  local command=$1 run=$2 file=$2/$3
+  shift 3
+  [ -f "$file" ] && return
+  if [ -f "$run/state.pt" ]; then
+    c2fdft "$command" --resume --out "$run"
+  else
+    c2fdft "$command" --out "$run" "$@"
+  fi
+}
+
 coarse() {  # coarse NAME OVERRIDES...
   local name=$1 n=$((240 * budget))
   shift
-  [ -f "$out/$name/coarse.pt" ] || c2fdft train-coarse --recipe derain-small --out "$out/$name" \
-    "${data[@]}" coarse.iterations=$n coarse.switch_every=$((n / 6)) coarse.cycles=2 \
+  train train-coarse "$out/$name" coarse.pt --recipe derain-small "${data[@]}" \
+    coarse.iterations=$n coarse.switch_every=$((n / 6)) coarse.cycles=2 \
     "coarse.periods=$(periods $n 1.0e-4)" "$@"
 }
 
 fine() {  # fine ARM COARSE ITERATIONS OVERRIDES...
   local arm=$1 from=$2 n=$(($3 * budget))
   shift 3
-  [ -f "$out/$arm/fine.pt" ] || c2fdft train-fine --from "$out/$from/coarse.pt" --out "$out/$arm" \
-    "${data[@]}" "sampling.grid=[500]" train.ema_decay=0.99 \
+  train train-fine "$out/$arm" fine.pt --from "$out/$from/coarse.pt" "${data[@]}" "sampling.grid=[500]" train.ema_decay=0.99 \
     fine.iterations=$n fine.cycles=4 fine.switch_every=$((n / 8)) \
     "fine.patches=[64,96]" "fine.batches=[16,8]" "fine.periods=$(periods $n 2.0e-5)" "$@"
 }
 
-[ -d "$out/shards" ] || c2fdft prepare "$clean" --synthesize rain --clean-only \
-  --streaks "$streaks" --out "$out/shards"
+for arm in "${arms[@]}"; do
+  case " base long large rain wide ssim " in *" $arm "*) ;; *) echo "no such arm: $arm" >&2; exit 2 ;; esac
+done
+c2fdft prepare "$clean" --synthesize rain --clean-only --streaks "$streaks" --out "$out/shards"
 for arm in "${arms[@]}"; do
   case $arm in
     wide) coarse coarse32 network.dim=32 ;;
@@ -60,7 +72,6 @@ for arm in "${arms[@]}"; do
       "data.synthesis.along=[1.0,1.0]" "data.synthesis.strength=[1.0,1.0]" ;;
     wide) fine wide coarse32 360 ;;
     ssim) fine ssim coarse24 480 fine.ssim=paper fine.l1_weight=0.16 ;;
-    *) echo "no such arm: $arm" >&2; exit 2 ;;
   esac
   [ -f "$out/$arm.json" ] || {
     c2fdft eval --weights "$out/$arm/fine.pt" "$test" --protocol derain --json > "$out/$arm.json.part"

@@ -19,7 +19,6 @@ from c2fdft_cli.cli.options import (
     Shards,
     Weights,
 )
-from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate_types import EvalOptions, EvalResult, Metric, Scored
@@ -139,9 +138,7 @@ def evaluate(
     more = _find_metrics(metrics, no_reference)
     EvalOptions(protocol, border)  # a wrong name is found before any file is read
     prepare_outputs([csv, report and report / "index.html"], overwrite)
-    check_source(restored, target, degraded, weights, data, no_reference)
-    if sigma is not None and (weights is None or restored is None):
-        raise UsageError("for weights and a folder of clean images", where="--sigma")
+    check_source(restored, target, degraded, weights, data, no_reference, sigma)
     pairs = None if weights is None else named_pairs(restored, target, data, sigma, seed)
     source = Source(
         restored, target, degraded, weights, no_reference, data, pairs, sigma,

@@ -48,6 +48,7 @@ def check_source(
     weights: str | None,
     data: Path | None,
     no_reference: bool,
+    sigma: float | None,
 ) -> None:
     """UsageError for what does not go together."""
     from c2fdft_cli.engine.evaluate_blocks import are_blocks
@@ -56,7 +57,10 @@ def check_source(
     if no_reference and (restored is None or any(one is not None for one in others)):
         hint = "c2fdft eval PHOTOS --no-reference"
         raise UsageError("give a folder and nothing to compare it with", where=hint)
+    if sigma is not None and (weights is None or restored is None):
+        raise UsageError("for weights and a folder of clean images", where="--sigma")
     blocks = are_blocks(restored) or (weights is not None and are_blocks(data))
+    blocks = blocks and sigma is None
     if blocks and degraded is not None:
         raise UsageError("not for SIDD blocks", where="--degraded")
     if weights is not None and not blocks and not (target is degraded is None):
@@ -121,6 +125,10 @@ def next_command(source: Source, protocol: str | None) -> str:
     words: list[object] = ["eval"]
     words += [] if source.weights is None else ["--weights", source.weights]
     words += [] if source.sigma is None else ["--sigma", f"{source.sigma:g}"]
+    words += [] if source.grid is None else ["--grid", source.grid]
+    words += [] if source.images == 0 else ["--images", source.images]
+    words += [] if source.seeds == 1 else ["--seeds", source.seeds]
+    words += [] if source.seed == 0 else ["--seed", source.seed]
     words += [path for path in (source.restored, source.target) if path is not None]
     words += [] if source.data is None else ["--data", source.data]
     words += ["--no-reference"] if source.alone else []

@@ -9,7 +9,7 @@ from torch import nn
 
 from c2fdft_cli.core.bands import default_rows
 from c2fdft_cli.core.dft import DFT, SIZE_MULTIPLE
-from c2fdft_cli.core.gram import CHUNK
+from c2fdft_cli.core.gram import CHUNK, in_pieces
 from c2fdft_cli.core.kernels import fusable
 
 _FULL = 4  # bytes of a float32
@@ -107,7 +107,9 @@ def banded_bytes(
     line = width * together * net.dim  # values of level 1 in one row
     out = _FULL * net.out_channels * height * width * batch
     # of these many rows q and k are float32 at a time
-    cast = min(rows, height) if dtype == torch.float32 else min(rows, height, CHUNK / width)
+    cast: float = min(rows, height)
+    if dtype != torch.float32 and in_pieces(net.output.weight.device):
+        cast = min(cast, CHUNK / width)
     widest = _widest(net, line, height, dtype, rows, cast)
     return out + max(_joining(line, height, dtype, rows), widest)
 

@@ -143,7 +143,7 @@ class _FeedForward(torch.autograd.Function):
             _outer(dhidden, x),
             _total(dhidden, needs[3]),
             _outer(inner, active),
-            _total(inner, needs[5]),
+            _total(grad, needs[5]),
         )
 
 
@@ -162,7 +162,7 @@ class _Attend(torch.autograd.Function):
         mixing = mixing_matrix(sums, temperature, project_out).to(qkv.dtype)
         ctx.save_for_backward(qkv, mixing, temperature, project_out, *sums)
         out = torch.bmm(v.flatten(1, 2), mixing.transpose(1, 2)).view_as(v)
-        return residual + (out if bias is None else out.add_(bias))
+        return residual + (out if bias is None else out + bias)
 
     @staticmethod
     @once_differentiable
@@ -181,7 +181,7 @@ class _Attend(torch.autograd.Function):
         dqkv = torch.empty_like(flat)
         torch.bmm(inner, mixing, out=dqkv.chunk(3, dim=-1)[2])
         _write_statistics_grad(flat, Statistics(dgram, dq_square, dk_square), dqkv)
-        dbias = _total(inner, ctx.needs_input_grad[4])
+        dbias = _total(grad, ctx.needs_input_grad[4])
         return dqkv.view_as(qkv), grad, dtemperature, dproject, dbias
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1024
-"""Pixels of q and k that are turned to float32 at a time."""
+"""Pixels of q and k that are turned to float32 at a time, where `in_pieces`."""
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
@@ -48,9 +48,19 @@ def gather_statistics(q: Tensor, k: Tensor, heads: int) -> Statistics:
     q, k = q.flatten(1, 2), k.flatten(1, 2)
     if q.dtype == torch.float32:
         return _sums(q, k, heads)
-    # piece by piece: a float32 copy of all of q and k is more memory traffic than the sums
+    if not in_pieces(q.device):
+        return _sums(q.float(), k.float(), heads)
     pieces = zip(torch.split(q, CHUNK, dim=1), torch.split(k, CHUNK, dim=1), strict=True)
     return reduce(add, (_sums(a.float(), b.float(), heads) for a, b in pieces))
+
+
+def in_pieces(device: torch.device) -> bool:
+    """Whether half-precision q and k are turned to float32 piece by piece.
+
+    On a CPU a copy of all of them is more memory traffic than the sums; on a GPU many small
+    kernels cost more than one large one, and a compiler would unroll the pieces.
+    """
+    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _sums(q: Tensor, k: Tensor, heads: int) -> Statistics:

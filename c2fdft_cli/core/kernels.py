@@ -36,7 +36,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) 
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """`project` by oneDNN's kernel, where `fusable`; it has no derivative."""
+    """`project` by oneDNN's kernel, which the caller has found `fusable`; it has no derivative."""
     kind, algorithm = ("gelu", "none") if gelu else ("none", "")
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
     return y

@@ -47,6 +47,7 @@ class BlockPairs:
     ours: Blocks
     targets: Blocks
     found_by: str = FOUND_BY
+    note: str | None = None
     unit: str = "block"
 
     def __len__(self) -> int:
@@ -56,6 +57,10 @@ class BlockPairs:
     def names(self) -> list[str]:
         """Of the blocks."""
         return self.targets.names
+
+    def file(self, i: int) -> str:
+        """The block's name: it has no file of its own."""
+        return self.names[i]
 
     def pair(self, i: int) -> tuple[Pixels, Pixels]:
         """uint8 `[h, w, 3]`: ours and its target."""

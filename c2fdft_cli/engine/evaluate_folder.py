@@ -26,10 +26,12 @@ class FolderPairs:
     Args:
         pairs: in natural order of their names.
         found_by: the layout, for people.
+        note: what else people should know.
     """
 
     pairs: Sequence[Pair]
     found_by: str
+    note: str | None = None
     unit: str = "image"
 
     def __len__(self) -> int:
@@ -39,6 +41,10 @@ class FolderPairs:
     def names(self) -> list[str]:
         """Of the pairs."""
         return [pair.name for pair in self.pairs]
+
+    def file(self, i: int) -> str:
+        """The degraded file's name."""
+        return self.pairs[i].lq.name
 
     def pair(self, i: int) -> tuple[Any, Any]:
         """uint8 `[h, w, 3]`: degraded and clean.
@@ -66,13 +72,14 @@ class NoisyImages:
     images: Sequence[Path]
     sigma: float
     seed: int = 0
+    found_by: str = "their clean images"
     unit: str = "image"
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
-    def found_by(self) -> str:
+    def note(self) -> str:
         """What was done to the images, for people."""
         return f"Gaussian noise of sigma {self.sigma:g} (seed {self.seed}, floats, unclipped)"
 
@@ -80,6 +87,10 @@ class NoisyImages:
     def names(self) -> list[str]:
         """Of the images."""
         return [path.stem for path in self.images]
+
+    def file(self, i: int) -> str:
+        """The image file's name."""
+        return self.images[i].name
 
     def pair(self, i: int) -> tuple[Any, Any]:
         """`[h, w, 3]`: float32 noisy in 8-bit levels, uint8 clean."""
@@ -101,16 +112,17 @@ def open_folder(
 
     Raises:
         UsageError: a sigma outside of 0 to 255.
-        DataError: no pairs (or images), or two images of one name.
+        DataError: no pairs (or images), a set that has training images in it, or two clean images
+            of one name.
     """
     if sigma is None:
         found = find_pairs(folder)
-        pairs = [pair for split in found.splits.values() for pair in split]
-        return FolderPairs(pairs, f"layout: {found.layout}")
+        if "val" in found.splits:
+            hint = f"name the part to score, such as {folder / 'test'}"
+            raise DataError("this set has training images in it", where=folder, hint=hint)
+        return FolderPairs(found.pairs, found.layout, "; ".join(found.notices) or None)
     if not 0 < sigma <= SIGMA_LIMIT:
         raise UsageError("above 0, at most 255", where=f"--sigma {sigma:g}", hint="25")
-    if not folder.is_dir():
-        raise DataError("no such folder", where=folder, hint="name a folder of clean images")
     images = list_images(folder)
     if not images:
         raise DataError("no images in the folder", where=folder, hint="check the path")

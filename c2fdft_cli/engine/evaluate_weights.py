@@ -51,6 +51,15 @@ class NamedPairs(Pairs, Protocol):
         ...
 
     @property
+    def note(self) -> str | None:
+        """What else people should know of them."""
+        ...
+
+    def file(self, i: int) -> str:
+        """The file name by which `restore` would draw the noise of pair i."""
+        ...
+
+    @property
     def unit(self) -> str:
         """What one is called."""
         ...
@@ -144,7 +153,8 @@ def _score_weights(
     rows: list[EvalRow] = []
     names, source = pairs.names, weights.pairs
     for i in indices:
-        scored = _restore_and_score(bench, restorers, names[i], pairs.pair(i), options)
+        file = names[i] if source is None else source.file(i)
+        scored = _restore_and_score(bench, restorers, names[i], file, pairs.pair(i), options)
         rows.append(scored.row)
         yield scored
     depth = "unrounded" if bench.protocol.unrounded else "8 bit"
@@ -154,7 +164,7 @@ def _score_weights(
         scored_on=f"network output, {depth}",
         border=options.border,
         found_by="shards" if source is None else source.found_by,
-        notes=[*_grid_notes(bench, grid), *([] if source is None else [source.found_by])],
+        notes=[*_grid_notes(bench, grid), *([source.note] if source and source.note else [])],
         recipe=bench.checkpoint.meta.recipe,
     )
 
@@ -173,6 +183,7 @@ def _restore_and_score(
     bench: Loaded,
     restorers: Sequence[Restorer],
     name: str,
+    file: str,
     pair: tuple[Any, Any],
     options: EvalOptions,
 ) -> Scored:
@@ -182,7 +193,7 @@ def _restore_and_score(
     scores, more = [], []
     image = lq.double()
     for restorer in restorers:
-        unit = restorer(to_unit(lq), [name]).cpu()
+        unit = restorer(to_unit(lq), [file]).cpu()
         if not unit.isfinite().all():
             where = bench.checkpoint.path
             raise CheckpointError("the weights restore to NaN", where=where, hint=f"image {name}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from c2fdft_cli.core.blocks import Block
 from c2fdft_cli.engine.checkpoint import make_network
-from c2fdft_cli.engine.runtime import Runtime
+from c2fdft_cli.engine.runtime import Runtime, reusable_bytes
 from c2fdft_cli.recipe import FineStage, Network, Stage
 
 OUTSIDE, INPUTS = "outside", "inputs"
@@ -110,10 +110,10 @@ def step_bytes(network: Network, stage: Stage, calls: int, patch: int, runtime: 
 
 
 def free_bytes(runtime: Runtime) -> int:
-    """Free memory of the device, or available memory of this machine."""
+    """Free memory of the device, or what this machine and this process's heap can still give."""
     if runtime.device.type == "cuda":
         return torch.cuda.mem_get_info(runtime.device)[0]
-    return available_memory()
+    return available_memory() + reusable_bytes()
 
 
 def available_memory() -> int:

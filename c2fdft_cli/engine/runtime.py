@@ -23,6 +23,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class _MallInfo2(ctypes.Structure):
+    """`struct mallinfo2` of glibc's <malloc.h>."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Device and arithmetic of one process.
@@ -198,7 +205,20 @@ def reuse_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, -1))
+    # older versions take no more than half of a heap's largest size here
+    raised = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    return bool(mallopt(_M_TRIM_THRESHOLD, -1) and raised)
+
+
+def reusable_bytes() -> int:
+    """Freed memory that this process keeps and will use again; 0 where the C library tells none."""
+    mallinfo2 = None
+    if sys.platform.startswith("linux"):
+        mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = _MallInfo2
+    return int(mallinfo2().fordblks)
 
 
 def _peak_resident_bytes() -> int:

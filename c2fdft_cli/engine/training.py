@@ -121,6 +121,12 @@ class _Training:
         notice = compile_in_place(self.stepper.net, self.recipe.train.compile, self.runtime)
         if notice:
             yield Notice(notice)
+        drawn = self.recipe.data.synthesize
+        if drawn is not None and self.shards.has_lq:
+            yield Notice(
+                f"{drawn} is drawn on the clean images: the shards' own degraded ones are not "
+                "trained on (data.synthesize=null takes them)"
+            )
         with graceful_stop() as request, closing(self.board):
             self.board.open(self.step)
             yield from self._steps(request, started)

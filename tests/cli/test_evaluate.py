@@ -89,10 +89,10 @@ def test_weights_on_shards(weights: Path, shard_folder: Path) -> None:
 
 def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> None:
     words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--sigma", "25")
-    result = run(folders[1], *words)
+    result = run(folders[1], *words, "--seed", "3")
     assert result.exit_code == 0, result.output
-    assert "Gaussian noise of sigma 25 (seed 0, floats, unclipped)" in result.stdout
-    assert f"--sigma 25 {folders[1]}" in result.stdout.replace("\n", "")
+    assert "Gaussian noise of sigma 25 (seed 3, floats, unclipped)" in result.stdout
+    assert f"--sigma 25 --seed 3 {folders[1]}" in result.stdout.replace("\n", "")
     result = run(folders[1], *words, "--json")
     assert json.loads(result.stdout)["degraded"]["mean"]["psnr"] == pytest.approx(20.2, abs=0.3)
 
@@ -172,7 +172,7 @@ def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
         (["--weights", "nowhere.pt"], 4, "no such checkpoint"),
         (["{out}", "--weights", "derain-fast"], 3, "no pairs"),
         (["{out}", "--weights", "derain-fast", "--sigma", "300"], 2, "above 0, at most 255"),
-        (["nowhere", "--weights", "derain-fast", "--sigma", "25"], 3, "no such folder - nowhere"),
+        (["nowhere", "--weights", "derain-fast", "--sigma", "25"], 3, "nowhere"),
         (["{out}", "--weights", "derain-fast", "--data", "s"], 2, "a folder of images, or shards"),
         (["{out}", "{target}", "--sigma", "25"], 2, "for weights and a folder of clean images"),
         (["--weights", "derain-fast", "--sigma", "25"], 2, "for weights and a folder"),

@@ -54,10 +54,11 @@ def test_the_functions_are_in_use():
 
 
 @needs_kernels
-def test_autocast_strays_no_further_than_autograd(plain):
+@pytest.mark.parametrize("bias", [True, False])
+def test_autocast_strays_no_further_than_autograd(bias, plain):
     if not block_grad.fusable(torch.device("cpu"), torch.bfloat16):
         pytest.skip("no bf16 arithmetic")
-    block = fill(Block(32, 2, 4.0, False, "with_bias"))
+    block = fill(Block(32, 2, 4.0, bias, "with_bias"))
     x, weights, time = wave([2, 24, 24, 32], 0.37), wave([2, 24, 24, 32], 0.71), wave([1, 32], 0.9)
     exact = gradients(block, x, time, weights)
 
@@ -72,6 +73,17 @@ def test_autocast_strays_no_further_than_autograd(plain):
         assert ours[name].dtype == torch.float32, name
         error = relative(ours[name], expected)
         assert error < max(1.5 * relative(autograds[name], expected), 5e-3), name
+
+
+@needs_kernels
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_stream_keeps_its_dtype(bias, plain):
+    block = fill(Block(16, 2, 4.0, bias, "with_bias"))
+    x, time = wave([1, 8, 8, 16], 0.37).bfloat16(), wave([1, 16], 0.9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = block(x, time).dtype
+        plain()
+        assert ours == block(x, time).dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from c2fdft_cli.core.blocks import Attention
+from c2fdft_cli.core.gram import gather_statistics
 from tests.conftest import fill, relative, wave
 
 
@@ -63,3 +65,32 @@ def test_gradient_at_zero_is_finite():
     x = torch.zeros(1, 8, 8, 8, requires_grad=True)
     attention(x, x).sum().backward()
     assert torch.isfinite(x.grad).all()
+
+
+class _Count(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_only_a_cpu_sums_half_precision_in_pieces():
+    def calls(side, device):
+        q = torch.empty(1, side, side, 8, dtype=torch.bfloat16, device=device)
+        with _Count() as count:
+            gather_statistics(q, q, 2)
+        return count.calls
+
+    assert calls(128, "cpu") > calls(16, "cpu")
+    assert calls(512, "meta") == calls(16, "meta")
+
+
+def test_pieces_add_up_to_the_sums():
+    q, k = wave([2, 50, 60, 16], 0.3).bfloat16(), wave([2, 50, 60, 16], 0.7).bfloat16()
+    for pieces, whole in zip(
+        gather_statistics(q, k, 4), gather_statistics(q.float(), k.float(), 4), strict=True
+    ):
+        assert relative(pieces, whole) < 1e-6

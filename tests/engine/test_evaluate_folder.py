@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,14 @@ import pytest
 
 from c2fdft_cli.data.images import save_rgb8
 from c2fdft_cli.engine.checkpoint import Meta, make_network, save_checkpoint
+from c2fdft_cli.engine.evaluate import evaluate_files
 from c2fdft_cli.engine.evaluate_folder import FolderPairs, NoisyImages, open_folder
 from c2fdft_cli.engine.evaluate_types import EvalOptions
 from c2fdft_cli.engine.evaluate_weights import WeightsOptions, evaluate_weights
+from c2fdft_cli.engine.restore import restore
+from c2fdft_cli.engine.restore_options import RestoreOptions
+from c2fdft_cli.engine.restore_plan import plan_restore
+from c2fdft_cli.engine.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe import Network
 
@@ -67,7 +73,7 @@ def test_weights_are_scored_on_noisy_images(clean, weights):
     wish = WeightsOptions(weights, pairs=open_folder(clean, 15.0), device="cpu", precision="fp32")
     result = evaluate_weights(wish, EvalOptions("rgb")).run()
     assert [row.name for row in result.rows] == ["scene.0", "scene.1", "scene.2"]
-    assert "sigma 15 (seed 0" in result.found_by
+    assert "sigma 15 (seed 0" in result.notes[-1]
     for row in result.rows:
         # 20 log10(255 / 15)
         assert row.degraded.psnr == pytest.approx(24.61, abs=0.15)
@@ -87,6 +93,34 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
     assert [row.degraded.psnr for row in rows] == pytest.approx([22.1, 22.1], abs=0.2)
 
 
+def test_the_sampler_starts_as_in_restore(clean, tmp_path, weights):
+    pairs = open_folder(clean, 25.0)
+    assert [pairs.file(i) for i in range(3)] == ["scene.0.png", "scene.1.png", "scene.2.png"]
+    starts = [noise_generator(0, pairs.file(i)).initial_seed() for i in range(3)]
+    assert len(set(starts)) == 3
+    target = tmp_path / "set" / "target"
+    for side in ("input", "target"):
+        shutil.copytree(clean, tmp_path / "set" / side)
+    wish = WeightsOptions(weights, pairs=open_folder(target.parent), device="cpu", precision="fp32")
+    scores = [row.psnr for row in evaluate_weights(wish, EvalOptions("rgb")).run().rows]
+    options = RestoreOptions(
+        str(clean), str(tmp_path / "out"), weights=str(weights), device="cpu", precision="fp32"
+    )
+    restore(plan_restore(options)).run()
+    found = evaluate_files(tmp_path / "out", target, EvalOptions("rgb")).run()
+    assert scores == pytest.approx([row.psnr for row in found.rows])
+
+
+def test_training_images_are_not_scored_unasked(tmp_path):
+    for part in ("train", "test"):
+        for side in ("input", "target"):
+            (tmp_path / "set" / part / side).mkdir(parents=True)
+            save_rgb8(tmp_path / "set" / part / side / "1.png", photo(0))
+    with pytest.raises(DataError, match="training images in it"):
+        open_folder(tmp_path / "set")
+    assert open_folder(tmp_path / "set" / "test").names == ["1"]
+
+
 @pytest.mark.parametrize("sigma", [0.0, -5.0, 256.0, float("nan")])
 def test_levels_that_are_none(clean, sigma):
     with pytest.raises(UsageError, match="above 0, at most 255"):
@@ -97,7 +131,7 @@ def test_nothing_to_restore(tmp_path, clean):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):
         open_folder(tmp_path / "empty", 25)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such"):
         open_folder(tmp_path / "nowhere", 25)
     with pytest.raises(DataError):
         open_folder(clean)  # clean images alone are no pairs
