@@ -8,8 +8,9 @@
 #   shards/ coarse/ fast/ four/   data and runs; an interrupted script goes on where it stopped
 #   <task>.pt                     on the grid of four calls, bf16, as packaged
 #   <task>-fast.pt                on the single call at t = 500, from which the four calls go on
-# Settings, from the environment (KEY=VALUE of the recipe, parted by spaces):
-#   COARSE, FAST, FOUR  overrides of each stage, e.g. FAST="fine.iterations=9000"
+# Settings, from the environment (parted by spaces):
+#   COARSE, FAST, FOUR  further words of each stage's command: KEY=VALUE of the recipe, such as
+#                       FAST="fine.iterations=9000", or COARSE="--init derain-fast"
 #   INTO                folder of packaged weights to write to [the checkout's]
 #   FACTS               folder of what people say of them [docs/models]
 # A packaged file needs what only people can say, such as scores: $FACTS/<name>.json (see
