@@ -29,11 +29,9 @@ from torch import Tensor, nn
 
 from c2fdft_cli.core.bands import Banded
 from c2fdft_cli.core.dft import DFT
-from c2fdft_cli.engine.runtime import cpu_has_fast_bf16, reuse_freed_memory
-
-GEMM_SIDE = 2048
-MAC_PER_PIXEL = 116.3e9 / (256 * 256)
-"""Multiplications of one call of the full network, for each pixel."""
+from c2fdft_cli.engine.bench import gemm_tflops, network_macs
+from c2fdft_cli.engine.runtime import Runtime, cpu_has_fast_bf16, reuse_freed_memory
+from c2fdft_cli.recipe import Network
 
 
 def main() -> None:
@@ -62,11 +60,12 @@ def forward(args: argparse.Namespace) -> None:
     with torch.inference_mode():
         results = {name: call(x, t) for name, call in calls.items()}
         seconds = _take_turns({n: lambda c=c: c(x, t) for n, c in calls.items()}, args.rounds)
-        rates = {name: _gemm_rate(dtype) for name, dtype in _DTYPES.items()}
+        gemm = {n: gemm_tflops(Runtime(x.device, dtype)) for n, dtype in PRECISIONS.items()}
     expected = results["transcription fp32"]
     for name in calls:
         error = float((results[name] - expected).norm() / expected.norm())
-        of_gemm = 2 * MAC_PER_PIXEL * h * w / statistics.median(seconds[name]) / rates[name[-4:]]
+        tflops = 2 * network_macs(Network(), h, w) / statistics.median(seconds[name]) / 1e12
+        of_gemm = tflops / gemm[name[-4:]]
         _say(args, f"{h}x{w}", name, seconds, relative_error=error, of_gemm=round(of_gemm, 3))
 
 
@@ -126,7 +125,7 @@ def call(args: argparse.Namespace) -> None:
 
 
 PARTS = {"forward": forward, "step": step, "memory": memory, "call": call}
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def _measure(transcription: str, name: str, h: int, w: int) -> tuple[float, int]:
@@ -189,13 +188,6 @@ def _take_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str,
             run()
             seconds[name].append(time.perf_counter() - began)
     return seconds
-
-
-def _gemm_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a square matrix product."""
-    a = torch.rand(GEMM_SIDE, GEMM_SIDE).to(dtype)
-    took = _take_turns({"mm": lambda: torch.mm(a, a)}, 5)["mm"]
-    return 2 * GEMM_SIDE**3 / statistics.median(took)
 
 
 def _say(

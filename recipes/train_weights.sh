@@ -40,19 +40,8 @@ read -r -a coarse <<<"${COARSE:-}"
 read -r -a fast <<<"${FAST:-}"
 read -r -a four <<<"${FOUR:-$short}"
 
-# stage NAME FILE COMMAND...: train, or go on with what was begun, unless FILE is there
-stage() {
-  local run=$out/$1 file=$out/$1/$2
-  local kind=$3
-  shift 3
-  [ -f "$file" ] && return
-  if [ -f "$run/state.pt" ]; then
-    c2fdft "$kind" --resume --out "$run"
-  else
-    c2fdft "$kind" --out "$run" "$@"
-  fi
-}
-
+# shellcheck source=recipes/stage.sh
+. "$here/recipes/stage.sh"
 c2fdft prepare "$clean" --synthesize "$kind" --clean-only --out "$out/shards"
 stage coarse coarse.pt train-coarse --recipe "$task-small" --data "$out/shards" \
   ${data[@]+"${data[@]}"} ${coarse[@]+"${coarse[@]}"}

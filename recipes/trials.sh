@@ -28,21 +28,13 @@ data=(--data "$out/shards" "data.streaks=$streaks" train.validate_every=1000000)
 # periods N FLOOR: the whole run on one cosine
 periods() { echo "[{\"length\":$1,\"floor\":$2}]"; }
 
-train() {  # train COMMAND RUN FILE WORDS...: go on with what was begun, unless FILE is there
-  local command=$1 run=$2 file=$2/$3
-  shift 3
-  [ -f "$file" ] && return
-  if [ -f "$run/state.pt" ]; then
-    c2fdft "$command" --resume --out "$run"
-  else
-    c2fdft "$command" --out "$run" "$@"
-  fi
-}
+# shellcheck source=recipes/stage.sh
+. "$(dirname "$0")/stage.sh"
 
 coarse() {  # coarse NAME OVERRIDES...
   local name=$1 n=$((240 * budget))
   shift
-  train train-coarse "$out/$name" coarse.pt --recipe derain-small "${data[@]}" \
+  stage "$name" coarse.pt train-coarse --recipe derain-small "${data[@]}" \
     coarse.iterations=$n coarse.switch_every=$((n / 6)) coarse.cycles=2 \
     "coarse.periods=$(periods $n 1.0e-4)" "$@"
 }
@@ -50,7 +42,8 @@ coarse() {  # coarse NAME OVERRIDES...
 fine() {  # fine ARM COARSE ITERATIONS OVERRIDES...
   local arm=$1 from=$2 n=$(($3 * budget))
   shift 3
-  train train-fine "$out/$arm" fine.pt --from "$out/$from/coarse.pt" "${data[@]}" "sampling.grid=[500]" train.ema_decay=0.99 \
+  stage "$arm" fine.pt train-fine --from "$out/$from/coarse.pt" "${data[@]}" \
+    "sampling.grid=[500]" train.ema_decay=0.99 \
     fine.iterations=$n fine.cycles=4 fine.switch_every=$((n / 8)) \
     "fine.patches=[64,96]" "fine.batches=[16,8]" "fine.periods=$(periods $n 2.0e-5)" "$@"
 }

@@ -136,18 +136,18 @@ def bench(options: BenchOptions) -> Job[float, BenchResult]:
 def _bench(options: BenchOptions) -> Generator[float, None, BenchResult]:
     run, executor, calls = _part(options)
     computes = options.part != "loader"
-    times, gemm = [], []
+    times, rates = [], []
     for number in range(options.repeats + 1):
         seconds = seconds_of(run, options.runtime)
         if number:  # the first run warms up
             times.append(seconds)
             if computes:
-                gemm.append(_gemm_tflops(options.runtime))
+                rates.append(gemm_tflops(options.runtime))
         yield seconds
     median = statistics.median(times)
     macs = network_macs(options.recipe.network, options.size, options.size) * options.batch * calls
     tflops = 2 * macs / median / 1e12 if computes else None
-    gemm_tflops = statistics.median(gemm) if gemm else None
+    of_machine = statistics.median(rates) if rates else None
     return BenchResult(
         part=options.part,
         size=options.size,
@@ -162,8 +162,8 @@ def _bench(options: BenchOptions) -> Generator[float, None, BenchResult]:
         images_per_second=options.batch / median,
         gmac=macs / 1e9 if computes else None,
         tflops=tflops,
-        gemm_tflops=gemm_tflops,
-        of_gemm=tflops / gemm_tflops if tflops and gemm_tflops else None,
+        gemm_tflops=of_machine,
+        of_gemm=tflops / of_machine if tflops and of_machine else None,
         peak_memory=options.runtime.peak_memory(),
     )
 
@@ -240,7 +240,7 @@ def _wait(runtime: Runtime) -> None:
         torch.cuda.synchronize(runtime.device)
 
 
-def _gemm_tflops(runtime: Runtime) -> float:
+def gemm_tflops(runtime: Runtime) -> float:
     """The rate of one large matrix product."""
     side = (GEMM_SIDE, GEMM_SIDE)
     a = torch.ones(side, device=runtime.device, dtype=runtime.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,7 @@ def open_folder(
     images = list_images(folder)
     if not images:
         raise DataError("no images in the folder", where=folder, hint="check the path")
-    names = [path.stem for path in images]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"two images of one name: {twice}", where=folder, hint="rename one")
+    name, count = Counter(path.stem for path in images).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"two images of one name: {name}", where=folder, hint="rename one")
     return NoisyImages(images, sigma, seed)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from c2fdft_cli.core.blocks import Attention
@@ -86,6 +87,17 @@ def test_only_a_cpu_sums_half_precision_in_pieces():
 
     assert calls(128, "cpu") > calls(16, "cpu")
     assert calls(512, "meta") == calls(16, "meta")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_compilation_serves_all_sizes(dtype):
+    torch._dynamo.reset()
+    count = CompileCounter()
+    compiled = torch.compile(gather_statistics, dynamic=True, backend=count)
+    for side in (16, 24, 40, 64, 80, 128):
+        q = torch.zeros(1, side, side + 8, 16, dtype=dtype)
+        compiled(q, q, 2)
+    assert count.frame_count <= 2  # the first size, then any
 
 
 def test_pieces_add_up_to_the_sums():

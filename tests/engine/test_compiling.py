@@ -47,13 +47,13 @@ def test_restoring(wish: str, runtime: Runtime, work: int, compiled: bool) -> No
     assert torch._dynamo.config.suppress_errors is compiled
 
 
-@pytest.mark.parametrize(("runtime", "lacking"), [(CPU, "a C\\+\\+ compiler"), (CUDA, "triton")])
+@pytest.mark.parametrize(("runtime", "lacking"), [(CPU, "a C++ compiler"), (CUDA, "triton")])
 def test_no_compiler(runtime: Runtime, lacking: str, compilers: list[str]) -> None:
     compilers.clear()
     compiled, notice = compiles_bands("on", runtime, 1)
     assert not compiled
     assert notice is not None
-    assert lacking.replace("\\", "") in notice
+    assert lacking in notice
     net = torch.nn.Identity()
     assert compile_in_place(net, "on", runtime) == notice
     assert net._compiled_call_impl is None

@@ -133,7 +133,7 @@ def test_nothing_to_restore(tmp_path, clean):
         open_folder(tmp_path / "empty", 25)
     with pytest.raises(DataError, match="no such"):
         open_folder(tmp_path / "nowhere", 25)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="no pairs"):
         open_folder(clean)  # clean images alone are no pairs
 
 

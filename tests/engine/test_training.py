@@ -15,7 +15,7 @@ import torch
 
 from c2fdft_cli.engine.checkpoint import load_checkpoint
 from c2fdft_cli.engine.run_folder import find_run, new_run
-from c2fdft_cli.engine.train_events import Saved, StepDone, Validated
+from c2fdft_cli.engine.train_events import Notice, Saved, StepDone, Validated
 from c2fdft_cli.engine.train_options import TrainRequest
 from c2fdft_cli.engine.train_plan import plan_training
 from c2fdft_cli.engine.train_setup import set_up
@@ -116,6 +116,16 @@ def test_checkpoint_says_what_it_is(coarse_run, fine_run, shard_folder):
     released = torch.load(fine_run / "fine.pt", weights_only=True)
     assert set(released) == {"params", "params_ema", "meta"}
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in released["params"])
+
+
+def test_drawing_on_pairs_is_said(tmp_path, shard_folder):
+    def notices(*more: str) -> list[str]:
+        _, events = run(request("coarse", shard_folder, tmp_path / f"run{len(more)}", *more))
+        return [event.text for event in events if isinstance(event, Notice)]
+
+    assert not any("drawn on the clean images" in said for said in notices())
+    said = notices("data.synthesize=noise", "train.validate_every=100")
+    assert any(one.startswith("noise is drawn on the clean images") for one in said)
 
 
 def test_events_tell_steps_scores_and_files(tmp_path, shard_folder):
