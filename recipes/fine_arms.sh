@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# What matters in the fine stage: arms of equal time from one coarse checkpoint of the tiny network, each
+# with one thing changed, scored on a test set that none of them has seen.
+#
+#   recipes/fine_arms.sh CLEAN STREAKS TEST OUT [ARM...]    ARMs: see below; all if none is named
+#
+# CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. What is in OUT
+# already is not made again; the Markdown table comes last. SECONDS_EACH [300] is the time of one arm: a few
+# real steps (--dry-run) tell how many iterations it holds. SEEDS ["1 2"]; COARSE [840] iterations.
+#   base         4 calls (999, 666, 333, 0), 0.84 (1 - MS-SSIM) + 0.16 L1, EMA start, 32/64/96 px
+#   as_released  the released loss: MS-SSIM with a range of 255 on [-1, 1]
+#   raw          starts from the raw coarse weights
+#   fixed        64 px patches all along
+#   eight        8 calls
+#   three        3 calls: 999, 666, 333
+#   two          2 calls: 999, 500
+#   one          1 call: 500
+set -euo pipefail
+
+if [ $# -lt 4 ]; then
+  sed -n '5s/^# *//p' "$0" >&2
+  exit 2
+fi
+clean=$1 streaks=$2 test=$3 out=$4
+shift 4
+arms=("$@")
+[ ${#arms[@]} -gt 0 ] || arms=(base as_released raw fixed eight three two one)
+read -r -a seeds <<<"${SEEDS:-1 2}"
+each=${SECONDS_EACH:-300} n=${COARSE:-840}
+python=${PYTHON:-python3}
+data=(--data "$out/shards" "data.streaks=$streaks" train.validate_every=1000000)
+# shellcheck source=recipes/stage.sh
+. "$(dirname "$0")/stage.sh"
+
+words() {  # words ARM: what it changes, in ${changed[@]}
+  changed=("sampling.grid=[999,666,333,0]")
+  case $1 in
+    base) ;;
+    as_released) changed+=(fine.ssim=as_released) ;;
+    raw) changed+=(fine.start_from=raw) ;;
+    fixed) changed+=("fine.patches=[64]" "fine.batches=[6]") ;;
+    eight) changed=("sampling.grid=[999,856,714,571,428,285,143,0]") ;;
+    three) changed=("sampling.grid=[999,666,333]") ;;
+    two) changed=("sampling.grid=[999,500]") ;;
+    one) changed=("sampling.grid=[500]") ;;
+    *) echo "no such arm: $1" >&2; exit 2 ;;
+  esac
+  changed+=("${data[@]}")
+}
+
+for arm in "${arms[@]}"; do words "$arm"; done
+c2fdft prepare "$clean" --synthesize rain --clean-only --streaks "$streaks" --out "$out/shards"
+stage coarse coarse.pt train-coarse --recipe tiny "${data[@]}" data.synthesize=rain \
+  coarse.iterations="$n" coarse.switch_every=$((n / 6)) coarse.cycles=2 \
+  "coarse.periods=[{\"length\":$n,\"floor\":6.0e-5}]"
+start=(--from "$out/coarse/coarse.pt" fine.ssim=paper)
+
+for arm in "${arms[@]}"; do  # how many iterations hold that time
+  [ -f "$out/$arm.iterations" ] && continue
+  words "$arm"
+  c2fdft train-fine "${start[@]}" "${changed[@]}" --out "$out/plan" --dry-run --json |
+    "$python" -c 'import json, sys
+plan = json.load(sys.stdin)
+step = sum(s["seconds_per_step"] for s in plan["stages"]) / len(plan["stages"])
+print(6 * max(1, round(float(sys.argv[1]) / step / 6)))' "$each" > "$out/$arm.iterations.part"
+  mv "$out/$arm.iterations.part" "$out/$arm.iterations"
+done
+
+for seed in "${seeds[@]}"; do
+  for arm in "${arms[@]}"; do
+    name=$arm-$seed
+    [ -f "$out/$name.json" ] && continue
+    words "$arm"
+    n=$(<"$out/$arm.iterations")
+    stage "$name" fine.pt train-fine "${start[@]}" "${changed[@]}" --seed "$seed" \
+      fine.iterations="$n" fine.switch_every=$((n / 6)) "fine.periods=[{\"length\":$n,\"floor\":0.0}]"
+    c2fdft eval --weights "$out/$name/fine.pt" "$test" --protocol derain --json > "$out/$name.json.part"
+    mv "$out/$name.json.part" "$out/$name.json"
+  done
+done
+
+"$python" - "$out" "${seeds[*]}" "${arms[@]}" <<'PYTHON'
+import json, pathlib, statistics, sys
+
+out, seeds, *arms = sys.argv[1:]
+print("| arm | iterations | PSNR, mean | each seed | SSIM, mean |\n|---|---|---|---|---|")
+for arm in arms:
+    scores = [
+        json.loads(pathlib.Path(out, f"{arm}-{seed}.json").read_text())["mean"]
+        for seed in seeds.split()
+    ]
+    psnr = [score["psnr"] for score in scores]
+    ssim = statistics.mean(score["ssim"] for score in scores)
+    count = pathlib.Path(out, f"{arm}.iterations").read_text().strip()
+    each = ", ".join(f"{value:.2f}" for value in psnr)
+    print(f"| {arm} | {count} | {statistics.mean(psnr):.2f} | {each} | {ssim:.3f} |")
+PYTHON
