@@ -2,6 +2,7 @@
 
     python recipes/compare_speed.py TRANSCRIPTION.py forward [--size 256] [--rounds 7]
     python recipes/compare_speed.py TRANSCRIPTION.py step [--size 64] [--batch 4] [--compile]
+        [--apart]
     python recipes/compare_speed.py TRANSCRIPTION.py memory [--size 1024]
     python recipes/compare_speed.py - call --size 2160x3840      one banded call, no transcription
 
@@ -13,6 +14,7 @@ Prints one JSON document a line, and what it does on standard error.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import multiprocessing
@@ -22,10 +24,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from c2fdft_cli.core.bands import Banded
 from c2fdft_cli.core.dft import DFT
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="of step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="step: compile ours")
+    parser.add_argument("--apart", action="store_true", help="step: each in its own process")
     args = parser.parse_args()
     torch.manual_seed(0)
     PARTS[args.part](args)
@@ -60,7 +64,8 @@ def forward(args: argparse.Namespace) -> None:
     with torch.inference_mode():
         results = {name: call(x, t) for name, call in calls.items()}
         seconds = _take_turns({n: lambda c=c: c(x, t) for n, c in calls.items()}, args.rounds)
-        gemm = {n: gemm_tflops(Runtime(x.device, dtype)) for n, dtype in PRECISIONS.items()}
+        runtimes = {name: Runtime(x.device, dtype) for name, dtype in PRECISIONS.items()}
+        gemm = {n: statistics.median(gemm_tflops(r) for _ in range(5)) for n, r in runtimes.items()}
     expected = results["transcription fp32"]
     for name in calls:
         error = float((results[name] - expected).norm() / expected.norm())
@@ -70,39 +75,86 @@ def forward(args: argparse.Namespace) -> None:
 
 
 def step(args: argparse.Namespace) -> None:
-    """A coarse training step with its optimiser, eager transcription against ours."""
+    """A coarse training step with its optimiser, eager transcription against ours.
+
+    Both in one process, where freed memory is used again for both; or each in its own (--apart),
+    where that is so for ours alone: training sets it, see `reuse_freed_memory`.
+    """
     h, w = _size(args.size or "64")
-    reuse_freed_memory()  # of this process: for both
-    book, net = (one.train().requires_grad_(True) for one in _pair(args.transcription))
-    ours = torch.compile(net) if args.compile else net
-    x, t = torch.randn(args.batch, 6, h, w), torch.linspace(100, 900, args.batch)
-    optimizers = {
-        "transcription": torch.optim.AdamW(book.parameters(), lr=1e-4, fused=True),
-        "ours": torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True),
-    }
-
-    def contestant(name: str, call: Callable[[Tensor, Tensor], Tensor], bf16: bool) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            eps_hat = call(x, t)
-        eps_hat.float().abs().mean().backward()
-        optimizers[name].step()
-        optimizers[name].zero_grad(set_to_none=True)
-
-    work = {}
-    for precision in ["fp32", *(["bf16"] if cpu_has_fast_bf16() else [])]:
-        bf16 = precision == "bf16"
-        work[f"transcription {precision}"] = lambda b=bf16: contestant("transcription", book, b)
-        work[f"ours {precision}"] = lambda b=bf16: contestant("ours", ours, b)
-    for name, run in work.items():
-        began = time.perf_counter()
-        run()
-        sys.stderr.write(f"first {name}: {time.perf_counter() - began:.1f} s\n")
-    seconds = _take_turns(work, args.rounds)
+    names = [f"{whose} fp32" for whose in ("transcription", "ours")]
+    if cpu_has_fast_bf16():
+        names += [name.replace("fp32", "bf16") for name in names]
+    with contextlib.ExitStack() as stack:
+        work: dict[str, Callable[[], object]]
+        if args.apart:
+            work = {name: stack.enter_context(_Apart(args, name)) for name in names}
+        else:
+            reuse_freed_memory()
+            work = {name: _training_step(args, name) for name in names}
+        for name, run in work.items():
+            began = time.perf_counter()
+            run()
+            sys.stderr.write(f"first {name}: {time.perf_counter() - began:.1f} s\n")
+        seconds = _take_turns(work, args.rounds)
     for name in work:
         beside = f"transcription {name[-4:]}"
         ratios = [a / b for a, b in zip(seconds[beside], seconds[name], strict=True)]
         same = round(statistics.median(ratios), 2)
         _say(args, f"{args.batch} x {h}x{w}", name, seconds, same_precision=same)
+
+
+def _training_step(args: argparse.Namespace, name: str) -> Callable[[], object]:
+    """One step of "transcription" or "ours" in the precision named last."""
+    h, w = _size(args.size or "64")
+    whose, precision = name.split()
+    book, net = _pair(args.transcription)
+    one: nn.Module = (net if whose == "ours" else book).train().requires_grad_(True)
+    call = torch.compile(one) if args.compile and whose == "ours" else one
+    optimizer = torch.optim.AdamW(one.parameters(), lr=1e-4, fused=True)
+    x, t = torch.randn(args.batch, 6, h, w), torch.linspace(100, 900, args.batch)
+
+    def run() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            eps_hat = call(x, t)
+        eps_hat.float().abs().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+class _Apart:
+    """A training step in a process of its own, which works when it is called and waits else."""
+
+    def __init__(self, args: argparse.Namespace, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, args, name), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> _Apart:
+        return self
+
+    def __call__(self) -> None:
+        self._ours.send(None)
+        self._ours.recv()
+
+    def __exit__(self, *_: object) -> None:
+        self._ours.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, args: argparse.Namespace, name: str) -> None:
+    torch.manual_seed(0)
+    if name.startswith("ours"):
+        reuse_freed_memory()
+    run = _training_step(args, name)
+    with contextlib.suppress(EOFError):  # the other end was closed: done
+        while True:
+            pipe.recv()
+            run()
+            pipe.send(None)
 
 
 def memory(args: argparse.Namespace) -> None:
@@ -207,7 +259,7 @@ def _say(
 
 def _print(args: argparse.Namespace, **facts: object) -> None:
     rounded = {k: round(v, 3) if k in ("seconds", "gib") else v for k, v in facts.items()}  # type: ignore[call-overload]
-    document = {"part": args.part, "compile": args.compile, **rounded}
+    document = {"part": args.part, "compile": args.compile, "apart": args.apart, **rounded}
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 1024
+CHUNK = 4096
 """Pixels of q and k that are turned to float32 at a time, where `in_pieces`."""
 
 
