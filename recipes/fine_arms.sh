@@ -53,7 +53,7 @@ c2fdft prepare "$clean" --synthesize rain --clean-only --streaks "$streaks" --ou
 stage coarse coarse.pt train-coarse --recipe tiny "${data[@]}" data.synthesize=rain \
   coarse.iterations="$n" coarse.switch_every=$((n / 6)) coarse.cycles=2 \
   "coarse.periods=[{\"length\":$n,\"floor\":6.0e-5}]"
-start=(--from "$out/coarse/coarse.pt" fine.ssim=paper)
+start=(--from "$out/coarse/coarse.pt" fine.ssim=paper fine.lr=3.0e-4 train.clip_norm=1.0)
 
 # timed_as ARM: the arm whose steps tell what this one's take
 timed_as() { case $1 in as_released | raw) echo base ;; *) echo "$1" ;; esac; }

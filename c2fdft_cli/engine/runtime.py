@@ -128,6 +128,17 @@ def cpu_has_fast_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def meet() -> None:
+    """Wait for the other processes of the job.
+
+    A process that ends while gloo's threads still hold tensors of its last reduction aborts
+    (pytorch/pytorch#179291), and DDP keeps those threads alive beyond `leave`. The first process
+    saves for a while after the last step: whoever waits for it ends with idle threads.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
     """Leave the process group, if this process is in one."""
     if dist.is_initialized():

@@ -21,7 +21,7 @@ from c2fdft_cli.engine.loading import make_loader, open_validation, patch_cycle,
 from c2fdft_cli.engine.memory import choose_micro_batch, step_bytes
 from c2fdft_cli.engine.run_folder import draw_curves
 from c2fdft_cli.engine.run_state import RunState, load_state
-from c2fdft_cli.engine.runtime import StopRequest, agree, any_rank, graceful_stop
+from c2fdft_cli.engine.runtime import StopRequest, agree, any_rank, graceful_stop, meet
 from c2fdft_cli.engine.stepper import Objective, Stepper, StepResult
 from c2fdft_cli.engine.train_events import (
     Notice,
@@ -135,6 +135,7 @@ class _Training:
             self.state.save_final(checkpoint, self.step)
             draw_curves(self.run)
             yield Saved(self.step, checkpoint)
+        meet()
         seconds = time.monotonic() - started
         return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
 
@@ -157,6 +158,7 @@ class _Training:
             stop = any_rank(bool(request) or out_of_time, self.runtime)
             yield from self._log_score_save(stop)
             if stop and self.step < self.section.iterations:
+                meet()
                 raise self._interrupted(request)
             clock, waited = time.perf_counter(), loader.waited
 

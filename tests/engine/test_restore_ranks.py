@@ -50,8 +50,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_two_processes_share_a_folder_and_change_nothing(job):
     one = restore(job, "one")
     two = restore(job, "two", "--json", processes=2)
-    assert one.returncode == 0, one.stderr[-2000:]
-    assert two.returncode == 0, two.stderr[-2000:]
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
     assert len(files(job / "two")) == 5
     assert files(job / "two") == files(job / "one")
     report = json.loads(two.stdout)
