@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -156,13 +157,11 @@ def _read_extended(path: Path) -> dict[str, Any]:
             raise RecipeError("extends: the name or path of one recipe", where=following)
         chain.append(values)
         following = None if base is None else find_recipe(base, beside=following.parent)
-    merged = OmegaConf.merge(*(OmegaConf.create(values) for values in reversed(chain)))
-    return typing.cast(dict[str, Any], OmegaConf.to_container(merged))
+    return functools.reduce(_laid_over, reversed(chain))
 
 
 def _merge(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Values with `key=value` overrides put in."""
-    config = OmegaConf.create(values)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
@@ -176,8 +175,22 @@ def _merge(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise RecipeError("cannot read this override", where=override) from error
         _refuse_interpolation(parsed, override)
-        config = OmegaConf.merge(config, OmegaConf.create(parsed))  # type: ignore[assignment]
-    return typing.cast(dict[str, Any], OmegaConf.to_container(config))
+        values = _laid_over(values, typing.cast(dict[str, Any], parsed))
+    return values
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The values of both; where both speak, `above` counts.
+
+    Calls that are counted (`sampling.steps`, `.spacing`) take the place of explicit times below
+    them, which would win otherwise.
+    """
+    older, newer = below.get("sampling"), above.get("sampling")
+    if isinstance(older, dict) and isinstance(newer, dict) and newer.keys() & {"steps", "spacing"}:
+        older = {key: value for key, value in older.items() if key != "grid"}
+        below = {**below, "sampling": older}
+    merged = OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above))
+    return typing.cast(dict[str, Any], OmegaConf.to_container(merged))
 
 
 def _refuse_interpolation(values: Any, where: str) -> None:

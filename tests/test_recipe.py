@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from c2fdft_cli.errors import RecipeError
+from c2fdft_cli.recipe import Sampling
 from c2fdft_cli.recipe_files import (
     find_recipe,
     load_recipe,
@@ -84,6 +85,24 @@ def test_extends_a_file_beside_it(tmp_path):
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\ncoarse: {iterations: 9}\n")
     recipe = load_recipe(str(tmp_path / "mine.yaml"), ["coarse.lr=0.25"])
     assert (recipe.coarse.iterations, recipe.coarse.lr, recipe.network.dim) == (9, 0.25, 16)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "grid"),
+    [
+        ([], [500]),
+        (["sampling.eta=0.5"], [500]),
+        (["sampling.steps=4"], None),
+        (["sampling.spacing=leading"], None),
+        (["sampling.steps=2", "sampling.grid=[999,500]"], [999, 500]),
+        (["sampling.grid=[999,500]", "sampling.steps=2"], None),
+    ],
+)
+def test_counted_calls_take_the_place_of_times(tmp_path, overrides, grid):
+    assert load_recipe("derain-small", overrides).sampling.grid == grid
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: derain-small\nsampling: {steps: 3}\n")
+    assert load_recipe(str(mine), []).sampling == Sampling(steps=3)
 
 
 def test_unknown_key_has_a_suggestion():
