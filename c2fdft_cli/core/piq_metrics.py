@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import threading
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -105,9 +106,19 @@ def _network(name: str) -> Any:
         raise ValueError(f"the weights of {name} cannot be loaded: {reason}") from error
 
 
-@cache
 def load_piq() -> Any:
     """piq, also where torch is a CPU build and torchvision, which piq imports, is not.
+
+    Threads may call it at once: images are scored beside each other, and an operator can be
+    declared only once.
+    """
+    with _LOADING:
+        return _load_piq()
+
+
+@cache
+def _load_piq() -> Any:
+    """The import of `load_piq`.
 
     Such a torchvision finds two of its compiled operators missing; declared, though without an
     implementation, they do not hinder the metrics, which never call them.
@@ -125,5 +136,6 @@ def load_piq() -> Any:
     return importlib.import_module("piq")
 
 
+_LOADING = threading.Lock()
 _LIBRARY: Any = torch.library.Library
 _DECLARED = _LIBRARY("torchvision", "FRAGMENT")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -124,3 +126,24 @@ def test_the_set_needs_no_download() -> None:
     assert len(FULL_SET) == 9
     assert {name for name, one in METRICS.items() if one.downloads} == {"lpips", "dists"}
     assert all(hasattr(load_piq(), one.function) for one in METRICS.values())
+
+
+def test_threads_may_load_it_at_once() -> None:
+    """In a process of its own: here it is loaded already."""
+    script = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from c2fdft_cli.core.piq_metrics import load_piq
+start = Barrier(4)
+def load(_):
+    start.wait()
+    return load_piq().__name__
+sys.setswitchinterval(1e-5)
+with ThreadPoolExecutor(4) as pool:
+    print(*pool.map(load, range(4)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["piq"] * 4, done.stderr
