@@ -64,8 +64,11 @@ def forward(args: argparse.Namespace) -> None:
     with torch.inference_mode():
         results = {name: call(x, t) for name, call in calls.items()}
         seconds = _take_turns({n: lambda c=c: c(x, t) for n, c in calls.items()}, args.rounds)
-        runtimes = {name: Runtime(x.device, dtype) for name, dtype in PRECISIONS.items()}
-        gemm = {n: statistics.median(gemm_tflops(r) for _ in range(5)) for n, r in runtimes.items()}
+        gemm = {
+            name: statistics.median(gemm_tflops(Runtime(x.device, dtype)) for _ in range(5))
+            for name, dtype in PRECISIONS.items()
+            if any(call.endswith(name) for call in calls)
+        }
     expected = results["transcription fp32"]
     for name in calls:
         error = float((results[name] - expected).norm() / expected.norm())

@@ -80,14 +80,15 @@ def whole_bytes(
 ) -> int:
     """Peak bytes of `net(x, t)` in inference, under autocast for other dtypes than float32.
 
-    It is in decoder level 1, where skips and embedding are alive beside one block: the stream, its
-    norm, and q, k, v on both sides of the depth-wise convolution, or the hidden layer.
+    It is in decoder level 1, where skips and embedding are alive beside one block: the level's
+    input, the stream before and behind attention, the norm, and q, k, v on both sides of the
+    depth-wise convolution, or the hidden layer. On a CPU it takes less (`rows_in_cache`).
     """
     size, autocast = dtype.itemsize, dtype != torch.float32
-    norm = _FULL + size if autocast else _FULL
-    attention = size + norm + 6 * size
-    feed_forward = 2 * size + norm + _hidden(net, dtype, autocast) * size
-    skips = (1 + 1 + 1 / 2 + 1 / 4) * size  # embedding and levels 1 to 3, in C values per pixel
+    streams = _FULL * (2 if len(net.decoder_level1) == 1 else 3)
+    attention = streams + 6 * size  # its own result not yet, but the norm
+    feed_forward = streams + _FULL + _hidden(net, dtype, autocast) * size
+    skips = _FULL * (1 + 1 + 1 / 2 + 1 / 4)  # embedding and levels 1 to 3, in C values per pixel
     return int((2 * max(attention, feed_forward) + skips) * net.dim * height * width * batch)
 
 

@@ -9,7 +9,6 @@ faster way to run a network that fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import reduce
 from operator import add
 
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 
 from c2fdft_cli.core.dft import DFT, shuffle, unshuffle
 from c2fdft_cli.core.gram import Statistics, full_precision
-from c2fdft_cli.core.prepared import Conv, PreparedBlock, Projection, apply, gather, halo
-
-_BAND_VALUES = 8192 * 48  # in one row of bands of the residual stream, on a CPU
+from c2fdft_cli.core.kernels import bands, halo, rows_in_cache
+from c2fdft_cli.core.prepared import Conv, PreparedBlock, Projection, apply, gather
 
 
 class Banded:
@@ -116,7 +114,7 @@ class Banded:
     def _embedding(self, x: Tensor, rows: int) -> Tensor:
         n, _, h, w = x.shape
         z = x.new_empty((n, h, w, self.net.dim), dtype=torch.float32)
-        for top, bottom in _bands(h, rows):
+        for top, bottom in bands(h, rows):
             z[:, top:bottom] = self._embed(x.permute(0, 2, 3, 1), top, bottom)
         return z
 
@@ -127,9 +125,9 @@ class Banded:
         h, time = z.shape[1], times[z.shape[3]]
         v = torch.empty_like(z, dtype=self.dtype)
         for block in level:
-            sums = (self._gathered(block, z, v, time, *band) for band in _bands(h, rows))
+            sums = (self._gathered(block, z, v, time, *band) for band in bands(h, rows))
             mixing = block.mixing(reduce(add, sums))
-            for top, bottom in _bands(h, rows):
+            for top, bottom in bands(h, rows):
                 self._apply(block, z[:, top:bottom], v[:, top:bottom], time, mixing)
 
     def _gathered(
@@ -145,7 +143,7 @@ class Banded:
     def _down(self, z: Tensor, conv: Conv, rows: int) -> Tensor:
         n, h, w, c = z.shape
         below = z.new_empty((n, h // 2, w // 2, 2 * c))
-        for top, bottom in _bands(h // 2, max(1, rows // 2)):
+        for top, bottom in bands(h // 2, max(1, rows // 2)):
             below[:, top:bottom] = unshuffle(conv(z, 2 * top, 2 * bottom))
         return below
 
@@ -154,7 +152,7 @@ class Banded:
     ) -> Tensor:
         n, h, w, c = z.shape
         above = z.new_empty((n, 2 * h, 2 * w, c if halve is None else c // 2))
-        for top, bottom in _bands(h, max(1, rows // 2)):
+        for top, bottom in bands(h, max(1, rows // 2)):
             fine = slice(2 * top, 2 * bottom)
             up = shuffle(conv(z, top, bottom))
             beside = skip[:, fine].to(z.device, non_blocking=True)
@@ -167,9 +165,9 @@ class Banded:
     def _noise(self, x: Tensor, z: Tensor, out: Tensor, rows: int) -> None:
         pixels = x.permute(0, 2, 3, 1)
         if self._skip_conv is not None:
-            for top, bottom in _bands(z.shape[1], rows):
+            for top, bottom in bands(z.shape[1], rows):
                 z[:, top:bottom] += self._skip_conv(self._embed(pixels, top, bottom))
-        for top, bottom in _bands(z.shape[1], rows):
+        for top, bottom in bands(z.shape[1], rows):
             out[:, :, top:bottom] = self._output(z, top, bottom).permute(0, 3, 1, 2)
         if self._skip_conv is None:
             out += self.net.x_t(x)
@@ -198,9 +196,4 @@ def default_rows(dim: int, height: int, width: int, device: str = "cpu") -> int:
     """
     if device != "cpu":
         return height
-    return min(height, max(8, _BAND_VALUES // (dim * width)))
-
-
-def _bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
-    for top in range(0, height, rows):
-        yield top, min(top + rows, height)
+    return rows_in_cache(height, dim * width)

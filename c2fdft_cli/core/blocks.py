@@ -7,13 +7,16 @@ the released program, so its weights load strictly.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2fdft_cli.core import block_grad
 from c2fdft_cli.core.gram import Statistics, gather_statistics, mixing_matrix
-from c2fdft_cli.core.kernels import project
+from c2fdft_cli.core.kernels import bands, halo, project, rows_in_cache
 
 NORMS = ("with_bias", "bias_free")
 _EPS = 1e-5
@@ -94,13 +97,29 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Attention of x, added to the residual stream: both `[n, h, w, c]`."""
-        qkv = spatial(pointwise(x, self.qkv), self.qkv_dwconv)
-        if block_grad.takes(qkv):
-            project_out = self.project_out
-            weight, bias = project_out.weight.flatten(1), project_out.bias
-            return block_grad.attend(qkv, residual, self.temperature, weight, bias)
-        q, k, v = qkv.chunk(3, dim=-1)
-        return residual + self.apply_mixing(v, self.mixing(self.statistics(q, k)))
+        if _in_bands(x):
+            sums, v = self._gather(x)
+        else:
+            qkv = spatial(pointwise(x, self.qkv), self.qkv_dwconv)
+            if block_grad.takes(qkv):
+                project_out = self.project_out
+                weight, bias = project_out.weight.flatten(1), project_out.bias
+                return block_grad.attend(qkv, residual, self.temperature, weight, bias)
+            q, k, v = qkv.chunk(3, dim=-1)
+            sums = self.statistics(q, k)
+        return _add(self.apply_mixing(v, self.mixing(sums)), residual)
+
+    def _gather(self, x: Tensor) -> tuple[Statistics, Tensor]:
+        """The statistics of x and its v, band by band."""
+        n, h, w, c = x.shape
+        sums, values = [], []
+        for top, bottom in bands(h, rows_in_cache(h, n * w * c)):
+            first, last = halo(top, bottom, h)
+            qkv = spatial(pointwise(x[:, first:last], self.qkv), self.qkv_dwconv)
+            q, k, v = qkv[:, top - first : bottom - first].chunk(3, dim=-1)
+            sums.append(self.statistics(q, k))
+            values.append(v.contiguous())
+        return reduce(add, sums), torch.cat(values, dim=1)
 
 
 class FeedForward(nn.Module):
@@ -118,7 +137,7 @@ class FeedForward(nn.Module):
         if block_grad.takes(x):
             weights = first.weight.flatten(1), first.bias, last.weight.flatten(1), last.bias
             return block_grad.feed_forward(x, residual, *weights)
-        return residual + pointwise(pointwise(x, first, gelu=True), last)
+        return _add(pointwise(pointwise(x, first, gelu=True), last), residual)
 
 
 class Block(nn.Module):
@@ -134,4 +153,24 @@ class Block(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x: `[n, h, w, c]`, time: `[n or 1, c]`, its SiLU already taken."""
         x = self.attn(self.norm1(x, time), x)
-        return self.ffn(self.norm2(x, time), x)  # type: ignore[no-any-return]
+        if not _in_bands(x):
+            return self.ffn(self.norm2(x, time), x)  # type: ignore[no-any-return]
+        # nothing below looks beyond its pixel, and x is this block's own
+        n, h, w, c = x.shape
+        for top, bottom in bands(h, rows_in_cache(h, n * w * c)):
+            band = x[:, top:bottom]
+            band.copy_(self.ffn(self.norm2(band, time), band))
+        return x
+
+
+def _in_bands(x: Tensor) -> bool:
+    """Whether to work on a few rows of x at a time: for the caches of a CPU, in inference."""
+    held = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not held
+
+
+def _add(x: Tensor, residual: Tensor) -> Tensor:
+    """Their sum, in x where nothing else needs that."""
+    if torch.is_grad_enabled() or x.dtype != residual.dtype:
+        return residual + x
+    return x.add_(residual)

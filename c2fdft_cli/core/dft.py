@@ -179,7 +179,7 @@ class DFT(nn.Module):
         """
         self.check_input(x)
         times = self.times(t)
-        embedded = spatial(x.permute(0, 2, 3, 1).contiguous(), self.patch_embed.proj)
+        embedded = _stream(spatial(x.permute(0, 2, 3, 1).contiguous(), self.patch_embed.proj))
         level1 = self._run(self.encoder_level1, embedded, times)
         level2 = self._run(self.encoder_level2, self.down1_2(level1), times)
         level3 = self._run(self.encoder_level3, self.down2_3(level2), times)
@@ -208,7 +208,7 @@ class DFT(nn.Module):
             raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {list(x.shape[2:])}")
 
     def _run(self, blocks: nn.ModuleList, z: Tensor, times: dict[int, Tensor]) -> Tensor:
-        time = times[z.shape[-1]]
+        time, z = times[z.shape[-1]], _stream(z)
         if self.recompute_levels and torch.is_grad_enabled():
             return checkpoint(  # type: ignore[no-any-return]
                 _level, blocks, z, time, use_reentrant=False, preserve_rng_state=False
@@ -220,6 +220,11 @@ def _level(blocks: nn.ModuleList, z: Tensor, time: Tensor) -> Tensor:
     for block in blocks:
         z = block(z, time)
     return z
+
+
+def _stream(z: Tensor) -> Tensor:
+    """The residual stream of a level: float32 in inference, under autocast too."""
+    return z if torch.is_grad_enabled() else z.float()
 
 
 def _check_sizes(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from c2fdft_cli.core.blocks import Block, PixelNorm
 from c2fdft_cli.core.gram import Statistics, gather_statistics, mixing_matrix
-from c2fdft_cli.core.kernels import pack, project
+from c2fdft_cli.core.kernels import halo, pack, project
 
 _EPS = 1e-5
 
@@ -156,11 +156,6 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
     if block.out_bias is not None:
         pixels.add_(block.out_bias)
     z.add_(block.narrow(block.widen(block.norm2(z, time), gelu=True)))
-
-
-def halo(top: int, bottom: int, height: int) -> tuple[int, int]:
-    """The rows that a 3x3 convolution of rows top to bottom reads within the image."""
-    return max(top - 1, 0), min(bottom + 1, height)
 
 
 def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -188,6 +188,22 @@ def test_the_plan_foretells_the_peak(kind: str, shape: tuple[int, int, int]) -> 
             assert banded_bytes(net, h, w, n, dtype, rows) == pytest.approx(peak, rel=0.15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("factor", [2.0, 4.0])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_plan_foretells_the_peak_of_the_whole_network(
+    blocks: int, factor: float, dtype: torch.dtype
+) -> None:
+    net = DFT(dim=8, blocks=(blocks, 1, 1, 1), ffn_factor=factor).eval()
+    x = image(1, 128, 128).clone()
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            return net(x, t)  # type: ignore[no-any-return]
+
+    assert whole_bytes(net, 128, 128, 1, dtype) == pytest.approx(peak_bytes(call, x), rel=0.1)
+
+
 def test_a_smaller_budget_means_narrower_bands() -> None:
     net = NETS["with_bias"]
     free = plan(net, 128, 128)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from c2fdft_cli.core import kernels
 from c2fdft_cli.core.dft import DFT, pad_to_multiple, time_embedding
 from tests.conftest import fill, relative, wave
 
@@ -63,6 +64,29 @@ def test_bf16_keeps_the_output_in_float32(tiny_net):
             rough = net(x, torch.tensor([500.0]))
     assert rough.dtype == torch.float32
     assert relative(rough, exact) < 0.03
+
+
+def test_the_stream_stays_float32_in_inference(tiny_net):
+    net, seen = tiny_net(), []
+    for name, module in net.named_modules():
+        if name.endswith(".ffn"):
+            module.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(wave([1, 6, 32, 32], 0.21), torch.tensor([500.0]))
+    assert len(seen) >= 7
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "bias_free"}, {"bias": True, "dual_pixel": True}])
+@pytest.mark.parametrize("shape", [(1, 8, 16), (1, 72, 16), (3, 40, 24)])
+def test_inference_a_few_rows_at_a_time_equals_all_at_once(tiny_net, monkeypatch, changes, shape):
+    net, x = tiny_net(**changes), wave([shape[0], 6, *shape[1:]], 0.21)
+    t = torch.tensor([333.0]).expand(shape[0])
+    at_once = net(x, t)  # with gradients
+    monkeypatch.setattr(kernels, "_CACHED_VALUES", 1)
+    with torch.inference_mode():
+        in_rows = net(x, t)
+    assert relative(in_rows, at_once) < 1e-5
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 8), (7, 65), (8, 16), (5, 4)])
