@@ -5,7 +5,8 @@
 #   recipes/fine_arms.sh CLEAN STREAKS TEST OUT [ARM...]    ARMs: see below; all if none is named
 #
 # CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. What is in OUT
-# already is not made again; the Markdown table comes last. SECONDS_EACH [300] is the time of one arm: a few
+# already is not made again; the Markdown table comes last. Several at once may share OUT when each names
+# other arms and the coarse stage is done. SECONDS_EACH [300] is the time of one arm: a few
 # real steps (--dry-run) tell how many iterations it holds. SEEDS ["1 2"]; COARSE [840] iterations.
 #   base         4 calls (999, 666, 333, 0), 0.84 (1 - MS-SSIM) + L1, EMA start, 32/64/96 px
 #   paper        as in the paper, 0.16 L1
@@ -67,8 +68,8 @@ for round in 1 2; do  # how many seconds a step takes: of two rounds the faster 
     arm=$(timed_as "$arm")
     [ -f "$out/$arm.plan$round" ] && continue
     words "$arm"
-    c2fdft train-fine "${start[@]}" "${changed[@]}" --out "$out/plan" --dry-run --json > "$out/plan.part"
-    mv "$out/plan.part" "$out/$arm.plan$round"
+    c2fdft train-fine "${start[@]}" "${changed[@]}" --out "$out/plan" --dry-run --json > "$out/$arm.part"
+    mv "$out/$arm.part" "$out/$arm.plan$round"
   done
 done
 

@@ -92,7 +92,8 @@ def _summary(plan: RestorePlan, result: RestoreResult, good: list[ImageDone]) ->
     files, unit = ("files", "frames") if videos else ("images", "images")
     rate = sum(getattr(one, "frames", 1) for one in good) / max(result.seconds, 1e-9)
     what = good[0].output if len(good) == 1 else f"{len(good)} {files} in {plan.options.out}"
+    calls = f"{good[0].calls} network call{'s' if good[0].calls > 1 else ''}"
     return (
-        f"restored: {what} ({rate:.2f} {unit}/s, {good[0].calls} network calls, grid {grid}, "
+        f"restored: {what} ({rate:.2f} {unit}/s, {calls}, grid {grid}, "
         f"{plan.runtime.precision} on {plan.runtime.device})"
     )

@@ -171,7 +171,8 @@ def _score_weights(
 
 def _grid_notes(bench: Loaded, grid: Sequence[int]) -> list[str]:
     """The times in use; fine weights are bound to those of their training."""
-    notes = [f"grid: {', '.join(map(str, grid))} ({len(grid)} network calls)"]
+    calls = f"{len(grid)} network call{'s' if len(grid) > 1 else ''}"
+    notes = [f"grid: {', '.join(map(str, grid))} ({calls})"]
     trained = trained_grid(bench.checkpoint)
     if trained is not None and trained != list(grid):
         times = ", ".join(map(str, trained))

@@ -101,7 +101,7 @@ def step_bytes(network: Network, stage: Stage, calls: int, patch: int, runtime: 
             level of it.
         calls: network calls of the sampler (fine stage).
         patch: side of the patches.
-        runtime: half precision keeps about 0.6 of float32's bytes (the residual stays float32).
+        runtime: half precision keeps about 0.6 of float32's bytes.
     """
     recompute = stage.recompute if isinstance(stage, FineStage) else "call"
     held = calls if recompute == "none" else 1

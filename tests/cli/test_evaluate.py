@@ -80,7 +80,7 @@ def test_weights_on_shards(weights: Path, shard_folder: Path) -> None:
     facts = json.loads(result.stdout)
     assert len(facts["images"]) == 2
     assert facts["degraded"]["mean"]["psnr"] > 0
-    assert facts["notes"] == ["grid: 999 (1 network calls)"]
+    assert facts["notes"] == ["grid: 999 (1 network call)"]
     spoken = run(*words, "--seeds", "2", "--images", "1", "--against", weights)
     assert spoken.exit_code == 0, spoken.output
     assert "over the seeds" in spoken.stdout
