@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, q_sample
+from c2fdft_cli.core.gram import full_precision
 from c2fdft_cli.core.ssim import SIGMA, WINDOW, ssim_terms
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -51,6 +52,8 @@ def fine_loss(
 ) -> Tensor:
     """`0.84 * (1 - MS_SSIM(x_0, gt)) + 0.16 * mean|x_0 - gt|` of the sampled image (section 7).
 
+    Under autocast the network alone computes in half precision.
+
     Args:
         net: called with `cat([2 * lq - 1, x_t])` and t.
         alpha_bar: `[T]`.
@@ -74,15 +77,17 @@ def fine_loss(
     if recompute and torch.is_grad_enabled():
         predict_noise = recomputed(predict_noise)
     x_0 = ddim_sample(predict_noise, noise, grid, alpha_bar)
-    gt = 2 * gt - 1
-    loss = l1_weight * F.l1_loss(x_0, gt)
-    if ssim == "paper":
-        similarity = ms_ssim((x_0 + 1) / 2, (gt + 1) / 2, max_val=1.0).mean()
-    elif ssim == "as_released":
-        similarity = ms_ssim(x_0, gt, max_val=255.0, pooled=True).mean()
-    else:
-        return loss
-    return loss + ssim_weight * (1 - similarity)
+    # variances are differences of blurred squares: half precision leaves nothing of them
+    with full_precision(x_0):
+        x_0, gt = x_0.float(), 2 * gt.float() - 1
+        loss = l1_weight * F.l1_loss(x_0, gt)
+        if ssim == "paper":
+            similarity = ms_ssim((x_0 + 1) / 2, (gt + 1) / 2, max_val=1.0).mean()
+        elif ssim == "as_released":
+            similarity = ms_ssim(x_0, gt, max_val=255.0, pooled=True).mean()
+        else:
+            return loss
+        return loss + ssim_weight * (1 - similarity)
 
 
 def recomputed(predict_noise: PredictNoise) -> PredictNoise:

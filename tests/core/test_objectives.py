@@ -104,3 +104,22 @@ def test_fine_loss_is_the_sum_of_its_terms(tiny_net):
 def test_fine_loss_refuses_an_unknown_choice(tiny_net):
     with pytest.raises(ValueError, match="paper, as_released, none"):
         fine(tiny_net(), ssim="yes")
+
+
+@pytest.mark.parametrize("ssim", ["paper", "as_released", "none"])
+def test_the_fine_loss_is_float32_under_autocast(ssim):
+    """All but the network: this one is elementwise, so autocast leaves it alone."""
+    gt, eps = (wave([2, 3, 32, 32], step) / 2 + 0.5 for step in (0.05, 0.31))
+    t = torch.tensor([500, 500])
+    x_t = q_sample(2 * gt - 1, t, eps, ALPHA_BAR)
+    error = torch.full((1,), 0.01, requires_grad=True)
+
+    def loss_and_gradient(autocast):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            net = lambda x, _: eps + error * wave([2, 3, 32, 32], 0.7)  # noqa: E731
+            loss = fine_loss(net, ALPHA_BAR, [500], gt, gt, x_t, ssim=ssim, recompute=False)
+        return loss, torch.autograd.grad(loss, error)[0]
+
+    for half, full in zip(loss_and_gradient(True), loss_and_gradient(False), strict=True):
+        assert half.dtype == torch.float32
+        assert torch.equal(half, full)
