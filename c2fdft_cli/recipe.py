@@ -270,6 +270,8 @@ def _train_problems(recipe: Recipe) -> list[str]:
     counts = ("max_bad_steps", "log_every", "save_every", "keep", "validate_every")
     found = _at_least(train, "train", counts, 1)
     found += _at_least(train, "train", ("seed", "weight_decay", "validation_images"), 0)
+    if train.seed >= 1 << 63:
+        found.append(f"train.seed: below 2^63, got {train.seed}")
     if len(train.adam_betas) != 2 or not all(0 <= b < 1 for b in train.adam_betas):
         found.append(f"train.adam_betas: two numbers within 0 to 1, got {train.adam_betas}")
     if not 0 <= train.ema_decay < 1:

@@ -56,8 +56,15 @@ def _picture(name: str, folder: Path) -> np.ndarray:
         lq = degrade(_fitted(photo), parse_model(kind, options), np.random.default_rng([7, i]))
         (folder / "in").mkdir(exist_ok=True)
         save_rgb8(folder / "in" / f"{i}.png", lq)
-    restore = [sys.executable, "-m", "c2fdft_cli", "restore", str(folder / "in"), str(folder / "out")]
-    subprocess.run([*restore, "--weights", WEIGHTS[name]], check=True)
+    restore = [
+        sys.executable,
+        "-m",
+        "c2fdft_cli",
+        "restore",
+        str(folder / "in"),
+        str(folder / "out"),
+    ]
+    subprocess.run([*restore, "--weights", WEIGHTS[name]], check=True)  # noqa: S603
     rows = [
         _joined([read_rgb8(folder / row / f"{i}.png") for i in range(len(SHOWN[name]))], axis=1)
         for row in ("in", "out")

@@ -180,7 +180,11 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
 def _show_plan(options: TrainOptions, json: bool) -> None:
     from c2fdft_cli.engine.train_plan import plan_training
 
-    plan = console.draw(plan_training(options))
+    job = plan_training(options)
+    if not options.runtime.is_main:
+        job.run()
+        return
+    plan = console.draw(job)
     if json:
         console.emit(plan)
         return

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from c2fdft_cli.core import block_grad
 from c2fdft_cli.core.gram import Statistics, gather_statistics, mixing_matrix
-from c2fdft_cli.core.kernels import bands, halo, project, rows_in_cache
+from c2fdft_cli.core.kernels import bands, halo, is_traced, project, rows_in_cache
 
 NORMS = ("with_bias", "bias_free")
 _EPS = 1e-5
@@ -165,8 +165,7 @@ class Block(nn.Module):
 
 def _in_bands(x: Tensor) -> bool:
     """Whether to work on a few rows of x at a time: for the caches of a CPU, in inference."""
-    held = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and not held
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() or is_traced())
 
 
 def _add(x: Tensor, residual: Tensor) -> Tensor:

@@ -76,10 +76,14 @@ def pack(weight: Tensor) -> Tensor:
     return weight
 
 
+def is_traced() -> bool:
+    """Whether a compiler or an exporter looks on: it wants plain operators, without loops."""
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+
+
 def fusable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `linear` runs here: float32, or bfloat16 where the CPU computes in it."""
-    traced = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
-    if not _ONEDNN or device.type != "cpu" or traced:
+    if not _ONEDNN or device.type != "cpu" or is_traced():
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

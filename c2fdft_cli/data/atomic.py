@@ -56,6 +56,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def unfinished(folder: Path) -> list[Path]:
+    """Temporary files of `atomic_path` in the folder, left by killed programs or being written."""
+    return [path for path in folder.glob(".*") if re.fullmatch(r"\.[0-9a-f]{16}\.tmp.*", path.name)]
+
+
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all; ResourceError when it cannot be written."""
     with atomic_path(path) as temporary:

@@ -196,6 +196,9 @@ def _as_is(item: Any) -> Any:
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent alone decides when to stop."""
+    """Signals may reach the whole process group; the parent alone decides when to stop.
+
+    It ends its workers by a message, and they look whether it is still there.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

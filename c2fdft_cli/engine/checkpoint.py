@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import platform
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,14 +22,14 @@ from torch import Tensor
 import c2fdft_cli
 from c2fdft_cli.core.dft import DFT
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, check_grid, time_grid
-from c2fdft_cli.data.atomic import atomic_path
 from c2fdft_cli.engine.safetensors_file import (
     SUFFIX,
     is_safetensors,
     load_safetensors,
     save_safetensors,
 )
-from c2fdft_cli.engine.untrusted import full_precision, not_one, refuse_bomb, refuse_missing
+from c2fdft_cli.engine.tensors_file import load_tensors, save_tensors
+from c2fdft_cli.engine.untrusted import full_precision, not_one, refuse_missing
 from c2fdft_cli.errors import CheckpointError, RecipeError
 from c2fdft_cli.recipe import Diffusion, Network, Recipe, Sampling
 from c2fdft_cli.recipe_files import recipe_from_dict
@@ -162,8 +161,7 @@ def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -
         save_safetensors(path, plain(ema), meta.to_json())
         return
     content = {"params": plain(params), "params_ema": plain(ema), "meta": meta.to_json()}
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    save_tensors(path, content)
 
 
 def plain(state: Mapping[str, Tensor]) -> StateDict:
@@ -203,24 +201,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     text = content.get("meta")
     meta = Meta(infer_network(ema, path)) if text is None else read_meta(text, path)
     return Checkpoint(path, params, ema, meta)
-
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    """`torch.load(weights_only=True)` of a file that nobody vouches for; else CheckpointError."""
-    refuse_missing(path)
-    refuse_bomb(path)
-    try:
-        with warnings.catch_warnings():
-            # of torch, about old pickles: the loader is the safe one
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError("cannot read", where=path, hint=str(error)) from error
-    except Exception as error:  # arbitrary bytes make the unpickler fail in every way there is
-        raise not_one(path, "damaged, or nothing that torch.save wrote safely") from error
-    if not isinstance(content, dict):
-        raise not_one(path, f"it holds a {type(content).__name__}")
-    return content
 
 
 def _is_state(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import shutil
 
 import torch
@@ -13,6 +14,8 @@ from c2fdft_cli.engine.runtime import Runtime
 WISHES = ("auto", "on", "off")
 MUCH_WORK = 4_000_000_000
 """Pixels through the network that outweigh a minute of compiling on CUDA; an estimate."""
+
+MOST_GRAPHS = 64
 
 
 def compile_in_place(net: nn.Module, wish: str, runtime: Runtime) -> str | None:
@@ -32,10 +35,23 @@ def compile_in_place(net: nn.Module, wish: str, runtime: Runtime) -> str | None:
     lacking = _missing_compiler(on_cuda)
     if lacking:
         return f"torch.compile needs {lacking}: going on without it"
-    # what cannot be compiled runs as it is instead of ending a long run
-    torch._dynamo.config.suppress_errors = True
+    # each patch size, its remainder of micro-batches and the first of the sampler's calls are
+    # graphs of their own
+    for name in ("recompile_limit", "cache_size_limit"):
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, MOST_GRAPHS)
     net.compile(dynamic=False)
     return None
+
+
+def is_compiled(net: nn.Module) -> bool:
+    """Whether `compile_in_place` compiled it."""
+    return net._compiled_call_impl is not None
+
+
+def run_uncompiled(net: nn.Module) -> None:
+    """Undo `compile_in_place`."""
+    net._compiled_call_impl = None
 
 
 def compiles_bands(wish: str, runtime: Runtime, work: int) -> tuple[bool, str | None]:
@@ -56,7 +72,9 @@ def compiles_bands(wish: str, runtime: Runtime, work: int) -> tuple[bool, str | 
     lacking = _missing_compiler(on_cuda)
     if lacking:
         return False, f"torch.compile needs {lacking}: going on without it"
+    # what cannot be compiled runs as it is, without pages about why
     torch._dynamo.config.suppress_errors = True
+    logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)
     return True, None
 
 

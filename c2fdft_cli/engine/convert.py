@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from c2fdft_cli.data.atomic import atomic_path, ensure_folder
+from c2fdft_cli.data.atomic import ensure_folder
 from c2fdft_cli.engine.checkpoint import (
     Checkpoint,
     StateDict,
@@ -17,6 +17,7 @@ from c2fdft_cli.engine.checkpoint import (
 )
 from c2fdft_cli.engine.convert_onnx import MODULES, export_onnx
 from c2fdft_cli.engine.safetensors_file import require_export, save_safetensors
+from c2fdft_cli.engine.tensors_file import save_tensors
 from c2fdft_cli.errors import UsageError
 
 CHECKPOINT, RELEASED, SAFETENSORS, ONNX = FORMS = ("checkpoint", "released", "safetensors", "onnx")
@@ -171,8 +172,7 @@ def _write(options: ConvertOptions, form: str, checkpoint: Checkpoint) -> float 
     content["params_ema"] = _cast(checkpoint.ema, dtype)
     if form == CHECKPOINT:
         content["meta"] = meta.to_json()
-    with atomic_path(out) as temporary:
-        torch.save(content, temporary)
+    save_tensors(out, content)
     return None
 
 

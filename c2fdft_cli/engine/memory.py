@@ -112,8 +112,15 @@ def step_bytes(network: Network, stage: Stage, calls: int, patch: int, runtime: 
 def free_bytes(runtime: Runtime) -> int:
     """Free memory of the device, or what this machine and this process's heap can still give."""
     if runtime.device.type == "cuda":
-        return torch.cuda.mem_get_info(runtime.device)[0]
+        device = runtime.device
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept  # torch keeps what it freed for itself
     return available_memory() + reusable_bytes()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch found no memory, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def available_memory() -> int:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from c2fdft_cli.data.atomic import atomic_path, atomic_write_text, ensure_folder
+from c2fdft_cli.data.atomic import atomic_path, atomic_write_text, ensure_folder, unfinished
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 
 COLUMNS = (
@@ -59,6 +59,12 @@ class RunFolder:
         for name, text in files.items():
             atomic_write_text(self.path / name, text)
         atomic_write_text(self.metrics, ",".join(COLUMNS) + "\n")
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed run was writing."""
+        for folder in (self.path, self.checkpoints, self.samples):
+            for path in unfinished(folder):
+                path.unlink(missing_ok=True)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row to metrics.csv."""

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from c2fdft_cli.core.dft import DFT
-from c2fdft_cli.data.atomic import atomic_path
-from c2fdft_cli.engine.checkpoint import Meta, load_tensors, read_meta, save_checkpoint
+from c2fdft_cli.engine.checkpoint import Meta, read_meta, save_checkpoint
 from c2fdft_cli.engine.stepper import Stepper
+from c2fdft_cli.engine.tensors_file import load_tensors, save_tensors
 from c2fdft_cli.engine.train_options import TrainOptions
 from c2fdft_cli.errors import CheckpointError
 
@@ -25,7 +23,9 @@ class LoadedState:
     step: int
     stepper: dict[str, Any]
     micro: dict[int, int]
+    micro_batch: int | str
     window: dict[str, Any]
+    unscored: bool
     best_psnr: float | None
     fingerprint: str
     meta: Meta
@@ -52,24 +52,35 @@ class RunState:
         """The averaged weights."""
         return self._stepper.ema
 
-    def save(self, step: int, micro: dict[int, int], window: dict[str, Any]) -> None:
-        """Write the numbered checkpoint, then state.pt, then drop what is too old."""
+    def save(
+        self, step: int, micro: dict[int, int], window: dict[str, Any], unscored: bool
+    ) -> None:
+        """Write the numbered checkpoint, then state.pt, then drop what is too old.
+
+        Args:
+            step: finished iterations; 0 leaves no numbered checkpoint.
+            micro: micro-batch by patch size.
+            window: what has come together since the last row of metrics.csv.
+            unscored: this step's validation is due and not done.
+        """
         run = self._options.run
-        numbered = run.checkpoints / f"step-{step:09d}.pt"
-        self._save_weights(numbered, step)
-        run.link(numbered, "last.pt")
+        if step:
+            numbered = run.checkpoints / f"step-{step:09d}.pt"
+            self._save_weights(numbered, step)
+            run.link(numbered, "last.pt")
         state = {
             "state_version": STATE_VERSION,
             "step": step,
             "stepper": self._stepper.state(),
             "micro": micro,
+            "micro_batch": self._options.recipe.train.micro_batch,
             "window": window,
+            "unscored": unscored,
             "best_psnr": self.best_psnr,
             "fingerprint": self._fingerprint,
             "meta": self.meta(step).to_json(),
         }
-        with atomic_path(run.state) as temporary:
-            torch.save(state, temporary)
+        save_tensors(run.state, state)
         run.keep_latest(self._options.recipe.train.keep)
 
     def save_best(self, step: int) -> None:
@@ -113,7 +124,9 @@ def load_state(path: Path) -> LoadedState:
             step=int(content["step"]),
             stepper=content["stepper"],
             micro=dict(content["micro"]),
+            micro_batch=content.get("micro_batch", "auto"),
             window=dict(content["window"]),
+            unscored=bool(content.get("unscored", False)),
             best_psnr=content["best_psnr"],
             fingerprint=str(content["fingerprint"]),
             meta=read_meta(content["meta"], path),

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -19,6 +20,8 @@ import torch.distributed as dist
 from c2fdft_cli.errors import ResourceError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_PATIENCE = timedelta(hours=6)
+"""How long processes wait for one another: one of them scores all validation images alone."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,7 +86,8 @@ def make_runtime(device: str = "auto", precision: str = "auto", *, join: bool = 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chosen = _resolve_device(device)
     if join and world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
@@ -102,7 +106,13 @@ def _resolve_device(name: str) -> torch.device:
             raise ResourceError(
                 "no CUDA device", where="--device cuda", hint="use --device cpu, see c2fdft doctor"
             )
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if index >= there:
+            raise ResourceError(
+                f"process {index + 1} of this machine has no GPU of its own, {there} are there",
+                hint=f"start with --nproc-per-node {there}",
+            )
+        return torch.device("cuda", index)
     if name == "mps" and not has_mps:
         raise ResourceError("no MPS device", where="--device mps", hint="use --device cpu")
     return torch.device(name)

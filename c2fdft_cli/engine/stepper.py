@@ -100,13 +100,30 @@ class Stepper:
             weight_decay=train.weight_decay,
             fused=runtime.device.type in ("cpu", "cuda"),
         )
-        self.scaler = torch.amp.GradScaler(
-            runtime.device.type, enabled=runtime.dtype == torch.float16
-        )
+        self.scaler = self._new_scaler()
         self.objective: nn.Module = objective
         if dist.is_initialized():
             devices = [runtime.device.index] if runtime.device.type == "cuda" else None
             self.objective = DistributedDataParallel(objective, device_ids=devices)
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        enabled = self.runtime.dtype == torch.float16
+        return torch.amp.GradScaler(self.runtime.device.type, enabled=enabled)
+
+    def try_out(self, batch: Batch, micro_batch: int) -> None:
+        """Forward and backward of one micro-batch, in this process alone; nothing is moved."""
+        with self._no_sync():
+            loss = self._loss(batch.rows(0, min(micro_batch, len(batch))))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def abandon(self) -> None:
+        """Forget a step that did not get to its end."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scale = self.scaler.state_dict()
+        self.scaler = self._new_scaler()  # the old one may have unscaled the gradients already
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scale)
 
     def step(self, batch: Batch, share: float, lr: float, micro_batch: int) -> StepResult:
         """Move the weights by one batch.
@@ -183,7 +200,8 @@ class Stepper:
         if self.bad_steps >= self.train.max_bad_steps:
             raise ResourceError(
                 f"{self.bad_steps} steps in a row had no finite loss or gradient",
-                hint="lower the learning rate, set train.clip_norm, or use --precision fp32",
+                hint="go on with --resume --precision fp32, or begin again with a lower rate or "
+                "train.clip_norm",
             )
 
     def state(self) -> dict[str, Any]:
@@ -202,5 +220,17 @@ class Stepper:
         self.net.load_state_dict(state["params"])
         self.ema.load_state_dict(state["params_ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self._arrange_moments()
+        if self.scaler.is_enabled() and state["scaler"]:  # empty after another precision
+            self.scaler.load_state_dict(state["scaler"])
         self.updates, self.bad_steps = int(state["updates"]), int(state["bad_steps"])
+
+    def _arrange_moments(self) -> None:
+        """The optimiser's moments in the memory layout of their parameters.
+
+        The fused AdamW pairs them by position; on another device the layout was another.
+        """
+        for parameter, moments in self.optimizer.state.items():
+            for name, moment in moments.items():
+                if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter).copy_(moment)

@@ -8,7 +8,7 @@ from pathlib import Path
 from c2fdft_cli.engine.checkpoint import Checkpoint
 from c2fdft_cli.engine.run_folder import RunFolder
 from c2fdft_cli.engine.runtime import Runtime
-from c2fdft_cli.recipe import Recipe
+from c2fdft_cli.recipe import Recipe, Stage
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class TrainOptions:
     resume: go on from the run's state.pt; recipe, data and grid are then the run's own.
     max_seconds: save and stop after this time.
     files: further text files for the run folder, by name.
+    notices: what the user may want to know of these choices.
     """
 
     stage: str
@@ -36,6 +37,12 @@ class TrainOptions:
     resume: bool = False
     max_seconds: float | None = None
     files: dict[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    @property
+    def section(self) -> Stage:
+        """The recipe's section of the stage that is trained."""
+        return self.recipe.coarse if self.stage == "coarse" else self.recipe.fine
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 
 from c2fdft_cli.data.batches import Batch
 from c2fdft_cli.data.shards import ShardSet
-from c2fdft_cli.engine.loading import make_loader, patch_cycle, rank_share
-from c2fdft_cli.engine.memory import choose_micro_batch, step_bytes
+from c2fdft_cli.engine.attempts import Attempts
+from c2fdft_cli.engine.loading import make_loader, patch_cycle
+from c2fdft_cli.engine.run_state import load_state
 from c2fdft_cli.engine.stepper import Stepper
 from c2fdft_cli.engine.train_options import TrainOptions
-from c2fdft_cli.engine.training import make_objective, section_of
+from c2fdft_cli.engine.training import make_objective
 from c2fdft_cli.progress import Job
 
 BYTES_PER_PARAMETER = {"checkpoint": 8, "state": 16}
@@ -54,29 +56,34 @@ class TrainingPlan:
 
 def plan_training(options: TrainOptions) -> Job[StagePlan, TrainingPlan]:
     """Try each stage for two steps on throw-away weights; nothing is written."""
-    stages = sorted(set(section_of(options).patches))
-    return Job(_plan(options), total=len(stages), title="dry run", unit="stage")
+    stages = len(_stages(options))
+    return Job(_plan(options), total=stages, title="dry run", unit="stage")
+
+
+def _stages(options: TrainOptions) -> dict[tuple[int, int], list[int]]:
+    """The iterations that are still to do, by patch and batch size."""
+    cycle = patch_cycle(options.section)
+    done = load_state(options.run.state).step if options.resume else 0
+    stages: dict[tuple[int, int], list[int]] = {}
+    for k in range(done + 1, options.section.iterations + 1):
+        stages.setdefault(cycle.stage(k), []).append(k)
+    return stages
 
 
 def _plan(options: TrainOptions) -> Generator[StagePlan, None, TrainingPlan]:
-    section, runtime = section_of(options), options.runtime
-    cycle, shards = patch_cycle(section), ShardSet.open(options.data, "train")
+    section, runtime = options.section, options.runtime
+    shards = ShardSet.open(options.data, "train")
     stepper = Stepper(make_objective(options), options.recipe.train, runtime)
-    counts: dict[tuple[int, int], int] = {}
-    first: dict[tuple[int, int], int] = {}
-    for k in range(1, section.iterations + 1):
-        stage = cycle.stage(k)
-        counts[stage] = counts.get(stage, 0) + 1
-        first.setdefault(stage, k)
-    plans = []
-    for (patch, batch_size), start in first.items():
-        each = step_bytes(options.recipe.network, section, len(options.grid), patch, runtime)
-        batch = next(iter(make_loader(options.recipe, section, shards, start, runtime)))
-        wanted = options.recipe.train.micro_batch
-        micro = choose_micro_batch(wanted, len(batch), each, runtime)
-        seconds = _time_step(stepper, batch, rank_share(runtime, batch_size), micro)
-        iterations = counts[patch, batch_size]
-        plan = StagePlan(patch, batch_size, micro, iterations, each * micro, seconds)
+    attempts = Attempts(options, stepper)
+    deque(attempts.compile(), maxlen=0)
+    plans: list[StagePlan] = []
+    for (patch, batch_size), iterations in _stages(options).items():
+        batch = next(iter(make_loader(options.recipe, section, shards, iterations[0], runtime)))
+        deque(attempts.fit(batch), maxlen=0)
+        seconds = _time_step(attempts, batch)
+        micro = attempts.micro[patch]
+        memory = attempts.bytes_per_image(patch) * micro
+        plan = StagePlan(patch, batch_size, micro, len(iterations), memory, seconds)
         plans.append(plan)
         yield plan
     parameters = sum(p.numel() for p in stepper.net.parameters())
@@ -86,14 +93,13 @@ def _plan(options: TrainOptions) -> Generator[StagePlan, None, TrainingPlan]:
         checkpoints * BYTES_PER_PARAMETER["checkpoint"] + 2 * BYTES_PER_PARAMETER["state"]
     )
     hours = sum(plan.hours for plan in plans)
-    return TrainingPlan(
-        str(runtime.device), runtime.precision, section.iterations, hours, disk, plans
-    )
+    total = sum(plan.iterations for plan in plans)
+    return TrainingPlan(str(runtime.device), runtime.precision, total, hours, disk, plans)
 
 
-def _time_step(stepper: Stepper, batch: Batch, share: float, micro_batch: int) -> float:
+def _time_step(attempts: Attempts, batch: Batch) -> float:
     """Seconds of a step after one that warms up."""
-    stepper.step(batch, share, 0.0, micro_batch)
+    deque(attempts.step(batch), maxlen=0)
     begin = time.perf_counter()
-    stepper.step(batch, share, 0.0, micro_batch)
+    deque(attempts.step(batch), maxlen=0)
     return time.perf_counter() - begin

@@ -24,6 +24,9 @@ from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageErro
 from c2fdft_cli.recipe import Recipe
 from c2fdft_cli.recipe_files import load_recipe, recipe_from_dict, write_recipe
 
+ON_RESUME = ("train.micro_batch", "data.workers")
+"""What a run may go on with otherwise than it began: it changes nothing but rounding."""
+
 
 def set_up(request: TrainRequest) -> TrainOptions:
     """Check a request in the order usage, recipe, device, checkpoint, data.
@@ -48,7 +51,8 @@ def set_up(request: TrainRequest) -> TrainOptions:
     data = request.data or _data_of(init)
     _check_shards(data)
     name = _recipe_name(request, init)
-    grid = _grid(request, recipe, init)
+    grid, notices = _grid(request, recipe, init)
+    recipe = replace(recipe, sampling=replace(recipe.sampling, steps=len(grid), grid=grid))
     return TrainOptions(
         stage=request.stage,
         recipe=recipe,
@@ -60,16 +64,18 @@ def set_up(request: TrainRequest) -> TrainOptions:
         init=init,
         max_seconds=request.max_seconds,
         files={"recipe.yaml": write_recipe(recipe), "env.json": _environment(runtime)},
+        notices=notices,
     )
 
 
 def _resumed(request: TrainRequest) -> TrainOptions:
     """The options of a run that goes on: its own recipe, data and grid."""
-    if request.overrides or request.init is not None:
+    fixed = [o for o in request.overrides if o.split("=")[0] not in ON_RESUME]
+    if fixed or request.init is not None:
         raise UsageError(
             "a resumed run keeps its recipe and its weights",
             where="--resume",
-            hint="start a new run with --init to change them",
+            hint=f"only {' and '.join(ON_RESUME)} may change; start a new run with --init",
         )
     wanted = None if request.recipe is None else Path(request.recipe).stem
     run = find_run(request.out, wanted, request.stage)
@@ -80,7 +86,7 @@ def _resumed(request: TrainRequest) -> TrainOptions:
         raise UsageError(
             f"this is a {meta.stage} run", where=run.path, hint=f"use train-{meta.stage} --resume"
         )
-    recipe = recipe_from_dict(meta.recipe, [], where=str(run.state))
+    recipe = recipe_from_dict(meta.recipe, request.overrides, where=str(run.state))
     wish = recipe.train.precision if request.precision == "auto" else request.precision
     data = request.data or Path(meta.data)
     runtime = make_runtime(request.device, wish, join=True)
@@ -106,15 +112,32 @@ def _recipe_with(init: Checkpoint, recipe: Recipe | None, request: TrainRequest)
         raise RecipeError(
             "this checkpoint carries no recipe", where=init.path, hint="name one with --recipe"
         )
-    return replace(recipe, network=init.meta.network, diffusion=init.meta.diffusion)
+    own = replace(recipe, network=init.meta.network, diffusion=init.meta.diffusion)
+    asked = [o for o in request.overrides if o.split(".")[0] in ("network", "diffusion")]
+    if asked and own != recipe:
+        raise RecipeError(
+            "network and diffusion are those of the given weights",
+            where=" ".join(asked),
+            hint="leave it out, or train without given weights",
+        )
+    return own
 
 
-def _grid(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> list[int]:
+def _grid(
+    request: TrainRequest, recipe: Recipe, init: Checkpoint | None
+) -> tuple[list[int], tuple[str, ...]]:
     """The sampling times: overrides first, then the checkpoint's, then the recipe's."""
-    asked = any(override.startswith("sampling.") for override in request.overrides)
-    if not asked and request.stage == "fine" and init is not None and init.meta.grid is not None:
-        return init.meta.grid
-    return grid_of_recipe(recipe.sampling, recipe.diffusion)
+    times = ("sampling.grid=", "sampling.steps=", "sampling.spacing=")
+    asked = any(override.startswith(times) for override in request.overrides)
+    stated = grid_of_recipe(recipe.sampling, recipe.diffusion)
+    given = None if init is None else init.meta.grid
+    if asked or given is None or request.stage != "fine" or given == stated:
+        return stated, ()
+    if request.recipe is None:
+        return given, ()
+    own = ",".join(map(str, stated))
+    notice = f"the calls are the checkpoint's, at {given}; sampling.grid=[{own}] takes the recipe's"
+    return given, (notice,)
 
 
 def _recipe_name(request: TrainRequest, init: Checkpoint | None) -> str:

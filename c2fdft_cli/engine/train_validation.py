@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from c2fdft_cli.engine.loading import ValidationPairs
 from c2fdft_cli.engine.restorer import Restorer, to_uint8
 from c2fdft_cli.engine.run_state import RunState
 from c2fdft_cli.engine.runtime import wait_for_all
-from c2fdft_cli.engine.train_events import Validated
+from c2fdft_cli.engine.train_events import Notice, TrainEvent, Validated
 from c2fdft_cli.engine.train_options import TrainOptions
 from c2fdft_cli.engine.train_tensorboard import TensorBoard
 from c2fdft_cli.engine.validation import (
@@ -27,6 +28,7 @@ from c2fdft_cli.engine.validation import (
 )
 
 SAMPLES = 2
+NARROW = 32  # rows
 
 
 class Validator:
@@ -51,43 +53,60 @@ class Validator:
         self._state = state
         self._board = board
 
-    def validate(self, step: int) -> Validated | None:
-        """Score the EMA weights on the main process while the others wait."""
+    def validate(self, step: int) -> Generator[TrainEvent, None, Validated | None]:
+        """Score the EMA weights on the main process while the others wait.
+
+        Without enough memory beside the training it takes narrow bands, and else no score.
+        """
         scored = None
         if self._pairs is not None and len(self._pairs):
-            scored = self._score(step, self._pairs)
-            if scored.is_best:
+            for rows in (None, NARROW):
+                try:
+                    scored = self._score(step, self._pairs, rows)
+                    break
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+            if scored is None:
+                yield Notice(f"{step}: no memory to restore the validation images; no score")
+            else:
+                yield scored
+            if scored is not None and scored.is_best:
                 self._state.best_psnr = scored.psnr
                 self._state.save_best(step)
         wait_for_all(self._options.runtime)
         return scored
 
-    def _score(self, step: int, pairs: ValidationPairs) -> Validated:
+    def _score(self, step: int, pairs: ValidationPairs, rows: int | None) -> Validated:
         options, recipe = self._options, self._options.recipe
         protocol = PROTOCOLS[recipe.train.protocol]
         restorer = Restorer(
-            Banded(self._state.ema, dtype=options.runtime.dtype),
+            Banded(self._state.ema, rows, options.runtime.dtype),
             alpha_bar_of_recipe(recipe.diffusion),
             options.grid,
             options.runtime,
             seed=recipe.train.seed,
         )
-        rows = []
+        scored: list[Row] = []
         chosen = spread_indices(len(pairs), recipe.train.validation_images)
         for number, images in enumerate(restore_pairs(pairs, restorer, chosen)):
             scores = score_restored(images.restored, images.gt, protocol)
-            rows.append(Row(images.name, scores.psnr, scores.ssim))
+            scored.append(Row(images.name, scores.psnr, scores.ssim))
             if number < SAMPLES:
                 self._save_sample(step, images)
-        mean = mean_scores(rows)
+        mean = mean_scores(scored)
         best = self._state.best_psnr
-        self._state.metrics = {"step": step, "protocol": protocol.name, "images": len(rows), **mean}
+        self._state.metrics = {
+            "step": step,
+            "protocol": protocol.name,
+            "images": len(scored),
+            **mean,
+        }
         return Validated(
             step,
             mean["psnr"],
             mean["ssim"],
             protocol.name,
-            len(rows),
+            len(scored),
             best is None or mean["psnr"] > best,
         )
 

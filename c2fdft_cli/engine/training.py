@@ -12,16 +12,13 @@ from typing import Any
 import torch
 
 from c2fdft_cli.core.dft import DFT
-from c2fdft_cli.core.learning_rate import learning_rate
-from c2fdft_cli.data.batches import Batch
 from c2fdft_cli.data.shards import ShardSet
+from c2fdft_cli.engine.attempts import Attempts
 from c2fdft_cli.engine.checkpoint import alpha_bar_of_recipe, make_network
-from c2fdft_cli.engine.compiling import compile_in_place
-from c2fdft_cli.engine.loading import make_loader, open_validation, patch_cycle, rank_share
-from c2fdft_cli.engine.memory import choose_micro_batch, step_bytes
+from c2fdft_cli.engine.loading import make_loader, open_validation, patch_cycle
 from c2fdft_cli.engine.run_folder import draw_curves
 from c2fdft_cli.engine.run_state import RunState, load_state
-from c2fdft_cli.engine.runtime import StopRequest, agree, any_rank, graceful_stop, meet
+from c2fdft_cli.engine.runtime import StopRequest, any_rank, graceful_stop, meet
 from c2fdft_cli.engine.stepper import Objective, Stepper, StepResult
 from c2fdft_cli.engine.train_events import (
     Notice,
@@ -34,9 +31,9 @@ from c2fdft_cli.engine.train_events import (
 from c2fdft_cli.engine.train_options import TrainOptions
 from c2fdft_cli.engine.train_tensorboard import TensorBoard
 from c2fdft_cli.engine.train_validation import Validator
-from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
+from c2fdft_cli.errors import Interrupted, UsageError
 from c2fdft_cli.progress import Job
-from c2fdft_cli.recipe import FineStage, Stage
+from c2fdft_cli.recipe import FineStage
 
 
 def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
@@ -85,7 +82,7 @@ class _Training:
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
         self.recipe, self.run, self.runtime = options.recipe, options.run, options.runtime
-        self.section = section_of(options)
+        self.section = options.section
         self.cycle = patch_cycle(self.section)
         self.board = TensorBoard(
             self.run.tensorboard, self.recipe.train.tensorboard, self.runtime.is_main
@@ -95,7 +92,8 @@ class _Training:
         self.state = RunState(options, self.shards.fingerprint, self.stepper)
         self.step = 0
         self.window = _Window()
-        self.micro: dict[int, int] = {}
+        self.unscored = False
+        self.attempts = Attempts(options, self.stepper)
         if options.resume:
             self._restore_state()
         pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
@@ -110,17 +108,19 @@ class _Training:
                 hint="give --data as before, or start a new run with --init",
             )
         self.stepper.load(loaded.stepper)
-        self.step, self.micro = loaded.step, loaded.micro
+        self.step, self.unscored = loaded.step, loaded.unscored
+        if self.recipe.train.micro_batch == loaded.micro_batch:
+            self.attempts.micro = loaded.micro
         self.window = _Window(**loaded.window)
         self.state.best_psnr = loaded.best_psnr
+        self.state.metrics = dict(loaded.meta.metrics)
 
     def events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
         if self.runtime.is_main:
             self._open_run()
-        notice = compile_in_place(self.stepper.net, self.recipe.train.compile, self.runtime)
-        if notice:
-            yield Notice(notice)
+        yield from map(Notice, self.options.notices)
+        yield from self.attempts.compile()
         drawn = self.recipe.data.synthesize
         if drawn is not None and self.shards.has_lq:
             yield Notice(
@@ -129,6 +129,9 @@ class _Training:
             )
         with graceful_stop() as request, closing(self.board):
             self.board.open(self.step)
+            if self.unscored:
+                yield from self._score_and_log()
+                self._save()
             yield from self._steps(request, started)
         checkpoint = self.run.path / f"{self.options.stage}.pt"
         if self.runtime.is_main:
@@ -141,16 +144,19 @@ class _Training:
 
     def _open_run(self) -> None:
         if self.options.resume:
-            self.run.cut_metrics(self.step)
+            self.run.remove_unfinished()
+            self.run.cut_metrics(self.step - self.unscored)
         else:
             self.run.create(self.options.files)
+            self._save()  # from now on there is something to go on from
 
     def _steps(self, request: StopRequest, started: float) -> Generator[TrainEvent, None, None]:
         loader = make_loader(self.recipe, self.section, self.shards, self.step + 1, self.runtime)
         clock, waited = time.perf_counter(), 0.0
         for batch in loader:
-            yield from self._fit_micro_batch(batch)
-            result = yield from self._step(batch)
+            yield from self.attempts.fit(batch)
+            result = yield from self.attempts.step(batch)
+            self.step = batch.iteration
             now = time.perf_counter()
             yield self._count(result, now - clock, loader.waited - waited)
             limit = self.options.max_seconds
@@ -161,43 +167,6 @@ class _Training:
                 meet()
                 raise self._interrupted(request)
             clock, waited = time.perf_counter(), loader.waited
-
-    def _fit_micro_batch(self, batch: Batch) -> Generator[TrainEvent, None, None]:
-        """Choose the micro-batch of this stage, once."""
-        patch = batch.gt.shape[-1]
-        if patch in self.micro:
-            return
-        calls = len(self.options.grid)
-        each = step_bytes(self.recipe.network, self.section, calls, patch, self.runtime)
-        wanted = self.recipe.train.micro_batch
-        micro = choose_micro_batch(wanted, len(batch), each, self.runtime)
-        self.micro[patch] = agree(micro, self.runtime)
-        if self.micro[patch] < len(batch):
-            yield Notice(f"{patch} px: micro-batches of {self.micro[patch]} of {len(batch)}")
-
-    def _step(self, batch: Batch) -> Generator[TrainEvent, None, StepResult]:
-        """One optimiser step; out of memory halves the micro-batch and tries again."""
-        k, patch = batch.iteration, batch.gt.shape[-1]
-        share = rank_share(self.runtime, self.cycle.stage(k)[1])
-        periods = [(p.length, p.floor) for p in self.section.periods]
-        lr = learning_rate(k - 1, self.section.lr, periods)
-        while True:
-            try:
-                result = self.stepper.step(batch, share, lr, self.micro[patch])
-                break
-            except torch.OutOfMemoryError as error:
-                if self.micro[patch] == 1 or self.runtime.world > 1:
-                    raise ResourceError(
-                        f"out of memory at {patch} px, micro-batch {self.micro[patch]}",
-                        hint=f"set train.micro_batch={max(1, self.micro[patch] // 2)}",
-                    ) from error
-            self.micro[patch] = -(-self.micro[patch] // 2)
-            torch.cuda.empty_cache()
-            yield Notice(
-                f"out of memory: {patch} px goes on in micro-batches of {self.micro[patch]}"
-            )
-        self.step = k
-        return result
 
     def _count(self, result: StepResult, seconds: float, waited: float) -> StepDone:
         patch, images = self.cycle.stage(self.step)
@@ -216,26 +185,44 @@ class _Training:
         )
 
     def _log_score_save(self, stop: bool) -> Generator[TrainEvent, None, None]:
-        """What is due after this step: a score, a row of metrics.csv, a saved state."""
+        """What is due after this step: a saved state, a score, a row of metrics.csv.
+
+        The state is saved first: nothing that goes wrong in scoring costs a step, and who is told
+        to stop need not wait for it. Where steps have just been left out, the last state that was
+        good is kept.
+        """
         train, last = self.recipe.train, self.step == self.section.iterations
-        score_due = last or self.step % train.validate_every == 0
-        scored = None
-        if score_due:
-            scored = self.validator.validate(self.step)
-            if scored is not None:
-                yield scored
-        if score_due or self.step % train.log_every == 0:
-            if self.runtime.is_main:
-                row = self._row(scored)
-                self.run.append_metrics(row)
-                self.board.row(row, self.runtime.peak_memory())
-            self.window = _Window()
-        if last or stop or self.step % train.save_every == 0:
-            if self.runtime.is_main:
-                self.board.flush()
-                self.state.save(self.step, self.micro, vars(self.window))
-                draw_curves(self.run)
+        self.unscored = last or self.step % train.validate_every == 0
+        regular = self.step % train.save_every == 0 and not self.stepper.bad_steps
+        due = last or stop or regular
+        if due and self.unscored:
+            self._save()
+        if self.unscored and not (stop and not last):
+            yield from self._score_and_log()
+        elif not self.unscored and self.step % train.log_every == 0:
+            self._log(None)
+        if due:
+            self._save()
             yield Saved(self.step, self.run.state)
+
+    def _score_and_log(self) -> Generator[TrainEvent, None, None]:
+        scored = yield from self.validator.validate(self.step)
+        self._log(scored)
+        self.unscored = False
+
+    def _log(self, scored: Validated | None) -> None:
+        if self.runtime.is_main:
+            row = self._row(scored)
+            self.run.append_metrics(row)
+            self.board.row(row, self.runtime.peak_memory())
+        self.window = _Window()
+
+    def _save(self) -> None:
+        if not self.runtime.is_main:
+            return
+        self.board.flush()
+        self.state.save(self.step, self.attempts.micro, vars(self.window), self.unscored)
+        draw_curves(self.run)
 
     def _row(self, scored: Validated | None) -> dict[str, Any]:
         patch, batch = self.cycle.stage(self.step)
@@ -262,18 +249,13 @@ class _Training:
         )
 
 
-def section_of(options: TrainOptions) -> Stage:
-    """The recipe's section of the stage that is trained."""
-    return options.recipe.coarse if options.stage == "coarse" else options.recipe.fine
-
-
 def make_objective(options: TrainOptions) -> Objective:
     """The stage's objective with the weights that it starts from, on the device."""
     net = _start_network(options).to(options.runtime.device)
     if options.runtime.device.type == "cuda":
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion).to(options.runtime.device)
-    section = section_of(options)
+    section = options.section
     fine = (section, options.grid) if isinstance(section, FineStage) else None
     return Objective(net, alpha_bar, fine)
 

@@ -13,7 +13,8 @@ import torch
 
 from c2fdft_cli.data.atomic import atomic_write_bytes, ensure_folder
 from c2fdft_cli.engine import weights_catalogue
-from c2fdft_cli.engine.checkpoint import Checkpoint, load_checkpoint, load_tensors
+from c2fdft_cli.engine.checkpoint import Checkpoint, load_checkpoint
+from c2fdft_cli.engine.tensors_file import load_tensors
 from c2fdft_cli.engine.weights_catalogue import (
     MAX_FILE_BYTES,
     Entry,

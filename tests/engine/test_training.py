@@ -15,6 +15,7 @@ import torch
 
 from c2fdft_cli.engine.checkpoint import load_checkpoint
 from c2fdft_cli.engine.run_folder import find_run, new_run
+from c2fdft_cli.engine.run_state import load_state
 from c2fdft_cli.engine.train_events import Notice, Saved, StepDone, Validated
 from c2fdft_cli.engine.train_options import TrainRequest
 from c2fdft_cli.engine.train_plan import plan_training
@@ -57,11 +58,16 @@ def collect(job, events: list) -> None:
         events.append(event)
 
 
-def resume(stage: str, out: Path):
-    return run(TrainRequest(stage=stage, out=out, resume=True, device="cpu", precision="fp32"))
+def resume(stage: str, out: Path, *changed: str):
+    wish = TrainRequest(
+        stage=stage, out=out, overrides=[*changed], resume=True, device="cpu", precision="fp32"
+    )
+    return run(wish)
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
+    if not (folder / "metrics.csv").is_file():
+        return []
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
 
@@ -146,10 +152,6 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, shard_folder, coarse
         if isinstance(event, StepDone) and event.iteration == stop_at:
             break
     events.close()
-    if not (tmp_path / "run" / "state.pt").is_file():
-        with pytest.raises(DataError, match="no run to resume"):
-            resume("coarse", tmp_path / "run")
-        return
     resume("coarse", tmp_path / "run")
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
     assert losses(tmp_path / "run") == losses(coarse_run)
@@ -194,6 +196,26 @@ def test_sigterm_saves_first(tmp_path, shard_folder, coarse_run):
     resume("coarse", tmp_path / "run")
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
     assert losses(tmp_path / "run") == losses(coarse_run)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_saves_first(tmp_path, shard_folder):
+    """As torchrun and job queues send it: to the data workers too."""
+    words = ["--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
+    start = ["--recipe", "tiny", "--data", str(shard_folder), *MINI, "coarse.iterations=100000"]
+    command = [sys.executable, "-m", "c2fdft_cli", "train-coarse", *words, *start]
+    process = subprocess.Popen(
+        [*command, "data.workers=2", "train.save_every=100000", "train.validate_every=100000"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(metrics(tmp_path / "run")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "state saved" in said
+    assert load_state(tmp_path / "run" / "state.pt").step > 2
 
 
 def test_time_limit_saves_and_stops(tmp_path, shard_folder):
@@ -250,6 +272,10 @@ def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
         collect(job, events)
     skipped = [e.iteration for e in events if isinstance(e, StepDone) and e.skipped]
     assert len(skipped) == 2
+    # saved every 2 steps, but not what came after the weights had gone
+    state = load_state(tmp_path / "run" / "state.pt")
+    assert state.step == 0
+    assert all(torch.isfinite(x).all() for x in state.stepper["params"].values())
 
 
 def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
@@ -307,6 +333,16 @@ def test_recipe_data_and_grid_come_from_the_checkpoint(tmp_path, shard_folder, c
     assert options.recipe_name == "tiny"
 
 
+def test_a_plan_of_a_begun_run_is_for_what_is_left(tmp_path, shard_folder):
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, tmp_path / "run", max_seconds=0.0))
+    plan = plan_training(
+        set_up(TrainRequest("coarse", out=tmp_path / "run", resume=True, device="cpu"))
+    ).run()
+    assert plan.iterations == 11
+    assert [(s.patch, s.iterations) for s in plan.stages] == [(16, 5), (24, 6)]
+
+
 def test_plan_writes_nothing(tmp_path, shard_folder):
     plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
     assert [(s.patch, s.batch, s.iterations) for s in plan.stages] == [(16, 4, 6), (24, 2, 6)]
@@ -333,11 +369,36 @@ def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
             UsageError,
             "keeps its recipe",
         ),
+        (
+            request("fine", shard_folder, None, "network.dim=16", init=coarse_run / "coarse.pt"),
+            RecipeError,
+            "network and diffusion are those of the given weights",
+        ),
+        (request("coarse", shard_folder, None, f"train.seed={1 << 63}"), RecipeError, "below 2^63"),
     ]
     for wish, kind, words in cases:
         with pytest.raises(kind) as caught:
             set_up(wish)
         assert words in str(caught.value), str(caught.value)
+
+
+def test_the_grid_in_use_is_the_one_in_the_recipe(tmp_path, shard_folder, coarse_run):
+    """The checkpoint's, with a notice where the named recipe states another."""
+
+    def asked(name: str, *more: str):
+        rest = [one for one in MINI if not one.startswith("sampling.")]
+        start = {"init": coarse_run / "coarse.pt", "recipe": "derain"}
+        return set_up(
+            request("fine", shard_folder, tmp_path / name, overrides=[*rest, *more], **start)
+        )
+
+    kept = asked("a", "sampling.eta=0.1")
+    assert kept.grid == kept.recipe.sampling.grid == [999, 500]
+    assert kept.recipe.sampling.eta == 0.1
+    assert any("sampling.grid=[999,666,333,0]" in one for one in kept.notices)
+    chosen = asked("b", "sampling.steps=3")
+    assert chosen.grid == chosen.recipe.sampling.grid == [999, 500, 0]
+    assert chosen.notices == ()
 
 
 def test_a_full_run_folder_is_refused(shard_folder, coarse_run):
