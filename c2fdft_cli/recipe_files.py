@@ -87,12 +87,11 @@ def build_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     """
     found = list(_unknown_keys(values, Recipe, ""))
     config: Any = OmegaConf.structured(Recipe)
-    if not found:
-        for key, value in _leaves(values, Recipe, ""):
-            try:
-                config = OmegaConf.merge(config, _nested(key, value))
-            except OmegaConfBaseException as error:
-                found.append(f"{key}: {str(error).splitlines()[0]}")
+    for key, value in _leaves(values, Recipe, ""):
+        try:
+            config = OmegaConf.merge(config, _nested(key, value))
+        except OmegaConfBaseException as error:
+            found.append(f"{key}: {str(error).splitlines()[0]}")
     if not found:
         recipe = typing.cast(Recipe, OmegaConf.to_object(config))
         found = problems(recipe)
@@ -236,8 +235,10 @@ def _elsewhere(key: str, known: list[str]) -> list[str]:
 
 
 def _leaves(values: Mapping[str, Any], schema: type, prefix: str) -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        section = _section(schema, key)
+    """The values of known keys, one by one."""
+    known = {f.name for f in dataclasses.fields(schema)}
+    for key in (key for key in values if key in known):
+        value, section = values[key], _section(schema, key)
         if section is not None and isinstance(value, Mapping):
             yield from _leaves(value, section, f"{prefix}{key}.")
         else:

@@ -17,8 +17,7 @@
 #   three        3 calls: 999, 666, 333
 #   two          2 calls: 999, 500
 #   one          1 call: 500
-# L1 counts in full in all arms but `paper`, and the rate is 3e-4 with clipping: at tiny's 8e-4, without it,
-# half of the runs ended below their input.
+# L1 counts in full in all arms but `paper`; the rate is 3e-4, gradients are clipped to norm 1.
 set -euo pipefail
 
 if [ $# -lt 4 ]; then

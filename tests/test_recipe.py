@@ -230,3 +230,11 @@ def test_words_that_are_no_choice():
     told = "\n".join(caught.value.details)
     assert "fine.recompute: one of none, call, level" in told
     assert "train.tensorboard: one of auto, true, false" in told
+
+
+def test_unknown_keys_and_wrong_values_are_listed_together():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", ["coarse.itrations=3", "coarse.lr=abc"])
+    assert len(caught.value.details) == 2
+    assert any("coarse.iterations?" in line for line in caught.value.details)
+    assert any(line.startswith("coarse.lr: ") for line in caught.value.details)

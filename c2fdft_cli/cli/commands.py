@@ -107,9 +107,14 @@ def load_command(name: str) -> Any:
     found = getattr(import_module(f"c2fdft_cli.cli.{module}"), attribute)
     if not isinstance(found, typer.Typer):
         alone = typer.Typer(add_completion=False)
-        alone.command(name)(found)
+        alone.command(name, help=_flowing(found.__doc__ or ""))(found)
         found = alone
     return get_command(found)
+
+
+def _flowing(text: str) -> str:
+    """Each paragraph on one line, for a terminal of any width to break."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _listed() -> None:

@@ -138,7 +138,8 @@ def evaluate(
     more = _find_metrics(metrics, no_reference)
     EvalOptions(protocol, border)  # a wrong name is found before any file is read
     prepare_outputs([csv, report and report / "index.html"], overwrite)
-    check_source(restored, target, degraded, weights, data, no_reference, sigma)
+    of_weights = {"--images": images or None, "--seeds": seeds - 1 or None, "--grid": grid}
+    check_source(restored, target, degraded, weights, data, no_reference, sigma, of_weights)
     pairs = None if weights is None else named_pairs(restored, target, data, sigma, seed)
     source = Source(
         restored, target, degraded, weights, no_reference, data, pairs, sigma,

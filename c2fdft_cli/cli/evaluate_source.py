@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,8 +50,9 @@ def check_source(
     data: Path | None,
     no_reference: bool,
     sigma: float | None,
+    of_weights: Mapping[str, object],
 ) -> None:
-    """UsageError for what does not go together."""
+    """UsageError for what does not go together; `of_weights`: options that --weights alone has."""
     from c2fdft_cli.engine.evaluate_blocks import are_blocks
 
     others = (target, degraded, weights, data)
@@ -59,6 +61,9 @@ def check_source(
         raise UsageError("give a folder and nothing to compare it with", where=hint)
     if sigma is not None and (weights is None or restored is None):
         raise UsageError("for weights and a folder of clean images", where="--sigma")
+    for option, value in of_weights.items():
+        if weights is None and value is not None:
+            raise UsageError("for --weights", where=option, hint="leave it out")
     blocks = are_blocks(restored) or (weights is not None and are_blocks(data))
     blocks = blocks and sigma is None
     if blocks and degraded is not None:

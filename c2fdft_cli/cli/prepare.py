@@ -105,6 +105,8 @@ def prepare(
         workers=workers,
         overwrite=overwrite,
     )
+    if preview is not None:
+        _check_preview(preview, source, overwrite)
     result = console.draw(start(options), lambda event: event.name)
     if preview is not None:
         _write_preview(options, preview)
@@ -115,6 +117,13 @@ def prepare(
         _tell(result, options)
         if following:
             console.say_next(following)
+
+
+def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
+    if preview.exists() and not overwrite:
+        raise UsageError("it exists", where=preview, hint="use --overwrite, or name another file")
+    if source.resolve() in preview.resolve().parents:
+        raise UsageError("a preview among the images", where=preview, hint="put it elsewhere")
 
 
 def _validation(val: str | None) -> int | Path | None:

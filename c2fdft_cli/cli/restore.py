@@ -269,12 +269,12 @@ def _restore_images(options: RestoreOptions, json: bool) -> None:
         result = gather_ranks(console.draw(start(plan), with_rate()), plan.runtime)
     finally:
         leave()
-    following = next_command(plan)
+    following = None if result.failure is not None else next_command(plan)
     if json:
         console.emit(document(plan, result, following))
     elif options.out != STDIO:
         tell(plan, result)
-        if result.failure is None and following is not None:
+        if following is not None:
             console.say_next(following)
     if result.failure is not None:
         raise result.failure

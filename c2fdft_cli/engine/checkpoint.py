@@ -103,7 +103,8 @@ class Checkpoint:
         Raises:
             CheckpointError: weights that do not fit the network.
         """
-        return make_network(self.meta.network, self.ema if weights == "ema" else self.params).eval()
+        state = self.ema if weights == "ema" else self.params
+        return make_network(self.meta.network, state, self.path).eval()
 
 
 def alpha_bar_of_recipe(diffusion: Diffusion) -> Tensor:
@@ -122,8 +123,10 @@ def grid_of_recipe(sampling: Sampling, diffusion: Diffusion) -> list[int]:
     return time_grid(sampling.steps, sampling.spacing, diffusion.timesteps)
 
 
-def make_network(network: Network, state: Mapping[str, Tensor] | None = None) -> DFT:
-    """Build the network and, if given, load its weights strictly.
+def make_network(
+    network: Network, state: Mapping[str, Tensor] | None = None, where: Path | None = None
+) -> DFT:
+    """Build the network and, if given, load its weights, those of the file `where`, strictly.
 
     Raises:
         CheckpointError: names or shapes that do not fit.
@@ -135,7 +138,12 @@ def make_network(network: Network, state: Mapping[str, Tensor] | None = None) ->
         net = DFT(**arguments)
     misfit = _misfits(net.state_dict(), state)
     if misfit:
-        raise CheckpointError("the weights do not fit the network", details=misfit[:10])
+        raise CheckpointError(
+            "the weights do not fit the network that the file names",
+            where=where,
+            hint="get the file again, or another",
+            details=misfit[:10],
+        )
     net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     return net.requires_grad_(True)
 

@@ -137,7 +137,9 @@ def convert(options: ConvertOptions) -> Converted:
         require_export(modules, f"--to {form}")
     checkpoint = load_checkpoint(options.source)
     for state in (checkpoint.params, checkpoint.ema):
-        make_network(checkpoint.meta.network, state)  # fails where the weights do not fit
+        make_network(
+            checkpoint.meta.network, state, options.source
+        )  # fails where the weights do not fit
     checkpoint.meta.versions = checkpoint.meta.versions or versions()
     ensure_folder(options.out.parent)
     error = _write(options, form, checkpoint)

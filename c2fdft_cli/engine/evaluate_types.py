@@ -129,9 +129,9 @@ def pixels_of(image: Tensor) -> np.ndarray[Any, Any]:
 
 def score_images(a: Tensor, b: Tensor, protocol: Protocol, border: int) -> Score:
     """`core.metrics.score` of one image; DataError when it is too small for SSIM's window."""
-    height, width = (side - 2 * border for side in a.shape[-2:])
-    if min(height, width) < WINDOW:
-        left = f" without a border of {border} px" if border else ""
-        what = f"{width} x {height} px{left}: SSIM needs {WINDOW} x {WINDOW}"
+    height, width = a.shape[-2:]
+    if min(height, width) - 2 * border < WINDOW:
+        left = f" inside a border of {border} px" if border else ""
+        what = f"{width} x {height} px: SSIM needs {WINDOW} x {WINDOW}{left}"
         raise DataError(what, hint="leave small images out")
     return score(a, b, protocol, border)[0]

@@ -35,7 +35,7 @@ def describe(path: Path) -> dict[str, Any]:
 def _checkpoint(path: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     meta = checkpoint.meta
-    make_network(meta.network, checkpoint.ema)  # fails where the weights do not fit
+    make_network(meta.network, checkpoint.ema, path)  # fails where the weights do not fit
     facts: dict[str, Any] = {
         "kind": "checkpoint",
         "stage": meta.stage,

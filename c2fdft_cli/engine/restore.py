@@ -26,12 +26,13 @@ from c2fdft_cli.engine.restore_result import (
     failed,
     result_of,
 )
-from c2fdft_cli.engine.restore_run import run_network
+from c2fdft_cli.engine.restore_run import refuse_not_finite, run_network
 from c2fdft_cli.engine.restore_video import restore_video
-from c2fdft_cli.engine.restore_write import lost, write_files
+from c2fdft_cli.engine.restore_write import kept, lost, write_files
 from c2fdft_cli.engine.runtime import StopRequest, graceful_stop
 from c2fdft_cli.errors import (
     C2fdftError,
+    CheckpointError,
     DataError,
     Interrupted,
     ResourceError,
@@ -74,6 +75,8 @@ def _work(plan: RestorePlan) -> Generator[ImageDone | FrameDone, None, RestoreRe
             yield record
         if stop.signal_number is not None:
             left = len(plan.items) - len(done)
+            if left == 0:
+                return result_of(plan, done, errors, time.monotonic() - start)
             raise Interrupted(
                 f"stopped with {left} of {len(plan.items)} images to do",
                 signal_number=stop.signal_number,
@@ -179,7 +182,7 @@ def _record(plan: RestorePlan, item: Item, picture: Picture, ran: Ran, seconds: 
         executor=ran.executor,
         precision=plan.runtime.precision,
         peak_memory=plan.runtime.peak_memory(),
-        notes=[*ran.notes, *losses],
+        notes=[*ran.notes, *losses, *kept(item, plan.options)],
     )
 
 
@@ -192,8 +195,9 @@ def _save(
     record: ImageDone,
 ) -> Outcome:
     try:
+        refuse_not_finite(plan, image)
         write_files(item, picture, image, spread, plan.options)
-    except UsageError as error:  # a format that cannot hold this picture
+    except (CheckpointError, UsageError) as error:  # NaN, or a format that cannot hold it
         return failed(item, error)
     plan.record.add(item)
     return record, None

@@ -20,6 +20,8 @@ from c2fdft_cli.errors import ResourceError
 
 MARGIN = 0.8
 """Share of the free memory that restoring takes unless told otherwise."""
+SOME_TILE = 512
+"""A tile to suggest, in px."""
 MIN_ROWS = 8
 """Rows below which running out of memory is not answered by narrower bands."""
 SAMPLER_BYTES = 4 * 42
@@ -120,7 +122,7 @@ class Executor:
                 raise ResourceError(
                     f"out of memory at {width}x{height} px in bands of {rows} rows",
                     where=names[0],
-                    hint="free some memory, use --tile 512, or another device",
+                    hint="free some memory, use a smaller --tile, or another device",
                 )
             rows = max(MIN_ROWS, rows // 4)
             notes = [f"out of memory: went on in bands of {rows} rows"]
@@ -144,10 +146,17 @@ class Executor:
         needed = network + _outside(height, width, count)
         fitting = height * width * self.budget / needed / 1e6
         want, have = (f"{size / 2**20:,.1f} MiB" for size in (needed, self.budget))
+        hint = f"about {fitting:,.2f} megapixels fit; raise --max-memory"
+        if self._tile is None and self._fits_in_tiles(height, width, count):
+            hint += f", or use --tile {SOME_TILE}"
         return ResourceError(
-            f"{width}x{height} px needs {want} of memory, {have} may be used",
-            hint=f"about {fitting:.2g} megapixels fit; raise --max-memory, or use --tile 512",
+            f"{width}x{height} px needs {want} of memory, {have} may be used", hint=hint
         )
+
+    def _fits_in_tiles(self, height: int, width: int, count: int) -> bool:
+        tall, wide = min(_padded(height), SOME_TILE), min(_padded(width), SOME_TILE)
+        network = banded_bytes(self._net, tall, wide, count, self._runtime.dtype, rows=1)
+        return network + _outside(height, width, count) <= self.budget
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """The size that the network sees: padded, or a tile's."""

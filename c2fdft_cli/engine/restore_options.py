@@ -98,6 +98,9 @@ class RestoreOptions:
 
     def check(self) -> None:
         """Raise UsageError for what can be known to be wrong before anything is loaded."""
+        for name, value in (("IN", self.source), ("OUT", str(self.out))):
+            if not value:
+                raise UsageError(f"{name} is empty", hint="name a file or a folder")
         _check_grid_options(self)
         _check_output_options(self)
         if not 0 <= self.eta <= 1:

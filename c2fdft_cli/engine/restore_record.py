@@ -32,9 +32,9 @@ class Record:
 
     def doubt(self, item: Item) -> str | None:
         """Why an output that is there may not be what this run would make; None if it is."""
-        if self._folder is None or item.output is None:
+        if item.output is None:
             return None
-        found = self._known.get(self._key(item.output))
+        found = None if self._folder is None else self._known.get(self._key(item.output))
         if found is None:
             return "no record of how it was made"
         if found.get("settings") != self._settings:

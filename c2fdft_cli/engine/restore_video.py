@@ -25,9 +25,9 @@ from c2fdft_cli.engine.restore_outputs import Item
 from c2fdft_cli.engine.restore_pixels import quantise, to_tensor
 from c2fdft_cli.engine.restore_plan import RestorePlan
 from c2fdft_cli.engine.restore_result import FrameDone, Outcome, VideoDone, failed
-from c2fdft_cli.engine.restore_run import run_network
+from c2fdft_cli.engine.restore_run import refuse_not_finite, run_network
 from c2fdft_cli.engine.runtime import StopRequest
-from c2fdft_cli.errors import DataError, ResourceError
+from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
 
 _BATCHES_AHEAD = 1
 
@@ -39,7 +39,7 @@ class _StoppedError(Exception):
 class _NetworkError(Exception):
     """The network cannot run on these frames."""
 
-    def __init__(self, error: ResourceError) -> None:
+    def __init__(self, error: CheckpointError | ResourceError) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -152,7 +152,8 @@ def _run(
     start = time.monotonic()
     try:
         result, ran = run_network(plan, lq, names)
-    except ResourceError as error:
+        refuse_not_finite(plan, result.image)
+    except (CheckpointError, ResourceError) as error:
         raise _NetworkError(error) from error
     tally.add(len(frames), time.monotonic() - start, ran)
     depth = 8 * frames[0].pixels.itemsize

@@ -59,6 +59,15 @@ def lost(picture: Picture, suffix: str, bit_depth: int | None) -> list[str]:
     return notes
 
 
+def kept(item: Item, options: RestoreOptions) -> list[str]:
+    """The pictures beside an output that are there already and stay as they are."""
+    return [
+        f"kept as it was: {path} (--overwrite replaces it)"
+        for path in (item.compare, item.spread, item.heat)
+        if path is not None and not _wanted(path, options)
+    ]
+
+
 def _wanted(path: Path | None, options: RestoreOptions) -> bool:
     return path is not None and (options.overwrite or not path.exists())
 

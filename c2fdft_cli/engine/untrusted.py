@@ -21,6 +21,10 @@ def not_one(path: Path, why: str) -> CheckpointError:
 
 def refuse_missing(path: Path) -> None:
     """CheckpointError unless the path is a file of a size that can be."""
+    if path.is_dir():
+        inside = next((p for p in (path / "fine.pt", path / "coarse.pt") if p.is_file()), None)
+        hint = "give a .pt or .pth file" if inside is None else f"give {inside}"
+        raise CheckpointError("a folder, not a checkpoint", where=path, hint=hint)
     if not path.is_file():
         raise CheckpointError("no such checkpoint", where=path, hint="give a .pt or .pth file")
     if path.stat().st_size > MAX_FILE_BYTES:

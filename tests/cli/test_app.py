@@ -292,3 +292,17 @@ def test_given_weights_bring_their_recipe(tmp_path):
 )
 def test_bench_refuses(words, says):
     refused("bench", *words, "--recipe", "tiny", "--size", 16, code=2, says=says)
+
+
+def test_a_preview_replaces_nothing(pairs, tmp_path):
+    photo = next(pairs.rglob("*.png"))
+    before = photo.read_bytes()
+    for words in (["--preview", photo], ["--preview", photo, "--overwrite"]):
+        result = run("prepare", pairs, "--out", tmp_path / "shards", *words)
+        assert result.exit_code == 2, result.output
+        assert photo.read_bytes() == before
+    assert not (tmp_path / "shards").exists()
+    sheet = tmp_path / "sheet.png"
+    for words, code in (([], 0), ([], 2), (["--overwrite"], 0)):
+        result = run("prepare", pairs, "--out", tmp_path / "shards", "--preview", sheet, *words)
+        assert result.exit_code == code, result.output

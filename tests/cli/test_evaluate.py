@@ -200,3 +200,12 @@ def test_one_bad_pair_gives_no_mean(folders: tuple[Path, Path]) -> None:
     assert result.exit_code == 3
     assert "1: cannot read the image" in result.stderr
     assert "mean" not in result.stdout
+
+
+@pytest.mark.parametrize("words", [("--images", "1"), ("--seeds", "3"), ("--grid", "999")])
+def test_options_of_weights_need_weights(
+    folders: tuple[Path, Path], words: tuple[str, str]
+) -> None:
+    result = run(*folders, *words)
+    assert result.exit_code == 2
+    assert f"for --weights - {words[0]}" in result.stderr

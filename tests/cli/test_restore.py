@@ -189,3 +189,62 @@ def test_help_teaches() -> None:
         "Example",
     ):
         assert word in result.stdout
+
+
+def test_weights_that_restore_to_nan_write_nothing(
+    folder: Path, tmp_path: Path, tiny_net: Callable[..., DFT]
+) -> None:
+    net = tiny_net()
+    net.output.weight.data.fill_(float("nan"))
+    broken = write_checkpoint(tmp_path / "nan.pt", net, stage="coarse")
+    single = call(folder / "a.png", tmp_path / "a.png", "--weights", broken)
+    assert single.exit_code == 4
+    assert "the weights restore to NaN" in single.stderr
+    result = call(folder, tmp_path / "out", "--weights", broken, "--json")
+    assert result.exit_code == 6
+    document = json.loads(result.stdout)
+    assert (document["restored"], document["failed"], document["next"]) == (0, 2, None)
+    assert not (tmp_path / "a.png").exists()
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_single_output_that_is_there_is_named(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").write_text("mine")
+    result = call(folder / "a.png", tmp_path / "mine.png", "--weights", coarse)
+    assert result.exit_code == 0
+    assert "mine.png: no record of how it was made" in result.stderr
+    assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+def test_pictures_that_stay_as_they_were_are_named(
+    folder: Path, coarse: Path, tmp_path: Path
+) -> None:
+    words = ("--weights", coarse, "--compare", tmp_path / "compare")
+    call(folder / "a.png", tmp_path / "one.png", *words)
+    before = [path.read_bytes() for path in (tmp_path / "compare").iterdir()]
+    again = call(folder / "a.png", tmp_path / "one.png", *words, "--overwrite")
+    assert "kept as it was" not in again.stderr
+    for path in (tmp_path / "compare").iterdir():
+        path.write_bytes(b"older")
+    (tmp_path / "one.png").unlink()
+    result = call(folder / "a.png", tmp_path / "one.png", *words)
+    assert result.exit_code == 0, result.output
+    assert "kept as it was" in result.stderr
+    assert len(before) == 1
+
+
+@pytest.mark.parametrize("words", [("", "out"), ("in", "")])
+def test_an_unset_variable_is_no_folder(
+    words: tuple[str, str], folder: Path, coarse: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*words, "--weights", coarse)
+    assert result.exit_code == 2
+    assert f"{'IN' if not words[0] else 'OUT'} is empty" in result.stderr
+
+
+def test_a_run_folder_names_its_weights(folder: Path, fine: Path, tmp_path: Path) -> None:
+    result = call(folder, tmp_path / "out", "--weights", tmp_path)
+    assert result.exit_code == 4
+    assert "a folder, not a checkpoint" in result.stderr
+    assert str(fine) in result.stderr
