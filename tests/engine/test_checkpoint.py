@@ -123,7 +123,7 @@ class Evil:
         (lambda p: torch.save({"a": 1}, p), "neither params nor params_ema"),
         (lambda p: torch.save({"params": {"a": torch.ones(1)}}, p), "not the weights of a DFT"),
         (lambda p: torch.save({"params": {"a": 3}}, p), "neither params nor params_ema"),
-        (lambda p: p.mkdir(), "no such checkpoint"),
+        (lambda p: p.mkdir(), "a folder, not a checkpoint"),
         (lambda p: None, "no such checkpoint"),
     ],
 )

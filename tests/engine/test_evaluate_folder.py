@@ -108,7 +108,8 @@ def test_the_sampler_starts_as_in_restore(clean, tmp_path, weights):
     )
     restore(plan_restore(options)).run()
     found = evaluate_files(tmp_path / "out", target, EvalOptions("rgb")).run()
-    assert scores == pytest.approx([row.psnr for row in found.rows])
+    # restore may put images of one size through together: the same but for rounding
+    assert scores == pytest.approx([row.psnr for row in found.rows], rel=1e-4)
 
 
 def test_training_images_are_not_scored_unasked(tmp_path):

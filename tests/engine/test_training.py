@@ -357,7 +357,11 @@ def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
         (request("coarse", empty, None), DataError, "no training shards"),
         (request("coarse", shard_folder, None, recipe="derrain"), RecipeError, "mean derain"),
         (request("coarse", shard_folder, None, "coarse.lrr=1"), RecipeError, "coarse.lr?"),
-        (request("fine", shard_folder, None, init=empty), CheckpointError, "no such checkpoint"),
+        (
+            request("fine", shard_folder, None, init=empty),
+            CheckpointError,
+            "a folder, not a checkpoint",
+        ),
         (TrainRequest("coarse", out=empty, resume=True), DataError, "no run to resume"),
         (
             TrainRequest("fine", out=coarse_run, resume=True),
