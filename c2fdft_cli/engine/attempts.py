@@ -35,6 +35,7 @@ class Attempts:
         self._cycle = patch_cycle(options.section)
         self.micro: dict[int, int] = {}
         """Rows that go through the network together, by patch size."""
+        self._fitted: set[int] = set()
 
     def compile(self) -> Generator[Notice, None, None]:
         """Compile the network as the recipe wishes."""
@@ -56,11 +57,13 @@ class Attempts:
         another's gradients.
         """
         patch = batch.gt.shape[-1]
-        if patch in self.micro:
+        if patch in self._fitted:
             return
-        wanted = self._options.recipe.train.micro_batch
-        each = self.bytes_per_image(patch)
-        self.micro[patch] = choose_micro_batch(wanted, len(batch), each, self._runtime)
+        self._fitted.add(patch)
+        if patch not in self.micro:  # else it is known from before the run was stopped
+            wanted = self._options.recipe.train.micro_batch
+            each = self.bytes_per_image(patch)
+            self.micro[patch] = choose_micro_batch(wanted, len(batch), each, self._runtime)
         net = self._stepper.net
         if self._runtime.device.type == "cuda" or is_compiled(net):
             yield from self._until_done(patch, partial(self._try_out, batch), alone=True)

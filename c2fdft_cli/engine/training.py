@@ -195,14 +195,15 @@ class _Training:
         self.unscored = last or self.step % train.validate_every == 0
         regular = self.step % train.save_every == 0 and not self.stepper.bad_steps
         due = last or stop or regular
-        if due and self.unscored:
-            self._save()
-        if self.unscored and not (stop and not last):
-            yield from self._score_and_log()
-        elif not self.unscored and self.step % train.log_every == 0:
+        if not self.unscored and self.step % train.log_every == 0:
             self._log(None)
         if due:
             self._save()
+        if self.unscored and (last or not stop):
+            yield from self._score_and_log()
+            if due:
+                self._save()
+        if due:
             yield Saved(self.step, self.run.state)
 
     def _score_and_log(self) -> Generator[TrainEvent, None, None]:
