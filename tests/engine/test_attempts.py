@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from c2fdft_cli.core.dft import DFT
-from c2fdft_cli.engine import attempts, memory, runtime
+from c2fdft_cli.engine import attempts, memory
 from c2fdft_cli.engine.run_state import load_state
 from c2fdft_cli.engine.runtime import Runtime, make_runtime
 from c2fdft_cli.engine.stepper import Objective, Stepper
@@ -271,7 +271,3 @@ def test_more_processes_than_devices(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ResourceError, match=r"process 3 .* 2 are there - start with --nproc-per"):
         make_runtime("cuda")
-
-
-def test_processes_wait_for_a_long_validation():
-    assert runtime._PATIENCE.total_seconds() >= 3600
