@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from c2fdft_cli.core.gram import Statistics, gather_statistics, mixing_matrix
 from c2fdft_cli.core.kernels import fusable, linear
 
-_MANY_ROWS = 1024  # from here on a float32 product repays the transposed copy of its weight
+_MANY_ROWS = 2048  # from here on a float32 product repays the transposed copy of its weight
 
 
 def takes(x: Tensor) -> bool:

@@ -47,6 +47,21 @@ def test_gradients_are_autograds(heads, bias, size, plain):
 
 
 @needs_kernels
+def test_channels_without_a_value_have_autograds_gradients(plain):
+    # their sums of squares are clamped before the root
+    block = fill(Block(16, 2, 4.0, False, "with_bias"))
+    with torch.no_grad():
+        block.attn.qkv.weight[[3, 18, 20]] = 0.0
+    x, weights, time = wave([2, 5, 7, 16], 0.37), wave([2, 5, 7, 16], 0.71), wave([2, 16], 0.9)
+    ours = gradients(block, x, time, weights)
+    plain()
+    autograds = gradients(block, x, time, weights)
+    for name, expected in autograds.items():
+        assert torch.isfinite(ours[name]).all(), name
+        assert relative(ours[name], expected) < 1e-5, name
+
+
+@needs_kernels
 def test_the_functions_are_in_use():
     block = fill(Block(16, 2, 4.0, False, "with_bias"))
     y = block(wave([1, 8, 8, 16], 0.37), wave([1, 16], 0.9))
