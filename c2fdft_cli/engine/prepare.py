@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Generator
 from contextlib import closing
@@ -11,13 +12,14 @@ from pathlib import Path
 from c2fdft_cli import __version__
 from c2fdft_cli.data.atomic import ensure_folder
 from c2fdft_cli.data.layouts import Leftover
-from c2fdft_cli.data.shard_format import ShardHeader, ShardIndex, clean_text
+from c2fdft_cli.data.shard_format import Pixels, ShardHeader, ShardIndex, clean_text
 from c2fdft_cli.data.shard_writer import ShardWriter
 from c2fdft_cli.engine.in_order import in_order
 from c2fdft_cli.engine.prepare_check import CheckReport, look, summarise
 from c2fdft_cli.engine.prepare_plan import (
     Plan,
     PlannedShard,
+    begin,
     free_bytes,
     make_plan,
     measure,
@@ -29,6 +31,7 @@ from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.progress import Job
 
 DEFAULT_SHARD_BYTES = 1 << 30
+Rows = Generator[tuple[str, str | None, str], None, None]
 
 
 @dataclass(frozen=True)
@@ -177,15 +180,26 @@ def _write(
     """Write the shards that are not there yet."""
     plan = _plan(options, reader, found)
     ensure_folder(options.out)
-    kept = settle(options.out, plan, overwrite=options.overwrite)
-    guard = SplitGuard()
-    for shard in plan.shards:
-        index = kept.get(shard.path)
-        rows = _old_rows(index) if index else _new_rows(shard, reader, options.workers)
+    settled = settle(options.out, plan, overwrite=options.overwrite)
+    kept, guard = settled.kept, SplitGuard()
+
+    def guarded(shard: PlannedShard, rows: Rows) -> Generator[PairWritten, None, None]:
+        split = shard.header.split
         with closing(rows):
             for name, sha256_lq, sha256_gt in rows:
-                guard.add(shard.header.split, name, sha256_lq, sha256_gt)
-                yield PairWritten(name, shard.header.split, shard.path, kept=index is not None)
+                guard.add(split, name, sha256_lq, sha256_gt)
+                yield PairWritten(name, split, shard.path, kept=shard.path in kept)
+
+    for shard in plan.shards:
+        if (index := kept.get(shard.path)) is not None:
+            rows = _old_rows(index)
+            if settled.doubtful:
+                rows = _compared_rows(shard, rows, reader, options.workers)
+            yield from guarded(shard, rows)
+    begin(options.out, plan, kept)
+    for shard in plan.shards:
+        if shard.path not in kept:
+            yield from guarded(shard, _new_rows(shard, reader, options.workers))
     paths = tuple(shard.path for shard in plan.shards)
     return replace(
         _counted(found),
@@ -223,28 +237,45 @@ def _plan(options: PrepareOptions, reader: PairReader, found: Found) -> Plan:
     )
 
 
-Row = tuple[str, str | None, str]
-
-
-def _old_rows(index: ShardIndex) -> Generator[Row, None, None]:
+def _old_rows(index: ShardIndex) -> Rows:
     """(name, sha256_lq, sha256_gt) of each pair of a shard that is there."""
     for i, entry in enumerate(index.entries):
         yield entry.name, index.sha256_lq[i] if index.sha256_lq else None, index.sha256_gt[i]
 
 
-def _new_rows(shard: PlannedShard, reader: PairReader, workers: int) -> Generator[Row, None, None]:
-    """The same, as each pair is written."""
+def _compared_rows(shard: PlannedShard, rows: Rows, reader: PairReader, workers: int) -> Rows:
+    """The rows of a shard that is there, each once its pair's files hold the same pixels."""
+    with closing(rows), closing(_images(shard, reader, workers)) as images:
+        for row, pair, (lq, gt) in zip(rows, shard.pairs, images, strict=True):
+            for image, digest, path in ((lq, row[1], pair.lq), (gt, row[2], pair.gt)):
+                if image is not None and hashlib.sha256(image).hexdigest() != digest:
+                    raise UsageError(
+                        "the image is not the one in the shards of the output folder",
+                        where=path or pair.gt,
+                        hint="--overwrite replaces them; or choose another folder",
+                    )
+            yield row
+
+
+def _new_rows(shard: PlannedShard, reader: PairReader, workers: int) -> Rows:
+    """The rows of a shard as each pair is written."""
+    writer = ShardWriter(shard.path, shard.header, shard.entries, has_lq=reader.stores_lq)
+    with writer, closing(_images(shard, reader, workers)) as images:
+        for entry, (lq, gt) in zip(shard.entries, images, strict=True):
+            yield entry.name, *writer.add(lq, gt)
+
+
+def _images(
+    shard: PlannedShard, reader: PairReader, workers: int
+) -> Generator[tuple[Pixels | None, Pixels], None, None]:
+    """(lq, gt) of each pair."""
     cost = {pair.name: entry.nbytes for pair, entry in zip(shard.pairs, shard.entries, strict=True)}
-    images = in_order(
+    return in_order(
         reader.read,
         shard.pairs,
         workers=workers,
         cost=lambda pair: shard.planes * cost[pair.name],
     )
-    writer = ShardWriter(shard.path, shard.header, shard.entries, has_lq=reader.stores_lq)
-    with writer, closing(images):
-        for entry, (lq, gt) in zip(shard.entries, images, strict=True):
-            yield entry.name, *writer.add(lq, gt)
 
 
 def _counted(found: Found) -> PrepareResult:

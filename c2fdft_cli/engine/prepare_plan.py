@@ -151,25 +151,54 @@ def _signature(path: Path | None) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def settle(out: Path, plan: Plan, *, overwrite: bool) -> dict[Path, ShardIndex]:
-    """Make the output folder fit for the plan; returns the shards that are done already.
+@dataclass(frozen=True)
+class Settled:
+    """What of a plan is done.
+
+    Args:
+        kept: shards that are there, as planned in names, sizes and attributes.
+        doubtful: they were written from files of other times: their pixels are to be compared
+            before `begin`.
+    """
+
+    kept: dict[Path, ShardIndex]
+    doubtful: bool = False
+
+
+def settle(out: Path, plan: Plan, *, overwrite: bool) -> Settled:
+    """What of the plan is in the output folder already.
 
     Raises:
         UsageError: another set is there, and `overwrite` is off.
-        ResourceError: the disk is too small, or the folder cannot be written.
     """
-    present = [path for path in out.glob("*.h5") if _SHARD.fullmatch(path.name)]
-    if present and not overwrite and _manifest_digest(out) != plan.digest:
+    present = _present(out)
+    if not present or overwrite:
+        return Settled({})
+    kept = _kept(plan, present)
+    if _manifest_digest(out) == plan.digest:
+        return Settled(kept)
+    if len(kept) < len(present):
         raise UsageError(
-            "the output folder holds shards of another set, or of images that changed",
+            "the output folder holds shards of another set",
             where=out,
             hint="--overwrite replaces them; or choose another folder",
         )
-    kept = {} if overwrite else _kept(plan, present)
+    return Settled(kept, doubtful=True)
+
+
+def begin(out: Path, plan: Plan, kept: Mapping[Path, ShardIndex]) -> None:
+    """Make the output folder the plan's: what is not kept goes, once its successor fits.
+
+    Raises:
+        ResourceError: the disk is too small, or the folder cannot be written.
+    """
     needed = sum(shard.nbytes for shard in plan.shards if shard.path not in kept)
-    _clear(out, [path for path in present if path not in kept], needed)
+    _clear(out, [path for path in _present(out) if path not in kept], needed)
     atomic_write_text(out / MANIFEST, _manifest(plan))
-    return kept
+
+
+def _present(out: Path) -> list[Path]:
+    return [path for path in out.glob("*.h5") if _SHARD.fullmatch(path.name)]
 
 
 def _clear(out: Path, replaced: Sequence[Path], needed: int) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c2fdft_cli.data.images import save_rgb8
+from c2fdft_cli.data.images import read_rgb8, save_rgb8
 from c2fdft_cli.data.shard_format import Pixels
 from c2fdft_cli.data.shards import ShardSet, verify
 from c2fdft_cli.engine import prepare_plan
 from c2fdft_cli.engine.prepare import PairWritten, PrepareOptions, PrepareResult, prepare
-from c2fdft_cli.engine.prepare_source import Synthesis
+from c2fdft_cli.engine.prepare_source import PairReader, Synthesis
 from c2fdft_cli.engine.prepare_split import choose_val
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 
@@ -244,23 +244,73 @@ def test_another_set_is_not_overwritten_unasked(source: Path, tmp_path: Path) ->
     assert result.pairs == len(ShardSet.open(out)) + len(ShardSet.open(out, split="val")) == 3
 
 
-def test_changed_image_is_another_set(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run(source=source, out=out)
-    path = source / "target" / "3.png"
+def touch(path: Path) -> None:
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    with pytest.raises(UsageError, match="images that changed"):
-        run(source=source, out=out)
 
 
-def test_shards_without_a_manifest_are_another_set(source: Path, tmp_path: Path) -> None:
+def test_images_of_another_time_are_compared(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(source=source, out=out)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.h5")}
+    before = (out / "shards.json").read_bytes()
+    touch(source / "target" / "3.png")  # as a copy of the whole set would be
+    assert run(source=source, out=out).up_to_date
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.h5")} == times
+    assert (out / "shards.json").read_bytes() != before
+
+
+def test_images_once_compared_are_known(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    touch(source / "target" / "3.png")
+    run(source=source, out=out)
+    monkeypatch.delattr(PairReader, "read")
+    assert run(source=source, out=out).up_to_date
+
+
+@pytest.mark.parametrize("kind", ["input", "target"])
+def test_changed_image_is_named(source: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    before = files(out)
+    path = source / kind / "3.png"
+    save_rgb8(path, 255 - read_rgb8(path))
+    with pytest.raises(UsageError, match="not the one in the shards") as caught:
+        run(source=source, out=out)
+    assert caught.value.where == str(path)
+    assert files(out) == before
+
+
+def test_shards_without_a_manifest_are_compared(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    before = files(out)
     for text in ("", "[1]", '{"plan": 3}', "[" * 100_000):
         (out / "shards.json").write_text(text)
-        with pytest.raises(UsageError, match="another set"):
-            run(source=source, out=out)
+        assert run(source=source, out=out).up_to_date
+        assert files(out) == before
+    (out / "shards.json").write_text("")
+    with pytest.raises(UsageError, match="another set"):
+        run(source=make_pairs(tmp_path / "other", 3, first=40), out=out)
+
+
+def test_missing_shards_are_written_beside_compared_ones(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out, max_shard_bytes=1)
+    before = files(out)
+    first, *_, last = sorted(out.glob("train-*.h5"))
+    first.unlink()
+    last.unlink()
+    touch(source / "target" / "3.png")
+    result = run(source=source, out=out, max_shard_bytes=1)
+    assert not result.up_to_date
+    before.pop("shards.json")
+    after = files(out)
+    after.pop("shards.json")
+    assert after == before
 
 
 def test_disk_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
