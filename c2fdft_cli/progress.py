@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
+
+
+class Meter:
+    """How far a job is beyond its last event, for events that take long.
+
+    Attributes:
+        watch: called in the middle of the work with a count of events, such as 0.25.
+    """
+
+    def __init__(self) -> None:
+        self.watch: Callable[[float], None] | None = None
+
+    def tell(self, events: float) -> None:
+        """So much is done of what is in work."""
+        if self.watch is not None:
+            self.watch(events)
 
 
 class Job(Generic[Event, Result]):
@@ -20,10 +36,17 @@ class Job(Generic[Event, Result]):
         total: how many events are expected (`len(job)`).
         title: a short name for the job, for a progress bar.
         unit: what one event stands for, in the singular ("image", "step", "pair").
+        meter: tells how far the work is between two events, if it is known.
     """
 
     def __init__(
-        self, work: Generator[Event, None, Result], *, total: int, title: str, unit: str
+        self,
+        work: Generator[Event, None, Result],
+        *,
+        total: int,
+        title: str,
+        unit: str,
+        meter: Meter | None = None,
     ) -> None:
         self._work = work
         self._result: Result | None = None
@@ -31,6 +54,7 @@ class Job(Generic[Event, Result]):
         self.total = total
         self.title = title
         self.unit = unit
+        self.meter = meter or Meter()
 
     def __len__(self) -> int:
         return self.total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from c2fdft_cli.progress import Job
+from c2fdft_cli.progress import Job, Meter
 
 
 def counting(log):
@@ -33,6 +33,16 @@ def test_closing_cleans_up():
     next(events)
     events.close()
     assert log == ["started", "cleaned"]
+
+
+def test_a_meter_tells_whoever_watches():
+    meter = Meter()
+    meter.tell(0.5)  # nobody does
+    job = Job(counting([]), total=2, title="count", unit="number", meter=meter)
+    told = []
+    job.meter.watch = told.append
+    meter.tell(0.75)
+    assert told == [0.75]
 
 
 def test_run_skips_the_events():

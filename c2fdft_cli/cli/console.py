@@ -73,11 +73,21 @@ def _draw_bar(
 ) -> Result:
     with progress_bar(console) as progress:
         task = progress.add_task(job.title, total=len(job), note="")
+        done, shown = 0, 0.0
+
+        def within(events: float) -> None:
+            nonlocal shown
+            # results wait to be written: what is in work may be further than the next event
+            shown = max(shown, min(done + events, len(job)))
+            progress.update(task, completed=shown)
+
+        job.meter.watch = within
         for event in job:
             note = show(event) if show else None
             if note is not None:
                 progress.update(task, note=note)
-            progress.advance(task)
+            done += 1
+            within(0.0)
     return job.result
 
 

@@ -9,6 +9,7 @@ faster way to run a network that fits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from operator import add
 
@@ -19,6 +20,9 @@ from c2fdft_cli.core.dft import DFT, shuffle, unshuffle
 from c2fdft_cli.core.gram import Statistics, full_precision
 from c2fdft_cli.core.kernels import bands, halo, rows_in_cache
 from c2fdft_cli.core.prepared import Conv, PreparedBlock, Projection, apply, gather
+
+# Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN.
+_GATHER, _APPLY = 4, 9
 
 
 class Banded:
@@ -35,6 +39,10 @@ class Banded:
         offload_skips: on CUDA, keep the skip tensors in pinned host memory meanwhile.
         compile: compile the work on a band with torch.compile, once for all sizes. On a CPU the
             kernels that run without it are as fast.
+
+    Attributes:
+        watch: called in the middle of a call, after each piece of its work, with the piece's share
+            of `work`. What it raises comes out of the call.
 
     Raises:
         ValueError: rows below 1, or a dtype that is not floating.
@@ -54,6 +62,7 @@ class Banded:
             raise ValueError(f"want a floating dtype, got {dtype}")
         self.net, self.rows, self.offload_skips = net, rows, offload_skips
         self.dtype = dtype or torch.float32
+        self.watch: Callable[[int], None] | None = None
         self._packed = not compile
         self._gather = torch.compile(gather, dynamic=True) if compile else gather
         self._apply = torch.compile(apply, dynamic=True) if compile else apply
@@ -75,6 +84,16 @@ class Banded:
         self._embed = Conv.of(net.patch_embed.proj, torch.float32)
         self._output = Conv.of(net.output, torch.float32)
         self._skip_conv = net.skip_conv and Projection.of(net.skip_conv, torch.float32, True)
+
+    def work(self, n: int, height: int, width: int) -> int:
+        """What the pieces of a call with `n` images sum up to, in an arbitrary unit."""
+        levels = [*self._encoders, self._latent, *self._decoders]
+        halvings = (0, 1, 2, 3, 2, 1, 0)
+        widths = [self.net.dim << k for k in halvings[:-1]] + [2 * self.net.dim]
+        return n * sum(
+            len(level) * (_GATHER + _APPLY) * (height >> k) * (width >> k) * c * c
+            for level, k, c in zip(levels, halvings, widths, strict=True)
+        )
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict the noise: arguments, result and errors of `DFT.forward`.
@@ -129,6 +148,7 @@ class Banded:
             mixing = block.mixing(reduce(add, sums))
             for top, bottom in bands(h, rows):
                 self._apply(block, z[:, top:bottom], v[:, top:bottom], time, mixing)
+                self._did(_APPLY, z[:, top:bottom])
 
     def _gathered(
         self, block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, top: int, bottom: int
@@ -138,7 +158,12 @@ class Banded:
         statistics, v[:, top:bottom] = self._gather(
             block, z[:, first:last], time, top - first, bottom - top
         )
+        self._did(_GATHER, z[:, top:bottom])
         return statistics
+
+    def _did(self, products: int, z: Tensor) -> None:
+        if self.watch is not None:
+            self.watch(products * z.numel() * z.shape[3])
 
     def _down(self, z: Tensor, conv: Conv, rows: int) -> Tensor:
         n, h, w, c = z.shape

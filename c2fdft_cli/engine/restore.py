@@ -26,7 +26,7 @@ from c2fdft_cli.engine.restore_result import (
     failed,
     result_of,
 )
-from c2fdft_cli.engine.restore_run import refuse_not_finite, run_network
+from c2fdft_cli.engine.restore_run import StoppedError, refuse_not_finite, run_network
 from c2fdft_cli.engine.restore_video import restore_video
 from c2fdft_cli.engine.restore_write import kept, lost, write_files
 from c2fdft_cli.engine.runtime import StopRequest, graceful_stop
@@ -38,7 +38,7 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
-from c2fdft_cli.progress import Job
+from c2fdft_cli.progress import Job, Meter
 
 WRITERS = 2
 READERS = 2
@@ -56,15 +56,17 @@ def restore(plan: RestorePlan) -> Job[ImageDone | FrameDone, RestoreResult]:
     The iteration raises ResourceError (disk full, output not writable) and Interrupted; whatever
     was written before is complete. Failed images are in the result, with the error to end with.
     """
-    return Job(_work(plan), total=plan.units, title="restore", unit=plan.unit)
+    meter = Meter()
+    work = _work(plan, meter)
+    return Job(work, total=plan.units, title="restore", unit=plan.unit, meter=meter)
 
 
-def _work(plan: RestorePlan) -> Generator[ImageDone | FrameDone, None, RestoreResult]:
+def _work(plan: RestorePlan, meter: Meter) -> Generator[ImageDone | FrameDone, None, RestoreResult]:
     start = time.monotonic()
     done: list[ImageDone] = []
     errors: list[C2fdftError] = []
     with graceful_stop() as stop, ThreadPoolExecutor(WRITERS) as writers:
-        for event in _records(plan, writers, stop):
+        for event in _records(plan, writers, stop, meter):
             if isinstance(event, FrameDone):
                 yield event
                 continue
@@ -87,10 +89,10 @@ def _work(plan: RestorePlan) -> Generator[ImageDone | FrameDone, None, RestoreRe
 
 
 def _records(
-    plan: RestorePlan, writers: ThreadPoolExecutor, stop: StopRequest
+    plan: RestorePlan, writers: ThreadPoolExecutor, stop: StopRequest, meter: Meter
 ) -> Iterator[Outcome | FrameDone]:
     """Outcomes of the images, then of the videos, each after its frames."""
-    yield from _image_records(plan, writers, stop)
+    yield from _image_records(plan, writers, stop, meter)
     for item in plan.items:
         if item.source.video is None:
             continue
@@ -102,14 +104,18 @@ def _records(
 
 
 def _image_records(
-    plan: RestorePlan, writers: ThreadPoolExecutor, stop: StopRequest
+    plan: RestorePlan, writers: ThreadPoolExecutor, stop: StopRequest, meter: Meter
 ) -> Iterator[Outcome]:
     """Outcomes as files are finished; at most a few results wait for their turn."""
     waiting: deque[Future[Outcome]] = deque()
     for loaded in _loaded_batches(plan):
         if stop:
             break
-        waiting.extend(_restore_loaded(plan, loaded, writers))
+        try:
+            for written in _restore_loaded(plan, loaded, writers, stop, meter):
+                waiting.append(written)
+        except StoppedError:
+            break
         while len(waiting) > 2 * WRITERS or (waiting and waiting[0].done()):
             yield waiting.popleft().result()
     while waiting:
@@ -137,7 +143,11 @@ def _load(item: Item) -> _Loaded:
 
 
 def _restore_loaded(
-    plan: RestorePlan, loaded: list[_Loaded], writers: ThreadPoolExecutor
+    plan: RestorePlan,
+    loaded: list[_Loaded],
+    writers: ThreadPoolExecutor,
+    stop: StopRequest,
+    meter: Meter,
 ) -> Iterator[Future[Outcome]]:
     """Run the network over what was read, hand the results to the writers."""
     groups: dict[tuple[int, ...], list[_Loaded]] = {}
@@ -147,17 +157,24 @@ def _restore_loaded(
         elif one.picture is not None:
             groups.setdefault(one.picture.pixels.shape, []).append(one)
     for group in groups.values():
-        yield from _restore_group(plan, group, writers)
+        yield from _restore_group(plan, group, writers, stop, meter)
 
 
 def _restore_group(
-    plan: RestorePlan, group: list[_Loaded], writers: ThreadPoolExecutor
+    plan: RestorePlan,
+    group: list[_Loaded],
+    writers: ThreadPoolExecutor,
+    stop: StopRequest,
+    meter: Meter,
 ) -> Iterator[Future[Outcome]]:
     pictures = [one.picture for one in group if one.picture is not None]
     lq = torch.stack([to_tensor(picture) for picture in pictures])
+    names = [one.item.source.name for one in group]
     start = time.monotonic()
     try:
-        result, ran = run_network(plan, lq, [one.item.source.name for one in group])
+        result, ran = run_network(
+            plan, lq, names, stop, lambda share: meter.tell(share * len(group))
+        )
     except ResourceError as error:
         yield from (writers.submit(failed, one.item, error) for one in group)
         return

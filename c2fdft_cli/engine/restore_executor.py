@@ -13,7 +13,7 @@ from c2fdft_cli.core.band_plan import banded_bytes, plan
 from c2fdft_cli.core.bands import Banded
 from c2fdft_cli.core.dft import DFT, SIZE_MULTIPLE
 from c2fdft_cli.engine.memory import free_bytes
-from c2fdft_cli.engine.restore_tiles import Tiled
+from c2fdft_cli.engine.restore_tiles import Tiled, tiles
 from c2fdft_cli.engine.restorer import Restorer
 from c2fdft_cli.engine.runtime import Runtime
 from c2fdft_cli.errors import ResourceError
@@ -77,6 +77,21 @@ class Executor:
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
         predict_noise = self._banded if tile is None else Tiled(self._banded, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
+
+    @property
+    def watch(self) -> Callable[[int], None] | None:
+        """Called with the amount of each finished piece of `work`; may raise to end it."""
+        return self._banded.watch
+
+    @watch.setter
+    def watch(self, watch: Callable[[int], None] | None) -> None:
+        self._banded.watch = watch
+
+    def work(self, height: int, width: int, count: int) -> int:
+        """What the pieces of restoring so many images of a size sum up to."""
+        tall, wide = self._inner(height, width)
+        number = 1 if self._tile is None else tiles(_padded(height), _padded(width), self._tile)
+        return len(self.restorer.grid) * number * self._banded.work(count, tall, wide)
 
     def rows(self, height: int, width: int, count: int = 1) -> int:
         """Rows in a band for images of a size: as many as run fast and fit.

@@ -1,8 +1,8 @@
-"""All draws of the sampler for one batch, on the plan's executor."""
+"""All draws of the sampler for one batch, on the plan's executor; it can be stopped in between."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,16 +10,49 @@ from torch import Tensor
 from c2fdft_cli.engine.restore_draws import Restored, draw
 from c2fdft_cli.engine.restore_executor import Ran
 from c2fdft_cli.engine.restore_plan import RestorePlan
+from c2fdft_cli.engine.runtime import StopRequest
 from c2fdft_cli.errors import CheckpointError
 
 
-def run_network(plan: RestorePlan, lq: Tensor, names: Sequence[str]) -> tuple[Restored, Ran]:
-    """Restore `lq: [n, 3, h, w]` in [0, 1]; the result is on the CPU.
+class StoppedError(Exception):
+    """A signal came in the middle of a batch: it is thrown away."""
 
-    The `Ran` is that of the last draw, with the notes of all. ResourceError when out of memory.
+
+def run_network(
+    plan: RestorePlan,
+    lq: Tensor,
+    names: Sequence[str],
+    stop: StopRequest,
+    report: Callable[[float], None] | None = None,
+) -> tuple[Restored, Ran]:
+    """Restore a batch; the result is on the CPU.
+
+    Args:
+        plan: decides how.
+        lq: `[n, 3, h, w]` in [0, 1].
+        names: the images' names.
+        stop: ends it, within a moment.
+        report: called many times with the share of the work that is done, 0 to 1.
+
+    Returns:
+        The result, and the `Ran` of the last draw with the notes of all.
+
+    Raises:
+        ResourceError: out of memory.
+        StoppedError: `stop` was set.
     """
     notes: list[str] = []
     last: list[Ran] = []
+    count, _, height, width = lq.shape
+    done, total = 0, plan.runs * plan.executor.work(height, width, count)
+
+    def watch(amount: int) -> None:
+        nonlocal done
+        if stop:
+            raise StoppedError
+        done += amount
+        if report is not None:
+            report(min(1.0, done / total))  # what is done again after running out of memory is more
 
     def run(lq: Tensor, names: Sequence[str], number: int) -> Tensor:
         ran = plan.executor(lq, names, number)
@@ -27,6 +60,7 @@ def run_network(plan: RestorePlan, lq: Tensor, names: Sequence[str]) -> tuple[Re
         last[:] = [ran]
         return ran.image
 
+    plan.executor.watch = watch
     result = draw(run, lq, names, plan.options.draws, plan.positions)
     spread = None if result.spread is None else result.spread.cpu()
     return Restored(result.image.cpu(), spread), last[0]._replace(notes=notes)

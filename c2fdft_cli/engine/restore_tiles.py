@@ -52,6 +52,11 @@ class Tiled:
         return total / weights
 
 
+def tiles(height: int, width: int, side: int) -> int:
+    """How many tiles make up an image."""
+    return sum(1 for _ in spans(height, side)) * sum(1 for _ in spans(width, side))
+
+
 def spans(size: int, side: int) -> Iterator[slice]:
     """Where tiles lie along one axis: evenly spread, overlapping by a quarter at least."""
     if size <= side:

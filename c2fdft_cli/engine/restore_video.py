@@ -25,15 +25,11 @@ from c2fdft_cli.engine.restore_outputs import Item
 from c2fdft_cli.engine.restore_pixels import quantise, to_tensor
 from c2fdft_cli.engine.restore_plan import RestorePlan
 from c2fdft_cli.engine.restore_result import FrameDone, Outcome, VideoDone, failed
-from c2fdft_cli.engine.restore_run import refuse_not_finite, run_network
+from c2fdft_cli.engine.restore_run import StoppedError, refuse_not_finite, run_network
 from c2fdft_cli.engine.runtime import StopRequest
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
 
 _BATCHES_AHEAD = 1
-
-
-class _StoppedError(Exception):
-    """A signal came: what is written so far is thrown away."""
 
 
 class _NetworkError(Exception):
@@ -79,7 +75,7 @@ def restore_video(
     tally = _Tally()
     try:
         yield from _restore(plan, source, source.video, item.output, tally, stop)
-    except _StoppedError:
+    except StoppedError:
         return None
     except DataError as error:
         return failed(item, error)
@@ -111,10 +107,8 @@ def _restore(
     ):
         writes: deque[Future[None]] = deque()
         for frames in ahead(_batched(reader, size), _BATCHES_AHEAD):
-            if stop:
-                raise _StoppedError
             first = tally.frames
-            restored = _run(plan, source, info, frames, tally)
+            restored = _run(plan, source, info, frames, tally, stop)
             writes.append(pool.submit(_write, writer, restored))
             while len(writes) > 1:
                 writes.popleft().result()
@@ -125,7 +119,7 @@ def _restore(
         for write in writes:
             write.result()
         if stop:
-            raise _StoppedError
+            raise StoppedError
         writer.finish()
         if reader.complaint:
             tally.notes.append(f"damage in the video: {reader.complaint}")
@@ -143,7 +137,12 @@ def _write(writer: VideoWriter, frames: list[Frame]) -> None:
 
 
 def _run(
-    plan: RestorePlan, source: Source, info: VideoInfo, frames: list[Frame], tally: _Tally
+    plan: RestorePlan,
+    source: Source,
+    info: VideoInfo,
+    frames: list[Frame],
+    tally: _Tally,
+    stop: StopRequest,
 ) -> list[Frame]:
     """A batch of frames with restored pixels."""
     numbers = range(tally.frames, tally.frames + len(frames))
@@ -151,7 +150,7 @@ def _run(
     lq = torch.stack([to_tensor(Picture(frame.pixels)) for frame in frames])
     start = time.monotonic()
     try:
-        result, ran = run_network(plan, lq, names)
+        result, ran = run_network(plan, lq, names, stop)
         refuse_not_finite(plan, result.image)
     except (CheckpointError, ResourceError) as error:
         raise _NetworkError(error) from error

@@ -238,3 +238,35 @@ def test_beside_a_cpu_the_whole_network_is_preferred_where_it_fits() -> None:
 def test_a_plan_is_for_multiples_of_8(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="multiples of 8"):
         plan(NETS["with_bias"], *size)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("kind", ["with_bias", "dual_pixel", "narrow"])
+def test_the_pieces_of_a_call_sum_up_to_its_work(kind: str, rows: int, n: int) -> None:
+    banded = Banded(NETS[kind], rows)
+    pieces: list[int] = []
+    banded.watch = pieces.append
+    banded(image(n, 24, 16), torch.full((n,), 500.0))
+    assert sum(pieces) == banded.work(n, 24, 16)
+    assert min(pieces) > 0
+
+
+def test_what_watches_may_end_the_call() -> None:
+    banded = Banded(NETS["with_bias"], 4)
+    x, t = image(1, 16, 16), torch.tensor([500.0])
+    whole = banded(x, t)
+    pieces = 0
+
+    def watch(_: int) -> None:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 9:
+            raise KeyError("enough")
+
+    banded.watch = watch
+    with pytest.raises(KeyError, match="enough"):
+        banded(x, t)
+    assert pieces == 9
+    banded.watch = None
+    assert torch.equal(banded(x, t), whole)

@@ -198,6 +198,71 @@ def test_a_signal_ends_it_between_images(
     assert 0 < len(contents(tmp_path / "out")) < 6
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_within_an_image(
+    number: signal.Signals, options: RestoreOptions, tmp_path: Path
+) -> None:
+    base = run(options, out=str(tmp_path / "base"), batch=1)
+    job = restore(plan(options, batch=1))
+    done = 0
+
+    def kill_in_the_middle(events: float) -> None:
+        if done == 2 and 0.3 < events < 0.7:
+            os.kill(os.getpid(), number)
+
+    def count() -> None:
+        nonlocal done
+        for _ in job:
+            done += 1
+
+    job.meter.watch = kill_in_the_middle
+    with pytest.raises(Interrupted, match="stopped with") as caught:
+        count()
+    assert caught.value.exit_code == 128 + number
+    assert len(contents(tmp_path / "out")) == done < len(base.images)
+    assert not list((tmp_path / "out").glob(".*tmp*"))
+    run(options, batch=1)
+    assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ({}, 4),  # of the six, four have one size
+        ({"batch": 1}, 1),
+        ({"samples": 3}, 4),
+        ({"self_ensemble": True}, 4),
+    ],
+)
+def test_the_meter_runs_from_nothing_to_each_batch(
+    options: RestoreOptions, changes: dict[str, object], alike: int
+) -> None:
+    job = restore(plan(options, **changes))
+    told: list[float] = []
+    job.meter.watch = told.append
+    job.run()
+    starts = [i for i, now in enumerate(told) if i == 0 or now < told[i - 1]]
+    batches = [told[a:b] for a, b in zip(starts, [*starts[1:], len(told)], strict=True)]
+    assert len(batches) == 6 - alike + 1
+    assert [batch[-1] for batch in batches] == pytest.approx([float(alike)] + [1.0] * (6 - alike))
+    for batch in batches:
+        assert batch == sorted(batch)
+        assert 0 < batch[0] < 0.2 * batch[-1]
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_the_meter_of_tiles_ends_at_one(
+    options: RestoreOptions, tmp_path: Path, tile: int | None
+) -> None:
+    one = save(tmp_path / "one.png", random_picture(41, 100))
+    job = restore(plan(options, source=str(one), tile=tile))
+    told: list[float] = []
+    job.meter.watch = told.append
+    job.run()
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)
+
+
 def test_a_corrupt_file_is_reported_and_the_rest_goes_on(
     options: RestoreOptions, tmp_path: Path
 ) -> None:

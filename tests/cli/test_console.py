@@ -1,0 +1,58 @@
+"""What jobs look like in a terminal and without one."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Generator
+
+import pytest
+from rich.console import Console
+
+from c2fdft_cli.cli import console
+from c2fdft_cli.progress import Job, Meter
+
+
+def work(meter: Meter) -> Generator[int, None, str]:
+    for number in (1, 2):
+        meter.tell(0.2)
+        meter.tell(0.6)
+        yield number
+    return "done"
+
+
+def job() -> Job[int, str]:
+    meter = Meter()
+    return Job(work(meter), total=2, title="count", unit="number", meter=meter)
+
+
+def test_the_bar_moves_within_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[float] = []
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        console, "stderr", lambda: Console(file=screen, force_terminal=True, width=100)
+    )
+    made = console.progress_bar
+
+    def watched(to: Console) -> object:
+        bar = made(to)
+        update = bar.update
+
+        def noted(task: object, **changes: object) -> None:
+            moves.append(changes.get("completed"))  # type: ignore[arg-type]
+            update(task, **changes)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(bar, "update", noted)
+        return bar
+
+    monkeypatch.setattr(console, "progress_bar", watched)
+    assert console.draw(job()) == "done"
+    assert moves == pytest.approx([0.2, 0.6, 1.0, 1.2, 1.6, 2.0])
+    assert re.search(r"count.*2/2.*100%", screen.getvalue())
+
+
+def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.draw(job(), lambda number: f"saw {number}") == "done"
+    streams = capsys.readouterr()
+    assert streams.err == "count: 1/2 numbers saw 1\ncount: 2/2 numbers saw 2\n"
+    assert streams.out == ""
