@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -38,14 +39,33 @@ class Commands(Group):
             code = 130
         except Exception as error:  # only to tell the parser's own errors from bugs of ours
             if not hasattr(error, "format_message"):
-                raise
-            code = _report_usage(error)
-        sys.exit(code if isinstance(code, int) else 0)
+                if not _is_awaited():
+                    raise
+                traceback.print_exc()
+                code = 1
+            else:
+                code = _report_usage(error)
+        _end(code if isinstance(code, int) else 0)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that a line calls, by the list, and import it."""
         name, listed, rest = super().resolve_command(ctx, args)
         return name, listed and load_command(str(listed.name)), rest
+
+
+def _end(code: int) -> NoReturn:
+    """Exit, at once where other processes may wait for this one: Python would wait for them."""
+    if code and _is_awaited():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_awaited() -> bool:
+    """Whether this process is still in a group of processes, none of which it has told."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def report(error: C2fdftError) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Device, Json, Precision, Shards, weights_file
-from c2fdft_cli.errors import CheckpointError, RecipeError, UsageError
+from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.train_options import TrainOptions, TrainRequest
@@ -70,8 +70,6 @@ def train_coarse(
     """
     from c2fdft_cli.engine.train_options import TrainRequest
 
-    if not resume and data is None:
-        raise UsageError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
     if not resume and recipe is None and init is None:
         raise RecipeError("no recipe", where="--recipe", hint="`c2fdft recipes list` names some")
     request = TrainRequest(
@@ -156,14 +154,16 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     try:
         if dry_run:
             _show_plan(options, json)
+            leave()
             return
         job = train(options)
-        if not options.runtime.is_main:
-            job.run()
-            return
-        result = watch(job, options)
-    finally:
+        result = watch(job, options) if options.runtime.is_main else job.run()
+    except Interrupted:  # in all processes
         leave()
+        raise
+    leave()
+    if not options.runtime.is_main:
+        return
     following = (
         console.command("sweep-steps", result.checkpoint)
         if request.stage == "coarse"

@@ -27,6 +27,7 @@ from c2fdft_cli.progress import Job
 
 SMOOTH_STEPS = 50
 REMARKS = 6
+NO_STEP = ": no finite gradient, step left out"
 
 
 class TrainView:
@@ -51,7 +52,7 @@ class TrainView:
             self._steps.append(event)
             self._bar.advance(self._task)
             if event.skipped:
-                self._remarks.append(f"{event.iteration}: no finite gradient, step left out")
+                self._remarks.append(f"{event.iteration}{NO_STEP}")
             return
         if isinstance(event, Validated) and event.is_best:
             self._best = event
@@ -90,7 +91,7 @@ def describe(event: TrainEvent) -> str:
         return (
             f"step {event.iteration}: {event.patch} px x {event.batch}, loss {event.loss:.4f}, "
             f"lr {event.lr:.3g}, {event.images_per_second:.1f} images/s, "
-            f"waited {event.waited:.1%}"
+            f"waited {event.waited:.1%}{NO_STEP if event.skipped else ''}"
         )
     if isinstance(event, Validated):
         best = " (best)" if event.is_best else ""

@@ -158,7 +158,7 @@ def ddim_sample(
     times = check_grid(grid, len(alpha_bar))
     if eta > 0 and generator is None:
         raise ValueError("eta > 0 draws noise: pass a generator")
-    a = alpha_bar.double().cpu()
+    a = alpha_bar.cpu().double()  # in this order: not every device has float64
     x = x_T.float()
     for i, t in enumerate(times):
         a_t = a[t].item()

@@ -37,16 +37,28 @@ def ssim_terms(
         SSIM and contrast-structure, each `[n, c]`.
     """
     n, c = a.shape[:2]
-    weights = gaussian_window(window, sigma, a)
-
-    def blur(x: Tensor) -> Tensor:
-        x = F.conv2d(x, weights.view(1, 1, -1, 1), padding=(pad, 0))
-        return F.conv2d(x, weights.view(1, 1, 1, -1), padding=(0, pad))
-
-    a, b = (x.flatten(0, 1)[:, None] for x in (a, b))
-    mu_a, mu_b, aa, bb, ab = blur(torch.cat([a, b, a * a, b * b, a * b])).chunk(5)
+    weights = gaussian_window(window, sigma, a).tolist()
+    a, b = (x.flatten(0, 1) for x in (a, b))
+    sums = torch.cat([a, b, a * a, b * b, a * b])
+    for axis in (-2, -1):
+        sums = _weighted(sums, weights, axis, pad)
+    mu_a, mu_b, aa, bb, ab = sums.chunk(5)
     c1, c2 = (0.01 * max_val) ** 2, (0.03 * max_val) ** 2
     contrast = (2 * (ab - mu_a * mu_b) + c2) / ((aa - mu_a**2) + (bb - mu_b**2) + c2)
     luminance = (2 * mu_a * mu_b + c1) / (mu_a**2 + mu_b**2 + c1)
-    means = [x.mean((1, 2, 3)).view(n, c) for x in (luminance * contrast, contrast)]
+    means = [x.mean((1, 2)).view(n, c) for x in (luminance * contrast, contrast)]
     return means[0], means[1]
+
+
+def _weighted(x: Tensor, weights: list[float], axis: int, pad: int) -> Tensor:
+    """Sums of x along an axis, weighted, within a sliding window.
+
+    Not a convolution: one with a single channel is slower, and may round to TF32 on a GPU, which
+    leaves nothing of a variance that is a difference of such sums.
+    """
+    x = F.pad(x, (pad, pad) if axis == -1 else (0, 0, pad, pad))
+    size = x.shape[axis] - len(weights) + 1
+    total = weights[0] * x.narrow(axis, 0, size)
+    for k, weight in enumerate(weights[1:], start=1):
+        total = torch.add(total, x.narrow(axis, k, size), alpha=weight)
+    return total

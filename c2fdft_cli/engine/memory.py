@@ -16,6 +16,13 @@ from c2fdft_cli.recipe import FineStage, Network, Stage
 OUTSIDE, INPUTS = "outside", "inputs"
 """What is kept outside of the levels, and what goes into them."""
 
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+"""Words of the errors that are a plain RuntimeError."""
 MARGIN = 0.7
 """Share of the free memory that a step may take; the rest is for gradients and fragments."""
 
@@ -120,7 +127,9 @@ def free_bytes(runtime: Runtime) -> int:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch found no memory, on whatever device."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def available_memory() -> int:

@@ -26,10 +26,10 @@ from c2fdft_cli.engine.restore_result import (
     failed,
     result_of,
 )
-from c2fdft_cli.engine.restore_run import StoppedError, refuse_not_finite, run_network
+from c2fdft_cli.engine.restore_run import refuse_not_finite, run_network
 from c2fdft_cli.engine.restore_video import restore_video
 from c2fdft_cli.engine.restore_write import kept, lost, write_files
-from c2fdft_cli.engine.runtime import StopRequest, graceful_stop
+from c2fdft_cli.engine.runtime import StoppedError, StopRequest, graceful_stop
 from c2fdft_cli.errors import (
     C2fdftError,
     CheckpointError,

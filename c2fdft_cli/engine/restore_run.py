@@ -14,10 +14,6 @@ from c2fdft_cli.engine.runtime import StopRequest
 from c2fdft_cli.errors import CheckpointError
 
 
-class StoppedError(Exception):
-    """A signal came in the middle of a batch: it is thrown away."""
-
-
 def run_network(
     plan: RestorePlan,
     lq: Tensor,
@@ -48,8 +44,7 @@ def run_network(
 
     def watch(amount: int) -> None:
         nonlocal done
-        if stop:
-            raise StoppedError
+        stop.check()
         done += amount
         if report is not None:
             report(min(1.0, done / total))  # what is done again after running out of memory is more

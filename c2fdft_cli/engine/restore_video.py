@@ -25,8 +25,8 @@ from c2fdft_cli.engine.restore_outputs import Item
 from c2fdft_cli.engine.restore_pixels import quantise, to_tensor
 from c2fdft_cli.engine.restore_plan import RestorePlan
 from c2fdft_cli.engine.restore_result import FrameDone, Outcome, VideoDone, failed
-from c2fdft_cli.engine.restore_run import StoppedError, refuse_not_finite, run_network
-from c2fdft_cli.engine.runtime import StopRequest
+from c2fdft_cli.engine.restore_run import refuse_not_finite, run_network
+from c2fdft_cli.engine.runtime import StoppedError, StopRequest
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
 
 _BATCHES_AHEAD = 1
@@ -118,8 +118,7 @@ def _restore(
                 held = _event(label, number, info.frames, tally)
         for write in writes:
             write.result()
-        if stop:
-            raise StoppedError
+        stop.check()
         writer.finish()
         if reader.complaint:
             tally.notes.append(f"damage in the video: {reader.complaint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import logging
 import os
@@ -13,7 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from c2fdft_cli.data.atomic import atomic_path, atomic_write_text, ensure_folder, unfinished
+from c2fdft_cli.data.atomic import (
+    atomic_path,
+    atomic_write_text,
+    ensure_folder,
+    unfinished,
+    write_error,
+)
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 
 COLUMNS = (
@@ -59,6 +66,30 @@ class RunFolder:
         for name, text in files.items():
             atomic_write_text(self.path / name, text)
         atomic_write_text(self.metrics, ",".join(COLUMNS) + "\n")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in this folder meanwhile.
+
+        Raises:
+            ResourceError: one does.
+        """
+        try:
+            lock = (self.path / ".lock").open("w", encoding="ascii")
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        with lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise ResourceError(
+                    "another process trains in this folder",
+                    where=self.path,
+                    hint="wait until it is done, or stop it",
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
 
     def remove_unfinished(self) -> None:
         """Remove what a killed run was writing."""

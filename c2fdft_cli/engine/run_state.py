@@ -8,6 +8,7 @@ from typing import Any
 
 from c2fdft_cli.core.dft import DFT
 from c2fdft_cli.engine.checkpoint import Meta, read_meta, save_checkpoint
+from c2fdft_cli.engine.runtime import Runtime
 from c2fdft_cli.engine.stepper import Stepper
 from c2fdft_cli.engine.tensors_file import load_tensors, save_tensors
 from c2fdft_cli.engine.train_options import TrainOptions
@@ -24,6 +25,9 @@ class LoadedState:
     stepper: dict[str, Any]
     micro: dict[int, int]
     micro_batch: int | str
+    machine: list[object]
+    precision: str
+    computed_in: str | None
     window: dict[str, Any]
     unscored: bool
     best_psnr: float | None
@@ -74,6 +78,9 @@ class RunState:
             "stepper": self._stepper.state(),
             "micro": micro,
             "micro_batch": self._options.recipe.train.micro_batch,
+            "machine": machine(self._options.runtime),
+            "precision": self._options.precision,
+            "computed_in": self._options.runtime.precision,
             "window": window,
             "unscored": unscored,
             "best_psnr": self.best_psnr,
@@ -112,6 +119,11 @@ class RunState:
         )
 
 
+def machine(runtime: Runtime) -> list[object]:
+    """What a micro-batch that fits depends on: kind of device and number of processes."""
+    return [runtime.device.type, runtime.world]
+
+
 def load_state(path: Path) -> LoadedState:
     """Read state.pt; CheckpointError when it cannot be used."""
     content = load_tensors(path)
@@ -125,6 +137,9 @@ def load_state(path: Path) -> LoadedState:
             stepper=content["stepper"],
             micro=dict(content["micro"]),
             micro_batch=content.get("micro_batch", "auto"),
+            machine=list(content.get("machine", ())),
+            precision=str(content.get("precision", "auto")),
+            computed_in=content.get("computed_in"),
             window=dict(content["window"]),
             unscored=bool(content.get("unscored", False)),
             best_psnr=content["best_psnr"],

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import FrameType
 
@@ -95,6 +95,11 @@ def make_runtime(device: str = "auto", precision: str = "auto", *, join: bool = 
     return Runtime(chosen, _resolve_precision(precision, chosen), rank, world)
 
 
+def with_precision(runtime: Runtime, precision: str) -> Runtime:
+    """The same device and processes in another precision, resolved as by `make_runtime`."""
+    return replace(runtime, dtype=_resolve_precision(precision, runtime.device))
+
+
 def _resolve_device(name: str) -> torch.device:
     if name not in DEVICES:
         raise UsageError(f"no such device: {name}", where="--device", hint=", ".join(DEVICES))
@@ -150,7 +155,10 @@ def meet() -> None:
 
 
 def leave() -> None:
-    """Leave the process group, if this process is in one."""
+    """Leave the process group, if this process is in one.
+
+    For ends that all processes come to: with NCCL it waits for the others.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -173,9 +181,8 @@ def agree(number: int, runtime: Runtime) -> int:
     return int(tensor.item())
 
 
-def wait_for_all(runtime: Runtime) -> None:
-    """Return when every process of the job has come here."""
-    any_rank(False, runtime)
+class StoppedError(Exception):
+    """A signal came in the middle of something: what was begun is thrown away."""
 
 
 class StopRequest:
@@ -186,6 +193,11 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal_number is not None
+
+    def check(self) -> None:
+        """Raise StoppedError if it is set."""
+        if self:
+            raise StoppedError
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""

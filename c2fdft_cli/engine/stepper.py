@@ -29,14 +29,15 @@ class Objective(nn.Module):
 
     Args:
         net: the network.
-        alpha_bar: `[T]`.
+        alpha_bar: `[T]`, on the network's device.
         fine: the fine stage's settings and grid; None for the coarse stage.
     """
 
     def __init__(self, net: DFT, alpha_bar: Tensor, fine: tuple[FineStage, list[int]] | None):
         super().__init__()
         self.net = net
-        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+        # no buffer: DDP would send it round in each forward, and so wait in one that is tried alone
+        self.alpha_bar = alpha_bar
         self.use(fine)
 
     def use(self, fine: tuple[FineStage, list[int]] | None) -> None:
@@ -46,14 +47,13 @@ class Objective(nn.Module):
 
     def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor | None) -> Tensor:
         """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]."""
-        alpha_bar: Tensor = self.alpha_bar  # type: ignore[assignment]
         if self.fine is None:
             assert times is not None, "the coarse stage draws times"  # noqa: S101
-            return coarse_loss(self.net, alpha_bar, lq, gt, noise, times)
+            return coarse_loss(self.net, self.alpha_bar, lq, gt, noise, times)
         stage, grid = self.fine
         return fine_loss(
             self.net,
-            alpha_bar,
+            self.alpha_bar,
             grid,
             lq,
             gt,

@@ -18,6 +18,7 @@ class TrainOptions:
     stage: "coarse" or "fine".
     recipe_name: for the name of the run.
     data: folder of shards.
+    precision: as asked for on the command line, else "auto"; a resumed run keeps it.
     grid: sampling times, for validation and the fine objective.
     init: weights to start from; None starts from random ones.
     resume: go on from the run's state.pt; recipe, data and grid are then the run's own.
@@ -33,6 +34,7 @@ class TrainOptions:
     run: RunFolder
     runtime: Runtime
     grid: list[int]
+    precision: str = "auto"
     init: Checkpoint | None = None
     resume: bool = False
     max_seconds: float | None = None
@@ -51,7 +53,7 @@ class TrainRequest:
 
     recipe: name or file; None takes the checkpoint's own.
     overrides: `key=value`, on top of the recipe.
-    data: folder of shards; None takes the checkpoint's own.
+    data: folder of shards; None takes the recipe's, else the checkpoint's own.
     out: run folder; None takes a free name.
     init: checkpoint to start from.
     device, precision: as `runtime.make_runtime` takes them.

@@ -18,7 +18,7 @@ from c2fdft_cli.engine.checkpoint import (
 )
 from c2fdft_cli.engine.run_folder import find_run, new_run
 from c2fdft_cli.engine.run_state import load_state
-from c2fdft_cli.engine.runtime import Runtime, make_runtime
+from c2fdft_cli.engine.runtime import Runtime, make_runtime, with_precision
 from c2fdft_cli.engine.train_options import TrainOptions, TrainRequest
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from c2fdft_cli.recipe import Recipe
@@ -37,18 +37,15 @@ def set_up(request: TrainRequest) -> TrainOptions:
     if request.resume:
         return _resumed(request)
     recipe = None if request.recipe is None else load_recipe(request.recipe, request.overrides)
-    wish = request.precision
-    runtime = make_runtime(
-        request.device,
-        recipe.train.precision if recipe is not None and wish == "auto" else wish,
-        join=True,
-    )
+    runtime = make_runtime(request.device, _precision(request.precision, recipe), join=True)
     init = None if request.init is None else load_checkpoint(request.init)
     if init is not None:
         recipe = _recipe_with(init, recipe, request)
     if recipe is None:
         raise RecipeError("no recipe", where="--recipe", hint="`c2fdft recipes list` names some")
-    data = request.data or _data_of(init)
+    # the checkpoint's recipe has its say too
+    runtime = with_precision(runtime, _precision(request.precision, recipe))
+    data = request.data or _data_of(recipe, init)
     _check_shards(data)
     name = _recipe_name(request, init)
     grid, notices = _grid(request, recipe, init)
@@ -60,6 +57,7 @@ def set_up(request: TrainRequest) -> TrainOptions:
         data=data,
         run=new_run(request.out, name, request.stage),
         runtime=runtime,
+        precision=request.precision,
         grid=grid,
         init=init,
         max_seconds=request.max_seconds,
@@ -79,7 +77,8 @@ def _resumed(request: TrainRequest) -> TrainOptions:
         )
     wanted = None if request.recipe is None else Path(request.recipe).stem
     run = find_run(request.out, wanted, request.stage)
-    meta = load_state(run.state).meta
+    state = load_state(run.state)
+    meta = state.meta
     if meta.recipe is None or meta.data is None or meta.grid is None:
         raise CheckpointError("the state names no recipe, data or grid", where=run.state)
     if meta.stage != request.stage:
@@ -87,10 +86,13 @@ def _resumed(request: TrainRequest) -> TrainOptions:
             f"this is a {meta.stage} run", where=run.path, hint=f"use train-{meta.stage} --resume"
         )
     recipe = recipe_from_dict(meta.recipe, request.overrides, where=str(run.state))
-    wish = recipe.train.precision if request.precision == "auto" else request.precision
+    asked = state.precision if request.precision == "auto" else request.precision
     data = request.data or Path(meta.data)
-    runtime = make_runtime(request.device, wish, join=True)
+    runtime = make_runtime(request.device, _precision(asked, recipe), join=True)
     _check_shards(data)
+    notices: tuple[str, ...] = ()
+    if state.computed_in not in (None, runtime.precision):
+        notices = (f"the run goes on in {runtime.precision}; it was in {state.computed_in}",)
     return TrainOptions(
         stage=request.stage,
         recipe=recipe,
@@ -98,10 +100,17 @@ def _resumed(request: TrainRequest) -> TrainOptions:
         data=data,
         run=run,
         runtime=runtime,
+        precision=asked,
         grid=meta.grid,
         resume=True,
         max_seconds=request.max_seconds,
+        notices=notices,
     )
+
+
+def _precision(asked: str, recipe: Recipe | None) -> str:
+    """What was asked for on the command line, else what the recipe says."""
+    return recipe.train.precision if asked == "auto" and recipe is not None else asked
 
 
 def _recipe_with(init: Checkpoint, recipe: Recipe | None, request: TrainRequest) -> Recipe:
@@ -147,9 +156,12 @@ def _recipe_name(request: TrainRequest, init: Checkpoint | None) -> str:
     return (meta.recipe_name if meta is not None else None) or "run"
 
 
-def _data_of(init: Checkpoint | None) -> Path:
+def _data_of(recipe: Recipe, init: Checkpoint | None) -> Path:
+    """The shards that the recipe names, else those of the checkpoint's own training."""
+    if recipe.data.shards is not None:
+        return Path(recipe.data.shards)
     if init is None or init.meta.data is None:
-        raise DataError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
+        raise UsageError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
     return Path(init.meta.data)
 
 

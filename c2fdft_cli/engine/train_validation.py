@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from c2fdft_cli.core.metrics import PROTOCOLS
 from c2fdft_cli.data.images import save_rgb8
 from c2fdft_cli.engine.checkpoint import alpha_bar_of_recipe
 from c2fdft_cli.engine.loading import ValidationPairs
+from c2fdft_cli.engine.memory import is_out_of_memory
 from c2fdft_cli.engine.restorer import Restorer, to_uint8
 from c2fdft_cli.engine.run_state import RunState
-from c2fdft_cli.engine.runtime import wait_for_all
+from c2fdft_cli.engine.runtime import StoppedError, StopRequest, any_rank
 from c2fdft_cli.engine.train_events import Notice, TrainEvent, Validated
 from c2fdft_cli.engine.train_options import TrainOptions
 from c2fdft_cli.engine.train_tensorboard import TensorBoard
@@ -53,34 +55,57 @@ class Validator:
         self._state = state
         self._board = board
 
-    def validate(self, step: int) -> Generator[TrainEvent, None, Validated | None]:
+    def validate(
+        self, step: int, request: StopRequest
+    ) -> Generator[TrainEvent, None, tuple[Validated | None, bool]]:
         """Score the EMA weights on the main process while the others wait.
 
         Without enough memory beside the training it takes narrow bands, and else no score.
+
+        Args:
+            step: finished iterations.
+            request: ends it, within a moment; the step is then still to be scored.
+
+        Returns:
+            The score, and whether it was ended, which is the same in all processes.
         """
-        scored = None
+        scored, ended = None, False
         if self._pairs is not None and len(self._pairs):
-            for rows in (None, NARROW):
-                try:
-                    scored = self._score(step, self._pairs, rows)
-                    break
-                except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
-            if scored is None:
-                yield Notice(f"{step}: no memory to restore the validation images; no score")
-            else:
+            try:
+                scored = self._score_within_memory(step, self._pairs, request)
+            except StoppedError:
+                ended = True
+            if scored is not None:
                 yield scored
+            elif not ended:
+                yield Notice(f"{step}: no memory to restore the validation images; no score")
             if scored is not None and scored.is_best:
                 self._state.best_psnr = scored.psnr
                 self._state.save_best(step)
-        wait_for_all(self._options.runtime)
-        return scored
+        return scored, any_rank(ended, self._options.runtime)
 
-    def _score(self, step: int, pairs: ValidationPairs, rows: int | None) -> Validated:
+    def _score_within_memory(
+        self, step: int, pairs: ValidationPairs, request: StopRequest
+    ) -> Validated | None:
+        for rows in (None, NARROW):
+            try:
+                return self._score(step, pairs, rows, request)
+            except Exception as error:  # torch has several kinds of it
+                if not is_out_of_memory(error):
+                    raise
+            if self._options.runtime.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return None
+
+    def _score(
+        self, step: int, pairs: ValidationPairs, rows: int | None, request: StopRequest
+    ) -> Validated:
         options, recipe = self._options, self._options.recipe
         protocol = PROTOCOLS[recipe.train.protocol]
+        banded = Banded(self._state.ema, rows, options.runtime.dtype)
+        banded.watch = lambda _: request.check()
         restorer = Restorer(
-            Banded(self._state.ema, rows, options.runtime.dtype),
+            banded,
             alpha_bar_of_recipe(recipe.diffusion),
             options.grid,
             options.runtime,
@@ -107,7 +132,7 @@ class Validator:
             mean["ssim"],
             protocol.name,
             len(scored),
-            best is None or mean["psnr"] > best,
+            not math.isnan(mean["psnr"]) and (best is None or mean["psnr"] > best),
         )
 
     def _save_sample(self, step: int, images: PairImages) -> None:

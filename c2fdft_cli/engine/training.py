@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from c2fdft_cli.engine.attempts import Attempts
 from c2fdft_cli.engine.checkpoint import alpha_bar_of_recipe, make_network
 from c2fdft_cli.engine.loading import make_loader, open_validation, patch_cycle
 from c2fdft_cli.engine.run_folder import draw_curves
-from c2fdft_cli.engine.run_state import RunState, load_state
+from c2fdft_cli.engine.run_state import RunState, load_state, machine
 from c2fdft_cli.engine.runtime import StopRequest, any_rank, graceful_stop, meet
 from c2fdft_cli.engine.stepper import Objective, Stepper, StepResult
 from c2fdft_cli.engine.train_events import (
@@ -90,7 +90,7 @@ class _Training:
         self.shards = ShardSet.open(options.data, "train")
         self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
         self.state = RunState(options, self.shards.fingerprint, self.stepper)
-        self.step = 0
+        self.step = self.saved = 0
         self.window = _Window()
         self.unscored = False
         self.attempts = Attempts(options, self.stepper)
@@ -108,17 +108,21 @@ class _Training:
                 hint="give --data as before, or start a new run with --init",
             )
         self.stepper.load(loaded.stepper)
-        self.step, self.unscored = loaded.step, loaded.unscored
-        if self.recipe.train.micro_batch == loaded.micro_batch:
+        self.step = self.saved = loaded.step
+        self.unscored = loaded.unscored
+        same = (loaded.micro_batch, loaded.machine)
+        if same == (self.recipe.train.micro_batch, machine(self.runtime)):
             self.attempts.micro = loaded.micro
         self.window = _Window(**loaded.window)
         self.state.best_psnr = loaded.best_psnr
         self.state.metrics = dict(loaded.meta.metrics)
 
     def events(self) -> Generator[TrainEvent, None, TrainResult]:
+        with self._opened_run():
+            return (yield from self._events())
+
+    def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
-        if self.runtime.is_main:
-            self._open_run()
         yield from map(Notice, self.options.notices)
         yield from self.attempts.compile()
         drawn = self.recipe.data.synthesize
@@ -130,7 +134,10 @@ class _Training:
         with graceful_stop() as request, closing(self.board):
             self.board.open(self.step)
             if self.unscored:
-                yield from self._score_and_log()
+                ended = yield from self._score_and_log(request)
+                if ended:
+                    meet()
+                    raise self._interrupted(request)
                 self._save()
             yield from self._steps(request, started)
         checkpoint = self.run.path / f"{self.options.stage}.pt"
@@ -142,13 +149,21 @@ class _Training:
         seconds = time.monotonic() - started
         return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
 
-    def _open_run(self) -> None:
-        if self.options.resume:
-            self.run.remove_unfinished()
-            self.run.cut_metrics(self.step - self.unscored)
-        else:
+    @contextmanager
+    def _opened_run(self) -> Iterator[None]:
+        """The run folder, made or cut back, while no other process may train in it."""
+        if not self.runtime.is_main:
+            yield
+            return
+        if not self.options.resume:
             self.run.create(self.options.files)
-            self._save()  # from now on there is something to go on from
+        with self.run.held():
+            if self.options.resume:
+                self.run.remove_unfinished()
+                self.run.cut_metrics(self.step - self.unscored)
+            else:
+                self._save()  # from now on there is something to go on from
+            yield
 
     def _steps(self, request: StopRequest, started: float) -> Generator[TrainEvent, None, None]:
         loader = make_loader(self.recipe, self.section, self.shards, self.step + 1, self.runtime)
@@ -162,8 +177,8 @@ class _Training:
             limit = self.options.max_seconds
             out_of_time = limit is not None and time.monotonic() - started >= limit
             stop = any_rank(bool(request) or out_of_time, self.runtime)
-            yield from self._log_score_save(stop)
-            if stop and self.step < self.section.iterations:
+            ended = yield from self._log_score_save(stop, request)
+            if ended or (stop and self.step < self.section.iterations):
                 meet()
                 raise self._interrupted(request)
             clock, waited = time.perf_counter(), loader.waited
@@ -184,32 +199,41 @@ class _Training:
             memory=self.runtime.peak_memory(),
         )
 
-    def _log_score_save(self, stop: bool) -> Generator[TrainEvent, None, None]:
+    def _log_score_save(
+        self, stop: bool, request: StopRequest
+    ) -> Generator[TrainEvent, None, bool]:
         """What is due after this step: a saved state, a score, a row of metrics.csv.
 
-        The state is saved first: nothing that goes wrong in scoring costs a step, and who is told
-        to stop need not wait for it. Where steps have just been left out, the last state that was
-        good is kept.
+        The state is saved before the score: nothing that goes wrong in scoring costs a step, and
+        who is told to stop need not wait for it. Where steps have just been left out, the last
+        state that was good is kept, and the next good one saved.
+
+        Returns:
+            Whether scoring was ended, in all processes; it is then still due.
         """
         train, last = self.recipe.train, self.step == self.section.iterations
         self.unscored = last or self.step % train.validate_every == 0
-        regular = self.step % train.save_every == 0 and not self.stepper.bad_steps
-        due = last or stop or regular
+        overdue = self.step // train.save_every > self.saved // train.save_every
+        due = last or stop or ((overdue or self.unscored) and not self.stepper.bad_steps)
         if not self.unscored and self.step % train.log_every == 0:
             self._log(None)
         if due:
             self._save()
+        ended = False
         if self.unscored and (last or not stop):
-            yield from self._score_and_log()
-            if due:
+            ended = yield from self._score_and_log(request)
+            if due and not ended:
                 self._save()
         if due:
             yield Saved(self.step, self.run.state)
+        return ended
 
-    def _score_and_log(self) -> Generator[TrainEvent, None, None]:
-        scored = yield from self.validator.validate(self.step)
-        self._log(scored)
-        self.unscored = False
+    def _score_and_log(self, request: StopRequest) -> Generator[TrainEvent, None, bool]:
+        scored, ended = yield from self.validator.validate(self.step, request)
+        if not ended:
+            self._log(scored)
+            self.unscored = False
+        return ended
 
     def _log(self, scored: Validated | None) -> None:
         if self.runtime.is_main:
@@ -219,6 +243,7 @@ class _Training:
         self.window = _Window()
 
     def _save(self) -> None:
+        self.saved = self.step
         if not self.runtime.is_main:
             return
         self.board.flush()

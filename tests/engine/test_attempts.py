@@ -120,14 +120,24 @@ def test_an_error_that_nothing_helps_is_raised(tmp_path, shard_folder, monkeypat
         run(request("coarse", shard_folder, tmp_path / "run"))
 
 
-def test_no_memory_to_score_costs_the_score_alone(tmp_path, shard_folder, whole, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[x] DefaultCPUAllocator: no"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_no_memory_to_score_costs_the_score_alone(
+    tmp_path, shard_folder, whole, monkeypatch, error
+):
     score, widths = Validator._score, []
 
-    def hungry(self, step, pairs, rows):
+    def hungry(self, step, pairs, rows, request):
         widths.append(rows)
         if rows is None or step == 4:
-            raise torch.OutOfMemoryError
-        return score(self, step, pairs, rows)
+            raise error
+        return score(self, step, pairs, rows, request)
 
     monkeypatch.setattr(Validator, "_score", hungry)
     _, events = run(request("coarse", shard_folder, tmp_path / "run"))
@@ -168,10 +178,10 @@ def test_a_failure_in_scoring_costs_no_step(tmp_path, shard_folder, whole, monke
 
 
 def _once(score, step):
-    def scored_then_broken(self, k, pairs, rows):
+    def scored_then_broken(self, k, *rest):
         if k > step:
             raise OSError("the validation shard is gone")
-        return score(self, k, pairs, rows)
+        return score(self, k, *rest)
 
     return scored_then_broken
 

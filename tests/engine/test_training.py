@@ -355,6 +355,7 @@ def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
     empty.mkdir()
     cases = [
         (request("coarse", empty, None), DataError, "no training shards"),
+        (request("coarse", None, None), UsageError, "no data - --data"),
         (request("coarse", shard_folder, None, recipe="derrain"), RecipeError, "mean derain"),
         (request("coarse", shard_folder, None, "coarse.lrr=1"), RecipeError, "coarse.lr?"),
         (
