@@ -37,7 +37,7 @@ def ssim_terms(
         SSIM and contrast-structure, each `[n, c]`.
     """
     n, c = a.shape[:2]
-    weights = gaussian_window(window, sigma, a).tolist()
+    weights = gaussian_window(window, sigma, torch.empty(0, dtype=a.dtype)).tolist()
     a, b = (x.flatten(0, 1) for x in (a, b))
     sums = torch.cat([a, b, a * a, b * b, a * b])
     for axis in (-2, -1):

@@ -18,6 +18,7 @@ OUTSIDE, INPUTS = "outside", "inputs"
 
 _NO_MEMORY = (
     "DefaultCPUAllocator",
+    "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
@@ -127,7 +128,7 @@ def free_bytes(runtime: Runtime) -> int:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch found no memory, on whatever device."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 

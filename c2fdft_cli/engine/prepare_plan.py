@@ -179,7 +179,7 @@ def settle(out: Path, plan: Plan, *, overwrite: bool) -> Settled:
         return Settled(kept)
     if len(kept) < len(present):
         raise UsageError(
-            "the output folder holds shards of another set",
+            "the output folder holds shards of another set, or damaged ones",
             where=out,
             hint="--overwrite replaces them; or choose another folder",
         )

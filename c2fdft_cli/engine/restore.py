@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -108,11 +108,15 @@ def _image_records(
 ) -> Iterator[Outcome]:
     """Outcomes as files are finished; at most a few results wait for their turn."""
     waiting: deque[Future[Outcome]] = deque()
+
+    def tell(images: float) -> None:
+        meter.tell(len(waiting) + images)
+
     for loaded in _loaded_batches(plan):
         if stop:
             break
         try:
-            for written in _restore_loaded(plan, loaded, writers, stop, meter):
+            for written in _restore_loaded(plan, loaded, writers, stop, tell):
                 waiting.append(written)
         except StoppedError:
             break
@@ -147,7 +151,7 @@ def _restore_loaded(
     loaded: list[_Loaded],
     writers: ThreadPoolExecutor,
     stop: StopRequest,
-    meter: Meter,
+    tell: Callable[[float], None],
 ) -> Iterator[Future[Outcome]]:
     """Run the network over what was read, hand the results to the writers."""
     groups: dict[tuple[int, ...], list[_Loaded]] = {}
@@ -157,7 +161,7 @@ def _restore_loaded(
         elif one.picture is not None:
             groups.setdefault(one.picture.pixels.shape, []).append(one)
     for group in groups.values():
-        yield from _restore_group(plan, group, writers, stop, meter)
+        yield from _restore_group(plan, group, writers, stop, tell)
 
 
 def _restore_group(
@@ -165,16 +169,14 @@ def _restore_group(
     group: list[_Loaded],
     writers: ThreadPoolExecutor,
     stop: StopRequest,
-    meter: Meter,
+    tell: Callable[[float], None],
 ) -> Iterator[Future[Outcome]]:
     pictures = [one.picture for one in group if one.picture is not None]
     lq = torch.stack([to_tensor(picture) for picture in pictures])
     names = [one.item.source.name for one in group]
     start = time.monotonic()
     try:
-        result, ran = run_network(
-            plan, lq, names, stop, lambda share: meter.tell(share * len(group))
-        )
+        result, ran = run_network(plan, lq, names, stop, lambda share: tell(share * len(group)))
     except ResourceError as error:
         yield from (writers.submit(failed, one.item, error) for one in group)
         return

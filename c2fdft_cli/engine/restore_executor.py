@@ -12,7 +12,7 @@ from torch import Tensor
 from c2fdft_cli.core.band_plan import banded_bytes, plan
 from c2fdft_cli.core.bands import Banded
 from c2fdft_cli.core.dft import DFT, SIZE_MULTIPLE
-from c2fdft_cli.engine.memory import free_bytes
+from c2fdft_cli.engine.memory import free_bytes, is_out_of_memory
 from c2fdft_cli.engine.restore_tiles import Tiled, tiles
 from c2fdft_cli.engine.restorer import Restorer
 from c2fdft_cli.engine.runtime import Runtime
@@ -204,9 +204,7 @@ def _unless_out_of_memory(work: Callable[[], Out]) -> Out | None:
     """The result of `work`, or None when memory ran out; other errors come out."""
     try:
         return work()
-    except (torch.OutOfMemoryError, MemoryError):
-        return None
-    except RuntimeError as error:
-        if "allocate memory" in str(error):  # torch's words on a CPU
+    except Exception as error:  # torch has several kinds of it
+        if is_out_of_memory(error):
             return None
         raise

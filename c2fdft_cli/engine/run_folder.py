@@ -36,6 +36,8 @@ COLUMNS = (
     "val_ssim",
 )
 
+_LOCK = ".lock"
+
 
 class RunFolder:
     """`runs/<recipe>-<stage>[-N]/` and the files in it."""
@@ -48,6 +50,15 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
 
+    def check_free(self) -> None:
+        """Raise UsageError when the folder already holds something."""
+        if self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
+            raise UsageError(
+                "this folder is not empty",
+                where=self.path,
+                hint="name another --out, or go on with --resume",
+            )
+
     def create(self, files: Mapping[str, str]) -> None:
         """Make the folder with these text files in it.
 
@@ -55,12 +66,7 @@ class RunFolder:
             UsageError: the folder already holds a run.
             ResourceError: it cannot be written.
         """
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise UsageError(
-                "this folder is not empty",
-                where=self.path,
-                hint="name another --out, or go on with --resume",
-            )
+        self.check_free()
         for folder in (self.path, self.samples, self.checkpoints):
             ensure_folder(folder)
         for name, text in files.items():
@@ -74,8 +80,9 @@ class RunFolder:
         Raises:
             ResourceError: one does.
         """
+        ensure_folder(self.path)
         try:
-            lock = (self.path / ".lock").open("w", encoding="ascii")
+            lock = (self.path / _LOCK).open("w", encoding="ascii")
         except OSError as error:
             raise write_error(error, self.path) from error
         with lock:
@@ -90,6 +97,14 @@ class RunFolder:
             except OSError:  # a file system without locks
                 pass
             yield
+
+    def state_stamp(self) -> tuple[int, int] | None:
+        """Something that changes with each save; None where there is no state."""
+        try:
+            status = self.state.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def remove_unfinished(self) -> None:
         """Remove what a killed run was writing."""

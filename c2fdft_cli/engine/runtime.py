@@ -95,9 +95,13 @@ def make_runtime(device: str = "auto", precision: str = "auto", *, join: bool = 
     return Runtime(chosen, _resolve_precision(precision, chosen), rank, world)
 
 
-def with_precision(runtime: Runtime, precision: str) -> Runtime:
-    """The same device and processes in another precision, resolved as by `make_runtime`."""
-    return replace(runtime, dtype=_resolve_precision(precision, runtime.device))
+def with_precision(runtime: Runtime, precision: str, where: str) -> Runtime:
+    """The same device and processes in another precision, resolved as by `make_runtime`.
+
+    Raises:
+        UsageError: an unknown name, or none for the device, stated at `where`.
+    """
+    return replace(runtime, dtype=_resolve_precision(precision, runtime.device, where))
 
 
 def _resolve_device(name: str) -> torch.device:
@@ -123,7 +127,7 @@ def _resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _resolve_precision(name: str, device: torch.device) -> torch.dtype:
+def _resolve_precision(name: str, device: torch.device, where: str = "--precision") -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
@@ -131,10 +135,10 @@ def _resolve_precision(name: str, device: torch.device) -> torch.dtype:
             name = "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
     if name not in PRECISIONS:
         raise UsageError(
-            f"no such precision: {name}", where="--precision", hint="auto, " + ", ".join(PRECISIONS)
+            f"no such precision: {name}", where=where, hint="auto, " + ", ".join(PRECISIONS)
         )
     if name == "fp16" and device.type == "cpu":
-        raise UsageError("fp16 is not for CPUs", where="--precision", hint="use bf16 or fp32")
+        raise UsageError("fp16 is not for CPUs", where=where, hint="use --precision fp32, or bf16")
     return PRECISIONS[name]
 
 

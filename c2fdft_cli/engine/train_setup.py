@@ -37,19 +37,25 @@ def set_up(request: TrainRequest) -> TrainOptions:
     if request.resume:
         return _resumed(request)
     recipe = None if request.recipe is None else load_recipe(request.recipe, request.overrides)
-    runtime = make_runtime(request.device, _precision(request.precision, recipe), join=True)
+    if request.init is None and recipe is not None:
+        _data(request, recipe, None)
+    runtime = make_runtime(request.device, request.precision, join=True)
     init = None if request.init is None else load_checkpoint(request.init)
     if init is not None:
         recipe = _recipe_with(init, recipe, request)
     if recipe is None:
         raise RecipeError("no recipe", where="--recipe", hint="`c2fdft recipes list` names some")
-    # the checkpoint's recipe has its say too
-    runtime = with_precision(runtime, _precision(request.precision, recipe))
-    data = request.data or _data_of(recipe, init)
+    if request.precision == "auto":  # the recipe has its say, be it the checkpoint's
+        runtime = with_precision(runtime, recipe.train.precision, where="train.precision")
+    data = _data(request, recipe, init)
     _check_shards(data)
     name = _recipe_name(request, init)
     grid, notices = _grid(request, recipe, init)
-    recipe = replace(recipe, sampling=replace(recipe.sampling, steps=len(grid), grid=grid))
+    recipe = replace(
+        recipe,
+        sampling=replace(recipe.sampling, steps=len(grid), grid=grid),
+        data=replace(recipe.data, shards=str(data)),
+    )
     return TrainOptions(
         stage=request.stage,
         recipe=recipe,
@@ -86,9 +92,12 @@ def _resumed(request: TrainRequest) -> TrainOptions:
             f"this is a {meta.stage} run", where=run.path, hint=f"use train-{meta.stage} --resume"
         )
     recipe = recipe_from_dict(meta.recipe, request.overrides, where=str(run.state))
-    asked = state.precision if request.precision == "auto" else request.precision
     data = request.data or Path(meta.data)
-    runtime = make_runtime(request.device, _precision(asked, recipe), join=True)
+    runtime = make_runtime(request.device, request.precision, join=True)
+    asked = state.precision if request.precision == "auto" else request.precision
+    stated = recipe.train.precision if asked == "auto" else asked
+    if request.precision == "auto" and not (stated == "fp16" and runtime.device.type == "cpu"):
+        runtime = with_precision(runtime, stated, where=str(run.state))
     _check_shards(data)
     notices: tuple[str, ...] = ()
     if state.computed_in not in (None, runtime.precision):
@@ -106,11 +115,6 @@ def _resumed(request: TrainRequest) -> TrainOptions:
         max_seconds=request.max_seconds,
         notices=notices,
     )
-
-
-def _precision(asked: str, recipe: Recipe | None) -> str:
-    """What was asked for on the command line, else what the recipe says."""
-    return recipe.train.precision if asked == "auto" and recipe is not None else asked
 
 
 def _recipe_with(init: Checkpoint, recipe: Recipe | None, request: TrainRequest) -> Recipe:
@@ -156,9 +160,12 @@ def _recipe_name(request: TrainRequest, init: Checkpoint | None) -> str:
     return (meta.recipe_name if meta is not None else None) or "run"
 
 
-def _data_of(recipe: Recipe, init: Checkpoint | None) -> Path:
-    """The shards that the recipe names, else those of the checkpoint's own training."""
-    if recipe.data.shards is not None:
+def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Path:
+    """The shards asked for, else those in the recipe, else those the checkpoint was trained on."""
+    if request.data is not None:
+        return request.data
+    named = any(override.startswith("data.shards=") for override in request.overrides)
+    if recipe.data.shards is not None and (named or request.recipe is not None):
         return Path(recipe.data.shards)
     if init is None or init.meta.data is None:
         raise UsageError("no data", where="--data", hint="name shards made by `c2fdft prepare`")

@@ -31,7 +31,7 @@ from c2fdft_cli.engine.train_events import (
 from c2fdft_cli.engine.train_options import TrainOptions
 from c2fdft_cli.engine.train_tensorboard import TensorBoard
 from c2fdft_cli.engine.train_validation import Validator
-from c2fdft_cli.errors import Interrupted, UsageError
+from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
 from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe import FineStage
 
@@ -100,6 +100,7 @@ class _Training:
         self.validator = Validator(options, pairs, self.state, self.board)
 
     def _restore_state(self) -> None:
+        self.stamp = self.run.state_stamp()
         loaded = load_state(self.run.state)
         if loaded.fingerprint != self.shards.fingerprint:
             raise UsageError(
@@ -156,14 +157,24 @@ class _Training:
             yield
             return
         if not self.options.resume:
-            self.run.create(self.options.files)
+            self.run.check_free()
         with self.run.held():
             if self.options.resume:
+                self._check_state()
                 self.run.remove_unfinished()
                 self.run.cut_metrics(self.step - self.unscored)
             else:
+                self.run.create(self.options.files)
                 self._save()  # from now on there is something to go on from
             yield
+
+    def _check_state(self) -> None:
+        if self.run.state_stamp() != self.stamp:
+            raise ResourceError(
+                "another process has trained in this folder meanwhile",
+                where=self.run.path,
+                hint="look at how far it came; the same command goes on from there",
+            )
 
     def _steps(self, request: StopRequest, started: float) -> Generator[TrainEvent, None, None]:
         loader = make_loader(self.recipe, self.section, self.shards, self.step + 1, self.runtime)
@@ -222,9 +233,9 @@ class _Training:
         ended = False
         if self.unscored and (last or not stop):
             ended = yield from self._score_and_log(request)
-            if due and not ended:
+            if due or ended:
                 self._save()
-        if due:
+        if due or ended:
             yield Saved(self.step, self.run.state)
         return ended
 

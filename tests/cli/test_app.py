@@ -306,3 +306,36 @@ def test_a_preview_replaces_nothing(pairs, tmp_path):
     for words, code in (([], 0), ([], 2), (["--overwrite"], 0)):
         result = run("prepare", pairs, "--out", tmp_path / "shards", "--preview", sheet, *words)
         assert result.exit_code == code, result.output
+
+
+@pytest.mark.parametrize("bug", [False, True])
+def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, bug):
+    """Python's own way out of a group of processes may wait for all of them."""
+    from c2fdft_cli.cli import app as module
+    from c2fdft_cli.engine import restore_plan
+
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    def broken(options):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(module, "_is_awaited", lambda: True)
+    monkeypatch.setattr(os, "_exit", end)
+    if bug:
+        monkeypatch.setattr(restore_plan, "plan_restore", broken)
+    with pytest.raises(Ended) as caught:
+        app(["restore", "nowhere.png", "out.png", "--weights", "nowhere.pt"])
+    said = capsys.readouterr().err
+    assert caught.value.args == (1 if bug else 4,)
+    assert ("KeyError: 'a bug'" in said) if bug else said.startswith("error: no such")
+
+
+def test_success_ends_as_usual_in_a_group(monkeypatch):
+    from c2fdft_cli.cli import app as module
+
+    monkeypatch.setattr(module, "_is_awaited", lambda: True)
+    assert run("recipes", "list").exit_code == 0

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from c2fdft_cli.cli.train_view import describe
 from c2fdft_cli.engine import train_validation
@@ -24,7 +25,7 @@ from c2fdft_cli.engine.train_options import TrainRequest
 from c2fdft_cli.engine.train_setup import set_up
 from c2fdft_cli.engine.train_validation import Validator
 from c2fdft_cli.engine.training import train
-from c2fdft_cli.errors import Interrupted, ResourceError
+from c2fdft_cli.errors import DataError, Interrupted, ResourceError, UsageError
 from tests.conftest import MINI
 from tests.engine.test_training import losses, metrics, request, resume, run, same_weights
 
@@ -80,6 +81,37 @@ def test_shards_may_be_named_in_the_recipe(tmp_path, shard_folder, whole):
     assert set_up(given).data == shard_folder
 
 
+def test_the_shards_in_use_come_before_those_in_the_recipe(tmp_path, shard_folder, whole):
+    named = "data.shards=elsewhere"
+    run(request("coarse", shard_folder, tmp_path / "run", named, "coarse.iterations=1"))
+    wish = TrainRequest("fine", init=tmp_path / "run" / "coarse.pt", device="cpu")
+    assert set_up(wish).data == shard_folder
+    assert set_up(wish).recipe.data.shards == str(shard_folder)
+    with pytest.raises(DataError, match="no training shards - elsewhere"):
+        set_up(replace(wish, overrides=[named]))
+
+
+def test_what_is_missing_is_told_before_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no data"):
+        set_up(request("coarse", None, None, device="cuda"))
+
+
+def test_fp16_of_another_machine(tmp_path, shard_folder, whole):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, out, max_seconds=0.0))
+    state = load_tensors(out / "state.pt")
+    save_tensors(out / "state.pt", {**state, "precision": "fp16", "computed_in": "fp16"})
+    options = set_up(TrainRequest("coarse", out=out, resume=True, device="cpu"))
+    assert options.notices[0].endswith("; it was in fp16")
+    assert options.precision == "fp16"  # back on the other machine it is that again
+    fine = TrainRequest("fine", init=whole / "coarse.pt", device="cpu")
+    with pytest.raises(UsageError, match=r"not for CPUs - train.precision - use --precision fp32"):
+        set_up(replace(fine, overrides=["train.precision=fp16"]))
+    assert set_up(replace(fine, precision="fp32")).runtime.precision == "fp32"
+
+
 def test_the_state_is_saved_before_each_score(tmp_path, shard_folder, monkeypatch):
     """Also where scores and saves fall on different steps."""
     saved = []
@@ -130,6 +162,28 @@ def test_a_signal_ends_scoring_and_nothing_is_lost(
     assert same_weights(out / "coarse.pt", whole / "coarse.pt")
     scores = [(row["iteration"], row["loss"], row["val_psnr"]) for row in metrics(out)]
     assert scores == [(row["iteration"], row["loss"], row["val_psnr"]) for row in metrics(whole)]
+
+
+def test_a_signal_in_scoring_after_a_bad_step_saves(tmp_path, shard_folder, monkeypatch):
+    step, score = Stepper.step, Validator._score
+
+    def bad(self, batch, share, lr, micro_batch):
+        result = step(self, batch, share, lr, micro_batch)
+        self.bad_steps = int(batch.iteration == 8)
+        return result
+
+    def signalled(self, k, *rest):
+        if k == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, k, *rest)
+
+    monkeypatch.setattr(Stepper, "step", bad)
+    monkeypatch.setattr(Validator, "_score", signalled)
+    wish = request("coarse", shard_folder, tmp_path / "run", "train.validate_every=8")
+    with pytest.raises(Interrupted, match="stopped after step 8 of 12, state saved"):
+        run(wish)
+    state = load_state(tmp_path / "run" / "state.pt")
+    assert (state.step, state.unscored) == (8, True)
 
 
 def test_a_save_that_fell_on_a_bad_step_is_made_up_for(tmp_path, shard_folder, monkeypatch):
@@ -197,6 +251,30 @@ def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
         pass
     resume("coarse", out)
     assert len(losses(out)) == 6
+
+
+def test_a_state_that_another_process_moved_on(tmp_path, shard_folder):
+    """Read before the other one was done: nothing of the other's is cut back."""
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, out, max_seconds=0.0))
+    late = train(
+        set_up(TrainRequest("coarse", out=out, resume=True, device="cpu", precision="fp32"))
+    )
+    resume("coarse", out)
+    rows = losses(out)
+    with pytest.raises(ResourceError, match="another process has trained in this folder"):
+        late.run()
+    assert losses(out) == rows
+    assert load_state(out / "state.pt").step == 12
+
+
+def test_a_folder_with_a_lock_alone_is_empty(tmp_path, shard_folder):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").touch()
+    run(request("coarse", shard_folder, out, "coarse.iterations=1"))
+    assert (out / "coarse.pt").is_file()
 
 
 def test_a_line_says_that_a_step_was_left_out():
