@@ -13,8 +13,8 @@ from c2fdft_cli.engine.attempts import Attempts
 from c2fdft_cli.engine.loading import make_loader, patch_cycle
 from c2fdft_cli.engine.run_state import load_state
 from c2fdft_cli.engine.stepper import Stepper
+from c2fdft_cli.engine.train_objective import make_objective
 from c2fdft_cli.engine.train_options import TrainOptions
-from c2fdft_cli.engine.training import make_objective
 from c2fdft_cli.progress import Job
 
 BYTES_PER_PARAMETER = {"checkpoint": 8, "state": 16}

@@ -9,17 +9,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from c2fdft_cli.core.dft import DFT
 from c2fdft_cli.data.shards import ShardSet
 from c2fdft_cli.engine.attempts import Attempts
-from c2fdft_cli.engine.checkpoint import alpha_bar_of_recipe, make_network
 from c2fdft_cli.engine.loading import make_loader, open_validation, patch_cycle
 from c2fdft_cli.engine.run_folder import draw_curves
 from c2fdft_cli.engine.run_state import RunState, load_state, machine
 from c2fdft_cli.engine.runtime import StopRequest, any_rank, graceful_stop, meet
-from c2fdft_cli.engine.stepper import Objective, Stepper, StepResult
+from c2fdft_cli.engine.stepper import Stepper, StepResult
 from c2fdft_cli.engine.train_events import (
     Notice,
     Saved,
@@ -28,12 +24,12 @@ from c2fdft_cli.engine.train_events import (
     TrainResult,
     Validated,
 )
+from c2fdft_cli.engine.train_objective import make_objective
 from c2fdft_cli.engine.train_options import TrainOptions
 from c2fdft_cli.engine.train_tensorboard import TensorBoard
 from c2fdft_cli.engine.train_validation import Validator
 from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
 from c2fdft_cli.progress import Job
-from c2fdft_cli.recipe import FineStage
 
 
 def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
@@ -284,24 +280,3 @@ class _Training:
             signal_number=request.signal_number or signal.SIGTERM,
             hint=f"go on with --resume --out {self.run.path}",
         )
-
-
-def make_objective(options: TrainOptions) -> Objective:
-    """The stage's objective with the weights that it starts from, on the device."""
-    net = _start_network(options).to(options.runtime.device)
-    if options.runtime.device.type == "cuda":
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion).to(options.runtime.device)
-    section = options.section
-    fine = (section, options.grid) if isinstance(section, FineStage) else None
-    return Objective(net, alpha_bar, fine)
-
-
-def _start_network(options: TrainOptions) -> DFT:
-    """The weights that a stage starts from."""
-    if options.init is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.recipe.train.seed)
-            return make_network(options.recipe.network)
-    start_from = options.recipe.fine.start_from if options.stage == "fine" else "ema"
-    return options.init.network(start_from).train()

@@ -291,7 +291,7 @@ def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
 def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, shard_folder, fine_run):
     """Fine-tuning: the averaged weights of any checkpoint, its recipe, one's own shards."""
     from c2fdft_cli.engine.prepare import PrepareOptions, prepare
-    from c2fdft_cli.engine.training import make_objective
+    from c2fdft_cli.engine.train_objective import make_objective
 
     pairs = shard_folder.parent.parent
     source = next(p for p in pairs.glob("pairs*") if (p / "val").is_dir())
@@ -313,7 +313,7 @@ def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, shard_folder
 
 
 def test_fine_starts_from_raw_when_asked(tmp_path, shard_folder, coarse_run):
-    from c2fdft_cli.engine.training import make_objective
+    from c2fdft_cli.engine.train_objective import make_objective
 
     coarse = load_checkpoint(coarse_run / "coarse.pt")
     for choice, state in (("ema", coarse.ema), ("raw", coarse.params)):
