@@ -153,8 +153,12 @@ class Check:
 
     def start(self, command: list[str]) -> subprocess.Popen[bytes]:
         """A process group of its own, its words in a file."""
+        # as torchrun gives each process one thread: another number rounds otherwise
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (self.work / "output.log").open("ab") as log:
-            self.last = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+            self.last = subprocess.Popen(  # noqa: S603
+                command, stdout=log, stderr=log, start_new_session=True, env=env
+            )
         return self.last
 
     def finish(self, command: list[str]) -> None:
