@@ -38,13 +38,13 @@ class Commands(Group):
             _say("interrupted")
             code = 130
         except Exception as error:  # only to tell the parser's own errors from bugs of ours
-            if not hasattr(error, "format_message"):
-                if not _is_awaited():
-                    raise
+            if hasattr(error, "format_message"):
+                code = _report_usage(error)
+            elif _is_awaited():
                 traceback.print_exc()
                 code = 1
             else:
-                code = _report_usage(error)
+                raise
         _end(code if isinstance(code, int) else 0)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -63,7 +63,7 @@ def _end(code: int) -> NoReturn:
 
 
 def _is_awaited() -> bool:
-    """Whether this process is still in a group of processes, none of which it has told."""
+    """Whether this process has joined others of a job and not left them."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 

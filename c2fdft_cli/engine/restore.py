@@ -116,8 +116,7 @@ def _image_records(
         if stop:
             break
         try:
-            for written in _restore_loaded(plan, loaded, writers, stop, tell):
-                waiting.append(written)
+            waiting.extend(_restore_loaded(plan, loaded, writers, stop, tell))
         except StoppedError:
             break
         while len(waiting) > 2 * WRITERS or (waiting and waiting[0].done()):

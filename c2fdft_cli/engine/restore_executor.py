@@ -78,13 +78,8 @@ class Executor:
         predict_noise = self._banded if tile is None else Tiled(self._banded, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
-    @property
-    def watch(self) -> Callable[[int], None] | None:
-        """Called with the amount of each finished piece of `work`; may raise to end it."""
-        return self._banded.watch
-
-    @watch.setter
-    def watch(self, watch: Callable[[int], None] | None) -> None:
+    def report_to(self, watch: Callable[[int], None]) -> None:
+        """Call it with the amount of each finished piece of `work`; it may raise to end it."""
         self._banded.watch = watch
 
     def work(self, height: int, width: int, count: int) -> int:

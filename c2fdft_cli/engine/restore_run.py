@@ -55,7 +55,7 @@ def run_network(
         last[:] = [ran]
         return ran.image
 
-    plan.executor.watch = watch
+    plan.executor.report_to(watch)
     result = draw(run, lq, names, plan.options.draws, plan.positions)
     spread = None if result.spread is None else result.spread.cpu()
     return Restored(result.image.cpu(), spread), last[0]._replace(notes=notes)

@@ -38,7 +38,7 @@ def set_up(request: TrainRequest) -> TrainOptions:
         return _resumed(request)
     recipe = None if request.recipe is None else load_recipe(request.recipe, request.overrides)
     if request.init is None and recipe is not None:
-        _data(request, recipe, None)
+        _data(request, recipe, None)  # where none is named, that is told first
     runtime = make_runtime(request.device, request.precision, join=True)
     init = None if request.init is None else load_checkpoint(request.init)
     if init is not None:
@@ -96,6 +96,7 @@ def _resumed(request: TrainRequest) -> TrainOptions:
     runtime = make_runtime(request.device, request.precision, join=True)
     asked = state.precision if request.precision == "auto" else request.precision
     stated = recipe.train.precision if asked == "auto" else asked
+    # fp16 of a GPU is no reason not to go on here; the notice below tells
     if request.precision == "auto" and not (stated == "fp16" and runtime.device.type == "cpu"):
         runtime = with_precision(runtime, stated, where=str(run.state))
     _check_shards(data)

@@ -153,7 +153,7 @@ class _Training:
             yield
             return
         if not self.options.resume:
-            self.run.check_free()
+            self.run.check_free()  # before there is a lock in somebody's folder
         with self.run.held():
             if self.options.resume:
                 self._check_state()

@@ -288,7 +288,7 @@ ONE_RANK_FAILS = """
     from pathlib import Path
     import torch
     from c2fdft_cli.engine import attempts, stepper
-    from c2fdft_cli.engine.runtime import leave, meet
+    from c2fdft_cli.engine.runtime import leave
     from c2fdft_cli.engine.train_options import TrainRequest
     from c2fdft_cli.engine.train_setup import set_up
     from c2fdft_cli.engine.training import train
@@ -341,7 +341,5 @@ def test_an_error_of_one_process_is_told_and_ends_all(tmp_path, shard_folder):
     done = torchrun("-m", "c2fdft_cli", "train-coarse", "--device", "cpu", *words, *MINI)
     assert done.returncode != 0
     assert done.stderr.count("error [rank 0]: this folder is not empty") == 1
-    assert (
-        "Traceback (most recent call last):\n  File" not in done.stderr.split("error [rank 0]")[0]
-    )
+    assert "Traceback" not in done.stderr.split("error [rank 0]")[0]
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
