@@ -7,7 +7,8 @@
     python recipes/compare_speed.py - call --size 2160x3840      one banded call, no transcription
 
 TRANSCRIPTION.py defines `Textbook`, a module with the parameters and the call of
-`c2fdft_cli.core.dft.DFT`. Contestants take turns within one run; ratios are medians over rounds.
+`c2fdft_cli.core.network.DFT`. Contestants take turns within one run; ratios are medians over
+rounds.
 Prints one JSON document a line, and what it does on standard error.
 """
 
@@ -30,11 +31,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from c2fdft_cli.core.bands import Banded
-from c2fdft_cli.core.dft import DFT
-from c2fdft_cli.engine.bench import gemm_tflops, network_macs
-from c2fdft_cli.engine.runtime import Runtime, cpu_has_fast_bf16, reuse_freed_memory
-from c2fdft_cli.recipe import Network
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.tools.bench import gemm_tflops, network_macs
+from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16
+from c2fdft_cli.execution.heap import reuse_freed_memory
+from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.recipe.schema import Network
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ import imageio.v3 as iio
 import numpy as np
 import skimage
 
-from c2fdft_cli.data.images import read_rgb8, save_rgb8
-from c2fdft_cli.data.synthesis import degrade, parse_model
+from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
+from c2fdft_cli.data.synthesis.degrade import degrade, parse_model
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 SHOWN = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from c2fdft_cli.core.dft import DFT
+from c2fdft_cli.core.network import DFT
 
 NUMBERS = Path(__file__).parent / "numbers"
 
@@ -62,7 +62,7 @@ def tiny_net() -> Callable[..., DFT]:
 @pytest.fixture
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for the installed one of packaged weights; it is empty."""
-    from c2fdft_cli.engine import weights_catalogue
+    from c2fdft_cli.engine.weights import catalogue as weights_catalogue
 
     folder = tmp_path / "packaged"
     folder.mkdir()
@@ -103,8 +103,8 @@ def reference_folder() -> Path:
 @pytest.fixture(scope="session")
 def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of twelve small pairs by formula, two of them for validation."""
-    from c2fdft_cli.data.images import save_rgb8
-    from c2fdft_cli.engine.prepare import PrepareOptions, prepare
+    from c2fdft_cli.data.images.picture import save_rgb8
+    from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
 
     root = tmp_path_factory.mktemp("pairs")
     for split, count in (("train", 10), ("val", 2)):

@@ -11,7 +11,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Device, Json, Precision, Shards, Weights, weights_file
 
 if TYPE_CHECKING:
-    from c2fdft_cli.recipe import Recipe
+    from c2fdft_cli.recipe.schema import Recipe
 
 
 def bench(
@@ -47,10 +47,10 @@ def bench(
 
     Example: c2fdft bench forward --size 256 --precision bf16
     """
-    from c2fdft_cli.engine.bench import BenchOptions
-    from c2fdft_cli.engine.bench import bench as start
-    from c2fdft_cli.engine.runtime import make_runtime
+    from c2fdft_cli.engine.tools.bench import BenchOptions
+    from c2fdft_cli.engine.tools.bench import bench as start
     from c2fdft_cli.errors import UsageError
+    from c2fdft_cli.execution.device import make_runtime
 
     if size % 8 and part != "restore":
         raise UsageError("a multiple of 8", where=f"--size {size}", hint="256")
@@ -86,8 +86,8 @@ def _recipe(name: str, weights: Path | None) -> Recipe:
     """The recipe, with the network of the weights where some are named."""
     from dataclasses import replace
 
-    from c2fdft_cli.engine.checkpoint import load_checkpoint
-    from c2fdft_cli.recipe_files import load_recipe
+    from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+    from c2fdft_cli.recipe.files import load_recipe
 
     recipe = load_recipe(name)
     if weights is None:

@@ -8,13 +8,13 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.bench import BenchOptions
-    from c2fdft_cli.engine.bench_fine import FineBenchResult
+    from c2fdft_cli.engine.tools.bench import BenchOptions
+    from c2fdft_cli.engine.tools.bench_fine import FineBenchResult
 
 
 def time_fine(options: BenchOptions, calls: str, recompute: str, json: bool) -> None:
     """Time the fine step and print a row for each number of calls and way of re-computing."""
-    from c2fdft_cli.engine.bench_fine import FineBenchOptions, bench_fine
+    from c2fdft_cli.engine.tools.bench_fine import FineBenchOptions, bench_fine
 
     if options.compile:
         raise UsageError("the fine step is timed without it", where="--compile")

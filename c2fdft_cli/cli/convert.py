@@ -12,7 +12,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, Overwrite, weights_file
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.convert import Converted
+    from c2fdft_cli.engine.weights.convert import Converted
 
 
 def convert(
@@ -55,8 +55,8 @@ def convert(
 
     Example: c2fdft convert net_g_latest.pth derain.onnx
     """
-    from c2fdft_cli.engine.convert import ConvertOptions
-    from c2fdft_cli.engine.convert import convert as start
+    from c2fdft_cli.engine.weights.convert import ConvertOptions
+    from c2fdft_cli.engine.weights.convert import convert as start
 
     done = start(
         ConvertOptions(

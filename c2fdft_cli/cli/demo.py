@@ -31,7 +31,7 @@ def demo(
     The photos come with scikit-image (the `demo` extra), the rain is drawn, the network starts
     from random weights: what you see is what minutes of training on a laptop give.
     """
-    from c2fdft_cli.engine.demo import HELD_OUT, comparison, make_pairs
+    from c2fdft_cli.engine.tools.demo import HELD_OUT, comparison, make_pairs
 
     folder = _free_folder(out)
     started = time.monotonic()

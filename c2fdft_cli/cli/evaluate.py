@@ -10,19 +10,11 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.evaluate_source import Source, check_source, job_of, named_pairs, next_command
-from c2fdft_cli.cli.options import (
-    Device,
-    Json,
-    Overwrite,
-    Precision,
-    Seed,
-    Shards,
-    Weights,
-)
+from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards, Weights
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate_types import EvalOptions, EvalResult, Metric, Scored
-    from c2fdft_cli.engine.runtime import Runtime
+    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, Metric, Scored
+    from c2fdft_cli.execution.device import Runtime
     from c2fdft_cli.progress import Job
 
 
@@ -131,9 +123,9 @@ def evaluate(
     c2fdft eval photos/ --no-reference
     """
     from c2fdft_cli.cli.evaluate_view import prepare_outputs
-    from c2fdft_cli.engine.evaluate_ranks import join
-    from c2fdft_cli.engine.evaluate_types import EvalOptions
-    from c2fdft_cli.engine.runtime import leave
+    from c2fdft_cli.engine.evaluate.ranks import join
+    from c2fdft_cli.engine.evaluate.types import EvalOptions
+    from c2fdft_cli.execution.distributed import leave
 
     more = _find_metrics(metrics, no_reference)
     EvalOptions(protocol, border)  # a wrong name is found before any file is read
@@ -155,8 +147,8 @@ def evaluate(
 
 def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
     """The metrics that were asked for; without targets there are no others."""
-    from c2fdft_cli.engine.evaluate_alone import find_measures
-    from c2fdft_cli.engine.evaluate_metrics import find_metrics
+    from c2fdft_cli.engine.evaluate.metrics import find_metrics
+    from c2fdft_cli.engine.evaluate.photos import find_measures
 
     if no_reference:
         return find_measures(names or "all")
@@ -167,8 +159,8 @@ def _evaluate(
     source: Source, options: EvalOptions, against: str | None, sinks: _Sinks, runtime: Runtime
 ) -> None:
     from c2fdft_cli.cli.evaluate_view import compared, tell, write
-    from c2fdft_cli.engine.evaluate_ranks import gather_pictures
-    from c2fdft_cli.engine.evaluate_report import ReportImages, with_pictures
+    from c2fdft_cli.engine.evaluate.ranks import gather_pictures
+    from c2fdft_cli.engine.evaluate.report import ReportImages, with_pictures
 
     quiet = sinks.json or not runtime.is_main
     job = job_of(source.subject, source, options, quiet)
@@ -197,6 +189,6 @@ def _evaluate(
 def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:
     """This process's share, and in rank 0 that of all."""
     from c2fdft_cli.cli.evaluate_view import note
-    from c2fdft_cli.engine.evaluate_ranks import gather_result
+    from c2fdft_cli.engine.evaluate.ranks import gather_result
 
     return gather_result(console.draw(job, note) if runtime.is_main else job.run(), runtime)

@@ -12,8 +12,8 @@ from c2fdft_cli.cli.options import weights_file
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate_types import EvalOptions, EvalResult, Scored
-    from c2fdft_cli.engine.evaluate_weights import NamedPairs
+    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, Scored
+    from c2fdft_cli.engine.evaluate.weights import NamedPairs
     from c2fdft_cli.progress import Job
 
 
@@ -53,7 +53,7 @@ def check_source(
     of_weights: Mapping[str, object],
 ) -> None:
     """UsageError for what does not go together; `of_weights`: options that --weights alone has."""
-    from c2fdft_cli.engine.evaluate_blocks import are_blocks
+    from c2fdft_cli.engine.evaluate.sidd import are_blocks
 
     others = (target, degraded, weights, data)
     if no_reference and (restored is None or any(one is not None for one in others)):
@@ -84,8 +84,8 @@ def named_pairs(
     folder: Path | None, target: Path | None, data: Path | None, sigma: float | None, seed: int
 ) -> NamedPairs | None:
     """What weights are to restore, where it is not shards."""
-    from c2fdft_cli.engine.evaluate_blocks import are_blocks, open_blocks
-    from c2fdft_cli.engine.evaluate_folder import open_folder
+    from c2fdft_cli.engine.evaluate.folder import open_folder
+    from c2fdft_cli.engine.evaluate.sidd import are_blocks, open_blocks
 
     if sigma is None and (are_blocks(folder) or are_blocks(data)):
         return open_blocks(folder or data or Path(), target)
@@ -96,11 +96,11 @@ def job_of(
     subject: str, source: Source, options: EvalOptions, quiet: bool
 ) -> Job[Scored, EvalResult]:
     """The evaluation of one folder of results, one file of blocks, or one checkpoint."""
-    from c2fdft_cli.engine.evaluate import evaluate_files
-    from c2fdft_cli.engine.evaluate_alone import evaluate_alone
-    from c2fdft_cli.engine.evaluate_blocks import are_blocks, evaluate_blocks, open_blocks
-    from c2fdft_cli.engine.evaluate_weights import WeightsOptions, evaluate_weights
-    from c2fdft_cli.engine.sweep_grids import parse_times
+    from c2fdft_cli.engine.evaluate.job import evaluate_files
+    from c2fdft_cli.engine.evaluate.photos import evaluate_alone
+    from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
+    from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
+    from c2fdft_cli.engine.sweep.schedules import parse_times
 
     if source.weights:
         wish = WeightsOptions(

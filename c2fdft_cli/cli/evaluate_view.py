@@ -10,8 +10,8 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate_report import ReportImages
-    from c2fdft_cli.engine.evaluate_types import EvalResult, Scored
+    from c2fdft_cli.engine.evaluate.report import ReportImages
+    from c2fdft_cli.engine.evaluate.types import EvalResult, Scored
 
 
 def note(event: Scored) -> str:
@@ -22,7 +22,7 @@ def note(event: Scored) -> str:
 
 def prepare_outputs(paths: list[Path | None], overwrite: bool) -> None:
     """Nothing is overwritten unless asked; its folder is made before the work begins."""
-    from c2fdft_cli.data.atomic import ensure_folder
+    from c2fdft_cli.files import ensure_folder
 
     for path in paths:
         if path is None:
@@ -36,8 +36,8 @@ def compared(
     result: EvalResult, rival: EvalResult | None, seed: int
 ) -> tuple[dict[str, Any], list[str]]:
     """The JSON document, and the lines about B."""
-    from c2fdft_cli.engine.evaluate_against import against, as_json, in_words, not_in_common
-    from c2fdft_cli.engine.evaluate_output import document
+    from c2fdft_cli.engine.evaluate.compare import against, as_json, in_words, not_in_common
+    from c2fdft_cli.engine.evaluate.rows import document
 
     facts = document(result)
     if rival is None:
@@ -62,12 +62,12 @@ def write(
     """The files that were asked for."""
     written = []
     if csv is not None:
-        from c2fdft_cli.engine.evaluate_output import write_csv
+        from c2fdft_cli.engine.evaluate.rows import write_csv
 
         write_csv(csv, result)
         written.append(csv)
     if report is not None and pictures is not None:
-        from c2fdft_cli.engine.evaluate_report import About, write_report
+        from c2fdft_cli.engine.evaluate.report import About, write_report
 
         about = About(console.command(*sys.argv[1:]), _remarks(result), result.recipe)
         written += write_report(report, document, pictures, about)
@@ -76,7 +76,7 @@ def write(
 
 def _remarks(result: EvalResult) -> list[str]:
     """What the numbers are: protocol, further metrics, grid, files without a partner."""
-    from c2fdft_cli.engine.evaluate_metrics import describe_metric
+    from c2fdft_cli.engine.evaluate.metrics import describe_metric
 
     border = f", border {result.border} px left out" if result.border else ""
     lines = [f"protocol {result.protocol.name}: {result.protocol.describes}"]
@@ -91,8 +91,8 @@ def _remarks(result: EvalResult) -> list[str]:
 
 def tell(result: EvalResult, words: list[str], written: list[Path]) -> None:
     """The table and what its numbers are, for people."""
-    from c2fdft_cli.engine.evaluate_output import table_of
-    from c2fdft_cli.engine.evaluate_stats import worst
+    from c2fdft_cli.engine.evaluate.rows import table_of
+    from c2fdft_cli.metrics.statistics import worst
 
     console.table("", *table_of(result))
     out = console.stdout()

@@ -20,8 +20,8 @@ def info(
     json: Json = False,
 ) -> None:
     """Say what a checkpoint, a folder of shards or a run holds."""
-    from c2fdft_cli.engine.info import describe
-    from c2fdft_cli.engine.weights import find_path
+    from c2fdft_cli.engine.tools.info import describe
+    from c2fdft_cli.engine.weights.choose import find_path
 
     facts = describe(find_path(path))
     if json:

@@ -42,7 +42,7 @@ def weights_file(spec: str, quiet: bool) -> Path:
         quiet: say nothing of the choice, as with --json.
     """
     from c2fdft_cli.cli import console
-    from c2fdft_cli.engine.weights import choose_weights
+    from c2fdft_cli.engine.weights.choose import choose_weights
 
     found = choose_weights(spec)
     for remark in [] if quiet else found.remarks:

@@ -12,8 +12,8 @@ from c2fdft_cli.cli.options import Json, Overwrite, Seed
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.prepare import PrepareOptions, PrepareResult
-    from c2fdft_cli.engine.prepare_source import Synthesis
+    from c2fdft_cli.engine.prepare.job import PrepareOptions, PrepareResult
+    from c2fdft_cli.engine.prepare.source import Synthesis
 
 RECIPES = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
 """The recipe that fits a degradation."""
@@ -89,8 +89,8 @@ def prepare(
     if verify:
         _verify(source, json)
         return
-    from c2fdft_cli.engine.prepare import PrepareOptions
-    from c2fdft_cli.engine.prepare import prepare as start
+    from c2fdft_cli.engine.prepare.job import PrepareOptions
+    from c2fdft_cli.engine.prepare.job import prepare as start
 
     options = PrepareOptions(
         source=source,
@@ -144,7 +144,7 @@ def _synthesis(
         return None
     import yaml
 
-    from c2fdft_cli.engine.prepare_source import Synthesis
+    from c2fdft_cli.engine.prepare.source import Synthesis
 
     options: dict[str, object] = {}
     for setting in settings:
@@ -214,14 +214,14 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
 
 
 def _write_preview(options: PrepareOptions, path: Path) -> None:
-    from c2fdft_cli.engine.preview import write_preview
+    from c2fdft_cli.engine.prepare.preview import write_preview
 
     write_preview(options, path)
     console.remark(f"contact sheet: {path}")
 
 
 def _verify(source: Path, json: bool) -> None:
-    from c2fdft_cli.data.shards import verify
+    from c2fdft_cli.data.shards.reader import verify
 
     result = console.draw(verify(source), lambda event: event.name)
     if json:

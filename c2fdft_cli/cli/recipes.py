@@ -28,7 +28,7 @@ Overrides = Annotated[
 @recipes.command("list")
 def list_recipes(json: Json = False) -> None:
     """List the recipes that come with the program."""
-    from c2fdft_cli.recipe_files import load_recipe, recipe_names
+    from c2fdft_cli.recipe.files import load_recipe, recipe_names
 
     rows = []
     for name in recipe_names():
@@ -52,7 +52,7 @@ def list_recipes(json: Json = False) -> None:
 @recipes.command("show")
 def show(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Print a recipe with everything that it extends filled in."""
-    from c2fdft_cli.recipe_files import load_recipe, write_recipe
+    from c2fdft_cli.recipe.files import load_recipe, write_recipe
 
     recipe = load_recipe(name, overrides or [])
     if json:
@@ -68,8 +68,8 @@ def copy(
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a recipe, with everything filled in, to a file of your own."""
-    from c2fdft_cli.data.atomic import atomic_write_text
-    from c2fdft_cli.recipe_files import load_recipe, write_recipe
+    from c2fdft_cli.files import atomic_write_text
+    from c2fdft_cli.recipe.files import load_recipe, write_recipe
 
     if target.exists() and not overwrite:
         raise UsageError("this file exists", where=target, hint="name another, or --overwrite")
@@ -80,7 +80,7 @@ def copy(
 @recipes.command("validate")
 def validate(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe; every problem is listed at once."""
-    from c2fdft_cli.recipe_files import load_recipe
+    from c2fdft_cli.recipe.files import load_recipe
 
     load_recipe(name, overrides or [])
     if json:

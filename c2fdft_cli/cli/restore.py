@@ -13,7 +13,7 @@ from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Wei
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.restore_options import RestoreOptions
+    from c2fdft_cli.engine.restore.options import RestoreOptions
 
 SAMPLING = "Sampling"
 FILES = "Files"
@@ -212,7 +212,7 @@ def restore(
 
     c2fdft restore rainy/ out/ --weights runs/derain-fine/fine.pt
     """
-    from c2fdft_cli.engine.restore_options import STDIO, RestoreOptions, parse_grid, parse_size
+    from c2fdft_cli.engine.restore.options import STDIO, RestoreOptions, parse_grid, parse_size
 
     if json and out == STDIO:
         raise UsageError("the image goes to standard output", where="--json", hint="name a file")
@@ -250,11 +250,11 @@ def restore(
 
 def _restore_images(options: RestoreOptions, json: bool) -> None:
     from c2fdft_cli.cli.restore_view import document, next_command, tell, with_rate
-    from c2fdft_cli.engine.restore import restore as start
-    from c2fdft_cli.engine.restore_options import STDIO
-    from c2fdft_cli.engine.restore_plan import plan_restore
-    from c2fdft_cli.engine.restore_result import gather_ranks, join_ranks
-    from c2fdft_cli.engine.runtime import leave
+    from c2fdft_cli.engine.restore.job import restore as start
+    from c2fdft_cli.engine.restore.options import STDIO
+    from c2fdft_cli.engine.restore.plan import plan_restore
+    from c2fdft_cli.engine.restore.result import gather_ranks
+    from c2fdft_cli.execution.distributed import join_ranks, leave
 
     plan = plan_restore(options)
     try:

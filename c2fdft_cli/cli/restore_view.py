@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from c2fdft_cli.cli import console
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.restore_plan import RestorePlan
-    from c2fdft_cli.engine.restore_result import FrameDone, ImageDone, RestoreResult
+    from c2fdft_cli.engine.restore.plan import RestorePlan
+    from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, RestoreResult
 
 
 def with_rate() -> Callable[[ImageDone | FrameDone], str]:
     """Words beside the bar: images or frames per second so far, and what was just finished."""
-    from c2fdft_cli.engine.restore_result import FrameDone, VideoDone
+    from c2fdft_cli.engine.restore.result import FrameDone, VideoDone
 
     start, count = time.monotonic(), 0
 

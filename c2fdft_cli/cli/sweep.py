@@ -9,20 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import (
-    Device,
-    Json,
-    Overwrite,
-    Precision,
-    Seed,
-    Shards,
-    weights_file,
-)
+from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards, weights_file
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.sweep import Tried
-    from c2fdft_cli.engine.sweep_result import SweepResult
-    from c2fdft_cli.engine.sweep_table import GridRow
+    from c2fdft_cli.engine.sweep.job import Tried
+    from c2fdft_cli.engine.sweep.result import SweepResult
+    from c2fdft_cli.engine.sweep.table import GridRow
 
 SHOWN_TIMES = 4
 """Times of a grid that the table shows in full; sweep.csv has them all."""
@@ -97,9 +89,14 @@ def sweep_steps(
 
     Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --spacing linspace,trailing
     """
-    from c2fdft_cli.engine.sweep import SweepOptions, sweep
-    from c2fdft_cli.engine.sweep_grids import parse_rule, parse_spacings, parse_steps, parse_times
-    from c2fdft_cli.engine.sweep_result import summary
+    from c2fdft_cli.engine.sweep.job import SweepOptions, sweep
+    from c2fdft_cli.engine.sweep.result import summary
+    from c2fdft_cli.engine.sweep.schedules import (
+        parse_rule,
+        parse_spacings,
+        parse_steps,
+        parse_times,
+    )
 
     options = SweepOptions(
         data=data,

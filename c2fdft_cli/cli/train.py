@@ -12,7 +12,7 @@ from c2fdft_cli.cli.options import Device, Json, Precision, Shards, weights_file
 from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.train_options import TrainOptions, TrainRequest
+    from c2fdft_cli.engine.train.options import TrainOptions, TrainRequest
 
 Recipe = Annotated[
     str | None, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe: a name or a file.")
@@ -68,7 +68,7 @@ def train_coarse(
 
     Example: c2fdft train-coarse --recipe derain --data shards/Rain13K
     """
-    from c2fdft_cli.engine.train_options import TrainRequest
+    from c2fdft_cli.engine.train.options import TrainRequest
 
     if not resume and recipe is None and init is None:
         raise RecipeError("no recipe", where="--recipe", hint="`c2fdft recipes list` names some")
@@ -116,7 +116,7 @@ def train_fine(
 
     Example: c2fdft train-fine --from runs/derain-coarse/coarse.pt
     """
-    from c2fdft_cli.engine.train_options import TrainRequest
+    from c2fdft_cli.engine.train.options import TrainRequest
 
     if source is not None and init is not None:
         raise UsageError("give --from or --init, not both", where="--init")
@@ -146,9 +146,9 @@ def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
 
 def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     from c2fdft_cli.cli.train_view import watch
-    from c2fdft_cli.engine.runtime import leave
-    from c2fdft_cli.engine.train_setup import set_up
-    from c2fdft_cli.engine.training import train
+    from c2fdft_cli.engine.train.job import train
+    from c2fdft_cli.engine.train.setup import set_up
+    from c2fdft_cli.execution.distributed import leave
 
     options = set_up(request)
     try:
@@ -178,7 +178,7 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
 
 
 def _show_plan(options: TrainOptions, json: bool) -> None:
-    from c2fdft_cli.engine.train_plan import plan_training
+    from c2fdft_cli.engine.train.dry_run import plan_training
 
     job = plan_training(options)
     if not options.runtime.is_main:

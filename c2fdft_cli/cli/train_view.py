@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.engine.train_events import (
+from c2fdft_cli.engine.train.events import (
     Notice,
     Saved,
     StepDone,
@@ -22,7 +22,7 @@ from c2fdft_cli.engine.train_events import (
     TrainResult,
     Validated,
 )
-from c2fdft_cli.engine.train_options import TrainOptions
+from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.progress import Job
 
 SMOOTH_STEPS = 50

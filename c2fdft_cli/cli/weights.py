@@ -14,7 +14,7 @@ from c2fdft_cli.cli.group import Group
 from c2fdft_cli.cli.options import Json
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.weights_catalogue import Entry, Score
+    from c2fdft_cli.engine.weights.catalogue import Entry, Score
 
 weights = typer.Typer(
     cls=Group,
@@ -31,7 +31,7 @@ def list_weights(json: Json = False) -> None:
 
     Example: c2fdft weights list
     """
-    from c2fdft_cli.engine.weights import packaged_weights
+    from c2fdft_cli.engine.weights.choose import packaged_weights
 
     entries = list(packaged_weights().values())
     if json:
@@ -54,7 +54,7 @@ def path(name: Name, json: Json = False) -> None:
 
     Example: c2fdft weights path derain
     """
-    from c2fdft_cli.engine.weights import packaged_file
+    from c2fdft_cli.engine.weights.choose import packaged_file
 
     file = packaged_file(name)
     if json:
@@ -79,7 +79,7 @@ def pack(
     json: Json = False,
 ) -> None:
     """Put weights into the package (docs/models/README.md)."""
-    from c2fdft_cli.engine.weights_pack import add_entry
+    from c2fdft_cli.engine.weights.pack import add_entry
 
     entry = add_entry(name, checkpoint, facts, into)
     if json:

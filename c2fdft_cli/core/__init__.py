@@ -1,1 +1,1 @@
-"""The paper: network, diffusion, objectives, metrics. Tensors in, tensors out."""
+"""The paper: network, diffusion, objectives. Tensors in, tensors out."""

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from c2fdft_cli.core.attention import full_precision
 from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, q_sample
-from c2fdft_cli.core.gram import full_precision
 from c2fdft_cli.core.ssim import SIGMA, WINDOW, ssim_terms
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)

@@ -1,1 +1,1 @@
-"""Files to tensors and back: images, layouts, synthesis, shards, patches."""
+"""Files to tensors and back; knows no network."""

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from c2fdft_cli.cli.app import app
-from c2fdft_cli.data.images import save_rgb8
+from c2fdft_cli.data.images.picture import save_rgb8
 from tests.conftest import MINI, picture
 
 COMMANDS = ("prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
@@ -312,7 +312,7 @@ def test_a_preview_replaces_nothing(pairs, tmp_path):
 def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, bug):
     """Python's own way out of a group of processes may wait for all of them."""
     from c2fdft_cli.cli import app as module
-    from c2fdft_cli.engine import restore_plan
+    from c2fdft_cli.engine.restore import plan as restore_plan
 
     class Ended(BaseException):
         pass

@@ -9,8 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from c2fdft_cli.cli.app import app
-from c2fdft_cli.engine.checkpoint import Meta, load_checkpoint, make_network, save_checkpoint
-from c2fdft_cli.recipe import Network
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    load_checkpoint,
+    make_network,
+    save_checkpoint,
+)
+from c2fdft_cli.recipe.schema import Network
 
 
 def run(*words: object):

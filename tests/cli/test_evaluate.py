@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from c2fdft_cli.cli.app import app
-from c2fdft_cli.data.images import save_rgb8
-from c2fdft_cli.engine.checkpoint import Meta, make_network, save_checkpoint
-from c2fdft_cli.recipe import Network, Recipe
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
+from c2fdft_cli.recipe.schema import Network, Recipe
 
 
 def run(*words: object) -> Result:

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from c2fdft_cli.cli.app import app
-from c2fdft_cli.core.dft import DFT
-from c2fdft_cli.data.images import read_picture
-from tests.engine.restore_kit import random_picture, save, write_checkpoint
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.images.picture import read_picture
+from tests.kit.restore import random_picture, save, write_checkpoint
 
 
 @pytest.fixture

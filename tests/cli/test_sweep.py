@@ -10,8 +10,13 @@ import torch
 from typer.testing import CliRunner, Result
 
 from c2fdft_cli.cli.app import app
-from c2fdft_cli.engine.checkpoint import Meta, load_checkpoint, make_network, save_checkpoint
-from c2fdft_cli.recipe import Network, Recipe
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    load_checkpoint,
+    make_network,
+    save_checkpoint,
+)
+from c2fdft_cli.recipe.schema import Network, Recipe
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 QUICK = ("--device", "cpu", "--precision", "fp32", "--images", "1")

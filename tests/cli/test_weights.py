@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from c2fdft_cli.cli.app import app
-from c2fdft_cli.core.dft import DFT
-from c2fdft_cli.data.images import save_rgb8
-from c2fdft_cli.engine.checkpoint import load_checkpoint
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from tests.conftest import MINI, picture
-from tests.engine.restore_kit import random_picture, save
-from tests.engine.weights_kit import package, write_facts, write_packed
+from tests.kit.restore import random_picture, save
+from tests.kit.weights import package, write_facts, write_packed
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "train_weights.sh"
 CPU = ("--device", "cpu", "--precision", "fp32")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from c2fdft_cli.core.dft import DFT
 from c2fdft_cli.core.diffusion import (
     alpha_bar_of,
     beta_schedule,
@@ -18,6 +17,7 @@ from c2fdft_cli.core.diffusion import (
     time_grid,
     to_image,
 )
+from c2fdft_cli.core.network import DFT
 from tests.conftest import fill, relative, wave
 
 ALPHA_BAR = alpha_bar_of(beta_schedule())

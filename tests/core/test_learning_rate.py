@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from c2fdft_cli.core.learning_rate import learning_rate
-from c2fdft_cli.recipe_files import load_recipe
+from c2fdft_cli.recipe.files import load_recipe
 
 STAGES = {
     "derain_coarse": ("derain", "coarse"),

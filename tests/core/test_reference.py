@@ -16,8 +16,8 @@ from c2fdft_cli.core.diffusion import (
     released_grid,
 )
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss
-from c2fdft_cli.engine.checkpoint import load_checkpoint, make_network
-from c2fdft_cli.recipe import Network
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, make_network
+from c2fdft_cli.recipe.schema import Network
 from tests.conftest import relative
 
 ALPHA_BAR = alpha_bar_of(beta_schedule())

@@ -1,0 +1,255 @@
+"""The Diffusion Transformer (DFT) that predicts noise: C2F-DFT paper, section 3 (network).
+
+Inside, activations are channels-last, `[n, h, w, c]`. Parameter names and shapes are those of the
+released program, so its weights load strictly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from c2fdft_cli.core.attention import full_precision
+from c2fdft_cli.core.block import NORMS, Block, pointwise, spatial
+
+SIZE_MULTIPLE = 8
+
+
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding of the diffusion time, before its SiLU (section 3, time embedding).
+
+    Args:
+        t: diffusion times, `[n]`.
+        width: channels of the level that it is for, at least 4.
+
+    Returns:
+        `[n, width]` float32, sines then cosines of `t * freq_i`,
+        `freq_i = exp(-i * ln(10000) / (width // 2 - 1))`.
+    """
+    half = width // 2
+    i = torch.arange(half, dtype=torch.float32, device=t.device)
+    angle = t.float()[:, None] * torch.exp(i * (-math.log(10000) / (half - 1)))
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
+    """Pad right and bottom to a multiple: reflect, or replicate where the side is too short.
+
+    Args:
+        x: `[n, c, h, w]`, any size from 1x1 up.
+        multiple: what both sides are to be divisible by.
+
+    Returns:
+        `[n, c, h', w']`; crop with `[..., :h, :w]` to undo.
+    """
+    for axis in (-1, -2):
+        size = x.shape[axis]
+        short = -size % multiple
+        if short:
+            mode = "reflect" if short < size else "replicate"
+            x = F.pad(x, (0, short, 0, 0) if axis == -1 else (0, 0, 0, short), mode=mode)
+    return x
+
+
+def unshuffle(x: Tensor) -> Tensor:
+    """Pixel-unshuffle by 2: `[n, h, w, c]` to `[n, h/2, w/2, 4c]`."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 5, 2, 4).flatten(3)
+
+
+def shuffle(x: Tensor) -> Tensor:
+    """Pixel-shuffle by 2: `[n, h, w, 4c]` to `[n, 2h, 2w, c]`."""
+    n, h, w, c = x.shape
+    x = x.reshape(n, h, w, c // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(n, 2 * h, 2 * w, c // 4)
+
+
+class PatchEmbed(nn.Module):
+    """3x3 convolution from the input's channels to the first level's width."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+
+
+class Resample(nn.Module):
+    """3x3 convolution whose output is then shuffled to half or double the size (section 3)."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(width, out, 3, padding=1, bias=False))
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution, before the shuffle."""
+        return self.body[0]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[n, h, w, c]` to `[n, h/2, w/2, 2c]` or `[n, 2h, 2w, c/2]`."""
+        y = spatial(x, self.conv)
+        return unshuffle(y) if self.conv.out_channels < self.conv.in_channels else shuffle(y)
+
+
+class DFT(nn.Module):
+    """The four-level U-shaped Diffusion Transformer (section 3).
+
+    With `recompute_levels` set, a backward pass keeps each level's input alone and computes the
+    level again: less memory for a third more time.
+
+    Args:
+        in_channels: condition and noisy image together.
+        out_channels: channels of the noise.
+        dim: width C of the first level.
+        blocks: Transformer blocks of levels 1 to 4, encoder and decoder alike.
+        heads: attention heads of levels 1 to 4.
+        ffn_factor: hidden width of the feed-forward network over the level's width.
+        bias: biases in the convolutions (patch embedding and resampling never have one).
+        norm: "with_bias" or "bias_free".
+        dual_pixel: add a 1x1 projection of the embedded input before the output convolution and
+            leave out the final `+ x_t`.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 6,
+        out_channels: int = 3,
+        dim: int = 48,
+        blocks: Sequence[int] = (4, 6, 6, 8),
+        heads: Sequence[int] = (1, 2, 4, 8),
+        ffn_factor: float = 4.0,
+        bias: bool = False,
+        norm: str = "with_bias",
+        dual_pixel: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_sizes(in_channels, out_channels, dim, blocks, heads, ffn_factor, norm)
+        self.in_channels, self.out_channels, self.dim = in_channels, out_channels, dim
+        self.recompute_levels = False
+
+        def level(width: int, i: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                Block(width, heads[i], ffn_factor, bias, norm) for _ in range(blocks[i])
+            )
+
+        self.patch_embed = PatchEmbed(in_channels, dim)
+        self.encoder_level1 = level(dim, 0)
+        self.down1_2 = Resample(dim, dim // 2)
+        self.encoder_level2 = level(2 * dim, 1)
+        self.down2_3 = Resample(2 * dim, dim)
+        self.encoder_level3 = level(4 * dim, 2)
+        self.down3_4 = Resample(4 * dim, 2 * dim)
+        self.latent = level(8 * dim, 3)
+        self.up4_3 = Resample(8 * dim, 16 * dim)
+        self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
+        self.decoder_level3 = level(4 * dim, 2)
+        self.up3_2 = Resample(4 * dim, 8 * dim)
+        self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
+        self.decoder_level2 = level(2 * dim, 1)
+        self.up2_1 = Resample(2 * dim, 4 * dim)
+        self.decoder_level1 = level(2 * dim, 0)
+        self.skip_conv = nn.Conv2d(dim, 2 * dim, 1, bias=bias) if dual_pixel else None
+        self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
+
+    def times(self, t: Tensor) -> dict[int, Tensor]:
+        """Time embedding with its SiLU for each level, by width: `[n or 1, width]` float32.
+
+        A time that was expanded over the batch (stride 0) is embedded once.
+        """
+        if t.stride(0) == 0:
+            t = t[:1]
+        return {w: F.silu(time_embedding(t, w)) for w in (self.dim * m for m in (1, 2, 4, 8))}
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict the noise.
+
+        Args:
+            x: `cat([2 * lq - 1, x_t], dim=1)`, `[n, in_channels, h, w]`, h and w multiples of 8.
+            t: diffusion times, `[n]`.
+
+        Returns:
+            eps_hat, `[n, out_channels, h, w]` float32.
+        """
+        self.check_input(x)
+        times = self.times(t)
+        embedded = _stream(spatial(x.permute(0, 2, 3, 1).contiguous(), self.patch_embed.proj))
+        level1 = self._run(self.encoder_level1, embedded, times)
+        level2 = self._run(self.encoder_level2, self.down1_2(level1), times)
+        level3 = self._run(self.encoder_level3, self.down2_3(level2), times)
+        z = self._run(self.latent, self.down3_4(level3), times)
+        z = torch.cat([self.up4_3(z), level3], dim=-1)
+        z = self._run(self.decoder_level3, pointwise(z, self.reduce_chan_level3), times)
+        z = torch.cat([self.up3_2(z), level2], dim=-1)
+        z = self._run(self.decoder_level2, pointwise(z, self.reduce_chan_level2), times)
+        z = torch.cat([self.up2_1(z), level1], dim=-1)
+        z = self._run(self.decoder_level1, z, times)
+        if self.skip_conv is not None:
+            z = z + pointwise(embedded, self.skip_conv)
+        with full_precision(x):  # the last sum in full precision
+            eps_hat = spatial(z.float(), self.output).permute(0, 3, 1, 2)
+            return eps_hat if self.skip_conv is not None else eps_hat + self.x_t(x)
+
+    def x_t(self, x: Tensor) -> Tensor:
+        """The noisy image within the network's input, float32."""
+        return x[:, -self.out_channels :].float()
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError when x is not `[n, in_channels, 8 * i, 8 * j]`."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"want [n, {self.in_channels}, h, w], got {list(x.shape)}")
+        if x.shape[2] % SIZE_MULTIPLE or x.shape[3] % SIZE_MULTIPLE:
+            raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {list(x.shape[2:])}")
+
+    def _run(self, blocks: nn.ModuleList, z: Tensor, times: dict[int, Tensor]) -> Tensor:
+        time, z = times[z.shape[-1]], _stream(z)
+        if self.recompute_levels and torch.is_grad_enabled():
+            return checkpoint(  # type: ignore[no-any-return]
+                _level, blocks, z, time, use_reentrant=False, preserve_rng_state=False
+            )
+        return _level(blocks, z, time)
+
+
+def _level(blocks: nn.ModuleList, z: Tensor, time: Tensor) -> Tensor:
+    for block in blocks:
+        z = block(z, time)
+    return z
+
+
+def _stream(z: Tensor) -> Tensor:
+    """The residual stream of a level: float32 in inference, under autocast too."""
+    return z if torch.is_grad_enabled() else z.float()
+
+
+def _check_sizes(
+    in_channels: int,
+    out_channels: int,
+    dim: int,
+    blocks: Sequence[int],
+    heads: Sequence[int],
+    ffn_factor: float,
+    norm: str,
+) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"norm is one of {', '.join(NORMS)}, got {norm!r}")
+    if in_channels < out_channels or out_channels < 1:
+        got = f"{in_channels}, {out_channels}"
+        raise ValueError(f"want in_channels >= out_channels >= 1, got {got}")
+    if len(blocks) != 4 or len(heads) != 4:
+        raise ValueError(f"want blocks and heads for 4 levels, got {list(blocks)}, {list(heads)}")
+    if min(blocks) < 1 or min(heads) < 1:
+        raise ValueError(f"blocks and heads are at least 1, got {list(blocks)}, {list(heads)}")
+    if dim < 4 or dim % 2:
+        raise ValueError(f"dim is even and at least 4, got {dim}")
+    for level, count in enumerate(heads):
+        # decoder level 1 works at twice the width of encoder level 1, which divides it too
+        if (dim << level) % count:
+            raise ValueError(f"level {level + 1}: {count} heads do not divide width {dim << level}")
+    if int(dim * ffn_factor) < 1:
+        raise ValueError(f"ffn_factor leaves no hidden channel, got {ffn_factor}")

@@ -1,0 +1,1 @@
+"""Which patches an iteration trains on, as tensors, ahead of time."""

@@ -1,0 +1,215 @@
+"""One iteration's patches as tensors: read at the stage's own size, turned, degraded, mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from c2fdft_cli.data.batches.plan import Draw, PatchPlan
+from c2fdft_cli.data.shards.format import CHANNELS, Pixels
+from c2fdft_cli.data.shards.reader import Kind, ShardSet
+from c2fdft_cli.errors import DataError
+
+Degrade = Callable[[Pixels, np.random.Generator], Pixels]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows [lo, hi) of one iteration's global batch; channels last in memory.
+
+    Args:
+        iteration: k, counted from 1.
+        lq, gt: uint8 [n, 3, p, p].
+        noise: float32 [n, 3, p, p], standard normal.
+        times: int64 [n], antithetic diffusion times, or None where not asked for.
+        lq2, gt2: uint8 [n, 3, p, p], the mixup partners, or None in iterations without mixup.
+        lam: weight of (lq, gt) against (lq2, gt2); 1 without mixup.
+    """
+
+    iteration: int
+    lq: Tensor
+    gt: Tensor
+    noise: Tensor
+    times: Tensor | None = None
+    lq2: Tensor | None = None
+    gt2: Tensor | None = None
+    lam: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.gt)
+
+    def rows(self, lo: int, hi: int) -> Batch:
+        """The rows [lo, hi) of this batch, as views: a micro-batch."""
+        return self._map(lambda tensor: tensor[lo:hi])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """All tensors on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """All tensors in page-locked memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
+
+
+class BatchMaker:
+    """Makes the rows [lo, hi) of iteration k, and just these; can be pickled.
+
+    Args:
+        shards: where the images are.
+        plan: which patches to take.
+        degrade: makes lq of a clean uint8 patch [h, w, 3] (same size out), for clean-only sets; it
+            sees the patch after flips and turns, so that rain keeps its directions.
+        margin: pixels that `degrade` gets beyond each border of the patch, and that are cut off.
+        timesteps: T of the diffusion times to draw with each batch, or None.
+
+    Raises:
+        DataError: clean-only shards without `degrade`.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        plan: PatchPlan,
+        *,
+        degrade: Degrade | None = None,
+        margin: int = 0,
+        timesteps: int | None = None,
+    ) -> None:
+        if degrade is None and not shards.has_lq:
+            raise DataError(
+                "these shards hold clean images only",
+                where=shards.paths[0],
+                hint="name a degradation to synthesise, or prepare pairs",
+            )
+        self._shards = shards
+        self._plan = plan
+        self._degrade = degrade
+        self._margin = margin if degrade else 0
+        self._timesteps = timesteps
+
+    def make(self, k: int, lo: int, hi: int) -> Batch:
+        """The rows [lo, hi) of iteration k."""
+        mix = self._plan.mix(k)
+        rows = np.arange(lo, hi)
+        if mix is None:
+            lq, gt = self._patches(k, rows)
+            batch = Batch(k, _nchw(lq), _nchw(gt), self._noise(k, rows))
+        else:
+            both = np.concatenate([rows, mix.partner[lo:hi]])
+            needed, place = np.unique(both, return_inverse=True)
+            lq, gt = self._patches(k, needed)
+            first, second = place[: len(rows)], place[len(rows) :]
+            batch = Batch(
+                k,
+                _nchw(lq[first]),
+                _nchw(gt[first]),
+                self._noise(k, rows),
+                lq2=_nchw(lq[second]),
+                gt2=_nchw(gt[second]),
+                lam=mix.lam,
+            )
+        if self._timesteps is None:
+            return batch
+        times = self._plan.times(k, self._timesteps)[lo:hi]
+        return replace(batch, times=torch.from_numpy(times.copy()))
+
+    def _patches(self, k: int, rows: NDArray[np.int64]) -> tuple[Pixels, Pixels]:
+        """(lq, gt), uint8 [n, p, p, 3], of some rows of the global batch."""
+        patch, _ = self._plan.cycle.stage(k)
+        draw = self._plan.draw(k)
+        shape = (len(rows), patch, patch, CHANNELS)
+        lq, gt = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
+        if self._degrade is None:
+            for j, i in enumerate(rows.tolist()):
+                self._crop("lq", draw, i, lq[j])
+                self._crop("gt", draw, i, gt[j])
+        else:
+            for j, i in enumerate(rows.tolist()):
+                self._synthesize(self._degrade, draw, k, i, lq[j], gt[j])
+        return lq, gt
+
+    def _crop(self, kind: Kind, draw: Draw, i: int, out: Pixels) -> None:
+        """One patch, turned, into `out`."""
+        image, side = int(draw.image[i]), out.shape[0]
+        top, left = int(draw.top[i]) - self._margin, int(draw.left[i]) - self._margin
+        height, width = self._shards.sizes[image]
+        if min(top, left) >= 0 and top + side <= height and left + side <= width:
+            window = self._shards.window(kind, image, top, left, side, side)
+        else:
+            full = self._shards.window(kind, image, 0, 0, height, width)
+            across = border(left, side, width)
+            window = full[border(top, side, height)[:, None], across]
+        turn(window, int(draw.symmetry[i]), out)
+
+    def _synthesize(
+        self, degrade: Degrade, draw: Draw, k: int, i: int, lq: Pixels, gt: Pixels
+    ) -> None:
+        """One clean patch and its degraded twin, with the margin cut off."""
+        margin, side = self._margin, gt.shape[0]
+        wide = np.empty((side + 2 * margin, side + 2 * margin, CHANNELS), np.uint8)
+        self._crop("gt", draw, i, wide)
+        degraded = degrade(wide, self._plan.generator(k, i))
+        if degraded.shape != wide.shape or degraded.dtype != np.uint8:
+            raise ValueError(
+                f"degrade made {degraded.shape} {degraded.dtype} of {wide.shape} uint8"
+            )
+        inner = slice(margin, margin + side)
+        lq[...] = degraded[inner, inner]
+        gt[...] = wide[inner, inner]
+
+    def _noise(self, k: int, rows: NDArray[np.int64]) -> Tensor:
+        """Standard normal noise, each sample from a generator of its own."""
+        patch, _ = self._plan.cycle.stage(k)
+        noise = torch.empty((len(rows), patch, patch, CHANNELS))
+        generator = torch.Generator()
+        for j, i in enumerate(rows.tolist()):
+            generator.manual_seed(self._plan.noise_seed(k, i))
+            noise[j].normal_(generator=generator)
+        return noise.permute(0, 3, 1, 2)
+
+
+def border(start: int, length: int, size: int) -> NDArray[np.int64]:
+    """Indices start .. start+length-1 into an axis of `size`, reflected once at its ends.
+
+    Replicated beyond the mirror image, where the axis is too small.
+    """
+    index = np.arange(start, start + length)
+    mirrored = np.where(index < 0, -index, 2 * (size - 1) - index)
+    index = np.where((index < 0) | (index >= size), mirrored, index)
+    return np.clip(index, 0, size - 1)
+
+
+def turn(window: Pixels, symmetry: int, out: Pixels) -> None:
+    """One of the 8 symmetries of a square window [p, p, 3] into `out` (see `patches.Draw`)."""
+    flip = symmetry & 3
+    if symmetry & 4:
+        if flip == 0:
+            cv2.transpose(window, dst=out)
+        elif flip == 1:
+            cv2.rotate(window, cv2.ROTATE_90_CLOCKWISE, dst=out)
+        elif flip == 2:
+            cv2.rotate(window, cv2.ROTATE_90_COUNTERCLOCKWISE, dst=out)
+        else:
+            cv2.flip(cv2.transpose(window), -1, dst=out)
+    elif flip == 0:
+        out[...] = window
+    else:
+        cv2.flip(window, {1: 1, 2: 0, 3: -1}[flip], dst=out)
+
+
+def _nchw(pixels: Pixels) -> Tensor:
+    """[n, h, w, 3] as [n, 3, h, w] without a copy."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)

@@ -1,0 +1,204 @@
+"""Batches of consecutive iterations, made ahead of the training step by a thread or by workers."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from c2fdft_cli.data.batches.batch import Batch, BatchMaker, Degrade
+from c2fdft_cli.data.batches.plan import PatchPlan
+from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.errors import C2fdftError, ResourceError
+
+SliceOf = tuple[int, int] | Callable[[int], tuple[int, int]]
+_Item = TypeVar("_Item")
+_POLL_SECONDS = 0.1
+
+
+class PatchLoader:
+    """Iterable over the batches of iterations start .. stop-1 (counted from 1, as in `range`).
+
+    Args:
+        shards: where the images are.
+        plan: which patches to take.
+        start: first iteration.
+        stop: one past the last iteration.
+        slice_of: (rank, world) for an even share of every global batch, or a function from the
+            global batch size to the rows [lo, hi) to make.
+        degrade, margin, timesteps: see `BatchMaker`.
+        workers: processes that make batches; 0 for a thread of this process.
+        prefetch: batches made ahead (by each worker); 0 with workers=0 makes them on demand.
+        pin: put tensors into page-locked memory, where CUDA is there.
+
+    Attributes:
+        waited: seconds that the consumer has waited for batches so far.
+
+    Raises:
+        DataError: clean-only shards without `degrade`; from the iteration, a damaged shard.
+        ResourceError: from the iteration, a worker died.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        plan: PatchPlan,
+        *,
+        start: int,
+        stop: int,
+        slice_of: SliceOf = (0, 1),
+        degrade: Degrade | None = None,
+        margin: int = 0,
+        timesteps: int | None = None,
+        workers: int = 0,
+        prefetch: int = 2,
+        pin: bool = False,
+    ) -> None:
+        if start < 1:
+            raise ValueError("iterations are counted from 1")
+        maker = BatchMaker(shards, plan, degrade=degrade, margin=margin, timesteps=timesteps)
+        self._iterations = range(start, stop)
+        self._source = _Iterations(maker, plan, slice_of)
+        self._workers = workers
+        self._prefetch = prefetch
+        self._pin = pin and torch.cuda.is_available()
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self._iterations)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._workers:
+            items = self._from_workers()
+        elif self._prefetch:
+            items = prefetched(self._made(), self._prefetch)
+        else:
+            items = self._made()
+        return self._timed(items)
+
+    def _timed(self, items: Iterator[Batch]) -> Iterator[Batch]:
+        with closing(items):  # type: ignore[type-var]  # all three sources are generators
+            while True:
+                begin = time.perf_counter()
+                batch = next(items, None)
+                self.waited += time.perf_counter() - begin
+                if batch is None:
+                    return
+                yield batch
+
+    def _made(self) -> Iterator[Batch]:
+        for k in self._iterations:
+            batch = self._source.make(k)
+            yield batch.pin_memory() if self._pin else batch
+
+    def _from_workers(self) -> Iterator[Batch]:
+        loader: DataLoader[Batch | C2fdftError] = DataLoader(
+            self._source,
+            batch_size=None,
+            sampler=self._iterations,
+            num_workers=self._workers,
+            prefetch_factor=max(1, self._prefetch),
+            collate_fn=_as_is,
+            worker_init_fn=_leave_signals_to_parent,
+            generator=torch.Generator(),  # or it would advance the caller's global one
+            pin_memory=self._pin,
+        )
+        with _dead_worker():
+            for item in loader:
+                if isinstance(item, C2fdftError):
+                    raise item
+                yield item
+
+
+class _Iterations(Dataset["Batch | C2fdftError"]):
+    """Iteration number -> batch, for worker processes."""
+
+    def __init__(self, maker: BatchMaker, plan: PatchPlan, slice_of: SliceOf) -> None:
+        self._maker = maker
+        self._plan = plan
+        self._slice_of = slice_of
+
+    def make(self, k: int) -> Batch:
+        _, batch = self._plan.cycle.stage(k)
+        if callable(self._slice_of):
+            return self._maker.make(k, *self._slice_of(batch))
+        rank, world = self._slice_of
+        return self._maker.make(k, batch * rank // world, batch * (rank + 1) // world)
+
+    def __getitem__(self, k: int) -> Batch | C2fdftError:
+        try:
+            return self.make(k)
+        except C2fdftError as error:  # sent as a value: torch would bury it in a traceback's text
+            return error
+
+
+def prefetched(items: Iterator[_Item], ahead: int) -> Iterator[_Item]:
+    """The same items, made up to `ahead` ahead by a thread; its errors come out here."""
+    box: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def offer(item: _Item | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                box.put((item, error), timeout=_POLL_SECONDS)
+                return
+
+    def work() -> None:
+        try:
+            for item in items:
+                offer(item, None)
+                if stopped.is_set():
+                    return
+            offer(None, StopIteration())
+        except BaseException as error:  # handed to the consumer, which raises it
+            offer(None, error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = box.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()
+
+
+@contextmanager
+def _dead_worker() -> Iterator[None]:
+    """Torch's RuntimeError for a killed worker as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            "a data worker died",
+            hint="use fewer workers (out of memory?)",
+            details=str(error).splitlines(),
+        ) from error
+
+
+def _as_is(item: Any) -> Any:
+    """No collation: an item is a whole batch already."""
+    return item
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """Signals may reach the whole process group; the parent alone decides when to stop.
+
+    It ends its workers by a message, and they look whether it is still there.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

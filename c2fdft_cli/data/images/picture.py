@@ -1,0 +1,241 @@
+"""Faithful image files: bit depth, greyness, alpha, colour profile and EXIF survive.
+
+Pillow reads 16-bit RGB as 8 bit and OpenCV forgets profile and EXIF, so `decoding` takes pixels
+and the rest from whichever keeps them. Images are RGB [h, w, 3], upright, C-contiguous.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from c2fdft_cli.data.images.decoders import DAMAGE
+from c2fdft_cli.data.images.decoding import count_frames, decode, sniff, stored_size, upright
+from c2fdft_cli.data.images.encoding import ENCODERS, MAX_SIDE, encode, to_8bit
+from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.files import atomic_write_bytes
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+MAX_PIXELS = 1 << 28
+_MAX_FILE_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image with everything that writing it again needs.
+
+    Args:
+        pixels: uint8 or uint16 RGB [h, w, 3], upright; the channels of a grey one are equal.
+        grey: whether the file is grey (one channel).
+        alpha: opacity [h, w] of the same type, or None.
+        icc: the embedded colour profile.
+        exif: the EXIF block as a TIFF structure, without the "Exif" prefix; orientation 1.
+        source_format: PNG, JPEG, TIFF, BMP, WEBP, GIF, or "" for a picture made here.
+    """
+
+    pixels: npt.NDArray[Any]
+    grey: bool = False
+    alpha: npt.NDArray[Any] | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    source_format: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype not in (np.uint8, np.uint16):
+            raise TypeError(f"pixels must be uint8 or uint16, not {self.pixels.dtype}")
+        if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or not self.pixels.size:
+            raise ValueError(f"pixels must be [h, w, 3], not {list(self.pixels.shape)}")
+        if self.alpha is None:
+            return
+        if self.alpha.shape != self.pixels.shape[:2] or self.alpha.dtype != self.pixels.dtype:
+            raise ValueError("alpha must have the pixels' size and type")
+
+    @property
+    def bit_depth(self) -> int:
+        """8 or 16 bits per sample."""
+        return 8 * self.pixels.itemsize
+
+
+def is_image_path(path: str | Path) -> bool:
+    """Whether the name ends like an image's, in any case; the file is not opened."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def natural_key(path: str | Path) -> tuple[Any, ...]:
+    """A sort key under which 2.png comes before 10.png, folder by folder."""
+    parts = [
+        [(0, int(number), "") if number else (1, 0, text) for number, text in runs]
+        for part in Path(path).parts
+        for runs in [re.findall(r"([0-9]+)|([^0-9]+)", part.casefold())]
+    ]
+    return (parts, str(path))
+
+
+def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+    """The image files of a folder in natural order; hidden ones and link loops are skipped.
+
+    Raises:
+        DataError: the folder is missing, not a folder, or cannot be listed.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise DataError("no such folder", where=root, hint="check the path")
+    if not root.is_dir():
+        raise DataError("not a folder", where=root, hint="give the folder that holds the images")
+    try:
+        found = list(_walk(root, recursive, set()))
+    except OSError as error:
+        raise DataError("cannot list the folder", where=root, hint=error.strerror) from error
+    return sorted(found, key=natural_key)
+
+
+def read_picture(
+    source: str | Path | bytes, *, frame: int = 0, max_pixels: int = MAX_PIXELS
+) -> Picture:
+    """Read an image file, or the bytes of one, and lose nothing of it.
+
+    Palettes become RGB (grey where all their colours are), CMYK becomes sRGB through its profile,
+    and a float TIFF with values in [0, 1] becomes 16 bit.
+
+    Args:
+        source: a path, or a file's bytes.
+        frame: which frame of an animation or page of a TIFF, from 0.
+        max_pixels: refuse pictures with more pixels, before decoding them.
+
+    Raises:
+        DataError: missing, not an image, damaged, too large, or of a kind not supported.
+        ResourceError: a 16-bit file needs OpenCV, which cannot be loaded.
+    """
+    where = None if isinstance(source, bytes) else Path(source)
+    with _reading(where):
+        data = source if isinstance(source, bytes) else _read_bytes(Path(source))
+        found = decode(data, frame=frame, max_pixels=max_pixels)
+        samples = upright(found.samples, found.orientation)
+        kind = sniff(data[:16])
+    channels = samples.shape[2]
+    grey = channels <= 2
+    pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
+    return Picture(
+        pixels=np.ascontiguousarray(pixels),
+        grey=grey,
+        alpha=None if channels in (1, 3) else np.ascontiguousarray(samples[..., -1]),
+        icc=found.icc,
+        exif=found.exif,
+        source_format=kind,
+    )
+
+
+def read_rgb8(path: str | Path) -> npt.NDArray[np.uint8]:
+    """An image as uint8 RGB [h, w, 3], for training and scoring; DataError as `read_picture`.
+
+    16 bits are rounded to 8 (round(v / 257)), alpha is dropped, grey is replicated.
+    """
+    return to_8bit(read_picture(path).pixels)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of the upright picture, from the file's headers alone; DataError."""
+    with _reading(Path(path)), _open(Path(path)) as file:
+        width, height, orientation = stored_size(file)
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def frame_count(path: str | Path) -> int:
+    """How many frames (GIF, WebP, animated PNG) or pages (TIFF) a file has; DataError."""
+    with _reading(Path(path)), _open(Path(path)) as file:
+        return count_frames(file)
+
+
+def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> None:
+    """Write a picture atomically in the format that the suffix names, as faithfully as it can.
+
+    PNG and TIFF keep 16 bits, others get them rounded. A grey picture is saved with one channel,
+    the rounded mean of its three. JPEG (4:4:4, `quality` 1 to 100) and BMP drop alpha; WebP is
+    lossless; BMP drops profile and EXIF.
+
+    Raises:
+        UsageError: no format has this suffix, or it cannot hold so large a picture.
+        ResourceError: the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in ENCODERS:
+        hint = f"use one of {' '.join(sorted(ENCODERS))}"
+        raise UsageError(f"cannot write images as '{suffix}'", where=path, hint=hint)
+    height, width = picture.pixels.shape[:2]
+    limit = MAX_SIDE.get(suffix)
+    if limit and max(height, width) > limit:
+        what = f"{width} x {height} px is too large for {suffix[1:]}"
+        raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .png")
+    samples = _samples(picture)
+    data = encode(suffix, samples, icc=picture.icc, exif=picture.exif, quality=quality)
+    atomic_write_bytes(path, data)
+
+
+def save_rgb8(path: str | Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Write uint8 RGB [h, w, 3] of our own making; errors as `write_picture`."""
+    write_picture(path, Picture(pixels))
+
+
+def _samples(picture: Picture) -> npt.NDArray[Any]:
+    """The channels to store: grey or RGB, then alpha where there is one."""
+    colours = picture.pixels
+    if picture.grey:
+        total = colours.sum(axis=2, dtype=np.uint32, keepdims=True)
+        colours = ((total + 1) // 3).astype(colours.dtype)
+    if picture.alpha is None:
+        return colours
+    return np.concatenate([colours, picture.alpha[..., None]], axis=2)
+
+
+def _walk(folder: Path, recursive: bool, seen: set[Path]) -> Iterator[Path]:
+    """Image files below a folder; each real folder once, so that link loops end."""
+    seen.add(folder.resolve())
+    for entry in sorted(folder.iterdir(), key=natural_key):
+        if entry.name.startswith("."):
+            continue
+        if is_image_path(entry) and entry.is_file():
+            yield entry
+        elif recursive and entry.is_dir() and entry.resolve() not in seen:
+            yield from _walk(entry, recursive, seen)
+
+
+@contextlib.contextmanager
+def _reading(where: Path | None) -> Iterator[None]:
+    """Turn whatever a damaged file makes the decoders raise into one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError("no such file", where=where, hint="check the path") from error
+    except DAMAGE as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        what = f"cannot read the image: {reason.splitlines()[0]}"
+        raise DataError(what, where=where, hint=getattr(error, "hint", None)) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a regular, non-empty file: a pipe would block, a device never end."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    if not status.st_size:
+        raise ValueError("the file is empty")
+    return path.open("rb")
+
+
+def _read_bytes(path: Path) -> bytes:
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_FILE_BYTES:
+            raise ValueError(f"the file has {size} bytes, over the limit of {_MAX_FILE_BYTES}")
+        return file.read()

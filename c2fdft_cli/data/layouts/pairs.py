@@ -1,0 +1,217 @@
+"""Which pairs of degraded and clean images does this folder hold?
+
+`LAYOUTS` is the whole knowledge: what the degraded and the clean side are called, be it as names
+of two folders side by side, of a degraded folder beside loose clean files, or as words in the
+names of files that share a folder. Folders are searched from the top; everything may be nested.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from c2fdft_cli.data.images.picture import image_size, list_images, natural_key
+from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
+from c2fdft_cli.data.layouts.search import LAYOUTS, Candidate, Tree, plain, search
+from c2fdft_cli.errors import DataError
+
+_TRAIN = {"train", "training"}
+_VALIDATION = {"val", "valid", "validation"}
+_TEST = {"test", "testing"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A degraded image, its clean one, and a unique relative name such as GOPR0372/000047."""
+
+    name: str
+    lq: Path
+    gt: Path
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """An image that belongs to no pair, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """What a folder holds.
+
+    Args:
+        layout: how the pairs lie, for people.
+        root: the folder that was searched.
+        pairs: all pairs, in natural order of their names.
+        leftovers: images beside them that belong to no pair.
+        notices: what the user should know about the choice.
+        splits: "train", and "val" when the set has such folders of its own.
+    """
+
+    layout: str
+    root: Path
+    pairs: tuple[Pair, ...]
+    leftovers: tuple[Leftover, ...]
+    notices: tuple[str, ...]
+    splits: dict[str, tuple[Pair, ...]]
+
+
+def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = None) -> PairSet:
+    """Recognise the layout of `root` and pair its files by name; no image is opened.
+
+    Args:
+        root: the folder to search.
+        gamma: take blur_gamma/ where a set (GoPro) has it beside blur/.
+        pairs_file: take the pairs from this CSV file (`lq,gt[,name]`) instead.
+
+    Raises:
+        DataError: no such folder, no images, no pairs, or more than one way to pair them.
+    """
+    if pairs_file is not None:
+        listed = [Pair(row.name, row.lq, row.gt) for row in read_pairs_csv(pairs_file)]
+        return _pair_set(f"the list {pairs_file.name}", root, listed, (), ())
+    images = list_images(root, recursive=True)
+    if not images:
+        raise DataError("no images in the folder", where=root, hint="check the path")
+    tree = Tree(root, images)
+    chosen, notices = search(tree, gamma=gamma)
+    if not chosen:
+        raise _no_pairs(tree)
+    pairs = [pair for candidate in chosen for pair in _named(candidate, root)]
+    leftovers = _leftovers(tree, chosen)
+    return _pair_set(_describe(chosen), root, _unique(pairs, root), leftovers, notices)
+
+
+def check_sizes(pair: Pair) -> tuple[int, int]:
+    """(height, width) of both images of a pair, from their headers; DataError when they differ."""
+    lq, gt = image_size(pair.lq), image_size(pair.gt)
+    if lq != gt:
+        what = f"sizes differ within a pair: {_size(lq)} degraded, {_size(gt)} clean"
+        files = [f"degraded: {pair.lq}", f"clean: {pair.gt}"]
+        raise DataError(what, where=pair.name, hint="crop or remove the pair", details=files)
+    return lq
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]} px"
+
+
+def _pair_set(
+    layout: str,
+    root: Path,
+    pairs: Iterable[Pair],
+    leftovers: Iterable[Leftover],
+    notices: Sequence[str],
+) -> PairSet:
+    ordered = tuple(sorted(pairs, key=lambda pair: natural_key(pair.name)))
+    splits, more = _splits(ordered)
+    found = tuple(sorted(leftovers, key=lambda one: natural_key(one.path)))
+    return PairSet(layout, root, ordered, found, (*notices, *more), splits)
+
+
+def _splits(pairs: Sequence[Pair]) -> tuple[dict[str, tuple[Pair, ...]], tuple[str, ...]]:
+    """The set's own split: needs train/ and val/ (or test/) folders, else all is train."""
+    sides: dict[str, list[Pair]] = {"train": [], "val": [], "test": [], "": []}
+    for pair in pairs:
+        sides[_side(pair.name)].append(pair)
+    if not sides["train"] or not (sides["val"] or sides["test"]):
+        return {"train": tuple(pairs)}, ()
+    notices = []
+    if sides["val"] and sides["test"]:
+        notices.append(f"{len(sides['test'])} pairs in test/ are neither trained nor validated on")
+    if sides[""]:
+        notices.append(f"{len(sides[''])} pairs outside the split folders are taken as training")
+    train = [pair for pair in pairs if _side(pair.name) in ("train", "")]
+    return {"train": tuple(train), "val": tuple(sides["val"] or sides["test"])}, tuple(notices)
+
+
+def _side(name: str) -> str:
+    """train, val, test or nothing, by the first folder in the name that says so."""
+    for part in name.casefold().split("/")[:-1]:
+        for side, words in (("train", _TRAIN), ("val", _VALIDATION), ("test", _TEST)):
+            if part in words:
+                return side
+    return ""
+
+
+def _named(candidate: Candidate, root: Path) -> Iterable[Pair]:
+    """The degraded path without its suffix and without the folder that says "degraded"."""
+    for lq, gt in candidate.pairs:
+        folder = candidate.parent / lq.relative_to(candidate.lq_folder).parent
+        yield Pair((folder.relative_to(root) / lq.stem).as_posix(), lq, gt)
+
+
+def _unique(pairs: Sequence[Pair], root: Path) -> list[Pair]:
+    """Names that two pairs share get the suffix (1.png, 1.jpg), or else become the whole path."""
+    with_suffix = _renamed(pairs, [pair.name + pair.lq.suffix for pair in pairs])
+    whole = [pair.lq.relative_to(root).as_posix() for pair in pairs]
+    unique = _renamed(with_suffix, whole)
+    if len({pair.name for pair in unique}) < len(unique):
+        raise DataError("two pairs have the same name", where=root, hint="rename one of them")
+    return unique
+
+
+def _renamed(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
+    """The pairs, those that share a name under their other name."""
+    counts = Counter(pair.name for pair in pairs)
+    return [
+        replace(pair, name=name) if counts[pair.name] > 1 else pair
+        for pair, name in zip(pairs, names, strict=True)
+    ]
+
+
+def _leftovers(tree: Tree, chosen: Sequence[Candidate]) -> list[Leftover]:
+    used = {path for candidate in chosen for pair in candidate.pairs for path in pair}
+    reasons = {path: why for one in chosen for path, why in one.reasons.items()}
+    ignored = {path for one in chosen for folder in one.ignored for path in tree.below(folder)}
+    return [
+        Leftover(path, reasons.get(path, "outside the folders of the pairs"))
+        for path in tree.images
+        if path not in used and path not in ignored
+    ]
+
+
+def _describe(chosen: Sequence[Candidate]) -> str:
+    labels = ", ".join(dict.fromkeys(candidate.label for candidate in chosen))
+    places = f" in {len(chosen)} folders" if len(chosen) > 1 else ""
+    published = chosen[0].layout.published
+    return f"{labels}{places}" + (f" (laid out as {published})" if published else "")
+
+
+def _no_pairs(tree: Tree) -> DataError:
+    """The error for images without pairs: what was looked for, what is there, what to try."""
+    looked = [f"looked for: {' or '.join(one.lq)} with {' or '.join(one.gt)}" for one in LAYOUTS]
+    counts = Counter(path.parent for path in tree.images)
+    there = [
+        f"found: {count} images in {folder.relative_to(tree.root).as_posix()}/, e.g. "
+        f"{next(path.name for path in tree.images if path.parent == folder)}"
+        for folder, count in counts.most_common(8)
+    ]
+    what = "no pairs of degraded and clean images"
+    return DataError(what, where=tree.root, hint=_hint(tree), details=[*there, *looked])
+
+
+def _hint(tree: Tree) -> str:
+    root = tree.root.resolve()
+    if _has_partner(root):
+        return f"this is one side of the pairs; give the folder above it, {root.parent}"
+    if any(tree.mentions(one.lq) and tree.mentions(one.gt) for one in LAYOUTS):
+        return "their names do not match; list the pairs in a CSV file: --pairs FILE"
+    return "if these are clean images, make the degraded ones: --synthesize rain|noise|blur"
+
+
+def _has_partner(root: Path) -> bool:
+    """Whether the other side of a layout lies beside this folder."""
+    beside: set[str] = set()
+    with suppress(OSError):
+        beside = {plain(path.name) for path in root.parent.iterdir() if path.is_dir()}
+    own = plain(root.name)
+    return any(
+        (own in one.lq and beside & set(one.gt)) or (own in one.gt and beside & set(one.lq))
+        for one in LAYOUTS
+    )

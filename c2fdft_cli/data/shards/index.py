@@ -1,0 +1,208 @@
+"""Read a shard's index, believing nothing: files from others are hostile until checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from c2fdft_cli.data.shards.format import (
+    CHANNELS,
+    FORMAT,
+    FORMAT_VERSION,
+    MAX_IMAGES,
+    MAX_NAME_BYTES,
+    MAX_SIDE,
+    SPLITS,
+    Entry,
+    ShardHeader,
+    ShardIndex,
+    index_digest,
+    is_clean,
+)
+from c2fdft_cli.errors import DataError
+
+MAX_ATTRIBUTE_BYTES = 65_536
+MAX_COLUMN_BYTES = 1 << 30
+_DIGEST = re.compile("[0-9a-f]{64}")
+# What h5py raises for damaged files, depending on which part of the file is damaged.
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Read and check one shard's index; the file is closed again.
+
+    Raises:
+        DataError: not HDF5, not a shard, of a newer format version, truncated, or with an index
+            that does not fit its data.
+    """
+    if not path.is_file():
+        raise DataError("no such shard", where=path)
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return _Reader(file, path).index()
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(
+            "not a shard, or damaged",
+            where=path,
+            hint="run prepare again",
+            details=[f"{type(error).__name__}: {reason}"],
+        ) from error
+
+
+class _Reader:
+    """The checks of one open file, in the order in which they protect each other."""
+
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self._size = path.stat().st_size
+
+    def index(self) -> ShardIndex:
+        header = self._header()
+        entries, offsets = self._entries()
+        total = offsets[-1] + entries[-1].nbytes
+        gt_start = self._pixels("gt", total)
+        lq_start = self._pixels("lq", total) if "lq" in self._file else None
+        sha256_gt = self._digests("sha256_gt", len(entries))
+        sha256_lq = None if lq_start is None else self._digests("sha256_lq", len(entries))
+        digest = index_digest(header, entries, sha256_gt, sha256_lq)
+        self._need(self._text("sha256_index") == digest, "the index is damaged")
+        return ShardIndex(
+            path=self._path,
+            file_size=self._size,
+            header=header,
+            entries=entries,
+            offsets=offsets,
+            sha256_gt=sha256_gt,
+            sha256_lq=sha256_lq,
+            gt_start=gt_start,
+            lq_start=lq_start,
+        )
+
+    def _need(self, good: object, what: str, hint: str | None = "run prepare again") -> None:
+        if not good:
+            raise DataError(what, where=self._path, hint=hint)
+
+    # -- attributes -----------------------------------------------------------------------------
+
+    def _header(self) -> ShardHeader:
+        self._need(self._text("format") == FORMAT, "not a shard", "make shards with prepare")
+        version = self._whole("format_version")
+        self._need(
+            version <= FORMAT_VERSION,
+            f"shard format version {version} is newer than {FORMAT_VERSION}",
+            "update c2fdft",
+        )
+        self._need(version == FORMAT_VERSION, f"no such shard format version: {version}")
+        values: dict[str, Any] = {
+            field.name: self._whole(field.name)
+            if "int" in str(field.type)
+            else self._text(field.name)
+            for field in fields(ShardHeader)
+        }
+        header = ShardHeader(**values)
+        self._need(header.split in SPLITS, f"no such split: {header.split[:40]!a}")
+        self._need(0 <= header.shard < header.shards, "shard number outside of its set")
+        return header
+
+    def _attribute(self, name: str) -> Any:
+        self._need(name in self._file.attrs, f"not a shard: attribute {name} is missing")
+        kind = self._file.attrs.get_id(name)
+        self._need(
+            kind.shape == () and kind.get_storage_size() <= MAX_ATTRIBUTE_BYTES,
+            f"attribute {name} is no single value",
+        )
+        return self._file.attrs[name]
+
+    def _text(self, name: str) -> str:
+        value = self._attribute(name)
+        self._need(isinstance(value, str | bytes), f"attribute {name} is no text")
+        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        self._need(is_clean(text), f"attribute {name} holds control characters")
+        return text
+
+    def _whole(self, name: str) -> int:
+        value = self._attribute(name)
+        self._need(isinstance(value, np.integer), f"attribute {name} is no whole number")
+        return int(value)
+
+    # -- datasets -------------------------------------------------------------------------------
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """A dataset that really lies in this file: no link elsewhere, no filter, no other file."""
+        link = self._file.get(name, getlink=True)
+        self._need(type(link) is h5py.HardLink, f"dataset {name} is missing or a link")
+        dataset = self._file[name]
+        plain = (
+            isinstance(dataset, h5py.Dataset)
+            and dataset.ndim == 1
+            and dataset.chunks is None
+            and dataset.external is None
+            and not dataset.is_virtual
+        )
+        self._need(plain, f"{name} is not a plain one-dimensional dataset")
+        start, size = dataset.id.get_offset(), dataset.nbytes
+        self._need(
+            start is not None and size == dataset.id.get_storage_size(),
+            f"dataset {name} has no data",
+        )
+        self._need(start + size <= self._size, f"dataset {name} reaches past the end of the file")
+        return dataset
+
+    def _column(self, name: str, n: int | None, kind: str, max_item: int) -> NDArray[Any]:
+        dataset = self._dataset(name)
+        self._need(
+            dataset.dtype.kind == kind and dataset.dtype.itemsize <= max_item,
+            f"dataset {name} has the wrong type, {dataset.dtype}",
+        )
+        self._need(1 <= dataset.shape[0] <= MAX_IMAGES, f"dataset {name} has no usable length")
+        self._need(n in (None, dataset.shape[0]), f"dataset {name} has the wrong length")
+        self._need(dataset.nbytes <= MAX_COLUMN_BYTES, f"dataset {name} is too large for an index")
+        column: NDArray[Any] = dataset[...]
+        return column
+
+    def _entries(self) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
+        offset = self._column("offset", None, "i", 8)
+        n = len(offset)
+        height, width = (self._column(name, n, "i", 8) for name in ("height", "width"))
+        for name, sides in (("height", height), ("width", width)):
+            self._need(
+                sides.min() >= 1 and sides.max() <= MAX_SIDE,
+                f"{name} outside of 1..{MAX_SIDE}",
+            )
+        ends = np.cumsum(CHANNELS * height.astype(np.int64) * width.astype(np.int64))
+        starts = np.concatenate([[0], ends[:-1]])
+        self._need(np.array_equal(offset, starts), "offsets are not those of images back to back")
+        names = self._texts("name", n, MAX_NAME_BYTES)
+        self._need(all(name and is_clean(name) for name in names), "a name cannot be used")
+        entries = map(Entry, names, height.tolist(), width.tolist())
+        return tuple(entries), tuple(offset.tolist())
+
+    def _pixels(self, name: str, total: int) -> int:
+        """Offset in the file of a pixel dataset of exactly `total` bytes."""
+        dataset = self._dataset(name)
+        self._need(dataset.dtype == np.uint8, f"dataset {name} is {dataset.dtype}, not uint8")
+        self._need(
+            dataset.shape[0] == total,
+            f"dataset {name} holds {dataset.shape[0]} bytes where the index needs {total}",
+        )
+        return int(dataset.id.get_offset())
+
+    def _texts(self, name: str, n: int, max_bytes: int) -> tuple[str, ...]:
+        return tuple(text.decode("utf-8") for text in self._column(name, n, "S", max_bytes))
+
+    def _digests(self, name: str, n: int) -> tuple[str, ...]:
+        digests = self._texts(name, n, 64)
+        self._need(
+            all(_DIGEST.fullmatch(digest) for digest in digests), f"{name} holds no SHA-256 digests"
+        )
+        return digests

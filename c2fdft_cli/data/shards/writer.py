@@ -1,0 +1,191 @@
+"""Write one shard: streamed, atomic, and byte-identical for identical input."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import numpy as np
+
+from c2fdft_cli.data.shards.format import (
+    CHANNELS,
+    FORMAT,
+    FORMAT_VERSION,
+    Entry,
+    Pixels,
+    ShardHeader,
+    encode_name,
+    index_digest,
+    offsets_of,
+)
+from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import atomic_path
+
+
+class ShardWriter:
+    """Context manager that writes one shard, an image (pair) at a time, in the order of `entries`.
+
+    Sizes come first because a contiguous dataset must know its length before its first byte. The
+    file appears under its name only when the block ends without an error.
+
+    Args:
+        path: the shard to write.
+        header: its root attributes.
+        entries: name and size of every image to come.
+        has_lq: False for clean-only shards.
+
+    Raises:
+        DataError: an image's size is not the announced one, or images are missing at the end.
+        ResourceError: the file cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, header: ShardHeader, entries: Sequence[Entry], *, has_lq: bool
+    ) -> None:
+        if not entries:
+            raise ValueError("a shard holds at least one image")
+        self._path = path
+        self._header = header
+        self._entries = tuple(entries)
+        self._names = [encode_name(entry.name) for entry in self._entries]
+        self._offsets = offsets_of(self._entries)
+        self._kinds = ("lq", "gt") if has_lq else ("gt",)
+        self._digests: dict[str, list[str]] = {kind: [] for kind in self._kinds}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> ShardWriter:
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self._path))
+            self._file = stack.enter_context(_create(temporary))
+            size = sum(entry.nbytes for entry in self._entries)
+            self._pixels = {kind: _pixel_dataset(self._file, kind, size) for kind in self._kinds}
+            self._stack = stack.pop_all()
+        return self
+
+    def add(self, lq: Pixels | None, gt: Pixels) -> tuple[str | None, str]:
+        """Append the next pair, uint8 [h, w, 3] each; returns their SHA-256 hex digests."""
+        if len(self._digests["gt"]) == len(self._entries):
+            raise ValueError("more images than announced")
+        if (lq is None) is ("lq" in self._kinds):
+            raise ValueError("lq and has_lq do not agree")
+        digest_lq = None if lq is None else self._put("lq", lq)
+        return digest_lq, self._put("gt", gt)
+
+    def _put(self, kind: str, image: Pixels) -> str:
+        number = len(self._digests[kind])
+        entry = self._entries[number]
+        expected = (entry.height, entry.width, CHANNELS)
+        if image.dtype != np.uint8 or image.shape != expected:
+            raise DataError(
+                f"{kind} is {image.shape} {image.dtype}, expected {expected} uint8",
+                where=entry.name,
+                hint="did the file change meanwhile?",
+            )
+        flat = np.ascontiguousarray(image).reshape(-1)
+        start = self._offsets[number]
+        self._pixels[kind][start : start + entry.nbytes] = flat
+        digest = hashlib.sha256(flat).hexdigest()
+        self._digests[kind].append(digest)
+        return digest
+
+    def _finish(self) -> None:
+        if any(len(done) != len(self._entries) for done in self._digests.values()):
+            raise ValueError("fewer images than announced")
+        columns = {
+            "offset": np.array(self._offsets, np.int64),
+            "height": np.array([entry.height for entry in self._entries], np.int64),
+            "width": np.array([entry.width for entry in self._entries], np.int64),
+            "name": _texts(self._names),
+        }
+        columns |= {f"sha256_{kind}": _texts(self._digests[kind]) for kind in self._kinds}
+        for name, column in columns.items():
+            self._file.create_dataset(name, data=column, track_times=False)
+        _write_attributes(
+            self._file,
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                **{field.name: getattr(self._header, field.name) for field in fields(ShardHeader)},
+                "sha256_index": index_digest(
+                    self._header, self._entries, self._digests["gt"], self._digests.get("lq")
+                ),
+            },
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            with self._stack:
+                self._finish()
+        else:
+            self._stack.__exit__(kind, error, trace)
+
+
+def write_shard(
+    path: Path,
+    entries: Sequence[Entry],
+    images: Iterable[tuple[Pixels | None, Pixels]],
+    header: ShardHeader,
+    *,
+    has_lq: bool = True,
+) -> None:
+    """Write a whole shard from a stream of (lq, gt); see `ShardWriter`."""
+    with ShardWriter(path, header, entries, has_lq=has_lq) as writer:
+        for lq, gt in images:
+            writer.add(lq, gt)
+
+
+@contextmanager
+def _create(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file in the 1.8 format: object headers carry checksums, and no clock is kept."""
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)  # the root group's; datasets have their own switch
+    creation.set_attr_phase_change(32, 0)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    try:
+        with h5py.File(
+            h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)
+        ) as file:
+            yield file
+    except RuntimeError as error:  # h5py's word for a failed flush, as on a full disk
+        raise OSError(str(error)) from error
+
+
+def _pixel_dataset(file: h5py.File, name: str, size: int) -> h5py.Dataset:
+    """A contiguous uint8 dataset, allocated at once and never filled."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)
+    space = h5py.h5s.create_simple((size,))
+    return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), h5py.h5t.STD_U8LE, space, creation))
+
+
+def _texts(texts: Sequence[bytes] | Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bytes_]]:
+    """A column of fixed-length UTF-8 strings, padded with NUL."""
+    data = [text.encode("utf-8") if isinstance(text, str) else text for text in texts]
+    length = max((len(text) for text in data), default=1)
+    return np.array(data, dtype=h5py.string_dtype("utf-8", length))
+
+
+def _write_attributes(file: h5py.File, values: dict[str, str | int]) -> None:
+    for name, value in values.items():
+        if isinstance(value, str):
+            text = value.encode("utf-8")
+            kind = h5py.string_dtype("utf-8", max(1, len(text)))
+            file.attrs.create(name, np.array(text, dtype=kind))
+        else:
+            file.attrs.create(name, np.int64(value))

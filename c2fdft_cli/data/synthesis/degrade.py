@@ -1,0 +1,121 @@
+"""Degradations for people who have only clean images: rain, noise, blur (docs/synthesis.md).
+
+Everything random comes from the generator that is passed in, so a crop's degradation is a function
+of whatever seeded it, such as (seed, step, sample).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, blur_margin
+from c2fdft_cli.data.synthesis.noise import NoiseModel, add_noise
+from c2fdft_cli.data.synthesis.options import build, closest
+from c2fdft_cli.data.synthesis.rain import RainModel, add_rain
+from c2fdft_cli.data.synthesis.streaks import StreakBank
+from c2fdft_cli.errors import UsageError
+
+Model: TypeAlias = RainModel | NoiseModel | BlurModel
+Pixels: TypeAlias = NDArray[np.uint8]
+
+MODELS: dict[str, type[RainModel] | type[NoiseModel] | type[BlurModel]] = {
+    "rain": RainModel,
+    "noise": NoiseModel,
+    "blur": BlurModel,
+}
+GAP, BACKGROUND = 4, 64
+
+
+def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model:
+    """Make a model from plain values, as a recipe holds them.
+
+    Args:
+        kind: "rain", "noise" or "blur".
+        options: the model's attributes; a range may be one number or [low, high].
+
+    Raises:
+        UsageError: an unknown kind or option, a wrong type, a value outside its limits.
+    """
+    if kind not in MODELS:
+        raise UsageError(f"no degradation {kind!r}", hint=closest(kind, list(MODELS)))
+    return build(MODELS[kind], kind, options or {})
+
+
+def degrade(
+    gt: Pixels, model: Model, rng: np.random.Generator, *, streaks: StreakBank | None = None
+) -> Pixels:
+    """Return a degraded copy of `gt`; the same generator state gives the same pixels.
+
+    Args:
+        gt: clean image or crop, uint8 [h, w, 3]; for blur see `margin`.
+        model: what to do.
+        rng: the only source of randomness.
+        streaks: rendered streak fields for rain; without them streaks are drawn by formula.
+
+    Returns:
+        uint8 [h, w, 3], C-contiguous.
+
+    Raises:
+        UsageError: streak fields with anything but rain.
+        ValueError: `gt` is not uint8 [h, w, 3] with at least one pixel.
+    """
+    if gt.dtype != np.uint8 or gt.ndim != 3 or gt.shape[2] != 3 or gt.size == 0:
+        raise ValueError(f"gt must be uint8 [h, w, 3], not {gt.dtype} {list(gt.shape)}")
+    if isinstance(model, RainModel):
+        return add_rain(gt, model, rng, streaks)
+    if streaks is not None:
+        raise UsageError("streak fields are for rain alone", hint="leave the streak folder out")
+    if isinstance(model, NoiseModel):
+        return add_noise(gt, model, rng)
+    return add_blur(gt, model, rng)
+
+
+def margin(model: Model) -> int:
+    """Pixels of context on each side that a crop needs: degrade the larger crop, cut its centre."""
+    return blur_margin(model) if isinstance(model, BlurModel) else 0
+
+
+def contact_sheet(pairs: Sequence[tuple[Pixels, Pixels]], columns: int, tile: int) -> Pixels:
+    """Lay pairs out for a preview: degraded on the left, clean on the right of each cell.
+
+    Args:
+        pairs: (lq, gt), uint8 [h, w, 3] of any size.
+        columns: pairs per row.
+        tile: side in px of the square that each image is fitted into (never enlarged).
+
+    Returns:
+        uint8 [h, w, 3] on dark grey.
+
+    Raises:
+        ValueError: no pair, or a size below 1.
+    """
+    if not pairs or columns < 1 or tile < 1:
+        raise ValueError("a contact sheet needs a pair, a column and a tile of 1 px or more")
+    columns = min(columns, len(pairs))
+    rows = -(-len(pairs) // columns)
+    height, width = rows * (tile + GAP) + GAP, columns * 2 * (tile + GAP) + GAP
+    sheet = np.full((height, width, 3), BACKGROUND, np.uint8)
+    for i, image in enumerate(image for pair in pairs for image in pair):
+        row, column = divmod(i, 2 * columns)
+        small = _fitted(image, tile)
+        top = GAP + row * (tile + GAP) + (tile - small.shape[0]) // 2
+        left = GAP + column * (tile + GAP) + (tile - small.shape[1]) // 2
+        sheet[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return sheet
+
+
+def _fitted(image: Pixels, tile: int) -> Pixels:
+    """Shrink to fit the tile, keeping proportions."""
+    import cv2
+
+    h, w = image.shape[:2]
+    scale = tile / max(h, w)
+    if scale >= 1:
+        return image
+    size = (max(1, round(w * scale)), max(1, round(h * scale)))
+    small: Pixels = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return small

@@ -1,0 +1,252 @@
+"""Rain as an additive grey layer, O = min(255, B + S): one streak field per image, or many."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from c2fdft_cli.data.synthesis.options import check_limits
+from c2fdft_cli.data.synthesis.streaks import StreakBank
+
+Floats: TypeAlias = NDArray[np.float64]
+Pixels: TypeAlias = NDArray[np.uint8]
+
+LIMITS = {
+    "strength": (0.0, 4.0),
+    "heavy": (0.0, 1.0),
+    "heavy_fields": (2, 64),
+    "turn": (0.0, 45.0),
+    "across": (0.25, 4.0),
+    "along": (0.25, 4.0),
+    "lean": (0.0, 60.0),
+    "cover": (0.001, 0.99),
+}
+LENGTH_SPREAD, WIDTH_SPREAD, LEVEL_SPREAD = 0.45, 0.4, 0.7
+LENGTH_CAP, WIDTH_CAP = 3.0, 4.5
+HEAVY_TURN, HEAVY_LEAN = 8.0, 15.0
+
+
+@dataclass(frozen=True)
+class RainModel:
+    """Rain with the statistics of Rain100L, and for a share of the images of Rain100H.
+
+    Attributes:
+        strength: range of the amplitude factor, 1 being a bank's own brightness.
+        heavy: share of images, 0..1, that get heavy rain (0: like Rain100L, 1: like Rain100H).
+        heavy_fields: least and most fields of a bank that are summed for heavy rain.
+        turn: a bank's field is turned by up to this many degrees.
+        across: range of the factor that stretches a bank's turned field horizontally, drawn
+            evenly in its logarithm.
+        along: the same, vertically. Rain100L's fields are about 0.85 x 1.0 in its landscape and
+            0.57 x 1.5 in its portrait images; [1, 1] and no turn keep a field's pixels untouched.
+        lean: largest lean of drawn streaks from the vertical, in degrees.
+        cover: range of the share of pixels that drawn light rain covers, drawn evenly in its
+            logarithm.
+
+    Raises:
+        UsageError: a value outside its limits.
+    """
+
+    strength: tuple[float, float] = (0.6, 1.15)
+    heavy: float = 0.05
+    heavy_fields: tuple[int, int] = (6, 14)
+    turn: float = 25.0
+    across: tuple[float, float] = (0.75, 1.2)
+    along: tuple[float, float] = (0.85, 1.5)
+    lean: float = 30.0
+    cover: tuple[float, float] = (0.09, 0.44)
+
+    def __post_init__(self) -> None:
+        check_limits(self, "rain", LIMITS)
+
+
+@dataclass(frozen=True)
+class Field:
+    """What the streaks of one drawn field have in common (px, degrees, 8-bit levels).
+
+    Attributes:
+        lean: lean from the vertical in degrees, positive towards the upper right.
+        jitter: standard deviation of one streak's lean around it, in degrees.
+        cover: expected share of covered pixels, below 1.
+        level: mean level of a covered pixel.
+        length: median length in px.
+        width: median width in px.
+        flat: 0 for streaks that swell and fade, 1 for an even level from end to end.
+    """
+
+    lean: float
+    jitter: float
+    cover: float
+    level: float
+    length: float
+    width: float
+    flat: float
+
+
+def add_rain(
+    gt: Pixels, model: RainModel, rng: np.random.Generator, streaks: StreakBank | None = None
+) -> Pixels:
+    """Return O = min(255, B + S) for a fresh layer S; uint8 [h, w, 3] in and out."""
+    layer = rain_layer(model, rng, gt.shape[0], gt.shape[1], streaks)
+    wet = gt.astype(np.uint16) + layer[:, :, None]
+    rainy: Pixels = np.minimum(wet, 255).astype(np.uint8)
+    return rainy
+
+
+def rain_layer(
+    model: RainModel, rng: np.random.Generator, h: int, w: int, streaks: StreakBank | None = None
+) -> Pixels:
+    """Draw the layer S, uint8 [h, w], from a bank's fields or, without a bank, by formula."""
+    heavy = bool(rng.random() < model.heavy)
+    strength = rng.uniform(*model.strength)
+    # A bank's streaks are short: every second heavy image has the long ones of Rain100H.
+    if streaks is None or (heavy and rng.random() < 0.5):
+        fields = heavy_fields(model, rng) if heavy else [light_field(model, rng)]
+        layer = sum((draw(field, rng, h, w) for field in fields), np.zeros((h, w)))
+    else:
+        layer = _bank_layer(model, rng, h, w, streaks, heavy=heavy)
+    return np.minimum(np.rint(layer * strength), 255).astype(np.uint8)
+
+
+def _bank_layer(
+    model: RainModel, rng: np.random.Generator, h: int, w: int, bank: StreakBank, *, heavy: bool
+) -> Floats:
+    """One field for light rain; the sum of several, hardly turned, for heavy rain."""
+    turn = min(model.turn, HEAVY_TURN) if heavy else model.turn
+    least, most = model.heavy_fields if heavy else (1, 1)
+    layer = np.zeros((h, w))
+    for _ in range(int(rng.integers(least, most + 1))):
+        across, along = (
+            float(np.exp(rng.uniform(*np.log(r)))) for r in (model.across, model.along)
+        )
+        layer += bank.sample(rng, h, w, turn=turn, across=across, along=along)
+    return layer
+
+
+def light_field(model: RainModel, rng: np.random.Generator) -> Field:
+    """One direction, one scale, one brightness for the whole image, spread as in Rain100L."""
+    scale = rng.lognormal(0.0, 0.3)
+    return Field(
+        lean=float(rng.triangular(-model.lean, 0.0, model.lean)) if model.lean else 0.0,
+        jitter=1.5,
+        cover=float(np.exp(rng.uniform(*np.log(model.cover)))),
+        level=35.0 * rng.lognormal(0.0, 0.35),
+        length=20.0 * scale * rng.lognormal(0.0, 0.3),
+        width=1.6 * math.sqrt(scale),
+        flat=rng.uniform(0.0, 0.4),
+    )
+
+
+def heavy_fields(model: RainModel, rng: np.random.Generator) -> list[Field]:
+    """Long, even, overlapping streaks; in two images of five a second direction crosses."""
+    cover = rng.uniform(0.75, 0.98)
+    lean = min(model.lean, HEAVY_LEAN)
+    first = Field(
+        lean=rng.uniform(-lean, lean),
+        jitter=2.0,
+        cover=cover,
+        level=37.0 * rng.lognormal(0.0, 0.25),
+        length=45.0 * rng.lognormal(0.0, 0.4),
+        width=1.8 * rng.lognormal(0.0, 0.2),
+        flat=rng.uniform(0.5, 1.0),
+    )
+    if rng.random() > 0.4:
+        return [first]
+    half = 1.0 - math.sqrt(1.0 - cover)
+    other = replace(first, lean=rng.uniform(-lean, lean), cover=half)
+    return [replace(first, cover=half), other]
+
+
+def draw(field: Field, rng: np.random.Generator, h: int, w: int) -> Floats:
+    """Rasterise a Poisson process of streaks, float [h, w] >= 0, anti-aliased by coverage.
+
+    Streaks are centred up to half the longest length outside, so the statistics of a crop do not
+    depend on its size. Covered area: cover = 1 - exp(-density * mean streak area).
+    """
+    reach_y = LENGTH_CAP * field.length / 2 + 1
+    reach_x = reach_y * math.tan(math.radians(abs(field.lean) + 3 * field.jitter)) + WIDTH_CAP
+    area = field.length * math.exp(LENGTH_SPREAD**2 / 2) * (field.width + 0.7)
+    density = -math.log1p(-field.cover) / area
+    n = int(rng.poisson(density * (h + 2 * reach_y) * (w + 2 * reach_x)))
+    y = rng.uniform(-reach_y, h + reach_y, n)
+    x = rng.uniform(-reach_x, w + reach_x, n)
+    streaks = _Streaks.scatter(field, rng, y, x)
+    return _rasterise(streaks, h, w)
+
+
+@dataclass(frozen=True)
+class _Streaks:
+    """Arrays [n]: centre, length, width (px), lean (radians), level and profile of each streak."""
+
+    y: Floats
+    x: Floats
+    lean: Floats
+    length: Floats
+    width: Floats
+    level: Floats
+    power: Floats
+    wave: Floats
+    turns: Floats
+    phase: Floats
+
+    @classmethod
+    def scatter(cls, field: Field, rng: np.random.Generator, y: Floats, x: Floats) -> _Streaks:
+        """Draw each streak's own values; near ones are longer, wider and brighter together."""
+        n = y.size
+        near = rng.normal(0.0, 1.0, n)
+        own = rng.normal(0.0, 1.0, (3, n))
+        spread = np.clip(np.exp(LENGTH_SPREAD * (0.6 * near + 0.8 * own[0])), 0.2, LENGTH_CAP)
+        width = field.width * np.exp(WIDTH_SPREAD * (0.8 * near + 0.6 * own[1]))
+        level_spread = LEVEL_SPREAD * (1.0 - 0.5 * field.flat)
+        level = np.exp(level_spread * (0.5 * near + 0.87 * own[2]) - level_spread**2 / 2)
+        jitter = np.clip(rng.normal(0.0, 1.0, n), -3, 3) * field.jitter
+        return cls(
+            y=y,
+            x=x,
+            lean=np.radians(field.lean + jitter),
+            length=field.length * spread,
+            width=np.clip(width, 0.6, WIDTH_CAP),
+            level=field.level * level,
+            power=rng.uniform(0.3, 1.2, n) * (1.0 - field.flat),
+            wave=rng.uniform(0.0, 0.6, n) * (1.0 - field.flat),
+            turns=rng.uniform(1.0, 4.0, n) * 2 * math.pi,
+            phase=rng.uniform(0.0, 2 * math.pi, n),
+        )
+
+    def take(self, index: NDArray[np.intp]) -> _Streaks:
+        """Select or repeat streaks."""
+        return _Streaks(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+def _rasterise(streaks: _Streaks, h: int, w: int) -> Floats:
+    """Sum level * profile(along) * coverage(across) over the rows that each streak crosses."""
+    half = streaks.length / 2 * np.cos(streaks.lean)
+    first = np.clip(np.ceil(streaks.y - half), 0, h).astype(np.intp)
+    last = np.clip(np.floor(streaks.y + half), -1, h - 1).astype(np.intp)
+    rows_each = np.maximum(last - first + 1, 0)
+    index = np.repeat(np.arange(rows_each.size), rows_each)
+    starts = np.cumsum(rows_each) - rows_each
+    row = np.arange(index.size) - np.repeat(starts - first, rows_each)
+    s = streaks.take(index)
+    off = row - s.y
+    centre = s.x + off * -np.tan(s.lean)
+    value = s.level * _profile(s, off / (np.cos(s.lean) * s.length) + 0.5)
+    taps = math.ceil((WIDTH_CAP + 1) / math.cos(float(np.abs(streaks.lean).max(initial=0.0)))) + 1
+    column = np.floor(centre)[:, None].astype(np.intp) + np.arange(taps) - (taps - 1) // 2
+    across = np.abs(column - centre[:, None]) * np.cos(s.lean)[:, None]
+    covered = np.clip(s.width[:, None] / 2 + 0.5 - across, 0.0, np.minimum(s.width, 1.0)[:, None])
+    inside = (column >= 0) & (column < w) & (covered > 0)
+    flat = (row[:, None] * w + column)[inside]
+    weights = (value[:, None] * covered)[inside]
+    layer: Floats = np.bincount(flat, weights=weights, minlength=h * w).astype(np.float64)
+    return layer.reshape(h, w)
+
+
+def _profile(s: _Streaks, along: Floats) -> Floats:
+    """(4 t (1 - t))^p * (1 + a cos(2 pi f t + phase)): a drop's oscillation while it falls."""
+    hump = np.maximum(4.0 * along * (1.0 - along), 0.0) ** s.power
+    return hump * (1.0 + s.wave * np.cos(s.turns * along + s.phase))

@@ -1,0 +1,86 @@
+"""Two evaluations held against each other, image by image."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from c2fdft_cli.engine.evaluate.metrics import lower_wins
+from c2fdft_cli.engine.evaluate.rows import score_of
+from c2fdft_cli.engine.evaluate.types import EvalResult
+from c2fdft_cli.engine.sampling.scoring import finite_or_none
+from c2fdft_cli.errors import DataError
+from c2fdft_cli.metrics.statistics import Comparison, compare
+
+SCORES = ("psnr", "ssim")
+
+
+def compared(result: EvalResult) -> tuple[str, ...]:
+    """The scores that are held against each other: without targets, all there are."""
+    return SCORES if result.has_targets else tuple(result.rows[0].more)
+
+
+def against(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison | None]:
+    """Paired comparison A - B of each score over the images that both have, by name.
+
+    None where no image has a finite score on both sides.
+
+    Raises:
+        DataError: no image in common.
+    """
+    rows = {row.name: row for row in b.rows}
+    common = [(row, rows[row.name]) for row in a.rows if row.name in rows]
+    if not common:
+        details = [f"A: {row.name}" for row in a.rows[:3]] + [
+            f"B: {row.name}" for row in b.rows[:3]
+        ]
+        what = "the two results have no image in common"
+        raise DataError(what, where="--against", hint="give the same names", details=details)
+    found: dict[str, Comparison | None] = {}
+    for key in compared(a):
+        ours, theirs = [[score_of(row, key) for row in side] for side in zip(*common, strict=True)]
+        try:
+            found[key] = compare(ours, theirs, seed)
+        except ValueError:  # nothing but infinite scores
+            found[key] = None
+    return found
+
+
+def not_in_common(a: EvalResult, b: EvalResult) -> list[str]:
+    """Names of images that only one of the two has."""
+    ours, theirs = {row.name for row in a.rows}, {row.name for row in b.rows}
+    return sorted(ours ^ theirs)
+
+
+def as_json(comparison: dict[str, Comparison | None], other: EvalResult) -> dict[str, Any]:
+    """For --json: A - B with its 95 % interval, who wins, and B's own means."""
+    means = {
+        key: sum(score_of(row, key) for row in other.rows) / len(other.rows) for key in comparison
+    }
+    return {
+        "mean": {key: finite_or_none(value) for key, value in means.items()},
+        "difference": {
+            key: None if one is None else asdict(one) for key, one in comparison.items()
+        },
+        "confidence": 0.95,
+    }
+
+
+def in_words(comparison: dict[str, Comparison | None]) -> list[str]:
+    """Lines such as `PSNR: A - B = +0.52 dB [+0.31, +0.74] (95 %), A wins 9, B 1, ties 0`.
+
+    The better score wins: the lower one of metrics that are better when lower.
+    """
+    lines = []
+    for key, one in comparison.items():
+        if one is None:
+            lines.append(f"{key.upper()}: no finite difference")
+            continue
+        digits, unit = (2, " dB") if key == "psnr" else (4, "")
+        low, mean, high = (f"{x:+.{digits}f}" for x in (one.low, one.mean, one.high))
+        wins, losses = (one.wins, one.losses)[:: -1 if lower_wins(key) else 1]
+        lines.append(
+            f"{key.upper()}: A - B = {mean}{unit} [{low}, {high}] (95 %), "
+            f"A wins {wins}, B {losses}, ties {one.ties}"
+        )
+    return lines

@@ -1,0 +1,200 @@
+"""Which target belongs to which restored file: by name, never by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from c2fdft_cli.data.images.picture import image_size, is_image_path, list_images, natural_key
+from c2fdft_cli.data.layouts.matching import match_names
+from c2fdft_cli.data.layouts.search import LAYOUTS, Tree, search
+from c2fdft_cli.errors import DataError
+
+KINDS = frozenset(name for one in LAYOUTS for name in (*one.lq, *one.gt)) | {
+    "restored", "derained", "deblurred", "denoised", "output", "result",
+}  # fmt: skip
+"""Words in a name that say what an image is, not which."""
+
+LISTED = 20
+
+
+@dataclass(frozen=True)
+class FilePair:
+    """A restored file, its target, and the degraded input where it is known."""
+
+    name: str
+    restored: Path
+    target: Path
+    degraded: Path | None = None
+
+
+@dataclass(frozen=True)
+class FilePairs:
+    """What was paired, how, and what is missing on either side.
+
+    Args:
+        pairs: in natural order of their names.
+        without_target: restored files that no target belongs to.
+        without_restored: targets that no restored file belongs to.
+        found_by: how the targets were told from other files, for people.
+    """
+
+    pairs: list[FilePair]
+    without_target: list[Path] = field(default_factory=list)
+    without_restored: list[Path] = field(default_factory=list)
+    found_by: str = "names"
+
+
+def pair_files(restored: Path, target: Path) -> FilePairs:
+    """Pair two folders (or two files) by name.
+
+    A target folder in a published layout stands for its clean side: `rain-001.png` is held
+    against `norain-001.png` even where `rainy/rain-001.png` lies beside it. In any other folder
+    names are matched as `prepare` matches them.
+
+    Raises:
+        DataError: a missing path, an empty set, or nothing that pairs up.
+    """
+    for path in (restored, target):
+        if not path.exists():
+            raise DataError("no such file or folder", where=path, hint="check the path")
+    if restored.is_file() and target.is_file():
+        return FilePairs(
+            [FilePair(restored.stem, restored, target)], found_by="the two files given"
+        )
+    ours = _images(restored, target)
+    root = restored if restored.is_dir() else restored.parent
+    names = [PurePath(path.relative_to(root)) for path in ours]
+    found = None if target.is_file() else _by_layout(names, ours, target)
+    if found is not None:
+        return found
+    theirs = _images(target, restored)
+    found = _by_names(names, ours, target, theirs)
+    if not found.pairs:
+        raise _nothing_pairs(restored, target, ours, theirs)
+    return found
+
+
+def _images(path: Path, other: Path) -> list[Path]:
+    """The images below a path that are not the other side's; DataError when there are none."""
+    if path.is_file():
+        return [path]
+    inside = other.resolve()
+    nested = path.resolve() in inside.parents
+    found = [
+        image
+        for image in list_images(path, recursive=True)
+        if not (nested and (image.resolve() == inside or inside in image.resolve().parents))
+    ]
+    if not found:
+        raise DataError("no images in the folder", where=path, hint="check the path")
+    return found
+
+
+def _by_layout(names: Sequence[PurePath], ours: Sequence[Path], target: Path) -> FilePairs | None:
+    """By the names of the degraded images of a target folder that holds a whole set."""
+    try:
+        chosen, _ = search(Tree(target, list_images(target, recursive=True)), gamma=False)
+    except DataError:  # more than one reading: the names decide
+        return None
+    lqs = [lq for one in chosen for lq, _ in one.pairs]
+    gts = [gt for one in chosen for _, gt in one.pairs]
+    as_lying = [PurePath(lq.relative_to(target)) for lq in lqs]
+    as_named = [
+        PurePath(one.parent.relative_to(target) / lq.relative_to(one.lq_folder))
+        for one in chosen
+        for lq, _ in one.pairs
+    ]
+    tries = [match_names(names, keys, KINDS) for keys in (as_named, as_lying)]
+    best = max(tries, key=lambda found: len(found.pairs))
+    if not best.pairs:
+        return None
+    pairs = [_pair(names[i], ours[i], gts[k], lqs[k]) for i, k in best.pairs]
+    used = {pair.target for pair in pairs}
+    missing = [gt for gt in dict.fromkeys(gts) if gt not in used]
+    label = f"the target folder's layout: {chosen[0].label}"
+    return _sorted(pairs, [ours[i] for i in best.lq_reasons], missing, label)
+
+
+def _by_names(
+    names: Sequence[PurePath], ours: Sequence[Path], target: Path, theirs: Sequence[Path]
+) -> FilePairs:
+    root = target if target.is_dir() else target.parent
+    found = match_names(names, [PurePath(path.relative_to(root)) for path in theirs], KINDS)
+    pairs = [_pair(names[i], ours[i], theirs[k], None) for i, k in found.pairs]
+    missing = [theirs[k] for k in found.gt_reasons]
+    return _sorted(pairs, [ours[i] for i in found.lq_reasons], missing, "names")
+
+
+def _pair(name: PurePath, restored: Path, target: Path, degraded: Path | None) -> FilePair:
+    return FilePair(name.with_suffix("").as_posix(), restored, target, degraded)
+
+
+def _sorted(
+    pairs: Sequence[FilePair], ours: Sequence[Path], theirs: Sequence[Path], found_by: str
+) -> FilePairs:
+    return FilePairs(
+        sorted(pairs, key=lambda pair: natural_key(pair.name)),
+        sorted(ours, key=natural_key),
+        sorted(theirs, key=natural_key),
+        found_by,
+    )
+
+
+def _nothing_pairs(
+    restored: Path, target: Path, ours: Sequence[Path], theirs: Sequence[Path]
+) -> DataError:
+    examples = [f"restored: {path}" for path in ours[:3]] + [f"target: {p}" for p in theirs[:3]]
+    return DataError(
+        "no restored image has a target of a matching name",
+        where=f"{restored}, {target}",
+        hint="give the files the same names",
+        details=examples,
+    )
+
+
+def check_all_sizes(pairs: Sequence[FilePair]) -> None:
+    """Look at every file's header; DataError that lists those unreadable or of unequal size."""
+    problems = []
+    for pair in pairs:
+        try:
+            ours, theirs = image_size(pair.restored), image_size(pair.target)
+        except DataError as error:
+            problems.append(f"{pair.name}: {error}")
+            continue
+        if ours != theirs:
+            sizes = [f"{width} x {height}" for height, width in (ours, theirs)]
+            problems.append(f"{pair.name}: sizes differ, restored {sizes[0]}, target {sizes[1]}")
+    fail(problems, len(pairs))
+
+
+def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
+    """DataError in one line, with what cannot be scored listed; nothing for no problems."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise DataError(problems[0], hint="no mean is given over a part of the set")
+    listed = list(problems[:LISTED])
+    if len(problems) > LISTED:
+        listed.append(f"and {len(problems) - LISTED} more")
+    what = f"{len(problems)} of {total} {unit} cannot be scored"
+    hint = "repair or remove them: no mean is given over a part of the set"
+    raise DataError(what, hint=hint, details=listed)
+
+
+def degraded_beside(pairs: FilePairs, folder: Path) -> FilePairs:
+    """The pairs with their degraded inputs from a folder, by name; DataError if none is there."""
+    images = list_images(folder, recursive=True) if folder.is_dir() else []
+    if not images and is_image_path(folder) and folder.is_file():
+        images, folder = [folder], folder.parent
+    keys = [PurePath(f"{pair.name}{pair.restored.suffix}") for pair in pairs.pairs]
+    found = match_names(keys, [PurePath(path.relative_to(folder)) for path in images], KINDS)
+    if not found.pairs:
+        raise DataError("no degraded image of a matching name", where=folder, hint="--degraded DIR")
+    lq = {i: images[k] for i, k in found.pairs}
+    done = [
+        FilePair(pair.name, pair.restored, pair.target, lq.get(i, pair.degraded))
+        for i, pair in enumerate(pairs.pairs)
+    ]
+    return FilePairs(done, pairs.without_target, pairs.without_restored, pairs.found_by)

@@ -1,0 +1,55 @@
+"""An evaluation shared by the processes that torchrun started: each scores every n-th image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from c2fdft_cli.engine.evaluate.types import EvalResult
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution.device import Runtime, make_runtime
+from c2fdft_cli.execution.distributed import join_ranks
+
+Item = TypeVar("Item")
+
+
+def join() -> Runtime:
+    """Meet the other processes; alone, nothing happens.
+
+    Scores are gathered on the CPU, whatever the network runs on.
+    """
+    runtime = make_runtime("cpu", "fp32")
+    join_ranks(runtime)
+    return runtime
+
+
+def gather_result(result: EvalResult, runtime: Runtime) -> EvalResult:
+    """The rows of all processes in rank 0, in the order of one process; others keep their own."""
+    everyone = _gather(result, runtime)
+    if everyone is None:
+        return result
+    rows = [one.rows for one in everyone]
+    count = sum(map(len, rows))
+    merged = [rows[i % len(rows)][i // len(rows)] for i in range(count)]
+    if not merged:
+        raise UsageError("nothing to score")
+    return replace(result, rows=merged)
+
+
+def gather_pictures(
+    pictures: dict[str, dict[str, str]], runtime: Runtime
+) -> dict[str, dict[str, str]]:
+    """The report's pictures of all processes in rank 0."""
+    everyone = _gather(pictures, runtime)
+    return pictures if everyone is None else {k: v for one in everyone for k, v in one.items()}
+
+
+def _gather(item: Item, runtime: Runtime) -> list[Item] | None:
+    """Each process's item in rank 0; None in the others, and where there is only one."""
+    if not dist.is_initialized():
+        return None
+    everyone: list[Item | None] | None = [None] * runtime.world if runtime.is_main else None
+    dist.gather_object(item, everyone)
+    return None if everyone is None else [one for one in everyone if one is not None]

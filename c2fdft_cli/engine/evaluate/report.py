@@ -1,0 +1,141 @@
+"""An evaluation as one self-contained HTML page: no network, opens from disk."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import platform
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from c2fdft_cli.engine.evaluate.types import EvalResult, Scored
+from c2fdft_cli.engine.weights.checkpoint import versions
+from c2fdft_cli.files import atomic_write_text, ensure_folder
+from c2fdft_cli.progress import Job
+
+LARGEST_SIDE = 1024
+QUALITY = 80
+ERROR_WHITE = 48
+"""Mean difference of the channels, in 8-bit levels, that the error map draws white."""
+_TEMPLATE = "page.html"
+_SLOT = "@@DATA@@"
+
+Pixels = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class About:
+    """What the page says of where its numbers come from.
+
+    Args:
+        command: the exact command line.
+        lines: protocol and other remarks.
+        recipe: the recipe of the weights, when there is one.
+    """
+
+    command: str
+    lines: Sequence[str]
+    recipe: dict[str, Any] | None = None
+
+
+class ReportImages:
+    """The pictures of a report, encoded as they come so that no pixels are kept."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, dict[str, str]] = {}
+
+    def add(self, scored: Scored) -> None:
+        """Take one image's pictures."""
+        images = scored.images
+        views = {"restored": images.restored}
+        if images.target is not None:
+            error = error_map(images.restored, images.target)
+            views = {**views, "target": images.target, "error": error}
+        if images.degraded is not None:
+            views = {"degraded": images.degraded, **views}
+        self.by_name[scored.row.name] = {name: _data_uri(view) for name, view in views.items()}
+
+
+def with_pictures(job: Job[Scored, EvalResult], images: ReportImages) -> Job[Scored, EvalResult]:
+    """The same job, its pictures taken as they come by."""
+
+    def work() -> Generator[Scored, None, EvalResult]:
+        for event in job:
+            images.add(event)
+            yield event
+        return job.result
+
+    return Job(work(), total=len(job), title=job.title, unit=job.unit)
+
+
+def error_map(restored: Pixels, target: Pixels) -> Pixels:
+    """|restored - target|, mean of the channels: black, red, yellow, white at `ERROR_WHITE`."""
+    difference = np.abs(restored.astype(np.int16) - target).mean(2)
+    level = np.clip(difference / ERROR_WHITE, 0, 1)[..., None] * 3 - np.arange(3)
+    colours: Pixels = (np.clip(level, 0, 1) * 255).round().astype(np.uint8)
+    return colours
+
+
+def _data_uri(pixels: Pixels) -> str:
+    data = io.BytesIO()
+    Image.fromarray(_shrunk(pixels)).save(data, "WEBP", quality=QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def _shrunk(pixels: Pixels) -> Pixels:
+    """At most `LARGEST_SIDE` pixels a side, by area averages."""
+    scale = LARGEST_SIDE / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    size = [max(1, round(side * scale)) for side in pixels.shape[:2]]
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+    small = F.interpolate(image, size=size, mode="area")[0].permute(1, 2, 0)
+    return np.ascontiguousarray(small.round().byte().numpy())
+
+
+def write_report(
+    folder: Path, document: dict[str, Any], images: ReportImages, about: About
+) -> list[Path]:
+    """Write `index.html` and `eval.json` into a folder; ResourceError when it cannot be written.
+
+    Args:
+        folder: made if missing.
+        document: the JSON of the evaluation.
+        images: the pictures of its rows.
+        about: command, remarks, recipe.
+    """
+    ensure_folder(folder)
+    content = {
+        **document,
+        "pictures": [images.by_name[row["name"]] for row in document["images"]],
+        "about": {
+            "command": about.command,
+            "lines": [*about.lines, _pictures_line()],
+            "recipe": about.recipe,
+            "versions": {**versions(), "platform": platform.platform()},
+        },
+    }
+    template = resources.files("c2fdft_cli.engine.evaluate").joinpath(_TEMPLATE).read_text("utf-8")
+    # inside a script element only "<" could end it
+    text = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
+    page, facts = folder / "index.html", folder / "eval.json"
+    atomic_write_text(page, template.replace(_SLOT, text))
+    atomic_write_text(facts, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    return [page, facts]
+
+
+def _pictures_line() -> str:
+    return (
+        f"Error maps: mean absolute difference of the channels, white from {ERROR_WHITE} of 255 "
+        f"levels. Pictures here are lossy, of at most {LARGEST_SIDE} px a side; scores are of the "
+        "originals."
+    )

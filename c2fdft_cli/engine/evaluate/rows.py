@@ -1,0 +1,126 @@
+"""An evaluation as a JSON document, as table rows, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from c2fdft_cli.engine.evaluate.types import EvalResult, EvalRow
+from c2fdft_cli.engine.sampling.scoring import finite_or_none
+from c2fdft_cli.files import atomic_write_text
+from c2fdft_cli.metrics.statistics import summarise, worst
+
+Column = tuple[str, Callable[[EvalRow], float]]
+
+
+def score_of(row: EvalRow, key: str) -> float:
+    """A score by its key in JSON and CSV."""
+    return {"psnr": row.psnr, "ssim": row.ssim}[key] if key in ("psnr", "ssim") else row.more[key]
+
+
+def _columns(result: EvalResult) -> list[Column]:
+    """Every score that all rows have, by its key in JSON and CSV."""
+    keys = (["psnr", "ssim"] if result.has_targets else []) + list(result.rows[0].more)
+    return [(key, lambda row, key=key: score_of(row, key)) for key in keys]  # type: ignore[misc]
+
+
+def document(result: EvalResult) -> dict[str, Any]:
+    """`{protocol, mean, images, ...}`; an infinite PSNR is null."""
+    columns = _columns(result)
+    scores = {key: [value(row) for row in result.rows] for key, value in columns}
+    statistics_of = {key: summarise(values) for key, values in scores.items()}
+    names = [row.name for row in result.rows]
+    return {
+        "protocol": result.protocol.name,
+        "mean": {key: finite_or_none(one.mean) for key, one in statistics_of.items()},
+        "images": [
+            {"name": row.name, **{key: finite_or_none(value(row)) for key, value in columns}}
+            for row in result.rows
+        ],
+        "median": {key: finite_or_none(one.median) for key, one in statistics_of.items()},
+        "std": {key: finite_or_none(one.std) for key, one in statistics_of.items()},
+        "worst": worst(names, scores["psnr"]) if result.has_targets else [],
+        "degraded": _degraded(result),
+        "scored_on": result.scored_on,
+        "border": result.border,
+        "notes": result.notes,
+        "spread": finite_or_none(result.spread),
+        "paired_by": result.found_by,
+        "missing": {
+            "target": [str(path) for path in result.without_target],
+            "restored": [str(path) for path in result.without_restored],
+        },
+    }
+
+
+def _degraded(result: EvalResult) -> dict[str, Any] | None:
+    """The untouched inputs, when they are known for all images."""
+    known = [(row.name, row.degraded) for row in result.rows if row.degraded is not None]
+    if len(known) < len(result.rows):
+        return None
+    return {
+        "mean": {
+            "psnr": finite_or_none(statistics.fmean(score.psnr for _, score in known)),
+            "ssim": statistics.fmean(score.ssim for _, score in known),
+        },
+        "images": [
+            {"name": name, **{key: finite_or_none(v) for key, v in asdict(score).items()}}
+            for name, score in known
+        ],
+    }
+
+
+def table_of(result: EvalResult) -> tuple[list[str], list[list[object]]]:
+    """Column names and rows for people: each image, then mean, median and standard deviation."""
+    columns = _columns(result)
+    has_degraded = all(row.degraded is not None for row in result.rows)
+    header = ["image", *(key.upper() for key, _ in columns)]
+    rows: list[list[object]] = []
+    for row in result.rows:
+        cells: list[object] = [row.name, *(_show(key, value(row)) for key, value in columns)]
+        if has_degraded and row.degraded is not None:
+            cells += [f"{row.degraded.psnr:.2f}", f"{row.degraded.ssim:.4f}"]
+        rows.append(cells)
+    if has_degraded:
+        header += ["input PSNR", "input SSIM"]
+    for label in ("mean", "median", "std"):
+        rows.append([label, *_statistics(result, columns, label, has_degraded)])
+    return header, rows
+
+
+def _statistics(
+    result: EvalResult, columns: list[Column], label: str, has_degraded: bool
+) -> list[object]:
+    """One line under the table; a dash stands for infinite or missing."""
+    series = [(key, [value(row) for row in result.rows]) for key, value in columns]
+    if has_degraded:
+        known = [row.degraded for row in result.rows if row.degraded is not None]
+        series += [("psnr", [one.psnr for one in known]), ("ssim", [one.ssim for one in known])]
+    values = [(key, getattr(summarise(numbers), label)) for key, numbers in series]
+    return [None if value is None else _show(key, value) for key, value in values]
+
+
+def _show(key: str, value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if key == "psnr" else f"{value:.4f}"
+
+
+def write_csv(path: Path, result: EvalResult) -> None:
+    """One line an image and one of means; an infinite PSNR is `inf`, as spreadsheets read it."""
+    columns = _columns(result)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    extra = ["input_psnr", "input_ssim"] if _degraded(result) is not None else []
+    writer.writerow(["name", *(key for key, _ in columns), *extra, "protocol"])
+    for row in result.rows:
+        inputs = [row.degraded.psnr, row.degraded.ssim] if extra and row.degraded else []
+        scores = [value(row) for _, value in columns]
+        writer.writerow([row.name, *scores, *inputs, result.protocol.name])
+    atomic_write_text(path, text.getvalue())

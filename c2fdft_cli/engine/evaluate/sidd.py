@@ -1,0 +1,136 @@
+"""SIDD's validation blocks as pairs: two MATLAB files held against each other, or to restore."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from c2fdft_cli.data.images.tensors import as_tensor
+from c2fdft_cli.data.layouts.sidd import (
+    NOISY,
+    RESULTS,
+    SUFFIX,
+    TARGET,
+    Blocks,
+    Pixels,
+    block_files,
+    read_blocks,
+)
+from c2fdft_cli.engine.evaluate.types import (
+    EvalOptions,
+    EvalResult,
+    EvalRow,
+    Images,
+    Scored,
+    score_images,
+)
+from c2fdft_cli.errors import DataError
+from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
+from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.progress import Job
+
+PROTOCOL = "denoise"
+"""The protocol of these blocks, if none is named."""
+FOUND_BY = "their place in the SIDD files"
+
+
+@dataclass(frozen=True)
+class BlockPairs:
+    """Blocks and their targets: the pairs of `eval`, for files as for weights.
+
+    Args:
+        ours: noisy blocks, or results.
+        targets: the clean ones, of the same shape.
+    """
+
+    ours: Blocks
+    targets: Blocks
+    found_by: str = FOUND_BY
+    note: str | None = None
+    unit: str = "block"
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the blocks."""
+        return self.targets.names
+
+    def file(self, i: int) -> str:
+        """The block's name: it has no file of its own."""
+        return self.names[i]
+
+    def pair(self, i: int) -> tuple[Pixels, Pixels]:
+        """uint8 `[h, w, 3]`: ours and its target."""
+        return self.ours.block(i), self.targets.block(i)
+
+
+def are_blocks(ours: Path | None) -> bool:
+    """Whether a path is a MATLAB file, or a folder with one of SIDD's files in it."""
+    if ours is None:
+        return False
+    return ours.suffix.lower() == SUFFIX or (ours.is_dir() and any(block_files(ours)))
+
+
+def open_blocks(ours: Path, target: Path | None = None) -> BlockPairs:
+    """Read two sides of blocks.
+
+    Args:
+        ours: a file of noisy blocks or of results, or the folder with both published files.
+        target: the file of clean blocks or its folder; None for the folder of `ours`.
+
+    Raises:
+        DataError: a side that is missing or no blocks, or sides of unequal shape.
+        ResourceError: scipy is missing.
+    """
+    noisy, beside = block_files(ours if ours.is_dir() else ours.parent)
+    if ours.is_dir():
+        ours = noisy or _missing(NOISY, ours)
+    if target is None:
+        target = beside or _missing(TARGET, ours.parent)
+    elif target.is_dir():
+        target = block_files(target)[1] or _missing(TARGET, target)
+    pairs = BlockPairs(read_blocks(ours, (RESULTS, NOISY, TARGET)), read_blocks(target, (TARGET,)))
+    shapes = [list(side.pixels.shape) for side in (pairs.ours, pairs.targets)]
+    if shapes[0] != shapes[1]:
+        what = f"the two files differ in shape: {shapes[0]}, {shapes[1]}"
+        raise DataError(what, where=f"{ours}, {target}", hint="take both from one set")
+    return pairs
+
+
+def _missing(name: str, folder: Path) -> Path:
+    hint = "download it from SIDD's site, or name the file"
+    raise DataError(f"no {name}{SUFFIX} in the folder", where=folder, hint=hint)
+
+
+def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[Scored, EvalResult]:
+    """Score blocks as they lie in the files, on 8 bits, by default by the protocol "denoise".
+
+    Raises:
+        DataError: from the iteration, blocks smaller than SSIM's window.
+    """
+    protocol = PROTOCOLS[options.protocol or PROTOCOL]
+    indices = options.share(range(len(pairs)))
+    work = _score(pairs, indices, protocol, options)
+    return Job(work, total=len(indices), title="eval", unit="block")
+
+
+def _score(
+    pairs: BlockPairs, indices: list[int], protocol: Protocol, options: EvalOptions
+) -> Generator[Scored, None, EvalResult]:
+    def one(i: int) -> Scored:
+        ours, target = pairs.pair(i)
+        a, b = as_tensor(ours).double(), as_tensor(target).double()
+        scores = score_images(a, b, protocol, options.border)
+        more = {key: metric(a, b) for key, metric in options.metrics.items()}
+        row = EvalRow(names[i], scores.psnr, scores.ssim, more, None)
+        return Scored(row, Images(None, ours, target))
+
+    names, rows = pairs.names, []
+    for scored in in_order(one, indices, workers=2):
+        rows.append(scored.row)
+        yield scored
+    what = f"{pairs.ours.variable} of {pairs.ours.path.name}, 8 bit"
+    return EvalResult(protocol, rows, what, options.border, found_by=FOUND_BY)

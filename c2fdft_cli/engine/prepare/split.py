@@ -1,0 +1,184 @@
+"""Which pairs validate: the set's own split, or a share of it chosen by a hash of the names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from c2fdft_cli.data.images.picture import read_rgb8
+from c2fdft_cli.errors import DataError, UsageError
+
+VAL_SHARE = 0.05
+VAL_MOST = 50
+
+
+class Source(Protocol):
+    """Where a pair's pixels come from (`lq` is None where it is synthesised)."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the set."""
+        ...
+
+    @property
+    def lq(self) -> Path | None:
+        """The degraded image's file."""
+        ...
+
+    @property
+    def gt(self) -> Path:
+        """The clean image's file."""
+        ...
+
+
+def choose_val(pairs: Sequence[Source], count: int | None) -> tuple[set[str], list[str]]:
+    """Names of the pairs that validate, and notices.
+
+    Pairs that share an image, or a folder (a scene, a video), stay on one side; where all folders
+    are larger than the share, only those that share an image do. Whole groups are taken in the
+    order of a hash of their names while they fit, so that adding images moves few others.
+
+    Args:
+        pairs: all pairs.
+        count: how many, or None for 5 % (at least 1, at most 50, and none of a single pair).
+
+    Raises:
+        UsageError: `count` is negative or leaves nothing to train on.
+    """
+    if count is not None and (count < 0 or (count and count >= len(pairs))):
+        raise UsageError(
+            f"cannot validate on {count} of {len(pairs)} pairs", hint="leave some to train on"
+        )
+    if count == 0:
+        return set(), []
+    wanted = count or min(max(1, round(VAL_SHARE * len(pairs))), VAL_MOST)
+    contents = content_keys(pairs)
+    scenes = _take(groups_of(pairs, contents, scenes=True), wanted)
+    if scenes:
+        return scenes, []
+    groups = groups_of(pairs, contents, scenes=False)
+    if len(groups) < 2:
+        return set(), ["all pairs share one image: none is left to validate on"]
+    notices = []
+    if any("/" in pair.name for pair in pairs):
+        notices.append("images of one folder are on both sides; name a folder to validate on")
+    return _take(groups, wanted) or min(groups, key=len), notices
+
+
+def _take(groups: Sequence[set[str]], wanted: int) -> set[str]:
+    """As many whole groups as fit; never all of them."""
+    ordered = sorted(groups, key=lambda names: _order(min(names)))
+    taken: set[str] = set()
+    count = 0
+    for names in ordered:
+        if len(taken) + len(names) <= wanted and count + 1 < len(groups):
+            taken |= names
+            count += 1
+    return taken
+
+
+def groups_of(
+    pairs: Sequence[Source], contents: Mapping[Path, Hashable], *, scenes: bool
+) -> list[set[str]]:
+    """Pairs that share an image (or a folder of their names), directly or through others."""
+    parent: dict[Hashable, Hashable] = {}
+
+    def root(key: Hashable) -> Hashable:
+        while (above := parent.setdefault(key, key)) != key:
+            parent[key] = parent[above]
+            key = above
+        return key
+
+    for pair in pairs:
+        shared: list[Hashable] = [contents[path] for path in (pair.lq, pair.gt) if path]
+        if scenes and "/" in pair.name:
+            shared.append(("folder", pair.name.rpartition("/")[0]))
+        for key in shared:
+            parent[root(key)] = root(("pair", pair.name))
+    groups: dict[Hashable, set[str]] = defaultdict(set)
+    for pair in pairs:
+        groups[root(("pair", pair.name))].add(pair.name)
+    return list(groups.values())
+
+
+def content_keys(pairs: Sequence[Source]) -> dict[Path, Hashable]:
+    """A key per file: equal for clean images with equal pixels, and for files with equal bytes.
+
+    Published sets hold the same clean image in files that differ (Rain100L does), so these are
+    decoded; that is what a training and a validation image must not share.
+    """
+    clean = sorted({pair.gt for pair in pairs})
+    with ThreadPoolExecutor() as pool:
+        keys: dict[Path, Hashable] = dict(zip(clean, pool.map(_pixel_sha256, clean), strict=True))
+    degraded = {pair.lq for pair in pairs if pair.lq} - keys.keys()
+    return keys | _byte_keys(degraded)
+
+
+def _pixel_sha256(path: Path) -> str:
+    try:
+        pixels = read_rgb8(path)
+    except DataError:  # told with its pair's name where the pair is read
+        return _sha256(path)
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def _byte_keys(paths: Iterable[Path]) -> dict[Path, Hashable]:
+    """A key per file, equal for files with equal bytes; only files of equal size are read."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_size[_size(path)].append(path)
+    return {
+        path: (size, "" if len(alike) == 1 else _sha256(path))
+        for size, alike in by_size.items()
+        for path in alike
+    }
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError("cannot read", where=path, hint=error.strerror) from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError("cannot read", where=path, hint=error.strerror) from error
+    return digest.hexdigest()
+
+
+def _order(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+class SplitGuard:
+    """Notices an image that is in train and in val, by the SHA-256 of its pixels.
+
+    Show it the pairs to validate on first.
+    """
+
+    def __init__(self) -> None:
+        self._val: dict[tuple[str, str], str] = {}
+
+    def add(self, split: str, name: str, sha256_lq: str | None, sha256_gt: str) -> None:
+        """DataError where a training image is one of those to validate on."""
+        for kind, digest in (("lq", sha256_lq), ("gt", sha256_gt)):
+            if digest is None:
+                continue
+            if split == "val":
+                self._val.setdefault((kind, digest), name)
+            elif (kind, digest) in self._val:
+                raise DataError(
+                    f"the same {kind} image is in train and in val",
+                    where=f"train {name}, val {self._val[kind, digest]}",
+                    hint="remove one, or name a folder to validate on",
+                )

@@ -1,0 +1,203 @@
+"""Restoring a video: its frames go through the same network as images do, a few at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from c2fdft_cli.data.images.picture import Picture
+from c2fdft_cli.data.video.probe import VideoInfo
+from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter, dropped
+from c2fdft_cli.engine.restore.batches import batch_size
+from c2fdft_cli.engine.restore.inputs import Source
+from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.engine.restore.outputs import Item
+from c2fdft_cli.engine.restore.pixels import quantise, to_tensor
+from c2fdft_cli.engine.restore.plan import RestorePlan
+from c2fdft_cli.engine.restore.result import FrameDone, Outcome, VideoDone, failed
+from c2fdft_cli.engine.restore.run import refuse_not_finite, run_network
+from c2fdft_cli.engine.sampling.executor import Ran
+from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
+from c2fdft_cli.execution.signals import StoppedError, StopRequest
+from c2fdft_cli.files import atomic_path, ensure_folder
+from c2fdft_cli.pipeline import ahead
+
+_BATCHES_AHEAD = 1
+
+
+class _NetworkError(Exception):
+    """The network cannot run on these frames."""
+
+    def __init__(self, error: CheckpointError | ResourceError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass
+class _Tally:
+    """What is known so far of a video in work."""
+
+    start: float = field(default_factory=time.monotonic)
+    frames: int = 0
+    seconds: float = 0.0
+    executor: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, count: int, seconds: float, ran: Ran) -> None:
+        self.frames += count
+        self.seconds += seconds
+        self.executor = ran.executor
+        self.notes.extend(note for note in ran.notes if note not in self.notes)
+
+
+def restore_video(
+    plan: RestorePlan, item: Item, stop: StopRequest
+) -> Generator[FrameDone, None, Outcome | None]:
+    """Restore one video into its output, whole or not at all.
+
+    Yields an event for each frame but the last and returns the outcome, None when stopped.
+
+    Raises:
+        ResourceError: the disk is full, or the output cannot be written.
+    """
+    source = item.source
+    if source.problem is not None:
+        return failed(item, source.problem)
+    if source.video is None or item.output is None:
+        raise ValueError(f"not a video with an output file: {source.label}")
+    tally = _Tally()
+    try:
+        yield from _restore(plan, source, source.video, item.output, tally, stop)
+    except StoppedError:
+        return None
+    except DataError as error:
+        return failed(item, error)
+    except _NetworkError as error:
+        return failed(item, error.error)
+    plan.record.add(item)
+    return _record(plan, source, source.video, item.output, tally), None
+
+
+def _restore(
+    plan: RestorePlan,
+    source: Source,
+    info: VideoInfo,
+    output: Path,
+    tally: _Tally,
+    stop: StopRequest,
+) -> Iterator[FrameDone]:
+    """Reader, network and writer side by side, a batch ahead of and behind each other."""
+    deep = info.is_deep and plan.options.bit_depth != 8
+    crf, label = plan.options.crf, source.label
+    size = batch_size(info.height, info.width, plan.options.batch, plan.executor.fits)
+    ensure_folder(output.parent)
+    held: FrameDone | None = None
+    with (
+        atomic_path(output) as temporary,
+        ThreadPoolExecutor(1) as pool,
+        VideoReader(info, deep) as reader,
+        VideoWriter(temporary, info, deep, crf, output) as writer,
+    ):
+        writes: deque[Future[None]] = deque()
+        for frames in ahead(_batched(reader, size), _BATCHES_AHEAD):
+            first = tally.frames
+            restored = _run(plan, source, info, frames, tally, stop)
+            writes.append(pool.submit(_write, writer, restored))
+            while len(writes) > 1:
+                writes.popleft().result()
+            for number in range(first + 1, tally.frames + 1):
+                if held is not None:
+                    yield held
+                held = _event(label, number, info.frames, tally)
+        for write in writes:
+            write.result()
+        stop.check()
+        writer.finish()
+        if reader.complaint:
+            tally.notes.append(f"damage in the video: {reader.complaint}")
+
+
+def _batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    iterator = iter(frames)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _write(writer: VideoWriter, frames: list[Frame]) -> None:
+    for frame in frames:
+        writer.write(frame)
+
+
+def _run(
+    plan: RestorePlan,
+    source: Source,
+    info: VideoInfo,
+    frames: list[Frame],
+    tally: _Tally,
+    stop: StopRequest,
+) -> list[Frame]:
+    """A batch of frames with restored pixels."""
+    numbers = range(tally.frames, tally.frames + len(frames))
+    names = [frame_name(source, number, plan.options) for number in numbers]
+    lq = torch.stack([to_tensor(Picture(frame.pixels)) for frame in frames])
+    start = time.monotonic()
+    try:
+        result, ran = run_network(plan, lq, names, stop)
+        refuse_not_finite(plan, result.image)
+    except (CheckpointError, ResourceError) as error:
+        raise _NetworkError(error) from error
+    tally.add(len(frames), time.monotonic() - start, ran)
+    depth = 8 * frames[0].pixels.itemsize
+    return [
+        frame._replace(pixels=quantise(image, depth, grey=info.is_grey))
+        for frame, image in zip(frames, result.image, strict=True)
+    ]
+
+
+def frame_name(source: Source, number: int, options: RestoreOptions) -> str:
+    """The name that keys a frame's noise: the video's own, or one as of an animation's frame.
+
+    Args:
+        source: the video.
+        number: of the frame, from 0.
+        options: `temporal_noise` decides.
+    """
+    if options.temporal_noise == "fixed":
+        return source.name
+    return f"{source.stem}-{number + 1:04d}{source.relative.suffix}"
+
+
+def _event(label: str, number: int, total: int, tally: _Tally) -> FrameDone:
+    fps = tally.frames / max(time.monotonic() - tally.start, 1e-9)
+    left = max(0, total - number) / fps
+    return FrameDone(label, number, max(total, number), fps, left)
+
+
+def _record(
+    plan: RestorePlan, source: Source, info: VideoInfo, output: Path, tally: _Tally
+) -> VideoDone:
+    return VideoDone(
+        source=source.label,
+        output=str(output),
+        height=info.height,
+        width=info.width,
+        calls=len(plan.grid) * plan.runs,
+        grid=plan.grid,
+        seconds=tally.seconds,
+        executor=tally.executor,
+        precision=plan.runtime.precision,
+        peak_memory=plan.runtime.peak_memory(),
+        notes=[*tally.notes, *dropped(info, output.suffix.lower())],
+        frames=tally.frames,
+        frame_rate=str(info.rate),
+        fps=float(info.rate),
+        duration=info.duration,
+        audio_streams=len(info.audio),
+    )

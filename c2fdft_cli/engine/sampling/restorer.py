@@ -1,0 +1,82 @@
+"""Restoring a batch of images: what validation, sweep, restore and eval share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import PurePath
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, gaussian, to_image
+from c2fdft_cli.core.network import pad_to_multiple
+from c2fdft_cli.execution.device import Runtime
+
+
+def noise_generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
+    """The random source of one image: a function of the seed and the file's base name alone.
+
+    It lives on the CPU, so the noise is the same on every device, in any order, batch or rank.
+    Further draws of the same image have sources of their own.
+    """
+    key = f"{seed}/{PurePath(name).stem}{f'//{draw}' if draw else ''}".encode()
+    number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+    return torch.Generator().manual_seed(number)
+
+
+class Restorer:
+    """`lq` to restored image by the few-step sampler (paper, section 6), for any size.
+
+    Args:
+        predict_noise: the network, or an executor of it: eps_hat of (x, t).
+        alpha_bar: `[T]`.
+        grid: descending times of the network calls.
+        runtime: device and arithmetic.
+        eta: 0 is deterministic after the start noise.
+        seed: of the noise, together with each image's name.
+    """
+
+    def __init__(
+        self,
+        predict_noise: PredictNoise,
+        alpha_bar: Tensor,
+        grid: Sequence[int],
+        runtime: Runtime,
+        *,
+        eta: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.predict_noise = predict_noise
+        self.alpha_bar = alpha_bar
+        self.grid = list(grid)
+        self.runtime = runtime
+        self.eta = eta
+        self.seed = seed
+
+    @torch.inference_mode()
+    def __call__(self, lq: Tensor, names: Sequence[str], draw: int = 0) -> Tensor:
+        """Restore a batch of images of one size.
+
+        Args:
+            lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
+            names: the images' names, which decide their noise.
+            draw: number of the draw: others give other noise.
+
+        Returns:
+            `[n, 3, h, w]` float32 in [0, 1], on the runtime's device.
+        """
+        height, width = lq.shape[-2:]
+        lq = pad_to_multiple(lq.to(self.runtime.device, torch.float32))
+        sources = [noise_generator(self.seed, name, draw) for name in names]
+        x_T = gaussian(lq.shape, sources, self.runtime.device)
+        with self.runtime.autocast():
+            x_0 = ddim_sample(
+                conditioned(self.predict_noise, lq),
+                x_T,
+                self.grid,
+                self.alpha_bar,
+                self.eta,
+                sources,
+            )
+        return to_image(x_0)[..., :height, :width]

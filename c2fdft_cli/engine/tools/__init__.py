@@ -1,0 +1,1 @@
+"""The jobs behind `bench`, `doctor`, `info` and `demo`."""

@@ -1,0 +1,255 @@
+"""How fast the parts are on this machine, beside what its matrix products could do."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from c2fdft_cli.core.diffusion import time_grid
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.batches.batch import Batch
+from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.train.batches import make_loader
+from c2fdft_cli.engine.train.stepper import Objective, Stepper
+from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
+from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.execution.compiling import compile_in_place
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.progress import Job
+from c2fdft_cli.recipe.schema import Network, Recipe
+
+PARTS = ("forward", "train-step", "restore", "loader")
+GEMM_SIDE = 2048
+LEVEL_SHRINK = {
+    "encoder_level2": 4,
+    "down2_3": 4,
+    "encoder_level3": 16,
+    "down3_4": 16,
+    "latent": 64,
+    "up4_3": 64,
+    "reduce_chan_level3": 16,
+    "decoder_level3": 16,
+    "up3_2": 16,
+    "reduce_chan_level2": 4,
+    "decoder_level2": 4,
+    "up2_1": 4,
+}
+"""How many times fewer pixels a module works on than the input has."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to time.
+
+    part: one of `PARTS`.
+    recipe: its network, and for "loader" and "train-step" its training.
+    size: side of the square input, in pixels.
+    batch: images that go through together.
+    steps: network calls of "restore".
+    repeats: counted runs, after one that warms up.
+    compile: with torch.compile.
+    data: shards, for "loader".
+    """
+
+    part: str
+    recipe: Recipe
+    runtime: Runtime
+    size: int = 256
+    batch: int = 1
+    steps: int = 4
+    repeats: int = 5
+    compile: bool = False
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was seen.
+
+    seconds: of one run, the median; `slowest` and `fastest` beside it.
+    images_per_second: of the batch.
+    gmac: multiply-adds of a run in units of 1e9 (a training step counts three forwards).
+    tflops: 2 * MAC / seconds in units of 1e12.
+    gemm_tflops: of a 2048^3 `torch.mm` in the same type, timed between the runs.
+    of_gemm: tflops / gemm_tflops.
+    peak_memory: bytes of the device's allocator, or of this process on a CPU.
+    """
+
+    part: str
+    size: int
+    batch: int
+    device: str
+    precision: str
+    compiled: bool
+    executor: str
+    seconds: float
+    fastest: float
+    slowest: float
+    images_per_second: float
+    gmac: float | None
+    tflops: float | None
+    gemm_tflops: float | None
+    of_gemm: float | None
+    peak_memory: int
+
+
+def network_macs(network: Network, height: int, width: int) -> int:
+    """Multiply-adds of one network call, as the paper counts them (116.3e9 at 256x256).
+
+    Each convolution's weights at each of its pixels, and 2 c d for a block's q k^T and its product
+    with v (d channels in a head).
+    """
+    with torch.device("meta"):
+        net = make_network(network)
+    total = 0
+    for name, module in net.named_modules():
+        pixels = height * width // LEVEL_SHRINK.get(name.split(".")[0], 1)
+        if isinstance(module, torch.nn.Conv2d):
+            total += pixels * module.weight.numel()
+        elif name.endswith(".attn"):
+            c = module.project_out.weight.shape[0]
+            total += pixels * 2 * c * (c // module.temperature.shape[0])
+    return total
+
+
+def bench(options: BenchOptions) -> Job[float, BenchResult]:
+    """Time one part; each event is the seconds of one run.
+
+    Raises:
+        UsageError: an unknown part.
+        DataError: "loader" without shards.
+    """
+    if options.part not in PARTS:
+        raise UsageError(f"no such part: {options.part}", hint=", ".join(PARTS))
+    if options.part == "loader" and options.data is None:
+        raise DataError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
+    return Job(_bench(options), total=options.repeats + 1, title=options.part, unit="run")
+
+
+def _bench(options: BenchOptions) -> Generator[float, None, BenchResult]:
+    run, executor, calls = _part(options)
+    computes = options.part != "loader"
+    times, rates = [], []
+    for number in range(options.repeats + 1):
+        seconds = seconds_of(run, options.runtime)
+        if number:  # the first run warms up
+            times.append(seconds)
+            if computes:
+                rates.append(gemm_tflops(options.runtime))
+        yield seconds
+    median = statistics.median(times)
+    macs = network_macs(options.recipe.network, options.size, options.size) * options.batch * calls
+    tflops = 2 * macs / median / 1e12 if computes else None
+    of_machine = statistics.median(rates) if rates else None
+    return BenchResult(
+        part=options.part,
+        size=options.size,
+        batch=options.batch,
+        device=device_name(options.runtime.device),
+        precision=options.runtime.precision,
+        compiled=options.compile,
+        executor=executor,
+        seconds=median,
+        fastest=min(times),
+        slowest=max(times),
+        images_per_second=options.batch / median,
+        gmac=macs / 1e9 if computes else None,
+        tflops=tflops,
+        gemm_tflops=of_machine,
+        of_gemm=tflops / of_machine if tflops and of_machine else None,
+        peak_memory=options.runtime.peak_memory(),
+    )
+
+
+def _part(options: BenchOptions) -> tuple[Callable[[], object], str, int]:
+    """The thing to run, how it is run, and how many network calls it is worth."""
+    if options.part == "loader":
+        return _loader(options), "loader", 0
+    net = make_network(options.recipe.network).to(options.runtime.device)
+    if options.part == "train-step":
+        return _train_step(options, net), "whole", 3
+    if options.part == "restore":
+        return _restore(options, net)
+    return _forward(options, net.eval())
+
+
+def _forward(options: BenchOptions, net: DFT) -> tuple[Callable[[], object], str, int]:
+    banded = Banded(net, dtype=options.runtime.dtype, compile=options.compile)
+    shape = (options.batch, 6, options.size, options.size)
+    x = torch.randn(shape, device=options.runtime.device)
+    t = torch.full((1,), 500.0, device=x.device).expand(options.batch)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return banded(x, t)
+
+    return run, "bands", 1
+
+
+def _restore(options: BenchOptions, net: DFT) -> tuple[Callable[[], object], str, int]:
+    grid = time_grid(options.steps, total=options.recipe.diffusion.timesteps)
+    alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion)
+    executor = Executor(net.eval(), alpha_bar, grid, options.runtime)
+    lq = torch.rand(options.batch, 3, options.size, options.size)
+    names = [str(i) for i in range(options.batch)]
+    return (lambda: executor(lq, names)), "as restore decides", options.steps
+
+
+def _train_step(options: BenchOptions, net: DFT) -> Callable[[], object]:
+    compile_in_place(net, "on" if options.compile else "off", options.runtime)
+    alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion).to(options.runtime.device)
+    stepper = Stepper(Objective(net, alpha_bar, None), options.recipe.train, options.runtime)
+    batch = random_batch(options.batch, options.size, options.recipe.diffusion.timesteps)
+    return lambda: stepper.step(batch, 1.0, 1e-5, options.batch)
+
+
+def random_batch(rows: int, size: int, timesteps: int) -> Batch:
+    """A training batch of noise."""
+    shape = (rows, 3, size, size)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    return Batch(1, pixels, pixels, torch.randn(shape), torch.randint(0, timesteps, (rows,)))
+
+
+def _loader(options: BenchOptions) -> Callable[[], object]:
+    """Batches of `batch` patches of `size` px, one for each run."""
+    stage = replace(options.recipe.coarse, patches=[options.size], batches=[options.batch])
+    shards = ShardSet.open(options.data or Path(), "train")
+    # made on demand: with batches ahead, their queue would be timed
+    batches = iter(make_loader(options.recipe, stage, shards, 1, options.runtime, prefetch=0))
+    return lambda: next(batches)
+
+
+def seconds_of(run: Callable[[], object], runtime: Runtime) -> float:
+    """Seconds of one run, to the end of what it left on the device."""
+    _wait(runtime)
+    begin = time.perf_counter()
+    run()
+    _wait(runtime)
+    return time.perf_counter() - begin
+
+
+def _wait(runtime: Runtime) -> None:
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize(runtime.device)
+
+
+def gemm_tflops(runtime: Runtime) -> float:
+    """The rate of one large matrix product."""
+    side = (GEMM_SIDE, GEMM_SIDE)
+    a = torch.ones(side, device=runtime.device, dtype=runtime.dtype)
+    seconds: Sequence[float] = [seconds_of(lambda: a @ a, runtime) for _ in range(2)]
+    return 2 * GEMM_SIDE**3 / min(seconds) / 1e12
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,0 +1,157 @@
+"""The fine stage's step: how its time and its memory grow with the sampler's calls."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from c2fdft_cli.core.diffusion import time_grid
+from c2fdft_cli.data.batches.batch import Batch
+from c2fdft_cli.data.images.tensors import to_unit
+from c2fdft_cli.engine.tools.bench import device_name, random_batch, seconds_of
+from c2fdft_cli.engine.tools.live_bytes import Held, held_bytes
+from c2fdft_cli.engine.train.stepper import Objective, Stepper
+from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.progress import Job
+from c2fdft_cli.recipe.schema import CHOICES, Recipe
+
+
+@dataclass(frozen=True)
+class FineBenchOptions:
+    """What to time.
+
+    recipe: its network and fine stage.
+    size: side of the square patches, in pixels.
+    batch: patches that go through together.
+    calls: numbers of network calls of the sampler.
+    recompute: as `fine.recompute` in a recipe.
+    repeats: counted steps of each kind, after one that warms up.
+    """
+
+    recipe: Recipe
+    runtime: Runtime
+    size: int
+    batch: int
+    calls: list[int]
+    recompute: list[str]
+    repeats: int = 5
+
+
+@dataclass(frozen=True)
+class FineRow:
+    """One number of calls under one way of re-computing.
+
+    seconds: of a whole step, the median; `fastest` and `slowest` beside it.
+    held: peak bytes of a forward and backward pass, weights and gradients left out.
+    after_forward: bytes that the forward pass left for the backward pass.
+    time_ratio, held_ratio: to "none" with as many calls, where that was asked for too.
+    """
+
+    calls: int
+    recompute: str
+    seconds: float
+    fastest: float
+    slowest: float
+    held: int
+    after_forward: int
+    time_ratio: float | None
+    held_ratio: float | None
+
+
+@dataclass(frozen=True)
+class FineBenchResult:
+    """What was seen."""
+
+    size: int
+    batch: int
+    device: str
+    precision: str
+    rows: list[FineRow]
+
+
+Kind = tuple[int, str]
+
+
+def bench_fine(options: FineBenchOptions) -> Job[float, FineBenchResult]:
+    """Time the fine step of every kind in turn; each event is the seconds of one step.
+
+    Raises:
+        UsageError: an unknown way of re-computing, or calls that the schedule does not have.
+    """
+    known = CHOICES["fine.recompute"]
+    for name in options.recompute:
+        if name not in known:
+            hint = ", ".join(str(choice) for choice in known)
+            raise UsageError(f"no such recomputation: {name}", where="--recompute", hint=hint)
+    timesteps = options.recipe.diffusion.timesteps
+    for calls in options.calls:
+        if not 1 <= calls <= timesteps:
+            raise UsageError(f"1 to {timesteps} calls", where=f"--calls {calls}")
+    kinds = [(calls, name) for calls in options.calls for name in options.recompute]
+    total = len(kinds) * (options.repeats + 1)
+    return Job(_bench(options, kinds), total=total, title="fine train-step", unit="step")
+
+
+def _bench(options: FineBenchOptions, kinds: list[Kind]) -> Generator[float, None, FineBenchResult]:
+    recipe, runtime = options.recipe, options.runtime
+    net = make_network(recipe.network).to(runtime.device)
+    objective = Objective(net, alpha_bar_of_recipe(recipe.diffusion).to(runtime.device), None)
+    stepper = Stepper(objective, recipe.train, runtime)
+    batch = random_batch(options.batch, options.size, recipe.diffusion.timesteps)
+    held: dict[Kind, Held] = {}
+    times: dict[Kind, list[float]] = {kind: [] for kind in kinds}
+    # in turn, so that what else the machine does falls on all kinds alike
+    for number in range(options.repeats + 1):
+        for kind in kinds:
+            _use(objective, options, kind)
+            if not number:
+                held[kind] = _held(objective, batch, runtime)
+            seconds = seconds_of(lambda: stepper.step(batch, 1.0, 1e-6, options.batch), runtime)
+            if number:  # the first round warms up
+                times[kind].append(seconds)
+            yield seconds
+    return FineBenchResult(
+        size=options.size,
+        batch=options.batch,
+        device=device_name(runtime.device),
+        precision=runtime.precision,
+        rows=[_row(kind, times, held) for kind in kinds],
+    )
+
+
+def _use(objective: Objective, options: FineBenchOptions, kind: Kind) -> None:
+    calls, recompute = kind
+    grid = time_grid(calls, total=options.recipe.diffusion.timesteps)
+    objective.use((replace(options.recipe.fine, recompute=recompute), grid))
+
+
+def _held(objective: Objective, batch: Batch, runtime: Runtime) -> Held:
+    rows = batch.to(runtime.device)
+    lq, gt = to_unit(rows.lq), to_unit(rows.gt)
+
+    def loss() -> Tensor:
+        with runtime.autocast():
+            return objective(lq, gt, rows.noise, None)  # type: ignore[no-any-return]
+
+    return held_bytes(objective.net, loss, runtime.device)
+
+
+def _row(kind: Kind, times: dict[Kind, list[float]], held: dict[Kind, Held]) -> FineRow:
+    seconds, plain = statistics.median(times[kind]), (kind[0], "none")
+    both = plain in times
+    return FineRow(
+        calls=kind[0],
+        recompute=kind[1],
+        seconds=seconds,
+        fastest=min(times[kind]),
+        slowest=max(times[kind]),
+        held=held[kind].peak,
+        after_forward=held[kind].after_forward,
+        time_ratio=seconds / statistics.median(times[plain]) if both else None,
+        held_ratio=held[kind].peak / held[plain].peak if both else None,
+    )

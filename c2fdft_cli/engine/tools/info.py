@@ -1,0 +1,95 @@
+"""What a path holds: a checkpoint, shards, or a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.engine.train.folder import RunFolder
+from c2fdft_cli.engine.train.state import load_state
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, make_network
+from c2fdft_cli.errors import DataError
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about a path, as plain values.
+
+    Raises:
+        DataError: a path that is missing or holds none of these.
+        CheckpointError: a file that is not a checkpoint.
+    """
+    if path.is_file() and path.suffix == ".h5":
+        return _shards(path.parent)
+    if path.is_file():
+        return _run(path.parent) if path.name == "state.pt" else _checkpoint(path)
+    if (path / "state.pt").is_file() or (path / "metrics.csv").is_file():
+        return _run(path)
+    if path.is_dir() and any(path.glob("*-*.h5")):
+        return _shards(path)
+    what = "nothing that this program knows" if path.exists() else "no such path"
+    raise DataError(what, where=path, hint="name a checkpoint, a folder of shards, or a run")
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(path)
+    meta = checkpoint.meta
+    make_network(meta.network, checkpoint.ema, path)  # fails where the weights do not fit
+    facts: dict[str, Any] = {
+        "kind": "checkpoint",
+        "stage": meta.stage,
+        "step": meta.step,
+        "network": asdict(meta.network),
+        "parameters": sum(t.numel() for t in checkpoint.ema.values()),
+        "tensors": len(checkpoint.ema),
+        "diffusion": asdict(meta.diffusion),
+        "grid": meta.grid,
+        "grid_from": meta.grid_from,
+        "data": meta.data,
+        "metrics": meta.metrics,
+        "versions": meta.versions,
+    }
+    if meta.stage == "released":
+        for key in ("step", "grid", "grid_from", "data", "metrics", "versions", "diffusion"):
+            del facts[key]
+        facts["grid in use"] = checkpoint.grid()
+    return facts
+
+
+def _shards(path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {"kind": "shards"}
+    for split in ("train", "val"):
+        if not any(path.glob(f"{split}-*.h5")):
+            continue
+        shards = ShardSet.open(path, split)
+        areas = sorted(shards.sizes, key=lambda size: size[0] * size[1])
+        facts[split] = {
+            "images": len(shards),
+            "pairs": shards.has_lq,
+            "shards": len(shards.paths),
+            "smallest": list(areas[0]),
+            "largest": list(areas[-1]),
+            "fingerprint": shards.fingerprint,
+        }
+        facts["layout"] = shards.header.layout
+        facts["source"] = shards.header.source
+    return facts
+
+
+def _run(path: Path) -> dict[str, Any]:
+    run = RunFolder(path)
+    facts: dict[str, Any] = {"kind": "run"}
+    if run.state.is_file():
+        state = load_state(run.state)
+        meta = state.meta
+        facts |= {"stage": meta.stage, "recipe": meta.recipe_name, "step": state.step}
+        facts |= {"data": meta.data, "grid": meta.grid, "best_psnr": state.best_psnr}
+        facts |= {"metrics": meta.metrics}
+    facts["checkpoints"] = sorted(
+        p.name for p in [*run.checkpoints.glob("*.pt"), *path.glob("*.pt")]
+    )
+    rows = run.read_metrics()
+    if rows:
+        facts["last row"] = {key: value for key, value in rows[-1].items() if value}
+    return facts

@@ -1,0 +1,1 @@
+"""The job behind `train-coarse` and `train-fine`."""

@@ -1,0 +1,54 @@
+"""From a recipe and shards to batches and validation pairs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from c2fdft_cli.data.batches.loader import PatchLoader
+from c2fdft_cli.data.batches.plan import PatchCycle, PatchPlan
+from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.engine.sampling.pairs import degradation
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.recipe.schema import Recipe, Stage
+
+
+def patch_cycle(stage: Stage) -> PatchCycle:
+    """The stage's patch cycle (paper, section 8)."""
+    return PatchCycle(tuple(stage.patches), tuple(stage.batches), stage.switch_every, stage.cycles)
+
+
+def rank_rows(runtime: Runtime, batch: int) -> tuple[int, int]:
+    """This process's rows of the global batch; an empty share takes one row that will not count."""
+    lo = batch * runtime.rank // runtime.world
+    hi = batch * (runtime.rank + 1) // runtime.world
+    return (lo, hi) if hi > lo else (min(lo, batch - 1), min(lo, batch - 1) + 1)
+
+
+def rank_share(runtime: Runtime, batch: int) -> float:
+    """This process's share of the global batch, 0 where it has no row of its own."""
+    lo = batch * runtime.rank // runtime.world
+    hi = batch * (runtime.rank + 1) // runtime.world
+    return (hi - lo) / batch
+
+
+def make_loader(
+    recipe: Recipe, stage: Stage, shards: ShardSet, start: int, runtime: Runtime, prefetch: int = 2
+) -> PatchLoader:
+    """Batches of this process from iteration `start` to the stage's last."""
+    plan = PatchPlan(
+        len(shards), shards.sizes, patch_cycle(stage), recipe.train.seed, stage.mixup_beta
+    )
+    degrade_crop, crop_margin = degradation(recipe.data)
+    return PatchLoader(
+        shards,
+        plan,
+        start=start,
+        stop=stage.iterations + 1,
+        slice_of=partial(rank_rows, runtime),
+        degrade=degrade_crop,
+        margin=crop_margin,
+        timesteps=recipe.diffusion.timesteps,
+        workers=recipe.data.workers,
+        prefetch=prefetch,
+        pin=runtime.device.type == "cuda",
+    )

@@ -1,0 +1,228 @@
+"""The run folder: what a training leaves behind, and what it goes on from."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from c2fdft_cli.errors import DataError, ResourceError, UsageError
+from c2fdft_cli.files import atomic_path, atomic_write_text, ensure_folder, unfinished, write_error
+
+COLUMNS = (
+    "iteration",
+    "patch",
+    "batch",
+    "lr",
+    "loss",
+    "skipped",
+    "images_per_second",
+    "waited",
+    "val_psnr",
+    "val_ssim",
+)
+
+_LOCK = ".lock"
+
+
+class RunFolder:
+    """`runs/<recipe>-<stage>[-N]/` and the files in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state = path / "state.pt"
+        self.metrics = path / "metrics.csv"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+
+    def check_free(self) -> None:
+        """Raise UsageError when the folder already holds something."""
+        if self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
+            raise UsageError(
+                "this folder is not empty",
+                where=self.path,
+                hint="name another --out, or go on with --resume",
+            )
+
+    def create(self, files: Mapping[str, str]) -> None:
+        """Make the folder with these text files in it.
+
+        Raises:
+            UsageError: the folder already holds a run.
+            ResourceError: it cannot be written.
+        """
+        self.check_free()
+        for folder in (self.path, self.samples, self.checkpoints):
+            ensure_folder(folder)
+        for name, text in files.items():
+            atomic_write_text(self.path / name, text)
+        atomic_write_text(self.metrics, ",".join(COLUMNS) + "\n")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in this folder meanwhile.
+
+        Raises:
+            ResourceError: one does.
+        """
+        ensure_folder(self.path)
+        try:
+            lock = (self.path / _LOCK).open("w", encoding="ascii")
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        with lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise ResourceError(
+                    "another process trains in this folder",
+                    where=self.path,
+                    hint="wait until it is done, or stop it",
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+
+    def state_stamp(self) -> tuple[int, int] | None:
+        """Something that changes with each save; None where there is no state."""
+        try:
+            status = self.state.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed run was writing."""
+        for folder in (self.path, self.checkpoints, self.samples):
+            for path in unfinished(folder):
+                path.unlink(missing_ok=True)
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one row to metrics.csv."""
+        text = io.StringIO()
+        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(text.getvalue())
+        except OSError as error:
+            raise ResourceError("cannot write", where=self.metrics, hint=str(error)) from error
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the rows after a step: what a killed run logged past its last saved state."""
+        kept = [row for row in self.read_metrics() if int(row["iteration"]) <= step]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        atomic_write_text(self.metrics, text.getvalue())
+
+    def read_metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv; a last line that was cut short is left out."""
+        try:
+            with self.metrics.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except FileNotFoundError:
+            return []
+        return [
+            row
+            for row in rows
+            if (row["iteration"] or "").isdigit() and row["val_ssim"] is not None
+        ]
+
+    def keep_latest(self, keep: int) -> None:
+        """Remove all but the newest numbered checkpoints."""
+        numbered = sorted(self.checkpoints.glob("step-*.pt"))
+        for path in numbered[:-keep]:
+            path.unlink()
+
+    def link(self, source: Path, name: str) -> None:
+        """A second name in checkpoints/ for a file, without its bytes twice where that works."""
+        with atomic_path(self.checkpoints / name) as temporary:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(source, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, temporary)
+
+    @contextmanager
+    def log(self) -> Iterator[logging.Logger]:
+        """A logger into train.log, apart from other logs; its first line opens the file."""
+        logger = logging.Logger(f"c2fdft.{self.path.name}")
+        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+        try:
+            yield logger
+        finally:
+            handler.close()
+
+
+def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("runs")) -> RunFolder:
+    """The folder of a new run: as asked, else the first free `runs/<recipe>-<stage>[-N]`."""
+    if out is not None:
+        return RunFolder(out)
+    number = 1
+    while True:
+        path = root / (f"{recipe_name}-{stage}" + (f"-{number}" if number > 1 else ""))
+        if not path.exists():
+            return RunFolder(path)
+        number += 1
+
+
+def find_run(
+    out: Path | None, recipe_name: str | None, stage: str, root: Path = Path("runs")
+) -> RunFolder:
+    """The run to resume: as asked, else the newest of that recipe and stage.
+
+    Raises:
+        DataError: there is none.
+    """
+    if out is not None:
+        if not (out / "state.pt").is_file():
+            raise DataError("no run to resume", where=out, hint="it has no state.pt")
+        return RunFolder(out)
+    pattern = re.compile(rf"{re.escape(recipe_name) if recipe_name else '.+'}-{stage}(-\d+)?")
+    found = [path.parent for path in root.glob("*/state.pt") if pattern.fullmatch(path.parent.name)]
+    if not found:
+        what = f"{recipe_name or '*'}-{stage}"
+        raise DataError("no run to resume", where=root / what, hint="name it with --out")
+    return RunFolder(max(found, key=lambda path: (path / "state.pt").stat().st_mtime))
+
+
+def draw_curves(run: RunFolder) -> bool:
+    """Write curves.png from metrics.csv; False where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    rows = run.read_metrics()
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, score_axes = figure.subplots(2, 1, sharex=True)
+    _plot(loss_axes, rows, "loss", "training loss")
+    loss_axes.set_yscale("log")
+    _plot(score_axes, rows, "val_psnr", "validation PSNR, dB", marker="o")
+    score_axes.set_xlabel("iteration")
+    figure.suptitle(run.path.name)
+    with atomic_path(run.path / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=110)
+    return True
+
+
+def _plot(
+    axes: Any, rows: Iterable[Mapping[str, str]], column: str, label: str, **style: Any
+) -> None:
+    points = [(int(r["iteration"]), float(r[column])) for r in rows if r[column]]
+    axes.plot([x for x, _ in points], [y for _, y in points], **style)
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,284 @@
+"""One loop for both stages: coarse and fine differ by their objective and one recipe section."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.engine.sampling.pairs import open_validation
+from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
+from c2fdft_cli.engine.train.events import (
+    Notice,
+    Saved,
+    StepDone,
+    TrainEvent,
+    TrainResult,
+    Validated,
+)
+from c2fdft_cli.engine.train.fallbacks import Attempts
+from c2fdft_cli.engine.train.folder import draw_curves
+from c2fdft_cli.engine.train.objective import make_objective
+from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.state import RunState, load_state, machine
+from c2fdft_cli.engine.train.stepper import Stepper, StepResult
+from c2fdft_cli.engine.train.tensorboard import TensorBoard
+from c2fdft_cli.engine.train.validator import Validator
+from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
+from c2fdft_cli.execution.distributed import any_rank, meet
+from c2fdft_cli.execution.signals import StopRequest, graceful_stop
+from c2fdft_cli.progress import Job
+
+
+def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
+    """A stage's training as a job that yields an event for each step, score and file.
+
+    Raises:
+        UsageError: the run folder is not empty, the data is not the run's, or TensorBoard is asked
+            for and not installed.
+        DataError: no usable shards.
+        CheckpointError: a state or weights that cannot be used.
+        ResourceError: from the iteration: no memory, disk full, no finite gradient.
+        Interrupted: from the iteration: stopped by a signal or the time limit; the state is saved.
+    """
+    training = _Training(options)
+    return Job(
+        training.events(),
+        total=training.section.iterations - training.step,
+        title=f"train-{options.stage}",
+        unit="step",
+    )
+
+
+@dataclass
+class _Window:
+    """What has come together since the last row of metrics.csv."""
+
+    loss: float = 0.0
+    steps: int = 0
+    images: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, result: StepResult, images: int, seconds: float, waited: float) -> None:
+        if result.skipped:
+            self.skipped += 1
+        else:
+            self.loss += result.loss
+            self.steps += 1
+        self.images += images
+        self.seconds += seconds
+        self.waited += waited
+
+
+class _Training:
+    def __init__(self, options: TrainOptions) -> None:
+        self.options = options
+        self.recipe, self.run, self.runtime = options.recipe, options.run, options.runtime
+        self.section = options.section
+        self.cycle = patch_cycle(self.section)
+        self.board = TensorBoard(
+            self.run.tensorboard, self.recipe.train.tensorboard, self.runtime.is_main
+        )
+        self.shards = ShardSet.open(options.data, "train")
+        self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
+        self.state = RunState(options, self.shards.fingerprint, self.stepper)
+        self.step = self.saved = 0
+        self.window = _Window()
+        self.unscored = False
+        self.attempts = Attempts(options, self.stepper)
+        if options.resume:
+            self._restore_state()
+        pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
+        self.validator = Validator(options, pairs, self.state, self.board)
+
+    def _restore_state(self) -> None:
+        self.stamp = self.run.state_stamp()
+        loaded = load_state(self.run.state)
+        if loaded.fingerprint != self.shards.fingerprint:
+            raise UsageError(
+                "these shards are not the ones that this run was trained on",
+                where=self.options.data,
+                hint="give --data as before, or start a new run with --init",
+            )
+        self.stepper.load(loaded.stepper)
+        self.step = self.saved = loaded.step
+        self.unscored = loaded.unscored
+        same = (loaded.micro_batch, loaded.machine)
+        if same == (self.recipe.train.micro_batch, machine(self.runtime)):
+            self.attempts.micro = loaded.micro
+        self.window = _Window(**loaded.window)
+        self.state.best_psnr = loaded.best_psnr
+        self.state.metrics = dict(loaded.meta.metrics)
+
+    def events(self) -> Generator[TrainEvent, None, TrainResult]:
+        with self._opened_run():
+            return (yield from self._events())
+
+    def _events(self) -> Generator[TrainEvent, None, TrainResult]:
+        started = time.monotonic()
+        yield from map(Notice, self.options.notices)
+        yield from self.attempts.compile()
+        drawn = self.recipe.data.synthesize
+        if drawn is not None and self.shards.has_lq:
+            yield Notice(
+                f"{drawn} is drawn on the clean images: the shards' own degraded ones are not "
+                "trained on (data.synthesize=null takes them)"
+            )
+        with graceful_stop() as request, closing(self.board):
+            self.board.open(self.step)
+            if self.unscored:
+                ended = yield from self._score_and_log(request)
+                if ended:
+                    meet()
+                    raise self._interrupted(request)
+                self._save()
+            yield from self._steps(request, started)
+        checkpoint = self.run.path / f"{self.options.stage}.pt"
+        if self.runtime.is_main:
+            self.state.save_final(checkpoint, self.step)
+            draw_curves(self.run)
+            yield Saved(self.step, checkpoint)
+        meet()
+        seconds = time.monotonic() - started
+        return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
+
+    @contextmanager
+    def _opened_run(self) -> Iterator[None]:
+        """The run folder, made or cut back, while no other process may train in it."""
+        if not self.runtime.is_main:
+            yield
+            return
+        if not self.options.resume:
+            self.run.check_free()  # before there is a lock in somebody's folder
+        with self.run.held():
+            if self.options.resume:
+                self._check_state()
+                self.run.remove_unfinished()
+                self.run.cut_metrics(self.step - self.unscored)
+            else:
+                self.run.create(self.options.files)
+                self._save()  # from now on there is something to go on from
+            yield
+
+    def _check_state(self) -> None:
+        if self.run.state_stamp() != self.stamp:
+            raise ResourceError(
+                "another process has trained in this folder meanwhile",
+                where=self.run.path,
+                hint="look at how far it came; the same command goes on from there",
+            )
+
+    def _steps(self, request: StopRequest, started: float) -> Generator[TrainEvent, None, None]:
+        loader = make_loader(self.recipe, self.section, self.shards, self.step + 1, self.runtime)
+        clock, waited = time.perf_counter(), 0.0
+        for batch in loader:
+            yield from self.attempts.fit(batch)
+            result = yield from self.attempts.step(batch)
+            self.step = batch.iteration
+            now = time.perf_counter()
+            yield self._count(result, now - clock, loader.waited - waited)
+            limit = self.options.max_seconds
+            out_of_time = limit is not None and time.monotonic() - started >= limit
+            stop = any_rank(bool(request) or out_of_time, self.runtime)
+            ended = yield from self._log_score_save(stop, request)
+            if ended or (stop and self.step < self.section.iterations):
+                meet()
+                raise self._interrupted(request)
+            clock, waited = time.perf_counter(), loader.waited
+
+    def _count(self, result: StepResult, seconds: float, waited: float) -> StepDone:
+        patch, images = self.cycle.stage(self.step)
+        self.window.add(result, images, seconds, waited)
+        return StepDone(
+            iteration=self.step,
+            patch=patch,
+            batch=images,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=self.stepper.lr,
+            skipped=result.skipped,
+            seconds=seconds,
+            waited=min(waited / max(seconds, 1e-9), 1.0),
+            memory=self.runtime.peak_memory(),
+        )
+
+    def _log_score_save(
+        self, stop: bool, request: StopRequest
+    ) -> Generator[TrainEvent, None, bool]:
+        """What is due after this step: a saved state, a score, a row of metrics.csv.
+
+        The state is saved before the score: nothing that goes wrong in scoring costs a step, and
+        who is told to stop need not wait for it. Where steps have just been left out, the last
+        state that was good is kept, and the next good one saved.
+
+        Returns:
+            Whether scoring was ended, in all processes; it is then still due.
+        """
+        train, last = self.recipe.train, self.step == self.section.iterations
+        self.unscored = last or self.step % train.validate_every == 0
+        overdue = self.step // train.save_every > self.saved // train.save_every
+        due = last or stop or ((overdue or self.unscored) and not self.stepper.bad_steps)
+        if not self.unscored and self.step % train.log_every == 0:
+            self._log(None)
+        if due:
+            self._save()
+        ended = False
+        if self.unscored and (last or not stop):
+            ended = yield from self._score_and_log(request)
+            if due or ended:
+                self._save()
+        if due or ended:
+            yield Saved(self.step, self.run.state)
+        return ended
+
+    def _score_and_log(self, request: StopRequest) -> Generator[TrainEvent, None, bool]:
+        scored, ended = yield from self.validator.validate(self.step, request)
+        if not ended:
+            self._log(scored)
+            self.unscored = False
+        return ended
+
+    def _log(self, scored: Validated | None) -> None:
+        if self.runtime.is_main:
+            row = self._row(scored)
+            self.run.append_metrics(row)
+            self.board.row(row, self.runtime.peak_memory())
+        self.window = _Window()
+
+    def _save(self) -> None:
+        self.saved = self.step
+        if not self.runtime.is_main:
+            return
+        self.board.flush()
+        self.state.save(self.step, self.attempts.micro, vars(self.window), self.unscored)
+        draw_curves(self.run)
+
+    def _row(self, scored: Validated | None) -> dict[str, Any]:
+        patch, batch = self.cycle.stage(self.step)
+        window = self.window
+        row: dict[str, Any] = {
+            "iteration": self.step,
+            "patch": patch,
+            "batch": batch,
+            "lr": f"{self.stepper.lr:.6g}",
+            "loss": repr(window.loss / window.steps) if window.steps else "",
+            "skipped": window.skipped,
+            "images_per_second": f"{window.images / max(window.seconds, 1e-9):.1f}",
+            "waited": f"{window.waited / max(window.seconds, 1e-9):.3f}",
+        }
+        if scored is not None:
+            row |= {"val_psnr": f"{scored.psnr:.4f}", "val_ssim": f"{scored.ssim:.5f}"}
+        return row
+
+    def _interrupted(self, request: StopRequest) -> Interrupted:
+        return Interrupted(
+            f"stopped after step {self.step} of {self.section.iterations}, state saved",
+            signal_number=request.signal_number or signal.SIGTERM,
+            hint=f"go on with --resume --out {self.run.path}",
+        )

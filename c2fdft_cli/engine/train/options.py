@@ -1,0 +1,71 @@
+"""What a training is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from c2fdft_cli.engine.train.folder import RunFolder
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.recipe.schema import Recipe, Stage
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training is made of.
+
+    stage: "coarse" or "fine".
+    recipe_name: for the name of the run.
+    data: folder of shards.
+    precision: as asked for on the command line, else "auto"; a resumed run keeps it.
+    grid: sampling times, for validation and the fine objective.
+    init: weights to start from; None starts from random ones.
+    resume: go on from the run's state.pt; recipe, data and grid are then the run's own.
+    max_seconds: save and stop after this time.
+    files: further text files for the run folder, by name.
+    notices: what the user may want to know of these choices.
+    """
+
+    stage: str
+    recipe: Recipe
+    recipe_name: str
+    data: Path
+    run: RunFolder
+    runtime: Runtime
+    grid: list[int]
+    precision: str = "auto"
+    init: Checkpoint | None = None
+    resume: bool = False
+    max_seconds: float | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    @property
+    def section(self) -> Stage:
+        """The recipe's section of the stage that is trained."""
+        return self.recipe.coarse if self.stage == "coarse" else self.recipe.fine
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A training as a person asks for it; `train_setup.set_up` makes `TrainOptions` of it.
+
+    recipe: name or file; None takes the checkpoint's own.
+    overrides: `key=value`, on top of the recipe.
+    data: folder of shards; None takes the recipe's, else the checkpoint's own.
+    out: run folder; None takes a free name.
+    init: checkpoint to start from.
+    device, precision: as `runtime.make_runtime` takes them.
+    """
+
+    stage: str
+    recipe: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    data: Path | None = None
+    out: Path | None = None
+    resume: bool = False
+    init: Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    max_seconds: float | None = None

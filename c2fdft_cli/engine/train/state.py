@@ -1,0 +1,150 @@
+"""state.pt, the one file that a training goes on from, and the checkpoints beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.weights.checkpoint import Meta, read_meta, save_checkpoint
+from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
+from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.execution.device import Runtime
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LoadedState:
+    """What state.pt holds."""
+
+    step: int
+    stepper: dict[str, Any]
+    micro: dict[int, int]
+    micro_batch: int | str
+    machine: list[object]
+    precision: str
+    computed_in: str | None
+    window: dict[str, Any]
+    unscored: bool
+    best_psnr: float | None
+    fingerprint: str
+    meta: Meta
+
+
+class RunState:
+    """Writes a run's state and checkpoints; the rename of state.pt is the commit.
+
+    Args:
+        options: of the training.
+        fingerprint: of the training shards.
+        stepper: whose state is saved.
+    """
+
+    def __init__(self, options: TrainOptions, fingerprint: str, stepper: Stepper) -> None:
+        self._options = options
+        self._fingerprint = fingerprint
+        self._stepper = stepper
+        self.best_psnr: float | None = None
+        self.metrics: dict[str, Any] = {}
+
+    @property
+    def ema(self) -> DFT:
+        """The averaged weights."""
+        return self._stepper.ema
+
+    def save(
+        self, step: int, micro: dict[int, int], window: dict[str, Any], unscored: bool
+    ) -> None:
+        """Write the numbered checkpoint, then state.pt, then drop what is too old.
+
+        Args:
+            step: finished iterations; 0 leaves no numbered checkpoint.
+            micro: micro-batch by patch size.
+            window: what has come together since the last row of metrics.csv.
+            unscored: this step's validation is due and not done.
+        """
+        run = self._options.run
+        if step:
+            numbered = run.checkpoints / f"step-{step:09d}.pt"
+            self._save_weights(numbered, step)
+            run.link(numbered, "last.pt")
+        state = {
+            "state_version": STATE_VERSION,
+            "step": step,
+            "stepper": self._stepper.state(),
+            "micro": micro,
+            "micro_batch": self._options.recipe.train.micro_batch,
+            "machine": machine(self._options.runtime),
+            "precision": self._options.precision,
+            "computed_in": self._options.runtime.precision,
+            "window": window,
+            "unscored": unscored,
+            "best_psnr": self.best_psnr,
+            "fingerprint": self._fingerprint,
+            "meta": self.meta(step).to_json(),
+        }
+        save_tensors(run.state, state)
+        run.keep_latest(self._options.recipe.train.keep)
+
+    def save_best(self, step: int) -> None:
+        """Write best.pt."""
+        self._save_weights(self._options.run.checkpoints / "best.pt", step)
+
+    def save_final(self, path: Path, step: int) -> None:
+        """Write the finished stage's checkpoint."""
+        self._save_weights(path, step)
+
+    def _save_weights(self, path: Path, step: int) -> None:
+        stepper = self._stepper
+        save_checkpoint(path, stepper.net.state_dict(), stepper.ema.state_dict(), self.meta(step))
+
+    def meta(self, step: int) -> Meta:
+        """What the checkpoints say of themselves."""
+        options = self._options
+        return Meta(
+            network=options.recipe.network,
+            diffusion=options.recipe.diffusion,
+            stage=options.stage,
+            step=step,
+            grid=options.grid,
+            grid_from="training" if options.stage == "fine" else "recipe",
+            recipe=options.recipe.to_dict(),
+            recipe_name=options.recipe_name,
+            data=str(options.data),
+            metrics=dict(self.metrics),
+        )
+
+
+def machine(runtime: Runtime) -> list[object]:
+    """What a micro-batch that fits depends on: kind of device and number of processes."""
+    return [runtime.device.type, runtime.world]
+
+
+def load_state(path: Path) -> LoadedState:
+    """Read state.pt; CheckpointError when it cannot be used."""
+    content = load_tensors(path)
+    if content.get("state_version") != STATE_VERSION:
+        raise CheckpointError(
+            "not a training state of this program", where=path, hint="checkpoints go to --init"
+        )
+    try:
+        return LoadedState(
+            step=int(content["step"]),
+            stepper=content["stepper"],
+            micro=dict(content["micro"]),
+            micro_batch=content.get("micro_batch", "auto"),
+            machine=list(content.get("machine", ())),
+            precision=str(content.get("precision", "auto")),
+            computed_in=content.get("computed_in"),
+            window=dict(content["window"]),
+            unscored=bool(content.get("unscored", False)),
+            best_psnr=content["best_psnr"],
+            fingerprint=str(content["fingerprint"]),
+            meta=read_meta(content["meta"], path),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("a damaged training state", where=path, hint=str(error)) from error

@@ -1,0 +1,237 @@
+"""One optimiser step: micro-batches, scaling, averaging over devices, EMA."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from c2fdft_cli.core.ema import ema_decay, ema_update
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.core.objectives import coarse_loss, fine_loss
+from c2fdft_cli.data.batches.batch import Batch
+from c2fdft_cli.data.images.tensors import to_unit
+from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.heap import reuse_freed_memory
+from c2fdft_cli.recipe.schema import FineStage, Train
+
+
+class Objective(nn.Module):
+    """A stage's whole objective as one module, which is what DDP needs to wrap.
+
+    Args:
+        net: the network.
+        alpha_bar: `[T]`, on the network's device.
+        fine: the fine stage's settings and grid; None for the coarse stage.
+    """
+
+    def __init__(self, net: DFT, alpha_bar: Tensor, fine: tuple[FineStage, list[int]] | None):
+        super().__init__()
+        self.net = net
+        # no buffer: DDP would send it round in each forward, and so wait in one that is tried alone
+        self.alpha_bar = alpha_bar
+        self.use(fine)
+
+    def use(self, fine: tuple[FineStage, list[int]] | None) -> None:
+        """Take other settings and another grid."""
+        self.fine = fine
+        self.net.recompute_levels = fine is not None and fine[0].recompute == "level"
+
+    def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor | None) -> Tensor:
+        """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]."""
+        if self.fine is None:
+            assert times is not None, "the coarse stage draws times"  # noqa: S101
+            return coarse_loss(self.net, self.alpha_bar, lq, gt, noise, times)
+        stage, grid = self.fine
+        return fine_loss(
+            self.net,
+            self.alpha_bar,
+            grid,
+            lq,
+            gt,
+            noise,
+            ssim=stage.ssim,
+            ssim_weight=stage.ssim_weight,
+            l1_weight=stage.l1_weight,
+            recompute=stage.recompute != "none",
+        )
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The global batch's loss, the norm of its gradient, and whether the step was left out."""
+
+    loss: float
+    grad_norm: float
+    skipped: bool
+
+
+class Stepper:
+    """Weights, their average, optimiser and scaler, and the step that moves them.
+
+    Args:
+        objective: makes the loss of its network, which lives on the runtime's device; the
+            average starts from that network's weights.
+        train: the recipe's settings.
+        runtime: device, arithmetic, processes.
+    """
+
+    def __init__(self, objective: Objective, train: Train, runtime: Runtime) -> None:
+        if runtime.device.type == "cpu":
+            reuse_freed_memory()
+        self.net = objective.net
+        self.ema = copy.deepcopy(objective.net).requires_grad_(False).eval()
+        self.train = train
+        self.runtime = runtime
+        self.updates = 0
+        self.bad_steps = 0
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(),
+            lr=0.0,
+            betas=(train.adam_betas[0], train.adam_betas[1]),
+            weight_decay=train.weight_decay,
+            fused=runtime.device.type in ("cpu", "cuda"),
+        )
+        self.scaler = self._new_scaler()
+        self.objective: nn.Module = objective
+        if dist.is_initialized():
+            devices = [runtime.device.index] if runtime.device.type == "cuda" else None
+            self.objective = DistributedDataParallel(objective, device_ids=devices)
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        enabled = self.runtime.dtype == torch.float16
+        return torch.amp.GradScaler(self.runtime.device.type, enabled=enabled)
+
+    def try_out(self, batch: Batch, micro_batch: int) -> None:
+        """Forward and backward of one micro-batch, in this process alone; nothing is moved."""
+        with self._no_sync():
+            loss = self._loss(batch.rows(0, min(micro_batch, len(batch))))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def abandon(self) -> None:
+        """Forget a step that did not get to its end."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scale = self.scaler.state_dict()
+        self.scaler = self._new_scaler()  # the old one may have unscaled the gradients already
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scale)
+
+    def step(self, batch: Batch, share: float, lr: float, micro_batch: int) -> StepResult:
+        """Move the weights by one batch.
+
+        Args:
+            batch: this process's rows of the global batch, at least one.
+            share: their weight, rows / global batch (0 for a row that only fills an empty rank).
+            lr: learning rate.
+            micro_batch: rows that go through the network together.
+
+        Returns:
+            What happened; a step whose gradient is not finite is left out.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.runtime.device)
+        for rows, weight, last in self._micro_batches(batch, share, micro_batch):
+            # DDP averages over the processes, so each one's part counts `world` times
+            with nullcontext() if last else self._no_sync():
+                part = self._loss(rows) * weight
+                self.scaler.scale(part * self.runtime.world).backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        if dist.is_initialized():
+            dist.all_reduce(loss)
+        return self._apply(loss, lr)
+
+    def _loss(self, rows: Batch) -> Tensor:
+        rows = rows.to(self.runtime.device, non_blocking=True)
+        lq, gt = to_unit(rows.lq), to_unit(rows.gt)
+        if rows.lq2 is not None and rows.gt2 is not None:
+            lq = rows.lam * lq + (1 - rows.lam) * to_unit(rows.lq2)
+            gt = rows.lam * gt + (1 - rows.lam) * to_unit(rows.gt2)
+        with self.runtime.autocast():
+            return self.objective(lq, gt, rows.noise, rows.times)  # type: ignore[no-any-return]
+
+    def _micro_batches(
+        self, batch: Batch, share: float, size: int
+    ) -> Iterator[tuple[Batch, float, bool]]:
+        n = len(batch)
+        for lo in range(0, n, size):
+            hi = min(lo + size, n)
+            yield batch.rows(lo, hi), share * (hi - lo) / n, hi == n
+
+    def _no_sync(self) -> AbstractContextManager[object]:
+        if isinstance(self.objective, DistributedDataParallel):
+            return self.objective.no_sync()
+        return nullcontext()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _apply(self, loss: Tensor, lr: float) -> StepResult:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.train.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.net.parameters(), self.train.clip_norm, norm)
+        loss_value, norm_value = torch.stack([loss, norm]).tolist()
+        finite = math.isfinite(loss_value) and math.isfinite(norm_value)
+        if finite:
+            self.scaler.step(self.optimizer)
+            self.updates += 1
+            decay = ema_decay(self.updates, self.train.ema_decay, self.train.ema_warm_up)
+            ema_update(self.ema, self.net, decay)
+        self.scaler.update()
+        self._count_bad(finite)
+        return StepResult(loss_value, norm_value, skipped=not finite)
+
+    def _count_bad(self, finite: bool) -> None:
+        self.bad_steps = 0 if finite else self.bad_steps + 1
+        if self.bad_steps >= self.train.max_bad_steps:
+            raise ResourceError(
+                f"{self.bad_steps} steps in a row had no finite loss or gradient",
+                hint="go on with --resume --precision fp32, or begin again with a lower rate or "
+                "train.clip_norm",
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on, apart from the batch."""
+        return {
+            "params": self.net.state_dict(),
+            "params_ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "updates": self.updates,
+            "bad_steps": self.bad_steps,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take a state back."""
+        self.net.load_state_dict(state["params"])
+        self.ema.load_state_dict(state["params_ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._arrange_moments()
+        if self.scaler.is_enabled() and state["scaler"]:  # empty after another precision
+            self.scaler.load_state_dict(state["scaler"])
+        self.updates, self.bad_steps = int(state["updates"]), int(state["bad_steps"])
+
+    def _arrange_moments(self) -> None:
+        """The optimiser's moments in the memory layout of their parameters.
+
+        The fused AdamW pairs them by position; on another device the layout was another.
+        """
+        for parameter, moments in self.optimizer.state.items():
+            for name, moment in moments.items():
+                if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter).copy_(moment)

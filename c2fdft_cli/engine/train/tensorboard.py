@@ -1,0 +1,98 @@
+"""TensorBoard event files of a training: the rows of metrics.csv and the sample restorations."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from c2fdft_cli.data.shards.format import Pixels
+from c2fdft_cli.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+TAGS = {
+    "loss": "train/loss",
+    "lr": "train/lr",
+    "skipped": "train/skipped",
+    "images_per_second": "speed/images_per_second",
+    "waited": "speed/waited",
+    "val_psnr": "validation/psnr",
+    "val_ssim": "validation/ssim",
+}
+"""Where TensorBoard shows a column of metrics.csv."""
+MEMORY_TAG = "speed/memory_bytes"
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard/; writes nothing where it is off or not opened.
+
+    Args:
+        folder: where the files go.
+        wish: "true", "false", or "auto": where TensorBoard is installed.
+        is_main: whether this is the process that writes.
+
+    Raises:
+        UsageError: "true" without TensorBoard.
+    """
+
+    def __init__(self, folder: Path, wish: str, is_main: bool = True) -> None:
+        installed = importlib.util.find_spec("tensorboard") is not None
+        if wish == "true" and not installed:
+            raise UsageError(
+                "TensorBoard is not installed",
+                where="train.tensorboard=true",
+                hint="pip install 'c2fdft[logs]'",
+            )
+        self._folder = folder
+        self._on = installed and wish != "false" and is_main
+        self._writer: SummaryWriter | None = None
+
+    def open(self, step: int) -> None:
+        """Begin after a step; what a killed run wrote past it no longer counts."""
+        if not self._on:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        with self._told():
+            purge = step + 1 if self._folder.is_dir() else None
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+
+    def row(self, row: Mapping[str, Any], memory: int) -> None:
+        """Show a row of metrics.csv, and the peak bytes so far."""
+        if self._writer is None:
+            return
+        step = int(row["iteration"])
+        values = {tag: row[name] for name, tag in TAGS.items() if row.get(name, "") != ""}
+        with self._told():
+            for tag, value in {**values, MEMORY_TAG: memory}.items():
+                self._writer.add_scalar(tag, float(value), step)
+
+    def sample(self, name: str, step: int, pixels: Pixels) -> None:
+        """Show a picture: uint8 `[h, w, 3]`."""
+        if self._writer is not None:
+            with self._told():
+                self._writer.add_image(f"samples/{name}", pixels, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Bring to disk what was shown, so that a state on disk has its past beside it."""
+        if self._writer is not None:
+            with self._told():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        if self._writer is not None:
+            with self._told():
+                self._writer.close()
+            self._writer = None
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResourceError("cannot write", where=self._folder, hint=str(error)) from error

@@ -1,0 +1,146 @@
+"""Validation within a training: whole images, EMA weights, the sampler's grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.images.tensors import to_uint8
+from c2fdft_cli.engine.sampling.pairs import ValidationPairs
+from c2fdft_cli.engine.sampling.restorer import Restorer
+from c2fdft_cli.engine.sampling.scoring import (
+    PairImages,
+    Row,
+    mean_scores,
+    restore_pairs,
+    score_restored,
+    spread_indices,
+)
+from c2fdft_cli.engine.train.events import Notice, TrainEvent, Validated
+from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.state import RunState
+from c2fdft_cli.engine.train.tensorboard import TensorBoard
+from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe
+from c2fdft_cli.execution.distributed import any_rank
+from c2fdft_cli.execution.memory import is_out_of_memory
+from c2fdft_cli.execution.signals import StoppedError, StopRequest
+from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.metrics.protocols import PROTOCOLS
+
+SAMPLES = 2
+NARROW = 32  # rows
+
+
+class Validator:
+    """Restores the validation images and keeps the best checkpoint.
+
+    Args:
+        options: of the training.
+        pairs: the validation split, or None where there is none.
+        state: writes best.pt.
+        board: shows the sample restorations.
+    """
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        pairs: ValidationPairs | None,
+        state: RunState,
+        board: TensorBoard,
+    ) -> None:
+        self._options = options
+        self._pairs = pairs
+        self._state = state
+        self._board = board
+
+    def validate(
+        self, step: int, request: StopRequest
+    ) -> Generator[TrainEvent, None, tuple[Validated | None, bool]]:
+        """Score the EMA weights on the main process while the others wait.
+
+        Without enough memory beside the training it takes narrow bands, and else no score.
+
+        Args:
+            step: finished iterations.
+            request: ends it, within a moment; the step is then still to be scored.
+
+        Returns:
+            The score, and whether it was ended, which is the same in all processes.
+        """
+        scored, ended = None, False
+        if self._pairs is not None and len(self._pairs):
+            try:
+                scored = self._score_within_memory(step, self._pairs, request)
+            except StoppedError:
+                ended = True
+            if scored is not None:
+                yield scored
+            elif not ended:
+                yield Notice(f"{step}: no memory to restore the validation images; no score")
+            if scored is not None and scored.is_best:
+                self._state.best_psnr = scored.psnr
+                self._state.save_best(step)
+        return scored, any_rank(ended, self._options.runtime)
+
+    def _score_within_memory(
+        self, step: int, pairs: ValidationPairs, request: StopRequest
+    ) -> Validated | None:
+        for rows in (None, NARROW):
+            try:
+                return self._score(step, pairs, rows, request)
+            except Exception as error:  # torch has several kinds of it
+                if not is_out_of_memory(error):
+                    raise
+            if self._options.runtime.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return None
+
+    def _score(
+        self, step: int, pairs: ValidationPairs, rows: int | None, request: StopRequest
+    ) -> Validated:
+        options, recipe = self._options, self._options.recipe
+        protocol = PROTOCOLS[recipe.train.protocol]
+        banded = Banded(self._state.ema, rows, options.runtime.dtype)
+        banded.watch = lambda _: request.check()
+        restorer = Restorer(
+            banded,
+            alpha_bar_of_recipe(recipe.diffusion),
+            options.grid,
+            options.runtime,
+            seed=recipe.train.seed,
+        )
+        scored: list[Row] = []
+        chosen = spread_indices(len(pairs), recipe.train.validation_images)
+        for number, images in enumerate(restore_pairs(pairs, restorer, chosen)):
+            scores = score_restored(images.restored, images.gt, protocol)
+            scored.append(Row(images.name, scores.psnr, scores.ssim))
+            if number < SAMPLES:
+                self._save_sample(step, images)
+        mean = mean_scores(scored)
+        best = self._state.best_psnr
+        self._state.metrics = {
+            "step": step,
+            "protocol": protocol.name,
+            "images": len(scored),
+            **mean,
+        }
+        return Validated(
+            step,
+            mean["psnr"],
+            mean["ssim"],
+            protocol.name,
+            len(scored),
+            not math.isnan(mean["psnr"]) and (best is None or mean["psnr"] > best),
+        )
+
+    def _save_sample(self, step: int, images: PairImages) -> None:
+        """Degraded | restored | target, side by side."""
+        strip = torch.cat([images.lq, to_uint8(images.restored), images.gt], dim=-1)
+        name = Path(images.name).name
+        pixels = strip[0].permute(1, 2, 0).contiguous().numpy()
+        save_rgb8(self._options.run.samples / f"{name}-{step:09d}.png", pixels)
+        self._board.sample(name, step, pixels)

@@ -1,0 +1,208 @@
+"""One network call as an ONNX file, checked against torch before it is kept.
+
+torch's tracing exporter is used: it is the same in every torch that this program runs on, needs no
+further package, and takes a second where the newer one takes a minute.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from c2fdft_cli.core.block import Block, PixelNorm
+from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint
+from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.files import atomic_path
+
+MODULES = ("onnx", "onnxruntime")
+OPSET = 18
+MAX_ERROR = 1e-4
+MAX_BYTES = 2_000_000_000
+"""An ONNX file is one protocol buffer message, which ends at 2 GiB."""
+CHECKED = ((2, 16, 24), (1, 40, 32), (3, 24, 32))
+"""n, h, w that the file is checked at; it is traced at the first.
+
+Not smaller: attention over one or two pixels magnifies rounding a hundredfold, in torch alone too.
+"""
+
+EXPLAINED = (
+    "One network call of C2F-DFT: eps = net(x, t). "
+    "x: [n, 6, h, w] float32, the condition 2 * lq - 1 (lq: RGB in [0, 1]) and the noisy image x_t "
+    "along axis 1; t: [n] float32, diffusion times; eps: [n, 3, h, w] float32, the noise in x_t. "
+    f"h and w are multiples of {SIZE_MULTIPLE}. "
+    "metadata: grid (descending times to call it at), alpha_bar (at these times), schedule "
+    "(of beta: name, timesteps, beta_start, beta_end), size_multiple, task, weights, c2fdft."
+)
+
+
+class _PerImageNorm(nn.Module):
+    """The same norm without its short cut for one time, which would fix the batch size."""
+
+    zero: Tensor
+
+    def __init__(self, norm: PixelNorm) -> None:
+        super().__init__()
+        self.norm = norm
+        self.register_buffer("zero", torch.zeros(1, norm.body.weight.shape[0]), persistent=False)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.norm(x, self.zero) + time[:, None, None]  # type: ignore[no-any-return]
+
+
+class _ByWidth(dict[int, Tensor]):
+    """Looked up with a width as tracing sees it: a tensor."""
+
+    def __getitem__(self, width: int) -> Tensor:
+        return super().__getitem__(int(width))
+
+
+class _Traceable(DFT):
+    """The network with nothing that ties its trace to one batch size or one kind of processor."""
+
+    def times(self, t: Tensor) -> dict[int, Tensor]:
+        return _ByWidth(super().times(t))
+
+    def check_input(self, x: Tensor) -> None:
+        """Nothing: sizes are still open."""
+
+
+def export_onnx(checkpoint: Checkpoint, path: Path, weights: str = "ema") -> float:
+    """Write the network as ONNX and return its largest relative error against torch.
+
+    Args:
+        checkpoint: what to take the weights, grid and schedule from.
+        path: where to.
+        weights: "ema" or "raw".
+
+    Raises:
+        UsageError: a network that is too large for one ONNX file.
+        ResourceError: the path cannot be written, or the error is above `MAX_ERROR`; then
+            there is no file.
+    """
+    net = checkpoint.network(weights)
+    if sum(p.numel() * 4 for p in net.parameters()) > MAX_BYTES:
+        raise UsageError(
+            "too large for one ONNX file (2 GB)", where=checkpoint.path, hint="use safetensors"
+        )
+    model = _trace(_traceable(net, asdict(checkpoint.meta.network)))
+    _describe(model, checkpoint, weights)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+        error = largest_error(temporary, net)
+        if not error <= MAX_ERROR:  # NaN too
+            raise ResourceError(
+                f"the ONNX file is off by {error:.1e} against torch (allowed: {MAX_ERROR:.0e})",
+                where=path,
+                hint=f"try another onnxruntime ({version('onnxruntime')}) or torch",
+            )
+    return error
+
+
+def largest_error(path: Path, net: DFT) -> float:
+    """Largest relative error (largest difference over largest value) of an ONNX file, over sizes.
+
+    Args:
+        path: the file.
+        net: what it is to compute, on the CPU.
+    """
+    import onnxruntime
+
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        path.read_bytes(), quiet, providers=["CPUExecutionProvider"]
+    )
+    errors = []
+    for size in CHECKED:
+        x, t = _example(*size, channels=net.in_channels)
+        with torch.inference_mode():
+            want = net(x, t)
+        got = torch.from_numpy(session.run(["eps"], {"x": x.numpy(), "t": t.numpy()})[0])
+        errors.append((got - want).abs().max() / want.abs().max())
+    return torch.stack(errors).max().item()  # NaN stays NaN
+
+
+def _example(n: int, h: int, w: int, channels: int) -> tuple[Tensor, Tensor]:
+    """x and t by formula."""
+    x = torch.sin(0.37 * torch.arange(n * channels * h * w, dtype=torch.float64)).float()
+    return x.view(n, channels, h, w), torch.linspace(999, 10, n)
+
+
+def _traceable(net: DFT, arguments: dict[str, Any]) -> DFT:
+    with torch.device("meta"):
+        traceable = _Traceable(**arguments)
+    traceable.load_state_dict(net.state_dict(), assign=True)
+    for block in [module for module in traceable.modules() if isinstance(module, Block)]:
+        block.norm1 = _PerImageNorm(block.norm1)  # type: ignore[assignment]
+        block.norm2 = _PerImageNorm(block.norm2)  # type: ignore[assignment]
+    return traceable.requires_grad_(False).eval()
+
+
+def _trace(net: DFT) -> Any:
+    """The network as an `onnx.ModelProto`."""
+    import onnx
+
+    sizes = {0: "n", 2: "h", 3: "w"}
+    buffer = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of shapes as constants; the file is checked below
+        with _vecdot():
+            torch.onnx.export(
+                net,
+                _example(*CHECKED[0], channels=net.in_channels),
+                buffer,  # type: ignore[arg-type]  # the tracing exporter takes a buffer
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["x", "t"],
+                output_names=["eps"],
+                dynamic_axes={"x": sizes, "t": {0: "n"}, "eps": sizes},
+            )
+    return onnx.load_model_from_string(buffer.getvalue())
+
+
+@contextmanager
+def _vecdot() -> Iterator[None]:
+    """Teach the exporter the one operator of the network that it does not know."""
+
+    def vecdot(graph: Any, a: Any, b: Any, _dim: Any) -> Any:
+        axis = graph.op("Constant", value_t=torch.tensor([1]))  # the pixels: [n, h * w, c]
+        return graph.op("ReduceSum", graph.op("Mul", a, b), axis, keepdims_i=0)
+
+    name = "aten::linalg_vecdot"
+    torch.onnx.register_custom_op_symbolic(name, vecdot, OPSET)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic(name, OPSET)  # type: ignore[attr-defined]
+
+
+def _describe(model: Any, checkpoint: Checkpoint, weights: str) -> None:
+    """Put into the file what its user has to know."""
+    import onnx
+
+    meta, grid = checkpoint.meta, checkpoint.grid()
+    recipe = meta.recipe or {}
+    model.doc_string = model.graph.doc_string = EXPLAINED
+    onnx.helper.set_model_props(
+        model,
+        {
+            "task": str(recipe.get("task", "unknown")),
+            "weights": weights,
+            "size_multiple": str(SIZE_MULTIPLE),
+            "grid": json.dumps(grid),
+            "alpha_bar": json.dumps(checkpoint.alpha_bar()[grid].tolist()),
+            "schedule": json.dumps(asdict(meta.diffusion)),
+            "c2fdft": meta.to_json(),
+        },
+    )

@@ -1,0 +1,114 @@
+"""Put weights into the folder that is installed with the program (for its maintainers)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from c2fdft_cli.engine.weights import catalogue as weights_catalogue
+from c2fdft_cli.engine.weights.catalogue import (
+    MAX_FILE_BYTES,
+    Entry,
+    make_entry,
+    read_catalogue,
+    write_catalogue,
+)
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
+from c2fdft_cli.engine.weights.tensors import load_tensors
+from c2fdft_cli.errors import CheckpointError, UsageError
+from c2fdft_cli.files import atomic_write_bytes, ensure_folder
+
+DERIVED = ("name", "file", "sha256", "bytes", "parameters", "network", "grid")
+"""Read off the file; everything else of an `Entry` is for people to say."""
+
+
+def add_entry(name: str, checkpoint: Path, facts: Path, folder: Path | None = None) -> Entry:
+    """Put weights into the folder and write what is known of them into its catalogue.
+
+    Folders that the weights were trained on are left out of `meta`: they mean nothing elsewhere.
+
+    Args:
+        name: what `--weights` will take.
+        checkpoint: of `c2fdft convert --half bf16 --ema-only`.
+        facts: JSON with the keys of `Entry` besides `DERIVED`.
+        folder: None for the installed one.
+
+    Raises:
+        UsageError: facts that are missing, unknown or no JSON; a name that is none.
+        CheckpointError: weights that are no checkpoint, are not in the packaged form, have no
+            grid, or are too large.
+    """
+    target = folder or weights_catalogue.weights_folder()
+    said = _read_facts(facts)
+    loaded, data = _packed(checkpoint)
+    values = {**said, **_derived(name, loaded, data)}
+    try:
+        entry = make_entry(name, values)
+    except ValueError as error:
+        raise UsageError(f"cannot be packaged: {error}", where=facts) from error
+    entries = read_catalogue(target)
+    ensure_folder(target)
+    # the file first: a catalogue never names what is not there
+    atomic_write_bytes(target / entry.file, data)
+    write_catalogue(target, {**entries, name: entry})
+    return entry
+
+
+def _packed(path: Path) -> tuple[Checkpoint, bytes]:
+    """A checkpoint in the packaged form, and the bytes of the file to ship."""
+    content = load_tensors(path)
+    if "meta" not in content or "params" in content or "params_ema" not in content:
+        raise CheckpointError(
+            "not in the form that is packaged: params_ema and meta alone",
+            where=path,
+            hint="c2fdft convert --half bf16 --ema-only",
+        )
+    checkpoint = load_checkpoint(path)
+    checkpoint.network()  # fails where the weights do not fit
+    if checkpoint.meta.grid is None:
+        raise CheckpointError("these weights name no grid", where=path, hint="c2fdft sweep-steps")
+    recipe = checkpoint.meta.recipe
+    if recipe is not None and isinstance(recipe.get("data"), dict):
+        recipe = {**recipe, "data": {**recipe["data"], "shards": None, "streaks": None}}
+    meta = replace(checkpoint.meta, data=None, recipe=recipe)
+    file = io.BytesIO()
+    torch.save({"params_ema": content["params_ema"], "meta": meta.to_json()}, file)
+    size = file.tell()
+    if size > MAX_FILE_BYTES:
+        raise CheckpointError(
+            f"{size} bytes, at most {MAX_FILE_BYTES} are packaged",
+            where=path,
+            hint="c2fdft convert --half bf16 --ema-only, or a smaller network",
+        )
+    return checkpoint, file.getvalue()
+
+
+def _derived(name: str, checkpoint: Checkpoint, data: bytes) -> dict[str, Any]:
+    return {
+        "file": f"{name}.pt",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "parameters": sum(tensor.numel() for tensor in checkpoint.ema.values()),
+        "network": asdict(checkpoint.meta.network),
+        "grid": checkpoint.grid(),
+    }
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    wanted = ", ".join(f.name for f in fields(Entry) if f.name not in DERIVED)
+    hint = f"JSON with {wanted}"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read the facts: {error}", where=path, hint=hint) from error
+    if not isinstance(facts, dict):
+        raise UsageError("the facts are no object", where=path, hint=hint)
+    if odd := sorted(set(facts) & set(DERIVED)):
+        raise UsageError(f"read off the file: {', '.join(odd)}", where=path, hint="leave them out")
+    return facts

@@ -1,0 +1,1 @@
+"""How this machine runs the core: device, memory, strips, kernels, compiling."""

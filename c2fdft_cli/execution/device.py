@@ -1,0 +1,131 @@
+"""Where the work runs: device, precision, processes of one training, and signals."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+
+from c2fdft_cli.errors import ResourceError, UsageError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device and arithmetic of one process.
+
+    device: where tensors live.
+    dtype: what matrix products compute in; parameters stay float32.
+    rank, world: this process among those of the same job.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Autocast to `dtype`; nothing for float32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def peak_memory(self) -> int:
+        """Peak bytes: of the device's allocator, or of the process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return _peak_resident_bytes()
+
+
+def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+    """Resolve device and precision of this process, one of those that torchrun may have started.
+
+    Args:
+        device: "auto" (CUDA, else MPS, else CPU) or one of `DEVICES`.
+        precision: "auto" (bf16 where the device has it, else fp16 on CUDA, else fp32), "fp32",
+            "bf16" or "fp16".
+
+    Raises:
+        UsageError: an unknown name.
+        ResourceError: a device that is not there.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = _resolve_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    return Runtime(chosen, _resolve_precision(precision, chosen), rank, world)
+
+
+def with_precision(runtime: Runtime, precision: str, where: str) -> Runtime:
+    """The same device and processes in another precision, resolved as by `make_runtime`.
+
+    Raises:
+        UsageError: an unknown name, or none for the device, stated at `where`.
+    """
+    return replace(runtime, dtype=_resolve_precision(precision, runtime.device, where))
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name not in DEVICES:
+        raise UsageError(f"no such device: {name}", where="--device", hint=", ".join(DEVICES))
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise ResourceError(
+                "no CUDA device", where="--device cuda", hint="use --device cpu, see c2fdft doctor"
+            )
+        index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if index >= there:
+            raise ResourceError(
+                f"process {index + 1} of this machine has no GPU of its own, {there} are there",
+                hint=f"start with --nproc-per-node {there}",
+            )
+        return torch.device("cuda", index)
+    if name == "mps" and not has_mps:
+        raise ResourceError("no MPS device", where="--device mps", hint="use --device cpu")
+    return torch.device(name)
+
+
+def _resolve_precision(name: str, device: torch.device, where: str = "--precision") -> torch.dtype:
+    if name == "auto":
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        else:
+            name = "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
+    if name not in PRECISIONS:
+        raise UsageError(
+            f"no such precision: {name}", where=where, hint="auto, " + ", ".join(PRECISIONS)
+        )
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 is not for CPUs", where=where, hint="use --precision fp32, or bf16")
+    return PRECISIONS[name]
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _peak_resident_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

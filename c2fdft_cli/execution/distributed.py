@@ -1,0 +1,66 @@
+"""The processes of one job: meeting, agreeing, leaving."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from c2fdft_cli.execution.device import Runtime
+
+_TRAINING_PATIENCE = timedelta(hours=6)
+"""How long processes wait for one another: one of them scores all validation images alone."""
+_RESULTS_PATIENCE = timedelta(days=30)
+"""How long a process that has restored its share waits for the others."""
+
+
+def join_training(runtime: Runtime) -> None:
+    """Join the processes of a training that torchrun started; alone, nothing happens."""
+    if runtime.world > 1 and not dist.is_initialized():
+        backend = "nccl" if runtime.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_TRAINING_PATIENCE)
+
+
+def meet() -> None:
+    """Wait for the other processes of the job.
+
+    A process that ends while gloo's threads still hold tensors of its last reduction aborts
+    (pytorch/pytorch#179291), and DDP keeps those threads alive beyond `leave`. The first process
+    saves for a while after the last step: whoever waits for it ends with idle threads.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one.
+
+    For ends that all processes come to: with NCCL it waits for the others.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def any_rank(flag: bool, runtime: Runtime) -> bool:
+    """Whether the flag is set in any process of the job."""
+    if not dist.is_initialized():
+        return flag
+    tensor = torch.tensor(int(flag), device=runtime.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return bool(tensor.item())
+
+
+def agree(number: int, runtime: Runtime) -> int:
+    """The smallest of the numbers that the processes of the job bring."""
+    if not dist.is_initialized():
+        return number
+    tensor = torch.tensor(number, device=runtime.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return int(tensor.item())
+
+
+def join_ranks(runtime: Runtime) -> None:
+    """Meet the other processes that torchrun started; their results are gathered at the end."""
+    if runtime.world > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=_RESULTS_PATIENCE)

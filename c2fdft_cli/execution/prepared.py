@@ -1,0 +1,162 @@
+"""The layers of `dft` prepared for inference on bands of rows: weights flattened, cast, packed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from c2fdft_cli.core.attention import Statistics, gather_statistics, mixing_matrix
+from c2fdft_cli.core.block import Block, PixelNorm
+from c2fdft_cli.execution.kernels import halo, pack, project
+
+_EPS = 1e-5
+
+
+class Projection(NamedTuple):
+    """A 1x1 convolution."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, dtype: torch.dtype, packed: bool) -> Projection:
+        """Take the weights of conv; packed ones cannot be compiled."""
+        weight = conv.weight.detach().flatten(1).to(dtype)
+        return cls(pack(weight) if packed else weight, _to(conv.bias, dtype))
+
+    def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """x: `[n, h, w, in]` to `[n, h, w, out]`."""
+        return project(x, self.weight, self.bias, gelu)
+
+
+class Conv(NamedTuple):
+    """A 3x3 convolution."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, dtype: torch.dtype) -> Conv:
+        """Take the weights of conv."""
+        weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
+        return cls(weight, _to(conv.bias, dtype))
+
+    def __call__(self, x: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom of the convolution of `x: [n, h, w, c]`."""
+        first, last = halo(top, bottom, x.shape[1])
+        y = self.padded(x[:, first:last].to(self.weight.dtype))
+        return y[:, top - first : bottom - first]
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The convolution of `x: [n, h, w, c]` with zeros around it."""
+        groups = x.shape[-1] // self.weight.shape[1]
+        y = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=1, groups=groups)
+        return y.permute(0, 2, 3, 1)
+
+
+class Norm(NamedTuple):
+    """`PixelNorm`: float32 in, the block's precision out."""
+
+    weight: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, norm: PixelNorm, dtype: torch.dtype) -> Norm:
+        """Take the weights of norm."""
+        return cls(norm.body.weight.detach().float(), _to(norm.body.bias, torch.float32), dtype)
+
+    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return `norm(x) + time`; x: `[n, h, w, c]`, time: `[n or 1, c]`."""
+        shared = time[0] if len(time) == 1 else None
+        bias = shared if self.bias is None else self.bias
+        if shared is not None and self.bias is not None:
+            bias = self.bias + shared
+        width = self.weight.shape
+        y, mean, rstd = torch.native_layer_norm(x, width, self.weight, bias, _EPS)
+        if self.bias is None:  # bias_free leaves the mean in
+            y = y.addcmul_(mean * rstd, self.weight)
+        if shared is None:
+            y = y.add_(time[:, None, None])
+        return y.to(self.dtype)
+
+
+class PreparedBlock(NamedTuple):
+    """A `Block`."""
+
+    norm1: Norm
+    qkv: Projection
+    depthwise: Conv
+    heads: int
+    temperature: Tensor
+    out: Tensor
+    out_bias: Tensor | None
+    norm2: Norm
+    widen: Projection
+    narrow: Projection
+
+    @classmethod
+    def of(cls, block: Block, dtype: torch.dtype, packed: bool) -> PreparedBlock:
+        """Take the weights of block."""
+        attn, ffn = block.attn, block.ffn
+        return cls(
+            norm1=Norm.of(block.norm1, dtype),
+            qkv=Projection.of(attn.qkv, dtype, packed),
+            depthwise=Conv.of(attn.qkv_dwconv, dtype),
+            heads=attn.heads,
+            temperature=attn.temperature.detach().float(),
+            out=attn.project_out.weight.detach().flatten(1).float(),
+            out_bias=_to(attn.project_out.bias, torch.float32),
+            norm2=Norm.of(block.norm2, dtype),
+            widen=Projection.of(ffn.project_in, dtype, packed),
+            narrow=Projection.of(ffn.project_out, dtype, packed),
+        )
+
+    def mixing(self, statistics: Statistics) -> Tensor:
+        """The matrix that the second pass applies to v, `[n, c, c]` float32."""
+        return mixing_matrix(statistics, self.temperature, self.out)
+
+
+def gather(
+    block: PreparedBlock, z: Tensor, time: Tensor, skip: int, rows: int
+) -> tuple[Statistics, Tensor]:
+    """First pass over a band: its statistics and its v, `[n, rows, w, c]`.
+
+    Args:
+        block: whose attention it is.
+        z: the band with its halo, `[n, rows + 0..2, w, c]` float32.
+        time: `[n or 1, c]`.
+        skip: rows of halo above the band.
+        rows: rows of the band.
+    """
+    # the halo is of the projection's output: beyond the image that is zero, bias or not
+    qkv = block.depthwise.padded(block.qkv(block.norm1(z, time)))
+    q, k, v = qkv[:, skip : skip + rows].chunk(3, dim=-1)
+    return gather_statistics(q, k, block.heads), v
+
+
+def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
+    """Second pass over a band: attention and feed-forward network, added to z in place.
+
+    Args:
+        block: whose they are.
+        z: the band, `[n, rows, w, c]` float32.
+        v: of its pixels.
+        time: `[n or 1, c]`.
+        mixing: `[n, c, c]` float32.
+    """
+    pixels, matrix = z.flatten(1, 2), mixing.to(v.dtype).transpose(1, 2)
+    if v.dtype == z.dtype:
+        pixels.baddbmm_(v.flatten(1, 2), matrix)
+    else:
+        pixels.add_(torch.bmm(v.flatten(1, 2), matrix))
+    if block.out_bias is not None:
+        pixels.add_(block.out_bias)
+    z.add_(block.narrow(block.widen(block.norm2(z, time), gelu=True)))
+
+
+def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.detach().to(dtype)

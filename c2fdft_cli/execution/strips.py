@@ -1,0 +1,224 @@
+"""The network of `dft` executed in bands of rows: the same numbers in bounded memory.
+
+What couples distant pixels in it are only sums over all pixels (`Statistics`), so each attention
+takes two passes over the bands: gather the sums (and v), then apply the matrix that follows from
+them, with the feed-forward network in the same sweep. The residual stream is updated in place and
+everything wider than it lives for one band. On a CPU a band stays in cache: this is also the
+faster way to run a network that fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor, nn
+
+from c2fdft_cli.core.attention import Statistics, full_precision
+from c2fdft_cli.core.network import DFT, shuffle, unshuffle
+from c2fdft_cli.execution.kernels import bands, halo, rows_in_cache
+from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, apply, gather
+
+# Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN.
+_GATHER, _APPLY = 4, 9
+
+
+class Banded:
+    """A DFT behind the same call, `banded(x, t) -> eps_hat`, computed band by band.
+
+    For inference only. It holds a snapshot of the weights, prepared for the purpose: call
+    `refresh` after they have changed or moved.
+
+    Args:
+        net: the network.
+        rows: rows in a band, at every level; None takes `default_rows`.
+        dtype: precision of the weights and of the activations within a band (bfloat16, float16);
+            residual stream, statistics, first and last convolution and result stay float32.
+        offload_skips: on CUDA, keep the skip tensors in pinned host memory meanwhile.
+        compile: compile the work on a band with torch.compile, once for all sizes. On a CPU the
+            kernels that run without it are as fast.
+
+    Attributes:
+        watch: called in the middle of a call, after each piece of its work, with the piece's share
+            of `work`. What it raises comes out of the call.
+
+    Raises:
+        ValueError: rows below 1, or a dtype that is not floating.
+    """
+
+    def __init__(
+        self,
+        net: DFT,
+        rows: int | None = None,
+        dtype: torch.dtype | None = None,
+        offload_skips: bool = False,
+        compile: bool = False,
+    ) -> None:
+        if rows is not None and rows < 1:
+            raise ValueError(f"a band has at least 1 row, got {rows}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"want a floating dtype, got {dtype}")
+        self.net, self.rows, self.offload_skips = net, rows, offload_skips
+        self.dtype = dtype or torch.float32
+        self.watch: Callable[[int], None] | None = None
+        self._packed = not compile
+        self._gather = torch.compile(gather, dynamic=True) if compile else gather
+        self._apply = torch.compile(apply, dynamic=True) if compile else apply
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take the network's weights as they are now."""
+        net = self.net
+        encoders = (net.encoder_level1, net.encoder_level2, net.encoder_level3)
+        self._encoders = [self._level(level) for level in encoders]
+        self._latent = self._level(net.latent)
+        decoders = (net.decoder_level3, net.decoder_level2, net.decoder_level1)
+        self._decoders = [self._level(level) for level in decoders]
+        self._downs = [self._conv(d.conv) for d in (net.down1_2, net.down2_3, net.down3_4)]
+        self._ups = [self._conv(u.conv) for u in (net.up4_3, net.up3_2, net.up2_1)]
+        halves = (net.reduce_chan_level3, net.reduce_chan_level2)
+        self._halves = [*(Projection.of(r, self.dtype, self._packed) for r in halves), None]
+        self._embed = Conv.of(net.patch_embed.proj, torch.float32)
+        self._output = Conv.of(net.output, torch.float32)
+        self._skip_conv = net.skip_conv and Projection.of(net.skip_conv, torch.float32, True)
+
+    def work(self, n: int, height: int, width: int) -> int:
+        """What the pieces of a call with `n` images sum up to, in an arbitrary unit."""
+        levels = [*self._encoders, self._latent, *self._decoders]
+        halvings = (0, 1, 2, 3, 2, 1, 0)
+        widths = [self.net.dim << k for k in halvings[:-1]] + [2 * self.net.dim]
+        return n * sum(
+            len(level) * (_GATHER + _APPLY) * (height >> k) * (width >> k) * c * c
+            for level, k, c in zip(levels, halvings, widths, strict=True)
+        )
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict the noise: arguments, result and errors of `DFT.forward`.
+
+        Raises:
+            ValueError: also while gradients are on.
+        """
+        if torch.is_grad_enabled():
+            raise ValueError("bands work in place: call them under torch.inference_mode()")
+        self.net.check_input(x)
+        n, _, h, w = x.shape
+        rows = self.rows or default_rows(self.net.dim, h, w, x.device.type)
+        out = x.new_empty((n, self.net.out_channels, h, w), dtype=torch.float32)
+        # several bands of one image rather than one band of several images
+        step = n if rows >= h else 1
+        with full_precision(x):
+            for i in range(0, n, step):
+                images = slice(i, i + step)
+                self._run(x[images], t[images], out[images], rows)
+        return out
+
+    def _run(self, x: Tensor, t: Tensor, out: Tensor, rows: int) -> None:
+        times = self.net.times(t)
+        z = self._embedding(x, rows)
+        skips: list[Tensor] = []
+        for level, down in zip(self._encoders, self._downs, strict=True):
+            self._blocks(level, z, times, rows)
+            skips.append(z)
+            z = self._down(z, down, rows)
+            skips[-1] = self._park(skips[-1])
+        self._blocks(self._latent, z, times, rows)
+        for level, up, halve in zip(self._decoders, self._ups, self._halves, strict=True):
+            z = self._up(z, up, skips.pop(), halve, rows)
+            self._blocks(level, z, times, rows)
+        self._noise(x, z, out, rows)
+
+    def _embedding(self, x: Tensor, rows: int) -> Tensor:
+        n, _, h, w = x.shape
+        z = x.new_empty((n, h, w, self.net.dim), dtype=torch.float32)
+        for top, bottom in bands(h, rows):
+            z[:, top:bottom] = self._embed(x.permute(0, 2, 3, 1), top, bottom)
+        return z
+
+    def _blocks(
+        self, level: list[PreparedBlock], z: Tensor, times: dict[int, Tensor], rows: int
+    ) -> None:
+        """The blocks of a level, in place in `z: [n, h, w, c]` float32."""
+        h, time = z.shape[1], times[z.shape[3]]
+        v = torch.empty_like(z, dtype=self.dtype)
+        for block in level:
+            sums = (self._gathered(block, z, v, time, *band) for band in bands(h, rows))
+            mixing = block.mixing(reduce(add, sums))
+            for top, bottom in bands(h, rows):
+                self._apply(block, z[:, top:bottom], v[:, top:bottom], time, mixing)
+                self._did(_APPLY, z[:, top:bottom])
+
+    def _gathered(
+        self, block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, top: int, bottom: int
+    ) -> Statistics:
+        """The statistics of rows top to bottom; their v goes into `v`."""
+        first, last = halo(top, bottom, z.shape[1])
+        statistics, v[:, top:bottom] = self._gather(
+            block, z[:, first:last], time, top - first, bottom - top
+        )
+        self._did(_GATHER, z[:, top:bottom])
+        return statistics
+
+    def _did(self, products: int, z: Tensor) -> None:
+        if self.watch is not None:
+            self.watch(products * z.numel() * z.shape[3])
+
+    def _down(self, z: Tensor, conv: Conv, rows: int) -> Tensor:
+        n, h, w, c = z.shape
+        below = z.new_empty((n, h // 2, w // 2, 2 * c))
+        for top, bottom in bands(h // 2, max(1, rows // 2)):
+            below[:, top:bottom] = unshuffle(conv(z, 2 * top, 2 * bottom))
+        return below
+
+    def _up(
+        self, z: Tensor, conv: Conv, skip: Tensor, halve: Projection | None, rows: int
+    ) -> Tensor:
+        n, h, w, c = z.shape
+        above = z.new_empty((n, 2 * h, 2 * w, c if halve is None else c // 2))
+        for top, bottom in bands(h, max(1, rows // 2)):
+            fine = slice(2 * top, 2 * bottom)
+            up = shuffle(conv(z, top, bottom))
+            beside = skip[:, fine].to(z.device, non_blocking=True)
+            if halve is None:  # decoder level 1: the skip stays float32
+                above[:, fine, :, : c // 2], above[:, fine, :, c // 2 :] = up, beside
+            else:
+                above[:, fine] = halve(torch.cat([up, beside.to(up.dtype)], dim=-1))
+        return above
+
+    def _noise(self, x: Tensor, z: Tensor, out: Tensor, rows: int) -> None:
+        pixels = x.permute(0, 2, 3, 1)
+        if self._skip_conv is not None:
+            for top, bottom in bands(z.shape[1], rows):
+                z[:, top:bottom] += self._skip_conv(self._embed(pixels, top, bottom))
+        for top, bottom in bands(z.shape[1], rows):
+            out[:, :, top:bottom] = self._output(z, top, bottom).permute(0, 3, 1, 2)
+        if self._skip_conv is None:
+            out += self.net.x_t(x)
+
+    def _park(self, skip: Tensor) -> Tensor:
+        if not (self.offload_skips and skip.is_cuda):
+            return skip
+        host = torch.empty(skip.shape, dtype=skip.dtype, pin_memory=True)
+        return host.copy_(skip, non_blocking=True)
+
+    def _level(self, blocks: nn.ModuleList) -> list[PreparedBlock]:
+        return [PreparedBlock.of(b, self.dtype, self._packed) for b in blocks]  # type: ignore[arg-type]
+
+    def _conv(self, conv: nn.Conv2d) -> Conv:
+        return Conv.of(conv, self.dtype)
+
+
+def default_rows(dim: int, height: int, width: int, device: str = "cpu") -> int:
+    """Rows in a band that run fast: on a CPU what its caches hold, else the whole image.
+
+    Args:
+        dim: width C of the network's first level.
+        height: of the image.
+        width: of the image.
+        device: its type.
+    """
+    if device != "cpu":
+        return height
+    return rows_in_cache(height, dim * width)

@@ -1,0 +1,1 @@
+"""Scores of images: by protocol, full-reference, no-reference, and their statistics."""

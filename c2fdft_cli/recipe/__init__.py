@@ -1,0 +1,1 @@
+"""The schema of recipes, and reading them from files."""

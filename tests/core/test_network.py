@@ -1,0 +1,161 @@
+"""The network against the released program's outputs, and its contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c2fdft_cli.core.network import DFT, pad_to_multiple, time_embedding
+from c2fdft_cli.execution import kernels
+from tests.conftest import fill, relative, wave
+
+
+@pytest.mark.parametrize("case", ["tiny", "tiny_bias_free", "official_derain", "official_denoise"])
+def test_released_outputs(ramp, case):
+    numbers = ramp[case]
+    net = fill(DFT(**numbers["network"]))
+    assert sum(p.numel() for p in net.parameters()) == numbers["parameters"]
+    assert len(net.state_dict()) == numbers["tensors"]
+    with torch.inference_mode():
+        output = net(wave(numbers["shape"], 0.13), torch.tensor(numbers["t"]))
+    assert relative(output, numbers["output"]) < 1e-5
+
+
+def test_official_sizes():
+    with torch.device("meta"):
+        with_bias, bias_free = DFT(), DFT(norm="bias_free")
+    assert sum(p.numel() for p in with_bias.parameters()) == 25_363_344
+    assert len(with_bias.state_dict()) == 410
+    assert sum(p.numel() for p in bias_free.parameters()) == 25_349_136
+    assert len(bias_free.state_dict()) == 330
+
+
+def test_time_embedding(misc):
+    times = torch.tensor([0.0, 1.0, 333.0, 666.0, 999.0])
+    for width in (16, 48, 96, 384):
+        expected = misc["arrays"][f"embedding.{width}"]
+        assert relative(time_embedding(times, width), expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm": "bias_free"}, {"bias": True}, {"dual_pixel": True}]
+)
+def test_shared_time_equals_filled_time(tiny_net, changes):
+    net, x = tiny_net(**changes), wave([3, 6, 16, 24], 0.21)
+    with torch.inference_mode():
+        shared = net(x, torch.tensor([333.0]).expand(3))
+        filled = net(x, torch.full((3,), 333.0))
+    assert relative(shared, filled) < 1e-5
+
+
+def test_batch_rows_are_independent(tiny_net):
+    net, x, t = tiny_net(), wave([2, 6, 16, 16], 0.21), torch.tensor([5.0, 700.0])
+    with torch.inference_mode():
+        together = net(x, t)
+        apart = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(2)])
+    assert relative(together, apart) < 1e-5
+
+
+def test_bf16_keeps_the_output_in_float32(tiny_net):
+    net, x = tiny_net(), wave([1, 6, 32, 32], 0.21)
+    with torch.inference_mode():
+        exact = net(x, torch.tensor([500.0]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = net(x, torch.tensor([500.0]))
+    assert rough.dtype == torch.float32
+    assert relative(rough, exact) < 0.03
+
+
+def test_the_stream_stays_float32_in_inference(tiny_net):
+    net, seen = tiny_net(), []
+    for name, module in net.named_modules():
+        if name.endswith(".ffn"):
+            module.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(wave([1, 6, 32, 32], 0.21), torch.tensor([500.0]))
+    assert len(seen) >= 7
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "bias_free"}, {"bias": True, "dual_pixel": True}])
+@pytest.mark.parametrize("shape", [(1, 8, 16), (1, 72, 16), (3, 40, 24)])
+def test_inference_a_few_rows_at_a_time_equals_all_at_once(tiny_net, monkeypatch, changes, shape):
+    net, x = tiny_net(**changes), wave([shape[0], 6, *shape[1:]], 0.21)
+    t = torch.tensor([333.0]).expand(shape[0])
+    at_once = net(x, t)  # with gradients
+    monkeypatch.setattr(kernels, "_CACHED_VALUES", 1)
+    with torch.inference_mode():
+        in_rows = net(x, t)
+    assert relative(in_rows, at_once) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 8), (7, 65), (8, 16), (5, 4)])
+def test_padding_covers_every_size(shape):
+    x = wave([1, 3, *shape], 0.3)
+    padded = pad_to_multiple(x)
+    assert padded.shape[-2] % 8 == 0
+    assert padded.shape[-1] % 8 == 0
+    assert torch.equal(padded[..., : shape[0], : shape[1]], x)
+
+
+def test_padding_reflects_where_it_can():
+    x = torch.arange(7.0).expand(1, 1, 8, 7)
+    assert pad_to_multiple(x)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 5]
+    narrow = torch.arange(3.0).expand(1, 1, 8, 3)
+    assert pad_to_multiple(narrow)[0, 0, 0].tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"norm": "batch"}, "with_bias, bias_free"),
+        ({"blocks": (1, 1)}, "4 levels"),
+        ({"blocks": (1, 0, 1, 1)}, "at least 1"),
+        ({"dim": 7}, "dim is even"),
+        ({"dim": 2}, "at least 4"),
+        ({"heads": (3, 2, 4, 8)}, "3 heads do not divide width 8"),
+        ({"ffn_factor": 0.01}, "no hidden channel"),
+        ({"in_channels": 2}, "in_channels >= out_channels"),
+    ],
+)
+def test_sizes_that_do_not_fit(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        DFT(**{"dim": 8, "blocks": (1, 1, 1, 1), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [([1, 6, 12, 16], "multiples of 8"), ([1, 5, 16, 16], r"\[n, 6, h, w\]"), ([6, 16, 16], "got")],
+)
+def test_inputs_that_do_not_fit(tiny_net, shape, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_net()(torch.zeros(shape), torch.zeros(1))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_recomputing_levels_changes_nothing(tiny_net, precision):
+    """Outputs and gradients bit for bit, under autocast too; names of parameters are the same."""
+    x, t = wave([2, 6, 16, 16], 0.3), torch.tensor([3.0, 900.0])
+    seen = []
+    for recompute in (False, True):
+        net = tiny_net(blocks=(2, 1, 1, 2))
+        net.recompute_levels = recompute
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            out = net(x, t)
+        out.square().sum().backward()
+        seen.append([out, *(p.grad for p in net.parameters())])
+        assert set(net.state_dict()) == set(tiny_net(blocks=(2, 1, 1, 2)).state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_recomputing_levels_keeps_their_inputs_alone(tiny_net):
+    counts = []
+    for recompute in (False, True):
+        net, kept = tiny_net(), []
+        net.recompute_levels = recompute
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, k=kept: k.append(1) or x, lambda x: x
+        ):
+            net(wave([1, 6, 16, 16], 0.3), torch.tensor([3.0]))
+        counts.append(len(kept))
+    assert counts[1] < counts[0] / 5

@@ -1,0 +1,299 @@
+"""Batches: what is in them, and that nobody who makes them changes them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from c2fdft_cli.data.batches.batch import Batch, BatchMaker, border, turn
+from c2fdft_cli.data.batches.loader import PatchLoader, prefetched
+from c2fdft_cli.data.batches.plan import PatchCycle, PatchPlan
+from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader
+from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.data.shards.writer import write_shard
+from c2fdft_cli.errors import DataError, ResourceError
+
+ENTRIES = [Entry("a", 40, 30), Entry("b", 20, 64), Entry("c", 9, 11), Entry("d", 33, 32)]
+CYCLE = PatchCycle((8, 16, 32), (7, 4, 3), 2, 2)
+TENSORS = ("lq", "gt", "noise", "times", "lq2", "gt2")
+
+
+def coded(entry: Entry, number: int, *, lq: bool) -> Pixels:
+    """Every pixel tells its row, its column, and its image: where a crop came from can be read."""
+    rows, columns = np.mgrid[: entry.height, : entry.width]
+    return np.stack([rows, columns, np.full_like(rows, 2 * number + lq)], 2).astype(np.uint8)
+
+
+def write(folder: Path, *, has_lq: bool = True) -> ShardSet:
+    pairs = [
+        (coded(entry, i, lq=True) if has_lq else None, coded(entry, i, lq=False))
+        for i, entry in enumerate(ENTRIES)
+    ]
+    header = ShardHeader("train", "", "test", "test", "0")
+    write_shard(folder / "train-00000.h5", ENTRIES, pairs, header, has_lq=has_lq)
+    return ShardSet.open(folder)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> ShardSet:
+    return write(tmp_path)
+
+
+def plan_of(shards: ShardSet, *, beta: float | None = None) -> PatchPlan:
+    return PatchPlan(len(shards), shards.sizes, CYCLE, 11, beta)
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    assert (a.iteration, a.lam) == (b.iteration, b.lam)
+    for name in TENSORS:
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x is None) == (y is None), name
+        assert x is None or torch.equal(x, y), name
+
+
+# -- what is in a batch ----------------------------------------------------------
+
+
+def test_shapes_and_types(shards: ShardSet) -> None:
+    loader = PatchLoader(shards, plan_of(shards), start=1, stop=7, timesteps=1000, prefetch=0)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 6
+    for k, batch in enumerate(batches, start=1):
+        patch, n = CYCLE.stage(k)
+        assert batch.iteration == k
+        assert len(batch) == n
+        for tensor, kind in (
+            (batch.lq, torch.uint8),
+            (batch.gt, torch.uint8),
+            (batch.noise, torch.float32),
+        ):
+            assert tensor.shape == (n, 3, patch, patch)
+            assert tensor.dtype == kind
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert batch.times is not None
+        assert batch.times.shape == (n,)
+
+
+def test_crops_come_from_where_the_plan_says(shards: ShardSet) -> None:
+    plan = plan_of(shards)
+    for batch in PatchLoader(shards, plan, start=1, stop=13, prefetch=0):
+        patch, _ = CYCLE.stage(batch.iteration)
+        draw = plan.draw(batch.iteration)
+        for i in range(len(batch)):
+            entry = ENTRIES[draw.image[i]]
+            rows, columns, code = batch.gt[i].numpy()
+            assert set(code.flat) == {2 * draw.image[i]}
+            assert set(batch.lq[i, 2].numpy().flat) == {2 * draw.image[i] + 1}
+            np.testing.assert_array_equal(batch.lq[i, :2], batch.gt[i, :2])
+            assert rows.min() == draw.top[i]
+            assert columns.min() == draw.left[i]
+            assert rows.max() == min(draw.top[i] + patch, entry.height) - 1
+            assert columns.max() == min(draw.left[i] + patch, entry.width) - 1
+
+
+@pytest.mark.parametrize("symmetry", range(8))
+def test_turn_is_transpose_then_flips(symmetry: int) -> None:
+    square = np.arange(75, dtype=np.uint8).reshape(5, 5, 3)
+    expected = square.transpose(1, 0, 2) if symmetry & 4 else square
+    expected = expected[:, ::-1] if symmetry & 1 else expected
+    expected = expected[::-1] if symmetry & 2 else expected
+    out = np.empty_like(square)
+    square.flags.writeable = False  # as a memory map
+    turn(square, symmetry, out)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_border_reflects_then_replicates() -> None:
+    assert border(-2, 8, 5).tolist() == [2, 1, 0, 1, 2, 3, 4, 3]
+    assert border(0, 9, 5).tolist() == [0, 1, 2, 3, 4, 3, 2, 1, 0]
+    assert border(0, 10, 5).tolist() == [0, 1, 2, 3, 4, 3, 2, 1, 0, 0]
+    assert border(-5, 4, 3).tolist() == [2, 2, 2, 2]
+    assert border(-1, 3, 1).tolist() == [0, 0, 0]
+
+
+def test_noise_is_standard_normal_and_each_sample_its_own(shards: ShardSet) -> None:
+    noise = torch.cat(
+        [
+            b.noise.flatten()
+            for b in PatchLoader(shards, plan_of(shards), start=1, stop=13, prefetch=0)
+        ]
+    )
+    assert abs(float(noise.mean())) < 0.02
+    assert abs(float(noise.std()) - 1) < 0.02
+    batch = next(iter(PatchLoader(shards, plan_of(shards), start=1, stop=2)))
+    assert len({float(row.sum()) for row in batch.noise}) == len(batch)
+
+
+def test_mixup_partners_are_rows_of_the_global_batch(shards: ShardSet) -> None:
+    plan = plan_of(shards, beta=1.2)
+    plain = plan_of(shards)
+    for k in range(1, 13):
+        mix = plan.mix(k)
+        batch = BatchMaker(shards, plan).make(k, 0, CYCLE.stage(k)[1])
+        whole = BatchMaker(shards, plain).make(k, 0, CYCLE.stage(k)[1])
+        assert torch.equal(batch.gt, whole.gt)
+        if mix is None:
+            assert batch.lq2 is None
+            assert batch.lam == 1
+        else:
+            assert batch.lq2 is not None
+            assert batch.gt2 is not None
+            assert torch.equal(batch.lq2, whole.lq[mix.partner])
+            assert torch.equal(batch.gt2, whole.gt[mix.partner])
+            assert batch.lam == mix.lam
+
+
+# -- nobody changes them ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [None, 1.2])
+def test_rows_of_a_slice_are_rows_of_the_whole(shards: ShardSet, beta: float | None) -> None:
+    maker = BatchMaker(shards, plan_of(shards, beta=beta), timesteps=1000)
+    for k in range(1, 13):
+        n = CYCLE.stage(k)[1]
+        whole = maker.make(k, 0, n)
+        for lo in range(n + 1):
+            for hi in range(lo, n + 1):
+                assert_same(maker.make(k, lo, hi), whole.rows(lo, hi))
+
+
+def test_ranks_share_a_batch_without_gap(shards: ShardSet) -> None:
+    plan = plan_of(shards, beta=1.2)
+    load = partial(PatchLoader, shards, plan, start=1, stop=13, timesteps=100)
+    whole = list(load())
+    ranks = [list(load(slice_of=(rank, 3))) for rank in range(3)]
+    for k, batch in enumerate(whole):
+        for name in ("lq", "gt", "noise", "times"):
+            parts = torch.cat([getattr(rank[k], name) for rank in ranks])
+            assert torch.equal(parts, getattr(batch, name))
+    first = list(load(slice_of=lambda n: (0, n // 2)))
+    assert [len(batch) for batch in first] == [len(batch) // 2 for batch in whole]
+
+
+def test_workers_threads_and_neither_make_the_same(shards: ShardSet) -> None:
+    plan = plan_of(shards, beta=1.2)
+    load = partial(PatchLoader, shards, plan, start=1, stop=13, timesteps=1000)
+    state = torch.get_rng_state()
+    plain = list(load(prefetch=0))
+    for options in ({"workers": 2}, {"workers": 0, "prefetch": 2}):
+        loader = load(**options)
+        for ours, expected in zip(loader, plain, strict=True):
+            assert_same(ours, expected)
+        assert loader.waited > 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_resuming_is_starting_later(shards: ShardSet) -> None:
+    plan = plan_of(shards, beta=1.2)
+    whole = list(PatchLoader(shards, plan, start=1, stop=13))
+    rest = PatchLoader(shards, plan_of(shards, beta=1.2), start=6, stop=13)
+    for ours, expected in zip(rest, whole[5:], strict=True):
+        assert_same(ours, expected)
+
+
+# -- synthesis -------------------------------------------------------------------
+
+
+def invert(gt: Pixels, rng: np.random.Generator) -> Pixels:
+    """Negative, with a random red channel."""
+    lq = 255 - gt
+    lq[..., 0] = rng.integers(256)
+    return lq
+
+
+@pytest.mark.parametrize("margin", [0, 3])
+def test_synthesis_degrades_clean_crops(tmp_path: Path, margin: int) -> None:
+    clean = write(tmp_path, has_lq=False)
+    plan = plan_of(clean, beta=1.2)
+    maker = BatchMaker(clean, plan, degrade=invert, margin=margin)
+    without = BatchMaker(clean, plan, degrade=invert)
+    for k in range(1, 13):
+        n = CYCLE.stage(k)[1]
+        whole = maker.make(k, 0, n)
+        assert torch.equal(whole.lq[:, 1:], 255 - whole.gt[:, 1:])
+        assert torch.equal(whole.gt, without.make(k, 0, n).gt)
+        assert_same(maker.make(k, 1, 3), whole.rows(1, 3))
+
+
+def test_degrade_sees_the_margin(tmp_path: Path) -> None:
+    seen: list[Pixels] = []
+
+    def watch(gt: Pixels, _: np.random.Generator) -> Pixels:
+        seen.append(gt.copy())
+        return gt
+
+    clean = write(tmp_path, has_lq=False)
+    batch = BatchMaker(clean, plan_of(clean), degrade=watch, margin=2).make(1, 0, 7)
+    assert {gt.shape for gt in seen} == {(12, 12, 3)}
+    for gt, inner in zip(seen, batch.gt, strict=True):
+        np.testing.assert_array_equal(gt[2:-2, 2:-2], inner.permute(1, 2, 0))
+
+
+def test_synthesis_goes_wrong(tmp_path: Path) -> None:
+    clean = write(tmp_path, has_lq=False)
+    with pytest.raises(DataError, match="clean images only"):
+        PatchLoader(clean, plan_of(clean), start=1, stop=2)
+    maker = BatchMaker(clean, plan_of(clean), degrade=lambda gt, _: gt[:-1])
+    with pytest.raises(ValueError, match="degrade made"):
+        maker.make(1, 0, 1)
+
+
+# -- when something fails --------------------------------------------------------
+
+
+def fails(gt: Pixels, rng: np.random.Generator) -> Pixels:
+    raise DataError("no rain today", where="cloud", hint="wait", details=["one", "two"])
+
+
+def dies(gt: Pixels, rng: np.random.Generator) -> Pixels:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return gt
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 1}, {"prefetch": 0}])
+def test_errors_reach_the_consumer(shards: ShardSet, options: dict[str, int]) -> None:
+    loader = PatchLoader(shards, plan_of(shards), start=1, stop=5, degrade=fails, **options)
+    with pytest.raises(DataError, match="no rain today - cloud - wait") as caught:
+        list(loader)
+    assert caught.value.details == ("one", "two")
+
+
+def test_a_dead_worker_is_one_line(shards: ShardSet) -> None:
+    loader = PatchLoader(shards, plan_of(shards), start=1, stop=5, degrade=dies, workers=1)
+    with pytest.raises(ResourceError, match="a data worker died"):
+        list(loader)
+
+
+def test_leaving_early_stops_the_thread(shards: ShardSet) -> None:
+    before = threading.active_count()
+    batches = iter(PatchLoader(shards, plan_of(shards), start=1, stop=10_000))
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_prefetching_is_bounded() -> None:
+    made: list[int] = []
+
+    def count() -> Iterator[int]:
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    items = prefetched(count(), 2)
+    assert next(items) == 0
+    assert len(made) <= 5
+    assert list(items) == list(range(1, 100))
+
+
+def test_iterations_count_from_one(shards: ShardSet) -> None:
+    with pytest.raises(ValueError, match="counted from 1"):
+        PatchLoader(shards, plan_of(shards), start=0, stop=2)

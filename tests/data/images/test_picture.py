@@ -1,0 +1,284 @@
+"""Images come back as they were: bit depth, greyness, alpha, profile, EXIF, orientation."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from c2fdft_cli.data.images.picture import (
+    IMAGE_SUFFIXES,
+    Picture,
+    frame_count,
+    image_size,
+    is_image_path,
+    list_images,
+    read_picture,
+    read_rgb8,
+    save_rgb8,
+    write_picture,
+)
+from c2fdft_cli.errors import DataError, ResourceError
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def exif_block(orientation=1, artist="A. Painter"):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x013B] = artist
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def drawn(height=13, width=11, channels=3, dtype=np.uint8, grey=False):
+    """Values by formula that use all bits and differ in every direction."""
+    y, x, c = np.mgrid[:height, :width, : 1 if grey else channels]
+    values = (y * 4099 + x * 17391 + c * 29009 + 7) % 65536
+    values = values if dtype == np.uint16 else values >> 8
+    return np.repeat(values, channels, axis=2).astype(dtype) if grey else values.astype(dtype)
+
+
+def picture(dtype=np.uint8, grey=False, alpha=False, **more):
+    plane = drawn(channels=1, dtype=dtype)[::-1, :, 0].copy() if alpha else None
+    return Picture(drawn(dtype=dtype, grey=grey), grey=grey, alpha=plane, **more)
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def assert_same(got, expected):
+    assert got.pixels.dtype == expected.pixels.dtype
+    assert got.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(got.pixels, expected.pixels)
+    assert got.grey == expected.grey
+    assert (got.alpha is None) == (expected.alpha is None)
+    if expected.alpha is not None:
+        np.testing.assert_array_equal(got.alpha, expected.alpha)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_png_and_tiff_keep_everything(tmp_path, suffix, dtype, grey, alpha):
+    before = picture(dtype, grey, alpha, icc=ICC, exif=exif_block())
+    write_picture(tmp_path / f"a{suffix}", before)
+    after = read_picture(tmp_path / f"a{suffix}")
+    assert_same(after, before)
+    assert after.icc == ICC
+    assert after.bit_depth == np.dtype(dtype).itemsize * 8
+    assert after.source_format == {".png": "PNG", ".tif": "TIFF"}[suffix]
+    exif = Image.Exif()
+    exif.load(after.exif)
+    assert exif[0x013B] == "A. Painter"
+
+
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 9),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+    grey=st.booleans(),
+    alpha=st.booleans(),
+    suffix=st.sampled_from([".png", ".tiff"]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_round_trip_of_any_size(tmp_path_factory, height, width, dtype, grey, alpha, suffix, seed):
+    values = np.random.default_rng(seed)
+    shape = (height, width, 1 if grey else 3)
+    pixels = values.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    pixels = np.repeat(pixels, 3, axis=2) if grey else pixels
+    before = Picture(pixels, grey=grey, alpha=pixels[..., 0][::-1].copy() if alpha else None)
+    path = tmp_path_factory.mktemp("any") / f"a{suffix}"
+    write_picture(path, before)
+    assert_same(read_picture(path), before)
+    assert image_size(path) == (height, width)
+
+
+def test_read_rgb8_rounds_drops_alpha_and_replicates_grey(tmp_path):
+    values = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    pixels = np.repeat(values[..., None], 3, axis=2)
+    write_picture(tmp_path / "a.png", Picture(pixels, grey=True, alpha=values.copy()))
+    got = read_rgb8(tmp_path / "a.png")
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got, np.rint(pixels / 257).astype(np.uint8))
+
+
+def test_save_rgb8_round_trip(tmp_path):
+    save_rgb8(tmp_path / "a.png", drawn())
+    np.testing.assert_array_equal(read_rgb8(str(tmp_path / "a.png")), drawn())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_orientation_is_applied_once_and_set_to_1(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(drawn(8, 16))
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100}
+    data = encoded(stored, kind, exif=exif, **({} if kind == "TIFF" else options))
+    with Image.open(io.BytesIO(encoded(stored, "PNG", exif=exif))) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    (tmp_path / "a").write_bytes(data)
+    got = read_picture(data)
+    assert image_size(tmp_path / "a") == got.pixels.shape[:2] == expected.shape[:2]
+    if kind != "JPEG":
+        np.testing.assert_array_equal(got.pixels, expected)
+    write_picture(tmp_path / "b.png", got)
+    again = read_picture(tmp_path / "b.png")
+    np.testing.assert_array_equal(again.pixels, got.pixels)
+
+
+def test_a_damaged_exif_block_is_left_out_without_a_warning():
+    for block in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", exif_block(6)[:20], b"garbage" * 9):
+        data = encoded(Image.fromarray(drawn(8, 16)), "JPEG", exif=b"Exif\0\0" + block)
+        got = read_picture(data)
+        assert got.exif is None
+        assert got.pixels.shape == (8, 16, 3)
+
+
+def test_pillow_warnings_do_not_escape_even_as_warnings():
+    bad = bytearray(encoded(Image.fromarray(drawn()), "TIFF"))
+    directory = int.from_bytes(bad[4:8], "little")
+    bad[directory + 2 : directory + 14] = b"\x0e\x01\x02\0\xff\0\0\0\xf0\xff\xff\0"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for data in (bytes(bad), encoded(Image.fromarray(drawn()), "GIF")):
+            try:
+                read_picture(data)
+            except DataError:
+                continue
+    assert seen == []
+
+
+def test_the_process_settings_of_pillow_stay(tmp_path):
+    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    save_rgb8(tmp_path / "a.png", drawn())
+    read_picture(tmp_path / "a.png")
+    assert limit == Image.MAX_IMAGE_PIXELS
+    assert filters == list(warnings.filters)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("text.png", b"this is no picture, only a text\n" * 9, "not an image"),
+        ("empty.png", b"", "empty"),
+        ("short.png", b"\x89PNG\r\n\x1a\n", "truncated"),
+        ("html.jpg", b"<html>", "not an image"),
+        ("cut.jpg", encoded(Image.fromarray(drawn(64, 64)), "JPEG")[:-300], "truncated"),
+        ("cut.png", encoded(Image.fromarray(drawn(64, 64)), "PNG")[:-30], "truncated"),
+        ("cut.bmp", encoded(Image.fromarray(drawn(64, 64)), "BMP")[:500], "truncated"),
+        ("cut.tif", encoded(Image.fromarray(drawn(64, 64)), "TIFF")[:100], "cannot read"),
+        ("cut.webp", encoded(Image.fromarray(drawn(64, 64)), "WEBP")[:90], "cannot read"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(tmp_path, name, data, reason):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=reason) as caught:
+        read_picture(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("function", [read_picture, read_rgb8, image_size, frame_count])
+def test_missing_folder_pipe_and_text_are_refused_everywhere(tmp_path, function):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "text.png").write_text("text")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, reason in [
+        ("none.png", "no such file"),
+        ("folder.png", "it is a folder"),
+        ("pipe.png", "not a regular file"),
+        ("text.png", "not an image"),
+        ("text.png/a.png", "Not a directory"),
+    ]:
+        with pytest.raises(DataError, match=reason):
+            function(tmp_path / name)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
+    save_rgb8(tmp_path / "a.png", np.zeros((40, 50, 3), np.uint8))
+    assert read_picture(tmp_path / "a.png", max_pixels=2000).pixels.shape == (40, 50, 3)
+    for kind in (".png", ".tif", ".jpg", ".webp", ".bmp"):
+        save_rgb8(tmp_path / f"b{kind}", np.zeros((40, 50, 3), np.uint8))
+        with pytest.raises(DataError, match="50 x 40 px is over the limit of 1999 px"):
+            read_picture(tmp_path / f"b{kind}", max_pixels=1999)
+
+
+def test_a_picture_over_pillows_own_limit_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for suffix in IMAGE_SUFFIXES:
+        save_rgb8(tmp_path / f"a{suffix}", drawn())
+        assert image_size(tmp_path / f"a{suffix}") == read_rgb8(tmp_path / f"a{suffix}").shape[:2]
+
+
+def test_without_opencv_only_16_bit_fails_and_says_what_to_install(tmp_path, monkeypatch):
+    write_picture(tmp_path / "16.png", picture(np.uint16))
+    write_picture(tmp_path / "8.png", picture())
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert read_picture(tmp_path / "8.png").bit_depth == 8
+    with pytest.raises(ResourceError, match="opencv-python-headless") as caught:
+        read_picture(tmp_path / "16.png")
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("pixels", "alpha", "error"),
+    [
+        (np.zeros((2, 2, 3), np.float32), None, TypeError),
+        (np.zeros((2, 2), np.uint8), None, ValueError),
+        (np.zeros((0, 2, 3), np.uint8), None, ValueError),
+        (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3), np.uint8), ValueError),
+        (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint16), ValueError),
+    ],
+)
+def test_picture_checks_its_arrays(pixels, alpha, error):
+    with pytest.raises(error):
+        Picture(pixels, alpha=alpha)
+
+
+def test_is_image_path():
+    assert all(is_image_path(f"a{suffix.upper()}") for suffix in IMAGE_SUFFIXES)
+    assert not any(is_image_path(name) for name in ("a.gif", "a.txt", "png", ".png", "a.png~"))
+
+
+def test_list_images_in_natural_order_without_hidden_files_and_loops(tmp_path):
+    for name in ("10.png", "2.PNG", "1.jpg", ".hidden.png", "notes.txt", "sub/3.png", ".g/4.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "none")
+
+    def names(recursive):
+        return [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path, recursive)]
+
+    assert names(False) == ["1.jpg", "2.PNG", "10.png"]
+    assert names(True) == ["1.jpg", "2.PNG", "10.png", "sub/3.png"]
+
+
+def test_list_images_sorts_names_with_digits_of_other_scripts(tmp_path):
+    for name in ("a².png", "a10.png", "a٣.png", "10a.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert len(list_images(tmp_path)) == 4
+
+
+def test_list_images_of_nothing_or_of_a_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="no such folder"):
+        list_images(tmp_path / "none")
+    with pytest.raises(DataError, match="not a folder"):
+        list_images(tmp_path / "a.png")

@@ -1,0 +1,305 @@
+"""Every published layout is recognised and counted; wrong and ambiguous ones are refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.layouts.pairs import Pair, check_sizes, find_pairs
+from c2fdft_cli.errors import DataError
+
+REAL = os.environ.get("C2FDFT_TEST_DATA")
+
+
+def draw(root, *names, size=(6, 8)):
+    """Tiny images, each with its own grey."""
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_rgb8(root / "drawn.bmp", np.full((*size, 3), number % 256, np.uint8))
+        (root / "drawn.bmp").rename(path)
+    return root
+
+
+def as_table(found):
+    root = found.root
+    return {
+        pair.name: (pair.lq.relative_to(root).as_posix(), pair.gt.relative_to(root).as_posix())
+        for pair in found.pairs
+    }
+
+
+SIBLINGS = [
+    ("input", "target"),
+    ("input", "gt"),
+    ("inputs", "targets"),
+    ("input_crops", "target_crops"),
+    ("lq", "gt"),
+    ("LQ", "GT"),
+    ("degraded", "clean"),
+    ("noisy", "clean"),
+    ("noisy", "gt"),
+    ("hazy", "clear"),
+    ("hazy", "GT"),
+    ("blurred", "sharp"),
+    ("blur", "sharp"),
+    ("blur", "gt"),
+    ("train_blur", "train_sharp"),
+    ("rainy", "clean"),
+    ("rain", "norain"),
+    ("rainy_image", "ground_truth"),
+    ("rainy image", "ground truth"),
+    ("real", "mean"),
+    ("data", "gt"),
+]
+
+
+@pytest.mark.parametrize(("lq", "gt"), SIBLINGS)
+def test_two_folders_side_by_side(tmp_path, lq, gt):
+    draw(tmp_path, f"{lq}/1.png", f"{lq}/2.jpg", f"{lq}/10.png", f"{gt}/1.png")
+    draw(tmp_path, f"{gt}/2.png", f"{gt}/10.JPG")
+    found = find_pairs(tmp_path)
+    assert as_table(found) == {
+        "1": (f"{lq}/1.png", f"{gt}/1.png"),
+        "2": (f"{lq}/2.jpg", f"{gt}/2.png"),
+        "10": (f"{lq}/10.png", f"{gt}/10.JPG"),
+    }
+    assert [pair.name for pair in found.pairs] == ["1", "2", "10"]
+    assert found.leftovers == ()
+    assert found.notices == ()
+    assert found.splits == {"train": found.pairs}
+    assert found.layout.startswith(f"{lq}/ + {gt}/")
+
+
+def test_first_rain100l_flat(tmp_path):
+    draw(tmp_path, "rain-001.png", "rain-002.png", "norain-001.png", "norain-002.png")
+    draw(tmp_path, "rainstreak-001.png")
+    found = find_pairs(tmp_path)
+    assert as_table(found) == {
+        "rain-001": ("rain-001.png", "norain-001.png"),
+        "rain-002": ("rain-002.png", "norain-002.png"),
+    }
+    assert [one.path.name for one in found.leftovers] == ["rainstreak-001.png"]
+
+
+def test_first_rain100l_with_a_folder_of_rain(tmp_path):
+    draw(tmp_path, "rainy/rain-001.png", "rainy/rain-002.png", "norain-001.png", "norain-002.png")
+    assert as_table(find_pairs(tmp_path))["rain-002"] == ("rainy/rain-002.png", "norain-002.png")
+
+
+def test_rain200h_with_its_scale_in_folder_and_name(tmp_path):
+    draw(tmp_path, "rain/X2/1x2.png", "rain/X2/12x2.png", "norain/1.png", "norain/12.png")
+    assert as_table(find_pairs(tmp_path)) == {
+        "X2/1x2": ("rain/X2/1x2.png", "norain/1.png"),
+        "X2/12x2": ("rain/X2/12x2.png", "norain/12.png"),
+    }
+
+
+@pytest.mark.parametrize("sign", ["_", " "])
+def test_rain1400_many_to_one(tmp_path, sign):
+    lq, gt = f"rainy{sign}image", f"ground{sign}truth"
+    draw(tmp_path, *(f"{lq}/{scene}_{k}.jpg" for scene in (9, 90, 901) for k in range(1, 15)))
+    draw(tmp_path, *(f"{gt}/{scene}.jpg" for scene in (9, 90, 901)))
+    found = find_pairs(tmp_path)
+    assert len(found.pairs) == 42
+    assert all(pair.lq.stem.split("_")[0] == pair.gt.stem for pair in found.pairs)
+    assert found.pairs[-1].name == "901_14"
+
+
+def test_levin_many_to_one(tmp_path):
+    draw(tmp_path, *(f"input/im{i}_k{k}.png" for i in range(1, 5) for k in range(1, 9)))
+    draw(tmp_path, *(f"target/im{i}.png" for i in range(1, 5)))
+    found = find_pairs(tmp_path)
+    assert len(found.pairs) == 32
+    assert all(pair.lq.stem.split("_")[0] == pair.gt.stem for pair in found.pairs)
+
+
+def gopro(root, folders):
+    for sequence in ("GOPR0372_07_00", "GOPR0374_11_00"):
+        draw(root, *(f"{sequence}/{folder}/{n:06}.png" for folder in folders for n in (47, 48)))
+    return root
+
+
+def test_one_gopro_sequence(tmp_path):
+    draw(tmp_path, "blur/000001.png", "sharp/000001.png")
+    assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["000001"]
+
+
+def test_realblur_with_names_that_differ(tmp_path):
+    for scene in ("scene001", "scene002"):
+        draw(
+            tmp_path, *(f"{scene}/{side}/{side}_{n}.png" for side in ("blur", "gt") for n in (1, 2))
+        )
+    found = find_pairs(tmp_path)
+    assert as_table(found)["scene002/blur_2"] == (
+        "scene002/blur/blur_2.png",
+        "scene002/gt/gt_2.png",
+    )
+    assert len(found.pairs) == 4
+
+
+def test_sidd(tmp_path):
+    for scene in ("0001_001_S6_00100", "0002_001_S6_00100"):
+        for frame in ("010", "011"):
+            name = f"{scene}/{scene[:4]}_{{}}_SRGB_{frame}.PNG"
+            draw(tmp_path, name.format("NOISY"), name.format("GT"))
+    found = find_pairs(tmp_path)
+    assert len(found.pairs) == 4
+    assert found.pairs[0] == Pair(
+        "0001_001_S6_00100/0001_NOISY_SRGB_010",
+        tmp_path / "0001_001_S6_00100/0001_NOISY_SRGB_010.PNG",
+        tmp_path / "0001_001_S6_00100/0001_GT_SRGB_010.PNG",
+    )
+
+
+def test_raindrop(tmp_path):
+    draw(tmp_path, "data/0_rain.png", "data/1_rain.png", "gt/0_clean.png", "gt/1_clean.png")
+    assert as_table(find_pairs(tmp_path)) == {
+        "0_rain": ("data/0_rain.png", "gt/0_clean.png"),
+        "1_rain": ("data/1_rain.png", "gt/1_clean.png"),
+    }
+
+
+def test_polyu_in_one_folder(tmp_path):
+    draw(tmp_path, "Canon5D2_chair_5_real.JPG", "Canon5D2_chair_5_mean.JPG")
+    draw(tmp_path, "Canon5D2_chair_11_real.JPG", "Canon5D2_chair_11_mean.JPG")
+    assert len(find_pairs(tmp_path).pairs) == 2
+
+
+def test_reside_many_to_one(tmp_path):
+    draw(tmp_path, "hazy/0001_0.8_0.2.jpg", "hazy/0001_0.9_0.2.jpg", "clear/0001.png")
+    assert {pair.gt.name for pair in find_pairs(tmp_path).pairs} == {"0001.png"}
+
+
+def test_two_files_a_scene(tmp_path):
+    draw(tmp_path, "a/noisy.png", "a/clean.png", "b/noisy.png", "b/clean.png")
+    assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["a/noisy", "b/noisy"]
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "Validation", "test"])
+def test_splits_of_its_own(tmp_path, validation):
+    for split, count in (("train", 3), (validation, 2)):
+        draw(
+            tmp_path, *(f"{split}/{side}/{n}.png" for side in ("input", "gt") for n in range(count))
+        )
+    found = find_pairs(tmp_path)
+    assert {name: len(pairs) for name, pairs in found.splits.items()} == {"train": 3, "val": 2}
+    assert len(found.pairs) == 5
+    assert [pair.name for pair in found.splits["val"]] == [f"{validation}/0", f"{validation}/1"]
+
+
+def test_splits_inside_the_sides_and_over_sequences(tmp_path):
+    sides = ("input", "target")
+    draw(tmp_path / "a", *(f"{side}/{split}/1.png" for side in sides for split in ("train", "val")))
+    assert [pair.name for pair in find_pairs(tmp_path / "a").splits["val"]] == ["val/1"]
+    for split in ("train", "test"):
+        gopro(tmp_path / "b" / split, ["blur", "sharp"])
+    assert len(find_pairs(tmp_path / "b").splits["val"]) == 4
+
+
+def test_test_stays_out_when_there_is_val_and_the_rest_trains(tmp_path):
+    for place in ("train/", "val/", "test/", ""):
+        draw(tmp_path, f"{place}lq/1.png", f"{place}gt/1.png")
+    found = find_pairs(tmp_path)
+    assert [pair.name for pair in found.splits["train"]] == ["1", "train/1"]
+    assert [pair.name for pair in found.splits["val"]] == ["val/1"]
+    assert len(found.pairs) == 4
+    assert len(found.notices) == 2
+
+
+def test_one_split_folder_alone_is_no_split(tmp_path):
+    draw(tmp_path, "test/lq/1.png", "test/gt/1.png")
+    assert list(find_pairs(tmp_path).splits) == ["train"]
+
+
+def test_leftovers_have_reasons(tmp_path):
+    draw(tmp_path, "input/1.png", "input/2.png", "target/1.png", "target/3.png", "cover.png")
+    found = find_pairs(tmp_path)
+    assert {one.path.relative_to(tmp_path).as_posix(): one.reason for one in found.leftovers} == {
+        "cover.png": "outside the folders of the pairs",
+        "input/2.png": "no clean image has a matching name",
+        "target/3.png": "no degraded image has a matching name",
+    }
+
+
+def test_a_missing_clean_file_is_not_replaced_by_a_name_that_only_begins_alike(tmp_path):
+    draw(tmp_path, "input/1.png", "input/1_2.png", "target/1.png")
+    found = find_pairs(tmp_path)
+    assert list(as_table(found)) == ["1"]
+    assert [one.path.name for one in found.leftovers] == ["1_2.png"]
+
+
+def test_names_that_collide_are_made_unique(tmp_path):
+    draw(tmp_path, "input/1.png", "input/1.jpg", "input/2.png", "target/1.png", "target/2.png")
+    assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["1.jpg", "1.png", "2"]
+
+
+def test_two_clean_files_of_one_stem(tmp_path):
+    draw(tmp_path, "input/1.png", "input/2.bmp", "target/1.png", "target/1.jpg")
+    draw(tmp_path, "target/2.png", "target/2.jpg")
+    found = find_pairs(tmp_path)
+    assert as_table(found) == {"1": ("input/1.png", "target/1.png")}
+    assert any("several clean images" in one.reason for one in found.leftovers)
+
+
+def test_links_out_of_the_folder_are_followed(tmp_path):
+    draw(tmp_path / "elsewhere", "a/1.png", "b/1.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/input").symlink_to(tmp_path / "elsewhere/a")
+    (tmp_path / "set/target").symlink_to(tmp_path / "elsewhere/b")
+    assert len(find_pairs(tmp_path / "set").pairs) == 1
+
+
+def test_a_relative_root(tmp_path, monkeypatch):
+    draw(tmp_path, "input/1.png", "target/1.png")
+    monkeypatch.chdir(tmp_path)
+    assert [pair.name for pair in find_pairs(Path()).pairs] == ["1"]
+
+
+def test_check_sizes(tmp_path):
+    draw(tmp_path, "lq/1.png", "gt/1.png", size=(5, 7))
+    pair = find_pairs(tmp_path).pairs[0]
+    assert check_sizes(pair) == (5, 7)
+    draw(tmp_path, "gt/1.png", size=(7, 5))
+    with pytest.raises(DataError, match="7 x 5 px degraded, 5 x 7 px clean"):
+        check_sizes(pair)
+
+
+def test_pairs_from_a_list(tmp_path):
+    draw(tmp_path, "x/1.png", "x/2.png", "y/a.png")
+    (tmp_path / "list.csv").write_text("lq,gt\nx/1.png,y/a.png\nx/2.png,y/a.png\n")
+    found = find_pairs(tmp_path, pairs_file=tmp_path / "list.csv")
+    assert [pair.name for pair in found.pairs] == ["x/1", "x/2"]
+    assert found.layout == "the list list.csv"
+    assert found.leftovers == ()
+
+
+@pytest.mark.skipif(not REAL, reason="needs C2FDFT_TEST_DATA")
+@pytest.mark.parametrize(
+    ("name", "count"), [("rain100l", 60), ("rain100h", 20), ("polyu", 60), ("levin", 32)]
+)
+def test_real_folders(name, count):
+    found = find_pairs(Path(REAL) / name)
+    assert len(found.pairs) == count
+    assert found.leftovers == ()
+    for pair in found.pairs[::9]:
+        check_sizes(pair)
+
+
+@pytest.mark.skipif(not REAL, reason="needs C2FDFT_TEST_DATA")
+@pytest.mark.parametrize(
+    "name", ["bsds500_clean", "kodak24", "streaks", "real_rain", "blurry_720p"]
+)
+def test_real_folders_without_pairs(name):
+    with pytest.raises(DataError, match=r"--synthesize rain\|noise\|blur"):
+        find_pairs(Path(REAL) / name)
+
+
+@pytest.mark.skipif(not REAL, reason="needs C2FDFT_TEST_DATA")
+def test_all_real_folders_at_once_are_ambiguous():
+    with pytest.raises(DataError, match="more than one way"):
+        find_pairs(Path(REAL))

@@ -1,0 +1,132 @@
+"""GoPro's two blurs, more than one way to pair, and no way at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.layouts.pairs import find_pairs
+from c2fdft_cli.errors import DataError
+
+
+def draw(root, *names, size=(6, 8)):
+    """Tiny images, each with its own grey."""
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_rgb8(root / "drawn.bmp", np.full((*size, 3), number % 256, np.uint8))
+        (root / "drawn.bmp").rename(path)
+    return root
+
+
+def gopro(root, folders):
+    for sequence in ("GOPR0372_07_00", "GOPR0374_11_00"):
+        draw(root, *(f"{sequence}/{folder}/{n:06}.png" for folder in folders for n in (47, 48)))
+    return root
+
+
+def test_gopro_takes_blur_and_says_so(tmp_path):
+    found = find_pairs(gopro(tmp_path, ["blur", "blur_gamma", "sharp"]))
+    assert [pair.name for pair in found.pairs] == [
+        "GOPR0372_07_00/000047",
+        "GOPR0372_07_00/000048",
+        "GOPR0374_11_00/000047",
+        "GOPR0374_11_00/000048",
+    ]
+    assert {pair.lq.parent.name for pair in found.pairs} == {"blur"}
+    assert found.leftovers == ()
+    assert len(found.notices) == 1
+    assert "blur/ is taken" in found.notices[0]
+    assert "in 2 folders" in found.layout
+
+
+def test_gopro_with_gamma_takes_the_other(tmp_path):
+    found = find_pairs(gopro(tmp_path, ["blur", "blur_gamma", "sharp"]), gamma=True)
+    assert {pair.lq.parent.name for pair in found.pairs} == {"blur_gamma"}
+    assert found.leftovers == ()
+    assert "blur_gamma/ is taken" in found.notices[0]
+
+
+def test_gopro_with_one_of_the_two(tmp_path):
+    alone = find_pairs(gopro(tmp_path / "a", ["blur_gamma", "sharp"]))
+    assert len(alone.pairs) == 4
+    assert "no blur/" in alone.notices[0]
+    assert find_pairs(tmp_path / "a", gamma=True).notices == ()
+    with pytest.raises(DataError, match="no blur_gamma/ folder"):
+        find_pairs(gopro(tmp_path / "b", ["blur", "sharp"]), gamma=True)
+
+
+def test_several_sets_of_one_layout_are_taken_together(tmp_path):
+    for name in ("Rain100L", "Rain100H"):
+        draw(tmp_path, f"{name}/input/1.png", f"{name}/target/1.png")
+    assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["Rain100H/1", "Rain100L/1"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("input/1.png", "target/1.png", "gt/1.png"),
+        ("rain/1.png", "rainy/1.png", "clean/1.png"),
+        ("rain-1.png", "norain-1.png", "rainy/rain-1.png"),
+        ("a/input/1.png", "a/target/1.png", "b/noisy/1.png", "b/clean/1.png"),
+        ("lq/1.png", "noisy/1.png", "gt/1.png"),
+    ],
+)
+def test_more_than_one_way_is_refused_with_the_candidates(tmp_path, names):
+    draw(tmp_path, *names)
+    with pytest.raises(DataError, match="more than one way to pair the images") as caught:
+        find_pairs(tmp_path)
+    assert len(caught.value.details) >= 2
+    assert caught.value.exit_code == 3
+    assert "CSV" in caught.value.hint
+
+
+def test_the_same_files_twice_are_not_ambiguous(tmp_path):
+    draw(tmp_path, "input/1.png", "target/1.png")
+    (tmp_path / "gt").mkdir()
+    (tmp_path / "gt/1.png").symlink_to(tmp_path / "target/1.png")
+    assert len(find_pairs(tmp_path).pairs) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (("1.png", "2.png"), "--synthesize rain|noise|blur"),
+        (("target/1.png", "target/2.png"), "--synthesize rain|noise|blur"),
+        (("train/1.png", "val/2.png"), "--synthesize rain|noise|blur"),
+        (("input/a.png", "target/b.png"), "--pairs"),
+        (("photo_noisy.png", "other_clean.png"), "--pairs"),
+    ],
+)
+def test_no_pair_says_what_is_there_and_what_to_try(tmp_path, names, hint):
+    draw(tmp_path, *names)
+    with pytest.raises(DataError, match="no pairs of degraded and clean images") as caught:
+        find_pairs(tmp_path)
+    assert hint in caught.value.hint
+    assert any(line.startswith("found: ") for line in caught.value.details)
+    assert any("input" in line and "target" in line for line in caught.value.details)
+
+
+@pytest.mark.parametrize("side", ["input", "target"])
+def test_one_side_given_points_to_the_folder_above(tmp_path, side):
+    draw(tmp_path, "input/1.png", "target/1.png")
+    with pytest.raises(DataError) as caught:
+        find_pairs(tmp_path / side)
+    assert str(tmp_path) in caught.value.hint
+    assert "above" in caught.value.hint
+
+
+def test_missing_file_empty_and_imageless(tmp_path):
+    draw(tmp_path, "a.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("")
+    for name, what in [
+        ("none", "no such folder"),
+        ("a.png", "not a folder"),
+        ("empty", "no images"),
+        ("texts", "no images"),
+    ]:
+        with pytest.raises(DataError, match=what):
+            find_pairs(tmp_path / name)

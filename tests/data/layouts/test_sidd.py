@@ -1,0 +1,148 @@
+"""SIDD's blocks: both kinds of MATLAB file, names, and files that are not what they should be."""
+
+from __future__ import annotations
+
+import importlib
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from c2fdft_cli.data.layouts import sidd
+from c2fdft_cli.data.layouts.sidd import NOISY, RESULTS, TARGET, block_files, read_blocks
+from c2fdft_cli.errors import DataError, ResourceError
+
+io = pytest.importorskip("scipy.io")
+
+SHAPE = (3, 2, 8, 10, 3)
+
+
+def pixels(shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
+    return (np.arange(np.prod(shape)) * 7 % 251).astype(np.uint8).reshape(shape)
+
+
+def matlab5(path: Path, **variables: Any) -> Path:
+    io.savemat(path, variables, do_compression=True)
+    return path
+
+
+def matlab73(path: Path, **variables: Any) -> Path:
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, value in variables.items():
+            file.create_dataset(name, data=value.T, compression="gzip")
+    with path.open("r+b") as raw:
+        raw.write(b"MATLAB 7.3 MAT-file".ljust(128))
+    return path
+
+
+@pytest.mark.parametrize("write", [matlab5, matlab73])
+def test_both_kinds_of_file(tmp_path: Path, write: Any) -> None:
+    path = write(tmp_path / "x.mat", other=np.zeros(3), **{NOISY: pixels()})
+    blocks = read_blocks(path, [NOISY])
+    assert (blocks.variable, len(blocks)) == (NOISY, 6)
+    np.testing.assert_array_equal(blocks.pixels, pixels())
+    assert blocks.names[0] == "scene-01_block-01"
+    assert blocks.names[5] == "scene-03_block-02"
+    np.testing.assert_array_equal(blocks.block(5), pixels()[2, 1])
+    assert blocks.block(5).flags.c_contiguous
+
+
+def test_the_first_variable_that_is_there(tmp_path: Path) -> None:
+    path = matlab5(tmp_path / "x.mat", **{RESULTS: pixels(), TARGET: pixels() // 2})
+    assert read_blocks(path, [NOISY, TARGET, RESULTS]).variable == TARGET
+    assert read_blocks(path, [RESULTS, TARGET]).variable == RESULTS
+
+
+def test_the_files_of_a_folder(tmp_path: Path) -> None:
+    assert block_files(tmp_path) == (None, None)
+    target = matlab5(tmp_path / f"{TARGET}.mat", **{TARGET: pixels()})
+    assert block_files(tmp_path) == (None, target)
+
+
+@pytest.mark.parametrize("write", [matlab5, matlab73])
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"other": pixels()}, f"no variable {NOISY} .* it holds 'other'"),
+        ({NOISY: pixels((6, 8, 10, 3))}, r"is uint8 \[6, 8, 10, 3\] .* want uint8 \[scenes"),
+        ({NOISY: pixels((2, 2, 8, 10, 4))}, r"\[2, 2, 8, 10, 4\]"),
+        ({NOISY: pixels().astype(np.float64)}, r"is (double|float64) \[3, 2, 8, 10, 3\]"),
+    ],
+)
+def test_other_contents(tmp_path: Path, write: Any, variables: Any, message: str) -> None:
+    path = write(tmp_path / "x.mat", **variables)
+    with pytest.raises(DataError, match=message):
+        read_blocks(path, [NOISY])
+
+
+@pytest.mark.parametrize("write", [matlab5, matlab73])
+def test_size_is_checked_before_anything_is_loaded(
+    tmp_path: Path, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "x.mat", **{NOISY: np.zeros((4, 4, 32, 32, 3), np.uint8)})
+    monkeypatch.setattr(sidd, "MAX_BYTES", path.stat().st_size + 10)
+    monkeypatch.setattr(io, "loadmat", None)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
+    with pytest.raises(DataError, match=r"is uint8 \[4, 4, 32, 32, 3\] .* at most 0 MiB"):
+        read_blocks(path, [NOISY])
+    monkeypatch.setattr(sidd, "MAX_BYTES", path.stat().st_size - 10)
+    with pytest.raises(DataError, match="larger than 0 MiB"):
+        read_blocks(path, [NOISY])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_variable_that_inflates_far_beyond_its_header(
+    tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack(f"{order}HH", 0x0100, 0x4D49)
+    small, large = (zlib.compress(bytes(n << 10)) for n in (10, 900))
+    elements = [struct.pack(f"{order}II", 15, len(data)) + data for data in (small, large)]
+    path = tmp_path / "x.mat"
+    path.write_bytes(head + b"".join(elements))
+    monkeypatch.setattr(sidd, "MAX_BYTES", 500 << 10)
+    monkeypatch.setattr(io, "whosmat", None)
+    with pytest.raises(DataError, match="a variable that inflates beyond 0 MiB"):
+        read_blocks(path, [NOISY])
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.mat"
+    with pytest.raises(DataError, match="no such file"):
+        read_blocks(path, [NOISY])
+    for write in (matlab5, matlab73):
+        data = write(path, **{NOISY: pixels()}).read_bytes()
+        for damaged in (b"", b"text", data[:100], data[: len(data) * 2 // 3]):
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match=r"not a MATLAB file, or damaged|no variable"):
+                read_blocks(path, [NOISY])
+
+
+@pytest.mark.parametrize("kind", ["link", "external"])
+def test_hdf5_that_leads_out_of_the_file(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret.bin").write_bytes(bytes(pixels().size))
+    matlab73(tmp_path / "other.mat", **{NOISY: pixels()})
+    with h5py.File(tmp_path / "x.mat", "w") as file:
+        if kind == "link":
+            file[NOISY] = h5py.ExternalLink(str(tmp_path / "other.mat"), f"/{NOISY}")
+        else:
+            storage = [(str(tmp_path / "secret.bin"), 0, pixels().size)]
+            file.create_dataset(NOISY, SHAPE[::-1], np.uint8, external=storage)
+    with pytest.raises(DataError, match=r"no variable|in other files"):
+        read_blocks(tmp_path / "x.mat", [NOISY])
+
+
+def test_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = matlab5(tmp_path / "x.mat", **{NOISY: pixels()})
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ResourceError, match=r'need scipy .* pip install "c2fdft\[sidd\]"'):
+        read_blocks(path, [NOISY])
+    matlab73(path, **{NOISY: pixels()})
+    assert len(read_blocks(path, [NOISY])) == 6

@@ -1,0 +1,134 @@
+"""Shards that lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from c2fdft_cli.data.shards.format import index_digest, offsets_of
+from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.data.shards.writer import write_shard
+from c2fdft_cli.errors import DataError
+from tests.kit.shards import ENTRIES, HEADER, pairs_of
+
+Damage = Callable[[h5py.File], None]
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "train-00000.h5"
+    write_shard(path, ENTRIES, pairs_of(ENTRIES), HEADER)
+    return path
+
+
+def put(name: str, data: object, **options: object) -> Damage:
+    def damage(file: h5py.File) -> None:
+        del file[name]
+        file.create_dataset(name, data=data, **options)
+
+    return damage
+
+
+def attribute(name: str, value: object) -> Damage:
+    def damage(file: h5py.File) -> None:
+        file.attrs[name] = value
+
+    return damage
+
+
+def soft_link(file: h5py.File) -> None:
+    del file["lq"]
+    file["lq"] = h5py.SoftLink("/gt")
+
+
+def external_link(file: h5py.File) -> None:
+    del file["gt"]
+    file["gt"] = h5py.ExternalLink("/etc/passwd", "gt")
+
+
+def external_storage(file: h5py.File) -> None:
+    size = file["gt"].shape[0]
+    del file["gt"]
+    file.create_dataset("gt", (size,), "u1", external=[("/etc/passwd", 0, size)])
+
+
+def never_written(file: h5py.File) -> None:
+    del file["gt"]
+    file.create_dataset("gt", (10**15,), "u1")
+
+
+def group_instead(file: h5py.File) -> None:
+    del file["offset"]
+    file.create_group("offset")
+
+
+TOTAL = sum(entry.nbytes for entry in ENTRIES)
+NEXT = offsets_of(ENTRIES)
+HOSTILE: dict[str, tuple[Damage, str]] = {
+    "offset past the end": (put("offset", np.array([0, 105, 2**62])), "back to back"),
+    "negative offset": (put("offset", np.array([0, -105, 108])), "back to back"),
+    "huge height": (put("height", np.array([5, 2**40, 9])), "height outside of"),
+    "negative width": (put("width", np.array([7, -1, 3])), "width outside of"),
+    "zero width": (put("width", np.array([7, 0, 3])), "width outside of"),
+    "taller than its data": (put("height", np.array([5, 1, 10])), "holds 189 bytes"),
+    "float heights": (put("height", np.array([5.0, 1.0, 9.0])), "wrong type"),
+    "one height missing": (put("height", np.array([5, 1])), "wrong length"),
+    "two-dimensional": (put("offset", np.zeros((3, 1), np.int64)), "one-dimensional"),
+    "no images": (put("offset", np.zeros(0, np.int64)), "no data"),
+    "pixels of 16 bit": (put("gt", np.zeros(TOTAL, np.uint16)), "not uint8"),
+    "chunked pixels": (put("gt", np.zeros(TOTAL, np.uint8), chunks=(10,)), "plain"),
+    "compressed": (put("lq", np.zeros(TOTAL, np.uint8), compression="gzip"), "plain"),
+    "too few pixels": (put("gt", np.zeros(TOTAL - 1, np.uint8)), "holds 188 bytes"),
+    "names of numbers": (put("name", np.arange(3)), "wrong type"),
+    "names of any length": (put("name", ["a", "b", "c"]), "no data"),
+    "names too long": (put("name", np.array([b"x" * 2000] * 3)), "wrong type"),
+    "escape in a name": (put("name", np.array([b"a", b"\x1b[2J", b"c"])), "name cannot be used"),
+    "not UTF-8": (put("name", np.array([b"a", b"\xff", b"c"])), "not a shard, or damaged"),
+    "another name": (put("name", np.array([b"a", b"b", b"c"])), "index is damaged"),
+    "no digests": (put("sha256_gt", np.array([b"x" * 64] * 3)), "no SHA-256"),
+    "newer version": (attribute("format_version", 2), "version 2 is newer"),
+    "version zero": (attribute("format_version", 0), "no such shard format version"),
+    "version in words": (attribute("format_version", "one"), "no whole number"),
+    "other format": (attribute("format", "other"), "not a shard"),
+    "list of formats": (attribute("format", [1, 2]), "no single value"),
+    "unknown split": (attribute("split", "test"), "no such split"),
+    "shard 5 of 1": (attribute("shard", 5), "outside of its set"),
+    "other source": (attribute("source", "elsewhere"), "index is damaged"),
+    "escape in an attribute": (attribute("source", "\x1b[2J"), "control characters"),
+    "soft link": (soft_link, "missing or a link"),
+    "external link": (external_link, "missing or a link"),
+    "external storage": (external_storage, "plain"),
+    "never written": (never_written, "no data"),
+    "group": (group_instead, "plain"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_file(shard: Path, name: str) -> None:
+    damage, words = HOSTILE[name]
+    with h5py.File(shard, "r+") as file:
+        damage(file)
+    with pytest.raises(DataError, match=words) as caught:
+        ShardSet.open(shard)
+    assert "\n" not in str(caught.value)
+    assert caught.value.where == str(shard)
+
+
+def test_valid_digest_does_not_excuse_a_bad_index(shard: Path) -> None:
+    """A careful liar also writes a matching digest; the limits hold all the same."""
+    entries = [replace(ENTRIES[0], height=2**33), *ENTRIES[1:]]
+    with h5py.File(shard, "r+") as file:
+        shas = [[text.decode() for text in file[f"sha256_{kind}"]] for kind in ("gt", "lq")]
+        file["height"][0] = 2**33
+        file.attrs["sha256_index"] = index_digest(HEADER, entries, *shas)
+    with pytest.raises(DataError, match="height outside of"):
+        ShardSet.open(shard)
+
+
+def test_offsets_are_sums() -> None:
+    assert NEXT == [0, 105, 108]

@@ -1,0 +1,275 @@
+"""The shard format: round trips, identical bytes, and files that are not whole."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from c2fdft_cli.data.shards.format import Entry, deal, shard_name
+from c2fdft_cli.data.shards.reader import ShardSet, verify
+from c2fdft_cli.data.shards.writer import ShardWriter, write_shard
+from c2fdft_cli.errors import DataError, ResourceError
+from tests.kit.shards import ENTRIES, HEADER, pairs_of, picture
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "train-00000.h5"
+    write_shard(path, ENTRIES, pairs_of(ENTRIES), HEADER)
+    return path
+
+
+# -- round trips ---------------------------------------------------------------
+
+
+def test_round_trip(shard: Path) -> None:
+    shards = ShardSet.open(shard.parent)
+    assert len(shards) == 3
+    assert shards.names == ["a", "straße/b", "雨"]
+    assert shards.sizes == [(5, 7), (1, 1), (9, 3)]
+    assert shards.has_lq
+    assert shards.header == HEADER
+    for i, (lq, gt) in enumerate(pairs_of(ENTRIES)):
+        np.testing.assert_array_equal(shards.pair(i)[0], lq)
+        np.testing.assert_array_equal(shards.pair(i)[1], gt)
+
+
+def test_any_hdf5_reader_can_read_it(shard: Path) -> None:
+    with h5py.File(shard, "r") as file:
+        assert file.attrs["format"] == b"c2fdft-shard"
+        assert file.attrs["format_version"] == 1
+        assert file["name"].asstr()[2] == "雨"
+        start, h, w = (file[key][2] for key in ("offset", "height", "width"))
+        image = file["gt"][start : start + 3 * h * w].reshape(h, w, 3)
+    np.testing.assert_array_equal(image, picture(ENTRIES[2], 2))
+
+
+def test_identical_input_gives_identical_bytes(shard: Path) -> None:
+    before = shard.read_bytes()
+    time.sleep(1.1)  # HDF5 would store seconds
+    write_shard(shard, ENTRIES, pairs_of(ENTRIES), HEADER)
+    assert shard.read_bytes() == before
+
+
+def test_clean_only(tmp_path: Path) -> None:
+    path = tmp_path / "val-00000.h5"
+    header = replace(HEADER, split="val", degradation='{"kind": "rain"}')
+    write_shard(path, ENTRIES, [(None, gt) for _, gt in pairs_of(ENTRIES)], header, has_lq=False)
+    shards = ShardSet.open(tmp_path, split="val")
+    assert not shards.has_lq
+    np.testing.assert_array_equal(shards.gt(0), picture(ENTRIES[0], 2))
+    with pytest.raises(DataError, match="no lq"):
+        shards.pair(0)
+    assert verify(path).run().images == 3
+
+
+def test_crop_is_a_copy_of_the_window(shard: Path) -> None:
+    shards = ShardSet.open(shard)
+    lq, gt = shards.crop(0, 2, 3, 3, 4)
+    np.testing.assert_array_equal(lq, picture(ENTRIES[0], 1)[2:5, 3:7])
+    np.testing.assert_array_equal(gt, picture(ENTRIES[0], 2)[2:5, 3:7])
+    lq[...] = 0  # writable, unlike a view of the file
+    assert not shards.lq(0).flags.writeable
+
+
+@pytest.mark.parametrize("window", [(-1, 0, 2, 2), (0, 0, 6, 2), (0, 6, 1, 2), (4, 0, 2, 2)])
+def test_no_window_outside_of_its_image(shard: Path, window: tuple[int, int, int, int]) -> None:
+    with pytest.raises(IndexError):
+        ShardSet.open(shard).crop(0, *window)
+
+
+def test_pickled_while_mapped(shard: Path) -> None:
+    shards = ShardSet.open(shard)
+    first = shards.gt(0)
+    again = pickle.loads(pickle.dumps(shards))
+    np.testing.assert_array_equal(again.gt(0), first)
+    assert again.fingerprint == shards.fingerprint
+
+
+def test_fingerprint_knows_content_not_packaging(tmp_path: Path, shard: Path) -> None:
+    whole = ShardSet.open(shard).fingerprint
+    other = tmp_path / "other"
+    other.mkdir()
+    for number, entry in enumerate(ENTRIES):
+        header = replace(HEADER, shard=number, shards=3)
+        write_shard(other / shard_name("train", number), [entry], pairs_of([entry]), header)
+    assert ShardSet.open(other).fingerprint == whole
+    pairs = pairs_of(ENTRIES)
+    pairs[1][1][0, 0, 0] ^= 1
+    write_shard(shard, ENTRIES, pairs, HEADER)
+    assert ShardSet.open(shard).fingerprint != whole
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=20),
+    st.integers(1, 4000),
+    st.integers(1, 2),
+)
+def test_dealing_keeps_order_and_limit(
+    sizes: list[tuple[int, int]], limit: int, planes: int
+) -> None:
+    entries = [Entry(str(i), h, w) for i, (h, w) in enumerate(sizes)]
+    ranges = deal(entries, max_bytes=limit, planes=planes)
+    assert [i for numbers in ranges for i in numbers] == list(range(len(entries)))
+    for numbers in ranges:
+        assert numbers
+        used = planes * sum(entries[i].nbytes for i in numbers)
+        assert used <= limit or len(numbers) == 1
+
+
+# -- writing goes wrong --------------------------------------------------------
+
+
+def test_wrong_size_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "train-00000.h5"
+    pairs = pairs_of(ENTRIES)
+    pairs[2] = pairs[0]
+    with pytest.raises(DataError, match=r"雨"):
+        write_shard(path, ENTRIES, pairs, HEADER)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_or_too_many_images(tmp_path: Path) -> None:
+    path = tmp_path / "train-00000.h5"
+    pairs = pairs_of(ENTRIES)
+    with pytest.raises(ValueError, match="fewer"):
+        write_shard(path, ENTRIES, pairs[:2], HEADER)
+    with pytest.raises(ValueError, match="more"):
+        write_shard(path, ENTRIES, [*pairs, pairs[0]], HEADER)
+    with pytest.raises(ValueError, match="at least one"):
+        write_shard(path, [], [], HEADER)
+    with pytest.raises(ValueError, match="agree"):
+        write_shard(path, ENTRIES, pairs, HEADER, has_lq=False)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m", "x" * 1025, "\udcff"])
+def test_names_that_cannot_be_stored(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError):
+        ShardWriter(tmp_path / "train-00000.h5", HEADER, [Entry(name, 1, 1)], has_lq=True)
+
+
+def test_no_such_folder_to_write_to(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError):
+        write_shard(tmp_path / "no" / "train-00000.h5", ENTRIES, pairs_of(ENTRIES), HEADER)
+
+
+# -- sets that are not whole ---------------------------------------------------
+
+
+def write_set(folder: Path, numbers: list[int], shards: int) -> None:
+    for number in numbers:
+        header = replace(HEADER, shard=number, shards=shards)
+        entry = Entry(f"image {number}", 4, 4)
+        write_shard(folder / shard_name("train", number), [entry], pairs_of([entry]), header)
+
+
+@pytest.mark.parametrize(("numbers", "shards"), [([0, 1], 3), ([0, 2], 3), ([1], 2)])
+def test_missing_shard(tmp_path: Path, numbers: list[int], shards: int) -> None:
+    write_set(tmp_path, numbers, shards)
+    with pytest.raises(DataError):
+        ShardSet.open(tmp_path)
+
+
+def test_shards_of_two_sets(tmp_path: Path) -> None:
+    write_set(tmp_path, [0, 1], 2)
+    header = replace(HEADER, shard=1, shards=2, source="another")
+    entry = Entry("c", 4, 4)
+    write_shard(tmp_path / shard_name("train", 1), [entry], pairs_of([entry]), header)
+    with pytest.raises(DataError, match="not of one set"):
+        ShardSet.open(tmp_path)
+
+
+def test_same_name_twice(tmp_path: Path) -> None:
+    twice = [Entry("a", 2, 2), Entry("a", 3, 3)]
+    write_shard(tmp_path / "train-00000.h5", twice, pairs_of(twice), HEADER)
+    with pytest.raises(DataError, match="occurs twice"):
+        ShardSet.open(tmp_path)
+
+
+def test_wrong_split_or_no_shards(tmp_path: Path, shard: Path) -> None:
+    with pytest.raises(DataError, match="not of the val split"):
+        ShardSet.open(shard, split="val")
+    with pytest.raises(DataError, match="no val-"):
+        ShardSet.open(tmp_path, split="val")
+    with pytest.raises(DataError, match="no such folder"):
+        ShardSet.open(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no such split"):
+        ShardSet.open(tmp_path, split="test")
+
+
+# -- damage --------------------------------------------------------------------
+
+
+def test_verify_counts(shard: Path) -> None:
+    job = verify(shard.parent)
+    assert [event.name for event in job] == [entry.name for entry in ENTRIES]
+    assert len(job) == 3
+    assert job.result.bytes == 2 * sum(entry.nbytes for entry in ENTRIES)
+
+
+@pytest.mark.parametrize("kind", ["lq", "gt"])
+def test_verify_names_a_flipped_byte(shard: Path, kind: str) -> None:
+    with h5py.File(shard, "r") as file:
+        start = file[kind].id.get_offset()
+    data = bytearray(shard.read_bytes())
+    data[start + ENTRIES[0].nbytes + 1] ^= 4
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=f"{kind} of image straße/b is damaged") as caught:
+        verify(shard).run()
+    assert caught.value.where == str(shard)
+
+
+def test_no_flipped_bit_goes_unnoticed_or_crashes(shard: Path) -> None:
+    """Whatever byte is damaged: one DataError, or the same names, sizes and pixels."""
+    good = ShardSet.open(shard)
+    pixels = [(lq.copy(), gt.copy()) for lq, gt in map(good.pair, range(3))]
+    data = shard.read_bytes()
+    places = range(0, len(data), 17)
+    missed = 0
+    for place in places:
+        shard.write_bytes(data[:place] + bytes([data[place] ^ 0x41]) + data[place + 1 :])
+        try:
+            verify(shard).run()
+        except DataError:
+            continue
+        read = ShardSet.open(shard)
+        missed += 1
+        assert (read.names, read.sizes) == (good.names, good.sizes)
+        for i, (lq, gt) in enumerate(pixels):
+            np.testing.assert_array_equal(read.lq(i), lq)
+            np.testing.assert_array_equal(read.gt(i), gt)
+
+
+def test_truncated_anywhere(shard: Path) -> None:
+    data = shard.read_bytes()
+    for size in [0, 1, 8, 100, *range(200, len(data), 97), len(data) - 1]:
+        shard.write_bytes(data[:size])
+        with pytest.raises(DataError):
+            ShardSet.open(shard)
+
+
+def test_not_hdf5(tmp_path: Path) -> None:
+    path = tmp_path / "train-00000.h5"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" * 50)
+    with pytest.raises(DataError, match="not a shard"):
+        ShardSet.open(path)
+    with h5py.File(path, "w") as file:
+        file["gt"] = 1
+    with pytest.raises(DataError, match="attribute format is missing"):
+        ShardSet.open(path)
+
+
+def test_a_shard_that_shrinks_while_in_use(shard: Path) -> None:
+    shards = ShardSet.open(shard)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError, match="changed while in use"):
+        shards.gt(0)

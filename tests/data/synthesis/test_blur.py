@@ -1,0 +1,120 @@
+"""Camera shake kernels and their use in linear light."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage import data as photos
+
+from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, apply_kernel, shake_kernel
+from c2fdft_cli.data.synthesis.degrade import degrade, margin
+
+QUIET = (0.0, 0.0)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.floats(0.0, 101.0), st.floats(0.01, 10.0), st.integers(0, 10**6))
+def test_kernel_is_a_centred_distribution(size, inertia, seed):
+    kernel = shake_kernel(size, inertia, np.random.default_rng(seed))
+    k = kernel.shape[0]
+    assert kernel.shape == (k, k)
+    assert k % 2 == 1
+    assert kernel.min() >= 0
+    assert kernel.sum() == pytest.approx(1.0, abs=1e-9)
+    middle = np.arange(k) - k // 2
+    assert kernel.sum(axis=0) @ middle == pytest.approx(0.0, abs=1e-6)
+    assert kernel.sum(axis=1) @ middle == pytest.approx(0.0, abs=1e-6)
+    assert k // 2 <= margin(BlurModel(size=(0.0, max(size, 0.1))))
+
+
+@pytest.mark.parametrize("size", [4.0, 15.0, 40.0])
+def test_kernel_is_as_long_as_asked(size):
+    for seed in range(10):
+        kernel = shake_kernel(size, 0.3, np.random.default_rng(seed))
+        extent = max(np.flatnonzero(kernel.any(axis=axis)).size for axis in (0, 1))
+        assert size <= extent <= size + 3
+
+
+def test_inertia_straightens_the_path():
+    def straightness(inertia: float) -> float:
+        ratios = []
+        for seed in range(40):
+            kernel = shake_kernel(21.0, inertia, np.random.default_rng(seed))
+            y, x = np.mgrid[: len(kernel), : len(kernel)] - len(kernel) // 2
+            cov = [[(kernel * a * b).sum() for a in (x, y)] for b in (x, y)]
+            low, high = np.linalg.eigvalsh(cov)
+            ratios.append(low / high)
+        return float(np.mean(ratios))
+
+    assert straightness(10.0) < straightness(0.3)
+
+
+@pytest.mark.parametrize("level", [0, 1, 77, 200, 255])
+def test_blur_of_a_constant_is_the_constant(level):
+    gt = np.full((50, 40, 3), level, np.uint8)
+    lq = add_blur(gt, BlurModel(size=(25.0, 25.0), noise=QUIET), np.random.default_rng(0))
+    np.testing.assert_array_equal(lq, gt)
+
+
+def test_no_size_no_blur():
+    gt = photos.coffee()[:40, :40]
+    lq = add_blur(gt, BlurModel(size=(0.0, 0.0), noise=QUIET), np.random.default_rng(0))
+    np.testing.assert_array_equal(lq, gt)
+
+
+def test_a_point_becomes_the_kernel_not_its_mirror():
+    kernel = shake_kernel(9.0, 0.3, np.random.default_rng(6))
+    gt = np.zeros((41, 41, 3), np.uint8)
+    gt[20, 20] = 255
+    r = kernel.shape[0] // 2
+    lit = apply_kernel(gt, kernel)[20 - r : 21 + r, 20 - r : 21 + r, 0].astype(float)
+    assert np.corrcoef(lit.ravel(), kernel.ravel())[0, 1] > 0.8
+    assert np.abs(lit[kernel == 0]).max(initial=0) == 0
+
+
+def test_light_adds_up_linearly():
+    """Half black, half white under an even kernel is 188 in sRGB, not 128."""
+    gt = np.zeros((20, 40, 3), np.uint8)
+    gt[:, 20:] = 255
+    lq = apply_kernel(gt, np.full((1, 1), 1.0))
+    np.testing.assert_array_equal(lq, gt)
+    even = np.zeros((3, 3))
+    even[1] = (0.25, 0.5, 0.25)
+    assert apply_kernel(gt, even)[10, 19:21, 0].tolist() == [137, 225]
+
+
+def test_mean_light_is_kept():
+    gt = photos.astronaut()[100:300, 100:300]
+    lq = add_blur(gt, BlurModel(size=(9.0, 9.0), noise=QUIET), np.random.default_rng(1))
+    assert lq.mean() == pytest.approx(gt.mean(), abs=6)
+    assert (
+        np.abs(np.diff(lq.astype(int), axis=1)).mean()
+        < np.abs(np.diff(gt.astype(int), axis=1)).mean()
+    )
+
+
+def test_a_crop_with_margin_equals_the_crop_of_the_whole():
+    model = BlurModel(size=(3.0, 12.0), noise=QUIET)
+    m = margin(model)
+    gt = photos.coffee()[:160, :180]
+    crop = gt[60 - m : 92 + m, 70 - m : 102 + m]
+    for seed in range(5):
+        whole = degrade(gt, model, np.random.default_rng(seed))[60:92, 70:102]
+        part = degrade(crop, model, np.random.default_rng(seed))[m:-m, m:-m]
+        # A Fourier filter rounds differently with the size of the image: one level at most.
+        assert np.abs(whole.astype(int) - part).max() <= 1
+        assert (whole != part).mean() < 0.01
+
+
+def test_images_smaller_than_the_kernel():
+    gt = photos.coffee()[:5, :7]
+    lq = add_blur(gt, BlurModel(size=(60.0, 60.0), noise=QUIET), np.random.default_rng(0))
+    assert lq.shape == gt.shape
+
+
+def test_noise_comes_after():
+    gt = np.full((60, 60, 3), 128, np.uint8)
+    lq = add_blur(gt, BlurModel(size=(9.0, 9.0), noise=(4.0, 4.0)), np.random.default_rng(0))
+    assert lq.std() == pytest.approx(4.0, rel=0.1)

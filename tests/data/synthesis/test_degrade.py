@@ -1,0 +1,169 @@
+"""Dispatch, options and the contact sheet of c2fdft_cli.data.synthesis.degrade."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from c2fdft_cli.data.synthesis.blur import BlurModel
+from c2fdft_cli.data.synthesis.degrade import contact_sheet, degrade, margin, parse_model
+from c2fdft_cli.data.synthesis.noise import NoiseModel
+from c2fdft_cli.data.synthesis.rain import RainModel
+from c2fdft_cli.errors import UsageError
+
+MODELS = {
+    "rain": RainModel(),
+    "heavy": RainModel(heavy=1.0),
+    "gaussian": NoiseModel(),
+    "camera": NoiseModel(kind="camera"),
+    "blur": BlurModel(),
+}
+
+
+def ramp(h: int, w: int) -> np.ndarray:
+    y, x, c = np.mgrid[:h, :w, :3]
+    return ((3 * y + 2 * x + 40 * c) % 256).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (33, 64)])
+def test_any_size_keeps_shape_and_type_and_leaves_gt_alone(name, size):
+    gt = ramp(*size)
+    before = gt.copy()
+    lq = degrade(gt, MODELS[name], np.random.default_rng(1))
+    assert lq.shape == gt.shape
+    assert lq.dtype == np.uint8
+    assert lq.flags.c_contiguous
+    assert not np.shares_memory(lq, gt)
+    np.testing.assert_array_equal(gt, before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_generator_state_same_pixels_and_another_seed_others(name):
+    gt = ramp(48, 56)
+    first, again, other = (
+        degrade(gt, MODELS[name], np.random.default_rng((7, step, 3))) for step in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_crop_that_is_not_contiguous_gives_the_same(name):
+    crop = ramp(80, 90)[10:50, 20:60]
+    a = degrade(crop, MODELS[name], np.random.default_rng(0))
+    b = degrade(np.ascontiguousarray(crop), MODELS[name], np.random.default_rng(0))
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "gt",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.uint16),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_anything_but_8_bit_rgb_is_refused(gt):
+    with pytest.raises(ValueError, match="uint8"):
+        degrade(gt, RainModel(), np.random.default_rng(0))
+
+
+def test_margin_is_blur_s_alone():
+    assert margin(RainModel()) == 0
+    assert margin(NoiseModel(kind="camera")) == 0
+    assert margin(BlurModel(size=(5.0, 24.5))) == 26
+    assert margin(BlurModel(size=(0.0, 0.0))) == 0
+
+
+def test_parse_defaults():
+    assert parse_model("rain") == RainModel()
+    assert parse_model("noise", {}) == NoiseModel()
+    assert parse_model("blur", None) == BlurModel()
+
+
+def test_parse_values():
+    assert parse_model("rain", {"strength": [0.5, 2], "heavy": 1, "heavy_fields": 4}) == RainModel(
+        strength=(0.5, 2.0), heavy=1.0, heavy_fields=(4, 4)
+    )
+    assert parse_model("noise", {"sigma": 25}) == NoiseModel(sigma=(25.0, 25.0))
+    assert parse_model("noise", {"kind": "camera", "correlated": False}) == NoiseModel(
+        kind="camera", correlated=False
+    )
+    assert parse_model("blur", {"size": (3, 9), "inertia": 1}) == BlurModel((3.0, 9.0), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("rian", {}, "no degradation 'rian' - did you mean 'rain'?"),
+        ("haze", {}, "use one of: rain, noise, blur"),
+        ("rain", {"strenght": 1}, "rain has no option 'strenght' - did you mean 'strength'?"),
+        ("rain", {"zzz": 1}, "use one of: strength, heavy, heavy_fields, turn, across, along"),
+        ("rain", {"LIMITS": 1}, "rain has no option 'LIMITS'"),
+        ("rain", {3: 1}, "rain has no option '3'"),
+        ("rain", {"heavy": 1.5}, "rain.heavy is 1.5 - use values from 0 to 1"),
+        ("rain", {"strength": -0.1}, "rain.strength is [-0.1, -0.1] - use values from 0 to 4"),
+        ("rain", {"strength": [1, 0.5]}, "rain.strength is [1, 0.5] - give the lower end"),
+        ("rain", {"strength": [1, 2, 3]}, "give one number, or [low, high]"),
+        ("rain", {"strength": "much"}, "rain.strength is 'much' - give a number"),
+        ("rain", {"heavy": True}, "rain.heavy is True - give a number"),
+        ("rain", {"heavy": None}, "rain.heavy is None - give a number"),
+        ("rain", {"heavy": float("nan")}, "rain.heavy is nan - use values from 0 to 1"),
+        ("rain", {"heavy_fields": [2.5, 4]}, "give a whole number"),
+        ("rain", {"heavy_fields": float("inf")}, "give a whole number"),
+        ("rain", {"turn": 90}, "rain.turn is 90 - use values from 0 to 45"),
+        ("noise", {"sigma": 256}, "noise.sigma is [256, 256] - use values from 0 to 255"),
+        ("noise", {"kind": "camra"}, "noise.kind is 'camra' - did you mean 'camera'?"),
+        ("noise", {"kind": 3}, "noise.kind is 3 - give a str"),
+        ("noise", {"correlated": 1}, "noise.correlated is 1 - give a bool"),
+        ("noise", {"shot": 0}, "noise.shot is [0, 0] - use values from 1e-06 to 1"),
+        ("blur", {"size": 500}, "blur.size is [500, 500] - use values from 0 to 101"),
+        ("blur", {"inertia": 0}, "blur.inertia is 0 - use values from 0.01 to 10"),
+    ],
+)
+def test_bad_options_name_themselves(kind, options, says):
+    with pytest.raises(UsageError) as error:
+        parse_model(kind, options)
+    assert says in str(error.value)
+
+
+def test_models_check_themselves():
+    with pytest.raises(UsageError, match="sigma"):
+        NoiseModel(sigma=(5.0, 1.0))
+
+
+def test_contact_sheet_lays_pairs_in_rows():
+    pairs = [(ramp(40, 80), ramp(80, 40)), (ramp(10, 10), ramp(10, 10)), (ramp(9, 9),) * 2]
+    sheet = contact_sheet(pairs, columns=2, tile=20)
+    assert sheet.shape == (2 * 24 + 4, 4 * 24 + 4, 3)
+    assert sheet.dtype == np.uint8
+    np.testing.assert_array_equal(sheet[9:19, 57:67], ramp(10, 10))
+    assert (sheet[:4] == 64).all()
+    assert (sheet[28:, 52:] == 64).all()
+
+
+def test_contact_sheet_is_no_wider_than_its_pairs():
+    assert contact_sheet([(ramp(8, 8), ramp(8, 8))], columns=9, tile=8).shape == (16, 28, 3)
+
+
+def test_contact_sheet_of_a_sliver():
+    assert contact_sheet([(ramp(400, 1), ramp(1, 400))], columns=1, tile=10).shape == (18, 32, 3)
+
+
+@pytest.mark.parametrize(("count", "columns", "tile"), [(0, 1, 8), (1, 0, 8), (1, 1, 0)])
+def test_contact_sheet_refuses_nothing(count, columns, tile):
+    with pytest.raises(ValueError, match="contact sheet"):
+        contact_sheet([(ramp(8, 8), ramp(8, 8))] * count, columns, tile)
+
+
+def test_importing_loads_neither_torch_nor_opencv():
+    code = (
+        "import sys, c2fdft_cli.data.synthesis.degrade; "
+        "sys.exit(bool({'cv2', 'torch'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,112 @@
+"""Gaussian and Poisson-Gaussian noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
+from c2fdft_cli.data.synthesis.noise import NoiseModel, add_noise, camera_noise, gaussian_noise
+from c2fdft_cli.errors import UsageError
+
+
+@pytest.mark.parametrize("sigma", [0.0, 5.0, 25.0])
+def test_gaussian_has_its_sigma_and_no_bias(sigma):
+    gt = np.full((200, 200, 3), 128, np.uint8)
+    error = gaussian_noise(gt, sigma, np.random.default_rng(0)).astype(float) - gt
+    assert abs(error.mean()) < 0.3
+    # Rounding adds a variance of 1/12 to any noise that spreads over levels.
+    expected = (sigma**2 + 1 / 12) ** 0.5 if sigma else 0.0
+    assert error.std() == pytest.approx(expected, rel=0.02)
+
+
+def test_gaussian_noise_is_white_over_pixels_and_channels():
+    gt = np.full((256, 256, 3), 128, np.uint8)
+    n = gaussian_noise(gt, 20.0, np.random.default_rng(1)).astype(float) - 128
+    n /= n.std()
+    assert abs((n[:, 1:] * n[:, :-1]).mean()) < 0.01
+    assert abs((n[1:] * n[:-1]).mean()) < 0.01
+    assert abs((n[..., 0] * n[..., 1]).mean()) < 0.02
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_ends_clip_and_never_wrap(level):
+    gt = np.full((60, 60, 3), level, np.uint8)
+    noisy = gaussian_noise(gt, 30.0, np.random.default_rng(0))
+    assert (np.abs(noisy.astype(int) - level) < 180).all()
+    assert 0.4 < (noisy == level).mean() < 0.6
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_camera_variance_is_linear_in_the_signal(correlated):
+    """var = shot * x + read, at every x and in every channel."""
+    shot, read = 4e-3, 2e-4
+    levels = np.linspace(0.0, 1.0, 9)
+    rng = np.random.default_rng(2)
+    variances = []
+    for x in levels:
+        linear = np.full((150, 150, 3), x, np.float32)
+        noise = camera_noise(linear, shot, read, rng, correlated=correlated) - linear
+        variances.append(noise.var(axis=(0, 1)))
+    for channel in range(3):
+        slope, offset = np.polyfit(levels, np.array(variances)[:, channel], 1)
+        assert slope == pytest.approx(shot, rel=0.05)
+        assert offset == pytest.approx(read, rel=0.25)
+
+
+def test_correlated_noise_is_shared_by_neighbours_alone():
+    grey = np.full((300, 300, 3), 0.4, np.float32)
+    n = camera_noise(grey, 1e-2, 1e-4, np.random.default_rng(0), correlated=True) - grey
+    n = n / n.std(axis=(0, 1))
+    near = (n[:, 1:] * n[:, :-1]).mean(axis=(0, 1))
+    far = (n[:, 3:] * n[:, :-3]).mean(axis=(0, 1))
+    # [1 2 1] with itself shifted by one: 4/6; the cross: 8/20.
+    np.testing.assert_allclose(near, [2 / 3, 0.4, 2 / 3], atol=0.03)
+    np.testing.assert_allclose(far, 0.0, atol=0.03)
+
+
+def test_camera_noise_is_louder_where_there_is_more_shot():
+    gt = np.full((80, 80, 3), 120, np.uint8)
+    spread = [
+        add_noise(gt, NoiseModel(kind="camera", shot=(s, s)), np.random.default_rng(0)).std()
+        for s in (1e-4, 1e-3, 1e-2)
+    ]
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_each_image_draws_its_sigma_from_the_range():
+    gt = np.full((64, 64, 3), 128, np.uint8)
+    model = NoiseModel(sigma=(5.0, 30.0))
+    spread = [add_noise(gt, model, np.random.default_rng(i)).std() for i in range(60)]
+    assert 4 < min(spread) < 9
+    assert 26 < max(spread) < 32
+
+
+def test_srgb_round_trip_is_exact_and_the_curve_is_the_standard_s():
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_srgb(to_linear(levels)), levels)
+    assert to_linear(levels)[188] == pytest.approx(0.5029, abs=1e-4)
+    assert to_srgb(np.array([-1.0, 0.0, 0.5, 1.0, 9.0], np.float32)).tolist() == [
+        0,
+        0,
+        188,
+        255,
+        255,
+    ]
+
+
+def test_either_draws_the_kind_for_each_image():
+    """At the ends of camera_share the noise is of one kind, else both occur."""
+    gt = np.full((64, 64, 3), 128, np.uint8)
+
+    def neighbours(share, seed):
+        model = NoiseModel("either", sigma=(20, 20), shot=(1e-2, 1e-2), camera_share=share)
+        n = add_noise(gt, model, np.random.default_rng(seed))[..., 0].astype(float)
+        n -= n.mean()
+        return (n[:, 1:] * n[:, :-1]).mean() / n.var()
+
+    assert all(abs(neighbours(0.0, seed)) < 0.1 for seed in range(4))
+    assert all(neighbours(1.0, seed) > 0.4 for seed in range(4))
+    assert {neighbours(0.5, seed) > 0.25 for seed in range(12)} == {True, False}
+    with pytest.raises(UsageError, match="camera_share"):
+        NoiseModel("either", camera_share=1.5)

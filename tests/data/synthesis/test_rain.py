@@ -1,0 +1,322 @@
+"""Rain: an additive grey layer with the statistics of Rain100L and Rain100H."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data as photos
+
+from c2fdft_cli.data.synthesis.degrade import NoiseModel, degrade
+from c2fdft_cli.data.synthesis.rain import Field, RainModel, draw, rain_layer
+from c2fdft_cli.data.synthesis.streaks import StreakBank
+from c2fdft_cli.errors import DataError, UsageError
+
+REAL = os.environ.get("C2FDFT_TEST_DATA")
+LIGHT, HEAVY = RainModel(heavy=0.0), RainModel(heavy=1.0)
+
+
+def streak_image(k: int, h: int = 96, w: int = 128) -> np.ndarray:
+    """Upright streaks by formula, a different set for each k."""
+    y, x = np.mgrid[:h, :w]
+    column = (x * 7 + k) % 23 < 2
+    dash = (y + 11 * x + 5 * k) % 40 < 22
+    return np.where(column & dash, 60 + (x * 3) % 90, 0).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("streaks")
+    for k in range(6):
+        cv2.imwrite(str(path / f"{k}.png"), streak_image(k))
+    (path / "notes.txt").write_text("not a field")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bank(folder) -> StreakBank:
+    return StreakBank(folder)
+
+
+def luma_psnr(lq: np.ndarray, gt: np.ndarray) -> float:
+    error = (lq.astype(float) - gt) @ np.array([65.481, 128.553, 24.966]) / 255
+    return float(10 * np.log10(255**2 / (error**2).mean()))
+
+
+def statistics(model: RainModel, count: int, streaks: StreakBank | None = None) -> np.ndarray:
+    """Mean over drawings of (mean S, share of S > 8, PSNR-Y) on skimage photos."""
+    crops = [image[40:240, 60:300] for image in (photos.astronaut(), photos.coffee())]
+    rows = []
+    for i in range(count):
+        gt = crops[i % 2]
+        lq = degrade(gt, model, np.random.default_rng((5, i)), streaks=streaks)
+        layer = (lq.astype(int) - gt).max(axis=2)
+        rows.append((layer.mean(), (layer > 8).mean(), luma_psnr(lq, gt)))
+    return np.mean(rows, axis=0)
+
+
+@pytest.mark.parametrize("model", [LIGHT, HEAVY], ids=["light", "heavy"])
+@pytest.mark.parametrize("source", ["drawn", "bank"])
+def test_layer_is_grey_additive_and_never_wraps(model, source, bank):
+    gt = photos.astronaut()[:150, :170]
+    streaks = bank if source == "bank" else None
+    layer = rain_layer(model, np.random.default_rng(3), 150, 170, streaks)
+    lq = degrade(gt, model, np.random.default_rng(3), streaks=streaks)
+    assert layer.dtype == np.uint8
+    assert layer.any()
+    np.testing.assert_array_equal(lq, np.minimum(gt.astype(int) + layer[..., None], 255))
+
+
+def test_white_stays_white():
+    white = np.full((64, 64, 3), 255, np.uint8)
+    assert (degrade(white, HEAVY, np.random.default_rng(0)) == 255).all()
+
+
+def test_no_strength_no_rain():
+    gt = photos.coffee()[:50, :60]
+    dry = degrade(gt, RainModel(strength=(0.0, 0.0)), np.random.default_rng(0))
+    np.testing.assert_array_equal(dry, gt)
+
+
+def test_drawn_light_rain_has_the_statistics_of_rain100l():
+    mean, share, psnr = statistics(LIGHT, 120)
+    assert 4.6 < mean < 7.4
+    assert 0.14 < share < 0.23
+    assert 25.4 < psnr < 28.4
+
+
+def test_drawn_heavy_rain_has_the_statistics_of_rain100h():
+    mean, share, psnr = statistics(HEAVY, 40)
+    assert 44 < mean < 68
+    assert 0.77 < share < 0.92
+    assert 12.3 < psnr < 15.2
+
+
+def test_images_differ_in_amount_as_they_do_in_rain100l():
+    means = [rain_layer(LIGHT, np.random.default_rng(i), 160, 160).mean() for i in range(150)]
+    assert 0.35 < np.std(means) / np.mean(means) < 0.85
+
+
+def test_heavy_is_the_share_of_heavy_images():
+    model = RainModel(heavy=0.3)
+    means = [rain_layer(model, np.random.default_rng(i), 48, 48).mean() for i in range(300)]
+    assert 0.2 < np.mean(np.array(means) > 25) < 0.4
+
+
+@pytest.mark.parametrize("model", [LIGHT, HEAVY], ids=["light", "heavy"])
+def test_a_small_crop_has_the_statistics_of_a_large_image(model):
+    """Streaks that start outside are drawn: no dry border, no bias with the crop's size."""
+    small = [rain_layer(model, np.random.default_rng((1, i)), 32, 32).mean() for i in range(900)]
+    large = [rain_layer(model, np.random.default_rng((2, i)), 160, 160).mean() for i in range(120)]
+    error = np.hypot(np.std(small) / len(small) ** 0.5, np.std(large) / len(large) ** 0.5)
+    assert abs(np.mean(small) - np.mean(large)) < 4 * error
+
+
+def test_no_row_or_column_of_a_crop_is_drier_than_another():
+    total = sum(
+        rain_layer(HEAVY, np.random.default_rng(i), 32, 32).astype(float) for i in range(600)
+    )
+    for profile in (total.mean(axis=0), total.mean(axis=1)):
+        assert np.ptp(profile) / profile.mean() < 0.2
+
+
+def flat_field(**changes) -> Field:
+    values = {"lean": 0.0, "jitter": 0.0, "cover": 0.2, "level": 50.0}
+    return Field(**{**values, "length": 30.0, "width": 1.5, "flat": 1.0, **changes})
+
+
+@pytest.mark.parametrize("cover", [0.05, 0.2, 0.6])
+def test_cover_is_about_the_share_of_wet_pixels(cover):
+    shares = [
+        (draw(flat_field(cover=cover), np.random.default_rng(i), 128, 128) > 0).mean()
+        for i in range(30)
+    ]
+    assert cover * 0.7 < np.mean(shares) < cover * 1.6
+
+
+@pytest.mark.parametrize("lean", [-40.0, -15.0, 0.0, 25.0])
+def test_streaks_have_the_lean_that_was_asked_for(lean):
+    layer = draw(flat_field(lean=lean, width=2.5), np.random.default_rng(2), 256, 256)
+    smooth = cv2.GaussianBlur(layer, (0, 0), 1.0)
+    gx, gy = cv2.Sobel(smooth, cv2.CV_64F, 1, 0), cv2.Sobel(smooth, cv2.CV_64F, 0, 1)
+    across = 0.5 * np.arctan2(2 * (gx * gy).mean(), (gx * gx).mean() - (gy * gy).mean())
+    assert np.degrees(across) == pytest.approx(lean, abs=3.0)
+
+
+def test_an_even_streak_never_exceeds_its_level_and_nothing_is_negative():
+    layer = draw(flat_field(cover=0.01), np.random.default_rng(0), 200, 200)
+    assert layer.min() == 0.0
+    assert np.isfinite(layer).all()
+
+
+def test_extreme_options_still_draw():
+    model = RainModel(strength=(4.0, 4.0), lean=60.0, cover=(0.99, 0.99), heavy=0.0)
+    assert rain_layer(model, np.random.default_rng(0), 40, 40).mean() > 50
+    upright = RainModel(lean=0.0, heavy=0.5)
+    for i in range(20):
+        rain_layer(upright, np.random.default_rng(i), 16, 16)
+
+
+def test_bank_gives_pixels_of_one_field_untouched(bank):
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        cut = bank.sample(rng, 24, 40)
+        assert cut.flags.c_contiguous
+        assert any(
+            (windows == look).all(axis=(2, 3)).any()
+            for windows in (
+                np.lib.stride_tricks.sliding_window_view(f, (24, 40)) for f in bank.fields
+            )
+            for look in (cut, cut[:, ::-1])
+        )
+
+
+@pytest.mark.parametrize("turn", [0.0, 30.0])
+@pytest.mark.parametrize("size", [(1, 1), (96, 128), (97, 129), (300, 70), (500, 500)])
+def test_bank_fills_any_size(bank, size, turn):
+    cuts = [bank.sample(np.random.default_rng(i), *size, turn=turn) for i in range(12)]
+    assert all(cut.shape == size and cut.dtype == np.uint8 for cut in cuts)
+    means = np.mean([field.mean() for field in bank.fields])
+    if min(size) > 50:
+        assert np.mean([cut.mean() for cut in cuts]) == pytest.approx(means, rel=0.3)
+
+
+def test_a_stretched_field_has_its_streaks_longer_and_thinner(bank):
+    """The autocorrelation of S falls later down the streaks and sooner across them."""
+
+    def lag(layer: np.ndarray, down: int, right: int) -> float:
+        first = layer[: layer.shape[0] - down, : layer.shape[1] - right]
+        return float(np.corrcoef(first.ravel(), layer[down:, right:].ravel())[0, 1])
+
+    def lags(**stretch: float) -> tuple[float, float]:
+        crops = [bank.sample(np.random.default_rng(i), 64, 64, **stretch) for i in range(20)]
+        layers = [crop.astype(np.float64) for crop in crops]
+        return np.mean([lag(x, 3, 0) for x in layers]), np.mean([lag(x, 0, 1) for x in layers])
+
+    along, across = lags(along=2.0, across=0.6)
+    assert along > lags()[0] + 0.05
+    assert across < lags(across=1.6)[1] - 0.1
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.69, 1.3, 4.0])
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (200, 33)])
+def test_a_stretched_field_fills_any_size(bank, size, factor):
+    for stretch in ({"across": factor}, {"along": factor}, {"across": factor, "along": 1.5}):
+        cut = bank.sample(np.random.default_rng(3), *size, turn=20.0, **stretch)
+        assert cut.shape == size
+        assert cut.dtype == np.uint8
+
+
+def test_a_sample_is_a_copy(bank):
+    before = [field.copy() for field in bank.fields]
+    bank.sample(np.random.default_rng(0), 20, 20)[:] = 255
+    for field, kept in zip(bank.fields, before, strict=True):
+        np.testing.assert_array_equal(field, kept)
+
+
+def test_bank_crops_have_the_statistics_of_whole_fields(tmp_path):
+    """A field that is the same everywhere: a turned or straight crop has its mean."""
+    y, x = np.mgrid[:256, :256]
+    even = np.rint(60 + 60 * np.sin(x * 0.7) * np.sin(y * 0.5)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "even.png"), even)
+    bank = StreakBank(tmp_path)
+    for turn in (0.0, 20.0):
+        crops = [bank.sample(np.random.default_rng(i), 32, 32, turn=turn) for i in range(200)]
+        assert np.mean(crops) == pytest.approx(even.mean(), rel=0.02)
+        assert np.std(crops) == pytest.approx(even.std(), rel=0.04)
+
+
+def test_bank_survives_pickling(bank):
+    twin = pickle.loads(pickle.dumps(bank))
+    a = bank.sample(np.random.default_rng(1), 30, 30, turn=9.0)
+    np.testing.assert_array_equal(a, twin.sample(np.random.default_rng(1), 30, 30, turn=9.0))
+
+
+def test_bank_takes_every_nth_when_there_are_too_many(folder):
+    few = StreakBank(folder, max_images=2)
+    assert len(few) == 2
+    np.testing.assert_array_equal(few.fields[1], streak_image(3))
+
+
+def test_rain_from_the_bank_scales_with_strength(bank):
+    gt = np.zeros((64, 64, 3), np.uint8)
+    sums = [
+        degrade(
+            gt,
+            RainModel(strength=(s, s), heavy=0.0),
+            np.random.default_rng(0),
+            streaks=bank,
+        ).sum(dtype=np.int64)
+        for s in (0.5, 1.0)
+    ]
+    assert sums[1] == pytest.approx(2 * sums[0], rel=0.02)
+
+
+def test_streaks_do_not_go_with_noise(bank):
+    with pytest.raises(UsageError, match="for rain alone"):
+        degrade(np.zeros((8, 8, 3), np.uint8), NoiseModel(), np.random.default_rng(0), streaks=bank)
+
+
+def png(w: int, h: int, body: bytes = b"") -> bytes:
+    head = b"IHDR" + struct.pack(">IIBBBBB", w, h, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + chunk + body
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not a PNG"),
+        (b"GIF89a" + bytes(40), "not a PNG"),
+        (png(100000, 100000), "100000x100000 px"),
+        (png(8, 8), "8x8 px"),
+        (png(64, 64), "damaged PNG"),
+    ],
+    ids=["empty", "gif", "bomb", "tiny", "cut off"],
+)
+def test_hostile_fields_are_named(tmp_path, content, says):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=says) as error:
+        StreakBank(tmp_path)
+    assert error.value.where == str(tmp_path / "a.png")
+
+
+def test_fields_must_fit_in_memory(tmp_path):
+    for k in range(9):
+        (tmp_path / f"{k}.png").write_bytes(png(8192, 8192))
+    with pytest.raises(DataError, match="MiB of memory"):
+        StreakBank(tmp_path)
+
+
+def test_a_photo_is_no_streak_field(tmp_path):
+    cv2.imwrite(str(tmp_path / "photo.png"), photos.coffee()[:64, :64])
+    with pytest.raises(DataError, match="must be grey"):
+        StreakBank(tmp_path)
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        StreakBank(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no PNG"):
+        StreakBank(tmp_path)
+    with pytest.raises(DataError, match="max_images"):
+        StreakBank(tmp_path, max_images=0)
+
+
+@pytest.mark.skipif(not REAL, reason="C2FDFT_TEST_DATA is not set")
+def test_bank_rain_has_the_statistics_of_rain100l_and_rain100h():
+    bank = StreakBank(Path(REAL) / "streaks", max_images=60)
+    mean, share, psnr = statistics(LIGHT, 100, bank)
+    assert 4.6 < mean < 7.4
+    assert 0.14 < share < 0.21
+    assert 25.2 < psnr < 28.2
+    mean, share, psnr = statistics(HEAVY, 30, bank)
+    assert 44 < mean < 68
+    assert 0.77 < share < 0.93
+    assert 12.3 < psnr < 15.2

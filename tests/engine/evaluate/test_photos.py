@@ -1,0 +1,134 @@
+"""eval without targets: rows, comparison by direction, report, and what cannot be scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.evaluate.compare import against, as_json, in_words
+from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
+from c2fdft_cli.engine.evaluate.photos import evaluate_alone, find_measures
+from c2fdft_cli.engine.evaluate.report import About, ReportImages, with_pictures, write_report
+from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
+from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult
+from c2fdft_cli.errors import DataError, ResourceError, UsageError
+from c2fdft_cli.metrics import no_reference
+
+
+def photo(k: int, strength: float) -> np.ndarray[Any, Any]:
+    y, x, c = np.mgrid[0:40, 0:48, 0:3]
+    clean = 128 + 60 * np.sin(0.3 * x + k) * np.cos(0.25 * y + c)
+    noise = np.random.default_rng(k).normal(0, strength, clean.shape)
+    return (clean + noise).clip(0, 255).round().astype(np.uint8)
+
+
+def fill(folder: Path, strength: float) -> Path:
+    (folder / "sub").mkdir(parents=True)
+    for k, name in enumerate(("2", "10", "sub/a")):
+        save_rgb8(folder / f"{name}.png", photo(k, strength))
+    return folder
+
+
+def run(source: Path, names: str = "all", **options: Any) -> EvalResult:
+    return evaluate_alone(source, EvalOptions(metrics=find_measures(names), **options)).run()
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    return fill(tmp_path / "noisy", 12)
+
+
+def test_rows_without_psnr(noisy: Path) -> None:
+    result = run(noisy)
+    assert [row.name for row in result.rows] == ["2", "10", "sub/a"]
+    facts = document(result)
+    json.dumps(facts, allow_nan=False)
+    assert set(facts["mean"]) == {"blur_effect", "noise_sigma", "total_variation"}
+    assert set(facts["images"][0]) == {"name", *facts["mean"]}
+    assert facts["mean"]["noise_sigma"] == pytest.approx(12, rel=0.15)
+    assert (facts["protocol"], facts["worst"]) == ("no-reference", [])
+    header, _ = table_of(result)
+    assert header == ["image", "BLUR_EFFECT", "NOISE_SIGMA", "TOTAL_VARIATION"]
+
+
+def test_one_image_and_a_border(noisy: Path) -> None:
+    whole = run(noisy / "10.png", "noise_sigma").rows[0]
+    assert whole.name == "10"
+    inner = run(noisy / "10.png", "noise_sigma", border=4).rows[0]
+    save_rgb8(noisy / "crop.png", np.ascontiguousarray(photo(1, 12)[4:-4, 4:-4]))
+    assert inner.more == run(noisy / "crop.png", "noise_sigma").rows[0].more
+    with pytest.raises(DataError, match="nothing left without a border of 20 px"):
+        run(noisy / "10.png", border=20)
+
+
+def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
+    a, b = (run(one, "noise_sigma") for one in (fill(tmp_path / "clean", 2), noisy))
+    comparison = against(a, b)
+    assert list(comparison) == ["noise_sigma"]
+    line = in_words(comparison)[0]
+    assert line.startswith("NOISE_SIGMA: A - B = -")
+    assert line.endswith("A wins 3, B 0, ties 0")
+    assert as_json(comparison, b)["mean"]["noise_sigma"] == pytest.approx(12, rel=0.15)
+
+
+def test_csv_and_report(noisy: Path, tmp_path: Path) -> None:
+    pictures = ReportImages()
+    job = evaluate_alone(noisy, EvalOptions(metrics=find_measures("blur_effect")))
+    result = with_pictures(job, pictures).run()
+    write_csv(tmp_path / "rows.csv", result)
+    with (tmp_path / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["name", "blur_effect", "protocol"]
+    write_report(tmp_path / "page", document(result), pictures, About("c2fdft", []))
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert page.count("data:image/webp") == 3
+
+
+def test_small_images_have_a_row_without_values(noisy: Path) -> None:
+    save_rgb8(noisy / "tiny.png", photo(0, 0)[:8, :8].copy())
+    result = run(noisy, "noise_sigma")
+    without = [row.name for row in result.rows if math.isnan(row.more["noise_sigma"])]
+    assert without == ["tiny"]
+    assert document(result)["mean"]["noise_sigma"] is None
+
+
+def test_what_cannot_be_scored(noisy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in the folder"):
+        run(tmp_path / "empty")
+    with pytest.raises(DataError, match="no such file or folder"):
+        run(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="it needs targets"):
+        run(noisy, protocol="rgb")
+    for name in ("2", "10"):
+        (noisy / f"{name}.png").write_text("text")
+    with pytest.raises(DataError, match="2 of 3 images cannot be scored"):
+        run(noisy)
+
+
+def test_names() -> None:
+    assert list(find_measures("all")) == ["blur_effect", "noise_sigma", "total_variation"]
+    with pytest.raises(UsageError, match=r"no such metric: vsi .* it needs targets"):
+        find_measures("vsi")
+    with pytest.raises(UsageError, match=r"no such metric: brisque .* with --no-reference"):
+        find_metrics("brisque")
+    assert describe_metric("brisque").endswith("lower is better, 0 to about 100")
+    assert "lower is sharper, 0 to 1" in describe_metric("blur_effect")
+
+
+def test_weights_that_are_not_there(noisy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Offline:
+        def brisque(self, *_: object, **__: object) -> None:
+            raise OSError("no route to host")
+
+    monkeypatch.setattr(no_reference, "load_piq", Offline)
+    message = "weights of brisque cannot be loaded: no route to host - --metrics brisque"
+    with pytest.raises(ResourceError, match=message):
+        run(noisy, "brisque")

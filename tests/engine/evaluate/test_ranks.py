@@ -1,0 +1,106 @@
+"""eval shared by processes: the same rows, files and order as one process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.evaluate import ranks as evaluate_ranks
+from c2fdft_cli.engine.evaluate.job import evaluate_files
+from c2fdft_cli.engine.evaluate.ranks import gather_result, join
+from c2fdft_cli.engine.evaluate.types import EvalOptions
+from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.recipe.schema import Network, Recipe
+
+
+def photo(k: int, strength: int = 0) -> np.ndarray[Any, Any]:
+    y, x, c = np.mgrid[0:24, 0:30, 0:3]
+    clean = 120 + 80 * np.sin(0.3 * x + k) * np.cos(0.25 * y + c)
+    return (clean + strength * (1 + k)).clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for name, strength in (("out", 8), ("target", 0)):
+        (tmp_path / name).mkdir()
+        for k in range(5):
+            save_rgb8(tmp_path / name / f"{k}.png", photo(k, strength))
+    return tmp_path / "out", tmp_path / "target"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_shares_merge_to_the_whole(
+    folders: tuple[Path, Path], world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [
+        evaluate_files(*folders, EvalOptions(rank=rank, world=world)).run() for rank in range(world)
+    ]
+    whole = evaluate_files(*folders, EvalOptions()).run()
+    monkeypatch.setattr(evaluate_ranks, "_gather", lambda item, runtime: parts)
+    assert gather_result(parts[0], Runtime(torch.device("cpu"), world=world)) == whole
+
+
+def test_one_process_gathers_nothing(folders: tuple[Path, Path]) -> None:
+    whole = evaluate_files(*folders, EvalOptions()).run()
+    runtime = join()
+    assert (runtime.rank, runtime.world) == (0, 1)
+    assert gather_result(whole, runtime) is whole
+
+
+def test_nothing_at_all(monkeypatch: pytest.MonkeyPatch, folders: tuple[Path, Path]) -> None:
+    empty = evaluate_files(*folders, EvalOptions(rank=6, world=7)).run()
+    assert empty.rows == []
+    monkeypatch.setattr(evaluate_ranks, "_gather", lambda item, runtime: [empty, empty])
+    with pytest.raises(UsageError, match="nothing to score"):
+        gather_result(empty, Runtime(torch.device("cpu"), world=2))
+
+
+@pytest.mark.slow
+def test_torchrun_with_two_processes(tmp_path: Path) -> None:
+    io = pytest.importorskip("scipy.io")
+    pixels = np.stack([photo(k) for k in range(4)]).reshape(2, 2, 24, 30, 3)
+    noisy = np.stack([photo(k, 9) for k in range(4)]).reshape(pixels.shape)
+    for side, blocks in (("Gt", pixels), ("Noisy", noisy)):
+        name = f"Validation{side}BlocksSrgb"
+        io.savemat(tmp_path / f"{name}.mat", {name: blocks})
+    network = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
+    torch.manual_seed(0)
+    state = make_network(network).state_dict()
+    meta = Meta(network, stage="fine", grid=[999], recipe=Recipe(network=network).to_dict())
+    save_checkpoint(tmp_path / "fine.pt", state, state, meta)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [
+        *("-m", "c2fdft_cli", "eval", str(tmp_path), "--weights", str(tmp_path / "fine.pt")),
+        *("--device", "cpu", "--precision", "fp32", "--seeds", "2", "--json"),
+    ]
+    found, runner = {}, ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for count, prefix in ((1, []), (2, runner)):
+        out = tmp_path / str(count)
+        sinks = ["--csv", str(out / "rows.csv"), "--report", str(out / "page")]
+        done = subprocess.run(
+            [sys.executable, *prefix, *words, *sinks],
+            env=env, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[count] = json.loads(done.stdout)
+        with (out / "rows.csv").open() as file:
+            names = [row["name"] for row in csv.DictReader(file)]
+        assert names == [f"scene-0{s}_block-0{b}" for s in (1, 2) for b in (1, 2)]
+        assert (out / "page" / "index.html").read_text().count("data:image/webp") == 16
+    one, two = found[1], found[2]
+    for row, other in zip(one["images"], two["images"], strict=True):
+        assert other == pytest.approx(row, abs=1e-4)
+    assert two["spread"] == pytest.approx(one["spread"], abs=1e-4)
+    assert two["mean"] == pytest.approx(one["mean"], abs=1e-4)

@@ -1,0 +1,515 @@
+"""prepare: what it finds, what it refuses, and that nothing changes its bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
+from c2fdft_cli.data.shards.format import Pixels
+from c2fdft_cli.data.shards.reader import ShardSet, verify
+from c2fdft_cli.engine.prepare import plan as prepare_plan
+from c2fdft_cli.engine.prepare.job import PairWritten, PrepareOptions, PrepareResult, prepare
+from c2fdft_cli.engine.prepare.source import PairReader, Synthesis
+from c2fdft_cli.engine.prepare.split import choose_val
+from c2fdft_cli.errors import DataError, ResourceError, UsageError
+
+
+def picture(seed: int, h: int = 12, w: int = 14) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+def save(path: Path, pixels: Pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_rgb8(path, pixels)
+
+
+def make_pairs(root: Path, count: int, *, first: int = 0) -> Path:
+    for i in range(first, first + count):
+        save(root / "input" / f"{i}.png", picture(2 * i, 12 + i % 5))
+        save(root / "target" / f"{i}.png", picture(2 * i + 1, 12 + i % 5))
+    return root
+
+
+def make_clean(root: Path, count: int) -> Path:
+    for i in range(count):
+        save(root / f"photo {i}.png", picture(i, 24, 20 + i))
+    return root
+
+
+def run(**options: Any) -> PrepareResult:
+    return prepare(PrepareOptions(**options)).run()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_pairs(tmp_path / "rain", 12)
+
+
+# -- what it writes --------------------------------------------------------------
+
+
+def test_pairs_end_up_in_shards(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    job = prepare(PrepareOptions(source=source, out=out, patch_cycle='{"patches": [8]}'))
+    events = list(job)
+    result = job.result
+    assert len(job) == len(events) == result.pairs == 12
+    assert (result.train, result.val) == (11, 1)
+    assert [path.name for path in result.shards] == ["val-00000.h5", "train-00000.h5"]
+    assert result.bytes == sum(path.stat().st_size for path in result.shards)
+    assert not result.up_to_date
+    assert all(isinstance(event, PairWritten) and not event.kept for event in events)
+    verify(out).run()
+    train, val = ShardSet.open(out), ShardSet.open(out, split="val")
+    assert sorted(map(int, train.names + val.names)) == list(range(12))
+    for shards in (train, val):
+        for i, name in enumerate(shards.names):
+            lq, gt = shards.pair(i)
+            np.testing.assert_array_equal(lq, picture(2 * int(name), 12 + int(name) % 5))
+            np.testing.assert_array_equal(gt, picture(2 * int(name) + 1, 12 + int(name) % 5))
+    assert train.header.source == "rain"
+    assert train.header.patch_cycle == '{"patches": [8]}'
+    assert "input" in train.header.layout
+    assert str(tmp_path).encode() not in result.shards[1].read_bytes()
+
+
+def test_workers_and_place_leave_the_bytes_alone(source: Path, tmp_path: Path) -> None:
+    run(source=source, out=tmp_path / "a", workers=1, max_shard_bytes=3000)
+    moved = shutil.copytree(source, tmp_path / "elsewhere" / "rain")
+    run(source=moved, out=tmp_path / "b", workers=4, max_shard_bytes=3000)
+    first = files(tmp_path / "a")
+    assert len(first) > 4
+    assert first == files(tmp_path / "b")
+
+
+def test_size_limit_makes_more_shards(source: Path, tmp_path: Path) -> None:
+    one = run(source=source, out=tmp_path / "one")
+    many = run(source=source, out=tmp_path / "many", max_shard_bytes=1)
+    assert len(one.shards) == 2
+    assert len(many.shards) == 12
+    a, b = (ShardSet.open(tmp_path / name) for name in ("one", "many"))
+    assert a.fingerprint == b.fingerprint
+
+
+# -- train and val ---------------------------------------------------------------
+
+
+def test_val_share_by_count_folder_or_none(source: Path, tmp_path: Path) -> None:
+    other = make_pairs(tmp_path / "other", 3, first=100)
+    assert run(source=source, out=tmp_path / "a", val=4).val == 4
+    named = run(source=source, out=tmp_path / "b", val=other)
+    assert (named.train, named.val) == (12, 3)
+    assert ShardSet.open(tmp_path / "b", split="val").names == ["100", "101", "102"]
+    none = run(source=source, out=tmp_path / "c", val=0)
+    assert (none.train, none.val) == (12, 0)
+    assert not list((tmp_path / "c").glob("val-*"))
+
+
+def test_own_split_of_the_set(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    make_pairs(root / "train", 5)
+    make_pairs(root / "test", 3, first=50)
+    result = run(source=root, out=tmp_path / "a")
+    assert (result.train, result.val) == (5, 3)
+    fewer = run(source=root, out=tmp_path / "b", val=1)
+    assert (fewer.train, fewer.val) == (5, 1)
+    assert any("left out" in notice for notice in fewer.notices)
+
+
+def test_a_single_pair_is_trained_on(tmp_path: Path) -> None:
+    result = run(source=make_pairs(tmp_path / "one", 1), out=tmp_path / "out")
+    assert (result.train, result.val) == (1, 0)
+    assert any("no pair is left to validate on" in notice for notice in result.notices)
+
+
+@pytest.mark.parametrize("val", [12, 13, -1])
+def test_val_must_leave_something_to_train_on(source: Path, tmp_path: Path, val: int) -> None:
+    with pytest.raises(UsageError, match="validate on"):
+        prepare(PrepareOptions(source=source, out=tmp_path / "out", val=val))
+
+
+Named = namedtuple("Named", "name lq gt")
+
+
+def test_share_is_between_one_and_fifty_and_stable(tmp_path: Path) -> None:
+    def named(count: int) -> list[Named]:
+        pairs = []
+        for i in range(count):
+            path = tmp_path / f"{i}.bin"
+            path.write_bytes(i.to_bytes(4, "big"))
+            pairs.append(Named(f"image {i}", None, path))
+        return pairs
+
+    sizes = {count: len(choose_val(named(count), None)[0]) for count in (1, 2, 20, 60, 1200)}
+    assert sizes == {1: 0, 2: 1, 20: 1, 60: 3, 1200: 50}
+    names, _ = choose_val(named(400), None)
+    again, _ = choose_val(list(reversed(named(400))), None)
+    more, _ = choose_val(named(420), None)
+    assert names == again
+    assert len(names & more) >= 18
+
+
+def test_variants_of_one_image_stay_on_one_side(tmp_path: Path) -> None:
+    root = tmp_path / "rain1400"
+    for i in range(6):
+        save(root / "ground_truth" / f"{i}.png", picture(i))
+        for j in range(1, 5):
+            save(root / "rainy_image" / f"{i}_{j}.png", picture(100 + 10 * i + j))
+    run(source=root, out=tmp_path / "out")
+    sides = [
+        {
+            name.rpartition("/")[2].partition("_")[0]
+            for name in ShardSet.open(tmp_path / "out", s).names
+        }
+        for s in ("train", "val")
+    ]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+
+
+def test_copies_of_a_file_stay_on_one_side(tmp_path: Path) -> None:
+    root = make_pairs(tmp_path / "set", 6)
+    for i in range(6, 30):
+        save(root / "input" / f"{i}.png", picture(1000 + i, 12 + i % 3))
+        shutil.copy(root / "target" / f"{i % 3}.png", root / "target" / f"{i}.png")
+    result = run(source=root, out=tmp_path / "out", val=3)
+    assert 1 <= result.val <= 3
+
+
+def test_same_pixels_in_train_and_val(source: Path, tmp_path: Path) -> None:
+    other = make_pairs(tmp_path / "other", 2, first=70)
+    save(other / "target" / "71.png", picture(2 * 5 + 1, 12))
+    save(other / "input" / "71.png", picture(4711, 12))
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="in train and in val - train 5, val 71"):
+        run(source=source, out=out, val=other)
+    assert not list(out.glob(".*"))
+    with pytest.raises(DataError, match="in train and in val"):
+        run(source=source, out=out, val=other, check_only=True)
+
+
+# -- what it refuses -------------------------------------------------------------
+
+
+def test_sizes_that_differ_are_named(source: Path, tmp_path: Path) -> None:
+    save(source / "input" / "3.png", picture(1, 30, 31))
+    save(source / "input" / "4.png", picture(1, 30, 31))
+    with pytest.raises(DataError, match="pair 3: lq 31x30, gt 14x15") as caught:
+        run(source=source, out=tmp_path / "out")
+    assert any("pair 4" in line for line in caught.value.details)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 20, -8])
+def test_unreadable_image_is_named(source: Path, tmp_path: Path, keep: int) -> None:
+    path = source / "target" / "7.png"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError) as caught:
+        run(source=source, out=tmp_path / "out")
+    assert "7.png" in str(caught.value)
+    assert not list(tmp_path.glob("out/.*"))
+
+
+def test_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        prepare(PrepareOptions(source=tmp_path / "nowhere", out=tmp_path / "out"))
+    with pytest.raises(DataError):
+        prepare(PrepareOptions(source=make_clean(tmp_path / "clean", 3), out=tmp_path / "out"))
+
+
+def test_another_set_is_not_overwritten_unasked(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    before = files(out)
+    other = make_pairs(tmp_path / "other", 3, first=40)
+    with pytest.raises(UsageError, match="another set"):
+        run(source=other, out=out)
+    assert files(out) == before
+    result = run(source=other, out=out, overwrite=True)
+    assert result.pairs == len(ShardSet.open(out)) + len(ShardSet.open(out, split="val")) == 3
+
+
+def touch(path: Path) -> None:
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def test_images_of_another_time_are_compared(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.h5")}
+    before = (out / "shards.json").read_bytes()
+    touch(source / "target" / "3.png")  # as a copy of the whole set would be
+    assert run(source=source, out=out).up_to_date
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.h5")} == times
+    assert (out / "shards.json").read_bytes() != before
+
+
+def test_images_once_compared_are_known(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    touch(source / "target" / "3.png")
+    run(source=source, out=out)
+    monkeypatch.delattr(PairReader, "read")
+    assert run(source=source, out=out).up_to_date
+
+
+@pytest.mark.parametrize("kind", ["input", "target"])
+def test_changed_image_is_named(source: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    before = files(out)
+    path = source / kind / "3.png"
+    save_rgb8(path, 255 - read_rgb8(path))
+    with pytest.raises(UsageError, match="not the one in the shards") as caught:
+        run(source=source, out=out)
+    assert caught.value.where == str(path)
+    assert files(out) == before
+
+
+def test_shards_without_a_manifest_are_compared(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    before = files(out)
+    for text in ("", "[1]", '{"plan": 3}', "[" * 100_000):
+        (out / "shards.json").write_text(text)
+        assert run(source=source, out=out).up_to_date
+        assert files(out) == before
+    (out / "shards.json").write_text("")
+    with pytest.raises(UsageError, match="another set"):
+        run(source=make_pairs(tmp_path / "other", 3, first=40), out=out)
+
+
+def test_missing_shards_are_written_beside_compared_ones(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out, max_shard_bytes=1)
+    before = files(out)
+    first, *_, last = sorted(out.glob("train-*.h5"))
+    first.unlink()
+    last.unlink()
+    touch(source / "target" / "3.png")
+    result = run(source=source, out=out, max_shard_bytes=1)
+    assert not result.up_to_date
+    before.pop("shards.json")
+    after = files(out)
+    after.pop("shards.json")
+    assert after == before
+
+
+def test_disk_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    before = files(out)
+    monkeypatch.setattr(prepare_plan, "free_bytes", lambda _: 0)
+    with pytest.raises(ResourceError, match="the shards need"):
+        run(source=source, out=tmp_path / "new")
+    make_pairs(source, 30, first=12)
+    with pytest.raises(ResourceError, match="the shards need"):
+        run(source=source, out=out, overwrite=True)
+    assert files(out) == before  # not thrown away for a set that does not fit
+
+
+def test_output_under_a_file(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError):
+        run(source=source, out=tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_shard_bytes": 0},
+        {"synthesize": Synthesis("rain"), "pairs_file": Path("pairs.csv")},
+        {"synthesize": Synthesis("snow")},
+        {"synthesize": Synthesis("rain", {"no such option": 1})},
+    ],
+)
+def test_options_that_do_not_fit(source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        prepare(PrepareOptions(source=source, out=tmp_path / "out", **options))
+
+
+# -- output inside of the source ---------------------------------------------------
+
+
+def test_output_inside_of_the_source(source: Path, tmp_path: Path) -> None:
+    out = source / "shards"
+    save(out / "input" / "preview.png", picture(900))
+    save(out / "target" / "preview.png", picture(901))
+    first = run(source=source, out=out)
+    assert first.pairs == 12
+    assert run(source=source, out=out).up_to_date
+    outer = run(source=source, out=source)
+    assert outer.pairs == 13
+
+
+# -- again, and after an interruption ----------------------------------------------
+
+
+def test_a_finished_set_is_up_to_date(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out, max_shard_bytes=3000)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.h5")}
+    job = prepare(PrepareOptions(source=source, out=out, max_shard_bytes=3000))
+    assert all(event.kept for event in job)
+    assert job.result.up_to_date
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.h5")} == times
+
+
+def test_leaving_early_and_going_on(source: Path, tmp_path: Path) -> None:
+    options = PrepareOptions(source=source, out=tmp_path / "whole", max_shard_bytes=3000)
+    prepare(options).run()
+    whole = files(options.out)
+    for stop in (1, 5, 11):
+        options = replace(options, out=tmp_path / f"stopped {stop}")
+        events = iter(prepare(options))
+        for _ in range(stop):
+            next(events)
+        events.close()
+        assert not list(options.out.glob(".*"))
+        again = prepare(options)
+        kept = sum(event.kept for event in again)
+        assert kept < stop
+        assert not again.result.up_to_date
+        assert files(options.out) == whole
+
+
+def test_damaged_shard_is_written_again(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out, max_shard_bytes=3000)
+    whole = files(out)
+    (out / "train-00001.h5").write_bytes(whole["train-00001.h5"][:300])
+    (out / "train-00002.h5").unlink()
+    shutil.copy(out / "train-00003.h5", out / "train-00004.h5")
+    assert not run(source=source, out=out, max_shard_bytes=3000).up_to_date
+    assert files(out) == whole
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+
+    options = PrepareOptions(source=Path(sys.argv[1]), out=Path(sys.argv[2]), max_shard_bytes=3000)
+    for number, _ in enumerate(prepare(options), start=1):
+        if number == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", [2, 8])
+def test_killed_and_continued(source: Path, tmp_path: Path, moment: int) -> None:
+    run(source=source, out=tmp_path / "whole", max_shard_bytes=3000)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(source), str(out), str(moment)]
+    root = str(Path(__file__).parents[3])
+    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, check=False)
+    assert killed.returncode == -9
+    assert list(out.glob(".*.tmp.h5"))
+    run(source=source, out=out, max_shard_bytes=3000)
+    assert files(out) == files(tmp_path / "whole")
+
+
+# -- looking only ------------------------------------------------------------------
+
+
+def test_check_only_reports_and_writes_nothing(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    save(source / "input" / "2.png", picture(2 * 2 + 1, 14))
+    result = run(source=source, out=out, check_only=True)
+    assert not out.exists()
+    assert result.report is not None
+    assert result.report.smallest == (12, 14)
+    assert result.report.median == (14, 14)
+    assert result.report.largest == (16, 14)
+    assert result.report.psnr_y is not None
+    assert 5 < result.report.psnr_y < 15  # two unrelated images of noise
+    assert result.report.bytes_needed == 2 * 3 * 14 * sum(12 + i % 5 for i in range(12))
+    assert result.report.bytes_free > 0
+    assert any("1 degraded images equal" in notice for notice in result.notices)
+    assert result.shards == ()
+
+
+def test_check_only_lists_all_failures(source: Path, tmp_path: Path) -> None:
+    (source / "target" / "7.png").write_bytes(b"no image")
+    save(source / "input" / "3.png", picture(1, 30, 31))
+    result = run(source=source, out=tmp_path / "out", check_only=True)
+    assert sorted(name for name, _ in result.failed) == ["3", "7"]
+    assert "31x30" in dict(result.failed)["3"]
+    assert "7.png" in dict(result.failed)["7"]
+
+
+# -- synthesis ---------------------------------------------------------------------
+
+
+def test_synthetic_pairs_depend_on_seed_and_name_alone(tmp_path: Path) -> None:
+    clean = make_clean(tmp_path / "clean", 6)
+    noise = Synthesis("noise")
+    run(source=clean, out=tmp_path / "a", synthesize=noise, seed=5, workers=3)
+    (clean / "photo 0.png").unlink()
+    run(source=clean, out=tmp_path / "b", synthesize=noise, seed=5, workers=1)
+    run(source=clean, out=tmp_path / "c", synthesize=noise, seed=6)
+
+    def by_name(out: str) -> dict[str, Pixels]:
+        sets = [ShardSet.open(tmp_path / out, split) for split in ("train", "val")]
+        return {name: s.lq(i) for s in sets for i, name in enumerate(s.names)}
+
+    a, b, c = map(by_name, "abc")
+    assert len(a) == len(b) + 1
+    for name, lq in b.items():
+        np.testing.assert_array_equal(lq, a[name])
+        assert not np.array_equal(lq, c[name])
+    header = ShardSet.open(tmp_path / "a").header
+    assert '"kind": "noise"' in header.degradation
+    assert '"seed": 5' in header.degradation
+
+
+def test_clean_only_shards(tmp_path: Path) -> None:
+    clean = make_clean(tmp_path / "clean", 4)
+    save(clean / "photo 1.bmp", picture(77, 20, 20))
+    out = tmp_path / "out"
+    result = run(source=clean, out=out, synthesize=Synthesis("noise", store=False))
+    assert result.layout == "clean images"
+    shards = ShardSet.open(out)
+    assert not shards.has_lq
+    names = set(shards.names) | set(ShardSet.open(out, split="val").names)
+    assert names == {"photo 0", "photo 1.png", "photo 1.bmp", "photo 2", "photo 3"}
+    assert run(source=clean, out=out, synthesize=Synthesis("noise", store=False)).up_to_date
+    report = run(
+        source=clean, out=out, synthesize=Synthesis("noise", store=False), check_only=True
+    ).report
+    assert report is not None
+    assert report.psnr_y is None
+
+
+# -- real data -----------------------------------------------------------------------
+
+
+def test_rain100l(tmp_path: Path) -> None:
+    root = os.environ.get("C2FDFT_TEST_DATA")
+    if not root:
+        pytest.skip("C2FDFT_TEST_DATA is not set")
+    out = tmp_path / "out"
+    result = run(source=Path(root) / "rain100l", out=out)
+    assert (result.pairs, result.val) == (60, 3)
+    assert verify(out).run().images == 60
+    report = run(source=Path(root) / "rain100l", out=out, check_only=True).report
+    assert report is not None
+    assert report.psnr_y == pytest.approx(26.44, abs=0.01)

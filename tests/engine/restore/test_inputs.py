@@ -1,0 +1,117 @@
+"""What the user's words stand for: file, folder, glob, list, standard input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.restore.inputs import Inputs, find_inputs
+from c2fdft_cli.errors import DataError, UsageError
+from tests.kit.restore import random_picture, save
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("10.png", "2.png", "sub/3.jpg", ".hidden/4.png"):
+        save(tmp_path / "in" / name, random_picture(4, 5))
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    return tmp_path / "in"
+
+
+def names(inputs: Inputs) -> list[str]:
+    return [source.relative.as_posix() for source in inputs.sources]
+
+
+def test_a_folder_with_sub_folders_in_natural_order(folder: Path) -> None:
+    inputs = find_inputs(str(folder))
+    assert names(inputs) == ["2.png", "10.png", "sub/3.jpg"]
+    assert not inputs.single
+    assert (inputs.sources[0].height, inputs.sources[0].width) == (4, 5)
+
+
+def test_outputs_inside_the_inputs_are_no_inputs(folder: Path) -> None:
+    save(folder / "out" / "2.png", random_picture(4, 5))
+    found = names(find_inputs(str(folder), skip=folder / "out"))
+    assert found == ["2.png", "10.png", "sub/3.jpg"]
+
+
+def test_a_file(folder: Path) -> None:
+    inputs = find_inputs(str(folder / "sub" / "3.jpg"))
+    assert inputs.single
+    assert names(inputs) == ["3.jpg"]
+
+
+def test_a_glob_mirrors_below_the_common_folder(folder: Path) -> None:
+    assert names(find_inputs(f"{folder}/**/*.*g")) == ["2.png", "10.png", "sub/3.jpg"]
+    assert names(find_inputs(f"{folder}/*.png")) == ["2.png", "10.png"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path: Path) -> None:
+    path = save(tmp_path / "a[1].png", random_picture(4, 5))
+    assert names(find_inputs(str(path))) == ["a[1].png"]
+
+
+def test_a_list_file(folder: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"# mine\n{folder}/sub/3.jpg\n\n{folder}/2.png\n{folder}/2.png\n")
+    assert names(find_inputs(f"@{listing}")) == ["sub/3.jpg", "2.png"]
+
+
+def test_a_listed_file_that_is_missing_keeps_its_problem(folder: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{folder}/2.png\n{folder}/missing.png\n")
+    good, bad = find_inputs(f"@{listing}").sources
+    assert good.problem is None
+    assert "no such file" in str(bad.problem)
+
+
+def test_standard_input(folder: Path) -> None:
+    data = (folder / "2.png").read_bytes()
+    inputs = find_inputs("-", data)
+    assert inputs.single
+    assert inputs.sources[0].read().pixels.shape == (4, 5, 3)
+    with pytest.raises(UsageError, match="no bytes"):
+        find_inputs("-", b"")
+    with pytest.raises(DataError, match="not an image"):
+        find_inputs("-", b"text, not an image")
+
+
+def test_frames_are_images_with_names_of_their_own(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 4), (shade, 0, 0)) for shade in (0, 100, 200)]
+    for name in ("a.gif", "a.tif", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        sources = find_inputs(str(tmp_path / name)).sources
+        assert [source.frame for source in sources] == [0, 1, 2]
+        assert [source.stem for source in sources] == ["a-0001", "a-0002", "a-0003"]
+        assert len({source.name for source in sources}) == 3
+        assert sources[2].label.endswith("[3]")
+        assert abs(int(sources[2].read().pixels[0, 0, 0]) - 200) <= 8
+    assert len(find_inputs(str(tmp_path)).sources) == 9
+
+
+@pytest.mark.parametrize("words", ["nothing/here", "nothing/*.png", "@nothing.txt"])
+def test_nothing_there(words: str) -> None:
+    with pytest.raises(DataError, match=r"no such|no image matches|cannot read the list"):
+        find_inputs(words)
+
+
+def test_empty_ones(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n# none\n")
+    with pytest.raises(DataError, match="the list is empty"):
+        find_inputs(f"@{tmp_path}/list.txt")
+    with pytest.raises(DataError, match="no images in this folder"):
+        find_inputs(str(tmp_path))
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="not UTF-8"):
+        find_inputs(f"@{tmp_path}/list.txt")
+
+
+def test_a_damaged_file_keeps_its_problem(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("text")
+    save_rgb8(tmp_path / "good.png", random_picture(3, 3).pixels)
+    bad, good = find_inputs(str(tmp_path)).sources
+    assert "not an image" in str(bad.problem)
+    assert good.problem is None

@@ -1,0 +1,367 @@
+"""Restoring folders: order, batches and interruptions change nothing; nothing is lost silently."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.images.picture import list_images, read_picture
+from c2fdft_cli.engine.restore import write as restore_write
+from c2fdft_cli.engine.restore.job import restore
+from c2fdft_cli.engine.restore.manifest import RECORD_NAME
+from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    PartialFailure,
+    ResourceError,
+    UsageError,
+)
+from tests.kit.restore import pixels, plan, random_picture, run, save, write_checkpoint
+
+GRID = (500, 100)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DFT]) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("weights") / "w.pt", tiny_net()))
+
+
+@pytest.fixture
+def options(tmp_path: Path, weights: str) -> RestoreOptions:
+    """Six images of three sizes, one in a sub-folder."""
+    sizes = [(16, 16), (16, 16), (9, 20), (16, 16), (1, 1)]
+    for i, size in enumerate(sizes):
+        save(tmp_path / "in" / f"{i}.png", random_picture(*size, seed=i))
+    save(tmp_path / "in" / "sub" / "5.png", random_picture(16, 16, seed=5))
+    return RestoreOptions(str(tmp_path / "in"), str(tmp_path / "out"), weights, grid=GRID)
+
+
+def contents(folder: Path) -> dict[str, np.ndarray]:
+    return {path.relative_to(folder).as_posix(): pixels(path) for path in list_images(folder, True)}
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    """At most one level apart, on at most 0.1 % of the samples."""
+    if a.keys() != b.keys():
+        return False
+    apart = [np.abs(a[name].astype(int) - b[name]).ravel() for name in a]
+    every = np.concatenate(apart)
+    return bool(every.max() <= 1 and (every > 0).mean() <= 1e-3)
+
+
+def test_every_image_gets_its_output(options: RestoreOptions, tmp_path: Path) -> None:
+    result = run(options)
+    made = contents(tmp_path / "out")
+    assert sorted(made) == ["0.png", "1.png", "2.png", "3.png", "4.png", "sub/5.png"]
+    assert result.failure is None
+    assert not result.skipped
+    assert {record.error for record in result.images} == {None}
+    record = next(r for r in result.images if r.source.endswith("2.png"))
+    assert (record.height, record.width, record.calls, record.grid) == (9, 20, 2, list(GRID))
+    assert (record.precision, record.executor) == ("fp32", "whole")
+    assert record.peak_memory > 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_the_batch_changes_nothing(batch: int, options: RestoreOptions, tmp_path: Path) -> None:
+    run(options, out=str(tmp_path / "base"))
+    run(options, batch=batch)
+    assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
+
+
+def test_an_image_alone_is_what_it_is_in_a_folder(options: RestoreOptions, tmp_path: Path) -> None:
+    run(options)
+    run(options, source=f"{options.source}/3.png", out=str(tmp_path / "one.png"))
+    alone = {"3.png": pixels(tmp_path / "one.png")}
+    assert same(alone, {"3.png": pixels(tmp_path / "out" / "3.png")})
+
+
+def test_noise_hangs_on_seed_base_name_and_draw_alone(
+    options: RestoreOptions, tmp_path: Path
+) -> None:
+    def drawn(seed: int, name: str, number: int = 0) -> float:
+        return torch.randn(1, generator=noise_generator(seed, name, number)).item()
+
+    assert drawn(0, "a.png") == drawn(0, "x/y/a.jpg")
+    assert len({drawn(0, "a"), drawn(1, "a"), drawn(0, "b"), drawn(0, "a", 1)}) == 4
+    run(options)
+    run(options, out=str(tmp_path / "other"), seed=1)
+    assert not same(contents(tmp_path / "out"), contents(tmp_path / "other"))
+
+
+def test_the_same_image_under_two_names_differs(options: RestoreOptions, tmp_path: Path) -> None:
+    picture = random_picture(16, 16, seed=0)
+    save(tmp_path / "in" / "again.png", picture)
+    run(options)
+    made = contents(tmp_path / "out")
+    assert not np.array_equal(made["0.png"], made["again.png"])
+
+
+def test_ranks_share_a_folder(
+    options: RestoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(options, out=str(tmp_path / "base"))
+    counts = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        counts.append(len(run(options).images))
+    assert counts == [3, 3]
+    assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
+
+
+def test_a_run_again_skips_what_is_there(options: RestoreOptions, tmp_path: Path) -> None:
+    run(options)
+    stamps = {p: p.stat().st_mtime_ns for p in list_images(tmp_path / "out", True)}
+    again = run(options)
+    assert again.images == []
+    assert len(again.skipped) == 6
+    assert {one.doubt for one in again.skipped} == {None}
+    assert stamps == {p: p.stat().st_mtime_ns for p in list_images(tmp_path / "out", True)}
+
+
+def test_a_run_with_other_settings_names_what_it_skips(
+    options: RestoreOptions, tmp_path: Path
+) -> None:
+    run(options)
+    assert {s.doubt for s in run(options, seed=3).skipped} == {"made with other settings"}
+    save(tmp_path / "in" / "0.png", random_picture(16, 16, seed=77))
+    (tmp_path / "out" / "4.png").unlink()
+    again = run(options)
+    assert [record.source.rsplit("/", 1)[1] for record in again.images] == ["4.png"]
+    doubts = {Path(one.output).name: one.doubt for one in again.skipped}
+    assert doubts.pop("0.png") == "its input has changed since"
+    assert set(doubts.values()) == {None}
+    (tmp_path / "out" / RECORD_NAME).unlink()
+    assert {s.doubt for s in run(options).skipped} == {"no record of how it was made"}
+
+
+def test_overwrite_redoes(options: RestoreOptions, tmp_path: Path) -> None:
+    run(options)
+    before = contents(tmp_path / "out")
+    result = run(options, seed=1, overwrite=True)
+    assert len(result.images) == 6
+    assert not same(contents(tmp_path / "out"), before)
+    assert {s.doubt for s in run(options, seed=1).skipped} == {None}
+
+
+def test_a_damaged_record_is_no_obstacle(options: RestoreOptions, tmp_path: Path) -> None:
+    run(options)
+    record = tmp_path / "out" / RECORD_NAME
+    lines = record.read_text().splitlines()
+    assert json.loads(lines[0])["settings"]
+    record.write_bytes(b"\xff{]\n[1]\n" + "\n".join(lines[:3]).encode())
+    assert sum(s.doubt is None for s in run(options).skipped) == 3
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_closed_in_the_middle_and_run_again_equals_one_run(
+    after: int, options: RestoreOptions, tmp_path: Path
+) -> None:
+    run(options, out=str(tmp_path / "base"))
+    events = iter(restore(plan(options, batch=1)))
+    for _ in range(after):
+        next(events)
+    events.close()  # type: ignore[attr-defined]
+    there = contents(tmp_path / "out")
+    assert after <= len(there) <= 6
+    again = run(options)
+    assert len(again.skipped) == len(there)
+    assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_between_images(
+    number: signal.Signals, options: RestoreOptions, tmp_path: Path
+) -> None:
+    job = restore(plan(options, batch=1))
+
+    def kill_while_running() -> None:
+        for i, _ in enumerate(job):
+            if i == 0:
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match="images to do") as caught:
+        kill_while_running()
+    assert caught.value.exit_code == 128 + number
+    assert 0 < len(contents(tmp_path / "out")) < 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_within_an_image(
+    number: signal.Signals, options: RestoreOptions, tmp_path: Path
+) -> None:
+    base = run(options, out=str(tmp_path / "base"), batch=1)
+    job = restore(plan(options, batch=1))
+    done = 0
+    killed: list[float] = []
+
+    def kill_in_the_middle(events: float) -> None:
+        assert not killed, "it went on"
+        if done + events > 2.5:
+            killed.append(done + events)
+            os.kill(os.getpid(), number)
+
+    def count() -> None:
+        nonlocal done
+        for _ in job:
+            done += 1
+
+    job.meter.watch = kill_in_the_middle
+    with pytest.raises(Interrupted, match="stopped with") as caught:
+        count()
+    assert caught.value.exit_code == 128 + number
+    assert killed[0] < 2.9
+    assert len(contents(tmp_path / "out")) == done == 2 < len(base.images)
+    assert not list((tmp_path / "out").glob(".*tmp*"))
+    run(options, batch=1)
+    assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [({"batch": 1}, 1), ({}, 4), ({"samples": 3}, 4), ({"self_ensemble": True, "batch": 2}, 2)],
+)
+def test_meter_and_events_together_run_evenly(
+    options: RestoreOptions, changes: dict[str, object], most: int
+) -> None:
+    """Results are written, and their events come, while the next images are in work."""
+    job = restore(plan(options, **changes))
+    shown, done = [0.0], 0
+
+    def watch(events: float) -> None:
+        shown.append(done + events)
+
+    job.meter.watch = watch
+    for _ in job:
+        done += 1
+    steps = np.diff(shown)
+    assert done == 6
+    assert shown[-1] == pytest.approx(6.0)
+    assert steps.min() > -1e-9
+    assert steps.max() < 0.3 * most
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_the_meter_of_tiles_ends_at_one(
+    options: RestoreOptions, tmp_path: Path, tile: int | None
+) -> None:
+    one = save(tmp_path / "one.png", random_picture(41, 100))
+    job = restore(plan(options, source=str(one), tile=tile))
+    told: list[float] = []
+    job.meter.watch = told.append
+    job.run()
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)
+
+
+def test_a_corrupt_file_is_reported_and_the_rest_goes_on(
+    options: RestoreOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "in" / "bad.png").write_text("text")
+    cut = (tmp_path / "in" / "0.png").read_bytes()[:-200]
+    (tmp_path / "in" / "cut.png").write_bytes(cut)
+    result = run(options)
+    assert isinstance(result.failure, PartialFailure)
+    assert "2 of 8 images failed" in str(result.failure)
+    assert len(result.failure.details) == 2
+    assert any("bad.png" in line for line in result.failure.details)
+    assert any("cut.png" in line for line in result.failure.details)
+    assert len(contents(tmp_path / "out")) == 6
+
+
+def test_all_failed_is_a_partial_failure_too(weights: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.png").write_text("text")
+    result = run(RestoreOptions(str(tmp_path / "in"), str(tmp_path / "out"), weights))
+    assert isinstance(result.failure, PartialFailure)
+
+
+def test_the_order_of_checks(options: RestoreOptions, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        run(options, weights=None, source="missing", tile=1)
+    with pytest.raises(CheckpointError):
+        run(options, weights="nowhere", source="missing")
+    with pytest.raises(DataError):
+        run(options, source="missing")
+
+
+def test_an_output_under_a_file_is_refused_before_work(
+    options: RestoreOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in ("file", "file/out", "file/a.png"):
+        source = f"{options.source}/0.png" if out.endswith(".png") else options.source
+        with pytest.raises(ResourceError, match="regular file"):
+            plan(options, source=source, out=str(tmp_path / out))
+
+
+def test_inputs_and_outputs_in_one_folder_are_refused(options: RestoreOptions) -> None:
+    with pytest.raises(UsageError, match="one folder"):
+        plan(options, out=options.source)
+
+
+def test_a_full_disk_stops_it(options: RestoreOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, picture: object, quality: int) -> None:
+        raise ResourceError("disk full", where=path)
+
+    monkeypatch.setattr(restore_write, "write_picture", full)
+    with pytest.raises(ResourceError, match="disk full"):
+        run(options)
+
+
+def test_too_large_is_refused_before_work_and_by_name(
+    options: RestoreOptions, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "big.png", random_picture(320, 320))
+    single = f"{options.source}/big.png"
+    with pytest.raises(ResourceError, match=r"320x320 px needs .* fit"):
+        plan(options, source=single, max_memory=4_000_000)
+    made = plan(options, max_memory=4_000_000)
+    assert any("big.png" in warning for warning in made.warnings)
+    result = restore(made).run()
+    assert isinstance(result.failure, PartialFailure)
+    assert "320x320" in result.failure.details[0]
+    assert len(contents(tmp_path / "out")) == 6
+
+
+def test_samples_give_other_pixels_and_maps(options: RestoreOptions, tmp_path: Path) -> None:
+    run(options, out=str(tmp_path / "one"))
+    changes = {"samples": 3, "uncertainty": tmp_path / "u", "compare": tmp_path / "c"}
+    result = run(options, **changes)
+    assert {record.calls for record in result.images} == {6}
+    assert not same(contents(tmp_path / "out"), contents(tmp_path / "one"))
+    spread = read_picture(tmp_path / "u" / "sub" / "5.spread.png")
+    assert (spread.bit_depth, spread.grey) == (16, True)
+    assert spread.pixels.max() > 0
+    assert pixels(tmp_path / "u" / "2.heat.png").shape == (9, 20, 3)
+    assert pixels(tmp_path / "c" / "2.compare.png").shape == (9, 76, 3)
+    assert len(run(options, **changes).skipped) == 6
+
+
+def test_extras_that_are_missing_are_made_without_touching_the_rest(
+    options: RestoreOptions, tmp_path: Path
+) -> None:
+    run(options)
+    stamp = (tmp_path / "out" / "0.png").stat().st_mtime_ns
+    run(options, compare=tmp_path / "c")
+    assert (tmp_path / "c" / "0.compare.png").exists()
+    assert (tmp_path / "out" / "0.png").stat().st_mtime_ns == stamp
+
+
+def test_bytes_in_file_out(options: RestoreOptions, tmp_path: Path) -> None:
+    data = (tmp_path / "in" / "0.png").read_bytes()
+    out = tmp_path / "made.png"
+    run(options, source="-", out=str(out), stdin=data, identity=True)
+    assert np.array_equal(pixels(out), random_picture(16, 16, seed=0).pixels)

@@ -1,0 +1,196 @@
+"""Every kind of input file through a network that changes nothing: what went in comes out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.images.picture import read_picture
+from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.errors import DataError
+from tests.kit.restore import pixels, random_picture, run, save, write_checkpoint
+
+RANDOM = np.random.default_rng(0)
+RGB = RANDOM.integers(0, 256, (9, 13, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+class Kind(NamedTuple):
+    """A kind of input, how to make it, and what is expected of its output."""
+
+    name: str
+    make: Callable[[Path], Any]
+    depth: int = 8
+    grey: bool = False
+    alpha: bool = False
+    size: tuple[int, int] = (9, 13)
+
+
+def pillow(image: Image.Image, **options: Any) -> Callable[[Path], Any]:
+    return lambda path: image.save(path, **options)
+
+
+def ours(**options: Any) -> Callable[[Path], Any]:
+    return lambda path: save(path, random_picture(9, 13, **options))
+
+
+def float_tiff(path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(path), (RGB / 255).astype(np.float32))
+
+
+def palette(image: Image.Image, **options: Any) -> Callable[[Path], Any]:
+    return pillow(image.quantize(16), **options)
+
+
+def rotated(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+COLOUR = Image.fromarray(RGB)
+KINDS = [
+    Kind("rgb8.png", pillow(COLOUR)),
+    Kind("rgb16.png", ours(depth=16), depth=16),
+    Kind("grey8.png", pillow(Image.fromarray(GREY)), grey=True),
+    Kind("grey16.png", ours(depth=16, grey=True), depth=16, grey=True),
+    Kind("grey_alpha8.png", ours(grey=True, alpha=True), grey=True, alpha=True),
+    Kind("grey_alpha16.png", ours(grey=True, alpha=True, depth=16), 16, True, True),
+    Kind("rgba8.png", ours(alpha=True), alpha=True),
+    Kind("rgba16.png", ours(alpha=True, depth=16), depth=16, alpha=True),
+    Kind("palette.png", palette(COLOUR)),
+    Kind("palette_clear.png", palette(COLOUR, transparency=0), alpha=True),
+    Kind("one_bit.png", pillow(Image.fromarray(GREY > 128)), grey=True),
+    Kind("profile.png", pillow(COLOUR, icc_profile=SRGB)),
+    Kind("one_pixel.png", pillow(COLOUR.crop((0, 0, 1, 1))), size=(1, 1)),
+    Kind("thin.png", pillow(COLOUR.crop((0, 0, 13, 1))), size=(1, 13)),
+    Kind("colour.jpg", pillow(COLOUR, quality=90)),
+    Kind("grey.jpg", pillow(Image.fromarray(GREY)), grey=True),
+    Kind("cmyk.jpg", pillow(COLOUR.convert("CMYK"))),
+    Kind("on_its_side.jpg", pillow(COLOUR, exif=rotated(6)), size=(13, 9)),
+    Kind("upside_down.jpg", pillow(COLOUR, exif=rotated(3))),
+    Kind("progressive.jpg", pillow(COLOUR, progressive=True)),
+    Kind("rgb8.tif", pillow(COLOUR)),
+    Kind("rgb16.tif", ours(depth=16), depth=16),
+    Kind("grey16.tif", ours(depth=16, grey=True), depth=16, grey=True),
+    Kind("float.tif", float_tiff, depth=16),
+    Kind("packed.tif", pillow(COLOUR, compression="tiff_lzw")),
+    Kind("cmyk.tif", pillow(COLOUR.convert("CMYK"))),
+    Kind("colour.bmp", pillow(COLOUR)),
+    Kind("lossless.webp", pillow(COLOUR, lossless=True)),
+    Kind("lossy_alpha.webp", pillow(COLOUR.convert("RGBA").rotate(30)), alpha=True),
+    Kind("one_frame.gif", palette(COLOUR)),
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DFT]) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("weights") / "w.pt", tiny_net()))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
+def test_what_went_in_comes_out(kind: Kind, tmp_path: Path, weights: str) -> None:
+    path, out = tmp_path / kind.name, tmp_path / "out"
+    kind.make(path)
+    result = run(RestoreOptions(str(path), str(out), weights), identity=True)
+    assert result.failure is None
+    (made,) = out.glob("*.png")
+    given, found = read_picture(path), read_picture(made)
+    assert np.array_equal(found.pixels, given.pixels)
+    assert found.pixels.shape[:2] == kind.size
+    assert (found.bit_depth, found.grey) == (kind.depth, kind.grey)
+    assert (found.alpha is not None) == kind.alpha
+    if given.alpha is not None:
+        assert np.array_equal(found.alpha, given.alpha)
+    assert found.icc == given.icc
+    with Image.open(made) as image:
+        assert image.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("shape", [{}, {"grey": True}, {"alpha": True}])
+@pytest.mark.parametrize(
+    ("depth", "grid"),
+    [
+        (
+            8,
+            (999,),
+        ),  # at 16 bits a single call at 999 shows float32's rounding, 157 times magnified
+        (8, (999, 666, 333, 0)),
+        (16, (999, 666, 333, 0)),
+        (8, (500,)),
+        (16, (500,)),
+    ],
+)
+def test_the_round_trip_is_exact_on_any_grid(
+    depth: int, shape: dict[str, bool], grid: tuple[int, ...], tmp_path: Path, weights: str
+) -> None:
+    source = random_picture(17, 11, depth=depth, **shape)
+    path = save(tmp_path / "a.png", source)
+    run(RestoreOptions(str(path), str(tmp_path / "b.png"), weights, grid=grid), identity=True)
+    assert np.array_equal(pixels(tmp_path / "b.png"), source.pixels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".bmp"])
+def test_lossless_formats_keep_8_bits(suffix: str, tmp_path: Path, weights: str) -> None:
+    source = random_picture(9, 7)
+    path, out = save(tmp_path / "a.png", source), tmp_path / f"b{suffix}"
+    run(RestoreOptions(str(path), str(out), weights), identity=True)
+    assert np.array_equal(pixels(out), source.pixels)
+
+
+def test_what_a_format_cannot_keep_is_noted(tmp_path: Path, weights: str) -> None:
+    path = save(tmp_path / "a.png", random_picture(9, 7, depth=16, alpha=True))
+    (record,) = run(RestoreOptions(str(path), str(tmp_path / "b.jpg"), weights)).images
+    assert record.notes == ["alpha dropped: jpg has none", "16 bits rounded to 8: jpg holds 8"]
+
+
+def test_pages_and_frames_are_restored_one_by_one(tmp_path: Path, weights: str) -> None:
+    frames = [Image.fromarray(np.roll(RGB, i, axis=0)) for i in range(3)]
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    out = tmp_path / "out"
+    result = run(RestoreOptions(str(tmp_path / "pages.tif"), str(out), weights), identity=True)
+    assert len(result.images) == 3
+    for i in range(3):
+        made = pixels(out / f"pages-000{i + 1}.png")
+        assert np.array_equal(made, np.roll(RGB, i, axis=0))
+
+
+def bad_bytes(kind: str) -> bytes:
+    file = io.BytesIO()
+    COLOUR.resize((200, 200)).save(file, kind)
+    return file.getvalue()[: len(file.getvalue()) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("text.png", b"a text"),
+        ("empty.png", b""),
+        ("cut.png", bad_bytes("PNG")),
+        ("cut.jpg", bad_bytes("JPEG")),
+        ("cut.tif", bad_bytes("TIFF")),
+        ("cut.webp", bad_bytes("WEBP")),
+    ],
+)
+def test_a_single_damaged_file_is_a_data_error(
+    name: str, data: bytes, tmp_path: Path, weights: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    options = RestoreOptions(str(tmp_path / name), str(tmp_path / "out"), weights)
+    try:
+        failure: Exception | None = run(options).failure
+    except DataError as error:
+        failure = error
+    assert isinstance(failure, DataError)
+    assert name in str(failure)
+    assert not list((tmp_path / "out").glob("*.png"))

@@ -1,0 +1,126 @@
+"""Names of outputs: mirrored, never shared, never an input's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from c2fdft_cli.engine.restore.inputs import find_inputs
+from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.engine.restore.outputs import Outputs, plan_outputs
+from c2fdft_cli.errors import UsageError
+from tests.kit.restore import random_picture, save
+
+
+def outputs(source: Path | str, out: Path | str, **changes: Any) -> Outputs:
+    options = RestoreOptions(str(source), str(out), **changes)
+    return plan_outputs(find_inputs(str(source)), options)
+
+
+def made(folder: Path, *names: str) -> Path:
+    for name in names:
+        save(folder / name, random_picture(2, 2))
+    return folder
+
+
+def named(result: Outputs, out: Path) -> list[str]:
+    return [item.output.relative_to(out).as_posix() for item in result.items if item.output]
+
+
+def test_sub_folders_are_mirrored_as_png(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg", "x/a.png", "x/y.z.bmp")
+    out = tmp_path / "out"
+    assert named(outputs(source, out), out) == ["a.png", "x/a.png", "x/y.z.png"]
+    assert named(outputs(source, out, suffix="_r", format="tiff"), out) == [
+        "a_r.tif",
+        "x/a_r.tif",
+        "x/y.z_r.tif",
+    ]
+    assert named(outputs(source, out, format="same"), out) == ["a.jpg", "x/a.png", "x/y.z.bmp"]
+
+
+def test_colliding_names_get_longer_and_are_told(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg", "a.png", "b.png")
+    out = tmp_path / "out"
+    result = outputs(source, out)
+    assert named(result, out) == ["a.jpg.png", "a.png.png", "b.png"]
+    assert len(result.warnings) == 2
+    assert "a.jpg.png" in result.warnings[0]
+
+
+def test_names_that_differ_in_case_collide(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.png", "A.bmp")
+    result = outputs(source, tmp_path / "out")
+    assert sorted(named(result, tmp_path / "out")) == ["A.bmp.png", "a.png.png"]
+
+
+def test_collisions_that_stay_are_refused(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg", "a.png", "a.jpg.bmp")
+    with pytest.raises(UsageError, match="share an output") as caught:
+        outputs(source, tmp_path / "out")
+    assert "a.jpg.png" in caught.value.details[0]
+
+
+def test_a_named_file(tmp_path: Path) -> None:
+    source = made(tmp_path, "a.jpg") / "a.jpg"
+    out = tmp_path / "b.tif"
+    result = outputs(source, out)
+    assert result.folder is None
+    assert result.items[0].output == out
+    with pytest.raises(UsageError, match=r"--format png for a \.tif file"):
+        outputs(source, out, format="png")
+    assert outputs(source, out, format="tiff").items[0].output == out
+
+
+def test_one_file_for_many_images_is_refused(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg", "b.jpg")
+    with pytest.raises(UsageError, match="one output for 2 images"):
+        outputs(source, tmp_path / "b.png")
+
+
+def test_a_folder_that_has_an_images_suffix_is_a_folder_when_it_is_there(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg")
+    (tmp_path / "out.png").mkdir()
+    assert outputs(source, tmp_path / "out.png").folder == tmp_path / "out.png"
+
+
+def test_a_format_that_cannot_be_written(tmp_path: Path) -> None:
+    source = made(tmp_path, "a.jpg") / "a.jpg"
+    with pytest.raises(UsageError, match=r"cannot write images as '\.gif'"):
+        outputs(source, tmp_path / "b.gif")
+
+
+def test_inputs_are_never_replaced(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.png")
+    with pytest.raises(UsageError, match="would replace an input"):
+        outputs(source / "a.png", source / "a.png")
+    with pytest.raises(UsageError, match="would replace an input"):
+        outputs(source / "a.png", source)
+    assert outputs(source / "a.png", source, suffix="_r").items[0].output == source / "a_r.png"
+
+
+def test_16_bits_need_a_format_that_has_them(tmp_path: Path) -> None:
+    source = made(tmp_path, "a.png") / "a.png"
+    for changes in ({"out": "b.jpg"}, {"out": "out", "format": "webp"}):
+        out = tmp_path / changes.pop("out")
+        with pytest.raises(UsageError, match="holds 8 bits"):
+            outputs(source, out, bit_depth=16, **changes)
+    assert outputs(source, tmp_path / "b.tif", bit_depth=16).items
+
+
+def test_extras_are_mirrored_and_decide_what_is_complete(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "x/a.jpg", "b.jpg")
+    compare, uncertainty = tmp_path / "c", tmp_path / "u"
+    result = outputs(source, tmp_path / "out", compare=compare, uncertainty=uncertainty)
+    item = result.items[1]
+    assert item.compare == compare / "x" / "a.compare.png"
+    assert item.spread == uncertainty / "x" / "a.spread.png"
+    assert item.heat == uncertainty / "x" / "a.heat.png"
+    assert item.files[-1] == item.output
+    for path in item.files:
+        assert not item.is_complete
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    assert item.is_complete

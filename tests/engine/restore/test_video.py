@@ -1,0 +1,250 @@
+"""Restoring videos: whole or absent, frame by frame through the same network as images."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("imageio_ffmpeg")
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.video.probe import probe_video
+from c2fdft_cli.engine.restore import video as restore_video
+from c2fdft_cli.engine.restore.job import restore
+from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.engine.restore.result import FrameDone, VideoDone
+from c2fdft_cli.errors import DataError, Interrupted, PartialFailure, ResourceError, UsageError
+from tests.kit.restore import plan, random_picture, run, save, write_checkpoint
+from tests.kit.video import frames, make_clip, sound, stamps
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DFT]) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("weights") / "w.pt", tiny_net()))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    make_clip(folder / "a.mp4", rate="30000/1001")
+    make_clip(folder / "sub" / "b.mkv", size="31x21", sound=False, filters="format=yuv444p")
+    return folder
+
+
+@pytest.fixture
+def options(weights: str, clips: Path, tmp_path: Path) -> RestoreOptions:
+    return RestoreOptions(str(clips), str(tmp_path / "out"), weights=weights, grid=(500,), crf=0)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {
+        ".c2fdft-restore.jsonl"
+    }
+
+
+def test_a_folder_of_videos_and_images(
+    options: RestoreOptions, clips: Path, tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed"
+    (mixed / "sub").mkdir(parents=True)
+    for name in ("a.mp4", "sub/b.mkv"):
+        (mixed / name).write_bytes((clips / name).read_bytes())
+    save(mixed / "c.png", random_picture(9, 16))
+    result = run(options, identity=True, source=str(mixed))
+    assert result.failure is None
+    out = tmp_path / "out"
+    assert files(out) == {"a.mp4", "sub/b.mkv", "c.png"}
+    first = next(one for one in result.images if one.source.endswith("a.mp4"))
+    assert isinstance(first, VideoDone)
+    assert (first.frames, first.frame_rate, first.audio_streams) == (15, "30000/1001", 1)
+    assert (first.height, first.width, first.duration, first.notes) == (48, 64, 0.5, [])
+    for name in ("a.mp4", "sub/b.mkv"):
+        assert np.abs(frames(out / name) - frames(mixed / name).astype(float)).mean() < 0.5
+        assert stamps(out / name) == stamps(mixed / name)
+    assert sound(out / "a.mp4") == sound(mixed / "a.mp4")
+    again = run(options, identity=True, source=str(mixed))
+    assert (len(again.images), [one.doubt for one in again.skipped]) == (0, [None] * 3)
+    assert run(options, source=str(mixed), crf=30).skipped[0].doubt == "made with other settings"
+
+
+def test_events_come_frame_by_frame(options: RestoreOptions, clips: Path) -> None:
+    job = restore(plan(options, identity=True, source=str(clips / "a.mp4"), batch=4))
+    assert (len(job), job.unit) == (15, "frame")
+    events = list(job)
+    assert len(events) == 15
+    for number, event in enumerate(events[:-1], start=1):
+        assert isinstance(event, FrameDone)
+        assert (event.frame, event.frames) == (number, 15)
+        assert event.fps > 0
+        assert event.seconds_left >= 0
+    assert isinstance(events[-1], VideoDone)
+
+
+def still(folder: Path) -> str:
+    filters = "format=yuv444p,trim=end_frame=1,loop=4:1:0"
+    path = make_clip(folder / "still.mkv", sound=False, filters=filters, options=("-crf", "0"))
+    assert all(np.array_equal(frame, frames(path)[0]) for frame in frames(path))
+    return str(path)
+
+
+def test_fixed_noise_gives_equal_frames_for_equal_frames(
+    options: RestoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[np.ndarray]] = {"fixed": [], "per-frame": []}
+    original = restore_video._run
+    for noise, restored in seen.items():
+
+        def spy(*words: object, restored: list[np.ndarray] = restored) -> object:
+            done = original(*words)  # type: ignore[arg-type]
+            restored.extend(frame.pixels for frame in done)
+            return done
+
+        monkeypatch.setattr(restore_video, "_run", spy)
+        source = still(tmp_path)
+        run(options, source=source, temporal_noise=noise, batch=1, overwrite=True)
+    fixed, others = seen["fixed"], seen["per-frame"]
+    assert len(fixed) == len(others) == 5
+    assert all(np.array_equal(frame, fixed[0]) for frame in fixed)
+    assert not any(np.array_equal(frame, others[0]) for frame in others[1:])
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_the_batch_changes_nothing(
+    batch: int, options: RestoreOptions, clips: Path, tmp_path: Path
+) -> None:
+    source = str(clips / "sub" / "b.mkv")
+    run(options, source=source, out=str(tmp_path / "x.mkv"), batch=1)
+    run(options, source=source, out=str(tmp_path / "y.mkv"), batch=batch)
+    a, b = frames(tmp_path / "x.mkv"), frames(tmp_path / "y.mkv")
+    assert np.abs(a.astype(int) - b).max() <= 3
+
+
+def test_draws_flips_and_tiles_work_on_frames(
+    options: RestoreOptions, clips: Path, tmp_path: Path
+) -> None:
+    source = str(clips / "sub" / "b.mkv")
+    result = run(options, source=source, samples=2, self_ensemble=True, tile=32)
+    assert result.failure is None
+    assert result.images[0].calls == 16
+    assert (tmp_path / "out" / "b.mkv").exists()
+
+
+def test_a_damaged_video_is_reported_and_the_rest_goes_on(
+    options: RestoreOptions, clips: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    data = (clips / "a.mp4").read_bytes()
+    (folder / "good.mp4").write_bytes(data)
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    (folder / "text.mkv").write_text("text")
+    result = run(options, identity=True, source=str(folder))
+    assert isinstance(result.failure, PartialFailure)
+    assert result.failure.exit_code == 6
+    assert len(result.failure.details) == 2
+    assert files(tmp_path / "out") == {"good.mp4"}
+    with pytest.raises(DataError, match=r"cut\.mp4"):
+        run(options, source=str(folder / "cut.mp4"))
+
+
+def test_what_fails_in_the_middle_leaves_nothing(
+    options: RestoreOptions, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def too_much(*words: object) -> object:
+        calls.append(words)
+        if len(calls) == 3:
+            raise ResourceError("out of memory", where="a.mp4")
+        return original(*words)  # type: ignore[arg-type]
+
+    original = restore_video.run_network
+    monkeypatch.setattr(restore_video, "run_network", too_much)
+    result = run(options, identity=True, source=str(clips / "a.mp4"), batch=4)
+    assert isinstance(result.failure, ResourceError)
+    assert files(tmp_path / "out") == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_leaves_nothing(
+    number: signal.Signals, options: RestoreOptions, clips: Path, tmp_path: Path
+) -> None:
+    job = restore(plan(options, identity=True, source=str(clips / "a.mp4"), batch=1))
+
+    def kill_while_running() -> None:
+        for i, _ in enumerate(job):
+            if i == 2:
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as caught:
+        kill_while_running()
+    assert caught.value.exit_code == 128 + number
+    assert files(tmp_path / "out") == set()
+
+
+def test_closed_in_the_middle_leaves_nothing_and_can_be_run_again(
+    options: RestoreOptions, clips: Path, tmp_path: Path
+) -> None:
+    source = str(clips / "a.mp4")
+    events = iter(restore(plan(options, identity=True, source=source, batch=1)))
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert files(tmp_path / "out") == set()
+    assert run(options, identity=True, source=source).failure is None
+    assert files(tmp_path / "out") == {"a.mp4"}
+
+
+def test_the_container_follows_the_output(
+    options: RestoreOptions, clips: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.mkv"
+    assert run(options, identity=True, source=str(clips / "a.mp4"), out=str(out)).failure is None
+    assert probe_video(out).audio == ("aac",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"compare": Path("c")}, "--compare"),
+        ({"uncertainty": Path("u")}, "--uncertainty"),
+        ({"bit_depth": 16}, "--bit-depth"),
+        ({"crf": 52}, "--crf"),
+        ({"temporal_noise": "none"}, "--temporal-noise"),
+    ],
+)
+def test_what_videos_cannot_have_is_refused_by_name(
+    changes: dict[str, object], where: str, options: RestoreOptions
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(options, **changes)
+    assert where in str(caught.value.where)
+
+
+def test_outputs_that_do_not_fit(options: RestoreOptions, clips: Path, tmp_path: Path) -> None:
+    video, image = str(clips / "a.mp4"), str(save(tmp_path / "i.png", random_picture(8, 8)))
+    cases = [
+        (video, "x.png", "a video goes into a video file"),
+        (video, "-", "a video goes into a video file"),
+        (video, "x.webm", "webm holds opus and vorbis sound"),
+        (image, "x.mp4", "an image cannot become a video"),
+        (video, video, "replace an input"),
+    ]
+    for source, out, words in cases:
+        target = out if out in ("-", video) else str(tmp_path / out)
+        with pytest.raises(UsageError, match=words):
+            run(options, source=source, out=target)
+
+
+def test_without_the_extra(
+    options: RestoreOptions, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(DataError, match=r"pip install 'c2fdft\[video\]'"):
+        run(options, source=str(clips / "a.mp4"))
+    assert isinstance(run(options).failure, PartialFailure)

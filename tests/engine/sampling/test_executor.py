@@ -1,0 +1,182 @@
+"""Whole or bands by memory, batches, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.sampling.executor import MIN_ROWS, Executor
+from c2fdft_cli.engine.sampling.restorer import Restorer
+from c2fdft_cli.engine.tools.live_bytes import LiveBytes
+from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution.device import Runtime
+
+RUNTIME = Runtime(torch.device("cpu"))
+ALPHA_BAR = alpha_bar_of(beta_schedule())
+GRID = [500, 100]  # a call at 999 magnifies rounding 157 times
+
+
+@pytest.fixture
+def make(tiny_net: Callable[..., DFT]) -> Callable[..., Executor]:
+    def made(**options: Any) -> Executor:
+        return Executor(tiny_net(), ALPHA_BAR, GRID, RUNTIME, **options)
+
+    return made
+
+
+def image(n: int, h: int, w: int) -> Tensor:
+    return torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(h * w))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (24, 40)])
+def test_it_is_the_sampler_on_the_network(
+    make: Callable[..., Executor], tiny_net: Callable[..., DFT], size: tuple[int, int]
+) -> None:
+    lq = image(1, *size)
+    want = Restorer(tiny_net(), ALPHA_BAR, GRID, RUNTIME)(lq, ["a"])
+    ran = make()(lq, ["a"])
+    assert ran.executor == "whole"
+    assert ran.notes == []
+    assert torch.allclose(ran.image, want, atol=1e-4)
+
+
+def test_a_batch_gives_each_image_what_it_gets_alone(make: Callable[..., Executor]) -> None:
+    lq = image(3, 16, 24)
+    together = make()(lq, ["a", "b", "c"]).image
+    for i, name in enumerate("abc"):
+        alone = make()(lq[i : i + 1], [name]).image
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
+
+
+def test_a_small_budget_narrows_the_bands_and_changes_nothing(
+    make: Callable[..., Executor],
+) -> None:
+    lq = image(1, 96, 64)
+    whole, banded = make(), make(max_memory=3_500_000)
+    assert whole.rows(96, 64) == 96
+    rows = banded.rows(96, 64)
+    assert MIN_ROWS <= rows < 96
+    ran = banded(lq, ["a"])
+    assert ran.executor == f"bands of {rows} rows"
+    assert torch.allclose(ran.image, whole(lq, ["a"]).image, atol=1e-4)
+
+
+def test_what_cannot_fit_is_refused_with_what_would(make: Callable[..., Executor]) -> None:
+    executor = make(max_memory=1_000_000)
+    with pytest.raises(ResourceError, match=r"640x480 px needs .* MiB of memory") as caught:
+        executor.rows(480, 640)
+    assert "megapixels fit" in str(caught.value)
+    assert executor.rows(16, 16)
+
+
+def test_tiles_need_less_than_bands(make: Callable[..., Executor]) -> None:
+    budget = 8_000_000
+    with pytest.raises(ResourceError):
+        make(max_memory=budget).rows(160, 240)
+    executor = make(max_memory=budget, tile=32)
+    assert executor.rows(160, 240)
+    assert executor(image(1, 40, 72), ["a"]).executor == "tiles of 32 px"
+    assert executor(image(1, 30, 20), ["a"]).executor == "whole"
+
+
+def test_a_batch_fits_or_does_not(make: Callable[..., Executor]) -> None:
+    executor = make(max_memory=4_000_000)
+    assert executor.fits(32, 32, 1)
+    assert not executor.fits(32, 32, 64)
+
+
+def peak_bytes(executor: Executor, lq: Tensor) -> int:
+    """The most that a run holds at once, weights and input left out."""
+    run = type(executor.restorer).__call__.__wrapped__  # type: ignore[attr-defined]
+    executor._banded.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
+    with torch.no_grad(), LiveBytes() as live:  # inference mode would hide operators
+        run(executor.restorer, lq, [str(i) for i in range(len(lq))])
+    return int(live.peak)
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+@pytest.mark.parametrize("shape", [(1, 93, 61), (3, 32, 24)])
+def test_the_budget_covers_what_a_run_holds(
+    make: Callable[..., Executor], tile: int | None, shape: tuple[int, int, int]
+) -> None:
+    n, h, w = shape
+    peak = peak_bytes(make(tile=tile), image(*shape))
+    assert not make(max_memory=peak, tile=tile).fits(h, w, n)
+    assert make(max_memory=int(1.6 * peak), tile=tile).fits(h, w, n)
+
+
+def test_the_narrowest_bands_run_where_nothing_else_fits(make: Callable[..., Executor]) -> None:
+    lq = image(1, 64, 64)
+    refused = make(max_memory=1)
+    with pytest.raises(ResourceError, match="needs") as caught:
+        refused.rows(64, 64)
+    needed = float(str(caught.value).split("needs ")[1].split(" MiB")[0])
+    executor = make(max_memory=int((needed + 0.1) * 2**20))
+    assert executor.rows(64, 64) < MIN_ROWS
+    assert torch.allclose(executor(lq, ["a"]).image, make()(lq, ["a"]).image, atol=1e-4)
+
+
+class Hungry:
+    """A sampler that runs out of memory the first few times."""
+
+    def __init__(self, executor: Executor, failures: int, error: Exception) -> None:
+        self.executor, self.failures, self.error = executor, failures, error
+        self.asked: list[tuple[int, int | None]] = []
+
+    def __call__(self, lq: Tensor, names: list[str], draw: int) -> Tensor:
+        self.asked.append((len(lq), self.executor._banded.rows))
+        if self.failures:
+            self.failures -= 1
+            raise self.error
+        return lq
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["cuda", "python", "cpu"])
+def test_out_of_memory_goes_on_in_bands_and_says_so(
+    make: Callable[..., Executor], error: Exception
+) -> None:
+    executor = make()
+    hungry = Hungry(executor, 1, error)
+    executor.restorer = hungry  # type: ignore[assignment]
+    ran = executor(image(1, 64, 64), ["a"])
+    assert hungry.asked == [(1, 64), (1, 16)]
+    assert ran.executor == "bands of 16 rows"
+    assert ran.notes == ["out of memory: went on in bands of 16 rows"]
+
+
+def test_a_batch_out_of_memory_goes_on_one_by_one(make: Callable[..., Executor]) -> None:
+    executor = make()
+    hungry = Hungry(executor, 1, ERRORS[0])
+    executor.restorer = hungry  # type: ignore[assignment]
+    lq = image(3, 16, 16)
+    ran = executor(lq, ["a", "b", "c"])
+    assert [count for count, _ in hungry.asked] == [3, 1, 1, 1]
+    assert torch.equal(ran.image, lq)
+    assert "one image at a time" in ran.notes[0]
+
+
+def test_out_of_memory_in_the_narrowest_bands_is_an_error(make: Callable[..., Executor]) -> None:
+    executor = make()
+    executor.restorer = Hungry(executor, 99, ERRORS[0])  # type: ignore[assignment]
+    with pytest.raises(ResourceError, match=r"memory at 64x48 px in bands of 8 rows - a\.png"):
+        executor(image(1, 48, 64), ["a.png"])
+
+
+def test_other_errors_are_not_taken_for_it(make: Callable[..., Executor]) -> None:
+    executor = make()
+    executor.restorer = Hungry(executor, 1, RuntimeError("shape mismatch"))  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        executor(image(1, 16, 16), ["a"])

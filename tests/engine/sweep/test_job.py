@@ -1,0 +1,489 @@
+"""sweep-steps: the grids, the calls they share, the choice, and what a sweep leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from c2fdft_cli.core.diffusion import time_grid
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.images.tensors import to_unit
+from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+from c2fdft_cli.engine.sampling.restorer import Restorer
+from c2fdft_cli.engine.sweep.calls import SharedCalls, visiting_order
+from c2fdft_cli.engine.sweep.job import SweepOptions, sweep
+from c2fdft_cli.engine.sweep.log import SweepLog, Trial, TrialKey
+from c2fdft_cli.engine.sweep.result import SweepResult
+from c2fdft_cli.engine.sweep.schedules import (
+    NamedGrid,
+    Quality,
+    Rule,
+    choose,
+    make_grids,
+    pareto,
+    parse_rule,
+    parse_spacings,
+    parse_steps,
+    parse_times,
+)
+from c2fdft_cli.engine.sweep.table import cannot_pay, make_table
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    load_checkpoint,
+    make_network,
+    save_checkpoint,
+)
+from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.recipe.schema import Network, Recipe
+
+NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
+
+
+def photo(k: int, h: int = 17, w: int = 22) -> np.ndarray[Any, Any]:
+    y, x, c = np.mgrid[0:h, 0:w, 0:3]
+    return (128 + 90 * np.sin(0.3 * x + 0.2 * k) * np.cos(0.25 * y + c)).round().astype(np.uint8)
+
+
+def write_weights(path: Path, stage: str, data: Path | None, **meta: Any) -> Path:
+    torch.manual_seed(3)
+    state = make_network(NETWORK).state_dict()
+    recipe = Recipe(network=NETWORK)
+    recipe.train.protocol = "derain"
+    values = {"recipe": recipe.to_dict(), "recipe_name": "tiny", **meta}
+    save_checkpoint(
+        path, state, state, Meta(NETWORK, stage=stage, data=data and str(data), **values)
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("set")
+    for i in range(4):
+        for side in ("input", "target"):
+            (root / "src" / side).mkdir(parents=True, exist_ok=True)
+        save_rgb8(root / "src" / "target" / f"{i}.png", photo(i))
+        save_rgb8(root / "src" / "input" / f"{i}.png", np.minimum(photo(i) + 20, 255))
+    out = root / "shards"
+    prepare(PrepareOptions(source=root / "src", out=out, val=3)).run()
+    return out
+
+
+@pytest.fixture(autouse=True)
+def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is most of a small sweep's time; one test looks at it."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr("c2fdft_cli.engine.sweep.job.draw_sweep", lambda *_: False)
+
+
+@pytest.fixture
+def coarse(shards: Path, tmp_path: Path) -> Path:
+    return write_weights(tmp_path / "coarse.pt", "coarse", shards)
+
+
+def run(checkpoint: Path, **options: Any) -> SweepResult:
+    options = {"steps": (1, 2), "device": "cpu", "precision": "fp32", **options}
+    return sweep(SweepOptions(checkpoint, **options)).run()
+
+
+# -- what is asked for -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [("4", [4]), ("1-3", [1, 2, 3]), ("8,2, 4", [2, 4, 8]), ("1-2,2-3", [1, 2, 3])],
+)
+def test_steps_are_counts_and_ranges(text: str, counts: list[int]) -> None:
+    assert parse_steps(text) == counts
+
+
+@pytest.mark.parametrize("text", ["", "0", "3-1", "x", "1-", "-1", "1;2", "1.5", "99999"])
+def test_steps_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--steps"):
+        parse_steps(text)
+
+
+def test_other_words_that_are_none() -> None:
+    assert parse_times("999, 500", "--grid") == [999, 500]
+    assert parse_spacings("linspace,trailing") == ["linspace", "trailing"]
+    for wrong in ("", "999;5", "a", "999,,1", "-1"):
+        with pytest.raises(UsageError, match="--grid"):
+            parse_times(wrong, "--grid")
+    with pytest.raises(UsageError, match="no such spacing: cosine"):
+        parse_spacings("linspace,cosine")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("psnr", Rule("psnr")),
+        ("ssim", Rule("ssim")),
+        ("within:0.2dB", Rule("within", 0.2)),
+        ("within:1", Rule("within", 1.0)),
+    ],
+)
+def test_rules(text: str, rule: Rule) -> None:
+    assert parse_rule(text) == rule
+    assert parse_rule(str(rule)) == rule
+
+
+@pytest.mark.parametrize("text", ["", "within", "within:", "within:-1dB", "lpips", "within:1%"])
+def test_rules_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--choose"):
+        parse_rule(text)
+
+
+def test_grids_are_counts_times_spacings_times_starts() -> None:
+    grids = make_grids([1, 4], ["linspace", "trailing"], [999, 750], [[999, 500], [999]])
+    assert {grid.times: grid.label for grid in grids} == {
+        (999,): "linspace",
+        (999, 666, 333, 0): "linspace",
+        (750,): "linspace from 750",
+        (750, 500, 250, 0): "linspace from 750",
+        (999, 749, 499, 249): "trailing",
+        (750, 562, 375, 187): "trailing from 750",
+        (999, 500): "given",
+    }
+    assert [list(grid.times) for grid in make_grids([4])] == [time_grid(4)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"starts": [1000]},
+        {"explicit": [[5, 5]]},
+        {"explicit": [[1000]]},
+        {"starts": [2], "steps": [4]},
+        {"steps": []},
+    ],
+)
+def test_grids_that_are_none(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        make_grids(**{"steps": [2], **wrong})
+
+
+# -- the choice --------------------------------------------------------------------
+
+ROWS = [
+    Quality(1, 20.0, 0.50),
+    Quality(2, 29.9, 0.91),
+    Quality(3, 29.9, 0.92),
+    Quality(4, 30.0, 0.90),
+    Quality(5, math.nan, math.nan),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "index"),
+    [("within:0.2dB", 1), ("within:0.05dB", 3), ("within:50dB", 0), ("psnr", 3), ("ssim", 2)],
+)
+def test_choice_by_rule(rule: str, index: int) -> None:
+    assert choose(ROWS, parse_rule(rule)) == index
+
+
+def test_choice_without_a_finite_row_and_among_equals() -> None:
+    assert choose(ROWS[-1:], parse_rule("psnr")) is None
+    equal = [Quality(3, 30.0, 0.9), Quality(2, 30.0, 0.9)]
+    assert choose(equal, parse_rule("psnr")) == 1
+    same_calls = [Quality(2, 29.9, 0.9), Quality(2, 30.0, 0.9)]
+    assert choose(same_calls, parse_rule("within:0.2dB")) == 1
+    infinite = [Quality(1, 30.0, 0.9), Quality(2, math.inf, 1.0)]
+    assert choose(infinite, parse_rule("within:0.2dB")) == 1
+
+
+def test_pareto_front() -> None:
+    assert pareto(ROWS) == [True, True, False, True, False]
+    assert pareto([Quality(2, 30.0, 0.9), Quality(2, 30.0, 0.8)]) == [True, True]
+
+
+# -- shared calls ------------------------------------------------------------------
+
+
+def wavy(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """A network that looks at everything it is given."""
+    return torch.sin(x[:, 3:] * 1.3 + x[:, :3] + t[:, None, None, None] / 300)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_shared_calls_change_nothing(eta: float) -> None:
+    grids = [grid.times for grid in make_grids(range(1, 8), ["linspace", "trailing"])]
+    alpha_bar = torch.linspace(0.999, 0.01, 1000)
+    lq = to_unit(torch.from_numpy(photo(1)).permute(2, 0, 1)[None])
+    runtime = Runtime(torch.device("cpu"))
+    shared = SharedCalls(wavy)
+    for name in ("a", "b"):
+        shared.forget()
+        for i in visiting_order(grids):
+            shared.begin(grids[i])
+            with_others = Restorer(shared, alpha_bar, grids[i], runtime, eta=eta)(lq, [name])
+            alone = Restorer(wavy, alpha_bar, grids[i], runtime, eta=eta)(lq, [name])
+            assert torch.equal(with_others, alone)
+            assert shared.seconds > 0
+    prefixes = {grid[: k + 1] for grid in grids for k in range(len(grid))}
+    assert shared.spent == 2 * len(prefixes)
+    assert len(prefixes) < sum(map(len, grids)) - 10
+
+
+# -- a whole sweep -----------------------------------------------------------------
+
+
+def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
+    before = load_checkpoint(coarse)
+    job = sweep(SweepOptions(coarse, steps=(1, 2, 3), device="cpu", precision="fp32"))
+    events = list(job)
+    result = job.result
+    assert len(job) == len(events) == 9
+    assert (result.protocol, result.images, result.stage) == ("derain", 3, "coarse")
+    assert [row.grid for row in result.rows] == [(999,), (999, 0), (999, 500, 0)]
+    assert (result.calls_spent, result.calls_naive) == (3 * 4, 3 * 6)
+    assert sum(row.chosen for row in result.rows) == 1
+    assert all(row.complete and row.trials == 3 and row.seconds > 0 for row in result.rows)
+
+    after = load_checkpoint(coarse)
+    assert (after.meta.grid, after.meta.grid_from) == (list(result.chosen.grid), "sweep")
+    assert after.meta.metrics["sweep"]["psnr"] == pytest.approx(result.chosen.psnr)
+    assert (after.meta.recipe, after.meta.data) == (before.meta.recipe, str(shards))
+    assert all(torch.equal(after.ema[name], tensor) for name, tensor in before.ema.items())
+
+    saved = json.loads((coarse.parent / "sweep.json").read_text())
+    assert saved["complete"] is True
+    assert saved["grid"] == list(result.chosen.grid)
+    assert [row["first_t"] for row in saved["rows"]] == [999, 999, 999]
+    with (coarse.parent / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["grid"] for row in rows] == ["999", "999 0", "999 500 0"]
+    assert float(rows[1]["psnr"]) == pytest.approx(result.rows[1].psnr)
+
+
+def test_sweep_draws_a_picture(coarse: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = run(coarse, spacings=("linspace", "trailing"), grids=((500,),))
+    picture = coarse.parent / "sweep.png"
+    assert picture in result.files
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:
+    before = coarse.read_bytes()
+    result = run(coarse, stamp=False, out=tmp_path / "report")
+    assert not result.stamped
+    assert coarse.read_bytes() == before
+    assert sorted(path.name for path in coarse.parent.glob("sweep*")) == []
+    assert (tmp_path / "report" / "sweep.json").is_file()
+
+
+def test_nothing_is_computed_twice(coarse: Path) -> None:
+    first = run(coarse, steps=(1, 2))
+    again = run(coarse, steps=(1, 2))  # stamped meanwhile: the weights are the same
+    assert again.calls_spent == 0
+    assert [row.psnr for row in again.rows] == [row.psnr for row in first.rows]
+    more = run(coarse, steps=(1, 2, 3))
+    assert more.calls_spent == 3 * 3
+    assert len(more.rows) == 3
+
+
+def test_one_image_does_not_depend_on_the_others(coarse: Path, tmp_path: Path) -> None:
+    run(coarse, out=tmp_path / "all", stamp=False)
+    run(coarse, out=tmp_path / "one", stamp=False, images=1)
+    trials = [
+        {(t["name"], *t["grid"]): t["psnr"] for t in json.loads(path.read_text())["trials"]}
+        for path in (tmp_path / "all" / "sweep.json", tmp_path / "one" / "sweep.json")
+    ]
+    assert len(trials[1]) == 2
+    assert trials[1].items() <= trials[0].items()
+
+
+def test_seeds_give_a_spread(coarse: Path) -> None:
+    result = run(coarse, seeds=3, images=1)
+    assert result.rows[0].trials == 3
+    assert result.rows[0].spread is not None
+    assert result.rows[0].spread > 0
+    assert run(coarse, images=1).rows[0].spread is None
+
+
+def test_interrupted_sweep_goes_on(coarse: Path) -> None:
+    grid_before = load_checkpoint(coarse).meta.grid
+    job = sweep(SweepOptions(coarse, steps=(1, 2), device="cpu", precision="fp32"))
+
+    def watch() -> None:
+        for number, _ in enumerate(job):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
+        watch()
+    assert stopped.value.exit_code == 143
+    saved = json.loads((coarse.parent / "sweep.json").read_text())
+    assert saved["complete"] is False
+    assert len(saved["trials"]) == 3
+    assert load_checkpoint(coarse).meta.grid == grid_before
+    rest = run(coarse, steps=(1, 2))
+    # the second image starts anew, but its first restoration is there
+    assert rest.calls_spent == 2 + 2
+    assert rest.rows[0].trials == 3
+
+
+def test_fine_weights_are_tried_on_their_own_grid(shards: Path, tmp_path: Path) -> None:
+    fine = write_weights(tmp_path / "fine.pt", "fine", shards, grid=[900, 450])
+    result = run(fine, steps=(1,))
+    assert result.trained_grid == [900, 450]
+    assert [row.grid for row in result.rows if row.trained] == [(900, 450)]
+    other = run(fine, steps=(1,), rule=parse_rule("within:99dB"))
+    assert other.chosen.grid == (999,)
+    assert load_checkpoint(fine).meta.grid == [999]
+    assert run(fine, steps=(1,)).trained_grid == [900, 450]  # a stamp does not make it forget
+
+
+def test_released_weights_without_metadata(shards: Path, tmp_path: Path) -> None:
+    state = make_network(NETWORK).state_dict()
+    path = tmp_path / "released.pth"
+    torch.save({"params": state, "params_ema": state}, path)
+    with pytest.raises(DataError, match="--data"):
+        run(path)
+    result = run(path, data=shards, images=1)
+    assert (result.protocol, result.stage) == ("rgb", "released")
+    assert load_checkpoint(path).grid() == list(result.chosen.grid)
+
+
+def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
+    from c2fdft_cli.engine.prepare.source import Synthesis
+
+    for i in range(3):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        save_rgb8(tmp_path / "src" / f"{i}.png", photo(i, 40, 40))
+    how = Synthesis("noise", {}, None, store=False)
+    prepare(PrepareOptions(tmp_path / "src", tmp_path / "shards", val=1, synthesize=how)).run()
+    recipe = Recipe(network=NETWORK)
+    recipe.data.synthesize = "noise"
+    path = write_weights(tmp_path / "c.pt", "coarse", tmp_path / "shards", recipe=recipe.to_dict())
+    assert run(path, steps=(1,)).rows[0].trials == 1
+
+
+# -- early stop --------------------------------------------------------------------
+
+
+def log_of(tmp_path: Path, scores: dict[tuple[int, ...], list[float]]) -> SweepLog:
+    log = SweepLog(tmp_path / "sweep.json", {}, overwrite=False)
+    for grid, values in scores.items():
+        for i, value in enumerate(values):
+            log.trials[TrialKey(str(i), 0, grid)] = Trial(value, 0.5, 0.1)
+    return log
+
+
+def test_a_grid_is_given_up_only_when_it_surely_loses(tmp_path: Path) -> None:
+    few, many, noisy = NamedGrid((999, 500), "a"), NamedGrid((999, 500, 0), "a"), (999, 1)
+    log = log_of(
+        tmp_path,
+        {
+            few.times: [30.0, 25.0, 20.0],
+            many.times: [29.0, 23.9, 19.1],
+            noisy: [35.0, 24.9, 15.0],
+        },
+    )
+    names = ["0", "1", "2"]
+    rivals = [few, many, NamedGrid(noisy, "b")]
+    assert cannot_pay(many, rivals, log, "psnr", names)
+    assert not cannot_pay(few, rivals, log, "psnr", names)  # more calls beat nobody
+    assert not cannot_pay(rivals[2], rivals, log, "psnr", names)  # unsure
+    assert not cannot_pay(many, rivals, log, "psnr", names[:2])  # too few images
+    assert not cannot_pay(many, rivals, log, "ssim", names)  # equal
+
+
+def test_early_stop_leaves_grids_out_of_the_choice(
+    coarse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("c2fdft_cli.engine.sweep.job.cannot_pay", lambda grid, *_: grid.calls == 2)
+    job = sweep(SweepOptions(coarse, steps=(1, 2), early_stop=True, device="cpu"))
+    events = list(job)
+    assert len(events) == len(job)
+    assert [event.trial is None for event in events if event.calls == 2] == [False, True, True]
+    given_up = job.result.rows[1]
+    assert (given_up.trials, given_up.complete) == (1, False)
+    assert not given_up.chosen
+    assert not given_up.pareto
+
+
+# -- what goes wrong ---------------------------------------------------------------
+
+
+def test_another_sweep_is_not_overwritten(coarse: Path) -> None:
+    run(coarse)
+    with pytest.raises(DataError, match="another sweep has been here") as error:
+        run(coarse, protocol="rgb")
+    assert any("protocol: 'derain' there, 'rgb' now" in line for line in error.value.details)
+    assert run(coarse, protocol="rgb", overwrite=True).protocol == "rgb"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "c2fdft-sweep"}', "\x00"])
+def test_a_foreign_sweep_json(coarse: Path, content: str) -> None:
+    (coarse.parent / "sweep.json").write_text(content)
+    with pytest.raises(DataError, match="not a sweep of this program"):
+        run(coarse)
+    assert run(coarse, overwrite=True).calls_spent
+
+
+def test_scores_that_json_has_no_number_for(tmp_path: Path) -> None:
+    log = SweepLog(tmp_path / "sweep.json", {"a": 1}, overwrite=False)
+    log.trials[TrialKey("equal", 0, (9,))] = Trial(math.inf, 1.0, 0.1)
+    log.trials[TrialKey("broken", 0, (9,))] = Trial(math.nan, math.nan, 0.1)
+    log.save({"complete": True})
+    again = SweepLog(tmp_path / "sweep.json", {"a": 1}, overwrite=False)
+    assert again.trials[TrialKey("equal", 0, (9,))].psnr == math.inf
+    assert math.isnan(again.trials[TrialKey("broken", 0, (9,))].psnr)
+    rows = make_table([NamedGrid((9,), "a")], again, ["equal", "broken"], [0], Rule("psnr"), None)
+    assert not rows[0].chosen
+    assert rows[0].as_json()["psnr"] is None
+
+
+def test_weights_that_restore_to_nothing(shards: Path, tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "nan.pt", "coarse", shards)
+    checkpoint = load_checkpoint(path)
+    checkpoint.ema["output.weight"][:] = math.nan
+    save_checkpoint(path, checkpoint.params, checkpoint.ema, checkpoint.meta)
+    with pytest.raises(CheckpointError, match="no grid gives finite images"):
+        run(path)
+    assert load_checkpoint(path).meta.grid_from == "recipe"
+
+
+def test_data_that_is_not_there(coarse: Path, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        run(tmp_path / "no.pt")
+    with pytest.raises(DataError, match="no such folder of shards"):
+        run(coarse, data=tmp_path / "no")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no validation shards"):
+        run(coarse, data=tmp_path / "empty")
+    with pytest.raises(UsageError, match="no such protocol"):
+        run(coarse, protocol="best")
+    with pytest.raises(UsageError, match="grid times"):
+        run(coarse, starts=(1000,))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResourceError, match="under a regular file"):
+        run(coarse, out=tmp_path / "file" / "out")
+
+
+def test_images_below_the_window_of_ssim(coarse: Path, tmp_path: Path) -> None:
+    for side in ("input", "target"):
+        (tmp_path / "src" / side).mkdir(parents=True)
+        for i in range(2):
+            save_rgb8(tmp_path / "src" / side / f"{i}.png", photo(i, 9, 30))
+    prepare(PrepareOptions(source=tmp_path / "src", out=tmp_path / "small", val=1)).run()
+    with pytest.raises(DataError, match="SSIM needs"):
+        run(coarse, data=tmp_path / "small")
+
+
+def test_options_have_the_documented_defaults() -> None:
+    options = SweepOptions(Path("c.pt"))
+    assert options.steps == tuple(range(1, 11))
+    assert replace(options, seeds=2).rule == Rule("within", 0.2)

@@ -1,0 +1,284 @@
+"""Steps that fail at first, scoring that fails, and states from other machines."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.train import fallbacks as attempts
+from c2fdft_cli.engine.train import memory
+from c2fdft_cli.engine.train.events import Notice
+from c2fdft_cli.engine.train.options import TrainRequest
+from c2fdft_cli.engine.train.state import load_state
+from c2fdft_cli.engine.train.stepper import Objective, Stepper
+from c2fdft_cli.engine.train.validator import NARROW, Validator
+from c2fdft_cli.engine.weights.tensors import save_tensors
+from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution.device import Runtime, make_runtime
+from c2fdft_cli.recipe.schema import Train
+from tests.engine.train.test_job import losses, metrics, request, resume, run, same_weights
+
+CPU = torch.device("cpu")
+
+
+def notices(events: list) -> list[str]:
+    return [event.text for event in events if isinstance(event, Notice)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shard_folder) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(request("coarse", shard_folder, folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[x] DefaultCPUAllocator: no")],
+)
+def test_out_of_memory_goes_on_in_smaller_pieces(tmp_path, shard_folder, monkeypatch, error):
+    step, sizes = Stepper.step, []
+
+    def hungry(self, batch, share, lr, micro_batch):
+        sizes.append((len(batch), micro_batch))
+        if micro_batch > 1:
+            raise error
+        return step(self, batch, share, lr, micro_batch)
+
+    monkeypatch.setattr(Stepper, "step", hungry)
+    _, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    assert sizes[:3] == [(4, 4), (4, 2), (4, 1)]
+    said = [one for one in notices(events) if one.startswith("out of memory")]
+    assert said[:2] == [
+        f"out of memory: 16 px goes on in micro-batches of {micro}" for micro in (2, 1)
+    ]
+    assert load_state(tmp_path / "run" / "state.pt").micro == {16: 1, 24: 1}
+
+
+def test_out_of_memory_with_one_image_is_an_error(tmp_path, shard_folder, monkeypatch):
+    def hungry(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Stepper, "step", hungry)
+    with pytest.raises(ResourceError, match=r"out of memory at 16 px, micro-batch 1.*smaller"):
+        run(request("coarse", shard_folder, tmp_path / "run"))
+
+
+def test_other_processes_are_not_left_waiting(tmp_path, shard_folder, monkeypatch):
+    """A failed attempt ends all of them, and what to go on with is said; it is then taken."""
+    from dataclasses import replace
+
+    from c2fdft_cli.engine.train.job import train
+    from c2fdft_cli.engine.train.setup import set_up
+
+    options = set_up(request("coarse", shard_folder, tmp_path / "run"))
+    with monkeypatch.context() as patch:
+
+        def hungry(*_):
+            raise torch.OutOfMemoryError
+
+        patch.setattr(Stepper, "step", hungry)
+        job = train(replace(options, runtime=replace(options.runtime, world=2)))
+        with pytest.raises(ResourceError, match=r"--resume train\.micro_batch=1"):
+            job.run()
+    _, events = resume("coarse", tmp_path / "run", "train.micro_batch=1")
+    assert "16 px: micro-batches of 1 of 4" in notices(events)
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is(
+    tmp_path, shard_folder, whole, monkeypatch
+):
+    def fails_backward(net, wish, runtime):
+        def call(x, t):
+            y = net.forward(x, t)
+            y.register_hook(boom)
+            return y
+
+        def boom(gradient):
+            raise RuntimeError("Triton: out of resource: shared memory\nand a page about it")
+
+        net._compiled_call_impl = call
+
+    monkeypatch.setattr(attempts, "compile_in_place", fails_backward)
+    _, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    said = notices(events)
+    assert said == [
+        "torch.compile failed (RuntimeError: Triton: out of resource: shared memory): on without it"
+    ]
+    assert same_weights(tmp_path / "run" / "coarse.pt", whole / "coarse.pt")
+
+
+def test_an_error_that_nothing_helps_is_raised(tmp_path, shard_folder, monkeypatch):
+    def broken(*_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Stepper, "step", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        run(request("coarse", shard_folder, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[x] DefaultCPUAllocator: no"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_no_memory_to_score_costs_the_score_alone(
+    tmp_path, shard_folder, whole, monkeypatch, error
+):
+    score, widths = Validator._score, []
+
+    def hungry(self, step, pairs, rows, request):
+        widths.append(rows)
+        if rows is None or step == 4:
+            raise error
+        return score(self, step, pairs, rows, request)
+
+    monkeypatch.setattr(Validator, "_score", hungry)
+    _, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    assert widths == [None, NARROW] * 3
+    assert "4: no memory to restore the validation images; no score" in notices(events)
+    scored = [bool(row["val_psnr"]) for row in metrics(tmp_path / "run")]
+    assert scored == [False, False, False, True, False, True]
+    assert same_weights(tmp_path / "run" / "coarse.pt", whole / "coarse.pt")
+
+
+def test_a_failure_in_scoring_costs_no_step(tmp_path, shard_folder, whole, monkeypatch):
+    """The state is on disk first, and resuming does the scoring that was due."""
+
+    def broken(*_):
+        raise OSError("the validation shard is gone")
+
+    begin = request("coarse", shard_folder, tmp_path / "run")
+    again = TrainRequest("coarse", out=tmp_path / "run", resume=True, device="cpu")
+    for step in (4, 8, 12):
+        with monkeypatch.context() as patch:
+            patch.setattr(Validator, "_score", broken)
+            with pytest.raises(OSError, match="is gone"):
+                run(begin if step == 4 else again)
+        state = load_state(tmp_path / "run" / "state.pt")
+        assert (state.step, state.unscored) == (step, True)
+        if step < 12:  # another look at what is due, then on to the next one
+            with monkeypatch.context() as patch:
+                patch.setattr(Validator, "_score", _once(Validator._score, step))
+                with pytest.raises(OSError, match="is gone"):
+                    resume("coarse", tmp_path / "run")
+    resume("coarse", tmp_path / "run")
+    resume("coarse", tmp_path / "run")  # of a finished run: nothing to do, nothing lost
+    assert same_weights(tmp_path / "run" / "coarse.pt", whole / "coarse.pt")
+    assert losses(tmp_path / "run") == losses(whole)
+    columns = ("iteration", "val_psnr")
+    table = [[row[c] for c in columns] for row in metrics(tmp_path / "run")]
+    assert table == [[row[c] for c in columns] for row in metrics(whole)]
+
+
+def _once(score, step):
+    def scored_then_broken(self, k, *rest):
+        if k > step:
+            raise OSError("the validation shard is gone")
+        return score(self, k, *rest)
+
+    return scored_then_broken
+
+
+def test_a_disk_that_refuses_is_one_line(tmp_path):
+    """The error of a real write, which torch would turn into one of its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(ResourceError, match="cannot write"):
+            save_tensors(tmp_path / "a.pt", {"params": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resuming_removes_what_a_killed_run_was_writing(tmp_path, shard_folder):
+    run(request("coarse", shard_folder, tmp_path / "run"))
+    left = tmp_path / "run" / "checkpoints" / ".0123456789abcdef.tmp.pt"
+    mine = tmp_path / "run" / ".notes.tmp.txt"
+    left.touch()
+    mine.touch()
+    resume("coarse", tmp_path / "run")
+    assert not left.exists()
+    assert mine.exists()
+
+
+def make_stepper(dtype=torch.float32, layout=torch.contiguous_format) -> Stepper:
+    torch.manual_seed(0)
+    net = DFT(dim=8, blocks=(1, 1, 1, 1)).to(memory_format=layout)
+    return Stepper(
+        Objective(net, torch.linspace(0.99, 0.01, 10), None), Train(), Runtime(CPU, dtype)
+    )
+
+
+def move(stepper: Stepper) -> None:
+    for number, parameter in enumerate(stepper.net.parameters()):
+        values = torch.linspace(-1, 1, parameter.numel()).view(parameter.shape) + number / 100
+        parameter.grad = torch.empty_like(parameter).copy_(values)
+    stepper._apply(torch.tensor(1.0), 1e-2)
+
+
+@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("after", [torch.contiguous_format, torch.channels_last])
+def test_a_state_of_another_memory_layout(before, after):
+    """As between CUDA, channels-last, and a CPU."""
+    expected, first, second = (
+        make_stepper(),
+        make_stepper(layout=before),
+        make_stepper(layout=after),
+    )
+    for _ in range(2):
+        move(expected)
+    move(first)
+    second.load(first.state())
+    move(second)
+    for a, b in zip(second.net.parameters(), expected.net.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_state_of_another_precision():
+    full, half = make_stepper(), make_stepper(torch.float16)
+    half.load(full.state())
+    assert half.scaler.get_scale() > 1
+    full.load(half.state())
+    assert not full.scaler.is_enabled()
+
+
+def test_a_step_given_up_after_unscaling_can_be_taken_again():
+    stepper = make_stepper(torch.float16)
+    scale = stepper.scaler.get_scale()
+    stepper.scaler.scale(torch.ones(()))
+    move_half_way(stepper)
+    stepper.abandon()
+    stepper.scaler.scale(torch.ones(()))
+    move(stepper)
+    assert stepper.updates == 1
+    assert stepper.scaler.get_scale() == scale
+
+
+def move_half_way(stepper: Stepper) -> None:
+    for parameter in stepper.net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    stepper.scaler.unscale_(stepper.optimizer)
+
+
+def test_memory_that_torch_keeps_counts_as_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    assert memory.free_bytes(Runtime(torch.device("cuda", 0))) == 600
+
+
+def test_more_processes_than_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ResourceError, match=r"process 3 .* 2 are there - start with --nproc-per"):
+        make_runtime("cuda")

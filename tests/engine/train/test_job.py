@@ -1,0 +1,439 @@
+"""Training: exact resume, micro-batches and processes, bad steps, what a run leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fdft_cli.engine.train.dry_run import plan_training
+from c2fdft_cli.engine.train.events import Notice, Saved, StepDone, Validated
+from c2fdft_cli.engine.train.folder import find_run, new_run
+from c2fdft_cli.engine.train.job import train
+from c2fdft_cli.engine.train.options import TrainRequest
+from c2fdft_cli.engine.train.setup import set_up
+from c2fdft_cli.engine.train.state import load_state
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from c2fdft_cli.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    RecipeError,
+    ResourceError,
+    UsageError,
+)
+from tests.conftest import MINI
+
+
+def request(stage: str, data: Path | None, out: Path | None, *more: str, **changes) -> TrainRequest:
+    values = {
+        "stage": stage,
+        "recipe": "tiny",
+        "overrides": [*MINI, *more],
+        "data": data,
+        "out": out,
+        "device": "cpu",
+        "precision": "fp32",
+        **changes,
+    }
+    return TrainRequest(**values)
+
+
+def run(wish: TrainRequest):
+    job = train(set_up(wish))
+    events = list(job)
+    return job.result, events
+
+
+def collect(job, events: list) -> None:
+    """Run a job that may fail, keeping the events up to then."""
+    for event in job:
+        events.append(event)
+
+
+def resume(stage: str, out: Path, *changed: str):
+    wish = TrainRequest(
+        stage=stage, out=out, overrides=[*changed], resume=True, device="cpu", precision="fp32"
+    )
+    return run(wish)
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    if not (folder / "metrics.csv").is_file():
+        return []
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder: Path) -> list[str]:
+    return [row["loss"] for row in metrics(folder)]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, other = load_checkpoint(a), load_checkpoint(b)
+    return all(
+        torch.equal(x[name], y[name])
+        for x, y in ((one.params, other.params), (one.ema, other.ema))
+        for name in x
+    )
+
+
+@pytest.fixture(scope="module")
+def coarse_run(tmp_path_factory, shard_folder) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "coarse"
+    run(request("coarse", shard_folder, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fine_run(tmp_path_factory, shard_folder, coarse_run) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "fine"
+    run(request("fine", shard_folder, folder, init=coarse_run / "coarse.pt"))
+    return folder
+
+
+def test_a_run_leaves_what_the_contract_says(coarse_run):
+    for name in ("recipe.yaml", "env.json", "metrics.csv", "state.pt", "coarse.pt"):
+        assert (coarse_run / name).is_file(), name
+    names = sorted(p.name for p in (coarse_run / "checkpoints").iterdir())
+    assert names == [
+        "best.pt", "last.pt", "step-000000008.pt", "step-000000010.pt", "step-000000012.pt"
+    ]  # fmt: skip
+    assert list((coarse_run / "samples").glob("*.png"))
+    rows = metrics(coarse_run)
+    assert [int(row["iteration"]) for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert [row["patch"] for row in rows] == ["16", "24", "24", "16", "24", "24"]
+    assert [bool(row["val_psnr"]) for row in rows] == [False, True, False, True, False, True]
+
+
+def test_checkpoint_says_what_it_is(coarse_run, fine_run, shard_folder):
+    coarse, fine = (load_checkpoint(p) for p in (coarse_run / "coarse.pt", fine_run / "fine.pt"))
+    assert (coarse.meta.stage, coarse.meta.step) == ("coarse", 12)
+    assert (fine.meta.stage, fine.meta.step, fine.meta.grid) == ("fine", 8, [999, 500])
+    assert fine.meta.data == str(shard_folder)
+    assert fine.meta.recipe["fine"]["iterations"] == 8
+    released = torch.load(fine_run / "fine.pt", weights_only=True)
+    assert set(released) == {"params", "params_ema", "meta"}
+    assert not any(name.startswith(("module.", "_orig_mod.")) for name in released["params"])
+
+
+def test_drawing_on_pairs_is_said(tmp_path, shard_folder):
+    def notices(*more: str) -> list[str]:
+        _, events = run(request("coarse", shard_folder, tmp_path / f"run{len(more)}", *more))
+        return [event.text for event in events if isinstance(event, Notice)]
+
+    assert not any("drawn on the clean images" in said for said in notices())
+    said = notices("data.synthesize=noise", "train.validate_every=100")
+    assert any(one.startswith("noise is drawn on the clean images") for one in said)
+
+
+def test_events_tell_steps_scores_and_files(tmp_path, shard_folder):
+    _, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [step.iteration for step in steps] == list(range(1, 13))
+    assert [(s.patch, s.batch) for s in steps[2:4]] == [(16, 4), (24, 2)]
+    assert sum(isinstance(event, Validated) for event in events) == 3
+    assert events[-1] == Saved(12, tmp_path / "run" / "coarse.pt")
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 7, 11])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, shard_folder, coarse_run, stop_at):
+    """Closed at any step, as by kill -9: what is on disk is the last saved state."""
+    job = train(set_up(request("coarse", shard_folder, tmp_path / "run")))
+    events = iter(job)
+    for event in events:
+        if isinstance(event, StepDone) and event.iteration == stop_at:
+            break
+    events.close()
+    resume("coarse", tmp_path / "run")
+    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+    assert losses(tmp_path / "run") == losses(coarse_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path, shard_folder, coarse_run, fine_run, stage
+):
+    """kill -9 of the real command, then --resume, until it is done."""
+    whole = {"coarse": coarse_run, "fine": fine_run}[stage]
+    words = ["--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
+    start = ["--recipe", "tiny", "--data", str(shard_folder), *MINI]
+    if stage == "fine":
+        start += ["--from", str(coarse_run / "coarse.pt")]
+    command = [sys.executable, "-m", "c2fdft_cli", f"train-{stage}", *words]
+    first = subprocess.Popen([*command, *start], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "state.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert same_weights(tmp_path / "run" / f"{stage}.pt", whole / f"{stage}.pt")
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+def test_sigterm_saves_first(tmp_path, shard_folder, coarse_run):
+    job = train(set_up(request("coarse", shard_folder, tmp_path / "run", "train.save_every=100")))
+
+    def terminate_at(step: int) -> None:
+        for event in job:
+            if isinstance(event, StepDone) and event.iteration == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        terminate_at(5)
+    assert caught.value.exit_code == 143
+    assert "--resume" in str(caught.value)
+    resume("coarse", tmp_path / "run")
+    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+    assert losses(tmp_path / "run") == losses(coarse_run)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_saves_first(tmp_path, shard_folder):
+    """As torchrun and job queues send it: to the data workers too."""
+    words = ["--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
+    start = ["--recipe", "tiny", "--data", str(shard_folder), *MINI, "coarse.iterations=100000"]
+    command = [sys.executable, "-m", "c2fdft_cli", "train-coarse", *words, *start]
+    process = subprocess.Popen(
+        [*command, "data.workers=2", "train.save_every=100000", "train.validate_every=100000"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(metrics(tmp_path / "run")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "state saved" in said
+    assert load_state(tmp_path / "run" / "state.pt").step > 2
+
+
+def test_time_limit_saves_and_stops(tmp_path, shard_folder):
+    with pytest.raises(Interrupted, match="stopped after step 1 of 12, state saved"):
+        run(request("coarse", shard_folder, tmp_path / "run", max_seconds=0.0))
+    assert (tmp_path / "run" / "state.pt").is_file()
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_micro_batches_change_only_rounding(tmp_path, shard_folder, coarse_run, fine_run, stage):
+    init = coarse_run / "coarse.pt" if stage == "fine" else None
+    run(request(stage, shard_folder, tmp_path / "run", "train.micro_batch=1", init=init))
+    whole = {"coarse": coarse_run, "fine": fine_run}[stage]
+    one, other = (load_checkpoint(f / f"{stage}.pt") for f in (tmp_path / "run", whole))
+    for name, weights in other.params.items():
+        assert torch.allclose(one.params[name], weights, atol=2e-3), name
+
+
+def test_workers_change_nothing(tmp_path, shard_folder, coarse_run):
+    run(request("coarse", shard_folder, tmp_path / "run", "data.workers=2"))
+    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path, shard_folder):
+    """torchrun with two gloo processes against one with two micro-batches, AdamW's first steps."""
+    wish = request("coarse", shard_folder, tmp_path / "one", "train.micro_batch=2")
+    run(wish)
+    words = [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "c2fdft_cli", "train-coarse", "--recipe", "tiny", "--data", str(shard_folder)),
+        *("--out", str(tmp_path / "two"), "--device", "cpu", "--precision", "fp32", *MINI),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (load_checkpoint(tmp_path / name / "coarse.pt") for name in ("one", "two"))
+    for name, weights in one.params.items():
+        assert torch.allclose(two.params[name], weights, atol=2e-3), name
+    first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [float(a) for a in first] == pytest.approx([float(b) for b in second], rel=1e-3)
+
+
+def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
+    wish = request(
+        "coarse", shard_folder, tmp_path / "run", "coarse.lr=1e30", "train.max_bad_steps=3"
+    )
+    wish.overrides.append("coarse.periods=[{length: 12, floor: 1.0e30}]")
+    events = []
+    job = train(set_up(wish))
+    with pytest.raises(ResourceError, match="3 steps in a row had no finite loss or gradient"):
+        collect(job, events)
+    skipped = [e.iteration for e in events if isinstance(e, StepDone) and e.skipped]
+    assert len(skipped) == 2
+    # saved every 2 steps, but not what came after the weights had gone
+    state = load_state(tmp_path / "run" / "state.pt")
+    assert state.step == 0
+    assert all(torch.isfinite(x).all() for x in state.stepper["params"].values())
+
+
+def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
+    """The whole fine stage, bit for bit on the CPU."""
+    settings = ("fine.iterations=4", "train.save_every=100", "train.validate_every=100")
+    for way in ("none", "call", "level"):
+        run(request("fine", shard_folder, tmp_path / way, f"fine.recompute={way}", *settings,
+                    init=coarse_run / "coarse.pt"))  # fmt: skip
+    for way in ("call", "level"):
+        assert same_weights(tmp_path / way / "fine.pt", tmp_path / "none" / "fine.pt")
+
+
+def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, shard_folder, fine_run):
+    """Fine-tuning: the averaged weights of any checkpoint, its recipe, one's own shards."""
+    from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+    from c2fdft_cli.engine.train.objective import make_objective
+
+    pairs = shard_folder.parent.parent
+    source = next(p for p in pairs.glob("pairs*") if (p / "val").is_dir())
+    prepare(PrepareOptions(source=source / "val", out=tmp_path / "own")).run()
+    wish = TrainRequest("coarse", data=tmp_path / "own", out=tmp_path / "run",
+                        init=fine_run / "fine.pt", overrides=["coarse.iterations=3"],
+                        device="cpu", precision="fp32")  # fmt: skip
+    given = load_checkpoint(fine_run / "fine.pt")
+    start = make_objective(set_up(wish)).net.state_dict()
+    assert all(torch.equal(start[name], value) for name, value in given.ema.items())
+    result, _ = run(wish)
+    tuned = load_checkpoint(result.checkpoint)
+    assert (tuned.meta.stage, tuned.meta.step) == ("coarse", 3)
+    assert tuned.meta.data == str(tmp_path / "own")
+    assert any(not torch.equal(tuned.params[name], value) for name, value in given.ema.items())
+    moved = torch.cat([(tuned.params[n] - v).flatten() for n, v in given.ema.items()]).norm()
+    size = torch.cat([v.flatten() for v in given.ema.values()]).norm()
+    assert moved < 0.1 * size
+
+
+def test_fine_starts_from_raw_when_asked(tmp_path, shard_folder, coarse_run):
+    from c2fdft_cli.engine.train.objective import make_objective
+
+    coarse = load_checkpoint(coarse_run / "coarse.pt")
+    for choice, state in (("ema", coarse.ema), ("raw", coarse.params)):
+        wish = request("fine", shard_folder, tmp_path / choice, f"fine.start_from={choice}",
+                       init=coarse_run / "coarse.pt")  # fmt: skip
+        net = make_objective(set_up(wish)).net
+        assert all(torch.equal(net.state_dict()[name], state[name]) for name in state)
+
+
+def test_recipe_data_and_grid_come_from_the_checkpoint(tmp_path, shard_folder, coarse_run):
+    options = set_up(
+        TrainRequest(stage="fine", init=coarse_run / "coarse.pt", device="cpu", out=tmp_path / "f")
+    )
+    assert options.grid == [999, 500]
+    assert options.data == shard_folder
+    assert options.recipe.network.dim == 8
+    assert options.recipe_name == "tiny"
+
+
+def test_a_plan_of_a_begun_run_is_for_what_is_left(tmp_path, shard_folder):
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, tmp_path / "run", max_seconds=0.0))
+    plan = plan_training(
+        set_up(TrainRequest("coarse", out=tmp_path / "run", resume=True, device="cpu"))
+    ).run()
+    assert plan.iterations == 11
+    assert [(s.patch, s.iterations) for s in plan.stages] == [(16, 5), (24, 6)]
+
+
+def test_plan_writes_nothing(tmp_path, shard_folder):
+    plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
+    assert [(s.patch, s.batch, s.iterations) for s in plan.stages] == [(16, 4, 6), (24, 2, 6)]
+    assert all(stage.memory > 0 and stage.seconds_per_step > 0 for stage in plan.stages)
+    assert not (tmp_path / "run").exists()
+
+
+def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = [
+        (request("coarse", empty, None), DataError, "no training shards"),
+        (request("coarse", None, None), UsageError, "no data - --data"),
+        (request("coarse", shard_folder, None, recipe="derrain"), RecipeError, "mean derain"),
+        (request("coarse", shard_folder, None, "coarse.lrr=1"), RecipeError, "coarse.lr?"),
+        (
+            request("fine", shard_folder, None, init=empty),
+            CheckpointError,
+            "a folder, not a checkpoint",
+        ),
+        (TrainRequest("coarse", out=empty, resume=True), DataError, "no run to resume"),
+        (
+            TrainRequest("fine", out=coarse_run, resume=True),
+            UsageError,
+            "use train-coarse --resume",
+        ),
+        (
+            TrainRequest("coarse", out=coarse_run, resume=True, overrides=["coarse.lr=1"]),
+            UsageError,
+            "keeps its recipe",
+        ),
+        (
+            request("fine", shard_folder, None, "network.dim=16", init=coarse_run / "coarse.pt"),
+            RecipeError,
+            "network and diffusion are those of the given weights",
+        ),
+        (request("coarse", shard_folder, None, f"train.seed={1 << 63}"), RecipeError, "below 2^63"),
+    ]
+    for wish, kind, words in cases:
+        with pytest.raises(kind) as caught:
+            set_up(wish)
+        assert words in str(caught.value), str(caught.value)
+
+
+def test_the_grid_in_use_is_the_one_in_the_recipe(tmp_path, shard_folder, coarse_run):
+    """The checkpoint's, with a notice where the named recipe states another."""
+
+    def asked(name: str, *more: str):
+        rest = [one for one in MINI if not one.startswith("sampling.")]
+        start = {"init": coarse_run / "coarse.pt", "recipe": "derain"}
+        return set_up(
+            request("fine", shard_folder, tmp_path / name, overrides=[*rest, *more], **start)
+        )
+
+    kept = asked("a", "sampling.eta=0.1")
+    assert kept.grid == kept.recipe.sampling.grid == [999, 500]
+    assert kept.recipe.sampling.eta == 0.1
+    assert any("sampling.grid=[999,666,333,0]" in one for one in kept.notices)
+    chosen = asked("b", "sampling.steps=3")
+    assert chosen.grid == chosen.recipe.sampling.grid == [999, 500, 0]
+    assert chosen.notices == ()
+
+
+def test_a_full_run_folder_is_refused(shard_folder, coarse_run):
+    with pytest.raises(UsageError, match="not empty"):
+        run(request("coarse", shard_folder, coarse_run))
+
+
+def test_other_data_cannot_be_resumed(tmp_path, shard_folder, coarse_run):
+    from c2fdft_cli.data.shards.reader import ShardSet
+    from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+
+    pairs = shard_folder.parent.parent
+    assert len(ShardSet.open(shard_folder)) == 10
+    source = next(p for p in pairs.glob("pairs*") if (p / "train").is_dir())
+    prepare(PrepareOptions(source=source / "train", out=tmp_path / "other")).run()
+    with pytest.raises(UsageError, match="not the ones"):
+        run(
+            TrainRequest(
+                "coarse", out=coarse_run, resume=True, data=tmp_path / "other", device="cpu"
+            )
+        )
+
+
+def test_run_folders_get_free_names(tmp_path):
+    assert new_run(None, "tiny", "coarse", tmp_path).path.name == "tiny-coarse"
+    (tmp_path / "tiny-coarse").mkdir()
+    assert new_run(None, "tiny", "coarse", tmp_path).path.name == "tiny-coarse-2"
+    for number, name in enumerate(("tiny-coarse", "tiny-coarse-2", "other-coarse")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "state.pt").touch()
+        os.utime(tmp_path / name / "state.pt", (number, number))
+    assert find_run(None, "tiny", "coarse", tmp_path).path.name == "tiny-coarse-2"
+    assert find_run(None, None, "coarse", tmp_path).path.name == "other-coarse"

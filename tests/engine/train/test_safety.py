@@ -1,0 +1,343 @@
+"""What a long training must not lose: precision, saved steps, a folder of its own, its peers."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fdft_cli.cli.train_view import describe
+from c2fdft_cli.engine.train import validator as train_validation
+from c2fdft_cli.engine.train.events import StepDone, Validated
+from c2fdft_cli.engine.train.folder import RunFolder
+from c2fdft_cli.engine.train.job import train
+from c2fdft_cli.engine.train.options import TrainRequest
+from c2fdft_cli.engine.train.setup import set_up
+from c2fdft_cli.engine.train.state import load_state
+from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.train.validator import Validator
+from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
+from c2fdft_cli.errors import DataError, Interrupted, ResourceError, UsageError
+from tests.conftest import MINI
+from tests.engine.train.test_job import losses, metrics, request, resume, run, same_weights
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shard_folder) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(request("coarse", shard_folder, folder))
+    return folder
+
+
+def test_precision_comes_from_the_recipe_of_the_checkpoint_too(shard_folder, whole, tmp_path):
+    wish = TrainRequest("fine", init=whole / "coarse.pt", out=tmp_path / "run", device="cpu")
+    stated = replace(wish, overrides=["train.precision=bf16"])
+    assert set_up(stated).runtime.precision == "bf16"
+    assert set_up(replace(stated, recipe="tiny", overrides=[*MINI])).recipe.network.dim == 8
+    asked = set_up(replace(stated, precision="fp32"))
+    assert asked.runtime.precision == "fp32"
+    assert asked.precision == "fp32"
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_asked_for(tmp_path, shard_folder):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, out, precision="bf16", max_seconds=0.0))
+    again = TrainRequest("coarse", out=out, resume=True, device="cpu")
+    options = set_up(again)
+    assert (options.precision, options.runtime.precision) == ("bf16", "bf16")
+    assert options.notices == ()
+    other = set_up(replace(again, precision="fp32"))
+    assert other.runtime.precision == "fp32"
+    assert other.notices == ("the run goes on in fp32; it was in bf16",)
+
+
+def test_states_from_before_precision_was_kept_can_be_resumed(tmp_path, shard_folder, whole):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, out, max_seconds=0.0))
+    state = load_tensors(out / "state.pt")
+    for key in ("precision", "computed_in", "machine"):
+        del state[key]
+    save_tensors(out / "state.pt", state)
+    resume("coarse", out)
+    assert same_weights(out / "coarse.pt", whole / "coarse.pt")
+
+
+def test_shards_may_be_named_in_the_recipe(tmp_path, shard_folder, whole):
+    named = f"data.shards={shard_folder}"
+    assert set_up(request("coarse", None, tmp_path / "run", named)).data == shard_folder
+    other = request("fine", None, tmp_path / "run", named, init=whole / "coarse.pt")
+    assert set_up(other).data == shard_folder
+    given = request("coarse", shard_folder, tmp_path / "run", "data.shards=elsewhere")
+    assert set_up(given).data == shard_folder
+
+
+def test_the_shards_in_use_come_before_those_in_the_recipe(tmp_path, shard_folder, whole):
+    named = "data.shards=elsewhere"
+    run(request("coarse", shard_folder, tmp_path / "run", named, "coarse.iterations=1"))
+    wish = TrainRequest("fine", init=tmp_path / "run" / "coarse.pt", device="cpu")
+    assert set_up(wish).data == shard_folder
+    assert set_up(wish).recipe.data.shards == str(shard_folder)
+    with pytest.raises(DataError, match="no training shards - elsewhere"):
+        set_up(replace(wish, overrides=[named]))
+
+
+def test_what_is_missing_is_told_before_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no data"):
+        set_up(request("coarse", None, None, device="cuda"))
+
+
+def test_fp16_of_another_machine(tmp_path, shard_folder, whole):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, out, max_seconds=0.0))
+    state = load_tensors(out / "state.pt")
+    save_tensors(out / "state.pt", {**state, "precision": "fp16", "computed_in": "fp16"})
+    options = set_up(TrainRequest("coarse", out=out, resume=True, device="cpu"))
+    assert options.notices[0].endswith("; it was in fp16")
+    assert options.precision == "fp16"  # back on the other machine it is that again
+    fine = TrainRequest("fine", init=whole / "coarse.pt", device="cpu")
+    with pytest.raises(UsageError, match=r"not for CPUs - train.precision - use --precision fp32"):
+        set_up(replace(fine, overrides=["train.precision=fp16"]))
+    assert set_up(replace(fine, precision="fp32")).runtime.precision == "fp32"
+
+
+def test_the_state_is_saved_before_each_score(tmp_path, shard_folder, monkeypatch):
+    """Also where scores and saves fall on different steps."""
+    saved = []
+
+    def look(self, step, *_):
+        state = load_state(tmp_path / "run" / "state.pt")
+        saved.append((step, state.step, state.unscored))
+        raise KeyError("look")
+
+    monkeypatch.setattr(Validator, "_score", look)
+    wish = request("coarse", shard_folder, tmp_path / "run", "train.save_every=100")
+    with pytest.raises(KeyError, match="look"):
+        run(wish)
+    assert saved == [(4, 4, True)]
+
+
+@pytest.mark.parametrize("step", [4, 12])
+def test_a_signal_ends_scoring_and_nothing_is_lost(
+    tmp_path, shard_folder, whole, monkeypatch, step
+):
+    out = tmp_path / "run"
+    restore_pairs, seen = train_validation.restore_pairs, []
+
+    def pairs(*args):
+        for images in restore_pairs(*args):
+            seen.append(images.name)
+            if trainer.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield images
+
+    trainer = train(set_up(request("coarse", shard_folder, out, "train.save_every=100")))
+    trainer.step = 0
+
+    def follow() -> None:
+        for event in trainer:
+            if isinstance(event, StepDone):
+                trainer.step = event.iteration
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_validation, "restore_pairs", pairs)
+        with pytest.raises(Interrupted, match=f"stopped after step {step} of 12") as caught:
+            follow()
+    assert caught.value.exit_code == 143
+    assert len(seen) == 1 + 2 * (step // 4 - 1)  # the second image was not begun
+    state = load_state(out / "state.pt")
+    assert (state.step, state.unscored) == (step, True)
+    resume("coarse", out)
+    assert same_weights(out / "coarse.pt", whole / "coarse.pt")
+    scores = [(row["iteration"], row["loss"], row["val_psnr"]) for row in metrics(out)]
+    assert scores == [(row["iteration"], row["loss"], row["val_psnr"]) for row in metrics(whole)]
+
+
+def test_a_signal_in_scoring_after_a_bad_step_saves(tmp_path, shard_folder, monkeypatch):
+    step, score = Stepper.step, Validator._score
+
+    def bad(self, batch, share, lr, micro_batch):
+        result = step(self, batch, share, lr, micro_batch)
+        self.bad_steps = int(batch.iteration == 8)
+        return result
+
+    def signalled(self, k, *rest):
+        if k == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, k, *rest)
+
+    monkeypatch.setattr(Stepper, "step", bad)
+    monkeypatch.setattr(Validator, "_score", signalled)
+    wish = request("coarse", shard_folder, tmp_path / "run", "train.validate_every=8")
+    with pytest.raises(Interrupted, match="stopped after step 8 of 12, state saved"):
+        run(wish)
+    state = load_state(tmp_path / "run" / "state.pt")
+    assert (state.step, state.unscored) == (8, True)
+
+
+def test_a_save_that_fell_on_a_bad_step_is_made_up_for(tmp_path, shard_folder, monkeypatch):
+    step, states = Stepper.step, []
+
+    def sometimes(self, batch, share, lr, micro_batch):
+        result = step(self, batch, share, lr, micro_batch)
+        bad = batch.iteration in (2, 3)
+        self.bad_steps = self.bad_steps + 1 if bad else 0
+        return replace(result, skipped=bad)
+
+    monkeypatch.setattr(Stepper, "step", sometimes)
+    wish = request("coarse", shard_folder, tmp_path / "run", "train.validate_every=100")
+    for event in train(set_up(wish)):
+        if isinstance(event, StepDone):  # what is on disk before this step's save
+            states.append(load_state(tmp_path / "run" / "state.pt").step)
+    assert states[:8] == [0, 0, 0, 0, 4, 4, 6, 6]
+
+
+def test_a_score_that_is_no_number_is_not_the_best(tmp_path, shard_folder, monkeypatch):
+    scores = iter([math.nan, 20.0, 19.0])
+    monkeypatch.setattr(
+        train_validation, "mean_scores", lambda _: {"psnr": next(scores), "ssim": 0.5}
+    )
+    result, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    assert [event.is_best for event in events if isinstance(event, Validated)] == [
+        False,
+        True,
+        False,
+    ]
+    assert result.best_psnr == 20.0
+
+
+def test_micro_batches_found_elsewhere_are_found_again(tmp_path, shard_folder):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, out, "train.micro_batch=auto", max_seconds=0.0))
+    state = load_tensors(out / "state.pt")
+    assert state["machine"] == ["cpu", 1]
+    save_tensors(out / "state.pt", {**state, "machine": ["cuda", 2], "micro": {16: 1, 24: 1}})
+    resume("coarse", out)
+    assert load_state(out / "state.pt").micro == {16: 4, 24: 2}
+
+
+def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, out, max_seconds=0.0))
+    hold = "import sys; from pathlib import Path; from c2fdft_cli.engine.train.folder import RunFolder\n"
+    hold += "with RunFolder(Path(sys.argv[1])).held(): print('held', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(out)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    before = sorted(path.name for path in out.iterdir())
+    with pytest.raises(ResourceError, match="another process trains in this folder"):
+        resume("coarse", out)
+    assert sorted(path.name for path in out.iterdir()) == before
+    other.communicate("\n")
+    with RunFolder(out).held():
+        pass
+    resume("coarse", out)
+    assert len(losses(out)) == 6
+
+
+def test_a_state_that_another_process_moved_on(tmp_path, shard_folder):
+    """Read before the other one was done: nothing of the other's is cut back."""
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, out, max_seconds=0.0))
+    late = train(
+        set_up(TrainRequest("coarse", out=out, resume=True, device="cpu", precision="fp32"))
+    )
+    resume("coarse", out)
+    rows = losses(out)
+    with pytest.raises(ResourceError, match="another process has trained in this folder"):
+        late.run()
+    assert losses(out) == rows
+    assert load_state(out / "state.pt").step == 12
+
+
+def test_a_folder_with_a_lock_alone_is_empty(tmp_path, shard_folder):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").touch()
+    run(request("coarse", shard_folder, out, "coarse.iterations=1"))
+    assert (out / "coarse.pt").is_file()
+
+
+def test_a_line_says_that_a_step_was_left_out():
+    done = StepDone(7, 16, 4, math.nan, math.inf, 1e-4, True, 1.0, 0.0, 0)
+    assert describe(done).endswith("waited 0.0%: no finite gradient, step left out")
+    assert "left out" not in describe(replace(done, skipped=False))
+
+
+ONE_RANK_FAILS = """
+    import os, sys
+    from pathlib import Path
+    import torch
+    from c2fdft_cli.engine.train import fallbacks, stepper
+    from c2fdft_cli.execution.device import leave
+    from c2fdft_cli.engine.train.options import TrainRequest
+    from c2fdft_cli.engine.train.setup import set_up
+    from c2fdft_cli.engine.train.job import train
+
+    fallbacks.is_compiled = lambda net: True  # so that a micro-batch is tried, as on CUDA
+    forward, calls = stepper.Objective.forward, []
+
+    def hungry(self, *args):
+        calls.append(1)
+        if os.environ["RANK"] == "1" and len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, *args)
+
+    stepper.Objective.forward = hungry
+    data, out, *overrides = sys.argv[1:]
+    request = TrainRequest(
+        "coarse", "tiny", [*overrides, "coarse.iterations=2"], Path(data), Path(out),
+        device="cpu", precision="fp32",
+    )
+    train(set_up(request)).run()
+    leave()
+"""
+
+
+def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_one_process_out_of_memory_in_its_first_try(tmp_path, shard_folder):
+    """It tries again in smaller pieces while the other waits: neither may wait for ever."""
+    script = tmp_path / "fails.py"
+    script.write_text(textwrap.dedent(ONE_RANK_FAILS))
+    done = torchrun(str(script), str(shard_folder), str(tmp_path / "run"), *MINI)
+    assert done.returncode == 0, done.stderr
+    # the second process had two rows of the four: it went down to one, and all with it
+    assert load_state(tmp_path / "run" / "state.pt").micro[16] == 1
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_told_and_ends_all(tmp_path, shard_folder):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    words = ["--recipe", "tiny", "--data", str(shard_folder), "--out", str(tmp_path / "full")]
+    done = torchrun("-m", "c2fdft_cli", "train-coarse", "--device", "cpu", *words, *MINI)
+    assert done.returncode != 0
+    assert done.stderr.count("error [rank 0]: this folder is not empty") == 1
+    assert "Traceback" not in done.stderr.split("error [rank 0]")[0]
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]

@@ -1,0 +1,113 @@
+"""TensorBoard: the same numbers as metrics.csv, no step twice, and how it is switched."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from c2fdft_cli.engine.train.events import StepDone
+from c2fdft_cli.engine.train.job import train
+from c2fdft_cli.engine.train.setup import set_up
+from c2fdft_cli.engine.train.tensorboard import MEMORY_TAG, TAGS, TensorBoard
+from c2fdft_cli.errors import ResourceError, UsageError
+from tests.engine.train.test_job import metrics, request, resume, run
+
+
+def read(folder: Path):
+    """TensorBoard's own view of a run."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
+    return events.Reload()
+
+
+def assert_equals_metrics(folder: Path) -> None:
+    events, rows = read(folder), metrics(folder)
+    for column, tag in TAGS.items():
+        wanted = [(int(row["iteration"]), float(row[column])) for row in rows if row[column]]
+        seen = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert [step for step, _ in seen] == [step for step, _ in wanted], tag
+        # event files hold float32
+        assert [v for _, v in seen] == pytest.approx([v for _, v in wanted], rel=1e-6), tag
+
+
+@pytest.fixture(scope="module")
+def logged_run(tmp_path_factory, shard_folder) -> Path:
+    pytest.importorskip("tensorboard")
+    folder = tmp_path_factory.mktemp("logged") / "run"
+    run(request("coarse", shard_folder, folder, "train.tensorboard=true"))
+    return folder
+
+
+def test_scalars_equal_metrics(logged_run):
+    assert_equals_metrics(logged_run)
+    assert all(event.value > 1e6 for event in read(logged_run).Scalars(MEMORY_TAG))
+
+
+def test_sample_restorations_are_shown(logged_run):
+    events = read(logged_run)
+    tags = events.Tags()["images"]
+    assert len(tags) == 2
+    assert all(tag.startswith("samples/") for tag in tags)
+    shown = events.Images(tags[0])
+    assert [image.step for image in shown] == [4, 8, 12]
+    assert shown[0].width == 3 * 56  # degraded, restored, target
+
+
+def test_resumed_shows_no_step_twice(tmp_path, shard_folder):
+    """Stopped past the last saved state: what was shown after it is shown again, once."""
+    pytest.importorskip("tensorboard")
+    job = train(set_up(request("coarse", shard_folder, tmp_path / "run", "train.save_every=4")))
+    events = iter(job)
+    for event in events:
+        if isinstance(event, StepDone) and event.iteration == 7:
+            break
+    events.close()
+    resume("coarse", tmp_path / "run")
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 2
+    assert_equals_metrics(tmp_path / "run")
+
+
+def test_what_was_shown_is_on_disk_when_the_state_is(tmp_path, shard_folder):
+    """A copy taken right after a save, as kill -9 would leave it."""
+    pytest.importorskip("tensorboard")
+    job = train(set_up(request("coarse", shard_folder, tmp_path / "run", "train.save_every=4")))
+    events = iter(job)
+    for event in events:
+        if isinstance(event, StepDone) and event.iteration == 5:
+            break
+    shutil.copytree(tmp_path / "run" / "tensorboard", tmp_path / "copy" / "tensorboard")
+    events.close()
+    assert [e.step for e in read(tmp_path / "copy").Scalars("train/loss")] == [2, 4]
+
+
+def test_off_writes_nothing(tmp_path, shard_folder):
+    run(request("coarse", shard_folder, tmp_path / "run", "train.tensorboard=false"))
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_only_the_main_process_writes(tmp_path):
+    board = TensorBoard(tmp_path / "board", "auto", is_main=False)
+    board.open(0)
+    board.row({"iteration": 1, "loss": "0.5"}, 0)
+    board.close()
+    assert not (tmp_path / "board").exists()
+
+
+def test_asked_for_and_not_installed(tmp_path, shard_folder, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError) as caught:
+        train(set_up(request("coarse", shard_folder, tmp_path / "run", "train.tensorboard=true")))
+    assert "pip install 'c2fdft[logs]'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    TensorBoard(tmp_path / "board", "auto").open(0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot write"):
+        TensorBoard(tmp_path / "file" / "board", "true").open(0)

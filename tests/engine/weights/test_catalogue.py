@@ -1,0 +1,148 @@
+"""The catalogue of packaged weights: damage, and the one that is really installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.restore.job import restore
+from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.engine.restore.plan import plan_restore
+from c2fdft_cli.engine.weights.catalogue import (
+    CATALOGUE,
+    MAX_FILE_BYTES,
+    Entry,
+    Score,
+    checked_file,
+    is_packaged,
+    read_catalogue,
+    weights_folder,
+)
+from c2fdft_cli.errors import CheckpointError
+from tests.kit.restore import random_picture, save
+from tests.kit.weights import FACTS, package
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def derain(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
+    return package(packaged, "derain", tiny_net(), [999, 500])
+
+
+def test_what_is_written_is_read(packaged: Path, derain: Path) -> None:
+    entry = read_catalogue()["derain"]
+    assert entry == read_catalogue(packaged)["derain"]
+    said = asdict(entry)
+    assert said.items() >= FACTS.items()
+    assert entry.scores == [Score(**FACTS["scores"][0])]
+    assert (entry.bytes, entry.grid, entry.network["dim"]) == (derain.stat().st_size, [999, 500], 8)
+    assert checked_file(entry) == checked_file(entry, packaged) == derain
+    assert is_packaged(derain)
+    assert not is_packaged(packaged.parent / "derain.pt")
+
+
+@pytest.mark.parametrize("text", [None, "", " \n", '{"format_version": 1, "weights": {}}'])
+def test_nothing_is_packaged(text: str | None, packaged: Path) -> None:
+    if text is not None:
+        (packaged / CATALOGUE).write_text(text)
+    assert read_catalogue() == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "7",
+        '{"weights": {}}',
+        '{"format_version": 2, "weights": {}}',
+        '{"format_version": 1, "weights": []}',
+        '{"format_version": 1, "weights": {"derain": 5}}',
+        '{"format_version": 1, "weights": {"derain": {}}}',
+        "[" * 100_000,
+        " " * 2_000_000,
+    ],
+)  # fmt: skip
+def test_a_damaged_catalogue(text: str, packaged: Path) -> None:
+    (packaged / CATALOGUE).write_text(text)
+    with pytest.raises(CheckpointError, match=r"damaged.*reinstall"):
+        read_catalogue()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("file", "../derain.pt", "its file"),
+        ("file", "other.pt", "its file"),
+        ("task", "dehaze", "task is 'dehaze'"),
+        ("grid", [], "grid"),
+        ("grid", ["9"], "grid"),
+        ("bytes", MAX_FILE_BYTES + 1, "at most"),
+        ("bytes", True, "bytes is True"),
+        ("parameters", "many", "parameters is"),
+        ("seconds_per_megapixel", float("nan"), "is nan"),
+        ("scores", [{"set": "x"}], "missing or unknown: images"),
+        ("scores", [3], "scores: not an object"),
+        ("colour", "red", "missing or unknown: colour"),
+    ],
+)
+@pytest.mark.usefixtures("derain")
+def test_wrong_values(key: str, value: Any, says: str, packaged: Path) -> None:
+    content = json.loads((packaged / CATALOGUE).read_text())
+    content["weights"]["derain"][key] = value
+    (packaged / CATALOGUE).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=f"damaged.*derain: .*{says}"):
+        read_catalogue()
+
+
+def test_a_hostile_name(packaged: Path, derain: Path) -> None:
+    content = json.loads((packaged / CATALOGUE).read_text())
+    entry = content["weights"].pop("derain")
+    content["weights"]["../derain"] = {**entry, "file": "../derain.pt"}
+    (packaged / CATALOGUE).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_catalogue()
+    assert derain.is_file()
+
+
+def test_damaged_files(derain: Path) -> None:
+    entry, data = read_catalogue()["derain"], derain.read_bytes()
+    derain.write_bytes(data[:-1])
+    with pytest.raises(CheckpointError, match=f"damaged.*{len(data) - 1} bytes, the catalogue"):
+        checked_file(entry)
+    derain.write_bytes(data[:500] + bytes([data[500] ^ 1]) + data[501:])
+    with pytest.raises(CheckpointError, match=r"damaged.*SHA-256.*pip install --force-reinstall"):
+        checked_file(entry)
+    derain.unlink()
+    with pytest.raises(CheckpointError, match=r"damaged.*missing"):
+        checked_file(entry)
+    assert read_catalogue()["derain"] == entry  # listing opens no file
+
+
+def test_every_packaged_file_is_in_the_catalogue() -> None:
+    named = {entry.file for entry in read_catalogue().values()}
+    found = {path.name for path in weights_folder().iterdir() if path.name != CATALOGUE}
+    assert found == named
+
+
+@pytest.mark.parametrize("name", list(read_catalogue()))
+def test_packaged_weights_restore(name: str, tmp_path: Path) -> None:
+    """The file is whole and small, its card exists, and it restores by its own grid."""
+    entry: Entry = read_catalogue()[name]
+    assert checked_file(entry).stat().st_size <= MAX_FILE_BYTES
+    assert (ROOT / entry.card).is_file()
+    assert entry.scores
+    source, out = save(tmp_path / "in.png", random_picture(32, 32)), tmp_path / "out.png"
+    plan = plan_restore(
+        RestoreOptions(str(source), str(out), weights=name, device="cpu", precision="fp32")
+    )
+    assert plan.grid == entry.grid
+    assert restore(plan).run().failure is None
+    assert out.is_file()

@@ -1,0 +1,209 @@
+"""Checkpoints: ours, released ones, and files that are neither."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    infer_network,
+    load_checkpoint,
+    make_network,
+    plain,
+    save_checkpoint,
+)
+from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.recipe.schema import Network
+from tests.conftest import relative, wave
+
+SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net = make_network(SMALL)
+    path = tmp_path / "weights.pt"
+    meta = Meta(SMALL, stage="fine", step=7, grid=[999, 500], metrics={"psnr": 30.5})
+    save_checkpoint(path, net.state_dict(), net.state_dict(), meta)
+    return path, net.eval()
+
+
+def rewrite(path, **changes):
+    """The same file with changed content; a key set to None is left out."""
+    content = torch.load(path, weights_only=True) | changes
+    torch.save({k: v for k, v in content.items() if v is not None}, path)
+
+
+def test_round_trip(saved):
+    path, net = saved
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.grid() == [999, 500]
+    assert (checkpoint.meta.stage, checkpoint.meta.step) == ("fine", 7)
+    x, t = wave([1, 6, 16, 16], 0.2), torch.tensor([5.0])
+    with torch.inference_mode():
+        assert torch.equal(checkpoint.network()(x, t), net(x, t))
+
+
+def test_it_is_a_released_file_too(saved):
+    content = torch.load(saved[0], weights_only=True)
+    assert set(content) == {"params", "params_ema", "meta"}
+    assert json.loads(content["meta"])["format_version"] == 1
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        SMALL,
+        Network(dim=16, blocks=[1, 2, 2, 3], heads=[2, 2, 4, 8], norm="bias_free"),
+        Network(dim=8, blocks=[1, 1, 1, 1], bias=True, dual_pixel=True),
+        Network(dim=12, blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1], ffn_factor=2.66),
+    ],
+)
+def test_network_is_inferred_from_names_and_shapes(network, tmp_path):
+    state = make_network(network).state_dict()
+    inferred = infer_network(state, tmp_path)
+    assert make_network(inferred, state) is not None
+    inferred.ffn_factor = network.ffn_factor
+    assert inferred == network
+
+
+def test_file_without_meta_is_a_released_one(saved):
+    path, _ = saved
+    rewrite(path, meta=None)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.meta.stage == "released"
+    assert checkpoint.meta.network.dim == 8
+    assert checkpoint.grid() == [999, 666, 333, 0]
+
+
+def test_params_alone_will_do(saved):
+    path, _ = saved
+    rewrite(path, params_ema=None, meta=None)
+    assert load_checkpoint(path).ema.keys() == load_checkpoint(path).params.keys()
+
+
+def test_bare_state_dict_will_do(saved, tmp_path):
+    bare = tmp_path / "bare.pth"
+    torch.save(saved[1].state_dict(), bare)
+    assert load_checkpoint(bare).meta.network.dim == 8
+
+
+def test_prefixes_are_dropped():
+    state = {"module._orig_mod.a": torch.ones(1), "_orig_mod.b": torch.ones(1)}
+    assert set(plain(state)) == {"a", "b"}
+
+
+def test_half_precision_weights_become_float32(saved):
+    path, net = saved
+    half = {k: v.bfloat16() for k, v in net.state_dict().items()}
+    rewrite(path, params=half, params_ema=half)
+    loaded = load_checkpoint(path).network()
+    assert next(loaded.parameters()).dtype == torch.float32
+    name = "latent.0.attn.qkv.weight"
+    assert relative(loaded.state_dict()[name], net.state_dict()[name]) < 0.01
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("pwned",))
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda p: p.write_text("hello, I am not a checkpoint"), "not a checkpoint"),
+        (lambda p: p.write_bytes(b""), "not a checkpoint"),
+        (lambda p: p.write_bytes(pickle.dumps({"params": Evil()})), "not a checkpoint"),
+        (lambda p: torch.save([1, 2], p), "it holds a list"),
+        (lambda p: torch.save({"a": 1}, p), "neither params nor params_ema"),
+        (lambda p: torch.save({"params": {"a": torch.ones(1)}}, p), "not the weights of a DFT"),
+        (lambda p: torch.save({"params": {"a": 3}}, p), "neither params nor params_ema"),
+        (lambda p: p.mkdir(), "a folder, not a checkpoint"),
+        (lambda p: None, "no such checkpoint"),
+    ],
+)
+def test_files_that_are_not_checkpoints(tmp_path, capsys, write, words):
+    path = tmp_path / "x.pt"
+    write(path)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "pwned" not in capsys.readouterr().out
+
+
+def test_truncated_file(saved):
+    path, _ = saved
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_archive_that_unfolds_to_much_more(tmp_path):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", b"\0" * (8 << 20))
+    with pytest.raises(CheckpointError, match="compressed archive"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("meta", "words"),
+    [
+        ("not json", "not JSON text"),
+        (3, "not JSON text"),
+        ("[]", "not JSON text"),
+        ("{}", "not JSON text"),
+        ('{"format_version": 99}', "format version 99"),
+        ('{"format_version": 1}', "its meta"),
+        ('{"format_version": 1, "network": {"dim": 99999}, "diffusion": {}, "x": 1}', "its meta"),
+        ('{"format_version": 1, "network": {"dimm": 8}, "diffusion": {}}', "its meta"),
+        (
+            '{"format_version": 1, "network": {"dim": 8}, "diffusion": {}, "grid": [1, 5]}',
+            "descend",
+        ),
+        ('{"format_version": 1, "network": {}, "diffusion": {}, "data": {"a": 1}}', "data is a"),
+        ('{"format_version": 1, "network": {"blocks": [1, 1, 1, 999]}, "diffusion": {}}', "meta"),
+    ],
+)
+def test_meta_that_cannot_be(saved, meta, words):
+    path, _ = saved
+    rewrite(path, meta=meta)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert words in str(caught.value)
+
+
+def test_weights_that_do_not_fit(saved):
+    path, net = saved
+    state = net.state_dict()
+    state["output.weight"] = torch.zeros(3, 2, 3, 3)
+    del state["latent.0.attn.temperature"]
+    state["extra"] = torch.zeros(1)
+    rewrite(path, params=state, params_ema=state)
+    with pytest.raises(CheckpointError, match="do not fit") as caught:
+        load_checkpoint(path).network()
+    told = "\n".join(caught.value.details)
+    for words in ("missing: latent.0.attn.temperature", "unexpected: extra", "output.weight: want"):
+        assert words in told
+
+
+def test_saving_does_not_touch_the_old_file_when_it_fails(saved, monkeypatch):
+    path, net = saved
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    from c2fdft_cli.errors import ResourceError
+
+    with pytest.raises(ResourceError, match="disk full"):
+        save_checkpoint(path, net.state_dict(), net.state_dict(), Meta(SMALL))
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]

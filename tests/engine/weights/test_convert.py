@@ -1,0 +1,281 @@
+"""Weights from form to form: bit-exact where nothing is cast, and safe where files lie."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+
+import pytest
+import torch
+
+from c2fdft_cli.engine.tools.info import describe
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    load_checkpoint,
+    make_network,
+    save_checkpoint,
+)
+from c2fdft_cli.engine.weights.convert import ConvertOptions, convert
+from c2fdft_cli.errors import CheckpointError, ResourceError, UsageError
+from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.conftest import fill
+
+SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
+
+
+@pytest.fixture(scope="module")
+def ema():
+    return fill(make_network(SMALL)).state_dict()
+
+
+@pytest.fixture
+def ours(tmp_path, ema):
+    raw = {name: 0.9 * tensor for name, tensor in ema.items()}
+    meta = Meta(SMALL, stage="fine", step=9, grid=[999, 500])
+    meta.recipe = Recipe(network=SMALL).to_dict()
+    save_checkpoint(tmp_path / "ours.pt", raw, ema, meta)
+    return tmp_path / "ours.pt"
+
+
+def made(source, name, **options):
+    return convert(ConvertOptions(source, source.parent / name, **options)).out
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_released_to_ours_to_released(tmp_path, ours):
+    released = made(ours, "net_g.pth")
+    back = made(made(released, "again.pt"), "again.pth")
+    first, last = (torch.load(p, weights_only=True) for p in (released, back))
+    assert set(first) == set(last) == {"params", "params_ema"}
+    assert all(same(first[key], last[key]) for key in first)
+    before = load_checkpoint(ours)
+    assert same(before.params, last["params"])
+    assert same(before.ema, last["params_ema"])
+
+
+@pytest.mark.parametrize("keys", [("params",), ("params_ema",), ()])
+def test_released_files_with_less_in_them(tmp_path, ema, keys):
+    source = tmp_path / "net_g.pth"
+    torch.save(dict.fromkeys(keys, ema) or ema, source)
+    checkpoint = load_checkpoint(made(source, "new.pt"))
+    assert same(checkpoint.ema, ema)
+    assert same(checkpoint.params, ema)
+    assert checkpoint.meta.stage == "released"
+    assert checkpoint.meta.network == SMALL
+
+
+def test_what_the_released_form_leaves_out_is_said(ours):
+    done = convert(ConvertOptions(ours, ours.with_name("a.pth")))
+    assert any("grid [999, 500]" in words for words in done.left_out)
+    assert done.grid == [999, 500]
+
+
+def test_ours_keeps_its_meta(ours):
+    assert load_checkpoint(made(ours, "b.pt")).meta == load_checkpoint(ours).meta
+
+
+@pytest.mark.parametrize(("half", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_and_ema_only(ours, ema, half, dtype):
+    path = made(ours, "half.pt", half=half, ema_only=True)
+    assert set(torch.load(path, weights_only=True)) == {"params_ema", "meta"}
+    numbers = sum(tensor.numel() for tensor in ema.values())
+    assert path.stat().st_size < 2 * numbers + 60_000
+    checkpoint = load_checkpoint(path)
+    assert same(checkpoint.ema, {name: t.to(dtype).float() for name, t in ema.items()})
+    assert checkpoint.params is checkpoint.ema
+    assert checkpoint.grid() == [999, 500]
+    assert describe(path)["parameters"] == numbers
+    assert next(checkpoint.network("raw").parameters()).dtype == torch.float32
+
+
+def test_half_refuses_what_it_cannot_hold(tmp_path, ema):
+    source = tmp_path / "large.pth"
+    torch.save(ema | {"output.weight": ema["output.weight"] + 1e6}, source)
+    with pytest.raises(UsageError, match="weight holds numbers beyond float16"):
+        made(source, "half.pt", half="fp16")
+    assert not (tmp_path / "half.pt").exists()
+    assert made(source, "half.pt", half="bf16").is_file()
+
+
+def test_part_of_a_larger_tensor_is_stored_alone(tmp_path, ema):
+    name = "latent.0.attn.qkv.weight"
+    large = torch.cat([ema[name], torch.zeros(4_000_000 // 64, 64, 1, 1)])
+    source = tmp_path / "slice.pth"
+    torch.save(ema | {name: large[: len(ema[name])]}, source)
+    assert made(source, "new.pth").stat().st_size < source.stat().st_size
+
+
+@pytest.mark.parametrize(("weights", "factor"), [(None, 1.0), ("raw", 0.9)])
+def test_safetensors_there_and_back(ours, ema, weights, factor):
+    pytest.importorskip("safetensors")
+    path = made(ours, "a.safetensors", weights=weights)
+    back = load_checkpoint(made(path, "back.pt"))
+    assert same(back.ema, {name: factor * tensor for name, tensor in ema.items()})
+    assert back.meta == load_checkpoint(ours).meta
+    assert describe(path)["stage"] == "fine"
+
+
+def test_safetensors_without_meta_under_another_name_in_half(tmp_path, ema):
+    torch_form = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "weights.bin"
+    torch_form.save_file({name: tensor.half() for name, tensor in ema.items()}, path)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.meta.stage == "released"
+    assert same(checkpoint.ema, {name: tensor.half().float() for name, tensor in ema.items()})
+
+
+def test_stamping_a_safetensors_file_keeps_its_form(ours, ema):
+    pytest.importorskip("safetensors")
+    path = made(ours, "a.safetensors")
+    meta = load_checkpoint(path).meta
+    meta.grid = [700]
+    save_checkpoint(path, ema, ema, meta)
+    assert load_checkpoint(path).grid() == [700]
+
+
+def header(text, size=None):
+    data = text.encode()
+    return (len(data) if size is None else size).to_bytes(8, "little") + data
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "damaged, or not safetensors"),
+        (b"hello, I am text", "header is over"),
+        (header('{"a": 1}'), "damaged, or not safetensors"),
+        (header("{}", size=64 << 20), "header is over 32 MiB"),
+        (header('{"a":{"dtype":"F32","shape":[99],"data_offsets":[0,396]}}'), "damaged"),
+        (header("{}"), "neither params nor params_ema"),
+    ],
+)
+def test_hostile_safetensors(tmp_path, content, says):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        made(path, "y.pt")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "y.pt").exists()
+
+
+def test_truncated_safetensors(ours):
+    pytest.importorskip("safetensors")
+    path = made(ours, "a.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged, or not safetensors"):
+        load_checkpoint(path)
+
+
+def test_meta_of_a_safetensors_file_is_checked(tmp_path, ema):
+    torch_form = pytest.importorskip("safetensors.torch")
+    for meta, says in (("[]", "not JSON text"), (" " * (17 << 20), "not JSON text")):
+        torch_form.save_file(ema, tmp_path / "x.safetensors", metadata={"c2fdft": meta})
+        with pytest.raises(CheckpointError, match=says):
+            load_checkpoint(tmp_path / "x.safetensors")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("pwned",))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (torch.zeros(3, 2, 3, 3), "do not fit"),
+        (torch.zeros(1, 1, 1, 1).expand(3, 1 << 40, 3, 3), "larger than the file"),
+        (torch.zeros(3, 16, 3, 3, dtype=torch.int64), "output.weight holds no plain"),
+        (torch.zeros(3, 16).to_sparse(), "output.weight holds no plain"),
+    ],
+)
+def test_hostile_tensors(tmp_path, ema, tensor, says):
+    path = tmp_path / "x.pth"
+    torch.save({"params": ema, "params_ema": ema | {"output.weight": tensor}}, path)
+    with pytest.raises(CheckpointError) as caught:
+        made(path, "y.pt")
+    assert says in str(caught.value)
+    assert not (tmp_path / "y.pt").exists()
+
+
+def test_pickle_with_code(tmp_path, capsys):
+    path = tmp_path / "x.pth"
+    path.write_bytes(pickle.dumps({"params": Evil()}))
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        made(path, "y.pt")
+    assert "pwned" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("safetensors.torch", "x.safetensors"),
+        ("onnx", "x.onnx"),
+        ("onnxruntime", "x.onnx"),
+    ],
+)
+def test_missing_package(ours, monkeypatch, module, name):
+    if name == "x.onnx":
+        pytest.importorskip("onnx")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ResourceError) as caught:
+        made(ours, name)
+    assert module in str(caught.value)
+    assert "pip install 'c2fdft[export]'" in str(caught.value)
+
+
+def test_missing_package_while_reading(ours, monkeypatch):
+    path = ours.with_suffix(".safetensors")
+    path.write_bytes(header("{}"))
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ResourceError, match=r"pip install 'c2fdft\[export\]'"):
+        load_checkpoint(path)
+
+
+def test_overwriting_only_when_asked(ours):
+    path = made(ours, "a.pth")
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="--overwrite"):
+        made(ours, "a.pth")
+    assert path.read_bytes() == before
+    made(ours, "ours.pt", overwrite=True, half="bf16", ema_only=True)
+    assert load_checkpoint(ours).grid() == [999, 500]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("a.foo", {}, "the suffix names no form"),
+        ("a.pt", {"to": "tar"}, "no such value: tar - --to"),
+        ("a.pt", {"half": "fp8"}, "no such value: fp8 - --half"),
+        ("a.onnx", {"weights": "both"}, "no such value: both - --weights"),
+        ("a.pth", {"half": "bf16"}, "not for the form released - --half"),
+        ("a.onnx", {"half": "bf16"}, "not for the form onnx - --half"),
+        ("a.safetensors", {"ema_only": True}, "not for the form safetensors - --ema-only"),
+        ("a.pt", {"weights": "raw"}, "not for the form checkpoint - --weights"),
+        (".", {"to": "checkpoint"}, "a folder has this name"),
+    ],
+)
+def test_options_that_do_not_fit(ours, name, options, says):
+    with pytest.raises(UsageError) as caught:
+        made(ours, name, **options)
+    assert says in str(caught.value)
+
+
+def test_onnx_cannot_be_converted_back(tmp_path):
+    with pytest.raises(UsageError, match="cannot be converted back"):
+        made(tmp_path / "a.onnx", "a.pt")
+
+
+def test_to_overrides_the_suffix(ours):
+    assert set(torch.load(made(ours, "a.bin", to="released"))) == {"params", "params_ema"}
+
+
+def test_meta_is_json_in_the_file(ours):
+    content = torch.load(made(ours, "b.pt"), weights_only=True)
+    assert json.loads(content["meta"])["format_version"] == 1

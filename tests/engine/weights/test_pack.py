@@ -1,0 +1,120 @@
+"""add_entry: what may go into the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.weights import pack as weights_pack
+from c2fdft_cli.engine.weights.catalogue import read_catalogue
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from c2fdft_cli.engine.weights.pack import add_entry
+from c2fdft_cli.errors import CheckpointError, UsageError
+from c2fdft_cli.recipe.schema import Data, Network, Recipe
+from tests.kit.weights import FACTS, write_facts, write_packed
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "packaged"
+
+
+@pytest.fixture
+def net(tiny_net: Callable[..., DFT]) -> DFT:
+    return tiny_net()
+
+
+def test_what_is_read_off_the_file(folder: Path, net: DFT, tmp_path: Path) -> None:
+    packed = write_packed(tmp_path / "run.pt", net, [999, 500])
+    facts = write_facts(tmp_path / "facts.json")
+    entry = add_entry("derain", packed, facts, folder)
+    assert entry.parameters == sum(p.numel() for p in net.parameters())
+    stored, given = (torch.load(path, weights_only=True) for path in (folder / "derain.pt", packed))
+    assert stored.keys() == given.keys() == {"params_ema", "meta"}
+    for key, tensor in given["params_ema"].items():
+        assert stored["params_ema"][key].dtype == torch.bfloat16
+        assert torch.equal(stored["params_ema"][key], tensor)
+    add_entry("denoise", packed, write_facts(tmp_path / "n.json", task="denoise"), folder)
+    add_entry("derain-fast", packed, facts, folder)
+    assert list(read_catalogue(folder)) == ["derain", "derain-fast", "denoise"]
+
+
+def test_folders_of_the_training_are_not_shipped(folder: Path, net: DFT, tmp_path: Path) -> None:
+    recipe = Recipe(
+        network=Network(dim=8, blocks=[1, 1, 1, 1]),
+        data=Data(synthesize="rain", shards="/secret/a", streaks="/secret/b"),
+    )
+    said = {"data": "/secret/c", "recipe": recipe.to_dict()}
+    packed = write_packed(tmp_path / "run.pt", net, [500], said=said)
+    add_entry("derain", packed, write_facts(tmp_path / "facts.json"), folder)
+    assert b"secret" in packed.read_bytes()
+    assert b"secret" not in (folder / "derain.pt").read_bytes()
+    meta = load_checkpoint(folder / "derain.pt").meta
+    assert meta.data is None
+    assert meta.recipe is not None
+    assert meta.recipe["data"]["synthesize"] == "rain"
+
+
+def test_an_entry_is_replaced(folder: Path, net: DFT, tmp_path: Path) -> None:
+    facts = write_facts(tmp_path / "facts.json")
+    add_entry("derain", write_packed(tmp_path / "a.pt", net, [999]), facts, folder)
+    second = add_entry("derain", write_packed(tmp_path / "b.pt", net, [500]), facts, folder)
+    assert read_catalogue(folder) == {"derain": second}
+    assert second.grid == [500]
+
+
+def test_what_is_not_in_the_packaged_form(folder: Path, net: DFT, tmp_path: Path) -> None:
+    facts = write_facts(tmp_path / "facts.json")
+    params: dict[str, torch.Tensor] = {"x": torch.zeros(1)}
+    both = write_packed(tmp_path / "both.pt", net, [999], params=params)
+    with pytest.raises(CheckpointError, match=r"params_ema and meta alone.*c2fdft convert"):
+        add_entry("derain", both, facts, folder)
+    with pytest.raises(CheckpointError, match="name no grid"):
+        add_entry("derain", write_packed(tmp_path / "none.pt", net, None), facts, folder)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        add_entry("derain", tmp_path / "missing.pt", facts, folder)
+    assert not folder.exists()
+
+
+def test_too_large(folder: Path, net: DFT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_pack, "MAX_FILE_BYTES", 1000)
+    facts = write_facts(tmp_path / "facts.json")
+    with pytest.raises(CheckpointError, match="at most 1000 are packaged"):
+        add_entry("derain", write_packed(tmp_path / "a.pt", net, [999]), facts, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"task": "dehaze"}, "task is 'dehaze'"),
+        ({"scores": [{**FACTS["scores"][0], "psnr": "high"}]}, "psnr is 'high'"),
+        ({"more": 1}, "unknown: more"),
+        ({"sha256": "0"}, "read off the file: sha256"),
+    ],
+)
+def test_wrong_facts(
+    changes: dict[str, Any], says: str, folder: Path, net: DFT, tmp_path: Path
+) -> None:
+    packed = write_packed(tmp_path / "a.pt", net, [999])
+    with pytest.raises(UsageError, match=says):
+        add_entry("derain", packed, write_facts(tmp_path / "facts.json", **changes), folder)
+    assert not folder.exists()
+
+
+def test_facts_that_are_none(folder: Path, net: DFT, tmp_path: Path) -> None:
+    packed = write_packed(tmp_path / "a.pt", net, [999])
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    for name in ("bad.json", "list.json", "missing.json"):
+        with pytest.raises(UsageError, match=r"facts.*JSON with task"):
+            add_entry("derain", packed, tmp_path / name, folder)
+    good = write_facts(tmp_path / "facts.json")
+    for name in ("../derain", "Derain", "", "a" * 60):
+        with pytest.raises(UsageError, match="cannot be packaged"):
+            add_entry(name, packed, good, folder)
+    assert not folder.exists()

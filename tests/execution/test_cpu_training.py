@@ -1,0 +1,135 @@
+"""The written-out derivatives against autograd's own of the plain formulas."""
+
+import pytest
+import torch
+
+from c2fdft_cli.core.block import Block
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.execution import cpu_training as block_grad
+from tests.conftest import fill, relative, wave
+
+needs_kernels = pytest.mark.skipif(
+    not block_grad.fusable(torch.device("cpu"), torch.float32), reason="torch without oneDNN"
+)
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Returns a function after which blocks leave all derivatives to autograd."""
+    return lambda: monkeypatch.setattr(block_grad, "takes", lambda x: False)
+
+
+def gradients(block, x, time, weights):
+    """Result, gradient of the input and of every parameter, by name."""
+    block.zero_grad(set_to_none=True)
+    leaf = x.clone().requires_grad_()
+    y = block(leaf, time)
+    (y * weights).sum().backward()
+    named = {name: p.grad for name, p in block.named_parameters()}
+    return {"y": y.detach(), "x": leaf.grad, **named}
+
+
+@needs_kernels
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (33, 40)])
+def test_gradients_are_autograds(heads, bias, size, plain):
+    block = fill(Block(16, heads, 4.0, bias, "with_bias"))
+    x, weights = wave([2, *size, 16], 0.37), wave([2, *size, 16], 0.71)
+    time = wave([2, 16], 0.9)
+    ours = gradients(block, x, time, weights)
+    plain()
+    autograds = gradients(block, x, time, weights)
+    assert ours.keys() == autograds.keys()
+    for name, expected in autograds.items():
+        scale = expected.abs().max().clamp_min(1e-3)
+        assert (ours[name] - expected).abs().max() < 1e-4 * scale, name
+
+
+@needs_kernels
+def test_channels_without_a_value_have_autograds_gradients(plain):
+    # their sums of squares are clamped before the root
+    block = fill(Block(16, 2, 4.0, False, "with_bias"))
+    with torch.no_grad():
+        block.attn.qkv.weight[[3, 18, 20]] = 0.0
+    x, weights, time = wave([2, 5, 7, 16], 0.37), wave([2, 5, 7, 16], 0.71), wave([2, 16], 0.9)
+    ours = gradients(block, x, time, weights)
+    plain()
+    autograds = gradients(block, x, time, weights)
+    for name, expected in autograds.items():
+        assert torch.isfinite(ours[name]).all(), name
+        assert relative(ours[name], expected) < 1e-5, name
+
+
+@needs_kernels
+def test_the_functions_are_in_use():
+    block = fill(Block(16, 2, 4.0, False, "with_bias"))
+    y = block(wave([1, 8, 8, 16], 0.37), wave([1, 16], 0.9))
+    assert "FeedForward" in type(y.grad_fn).__name__
+
+
+@needs_kernels
+@pytest.mark.parametrize("bias", [True, False])
+def test_autocast_strays_no_further_than_autograd(bias, plain):
+    if not block_grad.fusable(torch.device("cpu"), torch.bfloat16):
+        pytest.skip("no bf16 arithmetic")
+    block = fill(Block(32, 2, 4.0, bias, "with_bias"))
+    x, weights, time = wave([2, 24, 24, 32], 0.37), wave([2, 24, 24, 32], 0.71), wave([1, 32], 0.9)
+    exact = gradients(block, x, time, weights)
+
+    def autocast():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return gradients(block, x, time, weights)
+
+    ours = autocast()
+    plain()
+    autograds = autocast()
+    for name, expected in exact.items():
+        assert ours[name].dtype == torch.float32, name
+        error = relative(ours[name], expected)
+        assert error < max(1.5 * relative(autograds[name], expected), 5e-3), name
+
+
+@needs_kernels
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_stream_keeps_its_dtype(bias, plain):
+    block = fill(Block(16, 2, 4.0, bias, "with_bias"))
+    x, time = wave([1, 8, 8, 16], 0.37).bfloat16(), wave([1, 16], 0.9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = block(x, time).dtype
+        plain()
+        assert ours == block(x, time).dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_dtypes_are_left_to_autograd(dtype):
+    assert not block_grad.takes(torch.zeros(1, 1, 1, 1, dtype=dtype))
+
+
+def test_inference_and_other_devices_are_left_alone():
+    assert not block_grad.takes(torch.zeros(1, device="meta"))
+    with torch.no_grad():
+        assert not block_grad.takes(torch.zeros(1))
+
+
+@needs_kernels
+def test_levels_computed_again_give_the_same_gradients():
+    net = fill(DFT(dim=8, blocks=(1, 1, 1, 1), heads=(1, 1, 2, 4)))
+    x, t = wave([1, 6, 16, 24], 0.37), torch.tensor([400])
+    found = []
+    for again in (False, True):
+        net.recompute_levels = again
+        net.zero_grad(set_to_none=True)
+        net(x, t).square().mean().backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+    for kept, computed in zip(*found, strict=True):
+        assert torch.equal(kept, computed)
+
+
+@needs_kernels
+def test_second_derivatives_are_refused():
+    block = fill(Block(8, 1, 4.0, False, "with_bias"))
+    x = wave([1, 4, 4, 8], 0.3).requires_grad_()
+    (first,) = torch.autograd.grad(block(x, wave([1, 8], 0.5)).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -1,0 +1,108 @@
+"""Device, precision, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.execution.device import Runtime, make_runtime
+from c2fdft_cli.execution.signals import graceful_stop
+
+
+def test_cpu_and_precisions():
+    runtime = make_runtime("cpu", "fp32")
+    assert (runtime.device.type, runtime.precision, runtime.is_main) == ("cpu", "fp32", True)
+    assert make_runtime("cpu", "bf16").dtype == torch.bfloat16
+    assert make_runtime("cpu", "auto").precision in ("bf16", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "kind", "words"),
+    [
+        ("gpu", "auto", UsageError, "no such device"),
+        ("cpu", "fp8", UsageError, "no such precision"),
+        ("cpu", "fp16", UsageError, "not for CPUs"),
+    ],
+)
+def test_names_that_are_not(device, precision, kind, words):
+    with pytest.raises(kind, match=words):
+        make_runtime(device, precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu():
+    with pytest.raises(ResourceError, match="no CUDA device") as caught:
+        make_runtime("cuda")
+    assert caught.value.exit_code == 5
+
+
+def test_autocast_is_what_it_says():
+    x = torch.ones(4, 4)
+    with Runtime(torch.device("cpu"), torch.bfloat16).autocast():
+        assert (x @ x).dtype == torch.bfloat16
+    with Runtime(torch.device("cpu")).autocast():
+        assert (x @ x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks_second_ctrl_c_interrupts(number):
+    before = signal.getsignal(signal.SIGINT)
+    with graceful_stop() as request:
+        assert not request
+        os.kill(os.getpid(), number)
+        assert request
+        assert request.signal_number == number
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_no_handlers_outside_of_the_main_thread():
+    seen = []
+
+    def work():
+        with graceful_stop() as request:
+            seen.append(bool(request))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+COUNT_FAULTS = """
+import resource, torch
+from c2fdft_cli.execution.heap import reusable_bytes, reuse_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+fresh = faults()
+there = reuse_freed_memory()
+for _ in range(4):
+    faults()
+print(int(there), fresh, faults(), reusable_bytes())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_freed_memory_is_used_again():
+    run = subprocess.run(
+        [sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True
+    )
+    there, fresh, reused, kept = map(int, run.stdout.split())
+    if not there:
+        pytest.skip("a C library without these settings")
+    assert reused < fresh / 10
+    # the 64 MiB of the last tensor count as free
+    assert kept == 0 or kept >= 60 << 20

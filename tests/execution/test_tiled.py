@@ -1,0 +1,45 @@
+"""Tiles: they cover everything, blend to one, and a network that looks at pixels sees no seam."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.execution.tiled import Tiled, spans
+
+T0 = torch.zeros(1)
+
+
+def pointwise(x: Tensor, t: Tensor) -> Tensor:
+    return 2 * x[:, 3:] + x[:, :3]
+
+
+@pytest.mark.parametrize("size", [8, 32, 40, 64, 72, 200])
+@pytest.mark.parametrize("side", [32, 64])
+def test_spans_cover_the_axis_with_overlap(size: int, side: int) -> None:
+    found = list(spans(size, side))
+    assert found[0].start == 0
+    assert found[-1].stop == size
+    assert all(span.stop - span.start == min(size, side) for span in found)
+    assert all(a.stop - b.start >= side // 4 for a, b in pairwise(found))
+    assert all(span.start % 8 == 0 for span in found)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (40, 96), (104, 72)])
+def test_blending_adds_up_to_one(shape: tuple[int, int]) -> None:
+    x = torch.randn(2, 6, *shape, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(Tiled(pointwise, 32)(x, T0), pointwise(x, T0), atol=1e-5)
+
+
+def test_an_image_of_one_tile_is_run_as_it_is() -> None:
+    x = torch.randn(1, 6, 32, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(Tiled(pointwise, 32)(x, T0), pointwise(x, T0))
+
+
+@pytest.mark.parametrize("side", [0, -8, 20])
+def test_a_side_that_is_no_multiple_of_8_is_refused(side: int) -> None:
+    with pytest.raises(ValueError, match="multiple of 8"):
+        Tiled(pointwise, side)

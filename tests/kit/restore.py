@@ -1,0 +1,79 @@
+"""What the tests of restore share: checkpoints, pictures, a network that changes nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.images.picture import Picture, read_picture, write_picture
+from c2fdft_cli.engine.restore.job import restore
+from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.engine.restore.plan import RestorePlan, plan_restore
+from c2fdft_cli.engine.restore.result import RestoreResult
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
+from c2fdft_cli.recipe.schema import Network
+
+
+class Identity:
+    """The noise that makes each step's x_0 the condition: the sampler returns its input."""
+
+    def __init__(self, alpha_bar: torch.Tensor) -> None:
+        self.alpha_bar = alpha_bar.double()
+        self.calls: list[tuple[int, ...]] = []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.calls.append(tuple(x.shape))
+        a = self.alpha_bar[int(t[0])].item()
+        condition, x_t = x.double().chunk(2, dim=1)
+        return ((x_t - math.sqrt(a) * condition) / math.sqrt(1 - a)).float()
+
+
+def write_checkpoint(path: Path, net: DFT, **meta: Any) -> Path:
+    """A checkpoint of a small network."""
+    network = Network(dim=net.dim, blocks=[1, 1, 1, 1])
+    state = net.state_dict()
+    save_checkpoint(path, state, state, Meta(network, **meta))
+    return path
+
+
+def random_picture(height: int, width: int, seed: int = 0, **options: Any) -> Picture:
+    """Random pixels; grey=True, alpha=True or depth=16 as asked."""
+    random = np.random.default_rng(seed)
+    dtype = np.uint16 if options.get("depth") == 16 else np.uint8
+    top = np.iinfo(dtype).max + 1
+    grey = bool(options.get("grey"))
+    pixels = random.integers(0, top, (height, width, 1 if grey else 3), dtype=dtype)
+    alpha = random.integers(0, top, (height, width), dtype=dtype) if options.get("alpha") else None
+    return Picture(np.ascontiguousarray(np.broadcast_to(pixels, (height, width, 3))), grey, alpha)
+
+
+def save(path: Path, picture: Picture) -> Path:
+    """Write a picture, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_picture(path, picture)
+    return path
+
+
+def plan(options: RestoreOptions, *, identity: bool = False, **changes: Any) -> RestorePlan:
+    """A plan in float32 on the CPU, with the network replaced by `Identity` if asked."""
+    made = plan_restore(replace(options, device="cpu", precision="fp32", **changes))
+    if identity:
+        restorer = made.executor.restorer
+        restorer.predict_noise = Identity(restorer.alpha_bar)
+    return made
+
+
+def run(options: RestoreOptions, *, identity: bool = False, **changes: Any) -> RestoreResult:
+    """Plan and restore."""
+    return restore(plan(options, identity=identity, **changes)).run()
+
+
+def pixels(path: Path) -> np.ndarray:
+    """A file's pixels."""
+    return read_picture(path).pixels

@@ -1,0 +1,19 @@
+"""Small shards by formula."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader
+
+HEADER = ShardHeader("train", '{"patches": [8]}', "input/target", "rain", "0.1")
+ENTRIES = [Entry("a", 5, 7), Entry("straße/b", 1, 1), Entry("雨", 9, 3)]
+
+
+def picture(entry: Entry, phase: int) -> Pixels:
+    values = np.arange(entry.nbytes) * 7 + 31 * phase + len(entry.name)
+    return values.astype(np.uint8).reshape(entry.height, entry.width, 3)
+
+
+def pairs_of(entries: list[Entry]) -> list[tuple[Pixels | None, Pixels]]:
+    return [(picture(entry, 1), picture(entry, 2)) for entry in entries]

@@ -1,0 +1,62 @@
+"""What the tests of packaged weights share: a folder of them that stands for the installed one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.weights.checkpoint import Meta
+from c2fdft_cli.engine.weights.pack import add_entry
+from c2fdft_cli.recipe.schema import Network
+
+FACTS: dict[str, Any] = {
+    "task": "derain",
+    "trained_on": "eight waves",
+    "schedule": "none at all",
+    "scores": [
+        {
+            "set": "Waves",
+            "protocol": "derain",
+            "images": 8,
+            "input_psnr": 26.9,
+            "input_ssim": 0.8384,
+            "psnr": 33.75,
+            "ssim": 0.9512,
+        }
+    ],
+    "seconds_per_megapixel": 12.5,
+    "timed_on": "2 CPU cores",
+    "licence": "for research and non-commercial use",
+    "good_for": "thin streaks",
+    "bad_at": "drops on the lens",
+    "card": "docs/models/derain.md",
+}
+
+
+def write_facts(path: Path, **changes: Any) -> Path:
+    """What people say of weights, as JSON."""
+    path.write_text(json.dumps({**FACTS, **changes}))
+    return path
+
+
+def write_packed(
+    path: Path, net: DFT, grid: list[int] | None, *, said: Any = None, **content: Any
+) -> Path:
+    """A checkpoint in the packaged form: params_ema in bf16, and meta."""
+    ema = {name: tensor.bfloat16() for name, tensor in net.state_dict().items()}
+    meta = Meta(Network(dim=net.dim, blocks=[1, 1, 1, 1]), stage="fine", grid=grid, **(said or {}))
+    torch.save({"params_ema": ema, "meta": meta.to_json(), **content}, path)
+    return path
+
+
+def package(folder: Path, name: str, net: DFT, grid: list[int], **changes: Any) -> Path:
+    """Put weights into a folder of packaged ones; returns the file."""
+    aside = folder.parent / "aside"
+    aside.mkdir(exist_ok=True)
+    facts = write_facts(aside / f"{name}.json", **changes)
+    entry = add_entry(name, write_packed(aside / f"{name}.pt", net, grid), facts, folder)
+    return folder / entry.file

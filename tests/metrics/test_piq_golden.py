@@ -1,0 +1,158 @@
+"""piq's metrics against values that other programs computed: see docs/metrics.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from c2fdft_cli.metrics import full_reference as piq_metrics
+from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq, piq_metric
+from c2fdft_cli.metrics.no_reference import MEASURES, measure
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "numbers" / "piq_golden.json").read_text())
+PLACES = {"astronaut": (20, 212, 100, 292), "chelsea": (30, 286, 60, 380)}
+SIZES = {"waves": (184, 200), "big": (400, 448)}
+
+Pixels = np.ndarray[Any, Any]
+
+
+def clean(name: str) -> Pixels:
+    if name in PLACES:
+        top, bottom, left, right = PLACES[name]
+        photo = getattr(pytest.importorskip("skimage.data"), name)()
+        return photo[top:bottom, left:right]
+    h, w = SIZES[name]
+    y, x, c = np.mgrid[0:h, 0:w, 0:3].astype(np.float64)
+    soft = 60 * np.sin(0.11 * x + 0.5 * c) * np.cos(0.07 * y)
+    slow = 40 * np.sin(0.013 * x * (1 + c) + 0.021 * y)
+    edges = 25 * np.sign(np.sin(0.05 * x + 0.03 * y + c))
+    return (128 + soft + slow + edges).clip(0, 255).round().astype(np.uint8)
+
+
+def worse(image: Pixels) -> Pixels:
+    """Noise that grows over each 64 rows, and a colour cast."""
+    i = np.arange(image.size, dtype=np.float64).reshape(image.shape)
+    noise = 22 * np.sin(12.9898 * i + 0.3 * np.cos(78.233 * i))
+    y = np.arange(image.shape[0])[:, None, None]
+    cast = image * np.array([0.9, 1.0, 1.05])
+    return (cast + noise * (0.3 + 0.7 * (y % 64) / 63)).clip(0, 255).round().astype(np.uint8)
+
+
+def tensor(pixels: Pixels) -> torch.Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+
+
+@pytest.fixture(scope="module", params=["waves", "big", "astronaut", "chelsea"])
+def pair(request: pytest.FixtureRequest) -> tuple[str, torch.Tensor, torch.Tensor]:
+    gt = clean(request.param)
+    return request.param, tensor(worse(gt)), tensor(gt)
+
+
+@pytest.mark.parametrize("metric", FULL_SET)
+def test_another_program_agrees(metric: str, pair: tuple[str, torch.Tensor, torch.Tensor]) -> None:
+    name, lq, gt = pair
+    golden = GOLDEN["metrics"][metric]
+    got = piq_metric(metric, lq / 255, gt / 255)
+    assert got == pytest.approx(golden["values"][name], abs=golden["tolerance"])
+
+
+def test_another_program_agrees_on_blur(pair: tuple[str, torch.Tensor, torch.Tensor]) -> None:
+    name, *both = pair
+    golden = GOLDEN["alone"]["blur_effect"]
+    got = [measure("blur_effect", one) for one in both]
+    assert got == pytest.approx(golden["values"][name], abs=golden["tolerance"])
+
+
+@pytest.mark.parametrize("name", ["waves", "big", "astronaut", "chelsea"])
+def test_another_program_agrees_on_noise(name: str) -> None:
+    """Not rounded and not clipped: where a coefficient is zero, rounding decides elsewhere."""
+    golden = GOLDEN["alone"]["noise_sigma"]
+    image = clean(name)
+    i = np.arange(image.size, dtype=np.float64).reshape(image.shape)
+    noisy = 60 + 0.5 * image + 9 * np.sin(12.9898 * i + 0.3 * np.cos(78.233 * i))
+    got = measure("noise_sigma", torch.from_numpy(noisy).permute(2, 0, 1)[None])
+    assert got == pytest.approx(golden["values"][name], abs=golden["tolerance"])
+
+
+def test_every_metric_has_a_program() -> None:
+    assert set(GOLDEN["metrics"]) == set(FULL_SET)
+    for one in GOLDEN["metrics"].values():
+        assert set(one["values"]) == set(GOLDEN["images"])
+        assert one["largest_difference"] < one["tolerance"] < 1e-3
+        assert "piq " not in one["program"]
+    assert set(GOLDEN["alone"]) < set(MEASURES)
+
+
+# -- learned metrics: their weights replaced, the way of an image through them looked at -------
+
+
+class Recorder:
+    """Keeps what reaches the first layer of a network."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.seen.append(inputs[0])
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """LPIPS and DISTS with random features and even weights; gives what reaches the network."""
+    load_piq()
+    from piq import perceptual
+    from torchvision.models import vgg
+
+    recorder = Recorder()
+
+    class Network:
+        def __init__(self) -> None:
+            torch.manual_seed(0)
+            self.features = vgg.make_layers(vgg.cfgs["D"])
+            self.features[0].register_forward_pre_hook(recorder)
+
+    def weights(url: str, **_: object) -> Any:
+        if "lpips" in url:
+            return [torch.full((1, c, 1, 1), 1 / c) for c in (64, 128, 256, 512, 512)]
+        even = torch.full((1, 3 + 64 + 128 + 256 + 512 + 512, 1, 1), 0.5 / 1475)
+        return {"alpha": even, "beta": even}
+
+    monkeypatch.setattr(perceptual, "vgg16", lambda **_: Network())
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", weights)
+    piq_metrics._network.cache_clear()
+    yield recorder
+    piq_metrics._network.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_learned_metrics_take_rgb_from_0_to_1(name: str, learned: Recorder) -> None:
+    gt = tensor(clean("waves"))[..., 40:104, 40:112] / 255
+    assert piq_metric(name, gt, gt) == pytest.approx(0.0, abs=1e-5)
+    learned.seen.clear()
+    lq = gt * torch.tensor([1.0, 0.8, 0.6]).view(1, 3, 1, 1)
+    score = piq_metric(name, lq, gt)
+    mean, std = (
+        torch.tensor(values).view(1, 3, 1, 1)
+        for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
+    for seen, image in zip(learned.seen, (lq, gt), strict=True):
+        torch.testing.assert_close(seen * std + mean, image, atol=1e-5, rtol=0)
+    assert score > 1e-4
+    swapped = piq_metric(name, lq.flip(1), gt.flip(1))
+    assert abs(swapped - score) > 1e-3 * score
+
+
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_eval_gives_learned_metrics_the_right_scale(name: str, learned: Recorder) -> None:
+    from c2fdft_cli.engine.evaluate.metrics import find_metrics
+
+    gt = tensor(clean("waves"))[..., :64, :64]
+    lq = tensor(worse(clean("waves")))[..., :64, :64]
+    want = piq_metric(name, lq / 255, gt / 255)
+    assert find_metrics(name)[name](lq, gt) == pytest.approx(want, rel=1e-3)

@@ -1,0 +1,240 @@
+"""Recipes: released numbers, merging, overrides, and every way to get one wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from c2fdft_cli.errors import RecipeError
+from c2fdft_cli.recipe.files import (
+    find_recipe,
+    load_recipe,
+    read_yaml,
+    recipe_from_dict,
+    recipe_names,
+    write_recipe,
+)
+from c2fdft_cli.recipe.schema import Sampling
+
+RELEASED = {
+    # paper, section 8: iterations, patches, batch per GPU, switch, cycles, lr, periods, mixup
+    "derain.coarse": (270, (32, 64, 128), (360, 96, 24), 10, 9, 3e-4,
+                      ((50, 3e-4), (220, 1e-5)), None),
+    "derain.fine": (90, (32, 64, 128), (96, 24, 6), 5, 6, 1e-5, ((10, 1e-5), (80, 1e-7)), None),
+    "deblur.coarse": (330, (64, 128, 256), (96, 24, 6), 10, 9, 3e-4,
+                      ((50, 3e-4), (280, 1e-5)), 1.2),
+    "deblur.fine": (30, (64, 128, 256), (24, 6, 1), 5, 2, 4e-5, ((10, 4e-5), (20, 1e-6)), 1.2),
+    "denoise.coarse": (270, (64, 128, 256), (96, 24, 6), 10, 9, 3e-4,
+                       ((50, 3e-4), (220, 1e-5)), 1.2),
+    "denoise.fine": (90, (64, 128, 256), (24, 6, 1), 5, 6, 4e-5, ((10, 4e-5), (80, 1e-6)), 1.2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(RELEASED))
+def test_released_schedules(name):
+    recipe, stage = name.split(".")
+    section = getattr(load_recipe(recipe), stage)
+    thousand, patches, per_gpu, switch, cycles, lr, periods, mixup = RELEASED[name]
+    assert section.iterations == thousand * 1000
+    assert tuple(section.patches) == patches
+    assert tuple(section.batches) == tuple(2 * b for b in per_gpu)
+    assert (section.switch_every, section.cycles) == (switch * 1000, cycles)
+    assert section.lr == lr
+    assert [(p.length, p.floor) for p in section.periods] == [(n * 1000, f) for n, f in periods]
+    assert section.mixup_beta == mixup
+
+
+def test_released_settings():
+    for name, norm in (("derain", "with_bias"), ("deblur", "with_bias"), ("denoise", "bias_free")):
+        recipe = load_recipe(name)
+        assert recipe.network.norm == norm
+        assert (recipe.network.dim, recipe.network.blocks) == (48, [4, 6, 6, 8])
+        assert (recipe.train.seed, recipe.train.weight_decay) == (100, 1e-4)
+        assert recipe.train.ema_decay == 0.999
+        assert (recipe.fine.ssim, recipe.fine.ssim_weight, recipe.fine.l1_weight) == (
+            "paper", 0.84, 0.16)  # fmt: skip
+
+
+def test_released_patch_cycle(misc):
+    from c2fdft_cli.engine.train.batches import patch_cycle
+
+    for name, numbers in misc["patch_cycle"].items():
+        recipe, stage = name.split("_")
+        cycle = patch_cycle(getattr(load_recipe(recipe), stage))
+        for iteration, (patch, per_gpu) in numbers.items():
+            assert cycle.stage(int(iteration)) == (patch, 2 * per_gpu)
+
+
+def test_every_recipe_that_comes_along_is_valid():
+    assert {"derain", "deblur", "denoise", "tiny"} <= set(recipe_names())
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe_from_dict(recipe.to_dict(), [], where=name) == recipe
+
+
+def test_written_and_read_again_is_equal(tmp_path):
+    recipe = load_recipe("tiny", ["sampling.grid=[999,500]"])
+    path = tmp_path / "mine.yaml"
+    path.write_text(write_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+
+
+def test_extends_a_file_beside_it(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "extends: tiny\ncoarse: {lr: 0.5, periods: [{length: 9, floor: 0.1}]}\n"
+    )
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\ncoarse: {iterations: 9}\n")
+    recipe = load_recipe(str(tmp_path / "mine.yaml"), ["coarse.lr=0.25"])
+    assert (recipe.coarse.iterations, recipe.coarse.lr, recipe.network.dim) == (9, 0.25, 16)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "grid"),
+    [
+        ([], [500]),
+        (["sampling.eta=0.5"], [500]),
+        (["sampling.steps=4"], None),
+        (["sampling.spacing=leading"], None),
+        (["sampling.steps=2", "sampling.grid=[999,500]"], [999, 500]),
+        (["sampling.grid=[999,500]", "sampling.steps=2"], None),
+    ],
+)
+def test_counted_calls_take_the_place_of_times(tmp_path, overrides, grid):
+    assert load_recipe("derain-small", overrides).sampling.grid == grid
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: derain-small\nsampling: {steps: 3}\n")
+    assert load_recipe(str(mine), []).sampling == Sampling(steps=3)
+
+
+def test_unknown_key_has_a_suggestion():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", ["coarse.learning_rat=1", "coarse.batchs=[1]"])
+    told = " ".join(caught.value.details)
+    assert "coarse.learning_rat: unknown key" in told
+    assert "did you mean coarse.batches?" in told
+    assert caught.value.exit_code == 2
+
+
+def test_names_of_other_programs_are_understood():
+    with pytest.raises(RecipeError, match=r"did you mean coarse\.lr"):
+        load_recipe("tiny", ["coarse.learning_rate=1"])
+
+
+def test_all_problems_at_once():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", ["network.dim=9", "coarse.lr=nan", "fine.ssim=yes", "train.keep=0",
+                             "sampling.grid=[1,2]", "coarse.patches=[12,64,96]"])  # fmt: skip
+    told = "\n".join(caught.value.details)
+    for key in ("network.dim", "coarse.lr", "fine.ssim", "train.keep", "sampling.grid",
+                "coarse.patches"):  # fmt: skip
+        assert f"{key}:" in told, key
+    assert "problems in this recipe" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("coarse.lr=fast", "could not be converted to Float"),
+        ("network=3", "network"),
+        ("coarse.lr", "key=value"),
+        ("=3", "key=value"),
+        ("task=${oc.env:HOME}", "interpolations are not allowed"),
+        ("coarse.periods=[{length: 1, flor: 2}]", "flor"),
+        ("train.micro_batch=some", "auto or at least 1"),
+        ("network.heads=[3,2,4,8]", "3 does not divide the width 16"),
+        ("coarse.batches=[1]", "as many batches as patches"),
+        ("fine.patches=[8,64,96]", "MS-SSIM"),
+    ],
+)
+def test_overrides_that_cannot_be(override, words):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", [override, "fine.ssim=paper"])
+    assert words in "\n".join([str(caught.value), *caught.value.details])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "not a YAML recipe"),
+        ("- 1\n- 2\n", "a mapping of keys"),
+        ("a: &x [1]\nb: *x\n", "anchors and aliases"),
+        ("task: ${oc.env:HOME}\n", "interpolations are not allowed"),
+        ("extends: [derain]\n", "extends: the name or path"),
+        ("extends: me.yaml\n", "circle"),
+        ("extends: nothing\n", "no such recipe"),
+    ],
+)
+def test_files_that_cannot_be(tmp_path, text, words):
+    path = tmp_path / "me.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_large_and_binary_files_are_refused(tmp_path):
+    path = tmp_path / "large.yaml"
+    path.write_text("a: 1\n" * 300_000)
+    with pytest.raises(RecipeError, match="too large"):
+        read_yaml(path)
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(RecipeError):
+        read_yaml(path)
+
+
+def test_missing_recipe_names_a_close_one():
+    with pytest.raises(RecipeError, match="did you mean derain"):
+        find_recipe("derian")
+    with pytest.raises(RecipeError, match="one of"):
+        find_recipe("zzz")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("true", "call"), ("false", "none"), ("none", "none"), ("call", "call"), ("level", "level")],
+)
+def test_recompute_in_words_and_as_it_was(tmp_path, written, meant):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: tiny\nfine:\n  recompute: {written}\n")
+    recipe = load_recipe(str(path))
+    assert recipe.fine.recompute == meant
+    assert load_recipe("tiny", [f"fine.recompute={written}"]).fine.recompute == meant
+    again = recipe_from_dict(recipe.to_dict(), [], "again")
+    assert again == recipe
+    old = recipe.to_dict()
+    old["fine"]["recompute"] = meant != "none"
+    assert recipe_from_dict(old, [], "old").fine.recompute == (
+        "none" if meant == "none" else "call"
+    )
+
+
+@pytest.mark.parametrize("written", ["auto", "on", "off"])
+def test_compile_switch(tmp_path, written):
+    """YAML takes on and off for booleans."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: tiny\ntrain:\n  compile: {written}\n")
+    assert load_recipe(str(path)).train.compile == written
+    assert load_recipe("tiny", [f"train.compile={written}"]).train.compile == written
+
+
+@pytest.mark.parametrize("written", ["auto", "true", "false"])
+def test_tensorboard_switch(written):
+    recipe = load_recipe("tiny", [f"train.tensorboard={written}"])
+    assert recipe.train.tensorboard == written
+    assert recipe_from_dict(recipe.to_dict(), [], "again") == recipe
+
+
+def test_words_that_are_no_choice():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", ["fine.recompute=levels", "train.tensorboard=perhaps"])
+    told = "\n".join(caught.value.details)
+    assert "fine.recompute: one of none, call, level" in told
+    assert "train.tensorboard: one of auto, true, false" in told
+
+
+def test_unknown_keys_and_wrong_values_are_listed_together():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", ["coarse.itrations=3", "coarse.lr=abc"])
+    assert len(caught.value.details) == 2
+    assert any("coarse.iterations?" in line for line in caught.value.details)
+    assert any(line.startswith("coarse.lr: ") for line in caught.value.details)

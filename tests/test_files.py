@@ -1,0 +1,145 @@
+"""Whole or absent: what a reader sees after success, after an error, and when nothing can be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+
+from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.files import atomic_path, atomic_write_bytes, atomic_write_text, ensure_folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def failing(code, filename=None):
+    def fail(*_args, **_kwargs):
+        raise OSError(code, os.strerror(code), filename)
+
+    return fail
+
+
+def test_bytes_and_text_round_trip(tmp_path):
+    atomic_write_bytes(tmp_path / "a.bin", b"\0\1")
+    atomic_write_text(tmp_path / "a.txt", "grüße\n")
+    assert (tmp_path / "a.bin").read_bytes() == b"\0\1"
+    assert (tmp_path / "a.txt").read_bytes() == "grüße\n".encode()
+    assert names(tmp_path) == ["a.bin", "a.txt"]
+
+
+def test_the_temporary_path_is_hidden_beside_the_target_with_its_suffix(tmp_path):
+    with atomic_path(tmp_path / "shard.h5") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".")
+        assert temporary.suffix == ".h5"
+        assert temporary.stat().st_size == 0
+        assert not (tmp_path / "shard.h5").exists()
+
+
+def test_a_name_of_the_greatest_length_works(tmp_path):
+    atomic_write_bytes(tmp_path / ("x" * 251 + ".png"), b"1")
+    assert len(names(tmp_path)[0]) == 255
+
+
+def write_half(target, error):
+    with atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), OSError("other")])
+def test_an_error_leaves_the_old_file_and_no_rest(tmp_path, error):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises((type(error), ResourceError)):
+        write_half(target, error)
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_an_error_about_another_file_is_not_blamed_on_the_target(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "out.txt"):
+        (tmp_path / "missing.txt").read_text()
+    assert names(tmp_path) == []
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        atomic_write_bytes(tmp_path / "a", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(os, "fsync", failing(code))
+    with pytest.raises(ResourceError, match="disk full") as caught:
+        atomic_write_bytes(tmp_path / "a.txt", b"data")
+    assert caught.value.exit_code == 5
+    assert str(tmp_path / "a.txt") in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_is_found_in_the_text_of_an_hdf5_error(tmp_path):
+    hidden = "Can't write data (file write failed: errno = 28, error message = 'No space left')"
+    with pytest.raises(ResourceError, match="disk full"), atomic_path(tmp_path / "a.h5"):
+        raise OSError(hidden)
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        (errno.EACCES, "no permission"),
+        (errno.EROFS, "read-only"),
+        (errno.EIO, "input/output"),
+        (errno.EBUSY, os.strerror(errno.EBUSY)),
+    ],
+)
+def test_other_failures_say_what_to_try(tmp_path, monkeypatch, code, hint):
+    monkeypatch.setattr(os, "open", failing(code))
+    with pytest.raises(ResourceError, match="cannot write") as caught:
+        atomic_write_bytes(tmp_path / "a.txt", b"data")
+    assert hint in caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_a_file_as_folder_and_a_folder_as_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path, hint in [
+        (tmp_path / "none" / "a.txt", "does not exist"),
+        (tmp_path / "file" / "a.txt", "regular file"),
+        (tmp_path / "folder", "a folder has this name"),
+    ]:
+        with pytest.raises(ResourceError, match="cannot write") as caught:
+            atomic_write_bytes(path, b"")
+        assert hint in caught.value.hint
+    assert names(tmp_path) == ["file", "folder"]
+    assert names(tmp_path / "folder") == []
+
+
+def test_ensure_folder_makes_parents_and_accepts_an_existing_one(tmp_path):
+    folder = tmp_path / "a" / "b"
+    assert ensure_folder(folder) == folder
+    assert ensure_folder(str(folder)).is_dir()
+
+
+@pytest.mark.parametrize("below", ["", "out", "out/deep"])
+def test_ensure_folder_under_a_regular_file_names_the_file(tmp_path, below):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ResourceError, match="output path under a regular file") as caught:
+        ensure_folder(tmp_path / "notes.txt" / below)
+    assert str(tmp_path / "notes.txt") in caught.value.hint
+    assert caught.value.exit_code == 5
+
+
+def test_ensure_folder_refuses_one_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ResourceError, match="cannot write"):
+        ensure_folder(tmp_path)
