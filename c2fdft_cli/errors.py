@@ -19,13 +19,16 @@ from pathlib import Path
 
 
 class C2fdftError(Exception):
-    """An error in one line: *what* - *where* - *what to try*, with details kept for below it.
+    """An error that a user can cause: what is wrong with which value, and what to try.
+
+    `str(error)` is the line that people see behind `error:`, in front of it the file that it is
+    about, as compilers do: `photo.png: not an image file`.
 
     Args:
-        what: what went wrong, without a full stop.
-        where: the file, key or option that it is about.
-        hint: what the user can try.
-        details: further lines, shown indented under the first.
+        what: what is wrong, with the value, as a sentence without a full stop.
+        where: the file that it is about, where there is one.
+        hint: what to try, shown behind `hint:` on a line of its own.
+        details: further lines, shown indented between the two.
     """
 
     exit_code = 1
@@ -42,7 +45,7 @@ class C2fdftError(Exception):
         self.where = None if where is None else str(where)
         self.hint = hint
         self.details = tuple(details)
-        super().__init__(" - ".join(part for part in (what, self.where, hint) if part))
+        super().__init__(what if self.where is None else f"{self.where}: {what}")
 
 
 class UsageError(C2fdftError):

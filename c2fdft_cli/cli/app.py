@@ -35,7 +35,7 @@ class Commands(Group):
             report(error)
             code = error.exit_code
         except KeyboardInterrupt:
-            _say("interrupted")
+            _print_error("interrupted")
             code = 130
         except Exception as error:  # only to tell the parser's own errors from bugs of ours
             if hasattr(error, "format_message"):
@@ -69,16 +69,17 @@ def _is_awaited() -> bool:
 
 
 def report(error: C2fdftError) -> None:
-    """Print *what - where - what to try*, with the details indented under it."""
-    _say(str(error))
-    for line in error.details:
-        sys.stderr.write(f"  {line}\n")
+    """Print what is wrong, its details indented under it, and what to try."""
+    _print_error(str(error), error.hint, error.details)
 
 
-def _say(text: str) -> None:
+def _print_error(what: str, hint: str | None = None, details: Sequence[str] = ()) -> None:
     # torchrun turns every child's exit code into 1: each process says who it is
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
-    sys.stderr.write(f"error{rank}: {' '.join(text.split())}\n")
+    lines = [f"error{rank}: {' '.join(what.split())}", *(f"  {line}" for line in details)]
+    if hint:
+        lines.append(f"hint: {' '.join(hint.split())}")
+    sys.stderr.write("\n".join(lines) + "\n")
 
 
 def _report_usage(error: Any) -> int:
@@ -89,7 +90,7 @@ def _report_usage(error: Any) -> int:
         return 0
     message = " ".join(error.format_message().rstrip(".").split())
     command = context.command_path if context is not None else "c2fdft"
-    _say(f"{message} - {command} - see `{command} --help`")
+    _print_error(message, f"see `{command} --help`")
     return 2
 
 

@@ -232,7 +232,8 @@ def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, max_seconds=0.0))
-    hold = "import sys; from pathlib import Path; from c2fdft_cli.engine.train.folder import RunFolder\n"
+    hold = "import sys; from pathlib import Path\n"
+    hold += "from c2fdft_cli.engine.train.folder import RunFolder\n"
     hold += "with RunFolder(Path(sys.argv[1])).held(): print('held', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", hold, str(out)],
@@ -286,7 +287,7 @@ ONE_RANK_FAILS = """
     from pathlib import Path
     import torch
     from c2fdft_cli.engine.train import fallbacks, stepper
-    from c2fdft_cli.execution.device import leave
+    from c2fdft_cli.execution.distributed import leave
     from c2fdft_cli.engine.train.options import TrainRequest
     from c2fdft_cli.engine.train.setup import set_up
     from c2fdft_cli.engine.train.job import train
