@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.errors import DataError, ResourceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _HINTS = {
@@ -89,6 +89,25 @@ def ensure_folder(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ResourceError("cannot write", where=folder, hint=_HINTS[errno.EACCES])
     return folder
+
+
+def check_folder(path: str | Path) -> None:
+    """ResourceError if a folder cannot be made or written to; nothing is made."""
+    folder = Path(path)
+    above = (folder, *folder.absolute().parents)
+    there = next(part for part in above if os.path.lexists(part))
+    if not os.path.isdir(there):
+        hint = f"{there} is a file; choose another folder"
+        raise ResourceError("output path under a regular file", where=folder, hint=hint)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ResourceError("cannot write", where=folder, hint=_HINTS[errno.EACCES])
+
+
+def read_error(error: OSError, path: str | Path) -> DataError:
+    """The one-line error for an OSError met while reading `path`."""
+    if error.errno == errno.ENOENT:
+        return DataError("no such file or folder", where=path, hint="check the path")
+    return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
 
 
 def write_error(error: OSError, path: Path) -> ResourceError:

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from c2fdft_cli.engine.restore.inputs import find_inputs
-from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.engine.restore.options import Writing
 from c2fdft_cli.engine.restore.outputs import Outputs, plan_outputs
 from c2fdft_cli.errors import UsageError
 from tests.kit.restore import random_picture, save
 
 
 def outputs(source: Path | str, out: Path | str, **changes: Any) -> Outputs:
-    options = RestoreOptions(str(source), str(out), **changes)
-    return plan_outputs(find_inputs(str(source)), options)
+    return plan_outputs(find_inputs(str(source)), str(out), Writing(**changes))
 
 
 def made(folder: Path, *names: str) -> Path:
@@ -56,11 +55,36 @@ def test_names_that_differ_in_case_collide(tmp_path: Path) -> None:
     assert sorted(named(result, tmp_path / "out")) == ["A.bmp.png", "a.png.png"]
 
 
-def test_collisions_that_stay_are_refused(tmp_path: Path) -> None:
-    source = made(tmp_path / "in", "a.jpg", "a.png", "a.jpg.bmp")
-    with pytest.raises(UsageError, match="share an output") as caught:
-        outputs(source, tmp_path / "out")
-    assert "a.jpg.png" in caught.value.details[0]
+def test_longer_names_that_are_taken_are_numbered(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg", "a.png", "a.jpg.bmp", "a.jpg-2.bmp")
+    result = outputs(source, tmp_path / "out")
+    names = {item.source.path.name: item.output.name for item in result.items if item.output}
+    assert names == {
+        "a.jpg": "a.jpg-3.png",
+        "a.png": "a.png.png",
+        "a.jpg.bmp": "a.jpg.png",
+        "a.jpg-2.bmp": "a.jpg-2.png",
+    }
+
+
+def test_names_that_differ_in_case_alone_get_names_that_do_not(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "IMG_1.jpg", "IMG_1.JPG", "x/img_1.jpg", "other.png")
+    if len(list(source.iterdir())) < 4:
+        pytest.skip("this file system does not tell cases apart")
+    out = tmp_path / "out"
+    result = outputs(source, out)
+    names = named(result, out)
+    assert sorted(names) == ["IMG_1.JPG.png", "IMG_1.jpg-2.png", "other.png", "x/img_1.png"]
+    assert len(result.warnings) == 2
+    assert all("IMG_1" in warning for warning in result.warnings)
+
+
+def test_pictures_beside_the_outputs_share_no_names_with_them(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.png", "a.compare.png")
+    out = tmp_path / "out"
+    result = outputs(source, out, compare=out)
+    files = [path for item in result.items for path in item.files]
+    assert len(files) == len(set(files)) == 4
 
 
 def test_a_named_file(tmp_path: Path) -> None:
@@ -69,14 +93,14 @@ def test_a_named_file(tmp_path: Path) -> None:
     result = outputs(source, out)
     assert result.folder is None
     assert result.items[0].output == out
-    with pytest.raises(UsageError, match=r"--format png for a \.tif file"):
+    with pytest.raises(UsageError, match=r"--format png does not fit .*b\.tif"):
         outputs(source, out, format="png")
     assert outputs(source, out, format="tiff").items[0].output == out
 
 
 def test_one_file_for_many_images_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg", "b.jpg")
-    with pytest.raises(UsageError, match="one output for 2 images"):
+    with pytest.raises(UsageError, match="OUT must be a folder for 2 images"):
         outputs(source, tmp_path / "b.png")
 
 
@@ -116,7 +140,7 @@ def test_extras_are_mirrored_and_decide_what_is_complete(tmp_path: Path) -> None
     result = outputs(source, tmp_path / "out", compare=compare, uncertainty=uncertainty)
     item = result.items[1]
     assert item.compare == compare / "x" / "a.compare.png"
-    assert item.spread == uncertainty / "x" / "a.spread.png"
+    assert item.deviation == uncertainty / "x" / "a.spread.png"
     assert item.heat == uncertainty / "x" / "a.heat.png"
     assert item.files[-1] == item.output
     for path in item.files:
