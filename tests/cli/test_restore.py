@@ -56,7 +56,7 @@ def test_a_folder(folder: Path, coarse: Path, tmp_path: Path) -> None:
     assert other.exit_code == 6
     what = "made with other settings: timesteps 999, now 999,0"
     assert other.stderr.startswith(f"warning: 2 files already exist, not overwritten: {what}")
-    assert f"error: {out}: 2 existing files were made in another way" in other.stderr
+    assert f"error: {out}: 2 files that exist were made in another way" in other.stderr
     assert f"a.png: {what}" in other.stderr
     assert "hint: use --overwrite" in other.stderr
     assert "next:" not in other.stdout
@@ -229,7 +229,7 @@ def test_a_single_output_that_is_there_is_named(folder: Path, coarse: Path, tmp_
     (tmp_path / "mine.png").write_text("mine")
     result = call(folder / "a.png", tmp_path / "mine.png", "--weights", coarse)
     assert result.exit_code == 6
-    assert "mine.png: already exists, not overwritten: there is no record" in result.stderr
+    assert "mine.png: there is no record of how it was made" in result.stderr
     assert (tmp_path / "mine.png").read_text() == "mine"
 
 

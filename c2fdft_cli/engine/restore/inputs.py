@@ -83,12 +83,10 @@ class Inputs:
     Args:
         sources: in natural order.
         single: whether one file was named by itself.
-        root: the folder that relative paths count from; None for standard input.
     """
 
     sources: list[Source]
     single: bool
-    root: Path | None
 
 
 def find_inputs(spec: str, stdin: bytes | None = None, skip: Path | None = None) -> Inputs:
@@ -102,11 +100,11 @@ def find_inputs(spec: str, stdin: bytes | None = None, skip: Path | None = None)
         skip: a folder whose files are no inputs: the outputs, where they lie among the inputs.
 
     Raises:
-        DataError: nothing there.
+        DataError: nothing there, or the single file cannot be read.
         UsageError: `-` without bytes.
     """
     if spec == STDIO:
-        return Inputs([_from_bytes(stdin)], single=True, root=None)
+        return Inputs([_from_bytes(stdin)], single=True)
     path = Path(spec)
     if spec.startswith("@") and not os.path.exists(path):
         return _many(_listed(Path(spec[1:])), None)
@@ -118,7 +116,10 @@ def find_inputs(spec: str, stdin: bytes | None = None, skip: Path | None = None)
         path.stat()
     except OSError as error:
         raise read_error(error, path) from error
-    return Inputs(list(_scan([(path, PurePath(path.name))])), single=True, root=path.parent)
+    sources = list(_scan([(path, PurePath(path.name))]))
+    if sources[0].problem is not None:
+        raise sources[0].problem
+    return Inputs(sources, single=True)
 
 
 def _from_bytes(data: bytes | None) -> Source:
@@ -131,7 +132,7 @@ def _from_bytes(data: bytes | None) -> Source:
 
 def _many(paths: Sequence[Path], root: Path | None) -> Inputs:
     base = root if root is not None else _common_folder(paths)
-    return Inputs(list(_scan([(p, _below(p, base)) for p in paths])), single=False, root=base)
+    return Inputs(list(_scan([(p, _below(p, base)) for p in paths])), single=False)
 
 
 def _common_folder(paths: Iterable[Path]) -> Path:

@@ -78,8 +78,7 @@ class Manifest:
         then = found.get("made_with")
         if not isinstance(then, dict):
             return ""
-        now = {**_USUAL, **self._settings, "weights_file": self._weights_file}
-        then = {**_USUAL, **then}
+        now = {**self._settings, "weights_file": self._weights_file}
         changed = [
             f"{_WORDS.get(name, name)} {_show(name, then)}, now {_show(name, now)}"
             for name in now
@@ -93,7 +92,7 @@ class Manifest:
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """A short name for settings."""
-    facts = {name: value for name, value in settings.items() if _USUAL.get(name) != value}
+    facts = {k: v for k, v in settings.items() if k not in _USUAL or _USUAL[k] != v}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -55,34 +55,15 @@ class Item:
     heat: Path | None = None
 
     @property
-    def extras(self) -> list[Path]:
-        """The pictures beside the restored image."""
-        return [path for path in (self.compare, self.deviation, self.heat) if path is not None]
-
-    @property
     def files(self) -> list[Path]:
         """All files that it makes, the restored image last."""
-        return [*self.extras, *([] if self.output is None else [self.output])]
+        files = (self.compare, self.deviation, self.heat, self.output)
+        return [path for path in files if path is not None]
 
     @property
     def is_complete(self) -> bool:
         """Whether all of its files are there; each is written whole or not at all."""
         return bool(self.files) and all(os.path.exists(path) for path in self.files)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where everything goes.
-
-    Args:
-        items: one for each source, in order.
-        folder: the output folder, None when a single file (or standard output) was named.
-        warnings: names that had to be made longer.
-    """
-
-    items: list[Item]
-    folder: Path | None
-    warnings: list[str]
 
 
 def output_folder(out: str) -> Path | None:
@@ -93,8 +74,8 @@ def output_folder(out: str) -> Path | None:
     return path if os.path.isdir(path) or path.suffix.lower() not in _FILE_SUFFIXES else None
 
 
-def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> Outputs:
-    """Give every source its output.
+def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> tuple[list[Item], list[str]]:
+    """Give every source its output; also notes on names that had to be made longer.
 
     Raises:
         UsageError: a file named for several images, a format that cannot hold what is asked, an
@@ -103,7 +84,7 @@ def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> Outputs:
     if any(source.video is not None for source in inputs.sources):
         _check_video_options(writing)
     folder = output_folder(out)
-    warnings: list[str] = []
+    notes: list[str] = []
     if folder is None:
         if not inputs.single or len(inputs.sources) != 1:
             what = f"OUT must be a folder for {len(inputs.sources)} images, got the file {out}"
@@ -111,13 +92,13 @@ def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> Outputs:
         items = [_named_item(inputs.sources[0], out, writing)]
     else:
         _check_folder_name(folder, out, inputs.single)
-        items, warnings = _mirrored_items(inputs.sources, folder, writing)
+        items, notes = _mirrored_items(inputs.sources, folder, writing)
     shallow = [item.suffix for item in items if item.suffix not in DEEP_SUFFIXES]
     if writing.bit_depth == 16 and shallow:
         what = f"--bit-depth 16 needs PNG or TIFF, {shallow[0][1:]} holds 8 bits"
         raise UsageError(what, hint="use --format png or tif")
     _refuse_replacing_inputs(items)
-    return Outputs(items, folder, warnings)
+    return items, notes
 
 
 def is_about_the_name(error: ResourceError) -> bool:

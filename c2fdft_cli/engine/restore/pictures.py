@@ -60,7 +60,7 @@ def restore_pictures(
         workers=READERS,
         cost=lambda item: item.source.height * item.source.width * 12,
     )
-    for batch in _batches(loaded, partial(plan.executor.batch_size, wanted=plan.batch)):
+    for batch in _batches(loaded, plan.executor.batch_size):
 
         def progress(share: float, count: int = len(batch)) -> None:
             stop.check()

@@ -12,6 +12,7 @@ from c2fdft_cli.data.video.probe import count_frames
 from c2fdft_cli.engine.restore.inputs import find_inputs
 from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import (
+    STDIO,
     Machine,
     Sampling,
     Writing,
@@ -19,8 +20,8 @@ from c2fdft_cli.engine.restore.options import (
     grid_warning,
     sample_count,
 )
-from c2fdft_cli.engine.restore.outputs import Item, Outputs, output_folder, plan_outputs
-from c2fdft_cli.engine.restore.result import Skipped
+from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs
+from c2fdft_cli.engine.restore.result import Skipped, named
 from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.weights.catalogue import sha256_of
@@ -44,7 +45,6 @@ class RestorePlan:
         weights: the checkpoint.
         runtime: device and arithmetic.
         executor: runs the network on its device, within the memory there is.
-        batch: images of one size that go through the network together; 0 for what is sensible.
         items: what is to be done by this process, the unreadable included.
         skipped: what exists already.
         single: whether one file was named by itself.
@@ -60,7 +60,6 @@ class RestorePlan:
     weights: Path
     runtime: Runtime
     executor: Executor
-    batch: int
     items: list[Item]
     skipped: list[Skipped]
     single: bool
@@ -97,10 +96,9 @@ def plan_restore(
     """Load the weights, find inputs and outputs, and check them; nothing is written yet.
 
     Args:
-        source: a file, a folder, a glob, `@list.txt`, or `-` for the bytes in `stdin`.
+        source: a file, a folder, a glob, `@list.txt`, or `-` for the bytes `stdin` of an image.
         out: a folder; for a single image also a file with an image suffix, or `-`.
         sampling, machine, writing: the settings.
-        stdin: the bytes of the one image when `source` is `-`.
 
     Raises:
         UsageError: settings that do not fit together, or outputs that cannot be.
@@ -114,20 +112,22 @@ def plan_restore(
     found = choose_weights(sampling.weights, sampling.task)
     checkpoint = load_checkpoint(found.path)
     grid = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
-    single, outputs = _find_files(source, out, writing, stdin)
-    settings = _settings(sampling, machine, writing, samples)
-    settings |= {"weights": sha256_of(found.path), "grid": grid, "precision": runtime.precision}
-    manifest = Manifest(outputs.folder, settings, found.path.name)
-    share = outputs.items[runtime.rank :: runtime.world]
-    todo, skipped = _split(share, manifest, writing.overwrite)
-    executor, notice = _make_executor(
-        checkpoint, grid, runtime, sampling, machine, samples, pixels=sum(map(_pixels, todo))
-    )
-    todo, refused = _refuse_too_large(todo, executor)
-    if single and refused:
-        raise refused[0]
+    folder = output_folder(out)
+    _check_folders(source, out, folder, writing)
+    inputs = find_inputs(source, stdin, skip=folder)
+    items, renamed = plan_outputs(inputs, out, writing)
+    settings = _settings(sampling, machine, writing)
+    settings |= {"draws": samples, "grid": grid, "precision": runtime.precision}
+    manifest = Manifest(folder, {**settings, "weights": sha256_of(found.path)}, found.path.name)
+    todo, skipped = _split(items[runtime.rank :: runtime.world], manifest, writing.overwrite)
+    executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
+    todo = [_checked(item, executor) for item in todo]
+    problems = [item.source.problem for item in todo if item.source.problem is not None]
+    if inputs.single and problems:
+        raise problems[0]
     meta = checkpoint.meta
     warning = grid_warning(meta.grid if meta.stage == "fine" else None, grid)
+    too_large = [f"{one} ({one.hint})" for one in problems if isinstance(one, ResourceError)]
     return RestorePlan(
         sampling=sampling,
         writing=writing,
@@ -135,18 +135,12 @@ def plan_restore(
         weights=found.path,
         runtime=runtime,
         executor=executor,
-        batch=machine.batch,
-        items=[_counted(item) for item in todo],
+        items=todo,
         skipped=skipped,
-        single=single,
-        folder=outputs.folder,
+        single=inputs.single,
+        folder=folder,
         manifest=manifest,
-        warnings=[
-            *[one for one in (warning, notice) if one is not None],
-            *_stale(skipped),
-            *outputs.warnings,
-            *(f"{error} ({error.hint})" for error in refused),
-        ],
+        warnings=[*_given(warning, notice), *_stale(skipped), *renamed, *too_large],
         remarks=found.remarks,
     )
 
@@ -157,30 +151,24 @@ def _not_empty(name: str, value: str | Path) -> str:
     return str(value)
 
 
-def _find_files(
-    source: str, out: str, writing: Writing, stdin: bytes | None
-) -> tuple[bool, Outputs]:
-    """Whether one file was named by itself, and where each input goes."""
-    folder = output_folder(out)
+def _given(*notices: str | None) -> list[str]:
+    return [notice for notice in notices if notice is not None]
+
+
+def _check_folders(source: str, out: str, folder: Path | None, writing: Writing) -> None:
+    """Refuse folders that cannot be written to, before any work."""
     if folder is not None and os.path.realpath(source) == os.path.realpath(folder):
         what = "inputs and outputs are in one folder"
         raise UsageError(what, where=folder, hint="choose another folder for OUT")
-    inputs = find_inputs(source, stdin, skip=folder)
-    if inputs.single and inputs.sources[0].problem is not None:
-        raise inputs.sources[0].problem
-    outputs = plan_outputs(inputs, out, writing)
-    for path in (folder or Path(out).parent, writing.compare, writing.uncertainty):
+    parent = None if out == STDIO else Path(out).parent
+    for path in (folder or parent, writing.compare, writing.uncertainty):
         if path is not None:
             check_folder(path)
-    return inputs.single, outputs
 
 
-def _settings(
-    sampling: Sampling, machine: Machine, writing: Writing, samples: int
-) -> dict[str, object]:
-    """What decides an output's pixels, besides weights, timesteps, precision and its input."""
+def _settings(sampling: Sampling, machine: Machine, writing: Writing) -> dict[str, object]:
+    """What decides an output's pixels as it was asked for."""
     return {
-        "draws": samples,
         "eta": sampling.eta,
         "seed": sampling.seed,
         "self_ensemble": sampling.self_ensemble,
@@ -192,18 +180,19 @@ def _settings(
     }
 
 
-def _make_executor(
+def _executor(
     checkpoint: Checkpoint,
     grid: list[int],
     runtime: Runtime,
     sampling: Sampling,
     machine: Machine,
     samples: int,
-    pixels: int,
+    items: Sequence[Item],
 ) -> tuple[Executor, str | None]:
     """The executor, and a notice where it is not compiled although that was asked for."""
     ensemble = sampling.self_ensemble
     transforms = ensemble_transforms(checkpoint.task()) if ensemble else (0,)
+    pixels = sum(one.source.height * one.source.width * one.source.frames for one in items)
     work = pixels * len(grid) * samples * len(transforms)
     compiled, notice = compiles_bands(machine.compile, runtime, work)
     executor = Executor(
@@ -217,6 +206,7 @@ def _make_executor(
         transforms=transforms,
         max_memory=machine.max_memory,
         tile=machine.tile,
+        batch=machine.batch,
         compile=compiled,
     )
     return executor, notice
@@ -253,36 +243,19 @@ def _stale(skipped: Sequence[Skipped]) -> list[str]:
     ]
 
 
-def _pixels(item: Item) -> int:
-    return item.source.height * item.source.width * item.source.frames
+def _checked(item: Item, executor: Executor) -> Item:
+    """With what is beyond the memory as its problem, before hours of work on the others.
 
-
-def _counted(item: Item) -> Item:
-    """With the number of frames, if it is a video; what cannot be counted has none."""
+    The frames of a video are counted.
+    """
     source = item.source
-    if source.video is None or source.problem is not None:
+    if source.problem is not None:
         return item
     try:
-        video = replace(source.video, frames=count_frames(source.path))
-    except DataError as error:
-        return replace(item, source=replace(source, problem=error))
-    return replace(item, source=replace(source, video=video))
-
-
-def _refuse_too_large(
-    items: Sequence[Item], executor: Executor
-) -> tuple[list[Item], list[ResourceError]]:
-    """Give images beyond the budget their problem now, before hours of work on the others."""
-    settled: list[Item] = []
-    refused: list[ResourceError] = []
-    for item in items:
-        source = item.source
-        try:
-            if source.problem is None:
-                executor.rows(source.height, source.width)
-            settled.append(item)
-        except ResourceError as error:
-            named = ResourceError(error.what, where=source.label, hint=error.hint)
-            refused.append(named)
-            settled.append(replace(item, source=replace(source, problem=named)))
-    return settled, refused
+        executor.rows(source.height, source.width)
+        if source.video is not None:
+            video = replace(source.video, frames=count_frames(source.path))
+            source = replace(source, video=video)
+    except (DataError, ResourceError) as error:
+        source = replace(source, problem=named(error, source))
+    return replace(item, source=source)

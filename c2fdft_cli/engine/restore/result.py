@@ -99,9 +99,15 @@ class Skipped:
 
 def failed(source: Source, error: C2fdftError) -> ImageDone:
     """The record of what could not be restored."""
-    if error.where is None:
-        error = type(error)(error.what, where=source.label, hint=error.hint, details=error.details)
+    error = named(error, source)
     return ImageDone(source.label, None, source.height, source.width, error=error)
+
+
+def named(error: C2fdftError, source: Source) -> C2fdftError:
+    """An error with the source's name in front, where it does not name a file itself."""
+    if error.where is not None:
+        return error
+    return type(error)(error.what, where=source.label, hint=error.hint, details=error.details)
 
 
 @dataclass(frozen=True)
@@ -132,42 +138,20 @@ class RestoreResult:
         """What the program ends with: None when all outputs are what was asked for."""
         errors = self.errors
         stale = [one for one in self.skipped if one.doubt is not None]
-        if self.single and len(self.images) + len(self.skipped) == 1:
-            return errors[0] if errors else _not_overwritten(stale[0]) if stale else None
-        if not errors:
-            return _none_overwritten(stale, self.folder) if stale else None
-        what = f"{len(errors)} of {len(self.images)} images failed"
+        if self.single and len(self.images) == 1 and errors:
+            return errors[0]
+        what, hints = [], []
+        if errors:
+            what.append(f"{len(errors)} of {len(self.images)} images failed")
+            hints += ["the others are restored"] if len(errors) < len(self.images) else []
         if stale:
-            what += f", {_count(stale)} made in another way"
-        return PartialFailure(
-            what,
-            where=self.folder,
-            hint="the others are restored" if len(errors) < len(self.images) else None,
-            details=[*map(str, errors), *_lines(stale)],
-        )
-
-
-def _not_overwritten(stale: Skipped) -> PartialFailure:
-    what = f"already exists, not overwritten: {stale.doubt}"
-    return PartialFailure(what, where=stale.output, hint="use --overwrite to replace it")
-
-
-def _none_overwritten(stale: Sequence[Skipped], folder: Path | None) -> PartialFailure:
-    return PartialFailure(
-        f"{_count(stale)} made in another way, not overwritten",
-        where=folder,
-        hint="use --overwrite to replace them, or name another output folder",
-        details=_lines(stale),
-    )
-
-
-def _count(stale: Sequence[Skipped]) -> str:
-    return "1 existing file was" if len(stale) == 1 else f"{len(stale)} existing files were"
-
-
-def _lines(stale: Sequence[Skipped]) -> list[str]:
-    shown = [f"{one.output}: {one.doubt}" for one in stale[:_SHOWN]]
-    return shown + ([f"and {len(stale) - _SHOWN} more"] if len(stale) > _SHOWN else [])
+            files = "file that exists was" if len(stale) == 1 else "files that exist were"
+            what.append(f"{len(stale)} {files} made in another way and not overwritten")
+            hints.append("use --overwrite to replace what exists")
+        details = [*map(str, errors), *(f"{one.output}: {one.doubt}" for one in stale[:_SHOWN])]
+        hint = "; ".join(hints) or None
+        failure = PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
+        return failure if what else None
 
 
 def gather_ranks(result: RestoreResult, runtime: Runtime) -> RestoreResult:

@@ -93,7 +93,7 @@ def _restore(
     """Reader, network and writer side by side, a batch ahead of and behind each other."""
     deep = info.is_deep and plan.writing.bit_depth != 8
     crf, label = plan.writing.crf, source.label
-    size = plan.executor.batch_size(info.height, info.width, plan.batch)
+    size = plan.executor.batch_size(info.height, info.width)
     ensure_folder(output.parent)
     held: FrameDone | None = None
     with (

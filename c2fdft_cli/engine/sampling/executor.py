@@ -63,6 +63,8 @@ class Executor:
         samples, transforms: what each result is the mean of, see `mean_and_deviation`.
         max_memory: bytes that may be used; None for what is free, with a margin.
         tile: side of tiles; None for the exact result.
+        batch: images that go through the network together at most; 0 for as many small ones as
+            make up a quarter megapixel.
         compile: compile the work on a strip.
     """
 
@@ -79,11 +81,12 @@ class Executor:
         transforms: Sequence[int] = (0,),
         max_memory: int | None = None,
         tile: int | None = None,
+        batch: int = 0,
         compile: bool = False,
     ) -> None:
         self._net = net
         self._runtime = runtime
-        self._tile, self._steps = tile, len(grid)
+        self._tile, self._steps, self._batch = tile, len(grid), batch
         self._samples, self._transforms = samples, tuple(transforms)
         self._strips = Banded(net, dtype=runtime.dtype, compile=compile)
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
@@ -110,15 +113,10 @@ class Executor:
         except ValueError:
             raise self._too_large(height, width, count) from None
 
-    def batch_size(self, height: int, width: int, wanted: int = 0) -> int:
-        """How many images of a size go through the network together.
-
-        Args:
-            height, width: pixels of each image.
-            wanted: at most so many; 0 for as many small ones as make up a quarter megapixel.
-        """
-        pixels = height * width
-        count = wanted or (min(MAX_BATCH, BATCH_PIXELS // pixels) if pixels <= SMALL_PIXELS else 1)
+    def batch_size(self, height: int, width: int) -> int:
+        """How many images of a size go through the network together."""
+        small = height * width <= SMALL_PIXELS
+        count = self._batch or (min(MAX_BATCH, BATCH_PIXELS // (height * width)) if small else 1)
         while count > 1 and not self._fits(height, width, count):
             count //= 2
         return count

@@ -141,7 +141,7 @@ def test_a_run_with_other_settings_names_the_difference_first_and_fails(
     assert "eta 0.0, now 0.5; seed 0, now 3" in warning
     result = restore(made).run()
     assert isinstance(result.failure, PartialFailure)
-    assert "6 existing files were made in another way" in str(result.failure)
+    assert "6 files that exist were made in another way" in str(result.failure)
     assert not result.images
     assert same(contents(tmp_path / "out"), before)
 

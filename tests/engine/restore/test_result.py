@@ -50,7 +50,7 @@ def test_a_single_image_ends_with_its_own_error() -> None:
 def test_files_made_in_another_way_are_named() -> None:
     failure = result(GOOD, SAME, STALE).failure
     assert isinstance(failure, PartialFailure)
-    assert str(failure) == "out: 1 existing file was made in another way, not overwritten"
+    assert str(failure) == "out: 1 file that exists was made in another way and not overwritten"
     assert "--overwrite" in str(failure.hint)
     assert failure.details == ("out/d.png: made with other settings: seed 0, now 3",)
 
@@ -58,16 +58,15 @@ def test_files_made_in_another_way_are_named() -> None:
 def test_a_single_file_made_in_another_way_is_named() -> None:
     failure = result(STALE, single=True).failure
     assert isinstance(failure, PartialFailure)
-    assert str(failure).startswith("out/d.png: already exists, not overwritten: made with other")
-    assert "--overwrite" in str(failure.hint)
+    assert failure.details == ("out/d.png: made with other settings: seed 0, now 3",)
 
 
 def test_failures_and_old_files_are_both_named_and_many_are_counted() -> None:
     failure = result(GOOD, BAD, *[STALE] * 25).failure
     assert failure is not None
-    assert "1 of 2 images failed, 25 existing files were made in another way" in str(failure)
-    assert len(failure.details) == 12
-    assert failure.details[-1] == "and 15 more"
+    assert "1 of 2 images failed, 25 files that exist were made in another way" in str(failure)
+    assert len(failure.details) == 11
+    assert failure.hint == "the others are restored; use --overwrite to replace what exists"
 
 
 def test_the_ranks_results_are_one() -> None:

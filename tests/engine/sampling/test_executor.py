@@ -86,11 +86,10 @@ def test_tiles_need_less_than_strips(make: Callable[..., Executor]) -> None:
 
 
 def test_a_batch_is_as_large_as_fits(make: Callable[..., Executor]) -> None:
-    small = make(max_memory=4_000_000)
-    assert small.batch_size(32, 32, 1) == 1
-    assert 1 < small.batch_size(32, 32, 64) < 64
+    assert make(max_memory=4_000_000, batch=1).batch_size(32, 32) == 1
+    assert 1 < make(max_memory=4_000_000, batch=64).batch_size(32, 32) < 64
+    assert make(max_memory=1 << 40, batch=64).batch_size(32, 32) == 64
     large = make(max_memory=1 << 40)
-    assert large.batch_size(32, 32, 64) == 64
     sizes = [(1, 1), (128, 128), (256, 256), (257, 256)]
     assert [large.batch_size(*size) for size in sizes] == [16, 16, 4, 1]
 
