@@ -35,7 +35,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.bench import gemm_tflops, network_macs
 from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16
 from c2fdft_cli.execution.heap import reuse_freed_memory
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network
 
 
@@ -58,10 +58,10 @@ def forward(args: argparse.Namespace) -> None:
     """One call: transcription, network, bands in float32 and bfloat16."""
     h, w = _size(args.size or "256")
     book, net = _pair(args.transcription)
-    banded = Banded(net)
+    banded = StripNetwork(net)
     calls = {"transcription fp32": book, "network fp32": net, "banded fp32": banded}
     if cpu_has_fast_bf16():
-        calls["banded bf16"] = Banded(net, dtype=torch.bfloat16)
+        calls["banded bf16"] = StripNetwork(net, dtype=torch.bfloat16)
     x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
     with torch.inference_mode():
         results = {name: call(x, t) for name, call in calls.items()}
@@ -188,12 +188,12 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def _measure(transcription: str, name: str, h: int, w: int) -> tuple[float, int]:
     """(seconds, peak bytes beyond what was resident before) of one call."""
     torch.manual_seed(0)
-    net: nn.Module | Banded
+    net: nn.Module | StripNetwork
     if name == "transcription":
         net = _load(transcription).eval()
     else:
         net = DFT().eval()
-        net = Banded(net) if name == "banded" else net
+        net = StripNetwork(net) if name == "banded" else net
     small, t = torch.rand(1, 6, 64, 64), torch.tensor([500.0])
     x = torch.rand(1, 6, h, w)
     with torch.inference_mode():

@@ -14,7 +14,7 @@ from c2fdft_cli.engine.sampling.scoring import spread_indices
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
 from c2fdft_cli.recipe.schema import Recipe
 
@@ -113,7 +113,7 @@ def open_weights(
     default = recipe.train.protocol if checkpoint.meta.recipe is not None else "rgb"
     return Loaded(
         checkpoint,
-        Banded(net, dtype=runtime.dtype),
+        StripNetwork(net, dtype=runtime.dtype),
         asked or PROTOCOLS[default],
         runtime,
         recipe.sampling.eta,

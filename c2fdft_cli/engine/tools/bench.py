@@ -21,7 +21,7 @@ from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_netwo
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.compiling import compile_in_place
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe.schema import Network, Recipe
 
@@ -181,14 +181,14 @@ def _part(options: BenchOptions) -> tuple[Callable[[], object], str, int]:
 
 
 def _forward(options: BenchOptions, net: DFT) -> tuple[Callable[[], object], str, int]:
-    banded = Banded(net, dtype=options.runtime.dtype, compile=options.compile)
+    strips = StripNetwork(net, dtype=options.runtime.dtype, compile=options.compile)
     shape = (options.batch, 6, options.size, options.size)
     x = torch.randn(shape, device=options.runtime.device)
     t = torch.full((1,), 500.0, device=x.device).expand(options.batch)
 
     def run() -> object:
         with torch.inference_mode():
-            return banded(x, t)
+            return strips(x, t)
 
     return run, "bands", 1
 

@@ -20,8 +20,10 @@ from c2fdft_cli.core.objectives import coarse_loss, fine_loss
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution import cpu_training
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.heap import reuse_freed_memory
+from c2fdft_cli.execution.recompute import recompute_levels
 from c2fdft_cli.recipe.schema import FineStage, Train
 
 
@@ -36,6 +38,8 @@ class Objective(nn.Module):
 
     def __init__(self, net: DFT, alpha_bar: Tensor, fine: tuple[FineStage, list[int]] | None):
         super().__init__()
+        if alpha_bar.device.type == "cpu":
+            cpu_training.install(net)
         self.net = net
         # no buffer: DDP would send it round in each forward, and so wait in one that is tried alone
         self.alpha_bar = alpha_bar
@@ -44,7 +48,7 @@ class Objective(nn.Module):
     def use(self, fine: tuple[FineStage, list[int]] | None) -> None:
         """Take other settings and another grid."""
         self.fine = fine
-        self.net.recompute_levels = fine is not None and fine[0].recompute == "level"
+        recompute_levels(self.net, fine is not None and fine[0].recompute == "level")
 
     def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor | None) -> Tensor:
         """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]."""

@@ -28,7 +28,7 @@ from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe
 from c2fdft_cli.execution.distributed import any_rank
 from c2fdft_cli.execution.memory import is_out_of_memory
 from c2fdft_cli.execution.signals import StoppedError, StopRequest
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 
 SAMPLES = 2
@@ -104,10 +104,10 @@ class Validator:
     ) -> Validated:
         options, recipe = self._options, self._options.recipe
         protocol = PROTOCOLS[recipe.train.protocol]
-        banded = Banded(self._state.ema, rows, options.runtime.dtype)
-        banded.watch = lambda _: request.check()
+        network = StripNetwork(self._state.ema, rows, options.runtime.dtype)
+        network.watch = lambda _: request.check()
         restorer = Restorer(
-            banded,
+            network,
             alpha_bar_of_recipe(recipe.diffusion),
             options.grid,
             options.runtime,
