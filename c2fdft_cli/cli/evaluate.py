@@ -125,7 +125,7 @@ def evaluate(
     from c2fdft_cli.cli.evaluate_view import prepare_outputs
     from c2fdft_cli.engine.evaluate.ranks import join
     from c2fdft_cli.engine.evaluate.types import EvalOptions
-    from c2fdft_cli.execution.distributed import leave
+    from c2fdft_cli.execution.distributed import destroy_process_group
 
     more = _find_metrics(metrics, no_reference)
     EvalOptions(protocol, border)  # a wrong name is found before any file is read
@@ -142,7 +142,7 @@ def evaluate(
         options = EvalOptions(protocol, border, more, runtime.rank, runtime.world)
         _evaluate(source, options, against, _Sinks(csv, report, json), runtime)
     finally:
-        leave()
+        destroy_process_group()
 
 
 def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:

@@ -19,7 +19,7 @@ from tests.conftest import MINI, picture
 from tests.kit.restore import random_picture, save
 from tests.kit.weights import package, write_facts, write_packed
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "train_weights.sh"
+SCRIPT = Path(__file__).parents[2] / "recipes" / "scripts" / "train_weights.sh"
 CPU = ("--device", "cpu", "--precision", "fp32")
 
 
@@ -228,7 +228,7 @@ def test_bench_by_name() -> None:
 def test_the_script_tells_its_usage(words: tuple[str, ...]) -> None:
     done = subprocess.run([SCRIPT, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "recipes/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT" in done.stderr
+    assert "recipes/scripts/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT" in done.stderr
 
 
 RECORDER = """#!/bin/bash

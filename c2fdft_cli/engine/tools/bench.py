@@ -16,7 +16,8 @@ from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.train.batches import make_loader
-from c2fdft_cli.engine.train.stepper import Objective, Stepper
+from c2fdft_cli.engine.train.objective import Objective
+from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.compiling import compile_in_place
@@ -127,9 +128,11 @@ def bench(options: BenchOptions) -> Job[float, BenchResult]:
         DataError: "loader" without shards.
     """
     if options.part not in PARTS:
-        raise UsageError(f"no such part: {options.part}", hint=", ".join(PARTS))
+        raise UsageError(f"the part must be one of {', '.join(PARTS)}, got {options.part}")
     if options.part == "loader" and options.data is None:
-        raise DataError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
+        raise DataError(
+            "--data is missing", hint="give the shard folder that `c2fdft prepare` wrote"
+        )
     return Job(_bench(options), total=options.repeats + 1, title=options.part, unit="run")
 
 

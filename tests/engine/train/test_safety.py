@@ -286,14 +286,14 @@ ONE_RANK_FAILS = """
     import os, sys
     from pathlib import Path
     import torch
-    from c2fdft_cli.engine.train import fallbacks, stepper
-    from c2fdft_cli.execution.distributed import leave
+    from c2fdft_cli.engine.train import fallbacks, objective
+    from c2fdft_cli.execution.distributed import destroy_process_group
     from c2fdft_cli.engine.train.options import TrainRequest
     from c2fdft_cli.engine.train.setup import set_up
     from c2fdft_cli.engine.train.job import train
 
     fallbacks.is_compiled = lambda net: True  # so that a micro-batch is tried, as on CUDA
-    forward, calls = stepper.Objective.forward, []
+    forward, calls = objective.Objective.forward, []
 
     def hungry(self, *args):
         calls.append(1)
@@ -301,14 +301,14 @@ ONE_RANK_FAILS = """
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, *args)
 
-    stepper.Objective.forward = hungry
+    objective.Objective.forward = hungry
     data, out, *overrides = sys.argv[1:]
     request = TrainRequest(
         "coarse", "tiny", [*overrides, "coarse.iterations=2"], Path(data), Path(out),
         device="cpu", precision="fp32",
     )
     train(set_up(request)).run()
-    leave()
+    destroy_process_group()
 """
 
 
