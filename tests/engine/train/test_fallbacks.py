@@ -55,7 +55,7 @@ def test_out_of_memory_goes_on_in_smaller_pieces(tmp_path, shard_folder, monkeyp
     assert sizes[:3] == [(4, 4), (4, 2), (4, 1)]
     said = [one for one in notices(events) if one.startswith("out of memory")]
     assert said[:2] == [
-        f"out of memory: 16 px goes on in micro-batches of {micro}" for micro in (2, 1)
+        f"out of memory: patches of 16 px now run in micro-batches of {micro}" for micro in (2, 1)
     ]
     assert load_state(tmp_path / "run" / "state.pt").micro == {16: 1, 24: 1}
 
@@ -65,7 +65,7 @@ def test_out_of_memory_with_one_image_is_an_error(tmp_path, shard_folder, monkey
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Stepper, "step", hungry)
-    with pytest.raises(ResourceError, match=r"out of memory at 16 px, micro-batch 1.*smaller"):
+    with pytest.raises(ResourceError, match="out of memory at patches of 16 px in micro-batches of 1"):
         run(request("coarse", shard_folder, tmp_path / "run"))
 
 
@@ -87,7 +87,7 @@ def test_other_processes_are_not_left_waiting(tmp_path, shard_folder, monkeypatc
         with pytest.raises(ResourceError, match=r"--resume train\.micro_batch=1"):
             job.run()
     _, events = resume("coarse", tmp_path / "run", "train.micro_batch=1")
-    assert "16 px: micro-batches of 1 of 4" in notices(events)
+    assert "patches of 16 px: micro-batches of 1, the batch has 4" in notices(events)
 
 
 def test_a_network_that_cannot_be_compiled_runs_as_it_is(
@@ -108,7 +108,8 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(
     _, events = run(request("coarse", shard_folder, tmp_path / "run"))
     said = notices(events)
     assert said == [
-        "torch.compile failed (RuntimeError: Triton: out of resource: shared memory): on without it"
+        "torch.compile failed, so the network runs uncompiled: RuntimeError: Triton: out of "
+        "resource: shared memory"
     ]
     assert same_weights(tmp_path / "run" / "coarse.pt", whole / "coarse.pt")
 

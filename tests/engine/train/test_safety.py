@@ -57,7 +57,7 @@ def test_a_resumed_run_keeps_the_precision_that_was_asked_for(tmp_path, shard_fo
     assert options.notices == ()
     other = set_up(replace(again, precision="fp32"))
     assert other.runtime.precision == "fp32"
-    assert other.notices == ("the run goes on in fp32; it was in bf16",)
+    assert other.notices == ("the run resumes in fp32; it was in bf16",)
 
 
 def test_states_from_before_precision_was_kept_can_be_resumed(tmp_path, shard_folder, whole):
