@@ -65,9 +65,7 @@ def test_out_of_memory_with_one_image_is_an_error(tmp_path, shard_folder, monkey
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Stepper, "step", hungry)
-    with pytest.raises(
-        ResourceError, match="patches of 16 px in micro-batches of 1"
-    ):
+    with pytest.raises(ResourceError, match="patches of 16 px in micro-batches of 1"):
         run(request("coarse", shard_folder, tmp_path / "run"))
 
 
