@@ -26,6 +26,7 @@ from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import DataError, Interrupted, ResourceError, UsageError
+from c2fdft_cli.metrics.protocols import Score
 from tests.conftest import MINI
 from tests.engine.train.test_job import losses, metrics, request, resume, run, same_weights
 
@@ -133,14 +134,14 @@ def test_a_signal_ends_scoring_and_nothing_is_lost(
     tmp_path, shard_folder, whole, monkeypatch, step
 ):
     out = tmp_path / "run"
-    restore_pairs, seen = train_validation.restore_pairs, []
+    restore_and_score, seen = train_validation.restore_and_score, []
 
-    def pairs(*args):
-        for images in restore_pairs(*args):
-            seen.append(images.name)
+    def scored_then_stopped(*args):
+        for scored in restore_and_score(*args):
+            seen.append(scored.name)
             if trainer.step == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            yield images
+            yield scored
 
     trainer = train(set_up(request("coarse", shard_folder, out, "train.save_every=100")))
     trainer.step = 0
@@ -151,7 +152,7 @@ def test_a_signal_ends_scoring_and_nothing_is_lost(
                 trainer.step = event.iteration
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_validation, "restore_pairs", pairs)
+        patch.setattr(train_validation, "restore_and_score", scored_then_stopped)
         with pytest.raises(Interrupted, match=f"stopped after step {step} of 12") as caught:
             follow()
     assert caught.value.exit_code == 143
@@ -205,9 +206,7 @@ def test_a_save_that_fell_on_a_bad_step_is_made_up_for(tmp_path, shard_folder, m
 
 def test_a_score_that_is_no_number_is_not_the_best(tmp_path, shard_folder, monkeypatch):
     scores = iter([math.nan, 20.0, 19.0])
-    monkeypatch.setattr(
-        train_validation, "mean_scores", lambda _: {"psnr": next(scores), "ssim": 0.5}
-    )
+    monkeypatch.setattr(train_validation, "mean_score", lambda _: Score(next(scores), 0.5))
     result, events = run(request("coarse", shard_folder, tmp_path / "run"))
     assert [event.is_best for event in events if isinstance(event, Validated)] == [
         False,
