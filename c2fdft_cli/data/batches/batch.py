@@ -15,6 +15,7 @@ from torch import Tensor
 from c2fdft_cli.data.batches.plan import Draw, PatchPlan
 from c2fdft_cli.data.shards.format import CHANNELS, Pixels
 from c2fdft_cli.data.shards.reader import Kind, ShardSet
+from c2fdft_cli.data.symmetries import SYMMETRIES
 from c2fdft_cli.errors import DataError
 
 Degrade = Callable[[Pixels, np.random.Generator], Pixels]
@@ -193,21 +194,14 @@ def border(start: int, length: int, size: int) -> NDArray[np.int64]:
 
 
 def turn(window: Pixels, symmetry: int, out: Pixels) -> None:
-    """One of the 8 symmetries of a square window [p, p, 3] into `out` (see `patches.Draw`)."""
-    flip = symmetry & 3
-    if symmetry & 4:
-        if flip == 0:
-            cv2.transpose(window, dst=out)
-        elif flip == 1:
-            cv2.rotate(window, cv2.ROTATE_90_CLOCKWISE, dst=out)
-        elif flip == 2:
-            cv2.rotate(window, cv2.ROTATE_90_COUNTERCLOCKWISE, dst=out)
-        else:
-            cv2.flip(cv2.transpose(window), -1, dst=out)
-    elif flip == 0:
-        out[...] = window
+    """One of the 8 symmetries of a square window [p, p, 3] into `out` (see `SYMMETRIES`)."""
+    transpose, rows, columns = SYMMETRIES[symmetry]
+    if transpose:
+        window = cv2.transpose(window)
+    if rows or columns:
+        cv2.flip(window, -1 if rows and columns else int(columns), dst=out)
     else:
-        cv2.flip(window, {1: 1, 2: 0, 3: -1}[flip], dst=out)
+        out[...] = window
 
 
 def _nchw(pixels: Pixels) -> Tensor:
