@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,27 @@ def ensure_folder(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ResourceError("cannot write", where=folder, hint=_HINTS[errno.EACCES])
     return folder
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk that a folder lies on, or will lie on."""
+    place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(place).free
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """ResourceError where `needed` bytes do not fit on the disk of a folder."""
+    free = free_bytes(folder)
+    if needed > free:
+        raise ResourceError(
+            f"the disk is too small: {_gib(needed)} are needed, {_gib(free)} are free",
+            where=folder,
+            hint="free some space or choose another disk",
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def write_error(error: OSError, path: Path) -> ResourceError:

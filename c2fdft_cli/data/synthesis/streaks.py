@@ -38,10 +38,10 @@ class StreakBank:
     def __init__(self, folder: str | Path, max_images: int = 512) -> None:
         if max_images < 1:
             raise DataError(f"max_images is {max_images}", where=folder, hint="use 1 or more")
-        self.fields: tuple[Grey, ...] = tuple(_load(Path(folder), max_images))
+        self.masks: tuple[Grey, ...] = tuple(_load(Path(folder), max_images))
 
     def __len__(self) -> int:
-        return len(self.fields)
+        return len(self.masks)
 
     def sample(
         self,
@@ -71,7 +71,7 @@ class StreakBank:
         Returns:
             uint8 [h, w], C-contiguous, a copy.
         """
-        field = self.fields[rng.integers(len(self.fields))]
+        field = self.masks[rng.integers(len(self.masks))]
         angle = float(rng.uniform(-turn, turn)) if turn > 0 else 0.0
         size = max(1, round(h / along)), max(1, round(w / across))
         cut = _turned(field, rng, *size, angle) if angle else _straight(field, rng, *size)

@@ -129,7 +129,7 @@ def test_parse_values():
 def test_bad_options_name_themselves(kind, options, says):
     with pytest.raises(UsageError) as error:
         parse_model(kind, options)
-    assert says in str(error.value)
+    assert says in f"{error.value} - {error.value.hint}"
 
 
 def test_models_check_themselves():
