@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareOptions, PrepareResult
     from c2fdft_cli.engine.prepare.source import Synthesis
 
+
 def prepare(
     source: Annotated[
         Path,
@@ -116,9 +117,9 @@ def prepare(
         if following:
             console.say_next(following)
         elif not check:
-            console.remark(
-                "next: train-coarse; the layout does not tell which --recipe fits "
-                "(derain, deblur or denoise)"
+            console.say_next(
+                f"c2fdft train-coarse --data {options.out} with the recipe of your task: "
+                "--recipe derain, deblur or denoise"
             )
 
 
