@@ -84,11 +84,13 @@ def ensure_folder(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         hint = f"{_blocking_file(folder)} is a file; choose another folder"
-        raise ResourceError("output path under a regular file", where=folder, hint=hint) from error
+        raise ResourceError(
+            "the output path lies under a regular file", where=folder, hint=hint
+        ) from error
     except OSError as error:
         raise write_error(error, folder) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceError("cannot write", where=folder, hint=_HINTS[errno.EACCES])
+        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
     return folder
 
 
@@ -118,9 +120,9 @@ def write_error(error: OSError, path: Path) -> ResourceError:
     code = _code(error)
     if code in _FULL:
         hint = "free some space or choose another disk"
-        return ResourceError("disk full", where=path, hint=hint)
+        return ResourceError("the disk is full", where=path, hint=hint)
     reason = os.strerror(code) if code else str(error)
-    return ResourceError("cannot write", where=path, hint=_HINTS.get(code, reason))
+    return ResourceError("cannot write the file", where=path, hint=_HINTS.get(code, reason))
 
 
 def _code(error: OSError) -> int:

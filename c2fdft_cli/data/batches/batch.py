@@ -1,4 +1,4 @@
-"""One iteration's patches as tensors: read at the stage's own size, turned, degraded, mixed."""
+"""One iteration's patches as tensors: cropped at the stage's size, flipped, degraded, mixed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class BatchMaker:
         degrade: makes lq of a clean uint8 patch [h, w, 3] (same size out), for clean-only sets; it
             sees the patch after flips and turns, so that rain keeps its directions.
         margin: pixels that `degrade` gets beyond each border of the patch, and that are cut off.
-        timesteps: T of the diffusion times to draw with each batch, or None.
+        timesteps: T of the diffusion times to sample with each batch, or None.
 
     Raises:
         DataError: clean-only shards without `degrade`.
@@ -93,7 +93,7 @@ class BatchMaker:
             raise DataError(
                 "these shards hold clean images only",
                 where=shards.paths[0],
-                hint="name a degradation to synthesise, or prepare pairs",
+                hint="set data.synthesize in the recipe, or prepare pairs",
             )
         self._shards = shards
         self._plan = plan

@@ -146,7 +146,7 @@ def _dead_worker() -> Iterator[None]:
             raise
         raise ResourceError(
             "a data worker died",
-            hint="use fewer workers (out of memory?)",
+            hint="use fewer workers: memory may have run out",
             details=str(error).splitlines(),
         ) from error
 

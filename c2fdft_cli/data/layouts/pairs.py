@@ -104,9 +104,9 @@ def check_sizes(pair: Pair) -> tuple[int, int]:
     """(height, width) of both images of a pair, from their headers; DataError when they differ."""
     lq, gt = image_size(pair.lq), image_size(pair.gt)
     if lq != gt:
-        what = f"the images of a pair differ in size: {_size(lq)} degraded, {_size(gt)} clean"
-        files = [f"degraded: {pair.lq}", f"clean: {pair.gt}"]
-        raise DataError(what, where=pair.name, hint="crop or remove the pair", details=files)
+        what = f"the sizes differ within a pair: {_size(lq)} degraded, {_size(gt)} clean"
+        files = [f"clean: {pair.gt}"]
+        raise DataError(what, where=pair.lq, hint="crop or remove the pair", details=files)
     return lq
 
 

@@ -41,7 +41,7 @@ def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model
         UsageError: an unknown kind or option, a wrong type, a value outside its limits.
     """
     if kind not in MODELS:
-        raise UsageError(f"no degradation {kind!r}", hint=closest(kind, list(MODELS)))
+        raise UsageError(f"there is no degradation {kind!r}", hint=closest(kind, list(MODELS)))
     return build(MODELS[kind], kind, options or {})
 
 

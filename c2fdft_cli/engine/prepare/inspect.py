@@ -89,7 +89,7 @@ def _check(reader: PairReader, pair: Pair, decoded: dict[Path, Pixels]) -> Check
         return Checked(pair, problem=str(error))
     height, width = gt.shape[:2]
     if lq is not None and lq.shape != gt.shape:
-        problem = f"the images differ in size: lq {lq.shape[1]}x{lq.shape[0]}, gt {width}x{height}"
+        problem = f"the sizes differ: lq {lq.shape[1]}x{lq.shape[0]}, gt {width}x{height}"
         return Checked(pair, problem=problem)
     return Checked(
         pair,

@@ -90,8 +90,7 @@ def _size(pair: Pair) -> tuple[int, int]:
     gt = image_size(pair.gt)
     if pair.lq != pair.gt and (lq := image_size(pair.lq)) != gt:
         raise DataError(
-            f"the images of pair {pair.name} differ in size: "
-            f"lq {lq[1]}x{lq[0]}, gt {gt[1]}x{gt[0]}",
+            f"the sizes differ within pair {pair.name}: lq {lq[1]}x{lq[0]}, gt {gt[1]}x{gt[0]}",
             where=pair.lq,
             hint="crop them alike or remove the pair",
         )

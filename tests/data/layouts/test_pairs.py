@@ -300,7 +300,9 @@ def test_check_sizes(tmp_path):
     pair = find_pairs(tmp_path).pairs[0]
     assert check_sizes(pair) == (5, 7)
     draw(tmp_path, "gt/1.png", size=(7, 5))
-    with pytest.raises(DataError, match="differ in size: 7 x 5 px degraded, 5 x 7 px clean"):
+    with pytest.raises(
+        DataError, match="sizes differ within a pair: 7 x 5 px degraded, 5 x 7 px clean"
+    ):
         check_sizes(pair)
 
 

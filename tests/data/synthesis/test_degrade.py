@@ -100,7 +100,7 @@ def test_parse_values():
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
-        ("rian", {}, "no degradation 'rian' - did you mean 'rain'?"),
+        ("rian", {}, "there is no degradation 'rian' - did you mean 'rain'?"),
         ("haze", {}, "use one of: rain, noise, blur"),
         ("rain", {"strenght": 1}, "rain has no option 'strenght' - did you mean 'strength'?"),
         ("rain", {"zzz": 1}, "use one of: strength, heavy, heavy_fields, turn, across, along"),

@@ -201,7 +201,7 @@ def test_same_pixels_in_train_and_val(source: Path, tmp_path: Path) -> None:
 def test_sizes_that_differ_are_named(source: Path, tmp_path: Path) -> None:
     save(source / "input" / "3.png", picture(1, 30, 31))
     save(source / "input" / "4.png", picture(1, 30, 31))
-    with pytest.raises(DataError, match="pair 3 differ in size: lq 31x30, gt 14x15") as caught:
+    with pytest.raises(DataError, match="sizes differ within pair 3: lq 31x30, gt 14x15") as caught:
         run(source=source, out=tmp_path / "out")
     assert any("pair 4" in line for line in caught.value.details)
     assert not (tmp_path / "out").exists()
