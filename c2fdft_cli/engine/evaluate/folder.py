@@ -116,7 +116,7 @@ def open_folder(
     """
     if sigma is None:
         found = find_pairs(folder)
-        if "val" in found.splits:
+        if len(found.splits) > 1:
             hint = f"give the split to score, such as {folder / 'test'}"
             raise DataError("this set contains training images", where=folder, hint=hint)
         return FolderPairs(found.pairs, found.layout, "; ".join(found.notices) or None)

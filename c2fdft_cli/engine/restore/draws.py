@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from c2fdft_cli.data.symmetries import SYMMETRIES, TURNS, inverse
+
 Restore: TypeAlias = Callable[[Tensor, Sequence[str], int], Tensor]
 """Restored images of (lq: `[n, 3, h, w]` in [0, 1], names, number of the draw)."""
 
@@ -76,12 +78,15 @@ def draw(
 
 def turn(x: Tensor, position: int) -> Tensor:
     """`[..., h, w]` in one of 8 positions: quarter turns 0 to 3, then the same mirrored."""
-    if position >= 4:
-        x = x.flip(-1)
-    return x.rot90(position % 4, (-2, -1))
+    return _transformed(x, TURNS[position])
 
 
 def turn_back(x: Tensor, position: int) -> Tensor:
     """Undo `turn`."""
-    x = x.rot90(-(position % 4), (-2, -1))
-    return x.flip(-1) if position >= 4 else x
+    return _transformed(x, inverse(TURNS[position]))
+
+
+def _transformed(x: Tensor, symmetry: int) -> Tensor:
+    transpose, rows, columns = SYMMETRIES[symmetry]
+    x = x.mT if transpose else x
+    return x.flip([dim for dim, flip in ((-2, rows), (-1, columns)) if flip])

@@ -203,7 +203,7 @@ def test_saving_does_not_touch_the_old_file_when_it_fails(saved, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     from c2fdft_cli.errors import ResourceError
 
-    with pytest.raises(ResourceError, match="disk full"):
+    with pytest.raises(ResourceError, match="the disk is full"):
         save_checkpoint(path, net.state_dict(), net.state_dict(), Meta(SMALL))
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
