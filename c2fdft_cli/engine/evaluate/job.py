@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from c2fdft_cli.data.images.encoding import to_8bit
-from c2fdft_cli.data.images.picture import read_picture
+from c2fdft_cli.data.images.picture import read_picture, to_8bit
 from c2fdft_cli.data.images.tensors import as_tensor
 from c2fdft_cli.engine.evaluate.pairing import (
     FilePair,
