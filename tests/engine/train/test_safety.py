@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 from dataclasses import replace
 
@@ -226,11 +228,22 @@ def test_micro_batches_found_elsewhere_are_found_again(tmp_path, shard_folder):
 def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
     out = tmp_path / "run"
     stop_after(request("coarse", shard_folder, out, "coarse.iterations=4"), 3)
+    hold = "import sys; from pathlib import Path\n"
+    hold += "from c2fdft_cli.engine.train.folder import RunFolder\n"
+    hold += "with RunFolder(Path(sys.argv[1])).held(): print('held', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(out)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    before = sorted(path.name for path in out.iterdir())
+    with pytest.raises(ResourceError, match="another process trains in this folder"):
+        resume("coarse", out)
+    assert sorted(path.name for path in out.iterdir()) == before
+    other.communicate("\n")
     with RunFolder(out).held():
-        before = sorted(path.name for path in out.iterdir())
-        with pytest.raises(ResourceError, match="another process trains in this folder"):
-            resume("coarse", out)
-        assert sorted(path.name for path in out.iterdir()) == before
+        pass
     resume("coarse", out)
     assert len(losses(out)) == 2
 
