@@ -15,8 +15,9 @@ from c2fdft_cli.cli.app import app
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from tests.conftest import MINI, picture
+from tests.kit.formula import picture
 from tests.kit.restore import random_picture, save
+from tests.kit.training import MINI
 from tests.kit.weights import package, write_facts, write_packed
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "scripts" / "train_weights.sh"

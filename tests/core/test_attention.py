@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from c2fdft_cli.core.attention import Attention, pixel_sums
-from tests.conftest import fill, relative, wave
+from tests.kit.formula import fill, relative, wave
 
 
 class TextbookAttention(nn.Module):

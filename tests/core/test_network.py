@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from c2fdft_cli.core.network import DFT, pad_to_multiple, time_embedding
-from tests.conftest import fill, relative, wave
+from tests.kit.formula import fill, relative, wave
 
 
 @pytest.mark.parametrize("case", ["tiny", "tiny_bias_free", "official_derain", "official_denoise"])

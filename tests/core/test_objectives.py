@@ -8,7 +8,7 @@ import torch
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, q_sample, time_grid
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss, ms_ssim
 from c2fdft_cli.execution.recompute import recompute_levels
-from tests.conftest import wave
+from tests.kit.formula import wave
 
 ALPHA_BAR = alpha_bar_of(beta_schedule())
 

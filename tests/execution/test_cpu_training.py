@@ -10,7 +10,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.execution.cpu_training import install, use_custom_backward
 from c2fdft_cli.execution.kernels import has_onednn_linear
 from c2fdft_cli.execution.recompute import recompute_levels
-from tests.conftest import fill, relative, wave
+from tests.kit.formula import fill, relative, wave
 
 needs_kernels = pytest.mark.skipif(
     not has_onednn_linear(torch.device("cpu"), torch.float32), reason="torch without oneDNN"

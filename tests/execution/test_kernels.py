@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from c2fdft_cli.execution.kernels import sums_of_pixels
-from tests.conftest import relative, wave
+from tests.kit.formula import relative, wave
 
 
 class _Count(TorchDispatchMode):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from c2fdft_cli.execution.recompute import recompute_levels
-from tests.conftest import wave
+from tests.kit.formula import wave
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

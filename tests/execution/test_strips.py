@@ -15,7 +15,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
 from c2fdft_cli.execution.strips import StripNetwork, default_rows
-from tests.conftest import fill, relative, wave
+from tests.kit.formula import fill, relative, wave
 
 KINDS: dict[str, dict[str, Any]] = {
     "with_bias": {},

@@ -35,6 +35,8 @@ from c2fdft_cli.execution.signals import StopRequest, graceful_stop
 from c2fdft_cli.progress import Job
 
 Out = TypeVar("Out")
+CURVES_EVERY = 30.0
+"""Seconds between two drawings of curves.png; each takes about half a second."""
 
 
 def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
@@ -92,6 +94,7 @@ class _Training:
         self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
         self.state = RunState(options, self.shards.fingerprint, self.stepper)
         self.step = self.saved = 0
+        self.curves_at = time.monotonic()
         self.window = _Window()
         self.unscored = False
         self.notices: list[Notice] = []
@@ -271,7 +274,9 @@ class _Training:
             return
         self.board.flush()
         self.state.save(self.step, self.fallbacks.micro, vars(self.window), self.unscored)
-        draw_curves(self.run)
+        if time.monotonic() - self.curves_at >= CURVES_EVERY:
+            draw_curves(self.run)
+            self.curves_at = time.monotonic()
 
     def _row(self, scored: Validated | None) -> dict[str, Any]:
         patch, batch = self.cycle.stage(self.step)
