@@ -267,7 +267,7 @@ def _run(plan: RestorePlan, json: bool) -> None:
     from c2fdft_cli.engine.restore.job import restore as start
     from c2fdft_cli.engine.restore.options import STDIO
     from c2fdft_cli.engine.restore.result import gather_ranks
-    from c2fdft_cli.execution.distributed import join_ranks, leave
+    from c2fdft_cli.execution.distributed import destroy_process_group, join_ranks
 
     try:
         join_ranks(plan.runtime)
@@ -280,7 +280,7 @@ def _run(plan: RestorePlan, json: bool) -> None:
             console.remark(f"warning: {warning}")
         result = gather_ranks(console.draw(start(plan), with_rate()), plan.runtime)
     finally:
-        leave()
+        destroy_process_group()
     following = None if result.failure is not None else next_command(plan)
     if json:
         console.emit(document(plan, result, following))

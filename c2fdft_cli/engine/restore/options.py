@@ -12,7 +12,7 @@ from pathlib import Path
 
 from c2fdft_cli.core.diffusion import SPACINGS, check_grid, time_grid
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.execution.compiling import WISHES
+from c2fdft_cli.execution.compiling import COMPILE_CHOICES
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
            "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
@@ -78,7 +78,7 @@ class Machine:
         batch: images of one size that go through the network together; 0 for what is sensible.
         max_memory: bytes that restoring may take; None for what is free, with a margin.
         tile: side in pixels of overlapping tiles, blended inside each sampling step; None for none.
-        compile: "auto", "on" or "off": torch.compile, see `compiles_bands`.
+        compile: "auto", "on" or "off": torch.compile, see `compiles_strips`.
     """
 
     device: str = "auto"
@@ -86,10 +86,10 @@ class Machine:
     batch: int = 0
     max_memory: int | None = None
     tile: int | None = None
-    compile: str = WISHES[0]
+    compile: str = COMPILE_CHOICES[0]
 
     def __post_init__(self) -> None:
-        _check_choice("--compile", self.compile, WISHES)
+        _check_choice("--compile", self.compile, COMPILE_CHOICES)
         if self.tile is not None and (self.tile < MIN_TILE or self.tile % 8):
             what = f"--tile must be a multiple of 8 and at least {MIN_TILE}, got {self.tile}"
             raise UsageError(what)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePath
 
-from c2fdft_cli.data.images.encoding import ENCODERS
 from c2fdft_cli.data.images.picture import IMAGE_SUFFIXES
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES, VideoInfo
 from c2fdft_cli.data.video.stream import audio_problem
@@ -109,7 +108,7 @@ def is_about_the_name(error: ResourceError) -> bool:
 def _check_folder_name(folder: Path, out: str, single: bool) -> None:
     suffix = folder.suffix.lower()
     if single and suffix in _OTHER_SUFFIXES and not os.path.isdir(folder):
-        hint = f"use one of {' '.join(sorted(ENCODERS))}"
+        hint = f"use one of {' '.join(sorted(IMAGE_SUFFIXES))}"
         raise UsageError(f"cannot write images as '{suffix}'", where=folder, hint=hint)
     if out.endswith(("/", "\\")) and suffix in _FILE_SUFFIXES:
         raise UsageError("OUT is a folder with the suffix of an image", where=folder)
@@ -163,7 +162,7 @@ def _suffix(source: Source, format: str | None) -> str:
     name = (format or "png").lower()
     if name != SAME_FORMAT:
         return FORMATS[name]
-    return own if own in ENCODERS else ".png"
+    return own if own in IMAGE_SUFFIXES else ".png"
 
 
 def _with_extras(

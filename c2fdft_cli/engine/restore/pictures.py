@@ -20,8 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from c2fdft_cli.data.images.encoding import to_8bit
-from c2fdft_cli.data.images.picture import Picture, write_picture
+from c2fdft_cli.data.images.picture import Picture, to_8bit, write_picture
 from c2fdft_cli.engine.restore.outputs import DEEP_SUFFIXES, Item, is_about_the_name
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed

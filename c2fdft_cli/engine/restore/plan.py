@@ -28,7 +28,7 @@ from c2fdft_cli.engine.weights.catalogue import sha256_of
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
-from c2fdft_cli.execution.compiling import compiles_bands
+from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.files import check_folder
 
@@ -194,7 +194,7 @@ def _executor(
     transforms = ensemble_transforms(checkpoint.task()) if ensemble else (0,)
     pixels = sum(one.source.height * one.source.width * one.source.frames for one in items)
     work = pixels * len(grid) * samples * len(transforms)
-    compiled, notice = compiles_bands(machine.compile, runtime, work)
+    compiled, notice = compiles_strips(machine.compile, runtime, work)
     executor = Executor(
         checkpoint.network().to(runtime.device),
         checkpoint.alpha_bar(),

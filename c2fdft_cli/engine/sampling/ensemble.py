@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from c2fdft_cli.data.symmetries import SYMMETRIES, TURNS, inverse
+
 TRANSFORMS = (0, 1, 2, 3, 4, 5, 6, 7)
 UPRIGHT_TRANSFORMS = (0, 2, 4, 6)
 """Those that keep what falls vertical: rain turned on its side is not rain."""
@@ -56,12 +58,15 @@ def mean_and_deviation(
 
 def transform(x: Tensor, number: int) -> Tensor:
     """`[..., h, w]` under one of 8 transforms: 0 to 3 quarter turns, then the same mirrored."""
-    if number >= 4:
-        x = x.flip(-1)
-    return x.rot90(number % 4, (-2, -1))
+    return _symmetric(x, TURNS[number])
 
 
 def undo_transform(x: Tensor, number: int) -> Tensor:
     """The inverse of `transform`."""
-    x = x.rot90(-(number % 4), (-2, -1))
-    return x.flip(-1) if number >= 4 else x
+    return _symmetric(x, inverse(TURNS[number]))
+
+
+def _symmetric(x: Tensor, symmetry: int) -> Tensor:
+    transpose, rows, columns = SYMMETRIES[symmetry]
+    x = x.mT if transpose else x
+    return x.flip([dim for dim, flip in ((-2, rows), (-1, columns)) if flip])

@@ -14,9 +14,9 @@ from c2fdft_cli.engine.sampling.ensemble import mean_and_deviation
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.inference_memory import banded_bytes, plan
+from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
 from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.tiled import Tiled, tiles
 
 MARGIN = 0.8
@@ -88,9 +88,9 @@ class Executor:
         self._runtime = runtime
         self._tile, self._steps, self._batch = tile, len(grid), batch
         self._samples, self._transforms = samples, tuple(transforms)
-        self._strips = Banded(net, dtype=runtime.dtype, compile=compile)
+        self._network = StripNetwork(net, dtype=runtime.dtype, compile=compile)
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
-        predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
+        predict_noise = self._network if tile is None else Tiled(self._network, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
     @property
@@ -153,7 +153,7 @@ class Executor:
             image, executor = self._run(lq, names, number, notes.setdefault)
             return image
 
-        self._strips.watch = watch
+        self._network.watch = watch
         image, deviation = mean_and_deviation(sample, lq, self._samples, self._transforms)
         deviation = None if deviation is None else deviation.cpu()
         return Restored(image.cpu(), deviation, executor, list(notes))
@@ -165,7 +165,7 @@ class Executor:
         height, width = lq.shape[-2:]
         rows = self.rows(height, width, len(lq) if self._fits(height, width, len(lq)) else 1)
         while True:
-            self._strips.rows = rows
+            self._network.rows = rows
             image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample))
             if image is not None:
                 return image, self._describe(rows, height, width)
@@ -188,7 +188,7 @@ class Executor:
         """What one run of the sampler takes, in the unit of the strips' `watch`."""
         tall, wide = self._inner(height, width)
         number = 1 if self._tile is None else tiles(_padded(height), _padded(width), self._tile)
-        return self._steps * number * self._strips.work(count, tall, wide)
+        return self._steps * number * self._network.work(count, tall, wide)
 
     def _fits(self, height: int, width: int, count: int) -> bool:
         """Whether a batch can run without narrower strips than one image of it would."""
@@ -203,7 +203,7 @@ class Executor:
         if budget is not None:
             budget -= _outside(height, width, count)
         inner = self._inner(height, width)
-        return plan(self._net, *inner, count, self._runtime.dtype, budget).rows
+        return rows_that_fit(self._net, *inner, count, self._runtime.dtype, budget)
 
     def _too_large(self, height: int, width: int, count: int) -> ResourceError:
         needed = self._least_bytes(*self._inner(height, width), count)
@@ -224,7 +224,7 @@ class Executor:
 
     def _least_bytes(self, height: int, width: int, count: int) -> int:
         """Bytes of the network in the narrowest strips."""
-        return banded_bytes(self._net, height, width, count, self._runtime.dtype, rows=1)
+        return strip_bytes(self._net, height, width, count, self._runtime.dtype, rows=1)
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """The size that the network sees: padded, or a tile's."""

@@ -19,7 +19,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 )
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.schema import Network
-from tests.conftest import relative, wave
+from tests.kit.formula import relative, wave
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
 
@@ -203,7 +203,7 @@ def test_saving_does_not_touch_the_old_file_when_it_fails(saved, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     from c2fdft_cli.errors import ResourceError
 
-    with pytest.raises(ResourceError, match="disk full"):
+    with pytest.raises(ResourceError, match="the disk is full"):
         save_checkpoint(path, net.state_dict(), net.state_dict(), Meta(SMALL))
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
