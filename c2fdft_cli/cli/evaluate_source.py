@@ -12,8 +12,8 @@ from c2fdft_cli.cli.options import weights_file
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, Scored
-    from c2fdft_cli.engine.evaluate.weights import NamedPairs
+    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, ScoredRow
+    from c2fdft_cli.engine.sampling.pairs import PairSource
     from c2fdft_cli.progress import Job
 
 
@@ -27,7 +27,7 @@ class Source:
     weights: str | None
     alone: bool
     data: Path | None
-    pairs: NamedPairs | None
+    pairs: PairSource | None
     sigma: float | None
     images: int
     seeds: int
@@ -82,7 +82,7 @@ def check_source(
 
 def named_pairs(
     folder: Path | None, target: Path | None, data: Path | None, sigma: float | None, seed: int
-) -> NamedPairs | None:
+) -> PairSource | None:
     """What weights are to restore, where it is not shards."""
     from c2fdft_cli.engine.evaluate.folder import open_folder
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, open_blocks
@@ -94,7 +94,7 @@ def named_pairs(
 
 def job_of(
     subject: str, source: Source, options: EvalOptions, quiet: bool
-) -> Job[Scored, EvalResult]:
+) -> Job[ScoredRow, EvalResult]:
     """The evaluation of one folder of results, one file of blocks, or one checkpoint."""
     from c2fdft_cli.engine.evaluate.job import evaluate_files
     from c2fdft_cli.engine.evaluate.photos import evaluate_alone

@@ -11,10 +11,10 @@ from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.report import ReportImages
-    from c2fdft_cli.engine.evaluate.types import EvalResult, Scored
+    from c2fdft_cli.engine.evaluate.types import EvalResult, ScoredRow
 
 
-def note(event: Scored) -> str:
+def note(event: ScoredRow) -> str:
     """What to say beside the bar."""
     row = event.row
     return f"{row.name}: {row.psnr:.2f} dB" if row.psnr == row.psnr else row.name

@@ -254,7 +254,7 @@ def _restore_images(options: RestoreOptions, json: bool) -> None:
     from c2fdft_cli.engine.restore.options import STDIO
     from c2fdft_cli.engine.restore.plan import plan_restore
     from c2fdft_cli.engine.restore.result import gather_ranks
-    from c2fdft_cli.execution.distributed import join_ranks, leave
+    from c2fdft_cli.execution.distributed import destroy_process_group, join_ranks
 
     plan = plan_restore(options)
     try:
@@ -268,7 +268,7 @@ def _restore_images(options: RestoreOptions, json: bool) -> None:
             console.remark(f"warning: {warning}")
         result = gather_ranks(console.draw(start(plan), with_rate()), plan.runtime)
     finally:
-        leave()
+        destroy_process_group()
     following = None if result.failure is not None else next_command(plan)
     if json:
         console.emit(document(plan, result, following))

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from c2fdft_cli.core.attention import full_precision
 from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, q_sample
+from c2fdft_cli.core.precision import full_precision
 from c2fdft_cli.core.ssim import SIGMA, WINDOW, ssim_terms
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -74,7 +73,7 @@ def fine_loss(
     if ssim not in SSIM_CHOICES:
         raise ValueError(f"ssim is one of {', '.join(SSIM_CHOICES)}, got {ssim!r}")
     predict_noise = conditioned(net, lq)
-    if recompute and torch.is_grad_enabled():
+    if recompute:
         predict_noise = recomputed(predict_noise)
     x_0 = ddim_sample(predict_noise, noise, grid, alpha_bar)
     # variances are differences of blurred squares: half precision leaves nothing of them

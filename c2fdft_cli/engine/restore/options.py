@@ -13,7 +13,7 @@ from typing import Any
 from c2fdft_cli.core.diffusion import SPACINGS, check_grid, time_grid
 from c2fdft_cli.engine.weights.checkpoint import Meta
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.execution.compiling import WISHES
+from c2fdft_cli.execution.compiling import COMPILE_CHOICES
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
            "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
@@ -51,7 +51,7 @@ class RestoreOptions:
         batch: images of one size that go through the network together; 0 for what is sensible.
         max_memory: bytes that restoring may take; None for what is free, with a margin.
         tile: side in pixels of overlapping tiles, blended inside each sampler step; None for none.
-        compile: "auto", "on" or "off": torch.compile, see `compiles_bands`.
+        compile: "auto", "on" or "off": torch.compile, see `compiles_strips`.
         samples: draws to average; None for 1, or 8 where `uncertainty` asks for a spread.
         self_ensemble: average over flips and turns as well (`ensemble_positions`).
         uncertainty: folder for spread maps.
@@ -80,7 +80,7 @@ class RestoreOptions:
     batch: int = 0
     max_memory: int | None = None
     tile: int | None = None
-    compile: str = WISHES[0]
+    compile: str = COMPILE_CHOICES[0]
     samples: int | None = None
     self_ensemble: bool = False
     uncertainty: Path | None = None
@@ -111,9 +111,11 @@ class RestoreOptions:
             raise UsageError(
                 "a spread needs two draws", where="--uncertainty", hint="give --samples 2 or more"
             )
-        if self.compile not in WISHES:
+        if self.compile not in COMPILE_CHOICES:
             raise UsageError(
-                f"no such choice: {self.compile}", where="--compile", hint=", ".join(WISHES)
+                f"no such choice: {self.compile}",
+                where="--compile",
+                hint=", ".join(COMPILE_CHOICES),
             )
         if self.tile is not None and (self.tile < MIN_TILE or self.tile % 8):
             raise UsageError(

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from c2fdft_cli.data.images.encoding import ENCODERS
 from c2fdft_cli.data.images.picture import IMAGE_SUFFIXES
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
 from c2fdft_cli.data.video.stream import audio_problem
@@ -92,7 +91,7 @@ def plan_outputs(inputs: Inputs, options: RestoreOptions) -> Outputs:
     if folder is None:
         return Outputs([_single_item(inputs, options)], None, [])
     if inputs.single and not folder.is_dir() and folder.suffix.lower() in _OTHER_SUFFIXES:
-        hint = f"use one of {' '.join(sorted(ENCODERS))}"
+        hint = f"use one of {' '.join(sorted(IMAGE_SUFFIXES))}"
         raise UsageError(f"cannot write images as '{folder.suffix}'", where=folder, hint=hint)
     if options.out.endswith(("/", "\\")) and folder.suffix.lower() in _FILE_SUFFIXES:
         raise UsageError("a folder with the suffix of an image", where=folder)
@@ -168,7 +167,7 @@ def _suffix(source: Source, options: RestoreOptions) -> str:
     if name != SAME_FORMAT:
         return FORMATS[name]
     own = source.path.suffix.lower()
-    return own if own in ENCODERS else ".png"
+    return own if own in IMAGE_SUFFIXES else ".png"
 
 
 def _check_depth(suffix: str, options: RestoreOptions) -> None:

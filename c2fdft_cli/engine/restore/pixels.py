@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from c2fdft_cli.data.images.encoding import to_8bit
-from c2fdft_cli.data.images.picture import Picture
+from c2fdft_cli.data.images.picture import Picture, to_8bit
 
 DIFFERENCE_GAIN = 4.0
 _GAP = 8

@@ -22,7 +22,7 @@ from c2fdft_cli.engine.weights.catalogue import sha256_of
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
-from c2fdft_cli.execution.compiling import compiles_bands
+from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.files import ensure_folder
 
@@ -119,7 +119,7 @@ def plan_restore(options: RestoreOptions) -> RestorePlan:
     net = checkpoint.network().to(runtime.device)
     positions = ensemble_positions(checkpoint.task()) if options.self_ensemble else (0,)
     work = sum(_pixels(item) for item in todo) * len(grid) * options.draws * len(positions)
-    compiled, notice = compiles_bands(options.compile, runtime, work)
+    compiled, notice = compiles_strips(options.compile, runtime, work)
     executor = Executor(
         net,
         checkpoint.alpha_bar(),

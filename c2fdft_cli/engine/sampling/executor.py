@@ -13,9 +13,9 @@ from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.inference_memory import banded_bytes, plan
+from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
 from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.tiled import Tiled, tiles
 
 MARGIN = 0.8
@@ -73,20 +73,20 @@ class Executor:
         self._net = net
         self._runtime = runtime
         self._tile = tile
-        self._banded = Banded(net, dtype=runtime.dtype, compile=compile)
+        self._network = StripNetwork(net, dtype=runtime.dtype, compile=compile)
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
-        predict_noise = self._banded if tile is None else Tiled(self._banded, tile)
+        predict_noise = self._network if tile is None else Tiled(self._network, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
     def report_to(self, watch: Callable[[int], None]) -> None:
         """Call it with the amount of each finished piece of `work`; it may raise to end it."""
-        self._banded.watch = watch
+        self._network.watch = watch
 
     def work(self, height: int, width: int, count: int) -> int:
         """What the pieces of restoring so many images of a size sum up to."""
         tall, wide = self._inner(height, width)
         number = 1 if self._tile is None else tiles(_padded(height), _padded(width), self._tile)
-        return len(self.restorer.grid) * number * self._banded.work(count, tall, wide)
+        return len(self.restorer.grid) * number * self._network.work(count, tall, wide)
 
     def rows(self, height: int, width: int, count: int = 1) -> int:
         """Rows in a band for images of a size: as many as run fast and fit.
@@ -121,7 +121,7 @@ class Executor:
         rows = self.rows(height, width, len(lq) if self.fits(height, width, len(lq)) else 1)
         notes: list[str] = []
         while True:
-            self._banded.rows = rows
+            self._network.rows = rows
             image = _unless_out_of_memory(lambda: self.restorer(lq, names, draw))
             if image is not None:
                 return Ran(image, self._describe(rows, height, width), notes)
@@ -148,11 +148,11 @@ class Executor:
         if budget is not None:
             budget -= _outside(height, width, count)
         inner = self._inner(height, width)
-        return plan(self._net, *inner, count, self._runtime.dtype, budget).rows
+        return rows_that_fit(self._net, *inner, count, self._runtime.dtype, budget)
 
     def _too_large(self, height: int, width: int, count: int) -> ResourceError:
         inner = self._inner(height, width)
-        network = banded_bytes(self._net, *inner, count, self._runtime.dtype, rows=1)
+        network = strip_bytes(self._net, *inner, count, self._runtime.dtype, rows=1)
         needed = network + _outside(height, width, count)
         fitting = height * width * self.budget / needed / 1e6
         want, have = (f"{size / 2**20:,.1f} MiB" for size in (needed, self.budget))
@@ -165,7 +165,7 @@ class Executor:
 
     def _fits_in_tiles(self, height: int, width: int, count: int) -> bool:
         tall, wide = min(_padded(height), SOME_TILE), min(_padded(width), SOME_TILE)
-        network = banded_bytes(self._net, tall, wide, count, self._runtime.dtype, rows=1)
+        network = strip_bytes(self._net, tall, wide, count, self._runtime.dtype, rows=1)
         return network + _outside(height, width, count) <= self.budget
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The fine stage's step: how its time and its memory grow with the sampler's calls."""
+"""The fine stage's step: how its time and memory grow with the number of sampling steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.tools.bench import device_name, random_batch, seconds_of
 from c2fdft_cli.engine.tools.live_bytes import Held, held_bytes
-from c2fdft_cli.engine.train.stepper import Objective, Stepper
+from c2fdft_cli.engine.train.objective import Objective
+from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
@@ -86,12 +87,12 @@ def bench_fine(options: FineBenchOptions) -> Job[float, FineBenchResult]:
     known = CHOICES["fine.recompute"]
     for name in options.recompute:
         if name not in known:
-            hint = ", ".join(str(choice) for choice in known)
-            raise UsageError(f"no such recomputation: {name}", where="--recompute", hint=hint)
+            choices = ", ".join(str(choice) for choice in known)
+            raise UsageError(f"--recompute must be one of {choices}, got {name}")
     timesteps = options.recipe.diffusion.timesteps
     for calls in options.calls:
         if not 1 <= calls <= timesteps:
-            raise UsageError(f"1 to {timesteps} calls", where=f"--calls {calls}")
+            raise UsageError(f"--calls must be 1 to {timesteps}, got {calls}")
     kinds = [(calls, name) for calls in options.calls for name in options.recompute]
     total = len(kinds) * (options.repeats + 1)
     return Job(_bench(options, kinds), total=total, title="fine train-step", unit="step")

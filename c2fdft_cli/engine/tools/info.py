@@ -28,8 +28,8 @@ def describe(path: Path) -> dict[str, Any]:
         return _run(path)
     if path.is_dir() and any(path.glob("*-*.h5")):
         return _shards(path)
-    what = "nothing that this program knows" if path.exists() else "no such path"
-    raise DataError(what, where=path, hint="name a checkpoint, a folder of shards, or a run")
+    what = "not a checkpoint, shard folder or run folder" if path.exists() else "no such path"
+    raise DataError(what, where=path)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The run folder: what a training leaves behind, and what it goes on from."""
+"""The run folder: what a training leaves behind, and what it resumes from."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class RunFolder:
         """Raise UsageError when the folder already holds something."""
         if self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
             raise UsageError(
-                "this folder is not empty",
+                "the run folder is not empty",
                 where=self.path,
-                hint="name another --out, or go on with --resume",
+                hint="name another --out, or resume with --resume",
             )
 
     def create(self, files: Mapping[str, str]) -> None:
@@ -114,7 +114,7 @@ class RunFolder:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(text.getvalue())
         except OSError as error:
-            raise ResourceError("cannot write", where=self.metrics, hint=str(error)) from error
+            raise write_error(error, self.metrics) from error
 
     def cut_metrics(self, step: int) -> None:
         """Drop the rows after a step: what a killed run logged past its last saved state."""
@@ -188,7 +188,7 @@ def find_run(
     """
     if out is not None:
         if not (out / "state.pt").is_file():
-            raise DataError("no run to resume", where=out, hint="it has no state.pt")
+            raise DataError("no run to resume: it has no state.pt", where=out)
         return RunFolder(out)
     pattern = re.compile(rf"{re.escape(recipe_name) if recipe_name else '.+'}-{stage}(-\d+)?")
     found = [path.parent for path in root.glob("*/state.pt") if pattern.fullmatch(path.parent.name)]

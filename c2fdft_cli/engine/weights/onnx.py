@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from c2fdft_cli.core.block import Block, PixelNorm
+from c2fdft_cli.core.block import Block
+from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.errors import ResourceError, UsageError
@@ -60,18 +61,8 @@ class _PerImageNorm(nn.Module):
         return self.norm(x, self.zero) + time[:, None, None]  # type: ignore[no-any-return]
 
 
-class _ByWidth(dict[int, Tensor]):
-    """Looked up with a width as tracing sees it: a tensor."""
-
-    def __getitem__(self, width: int) -> Tensor:
-        return super().__getitem__(int(width))
-
-
 class _Traceable(DFT):
     """The network with nothing that ties its trace to one batch size or one kind of processor."""
-
-    def times(self, t: Tensor) -> dict[int, Tensor]:
-        return _ByWidth(super().times(t))
 
     def check_input(self, x: Tensor) -> None:
         """Nothing: sizes are still open."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 from c2fdft_cli.core.network import DFT
@@ -20,6 +21,9 @@ from tests.kit.restore import pixels, random_picture, run, save, write_checkpoin
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (9, 13, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
+RGB16 = RANDOM.integers(0, 65536, (9, 13, 3), dtype=np.uint16)
+PLANES = np.ascontiguousarray(RGB16.transpose(2, 0, 1))
+LZW = {"compression": "lzw", "predictor": True}
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -46,6 +50,10 @@ def float_tiff(path: Path) -> None:
     import cv2
 
     cv2.imwrite(str(path), (RGB / 255).astype(np.float32))
+
+
+def tiff(values: np.ndarray, **options: Any) -> Callable[[Path], Any]:
+    return lambda path: tifffile.imwrite(path, values, **options)
 
 
 def palette(image: Image.Image, **options: Any) -> Callable[[Path], Any]:
@@ -84,6 +92,11 @@ KINDS = [
     Kind("rgb16.tif", ours(depth=16), depth=16),
     Kind("grey16.tif", ours(depth=16, grey=True), depth=16, grey=True),
     Kind("float.tif", float_tiff, depth=16),
+    Kind("half.tif", tiff((RGB / 255).astype(np.float16), photometric="rgb"), depth=16),
+    Kind("12_bits.tif", tiff(RGB16 >> 4, photometric="rgb", bitspersample=12), depth=16),
+    Kind("tiles.tif", tiff(RGB16, photometric="rgb", tile=(16, 16), **LZW), depth=16),
+    Kind("planes.tif", tiff(PLANES, photometric="rgb", planarconfig="separate", **LZW), depth=16),
+    Kind("big.tif", tiff(RGB16, photometric="rgb", bigtiff=True, compression="zstd"), depth=16),
     Kind("packed.tif", pillow(COLOUR, compression="tiff_lzw")),
     Kind("cmyk.tif", pillow(COLOUR.convert("CMYK"))),
     Kind("colour.bmp", pillow(COLOUR)),

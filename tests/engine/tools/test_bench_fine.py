@@ -42,8 +42,8 @@ def test_no_ratio_without_none():
     ("changes", "says"),
     [
         ({"recompute": ["levels"]}, "none, call, level"),
-        ({"calls": [0]}, "1 to 1000 calls"),
-        ({"calls": [1001]}, "1 to 1000 calls"),
+        ({"calls": [0]}, "must be 1 to 1000"),
+        ({"calls": [1001]}, "must be 1 to 1000"),
     ],
 )
 def test_unknown_words(changes, says):

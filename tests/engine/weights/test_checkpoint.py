@@ -19,7 +19,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 )
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.schema import Network
-from tests.conftest import relative, wave
+from tests.kit.formula import relative, wave
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
 

@@ -19,7 +19,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 from c2fdft_cli.engine.weights.convert import ConvertOptions, convert
 from c2fdft_cli.errors import CheckpointError, ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
-from tests.conftest import fill
+from tests.kit.formula import fill
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
 

@@ -22,7 +22,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 from c2fdft_cli.engine.weights.convert import ConvertOptions, convert
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
-from tests.conftest import fill, picture, relative, wave
+from tests.kit.formula import fill, picture, relative, wave
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

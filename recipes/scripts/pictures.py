@@ -1,6 +1,6 @@
 """The pictures of the documents: photographs that come with scikit-image, degraded and restored.
 
-    python recipes/pictures.py docs/images
+    python recipes/scripts/pictures.py docs/images
 
 writes `rain.jpg` (weights derain-fast) and `noise.jpg` (denoise-fast): degraded above, restored
 below. The rain is drawn by formula, the noise is white Gaussian of sigma 25 and 50 and a camera's.

@@ -17,15 +17,18 @@ from c2fdft_cli.data.images.picture import (
     write_picture,
 )
 from c2fdft_cli.errors import DataError
-from tests.kit.decoding import encoded, ramp, tiff_bytes
+from tests.kit.images import encoded, ramp, tiff_bytes
+
+
+def chunk(kind, payload):
+    check = zlib.crc32(kind + payload)
+    return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", check)
 
 
 def with_chunk(data, kind, payload):
     """A PNG with one more chunk before its pixels."""
-    chunk = struct.pack(">I", len(payload)) + kind + payload
-    chunk += struct.pack(">I", zlib.crc32(kind + payload))
     at = data.index(b"IDAT") - 4
-    return data[:at] + chunk + data[at:]
+    return data[:at] + chunk(kind, payload) + data[at:]
 
 
 def test_one_bit_becomes_grey():
@@ -143,6 +146,47 @@ def test_the_transparent_value_of_a_16_bit_png(tmp_path, channels):
     np.testing.assert_array_equal(got.pixels, pixels)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_the_transparent_value_of_a_grey_png_with_few_bits(depth):
+    row, width = 0b00011011, 8 // depth
+    data = b"\x89PNG\r\n\x1a\n"
+    data += chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, 0, 0, 0, 0))
+    data += chunk(b"tRNS", b"\0\1") + chunk(b"IDAT", zlib.compress(bytes([0, row])))
+    data += chunk(b"IEND", b"")
+    values = [row >> 8 - depth * (i + 1) & 2**depth - 1 for i in range(width)]
+    got = read_picture(data)
+    assert got.pixels[0, :, 0].tolist() == [value * 255 // (2**depth - 1) for value in values]
+    assert got.alpha[0].tolist() == [0 if value == 1 else 255 for value in values]
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"tEXt"])
+def test_exif_as_hexadecimal_text_in_an_old_png(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes()
+    text = f"\nexif\n{len(block):8d}\n{block.hex()}\n".encode()
+    payload = b"\0" + zlib.compress(text) if kind == b"zTXt" else text
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    data = with_chunk(data, kind, b"Raw profile type exif\0" + payload)
+    data = with_chunk(data, kind, b"Comment\0other text")
+    (tmp_path / "a.png").write_bytes(data)
+    assert image_size(tmp_path / "a.png") == (9, 6)
+    assert read_picture(data).pixels.shape == (9, 6, 3)
+
+
+@pytest.mark.parametrize("text", [b"", b"\nexif\n", b"\nexif\n 4\nzz", b"\xff\xfe x y"])
+def test_damaged_hexadecimal_exif_is_left_out(text):
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    for kind, payload in (
+        (b"zTXt", b"\0" + zlib.compress(text)),
+        (b"zTXt", b"\0x"),
+        (b"tEXt", text),
+    ):
+        got = read_picture(with_chunk(data, kind, b"Raw profile type exif\0" + payload))
+        assert got.exif is None
+        np.testing.assert_array_equal(got.pixels, ramp(dtype=np.uint8))
+
+
 def test_exif_after_the_pixels_of_a_png_counts(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -160,7 +204,7 @@ def test_a_flipped_bit_in_a_png_is_noticed(tmp_path, dtype):
     write_picture(tmp_path / "a.png", Picture(ramp(dtype=dtype)))
     data = bytearray((tmp_path / "a.png").read_bytes())
     data[data.index(b"IDAT") + 9] ^= 4
-    with pytest.raises(DataError, match=r"IDAT chunk is damaged \(checksum\)"):
+    with pytest.raises(DataError, match="PNG data are damaged"):
         read_picture(bytes(data))
 
 

@@ -4,7 +4,7 @@
 #   1. killed with kill -9 at random moments and resumed, it ends with the same bytes;
 #   2. two processes move the weights as one process does with two micro-batches.
 #
-#   recipes/check_training.sh
+#   recipes/scripts/check_training.sh
 #
 # Both for the coarse and the fine stage of a small network. Exits with 1 when a figure fails.
 # Settings, from the environment:

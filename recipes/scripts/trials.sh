@@ -2,7 +2,7 @@
 # What raises the score: short trainings from one coarse checkpoint, each with one thing changed,
 # scored on a test set that none of them has seen.
 #
-#   recipes/trials.sh CLEAN STREAKS TEST OUT [ARM...]      ARMs: see below; all if none is named
+#   recipes/scripts/trials.sh CLEAN STREAKS TEST OUT [ARM...]      ARMs: see below; all if none is named
 #
 # CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. What is in OUT
 # already is not made again; the Markdown table comes last. BUDGET, a whole number, multiplies all iterations [1].
@@ -28,7 +28,7 @@ data=(--data "$out/shards" "data.streaks=$streaks" train.validate_every=1000000)
 # periods N FLOOR: the whole run on one cosine
 periods() { echo "[{\"length\":$1,\"floor\":$2}]"; }
 
-# shellcheck source=recipes/stage.sh
+# shellcheck source=recipes/scripts/stage.sh
 . "$(dirname "$0")/stage.sh"
 
 coarse() {  # coarse NAME OVERRIDES...

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Times the parts of the program and prints one Markdown table.
 #
-#   recipes/bench.sh [RECIPE] [SHARDS] > table.md
+#   recipes/scripts/bench.sh [RECIPE] [SHARDS] > table.md
 set -euo pipefail
 recipe=${1:-derain}
 shards=${2:-}

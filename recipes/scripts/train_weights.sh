@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains weights and puts them into the form in which they come with the program.
 #
-#   recipes/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT
-#   recipes/train_weights.sh denoise|deblur CLEAN_FOLDER OUT
+#   recipes/scripts/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT
+#   recipes/scripts/train_weights.sh denoise|deblur CLEAN_FOLDER OUT
 #
 # CLEAN_FOLDER holds clean photographs, STREAKS_FOLDER rendered rain (docs/synthesis.md). In OUT:
 #   shards/ coarse/ fast/ four/   data and runs; an interrupted script goes on where it stopped
@@ -30,7 +30,7 @@ case $task in
   *) usage ;;
 esac
 clean=$2
-here=$(cd "$(dirname "$0")/.." && pwd)
+here=$(cd "$(dirname "$0")/../.." && pwd)
 into=${INTO:-$here/c2fdft_cli/weights}
 data=()
 [ -z "$streaks" ] || data=("data.streaks=$streaks")
@@ -40,8 +40,8 @@ read -r -a coarse <<<"${COARSE:-}"
 read -r -a fast <<<"${FAST:-}"
 read -r -a four <<<"${FOUR:-$short}"
 
-# shellcheck source=recipes/stage.sh
-. "$here/recipes/stage.sh"
+# shellcheck source=recipes/scripts/stage.sh
+. "$here/recipes/scripts/stage.sh"
 c2fdft prepare "$clean" --synthesize "$kind" --clean-only --out "$out/shards"
 stage coarse coarse.pt train-coarse --recipe "$task-small" --data "$out/shards" \
   ${data[@]+"${data[@]}"} ${coarse[@]+"${coarse[@]}"}

@@ -2,7 +2,7 @@
 # What matters in the fine stage: arms of equal time from one coarse checkpoint of the tiny network, each
 # with one thing changed, scored on a test set that none of them has seen.
 #
-#   recipes/fine_arms.sh CLEAN STREAKS TEST OUT [ARM...]    ARMs: see below; all if none is named
+#   recipes/scripts/fine_arms.sh CLEAN STREAKS TEST OUT [ARM...]    ARMs: see below; all if none is named
 #
 # CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. What is in OUT
 # already is not made again; the Markdown table comes last. Several at once may share OUT when each names
@@ -35,7 +35,7 @@ read -r -a seeds <<<"${SEEDS:-1 2}"
 each=${SECONDS_EACH:-300} n=${COARSE:-840}
 python=${PYTHON:-python3}
 data=(--data "$out/shards" "data.streaks=$streaks" train.validate_every=1000000)
-# shellcheck source=recipes/stage.sh
+# shellcheck source=recipes/scripts/stage.sh
 . "$(dirname "$0")/stage.sh"
 
 words() {  # words ARM: what it changes, in ${changed[@]}

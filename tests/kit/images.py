@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import pytest
-
-tifffile = pytest.importorskip("tifffile")
+import tifffile
 
 
 def encoded(image, kind, **options):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 from c2fdft_cli.data.images.picture import Picture, read_picture, save_rgb8, write_picture
@@ -45,8 +47,6 @@ def assert_same(got, expected):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_other_programs_read_what_is_written(tmp_path, suffix):
-    tifffile = pytest.importorskip("tifffile")
-    cv2 = pytest.importorskip("cv2")
     before = picture(np.uint16, alpha=True, icc=ICC, exif=exif_block())
     path = tmp_path / f"a{suffix}"
     write_picture(path, before)
@@ -165,3 +165,14 @@ def test_an_exif_block_too_long_for_a_jpeg_is_left_out(tmp_path):
     exif[0x010E] = "x" * 70000
     write_picture(tmp_path / "a.jpg", picture(exif=exif.tobytes().removeprefix(b"Exif\0\0")))
     assert read_picture(tmp_path / "a.jpg").exif is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_png_of_a_smooth_picture_is_much_smaller_than_its_pixels(tmp_path, dtype):
+    """A filter and run lengths are at work: a smooth picture shrinks to less than a third."""
+    y, x = np.mgrid[:256, :256]
+    pixels = np.repeat(((y + 2 * x) * 60)[..., None], 3, axis=2) // (
+        257 if dtype == np.uint8 else 1
+    )
+    write_picture(tmp_path / "a.png", Picture(pixels.astype(dtype)))
+    assert (tmp_path / "a.png").stat().st_size < pixels.astype(dtype).nbytes / 3

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Restore and score test sets, and print one Markdown table with the published results above ours.
 #
-#   recipes/benchmark.sh WEIGHTS SET...
+#   recipes/scripts/benchmark.sh WEIGHTS SET...
 #
 # A SET is a folder that holds degraded and clean images in a layout that `c2fdft prepare` knows; its
 # name is the column (Rain100L, Test100, GoPro, SIDD ...). Settings, from the environment:
@@ -12,7 +12,7 @@
 # Writes $OUT/table.md, $OUT/table.csv and, for each set, $OUT/<set>/restored and eval.json.
 set -eu
 if [ $# -lt 2 ]; then
-  echo "usage: recipes/benchmark.sh WEIGHTS SET..." >&2
+  echo "usage: recipes/scripts/benchmark.sh WEIGHTS SET..." >&2
   exit 2
 fi
 weights=$1

@@ -1,10 +1,9 @@
 """The network against a plain transcription of it: seconds, agreement and memory.
 
-    python recipes/compare_speed.py TRANSCRIPTION.py forward [--size 256] [--rounds 7]
-    python recipes/compare_speed.py TRANSCRIPTION.py step [--size 64] [--batch 4] [--compile]
-        [--apart]
-    python recipes/compare_speed.py TRANSCRIPTION.py memory [--size 1024]
-    python recipes/compare_speed.py - call --size 2160x3840      one banded call, no transcription
+    compare_speed.py TRANSCRIPTION.py forward [--size 256] [--rounds 7]
+    compare_speed.py TRANSCRIPTION.py step [--size 64] [--batch 4] [--compile] [--apart]
+    compare_speed.py TRANSCRIPTION.py memory [--size 1024]
+    compare_speed.py - call --size 2160x3840      one call in strips, no transcription
 
 TRANSCRIPTION.py defines `Textbook`, a module with the parameters and the call of
 `c2fdft_cli.core.network.DFT`. Contestants take turns within one run; ratios are medians over
@@ -33,9 +32,10 @@ from torch import nn
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.bench import gemm_tflops, network_macs
+from c2fdft_cli.execution import cpu_training
 from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16
 from c2fdft_cli.execution.heap import reuse_freed_memory
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network
 
 
@@ -55,13 +55,13 @@ def main() -> None:
 
 
 def forward(args: argparse.Namespace) -> None:
-    """One call: transcription, network, bands in float32 and bfloat16."""
+    """One call: transcription, network, strips in float32 and bfloat16."""
     h, w = _size(args.size or "256")
     book, net = _pair(args.transcription)
-    banded = Banded(net)
-    calls = {"transcription fp32": book, "network fp32": net, "banded fp32": banded}
+    strips = StripNetwork(net)
+    calls = {"transcription fp32": book, "network fp32": net, "strips fp32": strips}
     if cpu_has_fast_bf16():
-        calls["banded bf16"] = Banded(net, dtype=torch.bfloat16)
+        calls["strips bf16"] = StripNetwork(net, dtype=torch.bfloat16)
     x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
     with torch.inference_mode():
         results = {name: call(x, t) for name, call in calls.items()}
@@ -114,6 +114,8 @@ def _training_step(args: argparse.Namespace, name: str) -> Callable[[], object]:
     whose, precision = name.split()
     book, net = _pair(args.transcription)
     one: nn.Module = (net if whose == "ours" else book).train().requires_grad_(True)
+    if whose == "ours":
+        cpu_training.install(one)  # as a training does
     call = torch.compile(one) if args.compile and whose == "ours" else one
     optimizer = torch.optim.AdamW(one.parameters(), lr=1e-4, fused=True)
     x, t = torch.randn(args.batch, 6, h, w), torch.linspace(100, 900, args.batch)
@@ -166,7 +168,7 @@ def memory(args: argparse.Namespace) -> None:
     """Peak resident memory beyond the weights and seconds of one call, each in its own process."""
     h, w = _size(args.size or "1024")
     context = multiprocessing.get_context("spawn")
-    for name in ("transcription", "whole", "banded"):
+    for name in ("transcription", "whole", "strips"):
         for _ in range(args.rounds):
             with context.Pool(1) as pool:
                 took, peak = pool.apply(_measure, (args.transcription, name, h, w))
@@ -174,11 +176,11 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def call(args: argparse.Namespace) -> None:
-    """One banded call of the full network in its own process."""
+    """One call in strips of the full network in its own process."""
     h, w = _size(args.size or "2160x3840")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        took, peak = pool.apply(_measure, (args.transcription, "banded", h, w))
-    _print(args, size=f"{h}x{w}", name="banded", seconds=took, gib=peak / 2**30)
+        took, peak = pool.apply(_measure, (args.transcription, "strips", h, w))
+    _print(args, size=f"{h}x{w}", name="strips", seconds=took, gib=peak / 2**30)
 
 
 PARTS = {"forward": forward, "step": step, "memory": memory, "call": call}
@@ -188,12 +190,12 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def _measure(transcription: str, name: str, h: int, w: int) -> tuple[float, int]:
     """(seconds, peak bytes beyond what was resident before) of one call."""
     torch.manual_seed(0)
-    net: nn.Module | Banded
+    net: nn.Module | StripNetwork
     if name == "transcription":
         net = _load(transcription).eval()
     else:
         net = DFT().eval()
-        net = Banded(net) if name == "banded" else net
+        net = StripNetwork(net) if name == "strips" else net
     small, t = torch.rand(1, 6, 64, 64), torch.tensor([500.0])
     x = torch.rand(1, 6, h, w)
     with torch.inference_mode():
