@@ -8,8 +8,8 @@ from pathlib import Path, PurePath
 
 from c2fdft_cli.data.images.encoding import ENCODERS
 from c2fdft_cli.data.images.picture import IMAGE_SUFFIXES
-from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
-from c2fdft_cli.data.video.stream import audio_problem
+from c2fdft_cli.data.video.probe import MUXERS, VIDEO_SUFFIXES
+from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.engine.restore.inputs import Inputs, Source
 from c2fdft_cli.engine.restore.options import (
     DEEP_SUFFIXES,
@@ -128,8 +128,8 @@ def _single_video(source: Source, options: RestoreOptions) -> Item:
     out = Path(options.out)
     if source.video is None:
         raise UsageError("an image cannot become a video", where=out, hint="name a .png file")
-    if out.suffix.lower() not in VIDEO_SUFFIXES:
-        hint = f"name a folder, or a file with one of {' '.join(sorted(VIDEO_SUFFIXES))}"
+    if out.suffix.lower() not in MUXERS:
+        hint = f"name a folder, or a file with one of {' '.join(sorted(MUXERS))}"
         raise UsageError("a video goes into a video file", where=out, hint=hint)
     problem = audio_problem(source.video, out.suffix.lower())
     if problem is not None:
@@ -163,7 +163,8 @@ def _canonical(suffix: str) -> str:
 
 def _suffix(source: Source, options: RestoreOptions) -> str:
     if source.video is not None:
-        return source.path.suffix.lower()
+        own = source.path.suffix.lower()
+        return own if own in MUXERS else ".mkv"
     name = (options.format or "png").lower()
     if name != SAME_FORMAT:
         return FORMATS[name]
