@@ -335,7 +335,7 @@ def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, bug):
     def end(code):
         raise Ended(code)
 
-    def broken(options):
+    def broken(*_, **settings):
         raise KeyError("a bug")
 
     monkeypatch.setattr(module, "_is_awaited", lambda: True)

@@ -12,8 +12,6 @@ import pytest
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.options import RestoreOptions
-from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.weights.catalogue import (
     CATALOGUE,
     MAX_FILE_BYTES,
@@ -25,7 +23,7 @@ from c2fdft_cli.engine.weights.catalogue import (
     weights_folder,
 )
 from c2fdft_cli.errors import CheckpointError
-from tests.kit.restore import random_picture, save
+from tests.kit.restore import Request, plan, random_picture, save
 from tests.kit.weights import FACTS, package
 
 ROOT = Path(__file__).parents[3]
@@ -140,9 +138,7 @@ def test_packaged_weights_restore(name: str, tmp_path: Path) -> None:
     assert (ROOT / entry.card).is_file()
     assert entry.scores
     source, out = save(tmp_path / "in.png", random_picture(32, 32)), tmp_path / "out.png"
-    plan = plan_restore(
-        RestoreOptions(str(source), str(out), weights=name, device="cpu", precision="fp32")
-    )
-    assert plan.grid == entry.grid
-    assert restore(plan).run().failure is None
+    made = plan(Request(source, out, name))
+    assert made.grid == entry.grid
+    assert restore(made).run().failure is None
     assert out.is_file()

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from c2fdft_cli.data.images.picture import Picture
-from c2fdft_cli.engine.restore.pixels import (
+from c2fdft_cli.engine.restore.pictures import (
     comparison,
+    deviation_map,
     heat_map,
     quantise,
-    spread_map,
     to_picture,
     to_tensor,
 )
@@ -67,16 +67,16 @@ def test_comparison_is_three_pictures_wide_and_grey_where_nothing_changed() -> N
     assert (made[:, -7:] == 128).all()
 
 
-def test_the_spread_map_is_in_65535ths_of_the_range() -> None:
-    made = spread_map(torch.tensor([[[0.0, 0.001, 0.25]]]))
+def test_the_deviation_map_is_in_65535ths_of_the_range() -> None:
+    made = deviation_map(torch.tensor([[[0.0, 0.001, 0.25]]]))
     assert made.grey
     assert made.pixels[0, :, 0].tolist() == [0, 66, 16384]
 
 
-def test_the_heat_map_is_white_where_the_spread_is_largest() -> None:
-    spread = torch.zeros(1, 8, 8)
-    spread[0, :, 4:] = 0.1
-    made = heat_map(torch.zeros(3, 8, 8), spread).pixels
+def test_the_heat_map_is_white_where_the_deviation_is_largest() -> None:
+    deviation = torch.zeros(1, 8, 8)
+    deviation[0, :, 4:] = 0.1
+    made = heat_map(torch.zeros(3, 8, 8), deviation).pixels
     assert (made[:, 4:] == 255).all()
     assert (made[:, :4] == 0).all()
     assert (heat_map(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)).pixels == 0).all()
