@@ -94,25 +94,6 @@ def ensure_folder(path: str | Path) -> Path:
     return folder
 
 
-def check_folder(path: str | Path) -> None:
-    """ResourceError if a folder cannot be made or written to; nothing is made."""
-    folder = Path(path)
-    above = (folder, *folder.absolute().parents)
-    there = next(part for part in above if os.path.lexists(part))
-    if not os.path.isdir(there):
-        hint = f"{there} is a file; choose another folder"
-        raise ResourceError("the output path lies under a regular file", where=folder, hint=hint)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
-
-
-def read_error(error: OSError, path: str | Path) -> DataError:
-    """The one-line error for an OSError met while reading `path`."""
-    if error.errno == errno.ENOENT:
-        return DataError("no such file or folder", where=path, hint="check the path")
-    return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
-
-
 def free_bytes(folder: Path) -> int:
     """Free space on the disk that a folder lies on, or will lie on."""
     place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
@@ -132,6 +113,25 @@ def check_space(folder: Path, needed: int) -> None:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
+
+
+def check_folder(path: str | Path) -> None:
+    """ResourceError if a folder cannot be made or written to; nothing is made."""
+    folder = Path(path)
+    above = (folder, *folder.absolute().parents)
+    there = next(part for part in above if os.path.lexists(part))
+    if not os.path.isdir(there):
+        hint = f"{there} is a file; choose another folder"
+        raise ResourceError("the output path lies under a regular file", where=folder, hint=hint)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
+
+
+def read_error(error: OSError, path: str | Path) -> DataError:
+    """The one-line error for an OSError met while reading `path`."""
+    if error.errno == errno.ENOENT:
+        return DataError("no such file or folder", where=path, hint="check the path")
+    return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
 
 
 def write_error(error: OSError, path: Path) -> ResourceError:

@@ -192,14 +192,14 @@ def _document(result: PrepareResult, options: PrepareOptions, following: str | N
 
 def _tell(result: PrepareResult, options: PrepareOptions) -> None:
     out = console.stdout()
-    out.print(f"layout: {result.layout}", markup=False)
+    out.print(f"layout: {result.layout}")
     out.print(f"pairs: {result.pairs} ({result.train} train, {result.val} validation)")
     for notice in result.notices:
-        out.print(f"note: {notice}", markup=False)
+        out.print(f"note: {notice}")
     for item in result.unpaired:
-        out.print(f"unpaired: {item.path} ({item.reason})", markup=False)
+        out.print(f"unpaired: {item.path} ({item.reason})")
     for name, problem in result.failed:
-        out.print(f"unusable: {name} ({problem})", markup=False)
+        out.print(f"unusable: {name} ({problem})")
     report = result.report
     if report is not None:
         for label in ("smallest", "median", "largest"):
@@ -213,7 +213,7 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
     state = "up to date" if result.up_to_date else "written"
     count = len(result.shards)
     size = console.megabytes(result.bytes)
-    out.print(f"shards: {count} in {options.out}, {size}, {state}", markup=False)
+    out.print(f"shards: {count} in {options.out}, {size}, {state}")
 
 
 def _write_preview(options: PrepareOptions, path: Path) -> None:
@@ -231,4 +231,4 @@ def _verify(source: Path, json: bool) -> None:
     if json:
         console.emit(result)
     else:
-        console.stdout().print(f"{source}: every byte as written", markup=False)
+        console.stdout().print(f"{source}: every byte as written")

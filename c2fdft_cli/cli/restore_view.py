@@ -78,7 +78,7 @@ def tell(plan: RestorePlan, result: RestoreResult) -> None:
             console.remark(f"note: {image.source}: {note}")
     _tell_skipped(result)
     if good:
-        console.stdout().print(_summary(plan, result, good), markup=False)
+        console.stdout().print(_summary(plan, result, good))
 
 
 def _tell_skipped(result: RestoreResult) -> None:

@@ -162,15 +162,15 @@ def _tell(result: SweepResult) -> None:
     out = console.stdout()
     out.print("P: on the Pareto front (nothing with as few steps scores as much)")
     times = ", ".join(map(str, result.chosen.grid))
-    out.print(f"chosen: {result.chosen.calls} steps at {times} ({result.rule})", markup=False)
+    out.print(f"chosen: {result.chosen.calls} steps at {times} ({result.rule})")
     if result.trained_grid is not None and not result.chosen.trained:
         trained = ", ".join(map(str, result.trained_grid))
         console.remark(f"note: these fine weights were trained at other timesteps: {trained}")
     if not any(path.suffix == ".png" for path in result.files):
         console.remark("no sweep.png: it needs matplotlib (pip install 'c2fdft[plots]')")
     if result.stamped:
-        out.print(f"timesteps written into {result.checkpoint}", markup=False)
-    out.print(f"written: {', '.join(map(str, result.files))}", markup=False)
+        out.print(f"timesteps written into {result.checkpoint}")
+    out.print(f"written: {', '.join(map(str, result.files))}")
 
 
 def _cells(row: GridRow, seeds: bool) -> list[object]:

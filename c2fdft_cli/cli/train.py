@@ -173,7 +173,7 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
         console.emit({**vars(result), "next": following})
         return
     best = "" if result.best_psnr is None else f", best {result.best_psnr:.2f} dB"
-    console.stdout().print(f"{result.checkpoint}: step {result.step}{best}", markup=False)
+    console.stdout().print(f"{result.checkpoint}: step {result.step}{best}")
     console.say_next(following)
 
 

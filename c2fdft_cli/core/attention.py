@@ -1,4 +1,4 @@
-"""Diffusion self-attention (DFSA) between channels: paper, section 3.
+"""Diffusion self-attention (DFSA) between channels: docs/paper.md, eqs. (5) and (6).
 
 `softmax(norm(q) norm(k)^T * temperature) v` per head, q and k normalised along the *pixel* axis.
 The norms are taken out of the product, `norm(q) norm(k)^T = q k^T / (|q| |k|)`: what couples

@@ -1,4 +1,4 @@
-"""The Diffusion Transformer block (DTB): paper, section 3."""
+"""The Diffusion Transformer block (DTB): docs/paper.md, eq. (3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from c2fdft_cli.core.layers import Conv1x1, PixelNorm
 
 
 class FeedForward(nn.Module):
-    """Diffusion feed-forward network (DFN): 1x1 convolution, GELU, 1x1 convolution (section 3)."""
+    """Diffusion feed-forward network (DFN): docs/paper.md, eq. (7)."""
 
     def __init__(self, width: int, factor: float, bias: bool) -> None:
         super().__init__()

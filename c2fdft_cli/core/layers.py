@@ -44,7 +44,7 @@ class _Affine(nn.Module):
 
 
 class PixelNorm(nn.Module):
-    """Layer norm over the channels of each pixel, with the time embedding added (section 3, norm).
+    """Layer norm over each pixel's channels, plus the time embedding: docs/paper.md, eq. (4).
 
     `bias_free` divides by sqrt(var + eps) *without* removing the mean from the numerator; the
     variance is the biased one around the mean.

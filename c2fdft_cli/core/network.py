@@ -1,4 +1,4 @@
-"""The Diffusion Transformer (DFT) that predicts noise: C2F-DFT paper, section 3 (network).
+"""The Diffusion Transformer (DFT) that predicts noise: docs/paper.md, eq. (1).
 
 Inside, activations are channels-last, `[n, h, w, c]`. Parameter names and shapes are those of the
 released program, so its weights load strictly.
@@ -21,7 +21,7 @@ SIZE_MULTIPLE = 8
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding of the diffusion time, before its SiLU (section 3, time embedding).
+    """Sinusoidal embedding of the diffusion time, before its SiLU: docs/paper.md, eq. (2).
 
     Args:
         t: diffusion times, `[n]`.
@@ -78,7 +78,7 @@ class PatchEmbed(nn.Module):
 
 
 class Resample(nn.Module):
-    """3x3 convolution whose output is then shuffled to half or double the size (section 3)."""
+    """3x3 convolution whose output is then shuffled to half or double the size."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Resample(nn.Module):
 
 
 class DFT(nn.Module):
-    """The four-level U-shaped Diffusion Transformer (section 3).
+    """The four-level U-shape: docs/paper.md, "Diffusion Transformer".
 
     Args:
         in_channels: condition and noisy image together.

@@ -1,4 +1,4 @@
-"""What the two stages minimise: coarse (the noise) and fine (the image): paper, sections 5 and 7.
+"""What the two stages minimise, noise and image: docs/paper.md, eqs. (12), (17) and (18).
 
 All randomness comes in as tensors, so a loss is a function of its arguments alone.
 """
@@ -22,7 +22,7 @@ SSIM_CHOICES = ("paper", "as_released", "none")
 def coarse_loss(
     net: PredictNoise, alpha_bar: Tensor, lq: Tensor, gt: Tensor, noise: Tensor, t: Tensor
 ) -> Tensor:
-    """mean |eps_hat - eps| (section 5).
+    """mean |eps_hat - eps|: docs/paper.md, eq. (12).
 
     Args:
         net: called with `cat([2 * lq - 1, x_t])` and t.
@@ -49,7 +49,7 @@ def fine_loss(
     l1_weight: float = 0.16,
     recompute: bool = True,
 ) -> Tensor:
-    """`0.84 * (1 - MS_SSIM(x_0, gt)) + 0.16 * mean|x_0 - gt|` of the sampled image (section 7).
+    """0.84 (1 - MS_SSIM) + 0.16 L1 of the sampled image: docs/paper.md, eq. (17).
 
     Under autocast the network alone computes in half precision.
 
@@ -102,7 +102,7 @@ def recomputed(predict_noise: PredictNoise) -> PredictNoise:
 
 
 def ms_ssim(pred: Tensor, gt: Tensor, max_val: float = 1.0, pooled: bool = False) -> Tensor:
-    """Multi-scale SSIM that also fits small patches (section 7).
+    """Multi-scale SSIM that also fits small patches: docs/paper.md, eq. (18).
 
     5 scales with 2x2 average pooling; window `w = min(11, side)`, sigma `1.5 * w / 11`, zero
     padding `w // 2`; terms kept above 1e-6 before their fractional power.

@@ -79,13 +79,13 @@ def test_bare_command_shows_help():
         (["train-coarse", "--nonsense"], "No such option"),
         (["prepare"], "Missing argument"),
         (["train-coarse", "--data", "x", "--max-time", "soon"], "--max-time"),
-        (["train-coarse", "--recipe", "tiny"], "no data - --data"),
-        (["train-coarse", "--data", "x"], "no recipe - --recipe"),
+        (["train-coarse", "--recipe", "tiny"], "--data is missing"),
+        (["train-coarse", "--data", "x"], "--recipe"),
         (["train-coarse", "--recipe", "tinny", "--data", "x"], "did you mean tiny?"),
         (["recipes", "show", "tiny", "coarse.lrr=1"], "did you mean coarse.lr?"),
         (["recipes", "show", "nothing"], "no such recipe"),
         (["recipes", "validate", "tiny", "network.dim=5"], "network.dim"),
-        (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "no such device"),
+        (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "--device must"),
         (["train-fine", "--from", "a", "--init", "b"], "not both"),
         (["prepare", ".", "--streaks", "x"], "needs --synthesize"),
         (["prepare", ".", "--synthesize", "snow"], "snow"),
@@ -156,7 +156,7 @@ def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
 
 def test_info_of_nothing(tmp_path):
     refused("info", tmp_path / "none", code=3, says="no such path")
-    refused("info", tmp_path, code=3, says="nothing that this program knows")
+    refused("info", tmp_path, code=3, says="not a checkpoint, shard folder or run folder")
 
 
 def test_prepare_speaks_json(pairs, tmp_path):
@@ -346,7 +346,7 @@ def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, bug):
         app(["restore", "nowhere.png", "out.png", "--weights", "nowhere.pt"])
     said = capsys.readouterr().err
     assert caught.value.args == (1 if bug else 4,)
-    assert ("KeyError: 'a bug'" in said) if bug else said.startswith("error: no such")
+    assert ("KeyError: 'a bug'" in said) if bug else said.startswith("error: nowhere.pt: no such")
 
 
 def test_success_ends_as_usual_in_a_group(monkeypatch):

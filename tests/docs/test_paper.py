@@ -68,3 +68,10 @@ def test_every_citation_leads_somewhere():
             assert re.sub(r"\s+", " ", heading) in HEADINGS, (file, heading)
         for number in re.findall(r"\((\d+)\)", what):
             assert int(number) in EQUATIONS, (file, number)
+
+
+def test_no_other_paper_is_cited_by_section_number():
+    """ "section 3" of a document that the repository does not hold helps nobody."""
+    pattern = re.compile(r"paper,? sections?|\(section \d|: section \d|of section \d")
+    for path in PACKAGE.rglob("*.py"):
+        assert not pattern.search(path.read_text(encoding="utf-8")), path

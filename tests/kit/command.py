@@ -15,11 +15,14 @@ def run(*words: object) -> Any:
 
 
 def refused(*words: object, code: int, says: str) -> str:
-    """Run a command that must fail with a code and one error line on stderr; returns the line."""
+    """Run a command that must fail with a code and one error on stderr; returns its first line.
+
+    `says` is in that line, in the details below it or in the hint.
+    """
     result = run(*words)
     assert result.exit_code == code, result.output
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1, result.stderr
-    assert says in lines[0], lines[0]
+    assert says in result.stderr[result.stderr.index(lines[0]) :], result.stderr
     assert "Traceback" not in result.stderr
     return lines[0]

@@ -1,24 +1,42 @@
-"""Small videos, made by ffmpeg's own test sources when a test asks for them."""
+"""Small videos, made with PyAV when a test asks for them, and what is in a video by its packets."""
 
 from __future__ import annotations
 
-import subprocess
+import hashlib
+import re
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("imageio_ffmpeg")
+pytest.importorskip("av")
 
-from c2fdft_cli.data.video.ffmpeg import ffmpeg_program
+import av as _av
+
 from c2fdft_cli.data.video.probe import probe_video
 from c2fdft_cli.data.video.stream import VideoReader, VideoWriter
 
+av: Any = _av
+"""The library, for tests that make videos of their own; its stubs do not know all of it."""
 
-def ffmpeg(*arguments: object) -> str:
-    """Run ffmpeg and return what it prints."""
-    command = [ffmpeg_program(), "-nostdin", "-loglevel", "error", "-y", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+def filtered(source: str, filters: str = "null", sink: str = "buffersink") -> Iterator[Any]:
+    """Frames of one of FFmpeg's test sources, through filters: "name=arguments,name"."""
+    graph = av.filter.Graph()
+    nodes = []
+    commas = r",(?=(?:[^']*'[^']*')*[^']*$)"  # outside of quotes
+    for one in [*re.split(commas, f"{source},{filters}"), sink]:
+        name, _, arguments = one.partition("=")
+        nodes.append(graph.add(name, arguments))
+    graph.link_nodes(*nodes).configure()
+    while True:
+        try:
+            yield nodes[-1].pull()
+        except av.error.EOFError:
+            return
 
 
 def make_clip(
@@ -29,30 +47,101 @@ def make_clip(
     seconds: float = 0.5,
     sound: bool = True,
     filters: str = "format=yuv420p",
-    options: tuple[str, ...] = (),
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    aspect: Fraction = Fraction(1),
+    sound_codec: str = "aac",
 ) -> Path:
     """Colours that turn slowly, with a sine tone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = ["-f", "lavfi", "-i", f"gradients=s={size}:r={rate}:d={seconds}:seed=3"]
-    tone = ["-f", "lavfi", "-i", f"sine=duration={seconds}"] if sound else []
-    ffmpeg(*picture, *tone, "-vf", filters, "-fps_mode", "vfr", *options, f"file:{path}")
+    gradients = f"gradients=s={size}:r={rate}:d={seconds}:seed=3"
+    frames = list(filtered(gradients, filters))
+    with av.open(str(path), "w", metadata_errors="surrogateescape") as out:
+        add_pictures(out, frames, Fraction(rate), codec, options)
+        out.streams.video[0].codec_context.sample_aspect_ratio = aspect
+        if sound:
+            tone = out.add_stream(sound_codec, rate=48000, bit_rate=64000)
+        out.start_encoding()
+        if sound:
+            for packet in tone_packets(tone, seconds):
+                out.mux(packet)
+        picture = out.streams.video[0]
+        for frame in frames:
+            frame.pict_type = 0
+            out.mux(picture.encode(frame))
+        out.mux(picture.encode(None))
     return path
 
 
-def stamps(path: Path) -> list[tuple[int, ...]]:
+def add_pictures(
+    out: Any, frames: list[Any], rate: Fraction, codec: str, options: dict[str, str] | None = None
+) -> Any:
+    """A stream with the size, format and flags of the frames."""
+    first = frames[0]
+    stream = out.add_stream(codec, rate, options or {})
+    stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
+    context = stream.codec_context
+    context.time_base = first.time_base
+    context.color_range, context.colorspace = first.color_range, first.colorspace
+    context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
+    context.flags |= av.codec.context.Flags.frame_duration
+    return stream
+
+
+def tone_packets(stream: Any, seconds: float) -> Iterator[Any]:
+    """A sine tone, encoded."""
+    for frame in filtered(f"sine=duration={seconds}:sample_rate=48000", "anull", "abuffersink"):
+        yield stream.encode(frame)
+    yield stream.encode(None)
+
+
+def remux(source: Path, target: Path, **changes: Any) -> Path:
+    """Copy all packets; `turn` the picture, cut at `start`, add `chapters`, `subtitles`, texts."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
+        if "turn" in changes:
+            new.streams.video[0].set_display_rotation(changes["turn"])
+        new.set_chapters(changes.get("chapters", []))
+        new.metadata.update({k: changes[k] for k in ("title", "timecode") if k in changes})
+        if "subtitles" in changes:
+            texts = new.add_mux_stream(changes["subtitles"], time_base=Fraction(1, 1000))
+        if "start" in changes:
+            old.seek(round(changes["start"] * 1e6))
+        for packet in old.demux():
+            if not packet.size:
+                continue
+            if "start" in changes:
+                ticks = round(Fraction(changes["start"]) / packet.time_base)
+                packet.pts -= ticks
+                packet.dts = None if packet.dts is None else packet.dts - ticks
+            packet.stream = pairs[packet.stream_index]
+            new.mux(packet)
+        if "subtitles" in changes:
+            packet = av.Packet(b"\x00\x05hello" if changes["subtitles"] == "mov_text" else b"hello")
+            packet.stream, packet.time_base = texts, Fraction(1, 1000)
+            packet.pts, packet.dts, packet.duration = 0, 0, 900
+            new.mux(packet)
+    return target
+
+
+def stamps(path: Path) -> tuple[Fraction, list[int]]:
     """(time base, time stamps) of the frames."""
-    lines = ffmpeg(
-        "-i", f"file:{path}", "-map", "0:v", "-fps_mode", "passthrough",
-        "-enc_time_base", "demux", "-f", "framecrc", "-",
-    ).splitlines()  # fmt: skip
-    base = next(line for line in lines if line.startswith("#tb")).split(": ")[1]
-    frames = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
-    return [tuple(map(int, base.split("/"))), tuple(frames)]
+    info = probe_video(path)
+    with av.open(str(path)) as container:
+        frames = list(container.decode(container.streams[info.stream]))
+        return info.time_base, [frame.pts for frame in frames]
 
 
-def sound(path: Path) -> str:
-    """A hash of the packets of all sound."""
-    return ffmpeg("-i", f"file:{path}", "-map", "0:a", "-c", "copy", "-f", "streamhash", "-")
+def sound(path: Path) -> list[str]:
+    """A hash of the packets of each sound."""
+    return [packets(path, one.index) for one in av.open(str(path)).streams.audio]
+
+
+def packets(path: Path, index: int) -> str:
+    """A hash of the packets of one stream."""
+    with av.open(str(path)) as container:
+        data = b"".join(bytes(one) for one in container.demux(container.streams[index]))
+        return hashlib.sha256(data).hexdigest()
 
 
 def frames(path: Path) -> np.ndarray:
@@ -64,6 +153,12 @@ def frames(path: Path) -> np.ndarray:
 
 def copy(source: Path, target: Path, crf: int = 18) -> Path:
     """Decode and encode without a change."""
+    notes_of(source, target, crf)
+    return target
+
+
+def notes_of(source: Path, target: Path, crf: int = 18) -> list[str]:
+    """Decode and encode without a change; what the writer noted."""
     info = probe_video(source)
     with (
         VideoReader(info, info.is_deep) as reader,
@@ -72,4 +167,4 @@ def copy(source: Path, target: Path, crf: int = 18) -> Path:
         for frame in reader:
             writer.write(frame)
         writer.finish()
-    return target
+    return writer.notes

@@ -1,4 +1,4 @@
-"""The patch cycle and the deterministic sampling of training patches (paper section 8).
+"""Patch cycle and random training patches, reproducible: docs/paper.md, "Schedule".
 
 Everything random about sample i of the *global* batch at iteration k is a function of
 (seed, k, i): the rows of a slice are the slice of the rows, whatever the number of ranks, workers
@@ -164,7 +164,7 @@ class PatchPlan:
         )
 
     def times(self, k: int, total: int) -> Ints:
-        """Antithetic diffusion times of the global batch of iteration k (paper section 5).
+        """Antithetic diffusion times of the batch of iteration k: docs/paper.md, eq. (10).
 
         n//2 + 1 uniform integers in 0 .. total-1, then total-1-t of them; the first n are kept.
         """
@@ -174,7 +174,7 @@ class PatchPlan:
         return np.concatenate([t, total - 1 - t])[:batch]
 
     def mix(self, k: int) -> Mix | None:
-        """Mixup of iteration k: with probability 1/2 where on (paper section 8)."""
+        """Mixup of iteration k, with probability 1/2 where on: docs/paper.md, "Schedule"."""
         if self.mixup_beta is None:
             return None
         stream = _stream(self.seed, k, _MIXUP)

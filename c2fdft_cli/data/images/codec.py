@@ -43,7 +43,8 @@ _SIGNATURES = (
 _PNG_PALETTE = 3
 _PNG_EXIF_TEXT = b"Raw profile type exif\0"
 _PNG_TEXTS = {b"tEXt", b"zTXt"}
-_PNG_METADATA = {b"IHDR", b"eXIf", b"iCCP", *_PNG_TEXTS}
+_PNG_KEPT = {b"cICP": 4, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}  # with their lengths
+_PNG_METADATA = {b"IHDR", b"eXIf", b"iCCP", *_PNG_TEXTS, *_PNG_KEPT}
 _MAX_METADATA = 16 << 20
 _MAX_JPEG_EXIF = 65000
 # What describes a picture; the other tags of a directory tell how its own pixels are stored.
@@ -73,12 +74,16 @@ class Unreadable(ValueError):
 
 
 class Decoded(NamedTuple):
-    """Samples as stored, the EXIF orientation (1 to 8) that they wait for, and the metadata."""
+    """Samples as stored, the EXIF orientation (1 to 8) that they wait for, and the metadata.
+
+    `png_chunks` are those of a PNG that tell of colours without a profile, and of resolution.
+    """
 
     samples: Array
     orientation: int
     icc: bytes | None
     exif: bytes | None
+    png_chunks: bytes = b""
 
 
 def file_format(head: bytes) -> str:
@@ -175,7 +180,13 @@ def upright_exif(block: bytes | None) -> tuple[int, bytes | None]:
 
 
 def encode(
-    suffix: str, samples: Array, *, icc: bytes | None, exif: bytes | None, quality: int
+    suffix: str,
+    samples: Array,
+    *,
+    icc: bytes | None,
+    exif: bytes | None,
+    png_chunks: bytes,
+    quality: int,
 ) -> bytes:
     """The bytes of an image file.
 
@@ -184,10 +195,11 @@ def encode(
         samples: uint8 [h, w, c]; for PNG and TIFF also uint16.
         icc: the colour profile; BMP has none.
         exif: the EXIF block without its prefix; BMP has none, and one too long for JPEG is dropped.
+        png_chunks: as in `Decoded`, for PNG.
         quality: of JPEG, 1 to 100.
     """
     if suffix == ".png":
-        return _encode_png(samples, icc, exif)
+        return _encode_png(samples, icc, exif, png_chunks)
     if suffix in {".tif", ".tiff"}:
         return _encode_tiff(samples, icc, exif)
     return _encode_pillow(suffix, samples, icc, exif, quality)
@@ -293,7 +305,12 @@ def _decode_png(data: bytes, frame: int, max_pixels: int) -> Decoded:
     else:
         samples = _png_samples(data)
         samples = _grey_if_equal(samples) if colours == _PNG_PALETTE else samples
-    return Decoded(samples, orientation, _png_icc(chunks), exif)
+    kept = {kind: data for kind, data in chunks.items() if len(data) == _PNG_KEPT.get(kind)}
+    if orientation >= 5 and b"pHYs" in kept:
+        across, along, unit = struct.unpack("4s4sc", kept[b"pHYs"])
+        kept[b"pHYs"] = along + across + unit
+    raw = b"".join(_png_chunk(kind, data) for kind, data in kept.items())
+    return Decoded(samples, orientation, _png_icc(chunks), exif, raw)
 
 
 def _png_samples(data: bytes) -> Array:
@@ -361,7 +378,7 @@ def _inflated(packed: bytes) -> bytes | None:
     return data if unpacker.eof else None
 
 
-def _encode_png(samples: Array, icc: bytes | None, exif: bytes | None) -> bytes:
+def _encode_png(samples: Array, icc: bytes | None, exif: bytes | None, chunks: bytes) -> bytes:
     # Paeth's filter and run lengths alone: on photographs within 4 % of the smallest files of
     # a full search with zlib's default level, and eight times as fast.
     data = imagecodecs.png_encode(
@@ -370,7 +387,6 @@ def _encode_png(samples: Array, icc: bytes | None, exif: bytes | None) -> bytes:
         strategy=imagecodecs.PNG.STRATEGY.RLE,
         filter=imagecodecs.PNG.FILTER.PAETH,
     )
-    chunks = b""
     if icc:
         chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
     if exif:
@@ -454,6 +470,8 @@ def _tiff_samples(page: tifffile.TiffPage) -> Array:
     samples = page.asarray()
     samples = samples[..., None] if samples.ndim == 2 else samples
     samples = np.moveaxis(samples, 0, 2) if page.axes == "SYX" else samples
+    if samples.shape != (page.imagelength, page.imagewidth, page.samplesperpixel):
+        raise ValueError("the pixels are damaged")
     photometric = int(page.photometric)
     if photometric == _PALETTE:
         palette: Array = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
@@ -470,7 +488,7 @@ def _tiff_samples(page: tifffile.TiffPage) -> Array:
     if photometric == _WHITE_IS_ZERO:
         colours = white - colours
     extra = int((page.extrasamples or (_ALPHA,))[0])
-    if extra not in (_ASSOCIATED_ALPHA, _ALPHA):
+    if not alpha.size or extra not in (_ASSOCIATED_ALPHA, _ALPHA):
         return colours
     if extra == _ASSOCIATED_ALPHA:
         plain = np.rint(colours * (white / np.maximum(alpha.astype(np.float64), 1)))

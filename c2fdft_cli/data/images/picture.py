@@ -47,6 +47,8 @@ class Picture:
         alpha: opacity [h, w] of the same type, or None.
         icc: the embedded colour profile.
         exif: the EXIF block as a TIFF structure, without the "Exif" prefix; orientation 1.
+        png_chunks: what a PNG tells of its colours without a profile (cICP, gAMA, cHRM, sRGB) and
+            of its resolution (pHYs), as stored; other formats do not take it over.
         source_format: PNG, JPEG, TIFF, BMP, WEBP, GIF, or "" for a picture made here.
     """
 
@@ -55,6 +57,7 @@ class Picture:
     alpha: npt.NDArray[Any] | None = None
     icc: bytes | None = None
     exif: bytes | None = None
+    png_chunks: bytes = b""
     source_format: str = ""
 
     def __post_init__(self) -> None:
@@ -137,6 +140,7 @@ def read_picture(
         alpha=None if channels in (1, 3) else np.ascontiguousarray(samples[..., -1]),
         icc=found.icc,
         exif=found.exif,
+        png_chunks=found.png_chunks,
         source_format=kind,
     )
 
@@ -184,7 +188,14 @@ def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> N
         raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .png")
     samples = _samples(picture)
     samples = samples if suffix in _16_BIT_SUFFIXES else to_8bit(samples)
-    data = encode(suffix, samples, icc=picture.icc, exif=picture.exif, quality=quality)
+    data = encode(
+        suffix,
+        samples,
+        icc=picture.icc,
+        exif=picture.exif,
+        png_chunks=picture.png_chunks,
+        quality=quality,
+    )
     atomic_write_bytes(path, data)
 
 

@@ -1,46 +1,51 @@
-"""What is in a video file? ffmpeg is asked for one decoded frame and says all of it."""
+"""What is in a video file: its main picture stream, and the streams beside it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from c2fdft_cli.data.images.picture import MAX_PIXELS
-from c2fdft_cli.data.video.ffmpeg import Ffmpeg, input_options
-from c2fdft_cli.errors import DataError
+from c2fdft_cli.errors import DataError, ResourceError
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v"})
-_PROBE_SECONDS = 120.0
-_STREAM = re.compile(r"^  Stream #0:(\d+)\S*: (Audio|Subtitle): (\w+)")
-_DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)")
-_CONFIG = re.compile(
-    r"^\[Parsed_showinfo\S* @ \S+\] config in time_base: (\S+), frame_rate: (\S+)$"
-)
-_FRAME = re.compile(
-    r"^\[Parsed_showinfo\S* @ \S+\] n: +0 pts: *(-?\d+|NOPTS) .*"
-    r"fmt:(\w+) .*sar:(\d+)/(\d+) s:(\d+)x(\d+) "
-)
-_COLOUR = re.compile(
-    r"color_range:([\w-]+) color_space:([\w-]+) color_primaries:([\w-]+) color_trc:([\w-]+)"
-)
-_DEEP = re.compile(r"(9|1[0-6])(le|be)$|48|64")
-_FLAGS = re.compile(rb"F=0x([0-9A-Fa-f]+)")
-_DISCARDED = 4
-_NO_STREAM = "matches no streams"
-UNKNOWN = "unknown"
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.stream import Stream
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+MUXERS = {
+    ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".3gp": "3gp", ".mkv": "matroska",
+    ".webm": "webm", ".avi": "avi", ".flv": "flv", ".ts": "mpegts", ".wmv": "asf",
+}  # fmt: skip
+"""Suffixes that are written, with FFmpeg's names of their containers."""
+READ_ONLY_SUFFIXES = frozenset({".mpg", ".mpeg", ".m2ts", ".mts"})
+"""Containers made for other codecs than H.264: their videos are written as Matroska."""
+VIDEO_SUFFIXES = frozenset(MUXERS) | READ_ONLY_SUFFIXES
+_DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
+UNSPECIFIED = 2
+"""FFmpeg's code of an unknown matrix, of unknown primaries, of an unknown transfer."""
+UNKNOWN_RANGE, LIMITED_RANGE, FULL_RANGE = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Colours:
-    """A video's colour flags in ffmpeg's words, "unknown" where the file does not say."""
+    """A video's colour flags as the codes of H.273, by which FFmpeg numbers them too.
 
-    range: str = UNKNOWN
-    matrix: str = UNKNOWN
-    primaries: str = UNKNOWN
-    transfer: str = UNKNOWN
+    Args:
+        range: UNKNOWN_RANGE, LIMITED_RANGE or FULL_RANGE.
+        matrix, primaries, transfer: UNSPECIFIED where the file does not say.
+    """
+
+    range: int = UNKNOWN_RANGE
+    matrix: int = UNSPECIFIED
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,11 @@ class VideoInfo:
         path: the file.
         height, width: pixels of the upright picture: a rotation in the file is applied.
         rate: frames per second, exactly; the nominal one where the rate varies.
+        stream: index of the main picture stream.
+        time_base: seconds of one tick of its time stamps.
         start: seconds from the file's begin to the first frame.
         duration: seconds of the longest stream; None where the container does not say.
-        pixel_format: ffmpeg's name.
+        pixel_format: FFmpeg's name.
         aspect: of a pixel.
         colours: the flags.
         audio: codec of each audio stream.
@@ -65,6 +72,8 @@ class VideoInfo:
     height: int
     width: int
     rate: Fraction
+    stream: int = 0
+    time_base: Fraction = Fraction(1, 1000)
     start: Fraction = Fraction(0)
     duration: float | None = None
     pixel_format: str = "yuv420p"
@@ -77,7 +86,9 @@ class VideoInfo:
     @property
     def is_deep(self) -> bool:
         """Whether it has more than 8 bits a sample."""
-        return _DEEP.search(self.pixel_format) is not None
+        from av.video.format import VideoFormat
+
+        return max(part.bits for part in VideoFormat(self.pixel_format).components) > 8
 
     @property
     def is_grey(self) -> bool:
@@ -91,29 +102,34 @@ def is_video_path(path: str | Path) -> bool:
 
 
 def probe_video(path: Path) -> VideoInfo:
-    """Decode the first frame of a video and take down what it is.
+    """Decode the first frame of a video and describe it.
 
     Raises:
         DataError: missing, not a video, damaged, too large, or the extra is not installed.
     """
-    if not path.is_file():
-        what = "not a regular file" if path.exists() else "no such file"
-        raise DataError(what, where=path, hint="check the path")
-    arguments = [
-        *input_options(path),
-        "-map", "0:V:0", "-frames:v", "1", "-vf", "showinfo=checksum=0", "-f", "null", "pipe:",
-    ]  # fmt: skip
-    with Ffmpeg(arguments, level="info") as ffmpeg:
-        try:
-            ffmpeg.finish(path, "cannot read the video", _PROBE_SECONDS)
-        except DataError as error:
-            if any(_NO_STREAM in line for line in ffmpeg.messages):
-                raise DataError("no pictures in this video", where=path) from error
-            raise
-        info = parse_probe(path, ffmpeg.messages)
-    if info.height * info.width > MAX_PIXELS:
-        raise DataError(f"over {MAX_PIXELS} pixels: {info.width}x{info.height}", where=path)
-    return info
+    with open_video(path) as container, library_errors(path, "cannot read the video"):
+        stream = main_stream(container, path)
+        frame = next(_decoded(container, stream), None)
+        if frame is None:
+            raise DataError("no frame in this video", where=path)
+        height, width = frame.height, frame.width
+        if frame.rotation % 180:
+            height, width = width, height
+        return VideoInfo(
+            path=path,
+            height=height,
+            width=width,
+            rate=stream.guessed_rate or stream.average_rate or Fraction(25),
+            stream=stream.index,
+            time_base=stream.time_base or Fraction(1, 1000),
+            start=_start(container, stream, frame),
+            duration=None if container.duration is None else container.duration / 1e6,
+            pixel_format=frame.format.name,
+            aspect=_aspect(stream, frame),
+            colours=_colours(frame),
+            audio=tuple(codec_name(one) for one in container.streams.audio),
+            subtitles=tuple(codec_name(one) for one in container.streams.subtitles),
+        )
 
 
 def count_frames(path: Path) -> int:
@@ -122,80 +138,127 @@ def count_frames(path: Path) -> int:
     Raises:
         DataError: the file cannot be read.
     """
-    arguments = [*input_options(path), "-map", "0:V:0", "-c", "copy", "-f", "framecrc", "pipe:1"]
-    with Ffmpeg(arguments, writes=True) as ffmpeg:
-        if ffmpeg.process.stdout is None:
-            raise RuntimeError("ffmpeg without a stdout")
-        count = sum(1 for line in ffmpeg.process.stdout if _is_shown(line))
-        ffmpeg.finish(path, "cannot read the video")
-    return count
+    with open_video(path) as container, library_errors(path, "cannot read the video"):
+        packets = container.demux(main_stream(container, path))
+        return sum(1 for packet in packets if packet.size and not packet.is_discard)
 
 
-def _is_shown(line: bytes) -> bool:
-    """Whether a line of framecrc is a packet that plays; what lies before a cut does not."""
-    if line.startswith(b"#"):
-        return False
-    flags = _FLAGS.search(line)
-    return flags is None or not int(flags[1], 16) & _DISCARDED
+@contextmanager
+def open_video(path: Path) -> Iterator[InputContainer]:
+    """Open a file, and nothing but this file, for reading.
 
+    The name cannot be taken for an address; playlists and other kinds of file that name further
+    files are no videos.
 
-def parse_probe(path: Path, lines: Sequence[str]) -> VideoInfo:
-    """The facts in ffmpeg's messages; DataError where there was no frame.
-
-    Only lines of showinfo count for the picture, and lines that stand two deep for the streams:
-    the file's own texts stand deeper.
+    Raises:
+        DataError: it cannot be opened, or the extra is not installed.
     """
-    base, rate = Fraction(1), Fraction(0)
-    frame: re.Match[str] | None = None
-    colours = Colours()
-    for line in lines:
-        if found := _CONFIG.match(line):
-            base, rate = _fraction(found[1]), _fraction(found[2])
-        elif frame is None:
-            frame = _FRAME.match(line)
-        elif colours == Colours() and line.startswith("[Parsed_showinfo"):
-            colours = _colours(line)
-    if frame is None:
-        raise DataError("no frame in this video", where=path)
-    pts, pixel_format, sar_up, sar_down, width, height = frame.groups()
-    if pixel_format.startswith("yuvj"):  # the old name of full range
-        colours = replace(colours, range="pc")
-    duration, streams = _container(lines)
-    return VideoInfo(
-        path=path,
-        height=int(height),
-        width=int(width),
-        rate=rate or Fraction(25),
-        start=Fraction(0) if pts == "NOPTS" else int(pts) * base,
-        duration=duration,
-        pixel_format=pixel_format,
-        aspect=_fraction(f"{sar_up}/{sar_down}") or Fraction(1),
-        colours=colours,
-        audio=tuple(codec for kind, codec in streams if kind == "Audio"),
-        subtitles=tuple(codec for kind, codec in streams if kind == "Subtitle"),
+    if not path.is_file():
+        what = "not a regular file" if path.exists() else "no such file"
+        raise DataError(what, where=path, hint="check the path")
+    with library_errors(path, "cannot read the video"):
+        import av
+
+        container = av.open(
+            f"file:{path.absolute()}",
+            container_options={"protocol_whitelist": "file", "format_whitelist": _DEMUXERS},
+            metadata_errors="surrogateescape",
+        )
+    with container:
+        yield container
+
+
+@contextmanager
+def library_errors(path: Path, what: str) -> Iterator[None]:
+    """Turn what FFmpeg raises into errors that name the file.
+
+    Raises:
+        DataError: `what` failed, or PyAV is not installed.
+        ResourceError: the disk is full.
+    """
+    try:
+        import av
+    except ImportError as error:
+        hint = "pip install 'c2fdft[video]'"
+        raise DataError("videos need PyAV, which is not installed", hint=hint) from error
+    try:
+        yield
+    except av.FFmpegError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free some space or choose another disk"
+            raise ResourceError("disk full", where=path, hint=hint) from error
+        raise DataError(f"{what}: {error.strerror}", where=path) from error
+
+
+def main_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The picture stream that is restored: the default one, else the first; no cover picture.
+
+    Raises:
+        DataError: there is none, no decoder for it, or its pictures are too large.
+    """
+    from av.stream import Disposition
+
+    streams = [stream for stream in container.streams.video if not is_cover(stream)]
+    if not streams:
+        raise DataError("no pictures in this video", where=path)
+    stream = min(streams, key=lambda one: not one.disposition & Disposition.default)
+    if stream.codec_context is None:
+        raise DataError("no decoder for the pictures of this video", where=path)
+    if stream.width * stream.height > MAX_PIXELS:
+        size = f"{stream.width}x{stream.height}"
+        raise DataError(f"over {MAX_PIXELS} pixels: {size}", where=path)
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return stream
+
+
+def is_cover(stream: Stream) -> bool:
+    """Whether it is a single picture that stands for the file."""
+    from av.stream import Disposition
+
+    return bool(stream.disposition & Disposition.attached_pic)
+
+
+def codec_name(stream: Stream) -> str:
+    """The codec's name, not that of one of its decoders; "unknown" for one without a decoder."""
+    context = stream.codec_context
+    return "unknown" if context is None else context.codec.canonical_name
+
+
+def origin(container: InputContainer) -> Fraction:
+    """Seconds from the zero of the time stamps to the begin of the file.
+
+    Streams that begin before zero (the lead-in of a sound codec) leave zero where it is.
+    """
+    return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Frames; packets that cannot be decoded are skipped."""
+    import av
+
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            continue
+
+
+def _start(container: InputContainer, stream: VideoStream, frame: VideoFrame) -> Fraction:
+    ticks = frame.pts if frame.pts is not None else frame.dts or 0
+    return ticks * (stream.time_base or Fraction(0)) - origin(container)
+
+
+def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
+    """Of an upright pixel."""
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    return 1 / aspect if frame.rotation % 180 else aspect
+
+
+def _colours(frame: VideoFrame) -> Colours:
+    is_full = frame.format.name.startswith("yuvj")  # the old name of full range
+    return Colours(
+        FULL_RANGE if is_full else frame.color_range,
+        frame.colorspace,
+        frame.color_primaries,
+        frame.color_trc,
     )
-
-
-def _container(lines: Sequence[str]) -> tuple[float | None, list[tuple[str, str]]]:
-    """Seconds, and (kind, codec) of the streams of the input."""
-    duration: float | None = None
-    streams: list[tuple[str, str]] = []
-    for line in lines:
-        if line.startswith(("Stream mapping:", "Output #0")):
-            break
-        if found := _STREAM.match(line):
-            streams.append((found[2], found[3]))
-        elif duration is None and (found := _DURATION.match(line)):
-            duration = 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])
-    return duration, streams
-
-
-def _colours(line: str) -> Colours:
-    found = _COLOUR.search(line)
-    return Colours(*found.groups()) if found else Colours()
-
-
-def _fraction(text: str) -> Fraction:
-    """A number such as "30000/1001"; 0 for "0/0"."""
-    up, _, down = text.partition("/")
-    return Fraction(int(up), int(down)) if int(down or 1) else Fraction(0)

@@ -1,55 +1,93 @@
-"""Video frames in and out through two ffmpeg processes, one frame in memory at a time.
-
-Between the processes and this program goes a fragmented QuickTime stream of raw RGB, one fragment
-for each frame. What is read is written again byte by byte with other pixels, so every time stamp
-(of a variable frame rate too) arrives as it was without this program having to understand it.
-"""
+"""Video frames in and out, one in memory at a time; all else is copied packet by packet."""
 
 from __future__ import annotations
 
-import struct
+import contextlib
+import threading
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from c2fdft_cli.data.video.ffmpeg import Ffmpeg, input_options
-from c2fdft_cli.data.video.probe import UNKNOWN, VideoInfo
+from c2fdft_cli.data.video.probe import (
+    FULL_RANGE,
+    LIMITED_RANGE,
+    MUXERS,
+    UNKNOWN_RANGE,
+    UNSPECIFIED,
+    VideoInfo,
+    library_errors,
+    main_stream,
+    open_video,
+    origin,
+)
+from c2fdft_cli.data.video.remux import Copier, copy_texts
 from c2fdft_cli.errors import DataError
 
-_MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm",
-           ".avi": "avi"}  # fmt: skip
-_SUBTITLES = {
-    "mp4": {"mov_text"},
-    "mov": {"mov_text"},
-    "matroska": {"subrip", "ass", "ssa", "webvtt", "hdmv_pgs_subtitle", "dvd_subtitle",
-                 "dvb_subtitle"},
-    "webm": {"webvtt"},
-    "avi": set(),
-}  # fmt: skip
-# flags in the words of frames, and in those of the scale filter
-_MATRICES = {"bt709": "bt709", "smpte170m": "smpte170m", "bt470bg": "bt470", "fcc": "fcc",
-             "smpte240m": "smpte240m", "bt2020nc": "bt2020"}  # fmt: skip
-_WEBM_AUDIO = {"opus", "vorbis"}
-_MAX_BOX = 64 << 20
+if TYPE_CHECKING:
+    from av.container import InputContainer, OutputContainer
+    from av.filter import Graph
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
 _SCALING = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+# matrices that the scale filter converts to, in its words; RGB itself becomes BT.709
+_MATRICES = {0: "bt709", 1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m",
+             9: "bt2020"}  # fmt: skip
 
 
 class Frame(NamedTuple):
     """A frame on its way through.
 
-    before: the stream's bytes between the frame before and this one.
-    pixels: RGB [h, w, 3], uint8, or uint16 for videos with more than 8 bits.
+    Args:
+        pts: time stamp in ticks of the video's time base, from the file's begin.
+        duration: in ticks; 0 where the file does not say.
+        pixels: RGB [h, w, 3], uint8, or uint16 for videos with more than 8 bits.
     """
 
-    before: bytes
+    pts: int
+    duration: int
     pixels: npt.NDArray[Any]
 
 
+class _Converter:
+    """Runs frames through filters; built anew where the kind of frame changes in the middle."""
+
+    def __init__(self, filters: str) -> None:
+        self._filters = filters
+        self._kind: tuple[Any, ...] = ()
+        self._graph: Graph | None = None
+
+    def __call__(self, frame: VideoFrame) -> VideoFrame:
+        kind = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
+        if self._graph is None or kind != self._kind:
+            self._graph, self._kind = self._build(frame), kind
+        self._graph.vpush(frame)
+        return self._graph.vpull()
+
+    def _build(self, frame: VideoFrame) -> Graph:
+        from av.filter import Graph
+
+        graph = Graph()
+        source = (
+            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
+            f":pixel_aspect=1/1:colorspace={frame.colorspace}:range={frame.color_range}"
+        )
+        nodes = [graph.add("buffer", source)]
+        for one in self._filters.split(","):
+            name, _, arguments = one.partition("=")
+            nodes.append(graph.add(name, arguments))
+        graph.link_nodes(*nodes, graph.add("buffersink")).configure()
+        return graph
+
+
 class VideoReader:
-    """The frames of a video in order, upright; leaving the `with` block ends ffmpeg.
+    """The frames of a video in order, upright; leaving the `with` block closes the file.
+
+    It may be iterated in one thread and left in another: leaving waits for the frame in work.
 
     Args:
         info: of the video.
@@ -58,81 +96,81 @@ class VideoReader:
 
     def __init__(self, info: VideoInfo, deep: bool) -> None:
         self._info, self._deep = info, deep
-        width, height = info.width, info.height
-        pixels = "rgb48be" if deep else "rgb24"
-        # ffmpeg misreads raw QuickTime rows of an odd number of bytes: the stream's width is even
-        even = f",pad={_even(width)}:{height}" if width % 2 else ""
-        self._ffmpeg = Ffmpeg(
-            [
-                *input_options(info.path),
-                "-map", "0:V:0",
-                "-vf", f"scale={width}:{height}:{_SCALING}:out_range=pc,format={pixels}{even}",
-                "-fps_mode", "vfr", "-enc_time_base", "demux",
-                "-c:v", "rawvideo", "-f", "mov",
-                "-movflags", "empty_moov+default_base_moof+frag_every_frame", "pipe:1",
-            ],
-            writes=True,
-        )  # fmt: skip
+        self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()
+        self._closed = False
+        self._damaged = 0
 
     @property
     def complaint(self) -> str:
-        """What ffmpeg said of damage that it could get over; "" for nothing."""
-        return self._ffmpeg.last_words
+        """What was wrong with frames and packets that could be got over; "" for nothing."""
+        return f"{self._damaged} damaged packets or frames" if self._damaged else ""
 
     def __iter__(self) -> Iterator[Frame]:
-        stream = self._ffmpeg.process.stdout
-        if stream is None:
-            raise RuntimeError("ffmpeg without a stdout")
-        before, count = b"", 0
-        while (box := self._next_box(stream)) is not None:
-            head, size, is_frame = box
-            body = stream.read(size)
-            if len(body) < size:
+        frames, last = self._frames(), None
+        while True:
+            with self._lock, library_errors(self._info.path, "cannot decode the video"):
+                frame = None if self._closed else next(frames, None)
+            if frame is None:
                 break
-            if is_frame:
-                yield Frame(before + head, self._pixels(body))
-                before, count = b"", count + 1
-            else:
-                before += head + body
-        self._ffmpeg.finish(self._info.path, "cannot decode the video")
-        if not count:
+            if last is not None and frame.pts <= last:  # two frames cannot be shown at one time
+                frame = frame._replace(pts=last + 1)
+            last = frame.pts
+            yield frame
+        if last is None and not self._closed:
             raise DataError("no frame in this video", where=self._info.path)
 
-    def _next_box(self, stream: IO[bytes]) -> tuple[bytes, int, bool] | None:
-        """Header, size of the body, and whether that is a frame; None at the end."""
-        head = stream.read(8)
-        if len(head) < 8:
-            return None
-        size, kind = struct.unpack(">I4s", head)
-        if size == 1:  # the size is a long one
-            head += stream.read(8)
-            size = int.from_bytes(head[8:], "big")
-        size -= len(head)
-        is_frame = kind == b"mdat"
-        if not 0 <= size <= (self._frame_bytes() if is_frame else _MAX_BOX):
-            raise DataError("ffmpeg sent another size", where=self._info.path)
-        return head, size, is_frame
+    def _frames(self) -> Iterator[Frame]:
+        info = self._info
+        container = self._stack.enter_context(open_video(info.path))
+        stream = main_stream(container, info.path)
+        stream.thread_type = "AUTO"
+        zero = round(origin(container) / info.time_base)
+        step_x, step_y = _chroma_steps(info.pixel_format)
+        width, height = -(-stream.width // step_x) * step_x, -(-stream.height // step_y) * step_y
+        kind = "rgb48le" if self._deep else "rgb24"
+        convert = _Converter(f"scale={width}:{height}:{_SCALING}:out_range=pc,format={kind}")
+        pts = 0
+        for frame in self._decoded(container, stream):
+            stamp = frame.pts if frame.pts is not None else frame.dts
+            pts = pts if stamp is None else stamp - zero
+            whole = convert(_with_whole_chroma(frame)).to_ndarray()
+            pixels = whole[: stream.height, : stream.width]
+            yield Frame(pts, frame.duration, _upright(frame, pixels))
+            pts += frame.duration
 
-    def _frame_bytes(self) -> int:
-        return self._info.height * _even(self._info.width) * (6 if self._deep else 3)
+    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        """Frames; what is damaged is counted, and skipped where it cannot be shown."""
+        import av
 
-    def _pixels(self, body: bytes) -> npt.NDArray[Any]:
-        height, width = self._info.height, self._info.width
-        if len(body) != self._frame_bytes():
-            raise DataError("ffmpeg sent another size", where=self._info.path)
-        rows = np.frombuffer(body, ">u2" if self._deep else np.uint8)
-        pixels = rows.reshape(height, _even(width), 3)[:, :width]
-        return np.ascontiguousarray(pixels, np.uint16 if self._deep else np.uint8)
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is not None and not packet.size:
+                    continue  # a repeated frame of AVI, or the end, which has no packet below
+                frames = stream.decode(packet)
+            except av.error.InvalidDataError:
+                self._damaged += 1
+                continue
+            self._damaged += sum(frame.is_corrupt for frame in frames)
+            yield from frames
+            if packet is None:
+                return
 
     def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._ffmpeg.__exit__(*error)
+        with self._lock:
+            self._closed = True
+            self._stack.close()
 
 
 class VideoWriter:
-    """Encodes frames, with sound, subtitles, chapters and texts of the video they came from.
+    """Encodes frames, with all other streams, chapters and texts of the video they came from.
+
+    One thread may write and another leave the `with` block: leaving waits for the frame in work.
 
     Args:
         path: where to write, with the suffix that decides the container; replaced if it is there.
@@ -140,70 +178,108 @@ class VideoWriter:
         deep: whether frames have 16 bits.
         crf: constant rate factor: 0 (lossless at 8 bits) to 51.
         name: what errors call the output.
+
+    Raises:
+        DataError: the container cannot hold the sound, or the source cannot be read.
+        ResourceError: the disk is full.
     """
 
     def __init__(self, path: Path, info: VideoInfo, deep: bool, crf: int, name: Path) -> None:
-        self._deep, self._name = deep, name
-        muxer = _MUXERS[path.suffix.lower()]
-        self._ffmpeg = Ffmpeg(
-            [
-                "-itsoffset", f"{float(info.start):.6f}",
-                "-protocol_whitelist", "pipe", "-f", "mov", "-i", "pipe:0",
-                *input_options(info.path),
-                "-map", "0:v:0", "-map", "1:a?", *_subtitle_maps(info, muxer),
-                "-map_metadata", "1", "-map_metadata:s:v:0", "1:s:v:0", "-map_chapters", "1",
-                "-c:a", "copy", "-c:s", "copy",
-                *_codec_options(muxer, crf),
-                "-vf", _colour_filters(info, muxer, deep),
-                *_timing_options(info, muxer),
-                "-y", "-f", muxer, f"file:{path.absolute()}",
-            ],
-            reads=True,
-        )  # fmt: skip
+        self._path, self._info, self._name = path, info, name
+        self._muxer = MUXERS[path.suffix.lower()]
+        self._pixels = "rgb48le" if deep else "rgb24"
+        self._convert = _Converter(_colour_filters(info, self._muxer, deep))
+        self._lock = threading.Lock()
+        self._finished = False
+        self._rates = _ConstantRate(info) if self._muxer == "avi" else None
+        self.notes: list[str] = []
+        with contextlib.ExitStack() as stack, library_errors(name, "cannot encode the video"):
+            source = stack.enter_context(open_video(info.path))
+            self._out = _open_output(path, self._muxer)
+            stack.callback(self._abandon)
+            self._stream = _add_encoder(self._out, info, self._muxer, deep, crf)
+            self._copier = Copier(source, self._out, info, self._muxer, name)
+            copy_texts(source, self._out, self._stream, info)
+            self._out.start_encoding()
+            self.notes += self._copier.notes
+            self._stack = stack.pop_all()
 
     def write(self, frame: Frame) -> None:
-        """Encode a frame; DataError or ResourceError with ffmpeg's words when it has given up."""
-        stream = self._ffmpeg.process.stdin
-        if stream is None:
-            raise RuntimeError("ffmpeg without a stdin")
-        try:
-            stream.write(frame.before)
-            stream.write(_body(frame.pixels, self._deep))
-        except (BrokenPipeError, ConnectionError) as error:
-            raise self._ffmpeg.failure(self._name, "cannot encode the video") from error
+        """Encode a frame, and copy what lies before it in time.
+
+        Raises:
+            DataError: FFmpeg cannot encode it.
+            ResourceError: the disk is full.
+        """
+        with self._lock, library_errors(self._name, "cannot encode the video"):
+            if self._finished:
+                return
+            for one in [frame] if self._rates is None else self._rates.add(frame):
+                self._encode(one)
+            self._copier.copy_until(frame.pts * self._info.time_base)
 
     def finish(self) -> None:
         """Write what is left; the file is complete afterwards."""
-        stream = self._ffmpeg.process.stdin
-        try:
-            if stream is not None:
-                stream.close()
-        except (BrokenPipeError, ConnectionError) as error:
-            raise self._ffmpeg.failure(self._name, "cannot encode the video") from error
-        self._ffmpeg.finish(self._name, "cannot encode the video")
+        with self._lock, library_errors(self._name, "cannot encode the video"):
+            for one in [] if self._rates is None else self._rates.rest():
+                self._encode(one)
+            self._out.mux(self._stream.encode(None))
+            self._copier.copy_until(None)
+            self.notes += self._copier.problems()
+            self._finished = True
+            self._out.close()
+
+    def _encode(self, frame: Frame) -> None:
+        from av.video.frame import VideoFrame
+
+        picture = self._convert(VideoFrame.from_ndarray(frame.pixels, self._pixels))
+        picture.pts, picture.duration = frame.pts, frame.duration
+        picture.time_base = _time_base(self._info, self._muxer)
+        self._out.mux(self._stream.encode(picture))
+
+    def _abandon(self) -> None:
+        """Close without making the file whole: a removed file is not rearranged for streaming."""
+        import av
+
+        if self._finished:
+            return
+        self._finished = True
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        with contextlib.suppress(av.FFmpegError):
+            self._out.close()
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._ffmpeg.__exit__(*error)
+        with self._lock:
+            self._stack.close()
 
 
-def dropped(info: VideoInfo, suffix: str) -> list[str]:
-    """What a container cannot take over of a video, in words."""
-    kept = _SUBTITLES[_MUXERS[suffix]]
-    lost = [codec for codec in info.subtitles if codec not in kept]
-    return [f"subtitles dropped: {suffix[1:]} does not hold {', '.join(lost)}"] if lost else []
+class _ConstantRate:
+    """Frames repeated and skipped so that they follow each other at one rate, as AVI needs it."""
 
+    def __init__(self, info: VideoInfo) -> None:
+        self._ticks = info.time_base * info.rate
+        self._next = 0
+        self._held: Frame | None = None
+        self._end = 0
 
-def audio_problem(info: VideoInfo, suffix: str) -> str | None:
-    """Why a container cannot hold the sound as it is; None where nothing speaks against it."""
-    if suffix != ".webm":
-        return None
-    others = [codec for codec in info.audio if codec not in _WEBM_AUDIO]
-    return (
-        f"webm holds opus and vorbis sound, this video has {', '.join(others)}" if others else None
-    )
+    def add(self, frame: Frame) -> Iterator[Frame]:
+        """Frames, one a tick, that are known now that this one begins."""
+        yield from self._until(round(frame.pts * self._ticks))
+        self._held = frame
+        self._end = round((frame.pts + frame.duration) * self._ticks)
+
+    def rest(self) -> Iterator[Frame]:
+        """The last frame, as often as it is shown."""
+        yield from self._until(max(self._end, self._next + 1))
+
+    def _until(self, end: int) -> Iterator[Frame]:
+        while self._held is not None and self._next < end:
+            yield Frame(self._next, 1, self._held.pixels)
+            self._next += 1
 
 
 def output_pixel_format(info: VideoInfo, deep: bool) -> str:
@@ -217,55 +293,105 @@ def output_pixel_format(info: VideoInfo, deep: bool) -> str:
     return f"{chroma}10le" if deep else chroma
 
 
-def _even(width: int) -> int:
-    return width + width % 2
+def _open_output(path: Path, muxer: str) -> OutputContainer:
+    import av
+
+    options = {"movflags": "+faststart"} if muxer in ("mp4", "mov", "3gp") else {}
+    return av.open(
+        f"file:{path.absolute()}",
+        "w",
+        format=muxer,
+        container_options=options,
+        metadata_errors="surrogateescape",
+    )
 
 
-def _body(pixels: npt.NDArray[Any], deep: bool) -> bytes:
-    if pixels.shape[1] % 2:
-        pixels = np.pad(pixels, ((0, 0), (0, 1), (0, 0)), mode="edge")
-    return pixels.astype(">u2" if deep else np.uint8).tobytes()
+def _add_encoder(
+    out: OutputContainer, info: VideoInfo, muxer: str, deep: bool, crf: int
+) -> VideoStream:
+    """The stream of the restored pictures, with the source's flags."""
+    from av.codec.context import Flags
 
-
-def _subtitle_maps(info: VideoInfo, muxer: str) -> list[str]:
-    kept = [i for i, codec in enumerate(info.subtitles) if codec in _SUBTITLES[muxer]]
-    return [word for i in kept for word in ("-map", f"1:s:{i}")]
-
-
-def _codec_options(muxer: str, crf: int) -> list[str]:
     if muxer == "webm":
-        speed = ["-deadline", "good", "-cpu-used", "4", "-row-mt", "1"]
-        return ["-c:v", "libvpx-vp9", "-crf", str(crf), "-b:v", "0", *speed]
-    options = ["-c:v", "libx264", "-preset", "medium", "-crf", str(crf)]
+        codec = "libvpx-vp9"
+        options = {"crf": str(crf), "deadline": "good", "cpu-used": "4", "row-mt": "1"}
+    else:
+        codec, options = "libx264", {"crf": str(crf), "preset": "medium"}
+    stream = cast("VideoStream", out.add_stream(codec, info.rate, options))
+    stream.width, stream.height = info.width, info.height
+    stream.pix_fmt = output_pixel_format(info, deep)
+    stream.time_base = _time_base(info, muxer)
+    context = stream.codec_context
+    context.time_base = _time_base(info, muxer)
+    context.sample_aspect_ratio = info.aspect
+    context.thread_count = 0
+    context.flags |= Flags.frame_duration
     if muxer == "avi":  # its packets have no time stamps of their own: none may be out of order
-        return [*options, "-bf", "0"]
-    return [*options, "-movflags", "+faststart"] if muxer in ("mp4", "mov") else options
+        context.max_b_frames = 0
+    depth = _output_range(info, muxer)
+    context.color_range = UNKNOWN_RANGE if info.colours.range == UNKNOWN_RANGE else depth
+    context.colorspace = _output_matrix(info)
+    context.color_primaries = info.colours.primaries
+    context.color_trc = info.colours.transfer
+    return stream
 
 
-def _timing_options(info: VideoInfo, muxer: str) -> list[str]:
-    if muxer == "avi":
-        return ["-fps_mode", "cfr", "-r", str(info.rate)]
-    return ["-fps_mode", "passthrough", "-enc_time_base", "demux"]
+def _time_base(info: VideoInfo, muxer: str) -> Fraction:
+    return 1 / info.rate if muxer == "avi" else info.time_base
+
+
+def _upright(frame: VideoFrame, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """As the rotation in the file says, counter-clockwise in quarter turns."""
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+
+def _chroma_steps(pixel_format: str) -> tuple[int, int]:
+    """Pixels that share a sample of chroma, across and down."""
+    from av.video.format import VideoFormat
+
+    kind = VideoFormat(pixel_format)
+    return 8 // kind.chroma_width(8), 8 // kind.chroma_height(8)
+
+
+def _with_whole_chroma(frame: VideoFrame) -> VideoFrame:
+    """Sides that end within a sample of chroma, extended to its end by pixels to be cut off.
+
+    The scaler would stretch the chroma of such a picture, which shows in small ones.
+    """
+    from av.video.frame import VideoFrame
+
+    step_x, step_y = _chroma_steps(frame.format.name)
+    width, height = -(-frame.width // step_x) * step_x, -(-frame.height // step_y) * step_y
+    if (width, height) == (frame.width, frame.height):
+        return frame
+    whole = VideoFrame(width, height, frame.format.name)
+    whole.colorspace, whole.color_range = frame.colorspace, frame.color_range
+    for old, new in zip(frame.planes, whole.planes, strict=True):
+        rows = np.frombuffer(old, np.uint8).reshape(-1, old.line_size)[: old.height]
+        target = np.frombuffer(new, np.uint8).reshape(-1, new.line_size)
+        count = min(old.line_size, new.line_size)
+        target[: len(rows), :count] = rows[:, :count]
+    return whole
+
+
+def _output_range(info: VideoInfo, muxer: str) -> int:
+    return FULL_RANGE if info.colours.range == FULL_RANGE and muxer != "avi" else LIMITED_RANGE
+
+
+def _output_matrix(info: VideoInfo) -> int:
+    matrix = info.colours.matrix or 1
+    return matrix if matrix in _MATRICES else UNSPECIFIED
 
 
 def _colour_filters(info: VideoInfo, muxer: str, deep: bool) -> str:
-    """RGB to the source's matrix and range, and its flags on the result.
+    """RGB to the source's matrix and range.
 
-    Without a matrix in the source both ways take ffmpeg's default, so they cancel.
+    Without a matrix in the source both ways take FFmpeg's default, so they cancel.
     """
-    own = info.colours
-    matrix = "bt709" if own.matrix in ("gbr", "rgb") else own.matrix
-    conversion = f":out_color_matrix={_MATRICES[matrix]}" if matrix in _MATRICES else ""
-    depth = "pc" if own.range in ("pc", "full") and muxer != "avi" else "tv"
-    said = depth if own.range != UNKNOWN else UNKNOWN
-    shared = f"color_primaries={own.primaries}:color_trc={own.transfer}"
-    return ",".join(
-        [
-            f"crop={info.width}:{info.height}:0:0:exact=1",
-            f"setparams=range=pc:colorspace=gbr:{shared}",
-            f"scale={_SCALING}:out_range={depth}{conversion}",
-            f"format={output_pixel_format(info, deep)}",
-            f"setparams=range={said}:colorspace={matrix if conversion else UNKNOWN}:{shared}",
-            f"setsar={info.aspect.numerator}/{info.aspect.denominator}",
-        ]
+    matrix = _MATRICES.get(info.colours.matrix)
+    conversion = "" if matrix is None else f":out_color_matrix={matrix}"
+    return (
+        f"setparams=range=pc:colorspace=gbr,scale={_SCALING}"
+        f":out_range={_output_range(info, muxer)}{conversion}"
+        f",format={output_pixel_format(info, deep)}"
     )

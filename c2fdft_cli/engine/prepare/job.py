@@ -41,7 +41,7 @@ from c2fdft_cli.progress import Job
 
 DEFAULT_SHARD_BYTES = 1 << 30
 Images: TypeAlias = Generator[tuple[Pixels | None, Pixels], None, None]
-Rows: TypeAlias = Generator[tuple[str, str | None, str], None, None]
+Row: TypeAlias = tuple[str, str | None, str]
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _check(
 def _write(
     options: PrepareOptions, reader: PairReader, found: Found
 ) -> Generator[PairWritten, None, PrepareResult]:
-    """Write the shards that are not there yet."""
+    """Write the shards that do not exist yet."""
     workers = options.workers
     entries = measure([pair for _, pair in found.pairs], workers=workers)
     with DecodedImages(ensure_folder(options.out)) as decoded:
@@ -199,27 +199,33 @@ def _write(
             max_shard_bytes=options.max_shard_bytes,
         )
         existing = find_existing(options.out, plan, overwrite=options.overwrite)
-        guard, kept = SplitGuard(), existing.kept
-        to_read = [s for s in plan.shards if existing.mtimes_changed or s.path not in kept]
-        decoded.add(_shared(to_read), workers=workers)
-        images = partial(_images, reader=reader, decoded=decoded, workers=workers)
+        kept, guard = existing.kept, SplitGuard()
+        new = [shard for shard in plan.shards if shard.path not in kept]
+        decoded.add(_shared(plan.shards if existing.mtimes_changed else new), workers=workers)
+        read = partial(_images, reader=reader, decoded=decoded, workers=workers)
         for shard in plan.shards:
-            if (index := kept.get(shard.path)) is not None:
-                rows = _kept_rows(index)
+            if shard.path in kept:
+                rows = _rows(kept[shard.path])
                 if existing.mtimes_changed:
-                    rows = _compared_rows(shard, rows, images(shard))
-                yield from _guarded(guard, shard, rows, kept=True)
+                    _compare(shard, rows, read(shard))
+                for name, sha256_lq, sha256_gt in rows:
+                    guard.add(shard.header.split, name, sha256_lq, sha256_gt)
+                    yield PairWritten(name, kept=True)
         begin(options.out, plan, kept, choice)
-        for shard in plan.shards:
-            if shard.path not in kept:
-                rows = _new_rows(shard, images(shard))
-                yield from _guarded(guard, shard, rows, kept=False)
+        for shard in new:
+            with (
+                closing(read(shard)) as images,
+                ShardWriter(shard.path, shard.header, shard.entries, has_lq=reader.stores_lq) as to,
+            ):
+                for entry, (lq, gt) in zip(shard.entries, images, strict=True):
+                    guard.add(shard.header.split, entry.name, *to.add(lq, gt))
+                    yield PairWritten(entry.name)
     paths = tuple(shard.path for shard in plan.shards)
     return replace(
         _counted(found),
         shards=paths,
         bytes=sum(path.stat().st_size for path in paths),
-        up_to_date=len(kept) == len(paths),
+        up_to_date=not new,
     )
 
 
@@ -279,25 +285,15 @@ def _images(
     )
 
 
-def _guarded(
-    guard: SplitGuard, shard: PlannedShard, rows: Rows, *, kept: bool
-) -> Generator[PairWritten, None, None]:
-    """An event for each row of a shard that passes the guard."""
-    with closing(rows):
-        for name, sha256_lq, sha256_gt in rows:
-            guard.add(shard.header.split, name, sha256_lq, sha256_gt)
-            yield PairWritten(name, kept)
+def _rows(index: ShardIndex) -> list[Row]:
+    """(name, sha256_lq, sha256_gt) of each pair of a shard."""
+    names = [entry.name for entry in index.entries]
+    return list(zip(names, index.sha256_lq or [None] * len(names), index.sha256_gt, strict=True))
 
 
-def _kept_rows(index: ShardIndex) -> Rows:
-    """(name, sha256_lq, sha256_gt) of each pair of a shard that exists."""
-    for i, entry in enumerate(index.entries):
-        yield entry.name, index.sha256_lq[i] if index.sha256_lq else None, index.sha256_gt[i]
-
-
-def _compared_rows(shard: PlannedShard, rows: Rows, images: Images) -> Rows:
-    """The rows of a shard that exists, each once its pair's files hold the same pixels."""
-    with closing(rows), closing(images):
+def _compare(shard: PlannedShard, rows: Sequence[Row], images: Images) -> None:
+    """UsageError where a pair's files do not hold the pixels that are in its shard."""
+    with closing(images):
         for row, pair, (lq, gt) in zip(rows, shard.pairs, images, strict=True):
             for image, digest, path in ((lq, row[1], pair.lq), (gt, row[2], pair.gt)):
                 if image is not None and hashlib.sha256(image).hexdigest() != digest:
@@ -306,18 +302,6 @@ def _compared_rows(shard: PlannedShard, rows: Rows, images: Images) -> Rows:
                         where=path,
                         hint="--overwrite replaces them; or choose another folder",
                     )
-            yield row
-
-
-def _new_rows(shard: PlannedShard, images: Images) -> Rows:
-    """The rows of a shard as each pair is written."""
-    has_lq = shard.planes == 2
-    with (
-        closing(images),
-        ShardWriter(shard.path, shard.header, shard.entries, has_lq=has_lq) as writer,
-    ):
-        for entry, (lq, gt) in zip(shard.entries, images, strict=True):
-            yield entry.name, *writer.add(lq, gt)
 
 
 def _counted(found: Found, notices: Sequence[str] = ()) -> PrepareResult:

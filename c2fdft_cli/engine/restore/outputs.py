@@ -11,8 +11,8 @@ from itertools import count
 from pathlib import Path, PurePath
 
 from c2fdft_cli.data.images.picture import IMAGE_SUFFIXES
-from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES, VideoInfo
-from c2fdft_cli.data.video.stream import audio_problem
+from c2fdft_cli.data.video.probe import MUXERS, VIDEO_SUFFIXES, VideoInfo
+from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.engine.restore.inputs import Inputs, Source
 from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writing
 from c2fdft_cli.errors import ResourceError, UsageError
@@ -146,8 +146,8 @@ def _named_item(source: Source, out: str, writing: Writing) -> Item:
 
 def _check_video_output(video: VideoInfo, out: Path) -> None:
     suffix = out.suffix.lower()
-    if suffix not in VIDEO_SUFFIXES:
-        hint = f"name a folder, or a file with one of {' '.join(sorted(VIDEO_SUFFIXES))}"
+    if suffix not in MUXERS:
+        hint = f"name a folder, or a file with one of {' '.join(sorted(MUXERS))}"
         raise UsageError("a video goes into a video file", where=out, hint=hint)
     problem = audio_problem(video, suffix)
     if problem is not None:
@@ -158,7 +158,7 @@ def _suffix(source: Source, format: str | None) -> str:
     """The suffix of an output whose name the user did not give."""
     own = source.path.suffix.lower()
     if source.video is not None:
-        return own
+        return own if own in MUXERS else ".mkv"
     name = (format or "png").lower()
     if name != SAME_FORMAT:
         return FORMATS[name]

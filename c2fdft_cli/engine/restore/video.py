@@ -14,7 +14,7 @@ import torch
 
 from c2fdft_cli.data.images.picture import Picture
 from c2fdft_cli.data.video.probe import VideoInfo
-from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter, dropped
+from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.engine.restore.outputs import Item
 from c2fdft_cli.engine.restore.pictures import quantise, refuse_not_finite, to_tensor
@@ -117,6 +117,7 @@ def _restore(
             write.result()
         stop.check()
         writer.finish()
+        tally.notes.extend(writer.notes)
         if reader.complaint:
             tally.notes.append(f"damage in the video: {reader.complaint}")
 
@@ -191,7 +192,7 @@ def _record(
         executor=tally.executor,
         precision=plan.runtime.precision,
         peak_memory=plan.runtime.peak_memory(),
-        notes=[*tally.notes, *dropped(info, output.suffix.lower())],
+        notes=tally.notes,
         frames=tally.frames,
         frame_rate=str(info.rate),
         fps=float(info.rate),

@@ -58,15 +58,15 @@ def mean_and_deviation(
 
 def transform(x: Tensor, number: int) -> Tensor:
     """`[..., h, w]` under one of 8 transforms: 0 to 3 quarter turns, then the same mirrored."""
-    return _symmetric(x, TURNS[number])
+    return _transformed(x, TURNS[number])
 
 
 def undo_transform(x: Tensor, number: int) -> Tensor:
     """The inverse of `transform`."""
-    return _symmetric(x, inverse(TURNS[number]))
+    return _transformed(x, inverse(TURNS[number]))
 
 
-def _symmetric(x: Tensor, symmetry: int) -> Tensor:
+def _transformed(x: Tensor, symmetry: int) -> Tensor:
     transpose, rows, columns = SYMMETRIES[symmetry]
     x = x.mT if transpose else x
     return x.flip([dim for dim, flip in ((-2, rows), (-1, columns)) if flip])

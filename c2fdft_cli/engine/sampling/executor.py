@@ -88,9 +88,9 @@ class Executor:
         self._runtime = runtime
         self._tile, self._steps, self._batch = tile, len(grid), batch
         self._samples, self._transforms = samples, tuple(transforms)
-        self._network = StripNetwork(net, dtype=runtime.dtype, compile=compile)
+        self._strips = StripNetwork(net, dtype=runtime.dtype, compile=compile)
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
-        predict_noise = self._network if tile is None else Tiled(self._network, tile)
+        predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
     @property
@@ -153,7 +153,7 @@ class Executor:
             image, executor = self._run(lq, names, number, notes.setdefault)
             return image
 
-        self._network.watch = watch
+        self._strips.watch = watch
         image, deviation = mean_and_deviation(sample, lq, self._samples, self._transforms)
         deviation = None if deviation is None else deviation.cpu()
         return Restored(image.cpu(), deviation, executor, list(notes))
@@ -165,7 +165,7 @@ class Executor:
         height, width = lq.shape[-2:]
         rows = self.rows(height, width, len(lq) if self._fits(height, width, len(lq)) else 1)
         while True:
-            self._network.rows = rows
+            self._strips.rows = rows
             image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample))
             if image is not None:
                 return image, self._describe(rows, height, width)
@@ -188,7 +188,7 @@ class Executor:
         """What one run of the sampler takes, in the unit of the strips' `watch`."""
         tall, wide = self._inner(height, width)
         number = 1 if self._tile is None else tiles(_padded(height), _padded(width), self._tile)
-        return self._steps * number * self._network.work(count, tall, wide)
+        return self._steps * number * self._strips.work(count, tall, wide)
 
     def _fits(self, height: int, width: int, count: int) -> bool:
         """Whether a batch can run without narrower strips than one image of it would."""

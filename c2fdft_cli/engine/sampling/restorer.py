@@ -28,7 +28,7 @@ def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:
 
 
 class Restorer:
-    """`lq` to restored image by the few-step sampler (paper, section 6), for any size.
+    """`lq` to restored image by the few-step sampler, for any size: docs/paper.md, "Sampling".
 
     Args:
         predict_noise: the network, or an executor of it: eps_hat of (x, t).

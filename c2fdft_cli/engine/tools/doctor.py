@@ -17,7 +17,7 @@ from c2fdft_cli.execution.memory import available_memory
 EXTRAS = {
     "matplotlib": ("plots", "curves.png and sweep.png"),
     "skimage": ("demo", "photos for `c2fdft demo`"),
-    "imageio_ffmpeg": ("video", "videos in `c2fdft restore`"),
+    "av": ("video", "videos in `c2fdft restore`"),
     "tensorboard": ("logs", "curves and samples of a training"),
 }
 

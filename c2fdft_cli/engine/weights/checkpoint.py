@@ -266,7 +266,7 @@ def _check_types(meta: Meta) -> None:
 
 
 def infer_network(state: Mapping[str, Tensor], path: Path) -> Network:
-    """The network's configuration from names and shapes (section 3, state-dict contract).
+    """The network's configuration from names and shapes: docs/paper.md, "State-dict contract".
 
     The feed-forward factor is the largest hidden / C over the levels, because the hidden width
     is rounded down.

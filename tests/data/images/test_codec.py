@@ -187,6 +187,25 @@ def test_damaged_hexadecimal_exif_is_left_out(text):
         np.testing.assert_array_equal(got.pixels, ramp(dtype=np.uint8))
 
 
+def test_colours_without_a_profile_and_the_resolution_of_a_png_survive(tmp_path):
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    kept = {b"cICP": bytes([9, 16, 0, 1]), b"gAMA": struct.pack(">I", 100000)}
+    kept |= {b"cHRM": bytes(range(32)), b"pHYs": struct.pack(">IIB", 300, 200, 1)}
+    for kind, payload in kept.items():
+        data = with_chunk(data, kind, payload)
+    data = with_chunk(data, b"sRGB", b"too long")
+    write_picture(tmp_path / "a.png", read_picture(data))
+    written = (tmp_path / "a.png").read_bytes()
+    assert all(chunk(kind, payload) in written for kind, payload in kept.items())
+    assert b"sRGB" not in written
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_picture(tmp_path / "a.png", read_picture(with_chunk(data, b"eXIf", exif.tobytes()[6:])))
+    assert chunk(b"pHYs", struct.pack(">IIB", 200, 300, 1)) in (tmp_path / "a.png").read_bytes()
+    write_picture(tmp_path / "a.jpg", read_picture(data))
+    assert read_picture(tmp_path / "a.jpg").png_chunks == b""
+
+
 def test_exif_after_the_pixels_of_a_png_counts(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

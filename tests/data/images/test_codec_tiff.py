@@ -167,22 +167,34 @@ def test_a_truncated_tiff_is_refused_whatever_its_compression(compression, tile)
         read_picture(data[:-100])
 
 
+def tiff_page(strip, tags):
+    """A grey page of 4 x 4 px, 8 bits, with these further tags; its strip lies at 8."""
+    entries = sorted(({256: 4, 257: 4, 258: 8, 262: 1, 277: 1} | tags).items())
+    data = b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(entries))
+    return (
+        data + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries) + bytes(4)
+    )
+
+
 def test_strips_and_tiles_larger_than_the_picture_are_refused():
-    """A picture of 4 x 4 px whose JPEG strip has 2000 x 2000, or whose one tile would have more."""
     file = io.BytesIO()
     Image.new("L", (2000, 2000)).save(file, "JPEG")
     strip = file.getvalue()
-    common = {256: 4, 257: 4, 258: 8, 262: 1, 277: 1}
     for tags, reason in [
         ({259: 7, 273: 8, 278: 4, 279: len(strip)}, "larger than the picture"),
         ({259: 1, 322: 1 << 20, 323: 1 << 20, 324: 8, 325: len(strip)}, "over the limit"),
+        ({259: 50001, 273: 8, 278: 4, 279: len(strip)}, "WEBP compression is not supported"),
     ]:
-        entries = sorted((common | tags).items())
-        data = b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip
-        data += struct.pack("<H", len(entries))
-        data += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
         with pytest.raises(DataError, match=reason):
-            read_picture(data + bytes(4))
+            read_picture(tiff_page(strip, tags))
+
+
+@pytest.mark.parametrize("extra", [1, 2])
+def test_an_alpha_that_is_announced_but_not_there_is_none(extra):
+    strip = bytes(range(16))
+    got = read_picture(tiff_page(strip, {259: 1, 273: 8, 278: 4, 279: 16, 338: extra}))
+    assert got.alpha is None
+    assert got.pixels[..., 0].tobytes() == strip
 
 
 def test_descriptions_of_a_page_survive_in_classic_and_big_tiffs():

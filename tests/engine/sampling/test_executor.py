@@ -97,7 +97,7 @@ def test_a_batch_is_as_large_as_fits(make: Callable[..., Executor]) -> None:
 def peak_bytes(executor: Executor, lq: Tensor) -> int:
     """The most that a run holds at once, weights and input left out."""
     run = type(executor.restorer).__call__.__wrapped__  # type: ignore[attr-defined]
-    executor._network.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
+    executor._strips.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
     with torch.no_grad(), LiveBytes() as live:  # inference mode would hide operators
         run(executor.restorer, lq, [str(i) for i in range(len(lq))])
     return int(live.peak)
@@ -133,7 +133,7 @@ class Hungry:
         self.asked: list[tuple[int, int | None]] = []
 
     def __call__(self, lq: Tensor, names: list[str], sample: int) -> Tensor:
-        self.asked.append((len(lq), self.executor._network.rows))
+        self.asked.append((len(lq), self.executor._strips.rows))
         if self.failures:
             self.failures -= 1
             raise self.error

@@ -1,0 +1,197 @@
+"""Everything of a video but its pictures: copied packet by packet where the container takes it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from c2fdft_cli.data.video.probe import (
+    MUXERS,
+    VideoInfo,
+    codec_name,
+    is_cover,
+    open_video,
+    origin,
+)
+from c2fdft_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer, OutputContainer
+    from av.packet import Packet
+    from av.stream import Stream
+    from av.video.stream import VideoStream
+
+_MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
+_COVER_KINDS = {"png": "image/png", "mjpeg": "image/jpeg"}
+
+
+class Copier:
+    """Copies the packets of all streams but the main one, in the order of the file."""
+
+    def __init__(
+        self, source: InputContainer, out: OutputContainer, info: VideoInfo, muxer: str, name: Path
+    ) -> None:
+        self.notes: list[str] = []
+        self._source, self._out = source, out
+        self._zero = origin(source)
+        self._streams: dict[int, Stream] = {}
+        self._last: dict[int, int] = {}
+        self._skipped = 0
+        self._end = Fraction(0)
+        for stream in source.streams:
+            if stream.index == info.stream or _is_made_anew(source, stream):
+                continue
+            if is_held(stream, muxer):
+                self._streams[stream.index] = _add_copy(out, stream)
+            elif muxer == "matroska" and is_cover(stream) and codec_name(stream) in _COVER_KINDS:
+                _attach_cover(out, info.path, stream)
+            elif stream.type == "audio":
+                raise DataError(_no_sound(muxer, [stream]), where=name)
+            else:
+                self.notes.append(f"{_describe(stream)} skipped: not held by {muxer}")
+        self._packets = self._demuxed()
+        self._waiting: Packet[Stream] | None = None
+
+    def copy_until(self, seconds: Fraction | None) -> None:
+        """Copy what is decoded before a time; the rest, where none is given."""
+        while (packet := self._waiting or next(self._packets, None)) is not None:
+            self._waiting = None
+            begin = (packet.dts or 0) * packet.time_base
+            if seconds is not None and begin > seconds:
+                self._waiting = packet
+                return
+            packet.stream = self._streams[packet.stream_index]
+            self._out.mux_one(packet)
+
+    def problems(self) -> list[str]:
+        """What was missing in the source, once all is copied."""
+        notes = []
+        if self._skipped:
+            notes.append(f"{self._skipped} packets without a usable time stamp skipped")
+        whole = Fraction(self._source.duration or 0, 1_000_000)
+        if whole - self._end > 1:
+            found, said = float(self._end), float(whole)
+            notes.append(f"damage in the video: it ends after {found:.1f} of {said:.1f} s")
+        return notes
+
+    def _demuxed(self) -> Iterator[Packet[Stream]]:
+        """Packets of the copied streams, counted from the file's begin."""
+        import av
+
+        packets = self._source.demux()
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.InvalidDataError:  # the reader counts it
+                continue
+            if packet is None:
+                return
+            if not packet.size:
+                continue
+            self._shift(packet)
+            self._end = max(self._end, _end(packet))
+            if packet.stream_index in self._streams:
+                if self._is_in_order(packet):
+                    yield packet
+                else:
+                    self._skipped += 1
+
+    def _shift(self, packet: Packet[Stream]) -> None:
+        zero = round(self._zero / packet.time_base)
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None and packet.stream.disposition:  # a cover picture has no time
+            stamp = zero
+        if stamp is not None:
+            packet.pts = stamp - zero
+            packet.dts = packet.pts if packet.dts is None else packet.dts - zero
+
+    def _is_in_order(self, packet: Packet[Stream]) -> bool:
+        last = self._last.get(packet.stream_index)
+        if packet.dts is None or (last is not None and packet.dts < last):
+            return False
+        self._last[packet.stream_index] = packet.dts
+        return True
+
+
+def _end(packet: Packet[Stream]) -> Fraction:
+    return ((packet.pts or 0) + (packet.duration or 0)) * packet.time_base
+
+
+def _is_made_anew(source: InputContainer, stream: Stream) -> bool:
+    """Whether it holds QuickTime's time codes or chapter titles, which the muxer writes itself."""
+    if stream.type != "data":
+        return False
+    is_titles = stream.name == "bin_data" and stream.frames == len(source.chapters()) > 0
+    return is_titles or "timecode" in stream.metadata
+
+
+def _attach_cover(out: OutputContainer, path: Path, stream: Stream) -> None:
+    """A cover picture as Matroska holds it: a file among the attachments."""
+    kind = _COVER_KINDS[codec_name(stream)]
+    with open_video(path) as source:
+        packet = next(source.demux(source.streams[stream.index]))
+        out.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, bytes(packet))
+
+
+def _describe(stream: Stream) -> str:
+    kind = "picture stream" if stream.type == "video" else f"{stream.type} stream"
+    return f"{kind} {stream.index} ({codec_name(stream)})"
+
+
+def _no_sound(muxer: str, streams: list[Stream]) -> str:
+    codecs = ", ".join(codec_name(stream) for stream in streams)
+    return f"{muxer} does not hold this video's sound: {codecs}"
+
+
+def is_held(stream: Stream, muxer: str) -> bool:
+    """Whether a container takes a stream as it is: its header is written to memory for a trial."""
+    import av
+
+    if muxer == "avi" and stream.type != "audio":
+        return False  # it takes headers of streams that its packets have no times for
+    try:
+        with av.open(io.BytesIO(), "w", format=muxer) as trial:
+            _add_copy(trial, stream)
+            trial.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def audio_problem(info: VideoInfo, suffix: str) -> str | None:
+    """Why a container cannot hold the sound as it is; None where nothing speaks against it."""
+    muxer = MUXERS[suffix]
+    with open_video(info.path) as source:
+        others = [stream for stream in source.streams.audio if not is_held(stream, muxer)]
+        return _no_sound(muxer, list(others)) if others else None
+
+
+def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
+    copy = out.add_stream_from_template(stream, opaque=True)
+    copy.disposition = stream.disposition
+    copy.metadata.update(_texts(stream.metadata))
+    return copy
+
+
+def copy_texts(
+    source: InputContainer, out: OutputContainer, stream: VideoStream, info: VideoInfo
+) -> None:
+    """Titles, languages, time codes and chapters."""
+    main = source.streams[info.stream]
+    out.metadata.update(_texts(source.metadata))
+    stream.metadata.update(_texts(main.metadata))
+    stream.disposition = main.disposition
+    zero = origin(source)
+    chapters = source.chapters()
+    for chapter in chapters:
+        ticks = round(zero / (chapter["time_base"] or Fraction(1)))
+        chapter["start"] -= ticks
+        chapter["end"] -= ticks
+    out.set_chapters(chapters)
+
+
+def _texts(metadata: dict[str, str]) -> dict[str, str]:
+    return {key: text for key, text in metadata.items() if key.lower() not in _MUXER_TAGS}
