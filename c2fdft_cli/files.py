@@ -122,9 +122,9 @@ def check_folder(path: str | Path) -> None:
     there = next(part for part in above if os.path.lexists(part))
     if not os.path.isdir(there):
         hint = f"{there} is a file; choose another folder"
-        raise ResourceError("output path under a regular file", where=folder, hint=hint)
+        raise ResourceError("the output path lies under a regular file", where=folder, hint=hint)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ResourceError("cannot write", where=folder, hint=_HINTS[errno.EACCES])
+        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
 
 
 def read_error(error: OSError, path: str | Path) -> DataError:

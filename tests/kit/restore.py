@@ -50,7 +50,7 @@ def random_picture(height: int, width: int, seed: int = 0, **options: Any) -> Pi
     grey = bool(options.get("grey"))
     pixels = random.integers(0, top, (height, width, 1 if grey else 3), dtype=dtype)
     alpha = random.integers(0, top, (height, width), dtype=dtype) if options.get("alpha") else None
-    return Picture(np.ascontiguousarray(np.broadcast_to(pixels, (height, width, 3))), grey, alpha)
+    return Picture(np.broadcast_to(pixels, (height, width, 3)).copy(), grey, alpha)
 
 
 def save(path: Path, picture: Picture) -> Path:
