@@ -18,7 +18,6 @@ from c2fdft_cli.core.attention import Statistics, gather_statistics, mixing_matr
 from c2fdft_cli.execution import cpu_training as block_grad
 from c2fdft_cli.execution.kernels import bands, halo, is_traced, project, rows_in_cache
 
-NORMS = ("with_bias", "bias_free")
 _EPS = 1e-5
 
 
@@ -51,6 +50,8 @@ class PixelNorm(nn.Module):
 
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
+        if norm not in ("with_bias", "bias_free"):
+            raise ValueError(f"unknown norm {norm!r}")
         self.body = _Affine(width, norm == "with_bias")
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from c2fdft_cli.core.attention import full_precision
-from c2fdft_cli.core.block import NORMS, Block, pointwise, spatial
+from c2fdft_cli.core.block import Block, pointwise, spatial
 
 SIZE_MULTIPLE = 8
 
@@ -130,7 +130,7 @@ class DFT(nn.Module):
         dual_pixel: bool = False,
     ) -> None:
         super().__init__()
-        _check_sizes(in_channels, out_channels, dim, blocks, heads, ffn_factor, norm)
+        _check_sizes(in_channels, out_channels, dim, blocks, heads, ffn_factor)
         self.in_channels, self.out_channels, self.dim = in_channels, out_channels, dim
         self.recompute_levels = False
 
@@ -234,10 +234,7 @@ def _check_sizes(
     blocks: Sequence[int],
     heads: Sequence[int],
     ffn_factor: float,
-    norm: str,
 ) -> None:
-    if norm not in NORMS:
-        raise ValueError(f"norm is one of {', '.join(NORMS)}, got {norm!r}")
     if in_channels < out_channels or out_channels < 1:
         got = f"{in_channels}, {out_channels}"
         raise ValueError(f"want in_channels >= out_channels >= 1, got {got}")

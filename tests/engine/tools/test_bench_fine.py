@@ -41,7 +41,7 @@ def test_no_ratio_without_none():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"recompute": ["levels"]}, "none, call, level"),
+        ({"recompute": ["levels"]}, "none, call or level"),
         ({"calls": [0]}, "1 to 1000 calls"),
         ({"calls": [1001]}, "1 to 1000 calls"),
     ],
