@@ -63,7 +63,7 @@ def validate(
         InvalidValuesError: unknown and missing keys, wrong types, values out of range: all of them.
     """
     try:
-        checked: Checked = adapter(kind).validate_python(values)
+        checked: Checked = adapter(kind).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
         found = [_sentence(one, kind, other_names or {}) for one in error.errors()]
         raise InvalidValuesError(found) from None

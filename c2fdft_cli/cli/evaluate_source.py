@@ -103,7 +103,8 @@ def job_of(
     from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 
     if source.weights:
-        grid = source.grid and tuple(parse_numbers("--grid", source.grid, "999,500"))
+        text = source.grid
+        grid = None if text is None else tuple(parse_numbers("--grid", text, "999,500"))
         wish = WeightsOptions(
             checkpoint=weights_file(subject, quiet),
             data=source.data,

@@ -14,7 +14,7 @@ from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.tools.bench import device_name, random_batch, seconds_of
 from c2fdft_cli.engine.tools.live_bytes import Held, held_bytes
 from c2fdft_cli.engine.train.stepper import Objective, Stepper
-from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.progress import Job
@@ -139,7 +139,8 @@ def _held(objective: Objective, batch: Batch, runtime: Runtime) -> Held:
 
 
 def _row(kind: Kind, times: dict[Kind, list[float]], held: dict[Kind, Held]) -> FineRow:
-    seconds, plain = statistics.median(times[kind]), (kind[0], "none")
+    plain: Kind = (kind[0], "none")
+    seconds = statistics.median(times[kind])
     both = plain in times
     return FineRow(
         calls=kind[0],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from c2fdft_cli.core.block import Block
-from c2fdft_cli.engine.weights.checkpoint import make_network
+from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.memory import free_bytes
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage

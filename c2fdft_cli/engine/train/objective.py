@@ -7,7 +7,7 @@ import torch
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.stepper import Objective
-from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.recipe.schema import FineStage
 
 

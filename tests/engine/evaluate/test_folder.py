@@ -17,7 +17,8 @@ from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.options import RestoreOptions
 from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.sampling.restorer import noise_generator
-from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe.schema import Network
 

@@ -36,12 +36,8 @@ from c2fdft_cli.engine.sweep.schedules import (
     parse_steps,
 )
 from c2fdft_cli.engine.sweep.table import cannot_pay, make_table
-from c2fdft_cli.engine.weights.checkpoint import (
-    Meta,
-    load_checkpoint,
-    make_network,
-    save_checkpoint,
-)
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Network, Recipe
