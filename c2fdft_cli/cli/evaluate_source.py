@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import weights_file
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.vocabulary import parse_numbers
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, ScoredRow
@@ -100,9 +101,10 @@ def job_of(
     from c2fdft_cli.engine.evaluate.photos import evaluate_alone
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
     from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
-    from c2fdft_cli.engine.sweep.schedules import parse_times
 
     if source.weights:
+        text = source.grid
+        grid = None if text is None else tuple(parse_numbers("--grid", text, "999,500"))
         wish = WeightsOptions(
             checkpoint=weights_file(subject, quiet),
             data=source.data,
@@ -110,7 +112,7 @@ def job_of(
             images=source.images,
             seeds=source.seeds,
             seed=source.seed,
-            grid=None if source.grid is None else tuple(parse_times(source.grid, "--grid")),
+            grid=grid,
             device=source.device,
             precision=source.precision,
         )

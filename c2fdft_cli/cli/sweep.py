@@ -10,6 +10,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards, weights_file
+from c2fdft_cli.vocabulary import parse_numbers
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.sweep.job import Tried
@@ -101,15 +102,14 @@ def sweep_steps(
         parse_rule,
         parse_spacings,
         parse_steps,
-        parse_times,
     )
 
     options = SweepOptions(
         data=data,
         steps=tuple(parse_steps(steps)),
         spacings=tuple(parse_spacings(spacing)),
-        starts=() if start is None else tuple(parse_times(start, "--start")),
-        grids=tuple(tuple(parse_times(text, "--grid")) for text in grid or ()),
+        starts=() if start is None else tuple(parse_numbers("--start", start, "999")),
+        grids=tuple(tuple(parse_numbers("--grid", text, "999,500")) for text in grid or ()),
         images=images,
         seeds=seeds,
         seed=seed,

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORMS = ("with_bias", "bias_free")
 NORM_EPS = 1e-5
 
 
@@ -52,6 +51,8 @@ class PixelNorm(nn.Module):
 
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
+        if norm not in ("with_bias", "bias_free"):
+            raise ValueError(f"norm must be with_bias or bias_free, got {norm!r}")
         self.body = _Affine(width, norm == "with_bias")
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2fdft_cli.core.block import Level
-from c2fdft_cli.core.layers import NORMS, Conv1x1, Conv3x3
+from c2fdft_cli.core.layers import Conv1x1, Conv3x3
 from c2fdft_cli.core.precision import full_precision
 
 SIZE_MULTIPLE = 8
@@ -127,7 +127,7 @@ class DFT(nn.Module):
         dual_pixel: bool = False,
     ) -> None:
         super().__init__()
-        _check_sizes(in_channels, out_channels, dim, blocks, heads, ffn_factor, norm)
+        _check_sizes(in_channels, out_channels, dim, blocks, heads, ffn_factor)
         self.in_channels, self.out_channels, self.dim = in_channels, out_channels, dim
 
         def level(width: int, i: int) -> Level:
@@ -209,10 +209,7 @@ def _check_sizes(
     blocks: Sequence[int],
     heads: Sequence[int],
     ffn_factor: float,
-    norm: str,
 ) -> None:
-    if norm not in NORMS:
-        raise ValueError(f"norm is one of {', '.join(NORMS)}, got {norm!r}")
     if in_channels < out_channels or out_channels < 1:
         got = f"{in_channels}, {out_channels}"
         raise ValueError(f"want in_channels >= out_channels >= 1, got {got}")

@@ -11,7 +11,6 @@ from torch import nn
 
 from c2fdft_cli.execution.device import Runtime
 
-COMPILE_CHOICES = ("auto", "on", "off")
 MUCH_WORK = 4_000_000_000
 """Pixels through the network that outweigh a minute of compiling on CUDA; an estimate."""
 

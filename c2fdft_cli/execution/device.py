@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.vocabulary import DEVICES, check_choice
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -84,8 +84,7 @@ def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
 
 
 def _resolve_device(name: str) -> torch.device:
-    if name not in DEVICES:
-        raise UsageError(f"--device must be one of {', '.join(DEVICES)}, got {name}")
+    check_choice("--device", name, DEVICES)
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"

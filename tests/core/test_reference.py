@@ -16,7 +16,8 @@ from c2fdft_cli.core.diffusion import (
     released_grid,
 )
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, make_network
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.recipe.schema import Network
 from tests.kit.formula import relative
 

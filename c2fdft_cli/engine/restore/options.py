@@ -6,13 +6,13 @@ Each group checks its own values when it is made and raises UsageError.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from c2fdft_cli.core.diffusion import SPACINGS, check_grid, time_grid
+from c2fdft_cli.core.diffusion import check_grid, time_grid
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.execution.compiling import COMPILE_CHOICES
+from c2fdft_cli.vocabulary import COMPILE, SPACINGS, check_choice, parse_numbers
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
            "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
@@ -60,13 +60,13 @@ class Sampling:
         if self.grid is not None and (self.steps is not None or self.spacing is not None):
             raise UsageError("--grid cannot be combined with --steps or --spacing")
         if self.spacing is not None:
-            _check_choice("--spacing", self.spacing, SPACINGS)
+            check_choice("--spacing", self.spacing, SPACINGS)
             if self.steps is None:
                 raise UsageError("--spacing works only together with --steps")
         _check_range("--eta", self.eta, 0, 1)
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"--samples must be at least 1, got {self.samples}")
-        _check_choice("--temporal-noise", self.temporal_noise, TEMPORAL_NOISE)
+        check_choice("--temporal-noise", self.temporal_noise, TEMPORAL_NOISE)
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Machine:
     batch: int = 0
     max_memory: int | None = None
     tile: int | None = None
-    compile: str = COMPILE_CHOICES[0]
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
-        _check_choice("--compile", self.compile, COMPILE_CHOICES)
+        check_choice("--compile", self.compile, COMPILE)
         if self.tile is not None and (self.tile < MIN_TILE or self.tile % 8):
             what = f"--tile must be a multiple of 8 and at least {MIN_TILE}, got {self.tile}"
             raise UsageError(what)
@@ -121,18 +121,13 @@ class Writing:
 
     def __post_init__(self) -> None:
         if self.format is not None:
-            _check_choice("--format", self.format.lower(), [*FORMATS, SAME_FORMAT])
+            check_choice("--format", self.format.lower(), [*FORMATS, SAME_FORMAT])
         _check_range("--quality", self.quality, 1, 100)
         if self.bit_depth not in (None, 8, 16):
             raise UsageError(f"--bit-depth must be 8 or 16, got {self.bit_depth}")
         if any(sign in self.suffix for sign in "/\\\0"):
             raise UsageError(f"--suffix must not contain a path separator, got {self.suffix!r}")
         _check_range("--crf", self.crf, 0, MAX_CRF)
-
-
-def _check_choice(option: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise UsageError(f"{option} must be one of {', '.join(known)}, got {value}")
 
 
 def _check_range(option: str, value: float, low: int, high: int) -> None:
@@ -161,7 +156,7 @@ def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) ->
 def parse_grid(text: str) -> tuple[int, ...]:
     """Timesteps out of "999,500"; UsageError when they are not descending integers."""
     try:
-        return tuple(check_grid([int(part) for part in text.replace(" ", "").split(",")], 1 << 31))
+        return tuple(check_grid(parse_numbers("--grid", text, "999,500"), 1 << 31))
     except ValueError as error:
         what = f"--grid must be descending timesteps such as 999,500, got {text}"
         raise UsageError(what) from error

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2fdft_cli.core.diffusion import SPACINGS
 from c2fdft_cli.engine.sweep.schedules import Rule
 from c2fdft_cli.engine.sweep.table import GridRow
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.files import atomic_path, atomic_write_text
+from c2fdft_cli.vocabulary import SPACINGS
 
 COLUMNS = (
     "calls", "grid", "label", "first_t", "psnr", "ssim", "spread", "seconds", "trials",

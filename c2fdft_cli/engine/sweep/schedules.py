@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from c2fdft_cli.core.diffusion import SPACINGS, T, check_grid, time_grid
+from c2fdft_cli.core.diffusion import T, check_grid, time_grid
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.vocabulary import SPACINGS, check_choice, parse_numbers, split_words
 
 Grid = tuple[int, ...]
 MAX_GRIDS = 1000
+MAX_STEPS = 9999
 DEFAULT_STEPS = "1-10"
 DEFAULT_RULE = "within:0.2dB"
 _RULES = "psnr, ssim or within:0.2dB"
@@ -59,33 +61,18 @@ class Quality:
 
 def parse_steps(text: str) -> list[int]:
     """Counts such as "4", "1-10" or "1,2,4-6", ascending; UsageError when it is none."""
-    counts: set[int] = set()
-    for part in text.replace(" ", "").split(","):
-        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= low <= high:
-            hint = "give numbers of sampling steps, such as 1-10 or 2,4,8"
-            raise UsageError(f"--steps cannot be read: {part!r}", hint=hint)
-        counts.update(range(low, high + 1))
-    return sorted(counts)
+    counts = sorted(set(parse_numbers("--steps", text, "1-10", ranges=True)))
+    if not 1 <= counts[0] <= counts[-1] <= MAX_STEPS:
+        raise UsageError(f"--steps must be numbers from 1 to {MAX_STEPS}, got {text}")
+    return counts
 
 
 def parse_spacings(text: str) -> list[str]:
     """Names of spacings with commas between them; UsageError for an unknown one."""
-    names = text.replace(" ", "").split(",")
+    names = split_words(text)
     for name in names:
-        if name not in SPACINGS:
-            raise UsageError(f"--spacing must be one of {', '.join(SPACINGS)}, got {name}")
+        check_choice("--spacing", name, SPACINGS)
     return names
-
-
-def parse_times(text: str, option: str) -> list[int]:
-    """Times such as "999,750,500"; UsageError when they are none."""
-    parts = text.replace(" ", "").split(",")
-    if not all(re.fullmatch(r"\d{1,6}", part) for part in parts):
-        hint = "give times separated by commas, such as 999,750,500"
-        raise UsageError(f"{option} cannot be read: {text!r}", hint=hint)
-    return [int(part) for part in parts]
 
 
 def parse_rule(text: str) -> Rule:

@@ -18,7 +18,7 @@ from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.train.batches import make_loader
 from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.engine.train.stepper import Stepper
-from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.compiling import compile_in_place
 from c2fdft_cli.execution.device import Runtime

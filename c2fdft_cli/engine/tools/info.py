@@ -9,7 +9,8 @@ from typing import Any
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, make_network
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.errors import DataError
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import fcntl
+import errno
 import io
 import logging
 import os
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_path, atomic_write_text, ensure_folder, unfinished, write_error
@@ -31,6 +33,8 @@ COLUMNS = (
 )
 
 _LOCK = ".lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""Of a file system without locks, where nothing keeps two processes apart."""
 
 
 class RunFolder:
@@ -75,22 +79,22 @@ class RunFolder:
             ResourceError: one does.
         """
         ensure_folder(self.path)
+        lock = FileLock(self.path / _LOCK, timeout=0)
         try:
-            lock = (self.path / _LOCK).open("w", encoding="ascii")
+            lock.acquire()
+        except Timeout:
+            raise ResourceError(
+                "another process trains in this folder",
+                where=self.path,
+                hint="wait until it is done, or stop it",
+            ) from None
         except OSError as error:
-            raise write_error(error, self.path) from error
-        with lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise ResourceError(
-                    "another process trains in this folder",
-                    where=self.path,
-                    hint="wait until it is done, or stop it",
-                ) from None
-            except OSError:  # a file system without locks
-                pass
+            if error.errno not in _NO_LOCKS:
+                raise write_error(error, self.path) from error
+        try:
             yield
+        finally:
+            lock.release()
 
     def state_stamp(self) -> tuple[int, int] | None:
         """Something that changes with each save; None where there is no state."""

@@ -12,13 +12,8 @@ import torch
 from c2fdft_cli.engine.train.folder import find_run, new_run
 from c2fdft_cli.engine.train.options import TrainOptions, TrainRequest
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.weights.checkpoint import (
-    Checkpoint,
-    Meta,
-    grid_of_recipe,
-    load_checkpoint,
-    versions,
-)
+from c2fdft_cli.engine.weights.build import timesteps_of_recipe
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta, load_checkpoint, versions
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime, with_precision
 from c2fdft_cli.execution.distributed import join_training
@@ -147,7 +142,7 @@ def _grid(
     """The sampling times: overrides first, then the checkpoint's, then the recipe's."""
     times = ("sampling.grid=", "sampling.steps=", "sampling.spacing=")
     asked = any(override.startswith(times) for override in request.overrides)
-    stated = grid_of_recipe(recipe.sampling, recipe.diffusion)
+    stated = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
     given = None if init is None else init.meta.grid
     if asked or given is None or request.stage != "fine" or given == stated:
         return stated, ()

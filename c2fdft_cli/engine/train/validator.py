@@ -22,7 +22,7 @@ from c2fdft_cli.engine.train.events import Notice, TrainEvent, Validated
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.state import RunState
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
-from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
 from c2fdft_cli.execution.distributed import any_rank
 from c2fdft_cli.execution.memory import is_out_of_memory
 from c2fdft_cli.execution.signals import StoppedError, StopRequest

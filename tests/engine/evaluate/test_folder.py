@@ -14,7 +14,8 @@ from c2fdft_cli.engine.evaluate.job import evaluate_files
 from c2fdft_cli.engine.evaluate.types import EvalOptions
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 from c2fdft_cli.engine.sampling.restorer import noise_generator
-from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe.schema import Network
 from tests.kit.restore import Request, run

@@ -41,7 +41,7 @@ def test_no_ratio_without_none():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"recompute": ["levels"]}, "none, call, level"),
+        ({"recompute": ["levels"]}, "none, call or level"),
         ({"calls": [0]}, "must be 1 to 1000"),
         ({"calls": [1001]}, "must be 1 to 1000"),
     ],
