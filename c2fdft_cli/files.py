@@ -134,6 +134,17 @@ def read_error(error: OSError, path: str | Path) -> DataError:
     return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
 
 
+def require_existing(*paths: str | Path | None) -> None:
+    """DataError for the first of the paths that is not there; None stands for no path."""
+    for path in paths:
+        if path is None:
+            continue
+        try:
+            os.stat(path)
+        except OSError as error:
+            raise read_error(error, path) from error
+
+
 def write_error(error: OSError, path: Path) -> ResourceError:
     """The one-line error for an OSError met while writing `path`."""
     code = _code(error)

@@ -11,6 +11,8 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.evaluate_source import Source, check_source, job_of, named_pairs, next_command
 from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards, Weights
+from c2fdft_cli.files import require_existing
+from c2fdft_cli.vocabulary import PROTOCOL_NAMES, check_choice
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, Metric, ScoredRow
@@ -122,6 +124,10 @@ def evaluate(
 
     c2fdft eval photos/ --no-reference
     """
+    if protocol is not None:
+        check_choice("--protocol", protocol, PROTOCOL_NAMES)
+    require_existing(restored, target, degraded)  # before torch is loaded
+
     from c2fdft_cli.cli.evaluate_view import prepare_outputs
     from c2fdft_cli.engine.evaluate.ranks import join
     from c2fdft_cli.engine.evaluate.types import EvalOptions

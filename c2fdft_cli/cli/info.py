@@ -20,10 +20,15 @@ def info(
     json: Json = False,
 ) -> None:
     """Say what a checkpoint, a folder of shards or a run holds."""
-    from c2fdft_cli.engine.tools.info import describe
     from c2fdft_cli.engine.weights.choose import find_path
+    from c2fdft_cli.files import require_existing
 
-    facts = describe(find_path(path))
+    found = find_path(path)
+    require_existing(found)  # before torch is loaded
+
+    from c2fdft_cli.engine.tools.info import describe
+
+    facts = describe(found)
     if json:
         console.emit(facts)
         return

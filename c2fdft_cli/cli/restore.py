@@ -212,6 +212,7 @@ def restore(
 
     c2fdft restore rainy/ out/ --weights runs/derain-fine/fine.pt
     """
+    from c2fdft_cli.engine.restore.inputs import require_source
     from c2fdft_cli.engine.restore.options import (
         STDIO,
         Machine,
@@ -220,43 +221,49 @@ def restore(
         parse_grid,
         parse_size,
     )
-    from c2fdft_cli.engine.restore.plan import plan_restore
 
     if json and out == STDIO:
         raise UsageError("--json cannot be combined with OUT -, which is the image")
+    sampling = Sampling(
+        weights=weights,
+        task=task,
+        steps=steps,
+        spacing=spacing,
+        grid=None if grid is None else parse_grid(grid),
+        eta=eta,
+        seed=seed,
+        samples=samples,
+        self_ensemble=self_ensemble,
+        temporal_noise=temporal_noise,
+    )
+    machine = Machine(
+        device=device,
+        precision=precision,
+        batch=batch,
+        max_memory=None if max_memory is None else parse_size(max_memory),
+        tile=tile,
+        compile=compile,
+    )
+    writing = Writing(
+        format=output_format,
+        quality=quality,
+        bit_depth=bit_depth,
+        suffix=suffix,
+        overwrite=overwrite,
+        compare=compare,
+        uncertainty=uncertainty,
+        crf=crf,
+    )
+    require_source(source)  # before torch is loaded
+
+    from c2fdft_cli.engine.restore.plan import plan_restore
+
     plan = plan_restore(
         source,
         out,
-        sampling=Sampling(
-            weights=weights,
-            task=task,
-            steps=steps,
-            spacing=spacing,
-            grid=None if grid is None else parse_grid(grid),
-            eta=eta,
-            seed=seed,
-            samples=samples,
-            self_ensemble=self_ensemble,
-            temporal_noise=temporal_noise,
-        ),
-        machine=Machine(
-            device=device,
-            precision=precision,
-            batch=batch,
-            max_memory=None if max_memory is None else parse_size(max_memory),
-            tile=tile,
-            compile=compile,
-        ),
-        writing=Writing(
-            format=output_format,
-            quality=quality,
-            bit_depth=bit_depth,
-            suffix=suffix,
-            overwrite=overwrite,
-            compare=compare,
-            uncertainty=uncertainty,
-            crf=crf,
-        ),
+        sampling=sampling,
+        machine=machine,
+        writing=writing,
         stdin=sys.stdin.buffer.read() if source == STDIO else None,
     )
     _run(plan, json)

@@ -68,10 +68,13 @@ def train_coarse(
 
     Example: c2fdft train-coarse --recipe derain --data shards/Rain13K
     """
+    if not resume and recipe is None and init is None:
+        hint = "`c2fdft recipes list` shows the recipes"
+        raise RecipeError("--recipe is missing: give a name or a file", hint=hint)
+    _require_recipe(recipe)
+
     from c2fdft_cli.engine.train.options import TrainRequest
 
-    if not resume and recipe is None and init is None:
-        raise RecipeError("no recipe", where="--recipe", hint="`c2fdft recipes list` names some")
     request = TrainRequest(
         stage="coarse",
         recipe=recipe,
@@ -116,14 +119,17 @@ def train_fine(
 
     Example: c2fdft train-fine --from runs/derain-coarse/coarse.pt
     """
-    from c2fdft_cli.engine.train.options import TrainRequest
-
     if source is not None and init is not None:
-        raise UsageError("give --from or --init, not both", where="--init")
+        raise UsageError("--from cannot be combined with --init")
+    _require_recipe(recipe)
     if not resume and source is None and init is None:
         raise CheckpointError(
-            "no weights to start from", where="--from", hint="name a coarse checkpoint"
+            "--from is missing: there are no weights to start from",
+            hint="give a coarse checkpoint: c2fdft train-fine --from coarse.pt",
         )
+
+    from c2fdft_cli.engine.train.options import TrainRequest
+
     start = source if source is not None else init
     request = TrainRequest(
         stage="fine",
@@ -138,6 +144,14 @@ def train_fine(
         max_seconds=None if max_time is None else max_time * 60,
     )
     _run(request, dry_run, json)
+
+
+def _require_recipe(recipe: str | None) -> None:
+    """RecipeError where the recipe is not there, before torch is loaded."""
+    from c2fdft_cli.recipe.files import find_recipe
+
+    if recipe is not None:
+        find_recipe(recipe)
 
 
 def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:

@@ -10,6 +10,7 @@ from c2fdft_cli.data.images.picture import image_size, is_image_path, list_image
 from c2fdft_cli.data.layouts.matching import match_names
 from c2fdft_cli.data.layouts.search import LAYOUTS, Tree, search
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import require_existing
 
 KINDS = frozenset(name for one in LAYOUTS for name in (*one.lq, *one.gt)) | {
     "restored", "derained", "deblurred", "denoised", "output", "result",
@@ -56,9 +57,7 @@ def pair_files(restored: Path, target: Path) -> FilePairs:
     Raises:
         DataError: a missing path, an empty set, or nothing that pairs up.
     """
-    for path in (restored, target):
-        if not path.exists():
-            raise DataError("no such file or folder", where=path, hint="check the path")
+    require_existing(restored, target)
     if restored.is_file() and target.is_file():
         return FilePairs(
             [FilePair(restored.stem, restored, target)], found_by="the two files given"

@@ -21,6 +21,7 @@ from c2fdft_cli.engine.evaluate.types import (
     ScoredRow,
 )
 from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.files import require_existing
 from c2fdft_cli.metrics.no_reference import MEASURES, WITHOUT_DOWNLOAD, measure
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.progress import Job
@@ -60,8 +61,7 @@ def evaluate_alone(source: Path, options: EvalOptions) -> Job[ScoredRow, EvalRes
     """
     if options.protocol is not None:
         raise UsageError("--protocol cannot be combined with --no-reference")
-    if not source.exists():
-        raise DataError("no such file or folder", where=source, hint="check the path")
+    require_existing(source)
     images = list_images(source, recursive=True) if source.is_dir() else [source]
     if not images:
         raise DataError("no images in the folder", where=source, hint="check the path")

@@ -19,7 +19,7 @@ from c2fdft_cli.data.images.picture import (
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES, VideoInfo, is_video_path, probe_video
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
-from c2fdft_cli.files import read_error
+from c2fdft_cli.files import read_error, require_existing
 
 INPUT_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
 ANIMATION_SUFFIXES = frozenset({".gif", ".webp", ".tif", ".tiff", ".png"})
@@ -89,6 +89,12 @@ class Inputs:
     single: bool
 
 
+def require_source(spec: str) -> None:
+    """DataError where the user named a path that is not there; a glob or a list may be empty."""
+    if spec != STDIO and not spec.startswith("@") and not glob.has_magic(spec):
+        require_existing(spec)
+
+
 def find_inputs(spec: str, stdin: bytes | None = None, skip: Path | None = None) -> Inputs:
     """Resolve what the user named; the headers are read, not the pixels.
 
@@ -112,10 +118,7 @@ def find_inputs(spec: str, stdin: bytes | None = None, skip: Path | None = None)
         return _in_folder(path, skip)
     if not os.path.exists(path) and glob.has_magic(spec):
         return _many(_matching(spec, skip), None)
-    try:
-        path.stat()
-    except OSError as error:
-        raise read_error(error, path) from error
+    require_existing(path)
     sources = list(_scan([(path, PurePath(path.name))]))
     if sources[0].problem is not None:
         raise sources[0].problem

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from c2fdft_cli.core.diffusion import check_grid, time_grid
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.vocabulary import COMPILE, SPACINGS, check_choice, parse_numbers
 
@@ -155,11 +155,10 @@ def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) ->
 
 def parse_grid(text: str) -> tuple[int, ...]:
     """Timesteps out of "999,500"; UsageError when they are not descending integers."""
-    try:
-        return tuple(check_grid(parse_numbers("--grid", text, "999,500"), 1 << 31))
-    except ValueError as error:
-        what = f"--grid must be descending timesteps such as 999,500, got {text}"
-        raise UsageError(what) from error
+    times = parse_numbers("--grid", text, "999,500")
+    if any(a <= b for a, b in pairwise(times)):
+        raise UsageError(f"--grid must be descending timesteps such as 999,500, got {text}")
+    return tuple(times)
 
 
 def parse_size(text: str) -> int:
@@ -182,6 +181,8 @@ def choose_grid(sampling: Sampling, own: Sequence[int], total: int) -> list[int]
     Raises:
         UsageError: out of range.
     """
+    from c2fdft_cli.core.diffusion import check_grid, time_grid
+
     steps, spacing = sampling.steps, sampling.spacing
     if steps is None or (steps == len(own) and spacing is None):
         if sampling.grid is None:

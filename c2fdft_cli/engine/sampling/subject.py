@@ -11,11 +11,12 @@ from c2fdft_cli.core.diffusion import PredictNoise
 from c2fdft_cli.engine.sampling.pairs import ValidationPairs, open_validation
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
-from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.errors import DataError
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
 from c2fdft_cli.recipe.schema import Recipe
+from c2fdft_cli.vocabulary import PROTOCOL_NAMES, check_choice
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,7 @@ class Subject:
 
 def find_protocol(name: str) -> Protocol:
     """A protocol by name; UsageError for one that does not exist."""
-    if name not in PROTOCOLS:
-        raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {name}")
-    return PROTOCOLS[name]
+    return PROTOCOLS[check_choice("--protocol", name, PROTOCOL_NAMES)]
 
 
 def open_subject(

@@ -12,6 +12,7 @@ from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import require_existing
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -29,8 +30,8 @@ def describe(path: Path) -> dict[str, Any]:
         return _run(path)
     if path.is_dir() and any(path.glob("*-*.h5")):
         return _shards(path)
-    what = "not a checkpoint, shard folder or run folder" if path.exists() else "no such path"
-    raise DataError(what, where=path)
+    require_existing(path)
+    raise DataError("not a checkpoint, shard folder or run folder", where=path)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
