@@ -381,8 +381,9 @@ def _inflated(packed: bytes) -> bytes | None:
 def _encode_png(samples: Array, icc: bytes | None, exif: bytes | None, chunks: bytes) -> bytes:
     # Paeth's filter and run lengths alone: on photographs within 4 % of the smallest files of
     # a full search with zlib's default level, and eight times as fast.
+    shape = samples.shape if samples.shape[2] > 1 else samples.shape[:2]
     data = imagecodecs.png_encode(
-        np.squeeze(samples, 2) if samples.shape[2] == 1 else samples,
+        samples.ravel().reshape(shape),  # it wants each stride, even that of a single pixel
         level=imagecodecs.PNG.COMPRESSION.SPEED,
         strategy=imagecodecs.PNG.STRATEGY.RLE,
         filter=imagecodecs.PNG.FILTER.PAETH,

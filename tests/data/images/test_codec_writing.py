@@ -176,3 +176,12 @@ def test_a_png_of_a_smooth_picture_is_much_smaller_than_its_pixels(tmp_path, dty
     )
     write_picture(tmp_path / "a.png", Picture(pixels.astype(dtype)))
     assert (tmp_path / "a.png").stat().st_size < pixels.astype(dtype).nbytes / 3
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_pixels_may_lie_in_any_order_of_memory(tmp_path, suffix):
+    whole = drawn(26, 22)
+    pixel = np.broadcast_to(whole[0, 0], (1, 1, 3))
+    for pixels in (whole[::2, ::-2], whole.swapaxes(0, 1), whole[..., ::-1], pixel):
+        write_picture(tmp_path / f"a{suffix}", Picture(pixels))
+        np.testing.assert_array_equal(read_picture(tmp_path / f"a{suffix}").pixels, pixels)
