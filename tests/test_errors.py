@@ -31,6 +31,7 @@ def test_signals(number, code):
 
 def test_one_line():
     error = errors.DataError("what", where="here", hint="try", details=["a", "b"])
-    assert str(error) == "what - here - try"
+    assert str(error) == "here: what"
+    assert error.hint == "try"
     assert error.details == ("a", "b")
     assert str(errors.DataError("what")) == "what"

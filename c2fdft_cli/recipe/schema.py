@@ -1,7 +1,7 @@
 """Recipes: one YAML file per task that holds the network, the diffusion and both training stages.
 
-The dataclasses are the schema: their defaults are the released deraining recipe (paper, "Training
-settings"), their types the limits that `recipe.files` checks. `schema()` is all of it as JSON
+The dataclasses are the schema: their defaults are the released deraining recipe (docs/paper.md,
+"Schedule"), their types the limits that `recipe.files` checks. `schema()` is all of it as JSON
 schema.
 """
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
-from tests.conftest import picture
+from tests.kit.formula import picture
 
 
 def run(*words: object):
