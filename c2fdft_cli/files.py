@@ -7,10 +7,11 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.errors import DataError, ResourceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _HINTS = {
@@ -83,12 +84,54 @@ def ensure_folder(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         hint = f"{_blocking_file(folder)} is a file; choose another folder"
-        raise ResourceError("output path under a regular file", where=folder, hint=hint) from error
+        raise ResourceError(
+            "the output path lies under a regular file", where=folder, hint=hint
+        ) from error
     except OSError as error:
         raise write_error(error, folder) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceError("cannot write", where=folder, hint=_HINTS[errno.EACCES])
+        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
     return folder
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk that a folder lies on, or will lie on."""
+    place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(place).free
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """ResourceError where `needed` bytes do not fit on the disk of a folder."""
+    free = free_bytes(folder)
+    if needed > free:
+        raise ResourceError(
+            f"the disk is too small: {_gib(needed)} are needed, {_gib(free)} are free",
+            where=folder,
+            hint="free some space or choose another disk",
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def check_folder(path: str | Path) -> None:
+    """ResourceError if a folder cannot be made or written to; nothing is made."""
+    folder = Path(path)
+    above = (folder, *folder.absolute().parents)
+    there = next(part for part in above if os.path.lexists(part))
+    if not os.path.isdir(there):
+        hint = f"{there} is a file; choose another folder"
+        raise ResourceError("the output path lies under a regular file", where=folder, hint=hint)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
+
+
+def read_error(error: OSError, path: str | Path) -> DataError:
+    """The one-line error for an OSError met while reading `path`."""
+    if error.errno == errno.ENOENT:
+        return DataError("no such file or folder", where=path, hint="check the path")
+    return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
 
 
 def write_error(error: OSError, path: Path) -> ResourceError:
@@ -96,9 +139,9 @@ def write_error(error: OSError, path: Path) -> ResourceError:
     code = _code(error)
     if code in _FULL:
         hint = "free some space or choose another disk"
-        return ResourceError("disk full", where=path, hint=hint)
+        return ResourceError("the disk is full", where=path, hint=hint)
     reason = os.strerror(code) if code else str(error)
-    return ResourceError("cannot write", where=path, hint=_HINTS.get(code, reason))
+    return ResourceError("cannot write the file", where=path, hint=_HINTS.get(code, reason))
 
 
 def _code(error: OSError) -> int:

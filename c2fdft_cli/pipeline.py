@@ -54,10 +54,10 @@ _POLL_SECONDS = 0.2
 
 
 def ahead(items: Iterable[Item], room: int) -> Iterator[Item]:
-    """Iterate in a thread of its own, at most `room` items (and one in hand) ahead.
+    """Iterate in a thread of its own, at most `room` items and the one in work ahead.
 
-    An error of the iteration comes out here. When this side stops early, the thread ends as soon
-    as it has the next item; whoever owns what it waits for must end that.
+    An error of the iteration comes out here. When this side stops early, it waits until the thread
+    has the item that it is working on, so that nobody uses what the iteration owns any more.
     """
     line: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(room)
     stop = threading.Event()
@@ -80,7 +80,8 @@ def ahead(items: Iterable[Item], room: int) -> Iterator[Item]:
         except BaseException as error:  # handed over to the side that waits
             put((None, error))
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, name="ahead", daemon=True)
+    thread.start()
     try:
         while True:
             item, error = line.get()
@@ -91,3 +92,4 @@ def ahead(items: Iterable[Item], room: int) -> Iterator[Item]:
             yield item
     finally:
         stop.set()
+        thread.join()

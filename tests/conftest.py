@@ -1,4 +1,4 @@
-"""Shared fixtures: weights and inputs by formula, the published numbers, small files."""
+"""Shared fixtures: networks by formula, the published numbers, small pairs and shards."""
 
 from __future__ import annotations
 
@@ -13,39 +13,18 @@ import pytest
 import torch
 
 from c2fdft_cli.core.network import DFT
+from tests.kit.formula import fill, picture
+from tests.kit.sharing import check_data, made_once
 
 NUMBERS = Path(__file__).parent / "numbers"
 
-
-def fill(net: torch.nn.Module) -> Any:
-    """Weights by formula: for the k-th sorted name, w_i = sin(0.7 i + k), scaled by kind."""
-    state = net.state_dict()
-    for k, name in enumerate(sorted(state)):
-        value = state[name]
-        i = torch.arange(value.numel(), dtype=torch.float64)
-        w = torch.sin(0.7 * i + k).reshape(value.shape)
-        if name.endswith(".temperature"):
-            w = 1 + 0.2 * w
-        elif ".norm" in name:
-            w = 1 + 0.1 * w if name.endswith("weight") else 0.1 * w
-        elif name.endswith(".bias"):
-            w = 0.05 * w
-        else:
-            w = w / value[0].numel() ** 0.5
-        state[name] = w.float()
-    net.load_state_dict(state)
-    return net.eval()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: one thread each,
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # in the processes they start too
 
 
-def wave(shape: list[int], rate: float, function: Any = torch.sin) -> torch.Tensor:
-    """Values by formula: function(rate * i) in C order."""
-    count = int(np.prod(shape))
-    return function(rate * torch.arange(count, dtype=torch.float64)).reshape(shape).float()
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Norm of the difference over the norm."""
-    return ((a - b).norm() / b.norm()).item()
+def pytest_configure() -> None:
+    """Refuse a run that would skip golden checks where it must not."""
+    check_data(os.environ)
 
 
 @pytest.fixture(scope="session")
@@ -101,12 +80,25 @@ def reference_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of twelve small pairs by formula, two of them for validation."""
-    from c2fdft_cli.data.images.picture import save_rgb8
+def pair_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve small pairs by formula, `{train,val}/{rainy,clean}/*.png`; two are for validation."""
+    return made_once(tmp_path_factory, "pairs", _write_pairs)
+
+
+@pytest.fixture(scope="session")
+def shard_folder(tmp_path_factory: pytest.TempPathFactory, pair_folder: Path) -> Path:
+    """The shards of `pair_folder`."""
     from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
 
-    root = tmp_path_factory.mktemp("pairs")
+    def pack(folder: Path) -> None:
+        prepare(PrepareOptions(source=pair_folder, out=folder)).run()
+
+    return made_once(tmp_path_factory, "shards", pack)
+
+
+def _write_pairs(root: Path) -> None:
+    from c2fdft_cli.data.images.picture import save_rgb8
+
     for split, count in (("train", 10), ("val", 2)):
         for kind in ("rainy", "clean"):
             (root / split / kind).mkdir(parents=True)
@@ -117,39 +109,3 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 gt.astype(int) + 40 * (np.arange(56) % 7 == number % 7)[None, :, None], 0, 255
             )
             save_rgb8(root / split / "rainy" / f"{number}.png", lq.astype(np.uint8))
-    out = tmp_path_factory.mktemp("shards")
-    prepare(PrepareOptions(source=root, out=out / "set")).run()
-    return out / "set"
-
-
-def picture(height: int, width: int, number: int) -> np.ndarray:
-    """A colourful picture by formula, uint8 [h, w, 3]."""
-    y, x = np.mgrid[0:height, 0:width]
-    waves = [np.sin(x * (0.05 + 0.01 * c) + y * 0.07 + number * (c + 1)) for c in range(3)]
-    return (127.5 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
-
-
-MINI = (
-    "network.dim=8",
-    "network.blocks=[1,1,1,1]",
-    "coarse.patches=[16,24]",
-    "coarse.batches=[4,2]",
-    "coarse.switch_every=3",
-    "coarse.cycles=2",
-    "coarse.iterations=12",
-    "coarse.periods=[{length: 12, floor: 1.0e-5}]",
-    "fine.patches=[16,24]",
-    "fine.batches=[4,2]",
-    "fine.switch_every=3",
-    "fine.cycles=2",
-    "fine.iterations=8",
-    "fine.periods=[{length: 8, floor: 0.0}]",
-    "fine.ssim=paper",
-    "sampling.grid=[999,500]",
-    "train.log_every=2",
-    "train.save_every=2",
-    "train.validate_every=4",
-    "train.validation_images=2",
-    "train.micro_batch=4",
-)
-"""Overrides that make a training of seconds."""

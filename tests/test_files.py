@@ -79,7 +79,7 @@ def test_permissions_follow_the_umask(tmp_path):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named(tmp_path, monkeypatch, code):
     monkeypatch.setattr(os, "fsync", failing(code))
-    with pytest.raises(ResourceError, match="disk full") as caught:
+    with pytest.raises(ResourceError, match="the disk is full") as caught:
         atomic_write_bytes(tmp_path / "a.txt", b"data")
     assert caught.value.exit_code == 5
     assert str(tmp_path / "a.txt") in str(caught.value)
@@ -88,7 +88,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch, code):
 
 def test_a_full_disk_is_found_in_the_text_of_an_hdf5_error(tmp_path):
     hidden = "Can't write data (file write failed: errno = 28, error message = 'No space left')"
-    with pytest.raises(ResourceError, match="disk full"), atomic_path(tmp_path / "a.h5"):
+    with pytest.raises(ResourceError, match="the disk is full"), atomic_path(tmp_path / "a.h5"):
         raise OSError(hidden)
 
 
@@ -133,7 +133,7 @@ def test_ensure_folder_makes_parents_and_accepts_an_existing_one(tmp_path):
 @pytest.mark.parametrize("below", ["", "out", "out/deep"])
 def test_ensure_folder_under_a_regular_file_names_the_file(tmp_path, below):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ResourceError, match="output path under a regular file") as caught:
+    with pytest.raises(ResourceError, match="output path lies under a regular file") as caught:
         ensure_folder(tmp_path / "notes.txt" / below)
     assert str(tmp_path / "notes.txt") in caught.value.hint
     assert caught.value.exit_code == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -29,6 +30,8 @@ class Commands(Group):
         **extra: Any,
     ) -> Any:
         """Run a command line; the same under the shell and under a test's runner."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+            sys.stdout.reconfigure(errors="surrogateescape")
         try:
             code = super().main(args, "c2fdft", complete_var, standalone_mode=False, **extra)
         except C2fdftError as error:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.vocabulary import parse_numbers, split_words
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.tools.bench import BenchOptions
@@ -23,8 +24,8 @@ def time_fine(options: BenchOptions, calls: str, recompute: str, json: bool) -> 
         runtime=options.runtime,
         size=options.size,
         batch=options.batch,
-        calls=_numbers(calls),
-        recompute=recompute.split(","),
+        calls=parse_numbers("--calls", calls, "1,2,4"),
+        recompute=split_words(recompute),
         repeats=options.repeats,
     )
     result = console.draw(bench_fine(wish), lambda seconds: f"{seconds:.3f} s")
@@ -32,14 +33,6 @@ def time_fine(options: BenchOptions, calls: str, recompute: str, json: bool) -> 
         console.emit(result)
         return
     _show(result)
-
-
-def _numbers(text: str) -> list[int]:
-    """The numbers of "1,2,4"."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words):
-        raise UsageError("numbers with commas", where=f"--calls {text}", hint="--calls 1,2,4")
-    return [int(word) for word in words]
 
 
 def _show(result: FineBenchResult) -> None:

@@ -47,7 +47,7 @@ COMMANDS = (
         TRAINING,
         "sweep-steps",
         "sweep:sweep_steps",
-        "Find the step grid that suits these weights, and write it into them.",
+        "Choose the number of sampling steps and store the timesteps in the checkpoint.",
     ),
     Entry(
         TRAINING,

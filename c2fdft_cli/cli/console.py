@@ -1,7 +1,7 @@
 """Speaking to people and to scripts: results on stdout, progress and remarks on stderr.
 
 Rich is imported where it draws: every command imports this module, and most of a command's help is
-there before anything is drawn.
+there before anything is drawn. No console reads markup: a path such as `[/b]` is text.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def stderr() -> Console:
     """The console for progress and remarks; looked up late, because tests replace the stream."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def stdout() -> Console:
     """The console for results."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def remark(text: str) -> None:
@@ -104,7 +104,7 @@ def progress_bar(console: Console) -> Progress:
     )
 
     return Progress(
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TaskProgressColumn(),
@@ -122,13 +122,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     from rich.text import Text
 
     texts = [[show_number(cell) for cell in row] for row in rows]
-    drawn = Table(title=title or None, title_justify="left", title_style="bold")
+    drawn = Table(title=Text(title) if title else None, title_justify="left", title_style="bold")
     for i, name in enumerate(columns):
         numeric = bool(texts) and all(_is_number(row[i]) for row in texts)
-        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        drawn.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in texts:
         drawn.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(drawn)
+    Console(highlight=False, markup=False).print(drawn)
 
 
 def show_number(value: object) -> str:

@@ -47,7 +47,7 @@ def demo(
         console.emit({"seconds": seconds, "picture": picture, **scores})
         return
     _tell(scores)
-    console.stdout().print(f"degraded | restored | target: {picture}", markup=False)
+    console.stdout().print(f"degraded | restored | target: {picture}")
     console.stdout().print(f"finished in {seconds:.0f} s")
     fine = folder / "fine" / "fine.pt"
     console.say_next(console.command("restore", "PHOTO.jpg", "RESTORED.png", "--weights", fine))

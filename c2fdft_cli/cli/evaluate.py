@@ -13,7 +13,7 @@ from c2fdft_cli.cli.evaluate_source import Source, check_source, job_of, named_p
 from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards, Weights
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, Metric, Scored
+    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, Metric, ScoredRow
     from c2fdft_cli.execution.device import Runtime
     from c2fdft_cli.progress import Job
 
@@ -125,7 +125,7 @@ def evaluate(
     from c2fdft_cli.cli.evaluate_view import prepare_outputs
     from c2fdft_cli.engine.evaluate.ranks import join
     from c2fdft_cli.engine.evaluate.types import EvalOptions
-    from c2fdft_cli.execution.distributed import leave
+    from c2fdft_cli.execution.distributed import destroy_process_group
 
     more = _find_metrics(metrics, no_reference)
     EvalOptions(protocol, border)  # a wrong name is found before any file is read
@@ -142,7 +142,7 @@ def evaluate(
         options = EvalOptions(protocol, border, more, runtime.rank, runtime.world)
         _evaluate(source, options, against, _Sinks(csv, report, json), runtime)
     finally:
-        leave()
+        destroy_process_group()
 
 
 def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
@@ -186,7 +186,7 @@ def _evaluate(
         console.say_next(following)
 
 
-def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:
+def _run(job: Job[ScoredRow, EvalResult], runtime: Runtime) -> EvalResult:
     """This process's share, and in rank 0 that of all."""
     from c2fdft_cli.cli.evaluate_view import note
     from c2fdft_cli.engine.evaluate.ranks import gather_result

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import weights_file
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.vocabulary import parse_numbers
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, Scored
-    from c2fdft_cli.engine.evaluate.weights import NamedPairs
+    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, ScoredRow
+    from c2fdft_cli.engine.sampling.pairs import PairSource
     from c2fdft_cli.progress import Job
 
 
@@ -27,7 +28,7 @@ class Source:
     weights: str | None
     alone: bool
     data: Path | None
-    pairs: NamedPairs | None
+    pairs: PairSource | None
     sigma: float | None
     images: int
     seeds: int
@@ -82,7 +83,7 @@ def check_source(
 
 def named_pairs(
     folder: Path | None, target: Path | None, data: Path | None, sigma: float | None, seed: int
-) -> NamedPairs | None:
+) -> PairSource | None:
     """What weights are to restore, where it is not shards."""
     from c2fdft_cli.engine.evaluate.folder import open_folder
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, open_blocks
@@ -94,15 +95,16 @@ def named_pairs(
 
 def job_of(
     subject: str, source: Source, options: EvalOptions, quiet: bool
-) -> Job[Scored, EvalResult]:
+) -> Job[ScoredRow, EvalResult]:
     """The evaluation of one folder of results, one file of blocks, or one checkpoint."""
     from c2fdft_cli.engine.evaluate.job import evaluate_files
     from c2fdft_cli.engine.evaluate.photos import evaluate_alone
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
     from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
-    from c2fdft_cli.engine.sweep.schedules import parse_times
 
     if source.weights:
+        text = source.grid
+        grid = None if text is None else tuple(parse_numbers("--grid", text, "999,500"))
         wish = WeightsOptions(
             checkpoint=weights_file(subject, quiet),
             data=source.data,
@@ -110,7 +112,7 @@ def job_of(
             images=source.images,
             seeds=source.seeds,
             seed=source.seed,
-            grid=None if source.grid is None else tuple(parse_times(source.grid, "--grid")),
+            grid=grid,
             device=source.device,
             precision=source.precision,
         )

@@ -11,10 +11,10 @@ from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.report import ReportImages
-    from c2fdft_cli.engine.evaluate.types import EvalResult, Scored
+    from c2fdft_cli.engine.evaluate.types import EvalResult, ScoredRow
 
 
-def note(event: Scored) -> str:
+def note(event: ScoredRow) -> str:
     """What to say beside the bar."""
     row = event.row
     return f"{row.name}: {row.psnr:.2f} dB" if row.psnr == row.psnr else row.name
@@ -98,8 +98,8 @@ def tell(result: EvalResult, words: list[str], written: list[Path]) -> None:
     out = console.stdout()
     if len(result.rows) > 1 and result.has_targets:
         names = worst([row.name for row in result.rows], [row.psnr for row in result.rows])
-        out.print(f"lowest PSNR: {', '.join(names)}", markup=False)
+        out.print(f"lowest PSNR: {', '.join(names)}")
     for line in [*_remarks(result), *(f"B: {line}" for line in words)]:
-        out.print(line, markup=False)
+        out.print(line)
     if written:
-        out.print(f"written: {', '.join(map(str, written))}", markup=False)
+        out.print(f"written: {', '.join(map(str, written))}")

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareOptions, PrepareResult
     from c2fdft_cli.engine.prepare.source import Synthesis
 
-RECIPES = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
-"""The recipe that fits a degradation."""
-
 
 def prepare(
     source: Annotated[
@@ -106,17 +103,24 @@ def prepare(
         overwrite=overwrite,
     )
     if preview is not None:
+        if check:
+            raise UsageError("--preview cannot be combined with --check, which writes no shards")
         _check_preview(preview, source, overwrite)
     result = console.draw(start(options), lambda event: event.name)
     if preview is not None:
         _write_preview(options, preview)
-    following = None if check else _next_command(options)
+    following = None if check or result.task is None else _next_command(options, result.task)
     if json:
         console.emit(_document(result, options, following))
     else:
         _tell(result, options)
         if following:
             console.say_next(following)
+        elif not check:
+            console.say_next(
+                f"c2fdft train-coarse --data {options.out} with the recipe of your task: "
+                "--recipe derain, deblur or denoise"
+            )
 
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
@@ -158,10 +162,9 @@ def _synthesis(
     return Synthesis(kind, options, streaks, store=not clean_only)
 
 
-def _next_command(options: PrepareOptions) -> str:
+def _next_command(options: PrepareOptions, task: str) -> str:
     synthesis = options.synthesize
-    recipe = "derain" if synthesis is None else RECIPES[synthesis.kind]
-    words: list[object] = ["train-coarse", "--recipe", recipe, "--data", options.out]
+    words: list[object] = ["train-coarse", "--recipe", task, "--data", options.out]
     if synthesis is not None and not synthesis.store:
         words.append(f"data.synthesize={synthesis.kind}")
         if synthesis.streaks is not None:
@@ -175,7 +178,7 @@ def _document(result: PrepareResult, options: PrepareOptions, following: str | N
         "pairs": result.pairs,
         "train": result.train,
         "val": result.val,
-        "leftovers": [{"path": item.path, "reason": item.reason} for item in result.leftovers],
+        "leftovers": [{"path": item.path, "reason": item.reason} for item in result.unpaired],
         "failed": [{"name": name, "problem": problem} for name, problem in result.failed],
         "notices": list(result.notices),
         "shards": list(result.shards),
@@ -189,34 +192,35 @@ def _document(result: PrepareResult, options: PrepareOptions, following: str | N
 
 def _tell(result: PrepareResult, options: PrepareOptions) -> None:
     out = console.stdout()
-    out.print(f"layout: {result.layout}", markup=False)
+    out.print(f"layout: {result.layout}")
     out.print(f"pairs: {result.pairs} ({result.train} train, {result.val} validation)")
     for notice in result.notices:
-        out.print(f"note: {notice}", markup=False)
-    for item in result.leftovers:
-        out.print(f"left over: {item.path} - {item.reason}", markup=False)
+        out.print(f"note: {notice}")
+    for item in result.unpaired:
+        out.print(f"unpaired: {item.path} ({item.reason})")
     for name, problem in result.failed:
-        out.print(f"unusable: {name} - {problem}", markup=False)
+        out.print(f"unusable: {name} ({problem})")
     report = result.report
     if report is not None:
         for label in ("smallest", "median", "largest"):
             height, width = getattr(report, label)
             out.print(f"{label} image: {width}x{height}")
         if report.psnr_y is not None:
-            out.print(f"untouched inputs: {report.psnr_y:.2f} dB PSNR-Y")
+            out.print(f"inputs: {report.psnr_y:.2f} dB PSNR-Y")
         needed, free = (console.megabytes(n) for n in (report.bytes_needed, report.bytes_free))
         out.print(f"disk: {needed} needed, {free} free")
         return
     state = "up to date" if result.up_to_date else "written"
     count = len(result.shards)
     size = console.megabytes(result.bytes)
-    out.print(f"shards: {count} in {options.out}, {size}, {state}", markup=False)
+    out.print(f"shards: {count} in {options.out}, {size}, {state}")
 
 
 def _write_preview(options: PrepareOptions, path: Path) -> None:
-    from c2fdft_cli.engine.prepare.preview import write_preview
+    from c2fdft_cli.data.shards.reader import ShardSet
+    from c2fdft_cli.engine.prepare.inspect import write_preview
 
-    write_preview(options, path)
+    write_preview(ShardSet.open(options.out), path)
     console.remark(f"contact sheet: {path}")
 
 
@@ -227,4 +231,4 @@ def _verify(source: Path, json: bool) -> None:
     if json:
         console.emit(result)
     else:
-        console.stdout().print(f"{source}: every byte as written", markup=False)
+        console.stdout().print(f"{source}: every byte as written")

@@ -86,4 +86,4 @@ def validate(name: Name, overrides: Overrides = None, json: Json = False) -> Non
     if json:
         console.emit({"recipe": name, "valid": True})
     else:
-        console.stdout().print(f"{name}: valid", markup=False)
+        console.stdout().print(f"{name}: valid")

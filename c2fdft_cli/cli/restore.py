@@ -13,7 +13,7 @@ from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Wei
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.restore.options import RestoreOptions
+    from c2fdft_cli.engine.restore.plan import RestorePlan
 
 SAMPLING = "Sampling"
 FILES = "Files"
@@ -212,51 +212,63 @@ def restore(
 
     c2fdft restore rainy/ out/ --weights runs/derain-fine/fine.pt
     """
-    from c2fdft_cli.engine.restore.options import STDIO, RestoreOptions, parse_grid, parse_size
+    from c2fdft_cli.engine.restore.options import (
+        STDIO,
+        Machine,
+        Sampling,
+        Writing,
+        parse_grid,
+        parse_size,
+    )
+    from c2fdft_cli.engine.restore.plan import plan_restore
 
     if json and out == STDIO:
-        raise UsageError("the image goes to standard output", where="--json", hint="name a file")
-    options = RestoreOptions(
-        source=source,
-        out=out,
-        weights=weights,
-        task=task,
-        steps=steps,
-        spacing=spacing,
-        grid=None if grid is None else parse_grid(grid),
-        eta=eta,
-        seed=seed,
-        device=device,
-        precision=precision,
-        format=output_format,
-        quality=quality,
-        suffix=suffix,
-        bit_depth=bit_depth,
-        overwrite=overwrite,
-        batch=batch,
-        max_memory=None if max_memory is None else parse_size(max_memory),
-        tile=tile,
-        compile=compile,
-        samples=samples,
-        self_ensemble=self_ensemble,
-        uncertainty=uncertainty,
-        compare=compare,
-        temporal_noise=temporal_noise,
-        crf=crf,
+        raise UsageError("--json cannot be combined with OUT -, which is the image")
+    plan = plan_restore(
+        source,
+        out,
+        sampling=Sampling(
+            weights=weights,
+            task=task,
+            steps=steps,
+            spacing=spacing,
+            grid=None if grid is None else parse_grid(grid),
+            eta=eta,
+            seed=seed,
+            samples=samples,
+            self_ensemble=self_ensemble,
+            temporal_noise=temporal_noise,
+        ),
+        machine=Machine(
+            device=device,
+            precision=precision,
+            batch=batch,
+            max_memory=None if max_memory is None else parse_size(max_memory),
+            tile=tile,
+            compile=compile,
+        ),
+        writing=Writing(
+            format=output_format,
+            quality=quality,
+            bit_depth=bit_depth,
+            suffix=suffix,
+            overwrite=overwrite,
+            compare=compare,
+            uncertainty=uncertainty,
+            crf=crf,
+        ),
         stdin=sys.stdin.buffer.read() if source == STDIO else None,
     )
-    _restore_images(options, json)
+    _run(plan, json)
 
 
-def _restore_images(options: RestoreOptions, json: bool) -> None:
+def _run(plan: RestorePlan, json: bool) -> None:
     from c2fdft_cli.cli.restore_view import document, next_command, tell, with_rate
     from c2fdft_cli.engine.restore.job import restore as start
     from c2fdft_cli.engine.restore.options import STDIO
-    from c2fdft_cli.engine.restore.plan import plan_restore
     from c2fdft_cli.engine.restore.result import gather_ranks
-    from c2fdft_cli.execution.distributed import join_ranks, leave
+    from c2fdft_cli.execution.distributed import destroy_process_group, join_ranks
 
-    plan = plan_restore(options)
     try:
         join_ranks(plan.runtime)
         if not plan.runtime.is_main:
@@ -268,11 +280,11 @@ def _restore_images(options: RestoreOptions, json: bool) -> None:
             console.remark(f"warning: {warning}")
         result = gather_ranks(console.draw(start(plan), with_rate()), plan.runtime)
     finally:
-        leave()
+        destroy_process_group()
     following = None if result.failure is not None else next_command(plan)
     if json:
         console.emit(document(plan, result, following))
-    elif options.out != STDIO:
+    elif plan.out != STDIO:
         tell(plan, result)
         if following is not None:
             console.say_next(following)

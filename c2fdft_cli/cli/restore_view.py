@@ -42,7 +42,7 @@ def next_command(plan: RestorePlan) -> str | None:
     """What scores the result; None where all of it is videos."""
     if plan.items and all(item.source.video is not None for item in plan.items):
         return None
-    return console.command("eval", plan.options.out, "TARGET")
+    return console.command("eval", plan.out, "TARGET")
 
 
 def document(plan: RestorePlan, result: RestoreResult, following: str | None) -> object:
@@ -51,19 +51,23 @@ def document(plan: RestorePlan, result: RestoreResult, following: str | None) ->
     return {
         "weights": plan.weights,
         "grid": plan.grid,
-        "eta": plan.options.eta,
-        "seed": plan.options.seed,
-        "draws": plan.runs,
+        "eta": plan.sampling.eta,
+        "seed": plan.sampling.seed,
+        "draws": plan.executor.runs,
         "device": str(plan.runtime.device),
         "precision": plan.runtime.precision,
         "warnings": plan.warnings,
         "restored": len(result.images) - failed,
         "failed": failed,
         "skipped": result.skipped,
-        "images": [vars(image) for image in result.images],
+        "images": [_record(image) for image in result.images],
         "seconds": result.seconds,
         "next": following,
     }
+
+
+def _record(image: ImageDone) -> dict[str, object]:
+    return {**vars(image), "error": None if image.error is None else str(image.error)}
 
 
 def tell(plan: RestorePlan, result: RestoreResult) -> None:
@@ -74,16 +78,15 @@ def tell(plan: RestorePlan, result: RestoreResult) -> None:
             console.remark(f"note: {image.source}: {note}")
     _tell_skipped(result)
     if good:
-        console.stdout().print(_summary(plan, result, good), markup=False)
+        console.stdout().print(_summary(plan, result, good))
 
 
 def _tell_skipped(result: RestoreResult) -> None:
     if not result.skipped:
         return
-    console.remark(f"skipped: {len(result.skipped)} there already (--overwrite redoes them)")
-    for one in result.skipped:
-        if one.doubt is not None:
-            console.remark(f"  {one.output}: {one.doubt}")
+    count = len(result.skipped)
+    exist = "1 output already exists" if count == 1 else f"{count} outputs already exist"
+    console.remark(f"skipped: {exist} (--overwrite replaces)")
 
 
 def _summary(plan: RestorePlan, result: RestoreResult, good: list[ImageDone]) -> str:
@@ -91,9 +94,9 @@ def _summary(plan: RestorePlan, result: RestoreResult, good: list[ImageDone]) ->
     videos = any(hasattr(one, "frames") for one in good)
     files, unit = ("files", "frames") if videos else ("images", "images")
     rate = sum(getattr(one, "frames", 1) for one in good) / max(result.seconds, 1e-9)
-    what = good[0].output if len(good) == 1 else f"{len(good)} {files} in {plan.options.out}"
-    calls = f"{good[0].calls} network call{'s' if good[0].calls > 1 else ''}"
+    what = good[0].output if len(good) == 1 else f"{len(good)} {files} in {plan.out}"
+    calls = f"{good[0].calls} sampling step{'s' if good[0].calls > 1 else ''}"
     return (
-        f"restored: {what} ({rate:.2f} {unit}/s, {calls}, grid {grid}, "
+        f"restored: {what} ({rate:.2f} {unit}/s, {calls}, timesteps {grid}, "
         f"{plan.runtime.precision} on {plan.runtime.device})"
     )

@@ -148,20 +148,20 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     from c2fdft_cli.cli.train_view import watch
     from c2fdft_cli.engine.train.job import train
     from c2fdft_cli.engine.train.setup import set_up
-    from c2fdft_cli.execution.distributed import leave
+    from c2fdft_cli.execution.distributed import destroy_process_group
 
     options = set_up(request)
     try:
         if dry_run:
             _show_plan(options, json)
-            leave()
+            destroy_process_group()
             return
         job = train(options)
         result = watch(job, options) if options.runtime.is_main else job.run()
     except Interrupted:  # in all processes
-        leave()
+        destroy_process_group()
         raise
-    leave()
+    destroy_process_group()
     if not options.runtime.is_main:
         return
     following = (
@@ -173,7 +173,7 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
         console.emit({**vars(result), "next": following})
         return
     best = "" if result.best_psnr is None else f", best {result.best_psnr:.2f} dB"
-    console.stdout().print(f"{result.checkpoint}: step {result.step}{best}", markup=False)
+    console.stdout().print(f"{result.checkpoint}: step {result.step}{best}")
     console.say_next(following)
 
 

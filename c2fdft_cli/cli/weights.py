@@ -86,7 +86,7 @@ def pack(
         console.emit(entry)
         return
     size = console.megabytes(entry.bytes)
-    console.stdout().print(f"packaged: {entry.name} ({size})", markup=False)
+    console.stdout().print(f"packaged: {entry.name} ({size})")
     console.say_next(console.command("weights", "list"))
 
 
@@ -108,7 +108,7 @@ def _words(score: Score) -> str:
 
 def _tell(entry: Entry) -> None:
     out = console.stdout()
-    out.print(f"{entry.name}: trained on {entry.trained_on}", markup=False)
+    out.print(f"{entry.name}: trained on {entry.trained_on}")
     for line in (
         *map(_words, entry.scores),
         f"good for: {entry.good_for}",
@@ -117,4 +117,4 @@ def _tell(entry: Entry) -> None:
         f"licence: {entry.licence}",
         f"model card: {entry.card}",
     ):
-        out.print(f"  {line}", markup=False)
+        out.print(f"  {line}")

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: paper, section 5."""
+"""Exponential moving average of the weights: docs/paper.md, eq. (11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning rate of the released recipes: paper, section 8."""
+"""The learning rate of the released recipes: docs/paper.md, eq. (19)."""
 
 from __future__ import annotations
 

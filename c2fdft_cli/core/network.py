@@ -1,4 +1,4 @@
-"""The Diffusion Transformer (DFT) that predicts noise: C2F-DFT paper, section 3 (network).
+"""The Diffusion Transformer (DFT) that predicts noise: docs/paper.md, eq. (1).
 
 Inside, activations are channels-last, `[n, h, w, c]`. Parameter names and shapes are those of the
 released program, so its weights load strictly.
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from c2fdft_cli.core.attention import full_precision
-from c2fdft_cli.core.block import NORMS, Block, pointwise, spatial
+from c2fdft_cli.core.block import Level
+from c2fdft_cli.core.layers import Conv1x1, Conv3x3
+from c2fdft_cli.core.precision import full_precision
 
 SIZE_MULTIPLE = 8
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding of the diffusion time, before its SiLU (section 3, time embedding).
+    """Sinusoidal embedding of the diffusion time, before its SiLU: docs/paper.md, eq. (2).
 
     Args:
         t: diffusion times, `[n]`.
@@ -74,32 +74,29 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.proj = Conv3x3(in_channels, width)
 
 
 class Resample(nn.Module):
-    """3x3 convolution whose output is then shuffled to half or double the size (section 3)."""
+    """3x3 convolution whose output is then shuffled to half or double the size."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(width, out, 3, padding=1, bias=False))
+        self.body = nn.Sequential(Conv3x3(width, out))
 
     @property
-    def conv(self) -> nn.Conv2d:
+    def conv(self) -> Conv3x3:
         """The convolution, before the shuffle."""
         return self.body[0]  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[n, h, w, c]` to `[n, h/2, w/2, 2c]` or `[n, 2h, 2w, c/2]`."""
-        y = spatial(x, self.conv)
+        y = self.body(x)
         return unshuffle(y) if self.conv.out_channels < self.conv.in_channels else shuffle(y)
 
 
 class DFT(nn.Module):
-    """The four-level U-shaped Diffusion Transformer (section 3).
-
-    With `recompute_levels` set, a backward pass keeps each level's input alone and computes the
-    level again: less memory for a third more time.
+    """The four-level U-shape: docs/paper.md, "Diffusion Transformer".
 
     Args:
         in_channels: condition and noisy image together.
@@ -130,14 +127,11 @@ class DFT(nn.Module):
         dual_pixel: bool = False,
     ) -> None:
         super().__init__()
-        _check_sizes(in_channels, out_channels, dim, blocks, heads, ffn_factor, norm)
+        _check_sizes(in_channels, out_channels, dim, blocks, heads, ffn_factor)
         self.in_channels, self.out_channels, self.dim = in_channels, out_channels, dim
-        self.recompute_levels = False
 
-        def level(width: int, i: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                Block(width, heads[i], ffn_factor, bias, norm) for _ in range(blocks[i])
-            )
+        def level(width: int, i: int) -> Level:
+            return Level(blocks[i], width, heads[i], ffn_factor, bias, norm)
 
         self.patch_embed = PatchEmbed(in_channels, dim)
         self.encoder_level1 = level(dim, 0)
@@ -148,24 +142,24 @@ class DFT(nn.Module):
         self.down3_4 = Resample(4 * dim, 2 * dim)
         self.latent = level(8 * dim, 3)
         self.up4_3 = Resample(8 * dim, 16 * dim)
-        self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
+        self.reduce_chan_level3 = Conv1x1(8 * dim, 4 * dim, bias)
         self.decoder_level3 = level(4 * dim, 2)
         self.up3_2 = Resample(4 * dim, 8 * dim)
-        self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
+        self.reduce_chan_level2 = Conv1x1(4 * dim, 2 * dim, bias)
         self.decoder_level2 = level(2 * dim, 1)
         self.up2_1 = Resample(2 * dim, 4 * dim)
         self.decoder_level1 = level(2 * dim, 0)
-        self.skip_conv = nn.Conv2d(dim, 2 * dim, 1, bias=bias) if dual_pixel else None
-        self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
+        self.skip_conv = Conv1x1(dim, 2 * dim, bias) if dual_pixel else None
+        self.output = Conv3x3(2 * dim, out_channels, bias)
 
-    def times(self, t: Tensor) -> dict[int, Tensor]:
-        """Time embedding with its SiLU for each level, by width: `[n or 1, width]` float32.
+    def times(self, t: Tensor) -> list[Tensor]:
+        """Time embedding with its SiLU for the widths C, 2C, 4C, 8C: `[n or 1, width]` float32.
 
         A time that was expanded over the batch (stride 0) is embedded once.
         """
         if t.stride(0) == 0:
             t = t[:1]
-        return {w: F.silu(time_embedding(t, w)) for w in (self.dim * m for m in (1, 2, 4, 8))}
+        return [F.silu(time_embedding(t, self.dim << level)) for level in range(4)]
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict the noise.
@@ -178,23 +172,23 @@ class DFT(nn.Module):
             eps_hat, `[n, out_channels, h, w]` float32.
         """
         self.check_input(x)
-        times = self.times(t)
-        embedded = _stream(spatial(x.permute(0, 2, 3, 1).contiguous(), self.patch_embed.proj))
-        level1 = self._run(self.encoder_level1, embedded, times)
-        level2 = self._run(self.encoder_level2, self.down1_2(level1), times)
-        level3 = self._run(self.encoder_level3, self.down2_3(level2), times)
-        z = self._run(self.latent, self.down3_4(level3), times)
+        time = self.times(t)
+        embedded = self.patch_embed.proj(x.permute(0, 2, 3, 1).contiguous())
+        level1 = self.encoder_level1(embedded, time[0])
+        level2 = self.encoder_level2(self.down1_2(level1), time[1])
+        level3 = self.encoder_level3(self.down2_3(level2), time[2])
+        z = self.latent(self.down3_4(level3), time[3])
         z = torch.cat([self.up4_3(z), level3], dim=-1)
-        z = self._run(self.decoder_level3, pointwise(z, self.reduce_chan_level3), times)
+        z = self.decoder_level3(self.reduce_chan_level3(z), time[2])
         z = torch.cat([self.up3_2(z), level2], dim=-1)
-        z = self._run(self.decoder_level2, pointwise(z, self.reduce_chan_level2), times)
+        z = self.decoder_level2(self.reduce_chan_level2(z), time[1])
         z = torch.cat([self.up2_1(z), level1], dim=-1)
-        z = self._run(self.decoder_level1, z, times)
+        z = self.decoder_level1(z, time[1])  # twice the width of encoder level 1
         if self.skip_conv is not None:
-            z = z + pointwise(embedded, self.skip_conv)
+            z = z + self.skip_conv(embedded)
         with full_precision(x):  # the last sum in full precision
-            eps_hat = spatial(z.float(), self.output).permute(0, 3, 1, 2)
-            return eps_hat if self.skip_conv is not None else eps_hat + self.x_t(x)
+            eps_hat = self.output(z.float()).permute(0, 3, 1, 2)
+            return eps_hat if self.skip_conv is not None else eps_hat + self.x_t(x)  # type: ignore[no-any-return]
 
     def x_t(self, x: Tensor) -> Tensor:
         """The noisy image within the network's input, float32."""
@@ -207,25 +201,6 @@ class DFT(nn.Module):
         if x.shape[2] % SIZE_MULTIPLE or x.shape[3] % SIZE_MULTIPLE:
             raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {list(x.shape[2:])}")
 
-    def _run(self, blocks: nn.ModuleList, z: Tensor, times: dict[int, Tensor]) -> Tensor:
-        time, z = times[z.shape[-1]], _stream(z)
-        if self.recompute_levels and torch.is_grad_enabled():
-            return checkpoint(  # type: ignore[no-any-return]
-                _level, blocks, z, time, use_reentrant=False, preserve_rng_state=False
-            )
-        return _level(blocks, z, time)
-
-
-def _level(blocks: nn.ModuleList, z: Tensor, time: Tensor) -> Tensor:
-    for block in blocks:
-        z = block(z, time)
-    return z
-
-
-def _stream(z: Tensor) -> Tensor:
-    """The residual stream of a level: float32 in inference, under autocast too."""
-    return z if torch.is_grad_enabled() else z.float()
-
 
 def _check_sizes(
     in_channels: int,
@@ -234,10 +209,7 @@ def _check_sizes(
     blocks: Sequence[int],
     heads: Sequence[int],
     ffn_factor: float,
-    norm: str,
 ) -> None:
-    if norm not in NORMS:
-        raise ValueError(f"norm is one of {', '.join(NORMS)}, got {norm!r}")
     if in_channels < out_channels or out_channels < 1:
         got = f"{in_channels}, {out_channels}"
         raise ValueError(f"want in_channels >= out_channels >= 1, got {got}")

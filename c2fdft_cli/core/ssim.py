@@ -1,4 +1,4 @@
-"""Structural similarity, the one implementation behind the scores and the fine loss."""
+"""Structural similarity, behind the scores and the fine loss: docs/paper.md, eq. (22)."""
 
 from __future__ import annotations
 

@@ -11,30 +11,29 @@ from torch import nn
 
 from c2fdft_cli.execution.device import Runtime
 
-WISHES = ("auto", "on", "off")
 MUCH_WORK = 4_000_000_000
 """Pixels through the network that outweigh a minute of compiling on CUDA; an estimate."""
 
 MOST_GRAPHS = 64
 
 
-def compile_in_place(net: nn.Module, wish: str, runtime: Runtime) -> str | None:
+def compile_in_place(net: nn.Module, setting: str, runtime: Runtime) -> str | None:
     """Compile the network's forward, keeping its parameter names.
 
     Args:
         net: the network; left as it is when it is not to be compiled.
-        wish: "auto" compiles on CUDA only, "on" wherever there is a compiler, "off" never.
+        setting: "auto" compiles on CUDA only, "on" wherever there is a compiler, "off" never.
         runtime: where it runs.
 
     Returns:
         A notice when compiling was asked for and cannot be done.
     """
     on_cuda = runtime.device.type == "cuda"
-    if wish == "off" or (wish == "auto" and not on_cuda):
+    if setting == "off" or (setting == "auto" and not on_cuda):
         return None
     lacking = _missing_compiler(on_cuda)
     if lacking:
-        return f"torch.compile needs {lacking}: going on without it"
+        return f"torch.compile needs {lacking}: the network runs uncompiled"
     # each patch size, its remainder of micro-batches and the first of the sampler's calls are
     # graphs of their own
     for name in ("recompile_limit", "cache_size_limit"):
@@ -54,11 +53,11 @@ def run_uncompiled(net: nn.Module) -> None:
     net._compiled_call_impl = None
 
 
-def compiles_bands(wish: str, runtime: Runtime, work: int) -> tuple[bool, str | None]:
-    """Whether restoring is to compile the work on its bands: once, for images of all sizes.
+def compiles_strips(setting: str, runtime: Runtime, work: int) -> tuple[bool, str | None]:
+    """Whether restoring is to compile the work on its strips: once, for images of all sizes.
 
     Args:
-        wish: "auto" compiles on CUDA where there is enough to do, "on" wherever there is a
+        setting: "auto" compiles on CUDA where there is enough to do, "on" wherever there is a
             compiler, "off" never.
         runtime: where it runs.
         work: pixels that go through the network, over all images and calls.
@@ -67,11 +66,11 @@ def compiles_bands(wish: str, runtime: Runtime, work: int) -> tuple[bool, str | 
         The decision, and a notice when compiling was asked for and cannot be done.
     """
     on_cuda = runtime.device.type == "cuda"
-    if wish == "off" or (wish == "auto" and not (on_cuda and work >= MUCH_WORK)):
+    if setting == "off" or (setting == "auto" and not (on_cuda and work >= MUCH_WORK)):
         return False, None
     lacking = _missing_compiler(on_cuda)
     if lacking:
-        return False, f"torch.compile needs {lacking}: going on without it"
+        return False, f"torch.compile needs {lacking}: the network runs uncompiled"
     # what cannot be compiled runs as it is, without pages about why
     torch._dynamo.config.suppress_errors = True
     logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)

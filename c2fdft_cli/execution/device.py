@@ -1,4 +1,4 @@
-"""Where the work runs: device, precision, processes of one training, and signals."""
+"""Where the work runs: device, precision, and this process among those of its job."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.vocabulary import DEVICES, check_choice
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,50 +74,50 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     return Runtime(chosen, _resolve_precision(precision, chosen), rank, world)
 
 
-def with_precision(runtime: Runtime, precision: str, where: str) -> Runtime:
+def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
     """The same device and processes in another precision, resolved as by `make_runtime`.
 
     Raises:
-        UsageError: an unknown name, or none for the device, stated at `where`.
+        UsageError: an unknown name, or none for the device, of the option or key `stated_by`.
     """
-    return replace(runtime, dtype=_resolve_precision(precision, runtime.device, where))
+    return replace(runtime, dtype=_resolve_precision(precision, runtime.device, stated_by))
 
 
 def _resolve_device(name: str) -> torch.device:
-    if name not in DEVICES:
-        raise UsageError(f"no such device: {name}", where="--device", hint=", ".join(DEVICES))
+    check_choice("--device", name, DEVICES)
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if name == "cuda":
         if not torch.cuda.is_available():
             raise ResourceError(
-                "no CUDA device", where="--device cuda", hint="use --device cpu, see c2fdft doctor"
+                "this machine has no CUDA device", hint="use --device cpu; see `c2fdft doctor`"
             )
         index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if index >= there:
             raise ResourceError(
-                f"process {index + 1} of this machine has no GPU of its own, {there} are there",
+                f"process {index + 1} of this machine has no GPU of its own: there are {there}",
                 hint=f"start with --nproc-per-node {there}",
             )
         return torch.device("cuda", index)
     if name == "mps" and not has_mps:
-        raise ResourceError("no MPS device", where="--device mps", hint="use --device cpu")
+        raise ResourceError("this machine has no MPS device", hint="use --device cpu")
     return torch.device(name)
 
 
-def _resolve_precision(name: str, device: torch.device, where: str = "--precision") -> torch.dtype:
+def _resolve_precision(
+    name: str, device: torch.device, stated_by: str = "--precision"
+) -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
         else:
             name = "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
     if name not in PRECISIONS:
-        raise UsageError(
-            f"no such precision: {name}", where=where, hint="auto, " + ", ".join(PRECISIONS)
-        )
+        known = ", ".join(["auto", *PRECISIONS])
+        raise UsageError(f"{stated_by} must be one of {known}, got {name}")
     if name == "fp16" and device.type == "cpu":
-        raise UsageError("fp16 is not for CPUs", where=where, hint="use --precision fp32, or bf16")
+        raise UsageError(f"{stated_by} fp16 needs a GPU", hint="use --precision fp32 or bf16")
     return PRECISIONS[name]
 
 

@@ -1,4 +1,4 @@
-"""The processes of one job: meeting, agreeing, leaving."""
+"""The processes of one job: joining, waiting for one another, reducing, leaving."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ def join_training(runtime: Runtime) -> None:
         dist.init_process_group(backend, timeout=_TRAINING_PATIENCE)
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait for the other processes of the job.
 
     A process that ends while gloo's threads still hold tensors of its last reduction aborts
-    (pytorch/pytorch#179291), and DDP keeps those threads alive beyond `leave`. The first process
-    saves for a while after the last step: whoever waits for it ends with idle threads.
+    (pytorch/pytorch#179291), and DDP keeps those threads alive beyond `destroy_process_group`. The
+    first process saves for a while after the last step: whoever waits for it ends with idle
+    threads.
     """
     if dist.is_initialized():
         dist.barrier()
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Leave the process group, if this process is in one.
 
     For ends that all processes come to: with NCCL it waits for the others.
@@ -51,8 +52,8 @@ def any_rank(flag: bool, runtime: Runtime) -> bool:
     return bool(tensor.item())
 
 
-def agree(number: int, runtime: Runtime) -> int:
-    """The smallest of the numbers that the processes of the job bring."""
+def all_reduce_min(number: int, runtime: Runtime) -> int:
+    """The smallest of the numbers of all processes of the job."""
     if not dist.is_initialized():
         return number
     tensor = torch.tensor(number, device=runtime.device)
@@ -61,6 +62,6 @@ def agree(number: int, runtime: Runtime) -> int:
 
 
 def join_ranks(runtime: Runtime) -> None:
-    """Meet the other processes that torchrun started; their results are gathered at the end."""
+    """Join the other processes that torchrun started; their results are gathered at the end."""
     if runtime.world > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=_RESULTS_PATIENCE)

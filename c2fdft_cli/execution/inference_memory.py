@@ -1,45 +1,46 @@
-"""How much memory a network call needs, whole or in bands of rows, and which of them fits."""
+"""How much memory a network call in strips of rows needs, and the strips that fit.
+
+What is alive at the worst moment of a call is counted, in bytes, with s the bytes of a value in the
+strip's precision, h and w the sides, C the width of level 1 and r the rows of a strip. Only decoder
+level 1 matters: at full resolution and width 2C everything in it is largest. The residual stream
+and the skips are float32 (4 bytes).
+
+    always        the result, 4 * 3 h w
+    a block       stream and v of all rows:       (4 + s) * 2C h w
+                  and the wider of one strip's passes:
+        gather    q, k, v before and behind the depth-wise convolution, with the halo:
+                                                  2 * 3 s * 2C w (r + 2)
+                  or behind it only, with the squares (and q, k as float32 where they are cast)
+        apply     norm and hidden layer:          (s + s * ffn_factor * copies) * 2C w r
+                  copies: both sides of GELU, or one where the kernel fuses it
+    joining       making the decoder's stream out of the skip (C) and the level below (2C at half
+                  the sides: 2C / 4): 4 * (2C + C + 2C / 4) h w, and one strip of the up-sampling
+
+The peak is the result plus the larger of the block and the joining. `tests/execution` compares it
+with the bytes that are alive when the network really runs.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from c2fdft_cli.core.attention import CHUNK, in_pieces
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
-from c2fdft_cli.execution.kernels import fusable
+from c2fdft_cli.execution.kernels import CAST_PIXELS, casts_in_pieces, has_onednn_linear
 from c2fdft_cli.execution.strips import default_rows
 
 _FULL = 4  # bytes of a float32
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How to run the network.
-
-    executor: "whole" (the network itself) or "banded".
-    rows: rows in a band; the whole height for "whole".
-    peak_bytes: predicted peak of one call beyond the weights and its input.
-    """
-
-    executor: str
-    rows: int
-    peak_bytes: int
-
-
-def plan(
+def rows_that_fit(
     net: DFT,
     height: int,
     width: int,
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
     budget_bytes: int | None = None,
-) -> Plan:
-    """Choose the executor that is fast and fits.
-
-    On a CPU bands run faster than the whole network, so it takes bands there in any case.
+) -> int:
+    """Rows in a strip: as many as run fast, halved until a call fits.
 
     Args:
         net: the network, on the device where it will run.
@@ -50,49 +51,27 @@ def plan(
         budget_bytes: what a call may take beyond the weights; None for no limit.
 
     Raises:
-        ValueError: a size that is not positive and a multiple of 8, or not even bands of one row
+        ValueError: a size that is not positive and a multiple of 8, or not even strips of one row
             fit; says what would.
     """
     if height < 1 or width < 1 or batch < 1 or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {height}x{width}")
-    device = net.output.weight.device
-    if device.type != "cpu":
-        peak = whole_bytes(net, height, width, batch, dtype)
-        if budget_bytes is None or peak <= budget_bytes:
-            return Plan("whole", height, peak)
-    rows = default_rows(net.dim, height, width, device.type)
-    while True:
-        peak = banded_bytes(net, height, width, batch, dtype, rows)
-        if budget_bytes is None or peak <= budget_bytes:
-            return Plan("banded", rows, peak)
-        if rows == 1:
+    rows = default_rows(net.dim, height, width, net.output.weight.device.type)
+    while budget_bytes is not None:
+        peak = strip_bytes(net, height, width, batch, dtype, rows)
+        if peak <= budget_bytes:
             break
+        if rows == 1:
+            fitting = height * width * budget_bytes / peak / 1e6
+            raise ValueError(
+                f"{height}x{width} needs {peak} bytes in strips of 1 row, {budget_bytes} may be "
+                f"used: about {fitting:.2g} megapixels fit"
+            )
         rows //= 2
-    fitting = height * width * budget_bytes / peak / 1e6
-    raise ValueError(
-        f"{height}x{width} needs {peak} bytes in bands of 1 row, {budget_bytes} may be used: "
-        f"about {fitting:.2g} megapixels fit"
-    )
+    return rows
 
 
-def whole_bytes(
-    net: DFT, height: int, width: int, batch: int = 1, dtype: torch.dtype = torch.float32
-) -> int:
-    """Peak bytes of `net(x, t)` in inference, under autocast for other dtypes than float32.
-
-    It is in decoder level 1, where skips and embedding are alive beside one block: the level's
-    input, the stream before and behind attention, the norm, and q, k, v on both sides of the
-    depth-wise convolution, or the hidden layer. On a CPU it takes less (`rows_in_cache`).
-    """
-    size, autocast = dtype.itemsize, dtype != torch.float32
-    streams = _FULL * (2 if len(net.decoder_level1) == 1 else 3)
-    attention = streams + 6 * size  # its own result not yet, but the norm
-    feed_forward = streams + _FULL + _hidden(net, dtype, autocast) * size
-    skips = _FULL * (1 + 1 + 1 / 2 + 1 / 4)  # embedding and levels 1 to 3, in C values per pixel
-    return int((2 * max(attention, feed_forward) + skips) * net.dim * height * width * batch)
-
-
-def banded_bytes(
+def strip_bytes(
     net: DFT,
     height: int,
     width: int,
@@ -100,42 +79,44 @@ def banded_bytes(
     dtype: torch.dtype = torch.float32,
     rows: int = 32,
 ) -> int:
-    """Peak bytes of `Banded(net, rows, dtype)(x, t)`: streams at level 1, and one band.
+    """Peak bytes of `StripNetwork(net, rows, dtype)(x, t)` beyond the weights and x.
 
-    With several bands the images of a batch run one after another.
+    With several strips the images of a batch run one after another.
     """
     together = batch if rows >= height else 1
     line = width * together * net.dim  # values of level 1 in one row
     out = _FULL * net.out_channels * height * width * batch
     # of these many rows q and k are float32 at a time
     cast: float = min(rows, height)
-    if dtype != torch.float32 and in_pieces(net.output.weight.device):
-        cast = min(cast, CHUNK / width)
-    widest = _widest(net, line, height, dtype, rows, cast)
-    return out + max(_joining(line, height, dtype, rows), widest)
+    if dtype != torch.float32 and casts_in_pieces(net.output.weight.device):
+        cast = min(cast, CAST_PIXELS / width)
+    block = _block_bytes(net, line, height, dtype, rows, cast)
+    return out + max(_joining_bytes(line, height, dtype, rows), block)
 
 
-def _joining(line: int, height: int, dtype: torch.dtype, rows: int) -> int:
+def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int) -> int:
     """Making the stream of decoder level 1 out of its skip and the level below."""
     streams = _FULL * (2 + 1 + 2 / 4) * height
     # below, at half the sides: 2C values and their convolution's 4C; above: C after the shuffle
-    band = dtype.itemsize * min(rows // 2 + 2, height // 2) * (2 + 4) / 2
+    strip = dtype.itemsize * min(rows // 2 + 2, height // 2) * (2 + 4) / 2
     shuffled = dtype.itemsize * min(max(rows, 2), height)
-    return int(line * (streams + band + shuffled))
+    return int(line * (streams + strip + shuffled))
 
 
-def _widest(net: DFT, line: int, height: int, dtype: torch.dtype, rows: int, cast: float) -> int:
-    """A block of decoder level 1: stream, v, and the wider of the two passes' bands."""
+def _block_bytes(
+    net: DFT, line: int, height: int, dtype: torch.dtype, rows: int, cast: float
+) -> int:
+    """A block of decoder level 1: stream, v, and the wider of the two passes' strips."""
     size = dtype.itemsize
-    band, with_halo = min(rows, height), min(rows + 2, height)
+    strip, haloed = min(rows, height), min(rows + 2, height)
     sums = _FULL * cast * (1 if dtype == torch.float32 else 3)  # squares; q and k if they are cast
-    gather = max(6 * size * with_halo, 3 * size * with_halo + sums)
-    apply = (size + _hidden(net, dtype) * size) * band
+    gather = max(6 * size * haloed, 3 * size * haloed + sums)
+    apply = (size + _hidden(net, dtype) * size) * strip
     return int(2 * line * ((_FULL + size) * height + max(gather, apply)))
 
 
-def _hidden(net: DFT, dtype: torch.dtype, autocast: bool = False) -> float:
+def _hidden(net: DFT, dtype: torch.dtype) -> float:
     """Hidden values alive at once, over the width: both sides of GELU where it is not fused."""
     project_in: nn.Conv2d = net.get_submodule("decoder_level1.0.ffn.project_in")  # type: ignore[assignment]
-    copies = 1 if fusable(project_in.weight.device, dtype) and not autocast else 2
+    copies = 1 if has_onednn_linear(project_in.weight.device, dtype) else 2
     return copies * project_in.out_channels / project_in.in_channels

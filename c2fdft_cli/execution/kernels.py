@@ -1,4 +1,4 @@
-"""1x1 convolutions of channels-last activations, each by the fastest exact route of its device.
+"""The fastest exact route of this machine for the core's 1x1 convolutions and pixel sums.
 
 On a CPU oneDNN's linear kernel outruns the BLAS behind `F.linear` in float32, and applies GELU
 while its result is still in cache. In bfloat16 `F.linear` is oneDNN's.
@@ -10,10 +10,17 @@ reason.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from c2fdft_cli.core.attention import PixelSums, pixel_sums
+
+CAST_PIXELS = 4096
+"""Pixels of half-precision q and k that a CPU turns to float32 at a time."""
 
 # The kernel that torch's own compiler calls for a linear layer; absent on builds without oneDNN.
 _ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]
@@ -31,38 +38,37 @@ def rows_in_cache(height: int, values: int) -> int:
     return min(height, max(8, _CACHED_VALUES // values))
 
 
-def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
-    """The first row of each band of `rows` rows, and the one behind its last."""
+def row_ranges(height: int, rows: int) -> Iterator[tuple[int, int]]:
+    """The first row of each strip of `rows` rows, and the one behind its last."""
     for top in range(0, height, rows):
         yield top, min(top + rows, height)
 
 
-def halo(top: int, bottom: int, height: int) -> tuple[int, int]:
+def with_halo(top: int, bottom: int, height: int) -> tuple[int, int]:
     """The rows that a 3x3 convolution of rows top to bottom reads within the image."""
     return max(top - 1, 0), min(bottom + 1, height)
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """`x weight^T + bias`, then GELU (erf form) if asked.
+    """`x weight^T + bias`, then GELU (erf form) if asked; for inference outside of autocast.
 
     Args:
         x: `[n, h, w, in]`.
-        weight: `[out, in]`; for inference, what `pack` made of it does too.
+        weight: `[out, in]`, or what `pack` made of it.
         bias: `[out]` or None.
         gelu: apply GELU to the result.
 
     Returns:
         `[n, h, w, out]`.
     """
-    outside_autocast = not torch.is_autocast_enabled("cpu")
-    if outside_autocast and not torch.is_grad_enabled() and fusable(x.device, x.dtype):
-        return linear(x, weight, bias, gelu)
+    if has_onednn_linear(x.device, x.dtype):
+        return onednn_linear(x, weight, bias, gelu)
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """`project` by oneDNN's kernel, which the caller has found `fusable`; it has no derivative."""
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """`project` by oneDNN's kernel, where `has_onednn_linear`; it has no derivative."""
     fused = gelu and (_WIDE_FUSES or x.shape[-1] < _WIDE)
     kind, algorithm = ("gelu", "none") if fused else ("none", "")
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
@@ -70,21 +76,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
 
 
 def pack(weight: Tensor) -> Tensor:
-    """The weight in the layout that `project` likes best in inference on its device."""
-    if fusable(weight.device, weight.dtype):
+    """The weight in the layout that `project` likes best on its device."""
+    if has_onednn_linear(weight.device, weight.dtype):
         return torch.ops.mkldnn._reorder_linear_weight(weight)  # type: ignore[no-any-return]
     return weight
 
 
-def is_traced() -> bool:
-    """Whether a compiler or an exporter looks on: it wants plain operators, without loops."""
-    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+def has_onednn_linear(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `onednn_linear` runs here: float32, or bfloat16 where the CPU computes in it.
 
-
-def fusable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `linear` runs here: float32, or bfloat16 where the CPU computes in it."""
-    if not _ONEDNN or device.type != "cpu" or is_traced():
+    A compiler or an exporter that looks on wants plain operators.
+    """
+    traced = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+    if not _ONEDNN or device.type != "cpu" or traced:
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
+
+
+def sums_of_pixels(q: Tensor, k: Tensor, heads: int) -> PixelSums:
+    """`pixel_sums` of q, k: `[n, h, w, c]`; half precision is cast piece by piece on a CPU."""
+    q, k = q.flatten(1, 2), k.flatten(1, 2)
+    if q.dtype == torch.float32 or not casts_in_pieces(q.device):
+        return pixel_sums(q, k, heads)
+    pieces = zip(
+        torch.split(q, CAST_PIXELS, dim=1), torch.split(k, CAST_PIXELS, dim=1), strict=True
+    )
+    return reduce(add, (pixel_sums(a, b, heads) for a, b in pieces))
+
+
+def casts_in_pieces(device: torch.device) -> bool:
+    """Whether half-precision q and k are turned to float32 piece by piece.
+
+    On a CPU a copy of all of them is more memory traffic than the sums; on a GPU many small
+    kernels cost more than one large one, and a compiler would unroll the pieces.
+    """
+    return device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""The layers of `dft` prepared for inference on bands of rows: weights flattened, cast, packed."""
+"""The layers of the core prepared for inference on strips of rows: flattened, cast, packed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2fdft_cli.core.attention import Statistics, gather_statistics, mixing_matrix
-from c2fdft_cli.core.block import Block, PixelNorm
-from c2fdft_cli.execution.kernels import halo, pack, project
-
-_EPS = 1e-5
+from c2fdft_cli.core.attention import PixelSums, mixing_matrix
+from c2fdft_cli.core.block import Block
+from c2fdft_cli.core.layers import NORM_EPS, PixelNorm
+from c2fdft_cli.execution.kernels import pack, project, sums_of_pixels, with_halo
 
 
 class Projection(NamedTuple):
@@ -46,7 +45,7 @@ class Conv(NamedTuple):
 
     def __call__(self, x: Tensor, top: int, bottom: int) -> Tensor:
         """Rows top to bottom of the convolution of `x: [n, h, w, c]`."""
-        first, last = halo(top, bottom, x.shape[1])
+        first, last = with_halo(top, bottom, x.shape[1])
         y = self.padded(x[:, first:last].to(self.weight.dtype))
         return y[:, top - first : bottom - first]
 
@@ -76,7 +75,7 @@ class Norm(NamedTuple):
         if shared is not None and self.bias is not None:
             bias = self.bias + shared
         width = self.weight.shape
-        y, mean, rstd = torch.native_layer_norm(x, width, self.weight, bias, _EPS)
+        y, mean, rstd = torch.native_layer_norm(x, width, self.weight, bias, NORM_EPS)
         if self.bias is None:  # bias_free leaves the mean in
             y = y.addcmul_(mean * rstd, self.weight)
         if shared is None:
@@ -115,35 +114,35 @@ class PreparedBlock(NamedTuple):
             narrow=Projection.of(ffn.project_out, dtype, packed),
         )
 
-    def mixing(self, statistics: Statistics) -> Tensor:
+    def mixing(self, sums: PixelSums) -> Tensor:
         """The matrix that the second pass applies to v, `[n, c, c]` float32."""
-        return mixing_matrix(statistics, self.temperature, self.out)
+        return mixing_matrix(sums, self.temperature, self.out)
 
 
 def gather(
     block: PreparedBlock, z: Tensor, time: Tensor, skip: int, rows: int
-) -> tuple[Statistics, Tensor]:
-    """First pass over a band: its statistics and its v, `[n, rows, w, c]`.
+) -> tuple[PixelSums, Tensor]:
+    """First pass over a strip: its sums and its v, `[n, rows, w, c]`.
 
     Args:
         block: whose attention it is.
-        z: the band with its halo, `[n, rows + 0..2, w, c]` float32.
+        z: the strip with its halo, `[n, rows + 0..2, w, c]` float32.
         time: `[n or 1, c]`.
-        skip: rows of halo above the band.
-        rows: rows of the band.
+        skip: rows of halo above the strip.
+        rows: rows of the strip.
     """
     # the halo is of the projection's output: beyond the image that is zero, bias or not
     qkv = block.depthwise.padded(block.qkv(block.norm1(z, time)))
     q, k, v = qkv[:, skip : skip + rows].chunk(3, dim=-1)
-    return gather_statistics(q, k, block.heads), v
+    return sums_of_pixels(q, k, block.heads), v
 
 
 def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
-    """Second pass over a band: attention and feed-forward network, added to z in place.
+    """Second pass over a strip: attention and feed-forward network, added to z in place.
 
     Args:
         block: whose they are.
-        z: the band, `[n, rows, w, c]` float32.
+        z: the strip, `[n, rows, w, c]` float32.
         v: of its pixels.
         time: `[n or 1, c]`.
         mixing: `[n, c, c]` float32.

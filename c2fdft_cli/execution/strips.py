@@ -1,10 +1,18 @@
-"""The network of `dft` executed in bands of rows: the same numbers in bounded memory.
+"""The network of the core executed in strips of rows: the same numbers in bounded memory.
 
-What couples distant pixels in it are only sums over all pixels (`Statistics`), so each attention
-takes two passes over the bands: gather the sums (and v), then apply the matrix that follows from
+What couples distant pixels in it are only sums over all pixels (`PixelSums`), so each attention
+takes two passes over the strips: gather the sums (and v), then apply the matrix that follows from
 them, with the feed-forward network in the same sweep. The residual stream is updated in place and
-everything wider than it lives for one band. On a CPU a band stays in cache: this is also the
+everything wider than it lives for one strip. On a CPU a strip stays in cache: this is also the
 faster way to run a network that fits.
+
+    for each block:
+        for each strip:  qkv = dwconv(W_qkv norm1(z))      with a row of halo above and below
+                         sums += sums of q, k;  v kept     [n, h, w, c]
+        M = mixing_matrix(sums)                            [n, c, c]
+        for each strip:  z += v M^T;  z += DFN(norm2(z))   looks at no neighbouring pixel
+
+The second pass may update z in place because the first has read all of it, halos included.
 """
 
 from __future__ import annotations
@@ -16,28 +24,29 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
-from c2fdft_cli.core.attention import Statistics, full_precision
+from c2fdft_cli.core.attention import PixelSums
 from c2fdft_cli.core.network import DFT, shuffle, unshuffle
-from c2fdft_cli.execution.kernels import bands, halo, rows_in_cache
+from c2fdft_cli.core.precision import full_precision
+from c2fdft_cli.execution.kernels import row_ranges, rows_in_cache, with_halo
 from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, apply, gather
 
 # Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN.
 _GATHER, _APPLY = 4, 9
 
 
-class Banded:
-    """A DFT behind the same call, `banded(x, t) -> eps_hat`, computed band by band.
+class StripNetwork:
+    """A DFT behind the same call, `network(x, t) -> eps_hat`, computed strip by strip.
 
     For inference only. It holds a snapshot of the weights, prepared for the purpose: call
     `refresh` after they have changed or moved.
 
     Args:
         net: the network.
-        rows: rows in a band, at every level; None takes `default_rows`.
-        dtype: precision of the weights and of the activations within a band (bfloat16, float16);
+        rows: rows in a strip, at every level; None takes `default_rows`.
+        dtype: precision of the weights and of the activations within a strip (bfloat16, float16);
             residual stream, statistics, first and last convolution and result stay float32.
         offload_skips: on CUDA, keep the skip tensors in pinned host memory meanwhile.
-        compile: compile the work on a band with torch.compile, once for all sizes. On a CPU the
+        compile: compile the work on a strip with torch.compile, once for all sizes. On a CPU the
             kernels that run without it are as fast.
 
     Attributes:
@@ -57,7 +66,7 @@ class Banded:
         compile: bool = False,
     ) -> None:
         if rows is not None and rows < 1:
-            raise ValueError(f"a band has at least 1 row, got {rows}")
+            raise ValueError(f"a strip has at least 1 row, got {rows}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"want a floating dtype, got {dtype}")
         self.net, self.rows, self.offload_skips = net, rows, offload_skips
@@ -102,12 +111,12 @@ class Banded:
             ValueError: also while gradients are on.
         """
         if torch.is_grad_enabled():
-            raise ValueError("bands work in place: call them under torch.inference_mode()")
+            raise ValueError("strips work in place: call them under torch.inference_mode()")
         self.net.check_input(x)
         n, _, h, w = x.shape
         rows = self.rows or default_rows(self.net.dim, h, w, x.device.type)
         out = x.new_empty((n, self.net.out_channels, h, w), dtype=torch.float32)
-        # several bands of one image rather than one band of several images
+        # several strips of one image rather than one strip of several images
         step = n if rows >= h else 1
         with full_precision(x):
             for i in range(0, n, step):
@@ -119,56 +128,56 @@ class Banded:
         times = self.net.times(t)
         z = self._embedding(x, rows)
         skips: list[Tensor] = []
-        for level, down in zip(self._encoders, self._downs, strict=True):
-            self._blocks(level, z, times, rows)
+        for level, down, time in zip(self._encoders, self._downs, times[:3], strict=True):
+            self._blocks(level, z, time, rows)
             skips.append(z)
             z = self._down(z, down, rows)
             skips[-1] = self._park(skips[-1])
-        self._blocks(self._latent, z, times, rows)
-        for level, up, halve in zip(self._decoders, self._ups, self._halves, strict=True):
+        self._blocks(self._latent, z, times[3], rows)
+        widths = (times[2], times[1], times[1])  # decoder level 1 works at twice its encoder's
+        decoders = zip(self._decoders, self._ups, self._halves, widths, strict=True)
+        for level, up, halve, time in decoders:
             z = self._up(z, up, skips.pop(), halve, rows)
-            self._blocks(level, z, times, rows)
+            self._blocks(level, z, time, rows)
         self._noise(x, z, out, rows)
 
     def _embedding(self, x: Tensor, rows: int) -> Tensor:
         n, _, h, w = x.shape
         z = x.new_empty((n, h, w, self.net.dim), dtype=torch.float32)
-        for top, bottom in bands(h, rows):
+        for top, bottom in row_ranges(h, rows):
             z[:, top:bottom] = self._embed(x.permute(0, 2, 3, 1), top, bottom)
         return z
 
-    def _blocks(
-        self, level: list[PreparedBlock], z: Tensor, times: dict[int, Tensor], rows: int
-    ) -> None:
+    def _blocks(self, level: list[PreparedBlock], z: Tensor, time: Tensor, rows: int) -> None:
         """The blocks of a level, in place in `z: [n, h, w, c]` float32."""
-        h, time = z.shape[1], times[z.shape[3]]
+        h = z.shape[1]
         v = torch.empty_like(z, dtype=self.dtype)
         for block in level:
-            sums = (self._gathered(block, z, v, time, *band) for band in bands(h, rows))
+            sums = (self._gathered(block, z, v, time, *strip) for strip in row_ranges(h, rows))
             mixing = block.mixing(reduce(add, sums))
-            for top, bottom in bands(h, rows):
+            for top, bottom in row_ranges(h, rows):
                 self._apply(block, z[:, top:bottom], v[:, top:bottom], time, mixing)
-                self._did(_APPLY, z[:, top:bottom])
+                self._report_progress(_APPLY, z[:, top:bottom])
 
     def _gathered(
         self, block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, top: int, bottom: int
-    ) -> Statistics:
-        """The statistics of rows top to bottom; their v goes into `v`."""
-        first, last = halo(top, bottom, z.shape[1])
-        statistics, v[:, top:bottom] = self._gather(
+    ) -> PixelSums:
+        """The sums of rows top to bottom; their v goes into `v`."""
+        first, last = with_halo(top, bottom, z.shape[1])
+        sums, v[:, top:bottom] = self._gather(
             block, z[:, first:last], time, top - first, bottom - top
         )
-        self._did(_GATHER, z[:, top:bottom])
-        return statistics
+        self._report_progress(_GATHER, z[:, top:bottom])
+        return sums
 
-    def _did(self, products: int, z: Tensor) -> None:
+    def _report_progress(self, products: int, z: Tensor) -> None:
         if self.watch is not None:
             self.watch(products * z.numel() * z.shape[3])
 
     def _down(self, z: Tensor, conv: Conv, rows: int) -> Tensor:
         n, h, w, c = z.shape
         below = z.new_empty((n, h // 2, w // 2, 2 * c))
-        for top, bottom in bands(h // 2, max(1, rows // 2)):
+        for top, bottom in row_ranges(h // 2, max(1, rows // 2)):
             below[:, top:bottom] = unshuffle(conv(z, 2 * top, 2 * bottom))
         return below
 
@@ -177,7 +186,7 @@ class Banded:
     ) -> Tensor:
         n, h, w, c = z.shape
         above = z.new_empty((n, 2 * h, 2 * w, c if halve is None else c // 2))
-        for top, bottom in bands(h, max(1, rows // 2)):
+        for top, bottom in row_ranges(h, max(1, rows // 2)):
             fine = slice(2 * top, 2 * bottom)
             up = shuffle(conv(z, top, bottom))
             beside = skip[:, fine].to(z.device, non_blocking=True)
@@ -190,9 +199,9 @@ class Banded:
     def _noise(self, x: Tensor, z: Tensor, out: Tensor, rows: int) -> None:
         pixels = x.permute(0, 2, 3, 1)
         if self._skip_conv is not None:
-            for top, bottom in bands(z.shape[1], rows):
+            for top, bottom in row_ranges(z.shape[1], rows):
                 z[:, top:bottom] += self._skip_conv(self._embed(pixels, top, bottom))
-        for top, bottom in bands(z.shape[1], rows):
+        for top, bottom in row_ranges(z.shape[1], rows):
             out[:, :, top:bottom] = self._output(z, top, bottom).permute(0, 3, 1, 2)
         if self._skip_conv is None:
             out += self.net.x_t(x)
@@ -211,7 +220,7 @@ class Banded:
 
 
 def default_rows(dim: int, height: int, width: int, device: str = "cpu") -> int:
-    """Rows in a band that run fast: on a CPU what its caches hold, else the whole image.
+    """Rows in a strip that run fast: on a CPU what its caches hold, else the whole image.
 
     Args:
         dim: width C of the network's first level.

@@ -1,6 +1,6 @@
 """Overlapping tiles, blended inside each sampler step, for those who want locality.
 
-The attention of section 3 sees the whole image; in tiles each sees its own tile only. That is a
+Attention (docs/paper.md, eq. (5)) sees the whole image; in tiles each sees its own tile. That is a
 different result, and exact bands need no more memory to speak of: tiles are for images that are
 far larger than the patches the network was trained on and whose parts differ.
 """

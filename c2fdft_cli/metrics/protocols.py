@@ -1,4 +1,4 @@
-"""Scores by protocol: paper, section 10. Images are `[n, 3, h, w]` RGB on the 8-bit scale."""
+"""Scores by protocol: docs/paper.md, "Scoring". Images: `[n, 3, h, w]` RGB on the 8-bit scale."""
 
 from __future__ import annotations
 

@@ -10,29 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
-from tests.conftest import MINI, picture
+from tests.kit.command import refused, run
+from tests.kit.formula import picture
+from tests.kit.training import MINI
 
 COMMANDS = ("prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
             "weights", "convert", "recipes", "info", "doctor", "bench")  # fmt: skip
-
-
-def run(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def refused(*words: object, code: int, says: str) -> str:
-    """Run a command that must fail with a code and one line on stderr; returns the line."""
-    result = run(*words)
-    assert result.exit_code == code, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, result.stderr
-    assert says in lines[0], lines[0]
-    assert "Traceback" not in result.stderr
-    return lines[0]
 
 
 @pytest.fixture
@@ -93,13 +79,13 @@ def test_bare_command_shows_help():
         (["train-coarse", "--nonsense"], "No such option"),
         (["prepare"], "Missing argument"),
         (["train-coarse", "--data", "x", "--max-time", "soon"], "--max-time"),
-        (["train-coarse", "--recipe", "tiny"], "no data - --data"),
-        (["train-coarse", "--data", "x"], "no recipe - --recipe"),
+        (["train-coarse", "--recipe", "tiny"], "--data is missing"),
+        (["train-coarse", "--data", "x"], "--recipe"),
         (["train-coarse", "--recipe", "tinny", "--data", "x"], "did you mean tiny?"),
         (["recipes", "show", "tiny", "coarse.lrr=1"], "did you mean coarse.lr?"),
         (["recipes", "show", "nothing"], "no such recipe"),
         (["recipes", "validate", "tiny", "network.dim=5"], "network.dim"),
-        (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "no such device"),
+        (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "--device must"),
         (["train-fine", "--from", "a", "--init", "b"], "not both"),
         (["prepare", ".", "--streaks", "x"], "needs --synthesize"),
         (["prepare", ".", "--synthesize", "snow"], "snow"),
@@ -170,7 +156,7 @@ def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
 
 def test_info_of_nothing(tmp_path):
     refused("info", tmp_path / "none", code=3, says="no such path")
-    refused("info", tmp_path, code=3, says="nothing that this program knows")
+    refused("info", tmp_path, code=3, says="not a checkpoint, shard folder or run folder")
 
 
 def test_prepare_speaks_json(pairs, tmp_path):
@@ -182,7 +168,7 @@ def test_prepare_speaks_json(pairs, tmp_path):
     said = json.loads(result.stdout)
     assert (said["pairs"], said["train"], said["val"]) == (4, 3, 1)
     assert [Path(item["path"]).name for item in said["leftovers"]] == ["lonely.png"]
-    assert said["next"].startswith("c2fdft train-coarse")
+    assert said["next"] is None  # the folder does not tell its task
     again = run("prepare", pairs, "--out", tmp_path / "s", "--val", "1")
     assert "up to date" in again.stdout
     checked = run("prepare", pairs, "--out", tmp_path / "none", "--check", "--json")
@@ -223,11 +209,12 @@ def test_the_six_commands(pairs, tmp_path, shard_folder):
     data = ("--recipe", "tiny", "--data", shard_folder)
     planned = run("train-coarse", *data, *cpu, "--out", coarse, "--dry-run", *MINI)
     assert "total: 12 iterations" in planned.stdout, planned.stderr
-    done = run("train-coarse", *data, *cpu, "--out", coarse, "--json", *MINI)
+    short = (*MINI, "coarse.iterations=4", "fine.iterations=2")
+    done = run("train-coarse", *data, *cpu, "--out", coarse, "--json", *short)
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == 12
-    assert "step 12" in (coarse / "train.log").read_text()
-    swept = run("sweep-steps", coarse / "coarse.pt", *cpu, "--steps", "1-3", "--json")
+    assert json.loads(done.stdout)["step"] == 4
+    assert "step 4" in (coarse / "train.log").read_text()
+    swept = run("sweep-steps", coarse / "coarse.pt", *cpu, "--steps", "1-2", "--json")
     assert swept.exit_code == 0, swept.stderr
     stamped = json.loads(run("info", coarse / "coarse.pt", "--json").stdout)
     assert stamped["grid_from"] == "sweep"
@@ -248,21 +235,49 @@ def test_the_six_commands(pairs, tmp_path, shard_folder):
     assert 0 < said["mean"]["psnr"] < 60
 
 
-@pytest.mark.slow
-def test_demo_runs_the_pipeline(tmp_path):
+def test_demo_runs_the_pipeline(tmp_path, monkeypatch):
+    """All its commands, on one photo for training and one held out, in this process."""
     pytest.importorskip("skimage")
-    words = ["demo", "--out", str(tmp_path / "demo"), "--json", *MINI, "train.validation_images=1",
-             "sampling.grid=[999,500]"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "c2fdft_cli", *words], env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout[done.stdout.index('{\n "seconds"') :])
+    from c2fdft_cli.engine.tools import demo
+
+    in_a_process, commands = subprocess.run, []
+
+    def in_this_process(command, **options):
+        if command[:3] != [sys.executable, "-m", "c2fdft_cli"]:
+            return in_a_process(command, **options)
+        commands.append(command[3])
+        done = run(*command[3:])
+        assert done.exit_code == 0, done.stderr
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
+
+    monkeypatch.setattr(subprocess, "run", in_this_process)
+    monkeypatch.setattr(demo, "TRAIN", demo.TRAIN[:1])
+    monkeypatch.setattr(demo, "HELD_OUT", demo.HELD_OUT[1:])
+    short = (*MINI, "train.validation_images=1", "coarse.iterations=2", "fine.iterations=2")
+    done = run("demo", "--out", tmp_path / "demo", "--json", *short)
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
     assert 26 <= said["degraded"]["mean"]["psnr"] <= 28
-    for command in COMMANDS[:6]:
-        assert f"$ c2fdft {command}" in done.stderr
+    assert said["restored"]["images"][0]["name"] == said["degraded"]["images"][0]["name"]
+    assert commands == [*COMMANDS[:6], "eval"]
     assert (tmp_path / "demo" / "comparison.png").is_file()
     refused("demo", "--out", tmp_path / "demo", code=2, says="not empty")
+
+
+@pytest.mark.slow
+def test_demo_ends_with_the_exit_code_of_its_command(tmp_path, monkeypatch):
+    from c2fdft_cli.engine.tools import demo
+
+    monkeypatch.setattr(demo, "make_pairs", lambda folder: folder.mkdir(parents=True))
+    refused("demo", "--out", tmp_path / "demo", code=3, says="the demo stopped")
+
+
+def test_photos_of_the_demo_are_in_scikit_image():
+    skimage = pytest.importorskip("skimage")
+    from c2fdft_cli.engine.tools import demo
+
+    folder = Path(skimage.__file__).parent / "data"
+    assert all((folder / name).is_file() for name in (*demo.TRAIN, *demo.HELD_OUT))
 
 
 def test_bench_of_the_fine_step():
@@ -320,7 +335,7 @@ def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, bug):
     def end(code):
         raise Ended(code)
 
-    def broken(options):
+    def broken(*_, **settings):
         raise KeyError("a bug")
 
     monkeypatch.setattr(module, "_is_awaited", lambda: True)
@@ -331,7 +346,7 @@ def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, bug):
         app(["restore", "nowhere.png", "out.png", "--weights", "nowhere.pt"])
     said = capsys.readouterr().err
     assert caught.value.args == (1 if bug else 4,)
-    assert ("KeyError: 'a bug'" in said) if bug else said.startswith("error: no such")
+    assert ("KeyError: 'a bug'" in said) if bug else said.startswith("error: nowhere.pt: no such")
 
 
 def test_success_ends_as_usual_in_a_group(monkeypatch):

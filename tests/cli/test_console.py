@@ -56,3 +56,26 @@ def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) 
     streams = capsys.readouterr()
     assert streams.err == "count: 1/2 numbers saw 1\ncount: 2/2 numbers saw 2\n"
     assert streams.out == ""
+
+
+HOSTILE = "[/b] [link=x] [red]a.png"
+
+
+def test_no_name_is_read_as_markup(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """In a bar's title and note, a line, a table's title, column and cell."""
+    screen = io.StringIO()
+    with monkeypatch.context() as patch:
+        made = console.stderr
+        patch.setattr("sys.stderr", screen)
+        patch.setenv("FORCE_COLOR", "1")
+        patch.setenv("COLUMNS", "120")
+        assert made().is_terminal
+        bar = Job(work(Meter()), total=2, title=HOSTILE, unit="number")
+        console.draw(bar, lambda number: HOSTILE)
+        console.stderr().print(HOSTILE)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert plain.count(HOSTILE) >= 3
+    console.table(HOSTILE, (HOSTILE,), [(HOSTILE,)])
+    console.say_next(HOSTILE)
+    console.stdout().print(HOSTILE)
+    assert capsys.readouterr().out.count("[/b]") == 5

@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.recipe.schema import Network, Recipe
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,10 +48,22 @@ def test_a_folder(folder: Path, coarse: Path, tmp_path: Path) -> None:
     assert "next: c2fdft eval" in result.stdout
     assert (out / "a.png").exists()
     assert (out / "sub" / "b.png").exists()
-    again = call(folder, out, "--weights", coarse, "--steps", 2)
+    before = (out / "a.png").read_bytes()
+    again = call(folder, out, "--weights", coarse, "--steps", 1)
     assert again.exit_code == 0
-    assert "skipped: 2 there already" in again.stderr
-    assert "a.png: made with other settings" in again.stderr
+    assert "skipped: 2 outputs already exist" in again.stderr
+    other = call(folder, out, "--weights", coarse, "--steps", 2)
+    assert other.exit_code == 6
+    what = "made with other settings: timesteps 999, now 999,0"
+    assert other.stderr.startswith(f"warning: 2 files already exist, not overwritten: {what}")
+    assert f"error: {out}: 2 files that exist were made in another way" in other.stderr
+    assert f"a.png: {what}" in other.stderr
+    assert "hint: use --overwrite" in other.stderr
+    assert "next:" not in other.stdout
+    assert (out / "a.png").read_bytes() == before
+    replaced = call(folder, out, "--weights", coarse, "--steps", 2, "--overwrite")
+    assert replaced.exit_code == 0
+    assert (out / "a.png").read_bytes() != before
 
 
 def test_json(folder: Path, fine: Path, tmp_path: Path) -> None:
@@ -65,11 +80,14 @@ def test_json(folder: Path, fine: Path, tmp_path: Path) -> None:
 def test_fine_weights_on_another_grid_warn(folder: Path, fine: Path, tmp_path: Path) -> None:
     result = call(folder, tmp_path / "out", "--weights", fine, "--steps", 3)
     assert result.exit_code == 0
-    assert "trained on the grid 999,500; on 999,500,0" in " ".join(result.stderr.split())
+    assert (
+        "trained on the timesteps 999,500 and are likely to restore worse on 999,500,0"
+        in " ".join(result.stderr.split())
+    )
     for n, words in enumerate((["--grid", "999,500"], ["--steps", "2"])):
         quiet = call(folder, tmp_path / f"quiet{n}", "--weights", fine, *words)
         assert "warning" not in quiet.stderr
-        assert "grid 999,500," in quiet.stdout
+        assert "timesteps 999,500," in quiet.stdout
 
 
 @pytest.mark.usefixtures("packaged")
@@ -95,7 +113,7 @@ def test_a_corrupt_file_among_others(folder: Path, coarse: Path, tmp_path: Path)
     (folder / "bad.png").write_text("text")
     result = call(folder, tmp_path / "out", "--weights", coarse, "--steps", 1, "--json")
     assert result.exit_code == 6
-    assert "error: 1 of 3 images failed" in result.stderr
+    assert f"error: {tmp_path}/out: 1 of 3 images failed" in result.stderr
     assert "bad.png" in result.stderr
     document = json.loads(result.stdout)
     assert (document["restored"], document["failed"]) == (2, 1)
@@ -108,8 +126,7 @@ def test_a_corrupt_file_by_itself(
     (folder / "bad.png").write_text("text")
     result = call(folder / "bad.png", tmp_path / "out", "--weights", coarse, *json_option)
     assert result.exit_code == 3
-    assert result.stderr.count("\n") == 1
-    assert "not an image" in result.stderr
+    assert result.stderr.startswith(f"error: {folder}/bad.png: cannot read the image: not an image")
 
 
 def test_an_output_under_a_file(folder: Path, coarse: Path, tmp_path: Path) -> None:
@@ -199,7 +216,7 @@ def test_weights_that_restore_to_nan_write_nothing(
     broken = write_checkpoint(tmp_path / "nan.pt", net, stage="coarse")
     single = call(folder / "a.png", tmp_path / "a.png", "--weights", broken)
     assert single.exit_code == 4
-    assert "the weights restore to NaN" in single.stderr
+    assert "a.png: the network produced NaN or infinite values" in single.stderr
     result = call(folder, tmp_path / "out", "--weights", broken, "--json")
     assert result.exit_code == 6
     document = json.loads(result.stdout)
@@ -211,8 +228,8 @@ def test_weights_that_restore_to_nan_write_nothing(
 def test_a_single_output_that_is_there_is_named(folder: Path, coarse: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.png").write_text("mine")
     result = call(folder / "a.png", tmp_path / "mine.png", "--weights", coarse)
-    assert result.exit_code == 0
-    assert "mine.png: no record of how it was made" in result.stderr
+    assert result.exit_code == 6
+    assert "mine.png: there is no record of how it was made" in result.stderr
     assert (tmp_path / "mine.png").read_text() == "mine"
 
 
@@ -223,12 +240,12 @@ def test_pictures_that_stay_as_they_were_are_named(
     call(folder / "a.png", tmp_path / "one.png", *words)
     (picture,) = (tmp_path / "compare").iterdir()
     again = call(folder / "a.png", tmp_path / "one.png", *words, "--overwrite")
-    assert "kept as it was" not in again.stderr
+    assert "already exists" not in again.stderr
     picture.write_bytes(b"older")
     (tmp_path / "one.png").unlink()
     result = call(folder / "a.png", tmp_path / "one.png", *words)
     assert result.exit_code == 0, result.output
-    assert "kept as it was" in result.stderr
+    assert f"{picture} already exists, not overwritten" in result.stderr
     assert picture.read_bytes() == b"older"
 
 
@@ -247,3 +264,31 @@ def test_a_run_folder_names_its_weights(folder: Path, fine: Path, tmp_path: Path
     assert result.exit_code == 4
     assert "a folder, not a checkpoint" in result.stderr
     assert str(fine) in result.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_names_that_are_not_utf8_stop_nothing(
+    words: list[str], folder: Path, coarse: Path, tmp_path: Path
+) -> None:
+    latin = os.fsdecode(b"caf\xe9.png")
+    save(folder / latin, random_picture(8, 8))
+    (folder / os.fsdecode(b"bad\xe9.png")).write_text("text")
+    result = call(folder, tmp_path / "out", "--weights", coarse, "--steps", 1, *words)
+    assert result.exit_code == 6, result.output
+    assert "1 of 4 images failed" in result.stderr
+    assert (tmp_path / "out" / latin).exists()
+    if words:
+        images = json.loads(result.stdout)["images"]
+        assert {Path(image["source"]).name for image in images} >= {latin}
+        assert [image["error"] is None for image in images].count(False) == 1
+
+
+def test_one_name_that_is_not_utf8(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    """Its name goes to standard output as the bytes that it is."""
+    latin = save(folder / os.fsdecode(b"caf\xe9.png"), random_picture(8, 8))
+    out = tmp_path / os.fsdecode(b"rest\xe9.png")
+    command = [sys.executable, "-m", "c2fdft_cli", "restore", latin, out, "--weights", coarse]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"rest\xe9.png" in done.stdout
+    assert out.exists()

@@ -15,11 +15,12 @@ from c2fdft_cli.cli.app import app
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from tests.conftest import MINI, picture
+from tests.kit.formula import picture
 from tests.kit.restore import random_picture, save
+from tests.kit.training import MINI
 from tests.kit.weights import package, write_facts, write_packed
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "train_weights.sh"
+SCRIPT = Path(__file__).parents[2] / "recipes" / "scripts" / "train_weights.sh"
 CPU = ("--device", "cpu", "--precision", "fp32")
 
 
@@ -228,7 +229,7 @@ def test_bench_by_name() -> None:
 def test_the_script_tells_its_usage(words: tuple[str, ...]) -> None:
     done = subprocess.run([SCRIPT, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "recipes/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT" in done.stderr
+    assert "recipes/scripts/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT" in done.stderr
 
 
 RECORDER = """#!/bin/bash

@@ -18,7 +18,7 @@ from c2fdft_cli.core.diffusion import (
     to_image,
 )
 from c2fdft_cli.core.network import DFT
-from tests.conftest import fill, relative, wave
+from tests.kit.formula import fill, relative, wave
 
 ALPHA_BAR = alpha_bar_of(beta_schedule())
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from c2fdft_cli.core.network import DFT, pad_to_multiple, time_embedding
-from c2fdft_cli.execution import kernels
-from tests.conftest import fill, relative, wave
+from tests.kit.formula import fill, relative, wave
 
 
 @pytest.mark.parametrize("case", ["tiny", "tiny_bias_free", "official_derain", "official_denoise"])
@@ -66,29 +65,6 @@ def test_bf16_keeps_the_output_in_float32(tiny_net):
     assert relative(rough, exact) < 0.03
 
 
-def test_the_stream_stays_float32_in_inference(tiny_net):
-    net, seen = tiny_net(), []
-    for name, module in net.named_modules():
-        if name.endswith(".ffn"):
-            module.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        net(wave([1, 6, 32, 32], 0.21), torch.tensor([500.0]))
-    assert len(seen) >= 7
-    assert set(seen) == {torch.float32}
-
-
-@pytest.mark.parametrize("changes", [{}, {"norm": "bias_free"}, {"bias": True, "dual_pixel": True}])
-@pytest.mark.parametrize("shape", [(1, 8, 16), (1, 72, 16), (3, 40, 24)])
-def test_inference_a_few_rows_at_a_time_equals_all_at_once(tiny_net, monkeypatch, changes, shape):
-    net, x = tiny_net(**changes), wave([shape[0], 6, *shape[1:]], 0.21)
-    t = torch.tensor([333.0]).expand(shape[0])
-    at_once = net(x, t)  # with gradients
-    monkeypatch.setattr(kernels, "_CACHED_VALUES", 1)
-    with torch.inference_mode():
-        in_rows = net(x, t)
-    assert relative(in_rows, at_once) < 1e-5
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 8), (7, 65), (8, 16), (5, 4)])
 def test_padding_covers_every_size(shape):
     x = wave([1, 3, *shape], 0.3)
@@ -108,7 +84,7 @@ def test_padding_reflects_where_it_can():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"norm": "batch"}, "with_bias, bias_free"),
+        ({"norm": "batch"}, "unknown norm .batch."),
         ({"blocks": (1, 1)}, "4 levels"),
         ({"blocks": (1, 0, 1, 1)}, "at least 1"),
         ({"dim": 7}, "dim is even"),
@@ -130,32 +106,3 @@ def test_sizes_that_do_not_fit(arguments, words):
 def test_inputs_that_do_not_fit(tiny_net, shape, words):
     with pytest.raises(ValueError, match=words):
         tiny_net()(torch.zeros(shape), torch.zeros(1))
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_recomputing_levels_changes_nothing(tiny_net, precision):
-    """Outputs and gradients bit for bit, under autocast too; names of parameters are the same."""
-    x, t = wave([2, 6, 16, 16], 0.3), torch.tensor([3.0, 900.0])
-    seen = []
-    for recompute in (False, True):
-        net = tiny_net(blocks=(2, 1, 1, 2))
-        net.recompute_levels = recompute
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            out = net(x, t)
-        out.square().sum().backward()
-        seen.append([out, *(p.grad for p in net.parameters())])
-        assert set(net.state_dict()) == set(tiny_net(blocks=(2, 1, 1, 2)).state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
-
-
-def test_recomputing_levels_keeps_their_inputs_alone(tiny_net):
-    counts = []
-    for recompute in (False, True):
-        net, kept = tiny_net(), []
-        net.recompute_levels = recompute
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x, k=kept: k.append(1) or x, lambda x: x
-        ):
-            net(wave([1, 6, 16, 16], 0.3), torch.tensor([3.0]))
-        counts.append(len(kept))
-    assert counts[1] < counts[0] / 5

@@ -16,9 +16,10 @@ from c2fdft_cli.core.diffusion import (
     released_grid,
 )
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, make_network
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.recipe.schema import Network
-from tests.conftest import relative
+from tests.kit.formula import relative
 
 ALPHA_BAR = alpha_bar_of(beta_schedule())
 NETS = ("with_bias", "bias_free", "conv_bias", "dual_pixel")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from c2fdft_cli.execution import compiling
-from c2fdft_cli.execution.compiling import MUCH_WORK, compile_in_place, compiles_bands
+from c2fdft_cli.execution.compiling import MUCH_WORK, compile_in_place, compiles_strips
 from c2fdft_cli.execution.device import Runtime
 
 CPU, CUDA = Runtime(torch.device("cpu")), Runtime(torch.device("cuda"))
@@ -31,7 +31,7 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("wish", "runtime", "work", "compiled"),
+    ("setting", "runtime", "work", "compiled"),
     [
         ("auto", CPU, 100 * MUCH_WORK, False),
         ("auto", CUDA, MUCH_WORK - 1, False),
@@ -41,8 +41,8 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         ("on", CUDA, 1, True),
     ],
 )
-def test_restoring(wish: str, runtime: Runtime, work: int, compiled: bool) -> None:
-    assert compiles_bands(wish, runtime, work) == (compiled, None)
+def test_restoring(setting: str, runtime: Runtime, work: int, compiled: bool) -> None:
+    assert compiles_strips(setting, runtime, work) == (compiled, None)
     # what cannot be compiled then runs uncompiled
     assert torch._dynamo.config.suppress_errors is compiled
 
@@ -50,7 +50,7 @@ def test_restoring(wish: str, runtime: Runtime, work: int, compiled: bool) -> No
 @pytest.mark.parametrize(("runtime", "lacking"), [(CPU, "a C++ compiler"), (CUDA, "triton")])
 def test_no_compiler(runtime: Runtime, lacking: str, compilers: list[str]) -> None:
     compilers.clear()
-    compiled, notice = compiles_bands("on", runtime, 1)
+    compiled, notice = compiles_strips("on", runtime, 1)
     assert not compiled
     assert notice is not None
     assert lacking in notice
@@ -61,12 +61,12 @@ def test_no_compiler(runtime: Runtime, lacking: str, compilers: list[str]) -> No
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor, on import
 def test_training_compiles_where_it_pays() -> None:
-    for wish, runtime, compiled in (
+    for setting, runtime, compiled in (
         ("auto", CPU, False),
         ("auto", CUDA, True),
         ("on", CPU, True),
         ("off", CUDA, False),
     ):
         net = torch.nn.Identity()
-        assert compile_in_place(net, wish, runtime) is None
+        assert compile_in_place(net, setting, runtime) is None
         assert (net._compiled_call_impl is not None) is compiled

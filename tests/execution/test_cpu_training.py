@@ -1,22 +1,27 @@
 """The written-out derivatives against autograd's own of the plain formulas."""
 
+import copy
+
 import pytest
 import torch
 
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.execution import cpu_training as block_grad
-from tests.conftest import fill, relative, wave
+from c2fdft_cli.execution.cpu_training import install, use_custom_backward
+from c2fdft_cli.execution.kernels import has_onednn_linear
+from c2fdft_cli.execution.recompute import recompute_levels
+from tests.kit.formula import fill, relative, wave
 
 needs_kernels = pytest.mark.skipif(
-    not block_grad.fusable(torch.device("cpu"), torch.float32), reason="torch without oneDNN"
+    not has_onednn_linear(torch.device("cpu"), torch.float32), reason="torch without oneDNN"
 )
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """Returns a function after which blocks leave all derivatives to autograd."""
-    return lambda: monkeypatch.setattr(block_grad, "takes", lambda x: False)
+def installed(block):
+    """The same block with the written-out derivatives."""
+    ours = copy.deepcopy(block)
+    install(ours)
+    return ours
 
 
 def gradients(block, x, time, weights):
@@ -33,12 +38,11 @@ def gradients(block, x, time, weights):
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (33, 40)])
-def test_gradients_are_autograds(heads, bias, size, plain):
+def test_gradients_are_autograds(heads, bias, size):
     block = fill(Block(16, heads, 4.0, bias, "with_bias"))
     x, weights = wave([2, *size, 16], 0.37), wave([2, *size, 16], 0.71)
     time = wave([2, 16], 0.9)
-    ours = gradients(block, x, time, weights)
-    plain()
+    ours = gradients(installed(block), x, time, weights)
     autograds = gradients(block, x, time, weights)
     assert ours.keys() == autograds.keys()
     for name, expected in autograds.items():
@@ -47,14 +51,13 @@ def test_gradients_are_autograds(heads, bias, size, plain):
 
 
 @needs_kernels
-def test_channels_without_a_value_have_autograds_gradients(plain):
+def test_channels_without_a_value_have_autograds_gradients():
     # their sums of squares are clamped before the root
     block = fill(Block(16, 2, 4.0, False, "with_bias"))
     with torch.no_grad():
         block.attn.qkv.weight[[3, 18, 20]] = 0.0
     x, weights, time = wave([2, 5, 7, 16], 0.37), wave([2, 5, 7, 16], 0.71), wave([2, 16], 0.9)
-    ours = gradients(block, x, time, weights)
-    plain()
+    ours = gradients(installed(block), x, time, weights)
     autograds = gradients(block, x, time, weights)
     for name, expected in autograds.items():
         assert torch.isfinite(ours[name]).all(), name
@@ -63,27 +66,23 @@ def test_channels_without_a_value_have_autograds_gradients(plain):
 
 @needs_kernels
 def test_the_functions_are_in_use():
-    block = fill(Block(16, 2, 4.0, False, "with_bias"))
+    block = installed(fill(Block(16, 2, 4.0, False, "with_bias")))
     y = block(wave([1, 8, 8, 16], 0.37), wave([1, 16], 0.9))
     assert "FeedForward" in type(y.grad_fn).__name__
 
 
 @needs_kernels
 @pytest.mark.parametrize("bias", [True, False])
-def test_autocast_strays_no_further_than_autograd(bias, plain):
-    if not block_grad.fusable(torch.device("cpu"), torch.bfloat16):
+def test_autocast_strays_no_further_than_autograd(bias):
+    if not has_onednn_linear(torch.device("cpu"), torch.bfloat16):
         pytest.skip("no bf16 arithmetic")
     block = fill(Block(32, 2, 4.0, bias, "with_bias"))
     x, weights, time = wave([2, 24, 24, 32], 0.37), wave([2, 24, 24, 32], 0.71), wave([1, 32], 0.9)
     exact = gradients(block, x, time, weights)
 
-    def autocast():
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return gradients(block, x, time, weights)
-
-    ours = autocast()
-    plain()
-    autograds = autocast()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = gradients(installed(block), x, time, weights)
+        autograds = gradients(block, x, time, weights)
     for name, expected in exact.items():
         assert ours[name].dtype == torch.float32, name
         error = relative(ours[name], expected)
@@ -92,33 +91,32 @@ def test_autocast_strays_no_further_than_autograd(bias, plain):
 
 @needs_kernels
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_stream_keeps_its_dtype(bias, plain):
+def test_the_stream_keeps_its_dtype(bias):
     block = fill(Block(16, 2, 4.0, bias, "with_bias"))
     x, time = wave([1, 8, 8, 16], 0.37).bfloat16(), wave([1, 16], 0.9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = block(x, time).dtype
-        plain()
-        assert ours == block(x, time).dtype
+        assert installed(block)(x, time).dtype == block(x, time).dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtypes_are_left_to_autograd(dtype):
-    assert not block_grad.takes(torch.zeros(1, 1, 1, 1, dtype=dtype))
+    assert not use_custom_backward(torch.zeros(1, 1, 1, 1, dtype=dtype))
 
 
 def test_inference_and_other_devices_are_left_alone():
-    assert not block_grad.takes(torch.zeros(1, device="meta"))
+    assert not use_custom_backward(torch.zeros(1, device="meta"))
     with torch.no_grad():
-        assert not block_grad.takes(torch.zeros(1))
+        assert not use_custom_backward(torch.zeros(1))
 
 
 @needs_kernels
 def test_levels_computed_again_give_the_same_gradients():
     net = fill(DFT(dim=8, blocks=(1, 1, 1, 1), heads=(1, 1, 2, 4)))
+    install(net)
     x, t = wave([1, 6, 16, 24], 0.37), torch.tensor([400])
     found = []
     for again in (False, True):
-        net.recompute_levels = again
+        recompute_levels(net, again)
         net.zero_grad(set_to_none=True)
         net(x, t).square().mean().backward()
         found.append([p.grad.clone() for p in net.parameters()])
@@ -128,7 +126,7 @@ def test_levels_computed_again_give_the_same_gradients():
 
 @needs_kernels
 def test_second_derivatives_are_refused():
-    block = fill(Block(8, 1, 4.0, False, "with_bias"))
+    block = installed(fill(Block(8, 1, 4.0, False, "with_bias")))
     x = wave([1, 4, 4, 8], 0.3).requires_grad_()
     (first,) = torch.autograd.grad(block(x, wave([1, 8], 0.5)).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

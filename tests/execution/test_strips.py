@@ -1,4 +1,4 @@
-"""Bands give the whole network's numbers, whatever their height, and take the memory foretold."""
+"""Strips give the whole network's numbers, whatever their height, and take the memory foretold."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
-from c2fdft_cli.execution.inference_memory import banded_bytes, plan, whole_bytes
-from c2fdft_cli.execution.strips import Banded, default_rows
-from tests.conftest import fill, relative, wave
+from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
+from c2fdft_cli.execution.strips import StripNetwork, default_rows
+from tests.kit.formula import fill, relative, wave
 
 KINDS: dict[str, dict[str, Any]] = {
     "with_bias": {},
@@ -52,7 +52,7 @@ def _inference() -> Iterator[None]:
     times=st.sampled_from(["one", "same", "different"]),
 )
 @settings(max_examples=50, deadline=None)
-def test_every_size_and_band_height_equals_the_whole(
+def test_every_size_and_strip_height_equals_the_whole(
     kind: str, n: int, h: int, w: int, rows: int, times: str
 ) -> None:
     t = {
@@ -62,7 +62,7 @@ def test_every_size_and_band_height_equals_the_whole(
     }[times]
     with torch.inference_mode():
         x = image(n, 8 * h, 8 * w)
-        out = Banded(NETS[kind], rows)(x, t)
+        out = StripNetwork(NETS[kind], rows)(x, t)
         whole = NETS[kind](x, t)
     assert out.shape == whole.shape
     assert out.dtype == torch.float32
@@ -73,87 +73,87 @@ def test_every_size_and_band_height_equals_the_whole(
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_half_precision_is_close(kind: str, rows: int) -> None:
     x, t = image(2, 24, 40), torch.tensor([900.0, 10.0])
-    out = Banded(NETS[kind], rows, torch.bfloat16)(x, t)
+    out = StripNetwork(NETS[kind], rows, torch.bfloat16)(x, t)
     assert out.dtype == torch.float32
     assert 1e-6 < relative(out, NETS[kind](x, t)) < 3e-2
 
 
-def test_half_precision_does_not_depend_on_the_bands() -> None:
+def test_half_precision_does_not_depend_on_the_strips() -> None:
     x, t = image(1, 40, 24), torch.tensor([500.0])
-    one, several = (Banded(NETS["with_bias"], rows, torch.bfloat16)(x, t) for rows in (40, 3))
+    one, several = (StripNetwork(NETS["with_bias"], rows, torch.bfloat16)(x, t) for rows in (40, 3))
     assert relative(several, one) < 1e-2
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
     x, t = image(3, 16, 24), torch.tensor([1.0, 500.0, 999.0])
-    banded = Banded(NETS["with_bias"])
+    strips = StripNetwork(NETS["with_bias"])
     for i in range(3):
-        assert relative(banded(x[i : i + 1], t[i : i + 1]), banded(x, t)[i : i + 1]) < 1e-5
+        assert relative(strips(x[i : i + 1], t[i : i + 1]), strips(x, t)[i : i + 1]) < 1e-5
 
 
 def test_the_input_is_left_alone() -> None:
     x, t = image(1, 16, 16), torch.tensor([500.0])
-    Banded(NETS["dual_pixel"], 3)(x, t)
+    StripNetwork(NETS["dual_pixel"], 3)(x, t)
     assert torch.equal(x, image(1, 16, 16))
 
 
 def test_autocast_around_it_changes_nothing() -> None:
     x, t = image(1, 16, 16), torch.tensor([500.0])
-    banded = Banded(NETS["with_bias"], 4)
+    strips = StripNetwork(NETS["with_bias"], 4)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = banded(x, t)
-    assert torch.equal(inside, banded(x, t))
+        inside = strips(x, t)
+    assert torch.equal(inside, strips(x, t))
 
 
 def test_offloading_skips_is_only_for_cuda() -> None:
     x, t = image(1, 16, 16), torch.tensor([500.0])
     net = NETS["with_bias"]
-    assert torch.equal(Banded(net, 8, offload_skips=True)(x, t), Banded(net, 8)(x, t))
+    assert torch.equal(StripNetwork(net, 8, offload_skips=True)(x, t), StripNetwork(net, 8)(x, t))
 
 
 def test_the_weights_are_a_snapshot_until_refreshed() -> None:
     net = make()
     x, t = image(1, 16, 16), torch.tensor([500.0])
-    banded, half = Banded(net, 4), Banded(net, 4, torch.bfloat16)
-    before = banded(x, t)
+    strips, half = StripNetwork(net, 4), StripNetwork(net, 4, torch.bfloat16)
+    before = strips(x, t)
     with torch.no_grad():
         for value in net.parameters():
             value.mul_(0.5)
-    banded.refresh()
+    strips.refresh()
     half.refresh()
     after = net(x, t)
     assert relative(before, after) > 1e-2
-    assert relative(banded(x, t), after) < 1e-5
+    assert relative(strips(x, t), after) < 1e-5
     assert relative(half(x, t), after) < 3e-2
 
 
 def test_gradients_are_refused() -> None:
-    banded = Banded(NETS["with_bias"])
+    strips = StripNetwork(NETS["with_bias"])
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         pytest.raises(ValueError, match="inference_mode"),
     ):
-        banded(image(1, 8, 8), torch.tensor([500.0]))
+        strips(image(1, 8, 8), torch.tensor([500.0]))
     with torch.inference_mode(False), torch.no_grad():
-        assert not banded(image(1, 8, 8), torch.tensor([500.0])).requires_grad
+        assert not strips(image(1, 8, 8), torch.tensor([500.0])).requires_grad
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 12, 16), (1, 6, 16, 12), (1, 3, 16, 16), (6, 16, 16)])
-def test_what_the_network_refuses_bands_refuse(shape: tuple[int, ...]) -> None:
+def test_what_the_network_refuses_strips_refuse(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"want|multiples of 8"):
-        Banded(NETS["with_bias"])(torch.zeros(shape), torch.tensor([500.0]))
+        StripNetwork(NETS["with_bias"])(torch.zeros(shape), torch.tensor([500.0]))
 
 
 @pytest.mark.parametrize("rows", [0, -3])
-def test_a_band_has_rows(rows: int) -> None:
+def test_a_strip_has_rows(rows: int) -> None:
     with pytest.raises(ValueError, match="at least 1 row"):
-        Banded(NETS["with_bias"], rows)
+        StripNetwork(NETS["with_bias"], rows)
 
 
 def test_activations_are_floating() -> None:
     with pytest.raises(ValueError, match="floating"):
-        Banded(NETS["with_bias"], dtype=torch.int8)
+        StripNetwork(NETS["with_bias"], dtype=torch.int8)
 
 
 @pytest.mark.parametrize(
@@ -181,81 +181,60 @@ def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> int:
 def test_the_plan_foretells_the_peak(kind: str, shape: tuple[int, int, int]) -> None:
     net, (n, h, w) = NETS[kind], shape
     x = image(*shape).clone()
-    assert whole_bytes(net, h, w, n) == pytest.approx(peak_bytes(net, x), rel=0.15)
     for dtype in (torch.float32, torch.bfloat16):
         for rows in (5, 100):
-            peak = peak_bytes(Banded(net, rows, dtype), x)
-            assert banded_bytes(net, h, w, n, dtype, rows) == pytest.approx(peak, rel=0.15)
+            peak = peak_bytes(StripNetwork(net, rows, dtype), x)
+            assert strip_bytes(net, h, w, n, dtype, rows) == pytest.approx(peak, rel=0.15)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("factor", [2.0, 4.0])
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_the_plan_foretells_the_peak_of_the_whole_network(
-    blocks: int, factor: float, dtype: torch.dtype
-) -> None:
-    net = DFT(dim=8, blocks=(blocks, 1, 1, 1), ffn_factor=factor).eval()
-    x = image(1, 128, 128).clone()
-
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-            return net(x, t)  # type: ignore[no-any-return]
-
-    assert whole_bytes(net, 128, 128, 1, dtype) == pytest.approx(peak_bytes(call, x), rel=0.1)
-
-
-def test_a_smaller_budget_means_narrower_bands() -> None:
+def test_a_smaller_budget_means_narrower_strips() -> None:
     net = NETS["with_bias"]
-    free = plan(net, 128, 128)
-    assert free.executor == "banded"
-    assert free.peak_bytes == banded_bytes(net, 128, 128, rows=free.rows)
-    for budget in range(free.peak_bytes - 1, plan_least(net), -100_000):
-        tight = plan(net, 128, 128, budget_bytes=budget)
-        assert tight.rows < free.rows
-        assert tight.peak_bytes <= budget
-
-
-def plan_least(net: DFT) -> int:
-    return banded_bytes(net, 128, 128, rows=1)
+    free = rows_that_fit(net, 128, 128)
+    assert free == default_rows(net.dim, 128, 128)
+    least, most = (strip_bytes(net, 128, 128, rows=rows) for rows in (1, free))
+    for budget in range(most - 1, least, -100_000):
+        rows = rows_that_fit(net, 128, 128, budget_bytes=budget)
+        assert rows < free
+        assert strip_bytes(net, 128, 128, rows=rows) <= budget
 
 
 def test_a_budget_that_nothing_fits_says_what_would() -> None:
-    with pytest.raises(ValueError, match=r"bands of 1 row.*megapixels fit"):
-        plan(NETS["with_bias"], 128, 128, budget_bytes=plan_least(NETS["with_bias"]) - 1)
-
-
-def test_beside_a_cpu_the_whole_network_is_preferred_where_it_fits() -> None:
     net = NETS["with_bias"]
+    budget = strip_bytes(net, 128, 128, rows=1) - 1
+    with pytest.raises(ValueError, match=r"strips of 1 row.*megapixels fit"):
+        rows_that_fit(net, 128, 128, budget_bytes=budget)
+
+
+def test_beside_a_cpu_one_strip_is_the_whole_image_where_it_fits() -> None:
     with torch.device("meta"):
         elsewhere = DFT(dim=8, blocks=(1, 1, 1, 1))
-    whole = plan(elsewhere, 128, 128)
-    assert (whole.executor, whole.rows) == ("whole", 128)
-    assert plan(elsewhere, 128, 128, budget_bytes=whole.peak_bytes - 1).executor == "banded"
-    assert plan(net, 128, 128).executor == "banded"
+    assert rows_that_fit(elsewhere, 128, 128) == 128
+    whole = strip_bytes(elsewhere, 128, 128, rows=128)
+    assert rows_that_fit(elsewhere, 128, 128, budget_bytes=whole - 1) < 128
 
 
 @pytest.mark.parametrize("size", [(12, 16), (16, 12), (0, 8)])
 def test_a_plan_is_for_multiples_of_8(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="multiples of 8"):
-        plan(NETS["with_bias"], *size)
+        rows_that_fit(NETS["with_bias"], *size)
 
 
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("rows", [1, 5, 64])
 @pytest.mark.parametrize("kind", ["with_bias", "dual_pixel", "narrow"])
 def test_the_pieces_of_a_call_sum_up_to_its_work(kind: str, rows: int, n: int) -> None:
-    banded = Banded(NETS[kind], rows)
+    strips = StripNetwork(NETS[kind], rows)
     pieces: list[int] = []
-    banded.watch = pieces.append
-    banded(image(n, 24, 16), torch.full((n,), 500.0))
-    assert sum(pieces) == banded.work(n, 24, 16)
+    strips.watch = pieces.append
+    strips(image(n, 24, 16), torch.full((n,), 500.0))
+    assert sum(pieces) == strips.work(n, 24, 16)
     assert min(pieces) > 0
 
 
 def test_what_watches_may_end_the_call() -> None:
-    banded = Banded(NETS["with_bias"], 4)
+    strips = StripNetwork(NETS["with_bias"], 4)
     x, t = image(1, 16, 16), torch.tensor([500.0])
-    whole = banded(x, t)
+    whole = strips(x, t)
     pieces = 0
 
     def watch(_: int) -> None:
@@ -264,9 +243,9 @@ def test_what_watches_may_end_the_call() -> None:
         if pieces == 9:
             raise KeyError("enough")
 
-    banded.watch = watch
+    strips.watch = watch
     with pytest.raises(KeyError, match="enough"):
-        banded(x, t)
+        strips(x, t)
     assert pieces == 9
-    banded.watch = None
-    assert torch.equal(banded(x, t), whole)
+    strips.watch = None
+    assert torch.equal(strips(x, t), whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import Picture, read_picture, write_picture
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.engine.restore.options import Machine, Sampling, Writing
 from c2fdft_cli.engine.restore.plan import RestorePlan, plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
@@ -50,7 +50,7 @@ def random_picture(height: int, width: int, seed: int = 0, **options: Any) -> Pi
     grey = bool(options.get("grey"))
     pixels = random.integers(0, top, (height, width, 1 if grey else 3), dtype=dtype)
     alpha = random.integers(0, top, (height, width), dtype=dtype) if options.get("alpha") else None
-    return Picture(np.ascontiguousarray(np.broadcast_to(pixels, (height, width, 3))), grey, alpha)
+    return Picture(np.broadcast_to(pixels, (height, width, 3)).copy(), grey, alpha)
 
 
 def save(path: Path, picture: Picture) -> Path:
@@ -60,18 +60,42 @@ def save(path: Path, picture: Picture) -> Path:
     return path
 
 
-def plan(options: RestoreOptions, *, identity: bool = False, **changes: Any) -> RestorePlan:
+class Request:
+    """A restore command: IN, OUT, and settings of any group by name."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        out: str | Path,
+        weights: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
+        self.source, self.out = source, out
+        self.settings = {"weights": weights and str(weights), **settings}
+
+    def plan(self, **changes: Any) -> RestorePlan:
+        """Plan it, with some words changed."""
+        words = {"source": self.source, "out": self.out, **self.settings, **changes}
+        groups = {}
+        for group in (Sampling, Machine, Writing):
+            names = [field.name for field in fields(group)]
+            given = {name: words.pop(name) for name in names if name in words}
+            groups[group.__name__.lower()] = group(**given)
+        return plan_restore(**words, **groups)
+
+
+def plan(request: Request, *, identity: bool = False, **changes: Any) -> RestorePlan:
     """A plan in float32 on the CPU, with the network replaced by `Identity` if asked."""
-    made = plan_restore(replace(options, device="cpu", precision="fp32", **changes))
+    made = request.plan(**{"device": "cpu", "precision": "fp32", **changes})
     if identity:
         restorer = made.executor.restorer
         restorer.predict_noise = Identity(restorer.alpha_bar)
     return made
 
 
-def run(options: RestoreOptions, *, identity: bool = False, **changes: Any) -> RestoreResult:
+def run(request: Request, *, identity: bool = False, **changes: Any) -> RestoreResult:
     """Plan and restore."""
-    return restore(plan(options, identity=identity, **changes)).run()
+    return restore(plan(request, identity=identity, **changes)).run()
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One iteration's patches as tensors: read at the stage's own size, turned, degraded, mixed."""
+"""One iteration's patches as tensors: cropped at the stage's size, flipped, degraded, mixed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from c2fdft_cli.data.batches.plan import Draw, PatchPlan
 from c2fdft_cli.data.shards.format import CHANNELS, Pixels
 from c2fdft_cli.data.shards.reader import Kind, ShardSet
+from c2fdft_cli.data.symmetries import SYMMETRIES
 from c2fdft_cli.errors import DataError
 
 Degrade = Callable[[Pixels, np.random.Generator], Pixels]
@@ -73,7 +74,7 @@ class BatchMaker:
         degrade: makes lq of a clean uint8 patch [h, w, 3] (same size out), for clean-only sets; it
             sees the patch after flips and turns, so that rain keeps its directions.
         margin: pixels that `degrade` gets beyond each border of the patch, and that are cut off.
-        timesteps: T of the diffusion times to draw with each batch, or None.
+        timesteps: T of the diffusion times to sample with each batch, or None.
 
     Raises:
         DataError: clean-only shards without `degrade`.
@@ -92,7 +93,7 @@ class BatchMaker:
             raise DataError(
                 "these shards hold clean images only",
                 where=shards.paths[0],
-                hint="name a degradation to synthesise, or prepare pairs",
+                hint="set data.synthesize in the recipe, or prepare pairs",
             )
         self._shards = shards
         self._plan = plan
@@ -193,21 +194,14 @@ def border(start: int, length: int, size: int) -> NDArray[np.int64]:
 
 
 def turn(window: Pixels, symmetry: int, out: Pixels) -> None:
-    """One of the 8 symmetries of a square window [p, p, 3] into `out` (see `patches.Draw`)."""
-    flip = symmetry & 3
-    if symmetry & 4:
-        if flip == 0:
-            cv2.transpose(window, dst=out)
-        elif flip == 1:
-            cv2.rotate(window, cv2.ROTATE_90_CLOCKWISE, dst=out)
-        elif flip == 2:
-            cv2.rotate(window, cv2.ROTATE_90_COUNTERCLOCKWISE, dst=out)
-        else:
-            cv2.flip(cv2.transpose(window), -1, dst=out)
-    elif flip == 0:
-        out[...] = window
+    """One of the 8 symmetries of a square window [p, p, 3] into `out` (see `SYMMETRIES`)."""
+    transpose, rows, columns = SYMMETRIES[symmetry]
+    if transpose:
+        window = cv2.transpose(window)
+    if rows or columns:
+        cv2.flip(window, -1 if rows and columns else int(columns), dst=out)
     else:
-        cv2.flip(window, {1: 1, 2: 0, 3: -1}[flip], dst=out)
+        out[...] = window
 
 
 def _nchw(pixels: Pixels) -> Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import queue
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from typing import Any, TypeVar
+from contextlib import closing, contextmanager
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,10 +15,9 @@ from c2fdft_cli.data.batches.batch import Batch, BatchMaker, Degrade
 from c2fdft_cli.data.batches.plan import PatchPlan
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.errors import C2fdftError, ResourceError
+from c2fdft_cli.pipeline import ahead
 
 SliceOf = tuple[int, int] | Callable[[int], tuple[int, int]]
-_Item = TypeVar("_Item")
-_POLL_SECONDS = 0.1
 
 
 class PatchLoader:
@@ -78,7 +75,7 @@ class PatchLoader:
         if self._workers:
             items = self._from_workers()
         elif self._prefetch:
-            items = prefetched(self._made(), self._prefetch)
+            items = ahead(self._made(), self._prefetch)
         else:
             items = self._made()
         return self._timed(items)
@@ -139,42 +136,6 @@ class _Iterations(Dataset["Batch | C2fdftError"]):
             return error
 
 
-def prefetched(items: Iterator[_Item], ahead: int) -> Iterator[_Item]:
-    """The same items, made up to `ahead` ahead by a thread; its errors come out here."""
-    box: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(maxsize=ahead)
-    stopped = threading.Event()
-
-    def offer(item: _Item | None, error: BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                box.put((item, error), timeout=_POLL_SECONDS)
-                return
-
-    def work() -> None:
-        try:
-            for item in items:
-                offer(item, None)
-                if stopped.is_set():
-                    return
-            offer(None, StopIteration())
-        except BaseException as error:  # handed to the consumer, which raises it
-            offer(None, error)
-
-    thread = threading.Thread(target=work, name="batches", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = box.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-    finally:
-        stopped.set()
-        thread.join()
-
-
 @contextmanager
 def _dead_worker() -> Iterator[None]:
     """Torch's RuntimeError for a killed worker as one line."""
@@ -185,7 +146,7 @@ def _dead_worker() -> Iterator[None]:
             raise
         raise ResourceError(
             "a data worker died",
-            hint="use fewer workers (out of memory?)",
+            hint="use fewer workers: memory may have run out",
             details=str(error).splitlines(),
         ) from error
 

@@ -1,8 +1,8 @@
-"""The patch cycle and the deterministic draw of training patches (paper section 8).
+"""Patch cycle and random training patches, reproducible: docs/paper.md, "Schedule".
 
 Everything random about sample i of the *global* batch at iteration k is a function of
 (seed, k, i): the rows of a slice are the slice of the rows, whatever the number of ranks, workers
-or micro-batches, and a resumed run draws what an uninterrupted one would have.
+or micro-batches, and a resumed run samples what an uninterrupted one would have.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ class PatchCycle:
     def __post_init__(self) -> None:
         if not self.patches or len(self.patches) != len(self.batches):
             raise RecipeError(
-                f"{len(self.patches)} patches but {len(self.batches)} batches", where="patch cycle"
+                "a patch cycle needs one batch for each patch, "
+                f"got {len(self.patches)} patches but {len(self.batches)} batches"
             )
         if min(*self.patches, *self.batches, self.switch_every, self.cycles) < 1:
-            raise RecipeError("patches, batches, switch_every and cycles start at 1")
+            raise RecipeError("patches, batches, switch_every and cycles must be at least 1")
 
     def stage(self, k: int) -> tuple[int, int]:
         """(patch side, global batch) of iteration k, counted from 1."""
@@ -59,7 +60,7 @@ class PatchCycle:
         return self.patches[number], self.batches[number]
 
     def samples_before(self, k: int) -> int:
-        """Number of global samples drawn in iterations 1 .. k-1, in closed form."""
+        """Number of global samples in iterations 1 .. k-1, in closed form."""
         period = self.switch_every * len(self.patches)
         cycled = min(k - 1, period * self.cycles)
         rounds, rest = divmod(cycled, period)
@@ -135,9 +136,9 @@ class PatchPlan:
         mixup_beta: float | None = None,
     ) -> None:
         if n_images < 1 or len(sizes) != n_images:
-            raise ValueError(f"{n_images} images with {len(sizes)} sizes")
+            raise ValueError(f"{n_images} images need one size each, got {len(sizes)}")
         if not 0 <= seed < 2**63:
-            raise ValueError("the seed is outside of 0 .. 2**63 - 1")
+            raise ValueError(f"the seed must be in 0 .. 2**63 - 1, got {seed}")
         self.n_images = n_images
         self.cycle = cycle
         self.seed = seed
@@ -163,7 +164,7 @@ class PatchPlan:
         )
 
     def times(self, k: int, total: int) -> Ints:
-        """Antithetic diffusion times of the global batch of iteration k (paper section 5).
+        """Antithetic diffusion times of the batch of iteration k: docs/paper.md, eq. (10).
 
         n//2 + 1 uniform integers in 0 .. total-1, then total-1-t of them; the first n are kept.
         """
@@ -173,7 +174,7 @@ class PatchPlan:
         return np.concatenate([t, total - 1 - t])[:batch]
 
     def mix(self, k: int) -> Mix | None:
-        """Mixup of iteration k: with probability 1/2 where on (paper section 8)."""
+        """Mixup of iteration k, with probability 1/2 where on: docs/paper.md, "Schedule"."""
         if self.mixup_beta is None:
             return None
         stream = _stream(self.seed, k, _MIXUP)

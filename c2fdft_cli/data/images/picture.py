@@ -1,7 +1,7 @@
 """Faithful image files: bit depth, greyness, alpha, colour profile and EXIF survive.
 
-Pillow reads 16-bit RGB as 8 bit and OpenCV forgets profile and EXIF, so `decoding` takes pixels
-and the rest from whichever keeps them. Images are RGB [h, w, 3], upright, C-contiguous.
+`codec` takes pixels and the rest from the libraries that keep them. Images are RGB [h, w, 3],
+upright, C-contiguous.
 """
 
 from __future__ import annotations
@@ -17,15 +17,23 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from PIL import UnidentifiedImageError
 
-from c2fdft_cli.data.images.decoders import DAMAGE
-from c2fdft_cli.data.images.decoding import count_frames, decode, sniff, stored_size, upright
-from c2fdft_cli.data.images.encoding import ENCODERS, MAX_SIDE, encode, to_8bit
-from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.data.images.codec import (
+    count_frames,
+    decode,
+    encode,
+    file_format,
+    stored_size,
+    upright,
+)
+from c2fdft_cli.errors import C2fdftError, DataError, UsageError
 from c2fdft_cli.files import atomic_write_bytes
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 MAX_PIXELS = 1 << 28
+_16_BIT_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
+_MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 _MAX_FILE_BYTES = 4 << 30
 
 
@@ -39,6 +47,8 @@ class Picture:
         alpha: opacity [h, w] of the same type, or None.
         icc: the embedded colour profile.
         exif: the EXIF block as a TIFF structure, without the "Exif" prefix; orientation 1.
+        png_chunks: what a PNG tells of its colours without a profile (cICP, gAMA, cHRM, sRGB) and
+            of its resolution (pHYs), as stored; other formats do not take it over.
         source_format: PNG, JPEG, TIFF, BMP, WEBP, GIF, or "" for a picture made here.
     """
 
@@ -47,6 +57,7 @@ class Picture:
     alpha: npt.NDArray[Any] | None = None
     icc: bytes | None = None
     exif: bytes | None = None
+    png_chunks: bytes = b""
     source_format: str = ""
 
     def __post_init__(self) -> None:
@@ -113,14 +124,13 @@ def read_picture(
 
     Raises:
         DataError: missing, not an image, damaged, too large, or of a kind not supported.
-        ResourceError: a 16-bit file needs OpenCV, which cannot be loaded.
     """
     where = None if isinstance(source, bytes) else Path(source)
     with _reading(where):
         data = source if isinstance(source, bytes) else _read_bytes(Path(source))
         found = decode(data, frame=frame, max_pixels=max_pixels)
         samples = upright(found.samples, found.orientation)
-        kind = sniff(data[:16])
+        kind = file_format(data[:16])
     channels = samples.shape[2]
     grey = channels <= 2
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
@@ -130,6 +140,7 @@ def read_picture(
         alpha=None if channels in (1, 3) else np.ascontiguousarray(samples[..., -1]),
         icc=found.icc,
         exif=found.exif,
+        png_chunks=found.png_chunks,
         source_format=kind,
     )
 
@@ -167,22 +178,37 @@ def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> N
         ResourceError: the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in ENCODERS:
-        hint = f"use one of {' '.join(sorted(ENCODERS))}"
+    if suffix not in IMAGE_SUFFIXES:
+        hint = f"use one of {' '.join(sorted(IMAGE_SUFFIXES))}"
         raise UsageError(f"cannot write images as '{suffix}'", where=path, hint=hint)
     height, width = picture.pixels.shape[:2]
-    limit = MAX_SIDE.get(suffix)
+    limit = _MAX_SIDE.get(suffix)
     if limit and max(height, width) > limit:
         what = f"{width} x {height} px is too large for {suffix[1:]}"
         raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .png")
     samples = _samples(picture)
-    data = encode(suffix, samples, icc=picture.icc, exif=picture.exif, quality=quality)
+    samples = samples if suffix in _16_BIT_SUFFIXES else to_8bit(samples)
+    data = encode(
+        suffix,
+        samples,
+        icc=picture.icc,
+        exif=picture.exif,
+        png_chunks=picture.png_chunks,
+        quality=quality,
+    )
     atomic_write_bytes(path, data)
 
 
 def save_rgb8(path: str | Path, pixels: npt.NDArray[np.uint8]) -> None:
     """Write uint8 RGB [h, w, 3] of our own making; errors as `write_picture`."""
     write_picture(path, Picture(pixels))
+
+
+def to_8bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """uint16 to uint8 by round(v / 257); uint8 as it is."""
+    if values.dtype == np.uint8:
+        return values
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _samples(picture: Picture) -> npt.NDArray[Any]:
@@ -215,8 +241,12 @@ def _reading(where: Path | None) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError("no such file", where=where, hint="check the path") from error
-    except DAMAGE as error:
+    except C2fdftError:
+        raise
+    except Exception as error:  # on damaged bytes the libraries raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its header is damaged"
         what = f"cannot read the image: {reason.splitlines()[0]}"
         raise DataError(what, where=where, hint=getattr(error, "hint", None)) from error
 

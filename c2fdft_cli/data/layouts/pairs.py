@@ -1,6 +1,6 @@
 """Which pairs of degraded and clean images does this folder hold?
 
-`LAYOUTS` is the whole knowledge: what the degraded and the clean side are called, be it as names
+`LAYOUTS` is the table: what the degraded and the clean side are called, be it as names
 of two folders side by side, of a degraded folder beside loose clean files, or as words in the
 names of files that share a folder. Folders are searched from the top; everything may be nested.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from c2fdft_cli.data.images.picture import image_size, list_images, natural_key
+from c2fdft_cli.data.layouts.matching import name_words
 from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
 from c2fdft_cli.data.layouts.search import LAYOUTS, Candidate, Tree, plain, search
 from c2fdft_cli.errors import DataError
@@ -21,11 +22,20 @@ from c2fdft_cli.errors import DataError
 _TRAIN = {"train", "training"}
 _VALIDATION = {"val", "valid", "validation"}
 _TEST = {"test", "testing"}
+_TASK_WORDS = {
+    "derain": ("rain",),
+    "deblur": ("blur", "gopro", "realblur", "reds"),
+    "denoise": ("nois", "sidd", "polyu"),
+}
+"""How words in the name of a data set begin."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A degraded image, its clean one, and a unique relative name such as GOPR0372/000047."""
+    """A degraded image, its clean one, and a unique relative name such as GOPR0372/000047.
+
+    Where the degraded image is yet to be synthesised, `lq` is the clean file too.
+    """
 
     name: str
     lq: Path
@@ -33,7 +43,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Leftover:
+class Unpaired:
     """An image that belongs to no pair, and why."""
 
     path: Path
@@ -45,18 +55,20 @@ class PairSet:
     """What a folder holds.
 
     Args:
-        layout: how the pairs lie, for people.
+        layout: where the two sides of the pairs are, for people.
+        task: "derain", "deblur" or "denoise", where the layout or the folder's name tells.
         root: the folder that was searched.
         pairs: all pairs, in natural order of their names.
-        leftovers: images beside them that belong to no pair.
+        unpaired: images beside them that belong to no pair.
         notices: what the user should know about the choice.
-        splits: "train", and "val" when the set has such folders of its own.
+        splits: "train", and "val" and "test" where the set has such folders of its own.
     """
 
     layout: str
+    task: str | None
     root: Path
     pairs: tuple[Pair, ...]
-    leftovers: tuple[Leftover, ...]
+    unpaired: tuple[Unpaired, ...]
     notices: tuple[str, ...]
     splits: dict[str, tuple[Pair, ...]]
 
@@ -73,8 +85,8 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
         DataError: no such folder, no images, no pairs, or more than one way to pair them.
     """
     if pairs_file is not None:
-        listed = [Pair(row.name, row.lq, row.gt) for row in read_pairs_csv(pairs_file)]
-        return _pair_set(f"the list {pairs_file.name}", root, listed, (), ())
+        listed = [Pair(*row) for row in read_pairs_csv(pairs_file)]
+        return _pair_set(f"the list {pairs_file.name}", None, root, listed, (), ())
     images = list_images(root, recursive=True)
     if not images:
         raise DataError("no images in the folder", where=root, hint="check the path")
@@ -83,17 +95,18 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
     if not chosen:
         raise _no_pairs(tree)
     pairs = [pair for candidate in chosen for pair in _named(candidate, root)]
-    leftovers = _leftovers(tree, chosen)
-    return _pair_set(_describe(chosen), root, _unique(pairs, root), leftovers, notices)
+    unpaired = _unpaired(tree, chosen)
+    task = chosen[0].layout.task
+    return _pair_set(_describe(chosen), task, root, _unique(pairs, root), unpaired, notices)
 
 
 def check_sizes(pair: Pair) -> tuple[int, int]:
     """(height, width) of both images of a pair, from their headers; DataError when they differ."""
     lq, gt = image_size(pair.lq), image_size(pair.gt)
     if lq != gt:
-        what = f"sizes differ within a pair: {_size(lq)} degraded, {_size(gt)} clean"
-        files = [f"degraded: {pair.lq}", f"clean: {pair.gt}"]
-        raise DataError(what, where=pair.name, hint="crop or remove the pair", details=files)
+        what = f"the sizes differ within a pair: {_size(lq)} degraded, {_size(gt)} clean"
+        files = [f"clean: {pair.gt}"]
+        raise DataError(what, where=pair.lq, hint="crop or remove the pair", details=files)
     return lq
 
 
@@ -103,31 +116,49 @@ def _size(size: tuple[int, int]) -> str:
 
 def _pair_set(
     layout: str,
+    task: str | None,
     root: Path,
     pairs: Iterable[Pair],
-    leftovers: Iterable[Leftover],
+    unpaired: Iterable[Unpaired],
     notices: Sequence[str],
 ) -> PairSet:
     ordered = tuple(sorted(pairs, key=lambda pair: natural_key(pair.name)))
     splits, more = _splits(ordered)
-    found = tuple(sorted(leftovers, key=lambda one: natural_key(one.path)))
-    return PairSet(layout, root, ordered, found, (*notices, *more), splits)
+    found = tuple(sorted(unpaired, key=lambda one: natural_key(one.path)))
+    task = task or _task(root.resolve().name)
+    return PairSet(layout, task, root, ordered, found, (*notices, *more), splits)
+
+
+def _task(name: str) -> str | None:
+    """The task that a data set's name tells: "rain100l", "GoPro_train", "noisy photos"."""
+    words = name_words(name)
+    told = [
+        task
+        for task, starts in _TASK_WORDS.items()
+        if any(word.startswith(starts) for word in words)
+    ]
+    return told[0] if len(told) == 1 else None
 
 
 def _splits(pairs: Sequence[Pair]) -> tuple[dict[str, tuple[Pair, ...]], tuple[str, ...]]:
-    """The set's own split: needs train/ and val/ (or test/) folders, else all is train."""
+    """The set's own split: val/ needs train/ beside it, and test/ anything; else all is train."""
     sides: dict[str, list[Pair]] = {"train": [], "val": [], "test": [], "": []}
     for pair in pairs:
         sides[_side(pair.name)].append(pair)
-    if not sides["train"] or not (sides["val"] or sides["test"]):
+    if len(sides["test"]) == len(pairs):
         return {"train": tuple(pairs)}, ()
     notices = []
-    if sides["val"] and sides["test"]:
-        notices.append(f"{len(sides['test'])} pairs in test/ are neither trained nor validated on")
-    if sides[""]:
-        notices.append(f"{len(sides[''])} pairs outside the split folders are taken as training")
-    train = [pair for pair in pairs if _side(pair.name) in ("train", "")]
-    return {"train": tuple(train), "val": tuple(sides["val"] or sides["test"])}, tuple(notices)
+    if sides["test"]:
+        count = len(sides["test"])
+        notices.append(f"the {count} pairs of the test split are skipped; score them with eval")
+    if sides["train"] and sides[""]:
+        notices.append(f"{len(sides[''])} pairs outside the split folders are used for training")
+    validates = {"val"} if sides["train"] else set()
+    own: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    for pair in pairs:
+        side = _side(pair.name)
+        own[side if side == "test" or side in validates else "train"].append(pair)
+    return {split: tuple(some) for split, some in own.items() if some}, tuple(notices)
 
 
 def _side(name: str) -> str:
@@ -165,12 +196,12 @@ def _renamed(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
     ]
 
 
-def _leftovers(tree: Tree, chosen: Sequence[Candidate]) -> list[Leftover]:
+def _unpaired(tree: Tree, chosen: Sequence[Candidate]) -> list[Unpaired]:
     used = {path for candidate in chosen for pair in candidate.pairs for path in pair}
     reasons = {path: why for one in chosen for path, why in one.reasons.items()}
     ignored = {path for one in chosen for folder in one.ignored for path in tree.below(folder)}
     return [
-        Leftover(path, reasons.get(path, "outside the folders of the pairs"))
+        Unpaired(path, reasons.get(path, "outside the folders of the pairs"))
         for path in tree.images
         if path not in used and path not in ignored
     ]
@@ -192,7 +223,7 @@ def _no_pairs(tree: Tree) -> DataError:
         f"{next(path.name for path in tree.images if path.parent == folder)}"
         for folder, count in counts.most_common(8)
     ]
-    what = "no pairs of degraded and clean images"
+    what = "no pairs of degraded and clean images were found"
     return DataError(what, where=tree.root, hint=_hint(tree), details=[*there, *looked])
 
 

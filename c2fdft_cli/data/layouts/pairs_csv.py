@@ -1,11 +1,10 @@
-"""A list of pairs written by hand: a CSV file of degraded, clean and, if wished, names."""
+"""A list of pairs written by hand: a CSV file of degraded files, clean files and names."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from c2fdft_cli.data.images.picture import is_image_path
 from c2fdft_cli.errors import DataError
@@ -16,17 +15,10 @@ _HEADERS = {"lq", "gt", "name", "degraded", "clean", "input", "target"}
 _HINT = "each row is: degraded,clean[,name], relative to the CSV file"
 
 
-class Row(NamedTuple):
-    """One pair as listed; the name is derived from the degraded path when it has none."""
+def read_pairs_csv(path: Path) -> list[tuple[str, Path, Path]]:
+    """(name, degraded, clean) of each row of a CSV file (UTF-8).
 
-    number: int
-    lq: Path
-    gt: Path
-    name: str
-
-
-def read_pairs_csv(path: Path) -> list[Row]:
-    """The pairs of a CSV file (UTF-8); its first row may be the header lq,gt[,name].
+    The first row may be the header lq,gt[,name]; without a name it is the degraded path.
 
     Raises:
         DataError: the file is missing or malformed, lists files that do not exist or are no
@@ -35,23 +27,24 @@ def read_pairs_csv(path: Path) -> list[Row]:
     rows = list(_rows(path))
     if not rows:
         raise DataError("the list of pairs is empty", where=path, hint=_HINT)
-    missing = [str(file) for row in rows for file in (row.lq, row.gt) if not file.is_file()]
+    missing = [str(file) for _, _, *files in rows for file in files if not file.is_file()]
     if missing:
         what = f"the list of pairs names {len(missing)} files that do not exist"
         raise DataError(what, where=path, hint=_HINT, details=missing[:_SHOWN])
     seen: dict[str, int] = {}
-    for row in rows:
-        if row.name in seen:
-            what = f"rows {seen[row.name]} and {row.number} are both named {row.name!r}"
-            raise DataError(what, where=path, hint="give each its own in a third column")
-        seen[row.name] = row.number
-    return rows
+    for number, name, _, _ in rows:
+        if name in seen:
+            what = f"rows {seen[name]} and {number} have the same name, {name!r}"
+            raise DataError(what, where=path, hint="give each row its own name in a third column")
+        seen[name] = number
+    return [(name, lq, gt) for _, name, lq, gt in rows]
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[tuple[int, str, Path, Path]]:
+    """(line, name, degraded, clean) of each row."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise DataError("the list of pairs is too large", where=path)
+            raise DataError("the list of pairs is larger than 256 MiB", where=path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             for cells in (reader := csv.reader(file)):
                 trimmed = [cell.strip() for cell in cells]
@@ -65,22 +58,24 @@ def _rows(path: Path) -> Iterator[Row]:
         raise DataError(f"cannot read the list of pairs: {reason}", where=path) from error
 
 
-def _row(path: Path, number: int, cells: Sequence[str]) -> Row:
+def _row(path: Path, number: int, cells: Sequence[str]) -> tuple[int, str, Path, Path]:
     where = f"{path}, line {number}"
     if len(cells) not in (2, 3) or not all(cells[:2]) or "\0" in "".join(cells):
-        raise DataError("not a pair", where=where, hint=_HINT)
+        raise DataError("this row is not a pair", where=where, hint=_HINT)
     lq, gt = (path.parent / cell for cell in cells[:2])
     if lq == gt:
-        raise DataError("one file as both degraded and clean", where=where, hint=_HINT)
+        raise DataError("the degraded and the clean file are the same", where=where, hint=_HINT)
     for file in (lq, gt):
         if not is_image_path(file):
-            raise DataError(f"{file.name} has no image suffix", where=where, hint=_HINT)
+            raise DataError(
+                f"{file.name} does not have the suffix of an image file", where=where, hint=_HINT
+            )
     given = cells[2] if len(cells) == 3 else ""
     name = given or _derived_name(cells[0])
     if not _is_safe(name):
         hint = "use a plain name, or folder/name"
         raise DataError(f"the name {name!r} cannot be used", where=where, hint=hint)
-    return Row(number, lq, gt, name)
+    return number, name, lq, gt
 
 
 def _derived_name(cell: str) -> str:

@@ -17,11 +17,18 @@ _CLEAN = ("gt", "groundtruth", "clean", "target")
 
 @dataclass(frozen=True)
 class Layout:
-    """What the two sides are called, in lower case without signs (`plain`)."""
+    """What the two sides are called, in lower case without signs (`plain`).
+
+    Args:
+        published: the data sets that are laid out so.
+        lq, gt: names of the degraded and of the clean side.
+        task: "derain", "deblur" or "denoise" where the names tell.
+    """
 
     published: str
     lq: tuple[str, ...]
     gt: tuple[str, ...]
+    task: str | None = None
 
 
 LAYOUTS = (
@@ -32,20 +39,22 @@ LAYOUTS = (
     ),
     Layout("", ("lq", "lowquality"), ("hq", "highquality", *_CLEAN)),
     Layout("", ("degraded",), _CLEAN),
-    Layout("SIDD", ("noisy",), _CLEAN),
+    Layout("SIDD", ("noisy",), _CLEAN, "denoise"),
     Layout("RESIDE", ("hazy", "haze"), ("clear", *_CLEAN)),
     Layout(
         "GoPro, RealBlur, REDS",
         ("blur", "blurred", "blurry", _GAMMA, "trainblur", "valblur", "testblur"),
         ("sharp", "trainsharp", "valsharp", "testsharp", *_CLEAN),
+        "deblur",
     ),
     Layout(
         "Rain1400, the first Rain100L",
         ("rainy", "rain", "rainyimage", "rainyimages"),
         ("norain", *_CLEAN),
+        "derain",
     ),
     Layout("RainDrop", ("data",), ("gt",)),
-    Layout("PolyU", ("real",), ("mean",)),
+    Layout("PolyU", ("real",), ("mean",), "denoise"),
 )
 _KINDS = frozenset(name for layout in LAYOUTS for name in (*layout.lq, *layout.gt))
 
@@ -62,7 +71,7 @@ class Candidate:
         label: how it looks, for people.
         pairs: (degraded, clean).
         reasons: why the others in those folders are in no pair.
-        ignored: folders left aside on purpose.
+        ignored: folders that are skipped on purpose.
     """
 
     layout: Layout
@@ -139,18 +148,18 @@ def search(tree: Tree, *, gamma: bool) -> tuple[list[Candidate], list[str]]:
     if gamma and not all(candidate.is_gamma for candidate in chosen):
         plain_one = next(candidate for candidate in chosen if not candidate.is_gamma)
         raise DataError(
-            "no blur_gamma/ folder", where=plain_one.parent, hint="this set has blur/ alone"
+            "no blur_gamma/ folder", where=plain_one.parent, hint="leave --gamma out: it has blur/"
         )
     if any(candidate.ignored for candidate in chosen):
         taken, other = ("blur_gamma/", "blur/") if gamma else ("blur/", "blur_gamma/")
-        notices.append(f"the set has blur/ and blur_gamma/: {taken} is taken, {other} left aside")
+        notices.append(f"the set has blur/ and blur_gamma/: {taken} is used, {other} is skipped")
     elif not gamma and any(candidate.is_gamma for candidate in chosen):
-        notices.append("the set has no blur/: blur_gamma/ is taken")
+        notices.append("the set has no blur/: blur_gamma/ is used")
     return chosen, notices
 
 
 def _choose(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidate]:
-    """The only way at one place; of GoPro's two the one asked for, the other set aside."""
+    """The only way at one place; of GoPro's two the one asked for."""
     if {way.is_gamma for way in ways} == {True, False}:
         others = tuple(way.lq_folder for way in ways if way.is_gamma != gamma)
         ways = [

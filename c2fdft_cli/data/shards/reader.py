@@ -12,7 +12,7 @@ format) with n >= 1 images or pairs:
     sha256_gt, sha256_lq   [n]    hex digests of each image's bytes
 
 Root attributes: format = "c2fdft-shard", format_version = 1, the fields of
-`shard_format.ShardHeader`, and sha256_index over all of these but the pixels. Nothing in the file
+`format.ShardHeader`, and sha256_index over all of these but the pixels. Nothing in the file
 depends on a clock, a path or the machine: identical input gives identical bytes. Readers refuse a
 newer format_version. `docs/shards.md` has the same in words, with an example in another program.
 """
@@ -48,7 +48,7 @@ class ImageChecked:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What `verify` went through."""
+    """How much `verify` compared."""
 
     shards: int
     images: int
@@ -162,9 +162,11 @@ class ShardSet:
             with shard.path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot map the shard ({error})", where=shard.path) from error
+            raise DataError(
+                f"cannot map the shard into memory: {error}", where=shard.path
+            ) from error
         if len(mapped) != shard.file_size:
-            raise DataError("the shard changed while in use", where=shard.path)
+            raise DataError("the shard was changed while in use", where=shard.path)
         self._maps[number] = mapped
         return mapped
 
@@ -182,7 +184,9 @@ def open_shards(path: Path, split: str) -> list[ShardIndex]:
         raise DataError("no such folder of shards", where=path, hint="make it with prepare")
     files = sorted(path.glob(f"{split}-*.h5"))
     if not files:
-        raise DataError(f"no {split}-*.h5 in this folder", where=path, hint="make it with prepare")
+        raise DataError(
+            f"the folder holds no {split}-*.h5", where=path, hint="make it with prepare"
+        )
     shards = [read_index(file) for file in files]
     _check_set(path, split, shards)
     return shards
@@ -205,7 +209,7 @@ def _check_set(folder: Path, split: str, shards: Sequence[ShardIndex]) -> None:
     for shard in shards:
         for entry in shard.entries:
             if entry.name in names:
-                raise DataError(f"name {entry.name} occurs twice", where=shard.path)
+                raise DataError(f"the name {entry.name} occurs twice in the set", where=shard.path)
             names.add(entry.name)
 
 

@@ -49,7 +49,7 @@ class ShardWriter:
         self, path: Path, header: ShardHeader, entries: Sequence[Entry], *, has_lq: bool
     ) -> None:
         if not entries:
-            raise ValueError("a shard holds at least one image")
+            raise ValueError("a shard must hold at least one image")
         self._path = path
         self._header = header
         self._entries = tuple(entries)
@@ -73,7 +73,7 @@ class ShardWriter:
         if len(self._digests["gt"]) == len(self._entries):
             raise ValueError("more images than announced")
         if (lq is None) is ("lq" in self._kinds):
-            raise ValueError("lq and has_lq do not agree")
+            raise ValueError("lq must be given where has_lq is set, and only there")
         digest_lq = None if lq is None else self._put("lq", lq)
         return digest_lq, self._put("gt", gt)
 
@@ -83,9 +83,10 @@ class ShardWriter:
         expected = (entry.height, entry.width, CHANNELS)
         if image.dtype != np.uint8 or image.shape != expected:
             raise DataError(
-                f"{kind} is {image.shape} {image.dtype}, expected {expected} uint8",
-                where=entry.name,
-                hint="did the file change meanwhile?",
+                f"{kind} of image {entry.name} must be {expected} uint8, "
+                f"got {image.shape} {image.dtype}",
+                where=self._path,
+                hint="the source file changed while it was prepared; run prepare again",
             )
         flat = np.ascontiguousarray(image).reshape(-1)
         start = self._offsets[number]

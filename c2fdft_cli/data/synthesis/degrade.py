@@ -41,7 +41,7 @@ def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model
         UsageError: an unknown kind or option, a wrong type, a value outside its limits.
     """
     if kind not in MODELS:
-        raise UsageError(f"no degradation {kind!r}", hint=closest(kind, list(MODELS)))
+        raise UsageError(f"there is no degradation {kind!r}", hint=closest(kind, list(MODELS)))
     return build(MODELS[kind], kind, options or {})
 
 
@@ -54,13 +54,13 @@ def degrade(
         gt: clean image or crop, uint8 [h, w, 3]; for blur see `margin`.
         model: what to do.
         rng: the only source of randomness.
-        streaks: rendered streak fields for rain; without them streaks are drawn by formula.
+        streaks: rendered streak masks for rain; without them streaks are rendered by formula.
 
     Returns:
         uint8 [h, w, 3], C-contiguous.
 
     Raises:
-        UsageError: streak fields with anything but rain.
+        UsageError: streak masks with anything but rain.
         ValueError: `gt` is not uint8 [h, w, 3] with at least one pixel.
     """
     if gt.dtype != np.uint8 or gt.ndim != 3 or gt.shape[2] != 3 or gt.size == 0:
@@ -68,7 +68,7 @@ def degrade(
     if isinstance(model, RainModel):
         return add_rain(gt, model, rng, streaks)
     if streaks is not None:
-        raise UsageError("streak fields are for rain alone", hint="leave the streak folder out")
+        raise UsageError("streak masks can be used for rain alone", hint="leave the folder out")
     if isinstance(model, NoiseModel):
         return add_noise(gt, model, rng)
     return add_blur(gt, model, rng)

@@ -1,4 +1,4 @@
-"""Rain as an additive grey layer, O = min(255, B + S): one streak field per image, or many."""
+"""Rain as an additive grey layer, O = min(255, B + S): one streak mask per image, or many."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIMITS = {
 }
 LENGTH_SPREAD, WIDTH_SPREAD, LEVEL_SPREAD = 0.45, 0.4, 0.7
 LENGTH_CAP, WIDTH_CAP = 3.0, 4.5
-HEAVY_TURN, HEAVY_LEAN = 8.0, 15.0
+HEAVY_TURN, HEAVY_TILT = 8.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,17 @@ class RainModel:
 
     Attributes:
         strength: range of the amplitude factor, 1 being a bank's own brightness.
-        heavy: share of images, 0..1, that get heavy rain (0: like Rain100L, 1: like Rain100H).
-        heavy_fields: least and most fields of a bank that are summed for heavy rain.
-        turn: a bank's field is turned by up to this many degrees.
-        across: range of the factor that stretches a bank's turned field horizontally, drawn
-            evenly in its logarithm.
-        along: the same, vertically. Rain100L's fields are about 0.85 x 1.0 in its landscape and
-            0.57 x 1.5 in its portrait images; [1, 1] and no turn keep a field's pixels untouched.
-        lean: largest lean of drawn streaks from the vertical, in degrees.
-        cover: range of the share of pixels that drawn light rain covers, drawn evenly in its
-            logarithm.
+        heavy: share of images, 0..1, with rain of high intensity (0: like Rain100L, 1: like
+            Rain100H).
+        heavy_fields: least and most masks of a bank that are summed for heavy rain.
+        turn: a bank's mask is rotated by up to this many degrees.
+        across: range of the factor that stretches a bank's rotated mask horizontally, sampled
+            uniformly in its logarithm.
+        along: the same, vertically. Rain100L's masks are about 0.85 x 1.0 in its landscape and
+            0.57 x 1.5 in its portrait images; [1, 1] and no turn keep a mask's pixels unchanged.
+        lean: largest tilt of synthetic streaks from the vertical, in degrees.
+        cover: range of the density of synthetic light rain, the share of pixels that it covers,
+            sampled uniformly in its logarithm.
 
     Raises:
         UsageError: a value outside its limits.
@@ -65,22 +66,22 @@ class RainModel:
 
 
 @dataclass(frozen=True)
-class Field:
-    """What the streaks of one drawn field have in common (px, degrees, 8-bit levels).
+class StreakStyle:
+    """What the streaks of one synthetic mask have in common (px, degrees, 8-bit levels).
 
     Attributes:
-        lean: lean from the vertical in degrees, positive towards the upper right.
-        jitter: standard deviation of one streak's lean around it, in degrees.
-        cover: expected share of covered pixels, below 1.
+        tilt: angle from the vertical in degrees, positive towards the upper right.
+        jitter: standard deviation of one streak's tilt around it, in degrees.
+        coverage: expected share of covered pixels, below 1.
         level: mean level of a covered pixel.
         length: median length in px.
         width: median width in px.
         flat: 0 for streaks that swell and fade, 1 for an even level from end to end.
     """
 
-    lean: float
+    tilt: float
     jitter: float
-    cover: float
+    coverage: float
     level: float
     length: float
     width: float
@@ -100,13 +101,13 @@ def add_rain(
 def rain_layer(
     model: RainModel, rng: np.random.Generator, h: int, w: int, streaks: StreakBank | None = None
 ) -> Pixels:
-    """Draw the layer S, uint8 [h, w], from a bank's fields or, without a bank, by formula."""
+    """Sample the layer S, uint8 [h, w], from a bank's masks or, without a bank, by formula."""
     heavy = bool(rng.random() < model.heavy)
     strength = rng.uniform(*model.strength)
     # A bank's streaks are short: every second heavy image has the long ones of Rain100H.
     if streaks is None or (heavy and rng.random() < 0.5):
-        fields = heavy_fields(model, rng) if heavy else [light_field(model, rng)]
-        layer = sum((draw(field, rng, h, w) for field in fields), np.zeros((h, w)))
+        styles = heavy_styles(model, rng) if heavy else [light_style(model, rng)]
+        layer = sum((render(style, rng, h, w) for style in styles), np.zeros((h, w)))
     else:
         layer = _bank_layer(model, rng, h, w, streaks, heavy=heavy)
     return np.minimum(np.rint(layer * strength), 255).astype(np.uint8)
@@ -115,7 +116,7 @@ def rain_layer(
 def _bank_layer(
     model: RainModel, rng: np.random.Generator, h: int, w: int, bank: StreakBank, *, heavy: bool
 ) -> Floats:
-    """One field for light rain; the sum of several, hardly turned, for heavy rain."""
+    """One mask for light rain; the sum of several, hardly rotated, for heavy rain."""
     turn = min(model.turn, HEAVY_TURN) if heavy else model.turn
     least, most = model.heavy_fields if heavy else (1, 1)
     layer = np.zeros((h, w))
@@ -127,13 +128,13 @@ def _bank_layer(
     return layer
 
 
-def light_field(model: RainModel, rng: np.random.Generator) -> Field:
-    """One direction, one scale, one brightness for the whole image, spread as in Rain100L."""
+def light_style(model: RainModel, rng: np.random.Generator) -> StreakStyle:
+    """One direction, scale and brightness for the whole image, distributed as in Rain100L."""
     scale = rng.lognormal(0.0, 0.3)
-    return Field(
-        lean=float(rng.triangular(-model.lean, 0.0, model.lean)) if model.lean else 0.0,
+    return StreakStyle(
+        tilt=float(rng.triangular(-model.lean, 0.0, model.lean)) if model.lean else 0.0,
         jitter=1.5,
-        cover=float(np.exp(rng.uniform(*np.log(model.cover)))),
+        coverage=float(np.exp(rng.uniform(*np.log(model.cover)))),
         level=35.0 * rng.lognormal(0.0, 0.35),
         length=20.0 * scale * rng.lognormal(0.0, 0.3),
         width=1.6 * math.sqrt(scale),
@@ -141,14 +142,14 @@ def light_field(model: RainModel, rng: np.random.Generator) -> Field:
     )
 
 
-def heavy_fields(model: RainModel, rng: np.random.Generator) -> list[Field]:
+def heavy_styles(model: RainModel, rng: np.random.Generator) -> list[StreakStyle]:
     """Long, even, overlapping streaks; in two images of five a second direction crosses."""
-    cover = rng.uniform(0.75, 0.98)
-    lean = min(model.lean, HEAVY_LEAN)
-    first = Field(
-        lean=rng.uniform(-lean, lean),
+    coverage = rng.uniform(0.75, 0.98)
+    tilt = min(model.lean, HEAVY_TILT)
+    first = StreakStyle(
+        tilt=rng.uniform(-tilt, tilt),
         jitter=2.0,
-        cover=cover,
+        coverage=coverage,
         level=37.0 * rng.lognormal(0.0, 0.25),
         length=45.0 * rng.lognormal(0.0, 0.4),
         width=1.8 * rng.lognormal(0.0, 0.2),
@@ -156,35 +157,35 @@ def heavy_fields(model: RainModel, rng: np.random.Generator) -> list[Field]:
     )
     if rng.random() > 0.4:
         return [first]
-    half = 1.0 - math.sqrt(1.0 - cover)
-    other = replace(first, lean=rng.uniform(-lean, lean), cover=half)
-    return [replace(first, cover=half), other]
+    half = 1.0 - math.sqrt(1.0 - coverage)
+    other = replace(first, tilt=rng.uniform(-tilt, tilt), coverage=half)
+    return [replace(first, coverage=half), other]
 
 
-def draw(field: Field, rng: np.random.Generator, h: int, w: int) -> Floats:
+def render(style: StreakStyle, rng: np.random.Generator, h: int, w: int) -> Floats:
     """Rasterise a Poisson process of streaks, float [h, w] >= 0, anti-aliased by coverage.
 
     Streaks are centred up to half the longest length outside, so the statistics of a crop do not
-    depend on its size. Covered area: cover = 1 - exp(-density * mean streak area).
+    depend on its size. Covered area: coverage = 1 - exp(-density * mean streak area).
     """
-    reach_y = LENGTH_CAP * field.length / 2 + 1
-    reach_x = reach_y * math.tan(math.radians(abs(field.lean) + 3 * field.jitter)) + WIDTH_CAP
-    area = field.length * math.exp(LENGTH_SPREAD**2 / 2) * (field.width + 0.7)
-    density = -math.log1p(-field.cover) / area
+    reach_y = LENGTH_CAP * style.length / 2 + 1
+    reach_x = reach_y * math.tan(math.radians(abs(style.tilt) + 3 * style.jitter)) + WIDTH_CAP
+    area = style.length * math.exp(LENGTH_SPREAD**2 / 2) * (style.width + 0.7)
+    density = -math.log1p(-style.coverage) / area
     n = int(rng.poisson(density * (h + 2 * reach_y) * (w + 2 * reach_x)))
     y = rng.uniform(-reach_y, h + reach_y, n)
     x = rng.uniform(-reach_x, w + reach_x, n)
-    streaks = _Streaks.scatter(field, rng, y, x)
+    streaks = _Streaks.scatter(style, rng, y, x)
     return _rasterise(streaks, h, w)
 
 
 @dataclass(frozen=True)
 class _Streaks:
-    """Arrays [n]: centre, length, width (px), lean (radians), level and profile of each streak."""
+    """Arrays [n]: centre, length, width (px), tilt (radians), level and profile of each streak."""
 
     y: Floats
     x: Floats
-    lean: Floats
+    tilt: Floats
     length: Floats
     width: Floats
     level: Floats
@@ -194,25 +195,27 @@ class _Streaks:
     phase: Floats
 
     @classmethod
-    def scatter(cls, field: Field, rng: np.random.Generator, y: Floats, x: Floats) -> _Streaks:
-        """Draw each streak's own values; near ones are longer, wider and brighter together."""
+    def scatter(
+        cls, style: StreakStyle, rng: np.random.Generator, y: Floats, x: Floats
+    ) -> _Streaks:
+        """Sample each streak's own values; near ones are longer, wider and brighter together."""
         n = y.size
         near = rng.normal(0.0, 1.0, n)
         own = rng.normal(0.0, 1.0, (3, n))
         spread = np.clip(np.exp(LENGTH_SPREAD * (0.6 * near + 0.8 * own[0])), 0.2, LENGTH_CAP)
-        width = field.width * np.exp(WIDTH_SPREAD * (0.8 * near + 0.6 * own[1]))
-        level_spread = LEVEL_SPREAD * (1.0 - 0.5 * field.flat)
+        width = style.width * np.exp(WIDTH_SPREAD * (0.8 * near + 0.6 * own[1]))
+        level_spread = LEVEL_SPREAD * (1.0 - 0.5 * style.flat)
         level = np.exp(level_spread * (0.5 * near + 0.87 * own[2]) - level_spread**2 / 2)
-        jitter = np.clip(rng.normal(0.0, 1.0, n), -3, 3) * field.jitter
+        jitter = np.clip(rng.normal(0.0, 1.0, n), -3, 3) * style.jitter
         return cls(
             y=y,
             x=x,
-            lean=np.radians(field.lean + jitter),
-            length=field.length * spread,
+            tilt=np.radians(style.tilt + jitter),
+            length=style.length * spread,
             width=np.clip(width, 0.6, WIDTH_CAP),
-            level=field.level * level,
-            power=rng.uniform(0.3, 1.2, n) * (1.0 - field.flat),
-            wave=rng.uniform(0.0, 0.6, n) * (1.0 - field.flat),
+            level=style.level * level,
+            power=rng.uniform(0.3, 1.2, n) * (1.0 - style.flat),
+            wave=rng.uniform(0.0, 0.6, n) * (1.0 - style.flat),
             turns=rng.uniform(1.0, 4.0, n) * 2 * math.pi,
             phase=rng.uniform(0.0, 2 * math.pi, n),
         )
@@ -224,7 +227,7 @@ class _Streaks:
 
 def _rasterise(streaks: _Streaks, h: int, w: int) -> Floats:
     """Sum level * profile(along) * coverage(across) over the rows that each streak crosses."""
-    half = streaks.length / 2 * np.cos(streaks.lean)
+    half = streaks.length / 2 * np.cos(streaks.tilt)
     first = np.clip(np.ceil(streaks.y - half), 0, h).astype(np.intp)
     last = np.clip(np.floor(streaks.y + half), -1, h - 1).astype(np.intp)
     rows_each = np.maximum(last - first + 1, 0)
@@ -233,11 +236,11 @@ def _rasterise(streaks: _Streaks, h: int, w: int) -> Floats:
     row = np.arange(index.size) - np.repeat(starts - first, rows_each)
     s = streaks.take(index)
     off = row - s.y
-    centre = s.x + off * -np.tan(s.lean)
-    value = s.level * _profile(s, off / (np.cos(s.lean) * s.length) + 0.5)
-    taps = math.ceil((WIDTH_CAP + 1) / math.cos(float(np.abs(streaks.lean).max(initial=0.0)))) + 1
+    centre = s.x + off * -np.tan(s.tilt)
+    value = s.level * _profile(s, off / (np.cos(s.tilt) * s.length) + 0.5)
+    taps = math.ceil((WIDTH_CAP + 1) / math.cos(float(np.abs(streaks.tilt).max(initial=0.0)))) + 1
     column = np.floor(centre)[:, None].astype(np.intp) + np.arange(taps) - (taps - 1) // 2
-    across = np.abs(column - centre[:, None]) * np.cos(s.lean)[:, None]
+    across = np.abs(column - centre[:, None]) * np.cos(s.tilt)[:, None]
     covered = np.clip(s.width[:, None] / 2 + 0.5 - across, 0.0, np.minimum(s.width, 1.0)[:, None])
     inside = (column >= 0) & (column < w) & (covered > 0)
     flat = (row[:, None] * w + column)[inside]

@@ -1,16 +1,17 @@
-"""A bank of rendered rain-streak fields (grey on black; Garg and Nayar, TOG 2006)."""
+"""A bank of rendered rain-streak masks (grey on black; Garg and Nayar, TOG 2006)."""
 
 from __future__ import annotations
 
 import math
-import struct
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from c2fdft_cli.data.images.picture import image_size, read_rgb8
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.pipeline import in_order
 
 Grey: TypeAlias = NDArray[np.uint8]
 
@@ -18,30 +19,31 @@ MAX_FILE_BYTES = 32 * 2**20
 MAX_SIDE = 8192
 MIN_SIDE = 32
 MAX_BANK_BYTES = 512 * 2**20
-COLOUR_TOLERANCE = 16
+TOLERANCE = 16
 MAX_FADE = 48
 MIN_CUBIC_SHRINK = 0.7
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class StreakBank:
-    """Streak fields held in memory as uint8 [h, w]; safe to pickle and to share between workers.
+    """Streak masks held in memory as uint8 [h, w]; safe to pickle and to share between workers.
 
     Args:
         folder: a flat folder of PNG files, grey (or colour with equal channels) on black.
         max_images: at most so many files, evenly spaced over the sorted names.
 
     Raises:
-        DataError: no such folder, no PNG in it, a file that is damaged, coloured or out of size.
+        DataError: no such folder, no PNG in it, a file that is damaged, coloured, too small or too
+            large.
+        ValueError: `max_images` below 1.
     """
 
     def __init__(self, folder: str | Path, max_images: int = 512) -> None:
         if max_images < 1:
-            raise DataError(f"max_images is {max_images}", where=folder, hint="use 1 or more")
-        self.fields: tuple[Grey, ...] = tuple(_load(Path(folder), max_images))
+            raise ValueError(f"max_images must be at least 1, got {max_images}")
+        self.masks: tuple[Grey, ...] = tuple(_load(Path(folder), max_images))
 
     def __len__(self) -> int:
-        return len(self.fields)
+        return len(self.masks)
 
     def sample(
         self,
@@ -53,46 +55,46 @@ class StreakBank:
         across: float = 1.0,
         along: float = 1.0,
     ) -> Grey:
-        """Cut one field from a random place, perhaps turned, stretched, flipped left to right.
+        """Cut one mask from a random place, perhaps rotated, stretched, flipped left to right.
 
-        A field that is too small goes on periodically, its ends cross-faded: a mirror would
-        reverse the lean, a plain repeat would cut streaks off.
+        A mask that is too small is repeated, its ends cross-faded: a mirror image would reverse
+        the tilt, a plain repeat would cut streaks off.
 
         Args:
             rng: the only source of randomness.
             h: height in px.
             w: width in px.
-            turn: the field is turned by an angle drawn evenly from
+            turn: the mask is rotated by an angle sampled uniformly from
                 [-turn, turn] degrees.
-            across: factor by which the turned field is stretched horizontally.
+            across: factor by which the rotated mask is stretched horizontally.
             along: factor by which it is stretched vertically. With no turn and both factors 1
                 every pixel is as it was rendered.
 
         Returns:
             uint8 [h, w], C-contiguous, a copy.
         """
-        field = self.fields[rng.integers(len(self.fields))]
+        mask = self.masks[rng.integers(len(self.masks))]
         angle = float(rng.uniform(-turn, turn)) if turn > 0 else 0.0
         size = max(1, round(h / along)), max(1, round(w / across))
-        cut = _turned(field, rng, *size, angle) if angle else _straight(field, rng, *size)
+        cut = _rotated(mask, rng, *size, angle) if angle else _straight(mask, rng, *size)
         cut = _stretched(cut, h, w)
         return np.ascontiguousarray(cut[:, ::-1] if rng.random() < 0.5 else cut)
 
 
-def _straight(field: Grey, rng: np.random.Generator, h: int, w: int) -> Grey:
-    """Cut [h, w] out of the field without touching a pixel's value."""
-    top, left = _place(rng, field.shape[0], h), _place(rng, field.shape[1], w)
-    if top + h <= field.shape[0] and left + w <= field.shape[1]:
-        return field[top : top + h, left : left + w]
-    tile = _seamless(field)
+def _straight(mask: Grey, rng: np.random.Generator, h: int, w: int) -> Grey:
+    """Cut [h, w] out of the mask without changing a pixel's value."""
+    top, left = _place(rng, mask.shape[0], h), _place(rng, mask.shape[1], w)
+    if top + h <= mask.shape[0] and left + w <= mask.shape[1]:
+        return mask[top : top + h, left : left + w]
+    tile = _seamless(mask)
     rows = np.arange(top, top + h) % tile.shape[0]
     columns = np.arange(left, left + w) % tile.shape[1]
     return np.ascontiguousarray(tile[rows[:, None], columns])
 
 
-def _seamless(field: Grey) -> Grey:
-    """Make the field periodic by cross-fading its ends, so that no row of streaks is cut off."""
-    tile = field.astype(np.float32)
+def _seamless(mask: Grey) -> Grey:
+    """Make the mask periodic by cross-fading its ends, so that no row of streaks is cut off."""
+    tile = mask.astype(np.float32)
     for _ in range(2):
         tile = tile.T
         fade = min(MAX_FADE, tile.shape[0] // 4)
@@ -103,18 +105,18 @@ def _seamless(field: Grey) -> Grey:
 
 
 def _place(rng: np.random.Generator, side: int, crop: int) -> int:
-    """Draw where a crop starts: inside where it fits, anywhere (periodic) where it does not."""
+    """Sample where a crop starts: inside where it fits, anywhere (periodic) where it does not."""
     return int(rng.integers(side - crop + 1 if crop <= side else side))
 
 
-def _turned(field: Grey, rng: np.random.Generator, h: int, w: int, angle: float) -> Grey:
-    """Cut [h, w] out of the field turned by `angle` degrees, cubic so that edges stay sharp."""
+def _rotated(mask: Grey, rng: np.random.Generator, h: int, w: int, angle: float) -> Grey:
+    """Cut [h, w] out of the mask rotated by `angle` degrees, cubic so that edges stay sharp."""
     import cv2
 
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     span_y = math.ceil(h * cos + w * abs(sin)) + 4
     span_x = math.ceil(w * cos + h * abs(sin)) + 4
-    source = _straight(field, rng, span_y, span_x)
+    source = _straight(mask, rng, span_y, span_x)
     centre_y, centre_x = (span_y - 1) / 2, (span_x - 1) / 2
     to_source = np.array([[cos, -sin, 0.0], [sin, cos, 0.0]])
     to_source[:, 2] = (centre_x, centre_y) - to_source[:, :2] @ ((w - 1) / 2, (h - 1) / 2)
@@ -138,47 +140,40 @@ def _stretched(cut: Grey, h: int, w: int) -> Grey:
 def _load(folder: Path, max_images: int) -> list[Grey]:
     """Read the folder's PNG files after checking every header and the sum of their sizes."""
     if not folder.is_dir():
-        raise DataError("no such folder of streak fields", where=folder)
+        raise DataError("no such folder of streak masks", where=folder)
     found = (path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.is_file())
     paths = sorted(found, key=lambda path: path.name)
     if not paths:
-        raise DataError("no PNG streak field", where=folder, hint="name a flat folder of .png")
+        raise DataError("the folder holds no PNG files of streak masks", where=folder)
     if len(paths) > max_images:
         paths = [paths[i * len(paths) // max_images] for i in range(max_images)]
     total = sum(_pixels(path) for path in paths)
     if total > MAX_BANK_BYTES:
         raise DataError(
-            f"streak fields need {total >> 20} MiB of memory, over {MAX_BANK_BYTES >> 20}",
+            f"the streak masks need {total >> 20} MiB of memory, more than {MAX_BANK_BYTES >> 20}",
             where=folder,
-            hint="use fewer or smaller fields",
+            hint="use fewer or smaller masks",
         )
-    return [_read(path) for path in paths]
+    return list(in_order(_read, paths))
 
 
 def _pixels(path: Path) -> int:
-    """Return height * width from the PNG header alone, so that a bomb is never decoded."""
+    """Return height * width from the file's header alone, so that a bomb is never decoded."""
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"streak field over {MAX_FILE_BYTES >> 20} MiB", where=path)
-    with path.open("rb") as file:
-        head = file.read(24)
-    if len(head) < 24 or head[:8] != PNG_SIGNATURE or head[12:16] != b"IHDR":
-        raise DataError("not a PNG file", where=path, hint="streak fields are grey PNG files")
-    w, h = struct.unpack(">II", head[16:24])
+        raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB", where=path)
+    h, w = image_size(path)
     if not (MIN_SIDE <= h <= MAX_SIDE and MIN_SIDE <= w <= MAX_SIDE):
-        raise DataError(f"streak field of {w}x{h} px, not {MIN_SIDE}..{MAX_SIDE}", where=path)
-    return int(h) * int(w)
+        what = f"a streak mask must have sides of {MIN_SIDE} to {MAX_SIDE} px, got {w}x{h} px"
+        raise DataError(what, where=path)
+    return h * w
 
 
 def _read(path: Path) -> Grey:
-    """Decode one field to uint8 [h, w]; it must be grey."""
-    import cv2
-
-    encoded = np.fromfile(path, dtype=np.uint8)
-    image: Grey | None = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError("damaged PNG file", where=path, hint="remove or replace it")
-    blue, green, red = (np.ascontiguousarray(image[..., k]) for k in range(3))
-    channel_pairs = ((blue, green), (green, red), (red, blue))
-    if max(int(cv2.absdiff(a, b).max()) for a, b in channel_pairs) > COLOUR_TOLERANCE:
-        raise DataError("a streak field must be grey", where=path, hint="is this a photo?")
+    """Decode one mask to uint8 [h, w]; it must be grey."""
+    image = read_rgb8(path)
+    red, green, blue = (np.ascontiguousarray(image[..., k]) for k in range(3))
+    highest = np.maximum(np.maximum(red, green), blue)
+    lowest = np.minimum(np.minimum(red, green), blue)
+    if int((highest - lowest).max()) > TOLERANCE:
+        raise DataError("a streak mask must be grey", where=path, hint="is this a photo?")
     return green

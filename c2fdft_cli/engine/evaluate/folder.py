@@ -13,6 +13,7 @@ import torch
 
 from c2fdft_cli.data.images.picture import list_images, read_rgb8
 from c2fdft_cli.data.layouts.pairs import Pair, check_sizes, find_pairs
+from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
 
@@ -21,7 +22,7 @@ _ADDED = -1  # draws from 0 up are the noise that the sampler starts from
 
 
 @dataclass(frozen=True)
-class FolderPairs:
+class FolderPairs(PairSource):
     """The pairs of a folder in a layout that `prepare` knows.
 
     Args:
@@ -43,7 +44,7 @@ class FolderPairs:
         """Of the pairs."""
         return [pair.name for pair in self.pairs]
 
-    def file(self, i: int) -> str:
+    def noise_name(self, i: int) -> str:
         """The degraded file's name."""
         return self.pairs[i].lq.name
 
@@ -58,7 +59,7 @@ class FolderPairs:
 
 
 @dataclass(frozen=True)
-class NoisyImages:
+class NoisyImages(PairSource):
     """Clean images under white Gaussian noise, as denoisers are compared on.
 
     The noise is added to floating-point values, neither rounded nor clipped, and is a function of
@@ -68,28 +69,25 @@ class NoisyImages:
         images: the clean ones.
         sigma: standard deviation in 8-bit levels.
         seed: of the noise.
+        note: what was done to the images, for people.
     """
 
     images: Sequence[Path]
     sigma: float
     seed: int = 0
     found_by: str = "their clean images"
+    note: str | None = None
     unit: str = "image"
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
-    def note(self) -> str:
-        """What was done to the images, for people."""
-        return f"Gaussian noise of sigma {self.sigma:g} (seed {self.seed}, floats, unclipped)"
-
-    @property
     def names(self) -> list[str]:
         """Of the images."""
         return [path.stem for path in self.images]
 
-    def file(self, i: int) -> str:
+    def noise_name(self, i: int) -> str:
         """The image file's name."""
         return self.images[i].name
 
@@ -118,16 +116,17 @@ def open_folder(
     """
     if sigma is None:
         found = find_pairs(folder)
-        if "val" in found.splits:
-            hint = f"name the part to score, such as {folder / 'test'}"
-            raise DataError("this set has training images in it", where=folder, hint=hint)
+        if len(found.splits) > 1:
+            hint = f"give the split to score, such as {folder / 'test'}"
+            raise DataError("this set contains training images", where=folder, hint=hint)
         return FolderPairs(found.pairs, found.layout, "; ".join(found.notices) or None)
     if not 0 < sigma <= SIGMA_LIMIT:
-        raise UsageError("above 0, at most 255", where=f"--sigma {sigma:g}", hint="25")
+        raise UsageError(f"--sigma must be in (0, 255], got {sigma:g}")
     images = list_images(folder)
     if not images:
         raise DataError("no images in the folder", where=folder, hint="check the path")
     name, count = Counter(path.stem for path in images).most_common(1)[0]
     if count > 1:
         raise DataError(f"two images of one name: {name}", where=folder, hint="rename one")
-    return NoisyImages(images, sigma, seed)
+    note = f"Gaussian noise of sigma {sigma:g} (seed {seed}, floats, unclipped)"
+    return NoisyImages(images, sigma, seed, note=note)

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from c2fdft_cli.data.images.encoding import to_8bit
-from c2fdft_cli.data.images.picture import read_picture
+from c2fdft_cli.data.images.picture import read_picture, to_8bit
 from c2fdft_cli.data.images.tensors import as_tensor
 from c2fdft_cli.engine.evaluate.pairing import (
     FilePair,
@@ -25,8 +24,7 @@ from c2fdft_cli.engine.evaluate.types import (
     EvalResult,
     EvalRow,
     Images,
-    Scored,
-    pixels_of,
+    ScoredRow,
     score_images,
 )
 from c2fdft_cli.errors import DataError
@@ -37,7 +35,7 @@ from c2fdft_cli.progress import Job
 
 def evaluate_files(
     restored: Path, target: Path, options: EvalOptions, degraded: Path | None = None
-) -> Job[Scored, EvalResult]:
+) -> Job[ScoredRow, EvalResult]:
     """Score saved files, paired by name.
 
     On 8 bits (16-bit files rounded), except that a protocol for unrounded output takes 16-bit
@@ -47,7 +45,7 @@ def evaluate_files(
         restored: folder or file.
         target: folder (of targets alone, or a whole set in a published layout) or file.
         options: protocol, border, further metrics.
-        degraded: folder of the untouched inputs, to score them too.
+        degraded: folder of the inputs, to score them too.
 
     Raises:
         DataError: nothing to score, sizes that differ, an image smaller than SSIM's window, or,
@@ -65,7 +63,7 @@ def evaluate_files(
 
 def _score_files(
     mine: list[FilePair], pairs: FilePairs, protocol: Protocol, options: EvalOptions
-) -> Generator[Scored, None, EvalResult]:
+) -> Generator[ScoredRow, None, EvalResult]:
     tasks = [(pair.name, partial(_score_pair, pair, protocol, options)) for pair in mine]
     rows = yield from score_each(tasks, len(pairs.pairs))
     return EvalResult(
@@ -80,8 +78,8 @@ def _score_files(
 
 
 def score_each(
-    tasks: Sequence[tuple[str, Callable[[], Scored]]], total: int, unit: str = "pairs"
-) -> Generator[Scored, None, list[EvalRow]]:
+    tasks: Sequence[tuple[str, Callable[[], ScoredRow]]], total: int, unit: str = "pairs"
+) -> Generator[ScoredRow, None, list[EvalRow]]:
     """Score (name, work) in order, read ahead; DataError at the end names all that cannot be.
 
     Args:
@@ -91,7 +89,7 @@ def score_each(
     """
     rows, problems = [], []
 
-    def one(task: tuple[str, Callable[[], Scored]]) -> Scored | str:
+    def one(task: tuple[str, Callable[[], ScoredRow]]) -> ScoredRow | str:
         name, score = task
         try:
             return score()
@@ -108,7 +106,7 @@ def score_each(
     return rows
 
 
-def _score_pair(pair: FilePair, protocol: Protocol, options: EvalOptions) -> Scored:
+def _score_pair(pair: FilePair, protocol: Protocol, options: EvalOptions) -> ScoredRow:
     ours, theirs = (read_image(path, protocol) for path in (pair.restored, pair.target))
     scores = score_images(ours, theirs, protocol, options.border)
     lq = None if pair.degraded is None else read_image(pair.degraded, protocol)
@@ -121,8 +119,7 @@ def _score_pair(pair: FilePair, protocol: Protocol, options: EvalOptions) -> Sco
         {key: metric(ours, theirs) for key, metric in options.metrics.items()},
         None if lq is None else score_images(lq, theirs, protocol, options.border),
     )
-    degraded = None if lq is None else pixels_of(lq)
-    return Scored(row, Images(degraded, pixels_of(ours), pixels_of(theirs)))
+    return ScoredRow(row, Images(lq, ours, theirs))
 
 
 def read_image(path: Path, protocol: Protocol) -> Tensor:

@@ -12,6 +12,7 @@ from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, METRICS, piq_metric
 from c2fdft_cli.metrics.no_reference import MEASURES
 from c2fdft_cli.metrics.protocols import MAX_VALUE
+from c2fdft_cli.vocabulary import split_words
 
 ALL = "all"
 
@@ -32,7 +33,7 @@ def choose_names(names: str, known: Collection[str], everything: Sequence[str]) 
         UsageError: a name that is not known.
     """
     wanted: list[str] = []
-    for name in names.replace(" ", "").lower().split(","):
+    for name in split_words(names.lower()):
         if name != ALL and name not in known:
             hint = f"all, {', '.join(known)}"
             if name in MEASURES:

@@ -18,8 +18,7 @@ from c2fdft_cli.engine.evaluate.types import (
     EvalRow,
     Images,
     Metric,
-    Scored,
-    pixels_of,
+    ScoredRow,
 )
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.metrics.no_reference import MEASURES, WITHOUT_DOWNLOAD, measure
@@ -46,7 +45,7 @@ def _score(name: str, image: Tensor, _: Tensor) -> float:
         raise weights_missing(name, error) from error
 
 
-def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult]:
+def evaluate_alone(source: Path, options: EvalOptions) -> Job[ScoredRow, EvalResult]:
     """Score images by themselves.
 
     Args:
@@ -60,7 +59,7 @@ def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult
         ResourceError: from the iteration, weights that cannot be loaded.
     """
     if options.protocol is not None:
-        raise UsageError("it needs targets", where="--protocol", hint="leave it or the other out")
+        raise UsageError("--protocol cannot be combined with --no-reference")
     if not source.exists():
         raise DataError("no such file or folder", where=source, hint="check the path")
     images = list_images(source, recursive=True) if source.is_dir() else [source]
@@ -74,18 +73,18 @@ def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult
 
 def _score_images(
     images: list[tuple[str, Path]], options: EvalOptions
-) -> Generator[Scored, None, EvalResult]:
+) -> Generator[ScoredRow, None, EvalResult]:
     tasks = [(name, partial(_score_image, name, path, options)) for name, path in images]
     rows = yield from score_each(tasks, len(images), "images")
     return EvalResult(PROTOCOL, rows, "saved files", options.border, has_targets=False)
 
 
-def _score_image(name: str, path: Path, options: EvalOptions) -> Scored:
+def _score_image(name: str, path: Path, options: EvalOptions) -> ScoredRow:
     whole = read_image(path, PROTOCOL)
     border, (height, width) = options.border, whole.shape[-2:]
     if 2 * border >= min(height, width):
-        raise DataError(f"{width} x {height} px: nothing left without a border of {border} px")
+        raise DataError(f"nothing of {width} x {height} px is left inside a border of {border} px")
     image = whole[..., border : height - border, border : width - border]
     more = {key: metric(image, image) for key, metric in options.metrics.items()}
     row = EvalRow(name, math.nan, math.nan, more, None)
-    return Scored(row, Images(None, pixels_of(whole), None))
+    return ScoredRow(row, Images(None, whole, None))

@@ -22,9 +22,10 @@ from c2fdft_cli.engine.evaluate.types import (
     EvalResult,
     EvalRow,
     Images,
-    Scored,
+    ScoredRow,
     score_images,
 )
+from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
 from c2fdft_cli.pipeline import in_order
@@ -36,7 +37,7 @@ FOUND_BY = "their place in the SIDD files"
 
 
 @dataclass(frozen=True)
-class BlockPairs:
+class BlockPairs(PairSource):
     """Blocks and their targets: the pairs of `eval`, for files as for weights.
 
     Args:
@@ -58,7 +59,7 @@ class BlockPairs:
         """Of the blocks."""
         return self.targets.names
 
-    def file(self, i: int) -> str:
+    def noise_name(self, i: int) -> str:
         """The block's name: it has no file of its own."""
         return self.names[i]
 
@@ -105,7 +106,7 @@ def _missing(name: str, folder: Path) -> Path:
     raise DataError(f"no {name}{SUFFIX} in the folder", where=folder, hint=hint)
 
 
-def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[Scored, EvalResult]:
+def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[ScoredRow, EvalResult]:
     """Score blocks as they lie in the files, on 8 bits, by default by the protocol "denoise".
 
     Raises:
@@ -119,14 +120,14 @@ def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[Scored, Eval
 
 def _score(
     pairs: BlockPairs, indices: list[int], protocol: Protocol, options: EvalOptions
-) -> Generator[Scored, None, EvalResult]:
-    def one(i: int) -> Scored:
+) -> Generator[ScoredRow, None, EvalResult]:
+    def one(i: int) -> ScoredRow:
         ours, target = pairs.pair(i)
         a, b = as_tensor(ours).double(), as_tensor(target).double()
         scores = score_images(a, b, protocol, options.border)
         more = {key: metric(a, b) for key, metric in options.metrics.items()}
         row = EvalRow(names[i], scores.psnr, scores.ssim, more, None)
-        return Scored(row, Images(None, ours, target))
+        return ScoredRow(row, Images(None, a, b))
 
     names, rows = pairs.names, []
     for scored in in_order(one, indices, workers=2):

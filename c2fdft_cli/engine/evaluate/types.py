@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from c2fdft_cli.core.ssim import WINDOW
-from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol, Score, score
+from c2fdft_cli.engine.sampling.scoring import check_scorable
+from c2fdft_cli.engine.sampling.subject import find_protocol
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.metrics.protocols import Protocol, Score, score
 
 Item = TypeVar("Item")
 Metric = Callable[[Tensor, Tensor], float]
@@ -26,7 +25,7 @@ class EvalOptions:
     """How images are scored, whatever they come from.
 
     Args:
-        protocol: a name of `core.metrics.PROTOCOLS`, or None for the recipe's, else "rgb".
+        protocol: a name of `metrics.protocols.PROTOCOLS`, or None for the recipe's, else "rgb".
         border: pixels left out on each side.
         metrics: further scores by name.
         rank, world: this process among those that share the images.
@@ -39,11 +38,10 @@ class EvalOptions:
     world: int = 1
 
     def __post_init__(self) -> None:
-        if self.protocol is not None and self.protocol not in PROTOCOLS:
-            hint = ", ".join(PROTOCOLS)
-            raise UsageError(f"no such protocol: {self.protocol}", where="--protocol", hint=hint)
+        if self.protocol is not None:
+            find_protocol(self.protocol)
         if self.border < 0:
-            raise UsageError("pixels, 0 or more", where="--border")
+            raise UsageError(f"--border must be 0 px or more, got {self.border}")
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This process's share: every `world`-th, from `rank` on."""
@@ -52,11 +50,11 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class Images:
-    """What a row was computed from, uint8 `[h, w, 3]`; None where it is unknown."""
+    """What a row was computed from, `[1, 3, h, w]` on the scale 0 .. 255; None where unknown."""
 
-    degraded: np.ndarray[Any, Any] | None
-    restored: np.ndarray[Any, Any]
-    target: np.ndarray[Any, Any] | None
+    degraded: Tensor | None
+    restored: Tensor
+    target: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class EvalRow:
         psnr: dB, infinite for equal images; NaN without a target.
         ssim: in [-1, 1]; NaN without a target.
         more: further metrics by name.
-        degraded: PSNR and SSIM of the untouched input, where it is known.
+        degraded: PSNR and SSIM of the input, where it is known.
         by_seed: PSNR of each seed, where there are several.
     """
 
@@ -81,7 +79,7 @@ class EvalRow:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRow:
     """A row, and the pixels that it was computed from."""
 
     row: EvalRow
@@ -122,16 +120,7 @@ class EvalResult:
         return statistics.stdev(map(statistics.fmean, seeds)) if len(seeds) > 1 else None
 
 
-def pixels_of(image: Tensor) -> np.ndarray[Any, Any]:
-    """`[1, 3, h, w]` on the scale 0 .. 255 to uint8 `[h, w, 3]`."""
-    return image[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
-
-
 def score_images(a: Tensor, b: Tensor, protocol: Protocol, border: int) -> Score:
-    """`core.metrics.score` of one image; DataError when it is too small for SSIM's window."""
-    height, width = a.shape[-2:]
-    if min(height, width) - 2 * border < WINDOW:
-        left = f" inside a border of {border} px" if border else ""
-        what = f"{width} x {height} px: SSIM needs {WINDOW} x {WINDOW}{left}"
-        raise DataError(what, hint="leave small images out")
+    """`metrics.protocols.score` of one image; DataError when it is too small for SSIM's window."""
+    check_scorable(a, border)
     return score(a, b, protocol, border)[0]

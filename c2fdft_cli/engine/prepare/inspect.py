@@ -1,32 +1,38 @@
-"""Look at every pair without writing any: sizes, damage, and how degraded the inputs are."""
+"""Read every pair without writing any: sizes, damage, and how degraded the inputs are."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import statistics
-from collections.abc import Generator, Sequence
+from collections import defaultdict
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-
+from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
+from c2fdft_cli.data.layouts.pairs import Pair
 from c2fdft_cli.data.shards.format import CHANNELS, Pixels
-from c2fdft_cli.engine.prepare.source import Found, PairReader, SourcePair
-from c2fdft_cli.errors import DataError
-from c2fdft_cli.metrics.protocols import luma, psnr
+from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.data.synthesis.degrade import contact_sheet
+from c2fdft_cli.engine.prepare.source import Found, PairReader
+from c2fdft_cli.engine.prepare.split import choose_val, content_keys
+from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.pipeline import in_order
 
 Size = tuple[int, int]
 
+PREVIEW_PAIRS, PREVIEW_COLUMNS, PREVIEW_TILE = 12, 3, 240
+
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a look at all pairs showed.
+    """What reading all pairs showed.
 
     Args:
         smallest, median, largest: (height, width), by number of pixels.
-        psnr_y: mean PSNR-Y of the untouched inputs in dB, over pairs that are not identical; None
-            without such pairs.
+        psnr_y: mean PSNR-Y of the inputs in dB, over pairs that are not identical; None without
+            such pairs.
         bytes_needed: space that the shards will need.
         bytes_free: free space on the disk of the output folder.
     """
@@ -40,58 +46,90 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """One pair that was read, or the problem with it."""
+class Checked:
+    """What is known of a pair that was read: digests as in a shard, or the problem with it."""
 
-    split: str
-    name: str
-    size: Size | None = None
+    pair: Pair
+    size: Size = (0, 0)
     psnr_y: float | None = None
     sha256_lq: str | None = None
     sha256_gt: str = ""
     problem: str | None = None
 
 
-def look(reader: PairReader, found: Found, *, workers: int) -> Generator[Looked, None, None]:
-    """Read every pair, those to validate on first."""
+def check_pairs(
+    reader: PairReader, pairs: Sequence[Pair], *, workers: int
+) -> Generator[Checked, None, None]:
+    """Read every pair, those with one clean image together: it is decoded once."""
+    groups: dict[Path, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        groups[pair.gt].append(pair)
 
-    def one(item: tuple[str, SourcePair]) -> Looked:
-        split, pair = item
-        try:
-            lq, gt = reader.read(pair)
-        except DataError as error:
-            return Looked(split, pair.name, problem=str(error))
-        if lq is not None and lq.shape != gt.shape:
-            return Looked(
-                split,
-                pair.name,
-                problem=f"sizes differ: lq {lq.shape[1]}x{lq.shape[0]}, "
-                f"gt {gt.shape[1]}x{gt.shape[0]}",
-            )
-        return Looked(
-            split,
-            pair.name,
-            size=(gt.shape[0], gt.shape[1]),
-            psnr_y=None if lq is None else psnr_y(lq, gt),
-            sha256_lq=None if lq is None else hashlib.sha256(lq).hexdigest(),
-            sha256_gt=hashlib.sha256(gt).hexdigest(),
-        )
+    def check(group: list[Pair]) -> list[Checked]:
+        decoded: dict[Path, Pixels] = {}
+        return [_check(reader, pair, decoded) for pair in group]
 
-    return in_order(one, found.pairs, workers=workers)
+    for checked in in_order(check, groups.values(), workers=workers):
+        yield from checked
 
 
-def psnr_y(lq: Pixels, gt: Pixels) -> float:
-    """PSNR in dB on the luma of two uint8 images [h, w, 3] (paper section 10)."""
+def _check(reader: PairReader, pair: Pair, decoded: dict[Path, Pixels]) -> Checked:
+    """Read one pair; its clean image is taken from `decoded`, or put there."""
+
+    def decode(path: Path) -> Pixels:
+        if path != pair.gt:
+            return read_rgb8(path)
+        if path not in decoded:
+            decoded[path] = read_rgb8(path)
+        return decoded[path]
+
+    try:
+        lq, gt = reader.read(pair, decode)
+    except DataError as error:
+        return Checked(pair, problem=str(error))
+    height, width = gt.shape[:2]
+    if lq is not None and lq.shape != gt.shape:
+        problem = f"the sizes differ: lq {lq.shape[1]}x{lq.shape[0]}, gt {width}x{height}"
+        return Checked(pair, problem=problem)
+    return Checked(
+        pair,
+        size=(height, width),
+        psnr_y=None if lq is None else _psnr_y(lq, gt),
+        sha256_lq=None if lq is None else hashlib.sha256(lq).hexdigest(),
+        sha256_gt=hashlib.sha256(gt).hexdigest(),
+    )
+
+
+def _psnr_y(lq: Pixels, gt: Pixels) -> float:
+    """PSNR in dB on the luma of two uint8 images [h, w, 3]."""
+    import torch
+
+    from c2fdft_cli.metrics.protocols import luma, psnr
+
     a, b = (torch.tensor(image).permute(2, 0, 1)[None] for image in (lq, gt))
     return float(psnr(luma(a), luma(b)))
 
 
-def summarise(looked: Sequence[Looked], *, has_lq: bool, bytes_free: int) -> CheckReport:
-    """The report over the pairs that could be read, of which there must be one."""
+def choose_checked(found: Found, checked: Sequence[Checked]) -> Found:
+    """Choose the pairs to validate on by the digests of images that were read."""
+    if not found.candidates:
+        return found
+    digests: dict[Path, Hashable] = {
+        one.pair.gt: (one.size, one.sha256_gt) for one in checked if one.problem is None
+    }
+    contents = content_keys(found.candidates, lambda path: digests.get(path, path))
+    return found.with_val(*choose_val(found.candidates, found.val_size, contents))
+
+
+def summarise(checked: Sequence[Checked], *, has_lq: bool, bytes_free: int) -> CheckReport | None:
+    """The report over the pairs that could be read; None without any."""
     sizes = sorted(
-        (one.size for one in looked if one.size), key=lambda size: (math.prod(size), size)
+        (one.size for one in checked if one.problem is None),
+        key=lambda size: (math.prod(size), size),
     )
-    scores = [one.psnr_y for one in looked if one.psnr_y is not None and math.isfinite(one.psnr_y)]
+    if not sizes:
+        return None
+    scores = [one.psnr_y for one in checked if one.psnr_y is not None and math.isfinite(one.psnr_y)]
     planes = 2 if has_lq else 1
     return CheckReport(
         smallest=sizes[0],
@@ -101,3 +139,16 @@ def summarise(looked: Sequence[Looked], *, has_lq: bool, bytes_free: int) -> Che
         bytes_needed=planes * CHANNELS * sum(map(math.prod, sizes)),
         bytes_free=bytes_free,
     )
+
+
+def write_preview(shards: ShardSet, path: Path) -> None:
+    """Write a contact sheet of pairs (degraded beside clean) spread over a split.
+
+    Raises:
+        UsageError: shards that hold clean images only.
+    """
+    if not shards.has_lq:
+        raise UsageError("--preview cannot show clean-only shards: they hold no pairs")
+    count = min(PREVIEW_PAIRS, len(shards))
+    pairs = [shards.pair(i * len(shards) // count) for i in range(count)]
+    save_rgb8(path, contact_sheet(pairs, PREVIEW_COLUMNS, PREVIEW_TILE))

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from c2fdft_cli import __version__
-from c2fdft_cli.data.layouts.pairs import Leftover
-from c2fdft_cli.data.shards.format import Pixels, ShardHeader, ShardIndex, clean_text
+from c2fdft_cli.data.layouts.pairs import Pair, Unpaired
+from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader, ShardIndex, clean_text
 from c2fdft_cli.data.shards.writer import ShardWriter
-from c2fdft_cli.engine.prepare.inspect import CheckReport, look, summarise
+from c2fdft_cli.engine.prepare.inspect import (
+    CheckReport,
+    check_pairs,
+    choose_checked,
+    summarise,
+)
 from c2fdft_cli.engine.prepare.plan import (
-    Plan,
     PlannedShard,
+    ValChoice,
     begin,
-    free_bytes,
+    choice_inputs,
+    find_existing,
     make_plan,
     measure,
-    settle,
+    remembered_choice,
 )
-from c2fdft_cli.engine.prepare.source import Found, PairReader, Synthesis, find
-from c2fdft_cli.engine.prepare.split import SplitGuard
-from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.files import ensure_folder
+from c2fdft_cli.engine.prepare.source import DecodedImages, Found, PairReader, Synthesis, find
+from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.files import ensure_folder, free_bytes
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
 
 DEFAULT_SHARD_BYTES = 1 << 30
-Rows = Generator[tuple[str, str | None, str], None, None]
+Images: TypeAlias = Generator[tuple[Pixels | None, Pixels], None, None]
+Row: TypeAlias = tuple[str, str | None, str]
 
 
 @dataclass(frozen=True)
@@ -42,12 +52,12 @@ class PrepareOptions:
         source: a folder of pairs in any known layout; with `synthesize`, a flat one of clean
             images.
         out: folder for the shards.
-        val: how many pairs validate, or a folder of others; None for the set's own split, or else
-            5 % (at least 1, at most 50).
+        val: how many pairs to validate on, or a folder of others; None for the set's own val split,
+            or else 5 % (at least 1, at most 50).
         pairs_file: CSV file that lists the pairs.
-        gamma: take GoPro's blur_gamma.
+        gamma: use GoPro's blur_gamma.
         synthesize: degrade clean images.
-        check_only: look at everything, write nothing.
+        check_only: read everything, write nothing.
         max_shard_bytes: most pixel bytes in a shard (a larger image gets one to itself).
         patch_cycle: stored in the shards, JSON text.
         seed: decides synthetic degradations.
@@ -71,19 +81,15 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class PairWritten:
-    """One pair is in its shard, or was looked at.
+    """One pair is in its shard, or was read by a check.
 
     Args:
         name: the pair's name.
-        split: "train" or "val".
-        shard: its file; None if only looked at.
-        kept: the shard was there already.
-        problem: what is wrong with it (only if looked at).
+        kept: its shard existed already.
+        problem: what is wrong with it (only in a check).
     """
 
     name: str
-    split: str
-    shard: Path | None = None
     kept: bool = False
     problem: str | None = None
 
@@ -93,10 +99,11 @@ class PrepareResult:
     """What was found and written.
 
     Args:
-        layout: how the pairs lay, for people.
+        layout: where the two sides of the pairs are, for people.
+        task: "derain", "deblur" or "denoise", where the layout or the degradation tells.
         pairs: number of pairs, train and val together.
         train, val: how many of each.
-        leftovers: images that belong to no pair, with the reason.
+        unpaired: images that belong to no pair, with the reason.
         notices: what the user should know.
         failed: (name, problem) of pairs that cannot be used; only if `check_only`.
         shards: the shard files.
@@ -106,10 +113,11 @@ class PrepareResult:
     """
 
     layout: str
+    task: str | None
     pairs: int
     train: int
     val: int
-    leftovers: tuple[Leftover, ...]
+    unpaired: tuple[Unpaired, ...]
     notices: tuple[str, ...]
     failed: tuple[tuple[str, str], ...] = ()
     shards: tuple[Path, ...] = ()
@@ -119,10 +127,10 @@ class PrepareResult:
 
 
 def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
-    """Find the pairs at once; write their shards, or look at them, while the job is iterated.
+    """Find the pairs at once; write their shards, or check them, while the job is iterated.
 
-    An interrupted run continues where it stopped: whole shards are kept, and the result has the
-    same bytes as without the interruption.
+    Each image is decoded once. An interrupted run resumes where it stopped: whole shards are kept,
+    and the result has the same bytes as without the interruption.
 
     Raises:
         DataError: no pairs, an unreadable image, sizes that differ within a pair, the same image
@@ -131,9 +139,9 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
         ResourceError: the disk is too small, or `out` cannot be written.
     """
     if options.max_shard_bytes < 1:
-        raise UsageError(f"shards of {options.max_shard_bytes} bytes", hint="use 1 or more")
+        raise UsageError(f"a shard must hold at least 1 byte, got {options.max_shard_bytes}")
     if options.synthesize and options.pairs_file:
-        raise UsageError("a list of pairs needs no synthesis", where=options.pairs_file)
+        raise UsageError("--pairs cannot be combined with --synthesize")
     reader = PairReader(options.synthesize, options.seed)
     found = find(
         options.source,
@@ -141,150 +149,169 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
         val=options.val,
         pairs_file=options.pairs_file,
         gamma=options.gamma,
-        clean=options.synthesize is not None,
+        synthesis=options.synthesize,
     )
-    work = _look if options.check_only else _write
+    work = _check if options.check_only else _write
     return Job(work(options, reader, found), total=len(found.pairs), title="prepare", unit="pair")
 
 
-def _look(
+def _check(
     options: PrepareOptions, reader: PairReader, found: Found
 ) -> Generator[PairWritten, None, PrepareResult]:
     """Read everything, write nothing."""
-    guard, looked = SplitGuard(), []
-    with closing(look(reader, found, workers=options.workers)) as rows:
+    checked = []
+    with closing(
+        check_pairs(reader, [pair for _, pair in found.pairs], workers=options.workers)
+    ) as rows:
         for one in rows:
-            if one.problem is None:
-                guard.add(one.split, one.name, one.sha256_lq, one.sha256_gt)
-            looked.append(one)
-            yield PairWritten(one.name, one.split, problem=one.problem)
-    notices = list(found.notices)
-    same = sum(1 for one in looked if one.psnr_y is not None and math.isinf(one.psnr_y))
-    if same:
-        notices.append(f"{same} degraded images equal their clean ones")
-    report = None
-    if any(one.size for one in looked):
-        free = free_bytes(options.out)
-        report = summarise(looked, has_lq=reader.stores_lq, bytes_free=free)
+            checked.append(one)
+            yield PairWritten(one.pair.name, problem=one.problem)
+    found = choose_checked(found, checked)
+    guard, by_pair = SplitGuard(), {one.pair: one for one in checked}
+    for split, pair in found.pairs:
+        if (one := by_pair[pair]).problem is None:
+            guard.add(split, pair.name, one.sha256_lq, one.sha256_gt)
+    same = sum(one.psnr_y == math.inf for one in checked)
+    notices = [f"{same} degraded images equal their clean ones"] if same else []
     return replace(
-        _counted(found),
-        notices=tuple(notices),
-        failed=tuple((one.name, one.problem) for one in looked if one.problem is not None),
-        report=report,
+        _counted(found, notices),
+        failed=tuple((one.pair.name, one.problem) for one in checked if one.problem is not None),
+        report=summarise(checked, has_lq=reader.stores_lq, bytes_free=free_bytes(options.out)),
     )
 
 
 def _write(
     options: PrepareOptions, reader: PairReader, found: Found
 ) -> Generator[PairWritten, None, PrepareResult]:
-    """Write the shards that are not there yet."""
-    plan = _plan(options, reader, found)
-    ensure_folder(options.out)
-    settled = settle(options.out, plan, overwrite=options.overwrite)
-    kept, guard = settled.kept, SplitGuard()
-
-    def guarded(shard: PlannedShard, rows: Rows) -> Generator[PairWritten, None, None]:
-        split = shard.header.split
-        with closing(rows):
-            for name, sha256_lq, sha256_gt in rows:
-                guard.add(split, name, sha256_lq, sha256_gt)
-                yield PairWritten(name, split, shard.path, kept=shard.path in kept)
-
-    for shard in plan.shards:
-        if (index := kept.get(shard.path)) is not None:
-            rows = _old_rows(index)
-            if settled.doubtful:
-                rows = _compared_rows(shard, rows, reader, options.workers)
-            yield from guarded(shard, rows)
-    begin(options.out, plan, kept)
-    for shard in plan.shards:
-        if shard.path not in kept:
-            yield from guarded(shard, _new_rows(shard, reader, options.workers))
+    """Write the shards that do not exist yet."""
+    workers = options.workers
+    entries = measure([pair for _, pair in found.pairs], workers=workers)
+    with DecodedImages(ensure_folder(options.out)) as decoded:
+        choice = _choose(options.out, found, entries, decoded, workers)
+        if choice is not None:
+            found = found.with_val(choice.names, choice.notices)
+        plan = make_plan(
+            options.out,
+            found.splits,
+            entries,
+            _header(options, reader, found.layout),
+            has_lq=reader.stores_lq,
+            max_shard_bytes=options.max_shard_bytes,
+        )
+        existing = find_existing(options.out, plan, overwrite=options.overwrite)
+        kept, guard = existing.kept, SplitGuard()
+        new = [shard for shard in plan.shards if shard.path not in kept]
+        decoded.add(_shared(plan.shards if existing.mtimes_changed else new), workers=workers)
+        read = partial(_images, reader=reader, decoded=decoded, workers=workers)
+        for shard in plan.shards:
+            if shard.path in kept:
+                rows = _rows(kept[shard.path])
+                if existing.mtimes_changed:
+                    _compare(shard, rows, read(shard))
+                for name, sha256_lq, sha256_gt in rows:
+                    guard.add(shard.header.split, name, sha256_lq, sha256_gt)
+                    yield PairWritten(name, kept=True)
+        begin(options.out, plan, kept, choice)
+        for shard in new:
+            with (
+                closing(read(shard)) as images,
+                ShardWriter(shard.path, shard.header, shard.entries, has_lq=reader.stores_lq) as to,
+            ):
+                for entry, (lq, gt) in zip(shard.entries, images, strict=True):
+                    guard.add(shard.header.split, entry.name, *to.add(lq, gt))
+                    yield PairWritten(entry.name)
     paths = tuple(shard.path for shard in plan.shards)
     return replace(
         _counted(found),
         shards=paths,
         bytes=sum(path.stat().st_size for path in paths),
-        up_to_date=len(kept) == len(paths),
+        up_to_date=not new,
     )
 
 
-def _plan(options: PrepareOptions, reader: PairReader, found: Found) -> Plan:
-    measured = measure(found, has_lq=reader.stores_lq, workers=options.workers)
-    if measured.problems:
-        first, *others = measured.problems
-        raise DataError(
-            first.what,
-            where=first.where,
-            hint=first.hint,
-            details=[*first.details, *map(str, others)],
-        )
-    header = ShardHeader(
+def _choose(
+    out: Path,
+    found: Found,
+    entries: Mapping[Pair, Entry],
+    decoded: DecodedImages,
+    workers: int,
+) -> ValChoice | None:
+    """Choose the pairs to validate on, by pixels, or remember the choice that was made before."""
+    candidates = found.candidates
+    if not candidates:
+        return None
+    inputs = choice_inputs(candidates, found.val_size)
+    if (choice := remembered_choice(out, inputs)) is not None:
+        return choice
+    decoded.add({pair.gt: entries[pair].nbytes for pair in candidates}, workers=workers)
+    contents = content_keys(candidates, decoded.key)
+    names, notices = choose_val(candidates, found.val_size, contents)
+    return ValChoice(inputs, tuple(sorted(names)), tuple(notices))
+
+
+def _header(options: PrepareOptions, reader: PairReader, layout: str) -> ShardHeader:
+    return ShardHeader(
         split="",
         patch_cycle=options.patch_cycle,
-        layout=clean_text(found.layout),
+        layout=clean_text(layout),
         source=clean_text(options.source.resolve().name),
         tool_version=__version__,
         degradation=reader.degradation,
     )
-    return make_plan(
-        options.out,
-        found,
-        measured.entries,
-        header,
-        has_lq=reader.stores_lq,
-        max_shard_bytes=options.max_shard_bytes,
+
+
+def _shared(shards: Sequence[PlannedShard]) -> dict[Path, int]:
+    """The files that more than one pair needs, with the bytes of their pixels."""
+    sizes: dict[Path, int] = {}
+    uses: Counter[Path] = Counter()
+    for shard in shards:
+        for pair, entry in zip(shard.pairs, shard.entries, strict=True):
+            for path in {pair.lq, pair.gt}:
+                uses[path] += 1
+                sizes[path] = entry.nbytes
+    return {path: sizes[path] for path, count in uses.items() if count > 1}
+
+
+def _images(
+    shard: PlannedShard, reader: PairReader, decoded: DecodedImages, workers: int
+) -> Images:
+    """(lq, gt) of each pair."""
+    cost = {pair: entry.nbytes for pair, entry in zip(shard.pairs, shard.entries, strict=True)}
+    return in_order(
+        lambda pair: reader.read(pair, decoded.read),
+        shard.pairs,
+        workers=workers,
+        cost=lambda pair: shard.planes * cost[pair],
     )
 
 
-def _old_rows(index: ShardIndex) -> Rows:
-    """(name, sha256_lq, sha256_gt) of each pair of a shard that is there."""
-    for i, entry in enumerate(index.entries):
-        yield entry.name, index.sha256_lq[i] if index.sha256_lq else None, index.sha256_gt[i]
+def _rows(index: ShardIndex) -> list[Row]:
+    """(name, sha256_lq, sha256_gt) of each pair of a shard."""
+    names = [entry.name for entry in index.entries]
+    return list(zip(names, index.sha256_lq or [None] * len(names), index.sha256_gt, strict=True))
 
 
-def _compared_rows(shard: PlannedShard, rows: Rows, reader: PairReader, workers: int) -> Rows:
-    """The rows of a shard that is there, each once its pair's files hold the same pixels."""
-    with closing(rows), closing(_images(shard, reader, workers)) as images:
+def _compare(shard: PlannedShard, rows: Sequence[Row], images: Images) -> None:
+    """UsageError where a pair's files do not hold the pixels that are in its shard."""
+    with closing(images):
         for row, pair, (lq, gt) in zip(rows, shard.pairs, images, strict=True):
             for image, digest, path in ((lq, row[1], pair.lq), (gt, row[2], pair.gt)):
                 if image is not None and hashlib.sha256(image).hexdigest() != digest:
                     raise UsageError(
                         "the image is not the one in the shards of the output folder",
-                        where=path or pair.gt,
+                        where=path,
                         hint="--overwrite replaces them; or choose another folder",
                     )
-            yield row
 
 
-def _new_rows(shard: PlannedShard, reader: PairReader, workers: int) -> Rows:
-    """The rows of a shard as each pair is written."""
-    writer = ShardWriter(shard.path, shard.header, shard.entries, has_lq=reader.stores_lq)
-    with writer, closing(_images(shard, reader, workers)) as images:
-        for entry, (lq, gt) in zip(shard.entries, images, strict=True):
-            yield entry.name, *writer.add(lq, gt)
-
-
-def _images(
-    shard: PlannedShard, reader: PairReader, workers: int
-) -> Generator[tuple[Pixels | None, Pixels], None, None]:
-    """(lq, gt) of each pair."""
-    cost = {pair.name: entry.nbytes for pair, entry in zip(shard.pairs, shard.entries, strict=True)}
-    return in_order(
-        reader.read,
-        shard.pairs,
-        workers=workers,
-        cost=lambda pair: shard.planes * cost[pair.name],
-    )
-
-
-def _counted(found: Found) -> PrepareResult:
+def _counted(found: Found, notices: Sequence[str] = ()) -> PrepareResult:
     """The result so far."""
     return PrepareResult(
         layout=found.layout,
+        task=found.task,
         pairs=len(found.pairs),
         train=len(found.splits["train"]),
         val=len(found.splits["val"]),
-        leftovers=found.leftovers,
-        notices=found.notices,
+        unpaired=found.unpaired,
+        notices=(*found.notices, *notices),
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from c2fdft_cli.data.images.picture import image_size
+from c2fdft_cli.data.layouts.pairs import Pair
 from c2fdft_cli.data.shards.format import (
     Entry,
     ShardHeader,
@@ -20,9 +21,9 @@ from c2fdft_cli.data.shards.format import (
     shard_name,
 )
 from c2fdft_cli.data.shards.index import read_index
-from c2fdft_cli.engine.prepare.source import Found, SourcePair
-from c2fdft_cli.errors import DataError, ResourceError, UsageError
-from c2fdft_cli.files import atomic_write_text, write_error
+from c2fdft_cli.engine.prepare.source import Splits
+from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.files import atomic_write_text, check_space, write_error
 from c2fdft_cli.pipeline import in_order
 
 MANIFEST = "shards.json"
@@ -33,20 +34,12 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp\.(h5|json)")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Sizes of all pairs, and what is wrong with those that have none."""
-
-    entries: dict[tuple[str, str], Entry]
-    problems: list[DataError]
-
-
-@dataclass(frozen=True)
 class PlannedShard:
     """One shard to write: its file, its attributes, its pairs and their sizes."""
 
     path: Path
     header: ShardHeader
-    pairs: tuple[SourcePair, ...]
+    pairs: tuple[Pair, ...]
     entries: tuple[Entry, ...]
     planes: int
 
@@ -66,32 +59,38 @@ class Plan:
     digest: str
 
 
-def measure(found: Found, *, has_lq: bool, workers: int) -> Measured:
-    """Read the sizes of all images from their headers; those of a pair must agree."""
+def measure(pairs: Sequence[Pair], *, workers: int) -> dict[Pair, Entry]:
+    """Name and size of each pair, from its images' headers.
 
-    def size_of(item: tuple[str, SourcePair]) -> tuple[int, int] | DataError:
+    Raises:
+        DataError: images that cannot be read, or that differ in size within a pair; all are listed.
+    """
+
+    def size_of(pair: Pair) -> tuple[int, int] | DataError:
         try:
-            return _size(item[1], has_lq=has_lq)
+            return _size(pair)
         except DataError as error:
             return error
 
     entries, problems = {}, []
-    for (split, pair), size in zip(
-        found.pairs, in_order(size_of, found.pairs, workers=workers), strict=True
-    ):
+    for pair, size in zip(pairs, in_order(size_of, pairs, workers=workers), strict=True):
         if isinstance(size, DataError):
             problems.append(size)
         else:
-            entries[split, pair.name] = Entry(pair.name, *size)
-    return Measured(entries, problems)
+            entries[pair] = Entry(pair.name, *size)
+    if problems:
+        first, *others = problems
+        details = [*first.details, *map(str, others)]
+        raise DataError(first.what, where=first.where, hint=first.hint, details=details)
+    return entries
 
 
-def _size(pair: SourcePair, *, has_lq: bool) -> tuple[int, int]:
+def _size(pair: Pair) -> tuple[int, int]:
     encode_name(pair.name)
     gt = image_size(pair.gt)
-    if has_lq and pair.lq is not None and (lq := image_size(pair.lq)) != gt:
+    if pair.lq != pair.gt and (lq := image_size(pair.lq)) != gt:
         raise DataError(
-            f"sizes differ within pair {pair.name}: lq {lq[1]}x{lq[0]}, gt {gt[1]}x{gt[0]}",
+            f"the sizes differ within pair {pair.name}: lq {lq[1]}x{lq[0]}, gt {gt[1]}x{gt[0]}",
             where=pair.lq,
             hint="crop them alike or remove the pair",
         )
@@ -100,18 +99,18 @@ def _size(pair: SourcePair, *, has_lq: bool) -> tuple[int, int]:
 
 def make_plan(
     out: Path,
-    found: Found,
-    entries: Mapping[tuple[str, str], Entry],
+    splits: Splits,
+    entries: Mapping[Pair, Entry],
     header: ShardHeader,
     *,
     has_lq: bool,
     max_shard_bytes: int,
 ) -> Plan:
-    """Deal pairs out to shards from their sizes alone."""
+    """Distribute pairs over shards from their sizes alone."""
     planes = 2 if has_lq else 1
     shards = []
-    for split, pairs in found.splits.items():
-        sized = [entries[split, pair.name] for pair in pairs]
+    for split, pairs in splits.items():
+        sized = [entries[pair] for pair in pairs]
         ranges = deal(sized, max_bytes=max_shard_bytes, planes=planes)
         shards += [
             PlannedShard(
@@ -132,7 +131,7 @@ def _digest(shards: Sequence[PlannedShard]) -> str:
         [
             asdict(replace(shard.header, tool_version="")),
             [
-                [entry.name, entry.height, entry.width, _signature(pair.lq), _signature(pair.gt)]
+                [entry.name, entry.height, entry.width, *_signatures(pair)]
                 for entry, pair in zip(shard.entries, shard.pairs, strict=True)
             ],
         ]
@@ -141,31 +140,65 @@ def _digest(shards: Sequence[PlannedShard]) -> str:
     return hashlib.sha256(json.dumps(rows).encode("ascii")).hexdigest()
 
 
-def _signature(path: Path | None) -> list[int] | None:
-    if path is None:
-        return None
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError("cannot read", where=path, hint=error.strerror) from error
-    return [status.st_size, status.st_mtime_ns]
+def _signatures(pair: Pair) -> list[list[int] | None]:
+    """Size and time of change of both files; None for an lq that is synthesised."""
+    signatures: list[list[int] | None] = []
+    for path in (pair.lq, pair.gt):
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError("cannot read the file", where=path, hint=error.strerror) from error
+        signatures.append([status.st_size, status.st_mtime_ns])
+    return [None, signatures[1]] if pair.lq == pair.gt else signatures
 
 
 @dataclass(frozen=True)
-class Settled:
+class ValChoice:
+    """Which pairs were chosen to validate on, remembered so that nothing is decoded to know it.
+
+    Args:
+        inputs: digest of what it was chosen from (`choice_inputs`).
+        names: of the pairs.
+        notices: what the user should know about it.
+    """
+
+    inputs: str
+    names: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
+def choice_inputs(candidates: Sequence[Pair], size: int) -> str:
+    """Digest of all that decides a choice, with files known by size and time of change."""
+    rows = [[pair.name, *_signatures(pair)] for pair in candidates]
+    return hashlib.sha256(json.dumps([size, rows]).encode("ascii")).hexdigest()
+
+
+def remembered_choice(out: Path, inputs: str) -> ValChoice | None:
+    """The choice that the shards in `out` were begun with, if it was made from these inputs."""
+    values = _read_manifest(out).get("val")
+    if not isinstance(values, dict) or values.get("inputs") != inputs:
+        return None
+    texts = [values.get("names"), values.get("notices")]
+    if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in texts):
+        return None
+    return ValChoice(inputs, tuple(values["names"]), tuple(values["notices"]))
+
+
+@dataclass(frozen=True)
+class ExistingShards:
     """What of a plan is done.
 
     Args:
-        kept: shards that are there, as planned in names, sizes and attributes.
-        doubtful: they were written from files of other times: their pixels are to be compared
-            before `begin`.
+        kept: shards that exist, as planned in names, sizes and attributes.
+        mtimes_changed: they were written from files with other times of change: their pixels are
+            to be compared before `begin`.
     """
 
     kept: dict[Path, ShardIndex]
-    doubtful: bool = False
+    mtimes_changed: bool = False
 
 
-def settle(out: Path, plan: Plan, *, overwrite: bool) -> Settled:
+def find_existing(out: Path, plan: Plan, *, overwrite: bool) -> ExistingShards:
     """What of the plan is in the output folder already.
 
     Raises:
@@ -173,28 +206,28 @@ def settle(out: Path, plan: Plan, *, overwrite: bool) -> Settled:
     """
     present = _present(out)
     if not present or overwrite:
-        return Settled({})
+        return ExistingShards({})
     kept = _kept(plan, present)
-    if _manifest_digest(out) == plan.digest:
-        return Settled(kept)
+    if _read_manifest(out).get("plan") == plan.digest:
+        return ExistingShards(kept)
     if len(kept) < len(present):
         raise UsageError(
             "the output folder holds shards of another set, or damaged ones",
             where=out,
             hint="--overwrite replaces them; or choose another folder",
         )
-    return Settled(kept, doubtful=True)
+    return ExistingShards(kept, mtimes_changed=True)
 
 
-def begin(out: Path, plan: Plan, kept: Mapping[Path, ShardIndex]) -> None:
-    """Make the output folder the plan's: what is not kept goes, once its successor fits.
+def begin(out: Path, plan: Plan, kept: Collection[Path], choice: ValChoice | None) -> None:
+    """Make the output folder the plan's: what is not kept is removed, once its successor fits.
 
     Raises:
         ResourceError: the disk is too small, or the folder cannot be written.
     """
     needed = sum(shard.nbytes for shard in plan.shards if shard.path not in kept)
     _clear(out, [path for path in _present(out) if path not in kept], needed)
-    atomic_write_text(out / MANIFEST, _manifest(plan))
+    atomic_write_text(out / MANIFEST, _manifest(plan, choice))
 
 
 def _present(out: Path) -> list[Path]:
@@ -203,11 +236,11 @@ def _present(out: Path) -> list[Path]:
 
 def _clear(out: Path, replaced: Sequence[Path], needed: int) -> None:
     """Remove what will be replaced, once it is sure that its successors fit on the disk."""
-    leftovers = [path for path in out.glob(".*.tmp.*") if _TEMPORARY.fullmatch(path.name)]
+    unfinished = [path for path in out.glob(".*.tmp.*") if _TEMPORARY.fullmatch(path.name)]
     try:
-        freed = sum(path.stat().st_size for path in (*replaced, *leftovers))
+        freed = sum(path.stat().st_size for path in (*replaced, *unfinished))
         check_space(out, needed - freed)
-        for path in (*replaced, *leftovers):
+        for path in (*replaced, *unfinished):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(error, out) from error
@@ -240,45 +273,25 @@ def _kept(plan: Plan, present: Sequence[Path]) -> dict[Path, ShardIndex]:
     }
 
 
-def _manifest(plan: Plan) -> str:
-    values = {
+def _manifest(plan: Plan, choice: ValChoice | None) -> str:
+    values: dict[str, object] = {
         "format": MANIFEST_FORMAT,
         "format_version": 1,
         "plan": plan.digest,
         "shards": {shard.path.name: len(shard.pairs) for shard in plan.shards},
     }
+    if choice is not None:
+        values["val"] = asdict(choice)
     return json.dumps(values, indent=1) + "\n"
 
 
-def _manifest_digest(out: Path) -> str | None:
-    """The digest of the plan that the folder was begun with; None where that is not known."""
+def _read_manifest(out: Path) -> dict[str, Any]:
+    """The manifest that the folder was begun with; empty where there is none to be read."""
     path = out / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
-            return None
+            return {}
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    digest = values.get("plan") if isinstance(values, dict) else None
-    return digest if isinstance(digest, str) else None
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space on the disk that a folder lies on, or will lie on."""
-    place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    return shutil.disk_usage(place).free
-
-
-def check_space(out: Path, needed: int) -> None:
-    """ResourceError where `needed` bytes do not fit on the disk of `out`."""
-    free = free_bytes(out)
-    if needed > free:
-        raise ResourceError(
-            f"the shards need {_gib(needed)}, {_gib(free)} are free",
-            where=out,
-            hint="free some space or choose another disk",
-        )
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+        return {}
+    return values if isinstance(values, dict) else {}

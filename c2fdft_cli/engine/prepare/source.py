@@ -1,24 +1,35 @@
-"""What there is to prepare: pairs of files, or clean images with a degradation to draw."""
+"""What there is to prepare: pairs of files, or clean images with a degradation to synthesise."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import TypeAlias
 
 import numpy as np
 
 from c2fdft_cli.data.images.picture import list_images, read_rgb8
-from c2fdft_cli.data.layouts.pairs import Leftover, Pair, find_pairs
+from c2fdft_cli.data.layouts.pairs import Pair, Unpaired, find_pairs
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.synthesis.degrade import Model, degrade, parse_model
 from c2fdft_cli.data.synthesis.streaks import StreakBank
-from c2fdft_cli.engine.prepare.split import choose_val
+from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import check_space, write_error
+from c2fdft_cli.pipeline import in_order
+
+Splits: TypeAlias = dict[str, tuple[Pair, ...]]
+
+RECIPES = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
+"""The task (and recipe) that a synthetic degradation is for."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +38,9 @@ class Synthesis:
 
     Args:
         kind: "rain", "noise" or "blur".
-        options: the model's options, see `data.synthesis.parse_model`.
-        streaks: folder of rendered streak fields, for rain.
-        store: write the degraded images too; False leaves them to be drawn while training.
+        options: the model's options, see `data.synthesis.degrade.parse_model`.
+        streaks: folder of rendered streak masks, for rain.
+        store: write the degraded images too; False leaves them to be made while training.
     """
 
     kind: str
@@ -39,30 +50,56 @@ class Synthesis:
 
 
 @dataclass(frozen=True)
-class SourcePair:
-    """One pair to prepare; `lq` is None where it is synthesised."""
-
-    name: str
-    lq: Path | None
-    gt: Path
-
-
-Splits: TypeAlias = dict[str, tuple[SourcePair, ...]]
-
-
-@dataclass(frozen=True)
 class Found:
-    """All pairs of a source, dealt out to train and val, with what was left over."""
+    """All pairs of a source, and how they are split into training and validation.
+
+    Args:
+        layout: where the two sides of the pairs are, for people.
+        task: "derain", "deblur" or "denoise", where it is known.
+        splits: "val" and "train".
+        unpaired: images that belong to no pair.
+        notices: what the user should know.
+        choose_from: the split out of which `val_size` pairs are yet to be chosen to validate on;
+            None where nothing is to be chosen.
+        val_size: how many.
+    """
 
     layout: str
+    task: str | None
     splits: Splits
-    leftovers: tuple[Leftover, ...]
+    unpaired: tuple[Unpaired, ...]
     notices: tuple[str, ...]
+    choose_from: str | None = None
+    val_size: int = 0
 
     @property
-    def pairs(self) -> list[tuple[str, SourcePair]]:
+    def pairs(self) -> list[tuple[str, Pair]]:
         """(split, pair) of all, those to validate on first."""
         return [(split, pair) for split, pairs in self.splits.items() for pair in pairs]
+
+    @property
+    def candidates(self) -> tuple[Pair, ...]:
+        """The pairs out of which those to validate on are yet to be chosen."""
+        return () if self.choose_from is None else self.splits[self.choose_from]
+
+    def with_val(self, names: Collection[str], notices: Iterable[str] = ()) -> Found:
+        """With the candidates of these names for validation.
+
+        Other candidates are trained on, or skipped where they belong to the set's own val split.
+        """
+        val = tuple(pair for pair in self.candidates if pair.name in names)
+        train, more = self.splits["train"], list(notices)
+        if self.choose_from == "train":
+            train = tuple(pair for pair in train if pair.name not in names)
+        else:
+            skipped = len(self.candidates) - len(val)
+            more.append(f"{skipped} pairs of the set's own val split are skipped")
+        return replace(
+            self,
+            splits={"val": val, "train": train},
+            notices=(*self.notices, *more),
+            choose_from=None,
+        )
 
 
 def find(
@@ -72,9 +109,9 @@ def find(
     val: int | Path | None,
     pairs_file: Path | None,
     gamma: bool,
-    clean: bool,
+    synthesis: Synthesis | None,
 ) -> Found:
-    """Find the pairs (or, if `clean`, the clean images) of a source and deal them out.
+    """Find the pairs (or the clean images to degrade) of a source and split them.
 
     Raises:
         DataError: nothing to prepare.
@@ -82,56 +119,45 @@ def find(
     """
 
     def look(root: Path, listed: Path | None) -> Found:
-        found = _clean(root) if clean else _pairs(root, listed, gamma)
+        found = _clean(root, synthesis) if synthesis else _pairs(root, listed, gamma)
         return _outside(found, root, out)
 
     found = look(source, pairs_file)
     if not found.pairs:
         raise DataError("no images outside of the output folder", where=source)
+    own, train = found.splits.get("val", ()), found.splits.get("train", ())
     if isinstance(val, Path):
         other = look(val, None)
-        everything = found.splits["train"] + found.splits.get("val", ())
-        splits = {"val": tuple(pair for _, pair in other.pairs), "train": everything}
-        more = list(other.notices)
-    elif found.splits.get("val"):
-        splits, more = _own_split(found, val)
+        splits = {"val": tuple(pair for _, pair in other.pairs), "train": train + own}
+        found = replace(found, splits=splits, notices=(*found.notices, *other.notices))
+    elif own:
+        choose = val is not None and val < len(own)
+        found = replace(
+            found,
+            splits={"val": own, "train": train},
+            choose_from="val" if choose else None,
+            val_size=val_size(len(own), val) if choose else 0,
+        )
     else:
-        splits, more = _new_split(found.splits["train"], val)
-    if not splits["train"]:
+        size = val_size(len(train), val)
+        found = replace(
+            found,
+            splits={"val": (), "train": train},
+            choose_from="train" if size else None,
+            val_size=size,
+        )
+    if not found.splits["train"]:
         raise DataError("no pairs to train on", where=source)
-    return Found(found.layout, splits, found.leftovers, (*found.notices, *more))
-
-
-def _own_split(found: Found, count: int | None) -> tuple[Splits, list[str]]:
-    """The set's own split; a count takes so many of its val, and never trains on the rest."""
-    train, val = found.splits["train"], found.splits["val"]
-    if count is None or count >= len(val):
-        return {"val": val, "train": train}, []
-    names, notices = choose_val(val, count)
-    notices.append(f"{len(val) - len(names)} pairs of the set's own val are left out")
-    return {"val": tuple(pair for pair in val if pair.name in names), "train": train}, notices
-
-
-def _new_split(pairs: tuple[SourcePair, ...], count: int | None) -> tuple[Splits, list[str]]:
-    """A share of the pairs, by a hash of their names."""
-    names, notices = choose_val(pairs, count)
-    if not names and count is None:
-        notices.append("no pair is left to validate on; --val names a folder of others")
-    val = tuple(pair for pair in pairs if pair.name in names)
-    return {"val": val, "train": tuple(pair for pair in pairs if pair.name not in names)}, notices
+    return found
 
 
 def _pairs(source: Path, pairs_file: Path | None, gamma: bool) -> Found:
     found = find_pairs(source, gamma=gamma, pairs_file=pairs_file)
-
-    def plain(pairs: tuple[Pair, ...]) -> tuple[SourcePair, ...]:
-        return tuple(SourcePair(pair.name, pair.lq, pair.gt) for pair in pairs)
-
-    splits = {split: plain(pairs) for split, pairs in found.splits.items()}
-    return Found(found.layout, splits, found.leftovers, found.notices)
+    splits = {split: pairs for split, pairs in found.splits.items() if split != "test"}
+    return Found(found.layout, found.task, splits, found.unpaired, found.notices)
 
 
-def _clean(source: Path) -> Found:
+def _clean(source: Path, synthesis: Synthesis) -> Found:
     """A flat folder of clean images."""
     images = list_images(source)
     if not images:
@@ -140,9 +166,9 @@ def _clean(source: Path) -> Found:
         )
     stems = Counter(path.stem for path in images)
     pairs = tuple(
-        SourcePair(path.stem if stems[path.stem] == 1 else path.name, None, path) for path in images
+        Pair(path.stem if stems[path.stem] == 1 else path.name, path, path) for path in images
     )
-    return Found("clean images", {"train": pairs}, (), ())
+    return Found("clean images", RECIPES[synthesis.kind], {"train": pairs}, (), ())
 
 
 def _outside(found: Found, root: Path, out: Path) -> Found:
@@ -151,15 +177,80 @@ def _outside(found: Found, root: Path, out: Path) -> Found:
     if root.resolve() not in inner.parents:
         return found
 
-    def is_out(path: Path | None) -> bool:
-        return path is not None and inner in path.resolve().parents
+    def is_out(path: Path) -> bool:
+        return inner in path.resolve().parents
 
     splits = {
         split: tuple(pair for pair in pairs if not (is_out(pair.lq) or is_out(pair.gt)))
         for split, pairs in found.splits.items()
     }
-    leftovers = tuple(leftover for leftover in found.leftovers if not is_out(leftover.path))
-    return replace(found, splits=splits, leftovers=leftovers)
+    unpaired = tuple(one for one in found.unpaired if not is_out(one.path))
+    return replace(found, splits=splits, unpaired=unpaired)
+
+
+class DecodedImages:
+    """Images that are needed more than once: decoded once, then read from a nameless file.
+
+    The file lies on the disk of `folder`, holds plain pixels, and is gone when this is closed or
+    the program dies. `read` may be called from many threads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise write_error(error, folder) from error
+        self._end = 0
+        self._places: dict[Path, tuple[int, tuple[int, ...]]] = {}
+        self._digests: dict[Path, str] = {}
+
+    def __enter__(self) -> DecodedImages:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def add(self, sizes: Mapping[Path, int], *, workers: int) -> None:
+        """Decode those of these files (and bytes of their pixels) that are not here yet.
+
+        Raises:
+            DataError: an image that cannot be read.
+            ResourceError: the disk is too small or full.
+        """
+        new = {path: size for path, size in sizes.items() if path not in self._places}
+        check_space(self._folder, sum(new.values()))
+        with closing(in_order(read_rgb8, new, workers=workers, cost=new.__getitem__)) as images:
+            for path, pixels in zip(new, images, strict=True):
+                self._append(np.ascontiguousarray(pixels).reshape(-1))
+                self._places[path] = self._end, pixels.shape
+                self._digests[path] = hashlib.sha256(pixels).hexdigest()
+                self._end += pixels.nbytes
+
+    def _append(self, flat: Pixels) -> None:
+        view = memoryview(flat)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            raise write_error(error, self._folder) from error
+
+    def key(self, path: Path) -> tuple[tuple[int, ...], str]:
+        """Equal for equal pixels: shape and SHA-256 of an image that was added."""
+        return self._places[path][1], self._digests[path]
+
+    def read(self, path: Path) -> Pixels:
+        """uint8 RGB [h, w, 3], decoded now if it was not added; DataError if it cannot be read."""
+        if path not in self._places:
+            return read_rgb8(path)
+        start, shape = self._places[path]
+        data = os.pread(self._file.fileno(), int(np.prod(shape)), start)
+        return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 class PairReader:
@@ -171,7 +262,7 @@ class PairReader:
 
     Raises:
         UsageError: a degradation or an option of it that does not exist.
-        DataError: no usable streak fields.
+        DataError: no usable streak masks.
     """
 
     def __init__(self, synthesis: Synthesis | None, seed: int) -> None:
@@ -196,31 +287,31 @@ class PairReader:
         values: dict[str, object] = {
             "kind": self._synthesis.kind,
             "options": asdict(self._model),
-            "streaks": None if self._streaks is None else _fields_digest(self._streaks),
+            "streaks": None if self._streaks is None else _masks_digest(self._streaks),
         }
         if self._synthesis.store:
             values["seed"] = self._seed
         return json.dumps(values, sort_keys=True)
 
-    def read(self, pair: SourcePair) -> tuple[Pixels | None, Pixels]:
+    def read(
+        self, pair: Pair, decode: Callable[[Path], Pixels] = read_rgb8
+    ) -> tuple[Pixels | None, Pixels]:
         """(lq, gt) of a pair, uint8 RGB [h, w, 3]; DataError where an image cannot be read."""
-        gt = read_rgb8(pair.gt)
+        gt = decode(pair.gt)
         if not self.stores_lq:
             return None, gt
         if self._model is None:
-            if pair.lq is None:
-                raise ValueError(f"{pair.name} has no lq")
-            return read_rgb8(pair.lq), gt
+            return decode(pair.lq), gt
         text = f"synthesis {self._seed} {pair.name}".encode("utf-8", "surrogateescape")
         key = np.frombuffer(hashlib.sha256(text).digest()[:16], "<u8")
         rng = np.random.Generator(np.random.Philox(key=key))
         return degrade(gt, self._model, rng, streaks=self._streaks), gt
 
 
-def _fields_digest(streaks: StreakBank) -> str:
-    """Names a bank of streak fields by its content."""
+def _masks_digest(streaks: StreakBank) -> str:
+    """Names a bank of streak masks by its content."""
     digest = hashlib.sha256()
-    for streak_field in streaks.fields:
-        digest.update(repr(streak_field.shape).encode())
-        digest.update(streak_field)
+    for mask in streaks.masks:
+        digest.update(repr(mask.shape).encode())
+        digest.update(mask)
     return digest.hexdigest()

@@ -1,42 +1,43 @@
-"""Which pairs validate: the set's own split, or a share of it chosen by a hash of the names."""
+"""Which pairs validate: a share of them, chosen by a hash of their names."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from c2fdft_cli.data.images.picture import read_rgb8
+from c2fdft_cli.data.layouts.pairs import Pair
 from c2fdft_cli.errors import DataError, UsageError
 
 VAL_SHARE = 0.05
 VAL_MOST = 50
 
 
-class Source(Protocol):
-    """Where a pair's pixels come from (`lq` is None where it is synthesised)."""
+def val_size(count: int, wanted: int | None) -> int:
+    """How many of `count` pairs are to validate.
 
-    @property
-    def name(self) -> str:
-        """Unique in the set."""
-        ...
+    Args:
+        count: number of pairs.
+        wanted: how many the user wants, or None for 5 % (at least 1, at most 50).
 
-    @property
-    def lq(self) -> Path | None:
-        """The degraded image's file."""
-        ...
+    Raises:
+        UsageError: `wanted` is negative or leaves nothing to train on.
+    """
+    if wanted is None:
+        return min(max(1, round(VAL_SHARE * count)), VAL_MOST)
+    if wanted < 0 or (wanted and wanted >= count):
+        raise UsageError(
+            f"{wanted} of {count} pairs cannot be used to validate on",
+            hint="leave some to train on",
+        )
+    return wanted
 
-    @property
-    def gt(self) -> Path:
-        """The clean image's file."""
-        ...
 
-
-def choose_val(pairs: Sequence[Source], count: int | None) -> tuple[set[str], list[str]]:
-    """Names of the pairs that validate, and notices.
+def choose_val(
+    pairs: Sequence[Pair], size: int, contents: Mapping[Path, Hashable]
+) -> tuple[set[str], list[str]]:
+    """Names of about `size` pairs that validate, and notices.
 
     Pairs that share an image, or a folder (a scene, a video), stay on one side; where all folders
     are larger than the share, only those that share an image do. Whole groups are taken in the
@@ -44,29 +45,20 @@ def choose_val(pairs: Sequence[Source], count: int | None) -> tuple[set[str], li
 
     Args:
         pairs: all pairs.
-        count: how many, or None for 5 % (at least 1, at most 50, and none of a single pair).
-
-    Raises:
-        UsageError: `count` is negative or leaves nothing to train on.
+        size: how many, from `val_size`.
+        contents: of each file, see `content_keys`.
     """
-    if count is not None and (count < 0 or (count and count >= len(pairs))):
-        raise UsageError(
-            f"cannot validate on {count} of {len(pairs)} pairs", hint="leave some to train on"
-        )
-    if count == 0:
-        return set(), []
-    wanted = count or min(max(1, round(VAL_SHARE * len(pairs))), VAL_MOST)
-    contents = content_keys(pairs)
-    scenes = _take(groups_of(pairs, contents, scenes=True), wanted)
+    scenes = _take(groups_of(pairs, contents, scenes=True), size)
     if scenes:
         return scenes, []
     groups = groups_of(pairs, contents, scenes=False)
     if len(groups) < 2:
-        return set(), ["all pairs share one image: none is left to validate on"]
+        what = "all pairs share one image: no pair is left to validate on"
+        return set(), [f"{what}; name a folder of others with --val"]
     notices = []
     if any("/" in pair.name for pair in pairs):
         notices.append("images of one folder are on both sides; name a folder to validate on")
-    return _take(groups, wanted) or min(groups, key=len), notices
+    return _take(groups, size) or min(groups, key=len), notices
 
 
 def _take(groups: Sequence[set[str]], wanted: int) -> set[str]:
@@ -82,7 +74,7 @@ def _take(groups: Sequence[set[str]], wanted: int) -> set[str]:
 
 
 def groups_of(
-    pairs: Sequence[Source], contents: Mapping[Path, Hashable], *, scenes: bool
+    pairs: Sequence[Pair], contents: Mapping[Path, Hashable], *, scenes: bool
 ) -> list[set[str]]:
     """Pairs that share an image (or a folder of their names), directly or through others."""
     parent: dict[Hashable, Hashable] = {}
@@ -94,7 +86,7 @@ def groups_of(
         return key
 
     for pair in pairs:
-        shared: list[Hashable] = [contents[path] for path in (pair.lq, pair.gt) if path]
+        shared: list[Hashable] = [contents[pair.lq], contents[pair.gt]]
         if scenes and "/" in pair.name:
             shared.append(("folder", pair.name.rpartition("/")[0]))
         for key in shared:
@@ -105,25 +97,16 @@ def groups_of(
     return list(groups.values())
 
 
-def content_keys(pairs: Sequence[Source]) -> dict[Path, Hashable]:
+def content_keys(
+    pairs: Sequence[Pair], pixels_key: Callable[[Path], Hashable]
+) -> dict[Path, Hashable]:
     """A key per file: equal for clean images with equal pixels, and for files with equal bytes.
 
-    Published sets hold the same clean image in files that differ (Rain100L does), so these are
-    decoded; that is what a training and a validation image must not share.
+    Published sets hold the same clean image in files that differ (Rain100L does), so `pixels_key`
+    names a clean file by its pixels; that is what training and validation must not share.
     """
-    clean = sorted({pair.gt for pair in pairs})
-    with ThreadPoolExecutor() as pool:
-        keys: dict[Path, Hashable] = dict(zip(clean, pool.map(_pixel_sha256, clean), strict=True))
-    degraded = {pair.lq for pair in pairs if pair.lq} - keys.keys()
-    return keys | _byte_keys(degraded)
-
-
-def _pixel_sha256(path: Path) -> str:
-    try:
-        pixels = read_rgb8(path)
-    except DataError:  # told with its pair's name where the pair is read
-        return _sha256(path)
-    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    keys = {pair.gt: pixels_key(pair.gt) for pair in pairs}
+    return keys | _byte_keys({pair.lq for pair in pairs} - keys.keys())
 
 
 def _byte_keys(paths: Iterable[Path]) -> dict[Path, Hashable]:
@@ -142,7 +125,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise DataError("cannot read", where=path, hint=error.strerror) from error
+        raise DataError("cannot read the file", where=path, hint=error.strerror) from error
 
 
 def _sha256(path: Path) -> str:
@@ -152,7 +135,7 @@ def _sha256(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise DataError("cannot read", where=path, hint=error.strerror) from error
+        raise DataError("cannot read the file", where=path, hint=error.strerror) from error
     return digest.hexdigest()
 
 
@@ -177,8 +160,8 @@ class SplitGuard:
             if split == "val":
                 self._val.setdefault((kind, digest), name)
             elif (kind, digest) in self._val:
+                other = self._val[kind, digest]
                 raise DataError(
-                    f"the same {kind} image is in train and in val",
-                    where=f"train {name}, val {self._val[kind, digest]}",
+                    f"the same {kind} image is in train (pair {name}) and in val (pair {other})",
                     hint="remove one, or name a folder to validate on",
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -13,15 +13,15 @@ from c2fdft_cli.data.images.picture import (
     Picture,
     frame_count,
     image_size,
-    is_image_path,
-    list_images,
     natural_key,
     read_picture,
 )
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES, VideoInfo, is_video_path, probe_video
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
+from c2fdft_cli.files import read_error
 
+INPUT_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
 ANIMATION_SUFFIXES = frozenset({".gif", ".webp", ".tif", ".tiff", ".png"})
 MAX_LIST_BYTES = 64 << 20
 MAX_FRAMES = 100_000
@@ -32,7 +32,7 @@ class Source:
     """One image or video to restore: a file, or a frame of an animation.
 
     Args:
-        path: the file; the name "stdin" for bytes that came in.
+        path: the file; the name "stdin" for bytes from standard input.
         relative: where it lies below what the user named; outputs mirror it.
         frame: which frame or page, from 0; None for the file's only one.
         height, width: pixels of the upright picture, 0 where the header could not be read.
@@ -66,6 +66,11 @@ class Source:
         """The file name that keys the noise."""
         return f"{self.stem}{self.relative.suffix}"
 
+    @property
+    def frames(self) -> int:
+        """1 for an image; of a video as many as its header counts, at least 1."""
+        return 1 if self.video is None else max(1, self.video.frames)
+
     def read(self) -> Picture:
         """Decode it; DataError."""
         return read_picture(self.data or self.path, frame=self.frame or 0)
@@ -78,16 +83,16 @@ class Inputs:
     Args:
         sources: in natural order.
         single: whether one file was named by itself.
-        root: the folder that relative paths count from; None for standard input.
     """
 
     sources: list[Source]
     single: bool
-    root: Path | None
 
 
 def find_inputs(spec: str, stdin: bytes | None = None, skip: Path | None = None) -> Inputs:
     """Resolve what the user named; the headers are read, not the pixels.
+
+    What the file system refuses for one of several files is that file's `problem`.
 
     Args:
         spec: a file, a folder (with its sub-folders), a glob, `@list.txt` or `-`.
@@ -95,35 +100,39 @@ def find_inputs(spec: str, stdin: bytes | None = None, skip: Path | None = None)
         skip: a folder whose files are no inputs: the outputs, where they lie among the inputs.
 
     Raises:
-        DataError: nothing there.
+        DataError: nothing there, or the single file cannot be read.
         UsageError: `-` without bytes.
     """
     if spec == STDIO:
-        return Inputs([_from_bytes(stdin)], single=True, root=None)
-    if spec.startswith("@") and not Path(spec).exists():
-        return _many(_listed(Path(spec[1:])), None)
+        return Inputs([_from_bytes(stdin)], single=True)
     path = Path(spec)
-    if path.is_dir():
-        return _many(_in_folder(path, skip), path)
-    if not path.exists() and glob.has_magic(spec):
+    if spec.startswith("@") and not os.path.exists(path):
+        return _many(_listed(Path(spec[1:])), None)
+    if os.path.isdir(path):
+        return _in_folder(path, skip)
+    if not os.path.exists(path) and glob.has_magic(spec):
         return _many(_matching(spec, skip), None)
-    if not path.exists():
-        raise DataError("no such file or folder", where=spec, hint="check the path")
+    try:
+        path.stat()
+    except OSError as error:
+        raise read_error(error, path) from error
     sources = list(_scan([(path, PurePath(path.name))]))
-    return Inputs(sources, single=True, root=path.parent)
+    if sources[0].problem is not None:
+        raise sources[0].problem
+    return Inputs(sources, single=True)
 
 
 def _from_bytes(data: bytes | None) -> Source:
     if not data:
-        raise UsageError("no bytes on standard input", where=STDIO, hint="pipe an image into it")
+        raise UsageError("IN is -, but standard input is empty", hint="pipe an image into it")
     picture = read_picture(data)
     height, width = picture.pixels.shape[:2]
     return Source(Path("stdin"), PurePath("stdin"), height=height, width=width, data=data)
 
 
-def _many(paths: list[Path], root: Path | None) -> Inputs:
+def _many(paths: Sequence[Path], root: Path | None) -> Inputs:
     base = root if root is not None else _common_folder(paths)
-    return Inputs(list(_scan([(p, _below(p, base)) for p in paths])), single=False, root=base)
+    return Inputs(list(_scan([(p, _below(p, base)) for p in paths])), single=False)
 
 
 def _common_folder(paths: Iterable[Path]) -> Path:
@@ -134,38 +143,55 @@ def _below(path: Path, root: Path) -> PurePath:
     return PurePath(os.path.relpath(os.path.abspath(path), os.path.abspath(root)))
 
 
-def _in_folder(folder: Path, skip: Path | None) -> list[Path]:
-    found = list_images(folder, recursive=True)
-    found += [path for path in folder.rglob("*") if _is_other(path.relative_to(folder), path)]
-    found = _without(found, skip)
+def _in_folder(folder: Path, skip: Path | None) -> Inputs:
+    refused: list[OSError] = []
+    found = _without([p for p in _walk(folder, refused) if _is_input(p)], skip)
+    if refused and not found:
+        raise read_error(refused[0], refused[0].filename) from refused[0]
     if not found:
-        kinds = " ".join([*sorted(IMAGE_SUFFIXES), *sorted(VIDEO_SUFFIXES)])
+        kinds = " ".join(sorted(INPUT_SUFFIXES))
         raise DataError("no images in this folder", where=folder, hint=f"looked for {kinds}")
-    return sorted(found, key=natural_key)
+    inputs = _many(sorted(found, key=natural_key), folder)
+    for error in refused:
+        path = Path(error.filename)
+        inputs.sources.append(Source(path, _below(path, folder), problem=read_error(error, path)))
+    return inputs
 
 
-def _is_other(relative: PurePath, path: Path) -> bool:
-    """Whether it is one of the inputs that are no plain images: a GIF or a video."""
-    hidden = any(part.startswith(".") for part in relative.parts)
-    return (path.suffix.lower() == ".gif" or is_video_path(path)) and not hidden and path.is_file()
+def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:
+    """All files below a folder but the hidden ones; each real folder once, so that loops end.
+
+    What cannot be listed goes into `refused`.
+    """
+    seen = {os.path.realpath(folder)}
+
+    def is_new(path: str) -> bool:
+        real, count = os.path.realpath(path), len(seen)
+        seen.add(real)
+        return len(seen) > count
+
+    for base, folders, files in os.walk(folder, onerror=refused.append, followlinks=True):
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in shown if is_new(os.path.join(base, name))]
+        yield from (Path(base, name) for name in files if not name.startswith("."))
+
+
+def _is_input(path: Path) -> bool:
+    return path.suffix.lower() in INPUT_SUFFIXES
 
 
 def _without(paths: list[Path], folder: Path | None) -> list[Path]:
     """Leave out what lies in the output folder, unless the inputs themselves lie there."""
     if folder is None:
         return paths
-    inside = folder.resolve()
-    others = [path for path in paths if inside not in path.resolve().parents]
+    inside = Path(os.path.realpath(folder))
+    others = [path for path in paths if inside not in Path(os.path.realpath(path)).parents]
     return others or paths
 
 
 def _matching(pattern: str, skip: Path | None) -> list[Path]:
-    matches = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    found = [
-        path
-        for path in matches
-        if (is_image_path(path) or _is_other(PurePath(), path)) and path.is_file()
-    ]
+    matches = map(Path, glob.glob(pattern, recursive=True))
+    found = [path for path in matches if _is_input(path) and not os.path.isdir(path)]
     found = _without(found, skip)
     if not found:
         raise DataError("no image matches", where=pattern, hint="quote the pattern and check it")
@@ -173,17 +199,19 @@ def _matching(pattern: str, skip: Path | None) -> list[Path]:
 
 
 def _listed(file: Path) -> list[Path]:
-    """The paths in a text file, one a line; blank lines and lines after `#` are left out."""
+    """The paths in a text file, one a line; blank lines and lines after `#` are skipped."""
     try:
         if file.stat().st_size > MAX_LIST_BYTES:
-            raise DataError(f"a list over {MAX_LIST_BYTES >> 20} MiB", where=file)
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"cannot read the list: {reason}", where=file) from error
-    names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            raise DataError(f"the list is over {MAX_LIST_BYTES >> 20} MiB", where=file)
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise read_error(error, file) from error
+    if "\0" in text:
+        raise DataError("not a text file", where=file, hint="list one path a line, in UTF-8")
+    names = [line.strip() for line in text.splitlines()]
+    names = [name for name in names if name and not name.startswith("#")]
     if not names:
-        raise DataError("the list is empty", where=file, hint="one path a line")
+        raise DataError("the list is empty", where=file, hint="list one path a line")
     return list(dict.fromkeys(Path(name) for name in names))
 
 
@@ -191,17 +219,20 @@ def _scan(files: Iterable[tuple[Path, PurePath]]) -> Iterator[Source]:
     """Sizes and frames from the headers; what cannot be read keeps its problem."""
     for path, relative in files:
         try:
-            if is_video_path(path):
-                video = probe_video(path)
-                yield Source(path, relative, None, video.height, video.width, video=video)
-                continue
-            height, width = image_size(path)
-            frames = frame_count(path) if path.suffix.lower() in ANIMATION_SUFFIXES else 1
-            if frames > MAX_FRAMES:
-                raise DataError(f"over {MAX_FRAMES} frames", where=path)
+            yield from _open(path, relative)
         except DataError as error:
             yield Source(path, relative, problem=error)
-            continue
-        for frame in range(frames):
-            number = frame if frames > 1 else None
-            yield Source(path, relative, number, height, width)
+        except OSError as error:
+            yield Source(path, relative, problem=read_error(error, path))
+
+
+def _open(path: Path, relative: PurePath) -> list[Source]:
+    if is_video_path(path):
+        video = probe_video(path)
+        return [Source(path, relative, None, video.height, video.width, video=video)]
+    height, width = image_size(path)
+    frames = frame_count(path) if path.suffix.lower() in ANIMATION_SUFFIXES else 1
+    if frames > MAX_FRAMES:
+        raise DataError(f"over {MAX_FRAMES} frames", where=path)
+    numbers = range(frames) if frames > 1 else [None]
+    return [Source(path, relative, number, height, width) for number in numbers]

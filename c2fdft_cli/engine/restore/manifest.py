@@ -1,58 +1,68 @@
-"""What an output folder's files were made with, so that a re-run can say what it skips.
+"""What the files of an output folder were made with, so that a later run can name differences.
 
 `.c2fdft-restore.jsonl` has one line for each finished file, added after the file itself is in
-place. It only informs: whether a file is done is decided by its being there.
+place. It only informs: whether a file is finished is decided by its existence.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from c2fdft_cli.engine.restore.outputs import Item
 from c2fdft_cli.files import write_error
 
-RECORD_NAME = ".c2fdft-restore.jsonl"
-MAX_RECORD_BYTES = 256 << 20
+MANIFEST_NAME = ".c2fdft-restore.jsonl"
+MAX_MANIFEST_BYTES = 256 << 20
+_USUAL = {"temporal_noise": "fixed", "crf": 18}
+"""Values that count for nothing: images of the time before there were videos stay the same."""
+_WORDS = {"draws": "samples", "grid": "timesteps"}
+_MAX_SHOWN = 60
 
 
-class Record:
-    """The record of one output folder.
+class Manifest:
+    """The manifest of one output folder.
 
     Args:
-        folder: the output folder, or None to keep no record (single files).
-        settings: digest of this run's settings.
+        folder: the output folder, or None to keep none (a single file, standard output).
+        settings: all that decides an output's pixels besides its input, and its file's name.
+        weights_file: the name of the weights, for people.
     """
 
-    def __init__(self, folder: Path | None, settings: str) -> None:
+    def __init__(
+        self, folder: Path | None, settings: Mapping[str, Any], weights_file: str = ""
+    ) -> None:
         self._folder = folder
-        self._settings = settings
-        self._known = {} if folder is None else _read(folder / RECORD_NAME)
+        self._settings = dict(settings)
+        self._weights_file = weights_file
+        self._digest = settings_digest(settings)
+        self._known = {} if folder is None else _read(folder / MANIFEST_NAME)
 
-    def doubt(self, item: Item) -> str | None:
-        """Why an output that is there may not be what this run would make; None if it is."""
-        if item.output is None:
-            return None
-        found = None if self._folder is None else self._known.get(self._key(item.output))
+    def doubt(self, output: Path, source: Path) -> str | None:
+        """Why a file that exists may not be what this run would make; None if it is."""
+        found = None if self._folder is None else self._known.get(self._key(output))
         if found is None:
-            return "no record of how it was made"
-        if found.get("settings") != self._settings:
-            return "made with other settings"
-        if found.get("source") != _stamp(item.source.path):
+            return "there is no record of how it was made"
+        if found.get("settings") != self._digest:
+            return f"made with other settings{self._differences(found)}"
+        if found.get("source") != _size_and_time(source):
             return "its input has changed since"
         return None
 
-    def add(self, item: Item) -> None:
-        """Note a finished output; ResourceError when that cannot be written."""
-        if self._folder is None or item.output is None:
+    def add(self, output: Path | None, source: Path) -> None:
+        """Record a finished output (None: standard output); ResourceError if it cannot be done."""
+        if self._folder is None or output is None:
             return
         entry = {
-            "output": self._key(item.output),
-            "settings": self._settings,
-            "source": _stamp(item.source.path),
+            "output": self._key(output),
+            "settings": self._digest,
+            "source": _size_and_time(source),
+            "made_with": {**self._settings, "weights_file": self._weights_file},
         }
-        path = self._folder / RECORD_NAME
+        path = self._folder / MANIFEST_NAME
         line = json.dumps(entry, ensure_ascii=True) + "\n"
         try:  # one write to a file opened for appending: processes do not mix their lines
             handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -63,18 +73,46 @@ class Record:
         except OSError as error:
             raise write_error(error, path) from error
 
+    def _differences(self, found: Mapping[str, Any]) -> str:
+        """ ": seed 0, now 3" of an entry; nothing where it does not say."""
+        then = found.get("made_with")
+        if not isinstance(then, dict):
+            return ""
+        now = {**self._settings, "weights_file": self._weights_file}
+        changed = [
+            f"{_WORDS.get(name, name)} {_show(name, then)}, now {_show(name, now)}"
+            for name in now
+            if name != "weights_file" and then.get(name) != now[name]
+        ]
+        return f": {'; '.join(changed)}" if changed else ""
+
     def _key(self, output: Path) -> str:
         return output.relative_to(self._folder or Path()).as_posix()
 
 
-def _read(path: Path) -> dict[str, dict[str, object]]:
-    """The newest line of each output; lines that are damaged are left out."""
-    known: dict[str, dict[str, object]] = {}
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """A short name for settings."""
+    facts = {k: v for k, v in settings.items() if k not in _USUAL or _USUAL[k] != v}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _show(name: str, settings: Mapping[str, Any]) -> str:
+    value = settings.get(name)
+    if name == "weights":
+        text = f"{settings.get('weights_file', '')} {str(value)[:8]}".strip()
+    else:
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """The newest line of each output; damaged lines are skipped."""
+    known: dict[str, dict[str, Any]] = {}
     try:
-        if path.stat().st_size > MAX_RECORD_BYTES:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
             return known
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:  # no record, no knowledge
+    except OSError:  # no manifest, no knowledge
         return known
     for line in lines:
         try:
@@ -86,7 +124,7 @@ def _read(path: Path) -> dict[str, dict[str, object]]:
     return known
 
 
-def _stamp(path: Path) -> list[int] | None:
+def _size_and_time(path: Path) -> list[int] | None:
     try:
         status = path.stat()
     except OSError:

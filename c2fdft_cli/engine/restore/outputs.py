@@ -1,29 +1,36 @@
-"""Where does each result go? Names are settled before any work, and never collide silently."""
+"""Where does each result go? Names are settled before any work, and no two results share one."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePath
 
-from c2fdft_cli.data.images.encoding import ENCODERS
 from c2fdft_cli.data.images.picture import IMAGE_SUFFIXES
-from c2fdft_cli.data.video.probe import MUXERS, VIDEO_SUFFIXES
+from c2fdft_cli.data.video.probe import MUXERS, VIDEO_SUFFIXES, VideoInfo
 from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.engine.restore.inputs import Inputs, Source
-from c2fdft_cli.engine.restore.options import (
-    DEEP_SUFFIXES,
-    FORMATS,
-    SAME_FORMAT,
-    STDIO,
-    RestoreOptions,
-)
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writing
+from c2fdft_cli.errors import ResourceError, UsageError
 
+DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _OTHER_SUFFIXES = frozenset(
     {".gif", ".avif", ".heic", ".jp2", ".jxl", ".tga", ".exr", ".hdr", ".ppm", ".pgm", ".raw"}
 )
 _FILE_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+_NAME_ERRORS = {
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EILSEQ,
+}
 _SHOWN = 10
 
 
@@ -34,215 +41,200 @@ class Item:
     Args:
         source: what is restored.
         output: the restored image; None for standard output.
+        suffix: decides the output's format, in lower case.
         compare: side-by-side picture, where asked for.
-        spread, heat: the uncertainty's two pictures, where asked for.
+        deviation, heat: two pictures of the per-pixel standard deviation, where asked for.
     """
 
     source: Source
     output: Path | None
+    suffix: str
     compare: Path | None = None
-    spread: Path | None = None
+    deviation: Path | None = None
     heat: Path | None = None
 
     @property
     def files(self) -> list[Path]:
         """All files that it makes, the restored image last."""
-        files = (self.compare, self.spread, self.heat, self.output)
+        files = (self.compare, self.deviation, self.heat, self.output)
         return [path for path in files if path is not None]
 
     @property
     def is_complete(self) -> bool:
         """Whether all of its files are there; each is written whole or not at all."""
-        return bool(self.files) and all(path.exists() for path in self.files)
+        return bool(self.files) and all(os.path.exists(path) for path in self.files)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Where everything goes.
-
-    Args:
-        items: one for each source, in order.
-        folder: the output folder, None when a single file (or standard output) was named.
-        warnings: names that had to be made longer.
-    """
-
-    items: list[Item]
-    folder: Path | None
-    warnings: list[str]
-
-
-def output_folder(options: RestoreOptions) -> Path | None:
+def output_folder(out: str) -> Path | None:
     """The folder that OUT stands for, None when it names a file or standard output."""
-    if options.out == STDIO:
+    if out == STDIO:
         return None
-    out = Path(options.out)
-    return out if out.is_dir() or out.suffix.lower() not in _FILE_SUFFIXES else None
+    path = Path(out)
+    return path if os.path.isdir(path) or path.suffix.lower() not in _FILE_SUFFIXES else None
 
 
-def plan_outputs(inputs: Inputs, options: RestoreOptions) -> Outputs:
-    """Give every source its output.
+def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> tuple[list[Item], list[str]]:
+    """Give every source its output; also notes on names that had to be made longer.
 
     Raises:
         UsageError: a file named for several images, a format that cannot hold what is asked, an
-            output that would replace an input, names that collide, or what videos cannot have.
+            output that would replace an input, or what videos cannot have.
     """
     if any(source.video is not None for source in inputs.sources):
-        _check_video_options(options)
-    folder = output_folder(options)
+        _check_video_options(writing)
+    folder = output_folder(out)
+    notes: list[str] = []
     if folder is None:
-        return Outputs([_single_item(inputs, options)], None, [])
-    if inputs.single and not folder.is_dir() and folder.suffix.lower() in _OTHER_SUFFIXES:
-        hint = f"use one of {' '.join(sorted(ENCODERS))}"
-        raise UsageError(f"cannot write images as '{folder.suffix}'", where=folder, hint=hint)
-    if options.out.endswith(("/", "\\")) and folder.suffix.lower() in _FILE_SUFFIXES:
-        raise UsageError("a folder with the suffix of an image", where=folder)
-    items = [_item(source, _name(source, options), folder, options) for source in inputs.sources]
-    items, warnings = _without_collisions(items, folder, options)
+        if not inputs.single or len(inputs.sources) != 1:
+            what = f"OUT must be a folder for {len(inputs.sources)} images, got the file {out}"
+            raise UsageError(what)
+        items = [_named_item(inputs.sources[0], out, writing)]
+    else:
+        _check_folder_name(folder, out, inputs.single)
+        items, notes = _mirrored_items(inputs.sources, folder, writing)
+    shallow = [item.suffix for item in items if item.suffix not in DEEP_SUFFIXES]
+    if writing.bit_depth == 16 and shallow:
+        what = f"--bit-depth 16 needs PNG or TIFF, {shallow[0][1:]} holds 8 bits"
+        raise UsageError(what, hint="use --format png or tif")
     _refuse_replacing_inputs(items)
-    return Outputs(items, folder, warnings)
+    return items, notes
 
 
-def _single_item(inputs: Inputs, options: RestoreOptions) -> Item:
-    if not inputs.single or len(inputs.sources) != 1:
-        count = len(inputs.sources)
-        raise UsageError(f"one output for {count} images", where=options.out, hint="name a folder")
-    source = inputs.sources[0]
-    if source.video is not None or Path(options.out).suffix.lower() in VIDEO_SUFFIXES:
-        return _single_video(source, options)
-    if options.out == STDIO:
-        _check_depth(_suffix(source, options), options)
-        return _extras(Item(source, None), PurePath(source.stem), options)
-    out = Path(options.out)
-    suffix = out.suffix.lower()
-    if options.format not in (None, SAME_FORMAT) and FORMATS[options.format.lower()] != _canonical(
-        suffix
-    ):
-        raise UsageError(f"--format {options.format} for a {suffix} file", where=out)
-    _check_depth(suffix, options)
-    item = _extras(Item(source, out), PurePath(out.stem), options)
-    _refuse_replacing_inputs([item])
-    return item
+def is_about_the_name(error: ResourceError) -> bool:
+    """Whether a file system refused this one name; others may well be written."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _NAME_ERRORS
 
 
-def _single_video(source: Source, options: RestoreOptions) -> Item:
-    out = Path(options.out)
-    if source.video is None:
-        raise UsageError("an image cannot become a video", where=out, hint="name a .png file")
-    if out.suffix.lower() not in MUXERS:
-        hint = f"name a folder, or a file with one of {' '.join(sorted(MUXERS))}"
-        raise UsageError("a video goes into a video file", where=out, hint=hint)
-    problem = audio_problem(source.video, out.suffix.lower())
-    if problem is not None:
-        raise UsageError(problem, where=out, hint="sound is copied as it is; use .mkv")
-    item = Item(source, out)
-    _refuse_replacing_inputs([item])
-    return item
+def _check_folder_name(folder: Path, out: str, single: bool) -> None:
+    suffix = folder.suffix.lower()
+    if single and suffix in _OTHER_SUFFIXES and not os.path.isdir(folder):
+        hint = f"use one of {' '.join(sorted(IMAGE_SUFFIXES))}"
+        raise UsageError(f"cannot write images as '{suffix}'", where=folder, hint=hint)
+    if out.endswith(("/", "\\")) and suffix in _FILE_SUFFIXES:
+        raise UsageError("OUT is a folder with the suffix of an image", where=folder)
 
 
-def _check_video_options(options: RestoreOptions) -> None:
+def _check_video_options(writing: Writing) -> None:
     """Refuse what only images have."""
     asked = {
-        "--uncertainty": options.uncertainty is not None,
-        "--compare": options.compare is not None,
-        "--bit-depth 16": options.bit_depth == 16,
+        "--uncertainty": writing.uncertainty is not None,
+        "--compare": writing.compare is not None,
+        "--bit-depth 16": writing.bit_depth == 16,
     }
     for option, is_there in asked.items():
         if is_there:
-            hint = "leave it out, or restore images only"
-            raise UsageError("not for videos", where=option, hint=hint)
+            hint = "omit it, or restore images only"
+            raise UsageError(f"{option} cannot be used with videos", hint=hint)
 
 
-def output_suffix(item: Item, options: RestoreOptions) -> str:
-    """The suffix that decides the format, for standard output too."""
-    return item.output.suffix.lower() if item.output else _suffix(item.source, options)
-
-
-def _canonical(suffix: str) -> str:
-    return FORMATS.get(suffix.removeprefix("."), suffix)
-
-
-def _suffix(source: Source, options: RestoreOptions) -> str:
+def _named_item(source: Source, out: str, writing: Writing) -> Item:
+    """The item of a single source whose output the user named."""
+    path = Path(out)
+    suffix = path.suffix.lower()
     if source.video is not None:
-        own = source.path.suffix.lower()
+        _check_video_output(source.video, path)
+        return Item(source, path, suffix)
+    if out == STDIO:
+        return _with_extras(source, None, _suffix(source, writing.format), source.stem, writing)
+    if suffix in VIDEO_SUFFIXES:
+        raise UsageError("an image cannot become a video", where=out, hint="name a .png file")
+    name = writing.format
+    if name not in (None, SAME_FORMAT) and FORMATS[name.lower()] != FORMATS.get(suffix[1:]):
+        raise UsageError(f"--format {name} does not fit the output file {out}")
+    return _with_extras(source, path, suffix, path.stem, writing)
+
+
+def _check_video_output(video: VideoInfo, out: Path) -> None:
+    suffix = out.suffix.lower()
+    if suffix not in MUXERS:
+        hint = f"name a folder, or a file with one of {' '.join(sorted(MUXERS))}"
+        raise UsageError("a video goes into a video file", where=out, hint=hint)
+    problem = audio_problem(video, suffix)
+    if problem is not None:
+        raise UsageError(problem, where=out, hint="sound is copied as it is; use .mkv")
+
+
+def _suffix(source: Source, format: str | None) -> str:
+    """The suffix of an output whose name the user did not give."""
+    own = source.path.suffix.lower()
+    if source.video is not None:
         return own if own in MUXERS else ".mkv"
-    name = (options.format or "png").lower()
+    name = (format or "png").lower()
     if name != SAME_FORMAT:
         return FORMATS[name]
-    own = source.path.suffix.lower()
-    return own if own in ENCODERS else ".png"
+    return own if own in IMAGE_SUFFIXES else ".png"
 
 
-def _check_depth(suffix: str, options: RestoreOptions) -> None:
-    if options.bit_depth == 16 and suffix not in DEEP_SUFFIXES:
-        raise UsageError(
-            f"{suffix[1:]} holds 8 bits", where="--bit-depth 16", hint="use --format png or tif"
-        )
+def _with_extras(
+    source: Source, output: Path | None, suffix: str, base: PurePath | str, writing: Writing
+) -> Item:
+    """An item with the pictures that are made beside the restored one, named after `base`."""
+    compare, uncertainty = writing.compare, writing.uncertainty
+    return Item(
+        source,
+        output,
+        suffix,
+        compare=compare and compare / f"{base}.compare.png",
+        deviation=uncertainty and uncertainty / f"{base}.spread.png",
+        heat=uncertainty and uncertainty / f"{base}.heat.png",
+    )
 
 
-def _name(source: Source, options: RestoreOptions) -> PurePath:
-    suffix = _suffix(source, options)
-    _check_depth(suffix, options)
-    return source.relative.with_name(f"{source.stem}{options.suffix}{suffix}")
-
-
-def _longer_name(source: Source, options: RestoreOptions) -> PurePath:
-    """With the input's suffix in it: a.jpg beside a.png gives a.jpg.png."""
-    frame = "" if source.frame is None else f"-{source.frame + 1:04d}"
-    name = f"{source.relative.name}{frame}{options.suffix}{_suffix(source, options)}"
-    return source.relative.with_name(name)
-
-
-def _item(source: Source, name: PurePath, folder: Path, options: RestoreOptions) -> Item:
-    return _extras(Item(source, folder / name), name.with_suffix(""), options)
-
-
-def _extras(item: Item, base: PurePath, options: RestoreOptions) -> Item:
-    """Add the pictures that are made beside the restored one."""
-    compare, spread, heat = (base.with_name(f"{base.name}.{kind}.png") for kind in
-                             ("compare", "spread", "heat"))  # fmt: skip
-    if options.compare is not None:
-        item = replace(item, compare=options.compare / compare)
-    if options.uncertainty is not None:
-        folder = options.uncertainty
-        item = replace(item, spread=folder / spread, heat=folder / heat)
-    return item
-
-
-def _without_collisions(
-    items: list[Item], folder: Path, options: RestoreOptions
+def _mirrored_items(
+    sources: Sequence[Source], folder: Path, writing: Writing
 ) -> tuple[list[Item], list[str]]:
-    """Longer names for those that would share one; file systems may not tell cases apart."""
-    counts = Counter(str(item.output).casefold() for item in items)
-    warnings, settled = [], []
-    for item in items:
-        if counts[str(item.output).casefold()] > 1:
-            renamed = _item(item.source, _longer_name(item.source, options), folder, options)
-            what = f"{item.source.label} -> {renamed.output}: another input claims"
-            warnings.append(f"{what} {item.output.name if item.output else ''}")
-            item = renamed  # noqa: PLW2901
-        settled.append(item)
-    owners = defaultdict(list)
-    for item in settled:
-        for path in item.files:
-            owners[str(path).casefold()].append(item.source.label)
-    clashes = [f"{path}: {', '.join(names)}" for path, names in owners.items() if len(names) > 1]
-    if clashes:
-        raise UsageError(
-            "several inputs would share an output",
-            where=folder,
-            hint="rename them, or restore them into separate folders",
-            details=clashes[:_SHOWN],
-        )
-    return settled, warnings
+    """Items below the output folder, and notes on the names that had to be made longer.
+
+    Those that would share a file get the input's suffix into their names, then a number:
+    a.jpg beside a.png gives a.jpg.png and a.png.png. File systems may not tell cases apart.
+    """
+
+    def item(source: Source, stem: str) -> Item:
+        base = source.relative.with_name(f"{stem}{writing.suffix}")
+        suffix = _suffix(source, writing.format)
+        return _with_extras(source, folder / f"{base}{suffix}", suffix, base, writing)
+
+    plain = [item(source, source.stem) for source in sources]
+    claims = Counter(key for one in plain for key in _keys(one))
+    taken = {key for one in plain if not _is_shared(one, claims) for key in _keys(one)}
+    settled, notes = [], []
+    for one in plain:
+        if _is_shared(one, claims):
+            stems = _longer_stems(one.source)
+            longer = next(
+                made for made in (item(one.source, s) for s in stems) if not taken & _keys(made)
+            )
+            taken |= _keys(longer)
+            name = one.output.name if one.output else ""
+            notes.append(f"{one.source.label} -> {longer.output}: another input claims {name}")
+            one = longer  # noqa: PLW2901
+        settled.append(one)
+    return settled, notes
+
+
+def _longer_stems(source: Source) -> Iterator[str]:
+    """a.jpg, a.jpg-2, a.jpg-3, ... for a.jpg; a.gif-0001, ... for a frame of a.gif."""
+    frame = "" if source.frame is None else f"-{source.frame + 1:04d}"
+    stem = f"{source.relative.name}{frame}"
+    yield stem
+    yield from (f"{stem}-{number}" for number in count(2))
+
+
+def _keys(item: Item) -> set[str]:
+    return {str(path).casefold() for path in item.files}
+
+
+def _is_shared(item: Item, claims: Counter[str]) -> bool:
+    return any(claims[key] > 1 for key in _keys(item))
 
 
 def _refuse_replacing_inputs(items: list[Item]) -> None:
-    inputs = {item.source.path.resolve() for item in items if item.source.data is None}
-    hit = [path for item in items for path in item.files if path.resolve() in inputs]
+    inputs = {os.path.realpath(item.source.path) for item in items if item.source.data is None}
+    hit = [path for item in items for path in item.files if os.path.realpath(path) in inputs]
     if hit:
         raise UsageError(
-            "an output would replace an input",
+            "this output would replace an input",
             where=hit[0],
-            hint="choose another folder, or give --suffix _restored",
+            hint="choose another folder, or use --suffix _restored",
             details=[str(path) for path in hit[1:_SHOWN]],
         )

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
+import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from c2fdft_cli.data.video.probe import count_frames
-from c2fdft_cli.engine.restore.draws import ensemble_positions
 from c2fdft_cli.engine.restore.inputs import find_inputs
-from c2fdft_cli.engine.restore.manifest import Record
+from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import (
-    RestoreOptions,
+    STDIO,
+    Machine,
+    Sampling,
+    Writing,
     choose_grid,
     grid_warning,
-    settings_digest,
+    sample_count,
 )
 from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs
+from c2fdft_cli.engine.restore.result import Skipped, named
+from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.weights.catalogue import sha256_of
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
-from c2fdft_cli.execution.compiling import compiles_bands
+from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
-from c2fdft_cli.files import ensure_folder
+from c2fdft_cli.files import check_folder
 
-
-@dataclass(frozen=True)
-class Skipped:
-    """An output that was there already.
-
-    doubt: why it may not be what this run would make; None if it is.
-    """
-
-    source: str
-    output: str
-    doubt: str | None
+_SAMPLING, _MACHINE, _WRITING = Sampling(), Machine(), Writing()
 
 
 @dataclass(frozen=True)
@@ -44,44 +40,43 @@ class RestorePlan:
     """What `restore` will do.
 
     Args:
-        options: the request.
+        sampling, writing: as asked.
+        out: as the user named it.
         weights: the checkpoint.
         runtime: device and arithmetic.
-        grid: times of the network calls.
         executor: runs the network on its device, within the memory there is.
         items: what is to be done by this process, the unreadable included.
-        skipped: what is there already.
+        skipped: what exists already.
         single: whether one file was named by itself.
         folder: the output folder, None for a single file.
-        record: of the output folder.
+        manifest: of the output folder.
         warnings: what the user should know before it starts.
         remarks: how the weights were chosen.
     """
 
-    options: RestoreOptions
+    sampling: Sampling
+    writing: Writing
+    out: str
     weights: Path
     runtime: Runtime
-    grid: list[int]
     executor: Executor
     items: list[Item]
     skipped: list[Skipped]
     single: bool
     folder: Path | None
-    record: Record
-    positions: tuple[int, ...] = (0,)
+    manifest: Manifest
     warnings: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     @property
-    def runs(self) -> int:
-        """How many times the sampler runs for each image."""
-        return self.options.draws * len(self.positions)
+    def grid(self) -> list[int]:
+        """The sampler's timesteps."""
+        return self.executor.restorer.grid
 
     @property
     def units(self) -> int:
         """Events to expect: one for each image and for each frame of a video."""
-        videos = [item.source.video for item in self.items]
-        return sum(1 if video is None else max(1, video.frames) for video in videos)
+        return sum(item.source.frames for item in self.items)
 
     @property
     def unit(self) -> str:
@@ -89,134 +84,178 @@ class RestorePlan:
         return "frame" if any(item.source.video for item in self.items) else "image"
 
 
-def plan_restore(options: RestoreOptions) -> RestorePlan:
-    """Check the request, load the weights, find inputs and outputs; nothing is written yet.
+def plan_restore(
+    source: str | Path,
+    out: str | Path,
+    *,
+    sampling: Sampling = _SAMPLING,
+    machine: Machine = _MACHINE,
+    writing: Writing = _WRITING,
+    stdin: bytes | None = None,
+) -> RestorePlan:
+    """Load the weights, find inputs and outputs, and check them; nothing is written yet.
+
+    Args:
+        source: a file, a folder, a glob, `@list.txt`, or `-` for the bytes `stdin` of an image.
+        out: a folder; for a single image also a file with an image suffix, or `-`.
+        sampling, machine, writing: the settings.
 
     Raises:
-        UsageError: options that do not fit together, outputs that collide.
+        UsageError: settings that do not fit together, or outputs that cannot be.
         CheckpointError: no weights, or a file that is not a checkpoint.
         DataError: no inputs, or the single named image cannot be read.
-        ResourceError: no such device, the output path lies under a regular file, or the single
-            image is too large for the memory.
+        ResourceError: no such device, OUT cannot be written to, or the single image is too large.
     """
-    options.check()
-    runtime = make_runtime(options.device, options.precision)
-    found = choose_weights(options.weights, options.task)
+    source, out = _not_empty("IN", source), _not_empty("OUT", out)
+    samples = sample_count(sampling.samples, sampling.self_ensemble, bool(writing.uncertainty))
+    runtime = make_runtime(machine.device, machine.precision)
+    found = choose_weights(sampling.weights, sampling.task)
     checkpoint = load_checkpoint(found.path)
-    grid = choose_grid(options, checkpoint.meta, checkpoint.grid())
-    folder = output_folder(options)
-    _refuse_same_folder(options.source, folder)
-    inputs = find_inputs(options.source, options.stdin, skip=folder)
-    if inputs.single and inputs.sources[0].problem is not None:
-        raise inputs.sources[0].problem
-    outputs = plan_outputs(inputs, options)
-    for path in _folders(outputs.folder, options):
-        ensure_folder(path)
-    digest = settings_digest(options, sha256_of(found.path), grid, runtime.precision)
-    record = Record(outputs.folder, digest)
-    share = outputs.items[runtime.rank :: runtime.world]
-    todo, skipped = _split(share, record, options)
-    net = checkpoint.network().to(runtime.device)
-    positions = ensemble_positions(checkpoint.task()) if options.self_ensemble else (0,)
-    work = sum(_pixels(item) for item in todo) * len(grid) * options.draws * len(positions)
-    compiled, notice = compiles_bands(options.compile, runtime, work)
-    executor = Executor(
-        net,
-        checkpoint.alpha_bar(),
-        grid,
-        runtime,
-        eta=options.eta,
-        seed=options.seed,
-        max_memory=options.max_memory,
-        tile=options.tile,
-        compile=compiled,
-    )
-    todo, refused = _refuse_too_large(todo, executor)
-    if inputs.single and refused:
-        raise refused[0]
-    warning = grid_warning(checkpoint.meta, grid)
+    grid = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
+    folder = output_folder(out)
+    _check_folders(source, out, folder, writing)
+    inputs = find_inputs(source, stdin, skip=folder)
+    items, renamed = plan_outputs(inputs, out, writing)
+    settings = _settings(sampling, machine, writing)
+    settings |= {"draws": samples, "grid": grid, "precision": runtime.precision}
+    manifest = Manifest(folder, {**settings, "weights": sha256_of(found.path)}, found.path.name)
+    todo, skipped = _split(items[runtime.rank :: runtime.world], manifest, writing.overwrite)
+    executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
+    todo = [_checked(item, executor) for item in todo]
+    problems = [item.source.problem for item in todo if item.source.problem is not None]
+    if inputs.single and problems:
+        raise problems[0]
+    meta = checkpoint.meta
+    warning = grid_warning(meta.grid if meta.stage == "fine" else None, grid)
+    too_large = [f"{one} ({one.hint})" for one in problems if isinstance(one, ResourceError)]
     return RestorePlan(
-        options=options,
+        sampling=sampling,
+        writing=writing,
+        out=out,
         weights=found.path,
         runtime=runtime,
-        grid=grid,
         executor=executor,
-        items=[_counted(item) for item in todo],
+        items=todo,
         skipped=skipped,
         single=inputs.single,
-        folder=outputs.folder,
-        record=record,
-        positions=positions,
-        warnings=[
-            *(one for one in (warning, notice) if one),
-            *outputs.warnings,
-            *(str(error) for error in refused),
-        ],
+        folder=folder,
+        manifest=manifest,
+        warnings=[*_given(warning, notice), *_stale(skipped), *renamed, *too_large],
         remarks=found.remarks,
     )
 
 
-def _refuse_same_folder(source: str, folder: Path | None) -> None:
-    path = Path(source)
-    if folder is not None and path.is_dir() and path.resolve() == folder.resolve():
-        raise UsageError(
-            "inputs and outputs in one folder", where=folder, hint="choose another folder for OUT"
-        )
+def _not_empty(name: str, value: str | Path) -> str:
+    if not str(value):
+        raise UsageError(f"{name} is empty", hint="name a file or a folder")
+    return str(value)
 
 
-def _folders(folder: Path | None, options: RestoreOptions) -> list[Path]:
-    """Folders to write into; made, or refused, before any work."""
-    out = folder if folder is not None else Path(options.out).parent
-    return [path for path in (out, options.compare, options.uncertainty) if path is not None]
+def _given(*notices: str | None) -> list[str]:
+    return [notice for notice in notices if notice is not None]
+
+
+def _check_folders(source: str, out: str, folder: Path | None, writing: Writing) -> None:
+    """Refuse folders that cannot be written to, before any work."""
+    if folder is not None and os.path.realpath(source) == os.path.realpath(folder):
+        what = "inputs and outputs are in one folder"
+        raise UsageError(what, where=folder, hint="choose another folder for OUT")
+    parent = None if out == STDIO else Path(out).parent
+    for path in (folder or parent, writing.compare, writing.uncertainty):
+        if path is not None:
+            check_folder(path)
+
+
+def _settings(sampling: Sampling, machine: Machine, writing: Writing) -> dict[str, object]:
+    """What decides an output's pixels as it was asked for."""
+    return {
+        "eta": sampling.eta,
+        "seed": sampling.seed,
+        "self_ensemble": sampling.self_ensemble,
+        "temporal_noise": sampling.temporal_noise,
+        "tile": machine.tile,
+        "quality": writing.quality,
+        "bit_depth": writing.bit_depth,
+        "crf": writing.crf,
+    }
+
+
+def _executor(
+    checkpoint: Checkpoint,
+    grid: list[int],
+    runtime: Runtime,
+    sampling: Sampling,
+    machine: Machine,
+    samples: int,
+    items: Sequence[Item],
+) -> tuple[Executor, str | None]:
+    """The executor, and a notice where it is not compiled although that was asked for."""
+    ensemble = sampling.self_ensemble
+    transforms = ensemble_transforms(checkpoint.task()) if ensemble else (0,)
+    pixels = sum(one.source.height * one.source.width * one.source.frames for one in items)
+    work = pixels * len(grid) * samples * len(transforms)
+    compiled, notice = compiles_strips(machine.compile, runtime, work)
+    executor = Executor(
+        checkpoint.network().to(runtime.device),
+        checkpoint.alpha_bar(),
+        grid,
+        runtime,
+        eta=sampling.eta,
+        seed=sampling.seed,
+        samples=samples,
+        transforms=transforms,
+        max_memory=machine.max_memory,
+        tile=machine.tile,
+        batch=machine.batch,
+        compile=compiled,
+    )
+    return executor, notice
 
 
 def _split(
-    items: Sequence[Item], record: Record, options: RestoreOptions
+    items: Sequence[Item], manifest: Manifest, overwrite: bool
 ) -> tuple[list[Item], list[Skipped]]:
+    """What is to be done, and what exists: complete, or not to be completed as it is."""
     todo: list[Item] = []
     skipped: list[Skipped] = []
     for item in items:
-        if options.overwrite or not item.is_complete:
+        doubt = None
+        if item.output is not None and os.path.exists(item.output):
+            doubt = manifest.doubt(item.output, item.source.path)
+        if overwrite or (doubt is None and not item.is_complete):
             todo.append(item)
         else:
-            doubt = record.doubt(item)
             skipped.append(Skipped(item.source.label, str(item.output), doubt))
     return todo, skipped
 
 
-def _pixels(item: Item) -> int:
-    """Of an image, or of all frames of a video as far as its header counts them."""
-    source = item.source
-    frames = 1 if source.video is None else max(1, source.video.frames)
-    return source.height * source.width * frames
+def _stale(skipped: Sequence[Skipped]) -> list[str]:
+    """What differs between existing outputs and this run, one line for each difference."""
+    outputs: dict[str, list[str]] = defaultdict(list)
+    for one in skipped:
+        if one.doubt is not None:
+            outputs[one.doubt].append(one.output)
+    return [
+        f"{paths[0]} already exists, not overwritten: {doubt}"
+        if len(paths) == 1
+        else f"{len(paths)} files already exist, not overwritten: {doubt}"
+        for doubt, paths in outputs.items()
+    ]
 
 
-def _counted(item: Item) -> Item:
-    """With the number of frames, if it is a video; what cannot be counted has none."""
+def _checked(item: Item, executor: Executor) -> Item:
+    """With what is beyond the memory as its problem, before hours of work on the others.
+
+    The frames of a video are counted.
+    """
     source = item.source
-    if source.video is None or source.problem is not None:
+    if source.problem is not None:
         return item
     try:
-        video = replace(source.video, frames=count_frames(source.path))
-    except DataError as error:
-        return replace(item, source=replace(source, problem=error))
-    return replace(item, source=replace(source, video=video))
-
-
-def _refuse_too_large(
-    items: Sequence[Item], executor: Executor
-) -> tuple[list[Item], list[ResourceError]]:
-    """Give images beyond the budget their problem now, before hours of work on the others."""
-    settled: list[Item] = []
-    refused: list[ResourceError] = []
-    for item in items:
-        source = item.source
-        try:
-            if source.problem is None:
-                executor.rows(source.height, source.width)
-            settled.append(item)
-        except ResourceError as error:
-            named = ResourceError(error.what, where=source.label, hint=error.hint)
-            refused.append(named)
-            settled.append(replace(item, source=replace(source, problem=named)))
-    return settled, refused
+        executor.rows(source.height, source.width)
+        if source.video is not None:
+            video = replace(source.video, frames=count_frames(source.path))
+            source = replace(source, video=video)
+    except (DataError, ResourceError) as error:
+        source = replace(source, problem=named(error, source))
+    return replace(item, source=source)

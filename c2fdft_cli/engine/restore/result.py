@@ -1,18 +1,18 @@
-"""What restoring reports: a record of each image, and the end of the job, over all ranks."""
+"""What restoring reports: a record of each image, and the end of the job, over all processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 import torch.distributed as dist
 
-from c2fdft_cli.engine.restore.outputs import Item
-from c2fdft_cli.engine.restore.plan import RestorePlan, Skipped
+from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.errors import C2fdftError, PartialFailure
 from c2fdft_cli.execution.device import Runtime
+
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class ImageDone:
         source: the input.
         output: the restored file; None when it failed or went to standard output.
         height, width: pixels.
-        calls: network calls, over all draws.
-        grid: the sampler's times.
+        calls: evaluations of the network, over all samples and transforms.
+        grid: the sampler's timesteps.
         seconds: of the network's work on this image.
         executor: how the network ran.
         precision: what it computed in.
         peak_memory: bytes at most so far, of the device or the process.
         notes: what did not go as planned, and what the output's format could not keep.
-        error: why it failed; None if it did not.
+        error: why it failed, with its name; None if it did not.
     """
 
     source: str
@@ -44,7 +44,7 @@ class ImageDone:
     precision: str = ""
     peak_memory: int = 0
     notes: list[str] = field(default_factory=list)
-    error: str | None = None
+    error: C2fdftError | None = None
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,29 @@ class FrameDone:
     seconds_left: float
 
 
-Outcome: TypeAlias = tuple[ImageDone, C2fdftError | None]
-"""A record, and the error to end with where it failed."""
+@dataclass(frozen=True)
+class Skipped:
+    """An output that exists and is not overwritten.
+
+    doubt: why it may not be what this run would make; None if it is.
+    """
+
+    source: str
+    output: str
+    doubt: str | None
 
 
-def failed(item: Item, error: C2fdftError) -> Outcome:
-    """The outcome of what could not be restored."""
-    source = item.source
-    words = str(error) if error.where else f"{source.label}: {error}"
-    return ImageDone(source.label, None, source.height, source.width, error=words), error
+def failed(source: Source, error: C2fdftError) -> ImageDone:
+    """The record of what could not be restored."""
+    error = named(error, source)
+    return ImageDone(source.label, None, source.height, source.width, error=error)
+
+
+def named(error: C2fdftError, source: Source) -> C2fdftError:
+    """An error with the source's name in front, where it does not name a file itself."""
+    if error.where is not None:
+        return error
+    return type(error)(error.what, where=source.label, hint=error.hint, details=error.details)
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,6 @@ class RestoreResult:
         images: one record for each image or video that was worked on.
         skipped: outputs that were there.
         seconds: wall-clock time.
-        errors: of the images that failed.
         single: whether one file was named by itself.
         folder: the output folder.
     """
@@ -112,31 +125,33 @@ class RestoreResult:
     images: list[ImageDone]
     skipped: list[Skipped]
     seconds: float
-    errors: list[C2fdftError] = field(default_factory=list)
     single: bool = False
     folder: Path | None = None
 
     @property
+    def errors(self) -> list[C2fdftError]:
+        """Of the images that failed."""
+        return [image.error for image in self.images if image.error is not None]
+
+    @property
     def failure(self) -> C2fdftError | None:
-        """What the program ends with: None when all went well, else the details of each."""
-        failed = len(self.errors)
-        if not failed:
-            return None
-        if self.single and len(self.images) == 1:
-            return self.errors[0]
-        return PartialFailure(
-            f"{failed} of {len(self.images)} images failed",
-            where=self.folder,
-            hint="the others are restored" if failed < len(self.images) else "see each below",
-            details=[image.error for image in self.images if image.error],
-        )
-
-
-def result_of(
-    plan: RestorePlan, images: list[ImageDone], errors: list[C2fdftError], seconds: float
-) -> RestoreResult:
-    """The result of this process."""
-    return RestoreResult(images, plan.skipped, seconds, errors, plan.single, plan.folder)
+        """What the program ends with: None when all outputs are what was asked for."""
+        errors = self.errors
+        stale = [one for one in self.skipped if one.doubt is not None]
+        if self.single and len(self.images) == 1 and errors:
+            return errors[0]
+        what, hints = [], []
+        if errors:
+            what.append(f"{len(errors)} of {len(self.images)} images failed")
+            hints += ["the others are restored"] if len(errors) < len(self.images) else []
+        if stale:
+            files = "file that exists was" if len(stale) == 1 else "files that exist were"
+            what.append(f"{len(stale)} {files} made in another way and not overwritten")
+            hints.append("use --overwrite to replace what exists")
+        details = [*map(str, errors), *(f"{one.output}: {one.doubt}" for one in stale[:_SHOWN])]
+        hint = "; ".join(hints) or None
+        failure = PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
+        return failure if what else None
 
 
 def gather_ranks(result: RestoreResult, runtime: Runtime) -> RestoreResult:
@@ -156,7 +171,6 @@ def merge(results: Sequence[RestoreResult]) -> RestoreResult:
         images=[image for one in results for image in one.images],
         skipped=[skipped for one in results for skipped in one.skipped],
         seconds=max(one.seconds for one in results),
-        errors=[error for one in results for error in one.errors],
         single=results[0].single,
         folder=results[0].folder,
     )

@@ -15,15 +15,12 @@ import torch
 from c2fdft_cli.data.images.picture import Picture
 from c2fdft_cli.data.video.probe import VideoInfo
 from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter
-from c2fdft_cli.engine.restore.batches import batch_size
 from c2fdft_cli.engine.restore.inputs import Source
-from c2fdft_cli.engine.restore.options import RestoreOptions
 from c2fdft_cli.engine.restore.outputs import Item
-from c2fdft_cli.engine.restore.pixels import quantise, to_tensor
+from c2fdft_cli.engine.restore.pictures import quantise, refuse_not_finite, to_tensor
 from c2fdft_cli.engine.restore.plan import RestorePlan
-from c2fdft_cli.engine.restore.result import FrameDone, Outcome, VideoDone, failed
-from c2fdft_cli.engine.restore.run import refuse_not_finite, run_network
-from c2fdft_cli.engine.sampling.executor import Ran
+from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, VideoDone, failed
+from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
 from c2fdft_cli.execution.signals import StoppedError, StopRequest
 from c2fdft_cli.files import atomic_path, ensure_folder
@@ -50,7 +47,7 @@ class _Tally:
     executor: str = ""
     notes: list[str] = field(default_factory=list)
 
-    def add(self, count: int, seconds: float, ran: Ran) -> None:
+    def add(self, count: int, seconds: float, ran: Restored) -> None:
         self.frames += count
         self.seconds += seconds
         self.executor = ran.executor
@@ -59,17 +56,17 @@ class _Tally:
 
 def restore_video(
     plan: RestorePlan, item: Item, stop: StopRequest
-) -> Generator[FrameDone, None, Outcome | None]:
+) -> Generator[FrameDone, None, ImageDone | None]:
     """Restore one video into its output, whole or not at all.
 
-    Yields an event for each frame but the last and returns the outcome, None when stopped.
+    Yields an event for each frame but the last and returns the record, None when stopped.
 
     Raises:
         ResourceError: the disk is full, or the output cannot be written.
     """
     source = item.source
     if source.problem is not None:
-        return failed(item, source.problem)
+        return failed(source, source.problem)
     if source.video is None or item.output is None:
         raise ValueError(f"not a video with an output file: {source.label}")
     tally = _Tally()
@@ -78,11 +75,11 @@ def restore_video(
     except StoppedError:
         return None
     except DataError as error:
-        return failed(item, error)
+        return failed(source, error)
     except _NetworkError as error:
-        return failed(item, error.error)
-    plan.record.add(item)
-    return _record(plan, source, source.video, item.output, tally), None
+        return failed(source, error.error)
+    plan.manifest.add(item.output, source.path)
+    return _record(plan, source, source.video, item.output, tally)
 
 
 def _restore(
@@ -94,9 +91,9 @@ def _restore(
     stop: StopRequest,
 ) -> Iterator[FrameDone]:
     """Reader, network and writer side by side, a batch ahead of and behind each other."""
-    deep = info.is_deep and plan.options.bit_depth != 8
-    crf, label = plan.options.crf, source.label
-    size = batch_size(info.height, info.width, plan.options.batch, plan.executor.fits)
+    deep = info.is_deep and plan.writing.bit_depth != 8
+    crf, label = plan.writing.crf, source.label
+    size = plan.executor.batch_size(info.height, info.width)
     ensure_folder(output.parent)
     held: FrameDone | None = None
     with (
@@ -146,15 +143,15 @@ def _run(
 ) -> list[Frame]:
     """A batch of frames with restored pixels."""
     numbers = range(tally.frames, tally.frames + len(frames))
-    names = [frame_name(source, number, plan.options) for number in numbers]
+    names = [frame_name(source, number, plan.sampling.temporal_noise) for number in numbers]
     lq = torch.stack([to_tensor(Picture(frame.pixels)) for frame in frames])
     start = time.monotonic()
     try:
-        result, ran = run_network(plan, lq, names, stop)
-        refuse_not_finite(plan, result.image)
+        result = plan.executor(lq, names, lambda _: stop.check())
+        refuse_not_finite(result.image, plan.weights, plan.runtime.precision)
     except (CheckpointError, ResourceError) as error:
         raise _NetworkError(error) from error
-    tally.add(len(frames), time.monotonic() - start, ran)
+    tally.add(len(frames), time.monotonic() - start, result)
     depth = 8 * frames[0].pixels.itemsize
     return [
         frame._replace(pixels=quantise(image, depth, grey=info.is_grey))
@@ -162,15 +159,15 @@ def _run(
     ]
 
 
-def frame_name(source: Source, number: int, options: RestoreOptions) -> str:
+def frame_name(source: Source, number: int, temporal_noise: str) -> str:
     """The name that keys a frame's noise: the video's own, or one as of an animation's frame.
 
     Args:
         source: the video.
         number: of the frame, from 0.
-        options: `temporal_noise` decides.
+        temporal_noise: "fixed" for the former.
     """
-    if options.temporal_noise == "fixed":
+    if temporal_noise == "fixed":
         return source.name
     return f"{source.stem}-{number + 1:04d}{source.relative.suffix}"
 
@@ -189,7 +186,7 @@ def _record(
         output=str(output),
         height=info.height,
         width=info.width,
-        calls=len(plan.grid) * plan.runs,
+        calls=len(plan.grid) * plan.executor.runs,
         grid=plan.grid,
         seconds=tally.seconds,
         executor=tally.executor,

@@ -1,4 +1,4 @@
-"""How the network runs on an image: whole or in bands by the memory there is, or in tiles."""
+"""How the network runs on an image: whole or in strips by the memory there is, or in tiles."""
 
 from __future__ import annotations
 
@@ -10,35 +10,43 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
+from c2fdft_cli.engine.sampling.ensemble import mean_and_deviation
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.inference_memory import banded_bytes, plan
+from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
 from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.tiled import Tiled, tiles
 
 MARGIN = 0.8
-"""Share of the free memory that restoring takes unless told otherwise."""
-SOME_TILE = 512
+"""Share of the free memory that restoring takes unless a limit is set."""
+SUGGESTED_TILE = 512
 """A tile to suggest, in px."""
 MIN_ROWS = 8
-"""Rows below which running out of memory is not answered by narrower bands."""
+"""Rows below which running out of memory is not answered by narrower strips."""
 SAMPLER_BYTES = 4 * 42
 """Bytes for each pixel outside the network's own: its input, condition, x_t, blended tiles, and
 results that wait to be written."""
+SMALL_PIXELS = 1 << 16
+"""Larger images keep a device busy by themselves."""
+MAX_BATCH = 16
+BATCH_PIXELS = 1 << 18
 
 Out = TypeVar("Out")
 
 
-class Ran(NamedTuple):
-    """A restored batch, and how.
+class Restored(NamedTuple):
+    """Restored images on the CPU, and how they were made.
 
-    executor: "whole", "bands of N rows" or "tiles of N px".
+    image: `[n, 3, h, w]` float32 in [0, 1], the mean over all samples and transforms.
+    deviation: `[n, 1, h, w]` float32, their per-pixel standard deviation; None for one sample.
+    executor: "whole", "strips of N rows" or "tiles of N px".
     notes: what did not go as planned.
     """
 
     image: Tensor
+    deviation: Tensor | None
     executor: str
     notes: list[str]
 
@@ -49,12 +57,15 @@ class Executor:
     Args:
         net: the network, on the runtime's device.
         alpha_bar: `[T]`.
-        grid: times of the network calls.
+        grid: descending timesteps, one a sampling step.
         runtime: device and arithmetic.
         eta, seed: of the sampler.
+        samples, transforms: what each result is the mean of, see `mean_and_deviation`.
         max_memory: bytes that may be used; None for what is free, with a margin.
         tile: side of tiles; None for the exact result.
-        compile: compile the work on a band.
+        batch: images that go through the network together at most; 0 for as many small ones as
+            make up a quarter megapixel.
+        compile: compile the work on a strip.
     """
 
     def __init__(
@@ -66,107 +77,154 @@ class Executor:
         *,
         eta: float = 0.0,
         seed: int = 0,
+        samples: int = 1,
+        transforms: Sequence[int] = (0,),
         max_memory: int | None = None,
         tile: int | None = None,
+        batch: int = 0,
         compile: bool = False,
     ) -> None:
         self._net = net
         self._runtime = runtime
-        self._tile = tile
-        self._banded = Banded(net, dtype=runtime.dtype, compile=compile)
+        self._tile, self._steps, self._batch = tile, len(grid), batch
+        self._samples, self._transforms = samples, tuple(transforms)
+        self._strips = StripNetwork(net, dtype=runtime.dtype, compile=compile)
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
-        predict_noise = self._banded if tile is None else Tiled(self._banded, tile)
+        predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
-    def report_to(self, watch: Callable[[int], None]) -> None:
-        """Call it with the amount of each finished piece of `work`; it may raise to end it."""
-        self._banded.watch = watch
-
-    def work(self, height: int, width: int, count: int) -> int:
-        """What the pieces of restoring so many images of a size sum up to."""
-        tall, wide = self._inner(height, width)
-        number = 1 if self._tile is None else tiles(_padded(height), _padded(width), self._tile)
-        return len(self.restorer.grid) * number * self._banded.work(count, tall, wide)
+    @property
+    def runs(self) -> int:
+        """How many times the sampler runs for each image."""
+        return self._samples * len(self._transforms)
 
     def rows(self, height: int, width: int, count: int = 1) -> int:
-        """Rows in a band for images of a size: as many as run fast and fit.
+        """Rows in a strip for images of a size: as many as run fast and fit.
 
         Args:
             height, width: pixels of each image.
             count: images in the batch.
 
         Raises:
-            ResourceError: not even the narrowest bands fit; names what would.
+            ResourceError: not even the narrowest strips fit; names what would.
         """
         try:
             return self._planned_rows(height, width, count, self.budget)
         except ValueError:
             raise self._too_large(height, width, count) from None
 
-    def fits(self, height: int, width: int, count: int) -> bool:
-        """Whether a batch can run without narrower bands than one image of it would."""
+    def batch_size(self, height: int, width: int) -> int:
+        """How many images of a size go through the network together."""
+        small = height * width <= SMALL_PIXELS
+        count = self._batch or (min(MAX_BATCH, BATCH_PIXELS // (height * width)) if small else 1)
+        while count > 1 and not self._fits(height, width, count):
+            count //= 2
+        return count
+
+    def __call__(
+        self,
+        lq: Tensor,
+        names: Sequence[str],
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> Restored:
+        """Restore a batch: all samples under all transforms.
+
+        Args:
+            lq: `[n, 3, h, w]` in [0, 1].
+            names: the images' names, which decide their noise.
+            progress: called many times with the share of the work that is done, 0 to 1; it may
+                raise to end it.
+
+        Raises:
+            ResourceError: out of memory in the narrowest strips too.
+        """
+        count, _, height, width = lq.shape
+        done, total = 0, self.runs * self._work(height, width, count)
+        notes: dict[str, None] = {}
+        executor = ""
+
+        def watch(amount: int) -> None:
+            nonlocal done
+            done += amount
+            progress(min(1.0, done / total))  # what is repeated for lack of memory counts again
+
+        def sample(lq: Tensor, number: int) -> Tensor:
+            nonlocal executor
+            image, executor = self._run(lq, names, number, notes.setdefault)
+            return image
+
+        self._strips.watch = watch
+        image, deviation = mean_and_deviation(sample, lq, self._samples, self._transforms)
+        deviation = None if deviation is None else deviation.cpu()
+        return Restored(image.cpu(), deviation, executor, list(notes))
+
+    def _run(
+        self, lq: Tensor, names: Sequence[str], sample: int, note: Callable[[str], object]
+    ) -> tuple[Tensor, str]:
+        """One run of the sampler, in narrower strips where memory runs out, and how it ran."""
+        height, width = lq.shape[-2:]
+        rows = self.rows(height, width, len(lq) if self._fits(height, width, len(lq)) else 1)
+        while True:
+            self._strips.rows = rows
+            image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample))
+            if image is not None:
+                return image, self._describe(rows, height, width)
+            self._free()
+            if len(lq) > 1:
+                note("out of memory: continued one image at a time")
+                ran = [
+                    self._run(lq[i : i + 1], names[i : i + 1], sample, note) for i in range(len(lq))
+                ]
+                return torch.cat([image for image, _ in ran]), ran[-1][1]
+            if rows <= MIN_ROWS:
+                raise ResourceError(
+                    f"out of memory at {width}x{height} px in strips of {rows} rows",
+                    hint="free some memory, use a smaller --tile, or another device",
+                )
+            rows = max(MIN_ROWS, rows // 4)
+            note(f"out of memory: continued in strips of {rows} rows")
+
+    def _work(self, height: int, width: int, count: int) -> int:
+        """What one run of the sampler takes, in the unit of the strips' `watch`."""
+        tall, wide = self._inner(height, width)
+        number = 1 if self._tile is None else tiles(_padded(height), _padded(width), self._tile)
+        return self._steps * number * self._strips.work(count, tall, wide)
+
+    def _fits(self, height: int, width: int, count: int) -> bool:
+        """Whether a batch can run without narrower strips than one image of it would."""
         try:
             rows = self._planned_rows(height, width, count, self.budget)
         except ValueError:
             return False
         return rows == self._planned_rows(height, width, count, None)
 
-    def __call__(self, lq: Tensor, names: Sequence[str], draw: int = 0) -> Ran:
-        """Restore `lq: [n, 3, h, w]` in [0, 1]; in narrower bands where memory runs out.
-
-        Raises:
-            ResourceError: out of memory in the narrowest bands too.
-        """
-        height, width = lq.shape[-2:]
-        rows = self.rows(height, width, len(lq) if self.fits(height, width, len(lq)) else 1)
-        notes: list[str] = []
-        while True:
-            self._banded.rows = rows
-            image = _unless_out_of_memory(lambda: self.restorer(lq, names, draw))
-            if image is not None:
-                return Ran(image, self._describe(rows, height, width), notes)
-            self._free()
-            if len(lq) > 1:
-                return self._one_by_one(lq, names, draw)
-            if rows <= MIN_ROWS:
-                raise ResourceError(
-                    f"out of memory at {width}x{height} px in bands of {rows} rows",
-                    where=names[0],
-                    hint="free some memory, use a smaller --tile, or another device",
-                )
-            rows = max(MIN_ROWS, rows // 4)
-            notes = [f"out of memory: went on in bands of {rows} rows"]
-
-    def _one_by_one(self, lq: Tensor, names: Sequence[str], draw: int) -> Ran:
-        """A batch that is too much at once."""
-        ran = [self(lq[i : i + 1], names[i : i + 1], draw) for i in range(len(lq))]
-        notes = ["out of memory: went on one image at a time"]
-        return Ran(torch.cat([one.image for one in ran]), ran[-1].executor, notes)
-
     def _planned_rows(self, height: int, width: int, count: int, budget: int | None) -> int:
-        """Rows in a band by the plan; ValueError where none fit into `budget` bytes."""
+        """Rows in a strip by the plan; ValueError where none fit into `budget` bytes."""
         if budget is not None:
             budget -= _outside(height, width, count)
         inner = self._inner(height, width)
-        return plan(self._net, *inner, count, self._runtime.dtype, budget).rows
+        return rows_that_fit(self._net, *inner, count, self._runtime.dtype, budget)
 
     def _too_large(self, height: int, width: int, count: int) -> ResourceError:
-        inner = self._inner(height, width)
-        network = banded_bytes(self._net, *inner, count, self._runtime.dtype, rows=1)
-        needed = network + _outside(height, width, count)
+        needed = self._least_bytes(*self._inner(height, width), count)
+        needed += _outside(height, width, count)
         fitting = height * width * self.budget / needed / 1e6
         want, have = (f"{size / 2**20:,.1f} MiB" for size in (needed, self.budget))
         hint = f"about {fitting:,.2f} megapixels fit; raise --max-memory"
         if self._tile is None and self._fits_in_tiles(height, width, count):
-            hint += f", or use --tile {SOME_TILE}"
+            hint += f", or use --tile {SUGGESTED_TILE}"
         return ResourceError(
             f"{width}x{height} px needs {want} of memory, {have} may be used", hint=hint
         )
 
     def _fits_in_tiles(self, height: int, width: int, count: int) -> bool:
-        tall, wide = min(_padded(height), SOME_TILE), min(_padded(width), SOME_TILE)
-        network = banded_bytes(self._net, tall, wide, count, self._runtime.dtype, rows=1)
-        return network + _outside(height, width, count) <= self.budget
+        tall, wide = min(_padded(height), SUGGESTED_TILE), min(_padded(width), SUGGESTED_TILE)
+        needed = self._least_bytes(tall, wide, count) + _outside(height, width, count)
+        return needed <= self.budget
+
+    def _least_bytes(self, height: int, width: int, count: int) -> int:
+        """Bytes of the network in the narrowest strips."""
+        return strip_bytes(self._net, height, width, count, self._runtime.dtype, rows=1)
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """The size that the network sees: padded, or a tile's."""
@@ -178,7 +236,7 @@ class Executor:
     def _describe(self, rows: int, height: int, width: int) -> str:
         if self._tile is not None and max(_padded(height), _padded(width)) > self._tile:
             return f"tiles of {self._tile} px"
-        return "whole" if rows >= _padded(height) else f"bands of {rows} rows"
+        return "whole" if rows >= _padded(height) else f"strips of {rows} rows"
 
     def _free(self) -> None:
         gc.collect()

@@ -1,9 +1,11 @@
-"""Validation pairs of shards, degraded by the recipe where they hold clean images only."""
+"""Pairs to restore and score: what a source of them offers, and the validation pairs of shards."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,7 +39,33 @@ def degradation(data: Data) -> tuple[Degradation | None, int]:
     return Degradation(model, bank), margin(model)
 
 
-class ValidationPairs:
+class PairSource(Protocol):
+    """Degraded images and their targets, wherever they come from."""
+
+    found_by: str
+    """How the pairs were found, for people."""
+    note: str | None
+    """What else people should know of them."""
+    unit: str
+    """What one of them is called."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the pairs."""
+        ...
+
+    def pair(self, i: int) -> tuple[Any, Any]:
+        """`[h, w, 3]` in 8-bit levels: lq (uint8, or float32 where it is not rounded), uint8 gt."""
+        ...
+
+    def noise_name(self, i: int) -> str:
+        """The name from which the start noise of pair i is made: that of its degraded file."""
+        ...
+
+
+class ValidationPairs(PairSource):
     """The validation split as (lq, gt) pairs; a clean-only split is degraded by the recipe.
 
     Raises:
@@ -45,8 +73,8 @@ class ValidationPairs:
     """
 
     def __init__(self, shards: ShardSet, data: Data, seed: int) -> None:
+        self.found_by, self.note, self.unit = "shards", None, "image"
         self.shards = shards
-        self.names = shards.names
         self._seed = seed
         self._degrade, _ = (None, 0) if shards.has_lq else degradation(data)
         if not shards.has_lq and self._degrade is None:
@@ -58,6 +86,15 @@ class ValidationPairs:
 
     def __len__(self) -> int:
         return len(self.shards)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the pairs."""
+        return self.shards.names
+
+    def noise_name(self, i: int) -> str:
+        """The pair's own name."""
+        return self.names[i]
 
     def pair(self, i: int) -> tuple[Pixels, Pixels]:
         """uint8 `[h, w, 3]` lq and gt; a synthetic lq is a function of the seed and the name."""

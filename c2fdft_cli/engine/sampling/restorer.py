@@ -14,24 +14,26 @@ from c2fdft_cli.core.network import pad_to_multiple
 from c2fdft_cli.execution.device import Runtime
 
 
-def noise_generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
+def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:
     """The random source of one image: a function of the seed and the file's base name alone.
 
     It lives on the CPU, so the noise is the same on every device, in any order, batch or rank.
-    Further draws of the same image have sources of their own.
+    Further samples of the same image have sources of their own. A name that is not UTF-8 counts
+    with the bytes that the file system has for it.
     """
-    key = f"{seed}/{PurePath(name).stem}{f'//{draw}' if draw else ''}".encode()
-    number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+    key = f"{seed}/{PurePath(name).stem}{f'//{sample}' if sample else ''}"
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    number = int.from_bytes(digest, "little") >> 1
     return torch.Generator().manual_seed(number)
 
 
 class Restorer:
-    """`lq` to restored image by the few-step sampler (paper, section 6), for any size.
+    """`lq` to restored image by the few-step sampler, for any size: docs/paper.md, "Sampling".
 
     Args:
         predict_noise: the network, or an executor of it: eps_hat of (x, t).
         alpha_bar: `[T]`.
-        grid: descending times of the network calls.
+        grid: descending timesteps, one a sampling step.
         runtime: device and arithmetic.
         eta: 0 is deterministic after the start noise.
         seed: of the noise, together with each image's name.
@@ -55,20 +57,20 @@ class Restorer:
         self.seed = seed
 
     @torch.inference_mode()
-    def __call__(self, lq: Tensor, names: Sequence[str], draw: int = 0) -> Tensor:
+    def __call__(self, lq: Tensor, names: Sequence[str], sample: int = 0) -> Tensor:
         """Restore a batch of images of one size.
 
         Args:
             lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
             names: the images' names, which decide their noise.
-            draw: number of the draw: others give other noise.
+            sample: number of the sample: each has noise of its own.
 
         Returns:
             `[n, 3, h, w]` float32 in [0, 1], on the runtime's device.
         """
         height, width = lq.shape[-2:]
         lq = pad_to_multiple(lq.to(self.runtime.device, torch.float32))
-        sources = [noise_generator(self.seed, name, draw) for name in names]
+        sources = [noise_generator(self.seed, name, sample) for name in names]
         x_T = gaussian(lq.shape, sources, self.runtime.device)
         with self.runtime.autocast():
             x_0 = ddim_sample(

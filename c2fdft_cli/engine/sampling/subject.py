@@ -1,26 +1,25 @@
-"""A checkpoint and the pairs that it is tried on: what sweep-steps and `eval --weights` share."""
+"""Weights that are scored: what sweep-steps and `eval --weights` share."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from c2fdft_cli.core.diffusion import PredictNoise
 from c2fdft_cli.engine.sampling.pairs import ValidationPairs, open_validation
-from c2fdft_cli.engine.sampling.scoring import spread_indices
+from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
 from c2fdft_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Subject:
     """Weights, ready to restore, and how their restorations are scored.
 
     Args:
@@ -39,81 +38,45 @@ class Loaded:
     eta: float
     recipe: Recipe
 
-    @property
-    def alpha_bar(self) -> Tensor:
-        """alpha_bar_t of the checkpoint, `[T]`."""
-        return self.checkpoint.alpha_bar()
-
-
-@dataclass(frozen=True)
-class Bench(Loaded):
-    """Weights and the validation pairs of shards to try them on.
-
-    Args:
-        data: folder of the shards.
-        pairs: its validation split.
-        indices: of the pairs to take.
-    """
-
-    data: Path
-    pairs: ValidationPairs
-    indices: list[int]
+    def restorer(self, grid: Sequence[int], seed: int) -> Restorer:
+        """The sampler over these weights at other timesteps or from another noise."""
+        alpha_bar = self.checkpoint.alpha_bar()
+        return Restorer(self.predict_noise, alpha_bar, grid, self.runtime, eta=self.eta, seed=seed)
 
 
 def find_protocol(name: str) -> Protocol:
     """A protocol by name; UsageError for one that does not exist."""
     if name not in PROTOCOLS:
-        hint = ", ".join(PROTOCOLS)
-        raise UsageError(f"no such protocol: {name}", where="--protocol", hint=hint)
+        raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {name}")
     return PROTOCOLS[name]
 
 
-def open_bench(
+def open_subject(
     path: Path,
     *,
-    data: Path | None = None,
-    images: int = 0,
     protocol: str | None = None,
     device: str = "auto",
     precision: str = "auto",
-) -> Bench:
-    """Load the weights and open the pairs; what is not given comes from the checkpoint.
+) -> Subject:
+    """Load weights to score.
 
     Args:
         path: the checkpoint.
-        data: folder of shards; None for those that the weights were trained on.
-        images: how many pairs, spread over the set; 0 for all.
         protocol: of the scores; None for the recipe's, else "rgb".
         device, precision: as `make_runtime`.
 
     Raises:
-        UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
+        UsageError, ResourceError, CheckpointError: whichever is met first.
     """
-    loaded = open_weights(path, protocol=protocol, device=device, precision=precision)
-    folder = data or _own_data(loaded.checkpoint)
-    pairs = _open_pairs(folder, loaded.recipe)
-    return Bench(
-        **vars(loaded), data=folder, pairs=pairs, indices=spread_indices(len(pairs), images)
-    )
-
-
-def open_weights(
-    path: Path,
-    *,
-    protocol: str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-) -> Loaded:
-    """Load weights to score; arguments and errors as `open_bench`."""
     asked = None if protocol is None else find_protocol(protocol)
     runtime = make_runtime(device, precision)
     checkpoint = load_checkpoint(path)
     recipe = checkpoint.recipe([]) or Recipe()
     net = checkpoint.network().to(runtime.device).requires_grad_(False)
     default = recipe.train.protocol if checkpoint.meta.recipe is not None else "rgb"
-    return Loaded(
+    return Subject(
         checkpoint,
-        Banded(net, dtype=runtime.dtype),
+        StripNetwork(net, dtype=runtime.dtype),
         asked or PROTOCOLS[default],
         runtime,
         recipe.sampling.eta,
@@ -121,22 +84,28 @@ def open_weights(
     )
 
 
-def _own_data(checkpoint: Checkpoint) -> Path:
-    if checkpoint.meta.data is None:
-        hint = "name shards made by `c2fdft prepare`"
-        raise DataError("this checkpoint names no data", where="--data", hint=hint)
-    return Path(checkpoint.meta.data)
+def open_pairs(subject: Subject, data: Path | None) -> ValidationPairs:
+    """The validation pairs of shards: those named, else those that the weights were trained on.
 
-
-def _open_pairs(folder: Path, recipe: Recipe) -> ValidationPairs:
+    Raises:
+        DataError: there are none.
+    """
+    folder = data or _own_data(subject.checkpoint)
     if not folder.is_dir():
-        hint = "name shards made by `c2fdft prepare` with --data"
+        hint = "give the shards that `c2fdft prepare` wrote with --data"
         raise DataError("no such folder of shards", where=folder, hint=hint)
-    pairs = open_validation(folder, recipe)
+    pairs = open_validation(folder, subject.recipe)
     if pairs is None or not len(pairs):
         hint = "prepare the set again with --val N"
-        raise DataError("no validation shards", where=folder, hint=hint)
+        raise DataError("no validation shards in this folder", where=folder, hint=hint)
     return pairs
+
+
+def _own_data(checkpoint: Checkpoint) -> Path:
+    if checkpoint.meta.data is None:
+        hint = "give the shards that `c2fdft prepare` wrote"
+        raise DataError("--data is missing and the checkpoint names no shards", hint=hint)
+    return Path(checkpoint.meta.data)
 
 
 def trained_grid(checkpoint: Checkpoint) -> list[int] | None:

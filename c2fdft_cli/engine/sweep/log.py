@@ -1,4 +1,4 @@
-"""What a sweep has found so far, kept in sweep.json so that a stopped sweep goes on."""
+"""What a sweep has found so far, kept in sweep.json so that a stopped sweep resumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from c2fdft_cli.files import atomic_write_text
 
 FORMAT = "c2fdft-sweep"
 FORMAT_VERSION = 1
-MAX_FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialKey:
-    """Which image, from which noise, by which grid."""
+    """Which image, from which noise, at which timesteps."""
 
     name: str
     seed: int
@@ -41,12 +40,12 @@ class TrialKey:
 
 
 class SweepLog:
-    """Trials by image, seed and grid, in a file.
+    """Trials by image, seed and timesteps, in a file.
 
     Args:
         path: sweep.json.
         settings: what the trials depend on besides their key; others are not mixed with them.
-        overwrite: leave what is there aside if it has other settings.
+        overwrite: replace what is there if it has other settings.
 
     Raises:
         DataError: the file is no sweep, or one with other settings.
@@ -75,7 +74,7 @@ class SweepLog:
                 for key, value in self.settings.items()
                 if settings.get(key) != value
             ]
-            what = "another sweep has been here"
+            what = "this folder holds a sweep with other settings"
             raise DataError(what, where=self.path, hint=hint, details=other)
 
     def save(self, document: Mapping[str, Any]) -> None:
@@ -92,7 +91,7 @@ class SweepLog:
     def of_grid(
         self, grid: Grid, names: Iterable[str], seeds: Iterable[int]
     ) -> dict[tuple[str, int], Trial]:
-        """The trials of a grid over these images and seeds, as far as there are any."""
+        """The trials at some timesteps over these images and seeds."""
         wanted = [(name, seed) for seed in seeds for name in names]
         found = {one: self.trials.get(TrialKey(one[0], one[1], grid)) for one in wanted}
         return {one: trial for one, trial in found.items() if trial is not None}
@@ -112,8 +111,6 @@ def _as_json(key: TrialKey, trial: Trial) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[TrialKey, Trial]]:
     """ValueError, KeyError or TypeError for anything that `save` has not written."""
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError("too large")
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
         raise ValueError("another format")

@@ -1,17 +1,19 @@
-"""Which step grids a sweep tries, and which one it chooses."""
+"""Which timesteps a sweep tries, and which it chooses."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from c2fdft_cli.core.diffusion import SPACINGS, T, check_grid, time_grid
+from c2fdft_cli.core.diffusion import T, check_grid, time_grid
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.vocabulary import SPACINGS, check_choice, parse_numbers, split_words
 
 Grid = tuple[int, ...]
 MAX_GRIDS = 1000
+MAX_STEPS = 9999
 DEFAULT_STEPS = "1-10"
 DEFAULT_RULE = "within:0.2dB"
 _RULES = "psnr, ssim or within:0.2dB"
@@ -19,20 +21,20 @@ _RULES = "psnr, ssim or within:0.2dB"
 
 @dataclass(frozen=True)
 class NamedGrid:
-    """The descending times of a restoration, and where they come from, for people."""
+    """The descending timesteps of a restoration, and where they come from, for people."""
 
     times: Grid
     label: str
 
     @property
     def calls(self) -> int:
-        """Network calls that an image costs."""
+        """Sampling steps that an image costs."""
         return len(self.times)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a grid is chosen: best "psnr", best "ssim", or fewest calls "within" `decibels`."""
+    """How timesteps are chosen: best "psnr", best "ssim", or fewest steps "within" `decibels`."""
 
     kind: str
     decibels: float = 0.0
@@ -44,13 +46,13 @@ class Rule:
     def describes(self) -> str:
         """The rule in words."""
         if self.kind == "within":
-            return f"fewest calls within {self.decibels:g} dB of the best PSNR"
+            return f"the fewest steps within {self.decibels:g} dB of the best PSNR"
         return f"the best {self.kind.upper()}"
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Mean scores of a grid; NaN where its restorations are not finite."""
+    """Mean scores at some timesteps; NaN where a restoration is not finite."""
 
     calls: int
     psnr: float
@@ -59,34 +61,18 @@ class Quality:
 
 def parse_steps(text: str) -> list[int]:
     """Counts such as "4", "1-10" or "1,2,4-6", ascending; UsageError when it is none."""
-    counts: set[int] = set()
-    for part in text.replace(" ", "").split(","):
-        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= low <= high:
-            hint = "numbers of network calls, such as 1-10 or 2,4,8"
-            raise UsageError(f"cannot read {part!r}", where="--steps", hint=hint)
-        counts.update(range(low, high + 1))
-    return sorted(counts)
+    counts = sorted(set(parse_numbers("--steps", text, "1-10", ranges=True)))
+    if not 1 <= counts[0] <= counts[-1] <= MAX_STEPS:
+        raise UsageError(f"--steps must be numbers from 1 to {MAX_STEPS}, got {text}")
+    return counts
 
 
 def parse_spacings(text: str) -> list[str]:
     """Names of spacings with commas between them; UsageError for an unknown one."""
-    names = text.replace(" ", "").split(",")
+    names = split_words(text)
     for name in names:
-        if name not in SPACINGS:
-            hint = ", ".join(SPACINGS)
-            raise UsageError(f"no such spacing: {name}", where="--spacing", hint=hint)
+        check_choice("--spacing", name, SPACINGS)
     return names
-
-
-def parse_times(text: str, option: str) -> list[int]:
-    """Times such as "999,750,500"; UsageError when they are none."""
-    parts = text.replace(" ", "").split(",")
-    if not all(re.fullmatch(r"\d{1,6}", part) for part in parts):
-        hint = "times separated by commas, such as 999,750,500"
-        raise UsageError(f"cannot read {text!r}", where=option, hint=hint)
-    return [int(part) for part in parts]
 
 
 def parse_rule(text: str) -> Rule:
@@ -95,7 +81,7 @@ def parse_rule(text: str) -> Rule:
         return Rule(text)
     found = re.fullmatch(r"within:(\d+(?:\.\d+)?)\s*(?:dB)?", text, re.IGNORECASE)
     if not found:
-        raise UsageError(f"no such rule: {text}", where="--choose", hint=_RULES)
+        raise UsageError(f"--choose must be {_RULES}, got {text!r}")
     return Rule("within", float(found[1]))
 
 
@@ -103,16 +89,16 @@ def make_grids(
     steps: Sequence[int],
     spacings: Sequence[str] = ("linspace",),
     starts: Sequence[int] = (),
-    explicit: Iterable[Sequence[int]] = (),
+    explicit: Mapping[str, Iterable[Sequence[int]]] | None = None,
     total: int = T,
 ) -> list[NamedGrid]:
-    """counts x spacings x start times, and explicit grids; each set of times once.
+    """counts x spacings x start times, and explicit timesteps by label; each set once.
 
-    A start s spaces n calls over the times s .. 0 as `time_grid` does over T - 1 .. 0.
+    A start s spaces n steps over the times s .. 0 as `time_grid` does over T - 1 .. 0.
 
     Raises:
-        UsageError: an unknown spacing, a start or a grid outside 0 .. total - 1, more steps than
-            times, or too many grids.
+        UsageError: an unknown spacing, times outside 0 .. total - 1, more steps than times, or
+            too many sets.
     """
     found: dict[Grid, str] = {}
     try:
@@ -122,19 +108,21 @@ def make_grids(
                 label = spacing if start == total - 1 else f"{spacing} from {start}"
                 for n in steps:
                     found.setdefault(tuple(time_grid(n, spacing, start + 1)), label)
-        for times in explicit:
-            found.setdefault(tuple(check_grid(times, total)), "given")
+        for label, grids in (explicit or {}).items():
+            for times in grids:
+                found.setdefault(tuple(check_grid(times, total)), label)
     except ValueError as error:
-        raise UsageError(str(error), where="--steps, --spacing, --start, --grid") from error
+        options = "--steps, --spacing, --start or --grid"
+        raise UsageError(f"{options} cannot be used: {error}") from error
     if not 0 < len(found) <= MAX_GRIDS:
-        raise UsageError(f"{len(found)} grids", where="--steps", hint=f"1 to {MAX_GRIDS}")
+        raise UsageError(f"1 to {MAX_GRIDS} sets of timesteps can be tried, got {len(found)}")
     return [NamedGrid(times, label) for times, label in found.items()]
 
 
 def choose(rows: Sequence[Quality], rule: Rule) -> int | None:
-    """Index of the grid that the rule chooses, None when no row is finite.
+    """Index of the row that the rule chooses, None when no row is finite.
 
-    Equal scores go to fewer calls, equal calls to the better PSNR.
+    Equal scores go to fewer steps, equal steps to the better PSNR.
     """
     usable = [i for i, row in enumerate(rows) if not math.isnan(row.psnr)]
     if not usable:
@@ -147,7 +135,7 @@ def choose(rows: Sequence[Quality], rule: Rule) -> int | None:
 
 
 def pareto(rows: Sequence[Quality]) -> list[bool]:
-    """Which rows no other row beats: at most as many calls, at least its PSNR, and one better."""
+    """Which rows no other row beats: at most as many steps, at least its PSNR, and one better."""
 
     def beats(a: Quality, b: Quality) -> bool:
         no_worse = a.calls <= b.calls and a.psnr >= b.psnr

@@ -1,38 +1,33 @@
-"""From the trials of a sweep to its table: means, spread, Pareto front, the chosen grid."""
+"""From the trials of a sweep to its table: means, spread, Pareto front, the choice."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from c2fdft_cli.engine.sampling.scoring import finite_or_none
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
 from c2fdft_cli.engine.sweep.schedules import Grid, NamedGrid, Quality, Rule, choose, pareto
 
-MIN_PAIRED = 3
-SURE = 3.0
-"""A grid is given up when a rival leads by so many standard errors of their paired difference."""
-
 
 @dataclass(frozen=True)
 class GridRow:
-    """One grid of the table.
+    """One set of timesteps in the table.
 
     Args:
-        calls: network calls for an image.
-        grid: their times.
-        label: where the grid comes from.
+        calls: sampling steps for an image.
+        grid: their timesteps.
+        label: where they come from.
         psnr, ssim: means over images and seeds; NaN where a restoration is not finite.
         spread: standard deviation over the seeds of the mean PSNR; None with one seed.
         seconds: for an image, median.
         trials: images x seeds that were restored.
-        complete: whether those were all.
-        pareto: no grid with as few calls scores as much.
+        pareto: nothing with as few steps scores as much.
         chosen: by the rule.
-        trained: the grid that the weights were fine-trained on.
+        trained: the timesteps that the weights were fine-trained on.
     """
 
     calls: int
@@ -43,7 +38,6 @@ class GridRow:
     spread: float | None
     seconds: float
     trials: int
-    complete: bool
     pareto: bool = False
     chosen: bool = False
     trained: bool = False
@@ -64,30 +58,20 @@ def make_table(
     rule: Rule,
     trained: Sequence[int] | None,
 ) -> list[GridRow]:
-    """The rows of all grids that have been tried, by number of calls and first time.
-
-    Only grids that were tried on everything take part in the choice and in the Pareto front.
-    """
-    rows = []
-    for grid in grids:
-        trials = log.of_grid(grid.times, names, seeds)
-        if trials:
-            rows.append(_row(grid, trials, len(names) * len(seeds), trained))
+    """The rows of all timesteps that were tried, by their number and the first of them."""
+    rows = [_row(grid, log.of_grid(grid.times, names, seeds), trained) for grid in grids]
     rows.sort(key=lambda row: (row.calls, [-t for t in row.grid]))
-    whole = [row for row in rows if row.complete]
-    qualities = [Quality(row.calls, row.psnr, row.ssim) for row in whole]
+    qualities = [Quality(row.calls, row.psnr, row.ssim) for row in rows]
     chosen = choose(qualities, rule)
-    marks = {
-        row.grid: {"pareto": front, "chosen": i == chosen}
-        for i, (row, front) in enumerate(zip(whole, pareto(qualities), strict=True))
-    }
-    return [GridRow(**{**vars(row), **marks.get(row.grid, {})}) for row in rows]
+    return [
+        replace(row, pareto=front, chosen=i == chosen)
+        for i, (row, front) in enumerate(zip(rows, pareto(qualities), strict=True))
+    ]
 
 
 def _row(
     grid: NamedGrid,
     trials: Mapping[tuple[str, int], Trial],
-    wanted: int,
     trained: Sequence[int] | None,
 ) -> GridRow:
     return GridRow(
@@ -99,7 +83,6 @@ def _row(
         spread=_spread(trials),
         seconds=statistics.median(trial.seconds for trial in trials.values()),
         trials=len(trials),
-        complete=len(trials) == wanted,
         trained=trained is not None and list(grid.times) == list(trained),
     )
 
@@ -113,40 +96,3 @@ def _spread(trials: Mapping[tuple[str, int], Trial]) -> float | None:
         statistics.fmean(t.psnr for (_, s), t in trials.items() if s == seed) for seed in seeds
     ]
     return statistics.stdev(means) if all(map(math.isfinite, means)) else math.nan
-
-
-def cannot_pay(
-    grid: NamedGrid, rivals: Sequence[NamedGrid], log: SweepLog, metric: str, among: Sequence[str]
-) -> bool:
-    """Whether a rival with no more calls surely scores higher: `SURE` standard errors, paired.
-
-    Args:
-        grid: the grid in question.
-        rivals: the grids still tried.
-        log: the trials so far.
-        metric: "psnr" or "ssim".
-        among: names of the images of this sweep.
-    """
-    own = _scores(grid, log, metric, among)
-    for rival in rivals:
-        if rival.times == grid.times or rival.calls > grid.calls:
-            continue
-        other = _scores(rival, log, metric, among)
-        gains = [other[key] - own[key] for key in own.keys() & other.keys()]
-        if len(gains) < MIN_PAIRED or not all(map(math.isfinite, gains)):
-            continue
-        error = statistics.stdev(gains) / math.sqrt(len(gains))
-        if statistics.fmean(gains) > SURE * error:
-            return True
-    return False
-
-
-def _scores(
-    grid: NamedGrid, log: SweepLog, metric: str, among: Sequence[str]
-) -> dict[tuple[str, int], float]:
-    names = set(among)
-    return {
-        (key.name, key.seed): getattr(trial, metric)
-        for key, trial in log.trials.items()
-        if key.grid == grid.times and key.name in names
-    }

@@ -16,12 +16,13 @@ from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.train.batches import make_loader
-from c2fdft_cli.engine.train.stepper import Objective, Stepper
-from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
+from c2fdft_cli.engine.train.objective import Objective
+from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.compiling import compile_in_place
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.strips import Banded
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe.schema import Network, Recipe
 
@@ -127,9 +128,11 @@ def bench(options: BenchOptions) -> Job[float, BenchResult]:
         DataError: "loader" without shards.
     """
     if options.part not in PARTS:
-        raise UsageError(f"no such part: {options.part}", hint=", ".join(PARTS))
+        raise UsageError(f"the part must be one of {', '.join(PARTS)}, got {options.part}")
     if options.part == "loader" and options.data is None:
-        raise DataError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
+        raise DataError(
+            "--data is missing", hint="give the shard folder that `c2fdft prepare` wrote"
+        )
     return Job(_bench(options), total=options.repeats + 1, title=options.part, unit="run")
 
 
@@ -181,14 +184,14 @@ def _part(options: BenchOptions) -> tuple[Callable[[], object], str, int]:
 
 
 def _forward(options: BenchOptions, net: DFT) -> tuple[Callable[[], object], str, int]:
-    banded = Banded(net, dtype=options.runtime.dtype, compile=options.compile)
+    strips = StripNetwork(net, dtype=options.runtime.dtype, compile=options.compile)
     shape = (options.batch, 6, options.size, options.size)
     x = torch.randn(shape, device=options.runtime.device)
     t = torch.full((1,), 500.0, device=x.device).expand(options.batch)
 
     def run() -> object:
         with torch.inference_mode():
-            return banded(x, t)
+            return strips(x, t)
 
     return run, "bands", 1
 

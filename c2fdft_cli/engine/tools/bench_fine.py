@@ -1,4 +1,4 @@
-"""The fine stage's step: how its time and its memory grow with the sampler's calls."""
+"""The fine stage's step: how its time and memory grow with the number of sampling steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.tools.bench import device_name, random_batch, seconds_of
 from c2fdft_cli.engine.tools.live_bytes import Held, held_bytes
-from c2fdft_cli.engine.train.stepper import Objective, Stepper
-from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
+from c2fdft_cli.engine.train.objective import Objective
+from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.progress import Job
-from c2fdft_cli.recipe.schema import CHOICES, Recipe
+from c2fdft_cli.recipe.schema import Recipe
+from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class FineBenchResult:
     rows: list[FineRow]
 
 
-Kind = tuple[int, str]
+Kind = tuple[int, Recompute]
 
 
 def bench_fine(options: FineBenchOptions) -> Job[float, FineBenchResult]:
@@ -83,16 +85,12 @@ def bench_fine(options: FineBenchOptions) -> Job[float, FineBenchResult]:
     Raises:
         UsageError: an unknown way of re-computing, or calls that the schedule does not have.
     """
-    known = CHOICES["fine.recompute"]
-    for name in options.recompute:
-        if name not in known:
-            hint = ", ".join(str(choice) for choice in known)
-            raise UsageError(f"no such recomputation: {name}", where="--recompute", hint=hint)
+    recompute = [check_choice("--recompute", name, RECOMPUTE) for name in options.recompute]
     timesteps = options.recipe.diffusion.timesteps
     for calls in options.calls:
         if not 1 <= calls <= timesteps:
-            raise UsageError(f"1 to {timesteps} calls", where=f"--calls {calls}")
-    kinds = [(calls, name) for calls in options.calls for name in options.recompute]
+            raise UsageError(f"--calls must be 1 to {timesteps}, got {calls}")
+    kinds = [(calls, name) for calls in options.calls for name in recompute]
     total = len(kinds) * (options.repeats + 1)
     return Job(_bench(options, kinds), total=total, title="fine train-step", unit="step")
 
@@ -142,7 +140,8 @@ def _held(objective: Objective, batch: Batch, runtime: Runtime) -> Held:
 
 
 def _row(kind: Kind, times: dict[Kind, list[float]], held: dict[Kind, Held]) -> FineRow:
-    seconds, plain = statistics.median(times[kind]), (kind[0], "none")
+    plain: Kind = (kind[0], "none")
+    seconds = statistics.median(times[kind])
     both = plain in times
     return FineRow(
         calls=kind[0],

@@ -1,4 +1,4 @@
-"""A small data set made on the spot, for `c2fdft demo`: photos from scikit-image, drawn rain."""
+"""A small data set for `c2fdft demo`: photos that come with scikit-image, synthetic rain."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_pairs(folder: Path) -> None:
 
 
 def _rain_of_usual_strength(gt: Pixels, model: Model, number: int) -> Pixels:
-    """The first draw whose PSNR-Y is within the band; single draws of Rain100L spread by 4 dB."""
+    """The first draw whose PSNR-Y is within the band; single samples of Rain100L vary by 4 dB."""
     rng = np.random.default_rng([SEED, number])
     target = as_tensor(gt)
     for _ in range(MOST_DRAWS):

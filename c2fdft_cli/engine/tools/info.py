@@ -9,7 +9,8 @@ from typing import Any
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, make_network
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.errors import DataError
 
 
@@ -28,8 +29,8 @@ def describe(path: Path) -> dict[str, Any]:
         return _run(path)
     if path.is_dir() and any(path.glob("*-*.h5")):
         return _shards(path)
-    what = "nothing that this program knows" if path.exists() else "no such path"
-    raise DataError(what, where=path, hint="name a checkpoint, a folder of shards, or a run")
+    what = "not a checkpoint, shard folder or run folder" if path.exists() else "no such path"
+    raise DataError(what, where=path)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

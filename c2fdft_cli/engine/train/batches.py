@@ -13,7 +13,7 @@ from c2fdft_cli.recipe.schema import Recipe, Stage
 
 
 def patch_cycle(stage: Stage) -> PatchCycle:
-    """The stage's patch cycle (paper, section 8)."""
+    """The stage's patch cycle: docs/paper.md, "Schedule"."""
     return PatchCycle(tuple(stage.patches), tuple(stage.batches), stage.switch_every, stage.cycles)
 
 

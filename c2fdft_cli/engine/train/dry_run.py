@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
-from c2fdft_cli.engine.train.fallbacks import Attempts
+from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.objective import make_objective
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.state import load_state
@@ -74,15 +73,15 @@ def _plan(options: TrainOptions) -> Generator[StagePlan, None, TrainingPlan]:
     section, runtime = options.section, options.runtime
     shards = ShardSet.open(options.data, "train")
     stepper = Stepper(make_objective(options), options.recipe.train, runtime)
-    attempts = Attempts(options, stepper)
-    deque(attempts.compile(), maxlen=0)
+    fallbacks = Fallbacks(options, stepper, notify=lambda _: None)
+    fallbacks.compile()
     plans: list[StagePlan] = []
     for (patch, batch_size), iterations in _stages(options).items():
         batch = next(iter(make_loader(options.recipe, section, shards, iterations[0], runtime)))
-        deque(attempts.fit(batch), maxlen=0)
-        seconds = _time_step(attempts, batch)
-        micro = attempts.micro[patch]
-        memory = attempts.bytes_per_image(patch) * micro
+        fallbacks.fit(batch)
+        seconds = _time_step(fallbacks, batch)
+        micro = fallbacks.micro[patch]
+        memory = fallbacks.bytes_per_image(patch) * micro
         plan = StagePlan(patch, batch_size, micro, len(iterations), memory, seconds)
         plans.append(plan)
         yield plan
@@ -97,9 +96,9 @@ def _plan(options: TrainOptions) -> Generator[StagePlan, None, TrainingPlan]:
     return TrainingPlan(str(runtime.device), runtime.precision, total, hours, disk, plans)
 
 
-def _time_step(attempts: Attempts, batch: Batch) -> float:
+def _time_step(fallbacks: Fallbacks, batch: Batch) -> float:
     """Seconds of a step after one that warms up."""
-    deque(attempts.step(batch), maxlen=0)
+    fallbacks.step(batch)
     begin = time.perf_counter()
-    deque(attempts.step(batch), maxlen=0)
+    fallbacks.step(batch)
     return time.perf_counter() - begin

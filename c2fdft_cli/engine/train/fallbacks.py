@@ -1,8 +1,8 @@
-"""A training step that gets through: micro-batches that fit, compiled where that works."""
+"""Steps that fall back: to smaller micro-batches when memory runs out, to uncompiled code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -11,39 +11,42 @@ import torch
 from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.engine.train.batches import patch_cycle, rank_share
-from c2fdft_cli.engine.train.events import Notice
 from c2fdft_cli.engine.train.memory import choose_micro_batch, step_bytes
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.stepper import Stepper, StepResult
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.execution.compiling import compile_in_place, is_compiled, run_uncompiled
-from c2fdft_cli.execution.distributed import agree
+from c2fdft_cli.execution.distributed import all_reduce_min
 from c2fdft_cli.execution.memory import is_out_of_memory
 
 Result = TypeVar("Result")
 
 
-class Attempts:
+class Fallbacks:
     """Steps of a training, each tried again in smaller pieces or uncompiled where that helps.
 
     Args:
         options: of the training.
         stepper: moves the weights.
+        notify: called with what is done differently, in a sentence for people.
     """
 
-    def __init__(self, options: TrainOptions, stepper: Stepper) -> None:
+    def __init__(
+        self, options: TrainOptions, stepper: Stepper, notify: Callable[[str], None]
+    ) -> None:
         self._options, self._stepper, self._runtime = options, stepper, options.runtime
+        self._notify = notify
         self._cycle = patch_cycle(options.section)
         self.micro: dict[int, int] = {}
         """Rows that go through the network together, by patch size."""
         self._fitted: set[int] = set()
 
-    def compile(self) -> Generator[Notice, None, None]:
-        """Compile the network as the recipe wishes."""
-        wish = self._options.recipe.train.compile
-        notice = compile_in_place(self._stepper.net, wish, self._runtime)
+    def compile(self) -> None:
+        """Compile the network as the recipe's `train.compile` says."""
+        setting = self._options.recipe.train.compile
+        notice = compile_in_place(self._stepper.net, setting, self._runtime)
         if notice:
-            yield Notice(notice)
+            self._notify(notice)
 
     def bytes_per_image(self, patch: int) -> int:
         """Estimated bytes of activations of a step, for each image of a micro-batch."""
@@ -51,7 +54,7 @@ class Attempts:
         calls = len(options.grid)
         return step_bytes(options.recipe.network, options.section, calls, patch, self._runtime)
 
-    def fit(self, batch: Batch) -> Generator[Notice, None, None]:
+    def fit(self, batch: Batch) -> None:
         """Choose the micro-batch of this patch size, once; all processes take the smallest.
 
         On CUDA, and where the network is compiled, it is tried before any process waits for
@@ -67,21 +70,24 @@ class Attempts:
             self.micro[patch] = choose_micro_batch(wanted, len(batch), each, self._runtime)
         net = self._stepper.net
         if self._runtime.device.type == "cuda" or is_compiled(net):
-            yield from self._until_done(patch, partial(self._try_out, batch), alone=True)
-            if not agree(int(is_compiled(net)), self._runtime):
+            self._until_done(patch, partial(self._try_out, batch), alone=True)
+            if not all_reduce_min(int(is_compiled(net)), self._runtime):
                 run_uncompiled(net)
-        self.micro[patch] = agree(self.micro[patch], self._runtime)
+        self.micro[patch] = all_reduce_min(self.micro[patch], self._runtime)
         if self.micro[patch] < len(batch):
-            yield Notice(f"{patch} px: micro-batches of {self.micro[patch]} of {len(batch)}")
+            self._notify(
+                f"patches of {patch} px: micro-batches of {self.micro[patch]}, "
+                f"the batch has {len(batch)}"
+            )
 
-    def step(self, batch: Batch) -> Generator[Notice, None, StepResult]:
+    def step(self, batch: Batch) -> StepResult:
         """Move the weights by one batch, whose patch size `fit` has seen."""
         section, k = self._options.section, batch.iteration
         periods = [(p.length, p.floor) for p in section.periods]
         lr = learning_rate(k - 1, section.lr, periods)
         move = partial(self._move, batch, lr)
         # other processes would wait in vain for the gradients of an attempt that failed
-        return (yield from self._until_done(batch.gt.shape[-1], move, self._runtime.world == 1))
+        return self._until_done(batch.gt.shape[-1], move, self._runtime.world == 1)
 
     def _move(self, batch: Batch, lr: float) -> StepResult:
         share = rank_share(self._runtime, self._cycle.stage(batch.iteration)[1])
@@ -90,9 +96,7 @@ class Attempts:
     def _try_out(self, batch: Batch) -> None:
         self._stepper.try_out(batch, self.micro[batch.gt.shape[-1]])
 
-    def _until_done(
-        self, patch: int, attempt: Callable[[], Result], alone: bool
-    ) -> Generator[Notice, None, Result]:
+    def _until_done(self, patch: int, attempt: Callable[[], Result], alone: bool) -> Result:
         while True:
             try:
                 return attempt()
@@ -100,29 +104,31 @@ class Attempts:
                 raise
             except Exception as error:
                 self._stepper.abandon()
-                notice = self._give_way(patch, error, alone)
+                notice = self._fall_back(patch, error, alone)
                 if notice is None:
                     raise
             if self._runtime.device.type == "cuda":
                 torch.cuda.empty_cache()
-            yield notice
+            self._notify(notice)
 
-    def _give_way(self, patch: int, error: Exception, alone: bool) -> Notice | None:
+    def _fall_back(self, patch: int, error: Exception, alone: bool) -> str | None:
         """What to do differently; None where nothing helps."""
         micro = self.micro[patch]
         half = -(-micro // 2)
         if is_out_of_memory(error):
             if micro == 1 or not alone:
                 raise ResourceError(
-                    f"out of memory at {patch} px, micro-batch {micro}",
-                    hint=f"go on with --resume train.micro_batch={half}"
+                    f"out of memory at patches of {patch} px in micro-batches of {micro}",
+                    hint=f"resume with --resume train.micro_batch={half}"
                     if micro > 1
                     else "choose a smaller network or patch, or fine.recompute=level",
                 ) from error
             self.micro[patch] = half
-            return Notice(f"out of memory: {patch} px goes on in micro-batches of {half}")
+            return f"out of memory: patches of {patch} px now run in micro-batches of {half}"
         if is_compiled(self._stepper.net) and alone:
             run_uncompiled(self._stepper.net)
             why = (str(error).splitlines() or [""])[0][:200]
-            return Notice(f"torch.compile failed ({type(error).__name__}: {why}): on without it")
+            return (
+                f"torch.compile failed ({type(error).__name__}: {why}): the network runs uncompiled"
+            )
         return None

@@ -1,9 +1,9 @@
-"""The run folder: what a training leaves behind, and what it goes on from."""
+"""The run folder: what a training leaves behind, and what it resumes from."""
 
 from __future__ import annotations
 
 import csv
-import fcntl
+import errno
 import io
 import logging
 import os
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_path, atomic_write_text, ensure_folder, unfinished, write_error
@@ -31,6 +33,8 @@ COLUMNS = (
 )
 
 _LOCK = ".lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""Of a file system without locks, where nothing keeps two processes apart."""
 
 
 class RunFolder:
@@ -48,9 +52,9 @@ class RunFolder:
         """Raise UsageError when the folder already holds something."""
         if self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
             raise UsageError(
-                "this folder is not empty",
+                "the run folder is not empty",
                 where=self.path,
-                hint="name another --out, or go on with --resume",
+                hint="name another --out, or resume with --resume",
             )
 
     def create(self, files: Mapping[str, str]) -> None:
@@ -75,22 +79,22 @@ class RunFolder:
             ResourceError: one does.
         """
         ensure_folder(self.path)
+        lock = FileLock(self.path / _LOCK, timeout=0)
         try:
-            lock = (self.path / _LOCK).open("w", encoding="ascii")
+            lock.acquire()
+        except Timeout:
+            raise ResourceError(
+                "another process trains in this folder",
+                where=self.path,
+                hint="wait until it is done, or stop it",
+            ) from None
         except OSError as error:
-            raise write_error(error, self.path) from error
-        with lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise ResourceError(
-                    "another process trains in this folder",
-                    where=self.path,
-                    hint="wait until it is done, or stop it",
-                ) from None
-            except OSError:  # a file system without locks
-                pass
+            if error.errno not in _NO_LOCKS:
+                raise write_error(error, self.path) from error
+        try:
             yield
+        finally:
+            lock.release()
 
     def state_stamp(self) -> tuple[int, int] | None:
         """Something that changes with each save; None where there is no state."""
@@ -114,7 +118,7 @@ class RunFolder:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(text.getvalue())
         except OSError as error:
-            raise ResourceError("cannot write", where=self.metrics, hint=str(error)) from error
+            raise write_error(error, self.metrics) from error
 
     def cut_metrics(self, step: int) -> None:
         """Drop the rows after a step: what a killed run logged past its last saved state."""
@@ -188,7 +192,7 @@ def find_run(
     """
     if out is not None:
         if not (out / "state.pt").is_file():
-            raise DataError("no run to resume", where=out, hint="it has no state.pt")
+            raise DataError("no run to resume: it has no state.pt", where=out)
         return RunFolder(out)
     pattern = re.compile(rf"{re.escape(recipe_name) if recipe_name else '.+'}-{stage}(-\d+)?")
     found = [path.parent for path in root.glob("*/state.pt") if pattern.fullmatch(path.parent.name)]

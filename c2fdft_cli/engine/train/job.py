@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.pairs import open_validation
@@ -20,7 +21,7 @@ from c2fdft_cli.engine.train.events import (
     TrainResult,
     Validated,
 )
-from c2fdft_cli.engine.train.fallbacks import Attempts
+from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.folder import draw_curves
 from c2fdft_cli.engine.train.objective import make_objective
 from c2fdft_cli.engine.train.options import TrainOptions
@@ -29,9 +30,13 @@ from c2fdft_cli.engine.train.stepper import Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
-from c2fdft_cli.execution.distributed import any_rank, meet
+from c2fdft_cli.execution.distributed import any_rank, barrier
 from c2fdft_cli.execution.signals import StopRequest, graceful_stop
 from c2fdft_cli.progress import Job
+
+Out = TypeVar("Out")
+CURVES_EVERY = 30.0
+"""Seconds between two drawings of curves.png; each takes about half a second."""
 
 
 def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
@@ -56,7 +61,7 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
 
 @dataclass
 class _Window:
-    """What has come together since the last row of metrics.csv."""
+    """What has accumulated since the last row of metrics.csv."""
 
     loss: float = 0.0
     steps: int = 0
@@ -89,9 +94,13 @@ class _Training:
         self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
         self.state = RunState(options, self.shards.fingerprint, self.stepper)
         self.step = self.saved = 0
+        self.curves_at = time.monotonic()
         self.window = _Window()
         self.unscored = False
-        self.attempts = Attempts(options, self.stepper)
+        self.notices: list[Notice] = []
+        self.fallbacks = Fallbacks(
+            options, self.stepper, notify=lambda text: self.notices.append(Notice(text))
+        )
         if options.resume:
             self._restore_state()
         pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
@@ -111,7 +120,7 @@ class _Training:
         self.unscored = loaded.unscored
         same = (loaded.micro_batch, loaded.machine)
         if same == (self.recipe.train.micro_batch, machine(self.runtime)):
-            self.attempts.micro = loaded.micro
+            self.fallbacks.micro = loaded.micro
         self.window = _Window(**loaded.window)
         self.state.best_psnr = loaded.best_psnr
         self.state.metrics = dict(loaded.meta.metrics)
@@ -123,19 +132,19 @@ class _Training:
     def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
         yield from map(Notice, self.options.notices)
-        yield from self.attempts.compile()
-        drawn = self.recipe.data.synthesize
-        if drawn is not None and self.shards.has_lq:
+        yield from self._reporting(self.fallbacks.compile)
+        synthetic = self.recipe.data.synthesize
+        if synthetic is not None and self.shards.has_lq:
             yield Notice(
-                f"{drawn} is drawn on the clean images: the shards' own degraded ones are not "
-                "trained on (data.synthesize=null takes them)"
+                f"training on synthetic {synthetic}: the shards' own degraded images are not used "
+                "(data.synthesize=null takes them)"
             )
         with graceful_stop() as request, closing(self.board):
             self.board.open(self.step)
             if self.unscored:
                 ended = yield from self._score_and_log(request)
                 if ended:
-                    meet()
+                    barrier()
                     raise self._interrupted(request)
                 self._save()
             yield from self._steps(request, started)
@@ -144,9 +153,17 @@ class _Training:
             self.state.save_final(checkpoint, self.step)
             draw_curves(self.run)
             yield Saved(self.step, checkpoint)
-        meet()
+        barrier()
         seconds = time.monotonic() - started
         return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
+
+    def _reporting(self, work: Callable[[], Out]) -> Generator[Notice, None, Out]:
+        """The result of work, after what it has notified of, also where it fails."""
+        try:
+            return work()
+        finally:
+            notices, self.notices = self.notices, []
+            yield from notices
 
     @contextmanager
     def _opened_run(self) -> Iterator[None]:
@@ -163,7 +180,7 @@ class _Training:
                 self.run.cut_metrics(self.step - self.unscored)
             else:
                 self.run.create(self.options.files)
-                self._save()  # from now on there is something to go on from
+                self._save()  # from now on there is something to resume from
             yield
 
     def _check_state(self) -> None:
@@ -171,15 +188,15 @@ class _Training:
             raise ResourceError(
                 "another process has trained in this folder meanwhile",
                 where=self.run.path,
-                hint="look at how far it came; the same command goes on from there",
+                hint="see how far it came; the same command resumes from there",
             )
 
     def _steps(self, request: StopRequest, started: float) -> Generator[TrainEvent, None, None]:
         loader = make_loader(self.recipe, self.section, self.shards, self.step + 1, self.runtime)
         clock, waited = time.perf_counter(), 0.0
         for batch in loader:
-            yield from self.attempts.fit(batch)
-            result = yield from self.attempts.step(batch)
+            yield from self._reporting(partial(self.fallbacks.fit, batch))
+            result = yield from self._reporting(partial(self.fallbacks.step, batch))
             self.step = batch.iteration
             now = time.perf_counter()
             yield self._count(result, now - clock, loader.waited - waited)
@@ -188,7 +205,7 @@ class _Training:
             stop = any_rank(bool(request) or out_of_time, self.runtime)
             ended = yield from self._log_score_save(stop, request)
             if ended or (stop and self.step < self.section.iterations):
-                meet()
+                barrier()
                 raise self._interrupted(request)
             clock, waited = time.perf_counter(), loader.waited
 
@@ -214,8 +231,8 @@ class _Training:
         """What is due after this step: a saved state, a score, a row of metrics.csv.
 
         The state is saved before the score: nothing that goes wrong in scoring costs a step, and
-        who is told to stop need not wait for it. Where steps have just been left out, the last
-        state that was good is kept, and the next good one saved.
+        a stop need not wait for it. Where steps have just been skipped, the last
+        good state is kept, and the next good one saved.
 
         Returns:
             Whether scoring was ended, in all processes; it is then still due.
@@ -256,8 +273,10 @@ class _Training:
         if not self.runtime.is_main:
             return
         self.board.flush()
-        self.state.save(self.step, self.attempts.micro, vars(self.window), self.unscored)
-        draw_curves(self.run)
+        self.state.save(self.step, self.fallbacks.micro, vars(self.window), self.unscored)
+        if time.monotonic() - self.curves_at >= CURVES_EVERY:
+            draw_curves(self.run)
+            self.curves_at = time.monotonic()
 
     def _row(self, scored: Validated | None) -> dict[str, Any]:
         patch, batch = self.cycle.stage(self.step)
@@ -280,5 +299,5 @@ class _Training:
         return Interrupted(
             f"stopped after step {self.step} of {self.section.iterations}, state saved",
             signal_number=request.signal_number or signal.SIGTERM,
-            hint=f"go on with --resume --out {self.run.path}",
+            hint=f"resume with --resume --out {self.run.path}",
         )

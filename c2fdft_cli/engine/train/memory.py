@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from c2fdft_cli.core.block import Block
-from c2fdft_cli.engine.weights.checkpoint import make_network
+from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.memory import free_bytes
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
+from c2fdft_cli.vocabulary import Norm
 
 OUTSIDE, INPUTS = "outside", "inputs"
 """What is kept outside of the levels, and what goes into them."""
@@ -39,7 +40,7 @@ def _saved_bytes(
     heads: tuple[int, ...],
     ffn_factor: float,
     bias: bool,
-    norm: str,
+    norm: Norm,
     dual_pixel: bool,
     patch: int,
 ) -> tuple[tuple[str, int], ...]:

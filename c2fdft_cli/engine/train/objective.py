@@ -1,14 +1,60 @@
-"""A training's objective: the network, with the weights that it starts from, and the loss."""
+"""A stage's objective: the network, with the weights that it starts from, and the loss."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.core.objectives import coarse_loss, fine_loss
 from c2fdft_cli.engine.train.options import TrainOptions
-from c2fdft_cli.engine.train.stepper import Objective
-from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe, make_network
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
+from c2fdft_cli.execution import cpu_training
+from c2fdft_cli.execution.recompute import recompute_levels
 from c2fdft_cli.recipe.schema import FineStage
+
+
+class Objective(nn.Module):
+    """A stage's whole objective as one module, which is what DDP needs to wrap.
+
+    Args:
+        net: the network.
+        alpha_bar: `[T]`, on the network's device.
+        fine: the fine stage's settings and grid; None for the coarse stage.
+    """
+
+    def __init__(self, net: DFT, alpha_bar: Tensor, fine: tuple[FineStage, list[int]] | None):
+        super().__init__()
+        if alpha_bar.device.type == "cpu":
+            cpu_training.install(net)
+        self.net = net
+        # no buffer: DDP would send it round in each forward, and so wait in one that is tried alone
+        self.alpha_bar = alpha_bar
+        self.use(fine)
+
+    def use(self, fine: tuple[FineStage, list[int]] | None) -> None:
+        """Take other settings and another grid."""
+        self.fine = fine
+        recompute_levels(self.net, fine is not None and fine[0].recompute == "level")
+
+    def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor | None) -> Tensor:
+        """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]."""
+        if self.fine is None:
+            assert times is not None, "the coarse stage draws times"  # noqa: S101
+            return coarse_loss(self.net, self.alpha_bar, lq, gt, noise, times)
+        stage, grid = self.fine
+        return fine_loss(
+            self.net,
+            self.alpha_bar,
+            grid,
+            lq,
+            gt,
+            noise,
+            ssim=stage.ssim,
+            ssim_weight=stage.ssim_weight,
+            l1_weight=stage.l1_weight,
+            recompute=stage.recompute != "none",
+        )
 
 
 def make_objective(options: TrainOptions) -> Objective:

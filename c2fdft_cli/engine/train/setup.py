@@ -1,4 +1,4 @@
-"""From what a person asks for to what a training needs: recipe, device, checkpoint, data."""
+"""From a request to what a training needs: recipe, device, checkpoint, data, in this order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ import torch
 from c2fdft_cli.engine.train.folder import find_run, new_run
 from c2fdft_cli.engine.train.options import TrainOptions, TrainRequest
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.weights.checkpoint import (
-    Checkpoint,
-    Meta,
-    grid_of_recipe,
-    load_checkpoint,
-    versions,
-)
+from c2fdft_cli.engine.weights.build import timesteps_of_recipe
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta, load_checkpoint, versions
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime, with_precision
 from c2fdft_cli.execution.distributed import join_training
@@ -26,7 +21,7 @@ from c2fdft_cli.recipe.files import load_recipe, recipe_from_dict, write_recipe
 from c2fdft_cli.recipe.schema import Recipe
 
 ON_RESUME = ("train.micro_batch", "data.workers")
-"""What a run may go on with otherwise than it began: it changes nothing but rounding."""
+"""What a resumed run may change: it changes nothing but rounding."""
 
 
 def set_up(request: TrainRequest) -> TrainOptions:
@@ -39,16 +34,16 @@ def set_up(request: TrainRequest) -> TrainOptions:
         return _resumed(request)
     recipe = None if request.recipe is None else load_recipe(request.recipe, request.overrides)
     if request.init is None and recipe is not None:
-        _data(request, recipe, None)  # where none is named, that is told first
+        _data(request, recipe, None)  # a missing --data is reported first
     runtime = make_runtime(request.device, request.precision)
     join_training(runtime)
     init = None if request.init is None else load_checkpoint(request.init)
     if init is not None:
         recipe = _recipe_with(init, recipe, request)
     if recipe is None:
-        raise RecipeError("no recipe", where="--recipe", hint="`c2fdft recipes list` names some")
+        raise RecipeError("--recipe is missing", hint="`c2fdft recipes list` shows the recipes")
     if request.precision == "auto":  # the recipe has its say, be it the checkpoint's
-        runtime = with_precision(runtime, recipe.train.precision, where="train.precision")
+        runtime = with_precision(runtime, recipe.train.precision, "train.precision")
     data = _data(request, recipe, init)
     _check_shards(data)
     name = _recipe_name(request, init)
@@ -79,8 +74,8 @@ def _resumed(request: TrainRequest) -> TrainOptions:
     fixed = [o for o in request.overrides if o.split("=")[0] not in ON_RESUME]
     if fixed or request.init is not None:
         raise UsageError(
-            "a resumed run keeps its recipe and its weights",
-            where="--resume",
+            "--resume keeps the run's recipe and weights, so it cannot be combined with "
+            + (" ".join(fixed) if fixed else "--from"),
             hint=f"only {' and '.join(ON_RESUME)} may change; start a new run with --init",
         )
     wanted = None if request.recipe is None else Path(request.recipe).stem
@@ -88,10 +83,12 @@ def _resumed(request: TrainRequest) -> TrainOptions:
     state = load_state(run.state)
     meta = state.meta
     if meta.recipe is None or meta.data is None or meta.grid is None:
-        raise CheckpointError("the state names no recipe, data or grid", where=run.state)
+        raise CheckpointError("the state names no recipe, data or timesteps", where=run.state)
     if meta.stage != request.stage:
         raise UsageError(
-            f"this is a {meta.stage} run", where=run.path, hint=f"use train-{meta.stage} --resume"
+            f"train-{request.stage} cannot resume a {meta.stage} run",
+            where=run.path,
+            hint=f"use train-{meta.stage} --resume",
         )
     recipe = recipe_from_dict(meta.recipe, request.overrides, where=str(run.state))
     data = request.data or Path(meta.data)
@@ -99,13 +96,13 @@ def _resumed(request: TrainRequest) -> TrainOptions:
     join_training(runtime)
     asked = state.precision if request.precision == "auto" else request.precision
     stated = recipe.train.precision if asked == "auto" else asked
-    # fp16 of a GPU is no reason not to go on here; the notice below tells
+    # fp16 of a GPU is no reason not to resume here; the notice below says so
     if request.precision == "auto" and not (stated == "fp16" and runtime.device.type == "cpu"):
-        runtime = with_precision(runtime, stated, where=str(run.state))
+        runtime = with_precision(runtime, stated, f"the precision in {run.state}")
     _check_shards(data)
     notices: tuple[str, ...] = ()
     if state.computed_in not in (None, runtime.precision):
-        notices = (f"the run goes on in {runtime.precision}; it was in {state.computed_in}",)
+        notices = (f"the run resumes in {runtime.precision}; it was in {state.computed_in}",)
     return TrainOptions(
         stage=request.stage,
         recipe=recipe,
@@ -133,9 +130,8 @@ def _recipe_with(init: Checkpoint, recipe: Recipe | None, request: TrainRequest)
     asked = [o for o in request.overrides if o.split(".")[0] in ("network", "diffusion")]
     if asked and own != recipe:
         raise RecipeError(
-            "network and diffusion are those of the given weights",
-            where=" ".join(asked),
-            hint="leave it out, or train without given weights",
+            f"{' '.join(asked)} differs from the network and diffusion of the given weights",
+            hint="remove the override, or train without --from and --init",
         )
     return own
 
@@ -146,14 +142,16 @@ def _grid(
     """The sampling times: overrides first, then the checkpoint's, then the recipe's."""
     times = ("sampling.grid=", "sampling.steps=", "sampling.spacing=")
     asked = any(override.startswith(times) for override in request.overrides)
-    stated = grid_of_recipe(recipe.sampling, recipe.diffusion)
+    stated = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
     given = None if init is None else init.meta.grid
     if asked or given is None or request.stage != "fine" or given == stated:
         return stated, ()
     if request.recipe is None:
         return given, ()
     own = ",".join(map(str, stated))
-    notice = f"the calls are the checkpoint's, at {given}; sampling.grid=[{own}] takes the recipe's"
+    notice = (
+        f"sampling at the checkpoint's timesteps {given}; sampling.grid=[{own}] takes the recipe's"
+    )
     return given, (notice,)
 
 
@@ -172,13 +170,17 @@ def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Pat
     if recipe.data.shards is not None and (named or request.recipe is not None):
         return Path(recipe.data.shards)
     if init is None or init.meta.data is None:
-        raise UsageError("no data", where="--data", hint="name shards made by `c2fdft prepare`")
+        raise UsageError(
+            "--data is missing", hint="give the shard folder that `c2fdft prepare` wrote"
+        )
     return Path(init.meta.data)
 
 
 def _check_shards(data: Path) -> None:
     if not data.is_dir() or not any(data.glob("train-*.h5")):
-        raise DataError("no training shards", where=data, hint="make some: c2fdft prepare SRC")
+        raise DataError(
+            "no training shards in this folder", where=data, hint="run c2fdft prepare SRC"
+        )
 
 
 def _environment(runtime: Runtime) -> str:

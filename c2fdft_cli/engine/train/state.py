@@ -1,4 +1,4 @@
-"""state.pt, the one file that a training goes on from, and the checkpoints beside it."""
+"""state.pt, the one file that a training resumes from, and the checkpoints beside it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def load_state(path: Path) -> LoadedState:
     content = load_tensors(path)
     if content.get("state_version") != STATE_VERSION:
         raise CheckpointError(
-            "not a training state of this program", where=path, hint="checkpoints go to --init"
+            "not a training state of this program", where=path, hint="give checkpoints to --init"
         )
     try:
         return LoadedState(
@@ -147,4 +147,4 @@ def load_state(path: Path) -> LoadedState:
             meta=read_meta(content["meta"], path),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError("a damaged training state", where=path, hint=str(error)) from error
+        raise CheckpointError(f"a damaged training state: {error!r}", where=path) from error

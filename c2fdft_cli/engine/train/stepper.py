@@ -15,60 +15,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from c2fdft_cli.core.ema import ema_decay, ema_update
-from c2fdft_cli.core.network import DFT
-from c2fdft_cli.core.objectives import coarse_loss, fine_loss
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.images.tensors import to_unit
+from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.heap import reuse_freed_memory
-from c2fdft_cli.recipe.schema import FineStage, Train
-
-
-class Objective(nn.Module):
-    """A stage's whole objective as one module, which is what DDP needs to wrap.
-
-    Args:
-        net: the network.
-        alpha_bar: `[T]`, on the network's device.
-        fine: the fine stage's settings and grid; None for the coarse stage.
-    """
-
-    def __init__(self, net: DFT, alpha_bar: Tensor, fine: tuple[FineStage, list[int]] | None):
-        super().__init__()
-        self.net = net
-        # no buffer: DDP would send it round in each forward, and so wait in one that is tried alone
-        self.alpha_bar = alpha_bar
-        self.use(fine)
-
-    def use(self, fine: tuple[FineStage, list[int]] | None) -> None:
-        """Take other settings and another grid."""
-        self.fine = fine
-        self.net.recompute_levels = fine is not None and fine[0].recompute == "level"
-
-    def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor | None) -> Tensor:
-        """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]."""
-        if self.fine is None:
-            assert times is not None, "the coarse stage draws times"  # noqa: S101
-            return coarse_loss(self.net, self.alpha_bar, lq, gt, noise, times)
-        stage, grid = self.fine
-        return fine_loss(
-            self.net,
-            self.alpha_bar,
-            grid,
-            lq,
-            gt,
-            noise,
-            ssim=stage.ssim,
-            ssim_weight=stage.ssim_weight,
-            l1_weight=stage.l1_weight,
-            recompute=stage.recompute != "none",
-        )
+from c2fdft_cli.recipe.schema import Train
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The global batch's loss, the norm of its gradient, and whether the step was left out."""
+    """The global batch's loss, the norm of its gradient, and whether the step was skipped."""
 
     loss: float
     grad_norm: float
@@ -136,7 +94,7 @@ class Stepper:
             micro_batch: rows that go through the network together.
 
         Returns:
-            What happened; a step whose gradient is not finite is left out.
+            What happened; a step whose gradient is not finite is skipped.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.runtime.device)
@@ -201,8 +159,8 @@ class Stepper:
         if self.bad_steps >= self.train.max_bad_steps:
             raise ResourceError(
                 f"{self.bad_steps} steps in a row had no finite loss or gradient",
-                hint="go on with --resume --precision fp32, or begin again with a lower rate or "
-                "train.clip_norm",
+                hint="resume with --resume --precision fp32, or start again with a lower learning "
+                "rate or train.clip_norm",
             )
 
     def state(self) -> dict[str, Any]:

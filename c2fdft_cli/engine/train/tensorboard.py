@@ -32,23 +32,22 @@ class TensorBoard:
 
     Args:
         folder: where the files go.
-        wish: "true", "false", or "auto": where TensorBoard is installed.
+        setting: "true", "false", or "auto": where TensorBoard is installed.
         is_main: whether this is the process that writes.
 
     Raises:
         UsageError: "true" without TensorBoard.
     """
 
-    def __init__(self, folder: Path, wish: str, is_main: bool = True) -> None:
+    def __init__(self, folder: Path, setting: str, is_main: bool = True) -> None:
         installed = importlib.util.find_spec("tensorboard") is not None
-        if wish == "true" and not installed:
+        if setting == "true" and not installed:
             raise UsageError(
-                "TensorBoard is not installed",
-                where="train.tensorboard=true",
+                "train.tensorboard=true needs TensorBoard, which is not installed",
                 hint="pip install 'c2fdft[logs]'",
             )
         self._folder = folder
-        self._on = installed and wish != "false" and is_main
+        self._on = installed and setting != "false" and is_main
         self._writer: SummaryWriter | None = None
 
     def open(self, step: int) -> None:
@@ -57,7 +56,7 @@ class TensorBoard:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        with self._told():
+        with self._writing():
             purge = step + 1 if self._folder.is_dir() else None
             self._writer = SummaryWriter(str(self._folder), purge_step=purge)
 
@@ -67,32 +66,32 @@ class TensorBoard:
             return
         step = int(row["iteration"])
         values = {tag: row[name] for name, tag in TAGS.items() if row.get(name, "") != ""}
-        with self._told():
+        with self._writing():
             for tag, value in {**values, MEMORY_TAG: memory}.items():
                 self._writer.add_scalar(tag, float(value), step)
 
     def sample(self, name: str, step: int, pixels: Pixels) -> None:
         """Show a picture: uint8 `[h, w, 3]`."""
         if self._writer is not None:
-            with self._told():
+            with self._writing():
                 self._writer.add_image(f"samples/{name}", pixels, step, dataformats="HWC")
 
     def flush(self) -> None:
         """Bring to disk what was shown, so that a state on disk has its past beside it."""
         if self._writer is not None:
-            with self._told():
+            with self._writing():
                 self._writer.flush()
 
     def close(self) -> None:
         """End the file."""
         if self._writer is not None:
-            with self._told():
+            with self._writing():
                 self._writer.close()
             self._writer = None
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise ResourceError("cannot write", where=self._folder, hint=str(error)) from error
+            raise ResourceError(f"cannot be written: {error}", where=self._folder) from error

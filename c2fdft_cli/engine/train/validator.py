@@ -13,23 +13,21 @@ from c2fdft_cli.data.images.tensors import to_uint8
 from c2fdft_cli.engine.sampling.pairs import ValidationPairs
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.sampling.scoring import (
-    PairImages,
-    Row,
-    mean_scores,
-    restore_pairs,
-    score_restored,
+    Scored,
+    mean_score,
+    restore_and_score,
     spread_indices,
 )
 from c2fdft_cli.engine.train.events import Notice, TrainEvent, Validated
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.state import RunState
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
-from c2fdft_cli.engine.weights.checkpoint import alpha_bar_of_recipe
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
 from c2fdft_cli.execution.distributed import any_rank
 from c2fdft_cli.execution.memory import is_out_of_memory
 from c2fdft_cli.execution.signals import StoppedError, StopRequest
-from c2fdft_cli.execution.strips import Banded
-from c2fdft_cli.metrics.protocols import PROTOCOLS
+from c2fdft_cli.execution.strips import StripNetwork
+from c2fdft_cli.metrics.protocols import MAX_VALUE, PROTOCOLS, Score
 
 SAMPLES = 2
 NARROW = 32  # rows
@@ -104,43 +102,45 @@ class Validator:
     ) -> Validated:
         options, recipe = self._options, self._options.recipe
         protocol = PROTOCOLS[recipe.train.protocol]
-        banded = Banded(self._state.ema, rows, options.runtime.dtype)
-        banded.watch = lambda _: request.check()
+        network = StripNetwork(self._state.ema, rows, options.runtime.dtype)
+        network.watch = lambda _: request.check()
         restorer = Restorer(
-            banded,
+            network,
             alpha_bar_of_recipe(recipe.diffusion),
             options.grid,
             options.runtime,
             seed=recipe.train.seed,
         )
-        scored: list[Row] = []
+        scores: list[Score] = []
         chosen = spread_indices(len(pairs), recipe.train.validation_images)
-        for number, images in enumerate(restore_pairs(pairs, restorer, chosen)):
-            scores = score_restored(images.restored, images.gt, protocol)
-            scored.append(Row(images.name, scores.psnr, scores.ssim))
-            if number < SAMPLES:
-                self._save_sample(step, images)
-        mean = mean_scores(scored)
+        for number, i in enumerate(chosen):
+            for scored in restore_and_score(pairs, i, [restorer], protocol):
+                scores.append(scored.score)
+                if number < SAMPLES:
+                    self._save_sample(step, scored)
+        mean = mean_score(scores)
         best = self._state.best_psnr
         self._state.metrics = {
             "step": step,
             "protocol": protocol.name,
-            "images": len(scored),
-            **mean,
+            "images": len(scores),
+            "psnr": mean.psnr,
+            "ssim": mean.ssim,
         }
         return Validated(
             step,
-            mean["psnr"],
-            mean["ssim"],
+            mean.psnr,
+            mean.ssim,
             protocol.name,
-            len(scored),
-            not math.isnan(mean["psnr"]) and (best is None or mean["psnr"] > best),
+            len(scores),
+            not math.isnan(mean.psnr) and (best is None or mean.psnr > best),
         )
 
-    def _save_sample(self, step: int, images: PairImages) -> None:
+    def _save_sample(self, step: int, scored: Scored) -> None:
         """Degraded | restored | target, side by side."""
-        strip = torch.cat([images.lq, to_uint8(images.restored), images.gt], dim=-1)
-        name = Path(images.name).name
+        restored = to_uint8(scored.restored / MAX_VALUE)
+        strip = torch.cat([scored.lq, restored, scored.gt], dim=-1)
+        name = Path(scored.name).name
         pixels = strip[0].permute(1, 2, 0).contiguous().numpy()
         save_rgb8(self._options.run.samples / f"{name}-{step:09d}.png", pixels)
         self._board.sample(name, step, pixels)

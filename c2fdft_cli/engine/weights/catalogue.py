@@ -1,4 +1,4 @@
-"""The weights that are installed with the program: files in one folder, and what is known of them.
+"""The weights that are installed with the program: files in one folder and a catalogue.
 
 Nothing heavy is imported here, so `c2fdft weights list` answers at once.
 """
@@ -7,69 +7,82 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.validation import STRICT, InvalidValuesError, NotBool, validate
+from c2fdft_cli.vocabulary import PACKAGED_TASKS, PackagedTask
 
 FORMAT_VERSION = 1
 CATALOGUE = "catalogue.json"
-TASKS = ("derain", "denoise", "deblur")
 MAX_FILE_BYTES = 12_000_000
-MAX_CATALOGUE_BYTES = 1_000_000
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
-Filled = TypeVar("Filled")
+"""Of one file of packaged weights, so that the installed program stays small."""
+
+Real = Annotated[float, NotBool]
+Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 @dataclass(frozen=True)
 class Score:
-    """What the weights reach on one set: means over its images, the untouched inputs beside.
+    """Mean scores on one set of images, and those of its inputs.
 
-    protocol: of `core.metrics.PROTOCOLS`; PSNR in dB, SSIM within -1 to 1.
+    protocol: of `metrics.protocols.PROTOCOLS`; PSNR in dB, SSIM in [-1, 1].
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     set: str
     protocol: str
-    images: int
-    input_psnr: float
-    input_ssim: float
-    psnr: float
-    ssim: float
+    images: Count
+    input_psnr: Real
+    input_ssim: Real
+    psnr: Real
+    ssim: Real
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One set of packaged weights.
+    """The catalogue's entry for one file of packaged weights.
 
     file: its name in the folder; `sha256` and `bytes` are of this file.
-    network: the arguments of `core.dft.DFT`.
-    grid: the sampler's times that go with the weights; its length is the number of calls.
+    network: the arguments of `core.network.DFT`.
+    grid: the timesteps to sample at with these weights.
     seconds_per_megapixel: of restoring, on the machine that `timed_on` names.
     card: the model card's path in the repository.
     """
 
-    name: str
-    task: str
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
+    task: PackagedTask
     file: str
     sha256: str
-    bytes: int
-    parameters: int
+    bytes: Annotated[int, Field(ge=1, le=MAX_FILE_BYTES, strict=True)]
+    parameters: Count
     network: dict[str, Any]
-    grid: list[int]
+    grid: Annotated[list[Annotated[int, Field(strict=True)]], Field(min_length=1)]
     trained_on: str
     schedule: str
     scores: list[Score]
-    seconds_per_megapixel: float
+    seconds_per_megapixel: Real
     timed_on: str
     licence: str
     good_for: str
     bad_at: str
     card: str
+
+    @field_validator("file")
+    @classmethod
+    def _is_named_after_the_entry(cls, file: str, info: ValidationInfo) -> str:
+        if "name" in info.data and file != f"{info.data['name']}.pt":
+            raise ValueError(f"must be {info.data['name']}.pt")
+        return file
 
 
 def weights_folder() -> Path:
@@ -78,7 +91,7 @@ def weights_folder() -> Path:
 
 
 def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
-    """What the catalogue says, by name; {} where no weights are packaged. No file is opened.
+    """The entries by name; {} where no weights are packaged. No weights are opened.
 
     Args:
         folder: with `catalogue.json`; None for the installed one.
@@ -90,8 +103,6 @@ def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
     if not path.is_file():
         return {}
     try:
-        if path.stat().st_size > MAX_CATALOGUE_BYTES:
-            raise ValueError(f"over {MAX_CATALOGUE_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
         return _parse(json.loads(text)) if text.strip() else {}
     except (OSError, ValueError, RecursionError) as error:
@@ -99,10 +110,12 @@ def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
 
 
 def write_catalogue(folder: Path, entries: Mapping[str, Entry]) -> None:
-    """Write the catalogue of a folder, the tasks in the order of `TASKS`."""
+    """Write the catalogue of a folder, the tasks in the order of `PACKAGED_TASKS`."""
     from c2fdft_cli.files import atomic_write_text
 
-    ordered = sorted(entries.values(), key=lambda entry: (TASKS.index(entry.task), entry.name))
+    ordered = sorted(
+        entries.values(), key=lambda entry: (PACKAGED_TASKS.index(entry.task), entry.name)
+    )
     content = {
         "format_version": FORMAT_VERSION,
         "weights": {entry.name: _without_name(entry) for entry in ordered},
@@ -112,19 +125,19 @@ def write_catalogue(folder: Path, entries: Mapping[str, Entry]) -> None:
 
 
 def checked_file(entry: Entry, folder: Path | None = None) -> Path:
-    """The file of packaged weights, found to be the one that the catalogue means.
+    """The file of packaged weights, after its size and SHA-256 were checked.
 
     Raises:
-        CheckpointError: it is missing, or its size or SHA-256 is another.
+        CheckpointError: it is missing, or differs from what the catalogue says.
     """
     path = (folder or weights_folder()) / entry.file
     if not path.is_file():
         raise _damaged(path, "the file is missing")
     size = path.stat().st_size
     if size != entry.bytes:
-        raise _damaged(path, f"{size} bytes, the catalogue says {entry.bytes}")
+        raise _damaged(path, f"the file has {size} bytes, the catalogue says {entry.bytes}")
     if sha256_of(path) != entry.sha256:
-        raise _damaged(path, "its SHA-256 is not the catalogue's")
+        raise _damaged(path, "its SHA-256 is not that of the catalogue")
     return path
 
 
@@ -143,59 +156,31 @@ def sha256_of(path: Path) -> str:
 
 
 def make_entry(name: str, values: Mapping[str, Any]) -> Entry:
-    """An entry out of plain values, as JSON holds them; ValueError says what does not fit."""
+    """An entry of plain values, as JSON holds them; ValueError says all that is wrong."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{name}: not an object")
-    plain = {**values, "name": name}
-    scores = plain.get("scores")
-    if isinstance(scores, list):
-        plain["scores"] = [_filled(Score, score, f"{name}: scores") for score in scores]
-    entry = _filled(Entry, plain, name)
-    if not _NAME.fullmatch(name) or entry.file != f"{name}.pt":
-        raise ValueError(f"{name}: its file is {entry.file!r}, not a name with .pt behind it")
-    if entry.task not in TASKS:
-        raise ValueError(f"{name}: task is {entry.task!r}, not one of {', '.join(TASKS)}")
-    if not entry.grid or not all(isinstance(t, int) for t in entry.grid):
-        raise ValueError(f"{name}: grid is {entry.grid}")
-    if not 0 < entry.bytes <= MAX_FILE_BYTES:
-        raise ValueError(f"{name}: {entry.bytes} bytes, at most {MAX_FILE_BYTES} are packaged")
-    return entry
+        raise ValueError(f"{name} must be a dictionary, got {type(values).__name__}")
+    try:
+        return validate(Entry, {**values, "name": name})
+    except InvalidValuesError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _parse(content: Any) -> dict[str, Entry]:
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"not a catalogue of format version {FORMAT_VERSION}")
+        raise ValueError(f"the catalogue must have format version {FORMAT_VERSION}")
     weights = content.get("weights")
     if not isinstance(weights, dict):
-        raise ValueError("it lists no weights")
+        raise ValueError("the catalogue has no list of weights")
     return {name: make_entry(name, values) for name, values in weights.items()}
 
 
-def _filled(cls: type[Filled], values: Any, where: str) -> Filled:
-    """A dataclass out of a mapping with exactly its keys, each of its type."""
-    types = get_type_hints(cls)
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: not an object")
-    if odd := sorted(map(str, values.keys() ^ types.keys())):
-        raise ValueError(f"{where}: missing or unknown: {', '.join(odd)}")
-    for key, kind in types.items():
-        value, wanted = values[key], get_origin(kind) or kind
-        accepted = (int, float) if wanted is float else wanted
-        if not isinstance(value, accepted) or isinstance(value, bool):
-            raise ValueError(f"{where}: {key} is {value!r}")
-        if wanted is float and not math.isfinite(value):
-            raise ValueError(f"{where}: {key} is {value!r}")
-    return cls(**values)
-
-
 def _without_name(entry: Entry) -> dict[str, Any]:
-    values = asdict(entry)
-    return {field.name: values[field.name] for field in fields(entry) if field.name != "name"}
+    return {key: value for key, value in asdict(entry).items() if key != "name"}
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        "this installation of c2fdft is damaged",
+        f"this installation of c2fdft is damaged: {why}",
         where=path,
-        hint=f"{why}; reinstall it: pip install --force-reinstall --no-deps c2fdft",
+        hint="reinstall it: pip install --force-reinstall --no-deps c2fdft",
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from c2fdft_cli.engine.weights.catalogue import TASKS, Entry, checked_file, read_catalogue
+from c2fdft_cli.engine.weights.catalogue import Entry, checked_file, read_catalogue
 from c2fdft_cli.errors import CheckpointError, UsageError
+from c2fdft_cli.vocabulary import PACKAGED_TASKS, check_choice, did_you_mean
 
 WEIGHTS_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".safetensors"})
 DEFAULT_TASK = "derain"
@@ -44,29 +44,30 @@ def choose_weights(spec: str | None, task: str | None = None) -> Found:
 
     Args:
         spec: a file, or a name out of `packaged_weights`; None for the packaged weights of `task`.
-        task: one of `TASKS`; None for deraining.
+        task: one of `PACKAGED_TASKS`; None for deraining.
 
     Raises:
         UsageError: no such task, or a task beside weights.
         CheckpointError: nothing has this name, no weights of the task are packaged, or the
             installation is damaged.
     """
-    if task is not None and task not in TASKS:
-        raise UsageError(f"no such task: {task}", where="--task", hint=_nearest(task, TASKS))
-    if spec is not None and task is not None:
-        raise UsageError("give --weights or --task, not both", where="--task")
+    if task is not None:
+        check_choice("--task", task, PACKAGED_TASKS)
+        if spec is not None:
+            raise UsageError("--weights cannot be combined with --task")
     packaged = packaged_weights()
     if spec is None:
         return _of_task(packaged, task)
     if spec in packaged:
-        shadow = f"weights: {spec} are the packaged ones; the file of this name is ./{spec}"
+        shadow = f"weights: {spec} is packaged; for the file of this name, give ./{spec}"
         remarks = [shadow] if Path(spec).is_file() else []
         return Found(checked_file(packaged[spec]), remarks)
     path = Path(spec)
     if path.exists() or path.suffix.lower() in WEIGHTS_SUFFIXES:
         return Found(path)
     raise CheckpointError(
-        "no weights of this name", where=spec, hint=f"{_nearest(spec, packaged)}, or give a file"
+        f"there are no packaged weights {spec!r}",
+        hint=f"{_nearest(spec, packaged)}; or give a file",
     )
 
 
@@ -75,7 +76,7 @@ def packaged_file(name: str) -> Path:
     packaged = packaged_weights()
     if name not in packaged:
         hint = _nearest(name, packaged)
-        raise CheckpointError("no packaged weights of this name", where=name, hint=hint)
+        raise CheckpointError(f"there are no packaged weights {name!r}", hint=hint)
     return checked_file(packaged[name])
 
 
@@ -95,7 +96,7 @@ def _of_task(packaged: Mapping[str, Entry], task: str | None) -> Found:
         raise _nothing_for(packaged, task)
     chosen = names[0]
     others = ", ".join(name for name in packaged if name != chosen)
-    remark = f"weights: {chosen}, as none were named"
+    remark = f"weights: {chosen} (the default)"
     remark += f"; others: {others} (--weights NAME, or --task)" if others else ""
     return Found(checked_file(packaged[chosen]), [remark] if task is None else [])
 
@@ -103,16 +104,14 @@ def _of_task(packaged: Mapping[str, Entry], task: str | None) -> Found:
 def _nothing_for(packaged: Mapping[str, Entry], task: str | None) -> CheckpointError:
     known = ", ".join(packaged) or "none"
     return CheckpointError(
-        "no weights to restore with" if task is None else f"no packaged weights to {task} with",
-        where="--weights" if task is None else f"--task {task}",
-        hint=f"name a checkpoint: --weights FILE (packaged: {known})",
+        f"there are no packaged weights for the task {task or DEFAULT_TASK}",
+        hint=f"give a checkpoint: --weights FILE (packaged: {known})",
         details=[
             f"train some: c2fdft train-coarse --recipe {task or DEFAULT_TASK} --data SHARDS",
-            "or see all of it work on a small set: c2fdft demo",
+            "or see every step on a small set: c2fdft demo",
         ],
     )
 
 
-def _nearest(name: str, known: Mapping[str, Entry] | tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}"
+def _nearest(name: str, packaged: Mapping[str, Entry]) -> str:
+    return did_you_mean(name, packaged) or f"packaged: {', '.join(packaged) or 'none'}"

@@ -1,4 +1,4 @@
-"""Weights from one form of file into another: ours, the released program's, safetensors, ONNX."""
+"""Weights from one file format to another: checkpoint, official checkpoint, safetensors, ONNX."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import torch
 
-from c2fdft_cli.engine.weights.checkpoint import (
-    Checkpoint,
-    StateDict,
-    load_checkpoint,
-    make_network,
-    versions,
-)
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint, StateDict, load_checkpoint, versions
 from c2fdft_cli.engine.weights.onnx import MODULES, export_onnx
-from c2fdft_cli.engine.weights.safetensors_file import require_export, save_safetensors
-from c2fdft_cli.engine.weights.tensors import save_tensors
+from c2fdft_cli.engine.weights.tensors import require_export, save_safetensors, save_tensors
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import ensure_folder
+from c2fdft_cli.vocabulary import WEIGHT_SETS, WeightSet, check_choice
 
-CHECKPOINT, RELEASED, SAFETENSORS, ONNX = FORMS = ("checkpoint", "released", "safetensors", "onnx")
+CHECKPOINT, RELEASED, SAFETENSORS, ONNX = FORMATS = (
+    "checkpoint",
+    "released",
+    "safetensors",
+    "onnx",
+)
 SUFFIXES = {
     ".pt": CHECKPOINT,
     ".ckpt": CHECKPOINT,
@@ -36,13 +36,13 @@ class ConvertOptions:
     """What to convert into what.
 
     Args:
-        source: a checkpoint of any form but ONNX.
+        source: a checkpoint of any format but ONNX.
         out: the file to write.
-        to: one of `FORMS`; None for what the suffix of `out` says.
-        weights: "ema" or "raw": which of the two goes into a form that holds one (safetensors
+        to: one of `FORMATS`; None for the format of the suffix of `out`.
+        weights: "ema" or "raw": which weights go into a format that holds one set (safetensors
             and ONNX); None for ema.
         half: "bf16" or "fp16": store the tensors in half precision (checkpoint, safetensors).
-        ema_only: leave the raw weights out (checkpoint).
+        ema_only: omit the raw weights (checkpoint).
         overwrite: replace `out`.
     """
 
@@ -54,34 +54,39 @@ class ConvertOptions:
     ema_only: bool = False
     overwrite: bool = False
 
-    def form(self) -> str:
-        """The form to write; UsageError where nothing says which."""
+    def format(self) -> str:
+        """The format to write; UsageError where neither --to nor the suffix says which."""
         if self.to is not None:
-            return _one_of(self.to, FORMS, "--to")
-        form = SUFFIXES.get(self.out.suffix.lower())
-        if form is None:
+            return check_choice("--to", self.to, FORMATS)
+        found = SUFFIXES.get(self.out.suffix.lower())
+        if found is None:
             raise UsageError(
-                "the suffix names no form",
+                "the suffix does not tell the format to write",
                 where=self.out,
-                hint=f"use {', '.join(SUFFIXES)}, or --to {'|'.join(FORMS)}",
+                hint=f"use {', '.join(SUFFIXES)}, or --to {'|'.join(FORMATS)}",
             )
-        return form
+        return found
+
+    def weight_set(self) -> WeightSet:
+        """The weights for a format that holds one set; UsageError for an unknown name."""
+        return check_choice("--weights", self.weights or "ema", WEIGHT_SETS)
 
     def check(self) -> str:
-        """Return the form; UsageError for options that do not fit it or a file in the way."""
-        form = self.form()
+        """Return the format; UsageError for options that do not fit it or a file in the way."""
+        form = self.format()
         if self.half is not None:
-            _one_of(self.half, tuple(HALVES), "--half")
-        if self.weights is not None:
-            _one_of(self.weights, ("ema", "raw"), "--weights")
+            check_choice("--half", self.half, tuple(HALVES))
+        self.weight_set()
         for given, option, fitting in (
             (self.half is not None, "--half", (CHECKPOINT, SAFETENSORS)),
             (self.ema_only, "--ema-only", (CHECKPOINT,)),
             (self.weights is not None, "--weights", (SAFETENSORS, ONNX)),
         ):
             if given and form not in fitting:
-                hint = f"it goes with --to {' or '.join(fitting)}"
-                raise UsageError(f"not for the form {form}", where=option, hint=hint)
+                raise UsageError(
+                    f"{option} cannot be combined with the format {form}",
+                    hint=f"it goes with --to {' or '.join(fitting)}",
+                )
         if self.source.suffix.lower() == ".onnx":
             raise UsageError(
                 "an ONNX file cannot be converted back",
@@ -89,9 +94,11 @@ class ConvertOptions:
                 hint="convert the checkpoint that it was made from",
             )
         if self.out.is_dir():
-            raise UsageError("a folder has this name", where=self.out, hint="name a file in it")
+            raise UsageError(f"output file {self.out} is a folder", hint="give a file in it")
         if self.out.exists() and not self.overwrite:
-            raise UsageError("it exists", where=self.out, hint="use --overwrite, or another name")
+            raise UsageError(
+                f"output file {self.out} already exists", hint="use --overwrite to replace it"
+            )
         return form
 
 
@@ -100,14 +107,14 @@ class Converted:
     """What was written.
 
     Args:
-        source, out, form: from what into what.
+        source, out, form: the files, and the format of `out`.
         sets: which weights are in it: "raw", "ema" or both.
         stored: "float32", "bfloat16" or "float16".
         parameters: numbers in one set.
         bytes: size of the file.
-        grid: the sampling times that go with the weights; the released form does not hold them.
+        grid: the timesteps of the weights, which an official checkpoint does not hold.
         onnx_error: largest relative error of the ONNX file against torch, else None.
-        left_out: what the source knows and the new file does not.
+        left_out: metadata of the source that the new file cannot hold.
     """
 
     source: Path
@@ -123,10 +130,10 @@ class Converted:
 
 
 def convert(options: ConvertOptions) -> Converted:
-    """Write the weights of one file in another form, atomically.
+    """Write the weights of one file in another format, atomically.
 
     Raises:
-        UsageError: options that do not fit together, a file in the way.
+        UsageError: options that do not go together, or `out` already exists.
         CheckpointError: a source that is not a checkpoint, weights that do not fit.
         ResourceError: a package is missing, the file cannot be written, or the ONNX file does
             not compute what the network does.
@@ -137,9 +144,8 @@ def convert(options: ConvertOptions) -> Converted:
         require_export(modules, f"--to {form}")
     checkpoint = load_checkpoint(options.source)
     for state in (checkpoint.params, checkpoint.ema):
-        make_network(
-            checkpoint.meta.network, state, options.source
-        )  # fails where the weights do not fit
+        # fails where the weights do not fit
+        make_network(checkpoint.meta.network, state, options.source)
     checkpoint.meta.versions = checkpoint.meta.versions or versions()
     ensure_folder(options.out.parent)
     error = _write(options, form, checkpoint)
@@ -160,7 +166,7 @@ def convert(options: ConvertOptions) -> Converted:
 def _write(options: ConvertOptions, form: str, checkpoint: Checkpoint) -> float | None:
     """Write the file; the largest relative error of an ONNX one."""
     out, meta = options.out, checkpoint.meta
-    weights = options.weights or "ema"
+    weights = options.weight_set()
     if form == ONNX:
         return export_onnx(checkpoint, out, weights)
     dtype = _dtype(options)
@@ -188,9 +194,8 @@ def _cast(state: StateDict, dtype: torch.dtype) -> StateDict:
     for name, tensor in state.items():
         if not cast[name].isfinite().equal(tensor.isfinite()):
             raise UsageError(
-                f"{name} holds numbers beyond {str(dtype).removeprefix('torch.')}",
-                where="--half",
-                hint="use --half bf16, or leave --half out",
+                f"{name} holds numbers that {str(dtype).removeprefix('torch.')} cannot represent",
+                hint="use --half bf16, or no --half",
             )
     return cast
 
@@ -201,12 +206,12 @@ def _dtype(options: ConvertOptions) -> torch.dtype:
 
 def _sets(options: ConvertOptions, form: str) -> list[str]:
     if form in (SAFETENSORS, ONNX):
-        return [options.weights or "ema"]
+        return [options.weight_set()]
     return ["ema"] if options.ema_only else ["raw", "ema"]
 
 
 def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
-    """The released form has no place for what a checkpoint of ours says of itself."""
+    """The metadata of ours that an official checkpoint has no place for."""
     meta = checkpoint.meta
     if form != RELEASED:
         return []
@@ -218,9 +223,3 @@ def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
         "metrics": ", ".join(meta.metrics) or None,
     }
     return [f"{key} {value}" for key, value in known.items() if value]
-
-
-def _one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
-    if value not in allowed:
-        raise UsageError(f"no such value: {value}", where=option, hint=", ".join(allowed))
-    return value

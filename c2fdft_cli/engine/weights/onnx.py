@@ -1,4 +1,4 @@
-"""One network call as an ONNX file, checked against torch before it is kept.
+"""The network as an ONNX file, checked against torch before it is kept.
 
 torch's tracing exporter is used: it is the same in every torch that this program runs on, needs no
 further package, and takes a second where the newer one takes a minute.
@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from c2fdft_cli.core.block import Block, PixelNorm
+from c2fdft_cli.core.block import Block
+from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.files import atomic_path
+from c2fdft_cli.vocabulary import WeightSet
 
 MODULES = ("onnx", "onnxruntime")
 OPSET = 18
@@ -31,23 +33,23 @@ MAX_ERROR = 1e-4
 MAX_BYTES = 2_000_000_000
 """An ONNX file is one protocol buffer message, which ends at 2 GiB."""
 CHECKED = ((2, 16, 24), (1, 40, 32), (3, 24, 32))
-"""n, h, w that the file is checked at; it is traced at the first.
+"""n, h, w at which the file is checked; it is traced at the first.
 
 Not smaller: attention over one or two pixels magnifies rounding a hundredfold, in torch alone too.
 """
 
 EXPLAINED = (
-    "One network call of C2F-DFT: eps = net(x, t). "
+    "The network of C2F-DFT: eps = net(x, t). "
     "x: [n, 6, h, w] float32, the condition 2 * lq - 1 (lq: RGB in [0, 1]) and the noisy image x_t "
-    "along axis 1; t: [n] float32, diffusion times; eps: [n, 3, h, w] float32, the noise in x_t. "
+    "along axis 1; t: [n] float32, timesteps; eps: [n, 3, h, w] float32, the noise in x_t. "
     f"h and w are multiples of {SIZE_MULTIPLE}. "
-    "metadata: grid (descending times to call it at), alpha_bar (at these times), schedule "
+    "metadata: grid (descending timesteps to sample at), alpha_bar (at these timesteps), schedule "
     "(of beta: name, timesteps, beta_start, beta_end), size_multiple, task, weights, c2fdft."
 )
 
 
 class _PerImageNorm(nn.Module):
-    """The same norm without its short cut for one time, which would fix the batch size."""
+    """The same norm without its shortcut for a single timestep, which would fix the batch size."""
 
     zero: Tensor
 
@@ -60,28 +62,18 @@ class _PerImageNorm(nn.Module):
         return self.norm(x, self.zero) + time[:, None, None]  # type: ignore[no-any-return]
 
 
-class _ByWidth(dict[int, Tensor]):
-    """Looked up with a width as tracing sees it: a tensor."""
-
-    def __getitem__(self, width: int) -> Tensor:
-        return super().__getitem__(int(width))
-
-
 class _Traceable(DFT):
-    """The network with nothing that ties its trace to one batch size or one kind of processor."""
-
-    def times(self, t: Tensor) -> dict[int, Tensor]:
-        return _ByWidth(super().times(t))
+    """The network without what would tie its trace to one batch size or one kind of processor."""
 
     def check_input(self, x: Tensor) -> None:
-        """Nothing: sizes are still open."""
+        """Nothing is checked: the sizes are symbolic."""
 
 
-def export_onnx(checkpoint: Checkpoint, path: Path, weights: str = "ema") -> float:
+def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet = "ema") -> float:
     """Write the network as ONNX and return its largest relative error against torch.
 
     Args:
-        checkpoint: what to take the weights, grid and schedule from.
+        checkpoint: source of the weights, timesteps and noise schedule.
         path: where to.
         weights: "ema" or "raw".
 
@@ -93,7 +85,9 @@ def export_onnx(checkpoint: Checkpoint, path: Path, weights: str = "ema") -> flo
     net = checkpoint.network(weights)
     if sum(p.numel() * 4 for p in net.parameters()) > MAX_BYTES:
         raise UsageError(
-            "too large for one ONNX file (2 GB)", where=checkpoint.path, hint="use safetensors"
+            "the network is too large for one ONNX file (2 GB)",
+            where=checkpoint.path,
+            hint="use safetensors",
         )
     model = _trace(_traceable(net, asdict(checkpoint.meta.network)))
     _describe(model, checkpoint, weights)
@@ -102,7 +96,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, weights: str = "ema") -> flo
         error = largest_error(temporary, net)
         if not error <= MAX_ERROR:  # NaN too
             raise ResourceError(
-                f"the ONNX file is off by {error:.1e} against torch (allowed: {MAX_ERROR:.0e})",
+                f"the ONNX file differs from torch by {error:.1e} (allowed: {MAX_ERROR:.0e})",
                 where=path,
                 hint=f"try another onnxruntime ({version('onnxruntime')}) or torch",
             )
@@ -187,8 +181,8 @@ def _vecdot() -> Iterator[None]:
         torch.onnx.unregister_custom_op_symbolic(name, OPSET)  # type: ignore[attr-defined]
 
 
-def _describe(model: Any, checkpoint: Checkpoint, weights: str) -> None:
-    """Put into the file what its user has to know."""
+def _describe(model: Any, checkpoint: Checkpoint, weights: WeightSet) -> None:
+    """Store in the file what its user has to know."""
     import onnx
 
     meta, grid = checkpoint.meta, checkpoint.grid()

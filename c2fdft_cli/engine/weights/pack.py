@@ -25,13 +25,13 @@ from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, ensure_folder
 
 DERIVED = ("name", "file", "sha256", "bytes", "parameters", "network", "grid")
-"""Read off the file; everything else of an `Entry` is for people to say."""
+"""What `Entry` takes from the file; the rest are facts that people state."""
 
 
 def add_entry(name: str, checkpoint: Path, facts: Path, folder: Path | None = None) -> Entry:
-    """Put weights into the folder and write what is known of them into its catalogue.
+    """Put weights into the folder and an entry for them into its catalogue.
 
-    Folders that the weights were trained on are left out of `meta`: they mean nothing elsewhere.
+    Paths of the training data are removed from `meta`: they mean nothing elsewhere.
 
     Args:
         name: what `--weights` will take.
@@ -40,9 +40,9 @@ def add_entry(name: str, checkpoint: Path, facts: Path, folder: Path | None = No
         folder: None for the installed one.
 
     Raises:
-        UsageError: facts that are missing, unknown or no JSON; a name that is none.
-        CheckpointError: weights that are no checkpoint, are not in the packaged form, have no
-            grid, or are too large.
+        UsageError: facts that are missing, unknown or no JSON; an invalid name.
+        CheckpointError: weights that are no checkpoint, hold more than params_ema and meta, have
+            no timesteps, or are too large.
     """
     target = folder or weights_catalogue.weights_folder()
     said = _read_facts(facts)
@@ -51,7 +51,7 @@ def add_entry(name: str, checkpoint: Path, facts: Path, folder: Path | None = No
     try:
         entry = make_entry(name, values)
     except ValueError as error:
-        raise UsageError(f"cannot be packaged: {error}", where=facts) from error
+        raise UsageError(f"these weights cannot be packaged: {error}", where=facts) from error
     entries = read_catalogue(target)
     ensure_folder(target)
     # the file first: a catalogue never names what is not there
@@ -61,18 +61,20 @@ def add_entry(name: str, checkpoint: Path, facts: Path, folder: Path | None = No
 
 
 def _packed(path: Path) -> tuple[Checkpoint, bytes]:
-    """A checkpoint in the packaged form, and the bytes of the file to ship."""
+    """The checkpoint to package, and the bytes of the file to ship."""
     content = load_tensors(path)
     if "meta" not in content or "params" in content or "params_ema" not in content:
         raise CheckpointError(
-            "not in the form that is packaged: params_ema and meta alone",
+            "packaged weights must hold params_ema and meta alone",
             where=path,
             hint="c2fdft convert --half bf16 --ema-only",
         )
     checkpoint = load_checkpoint(path)
     checkpoint.network()  # fails where the weights do not fit
     if checkpoint.meta.grid is None:
-        raise CheckpointError("these weights name no grid", where=path, hint="c2fdft sweep-steps")
+        raise CheckpointError(
+            "these weights have no timesteps of their own", where=path, hint="c2fdft sweep-steps"
+        )
     recipe = checkpoint.meta.recipe
     if recipe is not None and isinstance(recipe.get("data"), dict):
         recipe = {**recipe, "data": {**recipe["data"], "shards": None, "streaks": None}}
@@ -82,7 +84,7 @@ def _packed(path: Path) -> tuple[Checkpoint, bytes]:
     size = file.tell()
     if size > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{size} bytes, at most {MAX_FILE_BYTES} are packaged",
+            f"packaged weights must have at most {MAX_FILE_BYTES} bytes, got {size}",
             where=path,
             hint="c2fdft convert --half bf16 --ema-only, or a smaller network",
         )
@@ -106,9 +108,11 @@ def _read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read the facts: {error}", where=path, hint=hint) from error
+        raise UsageError(f"the facts cannot be read: {error}", where=path, hint=hint) from error
     if not isinstance(facts, dict):
-        raise UsageError("the facts are no object", where=path, hint=hint)
+        raise UsageError("the facts must be a JSON object", where=path, hint=hint)
     if odd := sorted(set(facts) & set(DERIVED)):
-        raise UsageError(f"read off the file: {', '.join(odd)}", where=path, hint="leave them out")
+        raise UsageError(
+            f"the facts cannot hold what the file itself says: {', '.join(odd)}", where=path
+        )
     return facts

@@ -198,7 +198,7 @@ def test_own_random_numbers_per_sample() -> None:
 
 def test_bad_plans() -> None:
     cycle = PatchCycle((8,), (4,), 1, 1)
-    with pytest.raises(ValueError, match="sizes"):
+    with pytest.raises(ValueError, match="need one size each"):
         PatchPlan(2, [(8, 8)], cycle, 0)
     with pytest.raises(ValueError, match="0 images"):
         PatchPlan(0, [], cycle, 0)

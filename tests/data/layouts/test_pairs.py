@@ -69,7 +69,7 @@ def test_two_folders_side_by_side(tmp_path, lq, gt):
         "10": (f"{lq}/10.png", f"{gt}/10.JPG"),
     }
     assert [pair.name for pair in found.pairs] == ["1", "2", "10"]
-    assert found.leftovers == ()
+    assert found.unpaired == ()
     assert found.notices == ()
     assert found.splits == {"train": found.pairs}
     assert found.layout.startswith(f"{lq}/ + {gt}/")
@@ -83,7 +83,7 @@ def test_first_rain100l_flat(tmp_path):
         "rain-001": ("rain-001.png", "norain-001.png"),
         "rain-002": ("rain-002.png", "norain-002.png"),
     }
-    assert [one.path.name for one in found.leftovers] == ["rainstreak-001.png"]
+    assert [one.path.name for one in found.unpaired] == ["rainstreak-001.png"]
 
 
 def test_first_rain100l_with_a_folder_of_rain(tmp_path):
@@ -180,7 +180,7 @@ def test_two_files_a_scene(tmp_path):
     assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["a/noisy", "b/noisy"]
 
 
-@pytest.mark.parametrize("validation", ["val", "valid", "Validation", "test"])
+@pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
 def test_splits_of_its_own(tmp_path, validation):
     for split, count in (("train", 3), (validation, 2)):
         draw(
@@ -196,7 +196,7 @@ def test_splits_inside_the_sides_and_over_sequences(tmp_path):
     sides = ("input", "target")
     draw(tmp_path / "a", *(f"{side}/{split}/1.png" for side in sides for split in ("train", "val")))
     assert [pair.name for pair in find_pairs(tmp_path / "a").splits["val"]] == ["val/1"]
-    for split in ("train", "test"):
+    for split in ("train", "valid"):
         gopro(tmp_path / "b" / split, ["blur", "sharp"])
     assert len(find_pairs(tmp_path / "b").splits["val"]) == 4
 
@@ -207,8 +207,43 @@ def test_test_stays_out_when_there_is_val_and_the_rest_trains(tmp_path):
     found = find_pairs(tmp_path)
     assert [pair.name for pair in found.splits["train"]] == ["1", "train/1"]
     assert [pair.name for pair in found.splits["val"]] == ["val/1"]
+    assert [pair.name for pair in found.splits["test"]] == ["test/1"]
     assert len(found.pairs) == 4
     assert len(found.notices) == 2
+
+
+@pytest.mark.parametrize(
+    ("others", "test"), [("train/", "test"), ("", "testing"), ("val/", "Test")]
+)
+def test_a_test_split_is_left_alone(tmp_path, others, test):
+    for side in ("input", "gt"):
+        draw(tmp_path, f"{others}{side}/1.png", f"{others}{side}/2.png", f"{test}/{side}/9.png")
+    found = find_pairs(tmp_path)
+    assert [pair.name for pair in found.splits["train"]] == [f"{others}1", f"{others}2"]
+    assert [pair.name for pair in found.splits["test"]] == [f"{test}/9"]
+    assert "val" not in found.splits
+    assert found.notices == ("the 1 pairs of the test split are skipped; score them with eval",)
+
+
+@pytest.mark.parametrize(
+    ("folder", "lq", "gt", "task"),
+    [
+        ("set", "blur", "sharp", "deblur"),
+        ("set", "noisy", "clean", "denoise"),
+        ("set", "real", "mean", "denoise"),
+        ("set", "rainy", "clean", "derain"),
+        ("set", "hazy", "clear", None),
+        ("set", "input", "target", None),
+        ("train", "input", "target", None),
+        ("Rain13K", "input", "target", "derain"),
+        ("gopro_train12", "input", "target", "deblur"),
+        ("SIDD crops", "input", "target", "denoise"),
+        ("rain and noise", "input", "target", None),
+    ],
+)
+def test_task_is_told_by_the_layout_or_else_by_the_folder(tmp_path, folder, lq, gt, task):
+    root = draw(tmp_path / folder, f"{lq}/1.png", f"{gt}/1.png")
+    assert find_pairs(root).task == task
 
 
 def test_one_split_folder_alone_is_no_split(tmp_path):
@@ -216,10 +251,10 @@ def test_one_split_folder_alone_is_no_split(tmp_path):
     assert list(find_pairs(tmp_path).splits) == ["train"]
 
 
-def test_leftovers_have_reasons(tmp_path):
+def test_unpaired_have_reasons(tmp_path):
     draw(tmp_path, "input/1.png", "input/2.png", "target/1.png", "target/3.png", "cover.png")
     found = find_pairs(tmp_path)
-    assert {one.path.relative_to(tmp_path).as_posix(): one.reason for one in found.leftovers} == {
+    assert {one.path.relative_to(tmp_path).as_posix(): one.reason for one in found.unpaired} == {
         "cover.png": "outside the folders of the pairs",
         "input/2.png": "no clean image has a matching name",
         "target/3.png": "no degraded image has a matching name",
@@ -230,7 +265,7 @@ def test_a_missing_clean_file_is_not_replaced_by_a_name_that_only_begins_alike(t
     draw(tmp_path, "input/1.png", "input/1_2.png", "target/1.png")
     found = find_pairs(tmp_path)
     assert list(as_table(found)) == ["1"]
-    assert [one.path.name for one in found.leftovers] == ["1_2.png"]
+    assert [one.path.name for one in found.unpaired] == ["1_2.png"]
 
 
 def test_names_that_collide_are_made_unique(tmp_path):
@@ -243,7 +278,7 @@ def test_two_clean_files_of_one_stem(tmp_path):
     draw(tmp_path, "target/2.png", "target/2.jpg")
     found = find_pairs(tmp_path)
     assert as_table(found) == {"1": ("input/1.png", "target/1.png")}
-    assert any("several clean images" in one.reason for one in found.leftovers)
+    assert any("several clean images" in one.reason for one in found.unpaired)
 
 
 def test_links_out_of_the_folder_are_followed(tmp_path):
@@ -265,7 +300,9 @@ def test_check_sizes(tmp_path):
     pair = find_pairs(tmp_path).pairs[0]
     assert check_sizes(pair) == (5, 7)
     draw(tmp_path, "gt/1.png", size=(7, 5))
-    with pytest.raises(DataError, match="7 x 5 px degraded, 5 x 7 px clean"):
+    with pytest.raises(
+        DataError, match="sizes differ within a pair: 7 x 5 px degraded, 5 x 7 px clean"
+    ):
         check_sizes(pair)
 
 
@@ -275,7 +312,7 @@ def test_pairs_from_a_list(tmp_path):
     found = find_pairs(tmp_path, pairs_file=tmp_path / "list.csv")
     assert [pair.name for pair in found.pairs] == ["x/1", "x/2"]
     assert found.layout == "the list list.csv"
-    assert found.leftovers == ()
+    assert found.unpaired == ()
 
 
 @pytest.mark.skipif(not REAL, reason="needs C2FDFT_TEST_DATA")
@@ -285,7 +322,7 @@ def test_pairs_from_a_list(tmp_path):
 def test_real_folders(name, count):
     found = find_pairs(Path(REAL) / name)
     assert len(found.pairs) == count
-    assert found.leftovers == ()
+    assert found.unpaired == ()
     for pair in found.pairs[::9]:
         check_sizes(pair)
 
@@ -295,8 +332,9 @@ def test_real_folders(name, count):
     "name", ["bsds500_clean", "kodak24", "streaks", "real_rain", "blurry_720p"]
 )
 def test_real_folders_without_pairs(name):
-    with pytest.raises(DataError, match=r"--synthesize rain\|noise\|blur"):
+    with pytest.raises(DataError, match="no pairs") as caught:
         find_pairs(Path(REAL) / name)
+    assert "--synthesize rain|noise|blur" in caught.value.hint
 
 
 @pytest.mark.skipif(not REAL, reason="needs C2FDFT_TEST_DATA")

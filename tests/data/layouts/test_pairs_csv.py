@@ -18,7 +18,7 @@ def folder(tmp_path):
 
 def names(folder, text, encoding="utf-8"):
     (folder / "list.csv").write_bytes(text.encode(encoding))
-    return [row.name for row in read_pairs_csv(folder / "list.csv")]
+    return [name for name, _, _ in read_pairs_csv(folder / "list.csv")]
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,9 @@ def test_accepted(folder, text, expected):
 
 def test_paths_are_relative_to_the_list_or_absolute(folder):
     (folder / "sub/list.csv").write_text(f"../b.png,a.png\n{folder}/c.png,a.png\n")
-    rows = read_pairs_csv(folder / "sub/list.csv")
-    assert [row.name for row in rows] == ["b", "c"]
-    assert rows[0].lq.resolve() == folder / "b.png"
-    assert rows[1].lq == folder / "c.png"
+    (b, b_lq, _), (c, c_lq, c_gt) = read_pairs_csv(folder / "sub/list.csv")
+    assert (b, b_lq.resolve()) == ("b", folder / "b.png")
+    assert (c, c_lq, c_gt) == ("c", folder / "c.png", folder / "sub/a.png")
 
 
 @pytest.mark.parametrize(
@@ -53,9 +52,9 @@ def test_paths_are_relative_to_the_list_or_absolute(folder):
         ("a.png\n", "not a pair"),
         ("a.png,\n", "not a pair"),
         ("a.png,b.png,n,more\n", "not a pair"),
-        ("a.png,a.png\n", "both degraded and clean"),
-        ("a.png,list.csv\n", "no image suffix"),
-        ("a.png,b.png\na.png,c.png\n", "rows 1 and 2 are both named 'a'"),
+        ("a.png,a.png\n", "degraded and the clean file are the same"),
+        ("a.png,list.csv\n", "list.csv does not have the suffix"),
+        ("a.png,b.png\na.png,c.png\n", "rows 1 and 2 have the same name, 'a'"),
         ("a.png,b.png,../out\n", "cannot be used"),
         ("a.png,b.png,/etc/out\n", "cannot be used"),
         ("a.png,b.png,x\\y\n", "cannot be used"),

@@ -35,17 +35,17 @@ def test_gopro_takes_blur_and_says_so(tmp_path):
         "GOPR0374_11_00/000048",
     ]
     assert {pair.lq.parent.name for pair in found.pairs} == {"blur"}
-    assert found.leftovers == ()
+    assert found.unpaired == ()
     assert len(found.notices) == 1
-    assert "blur/ is taken" in found.notices[0]
+    assert "blur/ is used" in found.notices[0]
     assert "in 2 folders" in found.layout
 
 
 def test_gopro_with_gamma_takes_the_other(tmp_path):
     found = find_pairs(gopro(tmp_path, ["blur", "blur_gamma", "sharp"]), gamma=True)
     assert {pair.lq.parent.name for pair in found.pairs} == {"blur_gamma"}
-    assert found.leftovers == ()
-    assert "blur_gamma/ is taken" in found.notices[0]
+    assert found.unpaired == ()
+    assert "blur_gamma/ is used" in found.notices[0]
 
 
 def test_gopro_with_one_of_the_two(tmp_path):

@@ -100,7 +100,7 @@ def test_parse_values():
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
-        ("rian", {}, "no degradation 'rian' - did you mean 'rain'?"),
+        ("rian", {}, "there is no degradation 'rian' - did you mean 'rain'?"),
         ("haze", {}, "use one of: rain, noise, blur"),
         ("rain", {"strenght": 1}, "rain has no option 'strenght' - did you mean 'strength'?"),
         ("rain", {"zzz": 1}, "use one of: strength, heavy, heavy_fields, turn, across, along"),
@@ -129,7 +129,7 @@ def test_parse_values():
 def test_bad_options_name_themselves(kind, options, says):
     with pytest.raises(UsageError) as error:
         parse_model(kind, options)
-    assert says in str(error.value)
+    assert says in f"{error.value} - {error.value.hint}"
 
 
 def test_models_check_themselves():

@@ -13,13 +13,12 @@ from c2fdft_cli.engine.evaluate.folder import FolderPairs, NoisyImages, open_fol
 from c2fdft_cli.engine.evaluate.job import evaluate_files
 from c2fdft_cli.engine.evaluate.types import EvalOptions
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
-from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.options import RestoreOptions
-from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.sampling.restorer import noise_generator
-from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe.schema import Network
+from tests.kit.restore import Request, run
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 
@@ -103,10 +102,7 @@ def test_the_sampler_starts_as_in_restore(clean, tmp_path, weights):
         shutil.copytree(clean, tmp_path / "set" / side)
     wish = WeightsOptions(weights, pairs=open_folder(target.parent), device="cpu", precision="fp32")
     scores = [row.psnr for row in evaluate_weights(wish, EvalOptions("rgb")).run().rows]
-    options = RestoreOptions(
-        str(clean), str(tmp_path / "out"), weights=str(weights), device="cpu", precision="fp32"
-    )
-    restore(plan_restore(options)).run()
+    run(Request(clean, tmp_path / "out", weights))
     found = evaluate_files(tmp_path / "out", target, EvalOptions("rgb")).run()
     # restore may put images of one size through together: the same but for rounding
     assert scores == pytest.approx([row.psnr for row in found.rows], rel=1e-4)

@@ -30,12 +30,8 @@ from c2fdft_cli.engine.evaluate.report import (
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
-from c2fdft_cli.engine.weights.checkpoint import (
-    Meta,
-    load_checkpoint,
-    make_network,
-    save_checkpoint,
-)
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from c2fdft_cli.metrics.statistics import compare, summarise, worst

@@ -15,7 +15,8 @@ from c2fdft_cli.engine.evaluate.metrics import find_metrics
 from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
 from c2fdft_cli.engine.evaluate.types import EvalOptions
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
-from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from c2fdft_cli.recipe.schema import Network, Recipe

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections import namedtuple
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
+from c2fdft_cli import files as files_module
+from c2fdft_cli.data.images import picture as picture_module
+from c2fdft_cli.data.images.picture import list_images, read_rgb8, save_rgb8
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.shards.reader import ShardSet, verify
-from c2fdft_cli.engine.prepare import plan as prepare_plan
 from c2fdft_cli.engine.prepare.job import PairWritten, PrepareOptions, PrepareResult, prepare
 from c2fdft_cli.engine.prepare.source import PairReader, Synthesis
-from c2fdft_cli.engine.prepare.split import choose_val
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 
 
@@ -123,12 +123,12 @@ def test_val_share_by_count_folder_or_none(source: Path, tmp_path: Path) -> None
 def test_own_split_of_the_set(tmp_path: Path) -> None:
     root = tmp_path / "set"
     make_pairs(root / "train", 5)
-    make_pairs(root / "test", 3, first=50)
+    make_pairs(root / "val", 3, first=50)
     result = run(source=root, out=tmp_path / "a")
     assert (result.train, result.val) == (5, 3)
     fewer = run(source=root, out=tmp_path / "b", val=1)
     assert (fewer.train, fewer.val) == (5, 1)
-    assert any("left out" in notice for notice in fewer.notices)
+    assert any("skipped" in notice for notice in fewer.notices)
 
 
 def test_a_single_pair_is_trained_on(tmp_path: Path) -> None:
@@ -137,31 +137,23 @@ def test_a_single_pair_is_trained_on(tmp_path: Path) -> None:
     assert any("no pair is left to validate on" in notice for notice in result.notices)
 
 
+def test_a_published_test_split_is_left_alone(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    make_pairs(root / "train", 6)
+    make_pairs(root / "test", 3, first=50)
+    result = run(source=root, out=tmp_path / "out")
+    assert (result.pairs, result.train, result.val) == (6, 5, 1)
+    names = [name for s in ("train", "val") for name in ShardSet.open(tmp_path / "out", s).names]
+    assert not any("test" in name for name in names)
+    assert any("3 pairs of the test split are skipped" in notice for notice in result.notices)
+    named = run(source=root, out=tmp_path / "named", val=root / "test")
+    assert (named.train, named.val) == (6, 3)
+
+
 @pytest.mark.parametrize("val", [12, 13, -1])
 def test_val_must_leave_something_to_train_on(source: Path, tmp_path: Path, val: int) -> None:
     with pytest.raises(UsageError, match="validate on"):
         prepare(PrepareOptions(source=source, out=tmp_path / "out", val=val))
-
-
-Named = namedtuple("Named", "name lq gt")
-
-
-def test_share_is_between_one_and_fifty_and_stable(tmp_path: Path) -> None:
-    def named(count: int) -> list[Named]:
-        pairs = []
-        for i in range(count):
-            path = tmp_path / f"{i}.bin"
-            path.write_bytes(i.to_bytes(4, "big"))
-            pairs.append(Named(f"image {i}", None, path))
-        return pairs
-
-    sizes = {count: len(choose_val(named(count), None)[0]) for count in (1, 2, 20, 60, 1200)}
-    assert sizes == {1: 0, 2: 1, 20: 1, 60: 3, 1200: 50}
-    names, _ = choose_val(named(400), None)
-    again, _ = choose_val(list(reversed(named(400))), None)
-    more, _ = choose_val(named(420), None)
-    assert names == again
-    assert len(names & more) >= 18
 
 
 def test_variants_of_one_image_stay_on_one_side(tmp_path: Path) -> None:
@@ -196,10 +188,10 @@ def test_same_pixels_in_train_and_val(source: Path, tmp_path: Path) -> None:
     save(other / "target" / "71.png", picture(2 * 5 + 1, 12))
     save(other / "input" / "71.png", picture(4711, 12))
     out = tmp_path / "out"
-    with pytest.raises(DataError, match="in train and in val - train 5, val 71"):
+    with pytest.raises(DataError, match=r"in train \(pair 5\) and in val \(pair 71\)"):
         run(source=source, out=out, val=other)
     assert not list(out.glob(".*"))
-    with pytest.raises(DataError, match="in train and in val"):
+    with pytest.raises(DataError, match=r"in train .* and in val"):
         run(source=source, out=out, val=other, check_only=True)
 
 
@@ -209,7 +201,7 @@ def test_same_pixels_in_train_and_val(source: Path, tmp_path: Path) -> None:
 def test_sizes_that_differ_are_named(source: Path, tmp_path: Path) -> None:
     save(source / "input" / "3.png", picture(1, 30, 31))
     save(source / "input" / "4.png", picture(1, 30, 31))
-    with pytest.raises(DataError, match="pair 3: lq 31x30, gt 14x15") as caught:
+    with pytest.raises(DataError, match="sizes differ within pair 3: lq 31x30, gt 14x15") as caught:
         run(source=source, out=tmp_path / "out")
     assert any("pair 4" in line for line in caught.value.details)
     assert not (tmp_path / "out").exists()
@@ -317,11 +309,11 @@ def test_disk_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     out = tmp_path / "out"
     run(source=source, out=out)
     before = files(out)
-    monkeypatch.setattr(prepare_plan, "free_bytes", lambda _: 0)
-    with pytest.raises(ResourceError, match="the shards need"):
+    monkeypatch.setattr(files_module, "free_bytes", lambda _: 0)
+    with pytest.raises(ResourceError, match="the disk is too small"):
         run(source=source, out=tmp_path / "new")
     make_pairs(source, 30, first=12)
-    with pytest.raises(ResourceError, match="the shards need"):
+    with pytest.raises(ResourceError, match="the disk is too small"):
         run(source=source, out=out, overwrite=True)
     assert files(out) == before  # not thrown away for a set that does not fit
 
@@ -427,7 +419,170 @@ def test_killed_and_continued(source: Path, tmp_path: Path, moment: int) -> None
     assert files(out) == files(tmp_path / "whole")
 
 
-# -- looking only ------------------------------------------------------------------
+# -- each image is decoded once ------------------------------------------------------
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was decoded since, by the one function that decodes files."""
+    counts: Counter[str] = Counter()
+    read = picture_module.read_picture
+
+    def counting(path: Path, **options: Any) -> Any:
+        counts[str(path)] += 1
+        return read(path, **options)
+
+    monkeypatch.setattr(picture_module, "read_picture", counting)
+    return counts
+
+
+def once(*roots: Path) -> dict[str, int]:
+    """Every image below these folders, once."""
+    return {str(path): 1 for root in roots for path in list_images(root, recursive=True)}
+
+
+def make_variants(root: Path, scenes: int = 4) -> Path:
+    """Rain1400's layout: several degraded images of each clean one."""
+    for i in range(scenes):
+        save(root / "ground_truth" / f"{i}.png", picture(i))
+        for j in range(1, 4):
+            save(root / "rainy_image" / f"{i}_{j}.png", picture(100 + 10 * i + j))
+    return root
+
+
+def test_once_without_a_split_of_the_set(
+    source: Path, tmp_path: Path, decoded: Counter[str]
+) -> None:
+    run(source=source, out=tmp_path / "out")
+    assert decoded == once(source)
+    decoded.clear()
+    assert run(source=source, out=tmp_path / "out").up_to_date
+    assert decoded == {}
+
+
+@pytest.mark.parametrize("val", [None, 1])
+def test_once_with_a_split_of_the_set(
+    tmp_path: Path, decoded: Counter[str], val: int | None
+) -> None:
+    root = tmp_path / "set"
+    make_pairs(root / "train", 5)
+    make_pairs(root / "val", 3, first=50)
+    run(source=root, out=tmp_path / "out", val=val)
+    skipped = 0 if val is None else 2  # their clean images are compared, no more
+    assert set(decoded.values()) == {1}
+    assert len(decoded) == 16 - skipped
+
+
+def test_once_where_pairs_share_a_clean_image(tmp_path: Path, decoded: Counter[str]) -> None:
+    root = make_variants(tmp_path / "rain1400")
+    run(source=root, out=tmp_path / "out", max_shard_bytes=3000)
+    assert decoded == once(root)
+    decoded.clear()
+    run(source=root, out=tmp_path / "checked", check_only=True)
+    assert decoded == once(root)
+
+
+def test_once_where_pairs_share_a_clean_image_with_a_split(
+    tmp_path: Path, decoded: Counter[str]
+) -> None:
+    root = tmp_path / "rain1400"
+    make_variants(root / "training")
+    for side in ("ground_truth/9", "rainy_image/9_1", "rainy_image/9_2"):
+        save(root / "validation" / f"{side}.png", picture(len(side) + 900))
+    save(root / "validation" / "rainy_image" / "9_2.png", picture(950))
+    run(source=root, out=tmp_path / "out", max_shard_bytes=3000)
+    assert decoded == once(root)
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_once_with_synthesis(tmp_path: Path, decoded: Counter[str], store: bool) -> None:
+    clean = make_clean(tmp_path / "clean", 6)
+    run(source=clean, out=tmp_path / "out", synthesize=Synthesis("noise", store=store))
+    assert decoded == once(clean)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_once_after_a_resume(tmp_path: Path, decoded: Counter[str], shared: bool) -> None:
+    root = (make_variants if shared else make_pairs)(tmp_path / "set", 12)
+    options = PrepareOptions(source=root, out=tmp_path / "out", max_shard_bytes=3000)
+    events = iter(prepare(options))
+    for _ in range(7):
+        next(events)
+    events.close()
+    decoded.clear()
+    job = prepare(options)
+    kept = [event.name for event in job if event.kept]
+    assert 1 <= len(kept) < 7
+    assert set(decoded.values()) == {1}
+    assert not {Path(path).stem for path in decoded if "rainy" in path or "input" in path} & set(
+        kept
+    )
+    if not shared:
+        assert len(decoded) == 2 * (job.result.pairs - len(kept))
+
+
+def test_once_where_times_changed(tmp_path: Path, decoded: Counter[str]) -> None:
+    root = make_variants(tmp_path / "rain1400")
+    run(source=root, out=tmp_path / "out", max_shard_bytes=3000)
+    touch(root / "ground_truth" / "1.png")
+    decoded.clear()
+    assert run(source=root, out=tmp_path / "out", max_shard_bytes=3000).up_to_date
+    assert decoded == once(root)
+
+
+def test_a_choice_is_remembered_for_the_same_number_alone(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out, val=2)
+    assert run(source=source, out=out, val=2).up_to_date
+    with pytest.raises(UsageError, match="another set"):
+        run(source=source, out=out, val=3)
+
+
+def test_no_nameless_file_stays_open(source: Path, tmp_path: Path) -> None:
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("needs /proc")
+    before = len(list(descriptors.iterdir()))
+    events = iter(prepare(PrepareOptions(source=source, out=tmp_path / "out")))
+    next(events)
+    events.close()
+    assert len(list(descriptors.iterdir())) == before
+
+
+def test_no_room_for_decoded_images(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "free_bytes", lambda _: 100)
+    with pytest.raises(ResourceError, match="the disk is too small"):
+        run(source=source, out=tmp_path / "out")
+
+
+# -- what is loaded ------------------------------------------------------------------
+
+
+def test_nothing_heavy_is_loaded_before_it_is_needed(source: Path, tmp_path: Path) -> None:
+    code = """
+        import runpy, sys
+        sys.argv = ["c2fdft", *sys.argv[1:]]
+        try:
+            runpy.run_module("c2fdft_cli", run_name="__main__")
+        except SystemExit as error:
+            print(error.code, sorted({"torch", "cv2"} & {*sys.modules}), file=sys.stderr)
+    """
+    root = str(Path(__file__).parents[3])
+
+    def last_line(*words: object) -> str:
+        command = [sys.executable, "-c", textwrap.dedent(code), "prepare", *map(str, words)]
+        environment = {**os.environ, "PYTHONPATH": root}
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        return done.stderr.splitlines()[-1]
+
+    assert last_line(tmp_path / "nowhere") == "3 []"
+    assert "torch" not in last_line(source, "--out", tmp_path / "out")
+    assert "torch" in last_line(source, "--out", tmp_path / "other", "--check")
+
+
+# -- a check alone ------------------------------------------------------------------
 
 
 def test_check_only_reports_and_writes_nothing(source: Path, tmp_path: Path) -> None:

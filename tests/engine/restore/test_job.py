@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import list_images, read_picture
-from c2fdft_cli.engine.restore import write as restore_write
+from c2fdft_cli.engine.restore import pictures as restore_pictures
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.manifest import RECORD_NAME
-from c2fdft_cli.engine.restore.options import RestoreOptions
+from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import (
     CheckpointError,
@@ -27,7 +28,7 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
-from tests.kit.restore import pixels, plan, random_picture, run, save, write_checkpoint
+from tests.kit.restore import Request, pixels, plan, random_picture, run, save, write_checkpoint
 
 GRID = (500, 100)
 
@@ -38,13 +39,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DF
 
 
 @pytest.fixture
-def options(tmp_path: Path, weights: str) -> RestoreOptions:
+def options(tmp_path: Path, weights: str) -> Request:
     """Six images of three sizes, one in a sub-folder."""
     sizes = [(16, 16), (16, 16), (9, 20), (16, 16), (1, 1)]
     for i, size in enumerate(sizes):
         save(tmp_path / "in" / f"{i}.png", random_picture(*size, seed=i))
     save(tmp_path / "in" / "sub" / "5.png", random_picture(16, 16, seed=5))
-    return RestoreOptions(str(tmp_path / "in"), str(tmp_path / "out"), weights, grid=GRID)
+    return Request(str(tmp_path / "in"), str(tmp_path / "out"), weights, grid=GRID)
 
 
 def contents(folder: Path) -> dict[str, np.ndarray]:
@@ -60,7 +61,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return bool(every.max() <= 1 and (every > 0).mean() <= 1e-3)
 
 
-def test_every_image_gets_its_output(options: RestoreOptions, tmp_path: Path) -> None:
+def test_every_image_gets_its_output(options: Request, tmp_path: Path) -> None:
     result = run(options)
     made = contents(tmp_path / "out")
     assert sorted(made) == ["0.png", "1.png", "2.png", "3.png", "4.png", "sub/5.png"]
@@ -74,22 +75,20 @@ def test_every_image_gets_its_output(options: RestoreOptions, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])
-def test_the_batch_changes_nothing(batch: int, options: RestoreOptions, tmp_path: Path) -> None:
+def test_the_batch_changes_nothing(batch: int, options: Request, tmp_path: Path) -> None:
     run(options, out=str(tmp_path / "base"))
     run(options, batch=batch)
     assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
 
 
-def test_an_image_alone_is_what_it_is_in_a_folder(options: RestoreOptions, tmp_path: Path) -> None:
+def test_an_image_alone_is_what_it_is_in_a_folder(options: Request, tmp_path: Path) -> None:
     run(options)
     run(options, source=f"{options.source}/3.png", out=str(tmp_path / "one.png"))
     alone = {"3.png": pixels(tmp_path / "one.png")}
     assert same(alone, {"3.png": pixels(tmp_path / "out" / "3.png")})
 
 
-def test_noise_hangs_on_seed_base_name_and_draw_alone(
-    options: RestoreOptions, tmp_path: Path
-) -> None:
+def test_noise_hangs_on_seed_base_name_and_draw_alone(options: Request, tmp_path: Path) -> None:
     def drawn(seed: int, name: str, number: int = 0) -> float:
         return torch.randn(1, generator=noise_generator(seed, name, number)).item()
 
@@ -100,7 +99,7 @@ def test_noise_hangs_on_seed_base_name_and_draw_alone(
     assert not same(contents(tmp_path / "out"), contents(tmp_path / "other"))
 
 
-def test_the_same_image_under_two_names_differs(options: RestoreOptions, tmp_path: Path) -> None:
+def test_the_same_image_under_two_names_differs(options: Request, tmp_path: Path) -> None:
     picture = random_picture(16, 16, seed=0)
     save(tmp_path / "in" / "again.png", picture)
     run(options)
@@ -109,7 +108,7 @@ def test_the_same_image_under_two_names_differs(options: RestoreOptions, tmp_pat
 
 
 def test_ranks_share_a_folder(
-    options: RestoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(options, out=str(tmp_path / "base"))
     counts = []
@@ -121,7 +120,7 @@ def test_ranks_share_a_folder(
     assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
 
 
-def test_a_run_again_skips_what_is_there(options: RestoreOptions, tmp_path: Path) -> None:
+def test_a_run_again_skips_what_is_there(options: Request, tmp_path: Path) -> None:
     run(options)
     stamps = {p: p.stat().st_mtime_ns for p in list_images(tmp_path / "out", True)}
     again = run(options)
@@ -131,11 +130,35 @@ def test_a_run_again_skips_what_is_there(options: RestoreOptions, tmp_path: Path
     assert stamps == {p: p.stat().st_mtime_ns for p in list_images(tmp_path / "out", True)}
 
 
-def test_a_run_with_other_settings_names_what_it_skips(
-    options: RestoreOptions, tmp_path: Path
+def test_a_run_with_other_settings_names_the_difference_first_and_fails(
+    options: Request, tmp_path: Path
 ) -> None:
     run(options)
-    assert {s.doubt for s in run(options, seed=3).skipped} == {"made with other settings"}
+    before = contents(tmp_path / "out")
+    made = plan(options, seed=3, eta=0.5)
+    (warning,) = made.warnings
+    assert "6 files already exist, not overwritten: made with other settings: " in warning
+    assert "eta 0.0, now 0.5; seed 0, now 3" in warning
+    result = restore(made).run()
+    assert isinstance(result.failure, PartialFailure)
+    assert "6 files that exist were made in another way" in str(result.failure)
+    assert not result.images
+    assert same(contents(tmp_path / "out"), before)
+
+
+def test_other_weights_are_named(
+    options: Request, tmp_path: Path, tiny_net: Callable[..., DFT]
+) -> None:
+    run(options)
+    net = tiny_net()
+    net.output.weight.data.mul_(2)
+    other = write_checkpoint(tmp_path / "v.pt", net)
+    (warning,) = plan(options, weights=str(other)).warnings
+    assert re.search(r"weights w\.pt [0-9a-f]{8}, now v\.pt [0-9a-f]{8}$", warning)
+
+
+def test_an_input_that_has_changed_is_named(options: Request, tmp_path: Path) -> None:
+    run(options)
     save(tmp_path / "in" / "0.png", random_picture(16, 16, seed=77))
     (tmp_path / "out" / "4.png").unlink()
     again = run(options)
@@ -143,11 +166,46 @@ def test_a_run_with_other_settings_names_what_it_skips(
     doubts = {Path(one.output).name: one.doubt for one in again.skipped}
     assert doubts.pop("0.png") == "its input has changed since"
     assert set(doubts.values()) == {None}
-    (tmp_path / "out" / RECORD_NAME).unlink()
-    assert {s.doubt for s in run(options).skipped} == {"no record of how it was made"}
+    assert isinstance(again.failure, PartialFailure)
 
 
-def test_overwrite_redoes(options: RestoreOptions, tmp_path: Path) -> None:
+def test_files_without_a_record_are_named(options: Request, tmp_path: Path) -> None:
+    run(options)
+    (tmp_path / "out" / MANIFEST_NAME).unlink()
+    again = run(options)
+    assert {one.doubt for one in again.skipped} == {"there is no record of how it was made"}
+    assert isinstance(again.failure, PartialFailure)
+
+
+def test_the_manifest_tells_what_made_each_file(options: Request, tmp_path: Path) -> None:
+    run(options, seed=7)
+    lines = (tmp_path / "out" / MANIFEST_NAME).read_text().splitlines()
+    entries = {entry["output"]: entry for entry in map(json.loads, lines)}
+    assert entries.keys() == contents(tmp_path / "out").keys()
+    for entry in entries.values():
+        made_with = entry["made_with"]
+        assert (made_with["seed"], made_with["grid"]) == (7, list(GRID))
+        assert (made_with["precision"], made_with["weights_file"]) == ("fp32", "w.pt")
+        assert len(made_with["weights"]) == 64
+
+
+def test_an_old_output_is_not_taken_for_a_new_one_by_a_picture_beside_it(
+    options: Request, tmp_path: Path
+) -> None:
+    run(options)
+    result = run(options, seed=1, compare=tmp_path / "c")
+    assert len(result.skipped) == 6
+    assert not (tmp_path / "c").exists()
+    assert {one.doubt for one in run(options).skipped} == {None}
+
+
+def test_planning_writes_nothing(options: Request, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    plan(options, compare=tmp_path / "c", uncertainty=tmp_path / "u" / "v")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_overwrite_redoes(options: Request, tmp_path: Path) -> None:
     run(options)
     before = contents(tmp_path / "out")
     result = run(options, seed=1, overwrite=True)
@@ -156,9 +214,9 @@ def test_overwrite_redoes(options: RestoreOptions, tmp_path: Path) -> None:
     assert {s.doubt for s in run(options, seed=1).skipped} == {None}
 
 
-def test_a_damaged_record_is_no_obstacle(options: RestoreOptions, tmp_path: Path) -> None:
+def test_a_damaged_record_is_no_obstacle(options: Request, tmp_path: Path) -> None:
     run(options)
-    record = tmp_path / "out" / RECORD_NAME
+    record = tmp_path / "out" / MANIFEST_NAME
     lines = record.read_text().splitlines()
     assert json.loads(lines[0])["settings"]
     record.write_bytes(b"\xff{]\n[1]\n" + "\n".join(lines[:3]).encode())
@@ -167,7 +225,7 @@ def test_a_damaged_record_is_no_obstacle(options: RestoreOptions, tmp_path: Path
 
 @pytest.mark.parametrize("after", [1, 3])
 def test_closed_in_the_middle_and_run_again_equals_one_run(
-    after: int, options: RestoreOptions, tmp_path: Path
+    after: int, options: Request, tmp_path: Path
 ) -> None:
     run(options, out=str(tmp_path / "base"))
     events = iter(restore(plan(options, batch=1)))
@@ -183,7 +241,7 @@ def test_closed_in_the_middle_and_run_again_equals_one_run(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_between_images(
-    number: signal.Signals, options: RestoreOptions, tmp_path: Path
+    number: signal.Signals, options: Request, tmp_path: Path
 ) -> None:
     job = restore(plan(options, batch=1))
 
@@ -200,7 +258,7 @@ def test_a_signal_ends_it_between_images(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_within_an_image(
-    number: signal.Signals, options: RestoreOptions, tmp_path: Path
+    number: signal.Signals, options: Request, tmp_path: Path
 ) -> None:
     base = run(options, out=str(tmp_path / "base"), batch=1)
     job = restore(plan(options, batch=1))
@@ -234,7 +292,7 @@ def test_a_signal_ends_it_within_an_image(
     [({"batch": 1}, 1), ({}, 4), ({"samples": 3}, 4), ({"self_ensemble": True, "batch": 2}, 2)],
 )
 def test_meter_and_events_together_run_evenly(
-    options: RestoreOptions, changes: dict[str, object], most: int
+    options: Request, changes: dict[str, object], most: int
 ) -> None:
     """Results are written, and their events come, while the next images are in work."""
     job = restore(plan(options, **changes))
@@ -254,9 +312,7 @@ def test_meter_and_events_together_run_evenly(
 
 
 @pytest.mark.parametrize("tile", [None, 32])
-def test_the_meter_of_tiles_ends_at_one(
-    options: RestoreOptions, tmp_path: Path, tile: int | None
-) -> None:
+def test_the_meter_of_tiles_ends_at_one(options: Request, tmp_path: Path, tile: int | None) -> None:
     one = save(tmp_path / "one.png", random_picture(41, 100))
     job = restore(plan(options, source=str(one), tile=tile))
     told: list[float] = []
@@ -266,9 +322,7 @@ def test_the_meter_of_tiles_ends_at_one(
     assert told[-1] == pytest.approx(1.0)
 
 
-def test_a_corrupt_file_is_reported_and_the_rest_goes_on(
-    options: RestoreOptions, tmp_path: Path
-) -> None:
+def test_a_corrupt_file_is_reported_and_the_rest_goes_on(options: Request, tmp_path: Path) -> None:
     (tmp_path / "in" / "bad.png").write_text("text")
     cut = (tmp_path / "in" / "0.png").read_bytes()[:-200]
     (tmp_path / "in" / "cut.png").write_bytes(cut)
@@ -284,11 +338,11 @@ def test_a_corrupt_file_is_reported_and_the_rest_goes_on(
 def test_all_failed_is_a_partial_failure_too(weights: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.png").write_text("text")
-    result = run(RestoreOptions(str(tmp_path / "in"), str(tmp_path / "out"), weights))
+    result = run(Request(str(tmp_path / "in"), str(tmp_path / "out"), weights))
     assert isinstance(result.failure, PartialFailure)
 
 
-def test_the_order_of_checks(options: RestoreOptions, tmp_path: Path) -> None:
+def test_the_order_of_checks(options: Request, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         run(options, weights=None, source="missing", tile=1)
     with pytest.raises(CheckpointError):
@@ -297,9 +351,7 @@ def test_the_order_of_checks(options: RestoreOptions, tmp_path: Path) -> None:
         run(options, source="missing")
 
 
-def test_an_output_under_a_file_is_refused_before_work(
-    options: RestoreOptions, tmp_path: Path
-) -> None:
+def test_an_output_under_a_file_is_refused_before_work(options: Request, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for out in ("file", "file/out", "file/a.png"):
         source = f"{options.source}/0.png" if out.endswith(".png") else options.source
@@ -307,27 +359,26 @@ def test_an_output_under_a_file_is_refused_before_work(
             plan(options, source=source, out=str(tmp_path / out))
 
 
-def test_inputs_and_outputs_in_one_folder_are_refused(options: RestoreOptions) -> None:
+def test_inputs_and_outputs_in_one_folder_are_refused(options: Request) -> None:
     with pytest.raises(UsageError, match="one folder"):
         plan(options, out=options.source)
 
 
-def test_a_full_disk_stops_it(options: RestoreOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_it(options: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, picture: object, quality: int) -> None:
         raise ResourceError("disk full", where=path)
 
-    monkeypatch.setattr(restore_write, "write_picture", full)
+    monkeypatch.setattr(restore_pictures, "write_picture", full)
     with pytest.raises(ResourceError, match="disk full"):
         run(options)
 
 
-def test_too_large_is_refused_before_work_and_by_name(
-    options: RestoreOptions, tmp_path: Path
-) -> None:
+def test_too_large_is_refused_before_work_and_by_name(options: Request, tmp_path: Path) -> None:
     save(tmp_path / "in" / "big.png", random_picture(320, 320))
     single = f"{options.source}/big.png"
-    with pytest.raises(ResourceError, match=r"320x320 px needs .* fit"):
+    with pytest.raises(ResourceError, match=r"320x320 px needs .* may be used") as caught:
         plan(options, source=single, max_memory=4_000_000)
+    assert "megapixels fit" in str(caught.value.hint)
     made = plan(options, max_memory=4_000_000)
     assert any("big.png" in warning for warning in made.warnings)
     result = restore(made).run()
@@ -336,7 +387,7 @@ def test_too_large_is_refused_before_work_and_by_name(
     assert len(contents(tmp_path / "out")) == 6
 
 
-def test_samples_give_other_pixels_and_maps(options: RestoreOptions, tmp_path: Path) -> None:
+def test_samples_give_other_pixels_and_maps(options: Request, tmp_path: Path) -> None:
     run(options, out=str(tmp_path / "one"))
     changes = {"samples": 3, "uncertainty": tmp_path / "u", "compare": tmp_path / "c"}
     result = run(options, **changes)
@@ -351,7 +402,7 @@ def test_samples_give_other_pixels_and_maps(options: RestoreOptions, tmp_path: P
 
 
 def test_extras_that_are_missing_are_made_without_touching_the_rest(
-    options: RestoreOptions, tmp_path: Path
+    options: Request, tmp_path: Path
 ) -> None:
     run(options)
     stamp = (tmp_path / "out" / "0.png").stat().st_mtime_ns
@@ -360,8 +411,57 @@ def test_extras_that_are_missing_are_made_without_touching_the_rest(
     assert (tmp_path / "out" / "0.png").stat().st_mtime_ns == stamp
 
 
-def test_bytes_in_file_out(options: RestoreOptions, tmp_path: Path) -> None:
+def test_bytes_in_file_out(options: Request, tmp_path: Path) -> None:
     data = (tmp_path / "in" / "0.png").read_bytes()
     out = tmp_path / "made.png"
     run(options, source="-", out=str(out), stdin=data, identity=True)
     assert np.array_equal(pixels(out), random_picture(16, 16, seed=0).pixels)
+
+
+def test_names_that_are_not_utf8_are_restored(options: Request, tmp_path: Path) -> None:
+    latin = os.fsdecode(b"caf\xe9.png")
+    save(tmp_path / "in" / latin, random_picture(16, 16, seed=9))
+    assert run(options).failure is None
+    assert (tmp_path / "out" / latin).exists()
+    assert {one.doubt for one in run(options).skipped} == {None}
+
+
+def test_an_output_name_that_is_too_long_is_the_error_of_one_file(
+    options: Request, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / f"{'a' * 250}.png", random_picture(16, 16))
+    result = run(options, suffix="_restored", compare=tmp_path / "c")
+    assert isinstance(result.failure, PartialFailure)
+    assert "1 of 7 images failed" in str(result.failure)
+    assert "aaaa" in result.failure.details[0]
+    assert len(contents(tmp_path / "out")) == 6
+
+
+def test_a_sub_folder_that_is_a_file_among_the_outputs_is_the_error_of_its_files(
+    options: Request, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_text("a file")
+    result = run(options)
+    assert "1 of 6 images failed" in str(result.failure)
+    assert len(contents(tmp_path / "out")) == 5
+
+
+def test_a_file_that_cannot_be_read_any_more_is_its_own_error(
+    options: Request, tmp_path: Path
+) -> None:
+    made = plan(options)
+    (tmp_path / "in" / "0.png").unlink()
+    result = restore(made).run()
+    assert "1 of 6 images failed" in str(result.failure)
+    assert len(contents(tmp_path / "out")) == 5
+
+
+def test_pages_of_several_sizes(options: Request, tmp_path: Path) -> None:
+    pages = [Image.new("RGB", size) for size in ((20, 9), (20, 9), (8, 30), (20, 9))]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    result = run(options, source=str(tmp_path / "pages.tif"), batch=4, identity=True)
+    assert result.failure is None
+    assert [pixels(tmp_path / "out" / f"pages-000{i + 1}.png").shape[:2] for i in range(4)] == [
+        (9, 20), (9, 20), (30, 8), (9, 20),
+    ]  # fmt: skip

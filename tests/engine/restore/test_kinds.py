@@ -9,17 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import read_picture
-from c2fdft_cli.engine.restore.options import RestoreOptions
 from c2fdft_cli.errors import DataError
-from tests.kit.restore import pixels, random_picture, run, save, write_checkpoint
+from tests.kit.restore import Request, pixels, random_picture, run, save, write_checkpoint
 
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (9, 13, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
+RGB16 = RANDOM.integers(0, 65536, (9, 13, 3), dtype=np.uint16)
+PLANES = np.ascontiguousarray(RGB16.transpose(2, 0, 1))
+LZW = {"compression": "lzw", "predictor": True}
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -46,6 +49,10 @@ def float_tiff(path: Path) -> None:
     import cv2
 
     cv2.imwrite(str(path), (RGB / 255).astype(np.float32))
+
+
+def tiff(values: np.ndarray, **options: Any) -> Callable[[Path], Any]:
+    return lambda path: tifffile.imwrite(path, values, **options)
 
 
 def palette(image: Image.Image, **options: Any) -> Callable[[Path], Any]:
@@ -84,6 +91,11 @@ KINDS = [
     Kind("rgb16.tif", ours(depth=16), depth=16),
     Kind("grey16.tif", ours(depth=16, grey=True), depth=16, grey=True),
     Kind("float.tif", float_tiff, depth=16),
+    Kind("half.tif", tiff((RGB / 255).astype(np.float16), photometric="rgb"), depth=16),
+    Kind("12_bits.tif", tiff(RGB16 >> 4, photometric="rgb", bitspersample=12), depth=16),
+    Kind("tiles.tif", tiff(RGB16, photometric="rgb", tile=(16, 16), **LZW), depth=16),
+    Kind("planes.tif", tiff(PLANES, photometric="rgb", planarconfig="separate", **LZW), depth=16),
+    Kind("big.tif", tiff(RGB16, photometric="rgb", bigtiff=True, compression="zstd"), depth=16),
     Kind("packed.tif", pillow(COLOUR, compression="tiff_lzw")),
     Kind("cmyk.tif", pillow(COLOUR.convert("CMYK"))),
     Kind("colour.bmp", pillow(COLOUR)),
@@ -102,7 +114,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DF
 def test_what_went_in_comes_out(kind: Kind, tmp_path: Path, weights: str) -> None:
     path, out = tmp_path / kind.name, tmp_path / "out"
     kind.make(path)
-    result = run(RestoreOptions(str(path), str(out), weights), identity=True)
+    result = run(Request(str(path), str(out), weights), identity=True)
     assert result.failure is None
     (made,) = out.glob("*.png")
     given, found = read_picture(path), read_picture(made)
@@ -136,7 +148,7 @@ def test_the_round_trip_is_exact_on_any_grid(
 ) -> None:
     source = random_picture(17, 11, depth=depth, **shape)
     path = save(tmp_path / "a.png", source)
-    run(RestoreOptions(str(path), str(tmp_path / "b.png"), weights, grid=grid), identity=True)
+    run(Request(str(path), str(tmp_path / "b.png"), weights, grid=grid), identity=True)
     assert np.array_equal(pixels(tmp_path / "b.png"), source.pixels)
 
 
@@ -144,13 +156,13 @@ def test_the_round_trip_is_exact_on_any_grid(
 def test_lossless_formats_keep_8_bits(suffix: str, tmp_path: Path, weights: str) -> None:
     source = random_picture(9, 7)
     path, out = save(tmp_path / "a.png", source), tmp_path / f"b{suffix}"
-    run(RestoreOptions(str(path), str(out), weights), identity=True)
+    run(Request(str(path), str(out), weights), identity=True)
     assert np.array_equal(pixels(out), source.pixels)
 
 
 def test_what_a_format_cannot_keep_is_noted(tmp_path: Path, weights: str) -> None:
     path = save(tmp_path / "a.png", random_picture(9, 7, depth=16, alpha=True))
-    (record,) = run(RestoreOptions(str(path), str(tmp_path / "b.jpg"), weights)).images
+    (record,) = run(Request(str(path), str(tmp_path / "b.jpg"), weights)).images
     assert record.notes == ["alpha dropped: jpg has none", "16 bits rounded to 8: jpg holds 8"]
 
 
@@ -158,7 +170,7 @@ def test_pages_and_frames_are_restored_one_by_one(tmp_path: Path, weights: str) 
     frames = [Image.fromarray(np.roll(RGB, i, axis=0)) for i in range(3)]
     frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
     out = tmp_path / "out"
-    result = run(RestoreOptions(str(tmp_path / "pages.tif"), str(out), weights), identity=True)
+    result = run(Request(str(tmp_path / "pages.tif"), str(out), weights), identity=True)
     assert len(result.images) == 3
     for i in range(3):
         made = pixels(out / f"pages-000{i + 1}.png")
@@ -186,7 +198,7 @@ def test_a_single_damaged_file_is_a_data_error(
     name: str, data: bytes, tmp_path: Path, weights: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    options = RestoreOptions(str(tmp_path / name), str(tmp_path / "out"), weights)
+    options = Request(str(tmp_path / name), str(tmp_path / "out"), weights)
     try:
         failure: Exception | None = run(options).failure
     except DataError as error:

@@ -2,68 +2,80 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from c2fdft_cli.engine.restore.options import (
-    RestoreOptions,
+    Machine,
+    Sampling,
+    Writing,
     choose_grid,
     grid_warning,
     parse_grid,
     parse_size,
-    settings_digest,
+    sample_count,
 )
-from c2fdft_cli.engine.weights.checkpoint import Meta
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.recipe.schema import Network
-
-OPTIONS = RestoreOptions("in", "out")
-
-
-def options(**changes: Any) -> RestoreOptions:
-    return RestoreOptions("in", "out", **changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("group", "changes", "words"),
     [
-        ({"grid": (999,), "steps": 4}, "not both"),
-        ({"grid": (999,), "spacing": "leading"}, "not both"),
-        ({"spacing": "leading"}, "needs --steps"),
-        ({"steps": 2, "spacing": "odd"}, "linspace, leading, trailing"),
-        ({"format": "gif"}, "no such format"),
-        ({"bit_depth": 12}, "8 or 16"),
-        ({"quality": 0}, "1 to 100"),
-        ({"quality": 101}, "1 to 100"),
-        ({"suffix": "../x"}, "path"),
-        ({"eta": 1.5}, "eta is 0 to 1"),
-        ({"eta": float("nan")}, "eta is 0 to 1"),
-        ({"samples": 0}, "at least 1"),
-        ({"samples": 1, "uncertainty": Path("u")}, "two draws"),
-        ({"tile": 16}, "at least 32"),
-        ({"tile": 100}, "multiple of 8"),
+        (Sampling, {"grid": (999,), "steps": 4}, "--grid cannot be combined"),
+        (Sampling, {"grid": (999,), "spacing": "leading"}, "--grid cannot be combined"),
+        (Sampling, {"spacing": "leading"}, "together with --steps"),
+        (Sampling, {"steps": 2, "spacing": "odd"}, "linspace, leading, trailing, got odd"),
+        (Sampling, {"eta": 1.5}, "--eta must be 0 to 1, got 1.5"),
+        (Sampling, {"eta": float("nan")}, "--eta must be 0 to 1, got nan"),
+        (Sampling, {"samples": 0}, "--samples must be at least 1"),
+        (Sampling, {"temporal_noise": "none"}, "--temporal-noise must be one of"),
+        (Machine, {"tile": 16}, "at least 32, got 16"),
+        (Machine, {"tile": 100}, "multiple of 8"),
+        (Machine, {"compile": "yes"}, "--compile must be one of"),
+        (Writing, {"format": "gif"}, "--format must be one of png, .*, got gif"),
+        (Writing, {"bit_depth": 12}, "--bit-depth must be 8 or 16, got 12"),
+        (Writing, {"quality": 0}, "--quality must be 1 to 100, got 0"),
+        (Writing, {"quality": 101}, "--quality must be 1 to 100, got 101"),
+        (Writing, {"suffix": "../x"}, "--suffix must not contain a path"),
+        (Writing, {"crf": 52}, "--crf must be 0 to 51, got 52"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_what_does_not_fit_is_refused(
+    group: Callable[..., object], changes: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
-        options(**changes).check()
+        group(**changes)
 
 
-def test_draws() -> None:
-    assert options().draws == 1
-    assert options(samples=3).draws == 3
-    assert options(self_ensemble=True, samples=2).draws == 2
-    assert options(uncertainty=Path("u")).draws == 8
-    assert options(uncertainty=Path("u"), self_ensemble=True).draws == 1
-    assert options(uncertainty=Path("u"), samples=3).draws == 3
+@pytest.mark.parametrize(
+    ("samples", "self_ensemble", "uncertainty", "count"),
+    [
+        (None, False, False, 1),
+        (3, False, False, 3),
+        (2, True, False, 2),
+        (None, False, True, 8),
+        (None, True, True, 1),
+        (1, True, True, 1),
+        (3, False, True, 3),
+    ],
+)
+def test_sample_count(
+    samples: int | None, self_ensemble: bool, uncertainty: bool, count: int
+) -> None:
+    assert sample_count(samples, self_ensemble, uncertainty) == count
+
+
+def test_one_sample_has_no_deviation() -> None:
+    with pytest.raises(UsageError, match="at least 2 samples"):
+        sample_count(1, False, True)
 
 
 def test_parse_grid() -> None:
     assert parse_grid("999, 500") == (999, 500)
     for text in ("", "a", "1,2", "5,5", "9.5", "-1"):
-        with pytest.raises(UsageError, match="cannot read the grid"):
+        with pytest.raises(UsageError, match="--grid must be descending timesteps"):
             parse_grid(text)
 
 
@@ -76,45 +88,30 @@ def test_parse_size(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "M", "-1G", "1X", "1e9", "nan"])
 def test_parse_size_refuses(text: str) -> None:
-    with pytest.raises(UsageError, match="cannot read this size"):
+    with pytest.raises(UsageError, match="--max-memory must be a size"):
         parse_size(text)
 
 
-def test_the_grid_is_the_checkpoints_own_unless_given() -> None:
-    meta = Meta(Network())
-    assert choose_grid(OPTIONS, meta, [999, 500]) == [999, 500]
-    assert choose_grid(options(steps=4), meta, [999, 500]) == [999, 666, 333, 0]
-    assert choose_grid(options(steps=2, spacing="leading"), meta, [9]) == [500, 0]
-    assert choose_grid(options(steps=2), meta, [999, 500]) == [999, 500]
-    assert choose_grid(options(steps=2, spacing="linspace"), meta, [999, 500]) == [999, 0]
-    assert choose_grid(options(grid=(700, 5)), meta, [9]) == [700, 5]
+def test_the_timesteps_are_the_checkpoints_own_unless_given() -> None:
+    def chosen(own: list[int], **changes: Any) -> list[int]:
+        return choose_grid(Sampling(**changes), own, 1000)
+
+    assert chosen([999, 500]) == [999, 500]
+    assert chosen([999, 500], steps=4) == [999, 666, 333, 0]
+    assert chosen([9], steps=2, spacing="leading") == [500, 0]
+    assert chosen([999, 500], steps=2) == [999, 500]
+    assert chosen([999, 500], steps=2, spacing="linspace") == [999, 0]
+    assert chosen([9], grid=(700, 5)) == [700, 5]
 
 
-def test_a_grid_out_of_range_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"0 to 999.*--grid"):
-        choose_grid(options(grid=(1000, 5)), Meta(Network()), [9])
-    with pytest.raises(UsageError, match=r"1 to 1000.*--steps"):
-        choose_grid(options(steps=1001), Meta(Network()), [9])
+def test_timesteps_out_of_range_are_a_usage_error() -> None:
+    with pytest.raises(UsageError, match=r"--grid must be timesteps from 0 to 999, got 1000,5"):
+        choose_grid(Sampling(grid=(1000, 5)), [9], 1000)
+    with pytest.raises(UsageError, match=r"--steps must be 1 to 1000, got 1001"):
+        choose_grid(Sampling(steps=1001), [9], 1000)
 
 
-def test_fine_weights_warn_on_another_grid() -> None:
-    fine = Meta(Network(), stage="fine", grid=[999, 500])
-    assert grid_warning(fine, [999, 500]) is None
-    assert "trained on the grid 999,500; on 999,0" in str(grid_warning(fine, [999, 0]))
-    assert grid_warning(Meta(Network(), stage="coarse", grid=[999, 500]), [9]) is None
-
-
-def test_the_digest_knows_what_decides_pixels() -> None:
-    base = settings_digest(OPTIONS, "w", [9], "fp32")
-    assert settings_digest(options(batch=4, compare=Path("c")), "w", [9], "fp32") == base
-    others = [
-        settings_digest(OPTIONS, "v", [9], "fp32"),
-        settings_digest(OPTIONS, "w", [8], "fp32"),
-        settings_digest(OPTIONS, "w", [9], "bf16"),
-        settings_digest(options(seed=1), "w", [9], "fp32"),
-        settings_digest(options(eta=0.5), "w", [9], "fp32"),
-        settings_digest(options(samples=2), "w", [9], "fp32"),
-        settings_digest(options(tile=64), "w", [9], "fp32"),
-        settings_digest(options(bit_depth=8), "w", [9], "fp32"),
-    ]
-    assert len({base, *others}) == 9
+def test_fine_weights_warn_on_other_timesteps() -> None:
+    assert grid_warning([999, 500], [999, 500]) is None
+    assert "trained on the timesteps 999,500" in str(grid_warning([999, 500], [999, 0]))
+    assert grid_warning(None, [9]) is None

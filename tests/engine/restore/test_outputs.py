@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 
 from c2fdft_cli.engine.restore.inputs import find_inputs
-from c2fdft_cli.engine.restore.options import RestoreOptions
-from c2fdft_cli.engine.restore.outputs import Outputs, plan_outputs
+from c2fdft_cli.engine.restore.options import Writing
+from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs
 from c2fdft_cli.errors import UsageError
 from tests.kit.restore import random_picture, save
 
 
-def outputs(source: Path | str, out: Path | str, **changes: Any) -> Outputs:
-    options = RestoreOptions(str(source), str(out), **changes)
-    return plan_outputs(find_inputs(str(source)), options)
+def outputs(source: Path | str, out: Path | str, **changes: Any) -> list[Item]:
+    return with_notes(source, out, **changes)[0]
+
+
+def with_notes(source: Path | str, out: Path | str, **changes: Any) -> tuple[list[Item], list[str]]:
+    return plan_outputs(find_inputs(str(source)), str(out), Writing(**changes))
 
 
 def made(folder: Path, *names: str) -> Path:
@@ -25,8 +28,8 @@ def made(folder: Path, *names: str) -> Path:
     return folder
 
 
-def named(result: Outputs, out: Path) -> list[str]:
-    return [item.output.relative_to(out).as_posix() for item in result.items if item.output]
+def named(items: list[Item], out: Path) -> list[str]:
+    return [item.output.relative_to(out).as_posix() for item in items if item.output]
 
 
 def test_sub_folders_are_mirrored_as_png(tmp_path: Path) -> None:
@@ -44,10 +47,10 @@ def test_sub_folders_are_mirrored_as_png(tmp_path: Path) -> None:
 def test_colliding_names_get_longer_and_are_told(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg", "a.png", "b.png")
     out = tmp_path / "out"
-    result = outputs(source, out)
-    assert named(result, out) == ["a.jpg.png", "a.png.png", "b.png"]
-    assert len(result.warnings) == 2
-    assert "a.jpg.png" in result.warnings[0]
+    items, notes = with_notes(source, out)
+    assert named(items, out) == ["a.jpg.png", "a.png.png", "b.png"]
+    assert len(notes) == 2
+    assert "a.jpg.png" in notes[0]
 
 
 def test_names_that_differ_in_case_collide(tmp_path: Path) -> None:
@@ -56,34 +59,58 @@ def test_names_that_differ_in_case_collide(tmp_path: Path) -> None:
     assert sorted(named(result, tmp_path / "out")) == ["A.bmp.png", "a.png.png"]
 
 
-def test_collisions_that_stay_are_refused(tmp_path: Path) -> None:
-    source = made(tmp_path / "in", "a.jpg", "a.png", "a.jpg.bmp")
-    with pytest.raises(UsageError, match="share an output") as caught:
-        outputs(source, tmp_path / "out")
-    assert "a.jpg.png" in caught.value.details[0]
+def test_longer_names_that_are_taken_are_numbered(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg", "a.png", "a.jpg.bmp", "a.jpg-2.bmp")
+    result = outputs(source, tmp_path / "out")
+    names = {item.source.path.name: item.output.name for item in result if item.output}
+    assert names == {
+        "a.jpg": "a.jpg-3.png",
+        "a.png": "a.png.png",
+        "a.jpg.bmp": "a.jpg.png",
+        "a.jpg-2.bmp": "a.jpg-2.png",
+    }
+
+
+def test_names_that_differ_in_case_alone_get_names_that_do_not(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "IMG_1.jpg", "IMG_1.JPG", "x/img_1.jpg", "other.png")
+    if len(list(source.iterdir())) < 4:
+        pytest.skip("this file system does not tell cases apart")
+    out = tmp_path / "out"
+    items, notes = with_notes(source, out)
+    names = named(items, out)
+    assert sorted(names) == ["IMG_1.JPG.png", "IMG_1.jpg-2.png", "other.png", "x/img_1.png"]
+    assert len(notes) == 2
+    assert all("IMG_1" in note for note in notes)
+
+
+def test_pictures_beside_the_outputs_share_no_names_with_them(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.png", "a.compare.png")
+    out = tmp_path / "out"
+    result = outputs(source, out, compare=out)
+    files = [path for item in result for path in item.files]
+    assert len(files) == len(set(files)) == 4
 
 
 def test_a_named_file(tmp_path: Path) -> None:
     source = made(tmp_path, "a.jpg") / "a.jpg"
     out = tmp_path / "b.tif"
-    result = outputs(source, out)
-    assert result.folder is None
-    assert result.items[0].output == out
-    with pytest.raises(UsageError, match=r"--format png for a \.tif file"):
+    assert output_folder(str(out)) is None
+    assert outputs(source, out)[0].output == out
+    with pytest.raises(UsageError, match=r"--format png does not fit .*b\.tif"):
         outputs(source, out, format="png")
-    assert outputs(source, out, format="tiff").items[0].output == out
+    assert outputs(source, out, format="tiff")[0].output == out
 
 
 def test_one_file_for_many_images_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg", "b.jpg")
-    with pytest.raises(UsageError, match="one output for 2 images"):
+    with pytest.raises(UsageError, match="OUT must be a folder for 2 images"):
         outputs(source, tmp_path / "b.png")
 
 
 def test_a_folder_that_has_an_images_suffix_is_a_folder_when_it_is_there(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg")
     (tmp_path / "out.png").mkdir()
-    assert outputs(source, tmp_path / "out.png").folder == tmp_path / "out.png"
+    assert outputs(source, tmp_path / "out.png")[0].output == tmp_path / "out.png" / "a.png"
 
 
 def test_a_format_that_cannot_be_written(tmp_path: Path) -> None:
@@ -98,7 +125,7 @@ def test_inputs_are_never_replaced(tmp_path: Path) -> None:
         outputs(source / "a.png", source / "a.png")
     with pytest.raises(UsageError, match="would replace an input"):
         outputs(source / "a.png", source)
-    assert outputs(source / "a.png", source, suffix="_r").items[0].output == source / "a_r.png"
+    assert outputs(source / "a.png", source, suffix="_r")[0].output == source / "a_r.png"
 
 
 def test_16_bits_need_a_format_that_has_them(tmp_path: Path) -> None:
@@ -107,16 +134,16 @@ def test_16_bits_need_a_format_that_has_them(tmp_path: Path) -> None:
         out = tmp_path / changes.pop("out")
         with pytest.raises(UsageError, match="holds 8 bits"):
             outputs(source, out, bit_depth=16, **changes)
-    assert outputs(source, tmp_path / "b.tif", bit_depth=16).items
+    assert outputs(source, tmp_path / "b.tif", bit_depth=16)
 
 
 def test_extras_are_mirrored_and_decide_what_is_complete(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "x/a.jpg", "b.jpg")
     compare, uncertainty = tmp_path / "c", tmp_path / "u"
     result = outputs(source, tmp_path / "out", compare=compare, uncertainty=uncertainty)
-    item = result.items[1]
+    item = result[1]
     assert item.compare == compare / "x" / "a.compare.png"
-    assert item.spread == uncertainty / "x" / "a.spread.png"
+    assert item.deviation == uncertainty / "x" / "a.spread.png"
     assert item.heat == uncertainty / "x" / "a.heat.png"
     assert item.files[-1] == item.output
     for path in item.files:

@@ -81,6 +81,6 @@ def test_a_damaged_picture_in_either_share_is_reported_once(job):
     assert "2 of 7 images failed" in done.stderr
     assert len(files(job / "damaged")) == 5
     for name in ("bad-0.png", "bad-1.png"):
-        reports = [line for line in done.stderr.splitlines() if line.endswith(f"/in/{name}")]
+        reports = [line for line in done.stderr.splitlines() if f"/in/{name}: " in line]
         assert [line for line in reports if "the PNG header is damaged" in line] == reports
         assert len(reports) == 1

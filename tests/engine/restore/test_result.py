@@ -5,44 +5,77 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-from c2fdft_cli.engine.restore.plan import Skipped
-from c2fdft_cli.engine.restore.result import ImageDone, RestoreResult, gather_ranks, merge
+from c2fdft_cli.engine.restore.result import (
+    ImageDone,
+    RestoreResult,
+    Skipped,
+    gather_ranks,
+    merge,
+)
 from c2fdft_cli.errors import DataError, PartialFailure
 from c2fdft_cli.execution.device import make_runtime
 
-GOOD = ImageDone("a.png", "out/a.png", 4, 5)
-BAD = ImageDone("b.png", None, 0, 0, error="cannot read the image - b.png")
 ERROR = DataError("cannot read the image", where="b.png")
+GOOD = ImageDone("a.png", "out/a.png", 4, 5)
+BAD = ImageDone("b.png", None, 0, 0, error=ERROR)
+SAME = Skipped("c.png", "out/c.png", None)
+STALE = Skipped("d.png", "out/d.png", "made with other settings: seed 0, now 3")
 
 
-def result(*images: ImageDone, single: bool = False) -> RestoreResult:
-    errors = [ERROR for image in images if image.error]
-    return RestoreResult(list(images), [], 1.0, list(errors), single, Path("out"))
+def result(*records: ImageDone | Skipped, single: bool = False) -> RestoreResult:
+    images = [one for one in records if isinstance(one, ImageDone)]
+    skipped = [one for one in records if isinstance(one, Skipped)]
+    return RestoreResult(images, skipped, 1.0, single, Path("out"))
 
 
 def test_all_well_ends_with_nothing() -> None:
     assert result(GOOD).failure is None
+    assert result(GOOD, SAME).failure is None
+    assert result(SAME, single=True).failure is None
     assert result().failure is None
 
 
 def test_some_failed_lists_each() -> None:
     failure = result(GOOD, BAD).failure
     assert isinstance(failure, PartialFailure)
-    assert str(failure) == "1 of 2 images failed - out - the others are restored"
-    assert failure.details == ("cannot read the image - b.png",)
+    assert str(failure) == "out: 1 of 2 images failed"
+    assert failure.hint == "the others are restored"
+    assert failure.details == ("b.png: cannot read the image",)
 
 
 def test_a_single_image_ends_with_its_own_error() -> None:
     assert result(BAD, single=True).failure is ERROR
 
 
+def test_files_made_in_another_way_are_named() -> None:
+    failure = result(GOOD, SAME, STALE).failure
+    assert isinstance(failure, PartialFailure)
+    assert str(failure) == "out: 1 file that exists was made in another way and not overwritten"
+    assert "--overwrite" in str(failure.hint)
+    assert failure.details == ("out/d.png: made with other settings: seed 0, now 3",)
+
+
+def test_a_single_file_made_in_another_way_is_named() -> None:
+    failure = result(STALE, single=True).failure
+    assert isinstance(failure, PartialFailure)
+    assert failure.details == ("out/d.png: made with other settings: seed 0, now 3",)
+
+
+def test_failures_and_old_files_are_both_named_and_many_are_counted() -> None:
+    failure = result(GOOD, BAD, *[STALE] * 25).failure
+    assert failure is not None
+    assert "1 of 2 images failed, 25 files that exist were made in another way" in str(failure)
+    assert len(failure.details) == 11
+    assert failure.hint == "the others are restored; use --overwrite to replace what exists"
+
+
 def test_the_ranks_results_are_one() -> None:
-    first, second = result(GOOD), result(BAD)
-    second = RestoreResult(second.images, [Skipped("c", "out/c.png", None)], 2.5, second.errors)
+    first = result(GOOD)
+    second = RestoreResult([BAD], [SAME], 2.5)
     whole = merge([pickle.loads(pickle.dumps(one)) for one in (first, second)])
-    assert whole.images == [GOOD, BAD]
-    assert (len(whole.skipped), whole.seconds, whole.folder) == (1, 2.5, Path("out"))
-    assert str(whole.errors[0]) == str(ERROR)
+    assert [image.source for image in whole.images] == ["a.png", "b.png"]
+    assert (whole.skipped, whole.seconds, whole.folder) == ([SAME], 2.5, Path("out"))
+    assert [str(error) for error in whole.errors] == ["b.png: cannot read the image"]
     assert isinstance(whole.failure, PartialFailure)
 
 

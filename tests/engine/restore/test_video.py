@@ -17,10 +17,10 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.video.probe import probe_video
 from c2fdft_cli.engine.restore import video as restore_video
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.options import RestoreOptions
 from c2fdft_cli.engine.restore.result import FrameDone, VideoDone
+from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.errors import DataError, Interrupted, PartialFailure, ResourceError, UsageError
-from tests.kit.restore import plan, random_picture, run, save, write_checkpoint
+from tests.kit.restore import Request, plan, random_picture, run, save, write_checkpoint
 from tests.kit.video import frames, make_clip, sound, stamps
 
 
@@ -38,8 +38,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def options(weights: str, clips: Path, tmp_path: Path) -> RestoreOptions:
-    return RestoreOptions(str(clips), str(tmp_path / "out"), weights=weights, grid=(500,), crf=0)
+def options(weights: str, clips: Path, tmp_path: Path) -> Request:
+    return Request(str(clips), str(tmp_path / "out"), weights=weights, grid=(500,), crf=0)
 
 
 def files(folder: Path) -> set[str]:
@@ -48,9 +48,7 @@ def files(folder: Path) -> set[str]:
     }
 
 
-def test_a_folder_of_videos_and_images(
-    options: RestoreOptions, clips: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_videos_and_images(options: Request, clips: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     (mixed / "sub").mkdir(parents=True)
     for name in ("a.mp4", "sub/b.mkv"):
@@ -71,10 +69,11 @@ def test_a_folder_of_videos_and_images(
     assert sound(out / "a.mp4") == sound(mixed / "a.mp4")
     again = run(options, identity=True, source=str(mixed))
     assert (len(again.images), [one.doubt for one in again.skipped]) == (0, [None] * 3)
-    assert run(options, source=str(mixed), crf=30).skipped[0].doubt == "made with other settings"
+    stale = run(options, source=str(mixed), crf=30).skipped[0]
+    assert stale.doubt == "made with other settings: crf 0, now 30"
 
 
-def test_events_come_frame_by_frame(options: RestoreOptions, clips: Path) -> None:
+def test_events_come_frame_by_frame(options: Request, clips: Path) -> None:
     job = restore(plan(options, identity=True, source=str(clips / "a.mp4"), batch=4))
     assert (len(job), job.unit) == (15, "frame")
     events = list(job)
@@ -95,7 +94,7 @@ def still(folder: Path) -> str:
 
 
 def test_fixed_noise_gives_equal_frames_for_equal_frames(
-    options: RestoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[np.ndarray]] = {"fixed": [], "per-frame": []}
     original = restore_video._run
@@ -117,7 +116,7 @@ def test_fixed_noise_gives_equal_frames_for_equal_frames(
 
 @pytest.mark.parametrize("batch", [0, 2])
 def test_the_batch_changes_nothing(
-    batch: int, options: RestoreOptions, clips: Path, tmp_path: Path
+    batch: int, options: Request, clips: Path, tmp_path: Path
 ) -> None:
     source = str(clips / "sub" / "b.mkv")
     run(options, source=source, out=str(tmp_path / "x.mkv"), batch=1)
@@ -127,7 +126,7 @@ def test_the_batch_changes_nothing(
 
 
 def test_draws_flips_and_tiles_work_on_frames(
-    options: RestoreOptions, clips: Path, tmp_path: Path
+    options: Request, clips: Path, tmp_path: Path
 ) -> None:
     source = str(clips / "sub" / "b.mkv")
     result = run(options, source=source, samples=2, self_ensemble=True, tile=32)
@@ -137,7 +136,7 @@ def test_draws_flips_and_tiles_work_on_frames(
 
 
 def test_a_damaged_video_is_reported_and_the_rest_goes_on(
-    options: RestoreOptions, clips: Path, tmp_path: Path
+    options: Request, clips: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -155,7 +154,7 @@ def test_a_damaged_video_is_reported_and_the_rest_goes_on(
 
 
 def test_what_fails_in_the_middle_leaves_nothing(
-    options: RestoreOptions, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Request, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
@@ -165,8 +164,8 @@ def test_what_fails_in_the_middle_leaves_nothing(
             raise ResourceError("out of memory", where="a.mp4")
         return original(*words)  # type: ignore[arg-type]
 
-    original = restore_video.run_network
-    monkeypatch.setattr(restore_video, "run_network", too_much)
+    original = Executor.__call__
+    monkeypatch.setattr(Executor, "__call__", too_much)
     result = run(options, identity=True, source=str(clips / "a.mp4"), batch=4)
     assert isinstance(result.failure, ResourceError)
     assert files(tmp_path / "out") == set()
@@ -174,7 +173,7 @@ def test_what_fails_in_the_middle_leaves_nothing(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_leaves_nothing(
-    number: signal.Signals, options: RestoreOptions, clips: Path, tmp_path: Path
+    number: signal.Signals, options: Request, clips: Path, tmp_path: Path
 ) -> None:
     job = restore(plan(options, identity=True, source=str(clips / "a.mp4"), batch=1))
 
@@ -190,7 +189,7 @@ def test_a_signal_in_the_middle_leaves_nothing(
 
 
 def test_closed_in_the_middle_leaves_nothing_and_can_be_run_again(
-    options: RestoreOptions, clips: Path, tmp_path: Path
+    options: Request, clips: Path, tmp_path: Path
 ) -> None:
     source = str(clips / "a.mp4")
     events = iter(restore(plan(options, identity=True, source=source, batch=1)))
@@ -201,9 +200,7 @@ def test_closed_in_the_middle_leaves_nothing_and_can_be_run_again(
     assert files(tmp_path / "out") == {"a.mp4"}
 
 
-def test_the_container_follows_the_output(
-    options: RestoreOptions, clips: Path, tmp_path: Path
-) -> None:
+def test_the_container_follows_the_output(options: Request, clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.mkv"
     assert run(options, identity=True, source=str(clips / "a.mp4"), out=str(out)).failure is None
     assert probe_video(out).audio == ("aac",)
@@ -220,14 +217,14 @@ def test_the_container_follows_the_output(
     ],
 )
 def test_what_videos_cannot_have_is_refused_by_name(
-    changes: dict[str, object], where: str, options: RestoreOptions
+    changes: dict[str, object], where: str, options: Request
 ) -> None:
     with pytest.raises(UsageError) as caught:
         run(options, **changes)
-    assert where in str(caught.value.where)
+    assert where in str(caught.value)
 
 
-def test_outputs_that_do_not_fit(options: RestoreOptions, clips: Path, tmp_path: Path) -> None:
+def test_outputs_that_do_not_fit(options: Request, clips: Path, tmp_path: Path) -> None:
     video, image = str(clips / "a.mp4"), str(save(tmp_path / "i.png", random_picture(8, 8)))
     cases = [
         (video, "x.png", "a video goes into a video file"),
@@ -242,9 +239,7 @@ def test_outputs_that_do_not_fit(options: RestoreOptions, clips: Path, tmp_path:
             run(options, source=source, out=target)
 
 
-def test_without_the_extra(
-    options: RestoreOptions, clips: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra(options: Request, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match="videos need PyAV") as caught:
         run(options, source=str(clips / "a.mp4"))

@@ -1,4 +1,4 @@
-"""Whole or bands by memory, batches, and what happens when memory runs out."""
+"""Whole or strips by memory, batches, and what happens when memory runs out."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def test_a_batch_gives_each_image_what_it_gets_alone(make: Callable[..., Executo
         assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
 
 
-def test_a_small_budget_narrows_the_bands_and_changes_nothing(
+def test_a_small_budget_narrows_the_strips_and_changes_nothing(
     make: Callable[..., Executor],
 ) -> None:
     lq = image(1, 96, 64)
-    whole, banded = make(), make(max_memory=3_500_000)
+    whole, narrow = make(), make(max_memory=3_500_000)
     assert whole.rows(96, 64) == 96
-    rows = banded.rows(96, 64)
+    rows = narrow.rows(96, 64)
     assert MIN_ROWS <= rows < 96
-    ran = banded(lq, ["a"])
-    assert ran.executor == f"bands of {rows} rows"
+    ran = narrow(lq, ["a"])
+    assert ran.executor == f"strips of {rows} rows"
     assert torch.allclose(ran.image, whole(lq, ["a"]).image, atol=1e-4)
 
 
@@ -71,11 +71,11 @@ def test_what_cannot_fit_is_refused_with_what_would(make: Callable[..., Executor
     executor = make(max_memory=1_000_000)
     with pytest.raises(ResourceError, match=r"640x480 px needs .* MiB of memory") as caught:
         executor.rows(480, 640)
-    assert "megapixels fit" in str(caught.value)
+    assert "megapixels fit" in str(caught.value.hint)
     assert executor.rows(16, 16)
 
 
-def test_tiles_need_less_than_bands(make: Callable[..., Executor]) -> None:
+def test_tiles_need_less_than_strips(make: Callable[..., Executor]) -> None:
     budget = 8_000_000
     with pytest.raises(ResourceError):
         make(max_memory=budget).rows(160, 240)
@@ -85,16 +85,19 @@ def test_tiles_need_less_than_bands(make: Callable[..., Executor]) -> None:
     assert executor(image(1, 30, 20), ["a"]).executor == "whole"
 
 
-def test_a_batch_fits_or_does_not(make: Callable[..., Executor]) -> None:
-    executor = make(max_memory=4_000_000)
-    assert executor.fits(32, 32, 1)
-    assert not executor.fits(32, 32, 64)
+def test_a_batch_is_as_large_as_fits(make: Callable[..., Executor]) -> None:
+    assert make(max_memory=4_000_000, batch=1).batch_size(32, 32) == 1
+    assert 1 < make(max_memory=4_000_000, batch=64).batch_size(32, 32) < 64
+    assert make(max_memory=1 << 40, batch=64).batch_size(32, 32) == 64
+    large = make(max_memory=1 << 40)
+    sizes = [(1, 1), (128, 128), (256, 256), (257, 256)]
+    assert [large.batch_size(*size) for size in sizes] == [16, 16, 4, 1]
 
 
 def peak_bytes(executor: Executor, lq: Tensor) -> int:
     """The most that a run holds at once, weights and input left out."""
     run = type(executor.restorer).__call__.__wrapped__  # type: ignore[attr-defined]
-    executor._banded.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
+    executor._strips.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
     with torch.no_grad(), LiveBytes() as live:  # inference mode would hide operators
         run(executor.restorer, lq, [str(i) for i in range(len(lq))])
     return int(live.peak)
@@ -107,11 +110,11 @@ def test_the_budget_covers_what_a_run_holds(
 ) -> None:
     n, h, w = shape
     peak = peak_bytes(make(tile=tile), image(*shape))
-    assert not make(max_memory=peak, tile=tile).fits(h, w, n)
-    assert make(max_memory=int(1.6 * peak), tile=tile).fits(h, w, n)
+    assert not make(max_memory=peak, tile=tile)._fits(h, w, n)
+    assert make(max_memory=int(1.6 * peak), tile=tile)._fits(h, w, n)
 
 
-def test_the_narrowest_bands_run_where_nothing_else_fits(make: Callable[..., Executor]) -> None:
+def test_the_narrowest_strips_run_where_nothing_else_fits(make: Callable[..., Executor]) -> None:
     lq = image(1, 64, 64)
     refused = make(max_memory=1)
     with pytest.raises(ResourceError, match="needs") as caught:
@@ -129,8 +132,8 @@ class Hungry:
         self.executor, self.failures, self.error = executor, failures, error
         self.asked: list[tuple[int, int | None]] = []
 
-    def __call__(self, lq: Tensor, names: list[str], draw: int) -> Tensor:
-        self.asked.append((len(lq), self.executor._banded.rows))
+    def __call__(self, lq: Tensor, names: list[str], sample: int) -> Tensor:
+        self.asked.append((len(lq), self.executor._strips.rows))
         if self.failures:
             self.failures -= 1
             raise self.error
@@ -145,7 +148,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "python", "cpu"])
-def test_out_of_memory_goes_on_in_bands_and_says_so(
+def test_out_of_memory_continues_in_strips_and_says_so(
     make: Callable[..., Executor], error: Exception
 ) -> None:
     executor = make()
@@ -153,11 +156,11 @@ def test_out_of_memory_goes_on_in_bands_and_says_so(
     executor.restorer = hungry  # type: ignore[assignment]
     ran = executor(image(1, 64, 64), ["a"])
     assert hungry.asked == [(1, 64), (1, 16)]
-    assert ran.executor == "bands of 16 rows"
-    assert ran.notes == ["out of memory: went on in bands of 16 rows"]
+    assert ran.executor == "strips of 16 rows"
+    assert ran.notes == ["out of memory: continued in strips of 16 rows"]
 
 
-def test_a_batch_out_of_memory_goes_on_one_by_one(make: Callable[..., Executor]) -> None:
+def test_a_batch_out_of_memory_continues_one_by_one(make: Callable[..., Executor]) -> None:
     executor = make()
     hungry = Hungry(executor, 1, ERRORS[0])
     executor.restorer = hungry  # type: ignore[assignment]
@@ -168,10 +171,10 @@ def test_a_batch_out_of_memory_goes_on_one_by_one(make: Callable[..., Executor])
     assert "one image at a time" in ran.notes[0]
 
 
-def test_out_of_memory_in_the_narrowest_bands_is_an_error(make: Callable[..., Executor]) -> None:
+def test_out_of_memory_in_the_narrowest_strips_is_an_error(make: Callable[..., Executor]) -> None:
     executor = make()
     executor.restorer = Hungry(executor, 99, ERRORS[0])  # type: ignore[assignment]
-    with pytest.raises(ResourceError, match=r"memory at 64x48 px in bands of 8 rows - a\.png"):
+    with pytest.raises(ResourceError, match=r"memory at 64x48 px in strips of 8 rows"):
         executor(image(1, 48, 64), ["a.png"])
 
 

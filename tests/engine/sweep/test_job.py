@@ -1,4 +1,4 @@
-"""sweep-steps: the grids, the calls they share, the choice, and what a sweep leaves behind."""
+"""sweep-steps: the timesteps, the choice, and what a sweep leaves behind."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ import torch
 
 from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
-from c2fdft_cli.engine.sampling.restorer import Restorer
-from c2fdft_cli.engine.sweep.calls import SharedCalls, visiting_order
 from c2fdft_cli.engine.sweep.job import SweepOptions, sweep
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial, TrialKey
-from c2fdft_cli.engine.sweep.result import SweepResult
+from c2fdft_cli.engine.sweep.report import SweepResult
 from c2fdft_cli.engine.sweep.schedules import (
     NamedGrid,
     Quality,
@@ -34,17 +31,11 @@ from c2fdft_cli.engine.sweep.schedules import (
     parse_rule,
     parse_spacings,
     parse_steps,
-    parse_times,
 )
-from c2fdft_cli.engine.sweep.table import cannot_pay, make_table
-from c2fdft_cli.engine.weights.checkpoint import (
-    Meta,
-    load_checkpoint,
-    make_network,
-    save_checkpoint,
-)
+from c2fdft_cli.engine.sweep.table import make_table
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
-from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Network, Recipe
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
@@ -115,12 +106,8 @@ def test_steps_that_are_none(text: str) -> None:
 
 
 def test_other_words_that_are_none() -> None:
-    assert parse_times("999, 500", "--grid") == [999, 500]
     assert parse_spacings("linspace,trailing") == ["linspace", "trailing"]
-    for wrong in ("", "999;5", "a", "999,,1", "-1"):
-        with pytest.raises(UsageError, match="--grid"):
-            parse_times(wrong, "--grid")
-    with pytest.raises(UsageError, match="no such spacing: cosine"):
+    with pytest.raises(UsageError, match="got 'cosine'"):
         parse_spacings("linspace,cosine")
 
 
@@ -145,7 +132,7 @@ def test_rules_that_are_none(text: str) -> None:
 
 
 def test_grids_are_counts_times_spacings_times_starts() -> None:
-    grids = make_grids([1, 4], ["linspace", "trailing"], [999, 750], [[999, 500], [999]])
+    grids = make_grids([1, 4], ["linspace", "trailing"], [999, 750], {"given": [[999, 500], [999]]})
     assert {grid.times: grid.label for grid in grids} == {
         (999,): "linspace",
         (999, 666, 333, 0): "linspace",
@@ -162,8 +149,8 @@ def test_grids_are_counts_times_spacings_times_starts() -> None:
     "wrong",
     [
         {"starts": [1000]},
-        {"explicit": [[5, 5]]},
-        {"explicit": [[1000]]},
+        {"explicit": {"given": [[5, 5]]}},
+        {"explicit": {"given": [[1000]]}},
         {"starts": [2], "steps": [4]},
         {"steps": []},
     ],
@@ -207,34 +194,6 @@ def test_pareto_front() -> None:
     assert pareto([Quality(2, 30.0, 0.9), Quality(2, 30.0, 0.8)]) == [True, True]
 
 
-# -- shared calls ------------------------------------------------------------------
-
-
-def wavy(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """A network that looks at everything it is given."""
-    return torch.sin(x[:, 3:] * 1.3 + x[:, :3] + t[:, None, None, None] / 300)
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_shared_calls_change_nothing(eta: float) -> None:
-    grids = [grid.times for grid in make_grids(range(1, 8), ["linspace", "trailing"])]
-    alpha_bar = torch.linspace(0.999, 0.01, 1000)
-    lq = to_unit(torch.from_numpy(photo(1)).permute(2, 0, 1)[None])
-    runtime = Runtime(torch.device("cpu"))
-    shared = SharedCalls(wavy)
-    for name in ("a", "b"):
-        shared.forget()
-        for i in visiting_order(grids):
-            shared.begin(grids[i])
-            with_others = Restorer(shared, alpha_bar, grids[i], runtime, eta=eta)(lq, [name])
-            alone = Restorer(wavy, alpha_bar, grids[i], runtime, eta=eta)(lq, [name])
-            assert torch.equal(with_others, alone)
-            assert shared.seconds > 0
-    prefixes = {grid[: k + 1] for grid in grids for k in range(len(grid))}
-    assert shared.spent == 2 * len(prefixes)
-    assert len(prefixes) < sum(map(len, grids)) - 10
-
-
 # -- a whole sweep -----------------------------------------------------------------
 
 
@@ -243,12 +202,14 @@ def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
     job = sweep(SweepOptions(coarse, steps=(1, 2, 3), device="cpu", precision="fp32"))
     events = list(job)
     result = job.result
-    assert len(job) == len(events) == 9
+    # three counts, and one step at 300, 500 and 700
+    assert len(job) == len(events) == 3 * (3 + 3)
     assert (result.protocol, result.images, result.stage) == ("derain", 3, "coarse")
-    assert [row.grid for row in result.rows] == [(999,), (999, 0), (999, 500, 0)]
-    assert (result.calls_spent, result.calls_naive) == (3 * 4, 3 * 6)
+    single = [(999,), (700,), (500,), (300,)]
+    assert [row.grid for row in result.rows] == [*single, (999, 0), (999, 500, 0)]
+    assert result.steps_spent == 3 * (4 + 2 + 3)
     assert sum(row.chosen for row in result.rows) == 1
-    assert all(row.complete and row.trials == 3 and row.seconds > 0 for row in result.rows)
+    assert all(row.trials == 3 and row.seconds > 0 for row in result.rows)
 
     after = load_checkpoint(coarse)
     assert (after.meta.grid, after.meta.grid_from) == (list(result.chosen.grid), "sweep")
@@ -259,10 +220,10 @@ def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
     saved = json.loads((coarse.parent / "sweep.json").read_text())
     assert saved["complete"] is True
     assert saved["grid"] == list(result.chosen.grid)
-    assert [row["first_t"] for row in saved["rows"]] == [999, 999, 999]
+    assert [row["first_t"] for row in saved["rows"]] == [999, 700, 500, 300, 999, 999]
     with (coarse.parent / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["grid"] for row in rows] == ["999", "999 0", "999 500 0"]
+    assert [row["grid"] for row in rows] == ["999", "700", "500", "300", "999 0", "999 500 0"]
     assert float(rows[1]["psnr"]) == pytest.approx(result.rows[1].psnr)
 
 
@@ -286,11 +247,11 @@ def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:
 def test_nothing_is_computed_twice(coarse: Path) -> None:
     first = run(coarse, steps=(1, 2))
     again = run(coarse, steps=(1, 2))  # stamped meanwhile: the weights are the same
-    assert again.calls_spent == 0
+    assert again.steps_spent == 0
     assert [row.psnr for row in again.rows] == [row.psnr for row in first.rows]
     more = run(coarse, steps=(1, 2, 3))
-    assert more.calls_spent == 3 * 3
-    assert len(more.rows) == 3
+    assert more.steps_spent == 3 * 3
+    assert len(more.rows) == 3 + 3
 
 
 def test_one_image_does_not_depend_on_the_others(coarse: Path, tmp_path: Path) -> None:
@@ -300,7 +261,7 @@ def test_one_image_does_not_depend_on_the_others(coarse: Path, tmp_path: Path) -
         {(t["name"], *t["grid"]): t["psnr"] for t in json.loads(path.read_text())["trials"]}
         for path in (tmp_path / "all" / "sweep.json", tmp_path / "one" / "sweep.json")
     ]
-    assert len(trials[1]) == 2
+    assert len(trials[1]) == 2 + 3
     assert trials[1].items() <= trials[0].items()
 
 
@@ -312,7 +273,7 @@ def test_seeds_give_a_spread(coarse: Path) -> None:
     assert run(coarse, images=1).rows[0].spread is None
 
 
-def test_interrupted_sweep_goes_on(coarse: Path) -> None:
+def test_interrupted_sweep_resumes(coarse: Path) -> None:
     grid_before = load_checkpoint(coarse).meta.grid
     job = sweep(SweepOptions(coarse, steps=(1, 2), device="cpu", precision="fp32"))
 
@@ -321,16 +282,17 @@ def test_interrupted_sweep_goes_on(coarse: Path) -> None:
             if number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
+    with pytest.raises(Interrupted, match="sweep stopped") as stopped:
         watch()
     assert stopped.value.exit_code == 143
+    assert "resumes" in stopped.value.hint
     saved = json.loads((coarse.parent / "sweep.json").read_text())
     assert saved["complete"] is False
     assert len(saved["trials"]) == 3
     assert load_checkpoint(coarse).meta.grid == grid_before
     rest = run(coarse, steps=(1, 2))
-    # the second image starts anew, but its first restoration is there
-    assert rest.calls_spent == 2 + 2
+    # of five sets of timesteps an image (six steps) three had been tried on the first
+    assert rest.steps_spent == 3 * (1 + 2 + 3) - (1 + 2 + 1)
     assert rest.rows[0].trials == 3
 
 
@@ -370,56 +332,12 @@ def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
     assert run(path, steps=(1,)).rows[0].trials == 1
 
 
-# -- early stop --------------------------------------------------------------------
-
-
-def log_of(tmp_path: Path, scores: dict[tuple[int, ...], list[float]]) -> SweepLog:
-    log = SweepLog(tmp_path / "sweep.json", {}, overwrite=False)
-    for grid, values in scores.items():
-        for i, value in enumerate(values):
-            log.trials[TrialKey(str(i), 0, grid)] = Trial(value, 0.5, 0.1)
-    return log
-
-
-def test_a_grid_is_given_up_only_when_it_surely_loses(tmp_path: Path) -> None:
-    few, many, noisy = NamedGrid((999, 500), "a"), NamedGrid((999, 500, 0), "a"), (999, 1)
-    log = log_of(
-        tmp_path,
-        {
-            few.times: [30.0, 25.0, 20.0],
-            many.times: [29.0, 23.9, 19.1],
-            noisy: [35.0, 24.9, 15.0],
-        },
-    )
-    names = ["0", "1", "2"]
-    rivals = [few, many, NamedGrid(noisy, "b")]
-    assert cannot_pay(many, rivals, log, "psnr", names)
-    assert not cannot_pay(few, rivals, log, "psnr", names)  # more calls beat nobody
-    assert not cannot_pay(rivals[2], rivals, log, "psnr", names)  # unsure
-    assert not cannot_pay(many, rivals, log, "psnr", names[:2])  # too few images
-    assert not cannot_pay(many, rivals, log, "ssim", names)  # equal
-
-
-def test_early_stop_leaves_grids_out_of_the_choice(
-    coarse: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("c2fdft_cli.engine.sweep.job.cannot_pay", lambda grid, *_: grid.calls == 2)
-    job = sweep(SweepOptions(coarse, steps=(1, 2), early_stop=True, device="cpu"))
-    events = list(job)
-    assert len(events) == len(job)
-    assert [event.trial is None for event in events if event.calls == 2] == [False, True, True]
-    given_up = job.result.rows[1]
-    assert (given_up.trials, given_up.complete) == (1, False)
-    assert not given_up.chosen
-    assert not given_up.pareto
-
-
 # -- what goes wrong ---------------------------------------------------------------
 
 
 def test_another_sweep_is_not_overwritten(coarse: Path) -> None:
     run(coarse)
-    with pytest.raises(DataError, match="another sweep has been here") as error:
+    with pytest.raises(DataError, match="a sweep with other settings") as error:
         run(coarse, protocol="rgb")
     assert any("protocol: 'derain' there, 'rgb' now" in line for line in error.value.details)
     assert run(coarse, protocol="rgb", overwrite=True).protocol == "rgb"
@@ -430,7 +348,7 @@ def test_a_foreign_sweep_json(coarse: Path, content: str) -> None:
     (coarse.parent / "sweep.json").write_text(content)
     with pytest.raises(DataError, match="not a sweep of this program"):
         run(coarse)
-    assert run(coarse, overwrite=True).calls_spent
+    assert run(coarse, overwrite=True).steps_spent
 
 
 def test_scores_that_json_has_no_number_for(tmp_path: Path) -> None:
@@ -451,7 +369,7 @@ def test_weights_that_restore_to_nothing(shards: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(path)
     checkpoint.ema["output.weight"][:] = math.nan
     save_checkpoint(path, checkpoint.params, checkpoint.ema, checkpoint.meta)
-    with pytest.raises(CheckpointError, match="no grid gives finite images"):
+    with pytest.raises(CheckpointError, match="finite images at no timesteps"):
         run(path)
     assert load_checkpoint(path).meta.grid_from == "recipe"
 
@@ -464,7 +382,7 @@ def test_data_that_is_not_there(coarse: Path, shards: Path, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no validation shards"):
         run(coarse, data=tmp_path / "empty")
-    with pytest.raises(UsageError, match="no such protocol"):
+    with pytest.raises(UsageError, match="got best"):
         run(coarse, protocol="best")
     with pytest.raises(UsageError, match="grid times"):
         run(coarse, starts=(1000,))

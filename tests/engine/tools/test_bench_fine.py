@@ -41,9 +41,9 @@ def test_no_ratio_without_none():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"recompute": ["levels"]}, "none, call, level"),
-        ({"calls": [0]}, "1 to 1000 calls"),
-        ({"calls": [1001]}, "1 to 1000 calls"),
+        ({"recompute": ["levels"]}, "none, call or level"),
+        ({"calls": [0]}, "must be 1 to 1000"),
+        ({"calls": [1001]}, "must be 1 to 1000"),
     ],
 )
 def test_unknown_words(changes, says):

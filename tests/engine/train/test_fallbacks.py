@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,29 +10,25 @@ import torch
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.train import fallbacks as attempts
 from c2fdft_cli.engine.train import memory
-from c2fdft_cli.engine.train.events import Notice
-from c2fdft_cli.engine.train.options import TrainRequest
+from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.train.stepper import Objective, Stepper
+from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.engine.train.validator import NARROW, Validator
 from c2fdft_cli.engine.weights.tensors import save_tensors
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.recipe.schema import Train
-from tests.engine.train.test_job import losses, metrics, request, resume, run, same_weights
+from tests.kit.training import (
+    losses,
+    metrics,
+    notices,
+    request,
+    resume,
+    run,
+    same_weights,
+)
 
 CPU = torch.device("cpu")
-
-
-def notices(events: list) -> list[str]:
-    return [event.text for event in events if isinstance(event, Notice)]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, shard_folder) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    run(request("coarse", shard_folder, folder))
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -50,11 +45,11 @@ def test_out_of_memory_goes_on_in_smaller_pieces(tmp_path, shard_folder, monkeyp
         return step(self, batch, share, lr, micro_batch)
 
     monkeypatch.setattr(Stepper, "step", hungry)
-    _, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    _, events = run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=4"))
     assert sizes[:3] == [(4, 4), (4, 2), (4, 1)]
     said = [one for one in notices(events) if one.startswith("out of memory")]
     assert said[:2] == [
-        f"out of memory: 16 px goes on in micro-batches of {micro}" for micro in (2, 1)
+        f"out of memory: patches of 16 px now run in micro-batches of {micro}" for micro in (2, 1)
     ]
     assert load_state(tmp_path / "run" / "state.pt").micro == {16: 1, 24: 1}
 
@@ -64,8 +59,9 @@ def test_out_of_memory_with_one_image_is_an_error(tmp_path, shard_folder, monkey
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Stepper, "step", hungry)
-    with pytest.raises(ResourceError, match=r"out of memory at 16 px, micro-batch 1.*smaller"):
+    with pytest.raises(ResourceError, match="out of memory at patches of 16 px") as caught:
         run(request("coarse", shard_folder, tmp_path / "run"))
+    assert "smaller network" in caught.value.hint
 
 
 def test_other_processes_are_not_left_waiting(tmp_path, shard_folder, monkeypatch):
@@ -83,14 +79,15 @@ def test_other_processes_are_not_left_waiting(tmp_path, shard_folder, monkeypatc
 
         patch.setattr(Stepper, "step", hungry)
         job = train(replace(options, runtime=replace(options.runtime, world=2)))
-        with pytest.raises(ResourceError, match=r"--resume train\.micro_batch=1"):
+        with pytest.raises(ResourceError, match="in micro-batches of 2") as caught:
             job.run()
+    assert "--resume train.micro_batch=1" in caught.value.hint
     _, events = resume("coarse", tmp_path / "run", "train.micro_batch=1")
-    assert "16 px: micro-batches of 1 of 4" in notices(events)
+    assert "patches of 16 px: micro-batches of 1, the batch has 4" in notices(events)
 
 
 def test_a_network_that_cannot_be_compiled_runs_as_it_is(
-    tmp_path, shard_folder, whole, monkeypatch
+    tmp_path, shard_folder, coarse_run, monkeypatch
 ):
     def fails_backward(net, wish, runtime):
         def call(x, t):
@@ -107,9 +104,10 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(
     _, events = run(request("coarse", shard_folder, tmp_path / "run"))
     said = notices(events)
     assert said == [
-        "torch.compile failed (RuntimeError: Triton: out of resource: shared memory): on without it"
+        "torch.compile failed (RuntimeError: Triton: out of resource: shared memory): "
+        "the network runs uncompiled"
     ]
-    assert same_weights(tmp_path / "run" / "coarse.pt", whole / "coarse.pt")
+    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
 
 
 def test_an_error_that_nothing_helps_is_raised(tmp_path, shard_folder, monkeypatch):
@@ -130,7 +128,7 @@ def test_an_error_that_nothing_helps_is_raised(tmp_path, shard_folder, monkeypat
     ],
 )
 def test_no_memory_to_score_costs_the_score_alone(
-    tmp_path, shard_folder, whole, monkeypatch, error
+    tmp_path, shard_folder, coarse_run, monkeypatch, error
 ):
     score, widths = Validator._score, []
 
@@ -146,39 +144,36 @@ def test_no_memory_to_score_costs_the_score_alone(
     assert "4: no memory to restore the validation images; no score" in notices(events)
     scored = [bool(row["val_psnr"]) for row in metrics(tmp_path / "run")]
     assert scored == [False, False, False, True, False, True]
-    assert same_weights(tmp_path / "run" / "coarse.pt", whole / "coarse.pt")
+    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
 
 
-def test_a_failure_in_scoring_costs_no_step(tmp_path, shard_folder, whole, monkeypatch):
+def test_a_failure_in_scoring_costs_no_step(tmp_path, shard_folder, coarse_run, monkeypatch):
     """The state is on disk first, and resuming does the scoring that was due."""
 
     def broken(*_):
         raise OSError("the validation shard is gone")
 
-    begin = request("coarse", shard_folder, tmp_path / "run")
-    again = TrainRequest("coarse", out=tmp_path / "run", resume=True, device="cpu")
-    for step in (4, 8, 12):
+    def failing(score, step):
         with monkeypatch.context() as patch:
-            patch.setattr(Validator, "_score", broken)
+            patch.setattr(Validator, "_score", score)
             with pytest.raises(OSError, match="is gone"):
-                run(begin if step == 4 else again)
+                run(begin) if step == 4 else resume("coarse", tmp_path / "run")
         state = load_state(tmp_path / "run" / "state.pt")
         assert (state.step, state.unscored) == (step, True)
-        if step < 12:  # another look at what is due, then on to the next one
-            with monkeypatch.context() as patch:
-                patch.setattr(Validator, "_score", _once(Validator._score, step))
-                with pytest.raises(OSError, match="is gone"):
-                    resume("coarse", tmp_path / "run")
+
+    begin = request("coarse", shard_folder, tmp_path / "run")
+    failing(broken, 4)
+    failing(_up_to(8, Validator._score), 12)
     resume("coarse", tmp_path / "run")
     resume("coarse", tmp_path / "run")  # of a finished run: nothing to do, nothing lost
-    assert same_weights(tmp_path / "run" / "coarse.pt", whole / "coarse.pt")
-    assert losses(tmp_path / "run") == losses(whole)
+    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+    assert losses(tmp_path / "run") == losses(coarse_run)
     columns = ("iteration", "val_psnr")
     table = [[row[c] for c in columns] for row in metrics(tmp_path / "run")]
-    assert table == [[row[c] for c in columns] for row in metrics(whole)]
+    assert table == [[row[c] for c in columns] for row in metrics(coarse_run)]
 
 
-def _once(score, step):
+def _up_to(step, score):
     def scored_then_broken(self, k, *rest):
         if k > step:
             raise OSError("the validation shard is gone")
@@ -200,7 +195,7 @@ def test_a_disk_that_refuses_is_one_line(tmp_path):
 
 
 def test_resuming_removes_what_a_killed_run_was_writing(tmp_path, shard_folder):
-    run(request("coarse", shard_folder, tmp_path / "run"))
+    run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=1"))
     left = tmp_path / "run" / "checkpoints" / ".0123456789abcdef.tmp.pt"
     mine = tmp_path / "run" / ".notes.tmp.txt"
     left.touch()
@@ -280,5 +275,6 @@ def test_more_processes_than_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ResourceError, match=r"process 3 .* 2 are there - start with --nproc-per"):
+    with pytest.raises(ResourceError, match=r"process 3 .* there are 2") as caught:
         make_runtime("cuda")
+    assert "--nproc-per-node 2" in caught.value.hint

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from c2fdft_cli.engine.train.dry_run import plan_training
-from c2fdft_cli.engine.train.events import Notice, Saved, StepDone, Validated
+from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
 from c2fdft_cli.engine.train.folder import find_run, new_run
 from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.options import TrainRequest
@@ -29,74 +27,20 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
-from tests.conftest import MINI
-
-
-def request(stage: str, data: Path | None, out: Path | None, *more: str, **changes) -> TrainRequest:
-    values = {
-        "stage": stage,
-        "recipe": "tiny",
-        "overrides": [*MINI, *more],
-        "data": data,
-        "out": out,
-        "device": "cpu",
-        "precision": "fp32",
-        **changes,
-    }
-    return TrainRequest(**values)
-
-
-def run(wish: TrainRequest):
-    job = train(set_up(wish))
-    events = list(job)
-    return job.result, events
-
-
-def collect(job, events: list) -> None:
-    """Run a job that may fail, keeping the events up to then."""
-    for event in job:
-        events.append(event)
-
-
-def resume(stage: str, out: Path, *changed: str):
-    wish = TrainRequest(
-        stage=stage, out=out, overrides=[*changed], resume=True, device="cpu", precision="fp32"
-    )
-    return run(wish)
-
-
-def metrics(folder: Path) -> list[dict[str, str]]:
-    if not (folder / "metrics.csv").is_file():
-        return []
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def losses(folder: Path) -> list[str]:
-    return [row["loss"] for row in metrics(folder)]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    one, other = load_checkpoint(a), load_checkpoint(b)
-    return all(
-        torch.equal(x[name], y[name])
-        for x, y in ((one.params, other.params), (one.ema, other.ema))
-        for name in x
-    )
-
-
-@pytest.fixture(scope="module")
-def coarse_run(tmp_path_factory, shard_folder) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "coarse"
-    run(request("coarse", shard_folder, folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def fine_run(tmp_path_factory, shard_folder, coarse_run) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "fine"
-    run(request("fine", shard_folder, folder, init=coarse_run / "coarse.pt"))
-    return folder
+from tests.kit import command as command_line
+from tests.kit.processes import torchrun
+from tests.kit.training import (
+    MINI,
+    collect,
+    losses,
+    metrics,
+    notices,
+    request,
+    resume,
+    run,
+    same_weights,
+    stop_after,
+)
 
 
 def test_a_run_leaves_what_the_contract_says(coarse_run):
@@ -124,34 +68,31 @@ def test_checkpoint_says_what_it_is(coarse_run, fine_run, shard_folder):
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in released["params"])
 
 
-def test_drawing_on_pairs_is_said(tmp_path, shard_folder):
-    def notices(*more: str) -> list[str]:
-        _, events = run(request("coarse", shard_folder, tmp_path / f"run{len(more)}", *more))
-        return [event.text for event in events if isinstance(event, Notice)]
+def test_synthesis_on_pairs_is_reported(tmp_path, shard_folder):
+    short = ("coarse.iterations=1", "train.validate_every=100")
 
-    assert not any("drawn on the clean images" in said for said in notices())
-    said = notices("data.synthesize=noise", "train.validate_every=100")
-    assert any(one.startswith("noise is drawn on the clean images") for one in said)
+    def said_of(*more: str) -> list[str]:
+        wish = request("coarse", shard_folder, tmp_path / f"run{len(more)}", *short, *more)
+        return notices(run(wish)[1])
+
+    assert not any("synthetic" in said for said in said_of())
+    said = said_of("data.synthesize=noise")
+    assert any(one.startswith("training on synthetic noise") for one in said)
 
 
 def test_events_tell_steps_scores_and_files(tmp_path, shard_folder):
-    _, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    _, events = run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=4"))
     steps = [event for event in events if isinstance(event, StepDone)]
-    assert [step.iteration for step in steps] == list(range(1, 13))
+    assert [step.iteration for step in steps] == [1, 2, 3, 4]
     assert [(s.patch, s.batch) for s in steps[2:4]] == [(16, 4), (24, 2)]
-    assert sum(isinstance(event, Validated) for event in events) == 3
-    assert events[-1] == Saved(12, tmp_path / "run" / "coarse.pt")
+    assert sum(isinstance(event, Validated) for event in events) == 1
+    assert events[-1] == Saved(4, tmp_path / "run" / "coarse.pt")
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 7, 11])
+@pytest.mark.parametrize("stop_at", [1, 4, 11])
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, shard_folder, coarse_run, stop_at):
-    """Closed at any step, as by kill -9: what is on disk is the last saved state."""
-    job = train(set_up(request("coarse", shard_folder, tmp_path / "run")))
-    events = iter(job)
-    for event in events:
-        if isinstance(event, StepDone) and event.iteration == stop_at:
-            break
-    events.close()
+    """Dropped at any step: what is on disk is the last saved state."""
+    stop_after(request("coarse", shard_folder, tmp_path / "run"), stop_at)
     resume("coarse", tmp_path / "run")
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
     assert losses(tmp_path / "run") == losses(coarse_run)
@@ -175,8 +116,8 @@ def test_killed_and_resumed_equals_uninterrupted(
         time.sleep(0.02)
     first.kill()
     first.wait()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = command_line.run(f"train-{stage}", *words, "--resume")
+    assert done.exit_code == 0, done.stderr
     assert same_weights(tmp_path / "run" / f"{stage}.pt", whole / f"{stage}.pt")
     assert losses(tmp_path / "run") == losses(whole)
 
@@ -192,7 +133,7 @@ def test_sigterm_saves_first(tmp_path, shard_folder, coarse_run):
     with pytest.raises(Interrupted) as caught:
         terminate_at(5)
     assert caught.value.exit_code == 143
-    assert "--resume" in str(caught.value)
+    assert "--resume" in caught.value.hint
     resume("coarse", tmp_path / "run")
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
     assert losses(tmp_path / "run") == losses(coarse_run)
@@ -242,17 +183,13 @@ def test_workers_change_nothing(tmp_path, shard_folder, coarse_run):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, shard_folder):
     """torchrun with two gloo processes against one with two micro-batches, AdamW's first steps."""
-    wish = request("coarse", shard_folder, tmp_path / "one", "train.micro_batch=2")
-    run(wish)
+    short = "coarse.iterations=6"
+    run(request("coarse", shard_folder, tmp_path / "one", short, "train.micro_batch=2"))
     words = [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
         *("-m", "c2fdft_cli", "train-coarse", "--recipe", "tiny", "--data", str(shard_folder)),
-        *("--out", str(tmp_path / "two"), "--device", "cpu", "--precision", "fp32", *MINI),
+        *("--out", str(tmp_path / "two"), "--device", "cpu", "--precision", "fp32", *MINI, short),
     ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], env=env, capture_output=True, text=True, check=False
-    )
+    done = torchrun(*words)
     assert done.returncode == 0, done.stderr
     one, two = (load_checkpoint(tmp_path / name / "coarse.pt") for name in ("one", "two"))
     for name, weights in one.params.items():
@@ -280,7 +217,7 @@ def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
 
 def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
     """The whole fine stage, bit for bit on the CPU."""
-    settings = ("fine.iterations=4", "train.save_every=100", "train.validate_every=100")
+    settings = ("fine.iterations=2", "train.save_every=100", "train.validate_every=100")
     for way in ("none", "call", "level"):
         run(request("fine", shard_folder, tmp_path / way, f"fine.recompute={way}", *settings,
                     init=coarse_run / "coarse.pt"))  # fmt: skip
@@ -288,14 +225,12 @@ def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
         assert same_weights(tmp_path / way / "fine.pt", tmp_path / "none" / "fine.pt")
 
 
-def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, shard_folder, fine_run):
+def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, pair_folder, fine_run):
     """Fine-tuning: the averaged weights of any checkpoint, its recipe, one's own shards."""
     from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
     from c2fdft_cli.engine.train.objective import make_objective
 
-    pairs = shard_folder.parent.parent
-    source = next(p for p in pairs.glob("pairs*") if (p / "val").is_dir())
-    prepare(PrepareOptions(source=source / "val", out=tmp_path / "own")).run()
+    prepare(PrepareOptions(source=pair_folder / "val", out=tmp_path / "own")).run()
     wish = TrainRequest("coarse", data=tmp_path / "own", out=tmp_path / "run",
                         init=fine_run / "fine.pt", overrides=["coarse.iterations=3"],
                         device="cpu", precision="fp32")  # fmt: skip
@@ -355,7 +290,7 @@ def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
     empty.mkdir()
     cases = [
         (request("coarse", empty, None), DataError, "no training shards"),
-        (request("coarse", None, None), UsageError, "no data - --data"),
+        (request("coarse", None, None), UsageError, "--data is missing"),
         (request("coarse", shard_folder, None, recipe="derrain"), RecipeError, "mean derain"),
         (request("coarse", shard_folder, None, "coarse.lrr=1"), RecipeError, "coarse.lr?"),
         (
@@ -367,24 +302,25 @@ def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
         (
             TrainRequest("fine", out=coarse_run, resume=True),
             UsageError,
-            "use train-coarse --resume",
+            "train-fine cannot resume a coarse run",
         ),
         (
             TrainRequest("coarse", out=coarse_run, resume=True, overrides=["coarse.lr=1"]),
             UsageError,
-            "keeps its recipe",
+            "--resume keeps the run's recipe",
         ),
         (
             request("fine", shard_folder, None, "network.dim=16", init=coarse_run / "coarse.pt"),
             RecipeError,
-            "network and diffusion are those of the given weights",
+            "differs from the network and diffusion of the given weights",
         ),
         (request("coarse", shard_folder, None, f"train.seed={1 << 63}"), RecipeError, "below 2^63"),
     ]
     for wish, kind, words in cases:
         with pytest.raises(kind) as caught:
             set_up(wish)
-        assert words in str(caught.value), str(caught.value)
+        error = caught.value
+        assert words in f"{error} {error.hint} {error.details}"
 
 
 def test_the_grid_in_use_is_the_one_in_the_recipe(tmp_path, shard_folder, coarse_run):
@@ -411,14 +347,10 @@ def test_a_full_run_folder_is_refused(shard_folder, coarse_run):
         run(request("coarse", shard_folder, coarse_run))
 
 
-def test_other_data_cannot_be_resumed(tmp_path, shard_folder, coarse_run):
-    from c2fdft_cli.data.shards.reader import ShardSet
+def test_other_data_cannot_be_resumed(tmp_path, pair_folder, coarse_run):
     from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
 
-    pairs = shard_folder.parent.parent
-    assert len(ShardSet.open(shard_folder)) == 10
-    source = next(p for p in pairs.glob("pairs*") if (p / "train").is_dir())
-    prepare(PrepareOptions(source=source / "train", out=tmp_path / "other")).run()
+    prepare(PrepareOptions(source=pair_folder / "train", out=tmp_path / "other")).run()
     with pytest.raises(UsageError, match="not the ones"):
         run(
             TrainRequest(

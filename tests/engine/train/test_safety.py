@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,19 +25,13 @@ from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import DataError, Interrupted, ResourceError, UsageError
-from tests.conftest import MINI
-from tests.engine.train.test_job import losses, metrics, request, resume, run, same_weights
+from c2fdft_cli.metrics.protocols import Score
+from tests.kit.processes import torchrun
+from tests.kit.training import MINI, losses, metrics, request, resume, run, same_weights, stop_after
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, shard_folder) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    run(request("coarse", shard_folder, folder))
-    return folder
-
-
-def test_precision_comes_from_the_recipe_of_the_checkpoint_too(shard_folder, whole, tmp_path):
-    wish = TrainRequest("fine", init=whole / "coarse.pt", out=tmp_path / "run", device="cpu")
+def test_precision_comes_from_the_recipe_of_the_checkpoint_too(shard_folder, coarse_run, tmp_path):
+    wish = TrainRequest("fine", init=coarse_run / "coarse.pt", out=tmp_path / "run", device="cpu")
     stated = replace(wish, overrides=["train.precision=bf16"])
     assert set_up(stated).runtime.precision == "bf16"
     assert set_up(replace(stated, recipe="tiny", overrides=[*MINI])).recipe.network.dim == 8
@@ -57,10 +50,10 @@ def test_a_resumed_run_keeps_the_precision_that_was_asked_for(tmp_path, shard_fo
     assert options.notices == ()
     other = set_up(replace(again, precision="fp32"))
     assert other.runtime.precision == "fp32"
-    assert other.notices == ("the run goes on in fp32; it was in bf16",)
+    assert other.notices == ("the run resumes in fp32; it was in bf16",)
 
 
-def test_states_from_before_precision_was_kept_can_be_resumed(tmp_path, shard_folder, whole):
+def test_states_from_before_precision_was_kept_can_be_resumed(tmp_path, shard_folder, coarse_run):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, max_seconds=0.0))
@@ -69,35 +62,35 @@ def test_states_from_before_precision_was_kept_can_be_resumed(tmp_path, shard_fo
         del state[key]
     save_tensors(out / "state.pt", state)
     resume("coarse", out)
-    assert same_weights(out / "coarse.pt", whole / "coarse.pt")
+    assert same_weights(out / "coarse.pt", coarse_run / "coarse.pt")
 
 
-def test_shards_may_be_named_in_the_recipe(tmp_path, shard_folder, whole):
+def test_shards_may_be_named_in_the_recipe(tmp_path, shard_folder, coarse_run):
     named = f"data.shards={shard_folder}"
     assert set_up(request("coarse", None, tmp_path / "run", named)).data == shard_folder
-    other = request("fine", None, tmp_path / "run", named, init=whole / "coarse.pt")
+    other = request("fine", None, tmp_path / "run", named, init=coarse_run / "coarse.pt")
     assert set_up(other).data == shard_folder
     given = request("coarse", shard_folder, tmp_path / "run", "data.shards=elsewhere")
     assert set_up(given).data == shard_folder
 
 
-def test_the_shards_in_use_come_before_those_in_the_recipe(tmp_path, shard_folder, whole):
+def test_the_shards_in_use_come_before_those_in_the_recipe(tmp_path, shard_folder, coarse_run):
     named = "data.shards=elsewhere"
     run(request("coarse", shard_folder, tmp_path / "run", named, "coarse.iterations=1"))
     wish = TrainRequest("fine", init=tmp_path / "run" / "coarse.pt", device="cpu")
     assert set_up(wish).data == shard_folder
     assert set_up(wish).recipe.data.shards == str(shard_folder)
-    with pytest.raises(DataError, match="no training shards - elsewhere"):
+    with pytest.raises(DataError, match="elsewhere: no training shards"):
         set_up(replace(wish, overrides=[named]))
 
 
 def test_what_is_missing_is_told_before_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="no data"):
+    with pytest.raises(UsageError, match="--data is missing"):
         set_up(request("coarse", None, None, device="cuda"))
 
 
-def test_fp16_of_another_machine(tmp_path, shard_folder, whole):
+def test_fp16_of_another_machine(tmp_path, shard_folder, coarse_run):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, max_seconds=0.0))
@@ -106,9 +99,10 @@ def test_fp16_of_another_machine(tmp_path, shard_folder, whole):
     options = set_up(TrainRequest("coarse", out=out, resume=True, device="cpu"))
     assert options.notices[0].endswith("; it was in fp16")
     assert options.precision == "fp16"  # back on the other machine it is that again
-    fine = TrainRequest("fine", init=whole / "coarse.pt", device="cpu")
-    with pytest.raises(UsageError, match=r"not for CPUs - train.precision - use --precision fp32"):
+    fine = TrainRequest("fine", init=coarse_run / "coarse.pt", device="cpu")
+    with pytest.raises(UsageError, match=r"train\.precision fp16 needs a GPU") as caught:
         set_up(replace(fine, overrides=["train.precision=fp16"]))
+    assert "--precision fp32" in caught.value.hint
     assert set_up(replace(fine, precision="fp32")).runtime.precision == "fp32"
 
 
@@ -130,17 +124,17 @@ def test_the_state_is_saved_before_each_score(tmp_path, shard_folder, monkeypatc
 
 @pytest.mark.parametrize("step", [4, 12])
 def test_a_signal_ends_scoring_and_nothing_is_lost(
-    tmp_path, shard_folder, whole, monkeypatch, step
+    tmp_path, shard_folder, coarse_run, monkeypatch, step
 ):
     out = tmp_path / "run"
-    restore_pairs, seen = train_validation.restore_pairs, []
+    restore_and_score, seen = train_validation.restore_and_score, []
 
-    def pairs(*args):
-        for images in restore_pairs(*args):
-            seen.append(images.name)
+    def scored_then_stopped(*args):
+        for scored in restore_and_score(*args):
+            seen.append(scored.name)
             if trainer.step == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            yield images
+            yield scored
 
     trainer = train(set_up(request("coarse", shard_folder, out, "train.save_every=100")))
     trainer.step = 0
@@ -151,7 +145,7 @@ def test_a_signal_ends_scoring_and_nothing_is_lost(
                 trainer.step = event.iteration
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_validation, "restore_pairs", pairs)
+        patch.setattr(train_validation, "restore_and_score", scored_then_stopped)
         with pytest.raises(Interrupted, match=f"stopped after step {step} of 12") as caught:
             follow()
     assert caught.value.exit_code == 143
@@ -159,9 +153,11 @@ def test_a_signal_ends_scoring_and_nothing_is_lost(
     state = load_state(out / "state.pt")
     assert (state.step, state.unscored) == (step, True)
     resume("coarse", out)
-    assert same_weights(out / "coarse.pt", whole / "coarse.pt")
+    assert same_weights(out / "coarse.pt", coarse_run / "coarse.pt")
     scores = [(row["iteration"], row["loss"], row["val_psnr"]) for row in metrics(out)]
-    assert scores == [(row["iteration"], row["loss"], row["val_psnr"]) for row in metrics(whole)]
+    assert scores == [
+        (row["iteration"], row["loss"], row["val_psnr"]) for row in metrics(coarse_run)
+    ]
 
 
 def test_a_signal_in_scoring_after_a_bad_step_saves(tmp_path, shard_folder, monkeypatch):
@@ -196,7 +192,8 @@ def test_a_save_that_fell_on_a_bad_step_is_made_up_for(tmp_path, shard_folder, m
         return replace(result, skipped=bad)
 
     monkeypatch.setattr(Stepper, "step", sometimes)
-    wish = request("coarse", shard_folder, tmp_path / "run", "train.validate_every=100")
+    short = ("coarse.iterations=8", "train.validate_every=100")
+    wish = request("coarse", shard_folder, tmp_path / "run", *short)
     for event in train(set_up(wish)):
         if isinstance(event, StepDone):  # what is on disk before this step's save
             states.append(load_state(tmp_path / "run" / "state.pt").step)
@@ -205,10 +202,9 @@ def test_a_save_that_fell_on_a_bad_step_is_made_up_for(tmp_path, shard_folder, m
 
 def test_a_score_that_is_no_number_is_not_the_best(tmp_path, shard_folder, monkeypatch):
     scores = iter([math.nan, 20.0, 19.0])
-    monkeypatch.setattr(
-        train_validation, "mean_scores", lambda _: {"psnr": next(scores), "ssim": 0.5}
-    )
-    result, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    monkeypatch.setattr(train_validation, "mean_score", lambda _: Score(next(scores), 0.5))
+    short = ("coarse.iterations=3", "train.validate_every=1")
+    result, events = run(request("coarse", shard_folder, tmp_path / "run", *short))
     assert [event.is_best for event in events if isinstance(event, Validated)] == [
         False,
         True,
@@ -218,9 +214,9 @@ def test_a_score_that_is_no_number_is_not_the_best(tmp_path, shard_folder, monke
 
 
 def test_micro_batches_found_elsewhere_are_found_again(tmp_path, shard_folder):
-    out = tmp_path / "run"
+    out, short = tmp_path / "run", ("coarse.iterations=4", "train.micro_batch=auto")
     with pytest.raises(Interrupted):
-        run(request("coarse", shard_folder, out, "train.micro_batch=auto", max_seconds=0.0))
+        run(request("coarse", shard_folder, out, *short, max_seconds=0.0))
     state = load_tensors(out / "state.pt")
     assert state["machine"] == ["cpu", 1]
     save_tensors(out / "state.pt", {**state, "machine": ["cuda", 2], "micro": {16: 1, 24: 1}})
@@ -230,8 +226,7 @@ def test_micro_batches_found_elsewhere_are_found_again(tmp_path, shard_folder):
 
 def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
     out = tmp_path / "run"
-    with pytest.raises(Interrupted):
-        run(request("coarse", shard_folder, out, max_seconds=0.0))
+    stop_after(request("coarse", shard_folder, out, "coarse.iterations=4"), 3)
     hold = "import sys; from pathlib import Path\n"
     hold += "from c2fdft_cli.engine.train.folder import RunFolder\n"
     hold += "with RunFolder(Path(sys.argv[1])).held(): print('held', flush=True); input()"
@@ -249,14 +244,14 @@ def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
     with RunFolder(out).held():
         pass
     resume("coarse", out)
-    assert len(losses(out)) == 6
+    assert len(losses(out)) == 2
 
 
 def test_a_state_that_another_process_moved_on(tmp_path, shard_folder):
     """Read before the other one was done: nothing of the other's is cut back."""
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
-        run(request("coarse", shard_folder, out, max_seconds=0.0))
+        run(request("coarse", shard_folder, out, "coarse.iterations=4", max_seconds=0.0))
     late = train(
         set_up(TrainRequest("coarse", out=out, resume=True, device="cpu", precision="fp32"))
     )
@@ -265,7 +260,7 @@ def test_a_state_that_another_process_moved_on(tmp_path, shard_folder):
     with pytest.raises(ResourceError, match="another process has trained in this folder"):
         late.run()
     assert losses(out) == rows
-    assert load_state(out / "state.pt").step == 12
+    assert load_state(out / "state.pt").step == 4
 
 
 def test_a_folder_with_a_lock_alone_is_empty(tmp_path, shard_folder):
@@ -286,14 +281,14 @@ ONE_RANK_FAILS = """
     import os, sys
     from pathlib import Path
     import torch
-    from c2fdft_cli.engine.train import fallbacks, stepper
-    from c2fdft_cli.execution.distributed import leave
+    from c2fdft_cli.engine.train import fallbacks, objective
+    from c2fdft_cli.execution.distributed import destroy_process_group
     from c2fdft_cli.engine.train.options import TrainRequest
     from c2fdft_cli.engine.train.setup import set_up
     from c2fdft_cli.engine.train.job import train
 
     fallbacks.is_compiled = lambda net: True  # so that a micro-batch is tried, as on CUDA
-    forward, calls = stepper.Objective.forward, []
+    forward, calls = objective.Objective.forward, []
 
     def hungry(self, *args):
         calls.append(1)
@@ -301,24 +296,15 @@ ONE_RANK_FAILS = """
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, *args)
 
-    stepper.Objective.forward = hungry
+    objective.Objective.forward = hungry
     data, out, *overrides = sys.argv[1:]
     request = TrainRequest(
         "coarse", "tiny", [*overrides, "coarse.iterations=2"], Path(data), Path(out),
         device="cpu", precision="fp32",
     )
     train(set_up(request)).run()
-    leave()
+    destroy_process_group()
 """
-
-
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
-    return subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False, timeout=240,
-    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -339,6 +325,7 @@ def test_an_error_of_one_process_is_told_and_ends_all(tmp_path, shard_folder):
     words = ["--recipe", "tiny", "--data", str(shard_folder), "--out", str(tmp_path / "full")]
     done = torchrun("-m", "c2fdft_cli", "train-coarse", "--device", "cpu", *words, *MINI)
     assert done.returncode != 0
-    assert done.stderr.count("error [rank 0]: this folder is not empty") == 1
+    assert done.stderr.count("error [rank 0]: ") == 1
+    assert f"{tmp_path / 'full'}: the run folder is not empty" in done.stderr
     assert "Traceback" not in done.stderr.split("error [rank 0]")[0]
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]

@@ -1,4 +1,4 @@
-"""Checkpoints: ours, released ones, and files that are neither."""
+"""Checkpoints: ours, official ones, and files that are neither."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import zipfile
 import pytest
 import torch
 
+from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
     Meta,
     infer_network,
     load_checkpoint,
-    make_network,
     plain,
     save_checkpoint,
 )
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.schema import Network
-from tests.conftest import relative, wave
+from tests.kit.formula import relative, wave
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
 
@@ -49,7 +49,7 @@ def test_round_trip(saved):
         assert torch.equal(checkpoint.network()(x, t), net(x, t))
 
 
-def test_it_is_a_released_file_too(saved):
+def test_it_has_the_keys_of_an_official_checkpoint(saved):
     content = torch.load(saved[0], weights_only=True)
     assert set(content) == {"params", "params_ema", "meta"}
     assert json.loads(content["meta"])["format_version"] == 1
@@ -72,7 +72,7 @@ def test_network_is_inferred_from_names_and_shapes(network, tmp_path):
     assert inferred == network
 
 
-def test_file_without_meta_is_a_released_one(saved):
+def test_a_file_without_meta_is_an_official_checkpoint(saved):
     path, _ = saved
     rewrite(path, meta=None)
     checkpoint = load_checkpoint(path)
@@ -119,7 +119,7 @@ class Evil:
         (lambda p: p.write_text("hello, I am not a checkpoint"), "not a checkpoint"),
         (lambda p: p.write_bytes(b""), "not a checkpoint"),
         (lambda p: p.write_bytes(pickle.dumps({"params": Evil()})), "not a checkpoint"),
-        (lambda p: torch.save([1, 2], p), "it holds a list"),
+        (lambda p: torch.save([1, 2], p), "the file holds a list"),
         (lambda p: torch.save({"a": 1}, p), "neither params nor params_ema"),
         (lambda p: torch.save({"params": {"a": torch.ones(1)}}, p), "not the weights of a DFT"),
         (lambda p: torch.save({"params": {"a": 3}}, p), "neither params nor params_ema"),
@@ -148,7 +148,7 @@ def test_archive_that_unfolds_to_much_more(tmp_path):
     path = tmp_path / "bomb.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", b"\0" * (8 << 20))
-    with pytest.raises(CheckpointError, match="compressed archive"):
+    with pytest.raises(CheckpointError, match="archive is compressed"):
         load_checkpoint(path)
 
 
@@ -160,14 +160,20 @@ def test_archive_that_unfolds_to_much_more(tmp_path):
         ("[]", "not JSON text"),
         ("{}", "not JSON text"),
         ('{"format_version": 99}', "format version 99"),
-        ('{"format_version": 1}', "its meta"),
-        ('{"format_version": 1, "network": {"dim": 99999}, "diffusion": {}, "x": 1}', "its meta"),
-        ('{"format_version": 1, "network": {"dimm": 8}, "diffusion": {}}', "its meta"),
+        ('{"format_version": 1}', "its metadata"),
+        (
+            '{"format_version": 1, "network": {"dim": 99999}, "diffusion": {}, "x": 1}',
+            "its metadata",
+        ),
+        ('{"format_version": 1, "network": {"dimm": 8}, "diffusion": {}}', "its metadata"),
         (
             '{"format_version": 1, "network": {"dim": 8}, "diffusion": {}, "grid": [1, 5]}',
             "descend",
         ),
-        ('{"format_version": 1, "network": {}, "diffusion": {}, "data": {"a": 1}}', "data is a"),
+        (
+            '{"format_version": 1, "network": {}, "diffusion": {}, "data": {"a": 1}}',
+            "data must be a valid string",
+        ),
         ('{"format_version": 1, "network": {"blocks": [1, 1, 1, 999]}, "diffusion": {}}', "meta"),
     ],
 )
@@ -189,7 +195,11 @@ def test_weights_that_do_not_fit(saved):
     with pytest.raises(CheckpointError, match="do not fit") as caught:
         load_checkpoint(path).network()
     told = "\n".join(caught.value.details)
-    for words in ("missing: latent.0.attn.temperature", "unexpected: extra", "output.weight: want"):
+    for words in (
+        "missing: latent.0.attn.temperature",
+        "unexpected: extra",
+        "output.weight: the shape must be",
+    ):
         assert words in told
 
 
@@ -203,7 +213,7 @@ def test_saving_does_not_touch_the_old_file_when_it_fails(saved, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     from c2fdft_cli.errors import ResourceError
 
-    with pytest.raises(ResourceError, match="disk full"):
+    with pytest.raises(ResourceError, match="the disk is full"):
         save_checkpoint(path, net.state_dict(), net.state_dict(), Meta(SMALL))
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]

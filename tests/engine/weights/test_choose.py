@@ -39,16 +39,18 @@ def test_nothing_chosen_says_how_to_get_weights(
     run.mkdir(parents=True)
     (run / "fine.pt").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no weights.*packaged: none") as caught:
+    with pytest.raises(CheckpointError, match="no packaged weights for the task derain") as caught:
         find_weights(None)
+    assert str(caught.value.hint).endswith("(packaged: none)")
     assert "c2fdft train-coarse" in "\n".join(caught.value.details)
     assert "c2fdft demo" in "\n".join(caught.value.details)
 
 
 @pytest.mark.usefixtures("packaged")
 def test_a_name_without_packaged_weights() -> None:
-    with pytest.raises(CheckpointError, match=r"no weights of this name - derain - known: none"):
+    with pytest.raises(CheckpointError, match="there are no packaged weights 'derain'") as caught:
         find_weights("derain")
+    assert caught.value.hint == "packaged: none; or give a file"
 
 
 def test_names_and_tasks(three: Path) -> None:
@@ -62,37 +64,47 @@ def test_the_default_is_derain_and_names_the_others(three: Path) -> None:
     found = choose_weights(None)
     assert found.path == three / "derain.pt"
     assert found.remarks == [
-        "weights: derain, as none were named; others: derain-fast, denoise (--weights NAME, or "
-        "--task)"
+        "weights: derain (the default); others: derain-fast, denoise (--weights NAME, or --task)"
     ]
 
 
 def test_a_task_takes_any_weights_for_it(packaged: Path, tiny_net: Callable[..., DFT]) -> None:
     package(packaged, "denoise-fast", tiny_net(), [500], task="denoise")
     assert find_weights(None, "denoise") == packaged / "denoise-fast.pt"
-    with pytest.raises(CheckpointError, match="packaged: denoise-fast"):
+    with pytest.raises(CheckpointError) as caught:
         find_weights(None)
+    assert "(packaged: denoise-fast)" in str(caught.value.hint)
 
 
 @pytest.mark.usefixtures("three")
 def test_a_task_without_weights_names_what_exists() -> None:
-    with pytest.raises(CheckpointError, match="packaged: derain, derain-fast, denoise") as caught:
+    with pytest.raises(CheckpointError, match="for the task deblur") as caught:
         find_weights(None, "deblur")
+    assert "(packaged: derain, derain-fast, denoise)" in str(caught.value.hint)
     assert caught.value.exit_code == 4
     assert "--recipe deblur" in caught.value.details[0]
 
 
 @pytest.mark.usefixtures("three")
-def test_wrong_words() -> None:
-    with pytest.raises(CheckpointError, match=r"derian - did you mean derain\?, or give a file"):
-        find_weights("derian")
-    with pytest.raises(CheckpointError, match=r"did you mean derain-fast\?"):
-        packaged_file("Derain-Fats")
-    with pytest.raises(CheckpointError, match="known: derain, derain-fast, denoise"):
-        packaged_file("xyz")
-    with pytest.raises(UsageError, match=r"no such task: denoize - --task - did you mean denoise"):
+@pytest.mark.parametrize(
+    ("find", "name", "hint"),
+    [
+        (find_weights, "derian", "did you mean derain?; or give a file"),
+        (packaged_file, "Derain-Fats", "did you mean derain-fast?"),
+        (packaged_file, "xyz", "packaged: derain, derain-fast, denoise"),
+    ],
+)
+def test_wrong_names(find: Callable[[str], Path], name: str, hint: str) -> None:
+    with pytest.raises(CheckpointError, match=f"there are no packaged weights {name!r}") as caught:
+        find(name)
+    assert caught.value.hint == hint
+
+
+def test_wrong_tasks() -> None:
+    with pytest.raises(UsageError, match="got 'denoize'") as caught:
         find_weights(None, "denoize")
-    with pytest.raises(UsageError, match="not both"):
+    assert caught.value.hint == "did you mean denoise?"
+    with pytest.raises(UsageError, match="--weights cannot be combined with --task"):
         find_weights("derain", "derain")
 
 
@@ -106,7 +118,7 @@ def test_a_file_of_the_name_is_taken_by_its_path_alone(
     found = choose_weights("derain")
     assert found.path == three / "derain.pt"
     assert found.remarks == [
-        "weights: derain are the packaged ones; the file of this name is ./derain"
+        "weights: derain is packaged; for the file of this name, give ./derain"
     ]
     assert find_weights("./derain") == Path("derain")
     assert find_path("derain") == three / "derain.pt"

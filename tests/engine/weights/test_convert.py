@@ -10,16 +10,12 @@ import pytest
 import torch
 
 from c2fdft_cli.engine.tools.info import describe
-from c2fdft_cli.engine.weights.checkpoint import (
-    Meta,
-    load_checkpoint,
-    make_network,
-    save_checkpoint,
-)
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
 from c2fdft_cli.engine.weights.convert import ConvertOptions, convert
 from c2fdft_cli.errors import CheckpointError, ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
-from tests.conftest import fill
+from tests.kit.formula import fill
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
 
@@ -95,7 +91,7 @@ def test_half_and_ema_only(ours, ema, half, dtype):
 def test_half_refuses_what_it_cannot_hold(tmp_path, ema):
     source = tmp_path / "large.pth"
     torch.save(ema | {"output.weight": ema["output.weight"] + 1e6}, source)
-    with pytest.raises(UsageError, match="weight holds numbers beyond float16"):
+    with pytest.raises(UsageError, match="weight holds numbers that float16 cannot represent"):
         made(source, "half.pt", half="fp16")
     assert not (tmp_path / "half.pt").exists()
     assert made(source, "half.pt", half="bf16").is_file()
@@ -146,9 +142,9 @@ def header(text, size=None):
     ("content", "says"),
     [
         (b"", "damaged, or not safetensors"),
-        (b"hello, I am text", "header is over"),
+        (b"hello, I am text", "header is larger than"),
         (header('{"a": 1}'), "damaged, or not safetensors"),
-        (header("{}", size=64 << 20), "header is over 32 MiB"),
+        (header("{}", size=64 << 20), "header is larger than 32 MiB"),
         (header('{"a":{"dtype":"F32","shape":[99],"data_offsets":[0,396]}}'), "damaged"),
         (header("{}"), "neither params nor params_ema"),
     ],
@@ -190,8 +186,8 @@ class Evil:
     [
         (torch.zeros(3, 2, 3, 3), "do not fit"),
         (torch.zeros(1, 1, 1, 1).expand(3, 1 << 40, 3, 3), "larger than the file"),
-        (torch.zeros(3, 16, 3, 3, dtype=torch.int64), "output.weight holds no plain"),
-        (torch.zeros(3, 16).to_sparse(), "output.weight holds no plain"),
+        (torch.zeros(3, 16, 3, 3, dtype=torch.int64), "output.weight does not hold plain"),
+        (torch.zeros(3, 16).to_sparse(), "output.weight does not hold plain"),
     ],
 )
 def test_hostile_tensors(tmp_path, ema, tensor, says):
@@ -226,21 +222,22 @@ def test_missing_package(ours, monkeypatch, module, name):
     with pytest.raises(ResourceError) as caught:
         made(ours, name)
     assert module in str(caught.value)
-    assert "pip install 'c2fdft[export]'" in str(caught.value)
+    assert caught.value.hint == "pip install 'c2fdft[export]'"
 
 
 def test_missing_package_while_reading(ours, monkeypatch):
     path = ours.with_suffix(".safetensors")
     path.write_bytes(header("{}"))
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ResourceError, match=r"pip install 'c2fdft\[export\]'"):
+    with pytest.raises(ResourceError, match="needs safetensors") as caught:
         load_checkpoint(path)
+    assert caught.value.hint == "pip install 'c2fdft[export]'"
 
 
 def test_overwriting_only_when_asked(ours):
     path = made(ours, "a.pth")
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="--overwrite"):
+    with pytest.raises(UsageError, match="already exists"):
         made(ours, "a.pth")
     assert path.read_bytes() == before
     made(ours, "ours.pt", overwrite=True, half="bf16", ema_only=True)
@@ -250,15 +247,23 @@ def test_overwriting_only_when_asked(ours):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("a.foo", {}, "the suffix names no form"),
-        ("a.pt", {"to": "tar"}, "no such value: tar - --to"),
-        ("a.pt", {"half": "fp8"}, "no such value: fp8 - --half"),
-        ("a.onnx", {"weights": "both"}, "no such value: both - --weights"),
-        ("a.pth", {"half": "bf16"}, "not for the form released - --half"),
-        ("a.onnx", {"half": "bf16"}, "not for the form onnx - --half"),
-        ("a.safetensors", {"ema_only": True}, "not for the form safetensors - --ema-only"),
-        ("a.pt", {"weights": "raw"}, "not for the form checkpoint - --weights"),
-        (".", {"to": "checkpoint"}, "a folder has this name"),
+        ("a.foo", {}, "the suffix does not tell the format"),
+        (
+            "a.pt",
+            {"to": "tar"},
+            "--to must be checkpoint, released, safetensors or onnx, got 'tar'",
+        ),
+        ("a.pt", {"half": "fp8"}, "--half must be bf16 or fp16, got 'fp8'"),
+        ("a.onnx", {"weights": "both"}, "--weights must be ema or raw, got 'both'"),
+        ("a.pth", {"half": "bf16"}, "--half cannot be combined with the format released"),
+        ("a.onnx", {"half": "bf16"}, "--half cannot be combined with the format onnx"),
+        (
+            "a.safetensors",
+            {"ema_only": True},
+            "--ema-only cannot be combined with the format safetensors",
+        ),
+        ("a.pt", {"weights": "raw"}, "--weights cannot be combined with the format checkpoint"),
+        (".", {"to": "checkpoint"}, "is a folder"),
     ],
 )
 def test_options_that_do_not_fit(ours, name, options, says):

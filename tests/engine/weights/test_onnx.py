@@ -13,16 +13,12 @@ import torch
 from c2fdft_cli.core.diffusion import conditioned, ddim_sample, to_image
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.engine.weights import onnx as convert_onnx
-from c2fdft_cli.engine.weights.checkpoint import (
-    Meta,
-    load_checkpoint,
-    make_network,
-    save_checkpoint,
-)
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
 from c2fdft_cli.engine.weights.convert import ConvertOptions, convert
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
-from tests.conftest import fill, picture, relative, wave
+from tests.kit.formula import fill, picture, relative, wave
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -112,7 +108,7 @@ def test_raw_weights(tmp_path):
 def test_file_that_is_off_is_removed(tmp_path, monkeypatch, error):
     source = write(tmp_path, NETWORKS["with_bias"])
     monkeypatch.setattr(convert_onnx, "largest_error", lambda *_: error)
-    with pytest.raises(ResourceError, match="off by"):
+    with pytest.raises(ResourceError, match="differs from torch by"):
         convert(ConvertOptions(source, tmp_path / "a.onnx"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fine.pt"]
 

@@ -1,0 +1,66 @@
+"""The layers that the network is made of, for channels-last activations `[n, h, w, c]`.
+
+In that layout a 1x1 convolution is a matrix product over the pixels, and the layer norm runs over
+the contiguous axis. Parameter names and shapes are those of the official program.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-5
+
+
+class Conv1x1(nn.Conv2d):
+    """1x1 convolution of `x: [n, h, w, in]` to `[n, h, w, out]`."""
+
+    def __init__(self, width: int, out: int, bias: bool) -> None:
+        super().__init__(width, out, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x weight^T + bias` at each pixel."""
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution of `x: [n, h, w, in]` to `[n, h, w, out]`, with zeros around it."""
+
+    def __init__(self, width: int, out: int, bias: bool = False, groups: int = 1) -> None:
+        super().__init__(width, out, 3, padding=1, groups=groups, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution; both permutations are views."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class _Affine(nn.Module):
+    def __init__(self, width: int, with_bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if with_bias else None
+
+
+class PixelNorm(nn.Module):
+    """Layer norm over each pixel's channels, plus the time embedding: docs/paper.md, eq. (4).
+
+    `bias_free` divides by sqrt(var + eps) *without* removing the mean from the numerator; the
+    variance is the biased one around the mean.
+    """
+
+    def __init__(self, width: int, norm: str) -> None:
+        super().__init__()
+        if norm not in ("with_bias", "bias_free"):
+            raise ValueError(f"norm must be with_bias or bias_free, got {norm!r}")
+        self.body = _Affine(width, norm == "with_bias")
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return `norm(x) + time`; x: `[n, h, w, c]`, time: `[n or 1, c]` float32."""
+        weight, bias = self.body.weight, self.body.bias
+        if bias is None:
+            var = x.var(-1, correction=0, keepdim=True)
+            return x * torch.rsqrt(var + NORM_EPS) * weight + time[:, None, None]
+        if len(time) == 1:  # one time for the whole batch: the norm's own bias can carry it
+            return F.layer_norm(x, weight.shape, weight, bias + time[0], NORM_EPS)
+        return F.layer_norm(x, weight.shape, weight, bias, NORM_EPS).add_(time[:, None, None])

@@ -1,0 +1,67 @@
+"""What a recipe's sections stand for: the network, the noise schedule, the timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, check_grid, time_grid
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.recipe.schema import Diffusion, Network, Sampling
+
+
+def alpha_bar_of_recipe(diffusion: Diffusion) -> Tensor:
+    """alpha_bar_t of a recipe's noise schedule, `[T]` float32."""
+    return alpha_bar_of(
+        beta_schedule(
+            diffusion.schedule, diffusion.timesteps, diffusion.beta_start, diffusion.beta_end
+        )
+    )
+
+
+def timesteps_of_recipe(sampling: Sampling, diffusion: Diffusion) -> list[int]:
+    """The timesteps to sample at: explicit, or from steps and spacing."""
+    if sampling.grid is not None:
+        return check_grid(sampling.grid, diffusion.timesteps)
+    return time_grid(sampling.steps, sampling.spacing, diffusion.timesteps)
+
+
+def make_network(
+    network: Network, state: Mapping[str, Tensor] | None = None, where: Path | None = None
+) -> DFT:
+    """Build the network and, if given, load its weights, those of the file `where`, strictly.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit.
+    """
+    arguments = asdict(network)
+    if state is None:
+        return DFT(**arguments)
+    with torch.device("meta"):
+        net = DFT(**arguments)
+    misfit = _misfits(net.state_dict(), state)
+    if misfit:
+        raise CheckpointError(
+            "the weights do not fit the network that the file describes",
+            where=where,
+            hint="the file may be damaged: get it again",
+            details=misfit[:10],
+        )
+    net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    return net.requires_grad_(True)
+
+
+def _misfits(want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> list[str]:
+    found = [f"missing: {name}" for name in want if name not in have]
+    found += [f"unexpected: {name}" for name in have if name not in want]
+    found += [
+        f"{name}: the shape must be {list(want[name].shape)}, got {list(have[name].shape)}"
+        for name in want
+        if name in have and want[name].shape != have[name].shape
+    ]
+    return found

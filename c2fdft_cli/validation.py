@@ -1,0 +1,116 @@
+"""Values from files and command lines, checked against a dataclass: every problem, as sentences.
+
+A dataclass states its own limits in the types of its fields (`Annotated`, with constraints of
+pydantic); code that makes one directly is trusted and pays nothing for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import reprlib
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from c2fdft_cli.vocabulary import did_you_mean
+
+Checked = TypeVar("Checked")
+
+STRICT = ConfigDict(
+    extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, validate_default=True
+)
+"""For `__pydantic_config__` of a dataclass: no unknown key, no NaN and no infinite number."""
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 80
+_SHOWN.maxlist = _SHOWN.maxdict = 12
+
+
+class InvalidValuesError(ValueError):
+    """Values that a dataclass cannot be made of; `problems` are sentences, one for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems))
+
+
+def _refuse_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+NotBool = BeforeValidator(_refuse_truth)
+"""Of numbers, last in `Annotated`: true and false, which Python counts among them, are none."""
+
+
+def validate(
+    kind: type[Checked], values: object, other_names: Mapping[str, str] | None = None
+) -> Checked:
+    """Make a dataclass of plain values such as JSON or YAML hold.
+
+    Args:
+        kind: the dataclass.
+        values: nested mappings and lists; keys that are missing keep their default.
+        other_names: what people may write for a key, and the key.
+
+    Raises:
+        InvalidValuesError: unknown and missing keys, wrong types, values out of range: all of them.
+    """
+    try:
+        checked: Checked = adapter(kind).validate_python(values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        found = [_sentence(one, kind, other_names or {}) for one in error.errors()]
+        raise InvalidValuesError(found) from None
+    return checked
+
+
+@functools.cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """The checks of a dataclass, built once."""
+    return TypeAdapter(kind)
+
+
+def _sentence(error: ErrorDetails, kind: type, other_names: Mapping[str, str]) -> str:
+    """One problem: the key and what it must be."""
+    key = _dotted(error["loc"])
+    if error["type"] == "unexpected_keyword_argument":
+        *parents, last = error["loc"]
+        return f"unknown key {key}; {_known_at(kind, parents, str(last), other_names)}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    what = error["msg"].removeprefix("Value error, ")
+    if "ctx" not in error:  # "..., unable to parse string as a number"
+        what = what.partition(",")[0]
+    what = re.sub(r"^\w+ should", "must", what)
+    what = re.sub(r"(a dictionary) or an instance of .*| after validation.*", r"\1", what)
+    return f"{key} {what}, got {_SHOWN.repr(error['input'])}".lstrip()
+
+
+def _dotted(location: Sequence[int | str]) -> str:
+    """The key of a location: "coarse.periods[0].length"."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return "".join(parts).removeprefix(".")
+
+
+def _known_at(
+    kind: Any, parents: Sequence[int | str], key: str, other_names: Mapping[str, str]
+) -> str:
+    """The nearest of the keys that the section `parents` of a dataclass has, or all of them."""
+    for part in parents:
+        kind = (
+            typing.get_args(kind)[0] if isinstance(part, int) else typing.get_type_hints(kind)[part]
+        )
+    known = [field.name for field in dataclasses.fields(kind)]
+    alias = other_names.get(key)
+    near = f"did you mean {alias}?" if alias in known else did_you_mean(key, known)
+    if near is None:
+        return f"known: {', '.join(known)}"
+    return near.replace(
+        "did you mean ", "did you mean " + "".join(f"{p}." for p in [_dotted(parents)] if p)
+    )

@@ -1,0 +1,87 @@
+"""The words that options and recipes choose from, each list stated once.
+
+`core` imports torch alone, so it cannot import this module: each of its functions names the words
+where it acts on them, refuses any other, and the tests hand it every word of the lists here.
+Tables that are keyed by these words (`PRECISIONS` of `execution.device`, `PROTOCOLS` of
+`metrics.protocols`) are compared with them by the tests too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias, TypeVar, get_args
+
+from c2fdft_cli.errors import UsageError
+
+Choice = TypeVar("Choice", bound=str)
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+Compile: TypeAlias = Literal["auto", "on", "off"]
+Norm: TypeAlias = Literal["with_bias", "bias_free"]
+Schedule: TypeAlias = Literal["linear", "quad", "const", "jsd", "sigmoid"]
+Spacing: TypeAlias = Literal["linspace", "leading", "trailing"]
+Ssim: TypeAlias = Literal["paper", "as_released", "none"]
+Recompute: TypeAlias = Literal["none", "call", "level"]
+WeightSet: TypeAlias = Literal["ema", "raw"]
+Tensorboard: TypeAlias = Literal["auto", "true", "false"]
+Protocol: TypeAlias = Literal["derain", "derain-matlab", "deblur", "denoise", "rgb", "y"]
+Task: TypeAlias = Literal["derain", "deblur", "denoise", "restore"]
+PackagedTask: TypeAlias = Literal["derain", "denoise", "deblur"]
+Degradation: TypeAlias = Literal["rain", "noise", "blur"]
+
+DEVICES: tuple[Device, ...] = get_args(Device)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+COMPILE: tuple[Compile, ...] = get_args(Compile)
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+WEIGHT_SETS: tuple[WeightSet, ...] = get_args(WeightSet)
+PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
+
+
+def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
+    """The value of an option as the choice that it is; UsageError when it is none of them."""
+    for choice in choices:
+        if choice == value:
+            return choice
+    listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+    raise UsageError(f"{option} must be {listed}, got {value!r}", hint=did_you_mean(value, choices))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A question that names the known word nearest to a misspelt one; None where none is near."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def split_words(text: str) -> list[str]:
+    """The words of "linspace, leading"; spaces do not count."""
+    return text.replace(" ", "").split(",")
+
+
+def parse_numbers(option: str, text: str, example: str, *, ranges: bool = False) -> list[int]:
+    """The whole numbers of "999,500" in the order given, each of at most six digits.
+
+    Args:
+        option: that the text was given to, for the error.
+        text: what was given.
+        example: a value that would do, for the error.
+        ranges: also read "1-4" as 1, 2, 3, 4.
+
+    Raises:
+        UsageError: anything else between the commas, or a range that runs backwards.
+    """
+    numbers: list[int] = []
+    for word in split_words(text):
+        found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", word, re.ASCII)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if low > high or ("-" in word and not ranges):
+            kind = "numbers or ranges" if ranges else "whole numbers"
+            raise UsageError(
+                f"{option} must be {kind} separated by commas, got {text!r}",
+                hint=f"for example {option} {example}",
+            )
+        numbers += range(low, high + 1)
+    return numbers

@@ -1,0 +1,280 @@
+"""The network against a plain transcription of it: seconds, agreement and memory.
+
+    compare_speed.py TRANSCRIPTION.py forward [--size 256] [--rounds 7]
+    compare_speed.py TRANSCRIPTION.py step [--size 64] [--batch 4] [--compile] [--apart]
+    compare_speed.py TRANSCRIPTION.py memory [--size 1024]
+    compare_speed.py - call --size 2160x3840      one call in strips, no transcription
+
+TRANSCRIPTION.py defines `Textbook`, a module with the parameters and the call of
+`c2fdft_cli.core.network.DFT`. Contestants take turns within one run; ratios are medians over
+rounds.
+Prints one JSON document a line, and what it does on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.tools.bench import gemm_tflops, network_macs
+from c2fdft_cli.execution import cpu_training
+from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16
+from c2fdft_cli.execution.heap import reuse_freed_memory
+from c2fdft_cli.execution.strips import StripNetwork
+from c2fdft_cli.recipe.schema import Network
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("transcription")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--size", default=None, help="side, or HEIGHTxWIDTH, in px")
+    parser.add_argument("--batch", type=int, default=4, help="of step")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="step: compile ours")
+    parser.add_argument("--apart", action="store_true", help="step: each in its own process")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    PARTS[args.part](args)
+
+
+def forward(args: argparse.Namespace) -> None:
+    """One call: transcription, network, strips in float32 and bfloat16."""
+    h, w = _size(args.size or "256")
+    book, net = _pair(args.transcription)
+    strips = StripNetwork(net)
+    calls = {"transcription fp32": book, "network fp32": net, "strips fp32": strips}
+    if cpu_has_fast_bf16():
+        calls["strips bf16"] = StripNetwork(net, dtype=torch.bfloat16)
+    x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
+    with torch.inference_mode():
+        results = {name: call(x, t) for name, call in calls.items()}
+        seconds = _take_turns({n: lambda c=c: c(x, t) for n, c in calls.items()}, args.rounds)
+        gemm = {
+            name: statistics.median(gemm_tflops(Runtime(x.device, dtype)) for _ in range(5))
+            for name, dtype in PRECISIONS.items()
+            if any(call.endswith(name) for call in calls)
+        }
+    expected = results["transcription fp32"]
+    for name in calls:
+        error = float((results[name] - expected).norm() / expected.norm())
+        tflops = 2 * network_macs(Network(), h, w) / statistics.median(seconds[name]) / 1e12
+        of_gemm = tflops / gemm[name[-4:]]
+        _say(args, f"{h}x{w}", name, seconds, relative_error=error, of_gemm=round(of_gemm, 3))
+
+
+def step(args: argparse.Namespace) -> None:
+    """A coarse training step with its optimiser, eager transcription against ours.
+
+    Both in one process, where freed memory is used again for both; or each in its own (--apart),
+    where that is so for ours alone: training sets it, see `reuse_freed_memory`.
+    """
+    h, w = _size(args.size or "64")
+    names = [f"{whose} fp32" for whose in ("transcription", "ours")]
+    if cpu_has_fast_bf16():
+        names += [name.replace("fp32", "bf16") for name in names]
+    with contextlib.ExitStack() as stack:
+        work: dict[str, Callable[[], object]]
+        if args.apart:
+            work = {name: stack.enter_context(_Apart(args, name)) for name in names}
+        else:
+            reuse_freed_memory()
+            work = {name: _training_step(args, name) for name in names}
+        for name, run in work.items():
+            began = time.perf_counter()
+            run()
+            sys.stderr.write(f"first {name}: {time.perf_counter() - began:.1f} s\n")
+        seconds = _take_turns(work, args.rounds)
+    for name in work:
+        beside = f"transcription {name[-4:]}"
+        ratios = [a / b for a, b in zip(seconds[beside], seconds[name], strict=True)]
+        same = round(statistics.median(ratios), 2)
+        _say(args, f"{args.batch} x {h}x{w}", name, seconds, same_precision=same)
+
+
+def _training_step(args: argparse.Namespace, name: str) -> Callable[[], object]:
+    """One step of "transcription" or "ours" in the precision named last."""
+    h, w = _size(args.size or "64")
+    whose, precision = name.split()
+    book, net = _pair(args.transcription)
+    one: nn.Module = (net if whose == "ours" else book).train().requires_grad_(True)
+    if whose == "ours":
+        cpu_training.install(one)  # as a training does
+    call = torch.compile(one) if args.compile and whose == "ours" else one
+    optimizer = torch.optim.AdamW(one.parameters(), lr=1e-4, fused=True)
+    x, t = torch.randn(args.batch, 6, h, w), torch.linspace(100, 900, args.batch)
+
+    def run() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            eps_hat = call(x, t)
+        eps_hat.float().abs().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+class _Apart:
+    """A training step in a process of its own, which works when it is called and waits else."""
+
+    def __init__(self, args: argparse.Namespace, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, args, name), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> _Apart:
+        return self
+
+    def __call__(self) -> None:
+        self._ours.send(None)
+        self._ours.recv()
+
+    def __exit__(self, *_: object) -> None:
+        self._ours.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, args: argparse.Namespace, name: str) -> None:
+    torch.manual_seed(0)
+    if name.startswith("ours"):
+        reuse_freed_memory()
+    run = _training_step(args, name)
+    with contextlib.suppress(EOFError):  # the other end was closed: done
+        while True:
+            pipe.recv()
+            run()
+            pipe.send(None)
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Peak resident memory beyond the weights and seconds of one call, each in its own process."""
+    h, w = _size(args.size or "1024")
+    context = multiprocessing.get_context("spawn")
+    for name in ("transcription", "whole", "strips"):
+        for _ in range(args.rounds):
+            with context.Pool(1) as pool:
+                took, peak = pool.apply(_measure, (args.transcription, name, h, w))
+            _print(args, size=f"{h}x{w}", name=name, seconds=took, gib=peak / 2**30)
+
+
+def call(args: argparse.Namespace) -> None:
+    """One call in strips of the full network in its own process."""
+    h, w = _size(args.size or "2160x3840")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        took, peak = pool.apply(_measure, (args.transcription, "strips", h, w))
+    _print(args, size=f"{h}x{w}", name="strips", seconds=took, gib=peak / 2**30)
+
+
+PARTS = {"forward": forward, "step": step, "memory": memory, "call": call}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _measure(transcription: str, name: str, h: int, w: int) -> tuple[float, int]:
+    """(seconds, peak bytes beyond what was resident before) of one call."""
+    torch.manual_seed(0)
+    net: nn.Module | StripNetwork
+    if name == "transcription":
+        net = _load(transcription).eval()
+    else:
+        net = DFT().eval()
+        net = StripNetwork(net) if name == "strips" else net
+    small, t = torch.rand(1, 6, 64, 64), torch.tensor([500.0])
+    x = torch.rand(1, 6, h, w)
+    with torch.inference_mode():
+        net(small, t)
+        before, stop = _resident(), threading.Event()
+        peak = [before]
+
+        def watch() -> None:
+            while not stop.wait(0.002):
+                peak[0] = max(peak[0], _resident())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        began = time.perf_counter()
+        net(x, t)
+        took = time.perf_counter() - began
+        stop.set()
+        watcher.join()
+    return took, peak[0] - before
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _pair(transcription: str) -> tuple[nn.Module, DFT]:
+    """The transcription and our network with one set of weights."""
+    net = DFT().eval().requires_grad_(False)
+    book = _load(transcription)
+    book.load_state_dict(net.state_dict(), strict=True)
+    return book.eval().requires_grad_(False), net
+
+
+def _load(path: str) -> nn.Module:
+    spec = importlib.util.spec_from_file_location("transcription", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"no Python file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Textbook()  # type: ignore[no-any-return]
+
+
+def _take_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _say(
+    args: argparse.Namespace, size: str, name: str, seconds: dict[str, list[float]], **more: float
+) -> None:
+    base = seconds["transcription fp32"]
+    ratios = [a / b for a, b in zip(base, seconds[name], strict=True)]
+    _print(
+        args,
+        size=size,
+        name=name,
+        seconds=statistics.median(seconds[name]),
+        ratio=round(statistics.median(ratios), 2),
+        **more,
+    )
+
+
+def _print(args: argparse.Namespace, **facts: object) -> None:
+    rounded = {k: round(v, 3) if k in ("seconds", "gib") else v for k, v in facts.items()}  # type: ignore[call-overload]
+    document = {"part": args.part, "compile": args.compile, "apart": args.apart, **rounded}
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [int(side) for side in text.split("x")]
+    return (sides[0], sides[-1])
+
+
+if __name__ == "__main__":
+    main()

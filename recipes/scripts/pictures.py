@@ -1,0 +1,90 @@
+"""The pictures of the documents: photographs that come with scikit-image, degraded and restored.
+
+    python recipes/scripts/pictures.py docs/images
+
+writes `rain.jpg` (weights derain-fast) and `noise.jpg` (denoise-fast): degraded above, restored
+below. The rain is drawn by formula, the noise is white Gaussian of sigma 25 and 50 and a camera's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import imageio.v3 as iio
+import numpy as np
+import skimage
+
+from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
+from c2fdft_cli.data.synthesis.degrade import degrade, parse_model
+
+PHOTOS = Path(skimage.__file__).parent / "data"
+SHOWN = {
+    "rain": [
+        ("chelsea.png", "rain", {"heavy": 0.0}),
+        ("coffee.png", "rain", {"heavy": 0.0}),
+        ("astronaut.png", "rain", {"heavy": 1.0}),
+    ],
+    "noise": [
+        ("coffee.png", "noise", {"sigma": 25.0}),
+        ("chelsea.png", "noise", {"sigma": 50.0}),
+        ("astronaut.png", "noise", {"kind": "camera", "shot": 1e-2}),
+    ],
+}
+WEIGHTS = {"rain": "derain-fast", "noise": "denoise-fast"}
+HEIGHT, GAP, QUALITY = 300, 6, 88
+
+
+def main() -> None:
+    """Make all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    for name in SHOWN:
+        with tempfile.TemporaryDirectory() as folder:
+            iio.imwrite(out / f"{name}.jpg", _picture(name, Path(folder)), quality=QUALITY)
+
+
+def _picture(name: str, folder: Path) -> np.ndarray:
+    """Degraded photographs above their restorations: uint8 `[h, w, 3]`."""
+    for i, (photo, kind, options) in enumerate(SHOWN[name]):
+        lq = degrade(_fitted(photo), parse_model(kind, options), np.random.default_rng([7, i]))
+        (folder / "in").mkdir(exist_ok=True)
+        save_rgb8(folder / "in" / f"{i}.png", lq)
+    restore = [
+        sys.executable,
+        "-m",
+        "c2fdft_cli",
+        "restore",
+        str(folder / "in"),
+        str(folder / "out"),
+    ]
+    subprocess.run([*restore, "--weights", WEIGHTS[name]], check=True)  # noqa: S603
+    rows = [
+        _joined([read_rgb8(folder / row / f"{i}.png") for i in range(len(SHOWN[name]))], axis=1)
+        for row in ("in", "out")
+    ]
+    return _joined(rows, axis=0)
+
+
+def _fitted(photo: str) -> np.ndarray:
+    image = read_rgb8(PHOTOS / photo)
+    h, w = image.shape[:2]
+    return cv2.resize(image, (round(w * HEIGHT / h), HEIGHT), interpolation=cv2.INTER_AREA)
+
+
+def _joined(images: list[np.ndarray], axis: int) -> np.ndarray:
+    """Side by side (axis 1) or one below the other (axis 0), with a white gap between."""
+    shape = list(images[0].shape)
+    shape[axis] = GAP
+    gap = np.full(shape, 255, np.uint8)
+    return np.concatenate([x for image in images for x in (gap, image)][1:], axis=axis)
+
+
+if __name__ == "__main__":
+    main()

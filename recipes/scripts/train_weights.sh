@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Trains weights and puts them into the form in which they come with the program.
+#
+#   recipes/scripts/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT
+#   recipes/scripts/train_weights.sh denoise|deblur CLEAN_FOLDER OUT
+#
+# CLEAN_FOLDER holds clean photographs, STREAKS_FOLDER rendered rain (docs/synthesis.md). In OUT:
+#   shards/ coarse/ fast/ four/   data and runs; an interrupted script goes on where it stopped
+#   <task>.pt                     on the grid of four calls, bf16, as packaged
+#   <task>-fast.pt                on the single call at t = 500, from which the four calls go on
+# Settings, from the environment (parted by spaces):
+#   COARSE, FAST, FOUR  further words of each stage's command: KEY=VALUE of the recipe, such as
+#                       FAST="fine.iterations=9000", or COARSE="--init derain-fast"
+#   INTO                folder of packaged weights to write to [the checkout's]
+#   FACTS               folder of what people say of them [docs/models]
+# A packaged file needs what only people can say, such as scores: $FACTS/<name>.json (see
+# docs/models/README.md). Without it the last step is printed and left to you.
+set -euo pipefail
+
+usage() {
+  sed -n '4,5s/^# *//p' "$0" >&2
+  exit 2
+}
+
+task=${1:-}
+case $task in
+  derain) [ $# -eq 4 ] || usage; streaks=$3 out=$4 kind=rain ;;
+  denoise) [ $# -eq 3 ] || usage; streaks= out=$3 kind=noise ;;
+  deblur) [ $# -eq 3 ] || usage; streaks= out=$3 kind=blur ;;
+  *) usage ;;
+esac
+clean=$2
+here=$(cd "$(dirname "$0")/../.." && pwd)
+into=${INTO:-$here/c2fdft_cli/weights}
+data=()
+[ -z "$streaks" ] || data=("data.streaks=$streaks")
+short='fine.iterations=1050 fine.batches=[8,4,2] fine.switch_every=70 fine.cycles=5 fine.lr=4.0e-4 fine.periods=[{"length":1050,"floor":5.0e-6}]'
+# words are meant to split
+read -r -a coarse <<<"${COARSE:-}"
+read -r -a fast <<<"${FAST:-}"
+read -r -a four <<<"${FOUR:-$short}"
+
+# shellcheck source=recipes/scripts/stage.sh
+. "$here/recipes/scripts/stage.sh"
+c2fdft prepare "$clean" --synthesize "$kind" --clean-only --out "$out/shards"
+stage coarse coarse.pt train-coarse --recipe "$task-small" --data "$out/shards" \
+  ${data[@]+"${data[@]}"} ${coarse[@]+"${coarse[@]}"}
+stage fast fine.pt train-fine --from "$out/coarse/coarse.pt" --data "$out/shards" \
+  "sampling.grid=[500]" ${fast[@]+"${fast[@]}"}
+stage four fine.pt train-fine --from "$out/fast/fine.pt" --data "$out/shards" \
+  "sampling.grid=[999,750,500,250]" ${four[@]+"${four[@]}"}
+
+for pair in "four $task" "fast $task-fast"; do
+  read -r run name <<<"$pair"
+  c2fdft convert "$out/$run/fine.pt" "$out/$name.pt" --half bf16 --ema-only --overwrite
+  facts=${FACTS:-$here/docs/models}/$name.json
+  pack=(c2fdft weights pack "$out/$name.pt" --name "$name" --facts "$facts" --into "$into")
+  if [ -f "$facts" ]; then
+    "${pack[@]}"
+  else
+    echo "score $out/$name.pt, write $facts, then: ${pack[*]}"
+  fi
+done

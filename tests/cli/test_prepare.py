@@ -1,0 +1,73 @@
+"""prepare on the command line: what it suggests next, and the options that exclude each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from c2fdft_cli.cli.app import app
+from c2fdft_cli.data.images.picture import save_rgb8
+from tests.conftest import picture
+
+
+def run(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def make(root: Path, *sides: str) -> Path:
+    for number, side in enumerate(sides):
+        (root / side).mkdir(parents=True)
+        for i in range(3):
+            save_rgb8(root / side / f"{i}.png", picture(24, 32, 10 * number + i))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "task"),
+    [
+        ("rain100l", ("input", "target"), "derain"),
+        ("mine", ("blur", "sharp"), "deblur"),
+        ("mine", ("real", "mean"), "denoise"),
+    ],
+)
+def test_the_next_command_follows_the_task(tmp_path, name, sides, task):
+    source, out = make(tmp_path / name, *sides), tmp_path / "out"
+    said = json.loads(run("prepare", source, "--out", out, "--json").stdout)
+    assert said["next"] == f"c2fdft train-coarse --recipe {task} --data {out}"
+
+
+@pytest.mark.parametrize(("kind", "task"), [("rain", "derain"), ("blur", "deblur")])
+def test_the_next_command_follows_the_degradation(tmp_path, kind, task):
+    source, out = make(tmp_path, "photos") / "photos", tmp_path / "out"
+    stored = json.loads(run("prepare", source, "--out", out, "--synthesize", kind, "--json").stdout)
+    assert stored["next"] == f"c2fdft train-coarse --recipe {task} --data {out}"
+    clean = run(
+        "prepare", source, "--out", out, "--synthesize", kind, "--clean-only", "--overwrite"
+    )
+    assert f"data.synthesize={kind}" in clean.stdout
+
+
+def test_without_a_task_the_recipe_has_to_be_named(tmp_path):
+    source = make(tmp_path / "mine", "input", "target")
+    done = run("prepare", source, "--out", tmp_path / "out")
+    assert "with the recipe of your task: --recipe derain, deblur or denoise" in " ".join(
+        done.stdout.split()
+    )
+    again = run("prepare", source, "--out", tmp_path / "out", "--json")
+    assert json.loads(again.stdout)["next"] is None
+    checked = run("prepare", source, "--check")
+    assert "next:" not in checked.stdout
+
+
+def test_a_preview_needs_shards(tmp_path):
+    source = make(tmp_path / "mine", "input", "target")
+    sheet = tmp_path / "sheet.png"
+    done = run("prepare", source, "--out", tmp_path / "out", "--preview", sheet)
+    assert done.exit_code == 0
+    assert sheet.is_file()
+    refused = run("prepare", source, "--preview", tmp_path / "b.png", "--check")
+    assert refused.exit_code == 2
+    assert "--preview cannot be combined with --check" in refused.stderr

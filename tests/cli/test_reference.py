@@ -1,0 +1,19 @@
+"""docs/cli.md says what the commands say."""
+
+from __future__ import annotations
+
+import pytest
+
+from c2fdft_cli.cli.commands import COMMANDS
+from tests.kit.cli_reference import FILE, help_of, reference
+
+
+def test_the_reference_is_the_help_of_today() -> None:
+    assert FILE.read_text(encoding="utf-8") == reference(), (
+        "docs/cli.md is out of date: run `python -m tests.kit.cli_reference`"
+    )
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_every_help_fits_eighty_columns(entry) -> None:
+    assert max(map(len, help_of([entry.name]).splitlines())) <= 80

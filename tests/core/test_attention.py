@@ -1,0 +1,68 @@
+"""Attention against the paper's own words, and its sums at the edges of number formats."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from c2fdft_cli.core.attention import Attention, pixel_sums
+from tests.kit.formula import fill, relative, wave
+
+
+class TextbookAttention(nn.Module):
+    """DFSA as the paper writes it: NCHW, q and k normalised first."""
+
+    def __init__(self, ours: Attention) -> None:
+        super().__init__()
+        self.ours = ours
+
+    def forward(self, x):
+        ours, (n, c, h, w) = self.ours, x.shape
+        q, k, v = (
+            z.reshape(n, ours.heads, c // ours.heads, h * w) for z in self._qkv(x).chunk(3, 1)
+        )
+        cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        mixed = (cosine * ours.temperature).softmax(-1) @ v
+        out = ours.project_out
+        return F.conv2d(mixed.reshape(n, c, h, w), out.weight, out.bias)
+
+    def _qkv(self, x):
+        qkv, depthwise = self.ours.qkv, self.ours.qkv_dwconv
+        y = F.conv2d(x, qkv.weight, qkv.bias)
+        return F.conv2d(y, depthwise.weight, depthwise.bias, padding=1, groups=y.shape[1])
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_is_the_papers(heads, bias):
+    attention = fill(Attention(16, heads, bias))
+    x = wave([2, 16, 12, 8], 0.37)
+    expected = TextbookAttention(attention)(x)
+    pixels = x.permute(0, 2, 3, 1).contiguous()
+    got = attention(pixels).permute(0, 3, 1, 2)
+    assert relative(got, expected) < 1e-5
+
+
+def test_statistics_add_up():
+    q, k = wave([1, 80, 16], 0.3), wave([1, 80, 16], 0.7)
+    whole = pixel_sums(q, k, 4)
+    pieces = pixel_sums(q[:, :24], k[:, :24], 4) + pixel_sums(q[:, 24:], k[:, 24:], 4)
+    for a, b in zip(whole, pieces, strict=True):
+        assert relative(b, a) < 1e-6
+
+
+def test_gram_survives_half_precision():
+    large = torch.full((1, 64 * 64, 8), 30.0, dtype=torch.float16)
+    gram = pixel_sums(large, large, 1).gram
+    assert gram.dtype == torch.float32
+    assert torch.isfinite(gram).all()
+    assert gram.max() > 65504
+
+
+def test_gradient_at_zero_is_finite():
+    attention = fill(Attention(8, 2, False))
+    x = torch.zeros(1, 8, 8, 8, requires_grad=True)
+    attention(x).sum().backward()
+    assert torch.isfinite(x.grad).all()

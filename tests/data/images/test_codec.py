@@ -1,0 +1,265 @@
+"""The odder kinds of image files: palettes, CMYK, animations, chunks of a PNG."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from c2fdft_cli.data.images.picture import (
+    Picture,
+    frame_count,
+    image_size,
+    read_picture,
+    write_picture,
+)
+from c2fdft_cli.errors import DataError
+from tests.kit.images import encoded, ramp, tiff_bytes
+
+
+def chunk(kind, payload):
+    check = zlib.crc32(kind + payload)
+    return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", check)
+
+
+def with_chunk(data, kind, payload):
+    """A PNG with one more chunk before its pixels."""
+    at = data.index(b"IDAT") - 4
+    return data[:at] + chunk(kind, payload) + data[at:]
+
+
+def test_one_bit_becomes_grey():
+    image = Image.fromarray(ramp(channels=1, dtype=np.uint8)[..., 0] > 90)
+    got = read_picture(encoded(image, "PNG"))
+    assert got.grey
+    assert set(np.unique(got.pixels)) == {0, 255}
+
+
+def test_grey_with_alpha():
+    values = ramp(channels=2, dtype=np.uint8)
+    got = read_picture(encoded(Image.fromarray(values), "PNG"))
+    assert got.grey
+    np.testing.assert_array_equal(got.pixels[..., 1], values[..., 0])
+    np.testing.assert_array_equal(got.alpha, values[..., 1])
+
+
+def test_palette_with_a_transparent_colour():
+    image = Image.new("P", (3, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    got = read_picture(encoded(image, "PNG", transparency=1))
+    assert got.pixels.tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+    assert got.alpha.tolist() == [[255, 0, 255]]
+    assert not got.grey
+    opacities = read_picture(encoded(image, "PNG", transparency=bytes([9, 8, 7])))
+    assert opacities.alpha.tolist() == [[9, 8, 7]]
+    assert read_picture(encoded(image, "PNG")).alpha is None
+
+
+def test_a_palette_of_greys_is_grey():
+    image = Image.new("P", (2, 1))
+    image.putpalette([9, 9, 9, 200, 200, 200])
+    image.putdata([0, 1])
+    got = read_picture(encoded(image, "PNG"))
+    assert got.grey
+    assert got.pixels[..., 2].tolist() == [[9, 200]]
+
+
+def test_cmyk_is_converted_with_and_without_a_profile():
+    image = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    plain = read_picture(encoded(image, "JPEG", quality=100))
+    assert plain.pixels[0, 0, 0] > 200
+    assert plain.pixels[0, 0, 1:].max() < 60
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for wrong in (srgb, b"no profile at all"):
+        got = read_picture(encoded(image, "TIFF", icc_profile=wrong))
+        assert got.pixels[0, 0].tolist() == [255, 0, 0]
+        assert got.icc is None
+
+
+def test_a_usable_cmyk_profile_decides_the_colours(monkeypatch):
+    seen = []
+
+    def convert(image, source, target, outputMode):
+        seen.append((image.mode, source, outputMode))
+        return Image.new("RGB", image.size, (1, 2, 3))
+
+    monkeypatch.setattr(ImageCms, "profileToProfile", convert)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    got = read_picture(encoded(Image.new("CMYK", (2, 2)), "TIFF", icc_profile=profile))
+    assert got.pixels[0, 0].tolist() == [1, 2, 3]
+    assert got.icc is None
+    assert [(mode, output) for mode, _, output in seen] == [("CMYK", "RGB")]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_frames_of_an_animation(tmp_path, kind):
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    frames = [Image.new("RGB", (8, 4), colour) for colour in colours]
+    more = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **more)
+    (tmp_path / "a").write_bytes(data)
+    assert frame_count(tmp_path / "a") == 3
+    assert image_size(tmp_path / "a") == (4, 8)
+    assert read_picture(data).pixels[0, 0].tolist() == [200, 0, 0]
+    for number, colour in enumerate(colours):
+        assert read_picture(data, frame=number).pixels[3, 7].tolist() == list(colour)
+    with pytest.raises(DataError, match=r"3 frames.* no frame 3"):
+        read_picture(data, frame=3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pages_of_a_tiff(tmp_path, dtype):
+    pages = np.stack([ramp(dtype=dtype), ramp(dtype=dtype)[::-1], ramp(dtype=dtype)[:, ::-1]])
+    data = tiff_bytes(pages, photometric="rgb")
+    (tmp_path / "a.tif").write_bytes(data)
+    assert frame_count(tmp_path / "a.tif") == 3
+    for number, page in enumerate(pages):
+        np.testing.assert_array_equal(read_picture(data, frame=number).pixels, page)
+    with pytest.raises(DataError, match=r"3 pages.* no page 7"):
+        read_picture(data, frame=7)
+
+
+def test_a_still_picture_has_one_frame(tmp_path):
+    for suffix in (".png", ".jpg", ".tif", ".bmp", ".webp"):
+        path = tmp_path / f"a{suffix}"
+        write_picture(path, Picture(ramp(dtype=np.uint8)))
+        assert frame_count(path) == 1
+        with pytest.raises(DataError, match="there is no"):
+            read_picture(path, frame=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_transparent_value_of_a_16_bit_png(tmp_path, channels):
+    values = ramp(channels=channels)
+    pixels = np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
+    write_picture(tmp_path / "a.png", Picture(pixels, grey=channels == 1))
+    key = values[2, 3].astype(">u2").tobytes()
+    got = read_picture(with_chunk((tmp_path / "a.png").read_bytes(), b"tRNS", key))
+    assert got.grey == (channels == 1)
+    assert got.alpha[2, 3] == 0
+    assert got.alpha.dtype == np.uint16
+    assert (got.alpha == 65535).sum() == got.alpha.size - 1
+    np.testing.assert_array_equal(got.pixels, pixels)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_the_transparent_value_of_a_grey_png_with_few_bits(depth):
+    row, width = 0b00011011, 8 // depth
+    data = b"\x89PNG\r\n\x1a\n"
+    data += chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, 0, 0, 0, 0))
+    data += chunk(b"tRNS", b"\0\1") + chunk(b"IDAT", zlib.compress(bytes([0, row])))
+    data += chunk(b"IEND", b"")
+    values = [row >> 8 - depth * (i + 1) & 2**depth - 1 for i in range(width)]
+    got = read_picture(data)
+    assert got.pixels[0, :, 0].tolist() == [value * 255 // (2**depth - 1) for value in values]
+    assert got.alpha[0].tolist() == [0 if value == 1 else 255 for value in values]
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"tEXt"])
+def test_exif_as_hexadecimal_text_in_an_old_png(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes()
+    text = f"\nexif\n{len(block):8d}\n{block.hex()}\n".encode()
+    payload = b"\0" + zlib.compress(text) if kind == b"zTXt" else text
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    data = with_chunk(data, kind, b"Raw profile type exif\0" + payload)
+    data = with_chunk(data, kind, b"Comment\0other text")
+    (tmp_path / "a.png").write_bytes(data)
+    assert image_size(tmp_path / "a.png") == (9, 6)
+    assert read_picture(data).pixels.shape == (9, 6, 3)
+
+
+@pytest.mark.parametrize("text", [b"", b"\nexif\n", b"\nexif\n 4\nzz", b"\xff\xfe x y"])
+def test_damaged_hexadecimal_exif_is_left_out(text):
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    for kind, payload in (
+        (b"zTXt", b"\0" + zlib.compress(text)),
+        (b"zTXt", b"\0x"),
+        (b"tEXt", text),
+    ):
+        got = read_picture(with_chunk(data, kind, b"Raw profile type exif\0" + payload))
+        assert got.exif is None
+        np.testing.assert_array_equal(got.pixels, ramp(dtype=np.uint8))
+
+
+def test_colours_without_a_profile_and_the_resolution_of_a_png_survive(tmp_path):
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    kept = {b"cICP": bytes([9, 16, 0, 1]), b"gAMA": struct.pack(">I", 100000)}
+    kept |= {b"cHRM": bytes(range(32)), b"pHYs": struct.pack(">IIB", 300, 200, 1)}
+    for kind, payload in kept.items():
+        data = with_chunk(data, kind, payload)
+    data = with_chunk(data, b"sRGB", b"too long")
+    write_picture(tmp_path / "a.png", read_picture(data))
+    written = (tmp_path / "a.png").read_bytes()
+    assert all(chunk(kind, payload) in written for kind, payload in kept.items())
+    assert b"sRGB" not in written
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_picture(tmp_path / "a.png", read_picture(with_chunk(data, b"eXIf", exif.tobytes()[6:])))
+    assert chunk(b"pHYs", struct.pack(">IIB", 200, 300, 1)) in (tmp_path / "a.png").read_bytes()
+    write_picture(tmp_path / "a.jpg", read_picture(data))
+    assert read_picture(tmp_path / "a.jpg").png_chunks == b""
+
+
+def test_exif_after_the_pixels_of_a_png_counts(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    chunk = with_chunk(data, b"eXIf", block)
+    late = data[:-12] + chunk[chunk.index(b"eXIf") - 4 :][: len(block) + 12] + data[-12:]
+    (tmp_path / "a.png").write_bytes(late)
+    assert image_size(tmp_path / "a.png") == (9, 6)
+    assert read_picture(tmp_path / "a.png").pixels.shape == (9, 6, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_flipped_bit_in_a_png_is_noticed(tmp_path, dtype):
+    write_picture(tmp_path / "a.png", Picture(ramp(dtype=dtype)))
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[data.index(b"IDAT") + 9] ^= 4
+    with pytest.raises(DataError, match="PNG data are damaged"):
+        read_picture(bytes(data))
+
+
+def test_a_damaged_or_huge_profile_is_left_out(tmp_path):
+    write_picture(tmp_path / "a.png", Picture(ramp(dtype=np.uint8)))
+    data = (tmp_path / "a.png").read_bytes()
+    bomb = b"bomb\0\0" + zlib.compress(bytes(64 << 20))
+    for payload in (b"", b"name", b"name\0\0garbage", bomb):
+        got = read_picture(with_chunk(data, b"iCCP", payload))
+        assert got.icc is None
+        np.testing.assert_array_equal(got.pixels, ramp(dtype=np.uint8))
+
+
+def test_the_thumbnail_in_the_exif_block_is_unlinked():
+    tags = struct.pack("<HHHII", 1, 0x0112, 3, 1, 3)
+    block = b"II*\0\x08\0\0\0" + tags + struct.pack("<I", 26) + tags + struct.pack("<I", 0)
+    image = Image.fromarray(ramp(dtype=np.uint8))
+    got = read_picture(encoded(image, "JPEG", exif=b"Exif\0\0" + block))
+    assert struct.unpack_from("<I", got.exif, 22)[0] == 0
+    assert struct.unpack_from("<H", got.exif, 18)[0] == 1
+    assert len(got.exif) == len(block)
+
+
+def outcome(data):
+    try:
+        return f"{read_picture(data, max_pixels=1 << 16).bit_depth} bit"
+    except DataError as error:
+        return str(error)
+
+
+def test_no_cut_or_flipped_byte_makes_another_error(tmp_path):
+    """A sweep over small files: each reads, or is refused as bad data."""
+    for suffix, dtype in [(".png", np.uint16), (".tif", np.uint16), (".jpg", np.uint8)]:
+        write_picture(tmp_path / f"a{suffix}", Picture(ramp(dtype=dtype)))
+        data = (tmp_path / f"a{suffix}").read_bytes()
+        for at in range(0, len(data), 7):
+            flipped = data[:at] + bytes([data[at] ^ 0xA5]) + data[at + 1 :]
+            for hostile in (flipped, data[:at]):
+                assert "\n" not in outcome(hostile)

@@ -1,0 +1,214 @@
+"""TIFF in its many forms."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from c2fdft_cli.data.images.picture import frame_count, read_picture
+from c2fdft_cli.errors import DataError
+from tests.kit.images import ramp, tiff_bytes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"byteorder": ">"},
+        {"bigtiff": True},
+        {"compression": "zlib", "predictor": True},
+        {"compression": "zlib", "predictor": True, "byteorder": ">"},
+        {"tile": (16, 16)},
+        {"rowsperstrip": 2},
+        {"compression": "lzw", "predictor": True},
+        {"compression": "packbits"},
+        {"compression": "lzma"},
+        {"compression": "zstd"},
+        {"tile": (16, 32), "compression": "lzw", "predictor": True, "bigtiff": True},
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("planar", [False, True])
+def test_every_layout_of_a_tiff_gives_the_same_pixels(options, dtype, channels, planar):
+    values = ramp(channels=channels, dtype=dtype)
+    stored = np.ascontiguousarray(values.transpose(2, 0, 1)) if planar else values
+    more = {"photometric": "rgb" if channels >= 3 else "minisblack"}
+    more |= {"extrasamples": [2]} if channels in (2, 4) else {}
+    more |= {"planarconfig": "separate" if planar else "contig"} if channels > 1 else {}
+    data = tiff_bytes(stored if channels > 1 else values[..., 0], **more, **options)
+    got = read_picture(data)
+    colours = channels - (channels + 1) % 2
+    assert got.grey == (colours == 1)
+    assert got.bit_depth == 8 * np.dtype(dtype).itemsize
+    np.testing.assert_array_equal(got.pixels[..., :colours], values[..., :colours])
+    assert (got.alpha is None) == (colours == channels)
+    if got.alpha is not None:
+        np.testing.assert_array_equal(got.alpha, values[..., -1])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_a_16_bit_tiff(orientation):
+    tag = (274, "H", 1, orientation, True)
+    wide, narrow = (
+        read_picture(tiff_bytes(values, photometric="rgb", extratags=[tag])).pixels
+        for values in (ramp(), ramp(dtype=np.uint8))
+    )
+    np.testing.assert_array_equal(wide >> 8, narrow)
+    assert wide.shape[:2] == ((6, 9) if orientation < 5 else (9, 6))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_min_is_white_is_turned_round(dtype):
+    values = ramp(channels=1, dtype=dtype)[..., 0]
+    got = read_picture(tiff_bytes(values, photometric="miniswhite"))
+    np.testing.assert_array_equal(got.pixels[..., 0], np.iinfo(dtype).max - values)
+
+
+def test_alpha_that_was_multiplied_in_is_taken_out():
+    values = np.array([[[100, 200, 300, 32768], [0, 0, 0, 0]]], np.uint16)
+    got = read_picture(tiff_bytes(values, photometric="rgb", extrasamples=[1]))
+    assert got.pixels.tolist() == [[[200, 400, 600], [0, 0, 0]]]
+    assert got.alpha.tolist() == [[32768, 0]]
+
+
+def test_an_unspecified_fourth_channel_is_no_alpha():
+    values = ramp(channels=4)
+    got = read_picture(tiff_bytes(values, photometric="rgb", extrasamples=[0]))
+    assert got.alpha is None
+    np.testing.assert_array_equal(got.pixels, values[..., :3])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_float_tiff_in_0_1_becomes_16_bit(channels, dtype):
+    values = (ramp(channels=channels) / 65535).astype(dtype)
+    photometric = "rgb" if channels == 3 else "minisblack"
+    got = read_picture(tiff_bytes(np.squeeze(values), photometric=photometric))
+    assert got.grey == (channels == 1)
+    np.testing.assert_array_equal(got.pixels[..., :channels], ramp(channels=channels))
+
+
+@pytest.mark.parametrize("bad", [1.5, -0.1, np.nan, np.inf])
+def test_float_tiff_outside_0_1_is_refused_with_a_hint(bad):
+    values = np.full((4, 4), 0.5, np.float32)
+    values[2, 2] = bad
+    with pytest.raises(DataError, match=r"float TIFF with values outside 0\.\.1") as caught:
+        read_picture(tiff_bytes(values, photometric="minisblack"))
+    assert "scale it" in caught.value.hint
+
+
+def test_half_floats_become_16_bit():
+    values = np.array([[0, 0.25, 1]], np.float16)
+    got = read_picture(tiff_bytes(values, photometric="minisblack"))
+    assert got.pixels[..., 0].tolist() == [[0, 16384, 65535]]
+
+
+@pytest.mark.parametrize(("bits", "white"), [(2, 255), (4, 255), (12, 65535)])
+def test_other_bit_depths_are_stretched_to_the_next(bits, white):
+    top = 2**bits - 1
+    values = np.array([[0, 1, top - 1, top]], np.uint16 if bits > 8 else np.uint8)
+    got = read_picture(tiff_bytes(values, photometric="minisblack", bitspersample=bits))
+    expected = np.rint(values * (white / top)).astype(int).tolist()
+    assert got.pixels[..., 0].tolist() == expected
+
+
+@pytest.mark.parametrize("photometric", ["separated", "palette", "ycbcr"])
+@pytest.mark.parametrize("options", [{}, {"compression": "lzw", "tile": (16, 16)}])
+def test_8_bit_colours_of_other_kinds(photometric, options):
+    values = ramp(channels={"separated": 4, "palette": 1, "ycbcr": 3}[photometric], dtype=np.uint8)
+    if photometric == "palette":
+        colours = np.stack([np.arange(256), 255 - np.arange(256), np.full(256, 7)])
+        expected = colours.T[values[..., 0]]
+        more = {"colormap": (colours * 257).astype(np.uint16)}
+        values = values[..., 0]
+    else:
+        mode, more = {"separated": "CMYK", "ycbcr": "YCbCr"}[photometric], {}
+        expected = np.asarray(Image.fromarray(values, mode).convert("RGB"))
+    got = read_picture(tiff_bytes(values, photometric=photometric, **more, **options))
+    np.testing.assert_array_equal(got.pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "photometric", "name"),
+    [
+        (ramp(channels=1)[..., 0].astype(np.int16), "minisblack", "16-bit signed integer TIFF"),
+        (ramp(channels=1)[..., 0].astype(np.uint32), "minisblack", "32-bit integer TIFF"),
+        (ramp(channels=4), "separated", "4 16-bit SEPARATED channels"),
+        (ramp(dtype=np.uint8), "cielab", "3 8-bit CIELAB channels"),
+    ],
+)
+def test_unsupported_tiff_is_refused_by_name(values, photometric, name):
+    with pytest.raises(DataError, match=name) as caught:
+        read_picture(tiff_bytes(values, photometric=photometric))
+    assert caught.value.hint
+
+
+def test_tiff_pages_in_a_loop_are_counted_once(tmp_path):
+    data = bytearray(tiff_bytes(ramp(), photometric="rgb"))
+    first = struct.unpack_from("<I", data, 4)[0]
+    count = struct.unpack_from("<H", data, first)[0]
+    struct.pack_into("<I", data, first + 2 + 12 * count, first)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert frame_count(tmp_path / "a.tif") == 1
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, ramp())
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits", "jpeg"])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_a_truncated_tiff_is_refused_whatever_its_compression(compression, tile):
+    values = ramp(40, 40, dtype=np.uint8)
+    data = tiff_bytes(values, photometric="rgb", compression=compression, tile=tile)
+    with pytest.raises(DataError, match="the file is truncated"):
+        read_picture(data[:-100])
+
+
+def tiff_page(strip, tags):
+    """A grey page of 4 x 4 px, 8 bits, with these further tags; its strip lies at 8."""
+    entries = sorted(({256: 4, 257: 4, 258: 8, 262: 1, 277: 1} | tags).items())
+    data = b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(entries))
+    return (
+        data + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries) + bytes(4)
+    )
+
+
+def test_strips_and_tiles_larger_than_the_picture_are_refused():
+    file = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(file, "JPEG")
+    strip = file.getvalue()
+    for tags, reason in [
+        ({259: 7, 273: 8, 278: 4, 279: len(strip)}, "larger than the picture"),
+        ({259: 1, 322: 1 << 20, 323: 1 << 20, 324: 8, 325: len(strip)}, "over the limit"),
+        ({259: 50001, 273: 8, 278: 4, 279: len(strip)}, "WEBP compression is not supported"),
+    ]:
+        with pytest.raises(DataError, match=reason):
+            read_picture(tiff_page(strip, tags))
+
+
+@pytest.mark.parametrize("extra", [1, 2])
+def test_an_alpha_that_is_announced_but_not_there_is_none(extra):
+    strip = bytes(range(16))
+    got = read_picture(tiff_page(strip, {259: 1, 273: 8, 278: 4, 279: 16, 338: extra}))
+    assert got.alpha is None
+    assert got.pixels[..., 0].tobytes() == strip
+
+
+def test_descriptions_of_a_page_survive_in_classic_and_big_tiffs():
+    for bigtiff in (False, True):
+        data = tiff_bytes(ramp(), photometric="rgb", bigtiff=bigtiff, resolution=(300, 200))
+        exif = Image.Exif()
+        exif.load(read_picture(data).exif)
+        assert (exif[282], exif[283]) == (300, 200)
+
+
+def test_damaged_files_say_nothing_on_standard_error(capfd):
+    whole = tiff_bytes(ramp(40, 40, dtype=np.uint8), photometric="rgb", compression="lzw")
+    for at in range(0, len(whole), 97):
+        damaged = whole[:at] + bytes([whole[at] ^ 0xA5]) + whole[at + 1 :]
+        with contextlib.suppress(DataError):
+            read_picture(damaged)
+    assert capfd.readouterr() == ("", "")

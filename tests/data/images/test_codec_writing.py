@@ -1,0 +1,178 @@
+"""What each format keeps of a picture, and what it cannot hold."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from c2fdft_cli.data.images.picture import Picture, read_picture, save_rgb8, write_picture
+from c2fdft_cli.errors import ResourceError, UsageError
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+LOSSLESS = [".png", ".tif", ".TIFF", ".bmp", ".webp"]
+
+
+def exif_block(orientation=1, artist="A. Painter"):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x013B] = artist
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def drawn(height=13, width=11, channels=3, dtype=np.uint8, grey=False):
+    """Values by formula that use all bits and differ in every direction."""
+    y, x, c = np.mgrid[:height, :width, : 1 if grey else channels]
+    values = (y * 4099 + x * 17391 + c * 29009 + 7) % 65536
+    values = values if dtype == np.uint16 else values >> 8
+    return np.repeat(values, channels, axis=2).astype(dtype) if grey else values.astype(dtype)
+
+
+def picture(dtype=np.uint8, grey=False, alpha=False, **more):
+    plane = drawn(channels=1, dtype=dtype)[::-1, :, 0].copy() if alpha else None
+    return Picture(drawn(dtype=dtype, grey=grey), grey=grey, alpha=plane, **more)
+
+
+def assert_same(got, expected):
+    assert got.pixels.dtype == expected.pixels.dtype
+    assert got.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(got.pixels, expected.pixels)
+    assert got.grey == expected.grey
+    assert (got.alpha is None) == (expected.alpha is None)
+    if expected.alpha is not None:
+        np.testing.assert_array_equal(got.alpha, expected.alpha)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_other_programs_read_what_is_written(tmp_path, suffix):
+    before = picture(np.uint16, alpha=True, icc=ICC, exif=exif_block())
+    path = tmp_path / f"a{suffix}"
+    write_picture(path, before)
+    opencv = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(opencv[..., 2::-1], before.pixels)
+    np.testing.assert_array_equal(opencv[..., 3], before.alpha)
+    with Image.open(path) as image:
+        image.load()
+        assert image.info["icc_profile"] == ICC
+        assert image.getexif()[0x013B] == "A. Painter"
+    if suffix == ".tif":
+        np.testing.assert_array_equal(tifffile.imread(path)[..., :3], before.pixels)
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_lossless_formats_keep_8_bit_colours(tmp_path, suffix):
+    before = picture(icc=ICC, exif=exif_block())
+    write_picture(tmp_path / f"a{suffix}", before)
+    after = read_picture(tmp_path / f"a{suffix}")
+    assert_same(after, before)
+    assert after.icc == (None if suffix == ".bmp" else ICC)
+
+
+def test_webp_keeps_alpha_and_the_colours_under_it(tmp_path):
+    before = picture(alpha=True)
+    write_picture(tmp_path / "a.webp", before)
+    assert_same(read_picture(tmp_path / "a.webp"), before)
+
+
+def test_jpeg_keeps_profile_exif_and_full_colour_resolution(tmp_path):
+    before = Picture(np.full((16, 16, 3), (200, 40, 90), np.uint8), icc=ICC, exif=exif_block())
+    before.pixels[:, ::2] = (20, 90, 200)
+    write_picture(tmp_path / "a.jpg", before, quality=95)
+    after = read_picture(tmp_path / "a.jpg")
+    assert np.abs(after.pixels.astype(int) - before.pixels).max() < 12
+    assert after.icc == ICC
+    assert after.exif is not None
+    write_picture(tmp_path / "low.jpg", before, quality=10)
+    assert (tmp_path / "low.jpg").stat().st_size < (tmp_path / "a.jpg").stat().st_size
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
+def test_grey_is_stored_in_one_channel_and_stays_grey(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_picture(path, picture(grey=True))
+    with Image.open(path) as image:
+        assert image.mode == "L"
+    assert read_picture(path).grey
+
+
+def test_a_restored_grey_picture_is_the_mean_of_its_channels(tmp_path):
+    pixels = np.array([[[10, 11, 12], [9, 9, 11]]], np.uint8)
+    write_picture(tmp_path / "a.png", Picture(pixels, grey=True))
+    assert read_picture(tmp_path / "a.png").pixels[..., 0].tolist() == [[11, 10]]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".webp"])
+def test_16_bits_are_rounded_for_8_bit_formats_and_alpha_dropped(tmp_path, suffix):
+    pixels = np.array([[[0, 128, 129], [65535, 65407, 65406]]], np.uint16).repeat(8, 0)
+    write_picture(tmp_path / f"a{suffix}", Picture(pixels, alpha=pixels[..., 0].copy()))
+    after = read_picture(tmp_path / f"a{suffix}")
+    assert after.pixels.dtype == np.uint8
+    assert (after.alpha is not None) == (suffix == ".webp")
+    if suffix != ".jpg":
+        assert after.pixels[0].tolist() == [[0, 0, 1], [255, 255, 254]]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a", "a.png.txt"])
+def test_writing_an_unknown_suffix_is_a_usage_error(tmp_path, name):
+    with pytest.raises(UsageError, match="cannot write images as"):
+        save_rgb8(tmp_path / name, drawn())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_too_large_for_webp_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="16384 x 1 px is too large for webp"):
+        save_rgb8(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.uint8))
+
+
+def test_writing_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="cannot write"):
+        save_rgb8(tmp_path / "file" / "a.png", drawn())
+
+
+def test_tags_that_describe_other_pixels_do_not_enter_a_tiff(tmp_path):
+    exif = Image.Exif()
+    for tag, value in {0x013B: "A. Painter", 322: 16, 325: 99, 317: 3, 339: 3, 256: 9}.items():
+        exif[tag] = value
+    before = picture(exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+    write_picture(tmp_path / "a.tif", before)
+    after = read_picture(tmp_path / "a.tif")
+    assert_same(after, before)
+    found = Image.Exif()
+    found.load(after.exif)
+    assert dict(found) == {0x013B: "A. Painter"}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_camera_and_place_data_survive(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[271] = "Maker"
+    exif.get_ifd(0x8769)[0x829A] = 0.5
+    exif.get_ifd(0x8825)[1] = "N"
+    before = picture(exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+    write_picture(tmp_path / f"a{suffix}", before)
+    found = Image.Exif()
+    found.load(read_picture(tmp_path / f"a{suffix}").exif)
+    assert found[271] == "Maker"
+    assert found.get_ifd(0x8769)[0x829A] == 0.5
+    assert found.get_ifd(0x8825)[1] == "N"
+
+
+def test_an_exif_block_too_long_for_a_jpeg_is_left_out(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 70000
+    write_picture(tmp_path / "a.jpg", picture(exif=exif.tobytes().removeprefix(b"Exif\0\0")))
+    assert read_picture(tmp_path / "a.jpg").exif is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_png_of_a_smooth_picture_is_much_smaller_than_its_pixels(tmp_path, dtype):
+    """A filter and run lengths are at work: a smooth picture shrinks to less than a third."""
+    y, x = np.mgrid[:256, :256]
+    pixels = np.repeat(((y + 2 * x) * 60)[..., None], 3, axis=2) // (
+        257 if dtype == np.uint8 else 1
+    )
+    write_picture(tmp_path / "a.png", Picture(pixels.astype(dtype)))
+    assert (tmp_path / "a.png").stat().st_size < pixels.astype(dtype).nbytes / 3

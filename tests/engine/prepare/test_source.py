@@ -1,0 +1,93 @@
+"""Images that are decoded once, and who may read them."""
+
+from __future__ import annotations
+
+import errno
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from c2fdft_cli import files
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.shards.format import Pixels
+from c2fdft_cli.engine.prepare.source import DecodedImages
+from c2fdft_cli.errors import DataError, ResourceError
+
+
+def picture(seed: int, h: int = 9, w: int = 11) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[Path, int]:
+    """Files of different sizes with the bytes of their pixels."""
+    (tmp_path / "in").mkdir()
+    paths = [tmp_path / "in" / f"{i}.png" for i in range(6)]
+    for i, path in enumerate(paths):
+        save_rgb8(path, picture(i, 9 + i))
+    return {path: 3 * (9 + i) * 11 for i, path in enumerate(paths)}
+
+
+def test_pixels_come_back_to_many_threads(tmp_path: Path, images: dict[Path, int]) -> None:
+    with DecodedImages(tmp_path) as decoded, ThreadPoolExecutor(8) as pool:
+        decoded.add(images, workers=3)
+        for path in images:
+            path.unlink()  # whatever is read now comes from the nameless file
+        order = [i for _ in range(20) for i in range(6)]
+        paths = list(images)
+        for i, pixels in zip(order, pool.map(lambda i: decoded.read(paths[i]), order), strict=True):
+            np.testing.assert_array_equal(pixels, picture(i, 9 + i))
+        assert list(tmp_path.iterdir()) == [tmp_path / "in"]
+
+
+def test_what_was_not_added_is_decoded(tmp_path: Path, images: dict[Path, int]) -> None:
+    path = next(iter(images))
+    with DecodedImages(tmp_path) as decoded:
+        np.testing.assert_array_equal(decoded.read(path), picture(0))
+        path.unlink()
+        with pytest.raises(DataError, match="no such file"):
+            decoded.read(path)
+
+
+def test_keys_are_those_of_pixels(tmp_path: Path) -> None:
+    flat = np.full((4, 6, 3), 7, np.uint8)
+    same = {"a.png": flat, "b.bmp": flat, "turned.png": flat.reshape(6, 4, 3), "c.png": flat + 1}
+    for name, pixels in same.items():
+        save_rgb8(tmp_path / name, pixels)
+    with DecodedImages(tmp_path) as decoded:
+        decoded.add({tmp_path / name: 72 for name in same}, workers=1)
+        a, b, turned, c = (decoded.key(tmp_path / name) for name in same)
+    assert a == b
+    assert len({a, turned, c}) == 3
+
+
+def test_unreadable_image_is_named(tmp_path: Path, images: dict[Path, int]) -> None:
+    path = list(images)[2]
+    path.write_bytes(b"text")
+    with DecodedImages(tmp_path) as decoded, pytest.raises(DataError) as caught:
+        decoded.add(images, workers=2)
+    assert caught.value.where == str(path)
+
+
+def test_disk_that_fills_up(
+    tmp_path: Path, images: dict[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            pass
+
+    with DecodedImages(tmp_path) as decoded:
+        monkeypatch.setattr(files, "free_bytes", lambda _: 100)
+        with pytest.raises(ResourceError, match="the disk is too small"):
+            decoded.add(images, workers=1)
+        monkeypatch.undo()
+        decoded._file.close()
+        monkeypatch.setattr(decoded, "_file", Full())
+        with pytest.raises(ResourceError, match="the disk is full"):
+            decoded.add(images, workers=1)

@@ -1,0 +1,105 @@
+"""The record of what made each file: stable digests, named differences, damage that is survived."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest, settings_digest
+from c2fdft_cli.errors import ResourceError
+
+SETTINGS: dict[str, Any] = {
+    "weights": "0123456789" + "w" * 54,
+    "grid": [999, 500],
+    "precision": "fp32",
+    "draws": 1,
+    "eta": 0.0,
+    "seed": 0,
+    "quality": 95,
+    "bit_depth": None,
+    "tile": None,
+    "self_ensemble": False,
+    "temporal_noise": "fixed",
+    "crf": 18,
+}
+
+
+def changed(**settings: Any) -> dict[str, Any]:
+    return {**SETTINGS, **settings}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "a.jpg"
+    path.write_text("an image")
+    return path
+
+
+def test_the_digest_stays_what_it_was() -> None:
+    """Outputs of earlier versions are recognised by these numbers."""
+    weights = "w" * 64
+    assert settings_digest(changed(weights=weights)) == "8a34cd27c8dde5e0"
+    assert settings_digest(changed(weights=weights, quality=80)) == "31fc20b6972490b9"
+    many = changed(
+        weights=weights, seed=3, eta=0.5, tile=64, draws=2, bit_depth=8, self_ensemble=True
+    )
+    video = {"temporal_noise": "per-frame", "crf": 30}
+    assert settings_digest({**many, **video}) == "e63888701f902ca8"
+
+
+def test_every_setting_counts() -> None:
+    values = [
+        {"weights": "v"}, {"grid": [999]}, {"precision": "bf16"}, {"draws": 2}, {"eta": 1.0},
+        {"seed": 1}, {"quality": 9}, {"bit_depth": 8}, {"tile": 64}, {"self_ensemble": True},
+        {"temporal_noise": "per-frame"}, {"crf": 0},
+    ]  # fmt: skip
+    digests = {settings_digest(changed(**value)) for value in values}
+    assert len(digests | {settings_digest(SETTINGS)}) == 13
+
+
+def test_what_was_made_with_the_same_settings_is_beyond_doubt(tmp_path: Path, source: Path) -> None:
+    Manifest(tmp_path, SETTINGS).add(tmp_path / "x" / "a.png", source)
+    assert Manifest(tmp_path, SETTINGS).doubt(tmp_path / "x" / "a.png", source) is None
+    unknown = Manifest(tmp_path, SETTINGS).doubt(tmp_path / "b.png", source)
+    assert unknown == "there is no record of how it was made"
+    source.write_text("another image")
+    stale = Manifest(tmp_path, SETTINGS).doubt(tmp_path / "x" / "a.png", source)
+    assert stale == "its input has changed since"
+
+
+def test_differences_are_named(tmp_path: Path, source: Path) -> None:
+    Manifest(tmp_path, SETTINGS, "w.pt").add(tmp_path / "a.png", source)
+    settings = changed(weights="v" * 64, grid=[500], draws=8, crf=0)
+    doubt = Manifest(tmp_path, settings, "v.pt").doubt(tmp_path / "a.png", source)
+    assert doubt == (
+        "made with other settings: weights w.pt 01234567, now v.pt vvvvvvvv; "
+        "timesteps 999,500, now 500; samples 1, now 8; crf 18, now 0"
+    )
+
+
+@pytest.mark.parametrize("made_with", [None, 3, {}, {"seed": ["x" * 1000]}])
+def test_a_line_that_does_not_say_is_still_another_setting(
+    made_with: object, tmp_path: Path, source: Path
+) -> None:
+    """Lines of earlier versions, and lines that somebody wrote."""
+    line = {"output": "a.png", "settings": "0", "source": None, "made_with": made_with}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(line) + "\n")
+    doubt = Manifest(tmp_path, SETTINGS).doubt(tmp_path / "a.png", source)
+    assert doubt is not None
+    assert doubt.startswith("made with other settings")
+    assert len(doubt) < 600
+
+
+def test_no_folder_no_manifest(tmp_path: Path, source: Path) -> None:
+    Manifest(None, SETTINGS).add(tmp_path / "a.png", source)
+    assert not (tmp_path / MANIFEST_NAME).exists()
+    assert Manifest(None, SETTINGS).doubt(tmp_path / "a.png", source) is not None
+
+
+def test_a_manifest_that_cannot_be_written_is_an_error(tmp_path: Path, source: Path) -> None:
+    (tmp_path / MANIFEST_NAME).mkdir()
+    with pytest.raises(ResourceError, match="cannot write"):
+        Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)

@@ -1,0 +1,82 @@
+"""Pictures to tensors and back: exact at 8 and 16 bits, greyness and alpha kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from c2fdft_cli.data.images.picture import Picture
+from c2fdft_cli.engine.restore.pictures import (
+    comparison,
+    deviation_map,
+    heat_map,
+    quantise,
+    to_picture,
+    to_tensor,
+)
+from tests.kit.restore import random_picture
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_every_level_survives(depth: int) -> None:
+    dtype = np.uint8 if depth == 8 else np.uint16
+    levels = np.arange(2**depth, dtype=dtype).reshape(2 ** (depth // 2), -1)
+    picture = Picture(np.repeat(levels[..., None], 3, axis=2))
+    image = to_tensor(picture)
+    assert image.dtype == torch.float32
+    assert (image.min(), image.max()) == (0, 1)
+    assert np.array_equal(to_picture(image, picture).pixels, picture.pixels)
+
+
+@pytest.mark.parametrize("options", [{}, {"grey": True}, {"alpha": True}, {"depth": 16}])
+def test_everything_but_the_colours_is_taken_over(options: dict[str, Any]) -> None:
+    source = random_picture(3, 4, **options)
+    made = to_picture(to_tensor(source), source)
+    assert made.grey == source.grey
+    assert made.bit_depth == source.bit_depth
+    assert (made.alpha is None) == (source.alpha is None)
+    assert np.array_equal(made.pixels, source.pixels)
+
+
+def test_bit_depth_changes_pixels_and_alpha_together() -> None:
+    source = random_picture(3, 4, alpha=True)
+    deep = to_picture(to_tensor(source), source, 16)
+    assert deep.bit_depth == 16
+    assert deep.alpha is not None
+    assert np.array_equal(deep.alpha, source.alpha.astype(int) * 257)
+    back = to_picture(to_tensor(deep), deep, 8)
+    assert np.array_equal(back.pixels, source.pixels)
+    assert np.array_equal(back.alpha, source.alpha)
+
+
+def test_grey_is_the_mean_of_the_unrounded_channels() -> None:
+    image = torch.tensor([0.4, 0.4, 1.0]).reshape(3, 1, 1) / 255
+    assert quantise(image, 8, grey=True).tolist() == [[[1, 1, 1]]]
+    assert quantise(image, 8).tolist() == [[[0, 0, 1]]]
+
+
+def test_comparison_is_three_pictures_wide_and_grey_where_nothing_changed() -> None:
+    source = random_picture(5, 7)
+    made = comparison(source, to_tensor(source)).pixels
+    assert made.shape == (5, 3 * 7 + 16, 3)
+    assert np.array_equal(made[:, :7], source.pixels)
+    assert np.array_equal(made[:, 15:22], source.pixels)
+    assert (made[:, -7:] == 128).all()
+
+
+def test_the_deviation_map_is_in_65535ths_of_the_range() -> None:
+    made = deviation_map(torch.tensor([[[0.0, 0.001, 0.25]]]))
+    assert made.grey
+    assert made.pixels[0, :, 0].tolist() == [0, 66, 16384]
+
+
+def test_the_heat_map_is_white_where_the_deviation_is_largest() -> None:
+    deviation = torch.zeros(1, 8, 8)
+    deviation[0, :, 4:] = 0.1
+    made = heat_map(torch.zeros(3, 8, 8), deviation).pixels
+    assert (made[:, 4:] == 255).all()
+    assert (made[:, :4] == 0).all()
+    assert (heat_map(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)).pixels == 0).all()

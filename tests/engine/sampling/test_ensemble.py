@@ -1,0 +1,77 @@
+"""Several samples: mean, standard deviation, and the 8 transforms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.engine.sampling.ensemble import (
+    TRANSFORMS,
+    ensemble_transforms,
+    mean_and_deviation,
+    transform,
+    undo_transform,
+)
+
+LQ = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).float() / 120
+
+
+def numbered(lq: Tensor, number: int) -> Tensor:
+    """A restorer whose result depends on the sample alone."""
+    return torch.full_like(lq, float(number))
+
+
+def test_one_sample_is_the_plain_result_without_a_deviation() -> None:
+    image, deviation = mean_and_deviation(lambda lq, number: lq * 0.5, LQ, 1)
+    assert torch.equal(image, LQ * 0.5)
+    assert deviation is None
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_mean_and_deviation_are_those_of_the_samples(count: int) -> None:
+    values = torch.arange(count).float()
+    image, deviation = mean_and_deviation(numbered, LQ, count)
+    assert torch.allclose(image, values.mean().expand_as(LQ))
+    assert deviation is not None
+    assert deviation.shape == (2, 1, 4, 5)
+    assert torch.allclose(deviation, values.std().expand(2, 1, 4, 5))
+
+
+def test_self_ensemble_runs_8_transforms_each_with_noise_of_its_own() -> None:
+    seen = []
+
+    def record(lq: Tensor, number: int) -> Tensor:
+        seen.append((number, tuple(lq.shape[-2:])))
+        return lq
+
+    image, deviation = mean_and_deviation(record, LQ, 2, TRANSFORMS)
+    assert [number for number, _ in seen] == list(range(16))
+    assert seen[1][1] == (5, 4)
+    assert torch.allclose(image, LQ)
+    assert deviation is not None
+    assert deviation.max() < 1e-6
+
+
+def test_the_8_transforms_differ_and_each_is_undone() -> None:
+    square = LQ[..., :4]
+    turned = [transform(square, number) for number in range(8)]
+    assert all(not torch.equal(turned[i], turned[j]) for i in range(8) for j in range(i))
+    for number in range(8):
+        assert torch.equal(undo_transform(transform(LQ, number), number), LQ)
+
+
+def test_no_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        mean_and_deviation(numbered, LQ, 0)
+
+
+def test_rain_stays_upright_in_a_self_ensemble() -> None:
+    """A vertical streak is vertical under every transform that weights for rain are shown."""
+    streak = torch.zeros(1, 3, 6, 6)
+    streak[..., 1:5, 2] = 1.0
+    transforms = ensemble_transforms("derain")
+    seen = [transform(streak, number) for number in transforms]
+    assert all(int((image[0, 0].amax(0) > 0).sum()) == 1 for image in seen)
+    assert len({transform(LQ, number).numpy().tobytes() for number in transforms}) == 4
+    assert len(ensemble_transforms("denoise")) == len(ensemble_transforms(None)) == 8

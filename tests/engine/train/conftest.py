@@ -1,0 +1,31 @@
+"""One training of each stage, shared by all tests that only look at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kit.sharing import made_once
+from tests.kit.training import request, run
+
+
+@pytest.fixture(scope="session")
+def coarse_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Path:
+    """The run folder of an uninterrupted coarse stage; not to be written to."""
+    return made_once(
+        tmp_path_factory, "coarse", lambda folder: run(request("coarse", shard_folder, folder))
+    )
+
+
+@pytest.fixture(scope="session")
+def fine_run(
+    tmp_path_factory: pytest.TempPathFactory, shard_folder: Path, coarse_run: Path
+) -> Path:
+    """The run folder of an uninterrupted fine stage after `coarse_run`."""
+    init = coarse_run / "coarse.pt"
+    return made_once(
+        tmp_path_factory,
+        "fine",
+        lambda folder: run(request("fine", shard_folder, folder, init=init)),
+    )

@@ -1,0 +1,54 @@
+"""The command reference, from the help of every command: `python -m tests.kit.cli_reference`.
+
+Writes docs/cli.md; a test compares it with the help as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from c2fdft_cli.cli.app import app
+from c2fdft_cli.cli.commands import COMMANDS
+
+FILE = Path(__file__).parents[2] / "docs" / "cli.md"
+GROUPS = {"recipes": ("list", "show", "copy", "validate"), "weights": ("list", "path")}
+HEAD = """# Command reference
+
+What `--help` says of every command, at 80 columns. Generated: `python -m tests.kit.cli_reference`.
+"""
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def reference() -> str:
+    """The text of docs/cli.md."""
+    parts = [HEAD]
+    for words in _lines():
+        name = " ".join(["c2fdft", *words])
+        parts.append(f"## {name}\n\n```text\n{help_of(words)}\n```\n")
+    return "\n".join(parts)
+
+
+def help_of(words: list[str]) -> str:
+    """The help of a command, without colour, at a width of 80."""
+    environment = {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "80"}
+    done = CliRunner().invoke(app, [*words, "--help"], env={**os.environ, **environment})
+    if done.exit_code:
+        raise RuntimeError(f"no help of {words}: {done.output}")
+    return "\n".join(line.rstrip() for line in _STYLE.sub("", done.stdout).strip().splitlines())
+
+
+def _lines() -> Iterator[list[str]]:
+    yield []
+    for entry in COMMANDS:
+        yield [entry.name]
+        for name in GROUPS.get(entry.name, ()):
+            yield [entry.name, name]
+
+
+if __name__ == "__main__":
+    FILE.write_text(reference(), encoding="utf-8")

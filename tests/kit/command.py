@@ -1,0 +1,28 @@
+"""The command line, in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.testing import CliRunner
+
+from c2fdft_cli.cli.app import app
+
+
+def run(*words: object) -> Any:
+    """Run one command; its exit code, stdout and stderr."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(*words: object, code: int, says: str) -> str:
+    """Run a command that must fail with a code and one error on stderr; returns its first line.
+
+    `says` is in that line, in the details below it or in the hint.
+    """
+    result = run(*words)
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, result.stderr
+    assert says in result.stderr[result.stderr.index(lines[0]) :], result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]

@@ -1,0 +1,122 @@
+"""Each list of words is stated once: what acts on the words knows them all, and no others."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+
+from c2fdft_cli.core.diffusion import beta_schedule, time_grid
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.core.objectives import fine_loss
+from c2fdft_cli.data.synthesis.degrade import MODELS
+from c2fdft_cli.engine.weights.convert import HALVES
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution import device
+from c2fdft_cli.metrics.protocols import PROTOCOLS
+from c2fdft_cli.vocabulary import (
+    PRECISIONS,
+    SPACINGS,
+    Degradation,
+    Norm,
+    PackagedTask,
+    Protocol,
+    Schedule,
+    Ssim,
+    Task,
+    check_choice,
+    did_you_mean,
+    parse_numbers,
+    split_words,
+)
+
+
+@pytest.mark.parametrize("name", get_args(Schedule))
+def test_schedules(name: str) -> None:
+    assert beta_schedule(name).shape == (1000,)
+
+
+@pytest.mark.parametrize("name", SPACINGS)
+def test_spacings(name: str) -> None:
+    assert len(time_grid(4, name)) == 4
+
+
+@pytest.mark.parametrize("name", get_args(Norm))
+def test_norms(name: str) -> None:
+    with torch.device("meta"):
+        DFT(dim=8, blocks=(1, 1, 1, 1), norm=name)
+
+
+@pytest.mark.parametrize("name", get_args(Ssim))
+def test_ssim(name: str) -> None:
+    image = torch.full((1, 3, 16, 16), 0.5)
+    loss = fine_loss(
+        lambda x, _: x[:, 3:], torch.linspace(0.9, 0.1, 10), [9, 5], image, image, image, ssim=name
+    )
+    assert loss.isfinite()
+
+
+def test_words_that_core_does_not_know() -> None:
+    for refuse in (
+        lambda: beta_schedule("cosine"),
+        lambda: time_grid(4, "cosine"),
+        lambda: DFT(dim=8, blocks=(1, 1, 1, 1), norm="batch"),
+    ):
+        with pytest.raises(ValueError, match="unknown"):
+            refuse()
+
+
+def test_tables_have_the_words_as_keys() -> None:
+    assert ("auto", *device.PRECISIONS) == PRECISIONS
+    assert set(HALVES) < set(PRECISIONS)
+    assert tuple(PROTOCOLS) == get_args(Protocol)
+    assert tuple(MODELS) == get_args(Degradation)
+    assert {*get_args(PackagedTask)} == {*get_args(Task)} - {"restore"}
+
+
+def test_a_choice_is_named_with_all_choices() -> None:
+    assert check_choice("--spacing", "trailing", SPACINGS) == "trailing"
+    with pytest.raises(
+        UsageError, match="--spacing must be linspace, leading or trailing, got 'tr"
+    ) as e:
+        check_choice("--spacing", "trail", SPACINGS)
+    assert e.value.hint == "did you mean trailing?"
+    with pytest.raises(UsageError, match="--to must be onnx, got 'x'") as e:
+        check_choice("--to", "x", ("onnx",))
+    assert e.value.hint is None
+
+
+def test_near_words() -> None:
+    assert did_you_mean("Derian", ["derain", "denoise"]) == "did you mean derain?"
+    assert did_you_mean("xyz", ["derain", "denoise"]) is None
+    assert split_words("a, b") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("7", [7]), ("999,500", [999, 500]), (" 3, 1 ,3", [3, 1, 3])]
+)
+def test_numbers(text: str, numbers: list[int]) -> None:
+    assert parse_numbers("--grid", text, "999,500") == numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("4", [4]), ("1-3", [1, 2, 3]), ("8,2-2", [8, 2]), ("0-1,1", [0, 1, 1])]
+)
+def test_ranges(text: str, numbers: list[int]) -> None:
+    assert parse_numbers("--steps", text, "1-10", ranges=True) == numbers
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "1,", "-1", "1.5", "x", "1;2", "1-2", "3-1", "1-", "\u0663", "1234567"]
+)
+def test_numbers_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--grid must be whole numbers") as caught:
+        parse_numbers("--grid", text, "999,500")
+    assert caught.value.hint == "for example --grid 999,500"
+
+
+@pytest.mark.parametrize("text", ["3-1", "1-", "-2", "1-2-3"])
+def test_ranges_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--steps must be numbers or ranges"):
+        parse_numbers("--steps", text, "1-10", ranges=True)
