@@ -13,11 +13,11 @@ from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Sha
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.sweep.job import Tried
-    from c2fdft_cli.engine.sweep.result import SweepResult
-    from c2fdft_cli.engine.sweep.table import GridRow
+    from c2fdft_cli.engine.sweep.report import SweepResult
+    from c2fdft_cli.engine.sweep.table import Row
 
 SHOWN_TIMES = 4
-"""Times of a grid that the table shows in full; sweep.csv has them all."""
+"""Timesteps of a schedule that the table shows in full; sweep.csv has them all."""
 
 
 def sweep_steps(
@@ -29,7 +29,7 @@ def sweep_steps(
     ],
     data: Shards = None,
     steps: Annotated[
-        str, typer.Option("--steps", metavar="COUNTS", help="Network calls to try: 1-10 or 2,4,8.")
+        str, typer.Option("--steps", metavar="COUNTS", help="Sampling steps to try: 1-10 or 2,4,8.")
     ] = "1-10",
     spacing: Annotated[
         str,
@@ -39,22 +39,27 @@ def sweep_steps(
     ] = "linspace",
     start: Annotated[
         str | None,
-        typer.Option("--start", metavar="TIMES", help="First times to try: 999,750 (else 999)."),
+        typer.Option(
+            "--start", metavar="TIMES", help="First timesteps to try: 999,750 (else 999)."
+        ),
     ] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="TIMES", help="A grid to try besides: 999,500. Repeatable."),
+        typer.Option(
+            "--grid", metavar="TIMES", help="Timesteps to try besides: 999,500. Repeatable."
+        ),
     ] = None,
     images: Annotated[
         int, typer.Option("--images", help="Validation pairs to take, 0 for all.", min=0)
     ] = 0,
     seeds: Annotated[
-        int, typer.Option("--seeds", help="Noises for each image, for a spread.", min=1, max=1000)
+        int,
+        typer.Option("--seeds", help="Noise samples per image, for a deviation.", min=1, max=1000),
     ] = 1,
     choose: Annotated[
         str,
         typer.Option(
-            "--choose", metavar="RULE", help="psnr, ssim, or fewest calls within:XdB of the best."
+            "--choose", metavar="RULE", help="psnr, ssim, or fewest steps within:XdB of the best."
         ),
     ] = "within:0.2dB",
     protocol: Annotated[
@@ -63,12 +68,6 @@ def sweep_steps(
             "--protocol", metavar="NAME", help="Of the scores (else the recipe's, or rgb)."
         ),
     ] = None,
-    early_stop: Annotated[
-        bool,
-        typer.Option(
-            "--early-stop", help="Give up grids that surely lose against one with no more calls."
-        ),
-    ] = False,
     no_stamp: Annotated[
         bool, typer.Option("--no-stamp", help="Leave the checkpoint as it is.")
     ] = False,
@@ -82,15 +81,17 @@ def sweep_steps(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Find the step grid that suits these weights, and write it into them.
+    """Choose the number of sampling steps and store the timesteps in the checkpoint.
 
-    Restores the validation pairs by every grid, prints calls, times and scores, and chooses: the
-    fewest calls within 0.2 dB of the best PSNR. Stopped, the same command goes on.
+    Restores the validation pairs by every schedule, prints steps, timesteps and scores, and
+    chooses: not the best PSNR but the fewest steps within 0.2 dB of it. The timesteps in the
+    checkpoint are always tried too, and with coarse weights one step at 300, 500 and 700.
+    Stopped, the same command resumes.
 
     Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --spacing linspace,trailing
     """
     from c2fdft_cli.engine.sweep.job import SweepOptions, sweep
-    from c2fdft_cli.engine.sweep.result import summary
+    from c2fdft_cli.engine.sweep.report import summary
     from c2fdft_cli.engine.sweep.schedules import (
         parse_rule,
         parse_spacings,
@@ -103,13 +104,12 @@ def sweep_steps(
         steps=tuple(parse_steps(steps)),
         spacings=tuple(parse_spacings(spacing)),
         starts=() if start is None else tuple(parse_times(start, "--start")),
-        grids=tuple(tuple(parse_times(text, "--grid")) for text in grid or ()),
+        schedules=tuple(tuple(parse_times(text, "--grid")) for text in grid or ()),
         images=images,
         seeds=seeds,
         seed=seed,
         rule=parse_rule(choose),
         protocol=protocol,
-        early_stop=early_stop,
         stamp=not no_stamp,
         out=out,
         overwrite=overwrite,
@@ -131,9 +131,8 @@ def sweep_steps(
 
 
 def _note(event: Tried) -> str:
-    if event.trial is None:
-        return f"{event.name}: {event.calls} calls given up"
-    return f"{event.name}: {event.calls} calls {event.trial.psnr:.2f} dB"
+    name, steps = event.trial.name, len(event.trial.timesteps)
+    return f"{name}: {steps} steps {event.scored.psnr:.2f} dB"
 
 
 def _next_command(result: SweepResult) -> str:
@@ -152,36 +151,49 @@ def _next_command(result: SweepResult) -> str:
 def _tell(result: SweepResult) -> None:
     seeds = result.seeds > 1
     title = f"{result.checkpoint}: {result.images} images, protocol {result.protocol}"
-    columns = ["calls", "grid", "first t", "PSNR", "SSIM", "s / image", "mark"]
+    columns = ["steps", "timesteps", "first t", "PSNR", "SSIM", "s / image", "mark"]
     if seeds:
         columns.insert(4, "+/-")
     console.table(title, columns, [_cells(row, seeds) for row in result.rows])
+    _tell_choice(result)
     out = console.stdout()
-    out.print("P: on the Pareto front (no grid with as few calls scores as much)")
-    times = ", ".join(map(str, result.chosen.grid))
-    out.print(f"chosen: {result.chosen.calls} calls at {times} ({result.rule})", markup=False)
-    if result.trained_grid is not None and not result.chosen.trained:
-        trained = ", ".join(map(str, result.trained_grid))
-        console.remark(f"note: these fine weights were trained on another grid: {trained}")
-    saved = result.calls_naive - result.calls_spent
-    out.print(f"network calls: {result.calls_spent}, {saved} fewer than grid by grid")
+    out.print(f"network evaluations: {result.calls_spent}")
     if not any(path.suffix == ".png" for path in result.files):
         console.remark("no sweep.png: it needs matplotlib (pip install 'c2fdft[plots]')")
     if result.stamped:
-        out.print(f"grid written into {result.checkpoint}", markup=False)
+        out.print(f"timesteps stored in {result.checkpoint}", markup=False)
     out.print(f"written: {', '.join(map(str, result.files))}", markup=False)
 
 
-def _cells(row: GridRow, seeds: bool) -> list[object]:
+def _tell_choice(result: SweepResult) -> None:
+    """The chosen schedule beside the best one, which by default it need not be."""
+    from c2fdft_cli.engine.sweep.table import best
+
+    out, chosen, top = console.stdout(), result.chosen, best(result.rows)
+    out.print("P: on the Pareto front (no schedule with as few steps scores as much)")
+    if top is not None:
+        out.print(f"highest PSNR: {_words(top)}", markup=False)
+    out.print(f"chosen: {_words(chosen)} ({result.rule})", markup=False)
+    if result.trained_grid is not None and not chosen.trained:
+        trained = ", ".join(map(str, result.trained_grid))
+        console.remark(f"note: these fine weights were trained at other timesteps: {trained}")
+
+
+def _words(row: Row) -> str:
+    steps = f"{row.calls} step{'s' if row.calls > 1 else ''}"
+    return f"{steps} at {', '.join(map(str, row.grid))}, {row.psnr:.2f} dB"
+
+
+def _cells(row: Row, seeds: bool) -> list[object]:
     marks = [
         "chosen" if row.chosen else "",
         "P" if row.pareto else "",
         "trained" if row.trained else "",
-        "" if row.complete else f"stopped after {row.trials}",
+        "in the checkpoint" if row.current else "",
     ]
     psnr = f"{row.psnr:.2f}"
     spread = [f"{row.spread:.3f}" if row.spread is not None else "-"] if seeds else []
-    text = " ".join(mark for mark in marks if mark)
+    text = ", ".join(mark for mark in marks if mark)
     times = " ".join(map(str, row.grid))
     if row.calls > SHOWN_TIMES:
         times = f"{row.grid[0]} {row.grid[1]} ... {row.grid[-1]}"

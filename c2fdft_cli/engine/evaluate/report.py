@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from c2fdft_cli.engine.evaluate.types import EvalResult, Scored
+from c2fdft_cli.engine.evaluate.job import EvalResult
+from c2fdft_cli.engine.sampling.scoring import Pictures, Scored
 from c2fdft_cli.engine.weights.checkpoint import versions
 from c2fdft_cli.files import atomic_write_text, ensure_folder
 from c2fdft_cli.progress import Job
@@ -53,24 +54,24 @@ class ReportImages:
     def __init__(self) -> None:
         self.by_name: dict[str, dict[str, str]] = {}
 
-    def add(self, scored: Scored) -> None:
+    def add(self, name: str, pictures: Pictures) -> None:
         """Take one image's pictures."""
-        images = scored.images
-        views = {"restored": images.restored}
-        if images.target is not None:
-            error = error_map(images.restored, images.target)
-            views = {**views, "target": images.target, "error": error}
-        if images.degraded is not None:
-            views = {"degraded": images.degraded, **views}
-        self.by_name[scored.row.name] = {name: _data_uri(view) for name, view in views.items()}
+        views = {"restored": pictures.restored}
+        if pictures.target is not None:
+            error = error_map(pictures.restored, pictures.target)
+            views = {**views, "target": pictures.target, "error": error}
+        if pictures.degraded is not None:
+            views = {"degraded": pictures.degraded, **views}
+        self.by_name[name] = {view: _data_uri(pixels) for view, pixels in views.items()}
 
 
 def with_pictures(job: Job[Scored, EvalResult], images: ReportImages) -> Job[Scored, EvalResult]:
-    """The same job, its pictures taken as they come by."""
+    """The same job, its pictures taken as they come by; its options must ask for them."""
 
     def work() -> Generator[Scored, None, EvalResult]:
         for event in job:
-            images.add(event)
+            if event.pictures is not None:
+                images.add(event.name, event.pictures)
             yield event
         return job.result
 

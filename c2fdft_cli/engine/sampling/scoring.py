@@ -1,54 +1,164 @@
-"""Scores of restored validation pairs: what training, sweep and eval share."""
+"""Restore pairs and score the results: the one loop of validation, sweep and evaluation."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from c2fdft_cli.core.ssim import WINDOW
 from c2fdft_cli.data.images.tensors import as_tensor, to_uint8, to_unit
-from c2fdft_cli.engine.sampling.pairs import ValidationPairs
+from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.restorer import Restorer
-from c2fdft_cli.metrics.protocols import MAX_VALUE, Protocol, Score, score
+from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.metrics.protocols import MAX_VALUE, PROTOCOLS, Protocol, Score, score
+
+Metric = Callable[[Tensor, Tensor], float]
+"""A further score of (restored, target), both `[1, 3, h, w]` on the scale 0 .. 255."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One image's score."""
+class Pictures:
+    """The pixels that a record was computed from, uint8 `[h, w, 3]`; None where unknown."""
+
+    degraded: np.ndarray[Any, Any] | None
+    restored: np.ndarray[Any, Any]
+    target: np.ndarray[Any, Any] | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one image.
+
+    Args:
+        name: of the image.
+        psnr: dB, infinite for equal images; NaN without a target or a finite restoration.
+        ssim: in [-1, 1]; NaN as `psnr`.
+        more: further metrics by name.
+        degraded: PSNR and SSIM of the input, where they were asked for and it is known.
+        by_seed: PSNR of each seed, where the scores are means over several.
+        seconds: that restoring took; 0 for saved files.
+        pictures: the pixels, where they were asked for.
+    """
 
     name: str
     psnr: float
     ssim: float
+    more: dict[str, float] = field(default_factory=dict)
+    degraded: Score | None = None
+    by_seed: tuple[float, ...] = ()
+    seconds: float = field(default=0.0, compare=False)
+    pictures: Pictures | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
-class PairImages:
-    """One validation pair and its restoration, `[1, 3, h, w]`: uint8 lq and gt, [0, 1] restored."""
+class Scorer:
+    """How images are scored, wherever they come from.
 
-    name: str
-    lq: Tensor
-    gt: Tensor
-    restored: Tensor
+    Args:
+        protocol: of PSNR and SSIM.
+        border: pixels that are skipped on each side, for PSNR and SSIM.
+        metrics: further metrics by name.
+        inputs: score the degraded inputs too.
+        pictures: keep the pixels.
+    """
+
+    protocol: Protocol
+    border: int = 0
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    inputs: bool = False
+    pictures: bool = False
+
+    def __call__(
+        self,
+        name: str,
+        restored: Tensor,
+        target: Tensor,
+        degraded: Tensor | None = None,
+        seconds: float = 0.0,
+    ) -> Scored:
+        """Score one image, `[1, 3, h, w]` RGB on the scale 0 .. 255 as all that it is given.
+
+        Raises:
+            DataError: the image without its border is smaller than SSIM's window.
+        """
+        height, width = target.shape[-2:]
+        if min(height, width) - 2 * self.border < WINDOW:
+            inside = f" inside a border of {self.border} px" if self.border else ""
+            raise DataError(
+                f"{width} x {height} px, but SSIM needs {WINDOW} x {WINDOW}{inside}",
+                where=name,
+                hint="leave small images out",
+            )
+        own = score(restored, target, self.protocol, self.border)[0]
+        return Scored(
+            name,
+            own.psnr,
+            own.ssim,
+            {key: metric(restored, target) for key, metric in self.metrics.items()},
+            score(degraded, target, self.protocol, self.border)[0]
+            if self.inputs and degraded is not None
+            else None,
+            seconds=seconds,
+            pictures=pictures_of(restored, target, degraded) if self.pictures else None,
+        )
 
 
-def restore_pairs(
-    pairs: ValidationPairs, restorer: Restorer, indices: Sequence[int]
-) -> Iterator[PairImages]:
-    """Restore validation pairs, one after the other."""
+def restore_and_score(
+    source: PairSource, indices: Iterable[int], restorers: Sequence[Restorer], scorer: Scorer
+) -> Iterator[Scored]:
+    """Restore pairs, each by every restorer, and score the results.
+
+    On 8 bits, or on the unrounded output where the protocol wants it.
+
+    Yields:
+        For each pair, one record a restorer, in their order. The scores are NaN where the
+        restoration has a value that is not finite.
+
+    Raises:
+        DataError: a pair that cannot be read or is smaller than SSIM's window.
+    """
     for i in indices:
-        lq, gt = (as_tensor(pixels) for pixels in pairs.pair(i))
-        name = pairs.names[i]
-        yield PairImages(name, lq, gt, restorer(to_unit(lq), [name]).cpu())
+        pair = source.pair(i)
+        lq, gt = as_tensor(pair.lq), as_tensor(pair.gt)
+        for restorer in restorers:
+            started = time.perf_counter()
+            restored = restorer(to_unit(lq), [pair.noise_name]).cpu()
+            seconds = time.perf_counter() - started
+            if not restored.isfinite().all():
+                yield Scored(pair.name, math.nan, math.nan, seconds=seconds)
+                continue
+            image = restored * MAX_VALUE if scorer.protocol.unrounded else to_uint8(restored)
+            yield scorer(pair.name, image, gt, lq, seconds)
 
 
-def score_restored(restored: Tensor, gt: Tensor, protocol: Protocol, border: int = 0) -> Score:
-    """Score one restored image in [0, 1] against uint8 gt, on 8 bit or unrounded as stated."""
-    image = restored * MAX_VALUE if protocol.unrounded else to_uint8(restored)
-    return score(image.double(), gt.double(), protocol, border)[0]
+def find_protocol(name: str) -> Protocol:
+    """A protocol by name; UsageError for one that does not exist."""
+    if name not in PROTOCOLS:
+        hint = f"protocols: {', '.join(PROTOCOLS)}"
+        raise UsageError(f"--protocol {name}: no such protocol", hint=hint)
+    return PROTOCOLS[name]
+
+
+def pictures_of(restored: Tensor, target: Tensor | None, degraded: Tensor | None) -> Pictures:
+    """`[1, 3, h, w]` on the scale 0 .. 255 as pixels."""
+    return Pictures(
+        None if degraded is None else _pixels(degraded),
+        _pixels(restored),
+        None if target is None else _pixels(target),
+    )
+
+
+def _pixels(image: Tensor) -> np.ndarray[Any, Any]:
+    whole = image if image.dtype == torch.uint8 else image.round().clamp(0, 255).to(torch.uint8)
+    return whole[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def spread_indices(count: int, wanted: int) -> list[int]:
@@ -58,12 +168,12 @@ def spread_indices(count: int, wanted: int) -> list[int]:
     return [i * count // wanted for i in range(wanted)]
 
 
-def mean_scores(rows: Iterable[Row]) -> dict[str, float]:
+def mean_scores(scored: Iterable[Scored]) -> dict[str, float]:
     """Mean PSNR and SSIM; an infinite PSNR makes the mean infinite."""
-    rows = list(rows)
+    scored = list(scored)
     return {
-        "psnr": statistics.fmean(r.psnr for r in rows),
-        "ssim": statistics.fmean(r.ssim for r in rows),
+        "psnr": statistics.fmean(one.psnr for one in scored),
+        "ssim": statistics.fmean(one.ssim for one in scored),
     }
 
 

@@ -1,4 +1,4 @@
-"""A sweep as a table file and as a picture."""
+"""The outcome of a sweep: as plain values, as CSV, as a picture, and stored in the checkpoint."""
 
 from __future__ import annotations
 
@@ -6,21 +6,89 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.engine.sweep.schedules import Rule
-from c2fdft_cli.engine.sweep.table import GridRow
+from c2fdft_cli.engine.sweep.table import Row
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.files import atomic_path, atomic_write_text
 
 COLUMNS = (
     "calls", "grid", "label", "first_t", "psnr", "ssim", "spread", "seconds", "trials",
-    "complete", "pareto", "chosen", "trained",
+    "pareto", "chosen", "trained", "current",
 )  # fmt: skip
 
 
-def write_csv(path: Path, rows: Sequence[GridRow]) -> None:
-    """The rows as CSV; a grid is its times with spaces between, a missing value is empty."""
+@dataclass(frozen=True)
+class SweepResult:
+    """The table of a sweep and what became of it.
+
+    Args:
+        checkpoint, stage, protocol, images, seeds: what was tried on what.
+        rows: one for each schedule.
+        chosen: the chosen row.
+        rule: the rule that chose it, in words.
+        trained_grid: the timesteps that the weights were fine-trained on.
+        calls_spent: network evaluations of this run.
+        stamped: whether the chosen timesteps were stored in the checkpoint.
+        files: what was written.
+    """
+
+    checkpoint: Path
+    stage: str
+    protocol: str
+    images: int
+    seeds: int
+    rows: list[Row]
+    chosen: Row
+    rule: str
+    trained_grid: list[int] | None
+    calls_spent: int
+    stamped: bool
+    files: list[Path]
+
+
+def summary(result: SweepResult) -> dict[str, Any]:
+    """The outcome as plain values, for sweep.json and --json."""
+    return {
+        "checkpoint": str(result.checkpoint),
+        "stage": result.stage,
+        "protocol": result.protocol,
+        "images": result.images,
+        "seeds": result.seeds,
+        "rule": result.rule,
+        "grid": list(result.chosen.grid),
+        "steps": result.chosen.calls,
+        "trained_grid": result.trained_grid,
+        "calls": {"spent": result.calls_spent},
+        "rows": [row.as_json() for row in result.rows],
+    }
+
+
+def stamp(result: SweepResult) -> None:
+    """Store the chosen timesteps in the checkpoint, atomically: the one allowed overwrite."""
+    path = result.checkpoint.resolve()
+    checkpoint = load_checkpoint(path)
+    meta, row = checkpoint.meta, result.chosen
+    meta.grid, meta.grid_from = list(row.grid), "sweep"
+    meta.metrics = {
+        **meta.metrics,
+        "sweep": {
+            "protocol": result.protocol,
+            "images": result.images,
+            "psnr": row.as_json()["psnr"],
+            "ssim": row.as_json()["ssim"],
+            "rule": result.rule,
+            "trained_grid": result.trained_grid,
+        },
+    }
+    save_checkpoint(path, checkpoint.params, checkpoint.ema, meta)
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """The rows as CSV; timesteps have spaces between, a missing value is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -30,8 +98,8 @@ def write_csv(path: Path, rows: Sequence[GridRow]) -> None:
     atomic_write_text(path, text.getvalue())
 
 
-def draw_sweep(path: Path, rows: Sequence[GridRow], rule: Rule, protocol: str) -> bool:
-    """Write sweep.png: quality over calls, one line a family; False without matplotlib."""
+def draw_sweep(path: Path, rows: Sequence[Row], rule: Rule, protocol: str) -> bool:
+    """Write sweep.png: quality over sampling steps, one line a family; False without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -43,12 +111,12 @@ def draw_sweep(path: Path, rows: Sequence[GridRow], rule: Rule, protocol: str) -
     shown = [row for row in rows if math.isfinite(row.psnr)]
     for axes, key, unit in zip(figure.subplots(1, 2), ("psnr", "ssim"), (" (dB)", ""), strict=True):
         _draw_panel(axes, shown, key)
-        axes.set_xlabel("network calls per image")
+        axes.set_xlabel("sampling steps (network evaluations per image)")
         axes.set_ylabel(f"{key.upper()}{unit}, protocol {protocol}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         if key == "psnr" and shown and rule.kind == "within":
-            best = max(row.psnr for row in shown if row.complete)
+            best = max(row.psnr for row in shown)
             label = f"within {rule.decibels:g} dB of the best"
             axes.axhspan(best - rule.decibels, best, color="tab:green", alpha=0.15, label=label)
         if shown:
@@ -61,8 +129,8 @@ def draw_sweep(path: Path, rows: Sequence[GridRow], rule: Rule, protocol: str) -
     return True
 
 
-def _draw_panel(axes: Any, rows: Sequence[GridRow], key: str) -> None:
-    """One line for each family of grids, the Pareto front, the chosen and the trained grid."""
+def _draw_panel(axes: Any, rows: Sequence[Row], key: str) -> None:
+    """One line for each family of schedules, the Pareto front, the chosen and the trained one."""
     for label in dict.fromkeys(row.label for row in rows):
         family = [row for row in rows if row.label == label]
         values = [getattr(row, key) for row in family]
@@ -74,12 +142,12 @@ def _draw_panel(axes: Any, rows: Sequence[GridRow], key: str) -> None:
         axes.step(calls, values, where="post", color="0.4", ls=":", label="Pareto front")
     for row in rows:
         if row.trained:
-            _mark(axes, row, key, "s", "none", "grid of the training")
+            _mark(axes, row, key, "s", "none", "timesteps of the training")
         if row.chosen:
-            _mark(axes, row, key, "*", "tab:red", f"chosen: {row.calls} calls")
+            _mark(axes, row, key, "*", "tab:red", f"chosen: {row.calls} steps")
 
 
-def _mark(axes: Any, row: GridRow, key: str, marker: str, colour: str, label: str) -> None:
+def _mark(axes: Any, row: Row, key: str, marker: str, colour: str, label: str) -> None:
     size = 260 if marker == "*" else 140
     value = getattr(row, key)
     axes.scatter(
@@ -88,7 +156,7 @@ def _mark(axes: Any, row: GridRow, key: str, marker: str, colour: str, label: st
     )  # fmt: skip
 
 
-def _headline(row: GridRow) -> str:
+def _headline(row: Row) -> str:
     times = ", ".join(map(str, row.grid))
     scores = f"{row.psnr:.2f} dB, SSIM {row.ssim:.4f}, {row.seconds:.2g} s per image"
-    return f"chosen: {row.calls} calls at t = {times}\n{scores}"
+    return f"chosen: {row.calls} steps at t = {times}\n{scores}"

@@ -1,8 +1,7 @@
-"""Which step grids a sweep tries, and which one it chooses."""
+"""Which timestep schedules a sweep tries, and the rules of choice."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,29 +9,26 @@ from dataclasses import dataclass
 from c2fdft_cli.core.diffusion import SPACINGS, T, check_grid, time_grid
 from c2fdft_cli.errors import UsageError
 
-Grid = tuple[int, ...]
-MAX_GRIDS = 1000
+Timesteps = tuple[int, ...]
+MAX_SCHEDULES = 1000
+ONE_STEP = (0.3, 0.5, 0.7)
+"""Single steps that are tried with coarse weights, as shares of T: one step need not start at T."""
 DEFAULT_STEPS = "1-10"
 DEFAULT_RULE = "within:0.2dB"
 _RULES = "psnr, ssim or within:0.2dB"
 
 
 @dataclass(frozen=True)
-class NamedGrid:
-    """The descending times of a restoration, and where they come from, for people."""
+class Schedule:
+    """The descending timesteps of a restoration, and where they come from, for people."""
 
-    times: Grid
+    timesteps: Timesteps
     label: str
-
-    @property
-    def calls(self) -> int:
-        """Network calls that an image costs."""
-        return len(self.times)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a grid is chosen: best "psnr", best "ssim", or fewest calls "within" `decibels`."""
+    """How a schedule is chosen: best "psnr", best "ssim", or fewest steps "within" `decibels`."""
 
     kind: str
     decibels: float = 0.0
@@ -44,17 +40,8 @@ class Rule:
     def describes(self) -> str:
         """The rule in words."""
         if self.kind == "within":
-            return f"fewest calls within {self.decibels:g} dB of the best PSNR"
+            return f"fewest sampling steps within {self.decibels:g} dB of the best PSNR"
         return f"the best {self.kind.upper()}"
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Mean scores of a grid; NaN where its restorations are not finite."""
-
-    calls: int
-    psnr: float
-    ssim: float
 
 
 def parse_steps(text: str) -> list[int]:
@@ -64,8 +51,8 @@ def parse_steps(text: str) -> list[int]:
         found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
         low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
         if not 1 <= low <= high:
-            hint = "numbers of network calls, such as 1-10 or 2,4,8"
-            raise UsageError(f"cannot read {part!r}", where="--steps", hint=hint)
+            hint = "give numbers of sampling steps, such as 1-10 or 2,4,8"
+            raise UsageError(f"--steps: cannot read {part!r}", hint=hint)
         counts.update(range(low, high + 1))
     return sorted(counts)
 
@@ -75,17 +62,17 @@ def parse_spacings(text: str) -> list[str]:
     names = text.replace(" ", "").split(",")
     for name in names:
         if name not in SPACINGS:
-            hint = ", ".join(SPACINGS)
-            raise UsageError(f"no such spacing: {name}", where="--spacing", hint=hint)
+            hint = f"spacings: {', '.join(SPACINGS)}"
+            raise UsageError(f"--spacing {name}: no such spacing", hint=hint)
     return names
 
 
 def parse_times(text: str, option: str) -> list[int]:
-    """Times such as "999,750,500"; UsageError when they are none."""
+    """Timesteps such as "999,750,500"; UsageError when they are none."""
     parts = text.replace(" ", "").split(",")
     if not all(re.fullmatch(r"\d{1,6}", part) for part in parts):
-        hint = "times separated by commas, such as 999,750,500"
-        raise UsageError(f"cannot read {text!r}", where=option, hint=hint)
+        hint = "give timesteps separated by commas, such as 999,750,500"
+        raise UsageError(f"{option}: cannot read {text!r}", hint=hint)
     return [int(part) for part in parts]
 
 
@@ -95,26 +82,26 @@ def parse_rule(text: str) -> Rule:
         return Rule(text)
     found = re.fullmatch(r"within:(\d+(?:\.\d+)?)\s*(?:dB)?", text, re.IGNORECASE)
     if not found:
-        raise UsageError(f"no such rule: {text}", where="--choose", hint=_RULES)
+        raise UsageError(f"--choose {text}: no such rule", hint=f"rules: {_RULES}")
     return Rule("within", float(found[1]))
 
 
-def make_grids(
+def make_schedules(
     steps: Sequence[int],
     spacings: Sequence[str] = ("linspace",),
     starts: Sequence[int] = (),
-    explicit: Iterable[Sequence[int]] = (),
+    given: Iterable[Sequence[int]] = (),
     total: int = T,
-) -> list[NamedGrid]:
-    """counts x spacings x start times, and explicit grids; each set of times once.
+) -> list[Schedule]:
+    """Counts x spacings x first timesteps, and given ones; equal timesteps once.
 
-    A start s spaces n calls over the times s .. 0 as `time_grid` does over T - 1 .. 0.
+    A start s spaces n steps over s .. 0 as `time_grid` does over T - 1 .. 0.
 
     Raises:
-        UsageError: an unknown spacing, a start or a grid outside 0 .. total - 1, more steps than
-            times, or too many grids.
+        UsageError: an unknown spacing, a timestep outside 0 .. total - 1, more steps than
+            timesteps, or too many schedules.
     """
-    found: dict[Grid, str] = {}
+    found: dict[Timesteps, str] = {}
     try:
         for spacing in spacings:
             for start in starts or (total - 1,):
@@ -122,37 +109,15 @@ def make_grids(
                 label = spacing if start == total - 1 else f"{spacing} from {start}"
                 for n in steps:
                     found.setdefault(tuple(time_grid(n, spacing, start + 1)), label)
-        for times in explicit:
-            found.setdefault(tuple(check_grid(times, total)), "given")
+        for timesteps in given:
+            found.setdefault(tuple(check_grid(timesteps, total)), "given")
     except ValueError as error:
-        raise UsageError(str(error), where="--steps, --spacing, --start, --grid") from error
-    if not 0 < len(found) <= MAX_GRIDS:
-        raise UsageError(f"{len(found)} grids", where="--steps", hint=f"1 to {MAX_GRIDS}")
-    return [NamedGrid(times, label) for times, label in found.items()]
+        raise UsageError(f"--steps, --spacing, --start or --grid: {error}") from error
+    if not 0 < len(found) <= MAX_SCHEDULES:
+        raise UsageError(f"a sweep tries 1 to {MAX_SCHEDULES} schedules, got {len(found)}")
+    return [Schedule(timesteps, label) for timesteps, label in found.items()]
 
 
-def choose(rows: Sequence[Quality], rule: Rule) -> int | None:
-    """Index of the grid that the rule chooses, None when no row is finite.
-
-    Equal scores go to fewer calls, equal calls to the better PSNR.
-    """
-    usable = [i for i, row in enumerate(rows) if not math.isnan(row.psnr)]
-    if not usable:
-        return None
-    if rule.kind == "within":
-        best = max(rows[i].psnr for i in usable)
-        near = [i for i in usable if rows[i].psnr >= best - rule.decibels]
-        return min(near, key=lambda i: (rows[i].calls, -rows[i].psnr))
-    return min(usable, key=lambda i: (-getattr(rows[i], rule.kind), rows[i].calls))
-
-
-def pareto(rows: Sequence[Quality]) -> list[bool]:
-    """Which rows no other row beats: at most as many calls, at least its PSNR, and one better."""
-
-    def beats(a: Quality, b: Quality) -> bool:
-        no_worse = a.calls <= b.calls and a.psnr >= b.psnr
-        return no_worse and (a.calls < b.calls or a.psnr > b.psnr)
-
-    return [
-        not math.isnan(row.psnr) and not any(beats(other, row) for other in rows) for row in rows
-    ]
+def one_step_schedules(total: int) -> list[Timesteps]:
+    """Single steps in the middle of the diffusion, such as 300, 500 and 700 of 1000."""
+    return [(round(share * total),) for share in ONE_STEP]

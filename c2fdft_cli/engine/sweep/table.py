@@ -1,52 +1,48 @@
-"""From the trials of a sweep to its table: means, spread, Pareto front, the chosen grid."""
+"""From the scores of a sweep to its table: means, Pareto front, the chosen schedule."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from c2fdft_cli.engine.sampling.scoring import finite_or_none
+from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
-from c2fdft_cli.engine.sweep.schedules import Grid, NamedGrid, Quality, Rule, choose, pareto
-
-MIN_PAIRED = 3
-SURE = 3.0
-"""A grid is given up when a rival leads by so many standard errors of their paired difference."""
+from c2fdft_cli.engine.sweep.schedules import Rule, Schedule, Timesteps
 
 
 @dataclass(frozen=True)
-class GridRow:
-    """One grid of the table.
+class Row:
+    """One schedule of the table; the names are the keys of sweep.json and the columns of the CSV.
 
     Args:
-        calls: network calls for an image.
-        grid: their times.
-        label: where the grid comes from.
+        calls: sampling steps, each one evaluation of the network.
+        grid: their timesteps.
+        label: where the schedule comes from.
         psnr, ssim: means over images and seeds; NaN where a restoration is not finite.
         spread: standard deviation over the seeds of the mean PSNR; None with one seed.
         seconds: for an image, median.
-        trials: images x seeds that were restored.
-        complete: whether those were all.
-        pareto: no grid with as few calls scores as much.
+        trials: images x seeds.
+        pareto: no schedule with as few steps scores as much.
         chosen: by the rule.
-        trained: the grid that the weights were fine-trained on.
+        trained: the timesteps that the weights were fine-trained on.
+        current: the timesteps that the checkpoint held before the sweep.
     """
 
     calls: int
-    grid: Grid
+    grid: Timesteps
     label: str
     psnr: float
     ssim: float
-    spread: float | None
-    seconds: float
-    trials: int
-    complete: bool
+    spread: float | None = None
+    seconds: float = 0.0
+    trials: int = 0
     pareto: bool = False
     chosen: bool = False
     trained: bool = False
+    current: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """For sweep.json and --json: an infinite or missing score is null."""
@@ -57,96 +53,83 @@ class GridRow:
 
 
 def make_table(
-    grids: Sequence[NamedGrid],
+    schedules: Sequence[Schedule],
     log: SweepLog,
     names: Sequence[str],
     seeds: Sequence[int],
     rule: Rule,
-    trained: Sequence[int] | None,
-) -> list[GridRow]:
-    """The rows of all grids that have been tried, by number of calls and first time.
-
-    Only grids that were tried on everything take part in the choice and in the Pareto front.
-    """
-    rows = []
-    for grid in grids:
-        trials = log.of_grid(grid.times, names, seeds)
-        if trials:
-            rows.append(_row(grid, trials, len(names) * len(seeds), trained))
+    trained: Sequence[int] | None = None,
+    current: Sequence[int] | None = None,
+) -> list[Row]:
+    """The rows of all schedules, by number of steps and first timestep."""
+    rows = [_row(one, log.of_schedule(one.timesteps, names, seeds)) for one in schedules]
     rows.sort(key=lambda row: (row.calls, [-t for t in row.grid]))
-    whole = [row for row in rows if row.complete]
-    qualities = [Quality(row.calls, row.psnr, row.ssim) for row in whole]
-    chosen = choose(qualities, rule)
-    marks = {
-        row.grid: {"pareto": front, "chosen": i == chosen}
-        for i, (row, front) in enumerate(zip(whole, pareto(qualities), strict=True))
-    }
-    return [GridRow(**{**vars(row), **marks.get(row.grid, {})}) for row in rows]
+    chosen, front = choose(rows, rule), pareto(rows)
+    return [
+        replace(
+            row,
+            pareto=front[i],
+            chosen=i == chosen,
+            trained=trained is not None and list(row.grid) == list(trained),
+            current=current is not None and list(row.grid) == list(current),
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
-def _row(
-    grid: NamedGrid,
-    trials: Mapping[tuple[str, int], Trial],
-    wanted: int,
-    trained: Sequence[int] | None,
-) -> GridRow:
-    return GridRow(
-        calls=grid.calls,
-        grid=grid.times,
-        label=grid.label,
-        psnr=statistics.fmean(trial.psnr for trial in trials.values()),
-        ssim=statistics.fmean(trial.ssim for trial in trials.values()),
-        spread=_spread(trials),
-        seconds=statistics.median(trial.seconds for trial in trials.values()),
-        trials=len(trials),
-        complete=len(trials) == wanted,
-        trained=trained is not None and list(grid.times) == list(trained),
+def _row(schedule: Schedule, scores: Mapping[Trial, Scored]) -> Row:
+    return Row(
+        calls=len(schedule.timesteps),
+        grid=schedule.timesteps,
+        label=schedule.label,
+        psnr=statistics.fmean(one.psnr for one in scores.values()),
+        ssim=statistics.fmean(one.ssim for one in scores.values()),
+        spread=_spread(scores),
+        seconds=statistics.median(one.seconds for one in scores.values()),
+        trials=len(scores),
     )
 
 
-def _spread(trials: Mapping[tuple[str, int], Trial]) -> float | None:
+def _spread(scores: Mapping[Trial, Scored]) -> float | None:
     """Standard deviation over the seeds of the mean PSNR; None with one, NaN without a number."""
-    seeds = sorted({seed for _, seed in trials})
+    seeds = sorted({trial.seed for trial in scores})
     if len(seeds) < 2:
         return None
     means = [
-        statistics.fmean(t.psnr for (_, s), t in trials.items() if s == seed) for seed in seeds
+        statistics.fmean(one.psnr for trial, one in scores.items() if trial.seed == seed)
+        for seed in seeds
     ]
     return statistics.stdev(means) if all(map(math.isfinite, means)) else math.nan
 
 
-def cannot_pay(
-    grid: NamedGrid, rivals: Sequence[NamedGrid], log: SweepLog, metric: str, among: Sequence[str]
-) -> bool:
-    """Whether a rival with no more calls surely scores higher: `SURE` standard errors, paired.
+def best(rows: Sequence[Row]) -> Row | None:
+    """The row of the highest PSNR, of equal ones that with fewer steps; None without a number."""
+    finite = [row for row in rows if not math.isnan(row.psnr)]
+    return min(finite, key=lambda row: (-row.psnr, row.calls), default=None)
 
-    Args:
-        grid: the grid in question.
-        rivals: the grids still tried.
-        log: the trials so far.
-        metric: "psnr" or "ssim".
-        among: names of the images of this sweep.
+
+def choose(rows: Sequence[Row], rule: Rule) -> int | None:
+    """Index of the schedule that the rule chooses, None when no row is finite.
+
+    Equal scores go to fewer steps, equal numbers of steps to the better PSNR.
     """
-    own = _scores(grid, log, metric, among)
-    for rival in rivals:
-        if rival.times == grid.times or rival.calls > grid.calls:
-            continue
-        other = _scores(rival, log, metric, among)
-        gains = [other[key] - own[key] for key in own.keys() & other.keys()]
-        if len(gains) < MIN_PAIRED or not all(map(math.isfinite, gains)):
-            continue
-        error = statistics.stdev(gains) / math.sqrt(len(gains))
-        if statistics.fmean(gains) > SURE * error:
-            return True
-    return False
+    usable = [i for i, row in enumerate(rows) if not math.isnan(row.psnr)]
+    if not usable:
+        return None
+    if rule.kind == "within":
+        limit = max(rows[i].psnr for i in usable) - rule.decibels
+        near = [i for i in usable if rows[i].psnr >= limit]
+        return min(near, key=lambda i: (rows[i].calls, -rows[i].psnr))
+    return min(usable, key=lambda i: (-getattr(rows[i], rule.kind), rows[i].calls))
 
 
-def _scores(
-    grid: NamedGrid, log: SweepLog, metric: str, among: Sequence[str]
-) -> dict[tuple[str, int], float]:
-    names = set(among)
-    return {
-        (key.name, key.seed): getattr(trial, metric)
-        for key, trial in log.trials.items()
-        if key.grid == grid.times and key.name in names
-    }
+def pareto(rows: Sequence[Row]) -> list[bool]:
+    """Which rows no other row beats: at most as many steps, at least its PSNR, and one better."""
+
+    def beats(a: Row, b: Row) -> bool:
+        no_worse = a.calls <= b.calls and a.psnr >= b.psnr
+        return no_worse and (a.calls < b.calls or a.psnr > b.psnr)
+
+    return [
+        not math.isnan(row.psnr) and not any(beats(other, row) for other in rows) for row in rows
+    ]

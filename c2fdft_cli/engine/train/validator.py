@@ -1,23 +1,24 @@
-"""Validation within a training: whole images, EMA weights, the sampler's grid."""
+"""Validation within a training: whole images, EMA weights, the recipe's timesteps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.data.images.tensors import to_uint8
-from c2fdft_cli.engine.sampling.pairs import ValidationPairs
+from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.sampling.scoring import (
-    PairImages,
-    Row,
+    Scored,
+    Scorer,
     mean_scores,
-    restore_pairs,
-    score_restored,
+    restore_and_score,
     spread_indices,
 )
 from c2fdft_cli.engine.train.events import Notice, TrainEvent, Validated
@@ -48,7 +49,7 @@ class Validator:
     def __init__(
         self,
         options: TrainOptions,
-        pairs: ValidationPairs | None,
+        pairs: PairSource | None,
         state: RunState,
         board: TensorBoard,
     ) -> None:
@@ -87,7 +88,7 @@ class Validator:
         return scored, any_rank(ended, self._options.runtime)
 
     def _score_within_memory(
-        self, step: int, pairs: ValidationPairs, request: StopRequest
+        self, step: int, pairs: PairSource, request: StopRequest
     ) -> Validated | None:
         for rows in (None, NARROW):
             try:
@@ -100,7 +101,7 @@ class Validator:
         return None
 
     def _score(
-        self, step: int, pairs: ValidationPairs, rows: int | None, request: StopRequest
+        self, step: int, pairs: PairSource, rows: int | None, request: StopRequest
     ) -> Validated:
         options, recipe = self._options, self._options.recipe
         protocol = PROTOCOLS[recipe.train.protocol]
@@ -113,13 +114,15 @@ class Validator:
             options.runtime,
             seed=recipe.train.seed,
         )
-        scored: list[Row] = []
         chosen = spread_indices(len(pairs), recipe.train.validation_images)
-        for number, images in enumerate(restore_pairs(pairs, restorer, chosen)):
-            scores = score_restored(images.restored, images.gt, protocol)
-            scored.append(Row(images.name, scores.psnr, scores.ssim))
-            if number < SAMPLES:
-                self._save_sample(step, images)
+        shown, others = (
+            restore_and_score(pairs, part, [restorer], Scorer(protocol, pictures=keep))
+            for part, keep in ((chosen[:SAMPLES], True), (chosen[SAMPLES:], False))
+        )
+        scored: list[Scored] = []
+        for one in chain(shown, others):
+            scored.append(replace(one, pictures=None))
+            self._save_sample(step, one)
         mean = mean_scores(scored)
         best = self._state.best_psnr
         self._state.metrics = {
@@ -137,10 +140,12 @@ class Validator:
             not math.isnan(mean["psnr"]) and (best is None or mean["psnr"] > best),
         )
 
-    def _save_sample(self, step: int, images: PairImages) -> None:
-        """Degraded | restored | target, side by side."""
-        strip = torch.cat([images.lq, to_uint8(images.restored), images.gt], dim=-1)
-        name = Path(images.name).name
-        pixels = strip[0].permute(1, 2, 0).contiguous().numpy()
+    def _save_sample(self, step: int, scored: Scored) -> None:
+        """Degraded | restored | target, side by side, where the record has its pictures."""
+        views = scored.pictures
+        if views is None or views.degraded is None or views.target is None:
+            return
+        pixels = np.concatenate([views.degraded, views.restored, views.target], axis=1)
+        name = Path(scored.name).name
         save_rgb8(self._options.run.samples / f"{name}-{step:09d}.png", pixels)
         self._board.sample(name, step, pixels)

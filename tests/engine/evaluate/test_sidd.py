@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from c2fdft_cli.data.layouts.sidd import NOISY, RESULTS, TARGET
+from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.metrics import find_metrics
 from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
-from c2fdft_cli.engine.evaluate.types import EvalOptions
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
 from c2fdft_cli.errors import DataError

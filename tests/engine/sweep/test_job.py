@@ -1,4 +1,4 @@
-"""sweep-steps: the grids, the calls they share, the choice, and what a sweep leaves behind."""
+"""sweep-steps: the schedules, the choice, and what a sweep leaves behind."""
 
 from __future__ import annotations
 
@@ -17,26 +17,21 @@ import torch
 
 from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
-from c2fdft_cli.engine.sampling.restorer import Restorer
-from c2fdft_cli.engine.sweep.calls import SharedCalls, visiting_order
+from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.engine.sweep.job import SweepOptions, sweep
-from c2fdft_cli.engine.sweep.log import SweepLog, Trial, TrialKey
-from c2fdft_cli.engine.sweep.result import SweepResult
+from c2fdft_cli.engine.sweep.log import SweepLog, Trial
+from c2fdft_cli.engine.sweep.report import SweepResult
 from c2fdft_cli.engine.sweep.schedules import (
-    NamedGrid,
-    Quality,
     Rule,
-    choose,
-    make_grids,
-    pareto,
+    Schedule,
+    make_schedules,
     parse_rule,
     parse_spacings,
     parse_steps,
     parse_times,
 )
-from c2fdft_cli.engine.sweep.table import cannot_pay, make_table
+from c2fdft_cli.engine.sweep.table import Row, best, choose, make_table, pareto
 from c2fdft_cli.engine.weights.checkpoint import (
     Meta,
     load_checkpoint,
@@ -44,7 +39,6 @@ from c2fdft_cli.engine.weights.checkpoint import (
     save_checkpoint,
 )
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
-from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Network, Recipe
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
@@ -144,9 +138,9 @@ def test_rules_that_are_none(text: str) -> None:
         parse_rule(text)
 
 
-def test_grids_are_counts_times_spacings_times_starts() -> None:
-    grids = make_grids([1, 4], ["linspace", "trailing"], [999, 750], [[999, 500], [999]])
-    assert {grid.times: grid.label for grid in grids} == {
+def test_schedules_are_counts_times_spacings_times_starts() -> None:
+    found = make_schedules([1, 4], ["linspace", "trailing"], [999, 750], [[999, 500], [999]])
+    assert {one.timesteps: one.label for one in found} == {
         (999,): "linspace",
         (999, 666, 333, 0): "linspace",
         (750,): "linspace from 750",
@@ -155,32 +149,37 @@ def test_grids_are_counts_times_spacings_times_starts() -> None:
         (750, 562, 375, 187): "trailing from 750",
         (999, 500): "given",
     }
-    assert [list(grid.times) for grid in make_grids([4])] == [time_grid(4)]
+    assert [list(one.timesteps) for one in make_schedules([4])] == [time_grid(4)]
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"starts": [1000]},
-        {"explicit": [[5, 5]]},
-        {"explicit": [[1000]]},
+        {"given": [[5, 5]]},
+        {"given": [[1000]]},
         {"starts": [2], "steps": [4]},
         {"steps": []},
     ],
 )
-def test_grids_that_are_none(wrong: dict[str, Any]) -> None:
+def test_schedules_that_are_none(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        make_grids(**{"steps": [2], **wrong})
+        make_schedules(**{"steps": [2], **wrong})
 
 
 # -- the choice --------------------------------------------------------------------
 
+
+def scores(steps: int, psnr: float, ssim: float) -> Row:
+    return Row(steps, tuple(range(steps, 0, -1)), "linspace", psnr, ssim)
+
+
 ROWS = [
-    Quality(1, 20.0, 0.50),
-    Quality(2, 29.9, 0.91),
-    Quality(3, 29.9, 0.92),
-    Quality(4, 30.0, 0.90),
-    Quality(5, math.nan, math.nan),
+    scores(1, 20.0, 0.50),
+    scores(2, 29.9, 0.91),
+    scores(3, 29.9, 0.92),
+    scores(4, 30.0, 0.90),
+    scores(5, math.nan, math.nan),
 ]
 
 
@@ -194,45 +193,22 @@ def test_choice_by_rule(rule: str, index: int) -> None:
 
 def test_choice_without_a_finite_row_and_among_equals() -> None:
     assert choose(ROWS[-1:], parse_rule("psnr")) is None
-    equal = [Quality(3, 30.0, 0.9), Quality(2, 30.0, 0.9)]
+    equal = [scores(3, 30.0, 0.9), scores(2, 30.0, 0.9)]
     assert choose(equal, parse_rule("psnr")) == 1
-    same_calls = [Quality(2, 29.9, 0.9), Quality(2, 30.0, 0.9)]
+    same_calls = [scores(2, 29.9, 0.9), scores(2, 30.0, 0.9)]
     assert choose(same_calls, parse_rule("within:0.2dB")) == 1
-    infinite = [Quality(1, 30.0, 0.9), Quality(2, math.inf, 1.0)]
+    infinite = [scores(1, 30.0, 0.9), scores(2, math.inf, 1.0)]
     assert choose(infinite, parse_rule("within:0.2dB")) == 1
+
+
+def test_the_best_row_is_not_the_chosen_one() -> None:
+    assert best(ROWS) is ROWS[3]
+    assert best(ROWS[-1:]) is None
 
 
 def test_pareto_front() -> None:
     assert pareto(ROWS) == [True, True, False, True, False]
-    assert pareto([Quality(2, 30.0, 0.9), Quality(2, 30.0, 0.8)]) == [True, True]
-
-
-# -- shared calls ------------------------------------------------------------------
-
-
-def wavy(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """A network that looks at everything it is given."""
-    return torch.sin(x[:, 3:] * 1.3 + x[:, :3] + t[:, None, None, None] / 300)
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_shared_calls_change_nothing(eta: float) -> None:
-    grids = [grid.times for grid in make_grids(range(1, 8), ["linspace", "trailing"])]
-    alpha_bar = torch.linspace(0.999, 0.01, 1000)
-    lq = to_unit(torch.from_numpy(photo(1)).permute(2, 0, 1)[None])
-    runtime = Runtime(torch.device("cpu"))
-    shared = SharedCalls(wavy)
-    for name in ("a", "b"):
-        shared.forget()
-        for i in visiting_order(grids):
-            shared.begin(grids[i])
-            with_others = Restorer(shared, alpha_bar, grids[i], runtime, eta=eta)(lq, [name])
-            alone = Restorer(wavy, alpha_bar, grids[i], runtime, eta=eta)(lq, [name])
-            assert torch.equal(with_others, alone)
-            assert shared.seconds > 0
-    prefixes = {grid[: k + 1] for grid in grids for k in range(len(grid))}
-    assert shared.spent == 2 * len(prefixes)
-    assert len(prefixes) < sum(map(len, grids)) - 10
+    assert pareto([scores(2, 30.0, 0.9), scores(2, 30.0, 0.8)]) == [True, True]
 
 
 # -- a whole sweep -----------------------------------------------------------------
@@ -243,12 +219,13 @@ def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
     job = sweep(SweepOptions(coarse, steps=(1, 2, 3), device="cpu", precision="fp32"))
     events = list(job)
     result = job.result
-    assert len(job) == len(events) == 9
+    assert len(job) == len(events) == 3 * 6
     assert (result.protocol, result.images, result.stage) == ("derain", 3, "coarse")
-    assert [row.grid for row in result.rows] == [(999,), (999, 0), (999, 500, 0)]
-    assert (result.calls_spent, result.calls_naive) == (3 * 4, 3 * 6)
+    one_step = [(999,), (700,), (500,), (300,)]
+    assert [row.grid for row in result.rows] == [*one_step, (999, 0), (999, 500, 0)]
+    assert result.calls_spent == 3 * (4 + 2 + 3)
     assert sum(row.chosen for row in result.rows) == 1
-    assert all(row.complete and row.trials == 3 and row.seconds > 0 for row in result.rows)
+    assert all(row.trials == 3 and row.seconds > 0 for row in result.rows)
 
     after = load_checkpoint(coarse)
     assert (after.meta.grid, after.meta.grid_from) == (list(result.chosen.grid), "sweep")
@@ -259,16 +236,16 @@ def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
     saved = json.loads((coarse.parent / "sweep.json").read_text())
     assert saved["complete"] is True
     assert saved["grid"] == list(result.chosen.grid)
-    assert [row["first_t"] for row in saved["rows"]] == [999, 999, 999]
+    assert [row["first_t"] for row in saved["rows"]] == [999, 700, 500, 300, 999, 999]
     with (coarse.parent / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["grid"] for row in rows] == ["999", "999 0", "999 500 0"]
+    assert [row["grid"] for row in rows] == ["999", "700", "500", "300", "999 0", "999 500 0"]
     assert float(rows[1]["psnr"]) == pytest.approx(result.rows[1].psnr)
 
 
 def test_sweep_draws_a_picture(coarse: Path) -> None:
     pytest.importorskip("matplotlib")
-    result = run(coarse, spacings=("linspace", "trailing"), grids=((500,),))
+    result = run(coarse, spacings=("linspace", "trailing"), schedules=((400,),))
     picture = coarse.parent / "sweep.png"
     assert picture in result.files
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -290,7 +267,7 @@ def test_nothing_is_computed_twice(coarse: Path) -> None:
     assert [row.psnr for row in again.rows] == [row.psnr for row in first.rows]
     more = run(coarse, steps=(1, 2, 3))
     assert more.calls_spent == 3 * 3
-    assert len(more.rows) == 3
+    assert len(more.rows) == 6
 
 
 def test_one_image_does_not_depend_on_the_others(coarse: Path, tmp_path: Path) -> None:
@@ -300,7 +277,7 @@ def test_one_image_does_not_depend_on_the_others(coarse: Path, tmp_path: Path) -
         {(t["name"], *t["grid"]): t["psnr"] for t in json.loads(path.read_text())["trials"]}
         for path in (tmp_path / "all" / "sweep.json", tmp_path / "one" / "sweep.json")
     ]
-    assert len(trials[1]) == 2
+    assert len(trials[1]) == 5
     assert trials[1].items() <= trials[0].items()
 
 
@@ -321,16 +298,17 @@ def test_interrupted_sweep_goes_on(coarse: Path) -> None:
             if number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
+    with pytest.raises(Interrupted, match="the sweep was stopped") as stopped:
         watch()
     assert stopped.value.exit_code == 143
+    assert "the same command resumes" in stopped.value.hint
     saved = json.loads((coarse.parent / "sweep.json").read_text())
     assert saved["complete"] is False
     assert len(saved["trials"]) == 3
     assert load_checkpoint(coarse).meta.grid == grid_before
     rest = run(coarse, steps=(1, 2))
-    # the second image starts anew, but its first restoration is there
-    assert rest.calls_spent == 2 + 2
+    # three of the 3 x 5 restorations are there: 1, 2 and 1 of the 3 x 6 steps
+    assert rest.calls_spent == 3 * 6 - 4
     assert rest.rows[0].trials == 3
 
 
@@ -345,12 +323,20 @@ def test_fine_weights_are_tried_on_their_own_grid(shards: Path, tmp_path: Path) 
     assert run(fine, steps=(1,)).trained_grid == [900, 450]  # a stamp does not make it forget
 
 
+def test_the_timesteps_in_the_checkpoint_are_always_tried(shards: Path, tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "c.pt", "coarse", shards, grid=[800, 200], grid_from="sweep")
+    rows = run(path, steps=(1,), stamp=False).rows
+    assert [row.grid for row in rows if row.current] == [(800, 200)]
+    assert not any(row.trained for row in rows)
+
+
 def test_released_weights_without_metadata(shards: Path, tmp_path: Path) -> None:
     state = make_network(NETWORK).state_dict()
     path = tmp_path / "released.pth"
     torch.save({"params": state, "params_ema": state}, path)
-    with pytest.raises(DataError, match="--data"):
+    with pytest.raises(DataError, match="names no data") as error:
         run(path)
+    assert "--data" in error.value.hint
     result = run(path, data=shards, images=1)
     assert (result.protocol, result.stage) == ("rgb", "released")
     assert load_checkpoint(path).grid() == list(result.chosen.grid)
@@ -370,56 +356,12 @@ def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
     assert run(path, steps=(1,)).rows[0].trials == 1
 
 
-# -- early stop --------------------------------------------------------------------
-
-
-def log_of(tmp_path: Path, scores: dict[tuple[int, ...], list[float]]) -> SweepLog:
-    log = SweepLog(tmp_path / "sweep.json", {}, overwrite=False)
-    for grid, values in scores.items():
-        for i, value in enumerate(values):
-            log.trials[TrialKey(str(i), 0, grid)] = Trial(value, 0.5, 0.1)
-    return log
-
-
-def test_a_grid_is_given_up_only_when_it_surely_loses(tmp_path: Path) -> None:
-    few, many, noisy = NamedGrid((999, 500), "a"), NamedGrid((999, 500, 0), "a"), (999, 1)
-    log = log_of(
-        tmp_path,
-        {
-            few.times: [30.0, 25.0, 20.0],
-            many.times: [29.0, 23.9, 19.1],
-            noisy: [35.0, 24.9, 15.0],
-        },
-    )
-    names = ["0", "1", "2"]
-    rivals = [few, many, NamedGrid(noisy, "b")]
-    assert cannot_pay(many, rivals, log, "psnr", names)
-    assert not cannot_pay(few, rivals, log, "psnr", names)  # more calls beat nobody
-    assert not cannot_pay(rivals[2], rivals, log, "psnr", names)  # unsure
-    assert not cannot_pay(many, rivals, log, "psnr", names[:2])  # too few images
-    assert not cannot_pay(many, rivals, log, "ssim", names)  # equal
-
-
-def test_early_stop_leaves_grids_out_of_the_choice(
-    coarse: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("c2fdft_cli.engine.sweep.job.cannot_pay", lambda grid, *_: grid.calls == 2)
-    job = sweep(SweepOptions(coarse, steps=(1, 2), early_stop=True, device="cpu"))
-    events = list(job)
-    assert len(events) == len(job)
-    assert [event.trial is None for event in events if event.calls == 2] == [False, True, True]
-    given_up = job.result.rows[1]
-    assert (given_up.trials, given_up.complete) == (1, False)
-    assert not given_up.chosen
-    assert not given_up.pareto
-
-
 # -- what goes wrong ---------------------------------------------------------------
 
 
 def test_another_sweep_is_not_overwritten(coarse: Path) -> None:
     run(coarse)
-    with pytest.raises(DataError, match="another sweep has been here") as error:
+    with pytest.raises(DataError, match="a sweep with other settings is there already") as error:
         run(coarse, protocol="rgb")
     assert any("protocol: 'derain' there, 'rgb' now" in line for line in error.value.details)
     assert run(coarse, protocol="rgb", overwrite=True).protocol == "rgb"
@@ -435,13 +377,14 @@ def test_a_foreign_sweep_json(coarse: Path, content: str) -> None:
 
 def test_scores_that_json_has_no_number_for(tmp_path: Path) -> None:
     log = SweepLog(tmp_path / "sweep.json", {"a": 1}, overwrite=False)
-    log.trials[TrialKey("equal", 0, (9,))] = Trial(math.inf, 1.0, 0.1)
-    log.trials[TrialKey("broken", 0, (9,))] = Trial(math.nan, math.nan, 0.1)
+    equal, broken = Trial("equal", 0, (9,)), Trial("broken", 0, (9,))
+    log.scores[equal] = Scored("equal", math.inf, 1.0, seconds=0.1)
+    log.scores[broken] = Scored("broken", math.nan, math.nan, seconds=0.1)
     log.save({"complete": True})
     again = SweepLog(tmp_path / "sweep.json", {"a": 1}, overwrite=False)
-    assert again.trials[TrialKey("equal", 0, (9,))].psnr == math.inf
-    assert math.isnan(again.trials[TrialKey("broken", 0, (9,))].psnr)
-    rows = make_table([NamedGrid((9,), "a")], again, ["equal", "broken"], [0], Rule("psnr"), None)
+    assert again.scores[equal].psnr == math.inf
+    assert math.isnan(again.scores[broken].psnr)
+    rows = make_table([Schedule((9,), "a")], again, ["equal", "broken"], [0], Rule("psnr"))
     assert not rows[0].chosen
     assert rows[0].as_json()["psnr"] is None
 
@@ -451,7 +394,7 @@ def test_weights_that_restore_to_nothing(shards: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(path)
     checkpoint.ema["output.weight"][:] = math.nan
     save_checkpoint(path, checkpoint.params, checkpoint.ema, checkpoint.meta)
-    with pytest.raises(CheckpointError, match="no grid gives finite images"):
+    with pytest.raises(CheckpointError, match="NaN or infinite values with every schedule"):
         run(path)
     assert load_checkpoint(path).meta.grid_from == "recipe"
 

@@ -133,14 +133,14 @@ def test_a_signal_ends_scoring_and_nothing_is_lost(
     tmp_path, shard_folder, whole, monkeypatch, step
 ):
     out = tmp_path / "run"
-    restore_pairs, seen = train_validation.restore_pairs, []
+    restore_and_score, seen = train_validation.restore_and_score, []
 
     def pairs(*args):
-        for images in restore_pairs(*args):
-            seen.append(images.name)
+        for scored in restore_and_score(*args):
+            seen.append(scored.name)
             if trainer.step == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            yield images
+            yield scored
 
     trainer = train(set_up(request("coarse", shard_folder, out, "train.save_every=100")))
     trainer.step = 0
@@ -151,7 +151,7 @@ def test_a_signal_ends_scoring_and_nothing_is_lost(
                 trainer.step = event.iteration
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_validation, "restore_pairs", pairs)
+        patch.setattr(train_validation, "restore_and_score", pairs)
         with pytest.raises(Interrupted, match=f"stopped after step {step} of 12") as caught:
             follow()
     assert caught.value.exit_code == 143
