@@ -87,7 +87,11 @@ def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
     if not path.is_file():
         raise DataError("no such file", where=path, hint="check the path")
     if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"larger than {MAX_BYTES >> 20} MiB", where=path, hint="no SIDD blocks")
+        raise DataError(
+            f"larger than {MAX_BYTES >> 20} MiB",
+            where=path,
+            hint="files of SIDD blocks are smaller",
+        )
     try:
         new = h5py.is_hdf5(path)
         pixels, name = (_read_hdf5 if new else _read_matlab5)(path, variables)
@@ -122,7 +126,7 @@ def _scipy_io() -> Any:
         return importlib.import_module("scipy.io")
     except ImportError as error:
         hint = 'pip install "c2fdft[sidd]"'
-        raise ResourceError(f"reading {SUFFIX} files needs scipy", hint=hint) from error
+        raise ResourceError("MATLAB files before v7.3 need scipy", hint=hint) from error
 
 
 def _read_hdf5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
@@ -136,7 +140,7 @@ def _read_hdf5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
         data = found[name]
         chunk = int(np.prod(data.chunks or (0,), dtype=object))
         if data.external or data.is_virtual or chunk > MAX_BYTES:
-            raise DataError("its pixels lie in other files, or in huge chunks", where=path)
+            raise DataError("its pixels are stored in other files, or in huge chunks", where=path)
         return _as_promised(path, np.asarray(data[()]).T, headers[name]), name
 
 
@@ -149,15 +153,15 @@ def _choose(path: Path, headers: dict[str, _Header], variables: Sequence[str]) -
         raise DataError(f"no variable {wanted}", where=path, hint=f"it holds {has}")
     shape, kind = headers[name]
     what = f"{name} is {kind} {list(shape)}"
-    hint = "want uint8 [scenes, blocks, height, width, 3]"
+    hint = "it must be uint8 [scenes, blocks, height, width, 3]"
     if kind != "uint8" or len(shape) != 5 or shape[-1] != 3 or min(shape) < 1:
         raise DataError(what, where=path, hint=hint)
     if int(np.prod(shape, dtype=object)) > MAX_BYTES:
-        raise DataError(what, where=path, hint=f"at most {MAX_BYTES >> 20} MiB")
+        raise DataError(what, where=path, hint=f"it must hold at most {MAX_BYTES >> 20} MiB")
     return name
 
 
 def _as_promised(path: Path, pixels: Any, header: _Header) -> Pixels:
     if not isinstance(pixels, np.ndarray) or (pixels.shape, pixels.dtype.name) != header:
-        raise DataError("its data are not what its header says", where=path)
+        raise DataError("the data do not have the shape and type that the header says", where=path)
     return pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,17 @@ def test_the_files_of_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"other": pixels()}, f"no variable {NOISY} .* it holds 'other'"),
-        ({NOISY: pixels((6, 8, 10, 3))}, r"is uint8 \[6, 8, 10, 3\] .* want uint8 \[scenes"),
+        ({"other": pixels()}, f"no variable {NOISY} - it holds 'other'"),
+        ({NOISY: pixels((6, 8, 10, 3))}, r"is uint8 \[6, 8, 10, 3\] - it must be uint8 \[scenes"),
         ({NOISY: pixels((2, 2, 8, 10, 4))}, r"\[2, 2, 8, 10, 4\]"),
         ({NOISY: pixels().astype(np.float64)}, r"is (double|float64) \[3, 2, 8, 10, 3\]"),
     ],
 )
 def test_other_contents(tmp_path: Path, write: Any, variables: Any, message: str) -> None:
     path = write(tmp_path / "x.mat", **variables)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError) as caught:
         read_blocks(path, [NOISY])
+    assert re.search(message, f"{caught.value} - {caught.value.hint}")
 
 
 @pytest.mark.parametrize("write", [matlab5, matlab73])
@@ -85,8 +87,9 @@ def test_size_is_checked_before_anything_is_loaded(
     monkeypatch.setattr(sidd, "MAX_BYTES", path.stat().st_size + 10)
     monkeypatch.setattr(io, "loadmat", None)
     monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
-    with pytest.raises(DataError, match=r"is uint8 \[4, 4, 32, 32, 3\] .* at most 0 MiB"):
+    with pytest.raises(DataError, match=r"is uint8 \[4, 4, 32, 32, 3\]") as caught:
         read_blocks(path, [NOISY])
+    assert caught.value.hint == "it must hold at most 0 MiB"
     monkeypatch.setattr(sidd, "MAX_BYTES", path.stat().st_size - 10)
     with pytest.raises(DataError, match="larger than 0 MiB"):
         read_blocks(path, [NOISY])
@@ -125,8 +128,8 @@ def test_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ResourceError, match=r"reading \.mat files needs scipy") as error:
+    with pytest.raises(ResourceError, match="need scipy") as caught:
         read_blocks(path, [NOISY])
-    assert error.value.hint == 'pip install "c2fdft[sidd]"'
+    assert caught.value.hint == 'pip install "c2fdft[sidd]"'
     matlab73(path, **{NOISY: pixels()})
     assert len(read_blocks(path, [NOISY])) == 6

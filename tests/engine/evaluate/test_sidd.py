@@ -83,7 +83,7 @@ def test_results_against_clean(folder: Path) -> None:
     [
         (TARGET, None, f"no {TARGET}.mat in the folder"),
         (NOISY, None, f"no {NOISY}.mat in the folder"),
-        (None, f"{NOISY}.mat", f"no variable {TARGET} .* it holds '{NOISY}'"),
+        (None, f"{NOISY}.mat", f"no variable {TARGET}"),
         (None, "nowhere.mat", "no such file"),
         (None, "shape.mat", r"differ in shape: \[2, 3, 24, 32, 3\], \[2, 2, 24, 32, 3\]"),
     ],

@@ -114,7 +114,7 @@ def test_other_words_that_are_none() -> None:
     for wrong in ("", "999;5", "a", "999,,1", "-1"):
         with pytest.raises(UsageError, match="--grid"):
             parse_times(wrong, "--grid")
-    with pytest.raises(UsageError, match="no such spacing: cosine"):
+    with pytest.raises(UsageError, match="--spacing cosine: no such spacing"):
         parse_spacings("linspace,cosine")
 
 
