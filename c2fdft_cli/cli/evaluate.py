@@ -15,7 +15,8 @@ from c2fdft_cli.files import require_existing
 from c2fdft_cli.vocabulary import PROTOCOL_NAMES, check_choice
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, Metric, ScoredRow
+    from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
+    from c2fdft_cli.engine.sampling.scoring import Metric, Scored
     from c2fdft_cli.execution.device import Runtime
     from c2fdft_cli.progress import Job
 
@@ -53,17 +54,17 @@ def evaluate(
     ] = None,
     degraded: Annotated[
         Path | None,
-        typer.Option("--degraded", metavar="DIR", help="The untouched inputs, to score beside."),
+        typer.Option("--degraded", metavar="DIR", help="The degraded inputs, to score beside."),
     ] = None,
     border: Annotated[
-        int, typer.Option("--border", help="Pixels to leave out on each side.", min=0)
+        int, typer.Option("--border", help="Pixels to skip on each side.", min=0)
     ] = 0,
     images: Annotated[
         int, typer.Option("--images", help="With --weights: pairs to take, 0 for all.", min=0)
     ] = 0,
     seeds: Annotated[
         int,
-        typer.Option("--seeds", help="With --weights: noises for each image.", min=1, max=1000),
+        typer.Option("--seeds", help="With --weights: noise samples per image.", min=1, max=1000),
     ] = 1,
     grid: Annotated[
         str | None,
@@ -129,8 +130,8 @@ def evaluate(
     require_existing(restored, target, degraded)  # before torch is loaded
 
     from c2fdft_cli.cli.evaluate_view import prepare_outputs
+    from c2fdft_cli.engine.evaluate.job import EvalOptions
     from c2fdft_cli.engine.evaluate.ranks import join
-    from c2fdft_cli.engine.evaluate.types import EvalOptions
     from c2fdft_cli.execution.distributed import destroy_process_group
 
     more = _find_metrics(metrics, no_reference)
@@ -145,7 +146,9 @@ def evaluate(
     )  # fmt: skip
     runtime = join()
     try:
-        options = EvalOptions(protocol, border, more, runtime.rank, runtime.world)
+        options = EvalOptions(
+            protocol, border, more, runtime.rank, runtime.world, pictures=report is not None
+        )
         _evaluate(source, options, against, _Sinks(csv, report, json), runtime)
     finally:
         destroy_process_group()
@@ -154,10 +157,10 @@ def evaluate(
 def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
     """The metrics that were asked for; without targets there are no others."""
     from c2fdft_cli.engine.evaluate.metrics import find_metrics
-    from c2fdft_cli.engine.evaluate.photos import find_measures
+    from c2fdft_cli.engine.evaluate.photos import find_no_reference_metrics
 
     if no_reference:
-        return find_measures(names or "all")
+        return find_no_reference_metrics(names or "all")
     return {} if names is None else find_metrics(names)
 
 
@@ -170,7 +173,8 @@ def _evaluate(
 
     quiet = sinks.json or not runtime.is_main
     job = job_of(source.subject, source, options, quiet)
-    rivals = options if source.alone else replace(options, metrics={})
+    metrics = options.metrics if source.alone else {}
+    rivals = replace(options, metrics=metrics, pictures=False)
     other = None if against is None else job_of(against, source, rivals, quiet)
     pictures = None if sinks.report is None else ReportImages()
     if pictures is not None:
@@ -192,7 +196,7 @@ def _evaluate(
         console.say_next(following)
 
 
-def _run(job: Job[ScoredRow, EvalResult], runtime: Runtime) -> EvalResult:
+def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:
     """This process's share, and in rank 0 that of all."""
     from c2fdft_cli.cli.evaluate_view import note
     from c2fdft_cli.engine.evaluate.ranks import gather_result

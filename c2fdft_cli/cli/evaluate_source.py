@@ -13,8 +13,9 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.vocabulary import parse_numbers
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult, ScoredRow
+    from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
     from c2fdft_cli.engine.sampling.pairs import PairSource
+    from c2fdft_cli.engine.sampling.scoring import Scored
     from c2fdft_cli.progress import Job
 
 
@@ -58,27 +59,27 @@ def check_source(
 
     others = (target, degraded, weights, data)
     if no_reference and (restored is None or any(one is not None for one in others)):
-        hint = "c2fdft eval PHOTOS --no-reference"
-        raise UsageError("give a folder and nothing to compare it with", where=hint)
+        hint = "try: c2fdft eval PHOTOS --no-reference"
+        raise UsageError("--no-reference takes one folder or image and no target", hint=hint)
     if sigma is not None and (weights is None or restored is None):
-        raise UsageError("for weights and a folder of clean images", where="--sigma")
+        raise UsageError("--sigma needs --weights and a folder of clean images")
     for option, value in of_weights.items():
         if weights is None and value is not None:
-            raise UsageError("for --weights", where=option, hint="leave it out")
+            raise UsageError(f"{option} needs --weights")
     blocks = are_blocks(restored) or (weights is not None and are_blocks(data))
     blocks = blocks and sigma is None
     if blocks and degraded is not None:
-        raise UsageError("not for SIDD blocks", where="--degraded")
+        raise UsageError("--degraded cannot be used with SIDD blocks")
     if weights is not None and not blocks and not (target is degraded is None):
-        raise UsageError("give RESTORED and TARGET, or --weights", where="--weights")
+        raise UsageError("--weights cannot be combined with TARGET or --degraded")
     if weights is not None and not blocks and restored is not None and data is not None:
-        raise UsageError("name a folder of images, or shards", where=f"{restored}, --data {data}")
+        raise UsageError("--data cannot be combined with a folder of images")
     if weights is None and not no_reference and (restored is None or not (target or blocks)):
         hint = (
             "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT SET, "
             "c2fdft eval --weights CKPT --data SHARDS, or c2fdft eval PHOTOS --no-reference"
         )
-        raise UsageError("nothing to score", hint=hint)
+        raise UsageError("there is nothing to score", hint=f"try: {hint}")
 
 
 def named_pairs(
@@ -95,36 +96,40 @@ def named_pairs(
 
 def job_of(
     subject: str, source: Source, options: EvalOptions, quiet: bool
-) -> Job[ScoredRow, EvalResult]:
+) -> Job[Scored, EvalResult]:
     """The evaluation of one folder of results, one file of blocks, or one checkpoint."""
-    from c2fdft_cli.engine.evaluate.job import evaluate_files
+    from c2fdft_cli.engine.evaluate.files import evaluate_files
     from c2fdft_cli.engine.evaluate.photos import evaluate_alone
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
     from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 
     if source.weights:
-        text = source.grid
-        grid = None if text is None else tuple(parse_numbers("--grid", text, "999,500"))
-        wish = WeightsOptions(
+        options_of_weights = WeightsOptions(
             checkpoint=weights_file(subject, quiet),
             data=source.data,
             pairs=source.pairs,
             images=source.images,
             seeds=source.seeds,
             seed=source.seed,
-            grid=grid,
+            timesteps=None
+            if source.grid is None
+            else tuple(parse_numbers("--grid", source.grid, "999,500")),
             device=source.device,
             precision=source.precision,
         )
-        return evaluate_weights(wish, options)
+        return evaluate_weights(options_of_weights, options)
     path = Path(subject)
     if source.alone:
         return evaluate_alone(path, options)
     if are_blocks(path):
         return evaluate_blocks(open_blocks(path, source.target), options)
     if source.target is None:
-        raise UsageError("no target")
+        raise UsageError("there is no target to compare with")
     return evaluate_files(path, source.target, options, source.degraded)
+
+
+def _timesteps(text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else tuple(parse_numbers("--grid", text, "999,500"))
 
 
 def next_command(source: Source, protocol: str | None) -> str:

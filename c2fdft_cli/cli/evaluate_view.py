@@ -10,14 +10,14 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from c2fdft_cli.engine.evaluate.job import EvalResult
     from c2fdft_cli.engine.evaluate.report import ReportImages
-    from c2fdft_cli.engine.evaluate.types import EvalResult, ScoredRow
+    from c2fdft_cli.engine.sampling.scoring import Scored
 
 
-def note(event: ScoredRow) -> str:
+def note(event: Scored) -> str:
     """What to say beside the bar."""
-    row = event.row
-    return f"{row.name}: {row.psnr:.2f} dB" if row.psnr == row.psnr else row.name
+    return f"{event.name}: {event.psnr:.2f} dB" if event.psnr == event.psnr else event.name
 
 
 def prepare_outputs(paths: list[Path | None], overwrite: bool) -> None:
@@ -28,7 +28,9 @@ def prepare_outputs(paths: list[Path | None], overwrite: bool) -> None:
         if path is None:
             continue
         if path.is_file() and not overwrite:
-            raise UsageError("it exists", where=path, hint="use --overwrite, or another name")
+            raise UsageError(
+                f"output file {path} already exists", hint="use --overwrite to replace it"
+            )
         ensure_folder(path.parent)
 
 
@@ -36,13 +38,18 @@ def compared(
     result: EvalResult, rival: EvalResult | None, seed: int
 ) -> tuple[dict[str, Any], list[str]]:
     """The JSON document, and the lines about B."""
-    from c2fdft_cli.engine.evaluate.compare import against, as_json, in_words, not_in_common
+    from c2fdft_cli.engine.evaluate.compare import (
+        as_json,
+        in_words,
+        not_in_common,
+        paired_comparison,
+    )
     from c2fdft_cli.engine.evaluate.rows import document
 
     facts = document(result)
     if rival is None:
         return facts, []
-    comparison = against(result, rival, seed)
+    comparison = paired_comparison(result, rival, seed)
     words = in_words(comparison)
     alone = not_in_common(result, rival)
     if alone:
@@ -78,7 +85,7 @@ def _remarks(result: EvalResult) -> list[str]:
     """What the numbers are: protocol, further metrics, grid, files without a partner."""
     from c2fdft_cli.engine.evaluate.metrics import describe_metric
 
-    border = f", border {result.border} px left out" if result.border else ""
+    border = f", border of {result.border} px skipped" if result.border else ""
     lines = [f"protocol {result.protocol.name}: {result.protocol.describes}"]
     lines[0] += f"; {result.scored_on}{border}"
     lines += [describe_metric(name) for name in result.rows[0].more]

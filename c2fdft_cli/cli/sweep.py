@@ -10,15 +10,14 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards, weights_file
-from c2fdft_cli.vocabulary import parse_numbers
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.sweep.job import Tried
     from c2fdft_cli.engine.sweep.report import SweepResult
-    from c2fdft_cli.engine.sweep.table import GridRow
+    from c2fdft_cli.engine.sweep.table import Row
 
 SHOWN_TIMES = 4
-"""Timesteps that the table shows in full; sweep.csv has them all."""
+"""Timesteps of a schedule that the table shows in full; sweep.csv has them all."""
 
 
 def sweep_steps(
@@ -30,10 +29,7 @@ def sweep_steps(
     ],
     data: Shards = None,
     steps: Annotated[
-        str,
-        typer.Option(
-            "--steps", metavar="COUNTS", help="Numbers of sampling steps to try: 1-10 or 2,4,8."
-        ),
+        str, typer.Option("--steps", metavar="COUNTS", help="Sampling steps to try: 1-10 or 2,4,8.")
     ] = "1-10",
     spacing: Annotated[
         str,
@@ -43,12 +39,14 @@ def sweep_steps(
     ] = "linspace",
     start: Annotated[
         str | None,
-        typer.Option("--start", metavar="TIMES", help="First times to try: 999,750 (else 999)."),
+        typer.Option(
+            "--start", metavar="TIMES", help="First timesteps to try: 999,750 (else 999)."
+        ),
     ] = None,
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            "--grid", metavar="TIMES", help="Further timesteps to try: 999,500. Repeatable."
+            "--grid", metavar="TIMES", help="Timesteps to try besides: 999,500. Repeatable."
         ),
     ] = None,
     images: Annotated[
@@ -56,16 +54,12 @@ def sweep_steps(
     ] = 0,
     seeds: Annotated[
         int,
-        typer.Option(
-            "--seeds", help="Noises for each image, for a standard deviation.", min=1, max=1000
-        ),
+        typer.Option("--seeds", help="Noise samples per image, for a deviation.", min=1, max=1000),
     ] = 1,
     choose: Annotated[
         str,
         typer.Option(
-            "--choose",
-            metavar="RULE",
-            help="psnr, ssim, or the fewest steps within:XdB of the best.",
+            "--choose", metavar="RULE", help="psnr, ssim, or fewest steps within:XdB of the best."
         ),
     ] = "within:0.2dB",
     protocol: Annotated[
@@ -89,10 +83,10 @@ def sweep_steps(
 ) -> None:
     """Choose the number of sampling steps and store the timesteps in the checkpoint.
 
-    Restores the validation pairs at every set of timesteps, prints scores and seconds, and chooses:
-    the fewest steps within 0.2 dB of the best PSNR (--choose psnr for the best). What the
-    checkpoint holds is tried too, and with coarse weights one step at 300, 500 and 700. Stopped,
-    the same command resumes.
+    Restores the validation pairs by every schedule, prints steps, timesteps and scores, and
+    chooses: not the best PSNR but the fewest steps within 0.2 dB of it. The timesteps in the
+    checkpoint are always tried too, and with coarse weights one step at 300, 500 and 700.
+    Stopped, the same command resumes.
 
     Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --spacing linspace,trailing
     """
@@ -103,13 +97,14 @@ def sweep_steps(
         parse_spacings,
         parse_steps,
     )
+    from c2fdft_cli.vocabulary import parse_numbers
 
     options = SweepOptions(
         data=data,
         steps=tuple(parse_steps(steps)),
         spacings=tuple(parse_spacings(spacing)),
-        starts=() if start is None else tuple(parse_numbers("--start", start, "999")),
-        grids=tuple(tuple(parse_numbers("--grid", text, "999,500")) for text in grid or ()),
+        starts=() if start is None else tuple(parse_numbers("--start", start, "999,750")),
+        schedules=tuple(tuple(parse_numbers("--grid", text, "999,500")) for text in grid or ()),
         images=images,
         seeds=seeds,
         seed=seed,
@@ -136,7 +131,8 @@ def sweep_steps(
 
 
 def _note(event: Tried) -> str:
-    return f"{event.name}: {event.steps} steps {event.trial.psnr:.2f} dB"
+    name, steps = event.trial.name, len(event.trial.timesteps)
+    return f"{name}: {steps} steps {event.scored.psnr:.2f} dB"
 
 
 def _next_command(result: SweepResult) -> str:
@@ -159,29 +155,45 @@ def _tell(result: SweepResult) -> None:
     if seeds:
         columns.insert(4, "+/-")
     console.table(title, columns, [_cells(row, seeds) for row in result.rows])
+    _tell_choice(result)
     out = console.stdout()
-    out.print("P: on the Pareto front (nothing with as few steps scores as much)")
-    times = ", ".join(map(str, result.chosen.grid))
-    out.print(f"chosen: {result.chosen.calls} steps at {times} ({result.rule})")
-    if result.trained_grid is not None and not result.chosen.trained:
-        trained = ", ".join(map(str, result.trained_grid))
-        console.remark(f"note: these fine weights were trained at other timesteps: {trained}")
+    out.print(f"network evaluations: {result.calls_spent}")
     if not any(path.suffix == ".png" for path in result.files):
         console.remark("no sweep.png: it needs matplotlib (pip install 'c2fdft[plots]')")
     if result.stamped:
-        out.print(f"timesteps written into {result.checkpoint}")
+        out.print(f"timesteps stored in {result.checkpoint}")
     out.print(f"written: {', '.join(map(str, result.files))}")
 
 
-def _cells(row: GridRow, seeds: bool) -> list[object]:
+def _tell_choice(result: SweepResult) -> None:
+    """The chosen schedule beside the best one, which by default it need not be."""
+    from c2fdft_cli.engine.sweep.table import best
+
+    out, chosen, top = console.stdout(), result.chosen, best(result.rows)
+    out.print("P: on the Pareto front (no schedule with as few steps scores as much)")
+    if top is not None:
+        out.print(f"highest PSNR: {_words(top)}")
+    out.print(f"chosen: {_words(chosen)} ({result.rule})")
+    if result.trained_grid is not None and not chosen.trained:
+        trained = ", ".join(map(str, result.trained_grid))
+        console.remark(f"note: these fine weights were trained at other timesteps: {trained}")
+
+
+def _words(row: Row) -> str:
+    steps = f"{row.calls} step{'s' if row.calls > 1 else ''}"
+    return f"{steps} at {', '.join(map(str, row.grid))}, {row.psnr:.2f} dB"
+
+
+def _cells(row: Row, seeds: bool) -> list[object]:
     marks = [
         "chosen" if row.chosen else "",
         "P" if row.pareto else "",
         "trained" if row.trained else "",
+        "in the checkpoint" if row.current else "",
     ]
     psnr = f"{row.psnr:.2f}"
     spread = [f"{row.spread:.3f}" if row.spread is not None else "-"] if seeds else []
-    text = " ".join(mark for mark in marks if mark)
+    text = ", ".join(mark for mark in marks if mark)
     times = " ".join(map(str, row.grid))
     if row.calls > SHOWN_TIMES:
         times = f"{row.grid[0]} {row.grid[1]} ... {row.grid[-1]}"

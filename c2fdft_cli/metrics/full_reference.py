@@ -1,6 +1,6 @@
 """Full-reference metrics of piq, with the direction and range of each.
 
-All take RGB images `[1, 3, h, w]` in [0, 1]; a side below a metric's least gives no number.
+All take RGB images `[1, 3, h, w]` in [0, 1]; a side below a metric's minimum gives no number.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class PiqMetric:
         name: what it is asked for by, and its column.
         function: its name in piq.
         higher_is_better: the direction.
-        span: the range of its values, in words.
-        least_side: in pixels.
+        range: of its values, in words.
+        min_size: of the sides of an image, in pixels.
         describes: its full name.
         downloads: whether piq fetches network weights for it.
     """
@@ -33,8 +33,8 @@ class PiqMetric:
     name: str
     function: str
     higher_is_better: bool
-    span: str
-    least_side: int
+    range: str
+    min_size: int
     describes: str
     downloads: bool = False
 
@@ -75,7 +75,7 @@ def piq_metric(name: str, restored: Tensor, target: Tensor) -> float:
         target: as restored.
 
     Returns:
-        Its value, NaN where a side is below the metric's least or it has no finite value.
+        Its value, NaN where a side is below the metric's minimum or it has no finite value.
 
     Raises:
         ValueError: different shapes, values outside [0, 1], or weights that cannot be loaded.
@@ -83,8 +83,8 @@ def piq_metric(name: str, restored: Tensor, target: Tensor) -> float:
     metric = METRICS[name]
     if restored.shape != target.shape or restored.dim() != 4 or restored.shape[1] != 3:
         shapes = f"{list(restored.shape)}, {list(target.shape)}"
-        raise ValueError(f"want one shape [n, 3, h, w], got {shapes}")
-    if min(restored.shape[-2:]) < metric.least_side:
+        raise ValueError(f"expected one shape [n, 3, h, w], got {shapes}")
+    if min(restored.shape[-2:]) < metric.min_size:
         return math.nan
     a, b = restored.float(), target.float()
     with torch.inference_mode():

@@ -1,7 +1,7 @@
-"""Scores of one image without a target, with the direction and range of each.
+"""No-reference metrics: scores of one image without a target, with direction and range of each.
 
-All take RGB images `[1, 3, h, w]` on the scale 0 .. 255; a side below a score's least gives no
-number.
+All take RGB images `[1, 3, h, w]` on the scale 0 .. 255; a side below a metric's minimum gives no
+number. Noise and blur are scikit-image's, the others piq's.
 """
 
 from __future__ import annotations
@@ -9,27 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.metrics.full_reference import load_piq
 from c2fdft_cli.metrics.protocols import MAX_VALUE
-
-_BLUR_WINDOW = 11
-_GREY = (0.2125, 0.7154, 0.0721)
-_NORMAL_QUARTILE = 0.6744897501960817
-"""The 75 % point of the normal distribution."""
-_ROUNDING = 1e-9
-"""A smaller coefficient of 8-bit values is nothing but rounding."""
 
 
 def noise_sigma(image: Tensor) -> float:
     """Noise as the median absolute detail coefficient (Donoho and Johnstone 1994, section 4.2).
 
-    The finest diagonal sub-band of the Daubechies wavelet with two vanishing moments, zeros (flat
-    or clipped areas) left out, over 0.6745; the mean of the channels. 0 without any detail.
+    scikit-image's `estimate_sigma`, the mean of the channels; 0 without any detail.
 
     Args:
         image: `[1, 3, h, w]` on the scale 0 .. 255.
@@ -37,18 +31,17 @@ def noise_sigma(image: Tensor) -> float:
     Returns:
         Standard deviation of Gaussian noise, in 8-bit levels.
     """
-    sigmas = []
-    for channel in _detail(_detail(image.double(), -1), -2)[0]:
-        size = channel.abs()
-        size = size[size > _ROUNDING]
-        sigmas.append(_median(size) / _NORMAL_QUARTILE if size.numel() else 0.0)
-    return sum(sigmas) / len(sigmas)
+    try:
+        import pywt  # noqa: F401  # without it scikit-image fails late, and with other words
+        from skimage.restoration import estimate_sigma
+    except ImportError as error:
+        raise _missing("noise_sigma") from error
+    channels = [plane for plane in _pixels(image).transpose(2, 0, 1) if np.ptp(plane) > 0]
+    return sum(float(estimate_sigma(plane)) for plane in channels) / image.shape[1]
 
 
 def blur_effect(image: Tensor) -> float:
-    """How little sharpness a further blur costs (Crete et al. 2007), the worse of two directions.
-
-    Edges (Sobel) of BT.709 grey, before and after a mean over 11 px along the same direction.
+    """How little sharpness a further blur costs (Crete et al. 2007): scikit-image's `blur_effect`.
 
     Args:
         image: `[1, 3, h, w]` on the scale 0 .. 255.
@@ -56,9 +49,11 @@ def blur_effect(image: Tensor) -> float:
     Returns:
         In [0, 1]: 0 is sharp, 1 is blurred or without any edge.
     """
-    weights = torch.tensor(_GREY, dtype=torch.float64, device=image.device).view(1, 3, 1, 1)
-    grey = (image.double() * weights).sum(1, keepdim=True) / MAX_VALUE
-    return max(_blur_along(grey), _blur_along(grey.mT))
+    try:
+        from skimage.measure import blur_effect as skimage_blur_effect
+    except ImportError as error:
+        raise _missing("blur_effect") from error
+    return float(skimage_blur_effect(_pixels(image) / MAX_VALUE, channel_axis=-1))
 
 
 def total_variation(image: Tensor) -> float:
@@ -90,15 +85,15 @@ def brisque(image: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One score without a target.
+class NoReferenceMetric:
+    """One metric without a target.
 
     Args:
         name: what it is asked for by, and its column.
         compute: its function.
         direction: in words; all are better when lower, if at all.
-        span: the range of its values, in words.
-        least_side: in pixels.
+        range: of its values, in words.
+        min_size: of an image's sides, in pixels.
         describes: its full name.
         downloads: whether piq fetches weights for it.
     """
@@ -106,21 +101,20 @@ class Measure:
     name: str
     compute: Callable[[Tensor], float]
     direction: str
-    span: str
-    least_side: int
+    range: str
+    min_size: int
     describes: str
     downloads: bool = False
 
 
-_LOWER = "lower is better"
-MEASURES = {
+METRICS = {
     one.name: one
     for one in (
-        Measure("blur_effect", blur_effect, "lower is sharper", "0 to 1", 16, "blur"),
-        Measure(
+        NoReferenceMetric("blur_effect", blur_effect, "lower is sharper", "0 to 1", 16, "blur"),
+        NoReferenceMetric(
             "noise_sigma", noise_sigma, "lower is less noise", "0 up, 8-bit levels", 16, "noise"
         ),
-        Measure(
+        NoReferenceMetric(
             "total_variation",
             total_variation,
             "lower is smoother: less noise or less detail",
@@ -128,76 +122,44 @@ MEASURES = {
             16,
             "mean step between neighbours",
         ),
-        Measure("brisque", brisque, _LOWER, "0 to about 100", 32, "natural statistics", True),
+        NoReferenceMetric(
+            "brisque", brisque, "lower is better", "0 to about 100", 32, "natural statistics", True
+        ),
     )
 }
 """All that can be asked for."""
 
-WITHOUT_DOWNLOAD = tuple(name for name, one in MEASURES.items() if not one.downloads)
+WITHOUT_DOWNLOAD = tuple(name for name, one in METRICS.items() if not one.downloads)
 
 
-def measure(name: str, image: Tensor) -> float:
-    """One score of one image.
+def no_reference_metric(name: str, image: Tensor) -> float:
+    """One metric of one image.
 
     Args:
-        name: a key of `MEASURES`.
+        name: a key of `METRICS`.
         image: `[1, 3, h, w]` RGB on the scale 0 .. 255.
 
     Returns:
-        Its value, NaN where a side is below its least or it has none.
+        Its value, NaN where a side is below its minimum or it has none.
 
     Raises:
         ValueError: not one RGB image, or weights that cannot be loaded.
+        ResourceError: scikit-image or PyWavelets is missing.
     """
     if image.dim() != 4 or image.shape[:2] != (1, 3):
-        raise ValueError(f"want one image [1, 3, h, w], got {list(image.shape)}")
-    one = MEASURES[name]
-    if min(image.shape[-2:]) < one.least_side:
+        raise ValueError(f"expected one image [1, 3, h, w], got {list(image.shape)}")
+    one = METRICS[name]
+    if min(image.shape[-2:]) < one.min_size:
         return math.nan
     with torch.inference_mode():
         value = one.compute(image)
     return value if math.isfinite(value) else math.nan
 
 
-def _detail(image: Tensor, dim: int) -> Tensor:
-    """Every second value of the high-pass filter along a dimension, mirrored at the ends."""
-    root = math.sqrt(3)
-    taps = [1 - root, -(3 - root), 3 + root, -(1 + root)]
-    taps = [tap / (4 * math.sqrt(2)) for tap in taps]
-    mirrored = _mirrored(image, len(taps) - 1, dim)
-    count = (image.shape[dim] + len(taps) - 1) // 2
-    total = torch.zeros_like(mirrored.narrow(dim, 0, count))
-    for i, tap in enumerate(taps):
-        every_second = torch.arange(count, device=image.device) * 2 + i + 1
-        total += tap * mirrored.index_select(dim, every_second)
-    return total
+def _pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return image[0].permute(1, 2, 0).double().cpu().numpy()
 
 
-def _mirrored(image: Tensor, width: int, dim: int) -> Tensor:
-    """The image with `width` values mirrored at both ends of a dimension, the edge one too."""
-    first = image.narrow(dim, 0, width).flip(dim)
-    last = image.narrow(dim, image.shape[dim] - width, width).flip(dim)
-    return torch.cat([first, image, last], dim)
-
-
-def _median(values: Tensor) -> float:
-    """The mean of the two middle values where their number is even."""
-    ordered, half = values.sort().values, values.numel() // 2
-    return float((ordered[half] + ordered[-half - 1]) / 2)
-
-
-def _blur_along(grey: Tensor) -> float:
-    """The blur of `[1, 1, h, w]` along its height."""
-    window = torch.full((1, 1, _BLUR_WINDOW, 1), 1 / _BLUR_WINDOW, dtype=grey.dtype)
-    blurred = F.conv2d(_mirrored(grey, _BLUR_WINDOW // 2, -2), window.to(grey.device))
-    sharp, soft = (_edges(one).clamp(min=torch.finfo(one.dtype).eps) for one in (grey, blurred))
-    lost = (sharp - soft).clamp(min=0)
-    return float(1 - lost.sum() / sharp.sum())
-
-
-def _edges(grey: Tensor) -> Tensor:
-    """|Sobel| along the height, from the third to the last but one row and column."""
-    smooth = torch.tensor([1.0, 2.0, 1.0], dtype=grey.dtype, device=grey.device) / 4
-    step = torch.tensor([1.0, 0.0, -1.0], dtype=grey.dtype, device=grey.device) / 2
-    kernel = (step[:, None] * smooth[None, :])[None, None]
-    return F.conv2d(grey, kernel).abs()[..., 1:, 1:]
+def _missing(name: str) -> ResourceError:
+    hint = 'pip install "c2fdft[no-reference]"'
+    return ResourceError(f"{name} needs scikit-image and PyWavelets", hint=hint)

@@ -108,7 +108,7 @@ def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Sco
         a: restored, `[n, 3, h, w]` RGB on the scale 0 .. 255 (uint8, or float if unrounded).
         b: target, as a.
         protocol: one of `PROTOCOLS`.
-        border: pixels to leave out on each side.
+        border: pixels to skip on each side.
 
     Raises:
         ValueError: different shapes, or nothing left to score.
@@ -126,4 +126,4 @@ def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Sco
 
 def _check_shapes(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dim() != 4:
-        raise ValueError(f"want one shape [n, c, h, w], got {list(a.shape)}, {list(b.shape)}")
+        raise ValueError(f"expected one shape [n, c, h, w], got {list(a.shape)}, {list(b.shape)}")

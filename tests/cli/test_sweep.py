@@ -10,8 +10,12 @@ import torch
 from typer.testing import CliRunner, Result
 
 from c2fdft_cli.cli.app import app
-from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    load_checkpoint,
+    make_network,
+    save_checkpoint,
+)
 from c2fdft_cli.recipe.schema import Network, Recipe
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
@@ -41,7 +45,9 @@ def test_table_choice_and_next_command(coarse: Path) -> None:
     assert result.exit_code == 0, result.output
     for text in ("steps", "first t", "PSNR", "SSIM", "s / image", "999 500 0", "protocol rgb"):
         assert text in result.stdout
-    assert "the fewest steps within 0.2 dB of the best PSNR" in result.stdout
+    assert "fewest sampling steps within 0.2 dB of the best PSNR" in " ".join(result.stdout.split())
+    assert "highest PSNR: " in result.stdout
+    assert "network evaluations: 9" in result.stdout
     assert f"next: c2fdft train-fine --from {coarse}" in result.stdout.replace("\n", " ")
     assert load_checkpoint(coarse).meta.grid_from == "sweep"
     assert {path.name for path in coarse.parent.glob("sweep.*")} >= {"sweep.json", "sweep.csv"}
@@ -52,14 +58,15 @@ def test_json_is_one_document(coarse: Path, tmp_path: Path) -> None:
     result = run(coarse, "--steps", "2", *words, "--out", tmp_path / "o", "--json", *QUICK)
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    tried = {tuple(row["grid"]) for row in facts["rows"]}
-    assert tried == {(999, 0), (999, 499), (900, 400), (300,), (500,), (700,)}
+    one_step = {(300,), (500,), (700,)}
+    grids = {tuple(row["grid"]) for row in facts["rows"]}
+    assert grids == {(999, 0), (999, 499), (900, 400)} | one_step
     assert facts["rule"] == "the best PSNR"
     assert facts["steps"] == len(facts["grid"])
     assert sum(row["chosen"] for row in facts["rows"]) == 1
     assert {"first_t", "seconds", "pareto", "psnr", "ssim"} <= set(facts["rows"][0])
     assert facts["stamped"] is True
-    assert facts["calls"] == {"spent": 3 * 2 + 3}
+    assert facts["calls"] == {"spent": 9}
     assert facts["next"] == f"c2fdft train-fine --from {coarse}"
 
 
@@ -85,12 +92,12 @@ def test_fine_weights_go_on_to_restore(shard_folder: Path, tmp_path: Path) -> No
     ("words", "code", "text"),
     [
         (["--steps", "0"], 2, "--steps"),
-        (["--spacing", "cosine"], 2, "got cosine"),
+        (["--spacing", "cosine"], 2, "--spacing must be"),
         (["--grid", "1,2"], 2, "must descend"),
         (["--start", "1000"], 2, "grid times are 0 to 999"),
-        (["--choose", "best"], 2, "got 'best'"),
-        (["--protocol", "best"], 2, "got best"),
-        (["--device", "tpu"], 2, "got tpu"),
+        (["--choose", "best"], 2, "--choose must be"),
+        (["--protocol", "best"], 2, "--protocol must be"),
+        (["--device", "tpu"], 2, "--device must be"),
         (["--data", "nowhere"], 3, "nowhere: no such folder of shards"),
     ],
 )
@@ -98,9 +105,8 @@ def test_what_goes_wrong(coarse: Path, words: list[str], code: int, text: str) -
     result = run(coarse, *words)
     assert result.exit_code == code
     assert text in result.stderr
-    error, *hint = result.stderr.splitlines()
-    assert error.startswith("error: ")
-    assert all(line.startswith("hint: ") for line in hint)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_cpu_and_precisions():
 @pytest.mark.parametrize(
     ("device", "precision", "kind", "words"),
     [
-        ("gpu", "auto", UsageError, "no such device"),
+        ("gpu", "auto", UsageError, "--device must be"),
         ("cpu", "fp8", UsageError, "no such precision"),
         ("cpu", "fp16", UsageError, "not for CPUs"),
     ],

@@ -44,7 +44,7 @@ def test_more_noise_is_worse_and_in_range(name: str, gt: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("name", FULL_SET)
 def test_small_images_have_no_score(name: str, gt: torch.Tensor) -> None:
-    side = METRICS[name].least_side
+    side = METRICS[name].min_size
     small = gt[..., : side - 1, :]
     assert math.isnan(piq_metric(name, small, small))
     least = gt[..., :side, : side + 3]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from c2fdft_cli.metrics import no_reference
-from c2fdft_cli.metrics.no_reference import MEASURES, WITHOUT_DOWNLOAD, measure
+from c2fdft_cli.metrics.no_reference import METRICS, WITHOUT_DOWNLOAD, no_reference_metric
 
 
 def scene(h: int = 96, w: int = 80) -> torch.Tensor:
@@ -27,57 +27,61 @@ def test_sigma_is_that_of_the_noise(sigma: float) -> None:
     y, x = torch.meshgrid(torch.arange(160), torch.arange(160), indexing="ij")
     smooth = (128 + 40 * torch.sin(0.05 * x) + 40 * torch.cos(0.04 * y)).expand(1, 3, 160, 160)
     image = smooth + noise(sigma, torch.Size([1, 3, 160, 160]))
-    assert measure("noise_sigma", image) == pytest.approx(sigma, rel=0.03)
+    assert no_reference_metric("noise_sigma", image) == pytest.approx(sigma, rel=0.03)
 
 
 def test_blur_and_variation_follow_sharpness() -> None:
     image = scene()
     soft = F.avg_pool2d(image, 5, 1, 2, count_include_pad=False)
     softer = F.avg_pool2d(soft, 5, 1, 2, count_include_pad=False)
-    blurs = [measure("blur_effect", one) for one in (image, soft, softer)]
+    blurs = [no_reference_metric("blur_effect", one) for one in (image, soft, softer)]
     assert blurs == sorted(blurs)
     assert 0 <= blurs[0] < blurs[-1] <= 1
-    steps = [measure("total_variation", one) for one in (softer, soft, image)]
+    steps = [no_reference_metric("total_variation", one) for one in (softer, soft, image)]
     assert steps == sorted(steps)
     noisy = image + noise(10, image.shape)
-    assert measure("total_variation", noisy) > steps[-1]
+    assert no_reference_metric("total_variation", noisy) > steps[-1]
 
 
 def test_total_variation_by_hand() -> None:
     image = torch.zeros(1, 3, 16, 16).double()
     image[..., 8:] = 100  # one step of 100 in each of 16 rows and 3 channels
-    assert measure("total_variation", image) == pytest.approx(100 * 16 * 3 / (3 * 16 * 16))
+    assert no_reference_metric("total_variation", image) == pytest.approx(
+        100 * 16 * 3 / (3 * 16 * 16)
+    )
 
 
 @pytest.mark.parametrize("turn", [lambda x: x.mT, lambda x: x.flip(-1), lambda x: x.flip(-2)])
 @pytest.mark.parametrize("name", ["noise_sigma", "total_variation"])
 def test_turning_changes_little(name: str, turn: object) -> None:
     image = scene() + noise(5, scene().shape)
-    assert measure(name, turn(image)) == pytest.approx(measure(name, image), rel=0.05)  # type: ignore[operator]
+    assert no_reference_metric(name, turn(image)) == pytest.approx(
+        no_reference_metric(name, image), rel=0.05
+    )  # type: ignore[operator]
 
 
 def test_flat_images() -> None:
     flat = torch.full((1, 3, 20, 24), 77.0)
-    assert measure("noise_sigma", flat) == 0
-    assert measure("total_variation", flat) == 0
-    assert measure("blur_effect", flat) == 1
+    assert no_reference_metric("noise_sigma", flat) == 0
+    assert no_reference_metric("total_variation", flat) == 0
+    assert no_reference_metric("blur_effect", flat) == 1
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", METRICS)
 def test_small_images_have_no_score(name: str) -> None:
-    side = MEASURES[name].least_side
-    assert math.isnan(measure(name, torch.rand(1, 3, side - 1, 100) * 255))
+    side = METRICS[name].min_size
+    assert math.isnan(no_reference_metric(name, torch.rand(1, 3, side - 1, 100) * 255))
     if name in WITHOUT_DOWNLOAD:
-        assert math.isfinite(measure(name, scene(side, side + 3)))
+        assert math.isfinite(no_reference_metric(name, scene(side, side + 3)))
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"want one image"):
-        measure("noise_sigma", torch.zeros(2, 3, 20, 20))
-    with pytest.raises(ValueError, match=r"want one image"):
-        measure("noise_sigma", torch.zeros(1, 1, 20, 20))
+    with pytest.raises(ValueError, match=r"expected one image"):
+        no_reference_metric("noise_sigma", torch.zeros(2, 3, 20, 20))
+    with pytest.raises(ValueError, match=r"expected one image"):
+        no_reference_metric("noise_sigma", torch.zeros(1, 1, 20, 20))
     with pytest.raises(KeyError):
-        measure("niqe", torch.zeros(1, 3, 20, 20))
+        no_reference_metric("niqe", torch.zeros(1, 3, 20, 20))
 
 
 def test_brisque(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +101,10 @@ def test_brisque(monkeypatch: pytest.MonkeyPatch) -> None:
     piq = Piq()
     monkeypatch.setattr(no_reference, "load_piq", lambda: piq)
     image = scene(40, 40)
-    assert measure("brisque", image) == 21.5
+    assert no_reference_metric("brisque", image) == 21.5
     torch.testing.assert_close(seen[0], (image / 255).float())
     piq.answer = AssertionError("Expected image with non zero variance of pixel values")
-    assert math.isnan(measure("brisque", image))
+    assert math.isnan(no_reference_metric("brisque", image))
     piq.answer = OSError("no route to host")
     with pytest.raises(ValueError, match="weights of brisque cannot be loaded: no route to host"):
-        measure("brisque", image)
+        no_reference_metric("brisque", image)

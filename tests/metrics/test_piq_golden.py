@@ -13,7 +13,7 @@ import torch
 
 from c2fdft_cli.metrics import full_reference as piq_metrics
 from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq, piq_metric
-from c2fdft_cli.metrics.no_reference import MEASURES, measure
+from c2fdft_cli.metrics.no_reference import METRICS, no_reference_metric
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "numbers" / "piq_golden.json").read_text())
 PLACES = {"astronaut": (20, 212, 100, 292), "chelsea": (30, 286, 60, 380)}
@@ -65,7 +65,7 @@ def test_another_program_agrees(metric: str, pair: tuple[str, torch.Tensor, torc
 def test_another_program_agrees_on_blur(pair: tuple[str, torch.Tensor, torch.Tensor]) -> None:
     name, *both = pair
     golden = GOLDEN["alone"]["blur_effect"]
-    got = [measure("blur_effect", one) for one in both]
+    got = [no_reference_metric("blur_effect", one) for one in both]
     assert got == pytest.approx(golden["values"][name], abs=golden["tolerance"])
 
 
@@ -76,7 +76,7 @@ def test_another_program_agrees_on_noise(name: str) -> None:
     image = clean(name)
     i = np.arange(image.size, dtype=np.float64).reshape(image.shape)
     noisy = 60 + 0.5 * image + 9 * np.sin(12.9898 * i + 0.3 * np.cos(78.233 * i))
-    got = measure("noise_sigma", torch.from_numpy(noisy).permute(2, 0, 1)[None])
+    got = no_reference_metric("noise_sigma", torch.from_numpy(noisy).permute(2, 0, 1)[None])
     assert got == pytest.approx(golden["values"][name], abs=golden["tolerance"])
 
 
@@ -86,7 +86,7 @@ def test_every_metric_has_a_program() -> None:
         assert set(one["values"]) == set(GOLDEN["images"])
         assert one["largest_difference"] < one["tolerance"] < 1e-3
         assert "piq " not in one["program"]
-    assert set(GOLDEN["alone"]) < set(MEASURES)
+    assert set(GOLDEN["alone"]) < set(METRICS)
 
 
 # -- learned metrics: their weights replaced, the way of an image through them looked at -------

@@ -8,12 +8,11 @@ a header says is checked before anything is loaded.
 from __future__ import annotations
 
 import importlib
-import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,8 +26,6 @@ SUFFIX = ".mat"
 
 MAX_BYTES = 1 << 30
 """Of one variable, and of one file: the published ones have 240 MiB."""
-_V5_HEADER, _COMPRESSED, _PIECE = 128, 15, 1 << 16
-"""MATLAB v5: bytes before the variables, kind of a compressed one; bytes inflated at once."""
 _DAMAGE = (
     OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError,
     IndexError, AttributeError, NotImplementedError, zlib.error,
@@ -115,7 +112,6 @@ def _read_matlab5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
     io = _scipy_io()
     try:
         with path.open("rb") as file:
-            _check_inflated(path, file)
             headers = {name: (shape, kind) for name, shape, kind in io.whosmat(file)}
             name = _choose(path, headers, variables)
             file.seek(0)
@@ -123,29 +119,6 @@ def _read_matlab5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
     except io.matlab.MatReadError as error:  # a kind of its own, below Exception
         raise ValueError(str(error)) from error
     return _as_promised(path, pixels, headers[name]), name
-
-
-def _check_inflated(path: Path, file: BinaryIO) -> None:
-    """Refuse compressed variables that grow beyond `MAX_BYTES`, whatever their headers say.
-
-    Leaves `file` at its begin.
-    """
-    order = "<" if file.read(_V5_HEADER)[-2:] == b"IM" else ">"
-    while len(tag := file.read(8)) == 8:
-        kind, size = struct.unpack(f"{order}II", tag)
-        end = file.tell() + size
-        if kind == _COMPRESSED:
-            inflate, total = zlib.decompressobj(), 0
-            while not inflate.eof:
-                piece = inflate.unconsumed_tail or file.read(min(_PIECE, end - file.tell()))
-                if not piece:
-                    break  # cut off: scipy says so
-                total += len(inflate.decompress(piece, _PIECE))
-                if total > MAX_BYTES + _PIECE:  # the variable's own header is in there too
-                    what = f"a variable that inflates beyond {MAX_BYTES >> 20} MiB"
-                    raise DataError(what, where=path, hint="files of SIDD blocks are smaller")
-        file.seek(end)
-    file.seek(0)
 
 
 def _scipy_io() -> Any:

@@ -1,13 +1,13 @@
-"""Two evaluations held against each other, image by image."""
+"""The paired comparison of two evaluations, image by image."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
+from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.evaluate.metrics import lower_wins
 from c2fdft_cli.engine.evaluate.rows import score_of
-from c2fdft_cli.engine.evaluate.types import EvalResult
 from c2fdft_cli.engine.sampling.scoring import finite_or_none
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.statistics import Comparison, compare
@@ -16,11 +16,11 @@ SCORES = ("psnr", "ssim")
 
 
 def compared(result: EvalResult) -> tuple[str, ...]:
-    """The scores that are held against each other: without targets, all there are."""
+    """The scores that are compared: without targets, all there are."""
     return SCORES if result.has_targets else tuple(result.rows[0].more)
 
 
-def against(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison | None]:
+def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison | None]:
     """Paired comparison A - B of each score over the images that both have, by name.
 
     None where no image has a finite score on both sides.
@@ -35,7 +35,7 @@ def against(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison
             f"B: {row.name}" for row in b.rows[:3]
         ]
         what = "the two results have no image in common"
-        raise DataError(what, where="--against", hint="give the same names", details=details)
+        raise DataError(what, hint="give the images the same names", details=details)
     found: dict[str, Comparison | None] = {}
     for key in compared(a):
         ours, theirs = [[score_of(row, key) for row in side] for side in zip(*common, strict=True)]

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from c2fdft_cli.data.images.picture import list_images, read_rgb8
-from c2fdft_cli.data.layouts.pairs import Pair, check_sizes, find_pairs
-from c2fdft_cli.engine.sampling.pairs import PairSource
+from c2fdft_cli.data.layouts import pairs as layouts
+from c2fdft_cli.data.layouts.pairs import check_sizes, find_pairs
+from c2fdft_cli.engine.sampling.pairs import Pair
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
 
@@ -22,7 +22,7 @@ _ADDED = -1  # draws from 0 up are the noise that the sampler starts from
 
 
 @dataclass(frozen=True)
-class FolderPairs(PairSource):
+class FolderPairs:
     """The pairs of a folder in a layout that `prepare` knows.
 
     Args:
@@ -31,7 +31,7 @@ class FolderPairs(PairSource):
         note: what else people should know.
     """
 
-    pairs: Sequence[Pair]
+    pairs: Sequence[layouts.Pair]
     found_by: str
     note: str | None = None
     unit: str = "image"
@@ -44,22 +44,19 @@ class FolderPairs(PairSource):
         """Of the pairs."""
         return [pair.name for pair in self.pairs]
 
-    def noise_name(self, i: int) -> str:
-        """The degraded file's name."""
-        return self.pairs[i].lq.name
-
-    def pair(self, i: int) -> tuple[Any, Any]:
-        """uint8 `[h, w, 3]`: degraded and clean.
+    def pair(self, i: int) -> Pair:
+        """Pair i, uint8; the noise is that of `restore` for the degraded file.
 
         Raises:
             DataError: an image that cannot be read, or sizes that differ.
         """
-        check_sizes(self.pairs[i])
-        return read_rgb8(self.pairs[i].lq), read_rgb8(self.pairs[i].gt)
+        files = self.pairs[i]
+        check_sizes(files)
+        return Pair(files.name, read_rgb8(files.lq), read_rgb8(files.gt), files.lq.name)
 
 
 @dataclass(frozen=True)
-class NoisyImages(PairSource):
+class NoisyImages:
     """Clean images under white Gaussian noise, as denoisers are compared on.
 
     The noise is added to floating-point values, neither rounded nor clipped, and is a function of
@@ -69,40 +66,41 @@ class NoisyImages(PairSource):
         images: the clean ones.
         sigma: standard deviation in 8-bit levels.
         seed: of the noise.
-        note: what was done to the images, for people.
     """
 
     images: Sequence[Path]
     sigma: float
     seed: int = 0
     found_by: str = "their clean images"
-    note: str | None = None
     unit: str = "image"
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
+    def note(self) -> str:
+        """What was done to the images, for people."""
+        return f"Gaussian noise of sigma {self.sigma:g} (seed {self.seed}, floats, unclipped)"
+
+    @property
     def names(self) -> list[str]:
         """Of the images."""
         return [path.stem for path in self.images]
 
-    def noise_name(self, i: int) -> str:
-        """The image file's name."""
-        return self.images[i].name
-
-    def pair(self, i: int) -> tuple[Any, Any]:
-        """`[h, w, 3]`: float32 noisy in 8-bit levels, uint8 clean."""
-        gt = read_rgb8(self.images[i])
-        source = noise_generator(self.seed, self.images[i].name, _ADDED)
+    def pair(self, i: int) -> Pair:
+        """Pair i: float32 noisy, uint8 clean."""
+        path = self.images[i]
+        gt = read_rgb8(path)
+        source = noise_generator(self.seed, path.name, _ADDED)
         noise = torch.randn(gt.shape, generator=source).numpy()
-        return gt.astype(np.float32) + np.float32(self.sigma) * noise, gt
+        lq = gt.astype(np.float32) + np.float32(self.sigma) * noise
+        return Pair(path.stem, lq, gt, path.name)
 
 
 def open_folder(
     folder: Path, sigma: float | None = None, seed: int = 0
 ) -> FolderPairs | NoisyImages:
-    """Find what there is to restore and to hold the results against.
+    """Find what there is to restore and to compare the results with.
 
     Args:
         folder: pairs in a published layout; with `sigma`, clean images.
@@ -116,17 +114,16 @@ def open_folder(
     """
     if sigma is None:
         found = find_pairs(folder)
-        if len(found.splits) > 1:
-            hint = f"give the split to score, such as {folder / 'test'}"
-            raise DataError("this set contains training images", where=folder, hint=hint)
+        if "val" in found.splits:
+            hint = f"name the part to score, such as {folder / 'test'}"
+            raise DataError("the set has training images in it", where=folder, hint=hint)
         return FolderPairs(found.pairs, found.layout, "; ".join(found.notices) or None)
     if not 0 < sigma <= SIGMA_LIMIT:
-        raise UsageError(f"--sigma must be in (0, 255], got {sigma:g}")
+        raise UsageError(f"--sigma must be in (0, {SIGMA_LIMIT:g}], got {sigma:g}")
     images = list_images(folder)
     if not images:
-        raise DataError("no images in the folder", where=folder, hint="check the path")
+        raise DataError("the folder holds no images", where=folder)
     name, count = Counter(path.stem for path in images).most_common(1)[0]
     if count > 1:
-        raise DataError(f"two images of one name: {name}", where=folder, hint="rename one")
-    note = f"Gaussian noise of sigma {sigma:g} (seed {seed}, floats, unclipped)"
-    return NoisyImages(images, sigma, seed, note=note)
+        raise DataError(f"two images have the name {name}", where=folder, hint="rename one")
+    return NoisyImages(images, sigma, seed)

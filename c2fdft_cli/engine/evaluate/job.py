@@ -1,85 +1,102 @@
-"""Score saved images against their targets."""
+"""What every evaluation takes and gives, and the loop over what it scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from functools import partial
+import statistics
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
-from torch import Tensor
-
-from c2fdft_cli.data.images.picture import read_picture, to_8bit
-from c2fdft_cli.data.images.tensors import as_tensor
-from c2fdft_cli.engine.evaluate.pairing import (
-    FilePair,
-    FilePairs,
-    check_all_sizes,
-    degraded_beside,
-    fail,
-    pair_files,
-)
-from c2fdft_cli.engine.evaluate.types import (
-    EvalOptions,
-    EvalResult,
-    EvalRow,
-    Images,
-    ScoredRow,
-    score_images,
-)
-from c2fdft_cli.errors import DataError
-from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
+from c2fdft_cli.engine.evaluate.pairing import fail
+from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, find_protocol
+from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.pipeline import in_order
-from c2fdft_cli.progress import Job
+
+Item = TypeVar("Item")
 
 
-def evaluate_files(
-    restored: Path, target: Path, options: EvalOptions, degraded: Path | None = None
-) -> Job[ScoredRow, EvalResult]:
-    """Score saved files, paired by name.
-
-    On 8 bits (16-bit files rounded), except that a protocol for unrounded output takes 16-bit
-    files as they are.
+@dataclass(frozen=True)
+class EvalOptions:
+    """How images are scored, whatever they come from.
 
     Args:
-        restored: folder or file.
-        target: folder (of targets alone, or a whole set in a published layout) or file.
-        options: protocol, border, further metrics.
-        degraded: folder of the inputs, to score them too.
-
-    Raises:
-        DataError: nothing to score, sizes that differ, an image smaller than SSIM's window, or,
-            from the iteration, a file that cannot be read.
+        protocol: a name of `metrics.protocols.PROTOCOLS`, or None for the recipe's, else "rgb".
+        border: pixels that are skipped on each side.
+        metrics: further metrics by name.
+        rank, world: this process among those that share the images.
+        pictures: keep the pixels of each record until it has been handed out, for a report.
     """
-    protocol = PROTOCOLS[options.protocol or "rgb"]
-    pairs = pair_files(restored, target)
-    if degraded is not None:
-        pairs = degraded_beside(pairs, degraded)
-    check_all_sizes(pairs.pairs)
-    mine = options.share(pairs.pairs)
-    work = _score_files(mine, pairs, protocol, options)
-    return Job(work, total=len(mine), title="eval", unit="image")
+
+    protocol: str | None = None
+    border: int = 0
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    rank: int = 0
+    world: int = 1
+    pictures: bool = False
+
+    def __post_init__(self) -> None:
+        if self.protocol is not None:
+            find_protocol(self.protocol)
+        if self.border < 0:
+            raise UsageError(f"--border must be 0 or more, got {self.border}")
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """This process's share: every `world`-th, from `rank` on."""
+        return list(items[self.rank :: self.world])
+
+    def scorer(self, protocol: Protocol) -> Scorer:
+        """What scores an image by these options; the inputs too, where they are known."""
+        return Scorer(protocol, self.border, self.metrics, inputs=True, pictures=self.pictures)
 
 
-def _score_files(
-    mine: list[FilePair], pairs: FilePairs, protocol: Protocol, options: EvalOptions
-) -> Generator[ScoredRow, None, EvalResult]:
-    tasks = [(pair.name, partial(_score_pair, pair, protocol, options)) for pair in mine]
-    rows = yield from score_each(tasks, len(pairs.pairs))
-    return EvalResult(
-        protocol,
-        rows,
-        "saved files" + (", 16 bit where they have them" if protocol.unrounded else ", 8 bit"),
-        options.border,
-        pairs.without_target,
-        pairs.without_restored,
-        pairs.found_by,
-    )
+@dataclass(frozen=True)
+class EvalResult:
+    """The records of an evaluation and what they are made of.
+
+    Args:
+        protocol: of the scores.
+        rows: one an image, without pictures.
+        scored_on: "saved files" or "network output", and in which depth.
+        border: pixels that were skipped on each side.
+        without_target, without_restored: files that nothing belongs to.
+        found_by: how the pairs were found.
+        notes: what else to say of the numbers.
+        recipe: of the weights, when they carry one.
+        has_targets: False where nothing but no-reference metrics are known.
+    """
+
+    protocol: Protocol
+    rows: list[Scored]
+    scored_on: str
+    border: int = 0
+    without_target: list[Path] = field(default_factory=list)
+    without_restored: list[Path] = field(default_factory=list)
+    found_by: str = ""
+    notes: list[str] = field(default_factory=list)
+    recipe: dict[str, Any] | None = None
+    has_targets: bool = True
+
+    @property
+    def spread(self) -> float | None:
+        """With several seeds, the standard deviation over them of the set's mean PSNR."""
+        seeds = list(zip(*(row.by_seed for row in self.rows), strict=True))
+        return statistics.stdev(map(statistics.fmean, seeds)) if len(seeds) > 1 else None
+
+
+def collect(scored: Iterable[Scored]) -> Generator[Scored, None, list[Scored]]:
+    """Hand the records out, pictures and all, and return them without the pictures."""
+    rows = []
+    for one in scored:
+        rows.append(replace(one, pictures=None))
+        yield one
+    return rows
 
 
 def score_each(
-    tasks: Sequence[tuple[str, Callable[[], ScoredRow]]], total: int, unit: str = "pairs"
-) -> Generator[ScoredRow, None, list[EvalRow]]:
+    tasks: Sequence[tuple[str, Callable[[], Scored]]], total: int, unit: str = "pairs"
+) -> Generator[Scored, None, list[Scored]]:
     """Score (name, work) in order, read ahead; DataError at the end names all that cannot be.
 
     Args:
@@ -87,44 +104,22 @@ def score_each(
         total: how many there are over all processes.
         unit: what they are.
     """
-    rows, problems = [], []
+    problems: list[str] = []
 
-    def one(task: tuple[str, Callable[[], ScoredRow]]) -> ScoredRow | str:
+    def one(task: tuple[str, Callable[[], Scored]]) -> Scored | str:
         name, score = task
         try:
             return score()
         except DataError as error:
-            return f"{name}: {error}"
+            return str(error) if error.where == name else f"{name}: {error}"
 
-    for outcome in in_order(one, tasks, workers=2):
-        if isinstance(outcome, str):
-            problems.append(outcome)
-        else:
-            rows.append(outcome.row)
-            yield outcome
+    def scored() -> Generator[Scored, None, None]:
+        for outcome in in_order(one, tasks, workers=2):
+            if isinstance(outcome, str):
+                problems.append(outcome)
+            else:
+                yield outcome
+
+    rows = yield from collect(scored())
     fail(problems, total, unit)
     return rows
-
-
-def _score_pair(pair: FilePair, protocol: Protocol, options: EvalOptions) -> ScoredRow:
-    ours, theirs = (read_image(path, protocol) for path in (pair.restored, pair.target))
-    scores = score_images(ours, theirs, protocol, options.border)
-    lq = None if pair.degraded is None else read_image(pair.degraded, protocol)
-    if lq is not None and lq.shape != theirs.shape:
-        lq = None
-    row = EvalRow(
-        pair.name,
-        scores.psnr,
-        scores.ssim,
-        {key: metric(ours, theirs) for key, metric in options.metrics.items()},
-        None if lq is None else score_images(lq, theirs, protocol, options.border),
-    )
-    return ScoredRow(row, Images(lq, ours, theirs))
-
-
-def read_image(path: Path, protocol: Protocol) -> Tensor:
-    """`[1, 3, h, w]` float64 on the scale 0 .. 255."""
-    pixels = read_picture(path).pixels
-    if pixels.dtype == np.uint16 and protocol.unrounded:
-        return as_tensor(pixels.astype(np.float64) / 257)
-    return as_tensor(to_8bit(pixels)).double()

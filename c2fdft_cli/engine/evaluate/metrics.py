@@ -7,10 +7,10 @@ from functools import partial
 
 from torch import Tensor
 
-from c2fdft_cli.engine.evaluate.types import Metric
+from c2fdft_cli.engine.sampling.scoring import Metric
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, METRICS, piq_metric
-from c2fdft_cli.metrics.no_reference import MEASURES
+from c2fdft_cli.metrics.no_reference import METRICS as NO_REFERENCE
 from c2fdft_cli.metrics.protocols import MAX_VALUE
 from c2fdft_cli.vocabulary import split_words
 
@@ -35,12 +35,12 @@ def choose_names(names: str, known: Collection[str], everything: Sequence[str]) 
     wanted: list[str] = []
     for name in split_words(names.lower()):
         if name != ALL and name not in known:
-            hint = f"all, {', '.join(known)}"
-            if name in MEASURES:
-                hint = "with --no-reference"
-            elif name in METRICS:
-                hint = "it needs targets"
-            raise UsageError(f"no such metric: {name}", where="--metrics", hint=hint)
+            if name in NO_REFERENCE:
+                raise UsageError(f"--metrics {name} needs --no-reference")
+            if name in METRICS:
+                raise UsageError(f"--metrics {name} cannot be combined with --no-reference")
+            hint = f"metrics: all, {', '.join(known)}"
+            raise UsageError(f"--metrics {name}: no such metric", hint=hint)
         wanted += everything if name == ALL else [name]
     return list(dict.fromkeys(wanted))
 
@@ -50,24 +50,21 @@ def _score(name: str, restored: Tensor, target: Tensor) -> float:
     try:
         return piq_metric(name, *unit)
     except ValueError as error:
-        raise weights_missing(name, error) from error
+        raise unusable(error) from error
 
 
-def weights_missing(name: str, error: ValueError) -> ResourceError:
-    """The error for a metric whose weights cannot be loaded."""
-    hint = "leave it out, or put the weights where torch.hub keeps its files"
-    return ResourceError(str(error), where=f"--metrics {name}", hint=hint)
+def unusable(error: ValueError) -> ResourceError:
+    """The error for a metric whose package or weights are missing."""
+    hint = "leave the metric out, or put its weights where torch.hub keeps its files"
+    return ResourceError(str(error), hint=hint)
 
 
 def describe_metric(name: str) -> str:
     """Direction and range of a metric, for the lines under a table."""
-    if name in MEASURES:
-        alone = MEASURES[name]
-        return f"{name}: {alone.describes}, {alone.direction}, {alone.span}"
-    one = METRICS[name]
-    return f"{name}: {one.describes}, {one.direction}, {one.span}"
+    one = NO_REFERENCE[name] if name in NO_REFERENCE else METRICS[name]
+    return f"{name}: {one.describes}, {one.direction}, {one.range}"
 
 
 def lower_wins(name: str) -> bool:
     """Whether the smaller of two scores is the better one."""
-    return name in MEASURES or (name in METRICS and not METRICS[name].higher_is_better)
+    return name in NO_REFERENCE or (name in METRICS and not METRICS[name].higher_is_better)

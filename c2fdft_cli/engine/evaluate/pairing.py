@@ -50,8 +50,8 @@ class FilePairs:
 def pair_files(restored: Path, target: Path) -> FilePairs:
     """Pair two folders (or two files) by name.
 
-    A target folder in a published layout stands for its clean side: `rain-001.png` is held
-    against `norain-001.png` even where `rainy/rain-001.png` lies beside it. In any other folder
+    A target folder in a published layout stands for its clean side: `rain-001.png` is paired
+    with `norain-001.png` even where `rainy/rain-001.png` lies beside it. In any other folder
     names are matched as `prepare` matches them.
 
     Raises:
@@ -87,7 +87,7 @@ def _images(path: Path, other: Path) -> list[Path]:
         if not (nested and (image.resolve() == inside or inside in image.resolve().parents))
     ]
     if not found:
-        raise DataError("no images in the folder", where=path, hint="check the path")
+        raise DataError("the folder holds no images", where=path)
     return found
 
 
@@ -147,7 +147,7 @@ def _nothing_pairs(
     examples = [f"restored: {path}" for path in ours[:3]] + [f"target: {p}" for p in theirs[:3]]
     return DataError(
         "no restored image has a target of a matching name",
-        where=f"{restored}, {target}",
+        where=restored,
         hint="give the files the same names",
         details=examples,
     )
@@ -190,7 +190,7 @@ def degraded_beside(pairs: FilePairs, folder: Path) -> FilePairs:
     keys = [PurePath(f"{pair.name}{pair.restored.suffix}") for pair in pairs.pairs]
     found = match_names(keys, [PurePath(path.relative_to(folder)) for path in images], KINDS)
     if not found.pairs:
-        raise DataError("no degraded image of a matching name", where=folder, hint="--degraded DIR")
+        raise DataError("no degraded image has a matching name", where=folder)
     lq = {i: images[k] for i, k in found.pairs}
     done = [
         FilePair(pair.name, pair.restored, pair.target, lq.get(i, pair.degraded))

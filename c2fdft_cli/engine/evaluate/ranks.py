@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from c2fdft_cli.engine.evaluate.types import EvalResult
+from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.distributed import join_ranks
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 def join() -> Runtime:
-    """Meet the other processes; alone, nothing happens.
+    """Join the other processes; alone, nothing happens.
 
     Scores are gathered on the CPU, whatever the network runs on.
     """
@@ -34,7 +34,7 @@ def gather_result(result: EvalResult, runtime: Runtime) -> EvalResult:
     count = sum(map(len, rows))
     merged = [rows[i % len(rows)][i // len(rows)] for i in range(count)]
     if not merged:
-        raise UsageError("nothing to score")
+        raise UsageError("there is nothing to score")
     return replace(result, rows=merged)
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
-from c2fdft_cli.engine.evaluate.types import EvalResult, ScoredRow
+from c2fdft_cli.engine.evaluate.job import EvalResult
+from c2fdft_cli.engine.sampling.scoring import Pictures, Scored
 from c2fdft_cli.engine.weights.checkpoint import versions
 from c2fdft_cli.files import atomic_write_text, ensure_folder
 from c2fdft_cli.progress import Job
@@ -54,35 +54,28 @@ class ReportImages:
     def __init__(self) -> None:
         self.by_name: dict[str, dict[str, str]] = {}
 
-    def add(self, scored: ScoredRow) -> None:
+    def add(self, name: str, pictures: Pictures) -> None:
         """Take one image's pictures."""
-        images, views = scored.images, {}
-        if images.degraded is not None:
-            views["degraded"] = pixels_of(images.degraded)
-        views["restored"] = pixels_of(images.restored)
-        if images.target is not None:
-            views["target"] = pixels_of(images.target)
-            views["error"] = error_map(views["restored"], views["target"])
-        self.by_name[scored.row.name] = {name: _data_uri(view) for name, view in views.items()}
+        views = {"restored": pictures.restored}
+        if pictures.target is not None:
+            error = error_map(pictures.restored, pictures.target)
+            views = {**views, "target": pictures.target, "error": error}
+        if pictures.degraded is not None:
+            views = {"degraded": pictures.degraded, **views}
+        self.by_name[name] = {view: _data_uri(pixels) for view, pixels in views.items()}
 
 
-def with_pictures(
-    job: Job[ScoredRow, EvalResult], images: ReportImages
-) -> Job[ScoredRow, EvalResult]:
-    """The same job, its pictures taken as they come by."""
+def with_pictures(job: Job[Scored, EvalResult], images: ReportImages) -> Job[Scored, EvalResult]:
+    """The same job, its pictures taken as they come by; its options must ask for them."""
 
-    def work() -> Generator[ScoredRow, None, EvalResult]:
+    def work() -> Generator[Scored, None, EvalResult]:
         for event in job:
-            images.add(event)
+            if event.pictures is not None:
+                images.add(event.name, event.pictures)
             yield event
         return job.result
 
     return Job(work(), total=len(job), title=job.title, unit=job.unit)
-
-
-def pixels_of(image: Tensor) -> Pixels:
-    """`[1, 3, h, w]` on the scale 0 .. 255 to uint8 `[h, w, 3]`."""
-    return image[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
 
 
 def error_map(restored: Pixels, target: Pixels) -> Pixels:

@@ -11,15 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from c2fdft_cli.engine.evaluate.types import EvalResult, EvalRow
-from c2fdft_cli.engine.sampling.scoring import finite_or_none
+from c2fdft_cli.engine.evaluate.job import EvalResult
+from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.files import atomic_write_text
 from c2fdft_cli.metrics.statistics import summarise, worst
 
-Column = tuple[str, Callable[[EvalRow], float]]
+Column = tuple[str, Callable[[Scored], float]]
 
 
-def score_of(row: EvalRow, key: str) -> float:
+def score_of(row: Scored, key: str) -> float:
     """A score by its key in JSON and CSV."""
     return {"psnr": row.psnr, "ssim": row.ssim}[key] if key in ("psnr", "ssim") else row.more[key]
 
@@ -60,7 +60,7 @@ def document(result: EvalResult) -> dict[str, Any]:
 
 
 def _degraded(result: EvalResult) -> dict[str, Any] | None:
-    """The untouched inputs, when they are known for all images."""
+    """The inputs, when they are known for all images."""
     known = [(row.name, row.degraded) for row in result.rows if row.degraded is not None]
     if len(known) < len(result.rows):
         return None

@@ -1,9 +1,10 @@
-"""SIDD's validation blocks as pairs: two MATLAB files held against each other, or to restore."""
+"""SIDD's validation blocks as pairs: two MATLAB files to compare, or noisy blocks to restore."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from c2fdft_cli.data.images.tensors import as_tensor
@@ -13,22 +14,14 @@ from c2fdft_cli.data.layouts.sidd import (
     SUFFIX,
     TARGET,
     Blocks,
-    Pixels,
     block_files,
     read_blocks,
 )
-from c2fdft_cli.engine.evaluate.types import (
-    EvalOptions,
-    EvalResult,
-    EvalRow,
-    Images,
-    ScoredRow,
-    score_images,
-)
-from c2fdft_cli.engine.sampling.pairs import PairSource
+from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
+from c2fdft_cli.engine.sampling.pairs import Pair
+from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
-from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.progress import Job
 
 PROTOCOL = "denoise"
@@ -37,7 +30,7 @@ FOUND_BY = "their place in the SIDD files"
 
 
 @dataclass(frozen=True)
-class BlockPairs(PairSource):
+class BlockPairs:
     """Blocks and their targets: the pairs of `eval`, for files as for weights.
 
     Args:
@@ -59,13 +52,10 @@ class BlockPairs(PairSource):
         """Of the blocks."""
         return self.targets.names
 
-    def noise_name(self, i: int) -> str:
-        """The block's name: it has no file of its own."""
-        return self.names[i]
-
-    def pair(self, i: int) -> tuple[Pixels, Pixels]:
-        """uint8 `[h, w, 3]`: ours and its target."""
-        return self.ours.block(i), self.targets.block(i)
+    def pair(self, i: int) -> Pair:
+        """Pair i, uint8; a block has no file, so its noise goes by its name."""
+        name = self.names[i]
+        return Pair(name, self.ours.block(i), self.targets.block(i), name)
 
 
 def are_blocks(ours: Path | None) -> bool:
@@ -97,41 +87,37 @@ def open_blocks(ours: Path, target: Path | None = None) -> BlockPairs:
     shapes = [list(side.pixels.shape) for side in (pairs.ours, pairs.targets)]
     if shapes[0] != shapes[1]:
         what = f"the two files differ in shape: {shapes[0]}, {shapes[1]}"
-        raise DataError(what, where=f"{ours}, {target}", hint="take both from one set")
+        raise DataError(what, where=ours, hint=f"take both from one set, not {target}")
     return pairs
 
 
 def _missing(name: str, folder: Path) -> Path:
     hint = "download it from SIDD's site, or name the file"
-    raise DataError(f"no {name}{SUFFIX} in the folder", where=folder, hint=hint)
+    raise DataError(f"there is no {name}{SUFFIX} in the folder", where=folder, hint=hint)
 
 
-def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[ScoredRow, EvalResult]:
+def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[Scored, EvalResult]:
     """Score blocks as they lie in the files, on 8 bits, by default by the protocol "denoise".
 
     Raises:
         DataError: from the iteration, blocks smaller than SSIM's window.
     """
-    protocol = PROTOCOLS[options.protocol or PROTOCOL]
+    scorer = options.scorer(PROTOCOLS[options.protocol or PROTOCOL])
     indices = options.share(range(len(pairs)))
-    work = _score(pairs, indices, protocol, options)
+    work = _score(pairs, indices, scorer)
     return Job(work, total=len(indices), title="eval", unit="block")
 
 
 def _score(
-    pairs: BlockPairs, indices: list[int], protocol: Protocol, options: EvalOptions
-) -> Generator[ScoredRow, None, EvalResult]:
-    def one(i: int) -> ScoredRow:
-        ours, target = pairs.pair(i)
-        a, b = as_tensor(ours).double(), as_tensor(target).double()
-        scores = score_images(a, b, protocol, options.border)
-        more = {key: metric(a, b) for key, metric in options.metrics.items()}
-        row = EvalRow(names[i], scores.psnr, scores.ssim, more, None)
-        return ScoredRow(row, Images(None, a, b))
+    pairs: BlockPairs, indices: list[int], scorer: Scorer
+) -> Generator[Scored, None, EvalResult]:
+    def one(i: int) -> Scored:
+        pair = pairs.pair(i)
+        return scorer(pair.name, as_tensor(pair.lq), as_tensor(pair.gt))
 
-    names, rows = pairs.names, []
-    for scored in in_order(one, indices, workers=2):
-        rows.append(scored.row)
-        yield scored
+    names = pairs.names
+    rows = yield from score_each(
+        [(names[i], partial(one, i)) for i in indices], len(pairs), "blocks"
+    )
     what = f"{pairs.ours.variable} of {pairs.ours.path.name}, 8 bit"
-    return EvalResult(protocol, rows, what, options.border, found_by=FOUND_BY)
+    return EvalResult(scorer.protocol, rows, what, scorer.border, found_by=FOUND_BY)

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from c2fdft_cli.core.diffusion import check_grid
+from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, collect
 from c2fdft_cli.engine.evaluate.sidd import PROTOCOL, BlockPairs
-from c2fdft_cli.engine.evaluate.types import (
-    EvalOptions,
-    EvalResult,
-    EvalRow,
-    Images,
-    ScoredRow,
-    score_images,
-)
 from c2fdft_cli.engine.sampling.pairs import PairSource
-from c2fdft_cli.engine.sampling.restorer import Restorer
-from c2fdft_cli.engine.sampling.scoring import mean_score, restore_and_score, spread_indices
-from c2fdft_cli.engine.sampling.subject import (
-    Subject,
-    open_pairs,
-    open_subject,
-    trained_grid,
-)
-from c2fdft_cli.engine.weights.checkpoint import Checkpoint
+from c2fdft_cli.engine.sampling.scoring import Scored, restore_and_score, spread_indices
+from c2fdft_cli.engine.sampling.subject import Subject, open_shards, open_subject, trained_grid
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.progress import Job
 
@@ -41,7 +27,7 @@ class WeightsOptions:
         pairs: what to take instead of shards.
         images: how many pairs, 0 for all.
         seeds: noises for each image, from `seed` up.
-        grid: timesteps instead of the checkpoint's own.
+        timesteps: to sample at, instead of the checkpoint's own.
         device, precision: as `make_runtime`.
     """
 
@@ -51,12 +37,12 @@ class WeightsOptions:
     images: int = 0
     seeds: int = 1
     seed: int = 0
-    grid: tuple[int, ...] | None = None
+    timesteps: tuple[int, ...] | None = None
     device: str = "auto"
     precision: str = "auto"
 
 
-def evaluate_weights(weights: WeightsOptions, options: EvalOptions) -> Job[ScoredRow, EvalResult]:
+def evaluate_weights(weights: WeightsOptions, options: EvalOptions) -> Job[Scored, EvalResult]:
     """Restore the validation pairs of shards (or those named), score them and the inputs.
 
     On the rounded output, except for protocols that take it unrounded.
@@ -71,38 +57,40 @@ def evaluate_weights(weights: WeightsOptions, options: EvalOptions) -> Job[Score
         device=weights.device,
         precision=weights.precision,
     )
-    pairs = weights.pairs or open_pairs(subject, weights.data)
-    grid = _timesteps(subject, weights.grid)
+    pairs = weights.pairs or open_shards(weights.data, subject)
+    timesteps = _timesteps_in_use(subject, weights)
     mine = options.share(spread_indices(len(pairs), weights.images))
     seeds = range(weights.seed, weights.seed + weights.seeds)
-    work = _score_weights(subject, pairs, mine, grid, seeds, options)
+    work = _score_weights(subject, pairs, mine, timesteps, seeds, options)
     return Job(work, total=len(mine), title="eval", unit=pairs.unit)
 
 
-def _timesteps(subject: Subject, asked: Sequence[int] | None) -> list[int]:
-    """The timesteps asked for, else the checkpoint's; UsageError for those that cannot be."""
-    if asked is None:
+def _timesteps_in_use(subject: Subject, weights: WeightsOptions) -> list[int]:
+    """The timesteps asked for, else the checkpoint's; UsageError for impossible ones."""
+    if weights.timesteps is None:
         return subject.checkpoint.grid()
     try:
-        return check_grid(asked, subject.checkpoint.meta.diffusion.timesteps)
+        return check_grid(weights.timesteps, subject.checkpoint.meta.diffusion.timesteps)
     except ValueError as error:
-        raise UsageError(f"--grid cannot be used: {error}") from error
+        raise UsageError(f"--grid: {error}") from error
 
 
 def _score_weights(
     subject: Subject,
     pairs: PairSource,
     indices: Sequence[int],
-    grid: Sequence[int],
+    timesteps: Sequence[int],
     seeds: Sequence[int],
     options: EvalOptions,
-) -> Generator[ScoredRow, None, EvalResult]:
-    restorers = [subject.restorer(grid, seed) for seed in seeds]
-    rows: list[EvalRow] = []
-    for i in indices:
-        scored = _score_pair(subject, pairs, i, restorers, options)
-        rows.append(scored.row)
-        yield scored
+) -> Generator[Scored, None, EvalResult]:
+    scorer = options.scorer(subject.protocol)
+    restorers = [subject.restorer(timesteps, seed) for seed in seeds]
+
+    def scored() -> Generator[Scored, None, None]:
+        for i in indices:
+            yield _mean(list(restore_and_score(pairs, [i], restorers, scorer)), subject)
+
+    rows = yield from collect(scored())
     depth = "unrounded" if subject.protocol.unrounded else "8 bit"
     return EvalResult(
         protocol=subject.protocol,
@@ -110,48 +98,36 @@ def _score_weights(
         scored_on=f"network output, {depth}",
         border=options.border,
         found_by=pairs.found_by,
-        notes=[*_grid_notes(subject.checkpoint, grid), *([pairs.note] if pairs.note else [])],
+        notes=[*_timestep_notes(subject, timesteps), *([pairs.note] if pairs.note else [])],
         recipe=subject.checkpoint.meta.recipe,
     )
 
 
-def _grid_notes(checkpoint: Checkpoint, grid: Sequence[int]) -> list[str]:
+def _timestep_notes(subject: Subject, timesteps: Sequence[int]) -> list[str]:
     """The timesteps in use; fine weights are bound to those of their training."""
-    steps = f"{len(grid)} sampling step{'s' if len(grid) > 1 else ''}"
-    notes = [f"timesteps: {', '.join(map(str, grid))} ({steps})"]
-    trained = trained_grid(checkpoint)
-    if trained is not None and trained != list(grid):
+    steps = f"{len(timesteps)} sampling step{'s' if len(timesteps) > 1 else ''}"
+    notes = [f"timesteps: {', '.join(map(str, timesteps))} ({steps})"]
+    trained = trained_grid(subject.checkpoint)
+    if trained is not None and trained != list(timesteps):
         times = ", ".join(map(str, trained))
         notes.append(f"note: these fine weights were trained at other timesteps: {times}")
     return notes
 
 
-def _score_pair(
-    subject: Subject,
-    pairs: PairSource,
-    index: int,
-    restorers: Sequence[Restorer],
-    options: EvalOptions,
-) -> ScoredRow:
-    """One pair's row, its scores averaged over the seeds."""
-    scores, more = [], []
-    for scored in restore_and_score(pairs, index, restorers, subject.protocol, options.border):
-        if not scored.is_finite:
-            raise CheckpointError(
-                f"the network produced NaN or infinite values at image {scored.name}",
-                where=subject.checkpoint.path,
-                hint="try --precision fp32, or other weights",
-            )
-        target = scored.gt.double()
-        scores.append(scored.score)
-        more.append({key: of(scored.restored, target) for key, of in options.metrics.items()})
-    mean = mean_score(scores)
-    row = EvalRow(
-        scored.name,
-        mean.psnr,
-        mean.ssim,
-        {key: statistics.fmean(one[key] for one in more) for key in options.metrics},
-        score_images(scored.lq.double(), target, subject.protocol, options.border),
-        tuple(one.psnr for one in scores) if len(scores) > 1 else (),
+def _mean(of_seeds: Sequence[Scored], subject: Subject) -> Scored:
+    """One image's record, its scores the means over the seeds, the pictures the last one's.
+
+    Raises:
+        CheckpointError: a restoration is not finite.
+    """
+    last = of_seeds[-1]
+    if not all(one.psnr == one.psnr for one in of_seeds):
+        what = f"the network produced NaN or infinite values for image {last.name}"
+        raise CheckpointError(what, where=subject.checkpoint.path)
+    return replace(
+        last,
+        psnr=statistics.fmean(one.psnr for one in of_seeds),
+        ssim=statistics.fmean(one.ssim for one in of_seeds),
+        more={key: statistics.fmean(one.more[key] for one in of_seeds) for key in last.more},
+        by_seed=tuple(one.psnr for one in of_seeds) if len(of_seeds) > 1 else (),
     )
-    return ScoredRow(row, Images(scored.lq, scored.restored, scored.gt))

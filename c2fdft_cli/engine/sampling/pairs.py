@@ -1,4 +1,4 @@
-"""Pairs to restore and score: what a source of them offers, and the validation pairs of shards."""
+"""Pairs to restore and score, wherever they come from, and those of the validation shards."""
 
 from __future__ import annotations
 
@@ -16,6 +16,53 @@ from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.recipe.schema import Data, Recipe
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A degraded image and its target, on the 8-bit scale.
+
+    Args:
+        name: of the pair, unique in its source.
+        lq: `[h, w, 3]`, uint8, or float32 where it is neither rounded nor clipped.
+        gt: uint8 `[h, w, 3]`.
+        noise_name: what the sampler's noise is derived from, besides the seed.
+    """
+
+    name: str
+    lq: np.ndarray[Any, Any]
+    gt: Pixels
+    noise_name: str
+
+
+class PairSource(Protocol):
+    """A set of pairs, read one at a time."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the pairs."""
+        ...
+
+    def pair(self, i: int) -> Pair:
+        """Read pair i; DataError when it cannot be read."""
+        ...
+
+    @property
+    def found_by(self) -> str:
+        """How degraded images and targets were matched, for people."""
+        ...
+
+    @property
+    def note(self) -> str | None:
+        """What else people should know of the pairs."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What one of them is called."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,74 +86,44 @@ def degradation(data: Data) -> tuple[Degradation | None, int]:
     return Degradation(model, bank), margin(model)
 
 
-class PairSource(Protocol):
-    """Degraded images and their targets, wherever they come from."""
-
-    found_by: str
-    """How the pairs were found, for people."""
-    note: str | None
-    """What else people should know of them."""
-    unit: str
-    """What one of them is called."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Of the pairs."""
-        ...
-
-    def pair(self, i: int) -> tuple[Any, Any]:
-        """`[h, w, 3]` in 8-bit levels: lq (uint8, or float32 where it is not rounded), uint8 gt."""
-        ...
-
-    def noise_name(self, i: int) -> str:
-        """The name from which the start noise of pair i is made: that of its degraded file."""
-        ...
-
-
-class ValidationPairs(PairSource):
-    """The validation split as (lq, gt) pairs; a clean-only split is degraded by the recipe.
+class ShardPairs:
+    """The validation split of a shard folder; a clean-only split is degraded by the recipe.
 
     Raises:
         DataError: a clean-only split and no degradation in the recipe.
     """
 
+    found_by = "shards"
+    note = None
+    unit = "image"
+
     def __init__(self, shards: ShardSet, data: Data, seed: int) -> None:
-        self.found_by, self.note, self.unit = "shards", None, "image"
         self.shards = shards
+        self.names = shards.names
         self._seed = seed
         self._degrade, _ = (None, 0) if shards.has_lq else degradation(data)
         if not shards.has_lq and self._degrade is None:
             raise DataError(
                 "the validation shards hold clean images only",
                 where=shards.paths[0],
-                hint="set data.synthesize",
+                hint="set data.synthesize in the recipe",
             )
 
     def __len__(self) -> int:
         return len(self.shards)
 
-    @property
-    def names(self) -> Sequence[str]:
-        """Of the pairs."""
-        return self.shards.names
-
-    def noise_name(self, i: int) -> str:
-        """The pair's own name."""
-        return self.names[i]
-
-    def pair(self, i: int) -> tuple[Pixels, Pixels]:
-        """uint8 `[h, w, 3]` lq and gt; a synthetic lq is a function of the seed and the name."""
+    def pair(self, i: int) -> Pair:
+        """Pair i, uint8; a synthetic lq is a function of the seed and the name."""
+        name = self.names[i]
         if self._degrade is None:
-            return self.shards.pair(i)
+            return Pair(name, *self.shards.pair(i), name)
         gt = np.array(self.shards.gt(i))
-        rng = np.random.default_rng(noise_generator(self._seed, self.names[i]).initial_seed())
-        return self._degrade(gt, rng), gt
+        rng = np.random.default_rng(noise_generator(self._seed, name).initial_seed())
+        return Pair(name, self._degrade(gt, rng), gt, name)
 
 
-def open_validation(folder: Path, recipe: Recipe) -> ValidationPairs | None:
+def open_validation(folder: Path, recipe: Recipe) -> ShardPairs | None:
     """The validation split of a shard folder, or None when it has none."""
     if not any(folder.glob("val-*.h5")):
         return None
-    return ValidationPairs(ShardSet.open(folder, "val"), recipe.data, recipe.train.seed)
+    return ShardPairs(ShardSet.open(folder, "val"), recipe.data, recipe.train.seed)

@@ -1,14 +1,16 @@
-"""Restore pairs and score them: the one loop behind validation, sweep and eval."""
+"""Restore pairs and score the results: the one loop of validation, sweep and evaluation."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from c2fdft_cli.core.ssim import WINDOW
@@ -16,82 +18,145 @@ from c2fdft_cli.data.images.tensors import as_tensor, to_uint8, to_unit
 from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.metrics.protocols import MAX_VALUE, Protocol, Score, score
+from c2fdft_cli.metrics.protocols import MAX_VALUE, PROTOCOLS, Protocol, Score, score
+from c2fdft_cli.vocabulary import PROTOCOL_NAMES, check_choice
+
+Metric = Callable[[Tensor, Tensor], float]
+"""A further score of (restored, target), both `[1, 3, h, w]` on the scale 0 .. 255."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pixels that a record was computed from, uint8 `[h, w, 3]`; None where unknown."""
+
+    degraded: np.ndarray[Any, Any] | None
+    restored: np.ndarray[Any, Any]
+    target: np.ndarray[Any, Any] | None
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A pair that was restored once, and its score.
+    """The scores of one image.
 
     Args:
-        name: of the pair.
-        score: NaN in both where the restoration is not finite.
-        seconds: of the restoration.
-        lq, gt: as the source has them, `[1, 3, h, w]` in 8-bit levels.
-        restored: as it was scored, `[1, 3, h, w]` float64 on the scale 0 .. 255: rounded, or not
-            where the protocol takes it unrounded.
+        name: of the image.
+        psnr: dB, infinite for equal images; NaN without a target or a finite restoration.
+        ssim: in [-1, 1]; NaN as `psnr`.
+        more: further metrics by name.
+        degraded: PSNR and SSIM of the input, where they were asked for and it is known.
+        by_seed: PSNR of each seed, where the scores are means over several.
+        seconds: that restoring took; 0 for saved files.
+        pictures: the pixels, where they were asked for.
     """
 
     name: str
-    score: Score
-    seconds: float
-    lq: Tensor
-    gt: Tensor
-    restored: Tensor
+    psnr: float
+    ssim: float
+    more: dict[str, float] = field(default_factory=dict)
+    degraded: Score | None = None
+    by_seed: tuple[float, ...] = ()
+    seconds: float = field(default=0.0, compare=False)
+    pictures: Pictures | None = field(default=None, compare=False)
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether the network produced no NaN or infinite value."""
-        return not math.isnan(self.score.ssim)
+
+@dataclass(frozen=True)
+class Scorer:
+    """How images are scored, wherever they come from.
+
+    Args:
+        protocol: of PSNR and SSIM.
+        border: pixels that are skipped on each side, for PSNR and SSIM.
+        metrics: further metrics by name.
+        inputs: score the degraded inputs too.
+        pictures: keep the pixels.
+    """
+
+    protocol: Protocol
+    border: int = 0
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    inputs: bool = False
+    pictures: bool = False
+
+    def __call__(
+        self,
+        name: str,
+        restored: Tensor,
+        target: Tensor,
+        degraded: Tensor | None = None,
+        seconds: float = 0.0,
+    ) -> Scored:
+        """Score one image, `[1, 3, h, w]` RGB on the scale 0 .. 255 as all that it is given.
+
+        Raises:
+            DataError: the image without its border is smaller than SSIM's window.
+        """
+        height, width = target.shape[-2:]
+        if min(height, width) - 2 * self.border < WINDOW:
+            inside = f" inside a border of {self.border} px" if self.border else ""
+            raise DataError(
+                f"{width} x {height} px, but SSIM needs {WINDOW} x {WINDOW}{inside}",
+                where=name,
+                hint="leave small images out",
+            )
+        own = score(restored, target, self.protocol, self.border)[0]
+        return Scored(
+            name,
+            own.psnr,
+            own.ssim,
+            {key: metric(restored, target) for key, metric in self.metrics.items()},
+            score(degraded, target, self.protocol, self.border)[0]
+            if self.inputs and degraded is not None
+            else None,
+            seconds=seconds,
+            pictures=pictures_of(restored, target, degraded) if self.pictures else None,
+        )
 
 
 def restore_and_score(
-    source: PairSource,
-    index: int,
-    restorers: Iterable[Restorer],
-    protocol: Protocol,
-    border: int = 0,
+    source: PairSource, indices: Iterable[int], restorers: Sequence[Restorer], scorer: Scorer
 ) -> Iterator[Scored]:
-    """Restore one pair by each of the restorers in turn and score the results.
+    """Restore pairs, each by every restorer, and score the results.
 
-    Args:
-        source: holds the pair.
-        index: of the pair.
-        restorers: they may differ in timesteps and seed; each is asked for when it is due.
-        protocol: of the score.
-        border: pixels left out on each side.
+    On 8 bits, or on the unrounded output where the protocol wants it.
+
+    Yields:
+        For each pair, one record a restorer, in their order. The scores are NaN where the
+        restoration has a value that is not finite.
 
     Raises:
-        DataError: an image that cannot be read or is too small to be scored.
+        DataError: a pair that cannot be read or is smaller than SSIM's window.
     """
-    name, noise_name = source.names[index], source.noise_name(index)
-    pair: tuple[Tensor, Tensor] | None = None
-    for restorer in restorers:
-        if pair is None:
-            degraded, target = source.pair(index)
-            pair = as_tensor(degraded), as_tensor(target)
-            check_scorable(pair[1], border, name)
-        lq, gt = pair
-        began = time.perf_counter()
-        unit = restorer(to_unit(lq), [noise_name]).cpu()
-        seconds = time.perf_counter() - began
-        restored = (unit * MAX_VALUE if protocol.unrounded else to_uint8(unit)).double()
-        result = Score(math.nan, math.nan)
-        if unit.isfinite().all():
-            result = score(restored, gt.double(), protocol, border)[0]
-        yield Scored(name, result, seconds, lq, gt, restored)
+    for i in indices:
+        pair = source.pair(i)
+        lq, gt = as_tensor(pair.lq), as_tensor(pair.gt)
+        for restorer in restorers:
+            started = time.perf_counter()
+            restored = restorer(to_unit(lq), [pair.noise_name]).cpu()
+            seconds = time.perf_counter() - started
+            if not restored.isfinite().all():
+                yield Scored(pair.name, math.nan, math.nan, seconds=seconds)
+                continue
+            image = restored * MAX_VALUE if scorer.protocol.unrounded else to_uint8(restored)
+            yield scorer(pair.name, image, gt, lq, seconds)
 
 
-def check_scorable(image: Tensor, border: int, name: str | None = None) -> None:
-    """DataError for an image `[..., h, w]` whose inside is smaller than SSIM's window."""
-    height, width = image.shape[-2:]
-    if min(height, width) - 2 * border < WINDOW:
-        inside = f" inside a border of {border} px" if border else ""
-        raise DataError(
-            f"SSIM needs {WINDOW} x {WINDOW} px{inside}, the image has {width} x {height}",
-            where=name,
-            hint="leave small images out",
-        )
+def find_protocol(name: str) -> Protocol:
+    """A protocol by name; UsageError for one that does not exist."""
+    return PROTOCOLS[check_choice("--protocol", name, PROTOCOL_NAMES)]
+
+
+def pictures_of(restored: Tensor, target: Tensor | None, degraded: Tensor | None) -> Pictures:
+    """`[1, 3, h, w]` on the scale 0 .. 255 as pixels."""
+    return Pictures(
+        None if degraded is None else _pixels(degraded),
+        _pixels(restored),
+        None if target is None else _pixels(target),
+    )
+
+
+def _pixels(image: Tensor) -> np.ndarray[Any, Any]:
+    whole = image if image.dtype == torch.uint8 else image.round().clamp(0, 255).to(torch.uint8)
+    return whole[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def spread_indices(count: int, wanted: int) -> list[int]:
@@ -101,12 +166,13 @@ def spread_indices(count: int, wanted: int) -> list[int]:
     return [i * count // wanted for i in range(wanted)]
 
 
-def mean_score(scores: Iterable[Score]) -> Score:
+def mean_scores(scored: Iterable[Scored]) -> dict[str, float]:
     """Mean PSNR and SSIM; an infinite PSNR makes the mean infinite."""
-    scores = list(scores)
-    return Score(
-        statistics.fmean(one.psnr for one in scores), statistics.fmean(one.ssim for one in scores)
-    )
+    scored = list(scored)
+    return {
+        "psnr": statistics.fmean(one.psnr for one in scored),
+        "ssim": statistics.fmean(one.ssim for one in scored),
+    }
 
 
 def finite_or_none(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Weights that are scored: what sweep-steps and `eval --weights` share."""
+"""A checkpoint, ready to restore, and the shards that it is tried on."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2fdft_cli.core.diffusion import PredictNoise
-from c2fdft_cli.engine.sampling.pairs import ValidationPairs, open_validation
+from c2fdft_cli.engine.sampling.pairs import ShardPairs, open_validation
 from c2fdft_cli.engine.sampling.restorer import Restorer
+from c2fdft_cli.engine.sampling.scoring import find_protocol
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
 from c2fdft_cli.recipe.schema import Recipe
-from c2fdft_cli.vocabulary import PROTOCOL_NAMES, check_choice
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Subject:
         predict_noise: their network on the runtime's device.
         protocol: of the scores.
         runtime: device and arithmetic.
-        eta: of the sampler.
         recipe: of the weights; the defaults where they carry none.
     """
 
@@ -36,18 +35,18 @@ class Subject:
     predict_noise: PredictNoise
     protocol: Protocol
     runtime: Runtime
-    eta: float
     recipe: Recipe
 
-    def restorer(self, grid: Sequence[int], seed: int) -> Restorer:
-        """The sampler over these weights at other timesteps or from another noise."""
-        alpha_bar = self.checkpoint.alpha_bar()
-        return Restorer(self.predict_noise, alpha_bar, grid, self.runtime, eta=self.eta, seed=seed)
-
-
-def find_protocol(name: str) -> Protocol:
-    """A protocol by name; UsageError for one that does not exist."""
-    return PROTOCOLS[check_choice("--protocol", name, PROTOCOL_NAMES)]
+    def restorer(self, timesteps: Sequence[int], seed: int) -> Restorer:
+        """The sampler of these weights at other timesteps, from other noise."""
+        return Restorer(
+            self.predict_noise,
+            self.checkpoint.alpha_bar(),
+            timesteps,
+            self.runtime,
+            eta=self.recipe.sampling.eta,
+            seed=seed,
+        )
 
 
 def open_subject(
@@ -78,37 +77,37 @@ def open_subject(
         StripNetwork(net, dtype=runtime.dtype),
         asked or PROTOCOLS[default],
         runtime,
-        recipe.sampling.eta,
         recipe,
     )
 
 
-def open_pairs(subject: Subject, data: Path | None) -> ValidationPairs:
-    """The validation pairs of shards: those named, else those that the weights were trained on.
+def open_shards(folder: Path | None, subject: Subject) -> ShardPairs:
+    """The validation pairs of a shard folder; None for the one that the weights were trained on.
 
     Raises:
-        DataError: there are none.
+        DataError: no such folder, or no validation shards in it.
     """
-    folder = data or _own_data(subject.checkpoint)
+    if folder is None:
+        folder = _own_data(subject.checkpoint)
     if not folder.is_dir():
-        hint = "give the shards that `c2fdft prepare` wrote with --data"
+        hint = "name shards made by `c2fdft prepare` with --data"
         raise DataError("no such folder of shards", where=folder, hint=hint)
     pairs = open_validation(folder, subject.recipe)
     if pairs is None or not len(pairs):
         hint = "prepare the set again with --val N"
-        raise DataError("no validation shards in this folder", where=folder, hint=hint)
+        raise DataError("no validation shards in the folder", where=folder, hint=hint)
     return pairs
 
 
 def _own_data(checkpoint: Checkpoint) -> Path:
     if checkpoint.meta.data is None:
-        hint = "give the shards that `c2fdft prepare` wrote"
-        raise DataError("--data is missing and the checkpoint names no shards", hint=hint)
+        hint = "name shards made by `c2fdft prepare` with --data"
+        raise DataError("the checkpoint names no data", where=checkpoint.path, hint=hint)
     return Path(checkpoint.meta.data)
 
 
 def trained_grid(checkpoint: Checkpoint) -> list[int] | None:
-    """The grid that fine weights were trained on: an earlier sweep may have stamped another."""
+    """The timesteps that fine weights were trained on: a sweep may have stored others since."""
     meta = checkpoint.meta
     if meta.stage != "fine":
         return None

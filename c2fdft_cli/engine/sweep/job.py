@@ -1,4 +1,4 @@
-"""How many sampling steps, at which times: stage two of the method, for any set of schedules."""
+"""Which timesteps suit these weights: stage two of the paper, for any set of schedules."""
 
 from __future__ import annotations
 
@@ -6,29 +6,37 @@ import os
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from c2fdft_cli.engine.sampling.pairs import ValidationPairs
-from c2fdft_cli.engine.sampling.scoring import restore_and_score, spread_indices
+from c2fdft_cli.engine.sampling.pairs import ShardPairs
+from c2fdft_cli.engine.sampling.scoring import (
+    Scored,
+    Scorer,
+    restore_and_score,
+    spread_indices,
+)
 from c2fdft_cli.engine.sampling.subject import (
     Subject,
-    open_pairs,
+    open_shards,
     open_subject,
     trained_grid,
     weights_digest,
 )
-from c2fdft_cli.engine.sweep.log import SweepLog, Trial, TrialKey
+from c2fdft_cli.engine.sweep.log import SweepLog, Trial
 from c2fdft_cli.engine.sweep.report import SweepResult, draw_sweep, stamp, summary, write_csv
-from c2fdft_cli.engine.sweep.schedules import DEFAULT_RULE, Rule, make_grids, parse_rule
+from c2fdft_cli.engine.sweep.schedules import (
+    DEFAULT_RULE,
+    Rule,
+    make_schedules,
+    one_step_schedules,
+    parse_rule,
+)
 from c2fdft_cli.engine.sweep.table import make_table
 from c2fdft_cli.engine.weights.catalogue import is_packaged
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.signals import StopRequest, graceful_stop
 from c2fdft_cli.files import ensure_folder
 from c2fdft_cli.progress import Job
-
-MIDDLE = (300, 500, 700)
-"""Single timesteps that are tried on coarse weights besides what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,13 @@ class SweepOptions:
     Args:
         checkpoint: the weights.
         data: folder of shards; None for those that the weights were trained on.
-        steps, spacings, starts: counts x spacings x first times (`make_grids`).
-        grids: further timesteps to try.
+        steps, spacings, starts: counts x spacings x first timesteps (`make_schedules`).
+        schedules: further ones, as timesteps.
         images: how many validation pairs; 0 for all.
         seeds: how many noises for each image, from `seed` up.
-        rule: how the timesteps are chosen.
+        rule: how the schedule is chosen.
         protocol: of the scores; None for the recipe's.
-        stamp: write the chosen timesteps into the checkpoint.
+        stamp: store the chosen timesteps in the checkpoint.
         out: folder of sweep.json, sweep.csv and sweep.png; None for the checkpoint's.
         overwrite: replace a sweep with other settings in that folder.
         device, precision: as `make_runtime`.
@@ -55,7 +63,7 @@ class SweepOptions:
     steps: tuple[int, ...] = tuple(range(1, 11))
     spacings: tuple[str, ...] = ("linspace",)
     starts: tuple[int, ...] = ()
-    grids: tuple[tuple[int, ...], ...] = ()
+    schedules: tuple[tuple[int, ...], ...] = ()
     images: int = 0
     seeds: int = 1
     seed: int = 0
@@ -68,20 +76,19 @@ class SweepOptions:
     precision: str = "auto"
 
 
-@dataclass(frozen=True)
-class Tried:
-    """One image restored at one set of timesteps."""
+class Tried(NamedTuple):
+    """One image restored by one schedule."""
 
-    name: str
-    seed: int
-    steps: int
     trial: Trial
+    scored: Scored
 
 
 def sweep(options: SweepOptions) -> Job[Tried, SweepResult]:
-    """Restore the validation pairs at every set of timesteps, image by image, and choose one.
+    """Restore the validation pairs by every schedule, image by image, and choose one.
 
-    Every trial is kept in sweep.json, so that the same command resumes after an interruption and
+    Besides those asked for it tries the timesteps that the checkpoint holds, those that fine
+    weights were trained on, and with coarse weights single steps in the middle of the diffusion.
+    Every score is kept in sweep.json, so that the same command resumes after an interruption and
     computes nothing twice.
 
     Raises:
@@ -100,96 +107,112 @@ def sweep(options: SweepOptions) -> Job[Tried, SweepResult]:
         device=options.device,
         precision=options.precision,
     )
-    run = _Sweep(options, subject, open_pairs(subject, options.data))
-    total = len(run.grids) * len(run.indices) * len(run.seeds)
+    run = Sweep(options, subject, open_shards(options.data, subject))
+    total = len(run.schedules) * len(run.names) * len(run.seeds)
     return Job(run.work(), total=total, title="sweep-steps", unit="restoration")
 
 
-class _Sweep:
-    """One sweep over one checkpoint."""
+class Sweep:
+    """One sweep over one checkpoint.
 
-    def __init__(self, options: SweepOptions, subject: Subject, pairs: ValidationPairs) -> None:
-        self.options, self.subject, self.pairs = options, subject, pairs
+    Args:
+        options: what to try.
+        subject: the weights.
+        pairs: what they restore.
+    """
+
+    def __init__(self, options: SweepOptions, subject: Subject, pairs: ShardPairs) -> None:
+        self.options = options
+        self.subject = subject
+        self.pairs = pairs
+        self.indices = spread_indices(len(pairs), options.images)
         meta = subject.checkpoint.meta
-        self.trained = trained_grid(subject.checkpoint)
-        stamped = [meta.grid] if meta.grid is not None else []
-        trained = [self.trained] if self.trained is not None else []
-        # coarse weights often restore best by one step in the middle of the schedule
-        middle = [[t] for t in MIDDLE if t < meta.diffusion.timesteps and meta.stage == "coarse"]
-        self.grids = make_grids(
+        self.trained, self.current = trained_grid(subject.checkpoint), meta.grid
+        total = meta.diffusion.timesteps
+        own = [one for one in (self.trained, self.current) if one is not None]
+        single = one_step_schedules(total) if meta.stage == "coarse" else []
+        self.schedules = make_schedules(
             options.steps,
             options.spacings,
             options.starts,
-            {"given": options.grids, "trained": trained, "stamped": stamped, "one step": middle},
-            meta.diffusion.timesteps,
+            [*options.schedules, *own, *single],
+            total,
         )
-        self.indices = spread_indices(len(pairs), options.images)
         self.names = [pairs.names[i] for i in self.indices]
         self.seeds = list(range(options.seed, options.seed + options.seeds))
         self.out = ensure_folder(options.out or options.checkpoint.parent)
         if options.stamp:
             _check_writable(options.checkpoint)
         self.log = SweepLog(self.out / "sweep.json", self._settings(), overwrite=options.overwrite)
-        self.spent = 0
+        self._calls = 0
 
     def _settings(self) -> dict[str, Any]:
-        """Everything but image, seed and timesteps that a trial depends on."""
+        """Everything but image, seed and timesteps that a score depends on."""
         subject = self.subject
         return {
             "weights": weights_digest(subject.checkpoint),
             "data": self.pairs.shards.fingerprint,
-            "degradation": _degradation(subject, self.pairs),
+            "degradation": self._degradation(),
             "protocol": subject.protocol.name,
             "precision": subject.runtime.precision,
             "device": subject.runtime.device.type,
-            "eta": subject.eta,
+            "eta": subject.recipe.sampling.eta,
         }
 
+    def _degradation(self) -> dict[str, Any] | None:
+        """What makes the degraded side of clean-only shards."""
+        recipe = self.subject.checkpoint.meta.recipe
+        if self.pairs.shards.has_lq or recipe is None:
+            return None
+        wanted = {key: recipe["data"].get(key) for key in ("synthesize", "synthesis", "streaks")}
+        return {**wanted, "seed": recipe["train"]["seed"]}
+
     def work(self) -> Generator[Tried, None, SweepResult]:
-        """Image by image, all timesteps."""
+        """Image by image, every schedule."""
         with graceful_stop() as stop:
             for index, name in zip(self.indices, self.names, strict=True):
-                for seed in self.seeds:
-                    yield from self._try_image(index, name, seed, stop)
+                yield from self._try_image(index, name, stop)
         return self._finish()
 
-    def _try_image(
-        self, index: int, name: str, seed: int, stop: StopRequest
-    ) -> Generator[Tried, None, None]:
-        """One image from one noise at all timesteps that have not been tried on it."""
-        trials, keys = self.log.trials, [TrialKey(name, seed, g.times) for g in self.grids]
-        missing = [key for key in keys if key not in trials]
-        restorers = (self.subject.restorer(key.grid, seed) for key in missing)
-        scored = restore_and_score(self.pairs, index, restorers, self.subject.protocol)
-        for key in keys:
-            if key not in trials:
+    def _try_image(self, index: int, name: str, stop: StopRequest) -> Generator[Tried, None, None]:
+        """One image from every noise by every schedule, but for what is scored already."""
+        trials = [Trial(name, seed, s.timesteps) for seed in self.seeds for s in self.schedules]
+        new = [trial for trial in trials if trial not in self.log.scores]
+        restorers = [self.subject.restorer(trial.timesteps, trial.seed) for trial in new]
+        found = restore_and_score(self.pairs, [index], restorers, Scorer(self.subject.protocol))
+        for trial in trials:
+            if trial not in self.log.scores:
                 if stop:
                     self._interrupt(stop)
-                one = next(scored)
-                trials[key] = Trial(one.score.psnr, one.score.ssim, one.seconds)
-                self.spent += len(key.grid)
-            yield Tried(name, seed, len(key.grid), trials[key])
-        if missing:
+                self.log.scores[trial] = next(found)
+                self._calls += len(trial.timesteps)
+            yield Tried(trial, self.log.scores[trial])
+        if new:
             self.log.save({"complete": False})
 
     def _interrupt(self, stop: StopRequest) -> None:
         self.log.save({"complete": False})
         number = stop.signal_number or 2
         hint = f"the same command resumes from {self.log.path}"
-        raise Interrupted("sweep stopped", signal_number=number, hint=hint)
+        raise Interrupted("the sweep was stopped", signal_number=number, hint=hint)
 
     def _finish(self) -> SweepResult:
-        """Choose, write the files, stamp."""
+        """Choose, write the files, store the timesteps."""
         options, subject = self.options, self.subject
-        rows = make_table(self.grids, self.log, self.names, self.seeds, options.rule, self.trained)
+        rows = make_table(
+            self.schedules,
+            self.log,
+            self.names,
+            self.seeds,
+            options.rule,
+            self.trained,
+            self.current,
+        )
         chosen = next((row for row in rows if row.chosen), None)
         if chosen is None:
             self.log.save({"complete": True, "rows": [row.as_json() for row in rows]})
-            raise CheckpointError(
-                "these weights give finite images at no timesteps",
-                where=options.checkpoint,
-                hint="train again",
-            )
+            what = "the network produced NaN or infinite values with every schedule"
+            raise CheckpointError(what, where=options.checkpoint, hint="train again")
         result = SweepResult(
             checkpoint=options.checkpoint,
             stage=subject.checkpoint.meta.stage,
@@ -200,30 +223,21 @@ class _Sweep:
             chosen=chosen,
             rule=options.rule.describes,
             trained_grid=self.trained,
-            steps_spent=self.spent,
+            calls_spent=self._calls,
             stamped=options.stamp,
             files=[self.log.path, self.out / "sweep.csv"],
         )
         self.log.save({"complete": True, **summary(result)})
         write_csv(self.out / "sweep.csv", rows)
-        if draw_sweep(self.out / "sweep.png", result.rows, options.rule, result.protocol):
+        if draw_sweep(self.out / "sweep.png", rows, options.rule, subject.protocol.name):
             result.files.append(self.out / "sweep.png")
         if options.stamp:
             stamp(result)
         return result
 
 
-def _degradation(subject: Subject, pairs: ValidationPairs) -> dict[str, Any] | None:
-    """What makes the degraded side of clean-only shards."""
-    recipe = subject.checkpoint.meta.recipe
-    if pairs.shards.has_lq or recipe is None:
-        return None
-    wanted = {key: recipe["data"].get(key) for key in ("synthesize", "synthesis", "streaks")}
-    return {**wanted, "seed": recipe["train"]["seed"]}
-
-
 def _check_writable(path: Path) -> None:
-    """Before hours of work: can the timesteps be written into this file?"""
+    """Before hours of work: can the timesteps be stored in this file?"""
     if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
         hint = "use --no-stamp, and --out for the report"
-        raise ResourceError("the timesteps cannot be written into it", where=path, hint=hint)
+        raise ResourceError("the checkpoint's folder is not writable", where=path, hint=hint)

@@ -1,4 +1,4 @@
-"""The outcome of a sweep: as values, a table file, a picture, and stamped into the checkpoint."""
+"""The outcome of a sweep: as plain values, as CSV, as a picture, and stored in the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.engine.sweep.schedules import Rule
-from c2fdft_cli.engine.sweep.table import GridRow
+from c2fdft_cli.engine.sweep.table import Row
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.files import atomic_path, atomic_write_text
-from c2fdft_cli.vocabulary import SPACINGS
 
 COLUMNS = (
     "calls", "grid", "label", "first_t", "psnr", "ssim", "spread", "seconds", "trials",
-    "pareto", "chosen", "trained",
+    "pareto", "chosen", "trained", "current",
 )  # fmt: skip
 
 
@@ -28,12 +27,12 @@ class SweepResult:
 
     Args:
         checkpoint, stage, protocol, images, seeds: what was tried on what.
-        rows: one for each set of timesteps.
+        rows: one for each schedule.
         chosen: the chosen row.
         rule: the rule that chose it, in words.
         trained_grid: the timesteps that the weights were fine-trained on.
-        steps_spent: sampling steps of this run; trials that were there already cost none.
-        stamped: whether the chosen timesteps were written into the checkpoint.
+        calls_spent: network evaluations of this run.
+        stamped: whether the chosen timesteps were stored in the checkpoint.
         files: what was written.
     """
 
@@ -42,11 +41,11 @@ class SweepResult:
     protocol: str
     images: int
     seeds: int
-    rows: list[GridRow]
-    chosen: GridRow
+    rows: list[Row]
+    chosen: Row
     rule: str
     trained_grid: list[int] | None
-    steps_spent: int
+    calls_spent: int
     stamped: bool
     files: list[Path]
 
@@ -63,13 +62,13 @@ def summary(result: SweepResult) -> dict[str, Any]:
         "grid": list(result.chosen.grid),
         "steps": result.chosen.calls,
         "trained_grid": result.trained_grid,
-        "calls": {"spent": result.steps_spent},
+        "calls": {"spent": result.calls_spent},
         "rows": [row.as_json() for row in result.rows],
     }
 
 
 def stamp(result: SweepResult) -> None:
-    """Write the chosen timesteps into the checkpoint, atomically: the one allowed overwrite."""
+    """Store the chosen timesteps in the checkpoint, atomically: the one allowed overwrite."""
     path = result.checkpoint.resolve()
     checkpoint = load_checkpoint(path)
     meta, row = checkpoint.meta, result.chosen
@@ -88,7 +87,7 @@ def stamp(result: SweepResult) -> None:
     save_checkpoint(path, checkpoint.params, checkpoint.ema, meta)
 
 
-def write_csv(path: Path, rows: Sequence[GridRow]) -> None:
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """The rows as CSV; timesteps have spaces between, a missing value is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -99,7 +98,7 @@ def write_csv(path: Path, rows: Sequence[GridRow]) -> None:
     atomic_write_text(path, text.getvalue())
 
 
-def draw_sweep(path: Path, rows: Sequence[GridRow], rule: Rule, protocol: str) -> bool:
+def draw_sweep(path: Path, rows: Sequence[Row], rule: Rule, protocol: str) -> bool:
     """Write sweep.png: quality over sampling steps, one line a family; False without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -112,7 +111,7 @@ def draw_sweep(path: Path, rows: Sequence[GridRow], rule: Rule, protocol: str) -
     shown = [row for row in rows if math.isfinite(row.psnr)]
     for axes, key, unit in zip(figure.subplots(1, 2), ("psnr", "ssim"), (" (dB)", ""), strict=True):
         _draw_panel(axes, shown, key)
-        axes.set_xlabel("sampling steps per image (NFE)")
+        axes.set_xlabel("sampling steps (network evaluations per image)")
         axes.set_ylabel(f"{key.upper()}{unit}, protocol {protocol}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
@@ -130,12 +129,12 @@ def draw_sweep(path: Path, rows: Sequence[GridRow], rule: Rule, protocol: str) -
     return True
 
 
-def _draw_panel(axes: Any, rows: Sequence[GridRow], key: str) -> None:
-    """One line for each family, the Pareto front, the chosen and the trained timesteps."""
+def _draw_panel(axes: Any, rows: Sequence[Row], key: str) -> None:
+    """One line for each family of schedules, the Pareto front, the chosen and the trained one."""
     for label in dict.fromkeys(row.label for row in rows):
         family = [row for row in rows if row.label == label]
         values = [getattr(row, key) for row in family]
-        style = "o-" if label.split()[0] in SPACINGS else "o"
+        style = "o" if label == "given" else "o-"
         axes.plot([row.calls for row in family], values, style, label=label, alpha=0.85)
     front = [row for row in rows if row.pareto]
     if key == "psnr" and front:
@@ -148,7 +147,7 @@ def _draw_panel(axes: Any, rows: Sequence[GridRow], key: str) -> None:
             _mark(axes, row, key, "*", "tab:red", f"chosen: {row.calls} steps")
 
 
-def _mark(axes: Any, row: GridRow, key: str, marker: str, colour: str, label: str) -> None:
+def _mark(axes: Any, row: Row, key: str, marker: str, colour: str, label: str) -> None:
     size = 260 if marker == "*" else 140
     value = getattr(row, key)
     axes.scatter(
@@ -157,7 +156,7 @@ def _mark(axes: Any, row: GridRow, key: str, marker: str, colour: str, label: st
     )  # fmt: skip
 
 
-def _headline(row: GridRow) -> str:
+def _headline(row: Row) -> str:
     times = ", ".join(map(str, row.grid))
     scores = f"{row.psnr:.2f} dB, SSIM {row.ssim:.4f}, {row.seconds:.2g} s per image"
     return f"chosen: {row.calls} steps at t = {times}\n{scores}"

@@ -1,40 +1,35 @@
-"""Which timesteps a sweep tries, and which it chooses."""
+"""Which timestep schedules a sweep tries, and the rules of choice."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from c2fdft_cli.core.diffusion import T, check_grid, time_grid
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.vocabulary import SPACINGS, check_choice, parse_numbers, split_words
 
-Grid = tuple[int, ...]
-MAX_GRIDS = 1000
-MAX_STEPS = 9999
+Timesteps = tuple[int, ...]
+MAX_SCHEDULES = 1000
+ONE_STEP = (0.3, 0.5, 0.7)
+"""Single steps that are tried with coarse weights, as shares of T: one step need not start at T."""
 DEFAULT_STEPS = "1-10"
 DEFAULT_RULE = "within:0.2dB"
 _RULES = "psnr, ssim or within:0.2dB"
 
 
 @dataclass(frozen=True)
-class NamedGrid:
+class Schedule:
     """The descending timesteps of a restoration, and where they come from, for people."""
 
-    times: Grid
+    timesteps: Timesteps
     label: str
-
-    @property
-    def calls(self) -> int:
-        """Sampling steps that an image costs."""
-        return len(self.times)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How timesteps are chosen: best "psnr", best "ssim", or fewest steps "within" `decibels`."""
+    """How a schedule is chosen: best "psnr", best "ssim", or fewest steps "within" `decibels`."""
 
     kind: str
     decibels: float = 0.0
@@ -46,24 +41,15 @@ class Rule:
     def describes(self) -> str:
         """The rule in words."""
         if self.kind == "within":
-            return f"the fewest steps within {self.decibels:g} dB of the best PSNR"
+            return f"fewest sampling steps within {self.decibels:g} dB of the best PSNR"
         return f"the best {self.kind.upper()}"
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Mean scores at some timesteps; NaN where a restoration is not finite."""
-
-    calls: int
-    psnr: float
-    ssim: float
 
 
 def parse_steps(text: str) -> list[int]:
     """Counts such as "4", "1-10" or "1,2,4-6", ascending; UsageError when it is none."""
     counts = sorted(set(parse_numbers("--steps", text, "1-10", ranges=True)))
-    if not 1 <= counts[0] <= counts[-1] <= MAX_STEPS:
-        raise UsageError(f"--steps must be numbers from 1 to {MAX_STEPS}, got {text}")
+    if not 1 <= counts[0] <= counts[-1] <= T:
+        raise UsageError(f"--steps must be numbers from 1 to {T}, got {text}")
     return counts
 
 
@@ -85,22 +71,22 @@ def parse_rule(text: str) -> Rule:
     return Rule("within", float(found[1]))
 
 
-def make_grids(
+def make_schedules(
     steps: Sequence[int],
     spacings: Sequence[str] = ("linspace",),
     starts: Sequence[int] = (),
-    explicit: Mapping[str, Iterable[Sequence[int]]] | None = None,
+    given: Iterable[Sequence[int]] = (),
     total: int = T,
-) -> list[NamedGrid]:
-    """counts x spacings x start times, and explicit timesteps by label; each set once.
+) -> list[Schedule]:
+    """Counts x spacings x first timesteps, and given ones; equal timesteps once.
 
-    A start s spaces n steps over the times s .. 0 as `time_grid` does over T - 1 .. 0.
+    A start s spaces n steps over s .. 0 as `time_grid` does over T - 1 .. 0.
 
     Raises:
-        UsageError: an unknown spacing, times outside 0 .. total - 1, more steps than times, or
-            too many sets.
+        UsageError: an unknown spacing, a timestep outside 0 .. total - 1, more steps than
+            timesteps, or too many schedules.
     """
-    found: dict[Grid, str] = {}
+    found: dict[Timesteps, str] = {}
     try:
         for spacing in spacings:
             for start in starts or (total - 1,):
@@ -108,39 +94,15 @@ def make_grids(
                 label = spacing if start == total - 1 else f"{spacing} from {start}"
                 for n in steps:
                     found.setdefault(tuple(time_grid(n, spacing, start + 1)), label)
-        for label, grids in (explicit or {}).items():
-            for times in grids:
-                found.setdefault(tuple(check_grid(times, total)), label)
+        for timesteps in given:
+            found.setdefault(tuple(check_grid(timesteps, total)), "given")
     except ValueError as error:
-        options = "--steps, --spacing, --start or --grid"
-        raise UsageError(f"{options} cannot be used: {error}") from error
-    if not 0 < len(found) <= MAX_GRIDS:
-        raise UsageError(f"1 to {MAX_GRIDS} sets of timesteps can be tried, got {len(found)}")
-    return [NamedGrid(times, label) for times, label in found.items()]
+        raise UsageError(f"--steps, --spacing, --start or --grid: {error}") from error
+    if not 0 < len(found) <= MAX_SCHEDULES:
+        raise UsageError(f"a sweep tries 1 to {MAX_SCHEDULES} schedules, got {len(found)}")
+    return [Schedule(timesteps, label) for timesteps, label in found.items()]
 
 
-def choose(rows: Sequence[Quality], rule: Rule) -> int | None:
-    """Index of the row that the rule chooses, None when no row is finite.
-
-    Equal scores go to fewer steps, equal steps to the better PSNR.
-    """
-    usable = [i for i, row in enumerate(rows) if not math.isnan(row.psnr)]
-    if not usable:
-        return None
-    if rule.kind == "within":
-        best = max(rows[i].psnr for i in usable)
-        near = [i for i in usable if rows[i].psnr >= best - rule.decibels]
-        return min(near, key=lambda i: (rows[i].calls, -rows[i].psnr))
-    return min(usable, key=lambda i: (-getattr(rows[i], rule.kind), rows[i].calls))
-
-
-def pareto(rows: Sequence[Quality]) -> list[bool]:
-    """Which rows no other row beats: at most as many steps, at least its PSNR, and one better."""
-
-    def beats(a: Quality, b: Quality) -> bool:
-        no_worse = a.calls <= b.calls and a.psnr >= b.psnr
-        return no_worse and (a.calls < b.calls or a.psnr > b.psnr)
-
-    return [
-        not math.isnan(row.psnr) and not any(beats(other, row) for other in rows) for row in rows
-    ]
+def one_step_schedules(total: int) -> list[Timesteps]:
+    """Single steps in the middle of the diffusion, such as 300, 500 and 700 of 1000."""
+    return [(round(share * total),) for share in ONE_STEP]

@@ -1,4 +1,4 @@
-"""From the trials of a sweep to its table: means, spread, Pareto front, the choice."""
+"""From the scores of a sweep to its table: means, Pareto front, the chosen schedule."""
 
 from __future__ import annotations
 
@@ -8,39 +8,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from c2fdft_cli.engine.sampling.scoring import finite_or_none
+from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
-from c2fdft_cli.engine.sweep.schedules import Grid, NamedGrid, Quality, Rule, choose, pareto
+from c2fdft_cli.engine.sweep.schedules import Rule, Schedule, Timesteps
 
 
 @dataclass(frozen=True)
-class GridRow:
-    """One set of timesteps in the table.
+class Row:
+    """One schedule of the table; the names are the keys of sweep.json and the columns of the CSV.
 
     Args:
-        calls: sampling steps for an image.
+        calls: sampling steps, each one evaluation of the network.
         grid: their timesteps.
-        label: where they come from.
+        label: where the schedule comes from.
         psnr, ssim: means over images and seeds; NaN where a restoration is not finite.
         spread: standard deviation over the seeds of the mean PSNR; None with one seed.
         seconds: for an image, median.
-        trials: images x seeds that were restored.
-        pareto: nothing with as few steps scores as much.
+        trials: images x seeds.
+        pareto: no schedule with as few steps scores as much.
         chosen: by the rule.
         trained: the timesteps that the weights were fine-trained on.
+        current: the timesteps that the checkpoint held before the sweep.
     """
 
     calls: int
-    grid: Grid
+    grid: Timesteps
     label: str
     psnr: float
     ssim: float
-    spread: float | None
-    seconds: float
-    trials: int
+    spread: float | None = None
+    seconds: float = 0.0
+    trials: int = 0
     pareto: bool = False
     chosen: bool = False
     trained: bool = False
+    current: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """For sweep.json and --json: an infinite or missing score is null."""
@@ -51,48 +53,83 @@ class GridRow:
 
 
 def make_table(
-    grids: Sequence[NamedGrid],
+    schedules: Sequence[Schedule],
     log: SweepLog,
     names: Sequence[str],
     seeds: Sequence[int],
     rule: Rule,
-    trained: Sequence[int] | None,
-) -> list[GridRow]:
-    """The rows of all timesteps that were tried, by their number and the first of them."""
-    rows = [_row(grid, log.of_grid(grid.times, names, seeds), trained) for grid in grids]
+    trained: Sequence[int] | None = None,
+    current: Sequence[int] | None = None,
+) -> list[Row]:
+    """The rows of all schedules, by number of steps and first timestep."""
+    rows = [_row(one, log.of_schedule(one.timesteps, names, seeds)) for one in schedules]
     rows.sort(key=lambda row: (row.calls, [-t for t in row.grid]))
-    qualities = [Quality(row.calls, row.psnr, row.ssim) for row in rows]
-    chosen = choose(qualities, rule)
+    chosen, front = choose(rows, rule), pareto(rows)
     return [
-        replace(row, pareto=front, chosen=i == chosen)
-        for i, (row, front) in enumerate(zip(rows, pareto(qualities), strict=True))
+        replace(
+            row,
+            pareto=front[i],
+            chosen=i == chosen,
+            trained=trained is not None and list(row.grid) == list(trained),
+            current=current is not None and list(row.grid) == list(current),
+        )
+        for i, row in enumerate(rows)
     ]
 
 
-def _row(
-    grid: NamedGrid,
-    trials: Mapping[tuple[str, int], Trial],
-    trained: Sequence[int] | None,
-) -> GridRow:
-    return GridRow(
-        calls=grid.calls,
-        grid=grid.times,
-        label=grid.label,
-        psnr=statistics.fmean(trial.psnr for trial in trials.values()),
-        ssim=statistics.fmean(trial.ssim for trial in trials.values()),
-        spread=_spread(trials),
-        seconds=statistics.median(trial.seconds for trial in trials.values()),
-        trials=len(trials),
-        trained=trained is not None and list(grid.times) == list(trained),
+def _row(schedule: Schedule, scores: Mapping[Trial, Scored]) -> Row:
+    return Row(
+        calls=len(schedule.timesteps),
+        grid=schedule.timesteps,
+        label=schedule.label,
+        psnr=statistics.fmean(one.psnr for one in scores.values()),
+        ssim=statistics.fmean(one.ssim for one in scores.values()),
+        spread=_spread(scores),
+        seconds=statistics.median(one.seconds for one in scores.values()),
+        trials=len(scores),
     )
 
 
-def _spread(trials: Mapping[tuple[str, int], Trial]) -> float | None:
+def _spread(scores: Mapping[Trial, Scored]) -> float | None:
     """Standard deviation over the seeds of the mean PSNR; None with one, NaN without a number."""
-    seeds = sorted({seed for _, seed in trials})
+    seeds = sorted({trial.seed for trial in scores})
     if len(seeds) < 2:
         return None
     means = [
-        statistics.fmean(t.psnr for (_, s), t in trials.items() if s == seed) for seed in seeds
+        statistics.fmean(one.psnr for trial, one in scores.items() if trial.seed == seed)
+        for seed in seeds
     ]
     return statistics.stdev(means) if all(map(math.isfinite, means)) else math.nan
+
+
+def best(rows: Sequence[Row]) -> Row | None:
+    """The row of the highest PSNR, of equal ones that with fewer steps; None without a number."""
+    finite = [row for row in rows if not math.isnan(row.psnr)]
+    return min(finite, key=lambda row: (-row.psnr, row.calls), default=None)
+
+
+def choose(rows: Sequence[Row], rule: Rule) -> int | None:
+    """Index of the schedule that the rule chooses, None when no row is finite.
+
+    Equal scores go to fewer steps, equal numbers of steps to the better PSNR.
+    """
+    usable = [i for i, row in enumerate(rows) if not math.isnan(row.psnr)]
+    if not usable:
+        return None
+    if rule.kind == "within":
+        limit = max(rows[i].psnr for i in usable) - rule.decibels
+        near = [i for i in usable if rows[i].psnr >= limit]
+        return min(near, key=lambda i: (rows[i].calls, -rows[i].psnr))
+    return min(usable, key=lambda i: (-getattr(rows[i], rule.kind), rows[i].calls))
+
+
+def pareto(rows: Sequence[Row]) -> list[bool]:
+    """Which rows no other row beats: at most as many steps, at least its PSNR, and one better."""
+
+    def beats(a: Row, b: Row) -> bool:
+        no_worse = a.calls <= b.calls and a.psnr >= b.psnr
+        return no_worse and (a.calls < b.calls or a.psnr > b.psnr)
+
+    return [
+        not math.isnan(row.psnr) and not any(beats(other, row) for other in rows) for row in rows
+    ]

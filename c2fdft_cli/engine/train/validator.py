@@ -1,20 +1,23 @@
-"""Validation within a training: whole images, EMA weights, the sampler's grid."""
+"""Validation within a training: whole images, EMA weights, the recipe's timesteps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.data.images.tensors import to_uint8
-from c2fdft_cli.engine.sampling.pairs import ValidationPairs
+from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.sampling.scoring import (
     Scored,
-    mean_score,
+    Scorer,
+    mean_scores,
     restore_and_score,
     spread_indices,
 )
@@ -27,7 +30,7 @@ from c2fdft_cli.execution.distributed import any_rank
 from c2fdft_cli.execution.memory import is_out_of_memory
 from c2fdft_cli.execution.signals import StoppedError, StopRequest
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.metrics.protocols import MAX_VALUE, PROTOCOLS, Score
+from c2fdft_cli.metrics.protocols import PROTOCOLS
 
 SAMPLES = 2
 NARROW = 32  # rows
@@ -46,7 +49,7 @@ class Validator:
     def __init__(
         self,
         options: TrainOptions,
-        pairs: ValidationPairs | None,
+        pairs: PairSource | None,
         state: RunState,
         board: TensorBoard,
     ) -> None:
@@ -85,7 +88,7 @@ class Validator:
         return scored, any_rank(ended, self._options.runtime)
 
     def _score_within_memory(
-        self, step: int, pairs: ValidationPairs, request: StopRequest
+        self, step: int, pairs: PairSource, request: StopRequest
     ) -> Validated | None:
         for rows in (None, NARROW):
             try:
@@ -98,7 +101,7 @@ class Validator:
         return None
 
     def _score(
-        self, step: int, pairs: ValidationPairs, rows: int | None, request: StopRequest
+        self, step: int, pairs: PairSource, rows: int | None, request: StopRequest
     ) -> Validated:
         options, recipe = self._options, self._options.recipe
         protocol = PROTOCOLS[recipe.train.protocol]
@@ -111,36 +114,38 @@ class Validator:
             options.runtime,
             seed=recipe.train.seed,
         )
-        scores: list[Score] = []
         chosen = spread_indices(len(pairs), recipe.train.validation_images)
-        for number, i in enumerate(chosen):
-            for scored in restore_and_score(pairs, i, [restorer], protocol):
-                scores.append(scored.score)
-                if number < SAMPLES:
-                    self._save_sample(step, scored)
-        mean = mean_score(scores)
+        shown, others = (
+            restore_and_score(pairs, part, [restorer], Scorer(protocol, pictures=keep))
+            for part, keep in ((chosen[:SAMPLES], True), (chosen[SAMPLES:], False))
+        )
+        scored: list[Scored] = []
+        for one in chain(shown, others):
+            scored.append(replace(one, pictures=None))
+            self._save_sample(step, one)
+        mean = mean_scores(scored)
         best = self._state.best_psnr
         self._state.metrics = {
             "step": step,
             "protocol": protocol.name,
-            "images": len(scores),
-            "psnr": mean.psnr,
-            "ssim": mean.ssim,
+            "images": len(scored),
+            **mean,
         }
         return Validated(
             step,
-            mean.psnr,
-            mean.ssim,
+            mean["psnr"],
+            mean["ssim"],
             protocol.name,
-            len(scores),
-            not math.isnan(mean.psnr) and (best is None or mean.psnr > best),
+            len(scored),
+            not math.isnan(mean["psnr"]) and (best is None or mean["psnr"] > best),
         )
 
     def _save_sample(self, step: int, scored: Scored) -> None:
-        """Degraded | restored | target, side by side."""
-        restored = to_uint8(scored.restored / MAX_VALUE)
-        strip = torch.cat([scored.lq, restored, scored.gt], dim=-1)
+        """Degraded | restored | target, side by side, where the record has its pictures."""
+        views = scored.pictures
+        if views is None or views.degraded is None or views.target is None:
+            return
+        pixels = np.concatenate([views.degraded, views.restored, views.target], axis=1)
         name = Path(scored.name).name
-        pixels = strip[0].permute(1, 2, 0).contiguous().numpy()
         save_rgb8(self._options.run.samples / f"{name}-{step:09d}.png", pixels)
         self._board.sample(name, step, pixels)

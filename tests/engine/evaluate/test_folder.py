@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.folder import FolderPairs, NoisyImages, open_folder
-from c2fdft_cli.engine.evaluate.job import evaluate_files
-from c2fdft_cli.engine.evaluate.types import EvalOptions
+from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.engine.weights.build import make_network
@@ -47,7 +47,7 @@ def weights(tmp_path: Path) -> Path:
 def test_noise_is_white_unclipped_and_of_its_sigma(clean):
     pairs = open_folder(clean, 25.0)
     assert isinstance(pairs, NoisyImages)
-    noisy, gt = pairs.pair(0)
+    noisy, gt = pairs.pair(0).lq, pairs.pair(0).gt
     assert noisy.dtype == np.float32
     assert np.array_equal(gt, photo(0))
     noise = noisy - gt
@@ -60,8 +60,8 @@ def test_noise_is_white_unclipped_and_of_its_sigma(clean):
 
 def test_noise_is_a_function_of_seed_and_name(clean):
     def noise(sigma: float, seed: int, i: int = 0) -> np.ndarray:
-        noisy, gt = open_folder(clean, sigma, seed).pair(i)
-        return (noisy - gt) / sigma
+        pair = open_folder(clean, sigma, seed).pair(i)
+        return (pair.lq - pair.gt) / sigma
 
     assert np.allclose(noise(25, 0), noise(50, 0), atol=1e-5)
     assert not np.allclose(noise(25, 0), noise(25, 1), atol=0.1)
@@ -94,8 +94,9 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
 
 def test_the_sampler_starts_as_in_restore(clean, tmp_path, weights):
     pairs = open_folder(clean, 25.0)
-    assert [pairs.file(i) for i in range(3)] == ["scene.0.png", "scene.1.png", "scene.2.png"]
-    starts = [noise_generator(0, pairs.file(i)).initial_seed() for i in range(3)]
+    names = [pairs.pair(i).noise_name for i in range(3)]
+    assert names == ["scene.0.png", "scene.1.png", "scene.2.png"]
+    starts = [noise_generator(0, name).initial_seed() for name in names]
     assert len(set(starts)) == 3
     target = tmp_path / "set" / "target"
     for side in ("input", "target"):
@@ -120,13 +121,13 @@ def test_training_images_are_not_scored_unasked(tmp_path):
 
 @pytest.mark.parametrize("sigma", [0.0, -5.0, 256.0, float("nan")])
 def test_levels_that_are_none(clean, sigma):
-    with pytest.raises(UsageError, match="above 0, at most 255"):
+    with pytest.raises(UsageError, match=r"--sigma must be in \(0, 255\], got"):
         open_folder(clean, sigma)
 
 
 def test_nothing_to_restore(tmp_path, clean):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(DataError, match="holds no images"):
         open_folder(tmp_path / "empty", 25)
     with pytest.raises(DataError, match="no such"):
         open_folder(tmp_path / "nowhere", 25)
@@ -136,7 +137,7 @@ def test_nothing_to_restore(tmp_path, clean):
 
 def test_two_images_of_one_name(clean):
     save_rgb8(clean / "scene.1.bmp", photo(5))
-    with pytest.raises(DataError, match=r"two images of one name: scene\.1"):
+    with pytest.raises(DataError, match=r"two images have the name scene\.1"):
         open_folder(clean, 25)
 
 

@@ -16,8 +16,14 @@ import pytest
 import torch
 
 from c2fdft_cli.data.images.picture import Picture, save_rgb8, write_picture
-from c2fdft_cli.engine.evaluate.compare import against, as_json, in_words, not_in_common
-from c2fdft_cli.engine.evaluate.job import evaluate_files
+from c2fdft_cli.engine.evaluate.compare import (
+    as_json,
+    in_words,
+    not_in_common,
+    paired_comparison,
+)
+from c2fdft_cli.engine.evaluate.files import evaluate_files
+from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
 from c2fdft_cli.engine.evaluate.pairing import pair_files
 from c2fdft_cli.engine.evaluate.report import (
@@ -28,7 +34,6 @@ from c2fdft_cli.engine.evaluate.report import (
     write_report,
 )
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
-from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
@@ -171,7 +176,7 @@ def test_two_files_and_a_file_in_a_folder(folders: tuple[Path, Path]) -> None:
     ("case", "message"),
     [
         ("missing", "no such file or folder"),
-        ("empty", "no images in the folder"),
+        ("empty", "the folder holds no images"),
         ("other names", "no restored image has a target of a matching name"),
     ],
 )
@@ -267,12 +272,12 @@ def test_sizes_that_differ_are_all_listed(folders: tuple[Path, Path]) -> None:
 def test_unreadable_files(folders: tuple[Path, Path]) -> None:
     out, target = folders
     (out / "9.png").write_text("not an image")
-    with pytest.raises(DataError, match=r"9: cannot read the image"):
+    with pytest.raises(DataError, match=r"9: .*9\.png: cannot read the image"):
         run(out, target)
     # a whole header before damaged pixels: found out only when it is read
     data = (target / "10.png").read_bytes()
     (out / "9.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"9: cannot read the image"):
+    with pytest.raises(DataError, match=r"9: .*9\.png: cannot read the image"):
         run(out, target)
 
 
@@ -296,11 +301,11 @@ def test_images_below_the_window_of_ssim(
 
 
 def test_options_that_are_none() -> None:
-    with pytest.raises(UsageError, match="no such protocol"):
+    with pytest.raises(UsageError, match="--protocol must be"):
         EvalOptions("best")
     with pytest.raises(UsageError, match="--border"):
         EvalOptions(border=-1)
-    with pytest.raises(UsageError, match="no such metric: niqe"):
+    with pytest.raises(UsageError, match="--metrics niqe: no such metric"):
         find_metrics("gmsd,niqe")
 
 
@@ -329,17 +334,17 @@ def test_weights_on_their_own_shards(weights: Path) -> None:
     result = of_weights(weights)
     assert result.protocol.name == "derain"
     assert len(result.rows) == 2
-    assert result.notes == ["grid: 999, 500 (2 network calls)"]
+    assert result.notes == ["timesteps: 999, 500 (2 sampling steps)"]
     assert all(row.degraded is not None for row in result.rows)
     assert of_weights(weights, images=1).rows == result.rows[:1]
     assert of_weights(weights, protocol="denoise").scored_on == "network output, unrounded"
 
 
 def test_another_grid_than_the_trained_one_is_remarked(weights: Path) -> None:
-    notes = of_weights(weights, grid=(999,), images=1).notes
-    assert "trained on another grid: 999, 500" in notes[1]
+    notes = of_weights(weights, timesteps=(999,), images=1).notes
+    assert "trained at other timesteps: 999, 500" in notes[1]
     with pytest.raises(UsageError, match="--grid"):
-        of_weights(weights, grid=(1, 2))
+        of_weights(weights, timesteps=(1, 2))
 
 
 def test_seeds_average_and_spread(weights: Path) -> None:
@@ -405,19 +410,19 @@ def test_against_pairs_by_name(folders: tuple[Path, Path], tmp_path: Path) -> No
     for k in (1, 2):
         save(tmp_path / "b" / f"{k + 9}.png", degraded(k, 40))
     a, b = run(out, target), run(tmp_path / "b", target)
-    comparison = against(a, b)
+    comparison = paired_comparison(a, b)
     assert comparison["psnr"] is not None
     assert (comparison["psnr"].wins, comparison["psnr"].images) == (2, 2)
     assert not_in_common(a, b) == ["9"]
     assert as_json(comparison, b)["difference"]["psnr"]["mean"] > 0
     assert in_words(comparison)[0].startswith("PSNR: A - B = +")
-    equal = against(run(target, target), run(target, target))
+    equal = paired_comparison(run(target, target), run(target, target))
     assert equal["psnr"] is None
     assert "no finite difference" in in_words(equal)[0]
     assert as_json(equal, run(target, target))["mean"]["psnr"] is None
     other = run(save(tmp_path / "x.png", photo(0)), target / "9.png")
     with pytest.raises(DataError, match="no image in common"):
-        against(a, other)
+        paired_comparison(a, other)
 
 
 # -- further metrics ---------------------------------------------------------------
@@ -458,6 +463,13 @@ def test_weights_of_a_metric_that_cannot_be_had(
 # -- files -------------------------------------------------------------------------
 
 
+def test_pixels_are_kept_for_a_report_alone(folders: tuple[Path, Path]) -> None:
+    for asked in (False, True):
+        job = evaluate_files(*folders, EvalOptions(pictures=asked))
+        assert [one.pictures is not None for one in job] == [asked] * 3
+        assert all(row.pictures is None for row in job.result.rows)
+
+
 def test_csv(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out, target = folders
     save(out / "9.png", photo(0))
@@ -474,7 +486,7 @@ def test_csv(folders: tuple[Path, Path], tmp_path: Path) -> None:
 
 def report_of(out: Path, target: Path, folder: Path) -> str:
     pictures = ReportImages()
-    job = evaluate_files(out, target, EvalOptions(), degraded=out)
+    job = evaluate_files(out, target, EvalOptions(pictures=True), degraded=out)
     result = with_pictures(job, pictures).run()
     about = About("c2fdft eval <a> & b", ["protocol rgb"], {"task": "</script><b>"})
     write_report(folder, document(result), pictures, about)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import numpy as np
 import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.engine.evaluate.compare import against, as_json, in_words
+from c2fdft_cli.engine.evaluate.compare import as_json, in_words, paired_comparison
+from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
-from c2fdft_cli.engine.evaluate.photos import evaluate_alone, find_measures
+from c2fdft_cli.engine.evaluate.photos import evaluate_alone, find_no_reference_metrics
 from c2fdft_cli.engine.evaluate.report import About, ReportImages, with_pictures, write_report
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
-from c2fdft_cli.engine.evaluate.types import EvalOptions, EvalResult
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics import no_reference
 
@@ -37,7 +38,8 @@ def fill(folder: Path, strength: float) -> Path:
 
 
 def run(source: Path, names: str = "all", **options: Any) -> EvalResult:
-    return evaluate_alone(source, EvalOptions(metrics=find_measures(names), **options)).run()
+    metrics = find_no_reference_metrics(names)
+    return evaluate_alone(source, EvalOptions(metrics=metrics, **options)).run()
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_one_image_and_a_border(noisy: Path) -> None:
 
 def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
     a, b = (run(one, "noise_sigma") for one in (fill(tmp_path / "clean", 2), noisy))
-    comparison = against(a, b)
+    comparison = paired_comparison(a, b)
     assert list(comparison) == ["noise_sigma"]
     line = in_words(comparison)[0]
     assert line.startswith("NOISE_SIGMA: A - B = -")
@@ -80,7 +82,8 @@ def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
 
 def test_csv_and_report(noisy: Path, tmp_path: Path) -> None:
     pictures = ReportImages()
-    job = evaluate_alone(noisy, EvalOptions(metrics=find_measures("blur_effect")))
+    metrics = find_no_reference_metrics("blur_effect")
+    job = evaluate_alone(noisy, EvalOptions(metrics=metrics, pictures=True))
     result = with_pictures(job, pictures).run()
     write_csv(tmp_path / "rows.csv", result)
     with (tmp_path / "rows.csv").open() as file:
@@ -101,11 +104,11 @@ def test_small_images_have_a_row_without_values(noisy: Path) -> None:
 
 def test_what_cannot_be_scored(noisy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no images in the folder"):
+    with pytest.raises(DataError, match="the folder holds no images"):
         run(tmp_path / "empty")
     with pytest.raises(DataError, match="no such file or folder"):
         run(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="it needs targets"):
+    with pytest.raises(UsageError, match="--protocol cannot be combined with --no-reference"):
         run(noisy, protocol="rgb")
     for name in ("2", "10"):
         (noisy / f"{name}.png").write_text("text")
@@ -114,10 +117,14 @@ def test_what_cannot_be_scored(noisy: Path, tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert list(find_measures("all")) == ["blur_effect", "noise_sigma", "total_variation"]
-    with pytest.raises(UsageError, match=r"no such metric: vsi .* it needs targets"):
-        find_measures("vsi")
-    with pytest.raises(UsageError, match=r"no such metric: brisque .* with --no-reference"):
+    assert list(find_no_reference_metrics("all")) == [
+        "blur_effect",
+        "noise_sigma",
+        "total_variation",
+    ]
+    with pytest.raises(UsageError, match="--metrics vsi cannot be combined with --no-reference"):
+        find_no_reference_metrics("vsi")
+    with pytest.raises(UsageError, match="--metrics brisque needs --no-reference"):
         find_metrics("brisque")
     assert describe_metric("brisque").endswith("lower is better, 0 to about 100")
     assert "lower is sharper, 0 to 1" in describe_metric("blur_effect")
@@ -129,6 +136,20 @@ def test_weights_that_are_not_there(noisy: Path, monkeypatch: pytest.MonkeyPatch
             raise OSError("no route to host")
 
     monkeypatch.setattr(no_reference, "load_piq", Offline)
-    message = "weights of brisque cannot be loaded: no route to host - --metrics brisque"
+    message = "weights of brisque cannot be loaded: no route to host"
     with pytest.raises(ResourceError, match=message):
         run(noisy, "brisque")
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [("skimage.measure", "blur_effect"), ("skimage", "noise_sigma"), ("pywt", "noise_sigma")],
+)
+def test_packages_that_are_not_there(
+    noisy: Path, monkeypatch: pytest.MonkeyPatch, package: str, name: str
+) -> None:
+    for module in (package, "skimage.restoration") if package == "skimage" else (package,):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ResourceError, match=f"{name} needs scikit-image and PyWavelets") as error:
+        run(noisy, name)
+    assert error.value.hint == 'pip install "c2fdft[no-reference]"'

@@ -16,11 +16,10 @@ import torch
 
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.evaluate import ranks as evaluate_ranks
-from c2fdft_cli.engine.evaluate.job import evaluate_files
+from c2fdft_cli.engine.evaluate.files import evaluate_files
+from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.ranks import gather_result, join
-from c2fdft_cli.engine.evaluate.types import EvalOptions
-from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Network, Recipe

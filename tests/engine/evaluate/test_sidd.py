@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from c2fdft_cli.data.layouts.sidd import NOISY, RESULTS, TARGET
+from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.metrics import find_metrics
 from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
-from c2fdft_cli.engine.evaluate.types import EvalOptions
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
@@ -84,7 +84,7 @@ def test_results_against_clean(folder: Path) -> None:
     [
         (TARGET, None, f"no {TARGET}.mat in the folder"),
         (NOISY, None, f"no {NOISY}.mat in the folder"),
-        (None, f"{NOISY}.mat", f"no variable {TARGET} .* it holds '{NOISY}'"),
+        (None, f"{NOISY}.mat", f"no variable {TARGET}"),
         (None, "nowhere.mat", "no such file"),
         (None, "shape.mat", r"differ in shape: \[2, 3, 24, 32, 3\], \[2, 2, 24, 32, 3\]"),
     ],

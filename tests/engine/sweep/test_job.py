@@ -1,4 +1,4 @@
-"""sweep-steps: the timesteps, the choice, and what a sweep leaves behind."""
+"""sweep-steps: the schedules, the choice, and what a sweep leaves behind."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ import torch
 from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.engine.sweep.job import SweepOptions, sweep
-from c2fdft_cli.engine.sweep.log import SweepLog, Trial, TrialKey
+from c2fdft_cli.engine.sweep.log import SweepLog, Trial
 from c2fdft_cli.engine.sweep.report import SweepResult
 from c2fdft_cli.engine.sweep.schedules import (
-    NamedGrid,
-    Quality,
     Rule,
-    choose,
-    make_grids,
-    pareto,
+    Schedule,
+    make_schedules,
     parse_rule,
     parse_spacings,
     parse_steps,
 )
-from c2fdft_cli.engine.sweep.table import make_table
+from c2fdft_cli.engine.sweep.table import Row, best, choose, make_table, pareto
 from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    load_checkpoint,
+    save_checkpoint,
+)
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
 
@@ -131,9 +133,9 @@ def test_rules_that_are_none(text: str) -> None:
         parse_rule(text)
 
 
-def test_grids_are_counts_times_spacings_times_starts() -> None:
-    grids = make_grids([1, 4], ["linspace", "trailing"], [999, 750], {"given": [[999, 500], [999]]})
-    assert {grid.times: grid.label for grid in grids} == {
+def test_schedules_are_counts_times_spacings_times_starts() -> None:
+    found = make_schedules([1, 4], ["linspace", "trailing"], [999, 750], [[999, 500], [999]])
+    assert {one.timesteps: one.label for one in found} == {
         (999,): "linspace",
         (999, 666, 333, 0): "linspace",
         (750,): "linspace from 750",
@@ -142,32 +144,37 @@ def test_grids_are_counts_times_spacings_times_starts() -> None:
         (750, 562, 375, 187): "trailing from 750",
         (999, 500): "given",
     }
-    assert [list(grid.times) for grid in make_grids([4])] == [time_grid(4)]
+    assert [list(one.timesteps) for one in make_schedules([4])] == [time_grid(4)]
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"starts": [1000]},
-        {"explicit": {"given": [[5, 5]]}},
-        {"explicit": {"given": [[1000]]}},
+        {"given": [[5, 5]]},
+        {"given": [[1000]]},
         {"starts": [2], "steps": [4]},
         {"steps": []},
     ],
 )
-def test_grids_that_are_none(wrong: dict[str, Any]) -> None:
+def test_schedules_that_are_none(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        make_grids(**{"steps": [2], **wrong})
+        make_schedules(**{"steps": [2], **wrong})
 
 
 # -- the choice --------------------------------------------------------------------
 
+
+def scores(steps: int, psnr: float, ssim: float) -> Row:
+    return Row(steps, tuple(range(steps, 0, -1)), "linspace", psnr, ssim)
+
+
 ROWS = [
-    Quality(1, 20.0, 0.50),
-    Quality(2, 29.9, 0.91),
-    Quality(3, 29.9, 0.92),
-    Quality(4, 30.0, 0.90),
-    Quality(5, math.nan, math.nan),
+    scores(1, 20.0, 0.50),
+    scores(2, 29.9, 0.91),
+    scores(3, 29.9, 0.92),
+    scores(4, 30.0, 0.90),
+    scores(5, math.nan, math.nan),
 ]
 
 
@@ -181,17 +188,22 @@ def test_choice_by_rule(rule: str, index: int) -> None:
 
 def test_choice_without_a_finite_row_and_among_equals() -> None:
     assert choose(ROWS[-1:], parse_rule("psnr")) is None
-    equal = [Quality(3, 30.0, 0.9), Quality(2, 30.0, 0.9)]
+    equal = [scores(3, 30.0, 0.9), scores(2, 30.0, 0.9)]
     assert choose(equal, parse_rule("psnr")) == 1
-    same_calls = [Quality(2, 29.9, 0.9), Quality(2, 30.0, 0.9)]
+    same_calls = [scores(2, 29.9, 0.9), scores(2, 30.0, 0.9)]
     assert choose(same_calls, parse_rule("within:0.2dB")) == 1
-    infinite = [Quality(1, 30.0, 0.9), Quality(2, math.inf, 1.0)]
+    infinite = [scores(1, 30.0, 0.9), scores(2, math.inf, 1.0)]
     assert choose(infinite, parse_rule("within:0.2dB")) == 1
+
+
+def test_the_best_row_is_not_the_chosen_one() -> None:
+    assert best(ROWS) is ROWS[3]
+    assert best(ROWS[-1:]) is None
 
 
 def test_pareto_front() -> None:
     assert pareto(ROWS) == [True, True, False, True, False]
-    assert pareto([Quality(2, 30.0, 0.9), Quality(2, 30.0, 0.8)]) == [True, True]
+    assert pareto([scores(2, 30.0, 0.9), scores(2, 30.0, 0.8)]) == [True, True]
 
 
 # -- a whole sweep -----------------------------------------------------------------
@@ -202,12 +214,11 @@ def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
     job = sweep(SweepOptions(coarse, steps=(1, 2, 3), device="cpu", precision="fp32"))
     events = list(job)
     result = job.result
-    # three counts, and one step at 300, 500 and 700
-    assert len(job) == len(events) == 3 * (3 + 3)
+    assert len(job) == len(events) == 3 * 6
     assert (result.protocol, result.images, result.stage) == ("derain", 3, "coarse")
-    single = [(999,), (700,), (500,), (300,)]
-    assert [row.grid for row in result.rows] == [*single, (999, 0), (999, 500, 0)]
-    assert result.steps_spent == 3 * (4 + 2 + 3)
+    one_step = [(999,), (700,), (500,), (300,)]
+    assert [row.grid for row in result.rows] == [*one_step, (999, 0), (999, 500, 0)]
+    assert result.calls_spent == 3 * (4 + 2 + 3)
     assert sum(row.chosen for row in result.rows) == 1
     assert all(row.trials == 3 and row.seconds > 0 for row in result.rows)
 
@@ -229,7 +240,7 @@ def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
 
 def test_sweep_draws_a_picture(coarse: Path) -> None:
     pytest.importorskip("matplotlib")
-    result = run(coarse, spacings=("linspace", "trailing"), grids=((500,),))
+    result = run(coarse, spacings=("linspace", "trailing"), schedules=((400,),))
     picture = coarse.parent / "sweep.png"
     assert picture in result.files
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -247,11 +258,11 @@ def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:
 def test_nothing_is_computed_twice(coarse: Path) -> None:
     first = run(coarse, steps=(1, 2))
     again = run(coarse, steps=(1, 2))  # stamped meanwhile: the weights are the same
-    assert again.steps_spent == 0
+    assert again.calls_spent == 0
     assert [row.psnr for row in again.rows] == [row.psnr for row in first.rows]
     more = run(coarse, steps=(1, 2, 3))
-    assert more.steps_spent == 3 * 3
-    assert len(more.rows) == 3 + 3
+    assert more.calls_spent == 3 * 3
+    assert len(more.rows) == 6
 
 
 def test_one_image_does_not_depend_on_the_others(coarse: Path, tmp_path: Path) -> None:
@@ -261,7 +272,7 @@ def test_one_image_does_not_depend_on_the_others(coarse: Path, tmp_path: Path) -
         {(t["name"], *t["grid"]): t["psnr"] for t in json.loads(path.read_text())["trials"]}
         for path in (tmp_path / "all" / "sweep.json", tmp_path / "one" / "sweep.json")
     ]
-    assert len(trials[1]) == 2 + 3
+    assert len(trials[1]) == 5
     assert trials[1].items() <= trials[0].items()
 
 
@@ -273,7 +284,7 @@ def test_seeds_give_a_spread(coarse: Path) -> None:
     assert run(coarse, images=1).rows[0].spread is None
 
 
-def test_interrupted_sweep_resumes(coarse: Path) -> None:
+def test_interrupted_sweep_goes_on(coarse: Path) -> None:
     grid_before = load_checkpoint(coarse).meta.grid
     job = sweep(SweepOptions(coarse, steps=(1, 2), device="cpu", precision="fp32"))
 
@@ -282,17 +293,17 @@ def test_interrupted_sweep_resumes(coarse: Path) -> None:
             if number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="sweep stopped") as stopped:
+    with pytest.raises(Interrupted, match="the sweep was stopped") as stopped:
         watch()
     assert stopped.value.exit_code == 143
-    assert "resumes" in stopped.value.hint
+    assert "the same command resumes" in stopped.value.hint
     saved = json.loads((coarse.parent / "sweep.json").read_text())
     assert saved["complete"] is False
     assert len(saved["trials"]) == 3
     assert load_checkpoint(coarse).meta.grid == grid_before
     rest = run(coarse, steps=(1, 2))
-    # of five sets of timesteps an image (six steps) three had been tried on the first
-    assert rest.steps_spent == 3 * (1 + 2 + 3) - (1 + 2 + 1)
+    # three of the 3 x 5 restorations are there: 1, 2 and 1 of the 3 x 6 steps
+    assert rest.calls_spent == 3 * 6 - 4
     assert rest.rows[0].trials == 3
 
 
@@ -307,12 +318,20 @@ def test_fine_weights_are_tried_on_their_own_grid(shards: Path, tmp_path: Path) 
     assert run(fine, steps=(1,)).trained_grid == [900, 450]  # a stamp does not make it forget
 
 
+def test_the_timesteps_in_the_checkpoint_are_always_tried(shards: Path, tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "c.pt", "coarse", shards, grid=[800, 200], grid_from="sweep")
+    rows = run(path, steps=(1,), stamp=False).rows
+    assert [row.grid for row in rows if row.current] == [(800, 200)]
+    assert not any(row.trained for row in rows)
+
+
 def test_released_weights_without_metadata(shards: Path, tmp_path: Path) -> None:
     state = make_network(NETWORK).state_dict()
     path = tmp_path / "released.pth"
     torch.save({"params": state, "params_ema": state}, path)
-    with pytest.raises(DataError, match="--data"):
+    with pytest.raises(DataError, match="names no data") as error:
         run(path)
+    assert "--data" in error.value.hint
     result = run(path, data=shards, images=1)
     assert (result.protocol, result.stage) == ("rgb", "released")
     assert load_checkpoint(path).grid() == list(result.chosen.grid)
@@ -337,7 +356,7 @@ def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
 
 def test_another_sweep_is_not_overwritten(coarse: Path) -> None:
     run(coarse)
-    with pytest.raises(DataError, match="a sweep with other settings") as error:
+    with pytest.raises(DataError, match="a sweep with other settings is there already") as error:
         run(coarse, protocol="rgb")
     assert any("protocol: 'derain' there, 'rgb' now" in line for line in error.value.details)
     assert run(coarse, protocol="rgb", overwrite=True).protocol == "rgb"
@@ -348,18 +367,19 @@ def test_a_foreign_sweep_json(coarse: Path, content: str) -> None:
     (coarse.parent / "sweep.json").write_text(content)
     with pytest.raises(DataError, match="not a sweep of this program"):
         run(coarse)
-    assert run(coarse, overwrite=True).steps_spent
+    assert run(coarse, overwrite=True).calls_spent
 
 
 def test_scores_that_json_has_no_number_for(tmp_path: Path) -> None:
     log = SweepLog(tmp_path / "sweep.json", {"a": 1}, overwrite=False)
-    log.trials[TrialKey("equal", 0, (9,))] = Trial(math.inf, 1.0, 0.1)
-    log.trials[TrialKey("broken", 0, (9,))] = Trial(math.nan, math.nan, 0.1)
+    equal, broken = Trial("equal", 0, (9,)), Trial("broken", 0, (9,))
+    log.scores[equal] = Scored("equal", math.inf, 1.0, seconds=0.1)
+    log.scores[broken] = Scored("broken", math.nan, math.nan, seconds=0.1)
     log.save({"complete": True})
     again = SweepLog(tmp_path / "sweep.json", {"a": 1}, overwrite=False)
-    assert again.trials[TrialKey("equal", 0, (9,))].psnr == math.inf
-    assert math.isnan(again.trials[TrialKey("broken", 0, (9,))].psnr)
-    rows = make_table([NamedGrid((9,), "a")], again, ["equal", "broken"], [0], Rule("psnr"), None)
+    assert again.scores[equal].psnr == math.inf
+    assert math.isnan(again.scores[broken].psnr)
+    rows = make_table([Schedule((9,), "a")], again, ["equal", "broken"], [0], Rule("psnr"))
     assert not rows[0].chosen
     assert rows[0].as_json()["psnr"] is None
 
@@ -369,7 +389,7 @@ def test_weights_that_restore_to_nothing(shards: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(path)
     checkpoint.ema["output.weight"][:] = math.nan
     save_checkpoint(path, checkpoint.params, checkpoint.ema, checkpoint.meta)
-    with pytest.raises(CheckpointError, match="finite images at no timesteps"):
+    with pytest.raises(CheckpointError, match="NaN or infinite values with every schedule"):
         run(path)
     assert load_checkpoint(path).meta.grid_from == "recipe"
 
@@ -382,7 +402,7 @@ def test_data_that_is_not_there(coarse: Path, shards: Path, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no validation shards"):
         run(coarse, data=tmp_path / "empty")
-    with pytest.raises(UsageError, match="got best"):
+    with pytest.raises(UsageError, match="--protocol must be"):
         run(coarse, protocol="best")
     with pytest.raises(UsageError, match="grid times"):
         run(coarse, starts=(1000,))

@@ -25,7 +25,6 @@ from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import DataError, Interrupted, ResourceError, UsageError
-from c2fdft_cli.metrics.protocols import Score
 from tests.kit.processes import torchrun
 from tests.kit.training import MINI, losses, metrics, request, resume, run, same_weights, stop_after
 
@@ -202,7 +201,9 @@ def test_a_save_that_fell_on_a_bad_step_is_made_up_for(tmp_path, shard_folder, m
 
 def test_a_score_that_is_no_number_is_not_the_best(tmp_path, shard_folder, monkeypatch):
     scores = iter([math.nan, 20.0, 19.0])
-    monkeypatch.setattr(train_validation, "mean_score", lambda _: Score(next(scores), 0.5))
+    monkeypatch.setattr(
+        train_validation, "mean_scores", lambda _: {"psnr": next(scores), "ssim": 0.5}
+    )
     short = ("coarse.iterations=3", "train.validate_every=1")
     result, events = run(request("coarse", shard_folder, tmp_path / "run", *short))
     assert [event.is_best for event in events if isinstance(event, Validated)] == [

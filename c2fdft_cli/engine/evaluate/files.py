@@ -1,0 +1,84 @@
+"""Score saved images against their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from c2fdft_cli.data.images.picture import read_picture, to_8bit
+from c2fdft_cli.data.images.tensors import as_tensor
+from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
+from c2fdft_cli.engine.evaluate.pairing import (
+    FilePair,
+    FilePairs,
+    check_all_sizes,
+    degraded_beside,
+    pair_files,
+)
+from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
+from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
+from c2fdft_cli.progress import Job
+
+
+def evaluate_files(
+    restored: Path, target: Path, options: EvalOptions, degraded: Path | None = None
+) -> Job[Scored, EvalResult]:
+    """Score saved files, paired by name.
+
+    On 8 bits (16-bit files rounded), except that a protocol for unrounded output takes 16-bit
+    files as they are.
+
+    Args:
+        restored: folder or file.
+        target: folder (of targets alone, or a whole set in a published layout) or file.
+        options: protocol, border, further metrics.
+        degraded: folder of the degraded inputs, to score them too.
+
+    Raises:
+        DataError: nothing to score, sizes that differ, an image smaller than SSIM's window, or,
+            from the iteration, a file that cannot be read.
+    """
+    protocol = PROTOCOLS[options.protocol or "rgb"]
+    pairs = pair_files(restored, target)
+    if degraded is not None:
+        pairs = degraded_beside(pairs, degraded)
+    check_all_sizes(pairs.pairs)
+    mine = options.share(pairs.pairs)
+    work = _score_files(mine, pairs, protocol, options)
+    return Job(work, total=len(mine), title="eval", unit="image")
+
+
+def _score_files(
+    mine: list[FilePair], pairs: FilePairs, protocol: Protocol, options: EvalOptions
+) -> Generator[Scored, None, EvalResult]:
+    scorer = options.scorer(protocol)
+    tasks = [(pair.name, partial(_score_pair, pair, scorer)) for pair in mine]
+    rows = yield from score_each(tasks, len(pairs.pairs))
+    return EvalResult(
+        protocol,
+        rows,
+        "saved files" + (", 16 bit where they have them" if protocol.unrounded else ", 8 bit"),
+        options.border,
+        pairs.without_target,
+        pairs.without_restored,
+        pairs.found_by,
+    )
+
+
+def _score_pair(pair: FilePair, scorer: Scorer) -> Scored:
+    ours, theirs = (read_image(path, scorer.protocol) for path in (pair.restored, pair.target))
+    lq = None if pair.degraded is None else read_image(pair.degraded, scorer.protocol)
+    known = lq is not None and lq.shape == theirs.shape
+    return scorer(pair.name, ours, theirs, lq if known else None)
+
+
+def read_image(path: Path, protocol: Protocol) -> Tensor:
+    """`[1, 3, h, w]` float64 on the scale 0 .. 255."""
+    pixels = read_picture(path).pixels
+    if pixels.dtype == np.uint16 and protocol.unrounded:
+        return as_tensor(pixels.astype(np.float64) / 257)
+    return as_tensor(to_8bit(pixels)).double()
