@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +187,33 @@ def test_a_signal_in_the_middle_leaves_nothing(
         kill_while_running()
     assert caught.value.exit_code == 128 + number
     assert files(tmp_path / "out") == set()
+
+
+def test_a_crash_of_the_decoder_leaves_finished_outputs_whole(
+    options: Request, weights: str, clips: Path, tmp_path: Path
+) -> None:
+    """The program dies while the second video is decoded; the next run does only that one."""
+    out = tmp_path / "out"
+    crash = (
+        "import os, sys\n"
+        "from c2fdft_cli.__main__ import main\n"
+        "from c2fdft_cli.data.video import stream\n"
+        "upright = stream._upright\n"
+        "def crash(frame, pixels):\n"
+        "    if pixels.shape[1] == 31: os.kill(os.getpid(), 11)\n"
+        "    return upright(frame, pixels)\n"
+        "stream._upright = crash\n"
+        "main()\n"
+    )
+    words = ["restore", str(clips), str(out), "--weights", weights, "--grid", "500", "--crf", "0"]
+    command = [sys.executable, "-c", crash, *words]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGSEGV
+    assert {name for name in files(out) if not Path(name).name.startswith(".")} == {"a.mp4"}
+    assert len(frames(out / "a.mp4")) == 15
+    again = run(options)
+    assert (again.failure, len(again.images), len(again.skipped)) == (None, 1, 1)
+    assert len(frames(out / "sub" / "b.mkv")) == 5
 
 
 def test_closed_in_the_middle_leaves_nothing_and_can_be_run_again(
