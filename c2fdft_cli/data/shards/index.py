@@ -112,7 +112,7 @@ class _Reader:
             what = f"the attributes of the shard are invalid: {error}"
             raise DataError(what, where=self._path, hint="run prepare again") from error
 
-    def _attribute(self, name: str) -> object:
+    def _attribute(self, name: str) -> Any:
         """A single attribute as plain text or number."""
         self._need(name in self._file.attrs, f"this is not a shard: attribute {name} is missing")
         kind = self._file.attrs.get_id(name)

@@ -27,7 +27,6 @@ from c2fdft_cli.pipeline import in_order
 
 MANIFEST = "shards.json"
 MANIFEST_FORMAT = "c2fdft-shards"
-MAX_MANIFEST_BYTES = 64 << 20
 _SHARD = re.compile(r"(train|val)-\d{5}\.h5")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp\.(h5|json)")
 
@@ -254,8 +253,6 @@ def _manifest_digest(out: Path) -> str | None:
     """The digest of the plan that the folder was begun with; None where that is not known."""
     path = out / MANIFEST
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            return None
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None

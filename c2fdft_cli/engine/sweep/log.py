@@ -16,7 +16,6 @@ from c2fdft_cli.files import atomic_write_text
 
 FORMAT = "c2fdft-sweep"
 FORMAT_VERSION = 1
-MAX_FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,6 @@ def _as_json(key: TrialKey, trial: Trial) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[TrialKey, Trial]]:
     """ValueError, KeyError or TypeError for anything that `save` has not written."""
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError("too large")
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
         raise ValueError("another format")
