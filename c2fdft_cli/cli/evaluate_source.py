@@ -111,9 +111,7 @@ def job_of(
             images=source.images,
             seeds=source.seeds,
             seed=source.seed,
-            timesteps=None
-            if source.grid is None
-            else tuple(parse_numbers("--grid", source.grid, "999,500")),
+            timesteps=_timesteps(source.grid),
             device=source.device,
             precision=source.precision,
         )

@@ -7,11 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.validation import STRICT
 
 FORMAT = "c2fdft-shard"
 FORMAT_VERSION = 1
@@ -22,6 +25,18 @@ MAX_NAME_BYTES = 1_024
 CHANNELS = 3
 
 Pixels = NDArray[np.uint8]
+
+
+def _refuse_control_characters(text: str) -> str:
+    if not is_clean(text):
+        raise ValueError("must not hold control characters")
+    return text
+
+
+CleanText: TypeAlias = Annotated[
+    str, Field(strict=True), AfterValidator(_refuse_control_characters)
+]
+Number: TypeAlias = Annotated[int, Field(ge=0, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -39,14 +54,23 @@ class ShardHeader:
         shards: how many shards its split has.
     """
 
-    split: str
-    patch_cycle: str
-    layout: str
-    source: str
-    tool_version: str
-    degradation: str = ""
-    shard: int = 0
-    shards: int = 1
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    split: Annotated[str, Field(pattern=rf"^({'|'.join(SPLITS)})$", strict=True)]
+    patch_cycle: CleanText
+    layout: CleanText
+    source: CleanText
+    tool_version: CleanText
+    degradation: CleanText = ""
+    shard: Number = 0
+    shards: Number = 1
+
+    @field_validator("shards")
+    @classmethod
+    def _counts_this_shard(cls, shards: int, info: ValidationInfo) -> int:
+        if info.data.get("shard", 0) >= shards:
+            raise ValueError(f"must be more than shard, {info.data.get('shard')}")
+        return shards
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from c2fdft_cli.data.shards.format import (
     MAX_IMAGES,
     MAX_NAME_BYTES,
     MAX_SIDE,
-    SPLITS,
     Entry,
     ShardHeader,
     ShardIndex,
@@ -26,6 +25,7 @@ from c2fdft_cli.data.shards.format import (
     is_clean,
 )
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.validation import InvalidValuesError, validate
 
 MAX_ATTRIBUTE_BYTES = 65_536
 MAX_COLUMN_BYTES = 1 << 30
@@ -42,7 +42,7 @@ def read_index(path: Path) -> ShardIndex:
             that does not fit its data.
     """
     if not path.is_file():
-        raise DataError("no such shard", where=path)
+        raise DataError("there is no such shard", where=path)
     try:
         with h5py.File(path, "r", locking=False) as file:
             return _Reader(file, path).index()
@@ -51,7 +51,7 @@ def read_index(path: Path) -> ShardIndex:
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(
-            "not a shard, or damaged",
+            "this is not a shard, or it is damaged",
             where=path,
             hint="run prepare again",
             details=[f"{type(error).__name__}: {reason}"],
@@ -75,7 +75,7 @@ class _Reader:
         sha256_gt = self._digests("sha256_gt", len(entries))
         sha256_lq = None if lq_start is None else self._digests("sha256_lq", len(entries))
         digest = index_digest(header, entries, sha256_gt, sha256_lq)
-        self._need(self._text("sha256_index") == digest, "the index is damaged")
+        self._need(self._attribute("sha256_index") == digest, "the index is damaged")
         return ShardIndex(
             path=self._path,
             file_size=self._size,
@@ -95,45 +95,34 @@ class _Reader:
     # -- attributes -----------------------------------------------------------------------------
 
     def _header(self) -> ShardHeader:
-        self._need(self._text("format") == FORMAT, "not a shard", "make shards with prepare")
-        version = self._whole("format_version")
+        is_shard = self._attribute("format") == FORMAT
+        self._need(is_shard, "this is not a shard", "make shards with prepare")
+        version = self._attribute("format_version")
+        self._need(type(version) is int, "attribute format_version must be a whole number")
         self._need(
             version <= FORMAT_VERSION,
             f"shard format version {version} is newer than {FORMAT_VERSION}",
             "update c2fdft",
         )
-        self._need(version == FORMAT_VERSION, f"no such shard format version: {version}")
-        values: dict[str, Any] = {
-            field.name: self._whole(field.name)
-            if "int" in str(field.type)
-            else self._text(field.name)
-            for field in fields(ShardHeader)
-        }
-        header = ShardHeader(**values)
-        self._need(header.split in SPLITS, f"no such split: {header.split[:40]!a}")
-        self._need(0 <= header.shard < header.shards, "shard number outside of its set")
-        return header
+        self._need(version == FORMAT_VERSION, f"there is no shard format version {version}")
+        values = {field.name: self._attribute(field.name) for field in fields(ShardHeader)}
+        try:
+            return validate(ShardHeader, values)
+        except InvalidValuesError as error:
+            what = f"the attributes of the shard are invalid: {error}"
+            raise DataError(what, where=self._path, hint="run prepare again") from error
 
     def _attribute(self, name: str) -> Any:
-        self._need(name in self._file.attrs, f"not a shard: attribute {name} is missing")
+        """A single attribute as plain text or number."""
+        self._need(name in self._file.attrs, f"this is not a shard: attribute {name} is missing")
         kind = self._file.attrs.get_id(name)
         self._need(
             kind.shape == () and kind.get_storage_size() <= MAX_ATTRIBUTE_BYTES,
-            f"attribute {name} is no single value",
+            f"attribute {name} must be a single value",
         )
-        return self._file.attrs[name]
-
-    def _text(self, name: str) -> str:
-        value = self._attribute(name)
-        self._need(isinstance(value, str | bytes), f"attribute {name} is no text")
-        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
-        self._need(is_clean(text), f"attribute {name} holds control characters")
-        return text
-
-    def _whole(self, name: str) -> int:
-        value = self._attribute(name)
-        self._need(isinstance(value, np.integer), f"attribute {name} is no whole number")
-        return int(value)
+        value = self._file.attrs[name]
+        value = value.item() if isinstance(value, np.generic) else value
+        return value.decode("utf-8") if isinstance(value, bytes) else value
 
     # -- datasets -------------------------------------------------------------------------------
 
@@ -177,13 +166,18 @@ class _Reader:
         for name, sides in (("height", height), ("width", width)):
             self._need(
                 sides.min() >= 1 and sides.max() <= MAX_SIDE,
-                f"{name} outside of 1..{MAX_SIDE}",
+                f"{name} must be 1 to {MAX_SIDE}",
             )
         ends = np.cumsum(CHANNELS * height.astype(np.int64) * width.astype(np.int64))
         starts = np.concatenate([[0], ends[:-1]])
-        self._need(np.array_equal(offset, starts), "offsets are not those of images back to back")
+        self._need(
+            np.array_equal(offset, starts), "the offsets are not those of images back to back"
+        )
         names = self._texts("name", n, MAX_NAME_BYTES)
-        self._need(all(name and is_clean(name) for name in names), "a name cannot be used")
+        self._need(
+            all(name and is_clean(name) for name in names),
+            "a name cannot be used: it is empty or holds control characters",
+        )
         entries = map(Entry, names, height.tolist(), width.tolist())
         return tuple(entries), tuple(offset.tolist())
 
@@ -203,6 +197,7 @@ class _Reader:
     def _digests(self, name: str, n: int) -> tuple[str, ...]:
         digests = self._texts(name, n, 64)
         self._need(
-            all(_DIGEST.fullmatch(digest) for digest in digests), f"{name} holds no SHA-256 digests"
+            all(_DIGEST.fullmatch(digest) for digest in digests),
+            f"dataset {name} must hold SHA-256 digests",
         )
         return digests

@@ -28,7 +28,6 @@ from c2fdft_cli.pipeline import in_order
 
 MANIFEST = "shards.json"
 MANIFEST_FORMAT = "c2fdft-shards"
-MAX_MANIFEST_BYTES = 64 << 20
 _SHARD = re.compile(r"(train|val)-\d{5}\.h5")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp\.(h5|json)")
 
@@ -289,8 +288,6 @@ def _read_manifest(out: Path) -> dict[str, Any]:
     """The manifest that the folder was begun with; empty where there is none to be read."""
     path = out / MANIFEST
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            return {}
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

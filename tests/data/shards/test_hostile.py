@@ -72,9 +72,9 @@ NEXT = offsets_of(ENTRIES)
 HOSTILE: dict[str, tuple[Damage, str]] = {
     "offset past the end": (put("offset", np.array([0, 105, 2**62])), "back to back"),
     "negative offset": (put("offset", np.array([0, -105, 108])), "back to back"),
-    "huge height": (put("height", np.array([5, 2**40, 9])), "height outside of"),
-    "negative width": (put("width", np.array([7, -1, 3])), "width outside of"),
-    "zero width": (put("width", np.array([7, 0, 3])), "width outside of"),
+    "huge height": (put("height", np.array([5, 2**40, 9])), "height must be 1 to 65535"),
+    "negative width": (put("width", np.array([7, -1, 3])), "width must be 1 to 65535"),
+    "zero width": (put("width", np.array([7, 0, 3])), "width must be 1 to 65535"),
     "taller than its data": (put("height", np.array([5, 1, 10])), "holds 189 bytes"),
     "float heights": (put("height", np.array([5.0, 1.0, 9.0])), "wrong type"),
     "one height missing": (put("height", np.array([5, 1])), "wrong length"),
@@ -88,16 +88,16 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     "names of any length": (put("name", ["a", "b", "c"]), "no data"),
     "names too long": (put("name", np.array([b"x" * 2000] * 3)), "wrong type"),
     "escape in a name": (put("name", np.array([b"a", b"\x1b[2J", b"c"])), "name cannot be used"),
-    "not UTF-8": (put("name", np.array([b"a", b"\xff", b"c"])), "not a shard, or damaged"),
+    "not UTF-8": (put("name", np.array([b"a", b"\xff", b"c"])), "not a shard, or it is damaged"),
     "another name": (put("name", np.array([b"a", b"b", b"c"])), "index is damaged"),
-    "no digests": (put("sha256_gt", np.array([b"x" * 64] * 3)), "no SHA-256"),
+    "no digests": (put("sha256_gt", np.array([b"x" * 64] * 3)), "must hold SHA-256"),
     "newer version": (attribute("format_version", 2), "version 2 is newer"),
-    "version zero": (attribute("format_version", 0), "no such shard format version"),
-    "version in words": (attribute("format_version", "one"), "no whole number"),
+    "version zero": (attribute("format_version", 0), "there is no shard format version 0"),
+    "version in words": (attribute("format_version", "one"), "must be a whole number"),
     "other format": (attribute("format", "other"), "not a shard"),
-    "list of formats": (attribute("format", [1, 2]), "no single value"),
-    "unknown split": (attribute("split", "test"), "no such split"),
-    "shard 5 of 1": (attribute("shard", 5), "outside of its set"),
+    "list of formats": (attribute("format", [1, 2]), "must be a single value"),
+    "unknown split": (attribute("split", "test"), "split must match pattern .*, got .test."),
+    "shard 5 of 1": (attribute("shard", 5), "shards must be more than shard, 5"),
     "other source": (attribute("source", "elsewhere"), "index is damaged"),
     "escape in an attribute": (attribute("source", "\x1b[2J"), "control characters"),
     "soft link": (soft_link, "missing or a link"),
@@ -126,7 +126,7 @@ def test_valid_digest_does_not_excuse_a_bad_index(shard: Path) -> None:
         shas = [[text.decode() for text in file[f"sha256_{kind}"]] for kind in ("gt", "lq")]
         file["height"][0] = 2**33
         file.attrs["sha256_index"] = index_digest(HEADER, entries, *shas)
-    with pytest.raises(DataError, match="height outside of"):
+    with pytest.raises(DataError, match="height must be 1 to 65535"):
         ShardSet.open(shard)
 
 
