@@ -1,0 +1,106 @@
+"""The restore-and-score loop: order, noise names, rounding, and what has no score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from c2fdft_cli.engine.sampling.pairs import Pair
+from c2fdft_cli.engine.sampling.scoring import Scorer, find_protocol, restore_and_score
+from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.metrics.protocols import PROTOCOLS
+
+
+class Source:
+    """Grey targets whose inputs are 10 levels brighter."""
+
+    found_by, note, unit = "hand", None, "image"
+
+    def __init__(self, side: int = 16) -> None:
+        self.side = side
+        self.names = ["a", "b"]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pair(self, i: int) -> Pair:
+        gt = np.full((self.side, self.side, 3), 100, np.uint8)
+        return Pair(self.names[i], gt + 10, gt, f"{self.names[i]}.png")
+
+
+class Brighter:
+    """A restorer that gives its input, so many levels brighter, and remembers the names."""
+
+    def __init__(self, levels: float) -> None:
+        self.levels = levels
+        self.seen: list[str] = []
+
+    def __call__(self, lq: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        self.seen += names
+        return lq + self.levels / 255
+
+
+def run(restorers: Sequence[Any], scorer: Scorer, side: int = 16) -> list[Any]:
+    return list(restore_and_score(Source(side), [0, 1], restorers, scorer))
+
+
+def db(levels: float) -> float:
+    return 20 * math.log10(255 / levels)
+
+
+def test_each_pair_by_each_restorer_in_order() -> None:
+    restorers = [Brighter(-9), Brighter(10)]
+    found = run(restorers, Scorer(PROTOCOLS["rgb"], inputs=True))
+    assert [one.name for one in found] == ["a", "a", "b", "b"]
+    assert [one.psnr for one in found] == pytest.approx([db(1), db(20)] * 2)
+    assert [one.degraded.psnr for one in found] == pytest.approx([db(10)] * 4)
+    assert [one.seen for one in restorers] == [["a.png", "b.png"]] * 2
+    assert all(one.seconds > 0 and one.pictures is None for one in found)
+
+
+@pytest.mark.parametrize(("protocol", "levels"), [("rgb", 10.0), ("denoise", 10.25)])
+def test_output_is_rounded_unless_the_protocol_says_otherwise(protocol: str, levels: float) -> None:
+    assert run([Brighter(0.25)], Scorer(PROTOCOLS[protocol]))[0].psnr == pytest.approx(
+        db(levels), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_restoration_that_is_not_finite_has_no_score(value: float) -> None:
+    found = run([Brighter(value), Brighter(-9)], Scorer(PROTOCOLS["rgb"], pictures=True))
+    assert math.isnan(found[0].psnr)
+    assert math.isnan(found[0].ssim)
+    assert found[0].pictures is None
+    assert found[1].psnr == pytest.approx(db(1))
+
+
+def test_pictures_are_what_was_scored() -> None:
+    views = run([Brighter(0.25)], Scorer(PROTOCOLS["denoise"], pictures=True))[0].pictures
+    assert [int(view.max()) for view in (views.degraded, views.restored, views.target)] == [
+        110,
+        110,
+        100,
+    ]
+    assert views.restored.shape == (16, 16, 3)
+    assert views.restored.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("side", "border"), [(10, 0), (16, 3)])
+def test_images_below_the_window_of_ssim(side: int, border: int) -> None:
+    with pytest.raises(DataError, match=rf"a: {side} x {side} px, but SSIM needs 11 x 11"):
+        run([Brighter(0)], Scorer(PROTOCOLS["rgb"], border), side)
+
+
+def test_metrics_see_the_scored_image() -> None:
+    mean: Callable[..., float] = lambda a, b: float(a.float().mean() - b.float().mean())  # noqa: E731
+    assert run([Brighter(2)], Scorer(PROTOCOLS["rgb"], metrics={"m": mean}))[0].more == {"m": 12.0}
+
+
+def test_a_protocol_that_does_not_exist() -> None:
+    with pytest.raises(UsageError, match="--protocol best: no such protocol"):
+        find_protocol("best")
