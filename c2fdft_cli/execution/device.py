@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+import psutil
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
@@ -127,5 +127,9 @@ def cpu_has_fast_bf16() -> bool:
 
 
 def _peak_resident_bytes() -> int:
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

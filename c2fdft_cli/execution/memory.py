@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+import psutil
 import torch
 
 from c2fdft_cli.execution.device import Runtime
@@ -37,13 +36,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def available_memory() -> int:
     """Bytes that this machine can still give, within its control group's limit."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux: the physical memory has to do
-        return available // 2
+    available = int(psutil.virtual_memory().available)
     try:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
             limit = int(file.read())
