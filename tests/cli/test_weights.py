@@ -82,7 +82,7 @@ def test_path(two: Path) -> None:
     damaged = run("weights", "path", "derain")
     assert damaged.exit_code == 4
     assert "this installation of c2fdft is damaged" in damaged.stderr
-    assert damaged.stderr.count("\n") == 1
+    assert "\nhint: reinstall it: " in damaged.stderr
 
 
 def test_pack(packaged: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_restore_by_default(image: Path, tmp_path: Path) -> None:
     assert "grid 999,750,500,250" in said.stdout
     notices = [line for line in said.stderr.splitlines() if line.startswith("weights:")]
     assert notices == [
-        "weights: derain, as none were named; others: derain-fast (--weights NAME, or --task)"
+        "weights: derain (the default); others: derain-fast (--weights NAME, or --task)"
     ]
     assert "warning" not in said.stderr
 
@@ -136,10 +136,14 @@ def test_restore_by_name_and_by_task(image: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--task", "denoise"], 4, "no packaged weights to denoise with"),
+        (["--task", "denoise"], 4, "there are no packaged weights for the task denoise"),
         (["--task", "denoise"], 4, "packaged: derain, derain-fast"),
-        (["--task", "dehaze"], 2, "no such task: dehaze"),
-        (["--task", "derain", "--weights", "derain"], 2, "not both"),
+        (["--task", "dehaze"], 2, "--task must be derain, denoise or deblur, got 'dehaze'"),
+        (
+            ["--task", "derain", "--weights", "derain"],
+            2,
+            "--weights cannot be combined with --task",
+        ),
         (["--weights", "derain-fsat"], 4, "did you mean derain-fast?"),
     ],
 )
@@ -170,7 +174,7 @@ def test_a_file_of_the_name_does_not_shadow(
     Path("derain").write_text("not weights")
     said = run("restore", image, "o.png", "--weights", "derain", *CPU)
     assert said.exit_code == 0, said.output
-    assert "derain are the packaged ones; the file of this name is ./derain" in said.stderr
+    assert "derain is packaged; for the file of this name, give ./derain" in said.stderr
     for command in (["info"], ["sweep-steps"], ["restore", image, "p.png", "--weights"]):
         words = run(*command, "./derain")
         assert words.exit_code == 4, command
