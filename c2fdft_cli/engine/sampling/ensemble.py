@@ -38,7 +38,8 @@ def mean_and_deviation(
         The mean, `[n, 3, h, w]`, and the per-pixel standard deviation, root mean square over the
         colours, `[n, 1, h, w]`; None where there is one result only.
     """
-    runs = [(i * len(transforms) + k, k) for i in range(samples) for k in transforms]
+    numbers = max(transforms, default=0) + 1  # each run has a number, and so a noise, of its own
+    runs = [(i * numbers + k, k) for i in range(samples) for k in transforms]
     if not runs:
         raise ValueError(f"samples must be at least 1, got {samples}")
     mean, squares = torch.zeros(()), torch.zeros(())

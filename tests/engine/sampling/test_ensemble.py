@@ -8,6 +8,7 @@ from torch import Tensor
 
 from c2fdft_cli.engine.sampling.ensemble import (
     TRANSFORMS,
+    UPRIGHT_TRANSFORMS,
     ensemble_transforms,
     mean_and_deviation,
     transform,
@@ -51,6 +52,14 @@ def test_self_ensemble_runs_8_transforms_each_with_noise_of_its_own() -> None:
     assert torch.allclose(image, LQ)
     assert deviation is not None
     assert deviation.max() < 1e-6
+
+
+@pytest.mark.parametrize("transforms", [(0,), UPRIGHT_TRANSFORMS, TRANSFORMS])
+def test_no_noise_is_used_twice(transforms: tuple[int, ...]) -> None:
+    seen = []
+    mean_and_deviation(lambda lq, number: seen.append(number) or lq, LQ, 3, transforms)
+    assert seen[0] == 0
+    assert len(set(seen)) == len(seen) == 3 * len(transforms)
 
 
 def test_the_8_transforms_differ_and_each_is_undone() -> None:
