@@ -63,7 +63,7 @@ def test_words_that_core_does_not_know() -> None:
         lambda: time_grid(4, "cosine"),
         lambda: DFT(dim=8, blocks=(1, 1, 1, 1), norm="batch"),
     ):
-        with pytest.raises(ValueError, match="unknown"):
+        with pytest.raises(ValueError, match=r"cosine|batch"):
             refuse()
 
 

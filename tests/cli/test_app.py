@@ -83,10 +83,10 @@ def test_bare_command_shows_help():
         (["train-coarse", "--data", "x"], "--recipe"),
         (["train-coarse", "--recipe", "tinny", "--data", "x"], "did you mean tiny?"),
         (["recipes", "show", "tiny", "coarse.lrr=1"], "did you mean coarse.lr?"),
-        (["recipes", "show", "nothing"], "no such recipe"),
+        (["recipes", "show", "nothing"], "there is no recipe 'nothing'"),
         (["recipes", "validate", "tiny", "network.dim=5"], "network.dim"),
         (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "--device must"),
-        (["train-fine", "--from", "a", "--init", "b"], "not both"),
+        (["train-fine", "--from", "a", "--init", "b"], "cannot be combined"),
         (["prepare", ".", "--streaks", "x"], "needs --synthesize"),
         (["prepare", ".", "--synthesize", "snow"], "snow"),
     ],
@@ -155,7 +155,7 @@ def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
 
 
 def test_info_of_nothing(tmp_path):
-    refused("info", tmp_path / "none", code=3, says="no such path")
+    refused("info", tmp_path / "none", code=3, says="no such file or folder")
     refused("info", tmp_path, code=3, says="not a checkpoint, shard folder or run folder")
 
 
@@ -299,7 +299,7 @@ def test_given_weights_bring_their_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["train-step", "--stage", "fine", "--calls", "1,x"], "numbers with commas"),
+        (["train-step", "--stage", "fine", "--calls", "1,x"], "whole numbers separated by commas"),
         (["train-step", "--stage", "fine", "--compile"], "timed without it"),
         (["forward", "--stage", "fine"], "no such stage"),
         (["train-step", "--stage", "finer"], "no such stage"),
@@ -324,7 +324,7 @@ def test_a_preview_replaces_nothing(pairs, tmp_path):
 
 
 @pytest.mark.parametrize("bug", [False, True])
-def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, bug):
+def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, tmp_path, bug):
     """Python's own way out of a group of processes may wait for all of them."""
     from c2fdft_cli.cli import app as module
     from c2fdft_cli.engine.restore import plan as restore_plan
@@ -343,10 +343,10 @@ def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, bug):
     if bug:
         monkeypatch.setattr(restore_plan, "plan_restore", broken)
     with pytest.raises(Ended) as caught:
-        app(["restore", "nowhere.png", "out.png", "--weights", "nowhere.pt"])
+        app(["restore", str(tmp_path), "out", "--weights", "nowhere.pt"])
     said = capsys.readouterr().err
     assert caught.value.args == (1 if bug else 4,)
-    assert ("KeyError: 'a bug'" in said) if bug else said.startswith("error: nowhere.pt: no such")
+    assert ("KeyError: 'a bug'" in said) if bug else said.startswith("error: nowhere.pt: ")
 
 
 def test_success_ends_as_usual_in_a_group(monkeypatch):

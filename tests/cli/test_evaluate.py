@@ -169,7 +169,7 @@ def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
         (["{out}", "{target}", "--metrics", "niqe"], 2, "--metrics niqe: no such metric"),
         (["{out}", "{target}", "--border", "8"], 3, "3 of 3 pairs cannot be scored"),
         (["{out}", "nowhere"], 3, "nowhere: no such file or folder"),
-        (["{out}", "{target}", "--degraded", "nowhere"], 3, "no degraded image"),
+        (["{out}", "{target}", "--degraded", "nowhere"], 3, "nowhere: no such file or folder"),
         (["--weights", "nowhere.pt"], 4, "no such checkpoint"),
         (["{out}", "--weights", "derain-fast"], 3, "no pairs"),
         (
@@ -184,7 +184,7 @@ def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
         (["{out}", "{target}", "--no-reference"], 2, "one folder or image and no target"),
         (["{out}", "--no-reference", "--protocol", "rgb"], 2, "--protocol cannot be combined"),
         (["{out}", "--no-reference", "--metrics", "fsim"], 2, "--metrics fsim cannot be combined"),
-        (["nowhere.mat", "{target}"], 3, "no ValidationGtBlocksSrgb.mat in the folder"),
+        (["nowhere.mat", "{target}"], 3, "nowhere.mat: no such file or folder"),
         (["{out}", "{target}", "--csv", "{out}/0.png/a.csv"], 5, "regular file"),
     ],
 )

@@ -94,7 +94,7 @@ def test_fine_weights_on_another_grid_warn(folder: Path, fine: Path, tmp_path: P
 def test_no_weights(folder: Path, tmp_path: Path) -> None:
     result = call(folder, tmp_path / "out")
     assert result.exit_code == 4
-    assert "no weights to restore with" in result.stderr
+    assert "there are no packaged weights for the task derain" in result.stderr
     assert "c2fdft demo" in result.stderr
     assert not (tmp_path / "out").exists()
 

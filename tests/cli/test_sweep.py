@@ -114,7 +114,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("x")
     result = run(tmp_path / "text.pt")
     assert result.exit_code == 4
-    assert "not a checkpoint of this program" in result.stderr
+    assert "not a checkpoint of c2fdft" in result.stderr
 
 
 def test_output_under_a_file(coarse: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_restore_by_default(image: Path, tmp_path: Path) -> None:
     said = run("restore", image.parent, tmp_path / "out", "--steps", 4, *CPU)
     assert said.exit_code == 0, said.output
     assert (tmp_path / "out" / "a.png").is_file()
-    assert "grid 999,750,500,250" in said.stdout
+    assert "999,750,500,250" in said.stdout
     notices = [line for line in said.stderr.splitlines() if line.startswith("weights:")]
     assert notices == [
         "weights: derain (the default); others: derain-fast (--weights NAME, or --task)"
@@ -127,10 +127,10 @@ def test_restore_by_name_and_by_task(image: Path, tmp_path: Path) -> None:
     fast = run("restore", image, tmp_path / "f.png", "--weights", "derain-fast", *CPU)
     assert fast.exit_code == 0, fast.output
     assert "weights:" not in fast.stderr
-    assert "1 network call, grid 500" in fast.stdout
+    assert "1 sampling step" in fast.stdout
     task = run("restore", image, tmp_path / "t.png", "--task", "derain", *CPU)
     assert "weights:" not in task.stderr
-    assert "4 network calls" in task.stdout
+    assert "4 sampling steps" in task.stdout
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_sweep_by_name_writes_nothing_into_the_package(
     for more in ((), ("--no-stamp",), ("--out", tmp_path / "s")):
         refused = run(*words, *more, *CPU)
         assert refused.exit_code == 2
-        assert "packaged weights are not written to" in refused.stderr
+        assert "packaged weights cannot be written to" in refused.stderr
     said = run(*words, "--no-stamp", "--out", tmp_path / "s", *CPU)
     assert said.exit_code == 0, said.output
     assert (tmp_path / "s" / "sweep.json").is_file()

@@ -84,7 +84,7 @@ def test_padding_reflects_where_it_can():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"norm": "batch"}, "unknown norm .batch."),
+        ({"norm": "batch"}, "with_bias or bias_free, got .batch."),
         ({"blocks": (1, 1)}, "4 levels"),
         ({"blocks": (1, 0, 1, 1)}, "at least 1"),
         ({"dim": 7}, "dim is even"),

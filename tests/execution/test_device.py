@@ -27,8 +27,8 @@ def test_cpu_and_precisions():
     ("device", "precision", "kind", "words"),
     [
         ("gpu", "auto", UsageError, "--device must be"),
-        ("cpu", "fp8", UsageError, "no such precision"),
-        ("cpu", "fp16", UsageError, "not for CPUs"),
+        ("cpu", "fp8", UsageError, "--precision must be one of"),
+        ("cpu", "fp16", UsageError, "needs a GPU"),
     ],
 )
 def test_names_that_are_not(device, precision, kind, words):

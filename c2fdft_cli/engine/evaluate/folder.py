@@ -114,7 +114,7 @@ def open_folder(
     """
     if sigma is None:
         found = find_pairs(folder)
-        if "val" in found.splits:
+        if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
             raise DataError("the set has training images in it", where=folder, hint=hint)
         return FolderPairs(found.pairs, found.layout, "; ".join(found.notices) or None)

@@ -91,7 +91,8 @@ class Inputs:
 
 def require_source(spec: str) -> None:
     """DataError where the user named a path that is not there; a glob or a list may be empty."""
-    if spec != STDIO and not spec.startswith("@") and not glob.has_magic(spec):
+    # an empty word is an error of usage, which planning reports
+    if spec and spec != STDIO and not spec.startswith("@") and not glob.has_magic(spec):
         require_existing(spec)
 
 
