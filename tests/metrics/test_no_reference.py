@@ -60,6 +60,12 @@ def test_turning_changes_little(name: str, turn: object) -> None:
     )  # type: ignore[operator]
 
 
+def test_clipped_areas_do_not_count_as_noise_free() -> None:
+    image = (torch.full((1, 3, 96, 96), 128.0) + noise(10, torch.Size([1, 3, 96, 96]))).round()
+    image[..., :64] = 255
+    assert no_reference_metric("noise_sigma", image) == pytest.approx(10, rel=0.1)
+
+
 def test_flat_images() -> None:
     flat = torch.full((1, 3, 20, 24), 77.0)
     assert no_reference_metric("noise_sigma", flat) == 0
