@@ -10,6 +10,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, Overwrite, Seed
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.files import require_existing
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareOptions, PrepareResult
@@ -86,6 +87,8 @@ def prepare(
     if verify:
         _verify(source, json)
         return
+    require_existing(source, pairs, streaks)
+
     from c2fdft_cli.engine.prepare.job import PrepareOptions
     from c2fdft_cli.engine.prepare.job import prepare as start
 

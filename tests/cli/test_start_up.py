@@ -13,7 +13,7 @@ LINES = (
     (["restore", "nowhere", "out"], 3, "nowhere: no such file or folder"),
     (["restore", "nowhere", "out", "--tile", "30"], 2, "--tile must be"),
     (["info", "nowhere"], 3, "nowhere: no such file or folder"),
-    (["prepare", "nowhere"], 3, "nowhere: no such folder"),
+    (["prepare", "nowhere"], 3, "nowhere: no such file or folder"),
     (["train-coarse", "--recipe", "nope"], 2, "there is no recipe 'nope'"),
     (["train-fine"], 4, "--from is missing"),
     (["recipes", "list"], 0, ""),
