@@ -22,7 +22,7 @@ def bench(
     weights: Weights = None,
     size: Annotated[int, typer.Option("--size", help="Side of the input in px.", min=8)] = 256,
     batch: Annotated[int, typer.Option("--batch", help="Images at once.", min=1)] = 1,
-    steps: Annotated[int, typer.Option("--steps", help="Calls of restore.", min=1)] = 4,
+    steps: Annotated[int, typer.Option("--steps", help="Sampling steps of restore.", min=1)] = 4,
     repeats: Annotated[int, typer.Option("--repeats", help="Counted runs.", min=1)] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
     data: Shards = None,
@@ -30,7 +30,10 @@ def bench(
         str, typer.Option("--stage", help="Of train-step: coarse or fine.")
     ] = "coarse",
     calls: Annotated[
-        str, typer.Option("--calls", metavar="N,...", help="Network calls of the fine step.")
+        str,
+        typer.Option(
+            "--calls", metavar="N,...", help="Numbers of sampling steps of the fine stage."
+        ),
     ] = "4",
     recompute: Annotated[
         str,
@@ -40,10 +43,10 @@ def bench(
     precision: Precision = "auto",
     json: Json = False,
 ) -> None:
-    """Time a part on this machine, beside the rate of its matrix products.
+    """Time a part on this machine, relative to its matrix products.
 
-    The fine training step is timed for each number of calls and way of re-computing, with the
-    bytes that it holds.
+    The fine training step is timed for each number of sampling steps and way of recomputing, with
+    the bytes that it holds.
 
     Example: c2fdft bench forward --size 256 --precision bf16
     """
@@ -53,10 +56,12 @@ def bench(
     from c2fdft_cli.execution.device import make_runtime
 
     if size % 8 and part != "restore":
-        raise UsageError("a multiple of 8", where=f"--size {size}", hint="256")
+        raise UsageError(
+            f"--size must be a multiple of 8, got {size}", hint="for example --size 256"
+        )
     if stage not in ("coarse", "fine") or (stage == "fine" and part != "train-step"):
         hint = "train-step has coarse and fine"
-        raise UsageError(f"{part} has no such stage", where=f"--stage {stage}", hint=hint)
+        raise UsageError(f"--stage {stage} does not exist for {part}", hint=hint)
     options = BenchOptions(
         part=part,
         recipe=_recipe(recipe, None if weights is None else weights_file(weights, json)),

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def time_fine(options: BenchOptions, calls: str, recompute: str, json: bool) -> None:
-    """Time the fine step and print a row for each number of calls and way of re-computing."""
+    """Time the fine step and print a row for each number of steps and way of recomputing."""
     from c2fdft_cli.engine.tools.bench_fine import FineBenchOptions, bench_fine
 
     if options.compile:
-        raise UsageError("the fine step is timed without it", where="--compile")
+        raise UsageError("--compile cannot be combined with --stage fine")
     wish = FineBenchOptions(
         recipe=options.recipe,
         runtime=options.runtime,
@@ -36,7 +36,7 @@ def time_fine(options: BenchOptions, calls: str, recompute: str, json: bool) -> 
 
 
 def _show(result: FineBenchResult) -> None:
-    columns = ("calls", "recompute", "s / step", "of none", "held", "of none", "after forward")
+    columns = ("steps", "recompute", "s / step", "of none", "held", "of none", "after forward")
     rows = [
         (
             row.calls,

@@ -66,7 +66,7 @@ COMMANDS = (
         USING,
         "convert",
         "convert:convert",
-        "Write weights in another form: ours, the released one, safetensors, ONNX.",
+        "Convert weights: checkpoint, official checkpoint, safetensors, ONNX.",
     ),
     Entry(
         HELPING,
@@ -75,19 +75,22 @@ COMMANDS = (
         "Run the whole pipeline in minutes: prepare, train, sweep, fine-tune, restore, score.",
     ),
     Entry(
-        HELPING, "info", "info:info", "Say what a checkpoint, a folder of shards or a run holds."
+        HELPING,
+        "info",
+        "info:info",
+        "Show what a checkpoint, a shard folder or a run folder holds.",
     ),
     Entry(
         HELPING,
         "bench",
         "bench:bench",
-        "Time a part on this machine, beside the rate of its matrix products.",
+        "Time a part on this machine, relative to its matrix products.",
     ),
     Entry(
         HELPING,
         "doctor",
         "doctor:doctor",
-        "Say what this machine offers: device, precision, optional packages, disk.",
+        "Show what this machine offers: device, precision, optional packages, disk.",
     ),
     Entry(HELPING, "weights", "weights:weights", "List the weights that come with the program."),
     Entry(HELPING, "recipes", "recipes:recipes", "List, show, copy and check recipes."),

@@ -28,7 +28,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline in minutes: prepare, train, sweep, fine-tune, restore, score.
 
-    The photos come with scikit-image (the `demo` extra), the rain is drawn, the network starts
+    The photos come with scikit-image (the `demo` extra), the rain is synthetic, the network starts
     from random weights: what you see is what minutes of training on a laptop give.
     """
     from c2fdft_cli.engine.tools.demo import HELD_OUT, comparison, make_pairs

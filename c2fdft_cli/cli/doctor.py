@@ -7,7 +7,7 @@ from c2fdft_cli.cli.options import Json
 
 
 def doctor(json: Json = False) -> None:
-    """Say what this machine offers: device, precision, optional packages, disk."""
+    """Show what this machine offers: device, precision, optional packages, disk."""
     from c2fdft_cli.engine.tools.doctor import examine
 
     findings = examine()

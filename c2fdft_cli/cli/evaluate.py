@@ -127,7 +127,9 @@ def evaluate(
     """
     if protocol is not None:
         check_choice("--protocol", protocol, PROTOCOL_NAMES)
-    require_existing(restored, target, degraded)  # before torch is loaded
+    asked = (weights, data, sigma, metrics, grid, images, seeds - 1, no_reference)
+    if not any(asked):  # the plain call: a missing path is told before torch is loaded
+        require_existing(restored, target, degraded)
 
     from c2fdft_cli.cli.evaluate_view import prepare_outputs
     from c2fdft_cli.engine.evaluate.job import EvalOptions

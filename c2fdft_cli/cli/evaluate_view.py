@@ -82,7 +82,7 @@ def write(
 
 
 def _remarks(result: EvalResult) -> list[str]:
-    """What the numbers are: protocol, further metrics, grid, files without a partner."""
+    """What the numbers are: protocol, further metrics, timesteps, unpaired files."""
     from c2fdft_cli.engine.evaluate.metrics import describe_metric
 
     border = f", border of {result.border} px skipped" if result.border else ""

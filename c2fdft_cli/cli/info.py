@@ -19,7 +19,7 @@ def info(
     ],
     json: Json = False,
 ) -> None:
-    """Say what a checkpoint, a folder of shards or a run holds."""
+    """Show what a checkpoint, a shard folder or a run folder holds."""
     from c2fdft_cli.engine.weights.choose import find_path
     from c2fdft_cli.files import require_existing
 

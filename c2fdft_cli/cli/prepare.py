@@ -87,7 +87,7 @@ def prepare(
     if verify:
         _verify(source, json)
         return
-    require_existing(source, pairs, streaks)
+    require_existing(source)  # before anything heavy is loaded
 
     from c2fdft_cli.engine.prepare.job import PrepareOptions
     from c2fdft_cli.engine.prepare.job import prepare as start
@@ -128,9 +128,10 @@ def prepare(
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
     if preview.exists() and not overwrite:
-        raise UsageError("it exists", where=preview, hint="use --overwrite, or name another file")
+        hint = "use --overwrite to replace it"
+        raise UsageError(f"output file {preview} already exists", hint=hint)
     if source.resolve() in preview.resolve().parents:
-        raise UsageError("a preview among the images", where=preview, hint="put it elsewhere")
+        raise UsageError(f"--preview must be outside of {source}, got {preview}")
 
 
 def _validation(val: str | None) -> int | Path | None:
@@ -145,9 +146,9 @@ def _synthesis(
     if kind is None:
         for given, option in ((settings, "--synth"), (streaks, "--streaks")):
             if given:
-                raise UsageError("needs --synthesize rain|noise|blur", where=option)
+                raise UsageError(f"{option} works only together with --synthesize")
         if clean_only:
-            raise UsageError("needs --synthesize rain|noise|blur", where="--clean-only")
+            raise UsageError("--clean-only works only together with --synthesize")
         return None
     import yaml
 
@@ -157,11 +158,11 @@ def _synthesis(
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
-            raise UsageError("a setting has the form key=value", where=setting)
+            raise UsageError(f"--synth must be KEY=VALUE, got {setting}")
         try:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageError("cannot read this value", where=setting) from error
+            raise UsageError(f"--synth cannot be read: {setting}") from error
     return Synthesis(kind, options, streaks, store=not clean_only)
 
 

@@ -52,7 +52,7 @@ def restore(
             "--steps",
             metavar="N",
             min=1,
-            help="Network calls (else, and for the same count, the checkpoint's own grid).",
+            help="Number of sampling steps (default: the timesteps of the checkpoint).",
             rich_help_panel=SAMPLING,
         ),
     ] = None,
@@ -60,7 +60,7 @@ def restore(
         str | None,
         typer.Option(
             "--spacing",
-            help="How --steps are spread: linspace (if not said), leading, trailing.",
+            help="Spacing of --steps: linspace (default), leading or trailing.",
             metavar="NAME",
             rich_help_panel=SAMPLING,
         ),
@@ -86,7 +86,7 @@ def restore(
     samples: Annotated[
         int | None,
         typer.Option(
-            "--samples", metavar="K", min=1, help="Average K draws.", rich_help_panel=SAMPLING
+            "--samples", metavar="K", min=1, help="Average K samples.", rich_help_panel=SAMPLING
         ),
     ] = None,
     self_ensemble: Annotated[
@@ -102,7 +102,7 @@ def restore(
         typer.Option(
             "--uncertainty",
             metavar="DIR",
-            help="Write how far the draws spread: 16-bit map and heat map (8 draws, or --samples).",
+            help="Write the per-pixel standard deviation of 8 (or --samples) samples, as maps.",
             rich_help_panel=SAMPLING,
         ),
     ] = None,
@@ -116,7 +116,7 @@ def restore(
         ),
     ] = None,
     quality: Annotated[
-        int, typer.Option("--quality", help="Of JPEG, 1 to 100.", rich_help_panel=FILES)
+        int, typer.Option("--quality", help="JPEG quality, 1-100.", rich_help_panel=FILES)
     ] = 95,
     bit_depth: Annotated[
         int | None,
@@ -130,7 +130,7 @@ def restore(
     suffix: Annotated[
         str,
         typer.Option(
-            "--suffix", metavar="TEXT", help="Put behind each name.", rich_help_panel=FILES
+            "--suffix", metavar="TEXT", help="Append TEXT to output names.", rich_help_panel=FILES
         ),
     ] = "",
     compare: Annotated[
@@ -204,8 +204,8 @@ def restore(
 ) -> None:
     """Restore images and videos of any sizes.
 
-    What is restored already is skipped, so an interrupted run goes on where it stopped. Outputs
-    are PNG, with bit depth, alpha, colour profile and EXIF of the input. Videos keep container,
+    Outputs that exist are skipped, so the same command resumes an interrupted run. Outputs are
+    PNG, with bit depth, alpha, colour profile and EXIF of the input. Videos keep container,
     frame rate and sound; they need the extra `video`.
 
     Examples: c2fdft restore rainy/ out/

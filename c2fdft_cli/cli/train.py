@@ -27,9 +27,7 @@ RunOut = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option(
-        "--resume", help="Go on where the run in --out, else the newest of its kind, stopped."
-    ),
+    typer.Option("--resume", help="Resume the run in --out, else the newest of its kind."),
 ]
 MaxTime = Annotated[
     float | None,
@@ -64,7 +62,7 @@ def train_coarse(
 ) -> None:
     """Stage 1: train the network to predict noise.
 
-    With --init it goes on from given weights, and with their recipe unless another is named.
+    With --init it starts from given weights, with their recipe unless another is given.
 
     Example: c2fdft train-coarse --recipe derain --data shards/Rain13K
     """
@@ -114,8 +112,8 @@ def train_fine(
 ) -> None:
     """Stage 2: train through the few-step sampler, from pure noise to the restored image.
 
-    Data, recipe and grid come from the checkpoint unless given; a released file has none, so it
-    asks for --recipe and --data.
+    Data, recipe and timesteps come from the checkpoint unless given; an official checkpoint has
+    none, so it needs --recipe and --data.
 
     Example: c2fdft train-fine --from runs/derain-coarse/coarse.pt
     """

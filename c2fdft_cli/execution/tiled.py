@@ -1,7 +1,7 @@
 """Overlapping tiles, blended inside each sampler step, for those who want locality.
 
 Attention (docs/paper.md, eq. (5)) sees the whole image; in tiles each sees its own tile. That is a
-different result, and exact bands need no more memory to speak of: tiles are for images that are
+different result, and exact strips need no more memory to speak of: tiles are for images that are
 far larger than the patches the network was trained on and whose parts differ.
 """
 

@@ -87,7 +87,7 @@ def test_bare_command_shows_help():
         (["recipes", "validate", "tiny", "network.dim=5"], "network.dim"),
         (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "--device must"),
         (["train-fine", "--from", "a", "--init", "b"], "cannot be combined"),
-        (["prepare", ".", "--streaks", "x"], "needs --synthesize"),
+        (["prepare", ".", "--streaks", "x"], "only together with --synthesize"),
         (["prepare", ".", "--synthesize", "snow"], "snow"),
     ],
 )  # fmt: skip
@@ -300,9 +300,9 @@ def test_given_weights_bring_their_recipe(tmp_path):
     ("words", "says"),
     [
         (["train-step", "--stage", "fine", "--calls", "1,x"], "whole numbers separated by commas"),
-        (["train-step", "--stage", "fine", "--compile"], "timed without it"),
-        (["forward", "--stage", "fine"], "no such stage"),
-        (["train-step", "--stage", "finer"], "no such stage"),
+        (["train-step", "--stage", "fine", "--compile"], "cannot be combined with"),
+        (["forward", "--stage", "fine"], "does not exist for forward"),
+        (["train-step", "--stage", "finer"], "does not exist for train-step"),
     ],
 )
 def test_bench_refuses(words, says):

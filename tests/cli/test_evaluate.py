@@ -184,6 +184,7 @@ def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
         (["{out}", "{target}", "--no-reference"], 2, "one folder or image and no target"),
         (["{out}", "--no-reference", "--protocol", "rgb"], 2, "--protocol cannot be combined"),
         (["{out}", "--no-reference", "--metrics", "fsim"], 2, "--metrics fsim cannot be combined"),
+        (["nowhere", "nowhere2", "--seeds", "2"], 2, "--seeds"),  # usage comes before data
         (["nowhere.mat", "{target}"], 3, "nowhere.mat: no such file or folder"),
         (["{out}", "{target}", "--csv", "{out}/0.png/a.csv"], 5, "regular file"),
     ],

@@ -193,7 +193,7 @@ def _forward(options: BenchOptions, net: DFT) -> tuple[Callable[[], object], str
         with torch.inference_mode():
             return strips(x, t)
 
-    return run, "bands", 1
+    return run, "strips", 1
 
 
 def _restore(options: BenchOptions, net: DFT) -> tuple[Callable[[], object], str, int]:

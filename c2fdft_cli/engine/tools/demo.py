@@ -50,7 +50,7 @@ def make_pairs(folder: Path) -> None:
 
 
 def _rain_of_usual_strength(gt: Pixels, model: Model, number: int) -> Pixels:
-    """The first draw whose PSNR-Y is within the band; single samples of Rain100L vary by 4 dB."""
+    """The first sample whose PSNR-Y is within the band; single samples of Rain100L vary by 4 dB."""
     rng = np.random.default_rng([SEED, number])
     target = as_tensor(gt)
     for _ in range(MOST_DRAWS):

@@ -63,7 +63,7 @@ class Validator:
     ) -> Generator[TrainEvent, None, tuple[Validated | None, bool]]:
         """Score the EMA weights on the main process while the others wait.
 
-        Without enough memory beside the training it takes narrow bands, and else no score.
+        Without enough memory beside the training it takes narrow strips, and else no score.
 
         Args:
             step: finished iterations.
