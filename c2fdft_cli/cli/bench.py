@@ -53,10 +53,10 @@ def bench(
     from c2fdft_cli.execution.device import make_runtime
 
     if size % 8 and part != "restore":
-        raise UsageError("a multiple of 8", where=f"--size {size}", hint="256")
+        raise UsageError(f"--size must be a multiple of 8, got {size}", hint="try --size 256")
     if stage not in ("coarse", "fine") or (stage == "fine" and part != "train-step"):
-        hint = "train-step has coarse and fine"
-        raise UsageError(f"{part} has no such stage", where=f"--stage {stage}", hint=hint)
+        hint = "only train-step has two stages: coarse and fine"
+        raise UsageError(f"--stage {stage} cannot be used with {part}", hint=hint)
     options = BenchOptions(
         part=part,
         recipe=_recipe(recipe, None if weights is None else weights_file(weights, json)),

@@ -18,7 +18,7 @@ def time_fine(options: BenchOptions, calls: str, recompute: str, json: bool) -> 
     from c2fdft_cli.engine.tools.bench_fine import FineBenchOptions, bench_fine
 
     if options.compile:
-        raise UsageError("the fine step is timed without it", where="--compile")
+        raise UsageError("--compile cannot be combined with --stage fine")
     wish = FineBenchOptions(
         recipe=options.recipe,
         runtime=options.runtime,

@@ -125,9 +125,14 @@ def prepare(
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
     if preview.exists() and not overwrite:
-        raise UsageError("it exists", where=preview, hint="use --overwrite, or name another file")
+        raise UsageError(
+            f"output file {preview} already exists", hint="use --overwrite to replace it"
+        )
     if source.resolve() in preview.resolve().parents:
-        raise UsageError("a preview among the images", where=preview, hint="put it elsewhere")
+        raise UsageError(
+            f"--preview must be outside of the source folder, got {preview}",
+            hint="choose a file in another folder",
+        )
 
 
 def _validation(val: str | None) -> int | Path | None:
@@ -140,11 +145,11 @@ def _synthesis(
     kind: str | None, settings: list[str], streaks: Path | None, clean_only: bool
 ) -> Synthesis | None:
     if kind is None:
-        for given, option in ((settings, "--synth"), (streaks, "--streaks")):
+        dependent = {"--synth": settings, "--streaks": streaks, "--clean-only": clean_only}
+        for option, given in dependent.items():
             if given:
-                raise UsageError("needs --synthesize rain|noise|blur", where=option)
-        if clean_only:
-            raise UsageError("needs --synthesize rain|noise|blur", where="--clean-only")
+                hint = "add --synthesize rain, noise or blur"
+                raise UsageError(f"{option} needs --synthesize", hint=hint)
         return None
     import yaml
 
@@ -154,11 +159,11 @@ def _synthesis(
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
-            raise UsageError("a setting has the form key=value", where=setting)
+            raise UsageError(f"--synth must have the form KEY=VALUE, got {setting}")
         try:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageError("cannot read this value", where=setting) from error
+            raise UsageError(f"the value of --synth {setting} cannot be read as YAML") from error
     return Synthesis(kind, options, streaks, store=not clean_only)
 
 

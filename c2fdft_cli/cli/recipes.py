@@ -72,7 +72,9 @@ def copy(
     from c2fdft_cli.recipe.files import load_recipe, write_recipe
 
     if target.exists() and not overwrite:
-        raise UsageError("this file exists", where=target, hint="name another, or --overwrite")
+        raise UsageError(
+            f"output file {target} already exists", hint="use --overwrite to replace it"
+        )
     atomic_write_text(target, write_recipe(load_recipe(name)))
     console.say_next(console.command("train-coarse", "--recipe", target, "--data", "SHARDS"))
 

@@ -300,9 +300,9 @@ def test_given_weights_bring_their_recipe(tmp_path):
     ("words", "says"),
     [
         (["train-step", "--stage", "fine", "--calls", "1,x"], "numbers with commas"),
-        (["train-step", "--stage", "fine", "--compile"], "timed without it"),
-        (["forward", "--stage", "fine"], "no such stage"),
-        (["train-step", "--stage", "finer"], "no such stage"),
+        (["train-step", "--stage", "fine", "--compile"], "cannot be combined with --stage fine"),
+        (["forward", "--stage", "fine"], "cannot be used with"),
+        (["train-step", "--stage", "finer"], "cannot be used with"),
     ],
 )
 def test_bench_refuses(words, says):
