@@ -66,7 +66,7 @@ COMMANDS = (
         USING,
         "convert",
         "convert:convert",
-        "Write weights in another form: ours, the released one, safetensors, ONNX.",
+        "Convert weights to another format: checkpoint, official, safetensors, ONNX.",
     ),
     Entry(
         HELPING,

@@ -29,14 +29,14 @@ def convert(
         str | None,
         typer.Option(
             "--to",
-            metavar="FORM",
-            help="checkpoint, released, safetensors or onnx; else the suffix of OUT says.",
+            metavar="FORMAT",
+            help="checkpoint, released, safetensors or onnx (default: by the suffix of OUT).",
         ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            "--weights", metavar="ema|raw", help="Which go into safetensors and ONNX; else ema."
+            "--weights", metavar="ema|raw", help="Weights for safetensors and ONNX (default: ema)."
         ),
     ] = None,
     half: Annotated[
@@ -46,12 +46,12 @@ def convert(
         ),
     ] = None,
     ema_only: Annotated[
-        bool, typer.Option("--ema-only", help="Leave the raw weights out of a .pt.")
+        bool, typer.Option("--ema-only", help="Omit the raw weights from a .pt.")
     ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write weights in another form: ours, the released one, safetensors, ONNX.
+    """Convert weights to another format: checkpoint, official, safetensors, ONNX.
 
     Example: c2fdft convert net_g_latest.pth derain.onnx
     """
@@ -91,15 +91,15 @@ def _next(done: Converted) -> str | None:
 
 def _tell(done: Converted) -> None:
     rows: list[tuple[str, object]] = [
-        ("form", done.form),
+        ("format", done.form),
         ("weights", " and ".join(done.sets)),
         ("stored as", done.stored),
         ("parameters", f"{done.parameters:,}"),
         ("size", console.megabytes(done.bytes)),
-        ("grid", ", ".join(map(str, done.grid))),
+        ("timesteps", ", ".join(map(str, done.grid))),
     ]
     if done.onnx_error is not None:
         rows.append(("largest error", f"{done.onnx_error:.1e} relative, against torch"))
     if done.left_out:
-        rows.append(("left out", "; ".join(done.left_out)))
+        rows.append(("omitted", "; ".join(done.left_out)))
     console.table(str(done.out), ("what", "value"), rows)

@@ -30,14 +30,16 @@ def prepare(
         typer.Option(
             "--val",
             metavar="N|DIR",
-            help="Validation: a number of pairs, or a folder of others "
+            help="Validation: a number of pairs, or a folder of others. "
             "If not given: the set's own split, else 5 %, 1 to 50.",
         ),
     ] = None,
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="CSV of pairs: lq,gt[,name].")
     ] = None,
-    gamma: Annotated[bool, typer.Option("--gamma", help="GoPro: take blur_gamma.")] = False,
+    gamma: Annotated[
+        bool, typer.Option("--gamma", help="GoPro: use the blur_gamma images.")
+    ] = False,
     synthesize: Annotated[
         str | None,
         typer.Option(

@@ -27,7 +27,7 @@ from c2fdft_cli.progress import Job
 
 SMOOTH_STEPS = 50
 REMARKS = 6
-NO_STEP = ": no finite gradient, step left out"
+NO_STEP = ": no finite gradient, step skipped"
 
 
 class TrainView:

@@ -27,7 +27,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Of `c2fdft weights li
 
 @weights.command("list")
 def list_weights(json: Json = False) -> None:
-    """Say what each is for: task, size, network calls, training data, scores, licence.
+    """Say what each is for: task, size, sampling steps, training data, scores, licence.
 
     Example: c2fdft weights list
     """
@@ -41,7 +41,7 @@ def list_weights(json: Json = False) -> None:
         console.stdout().print("no weights come with this version")
         console.say_next(console.command("train-coarse", "--recipe", "derain", "--data", "SHARDS"))
         return
-    columns = ("name", "task", "size", "calls", "s / megapixel")
+    columns = ("name", "task", "size", "steps", "s / megapixel")
     console.table("", columns, [_row(entry) for entry in entries])
     for entry in entries:
         _tell(entry)

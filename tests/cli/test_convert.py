@@ -44,7 +44,7 @@ def test_released_form_in_words(weights, tmp_path):
         "released",
         "raw and ema",
         "float32",
-        "left out",
+        "omitted",
         "grid [999, 500]",
         "--grid 999,500",
     ):
