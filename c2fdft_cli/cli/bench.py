@@ -17,27 +17,35 @@ if TYPE_CHECKING:
 def bench(
     part: Annotated[str, typer.Argument(help="forward, train-step, restore or loader.")],
     recipe: Annotated[
-        str, typer.Option("--recipe", metavar="NAME|FILE", help="Whose network to time.")
+        str, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe of the network to time.")
     ] = "derain",
     weights: Weights = None,
-    size: Annotated[int, typer.Option("--size", help="Side of the input in px.", min=8)] = 256,
-    batch: Annotated[int, typer.Option("--batch", help="Images at once.", min=1)] = 1,
+    size: Annotated[
+        int, typer.Option("--size", help="Side of the input in px, a multiple of 8.", min=8)
+    ] = 256,
+    batch: Annotated[int, typer.Option("--batch", help="Images per batch.", min=1)] = 1,
     steps: Annotated[int, typer.Option("--steps", help="Sampling steps of restore.", min=1)] = 4,
-    repeats: Annotated[int, typer.Option("--repeats", help="Counted runs.", min=1)] = 5,
-    compile: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs.", min=1)] = 5,
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     data: Shards = None,
     stage: Annotated[
-        str, typer.Option("--stage", help="Of train-step: coarse or fine.")
+        str, typer.Option("--stage", help="Stage of train-step: coarse or fine.")
     ] = "coarse",
     calls: Annotated[
         str,
         typer.Option(
-            "--calls", metavar="N,...", help="Numbers of sampling steps of the fine stage."
+            "--calls",
+            metavar="N,...",
+            help="Sampling steps of the fine stage, separated by commas.",
         ),
     ] = "4",
     recompute: Annotated[
         str,
-        typer.Option("--recompute", metavar="WAY,...", help="Of the fine step: none, call, level."),
+        typer.Option(
+            "--recompute",
+            metavar="WAY,...",
+            help="Recomputation in the fine stage: none, call, level.",
+        ),
     ] = "none,call",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -56,12 +64,10 @@ def bench(
     from c2fdft_cli.execution.device import make_runtime
 
     if size % 8 and part != "restore":
-        raise UsageError(
-            f"--size must be a multiple of 8, got {size}", hint="for example --size 256"
-        )
+        raise UsageError(f"--size must be a multiple of 8, got {size}", hint="try --size 256")
     if stage not in ("coarse", "fine") or (stage == "fine" and part != "train-step"):
-        hint = "train-step has coarse and fine"
-        raise UsageError(f"--stage {stage} does not exist for {part}", hint=hint)
+        hint = "only train-step has two stages: coarse and fine"
+        raise UsageError(f"--stage {stage} cannot be used with {part}", hint=hint)
     options = BenchOptions(
         part=part,
         recipe=_recipe(recipe, None if weights is None else weights_file(weights, json)),

@@ -36,7 +36,7 @@ def time_fine(options: BenchOptions, calls: str, recompute: str, json: bool) -> 
 
 
 def _show(result: FineBenchResult) -> None:
-    columns = ("steps", "recompute", "s / step", "of none", "held", "of none", "after forward")
+    columns = ("steps", "recompute", "s / iteration", "/ none", "held", "/ none", "after forward")
     rows = [
         (
             row.calls,

@@ -66,7 +66,7 @@ COMMANDS = (
         USING,
         "convert",
         "convert:convert",
-        "Convert weights: checkpoint, official checkpoint, safetensors, ONNX.",
+        "Convert weights to another format: checkpoint, official, safetensors, ONNX.",
     ),
     Entry(
         HELPING,

@@ -30,13 +30,13 @@ def convert(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="checkpoint, released (official), safetensors or onnx; default: as OUT ends.",
+            help="checkpoint, released, safetensors or onnx (default: by the suffix of OUT).",
         ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            "--weights", metavar="ema|raw", help="Which go into safetensors and ONNX; else ema."
+            "--weights", metavar="ema|raw", help="Weights for safetensors and ONNX (default: ema)."
         ),
     ] = None,
     half: Annotated[
@@ -46,12 +46,12 @@ def convert(
         ),
     ] = None,
     ema_only: Annotated[
-        bool, typer.Option("--ema-only", help="Omit the raw weights from a .pt file.")
+        bool, typer.Option("--ema-only", help="Omit the raw weights from a .pt.")
     ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Convert weights: checkpoint, official checkpoint, safetensors, ONNX.
+    """Convert weights to another format: checkpoint, official, safetensors, ONNX.
 
     Example: c2fdft convert net_g_latest.pth derain.onnx
     """

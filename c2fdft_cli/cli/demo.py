@@ -56,7 +56,7 @@ def demo(
 def _free_folder(out: Path | None) -> Path:
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError("this folder is not empty", where=out, hint="name another with --out")
+            raise UsageError("the folder is not empty", where=out, hint="choose another with --out")
         return out
     number, folder = 1, Path("c2fdft-demo")
     while folder.exists():
@@ -94,7 +94,7 @@ def _run(*words: object, capture: bool = False) -> Any:
         check=False,
     )
     if done.returncode != 0:
-        failed = C2fdftError("the demo stopped", where=str(words[0]), hint="see the error above")
+        failed = C2fdftError(f"the demo stopped: {words[0]} failed", hint="see the error above")
         failed.exit_code = done.returncode if done.returncode > 0 else 128 - done.returncode
         raise failed
     return json.loads(done.stdout) if capture else None

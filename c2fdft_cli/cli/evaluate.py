@@ -49,12 +49,12 @@ def evaluate(
         typer.Option(
             "--protocol",
             metavar="NAME",
-            help="derain, derain-matlab, deblur, denoise, rgb or y (else the recipe's, or rgb).",
+            help="derain, derain-matlab, deblur, denoise, rgb or y (default: by recipe, or rgb).",
         ),
     ] = None,
     degraded: Annotated[
         Path | None,
-        typer.Option("--degraded", metavar="DIR", help="The degraded inputs, to score beside."),
+        typer.Option("--degraded", metavar="DIR", help="Folder of degraded inputs, scored too."),
     ] = None,
     border: Annotated[
         int, typer.Option("--border", help="Pixels to skip on each side.", min=0)
@@ -69,7 +69,9 @@ def evaluate(
     grid: Annotated[
         str | None,
         typer.Option(
-            "--grid", metavar="TIMES", help="With --weights: 999,500 (else the weights' own)."
+            "--grid",
+            metavar="TIMES",
+            help="With --weights: timesteps, such as 999,500 (default: the checkpoint's).",
         ),
     ] = None,
     sigma: Annotated[

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", metavar="DEVICE")]
+Device = Annotated[
+    str, typer.Option("--device", help="Device: auto, cpu, cuda or mps.", metavar="DEVICE")
+]
 Precision = Annotated[
     str,
     typer.Option(
@@ -18,7 +20,7 @@ Precision = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all random numbers.", min=0)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 Shards = Annotated[
     Path | None, typer.Option("--data", help="Folder of shards made by `c2fdft prepare`.")
 ]

@@ -31,14 +31,16 @@ def prepare(
         typer.Option(
             "--val",
             metavar="N|DIR",
-            help="Validation: a number of pairs, or a folder of others "
+            help="Validation: a number of pairs, or a folder of others. "
             "If not given: the set's own split, else 5 %, 1 to 50.",
         ),
     ] = None,
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="CSV of pairs: lq,gt[,name].")
     ] = None,
-    gamma: Annotated[bool, typer.Option("--gamma", help="GoPro: take blur_gamma.")] = False,
+    gamma: Annotated[
+        bool, typer.Option("--gamma", help="GoPro: use the blur_gamma images.")
+    ] = False,
     synthesize: Annotated[
         str | None,
         typer.Option(
@@ -128,10 +130,14 @@ def prepare(
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
     if preview.exists() and not overwrite:
-        hint = "use --overwrite to replace it"
-        raise UsageError(f"output file {preview} already exists", hint=hint)
+        raise UsageError(
+            f"output file {preview} already exists", hint="use --overwrite to replace it"
+        )
     if source.resolve() in preview.resolve().parents:
-        raise UsageError(f"--preview must be outside of {source}, got {preview}")
+        raise UsageError(
+            f"--preview must be outside of the source folder, got {preview}",
+            hint="choose a file in another folder",
+        )
 
 
 def _validation(val: str | None) -> int | Path | None:
@@ -144,11 +150,11 @@ def _synthesis(
     kind: str | None, settings: list[str], streaks: Path | None, clean_only: bool
 ) -> Synthesis | None:
     if kind is None:
-        for given, option in ((settings, "--synth"), (streaks, "--streaks")):
+        dependent = {"--synth": settings, "--streaks": streaks, "--clean-only": clean_only}
+        for option, given in dependent.items():
             if given:
-                raise UsageError(f"{option} works only together with --synthesize")
-        if clean_only:
-            raise UsageError("--clean-only works only together with --synthesize")
+                hint = "add --synthesize rain, noise or blur"
+                raise UsageError(f"{option} needs --synthesize", hint=hint)
         return None
     import yaml
 
@@ -158,11 +164,11 @@ def _synthesis(
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
-            raise UsageError(f"--synth must be KEY=VALUE, got {setting}")
+            raise UsageError(f"--synth must have the form KEY=VALUE, got {setting}")
         try:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageError(f"--synth cannot be read: {setting}") from error
+            raise UsageError(f"the value of --synth {setting} cannot be read as YAML") from error
     return Synthesis(kind, options, streaks, store=not clean_only)
 
 

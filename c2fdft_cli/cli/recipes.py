@@ -73,7 +73,7 @@ def copy(
 
     if target.exists() and not overwrite:
         raise UsageError(
-            "the file already exists", where=target, hint="name another, or --overwrite"
+            f"output file {target} already exists", hint="use --overwrite to replace it"
         )
     atomic_write_text(target, write_recipe(load_recipe(name)))
     console.say_next(console.command("train-coarse", "--recipe", target, "--data", "SHARDS"))

@@ -43,7 +43,7 @@ def restore(
         typer.Option(
             "--task",
             metavar="derain|denoise|deblur",
-            help="Without --weights: the packaged ones for this task (else derain).",
+            help="Without --weights: use the packaged weights for this task (default: derain).",
         ),
     ] = None,
     steps: Annotated[
@@ -52,7 +52,7 @@ def restore(
             "--steps",
             metavar="N",
             min=1,
-            help="Number of sampling steps (default: the timesteps of the checkpoint).",
+            help="Sampling steps (default: the timesteps in the checkpoint).",
             rich_help_panel=SAMPLING,
         ),
     ] = None,
@@ -70,7 +70,7 @@ def restore(
         typer.Option(
             "--grid",
             metavar="T,T,...",
-            help="The times themselves, such as 999,500.",
+            help="Timesteps in descending order, such as 999,500.",
             rich_help_panel=SAMPLING,
         ),
     ] = None,
@@ -78,7 +78,7 @@ def restore(
         float,
         typer.Option(
             "--eta",
-            help="Fresh noise in each step: 0 none, 1 ancestral.",
+            help="Noise added in each step: 0 none (DDIM), 1 ancestral (DDPM).",
             rich_help_panel=SAMPLING,
         ),
     ] = 0.0,
@@ -93,7 +93,7 @@ def restore(
         bool,
         typer.Option(
             "--self-ensemble",
-            help="Average over 8 flips and turns (4 for rain).",
+            help="Average over 8 flips and rotations (4 for derain).",
             rich_help_panel=SAMPLING,
         ),
     ] = False,
@@ -102,7 +102,7 @@ def restore(
         typer.Option(
             "--uncertainty",
             metavar="DIR",
-            help="Write the per-pixel standard deviation of 8 (or --samples) samples, as maps.",
+            help="Write the per-pixel standard deviation of 8 (or --samples) samples as PNG.",
             rich_help_panel=SAMPLING,
         ),
     ] = None,
@@ -111,7 +111,7 @@ def restore(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="png, jpg, tif, bmp, webp, or same as the input (else png).",
+            help="png (default), jpg, tif, bmp, webp, or same (as the input).",
             rich_help_panel=FILES,
         ),
     ] = None,
@@ -123,7 +123,7 @@ def restore(
         typer.Option(
             "--bit-depth",
             metavar="8|16",
-            help="Bits of each sample (else the input's own).",
+            help="Bits per channel (default: those of the input).",
             rich_help_panel=FILES,
         ),
     ] = None,
@@ -147,7 +147,7 @@ def restore(
         typer.Option(
             "--temporal-noise",
             metavar="fixed|per-frame",
-            help="One start noise for all frames (less flicker), or one for each.",
+            help="Initial noise: one for all frames (less flicker), or one per frame.",
             rich_help_panel=VIDEO,
         ),
     ] = "fixed",
@@ -156,7 +156,7 @@ def restore(
         typer.Option(
             "--crf",
             metavar="N",
-            help="Quality, 0 (best) to 51; smaller is larger files.",
+            help="Video quality, 0 (best, largest file) to 51.",
             rich_help_panel=VIDEO,
         ),
     ] = 18,
@@ -167,7 +167,7 @@ def restore(
             "--batch",
             metavar="N",
             min=0,
-            help="Images of one size at a time, 0: as fits.",
+            help="Images of one size per batch; 0 for as many as memory allows.",
             rich_help_panel=MACHINE,
         ),
     ] = 0,
@@ -176,7 +176,7 @@ def restore(
         typer.Option(
             "--max-memory",
             metavar="SIZE",
-            help="Memory to use, such as 900M or 6G (else 80 % of what is free).",
+            help="Memory limit, such as 900M or 6G (default: 80 % of free memory).",
             rich_help_panel=MACHINE,
         ),
     ] = None,
@@ -185,7 +185,7 @@ def restore(
         typer.Option(
             "--tile",
             metavar="N",
-            help="Overlapping tiles of N px instead of the exact whole.",
+            help="Restore in overlapping tiles of N px (default: the whole image).",
             rich_help_panel=MACHINE,
         ),
     ] = None,
@@ -194,7 +194,7 @@ def restore(
         typer.Option(
             "--compile",
             metavar="WHEN",
-            help="torch.compile: auto (on CUDA, for much work), on or off.",
+            help="torch.compile: auto (on CUDA, for large jobs), on or off.",
             rich_help_panel=MACHINE,
         ),
     ] = "auto",
@@ -204,8 +204,8 @@ def restore(
 ) -> None:
     """Restore images and videos of any sizes.
 
-    Outputs that exist are skipped, so the same command resumes an interrupted run. Outputs are
-    PNG, with bit depth, alpha, colour profile and EXIF of the input. Videos keep container,
+    Existing outputs are skipped, so an interrupted run resumes where it stopped. Outputs are PNG,
+    with bit depth, alpha, colour profile and EXIF of the input. Videos keep container,
     frame rate and sound; they need the extra `video`.
 
     Examples: c2fdft restore rainy/ out/

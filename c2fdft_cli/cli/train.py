@@ -23,22 +23,27 @@ Overrides = Annotated[
 ]
 RunOut = Annotated[
     Path | None,
-    typer.Option("--out", metavar="RUN", help="Run folder; a free name under runs/ if not given."),
+    typer.Option("--out", metavar="RUN", help="Run folder (default: a new folder under runs/)."),
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Resume the run in --out, else the newest of its kind."),
+    typer.Option(
+        "--resume", help="Resume the run in --out (default: the newest run of this stage)."
+    ),
 ]
 MaxTime = Annotated[
     float | None,
     typer.Option(
-        "--max-time", metavar="MINUTES", help="Save and stop (exit 143) after this.", min=0
+        "--max-time", metavar="MINUTES", help="Save and stop (exit 143) after MINUTES.", min=0
     ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan: stages, memory, disk and time.")
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Same as train.seed=N.", min=0)]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of all random numbers: same as train.seed=N.", min=0),
+]
 
 
 def train_coarse(
@@ -62,7 +67,7 @@ def train_coarse(
 ) -> None:
     """Stage 1: train the network to predict noise.
 
-    With --init it starts from given weights, with their recipe unless another is given.
+    With --init training starts from these weights, and uses their recipe unless --recipe is given.
 
     Example: c2fdft train-coarse --recipe derain --data shards/Rain13K
     """
@@ -113,7 +118,7 @@ def train_fine(
     """Stage 2: train through the few-step sampler, from pure noise to the restored image.
 
     Data, recipe and timesteps come from the checkpoint unless given; an official checkpoint has
-    none, so it needs --recipe and --data.
+    none and needs --recipe and --data.
 
     Example: c2fdft train-fine --from runs/derain-coarse/coarse.pt
     """

@@ -274,8 +274,8 @@ def test_a_folder_with_a_lock_alone_is_empty(tmp_path, shard_folder):
 
 def test_a_line_says_that_a_step_was_left_out():
     done = StepDone(7, 16, 4, math.nan, math.inf, 1e-4, True, 1.0, 0.0, 0)
-    assert describe(done).endswith("waited 0.0%: no finite gradient, step left out")
-    assert "left out" not in describe(replace(done, skipped=False))
+    assert describe(done).endswith("waited 0.0%: no finite gradient, step skipped")
+    assert "step skipped" not in describe(replace(done, skipped=False))
 
 
 ONE_RANK_FAILS = """

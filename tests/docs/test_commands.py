@@ -1,0 +1,47 @@
+"""The command lines in the documentation are ones that the program parses."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from c2fdft_cli.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+LINE = re.compile(r"^ +(c2fdft .*)$", re.MULTILINE)
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Document and command line: indented, without its comment and optional parts."""
+    generated = ROOT / "docs" / "cli.md"  # help texts, wrapped at 80 columns
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        if file != generated:
+            for line in LINE.findall(file.read_text(encoding="utf-8")):
+                yield file.name, re.sub(r"\[-.*?\](?=\s|$)", "", line)
+
+
+def parse(line: str) -> None:
+    """Parse a command line as the program does, without running it."""
+    program, *words = shlex.split(line, comments=True)
+    group = get_command(app)
+    context = group.make_context(program, words)
+    while hasattr(group, "resolve_command"):
+        rest = [*context._protected_args, *context.args]
+        name, group, words = group.resolve_command(context, rest)
+        context = group.make_context(name, words, parent=context)
+
+
+@pytest.mark.parametrize(("document", "line"), sorted(set(command_lines())))
+def test_a_documented_command_line_parses(document: str, line: str) -> None:
+    parse(line)
+
+
+@pytest.mark.parametrize("line", ["c2fdft restor in out", "c2fdft restore in out --stepz 4"])
+def test_a_wrong_command_line_does_not_parse(line: str) -> None:
+    with pytest.raises(Exception, match=r"No such (command|option)"):
+        parse(line)
