@@ -102,5 +102,5 @@ def test_metrics_see_the_scored_image() -> None:
 
 
 def test_a_protocol_that_does_not_exist() -> None:
-    with pytest.raises(UsageError, match="--protocol best: no such protocol"):
+    with pytest.raises(UsageError, match="--protocol must be"):
         find_protocol("best")
