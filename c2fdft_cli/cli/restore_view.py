@@ -42,7 +42,8 @@ def next_command(plan: RestorePlan) -> str | None:
     """What scores the result; None where all of it is videos."""
     if plan.items and all(item.source.video is not None for item in plan.items):
         return None
-    return console.command("eval", plan.out, "TARGET")
+    protocol = [] if plan.protocol is None else ["--protocol", plan.protocol]
+    return console.command("eval", plan.out, "TARGET", *protocol)
 
 
 def document(plan: RestorePlan, result: RestoreResult, following: str | None) -> object:

@@ -16,6 +16,9 @@ from typer.testing import CliRunner
 from c2fdft_cli.cli.app import app
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import read_picture
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
+from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.restore import random_picture, save, write_checkpoint
 
 
@@ -38,6 +41,21 @@ def folder(tmp_path: Path) -> Path:
 
 def call(*words: object, stdin: bytes | None = None) -> Any:
     return CliRunner().invoke(app, ["restore", *map(str, words)], input=stdin)
+
+
+def test_what_scores_the_result_is_the_protocol_of_the_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    """By another one the same pictures would get another number."""
+    network = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
+    recipe = Recipe(network=network)
+    recipe.train.protocol = "derain"
+    state = make_network(network).state_dict()
+    path = tmp_path / "weights.pt"
+    save_checkpoint(path, state, state, Meta(network, recipe=recipe.to_dict()))
+    result = call(folder, tmp_path / "out", "--weights", path, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.rstrip().endswith(" TARGET --protocol derain")
 
 
 def test_a_folder(folder: Path, coarse: Path, tmp_path: Path) -> None:

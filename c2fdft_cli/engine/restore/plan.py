@@ -52,6 +52,7 @@ class RestorePlan:
         manifest: of the output folder.
         warnings: what the user should know before it starts.
         remarks: how the weights were chosen.
+        protocol: by which the weights' task is scored, where they say so.
     """
 
     sampling: Sampling
@@ -67,6 +68,7 @@ class RestorePlan:
     manifest: Manifest
     warnings: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    protocol: str | None = None
 
     @property
     def grid(self) -> list[int]:
@@ -111,6 +113,7 @@ def plan_restore(
     runtime = make_runtime(machine.device, machine.precision)
     found = choose_weights(sampling.weights, sampling.task)
     checkpoint = load_checkpoint(found.path)
+    recipe = checkpoint.recipe([])
     grid = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
     folder = output_folder(out)
     _check_folders(source, out, folder, writing)
@@ -142,6 +145,7 @@ def plan_restore(
         manifest=manifest,
         warnings=[*_given(warning, notice), *_stale(skipped), *renamed, *too_large],
         remarks=found.remarks,
+        protocol=None if recipe is None else recipe.train.protocol,
     )
 
 
