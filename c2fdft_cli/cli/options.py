@@ -33,7 +33,6 @@ Weights = Annotated[
         "checkpoint.",
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Where to write.")]
 
 
 def weights_file(spec: str, quiet: bool) -> Path:

@@ -49,14 +49,14 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """A training as a person asks for it; `train_setup.set_up` makes `TrainOptions` of it.
+    """A training as a person asks for it; `setup.set_up` makes `TrainOptions` of it.
 
     recipe: name or file; None takes the checkpoint's own.
     overrides: `key=value`, on top of the recipe.
     data: folder of shards; None takes the recipe's, else the checkpoint's own.
     out: run folder; None takes a free name.
     init: checkpoint to start from.
-    device, precision: as `runtime.make_runtime` takes them.
+    device, precision: as `make_runtime` takes them.
     """
 
     stage: str
