@@ -88,7 +88,8 @@ def pair_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shard_folder(tmp_path_factory: pytest.TempPathFactory, pair_folder: Path) -> Path:
     """The shards of `pair_folder`."""
-    from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+    from c2fdft_cli.engine.prepare.job import prepare
+    from c2fdft_cli.engine.prepare.options import PrepareOptions
 
     def pack(folder: Path) -> None:
         prepare(PrepareOptions(source=pair_folder, out=folder)).run()

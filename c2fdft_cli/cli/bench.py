@@ -8,47 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Device, Json, Precision, Shards, Weights, weights_file
+from c2fdft_cli.cli.options import Json, Weights, takes_settings, weights_file
+from c2fdft_cli.engine.tools.bench_options import BenchOptions
 
 if TYPE_CHECKING:
     from c2fdft_cli.recipe.schema import Recipe
 
 
+@takes_settings
 def bench(
     part: Annotated[str, typer.Argument(help="forward, train-step, restore or loader.")],
+    *,
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe of the network to time.")
     ] = "derain",
     weights: Weights = None,
-    size: Annotated[
-        int, typer.Option("--size", help="Side of the input in px, a multiple of 8.", min=8)
-    ] = 256,
-    batch: Annotated[int, typer.Option("--batch", help="Images per batch.", min=1)] = 1,
-    steps: Annotated[int, typer.Option("--steps", help="Sampling steps of restore.", min=1)] = 4,
-    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs.", min=1)] = 5,
-    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
-    data: Shards = None,
-    stage: Annotated[
-        str, typer.Option("--stage", help="Stage of train-step: coarse or fine.")
-    ] = "coarse",
-    calls: Annotated[
-        str,
-        typer.Option(
-            "--calls",
-            metavar="N,...",
-            help="Sampling steps of the fine stage, separated by commas.",
-        ),
-    ] = "4",
-    recompute: Annotated[
-        str,
-        typer.Option(
-            "--recompute",
-            metavar="WAY,...",
-            help="Recomputation in the fine stage: none, call, level.",
-        ),
-    ] = "none,call",
-    device: Device = "auto",
-    precision: Precision = "auto",
+    options: BenchOptions,
     json: Json = False,
 ) -> None:
     """Time a part on this machine, relative to its matrix products.
@@ -58,33 +33,18 @@ def bench(
 
     Example: c2fdft bench forward --size 256 --precision bf16
     """
-    from c2fdft_cli.engine.tools.bench import BenchOptions
     from c2fdft_cli.engine.tools.bench import bench as start
-    from c2fdft_cli.errors import UsageError
     from c2fdft_cli.execution.device import make_runtime
 
-    if size % 8 and part != "restore":
-        raise UsageError(f"--size must be a multiple of 8, got {size}", hint="try --size 256")
-    if stage not in ("coarse", "fine") or (stage == "fine" and part != "train-step"):
-        hint = "only train-step has two stages: coarse and fine"
-        raise UsageError(f"--stage {stage} cannot be used with {part}", hint=hint)
-    options = BenchOptions(
-        part=part,
-        recipe=_recipe(recipe, None if weights is None else weights_file(weights, json)),
-        runtime=make_runtime(device, precision),
-        size=size,
-        batch=batch,
-        steps=steps,
-        repeats=repeats,
-        compile=compile,
-        data=data,
-    )
-    if stage == "fine":
+    timed = _recipe(recipe, None if weights is None else weights_file(weights, json))
+    runtime = make_runtime(options.device, options.precision)
+    if options.stage == "fine":
         from c2fdft_cli.cli.bench_fine import time_fine
 
-        time_fine(options, calls, recompute, json)
+        time_fine(options, timed, runtime, json)
         return
-    result = console.draw(start(options), lambda seconds: f"{seconds:.3f} s")
+    job = start(options, timed, runtime)
+    result = console.draw(job, lambda seconds: f"{seconds:.3f} s")
     if json:
         console.emit(result)
         return

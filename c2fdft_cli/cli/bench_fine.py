@@ -5,30 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.errors import UsageError
-from c2fdft_cli.vocabulary import parse_numbers, split_words
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.tools.bench import BenchOptions
     from c2fdft_cli.engine.tools.bench_fine import FineBenchResult
+    from c2fdft_cli.engine.tools.bench_options import BenchOptions
+    from c2fdft_cli.execution.device import Runtime
+    from c2fdft_cli.recipe.schema import Recipe
 
 
-def time_fine(options: BenchOptions, calls: str, recompute: str, json: bool) -> None:
+def time_fine(options: BenchOptions, recipe: Recipe, runtime: Runtime, json: bool) -> None:
     """Time the fine step and print a row for each number of steps and way of recomputing."""
-    from c2fdft_cli.engine.tools.bench_fine import FineBenchOptions, bench_fine
+    from c2fdft_cli.engine.tools.bench_fine import bench_fine
 
-    if options.compile:
-        raise UsageError("--compile cannot be combined with --stage fine")
-    wish = FineBenchOptions(
-        recipe=options.recipe,
-        runtime=options.runtime,
-        size=options.size,
-        batch=options.batch,
-        calls=parse_numbers("--calls", calls, "1,2,4"),
-        recompute=split_words(recompute),
-        repeats=options.repeats,
-    )
-    result = console.draw(bench_fine(wish), lambda seconds: f"{seconds:.3f} s")
+    result = console.draw(bench_fine(options, recipe, runtime), lambda seconds: f"{seconds:.3f} s")
     if json:
         console.emit(result)
         return

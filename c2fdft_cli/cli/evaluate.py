@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.evaluate_source import Source, check_source, job_of, named_pairs, next_command
-from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards, Weights
+from c2fdft_cli.cli.evaluate_source import Runs, Source, job_of, next_command
+from c2fdft_cli.cli.options import Json, takes_settings
+from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
-from c2fdft_cli.vocabulary import PROTOCOL_NAMES, check_choice
+from c2fdft_cli.settings import OVERWRITE, PROTOCOL, check_settings, setting
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
@@ -22,14 +23,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Sinks:
-    """Where results go."""
+class Scores:
+    """What is measured, with what it is compared, and where it is written."""
 
-    csv: Path | None
-    report: Path | None
-    json: bool
+    protocol: str | None = setting(None, PROTOCOL)
+    border: int = setting(0, "Pixels to skip on each side.", metavar="N", low=0)
+    metrics: str | None = setting(
+        None, "Further metrics: all, or names with commas.", metavar="NAMES"
+    )
+    against: str | None = setting(
+        None, "Compare pair by pair with this result (or weights).", metavar="B"
+    )
+    csv: Path | None = setting(None, "Write the rows as CSV.", metavar="FILE")
+    report: Path | None = setting(None, "Write a page to look at: DIR/index.html.", metavar="DIR")
+    overwrite: bool = setting(False, OVERWRITE)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
+@takes_settings
 def evaluate(
     restored: Annotated[
         Path | None,
@@ -42,73 +55,10 @@ def evaluate(
         Path | None,
         typer.Argument(metavar="[TARGET]", help="Folder of the clean ones (or the whole set)."),
     ] = None,
-    weights: Weights = None,
-    data: Shards = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            "--protocol",
-            metavar="NAME",
-            help="derain, derain-matlab, deblur, denoise, rgb or y (default: by recipe, or rgb).",
-        ),
-    ] = None,
-    degraded: Annotated[
-        Path | None,
-        typer.Option("--degraded", metavar="DIR", help="Folder of degraded inputs, scored too."),
-    ] = None,
-    border: Annotated[
-        int, typer.Option("--border", help="Pixels to skip on each side.", min=0)
-    ] = 0,
-    images: Annotated[
-        int, typer.Option("--images", help="With --weights: pairs to take, 0 for all.", min=0)
-    ] = 0,
-    seeds: Annotated[
-        int,
-        typer.Option("--seeds", help="With --weights: noise samples per image.", min=1, max=1000),
-    ] = 1,
-    grid: Annotated[
-        str | None,
-        typer.Option(
-            "--grid",
-            metavar="TIMES",
-            help="With --weights: timesteps, such as 999,500 (default: the checkpoint's).",
-        ),
-    ] = None,
-    sigma: Annotated[
-        float | None,
-        typer.Option(
-            "--sigma",
-            metavar="LEVELS",
-            help="With --weights and a folder of clean images: add Gaussian noise, unclipped.",
-        ),
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            "--metrics", metavar="NAMES", help="Further metrics: all, or names with commas."
-        ),
-    ] = None,
-    no_reference: Annotated[
-        bool,
-        typer.Option("--no-reference", help="Score photos that have no targets, by themselves."),
-    ] = False,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against", metavar="B", help="Compare pair by pair with this result (or weights)."
-        ),
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the rows as CSV.")
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="DIR", help="Write a page to look at: DIR/index.html."),
-    ] = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    *,
+    source: Source,
+    scores: Scores,
+    runs: Runs,
     json: Json = False,
 ) -> None:
     """Score restored images against their targets, paired by name.
@@ -127,33 +77,30 @@ def evaluate(
 
     c2fdft eval photos/ --no-reference
     """
-    if protocol is not None:
-        check_choice("--protocol", protocol, PROTOCOL_NAMES)
-    asked = (weights, data, sigma, metrics, grid, images, seeds - 1, no_reference)
-    if not any(asked):  # the plain call: a missing path is told before torch is loaded
-        require_existing(restored, target, degraded)
+    if source.is_plain and not (runs.given or scores.metrics):
+        require_existing(restored, target, source.degraded)  # before torch is loaded
 
     from c2fdft_cli.cli.evaluate_view import prepare_outputs
     from c2fdft_cli.engine.evaluate.job import EvalOptions
     from c2fdft_cli.engine.evaluate.ranks import join
     from c2fdft_cli.execution.distributed import destroy_process_group
 
-    more = _find_metrics(metrics, no_reference)
-    EvalOptions(protocol, border)  # a wrong name is found before any file is read
-    prepare_outputs([csv, report and report / "index.html"], overwrite)
-    of_weights = {"--images": images or None, "--seeds": seeds - 1 or None, "--grid": grid}
-    check_source(restored, target, degraded, weights, data, no_reference, sigma, of_weights)
-    pairs = None if weights is None else named_pairs(restored, target, data, sigma, seed)
-    source = Source(
-        restored, target, degraded, weights, no_reference, data, pairs, sigma,
-        images, seeds, seed, grid, device, precision,
-    )  # fmt: skip
+    metrics = _find_metrics(scores.metrics, source.no_reference)
+    prepare_outputs([scores.csv, scores.report and scores.report / "index.html"], scores.overwrite)
+    if source.weights is None and runs.given:
+        raise UsageError(f"{next(iter(runs.given))} needs --weights")
+    source.check()
     runtime = join()
     try:
         options = EvalOptions(
-            protocol, border, more, runtime.rank, runtime.world, pictures=report is not None
+            scores.protocol,
+            scores.border,
+            metrics,
+            runtime.rank,
+            runtime.world,
+            pictures=scores.report is not None,
         )
-        _evaluate(source, options, against, _Sinks(csv, report, json), runtime)
+        _evaluate(source, runs, options, scores, runtime, json)
     finally:
         destroy_process_group()
 
@@ -169,18 +116,25 @@ def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
 
 
 def _evaluate(
-    source: Source, options: EvalOptions, against: str | None, sinks: _Sinks, runtime: Runtime
+    source: Source,
+    runs: Runs,
+    options: EvalOptions,
+    scores: Scores,
+    runtime: Runtime,
+    json: bool,
 ) -> None:
     from c2fdft_cli.cli.evaluate_view import compared, tell, write
     from c2fdft_cli.engine.evaluate.ranks import gather_pictures
     from c2fdft_cli.engine.evaluate.report import ReportImages, with_pictures
 
-    quiet = sinks.json or not runtime.is_main
-    job = job_of(source.subject, source, options, quiet)
-    metrics = options.metrics if source.alone else {}
-    rivals = replace(options, metrics=metrics, pictures=False)
-    other = None if against is None else job_of(against, source, rivals, quiet)
-    pictures = None if sinks.report is None else ReportImages()
+    pairs, quiet = source.named_pairs(runs.seed), json or not runtime.is_main
+    job = job_of(source.subject, source, runs, pairs, options, quiet)
+    other = None
+    if scores.against is not None:
+        metrics = options.metrics if source.no_reference else {}
+        rivals = replace(options, metrics=metrics, pictures=False)
+        other = job_of(scores.against, source, runs, pairs, rivals, quiet)
+    pictures = None if scores.report is None else ReportImages()
     if pictures is not None:
         job = with_pictures(job, pictures)
     result = _run(job, runtime)
@@ -189,10 +143,10 @@ def _evaluate(
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return
-    document, words = compared(result, rival, source.seed)
-    written = write(result, document, words, sinks.csv, sinks.report, pictures)
-    following = None if sinks.report is not None else next_command(source, options.protocol)
-    if sinks.json:
+    document, words = compared(result, rival, runs.seed)
+    written = write(result, document, words, scores.csv, scores.report, pictures)
+    following = None if scores.report else next_command(source, runs, options.protocol)
+    if json:
         console.emit({**document, "written": [str(path) for path in written], "next": following})
         return
     tell(result, words, written)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import weights_file
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.vocabulary import parse_numbers
+from c2fdft_cli.settings import (
+    DEVICE,
+    PRECISION,
+    SEED,
+    SHARDS,
+    WEIGHTS,
+    check_settings,
+    numbers,
+    option_name,
+    setting,
+)
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
@@ -21,81 +30,107 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What is scored: files against targets or alone, or weights on shards or named pairs."""
+    """What is scored: files against targets or alone, or weights on shards or a named set."""
 
     restored: Path | None
     target: Path | None
-    degraded: Path | None
-    weights: str | None
-    alone: bool
-    data: Path | None
-    pairs: PairSource | None
-    sigma: float | None
-    images: int
-    seeds: int
-    seed: int
-    grid: str | None
-    device: str
-    precision: str
+    weights: str | None = setting(None, WEIGHTS)
+    data: Path | None = setting(None, SHARDS)
+    degraded: Path | None = setting(None, "Folder of degraded inputs, scored too.", metavar="DIR")
+    sigma: float | None = setting(
+        None,
+        "With --weights and a folder of clean images: add Gaussian noise, unclipped.",
+        metavar="LEVELS",
+    )
+    no_reference: bool = setting(False, "Score photos that have no targets, by themselves.")
 
     @property
     def subject(self) -> str:
         """What a second one may be compared with."""
         return self.weights or str(self.restored)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether files are compared with files."""
+        return not (self.weights or self.data or self.sigma or self.no_reference)
 
-def check_source(
-    restored: Path | None,
-    target: Path | None,
-    degraded: Path | None,
-    weights: str | None,
-    data: Path | None,
-    no_reference: bool,
-    sigma: float | None,
-    of_weights: Mapping[str, object],
-) -> None:
-    """UsageError for what does not go together; `of_weights`: options that --weights alone has."""
-    from c2fdft_cli.engine.evaluate.sidd import are_blocks
+    def check(self) -> None:
+        """UsageError for what does not go together."""
+        from c2fdft_cli.engine.evaluate.sidd import are_blocks
 
-    others = (target, degraded, weights, data)
-    if no_reference and (restored is None or any(one is not None for one in others)):
-        hint = "try: c2fdft eval PHOTOS --no-reference"
-        raise UsageError("--no-reference takes one folder or image and no target", hint=hint)
-    if sigma is not None and (weights is None or restored is None):
-        raise UsageError("--sigma needs --weights and a folder of clean images")
-    for option, value in of_weights.items():
-        if weights is None and value is not None:
-            raise UsageError(f"{option} needs --weights")
-    blocks = are_blocks(restored) or (weights is not None and are_blocks(data))
-    blocks = blocks and sigma is None
-    if blocks and degraded is not None:
-        raise UsageError("--degraded cannot be used with SIDD blocks")
-    if weights is not None and not blocks and not (target is degraded is None):
-        raise UsageError("--weights cannot be combined with TARGET or --degraded")
-    if weights is not None and not blocks and restored is not None and data is not None:
-        raise UsageError("--data cannot be combined with a folder of images")
-    if weights is None and not no_reference and (restored is None or not (target or blocks)):
-        hint = (
-            "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT SET, "
-            "c2fdft eval --weights CKPT --data SHARDS, or c2fdft eval PHOTOS --no-reference"
-        )
-        raise UsageError("there is nothing to score", hint=f"try: {hint}")
+        others = (self.target, self.degraded, self.weights, self.data)
+        if self.no_reference and (self.restored is None or any(x is not None for x in others)):
+            hint = "try: c2fdft eval PHOTOS --no-reference"
+            raise UsageError("--no-reference takes one folder or image and no target", hint=hint)
+        if self.sigma is not None and (self.weights is None or self.restored is None):
+            raise UsageError("--sigma needs --weights and a folder of clean images")
+        blocks = are_blocks(self.restored) or (self.weights is not None and are_blocks(self.data))
+        blocks = blocks and self.sigma is None
+        if blocks and self.degraded is not None:
+            raise UsageError("--degraded cannot be used with SIDD blocks")
+        if self.weights is not None and not blocks:
+            if not (self.target is self.degraded is None):
+                raise UsageError("--weights cannot be combined with TARGET or --degraded")
+            if self.restored is not None and self.data is not None:
+                raise UsageError("--data cannot be combined with a folder of images")
+        files = self.weights is None and not self.no_reference
+        if files and (self.restored is None or not (self.target or blocks)):
+            hint = (
+                "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT SET, "
+                "c2fdft eval --weights CKPT --data SHARDS, or c2fdft eval PHOTOS --no-reference"
+            )
+            raise UsageError("there is nothing to score", hint=f"try: {hint}")
+
+    def named_pairs(self, seed: int) -> PairSource | None:
+        """What weights are to restore, where it is not shards."""
+        from c2fdft_cli.engine.evaluate.folder import open_folder
+        from c2fdft_cli.engine.evaluate.sidd import are_blocks, open_blocks
+
+        if self.weights is None:
+            return None
+        if self.sigma is None and (are_blocks(self.restored) or are_blocks(self.data)):
+            return open_blocks(self.restored or self.data or Path(), self.target)
+        return None if self.restored is None else open_folder(self.restored, self.sigma, seed)
 
 
-def named_pairs(
-    folder: Path | None, target: Path | None, data: Path | None, sigma: float | None, seed: int
-) -> PairSource | None:
-    """What weights are to restore, where it is not shards."""
-    from c2fdft_cli.engine.evaluate.folder import open_folder
-    from c2fdft_cli.engine.evaluate.sidd import are_blocks, open_blocks
+@dataclass(frozen=True)
+class Runs:
+    """How weights restore what is scored."""
 
-    if sigma is None and (are_blocks(folder) or are_blocks(data)):
-        return open_blocks(folder or data or Path(), target)
-    return None if folder is None else open_folder(folder, sigma, seed)
+    images: int = setting(0, "With --weights: pairs to take, 0 for all.", metavar="N", low=0)
+    seeds: int = setting(
+        1, "With --weights: noise samples per image", metavar="N", low=1, high=1000
+    )
+    grid: tuple[int, ...] | None = setting(
+        None,
+        "With --weights: timesteps, such as 999,500 (default: the checkpoint's).",
+        metavar="TIMES",
+        parse=numbers("--grid", "999,500"),
+    )
+    device: str = setting("auto", DEVICE)
+    precision: str = setting("auto", PRECISION)
+    seed: int = setting(0, SEED)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def given(self) -> dict[str, object]:
+        """The options of weights that differ from their defaults, by name."""
+        return {
+            option_name(one): getattr(self, one.name)
+            for one in fields(self)
+            if one.name in ("images", "seeds", "grid") and getattr(self, one.name) != one.default
+        }
 
 
 def job_of(
-    subject: str, source: Source, options: EvalOptions, quiet: bool
+    subject: str,
+    source: Source,
+    runs: Runs,
+    pairs: PairSource | None,
+    options: EvalOptions,
+    quiet: bool,
 ) -> Job[Scored, EvalResult]:
     """The evaluation of one folder of results, one file of blocks, or one checkpoint."""
     from c2fdft_cli.engine.evaluate.files import evaluate_files
@@ -107,17 +142,17 @@ def job_of(
         options_of_weights = WeightsOptions(
             checkpoint=weights_file(subject, quiet),
             data=source.data,
-            pairs=source.pairs,
-            images=source.images,
-            seeds=source.seeds,
-            seed=source.seed,
-            timesteps=_timesteps(source.grid),
-            device=source.device,
-            precision=source.precision,
+            pairs=pairs,
+            images=runs.images,
+            seeds=runs.seeds,
+            seed=runs.seed,
+            timesteps=runs.grid,
+            device=runs.device,
+            precision=runs.precision,
         )
         return evaluate_weights(options_of_weights, options)
     path = Path(subject)
-    if source.alone:
+    if source.no_reference:
         return evaluate_alone(path, options)
     if are_blocks(path):
         return evaluate_blocks(open_blocks(path, source.target), options)
@@ -126,21 +161,17 @@ def job_of(
     return evaluate_files(path, source.target, options, source.degraded)
 
 
-def _timesteps(text: str | None) -> tuple[int, ...] | None:
-    return None if text is None else tuple(parse_numbers("--grid", text, "999,500"))
-
-
-def next_command(source: Source, protocol: str | None) -> str:
+def next_command(source: Source, runs: Runs, protocol: str | None) -> str:
     """The same with a page to look at."""
     words: list[object] = ["eval"]
     words += [] if source.weights is None else ["--weights", source.weights]
     words += [] if source.sigma is None else ["--sigma", f"{source.sigma:g}"]
-    words += [] if source.grid is None else ["--grid", source.grid]
-    words += [] if source.images == 0 else ["--images", source.images]
-    words += [] if source.seeds == 1 else ["--seeds", source.seeds]
-    words += [] if source.seed == 0 else ["--seed", source.seed]
+    words += [] if runs.grid is None else ["--grid", ",".join(map(str, runs.grid))]
+    words += [] if runs.images == 0 else ["--images", runs.images]
+    words += [] if runs.seeds == 1 else ["--seeds", runs.seeds]
+    words += [] if runs.seed == 0 else ["--seed", runs.seed]
     words += [path for path in (source.restored, source.target) if path is not None]
     words += [] if source.data is None else ["--data", source.data]
-    words += ["--no-reference"] if source.alone else []
+    words += ["--no-reference"] if source.no_reference else []
     words += [] if protocol is None else ["--protocol", protocol]
     return console.command(*words, "--report", "report")

@@ -1,38 +1,114 @@
-"""Options that several commands share."""
+"""From the settings of a job to the options of a command."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from c2fdft_cli import settings
+from c2fdft_cli.settings import Setting
+
+Options = TypeVar("Options")
+
+
+def option(known: Setting, name: str | None = None) -> Any:
+    """An option of the command line."""
+    return typer.Option(
+        *filter(None, [known.option or name]),
+        metavar=known.metavar or "|".join(known.choices) or None,
+        help=known.sentence,
+        rich_help_panel=known.panel,
+    )
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Device = Annotated[
-    str, typer.Option("--device", help="Device: auto, cpu, cuda or mps.", metavar="DEVICE")
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        "--precision",
-        help="auto (bf16 where the hardware has it), fp32, bf16 or fp16.",
-        metavar="PRECISION",
-    ),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of all random numbers.", min=0)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
-Shards = Annotated[
-    Path | None, typer.Option("--data", help="Folder of shards made by `c2fdft prepare`.")
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        metavar="NAME|FILE",
-        help="Packaged weights by name (`c2fdft weights list`; ./NAME is the file), or a "
-        "checkpoint.",
-    ),
-]
+Seed = Annotated[int, option(settings.SEED, "--seed")]
+Overwrite = Annotated[bool, option(settings.OVERWRITE, "--overwrite")]
+Weights = Annotated[str | None, option(settings.WEIGHTS, "--weights")]
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take dataclasses of settings: each of their fields becomes an option.
+
+    Args:
+        command: a function; its parameters are options of their own as Typer knows them, or
+            dataclasses. The options stand in the order of its parameters and their fields; a
+            field that is no option and has no default takes the parameter of its name.
+
+    Returns:
+        What Typer takes for the command: it makes the dataclasses of the options' values.
+    """
+    hints = typing.get_type_hints(command, include_extras=True)
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = inspect.Parameter.KEYWORD_ONLY
+        if dataclasses.is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            parameters += [
+                inspect.Parameter(one, kind, default=default, annotation=annotation)
+                for one, default, annotation in _options_of(hints[name])
+            ]
+        else:
+            parameters.append(parameter.replace(kind=kind, annotation=hints[name]))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        made: dict[str, Any] = {name: _make(kind, values) for name, kind in groups.items()}
+        command(**values, **made)
+
+    del run.__wrapped__  # its annotations are those of the signature, not of the command
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def _options_of(kind: type) -> list[tuple[str, Any, Any]]:
+    """Name, default and annotated type of each setting among a dataclass's fields."""
+    hints = typing.get_type_hints(kind)
+    found = []
+    for field in dataclasses.fields(kind):
+        known = settings.setting_of(field)
+        if known is None:
+            continue
+        default, of = field.default, hints[field.name]
+        if known.several:
+            default, of = None, list[str] | None
+        elif default is True:
+            default = False
+        elif known.parse is not None:
+            default, of = known.text, str if known.text is not None else str | None
+        found.append(
+            (field.name, default, Annotated[of, option(known, settings.option_name(field))])
+        )
+    return found
+
+
+def _make(kind: type[Options], values: dict[str, Any]) -> Options:
+    """A dataclass of the values of its options, which are taken out of `values`."""
+    made: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        known = settings.setting_of(field)
+        if known is None:
+            if field.default is field.default_factory is dataclasses.MISSING:
+                made[field.name] = values[field.name]
+            continue
+        value = values.pop(field.name)
+        if field.default is True:
+            value = not value
+        elif known.several:
+            value = tuple(known.parse(text) if known.parse else text for text in value or ())
+        elif known.parse is not None and value is not None:
+            value = known.parse(value)
+        made[field.name] = value
+    return kind(**made)
 
 
 def weights_file(spec: str, quiet: bool) -> Path:

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Json, Overwrite, Seed
+from c2fdft_cli.cli.options import Json, takes_settings
+from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.prepare.job import PrepareOptions, PrepareResult
-    from c2fdft_cli.engine.prepare.source import Synthesis
+    from c2fdft_cli.engine.prepare.job import PrepareResult
 
 
+@takes_settings
 def prepare(
     source: Annotated[
         Path,
         typer.Argument(help="Folder of image pairs in any published layout, or of clean images."),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder for the shards; shards/NAME of SOURCE if not given."),
-    ] = None,
-    val: Annotated[
-        str | None,
-        typer.Option(
-            "--val",
-            metavar="N|DIR",
-            help="Validation: a number of pairs, or a folder of others. "
-            "If not given: the set's own split, else 5 %, 1 to 50.",
-        ),
-    ] = None,
-    pairs: Annotated[
-        Path | None, typer.Option("--pairs", help="CSV of pairs: lq,gt[,name].")
-    ] = None,
-    gamma: Annotated[
-        bool, typer.Option("--gamma", help="GoPro: use the blur_gamma images.")
-    ] = False,
+    options: PrepareOptions,
     synthesize: Annotated[
         str | None,
         typer.Option(
@@ -65,20 +49,9 @@ def prepare(
         Path | None,
         typer.Option("--preview", metavar="PNG", help="Write a contact sheet of pairs."),
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Look at everything, write nothing.")
-    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="SOURCE is shards: check every byte of them.")
     ] = False,
-    shard_mib: Annotated[
-        int, typer.Option("--shard-mib", help="Largest shard, in MiB.", min=1)
-    ] = 1024,
-    workers: Annotated[
-        int, typer.Option("--workers", help="Decoding threads, 0 for one per core.", min=0)
-    ] = 0,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Pack image pairs into shards that training reads without decoding.
@@ -91,26 +64,14 @@ def prepare(
         return
     require_existing(source)  # before anything heavy is loaded
 
-    from c2fdft_cli.engine.prepare.job import PrepareOptions
     from c2fdft_cli.engine.prepare.job import prepare as start
 
-    options = PrepareOptions(
-        source=source,
-        out=out or Path("shards") / source.resolve().name,
-        val=_validation(val),
-        pairs_file=pairs,
-        gamma=gamma,
-        synthesize=_synthesis(synthesize, synth or [], streaks, clean_only),
-        check_only=check,
-        max_shard_bytes=shard_mib << 20,
-        seed=seed,
-        workers=workers,
-        overwrite=overwrite,
-    )
+    options = replace(options, synthesize=_synthesis(synthesize, synth or [], streaks, clean_only))
+    check = options.check_only
     if preview is not None:
         if check:
             raise UsageError("--preview cannot be combined with --check, which writes no shards")
-        _check_preview(preview, source, overwrite)
+        _check_preview(preview, source, options.overwrite)
     result = console.draw(start(options), lambda event: event.name)
     if preview is not None:
         _write_preview(options, preview)
@@ -123,7 +84,7 @@ def prepare(
             console.say_next(following)
         elif not check:
             console.say_next(
-                f"c2fdft train-coarse --data {options.out} with the recipe of your task: "
+                f"c2fdft train-coarse --data {options.folder} with the recipe of your task: "
                 "--recipe derain, deblur or denoise"
             )
 
@@ -140,12 +101,6 @@ def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
         )
 
 
-def _validation(val: str | None) -> int | Path | None:
-    if val is None:
-        return None
-    return int(val) if val.isdigit() else Path(val)
-
-
 def _synthesis(
     kind: str | None, settings: list[str], streaks: Path | None, clean_only: bool
 ) -> Synthesis | None:
@@ -157,8 +112,6 @@ def _synthesis(
                 raise UsageError(f"{option} needs --synthesize", hint=hint)
         return None
     import yaml
-
-    from c2fdft_cli.engine.prepare.source import Synthesis
 
     options: dict[str, object] = {}
     for setting in settings:
@@ -174,7 +127,7 @@ def _synthesis(
 
 def _next_command(options: PrepareOptions, task: str) -> str:
     synthesis = options.synthesize
-    words: list[object] = ["train-coarse", "--recipe", task, "--data", options.out]
+    words: list[object] = ["train-coarse", "--recipe", task, "--data", options.folder]
     if synthesis is not None and not synthesis.store:
         words.append(f"data.synthesize={synthesis.kind}")
         if synthesis.streaks is not None:
@@ -192,7 +145,7 @@ def _document(result: PrepareResult, options: PrepareOptions, following: str | N
         "failed": [{"name": name, "problem": problem} for name, problem in result.failed],
         "notices": list(result.notices),
         "shards": list(result.shards),
-        "out": options.out,
+        "out": options.folder,
         "bytes": result.bytes,
         "up_to_date": result.up_to_date,
         "check": result.report,
@@ -223,14 +176,14 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
     state = "up to date" if result.up_to_date else "written"
     count = len(result.shards)
     size = console.megabytes(result.bytes)
-    out.print(f"shards: {count} in {options.out}, {size}, {state}")
+    out.print(f"shards: {count} in {options.folder}, {size}, {state}")
 
 
 def _write_preview(options: PrepareOptions, path: Path) -> None:
     from c2fdft_cli.data.shards.reader import ShardSet
     from c2fdft_cli.engine.prepare.inspect import write_preview
 
-    write_preview(ShardSet.open(options.out), path)
+    write_preview(ShardSet.open(options.folder), path)
     console.remark(f"contact sheet: {path}")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Device, Json, Overwrite, Precision, Seed, Shards, weights_file
+from c2fdft_cli.cli.options import Json, takes_settings, weights_file
+from c2fdft_cli.engine.sweep.options import SweepOptions
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.sweep.job import Tried
@@ -20,6 +20,7 @@ SHOWN_TIMES = 4
 """Timesteps of a schedule that the table shows in full; sweep.csv has them all."""
 
 
+@takes_settings
 def sweep_steps(
     checkpoint: Annotated[
         str,
@@ -27,58 +28,7 @@ def sweep_steps(
             metavar="CKPT", help="Coarse or fine weights: a file, or the name of packaged ones."
         ),
     ],
-    data: Shards = None,
-    steps: Annotated[
-        str, typer.Option("--steps", metavar="COUNTS", help="Sampling steps to try: 1-10 or 2,4,8.")
-    ] = "1-10",
-    spacing: Annotated[
-        str,
-        typer.Option(
-            "--spacing", metavar="NAMES", help="linspace, leading, trailing; several with commas."
-        ),
-    ] = "linspace",
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--start", metavar="TIMES", help="First timesteps to try: 999,750 (else 999)."
-        ),
-    ] = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--grid", metavar="TIMES", help="Timesteps to try besides: 999,500. Repeatable."
-        ),
-    ] = None,
-    images: Annotated[
-        int, typer.Option("--images", help="Validation pairs to take, 0 for all.", min=0)
-    ] = 0,
-    seeds: Annotated[
-        int,
-        typer.Option("--seeds", help="Noise samples per image, for a deviation.", min=1, max=1000),
-    ] = 1,
-    choose: Annotated[
-        str,
-        typer.Option(
-            "--choose", metavar="RULE", help="psnr, ssim, or fewest steps within:XdB of the best."
-        ),
-    ] = "within:0.2dB",
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            "--protocol", metavar="NAME", help="Of the scores (else the recipe's, or rgb)."
-        ),
-    ] = None,
-    no_stamp: Annotated[
-        bool, typer.Option("--no-stamp", help="Leave the checkpoint as it is.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder for sweep.json/.csv/.png (else the checkpoint's)."),
-    ] = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    options: SweepOptions,
     json: Json = False,
 ) -> None:
     """Choose the number of sampling steps and store the timesteps in the checkpoint.
@@ -90,36 +40,11 @@ def sweep_steps(
 
     Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --spacing linspace,trailing
     """
-    from c2fdft_cli.engine.sweep.job import SweepOptions, sweep
+    from c2fdft_cli.engine.sweep.job import sweep
     from c2fdft_cli.engine.sweep.report import summary
-    from c2fdft_cli.engine.sweep.schedules import (
-        parse_rule,
-        parse_spacings,
-        parse_steps,
-    )
-    from c2fdft_cli.vocabulary import parse_numbers
 
-    options = SweepOptions(
-        data=data,
-        steps=tuple(parse_steps(steps)),
-        spacings=tuple(parse_spacings(spacing)),
-        starts=() if start is None else tuple(parse_numbers("--start", start, "999,750")),
-        schedules=tuple(tuple(parse_numbers("--grid", text, "999,500")) for text in grid or ()),
-        images=images,
-        seeds=seeds,
-        seed=seed,
-        rule=parse_rule(choose),
-        protocol=protocol,
-        stamp=not no_stamp,
-        out=out,
-        overwrite=overwrite,
-        device=device,
-        precision=precision,
-        # last: a wrong option is told before a missing file
-        checkpoint=weights_file(checkpoint, json),
-    )
-
-    result = console.draw(sweep(options), _note)
+    job = sweep(weights_file(checkpoint, json), options)
+    result = console.draw(job, _note)
     following = _next_command(result)
     if json:
         files = [str(path) for path in result.files]

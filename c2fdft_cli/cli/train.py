@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Device, Json, Precision, Shards, weights_file
+from c2fdft_cli.cli.options import Json, takes_settings, weights_file
+from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.train.options import TrainOptions, TrainRequest
+    from c2fdft_cli.engine.train.options import TrainOptions
 
-Recipe = Annotated[
-    str | None, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe: a name or a file.")
-]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Values of the recipe to change: coarse.lr=1e-4."),
-]
-RunOut = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="RUN", help="Run folder (default: a new folder under runs/)."),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume", help="Resume the run in --out (default: the newest run of this stage)."
-    ),
-]
-MaxTime = Annotated[
-    float | None,
-    typer.Option(
-        "--max-time", metavar="MINUTES", help="Save and stop (exit 143) after MINUTES.", min=0
-    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan: stages, memory, disk and time.")
@@ -46,22 +28,18 @@ SeedOption = Annotated[
 ]
 
 
+@takes_settings
 def train_coarse(
+    *,
     overrides: Overrides = None,
-    recipe: Recipe = None,
-    data: Shards = None,
-    out: RunOut = None,
-    resume: Resume = False,
+    request: TrainRequest,
     init: Annotated[
         str | None,
         typer.Option(
             "--init", metavar="NAME|CKPT", help="Start from these weights (or packaged ones)."
         ),
     ] = None,
-    max_time: MaxTime = None,
     dry_run: DryRun = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
     seed: SeedOption = None,
     json: Json = False,
 ) -> None:
@@ -71,29 +49,15 @@ def train_coarse(
 
     Example: c2fdft train-coarse --recipe derain --data shards/Rain13K
     """
-    if not resume and recipe is None and init is None:
+    if not request.resume and request.recipe is None and init is None:
         hint = "`c2fdft recipes list` shows the recipes"
         raise RecipeError("--recipe is missing: give a name or a file", hint=hint)
-    _require_recipe(recipe)
-
-    from c2fdft_cli.engine.train.options import TrainRequest
-
-    request = TrainRequest(
-        stage="coarse",
-        recipe=recipe,
-        overrides=_with_seed(overrides, seed),
-        data=data,
-        out=out,
-        resume=resume,
-        init=None if init is None else weights_file(init, json),
-        device=device,
-        precision=precision,
-        max_seconds=None if max_time is None else max_time * 60,
-    )
-    _run(request, dry_run, json)
+    _start(request, "coarse", overrides, seed, init, dry_run, json)
 
 
+@takes_settings
 def train_fine(
+    *,
     overrides: Overrides = None,
     source: Annotated[
         str | None,
@@ -101,17 +65,11 @@ def train_fine(
             "--from", metavar="NAME|CKPT", help="Coarse checkpoint (a fine or packaged one)."
         ),
     ] = None,
-    recipe: Recipe = None,
-    data: Shards = None,
-    out: RunOut = None,
-    resume: Resume = False,
+    request: TrainRequest,
     init: Annotated[
         str | None, typer.Option("--init", metavar="CKPT", help="Same as --from.")
     ] = None,
-    max_time: MaxTime = None,
     dry_run: DryRun = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
     seed: SeedOption = None,
     json: Json = False,
 ) -> None:
@@ -124,41 +82,36 @@ def train_fine(
     """
     if source is not None and init is not None:
         raise UsageError("--from cannot be combined with --init")
-    _require_recipe(recipe)
-    if not resume and source is None and init is None:
+    start = source if source is not None else init
+    if not request.resume and start is None:
         raise CheckpointError(
             "--from is missing: there are no weights to start from",
             hint="give a coarse checkpoint: c2fdft train-fine --from coarse.pt",
         )
-
-    from c2fdft_cli.engine.train.options import TrainRequest
-
-    start = source if source is not None else init
-    request = TrainRequest(
-        stage="fine",
-        recipe=recipe,
-        overrides=_with_seed(overrides, seed),
-        data=data,
-        out=out,
-        resume=resume,
-        init=None if start is None else weights_file(start, json),
-        device=device,
-        precision=precision,
-        max_seconds=None if max_time is None else max_time * 60,
-    )
-    _run(request, dry_run, json)
+    _start(request, "fine", overrides, seed, start, dry_run, json)
 
 
-def _require_recipe(recipe: str | None) -> None:
-    """RecipeError where the recipe is not there, before torch is loaded."""
+def _start(
+    request: TrainRequest,
+    stage: str,
+    overrides: list[str] | None,
+    seed: int | None,
+    init: str | None,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    """Train a stage; a recipe that is not there is told before torch is loaded."""
     from c2fdft_cli.recipe.files import find_recipe
 
-    if recipe is not None:
-        find_recipe(recipe)
-
-
-def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
-    return [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
+    if request.recipe is not None:
+        find_recipe(request.recipe)
+    request = replace(
+        request,
+        stage=stage,
+        overrides=[*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])],
+        init=None if init is None else weights_file(init, json),
+    )
+    _run(request, dry_run, json)
 
 
 def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:

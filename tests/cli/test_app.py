@@ -302,7 +302,7 @@ def test_given_weights_bring_their_recipe(tmp_path):
         (["train-step", "--stage", "fine", "--calls", "1,x"], "numbers separated by commas"),
         (["train-step", "--stage", "fine", "--compile"], "cannot be combined with --stage fine"),
         (["forward", "--stage", "fine"], "cannot be used with"),
-        (["train-step", "--stage", "finer"], "cannot be used with"),
+        (["train-step", "--stage", "finer"], "--stage must be coarse or fine, got 'finer'"),
     ],
 )
 def test_bench_refuses(words, says):

@@ -11,7 +11,7 @@ import torch
 
 from c2fdft_cli.engine.train.events import Notice, StepDone, TrainEvent, TrainResult
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.options import TrainRequest
+from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.progress import Job

@@ -22,6 +22,7 @@ from c2fdft_cli.engine.prepare.inspect import (
     choose_checked,
     summarise,
 )
+from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.prepare.plan import (
     PlannedShard,
     ValChoice,
@@ -32,51 +33,15 @@ from c2fdft_cli.engine.prepare.plan import (
     measure,
     remembered_choice,
 )
-from c2fdft_cli.engine.prepare.source import DecodedImages, Found, PairReader, Synthesis, find
+from c2fdft_cli.engine.prepare.source import DecodedImages, Found, PairReader, find
 from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import ensure_folder, free_bytes
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
 
-DEFAULT_SHARD_BYTES = 1 << 30
 Images: TypeAlias = Generator[tuple[Pixels | None, Pixels], None, None]
 Row: TypeAlias = tuple[str, str | None, str]
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What to prepare, and how.
-
-    Args:
-        source: a folder of pairs in any known layout; with `synthesize`, a flat one of clean
-            images.
-        out: folder for the shards.
-        val: how many pairs to validate on, or a folder of others; None for the set's own val split,
-            or else 5 % (at least 1, at most 50).
-        pairs_file: CSV file that lists the pairs.
-        gamma: use GoPro's blur_gamma.
-        synthesize: degrade clean images.
-        check_only: read everything, write nothing.
-        max_shard_bytes: most pixel bytes in a shard (a larger image gets one to itself).
-        patch_cycle: stored in the shards, JSON text.
-        seed: decides synthetic degradations.
-        workers: threads; 0 for one per core.
-        overwrite: replace another set in `out`.
-    """
-
-    source: Path
-    out: Path
-    val: int | Path | None = None
-    pairs_file: Path | None = None
-    gamma: bool = False
-    synthesize: Synthesis | None = None
-    check_only: bool = False
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES
-    patch_cycle: str = ""
-    seed: int = 0
-    workers: int = 0
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,14 +103,12 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
         UsageError: options that do not fit, another set in `out`.
         ResourceError: the disk is too small, or `out` cannot be written.
     """
-    if options.max_shard_bytes < 1:
-        raise UsageError(f"a shard must hold at least 1 byte, got {options.max_shard_bytes}")
     if options.synthesize and options.pairs_file:
         raise UsageError("--pairs cannot be combined with --synthesize")
     reader = PairReader(options.synthesize, options.seed)
     found = find(
         options.source,
-        options.out,
+        options.folder,
         val=options.val,
         pairs_file=options.pairs_file,
         gamma=options.gamma,
@@ -176,7 +139,7 @@ def _check(
     return replace(
         _counted(found, notices),
         failed=tuple((one.pair.name, one.problem) for one in checked if one.problem is not None),
-        report=summarise(checked, has_lq=reader.stores_lq, bytes_free=free_bytes(options.out)),
+        report=summarise(checked, has_lq=reader.stores_lq, bytes_free=free_bytes(options.folder)),
     )
 
 
@@ -186,19 +149,19 @@ def _write(
     """Write the shards that do not exist yet."""
     workers = options.workers
     entries = measure([pair for _, pair in found.pairs], workers=workers)
-    with DecodedImages(ensure_folder(options.out)) as decoded:
-        choice = _choose(options.out, found, entries, decoded, workers)
+    with DecodedImages(ensure_folder(options.folder)) as decoded:
+        choice = _choose(options.folder, found, entries, decoded, workers)
         if choice is not None:
             found = found.with_val(choice.names, choice.notices)
         plan = make_plan(
-            options.out,
+            options.folder,
             found.splits,
             entries,
             _header(options, reader, found.layout),
             has_lq=reader.stores_lq,
             max_shard_bytes=options.max_shard_bytes,
         )
-        existing = find_existing(options.out, plan, overwrite=options.overwrite)
+        existing = find_existing(options.folder, plan, overwrite=options.overwrite)
         kept, guard = existing.kept, SplitGuard()
         new = [shard for shard in plan.shards if shard.path not in kept]
         decoded.add(_shared(plan.shards if existing.mtimes_changed else new), workers=workers)
@@ -211,7 +174,7 @@ def _write(
                 for name, sha256_lq, sha256_gt in rows:
                     guard.add(shard.header.split, name, sha256_lq, sha256_gt)
                     yield PairWritten(name, kept=True)
-        begin(options.out, plan, kept, choice)
+        begin(options.folder, plan, kept, choice)
         for shard in new:
             with (
                 closing(read(shard)) as images,

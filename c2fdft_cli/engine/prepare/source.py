@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
@@ -21,6 +21,7 @@ from c2fdft_cli.data.layouts.pairs import Pair, Unpaired, find_pairs
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.synthesis.degrade import Model, degrade, parse_model
 from c2fdft_cli.data.synthesis.streaks import StreakBank
+from c2fdft_cli.engine.prepare.options import Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import check_space, write_error
@@ -30,23 +31,6 @@ Splits: TypeAlias = dict[str, tuple[Pair, ...]]
 
 RECIPES = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
 """The task (and recipe) that a synthetic degradation is for."""
-
-
-@dataclass(frozen=True)
-class Synthesis:
-    """How to degrade clean images.
-
-    Args:
-        kind: "rain", "noise" or "blur".
-        options: the model's options, see `data.synthesis.degrade.parse_model`.
-        streaks: folder of rendered streak masks, for rain.
-        store: write the degraded images too; False leaves them to be made while training.
-    """
-
-    kind: str
-    options: Mapping[str, object] = field(default_factory=dict)
-    streaks: Path | None = None
-    store: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.vocabulary import COMPILE, SPACINGS, check_choice, parse_numbers
+from c2fdft_cli.settings import DEVICE, OVERWRITE, PRECISION, SEED, WEIGHTS, check_settings, setting
+from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, parse_numbers
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
            "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
@@ -20,76 +21,119 @@ SAME_FORMAT = "same"
 STDIO = "-"
 UNCERTAINTY_SAMPLES = 8
 TEMPORAL_NOISE = ("fixed", "per-frame")
-CRF = 18
-MAX_CRF = 51
 MIN_TILE = 32
+SAMPLING, FILES, VIDEO, MACHINE = "Sampling", "Files", "Video", "Machine"
+"""Headings of the options' help."""
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+def parse_grid(text: str) -> tuple[int, ...]:
+    """Timesteps out of "999,500"; UsageError when they are not descending integers."""
+    times = parse_numbers("--grid", text, "999,500")
+    if any(a <= b for a, b in pairwise(times)):
+        raise UsageError(f"--grid must be descending timesteps such as 999,500, got {text}")
+    return tuple(times)
+
+
+def parse_size(text: str) -> int:
+    """Bytes out of "900M", "6G" or "1.5 GiB"; UsageError when it is not a size."""
+    found = _SIZE.fullmatch(text.strip())
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if size < 1:
+        raise UsageError(f"--max-memory must be a size such as 900M or 6G, got {text}")
+    return size
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """What is computed.
+    """What is computed."""
 
-    Args:
-        weights: a checkpoint file, or a name of packaged weights; None for those of `task`.
-        task: whose packaged weights are taken; None for deraining.
-        steps, spacing: number of sampling steps and how their timesteps are spaced; None for the
-            checkpoint's own. A number that is the checkpoint's own means its timesteps, where no
-            spacing is named.
-        grid: explicit timesteps instead.
-        eta: 0 is deterministic after the start noise, 1 ancestral.
-        seed: of the noise, together with each image's base name.
-        samples: how many to average; None for the default of `sample_count`.
-        self_ensemble: average over flips and turns as well (`ensemble_transforms`).
-        temporal_noise: "fixed" for one noise for all frames of a video, or "per-frame".
-    """
-
-    weights: str | None = None
-    task: str | None = None
-    steps: int | None = None
-    spacing: str | None = None
-    grid: tuple[int, ...] | None = None
-    eta: float = 0.0
-    seed: int = 0
-    samples: int | None = None
-    self_ensemble: bool = False
-    temporal_noise: str = TEMPORAL_NOISE[0]
+    weights: str | None = setting(None, WEIGHTS)
+    task: str | None = setting(
+        None,
+        "Without --weights: use the packaged weights for this task (default: derain).",
+        choices=PACKAGED_TASKS,
+    )
+    steps: int | None = setting(
+        None,
+        "Sampling steps (default: the timesteps in the checkpoint).",
+        metavar="N",
+        low=1,
+        panel=SAMPLING,
+    )
+    spacing: str | None = setting(
+        None, "Spacing of --steps (default: linspace).", choices=SPACINGS, panel=SAMPLING
+    )
+    grid: tuple[int, ...] | None = setting(
+        None,
+        "Timesteps in descending order, such as 999,500.",
+        metavar="T,T,...",
+        parse=parse_grid,
+        panel=SAMPLING,
+    )
+    eta: float = setting(
+        0.0,
+        "Noise added in each step, none (DDIM) to full (ancestral, DDPM).",
+        low=0,
+        high=1,
+        panel=SAMPLING,
+    )
+    seed: int = setting(0, SEED)
+    samples: int | None = setting(None, "Average K samples.", metavar="K", low=1, panel=SAMPLING)
+    self_ensemble: bool = setting(
+        False, "Average over 8 flips and rotations (4 for derain).", panel=SAMPLING
+    )
+    temporal_noise: str = setting(
+        TEMPORAL_NOISE[0],
+        "Initial noise: one for all frames (less flicker), or one per frame.",
+        choices=TEMPORAL_NOISE,
+        panel=VIDEO,
+    )
 
     def __post_init__(self) -> None:
         if self.grid is not None and (self.steps is not None or self.spacing is not None):
             raise UsageError("--grid cannot be combined with --steps or --spacing")
-        if self.spacing is not None:
-            check_choice("--spacing", self.spacing, SPACINGS)
-            if self.steps is None:
-                raise UsageError("--spacing works only together with --steps")
-        _check_range("--eta", self.eta, 0, 1)
-        if self.samples is not None and self.samples < 1:
-            raise UsageError(f"--samples must be at least 1, got {self.samples}")
-        check_choice("--temporal-noise", self.temporal_noise, TEMPORAL_NOISE)
+        check_settings(self)
+        if self.spacing is not None and self.steps is None:
+            raise UsageError("--spacing works only together with --steps")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What it is computed on, and how.
+    """What it is computed on, and how."""
 
-    Args:
-        device, precision: as `make_runtime`.
-        batch: images of one size that go through the network together; 0 for what is sensible.
-        max_memory: bytes that restoring may take; None for what is free, with a margin.
-        tile: side in pixels of overlapping tiles, blended inside each sampling step; None for none.
-        compile: "auto", "on" or "off": torch.compile, see `compiles_strips`.
-    """
-
-    device: str = "auto"
-    precision: str = "auto"
-    batch: int = 0
-    max_memory: int | None = None
-    tile: int | None = None
-    compile: str = "auto"
+    device: str = setting("auto", DEVICE)
+    precision: str = setting("auto", PRECISION)
+    batch: int = setting(
+        0,
+        "Images of one size per batch; 0 for as many as memory allows.",
+        metavar="N",
+        low=0,
+        panel=MACHINE,
+    )
+    max_memory: int | None = setting(
+        None,
+        "Memory limit, such as 900M or 6G (default: 80 % of free memory).",
+        metavar="SIZE",
+        parse=parse_size,
+        panel=MACHINE,
+    )
+    tile: int | None = setting(
+        None,
+        "Restore in overlapping tiles of N px (default: the whole image).",
+        metavar="N",
+        panel=MACHINE,
+    )
+    compile: str = setting(
+        "auto",
+        "torch.compile: auto is on for large jobs on CUDA.",
+        choices=COMPILE,
+        panel=MACHINE,
+    )
 
     def __post_init__(self) -> None:
-        check_choice("--compile", self.compile, COMPILE)
+        check_settings(self)
         if self.tile is not None and (self.tile < MIN_TILE or self.tile % 8):
             what = f"--tile must be a multiple of 8 and at least {MIN_TILE}, got {self.tile}"
             raise UsageError(what)
@@ -97,42 +141,49 @@ class Machine:
 
 @dataclass(frozen=True)
 class Writing:
-    """Which files are written.
+    """Which files are written."""
 
-    Args:
-        format: "png", "jpg", "tif", "bmp", "webp" or "same"; None for PNG or the suffix of OUT.
-        quality: JPEG quality, 1 to 100.
-        bit_depth: 8 or 16; None for the input's own.
-        suffix: appended to each output's base name.
-        overwrite: replace outputs that exist.
-        compare: folder for side-by-side pictures.
-        uncertainty: folder for pictures of the per-pixel standard deviation.
-        crf: quality of encoded videos, 0 (best) to 51.
-    """
-
-    format: str | None = None
-    quality: int = 95
-    bit_depth: int | None = None
-    suffix: str = ""
-    overwrite: bool = False
-    compare: Path | None = None
-    uncertainty: Path | None = None
-    crf: int = CRF
+    format: str | None = setting(
+        None,
+        "Format of the outputs (default: the suffix of OUT, or png)",
+        choices=(*FORMATS, SAME_FORMAT),
+        metavar="NAME",
+        parse=str.lower,
+        panel=FILES,
+    )
+    quality: int = setting(95, "JPEG quality.", metavar="N", low=1, high=100, panel=FILES)
+    bit_depth: int | None = setting(
+        None,
+        "Bits per channel (default: those of the input).",
+        metavar="8|16",
+        panel=FILES,
+    )
+    suffix: str = setting("", "Append TEXT to output names.", metavar="TEXT", panel=FILES)
+    compare: Path | None = setting(
+        None, "Write degraded | restored | difference side by side.", metavar="DIR", panel=FILES
+    )
+    uncertainty: Path | None = setting(
+        None,
+        "Write the per-pixel standard deviation of 8 (or --samples) samples as PNG.",
+        metavar="DIR",
+        panel=FILES,
+    )
+    overwrite: bool = setting(False, OVERWRITE)
+    crf: int = setting(
+        18,
+        "Quality of videos: 0 is the best and the largest file.",
+        metavar="N",
+        low=0,
+        high=51,
+        panel=VIDEO,
+    )
 
     def __post_init__(self) -> None:
-        if self.format is not None:
-            check_choice("--format", self.format.lower(), [*FORMATS, SAME_FORMAT])
-        _check_range("--quality", self.quality, 1, 100)
+        check_settings(self)
         if self.bit_depth not in (None, 8, 16):
             raise UsageError(f"--bit-depth must be 8 or 16, got {self.bit_depth}")
         if any(sign in self.suffix for sign in "/\\\0"):
             raise UsageError(f"--suffix must not contain a path separator, got {self.suffix!r}")
-        _check_range("--crf", self.crf, 0, MAX_CRF)
-
-
-def _check_range(option: str, value: float, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise UsageError(f"{option} must be {low} to {high}, got {value}")
 
 
 def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) -> int:
@@ -151,23 +202,6 @@ def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) ->
         if samples < 2:
             raise UsageError("--uncertainty needs at least 2 samples", hint="use --samples 2")
     return samples or 1
-
-
-def parse_grid(text: str) -> tuple[int, ...]:
-    """Timesteps out of "999,500"; UsageError when they are not descending integers."""
-    times = parse_numbers("--grid", text, "999,500")
-    if any(a <= b for a, b in pairwise(times)):
-        raise UsageError(f"--grid must be descending timesteps such as 999,500, got {text}")
-    return tuple(times)
-
-
-def parse_size(text: str) -> int:
-    """Bytes out of "900M", "6G" or "1.5 GiB"; UsageError when it is not a size."""
-    found = _SIZE.fullmatch(text.strip())
-    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
-    if size < 1:
-        raise UsageError(f"--max-memory must be a size such as 900M or 6G, got {text}")
-    return size
 
 
 def choose_grid(sampling: Sampling, own: Sequence[int], total: int) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,57 +22,15 @@ from c2fdft_cli.engine.sampling.subject import (
     weights_digest,
 )
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
+from c2fdft_cli.engine.sweep.options import SweepOptions
 from c2fdft_cli.engine.sweep.report import SweepResult, draw_sweep, stamp, summary, write_csv
-from c2fdft_cli.engine.sweep.schedules import (
-    DEFAULT_RULE,
-    Rule,
-    make_schedules,
-    one_step_schedules,
-    parse_rule,
-)
+from c2fdft_cli.engine.sweep.schedules import make_schedules, one_step_schedules
 from c2fdft_cli.engine.sweep.table import make_table
 from c2fdft_cli.engine.weights.catalogue import is_packaged
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.signals import StopRequest, graceful_stop
 from c2fdft_cli.files import ensure_folder
 from c2fdft_cli.progress import Job
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """What to try, on what, and what to do with the outcome.
-
-    Args:
-        checkpoint: the weights.
-        data: folder of shards; None for those that the weights were trained on.
-        steps, spacings, starts: counts x spacings x first timesteps (`make_schedules`).
-        schedules: further ones, as timesteps.
-        images: how many validation pairs; 0 for all.
-        seeds: how many noises for each image, from `seed` up.
-        rule: how the schedule is chosen.
-        protocol: of the scores; None for the recipe's.
-        stamp: store the chosen timesteps in the checkpoint.
-        out: folder of sweep.json, sweep.csv and sweep.png; None for the checkpoint's.
-        overwrite: replace a sweep with other settings in that folder.
-        device, precision: as `make_runtime`.
-    """
-
-    checkpoint: Path
-    data: Path | None = None
-    steps: tuple[int, ...] = tuple(range(1, 11))
-    spacings: tuple[str, ...] = ("linspace",)
-    starts: tuple[int, ...] = ()
-    schedules: tuple[tuple[int, ...], ...] = ()
-    images: int = 0
-    seeds: int = 1
-    seed: int = 0
-    rule: Rule = field(default_factory=lambda: parse_rule(DEFAULT_RULE))
-    protocol: str | None = None
-    stamp: bool = True
-    out: Path | None = None
-    overwrite: bool = False
-    device: str = "auto"
-    precision: str = "auto"
 
 
 class Tried(NamedTuple):
@@ -83,7 +40,7 @@ class Tried(NamedTuple):
     scored: Scored
 
 
-def sweep(options: SweepOptions) -> Job[Tried, SweepResult]:
+def sweep(checkpoint: Path, options: SweepOptions) -> Job[Tried, SweepResult]:
     """Restore the validation pairs by every schedule, image by image, and choose one.
 
     Besides those asked for it tries the timesteps that the checkpoint holds, those that fine
@@ -91,18 +48,22 @@ def sweep(options: SweepOptions) -> Job[Tried, SweepResult]:
     Every score is kept in sweep.json, so that the same command resumes after an interruption and
     computes nothing twice.
 
+    Args:
+        checkpoint: the weights; the chosen timesteps are stored in it.
+        options: what to try.
+
     Raises:
         UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
         Interrupted: from the iteration, with everything so far saved.
     """
-    if is_packaged(options.checkpoint) and (options.stamp or options.out is None):
+    if is_packaged(checkpoint) and (options.stamp or options.out is None):
         raise UsageError(
             "packaged weights cannot be written to",
-            where=options.checkpoint,
+            where=checkpoint,
             hint="use --no-stamp, and --out for the report",
         )
     subject = open_subject(
-        options.checkpoint,
+        checkpoint,
         protocol=options.protocol,
         device=options.device,
         precision=options.precision,
@@ -124,6 +85,7 @@ class Sweep:
     def __init__(self, options: SweepOptions, subject: Subject, pairs: ShardPairs) -> None:
         self.options = options
         self.subject = subject
+        self.path = subject.checkpoint.path
         self.pairs = pairs
         self.indices = spread_indices(len(pairs), options.images)
         meta = subject.checkpoint.meta
@@ -140,9 +102,9 @@ class Sweep:
         )
         self.names = [pairs.names[i] for i in self.indices]
         self.seeds = list(range(options.seed, options.seed + options.seeds))
-        self.out = ensure_folder(options.out or options.checkpoint.parent)
+        self.out = ensure_folder(options.out or self.path.parent)
         if options.stamp:
-            _check_writable(options.checkpoint)
+            _check_writable(self.path)
         self.log = SweepLog(self.out / "sweep.json", self._settings(), overwrite=options.overwrite)
         self._calls = 0
 
@@ -212,9 +174,9 @@ class Sweep:
         if chosen is None:
             self.log.save({"complete": True, "rows": [row.as_json() for row in rows]})
             what = "the network produced NaN or infinite values with every schedule"
-            raise CheckpointError(what, where=options.checkpoint, hint="train again")
+            raise CheckpointError(what, where=self.path, hint="train again")
         result = SweepResult(
-            checkpoint=options.checkpoint,
+            checkpoint=self.path,
             stage=subject.checkpoint.meta.stage,
             protocol=subject.protocol.name,
             images=len(self.names),

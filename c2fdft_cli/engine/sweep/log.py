@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
-from c2fdft_cli.engine.sweep.schedules import Timesteps
+from c2fdft_cli.engine.sweep.options import Timesteps
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import atomic_write_text
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2fdft_cli.engine.sweep.schedules import Rule
+from c2fdft_cli.engine.sweep.options import Rule
 from c2fdft_cli.engine.sweep.table import Row
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.files import atomic_path, atomic_write_text

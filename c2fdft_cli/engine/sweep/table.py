@@ -10,7 +10,8 @@ from typing import Any
 
 from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
-from c2fdft_cli.engine.sweep.schedules import Rule, Schedule, Timesteps
+from c2fdft_cli.engine.sweep.options import Rule, Timesteps
+from c2fdft_cli.engine.sweep.schedules import Schedule
 
 
 @dataclass(frozen=True)

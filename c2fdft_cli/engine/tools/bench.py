@@ -15,18 +15,18 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.engine.train.batches import make_loader
 from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
-from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.errors import DataError
 from c2fdft_cli.execution.compiling import compile_in_place
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe.schema import Network, Recipe
 
-PARTS = ("forward", "train-step", "restore", "loader")
 GEMM_SIDE = 2048
 LEVEL_SHRINK = {
     "encoder_level2": 4,
@@ -43,31 +43,6 @@ LEVEL_SHRINK = {
     "up2_1": 4,
 }
 """How many times fewer pixels a module works on than the input has."""
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What to time.
-
-    part: one of `PARTS`.
-    recipe: its network, and for "loader" and "train-step" its training.
-    size: side of the square input, in pixels.
-    batch: images that go through together.
-    steps: network calls of "restore".
-    repeats: counted runs, after one that warms up.
-    compile: with torch.compile.
-    data: shards, for "loader".
-    """
-
-    part: str
-    recipe: Recipe
-    runtime: Runtime
-    size: int = 256
-    batch: int = 1
-    steps: int = 4
-    repeats: int = 5
-    compile: bool = False
-    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -120,43 +95,49 @@ def network_macs(network: Network, height: int, width: int) -> int:
     return total
 
 
-def bench(options: BenchOptions) -> Job[float, BenchResult]:
+def bench(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Job[float, BenchResult]:
     """Time one part; each event is the seconds of one run.
 
+    Args:
+        options: which part.
+        recipe: its network, and for "loader" and "train-step" its training.
+        runtime: where it runs.
+
     Raises:
-        UsageError: an unknown part.
         DataError: "loader" without shards.
     """
-    if options.part not in PARTS:
-        raise UsageError(f"the part must be one of {', '.join(PARTS)}, got {options.part}")
     if options.part == "loader" and options.data is None:
         raise DataError(
             "--data is missing", hint="give the shard folder that `c2fdft prepare` wrote"
         )
-    return Job(_bench(options), total=options.repeats + 1, title=options.part, unit="run")
+    return Job(
+        _bench(options, recipe, runtime), total=options.repeats + 1, title=options.part, unit="run"
+    )
 
 
-def _bench(options: BenchOptions) -> Generator[float, None, BenchResult]:
-    run, executor, calls = _part(options)
+def _bench(
+    options: BenchOptions, recipe: Recipe, runtime: Runtime
+) -> Generator[float, None, BenchResult]:
+    run, executor, calls = _part(options, recipe, runtime)
     computes = options.part != "loader"
     times, rates = [], []
     for number in range(options.repeats + 1):
-        seconds = seconds_of(run, options.runtime)
+        seconds = seconds_of(run, runtime)
         if number:  # the first run warms up
             times.append(seconds)
             if computes:
-                rates.append(gemm_tflops(options.runtime))
+                rates.append(gemm_tflops(runtime))
         yield seconds
     median = statistics.median(times)
-    macs = network_macs(options.recipe.network, options.size, options.size) * options.batch * calls
+    macs = network_macs(recipe.network, options.size, options.size) * options.batch * calls
     tflops = 2 * macs / median / 1e12 if computes else None
     of_machine = statistics.median(rates) if rates else None
     return BenchResult(
         part=options.part,
         size=options.size,
         batch=options.batch,
-        device=device_name(options.runtime.device),
-        precision=options.runtime.precision,
+        device=device_name(runtime.device),
+        precision=runtime.precision,
         compiled=options.compile,
         executor=executor,
         seconds=median,
@@ -167,26 +148,30 @@ def _bench(options: BenchOptions) -> Generator[float, None, BenchResult]:
         tflops=tflops,
         gemm_tflops=of_machine,
         of_gemm=tflops / of_machine if tflops and of_machine else None,
-        peak_memory=options.runtime.peak_memory(),
+        peak_memory=runtime.peak_memory(),
     )
 
 
-def _part(options: BenchOptions) -> tuple[Callable[[], object], str, int]:
+def _part(
+    options: BenchOptions, recipe: Recipe, runtime: Runtime
+) -> tuple[Callable[[], object], str, int]:
     """The thing to run, how it is run, and how many network calls it is worth."""
     if options.part == "loader":
-        return _loader(options), "loader", 0
-    net = make_network(options.recipe.network).to(options.runtime.device)
+        return _loader(options, recipe, runtime), "loader", 0
+    net = make_network(recipe.network).to(runtime.device)
     if options.part == "train-step":
-        return _train_step(options, net), "whole", 3
+        return _train_step(options, recipe, net, runtime), "whole", 3
     if options.part == "restore":
-        return _restore(options, net)
-    return _forward(options, net.eval())
+        return _restore(options, recipe, net, runtime)
+    return _forward(options, net.eval(), runtime)
 
 
-def _forward(options: BenchOptions, net: DFT) -> tuple[Callable[[], object], str, int]:
-    strips = StripNetwork(net, dtype=options.runtime.dtype, compile=options.compile)
+def _forward(
+    options: BenchOptions, net: DFT, runtime: Runtime
+) -> tuple[Callable[[], object], str, int]:
+    strips = StripNetwork(net, dtype=runtime.dtype, compile=options.compile)
     shape = (options.batch, 6, options.size, options.size)
-    x = torch.randn(shape, device=options.runtime.device)
+    x = torch.randn(shape, device=runtime.device)
     t = torch.full((1,), 500.0, device=x.device).expand(options.batch)
 
     def run() -> object:
@@ -196,20 +181,24 @@ def _forward(options: BenchOptions, net: DFT) -> tuple[Callable[[], object], str
     return run, "strips", 1
 
 
-def _restore(options: BenchOptions, net: DFT) -> tuple[Callable[[], object], str, int]:
-    grid = time_grid(options.steps, total=options.recipe.diffusion.timesteps)
-    alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion)
-    executor = Executor(net.eval(), alpha_bar, grid, options.runtime)
+def _restore(
+    options: BenchOptions, recipe: Recipe, net: DFT, runtime: Runtime
+) -> tuple[Callable[[], object], str, int]:
+    grid = time_grid(options.steps, total=recipe.diffusion.timesteps)
+    alpha_bar = alpha_bar_of_recipe(recipe.diffusion)
+    executor = Executor(net.eval(), alpha_bar, grid, runtime)
     lq = torch.rand(options.batch, 3, options.size, options.size)
     names = [str(i) for i in range(options.batch)]
     return (lambda: executor(lq, names)), "as restore decides", options.steps
 
 
-def _train_step(options: BenchOptions, net: DFT) -> Callable[[], object]:
-    compile_in_place(net, "on" if options.compile else "off", options.runtime)
-    alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion).to(options.runtime.device)
-    stepper = Stepper(Objective(net, alpha_bar, None), options.recipe.train, options.runtime)
-    batch = random_batch(options.batch, options.size, options.recipe.diffusion.timesteps)
+def _train_step(
+    options: BenchOptions, recipe: Recipe, net: DFT, runtime: Runtime
+) -> Callable[[], object]:
+    compile_in_place(net, "on" if options.compile else "off", runtime)
+    alpha_bar = alpha_bar_of_recipe(recipe.diffusion).to(runtime.device)
+    stepper = Stepper(Objective(net, alpha_bar, None), recipe.train, runtime)
+    batch = random_batch(options.batch, options.size, recipe.diffusion.timesteps)
     return lambda: stepper.step(batch, 1.0, 1e-5, options.batch)
 
 
@@ -220,12 +209,12 @@ def random_batch(rows: int, size: int, timesteps: int) -> Batch:
     return Batch(1, pixels, pixels, torch.randn(shape), torch.randint(0, timesteps, (rows,)))
 
 
-def _loader(options: BenchOptions) -> Callable[[], object]:
+def _loader(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Callable[[], object]:
     """Batches of `batch` patches of `size` px, one for each run."""
-    stage = replace(options.recipe.coarse, patches=[options.size], batches=[options.batch])
+    stage = replace(recipe.coarse, patches=[options.size], batches=[options.batch])
     shards = ShardSet.open(options.data or Path(), "train")
     # made on demand: with batches ahead, their queue would be timed
-    batches = iter(make_loader(options.recipe, stage, shards, 1, options.runtime, prefetch=0))
+    batches = iter(make_loader(recipe, stage, shards, 1, runtime, prefetch=0))
     return lambda: next(batches)
 
 

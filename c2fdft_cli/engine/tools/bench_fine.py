@@ -12,6 +12,7 @@ from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.tools.bench import device_name, random_batch, seconds_of
+from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.engine.tools.live_bytes import Held, held_bytes
 from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.engine.train.stepper import Stepper
@@ -20,28 +21,7 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe.schema import Recipe
-from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice
-
-
-@dataclass(frozen=True)
-class FineBenchOptions:
-    """What to time.
-
-    recipe: its network and fine stage.
-    size: side of the square patches, in pixels.
-    batch: patches that go through together.
-    calls: numbers of network calls of the sampler.
-    recompute: as `fine.recompute` in a recipe.
-    repeats: counted steps of each kind, after one that warms up.
-    """
-
-    recipe: Recipe
-    runtime: Runtime
-    size: int
-    batch: int
-    calls: list[int]
-    recompute: list[str]
-    repeats: int = 5
+from c2fdft_cli.vocabulary import Recompute
 
 
 @dataclass(frozen=True)
@@ -79,24 +59,27 @@ class FineBenchResult:
 Kind = tuple[int, Recompute]
 
 
-def bench_fine(options: FineBenchOptions) -> Job[float, FineBenchResult]:
+def bench_fine(
+    options: BenchOptions, recipe: Recipe, runtime: Runtime
+) -> Job[float, FineBenchResult]:
     """Time the fine step of every kind in turn; each event is the seconds of one step.
 
     Raises:
-        UsageError: an unknown way of re-computing, or calls that the schedule does not have.
+        UsageError: more sampling steps than the schedule has.
     """
-    recompute = [check_choice("--recompute", name, RECOMPUTE) for name in options.recompute]
-    timesteps = options.recipe.diffusion.timesteps
+    timesteps = recipe.diffusion.timesteps
     for calls in options.calls:
         if not 1 <= calls <= timesteps:
             raise UsageError(f"--calls must be 1 to {timesteps}, got {calls}")
-    kinds = [(calls, name) for calls in options.calls for name in recompute]
+    kinds = [(calls, name) for calls in options.calls for name in options.recompute]
     total = len(kinds) * (options.repeats + 1)
-    return Job(_bench(options, kinds), total=total, title="fine train-step", unit="step")
+    work = _bench(options, kinds, recipe, runtime)
+    return Job(work, total=total, title="fine train-step", unit="step")
 
 
-def _bench(options: FineBenchOptions, kinds: list[Kind]) -> Generator[float, None, FineBenchResult]:
-    recipe, runtime = options.recipe, options.runtime
+def _bench(
+    options: BenchOptions, kinds: list[Kind], recipe: Recipe, runtime: Runtime
+) -> Generator[float, None, FineBenchResult]:
     net = make_network(recipe.network).to(runtime.device)
     objective = Objective(net, alpha_bar_of_recipe(recipe.diffusion).to(runtime.device), None)
     stepper = Stepper(objective, recipe.train, runtime)
@@ -106,7 +89,7 @@ def _bench(options: FineBenchOptions, kinds: list[Kind]) -> Generator[float, Non
     # in turn, so that what else the machine does falls on all kinds alike
     for number in range(options.repeats + 1):
         for kind in kinds:
-            _use(objective, options, kind)
+            _use(objective, recipe, kind)
             if not number:
                 held[kind] = _held(objective, batch, runtime)
             seconds = seconds_of(lambda: stepper.step(batch, 1.0, 1e-6, options.batch), runtime)
@@ -122,10 +105,10 @@ def _bench(options: FineBenchOptions, kinds: list[Kind]) -> Generator[float, Non
     )
 
 
-def _use(objective: Objective, options: FineBenchOptions, kind: Kind) -> None:
+def _use(objective: Objective, recipe: Recipe, kind: Kind) -> None:
     calls, recompute = kind
-    grid = time_grid(calls, total=options.recipe.diffusion.timesteps)
-    objective.use((replace(options.recipe.fine, recompute=recompute), grid))
+    grid = time_grid(calls, total=recipe.diffusion.timesteps)
+    objective.use((replace(recipe.fine, recompute=recompute), grid))
 
 
 def _held(objective: Objective, batch: Batch, runtime: Runtime) -> Held:

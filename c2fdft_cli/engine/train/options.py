@@ -45,27 +45,3 @@ class TrainOptions:
     def section(self) -> Stage:
         """The recipe's section of the stage that is trained."""
         return self.recipe.coarse if self.stage == "coarse" else self.recipe.fine
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """A training as a person asks for it; `setup.set_up` makes `TrainOptions` of it.
-
-    recipe: name or file; None takes the checkpoint's own.
-    overrides: `key=value`, on top of the recipe.
-    data: folder of shards; None takes the recipe's, else the checkpoint's own.
-    out: run folder; None takes a free name.
-    init: checkpoint to start from.
-    device, precision: as `make_runtime` takes them.
-    """
-
-    stage: str
-    recipe: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    data: Path | None = None
-    out: Path | None = None
-    resume: bool = False
-    init: Path | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    max_seconds: float | None = None

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from c2fdft_cli.engine.train.folder import find_run, new_run
-from c2fdft_cli.engine.train.options import TrainOptions, TrainRequest
+from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.weights.build import timesteps_of_recipe
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta, load_checkpoint, versions

@@ -20,8 +20,9 @@ from c2fdft_cli.data.images import picture as picture_module
 from c2fdft_cli.data.images.picture import list_images, read_rgb8, save_rgb8
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.shards.reader import ShardSet, verify
-from c2fdft_cli.engine.prepare.job import PairWritten, PrepareOptions, PrepareResult, prepare
-from c2fdft_cli.engine.prepare.source import PairReader, Synthesis
+from c2fdft_cli.engine.prepare.job import PairWritten, PrepareResult, prepare
+from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
+from c2fdft_cli.engine.prepare.source import PairReader
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 
 
@@ -397,7 +398,8 @@ def test_damaged_shard_is_written_again(source: Path, tmp_path: Path) -> None:
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+    from c2fdft_cli.engine.prepare.job import prepare
+    from c2fdft_cli.engine.prepare.options import PrepareOptions
 
     options = PrepareOptions(source=Path(sys.argv[1]), out=Path(sys.argv[2]), max_shard_bytes=3000)
     for number, _ in enumerate(prepare(options), start=1):

@@ -17,19 +17,20 @@ import torch
 
 from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+from c2fdft_cli.engine.prepare.job import prepare
+from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.sampling.scoring import Scored
-from c2fdft_cli.engine.sweep.job import SweepOptions, sweep
+from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
-from c2fdft_cli.engine.sweep.report import SweepResult
-from c2fdft_cli.engine.sweep.schedules import (
+from c2fdft_cli.engine.sweep.options import (
     Rule,
-    Schedule,
-    make_schedules,
+    SweepOptions,
     parse_rule,
     parse_spacings,
     parse_steps,
 )
+from c2fdft_cli.engine.sweep.report import SweepResult
+from c2fdft_cli.engine.sweep.schedules import Schedule, make_schedules
 from c2fdft_cli.engine.sweep.table import Row, best, choose, make_table, pareto
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
@@ -87,7 +88,7 @@ def coarse(shards: Path, tmp_path: Path) -> Path:
 
 def run(checkpoint: Path, **options: Any) -> SweepResult:
     options = {"steps": (1, 2), "device": "cpu", "precision": "fp32", **options}
-    return sweep(SweepOptions(checkpoint, **options)).run()
+    return sweep(checkpoint, SweepOptions(**options)).run()
 
 
 # -- what is asked for -------------------------------------------------------------
@@ -95,20 +96,20 @@ def run(checkpoint: Path, **options: Any) -> SweepResult:
 
 @pytest.mark.parametrize(
     ("text", "counts"),
-    [("4", [4]), ("1-3", [1, 2, 3]), ("8,2, 4", [2, 4, 8]), ("1-2,2-3", [1, 2, 3])],
+    [("4", (4,)), ("1-3", (1, 2, 3)), ("8,2, 4", (2, 4, 8)), ("1-2,2-3", (1, 2, 3))],
 )
-def test_steps_are_counts_and_ranges(text: str, counts: list[int]) -> None:
+def test_steps_are_counts_and_ranges(text: str, counts: tuple[int, ...]) -> None:
     assert parse_steps(text) == counts
 
 
-@pytest.mark.parametrize("text", ["", "0", "3-1", "x", "1-", "-1", "1;2", "1.5", "99999"])
+@pytest.mark.parametrize("text", ["", "0", "3-1", "x", "1-", "-1", "1;2", "1.5"])
 def test_steps_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--steps"):
         parse_steps(text)
 
 
 def test_other_words_that_are_none() -> None:
-    assert parse_spacings("linspace,trailing") == ["linspace", "trailing"]
+    assert parse_spacings("linspace,trailing") == ("linspace", "trailing")
     with pytest.raises(UsageError, match="got 'cosine'"):
         parse_spacings("linspace,cosine")
 
@@ -211,7 +212,7 @@ def test_pareto_front() -> None:
 
 def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
     before = load_checkpoint(coarse)
-    job = sweep(SweepOptions(coarse, steps=(1, 2, 3), device="cpu", precision="fp32"))
+    job = sweep(coarse, SweepOptions(steps=(1, 2, 3), device="cpu", precision="fp32"))
     events = list(job)
     result = job.result
     assert len(job) == len(events) == 3 * 6
@@ -286,7 +287,7 @@ def test_seeds_give_a_spread(coarse: Path) -> None:
 
 def test_interrupted_sweep_goes_on(coarse: Path) -> None:
     grid_before = load_checkpoint(coarse).meta.grid
-    job = sweep(SweepOptions(coarse, steps=(1, 2), device="cpu", precision="fp32"))
+    job = sweep(coarse, SweepOptions(steps=(1, 2), device="cpu", precision="fp32"))
 
     def watch() -> None:
         for number, _ in enumerate(job):
@@ -338,7 +339,7 @@ def test_released_weights_without_metadata(shards: Path, tmp_path: Path) -> None
 
 
 def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
-    from c2fdft_cli.engine.prepare.source import Synthesis
+    from c2fdft_cli.engine.prepare.options import Synthesis
 
     for i in range(3):
         (tmp_path / "src").mkdir(exist_ok=True)
@@ -422,6 +423,6 @@ def test_images_below_the_window_of_ssim(coarse: Path, tmp_path: Path) -> None:
 
 
 def test_options_have_the_documented_defaults() -> None:
-    options = SweepOptions(Path("c.pt"))
+    options = SweepOptions()
     assert options.steps == tuple(range(1, 11))
     assert replace(options, seeds=2).rule == Rule("within", 0.2)

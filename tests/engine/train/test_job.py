@@ -15,7 +15,7 @@ from c2fdft_cli.engine.train.dry_run import plan_training
 from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
 from c2fdft_cli.engine.train.folder import find_run, new_run
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.options import TrainRequest
+from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
@@ -227,7 +227,8 @@ def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
 
 def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, pair_folder, fine_run):
     """Fine-tuning: the averaged weights of any checkpoint, its recipe, one's own shards."""
-    from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+    from c2fdft_cli.engine.prepare.job import prepare
+    from c2fdft_cli.engine.prepare.options import PrepareOptions
     from c2fdft_cli.engine.train.objective import make_objective
 
     prepare(PrepareOptions(source=pair_folder / "val", out=tmp_path / "own")).run()
@@ -352,7 +353,8 @@ def test_a_full_run_folder_is_refused(shard_folder, coarse_run):
 
 
 def test_other_data_cannot_be_resumed(tmp_path, pair_folder, coarse_run):
-    from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+    from c2fdft_cli.engine.prepare.job import prepare
+    from c2fdft_cli.engine.prepare.options import PrepareOptions
 
     prepare(PrepareOptions(source=pair_folder / "train", out=tmp_path / "other")).run()
     with pytest.raises(UsageError, match="not the ones"):

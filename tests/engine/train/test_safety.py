@@ -18,7 +18,7 @@ from c2fdft_cli.engine.train import validator as train_validation
 from c2fdft_cli.engine.train.events import StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.options import TrainRequest
+from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.train.stepper import Stepper
@@ -284,7 +284,7 @@ ONE_RANK_FAILS = """
     import torch
     from c2fdft_cli.engine.train import fallbacks, objective
     from c2fdft_cli.execution.distributed import destroy_process_group
-    from c2fdft_cli.engine.train.options import TrainRequest
+    from c2fdft_cli.engine.train.request import TrainRequest
     from c2fdft_cli.engine.train.setup import set_up
     from c2fdft_cli.engine.train.job import train
 

@@ -1,0 +1,135 @@
+"""What the user asks a sweep for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.settings import (
+    DEVICE,
+    OVERWRITE,
+    PRECISION,
+    PROTOCOL,
+    SEED,
+    SHARDS,
+    check_settings,
+    numbers,
+    setting,
+)
+from c2fdft_cli.vocabulary import SPACINGS, check_choice, parse_numbers, split_words
+
+Timesteps = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a schedule is chosen: best "psnr", best "ssim", or fewest steps "within" `decibels`."""
+
+    kind: str
+    decibels: float = 0.0
+
+    def __str__(self) -> str:
+        return f"within:{self.decibels:g}dB" if self.kind == "within" else self.kind
+
+    @property
+    def describes(self) -> str:
+        """The rule in words."""
+        if self.kind == "within":
+            return f"fewest sampling steps within {self.decibels:g} dB of the best PSNR"
+        return f"the best {self.kind.upper()}"
+
+
+def parse_steps(text: str) -> Timesteps:
+    """Counts such as "4", "1-10" or "1,2,4-6", ascending; UsageError when it is none."""
+    counts = sorted(set(parse_numbers("--steps", text, "1-10", ranges=True)))
+    if counts[0] < 1:
+        raise UsageError(f"--steps must be numbers from 1 on, got {text}")
+    return tuple(counts)
+
+
+def parse_spacings(text: str) -> tuple[str, ...]:
+    """Names of spacings with commas between them; UsageError for an unknown one."""
+    names = split_words(text)
+    for name in names:
+        check_choice("--spacing", name, SPACINGS)
+    return tuple(names)
+
+
+def parse_rule(text: str) -> Rule:
+    """A choice rule: "psnr", "ssim", "within:0.2dB"; UsageError for anything else."""
+    if text in ("psnr", "ssim"):
+        return Rule(text)
+    found = re.fullmatch(r"within:(\d+(?:\.\d+)?)\s*(?:dB)?", text, re.IGNORECASE)
+    if not found:
+        raise UsageError(f"--choose must be psnr, ssim or within:0.2dB, got {text!r}")
+    return Rule("within", float(found[1]))
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What to try, on what, and what to do with the outcome.
+
+    Args:
+        data: None for the shards that the weights were trained on.
+        steps, spacings, starts: counts x spacings x first timesteps (`make_schedules`).
+        schedules: further ones.
+        out: None for the checkpoint's folder.
+    """
+
+    data: Path | None = setting(None, SHARDS)
+    steps: Timesteps = setting(
+        parse_steps("1-10"),
+        "Sampling steps to try: 1-10 or 2,4,8.",
+        metavar="COUNTS",
+        parse=parse_steps,
+        text="1-10",
+    )
+    spacings: tuple[str, ...] = setting(
+        parse_spacings("linspace"),
+        "linspace, leading, trailing; several with commas.",
+        option="--spacing",
+        metavar="NAMES",
+        parse=parse_spacings,
+        text="linspace",
+    )
+    starts: Timesteps = setting(
+        (),
+        "First timesteps to try: 999,750 (default: 999).",
+        option="--start",
+        metavar="TIMES",
+        parse=numbers("--start", "999,750"),
+    )
+    schedules: tuple[Timesteps, ...] = setting(
+        (),
+        "Further timesteps to try: 999,500. Repeatable.",
+        option="--grid",
+        metavar="TIMES",
+        parse=numbers("--grid", "999,500"),
+        several=True,
+    )
+    images: int = setting(0, "Validation pairs to take, 0 for all.", metavar="N", low=0)
+    seeds: int = setting(
+        1, "Noise samples per image, for a standard deviation", metavar="N", low=1, high=1000
+    )
+    seed: int = setting(0, SEED)
+    rule: Rule = setting(
+        parse_rule("within:0.2dB"),
+        "psnr, ssim, or fewest steps within:XdB of the best.",
+        option="--choose",
+        metavar="RULE",
+        parse=parse_rule,
+        text="within:0.2dB",
+    )
+    protocol: str | None = setting(None, PROTOCOL)
+    stamp: bool = setting(True, "Leave the checkpoint as it is.", option="--no-stamp")
+    out: Path | None = setting(
+        None, "Folder for sweep.json/.csv/.png (default: the checkpoint's).", metavar="DIR"
+    )
+    overwrite: bool = setting(False, OVERWRITE)
+    device: str = setting("auto", DEVICE)
+    precision: str = setting("auto", PRECISION)
+
+    def __post_init__(self) -> None:
+        check_settings(self)

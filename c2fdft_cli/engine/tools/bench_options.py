@@ -1,0 +1,66 @@
+"""What the user asks `bench` for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.settings import DEVICE, PRECISION, SHARDS, check_settings, numbers, setting
+from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice, split_words
+
+PARTS = ("forward", "train-step", "restore", "loader")
+
+
+def parse_recompute(text: str) -> tuple[Recompute, ...]:
+    """Ways of recomputing out of "none,call"; UsageError for an unknown one."""
+    return tuple(check_choice("--recompute", name, RECOMPUTE) for name in split_words(text))
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to time, on what.
+
+    Args:
+        part: one of `PARTS`.
+        data: for the loader.
+        calls, recompute: of the fine stage, each with each.
+    """
+
+    part: str
+    size: int = setting(256, "Side of the square input in px, a multiple of 8", metavar="N", low=8)
+    batch: int = setting(1, "Images per batch", metavar="N", low=1)
+    steps: int = setting(4, "Sampling steps of restore", metavar="N", low=1)
+    repeats: int = setting(5, "Timed runs, after one that warms up", metavar="N", low=1)
+    compile: bool = setting(False, "Use torch.compile.")
+    data: Path | None = setting(None, SHARDS)
+    stage: str = setting("coarse", "Stage of train-step.", choices=("coarse", "fine"))
+    calls: tuple[int, ...] = setting(
+        (4,),
+        "Sampling steps of the fine stage, separated by commas.",
+        metavar="N,...",
+        parse=numbers("--calls", "1,2,4"),
+        text="4",
+    )
+    recompute: tuple[Recompute, ...] = setting(
+        ("none", "call"),
+        "Recomputation in the fine stage: none, call, level.",
+        metavar="WAY,...",
+        parse=parse_recompute,
+        text="none,call",
+    )
+    device: str = setting("auto", DEVICE)
+    precision: str = setting("auto", PRECISION)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.part not in PARTS:
+            raise UsageError(f"the part must be one of {', '.join(PARTS)}, got {self.part}")
+        if self.size % 8 and self.part != "restore":
+            what = f"--size must be a multiple of 8, got {self.size}"
+            raise UsageError(what, hint="try --size 256")
+        if self.stage == "fine" and self.part != "train-step":
+            hint = "only train-step has two stages: coarse and fine"
+            raise UsageError(f"--stage fine cannot be used with {self.part}", hint=hint)
+        if self.stage == "fine" and self.compile:
+            raise UsageError("--compile cannot be combined with --stage fine")

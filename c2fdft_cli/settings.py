@@ -1,0 +1,125 @@
+"""An option of a command, stated once: as a field of the dataclass that its job is asked with.
+
+A field made by `setting` holds its default, its help, its range or its choices. The command line
+makes its options of the fields (`cli.options.takes_settings`), and `check_settings` holds the
+values of whoever makes the dataclass, a command or a program, to the same limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.vocabulary import DEVICES, PRECISIONS, PROTOCOL_NAMES, check_choice, parse_numbers
+
+_KEY = "setting"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of an option.
+
+    Args:
+        help: a sentence; range and default are added to it.
+        option: as it is written; None for the field's name with hyphens. Where the default is
+            True, the option that makes it False.
+        metavar: the placeholder of its value; None for the choices, or the type.
+        panel: the heading under which the help lists it.
+        low, high: limits, both inclusive.
+        choices: the words that it may be.
+        parse: makes the field's value of the text on the command line.
+        text: the default as it is written there, where `parse` makes the default of it.
+        several: it may be given repeatedly; the field is a tuple of what `parse` makes of each.
+    """
+
+    help: str
+    option: str | None = None
+    metavar: str | None = None
+    panel: str | None = None
+    low: float | None = None
+    high: float | None = None
+    choices: Sequence[str] = ()
+    parse: Callable[[str], Any] | None = None
+    text: str | None = None
+    several: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """The help, with the range, and the choices where the placeholder does not show them."""
+        text = self.help.rstrip(".")
+        if self.range and (self.low, self.high) != (0, None):
+            text += f", {self.range}"
+        if self.choices and self.metavar:
+            text += f": {', '.join(self.choices)}"
+        return f"{text}."
+
+    @property
+    def range(self) -> str | None:
+        """The limits in words: "1 to 100", "at least 0"; None where there are none."""
+        if self.low is None:
+            return None if self.high is None else f"at most {self.high:g}"
+        return f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
+
+
+def setting(default: Any, known: Setting | str, **more: Any) -> Any:
+    """A field of a dataclass that is an option.
+
+    Args:
+        default: its value when it is not given.
+        known: what is known of it, or its help alone.
+        more: further fields of `Setting`, beside the help.
+    """
+    stated = known if isinstance(known, Setting) else Setting(known, **more)
+    return field(default=default, metadata={_KEY: stated})
+
+
+def setting_of(one: Field[Any]) -> Setting | None:
+    """What a field was stated as; None for one that is no option."""
+    found: Setting | None = one.metadata.get(_KEY)
+    return found
+
+
+def option_name(one: Field[Any]) -> str:
+    """The option of a field, as it is written on the command line."""
+    stated = setting_of(one)
+    return (stated and stated.option) or f"--{one.name.replace('_', '-')}"
+
+
+def check_settings(options: Any) -> None:
+    """Hold each field of a dataclass to its limits and choices; None is always allowed.
+
+    Raises:
+        UsageError: the first that is outside, by the name of its option.
+    """
+    for one in fields(options):
+        stated, value = setting_of(one), getattr(options, one.name)
+        if stated is None or value is None:
+            continue
+        if stated.choices:
+            check_choice(option_name(one), value, stated.choices)
+        if stated.range is not None:
+            low = float("-inf") if stated.low is None else stated.low
+            if not low <= value <= (float("inf") if stated.high is None else stated.high):
+                raise UsageError(f"{option_name(one)} must be {stated.range}, got {value}")
+
+
+def numbers(option: str, example: str) -> Callable[[str], tuple[int, ...]]:
+    """A `parse` for whole numbers with commas, as `parse_numbers` reads them."""
+    return lambda text: tuple(parse_numbers(option, text, example))
+
+
+DEVICE = Setting("Device to compute on.", choices=DEVICES)
+PRECISION = Setting("Floating-point type; auto is bf16 where the hardware has it.",
+                    choices=PRECISIONS)  # fmt: skip
+SEED = Setting("Seed of all random numbers.", low=0, metavar="N")
+PROTOCOL = Setting(
+    "Protocol of the scores (default: the recipe's, or rgb)", metavar="NAME", choices=PROTOCOL_NAMES
+)
+OVERWRITE = Setting("Replace existing outputs.")
+SHARDS = Setting("Folder of shards made by `c2fdft prepare`.", option="--data")
+WEIGHTS = Setting(
+    "Packaged weights by name (`c2fdft weights list`; ./NAME is the file), or a checkpoint.",
+    metavar="NAME|FILE",
+)

@@ -1,0 +1,106 @@
+"""An option stated once: its help, its limits, and the dataclass that the command line makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from c2fdft_cli.cli.options import takes_settings
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.settings import Setting, check_settings, option_name, setting, setting_of
+
+
+def parse_pair(text: str) -> tuple[int, int]:
+    left, _, right = text.partition(":")
+    return int(left), int(right)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    source: Path
+    quality: int = setting(90, "Quality of files.", metavar="N", low=1, high=100)
+    shape: str | None = setting(None, "Shape.", choices=("round", "square"))
+    pair: tuple[int, int] = setting((1, 2), "A pair.", parse=parse_pair, text="1:2")
+    pairs: tuple[tuple[int, int], ...] = setting(
+        (), "More.", option="--more", parse=parse_pair, several=True
+    )
+    keep: bool = setting(True, "Keep nothing.", option="--no-keep")
+    loud: bool = setting(False, "Be loud.")
+    hidden: int = 7
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def made(*line: str) -> tuple[Wishes, bool]:
+    """What a command is called with on a line."""
+    seen = []
+
+    @takes_settings
+    def command(
+        source: Annotated[Path, typer.Argument()],
+        wishes: Wishes,
+        json: Annotated[bool, typer.Option("--json")] = False,
+    ) -> None:
+        seen.append((wishes, json))
+
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, list(line), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return seen[0]
+
+
+def test_defaults_are_those_of_the_dataclass() -> None:
+    assert made("here") == (Wishes(Path("here")), False)
+
+
+def test_each_option_reaches_its_field() -> None:
+    line = "here --quality 3 --shape round --pair 5:6 --more 1:1 --more 2:2 --no-keep --loud --json"
+    wishes, json = made(*line.split())
+    assert json
+    assert wishes == Wishes(
+        Path("here"), 3, "round", (5, 6), ((1, 1), (2, 2)), keep=False, loud=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"quality": 0}, "--quality must be 1 to 100, got 0"),
+        ({"quality": 101}, "--quality must be 1 to 100, got 101"),
+        ({"quality": float("nan")}, "--quality must be 1 to 100, got nan"),
+        ({"shape": "rund"}, "--shape must be round or square, got 'rund'"),
+    ],
+)
+def test_values_outside_the_limits(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Wishes(Path("x"), **changes)
+    assert str(caught.value) == says
+
+
+@pytest.mark.parametrize(
+    ("known", "sentence"),
+    [
+        (Setting("Files.", low=1, high=9), "Files, 1 to 9."),
+        (Setting("Files.", low=2), "Files, at least 2."),
+        (Setting("Files.", high=2), "Files, at most 2."),
+        (Setting("Files, 0 for all.", low=0), "Files, 0 for all."),
+        (Setting("Name", choices=("a", "b")), "Name."),
+        (Setting("Name", metavar="NAME", choices=("a", "b")), "Name: a, b."),
+    ],
+)
+def test_the_help_has_range_and_choices(known: Setting, sentence: str) -> None:
+    assert known.sentence == sentence
+
+
+def test_names_of_options() -> None:
+    by_name = {one.name: one for one in fields(Wishes)}
+    assert option_name(by_name["quality"]) == "--quality"
+    assert option_name(by_name["pairs"]) == "--more"
+    assert setting_of(by_name["hidden"]) is None
