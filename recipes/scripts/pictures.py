@@ -2,7 +2,7 @@
 
     python recipes/scripts/pictures.py docs/images
 
-writes `rain.jpg` (weights derain-fast) and `noise.jpg` (denoise-fast): degraded above, restored
+writes `rain.jpg` (weights derain) and `noise.jpg` (denoise): degraded above, restored
 below. The rain is drawn by formula, the noise is white Gaussian of sigma 25 and 50 and a camera's.
 """
 
@@ -35,7 +35,7 @@ SHOWN = {
         ("astronaut.png", "noise", {"kind": "camera", "shot": 1e-2}),
     ],
 }
-WEIGHTS = {"rain": "derain-fast", "noise": "denoise-fast"}
+WEIGHTS = {"rain": "derain", "noise": "denoise"}
 HEIGHT, GAP, QUALITY = 300, 6, 88
 
 

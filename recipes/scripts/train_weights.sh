@@ -6,11 +6,11 @@
 #
 # CLEAN_FOLDER holds clean photographs, STREAKS_FOLDER rendered rain (docs/synthesis.md). In OUT:
 #   shards/ coarse/ fast/ four/   data and runs; an interrupted script goes on where it stopped
-#   <task>.pt                     on the grid of four calls, bf16, as packaged
-#   <task>-fast.pt                on the single call at t = 500, from which the four calls go on
-# Settings, from the environment (parted by spaces):
+#   <task>.pt                     with one sampling step at t = 500, bf16, as packaged
+#   <task>-4step.pt               with four sampling steps, trained on from there
+# Settings, from the environment (separated by spaces):
 #   COARSE, FAST, FOUR  further words of each stage's command: KEY=VALUE of the recipe, such as
-#                       FAST="fine.iterations=9000", or COARSE="--init derain-fast"
+#                       FAST="fine.iterations=9000", or COARSE="--init derain"
 #   INTO                folder of packaged weights to write to [the checkout's]
 #   FACTS               folder of what people say of them [docs/models]
 # A packaged file needs what only people can say, such as scores: $FACTS/<name>.json (see
@@ -50,7 +50,7 @@ stage fast fine.pt train-fine --from "$out/coarse/coarse.pt" --data "$out/shards
 stage four fine.pt train-fine --from "$out/fast/fine.pt" --data "$out/shards" \
   "sampling.grid=[999,750,500,250]" ${four[@]+"${four[@]}"}
 
-for pair in "four $task" "fast $task-fast"; do
+for pair in "fast $task" "four $task-4step"; do
   read -r run name <<<"$pair"
   c2fdft convert "$out/$run/fine.pt" "$out/$name.pt" --half bf16 --ema-only --overwrite
   facts=${FACTS:-$here/docs/models}/$name.json

@@ -30,8 +30,8 @@ def run(*words: object) -> Result:
 
 @pytest.fixture
 def two(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
-    package(packaged, "derain", tiny_net(), [999, 750, 500, 250])
-    package(packaged, "derain-fast", tiny_net(), [500], bad_at="heavy rain")
+    package(packaged, "derain", tiny_net(), [500])
+    package(packaged, "derain-4step", tiny_net(), [999, 750, 500, 250], bad_at="heavy rain")
     return packaged
 
 
@@ -45,7 +45,7 @@ def test_list() -> None:
     said = run("weights", "list")
     assert said.exit_code == 0, said.output
     text = " ".join(said.stdout.split())
-    for word in ("derain-fast", "MiB", "| 12.5 |".replace("|", "\u2502"),
+    for word in ("derain-4step", "MiB", "| 12.5 |".replace("|", "\u2502"),
                  "Waves (8 images, protocol derain): 26.90 dB / 0.8384 -> 33.75 dB / 0.9512",
                  "trained on eight waves", "bad at: heavy rain", "timed on 2 CPU cores",
                  "licence: for research and non-commercial use", "card: docs/models/derain.md",
@@ -56,8 +56,9 @@ def test_list() -> None:
 @pytest.mark.usefixtures("two")
 def test_list_as_json() -> None:
     first, second = json.loads(run("weights", "list", "--json").stdout)
-    assert (first["name"], first["calls"]) == ("derain", 4)
-    assert (second["name"], second["calls"], second["grid"]) == ("derain-fast", 1, [500])
+    assert (first["name"], first["calls"]) == ("derain", 1)
+    assert (second["name"], second["calls"]) == ("derain-4step", 4)
+    assert second["grid"] == [999, 750, 500, 250]
     assert first.keys() >= {"task", "bytes", "sha256", "trained_on", "licence", "scores", "card"}
     assert first["scores"][0]["psnr"] == 33.75
 
@@ -108,7 +109,8 @@ def test_restore_by_default(image: Path, tmp_path: Path) -> None:
     assert "999,750,500,250" in said.stdout
     notices = [line for line in said.stderr.splitlines() if line.startswith("weights:")]
     assert notices == [
-        "weights: derain (the default); others: derain-fast (--weights NAME, or --task)"
+        "weights: derain-4step, 4 sampling steps (for --steps 4); "
+        "derain: 1 sampling step, 1 times the time"
     ]
     assert "warning" not in said.stderr
 
@@ -119,32 +121,32 @@ def test_restore_by_default_in_json(two: Path, image: Path, tmp_path: Path) -> N
     assert "weights:" not in said.stderr
     document = json.loads(said.stdout)
     assert (document["weights"], document["warnings"]) == (str(two / "derain.pt"), [])
-    assert document["grid"] == [999, 750, 500, 250]
+    assert document["grid"] == [500]
 
 
 @pytest.mark.usefixtures("two")
 def test_restore_by_name_and_by_task(image: Path, tmp_path: Path) -> None:
-    fast = run("restore", image, tmp_path / "f.png", "--weights", "derain-fast", *CPU)
-    assert fast.exit_code == 0, fast.output
-    assert "weights:" not in fast.stderr
-    assert "1 sampling step, timesteps 500" in fast.stdout
+    four = run("restore", image, tmp_path / "f.png", "--weights", "derain-4step", *CPU)
+    assert four.exit_code == 0, four.output
+    assert "weights:" not in four.stderr
+    assert "4 sampling steps" in four.stdout
     task = run("restore", image, tmp_path / "t.png", "--task", "derain", *CPU)
-    assert "weights:" not in task.stderr
-    assert "4 sampling steps" in task.stdout
+    assert "weights: derain, 1 sampling step (the default)" in task.stderr
+    assert "1 sampling step, timesteps 500" in task.stdout
 
 
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         (["--task", "denoise"], 4, "there are no packaged weights for the task denoise"),
-        (["--task", "denoise"], 4, "packaged: derain, derain-fast"),
+        (["--task", "denoise"], 4, "packaged: derain, derain-4step"),
         (["--task", "dehaze"], 2, "--task must be derain, denoise or deblur, got 'dehaze'"),
         (
             ["--task", "derain", "--weights", "derain"],
             2,
             "--weights cannot be combined with --task",
         ),
-        (["--weights", "derain-fsat"], 4, "did you mean derain-fast?"),
+        (["--weights", "derain-4stpe"], 4, "did you mean derain-4step?"),
     ],
 )
 @pytest.mark.usefixtures("two")
@@ -186,17 +188,17 @@ def test_a_file_of_the_name_does_not_shadow(
 @pytest.mark.usefixtures("two")
 def test_eval_by_name(shard_folder: Path) -> None:
     words = ("--data", shard_folder, "--images", 1, *CPU)
-    said = run("eval", "--weights", "derain-fast", "--against", "derain", "--json", *words)
+    said = run("eval", "--weights", "derain-4step", "--against", "derain", "--json", *words)
     assert said.exit_code == 0, said.output
     document = json.loads(said.stdout)
     assert "against" in document
-    assert document["next"].startswith("c2fdft eval --weights derain-fast")
+    assert document["next"].startswith("c2fdft eval --weights derain-4step")
 
 
 def test_sweep_by_name_writes_nothing_into_the_package(
     two: Path, shard_folder: Path, tmp_path: Path
 ) -> None:
-    words = ("sweep-steps", "derain-fast", "--data", shard_folder, "--steps", "1", "--images", 1)
+    words = ("sweep-steps", "derain-4step", "--data", shard_folder, "--steps", "1", "--images", 1)
     for more in ((), ("--no-stamp",), ("--out", tmp_path / "s")):
         refused = run(*words, *more, *CPU)
         assert refused.exit_code == 2
@@ -205,8 +207,8 @@ def test_sweep_by_name_writes_nothing_into_the_package(
     assert said.exit_code == 0, said.output
     assert (tmp_path / "s" / "sweep.json").is_file()
     assert {path.name for path in two.iterdir()} == {
-        "catalogue.json", "derain.pt", "derain-fast.pt"}  # fmt: skip
-    assert run("weights", "path", "derain-fast").exit_code == 0
+        "catalogue.json", "derain.pt", "derain-4step.pt"}  # fmt: skip
+    assert run("weights", "path", "derain-4step").exit_code == 0
 
 
 @pytest.mark.usefixtures("two")
@@ -316,5 +318,6 @@ def test_what_the_script_calls_trains_and_packages(
         assert said.exit_code == 0, (words, said.output)
     catalogue = json.loads((tmp_path / "into" / "catalogue.json").read_text())
     assert list(catalogue["weights"]) == ["denoise"]
-    assert catalogue["weights"]["denoise"]["grid"] == [999, 750, 500, 250]
-    assert load_checkpoint(tmp_path / "out" / "denoise-fast.pt").meta.grid == [500]
+    assert catalogue["weights"]["denoise"]["grid"] == [500]
+    four = load_checkpoint(tmp_path / "out" / "denoise-4step.pt")
+    assert four.meta.grid == [999, 750, 500, 250]

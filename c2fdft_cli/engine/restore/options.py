@@ -57,7 +57,8 @@ class Sampling:
     )
     steps: int | None = setting(
         None,
-        "Sampling steps (default: the timesteps in the checkpoint).",
+        "Sampling steps (default: the checkpoint's); without --weights, of packaged weights that "
+        "were trained for them",
         metavar="N",
         low=1,
         panel=SAMPLING,

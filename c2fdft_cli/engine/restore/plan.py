@@ -111,7 +111,7 @@ def plan_restore(
     source, out = _not_empty("IN", source), _not_empty("OUT", out)
     samples = sample_count(sampling.samples, sampling.self_ensemble, bool(writing.uncertainty))
     runtime = make_runtime(machine.device, machine.precision)
-    found = choose_weights(sampling.weights, sampling.task)
+    found = choose_weights(sampling.weights, sampling.task, sampling.steps)
     checkpoint = load_checkpoint(found.path)
     recipe = checkpoint.recipe([])
     grid = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)

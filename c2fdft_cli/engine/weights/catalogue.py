@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -55,6 +55,7 @@ class Entry:
     grid: the timesteps to sample at with these weights.
     seconds_per_megapixel: of restoring, on the machine that `timed_on` names.
     card: the model card's path in the repository.
+    formerly: names that it was packaged under before.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -76,6 +77,7 @@ class Entry:
     good_for: str
     bad_at: str
     card: str
+    formerly: list[str] = field(default_factory=list)
 
     @field_validator("file")
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from c2fdft_cli.vocabulary import PACKAGED_TASKS, check_choice, did_you_mean
 
 WEIGHTS_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".safetensors"})
 DEFAULT_TASK = "derain"
+EQUAL = 0.1
+"""Decibels within which two files count as equally good."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ def find_weights(spec: str | None, task: str | None = None) -> Path:
     return choose_weights(spec, task).path
 
 
-def choose_weights(spec: str | None, task: str | None = None) -> Found:
-    """The checkpoint file that `--weights`, or else `--task`, stands for.
+def choose_weights(spec: str | None, task: str | None = None, steps: int | None = None) -> Found:
+    """The checkpoint file that `--weights`, or else `--task` and `--steps`, stand for.
 
     A bare name of packaged weights means those, whatever lies in the current folder; `./name` is
     the file. A run is never picked by itself.
@@ -45,6 +48,8 @@ def choose_weights(spec: str | None, task: str | None = None) -> Found:
     Args:
         spec: a file, or a name out of `packaged_weights`; None for the packaged weights of `task`.
         task: one of `PACKAGED_TASKS`; None for deraining.
+        steps: without `spec`, take weights that were trained for so many sampling steps where
+            there are such; None for those that score best.
 
     Raises:
         UsageError: no such task, or a task beside weights.
@@ -57,7 +62,11 @@ def choose_weights(spec: str | None, task: str | None = None) -> Found:
             raise UsageError("--weights cannot be combined with --task")
     packaged = packaged_weights()
     if spec is None:
-        return _of_task(packaged, task)
+        return _of_task(packaged, task, steps)
+    renamed = _now_called(spec, packaged)
+    if renamed is not None and not Path(spec).exists():
+        remark = f"weights: {spec} is now called {renamed.name}"
+        return Found(checked_file(renamed), [remark])
     if spec in packaged:
         shadow = f"weights: {spec} is packaged; for the file of this name, give ./{spec}"
         remarks = [shadow] if Path(spec).is_file() else []
@@ -74,31 +83,70 @@ def choose_weights(spec: str | None, task: str | None = None) -> Found:
 def packaged_file(name: str) -> Path:
     """The checked file of packaged weights; CheckpointError when there are none of this name."""
     packaged = packaged_weights()
-    if name not in packaged:
+    entry = packaged.get(name) or _now_called(name, packaged)
+    if entry is None:
         hint = _nearest(name, packaged)
         raise CheckpointError(f"there are no packaged weights {name!r}", hint=hint)
-    return checked_file(packaged[name])
+    return checked_file(entry)
 
 
 def find_path(spec: str) -> Path:
     """The file of packaged weights if the word is a name of such, else the path that it is."""
-    return packaged_file(spec) if spec in packaged_weights() else Path(spec)
+    packaged = packaged_weights()
+    known = spec in packaged or (_now_called(spec, packaged) and not Path(spec).exists())
+    return packaged_file(spec) if known else Path(spec)
 
 
-def _of_task(packaged: Mapping[str, Entry], task: str | None) -> Found:
-    """The packaged weights that bear the task's name, else the first that are for it."""
-    wanted = task or DEFAULT_TASK
-    names = sorted(
-        (name for name, entry in packaged.items() if entry.task == wanted),
-        key=lambda name: (name != wanted, name),
-    )
-    if not names:
+def by_merit(entries: Sequence[Entry]) -> list[Entry]:
+    """Packaged weights of one task, the ones to take first.
+
+    Best first by mean PSNR over the sets that all of them were scored on; among those within
+    `EQUAL` of the best the ones with the fewest sampling steps.
+    """
+    scores = [{one.set: one.psnr for one in entry.scores} for entry in entries]
+    common = set.intersection(*map(set, scores)) if scores else set()
+    means = {
+        entry.name: statistics.fmean(of[name] for name in sorted(common)) if common else 0.0
+        for entry, of in zip(entries, scores, strict=True)
+    }
+    best = max(means.values(), default=0.0)
+
+    def rank(entry: Entry) -> tuple[bool, float, int, str]:
+        worse = means[entry.name] < best - EQUAL
+        return worse, -means[entry.name] if worse else 0.0, len(entry.grid), entry.name
+
+    return sorted(entries, key=rank)
+
+
+def _of_task(packaged: Mapping[str, Entry], task: str | None, steps: int | None) -> Found:
+    """The packaged weights of a task that were trained for `steps`, else the best."""
+    ranked = by_merit([one for one in packaged.values() if one.task == (task or DEFAULT_TASK)])
+    if not ranked:
         raise _nothing_for(packaged, task)
-    chosen = names[0]
-    others = ", ".join(name for name in packaged if name != chosen)
-    remark = f"weights: {chosen} (the default)"
-    remark += f"; others: {others} (--weights NAME, or --task)" if others else ""
-    return Found(checked_file(packaged[chosen]), [remark] if task is None else [])
+    fitting = [entry for entry in ranked if len(entry.grid) == steps]
+    chosen = (fitting or ranked)[0]
+    why = f"for --steps {steps}" if fitting else "the default"
+    remark = f"weights: {chosen.name}, {_steps(chosen)} ({why})"
+    for other in ranked:
+        if other is not chosen:
+            times = other.seconds_per_megapixel / chosen.seconds_per_megapixel
+            remark += f"; {other.name}: {_steps(other)}, {times:.2g} times the time"
+    tasks = [one for one in PACKAGED_TASKS if any(entry.task == one for entry in packaged.values())]
+    if task is None and len(tasks) > 1:
+        remark += f"; --task {' or '.join(one for one in tasks if one != chosen.task)} for others"
+    return Found(checked_file(chosen), [remark])
+
+
+def _steps(entry: Entry) -> str:
+    count = len(entry.grid)
+    return f"{count} sampling step{'s' if count > 1 else ''}"
+
+
+def _now_called(name: str, packaged: Mapping[str, Entry]) -> Entry | None:
+    """The entry that once had a name; None where there is none, or another has it today."""
+    if name in packaged:
+        return None
+    return next((entry for entry in packaged.values() if name in entry.formerly), None)
 
 
 def _nothing_for(packaged: Mapping[str, Entry], task: str | None) -> CheckpointError:

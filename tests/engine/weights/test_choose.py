@@ -10,13 +10,15 @@ import pytest
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.choose import choose_weights, find_path, find_weights, packaged_file
 from c2fdft_cli.errors import CheckpointError, UsageError
-from tests.kit.weights import package
+from tests.kit.weights import FACTS, package
+
+SCORE = FACTS["scores"][0]
 
 
 @pytest.fixture
 def three(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
-    package(packaged, "derain", tiny_net(), [999, 750, 500, 250])
-    package(packaged, "derain-fast", tiny_net(), [500])
+    package(packaged, "derain", tiny_net(), [500], formerly=["derain-fast"])
+    package(packaged, "derain-4step", tiny_net(), [999, 750, 500, 250], seconds_per_megapixel=25)
     package(packaged, "denoise", tiny_net(), [500], task="denoise")
     return packaged
 
@@ -55,32 +57,74 @@ def test_a_name_without_packaged_weights() -> None:
 
 def test_names_and_tasks(three: Path) -> None:
     assert find_weights("derain") == find_weights(None, "derain") == three / "derain.pt"
-    assert find_weights("derain-fast") == packaged_file("derain-fast") == three / "derain-fast.pt"
+    assert (
+        find_weights("derain-4step") == packaged_file("derain-4step") == three / "derain-4step.pt"
+    )
     assert find_weights(None, "denoise") == three / "denoise.pt"
-    assert choose_weights(None, "denoise").remarks == choose_weights("denoise").remarks == []
+    assert choose_weights("denoise").remarks == []
+    assert choose_weights(None, "denoise").remarks == [
+        "weights: denoise, 1 sampling step (the default)"
+    ]
+
+
+def test_steps_choose_among_the_weights_of_a_task(three: Path) -> None:
+    assert find_weights(None) == choose_weights(None, steps=1).path == three / "derain.pt"
+    four = choose_weights(None, steps=4)
+    assert four.path == three / "derain-4step.pt"
+    said = "weights: derain-4step, 4 sampling steps (for --steps 4); derain: 1 sampling step, 0.5"
+    assert four.remarks[0].startswith(said)
+    # nothing was trained for seven: the sampler of the best weights is asked for them
+    assert choose_weights(None, steps=7).path == three / "derain.pt"
+
+
+def test_a_former_name_is_remarked_on(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = choose_weights("derain-fast")
+    assert found.path == three / "derain.pt"
+    assert found.remarks == ["weights: derain-fast is now called derain"]
+    assert packaged_file("derain-fast") == find_path("derain-fast") == three / "derain.pt"
+    Path("derain-fast").write_bytes(b"x")  # the name is free again: a file may have it
+    assert choose_weights("derain-fast").path == Path("derain-fast")
+    assert find_path("derain-fast") == Path("derain-fast")
+
+
+@pytest.mark.parametrize(
+    ("one", "four", "first"),
+    [(36.0, 35.0, "one"), (36.0, 36.05, "one"), (36.0, 36.11, "four"), (36.0, 36.0, "one")],
+)
+def test_the_best_weights_are_the_default_and_among_equals_the_cheaper(
+    packaged: Path, tiny_net: Callable[..., DFT], one: float, four: float, first: str
+) -> None:
+    for name, psnr, grid in (("one", one, [500]), ("four", four, [999, 750, 500, 250])):
+        scores = [{**SCORE, "psnr": psnr}, {**SCORE, "set": f"only {name}", "psnr": 50.0}]
+        package(packaged, name, tiny_net(), grid, scores=scores)
+    assert choose_weights(None).path == packaged / f"{first}.pt"
 
 
 def test_the_default_is_derain_and_names_the_others(three: Path) -> None:
     found = choose_weights(None)
     assert found.path == three / "derain.pt"
     assert found.remarks == [
-        "weights: derain (the default); others: derain-fast, denoise (--weights NAME, or --task)"
+        "weights: derain, 1 sampling step (the default); derain-4step: 4 sampling steps, "
+        "2 times the time; --task denoise for others"
     ]
 
 
 def test_a_task_takes_any_weights_for_it(packaged: Path, tiny_net: Callable[..., DFT]) -> None:
-    package(packaged, "denoise-fast", tiny_net(), [500], task="denoise")
-    assert find_weights(None, "denoise") == packaged / "denoise-fast.pt"
+    package(packaged, "denoise-new", tiny_net(), [500], task="denoise")
+    assert find_weights(None, "denoise") == packaged / "denoise-new.pt"
     with pytest.raises(CheckpointError) as caught:
         find_weights(None)
-    assert "(packaged: denoise-fast)" in str(caught.value.hint)
+    assert "(packaged: denoise-new)" in str(caught.value.hint)
 
 
 @pytest.mark.usefixtures("three")
 def test_a_task_without_weights_names_what_exists() -> None:
     with pytest.raises(CheckpointError, match="for the task deblur") as caught:
         find_weights(None, "deblur")
-    assert "(packaged: derain, derain-fast, denoise)" in str(caught.value.hint)
+    assert "(packaged: derain, derain-4step, denoise)" in str(caught.value.hint)
     assert caught.value.exit_code == 4
     assert "--recipe deblur" in caught.value.details[0]
 
@@ -90,8 +134,8 @@ def test_a_task_without_weights_names_what_exists() -> None:
     ("find", "name", "hint"),
     [
         (find_weights, "derian", "did you mean derain?; or give a file"),
-        (packaged_file, "Derain-Fats", "did you mean derain-fast?"),
-        (packaged_file, "xyz", "packaged: derain, derain-fast, denoise"),
+        (packaged_file, "Derain-4stpe", "did you mean derain-4step?"),
+        (packaged_file, "xyz", "packaged: derain, derain-4step, denoise"),
     ],
 )
 def test_wrong_names(find: Callable[[str], Path], name: str, hint: str) -> None:

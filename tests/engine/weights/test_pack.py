@@ -40,8 +40,8 @@ def test_what_is_read_off_the_file(folder: Path, net: DFT, tmp_path: Path) -> No
         assert stored["params_ema"][key].dtype == torch.bfloat16
         assert torch.equal(stored["params_ema"][key], tensor)
     add_entry("denoise", packed, write_facts(tmp_path / "n.json", task="denoise"), folder)
-    add_entry("derain-fast", packed, facts, folder)
-    assert list(read_catalogue(folder)) == ["derain", "derain-fast", "denoise"]
+    add_entry("derain-4step", packed, facts, folder)
+    assert list(read_catalogue(folder)) == ["derain", "derain-4step", "denoise"]
 
 
 def test_folders_of_the_training_are_not_shipped(folder: Path, net: DFT, tmp_path: Path) -> None:
