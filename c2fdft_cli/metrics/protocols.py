@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.ssim import WINDOW, ssim_terms
+from c2fdft_cli.metrics.alignment import align
 
 MAX_VALUE = 255.0
 
@@ -21,6 +22,8 @@ class Protocol:
     round_luma: round Y, as MATLAB does for uint8.
     unrounded: score the float output where it is at hand instead of the saved 8-bit image.
     describes: the formula in words.
+    border: pixels that are skipped on each side, besides those that the caller skips.
+    reach: the best shift of the restored image, up to so many px, is searched before scoring.
     """
 
     name: str
@@ -28,6 +31,8 @@ class Protocol:
     round_luma: bool
     unrounded: bool
     describes: str
+    border: int = 0
+    reach: int = 0
 
 
 PROTOCOLS = {
@@ -39,6 +44,15 @@ PROTOCOLS = {
         Protocol("denoise", False, False, True, "RGB, unrounded where at hand"),
         Protocol("rgb", False, False, False, "RGB, 8-bit images"),
         Protocol("y", True, False, False, "Y channel (BT.601 studio), 8-bit images"),
+        Protocol(
+            "levin",
+            False,
+            False,
+            False,
+            "RGB, 8-bit images, best shift up to 5 px in quarters, border of 15 px skipped",
+            border=15,
+            reach=5,
+        ),
     )
 }
 
@@ -108,20 +122,30 @@ def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Sco
         a: restored, `[n, 3, h, w]` RGB on the scale 0 .. 255 (uint8, or float if unrounded).
         b: target, as a.
         protocol: one of `PROTOCOLS`.
-        border: pixels to skip on each side.
+        border: pixels to skip on each side, besides the protocol's own.
 
     Raises:
         ValueError: different shapes, or nothing left to score.
     """
     _check_shapes(a, b)
-    if border:
-        a, b = (x[..., border:-border, border:-border] for x in (a, b))
+    border += protocol.border
+    if protocol.reach:
+        a = _crop(a, border - protocol.reach)
+        b = _crop(b, border)
+        a = torch.stack([align(*pair, protocol.reach) for pair in zip(a, b, strict=True)])
+    else:
+        a, b = _crop(a, border), _crop(b, border)
     if protocol.luma:
         a, b = luma(a), luma(b)
         if protocol.round_luma:
             a, b = a.round(), b.round()
     pairs = zip(psnr(a, b).tolist(), ssim(a, b).tolist(), strict=True)
     return [Score(p, s) for p, s in pairs]
+
+
+def _crop(image: Tensor, border: int) -> Tensor:
+    h, w = image.shape[-2:]
+    return image[..., border : h - border, border : w - border]
 
 
 def _check_shapes(a: Tensor, b: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Camera shake: the image averaged along a random trajectory, in linear light."""
+"""Motion blur: one shake kernel for the image, or all that a camera integrates and then stores."""
 
 from __future__ import annotations
 
@@ -9,66 +9,161 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from c2fdft_cli.data.synthesis.exposure import (
+    Motion,
+    defocus,
+    integrate,
+    integrate_object,
+    object_mask,
+    shake,
+)
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
-from c2fdft_cli.data.synthesis.noise import gaussian_noise
-from c2fdft_cli.data.synthesis.options import check_limits
+from c2fdft_cli.data.synthesis.noise import camera_noise, gaussian_noise
+from c2fdft_cli.data.synthesis.options import check_limits, closest
+from c2fdft_cli.data.synthesis.trajectory import random_path
+from c2fdft_cli.errors import UsageError
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 
-LIMITS = {"size": (0.0, 101.0), "inertia": (0.01, 10.0), "noise": (0.0, 50.0)}
-POINTS = 512
-JERK_SHARE, JERK_FACTOR = 0.01, 6.0
+KINDS = ["kernel", "exposure"]
+LIMITS = {
+    "size": (0.0, 101.0),
+    "inertia": (0.01, 10.0),
+    "noise": (0.0, 50.0),
+    "objects": (0.0, 1.0),
+    "defocus": (0.5, 20.0),
+    "defocus_share": (0.0, 1.0),
+    "gamma": (1.0, 3.0),
+    "burst": (0.0, 1.0),
+    "jpeg": (10, 100),
+    "jpeg_share": (0.0, 1.0),
+}
+MOST_OBJECTS = 2
+BURST_FRAMES = (7, 9, 11, 13)
+SHOT_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class BlurModel:
-    """Uniform camera shake; each image draws its own trajectory.
+    """Blur from motion; each image draws its own.
 
     Attributes:
+        kind: "kernel" (one shake kernel for the whole image, in linear light, then white noise) or
+            "exposure" (a camera that turns, objects that move on their own, defocus; then the
+            sensor's noise, the tone curve and JPEG).
         size: range of the trajectory's larger extent in px; 0 is no shake.
-        inertia: how long the camera keeps its velocity, as a share of the exposure: 0.05 trembles,
-            0.3 bends, 2 is nearly straight.
-        noise: range of the standard deviation of Gaussian noise added afterwards, 8-bit levels.
+        inertia: range of how long the camera keeps its velocity, as a share of the exposure: 0.05
+            trembles, 0.3 bends, 2 is nearly straight. Sampled uniformly in its logarithm.
+        noise: range of the standard deviation of the noise that is added after the blur, 8-bit
+            levels; with kind "exposure" that of mid-grey, and it grows with the light.
+        objects: exposure: share of images with one or two objects that move on their own.
+        defocus: exposure: range of the radius in px of the disc that a point becomes.
+        defocus_share: exposure: share of images out of focus.
+        gamma: exposure: range of the exponent from stored values to light, the tone curve.
+        burst: exposure: share of images that are the mean of 7 to 13 stored frames, as the GoPro
+            pairs are, instead of all the light of one exposure.
+        jpeg: exposure: range of the quality.
+        jpeg_share: exposure: share of images that are stored as JPEG.
 
     Raises:
-        UsageError: a value outside its limits.
+        UsageError: a kind that does not exist, a value outside its limits.
     """
 
     size: tuple[float, float] = (5.0, 25.0)
-    inertia: float = 0.3
+    inertia: tuple[float, float] = (0.3, 0.3)
     noise: tuple[float, float] = (0.0, 2.0)
+    kind: str = "kernel"
+    objects: float = 0.4
+    defocus: tuple[float, float] = (0.7, 2.5)
+    defocus_share: float = 0.15
+    gamma: tuple[float, float] = (1.8, 2.6)
+    burst: float = 0.0
+    jpeg: tuple[int, int] = (70, 98)
+    jpeg_share: float = 0.4
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(f"blur.kind is {self.kind!r}", hint=closest(self.kind, KINDS))
         check_limits(self, "blur", LIMITS)
 
 
 def add_blur(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
-    """Return the shaken image, uint8 [h, w, 3]; borders are mirrored (see `blur_margin`)."""
-    kernel = shake_kernel(rng.uniform(*model.size), model.inertia, rng)
+    """Return the blurred image, uint8 [h, w, 3]; borders are mirrored (see `blur_margin`)."""
+    if model.kind == "exposure":
+        return _exposed(gt, model, rng)
+    kernel = shake_kernel(rng.uniform(*model.size), _inertia(model, rng), rng)
     shaken = apply_kernel(gt, kernel)
     sigma = rng.uniform(*model.noise)
     return gaussian_noise(shaken, sigma, rng) if sigma > 0 else shaken
 
 
+def _inertia(model: BlurModel, rng: np.random.Generator) -> float:
+    """Sample within the range; a single value consumes no random number."""
+    low, high = model.inertia
+    return low if low == high else float(np.exp(rng.uniform(*np.log(model.inertia))))
+
+
+def _exposed(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
+    """Expose, develop and store: all that kind "exposure" does."""
+    h, w = gt.shape[:2]
+    burst = rng.random() < model.burst
+    frames = int(rng.choice(BURST_FRAMES)) if burst else 0
+    gamma = 1.0 if burst else rng.uniform(*model.gamma)
+
+    def motion() -> Motion:
+        return shake(h, w, rng.uniform(*model.size), _inertia(model, rng), rng, frames)
+
+    still = ((np.arange(256) / 255) ** gamma).astype(np.float32)[gt]
+    light = integrate(still, motion())
+    if rng.random() < model.objects:
+        for _ in range(int(rng.integers(1, MOST_OBJECTS + 1))):
+            light = integrate_object(light, still, object_mask(h, w, rng), motion())
+    if rng.random() < model.defocus_share:
+        light = defocus(light, rng.uniform(*model.defocus))
+    sigma = rng.uniform(*model.noise)
+    if sigma > 0:
+        shot, read = _sensor(sigma, gamma)
+        light = camera_noise(light, shot, read, rng, correlated=True)
+    stored = np.clip(light, 0, 1) ** np.float32(1 / gamma)
+    pixels: Pixels = np.rint(stored * np.float32(255)).astype(np.uint8)
+    if rng.random() < model.jpeg_share:
+        pixels = jpeg(pixels, int(rng.integers(model.jpeg[0], model.jpeg[1] + 1)))
+    return pixels
+
+
+def _sensor(sigma: float, gamma: float) -> tuple[float, float]:
+    """Return (shot, read) of noise that deviates by sigma levels at a stored value of one half."""
+    light = 0.5**gamma
+    variance = (sigma / 255 * gamma * 0.5 ** (gamma - 1)) ** 2
+    return SHOT_SHARE * variance / light, (1 - SHOT_SHARE) * variance
+
+
+def jpeg(pixels: Pixels, quality: int) -> Pixels:
+    """Store as JPEG of this quality (1..100) and read again."""
+    import cv2
+
+    bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    stored: Pixels = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return stored
+
+
 def blur_margin(model: BlurModel) -> int:
-    """How far in px a pixel can be smeared: what a crop needs around it to be exact."""
-    return math.ceil(model.size[1]) + 1 if model.size[1] > 0 else 0
+    """How far in px a pixel can be smeared: what a crop needs around it."""
+    reach = model.size[1]
+    if model.kind == "exposure" and model.defocus_share > 0:
+        reach += model.defocus[1]
+    return math.ceil(reach) + 1 if reach > 0 else 0
 
 
 def shake_kernel(size: float, inertia: float, rng: np.random.Generator) -> Floats:
     """Draw a point-spread function [k, k], k odd, >= 0, sum 1, centroid on the middle pixel.
 
-    The velocity is a random walk with memory, v' = rho v + e, rho = exp(-1 / (inertia * POINTS)),
-    with a rare jerk in e; the path is its sum, scaled to `size` px and drawn with bilinear weights,
-    so that its centroid and length are exact below the pixel.
+    A random path scaled to `size` px and drawn with bilinear weights, so that its centroid and
+    length are exact below the pixel.
     """
-    force = rng.normal(0.0, 1.0, (2, POINTS))
-    force *= np.where(rng.random(POINTS) < JERK_SHARE, JERK_FACTOR, 1.0)
-    memory = np.exp(-np.arange(POINTS) / (inertia * POINTS))
-    start = rng.normal(0.0, 1.0, 2) / math.sqrt(1.0 - memory[1] ** 2)
-    velocity = np.stack([np.convolve(f, memory)[:POINTS] for f in force])
-    path = np.cumsum(velocity + start[:, None] * memory, axis=1)
+    path = random_path(2, inertia, rng)
     path *= size / float(np.ptp(path, axis=1).max())
     return _rasterise(path - path.mean(axis=1, keepdims=True))
 

@@ -65,7 +65,7 @@ class Scorer:
 
     Args:
         protocol: of PSNR and SSIM.
-        border: pixels that are skipped on each side, for PSNR and SSIM.
+        border: pixels that are skipped on each side, for PSNR and SSIM, besides the protocol's.
         metrics: further metrics by name.
         inputs: score the degraded inputs too.
         pictures: keep the pixels.
@@ -91,8 +91,9 @@ class Scorer:
             DataError: the image without its border is smaller than SSIM's window.
         """
         height, width = target.shape[-2:]
-        if min(height, width) - 2 * self.border < WINDOW:
-            inside = f" inside a border of {self.border} px" if self.border else ""
+        border = self.border + self.protocol.border
+        if min(height, width) - 2 * border < WINDOW:
+            inside = f" inside a border of {border} px" if border else ""
             raise DataError(
                 f"{width} x {height} px, but SSIM needs {WINDOW} x {WINDOW}{inside}",
                 where=name,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +16,9 @@ from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, apply_kernel, sh
 from c2fdft_cli.data.synthesis.degrade import degrade, margin
 
 QUIET = (0.0, 0.0)
+STILL = BlurModel(
+    kind="exposure", size=QUIET, noise=QUIET, objects=0.0, defocus_share=0.0, jpeg_share=0.0
+)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -118,3 +125,83 @@ def test_noise_comes_after():
     gt = np.full((60, 60, 3), 128, np.uint8)
     lq = add_blur(gt, BlurModel(size=(9.0, 9.0), noise=(4.0, 4.0)), np.random.default_rng(0))
     assert lq.std() == pytest.approx(4.0, rel=0.1)
+
+
+def test_numbers_of_kernel_blur_stay() -> None:
+    kernel = shake_kernel(9.0, 0.3, np.random.default_rng(6))
+    assert kernel.shape == (13, 13)
+    spread = (kernel * np.arange(kernel.size).reshape(kernel.shape) ** 2).sum()
+    assert spread == pytest.approx(8076.972259774444, rel=1e-9)
+
+
+@pytest.mark.parametrize("burst", [0.0, 1.0])
+def test_an_exposure_at_rest_is_the_image(burst):
+    gt = photos.coffee()[:40, :48]
+    model = replace(STILL, burst=burst)
+    np.testing.assert_array_equal(add_blur(gt, model, np.random.default_rng(0)), gt)
+
+
+@pytest.mark.parametrize("level", [0, 77, 255])
+def test_an_exposure_of_a_constant_is_the_constant(level):
+    gt = np.full((60, 70, 3), level, np.uint8)
+    model = replace(STILL, size=(25.0, 25.0), objects=1.0, defocus_share=1.0)
+    lq = add_blur(gt, model, np.random.default_rng(0))
+    np.testing.assert_array_equal(lq, gt)
+
+
+def test_exposure_adds_light_and_a_burst_adds_stored_values():
+    gt = photos.astronaut()[100:300, 100:300]
+    moving = replace(STILL, size=(20.0, 20.0))
+    light = add_blur(gt, moving, np.random.default_rng(1)).mean()
+    stored = add_blur(gt, replace(moving, burst=1.0), np.random.default_rng(1)).mean()
+    assert light > stored + 1
+    assert stored == pytest.approx(gt.mean(), abs=3)
+
+
+def test_longer_motion_blurs_more():
+    gt = photos.coffee()[:200, :200]
+    rough = []
+    for size in (2.0, 8.0, 24.0):
+        model = replace(STILL, size=(size, size))
+        lq = [add_blur(gt, model, np.random.default_rng(seed)).astype(int) for seed in range(8)]
+        rough.append(np.mean([np.abs(np.diff(one, axis=1)).mean() for one in lq]))
+    assert rough[0] > rough[1] > rough[2]
+
+
+def test_sensor_noise_has_the_deviation_asked_for_at_mid_grey_and_grows_with_light():
+    model = replace(STILL, noise=(3.0, 3.0), gamma=(2.2, 2.2))
+    grey = np.full((160, 160, 3), 128, np.uint8)
+    lq = add_blur(grey, model, np.random.default_rng(0))
+    assert lq.std(axis=(0, 1)) == pytest.approx([3.0] * 3, rel=0.1)
+
+
+def test_jpeg_is_used_for_its_share():
+    gt = photos.coffee()[:64, :64]
+    always = replace(STILL, jpeg_share=1.0, jpeg=(60, 60))
+    assert (add_blur(gt, always, np.random.default_rng(0)) != gt).any()
+
+
+def test_an_exposure_is_the_same_in_another_process():
+    code = (
+        "import sys, zlib, numpy as np; "
+        "from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur; "
+        "y, x, c = np.mgrid[:90, :80, :3]; gt = ((3 * y + 2 * x + 40 * c) % 256).astype(np.uint8); "
+        "lq = add_blur(gt, BlurModel(kind='exposure', objects=1.0), np.random.default_rng(7)); "
+        "sys.stdout.write(str(zlib.crc32(lq.tobytes())))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_a_range_of_inertia_is_sampled():
+    a, b = (shake_kernel(21.0, inertia, np.random.default_rng(3)) for inertia in (0.05, 5.0))
+    assert a.shape != b.shape or (a != b).any()
+    gt = photos.coffee()[:80, :80]
+    fixed, ranged = (
+        add_blur(gt, BlurModel(inertia=i, noise=QUIET), np.random.default_rng(3))
+        for i in ((0.3, 0.3), (0.05, 5.0))
+    )
+    assert (fixed != ranged).any()

@@ -20,6 +20,8 @@ MODELS = {
     "gaussian": NoiseModel(),
     "camera": NoiseModel(kind="camera"),
     "blur": BlurModel(),
+    "exposure": BlurModel(kind="exposure", objects=1.0, defocus_share=1.0, jpeg_share=1.0),
+    "burst": BlurModel(kind="exposure", burst=1.0),
 }
 
 
@@ -78,6 +80,8 @@ def test_margin_is_blur_s_alone():
     assert margin(NoiseModel(kind="camera")) == 0
     assert margin(BlurModel(size=(5.0, 24.5))) == 26
     assert margin(BlurModel(size=(0.0, 0.0))) == 0
+    assert margin(BlurModel(size=(5.0, 24.5), kind="exposure", defocus=(1.0, 3.0))) == 29
+    assert margin(BlurModel(size=(5.0, 24.5), kind="exposure", defocus_share=0.0)) == 26
 
 
 def test_parse_defaults():
@@ -94,7 +98,7 @@ def test_parse_values():
     assert parse_model("noise", {"kind": "camera", "correlated": False}) == NoiseModel(
         kind="camera", correlated=False
     )
-    assert parse_model("blur", {"size": (3, 9), "inertia": 1}) == BlurModel((3.0, 9.0), 1.0)
+    assert parse_model("blur", {"size": (3, 9), "inertia": 1}) == BlurModel((3.0, 9.0), (1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,9 @@ def test_parse_values():
         ("noise", {"correlated": 1}, "noise.correlated is 1 - give a bool"),
         ("noise", {"shot": 0}, "noise.shot is [0, 0] - use values from 1e-06 to 1"),
         ("blur", {"size": 500}, "blur.size is [500, 500] - use values from 0 to 101"),
-        ("blur", {"inertia": 0}, "blur.inertia is 0 - use values from 0.01 to 10"),
+        ("blur", {"inertia": 0}, "blur.inertia is [0, 0] - use values from 0.01 to 10"),
+        ("blur", {"kind": "shake"}, "blur.kind is 'shake' - use one of: kernel, exposure"),
+        ("blur", {"jpeg": 5}, "blur.jpeg is [5, 5] - use values from 10 to 100"),
     ],
 )
 def test_bad_options_name_themselves(kind, options, says):

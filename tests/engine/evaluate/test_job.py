@@ -197,7 +197,7 @@ def test_nothing_to_pair(folders: tuple[Path, Path], case: str, message: str) ->
 # -- scores ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", [name for name, p in PROTOCOLS.items() if not p.border])
 def test_scores_are_those_of_the_core(folders: tuple[Path, Path], protocol: str) -> None:
     result = run(*folders, protocol=protocol)
     for k, row in enumerate(result.rows):
@@ -206,6 +206,12 @@ def test_scores_are_those_of_the_core(folders: tuple[Path, Path], protocol: str)
             tuple(vars(score(a, b, PROTOCOLS[protocol])[0]).values())
         )
     assert result.protocol.name == protocol
+
+
+def test_a_protocol_s_border_counts_towards_the_smallest_size(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(DataError) as error:
+        run(*folders, protocol="levin")
+    assert "inside a border of 15 px" in str(error.value.details)
 
 
 def test_the_default_protocol_is_rgb(folders: tuple[Path, Path]) -> None:

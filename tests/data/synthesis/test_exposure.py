@@ -1,0 +1,110 @@
+"""Motion of cameras and objects, and what is integrated under it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from skimage import data as photos
+
+from c2fdft_cli.data.synthesis.exposure import (
+    MOST_FRAMES,
+    Motion,
+    defocus,
+    integrate,
+    integrate_object,
+    object_mask,
+    shake,
+)
+
+
+def light(h: int = 96, w: int = 112) -> np.ndarray:
+    return (photos.coffee()[:h, :w] / 255).astype(np.float32)
+
+
+def shift(*offsets: tuple[float, float]) -> Motion:
+    matrices = np.stack([np.array([[1, 0, dx], [0, 1, dy], [0, 0, 1.0]]) for dx, dy in offsets])
+    return Motion(matrices, np.full(len(offsets), 1 / len(offsets)))
+
+
+def moved(motion: Motion, x: float, y: float) -> np.ndarray:
+    points = motion.homographies @ np.array([x, y, 1.0])
+    return points[:, :2] / points[:, 2:]
+
+
+@pytest.mark.parametrize("size", [0.0, 3.0, 12.0, 30.0])
+@pytest.mark.parametrize("frames", [0, 13])
+def test_no_corner_moves_farther_than_asked_and_one_that_far(size, frames):
+    h, w = 192, 256
+    for seed in range(10):
+        motion = shake(h, w, size, 1.0, np.random.default_rng(seed), frames)
+        extents = [
+            np.ptp(moved(motion, x, y), axis=0).max() for x in (0, w - 1) for y in (0, h - 1)
+        ]
+        assert motion.weights.sum() == pytest.approx(1.0)
+        # The first and last positions lie half a step inside the path.
+        assert 0.75 * size <= max(extents) <= 1.05 * size
+
+
+def test_a_burst_rests_in_its_middle_frame():
+    motion = shake(200, 300, 20.0, 1.0, np.random.default_rng(5), 9)
+    assert motion.weights.tolist() == pytest.approx([1 / 9] * 9)
+    np.testing.assert_allclose(motion.homographies[4], np.eye(3), atol=1e-9)
+
+
+def test_positions_are_near_each_other():
+    for seed in range(10):
+        motion = shake(192, 192, 20.0, 1.0, np.random.default_rng(seed))
+        steps = np.hypot(*np.diff(moved(motion, 96, 96), axis=0).T)
+        assert len(motion.weights) == MOST_FRAMES or steps.max() < 2
+
+
+def test_corners_move_apart_as_a_turning_camera_moves_them():
+    motion = shake(400, 600, 20.0, 1.0, np.random.default_rng(2))
+    one, other = moved(motion, 0, 0), moved(motion, 599, 399)
+    assert np.abs((one - one[0]) - (other - other[0])).max() > 0.5
+
+
+def test_integrating_whole_shifts_is_the_mean_of_shifted_images():
+    image = light()
+    got = integrate(image, shift((0, 0), (3, 0), (0, -2)))
+    want = (image[10:-10, 10:-10] + image[10:-10, 7:-13] + image[12:-8, 10:-10]) / 3
+    np.testing.assert_allclose(got[10:-10, 10:-10], want, atol=1e-5)
+
+
+def test_an_object_at_rest_covers_what_is_behind_it():
+    image, behind = light(), np.zeros((96, 112, 3), np.float32)
+    mask = np.zeros((96, 112), np.float32)
+    mask[20:60, 30:70] = 1
+    laid = integrate_object(behind, image, mask, shift((0, 0)))
+    np.testing.assert_allclose(laid[20:60, 30:70], image[20:60, 30:70], atol=1e-6)
+    assert laid[:20].max() == 0
+
+
+def test_an_object_takes_its_edge_along():
+    white, black = np.ones((60, 60, 3), np.float32), np.zeros((60, 60, 3), np.float32)
+    mask = np.zeros((60, 60), np.float32)
+    mask[20:40, 20:40] = 1
+    laid = integrate_object(black, white, mask, shift((0, 0), (4, 0)))
+    np.testing.assert_allclose(laid[30, 18:46:4, 0], [0, 0.5, 1, 1, 1, 1, 0.5], atol=1e-5)
+
+
+def test_masks_are_opacities_with_soft_edges():
+    covered = []
+    for seed in range(60):
+        mask = object_mask(120, 150, np.random.default_rng(seed))
+        assert mask.shape == (120, 150)
+        assert mask.dtype == np.float32
+        assert mask.min() >= 0
+        assert mask.max() <= 1
+        covered.append(mask.mean())
+    assert 0.05 < np.mean(covered) < 0.5
+
+
+def test_a_point_out_of_focus_becomes_a_disc_of_the_same_light():
+    image = np.zeros((41, 41, 3), np.float32)
+    image[20, 20] = 1
+    disc = defocus(image, 5.0)[:, :, 0]
+    assert disc.sum() == pytest.approx(1.0, rel=1e-5)
+    assert disc[20, 16] == pytest.approx(disc[20, 20], rel=1e-4)
+    assert disc[20, 26] < 1e-6
+    assert disc[20, 20] == pytest.approx(1 / (np.pi * 25), rel=0.05)
