@@ -19,11 +19,10 @@ from c2fdft_cli.data.images.picture import (
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES, VideoInfo, is_video_path, probe_video
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
-from c2fdft_cli.files import read_error, require_existing
+from c2fdft_cli.files import read_error, read_text, require_existing
 
 INPUT_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
 ANIMATION_SUFFIXES = frozenset({".gif", ".webp", ".tif", ".tiff", ".png"})
-MAX_LIST_BYTES = 64 << 20
 MAX_FRAMES = 100_000
 
 
@@ -204,14 +203,7 @@ def _matching(pattern: str, skip: Path | None) -> list[Path]:
 
 def _listed(file: Path) -> list[Path]:
     """The paths in a text file, one a line; blank lines and lines after `#` are skipped."""
-    try:
-        if file.stat().st_size > MAX_LIST_BYTES:
-            raise DataError(f"the list is over {MAX_LIST_BYTES >> 20} MiB", where=file)
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise read_error(error, file) from error
-    if "\0" in text:
-        raise DataError("not a text file", where=file, hint="list one path a line, in UTF-8")
+    text = read_text(file, errors="surrogateescape")
     names = [line.strip() for line in text.splitlines()]
     names = [name for name in names if name and not name.startswith("#")]
     if not names:

@@ -62,6 +62,12 @@ def test_a_list_file(folder: Path, tmp_path: Path) -> None:
     assert names(find_inputs(f"@{listing}")) == ["sub/3.jpg", "2.png"]
 
 
+def test_a_list_with_a_byte_order_mark_keeps_its_first_line(folder: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{folder}/10.png\n{folder}/2.png\n", encoding="utf-8-sig")
+    assert names(find_inputs(f"@{listing}")) == ["10.png", "2.png"]
+
+
 def test_a_listed_file_that_is_missing_keeps_its_problem(folder: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text(f"{folder}/2.png\n{folder}/missing.png\n")
@@ -107,7 +113,7 @@ def test_empty_ones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images in this folder"):
         find_inputs(str(tmp_path))
     (tmp_path / "list.txt").write_text("a.png", encoding="utf-16")
-    with pytest.raises(DataError, match="not a text file"):
+    with pytest.raises(DataError, match="UTF-16"):
         find_inputs(f"@{tmp_path}/list.txt")
 
 
