@@ -94,13 +94,15 @@ def ensure_folder(path: str | Path) -> Path:
     except OSError as error:
         raise write_error(error, folder) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
+        refusal = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        what, hint = "cannot write to the folder", _HINTS[errno.EACCES]
+        raise ResourceError(what, where=folder, hint=hint) from refusal
     return folder
 
 
 def free_bytes(folder: Path) -> int:
     """Free space on the disk that a folder lies on, or will lie on."""
-    place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    place = next(path for path in (folder, *folder.resolve().parents) if os.path.exists(path))
     return shutil.disk_usage(place).free
 
 
@@ -202,7 +204,9 @@ def _is_about(error: OSError, temporary: Path, target: Path) -> bool:
 def _blocking_file(folder: Path) -> Path:
     """The first part of the path that exists and is no folder."""
     parts = (*reversed(folder.parents), folder)
-    return next((part for part in parts if part.exists() and not part.is_dir()), folder)
+    return next(
+        (part for part in parts if os.path.exists(part) and not os.path.isdir(part)), folder
+    )
 
 
 def _sync(path: Path) -> None:

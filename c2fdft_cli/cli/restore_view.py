@@ -61,6 +61,7 @@ def document(plan: RestorePlan, result: RestoreResult, following: str | None) ->
         "restored": len(result.images) - failed,
         "failed": failed,
         "skipped": result.skipped,
+        "not_read": plan.not_read,
         "images": [_record(image) for image in result.images],
         "seconds": result.seconds,
         "next": following,
@@ -78,6 +79,8 @@ def tell(plan: RestorePlan, result: RestoreResult) -> None:
         for note in image.notes:
             console.remark(f"note: {image.source}: {note}")
     _tell_skipped(result)
+    for kind in plan.not_read:
+        console.remark(f"note: {kind}")
     if good:
         console.stdout().print(_summary(plan, result, good))
 

@@ -124,7 +124,7 @@ def test_what_went_in_comes_out(kind: Kind, tmp_path: Path, weights: str) -> Non
     assert (found.alpha is not None) == kind.alpha
     if given.alpha is not None:
         assert np.array_equal(found.alpha, given.alpha)
-    assert found.icc == given.icc
+    assert found.metadata.icc == given.metadata.icc
     with Image.open(made) as image:
         assert image.getexif().get(0x0112, 1) == 1
 

@@ -19,7 +19,7 @@ def outputs(source: Path | str, out: Path | str, **changes: Any) -> list[Item]:
 
 
 def with_notes(source: Path | str, out: Path | str, **changes: Any) -> tuple[list[Item], list[str]]:
-    return plan_outputs(find_inputs(str(source)), str(out), Writing(**changes))
+    return plan_outputs(find_inputs([str(source)]), str(out), Writing(**changes))
 
 
 def made(folder: Path, *names: str) -> Path:
