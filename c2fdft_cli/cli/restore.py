@@ -21,7 +21,7 @@ def restore(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="IN...",
+            metavar="IN",
             help="Images, videos, folders (sub-folders too), globs, @list.txt, or - for stdin.",
         ),
     ],
