@@ -200,3 +200,66 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
         (source,) = find_inputs([str(spec)]).sources
         assert source.problem is None
         assert source.name == name
+
+
+def test_several_words_are_one_input(folder: Path, tmp_path: Path) -> None:
+    save(tmp_path / "one.png", random_picture(4, 5))
+    inputs = find_inputs([str(tmp_path / "one.png"), str(folder / "2.png"), f"{folder}/sub"])
+    assert not inputs.single
+    assert names(inputs) == ["one.png", "in/2.png", "in/sub/3.jpg"]
+    both = find_inputs([str(folder / "10.png"), str(folder / "2.png"), f"{folder}/*.png"])
+    assert names(both) == ["10.png", "2.png"]
+    with pytest.raises(UsageError, match="cannot be - and files"):
+        find_inputs(["-", str(folder)])
+
+
+def test_pictures_are_known_by_their_content(folder: Path) -> None:
+    data = (folder / "2.png").read_bytes()
+    for name in ("noext", "a.dat", "b.jpg_large", "c.mp4", "d.jpg"):
+        (folder / name).write_bytes(data)
+    (folder / "noise").write_bytes(b"no picture")
+    found = names(find_inputs([str(folder)]))
+    assert found == ["2.png", "10.png", "a.dat", "b.jpg_large", "c.mp4", "d.jpg", "noext",
+                     "sub/3.jpg"]  # fmt: skip
+    assert not problems(find_inputs([str(folder)]))
+
+
+def test_a_text_in_typescript_is_no_video(folder: Path) -> None:
+    (folder / "code.ts").write_text("export const a = 1\n" * 60)
+    (folder / "clip.ts").write_bytes((b"\x47" + bytes(187)) * 10)
+    (folder / "clip.m2ts").write_bytes((bytes(4) + b"\x47" + bytes(187)) * 10)
+    inputs = find_inputs([str(folder)])
+    assert "code.ts" not in names(inputs)
+    assert set(problems(inputs)) == {"clip.ts", "clip.m2ts"}  # tried, and damaged
+
+
+def test_pictures_that_are_not_read_are_counted_by_kind(folder: Path) -> None:
+    for name in ("1.dng", "2.nef", "sub/3.CR2"):
+        (folder / name).write_bytes(b"II*\0" + bytes(60))
+    (folder / "light.exr").write_bytes(b"\x76\x2f\x31\x01" + bytes(60))
+    inputs = find_inputs([str(folder)])
+    assert names(inputs) == ["2.png", "10.png", "sub/3.jpg"]
+    counts = {one.kind: (one.count, len(one.files)) for one in inputs.not_read}
+    assert counts == {"camera raw": (3, 3), "high dynamic range": (1, 1)}
+    assert "3 camera raw files not read: develop" in str(inputs.not_read[0])
+    alone = find_inputs([str(folder / "2.png"), str(folder / "1.dng")])
+    assert names(alone) == ["2.png"]
+    assert alone.not_read[0].count == 1
+    with pytest.raises(DataError, match="no image matches") as caught:
+        find_inputs([f"{folder}/*.dng"])
+    assert "16-bit TIFF" in str(caught.value.hint)
+
+
+def test_a_linked_folder_and_a_linked_file_are_treated_like_others(
+    folder: Path, tmp_path: Path
+) -> None:
+    frames = [Image.new("RGB", (6, 4), (shade, 0, 0)) for shade in (0, 200)]
+    (tmp_path / "other").mkdir()
+    for place in (folder, tmp_path / "other"):
+        frames[0].save(place / "g.gif", save_all=True, append_images=frames[1:])
+    (folder / "link").symlink_to(tmp_path / "other")
+    (folder / "linked.gif").symlink_to(tmp_path / "other" / "g.gif")
+    sources = [one for one in find_inputs([str(folder)]).sources if one.path.suffix == ".gif"]
+    assert [(one.relative.as_posix(), one.frame) for one in sources] == [
+        (name, frame) for name in ("g.gif", "link/g.gif", "linked.gif") for frame in (0, 1)
+    ]
