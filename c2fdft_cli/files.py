@@ -1,7 +1,8 @@
-"""Files that are either whole or absent: write beside the target, sync, rename."""
+"""Files that are written whole or not at all, text that people wrote, and what a disk refuses."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import os
@@ -13,6 +14,9 @@ from pathlib import Path
 
 from c2fdft_cli.errors import DataError, ResourceError
 
+MAX_TEXT_BYTES = 64 << 20
+_OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+"""Byte order marks; that of UTF-32 in little endian begins with that of UTF-16."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _HINTS = {
     errno.EACCES: "no permission; choose another folder",
@@ -90,13 +94,15 @@ def ensure_folder(path: str | Path) -> Path:
     except OSError as error:
         raise write_error(error, folder) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
+        refusal = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        what, hint = "cannot write to the folder", _HINTS[errno.EACCES]
+        raise ResourceError(what, where=folder, hint=hint) from refusal
     return folder
 
 
 def free_bytes(folder: Path) -> int:
     """Free space on the disk that a folder lies on, or will lie on."""
-    place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    place = next(path for path in (folder, *folder.resolve().parents) if os.path.exists(path))
     return shutil.disk_usage(place).free
 
 
@@ -125,6 +131,35 @@ def check_folder(path: str | Path) -> None:
         raise ResourceError("the output path lies under a regular file", where=folder, hint=hint)
     if not os.access(there, os.W_OK | os.X_OK):
         raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
+
+
+def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str = "strict") -> str:
+    """The text of a UTF-8 file that a person wrote; a byte order mark is no part of it.
+
+    Args:
+        path: the file.
+        max_bytes: refuse larger ones.
+        errors: what becomes of bytes that are not UTF-8, as in `bytes.decode`.
+
+    Raises:
+        DataError: missing, unreadable, too large, UTF-16, or not text.
+    """
+    hint = "save it as UTF-8"
+    try:
+        if os.stat(path).st_size > max_bytes:
+            raise DataError(f"this text is over the limit of {max_bytes} bytes", where=path)
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise read_error(error, path) from error
+    if data.startswith(_OTHER_UNICODE):
+        raise DataError("this text is UTF-16, not UTF-8", where=path, hint=hint)
+    if b"\0" in data:
+        raise DataError("not a text file", where=path, hint=hint)
+    try:
+        return data.decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start} of this text is not UTF-8"
+        raise DataError(what, where=path, hint=hint) from error
 
 
 def read_error(error: OSError, path: str | Path) -> DataError:
@@ -169,7 +204,9 @@ def _is_about(error: OSError, temporary: Path, target: Path) -> bool:
 def _blocking_file(folder: Path) -> Path:
     """The first part of the path that exists and is no folder."""
     parts = (*reversed(folder.parents), folder)
-    return next((part for part in parts if part.exists() and not part.is_dir()), folder)
+    return next(
+        (part for part in parts if os.path.exists(part) and not os.path.isdir(part)), folder
+    )
 
 
 def _sync(path: Path) -> None:

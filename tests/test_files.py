@@ -8,8 +8,14 @@ import stat
 
 import pytest
 
-from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.files import atomic_path, atomic_write_bytes, atomic_write_text, ensure_folder
+from c2fdft_cli.errors import DataError, ResourceError
+from c2fdft_cli.files import (
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_text,
+    ensure_folder,
+    read_text,
+)
 
 
 def names(folder):
@@ -143,3 +149,39 @@ def test_ensure_folder_refuses_one_that_cannot_be_written(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ResourceError, match="cannot write"):
         ensure_folder(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_text_is_read_with_and_without_a_byte_order_mark(tmp_path, encoding):
+    file = tmp_path / "list.txt"
+    file.write_bytes("grüße\r\nb\n".encode(encoding))
+    assert read_text(file) == "grüße\r\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ("a\n".encode("utf-16"), "UTF-16"),
+        (b"\xfe\xff" + "a\n".encode("utf-16-be"), "UTF-16"),
+        ("a\n".encode("utf-16-le"), "not a text file"),
+        (b"ab\xff", "byte 2 of this text is not UTF-8"),
+        (b"a" * 1_048_577, "over the limit of 1048576 bytes"),
+    ],
+)
+def test_what_is_no_utf_8_is_refused(tmp_path, data, what):
+    file = tmp_path / "list.txt"
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=what) as caught:
+        read_text(file, max_bytes=1 << 20)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_bytes_of_another_encoding_come_through_where_asked_for(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_bytes(b"caf\xe9.png")
+    assert os.fsencode(read_text(file, errors="surrogateescape")) == b"caf\xe9.png"
+
+
+def test_a_missing_text_is_an_error_of_data(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_text(tmp_path / "list.txt")

@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 @takes_settings
 def restore(
-    source: Annotated[
-        str,
+    sources: Annotated[
+        list[str],
         typer.Argument(
             metavar="IN",
-            help="An image or a video, a folder (sub-folders too), a quoted glob, @list.txt, "
-            "or - for stdin.",
+            help="Images, videos, folders (sub-folders too), globs, @list.txt, or - for stdin.",
         ),
     ],
     out: Annotated[
@@ -41,28 +40,30 @@ def restore(
     """Restore images and videos of any sizes.
 
     Existing outputs are skipped, so an interrupted run resumes where it stopped. Outputs are PNG,
-    with bit depth, alpha, colour profile and EXIF of the input. Videos keep container,
+    with bit depth, alpha, colour profile and metadata of the input. Videos keep container,
     frame rate and sound; they need the extra `video`.
 
     Examples: c2fdft restore rainy/ out/
 
+    c2fdft restore a.jpg b.jpg out/
+
     c2fdft restore rainy/ out/ --weights runs/derain-fine/fine.pt
     """
-    from c2fdft_cli.engine.restore.inputs import require_source
+    from c2fdft_cli.engine.restore.inputs import require_sources
 
     if json and out == STDIO:
         raise UsageError("--json cannot be combined with OUT -, which is the image")
-    require_source(source)  # before torch is loaded
+    require_sources(sources)  # before torch is loaded
 
     from c2fdft_cli.engine.restore.plan import plan_restore
 
     plan = plan_restore(
-        source,
+        sources,
         out,
         sampling=sampling,
         machine=machine,
         writing=writing,
-        stdin=sys.stdin.buffer.read() if source == STDIO else None,
+        stdin=sys.stdin.buffer.read() if STDIO in sources else None,
     )
     _run(plan, json)
 

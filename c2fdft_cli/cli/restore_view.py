@@ -61,6 +61,7 @@ def document(plan: RestorePlan, result: RestoreResult, following: str | None) ->
         "restored": len(result.images) - failed,
         "failed": failed,
         "skipped": result.skipped,
+        "not_read": plan.not_read,
         "images": [_record(image) for image in result.images],
         "seconds": result.seconds,
         "next": following,
@@ -74,12 +75,23 @@ def _record(image: ImageDone) -> dict[str, object]:
 def tell(plan: RestorePlan, result: RestoreResult) -> None:
     """The summary for people: notes and skips on stderr, the result on stdout."""
     good = [image for image in result.images if image.error is None]
-    for image in good:
-        for note in image.notes:
-            console.remark(f"note: {image.source}: {note}")
+    _tell_notes(good)
     _tell_skipped(result)
+    for kind in plan.not_read:
+        console.remark(f"note: {kind}")
     if good:
         console.stdout().print(_summary(plan, result, good))
+
+
+def _tell_notes(images: list[ImageDone]) -> None:
+    """Each note once, with the image's name where it is about one alone."""
+    about: dict[str, list[str]] = {}
+    for image in images:
+        for note in image.notes:
+            about.setdefault(note, []).append(image.source)
+    for note, sources in about.items():
+        where = sources[0] if len(sources) == 1 else f"{len(sources)} images"
+        console.remark(f"note: {where}: {note}")
 
 
 def _tell_skipped(result: RestoreResult) -> None:

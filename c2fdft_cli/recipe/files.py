@@ -12,7 +12,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from c2fdft_cli.errors import RecipeError
+from c2fdft_cli.errors import DataError, RecipeError
+from c2fdft_cli.files import read_text
 from c2fdft_cli.recipe.schema import Recipe
 from c2fdft_cli.validation import InvalidValuesError, validate
 from c2fdft_cli.vocabulary import did_you_mean
@@ -104,15 +105,13 @@ def write_recipe(recipe: Recipe) -> str:
 def read_yaml(path: Path) -> DictConfig:
     """A YAML mapping without aliases or interpolations; RecipeError otherwise."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RecipeError("this file is too large for a recipe", where=path)
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, max_bytes=MAX_BYTES)
         # an alias can make a small file unfold into gigabytes
         if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise RecipeError("anchors and aliases are not allowed in a recipe", where=path)
         values = OmegaConf.load(io.StringIO(text))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError("this recipe cannot be read", where=path, hint=str(error)) from error
+    except DataError as error:
+        raise RecipeError(error.what, where=path, hint=error.hint) from error
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         where = f"{path}{_line_of(error)}"
         raise RecipeError(

@@ -246,9 +246,33 @@ def test_weights_that_restore_to_nan_write_nothing(
 def test_a_single_output_that_is_there_is_named(folder: Path, coarse: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.png").write_text("mine")
     result = call(folder / "a.png", tmp_path / "mine.png", "--weights", coarse)
-    assert result.exit_code == 6
-    assert "mine.png: there is no record of how it was made" in result.stderr
+    assert result.exit_code == 2
+    assert "mine.png: OUT exists and was not written by this program" in result.stderr
     assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+def test_an_unquoted_glob_replaces_no_input(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    save(folder / "b.png", random_picture(9, 16, seed=2))
+    before = (folder / "b.png").read_bytes()
+    for more in ([], ["--overwrite"]):
+        result = call(folder / "a.png", folder / "b.png", "--weights", coarse, *more)
+        assert result.exit_code == 2
+        assert "name a folder" in result.stderr
+    assert (folder / "b.png").read_bytes() == before
+    words = [folder / "a.png", folder / "b.png", tmp_path / "out", "--weights", coarse]
+    assert call(*words).exit_code == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"a.png", "b.png"}
+
+
+def test_pictures_that_are_not_read_are_told(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    (folder / "1.dng").write_bytes(b"II*\0" + bytes(60))
+    result = call(folder, tmp_path / "out", "--weights", coarse)
+    assert result.exit_code == 0
+    assert "note: 1 camera raw file not read: develop" in result.stderr
+    result = call(folder, tmp_path / "other", "--weights", coarse, "--json")
+    (kind,) = json.loads(result.stdout)["not_read"]
+    assert (kind["kind"], kind["count"]) == ("camera raw", 1)
+    assert kind["files"] == [str(folder / "1.dng")]
 
 
 def test_pictures_that_stay_as_they_were_are_named(

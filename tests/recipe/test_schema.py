@@ -193,10 +193,16 @@ def test_files_that_cannot_be(tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: denoise\n", encoding="utf-8-sig")
+    assert load_recipe(str(path)).task == "denoise"
+
+
 def test_large_and_binary_files_are_refused(tmp_path):
     path = tmp_path / "large.yaml"
     path.write_text("a: 1\n" * 300_000)
-    with pytest.raises(RecipeError, match="too large"):
+    with pytest.raises(RecipeError, match="over the limit"):
         read_yaml(path)
     path.write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(RecipeError):

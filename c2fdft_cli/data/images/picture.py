@@ -1,4 +1,4 @@
-"""Faithful image files: bit depth, greyness, alpha, colour profile and EXIF survive.
+"""Faithful image files: bit depth, greyness, alpha, colour profile and metadata survive.
 
 `codec` takes pixels and the rest from the libraries that keep them. Images are RGB [h, w, 3],
 upright, C-contiguous.
@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,18 +19,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from c2fdft_cli.data.images.codec import (
-    count_frames,
-    decode,
-    encode,
+from c2fdft_cli.data.images.codec import count_frames, decode, encode, stored_size, upright
+from c2fdft_cli.data.images.formats import (
+    HEAD_BYTES,
+    READ_SUFFIXES,
+    WRITE_SUFFIXES,
     file_format,
-    stored_size,
-    upright,
 )
+from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
 from c2fdft_cli.files import atomic_write_bytes
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 MAX_PIXELS = 1 << 28
 _16_BIT_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
@@ -45,19 +44,14 @@ class Picture:
         pixels: uint8 or uint16 RGB [h, w, 3], upright; the channels of a grey one are equal.
         grey: whether the file is grey (one channel).
         alpha: opacity [h, w] of the same type, or None.
-        icc: the embedded colour profile.
-        exif: the EXIF block as a TIFF structure, without the "Exif" prefix; orientation 1.
-        png_chunks: what a PNG tells of its colours without a profile (cICP, gAMA, cHRM, sRGB) and
-            of its resolution (pHYs), as stored; other formats do not take it over.
-        source_format: PNG, JPEG, TIFF, BMP, WEBP, GIF, or "" for a picture made here.
+        metadata: what the file tells beside its pixels.
+        source_format: as in `file_format`, such as PNG; "" for a picture made here.
     """
 
     pixels: npt.NDArray[Any]
     grey: bool = False
     alpha: npt.NDArray[Any] | None = None
-    icc: bytes | None = None
-    exif: bytes | None = None
-    png_chunks: bytes = b""
+    metadata: Metadata = NO_METADATA
     source_format: str = ""
 
     def __post_init__(self) -> None:
@@ -78,7 +72,7 @@ class Picture:
 
 def is_image_path(path: str | Path) -> bool:
     """Whether the name ends like an image's, in any case; the file is not opened."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    return Path(path).suffix.lower() in READ_SUFFIXES
 
 
 def natural_key(path: str | Path) -> tuple[Any, ...]:
@@ -128,9 +122,10 @@ def read_picture(
     where = None if isinstance(source, bytes) else Path(source)
     with _reading(where):
         data = source if isinstance(source, bytes) else _read_bytes(Path(source))
-        found = decode(data, frame=frame, max_pixels=max_pixels)
+        suffix = "" if where is None else where.suffix.lower()
+        kind = file_format(data[:HEAD_BYTES], suffix)
+        found = decode(data, frame=frame, max_pixels=max_pixels, suffix=suffix)
         samples = upright(found.samples, found.orientation)
-        kind = file_format(data[:16])
     channels = samples.shape[2]
     grey = channels <= 2
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
@@ -138,9 +133,7 @@ def read_picture(
         pixels=np.ascontiguousarray(pixels),
         grey=grey,
         alpha=None if channels in (1, 3) else np.ascontiguousarray(samples[..., -1]),
-        icc=found.icc,
-        exif=found.exif,
-        png_chunks=found.png_chunks,
+        metadata=_turned(found.metadata) if found.orientation >= 5 else found.metadata,
         source_format=kind,
     )
 
@@ -156,14 +149,14 @@ def read_rgb8(path: str | Path) -> npt.NDArray[np.uint8]:
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of the upright picture, from the file's headers alone; DataError."""
     with _reading(Path(path)), _open(Path(path)) as file:
-        width, height, orientation = stored_size(file)
+        width, height, orientation = stored_size(file, Path(path).suffix.lower())
     return (width, height) if orientation >= 5 else (height, width)
 
 
 def frame_count(path: str | Path) -> int:
     """How many frames (GIF, WebP, animated PNG) or pages (TIFF) a file has; DataError."""
     with _reading(Path(path)), _open(Path(path)) as file:
-        return count_frames(file)
+        return count_frames(file, Path(path).suffix.lower())
 
 
 def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> None:
@@ -178,8 +171,8 @@ def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> N
         ResourceError: the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
-        hint = f"use one of {' '.join(sorted(IMAGE_SUFFIXES))}"
+    if suffix not in WRITE_SUFFIXES:
+        hint = f"use one of {' '.join(sorted(WRITE_SUFFIXES))}"
         raise UsageError(f"cannot write images as '{suffix}'", where=path, hint=hint)
     height, width = picture.pixels.shape[:2]
     limit = _MAX_SIDE.get(suffix)
@@ -188,15 +181,7 @@ def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> N
         raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .png")
     samples = _samples(picture)
     samples = samples if suffix in _16_BIT_SUFFIXES else to_8bit(samples)
-    data = encode(
-        suffix,
-        samples,
-        icc=picture.icc,
-        exif=picture.exif,
-        png_chunks=picture.png_chunks,
-        quality=quality,
-    )
-    atomic_write_bytes(path, data)
+    atomic_write_bytes(path, encode(suffix, samples, picture.metadata, quality))
 
 
 def save_rgb8(path: str | Path, pixels: npt.NDArray[np.uint8]) -> None:
@@ -209,6 +194,12 @@ def to_8bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if values.dtype == np.uint8:
         return values
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _turned(metadata: Metadata) -> Metadata:
+    """With the density of a picture whose sides have been exchanged."""
+    density = metadata.density
+    return replace(metadata, density=density and density[::-1])
 
 
 def _samples(picture: Picture) -> npt.NDArray[Any]:

@@ -1,29 +1,27 @@
-"""What is there to restore? A file, a folder, a glob, a list of files, or standard input."""
+"""What is there to restore? Files, folders, globs, lists of files, or standard input."""
 
 from __future__ import annotations
 
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from c2fdft_cli.data.images.picture import (
-    IMAGE_SUFFIXES,
     Picture,
     frame_count,
     image_size,
     natural_key,
     read_picture,
 )
-from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES, VideoInfo, is_video_path, probe_video
+from c2fdft_cli.data.video.probe import VideoInfo, probe_video
+from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, VIDEO, NotRead, Sorted, kind_of
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
-from c2fdft_cli.files import read_error, require_existing
+from c2fdft_cli.files import read_error, read_text, require_existing
 
-INPUT_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
-ANIMATION_SUFFIXES = frozenset({".gif", ".webp", ".tif", ".tiff", ".png"})
-MAX_LIST_BYTES = 64 << 20
+_SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
 MAX_FRAMES = 100_000
 
 
@@ -39,6 +37,7 @@ class Source:
         data: the file's bytes, when there is no file.
         problem: why its header cannot be read.
         video: what is in it, if it is a video.
+        note: what the user may not expect of it.
     """
 
     path: Path
@@ -49,6 +48,7 @@ class Source:
     data: bytes | None = None
     problem: C2fdftError | None = None
     video: VideoInfo | None = None
+    note: str | None = None
 
     @property
     def label(self) -> str:
@@ -83,47 +83,94 @@ class Inputs:
     Args:
         sources: in natural order.
         single: whether one file was named by itself.
+        not_read: pictures beside them that are of other kinds.
     """
 
     sources: list[Source]
     single: bool
+    not_read: list[NotRead] = field(default_factory=list)
 
 
-def require_source(spec: str) -> None:
+def require_sources(specs: Sequence[str]) -> None:
     """DataError where the user named a path that is not there; a glob or a list may be empty."""
-    # an empty word is an error of usage, which planning reports
-    if spec and spec != STDIO and not spec.startswith("@") and not glob.has_magic(spec):
-        require_existing(spec)
+    for spec in specs:
+        # an empty word is an error of usage, which planning reports
+        if spec and spec != STDIO and not spec.startswith("@") and not glob.has_magic(spec):
+            require_existing(spec)
 
 
-def find_inputs(spec: str, stdin: bytes | None = None, skip: Path | None = None) -> Inputs:
+def find_inputs(
+    specs: Sequence[str], stdin: bytes | None = None, skip: Path | None = None
+) -> Inputs:
     """Resolve what the user named; the headers are read, not the pixels.
 
     What the file system refuses for one of several files is that file's `problem`.
 
     Args:
-        spec: a file, a folder (with its sub-folders), a glob, `@list.txt` or `-`.
+        specs: files, folders (with their sub-folders), globs and `@list.txt`, or `-` alone.
         stdin: the bytes for `-`.
         skip: a folder whose files are no inputs: the outputs, where they lie among the inputs.
 
     Raises:
         DataError: nothing there, or the single file cannot be read.
-        UsageError: `-` without bytes.
+        UsageError: `-` without bytes, or beside others.
     """
-    if spec == STDIO:
+    if STDIO in specs:
+        if len(specs) > 1:
+            raise UsageError("IN cannot be - and files together", hint="restore one after another")
         return Inputs([_from_bytes(stdin)], single=True)
+    path = Path(specs[0])
+    if len(specs) == 1 and not _is_many(specs[0]):
+        require_existing(path)
+        sources = list(_scan([(path, PurePath(path.name))]))
+        if sources[0].problem is not None:
+            raise sources[0].problem
+        return Inputs(sources, single=True)
+    found, refused = Sorted(), list[OSError]()
+    parents: set[str] = set()
+    for spec in specs:
+        parents |= _add(spec, found, refused, skip)
+    root = path if len(specs) == 1 and os.path.isdir(path) else Path(os.path.commonpath(parents))
+    return _inputs(found, refused, root, specs[0])
+
+
+def _is_many(spec: str) -> bool:
+    """Whether a word stands for several files."""
+    there = os.path.exists(spec)
+    return os.path.isdir(spec) or (not there and (spec.startswith("@") or glob.has_magic(spec)))
+
+
+def _add(spec: str, found: Sorted, refused: list[OSError], skip: Path | None) -> set[str]:
+    """Sort the files of one word; the folders above which outputs do not mirror."""
     path = Path(spec)
-    if spec.startswith("@") and not os.path.exists(path):
-        return _many(_listed(Path(spec[1:])), None)
     if os.path.isdir(path):
-        return _in_folder(path, skip)
-    if not os.path.exists(path) and glob.has_magic(spec):
-        return _many(_matching(spec, skip), None)
-    require_existing(path)
-    sources = list(_scan([(path, PurePath(path.name))]))
-    if sources[0].problem is not None:
-        raise sources[0].problem
-    return Inputs(sources, single=True)
+        found.add(_without(sorted(_walk(path, refused), key=natural_key), skip), named=False)
+        return {os.path.dirname(os.path.abspath(path))}
+    if _is_many(spec):
+        paths = _listed(Path(spec[1:])) if spec.startswith("@") else _matching(spec, skip)
+        found.add(paths, named=spec.startswith("@"))
+        return {os.path.dirname(os.path.abspath(path)) for path in paths}
+    found.add([path], named=True)
+    return {os.path.dirname(os.path.abspath(path))}
+
+
+def _inputs(found: Sorted, refused: list[OSError], root: Path, first: str) -> Inputs:
+    """Sources with their places below `root`; DataError where there are none."""
+    paths = list(dict.fromkeys(found.inputs))
+    if refused and not paths:
+        raise read_error(refused[0], refused[0].filename) from refused[0]
+    if not paths:
+        hint = f"looked for {' '.join(sorted(INPUT_SUFFIXES))}"
+        if found.not_read:
+            hint = found.not_read[0].hint
+        what = "no images in this folder" if os.path.isdir(first) else "no image matches"
+        details = [str(one) for one in found.not_read]
+        raise DataError(what, where=first, hint=hint, details=details)
+    sources = list(_scan([(path, _below(path, root)) for path in paths]))
+    for error in refused:
+        path = Path(error.filename)
+        sources.append(Source(path, _below(path, root), problem=read_error(error, path)))
+    return Inputs(sources, single=False, not_read=found.not_read)
 
 
 def _from_bytes(data: bytes | None) -> Source:
@@ -134,32 +181,8 @@ def _from_bytes(data: bytes | None) -> Source:
     return Source(Path("stdin"), PurePath("stdin"), height=height, width=width, data=data)
 
 
-def _many(paths: Sequence[Path], root: Path | None) -> Inputs:
-    base = root if root is not None else _common_folder(paths)
-    return Inputs(list(_scan([(p, _below(p, base)) for p in paths])), single=False)
-
-
-def _common_folder(paths: Iterable[Path]) -> Path:
-    return Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths]))
-
-
 def _below(path: Path, root: Path) -> PurePath:
     return PurePath(os.path.relpath(os.path.abspath(path), os.path.abspath(root)))
-
-
-def _in_folder(folder: Path, skip: Path | None) -> Inputs:
-    refused: list[OSError] = []
-    found = _without([p for p in _walk(folder, refused) if _is_input(p)], skip)
-    if refused and not found:
-        raise read_error(refused[0], refused[0].filename) from refused[0]
-    if not found:
-        kinds = " ".join(sorted(INPUT_SUFFIXES))
-        raise DataError("no images in this folder", where=folder, hint=f"looked for {kinds}")
-    inputs = _many(sorted(found, key=natural_key), folder)
-    for error in refused:
-        path = Path(error.filename)
-        inputs.sources.append(Source(path, _below(path, folder), problem=read_error(error, path)))
-    return inputs
 
 
 def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:
@@ -180,10 +203,6 @@ def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:
         yield from (Path(base, name) for name in files if not name.startswith("."))
 
 
-def _is_input(path: Path) -> bool:
-    return path.suffix.lower() in INPUT_SUFFIXES
-
-
 def _without(paths: list[Path], folder: Path | None) -> list[Path]:
     """Leave out what lies in the output folder, unless the inputs themselves lie there."""
     if folder is None:
@@ -194,24 +213,15 @@ def _without(paths: list[Path], folder: Path | None) -> list[Path]:
 
 
 def _matching(pattern: str, skip: Path | None) -> list[Path]:
-    matches = map(Path, glob.glob(pattern, recursive=True))
-    found = [path for path in matches if _is_input(path) and not os.path.isdir(path)]
-    found = _without(found, skip)
-    if not found:
+    matches = [Path(name) for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)]
+    if not matches:
         raise DataError("no image matches", where=pattern, hint="quote the pattern and check it")
-    return sorted(found, key=natural_key)
+    return sorted(_without(matches, skip), key=natural_key)
 
 
 def _listed(file: Path) -> list[Path]:
     """The paths in a text file, one a line; blank lines and lines after `#` are skipped."""
-    try:
-        if file.stat().st_size > MAX_LIST_BYTES:
-            raise DataError(f"the list is over {MAX_LIST_BYTES >> 20} MiB", where=file)
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise read_error(error, file) from error
-    if "\0" in text:
-        raise DataError("not a text file", where=file, hint="list one path a line, in UTF-8")
+    text = read_text(file, errors="surrogateescape")
     names = [line.strip() for line in text.splitlines()]
     names = [name for name in names if name and not name.startswith("#")]
     if not names:
@@ -231,12 +241,17 @@ def _scan(files: Iterable[tuple[Path, PurePath]]) -> Iterator[Source]:
 
 
 def _open(path: Path, relative: PurePath) -> list[Source]:
-    if is_video_path(path):
+    if kind_of(path) == VIDEO:
         video = probe_video(path)
         return [Source(path, relative, None, video.height, video.width, video=video)]
     height, width = image_size(path)
-    frames = frame_count(path) if path.suffix.lower() in ANIMATION_SUFFIXES else 1
+    frames = frame_count(path)
     if frames > MAX_FRAMES:
         raise DataError(f"over {MAX_FRAMES} frames", where=path)
-    numbers = range(frames) if frames > 1 else [None]
-    return [Source(path, relative, number, height, width) for number in numbers]
+    if frames == 1:
+        return [Source(path, relative, None, height, width)]
+    note = None
+    if path.suffix.lower() not in _SEVERAL_SUFFIXES:
+        note = f"this file holds {frames} frames, each restored as a picture of its own"
+    first = Source(path, relative, 0, height, width, note=note)
+    return [first, *(Source(path, relative, i, height, width) for i in range(1, frames))]

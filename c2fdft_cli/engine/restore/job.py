@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
-from c2fdft_cli.engine.restore.outputs import Item, is_about_the_name
+from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.pictures import WRITERS, restore_pictures
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, RestoreResult, failed
@@ -57,6 +57,6 @@ def _restore_video(
     try:
         return (yield from restore_video(plan, item, stop))
     except ResourceError as error:
-        if is_about_the_name(error):
+        if is_about_one_file(error):
             return failed(item.source, error)
         raise

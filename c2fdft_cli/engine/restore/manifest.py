@@ -27,7 +27,7 @@ class Manifest:
     """The manifest of one output folder.
 
     Args:
-        folder: the output folder, or None to keep none (a single file, standard output).
+        folder: where the outputs are, or None to keep none (standard output).
         settings: all that decides an output's pixels besides its input, and its file's name.
         weights_file: the name of the weights, for people.
     """
@@ -40,6 +40,10 @@ class Manifest:
         self._weights_file = weights_file
         self._digest = settings_digest(settings)
         self._known = {} if folder is None else _read(folder / MANIFEST_NAME)
+
+    def has(self, output: Path) -> bool:
+        """Whether an output was written by this program, with whatever settings."""
+        return self._folder is not None and self._key(output) in self._known
 
     def doubt(self, output: Path, source: Path) -> str | None:
         """Why a file that exists may not be what this run would make; None if it is."""

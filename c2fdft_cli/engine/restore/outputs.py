@@ -6,11 +6,11 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePath
 
-from c2fdft_cli.data.images.picture import IMAGE_SUFFIXES
+from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, READ_SUFFIXES, WRITE_SUFFIXES
 from c2fdft_cli.data.video.probe import MUXERS, VIDEO_SUFFIXES, VideoInfo
 from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.engine.restore.inputs import Inputs, Source
@@ -18,19 +18,10 @@ from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writi
 from c2fdft_cli.errors import ResourceError, UsageError
 
 DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
-_OTHER_SUFFIXES = frozenset(
-    {".gif", ".avif", ".heic", ".jp2", ".jxl", ".tga", ".exr", ".hdr", ".ppm", ".pgm", ".raw"}
-)
-_FILE_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-_NAME_ERRORS = {
-    errno.ENAMETOOLONG,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ELOOP,
-    errno.EINVAL,
-    errno.EILSEQ,
-}
+_OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | {".gif", ".heic", ".exr", ".hdr", ".raw"}
+_FILE_SUFFIXES = WRITE_SUFFIXES | VIDEO_SUFFIXES
+_ALL_FILES_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_MAX_NAME_BYTES = 255
 _SHOWN = 10
 
 
@@ -100,15 +91,26 @@ def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> tuple[list[Item]
     return items, notes
 
 
-def is_about_the_name(error: ResourceError) -> bool:
-    """Whether a file system refused this one name; others may well be written."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _NAME_ERRORS
+def is_about_one_file(error: ResourceError) -> bool:
+    """Whether a file system refused this one file; others may well be written."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno not in _ALL_FILES_ERRORS
+
+
+def with_usable_names(item: Item) -> Item:
+    """With the problem of a name that was made too long, before the network works for it."""
+    long = next((f for f in item.files if len(os.fsencode(f.name)) > _MAX_NAME_BYTES), None)
+    if long is None or item.source.problem is not None:
+        return item
+    what = f"the output's name has {len(os.fsencode(long.name))} bytes, file systems take 255"
+    problem = ResourceError(what, where=item.source.label, hint="shorten the input's name")
+    return replace(item, source=replace(item.source, problem=problem))
 
 
 def _check_folder_name(folder: Path, out: str, single: bool) -> None:
     suffix = folder.suffix.lower()
     if single and suffix in _OTHER_SUFFIXES and not os.path.isdir(folder):
-        hint = f"use one of {' '.join(sorted(IMAGE_SUFFIXES))}"
+        hint = f"use one of {' '.join(sorted(WRITE_SUFFIXES))}"
         raise UsageError(f"cannot write images as '{suffix}'", where=folder, hint=hint)
     if out.endswith(("/", "\\")) and suffix in _FILE_SUFFIXES:
         raise UsageError("OUT is a folder with the suffix of an image", where=folder)
@@ -162,7 +164,7 @@ def _suffix(source: Source, format: str | None) -> str:
     name = (format or "png").lower()
     if name != SAME_FORMAT:
         return FORMATS[name]
-    return own if own in IMAGE_SUFFIXES else ".png"
+    return own if own in WRITE_SUFFIXES else ".jpg" if own in JPEG_SUFFIXES else ".png"
 
 
 def _with_extras(

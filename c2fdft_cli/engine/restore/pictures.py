@@ -20,8 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import Picture, to_8bit, write_picture
-from c2fdft_cli.engine.restore.outputs import DEEP_SUFFIXES, Item, is_about_the_name
+from c2fdft_cli.data.images.pillow import too_long
+from c2fdft_cli.engine.restore.options import FORMATS
+from c2fdft_cli.engine.restore.outputs import DEEP_SUFFIXES, Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed
 from c2fdft_cli.engine.sampling.executor import Restored
@@ -37,7 +40,17 @@ DIFFERENCE_GAIN = 4.0
 _GAP = 8
 _HEAT_PERCENTILE = 99.0
 _NO_ALPHA = frozenset({".jpg", ".jpeg", ".bmp"})
-_NO_METADATA = frozenset({".bmp"})
+_EVERYTHING = frozenset(
+    {"colour profile", "EXIF", "XMP", "IPTC", "texts", "density", "colour chunks"}
+)
+_NOT_KEPT = {
+    ".png": frozenset[str](),
+    ".tif": frozenset({"colour chunks"}),
+    ".jpg": frozenset({"colour chunks"}),
+    ".webp": frozenset({"colour chunks", "IPTC", "texts", "density"}),
+    ".bmp": _EVERYTHING - {"density"},
+}
+"""Metadata that a format has no place for."""
 
 Loaded: TypeAlias = tuple[Item, Picture | C2fdftError]
 """An item, and what reading it gave."""
@@ -140,13 +153,13 @@ def _finish(
         kept = write_files(
             item, picture, image, deviation, writing.quality, writing.bit_depth, writing.overwrite
         )
+        plan.manifest.add(item.output, item.source.path)
     except (CheckpointError, UsageError) as error:  # NaN, or a format that cannot hold it
         return failed(item.source, error)
     except ResourceError as error:
-        if is_about_the_name(error):
+        if is_about_one_file(error):
             return failed(item.source, error)
         raise
-    plan.manifest.add(item.output, item.source.path)
     height, width = picture.pixels.shape[:2]
     return ImageDone(
         source=item.source.label,
@@ -159,7 +172,12 @@ def _finish(
         executor=restored.executor,
         precision=plan.runtime.precision,
         peak_memory=plan.runtime.peak_memory(),
-        notes=[*restored.notes, *dropped(picture, item.suffix, writing.bit_depth), *kept],
+        notes=[
+            *([item.source.note] if item.source.note else []),
+            *restored.notes,
+            *dropped(picture, item.suffix, writing.bit_depth),
+            *kept,
+        ],
     )
 
 
@@ -231,11 +249,33 @@ def dropped(picture: Picture, suffix: str, bit_depth: int | None) -> list[str]:
     name, notes = suffix[1:], []
     if picture.alpha is not None and suffix in _NO_ALPHA:
         notes.append(f"alpha dropped: {name} has none")
-    if (picture.icc or picture.exif) and suffix in _NO_METADATA:
-        notes.append(f"colour profile and EXIF dropped: {name} has none")
+    lost = [one for one in _present(picture.metadata) if one in _NOT_KEPT[_family(suffix)]]
+    lost += [f"{one} over 64 kB" for one in too_long(picture.metadata, suffix)]
+    if lost:
+        notes.append(f"{', '.join(lost)} dropped: {name} cannot hold this")
+    if picture.metadata.lost:
+        notes.append(f"not read: {picture.metadata.lost}")
     if picture.bit_depth == 16 and bit_depth != 8 and suffix not in DEEP_SUFFIXES:
         notes.append(f"16 bits rounded to 8: {name} holds 8")
     return notes
+
+
+def _family(suffix: str) -> str:
+    return FORMATS[suffix[1:]]
+
+
+def _present(metadata: Metadata) -> list[str]:
+    """What there is beside the pixels, in words."""
+    found = {
+        "colour profile": metadata.icc,
+        "EXIF": metadata.exif,
+        "XMP": metadata.xmp,
+        "IPTC": metadata.iptc,
+        "texts": metadata.texts,
+        "density": metadata.density,
+        "colour chunks": metadata.colour_chunks,
+    }
+    return [name for name, value in found.items() if value]
 
 
 def to_tensor(picture: Picture) -> Tensor:

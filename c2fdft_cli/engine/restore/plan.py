@@ -10,6 +10,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.video.probe import count_frames
 from c2fdft_cli.engine.restore.inputs import find_inputs
+from c2fdft_cli.engine.restore.kinds import NotRead
 from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import (
     STDIO,
@@ -20,7 +21,7 @@ from c2fdft_cli.engine.restore.options import (
     grid_warning,
     sample_count,
 )
-from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs
+from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs, with_usable_names
 from c2fdft_cli.engine.restore.result import Skipped, named
 from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
@@ -52,6 +53,7 @@ class RestorePlan:
         manifest: of the output folder.
         warnings: what the user should know before it starts.
         remarks: how the weights were chosen.
+        not_read: pictures among the inputs that are of kinds not read.
         protocol: by which the weights' task is scored, where they say so.
     """
 
@@ -68,6 +70,7 @@ class RestorePlan:
     manifest: Manifest
     warnings: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    not_read: list[NotRead] = field(default_factory=list)
     protocol: str | None = None
 
     @property
@@ -87,7 +90,7 @@ class RestorePlan:
 
 
 def plan_restore(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     sampling: Sampling = _SAMPLING,
@@ -98,7 +101,8 @@ def plan_restore(
     """Load the weights, find inputs and outputs, and check them; nothing is written yet.
 
     Args:
-        source: a file, a folder, a glob, `@list.txt`, or `-` for the bytes `stdin` of an image.
+        source: a file, a folder, a glob, `@list.txt`, or several of them, or `-` for the bytes
+            `stdin` of an image.
         out: a folder; for a single image also a file with an image suffix, or `-`.
         sampling, machine, writing: the settings.
 
@@ -108,7 +112,8 @@ def plan_restore(
         DataError: no inputs, or the single named image cannot be read.
         ResourceError: no such device, OUT cannot be written to, or the single image is too large.
     """
-    source, out = _not_empty("IN", source), _not_empty("OUT", out)
+    several = [source] if isinstance(source, str | Path) else source
+    specs, out = [_not_empty("IN", one) for one in several], _not_empty("OUT", out)
     samples = sample_count(sampling.samples, sampling.self_ensemble, bool(writing.uncertainty))
     runtime = make_runtime(machine.device, machine.precision)
     found = choose_weights(sampling.weights, sampling.task, sampling.steps)
@@ -116,12 +121,16 @@ def plan_restore(
     recipe = checkpoint.recipe([])
     grid = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
     folder = output_folder(out)
-    _check_folders(source, out, folder, writing)
-    inputs = find_inputs(source, stdin, skip=folder)
+    _check_folders(specs, out, folder, writing)
+    inputs = find_inputs(specs, stdin, skip=folder)
     items, renamed = plan_outputs(inputs, out, writing)
+    items = [with_usable_names(item) for item in items]
     settings = _settings(sampling, machine, writing)
     settings |= {"draws": samples, "grid": grid, "precision": runtime.precision}
-    manifest = Manifest(folder, {**settings, "weights": sha256_of(found.path)}, found.path.name)
+    kept_in = None if out == STDIO else folder or Path(out).parent
+    manifest = Manifest(kept_in, {**settings, "weights": sha256_of(found.path)}, found.path.name)
+    if folder is None and stdin is None:
+        _refuse_foreign(Path(out), manifest)
     todo, skipped = _split(items[runtime.rank :: runtime.world], manifest, writing.overwrite)
     executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
     todo = [_checked(item, executor) for item in todo]
@@ -145,6 +154,7 @@ def plan_restore(
         manifest=manifest,
         warnings=[*_given(warning, notice), *_stale(skipped), *renamed, *too_large],
         remarks=found.remarks,
+        not_read=inputs.not_read,
         protocol=None if recipe is None else recipe.train.protocol,
     )
 
@@ -159,9 +169,16 @@ def _given(*notices: str | None) -> list[str]:
     return [notice for notice in notices if notice is not None]
 
 
-def _check_folders(source: str, out: str, folder: Path | None, writing: Writing) -> None:
+def _refuse_foreign(out: Path, manifest: Manifest) -> None:
+    """Never replace a file of the user's: OUT may be the last of the files that a shell listed."""
+    if os.path.exists(out) and not manifest.has(out):
+        hint = "name a folder for the outputs; to replace this file, delete it first"
+        raise UsageError("OUT exists and was not written by this program", where=out, hint=hint)
+
+
+def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing: Writing) -> None:
     """Refuse folders that cannot be written to, before any work."""
-    if folder is not None and os.path.realpath(source) == os.path.realpath(folder):
+    if folder is not None and os.path.realpath(folder) in map(os.path.realpath, specs):
         what = "inputs and outputs are in one folder"
         raise UsageError(what, where=folder, hint="choose another folder for OUT")
     parent = None if out == STDIO else Path(out).parent

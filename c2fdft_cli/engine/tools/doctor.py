@@ -18,6 +18,7 @@ EXTRAS = {
     "matplotlib": ("plots", "curves.png and sweep.png"),
     "skimage": ("demo", "photos for `c2fdft demo`"),
     "av": ("video", "videos in `c2fdft restore`"),
+    "pillow_heif": ("heif", "HEIC pictures in `c2fdft restore`"),
     "tensorboard": ("logs", "curves and samples of a training"),
 }
 

@@ -21,8 +21,8 @@ from c2fdft_cli.engine.weights.catalogue import (
 )
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.tensors import load_tensors
-from c2fdft_cli.errors import CheckpointError, UsageError
-from c2fdft_cli.files import atomic_write_bytes, ensure_folder
+from c2fdft_cli.errors import CheckpointError, DataError, UsageError
+from c2fdft_cli.files import atomic_write_bytes, ensure_folder, read_text
 
 DERIVED = ("name", "file", "sha256", "bytes", "parameters", "network", "grid")
 """What `Entry` takes from the file; the rest are facts that people state."""
@@ -106,9 +106,10 @@ def _read_facts(path: Path) -> dict[str, Any]:
     wanted = ", ".join(f.name for f in fields(Entry) if f.name not in DERIVED)
     hint = f"JSON with {wanted}"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"the facts cannot be read: {error}", where=path, hint=hint) from error
+        facts = json.loads(read_text(path))
+    except (DataError, ValueError, RecursionError) as error:
+        reason = error.what if isinstance(error, DataError) else error
+        raise UsageError(f"the facts cannot be read: {reason}", where=path, hint=hint) from error
     if not isinstance(facts, dict):
         raise UsageError("the facts must be a JSON object", where=path, hint=hint)
     if odd := sorted(set(facts) & set(DERIVED)):

@@ -77,7 +77,7 @@ def test_cmyk_is_converted_with_and_without_a_profile():
     for wrong in (srgb, b"no profile at all"):
         got = read_picture(encoded(image, "TIFF", icc_profile=wrong))
         assert got.pixels[0, 0].tolist() == [255, 0, 0]
-        assert got.icc is None
+        assert got.metadata.icc is None
 
 
 def test_a_usable_cmyk_profile_decides_the_colours(monkeypatch):
@@ -91,7 +91,7 @@ def test_a_usable_cmyk_profile_decides_the_colours(monkeypatch):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     got = read_picture(encoded(Image.new("CMYK", (2, 2)), "TIFF", icc_profile=profile))
     assert got.pixels[0, 0].tolist() == [1, 2, 3]
-    assert got.icc is None
+    assert got.metadata.icc is None
     assert [(mode, output) for mode, _, output in seen] == [("CMYK", "RGB")]
 
 
@@ -119,7 +119,7 @@ def test_pages_of_a_tiff(tmp_path, dtype):
     assert frame_count(tmp_path / "a.tif") == 3
     for number, page in enumerate(pages):
         np.testing.assert_array_equal(read_picture(data, frame=number).pixels, page)
-    with pytest.raises(DataError, match=r"3 pages.* no page 7"):
+    with pytest.raises(DataError, match=r"3 frames.* no frame 7"):
         read_picture(data, frame=7)
 
 
@@ -183,7 +183,7 @@ def test_damaged_hexadecimal_exif_is_left_out(text):
         (b"tEXt", text),
     ):
         got = read_picture(with_chunk(data, kind, b"Raw profile type exif\0" + payload))
-        assert got.exif is None
+        assert got.metadata.exif is None
         np.testing.assert_array_equal(got.pixels, ramp(dtype=np.uint8))
 
 
@@ -203,7 +203,7 @@ def test_colours_without_a_profile_and_the_resolution_of_a_png_survive(tmp_path)
     write_picture(tmp_path / "a.png", read_picture(with_chunk(data, b"eXIf", exif.tobytes()[6:])))
     assert chunk(b"pHYs", struct.pack(">IIB", 200, 300, 1)) in (tmp_path / "a.png").read_bytes()
     write_picture(tmp_path / "a.jpg", read_picture(data))
-    assert read_picture(tmp_path / "a.jpg").png_chunks == b""
+    assert read_picture(tmp_path / "a.jpg").metadata.png_chunks == b""
 
 
 def test_exif_after_the_pixels_of_a_png_counts(tmp_path):
@@ -233,7 +233,7 @@ def test_a_damaged_or_huge_profile_is_left_out(tmp_path):
     bomb = b"bomb\0\0" + zlib.compress(bytes(64 << 20))
     for payload in (b"", b"name", b"name\0\0garbage", bomb):
         got = read_picture(with_chunk(data, b"iCCP", payload))
-        assert got.icc is None
+        assert got.metadata.icc is None
         np.testing.assert_array_equal(got.pixels, ramp(dtype=np.uint8))
 
 
@@ -242,9 +242,9 @@ def test_the_thumbnail_in_the_exif_block_is_unlinked():
     block = b"II*\0\x08\0\0\0" + tags + struct.pack("<I", 26) + tags + struct.pack("<I", 0)
     image = Image.fromarray(ramp(dtype=np.uint8))
     got = read_picture(encoded(image, "JPEG", exif=b"Exif\0\0" + block))
-    assert struct.unpack_from("<I", got.exif, 22)[0] == 0
-    assert struct.unpack_from("<H", got.exif, 18)[0] == 1
-    assert len(got.exif) == len(block)
+    assert struct.unpack_from("<I", got.metadata.exif, 22)[0] == 0
+    assert struct.unpack_from("<H", got.metadata.exif, 18)[0] == 1
+    assert len(got.metadata.exif) == len(block)
 
 
 def outcome(data):

@@ -97,7 +97,7 @@ def test_float_tiff_in_0_1_becomes_16_bit(channels, dtype):
 def test_float_tiff_outside_0_1_is_refused_with_a_hint(bad):
     values = np.full((4, 4), 0.5, np.float32)
     values[2, 2] = bad
-    with pytest.raises(DataError, match=r"float TIFF with values outside 0\.\.1") as caught:
+    with pytest.raises(DataError, match=r"float picture with values outside 0\.\.1") as caught:
         read_picture(tiff_bytes(values, photometric="minisblack"))
     assert "scale it" in caught.value.hint
 
@@ -201,7 +201,7 @@ def test_descriptions_of_a_page_survive_in_classic_and_big_tiffs():
     for bigtiff in (False, True):
         data = tiff_bytes(ramp(), photometric="rgb", bigtiff=bigtiff, resolution=(300, 200))
         exif = Image.Exif()
-        exif.load(read_picture(data).exif)
+        exif.load(read_picture(data).metadata.exif)
         assert (exif[282], exif[283]) == (300, 200)
 
 

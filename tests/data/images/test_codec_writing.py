@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
+from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import Picture, read_picture, save_rgb8, write_picture
 from c2fdft_cli.errors import ResourceError, UsageError
 
@@ -47,7 +48,7 @@ def assert_same(got, expected):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_other_programs_read_what_is_written(tmp_path, suffix):
-    before = picture(np.uint16, alpha=True, icc=ICC, exif=exif_block())
+    before = picture(np.uint16, alpha=True, metadata=Metadata(icc=ICC, exif=exif_block()))
     path = tmp_path / f"a{suffix}"
     write_picture(path, before)
     opencv = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
@@ -63,11 +64,11 @@ def test_other_programs_read_what_is_written(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", LOSSLESS)
 def test_lossless_formats_keep_8_bit_colours(tmp_path, suffix):
-    before = picture(icc=ICC, exif=exif_block())
+    before = picture(metadata=Metadata(icc=ICC, exif=exif_block()))
     write_picture(tmp_path / f"a{suffix}", before)
     after = read_picture(tmp_path / f"a{suffix}")
     assert_same(after, before)
-    assert after.icc == (None if suffix == ".bmp" else ICC)
+    assert after.metadata.icc == (None if suffix == ".bmp" else ICC)
 
 
 def test_webp_keeps_alpha_and_the_colours_under_it(tmp_path):
@@ -77,13 +78,15 @@ def test_webp_keeps_alpha_and_the_colours_under_it(tmp_path):
 
 
 def test_jpeg_keeps_profile_exif_and_full_colour_resolution(tmp_path):
-    before = Picture(np.full((16, 16, 3), (200, 40, 90), np.uint8), icc=ICC, exif=exif_block())
+    before = Picture(
+        np.full((16, 16, 3), (200, 40, 90), np.uint8), metadata=Metadata(icc=ICC, exif=exif_block())
+    )
     before.pixels[:, ::2] = (20, 90, 200)
     write_picture(tmp_path / "a.jpg", before, quality=95)
     after = read_picture(tmp_path / "a.jpg")
     assert np.abs(after.pixels.astype(int) - before.pixels).max() < 12
-    assert after.icc == ICC
-    assert after.exif is not None
+    assert after.metadata.icc == ICC
+    assert after.metadata.exif is not None
     write_picture(tmp_path / "low.jpg", before, quality=10)
     assert (tmp_path / "low.jpg").stat().st_size < (tmp_path / "a.jpg").stat().st_size
 
@@ -136,12 +139,12 @@ def test_tags_that_describe_other_pixels_do_not_enter_a_tiff(tmp_path):
     exif = Image.Exif()
     for tag, value in {0x013B: "A. Painter", 322: 16, 325: 99, 317: 3, 339: 3, 256: 9}.items():
         exif[tag] = value
-    before = picture(exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+    before = picture(metadata=Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0")))
     write_picture(tmp_path / "a.tif", before)
     after = read_picture(tmp_path / "a.tif")
     assert_same(after, before)
     found = Image.Exif()
-    found.load(after.exif)
+    found.load(after.metadata.exif)
     assert dict(found) == {0x013B: "A. Painter"}
 
 
@@ -151,10 +154,10 @@ def test_camera_and_place_data_survive(tmp_path, suffix):
     exif[271] = "Maker"
     exif.get_ifd(0x8769)[0x829A] = 0.5
     exif.get_ifd(0x8825)[1] = "N"
-    before = picture(exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+    before = picture(metadata=Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0")))
     write_picture(tmp_path / f"a{suffix}", before)
     found = Image.Exif()
-    found.load(read_picture(tmp_path / f"a{suffix}").exif)
+    found.load(read_picture(tmp_path / f"a{suffix}").metadata.exif)
     assert found[271] == "Maker"
     assert found.get_ifd(0x8769)[0x829A] == 0.5
     assert found.get_ifd(0x8825)[1] == "N"
@@ -163,8 +166,11 @@ def test_camera_and_place_data_survive(tmp_path, suffix):
 def test_an_exif_block_too_long_for_a_jpeg_is_left_out(tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "x" * 70000
-    write_picture(tmp_path / "a.jpg", picture(exif=exif.tobytes().removeprefix(b"Exif\0\0")))
-    assert read_picture(tmp_path / "a.jpg").exif is None
+    write_picture(
+        tmp_path / "a.jpg",
+        picture(metadata=Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0"))),
+    )
+    assert read_picture(tmp_path / "a.jpg").metadata.exif is None
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

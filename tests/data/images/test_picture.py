@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
+from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import (
-    IMAGE_SUFFIXES,
+    WRITE_SUFFIXES,
     Picture,
     frame_count,
     image_size,
@@ -72,15 +73,15 @@ def assert_same(got, expected):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_png_and_tiff_keep_everything(tmp_path, suffix, dtype, grey, alpha):
-    before = picture(dtype, grey, alpha, icc=ICC, exif=exif_block())
+    before = picture(dtype, grey, alpha, metadata=Metadata(icc=ICC, exif=exif_block()))
     write_picture(tmp_path / f"a{suffix}", before)
     after = read_picture(tmp_path / f"a{suffix}")
     assert_same(after, before)
-    assert after.icc == ICC
+    assert after.metadata.icc == ICC
     assert after.bit_depth == np.dtype(dtype).itemsize * 8
     assert after.source_format == {".png": "PNG", ".tif": "TIFF"}[suffix]
     exif = Image.Exif()
-    exif.load(after.exif)
+    exif.load(after.metadata.exif)
     assert exif[0x013B] == "A. Painter"
 
 
@@ -144,7 +145,7 @@ def test_a_damaged_exif_block_is_left_out_without_a_warning():
     for block in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", exif_block(6)[:20], b"garbage" * 9):
         data = encoded(Image.fromarray(drawn(8, 16)), "JPEG", exif=b"Exif\0\0" + block)
         got = read_picture(data)
-        assert got.exif is None
+        assert got.metadata.exif is None
         assert got.pixels.shape == (8, 16, 3)
 
 
@@ -221,7 +222,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
 
 def test_a_picture_over_pillows_own_limit_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in WRITE_SUFFIXES:
         save_rgb8(tmp_path / f"a{suffix}", drawn())
         assert image_size(tmp_path / f"a{suffix}") == read_rgb8(tmp_path / f"a{suffix}").shape[:2]
 
@@ -252,7 +253,7 @@ def test_picture_checks_its_arrays(pixels, alpha, error):
 
 
 def test_is_image_path():
-    assert all(is_image_path(f"a{suffix.upper()}") for suffix in IMAGE_SUFFIXES)
+    assert all(is_image_path(f"a{suffix.upper()}") for suffix in WRITE_SUFFIXES)
     assert not any(is_image_path(name) for name in ("a.gif", "a.txt", "png", ".png", "a.png~"))
 
 

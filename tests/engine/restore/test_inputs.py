@@ -28,7 +28,7 @@ def names(inputs: Inputs) -> list[str]:
 
 
 def test_a_folder_with_sub_folders_in_natural_order(folder: Path) -> None:
-    inputs = find_inputs(str(folder))
+    inputs = find_inputs([str(folder)])
     assert names(inputs) == ["2.png", "10.png", "sub/3.jpg"]
     assert not inputs.single
     assert (inputs.sources[0].height, inputs.sources[0].width) == (4, 5)
@@ -36,85 +36,91 @@ def test_a_folder_with_sub_folders_in_natural_order(folder: Path) -> None:
 
 def test_outputs_inside_the_inputs_are_no_inputs(folder: Path) -> None:
     save(folder / "out" / "2.png", random_picture(4, 5))
-    found = names(find_inputs(str(folder), skip=folder / "out"))
+    found = names(find_inputs([str(folder)], skip=folder / "out"))
     assert found == ["2.png", "10.png", "sub/3.jpg"]
 
 
 def test_a_file(folder: Path) -> None:
-    inputs = find_inputs(str(folder / "sub" / "3.jpg"))
+    inputs = find_inputs([str(folder / "sub" / "3.jpg")])
     assert inputs.single
     assert names(inputs) == ["3.jpg"]
 
 
 def test_a_glob_mirrors_below_the_common_folder(folder: Path) -> None:
-    assert names(find_inputs(f"{folder}/**/*.*g")) == ["2.png", "10.png", "sub/3.jpg"]
-    assert names(find_inputs(f"{folder}/*.png")) == ["2.png", "10.png"]
+    assert names(find_inputs([f"{folder}/**/*.*g"])) == ["2.png", "10.png", "sub/3.jpg"]
+    assert names(find_inputs([f"{folder}/*.png"])) == ["2.png", "10.png"]
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path: Path) -> None:
     path = save(tmp_path / "a[1].png", random_picture(4, 5))
-    assert names(find_inputs(str(path))) == ["a[1].png"]
+    assert names(find_inputs([str(path)])) == ["a[1].png"]
 
 
 def test_a_list_file(folder: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text(f"# mine\n{folder}/sub/3.jpg\n\n{folder}/2.png\n{folder}/2.png\n")
-    assert names(find_inputs(f"@{listing}")) == ["sub/3.jpg", "2.png"]
+    assert names(find_inputs([f"@{listing}"])) == ["sub/3.jpg", "2.png"]
+
+
+def test_a_list_with_a_byte_order_mark_keeps_its_first_line(folder: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{folder}/10.png\n{folder}/2.png\n", encoding="utf-8-sig")
+    assert names(find_inputs([f"@{listing}"])) == ["10.png", "2.png"]
 
 
 def test_a_listed_file_that_is_missing_keeps_its_problem(folder: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text(f"{folder}/2.png\n{folder}/missing.png\n")
-    good, bad = find_inputs(f"@{listing}").sources
+    good, bad = find_inputs([f"@{listing}"]).sources
     assert good.problem is None
     assert "no such file" in str(bad.problem)
 
 
 def test_standard_input(folder: Path) -> None:
     data = (folder / "2.png").read_bytes()
-    inputs = find_inputs("-", data)
+    inputs = find_inputs(["-"], data)
     assert inputs.single
     assert inputs.sources[0].read().pixels.shape == (4, 5, 3)
     with pytest.raises(UsageError, match="standard input is empty"):
-        find_inputs("-", b"")
+        find_inputs(["-"], b"")
     with pytest.raises(DataError, match="not an image"):
-        find_inputs("-", b"text, not an image")
+        find_inputs(["-"], b"text, not an image")
 
 
 def test_frames_are_images_with_names_of_their_own(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 4), (shade, 0, 0)) for shade in (0, 100, 200)]
     for name in ("a.gif", "a.tif", "a.webp"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        sources = find_inputs(str(tmp_path / name)).sources
+        sources = find_inputs([str(tmp_path / name)]).sources
         assert [source.frame for source in sources] == [0, 1, 2]
         assert [source.stem for source in sources] == ["a-0001", "a-0002", "a-0003"]
         assert len({source.name for source in sources}) == 3
         assert sources[2].label.endswith("[3]")
         assert abs(int(sources[2].read().pixels[0, 0, 0]) - 200) <= 8
-    assert len(find_inputs(str(tmp_path)).sources) == 9
+    assert len(find_inputs([str(tmp_path)]).sources) == 9
 
 
 @pytest.mark.parametrize("words", ["nothing/here", "nothing/*.png", "@nothing.txt"])
 def test_nothing_there(words: str) -> None:
     with pytest.raises(DataError, match=r"no such|no image matches"):
-        find_inputs(words)
+        find_inputs([words])
 
 
 def test_empty_ones(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n# none\n")
     with pytest.raises(DataError, match="the list is empty"):
-        find_inputs(f"@{tmp_path}/list.txt")
+        find_inputs([f"@{tmp_path}/list.txt"])
     with pytest.raises(DataError, match="no images in this folder"):
-        find_inputs(str(tmp_path))
+        find_inputs([str(tmp_path)])
     (tmp_path / "list.txt").write_text("a.png", encoding="utf-16")
-    with pytest.raises(DataError, match="not a text file"):
-        find_inputs(f"@{tmp_path}/list.txt")
+    with pytest.raises(DataError, match="UTF-16"):
+        find_inputs([f"@{tmp_path}/list.txt"])
 
 
 def test_a_damaged_file_keeps_its_problem(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("text")
     save_rgb8(tmp_path / "good.png", random_picture(3, 3).pixels)
-    bad, good = find_inputs(str(tmp_path)).sources
+    bad, good = find_inputs([str(tmp_path)]).sources
     assert "not an image" in str(bad.problem)
     assert good.problem is None
 
@@ -129,7 +135,7 @@ def test_a_folder_goes_through_links_once_and_a_broken_one_is_its_own_problem(fo
     (folder / "loop.png").symlink_to(folder / "loop.png")
     (folder / "gone.png").symlink_to(folder / "nowhere")
     (folder / "pictures.png").mkdir()
-    inputs = find_inputs(str(folder))
+    inputs = find_inputs([str(folder)])
     assert names(inputs) == ["2.png", "10.png", "gone.png", "loop.png", "sub/3.jpg"]
     found = problems(inputs)
     assert "no such file" in found.pop("gone.png")
@@ -141,11 +147,11 @@ def test_a_listed_name_that_is_too_long_is_its_own_problem(folder: Path, tmp_pat
     long = tmp_path / f"{'a' * 300}.png"
     video = tmp_path / f"{'b' * 300}.mp4"
     (tmp_path / "list.txt").write_text(f"{folder}/2.png\n{long}\n{video}\n")
-    inputs = find_inputs(f"@{tmp_path}/list.txt")
+    inputs = find_inputs([f"@{tmp_path}/list.txt"])
     assert [source.problem is None for source in inputs.sources] == [True, False, False]
     assert all(os.strerror(errno.ENAMETOOLONG) in text for text in problems(inputs).values())
     with pytest.raises(DataError, match=os.strerror(errno.ENAMETOOLONG)):
-        find_inputs(str(long))
+        find_inputs([str(long)])
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
@@ -162,7 +168,7 @@ def test_what_the_file_system_refuses_is_a_problem_of_one_file(
         return stat(path, **options)
 
     monkeypatch.setattr(Path, "stat", refuse)
-    inputs = find_inputs(str(folder))
+    inputs = find_inputs([str(folder)])
     assert {"2.png", "10.png", "3.mp4", "sub/3.jpg"} == set(names(inputs))
     assert os.strerror(number) in problems(inputs)[name]
     assert "10.png" not in problems(inputs)
@@ -179,11 +185,11 @@ def test_a_sub_folder_that_cannot_be_listed_is_a_problem_of_its_own(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    inputs = find_inputs(str(folder))
+    inputs = find_inputs([str(folder)])
     assert names(inputs) == ["2.png", "10.png", "sub"]
     assert "Permission denied" in problems(inputs)["sub"]
     with pytest.raises(DataError, match="Permission denied"):
-        find_inputs(str(folder / "sub"))
+        find_inputs([str(folder / "sub")])
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
@@ -191,6 +197,69 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     save(tmp_path / "in" / name, random_picture(4, 5))
     (tmp_path / "list.txt").write_bytes(os.fsencode(tmp_path / "in" / name) + b"\n")
     for spec in (tmp_path / "in", tmp_path / "in" / name, f"@{tmp_path}/list.txt"):
-        (source,) = find_inputs(str(spec)).sources
+        (source,) = find_inputs([str(spec)]).sources
         assert source.problem is None
         assert source.name == name
+
+
+def test_several_words_are_one_input(folder: Path, tmp_path: Path) -> None:
+    save(tmp_path / "one.png", random_picture(4, 5))
+    inputs = find_inputs([str(tmp_path / "one.png"), str(folder / "2.png"), f"{folder}/sub"])
+    assert not inputs.single
+    assert names(inputs) == ["one.png", "in/2.png", "in/sub/3.jpg"]
+    both = find_inputs([str(folder / "10.png"), str(folder / "2.png"), f"{folder}/*.png"])
+    assert names(both) == ["10.png", "2.png"]
+    with pytest.raises(UsageError, match="cannot be - and files"):
+        find_inputs(["-", str(folder)])
+
+
+def test_pictures_are_known_by_their_content(folder: Path) -> None:
+    data = (folder / "2.png").read_bytes()
+    for name in ("noext", "a.dat", "b.jpg_large", "c.mp4", "d.jpg"):
+        (folder / name).write_bytes(data)
+    (folder / "noise").write_bytes(b"no picture")
+    found = names(find_inputs([str(folder)]))
+    assert found == ["2.png", "10.png", "a.dat", "b.jpg_large", "c.mp4", "d.jpg", "noext",
+                     "sub/3.jpg"]  # fmt: skip
+    assert not problems(find_inputs([str(folder)]))
+
+
+def test_a_text_in_typescript_is_no_video(folder: Path) -> None:
+    (folder / "code.ts").write_text("export const a = 1\n" * 60)
+    (folder / "clip.ts").write_bytes((b"\x47" + bytes(187)) * 10)
+    (folder / "clip.m2ts").write_bytes((bytes(4) + b"\x47" + bytes(187)) * 10)
+    inputs = find_inputs([str(folder)])
+    assert "code.ts" not in names(inputs)
+    assert set(problems(inputs)) == {"clip.ts", "clip.m2ts"}  # tried, and damaged
+
+
+def test_pictures_that_are_not_read_are_counted_by_kind(folder: Path) -> None:
+    for name in ("1.dng", "2.nef", "sub/3.CR2"):
+        (folder / name).write_bytes(b"II*\0" + bytes(60))
+    (folder / "light.exr").write_bytes(b"\x76\x2f\x31\x01" + bytes(60))
+    inputs = find_inputs([str(folder)])
+    assert names(inputs) == ["2.png", "10.png", "sub/3.jpg"]
+    counts = {one.kind: (one.count, len(one.files)) for one in inputs.not_read}
+    assert counts == {"camera raw": (3, 3), "high dynamic range": (1, 1)}
+    assert "3 camera raw files not read: develop" in str(inputs.not_read[0])
+    alone = find_inputs([str(folder / "2.png"), str(folder / "1.dng")])
+    assert names(alone) == ["2.png"]
+    assert alone.not_read[0].count == 1
+    with pytest.raises(DataError, match="no image matches") as caught:
+        find_inputs([f"{folder}/*.dng"])
+    assert "16-bit TIFF" in str(caught.value.hint)
+
+
+def test_a_linked_folder_and_a_linked_file_are_treated_like_others(
+    folder: Path, tmp_path: Path
+) -> None:
+    frames = [Image.new("RGB", (6, 4), (shade, 0, 0)) for shade in (0, 200)]
+    (tmp_path / "other").mkdir()
+    for place in (folder, tmp_path / "other"):
+        frames[0].save(place / "g.gif", save_all=True, append_images=frames[1:])
+    (folder / "link").symlink_to(tmp_path / "other")
+    (folder / "linked.gif").symlink_to(tmp_path / "other" / "g.gif")
+    sources = [one for one in find_inputs([str(folder)]).sources if one.path.suffix == ".gif"]
+    assert [(one.relative.as_posix(), one.frame) for one in sources] == [
+        (name, frame) for name in ("g.gif", "link/g.gif", "linked.gif") for frame in (0, 1)
+    ]

@@ -465,3 +465,44 @@ def test_pages_of_several_sizes(options: Request, tmp_path: Path) -> None:
     assert [pixels(tmp_path / "out" / f"pages-000{i + 1}.png").shape[:2] for i in range(4)] == [
         (9, 20), (9, 20), (30, 8), (9, 20),
     ]  # fmt: skip
+
+
+def test_an_output_that_is_not_ours_is_never_replaced(options: Request, tmp_path: Path) -> None:
+    first, second = (f"{options.source}/{i}.png" for i in (0, 1))
+    before = pixels(Path(second))
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="was not written by this program"):
+            plan(options, source=first, out=second, overwrite=overwrite)
+    assert np.array_equal(pixels(Path(second)), before)
+
+
+def test_an_output_of_ours_is_skipped_named_and_replaced(options: Request, tmp_path: Path) -> None:
+    words = {"source": f"{options.source}/0.png", "out": str(tmp_path / "mine.png")}
+    assert run(options, **words).failure is None
+    assert run(options, **words).skipped[0].doubt is None
+    (other,) = run(options, seed=1, **words).skipped
+    assert "seed 0, now 1" in str(other.doubt)
+    assert run(options, seed=1, overwrite=True, **words).failure is None
+
+
+def test_several_files_go_into_a_folder(options: Request, tmp_path: Path) -> None:
+    names = [f"{options.source}/{name}.png" for name in ("0", "1", "sub/5")]
+    assert run(options, source=names).failure is None
+    assert set(contents(tmp_path / "out")) == {"0.png", "1.png", "sub/5.png"}
+    with pytest.raises(UsageError, match="OUT must be a folder for 2 images"):
+        plan(options, source=names[:2], out=f"{options.source}/2.png")
+
+
+def test_a_sub_folder_that_cannot_be_written_is_the_error_of_its_files(
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+
+    def refuse(path: Path, mode: int) -> bool:
+        return Path(path).name != "sub" and access(path, mode)
+
+    made = plan(options)
+    monkeypatch.setattr(os, "access", refuse)
+    result = restore(made).run()
+    assert "1 of 6 images failed" in str(result.failure)
+    assert len(contents(tmp_path / "out")) == 5

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -65,6 +66,10 @@ def rotated(value: int) -> Image.Exif:
     return exif
 
 
+def stored(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
+
+
 COLOUR = Image.fromarray(RGB)
 KINDS = [
     Kind("rgb8.png", pillow(COLOUR)),
@@ -102,6 +107,21 @@ KINDS = [
     Kind("lossless.webp", pillow(COLOUR, lossless=True)),
     Kind("lossy_alpha.webp", pillow(COLOUR.convert("RGBA").rotate(30)), alpha=True),
     Kind("one_frame.gif", palette(COLOUR)),
+    Kind("from_windows.jfif", pillow(COLOUR, format="JPEG")),
+    Kind("old.jpe", pillow(COLOUR, format="JPEG")),
+    Kind("no_suffix", pillow(COLOUR, format="WEBP")),
+    Kind("wrong.png", pillow(COLOUR, format="JPEG")),
+    Kind("phone.avif", pillow(COLOUR)),
+    Kind("deep.jp2", stored(imagecodecs.jpeg2k_encode(RGB16, level=0)), depth=16),
+    Kind("deep.jxl", stored(imagecodecs.jpegxl_encode(RGB16, lossless=True)), depth=16),
+    Kind("deep.ppm", stored(b"P6 13 9 65535\n" + RGB16.astype(">u2").tobytes()), depth=16),
+    Kind("grey.pgm", pillow(Image.fromarray(GREY)), grey=True),
+    Kind("colour.tga", pillow(COLOUR)),
+    Kind("clear.tga", pillow(COLOUR.convert("RGBA").rotate(30)), alpha=True),
+    Kind("colour.qoi", pillow(COLOUR)),
+    Kind("colour.dds", pillow(COLOUR)),
+    Kind("black.png", pillow(Image.new("RGB", (13, 9)))),
+    Kind("constant.jpg", pillow(Image.new("RGB", (13, 9), (80, 90, 100)))),
 ]
 
 
@@ -124,7 +144,7 @@ def test_what_went_in_comes_out(kind: Kind, tmp_path: Path, weights: str) -> Non
     assert (found.alpha is not None) == kind.alpha
     if given.alpha is not None:
         assert np.array_equal(found.alpha, given.alpha)
-    assert found.icc == given.icc
+    assert found.metadata.icc == given.metadata.icc
     with Image.open(made) as image:
         assert image.getexif().get(0x0112, 1) == 1
 
@@ -175,6 +195,27 @@ def test_pages_and_frames_are_restored_one_by_one(tmp_path: Path, weights: str) 
     for i in range(3):
         made = pixels(out / f"pages-000{i + 1}.png")
         assert np.array_equal(made, np.roll(RGB, i, axis=0))
+
+
+def test_a_still_suffix_on_an_animation_is_noted(tmp_path: Path, weights: str) -> None:
+    frames = [Image.fromarray(np.roll(RGB, i, axis=0)) for i in range(2)]
+    more = {"save_all": True, "append_images": frames[1:], "lossless": True}
+    frames[0].save(tmp_path / "still.png", "WEBP", **more)
+    result = run(Request(str(tmp_path / "still.png"), str(tmp_path / "o"), weights), identity=True)
+    first, second = result.images
+    assert first.notes == ["this file holds 2 frames, each restored as a picture of its own"]
+    assert second.notes == []
+    for i in range(2):
+        made = pixels(tmp_path / "o" / f"still-000{i + 1}.png")
+        assert np.array_equal(made, np.roll(RGB, i, axis=0))
+
+
+def test_both_views_of_a_stereo_picture_are_restored(tmp_path: Path, weights: str) -> None:
+    COLOUR.save(tmp_path / "a.mpo", save_all=True, append_images=[COLOUR.rotate(180)])
+    run(Request(str(tmp_path / "a.mpo"), str(tmp_path / "o"), weights), identity=True)
+    for frame in (0, 1):
+        view = read_picture(tmp_path / "a.mpo", frame=frame).pixels
+        assert np.array_equal(pixels(tmp_path / "o" / f"a-000{frame + 1}.png"), view)
 
 
 def bad_bytes(kind: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,14 @@ import pytest
 
 from c2fdft_cli.engine.restore.inputs import find_inputs
 from c2fdft_cli.engine.restore.options import Writing
-from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.engine.restore.outputs import (
+    Item,
+    is_about_one_file,
+    output_folder,
+    plan_outputs,
+    with_usable_names,
+)
+from c2fdft_cli.errors import ResourceError, UsageError
 from tests.kit.restore import random_picture, save
 
 
@@ -19,7 +26,7 @@ def outputs(source: Path | str, out: Path | str, **changes: Any) -> list[Item]:
 
 
 def with_notes(source: Path | str, out: Path | str, **changes: Any) -> tuple[list[Item], list[str]]:
-    return plan_outputs(find_inputs(str(source)), str(out), Writing(**changes))
+    return plan_outputs(find_inputs([str(source)]), str(out), Writing(**changes))
 
 
 def made(folder: Path, *names: str) -> Path:
@@ -151,3 +158,38 @@ def test_extras_are_mirrored_and_decide_what_is_complete(tmp_path: Path) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     assert item.is_complete
+
+
+def test_the_same_format_of_a_jpeg_by_another_name_is_jpeg(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg", "b.png")
+    (source / "a.jpg").rename(source / "a.jfif")
+    out = tmp_path / "out"
+    assert named(outputs(source, out, format="same"), out) == ["a.jpg", "b.png"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"suffix": "_r"}, {"compare": Path("c")}])
+def test_names_made_too_long_are_known_before_the_work(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    long = "a" * 251
+    source = made(tmp_path / "in", "b.png", f"{long}.png")
+    if not changes:  # the other claims the same name, which gets longer
+        made(source, f"{long}.jpg")
+    items = [with_usable_names(one) for one in outputs(source, tmp_path / "out", **changes)]
+    good = [item.source.problem is None for item in items]
+    assert good.count(True) == 1
+    bad = next(item.source.problem for item in items if item.source.problem)
+    assert "file systems take 255" in str(bad)
+    assert str(bad).startswith(str(source / long))
+
+
+@pytest.mark.parametrize(
+    ("code", "one"),
+    [(errno.EACCES, True), (errno.ENAMETOOLONG, True), (errno.EIO, True), (errno.ESTALE, True),
+     (errno.ELOOP, True), (errno.EMFILE, True), (errno.ENOSPC, False), (errno.EROFS, False)],
+)  # fmt: skip
+def test_a_full_disk_concerns_all_files_other_refusals_one(code: int, one: bool) -> None:
+    error = ResourceError("cannot write")
+    error.__cause__ = OSError(code, "refused")
+    assert is_about_one_file(error) is one
+    assert not is_about_one_file(ResourceError("out of memory"))

@@ -8,16 +8,49 @@ import numpy as np
 import pytest
 import torch
 
+from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import Picture
 from c2fdft_cli.engine.restore.pictures import (
     comparison,
     deviation_map,
+    dropped,
     heat_map,
     quantise,
     to_picture,
     to_tensor,
 )
 from tests.kit.restore import random_picture
+
+ALL = Metadata(
+    icc=b"p", exif=b"e", xmp=b"x", iptc=b"i", texts=(("Comment", "c"),), density=(72, 72),
+    png_chunks=b"cICP",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("suffix", "lost"),
+    [
+        (".png", None),
+        (".tif", "colour chunks"),
+        (".jpeg", "colour chunks"),
+        (".webp", "IPTC, texts, density, colour chunks"),
+        (".bmp", "colour profile, EXIF, XMP, IPTC, texts, colour chunks"),
+    ],
+)
+def test_what_a_format_has_no_place_for_is_named(suffix: str, lost: str | None) -> None:
+    picture = Picture(random_picture(2, 2).pixels, metadata=ALL)
+    expected = [] if lost is None else [f"{lost} dropped: {suffix[1:]} cannot hold this"]
+    assert dropped(picture, suffix, None) == expected
+    assert dropped(random_picture(2, 2), suffix, None) == []
+
+
+def test_what_is_too_long_or_was_not_read_is_named() -> None:
+    long = Metadata(xmp=bytes(70000), lost="the frames behind the first")
+    notes = dropped(Picture(random_picture(2, 2).pixels, metadata=long), ".jpg", None)
+    assert notes == [
+        "XMP over 64 kB dropped: jpg cannot hold this",
+        "not read: the frames behind the first",
+    ]
 
 
 @pytest.mark.parametrize("depth", [8, 16])

@@ -109,6 +109,12 @@ def test_wrong_facts(
     assert not folder.exists()
 
 
+def test_facts_may_begin_with_a_byte_order_mark(folder: Path, net: DFT, tmp_path: Path) -> None:
+    facts = write_facts(tmp_path / "facts.json")
+    facts.write_text(facts.read_text("utf-8"), encoding="utf-8-sig")
+    assert add_entry("derain", write_packed(tmp_path / "a.pt", net, [999]), facts, folder).task
+
+
 def test_facts_that_are_none(folder: Path, net: DFT, tmp_path: Path) -> None:
     packed = write_packed(tmp_path / "a.pt", net, [999])
     (tmp_path / "bad.json").write_text("{")

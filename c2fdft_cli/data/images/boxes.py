@@ -1,0 +1,275 @@
+"""Formats in boxes: AVIF, HEIC, JPEG 2000 and JPEG XL.
+
+Pixels by imagecodecs, as Pillow rounds more than 8 bits; HEIC by pillow-heif, where it is
+installed. Both decode without asking how large a picture is, so that headers are read before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+from PIL import Image
+
+from c2fdft_cli.data.images.formats import Unreadable
+from c2fdft_cli.data.images.metadata import MAX_BYTES, Metadata, iptc_of, upright_exif, upright_xmp
+from c2fdft_cli.data.images.pillow import decode_plain, metadata_of, quiet_pillow
+from c2fdft_cli.data.images.png import png_chunk
+from c2fdft_cli.data.images.samples import (
+    Array,
+    Decoded,
+    check_size,
+    full_range,
+)
+
+_HEADERS = 1 << 20
+_J2K, _JXL = b"\xff\x4f\xff\x51", b"\xff\x0a"
+_SYCC, _ICC = 18, 2
+_XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+_IPTC_UUID = bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38")
+_EXIF_UUID = b"JpgTiffExif->JP2"
+_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+_DEEP, _12_BITS = 0x40, 0x20
+_USUAL_PRIMARIES, _USUAL_TRANSFERS = {1, 2}, {1, 2, 6, 13}
+"""Codes of H.273 that mean sRGB or nothing, as pictures use them."""
+
+
+def decode_avif(data: bytes, frame: int, max_pixels: int) -> Decoded:
+    """An AVIF's samples; 10 and 12 bits become 16, but in an animation 8."""
+    found = decode_plain(data, "AVIF", frame, max_pixels)
+    flags = data[data.find(b"av1C") + 6]
+    metadata = _with_colour_codes(found.metadata, data)
+    if not flags & _DEEP:
+        return found._replace(metadata=metadata)
+    if b"avis" in data[8:64]:  # imagecodecs writes beyond its memory there
+        return found._replace(metadata=replace(metadata, lost="more than 8 bits of an animation"))
+    samples = imagecodecs.avif_decode(data)
+    return _decoded(samples, 12 if flags & _12_BITS else 10, found.orientation, metadata)
+
+
+def decode_heic(data: bytes, max_pixels: int) -> Decoded:
+    """The main picture of a HEIC file; the decoder has turned it upright already."""
+    image = _open_heic(io.BytesIO(data))
+    check_size(image.size[0], image.size[1], max_pixels)
+    samples, bits = np.asarray(image), int(image.info.get("bit_depth", 8))
+    if samples.dtype == np.uint16:
+        samples = samples >> (16 - bits)  # the library shifts without filling
+    _, metadata = metadata_of(dict(image.info))
+    return _decoded(samples, bits, 1, _with_colour_codes(metadata, data))
+
+
+def heic_size(file: BinaryIO) -> tuple[int, int, int]:
+    """As `codec.stored_size`."""
+    width, height = _open_heic(file).size
+    return width, height, 1
+
+
+def _open_heic(file: BinaryIO) -> Any:
+    import pillow_heif
+
+    file.seek(0)
+    found = pillow_heif.open_heif(file, convert_hdr_to_8bit=False)
+    return found[found.primary_index]
+
+
+def decode_jpeg2000(data: bytes, max_pixels: int) -> Decoded:
+    """A JPEG 2000 file's samples; 9 to 15 bits become 16."""
+    width, height, bits = _jpeg2000_header(data)
+    check_size(width, height, max_pixels)
+    colours, metadata = _jpeg2000_metadata(data)
+    if colours == _SYCC:
+        return decode_plain(data, "JPEG2000", 0, max_pixels)._replace(metadata=metadata)
+    samples = imagecodecs.jpeg2k_decode(data)
+    if samples.dtype not in (np.uint8, np.uint16):
+        raise Unreadable(f"a JPEG 2000 file of {samples.dtype}", "save it with 8 or 16 bits")
+    if any(kind == b"pclr" for kind, _, _ in _boxes_within(data, b"jp2h")):
+        bits = 8 * samples.dtype.itemsize  # those of the palette, not of its indices
+    return _decoded(samples, bits, 1, metadata)
+
+
+def jpeg2000_size(file: BinaryIO) -> tuple[int, int, int]:
+    """As `codec.stored_size`."""
+    file.seek(0)
+    width, height, _ = _jpeg2000_header(file.read(_HEADERS))
+    return width, height, 1
+
+
+def _jpeg2000_header(data: bytes) -> tuple[int, int, int]:
+    """Width, height and bits of a sample."""
+    at = next((at for kind, at, _ in _boxes(data) if kind == b"jp2c"), 0)
+    if data[at : at + 4] != _J2K:
+        raise ValueError("its header is damaged")
+    right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
+    depth = data[at + 42]
+    if depth & 0x80:
+        raise Unreadable("a JPEG 2000 file with signed samples", "save it with unsigned ones")
+    return right - left, bottom - top, depth + 1
+
+
+def _jpeg2000_metadata(data: bytes) -> tuple[int, Metadata]:
+    """The code of its colours, 0 where there is none, and the rest."""
+    colours, icc, blocks, about = 0, None, {}, {}
+    for kind, at, end in _boxes_within(data, b"jp2h"):
+        if kind == b"colr" and data[at] == _ICC:
+            icc = data[at + 3 : end]
+        elif kind == b"colr" and end - at >= 7:
+            (colours,) = struct.unpack_from(">I", data, at + 3)
+    for kind, at, end in _boxes(data):
+        if kind == b"uuid" and end - at <= MAX_BYTES:
+            blocks[data[at : at + 16]] = data[at + 16 : end]
+    with quiet_pillow(), contextlib.suppress(Exception):  # all that it tells is the density
+        about = dict(Image.open(io.BytesIO(data), formats=["JPEG2000"]).info)
+    return colours, Metadata(
+        icc=icc,
+        exif=upright_exif(blocks.get(_EXIF_UUID))[1],
+        xmp=upright_xmp(blocks.get(_XMP_UUID)),
+        iptc=iptc_of(blocks.get(_IPTC_UUID)),
+        density=metadata_of({"dpi": about.get("dpi")})[1].density,
+    )
+
+
+def decode_jpegxl(data: bytes, max_pixels: int) -> Decoded:
+    """A JPEG XL file's samples, turned upright by the decoder; of an animation the first frame."""
+    header = _JxlHeader(_jpegxl_codestream(data))
+    check_size(header.width, header.height, max_pixels)
+    samples = imagecodecs.jpegxl_decode(data, index=0 if header.is_animated else None)
+    blocks = {kind: data[at:end] for kind, at, end in _boxes(data) if end - at <= MAX_BYTES}
+    lost = ["the frames behind the first"] if header.is_animated else []
+    lost += [] if header.is_srgb else ["the colour profile of a JPEG XL file"]
+    metadata = Metadata(
+        exif=upright_exif(blocks.get(b"Exif", b"")[4:])[1],
+        xmp=upright_xmp(blocks.get(b"xml ")),
+        lost=" and ".join(lost) or None,
+    )
+    return _decoded(samples, header.bits, 1, metadata)
+
+
+def jpegxl_size(file: BinaryIO) -> tuple[int, int, int]:
+    """As `codec.stored_size`."""
+    file.seek(0)
+    header = _JxlHeader(_jpegxl_codestream(file.read(_HEADERS)))
+    sides = (header.width, header.height)
+    width, height = sides[::-1] if header.orientation >= 5 else sides
+    return width, height, 1
+
+
+def _jpegxl_codestream(data: bytes) -> bytes:
+    """The begin of it, naked or out of its boxes."""
+    for kind, at, _ in _boxes(data):
+        if kind in (b"jxlc", b"jxlp"):
+            start = at + (4 if kind == b"jxlp" else 0)
+            data = data[start : start + 256]
+            break
+    if not data.startswith(_JXL):
+        raise ValueError("its header is damaged")
+    return data[:256]
+
+
+class _JxlHeader:
+    """The begin of a JPEG XL codestream (ISO 18181-1, annex D): sizes before the turn."""
+
+    def __init__(self, codestream: bytes) -> None:
+        self._bits = int.from_bytes(codestream[2:], "little")
+        self.width, self.height = self._size()
+        self.bits, self.orientation = 8, 1
+        self.is_animated, self.is_srgb = False, True
+        if not self._take(1):
+            if self._take(1):
+                self._extra_fields()
+            self._depth()
+            self._colours()
+
+    def _take(self, count: int) -> int:
+        value = self._bits & ((1 << count) - 1)
+        self._bits >>= count
+        return value
+
+    def _number(self, *choices: tuple[int, int]) -> int:
+        """One of four pairs of an offset and a number of bits."""
+        offset, count = choices[self._take(2)]
+        return offset + self._take(count)
+
+    def _size(self) -> tuple[int, int]:
+        by_8 = self._take(1)
+
+        def side() -> int:
+            return (
+                8 * (1 + self._take(5)) if by_8 else self._number((1, 9), (1, 13), (1, 18), (1, 30))
+            )
+
+        height, (over, under) = side(), _RATIOS[self._take(3)]
+        return (height * over // under if over else side()), height
+
+    def _extra_fields(self) -> None:
+        self.orientation = 1 + self._take(3)
+        if self._take(1):
+            self._size()  # as which it is meant to be shown
+        if self._take(1):
+            raise Unreadable("a JPEG XL file with a preview", "save it without")
+        if self._take(1):
+            self.is_animated = True
+            self._number((100, 0), (1000, 0), (1, 10), (1, 30))
+            self._number((1, 0), (1001, 0), (1, 8), (1, 10))
+            self._number((0, 0), (0, 3), (0, 16), (0, 32))
+            self._take(1)
+
+    def _depth(self) -> None:
+        if self._take(1):
+            self.bits = self._number((32, 0), (16, 0), (24, 0), (1, 6))
+            self._take(4)
+        else:
+            self.bits = self._number((8, 0), (10, 0), (12, 0), (1, 6))
+
+    def _colours(self) -> None:
+        """sRGB where all is as usual; further channels of another kind than alpha end this."""
+        self._take(1)
+        extra = self._number((0, 0), (1, 0), (2, 4), (1, 12))
+        usual = all(self._take(1) for _ in range(extra))
+        self._take(1)
+        self.is_srgb = usual and bool(self._take(1))
+
+
+def _decoded(samples: Array, bits: int, orientation: int, metadata: Metadata) -> Decoded:
+    samples = samples if samples.ndim == 3 else samples[..., None]
+    if samples.ndim != 3 or not 1 <= samples.shape[2] <= 4:
+        raise Unreadable(f"a picture of {samples.shape[2:]} channels", "save it as grey or RGB")
+    return Decoded(full_range(samples, bits), orientation, metadata)
+
+
+def _with_colour_codes(metadata: Metadata, data: bytes) -> Metadata:
+    """With colours by the codes of H.273, where they are not sRGB, as a chunk of PNG."""
+    at = data.find(b"colrnclx", 0, _HEADERS)
+    if at < 0 or len(data) < at + 12 or metadata.icc:
+        return metadata
+    primaries, transfer = struct.unpack_from(">HH", data, at + 8)
+    usual = primaries in _USUAL_PRIMARIES and transfer in _USUAL_TRANSFERS
+    if usual or max(primaries, transfer) > 255:
+        return metadata
+    return replace(metadata, png_chunks=png_chunk(b"cICP", bytes([primaries, transfer, 0, 1])))
+
+
+def _boxes(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and end of the content of each box; nothing of what is no box."""
+    end = len(data) if end is None else end
+    while at + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, at)
+        head = 8
+        if size == 1 and at + 16 <= end:
+            (size,), head = struct.unpack_from(">Q", data, at + 8), 16
+        size = size or end - at
+        if size < head:
+            return
+        yield kind, at + head, min(at + size, end)
+        at += size
+
+
+def _boxes_within(data: bytes, outer: bytes) -> Iterator[tuple[bytes, int, int]]:
+    for kind, at, end in _boxes(data):
+        if kind == outer:
+            yield from _boxes(data, at, end)

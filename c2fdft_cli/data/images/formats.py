@@ -1,0 +1,147 @@
+"""Which format a picture file has, told by its first bytes, and what to do with those not read."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import struct
+from functools import cache
+
+HEAD_BYTES = 1024
+"""As many bytes of a file tell its format."""
+WRITE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"})
+READ_SUFFIXES = (
+    WRITE_SUFFIXES
+    | JPEG_SUFFIXES
+    | {".dib", ".apng", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jxl"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi", ".psd", ".dds", ".pcx", ".sgi", ".ras"}
+)
+_WITH_SUFFIX = {
+    ".tga": ("TGA", b""), ".pcx": ("PCX", b"\n"), ".sgi": ("SGI", b"\x01\xda"),
+    ".rgb": ("SGI", b"\x01\xda"), ".rgba": ("SGI", b"\x01\xda"), ".bw": ("SGI", b"\x01\xda"),
+}  # fmt: skip
+"""Formats whose first bytes also begin other files."""
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"GIF8", "GIF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEGXL"),
+    (b"\xff\x0a", "JPEGXL"),
+    (b"qoif", "QOI"),
+    (b"8BPS\0\1", "PSD"),
+    (b"DDS ", "DDS"),
+    (b"\x59\xa6\x6a\x95", "SUN"),
+)
+_BRANDS = {
+    b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC",
+    b"heis": "HEIC", b"hevc": "HEIC", b"hevx": "HEIC", b"crx ": "camera raw",
+}  # fmt: skip
+_UNREAD_SIGNATURES = (
+    (b"FUJIFILMCCD-RAW", "camera raw"),
+    (b"IIRO", "camera raw"),
+    (b"IIRS", "camera raw"),
+    (b"IIU\0", "camera raw"),
+    (b"\x76\x2f\x31\x01", "high dynamic range"),
+    (b"#?RADIANCE", "high dynamic range"),
+    (b"II\xbc\x01", "JPEG XR"),
+    (b"\xff\xd8\xff\xf7", "JPEG-LS"),
+)
+_UNREAD_SUFFIXES = {
+    "HEIC": ".heic .heif .hif",
+    "camera raw": ".dng .cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .raf .orf .rw2 .raw .pef .srw .x3f "
+    ".3fr .fff .iiq .mos .mrw .erf .kdc .dcr .rwl .gpr",
+    "high dynamic range": ".exr .hdr .pfm",
+    "JPEG XR": ".jxr .wdp .hdp",
+    "JPEG-LS": ".jls",
+    "vector graphics": ".svg .eps .ai .wmf .emf",
+    "other": ".xcf .kra .clip .pdn .psb .fits .dcm .djvu .ico .icns .jbig2 .flif .bpg",
+}
+COPY = "preview or backup copy"
+_COPIES = {".thm", ".bak", ".jpg_original", ".jpeg_original", ".tif_original", ".png_original"}
+HINTS = {
+    "HEIC": "install the extra `heif` (pip install 'c2fdft[heif]'), or convert to JPEG or TIFF",
+    "camera raw": "develop to 16-bit TIFF first, for example with darktable or RawTherapee",
+    "high dynamic range": "map the tones to 0..1 first and save as 16-bit TIFF or PNG",
+    "JPEG XR": "convert to PNG or TIFF",
+    "JPEG-LS": "convert to PNG or TIFF",
+    "vector graphics": "export as PNG",
+    "other": "export as PNG or TIFF",
+    COPY: "rename to restore them",
+}
+"""Kinds of pictures that are not read, and the way to have them read."""
+_SUFFIX_OF_UNREAD = {
+    suffix: kind for kind, suffixes in _UNREAD_SUFFIXES.items() for suffix in suffixes.split()
+}
+_PPM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*[0-9]+\s")
+_BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
+
+
+class Unreadable(ValueError):
+    """A file that this program does not read, with what the user can do about it."""
+
+    def __init__(self, what: str, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.hint = hint
+
+
+def file_format(head: bytes, suffix: str = "") -> str:
+    """The format of a picture by its first bytes, such as PNG or JPEG2000.
+
+    Args:
+        head: the first `HEAD_BYTES`, or all of a shorter file.
+        suffix: of its name in lower case, for what the bytes leave open: TGA, PCX, SGI.
+
+    Raises:
+        Unreadable: no picture, or of a kind that is not read.
+    """
+    kind = recognise(head, suffix)
+    if kind is None:
+        raise Unreadable("not an image", "PNG, JPEG, TIFF, WebP, AVIF and others can be read")
+    if not is_read(kind):
+        raise Unreadable(f"{kind} pictures are not read", HINTS[kind])
+    return kind
+
+
+@cache
+def is_read(kind: str) -> bool:
+    """Whether pictures of a kind that `recognise` gives can be read here."""
+    if kind == "HEIC":
+        return importlib.util.find_spec("pillow_heif") is not None
+    return kind not in HINTS
+
+
+def recognise(head: bytes, suffix: str) -> str | None:
+    """A format that is read, one of the kinds in `HINTS`, or None for what is no picture."""
+    unread = next((kind for mark, kind in _UNREAD_SIGNATURES if head.startswith(mark)), None)
+    found = unread or _by_content(head)
+    if found == "TIFF" and head[8:10] == b"CR":
+        return "camera raw"
+    if suffix in _COPIES:
+        return COPY if found else None
+    # camera raw files are TIFF files too, in which the first picture is a thumbnail
+    if found in (None, "TIFF") and suffix in _SUFFIX_OF_UNREAD:
+        return _SUFFIX_OF_UNREAD[suffix]
+    kind, mark = _WITH_SUFFIX.get(suffix, (None, b""))
+    return found or (kind if head.startswith(mark) and head else None)
+
+
+def _by_content(head: bytes) -> str | None:
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        end = min(int.from_bytes(head[:4], "big"), len(head))
+        brands = [head[at : at + 4] for at in (8, *range(16, end, 4))]
+        return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), None)
+    if head[:2] == b"BM" and len(head) >= 18:
+        (size,) = struct.unpack_from("<I", head, 14)
+        return "BMP" if size in _BMP_HEADERS else None
+    if _PPM.match(head):
+        return "PPM"
+    return next((kind for mark, kind in _SIGNATURES if head.startswith(mark)), None)

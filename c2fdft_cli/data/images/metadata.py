@@ -1,0 +1,133 @@
+"""What a picture file tells beside its pixels, as it travels from one format to another."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.ExifTags import Base
+
+MAX_BYTES = 16 << 20
+"""Longer blocks are left out."""
+COMMENT = "Comment"
+"""The keyword of a comment without one."""
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))[2-8]")
+_RESOURCE = b"8BIM"
+_IPTC_RESOURCE = 0x0404
+_INCHES = {2: 1.0, 3: 2.54}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Blocks as they are stored, where formats share them.
+
+    Args:
+        icc: the embedded colour profile.
+        exif: the EXIF block as a TIFF structure, without the "Exif" prefix; orientation 1.
+        xmp: the XMP packet; orientation 1.
+        iptc: the records of IPTC-IIM, without Photoshop's frame around them.
+        texts: comments and text chunks, each with its keyword.
+        density: pixels per inch, across and along.
+        png_chunks: what a PNG tells of its colours without a profile (cICP, gAMA, cHRM, sRGB) and
+            of its resolution (pHYs), as stored; other formats do not take it over.
+        lost: what was in the file and cannot be read out of it, in words.
+    """
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    texts: tuple[tuple[str, str], ...] = ()
+    density: tuple[float, float] | None = None
+    png_chunks: bytes = b""
+    lost: str | None = None
+
+    @property
+    def colour_chunks(self) -> bool:
+        """Whether a PNG tells of its colours in chunks, and not that they are plain sRGB."""
+        return any(name in self.png_chunks for name in (b"cICP", b"gAMA", b"cHRM"))
+
+    @property
+    def text(self) -> str:
+        """All texts as one, for formats that have a single comment."""
+        return "\n".join(
+            text if keyword == COMMENT else f"{keyword}: {text}" for keyword, text in self.texts
+        )
+
+
+NO_METADATA = Metadata()
+
+
+def upright_exif(block: bytes | None) -> tuple[int, bytes | None]:
+    """An EXIF block's orientation (1 to 8), and the block with orientation 1.
+
+    By hand: written again by a library, the block would lose the maker's notes, whose offsets
+    count from its beginning. The thumbnail is unlinked, as it would go on showing the picture as
+    it was. A damaged block gives (1, None).
+    """
+    patched = bytearray((block or b"").removeprefix(b"Exif\0\0"))
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(patched[:4]))
+    if order is None:
+        return 1, None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", patched, 4)
+        (count,) = struct.unpack_from(f"{order}H", patched, start)
+        orientation = 1
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", patched, at)
+            if tag == Base.Orientation:
+                value = order + ("I" if kind == 4 else "H")
+                (orientation,) = struct.unpack_from(value, patched, at + 8)
+                struct.pack_into(value, patched, at + 8, 1)
+        struct.pack_into(f"{order}I", patched, start + 2 + 12 * count, 0)
+    except struct.error:
+        return 1, None
+    return orientation if 1 <= orientation <= 8 else 1, bytes(patched)
+
+
+def upright_xmp(packet: bytes | None) -> bytes | None:
+    """An XMP packet that says the same of everything but the orientation, which is 1."""
+    if not packet or len(packet) > MAX_BYTES:
+        return None
+    return _XMP_ORIENTATION.sub(rb"\g<1>1", packet)
+
+
+def iptc_of(block: bytes | None) -> bytes | None:
+    """The IPTC records of a block that holds them plainly or among Photoshop's resources."""
+    if not block or block[:1] == b"\x1c":
+        return block or None
+    at = block.find(_RESOURCE)
+    while 0 <= at <= len(block) - 12 and block[at : at + 4] == _RESOURCE:
+        (number,) = struct.unpack_from(">H", block, at + 4)
+        start = at + 6 + (block[at + 6] + 2) // 2 * 2  # behind a name of even length
+        if start + 4 > len(block):
+            return None
+        (length,) = struct.unpack_from(">I", block, start)
+        if number == _IPTC_RESOURCE:
+            return block[start + 4 : start + 4 + length] or None
+        at = start + 4 + length + length % 2
+    return None
+
+
+def photoshop_block(iptc: bytes) -> bytes:
+    """IPTC records as the one resource of a Photoshop block."""
+    head = _RESOURCE + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(iptc))
+    return head + iptc + bytes(len(iptc) % 2)
+
+
+def density_of(tags: Mapping[int, Any]) -> tuple[float, float] | None:
+    """Pixels per inch as the tags of a TIFF directory tell."""
+    inches = _INCHES.get(tags.get(Base.ResolutionUnit, 2))
+    try:
+        across, along = float(tags[Base.XResolution]), float(tags[Base.YResolution])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return None if inches is None else sane_density(across * inches, along * inches)
+
+
+def sane_density(across: float, along: float) -> tuple[float, float] | None:
+    """Pixels per inch where both are numbers that mean something."""
+    return (float(across), float(along)) if 0 < across < 1e6 and 0 < along < 1e6 else None

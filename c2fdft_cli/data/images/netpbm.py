@@ -1,0 +1,78 @@
+"""Netpbm's pictures (.pbm, .pgm, .ppm), of any largest value: Pillow halves 16-bit colours."""
+
+from __future__ import annotations
+
+import re
+from typing import BinaryIO
+
+import numpy as np
+
+from c2fdft_cli.data.images.formats import HEAD_BYTES
+from c2fdft_cli.data.images.metadata import NO_METADATA
+from c2fdft_cli.data.images.samples import Array, Decoded, check_size
+
+_GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
+_SIZE = re.compile(rb"P([1-6])" + _GAP + rb"([0-9]{1,9})" + _GAP + rb"([0-9]{1,9})")
+_WHITE = re.compile(_GAP + rb"([0-9]{1,5})\s")
+_BIT_TEXT, _BITS = 1, 4
+_TEXTS = (1, 2, 3)
+_COLOURS = (3, 6)
+
+
+def stored_size(file: BinaryIO) -> tuple[int, int, int]:
+    """As `codec.stored_size`."""
+    file.seek(0)
+    width, height = _header(file.read(HEAD_BYTES))[1:3]
+    return width, height, 1
+
+
+def decode_netpbm(data: bytes, max_pixels: int) -> Decoded:
+    """Samples with white as the type's largest value."""
+    kind, width, height, at = _header(data)
+    check_size(width, height, max_pixels)
+    shape = (height, width, 3 if kind in _COLOURS else 1)
+    if kind in (_BIT_TEXT, _BITS):
+        return Decoded(255 - 255 * _bits(data, kind, at, shape), 1, NO_METADATA)
+    found = _WHITE.match(data, at)
+    white = int(found[1]) if found else 0
+    if not found or not 1 <= white <= 65535:
+        raise ValueError("its largest value is damaged")
+    dtype = np.dtype(np.uint8 if white < 256 else ">u2")
+    if kind in _TEXTS:
+        samples = _words(data[found.end() :], shape).astype(dtype.newbyteorder("="))
+    else:
+        samples = _raw(data, found.end(), shape, dtype)
+    top = 255 if white < 256 else 65535
+    if white != top:
+        samples = np.rint(np.minimum(samples, white) * (top / white))
+    return Decoded(samples.astype(dtype.newbyteorder("=")), 1, NO_METADATA)
+
+
+def _header(data: bytes) -> tuple[int, int, int, int]:
+    """Kind 1 to 6, width, height, and where these end."""
+    found = _SIZE.match(data)
+    if found is None:
+        raise ValueError("its header is damaged")
+    return int(found[1]), int(found[2]), int(found[3]), found.end()
+
+
+def _bits(data: bytes, kind: int, at: int, shape: tuple[int, int, int]) -> Array:
+    """1 for black, [h, w, 1]."""
+    height, width, _ = shape
+    if kind == _BITS:
+        packed = _raw(data, at + 1, (height, -(-width // 8), 1), np.dtype(np.uint8))
+        return np.unpackbits(packed[..., 0], axis=1)[:, :width, None]
+    digits = re.sub(rb"#[^\n\r]*|\s", b"", data[at:])
+    return _raw(digits, 0, shape, np.dtype(np.uint8)) & 1
+
+
+def _words(text: bytes, shape: tuple[int, int, int]) -> Array:
+    """Numbers in decimal digits; ValueError for fewer than there must be."""
+    words = re.sub(rb"#[^\n\r]*", b"", text).split()[: int(np.prod(shape))]
+    return np.array(words, np.bytes_).astype(np.int64).clip(0, 65535).reshape(shape)
+
+
+def _raw(data: bytes, at: int, shape: tuple[int, int, int], dtype: np.dtype[np.generic]) -> Array:
+    if len(data) - at < int(np.prod(shape)) * dtype.itemsize:
+        raise ValueError("the file is truncated")
+    return np.frombuffer(data, dtype, int(np.prod(shape)), at).reshape(shape)

@@ -1,0 +1,204 @@
+"""What Pillow reads and writes, with what it loses."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image
+
+from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, Unreadable
+from c2fdft_cli.data.images.metadata import (
+    COMMENT,
+    Metadata,
+    density_of,
+    iptc_of,
+    photoshop_block,
+    sane_density,
+    upright_exif,
+    upright_xmp,
+)
+from c2fdft_cli.data.images.samples import (
+    Array,
+    Decoded,
+    check_size,
+    grey_if_equal,
+    no_frame,
+    rgb_from_cmyk,
+)
+
+_LOCK = threading.RLock()
+_MAX_SEGMENT = 65000
+"""Bytes that surely go into one segment of a JPEG."""
+_WORDS = {"exif": "EXIF", "xmp": "XMP", "comment": "texts", "extra": "IPTC"}
+_FRAMED = {"AVIF"}
+"""Not PSD, in which they are layers."""
+_JFIF_UNITS = {1, 2}
+_IPTC_RESOURCE = 0x0404
+_TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB",
+            "RGBA": "RGBA", "RGBX": "RGB", "CMYK": "CMYK", "YCbCr": "RGB", "I;16": "I;16",
+            "I;16B": "I;16"}  # fmt: skip
+"""Modes of still pictures, and the modes in which their samples are taken."""
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Pillow without warnings and without its own size limit; one thread at a time.
+
+    Both settings are the process's own, hence the lock; the caller checks sizes.
+    """
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def stored_size(file: BinaryIO, kind: str) -> tuple[int, int, int]:
+    """As `codec.stored_size`."""
+    file.seek(0)
+    # Pillow itself: imageio takes five times as long to open it, and planning opens every file.
+    with quiet_pillow(), Image.open(file, formats=[kind]) as image:
+        return image.width, image.height, upright_exif(image.info.get("exif"))[0]
+
+
+def count_frames(file: BinaryIO, kind: str) -> int:
+    """As `codec.count_frames`."""
+    file.seek(0)
+    with quiet_pillow(), Image.open(file, formats=[kind]) as image:
+        return int(getattr(image, "n_frames", 1))
+
+
+def decode_pillow(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
+    """8-bit samples; grey stays one channel, transparency becomes alpha."""
+    with contextlib.ExitStack() as stack:
+        with quiet_pillow():
+            opened = iio.imopen(io.BytesIO(data), "r", plugin="pillow")
+            file: Any = stack.enter_context(opened)
+            height, width = file.properties(index=0).shape[:2]
+            check_size(width, height, max_pixels)
+            frames = 1 if kind == "JPEG" else file.properties(index=...).n_images or 1
+            if frame >= frames:
+                raise no_frame(frame, frames)
+            about = file.metadata(index=frame, exclude_applied=False)
+        mode = about["mode"]
+        alpha = "A" if mode[-1] in "Aa" or "transparency" in about else ""
+        target = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": None}.get(mode, "RGB")
+        target = f"{target}{alpha}" if target else None
+        with quiet_pillow() if kind == "GIF" else contextlib.nullcontext():
+            samples = file.read(index=frame, mode=target, writeable_output=False)
+    samples = samples if samples.ndim == 3 else samples[..., None]
+    return _decoded(grey_if_equal(samples) if mode[0] == "P" else samples, mode, about)
+
+
+def decode_plain(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
+    """Samples of a format that needs no more care; 16-bit grey stays so."""
+    with quiet_pillow(), Image.open(io.BytesIO(data), formats=[kind]) as image:
+        check_size(image.width, image.height, max_pixels)
+        frames = int(getattr(image, "n_frames", 1)) if kind in _FRAMED else 1
+        if frame >= frames:
+            raise no_frame(frame, frames)
+        if frame:
+            image.seek(frame)
+        mode = image.mode
+        if mode not in _TARGETS:
+            raise Unreadable(f"a {kind} picture in mode {mode}", "save it as RGB with 8 bits")
+        target = _TARGETS[mode]
+        if mode == "P" and "transparency" in image.info:
+            target = "RGBA"
+        samples = np.array(image if mode == target else image.convert(target))
+        about = dict(image.info)
+    samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+    samples = samples if samples.ndim == 3 else samples[..., None]
+    return _decoded(grey_if_equal(samples) if mode[0] == "P" else samples, mode, about)
+
+
+def metadata_of(about: Mapping[Any, Any]) -> tuple[int, Metadata]:
+    """Orientation and metadata out of what Pillow tells of a picture."""
+    orientation, exif = upright_exif(about.get("exif"))
+    xmp, comment = about.get("xmp"), about.get("comment")
+    photoshop = about.get("photoshop")
+    if isinstance(comment, bytes):
+        comment = comment.decode("utf-8", "replace")
+    text = str(comment or "").strip("\0")
+    return orientation, Metadata(
+        icc=about.get("icc_profile") or None,
+        exif=exif,
+        xmp=upright_xmp(xmp.encode() if isinstance(xmp, str) else xmp),
+        iptc=iptc_of(photoshop.get(_IPTC_RESOURCE)) if isinstance(photoshop, dict) else None,
+        texts=((COMMENT, text),) if text else (),
+        density=_density(about),
+    )
+
+
+def _density(about: Mapping[Any, Any]) -> tuple[float, float] | None:
+    if about.get("exif") and about.get("jfif_unit") not in _JFIF_UNITS:
+        exif = Image.Exif()  # Pillow's own answer is 72 where the block says nothing
+        with contextlib.suppress(Exception):  # a damaged block tells nothing
+            exif.load(about["exif"])
+        return density_of(exif)
+    across, along = about.get("dpi") or (0, 0)
+    return sane_density(across, along)
+
+
+def _decoded(samples: Array, mode: str, about: Mapping[Any, Any]) -> Decoded:
+    if mode == "CMYK":
+        samples = rgb_from_cmyk(samples, about.get("icc_profile"))
+        about = {**about, "icc_profile": None}
+    orientation, metadata = metadata_of(about)
+    return Decoded(samples, orientation, metadata)
+
+
+def encode_pillow(suffix: str, samples: Array, metadata: Metadata, quality: int) -> bytes:
+    """A WebP, JPEG or BMP file of 8-bit samples."""
+    options: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif}
+    if suffix == ".webp":
+        options |= {"lossless": True, "exact": True, "quality": 60, "method": 4}
+        options["xmp"] = metadata.xmp
+    else:
+        channels = samples.shape[2]
+        samples = samples[..., : channels - (channels + 1) % 2]  # neither JPEG nor BMP has alpha
+        options["dpi"] = metadata.density
+    if suffix in JPEG_SUFFIXES:
+        options |= {"exif": None, "quality": quality, "subsampling": 0}
+        options |= _jpeg_segments(metadata)
+    mode = ("L", "LA", "RGB", "RGBA")[samples.shape[2] - 1]
+    values = np.ascontiguousarray(samples[..., 0] if mode == "L" else samples)
+    given = {name: value for name, value in options.items() if value not in (None, b"")}
+    data = iio.imwrite("<bytes>", values, plugin="pillow", extension=suffix, mode=mode, **given)
+    return bytes(data or b"")
+
+
+def too_long(metadata: Metadata, suffix: str) -> list[str]:
+    """What does not fit into a segment of a JPEG and is left out, in words."""
+    if suffix not in JPEG_SUFFIXES:
+        return []
+    blocks = _jpeg_blocks(metadata)
+    return [_WORDS[name] for name, block in blocks.items() if len(block) >= _MAX_SEGMENT]
+
+
+def _jpeg_segments(metadata: Metadata) -> dict[str, bytes]:
+    """Pillow's options for what is stored in segments, without what is too long for one."""
+    blocks = _jpeg_blocks(metadata)
+    return {name: block for name, block in blocks.items() if len(block) < _MAX_SEGMENT}
+
+
+def _jpeg_blocks(metadata: Metadata) -> dict[str, bytes]:
+    photoshop = b""
+    if metadata.iptc:
+        block = b"Photoshop 3.0\0" + photoshop_block(metadata.iptc)
+        photoshop = b"\xff\xed" + min(len(block) + 2, 65535).to_bytes(2, "big") + block
+    return {
+        "exif": b"Exif\0\0" + metadata.exif if metadata.exif else b"",
+        "xmp": metadata.xmp or b"",
+        "comment": metadata.text.encode("utf-8", "replace"),
+        "extra": photoshop,
+    }

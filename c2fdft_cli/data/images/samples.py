@@ -1,0 +1,75 @@
+"""Samples as the libraries decode them, on the way to pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms
+
+from c2fdft_cli.data.images.formats import Unreadable
+from c2fdft_cli.data.images.metadata import Metadata
+
+Array = npt.NDArray[Any]
+
+
+class Decoded(NamedTuple):
+    """Samples [h, w, c] as stored, the EXIF orientation (1 to 8) that they wait for, and the rest.
+
+    c: 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA.
+    """
+
+    samples: Array
+    orientation: int
+    metadata: Metadata
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Unreadable for an empty picture, and for one with too many pixels to decode."""
+    if width < 1 or height < 1:
+        raise Unreadable(f"a picture of {width} x {height} px")
+    if width * height > max_pixels:
+        raise Unreadable(f"{width} x {height} px is over the limit of {max_pixels} px")
+
+
+def grey_if_equal(samples: Array) -> Array:
+    """One channel instead of three that are equal: a palette of greys makes a grey picture."""
+    if (samples[..., :1] == samples[..., 1:3]).all():
+        return np.delete(samples, (1, 2), axis=2)
+    return samples
+
+
+def rgb_from_cmyk(samples: Array, profile: bytes | None) -> Array:
+    """CMYK to sRGB through the file's own profile, by subtraction when it has no usable one."""
+    image = Image.fromarray(samples, "CMYK")
+    if profile:
+        with contextlib.suppress(ImageCms.PyCMSError, ImportError, OSError, TypeError):
+            srgb = ImageCms.createProfile("sRGB")
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            turned = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+            if turned is not None:
+                return np.asarray(turned)
+    return np.asarray(image.convert("RGB"))
+
+
+def no_frame(frame: int, frames: int) -> Unreadable:
+    """The error for a frame, from 0, that a file of `frames` does not have."""
+    return Unreadable(f"it has {frames} frames, counted from 0; there is no frame {frame}")
+
+
+def full_range(samples: Array, bits: int) -> Array:
+    """8 or 16 bits, and floats in [0, 1] as 16, so that white is the type's largest value."""
+    if samples.dtype.kind == "f":
+        if not (samples.min() >= 0 and samples.max() <= 1):
+            hint = "scale it to 0..1, or save it with 8 or 16 unsigned bits"
+            raise Unreadable("a float picture with values outside 0..1", hint)
+        wide = samples.astype(np.promote_types(samples.dtype, np.float32), copy=False)
+        return np.rint(wide * 65535.0).astype(np.uint16)
+    if bits in (8, 16):
+        return samples.astype(samples.dtype.newbyteorder("="), copy=False)
+    white, dtype = (255, np.uint8) if bits < 8 else (65535, np.uint16)
+    stretched: Array = np.rint(samples * (white / (2**bits - 1))).astype(dtype)
+    return stretched

@@ -1,0 +1,262 @@
+"""TIFF: pixels by tifffile, what describes the picture through Pillow's directories."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import Image, TiffImagePlugin
+from PIL.ExifTags import IFD, Base
+from tifffile.tifffile import jpeg_shape
+
+from c2fdft_cli.data.images.formats import HINTS, Unreadable
+from c2fdft_cli.data.images.metadata import Metadata, density_of, iptc_of, upright_xmp
+from c2fdft_cli.data.images.pillow import quiet_pillow
+from c2fdft_cli.data.images.samples import (
+    Array,
+    Decoded,
+    check_size,
+    full_range,
+    grey_if_equal,
+    no_frame,
+    rgb_from_cmyk,
+)
+
+# What describes a picture; the other tags of a directory tell how its own pixels are stored.
+_DESCRIPTIONS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, *range(40091, 40096)}
+_DESCRIPTION, _ACROSS, _ALONG, _UNIT = 270, 282, 283, 296
+_XMP, _IPTC, _PHOTOSHOP, _DNG_VERSION = 700, 33723, 34377, 50706
+_EXIF_DIRECTORIES = {IFD.Exif.value, IFD.GPSInfo.value}
+_TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation: channels
+_WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
+_ASSOCIATED_ALPHA, _ALPHA = 1, 2
+_JPEG = 7
+# None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard; those of other kinds of pictures
+# (JPEG 2000, WebP, ...) would have to be asked for their size before they are decoded.
+_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
+_STRIP_SIZE = 1 << 20
+
+
+@contextlib.contextmanager
+def _tiff_page(file: BinaryIO, frame: int = 0) -> Iterator[tifffile.TiffPage]:
+    file.seek(0)
+    # tifffile itself: imageio's plugin does not tell where a page's directory lies.
+    with tifffile.TiffFile(file) as tiff:
+        try:
+            page = tiff.pages[frame]
+        except IndexError:
+            raise no_frame(frame, len(tiff.pages)) from None
+        page = page.aspage()
+        if _DNG_VERSION in page.tags or (page.is_reduced and "SubIFDs" in page.tags):
+            raise Unreadable("camera raw pictures are not read", HINTS["camera raw"])
+        yield page
+
+
+def decode_tiff(data: bytes, frame: int, max_pixels: int) -> Decoded:
+    """A TIFF's samples, as `codec.decode`."""
+    with _tiff_page(io.BytesIO(data), frame) as page:
+        check_size(page.imagewidth, page.imagelength, max_pixels)
+        check_size(page.tilewidth or 1, page.tilelength or 1, max_pixels)
+        _check_tiff(page)
+        _check_tiff_segments(page, data)
+        return Decoded(_tiff_samples(page), _tiff_orientation(page), _metadata(page, data))
+
+
+def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
+    tags = _descriptions(data, page.offset)
+    exif = Image.Exif()
+    exif.update(tags)
+    return Metadata(
+        icc=page.tags.valueof(Base.InterColorProfile) if page.photometric != _CMYK else None,
+        exif=exif.tobytes().removeprefix(b"Exif\0\0") if len(exif) else None,
+        xmp=upright_xmp(_block(page, _XMP)),
+        iptc=iptc_of(_block(page, _IPTC)) or iptc_of(_block(page, _PHOTOSHOP)),
+        density=density_of(tags),
+    )
+
+
+def _block(page: tifffile.TiffPage, tag: int) -> bytes | None:
+    """A tag's value as its bytes, as IPTC is often stored in 32-bit words."""
+    found = page.tags.get(tag)
+    if found is None:
+        return None
+    page.parent.filehandle.seek(found.valueoffset)
+    return bytes(page.parent.filehandle.read(found.valuebytecount))
+
+
+def stored_size(file: BinaryIO) -> tuple[int, int, int]:
+    """As `codec.stored_size`."""
+    with _tiff_page(file) as page:
+        return page.imagewidth, page.imagelength, _tiff_orientation(page)
+
+
+def count_pages(file: BinaryIO) -> int:
+    """How many pages an open TIFF file has."""
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        return len(tiff.pages)
+
+
+def _tiff_orientation(page: tifffile.TiffPage) -> int:
+    orientation = page.tags.valueof(Base.Orientation, default=1)
+    return int(orientation) if orientation in range(1, 9) else 1
+
+
+def _check_tiff(page: tifffile.TiffPage) -> None:
+    """Refuse by name what has no agreed white, and what is not grey or colours."""
+    kind = "?" if page.dtype is None else page.dtype.kind
+    if kind not in "bufi" or kind == "i" or (kind == "u" and page.bitspersample > 16):
+        name = f"{page.bitspersample}-bit {'signed ' if kind == 'i' else ''}integer TIFF"
+        raise Unreadable(f"{name} is not supported", "save it with 8 or 16 unsigned bits")
+    channels, photometric = page.samplesperpixel, int(page.photometric)
+    colours = _TIFF_COLOURS.get(photometric, 0)
+    plain = photometric in {0, 1, 2}
+    if page.axes not in {"YX", "YXS", "SYX"} or not (
+        colours and colours <= channels <= colours + 4 and (plain or page.bitspersample <= 8)
+    ):
+        name = getattr(page.photometric, "name", "unknown")
+        what = f"a TIFF of {channels} {page.bitspersample}-bit {name} channels is not supported"
+        raise Unreadable(what, "save it as grey or RGB")
+
+
+def _check_tiff_segments(page: tifffile.TiffPage, data: bytes) -> None:
+    """Refuse strips or tiles that are cut off, or that would decode to more than their place."""
+    if page.compression not in _TIFF_COMPRESSIONS:
+        name = getattr(page.compression, "name", page.compression)
+        what = f"a TIFF with {name} compression is not supported"
+        raise Unreadable(what, "save it with LZW, deflate or no compression")
+    largest = max(page.imagewidth, page.imagelength, page.tilewidth, page.tilelength)
+    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if offset + size > len(data):
+            raise ValueError("the file is truncated")
+        if page.compression == _JPEG:
+            _, height, width, _ = jpeg_shape(data[offset : offset + size])
+            if max(height, width) > largest:
+                raise ValueError("a part of the file is larger than the picture")
+
+
+def _tiff_samples(page: tifffile.TiffPage) -> Array:
+    """uint8 or uint16 [h, w, c] with white as the largest value and alpha not multiplied in."""
+    samples = page.asarray()
+    samples = samples[..., None] if samples.ndim == 2 else samples
+    samples = np.moveaxis(samples, 0, 2) if page.axes == "SYX" else samples
+    if samples.shape != (page.imagelength, page.imagewidth, page.samplesperpixel):
+        raise ValueError("the pixels are damaged")
+    photometric = int(page.photometric)
+    if photometric == _PALETTE:
+        palette: Array = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+        return grey_if_equal(palette[samples[..., 0]])
+    if photometric == _CMYK:
+        return rgb_from_cmyk(samples[..., :4], page.tags.valueof(Base.InterColorProfile))
+    if photometric == _YCBCR and page.compression != _JPEG:  # whose decoder makes RGB of it
+        image = Image.fromarray(np.ascontiguousarray(samples[..., :3]), "YCbCr")
+        return np.asarray(image.convert("RGB"))
+    samples = full_range(samples, page.bitspersample)
+    count = _TIFF_COLOURS[photometric]
+    colours, alpha = samples[..., :count], samples[..., count : count + 1]
+    white = np.iinfo(samples.dtype).max
+    if photometric == _WHITE_IS_ZERO:
+        colours = white - colours
+    extra = int((page.extrasamples or (_ALPHA,))[0])
+    if not alpha.size or extra not in (_ASSOCIATED_ALPHA, _ALPHA):
+        return colours
+    if extra == _ASSOCIATED_ALPHA:
+        plain = np.rint(colours * (white / np.maximum(alpha.astype(np.float64), 1)))
+        colours = np.minimum(plain, white).astype(samples.dtype)
+    return np.concatenate([colours, alpha], axis=2)
+
+
+def _descriptions(tiff: bytes, offset: int | None = None) -> dict[int, Any]:
+    """What a TIFF directory (an EXIF block is one too) tells of camera, place and picture.
+
+    Through Pillow's directories: tifffile reads the values but writes no EXIF block.
+
+    Args:
+        tiff: a file or an EXIF block.
+        offset: where the directory lies; None for the first.
+    """
+    file, head = io.BytesIO(tiff), tiff[: 16 if 43 in tiff[2:4] else 8]
+
+    def directory(at: int | None) -> dict[int, Any]:
+        found = TiffImagePlugin.ImageFileDirectory_v2(head)
+        file.seek(found.next if at is None else at)
+        found.load(file)
+        return dict(found)
+
+    # A damaged directory costs the descriptions, not the picture.
+    with quiet_pillow(), contextlib.suppress(Exception):
+        found = directory(offset)
+        tags: dict[int, Any] = {tag: found[tag] for tag in _DESCRIPTIONS & found.keys()}
+        for tag in _EXIF_DIRECTORIES & found.keys():
+            tags[tag] = directory(found[tag])
+            tags[tag].pop(IFD.Interop, None)  # a directory within, of no use without its offset
+        return tags
+    return {}
+
+
+def encode_tiff(samples: Array, metadata: Metadata) -> bytes:
+    """A deflated TIFF.
+
+    The directory is Pillow's: tifffile refuses to write those of camera and place within it, and
+    Pillow's own pictures have no 16-bit colours.
+    """
+    height, width, count = samples.shape
+    rows = max(1, _STRIP_SIZE // (width * count * samples.itemsize))
+    strips = [_tiff_strip(samples[top : top + rows]) for top in range(0, height, rows)]
+    ends = np.cumsum([len(strip) for strip in strips], dtype=np.int64).tolist()
+    pixels: dict[int, Any] = {
+        Base.ImageWidth: width,
+        Base.ImageLength: height,
+        Base.BitsPerSample: (samples.itemsize * 8,) * count,
+        Base.Compression: 8,
+        Base.PhotometricInterpretation: 2 if count >= 3 else 1,
+        Base.Orientation: 1,
+        Base.SamplesPerPixel: count,
+        Base.RowsPerStrip: rows,
+        Base.StripByteCounts: tuple(len(strip) for strip in strips),
+        Base.StripOffsets: (0, *ends[:-1]),  # relative: the directory adds its own size
+        Base.PlanarConfiguration: 1,
+        Base.Predictor: 2,
+    }
+    if count in (2, 4):
+        pixels[Base.ExtraSamples] = _ALPHA
+    blocks = {Base.InterColorProfile: metadata.icc, _XMP: metadata.xmp, _IPTC: metadata.iptc}
+    pixels |= {int(tag): block for tag, block in blocks.items() if block}
+    try:
+        head = _tiff_directory(pixels | _described(metadata))
+    except (struct.error, ValueError, TypeError, OverflowError, LookupError):
+        # An EXIF block from a camera may hold values that no TIFF directory takes.
+        head = _tiff_directory(pixels)
+    return head + b"".join(strips)
+
+
+def _described(metadata: Metadata) -> dict[int, Any]:
+    """The tags of an EXIF block, and what other formats keep elsewhere where it says nothing."""
+    tags = _descriptions(metadata.exif or b"")
+    if metadata.density and not {_ACROSS, _ALONG} <= tags.keys():
+        tags |= {_ACROSS: metadata.density[0], _ALONG: metadata.density[1], _UNIT: 2}
+    if metadata.texts:
+        tags.setdefault(_DESCRIPTION, metadata.text.encode("utf-8", "replace"))
+    return tags
+
+
+def _tiff_strip(rows: Array) -> bytes:
+    """Rows as differences from the pixel on the left, compressed."""
+    differences = imagecodecs.delta_encode(np.ascontiguousarray(rows), axis=1)
+    values = differences.astype(differences.dtype.newbyteorder("<"), copy=False)
+    return bytes(imagecodecs.deflate_encode(values.tobytes(), level=1, raw=False))
+
+
+def _tiff_directory(tags: dict[int, Any]) -> bytes:
+    """The head of a TIFF file; its strips follow."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory.tagtype |= {Base.InterColorProfile: 7, _XMP: 1, _IPTC: 7}
+    for tag, value in tags.items():
+        directory[tag] = value
+    return b"II*\0\x08\0\0\0" + directory.tobytes(8)

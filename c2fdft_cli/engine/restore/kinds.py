@@ -1,0 +1,108 @@
+"""Which files are pictures and videos: told by their first bytes, their names decide the rest."""
+
+from __future__ import annotations
+
+import stat
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from c2fdft_cli.data.images.formats import HEAD_BYTES, HINTS, READ_SUFFIXES, is_read, recognise
+from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
+
+VIDEO = "video"
+INPUT_SUFFIXES = READ_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
+_UNKNOWN = "unknown"
+_SYNC, _PACKETS = 0x47, ((0, 188), (4, 192))
+"""The byte that begins each packet of an MPEG transport stream; where and how often it comes."""
+_TRANSPORT_SUFFIXES = {".ts", ".mts", ".m2ts"}
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class NotRead:
+    """Pictures that were found and are of a kind that is not read here.
+
+    Args:
+        kind: such as HEIC.
+        count: how many.
+        hint: what to do about it.
+        files: the first of them.
+    """
+
+    kind: str
+    count: int
+    hint: str
+    files: list[str]
+
+    def __str__(self) -> str:
+        files = "file" if self.count == 1 else "files"
+        return f"{self.count} {self.kind} {files} not read: {self.hint}"
+
+
+class Sorted:
+    """Paths as they are found, by what is to be done with them.
+
+    Args:
+        inputs: what is to be restored, in the order found.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: list[Path] = []
+        self._not_read: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, paths: Iterable[Path], *, named: bool) -> None:
+        """Sort further files; what is no picture is an input only where the user named it."""
+        for path in paths:
+            kind = _kind_or_unknown(path)
+            if kind is not None and kind in HINTS and not is_read(kind):
+                self._not_read[kind].append(str(path))
+            elif kind is not None or named:
+                self.inputs.append(path)
+
+    @property
+    def not_read(self) -> list[NotRead]:
+        """A line for each kind of picture that is not read."""
+        found: Mapping[str, list[str]] = self._not_read
+        return [
+            NotRead(kind, len(files), HINTS[kind], files[:_SHOWN]) for kind, files in found.items()
+        ]
+
+
+def kind_of(path: Path) -> str | None:
+    """A picture's format or kind as `recognise` gives it, `VIDEO`, or None for neither.
+
+    What has the name of a picture counts as one, so that damage is reported.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
+        return _UNKNOWN if suffix in INPUT_SUFFIXES else None
+    with path.open("rb", buffering=0) as file:
+        head = file.read(HEAD_BYTES)
+    kind = recognise(head, suffix)
+    if kind is not None:
+        return kind
+    if suffix in _TRANSPORT_SUFFIXES and head:
+        return VIDEO if _is_transport_stream(head) else None
+    if suffix in VIDEO_SUFFIXES:
+        return VIDEO
+    return _UNKNOWN if suffix in INPUT_SUFFIXES else None
+
+
+def _kind_or_unknown(path: Path) -> str | None:
+    """`kind_of`; what cannot be read is judged by its name, and reading it will tell why."""
+    try:
+        return kind_of(path)
+    except OSError:
+        return _UNKNOWN if path.suffix.lower() in INPUT_SUFFIXES else None
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    """Unlike a text in TypeScript, whose names end alike."""
+    return any(
+        set(head[start::step]) == {_SYNC} and len(head) > start + step for start, step in _PACKETS
+    )

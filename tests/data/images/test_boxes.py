@@ -1,0 +1,194 @@
+"""AVIF, HEIC, JPEG 2000 and JPEG XL: sizes from the headers, all bits, upright, metadata."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from c2fdft_cli.data.images.metadata import Metadata
+from c2fdft_cli.data.images.picture import (
+    Picture,
+    frame_count,
+    image_size,
+    read_picture,
+    write_picture,
+)
+from c2fdft_cli.errors import DataError
+from tests.kit.images import encoded, ramp
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+RGB = ramp(dtype=np.uint8)
+
+
+def jpeg2000(values, bits=None):
+    return imagecodecs.jpeg2k_encode(values, level=0, bitspersample=bits)
+
+
+def jpegxl(values, bits=None, **options):
+    return imagecodecs.jpegxl_encode(values, lossless=True, bitspersample=bits, **options)
+
+
+@pytest.mark.parametrize("encode", [jpeg2000, jpegxl])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_lossless_ones_come_out_exactly(tmp_path, encode, dtype, channels):
+    values = ramp(channels=channels, dtype=dtype)
+    (tmp_path / "a").write_bytes(encode(values if channels > 1 else values[..., 0]))
+    got = read_picture(tmp_path / "a")
+    assert (got.grey, got.alpha is not None) == (channels == 1, channels == 4)
+    np.testing.assert_array_equal(got.pixels[..., : min(channels, 3)], values[..., :3])
+    if got.alpha is not None:
+        np.testing.assert_array_equal(got.alpha, values[..., 3])
+    assert image_size(tmp_path / "a") == (6, 9)
+    assert frame_count(tmp_path / "a") == 1
+
+
+@pytest.mark.parametrize("encode", [jpeg2000, jpegxl])
+@pytest.mark.parametrize("bits", [10, 12])
+def test_white_of_10_and_12_bits_is_white(encode, bits):
+    values = ramp() >> (16 - bits)
+    got = read_picture(encode(values, bits))
+    np.testing.assert_array_equal(got.pixels, np.rint(values * (65535 / (2**bits - 1))))
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_avif_keeps_more_than_8_bits(bits):
+    values = ramp(32, 48) >> (16 - bits)
+    white = np.full_like(values, 2**bits - 1)
+    assert (read_picture(imagecodecs.avif_encode(white, bitspersample=bits)).pixels == 65535).all()
+    data = imagecodecs.avif_encode(values, level=100, bitspersample=bits)
+    got = read_picture(data)
+    assert got.pixels.dtype == np.uint16
+    levels = got.pixels / (65535 / (2**bits - 1))
+    assert np.abs(levels - values).max() < 3
+
+
+def test_avif_is_turned_once_and_keeps_its_metadata(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.linear_gradient("L").resize((36, 24)).convert("RGB")
+    image.paste((200, 0, 0), (0, 0, 8, 8))
+    data = encoded(image, "AVIF", exif=exif.tobytes(), icc_profile=ICC, xmp=XMP, quality=95)
+    (tmp_path / "a.avif").write_bytes(data)
+    assert image_size(tmp_path / "a.avif") == (36, 24)
+    got = read_picture(tmp_path / "a.avif")
+    turned = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert np.abs(got.pixels - turned).mean() < 6
+    assert got.metadata.icc == ICC
+    assert b'tiff:Orientation="1"' in got.metadata.xmp
+
+
+def test_frames_of_an_avif(tmp_path):
+    frames = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (0, 100, 200)]
+    frames[0].save(tmp_path / "a.avif", save_all=True, append_images=frames[1:])
+    assert frame_count(tmp_path / "a.avif") == 3
+    for number in (2, 0, 1):
+        shade = read_picture(tmp_path / "a.avif", frame=number).pixels[0, 0, 0]
+        assert abs(int(shade) - 100 * number) < 9
+    with pytest.raises(DataError, match="there is no frame 3"):
+        read_picture(tmp_path / "a.avif", frame=3)
+
+
+def test_colours_told_by_codes_reach_a_png(tmp_path):
+    data = bytearray(encoded(Image.fromarray(RGB), "AVIF"))
+    at = data.index(b"colrnclx") + 8
+    data[at : at + 4] = struct.pack(">HH", 12, 16)  # Display P3, PQ
+    got = read_picture(bytes(data))
+    assert got.metadata.png_chunks[4:12] == b"cICP" + bytes([12, 16, 0, 1])
+    assert read_picture(encoded(Image.fromarray(RGB), "AVIF")).metadata.png_chunks == b""
+
+
+def test_jpeg2000_in_ycc_and_with_a_profile():
+    image = Image.fromarray(np.tile(RGB, (4, 4, 1)))
+    got = read_picture(encoded(image.convert("YCbCr"), "JPEG2000"))
+    assert np.abs(got.pixels.astype(int) - np.asarray(image)).max() < 8
+    data = jpeg2000(RGB)
+    at = data.index(b"colr") - 4
+    (size,) = struct.unpack_from(">I", data, at)
+    colr = struct.pack(">I", 11 + len(ICC)) + b"colr\2\0\0" + ICC
+    head = data.index(b"jp2h") - 4
+    (total,) = struct.unpack_from(">I", data, head)
+    grown = struct.pack(">I", total + len(colr) - size)
+    changed = data[:head] + grown + data[head + 4 : at] + colr + data[at + size :]
+    uuid = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+    changed += struct.pack(">I", 24 + len(XMP)) + b"uuid" + uuid + XMP
+    got = read_picture(changed)
+    assert got.metadata.icc == ICC
+    assert b'Orientation="1"' in got.metadata.xmp
+    np.testing.assert_array_equal(got.pixels, RGB)
+
+
+def test_jpeg_xl_metadata_and_what_is_not_read_of_it(tmp_path):
+    exif = Image.Exif()
+    exif[0x013B] = "A. Painter"
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    data = jpegxl(RGB, usecontainer=True)
+    data += struct.pack(">I", 12 + len(block)) + b"Exif\0\0\0\0" + block
+    data += struct.pack(">I", 8 + len(XMP)) + b"xml " + XMP
+    got = read_picture(data)
+    assert got.metadata.exif == block
+    assert b'Orientation="1"' in got.metadata.xmp
+    assert got.metadata.lost is None
+    animated = read_picture(jpegxl(np.stack([RGB, RGB[::-1]])))
+    np.testing.assert_array_equal(animated.pixels, RGB)
+    assert "frames behind the first" in animated.metadata.lost
+
+
+def test_an_oriented_jpeg_xl_has_the_size_that_it_decodes_to(tmp_path):
+    jpeg = encoded(Image.fromarray(np.tile(RGB, (4, 4, 1))), "JPEG", exif=oriented(6))
+    (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode_jpeg(jpeg))
+    got = read_picture(tmp_path / "a.jxl")
+    assert got.pixels.shape[:2] == image_size(tmp_path / "a.jxl") == (36, 24)
+
+
+def oriented(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize(
+    "data", [jpeg2000(RGB), jpegxl(RGB), encoded(Image.fromarray(RGB), "AVIF")]
+)
+def test_a_bomb_is_refused_before_it_is_decoded(data):
+    with pytest.raises(DataError, match="over the limit"):
+        read_picture(data, max_pixels=53)
+
+
+def heic(image, **options):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, **options)
+    return file.getvalue()
+
+
+def test_heic_with_its_metadata(tmp_path):
+    image = Image.fromarray(np.tile(RGB, (4, 4, 1)))
+    data = heic(image, quality=-1, chroma=444, exif=oriented(1), xmp=b"<x:xmpmeta/>")
+    (tmp_path / "IMG_1.HEIC").write_bytes(data)
+    got = read_picture(tmp_path / "IMG_1.HEIC")
+    assert got.source_format == "HEIC"
+    assert np.abs(got.pixels.astype(int) - np.asarray(image)).max() <= 2
+    assert image_size(tmp_path / "IMG_1.HEIC") == (24, 36)
+    assert got.metadata.exif
+    assert got.metadata.xmp == b"<x:xmpmeta/>"
+    write_picture(tmp_path / "a.png", got)
+    assert read_picture(tmp_path / "a.png").metadata.xmp == got.metadata.xmp
+
+
+def test_white_of_a_10_bit_heic_is_white():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    white = np.full((16, 16, 3), 65535, np.uint16)
+    file = io.BytesIO()
+    pillow_heif.from_bytes("RGB;16", (16, 16), white.tobytes()).save(file, quality=-1)
+    assert (read_picture(file.getvalue()).pixels == 65535).all()
+
+
+def test_picture_of_our_own_has_no_metadata():
+    assert Picture(RGB).metadata == Metadata()

@@ -1,0 +1,155 @@
+"""Resolution, XMP, IPTC, texts and profiles on their way between formats, checked by Pillow."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from c2fdft_cli.data.images.metadata import (
+    Metadata,
+    iptc_of,
+    photoshop_block,
+    upright_xmp,
+)
+from c2fdft_cli.data.images.picture import Picture, read_picture, write_picture
+from c2fdft_cli.errors import DataError
+from tests.kit.images import encoded, ramp, tiff_bytes
+
+RGB = ramp(dtype=np.uint8)
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">a caption</x:xmpmeta>'
+IPTC = b"\x1c\x02\x78\x00\x05Title\x1c\x02\x50\x00\x02Me"
+EVERYTHING = Metadata(
+    xmp=XMP, iptc=IPTC, texts=(("Comment", "by me"), ("Title", "Grüße")), density=(300.0, 150.0)
+)
+
+
+def jpeg_with_everything():
+    block = b"Photoshop 3.0\0" + photoshop_block(IPTC)
+    segment = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
+    image = Image.fromarray(RGB)
+    return encoded(image, "JPEG", xmp=XMP, comment=b"by me", dpi=(300, 150), extra=segment)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+def test_every_block_survives_where_the_format_has_a_place(tmp_path, suffix):
+    write_picture(tmp_path / f"a{suffix}", Picture(RGB, metadata=EVERYTHING))
+    got = read_picture(tmp_path / f"a{suffix}").metadata
+    assert (got.xmp, got.iptc) == (XMP, IPTC)
+    np.testing.assert_allclose(got.density, (300, 150), rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+def test_other_programs_see_it(tmp_path, suffix):
+    write_picture(tmp_path / f"a{suffix}", Picture(RGB, metadata=EVERYTHING))
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert tuple(map(round, image.info["dpi"])) == (300, 150)
+        xmp = image.info["xmp"]
+        assert (xmp.encode() if isinstance(xmp, str) else xmp) == XMP
+        if suffix == ".png":
+            assert (image.text["Comment"], image.text["Title"]) == ("by me", "Grüße")
+        elif suffix == ".jpg":
+            assert image.info["comment"].decode() == "by me\nTitle: Grüße"
+            assert image.info["photoshop"][0x0404] == IPTC
+        else:
+            assert image.tag_v2[33723] == IPTC
+            assert "by me" in image.tag_v2[270]
+
+
+def test_a_jpeg_reaches_png_and_tiff_with_all_of_it(tmp_path):
+    read = read_picture(jpeg_with_everything())
+    assert read.metadata.texts == (("Comment", "by me"),)
+    for suffix in (".png", ".tif"):
+        write_picture(tmp_path / f"a{suffix}", read)
+        got = read_picture(tmp_path / f"a{suffix}").metadata
+        assert (got.xmp, got.iptc) == (XMP, IPTC)
+        np.testing.assert_allclose(got.density, (300, 150), rtol=1e-4)
+
+
+def test_texts_of_a_png_of_all_three_kinds_are_read():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Author", "me")
+    info.add_text("Long", "word " * 1000, zip=True)
+    info.add_itxt("Title", "Grüße", zip=True)
+    info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    got = read_picture(encoded(Image.fromarray(RGB), "PNG", pnginfo=info)).metadata
+    assert dict(got.texts) == {"Author": "me", "Long": "word " * 1000, "Title": "Grüße"}
+    assert got.xmp == XMP
+
+
+def test_webp_keeps_xmp_and_bmp_the_density(tmp_path):
+    write_picture(tmp_path / "a.webp", Picture(RGB, metadata=EVERYTHING))
+    assert read_picture(tmp_path / "a.webp").metadata.xmp == XMP
+    write_picture(tmp_path / "a.bmp", Picture(RGB, metadata=EVERYTHING))
+    np.testing.assert_allclose(
+        read_picture(tmp_path / "a.bmp").metadata.density, (300, 150), rtol=1e-3
+    )
+
+
+def test_density_follows_the_turn(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(RGB)
+    data = encoded(image, "JPEG", dpi=(300, 150), exif=exif.tobytes())
+    assert read_picture(data).metadata.density == (150, 300)
+
+
+@pytest.mark.parametrize(("unit", "expected"), [(2, (300, 200)), (3, (762, 508)), (1, None)])
+def test_density_of_a_tiff_by_its_unit(unit, expected):
+    data = tiff_bytes(RGB, photometric="rgb", resolution=(300, 200), resolutionunit=unit)
+    density = read_picture(data).metadata.density
+    assert density is None if expected is None else np.allclose(density, expected)
+
+
+def test_a_camera_jpeg_without_a_density_gets_none():
+    exif = Image.Exif()
+    exif[0x013B] = "A. Painter"
+    data = encoded(Image.fromarray(RGB), "JPEG", exif=exif.tobytes())
+    assert read_picture(data).metadata.density is None
+
+
+@pytest.mark.parametrize(
+    ("packet", "expected"),
+    [
+        (b'<a tiff:Orientation="6"/>', b'<a tiff:Orientation="1"/>'),
+        (b"<tiff:Orientation>8</tiff:Orientation>", b"<tiff:Orientation>1</tiff:Orientation>"),
+        (b"<tiff:Orientation>1</tiff:Orientation>", b"<tiff:Orientation>1</tiff:Orientation>"),
+        (b"", None),
+    ],
+)
+def test_xmp_does_not_go_on_turning_the_picture(packet, expected):
+    assert upright_xmp(packet) == expected
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        photoshop_block(IPTC),
+        b"8BIM\x03\xed\0\0\0\0\0\x03abc\0" + photoshop_block(IPTC),
+        b"8BIM\x03\xed\x03abc\0\0\0\x02ab" + photoshop_block(IPTC),
+        IPTC,
+    ],
+)
+def test_iptc_is_found_among_photoshops_resources(block):
+    assert iptc_of(block) == IPTC
+
+
+@pytest.mark.parametrize("block", [b"", None, b"8BIM", b"8BIM\4\4\0\0\xff\xff\xff", b"junk" * 9])
+def test_damaged_resources_have_none(block):
+    assert not iptc_of(block)
+
+
+def test_blocks_too_long_for_a_jpeg_are_left_out(tmp_path):
+    long = Metadata(xmp=b"x" * 70000, iptc=b"\x1c" * 70000, texts=(("Comment", "y" * 70000),))
+    write_picture(tmp_path / "a.jpg", Picture(RGB, metadata=long))
+    assert read_picture(tmp_path / "a.jpg").metadata == Metadata()
+
+
+def test_flipped_bytes_of_metadata_make_no_other_error():
+    data = jpeg_with_everything()
+    for at in range(20, data.index(b"\xff\xdb"), 3):
+        with contextlib.suppress(DataError):
+            read_picture(data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :])
