@@ -15,7 +15,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -99,8 +99,8 @@ def read_pickle(file: IO[bytes]) -> Any:
         UnusableError: longer than `MAX_BYTES` or `MAX_INSTRUCTIONS`, or no pickle.
         Exception: whatever arbitrary bytes provoke (IndexError, KeyError, ValueError, ...).
     """
-    machine = _Machine()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(_Bounded(file))):
+    machine, bounded = _Machine(), cast("IO[bytes]", _Bounded(file))
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):
         if opcode.name == "STOP":
             return machine.stack.pop()
         if count >= MAX_INSTRUCTIONS:

@@ -112,17 +112,19 @@ class _Loader:
         key = (tensor.storage, tensor.dtype)
         if key not in self._bases:
             data = self._file.read(tensor.storage, tensor.storage_bytes)
-            self._bases[key] = _flat(data[: tensor.storage_bytes], tensor.dtype)
-            if self._file.big_endian:
-                self._bases[key].untyped_storage().byteswap(tensor.dtype)
+            data = data[: tensor.storage_bytes]
+            self._bases[key] = _flat(data, tensor.dtype, self._file.big_endian)
         return self._bases[key]
 
 
-def _flat(data: bytes, dtype: torch.dtype) -> Tensor:
+def _flat(data: bytes, dtype: torch.dtype, big_endian: bool) -> Tensor:
     if not data:
         return torch.empty(0, dtype=dtype)
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    if big_endian:
+        raw = raw.view(-1, dtype.itemsize).flip(1).flatten()
     # cloned into memory that torch has aligned
-    return torch.frombuffer(bytearray(data), dtype=dtype).clone()
+    return raw.clone().view(dtype)
 
 
 def tensors_in(tree: Any) -> Iterator[StoredTensor | Opaque]:
