@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import multiprocessing
 import random
-import resource
 import signal
 import struct
 import tempfile
@@ -142,10 +141,16 @@ def _try(target: Target, path: Path, number: int) -> Outcome:
         what = f"{type(error).__name__} in {Path(last.filename).name}:{last.name}"
     signal.signal(signal.SIGPROF, before)
     seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    peak = _peak_bytes()
     if peak > MAX_BYTES:
         what = f"more than {MAX_BYTES >> 30} GiB"
     return Outcome(number, what, seconds, peak)
+
+
+def _peak_bytes() -> int:
+    import resource  # not on Windows, where targets can be imported all the same
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def _too_long(*_: object) -> None:
@@ -194,6 +199,8 @@ def _worker(
 
 
 def _work(target: Target, numbers: range, seed: int, connection: Connection) -> None:
+    import resource
+
     # what is over by far fails here instead of taking the machine with it
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + 2 * MAX_BYTES,) * 2)

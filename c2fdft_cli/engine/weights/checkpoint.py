@@ -1,9 +1,9 @@
-"""Checkpoints: `{"params", "params_ema", "meta"}`, ours and the official ones alike.
+"""Checkpoints: `{"params", "params_ema", "meta"}`, ours, the official ones, and those of others.
 
 `meta` is JSON text, so a file loads with `weights_only=True` and a program that knows nothing of
-it can still read the weights. A file without `meta` is an official checkpoint: its network is
-inferred from names and shapes. Weights that were stored in half precision are float32 once they
-are loaded; one of the two sets of weights is enough. `.safetensors` holds one set.
+it can still read the weights. A file without `meta` is an official checkpoint or another's: its
+network is inferred from names and shapes. Weights that were stored in half precision are float32
+once they are loaded; one of the two sets of weights is enough. `.safetensors` holds one set.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ _STORAGES = {
     "torch.CharStorage": torch.int8,
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128,
     "torch.storage.UntypedStorage": torch.uint8,
 }
 _DTYPES = {
@@ -88,18 +90,26 @@ class _Storage:
     numel: int
     start: int
 
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
 
-def read_pickle(file: IO[bytes]) -> Any:
+
+def read_pickle(file: IO[bytes], storages: dict[str, int] | None = None) -> Any:
     """The next pickle of a file: plain values, dictionaries, `StoredTensor` and `Opaque`.
 
     Sets become opaque, entries of dictionaries are dropped unless their key is text, an integer
     below `MAX_KEY`, or nothing.
 
+    Args:
+        file: read up to the end of the pickle.
+        storages: takes the bytes that each storage claims to have, by its key.
+
     Raises:
         UnusableError: longer than `MAX_BYTES` or `MAX_INSTRUCTIONS`, or no pickle.
         Exception: whatever arbitrary bytes provoke (IndexError, KeyError, ValueError, ...).
     """
-    machine, bounded = _Machine(), cast("IO[bytes]", _Bounded(file))
+    machine = _Machine({} if storages is None else storages)
+    bounded = cast("IO[bytes]", _Bounded(file))
     for count, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):
         if opcode.name == "STOP":
             return machine.stack.pop()
@@ -132,8 +142,9 @@ class _Bounded:
 class _Machine:
     """The stack machine; one method for each kind of instruction."""
 
-    def __init__(self) -> None:
+    def __init__(self, storages: dict[str, int]) -> None:
         self.stack: list[Any] = []
+        self._storages = storages
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
@@ -256,7 +267,10 @@ class _Machine:
         self.stack.append(Opaque(f"persistent object {argument!r:.40}"))
 
     def persistent_on_stack(self, _: Any) -> None:
-        self.stack.append(_storage(self.stack.pop()))
+        storage = _storage(self.stack.pop())
+        if isinstance(storage, _Storage):
+            self._storages[storage.key] = storage.nbytes()
+        self.stack.append(storage)
 
 
 _CONSTANTS = frozenset(
@@ -349,8 +363,7 @@ def _view(
     ):
         raise UnusableError("a tensor in it has an impossible shape")
     offset += storage.start
-    size = storage.numel * storage.dtype.itemsize
-    return StoredTensor(storage.key, size, dtype, offset, tuple(shape), tuple(stride))
+    return StoredTensor(storage.key, storage.nbytes(), dtype, offset, tuple(shape), tuple(stride))
 
 
 def _first(value: Any, *_: Any) -> Any:

@@ -75,7 +75,7 @@ class StoredFile:
     big_endian: bool = False
 
     def load(self, tree: Any) -> Any:
-        """A part of `content` with its tensors read into memory, as float32 or what they are.
+        """A part of `content` with its tensors read into memory, of the types that they are stored in.
 
         Raises:
             CheckpointError: tensors that reach beyond their bytes or are larger than the file.
@@ -104,9 +104,12 @@ class _Loader:
             made = self._made[id(value)] = {}
             made.update((key, self.load(item)) for key, item in value.items())
             return made
-        items = [self.load(item) for item in value]
-        self._made[id(value)] = items if isinstance(value, list) else tuple(items)
-        return self._made[id(value)]
+        # known before it is filled, because it may hold itself
+        items: list[Any] = []
+        if isinstance(value, list):
+            self._made[id(value)] = items
+        items.extend(self.load(item) for item in value)
+        return self._made.setdefault(id(value), tuple(items))
 
     def _base(self, tensor: StoredTensor) -> Tensor:
         key = (tensor.storage, tensor.dtype)
@@ -283,25 +286,16 @@ def _open_legacy(path: Path, file: IO[bytes]) -> StoredFile:
         )
     read_pickle(file)  # the version of the format
     about = read_pickle(file)
-    content = read_pickle(file)
-    keys = read_pickle(file)
-    claims = {
-        tensor.storage: tensor for tensor in tensors_in(content) if isinstance(tensor, StoredTensor)
-    }
-    places: dict[str, tuple[int, int]] = {}
-    for key in keys:
-        elements = struct.unpack("<q", _exactly(file, 8))[0]
-        size = elements * claims[key].dtype.itemsize
-        if size < 0:
-            raise UnusableError("a tensor in it has an impossible shape")
-        places[key] = (file.tell(), size)
-        file.seek(size, io.SEEK_CUR)
+    sizes: dict[str, int] = {}
+    content = read_pickle(file, sizes)
+    starts: dict[str, int] = {}
+    for key in read_pickle(file):
+        _exactly(file, 8)  # the number of elements, which the pickle has too
+        starts[key] = file.tell()
+        file.seek(sizes[key], io.SEEK_CUR)
 
     def read(key: str, size: int) -> bytes:
-        start, there = places[key]
-        if there < size:
-            raise UnusableError("a tensor in it has fewer bytes than its shape needs")
-        file.seek(start)
+        file.seek(starts[key])
         return _exactly(file, size)
 
     return StoredFile(path, content, False, read, big_endian=about["little_endian"] is False)
