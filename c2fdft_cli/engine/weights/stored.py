@@ -75,7 +75,7 @@ class StoredFile:
     big_endian: bool = False
 
     def load(self, tree: Any) -> Any:
-        """A part of `content` with its tensors read into memory, of the types that they are stored in.
+        """A part of `content` with its tensors read into memory, in the types that they have there.
 
         Raises:
             CheckpointError: tensors that reach beyond their bytes or are larger than the file.
