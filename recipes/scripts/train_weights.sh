@@ -5,7 +5,7 @@
 #   recipes/scripts/train_weights.sh denoise|deblur CLEAN_FOLDER OUT
 #
 # CLEAN_FOLDER holds clean photographs, STREAKS_FOLDER rendered rain (docs/synthesis.md). In OUT:
-#   shards/ coarse/ fast/ four/   data and runs; an interrupted script goes on where it stopped
+#   shards/ coarse/ fast/ four/   data and runs; an interrupted script resumes where it stopped
 #   <task>.pt                     with one sampling step at t = 500, bf16, as packaged
 #   <task>-4step.pt               with four sampling steps, trained on from there
 # Settings, from the environment (separated by spaces):

@@ -6,10 +6,10 @@
 #
 # CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. What is in OUT
 # already is not made again; the Markdown table comes last. BUDGET, a whole number, multiplies all iterations [1].
-#   base    480 iterations of L1 through the single call at t = 500, 64 and 96 px
+#   base    480 iterations of L1 with one sampling step at t = 500, 64 and 96 px
 #   long    twice the iterations
 #   large   128 and 192 px, as many pixels in a batch
-#   rain    streak fields as they were rendered: not turned, stretched or scaled in strength
+#   rain    streak masks as they were rendered: not rotated, stretched or scaled in strength
 #   wide    dim 32 instead of 24, 360 iterations: the time of base
 #   ssim    0.84 (1 - MS-SSIM) + 0.16 L1
 set -euo pipefail

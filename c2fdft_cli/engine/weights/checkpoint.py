@@ -1,9 +1,9 @@
-"""Checkpoints: `{"params", "params_ema", "meta"}`, ours and the official ones alike.
+"""Checkpoints: `{"params", "params_ema", "meta"}`, ours, the official ones, and those of others.
 
 `meta` is JSON text, so a file loads with `weights_only=True` and a program that knows nothing of
-it can still read the weights. A file without `meta` is an official checkpoint: its network is
-inferred from names and shapes. Weights that were stored in half precision are float32 once they
-are loaded; one of the two sets of weights is enough. `.safetensors` holds one set.
+it can still read the weights. A file without `meta` is an official checkpoint or another's: its
+network is inferred from names and shapes. Weights that were stored in half precision are float32
+once they are loaded; one of the two sets of weights is enough. `.safetensors` holds one set.
 """
 
 from __future__ import annotations
@@ -23,17 +23,10 @@ import c2fdft_cli
 from c2fdft_cli.core.diffusion import check_grid, time_grid
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
-from c2fdft_cli.engine.weights.tensors import (
-    SUFFIX,
-    full_precision,
-    is_safetensors,
-    load_safetensors,
-    load_tensors,
-    not_a_checkpoint,
-    refuse_missing,
-    save_safetensors,
-    save_tensors,
-)
+from c2fdft_cli.engine.weights.contents import find_weights, plain_name
+from c2fdft_cli.engine.weights.identify import not_a_checkpoint
+from c2fdft_cli.engine.weights.stored import open_stored
+from c2fdft_cli.engine.weights.tensors import SUFFIX, save_safetensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.files import recipe_from_dict
 from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
@@ -129,11 +122,8 @@ def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -
 
 
 def plain(state: Mapping[str, Tensor]) -> StateDict:
-    """Detached CPU tensors, without the prefixes of compile and DDP."""
-    return {
-        name.removeprefix("module.").removeprefix("_orig_mod."): tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-    }
+    """Detached CPU tensors, without the names of what was wrapped around the network."""
+    return {plain_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def versions() -> dict[str, str]:
@@ -146,33 +136,30 @@ def versions() -> dict[str, str]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, ours or an official one; the file is untrusted.
+    """Read a checkpoint, ours or another's; the file is untrusted.
 
     Raises:
         CheckpointError: the file is missing, damaged, no checkpoint, or of a newer format.
     """
-    refuse_missing(path)
-    content = load_safetensors(path) if is_safetensors(path) else load_tensors(path)
-    params, ema = content.get("params"), content.get("params_ema")
-    if params is None and ema is None and content and _is_state(content):
-        params = content  # a bare state dict
-    params, ema = (ema if params is None else params), (params if ema is None else ema)
-    if params is None or ema is None or not (_is_state(params) and _is_state(ema)):
-        raise not_a_checkpoint(path, "it has neither params nor params_ema")
-    same = params is ema
-    ema = plain(full_precision(ema, path))
-    params = ema if same else plain(full_precision(params, path))
-    text = content.get("meta")
-    meta = Meta(infer_network(ema, path)) if text is None else read_meta(text, path)
+    with open_stored(path) as file:
+        found = find_weights(file, path)
+        loaded = file.load({"raw": found.raw, "ema": found.ema})
+    ema = plain(full_precision(loaded["ema"], path))
+    params = ema if found.raw is found.ema else plain(full_precision(loaded["raw"], path))
+    meta = Meta(infer_network(ema, path)) if found.meta is None else read_meta(found.meta, path)
     return Checkpoint(path, params, ema, meta)
 
 
-def _is_state(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-    )
+def full_precision(state: Mapping[str, Tensor], path: Path) -> StateDict:
+    """The state in float32; CheckpointError for NaN and infinite numbers."""
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"the weights are NaN or infinite in {name}",
+                where=path,
+                hint="the training that wrote them diverged: take an earlier checkpoint",
+            )
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def read_meta(text: object, path: Path) -> Meta:

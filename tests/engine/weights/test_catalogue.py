@@ -19,9 +19,11 @@ from c2fdft_cli.engine.weights.catalogue import (
     Score,
     checked_file,
     is_packaged,
+    make_entry,
     read_catalogue,
     weights_folder,
 )
+from c2fdft_cli.engine.weights.pack import DERIVED
 from c2fdft_cli.errors import CheckpointError
 from tests.kit.restore import Request, plan, random_picture, save
 from tests.kit.weights import FACTS, package
@@ -132,7 +134,7 @@ def test_every_packaged_file_is_in_the_catalogue() -> None:
 
 @pytest.mark.parametrize("name", list(read_catalogue()))
 def test_packaged_weights_restore(name: str, tmp_path: Path) -> None:
-    """The file is whole and small, its card exists, and it restores by its own grid."""
+    """The file is whole and small, its card exists, and it restores with its own timesteps."""
     entry: Entry = read_catalogue()[name]
     assert checked_file(entry).stat().st_size <= MAX_FILE_BYTES
     assert (ROOT / entry.card).is_file()
@@ -142,3 +144,23 @@ def test_packaged_weights_restore(name: str, tmp_path: Path) -> None:
     assert made.grid == entry.grid
     assert restore(made).run().failure is None
     assert out.is_file()
+
+
+@pytest.mark.parametrize("name", list(read_catalogue()))
+def test_facts_and_catalogue_agree(name: str) -> None:
+    facts = json.loads((ROOT / "docs" / "models" / f"{name}.json").read_text(encoding="utf-8"))
+    entry = read_catalogue()[name]
+    derived = {key: value for key, value in asdict(entry).items() if key in DERIVED}
+    assert make_entry(name, derived | facts) == entry
+
+
+@pytest.mark.parametrize("name", list(read_catalogue()))
+def test_card_and_catalogue_agree(name: str) -> None:
+    entry = read_catalogue()[name]
+    card = (ROOT / entry.card).read_text(encoding="utf-8")
+    row = next(line for line in card.splitlines() if line.startswith(f"| `{name}`, "))
+    for score in entry.scores:
+        assert f"{score.psnr:.2f} / {f'{score.ssim:.3f}'[1:]}" in row
+        assert f"{score.input_psnr:.2f} / {f'{score.input_ssim:.3f}'[1:]}" in card
+    assert f"{entry.parameters:,} parameters" in card
+    assert f"{entry.seconds_per_megapixel}" in card

@@ -117,7 +117,7 @@ class Evil:
     ("write", "words"),
     [
         (lambda p: p.write_text("hello, I am not a checkpoint"), "not a checkpoint"),
-        (lambda p: p.write_bytes(b""), "not a checkpoint"),
+        (lambda p: p.write_bytes(b""), "the file is empty"),
         (lambda p: p.write_bytes(pickle.dumps({"params": Evil()})), "not a checkpoint"),
         (lambda p: torch.save([1, 2], p), "the file holds a list"),
         (lambda p: torch.save({"a": 1}, p), "neither params nor params_ema"),

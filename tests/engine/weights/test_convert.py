@@ -141,11 +141,11 @@ def header(text, size=None):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "damaged, or not safetensors"),
-        (b"hello, I am text", "header is larger than"),
-        (header('{"a": 1}'), "damaged, or not safetensors"),
+        (b"", "the file is empty"),
+        (b"hello, I am text", "a text file that begins with 'hello, I am text'"),
+        (header('{"a": 1}'), "the file is damaged"),
         (header("{}", size=64 << 20), "header is larger than 32 MiB"),
-        (header('{"a":{"dtype":"F32","shape":[99],"data_offsets":[0,396]}}'), "damaged"),
+        (header('{"a":{"dtype":"F32","shape":[99],"data_offsets":[0,396]}}'), "cut short"),
         (header("{}"), "neither params nor params_ema"),
     ],
 )
@@ -164,7 +164,7 @@ def test_truncated_safetensors(ours):
     pytest.importorskip("safetensors")
     path = made(ours, "a.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="damaged, or not safetensors"):
+    with pytest.raises(CheckpointError, match="cut short"):
         load_checkpoint(path)
 
 
@@ -225,13 +225,11 @@ def test_missing_package(ours, monkeypatch, module, name):
     assert caught.value.hint == "pip install 'c2fdft[export]'"
 
 
-def test_missing_package_while_reading(ours, monkeypatch):
-    path = ours.with_suffix(".safetensors")
-    path.write_bytes(header("{}"))
+def test_safetensors_is_read_without_its_package(ours, ema, monkeypatch):
+    pytest.importorskip("safetensors")
+    path = made(ours, "a.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ResourceError, match="needs safetensors") as caught:
-        load_checkpoint(path)
-    assert caught.value.hint == "pip install 'c2fdft[export]'"
+    assert same(load_checkpoint(path).ema, ema)
 
 
 def test_overwriting_only_when_asked(ours):

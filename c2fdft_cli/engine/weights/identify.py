@@ -1,0 +1,119 @@
+"""What a file is that ought to hold weights: told by its first bytes, whatever its name."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from c2fdft_cli.errors import CheckpointError
+
+HEAD_BYTES = 1024
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+
+SAVE_AGAIN = "its owner can save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
+GET_AGAIN = "download or copy it again"
+UNPACK = "unpack it and give the weights in it"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of file that is not weights: how it begins, what to call it, what to try."""
+
+    start: bytes
+    what: str
+    hint: str
+
+
+_KINDS = (
+    _Kind(b"\x1f\x8b", "a gzip archive", UNPACK),
+    _Kind(b"BZh", "a bzip2 archive", UNPACK),
+    _Kind(b"\xfd7zXZ\x00", "an xz archive", UNPACK),
+    _Kind(b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
+    _Kind(b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", UNPACK),
+    _Kind(b"Rar!", "a RAR archive", UNPACK),
+    _Kind(b"PK\x05\x06", "an empty zip archive", GET_AGAIN),
+    _Kind(b"\x89HDF\r\n", "an HDF5 file", "give a .pt, .pth or .safetensors file"),
+    _Kind(b"\x89PNG", "a PNG image", "images are the input: give weights by --weights"),
+    _Kind(b"\xff\xd8\xff", "a JPEG image", "images are the input: give weights by --weights"),
+    _Kind(b"\x93NUMPY", "a NumPy array", "give a .pt, .pth or .safetensors file"),
+    _Kind(b"GGUF", "a GGUF file", "give a .pt, .pth or .safetensors file"),
+    _Kind(b"%PDF", "a PDF document", "give a .pt, .pth or .safetensors file"),
+)
+
+
+def refuse_other_files(path: Path, head: bytes) -> None:
+    """CheckpointError for a file that is plainly something else than weights.
+
+    Args:
+        path: of the file.
+        head: its first `HEAD_BYTES`.
+    """
+    if not head:
+        raise CheckpointError("the file is empty", where=path, hint=GET_AGAIN)
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = re.search(rb"^size (\d{1,18})$", head, re.MULTILINE)
+        of = f" of {int(size[1]):,} bytes" if size else ""
+        raise CheckpointError(
+            f"this is a Git LFS pointer, not the checkpoint{of} that it stands for",
+            where=path,
+            hint="run `git lfs pull` in its repository, or download the file by its web page",
+        )
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        raise not_a_checkpoint(
+            path,
+            "it is a web page (HTML), which a server sent instead of the file",
+            "open the address in a browser and take the link of its download button",
+        )
+    if start.startswith(b"<?xml"):
+        hint = "read it: servers send their refusals so; then download the file again"
+        raise not_a_checkpoint(path, "it is an XML document", hint)
+    for kind in _KINDS:
+        if head.startswith(kind.start):
+            raise not_a_checkpoint(path, f"it is {kind.what}", kind.hint)
+    if head[257:262] == b"ustar" and tarfile.is_tarfile(path):
+        raise not_a_checkpoint(path, "it is a tar archive", UNPACK)
+
+
+def unknown_file(path: Path, head: bytes) -> CheckpointError:
+    """The error about a file whose beginning says nothing of its kind."""
+    text = head[:60].decode("ascii", errors="replace")
+    if text.isprintable() or re.fullmatch(r"[\x20-\x7e\s]+", text):
+        quoted = " ".join(text.split())
+        return not_a_checkpoint(path, f"it is a text file that begins with {quoted!r}", GET_AGAIN)
+    if not any(head):
+        return not_a_checkpoint(path, "it begins with zeros: the download broke off", GET_AGAIN)
+    return not_a_checkpoint(
+        path, "the file is damaged, or neither torch nor safetensors wrote it", GET_AGAIN
+    )
+
+
+def other_archive(path: Path, names: list[str]) -> CheckpointError:
+    """The error about a zip archive without the record that `torch.save` writes."""
+    if any(name.endswith("/constants.pkl") for name in names):
+        return not_a_checkpoint(
+            path,
+            "it is a TorchScript program",
+            "its owner can save the tensors alone: "
+            "torch.save(torch.jit.load('model.pt').state_dict(), 'weights.pth')",
+        )
+    inside = [name for name in names if name.endswith((".pt", ".pth", ".ckpt", ".safetensors"))]
+    shown = ", ".join(f"{name:.60}" for name in (inside or names)[:3])
+    more = ", ..." if len(inside or names) > 3 else ""
+    hint = UNPACK if inside else "give a .pt, .pth or .safetensors file"
+    return not_a_checkpoint(path, f"it is a zip archive of other files ({shown}{more})", hint)
+
+
+def cut_short(path: Path) -> CheckpointError:
+    """The error about a file that ends before what it announces."""
+    size = path.stat().st_size
+    return not_a_checkpoint(
+        path, f"it is cut short: its {size:,} bytes end before what they announce", GET_AGAIN
+    )
+
+
+def not_a_checkpoint(path: Path, why: str, hint: str | None = None) -> CheckpointError:
+    """The error about a file that is no checkpoint; `why` is a sentence."""
+    return CheckpointError(f"this is not a checkpoint of c2fdft: {why}", where=path, hint=hint)

@@ -1,0 +1,371 @@
+"""Files of tensors from strangers: torch's zip and older format, and safetensors.
+
+A file is opened in two steps: first its description is read (names, types, shapes), with nothing
+imported, called or allocated for it; then `StoredFile.load` reads the tensors that are wanted,
+after their claims were checked against the bytes that are there.
+
+Source: torch/serialization.py; https://github.com/huggingface/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.engine.weights import pickles
+from c2fdft_cli.engine.weights.identify import (
+    GET_AGAIN,
+    HEAD_BYTES,
+    PICKLE,
+    SAVE_AGAIN,
+    ZIP,
+    cut_short,
+    not_a_checkpoint,
+    other_archive,
+    refuse_other_files,
+    unknown_file,
+)
+from c2fdft_cli.engine.weights.pickles import Opaque, StoredTensor, UnusableError, read_pickle
+from c2fdft_cli.errors import CheckpointError
+
+MAX_FILE_BYTES = 8 << 30
+MAX_HEADER_BYTES = 32 << 20
+MAX_DIRECTORY_BYTES = 64 << 20
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+METADATA = "__metadata__"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """An open file of tensors.
+
+    content: plain values, dictionaries, `StoredTensor`s and `Opaque`s.
+    is_safetensors: its format; `content` is then flat and holds `METADATA` too.
+    read: the bytes of a storage, by its key and the bytes that it must have at least.
+    """
+
+    path: Path
+    content: Any
+    is_safetensors: bool
+    read: Callable[[str, int], bytes]
+    big_endian: bool = False
+
+    def load(self, tree: Any) -> Any:
+        """A part of `content` with its tensors read into memory, in the types that they have there.
+
+        Raises:
+            CheckpointError: tensors that reach beyond their bytes or are larger than the file.
+        """
+        with _explained(self.path):
+            _check_claims(tree, max_unpacked_bytes(self.path))
+            return _Loader(self).load(tree)
+
+
+class _Loader:
+    """Reads tensors; each storage once, each container once, so that what is shared stays so."""
+
+    def __init__(self, file: StoredFile) -> None:
+        self._file = file
+        self._bases: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._made: dict[int, Any] = {}
+
+    def load(self, value: Any) -> Any:
+        if isinstance(value, StoredTensor):
+            return self._base(value).as_strided(value.shape, value.stride, value.offset)
+        if not isinstance(value, dict | list | tuple):
+            return value
+        if id(value) in self._made:
+            return self._made[id(value)]
+        if isinstance(value, dict):
+            made = self._made[id(value)] = {}
+            made.update((key, self.load(item)) for key, item in value.items())
+            return made
+        # known before it is filled, because it may hold itself
+        items: list[Any] = []
+        if isinstance(value, list):
+            self._made[id(value)] = items
+        items.extend(self.load(item) for item in value)
+        return self._made.setdefault(id(value), tuple(items))
+
+    def _base(self, tensor: StoredTensor) -> Tensor:
+        key = (tensor.storage, tensor.dtype)
+        if key not in self._bases:
+            data = self._file.read(tensor.storage, tensor.storage_bytes)
+            data = data[: tensor.storage_bytes]
+            self._bases[key] = _flat(data, tensor.dtype, self._file.big_endian)
+        return self._bases[key]
+
+
+def _flat(data: bytes, dtype: torch.dtype, big_endian: bool) -> Tensor:
+    if not data:
+        return torch.empty(0, dtype=dtype)
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    if big_endian:
+        raw = raw.view(-1, dtype.itemsize).flip(1).flatten()
+    # cloned into memory that torch has aligned
+    return raw.clone().view(dtype)
+
+
+def tensors_in(tree: Any) -> Iterator[StoredTensor | Opaque]:
+    """Every tensor and opaque object in nested containers; what is shared comes once."""
+    waiting, seen = [tree], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, StoredTensor | Opaque):
+            yield value
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+
+
+def _check_claims(tree: Any, limit: int) -> None:
+    """UnusableError for tensors that reach beyond their storage, or are larger than the file."""
+    unpacked, storages = 0, {}
+    for tensor in tensors_in(tree):
+        if isinstance(tensor, Opaque):
+            continue
+        # an expanded tensor of a few bytes would unpack to any size
+        unpacked += tensor.nbytes()
+        storages[tensor.storage] = tensor.storage_bytes
+        reach = tensor.offset + sum(
+            (size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True)
+        )
+        if tensor.numel() and (reach + 1) * tensor.dtype.itemsize > tensor.storage_bytes:
+            raise UnusableError("a tensor in it reaches beyond its bytes")
+    if max(unpacked, sum(storages.values())) > limit:
+        raise UnusableError("the tensors are larger than the file")
+
+
+def max_unpacked_bytes(path: Path) -> int:
+    """What the tensors of a file may take: two sets of weights can share their bytes."""
+    return 2 * path.stat().st_size + (1 << 20)
+
+
+@contextmanager
+def open_stored(path: Path) -> Iterator[StoredFile]:
+    """Open a file of tensors; it is untrusted, and recognised by its content.
+
+    Raises:
+        CheckpointError: it is missing, something else, damaged or cut short; the message says
+            which, and what to try.
+    """
+    refuse_missing(path)
+    with ExitStack() as stack:
+        with _explained(path):
+            file = stack.enter_context(path.open("rb"))
+            stored = _open(path, file)
+        yield stored
+
+
+def _open(path: Path, file: IO[bytes]) -> StoredFile:
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    refuse_other_files(path, head)
+    if head.startswith(ZIP):
+        return _open_zip(path, file)
+    if head[8:9] == b"{":
+        return _open_safetensors(path, file)
+    if head.startswith(PICKLE):
+        return _open_legacy(path, file)
+    raise unknown_file(path, head)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Whatever arbitrary bytes provoke becomes a CheckpointError that says what is wrong."""
+    try:
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except UnusableError as error:
+        raise not_a_checkpoint(path, str(error)) from error
+    except EOFError as error:
+        raise cut_short(path) from error
+    except zipfile.BadZipFile as error:
+        raise not_a_checkpoint(path, f"the archive is damaged ({error})", GET_AGAIN) from error
+    except OSError as error:
+        raise CheckpointError(f"the file cannot be read: {error}", where=path) from error
+    except Exception as error:
+        raise not_a_checkpoint(path, "the file is damaged", GET_AGAIN) from error
+
+
+def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
+    if not zipfile.is_zipfile(file):
+        raise cut_short(path)
+    _check_directory(file)
+    archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
+    if len(roots) != 1 or f"{roots[0]}constants.pkl" in names:
+        raise other_archive(path, names)
+    root = roots[0]
+    limit = max_unpacked_bytes(path)
+
+    def record(name: str) -> bytes:
+        entry = archive.getinfo(root + name)
+        if entry.file_size > limit:
+            raise UnusableError("the archive is compressed, and unpacks to far more than its size")
+        return archive.read(entry) if entry.CRC else _unchecked(file, entry)
+
+    def read(key: str, size: int) -> bytes:
+        data = record(f"data/{key}")
+        if len(data) < size:
+            raise UnusableError("a tensor in it has fewer bytes than its shape needs")
+        return data
+
+    order = record("byteorder") if f"{root}byteorder" in names else b"little"
+    content = read_pickle(io.BytesIO(record("data.pkl")))
+    return StoredFile(path, content, False, read, big_endian=order == b"big")
+
+
+def _unchecked(file: IO[bytes], entry: zipfile.ZipInfo) -> bytes:
+    """The bytes of a record without checksum: `torch.serialization.set_crc32_options(False)`."""
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise UnusableError("the archive is damaged, or torch.save did not write it")
+    file.seek(entry.header_offset + 26)
+    name, extra = struct.unpack("<HH", _exactly(file, 4))
+    file.seek(name + extra, io.SEEK_CUR)
+    return _exactly(file, entry.file_size)
+
+
+def _check_directory(file: IO[bytes]) -> None:
+    """UnusableError for a zip archive whose table of contents is absurdly large.
+
+    It is read whole, and into about ten times its size. Its size stands in the last record, of
+    22 bytes since torch writes no comment, and in large files in the record that the 20 bytes
+    before point to, which must be the 56 bytes before them.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 98))
+    tail = file.read().rjust(98, b"\0")
+    record, locator, end = tail[:56], tail[56:76], tail[76:]
+    directory = struct.unpack("<L", end[12:16])[0]
+    is_odd = end[:4] != b"PK\x05\x06"
+    if locator[:4] == b"PK\x06\x07":
+        directory = struct.unpack("<Q", record[40:48])[0]
+        is_odd = is_odd or struct.unpack("<Q", locator[8:16])[0] != size - 98
+    if is_odd:
+        raise UnusableError("the archive is damaged, or torch.save did not write it")
+    if directory > MAX_DIRECTORY_BYTES:
+        raise UnusableError("the archive's table of contents is absurdly large")
+
+
+def _open_legacy(path: Path, file: IO[bytes]) -> StoredFile:
+    """torch's format before 1.6: pickles, then the storages, each behind its number of elements."""
+    if read_pickle(file) != LEGACY_MAGIC:
+        raise not_a_checkpoint(
+            path, "it is a pickle of Python objects that torch.save did not write", SAVE_AGAIN
+        )
+    read_pickle(file)  # the version of the format
+    about = read_pickle(file)
+    sizes: dict[str, int] = {}
+    content = read_pickle(file, sizes)
+    starts: dict[str, int] = {}
+    for key in read_pickle(file):
+        _exactly(file, 8)  # the number of elements, which the pickle has too
+        starts[key] = file.tell()
+        file.seek(sizes[key], io.SEEK_CUR)
+
+    def read(key: str, size: int) -> bytes:
+        file.seek(starts[key])
+        return _exactly(file, size)
+
+    return StoredFile(path, content, False, read, big_endian=about["little_endian"] is False)
+
+
+def _open_safetensors(path: Path, file: IO[bytes]) -> StoredFile:
+    """8 bytes of length, a JSON table of name to dtype, shape and byte range, then the bytes."""
+    length = int.from_bytes(_exactly(file, 8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise UnusableError(f"its safetensors header is larger than {MAX_HEADER_BYTES >> 20} MiB")
+    table = json.loads(_exactly(file, length))
+    start, size = 8 + length, path.stat().st_size
+    content: dict[str, Any] = {}
+    places: dict[str, int] = {}
+    for name, entry in table.items():
+        if name == METADATA:
+            content[name] = entry
+            continue
+        content[name] = _described(name, entry)
+        places[name] = start + entry["data_offsets"][0]
+        if start + entry["data_offsets"][1] > size:
+            raise cut_short(path)
+
+    def read(key: str, count: int) -> bytes:
+        file.seek(places[key])
+        return _exactly(file, count)
+
+    return StoredFile(path, content, True, read)
+
+
+def _described(name: str, entry: Mapping[str, Any]) -> StoredTensor | Opaque:
+    """A tensor of a safetensors table; opaque where its type has no counterpart here."""
+    first, last = entry["data_offsets"]
+    shape = entry["shape"]
+    dtype = _DTYPES.get(entry["dtype"])
+    if not pickles.are_counts((first, last)) or not pickles.are_counts(shape):
+        raise UnusableError(f"{name:.60} has an impossible shape")
+    if dtype is None:
+        return Opaque(str(entry["dtype"]))
+    stride = [1]
+    for length in reversed(shape[1:]):
+        stride.insert(0, stride[0] * length)
+    tensor = StoredTensor(name, last - first, dtype, 0, tuple(shape), tuple(stride[: len(shape)]))
+    if tensor.nbytes() != tensor.storage_bytes:
+        raise UnusableError(f"{name:.60} has another number of bytes than its shape needs")
+    return tensor
+
+
+def _exactly(file: IO[bytes], size: int) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def refuse_missing(path: Path) -> None:
+    """CheckpointError unless the path is a readable file of at most `MAX_FILE_BYTES`."""
+    hint = "give a .pt, .pth or .safetensors file"
+    try:
+        if path.is_dir():
+            inside = next((p for p in (path / "fine.pt", path / "coarse.pt") if p.is_file()), None)
+            raise CheckpointError(
+                "this is a folder, not a checkpoint",
+                where=path,
+                hint=hint if inside is None else f"give {inside}",
+            )
+        if not path.is_file():
+            raise CheckpointError("there is no such checkpoint", where=path, hint=hint)
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"the file cannot be read: {error.strerror}", where=path) from error
+    if size > MAX_FILE_BYTES:
+        raise CheckpointError(f"the file is larger than {MAX_FILE_BYTES >> 30} GiB", where=path)

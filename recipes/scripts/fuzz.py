@@ -1,0 +1,87 @@
+"""Mutated files for whatever the program reads: is each read or refused, soon, in bounded memory?
+
+    python recipes/scripts/fuzz.py                              all targets, 20,000 inputs each
+    python recipes/scripts/fuzz.py checkpoints --inputs 500     one of them
+    python recipes/scripts/fuzz.py checkpoints --only 4711 --keep input.pth     one input again
+
+Promises: no exception but an error of the program's own, at most 5 s, at most 2 GiB. Prints one
+JSON document a target; exit code 1 if there was a defect. What can be tried is registered in
+`tests/kit/fuzz_*.py`. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.kit import fuzz
+
+
+def report(target: fuzz.Target, inputs: int, seed: int) -> dict[str, object]:
+    """Try a target; counts, times and defects, these by kind with the first inputs of each."""
+    start = time.perf_counter()
+    kinds: Counter[str] = Counter()
+    examples: dict[str, list[int]] = {}
+    slowest, peak = 0.0, 0
+    for outcome in fuzz.fuzz(target, inputs, seed):
+        kinds[outcome.what] += 1
+        slowest, peak = max(slowest, outcome.seconds), max(peak, outcome.peak_bytes)
+        if outcome.is_defect() and len(examples.setdefault(outcome.what, [])) < 5:
+            examples[outcome.what].append(outcome.number)
+        if sum(kinds.values()) % 1000 == 0:
+            sys.stderr.write(f"{target.name}: {sum(kinds.values())} of {inputs}\n")
+    return {
+        "target": target.name,
+        "seed": seed,
+        "inputs": sum(kinds.values()),
+        "read": kinds["read"],
+        "refused": kinds["refused"],
+        "defects": {what: {"count": kinds[what], "inputs": at} for what, at in examples.items()},
+        "seconds": round(time.perf_counter() - start, 1),
+        "slowest_seconds": round(slowest, 3),
+        "peak_bytes": peak,
+    }
+
+
+def again(target: fuzz.Target, number: int, seed: int, keep: Path | None) -> None:
+    """Read one input in this process, with its traceback."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = fuzz.made_input(target, target.seeds(Path(folder)), seed, number)
+        path = keep or Path(folder) / f"input{target.suffix}"
+        path.write_bytes(data)
+        target.read(path)
+
+
+def main() -> int:
+    """Try the targets that were asked for."""
+    known = fuzz.targets()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(known))
+    parser.add_argument("--inputs", type=int, default=20_000, help="number of inputs each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="read one input again")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="with --only: keep it there")
+    options = parser.parse_args()
+    if unknown := set(options.targets) - set(known):
+        parser.error(f"unknown target {', '.join(unknown)}; there are {', '.join(known)}")
+    defects = 0
+    for name in options.targets or known:
+        if options.only is not None:
+            again(known[name], options.only, options.seed, options.keep)
+            continue
+        done = report(known[name], options.inputs, options.seed)
+        defects += len(done["defects"])
+        sys.stdout.write(json.dumps(done) + "\n")
+        sys.stdout.flush()
+    return 1 if defects else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

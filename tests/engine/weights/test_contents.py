@@ -1,0 +1,194 @@
+"""Weights as others publish them: wrapped, prefixed, beside optimisers and Python objects."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from c2fdft_cli.engine.weights.contents import plain_name
+from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.recipe.schema import Network
+from tests.kit.formula import fill
+
+
+@pytest.fixture(scope="module")
+def raw():
+    return dict(fill(make_network(Network(dim=8, blocks=[1, 1, 1, 1]))).state_dict())
+
+
+@pytest.fixture(scope="module")
+def ema(raw):
+    return {name: 0.5 * tensor for name, tensor in raw.items()}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(content, **options):
+        torch.save(content, tmp_path / "x.pth", **options)
+        return tmp_path / "x.pth"
+
+    return save
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def named(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "key", ["state_dict", "model", "net", "params", "params_ema", "weights", None]
+)
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "module.",
+        "_orig_mod.",
+        "_orig_mod.module.",
+        "module._orig_mod.",
+        "module.module.",
+        "model.",
+        "net.",
+        "model.module._orig_mod.",
+        "netG.",
+    ],
+)
+def test_keys_and_prefixes(saved, raw, key, prefix):
+    state = named(prefix, raw)
+    checkpoint = load_checkpoint(saved(state if key is None else {key: state, "epoch": 3}))
+    assert same(checkpoint.ema, raw)
+    assert same(checkpoint.params, raw)
+    assert next(checkpoint.network().parameters()).dtype == torch.float32
+
+
+def test_names_lose_what_was_wrapped_around_the_network():
+    assert plain_name("module._orig_mod.latent.0._orig_mod.attn") == "latent.0.attn"
+    assert plain_name("_fsdp_wrapped_module.a._checkpoint_wrapped_module.b") == "a.b"
+
+
+def test_blocks_compiled_one_by_one(saved, raw):
+    odd = {name.replace("latent.0.", "latent.0._orig_mod."): t for name, t in raw.items()}
+    assert same(load_checkpoint(saved({"state_dict": odd})).ema, raw)
+
+
+def test_lightning(saved, raw, ema):
+    content = {
+        "epoch": 9,
+        "global_step": 12345,
+        "pytorch-lightning_version": "2.1.0",
+        "state_dict": {
+            **named("net.", raw),
+            **named("net_ema.module.", ema),
+            "net_ema.n_averaged": torch.tensor(5),
+            "loss.vgg.features.0.weight": torch.ones(3),
+        },
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"ModelCheckpoint{'monitor': 'psnr'}": {"dirpath": Path("a/b")}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{}]}],
+        "lr_schedulers": [{"milestones": collections.Counter([1, 2])}],
+        "hparams_name": "kwargs",
+        "hyper_parameters": argparse.Namespace(lr=np.float64(1e-4), out=Path("x")),
+    }
+    checkpoint = load_checkpoint(saved(content))
+    assert same(checkpoint.params, raw)
+    assert same(checkpoint.ema, ema)
+
+
+def test_mprnet_and_restormer(saved, raw):
+    optimizer = torch.optim.AdamW(torch.nn.Linear(2, 2).parameters())
+    content = {"epoch": 3, "state_dict": named("module.", raw), "optimizer": optimizer.state_dict()}
+    assert same(load_checkpoint(saved(content)).ema, raw)
+    assert same(load_checkpoint(saved({"params": raw})).ema, raw)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("old", [False, True])
+def test_objects_beside_the_weights_are_skipped(saved, raw, old, protocol):
+    content = {
+        "model": raw,
+        "args": argparse.Namespace(lr=1e-4, gpus=[0, 1], out=Path("runs")),
+        "path": Path("/somewhere/else"),
+        "best": np.float64(31.2),
+        "psnr": np.arange(3),
+        "seen": {1, 2},
+        "type": np.dtype("float32"),
+        "rate": collections.defaultdict(list, {"lr": [1.0]}),
+        "loss": torch.nn.L1Loss(),
+    }
+    options = {"_use_new_zipfile_serialization": not old, "pickle_protocol": protocol}
+    assert same(load_checkpoint(saved(content, **options)).ema, raw)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(saved, raw, dtype):
+    cast = {name: tensor.to(dtype) for name, tensor in raw.items()}
+    expected = {name: tensor.float() for name, tensor in cast.items()}
+    assert same(load_checkpoint(saved({"state_dict": cast})).ema, expected)
+
+
+@pytest.mark.parametrize("key", ["params_ema", "model_ema", "ema_state_dict", "ema"])
+def test_averaged_weights_are_recognised_by_name(saved, raw, ema, key):
+    checkpoint = load_checkpoint(saved({"params": raw, key: ema}))
+    assert same(checkpoint.params, raw)
+    assert same(checkpoint.ema, ema)
+
+
+def test_several_sets_are_refused_and_listed(saved, raw, ema):
+    with pytest.raises(CheckpointError, match="holds several sets of weights") as caught:
+        load_checkpoint(saved({"student": raw, "teacher": ema}))
+    assert caught.value.details == ("student", "teacher")
+    assert "torch.save(content['NAME']" in caught.value.hint
+
+
+def test_the_same_set_twice_is_one(saved, raw):
+    assert same(load_checkpoint(saved({"model": raw, "state_dict": raw})).ema, raw)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (torch.nn.Linear(2, 2), "a whole Python object (torch.nn.modules.linear.Linear)"),
+        (
+            {"model": torch.nn.Linear(2, 2)},
+            "Python objects (torch.nn.modules.linear.Linear) and no",
+        ),
+        (argparse.Namespace(a=1), "it is a whole Python object (argparse.Namespace)"),
+    ],
+)
+def test_whole_objects_are_refused_with_the_way_out(saved, content, says):
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(saved(content))
+    assert says in str(caught.value)
+    assert "torch.save(model.state_dict(), 'weights.pth')" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["params", "params_ema"])
+def test_weights_that_are_no_numbers(saved, raw, key, number):
+    broken = dict(raw)
+    broken["output.weight"] = torch.full_like(raw["output.weight"], number)
+    with pytest.raises(CheckpointError, match=r"NaN or infinite in output\.weight") as caught:
+        load_checkpoint(saved({"params": raw, "params_ema": raw, key: broken}))
+    assert "take an earlier checkpoint" in caught.value.hint
+
+
+def test_weights_of_another_network(saved):
+    content = {"state_dict": {"conv.weight": torch.ones(3), "conv.bias": torch.ones(1)}}
+    with pytest.raises(CheckpointError, match="not the weights of a DFT"):
+        load_checkpoint(saved(content))
+
+
+def test_thousands_of_first_weights_end_soon(saved):
+    names = {f"{i}.patch_embed.proj.weight": torch.ones(1) for i in range(2_000)}
+    with pytest.raises(CheckpointError, match=r"several sets"):
+        load_checkpoint(saved(names))

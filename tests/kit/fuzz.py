@@ -1,0 +1,209 @@
+"""Mutated files for whatever reads files: each is read or refused, soon, in bounded memory.
+
+An area registers what it reads in a module `tests/kit/fuzz_<area>.py` with a list `TARGETS`;
+`recipes/scripts/fuzz.py` finds it there, and a quick test calls `try_inputs`. Input `i` is a
+function of (seed, target, i) alone, so a defect is made again by its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import random
+import signal
+import struct
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from c2fdft_cli.errors import C2fdftError
+
+MAX_SECONDS = 5.0
+MAX_BYTES = 2 << 30
+HANG_SECONDS = 120.0
+NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1)
+
+
+def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
+    """Data with one to four kinds of damage; half of it near the beginning, where headers are."""
+    mutated = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        size = len(mutated)
+        reach = min(size, 2048) if rng.random() < 0.5 else size
+        at, length = rng.randrange(reach + 1), rng.choice((1, 2, 4, 8, 16, 64, 512))
+        match rng.randrange(8):
+            case 0 if at < size:
+                mutated[at] ^= 1 << rng.randrange(8)
+            case 1 if at < size:
+                mutated[at] = rng.randrange(256)
+            case 2:
+                form = rng.choice((">", "<")) + rng.choice("BHIQ")
+                room = struct.calcsize(form)
+                mutated[at : at + room] = struct.pack(form, rng.choice(NUMBERS) % (1 << 8 * room))
+            case 3:
+                del mutated[at : at + length]
+            case 4:
+                mutated[at:at] = mutated[at : at + length] * rng.choice((1, 2, 20))
+            case 5:
+                mutated[at:at] = rng.randbytes(length)
+            case 6:
+                mutated[at : at + length] = bytes(min(length, size - at))
+            case _:
+                if rng.random() < 0.3:
+                    del mutated[at:]
+    return bytes(mutated)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that reads a file from others.
+
+    name: what the script calls it.
+    suffix: of the file that it is given.
+    seeds: makes whole files, in an empty folder that it is given.
+    read: what is tried; it may raise `C2fdftError`, and nothing else.
+    mutate: makes a damaged file of a whole one, from all whole ones where it wants to mix.
+    """
+
+    name: str
+    suffix: str
+    seeds: Callable[[Path], list[bytes]]
+    read: Callable[[Path], object]
+    mutate: Callable[[random.Random, bytes], bytes] = mutate_bytes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one input: "read", "refused", or a defect that says what happened."""
+
+    number: int
+    what: str
+    seconds: float
+    peak_bytes: int
+
+    def is_defect(self) -> bool:
+        """Whether it broke one of the three promises."""
+        return self.what not in ("read", "refused")
+
+
+class _TooLongError(BaseException):
+    """Not an Exception, so that nothing under test can catch it."""
+
+
+def targets() -> dict[str, Target]:
+    """What all modules `fuzz_<area>.py` beside this one have registered, by name."""
+    found: dict[str, Target] = {}
+    for path in sorted(Path(__file__).parent.glob("fuzz_*.py")):
+        module = importlib.import_module(f"tests.kit.{path.stem}")
+        found.update((target.name, target) for target in module.TARGETS)
+    return found
+
+
+def made_input(target: Target, seeds: list[bytes], seed: int, number: int) -> bytes:
+    """Input `number` of a target."""
+    rng = random.Random(f"{seed} {target.name} {number}")
+    return target.mutate(rng, rng.choice(seeds))
+
+
+def try_inputs(
+    target: Target, numbers: Iterable[int], folder: Path, seed: int = 0
+) -> Iterator[Outcome]:
+    """Read the inputs in this process, one after the other; `folder` is empty."""
+    seeds = target.seeds(folder)
+    path = folder / f"input{target.suffix}"
+    for number in numbers:
+        path.write_bytes(made_input(target, seeds, seed, number))
+        yield _try(target, path, number)
+
+
+def _try(target: Target, path: Path, number: int) -> Outcome:
+    # processor time: a busy machine is no defect, and a wait without end is seen from outside
+    before = signal.signal(signal.SIGPROF, _too_long)
+    start = time.process_time()
+    try:
+        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+        try:
+            target.read(path)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        what = "read"
+    except C2fdftError as error:
+        what = f"error of several lines: {error}" if "\n" in str(error) else "refused"
+    except _TooLongError:
+        what = f"longer than {MAX_SECONDS:.0f} s"
+    except BaseException as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__} in {Path(last.filename).name}:{last.name}"
+    signal.signal(signal.SIGPROF, before)
+    seconds = time.process_time() - start
+    peak = _peak_bytes()
+    if peak > MAX_BYTES:
+        what = f"more than {MAX_BYTES >> 30} GiB"
+    return Outcome(number, what, seconds, peak)
+
+
+def _peak_bytes() -> int:
+    import resource  # not on Windows, where targets can be imported all the same
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _too_long(*_: object) -> None:
+    raise _TooLongError
+
+
+def fuzz(target: Target, count: int, seed: int = 0) -> Iterator[Outcome]:
+    """Read inputs 0 to `count` in a process that may crash, hang or be full: it is replaced."""
+    number = 0
+    while number < count:
+        with _worker(target, range(number, count), seed) as (process, connection):
+            while number < count:
+                outcome = _next(process, connection, number)
+                yield outcome
+                number += 1
+                if outcome.is_defect():
+                    break  # its memory and state are not trusted any more
+
+
+def _next(process: multiprocessing.Process, connection: Connection, number: int) -> Outcome:
+    if not connection.poll(HANG_SECONDS):
+        return Outcome(number, "hung in native code", HANG_SECONDS, 0)
+    try:
+        outcome: Outcome = connection.recv()
+    except EOFError:
+        process.join()
+        return Outcome(number, f"the process died ({process.exitcode})", 0.0, 0)
+    return outcome
+
+
+@contextlib.contextmanager
+def _worker(
+    target: Target, numbers: range, seed: int
+) -> Iterator[tuple[multiprocessing.Process, Connection]]:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(target, numbers, seed, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _work(target: Target, numbers: range, seed: int, connection: Connection) -> None:
+    import resource
+
+    # what is over by far fails here instead of taking the machine with it
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2 * MAX_BYTES,) * 2)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(BrokenPipeError):
+        for outcome in try_inputs(target, numbers, Path(folder), seed):
+            connection.send(outcome)
