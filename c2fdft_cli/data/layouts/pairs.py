@@ -31,10 +31,14 @@ _TASK_WORDS = {
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A degraded image, its clean one, and a unique relative name such as GOPR0372/000047.
+class FilePair:
+    """Two files of one scene, and a unique relative name such as GOPR0372/000047.
 
-    Where the degraded image is yet to be synthesised, `lq` is the clean file too.
+    Args:
+        name: of the pair.
+        lq: the degraded file, or a restored one that is to be scored; the clean file itself where
+            the degradation is yet to be synthesised.
+        gt: the clean file.
     """
 
     name: str
@@ -67,10 +71,10 @@ class PairSet:
     layout: str
     task: str | None
     root: Path
-    pairs: tuple[Pair, ...]
+    pairs: tuple[FilePair, ...]
     unpaired: tuple[Unpaired, ...]
     notices: tuple[str, ...]
-    splits: dict[str, tuple[Pair, ...]]
+    splits: dict[str, tuple[FilePair, ...]]
 
 
 def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = None) -> PairSet:
@@ -85,7 +89,7 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
         DataError: no such folder, no images, no pairs, or more than one way to pair them.
     """
     if pairs_file is not None:
-        listed = [Pair(*row) for row in read_pairs_csv(pairs_file)]
+        listed = [FilePair(*row) for row in read_pairs_csv(pairs_file)]
         return _pair_set(f"the list {pairs_file.name}", None, root, listed, (), ())
     images = list_images(root, recursive=True)
     if not images:
@@ -100,7 +104,7 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
     return _pair_set(_describe(chosen), task, root, _unique(pairs, root), unpaired, notices)
 
 
-def check_sizes(pair: Pair) -> tuple[int, int]:
+def check_sizes(pair: FilePair) -> tuple[int, int]:
     """(height, width) of both images of a pair, from their headers; DataError when they differ."""
     lq, gt = image_size(pair.lq), image_size(pair.gt)
     if lq != gt:
@@ -118,7 +122,7 @@ def _pair_set(
     layout: str,
     task: str | None,
     root: Path,
-    pairs: Iterable[Pair],
+    pairs: Iterable[FilePair],
     unpaired: Iterable[Unpaired],
     notices: Sequence[str],
 ) -> PairSet:
@@ -140,9 +144,9 @@ def _task(name: str) -> str | None:
     return told[0] if len(told) == 1 else None
 
 
-def _splits(pairs: Sequence[Pair]) -> tuple[dict[str, tuple[Pair, ...]], tuple[str, ...]]:
+def _splits(pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[FilePair, ...]], tuple[str, ...]]:
     """The set's own split: val/ needs train/ beside it, and test/ anything; else all is train."""
-    sides: dict[str, list[Pair]] = {"train": [], "val": [], "test": [], "": []}
+    sides: dict[str, list[FilePair]] = {"train": [], "val": [], "test": [], "": []}
     for pair in pairs:
         sides[_side(pair.name)].append(pair)
     if len(sides["test"]) == len(pairs):
@@ -154,7 +158,7 @@ def _splits(pairs: Sequence[Pair]) -> tuple[dict[str, tuple[Pair, ...]], tuple[s
     if sides["train"] and sides[""]:
         notices.append(f"{len(sides[''])} pairs outside the split folders are used for training")
     validates = {"val"} if sides["train"] else set()
-    own: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    own: dict[str, list[FilePair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
         side = _side(pair.name)
         own[side if side == "test" or side in validates else "train"].append(pair)
@@ -170,14 +174,14 @@ def _side(name: str) -> str:
     return ""
 
 
-def _named(candidate: Candidate, root: Path) -> Iterable[Pair]:
+def _named(candidate: Candidate, root: Path) -> Iterable[FilePair]:
     """The degraded path without its suffix and without the folder that says "degraded"."""
     for lq, gt in candidate.pairs:
         folder = candidate.parent / lq.relative_to(candidate.lq_folder).parent
-        yield Pair((folder.relative_to(root) / lq.stem).as_posix(), lq, gt)
+        yield FilePair((folder.relative_to(root) / lq.stem).as_posix(), lq, gt)
 
 
-def _unique(pairs: Sequence[Pair], root: Path) -> list[Pair]:
+def _unique(pairs: Sequence[FilePair], root: Path) -> list[FilePair]:
     """Names that two pairs share get the suffix (1.png, 1.jpg), or else become the whole path."""
     with_suffix = _renamed(pairs, [pair.name + pair.lq.suffix for pair in pairs])
     whole = [pair.lq.relative_to(root).as_posix() for pair in pairs]
@@ -187,7 +191,7 @@ def _unique(pairs: Sequence[Pair], root: Path) -> list[Pair]:
     return unique
 
 
-def _renamed(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
+def _renamed(pairs: Sequence[FilePair], names: Sequence[str]) -> list[FilePair]:
     """The pairs, those that share a name under their other name."""
     counts = Counter(pair.name for pair in pairs)
     return [

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import gaussian_noise
-from c2fdft_cli.data.synthesis.options import check_limits
+from c2fdft_cli.data.synthesis.options import Number, Range, within
+from c2fdft_cli.validation import STRICT
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 
-LIMITS = {"size": (0.0, 101.0), "inertia": (0.01, 10.0), "noise": (0.0, 50.0)}
 POINTS = 512
 JERK_SHARE, JERK_FACTOR = 0.01, 6.0
 
@@ -30,17 +31,13 @@ class BlurModel:
         inertia: how long the camera keeps its velocity, as a share of the exposure: 0.05 trembles,
             0.3 bends, 2 is nearly straight.
         noise: range of the standard deviation of Gaussian noise added afterwards, 8-bit levels.
-
-    Raises:
-        UsageError: a value outside its limits.
     """
 
-    size: tuple[float, float] = (5.0, 25.0)
-    inertia: float = 0.3
-    noise: tuple[float, float] = (0.0, 2.0)
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    def __post_init__(self) -> None:
-        check_limits(self, "blur", LIMITS)
+    size: Annotated[Range, within(0, 101)] = (5.0, 25.0)
+    inertia: Annotated[Number, within(0.01, 10)] = 0.3
+    noise: Annotated[Range, within(0, 50)] = (0.0, 2.0)
 
 
 def add_blur(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:

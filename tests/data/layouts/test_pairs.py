@@ -5,24 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.data.layouts.pairs import Pair, check_sizes, find_pairs
+from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
 from c2fdft_cli.errors import DataError
+from tests.kit.layouts import draw, gopro
 
 REAL = os.environ.get("C2FDFT_TEST_DATA")
-
-
-def draw(root, *names, size=(6, 8)):
-    """Tiny images, each with its own grey."""
-    for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_rgb8(root / "drawn.bmp", np.full((*size, 3), number % 256, np.uint8))
-        (root / "drawn.bmp").rename(path)
-    return root
 
 
 def as_table(found):
@@ -118,12 +107,6 @@ def test_levin_many_to_one(tmp_path):
     assert all(pair.lq.stem.split("_")[0] == pair.gt.stem for pair in found.pairs)
 
 
-def gopro(root, folders):
-    for sequence in ("GOPR0372_07_00", "GOPR0374_11_00"):
-        draw(root, *(f"{sequence}/{folder}/{n:06}.png" for folder in folders for n in (47, 48)))
-    return root
-
-
 def test_one_gopro_sequence(tmp_path):
     draw(tmp_path, "blur/000001.png", "sharp/000001.png")
     assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["000001"]
@@ -149,7 +132,7 @@ def test_sidd(tmp_path):
             draw(tmp_path, name.format("NOISY"), name.format("GT"))
     found = find_pairs(tmp_path)
     assert len(found.pairs) == 4
-    assert found.pairs[0] == Pair(
+    assert found.pairs[0] == FilePair(
         "0001_001_S6_00100/0001_NOISY_SRGB_010",
         tmp_path / "0001_001_S6_00100/0001_NOISY_SRGB_010.PNG",
         tmp_path / "0001_001_S6_00100/0001_GT_SRGB_010.PNG",

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.layouts.pairs import find_pairs
 from c2fdft_cli.errors import DataError
-
-
-def draw(root, *names, size=(6, 8)):
-    """Tiny images, each with its own grey."""
-    for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_rgb8(root / "drawn.bmp", np.full((*size, 3), number % 256, np.uint8))
-        (root / "drawn.bmp").rename(path)
-    return root
-
-
-def gopro(root, folders):
-    for sequence in ("GOPR0372_07_00", "GOPR0374_11_00"):
-        draw(root, *(f"{sequence}/{folder}/{n:06}.png" for folder in folders for n in (47, 48)))
-    return root
+from tests.kit.layouts import draw, gopro
 
 
 def test_gopro_takes_blur_and_says_so(tmp_path):
