@@ -8,7 +8,7 @@ names of files that share a folder. Folders are searched from the top; everythin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,18 @@ from pathlib import Path
 from c2fdft_cli.data.images.picture import image_size, list_images, natural_key
 from c2fdft_cli.data.layouts.matching import name_words
 from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
-from c2fdft_cli.data.layouts.search import LAYOUTS, Candidate, Tree, plain, search
+from c2fdft_cli.data.layouts.search import (
+    LAYOUTS,
+    MASKS,
+    PIX2PIX,
+    SUFFIXES,
+    Candidate,
+    Tree,
+    list_hint,
+    plain,
+    search,
+    split_and_side,
+)
 from c2fdft_cli.errors import DataError
 
 _TRAIN = {"train", "training"}
@@ -98,10 +109,35 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
     chosen, notices = search(tree, gamma=gamma)
     if not chosen:
         raise _no_pairs(tree)
+    _check_complete(chosen, tree)
     pairs = [pair for candidate in chosen for pair in _named(candidate, root)]
     unpaired = _unpaired(tree, chosen)
+    masks = [one for one in unpaired if plain(one.path.parent.name) in MASKS]
+    if masks:
+        unpaired = [one for one in unpaired if one not in masks]
+        notices.append(f"{len(masks)} masks are skipped")
     task = chosen[0].layout.task
     return _pair_set(_describe(chosen), task, root, _unique(pairs, root), unpaired, notices)
+
+
+def _check_complete(chosen: Sequence[Candidate], tree: Tree) -> None:
+    """DataError for names of two conventions, and where most degraded images have no partner."""
+    pairs = [pair for one in chosen for pair in one.pairs]
+    alone = [path for one in chosen for path in one.alone]
+    doubtful = [pair for one in chosen for pair in one.doubtful]
+    if not doubtful and len(alone) <= len(pairs):
+        return
+    what = f"only {len(pairs)} of {len(pairs) + len(alone)} degraded images have a clean partner"
+    if doubtful:
+        what += ": the names of the others follow another convention"
+    reasons = [why for one in chosen for why in _relative(one.reasons, tree.root)]
+    example = doubtful[0] if doubtful else (alone[0], pairs[0][1])
+    hint = f"give all pairs names of one kind, or {list_hint(tree.root, example)}"
+    raise DataError(what, where=tree.root, hint=hint, details=reasons[:20])
+
+
+def _relative(reasons: Mapping[Path, str], root: Path) -> list[str]:
+    return [f"{path.relative_to(root).as_posix()}: {why}" for path, why in reasons.items()]
 
 
 def check_sizes(pair: FilePair) -> tuple[int, int]:
@@ -177,7 +213,8 @@ def _side(name: str) -> str:
 def _named(candidate: Candidate, root: Path) -> Iterable[FilePair]:
     """The degraded path without its suffix and without the folder that says "degraded"."""
     for lq, gt in candidate.pairs:
-        folder = candidate.parent / lq.relative_to(candidate.lq_folder).parent
+        place = candidate.parent / candidate.split
+        folder = place / lq.relative_to(candidate.lq_folder).parent
         yield FilePair((folder.relative_to(root) / lq.stem).as_posix(), lq, gt)
 
 
@@ -220,7 +257,10 @@ def _describe(chosen: Sequence[Candidate]) -> str:
 
 def _no_pairs(tree: Tree) -> DataError:
     """The error for images without pairs: what was looked for, what is there, what to try."""
-    looked = [f"looked for: {' or '.join(one.lq)} with {' or '.join(one.gt)}" for one in LAYOUTS]
+    known = (*LAYOUTS, PIX2PIX)
+    looked = [f"looked for: {' or '.join(one.lq)} with {' or '.join(one.gt)}" for one in known]
+    endings = [word for one in SUFFIXES for word in (*one.lq, *one.gt)]
+    looked.append(f"looked for: 1 with 1_{' or 1_'.join(endings)}, in one folder")
     counts = Counter(path.parent for path in tree.images)
     there = [
         f"found: {count} images in {folder.relative_to(tree.root).as_posix()}/, e.g. "
@@ -235,18 +275,23 @@ def _hint(tree: Tree) -> str:
     root = tree.root.resolve()
     if _has_partner(root):
         return f"this is one side of the pairs; give the folder above it, {root.parent}"
+    folders = list(dict.fromkeys(path.parent for path in tree.images))
+    first = [tree.files[folder][0] for folder in folders[:2]]
+    by_list = list_hint(tree.root, [*first, *tree.images[1:2]][:2])
     if any(tree.mentions(one.lq) and tree.mentions(one.gt) for one in LAYOUTS):
-        return "their names do not match; list the pairs in a CSV file: --pairs FILE"
-    return "if these are clean images, make the degraded ones: --synthesize rain|noise|blur"
+        return f"their names do not match; {by_list}"
+    clean = "if these are clean images, make the degraded ones: --synthesize rain|noise|blur"
+    return clean if len(tree.images) == 1 else f"{clean}; if they are pairs, {by_list}"
 
 
 def _has_partner(root: Path) -> bool:
     """Whether the other side of a layout lies beside this folder."""
-    beside: set[str] = set()
+    beside: set[tuple[str, str]] = set()
     with suppress(OSError):
-        beside = {plain(path.name) for path in root.parent.iterdir() if path.is_dir()}
-    own = plain(root.name)
+        beside = {split_and_side(path) for path in root.parent.iterdir() if path.is_dir()}
+    split, own = split_and_side(root)
     return any(
-        (own in one.lq and beside & set(one.gt)) or (own in one.gt and beside & set(one.lq))
+        own in side and any((split, name) in beside for name in other)
         for one in LAYOUTS
+        for side, other in ((one.lq, one.gt), (one.gt, one.lq))
     )

@@ -7,16 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from c2fdft_cli.data.images.picture import image_size, is_image_path, list_images, natural_key
+from c2fdft_cli.data.layouts import search
 from c2fdft_cli.data.layouts.matching import match_names
 from c2fdft_cli.data.layouts.pairs import FilePair
-from c2fdft_cli.data.layouts.search import LAYOUTS, Tree, search
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import require_existing
 
-KINDS = frozenset(name for one in LAYOUTS for name in (*one.lq, *one.gt)) | {
-    "restored", "derained", "deblurred", "denoised", "output", "result",
-}  # fmt: skip
-"""Words in a name that say what an image is, not which."""
+KINDS = search.KINDS | {"restored", "derained", "deblurred", "denoised", "output", "result"}
 
 LISTED = 20
 
@@ -85,7 +82,9 @@ def _images(path: Path, other: Path) -> list[Path]:
 def _by_layout(names: Sequence[PurePath], ours: Sequence[Path], target: Path) -> Matched | None:
     """By the names of the degraded images of a target folder that holds a whole set."""
     try:
-        chosen, _ = search(Tree(target, list_images(target, recursive=True)), gamma=False)
+        chosen, _ = search.search(
+            search.Tree(target, list_images(target, recursive=True)), gamma=False
+        )
     except DataError:  # more than one reading: the names decide
         return None
     lqs = [lq for one in chosen for lq, _ in one.pairs]
