@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import os
@@ -132,6 +133,23 @@ def read_error(error: OSError, path: str | Path) -> DataError:
     if error.errno == errno.ENOENT:
         return DataError("no such file or folder", where=path, hint="check the path")
     return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, or UTF-16 with its byte order mark; the mark is left out.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or holds something else.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise read_error(error, path) from error
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("not a text in UTF-8", where=path, hint="save it as UTF-8") from error
 
 
 def require_existing(*paths: str | Path | None) -> None:

@@ -7,15 +7,15 @@ names of files that share a folder. Folders are searched from the top; everythin
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from c2fdft_cli.data.images.picture import image_size, list_images, natural_key
-from c2fdft_cli.data.layouts.matching import name_words
-from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
+from c2fdft_cli.data.layouts.matching import composed, name_words
+from c2fdft_cli.data.layouts.pairs_csv import read_meta_info, read_pairs_csv
 from c2fdft_cli.data.layouts.search import (
     LAYOUTS,
     MASKS,
@@ -94,13 +94,17 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
     Args:
         root: the folder to search.
         gamma: take blur_gamma/ where a set (GoPro) has it beside blur/.
-        pairs_file: take the pairs from this CSV file (`lq,gt[,name]`) instead.
+        pairs_file: take the pairs from this CSV file (`lq,gt[,name]`) instead, or those whose clean
+            images this meta-info file of BasicSR names.
 
     Raises:
         DataError: no such folder, no images, no pairs, or more than one way to pair them.
     """
     if pairs_file is not None:
-        listed = [FilePair(*row) for row in read_pairs_csv(pairs_file)]
+        clean = read_meta_info(pairs_file)
+        if clean is not None:
+            return _listed(find_pairs(root, gamma=gamma), clean, pairs_file)
+        listed = [FilePair(*row) for row in read_pairs_csv(pairs_file, root)]
         return _pair_set(f"the list {pairs_file.name}", None, root, listed, (), ())
     images = list_images(root, recursive=True)
     if not images:
@@ -118,6 +122,28 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
         notices.append(f"{len(masks)} masks are skipped")
     task = chosen[0].layout.task
     return _pair_set(_describe(chosen), task, root, _unique(pairs, root), unpaired, notices)
+
+
+def _listed(found: PairSet, names: Sequence[str], path: Path) -> PairSet:
+    """The pairs whose clean images a list names, by the end of their paths."""
+    by_end: dict[str, list[FilePair]] = defaultdict(list)
+    for pair in found.pairs:
+        parts = pair.gt.relative_to(found.root).parts
+        for start in range(len(parts)):
+            by_end[composed("/".join(parts[start:]))].append(pair)
+    chosen = [by_end.get(composed(name), []) for name in names]
+    problems = [
+        f"{name}: {'several clean images are called so' if some else 'no pair has it'}"
+        for name, some in zip(names, chosen, strict=True)
+        if len({pair.gt for pair in some}) != 1
+    ]
+    if problems:
+        what = f"the list names {len(problems)} images that are not the clean one of a pair"
+        hint = "give them as they lie below the folder of clean images"
+        raise DataError(what, where=path, hint=hint, details=problems[:20])
+    pairs = dict.fromkeys(pair for some in chosen for pair in some)
+    layout = f"{found.layout}, those in {path.name}"
+    return _pair_set(layout, found.task, found.root, pairs, (), found.notices)
 
 
 def _check_complete(chosen: Sequence[Candidate], tree: Tree) -> None:
@@ -166,7 +192,8 @@ def _pair_set(
     splits, more = _splits(ordered)
     found = tuple(sorted(unpaired, key=lambda one: natural_key(one.path)))
     task = task or _task(root.resolve().name)
-    return PairSet(layout, task, root, ordered, found, (*notices, *more), splits)
+    told = tuple(dict.fromkeys((*notices, *more)))
+    return PairSet(layout, task, root, ordered, found, told, splits)
 
 
 def _task(name: str) -> str | None:

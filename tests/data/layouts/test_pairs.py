@@ -405,6 +405,18 @@ def test_pairs_from_a_list(tmp_path):
     assert found.unpaired == ()
 
 
+def test_meta_info_chooses_among_the_pairs_of_a_folder(tmp_path):
+    draw(tmp_path, *(f"{side}/{n}.png" for side in ("lq", "gt") for n in ("1", "2", "x/3")))
+    path = tmp_path / "meta_info_set_GT.txt"
+    path.write_text("2.png (6,8,3)\nx/3.png (6,8,3)\n")
+    found = find_pairs(tmp_path, pairs_file=path)
+    assert [pair.name for pair in found.pairs] == ["2", "x/3"]
+    path.write_text("2.png (6,8,3)\n4.png (6,8,3)\n")
+    with pytest.raises(DataError, match="names 1 images that are not the clean one") as caught:
+        find_pairs(tmp_path, pairs_file=path)
+    assert caught.value.details == ("4.png: no pair has it",)
+
+
 @pytest.mark.skipif(not REAL, reason="needs C2FDFT_TEST_DATA")
 @pytest.mark.parametrize(
     ("name", "count"), [("rain100l", 60), ("rain100h", 20), ("polyu", 60), ("levin", 32)]
