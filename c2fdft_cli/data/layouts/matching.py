@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-Words = tuple[str, ...]
-Key = tuple[object, ...]
+Words: TypeAlias = tuple[str, ...]
+Candidates: TypeAlias = dict[int, list[int]]
 
 
 class Matching(NamedTuple):
-    """Indices into the two lists that were matched, and why the others were not."""
+    """Indices into the two lists that were matched, and why the others were not.
+
+    Args:
+        pairs: (degraded, clean).
+        lq_reasons, gt_reasons: of the others, why.
+        doubtful: (degraded, clean) among the others, which a looser rule would match: their names
+            follow another convention than those of the pairs.
+    """
 
     pairs: list[tuple[int, int]]
     lq_reasons: dict[int, str]
     gt_reasons: dict[int, str]
+    doubtful: list[tuple[int, int]]
+
+
+class _Rule(NamedTuple):
+    """When two names belong together: equal keys, or a clean key that begins the degraded one."""
+
+    folder: Callable[[PurePath], str]
+    key: Callable[[PurePath], Words]
+    by_prefix: bool = False
+
+
+def composed(text: str) -> str:
+    """Text with its accents in composed form (NFC); macOS stores names decomposed."""
+    return unicodedata.normalize("NFC", text)
 
 
 def name_words(name: str) -> Words:
@@ -26,66 +48,77 @@ def name_words(name: str) -> Words:
     >>> name_words("0001_NOISY_SRGB_010")
     ('0001', 'noisy', 'srgb', '010')
     """
-    return tuple(re.findall(r"[^\W\d_]+|\d+", name.casefold()))
+    return tuple(re.findall(r"[^\W\d_]+|\d+", composed(name.casefold())))
 
 
 def match_names(lq: Sequence[PurePath], gt: Sequence[PurePath], kinds: Collection[str]) -> Matching:
     """Match degraded files to clean ones; several degraded may share a clean one.
 
-    The first of these rules that matches anything is used for all: the same stem; the same words
-    once those that name a kind (`kinds`: "rain", "clean", ...) are gone; a clean name that begins
-    the degraded one (901_1 -> 901). First within the same sub-folder, then in any.
+    Names belong together that have the same stem, or the same words once those that name a kind
+    (`kinds`: "rain", "clean", ...) are gone. Where no file has such a partner, a clean name may
+    begin the degraded one (901_1 -> 901). All this within the same sub-folder; where that matches
+    nothing, in any.
 
     Args:
         lq, gt: paths relative to the folders that hold them.
         kinds: words, in lower case, that tell degraded from clean.
     """
 
-    def words(path: PurePath) -> Key:
+    def words(path: PurePath) -> Words:
         return tuple(word for word in name_words(path.stem) if word not in kinds)
 
-    found: list[list[int]] = [[] for _ in lq]
-    for folder in (lambda path: path.parent, lambda _: None):
-        rules: tuple[tuple[Callable[[PurePath], Key], bool], ...] = (
-            (lambda path: (path.stem,), False),
-            (words, False),
-            (words, True),
-        )
-        for key, by_prefix in rules:
-            found = _look_up(lq, gt, folder, key, by_prefix)
-            if any(found):
-                return _decide(lq, gt, found)
-    return _decide(lq, gt, found)
+    def stem(path: PurePath) -> Words:
+        return (composed(path.stem),)
+
+    def parent(path: PurePath) -> str:
+        return composed(path.parent.as_posix())
+
+    found: Candidates = {}
+    looser: list[_Rule] = []
+    for folder in (parent, lambda _: ""):
+        exact, prefix = [_Rule(folder, stem), _Rule(folder, words)], _Rule(folder, words, True)
+        if found:
+            looser += [*exact, prefix]
+            continue
+        for rule in exact:
+            found |= _look_up(lq, gt, rule, found)
+        looser = [prefix] if found else []
+        found = found or _look_up(lq, gt, prefix, {})
+    result = _decide(lq, gt, found)
+    for rule in looser:
+        more = _look_up(lq, gt, rule, found)
+        result.doubtful.extend((i, candidates[0]) for i, candidates in more.items())
+        found |= more
+    return result
 
 
 def _look_up(
-    lq: Sequence[PurePath],
-    gt: Sequence[PurePath],
-    folder: Callable[[PurePath], PurePath | None],
-    key: Callable[[PurePath], Key],
-    by_prefix: bool,
-) -> list[list[int]]:
-    """For each degraded file the clean ones with its key, or with the longest start of it."""
-    index: dict[tuple[PurePath | None, Key], list[int]] = defaultdict(list)
+    lq: Sequence[PurePath], gt: Sequence[PurePath], rule: _Rule, matched: Candidates
+) -> Candidates:
+    """For degraded files that are not matched the clean ones that are not, by one rule."""
+    used = {clean for candidates in matched.values() for clean in candidates}
+    index: dict[tuple[str, Words], list[int]] = defaultdict(list)
     for number, path in enumerate(gt):
-        index[folder(path), key(path)].append(number)
-    found = []
-    for path in lq:
-        whole = key(path)
-        lengths = range(len(whole) - 1, 0, -1) if by_prefix else (len(whole),)
-        tries = (index.get((folder(path), whole[:length])) for length in lengths)
-        found.append(next((candidates for candidates in tries if candidates), []))
+        if number not in used:
+            index[rule.folder(path), rule.key(path)].append(number)
+    found: Candidates = {}
+    for number, path in enumerate(lq):
+        if number in matched:
+            continue
+        whole = rule.key(path)
+        lengths = range(len(whole) - 1, 0, -1) if rule.by_prefix else (len(whole),)
+        tries = (index.get((rule.folder(path), whole[:length])) for length in lengths)
+        candidates = next((some for some in tries if some), None)
+        if candidates:
+            found[number] = candidates
     return found
 
 
-def _decide(
-    lq: Sequence[PurePath], gt: Sequence[PurePath], found: Sequence[Sequence[int]]
-) -> Matching:
-    """One clean file each; among several the one with the same suffix, or none."""
-    result = Matching([], {}, {})
-    for number, candidates in enumerate(found):
-        same = [one for one in candidates if gt[one].suffix == lq[number].suffix]
-        chosen = same if len(same) == 1 else candidates
+def _decide(lq: Sequence[PurePath], gt: Sequence[PurePath], found: Candidates) -> Matching:
+    """One clean file each; among several the one of the same name or suffix, or none."""
+    result = Matching([], {}, {}, [])
+    for number, path in enumerate(lq):
+        chosen = _closest(path, gt, found.get(number, []))
         if len(chosen) == 1:
             result.pairs.append((number, chosen[0]))
         elif chosen:
@@ -97,3 +130,14 @@ def _decide(
     for number in set(range(len(gt))) - used:
         result.gt_reasons[number] = "no degraded image has a matching name"
     return result
+
+
+def _closest(path: PurePath, gt: Sequence[PurePath], candidates: list[int]) -> list[int]:
+    """The only one of the same name, or else of the same suffix; all where there is none."""
+    for same in (
+        [one for one in candidates if gt[one].name == path.name],
+        [one for one in candidates if gt[one].suffix == path.suffix],
+    ):
+        if len(same) == 1:
+            return same
+    return candidates

@@ -7,16 +7,27 @@ names of files that share a folder. Folders are searched from the top; everythin
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from c2fdft_cli.data.images.picture import image_size, list_images, natural_key
-from c2fdft_cli.data.layouts.matching import name_words
-from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
-from c2fdft_cli.data.layouts.search import LAYOUTS, Candidate, Tree, plain, search
+from c2fdft_cli.data.layouts.matching import composed, name_words
+from c2fdft_cli.data.layouts.pairs_csv import read_meta_info, read_pairs_csv
+from c2fdft_cli.data.layouts.search import (
+    LAYOUTS,
+    MASKS,
+    PIX2PIX,
+    SUFFIXES,
+    Candidate,
+    Tree,
+    list_hint,
+    plain,
+    search,
+    split_and_side,
+)
 from c2fdft_cli.errors import DataError
 
 _TRAIN = {"train", "training"}
@@ -31,10 +42,14 @@ _TASK_WORDS = {
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A degraded image, its clean one, and a unique relative name such as GOPR0372/000047.
+class FilePair:
+    """Two files of one scene, and a unique relative name such as GOPR0372/000047.
 
-    Where the degraded image is yet to be synthesised, `lq` is the clean file too.
+    Args:
+        name: of the pair.
+        lq: the degraded file, or a restored one that is to be scored; the clean file itself where
+            the degradation is yet to be synthesised.
+        gt: the clean file.
     """
 
     name: str
@@ -67,10 +82,10 @@ class PairSet:
     layout: str
     task: str | None
     root: Path
-    pairs: tuple[Pair, ...]
+    pairs: tuple[FilePair, ...]
     unpaired: tuple[Unpaired, ...]
     notices: tuple[str, ...]
-    splits: dict[str, tuple[Pair, ...]]
+    splits: dict[str, tuple[FilePair, ...]]
 
 
 def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = None) -> PairSet:
@@ -79,13 +94,17 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
     Args:
         root: the folder to search.
         gamma: take blur_gamma/ where a set (GoPro) has it beside blur/.
-        pairs_file: take the pairs from this CSV file (`lq,gt[,name]`) instead.
+        pairs_file: take the pairs from this CSV file (`lq,gt[,name]`) instead, or those whose clean
+            images this meta-info file of BasicSR names.
 
     Raises:
         DataError: no such folder, no images, no pairs, or more than one way to pair them.
     """
     if pairs_file is not None:
-        listed = [Pair(*row) for row in read_pairs_csv(pairs_file)]
+        clean = read_meta_info(pairs_file)
+        if clean is not None:
+            return _listed(find_pairs(root, gamma=gamma), clean, pairs_file)
+        listed = [FilePair(*row) for row in read_pairs_csv(pairs_file, root)]
         return _pair_set(f"the list {pairs_file.name}", None, root, listed, (), ())
     images = list_images(root, recursive=True)
     if not images:
@@ -94,13 +113,60 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
     chosen, notices = search(tree, gamma=gamma)
     if not chosen:
         raise _no_pairs(tree)
+    _check_complete(chosen, tree)
     pairs = [pair for candidate in chosen for pair in _named(candidate, root)]
     unpaired = _unpaired(tree, chosen)
+    masks = [one for one in unpaired if plain(one.path.parent.name) in MASKS]
+    if masks:
+        unpaired = [one for one in unpaired if one not in masks]
+        notices.append(f"{len(masks)} masks are skipped")
     task = chosen[0].layout.task
     return _pair_set(_describe(chosen), task, root, _unique(pairs, root), unpaired, notices)
 
 
-def check_sizes(pair: Pair) -> tuple[int, int]:
+def _listed(found: PairSet, names: Sequence[str], path: Path) -> PairSet:
+    """The pairs whose clean images a list names, by the end of their paths."""
+    by_end: dict[str, list[FilePair]] = defaultdict(list)
+    for pair in found.pairs:
+        parts = pair.gt.relative_to(found.root).parts
+        for start in range(len(parts)):
+            by_end[composed("/".join(parts[start:]))].append(pair)
+    chosen = [by_end.get(composed(name), []) for name in names]
+    problems = [
+        f"{name}: {'several clean images are called so' if some else 'no pair has it'}"
+        for name, some in zip(names, chosen, strict=True)
+        if len({pair.gt for pair in some}) != 1
+    ]
+    if problems:
+        what = f"the list names {len(problems)} images that are not the clean one of a pair"
+        hint = "give them as they lie below the folder of clean images"
+        raise DataError(what, where=path, hint=hint, details=problems[:20])
+    pairs = dict.fromkeys(pair for some in chosen for pair in some)
+    layout = f"{found.layout}, those in {path.name}"
+    return _pair_set(layout, found.task, found.root, pairs, (), found.notices)
+
+
+def _check_complete(chosen: Sequence[Candidate], tree: Tree) -> None:
+    """DataError for names of two conventions, and where most degraded images have no partner."""
+    pairs = [pair for one in chosen for pair in one.pairs]
+    alone = [path for one in chosen for path in one.alone]
+    doubtful = [pair for one in chosen for pair in one.doubtful]
+    if not doubtful and len(alone) <= len(pairs):
+        return
+    what = f"only {len(pairs)} of {len(pairs) + len(alone)} degraded images have a clean partner"
+    if doubtful:
+        what += ": the names of the others follow another convention"
+    reasons = [why for one in chosen for why in _relative(one.reasons, tree.root)]
+    example = doubtful[0] if doubtful else (alone[0], pairs[0][1])
+    hint = f"give all pairs names of one kind, or {list_hint(tree.root, example)}"
+    raise DataError(what, where=tree.root, hint=hint, details=reasons[:20])
+
+
+def _relative(reasons: Mapping[Path, str], root: Path) -> list[str]:
+    return [f"{path.relative_to(root).as_posix()}: {why}" for path, why in reasons.items()]
+
+
+def check_sizes(pair: FilePair) -> tuple[int, int]:
     """(height, width) of both images of a pair, from their headers; DataError when they differ."""
     lq, gt = image_size(pair.lq), image_size(pair.gt)
     if lq != gt:
@@ -118,7 +184,7 @@ def _pair_set(
     layout: str,
     task: str | None,
     root: Path,
-    pairs: Iterable[Pair],
+    pairs: Iterable[FilePair],
     unpaired: Iterable[Unpaired],
     notices: Sequence[str],
 ) -> PairSet:
@@ -126,7 +192,8 @@ def _pair_set(
     splits, more = _splits(ordered)
     found = tuple(sorted(unpaired, key=lambda one: natural_key(one.path)))
     task = task or _task(root.resolve().name)
-    return PairSet(layout, task, root, ordered, found, (*notices, *more), splits)
+    told = tuple(dict.fromkeys((*notices, *more)))
+    return PairSet(layout, task, root, ordered, found, told, splits)
 
 
 def _task(name: str) -> str | None:
@@ -140,9 +207,9 @@ def _task(name: str) -> str | None:
     return told[0] if len(told) == 1 else None
 
 
-def _splits(pairs: Sequence[Pair]) -> tuple[dict[str, tuple[Pair, ...]], tuple[str, ...]]:
+def _splits(pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[FilePair, ...]], tuple[str, ...]]:
     """The set's own split: val/ needs train/ beside it, and test/ anything; else all is train."""
-    sides: dict[str, list[Pair]] = {"train": [], "val": [], "test": [], "": []}
+    sides: dict[str, list[FilePair]] = {"train": [], "val": [], "test": [], "": []}
     for pair in pairs:
         sides[_side(pair.name)].append(pair)
     if len(sides["test"]) == len(pairs):
@@ -154,7 +221,7 @@ def _splits(pairs: Sequence[Pair]) -> tuple[dict[str, tuple[Pair, ...]], tuple[s
     if sides["train"] and sides[""]:
         notices.append(f"{len(sides[''])} pairs outside the split folders are used for training")
     validates = {"val"} if sides["train"] else set()
-    own: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    own: dict[str, list[FilePair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
         side = _side(pair.name)
         own[side if side == "test" or side in validates else "train"].append(pair)
@@ -170,14 +237,15 @@ def _side(name: str) -> str:
     return ""
 
 
-def _named(candidate: Candidate, root: Path) -> Iterable[Pair]:
+def _named(candidate: Candidate, root: Path) -> Iterable[FilePair]:
     """The degraded path without its suffix and without the folder that says "degraded"."""
     for lq, gt in candidate.pairs:
-        folder = candidate.parent / lq.relative_to(candidate.lq_folder).parent
-        yield Pair((folder.relative_to(root) / lq.stem).as_posix(), lq, gt)
+        place = candidate.parent / candidate.split
+        folder = place / lq.relative_to(candidate.lq_folder).parent
+        yield FilePair((folder.relative_to(root) / lq.stem).as_posix(), lq, gt)
 
 
-def _unique(pairs: Sequence[Pair], root: Path) -> list[Pair]:
+def _unique(pairs: Sequence[FilePair], root: Path) -> list[FilePair]:
     """Names that two pairs share get the suffix (1.png, 1.jpg), or else become the whole path."""
     with_suffix = _renamed(pairs, [pair.name + pair.lq.suffix for pair in pairs])
     whole = [pair.lq.relative_to(root).as_posix() for pair in pairs]
@@ -187,7 +255,7 @@ def _unique(pairs: Sequence[Pair], root: Path) -> list[Pair]:
     return unique
 
 
-def _renamed(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
+def _renamed(pairs: Sequence[FilePair], names: Sequence[str]) -> list[FilePair]:
     """The pairs, those that share a name under their other name."""
     counts = Counter(pair.name for pair in pairs)
     return [
@@ -216,7 +284,10 @@ def _describe(chosen: Sequence[Candidate]) -> str:
 
 def _no_pairs(tree: Tree) -> DataError:
     """The error for images without pairs: what was looked for, what is there, what to try."""
-    looked = [f"looked for: {' or '.join(one.lq)} with {' or '.join(one.gt)}" for one in LAYOUTS]
+    known = (*LAYOUTS, PIX2PIX)
+    looked = [f"looked for: {' or '.join(one.lq)} with {' or '.join(one.gt)}" for one in known]
+    endings = [word for one in SUFFIXES for word in (*one.lq, *one.gt)]
+    looked.append(f"looked for: 1 with 1_{' or 1_'.join(endings)}, in one folder")
     counts = Counter(path.parent for path in tree.images)
     there = [
         f"found: {count} images in {folder.relative_to(tree.root).as_posix()}/, e.g. "
@@ -231,18 +302,23 @@ def _hint(tree: Tree) -> str:
     root = tree.root.resolve()
     if _has_partner(root):
         return f"this is one side of the pairs; give the folder above it, {root.parent}"
+    folders = list(dict.fromkeys(path.parent for path in tree.images))
+    first = [tree.files[folder][0] for folder in folders[:2]]
+    by_list = list_hint(tree.root, [*first, *tree.images[1:2]][:2])
     if any(tree.mentions(one.lq) and tree.mentions(one.gt) for one in LAYOUTS):
-        return "their names do not match; list the pairs in a CSV file: --pairs FILE"
-    return "if these are clean images, make the degraded ones: --synthesize rain|noise|blur"
+        return f"their names do not match; {by_list}"
+    clean = "if these are clean images, make the degraded ones: --synthesize rain|noise|blur"
+    return clean if len(tree.images) == 1 else f"{clean}; if they are pairs, {by_list}"
 
 
 def _has_partner(root: Path) -> bool:
     """Whether the other side of a layout lies beside this folder."""
-    beside: set[str] = set()
+    beside: set[tuple[str, str]] = set()
     with suppress(OSError):
-        beside = {plain(path.name) for path in root.parent.iterdir() if path.is_dir()}
-    own = plain(root.name)
+        beside = {split_and_side(path) for path in root.parent.iterdir() if path.is_dir()}
+    split, own = split_and_side(root)
     return any(
-        (own in one.lq and beside & set(one.gt)) or (own in one.gt and beside & set(one.lq))
+        own in side and any((split, name) in beside for name in other)
         for one in LAYOUTS
+        for side, other in ((one.lq, one.gt), (one.gt, one.lq))
     )

@@ -1,30 +1,75 @@
-"""A list of pairs written by hand: a CSV file of degraded files, clean files and names."""
+"""Lists of pairs: degraded files, clean files and names, as people and spreadsheets write them.
+
+The columns are cut at commas, semicolons, tabs or (where no file's name has one) blanks.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
+import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from c2fdft_cli.data.images.picture import is_image_path
+from c2fdft_cli.data.layouts.matching import composed, name_words
+from c2fdft_cli.data.layouts.search import LAYOUTS, plain
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import read_text
 
-_MAX_BYTES = 256 << 20
+Row: TypeAlias = tuple[int, list[str]]
+
 _SHOWN = 20
-_HEADERS = {"lq", "gt", "name", "degraded", "clean", "input", "target"}
-_HINT = "each row is: degraded,clean[,name], relative to the CSV file"
+_DELIMITERS = (",", ";", "\t", " ")
+_LQ_HEADERS = ("lq", "degraded", "input", "lq_path")
+_GT_HEADERS = ("gt", "clean", "target", "gt_path")
+_HEADERS = frozenset({*_LQ_HEADERS, *_GT_HEADERS, "name"})
+_LQ = frozenset(name for one in LAYOUTS for name in one.lq)
+_GT = frozenset(name for one in LAYOUTS for name in one.gt)
+_META_INFO = re.compile(r"(\S.*?\.\w+)(?:\s+\(\d+, ?\d+(?:, ?\d+)?\))?(?:\s+\d+)?")
+_HINT = "each row is: degraded,clean[,name], relative to the CSV file or to the folder"
 
 
-def read_pairs_csv(path: Path) -> list[tuple[str, Path, Path]]:
-    """(name, degraded, clean) of each row of a CSV file (UTF-8).
+def read_meta_info(path: Path) -> list[str] | None:
+    """The clean images that a meta-info file of BasicSR names; None for any other list.
 
-    The first row may be the header lq,gt[,name]; without a name it is the degraded path.
+    Such a file has a line for each: `0001.png (480,480,3)`, or the name alone.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    found = [_META_INFO.fullmatch(line) for line in lines]
+    names = [match[1].replace("\\", "/") for match in found if match]
+    whole = len(names) == len(lines) and all(map(is_image_path, names))
+    one_column = not any(is_image_path(cell) for name in names for cell in _cut(name)[:-1])
+    return names if names and whole and one_column else None
+
+
+def _cut(line: str) -> list[str]:
+    return re.split(r"[,;\t ]+", line)
+
+
+def read_pairs_csv(path: Path, folder: Path | None = None) -> list[tuple[str, Path, Path]]:
+    """(name, degraded, clean) of each row of a table in UTF-8.
+
+    The first row may be a header that names the columns, such as lq,gt[,name]. Without one the
+    degraded file comes first, unless the folders and names of all rows say the opposite (lists of
+    GoPro and Real-ESRGAN). Without a name it is the degraded path.
+
+    Args:
+        path: the list.
+        folder: where relative files are looked for that are not there from the list's own folder.
 
     Raises:
         DataError: the file is missing or malformed, lists files that do not exist or are no
             images, uses a name twice, or a name that leads out of a folder.
     """
-    rows = list(_rows(path))
+    files = _Files([path.parent] if folder is None else [path.parent, folder])
+    rows = [_row(path, number, cells, files) for number, cells in _ordered(_table(path, files))]
     if not rows:
         raise DataError("the list of pairs is empty", where=path, hint=_HINT)
     missing = [str(file) for _, _, *files in rows for file in files if not file.is_file()]
@@ -40,29 +85,59 @@ def read_pairs_csv(path: Path) -> list[tuple[str, Path, Path]]:
     return [(name, lq, gt) for _, name, lq, gt in rows]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, Path, Path]]:
-    """(line, name, degraded, clean) of each row."""
+def _table(path: Path, files: _Files) -> list[Row]:
+    """(line, cells) of the rows that are not empty, cut at the sign that makes pairs of them."""
+    text = read_text(path)
+    named = re.match(r"sep=(.)\r?\n", text)  # Excel's own
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError("the list of pairs is larger than 256 MiB", where=path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for cells in (reader := csv.reader(file)):
-                trimmed = [cell.strip() for cell in cells]
-                first_line = reader.line_num == 1
-                if any(trimmed) and not (first_line and set(map(str.lower, trimmed)) <= _HEADERS):
-                    yield _row(path, reader.line_num, trimmed)
-    except FileNotFoundError as error:
-        raise DataError("no such list of pairs", where=path, hint=_HINT) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or "it is not a CSV file in UTF-8"
-        raise DataError(f"cannot read the list of pairs: {reason}", where=path) from error
+        tables = {sign: list(_rows(text, sign)) for sign in ([named[1]] if named else _DELIMITERS)}
+    except csv.Error as error:
+        raise DataError(f"the list of pairs is not a CSV file: {error}", where=path) from error
+    pairs = [rows for rows in tables.values() if all(len(cells) in (2, 3) for _, cells in rows)]
+    best = (rows for rows in pairs if rows and files(rows[-1][1][0]).is_file())
+    return next(best, pairs[0] if pairs else next(iter(tables.values())))
 
 
-def _row(path: Path, number: int, cells: Sequence[str]) -> tuple[int, str, Path, Path]:
+def _rows(text: str, delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    for cells in reader:
+        trimmed = [cell.strip() for cell in cells]
+        if any(trimmed) and not (reader.line_num == 1 and text.startswith("sep=")):
+            yield reader.line_num, trimmed
+
+
+def _ordered(rows: list[Row]) -> list[Row]:
+    """The rows without their header, the columns in the order degraded, clean, name."""
+    header = [cell.lower() for cell in rows[0][1]] if rows else []
+    if header and set(header) <= _HEADERS:
+        rows = rows[1:]
+        columns = [
+            next((i for i, cell in enumerate(header) if cell in known), None)
+            for known in (_LQ_HEADERS, _GT_HEADERS, ("name",))
+        ]
+        if None not in columns[:2]:
+            order = [column for column in columns if column is not None]
+            return [(line, [cells[i] for i in order if i < len(cells)]) for line, cells in rows]
+    if rows and all([_says(cell) for cell in cells] == ["gt", "lq"] for _, cells in rows):
+        return [(line, cells[::-1]) for line, cells in rows]
+    return rows
+
+
+def _says(cell: str) -> str | None:
+    """Which side the folders and the name of a file say that it is on, if they say one."""
+    path = PurePosixPath(cell.replace("\\", "/"))
+    words = {plain(part) for part in path.parent.parts} | set(name_words(path.stem))
+    sides = [side for side, names in (("lq", _LQ - _GT), ("gt", _GT - _LQ)) if words & names]
+    return sides[0] if len(sides) == 1 else None
+
+
+def _row(
+    path: Path, number: int, cells: Sequence[str], files: _Files
+) -> tuple[int, str, Path, Path]:
     where = f"{path}, line {number}"
     if len(cells) not in (2, 3) or not all(cells[:2]) or "\0" in "".join(cells):
         raise DataError("this row is not a pair", where=where, hint=_HINT)
-    lq, gt = (path.parent / cell for cell in cells[:2])
+    lq, gt = (files(cell) for cell in cells[:2])
     if lq == gt:
         raise DataError("the degraded and the clean file are the same", where=where, hint=_HINT)
     for file in (lq, gt):
@@ -71,16 +146,49 @@ def _row(path: Path, number: int, cells: Sequence[str]) -> tuple[int, str, Path,
                 f"{file.name} does not have the suffix of an image file", where=where, hint=_HINT
             )
     given = cells[2] if len(cells) == 3 else ""
-    name = given or _derived_name(cells[0])
+    name = given.replace("\\", "/") or _derived_name(cells[0])
     if not _is_safe(name):
         hint = "use a plain name, or folder/name"
         raise DataError(f"the name {name!r} cannot be used", where=where, hint=hint)
     return number, name, lq, gt
 
 
+class _Files:
+    """Finds the files of cells below some folders, the first that has one."""
+
+    def __init__(self, bases: Sequence[Path]) -> None:
+        self._bases = bases
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def __call__(self, cell: str) -> Path:
+        """As it is written, with Windows' backslashes, or with accents in the other form."""
+        for text in dict.fromkeys((cell, cell.replace("\\", "/"))):
+            for base in self._bases:
+                if (base / text).is_file():
+                    return base / text
+        parts = PurePosixPath(cell.replace("\\", "/")).parts
+        found = (self._spelled(base, parts) for base in self._bases)
+        return next((one for one in found if one is not None), self._bases[0].joinpath(*parts))
+
+    def _spelled(self, base: Path, parts: Sequence[str]) -> Path | None:
+        for part in parts:
+            name = part if part in ("/", "..") else self._entries(base).get(composed(part))
+            if name is None:
+                return None
+            base /= name
+        return base
+
+    def _entries(self, folder: Path) -> dict[str, str]:
+        """The names in a folder by their composed form; none where it cannot be listed."""
+        if folder not in self._names:
+            with suppress(OSError):
+                self._names[folder] = {composed(name): name for name in os.listdir(folder)}
+        return self._names.get(folder, {})
+
+
 def _derived_name(cell: str) -> str:
     """The degraded path without its suffix; its last part alone when it leads elsewhere."""
-    name = PurePosixPath(Path(cell).as_posix()).with_suffix("").as_posix()
+    name = PurePosixPath(cell.replace("\\", "/")).with_suffix("").as_posix()
     return name if _is_safe(name) else PurePosixPath(name).name
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from c2fdft_cli.data.layouts.matching import match_names, name_words
+from c2fdft_cli.data.layouts.matching import composed, match_names, name_words
 from c2fdft_cli.errors import DataError
 
 _GAMMA = "blurgamma"
 _CLEAN = ("gt", "groundtruth", "clean", "target")
+_SPLITS = ("training", "train", "validation", "valid", "val", "testing", "test")
+MASKS = frozenset({"mask", "masks"})
+"""Folders of Snow100K and others that hold neither side."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,14 @@ class Layout:
         published: the data sets that are laid out so.
         lq, gt: names of the degraded and of the clean side.
         task: "derain", "deblur" or "denoise" where the names tell.
+        as_words: whether words in the names of files may stand for the folders.
     """
 
     published: str
     lq: tuple[str, ...]
     gt: tuple[str, ...]
     task: str | None = None
+    as_words: bool = True
 
 
 LAYOUTS = (
@@ -41,22 +48,33 @@ LAYOUTS = (
     Layout("", ("degraded",), _CLEAN),
     Layout("SIDD", ("noisy",), _CLEAN, "denoise"),
     Layout("RESIDE", ("hazy", "haze"), ("clear", *_CLEAN)),
+    Layout("Snow100K, HSTS", ("synthetic", "snow", "snowy"), ("original", *_CLEAN)),
     Layout(
-        "GoPro, RealBlur, REDS",
-        ("blur", "blurred", "blurry", _GAMMA, "trainblur", "valblur", "testblur"),
-        ("sharp", "trainsharp", "valsharp", "testsharp", *_CLEAN),
-        "deblur",
+        "GoPro, RealBlur, REDS", ("blur", "blurred", "blurry", _GAMMA), ("sharp", *_CLEAN), "deblur"
     ),
     Layout(
-        "Rain1400, the first Rain100L",
+        "Rain1400, the first Rain100L, SPA-data",
         ("rainy", "rain", "rainyimage", "rainyimages"),
         ("norain", *_CLEAN),
         "derain",
     ),
+    Layout("SPA-data", ("realworld",), ("realworldgt",), "derain", as_words=False),
+    Layout("Outdoor-Rain", ("in",), ("gt",), as_words=False),
     Layout("RainDrop", ("data",), ("gt",)),
     Layout("PolyU", ("real",), ("mean",), "denoise"),
 )
-_KINDS = frozenset(name for layout in LAYOUTS for name in (*layout.lq, *layout.gt))
+PIX2PIX = Layout("pix2pix", ("a",), ("b",), as_words=False)
+KINDS = frozenset(name for one in LAYOUTS if one.as_words for name in (*one.lq, *one.gt))
+"""Words in a name that say what an image is, not which."""
+SUFFIXES = (
+    Layout("", (), ("gt", "groundtruth", "clean", "target", "norain", "sharp")),
+    Layout("", (), ("enhancednr",), "denoise"),
+    Layout("", ("noisy",), (), "denoise"),
+    Layout("", ("rainy", "rain"), (), "derain"),
+    Layout("", ("blur", "blurred", "blurry"), (), "deblur"),
+    Layout("", ("hazy", "degraded", "lq"), ()),
+)
+"""How one file of a pair ends where the other is called the same without (Lightroom)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,10 @@ class Candidate:
         label: how it looks, for people.
         pairs: (degraded, clean).
         reasons: why the others in those folders are in no pair.
+        alone: the degraded ones among those others.
+        doubtful: (degraded, clean) that only another naming convention would match.
         ignored: folders that are skipped on purpose.
+        split: "train", "val", ... where the names of its folders begin so.
     """
 
     layout: Layout
@@ -81,12 +102,15 @@ class Candidate:
     label: str
     pairs: tuple[tuple[Path, Path], ...]
     reasons: dict[Path, str]
+    alone: tuple[Path, ...] = ()
+    doubtful: tuple[tuple[Path, Path], ...] = ()
     ignored: tuple[Path, ...] = ()
+    split: str = ""
 
     @property
     def is_gamma(self) -> bool:
         """Whether its degraded side is GoPro's blur_gamma/."""
-        return plain(self.lq_folder.name) == _GAMMA
+        return split_and_side(self.lq_folder)[1] == _GAMMA
 
 
 class Tree:
@@ -118,31 +142,35 @@ class Tree:
 
     def mentions(self, names: Collection[str]) -> bool:
         """Whether a folder, or a word in a file's name, is one of `names`."""
-        if any(plain(folder.name) in names for folder in self._below if folder != self.root):
+        folders = (folder for folder in self._below if folder != self.root)
+        if any(split_and_side(folder)[1] in names for folder in folders):
             return True
         return any(set(name_words(path.stem)) & set(names) for path in self.images)
 
 
 def plain(name: str) -> str:
     """A folder's name in lower case without signs: "Rainy_Image" and "rainy image" are one."""
-    return re.sub(r"[\W_]", "", name.casefold())
+    return re.sub(r"[\W_]", "", composed(name.casefold()))
+
+
+def split_and_side(folder: Path) -> tuple[str, str]:
+    """What a folder's name says: ("train", "blur") for "train_blur", ("", "gt") for "GT"."""
+    name = plain(folder.name)
+    split = next((one for one in _SPLITS if name.startswith(one)), "")
+    return split, name.removeprefix(split)
 
 
 def search(tree: Tree, *, gamma: bool) -> tuple[list[Candidate], list[str]]:
     """The one way to pair the images of a tree, place by place, and notices about it.
 
+    Sides that are called A and B, or pairs whose files differ by a word at the end of one, count
+    only where nothing else is found: these names are used for other things too.
+
     Raises:
         DataError: more than one way, or `gamma` without a blur_gamma/ folder.
     """
-    chosen: list[Candidate] = []
     notices: list[str] = []
-    open_folders = [tree.root]
-    while open_folders:
-        folder = open_folders.pop()
-        found = _choose(list(_candidates(tree, folder)), tree, gamma)
-        chosen += found
-        closed = {one for way in found for one in (*way.folders, *way.ignored)}
-        open_folders += [one for one in reversed(tree.folders[folder]) if one not in closed]
+    chosen = _search(tree, gamma, _named_sides) or _search(tree, gamma, _unmarked_sides)
     if len({candidate.layout for candidate in chosen}) > 1:
         raise _ambiguous(chosen, tree)
     if gamma and not all(candidate.is_gamma for candidate in chosen):
@@ -155,16 +183,42 @@ def search(tree: Tree, *, gamma: bool) -> tuple[list[Candidate], list[str]]:
         notices.append(f"the set has blur/ and blur_gamma/: {taken} is used, {other} is skipped")
     elif not gamma and any(candidate.is_gamma for candidate in chosen):
         notices.append("the set has no blur/: blur_gamma/ is used")
+    if any(candidate.layout is PIX2PIX for candidate in chosen):
+        notices.append("A is taken for the degraded side and B for the clean one")
     return chosen, notices
 
 
+def _search(
+    tree: Tree, gamma: bool, ways_at: Callable[[Tree, Path], Iterator[Candidate]]
+) -> list[Candidate]:
+    """What is found from the top down; the folders of a candidate are not searched again."""
+    chosen: list[Candidate] = []
+    open_folders = [tree.root]
+    while open_folders:
+        folder = open_folders.pop()
+        found = _choose([way for way in ways_at(tree, folder) if way.pairs], tree, gamma)
+        chosen += found
+        closed = {one for way in found for one in (*way.folders, *way.ignored)}
+        open_folders += [one for one in reversed(tree.folders[folder]) if one not in closed]
+    return chosen
+
+
 def _choose(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidate]:
-    """The only way at one place; of GoPro's two the one asked for."""
+    """The only way at one place, or in each of its splits."""
+    splits = dict.fromkeys(way.split for way in ways)
+    chosen = [
+        one
+        for split in splits
+        for one in _choose_one([way for way in ways if way.split == split], tree, gamma)
+    ]
+    return chosen if len(splits) > 1 else [replace(way, split="") for way in chosen]
+
+
+def _choose_one(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidate]:
+    """The only way; of GoPro's two the one asked for."""
     if {way.is_gamma for way in ways} == {True, False}:
         others = tuple(way.lq_folder for way in ways if way.is_gamma != gamma)
-        ways = [
-            Candidate(**{**vars(way), "ignored": others}) for way in ways if way.is_gamma == gamma
-        ]
+        ways = [replace(way, ignored=others) for way in ways if way.is_gamma == gamma]
     distinct = {frozenset((lq.resolve(), gt.resolve()) for lq, gt in way.pairs) for way in ways}
     if len(distinct) > 1:
         raise _ambiguous(ways, tree)
@@ -178,35 +232,80 @@ def _ambiguous(ways: Sequence[Candidate], tree: Tree) -> DataError:
     ]
     labels = list(dict.fromkeys(way.label for way in ways))
     what = f"more than one way to pair the images: {'; '.join(labels[:4])}"
-    hint = "give a folder with one of them, or list the pairs in a CSV file: --pairs FILE"
+    hint = f"give a folder with one of them, or {list_hint(tree.root, ways[0].pairs[0])}"
     return DataError(what, where=tree.root, hint=hint, details=listed[:20])
 
 
-def _candidates(tree: Tree, parent: Path) -> Iterator[Candidate]:
-    """Every way to pair the images at one place that pairs at least one."""
+def list_hint(root: Path, example: Sequence[Path]) -> str:
+    """How to list the pairs of a folder, with a line for two of its files."""
+    line = io.StringIO()
+    cells = [path.relative_to(root).as_posix() for path in example]
+    csv.writer(line, lineterminator="").writerow(cells)
+    return f"list the pairs as degraded,clean in a CSV file (--pairs FILE.csv): {line.getvalue()}"
+
+
+def _named_sides(tree: Tree, parent: Path) -> Iterator[Candidate]:
+    """Every way to pair the images at one place by the names of folders or words in those of files.
+
+    Among these are ways that pair none.
+    """
+    files = [(path, set(name_words(path.stem))) for path in tree.files[parent]]
     for layout in LAYOUTS:
-        clean = [folder for folder in tree.folders[parent] if plain(folder.name) in layout.gt]
-        marked = [path for path in tree.files[parent] if _marked(path, layout.gt, layout.lq)]
-        ways = []
-        for lq in tree.folders[parent]:
-            if plain(lq.name) in layout.lq:
-                ways += [_beside(tree, layout, parent, lq, gt) for gt in clean]
-                ways += [_around(tree, layout, parent, lq, marked)] if marked else []
-        degraded = [path for path in tree.files[parent] if _marked(path, layout.lq, layout.gt)]
-        ways += [_mixed(layout, parent, degraded, marked)]
-        yield from (way for way in ways if way.pairs)
+        yield from _beside(tree, layout, parent)
+        if not layout.as_words:
+            continue
+        marked = [path for path, words in files if _marked(words, layout.gt, layout.lq)]
+        degraded = [path for path, words in files if _marked(words, layout.lq, layout.gt)]
+        if marked:
+            for folder in tree.folders[parent]:
+                if split_and_side(folder)[1] in layout.lq:
+                    yield _around(tree, layout, parent, folder, marked)
+            yield _mixed(layout, parent, degraded, marked)
 
 
-def _marked(path: Path, own: Sequence[str], other: Sequence[str]) -> bool:
+def _unmarked_sides(tree: Tree, parent: Path) -> Iterator[Candidate]:
+    """The ways to pair images whose names do not tell plainly which side they are on."""
+    yield from _beside(tree, PIX2PIX, parent)
+    yield from _suffixed(tree, parent)
+
+
+def _marked(words: set[str], own: Sequence[str], other: Sequence[str]) -> bool:
     """Whether a file's name has a word of one side and none of the other."""
-    words = set(name_words(path.stem))
     return bool(words & set(own)) and not words & set(other)
 
 
-def _beside(tree: Tree, layout: Layout, parent: Path, lq: Path, gt: Path) -> Candidate:
-    """Two folders side by side."""
-    label = f"{lq.name}/ + {gt.name}/"
-    return _candidate(layout, parent, (lq, gt), label, tree.below(lq), tree.below(gt))
+def _suffixed(tree: Tree, parent: Path) -> Iterator[Candidate]:
+    """Files of one folder, half of which are called as the others with a word behind.
+
+    All but a few must pair up so, and no file may be in two pairs.
+    """
+    files = {plain(path.stem): path for path in tree.files[parent]}
+    if len(files) < len(tree.files[parent]):
+        return
+    for layout in SUFFIXES:
+        pairs = []
+        for name, path in files.items():
+            ends = (name[: -len(one)] for one in (*layout.lq, *layout.gt) if name.endswith(one))
+            other = next((files[end] for end in ends if end in files), None)
+            if other is not None:
+                pairs.append((path, other) if layout.lq else (other, path))
+        used = [path for pair in pairs for path in pair]
+        if pairs and len(set(used)) == len(used) and 2 * len(used) > len(files):
+            lq, gt = pairs[0]
+            label = f"{lq.name} + {gt.name} in one folder"
+            why = dict.fromkeys(set(tree.files[parent]) - set(used), "no image of a matching name")
+            yield Candidate(layout, parent, parent, (parent,), label, tuple(pairs), why)
+
+
+def _beside(tree: Tree, layout: Layout, parent: Path) -> Iterator[Candidate]:
+    """Two folders side by side, of one split where their names tell it."""
+    sides = {folder: split_and_side(folder) for folder in tree.folders[parent]}
+    for lq, (split, side) in sides.items():
+        for gt, (its_split, other) in sides.items():
+            if side in layout.lq and other in layout.gt and split == its_split:
+                label = f"{lq.name}/ + {gt.name}/"
+                way = _candidate(layout, parent, (lq, gt), label, tree.below(lq), tree.below(gt))
+                yield replace(way, split=split)
 
 
 def _around(
@@ -239,9 +338,19 @@ def _candidate(
     found = match_names(
         [path.relative_to(lq_folder) for path in lq],
         [path.relative_to(gt_folder) for path in gt],
-        _KINDS,
+        KINDS.union(layout.lq, layout.gt),
     )
     reasons = {lq[number]: why for number, why in found.lq_reasons.items()}
     reasons |= {gt[number]: why for number, why in found.gt_reasons.items()}
     pairs = tuple((lq[one], gt[other]) for one, other in found.pairs)
-    return Candidate(layout, parent, lq_folder, folders, label, pairs, reasons)
+    return Candidate(
+        layout,
+        parent,
+        lq_folder,
+        folders,
+        label,
+        pairs,
+        reasons,
+        alone=tuple(lq[number] for number in found.lq_reasons),
+        doubtful=tuple((lq[one], gt[other]) for one, other in found.doubtful),
+    )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from c2fdft_cli.data.synthesis.exposure import (
     Motion,
@@ -19,26 +20,13 @@ from c2fdft_cli.data.synthesis.exposure import (
 )
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import camera_noise, gaussian_noise
-from c2fdft_cli.data.synthesis.options import check_limits, closest
+from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.trajectory import random_path
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.validation import STRICT
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 
-KINDS = ["kernel", "exposure"]
-LIMITS = {
-    "size": (0.0, 101.0),
-    "inertia": (0.01, 10.0),
-    "noise": (0.0, 50.0),
-    "objects": (0.0, 1.0),
-    "defocus": (0.5, 20.0),
-    "defocus_share": (0.0, 1.0),
-    "gamma": (1.0, 3.0),
-    "burst": (0.0, 1.0),
-    "jpeg": (10, 100),
-    "jpeg_share": (0.0, 1.0),
-}
 MOST_OBJECTS = 2
 BURST_FRAMES = (7, 9, 11, 13)
 SHOT_SHARE = 0.8
@@ -65,27 +53,21 @@ class BlurModel:
             pairs are, instead of all the light of one exposure.
         jpeg: exposure: range of the quality.
         jpeg_share: exposure: share of images that are stored as JPEG.
-
-    Raises:
-        UsageError: a kind that does not exist, a value outside its limits.
     """
 
-    size: tuple[float, float] = (5.0, 25.0)
-    inertia: tuple[float, float] = (0.3, 0.3)
-    noise: tuple[float, float] = (0.0, 2.0)
-    kind: str = "kernel"
-    objects: float = 0.4
-    defocus: tuple[float, float] = (0.7, 2.5)
-    defocus_share: float = 0.15
-    gamma: tuple[float, float] = (1.8, 2.6)
-    burst: float = 0.0
-    jpeg: tuple[int, int] = (70, 98)
-    jpeg_share: float = 0.4
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"blur.kind is {self.kind!r}", hint=closest(self.kind, KINDS))
-        check_limits(self, "blur", LIMITS)
+    size: Annotated[Range, within(0, 101)] = (5.0, 25.0)
+    inertia: Annotated[Range, within(0.01, 10)] = (0.3, 0.3)
+    noise: Annotated[Range, within(0, 50)] = (0.0, 2.0)
+    kind: Literal["kernel", "exposure"] = "kernel"
+    objects: Annotated[Number, within(0, 1)] = 0.4
+    defocus: Annotated[Range, within(0.5, 20)] = (0.7, 2.5)
+    defocus_share: Annotated[Number, within(0, 1)] = 0.15
+    gamma: Annotated[Range, within(1, 3)] = (1.8, 2.6)
+    burst: Annotated[Number, within(0, 1)] = 0.0
+    jpeg: Annotated[IntegerRange, within(10, 100)] = (70, 98)
+    jpeg_share: Annotated[Number, within(0, 1)] = 0.4
 
 
 def add_blur(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:

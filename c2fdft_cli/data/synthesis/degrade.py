@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, blur_margin
 from c2fdft_cli.data.synthesis.noise import NoiseModel, add_noise
-from c2fdft_cli.data.synthesis.options import build, closest
 from c2fdft_cli.data.synthesis.rain import RainModel, add_rain
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.validation import InvalidValuesError, validate
+from c2fdft_cli.vocabulary import did_you_mean
 
 Model: TypeAlias = RainModel | NoiseModel | BlurModel
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -41,8 +42,12 @@ def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model
         UsageError: an unknown kind or option, a wrong type, a value outside its limits.
     """
     if kind not in MODELS:
-        raise UsageError(f"there is no degradation {kind!r}", hint=closest(kind, list(MODELS)))
-    return build(MODELS[kind], kind, options or {})
+        hint = did_you_mean(kind, MODELS) or f"use one of: {', '.join(MODELS)}"
+        raise UsageError(f"there is no degradation {kind!r}", hint=hint)
+    try:
+        return validate(MODELS[kind], options or {})
+    except InvalidValuesError as error:
+        raise UsageError(f"synthetic {kind}: {error}") from None
 
 
 def degrade(

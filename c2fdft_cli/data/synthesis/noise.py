@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
-from c2fdft_cli.data.synthesis.options import check_limits, closest
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.data.synthesis.options import Number, Range, within
+from c2fdft_cli.validation import STRICT
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
-
-KINDS = ["gaussian", "camera", "either"]
-LIMITS = {"sigma": (0.0, 255.0), "shot": (1e-6, 1.0), "camera_share": (0.0, 1.0)}
 
 # Brooks et al., "Unprocessing images for learned raw denoising", CVPR 2019, section 3.1:
 # log(read variance) = 2.18 log(shot) + 1.2, +- 0.26, fitted to a real camera's noise.
@@ -35,21 +33,15 @@ class NoiseModel:
         shot: camera: variance per unit of linear light, drawn evenly in its logarithm.
         correlated: camera: neighbours share noise, as they do after demosaicing.
         camera_share: either: the share of images with camera noise.
-
-    Raises:
-        UsageError: a kind that does not exist, a value outside its limits.
     """
 
-    kind: str = "gaussian"
-    sigma: tuple[float, float] = (5.0, 50.0)
-    shot: tuple[float, float] = (1e-4, 1.2e-2)
-    correlated: bool = True
-    camera_share: float = 0.5
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"noise.kind is {self.kind!r}", hint=closest(self.kind, KINDS))
-        check_limits(self, "noise", LIMITS)
+    kind: Literal["gaussian", "camera", "either"] = "gaussian"
+    sigma: Annotated[Range, within(0, 255)] = (5.0, 50.0)
+    shot: Annotated[Range, within(1e-6, 1)] = (1e-4, 1.2e-2)
+    correlated: bool = True
+    camera_share: Annotated[Number, within(0, 1)] = 0.5
 
 
 def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels:

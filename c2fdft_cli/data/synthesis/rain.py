@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
-from c2fdft_cli.data.synthesis.options import check_limits
+from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streaks import StreakBank
+from c2fdft_cli.validation import STRICT
 
 Floats: TypeAlias = NDArray[np.float64]
 Pixels: TypeAlias = NDArray[np.uint8]
 
-LIMITS = {
-    "strength": (0.0, 4.0),
-    "heavy": (0.0, 1.0),
-    "heavy_fields": (2, 64),
-    "turn": (0.0, 45.0),
-    "across": (0.25, 4.0),
-    "along": (0.25, 4.0),
-    "lean": (0.0, 60.0),
-    "cover": (0.001, 0.99),
-}
 LENGTH_SPREAD, WIDTH_SPREAD, LEVEL_SPREAD = 0.45, 0.4, 0.7
 LENGTH_CAP, WIDTH_CAP = 3.0, 4.5
 HEAVY_TURN, HEAVY_TILT = 8.0, 15.0
@@ -47,22 +39,18 @@ class RainModel:
         lean: largest tilt of synthetic streaks from the vertical, in degrees.
         cover: range of the density of synthetic light rain, the share of pixels that it covers,
             sampled uniformly in its logarithm.
-
-    Raises:
-        UsageError: a value outside its limits.
     """
 
-    strength: tuple[float, float] = (0.6, 1.15)
-    heavy: float = 0.05
-    heavy_fields: tuple[int, int] = (6, 14)
-    turn: float = 25.0
-    across: tuple[float, float] = (0.75, 1.2)
-    along: tuple[float, float] = (0.85, 1.5)
-    lean: float = 30.0
-    cover: tuple[float, float] = (0.09, 0.44)
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    def __post_init__(self) -> None:
-        check_limits(self, "rain", LIMITS)
+    strength: Annotated[Range, within(0, 4)] = (0.6, 1.15)
+    heavy: Annotated[Number, within(0, 1)] = 0.05
+    heavy_fields: Annotated[IntegerRange, within(2, 64)] = (6, 14)
+    turn: Annotated[Number, within(0, 45)] = 25.0
+    across: Annotated[Range, within(0.25, 4)] = (0.75, 1.2)
+    along: Annotated[Range, within(0.25, 4)] = (0.85, 1.5)
+    lean: Annotated[Number, within(0, 60)] = 30.0
+    cover: Annotated[Range, within(0.001, 0.99)] = (0.09, 0.44)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from c2fdft_cli.data.images.picture import read_picture, to_8bit
 from c2fdft_cli.data.images.tensors import as_tensor
+from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.pairing import (
-    FilePair,
-    FilePairs,
+    Matched,
     check_all_sizes,
     degraded_beside,
     pair_files,
@@ -53,10 +53,13 @@ def evaluate_files(
 
 
 def _score_files(
-    mine: list[FilePair], pairs: FilePairs, protocol: Protocol, options: EvalOptions
+    mine: list[FilePair], pairs: Matched, protocol: Protocol, options: EvalOptions
 ) -> Generator[Scored, None, EvalResult]:
     scorer = options.scorer(protocol)
-    tasks = [(pair.name, partial(_score_pair, pair, scorer)) for pair in mine]
+    tasks = [
+        (pair.name, partial(_score_pair, pair, pairs.degraded.get(pair.lq), scorer))
+        for pair in mine
+    ]
     rows = yield from score_each(tasks, len(pairs.pairs))
     return EvalResult(
         protocol,
@@ -69,9 +72,9 @@ def _score_files(
     )
 
 
-def _score_pair(pair: FilePair, scorer: Scorer) -> Scored:
-    ours, theirs = (read_image(path, scorer.protocol) for path in (pair.restored, pair.target))
-    lq = None if pair.degraded is None else read_image(pair.degraded, scorer.protocol)
+def _score_pair(pair: FilePair, degraded: Path | None, scorer: Scorer) -> Scored:
+    ours, theirs = (read_image(path, scorer.protocol) for path in (pair.lq, pair.gt))
+    lq = None if degraded is None else read_image(degraded, scorer.protocol)
     known = lq is not None and lq.shape == theirs.shape
     return scorer(pair.name, ours, theirs, lq if known else None)
 

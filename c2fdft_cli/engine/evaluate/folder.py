@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from c2fdft_cli.data.images.picture import list_images, read_rgb8
-from c2fdft_cli.data.layouts import pairs as layouts
-from c2fdft_cli.data.layouts.pairs import check_sizes, find_pairs
-from c2fdft_cli.engine.sampling.pairs import Pair
+from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
+from c2fdft_cli.engine.sampling.pairs import DecodedPair
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
 
@@ -31,7 +30,7 @@ class FolderPairs:
         note: what else people should know.
     """
 
-    pairs: Sequence[layouts.Pair]
+    pairs: Sequence[FilePair]
     found_by: str
     note: str | None = None
     unit: str = "image"
@@ -44,7 +43,7 @@ class FolderPairs:
         """Of the pairs."""
         return [pair.name for pair in self.pairs]
 
-    def pair(self, i: int) -> Pair:
+    def pair(self, i: int) -> DecodedPair:
         """Pair i, uint8; the noise is that of `restore` for the degraded file.
 
         Raises:
@@ -52,7 +51,7 @@ class FolderPairs:
         """
         files = self.pairs[i]
         check_sizes(files)
-        return Pair(files.name, read_rgb8(files.lq), read_rgb8(files.gt), files.lq.name)
+        return DecodedPair(files.name, read_rgb8(files.lq), read_rgb8(files.gt), files.lq.name)
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,14 @@ class NoisyImages:
         """Of the images."""
         return [path.stem for path in self.images]
 
-    def pair(self, i: int) -> Pair:
+    def pair(self, i: int) -> DecodedPair:
         """Pair i: float32 noisy, uint8 clean."""
         path = self.images[i]
         gt = read_rgb8(path)
         source = noise_generator(self.seed, path.name, _ADDED)
         noise = torch.randn(gt.shape, generator=source).numpy()
         lq = gt.astype(np.float32) + np.float32(self.sigma) * noise
-        return Pair(path.stem, lq, gt, path.name)
+        return DecodedPair(path.stem, lq, gt, path.name)
 
 
 def open_folder(

@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from c2fdft_cli.data.images.picture import image_size, is_image_path, list_images, natural_key
+from c2fdft_cli.data.layouts import search
 from c2fdft_cli.data.layouts.matching import match_names
-from c2fdft_cli.data.layouts.search import LAYOUTS, Tree, search
+from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import require_existing
 
-KINDS = frozenset(name for one in LAYOUTS for name in (*one.lq, *one.gt)) | {
-    "restored", "derained", "deblurred", "denoised", "output", "result",
-}  # fmt: skip
-"""Words in a name that say what an image is, not which."""
+KINDS = search.KINDS | {"restored", "derained", "deblurred", "denoised", "output", "result"}
 
 LISTED = 20
 
 
 @dataclass(frozen=True)
-class FilePair:
-    """A restored file, its target, and the degraded input where it is known."""
-
-    name: str
-    restored: Path
-    target: Path
-    degraded: Path | None = None
-
-
-@dataclass(frozen=True)
-class FilePairs:
+class Matched:
     """What was paired, how, and what is missing on either side.
 
     Args:
-        pairs: in natural order of their names.
+        pairs: restored files (`lq`) and their targets, in natural order of their names.
+        degraded: for a restored file the input that it was made of, where that is known.
         without_target: restored files that no target belongs to.
         without_restored: targets that no restored file belongs to.
         found_by: how the targets were told from other files, for people.
     """
 
     pairs: list[FilePair]
+    degraded: dict[Path, Path] = field(default_factory=dict)
     without_target: list[Path] = field(default_factory=list)
     without_restored: list[Path] = field(default_factory=list)
     found_by: str = "names"
 
 
-def pair_files(restored: Path, target: Path) -> FilePairs:
+def pair_files(restored: Path, target: Path) -> Matched:
     """Pair two folders (or two files) by name.
 
     A target folder in a published layout stands for its clean side: `rain-001.png` is paired
@@ -59,9 +49,7 @@ def pair_files(restored: Path, target: Path) -> FilePairs:
     """
     require_existing(restored, target)
     if restored.is_file() and target.is_file():
-        return FilePairs(
-            [FilePair(restored.stem, restored, target)], found_by="the two files given"
-        )
+        return Matched([FilePair(restored.stem, restored, target)], found_by="the two files given")
     ours = _images(restored, target)
     root = restored if restored.is_dir() else restored.parent
     names = [PurePath(path.relative_to(root)) for path in ours]
@@ -91,10 +79,12 @@ def _images(path: Path, other: Path) -> list[Path]:
     return found
 
 
-def _by_layout(names: Sequence[PurePath], ours: Sequence[Path], target: Path) -> FilePairs | None:
+def _by_layout(names: Sequence[PurePath], ours: Sequence[Path], target: Path) -> Matched | None:
     """By the names of the degraded images of a target folder that holds a whole set."""
     try:
-        chosen, _ = search(Tree(target, list_images(target, recursive=True)), gamma=False)
+        chosen, _ = search.search(
+            search.Tree(target, list_images(target, recursive=True)), gamma=False
+        )
     except DataError:  # more than one reading: the names decide
         return None
     lqs = [lq for one in chosen for lq, _ in one.pairs]
@@ -109,32 +99,38 @@ def _by_layout(names: Sequence[PurePath], ours: Sequence[Path], target: Path) ->
     best = max(tries, key=lambda found: len(found.pairs))
     if not best.pairs:
         return None
-    pairs = [_pair(names[i], ours[i], gts[k], lqs[k]) for i, k in best.pairs]
-    used = {pair.target for pair in pairs}
+    pairs = [_pair(names[i], ours[i], gts[k]) for i, k in best.pairs]
+    degraded = {ours[i]: lqs[k] for i, k in best.pairs}
+    used = {pair.gt for pair in pairs}
     missing = [gt for gt in dict.fromkeys(gts) if gt not in used]
     label = f"the target folder's layout: {chosen[0].label}"
-    return _sorted(pairs, [ours[i] for i in best.lq_reasons], missing, label)
+    return _sorted(pairs, degraded, [ours[i] for i in best.lq_reasons], missing, label)
 
 
 def _by_names(
     names: Sequence[PurePath], ours: Sequence[Path], target: Path, theirs: Sequence[Path]
-) -> FilePairs:
+) -> Matched:
     root = target if target.is_dir() else target.parent
     found = match_names(names, [PurePath(path.relative_to(root)) for path in theirs], KINDS)
-    pairs = [_pair(names[i], ours[i], theirs[k], None) for i, k in found.pairs]
+    pairs = [_pair(names[i], ours[i], theirs[k]) for i, k in found.pairs]
     missing = [theirs[k] for k in found.gt_reasons]
-    return _sorted(pairs, [ours[i] for i in found.lq_reasons], missing, "names")
+    return _sorted(pairs, {}, [ours[i] for i in found.lq_reasons], missing, "names")
 
 
-def _pair(name: PurePath, restored: Path, target: Path, degraded: Path | None) -> FilePair:
-    return FilePair(name.with_suffix("").as_posix(), restored, target, degraded)
+def _pair(name: PurePath, restored: Path, target: Path) -> FilePair:
+    return FilePair(name.with_suffix("").as_posix(), restored, target)
 
 
 def _sorted(
-    pairs: Sequence[FilePair], ours: Sequence[Path], theirs: Sequence[Path], found_by: str
-) -> FilePairs:
-    return FilePairs(
+    pairs: Sequence[FilePair],
+    degraded: dict[Path, Path],
+    ours: Sequence[Path],
+    theirs: Sequence[Path],
+    found_by: str,
+) -> Matched:
+    return Matched(
         sorted(pairs, key=lambda pair: natural_key(pair.name)),
+        degraded,
         sorted(ours, key=natural_key),
         sorted(theirs, key=natural_key),
         found_by,
@@ -158,7 +154,7 @@ def check_all_sizes(pairs: Sequence[FilePair]) -> None:
     problems = []
     for pair in pairs:
         try:
-            ours, theirs = image_size(pair.restored), image_size(pair.target)
+            ours, theirs = image_size(pair.lq), image_size(pair.gt)
         except DataError as error:
             problems.append(f"{pair.name}: {error}")
             continue
@@ -182,18 +178,14 @@ def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
     raise DataError(what, hint=hint, details=listed)
 
 
-def degraded_beside(pairs: FilePairs, folder: Path) -> FilePairs:
+def degraded_beside(pairs: Matched, folder: Path) -> Matched:
     """The pairs with their degraded inputs from a folder, by name; DataError if none is there."""
     images = list_images(folder, recursive=True) if folder.is_dir() else []
     if not images and is_image_path(folder) and folder.is_file():
         images, folder = [folder], folder.parent
-    keys = [PurePath(f"{pair.name}{pair.restored.suffix}") for pair in pairs.pairs]
+    keys = [PurePath(f"{pair.name}{pair.lq.suffix}") for pair in pairs.pairs]
     found = match_names(keys, [PurePath(path.relative_to(folder)) for path in images], KINDS)
     if not found.pairs:
         raise DataError("no degraded image has a matching name", where=folder)
-    lq = {i: images[k] for i, k in found.pairs}
-    done = [
-        FilePair(pair.name, pair.restored, pair.target, lq.get(i, pair.degraded))
-        for i, pair in enumerate(pairs.pairs)
-    ]
-    return FilePairs(done, pairs.without_target, pairs.without_restored, pairs.found_by)
+    named = {pairs.pairs[i].lq: images[k] for i, k in found.pairs}
+    return replace(pairs, degraded=pairs.degraded | named)

@@ -18,7 +18,7 @@ from c2fdft_cli.data.layouts.sidd import (
     read_blocks,
 )
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
-from c2fdft_cli.engine.sampling.pairs import Pair
+from c2fdft_cli.engine.sampling.pairs import DecodedPair
 from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
@@ -52,10 +52,10 @@ class BlockPairs:
         """Of the blocks."""
         return self.targets.names
 
-    def pair(self, i: int) -> Pair:
+    def pair(self, i: int) -> DecodedPair:
         """Pair i, uint8; a block has no file, so its noise goes by its name."""
         name = self.names[i]
-        return Pair(name, self.ours.block(i), self.targets.block(i), name)
+        return DecodedPair(name, self.ours.block(i), self.targets.block(i), name)
 
 
 def are_blocks(ours: Path | None) -> bool:

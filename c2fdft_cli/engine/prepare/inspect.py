@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
-from c2fdft_cli.data.layouts.pairs import Pair
+from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.data.shards.format import CHANNELS, Pixels
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import contact_sheet
@@ -49,7 +49,7 @@ class CheckReport:
 class Checked:
     """What is known of a pair that was read: digests as in a shard, or the problem with it."""
 
-    pair: Pair
+    pair: FilePair
     size: Size = (0, 0)
     psnr_y: float | None = None
     sha256_lq: str | None = None
@@ -58,14 +58,14 @@ class Checked:
 
 
 def check_pairs(
-    reader: PairReader, pairs: Sequence[Pair], *, workers: int
+    reader: PairReader, pairs: Sequence[FilePair], *, workers: int
 ) -> Generator[Checked, None, None]:
     """Read every pair, those with one clean image together: it is decoded once."""
-    groups: dict[Path, list[Pair]] = defaultdict(list)
+    groups: dict[Path, list[FilePair]] = defaultdict(list)
     for pair in pairs:
         groups[pair.gt].append(pair)
 
-    def check(group: list[Pair]) -> list[Checked]:
+    def check(group: list[FilePair]) -> list[Checked]:
         decoded: dict[Path, Pixels] = {}
         return [_check(reader, pair, decoded) for pair in group]
 
@@ -73,7 +73,7 @@ def check_pairs(
         yield from checked
 
 
-def _check(reader: PairReader, pair: Pair, decoded: dict[Path, Pixels]) -> Checked:
+def _check(reader: PairReader, pair: FilePair, decoded: dict[Path, Pixels]) -> Checked:
     """Read one pair; its clean image is taken from `decoded`, or put there."""
 
     def decode(path: Path) -> Pixels:

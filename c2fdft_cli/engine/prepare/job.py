@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from c2fdft_cli import __version__
-from c2fdft_cli.data.layouts.pairs import Pair, Unpaired
+from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired
 from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader, ShardIndex, clean_text
 from c2fdft_cli.data.shards.writer import ShardWriter
 from c2fdft_cli.engine.prepare.inspect import (
@@ -195,7 +195,7 @@ def _write(
 def _choose(
     out: Path,
     found: Found,
-    entries: Mapping[Pair, Entry],
+    entries: Mapping[FilePair, Entry],
     decoded: DecodedImages,
     workers: int,
 ) -> ValChoice | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.data.images.picture import image_size
-from c2fdft_cli.data.layouts.pairs import Pair
+from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.data.shards.format import (
     Entry,
     ShardHeader,
@@ -38,7 +38,7 @@ class PlannedShard:
 
     path: Path
     header: ShardHeader
-    pairs: tuple[Pair, ...]
+    pairs: tuple[FilePair, ...]
     entries: tuple[Entry, ...]
     planes: int
 
@@ -58,14 +58,14 @@ class Plan:
     digest: str
 
 
-def measure(pairs: Sequence[Pair], *, workers: int) -> dict[Pair, Entry]:
+def measure(pairs: Sequence[FilePair], *, workers: int) -> dict[FilePair, Entry]:
     """Name and size of each pair, from its images' headers.
 
     Raises:
         DataError: images that cannot be read, or that differ in size within a pair; all are listed.
     """
 
-    def size_of(pair: Pair) -> tuple[int, int] | DataError:
+    def size_of(pair: FilePair) -> tuple[int, int] | DataError:
         try:
             return _size(pair)
         except DataError as error:
@@ -84,7 +84,7 @@ def measure(pairs: Sequence[Pair], *, workers: int) -> dict[Pair, Entry]:
     return entries
 
 
-def _size(pair: Pair) -> tuple[int, int]:
+def _size(pair: FilePair) -> tuple[int, int]:
     encode_name(pair.name)
     gt = image_size(pair.gt)
     if pair.lq != pair.gt and (lq := image_size(pair.lq)) != gt:
@@ -99,7 +99,7 @@ def _size(pair: Pair) -> tuple[int, int]:
 def make_plan(
     out: Path,
     splits: Splits,
-    entries: Mapping[Pair, Entry],
+    entries: Mapping[FilePair, Entry],
     header: ShardHeader,
     *,
     has_lq: bool,
@@ -139,7 +139,7 @@ def _digest(shards: Sequence[PlannedShard]) -> str:
     return hashlib.sha256(json.dumps(rows).encode("ascii")).hexdigest()
 
 
-def _signatures(pair: Pair) -> list[list[int] | None]:
+def _signatures(pair: FilePair) -> list[list[int] | None]:
     """Size and time of change of both files; None for an lq that is synthesised."""
     signatures: list[list[int] | None] = []
     for path in (pair.lq, pair.gt):
@@ -166,7 +166,7 @@ class ValChoice:
     notices: tuple[str, ...]
 
 
-def choice_inputs(candidates: Sequence[Pair], size: int) -> str:
+def choice_inputs(candidates: Sequence[FilePair], size: int) -> str:
     """Digest of all that decides a choice, with files known by size and time of change."""
     rows = [[pair.name, *_signatures(pair)] for pair in candidates]
     return hashlib.sha256(json.dumps([size, rows]).encode("ascii")).hexdigest()

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from c2fdft_cli.data.images.picture import list_images, read_rgb8
-from c2fdft_cli.data.layouts.pairs import Pair, Unpaired, find_pairs
+from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired, find_pairs
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.synthesis.degrade import Model, degrade, parse_model
 from c2fdft_cli.data.synthesis.streaks import StreakBank
@@ -27,7 +27,7 @@ from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import check_space, write_error
 from c2fdft_cli.pipeline import in_order
 
-Splits: TypeAlias = dict[str, tuple[Pair, ...]]
+Splits: TypeAlias = dict[str, tuple[FilePair, ...]]
 
 RECIPES = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
 """The task (and recipe) that a synthetic degradation is for."""
@@ -57,12 +57,12 @@ class Found:
     val_size: int = 0
 
     @property
-    def pairs(self) -> list[tuple[str, Pair]]:
+    def pairs(self) -> list[tuple[str, FilePair]]:
         """(split, pair) of all, those to validate on first."""
         return [(split, pair) for split, pairs in self.splits.items() for pair in pairs]
 
     @property
-    def candidates(self) -> tuple[Pair, ...]:
+    def candidates(self) -> tuple[FilePair, ...]:
         """The pairs out of which those to validate on are yet to be chosen."""
         return () if self.choose_from is None else self.splits[self.choose_from]
 
@@ -150,7 +150,7 @@ def _clean(source: Path, synthesis: Synthesis) -> Found:
         )
     stems = Counter(path.stem for path in images)
     pairs = tuple(
-        Pair(path.stem if stems[path.stem] == 1 else path.name, path, path) for path in images
+        FilePair(path.stem if stems[path.stem] == 1 else path.name, path, path) for path in images
     )
     return Found("clean images", RECIPES[synthesis.kind], {"train": pairs}, (), ())
 
@@ -278,7 +278,7 @@ class PairReader:
         return json.dumps(values, sort_keys=True)
 
     def read(
-        self, pair: Pair, decode: Callable[[Path], Pixels] = read_rgb8
+        self, pair: FilePair, decode: Callable[[Path], Pixels] = read_rgb8
     ) -> tuple[Pixels | None, Pixels]:
         """(lq, gt) of a pair, uint8 RGB [h, w, 3]; DataError where an image cannot be read."""
         gt = decode(pair.gt)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from c2fdft_cli.data.layouts.pairs import Pair
+from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.errors import DataError, UsageError
 
 VAL_SHARE = 0.05
@@ -35,7 +35,7 @@ def val_size(count: int, wanted: int | None) -> int:
 
 
 def choose_val(
-    pairs: Sequence[Pair], size: int, contents: Mapping[Path, Hashable]
+    pairs: Sequence[FilePair], size: int, contents: Mapping[Path, Hashable]
 ) -> tuple[set[str], list[str]]:
     """Names of about `size` pairs that validate, and notices.
 
@@ -74,7 +74,7 @@ def _take(groups: Sequence[set[str]], wanted: int) -> set[str]:
 
 
 def groups_of(
-    pairs: Sequence[Pair], contents: Mapping[Path, Hashable], *, scenes: bool
+    pairs: Sequence[FilePair], contents: Mapping[Path, Hashable], *, scenes: bool
 ) -> list[set[str]]:
     """Pairs that share an image (or a folder of their names), directly or through others."""
     parent: dict[Hashable, Hashable] = {}
@@ -98,7 +98,7 @@ def groups_of(
 
 
 def content_keys(
-    pairs: Sequence[Pair], pixels_key: Callable[[Path], Hashable]
+    pairs: Sequence[FilePair], pixels_key: Callable[[Path], Hashable]
 ) -> dict[Path, Hashable]:
     """A key per file: equal for clean images with equal pixels, and for files with equal bytes.
 

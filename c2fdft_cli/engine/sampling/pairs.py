@@ -19,7 +19,7 @@ from c2fdft_cli.recipe.schema import Data, Recipe
 
 
 @dataclass(frozen=True)
-class Pair:
+class DecodedPair:
     """A degraded image and its target, on the 8-bit scale.
 
     Args:
@@ -45,7 +45,7 @@ class PairSource(Protocol):
         """The names of the pairs."""
         ...
 
-    def pair(self, i: int) -> Pair:
+    def pair(self, i: int) -> DecodedPair:
         """Read pair i; DataError when it cannot be read."""
         ...
 
@@ -112,14 +112,14 @@ class ShardPairs:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def pair(self, i: int) -> Pair:
+    def pair(self, i: int) -> DecodedPair:
         """Pair i, uint8; a synthetic lq is a function of the seed and the name."""
         name = self.names[i]
         if self._degrade is None:
-            return Pair(name, *self.shards.pair(i), name)
+            return DecodedPair(name, *self.shards.pair(i), name)
         gt = np.array(self.shards.gt(i))
         rng = np.random.default_rng(noise_generator(self._seed, name).initial_seed())
-        return Pair(name, self._degrade(gt, rng), gt, name)
+        return DecodedPair(name, self._degrade(gt, rng), gt, name)
 
 
 def open_validation(folder: Path, recipe: Recipe) -> ShardPairs | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import PurePosixPath
 
 import pytest
@@ -77,3 +78,39 @@ def test_several_partners_make_none_unless_a_suffix_decides():
 def test_nothing_on_one_side():
     assert matched([], ["1.png"]) == {}
     assert matched(["1.png"], []) == {}
+
+
+def test_two_conventions_of_whole_names_are_both_taken():
+    lq = ["a.png", *(f"rain-{n}.png" for n in range(5))]
+    gt = ["a.png", *(f"norain-{n}.png" for n in range(5))]
+    assert matched(lq, gt) == dict(zip(lq, gt, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("lq", "gt"),
+    [
+        (["2.png", "1_2.png"], ["2.png", "1.png"]),  # is it a variant, or are two files missing?
+        (["A/1.png", "B/1.png"], ["A/1.png", "C/1.png"]),
+        (["901_1.png", "x/901_2.png"], ["901.png", "y/901.png"]),
+    ],
+)
+def test_what_only_a_looser_rule_matches_is_no_pair_but_doubtful(lq, gt):
+    found = match_names(
+        [PurePosixPath(one) for one in lq], [PurePosixPath(one) for one in gt], KINDS
+    )
+    assert (found.pairs, found.doubtful) == ([(0, 0)], [(1, 1)])
+    assert 1 in found.lq_reasons
+
+
+@pytest.mark.parametrize("names", [("é.png", "é.png"), ("rain_Ü.png", "Ü_clean.png")])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_match_composed_or_not(names, form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    lq, gt = unicodedata.normalize(form, names[0]), unicodedata.normalize(other, names[1])
+    assert matched([lq], [gt]) == {lq: gt}
+    assert matched([f"{lq}/1.png"], [f"{gt}/1.png"]) == {f"{lq}/1.png": f"{gt}/1.png"}
+
+
+def test_the_same_spelling_decides_between_composed_and_decomposed():
+    both = [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
+    assert matched(both, both) == {name: name for name in both}

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.data.layouts.pairs import Pair, check_sizes, find_pairs
+from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
 from c2fdft_cli.errors import DataError
+from tests.kit.layouts import draw, gopro
 
 REAL = os.environ.get("C2FDFT_TEST_DATA")
-
-
-def draw(root, *names, size=(6, 8)):
-    """Tiny images, each with its own grey."""
-    for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_rgb8(root / "drawn.bmp", np.full((*size, 3), number % 256, np.uint8))
-        (root / "drawn.bmp").rename(path)
-    return root
 
 
 def as_table(found):
@@ -118,12 +108,6 @@ def test_levin_many_to_one(tmp_path):
     assert all(pair.lq.stem.split("_")[0] == pair.gt.stem for pair in found.pairs)
 
 
-def gopro(root, folders):
-    for sequence in ("GOPR0372_07_00", "GOPR0374_11_00"):
-        draw(root, *(f"{sequence}/{folder}/{n:06}.png" for folder in folders for n in (47, 48)))
-    return root
-
-
 def test_one_gopro_sequence(tmp_path):
     draw(tmp_path, "blur/000001.png", "sharp/000001.png")
     assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["000001"]
@@ -149,7 +133,7 @@ def test_sidd(tmp_path):
             draw(tmp_path, name.format("NOISY"), name.format("GT"))
     found = find_pairs(tmp_path)
     assert len(found.pairs) == 4
-    assert found.pairs[0] == Pair(
+    assert found.pairs[0] == FilePair(
         "0001_001_S6_00100/0001_NOISY_SRGB_010",
         tmp_path / "0001_001_S6_00100/0001_NOISY_SRGB_010.PNG",
         tmp_path / "0001_001_S6_00100/0001_GT_SRGB_010.PNG",
@@ -173,6 +157,112 @@ def test_polyu_in_one_folder(tmp_path):
 def test_reside_many_to_one(tmp_path):
     draw(tmp_path, "hazy/0001_0.8_0.2.jpg", "hazy/0001_0.9_0.2.jpg", "clear/0001.png")
     assert {pair.gt.name for pair in find_pairs(tmp_path).pairs} == {"0001.png"}
+
+
+@pytest.mark.parametrize("gt", ["gt", "GT", "clear", "ground_truth"])
+def test_sots_outdoor(tmp_path, gt):
+    hazy = [f"SOTS/outdoor/hazy/000{k}_0.8_0.{b}.jpg" for k in (1, 2) for b in (2, 12)]
+    draw(tmp_path, *hazy, *(f"SOTS/outdoor/{gt}/000{k}.png" for k in (1, 2)))
+    found = find_pairs(tmp_path)
+    assert {pair.lq.name: pair.gt.name for pair in found.pairs} == {
+        "0001_0.8_0.2.jpg": "0001.png",
+        "0001_0.8_0.12.jpg": "0001.png",
+        "0002_0.8_0.2.jpg": "0002.png",
+        "0002_0.8_0.12.jpg": "0002.png",
+    }
+    assert len({pair.name for pair in found.pairs}) == 4
+
+
+@pytest.mark.parametrize(
+    ("lq", "gt"),
+    [
+        ("rain/000.png", "norain/000.png"),
+        ("rain/000.png", "gt/000gt.png"),
+        ("rain/000_rain.png", "norain/000_norain.png"),
+        ("rain/000rain.png", "norain/000.png"),
+        ("real_world/051/051_0001.png", "real_world_gt/051.png"),
+    ],
+)
+def test_spa_data(tmp_path, lq, gt):
+    found = find_pairs(draw(tmp_path, lq, gt))
+    assert list(as_table(found).values()) == [(lq, gt)]
+    assert found.task == "derain"
+
+
+def test_snow100k_skips_its_masks(tmp_path):
+    for size in ("L", "S"):
+        draw(tmp_path / f"Snow100K-{size}", "synthetic/a_01.jpg", "gt/a_01.jpg", "mask/a_01.jpg")
+    found = find_pairs(tmp_path)
+    assert [pair.name for pair in found.pairs] == ["Snow100K-L/a_01", "Snow100K-S/a_01"]
+    assert found.unpaired == ()
+    assert found.notices == ("2 masks are skipped",)
+
+
+def test_outdoor_rain_has_fifteen_inputs_for_a_target(tmp_path):
+    draw(tmp_path, *(f"in/im_0001_s80_a{k:02}.png" for k in range(15)), "gt/im_0001.png")
+    assert len(find_pairs(tmp_path).pairs) == 15
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("A/1.png", "B/1.png"), {"train": 1}),
+        (("A/train/1.png", "B/train/1.png", "A/val/1.png", "B/val/1.png"), {"train": 1, "val": 1}),
+        (("trainA/1.png", "trainB/1.png", "valA/1.png", "valB/1.png"), {"train": 1, "val": 1}),
+    ],
+)
+def test_pix2pix_takes_a_for_degraded_and_says_so(tmp_path, names, splits):
+    found = find_pairs(draw(tmp_path, *names))
+    assert {split: len(pairs) for split, pairs in found.splits.items()} == splits
+    assert all("A" in str(pair.lq.relative_to(tmp_path)) for pair in found.pairs)
+    assert found.notices == ("A is taken for the degraded side and B for the clean one",)
+
+
+def test_folders_called_a_and_b_are_scenes_where_they_hold_pairs(tmp_path):
+    names = [f"{scene}/{side}/1.png" for scene in "AB" for side in ("blur", "sharp")]
+    found = find_pairs(draw(tmp_path, *names))
+    assert [pair.name for pair in found.pairs] == ["A/1", "B/1"]
+
+
+def test_reds_with_all_its_folders_in_one(tmp_path):
+    for split in ("train", "val"):
+        draw(tmp_path, *(f"{split}_{side}/000/00.png" for side in ("blur", "sharp")))
+    found = find_pairs(tmp_path)
+    assert as_table(found)["val/000/00"] == ("val_blur/000/00.png", "val_sharp/000/00.png")
+    assert {split: len(pairs) for split, pairs in found.splits.items()} == {"train": 1, "val": 1}
+
+
+@pytest.mark.parametrize(
+    ("lq", "gt", "task"),
+    [
+        ("IMG_{}.jpg", "IMG_{}-Enhanced-NR.tif", "denoise"),
+        ("{}.png", "{}_gt.png", None),
+        ("{}_noisy.png", "{}.png", "denoise"),
+        ("{}-rain.jpg", "{}.png", "derain"),
+    ],
+)
+def test_pairs_that_differ_by_a_word_at_the_end(tmp_path, lq, gt, task):
+    draw(tmp_path, *(name.format(n) for n in (1, 2, 11) for name in (lq, gt)), "cover.png")
+    found = find_pairs(tmp_path)
+    assert [(pair.lq.name, pair.gt.name) for pair in found.pairs] == [
+        (lq.format(n), gt.format(n)) for n in (1, 2, 11)
+    ]
+    assert found.task == task
+    assert [one.path.name for one in found.unpaired] == ["cover.png"]
+
+
+def test_a_few_such_names_among_others_are_no_pairs(tmp_path):
+    draw(tmp_path, "1.png", "1_rain.png", "2.png", "3.png", "4.png")
+    with pytest.raises(DataError, match="no pairs"):
+        find_pairs(tmp_path)
+
+
+def test_accents_of_a_mac_beside_those_of_others(tmp_path):
+    names = [unicodedata.normalize(form, "Größe/Füße.png") for form in ("NFC", "NFD")]
+    draw(tmp_path, f"input/{names[1]}", f"target/{names[0]}")
+    found = find_pairs(tmp_path)
+    assert found.pairs[0].lq.relative_to(tmp_path / "input").as_posix() == names[1]
+    assert found.pairs[0].gt.relative_to(tmp_path / "target").as_posix() == names[0]
 
 
 def test_two_files_a_scene(tmp_path):
@@ -313,6 +403,18 @@ def test_pairs_from_a_list(tmp_path):
     assert [pair.name for pair in found.pairs] == ["x/1", "x/2"]
     assert found.layout == "the list list.csv"
     assert found.unpaired == ()
+
+
+def test_meta_info_chooses_among_the_pairs_of_a_folder(tmp_path):
+    draw(tmp_path, *(f"{side}/{n}.png" for side in ("lq", "gt") for n in ("1", "2", "x/3")))
+    path = tmp_path / "meta_info_set_GT.txt"
+    path.write_text("2.png (6,8,3)\nx/3.png (6,8,3)\n")
+    found = find_pairs(tmp_path, pairs_file=path)
+    assert [pair.name for pair in found.pairs] == ["2", "x/3"]
+    path.write_text("2.png (6,8,3)\n4.png (6,8,3)\n")
+    with pytest.raises(DataError, match="names 1 images that are not the clean one") as caught:
+        find_pairs(tmp_path, pairs_file=path)
+    assert caught.value.details == ("4.png: no pair has it",)
 
 
 @pytest.mark.skipif(not REAL, reason="needs C2FDFT_TEST_DATA")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
-from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
+from c2fdft_cli.data.layouts.pairs_csv import read_meta_info, read_pairs_csv
 from c2fdft_cli.errors import DataError
 
 
@@ -49,7 +51,7 @@ def test_paths_are_relative_to_the_list_or_absolute(folder):
     [
         ("", "empty"),
         ("lq,gt\n", "empty"),
-        ("a.png\n", "not a pair"),
+        ("a.png\nb.png\n", "not a pair"),
         ("a.png,\n", "not a pair"),
         ("a.png,b.png,n,more\n", "not a pair"),
         ("a.png,a.png\n", "degraded and the clean file are the same"),
@@ -57,7 +59,7 @@ def test_paths_are_relative_to_the_list_or_absolute(folder):
         ("a.png,b.png\na.png,c.png\n", "rows 1 and 2 have the same name, 'a'"),
         ("a.png,b.png,../out\n", "cannot be used"),
         ("a.png,b.png,/etc/out\n", "cannot be used"),
-        ("a.png,b.png,x\\y\n", "cannot be used"),
+        ("a.png,b.png,..\\y\n", "cannot be used"),
         ("a.png,b.png,x//y\n", "cannot be used"),
         ('a.png,b.png,"x\ny"\n', "cannot be used"),
         ("a.png,b\0.png\n", "not a pair"),
@@ -77,10 +79,92 @@ def test_files_that_do_not_exist_are_listed(folder):
 
 
 def test_missing_list_folder_and_binary(folder):
-    with pytest.raises(DataError, match="no such list"):
+    with pytest.raises(DataError, match="no such file"):
         read_pairs_csv(folder / "none.csv")
-    with pytest.raises(DataError, match="cannot read the list"):
+    with pytest.raises(DataError, match="cannot read"):
         read_pairs_csv(folder / "sub")
-    (folder / "binary.csv").write_bytes(b"\xff\xfe\0\1")
-    with pytest.raises(DataError, match="not a CSV file in UTF-8"):
-        read_pairs_csv(folder / "binary.csv")
+    (folder / "latin1.csv").write_bytes("é.png,b.png".encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_pairs_csv(folder / "latin1.csv")
+    (folder / "utf16.csv").write_text("a.png,b.png", encoding="utf-16")
+    with pytest.raises(DataError, match="this text is UTF-16"):
+        read_pairs_csv(folder / "utf16.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.png;b.png\r\nc.png;b.png;x\r\n", ["a", "x"]),
+        ("lq;gt;name\na.png;b.png;\n", ["a"]),
+        ("sep=;\r\nlq;gt\r\na.png;b.png\r\n", ["a"]),
+        ("a.png\tb.png\nc.png\tb.png\n", ["a", "c"]),
+        ("with, comma.png;b.png\n", ["with, comma"]),
+        ("b.png;with, comma.png\n", ["b"]),
+        ("a.png b.png\nc.png  b.png\n", ["a", "c"]),
+        ("a.png, b.png\nc.png, b.png\n", ["a", "c"]),
+        ("sub\\a.png;b.png\n", ["sub/a"]),
+        (".\\sub\\a.png,b.png,x\\y\n", ["x/y"]),
+    ],
+)
+def test_as_spreadsheets_and_other_programs_write(folder, text, expected, encoding):
+    assert names(folder, text, encoding) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gt,lq\nb.png,a.png\n",
+        "name;gt;lq\na;b.png;a.png\n",
+        "gt_path, lq_path\nb.png, a.png\n",
+        "sharp/1.png blur/1.png\nsharp/2.png blur/2.png\n",  # as DeblurGAN lists GoPro
+        "gt\\1.png;rain\\1.png\n",
+    ],
+)
+def test_the_degraded_side_is_known_by_header_or_names(folder, text):
+    for side in ("sharp", "blur", "gt", "rain"):
+        (folder / side).mkdir()
+        for k in (1, 2):
+            (folder / side / f"{k}.png").write_bytes(b"")
+    (folder / "list.txt").write_text(text)
+    for _, lq, gt in read_pairs_csv(folder / "list.txt"):
+        assert lq.name == "a.png" or lq.parent.name in ("blur", "rain")
+        assert gt.name == "b.png" or gt.parent.name in ("sharp", "gt")
+
+
+def test_paths_below_the_folder_of_images(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("lists") / "list.csv"
+    elsewhere.write_text("sub/a.png,b.png\n")
+    assert read_pairs_csv(elsewhere, folder)[0] == ("sub/a", folder / "sub/a.png", folder / "b.png")
+    with pytest.raises(DataError, match="do not exist"):
+        read_pairs_csv(elsewhere)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_in_the_other_form_keep_the_spelling_of_the_file(folder, form):
+    written = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "Füße/é.png")
+    stored = folder / unicodedata.normalize(form, "Füße/é.png")
+    stored.parent.mkdir()
+    stored.write_bytes(b"")
+    (folder / "list.csv").write_text(f"{written},b.png\n{folder}/{written},b.png,x\n")
+    (_, one, _), (_, other, _) = read_pairs_csv(folder / "list.csv")
+    assert one == other == stored
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0001.png (480,480,3)\n0002.png (480,480,3)\n", ["0001.png", "0002.png"]),
+        ("0001.png\r\n", ["0001.png"]),
+        ("a b (1).png (48, 48)\n", ["a b (1).png"]),
+        ("baboon.png (120,125,3) 1\n", ["baboon.png"]),
+        ("000/1.png 100 (720,1280,3)\n", None),
+        ("a.png,b.png\n", None),
+        ("a.png b.png\n", None),
+        ("lq,gt\n", None),
+        ("", None),
+    ],
+)
+def test_meta_info(folder, text, expected):
+    (folder / "meta_info.txt").write_text(text, encoding="utf-8-sig")
+    assert read_meta_info(folder / "meta_info.txt") == expected

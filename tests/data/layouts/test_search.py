@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.layouts.pairs import find_pairs
 from c2fdft_cli.errors import DataError
-
-
-def draw(root, *names, size=(6, 8)):
-    """Tiny images, each with its own grey."""
-    for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_rgb8(root / "drawn.bmp", np.full((*size, 3), number % 256, np.uint8))
-        (root / "drawn.bmp").rename(path)
-    return root
-
-
-def gopro(root, folders):
-    for sequence in ("GOPR0372_07_00", "GOPR0374_11_00"):
-        draw(root, *(f"{sequence}/{folder}/{n:06}.png" for folder in folders for n in (47, 48)))
-    return root
+from tests.kit.layouts import draw, gopro
 
 
 def test_gopro_takes_blur_and_says_so(tmp_path):
@@ -106,6 +89,41 @@ def test_no_pair_says_what_is_there_and_what_to_try(tmp_path, names, hint):
     assert hint in caught.value.hint
     assert any(line.startswith("found: ") for line in caught.value.details)
     assert any("input" in line and "target" in line for line in caught.value.details)
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        (["input/a.png", "target/a.png", *(f"input/b{n}.png" for n in range(5))], "1 of 6"),
+        (["input/9.png", "target/9.png", "input/8_1.png", "target/8.png"], "1 of 2"),
+        (["input/9.png", *(f"input/9_{n}.png" for n in range(14)), "target/9.png"], "1 of 15"),
+    ],
+)
+def test_most_of_a_set_is_not_left_out_without_an_error(tmp_path, names, count):
+    draw(tmp_path, *names)
+    with pytest.raises(DataError, match=f"only {count} degraded images have a clean") as caught:
+        find_pairs(tmp_path)
+    assert any("input/" in line for line in caught.value.details)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x.png", "y.png"),
+        ("in put/1.png", "other/1,2.png"),
+        ("input/1.png", "gt/1.png", "target/1.png"),
+        ("input/9.png", "target/9.png", "input/8_1.png", "target/8.png"),
+        ("photo_noisy.png", "other_clean.png"),
+    ],
+)
+def test_every_refusal_shows_a_line_that_works_as_a_list(tmp_path, names):
+    draw(tmp_path, *names)
+    with pytest.raises(DataError) as caught:
+        find_pairs(tmp_path)
+    assert caught.value.details
+    _, _, line = caught.value.hint.partition("--pairs FILE.csv): ")
+    (tmp_path / "list.csv").write_text(line)
+    assert len(find_pairs(tmp_path, pairs_file=tmp_path / "list.csv").pairs) == 1
 
 
 @pytest.mark.parametrize("side", ["input", "target"])

@@ -7,7 +7,6 @@ import pytest
 
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import NoiseModel, add_noise, camera_noise, gaussian_noise
-from c2fdft_cli.errors import UsageError
 
 
 @pytest.mark.parametrize("sigma", [0.0, 5.0, 25.0])
@@ -108,5 +107,3 @@ def test_either_draws_the_kind_for_each_image():
     assert all(abs(neighbours(0.0, seed)) < 0.1 for seed in range(4))
     assert all(neighbours(1.0, seed) > 0.4 for seed in range(4))
     assert {neighbours(0.5, seed) > 0.25 for seed in range(12)} == {True, False}
-    with pytest.raises(UsageError, match="camera_share"):
-        NoiseModel("either", camera_share=1.5)

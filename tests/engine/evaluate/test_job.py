@@ -76,7 +76,7 @@ def run(restored: Path, target: Path, **options: Any) -> EvalResult:
 def names_of(restored: Path, target: Path) -> dict[str, str]:
     found = pair_files(restored, target)
     root = target if target.is_dir() else target.parent
-    return {pair.name: pair.target.relative_to(root).as_posix() for pair in found.pairs}
+    return {pair.name: pair.gt.relative_to(root).as_posix() for pair in found.pairs}
 
 
 # -- pairing -----------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_position_never_counts(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save(tmp_path / "target" / f"{name}.png", photo(0))
     found = pair_files(tmp_path / "out", tmp_path / "target")
-    assert [(pair.restored.name, pair.target.name) for pair in found.pairs] == [("b.png", "b.png")]
+    assert [(pair.lq.name, pair.gt.name) for pair in found.pairs] == [("b.png", "b.png")]
     assert [path.name for path in found.without_target] == ["c.png"]
     assert [path.name for path in found.without_restored] == ["a.png"]
 
@@ -116,10 +116,8 @@ def test_a_set_with_its_rainy_folder_stands_for_its_clean_side(tmp_path: Path) -
     want = {"rain-001": "norain-001.png", "rain-002": "norain-002.png"}
     assert names_of(tmp_path / "out", tmp_path / "set") == want
     found = pair_files(tmp_path / "out", tmp_path / "set")
-    assert [pair.degraded and pair.degraded.name for pair in found.pairs] == [
-        "rain-001.png",
-        "rain-002.png",
-    ]
+    inputs = {restored.name: degraded.name for restored, degraded in found.degraded.items()}
+    assert inputs == {"rain-001.jpg": "rain-001.png", "rain-002.jpg": "rain-002.png"}
     # the untouched inputs themselves, which lie inside the target folder
     assert names_of(tmp_path / "set" / "rainy", tmp_path / "set") == want
 

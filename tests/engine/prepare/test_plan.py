@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from c2fdft_cli.data.layouts.pairs import Pair
+from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.engine.prepare.plan import MANIFEST, ValChoice, choice_inputs, remembered_choice
 from c2fdft_cli.errors import DataError
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> list[Pair]:
+def pairs(tmp_path: Path) -> list[FilePair]:
     found = []
     for i in range(3):
         lq, gt = tmp_path / f"lq{i}", tmp_path / f"gt{i}"
         lq.write_bytes(b"1")
         gt.write_bytes(b"2")
-        found.append(Pair(f"pair {i}", lq, gt))
+        found.append(FilePair(f"pair {i}", lq, gt))
     return found
 
 
@@ -59,7 +59,7 @@ def test_no_manifest_is_no_choice(tmp_path: Path) -> None:
     assert remembered_choice(tmp_path, "abc") is None
 
 
-def test_inputs_are_names_sizes_times_and_the_number(pairs: list[Pair]) -> None:
+def test_inputs_are_names_sizes_times_and_the_number(pairs: list[FilePair]) -> None:
     first = choice_inputs(pairs, 1)
     assert first == choice_inputs(pairs, 1)
     others = {choice_inputs(pairs, 2), choice_inputs(pairs[:2], 1)}

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from c2fdft_cli.data.layouts.pairs import Pair
+from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys, val_size
 from c2fdft_cli.errors import DataError, UsageError
 
 
-def named(count: int) -> list[Pair]:
-    return [Pair(f"image {i}", Path(f"lq/{i}"), Path(f"gt/{i}")) for i in range(count)]
+def named(count: int) -> list[FilePair]:
+    return [FilePair(f"image {i}", Path(f"lq/{i}"), Path(f"gt/{i}")) for i in range(count)]
 
 
-def chosen(pairs: Sequence[Pair]) -> set[str]:
+def chosen(pairs: Sequence[FilePair]) -> set[str]:
     """Of pairs with contents of their own, as many as by default."""
     contents = {path: path for pair in pairs for path in (pair.lq, pair.gt)}
     return choose_val(pairs, val_size(len(pairs), None), contents)[0]
@@ -42,7 +42,7 @@ def test_val_must_leave_something_to_train_on(wanted: int) -> None:
 
 
 def test_scenes_stay_on_one_side_where_they_fit() -> None:
-    pairs = [Pair(f"scene {i // 5}/{i}", Path(f"lq/{i}"), Path(f"gt/{i}")) for i in range(40)]
+    pairs = [FilePair(f"scene {i // 5}/{i}", Path(f"lq/{i}"), Path(f"gt/{i}")) for i in range(40)]
     contents = {path: path for pair in pairs for path in (pair.lq, pair.gt)}
     names, notices = choose_val(pairs, 5, contents)
     assert len(names) == 5
@@ -66,7 +66,7 @@ def test_pairs_that_share_an_image_through_others_stay_together() -> None:
 def test_degraded_files_are_compared_by_their_bytes(tmp_path: Path) -> None:
     for name, data in {"a": b"12", "b": b"12", "c": b"34", "d": b"567"}.items():
         (tmp_path / name).write_bytes(data)
-    pairs = [Pair(name, tmp_path / name, Path("gt")) for name in "abcd"]
+    pairs = [FilePair(name, tmp_path / name, Path("gt")) for name in "abcd"]
     keys = content_keys(pairs, lambda path: "pixels")
     lq = [keys[pair.lq] for pair in pairs]
     assert lq[0] == lq[1]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from c2fdft_cli.engine.sampling.pairs import Pair
+from c2fdft_cli.engine.sampling.pairs import DecodedPair
 from c2fdft_cli.engine.sampling.scoring import Scorer, find_protocol, restore_and_score
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
@@ -28,9 +28,9 @@ class Source:
     def __len__(self) -> int:
         return len(self.names)
 
-    def pair(self, i: int) -> Pair:
+    def pair(self, i: int) -> DecodedPair:
         gt = np.full((self.side, self.side, 3), 100, np.uint8)
-        return Pair(self.names[i], gt + 10, gt, f"{self.names[i]}.png")
+        return DecodedPair(self.names[i], gt + 10, gt, f"{self.names[i]}.png")
 
 
 class Brighter:
