@@ -62,7 +62,7 @@ def test_paths_are_relative_to_the_list_or_absolute(folder):
         ("a.png,b.png,..\\y\n", "cannot be used"),
         ("a.png,b.png,x//y\n", "cannot be used"),
         ('a.png,b.png,"x\ny"\n', "cannot be used"),
-        ("a.png,b\0.png\n", "not a pair"),
+        ("a.png,b\0.png\n", "not a text file"),
     ],
 )
 def test_refused(folder, text, reason):
