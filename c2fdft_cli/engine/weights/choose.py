@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,15 +65,15 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
     if spec is None:
         return _of_task(packaged, task, steps)
     renamed = _now_called(spec, packaged)
-    if renamed is not None and not Path(spec).exists():
+    if renamed is not None and not os.path.exists(spec):
         remark = f"weights: {spec} is now called {renamed.name}"
         return Found(checked_file(renamed), [remark])
     if spec in packaged:
         shadow = f"weights: {spec} is packaged; for the file of this name, give ./{spec}"
-        remarks = [shadow] if Path(spec).is_file() else []
+        remarks = [shadow] if os.path.isfile(spec) else []
         return Found(checked_file(packaged[spec]), remarks)
     path = Path(spec)
-    if path.exists() or path.suffix.lower() in WEIGHTS_SUFFIXES:
+    if os.path.exists(spec) or path.suffix.lower() in WEIGHTS_SUFFIXES:
         return Found(path)
     raise CheckpointError(
         f"there are no packaged weights {spec!r}",
@@ -93,7 +94,7 @@ def packaged_file(name: str) -> Path:
 def find_path(spec: str) -> Path:
     """The file of packaged weights if the word is a name of such, else the path that it is."""
     packaged = packaged_weights()
-    known = spec in packaged or (_now_called(spec, packaged) and not Path(spec).exists())
+    known = spec in packaged or (_now_called(spec, packaged) and not os.path.exists(spec))
     return packaged_file(spec) if known else Path(spec)
 
 

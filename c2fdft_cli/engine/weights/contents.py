@@ -72,7 +72,8 @@ def find_weights(file: StoredFile, path: Path) -> Weights:
         )
     if not isinstance(content, dict):
         raise not_a_checkpoint(path, f"the file holds a {type(content).__name__}")
-    meta = content.get("meta")
+    # a dictionary is the metadata of another program, such as MMCV
+    meta = None if isinstance(content.get("meta"), dict) else content.get("meta")
     if file.is_safetensors:
         content, meta = _as_checkpoint(content)
     sets = list(islice(_sets(content), MAX_SETS))

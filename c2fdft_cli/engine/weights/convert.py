@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,9 +94,9 @@ class ConvertOptions:
                 where=self.source,
                 hint="convert the checkpoint that it was made from",
             )
-        if self.out.is_dir():
+        if os.path.isdir(self.out):
             raise UsageError(f"output file {self.out} is a folder", hint="give a file in it")
-        if self.out.exists() and not self.overwrite:
+        if os.path.exists(self.out) and not self.overwrite:
             raise UsageError(
                 f"output file {self.out} already exists", hint="use --overwrite to replace it"
             )

@@ -79,9 +79,8 @@ def refuse_other_files(path: Path, head: bytes) -> None:
 
 def unknown_file(path: Path, head: bytes) -> CheckpointError:
     """The error about a file whose beginning says nothing of its kind."""
-    text = head[:60].decode("ascii", errors="replace")
-    if text.isprintable() or re.fullmatch(r"[\x20-\x7e\s]+", text):
-        quoted = " ".join(text.split())
+    if re.fullmatch(rb"[\x20-\x7e\s]+", head[:60]):
+        quoted = " ".join(head[:60].decode("ascii").split())
         return not_a_checkpoint(path, f"it is a text file that begins with {quoted!r}", GET_AGAIN)
     if not any(head):
         return not_a_checkpoint(path, "it begins with zeros: the download broke off", GET_AGAIN)

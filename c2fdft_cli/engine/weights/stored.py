@@ -212,7 +212,9 @@ def _explained(path: Path) -> Iterator[None]:
     except zipfile.BadZipFile as error:
         raise not_a_checkpoint(path, f"the archive is damaged ({error})", GET_AGAIN) from error
     except OSError as error:
-        raise CheckpointError(f"the file cannot be read: {error}", where=path) from error
+        raise CheckpointError(
+            f"the file cannot be read: {error.strerror or error}", where=path
+        ) from error
     except Exception as error:
         raise not_a_checkpoint(path, "the file is damaged", GET_AGAIN) from error
 

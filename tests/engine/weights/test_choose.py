@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights, find_path, find_weights, packaged_file
 from c2fdft_cli.errors import CheckpointError, UsageError
 from tests.kit.weights import FACTS, package
@@ -168,3 +169,10 @@ def test_a_file_of_the_name_is_taken_by_its_path_alone(
     assert find_path("derain") == three / "derain.pt"
     assert find_path("./derain") == Path("derain")
     assert find_path("other") == Path("other")
+
+
+@pytest.mark.usefixtures("three")
+@pytest.mark.parametrize("spec", ["a" * 300, "a" * 300 + ".pth", "a\0b", "a\0b.pth"])
+def test_names_that_no_file_can_have(spec: str) -> None:
+    with pytest.raises(CheckpointError):
+        load_checkpoint(find_weights(spec))

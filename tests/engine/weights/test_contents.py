@@ -111,6 +111,13 @@ def test_mprnet_and_restormer(saved, raw):
     assert same(load_checkpoint(saved({"params": raw})).ema, raw)
 
 
+def test_mmcv(saved, raw):
+    content = {"meta": {"epoch": 3, "mmcv_version": "1.7"}, "state_dict": named("generator.", raw)}
+    checkpoint = load_checkpoint(saved(content))
+    assert same(checkpoint.ema, raw)
+    assert checkpoint.meta.stage == "released"
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("old", [False, True])
 def test_objects_beside_the_weights_are_skipped(saved, raw, old, protocol):

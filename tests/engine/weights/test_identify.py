@@ -67,7 +67,7 @@ KINDS = [
     (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG image", "--weights"),
     (b"\xff\xd8\xff\xe0" + bytes(99), "a JPEG image", "--weights"),
     (bytes(5000), "it begins with zeros", "download"),
-    (b"\x93\xa2\x07" * 99, "damaged, or neither torch nor safetensors wrote it", "download"),
+    (b"\x93\xa2\xff" * 99, "damaged, or neither torch nor safetensors wrote it", "download"),
     (
         pickle.dumps({"params": [1.0]}),
         "a pickle of Python objects",
