@@ -33,8 +33,10 @@ def report(target: fuzz.Target, inputs: int, seed: int) -> dict[str, object]:
     for outcome in fuzz.fuzz(target, inputs, seed):
         kinds[outcome.what] += 1
         slowest, peak = max(slowest, outcome.seconds), max(peak, outcome.peak_bytes)
-        if outcome.is_defect() and len(examples.setdefault(outcome.what, [])) < 5:
-            examples[outcome.what].append(outcome.number)
+        if outcome.is_defect():
+            sys.stderr.write(f"{target.name} {outcome.number}: {outcome.what}\n")
+            if len(examples.setdefault(outcome.what, [])) < 5:
+                examples[outcome.what].append(outcome.number)
         if sum(kinds.values()) % 1000 == 0:
             sys.stderr.write(f"{target.name}: {sum(kinds.values())} of {inputs}\n")
     return {

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import random
+import re
 import zipfile
 from pathlib import Path
 
@@ -18,19 +19,22 @@ from tests.kit.formula import fill
 from tests.kit.fuzz import NUMBERS, Target, mutate_bytes
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
-TELLING = ("patch_embed.proj.weight", "temperature", "ffn.project_in.weight")
+TELLING = re.compile(
+    r"patch_embed\.proj\.weight"
+    r"|(encoder_level[123]|latent)\.0\.(attn\.temperature|ffn\.project_in\.weight)"
+)
 DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "BOOL", "F4", "", 3, None)
 OPCODES = b"(.012FIJKLMNPQRSTUVXabcdeghijlopqrstu}]\x80\x81\x82\x83\x85\x88\x8a\x8b\x8c\x93\x94\x95"
 
 
 def _states() -> list[dict[str, torch.Tensor]]:
-    """A whole network's weights, and three times the few that its shape is inferred from.
+    """A whole network's weights, and often the few that its shape is inferred from.
 
     Most damage is to how tensors are described, and few tensors are soon described.
     """
     whole = {name: t.bfloat16() for name, t in fill(make_network(SMALL)).state_dict().items()}
-    few = {name: t for name, t in whole.items() if name.endswith(TELLING)}
-    return [whole, few, few, few]
+    few = {name: t for name, t in whole.items() if TELLING.fullmatch(name)}
+    return [whole, *[few] * 11]
 
 
 def seeds_of_checkpoints(folder: Path) -> list[bytes]:
