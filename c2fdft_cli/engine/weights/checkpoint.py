@@ -30,7 +30,7 @@ from c2fdft_cli.engine.weights.tensors import SUFFIX, save_safetensors, save_ten
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.files import recipe_from_dict
 from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
-from c2fdft_cli.validation import STRICT, InvalidValuesError, NotBool, validate
+from c2fdft_cli.validation import STRICT, NotBool, validate
 from c2fdft_cli.vocabulary import WeightSet
 
 FORMAT_VERSION = 1
@@ -152,14 +152,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def full_precision(state: Mapping[str, Tensor], path: Path) -> StateDict:
     """The state in float32; CheckpointError for NaN and infinite numbers."""
-    for name, tensor in state.items():
+    full = {name: tensor.float() for name, tensor in state.items()}
+    for name, tensor in full.items():
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"the weights are NaN or infinite in {name}",
                 where=path,
                 hint="the training that wrote them diverged: take an earlier checkpoint",
             )
-    return {name: tensor.float() for name, tensor in state.items()}
+    return full
 
 
 def read_meta(text: object, path: Path) -> Meta:
@@ -214,5 +215,5 @@ def infer_network(state: Mapping[str, Tensor], path: Path) -> Network:
             "dual_pixel": "skip_conv.weight" in state,
         }
         return validate(Network, values)
-    except (KeyError, IndexError, ZeroDivisionError, InvalidValuesError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise not_a_checkpoint(path, f"these are not the weights of a DFT ({error})") from error

@@ -87,12 +87,15 @@ def find_weights(file: StoredFile, path: Path) -> Weights:
 
 
 def _as_checkpoint(content: Mapping[str, Any]) -> tuple[dict[str, Any], object]:
-    """A safetensors file's content under the name of its set, and our metadata in it."""
+    """A safetensors file's content, under the name of its set if it has one; our metadata."""
     about = content.get(METADATA)
     about = about if isinstance(about, dict) else {}
-    key = "params" if about.get(WEIGHTS_KEY) == "raw" else "params_ema"
     state = {name: value for name, value in content.items() if name != METADATA}
-    return {key: state}, about.get(META_KEY)
+    if about.get(WEIGHTS_KEY) == "raw":
+        state = {"params": state}
+    elif about.get(WEIGHTS_KEY) == "ema":
+        state = {"params_ema": state}
+    return state, about.get(META_KEY)
 
 
 def _sets(content: dict[Any, Any]) -> Iterator[_Set]:

@@ -136,7 +136,9 @@ def test_objects_beside_the_weights_are_skipped(saved, raw, old, protocol):
     assert same(load_checkpoint(saved(content, **options)).ema, raw)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
 def test_other_precisions_become_float32(saved, raw, dtype):
     cast = {name: tensor.to(dtype) for name, tensor in raw.items()}
     expected = {name: tensor.float() for name, tensor in cast.items()}
@@ -193,6 +195,22 @@ def test_weights_of_another_network(saved):
     content = {"state_dict": {"conv.weight": torch.ones(3), "conv.bias": torch.ones(1)}}
     with pytest.raises(CheckpointError, match="not the weights of a DFT"):
         load_checkpoint(saved(content))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (8,), (0, 0, 0, 0), (8, 6, 3, 3, 1, 1)])
+@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "latent.0.ffn.project_in.weight"])
+def test_weights_of_odd_shapes(saved, raw, name, shape):
+    with pytest.raises(CheckpointError):
+        load_checkpoint(saved(raw | {name: torch.zeros(shape)})).network()
+
+
+def test_safetensors_of_others(tmp_path, raw, ema):
+    library = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "x.safetensors"
+    library.save_file({**named("model.", raw), **named("model_ema.", ema)}, path)
+    checkpoint = load_checkpoint(path)
+    assert same(checkpoint.params, raw)
+    assert same(checkpoint.ema, ema)
 
 
 def test_thousands_of_first_weights_end_soon(saved):
