@@ -36,7 +36,8 @@ _EXIF_DIRECTORIES = {IFD.Exif.value, IFD.GPSInfo.value}
 _TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation: channels
 _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
-_JPEG = 7
+_LZW, _JPEG = 5, 7
+_LOW_BIT_FIRST = 2
 # None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard; those of other kinds of pictures
 # (JPEG 2000, WebP, ...) would have to be asked for their size before they are decoded.
 _TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
@@ -139,6 +140,16 @@ def _check_tiff_segments(page: tifffile.TiffPage, data: bytes) -> None:
             _, height, width, _ = jpeg_shape(data[offset : offset + size])
             if max(height, width) > largest:
                 raise ValueError("a part of the file is larger than the picture")
+        if page.compression == _LZW:
+            _check_lzw(data[offset : offset + size], page)
+
+
+def _check_lzw(segment: bytes, page: tifffile.TiffPage) -> None:
+    """Decode once more than needed: imagecodecs 2026.3 checks the codes only where it has to find
+    out the size by itself, and else reads beyond its table."""
+    if page.fillorder == _LOW_BIT_FIRST:
+        segment = imagecodecs.bitorder_decode(segment)
+    imagecodecs.lzw_decode(segment)
 
 
 def _tiff_samples(page: tifffile.TiffPage) -> Array:
