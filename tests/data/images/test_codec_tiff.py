@@ -231,3 +231,18 @@ def test_lzw_with_its_low_bits_first_is_read():
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         assert tiff.pages[0].fillorder == 2
     np.testing.assert_array_equal(read_picture(data).pixels, ramp(dtype=np.uint8))
+
+
+@pytest.mark.parametrize("tile", [None, (32, 48)])
+def test_lzw_with_a_wrong_end_behind_the_last_pixel_is_read(tile):
+    """Some programs write the last code a bit short."""
+    values = ramp(64, 48, dtype=np.uint8)
+    data = bytearray(tiff_bytes(values, photometric="rgb", compression="lzw", tile=tile))
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page = tiff.pages[0]
+        ends = [sum(part) for part in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    for end in ends:
+        data[end - 2 : end] = b"\xff\xff"
+    with pytest.raises(imagecodecs.ImcdError):
+        imagecodecs.lzw_decode(bytes(data[page.dataoffsets[0] : ends[0]]))
+    np.testing.assert_array_equal(read_picture(bytes(data)).pixels, values)
