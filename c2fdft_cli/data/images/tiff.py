@@ -155,7 +155,7 @@ def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage) -> None:
         segment = imagecodecs.bitorder_decode(segment)
     try:
         imagecodecs.lzw_decode(segment)
-    except imagecodecs.ImcdError:
+    except RuntimeError:
         bits = page.samplesperpixel * page.bitspersample  # of a pixel, in a segment at most
         width, height = (
             (page.tilewidth, page.tilelength)
