@@ -123,6 +123,17 @@ def test_pages_of_a_tiff(tmp_path, dtype):
         read_picture(data, frame=7)
 
 
+def test_a_camera_jpeg_with_a_preview_is_one_picture_but_a_stereo_one_two(tmp_path):
+    image = Image.fromarray(np.tile(ramp(dtype=np.uint8), (8, 8, 1)))
+    preview = image.resize((9, 6))
+    data = encoded(image, "MPO", save_all=True, append_images=[preview])
+    for name, frames in (("a.jpg", 1), ("a.mpo", 2)):
+        (tmp_path / name).write_bytes(data)
+        assert frame_count(tmp_path / name) == frames
+        assert read_picture(tmp_path / name).pixels.shape == (48, 72, 3)
+    assert read_picture(tmp_path / "a.mpo", frame=1).pixels.shape == (6, 9, 3)
+
+
 def test_a_still_picture_has_one_frame(tmp_path):
     for suffix in (".png", ".jpg", ".tif", ".bmp", ".webp"):
         path = tmp_path / f"a{suffix}"

@@ -6,13 +6,15 @@ import contextlib
 import io
 import struct
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from c2fdft_cli.data.images.picture import frame_count, read_picture
 from c2fdft_cli.errors import DataError
-from tests.kit.images import ramp, tiff_bytes
+from tests.kit.images import encoded, ramp, tiff_bytes
 
 
 @pytest.mark.parametrize(
@@ -212,3 +214,35 @@ def test_damaged_files_say_nothing_on_standard_error(capfd):
         with contextlib.suppress(DataError):
             read_picture(damaged)
     assert capfd.readouterr() == ("", "")
+
+
+def test_lzw_codes_that_were_not_defined_are_found_before_they_are_decoded():
+    """Asked for a known size, imagecodecs follows them beyond its table; this stream crashed it."""
+    codes = bytes.fromhex("807f20503824160d0784426150b864361d0f8844625138a456")
+    data = tiff_bytes(ramp(40, 40, dtype=np.uint8), photometric="rgb", compression="lzw")
+    at = data.index(imagecodecs.lzw_encode(ramp(40, 40, dtype=np.uint8).tobytes())[:24])
+    with pytest.raises(DataError, match="lzw_decode_size"):
+        read_picture(data[:at] + codes + data[at + len(codes) :])
+
+
+def test_lzw_with_its_low_bits_first_is_read():
+    image = Image.fromarray(ramp(dtype=np.uint8))
+    data = encoded(image, "TIFF", compression="tiff_lzw", tiffinfo={266: 2})
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        assert tiff.pages[0].fillorder == 2
+    np.testing.assert_array_equal(read_picture(data).pixels, ramp(dtype=np.uint8))
+
+
+@pytest.mark.parametrize("sides", [{"rowsperstrip": 32}, {"tile": (32, 48)}])
+def test_lzw_with_codes_of_no_meaning_behind_the_last_pixel_is_read(sides):
+    """Some programs write a wrong end."""
+    values = ramp(64, 48, dtype=np.uint8)
+    parts = [
+        imagecodecs.lzw_encode(half.tobytes() + bytes(99)) for half in (values[:32], values[32:])
+    ]
+    parts = [part[:-3] + b"\xff" * 6 for part in parts]
+    with pytest.raises(RuntimeError, match="CORRUPT"):
+        imagecodecs.lzw_decode(parts[0])
+    about = {"shape": values.shape, "dtype": np.uint8, "compression": "lzw", **sides}
+    data = tiff_bytes(iter(parts), photometric="rgb", **about)
+    np.testing.assert_array_equal(read_picture(data).pixels, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,18 @@ def test_a_linked_folder_and_a_linked_file_are_treated_like_others(
     assert [(one.relative.as_posix(), one.frame) for one in sources] == [
         (name, frame) for name in ("g.gif", "link/g.gif", "linked.gif") for frame in (0, 1)
     ]
+
+
+def test_a_folder_of_many_files_takes_less_than_2_kb_a_file(tmp_path: Path) -> None:
+    data = save(tmp_path / "0.png", random_picture(4, 5)).read_bytes()
+    for number in range(1, 400):
+        (tmp_path / f"{number}.png").write_bytes(data)
+    find_inputs([str(tmp_path)])  # imports and caches
+    tracemalloc.start()
+    try:
+        inputs = find_inputs([str(tmp_path)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(inputs.sources) == 400
+    assert peak < 2048 * 400
