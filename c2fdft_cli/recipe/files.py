@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +35,8 @@ OTHER_NAMES = {
     "path": "shards",
 }
 """What people may write for a key of a recipe."""
+_NO_TEXT = ("", "null", "~")
+"""What takes the text of a key away."""
 
 
 def recipe_folder() -> Path:
@@ -175,20 +179,42 @@ def _merge(layers: Sequence[DictConfig], overrides: Iterable[str], where: str) -
 
 
 def _read_override(override: str) -> DictConfig:
-    """The nested values that "coarse.lr=1e-4" stands for."""
+    """The nested values that "coarse.lr=1e-4" stands for.
+
+    Keys whose type is text take it as it is written, but for quotes around all of it; the values of
+    others are YAML.
+    """
     key, separator, text = override.partition("=")
-    if not separator or not key.strip():
+    key = key.strip()
+    if not separator or not key:
         raise RecipeError(
             f"an override has the form key=value, got {override!r}",
             hint="for example coarse.lr=1e-4",
         )
     try:
-        values = OmegaConf.from_dotlist([f"{key.strip()}={text}"])
+        if key in _text_keys(Recipe) and text not in _NO_TEXT:
+            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+            values = OmegaConf.create()
+            OmegaConf.update(values, key, text[1:-1] if quoted else text)
+        else:
+            values = OmegaConf.from_dotlist([f"{key}={text}"])
         _refuse_interpolation(OmegaConf.to_container(values), None)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         hint = _first_line(error)
         raise RecipeError(f"cannot read the override {override!r}", hint=hint) from error
     return values
+
+
+@functools.cache
+def _text_keys(section: type, before: str = "") -> frozenset[str]:
+    """The keys below a section of a recipe that hold free text, such as paths."""
+    found: set[str] = set()
+    for name, kind in typing.get_type_hints(section).items():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            found |= _text_keys(kind, f"{before}{name}.")
+        elif kind in (str, str | None):
+            found.add(before + name)
+    return frozenset(found)
 
 
 def _refuse_interpolation(values: Any, where: Path | None) -> None:

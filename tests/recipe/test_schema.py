@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -204,7 +205,7 @@ def test_large_and_binary_files_are_refused(tmp_path):
     path.write_text("a: 1\n" * 300_000)
     with pytest.raises(RecipeError, match="over the limit"):
         read_yaml(path)
-    path.write_bytes(b"\xff\xfe\x00\x01")
+    path.write_bytes(b"\x89PNG\xff")
     with pytest.raises(RecipeError):
         read_yaml(path)
 
@@ -284,6 +285,62 @@ def test_defaults_are_checked_against_what_is_given():
 @pytest.mark.parametrize("value", [2024, "2024"])
 def test_a_path_may_look_like_a_number(value):
     assert recipe_from_dict({"data": {"shards": value}}, [], "here").data.shards == "2024"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024",
+        "007",
+        "1e-4",
+        "2024-05-17",
+        "12:30:00",
+        "yes",
+        "off",
+        "True",
+        "none",
+        "a #1 set",
+        "a: b",
+        "lr=1e-4",
+        "my shards/Rain 13K",
+        "O'Brien",
+        'the "best" one',
+        "[1, 2]",
+        "{x}",
+        "*",
+        "&set",
+        "!tag",
+        "@list",
+        "%TEMP%",
+        "|",
+        "- x",
+        "C:\\data\\new",
+        "\\\\server\\share",
+        "Größe/雨",
+    ],
+)
+@pytest.mark.parametrize("key", ["data.shards", "data.streaks"])
+def test_text_on_the_command_line_arrives_as_it_is_written(key, text):
+    name = key.partition(".")[2]
+    for written in (text, f"'{text}'", f'"{text}"'):  # with quotes that a shell has left
+        assert getattr(load_recipe("tiny", [f"{key}={written}"]).data, name) == text
+
+
+@pytest.mark.parametrize("text", ["", "null", "~"])
+def test_text_can_be_taken_away(text):
+    assert load_recipe("tiny", ["data.shards=x", f"data.shards={text}"]).data.shards is None
+
+
+def test_text_reaches_the_program_by_its_arguments():
+    command = [sys.executable, "-m", "c2fdft_cli", "recipes", "show", "tiny", "--json"]
+    wanted = {"shards": "a #1 = 'set'", "streaks": "2024-05-17"}
+    run = subprocess.run(
+        [*command, *(f"data.{name}={text}" for name, text in wanted.items())],
+        capture_output=True,
+        check=True,
+    )
+    found = json.loads(run.stdout)["data"]
+    assert {name: found[name] for name in wanted} == wanted
 
 
 def test_overrides_leave_the_dictionary_alone():
