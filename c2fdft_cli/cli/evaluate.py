@@ -36,6 +36,7 @@ class Scores:
     )
     csv: Path | None = setting(None, "Write the rows as CSV.", metavar="FILE")
     report: Path | None = setting(None, "Write a page to look at: DIR/index.html.", metavar="DIR")
+    allow_missing: bool = setting(False, "Accept a set with images that are not paired.")
     overwrite: bool = setting(False, OVERWRITE)
 
     def __post_init__(self) -> None:
@@ -146,12 +147,16 @@ def _evaluate(
     document, words = compared(result, rival, runs.seed)
     written = write(result, document, words, scores.csv, scores.report, pictures)
     following = None if scores.report else next_command(source, runs, options.protocol)
+    incomplete = result.failure or (rival and rival.failure)
+    failure = None if scores.allow_missing else incomplete
     if json:
         console.emit({**document, "written": [str(path) for path in written], "next": following})
-        return
-    tell(result, words, written)
-    if following is not None:
-        console.say_next(following)
+    else:
+        tell(result, words, written)
+        if following is not None and failure is None:
+            console.say_next(following)
+    if failure is not None:
+        raise failure
 
 
 def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:

@@ -76,24 +76,29 @@ def write(
     if report is not None and pictures is not None:
         from c2fdft_cli.engine.evaluate.report import About, write_report
 
-        about = About(console.command(*sys.argv[1:]), _remarks(result), result.recipe)
+        about = About(
+            console.command(*sys.argv[1:]), [_protocol(result), *_remarks(result)], result.recipe
+        )
         written += write_report(report, document, pictures, about)
     return written
 
 
 def _remarks(result: EvalResult) -> list[str]:
-    """What the numbers are: protocol, further metrics, timesteps, unpaired files."""
+    """What the numbers are: further metrics, timesteps, unpaired files."""
     from c2fdft_cli.engine.evaluate.metrics import describe_metric
 
-    border = f", border of {result.border} px skipped" if result.border else ""
-    lines = [f"protocol {result.protocol.name}: {result.protocol.describes}"]
-    lines[0] += f"; {result.scored_on}{border}"
-    lines += [describe_metric(name) for name in result.rows[0].more]
-    lines += result.notes
+    lines = [describe_metric(name) for name in result.rows[0].more] + result.notes
     if result.spread is not None:
         lines.append(f"mean PSNR +/- {result.spread:.3f} dB over the seeds")
     lines += [f"no target: {path}" for path in result.without_target]
     return lines + [f"not restored: {path}" for path in result.without_restored]
+
+
+def _protocol(result: EvalResult) -> str:
+    """Which protocol, why, and on what."""
+    border = f", border of {result.border} px skipped" if result.border else ""
+    what = f"protocol {result.protocol.name} ({result.chosen_by}): {result.protocol.describes}"
+    return f"{what}; {result.scored_on}{border}"
 
 
 def tell(result: EvalResult, words: list[str], written: list[Path]) -> None:
@@ -101,8 +106,9 @@ def tell(result: EvalResult, words: list[str], written: list[Path]) -> None:
     from c2fdft_cli.engine.evaluate.rows import table_of
     from c2fdft_cli.metrics.statistics import worst
 
-    console.table("", *table_of(result))
     out = console.stdout()
+    out.print(_protocol(result))
+    console.table("", *table_of(result))
     if len(result.rows) > 1 and result.has_targets:
         names = worst([row.name for row in result.rows], [row.psnr for row in result.rows])
         out.print(f"lowest PSNR: {', '.join(names)}")

@@ -51,11 +51,16 @@ def weights(shard_folder: Path, tmp_path: Path) -> Path:
 
 def test_rows_statistics_and_protocol(folders: tuple[Path, Path]) -> None:
     (folders[1] / "extra.png").write_bytes((folders[1] / "0.png").read_bytes())
-    result = run(*folders, "--protocol", "derain")
+    refused = run(*folders, "--protocol", "derain")
+    assert refused.exit_code == 6
+    assert "mean (3 of 4)" in refused.stdout
+    assert "scored 3 of 4: the set is incomplete" in refused.stderr
+    assert json.loads(run(*folders, "--json").stdout)["expected"] == 4
+    result = run(*folders, "--protocol", "derain", "--allow-missing")
     assert result.exit_code == 0, result.output
     for text in ("PSNR", "SSIM", "mean", "median", "std", "lowest PSNR: 2, 1, 0"):
         assert text in result.stdout
-    assert "protocol derain: Y channel" in result.stdout
+    assert result.stdout.startswith("protocol derain (asked for): Y channel")
     assert "not restored: " in result.stdout
     assert "extra.png" in result.stdout.replace("\n", "")
     assert "next: c2fdft eval" in result.stdout
@@ -67,6 +72,7 @@ def test_json_has_the_documented_form(folders: tuple[Path, Path]) -> None:
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert facts["protocol"] == "rgb"
+    assert facts["protocol_chosen_by"] == "the default; --protocol chooses another"
     assert set(facts["mean"]) == {"psnr", "ssim"}
     assert facts["mean"]["psnr"] is None
     assert [set(row) for row in facts["images"]] == [{"name", "psnr", "ssim"}] * 3
@@ -80,6 +86,7 @@ def test_weights_on_shards(weights: Path, shard_folder: Path) -> None:
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert len(facts["images"]) == 2
+    assert facts["protocol_chosen_by"] == "the weights' recipe"
     assert facts["degraded"]["mean"]["psnr"] > 0
     assert facts["notes"] == ["timesteps: 999 (1 sampling step)"]
     spoken = run(*words, "--seeds", "2", "--images", "1", "--against", weights)

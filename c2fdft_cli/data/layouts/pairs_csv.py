@@ -135,7 +135,7 @@ def _row(
     path: Path, number: int, cells: Sequence[str], files: _Files
 ) -> tuple[int, str, Path, Path]:
     where = f"{path}, line {number}"
-    if len(cells) not in (2, 3) or not all(cells[:2]) or "\0" in "".join(cells):
+    if len(cells) not in (2, 3) or not all(cells[:2]):
         raise DataError("this row is not a pair", where=where, hint=_HINT)
     lq, gt = (files(cell) for cell in cells[:2])
     if lq == gt:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from c2fdft_cli.data.layouts.matching import composed
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.evaluate.metrics import lower_wins
 from c2fdft_cli.engine.evaluate.rows import score_of
-from c2fdft_cli.engine.sampling.scoring import finite_or_none
+from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.statistics import Comparison, compare
 
@@ -21,15 +24,14 @@ def compared(result: EvalResult) -> tuple[str, ...]:
 
 
 def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison | None]:
-    """Paired comparison A - B of each score over the images that both have, by name.
+    """Paired comparison A - B of each score over the images that both have.
 
     None where no image has a finite score on both sides.
 
     Raises:
         DataError: no image in common.
     """
-    rows = {row.name: row for row in b.rows}
-    common = [(row, rows[row.name]) for row in a.rows if row.name in rows]
+    common = in_common(a, b)
     if not common:
         details = [f"A: {row.name}" for row in a.rows[:3]] + [
             f"B: {row.name}" for row in b.rows[:3]
@@ -46,10 +48,37 @@ def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, 
     return found
 
 
+def in_common(a: EvalResult, b: EvalResult) -> list[tuple[Scored, Scored]]:
+    """The rows of A and of B that are one image: those of one name, else of one input or target.
+
+    Where several rows belong to one target, nothing but their names could tell them apart.
+    """
+    named = {composed(row.name): row for row in b.rows}
+    common = [(row, other) for row in a.rows if (other := named.get(composed(row.name)))]
+    ours = _by_partner(a, {row.name for row, _ in common})
+    theirs = _by_partner(b, {row.name for _, row in common})
+    return common + [(ours[key], theirs[key]) for key in ours if key in theirs]
+
+
+def _by_partner(result: EvalResult, without: set[str]) -> dict[Path, Scored]:
+    """The other rows by the file that they belong to, where it has one row."""
+    rows: dict[Path, list[Scored]] = defaultdict(list)
+    for row in result.rows:
+        if row.name in result.partners:
+            rows[result.partners[row.name].resolve()].append(row)
+    return {
+        path: some[0]
+        for path, some in rows.items()
+        if len(some) == 1 and some[0].name not in without
+    }
+
+
 def not_in_common(a: EvalResult, b: EvalResult) -> list[str]:
     """Names of images that only one of the two has."""
-    ours, theirs = {row.name for row in a.rows}, {row.name for row in b.rows}
-    return sorted(ours ^ theirs)
+    common = in_common(a, b)
+    ours = {row.name for row in a.rows} - {row.name for row, _ in common}
+    theirs = {row.name for row in b.rows} - {row.name for _, row in common}
+    return sorted(ours | theirs)
 
 
 def as_json(comparison: dict[str, Comparison | None], other: EvalResult) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def _score_files(
         pairs.without_target,
         pairs.without_restored,
         pairs.found_by,
+        {pair.name: pairs.degraded.get(pair.lq, pair.gt) for pair in pairs.pairs},
+        chosen_by=options.chosen_by(),
     )
 
 

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 from c2fdft_cli.engine.evaluate.pairing import fail
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, find_protocol
-from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.errors import DataError, PartialFailure, UsageError
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.pipeline import in_order
 
 Item = TypeVar("Item")
+
+ASKED, DEFAULT = "asked for", "the default; --protocol chooses another"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class EvalOptions:
         if self.border < 0:
             raise UsageError(f"--border must be 0 or more, got {self.border}")
 
+    def chosen_by(self, default: str = DEFAULT) -> str:
+        """Why the protocol is what it is, for people."""
+        return default if self.protocol is None else ASKED
+
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This process's share: every `world`-th, from `rank` on."""
         return list(items[self.rank :: self.world])
@@ -57,11 +63,13 @@ class EvalResult:
 
     Args:
         protocol: of the scores.
+        chosen_by: why this protocol, for people.
         rows: one an image, without pictures.
         scored_on: "saved files" or "network output", and in which depth.
         border: pixels that were skipped on each side.
         without_target, without_restored: files that nothing belongs to.
         found_by: how the pairs were found.
+        partners: of a row's name, the degraded input or else the target that it belongs to.
         notes: what else to say of the numbers.
         recipe: of the weights, when they carry one.
         has_targets: False where nothing but no-reference metrics are known.
@@ -74,9 +82,24 @@ class EvalResult:
     without_target: list[Path] = field(default_factory=list)
     without_restored: list[Path] = field(default_factory=list)
     found_by: str = ""
+    partners: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     recipe: dict[str, Any] | None = None
     has_targets: bool = True
+    chosen_by: str = DEFAULT
+
+    @property
+    def missing(self) -> int:
+        """How many images or targets have nothing that they could be compared with."""
+        return len(self.without_target) + len(self.without_restored)
+
+    @property
+    def failure(self) -> PartialFailure | None:
+        """What an evaluation of an incomplete set ends with."""
+        if not self.missing:
+            return None
+        what = f"scored {len(self.rows)} of {len(self.rows) + self.missing}: the set is incomplete"
+        return PartialFailure(what, hint="use --allow-missing for a mean over a part of the set")
 
     @property
     def spread(self) -> float | None:

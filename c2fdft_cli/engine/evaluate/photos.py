@@ -70,7 +70,14 @@ def _score_images(
 ) -> Generator[Scored, None, EvalResult]:
     tasks = [(name, partial(_score_image, name, path, options)) for name, path in images]
     rows = yield from score_each(tasks, len(images), "images")
-    return EvalResult(PROTOCOL, rows, "saved files", options.border, has_targets=False)
+    return EvalResult(
+        PROTOCOL,
+        rows,
+        "saved files",
+        options.border,
+        has_targets=False,
+        chosen_by="without targets there is no other",
+    )
 
 
 def _score_image(name: str, path: Path, options: EvalOptions) -> Scored:

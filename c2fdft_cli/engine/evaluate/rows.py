@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,7 @@ def document(result: EvalResult) -> dict[str, Any]:
     names = [row.name for row in result.rows]
     return {
         "protocol": result.protocol.name,
+        "protocol_chosen_by": result.chosen_by,
         "mean": {key: finite_or_none(one.mean) for key, one in statistics_of.items()},
         "images": [
             {"name": row.name, **{key: finite_or_none(value(row)) for key, value in columns}}
@@ -46,16 +48,36 @@ def document(result: EvalResult) -> dict[str, Any]:
         "median": {key: finite_or_none(one.median) for key, one in statistics_of.items()},
         "std": {key: finite_or_none(one.std) for key, one in statistics_of.items()},
         "worst": worst(names, scores["psnr"]) if result.has_targets else [],
+        "sets": {
+            name: {"images": len(rows), "mean": _means(rows, columns)}
+            for name, rows in sets_of(result).items()
+        },
         "degraded": _degraded(result),
         "scored_on": result.scored_on,
         "border": result.border,
         "notes": result.notes,
         "spread": finite_or_none(result.spread),
         "paired_by": result.found_by,
+        "scored": len(result.rows),
+        "expected": len(result.rows) + result.missing,
         "missing": {
             "target": [str(path) for path in result.without_target],
             "restored": [str(path) for path in result.without_restored],
         },
+    }
+
+
+def sets_of(result: EvalResult) -> dict[str, list[Scored]]:
+    """The rows by the first folder of their names, where there are several: a folder of sets."""
+    sets: dict[str, list[Scored]] = defaultdict(list)
+    for row in result.rows:
+        sets[row.name.partition("/")[0] if "/" in row.name else ""].append(row)
+    return dict(sets) if len(sets) > 1 and "" not in sets else {}
+
+
+def _means(rows: list[Scored], columns: list[Column]) -> dict[str, float | None]:
+    return {
+        key: finite_or_none(summarise([value(row) for row in rows]).mean) for key, value in columns
     }
 
 
@@ -77,7 +99,7 @@ def _degraded(result: EvalResult) -> dict[str, Any] | None:
 
 
 def table_of(result: EvalResult) -> tuple[list[str], list[list[object]]]:
-    """Column names and rows for people: each image, then mean, median and standard deviation."""
+    """Column names and rows for people: each image, then means of sets, and statistics of all."""
     columns = _columns(result)
     has_degraded = all(row.degraded is not None for row in result.rows)
     header = ["image", *(key.upper() for key, _ in columns)]
@@ -89,18 +111,23 @@ def table_of(result: EvalResult) -> tuple[list[str], list[list[object]]]:
         rows.append(cells)
     if has_degraded:
         header += ["input PSNR", "input SSIM"]
+    for name, some in sets_of(result).items():
+        label = f"mean of {name} ({len(some)})"
+        rows.append([label, *_statistics(some, columns, "mean", has_degraded)])
     for label in ("mean", "median", "std"):
-        rows.append([label, *_statistics(result, columns, label, has_degraded)])
+        statistics = _statistics(result.rows, columns, label, has_degraded)
+        part = f" ({len(result.rows)} of {len(result.rows) + result.missing})"
+        rows.append([label + part if label == "mean" and result.missing else label, *statistics])
     return header, rows
 
 
 def _statistics(
-    result: EvalResult, columns: list[Column], label: str, has_degraded: bool
+    scored: list[Scored], columns: list[Column], label: str, has_degraded: bool
 ) -> list[object]:
     """One line under the table; a dash stands for infinite or missing."""
-    series = [(key, [value(row) for row in result.rows]) for key, value in columns]
+    series = [(key, [value(row) for row in scored]) for key, value in columns]
     if has_degraded:
-        known = [row.degraded for row in result.rows if row.degraded is not None]
+        known = [row.degraded for row in scored if row.degraded is not None]
         series += [("psnr", [one.psnr for one in known]), ("ssim", [one.ssim for one in known])]
     values = [(key, getattr(summarise(numbers), label)) for key, numbers in series]
     return [None if value is None else _show(key, value) for key, value in values]

@@ -26,6 +26,7 @@ from c2fdft_cli.progress import Job
 
 PROTOCOL = "denoise"
 """The protocol of these blocks, if none is named."""
+CHOSEN_BY = "the one that SIDD's blocks are scored by"
 FOUND_BY = "their place in the SIDD files"
 
 
@@ -104,12 +105,12 @@ def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[Scored, Eval
     """
     scorer = options.scorer(PROTOCOLS[options.protocol or PROTOCOL])
     indices = options.share(range(len(pairs)))
-    work = _score(pairs, indices, scorer)
+    work = _score(pairs, indices, scorer, options.chosen_by(CHOSEN_BY))
     return Job(work, total=len(indices), title="eval", unit="block")
 
 
 def _score(
-    pairs: BlockPairs, indices: list[int], scorer: Scorer
+    pairs: BlockPairs, indices: list[int], scorer: Scorer, chosen_by: str
 ) -> Generator[Scored, None, EvalResult]:
     def one(i: int) -> Scored:
         pair = pairs.pair(i)
@@ -120,4 +121,6 @@ def _score(
         [(names[i], partial(one, i)) for i in indices], len(pairs), "blocks"
     )
     what = f"{pairs.ours.variable} of {pairs.ours.path.name}, 8 bit"
-    return EvalResult(scorer.protocol, rows, what, scorer.border, found_by=FOUND_BY)
+    return EvalResult(
+        scorer.protocol, rows, what, scorer.border, found_by=FOUND_BY, chosen_by=chosen_by
+    )

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from c2fdft_cli.core.diffusion import check_grid
-from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, collect
-from c2fdft_cli.engine.evaluate.sidd import PROTOCOL, BlockPairs
+from c2fdft_cli.engine.evaluate.job import DEFAULT, EvalOptions, EvalResult, collect
+from c2fdft_cli.engine.evaluate.sidd import CHOSEN_BY, PROTOCOL, BlockPairs
 from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.scoring import Scored, restore_and_score, spread_indices
 from c2fdft_cli.engine.sampling.subject import Subject, open_shards, open_subject, trained_grid
@@ -91,6 +91,10 @@ def _score_weights(
             yield _mean(list(restore_and_score(pairs, [i], restorers, scorer)), subject)
 
     rows = yield from collect(scored())
+    recipe = subject.checkpoint.meta.recipe
+    default = "the weights' recipe" if recipe is not None else DEFAULT
+    if isinstance(pairs, BlockPairs):
+        default = CHOSEN_BY
     depth = "unrounded" if subject.protocol.unrounded else "8 bit"
     return EvalResult(
         protocol=subject.protocol,
@@ -99,7 +103,8 @@ def _score_weights(
         border=options.border,
         found_by=pairs.found_by,
         notes=[*_timestep_notes(subject, timesteps), *([pairs.note] if pairs.note else [])],
-        recipe=subject.checkpoint.meta.recipe,
+        recipe=recipe,
+        chosen_by=options.chosen_by(default),
     )
 
 

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from c2fdft_cli.data.images.picture import Picture, save_rgb8, write_picture
 from c2fdft_cli.engine.evaluate.compare import (
     as_json,
+    in_common,
     in_words,
     not_in_common,
     paired_comparison,
@@ -424,9 +426,82 @@ def test_against_pairs_by_name(folders: tuple[Path, Path], tmp_path: Path) -> No
     assert equal["psnr"] is None
     assert "no finite difference" in in_words(equal)[0]
     assert as_json(equal, run(target, target))["mean"]["psnr"] is None
-    other = run(save(tmp_path / "x.png", photo(0)), target / "9.png")
+    x, y = (save(tmp_path / name / f"{name}.png", photo(0)) for name in "xy")
+    other = run(x, y)
     with pytest.raises(DataError, match="no image in common"):
         paired_comparison(a, other)
+
+
+def test_against_pairs_by_target_where_names_differ(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, target = folders
+    for k in (0, 1, 2):
+        save(tmp_path / "b" / f"{k + 9}_derained.png", degraded(k, 40))
+    a, b = run(out, target), run(tmp_path / "b", target)
+    assert [(row.name, other.name) for row, other in in_common(a, b)] == [
+        ("9", "9_derained"),
+        ("10", "10_derained"),
+        ("11", "11_derained"),
+    ]
+    assert not_in_common(a, b) == []
+
+
+def test_against_tells_variants_of_one_target_apart_by_their_inputs(tmp_path: Path) -> None:
+    for k in (1, 2):
+        save(tmp_path / "a" / f"901_{k}.png", degraded(k))
+        save(tmp_path / "b" / f"901_{k}_out.png", degraded(k, 40))
+        save(tmp_path / "set" / "rainy_image" / f"901_{k}.jpg", degraded(k))
+    save(tmp_path / "set" / "ground_truth" / "901.jpg", photo(0))
+    a, b = (run(tmp_path / side, tmp_path / "set") for side in "ab")
+    assert not_in_common(a, b) == []
+    a, b = (run(tmp_path / side, tmp_path / "set" / "ground_truth") for side in "ab")
+    with pytest.raises(DataError, match="no image in common"):  # the target alone does not tell
+        paired_comparison(a, b)
+
+
+def test_a_folder_of_sets_has_their_means(tmp_path: Path) -> None:
+    for name, count in (("Rain100L", 1), ("Test100", 2)):
+        for k in range(count):
+            save(tmp_path / "out" / name / f"{k}.png", degraded(k))
+            save(tmp_path / "sets" / name / "input" / f"{k}.png", degraded(k))
+            save(tmp_path / "sets" / name / "target" / f"{k}.png", photo(k))
+    result = run(tmp_path / "out", tmp_path / "sets")
+    facts = document(result)
+    assert {name: one["images"] for name, one in facts["sets"].items()} == {
+        "Rain100L": 1,
+        "Test100": 2,
+    }
+    assert facts["sets"]["Rain100L"]["mean"]["psnr"] == facts["images"][0]["psnr"]
+    mean = sum(row["psnr"] for row in facts["images"][1:]) / 2
+    assert facts["sets"]["Test100"]["mean"]["psnr"] == pytest.approx(mean)
+    labels = [row[0] for row in table_of(result)[1]]
+    assert labels[-5:] == ["mean of Rain100L (1)", "mean of Test100 (2)", "mean", "median", "std"]
+    one_set = run(tmp_path / "out" / "Test100", tmp_path / "sets" / "Test100")
+    assert document(one_set)["sets"] == {}
+
+
+def test_accents_composed_or_not(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "Füße") for form in ("NFC", "NFD"))
+    save(tmp_path / "out" / f"{nfd}.png", degraded(0))
+    save(tmp_path / "b" / f"{nfc}.png", degraded(0, 40))
+    save(tmp_path / "target" / f"{nfc}.png", photo(0))
+    a, b = run(tmp_path / "out", tmp_path / "target"), run(tmp_path / "b", tmp_path / "target")
+    assert [row.name for row in a.rows] == [nfd]
+    assert len(in_common(a, b)) == 1
+
+
+def test_an_incomplete_set_is_a_failure(folders: tuple[Path, Path]) -> None:
+    assert run(*folders).failure is None
+    (folders[0] / "9.png").unlink()
+    save(folders[0] / "x.png", photo(0))
+    result = run(*folders)
+    assert result.failure is not None
+    assert result.failure.exit_code == 6
+    assert str(result.failure) == "scored 2 of 4: the set is incomplete"
+    facts = document(result)
+    assert (facts["scored"], facts["expected"]) == (2, 4)
+    assert table_of(result)[1][-3][0] == "mean (2 of 4)"
 
 
 # -- further metrics ---------------------------------------------------------------
