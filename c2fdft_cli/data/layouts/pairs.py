@@ -124,6 +124,25 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
     return _pair_set(_describe(chosen), task, root, _unique(pairs, root), unpaired, notices)
 
 
+def find_halves(root: Path, degraded: str) -> PairSet:
+    """Pictures that show both images of a pair side by side; `lq` and `gt` are one file.
+
+    Args:
+        root: the folder, searched with all below it.
+        degraded: which half is, "left" or "right".
+
+    Raises:
+        DataError: no such folder, or no images.
+    """
+    images = list_images(root, recursive=True)
+    if not images:
+        raise DataError("no images in the folder", where=root, hint="check the path")
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in images]
+    pairs = [FilePair(name, path, path) for name, path in zip(names, images, strict=True)]
+    layout = f"side by side, the {degraded} half degraded"
+    return _pair_set(layout, None, root, _unique(pairs, root), (), ())
+
+
 def _listed(found: PairSet, names: Sequence[str], path: Path) -> PairSet:
     """The pairs whose clean images a list names, by the end of their paths."""
     by_end: dict[str, list[FilePair]] = defaultdict(list)
@@ -174,6 +193,14 @@ def check_sizes(pair: FilePair) -> tuple[int, int]:
         files = [f"clean: {pair.gt}"]
         raise DataError(what, where=pair.lq, hint="crop or remove the pair", details=files)
     return lq
+
+
+def half_width(path: Path, width: int) -> int:
+    """Of a picture that shows a pair side by side; DataError for an odd width."""
+    if width % 2:
+        hint = "crop it, or cut the pictures apart and list the pairs: --pairs"
+        raise DataError(f"{width} px are not two halves of one width", where=path, hint=hint)
+    return width // 2
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -308,7 +335,10 @@ def _hint(tree: Tree) -> str:
     if any(tree.mentions(one.lq) and tree.mentions(one.gt) for one in LAYOUTS):
         return f"their names do not match; {by_list}"
     clean = "if these are clean images, make the degraded ones: --synthesize rain|noise|blur"
-    return clean if len(tree.images) == 1 else f"{clean}; if they are pairs, {by_list}"
+    ways = [clean, "if each shows a pair side by side: --side-by-side left"]
+    if len(tree.images) > 1:
+        ways.append(f"if they are pairs, {by_list}")
+    return "; ".join(ways)
 
 
 def _has_partner(root: Path) -> bool:

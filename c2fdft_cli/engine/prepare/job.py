@@ -105,12 +105,16 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
     """
     if options.synthesize and options.pairs_file:
         raise UsageError("--pairs cannot be combined with --synthesize")
-    reader = PairReader(options.synthesize, options.seed)
+    if options.side_by_side and (options.synthesize or options.pairs_file or options.gamma):
+        other = "--synthesize, --pairs or --gamma"
+        raise UsageError(f"--side-by-side cannot be combined with {other}")
+    reader = PairReader(options.synthesize, options.seed, options.side_by_side)
     found = find(
         options.source,
         options.folder,
         val=options.val,
         pairs_file=options.pairs_file,
+        degraded_half=options.side_by_side,
         gamma=options.gamma,
         synthesis=options.synthesize,
     )
@@ -148,7 +152,9 @@ def _write(
 ) -> Generator[PairWritten, None, PrepareResult]:
     """Write the shards that do not exist yet."""
     workers = options.workers
-    entries = measure([pair for _, pair in found.pairs], workers=workers)
+    entries = measure(
+        [pair for _, pair in found.pairs], workers=workers, halves=options.side_by_side is not None
+    )
     with DecodedImages(ensure_folder(options.folder)) as decoded:
         choice = _choose(options.folder, found, entries, decoded, workers)
         if choice is not None:

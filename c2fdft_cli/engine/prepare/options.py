@@ -64,7 +64,15 @@ class PrepareOptions:
         parse=parse_validation,
     )
     pairs_file: Path | None = setting(
-        None, "CSV of pairs: lq,gt[,name].", option="--pairs", metavar="FILE"
+        None,
+        "CSV of pairs: lq,gt[,name]; or BasicSR's meta-info.",
+        option="--pairs",
+        metavar="FILE",
+    )
+    side_by_side: str | None = setting(
+        None,
+        "Each picture shows a pair side by side (pix2pix): the half that is degraded.",
+        choices=("left", "right"),
     )
     gamma: bool = setting(False, "GoPro: use the blur_gamma images.")
     synthesize: Synthesis | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.data.images.picture import image_size
-from c2fdft_cli.data.layouts.pairs import FilePair
+from c2fdft_cli.data.layouts.pairs import FilePair, half_width
 from c2fdft_cli.data.shards.format import (
     Entry,
     ShardHeader,
@@ -58,8 +58,10 @@ class Plan:
     digest: str
 
 
-def measure(pairs: Sequence[FilePair], *, workers: int) -> dict[FilePair, Entry]:
-    """Name and size of each pair, from its images' headers.
+def measure(
+    pairs: Sequence[FilePair], *, workers: int, halves: bool = False
+) -> dict[FilePair, Entry]:
+    """Name and size of each pair, from its images' headers; `halves` of one for side by side.
 
     Raises:
         DataError: images that cannot be read, or that differ in size within a pair; all are listed.
@@ -67,7 +69,8 @@ def measure(pairs: Sequence[FilePair], *, workers: int) -> dict[FilePair, Entry]
 
     def size_of(pair: FilePair) -> tuple[int, int] | DataError:
         try:
-            return _size(pair)
+            height, width = _size(pair)
+            return (height, half_width(pair.gt, width)) if halves else (height, width)
         except DataError as error:
             return error
 

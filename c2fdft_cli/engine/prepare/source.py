@@ -17,7 +17,14 @@ from typing import TypeAlias
 import numpy as np
 
 from c2fdft_cli.data.images.picture import list_images, read_rgb8
-from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired, find_pairs
+from c2fdft_cli.data.layouts.pairs import (
+    FilePair,
+    PairSet,
+    Unpaired,
+    find_halves,
+    find_pairs,
+    half_width,
+)
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.synthesis.degrade import Model, degrade, parse_model
 from c2fdft_cli.data.synthesis.streaks import StreakBank
@@ -92,6 +99,7 @@ def find(
     *,
     val: int | Path | None,
     pairs_file: Path | None,
+    degraded_half: str | None,
     gamma: bool,
     synthesis: Synthesis | None,
 ) -> Found:
@@ -103,7 +111,12 @@ def find(
     """
 
     def look(root: Path, listed: Path | None) -> Found:
-        found = _clean(root, synthesis) if synthesis else _pairs(root, listed, gamma)
+        if synthesis:
+            found = _clean(root, synthesis)
+        elif degraded_half:
+            found = _split_apart(find_halves(root, degraded_half))
+        else:
+            found = _split_apart(find_pairs(root, gamma=gamma, pairs_file=listed))
         return _outside(found, root, out)
 
     found = look(source, pairs_file)
@@ -135,8 +148,8 @@ def find(
     return found
 
 
-def _pairs(source: Path, pairs_file: Path | None, gamma: bool) -> Found:
-    found = find_pairs(source, gamma=gamma, pairs_file=pairs_file)
+def _split_apart(found: PairSet) -> Found:
+    """Without the test split."""
     splits = {split: pairs for split, pairs in found.splits.items() if split != "test"}
     return Found(found.layout, found.task, splits, found.unpaired, found.notices)
 
@@ -243,14 +256,18 @@ class PairReader:
     Args:
         synthesis: how to degrade clean images, or None for pairs.
         seed: with a pair's name, decides its degradation.
+        degraded_half: "left" or "right" where a picture shows both images of its pair.
 
     Raises:
         UsageError: a degradation or an option of it that does not exist.
         DataError: no usable streak masks.
     """
 
-    def __init__(self, synthesis: Synthesis | None, seed: int) -> None:
+    def __init__(
+        self, synthesis: Synthesis | None, seed: int, degraded_half: str | None = None
+    ) -> None:
         self._synthesis = synthesis
+        self._degraded_half = degraded_half
         self._seed = seed
         self._model: Model | None = None
         self._streaks: StreakBank | None = None
@@ -282,6 +299,9 @@ class PairReader:
     ) -> tuple[Pixels | None, Pixels]:
         """(lq, gt) of a pair, uint8 RGB [h, w, 3]; DataError where an image cannot be read."""
         gt = decode(pair.gt)
+        if self._degraded_half:
+            left, right = _halves(gt, pair.gt)
+            return (left, right) if self._degraded_half == "left" else (right, left)
         if not self.stores_lq:
             return None, gt
         if self._model is None:
@@ -290,6 +310,13 @@ class PairReader:
         key = np.frombuffer(hashlib.sha256(text).digest()[:16], "<u8")
         rng = np.random.Generator(np.random.Philox(key=key))
         return degrade(gt, self._model, rng, streaks=self._streaks), gt
+
+
+def _halves(image: Pixels, path: Path) -> tuple[Pixels, Pixels]:
+    """The left and the right half of a picture [h, 2 w, 3]."""
+    width = half_width(path, image.shape[1])
+    left, right = image[:, :width], image[:, width:]
+    return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
 
 def _masks_digest(streaks: StreakBank) -> str:

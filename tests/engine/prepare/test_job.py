@@ -61,6 +61,44 @@ def source(tmp_path: Path) -> Path:
     return make_pairs(tmp_path / "rain", 12)
 
 
+@pytest.mark.parametrize("degraded", ["left", "right"])
+@pytest.mark.parametrize("check_only", [False, True])
+def test_pictures_of_two_halves(tmp_path: Path, degraded: str, check_only: bool) -> None:
+    names = [f"{split}/{n}" for split in ("train", "val") for n in range(4)]
+    pictures = {name: picture(i, 12, 40) for i, name in enumerate(names)}
+    for name, pixels in pictures.items():
+        save(tmp_path / "set" / f"{name}.png", pixels)
+    options = {"source": tmp_path / "set", "out": tmp_path / "out", "side_by_side": degraded}
+    result = run(**options, check_only=check_only)
+    assert (result.train, result.val, result.failed) == (4, 4, ())
+    if check_only:
+        assert result.report is not None
+        assert result.report.largest == (12, 20)
+        return
+    for split in ("train", "val"):
+        shards = ShardSet.open(tmp_path / "out", split)
+        for i, name in enumerate(shards.names):
+            left, right = pictures[name][:, :20], pictures[name][:, 20:]
+            lq, gt = (left, right) if degraded == "left" else (right, left)
+            np.testing.assert_array_equal(shards.pair(i)[0], lq)
+            np.testing.assert_array_equal(shards.pair(i)[1], gt)
+    assert run(**options).up_to_date
+    options["side_by_side"] = "right" if degraded == "left" else "left"
+    with pytest.raises(UsageError):
+        run(**options)
+
+
+def test_pictures_that_are_no_two_halves(tmp_path: Path) -> None:
+    for i, width in enumerate((40, 41, 1, 42)):
+        save(tmp_path / "set" / f"{i}.png", picture(i, 12, width))
+    options = {"source": tmp_path / "set", "out": tmp_path / "out", "side_by_side": "left"}
+    with pytest.raises(DataError, match="41 px are not two halves"):
+        run(**options)
+    assert [name for name, _ in run(**options, check_only=True).failed] == ["1", "2"]
+    with pytest.raises(UsageError, match="--side-by-side cannot be combined"):
+        run(**options, gamma=True)
+
+
 # -- what it writes --------------------------------------------------------------
 
 
