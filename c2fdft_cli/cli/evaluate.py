@@ -147,8 +147,8 @@ def _evaluate(
     document, words = compared(result, rival, runs.seed)
     written = write(result, document, words, scores.csv, scores.report, pictures)
     following = None if scores.report else next_command(source, runs, options.protocol)
-    incomplete = result.failure or (rival and rival.failure)
-    failure = None if scores.allow_missing else incomplete
+    failures = [one.failure for one in (result, rival) if one is not None]
+    failure = None if scores.allow_missing else next(filter(None, failures), None)
     if json:
         console.emit({**document, "written": [str(path) for path in written], "next": following})
     else:
