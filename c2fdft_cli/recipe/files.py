@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import io
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from c2fdft_cli.errors import DataError, RecipeError
@@ -19,6 +19,8 @@ from c2fdft_cli.files import read_text
 from c2fdft_cli.recipe.schema import Recipe
 from c2fdft_cli.validation import InvalidValuesError, validate
 from c2fdft_cli.vocabulary import did_you_mean
+
+Values: TypeAlias = dict[str, Any]
 
 MAX_BYTES = 1_000_000
 MAX_EXTENDS = 8
@@ -71,12 +73,12 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe by name or path, with `key=value` overrides; RecipeError lists all that is wrong."""
     path = find_recipe(name)
-    return build_recipe(_merge(_read_extended(path), overrides, str(path)), where=str(path))
+    return build_recipe(_merge(_read_extended(path), overrides), where=str(path))
 
 
 def recipe_from_dict(values: Mapping[str, Any], overrides: Iterable[str], where: str) -> Recipe:
     """A recipe from plain values, such as a checkpoint's, with `key=value` overrides."""
-    return build_recipe(_merge([OmegaConf.create(dict(values))], overrides, where), where=where)
+    return build_recipe(_merge([dict(values)], overrides), where=where)
 
 
 def build_recipe(values: Mapping[str, Any], where: str) -> Recipe:
@@ -106,14 +108,14 @@ def write_recipe(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict()))
 
 
-def read_yaml(path: Path) -> DictConfig:
+def read_yaml(path: Path) -> Values:
     """A YAML mapping without aliases or interpolations; RecipeError otherwise."""
     try:
         text = read_text(path, max_bytes=MAX_BYTES)
         # an alias can make a small file unfold into gigabytes
         if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise RecipeError("anchors and aliases are not allowed in a recipe", where=path)
-        values = OmegaConf.load(io.StringIO(text))
+        values = _parse(text)
     except DataError as error:
         raise RecipeError(error.what, where=path, hint=error.hint) from error
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
@@ -121,10 +123,16 @@ def read_yaml(path: Path) -> DictConfig:
         raise RecipeError(
             "this is not a YAML recipe", where=where, hint=_first_line(error)
         ) from error
-    if not isinstance(values, DictConfig):
+    if not isinstance(values, dict):
         raise RecipeError("a recipe must be a mapping of keys", where=path)
-    _refuse_interpolation(OmegaConf.to_container(values), path)
-    return values
+    _refuse_interpolation(values, path)
+    return typing.cast(Values, values)
+
+
+@functools.lru_cache(maxsize=16)
+def _parse(text: str) -> Any:
+    """What YAML text holds; recipes share those that they extend."""
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
 
 
 def _first_line(error: Exception) -> str:
@@ -136,16 +144,16 @@ def _line_of(error: Exception) -> str:
     return "" if mark is None else f":{mark.line + 1}"
 
 
-def _read_extended(path: Path) -> list[DictConfig]:
+def _read_extended(path: Path) -> list[Values]:
     """The file's values, behind those of the recipes that it extends."""
-    chain: list[DictConfig] = []
+    chain: list[Values] = []
     seen: list[Path] = []
     following: Path | None = path
     while following is not None:
         if following.resolve() in seen or len(seen) == MAX_EXTENDS:
             raise RecipeError("recipes extend each other in a circle", where=following)
         seen.append(following.resolve())
-        values = read_yaml(following)
+        values = dict(read_yaml(following))
         base = values.pop("extends", None)
         if base is not None and not isinstance(base, str):
             what = f"extends must be the name or path of one recipe, got {base!r}"
@@ -155,30 +163,33 @@ def _read_extended(path: Path) -> list[DictConfig]:
     return chain[::-1]
 
 
-def _merge(layers: Sequence[DictConfig], overrides: Iterable[str], where: str) -> dict[str, Any]:
+def _merge(layers: Iterable[Values], overrides: Iterable[str]) -> Values:
     """The values of all layers and then of the `key=value` overrides; the last one counts.
 
     A number of steps (`sampling.steps`, `.spacing`) takes the place of explicit timesteps in the
     layers below it, which would win otherwise.
     """
-    merged: list[DictConfig] = []
+    merged: Values = {}
     for layer in [*layers, *map(_read_override, overrides)]:
-        sampling = layer.get("sampling")
-        if isinstance(sampling, DictConfig) and sampling.keys() & {"steps", "spacing"}:
-            for below in (one.get("sampling") for one in merged):
-                if isinstance(below, DictConfig):
-                    below.pop("grid", None)
-        merged.append(layer)
-    try:
-        values = OmegaConf.to_container(OmegaConf.unsafe_merge(*merged))
-    except OmegaConfBaseException as error:
-        raise RecipeError(
-            "recipe and overrides cannot be merged", where=where, hint=_first_line(error)
-        ) from error
-    return typing.cast(dict[str, Any], values)
+        sampling, below = layer.get("sampling"), merged.get("sampling")
+        counts = isinstance(sampling, dict) and sampling.keys() & {"steps", "spacing"}
+        if counts and isinstance(below, dict):
+            merged["sampling"] = {key: value for key, value in below.items() if key != "grid"}
+        merged = _laid_over(merged, layer)
+    return merged
 
 
-def _read_override(override: str) -> DictConfig:
+def _laid_over(below: Values, above: Values) -> Values:
+    """Both mappings as one, section by section; lists are replaced whole."""
+    sections = {
+        key: _laid_over(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **sections}
+
+
+def _read_override(override: str) -> Values:
     """The nested values that "coarse.lr=1e-4" stands for.
 
     Keys whose type is text take it as it is written, but for quotes around all of it; the values of
@@ -198,11 +209,12 @@ def _read_override(override: str) -> DictConfig:
             OmegaConf.update(values, key, text[1:-1] if quoted else text)
         else:
             values = OmegaConf.from_dotlist([f"{key}={text}"])
-        _refuse_interpolation(OmegaConf.to_container(values), None)
+        plain = typing.cast(Values, OmegaConf.to_container(values))
+        _refuse_interpolation(plain, None)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         hint = _first_line(error)
         raise RecipeError(f"cannot read the override {override!r}", hint=hint) from error
-    return values
+    return plain
 
 
 @functools.cache

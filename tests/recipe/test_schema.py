@@ -158,6 +158,7 @@ def test_all_problems_at_once():
         ("network.ffn_factor=0.01", "network.ffn_factor must leave a hidden channel"),
         ("task=dehaze", "task must be 'derain', 'deblur', 'denoise' or 'restore', got 'dehaze'"),
         ("coarse.lr", "key=value"),
+        ("sampling=5", "sampling must be a dictionary, got 5"),
         ("=3", "key=value"),
         ("task=${oc.env:HOME}", "interpolations are not allowed"),
         ("coarse.periods=[{length: 1, flor: 2}]", "did you mean coarse.periods[0].floor?"),
