@@ -30,7 +30,7 @@ NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 
 
 
 def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Data with one to four kinds of damage; most of it near the ends, where headers and directories are."""
+    """Data with one to four kinds of damage, most of it near the ends: headers, directories."""
     mutated = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         size = len(mutated)
