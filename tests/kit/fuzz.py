@@ -30,12 +30,13 @@ NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 
 
 
 def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Data with one to four kinds of damage; half of it near the beginning, where headers are."""
+    """Data with one to four kinds of damage, most of it near the ends: headers, directories."""
     mutated = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         size = len(mutated)
-        reach = min(size, 2048) if rng.random() < 0.5 else size
-        at, length = rng.randrange(reach + 1), rng.choice((1, 2, 4, 8, 16, 64, 512))
+        near = rng.randrange(min(size, 2048) + 1)
+        at = rng.choice((near, size - near, rng.randrange(size + 1)))
+        length = rng.choice((1, 2, 4, 8, 16, 64, 512))
         match rng.randrange(8):
             case 0 if at < size:
                 mutated[at] ^= 1 << rng.randrange(8)

@@ -148,13 +148,15 @@ def tensors_in(tree: Any) -> Iterator[StoredTensor | Opaque]:
 
 def _check_claims(tree: Any, limit: int) -> None:
     """UnusableError for tensors that reach beyond their storage, or are larger than the file."""
-    unpacked, storages = 0, {}
+    unpacked = 0
+    storages: dict[str, int] = {}
     for tensor in tensors_in(tree):
         if isinstance(tensor, Opaque):
             continue
         # an expanded tensor of a few bytes would unpack to any size
         unpacked += tensor.nbytes()
-        storages[tensor.storage] = tensor.storage_bytes
+        claimed = storages.get(tensor.storage, 0)
+        storages[tensor.storage] = max(claimed, tensor.storage_bytes)
         reach = tensor.offset + sum(
             (size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True)
         )
@@ -191,7 +193,7 @@ def _open(path: Path, file: IO[bytes]) -> StoredFile:
     refuse_other_files(path, head)
     if head.startswith(ZIP):
         return _open_zip(path, file)
-    if head[8:9] == b"{":
+    if head[7:9] == b"\0{":
         return _open_safetensors(path, file)
     if head.startswith(PICKLE):
         return _open_legacy(path, file)

@@ -53,6 +53,7 @@ KINDS = [
     (b"\xef\xbb\xbf \r\n<HTML><body>", "a web page (HTML)", "download button"),
     (b"<?xml version='1.0'?><Error><Code>AccessDenied", "an XML document", "servers"),
     (b'{"error": "Not Found"}', 'begins with \'{"error": "Not Found"}\'', "download"),
+    (b"function{ return 1 }", "a text file that begins with 'function{", "download"),
     (b"Entry not found", "a text file that begins with 'Entry not found'", "download"),
     (archive("photos/a.jpg", "photos/b.jpg"), "other files (photos/a.jpg, photos/b.jpg)", ".pth"),
     (archive("README.md", "models/net_g.pth"), "other files (models/net_g.pth)", "unpack it"),

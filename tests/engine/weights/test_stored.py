@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import tracemalloc
 import warnings
 import zipfile
@@ -192,6 +193,18 @@ def test_claims_are_checked_before_anything_is_allocated(tmp_path, changes, says
         assert says in refused(path)
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
+
+
+def test_two_claims_of_one_storage(tmp_path):
+    # the larger one counts, whichever comes first
+    claim = "ctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\n"
+    claim += "S'0'\nS'cpu'\nL%dL\nNtQL0L\n(I2\nt(I1\ntI00\nNtR"
+    content = f"(S'a'\n{claim % (1 << 50)}S'b'\n{claim % 2}d."
+    parts = [stored.LEGACY_MAGIC, 1001, {"little_endian": True}]
+    path = tmp_path / "x.pt"
+    begin = b"".join(pickle.dumps(part, 2) for part in parts) + content.encode()
+    path.write_bytes(begin + pickle.dumps(["0"], 2) + bytes(16))
+    assert "larger than the file" in refused(path)
 
 
 def table(entries, data=bytes(4096)):
