@@ -83,11 +83,13 @@ def decode_pillow(data: bytes, kind: str, frame: int, max_pixels: int) -> Decode
         with quiet_pillow():
             opened = iio.imopen(io.BytesIO(data), "r", plugin="pillow")
             file: Any = stack.enter_context(opened)
-            height, width = file.properties(index=0).shape[:2]
-            check_size(width, height, max_pixels)
             frames = 1 if kind == "JPEG" else file.properties(index=...).n_images or 1
             if frame >= frames:
                 raise no_frame(frame, frames)
+            # each frame of a GIF may enlarge the picture when the next one is reached
+            for number in range(frame + 1) if kind == "GIF" else (0, frame):
+                height, width = file.properties(index=number).shape[:2]
+                check_size(width, height, max_pixels)
             about = file.metadata(index=frame, exclude_applied=False)
         mode = about["mode"]
         alpha = "A" if mode[-1] in "Aa" or "transparency" in about else ""

@@ -15,6 +15,7 @@ from PIL import Image, TiffImagePlugin
 from PIL.ExifTags import IFD, Base
 from tifffile.tifffile import jpeg_shape
 
+from c2fdft_cli.data.images import lzw
 from c2fdft_cli.data.images.formats import HINTS, Unreadable
 from c2fdft_cli.data.images.metadata import Metadata, density_of, iptc_of, upright_xmp
 from c2fdft_cli.data.images.pillow import quiet_pillow
@@ -38,7 +39,6 @@ _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _LZW, _JPEG = 5, 7
 _LOW_BIT_FIRST = 2
-_LZW_CLEAR, _LZW_END = 256, 257
 # None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard; those of other kinds of pictures
 # (JPEG 2000, WebP, ...) would have to be asked for their size before they are decoded.
 _TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
@@ -146,48 +146,20 @@ def _check_tiff_segments(page: tifffile.TiffPage, data: bytes) -> None:
 
 
 def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage) -> None:
-    """Refuse codes that were not defined before: imagecodecs 2026.3 follows them beyond its table.
+    """Refuse codes that were not defined before: imagecodecs follows them beyond its table.
 
-    It checks them only where it has to find out the size by itself. What stands behind the last
-    pixel does not count, as some programs write a wrong end there.
+    What stands behind the last pixel does not count, as some programs write a wrong end there.
     """
     if page.fillorder == _LOW_BIT_FIRST:
         segment = imagecodecs.bitorder_decode(segment)
-    try:
-        imagecodecs.lzw_decode(segment)
-    except RuntimeError:
-        bits = page.samplesperpixel * page.bitspersample  # of a pixel, in a segment at most
-        width, height = (
-            (page.tilewidth, page.tilelength)
-            if page.is_tiled
-            else (page.imagewidth, min(page.rowsperstrip, page.imagelength))
-        )
-        if not _lzw_is_sound(bytes(segment), height * -(-width * bits // 8)):
-            raise
-
-
-def _lzw_is_sound(segment: bytes, size: int) -> bool:
-    """Whether all codes of the first `size` bytes refer to what came before them."""
-    lengths, width, at, last, made = [1] * 258, 9, 0, 0, 0
-    while made < size and at + width <= 8 * len(segment):
-        start = at >> 3
-        word = int.from_bytes(segment[start : start + 3].ljust(3, b"\0"), "big")
-        code = word >> (24 - width - (at & 7)) & ((1 << width) - 1)
-        at += width
-        if code == _LZW_END:
-            return True
-        if code == _LZW_CLEAR:
-            del lengths[258:]
-            width, last = 9, 0
-            continue
-        if code > len(lengths) - (not last):
-            return False
-        if last and len(lengths) < 4096:
-            lengths.append(last + 1)
-        last = lengths[code]
-        made += last
-        width = min(12, max(9, (len(lengths) + 1).bit_length()))
-    return True
+    width, height = (
+        (page.tilewidth, page.tilelength)
+        if page.is_tiled
+        else (page.imagewidth, min(page.rowsperstrip, page.imagelength))
+    )
+    bits = page.samplesperpixel * page.bitspersample
+    if not lzw.is_sound(bytes(segment), height * -(-width * bits // 8)):
+        raise ValueError("its LZW codes are damaged")
 
 
 def _tiff_samples(page: tifffile.TiffPage) -> Array:

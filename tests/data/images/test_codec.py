@@ -123,6 +123,21 @@ def test_pages_of_a_tiff(tmp_path, dtype):
         read_picture(data, frame=7)
 
 
+@pytest.mark.parametrize("kind", ["GIF", "MPO"])
+def test_a_later_frame_that_is_too_large_is_refused_before_it_is_decoded(kind):
+    sides = (8, 8, 8) if kind == "GIF" else (8, 16, 8)
+    frames = [Image.new("RGB", (side, side), colour) for side, colour in
+              zip(sides, ("red", "green", "blue"), strict=True)]  # fmt: skip
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=9)
+    if kind == "GIF":
+        images = [at for at in range(len(data)) if data[at : at + 5] == b",\0\0\0\0"]
+        for at in images[1:]:
+            data = data[: at + 5] + struct.pack("<HH", 60000, 60000) + data[at + 9 :]
+    assert read_picture(data, max_pixels=100).pixels.shape == (8, 8, 3)
+    with pytest.raises(DataError, match="over the limit"):
+        read_picture(data, frame=1, max_pixels=100)
+
+
 def test_a_camera_jpeg_with_a_preview_is_one_picture_but_a_stereo_one_two(tmp_path):
     image = Image.fromarray(np.tile(ramp(dtype=np.uint8), (8, 8, 1)))
     preview = image.resize((9, 6))

@@ -1,0 +1,74 @@
+"""Are the codes of an LZW stream, as TIFF has them, all defined before they are used?
+
+imagecodecs 2026.3 does not ask: a code beyond its table makes it read memory that is not its own,
+which ends the program.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_CLEAR, _END, _FIRST, _FULL = 256, 257, 258, 4096
+_BLOCK = 4096
+_BLOCK_BYTES = _BLOCK * 12 // 8 + 4
+_ENTRIES = np.minimum(_FIRST + np.maximum(np.arange(_BLOCK) - 1, 0), _FULL)
+"""How long the table is before each code of a block behind a clear code."""
+_WIDTHS = np.searchsorted([511, 1023, 2047], _ENTRIES, side="right") + 9
+_STARTS = np.cumsum(_WIDTHS) - _WIDTHS
+_LARGEST = np.minimum(_ENTRIES, _FULL - 1)
+_LARGEST[0] = _END
+
+
+def is_sound(segment: bytes, size: int) -> bool:
+    """Whether the codes of the first `size` bytes that it stands for are defined."""
+    return _all_defined(segment) or _defined_up_to(segment, size)
+
+
+def _all_defined(segment: bytes) -> bool:
+    """All codes up to the end code, thousands at a time: only a clear code changes their places."""
+    data = np.frombuffer(segment + bytes(3), np.uint8)
+    at, widths, starts, largest = 0, _WIDTHS, _STARTS, _LARGEST
+    while at + widths[0] <= 8 * len(segment):
+        count = int(np.searchsorted(at + starts + widths, 8 * len(segment), side="right"))
+        part = data[at >> 3 : (at >> 3) + _BLOCK_BYTES].astype(np.uint32)
+        words = part[:-2] << 16 | part[1:-1] << 8 | part[2:]
+        places, wide = (at & 7) + starts[:count], widths[:count]
+        codes = words[places >> 3] >> (24 - wide - (places & 7)) & ((1 << wide) - 1)
+        marks = np.flatnonzero((codes == _CLEAR) | (codes == _END))
+        used = int(marks[0]) if marks.size else count
+        if (codes[:used] > largest[:used]).any():
+            return False
+        if marks.size and codes[used] == _END:
+            return True
+        if marks.size:
+            at += int(starts[used] + widths[used])
+            widths, starts, largest = _WIDTHS, _STARTS, _LARGEST
+        else:  # the table is full
+            at += int(starts[count - 1] + widths[count - 1])
+            widths, starts = np.full(_BLOCK, 12), 12 * np.arange(_BLOCK)
+            largest = np.full(_BLOCK, _FULL - 1)
+    return True
+
+
+def _defined_up_to(segment: bytes, size: int) -> bool:
+    """The same, code by code, with the number of bytes that they stand for."""
+    lengths, width, at, last, made = [1] * _FIRST, 9, 0, 0, 0
+    while made < size and at + width <= 8 * len(segment):
+        start = at >> 3
+        word = int.from_bytes(segment[start : start + 3].ljust(3, b"\0"), "big")
+        code = word >> (24 - width - (at & 7)) & ((1 << width) - 1)
+        at += width
+        if code == _END:
+            return True
+        if code == _CLEAR:
+            del lengths[_FIRST:]
+            width, last = 9, 0
+            continue
+        if code > len(lengths) - (not last):
+            return False
+        if last and len(lengths) < _FULL:
+            lengths.append(last + 1)
+        last = lengths[code]
+        made += last
+        width = min(12, max(9, (len(lengths) + 1).bit_length()))
+    return True
