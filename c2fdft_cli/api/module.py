@@ -15,8 +15,9 @@ from c2fdft_cli.engine.sampling.restorer import noise_generator
 class RestorationModule(nn.Module):
     """Maps `lq` to the restored image, differentiable in `lq` and in the weights.
 
-    It moves with `.to(device)`. Gradient mode and autocast belong to the caller. The whole image
-    is held in memory: `Restorer` takes less, is faster, and differs from this by rounding only.
+    `Restorer.module` makes one. It moves with `.to(device)`. Gradient mode and autocast belong to
+    the caller. The whole image is held in memory: `Restorer` takes less, is faster, and differs
+    from this by rounding only.
 
     Args:
         net: the network, which is copied.
