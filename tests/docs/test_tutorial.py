@@ -1,4 +1,4 @@
-"""The tutorial's commands are run as they stand, in order, on small pictures and a small network."""
+"""The tutorial's commands are run as they stand, in order, with small pictures and networks."""
 
 from __future__ import annotations
 
