@@ -11,12 +11,13 @@ from c2fdft_cli.api.images import Image, as_list, unpack
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import find_metrics
-from c2fdft_cli.engine.prepare.job import PrepareOptions, PrepareResult
+from c2fdft_cli.engine.prepare.job import PrepareResult
 from c2fdft_cli.engine.prepare.job import prepare as prepare_job
+from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.engine.train.events import TrainEvent, TrainResult
 from c2fdft_cli.engine.train.job import train as train_job
-from c2fdft_cli.engine.train.options import TrainRequest
+from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.choose import find_weights
 from c2fdft_cli.errors import CheckpointError, DataError
@@ -80,7 +81,7 @@ def _evaluate_images(
 
 def prepare(
     source: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     val: int | str | Path | None = None,
     overwrite: bool = False,
@@ -89,7 +90,7 @@ def prepare(
 
     Args:
         source: a folder of pairs in any layout that the program knows.
-        out: folder for the shards.
+        out: folder for the shards; None for shards/NAME of the source.
         val: how many pairs to validate on, or a folder of others; None as the command.
         overwrite: replace another set in `out`.
 
@@ -97,7 +98,8 @@ def prepare(
         UsageError, DataError, ResourceError: as the command.
     """
     parts = val if val is None or isinstance(val, int) else Path(val)
-    options = PrepareOptions(Path(source), Path(out), val=parts, overwrite=overwrite)
+    folder = None if out is None else Path(out)
+    options = PrepareOptions(Path(source), folder, val=parts, overwrite=overwrite)
     return prepare_job(options).run()
 
 

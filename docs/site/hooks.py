@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -16,6 +17,16 @@ PAGES = {
     "SECURITY.md": "security.md",
     "CITATION.cff": "CITATION.cff",
 }
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links from docs/ to these pages, which are beside the others here."""
+
+    def link(match: re.Match[str]) -> str:
+        return f"]({match[1]}{PAGES[match[2]]}"
+
+    names = "|".join(re.escape(name) for name in PAGES)
+    return re.sub(rf"\]\(\.\./((?:\.\./)*)({names})", link, markdown)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -20,7 +20,8 @@ import torch
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+from c2fdft_cli.engine.prepare.job import prepare
+from c2fdft_cli.engine.prepare.options import PrepareOptions
 from tests.kit.command import run
 from tests.kit.formula import fill, picture
 from tests.kit.restore import write_checkpoint
