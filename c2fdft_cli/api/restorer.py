@@ -36,6 +36,7 @@ from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 
 DEFAULT_NAME = "image"
@@ -68,11 +69,12 @@ def load(
     self_ensemble: bool = False,
     max_memory: int | str | None = None,
     tile: int | None = None,
-    compile: bool = False,
+    compile: str = "auto",
 ) -> Restorer:
     """Load weights to restore with; the keywords are the options of `c2fdft restore`.
 
-    Fine weights on other timesteps than those of their training give a Python warning.
+    Fine weights on other timesteps than those of their training give a Python warning, and so does
+    a compiler that is asked for and missing.
 
     Args:
         weights: a packaged name such as "derain", or a checkpoint file, an official one included;
@@ -86,7 +88,7 @@ def load(
         self_ensemble: average over flips and turns.
         max_memory: bytes, or a size such as "6G"; None for 80 % of what is free now.
         tile: restore in overlapping tiles of so many pixels; None for the exact result.
-        compile: use torch.compile.
+        compile: torch.compile: "on", "off", or "auto" for large jobs on CUDA, which a call is not.
 
     Raises:
         UsageError: values that cannot be used, or do not go together.
@@ -106,7 +108,7 @@ def load(
         precision=precision,
         max_memory=parse_size(max_memory) if isinstance(max_memory, str) else max_memory,
         tile=tile,
-        compile="on" if compile else "off",
+        compile=compile,
     )
     runtime = make_runtime(machine.device, machine.precision)
     path = choose_weights(sampling.weights, sampling.task).path
@@ -148,6 +150,9 @@ class Restorer:
         self._alpha_bar = checkpoint.alpha_bar()
         self._net = checkpoint.network().to(runtime.device).requires_grad_(False)
         self._runtime, self._sampling, self._machine = runtime, sampling, machine
+        self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)
+        if notice is not None:
+            warnings.warn(notice, stacklevel=3)
         self._lock = threading.Lock()
         self._executors: dict[int, Executor] = {}
 
@@ -294,7 +299,7 @@ class Restorer:
                 transforms=transforms,
                 max_memory=self._machine.max_memory,
                 tile=self._machine.tile,
-                compile=self._machine.compile == "on",
+                compile=self._compiled,
             )
         return self._executors[samples]
 

@@ -5,5 +5,5 @@ from PIL import Image, ImageOps
 import c2fdft_cli as c2fdft
 
 restorer = c2fdft.load("derain-fast")
-photo = ImageOps.exif_transpose(Image.open("photo.jpg"))  # upright, as people see it
+photo = ImageOps.exif_transpose(Image.open("photo.jpg"))  # upright
 restorer(photo, name="photo.jpg").save("photo_dry.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import warnings
 from collections.abc import Callable
@@ -248,3 +249,10 @@ def test_memory_limits_and_not_finite_results_are_errors(weights, tmp_path, tiny
     broken = c2fdft.load(write_checkpoint(tmp_path / "broken.pt", net), precision="fp32")
     with pytest.raises(c2fdft.CheckpointError, match="NaN or infinite"):
         broken(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_missing_compiler_gives_a_warning(weights, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match=r"torch\.compile needs a C\+\+ compiler"):
+        slow = c2fdft.load(weights, device="cpu", precision="fp32", compile="on")
+    assert slow(np.zeros((8, 8, 3), np.uint8)).shape == (8, 8, 3)

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ esac
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="stat and touch are GNU's")
 def test_the_cluster_script_starts_resumes_and_ends(tmp_path) -> None:
     """srun is stopped twice after a step, fails once without any, then finishes."""
     (script,) = [one for one in blocks(HOWTO / "cluster.md") if one.startswith("#!")]

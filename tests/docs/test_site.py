@@ -32,7 +32,7 @@ def test_the_pages_are_there_and_can_be_searched(site: Path) -> None:
         assert (site / page / "index.html").is_file(), page
     assert (site / "search" / "search_index.json").is_file()
     assert "From a rainy photo to a dry one" in (site / "index.html").read_text(encoding="utf-8")
-    assert not (site / "site").exists()
+    assert [path.name for path in (site / "site").iterdir()] == ["wide.css"]
 
 
 def test_every_document_is_in_the_navigation() -> None:
