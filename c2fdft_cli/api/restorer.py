@@ -78,7 +78,7 @@ def load(
 
     Args:
         weights: a packaged name such as "derain", or a checkpoint file, an official one included;
-            None for the packaged weights of `task`.
+            None for the best packaged weights of `task`, or those trained for `steps`.
         task: "derain" or "denoise", instead of weights.
         device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16".
@@ -111,7 +111,7 @@ def load(
         compile=compile,
     )
     runtime = make_runtime(machine.device, machine.precision)
-    path = choose_weights(sampling.weights, sampling.task).path
+    path = choose_weights(sampling.weights, sampling.task, sampling.steps).path
     checkpoint = load_checkpoint(path)
     meta = checkpoint.meta
     times = choose_grid(sampling, checkpoint.grid(), meta.diffusion.timesteps)

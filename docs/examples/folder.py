@@ -9,7 +9,7 @@ def show(done: int, total: int) -> None:
     sys.stderr.write(f"\r{done} of {total}")
 
 
-restorer = c2fdft.load("derain-fast", max_memory="6G")
+restorer = c2fdft.load("derain", max_memory="6G")
 try:
     restorer.restore_folder("photos", "dry", format="jpg", quality=92, progress=show)
 except c2fdft.PartialFailure as error:  # all others are restored

@@ -13,7 +13,7 @@ class Brighten(torch.nn.Module):
 
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
-restoration = c2fdft.load("derain-fast", device="cpu", precision="fp32").module()
+restoration = c2fdft.load("derain", device="cpu", precision="fp32").module()
 pipeline = torch.nn.Sequential(restoration, Brighten()).to(device)
 
 lq = torch.rand(2, 3, 40, 56, device=device, requires_grad=True)

@@ -16,7 +16,7 @@ rainy, clean = (
     [np.asarray(Image.open(f"pairs/val/{side}/{name}")) for name in names]
     for side in ("rainy", "clean")
 )
-for weights in (fine.checkpoint, "derain-fast"):
+for weights in (fine.checkpoint, "derain"):
     restored = c2fdft.load(weights)(rainy, names)
     result = c2fdft.evaluate(restored, clean, protocol="derain")
     print(f"{weights}: {result.psnr:.2f} dB, SSIM {result.ssim:.4f}")

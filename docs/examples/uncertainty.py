@@ -6,7 +6,7 @@ from PIL import Image
 import c2fdft_cli as c2fdft
 
 photo = np.asarray(Image.open("photo.jpg"))
-restorer = c2fdft.load("derain-fast")
+restorer = c2fdft.load("derain")
 image, deviation = restorer.uncertainty(photo, samples=4)
 Image.fromarray(image).save("mean.png")
 brightness = np.clip(deviation / deviation.max(), 0, 1) * 255

@@ -102,6 +102,16 @@ def test_tensors_keep_shape_and_type(restorer, dtype):
     assert restorer((batch[0] / white).to(dtype)).shape == (3, 16, 24)
 
 
+@pytest.mark.parametrize("steps", [None, 4])
+def test_without_settings_both_take_the_same_weights_precision_and_timesteps(tmp_path, steps):
+    source = save(tmp_path / "photo.png", random_picture(40, 48))
+    more = () if steps is None else ("--steps", steps)
+    done = run_command("restore", source, tmp_path / "out.png", *more)
+    assert done.exit_code == 0, done.output
+    restored = c2fdft.load(steps=steps)(PIL.Image.open(source))
+    assert np.array_equal(np.asarray(restored), pixels(tmp_path / "out.png"))
+
+
 def test_a_list_gives_what_its_images_give_one_by_one(restorer):
     images = [
         random_picture(16, 24, seed=0).pixels,

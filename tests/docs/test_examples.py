@@ -37,7 +37,7 @@ SAID = {
     "one_photo": "",
     "folder": "1 of 3 images failed",
     "uncertainty": "least certain at x=",
-    "train_and_score": "derain-fast: ",
+    "train_and_score": "derain: ",
     "pipeline": "the gradient of the mean brightness is at most ",
 }
 
