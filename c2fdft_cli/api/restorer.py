@@ -210,7 +210,7 @@ class Restorer:
 
     def restore_folder(
         self,
-        source: str | Path,
+        source: str | Path | Sequence[str | Path],
         out: str | Path,
         *,
         format: str | None = None,
@@ -226,7 +226,7 @@ class Restorer:
         In a process of torchrun, this process's share of them.
 
         Args:
-            source: a folder, a file, a glob, or `@list.txt`.
+            source: a folder, a file, a glob, `@list.txt`, or several of them.
             out: a folder; for one input also a file.
             format: "png", "jpg", "tif", "bmp", "webp" or "same"; None for PNG or OUT's suffix.
             quality: of JPEG, 1 to 100.
