@@ -11,10 +11,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from c2fdft_cli import __version__
 from c2fdft_cli.cli.commands import list_commands, load_command
 from c2fdft_cli.cli.group import Group
 from c2fdft_cli.errors import C2fdftError
+from c2fdft_cli.version import __version__
 
 
 class Commands(Group):

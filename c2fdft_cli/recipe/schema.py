@@ -74,7 +74,18 @@ class Section:
 
 @dataclass
 class Network(Section):
-    """Arguments of `core.network.DFT`."""
+    """The network: arguments of `core.network.DFT`.
+
+    Args:
+        dim: channels of the first level, even; each further level has twice as many.
+        blocks: blocks of each of the 4 levels.
+        heads: attention heads of each level; each must divide the level's channels.
+        ffn_factor: hidden channels of the feed-forward network, as a multiple of the level's.
+        bias: biases in the convolutions.
+        norm: layer norm `with_bias`, or `bias_free`: without bias and without the mean taken off.
+        dual_pixel: add a 1x1 projection of the embedded input before the output convolution, and
+            no final `+ x_t`.
+    """
 
     dim: Annotated[int, Field(ge=4, le=MAX_DIM, multiple_of=2), NotBool] = 48
     blocks: Levels = field(default_factory=lambda: [4, 6, 6, 8])
@@ -103,7 +114,14 @@ class Network(Section):
 
 @dataclass
 class Diffusion(Section):
-    """The noise schedule, 0 < beta_start <= beta_end < 1."""
+    """The noise schedule, 0 < beta_start <= beta_end < 1.
+
+    Args:
+        schedule: how beta_t goes from `beta_start` to `beta_end`.
+        timesteps: T, the number of timesteps.
+        beta_start: the first beta_t.
+        beta_end: the last beta_t.
+    """
 
     schedule: Schedule = "linear"
     timesteps: Annotated[int, Field(ge=2), NotBool] = 1000
@@ -120,7 +138,14 @@ class Diffusion(Section):
 
 @dataclass
 class Sampling(Section):
-    """The sampler's timesteps: explicit (`grid`), or `steps` of them with a `spacing`."""
+    """The sampler's timesteps: explicit (`grid`), or `steps` of them with a `spacing`.
+
+    Args:
+        steps: number of sampling steps.
+        spacing: how their timesteps are spaced.
+        grid: explicit timesteps, descending, instead of `steps` and `spacing`.
+        eta: noise added in each step: 0 none (DDIM), 1 ancestral (DDPM).
+    """
 
     steps: Count = 4
     spacing: Spacing = "linspace"
@@ -137,7 +162,16 @@ class Sampling(Section):
 
 @dataclass
 class Data(Section):
-    """Where pairs come from, and how crops are degraded when there are only clean images."""
+    """Where pairs come from, and how crops are degraded when there are only clean images.
+
+    Args:
+        shards: folder of shards, seen from where the command runs; `--data` takes precedence.
+        synthesize: degradation that is made on each crop while training; null for the shards' own
+            degraded images.
+        synthesis: settings of that degradation: docs/synthesis.md lists them.
+        streaks: folder of rendered rain streaks (PNG), for rain.
+        workers: processes that read batches; 0 for a thread of the training's own.
+    """
 
     shards: str | None = None
     synthesize: Degradation | None = None
@@ -148,7 +182,12 @@ class Data(Section):
 
 @dataclass
 class Period(Section):
-    """One cosine of the learning rate: its length in iterations and the floor it falls to."""
+    """One cosine of the learning rate.
+
+    Args:
+        length: iterations.
+        floor: the learning rate that it falls to, from `lr`.
+    """
 
     length: Count
     floor: NotNegative = 0.0
@@ -156,7 +195,18 @@ class Period(Section):
 
 @dataclass
 class Stage(Section):
-    """One training stage. Batches are global: over all devices and micro-batches."""
+    """One training stage. Batches are global: over all devices and micro-batches.
+
+    Args:
+        iterations: how many there are.
+        patches: sides of the square patches, px, one after another.
+        batches: images in the batch of each patch size.
+        switch_every: iterations with one patch size.
+        cycles: rounds through all patch sizes; then the last one stays.
+        lr: learning rate at the start of each period.
+        periods: cosines of the learning rate, one after another.
+        mixup_beta: b of mixup's weights, from Beta(b, b), with probability 1/2; null for no mixup.
+    """
 
     iterations: Count = 270_000
     patches: Patches = field(default_factory=lambda: [32, 64, 128])
@@ -188,7 +238,17 @@ class Stage(Section):
 
 @dataclass
 class FineStage(Stage):
-    """The fine stage: its loss, and which coarse weights it starts from."""
+    """The fine stage: what a stage has, its loss, and which coarse weights it starts from.
+
+    Args:
+        ssim: the MS-SSIM term: `paper` with its true range, `as_released` with a range of 255 on
+            [-1, 1] (effectively L1 alone), or `none`.
+        ssim_weight: weight of 1 - MS-SSIM.
+        l1_weight: weight of L1, on [-1, 1].
+        start_from: the checkpoint's averaged (`ema`) or `raw` weights.
+        recompute: what back-propagation computes again to save memory: `none`, the inside of each
+            sampling step (`call`), or also that of each level (`level`).
+    """
 
     iterations: Count = 90_000
     batches: list[Count] = field(default_factory=lambda: [192, 48, 12])
@@ -217,7 +277,28 @@ class FineStage(Stage):
 
 @dataclass
 class Train(Section):
-    """What both stages share: optimiser, averaging, precision, saving, validation."""
+    """What both stages share: optimiser, averaging, precision, saving, validation.
+
+    Args:
+        seed: decides all random numbers.
+        precision: what matrix products compute in; `auto` is bf16 where the device has it, else
+            fp16 on CUDA, else fp32. `--precision` takes precedence.
+        compile: torch.compile; `auto` on CUDA alone.
+        micro_batch: images that go through the network at once; `auto` by the memory there is.
+        adam_betas: of AdamW.
+        weight_decay: of AdamW.
+        ema_decay: of the average of the weights, for each update.
+        ema_warm_up: let the decay grow from 2/11 in the first updates.
+        clip_norm: largest norm of the gradient; null for no limit.
+        max_bad_steps: steps in a row without a finite gradient that end the run.
+        log_every: iterations between two rows of metrics.csv.
+        save_every: iterations between two saved states.
+        keep: how many of the newest checkpoints to keep.
+        validate_every: iterations between two validations.
+        validation_images: validation pairs that are restored; 0 for all.
+        protocol: of PSNR and SSIM: docs/metrics.md.
+        tensorboard: write TensorBoard files; `auto` where it is installed.
+    """
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63), NotBool] = 100
     precision: Precision = "auto"
@@ -244,7 +325,18 @@ class Train(Section):
 
 @dataclass
 class Recipe(Section):
-    """Everything that decides a training run, apart from the images themselves."""
+    """Everything that decides a training run, apart from the images themselves.
+
+    Args:
+        task: what the weights are for; `restore` is none of the others.
+        network: docs/paper.md, "Diffusion Transformer".
+        diffusion: docs/paper.md, "Forward diffusion".
+        sampling: where training and validation sample.
+        data: what is trained on.
+        coarse: stage 1.
+        fine: stage 2.
+        train: both stages.
+    """
 
     task: Task = "derain"
     network: Network = field(default_factory=Network)

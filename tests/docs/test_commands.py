@@ -13,16 +13,21 @@ from typer.main import get_command
 from c2fdft_cli.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-LINE = re.compile(r"^ +(c2fdft .*)$", re.MULTILINE)
+LINE = re.compile(r"^ *(?:\$ )?(c2fdft .*)$", re.MULTILINE)
 
 
 def command_lines() -> Iterator[tuple[str, str]]:
-    """Document and command line: indented, without its comment and optional parts."""
+    """Document and command line, without its comment, its optional parts and what it is piped to.
+
+    Those of troubleshooting are run by a test of their own; some are wrong on purpose.
+    """
     generated = ROOT / "docs" / "cli.md"  # help texts, wrapped at 80 columns
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        if file != generated:
-            for line in LINE.findall(file.read_text(encoding="utf-8")):
-                yield file.name, re.sub(r"\[-.*?\](?=\s|$)", "", line)
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        if file not in (generated, ROOT / "docs" / "troubleshooting.md"):
+            text = re.sub(r"\\\n\s*", " ", file.read_text(encoding="utf-8"))
+            for line in LINE.findall(text):
+                alone = re.sub(r"\[-.*?\](?=\s|$)", "", line)
+                yield file.name, re.split(r" (?:\||>|&&) ", alone)[0]
 
 
 def parse(line: str) -> None:

@@ -102,6 +102,16 @@ class EvalResult:
         return PartialFailure(what, hint="use --allow-missing for a mean over a part of the set")
 
     @property
+    def psnr(self) -> float:
+        """The mean over the images, dB."""
+        return statistics.fmean(row.psnr for row in self.rows)
+
+    @property
+    def ssim(self) -> float:
+        """The mean over the images."""
+        return statistics.fmean(row.ssim for row in self.rows)
+
+    @property
     def spread(self) -> float | None:
         """With several seeds, the standard deviation over them of the set's mean PSNR."""
         seeds = list(zip(*(row.by_seed for row in self.rows), strict=True))

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from c2fdft_cli import __version__
 from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired
 from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader, ShardIndex, clean_text
 from c2fdft_cli.data.shards.writer import ShardWriter
@@ -39,6 +38,7 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import ensure_folder, free_bytes
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
+from c2fdft_cli.version import __version__
 
 Images: TypeAlias = Generator[tuple[Pixels | None, Pixels], None, None]
 Row: TypeAlias = tuple[str, str | None, str]

@@ -67,7 +67,11 @@ TrainEvent: TypeAlias = StepDone | Validated | Saved | Notice
 class TrainResult:
     """The finished training.
 
+    run: its folder.
     checkpoint: what `--from`, `sweep-steps` and `restore` take.
+    step: the last iteration.
+    best_psnr: the best validation score, dB; None where nothing was validated.
+    seconds: that this process trained.
     """
 
     run: Path

@@ -19,7 +19,6 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-import c2fdft_cli
 from c2fdft_cli.core.diffusion import check_grid, time_grid
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
@@ -31,6 +30,7 @@ from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.files import recipe_from_dict
 from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
 from c2fdft_cli.validation import STRICT, NotBool, validate
+from c2fdft_cli.version import __version__
 from c2fdft_cli.vocabulary import WeightSet
 
 FORMAT_VERSION = 1
@@ -129,7 +129,7 @@ def plain(state: Mapping[str, Tensor]) -> StateDict:
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     return {
-        "c2fdft": c2fdft_cli.__version__,
+        "c2fdft": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }

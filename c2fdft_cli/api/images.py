@@ -1,0 +1,146 @@
+"""Images in the kinds that Python programs hold them in: to tensors, and back to the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import torch
+from torch import Tensor
+
+from c2fdft_cli.engine.restore.pictures import quantise
+from c2fdft_cli.errors import UsageError
+
+Image: TypeAlias = npt.NDArray[Any] | Tensor | PIL.Image.Image
+"""One image, or a tensor of several:
+
+- NumPy `[h, w, 3]` RGB or `[h, w]` grey; uint8, uint16, or floats on the scale 0 .. 1;
+- torch `[3, h, w]` or `[n, 3, h, w]`, uint8 or floats on the scale 0 .. 1, on any device;
+- PIL of mode RGB, RGBA, L, LA or I;16; a palette image becomes RGB or RGBA, two levels become L.
+"""
+
+MAX_FLOAT = 4.0
+"""Larger floats are not on the scale 0 .. 1, which unclipped noise may leave by a little."""
+_DEPTHS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
+_MODES = {"1": "L", "P": "RGB", "PA": "RGBA"}
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """An image as a tensor, and the way back.
+
+    values: `[n, 3, h, w]`, as they were.
+    white: the value of white: 255, 65535 or 1.
+    pack: restored `[n, 3, h, w]` float32 in [0, 1] to the image's own kind.
+    name: the base name of the file that it was read from, where it knows one.
+    """
+
+    values: Tensor
+    white: float
+    pack: Callable[[Tensor], Any]
+    name: str | None = None
+
+    @property
+    def lq(self) -> Tensor:
+        """`[n, 3, h, w]` float32 on the scale 0 .. 1, on the CPU."""
+        return self.values.cpu().float().div(self.white)
+
+    @property
+    def levels(self) -> Tensor:
+        """`[n, 3, h, w]` float64 on the scale 0 .. 255, on the CPU."""
+        return self.values.cpu().double() / (self.white / 255)
+
+
+def unpack(image: Image) -> Unpacked:
+    """Take an image of any known kind apart; UsageError for anything else."""
+    if isinstance(image, Tensor):
+        return _of_tensor(image)
+    if isinstance(image, np.ndarray):
+        return _of_array(image)
+    if isinstance(image, PIL.Image.Image):
+        return _of_pil(image)
+    raise UsageError(
+        f"an image must be a NumPy array, a torch tensor or a PIL image, got {type(image)}",
+        hint="for files, use restore_folder",
+    )
+
+
+def as_list(images: Image | Sequence[Image]) -> list[Image]:
+    """One image as a list of one."""
+    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
+
+
+def _of_tensor(image: Tensor) -> Unpacked:
+    batch = image[None] if image.dim() == 3 else image
+    if batch.dim() != 4 or batch.shape[1] != 3 or not batch.numel():
+        raise UsageError(f"a tensor must be [n, 3, h, w] or [3, h, w], got {list(image.shape)}")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise UsageError(f"a tensor must be uint8 or floating, got {image.dtype}")
+    if image.is_floating_point():
+        _check_scale(batch.abs().max().item())
+
+    def pack(restored: Tensor) -> Tensor:
+        if image.dtype == torch.uint8:
+            restored = restored.mul(255).round_()
+        return restored.to(image.device, image.dtype).view(image.shape)
+
+    return Unpacked(batch, 255 if image.dtype == torch.uint8 else 1, pack)
+
+
+def _of_array(image: npt.NDArray[Any]) -> Unpacked:
+    grey, depth = image.ndim == 2, _DEPTHS.get(image.dtype)
+    if not (grey or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
+        raise UsageError(f"an array must be [h, w, 3] or [h, w], got {list(image.shape)}")
+    if depth is None and not np.issubdtype(image.dtype, np.floating):
+        raise UsageError(f"an array must be uint8, uint16 or floating, got {image.dtype}")
+    values = image if depth else image.astype(np.float32)
+    if depth is None:
+        _check_scale(float(np.abs(values).max()))
+    colours = np.repeat(values[..., None], 3, axis=2) if grey else values
+    batch = torch.from_numpy(colours.astype(np.int32 if depth else np.float32))
+
+    def pack(restored: Tensor) -> npt.NDArray[Any]:
+        if depth:
+            pixels: npt.NDArray[Any] = quantise(restored[0], depth, grey=grey)
+            return np.ascontiguousarray(pixels[..., 0]) if grey else pixels
+        if grey:
+            return restored[0].mean(0).numpy().astype(image.dtype)
+        return np.ascontiguousarray(restored[0].permute(1, 2, 0).numpy().astype(image.dtype))
+
+    return Unpacked(batch.permute(2, 0, 1)[None], 2**depth - 1 if depth else 1, pack)
+
+
+def _of_pil(image: PIL.Image.Image) -> Unpacked:
+    mode = _MODES.get(image.mode, image.mode)
+    if mode == "RGB" and "transparency" in image.info:
+        mode = "RGBA"
+    if mode not in ("RGB", "RGBA", "L", "LA", "I;16"):
+        hint = 'convert it first: image.convert("RGB")'
+        raise UsageError(f"a PIL image of mode {image.mode} is not supported", hint=hint)
+    *bands, last = image.convert(mode).split()
+    alpha = last if mode in ("RGBA", "LA") else None
+    bands = bands if alpha else [*bands, last]
+    pixels = [np.asarray(band) for band in bands]
+    inner = _of_array(pixels[0] if len(pixels) == 1 else np.stack(pixels, axis=-1))
+
+    def pack(restored: Tensor) -> PIL.Image.Image:
+        out = PIL.Image.fromarray(inner.pack(restored))
+        if alpha is not None:
+            out.putalpha(alpha)
+        out.info = dict(image.info)
+        return out
+
+    name = getattr(image, "filename", "") or None
+    return Unpacked(inner.values, inner.white, pack, name)
+
+
+def _check_scale(largest: float) -> None:
+    if not largest <= MAX_FLOAT:
+        raise UsageError(
+            f"floating values must be on the scale 0 to 1, got {largest:g}",
+            hint="divide by 255, or pass uint8",
+        )

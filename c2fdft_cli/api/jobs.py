@@ -1,0 +1,167 @@
+"""Preparing, training and scoring from Python: the engine's jobs, run to their end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from c2fdft_cli.api.images import Image, as_list, unpack
+from c2fdft_cli.engine.evaluate.files import evaluate_files
+from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
+from c2fdft_cli.engine.evaluate.metrics import find_metrics
+from c2fdft_cli.engine.prepare.job import PrepareResult
+from c2fdft_cli.engine.prepare.job import prepare as prepare_job
+from c2fdft_cli.engine.prepare.options import PrepareOptions
+from c2fdft_cli.engine.sampling.scoring import Scored
+from c2fdft_cli.engine.train.events import TrainEvent, TrainResult
+from c2fdft_cli.engine.train.job import train as train_job
+from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.setup import set_up
+from c2fdft_cli.engine.weights.choose import find_weights
+from c2fdft_cli.errors import CheckpointError, DataError
+from c2fdft_cli.execution.distributed import destroy_process_group
+from c2fdft_cli.metrics.protocols import PROTOCOLS
+
+
+def evaluate(
+    restored: str | Path | Image | Sequence[Image],
+    target: str | Path | Image | Sequence[Image],
+    *,
+    protocol: str | None = None,
+    border: int = 0,
+    metrics: Sequence[str] = (),
+    degraded: str | Path | None = None,
+) -> EvalResult:
+    """Score restored images against their targets, as `c2fdft eval` does.
+
+    Args:
+        restored, target: two folders or files, paired by name; or two images, or lists of as many.
+        protocol: of PSNR and SSIM, such as "derain"; None for "rgb".
+        border: pixels to skip on each side.
+        metrics: further ones, such as "lpips"; "all" is every one that needs no download.
+        degraded: folder of the inputs, to score them too; for folders.
+
+    Returns:
+        The records (`rows`), their means (`psnr` in dB, `ssim`), and what was not paired.
+
+    Raises:
+        UsageError: a name that is not known, or not an image.
+        DataError: nothing to score, sizes that differ, or a file that cannot be read.
+    """
+    options = EvalOptions(protocol, border, find_metrics(",".join(metrics)) if metrics else {})
+    if isinstance(restored, str | Path) and isinstance(target, str | Path):
+        beside = None if degraded is None else Path(degraded)
+        return evaluate_files(Path(restored), Path(target), options, beside).run()
+    return _evaluate_images(as_list(restored), as_list(target), options)  # type: ignore[arg-type]
+
+
+def _evaluate_images(
+    restored: Sequence[Image], target: Sequence[Image], options: EvalOptions
+) -> EvalResult:
+    protocol = PROTOCOLS[options.protocol or "rgb"]
+    scorer = options.scorer(protocol)
+    ours, theirs = (
+        [frame[None] for image in images for frame in unpack(image).levels]
+        for images in (restored, target)
+    )
+    if len(ours) != len(theirs):
+        raise DataError(f"there are {len(ours)} restored images and {len(theirs)} targets")
+    rows: list[Scored] = []
+    for i, pair in enumerate(zip(ours, theirs, strict=True)):
+        a, b = pair if protocol.unrounded else (one.round() for one in pair)
+        if a.shape != b.shape:
+            sizes = " and ".join(f"{one.shape[-1]}x{one.shape[-2]}" for one in (a, b))
+            raise DataError(f"the sizes of image {i} differ: {sizes}")
+        rows.append(scorer(str(i), a, b))
+    depth = "unrounded" if protocol.unrounded else "8 bit"
+    return EvalResult(protocol, rows, f"images in memory, {depth}", options.border)
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    val: int | str | Path | None = None,
+    overwrite: bool = False,
+) -> PrepareResult:
+    """Pack pairs into the shards that training reads, as `c2fdft prepare` does.
+
+    Args:
+        source: a folder of pairs in any layout that the program knows.
+        out: folder for the shards; None for shards/NAME of the source.
+        val: how many pairs to validate on, or a folder of others; None as the command.
+        overwrite: replace another set in `out`.
+
+    Raises:
+        UsageError, DataError, ResourceError: as the command.
+    """
+    parts = val if val is None or isinstance(val, int) else Path(val)
+    folder = None if out is None else Path(out)
+    options = PrepareOptions(Path(source), folder, val=parts, overwrite=overwrite)
+    return prepare_job(options).run()
+
+
+def train(
+    stage: Literal["coarse", "fine"],
+    *,
+    recipe: str | Path | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    overrides: Mapping[str, object] | Sequence[str] = (),
+    init: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    max_seconds: float | None = None,
+    on_event: Callable[[TrainEvent], None] | None = None,
+) -> TrainResult:
+    """Train a stage to its end, as `c2fdft train-coarse` and `c2fdft train-fine` do.
+
+    Args:
+        stage: "coarse" or "fine".
+        recipe: name or file; None takes that of `init`.
+        data: folder of shards; None takes the recipe's, else that of `init`.
+        out: run folder; None takes a free name under runs/.
+        overrides: keys of the recipe, `{"coarse.lr": 1e-4}` or `["coarse.lr=1e-4"]`.
+        init: weights to start from, by name or file; the fine stage needs some.
+        resume: go on with the run in `out`, or the newest of this stage.
+        device, precision: as `load`.
+        max_seconds: save the state and stop (Interrupted) after so long.
+        on_event: called with each step, score and saved file.
+
+    Raises:
+        RecipeError, UsageError, DataError, CheckpointError, ResourceError: as the commands.
+        Interrupted: stopped by a signal or the time limit; the state is saved.
+    """
+    if stage == "fine" and init is None and not resume:
+        raise CheckpointError(
+            "the fine stage needs weights to start from", hint="give init=, the coarse checkpoint"
+        )
+    request = TrainRequest(
+        stage=stage,
+        recipe=None if recipe is None else str(recipe),
+        overrides=_override_words(overrides),
+        data=None if data is None else Path(data),
+        out=None if out is None else Path(out),
+        resume=resume,
+        init=None if init is None else find_weights(str(init)),
+        device=device,
+        precision=precision,
+        max_seconds=max_seconds,
+    )
+    try:
+        job = train_job(set_up(request))
+        for event in job:
+            if on_event is not None:
+                on_event(event)
+        return job.result
+    finally:
+        destroy_process_group()
+
+
+def _override_words(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return list(overrides)

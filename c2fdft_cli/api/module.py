@@ -1,0 +1,51 @@
+"""The restoration as a `torch.nn.Module`, for pipelines that are made of such."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from c2fdft_cli.core.diffusion import conditioned, ddim_sample, gaussian, to_image
+from c2fdft_cli.core.network import DFT, pad_to_multiple
+from c2fdft_cli.engine.sampling.restorer import noise_generator
+
+
+class RestorationModule(nn.Module):
+    """Maps `lq` to the restored image, differentiable in `lq` and in the weights.
+
+    `Restorer.module` makes one. It moves with `.to(device)`. Gradient mode and autocast belong to
+    the caller. The whole image is held in memory: `Restorer` takes less, is faster, and differs
+    from this by rounding only.
+
+    Args:
+        net: the network, which is copied.
+        alpha_bar: `[T]`.
+        grid: descending timesteps, one a sampling step.
+        seed, name: decide the noise that sampling starts from, the same for each image.
+    """
+
+    def __init__(
+        self, net: DFT, alpha_bar: Tensor, grid: Sequence[int], *, seed: int, name: str
+    ) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).requires_grad_(True)
+        self.grid, self.seed, self.name = list(grid), seed, name
+        self._alpha_bar = alpha_bar
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore a batch.
+
+        Args:
+            lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
+
+        Returns:
+            `[n, 3, h, w]` in [0, 1], of the same type and on the same device.
+        """
+        height, width = lq.shape[-2:]
+        padded = pad_to_multiple(lq.float())
+        sources = [noise_generator(self.seed, self.name) for _ in lq]
+        x_T = gaussian(padded.shape, sources, lq.device)
+        x_0 = ddim_sample(conditioned(self.net, padded), x_T, self.grid, self._alpha_bar)
+        return to_image(x_0)[..., :height, :width].to(lq.dtype)

@@ -1,0 +1,330 @@
+"""`load` and `Restorer`: packaged weights or a checkpoint, ready to restore images in memory."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, overload
+
+import numpy.typing as npt
+import PIL.Image
+import torch
+from torch import Tensor
+
+from c2fdft_cli.api.images import Image, Unpacked, as_list, unpack
+from c2fdft_cli.api.module import RestorationModule
+from c2fdft_cli.engine.restore.job import restore
+from c2fdft_cli.engine.restore.options import (
+    UNCERTAINTY_SAMPLES,
+    Machine,
+    Sampling,
+    Writing,
+    choose_grid,
+    grid_warning,
+    parse_size,
+    sample_count,
+)
+from c2fdft_cli.engine.restore.pictures import refuse_not_finite
+from c2fdft_cli.engine.restore.plan import plan_restore
+from c2fdft_cli.engine.restore.result import RestoreResult
+from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
+from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
+from c2fdft_cli.engine.weights.choose import choose_weights
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution.compiling import compiles_strips
+from c2fdft_cli.execution.device import Runtime, make_runtime
+
+DEFAULT_NAME = "image"
+"""The name, and so the noise, of an image that knows no file name."""
+
+One = TypeVar("One", npt.NDArray[Any], Tensor, PIL.Image.Image)
+
+
+class Uncertain(NamedTuple):
+    """A restored image and how much its samples differ.
+
+    image: the mean over the samples, of the input's kind.
+    deviation: the per-pixel standard deviation on the scale 0 .. 1, root mean square over the
+        colours: float32 `[n, 1, h, w]` for tensors, else a NumPy array `[h, w]`.
+    """
+
+    image: Any
+    deviation: Any
+
+
+def load(
+    weights: str | Path | None = None,
+    *,
+    task: str | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    steps: int | None = None,
+    grid: Sequence[int] | None = None,
+    seed: int = 0,
+    self_ensemble: bool = False,
+    max_memory: int | str | None = None,
+    tile: int | None = None,
+    compile: str = "auto",
+) -> Restorer:
+    """Load weights to restore with; the keywords are the options of `c2fdft restore`.
+
+    Fine weights on other timesteps than those of their training give a Python warning, and so does
+    a compiler that is asked for and missing.
+
+    Args:
+        weights: a packaged name such as "derain", or a checkpoint file, an official one included;
+            None for the best packaged weights of `task`, or those trained for `steps`.
+        task: "derain" or "denoise", instead of weights.
+        device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda" or "mps".
+        precision: "auto", "fp32", "bf16" or "fp16".
+        steps: sampling steps; None for the checkpoint's own timesteps.
+        grid: descending timesteps, instead of `steps`.
+        seed: of the noise.
+        self_ensemble: average over flips and turns.
+        max_memory: bytes, or a size such as "6G"; None for 80 % of what is free now.
+        tile: restore in overlapping tiles of so many pixels; None for the exact result.
+        compile: torch.compile: "on", "off", or "auto" for large jobs on CUDA, which a call is not.
+
+    Raises:
+        UsageError: values that cannot be used, or do not go together.
+        CheckpointError: no such weights, or a file that is not a checkpoint.
+        ResourceError: a device that is not there.
+    """
+    sampling = Sampling(
+        weights=None if weights is None else str(weights),
+        task=task,
+        steps=steps,
+        grid=None if grid is None else tuple(grid),
+        seed=seed,
+        self_ensemble=self_ensemble,
+    )
+    machine = Machine(
+        device=str(device),
+        precision=precision,
+        max_memory=parse_size(max_memory) if isinstance(max_memory, str) else max_memory,
+        tile=tile,
+        compile=compile,
+    )
+    runtime = make_runtime(machine.device, machine.precision)
+    path = choose_weights(sampling.weights, sampling.task, sampling.steps).path
+    checkpoint = load_checkpoint(path)
+    meta = checkpoint.meta
+    times = choose_grid(sampling, checkpoint.grid(), meta.diffusion.timesteps)
+    warning = grid_warning(meta.grid if meta.stage == "fine" else None, times)
+    if warning is not None:
+        warnings.warn(warning, stacklevel=2)
+    return Restorer(checkpoint, times, runtime, sampling, machine)
+
+
+class Restorer:
+    """Restores images in memory and folders of files; made by `load`.
+
+    Calls from several threads wait for each other; several restorers work side by side.
+
+    Attributes:
+        weights: the checkpoint file.
+        grid: the sampler's timesteps, one a sampling step.
+        device: where the network runs.
+        precision: what it computes in.
+        task: what the weights were trained to do, where they say so.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        grid: Sequence[int],
+        runtime: Runtime,
+        sampling: Sampling,
+        machine: Machine,
+    ) -> None:
+        self.weights = checkpoint.path
+        self.grid = list(grid)
+        self.device = runtime.device
+        self.precision = runtime.precision
+        self.task = checkpoint.task()
+        self._alpha_bar = checkpoint.alpha_bar()
+        self._net = checkpoint.network().to(runtime.device).requires_grad_(False)
+        self._runtime, self._sampling, self._machine = runtime, sampling, machine
+        self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)
+        if notice is not None:
+            warnings.warn(notice, stacklevel=3)
+        self._lock = threading.Lock()
+        self._executors: dict[int, Executor] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"<Restorer {self.weights.name}, timesteps {','.join(map(str, self.grid))}, "
+            f"{self.device}, {self.precision}>"
+        )
+
+    @overload
+    def __call__(self, image: One, name: str | Sequence[str] | None = None) -> One: ...
+    @overload
+    def __call__(self, image: list[One], name: str | Sequence[str] | None = None) -> list[One]: ...
+    def __call__(self, image: Any, name: str | Sequence[str] | None = None) -> Any:
+        """Restore an image, a batch or a list; the same kind comes back.
+
+        The pixels are those that `c2fdft restore` writes for a file of this name and these pixels.
+
+        Args:
+            image: NumPy `[h, w, 3]` or `[h, w]` (uint8, uint16, or floats in 0 .. 1), torch
+                `[n, 3, h, w]` or `[3, h, w]` (uint8 or floats in 0 .. 1), a PIL image, or a list of
+                these. PIL images are not turned by their EXIF orientation.
+            name: of the image's file, or one for each image: together with the seed it decides the
+                noise that sampling starts from. None for a PIL image's own, else "image".
+
+        Raises:
+            UsageError: not such an image.
+            ResourceError: it does not fit into memory.
+            CheckpointError: the network produced NaN or infinite values.
+        """
+        images = [unpack(one) for one in as_list(image)]
+        restored = [one for one, _ in self._run(images, name, samples=1)]
+        return restored if isinstance(image, list | tuple) else restored[0]
+
+    def uncertainty(
+        self,
+        image: Image,
+        samples: int = UNCERTAINTY_SAMPLES,
+        name: str | Sequence[str] | None = None,
+    ) -> Uncertain:
+        """The mean of several samples of an image, and their per-pixel standard deviation.
+
+        Args:
+            image, name: as for a call.
+            samples: at least 2.
+
+        Raises:
+            As a call.
+        """
+        samples = sample_count(samples, self._sampling.self_ensemble, uncertainty=True)
+        ((restored, deviation),) = self._run([unpack(image)], name, samples)
+        if isinstance(image, Tensor):
+            return Uncertain(restored, deviation.to(image.device))
+        return Uncertain(restored, deviation[0, 0].numpy())
+
+    def restore_folder(
+        self,
+        source: str | Path | Sequence[str | Path],
+        out: str | Path,
+        *,
+        format: str | None = None,
+        quality: int = 95,
+        bit_depth: int | None = None,
+        suffix: str = "",
+        overwrite: bool = False,
+        check: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> RestoreResult:
+        """Restore files as `c2fdft restore` does: images and videos, skipping what exists.
+
+        In a process of torchrun, this process's share of them.
+
+        Args:
+            source: a folder, a file, a glob, `@list.txt`, or several of them.
+            out: a folder; for one input also a file.
+            format: "png", "jpg", "tif", "bmp", "webp" or "same"; None for PNG or OUT's suffix.
+            quality: of JPEG, 1 to 100.
+            bit_depth: 8 or 16; None for the input's own.
+            suffix: appended to each output's base name.
+            overwrite: replace outputs that exist.
+            check: raise the error when inputs failed; else it is the result's `failure`.
+            progress: called after each image or frame with how many are done, of how many.
+
+        Raises:
+            PartialFailure: all others are restored, but some inputs failed, or outputs that were
+                made with other settings exist.
+            UsageError, DataError, ResourceError, Interrupted: as the command.
+        """
+        writing = Writing(
+            format=format, quality=quality, bit_depth=bit_depth, suffix=suffix, overwrite=overwrite
+        )
+        sampling = replace(self._sampling, weights=str(self.weights), task=None)
+        plan = plan_restore(source, out, sampling=sampling, machine=self._machine, writing=writing)
+        job = restore(plan)
+        for done, _ in enumerate(job, start=1):
+            if progress is not None:
+                progress(done, len(job))
+        if check and job.result.failure is not None:
+            raise job.result.failure
+        return job.result
+
+    def module(self) -> RestorationModule:
+        """A copy of the network as a differentiable `torch.nn.Module` that restores."""
+        return RestorationModule(
+            self._net, self._alpha_bar, self.grid, seed=self._sampling.seed, name=DEFAULT_NAME
+        )
+
+    def _run(
+        self, images: list[Unpacked], name: str | Sequence[str] | None, samples: int
+    ) -> list[tuple[Any, Any]]:
+        """Each image restored, of its own kind, and its deviation `[n, 1, h, w]`."""
+        names = _names(images, name)
+        frames = [frame for one in images for frame in one.lq]
+        by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, frame in enumerate(frames):
+            by_size[tuple(frame.shape)].append(i)
+        restored: list[Tensor] = list(frames)
+        deviation: list[Tensor | None] = [None] * len(frames)
+        with self._lock:
+            executor = self._executor(samples)
+            for (_, height, width), members in by_size.items():
+                size = executor.batch_size(height, width)
+                for start in range(0, len(members), size):
+                    batch = members[start : start + size]
+                    lq = torch.stack([frames[i] for i in batch])
+                    done = executor(lq, [names[i] for i in batch])
+                    refuse_not_finite(done.image, self.weights, self.precision)
+                    for k, i in enumerate(batch):
+                        restored[i] = done.image[k]
+                        deviation[i] = None if done.deviation is None else done.deviation[k]
+        return list(_packed(images, restored, deviation))
+
+    def _executor(self, samples: int) -> Executor:
+        """What runs the network for so many samples of each image."""
+        if samples not in self._executors:
+            transforms = ensemble_transforms(self.task) if self._sampling.self_ensemble else (0,)
+            self._executors[samples] = Executor(
+                self._net,
+                self._alpha_bar,
+                self.grid,
+                self._runtime,
+                seed=self._sampling.seed,
+                samples=samples,
+                transforms=transforms,
+                max_memory=self._machine.max_memory,
+                tile=self._machine.tile,
+                compile=self._compiled,
+            )
+        return self._executors[samples]
+
+
+def _packed(
+    images: Sequence[Unpacked], restored: Sequence[Tensor], deviation: Sequence[Tensor | None]
+) -> Any:
+    first = 0
+    for one in images:
+        last = first + len(one.values)
+        known = [part for part in deviation[first:last] if part is not None]
+        yield (
+            one.pack(torch.stack(list(restored[first:last]))),
+            torch.stack(known) if known else None,
+        )
+        first = last
+
+
+def _names(images: Sequence[Unpacked], name: str | Sequence[str] | None) -> list[str]:
+    """One name for each image, those of a batch included."""
+    count = sum(len(one.values) for one in images)
+    if name is None:
+        return [one.name or DEFAULT_NAME for one in images for _ in one.values]
+    if isinstance(name, str):
+        return [name] * count
+    if len(name) != count:
+        raise UsageError(f"there are {len(name)} names for {count} images")
+    return list(name)

@@ -1,0 +1,17 @@
+# c2fdft on a CPU. From the top of the repository: docker build -f docs/docker/cpu.Dockerfile -t c2fdft .
+FROM python:3.12-slim
+
+COPY pyproject.toml README.md LICENSE /src/
+COPY c2fdft_cli /src/c2fdft_cli
+COPY recipes /src/recipes
+# the headless OpenCV needs no libGL
+RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
+      '/src[plots,no-reference,video,heif,export,sidd]' \
+    && pip uninstall -y opencv-python \
+    && pip install --no-cache-dir opencv-python-headless \
+    && c2fdft --version
+
+# for any --user: caches have somewhere to go
+ENV HOME=/tmp
+WORKDIR /data
+ENTRYPOINT ["c2fdft"]

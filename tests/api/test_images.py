@@ -1,0 +1,54 @@
+"""Images of every kind are taken apart and put together again without a change."""
+
+from __future__ import annotations
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from c2fdft_cli.api.images import as_list, unpack
+from tests.kit.restore import random_picture
+
+IMAGES = [
+    random_picture(5, 7).pixels,
+    random_picture(5, 7, depth=16).pixels,
+    random_picture(5, 7).pixels[..., 0],
+    random_picture(5, 7).pixels.astype(np.float64) / 255,
+    random_picture(5, 7).pixels[:, ::-1],
+    torch.arange(2 * 3 * 20, dtype=torch.uint8).view(2, 3, 4, 5),
+    torch.linspace(0, 1, 60).view(3, 4, 5),
+]
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda x: f"{x.dtype}{list(x.shape)}")
+def test_the_way_there_and_back_changes_nothing(image):
+    apart = unpack(image)
+    assert apart.lq.dim() == 4
+    assert 0 <= apart.lq.min() <= apart.lq.max() <= 1
+    back = apart.pack(apart.lq)
+    assert (type(back), back.dtype, back.shape) == (type(image), image.dtype, image.shape)
+    assert np.allclose(np.asarray(back), np.asarray(image), rtol=0, atol=1e-6)
+    if "float" not in str(image.dtype):
+        assert np.array_equal(np.asarray(back), np.asarray(image))
+    assert apart.levels.dtype == torch.float64
+    assert torch.allclose(apart.levels / 255, apart.lq.double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "I;16"])
+def test_pil_images_keep_mode_alpha_and_what_they_carry(mode):
+    options = {"grey": mode[0] in "LI", "depth": 16 if mode == "I;16" else 8}
+    picture = random_picture(5, 7, **options)
+    image = PIL.Image.fromarray(picture.pixels[..., 0] if options["grey"] else picture.pixels)
+    if mode.endswith("A"):
+        image.putalpha(PIL.Image.fromarray(random_picture(5, 7, seed=1).pixels[..., 0]))
+    image.info["icc_profile"] = b"profile"
+    apart = unpack(image)
+    back = apart.pack(apart.lq)
+    assert (back.mode, back.info) == (image.mode, image.info)
+    assert np.array_equal(np.asarray(back), np.asarray(image))
+
+
+def test_one_image_is_a_list_of_one():
+    assert as_list(IMAGES[0]) == [IMAGES[0]]
+    assert as_list((IMAGES[0], IMAGES[1])) == [IMAGES[0], IMAGES[1]]

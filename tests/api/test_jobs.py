@@ -1,0 +1,130 @@
+"""Preparing, training and scoring from Python are the commands' jobs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import c2fdft_cli as c2fdft
+from c2fdft_cli.engine.train.events import StepDone
+from tests.kit.command import run as run_command
+from tests.kit.restore import random_picture, save
+from tests.kit.training import MINI, request, run, same_weights
+
+
+def test_folders_are_scored_as_by_the_command(tmp_path):
+    for i in range(3):
+        save(tmp_path / "a" / f"{i}.png", random_picture(16, 20, seed=i))
+        save(tmp_path / "b" / f"{i}.png", random_picture(16, 20, seed=i + 9))
+    result = c2fdft.evaluate(str(tmp_path / "a"), tmp_path / "b", protocol="derain")
+    said = run_command("eval", tmp_path / "a", tmp_path / "b", "--protocol", "derain", "--json")
+    mean = json.loads(said.stdout)["mean"]
+    assert (result.psnr, result.ssim) == (mean["psnr"], mean["ssim"])
+    assert [row.name for row in result.rows] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("protocol", ["derain", "deblur", "denoise", "rgb", "y"])
+def test_images_in_memory_score_as_their_files(tmp_path, protocol, depth):
+    a, b = (random_picture(16, 20, seed=i, depth=depth) for i in range(2))
+    files = [save(tmp_path / name, picture) for name, picture in (("a.png", a), ("b.png", b))]
+    of_files = c2fdft.evaluate(*files, protocol=protocol)
+    of_arrays = c2fdft.evaluate(a.pixels, b.pixels, protocol=protocol)
+    assert of_arrays.psnr == pytest.approx(of_files.psnr, abs=1e-9)
+    assert of_arrays.ssim == pytest.approx(of_files.ssim, abs=1e-9)
+
+
+def test_kinds_of_images_score_alike_and_lists_give_a_row_each():
+    a, b = (random_picture(16, 20, seed=i).pixels for i in range(2))
+    tensors = [torch.from_numpy(x).permute(2, 0, 1) for x in (a, b)]
+    expected = c2fdft.evaluate(a, b).psnr
+    assert c2fdft.evaluate(*tensors).psnr == expected
+    assert c2fdft.evaluate(*(x.float() / 255 for x in tensors)).psnr == expected
+    assert c2fdft.evaluate(PIL.Image.fromarray(a), b).psnr == expected
+    rows = c2fdft.evaluate([a, b], [b, a], metrics=["gmsd"]).rows
+    assert [row.psnr for row in rows] == [expected, expected]
+    assert rows[0].more["gmsd"] > 0
+
+
+def test_what_cannot_be_scored_is_an_error(tmp_path):
+    a = random_picture(16, 20).pixels
+    with pytest.raises(c2fdft.DataError, match="1 restored images and 2 targets"):
+        c2fdft.evaluate(a, [a, a])
+    with pytest.raises(c2fdft.DataError, match="sizes of image 0 differ: 20x16 and 16x16"):
+        c2fdft.evaluate(a, a[:, :16])
+    with pytest.raises(c2fdft.DataError, match="SSIM needs"):
+        c2fdft.evaluate(a[:8], a[:8])
+    with pytest.raises(c2fdft.UsageError, match="protocol"):
+        c2fdft.evaluate(a, a, protocol="best")
+    with pytest.raises(c2fdft.UsageError, match="no such metric"):
+        c2fdft.evaluate(a, a, metrics=["best"])
+    with pytest.raises(c2fdft.DataError):
+        c2fdft.evaluate(tmp_path / "nowhere", tmp_path / "neither")
+    with pytest.raises(c2fdft.UsageError, match="must be a NumPy array"):
+        c2fdft.evaluate(a, tmp_path)
+
+
+def test_both_stages_train_as_by_the_command_and_print_nothing(
+    pair_folder, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    prepared = c2fdft.prepare(str(pair_folder), "shards")
+    assert (prepared.train, prepared.val) == (10, 2)
+    assert c2fdft.prepare(pair_folder, tmp_path / "shards", val=None).up_to_date
+    keys = {"coarse.iterations": 4, "coarse.periods": [{"length": 4, "floor": 1e-5}],
+            "fine.iterations": 2, "fine.periods": [{"length": 2, "floor": 0.0}]}  # fmt: skip
+    overrides = [*MINI, *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
+    events = []
+    coarse = c2fdft.train(
+        "coarse", recipe="tiny", data="shards", out="coarse", overrides=overrides, device="cpu",
+        precision="fp32", on_event=events.append,
+    )  # fmt: skip
+    assert [event.iteration for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
+    fine = c2fdft.train("fine", init="coarse/coarse.pt", out="fine", device="cpu", precision="fp32")
+    assert (fine.step, fine.checkpoint.name) == (2, "fine.pt")
+    assert capfd.readouterr() == ("", "")
+    again, _ = run(request("coarse", tmp_path / "shards", tmp_path / "again", *overrides))
+    assert same_weights(coarse.checkpoint, again.checkpoint)
+    image = np.zeros((8, 8, 3), np.uint8)
+    assert c2fdft.load(fine.checkpoint)(image).shape == image.shape
+
+
+def test_overrides_may_be_a_mapping(shard_folder, tmp_path):
+    overrides = {
+        "network.dim": 8,
+        "network.blocks": [1, 1, 1, 1],
+        "coarse.patches": [16],
+        "coarse.batches": [2],
+        "coarse.iterations": 2,
+        "coarse.periods": [{"length": 2, "floor": 1e-5}],
+        "coarse.lr": 1e-4,
+        "coarse.mixup_beta": None,
+        "train.ema_warm_up": False,
+    }
+    done = c2fdft.train(
+        "coarse", recipe="tiny", data=shard_folder, out=tmp_path / "run", overrides=overrides,
+        device="cpu", precision="fp32",
+    )  # fmt: skip
+    assert done.step == 2
+
+
+def test_errors_are_the_programs(shard_folder, tmp_path):
+    with pytest.raises(c2fdft.CheckpointError, match="needs weights to start from"):
+        c2fdft.train("fine", data=shard_folder)
+    with pytest.raises(c2fdft.RecipeError, match="--recipe is missing"):
+        c2fdft.train("coarse", data=shard_folder)
+    with pytest.raises(c2fdft.RecipeError):
+        c2fdft.train("coarse", recipe="nope", data=shard_folder)
+    with pytest.raises(c2fdft.RecipeError, match=r"coarse\.lrr"):
+        c2fdft.train("coarse", recipe="tiny", data=shard_folder, overrides={"coarse.lrr": 1})
+    with pytest.raises(c2fdft.DataError):
+        c2fdft.prepare(tmp_path / "nowhere", tmp_path / "shards")
+    with pytest.raises(c2fdft.Interrupted, match="state saved"):
+        c2fdft.train(
+            "coarse", recipe="tiny", data=shard_folder, out=tmp_path / "run", overrides=list(MINI),
+            device="cpu", precision="fp32", max_seconds=0,
+        )  # fmt: skip

@@ -1,0 +1,44 @@
+"""The restoration as a module: the restorer's results, gradients, and devices of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import c2fdft_cli as c2fdft
+from c2fdft_cli.api.restorer import Restorer
+from c2fdft_cli.core.network import DFT
+from tests.kit.formula import relative, wave
+from tests.kit.restore import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def restorer(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DFT]) -> Restorer:
+    path = write_checkpoint(tmp_path_factory.mktemp("weights") / "w.pt", tiny_net())
+    return c2fdft.load(path, device="cpu", precision="fp32", grid=(500, 100))
+
+
+def test_it_restores_as_the_restorer_up_to_rounding(restorer):
+    lq = (wave([2, 3, 21, 30], 0.37) + 1) / 2
+    with torch.no_grad():
+        restored = restorer.module()(lq)
+    assert restored.shape == lq.shape
+    assert relative(restored, restorer(lq)) < 1e-5
+    assert restorer.module()(lq.double()).dtype == torch.float64
+
+
+def test_it_is_differentiable_and_a_copy(restorer):
+    module = restorer.module()
+    pipeline = torch.nn.Sequential(torch.nn.Identity(), module)
+    lq = ((wave([1, 3, 16, 16], 0.37) + 1) / 2).requires_grad_()
+    pipeline(lq).mean().backward()
+    assert lq.grad is not None
+    assert lq.grad.abs().max() > 0
+    assert all(p.grad is not None for p in module.parameters())
+    before = restorer(lq.detach())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert torch.equal(restorer(lq.detach()), before)

@@ -1,0 +1,268 @@
+"""Restoring from Python: the same pixels as the command's files, in every kind, from any thread."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import c2fdft_cli as c2fdft
+from c2fdft_cli.api.restorer import Restorer
+from c2fdft_cli.core.network import DFT
+from tests.kit.command import run as run_command
+from tests.kit.restore import pixels, random_picture, save, write_checkpoint
+
+GRID = (500, 100)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DFT]) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "w.pt", tiny_net())
+
+
+@pytest.fixture(scope="module")
+def restorer(weights: Path) -> Restorer:
+    return c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID)
+
+
+def by_command(weights: Path, source: Path, out: Path, *more: object) -> np.ndarray:
+    """What the command writes for a file."""
+    words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--grid", "500,100")
+    done = run_command("restore", source, out, *words, *more)
+    assert done.exit_code == 0, done.output
+    return pixels(out)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("grey", [False, True])
+def test_arrays_come_back_as_the_command_writes_them(restorer, weights, tmp_path, depth, grey):
+    picture = random_picture(21, 30, depth=depth, grey=grey)
+    source = save(tmp_path / "photo.png", picture)
+    image = picture.pixels[..., 0] if grey else picture.pixels
+    restored = restorer(image, name="photo.png")
+    assert (restored.dtype, restored.shape) == (image.dtype, image.shape)
+    written = by_command(weights, source, tmp_path / "out.png")
+    assert np.array_equal(restored, written[..., 0] if grey else written)
+    assert not np.array_equal(restored, image)
+
+
+@pytest.mark.parametrize(("mode", "options"), [
+    ("RGB", {}), ("L", {"grey": True}), ("RGBA", {"alpha": True}),
+    ("LA", {"grey": True, "alpha": True}), ("I;16", {"grey": True, "depth": 16}),
+])  # fmt: skip
+def test_pil_images_come_back_as_the_command_writes_them(
+    restorer, weights, tmp_path, mode, options
+):
+    source = save(tmp_path / "photo.png", random_picture(16, 24, **options))
+    image = PIL.Image.open(source)
+    assert image.mode == mode
+    restored = restorer(image)  # it knows its name
+    assert (restored.mode, restored.size) == (mode, image.size)
+    by_command(weights, source, tmp_path / "out.png")
+    assert np.array_equal(np.asarray(restored), np.asarray(PIL.Image.open(tmp_path / "out.png")))
+
+
+def test_pil_palettes_become_rgb_and_keep_their_transparency(restorer):
+    colours = PIL.Image.fromarray(random_picture(16, 16).pixels)
+    assert restorer(colours.quantize(16)).mode == "RGB"
+    see_through = colours.quantize(16)
+    see_through.info["transparency"] = 3
+    assert restorer(see_through).mode == "RGBA"
+    assert restorer(colours.convert("1")).mode == "L"
+
+
+def test_floats_are_those_that_uint8_is_rounded_from(restorer):
+    image = random_picture(16, 24).pixels
+    for dtype in (np.float32, np.float64):
+        restored = restorer((image / 255).astype(dtype))
+        assert restored.dtype == dtype
+        assert np.abs(restored * 255 - restorer(image)).max() < 0.51
+    grey = restorer((image[..., 0] / 255).astype(np.float32))
+    assert np.abs(grey * 255 - restorer(np.ascontiguousarray(image[..., 0]))).max() < 0.51
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
+def test_tensors_keep_shape_and_type(restorer, dtype):
+    arrays = [random_picture(16, 24, seed=i).pixels for i in range(3)]
+    batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    white = 1 if dtype == torch.uint8 else 255
+    restored = restorer((batch / white).to(dtype))
+    assert (restored.dtype, restored.shape) == (dtype, batch.shape)
+    expected = torch.from_numpy(np.stack(restorer(arrays))).permute(0, 3, 1, 2)
+    assert (restored.double() * white - expected.double()).abs().max() < (
+        2 if dtype == torch.float16 else 0.51
+    )
+    assert restorer((batch[0] / white).to(dtype)).shape == (3, 16, 24)
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_without_settings_both_take_the_same_weights_precision_and_timesteps(tmp_path, steps):
+    source = save(tmp_path / "photo.png", random_picture(40, 48))
+    more = () if steps is None else ("--steps", steps)
+    done = run_command("restore", source, tmp_path / "out.png", *more)
+    assert done.exit_code == 0, done.output
+    restored = c2fdft.load(steps=steps)(PIL.Image.open(source))
+    assert np.array_equal(np.asarray(restored), pixels(tmp_path / "out.png"))
+
+
+def test_a_list_gives_what_its_images_give_one_by_one(restorer):
+    images = [
+        random_picture(16, 24, seed=0).pixels,
+        torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0)),
+        random_picture(16, 24, seed=1).pixels,
+        PIL.Image.fromarray(random_picture(8, 8, seed=2).pixels),
+    ]
+    names = ["a", "b", "c", "d", "e"]
+    together = restorer(images, names)
+    alone = [restorer(images[0], "a"), restorer(images[1], ["b", "c"]), restorer(images[2], "d"),
+             restorer(images[3], "e")]  # fmt: skip
+    for one, other in zip(together, alone, strict=True):
+        assert type(one) is type(other)
+        a, b = (np.asarray(x).astype(float) for x in (one, other))
+        assert np.abs(a - b).max() <= (1 if a.max() > 1 else 1e-5)  # batches differ by rounding
+
+
+def test_names_and_seeds_decide_the_noise(restorer, weights):
+    image = random_picture(16, 16).pixels
+    assert np.array_equal(restorer(image, "a.png"), restorer(image, "folder/a.jpg"))
+    assert not np.array_equal(restorer(image, "a"), restorer(image, "b"))
+    other = c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID, seed=1)
+    assert not np.array_equal(restorer(image, "a"), other(image, "a"))
+    with pytest.raises(c2fdft.UsageError, match="2 names for 1 images"):
+        restorer(image, ["a", "b"])
+
+
+@pytest.mark.parametrize(("image", "says"), [
+    ("photo.png", "must be a NumPy array, a torch tensor or a PIL image"),
+    (np.zeros((8, 8, 4), np.uint8), r"must be \[h, w, 3\] or \[h, w\], got \[8, 8, 4\]"),
+    (np.zeros((0, 8, 3), np.uint8), "must be"),
+    (np.zeros((8, 8, 3), np.int32), "must be uint8, uint16 or floating, got int32"),
+    (np.full((8, 8, 3), 200.0), "on the scale 0 to 1, got 200"),
+    (np.full((8, 8, 3), np.nan), "on the scale 0 to 1, got nan"),
+    (torch.zeros(1, 1, 8, 8), r"must be \[n, 3, h, w\]"),
+    (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "must be uint8 or floating"),
+    (PIL.Image.new("CMYK", (8, 8)), "mode CMYK is not supported"),
+])  # fmt: skip
+def test_what_is_no_such_image_is_refused(restorer, image, says):
+    with pytest.raises(c2fdft.UsageError, match=says):
+        restorer(image)
+
+
+def test_uncertainty_is_what_the_command_writes(restorer, weights, tmp_path):
+    picture = random_picture(16, 24)
+    source = save(tmp_path / "photo.png", picture)
+    image, deviation = restorer.uncertainty(picture.pixels, samples=3, name="photo")
+    written = by_command(
+        weights, source, tmp_path / "out.png", "--samples", 3, "--uncertainty", tmp_path / "u"
+    )
+    assert np.array_equal(image, written)
+    (maps,) = [one for one in (tmp_path / "u").iterdir() if pixels(one).dtype == np.uint16]
+    assert np.array_equal(np.rint(deviation * 65535), pixels(maps)[..., 0])
+    assert deviation.shape == (16, 24)
+    batch = torch.zeros(2, 3, 16, 24)
+    assert restorer.uncertainty(batch, samples=2).deviation.shape == (2, 1, 16, 24)
+    with pytest.raises(c2fdft.UsageError, match="at least 2 samples"):
+        restorer.uncertainty(image, samples=1)
+
+
+def test_threads_and_several_restorers_change_nothing(restorer, weights):
+    other = c2fdft.load(weights, device="cpu", precision="fp32", grid=(700,), seed=3)
+    images = [random_picture(16 + 8 * (i % 2), 24, seed=i).pixels for i in range(6)]
+    expected = {
+        (k, i): one(image, str(i))
+        for k, one in enumerate((restorer, other))
+        for i, image in enumerate(images)
+    }
+    found: dict[tuple[int, int], np.ndarray] = {}
+
+    def work(k: int, one: Restorer, start: int) -> None:
+        for i in range(start, len(images), 2):
+            found[k, i] = one(images[i], str(i))
+
+    threads = [
+        threading.Thread(target=work, args=(k, one, start))
+        for k, one in enumerate((restorer, other))
+        for start in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_a_folder_is_restored_as_by_the_command(restorer, weights, tmp_path, capfd):
+    for i in range(3):
+        save(tmp_path / "in" / f"{i}.png", random_picture(16, 16, seed=i))
+    told: list[tuple[int, int]] = []
+    result = restorer.restore_folder(
+        tmp_path / "in", tmp_path / "out", progress=lambda *counts: told.append(counts)
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert [image.error for image in result.images] == [None] * 3
+    assert capfd.readouterr() == ("", "")
+    for i in range(3):
+        one = by_command(weights, tmp_path / "in" / f"{i}.png", tmp_path / "one" / f"{i}.png")
+        assert np.abs(pixels(tmp_path / "out" / f"{i}.png").astype(int) - one).max() <= 1
+    assert len(restorer.restore_folder(tmp_path / "in", tmp_path / "out").skipped) == 3
+
+
+def test_a_folder_with_a_damaged_file_raises_after_the_others(restorer, tmp_path):
+    save(tmp_path / "in" / "good.png", random_picture(16, 16))
+    (tmp_path / "in" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
+    with pytest.raises(c2fdft.PartialFailure, match="1 of 2 images failed") as caught:
+        restorer.restore_folder(tmp_path / "in", tmp_path / "out")
+    assert "bad.png" in caught.value.details[0]
+    assert (tmp_path / "out" / "good.png").is_file()
+    result = restorer.restore_folder(tmp_path / "in", tmp_path / "two", check=False)
+    assert isinstance(result.failure, c2fdft.PartialFailure)
+
+
+def test_packaged_names_steps_and_their_errors(weights, tmp_path):
+    with pytest.raises(c2fdft.CheckpointError, match="no packaged weights 'derrain'") as caught:
+        c2fdft.load("derrain")
+    assert "did you mean derain" in (caught.value.hint or "")
+    with pytest.raises(c2fdft.CheckpointError):
+        c2fdft.load(tmp_path / "nowhere.pt")
+    with pytest.raises(c2fdft.UsageError, match="cannot be combined"):
+        c2fdft.load(weights, steps=2, grid=GRID)
+    with pytest.raises(c2fdft.UsageError, match="--device must be"):
+        c2fdft.load(weights, device="gpu")
+    assert c2fdft.load(weights, steps=2).grid == [999, 0]
+    assert repr(c2fdft.load(weights, device="cpu", precision="fp32")).startswith("<Restorer w.pt")
+
+
+def test_other_timesteps_than_those_of_fine_weights_give_a_warning(tmp_path, tiny_net):
+    fine = write_checkpoint(tmp_path / "fine.pt", tiny_net(), stage="fine", grid=[500])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert c2fdft.load(fine).grid == [500]
+    with pytest.warns(UserWarning, match="trained on the timesteps 500"):
+        c2fdft.load(fine, steps=4)
+
+
+def test_memory_limits_and_not_finite_results_are_errors(weights, tmp_path, tiny_net):
+    small = c2fdft.load(weights, device="cpu", precision="fp32", max_memory="1M")
+    with pytest.raises(c2fdft.ResourceError, match="may be used"):
+        small(np.zeros((512, 512, 3), np.uint8))
+    net = tiny_net()
+    with torch.no_grad():
+        net.output.weight.fill_(3e38)
+    broken = c2fdft.load(write_checkpoint(tmp_path / "broken.pt", net), precision="fp32")
+    with pytest.raises(c2fdft.CheckpointError, match="NaN or infinite"):
+        broken(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_missing_compiler_gives_a_warning(weights, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match=r"torch\.compile needs a C\+\+ compiler"):
+        slow = c2fdft.load(weights, device="cpu", precision="fp32", compile="on")
+    assert slow(np.zeros((8, 8, 3), np.uint8)).shape == (8, 8, 3)

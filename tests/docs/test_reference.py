@@ -1,0 +1,89 @@
+"""The reference pages say what the program says: keys, functions, exit codes, variables, errors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import c2fdft_cli as c2fdft
+from c2fdft_cli import errors
+from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
+from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
+from c2fdft_cli.engine.weights.checkpoint import Meta
+from c2fdft_cli.recipe import schema
+from tests.kit import python_reference, recipe_reference, troubleshooting
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+SECTIONS = (
+    schema.Network,
+    schema.Diffusion,
+    schema.Sampling,
+    schema.Data,
+    schema.Stage,
+    schema.FineStage,
+    schema.Train,
+    schema.Period,
+    schema.Recipe,
+)
+
+
+@pytest.mark.parametrize("kit", [recipe_reference, python_reference], ids=lambda kit: kit.FILE.name)
+def test_a_generated_page_is_up_to_date(kit):
+    written = kit.FILE.read_text(encoding="utf-8")
+    assert written == kit.reference(), f"run: python -m {kit.__name__}"
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda one: one.__name__)
+def test_every_recipe_key_has_a_meaning_and_no_other_has(section):
+    meanings = recipe_reference.meanings_of(section)
+    assert sorted(meanings) == sorted(field.name for field in fields(section))
+    assert all(meanings.values())
+
+
+def test_every_function_of_the_package_is_on_its_page():
+    page = python_reference.FILE.read_text(encoding="utf-8")
+    for name in c2fdft.__all__:
+        is_error = isinstance(getattr(c2fdft, name), type) and name in vars(errors)
+        if not is_error and name != "__version__":
+            assert f"## {name}\n" in page
+
+
+def test_exit_codes_are_those_of_the_errors():
+    page = (REFERENCE / "exit-codes.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE))
+    kinds = [one for one in vars(errors).values() if isinstance(one, type)]
+    kinds = [one for one in kinds if issubclass(one, errors.C2fdftError)]
+    known = {(str(one.exit_code), one.__name__) for one in kinds if one.exit_code > 1}
+    known |= {(str(128 + number), "Interrupted") for number in (2, 15)}
+    assert rows == known
+
+
+def test_every_variable_that_is_read_is_documented():
+    page = (REFERENCE / "environment.md").read_text(encoding="utf-8")
+    code = "\n".join(path.read_text() for path in (ROOT / "c2fdft_cli").rglob("*.py"))
+    read = set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", code))
+    assert read >= {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+    assert [name for name in read if f"`{name}`" not in page] == []
+
+
+def test_columns_and_keys_of_files_are_documented():
+    page = (REFERENCE / "files.md").read_text(encoding="utf-8")
+    for columns in (RUN_COLUMNS, SWEEP_COLUMNS):
+        assert f"`{', '.join(columns)}`" in page
+    for field in fields(Meta):
+        assert f"`{field.name}`" in page
+
+
+def test_the_errors_of_troubleshooting_are_printed_so():
+    """Memory in MiB depends on the machine's kernels."""
+    page = troubleshooting.FILE.read_text(encoding="utf-8")
+    assert len(troubleshooting.BLOCK.findall(page)) >= 20
+    told, printed = (
+        re.sub(r"[\d,.]+(?= (MiB|megapixels))", "N", text)
+        for text in (page, troubleshooting.executed(page))
+    )
+    assert told == printed, "run: python -m tests.kit.troubleshooting"

@@ -1,0 +1,96 @@
+"""Shell in the how-to pages: JSON read by jq, and the script that a cluster submits again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.kit.command import run
+from tests.kit.formula import picture
+from tests.kit.restore import Picture, save
+from tests.kit.training import MINI
+
+ROOT = Path(__file__).parents[2]
+HOWTO = ROOT / "docs" / "howto"
+
+
+def blocks(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+def test_json_is_read_by_jq_as_documented(tmp_path, monkeypatch, pair_folder, shard_folder) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        save(Path(f"photos/{number}.png"), Picture(picture(24, 32, number)))
+    shutil.copytree(pair_folder / "train" / "rainy", "set/lq")
+    shutil.copytree(pair_folder / "train" / "clean", "set/gt")
+    shutil.copytree(shard_folder, "shards/set")
+    recipe = OmegaConf.merge(
+        OmegaConf.load(ROOT / "recipes" / "tiny.yaml"), OmegaConf.from_dotlist(list(MINI))
+    )
+    OmegaConf.save(recipe, "mine.yaml")
+    for line in "".join(blocks(HOWTO / "scripts.md")).splitlines():
+        program, *words = shlex.split(line)
+        if program == "c2fdft":
+            *words, arrow, target = words
+            done = run(*words)
+            assert (arrow, done.exit_code) == (">", 0), f"{line}\n{done.output}"
+            Path(target).write_text(done.stdout)
+            continue
+        done = subprocess.run([program, *words], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert "null" not in done.stdout, line
+        if "select(.error)" not in line:
+            assert done.stdout.strip(), line
+
+
+SRUN = """#!/bin/bash
+echo "$@" >> srun.log
+mkdir -p runs/derain
+case $(wc -l < srun.log) in
+  1|2) echo "$RANDOM" > runs/derain/state.pt; touch -d "@$((1000 + $(wc -l < srun.log)))" \
+       runs/derain/state.pt; exit 1 ;;
+  3) exit 1 ;;
+  *) touch runs/derain/state.pt runs/derain/coarse.pt ;;
+esac
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stat and touch are GNU's")
+def test_the_cluster_script_starts_resumes_and_ends(tmp_path) -> None:
+    """srun is stopped twice after a step, fails once without any, then finishes."""
+    (script,) = [one for one in blocks(HOWTO / "cluster.md") if one.startswith("#!")]
+    (tmp_path / "job.sh").write_text(script)
+    (tmp_path / "scontrol").write_text(
+        '#!/bin/bash\n[ "$1" = show ] && echo node7 || echo "$@" >> queue\n'
+    )
+    (tmp_path / "srun").write_text(SRUN)
+    for stub in ("srun", "scontrol"):
+        (tmp_path / stub).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "42",
+    }
+    codes = [
+        subprocess.run(["bash", "job.sh"], check=False, cwd=tmp_path, env=environment).returncode
+        for _ in range(4)
+    ]
+    assert codes == [0, 0, 1, 0]
+    assert (tmp_path / "queue").read_text().splitlines() == ["requeue 42"] * 2
+    calls = (tmp_path / "srun.log").read_text().splitlines()
+    assert "--recipe derain --data shards/Rain13K" in calls[0]
+    assert all("--resume" in call and "--recipe" not in call for call in calls[1:])
+    assert all("--rdzv-endpoint node7:29500" in call for call in calls)

@@ -1,0 +1,45 @@
+"""`import c2fdft_cli` is light, and names what there is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import c2fdft_cli as c2fdft
+
+HEAVY = ("torch", "numpy", "cv2", "PIL", "pydantic", "omegaconf", "rich", "typer")
+
+
+def python(script: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_the_import_takes_under_a_tenth_of_a_second():
+    script = """
+import sys, time
+start = time.process_time()
+import c2fdft_cli
+print(time.process_time() - start, *sys.modules)
+"""
+    seconds, *loaded = python(script).split()
+    assert not {*HEAVY} & {*loaded}
+    assert float(seconds) < 0.1
+
+
+def test_torch_comes_with_load():
+    assert (
+        python("import sys, c2fdft_cli; c2fdft_cli.load; print('torch' in sys.modules)") == "True\n"
+    )
+
+
+def test_every_name_is_there_and_others_are_not():
+    for name in c2fdft.__all__:
+        assert getattr(c2fdft, name) is not None
+    assert set(c2fdft.__all__) <= set(dir(c2fdft))
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = c2fdft.lode
