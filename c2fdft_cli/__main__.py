@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from c2fdft_cli.cli.app import app
+from c2fdft_cli.signals import install
 
 
 def main() -> None:
     """Run the command line."""
+    install()  # before the imports, which take most of a short command's time
+    from c2fdft_cli.cli.app import app
+
     app()
 
 

@@ -7,7 +7,7 @@
     +-- CheckpointError  4   a checkpoint that is missing, damaged or not one
     +-- ResourceError    5   no such device, out of memory, disk full, output not writable
     +-- PartialFailure   6   finished, but some inputs failed
-    +-- Interrupted      130 Ctrl-C; 143 for SIGTERM
+    +-- Interrupted      130 Ctrl-C; 143 for SIGTERM and the other signals that end a command
 
 Anything else that escapes is a bug of ours (exit 1, with its traceback).
 """
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from c2fdft_cli.signals import exit_code
 
 
 class C2fdftError(Exception):
@@ -87,10 +89,10 @@ class Interrupted(C2fdftError):
 
     Args:
         what: what was interrupted.
-        signal_number: 2 (SIGINT, exit 130) or 15 (SIGTERM, exit 143).
+        signal_number: 2 (SIGINT, exit 130) or another (exit 143).
         hint: how to go on.
     """
 
     def __init__(self, what: str, *, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
-        self.exit_code = 128 + signal_number
+        self.exit_code = exit_code(signal_number)

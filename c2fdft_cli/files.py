@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from c2fdft_cli.errors import DataError, ResourceError
+from c2fdft_cli.signals import unwinding
 
 MAX_TEXT_BYTES = 64 << 20
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
@@ -46,19 +47,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix}")
-    try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        if _is_about(error, temporary, target):
-            raise write_error(error, target) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with unwinding():
+        try:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            if _is_about(error, temporary, target):
+                raise write_error(error, target) from error
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def unfinished(folder: Path) -> list[Path]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
+from c2fdft_cli.signals import unwinding
+
 Event = TypeVar("Event")
 Result = TypeVar("Result")
 
@@ -37,6 +39,7 @@ class Job(Generic[Event, Result]):
         title: a short name for the job, for a progress bar.
         unit: what one event stands for, in the singular ("image", "step", "pair").
         meter: tells how far the work is between two events, if it is known.
+        resume: how to go on after a signal, for people.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Job(Generic[Event, Result]):
         title: str,
         unit: str,
         meter: Meter | None = None,
+        resume: str | None = None,
     ) -> None:
         self._work = work
         self._result: Result | None = None
@@ -55,12 +59,14 @@ class Job(Generic[Event, Result]):
         self.title = title
         self.unit = unit
         self.meter = meter or Meter()
+        self._resume = resume
 
     def __len__(self) -> int:
         return self.total
 
     def __iter__(self) -> Iterator[Event]:
-        self._result = yield from self._work
+        with unwinding(self._resume):
+            self._result = yield from self._work
         self._done = True
 
     @property

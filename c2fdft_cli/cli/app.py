@@ -14,6 +14,7 @@ import typer
 from c2fdft_cli.cli.commands import list_commands, load_command
 from c2fdft_cli.cli.group import Group
 from c2fdft_cli.errors import C2fdftError
+from c2fdft_cli.signals import SignalReceived, exit_code
 from c2fdft_cli.version import __version__
 
 
@@ -37,9 +38,9 @@ class Commands(Group):
         except C2fdftError as error:
             report(error)
             code = error.exit_code
-        except KeyboardInterrupt:
-            _print_error("interrupted")
-            code = 130
+        except SignalReceived as stop:
+            _print_error(str(stop), stop.hint)
+            code = exit_code(stop.signal_number)
         except Exception as error:  # only to tell the parser's own errors from bugs of ours
             if hasattr(error, "format_message"):
                 code = _report_usage(error)

@@ -1,19 +1,15 @@
-"""Device, precision, signals."""
+"""Device, precision, memory that is used again."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime
-from c2fdft_cli.execution.signals import graceful_stop
 
 
 def test_cpu_and_precisions():
@@ -49,32 +45,6 @@ def test_autocast_is_what_it_says():
         assert (x @ x).dtype == torch.bfloat16
     with Runtime(torch.device("cpu")).autocast():
         assert (x @ x).dtype == torch.float32
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_asks_second_ctrl_c_interrupts(number):
-    before = signal.getsignal(signal.SIGINT)
-    with graceful_stop() as request:
-        assert not request
-        os.kill(os.getpid(), number)
-        assert request
-        assert request.signal_number == number
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_no_handlers_outside_of_the_main_thread():
-    seen = []
-
-    def work():
-        with graceful_stop() as request:
-            seen.append(bool(request))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [False]
 
 
 COUNT_FAULTS = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -16,6 +15,7 @@ from c2fdft_cli.data.batches.plan import PatchPlan
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.pipeline import ahead
+from c2fdft_cli.signals import ignore
 
 SliceOf = tuple[int, int] | Callable[[int], tuple[int, int]]
 
@@ -161,5 +161,4 @@ def _leave_signals_to_parent(_: int) -> None:
 
     It ends its workers by a message, and they look whether it is still there.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore()

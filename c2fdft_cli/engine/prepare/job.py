@@ -119,7 +119,13 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
         synthesis=options.synthesize,
     )
     work = _check if options.check_only else _write
-    return Job(work(options, reader, found), total=len(found.pairs), title="prepare", unit="pair")
+    return Job(
+        work(options, reader, found),
+        total=len(found.pairs),
+        title="prepare",
+        unit="pair",
+        resume="run the same command again: finished shards are kept",
+    )
 
 
 def _check(

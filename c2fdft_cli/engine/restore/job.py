@@ -12,8 +12,8 @@ from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, RestoreResult, failed
 from c2fdft_cli.engine.restore.video import restore_video
 from c2fdft_cli.errors import Interrupted, ResourceError
-from c2fdft_cli.execution.signals import StopRequest, graceful_stop
 from c2fdft_cli.progress import Job, Meter
+from c2fdft_cli.signals import StopRequest, graceful_stop
 
 
 def restore(plan: RestorePlan) -> Job[ImageDone | FrameDone, RestoreResult]:

@@ -29,10 +29,10 @@ from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
-from c2fdft_cli.execution.signals import StoppedError, StopRequest
 from c2fdft_cli.files import ensure_folder
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Meter
+from c2fdft_cli.signals import StoppedError, StopRequest
 
 WRITERS = 2
 READERS = 2

@@ -22,9 +22,9 @@ from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, VideoDone, failed
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
-from c2fdft_cli.execution.signals import StoppedError, StopRequest
 from c2fdft_cli.files import atomic_path, ensure_folder
 from c2fdft_cli.pipeline import ahead
+from c2fdft_cli.signals import StoppedError, StopRequest
 
 _BATCHES_AHEAD = 1
 

@@ -28,9 +28,9 @@ from c2fdft_cli.engine.sweep.schedules import make_schedules, one_step_schedules
 from c2fdft_cli.engine.sweep.table import make_table
 from c2fdft_cli.engine.weights.catalogue import is_packaged
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
-from c2fdft_cli.execution.signals import StopRequest, graceful_stop
 from c2fdft_cli.files import ensure_folder
 from c2fdft_cli.progress import Job
+from c2fdft_cli.signals import StopRequest, graceful_stop
 
 
 class Tried(NamedTuple):

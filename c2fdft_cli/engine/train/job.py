@@ -31,8 +31,8 @@ from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.distributed import any_rank, barrier
-from c2fdft_cli.execution.signals import StopRequest, graceful_stop
 from c2fdft_cli.progress import Job
+from c2fdft_cli.signals import StopRequest, graceful_stop
 
 Out = TypeVar("Out")
 CURVES_EVERY = 30.0

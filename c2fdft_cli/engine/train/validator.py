@@ -28,9 +28,9 @@ from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
 from c2fdft_cli.execution.distributed import any_rank
 from c2fdft_cli.execution.memory import is_out_of_memory
-from c2fdft_cli.execution.signals import StoppedError, StopRequest
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS
+from c2fdft_cli.signals import StoppedError, StopRequest
 
 SAMPLES = 2
 NARROW = 32  # rows

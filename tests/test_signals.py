@@ -1,0 +1,192 @@
+"""One mechanism ends every command: which code, what is cleaned up, what is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from c2fdft_cli import signals
+from c2fdft_cli.signals import STOP_SIGNALS, StoppedError, exit_code, graceful_stop
+from tests.kit.processes import start
+
+
+@pytest.fixture(autouse=True)
+def default_handlers():
+    """As of a program that a shell has just started: pytest itself may run under nohup."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def script(body: str, *sent: int, between: float = 0.0) -> tuple[int, str, str]:
+    """Run a program with our handlers, send it signals once it is ready; code, stdout, stderr."""
+    head = "import os, signal, sys, time\nfrom c2fdft_cli.signals import *\n"
+    head += "from c2fdft_cli.signals import SignalReceived, _process\ninstall()\n"
+    ready = "def ready(): print('ready', flush=True)\n"
+    process = start("-c", head + ready + body, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    for number in sent:
+        process.send_signal(number)
+        time.sleep(between)
+    out, said = process.communicate(timeout=30)
+    return process.returncode, out, said
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_while_nothing_is_written_a_signal_ends_at_once(number):
+    code, out, said = script("ready(); time.sleep(20); print('went on')", number)
+    assert code == (130 if number == signal.SIGINT else 143)
+    assert said.startswith("error: interrupted" if number == signal.SIGINT else "error: terminated")
+    assert out == ""
+    assert "Traceback" not in said
+
+
+UNWINDS = """
+try:
+    with unwinding('try again'):
+        try:
+            ready(); time.sleep(20)
+        finally:
+            time.sleep(0.5)  # further signals come here
+            print('cleaned up')
+except SignalReceived as stop:
+    print(stop, stop.hint)
+    sys.exit(exit_code(stop.signal_number))
+"""
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_within_a_block_everything_is_cleaned_up_whatever_comes_behind(number):
+    code, out, said = script(
+        UNWINDS, number, signal.SIGINT, signal.SIGTERM, signal.SIGINT, between=0.05
+    )
+    assert code == exit_code(number)
+    assert out.splitlines() == ["cleaned up", f"{signals.describe(number)} try again"]
+    assert said == ""
+
+
+def test_a_clean_up_that_takes_too_long_can_be_cut_short():
+    body = UNWINDS.replace("time.sleep(0.5)", "_process.received_at -= 60; time.sleep(20)")
+    code, out, _ = script(body, signal.SIGTERM, signal.SIGINT, between=0.3)
+    assert (code, out) == (130, "")
+
+
+def test_signals_that_were_ignored_from_the_start_stay_so():
+    body = "import subprocess\nready(); time.sleep(0.5); print('went on')"
+    head = "import signal, os, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    program = f"from c2fdft_cli.signals import install; import time\ninstall()\n{body}"
+    program = program.replace("ready()", "print('ready', flush=True)")
+    process = subprocess.Popen(
+        [sys.executable, "-c", head + f"os.execv(sys.executable, ['python', '-c', {program!r}])"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=30)[0] == "went on\n"
+    assert process.returncode == 0
+
+
+def test_a_fork_leaves_the_signals_to_its_parent():
+    body = """
+child = os.fork()
+if child == 0:
+    time.sleep(0.6); os._exit(7)
+with graceful_stop() as stop:
+    os.kill(child, signal.SIGTERM)
+    ready()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), bool(stop))
+"""
+    assert script(body)[1] == "7 False\n"
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_the_first_signal_is_a_request(number):
+    before = signal.getsignal(number)
+    with graceful_stop() as request:
+        assert not request
+        request.check()
+        os.kill(os.getpid(), number)
+        assert request
+        assert request.signal_number == number
+        with pytest.raises(StoppedError):
+            request.check()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_what_comes_with_the_first_signal_belongs_to_it(first, monkeypatch):
+    """A launcher passes on the Ctrl-C that the terminal has sent to everybody."""
+    with graceful_stop() as request:
+        for number in (first, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert request.signal_number == first
+        later = time.monotonic() + signals.REPEATED_SECONDS
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):  # as a user of the Python interface knows it
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_ctrl_c_later_interrupts_the_command():
+    body = """
+try:
+    with unwinding('resume'), graceful_stop() as stop:
+        ready()
+        while True:
+            time.sleep(0.01)
+except SignalReceived as received:
+    print(received, received.hint)
+    sys.exit(exit_code(received.signal_number))
+"""
+    code, out, said = script(body, signal.SIGTERM, signal.SIGINT, between=1.1)
+    assert (code, out, said) == (130, "interrupted resume\n", "")
+
+
+def test_no_handlers_outside_of_the_main_thread():
+    seen = []
+
+    def work():
+        with graceful_stop() as request:
+            seen.append(bool(request))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_a_lost_terminal_does_not_cost_what_comes_after(tmp_path):
+    """SIGHUP comes when the terminal is gone: writing to it fails from then on."""
+    master, slave = os.openpty()
+    body = """
+import sys, time
+from c2fdft_cli.signals import graceful_stop, install
+install()
+with graceful_stop() as stop:
+    open(sys.argv[1], "w").close()
+    while not stop:
+        time.sleep(0.01)
+    for _ in range(3):
+        print("a line", file=sys.stderr, flush=True)
+    open(sys.argv[2], "w").close()
+"""
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    process = start("-c", body, ready, saved, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    deadline = time.monotonic() + 30
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 0
+    assert saved.exists()
