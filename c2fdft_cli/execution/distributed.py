@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 
 _TRAINING_PATIENCE = timedelta(hours=6)
 """How long processes wait for one another: one of them scores all validation images alone."""
 _RESULTS_PATIENCE = timedelta(days=30)
 """How long a process that has restored its share waits for the others."""
+
+
+def refuse_tasks_without_rank() -> None:
+    """UsageError where srun has started several tasks and none of them has a rank.
+
+    Each would train the same run, into the same folder. Separate trainings state RANK=0.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" not in os.environ and tasks.isdigit() and int(tasks) > 1:
+        raise UsageError(
+            f"srun started this training {tasks} times, without RANK and WORLD_SIZE",
+            hint="start one task per node with torchrun in it (docs/training.md, On a cluster); "
+            "RANK=0 WORLD_SIZE=1 for trainings that have nothing to do with each other",
+        )
 
 
 def join_training(runtime: Runtime) -> None:

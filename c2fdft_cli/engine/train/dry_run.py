@@ -62,7 +62,7 @@ def plan_training(options: TrainOptions) -> Job[StagePlan, TrainingPlan]:
 def _stages(options: TrainOptions) -> dict[tuple[int, int], list[int]]:
     """The iterations that are still to do, by patch and batch size."""
     cycle = patch_cycle(options.section)
-    done = load_state(options.run.state).step if options.resume else 0
+    done = 0 if options.resume is None else load_state(options.resume).step
     stages: dict[tuple[int, int], list[int]] = {}
     for k in range(done + 1, options.section.iterations + 1):
         stages.setdefault(cycle.stage(k), []).append(k)
@@ -86,10 +86,11 @@ def _plan(options: TrainOptions) -> Generator[StagePlan, None, TrainingPlan]:
         plans.append(plan)
         yield plan
     parameters = sum(p.numel() for p in stepper.net.parameters())
-    # the numbered ones that are kept, best, the finished one, and the one being written
+    # the numbered ones that are kept, best, the finished one, and the one being written;
+    # states: the newest, the one before it, and the one being written
     checkpoints = options.recipe.train.keep + 3
     disk = parameters * (
-        checkpoints * BYTES_PER_PARAMETER["checkpoint"] + 2 * BYTES_PER_PARAMETER["state"]
+        checkpoints * BYTES_PER_PARAMETER["checkpoint"] + 3 * BYTES_PER_PARAMETER["state"]
     )
     hours = sum(plan.hours for plan in plans)
     total = sum(plan.iterations for plan in plans)

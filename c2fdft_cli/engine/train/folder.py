@@ -16,8 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from c2fdft_cli.errors import DataError, ResourceError, UsageError
+from c2fdft_cli.errors import DataError, RecipeError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_path, atomic_write_text, ensure_folder, unfinished, write_error
+from c2fdft_cli.recipe.files import load_recipe
 
 COLUMNS = (
     "iteration",
@@ -33,6 +34,8 @@ COLUMNS = (
 )
 
 _LOCK = ".lock"
+_BEFORE_STATE = {_LOCK, "recipe.yaml", "env.json", "metrics.csv", "samples", "checkpoints"}
+"""What `create` makes before there is a state: a run that was killed then is begun anew."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Of a file system without locks, where nothing keeps two processes apart."""
 
@@ -43,14 +46,18 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state = path / "state.pt"
+        self.previous_state = path / "state-previous.pt"
         self.metrics = path / "metrics.csv"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
 
     def check_free(self) -> None:
-        """Raise UsageError when the folder already holds something."""
-        if self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
+        """Raise UsageError when the folder already holds something of a run, or of others."""
+        if self.path.is_dir() and (
+            any(path.name not in _BEFORE_STATE for path in self.path.iterdir())
+            or any(self.checkpoints.glob("*"))
+        ):
             raise UsageError(
                 "the run folder is not empty",
                 where=self.path,
@@ -67,9 +74,13 @@ class RunFolder:
         self.check_free()
         for folder in (self.path, self.samples, self.checkpoints):
             ensure_folder(folder)
+        self.write_files(files)
+        atomic_write_text(self.metrics, ",".join(COLUMNS) + "\n")
+
+    def write_files(self, files: Mapping[str, str]) -> None:
+        """Write text files, by name; ResourceError when they cannot be written."""
         for name, text in files.items():
             atomic_write_text(self.path / name, text)
-        atomic_write_text(self.metrics, ",".join(COLUMNS) + "\n")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -103,6 +114,28 @@ class RunFolder:
         except OSError:
             return None
         return status.st_ino, status.st_mtime_ns
+
+    def keep_state(self) -> None:
+        """Keep the newest state under a second name, before the next one takes its own."""
+        if self.state.is_file():
+            _link(self.state, self.previous_state)
+
+    def set_aside_state(self) -> None:
+        """Put the previous state in the place of the newest, which is damaged and kept beside."""
+        os.replace(self.state, self.path / "state-damaged.pt")
+        _link(self.previous_state, self.state)
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether all iterations of the run's recipe have been trained and logged."""
+        if not (self.path / f"{stage}.pt").is_file():
+            return False
+        try:
+            recipe = load_recipe(str(self.path / "recipe.yaml"))
+        except RecipeError:
+            return True
+        iterations = recipe.coarse.iterations if stage == "coarse" else recipe.fine.iterations
+        rows = self.read_metrics()
+        return bool(rows) and int(rows[-1]["iteration"]) >= iterations
 
     def remove_unfinished(self) -> None:
         """Remove what a killed run was writing."""
@@ -150,12 +183,7 @@ class RunFolder:
 
     def link(self, source: Path, name: str) -> None:
         """A second name in checkpoints/ for a file, without its bytes twice where that works."""
-        with atomic_path(self.checkpoints / name) as temporary:
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(source, temporary)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(source, temporary)
+        _link(source, self.checkpoints / name)
 
     @contextmanager
     def log(self) -> Iterator[logging.Logger]:
@@ -168,6 +196,22 @@ class RunFolder:
             yield logger
         finally:
             handler.close()
+
+
+def _link(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+
+
+def auto_run(
+    out: Path | None, recipe_name: str, stage: str, root: Path = Path("runs")
+) -> RunFolder:
+    """The folder of a run that one and the same line begins and resumes."""
+    return RunFolder(out or root / f"{recipe_name}-{stage}")
 
 
 def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("runs")) -> RunFolder:
@@ -185,7 +229,7 @@ def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("r
 def find_run(
     out: Path | None, recipe_name: str | None, stage: str, root: Path = Path("runs")
 ) -> RunFolder:
-    """The run to resume: as asked, else the newest of that recipe and stage.
+    """The run to resume: as asked, else the newest of that recipe and stage that is not finished.
 
     Raises:
         DataError: there is none.
@@ -199,7 +243,12 @@ def find_run(
     if not found:
         what = f"{recipe_name or '*'}-{stage}"
         raise DataError("no run to resume", where=root / what, hint="name it with --out")
-    return RunFolder(max(found, key=lambda path: (path / "state.pt").stat().st_mtime))
+    found.sort(key=lambda path: (path / "state.pt").stat().st_mtime, reverse=True)
+    interrupted = next((path for path in found if not RunFolder(path).is_finished(stage)), None)
+    if interrupted is None:
+        what = "no interrupted run to resume: all of this stage are finished"
+        raise DataError(what, where=root, hint=f"name one with --out, such as {found[0]}")
+    return RunFolder(interrupted)
 
 
 def draw_curves(run: RunFolder) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from c2fdft_cli.data.shards.reader import ShardSet
@@ -56,7 +58,13 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
         total=training.section.iterations - training.step,
         title=f"train-{options.stage}",
         unit="step",
+        resume=f"resume from the last saved state with {resume_command(options)}",
     )
+
+
+def resume_command(options: TrainOptions) -> str:
+    """The command that resumes a training."""
+    return f"c2fdft train-{options.stage} --resume --out {shlex.quote(str(options.run.path))}"
 
 
 @dataclass
@@ -101,14 +109,14 @@ class _Training:
         self.fallbacks = Fallbacks(
             options, self.stepper, notify=lambda text: self.notices.append(Notice(text))
         )
-        if options.resume:
-            self._restore_state()
+        if options.resume is not None:
+            self._restore_state(options.resume)
         pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
         self.validator = Validator(options, pairs, self.state, self.board)
 
-    def _restore_state(self) -> None:
+    def _restore_state(self, path: Path) -> None:
         self.stamp = self.run.state_stamp()
-        loaded = load_state(self.run.state)
+        loaded = load_state(path)
         if loaded.fingerprint != self.shards.fingerprint:
             raise UsageError(
                 "these shards are not the ones that this run was trained on",
@@ -171,13 +179,19 @@ class _Training:
         if not self.runtime.is_main:
             yield
             return
-        if not self.options.resume:
+        resume = self.options.resume
+        if resume is None:
             self.run.check_free()  # before there is a lock in somebody's folder
         with self.run.held():
-            if self.options.resume:
+            if resume is not None:
                 self._check_state()
                 self.run.remove_unfinished()
+                if resume != self.run.state:
+                    self.run.set_aside_state()
                 self.run.cut_metrics(self.step - self.unscored)
+                if self.options.files:  # the recipe has changed: from now on it is the state's
+                    self.run.write_files(self.options.files)
+                    self._save()
             else:
                 self.run.create(self.options.files)
                 self._save()  # from now on there is something to resume from
@@ -299,5 +313,5 @@ class _Training:
         return Interrupted(
             f"stopped after step {self.step} of {self.section.iterations}, state saved",
             signal_number=request.signal_number or signal.SIGTERM,
-            hint=f"resume with --resume --out {self.run.path}",
+            hint=f"resume with {resume_command(self.options)}",
         )

@@ -21,9 +21,9 @@ class TrainOptions:
     precision: as asked for on the command line, else "auto"; a resumed run keeps it.
     grid: sampling times, for validation and the fine objective.
     init: weights to start from; None starts from random ones.
-    resume: go on from the run's state.pt; recipe, data and grid are then the run's own.
+    resume: the state to resume from, the run's own; None for a new run.
     max_seconds: save and stop after this time.
-    files: further text files for the run folder, by name.
+    files: text files to write into the run folder, by name; of a resumed run those that change.
     notices: what the user may want to know of these choices.
     """
 
@@ -36,7 +36,7 @@ class TrainOptions:
     grid: list[int]
     precision: str = "auto"
     init: Checkpoint | None = None
-    resume: bool = False
+    resume: Path | None = None
     max_seconds: float | None = None
     files: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()

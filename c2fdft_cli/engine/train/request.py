@@ -45,6 +45,11 @@ class TrainRequest:
     resume: bool = setting(
         False, "Resume the run in --out (default: the newest run of this stage)."
     )
+    resume_auto: bool = setting(
+        False,
+        "Start the run in --out (default: runs/RECIPE-STAGE) or resume it: the same line, for jobs "
+        "that are submitted again; a finished run ends with 0.",
+    )
     max_seconds: float | None = setting(
         None,
         "Save and stop (exit 143) after MINUTES.",

@@ -4,43 +4,82 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from c2fdft_cli.engine.train.folder import find_run, new_run
+from c2fdft_cli.engine.train.folder import RunFolder, auto_run, find_run, new_run
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.request import TrainRequest
-from c2fdft_cli.engine.train.state import load_state
+from c2fdft_cli.engine.train.state import load_newest
 from c2fdft_cli.engine.weights.build import timesteps_of_recipe
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta, load_checkpoint, versions
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime, with_precision
-from c2fdft_cli.execution.distributed import join_training
+from c2fdft_cli.execution.distributed import join_training, refuse_tasks_without_rank
 from c2fdft_cli.recipe.files import load_recipe, recipe_from_dict, write_recipe
 from c2fdft_cli.recipe.schema import Recipe
 
-ON_RESUME = ("train.micro_batch", "data.workers")
-"""What a resumed run may change: it changes nothing but rounding."""
+_TIMES = ("sampling.grid=", "sampling.steps=", "sampling.spacing=")
+
+MAY_CHANGE = {
+    "iterations": "how far to train; it can be extended, of a finished run too",
+    "periods": "the learning rate over these iterations",
+    "recompute": "memory for time",
+    "train.micro_batch": "memory for time",
+    "train.compile": "speed",
+    "train.precision": "unless --precision was given when the run began",
+    "train.log_every": "how often metrics.csv gets a row",
+    "train.save_every": "how often the state is saved",
+    "train.validate_every": "how often it is scored",
+    "train.keep": "how many checkpoints are kept",
+    "train.tensorboard": "whether it writes for TensorBoard",
+    "train.max_bad_steps": "how many bad steps in a row end it",
+    "data.workers": "processes that read the data",
+}
+"""What may differ when a run resumes, `iterations` to `recompute` in the section of its stage."""
 
 
 def set_up(request: TrainRequest) -> TrainOptions:
     """Check a request in the order usage, recipe, device, checkpoint, data.
 
     Raises:
-        RecipeError, ResourceError, CheckpointError, DataError: whichever is met first.
+        UsageError, RecipeError, ResourceError, CheckpointError, DataError: whichever is met first.
     """
+    refuse_tasks_without_rank()
+    if request.resume and request.resume_auto:
+        raise UsageError("--resume cannot be combined with --resume-auto")
+    named = None if request.recipe is None else Path(request.recipe).stem
     if request.resume:
-        return _resumed(request)
+        if request.init is not None:
+            raise UsageError(
+                "--resume keeps the run's weights, so it cannot be combined with --from or --init",
+                hint="--resume-auto takes the line that began the run",
+            )
+        return _resumed(request, find_run(request.out, named, request.stage))
+    if request.resume_auto:
+        init = None if request.init is None or named else load_checkpoint(request.init)
+        run = auto_run(request.out, named or _recipe_name(request, init), request.stage)
+        if run.state.is_file():
+            return _resumed(request, run)
+        request = replace(request, out=run.path)
+    return _begun(request)
+
+
+def _begun(request: TrainRequest) -> TrainOptions:
+    """The options of a new run."""
     recipe = None if request.recipe is None else load_recipe(request.recipe, request.overrides)
     if request.init is None and recipe is not None:
         _data(request, recipe, None)  # a missing --data is reported first
     runtime = make_runtime(request.device, request.precision)
     join_training(runtime)
     init = None if request.init is None else load_checkpoint(request.init)
+    notices: tuple[str, ...] = ()
     if init is not None:
-        recipe = _recipe_with(init, recipe, request)
+        recipe, notices = _recipe_with(init, recipe, request)
     if recipe is None:
         raise RecipeError("--recipe is missing", hint="`c2fdft recipes list` shows the recipes")
     if request.precision == "auto":  # the recipe has its say, be it the checkpoint's
@@ -48,7 +87,7 @@ def set_up(request: TrainRequest) -> TrainOptions:
     data = _data(request, recipe, init)
     _check_shards(data)
     name = _recipe_name(request, init)
-    grid, notices = _grid(request, recipe, init)
+    grid, about_grid = _grid(request, recipe, init)
     recipe = replace(
         recipe,
         sampling=replace(recipe.sampling, steps=len(grid), grid=grid),
@@ -66,32 +105,29 @@ def set_up(request: TrainRequest) -> TrainOptions:
         init=init,
         max_seconds=request.max_seconds,
         files={"recipe.yaml": write_recipe(recipe), "env.json": _environment(runtime)},
-        notices=notices,
+        notices=notices + about_grid,
     )
 
 
-def _resumed(request: TrainRequest) -> TrainOptions:
-    """The options of a run that goes on: its own recipe, data and grid."""
-    fixed = [o for o in request.overrides if o.split("=")[0] not in ON_RESUME]
-    if fixed or request.init is not None:
-        raise UsageError(
-            "--resume keeps the run's recipe and weights, so it cannot be combined with "
-            + (" ".join(fixed) if fixed else "--from"),
-            hint=f"only {' and '.join(ON_RESUME)} may change; start a new run with --init",
-        )
-    wanted = None if request.recipe is None else Path(request.recipe).stem
-    run = find_run(request.out, wanted, request.stage)
-    state = load_state(run.state)
+def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
+    """The options of a run that goes on: its own recipe, but for what may change, data and grid."""
+    path, state, notices = load_newest(run)
     meta = state.meta
     if meta.recipe is None or meta.data is None or meta.grid is None:
-        raise CheckpointError("the state names no recipe, data or timesteps", where=run.state)
+        raise CheckpointError("the state names no recipe, data or timesteps", where=path)
     if meta.stage != request.stage:
         raise UsageError(
             f"train-{request.stage} cannot resume a {meta.stage} run",
             where=run.path,
             hint=f"use train-{meta.stage} --resume",
         )
-    recipe = recipe_from_dict(meta.recipe, request.overrides, where=str(run.state))
+    recipe, changes = _changed_recipe(request, recipe_from_dict(meta.recipe, (), str(path)), run)
+    iterations = (recipe.coarse if request.stage == "coarse" else recipe.fine).iterations
+    if iterations < state.step:
+        raise UsageError(
+            f"{request.stage}.iterations={iterations} is below the {state.step} that are done",
+            where=run.path,
+        )
     data = request.data or Path(meta.data)
     runtime = make_runtime(request.device, request.precision)
     join_training(runtime)
@@ -99,11 +135,13 @@ def _resumed(request: TrainRequest) -> TrainOptions:
     stated = recipe.train.precision if asked == "auto" else asked
     # fp16 of a GPU is no reason not to resume here; the notice below says so
     if request.precision == "auto" and not (stated == "fp16" and runtime.device.type == "cpu"):
-        runtime = with_precision(runtime, stated, f"the precision in {run.state}")
+        runtime = with_precision(runtime, stated, f"the precision in {path}")
     _check_shards(data)
-    notices: tuple[str, ...] = ()
+    notices += tuple(f"resuming with {change}" for change in changes)
     if state.computed_in not in (None, runtime.precision):
-        notices = (f"the run resumes in {runtime.precision}; it was in {state.computed_in}",)
+        notices += (f"the run resumes in {runtime.precision}; it was in {state.computed_in}",)
+    if iterations == state.step and not state.unscored:
+        notices += (f"the run is finished: {state.step} of {iterations} iterations are done",)
     return TrainOptions(
         stage=request.stage,
         recipe=recipe,
@@ -113,14 +151,83 @@ def _resumed(request: TrainRequest) -> TrainOptions:
         runtime=runtime,
         precision=asked,
         grid=meta.grid,
-        resume=True,
+        resume=path,
         max_seconds=request.max_seconds,
+        files={"recipe.yaml": write_recipe(recipe)} if changes else {},
         notices=notices,
     )
 
 
-def _recipe_with(init: Checkpoint, recipe: Recipe | None, request: TrainRequest) -> Recipe:
-    """The recipe asked for, else the checkpoint's, with the network that the weights are for."""
+def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple[Recipe, list[str]]:
+    """The run's recipe with what the request changes in it, and these changes in words.
+
+    A recipe that is named is compared key by key: of the other stage everything may differ.
+
+    Raises:
+        UsageError: a key differs that decides the run; all are named.
+    """
+    if request.recipe is None:
+        asked = recipe_from_dict(own.to_dict(), request.overrides, where=str(run.path))
+    else:
+        asked = load_recipe(request.recipe, request.overrides)
+        if request.init is not None:  # what the weights have decided
+            asked = replace(asked, network=own.network, diffusion=own.diffusion)
+    if _same_timesteps(request, own, asked):
+        asked = replace(asked, sampling=replace(own.sampling, eta=asked.sampling.eta))
+    asked = replace(asked, data=replace(asked.data, shards=own.data.shards))
+    changes = _differences(own.to_dict(), asked.to_dict())
+    other = "fine." if request.stage == "coarse" else "coarse."
+    fixed = [
+        f"{key}: {_short(old)} in the run, {_short(new)} asked for"
+        for key, (old, new) in changes.items()
+        if not (key in MAY_CHANGE or key.startswith(other))
+        and key.removeprefix(f"{request.stage}.") not in MAY_CHANGE
+    ]
+    if fixed:
+        raise UsageError(
+            "--resume keeps the run's recipe, from which the recipe asked for differs",
+            where=run.path,
+            details=fixed,
+            hint="start a new run from its weights with --init; what may change stands in "
+            "docs/training.md, Changing a run",
+        )
+    return asked, [f"{key} {_short(new)}, was {_short(old)}" for key, (old, new) in changes.items()]
+
+
+def _same_timesteps(request: TrainRequest, own: Recipe, asked: Recipe) -> bool:
+    """Whether the request leaves the timesteps as they are: those of given weights, or equal."""
+    stated = any(override.startswith(_TIMES) for override in request.overrides)
+    if request.stage == "fine" and request.init is not None and not stated:
+        return True
+    return timesteps_of_recipe(asked.sampling, asked.diffusion) == own.sampling.grid
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """(old, new) of every value that differs, by dotted key."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in old.keys() | new.keys():
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found |= _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found[prefix + key] = one, other
+    return dict(sorted(found.items()))
+
+
+def _short(value: object) -> str:
+    """A value of a recipe as it is written on the command line."""
+    return json.dumps(value)
+
+
+def _recipe_with(
+    init: Checkpoint, recipe: Recipe | None, request: TrainRequest
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe asked for, else the checkpoint's, with the network that the weights are for.
+
+    Where these are not the network and diffusion of the recipe, a notice says so.
+    """
     if recipe is None:
         recipe = init.recipe(request.overrides)
     if recipe is None:
@@ -134,15 +241,21 @@ def _recipe_with(init: Checkpoint, recipe: Recipe | None, request: TrainRequest)
             f"{' '.join(asked)} differs from the network and diffusion of the given weights",
             hint="remove the override, or train without --from and --init",
         )
-    return own
+    differs = [
+        f"{key} {_short(new)} (the recipe: {_short(old)})"
+        for key, (old, new) in _differences(recipe.to_dict(), own.to_dict()).items()
+    ]
+    if not differs:
+        return own, ()
+    notice = f"the network is that of {init.path.name}, not the recipe's: {', '.join(differs)}"
+    return own, (notice,)
 
 
 def _grid(
     request: TrainRequest, recipe: Recipe, init: Checkpoint | None
 ) -> tuple[list[int], tuple[str, ...]]:
     """The sampling times: overrides first, then the checkpoint's, then the recipe's."""
-    times = ("sampling.grid=", "sampling.steps=", "sampling.spacing=")
-    asked = any(override.startswith(times) for override in request.overrides)
+    asked = any(override.startswith(_TIMES) for override in request.overrides)
     stated = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
     given = None if init is None else init.meta.grid
     if asked or given is None or request.stage != "fine" or given == stated:

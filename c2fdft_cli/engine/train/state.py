@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.engine.weights.checkpoint import Meta, read_meta, save_checkpoint
-from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
+from c2fdft_cli.engine.weights.tensors import load_tensors, refuse_missing, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.execution.device import Runtime
 
@@ -87,6 +89,7 @@ class RunState:
             "fingerprint": self._fingerprint,
             "meta": self.meta(step).to_json(),
         }
+        run.keep_state()
         save_tensors(run.state, state)
         run.keep_latest(self._options.recipe.train.keep)
 
@@ -124,8 +127,33 @@ def machine(runtime: Runtime) -> list[object]:
     return [runtime.device.type, runtime.world]
 
 
+class DamagedStateError(CheckpointError):
+    """A state whose bytes are not those that were written."""
+
+
+def load_newest(run: RunFolder) -> tuple[Path, LoadedState, tuple[str, ...]]:
+    """The state of a run, or the one before it where the newest is damaged.
+
+    Returns:
+        The file, its content, and what the user should know.
+
+    Raises:
+        CheckpointError: neither can be used.
+    """
+    try:
+        return run.state, load_state(run.state), ()
+    except DamagedStateError as error:
+        if not run.previous_state.is_file():
+            raise
+        state = load_state(run.previous_state)
+        notice = f"{error}: resuming from the state before it, of step {state.step}"
+        return run.previous_state, state, (notice,)
+
+
 def load_state(path: Path) -> LoadedState:
-    """Read state.pt; CheckpointError when it cannot be used."""
+    """Read a state; CheckpointError if it cannot be used, DamagedStateError if it is damaged."""
+    refuse_missing(path)
+    _check_sums(path)
     content = load_tensors(path)
     if content.get("state_version") != STATE_VERSION:
         raise CheckpointError(
@@ -148,3 +176,19 @@ def load_state(path: Path) -> LoadedState:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"a damaged training state: {error!r}", where=path) from error
+
+
+def _check_sums(path: Path) -> None:
+    """DamagedStateError unless each record has the CRC-32 that torch.save wrote beside it.
+
+    torch.load itself does not look at them: a bit that flips in a weight would go unnoticed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # a damaged directory fails in every way there is
+        bad = str(error) or type(error).__name__
+    if bad is not None:
+        hint = f"start a new run from its newest weights: --init {path.parent}/checkpoints/last.pt"
+        what = f"the training state is damaged ({bad}: wrong checksum or cut short)"
+        raise DamagedStateError(what, where=path, hint=hint)

@@ -300,8 +300,8 @@ ONE_RANK_FAILS = """
     objective.Objective.forward = hungry
     data, out, *overrides = sys.argv[1:]
     request = TrainRequest(
-        "coarse", "tiny", [*overrides, "coarse.iterations=2"], Path(data), Path(out),
-        device="cpu", precision="fp32",
+        stage="coarse", recipe="tiny", overrides=[*overrides, "coarse.iterations=2"],
+        data=Path(data), out=Path(out), device="cpu", precision="fp32",
     )
     train(set_up(request)).run()
     destroy_process_group()

@@ -1,0 +1,271 @@
+"""Resuming: what may change, which run, a damaged state, one line for jobs submitted again."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+
+import pytest
+import torch
+
+from c2fdft_cli.engine.train.folder import RunFolder, find_run
+from c2fdft_cli.engine.train.job import train
+from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.setup import set_up
+from c2fdft_cli.engine.train.state import DamagedStateError, load_newest, load_state
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
+from c2fdft_cli.errors import CheckpointError, DataError, UsageError
+from tests.kit.command import run as command
+from tests.kit.training import MINI, losses, notices, request, resume, run, same_weights, stop_after
+
+
+@pytest.fixture
+def stopped(tmp_path, shard_folder):
+    """A coarse run of 12 steps, killed after 7 and saved after 6."""
+    stop_after(request("coarse", shard_folder, tmp_path / "run"), 7)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def finished(tmp_path, coarse_run):
+    return shutil.copytree(coarse_run, tmp_path / "finished")
+
+
+def asked(out, *overrides, **more):
+    """A request to resume."""
+    more = {"resume": True, **more}
+    return TrainRequest(stage="coarse", out=out, overrides=[*overrides], device="cpu", **more)
+
+
+# --- what may change -----------------------------------------------------------------------------
+
+
+def test_a_refused_change_names_the_keys_that_differ(stopped):
+    with pytest.raises(UsageError, match="--resume keeps the run's recipe") as caught:
+        set_up(asked(stopped, "train.seed=7", "coarse.lr=0.5", "train.save_every=3"))
+    assert caught.value.details == (
+        "coarse.lr: 0.0006 in the run, 0.5 asked for",
+        "train.seed: 100 in the run, 7 asked for",
+    )
+
+
+def test_a_named_recipe_is_compared_not_ignored(stopped):
+    equal = set_up(asked(stopped, *MINI, recipe="tiny"))
+    assert equal.resume == stopped / "state.pt"
+    assert not equal.files
+    with pytest.raises(UsageError) as caught:
+        set_up(asked(stopped, recipe="tiny"))
+    assert "network.dim: 8 in the run, 16 asked for" in caught.value.details
+    with pytest.raises(UsageError, match="there is no recipe 'nothing'"):
+        set_up(asked(stopped, recipe="nothing"))
+
+
+def test_the_section_of_the_other_stage_may_differ(stopped):
+    options = set_up(asked(stopped, "fine.lr=0.25"))
+    assert options.recipe.fine.lr == 0.25
+
+
+def test_equal_overrides_are_no_change(stopped, shard_folder):
+    options = set_up(asked(stopped, "train.seed=100", f"data.shards={shard_folder}"))
+    assert not options.files
+
+
+def test_a_finished_run_is_extended(finished):
+    longer = ("coarse.iterations=16", "coarse.periods=[{length: 16, floor: 1.0e-5}]")
+    result, events = run(asked(finished, *longer, "train.save_every=3", precision="fp32"))
+    assert result.step == 16
+    assert "resuming with coarse.iterations 16, was 12" in notices(events)
+    recipe = load_checkpoint(finished / "coarse.pt").meta.recipe
+    assert (recipe["coarse"]["iterations"], recipe["train"]["save_every"]) == (16, 3)
+    assert "iterations: 16" in (finished / "recipe.yaml").read_text()
+
+
+def test_an_extended_run_equals_one_that_was_as_long_from_the_start(
+    tmp_path, shard_folder, stopped
+):
+    run(request("coarse", shard_folder, tmp_path / "whole", "coarse.iterations=14"))
+    resume("coarse", stopped, "coarse.iterations=14")
+    assert same_weights(stopped / "coarse.pt", tmp_path / "whole" / "coarse.pt")
+    assert losses(stopped) == losses(tmp_path / "whole")
+
+
+def test_a_change_holds_from_the_moment_it_is_made(stopped):
+    """Killed before the next save: the run resumes with it all the same."""
+    stop_after(asked(stopped, "coarse.iterations=20", "train.save_every=100"), 7)
+    assert load_state(stopped / "state.pt").meta.recipe["coarse"]["iterations"] == 20
+
+
+def test_a_run_cannot_be_shortened_below_what_is_done(stopped):
+    with pytest.raises(UsageError, match=r"coarse.iterations=5 is below the 6 that are done"):
+        set_up(asked(stopped, "coarse.iterations=5"))
+
+
+# --- which run -----------------------------------------------------------------------------------
+
+
+def test_the_newest_interrupted_run_is_resumed(tmp_path, coarse_run, stopped):
+    root = tmp_path / "runs"
+    for name, source in (("tiny-coarse", stopped), ("tiny-coarse-2", coarse_run)):
+        shutil.copytree(source, root / name)
+    os.utime(root / "tiny-coarse" / "state.pt", (1, 1))
+    assert find_run(None, "tiny", "coarse", root).path == root / "tiny-coarse"
+    assert RunFolder(root / "tiny-coarse-2").is_finished("coarse")
+    shutil.rmtree(root / "tiny-coarse")
+    with pytest.raises(DataError, match="all of this stage are finished") as caught:
+        find_run(None, "tiny", "coarse", root)
+    assert "tiny-coarse-2" in caught.value.hint
+
+
+# --- one line for a job that is submitted again ---------------------------------------------------
+
+
+def test_one_line_begins_resumes_and_says_that_it_is_finished(tmp_path, shard_folder, coarse_run):
+    line = request("coarse", shard_folder, tmp_path / "run", resume_auto=True)
+    stop_after(line, 3)
+    stop_after(line, 9)
+    result, _ = run(line)
+    assert same_weights(result.checkpoint, coarse_run / "coarse.pt")
+    assert losses(tmp_path / "run") == losses(coarse_run)
+    result, events = run(line)
+    assert result.step == 12
+    assert "the run is finished: 12 of 12 iterations are done" in notices(events)
+
+
+def test_the_line_works_as_a_command(tmp_path, shard_folder):
+    words = ["train-coarse", "--recipe", "tiny", "--data", shard_folder, "--out", tmp_path / "run",
+             "--device", "cpu", "--precision", "fp32", "--resume-auto", *MINI,
+             "coarse.iterations=2"]  # fmt: skip
+    for said in ("step 2: saved", "the run is finished"):
+        done = command(*words)
+        assert done.exit_code == 0, done.stderr
+        assert said in done.stderr
+    assert command(*words, "--resume").exit_code == 2
+
+
+def test_the_line_has_a_folder_of_its_own(tmp_path, shard_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = request("coarse", shard_folder, None, resume_auto=True)
+    assert str(set_up(line).run.path) == "runs/tiny-coarse"
+    stop_after(line, 1)
+    assert set_up(line).resume is not None
+
+
+def test_a_run_killed_before_its_first_state_is_begun_anew(tmp_path, shard_folder):
+    options = set_up(request("coarse", shard_folder, tmp_path / "run"))
+    options.run.create(options.files)
+    run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=1", resume_auto=True))
+    assert (tmp_path / "run" / "coarse.pt").is_file()
+
+
+def test_the_fine_line_needs_its_checkpoint_only_to_begin(tmp_path, shard_folder, coarse_run):
+    start = tmp_path / "coarse.pt"
+    shutil.copy(coarse_run / "coarse.pt", start)
+    line = request("fine", shard_folder, tmp_path / "run", init=start, resume_auto=True)
+    stop_after(line, 3)
+    start.unlink()
+    assert set_up(line).resume is not None
+
+
+def test_tasks_of_srun_without_a_rank_are_refused(tmp_path, shard_folder, monkeypatch):
+    wish = request("coarse", shard_folder, tmp_path / "run")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UsageError, match="srun started this training 4 times"):
+        set_up(wish)
+    monkeypatch.setenv("RANK", "0")
+    set_up(wish)
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    set_up(wish)
+    assert not (tmp_path / "run").exists()
+
+
+def test_whose_network_is_used_is_said(tmp_path, shard_folder, fine_run):
+    wish = TrainRequest(
+        stage="coarse", recipe="tiny", data=shard_folder, out=tmp_path / "run",
+        init=fine_run / "fine.pt", device="cpu",
+    )  # fmt: skip
+    (notice,) = set_up(wish).notices
+    assert "the network is that of fine.pt, not the recipe's" in notice
+    assert "network.dim 8 (the recipe: 16)" in notice
+
+
+# --- a damaged state -----------------------------------------------------------------------------
+
+
+def test_the_previous_state_is_beside_the_newest(stopped):
+    assert load_state(stopped / "state.pt").step == 6
+    assert load_state(stopped / "state-previous.pt").step == 4
+
+
+DAMAGES = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "bit": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4])
+    + data[len(data) // 2 + 1 :],
+    "zeros": lambda data: bytes(len(data)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(stopped, coarse_run, damage):
+    state = stopped / "state.pt"
+    bad = DAMAGES[damage](state.read_bytes())
+    state.write_bytes(bad)
+    with pytest.raises(DamagedStateError, match=r"state.pt: the training state is damaged"):
+        load_state(state)
+    _, events = resume("coarse", stopped)
+    said = notices(events)[0]
+    assert "is damaged" in said
+    assert "resuming from the state before it, of step 4" in said
+    assert (stopped / "state-damaged.pt").read_bytes() == bad
+    assert same_weights(stopped / "coarse.pt", coarse_run / "coarse.pt")
+    assert losses(stopped) == losses(coarse_run)
+
+
+def test_two_damaged_states_are_an_error(stopped):
+    for name in ("state.pt", "state-previous.pt"):
+        (stopped / name).write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        load_newest(RunFolder(stopped))
+    assert "--init" in caught.value.hint
+
+
+def test_a_bit_that_flips_anywhere_is_noticed_or_changes_nothing(stopped):
+    state = stopped / "state.pt"
+    good, original = state.read_bytes(), load_tensors(state)
+    random.seed(20)
+    # the directory is at the end; the rest at random
+    places = [*range(len(good) - 400, len(good), 7), *random.sample(range(len(good)), 60)]
+    noticed = 0
+    for place in places:
+        bad = bytearray(good)
+        bad[place] ^= 1 << random.randrange(8)
+        state.write_bytes(bad)
+        try:
+            load_state(state)
+        except CheckpointError:
+            noticed += 1
+        else:  # padding, or a date
+            assert _equal(load_tensors(state), original)
+    assert noticed > 60
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one == other
+
+
+def test_a_state_of_an_earlier_version_keeps_loading(stopped):
+    """It was written by torch.save too: the sums have always been in it."""
+    state = load_tensors(stopped / "state.pt")
+    save_tensors(stopped / "state.pt", state)
+    (stopped / "state-previous.pt").unlink()
+    assert load_state(stopped / "state.pt").step == 6
+    train(set_up(asked(stopped))).run()
