@@ -1,0 +1,45 @@
+"""One world of inputs for all faults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.kit.faults import World, run
+from tests.kit.sharing import made_once
+from tests.kit.weights import write_facts
+
+TRIES = int(os.environ.get("C2FDFT_FAULT_TRIES", "0"))
+"""Random moments for each command and fault: 0 for the quick part alone."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The long part asks for it."""
+    config.addinivalue_line("markers", "long: runs with C2FDFT_FAULT_TRIES=N alone")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the long part where it is not asked for."""
+    for item in items:
+        if item.get_closest_marker("long") and not TRIES:
+            item.add_marker(pytest.mark.skip(reason="C2FDFT_FAULT_TRIES is not set"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Pairs, shards, weights, pictures and a video."""
+
+    def make(root: Path) -> None:
+        root.mkdir(exist_ok=True)
+        made = World(root).make()
+        write_facts(root / "facts.json")
+        words = ("convert", made.weights, root / "small.pt", "--half", "bf16", "--ema-only")
+        assert run(words, root) == 0, (root / "said.txt").read_text()
+        pytest.importorskip("av")
+        from tests.kit.video import make_clip
+
+        make_clip(root / "clip.mp4", size="32x32", rate="10", seconds=1.0)
+
+    return World(made_once(tmp_path_factory, "world", make))

@@ -1,0 +1,114 @@
+"""Signals and kill -9 at random moments of every long command: nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from c2fdft_cli.signals import exit_code
+from tests.faults.conftest import TRIES
+from tests.kit.faults import COMMANDS, Case, Running, World, hidden, run
+
+FAULTS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL", "twice", "both")
+"""The last two: Ctrl-C twice within a moment, and Ctrl-C with SIGTERM."""
+
+pytestmark = pytest.mark.slow
+
+
+def hurt(running: Running, fault: str) -> set[int]:
+    """Do it, and say which exit codes are right."""
+    if fault in ("twice", "both"):
+        running.send(signal.SIGINT)
+        time.sleep(random.uniform(0, 0.02))
+        running.send(signal.SIGINT if fault == "twice" else signal.SIGTERM)
+        return {130} if fault == "twice" else {130, 143}
+    number = signal.Signals[fault]
+    running.send(number)
+    return {-number} if fault == "SIGKILL" else {exit_code(number)}
+
+
+def stop_and_go_on(case: Case, folder, fault: str, after: float) -> str:
+    """Hurt a command after some seconds, run it again to its end; what happened."""
+    running = Running(case.words, folder)
+    time.sleep(after)
+    right = hurt(running, fault)
+    code = running.end()
+    assert code in {*right, 0}, running.said
+    assert "Traceback" not in running.said
+    assert "Exception ignored" not in running.said
+    if fault != "SIGKILL":
+        assert not hidden(folder), running.said
+        if code == 0:
+            return "finished before"
+        assert "error: " in running.said
+        if "state saved" in running.said:
+            assert "resume with c2fdft train-" in running.said
+    again = run((*case.words, *(case.again if case.out.exists() else ())), folder)
+    assert again == 0, running.said
+    return "killed" if fault == "SIGKILL" else "ended"
+
+
+@pytest.fixture(scope="module")
+def finished(world: World, tmp_path_factory):
+    """The content of the finished output of a command that nothing happened to, and its seconds."""
+    known: dict[str, tuple[object, float]] = {}
+
+    def result_of(name: str) -> tuple[object, float]:
+        if name not in known:
+            folder = tmp_path_factory.mktemp(name)
+            case, start = world.case(name, folder), time.monotonic()
+            running = Running(case.words, folder)
+            assert running.end() == 0, running.said
+            known[name] = case.content(case.out), time.monotonic() - start
+        return known[name]
+
+    return result_of
+
+
+@pytest.mark.parametrize("name", ["prepare", "train-coarse", "restore", "convert"])
+def test_a_signal_at_a_random_moment(world: World, finished, tmp_path, name):
+    expected, seconds = finished(name)
+    random.seed(os.getpid())
+    case = world.case(name, tmp_path)
+    fault = random.choice([fault for fault in FAULTS if fault != "SIGKILL"])
+    stop_and_go_on(case, tmp_path, fault, random.uniform(0.2, max(0.3, seconds)))
+    assert case.content(case.out) == expected
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_at_many_moments(world: World, finished, tmp_path_factory, record_property, name, fault):
+    expected, seconds = finished(name)
+    outcomes: Counter[str] = Counter()
+    random.seed(f"{name}{fault}")
+    for number in range(TRIES):
+        folder = tmp_path_factory.mktemp(f"{name}-{fault}")
+        case = world.case(name, folder)
+        after = random.uniform(0.05, max(0.3, seconds))
+        outcome = stop_and_go_on(case, folder, fault, after)
+        outcomes[outcome] += 1
+        assert case.content(case.out) == expected, (number, after, outcome)
+    record_property("outcomes", dict(outcomes))
+
+
+@pytest.mark.parametrize("moment", [0.15, 1.0])
+def test_a_signal_while_the_program_is_still_loading(world: World, tmp_path, moment):
+    import subprocess
+
+    from tests.kit.processes import start
+
+    case = world.case("restore", tmp_path)
+    process = start(
+        "-m", "c2fdft_cli", *case.words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    time.sleep(moment)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT), said
+    assert "Traceback" not in said or process.returncode == -signal.SIGINT  # Python's own start

@@ -1,0 +1,228 @@
+"""Real commands that something happens to: a world to run them in, and how they are hurt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+
+from c2fdft_cli.files import unfinished
+from c2fdft_cli.signals import STOP_SIGNALS, install
+from tests.kit.formula import picture
+from tests.kit.training import MINI
+
+PRELOADED = ("train", "sweep", "restore", "prepare", "evaluate", "convert", "weights")
+"""Commands whose imports one process does for all: each command is a fork of it, without theirs."""
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(
+    [
+        *(f"c2fdft_cli.cli.{name}" for name in PRELOADED),
+        "c2fdft_cli.cli.train_view",
+        "c2fdft_cli.engine.train.setup",
+        "c2fdft_cli.engine.train.job",
+        "c2fdft_cli.engine.sweep.job",
+        "c2fdft_cli.engine.restore.job",
+        "c2fdft_cli.engine.prepare.job",
+        "c2fdft_cli.engine.evaluate.job",
+        "c2fdft_cli.engine.weights.convert",
+        "c2fdft_cli.engine.weights.pack",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A long command in a world.
+
+    Args:
+        words: of the command, with paths of its output folder.
+        out: what it writes into.
+        content: of the finished output, to compare.
+        again: words that the same command needs once its output is there.
+    """
+
+    words: Sequence[object]
+    out: Path
+    content: Callable[[Path], object]
+    again: Sequence[object] = ()
+
+
+class Running:
+    """A command that runs in a fork; what it says goes to files beside its output."""
+
+    def __init__(
+        self, words: Sequence[object], cwd: Path, before: Callable[[], None] | None = None
+    ):
+        self._said = cwd / "said.txt"
+        target = (list(map(str, words)), cwd, self._said, before)
+        self.process: BaseProcess = _forks.Process(target=_run, args=target)
+        self.process.start()
+        self.started = time.monotonic()
+
+    @property
+    def said(self) -> str:
+        """What it has said so far, on both streams."""
+        return self._said.read_text(errors="replace") if self._said.exists() else ""
+
+    def send(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.process.is_alive() and self.process.pid is not None:
+            os.kill(self.process.pid, number)
+
+    def end(self, patience: float = 120.0) -> int:
+        """Wait for its end; the exit code, negative for a signal."""
+        self.process.join(patience)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"it hangs: {self.said[-2000:]}")
+        return self.process.exitcode
+
+
+def run(words: Sequence[object], cwd: Path, before: Callable[[], None] | None = None) -> int:
+    """Run a command to its end."""
+    return Running(words, cwd, before).end()
+
+
+def _run(words: list[str], cwd: Path, said: Path, before: Callable[[], None] | None) -> None:
+    stream = os.open(said, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(stream, number)
+    os.chdir(cwd)
+    for one in STOP_SIGNALS:
+        signal.signal(one, signal.SIG_DFL)
+    if before is not None:
+        before()
+    from c2fdft_cli.cli.app import app
+
+    sys.argv = ["c2fdft", *words]
+    install()
+    app()
+
+
+def hidden(folder: Path) -> list[Path]:
+    """Half-written files under a folder."""
+    return [path for one in (folder, *folder.rglob("*/")) for path in unfinished(one)]
+
+
+class World:
+    """Inputs for every long command, made once, and the commands with outputs of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.pairs, self.shards, self.images = root / "pairs", root / "shards", root / "in"
+        self.coarse, self.weights = root / "coarse.pt", root / "fine.pt"
+
+    def make(self) -> World:
+        """Write all inputs, with the commands themselves."""
+        from c2fdft_cli.data.images.picture import save_rgb8
+
+        for number in range(14):
+            split = "val" if number >= 12 else "train"
+            clean = picture(48, 64, number)
+            rainy = np.clip(clean.astype(int) + 40 * (np.arange(64) % 7 == 1)[:, None], 0, 255)
+            for kind, pixels in (("clean", clean), ("rainy", rainy.astype(np.uint8))):
+                path = self.pairs / split / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_rgb8(path, pixels)
+        self.images.mkdir()
+        for number in range(8):
+            save_rgb8(self.images / f"{number}.png", picture(72, 96, number))
+        for words in (
+            ("prepare", self.pairs, "--out", self.shards),
+            self._training("coarse", self.root / "c", "coarse.iterations=6"),
+            self._training("fine", self.root / "f", "fine.iterations=4",
+                           start=self.root / "c" / "coarse.pt"),
+        ):  # fmt: skip
+            assert run(words, self.root) == 0, (self.root / "said.txt").read_text()
+        (self.root / "c" / "coarse.pt").rename(self.coarse)
+        (self.root / "f" / "fine.pt").rename(self.weights)
+        return self
+
+    def _training(
+        self, stage: str, out: Path, *more: str, start: Path | None = None
+    ) -> tuple[object, ...]:
+        begin = () if start is None else ("--from", start)
+        return (f"train-{stage}", "--recipe", "tiny", "--data", self.shards, *begin, "--out", out,
+                "--device", "cpu", "--precision", "fp32", *MINI, *more)  # fmt: skip
+
+    def case(self, name: str, folder: Path) -> Case:
+        """A command that has not run yet, with its output under a folder."""
+        out = folder / "out"
+        cpu = ("--device", "cpu", "--precision", "fp32")
+        if name == "prepare":
+            words: tuple[object, ...] = ("prepare", self.pairs, "--out", out)
+            return Case(words, out, _digests)
+        if name in ("train-coarse", "train-fine"):
+            stage = name.removeprefix("train-")
+            start = self.coarse if stage == "fine" else None
+            words = self._training(stage, out, f"{stage}.iterations=8", "train.validate_every=6",
+                                   start=start)  # fmt: skip
+            return Case((*words, "--resume-auto"), out, lambda path: _weights(path, stage))
+        if name == "sweep-steps":
+            words = (name, self.coarse, "--data", self.shards, "--steps", "1,2,3", "--no-stamp",
+                     "--out", out, *cpu)  # fmt: skip
+            return Case(words, out, _scores)
+        if name == "restore":
+            words = (name, self.images, out, "--weights", self.weights, *cpu)
+            return Case(words, out, _digests)
+        if name == "restore-video":
+            clip = self.root / "clip.mp4"
+            words = ("restore", clip, out / "clip.mp4", "--weights", self.weights, *cpu)
+            return Case(words, out, _digests)
+        if name == "eval":
+            words = (name, self.pairs / "train/rainy", self.pairs / "train/clean", "--report",
+                     out / "report", "--csv", out / "rows.csv", "--protocol", "rgb")  # fmt: skip
+            out.mkdir(exist_ok=True)
+            return Case(words, out, lambda path: (path / "rows.csv").read_text(), ("--overwrite",))
+        if name == "convert":
+            words = (name, self.weights, out / "net.pt", "--ema-only")
+            return Case(words, out, _digests, ("--overwrite",))
+        if name == "weights-pack":
+            words = ("weights", "pack", self.root / "small.pt", "--name", "mine", "--facts",
+                     self.root / "facts.json", "--into", out)  # fmt: skip
+            return Case(words, out, _digests)
+        raise ValueError(name)
+
+
+COMMANDS = ("prepare", "train-coarse", "train-fine", "sweep-steps", "restore", "restore-video",
+            "eval", "convert", "weights-pack")  # fmt: skip
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Every file by name and SHA-256, but for what names the moment."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix not in {".json", ".jsonl"}
+    }
+
+
+def _weights(run_folder: Path, stage: str) -> object:
+    """Raw and averaged weights, and the losses."""
+    from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+    from tests.kit.training import losses
+
+    loaded = load_checkpoint(run_folder / f"{stage}.pt")
+    states = [
+        {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+        for state in (loaded.params, loaded.ema)
+    ]
+    return states, losses(run_folder)
+
+
+def _scores(folder: Path) -> object:
+    """All trials of a sweep, but for their seconds, and its choice."""
+    said = json.loads((folder / "sweep.json").read_text())
+    trials = [{**trial, "seconds": None} for trial in said["trials"]]
+    return said["complete"], trials
