@@ -182,10 +182,15 @@ def require_existing(*paths: str | Path | None) -> None:
             raise read_error(error, path) from error
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Whether there was no room for what was to be written."""
+    return _code(error) in _FULL
+
+
 def write_error(error: OSError, path: Path) -> ResourceError:
     """The one-line error for an OSError met while writing `path`."""
     code = _code(error)
-    if code in _FULL:
+    if is_disk_full(error):
         hint = "free some space or choose another disk"
         return ResourceError("the disk is full", where=path, hint=hint)
     reason = os.strerror(code) if code else str(error)

@@ -7,13 +7,15 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from c2fdft_cli.cli.commands import list_commands, load_command
 from c2fdft_cli.cli.group import Group
-from c2fdft_cli.errors import C2fdftError
+from c2fdft_cli.errors import C2fdftError, ResourceError
+from c2fdft_cli.files import is_disk_full, write_error
 from c2fdft_cli.signals import SignalReceived, exit_code
 from c2fdft_cli.version import __version__
 
@@ -35,12 +37,19 @@ class Commands(Group):
             sys.stdout.reconfigure(errors="surrogateescape")
         try:
             code = super().main(args, "c2fdft", complete_var, standalone_mode=False, **extra)
+            sys.stdout.flush()
         except C2fdftError as error:
             report(error)
             code = error.exit_code
         except SignalReceived as stop:
             _print_error(str(stop), stop.hint)
             code = exit_code(stop.signal_number)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            report(write_error(error, Path(error.filename or "standard output")))
+            code = ResourceError.exit_code
+            _drop_output()
         except Exception as error:  # only to tell the parser's own errors from bugs of ours
             if hasattr(error, "format_message"):
                 code = _report_usage(error)
@@ -64,6 +73,11 @@ def _end(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Forget what could not be printed: Python would try again, and fail, at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_awaited() -> bool:

@@ -149,5 +149,10 @@ def write_csv(path: Path, result: EvalResult) -> None:
     for row in result.rows:
         inputs = [row.degraded.psnr, row.degraded.ssim] if extra and row.degraded else []
         scores = [value(row) for _, value in columns]
-        writer.writerow([row.name, *scores, *inputs, result.protocol.name])
+        writer.writerow([_text_cell(row.name), *scores, *inputs, result.protocol.name])
     atomic_write_text(path, text.getvalue())
+
+
+def _text_cell(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula, whatever a file is called."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text

@@ -1,0 +1,124 @@
+"""A disk that fills up, a folder or a file that is taken away: one line, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from c2fdft_cli.engine.restore.job import restore
+from c2fdft_cli.engine.restore.options import Machine, Sampling
+from c2fdft_cli.engine.restore.plan import plan_restore
+from tests.kit.faults import COMMANDS, Running, World, hidden, run
+
+pytestmark = pytest.mark.slow
+
+ROOM = {
+    "prepare": 60_000,
+    "train-coarse": 300_000,
+    "train-fine": 300_000,
+    "sweep-steps": 200,
+    "restore": 30_000,
+    "restore-video": 2_000,
+    "eval": 4_000,
+    "convert": 20_000,
+    "weights-pack": 20_000,
+}
+"""Bytes that are free: less than each command writes."""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes a disk of 24 MiB with so many bytes free; only root may."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=24m", "none", disk],
+            check=False,
+            capture_output=True,
+        ).returncode
+    ):
+        pytest.skip("a small disk cannot be mounted here")
+
+    def leave(free: int) -> Path:
+        room = shutil.disk_usage(disk).free
+        (disk / "filler").write_bytes(bytes(max(0, room - free)))
+        return disk
+
+    yield leave
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_disk_that_fills_up_is_named(world: World, tmp_path, small_disk, name):
+    disk = small_disk(ROOM[name])
+    case = world.case(name, disk)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    running = Running(case.words, folder)
+    code = running.end()
+    assert code in (5, 6), running.said
+    assert "disk is full" in running.said or "disk full" in running.said, running.said
+    assert str(disk) in running.said
+    assert "Traceback" not in running.said
+    assert not hidden(disk), running.said
+    (disk / "filler").unlink()
+    again = run((*case.words, *(case.again if case.out.exists() else ())), folder)
+    assert again == 0, running.said
+    case.content(case.out)
+
+
+def test_results_that_cannot_be_printed(world: World, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    running = Running(("info", world.shards), tmp_path, _stdout_is_full)
+    assert running.end() == 5
+    said = (tmp_path / "stderr.txt").read_text()
+    assert "error: standard output: the disk is full" in said
+    assert "Traceback" not in said
+
+
+def _stdout_is_full() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    os.dup2(os.open("stderr.txt", os.O_CREAT | os.O_WRONLY), 2)
+
+
+@pytest.mark.parametrize("name", ["prepare", "restore"])
+def test_an_output_folder_that_is_taken_away(world: World, tmp_path, name):
+    """Renamed while the command runs: an error in one line, or it is made again."""
+    case = world.case(name, tmp_path)
+    running = Running(case.words, tmp_path)
+    deadline = time.monotonic() + 60
+    while not case.out.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    case.out.rename(tmp_path / "elsewhere")
+    code = running.end()
+    assert code in (0, 3, 5, 6), running.said
+    assert "Traceback" not in running.said
+    assert run(case.words, tmp_path) == 0, running.said
+
+
+def test_an_input_that_vanishes_midway(world: World, tmp_path):
+    """The pictures that are left are restored, the other is named: exit 6."""
+    images = tmp_path / "in"
+    shutil.copytree(world.images, images)
+    plan = plan_restore(
+        images,
+        tmp_path / "out",
+        sampling=Sampling(weights=str(world.weights)),
+        machine=Machine(device="cpu", precision="fp32"),
+    )
+    (images / "7.png").unlink()
+    result = restore(plan).run()
+    (error,) = result.errors
+    assert "7.png" in str(error)
+    assert result.failure is not None
+    assert result.failure.exit_code == 6
+    assert len(list((tmp_path / "out").glob("*.png"))) == 7

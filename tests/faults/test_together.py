@@ -1,0 +1,100 @@
+"""Two processes on one output, a clock that jumps back, folders of ten thousand files."""
+
+from __future__ import annotations
+
+import os
+import time
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+
+from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
+from c2fdft_cli.engine.restore.options import Machine, Sampling
+from c2fdft_cli.engine.restore.plan import plan_restore
+from tests.kit.faults import Running, World, hidden, run
+
+FILES = 10_000
+SECONDS_A_FILE = 1e-3
+BYTES_A_FILE = 2048
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prepare", "restore", "train-coarse"])
+def test_two_processes_on_one_output(world: World, tmp_path, name):
+    """Both write the same bytes, or one of them says that the other is there."""
+    (tmp_path / "alone").mkdir()
+    alone = world.case(name, tmp_path / "alone")
+    assert run(alone.words, tmp_path / "alone") == 0
+    case = world.case(name, tmp_path)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    both = [Running(case.words, folder) for folder in folders]
+    codes = [running.end() for running in both]
+    said = both[0].said + both[1].said
+    assert 0 in codes, said
+    assert "Traceback" not in said
+    if set(codes) != {0}:
+        assert name == "train-coarse", said
+        assert "another process" in said or "not empty" in said
+    assert case.content(case.out) == alone.content(alone.out)
+    assert not hidden(case.out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prepare", "train-coarse"])
+def test_a_clock_that_runs_backwards(world: World, tmp_path, name):
+    (tmp_path / "alone").mkdir()
+    alone = world.case(name, tmp_path / "alone")
+    assert run(alone.words, tmp_path / "alone") == 0
+    case = world.case(name, tmp_path)
+    running = Running(case.words, tmp_path, _clock_backwards)
+    assert running.end() == 0, running.said
+    again = Running(case.words, tmp_path, _clock_backwards)
+    assert again.end() == 0, again.said
+    assert case.content(case.out) == alone.content(alone.out)
+
+
+def _clock_backwards() -> None:
+    real, start = time.time, time.time()
+    time.time = lambda: start - 100 * (real() - start)
+
+
+def cost(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of this process's time, and bytes that the result holds, a file."""
+    begin = time.process_time()
+    kept = work()
+    seconds = time.process_time() - begin
+    del kept
+    tracemalloc.start()
+    kept = work()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    del kept
+    return seconds / FILES, held / FILES
+
+
+@pytest.mark.long
+def test_planning_to_restore_ten_thousand_files(world: World, tmp_path):
+    first = world.images / "0.png"
+    (tmp_path / "in").mkdir()
+    for number in range(FILES):
+        os.link(first, tmp_path / "in" / f"{number}.png")
+    settings = {"sampling": Sampling(weights=str(world.weights)), "machine": Machine(device="cpu")}
+    seconds, held = cost(lambda: plan_restore(tmp_path / "in", tmp_path / "out", **settings))
+    assert seconds < SECONDS_A_FILE
+    assert held < BYTES_A_FILE
+
+
+@pytest.mark.long
+def test_planning_to_prepare_ten_thousand_files(world: World, tmp_path):
+    for kind in ("rainy", "clean"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        for number in range(FILES // 2):
+            source = world.pairs / "train" / kind / "0.png"
+            os.link(source, tmp_path / "set" / kind / f"{number}.png")
+    options = PrepareOptions(source=tmp_path / "set", out=tmp_path / "out")
+    seconds, held = cost(lambda: prepare(options))
+    assert seconds < SECONDS_A_FILE
+    assert held < BYTES_A_FILE
