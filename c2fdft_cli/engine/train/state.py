@@ -12,7 +12,8 @@ from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.engine.weights.checkpoint import Meta, read_meta, save_checkpoint
-from c2fdft_cli.engine.weights.tensors import load_tensors, refuse_missing, save_tensors
+from c2fdft_cli.engine.weights.stored import refuse_missing
+from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.execution.device import Runtime
 
