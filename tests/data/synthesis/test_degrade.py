@@ -17,8 +17,10 @@ from c2fdft_cli.errors import UsageError
 MODELS = {
     "rain": RainModel(),
     "heavy": RainModel(heavy=1.0),
+    "veiled": RainModel(heavy=1.0, layers=(2, 4), veil_share=1.0),
     "gaussian": NoiseModel(),
     "camera": NoiseModel(kind="camera"),
+    "raw": NoiseModel(kind="raw"),
     "blur": BlurModel(),
     "exposure": BlurModel(kind="exposure", objects=1.0, defocus_share=1.0, jpeg_share=1.0),
     "burst": BlurModel(kind="exposure", burst=1.0),
