@@ -18,6 +18,7 @@ from c2fdft_cli.data.synthesis.exposure import (
     object_mask,
     shake,
 )
+from c2fdft_cli.data.synthesis.jpeg import jpeg
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import camera_noise, gaussian_noise
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
@@ -119,16 +120,6 @@ def _sensor(sigma: float, gamma: float) -> tuple[float, float]:
     light = 0.5**gamma
     variance = (sigma / 255 * gamma * 0.5 ** (gamma - 1)) ** 2
     return SHOT_SHARE * variance / light, (1 - SHOT_SHARE) * variance
-
-
-def jpeg(pixels: Pixels, quality: int) -> Pixels:
-    """Store as JPEG of this quality (1..100) and read again."""
-    import cv2
-
-    bgr = np.ascontiguousarray(pixels[:, :, ::-1])
-    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    stored: Pixels = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return stored
 
 
 def blur_margin(model: BlurModel) -> int:

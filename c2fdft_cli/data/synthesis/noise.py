@@ -1,4 +1,4 @@
-"""Noise: white Gaussian on 8-bit values, or a camera's (Poisson-Gaussian in linear light)."""
+"""Noise: white Gaussian on 8-bit values, or a camera's, in linear light or from raw values on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from c2fdft_cli.data.synthesis.camera import Camera, photograph
+from c2fdft_cli.data.synthesis.jpeg import jpeg
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
-from c2fdft_cli.data.synthesis.options import Number, Range, within
+from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.validation import STRICT
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
+
+RED, BLUE, READ = (1.6, 2.6), (1.4, 2.6), (0.003, 0.05)
+"""Raw: gains of the white balance, and read noise as a share of shot noise."""
 
 # Brooks et al., "Unprocessing images for learned raw denoising", CVPR 2019, section 3.1:
 # log(read variance) = 2.18 log(shot) + 1.2, +- 0.26, fitted to a real camera's noise.
@@ -24,28 +29,42 @@ READ_SLOPE, READ_OFFSET, READ_SPREAD = 2.18, 1.2, 0.26
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """Gaussian or camera noise; each image draws its own level from the range.
+    """Gaussian or camera noise; each image draws its own values from the ranges.
 
     Attributes:
-        kind: "gaussian" (white, on sRGB values), "camera" (shot and read noise in linear light), or
-            "either": each image draws which.
+        kind: "gaussian" (white, on sRGB values), "camera" (shot and read noise in linear light),
+            "either" (each image draws which of these two), or "raw": noise of a Bayer sensor after
+            all that makes a stored picture of its values.
         sigma: gaussian: standard deviation in 8-bit levels.
-        shot: camera: variance per unit of linear light, drawn evenly in its logarithm.
+        shot: camera, raw: variance per unit of linear light, drawn evenly in its logarithm.
         correlated: camera: neighbours share noise, as they do after demosaicing.
         camera_share: either: the share of images with camera noise.
+        luma: raw: range of the standard deviation in px of the camera's smoothing of brightness.
+        chroma: raw: the same of colour.
+        sharpen: raw: range of the share of fine detail that the camera adds to brightness.
+        tone: raw: range from the curve of sRGB, 0, to an S-curve, 1.
+        jpeg: raw: range of the quality.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    kind: Literal["gaussian", "camera", "either"] = "gaussian"
+    kind: Literal["gaussian", "camera", "either", "raw"] = "gaussian"
     sigma: Annotated[Range, within(0, 255)] = (5.0, 50.0)
     shot: Annotated[Range, within(1e-6, 1)] = (1e-4, 1.2e-2)
     correlated: bool = True
     camera_share: Annotated[Number, within(0, 1)] = 0.5
+    luma: Annotated[Range, within(0, 4)] = (0.0, 0.8)
+    chroma: Annotated[Range, within(0, 8)] = (1.0, 3.0)
+    sharpen: Annotated[Range, within(0, 3)] = (0.0, 1.0)
+    tone: Annotated[Range, within(0, 1)] = (0.3, 1.0)
+    jpeg: Annotated[IntegerRange, within(10, 100)] = (85, 98)
 
 
 def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels:
     """Return the noisy image, rounded and clipped; uint8 [h, w, 3] in and out."""
+    if model.kind == "raw":
+        noisy = photograph(gt, random_camera(model, rng), rng)
+        return jpeg(noisy, int(rng.integers(model.jpeg[0], model.jpeg[1] + 1)))
     camera = model.kind == "camera"
     if model.kind == "either":
         camera = rng.random() < model.camera_share
@@ -55,6 +74,21 @@ def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels
         shot, read = math.exp(log_shot), math.exp(read)
         return to_srgb(camera_noise(to_linear(gt), shot, read, rng, correlated=model.correlated))
     return gaussian_noise(gt, rng.uniform(*model.sigma), rng)
+
+
+def random_camera(model: NoiseModel, rng: np.random.Generator) -> Camera:
+    """Sample a camera and its exposure."""
+    shot = math.exp(rng.uniform(*np.log(model.shot)))
+    return Camera(
+        shot=shot,
+        read=shot * math.exp(rng.uniform(*np.log(READ))),
+        red=rng.uniform(*RED),
+        blue=rng.uniform(*BLUE),
+        luma=rng.uniform(*model.luma),
+        chroma=rng.uniform(*model.chroma),
+        sharpen=rng.uniform(*model.sharpen),
+        tone=rng.uniform(*model.tone),
+    )
 
 
 def gaussian_noise(gt: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:

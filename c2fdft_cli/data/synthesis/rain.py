@@ -1,4 +1,7 @@
-"""Rain as an additive grey layer, O = min(255, B + S): one streak mask per image, or many."""
+"""Rain as an additive grey layer, O = min(255, B + S): one streak mask per image, or many.
+
+Scene and streaks may lie behind a veil, the light that far drops scatter towards the camera.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 LENGTH_SPREAD, WIDTH_SPREAD, LEVEL_SPREAD = 0.45, 0.4, 0.7
 LENGTH_CAP, WIDTH_CAP = 3.0, 4.5
 HEAVY_TURN, HEAVY_TILT = 8.0, 15.0
+LAYER_SCATTER, LAYERED_LEVEL = 6.0, 37.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class RainModel:
         lean: largest tilt of synthetic streaks from the vertical, in degrees.
         cover: range of the density of synthetic light rain, the share of pixels that it covers,
             sampled uniformly in its logarithm.
+        layers: range of how many synthetic layers of heavy rain overlap, each with its own scale,
+            direction and brightness; 0 is one scale in one direction or two, as in Rain100H.
+        veil: range of the opacity of the veil where it is densest.
+        veil_share: share of images with a veil before the scene and its streaks.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -51,6 +59,9 @@ class RainModel:
     along: Annotated[Range, within(0.25, 4)] = (0.85, 1.5)
     lean: Annotated[Number, within(0, 60)] = 30.0
     cover: Annotated[Range, within(0.001, 0.99)] = (0.09, 0.44)
+    layers: Annotated[IntegerRange, within(0, 8)] = (0, 0)
+    veil: Annotated[Range, within(0, 0.9)] = (0.05, 0.35)
+    veil_share: Annotated[Number, within(0, 1)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,15 +90,39 @@ class StreakStyle:
 def add_rain(
     gt: Pixels, model: RainModel, rng: np.random.Generator, streaks: StreakBank | None = None
 ) -> Pixels:
-    """Return O = min(255, B + S) for a fresh layer S; uint8 [h, w, 3] in and out."""
+    """Return O = min(255, B + S) for a fresh layer S, perhaps behind a veil; uint8 [h, w, 3]."""
     layer = rain_layer(model, rng, gt.shape[0], gt.shape[1], streaks)
     wet = gt.astype(np.uint16) + layer[:, :, None]
     rainy: Pixels = np.minimum(wet, 255).astype(np.uint8)
+    if model.veil_share > 0 and rng.random() < model.veil_share:
+        return add_veil(rainy, rng.uniform(*model.veil), rng)
     return rainy
 
 
+def add_veil(rainy: Pixels, opacity: float, rng: np.random.Generator) -> Pixels:
+    """Return T O + (1 - T) A, A a light grey, 1 - T a smooth map that is `opacity` at most.
+
+    Li et al., "Heavy rain image restoration", CVPR 2019, equation 3.
+    """
+    h, w = rainy.shape[:2]
+    light = rng.uniform(160.0, 235.0)
+    y, x = np.arange(h)[:, None], np.arange(w)[None]
+    waves = np.zeros((h, w))
+    for _ in range(2):
+        way, phase = rng.uniform(0.0, 2 * math.pi, 2)
+        turns = 2 * math.pi / np.exp(rng.uniform(math.log(150.0), math.log(900.0)))
+        waves += np.cos(turns * (math.cos(way) * x + math.sin(way) * y) + phase)
+    share = (opacity * (0.75 + waves / 8))[:, :, None]
+    veiled: Pixels = np.rint(rainy * (1 - share) + light * share).astype(np.uint8)
+    return veiled
+
+
 def rain_layer(
-    model: RainModel, rng: np.random.Generator, h: int, w: int, streaks: StreakBank | None = None
+    model: RainModel,
+    rng: np.random.Generator,
+    h: int,
+    w: int,
+    streaks: StreakBank | None = None,
 ) -> Pixels:
     """Sample the layer S, uint8 [h, w], from a bank's masks or, without a bank, by formula."""
     heavy = bool(rng.random() < model.heavy)
@@ -132,6 +167,10 @@ def light_style(model: RainModel, rng: np.random.Generator) -> StreakStyle:
 
 def heavy_styles(model: RainModel, rng: np.random.Generator) -> list[StreakStyle]:
     """Long, even, overlapping streaks; in two images of five a second direction crosses."""
+    if model.layers[1] > 0:
+        layers = int(rng.integers(model.layers[0], model.layers[1] + 1))
+        if layers > 0:
+            return layered_styles(layers, min(model.lean, HEAVY_TILT), rng)
     coverage = rng.uniform(0.75, 0.98)
     tilt = min(model.lean, HEAVY_TILT)
     first = StreakStyle(
@@ -148,6 +187,32 @@ def heavy_styles(model: RainModel, rng: np.random.Generator) -> list[StreakStyle
     half = 1.0 - math.sqrt(1.0 - coverage)
     other = replace(first, tilt=rng.uniform(-tilt, tilt), coverage=half)
     return [replace(first, coverage=half), other]
+
+
+def layered_styles(layers: int, tilt: float, rng: np.random.Generator) -> list[StreakStyle]:
+    """Layers from far to near: thin, short, dense and dim to wide, long, sparse and bright.
+
+    Their directions scatter around one wind; together they cover as much as Rain100H's.
+    """
+    clear = 1.0 - rng.uniform(0.75, 0.98)
+    share = rng.dirichlet(np.full(layers, 3.0))
+    wind = rng.uniform(-tilt, tilt)
+    level = LAYERED_LEVEL * rng.lognormal(0.0, 0.25)
+    styles = []
+    for part, near in zip(share, np.sort(rng.uniform(-1.0, 1.0, layers)), strict=True):
+        scale = 2.0**near
+        styles.append(
+            StreakStyle(
+                tilt=wind + rng.normal(0.0, LAYER_SCATTER),
+                jitter=rng.uniform(1.0, 3.0),
+                coverage=1.0 - clear ** float(part),
+                level=level * scale**0.5,
+                length=42.0 * scale * rng.lognormal(0.0, 0.3),
+                width=1.7 * math.sqrt(scale) * rng.lognormal(0.0, 0.15),
+                flat=rng.uniform(0.4, 1.0),
+            )
+        )
+    return styles
 
 
 def render(style: StreakStyle, rng: np.random.Generator, h: int, w: int) -> Floats:

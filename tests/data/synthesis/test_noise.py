@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
-from c2fdft_cli.data.synthesis.noise import NoiseModel, add_noise, camera_noise, gaussian_noise
+from c2fdft_cli.data.synthesis.noise import (
+    NoiseModel,
+    add_noise,
+    camera_noise,
+    gaussian_noise,
+    random_camera,
+)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 5.0, 25.0])
@@ -107,3 +113,20 @@ def test_either_draws_the_kind_for_each_image():
     assert all(abs(neighbours(0.0, seed)) < 0.1 for seed in range(4))
     assert all(neighbours(1.0, seed) > 0.4 for seed in range(4))
     assert {neighbours(0.5, seed) > 0.25 for seed in range(12)} == {True, False}
+
+
+def test_raw_noise_grows_with_shot_and_is_stored_as_jpeg():
+    gt = np.full((120, 120, 3), 120, np.uint8)
+    weak, strong = (
+        add_noise(gt, NoiseModel(kind="raw", shot=(s, s)), np.random.default_rng(0)).std()
+        for s in (1e-4, 4e-3)
+    )
+    assert strong > 3 * weak > 0
+
+
+def test_cameras_are_sampled_within_their_ranges():
+    model = NoiseModel(kind="raw", shot=(1e-4, 1e-3), luma=(0.2, 0.6), tone=(0.5, 0.5))
+    cameras = [random_camera(model, np.random.default_rng(i)) for i in range(50)]
+    assert all(1e-4 <= one.shot <= 1e-3 and 0.2 <= one.luma <= 0.6 for one in cameras)
+    assert {one.tone for one in cameras} == {0.5}
+    assert len({one.red for one in cameras}) == 50

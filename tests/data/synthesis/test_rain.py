@@ -14,7 +14,14 @@ import pytest
 from skimage import data as photos
 
 from c2fdft_cli.data.synthesis.degrade import NoiseModel, degrade
-from c2fdft_cli.data.synthesis.rain import RainModel, StreakStyle, rain_layer, render
+from c2fdft_cli.data.synthesis.rain import (
+    RainModel,
+    StreakStyle,
+    add_veil,
+    layered_styles,
+    rain_layer,
+    render,
+)
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.errors import DataError, UsageError
 
@@ -325,3 +332,49 @@ def test_bank_rain_has_the_statistics_of_rain100l_and_rain100h():
     assert 44 < mean < 68
     assert 0.77 < share < 0.93
     assert 12.3 < psnr < 15.2
+
+
+# -- overlapping layers and the veil -------------------------------------------------
+
+
+def test_layers_go_from_thin_dense_and_dim_to_wide_and_bright():
+    ratios = []
+    for seed in range(60):
+        styles = layered_styles(3, 15.0, np.random.default_rng(seed))
+        assert len(styles) == 3
+        assert [style.level for style in styles] == sorted(style.level for style in styles)
+        ratios.append((styles[-1].length / styles[0].length, styles[-1].width / styles[0].width))
+        assert 0.75 <= 1 - np.prod([1 - style.coverage for style in styles]) <= 0.98
+    assert (np.median(ratios, axis=0) > 1.2).all()
+
+
+def test_layers_have_the_statistics_of_heavy_rain():
+    """Real heavy pairs: mean S 58, 83 % above 8, 12.7 dB (nine of RainTrainH)."""
+    mean, share, psnr = statistics(RainModel(heavy=1.0, layers=(2, 4)), 60)
+    assert 45 < mean < 72
+    assert 0.75 < share < 0.95
+    assert 11.5 < psnr < 15
+
+
+def test_no_layers_and_no_veil_leave_the_generator_as_it_was():
+    a, b = np.random.default_rng(4), np.random.default_rng(4)
+    gt = photos.coffee()[:60, :60]
+    np.testing.assert_array_equal(
+        degrade(gt, HEAVY, a), degrade(gt, RainModel(heavy=1.0, veil=(0.5, 0.5)), b)
+    )
+    assert a.random() == b.random()
+
+
+def test_a_veil_moves_pixels_towards_one_grey_by_its_opacity_at_most():
+    rng = np.random.default_rng(0)
+    black, white = np.zeros((150, 200, 3), np.uint8), np.full((150, 200, 3), 255, np.uint8)
+    dark = add_veil(black, 0.4, np.random.default_rng(8)).astype(float)
+    light = add_veil(white, 0.4, np.random.default_rng(8)).astype(float)
+    contrast = (light - dark) / 255
+    assert contrast.min() >= 1 - 0.4 - 0.01
+    assert contrast.max() <= 1 - 0.2 + 0.01
+    assert np.ptp(contrast[..., 0]) > 0.02
+    assert np.abs(np.diff(dark, axis=1)).max() <= 3
+    np.testing.assert_array_equal(dark[..., 0], dark[..., 2])
+    image = photos.coffee()[:50, :50]
+    np.testing.assert_array_equal(add_veil(image, 0.0, rng), image)

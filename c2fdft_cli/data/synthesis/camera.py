@@ -1,0 +1,137 @@
+"""What is left of a sensor's noise after a camera has made a picture of its raw values.
+
+A camera's picture is taken for a linear map of raw light (demosaicing, white balance, colour
+matrix, noise reduction, sharpening) behind a tone curve. Then the map of signal plus noise is the
+clean picture plus the map of the noise, so the noise alone goes through it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float32]
+Pixels: TypeAlias = NDArray[np.uint8]
+
+# A typical matrix from camera to sRGB colours; its rows sum to 1, so that grey stays grey.
+COLOUR_MATRIX = np.array(
+    [[1.6, -0.45, -0.15], [-0.25, 1.55, -0.30], [0.0, -0.5, 1.5]], dtype=np.float32
+)
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+WIDE, WIDE_SHARE = 2.5, 0.4
+"""Noise reduction is a Gaussian with a second one around it, so many times as wide."""
+
+ENCODED = 16384
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera at one exposure.
+
+    Attributes:
+        shot: variance of a raw value per unit of light.
+        read: variance of a raw value without light.
+        red: gain of the white balance for red; that of green is 1.
+        blue: the same for blue.
+        luma: standard deviation in px of the noise reduction of brightness; 0 is none.
+        chroma: the same of colour.
+        sharpen: share of the detail finer than 1 px that is added to brightness.
+        tone: 0 for the curve of sRGB, 1 for a full S-curve v -> 3 v^2 - 2 v^3 after it.
+    """
+
+    shot: float
+    read: float
+    red: float
+    blue: float
+    luma: float
+    chroma: float
+    sharpen: float
+    tone: float
+
+
+def photograph(gt: Pixels, camera: Camera, rng: np.random.Generator) -> Pixels:
+    """Return the noisy picture of a clean one, uint8 [h, w, 3] in and out."""
+    decode, encode = tone_curve(camera.tone)
+    light = decode[gt]
+    noisy = light + reduce_noise(raw_noise(light, camera, rng), camera)
+    index = np.clip(noisy * np.float32(ENCODED - 1) + np.float32(0.5), 0, ENCODED - 1)
+    stored: Pixels = encode[index.astype(np.uint16)]
+    return stored
+
+
+def raw_noise(light: Floats, camera: Camera, rng: np.random.Generator) -> Floats:
+    """Noise of a Bayer sensor after bilinear demosaicing, white balance and colour matrix.
+
+    Each site of the mosaic has noise of variance shot * x + read, x being its raw value.
+
+    Args:
+        light: linear sRGB in [0, 1], float32 [h, w, 3].
+        camera: shot, read, red and blue count.
+        rng: the only source of randomness.
+
+    Returns:
+        float32 [h, w, 3], in units of `light`.
+    """
+    import cv2
+
+    h, w = light.shape[:2]
+    gains = np.array([camera.red, 1.0, camera.blue], dtype=np.float32)
+    to_raw = np.linalg.inv(COLOUR_MATRIX) / gains[:, None]
+    raw = np.maximum(light @ to_raw.T, 0)
+    first_y, first_x = rng.integers(0, 2, 2)
+    noise = rng.standard_normal((h, w), dtype=np.float32)
+    filters = (np.outer([1, 2, 1], [1, 2, 1]) / 4, np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]]) / 4)
+    y, x = (np.arange(h) + first_y)[:, None] % 2, (np.arange(w) + first_x)[None] % 2
+    planes = []
+    for channel, sites in enumerate((y + x == 0, (y + x) == 1, y + x == 2)):
+        deviation = np.sqrt(np.float32(camera.shot) * raw[:, :, channel] + np.float32(camera.read))
+        mosaic = np.where(sites, noise * deviation * gains[channel], np.float32(0))
+        kernel = filters[channel == 1].astype(np.float32)
+        planes.append(cv2.filter2D(mosaic, -1, kernel, borderType=cv2.BORDER_REFLECT_101))
+    mixed: Floats = np.dstack(planes) @ COLOUR_MATRIX.T
+    return mixed
+
+
+def reduce_noise(noise: Floats, camera: Camera) -> Floats:
+    """Smooth brightness and colour, each by its own width, and sharpen brightness."""
+    import cv2
+
+    brightness = noise @ LUMA
+    colour = _smooth(noise - brightness[:, :, None], camera.chroma)
+    brightness = _smooth(brightness, camera.luma)
+    if camera.sharpen:
+        brightness = brightness + np.float32(camera.sharpen) * (
+            brightness - cv2.GaussianBlur(brightness, (0, 0), 1.0)
+        )
+    left: Floats = colour + brightness[:, :, None]
+    return left
+
+
+def _smooth(noise: Floats, sigma: float) -> Floats:
+    """The mean of two Gaussians; none below a width at which a Gaussian is one pixel."""
+    import cv2
+
+    if sigma < 0.2:
+        return noise
+    narrow, wide = (cv2.GaussianBlur(noise, (0, 0), s) for s in (sigma, WIDE * sigma))
+    both: Floats = narrow * np.float32(1 - WIDE_SHARE) + wide * np.float32(WIDE_SHARE)
+    return both
+
+
+@lru_cache(maxsize=1)
+def _srgb() -> NDArray[np.float64]:
+    """sRGB values in [0, 1] of ENCODED steps of light."""
+    x = np.arange(ENCODED) / (ENCODED - 1)
+    return np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
+
+
+def tone_curve(tone: float) -> tuple[Floats, Pixels]:
+    """Tables from stored values to light [256] and from light, in equal steps, to stored values."""
+    v = _srgb()
+    curve = v + tone * (3 * v**2 - 2 * v**3 - v)
+    decode = np.interp(np.arange(256) / 255, curve, np.arange(ENCODED) / (ENCODED - 1))
+    return decode.astype(np.float32), np.rint(curve * 255).astype(np.uint8)
