@@ -79,7 +79,7 @@ def test_no_handlers_outside_of_the_main_thread():
 
 COUNT_FAULTS = """
 import resource, torch
-from c2fdft_cli.execution.heap import reusable_bytes, reuse_freed_memory
+from c2fdft_cli.execution.memory import reusable_bytes, reuse_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
