@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.execution.cuda import unusable_gpu
 from c2fdft_cli.vocabulary import DEVICES, check_choice
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,12 +24,14 @@ class Runtime:
     device: where tensors live.
     dtype: what matrix products compute in; parameters stay float32.
     rank, world: this process among those of the same job.
+    notes: what people may want to know of these choices, in sentences.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     rank: int = 0
     world: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:
@@ -57,7 +60,8 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """Resolve device and precision of this process, one of those that torchrun may have started.
 
     Args:
-        device: "auto" (CUDA, else MPS, else CPU) or one of `DEVICES`.
+        device: "auto" (CUDA where the installed torch has kernels for the card, else MPS, else
+            CPU) or one of `DEVICES`.
         precision: "auto" (bf16 where the device has it, else fp16 on CUDA, else fp32), "fp32",
             "bf16" or "fp16".
 
@@ -66,12 +70,11 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
         ResourceError: a device that is not there.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _resolve_device(device)
+    chosen, notes = _resolve_device(device)
     if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-    return Runtime(chosen, _resolve_precision(precision, chosen), rank, world)
+    return Runtime(chosen, _resolve_precision(precision, chosen), rank, world, notes)
 
 
 def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
@@ -83,26 +86,39 @@ def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
     return replace(runtime, dtype=_resolve_precision(precision, runtime.device, stated_by))
 
 
-def _resolve_device(name: str) -> torch.device:
+def _resolve_device(name: str) -> tuple[torch.device, tuple[str, ...]]:
+    """The device, and why it is not the GPU that there is."""
     check_choice("--device", name, DEVICES)
-    has_mps = torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise ResourceError(
-                "this machine has no CUDA device", hint="use --device cpu; see `c2fdft doctor`"
-            )
-        index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if index >= there:
-            raise ResourceError(
-                f"process {index + 1} of this machine has no GPU of its own: there are {there}",
-                hint=f"start with --nproc-per-node {there}",
-            )
-        return torch.device("cuda", index)
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ResourceError(
+            "this machine has no CUDA device", hint="use --device cpu; see `c2fdft doctor`"
+        )
     if name == "mps" and not has_mps:
         raise ResourceError("this machine has no MPS device", hint="use --device cpu")
-    return torch.device(name)
+    if name == "cuda" or (name == "auto" and has_cuda):
+        index = _own_gpu()
+        reason = unusable_gpu(index)
+        if reason is None:
+            return torch.device("cuda", index), ()
+        if name == "cuda":
+            hint = "install a torch that is built for this card, or use --device cpu"
+            raise ResourceError(reason, hint=hint)
+        return torch.device("cpu"), (f"running on the CPU: {reason}",)
+    if name == "auto":
+        name = "mps" if has_mps else "cpu"
+    return torch.device(name), ()
+
+
+def _own_gpu() -> int:
+    """The number of this process's GPU; ResourceError where there are more processes than GPUs."""
+    index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= there:
+        raise ResourceError(
+            f"process {index + 1} of this machine has no GPU of its own: there are {there}",
+            hint=f"start with --nproc-per-node {there}",
+        )
+    return index
 
 
 def _resolve_precision(

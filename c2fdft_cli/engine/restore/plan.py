@@ -152,7 +152,7 @@ def plan_restore(
         single=inputs.single,
         folder=folder,
         manifest=manifest,
-        warnings=[*_given(warning, notice), *_stale(skipped), *renamed, *too_large],
+        warnings=[*runtime.notes, *_given(warning, notice), *_stale(skipped), *renamed, *too_large],
         remarks=found.remarks,
         not_read=inputs.not_read,
         protocol=None if recipe is None else recipe.train.protocol,

@@ -1,0 +1,84 @@
+"""What an NVIDIA GPU and the installed torch can do together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+_CARDS = {
+    (5, 0): "GTX 900",
+    (6, 0): "P100",
+    (6, 1): "GTX 10",
+    (7, 0): "V100",
+    (7, 5): "RTX 20, GTX 16, T4",
+    (8, 0): "A100",
+    (8, 6): "RTX 30",
+    (8, 9): "RTX 40, L4",
+    (9, 0): "H100",
+    (10, 0): "B200",
+    (12, 0): "RTX 50",
+}
+"""Well-known cards by compute capability: developer.nvidia.com/cuda-gpus."""
+
+
+def is_served(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
+    """Whether a torch built for these architectures has kernels for a card.
+
+    Machine code (`sm_86`) runs on cards of the same major capability and at least that minor one,
+    an intermediate form (`compute_90`) on every later card, code for one architecture alone
+    (`sm_90a`) on that one: CUDA C++ Programming Guide, "Application Compatibility".
+
+    Args:
+        capability: of the card, such as (8, 6).
+        architectures: as `torch.cuda.get_arch_list` gives them; names of other makers' cards
+            (`gfx90a`) do not tell, so that such a card counts as served.
+    """
+    found = [_parsed(name) for name in architectures]
+    known = [one for one in found if one is not None]
+    return not known or any(_runs_on(capability, *one) for one in known)
+
+
+def architecture_names(architectures: Sequence[str]) -> str:
+    """The architectures with well-known cards: `sm_80 (A100), sm_86 (RTX 30)`."""
+    described = []
+    for name in architectures:
+        found = _parsed(name)
+        cards = None if found is None else _CARDS.get(found[1])
+        described.append(name if cards is None else f"{name} ({cards})")
+    return ", ".join(described)
+
+
+def unusable_gpu(index: int) -> str | None:
+    """Why torch cannot compute on this GPU, in a sentence; None where it can."""
+    try:
+        torch.cuda.set_device(index)
+        capability = torch.cuda.get_device_capability(index)
+        name = torch.cuda.get_device_name(index)
+    except RuntimeError as error:  # busy, or a driver that does not fit
+        return f"the GPU does not answer: {str(error).splitlines()[0]}"
+    architectures = torch.cuda.get_arch_list()
+    if is_served(capability, architectures):
+        return None
+    major, minor = capability
+    return (
+        f"torch {torch.__version__} has no kernels for the {name} (sm_{major}{minor}); it serves "
+        f"{architecture_names(architectures)} and newer ones of the same generations"
+    )
+
+
+def _parsed(name: str) -> tuple[str, tuple[int, int], str] | None:
+    """Kind, capability and suffix of `sm_90a`."""
+    found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
+    return None if found is None else (found[1], (int(found[2]), int(found[3])), found[4])
+
+
+def _runs_on(
+    capability: tuple[int, int], kind: str, built_for: tuple[int, int], suffix: str
+) -> bool:
+    if suffix == "a":
+        return capability == built_for
+    if kind == "compute" and not suffix:
+        return capability >= built_for
+    return capability[0] == built_for[0] and capability[1] >= built_for[1]

@@ -1,0 +1,79 @@
+"""Which cards the installed torch serves, without a card."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution.cuda import architecture_names, is_served
+from c2fdft_cli.execution.device import make_runtime
+from tests.kit.gpu import pretend_gpu
+
+WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+"""Of torch 2.13 for CUDA 13."""
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "served"),
+    [
+        ((6, 1), WHEEL, False),  # GTX 1080
+        ((7, 0), WHEEL, False),  # V100: a kernel for 7.5 does not run on it
+        ((7, 5), WHEEL, True),
+        ((8, 7), WHEEL, True),
+        ((8, 9), WHEEL, True),
+        ((10, 3), WHEEL, True),
+        ((11, 0), WHEEL, False),
+        ((12, 1), WHEEL, True),
+        ((13, 0), WHEEL, False),
+        ((13, 0), [*WHEEL, "compute_120"], True),  # compiled when it is loaded
+        ((9, 0), ["sm_80", "sm_90a"], True),
+        ((10, 0), ["sm_90a", "compute_90a"], False),
+        ((7, 0), ["sm_70"], True),
+        ((9, 0), ["gfx90a", "gfx942"], True),  # says nothing
+    ],
+)
+def test_architectures_of_a_wheel(
+    capability: tuple[int, int], architectures: list[str], served: bool
+) -> None:
+    assert is_served(capability, architectures) is served
+
+
+def test_architectures_by_their_cards() -> None:
+    assert architecture_names(["sm_80", "sm_91"]) == "sm_80 (A100), sm_91"
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((8, 0), "cuda"), ((6, 1), "cpu")])
+def test_auto_takes_a_gpu_that_is_served(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], chosen: str
+) -> None:
+    pretend_gpu(monkeypatch, capability, WHEEL)
+    runtime = make_runtime("auto", "fp32")
+    assert runtime.device.type == chosen
+    assert bool(runtime.notes) is (chosen == "cpu")
+    assert all(re.match("running on the CPU: torch .* has no kernels", n) for n in runtime.notes)
+
+
+def test_a_gpu_that_is_not_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (6, 1), WHEEL, name="GeForce GTX 1080")
+    with pytest.raises(ResourceError, match=r"no kernels for the GeForce GTX 1080 \(sm_61\)") as e:
+        make_runtime("cuda", "fp32")
+    assert e.value.exit_code == 5
+    assert "sm_75 (RTX 20, GTX 16, T4), sm_80 (A100)" in str(e.value)
+
+
+def test_a_gpu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (8, 0), WHEEL)
+
+    def busy(_: object) -> None:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nfurther lines")
+
+    monkeypatch.setattr(torch.cuda, "set_device", busy)
+    assert make_runtime("auto", "fp32").notes == (
+        "running on the CPU: the GPU does not answer: CUDA error: all CUDA-capable devices are "
+        "busy",
+    )
+    with pytest.raises(ResourceError, match="does not answer"):
+        make_runtime("cuda")
