@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 import psutil
@@ -11,13 +12,13 @@ import torch
 from c2fdft_cli.execution.device import Runtime
 
 _NO_MEMORY = (
-    "DefaultCPUAllocator",
+    "out of memory",  # allocators, driver, NCCL and Triton
+    "defaultcpuallocator",
     "can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "MPS backend out of memory",
+    "_status_alloc_failed",  # cuBLAS and cuDNN
+    "cublas_status_not_initialized",  # no memory for its workspace
 )
-"""Words of the errors that are a plain RuntimeError."""
+"""Words, in lower case, of errors that are a plain RuntimeError or a `torch.AcceleratorError`."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
@@ -28,14 +29,35 @@ def free_bytes(runtime: Runtime) -> int:
         device = runtime.device
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept  # torch keeps what it freed for itself
+    if runtime.device.type == "mps":
+        used = torch.mps.current_allocated_memory()
+        kept = torch.mps.driver_allocated_memory() - used
+        return max(0, min(torch.mps.recommended_max_memory() - used, available_memory() + kept))
     return available_memory() + reusable_bytes()
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch found no memory, on whatever device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether torch found no memory, on whatever device, by this error or what it was raised from.
+
+    "out of resource: shared memory" of Triton is none: a kernel that does not fit the chip.
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        text = str(error).lower() if isinstance(error, RuntimeError) else ""
+        if any(words in text for words in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False
+
+
+def release_cached_memory(runtime: Runtime) -> None:
+    """Give back what torch's allocator keeps of freed memory, in one piece where it can."""
+    gc.collect()
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif runtime.device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def available_memory() -> int:

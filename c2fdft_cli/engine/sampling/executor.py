@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -15,7 +14,7 @@ from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
-from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory
+from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory, release_cached_memory
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.tiled import Tiled, tiles
 
@@ -169,7 +168,7 @@ class Executor:
             image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample))
             if image is not None:
                 return image, self._describe(rows, height, width)
-            self._free()
+            release_cached_memory(self._runtime)
             if len(lq) > 1:
                 note("out of memory: continued one image at a time")
                 ran = [
@@ -237,11 +236,6 @@ class Executor:
         if self._tile is not None and max(_padded(height), _padded(width)) > self._tile:
             return f"tiles of {self._tile} px"
         return "whole" if rows >= _padded(height) else f"strips of {rows} rows"
-
-    def _free(self) -> None:
-        gc.collect()
-        if self._runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _padded(side: int) -> int:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import torch
-
 from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.engine.train.batches import patch_cycle, rank_share
@@ -17,7 +15,7 @@ from c2fdft_cli.engine.train.stepper import Stepper, StepResult
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.execution.compiling import compile_in_place, is_compiled, run_uncompiled
 from c2fdft_cli.execution.distributed import all_reduce_min
-from c2fdft_cli.execution.memory import is_out_of_memory
+from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
 
 Result = TypeVar("Result")
 
@@ -107,8 +105,7 @@ class Fallbacks:
                 notice = self._fall_back(patch, error, alone)
                 if notice is None:
                     raise
-            if self._runtime.device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_cached_memory(self._runtime)
             self._notify(notice)
 
     def _fall_back(self, patch: int, error: Exception, alone: bool) -> str | None:

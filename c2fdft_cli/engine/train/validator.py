@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.sampling.pairs import PairSource
@@ -27,7 +26,7 @@ from c2fdft_cli.engine.train.state import RunState
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
 from c2fdft_cli.execution.distributed import any_rank
-from c2fdft_cli.execution.memory import is_out_of_memory
+from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
 from c2fdft_cli.execution.signals import StoppedError, StopRequest
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS
@@ -96,8 +95,7 @@ class Validator:
             except Exception as error:  # torch has several kinds of it
                 if not is_out_of_memory(error):
                     raise
-            if self._options.runtime.device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_cached_memory(self._options.runtime)
         return None
 
     def _score(
