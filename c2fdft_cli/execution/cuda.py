@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+AMPERE = (8, 0)
+"""The first compute capability with bf16 and TF32."""
+
 _CARDS = {
     (5, 0): "GTX 900",
     (6, 0): "P100",
@@ -66,6 +69,16 @@ def unusable_gpu(index: int) -> str | None:
         f"torch {torch.__version__} has no kernels for the {name} (sm_{major}{minor}); it serves "
         f"{architecture_names(architectures)} and newer ones of the same generations"
     )
+
+
+def set_tf32(allowed: bool) -> None:
+    """Let this process's float32 products on CUDA round their operands to TF32, or not.
+
+    By the older of torch's two interfaces: its compiler refuses a mixture of both
+    (pytorch/pytorch#166387).
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _parsed(name: str) -> tuple[str, tuple[int, int], str] | None:

@@ -11,10 +11,20 @@ import psutil
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.execution.cuda import unusable_gpu
+from c2fdft_cli.execution.cuda import AMPERE, set_tf32, unusable_gpu
 from c2fdft_cli.vocabulary import DEVICES, check_choice
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""What tensors and matrix products are in; "tf32" is float32 whose products a GPU takes with
+operands rounded to 10 bits of mantissa."""
+
+GPU_ONLY = ("tf32", "fp16")
+"""Precisions that a CPU does not compute in."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +34,28 @@ class Runtime:
     device: where tensors live.
     dtype: what matrix products compute in; parameters stay float32.
     rank, world: this process among those of the same job.
-    notes: what people may want to know of these choices, in sentences.
+    tf32: whether float32 products are taken in TF32.
+    device_note, precision_note: what people may want to know of these choices, in a sentence.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     rank: int = 0
     world: int = 1
-    notes: tuple[str, ...] = ()
+    tf32: bool = False
+    device_note: str | None = None
+    precision_note: str | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people may want to know of device and precision, in sentences."""
+        return tuple(note for note in (self.device_note, self.precision_note) if note is not None)
 
     @property
     def precision(self) -> str:
-        """fp32, bf16 or fp16."""
+        """One of `PRECISIONS`."""
+        if self.tf32:
+            return "tf32"
         return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
 
     @property
@@ -62,31 +82,35 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     Args:
         device: "auto" (CUDA where the installed torch has kernels for the card, else MPS, else
             CPU) or one of `DEVICES`.
-        precision: "auto" (bf16 where the device has it, else fp16 on CUDA, else fp32), "fp32",
-            "bf16" or "fp16".
+        precision: "auto" (bf16 where the device has it, else fp16 on CUDA, else fp32) or one of
+            `PRECISIONS`.
 
     Raises:
-        UsageError: an unknown name.
-        ResourceError: a device that is not there.
+        UsageError: an unknown name, or a precision that the device does not have.
+        ResourceError: a device that is not there, or that the installed torch cannot use.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    chosen, notes = _resolve_device(device)
-    if chosen.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-    return Runtime(chosen, _resolve_precision(precision, chosen), rank, world, notes)
+    chosen, note = _resolve_device(device)
+    runtime = Runtime(chosen, rank=rank, world=world, device_note=note)
+    return with_precision(runtime, precision, "--precision")
 
 
 def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
     """The same device and processes in another precision, resolved as by `make_runtime`.
 
+    On CUDA it also sets how this process takes float32 products: as they are for "fp32"; in TF32
+    for "tf32", and in half precisions for what stays float32 in them.
+
     Raises:
         UsageError: an unknown name, or none for the device, of the option or key `stated_by`.
     """
-    return replace(runtime, dtype=_resolve_precision(precision, runtime.device, stated_by))
+    name = _resolve_precision(precision, runtime.device, stated_by)
+    if runtime.device.type == "cuda":
+        set_tf32(name != "fp32")
+    return replace(runtime, dtype=PRECISIONS[name], tf32=name == "tf32")
 
 
-def _resolve_device(name: str) -> tuple[torch.device, tuple[str, ...]]:
+def _resolve_device(name: str) -> tuple[torch.device, str | None]:
     """The device, and why it is not the GPU that there is."""
     check_choice("--device", name, DEVICES)
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -100,14 +124,14 @@ def _resolve_device(name: str) -> tuple[torch.device, tuple[str, ...]]:
         index = _own_gpu()
         reason = unusable_gpu(index)
         if reason is None:
-            return torch.device("cuda", index), ()
+            return torch.device("cuda", index), None
         if name == "cuda":
             hint = "install a torch that is built for this card, or use --device cpu"
             raise ResourceError(reason, hint=hint)
-        return torch.device("cpu"), (f"running on the CPU: {reason}",)
+        return torch.device("cpu"), f"running on the CPU: {reason}"
     if name == "auto":
         name = "mps" if has_mps else "cpu"
-    return torch.device(name), ()
+    return torch.device(name), None
 
 
 def _own_gpu() -> int:
@@ -121,20 +145,25 @@ def _own_gpu() -> int:
     return index
 
 
-def _resolve_precision(
-    name: str, device: torch.device, stated_by: str = "--precision"
-) -> torch.dtype:
+def _resolve_precision(name: str, device: torch.device, stated_by: str) -> str:
+    """One of `PRECISIONS`, checked against the device."""
+    on_cuda = device.type == "cuda"
+    ampere = on_cuda and torch.cuda.get_device_capability(device) >= AMPERE
     if name == "auto":
-        if device.type == "cuda":
-            name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-        else:
-            name = "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
+        if on_cuda:
+            return "bf16" if ampere else "fp16"
+        return "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
     if name not in PRECISIONS:
         known = ", ".join(["auto", *PRECISIONS])
         raise UsageError(f"{stated_by} must be one of {known}, got {name}")
     if name == "fp16" and device.type == "cpu":
         raise UsageError(f"{stated_by} fp16 needs a GPU", hint="use --precision fp32 or bf16")
-    return PRECISIONS[name]
+    if name == "tf32" and not ampere:
+        raise UsageError(
+            f"{stated_by} tf32 needs an NVIDIA GPU of compute capability 8.0 or higher",
+            hint="use --precision fp32",
+        )
+    return name
 
 
 def cpu_has_fast_bf16() -> bool:

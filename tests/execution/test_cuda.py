@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.execution.cuda import architecture_names, is_served
-from c2fdft_cli.execution.device import make_runtime
+from c2fdft_cli.execution.device import make_runtime, with_precision
 from tests.kit.gpu import pretend_gpu
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -77,3 +78,46 @@ def test_a_gpu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(ResourceError, match="does not answer"):
         make_runtime("cuda")
+
+
+@pytest.fixture(autouse=True)
+def products() -> Iterator[Callable[[], tuple[str, bool]]]:
+    """How this process takes float32 products; put back at the end."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield lambda: (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "matmul", "cudnn"),
+    [
+        ("fp32", torch.float32, "highest", False),
+        ("tf32", torch.float32, "high", True),
+        ("bf16", torch.bfloat16, "high", True),
+        ("auto", torch.bfloat16, "high", True),
+    ],
+)
+def test_fp32_is_float32_and_tf32_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    products: Callable[[], tuple[str, bool]],
+    precision: str,
+    dtype: torch.dtype,
+    matmul: str,
+    cudnn: bool,
+) -> None:
+    pretend_gpu(monkeypatch, (8, 0), WHEEL)
+    runtime = make_runtime("cuda", precision)
+    assert runtime.dtype is dtype
+    assert runtime.precision == ("bf16" if precision == "auto" else precision)
+    assert products() == (matmul, cudnn)
+    assert with_precision(runtime, "fp32", "train.precision").precision == "fp32"
+    assert products() == ("highest", False)
+
+
+def test_tf32_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--precision tf32 needs an NVIDIA GPU"):
+        make_runtime("cpu", "tf32")
+    pretend_gpu(monkeypatch, (7, 5), WHEEL)
+    with pytest.raises(UsageError, match="compute capability 8"):
+        make_runtime("cuda", "tf32")
