@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 AMPERE = (8, 0)
 """The first compute capability with bf16 and TF32."""
@@ -79,6 +82,60 @@ def set_tf32(allowed: bool) -> None:
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+class HalfPrecision(NamedTuple):
+    """What convolutions in half precision need on a card.
+
+    usable: whether they work at all.
+    cudnn: whether they may go to cuDNN.
+    note: what does not work, in a sentence; None where everything does.
+    """
+
+    usable: bool = True
+    cudnn: bool = True
+    note: str | None = None
+
+
+@cache
+def try_half_precision(device: torch.device, dtype: torch.dtype) -> HalfPrecision:
+    """Run the network's two kinds of 3x3 convolution in a half precision, once in a process.
+
+    On some cards before compute capability 8.0 cuDNN returns NaN for them (pytorch/pytorch#58123)
+    or has no kernel. Where it fails, torch's own kernels are tried.
+    """
+    with_cudnn = _convolution_problem(device, dtype)
+    if with_cudnn is None:
+        return HalfPrecision()
+    enabled, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+    try:
+        without = _convolution_problem(device, dtype)
+    finally:
+        torch.backends.cudnn.enabled = enabled
+    name = str(dtype).removeprefix("torch.")
+    if without is None:
+        note = f"cuDNN is not used: its {name} convolutions fail on this GPU ({with_cudnn})"
+        return HalfPrecision(cudnn=False, note=note)
+    note = f"the network runs in fp32: {name} convolutions fail on this GPU ({without})"
+    return HalfPrecision(usable=False, note=note)
+
+
+def _convolution_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What goes wrong in a depth-wise or a dense 3x3 convolution, forward or backward."""
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 32, 32, 144, generator=random)
+    try:
+        for groups in (144, 1):
+            weight = torch.randn(144, 144 // groups, 3, 3, generator=random) / 30
+            x = pixels.to(device, dtype).permute(0, 3, 1, 2).requires_grad_()
+            weight = weight.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
+            y = F.conv2d(x, weight, padding=1, groups=groups)
+            found = (y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y)))
+            if not all(bool(one.isfinite().all()) for one in found):
+                return "values that are not finite"
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _parsed(name: str) -> tuple[str, tuple[int, int], str] | None:

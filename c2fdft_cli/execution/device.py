@@ -11,7 +11,13 @@ import psutil
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.execution.cuda import AMPERE, set_tf32, unusable_gpu
+from c2fdft_cli.execution.cuda import (
+    AMPERE,
+    HalfPrecision,
+    set_tf32,
+    try_half_precision,
+    unusable_gpu,
+)
 from c2fdft_cli.vocabulary import DEVICES, check_choice
 
 PRECISIONS = {
@@ -98,16 +104,35 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
 def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
     """The same device and processes in another precision, resolved as by `make_runtime`.
 
-    On CUDA it also sets how this process takes float32 products: as they are for "fp32"; in TF32
-    for "tf32", and in half precisions for what stays float32 in them.
+    On CUDA it also sets how this process takes float32 products (as they are for "fp32"; in TF32
+    for "tf32", and in half precisions for what stays float32 in them), and whether convolutions
+    go to cuDNN. Half precision is tried first on cards before compute capability 8.0, and is fp32
+    where it fails.
 
     Raises:
         UsageError: an unknown name, or none for the device, of the option or key `stated_by`.
     """
-    name = _resolve_precision(precision, runtime.device, stated_by)
+    name, note = _resolve_precision(precision, runtime.device, stated_by), None
     if runtime.device.type == "cuda":
-        set_tf32(name != "fp32")
-    return replace(runtime, dtype=PRECISIONS[name], tf32=name == "tf32")
+        name, note = _prepare_cuda(runtime.device, name)
+    return replace(runtime, dtype=PRECISIONS[name], tf32=name == "tf32", precision_note=note)
+
+
+def _prepare_cuda(device: torch.device, precision: str) -> tuple[str, str | None]:
+    """Set what `with_precision` says; the precision in use, and a note where it is another way."""
+    note = None
+    if torch.cuda.get_device_capability(device) < AMPERE:
+        half = HalfPrecision()
+        if PRECISIONS[precision] != torch.float32:
+            half = try_half_precision(device, PRECISIONS[precision])
+        torch.backends.cudnn.enabled = half.cudnn
+        note = half.note
+        if not half.usable:
+            precision = "fp32"
+        elif precision == "bf16" and note is None:
+            note = "this GPU emulates bf16; --precision fp16 is faster"
+    set_tf32(precision != "fp32")
+    return precision, note
 
 
 def _resolve_device(name: str) -> tuple[torch.device, str | None]:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.execution.cuda import architecture_names, is_served
+from c2fdft_cli.execution import cuda, device
+from c2fdft_cli.execution.cuda import (
+    HalfPrecision,
+    architecture_names,
+    is_served,
+    try_half_precision,
+)
 from c2fdft_cli.execution.device import make_runtime, with_precision
 from tests.kit.gpu import pretend_gpu
 
@@ -84,9 +93,13 @@ def test_a_gpu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 def products() -> Iterator[Callable[[], tuple[str, bool]]]:
     """How this process takes float32 products; put back at the end."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    enabled = torch.backends.cudnn.enabled
+    try_half_precision.cache_clear()
     yield lambda: (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
+    torch.backends.cudnn.enabled = enabled
+    try_half_precision.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -121,3 +134,79 @@ def test_tf32_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, (7, 5), WHEEL)
     with pytest.raises(UsageError, match="compute capability 8"):
         make_runtime("cuda", "tf32")
+
+
+@pytest.fixture
+def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """A card of capability 7.5 that computes on the CPU; its convolutions, as (groups, cuDNN).
+
+    Tests put in what goes wrong by `monkeypatch.setattr(cuda, "F", ...)` on top of it.
+    """
+    pretend_gpu(monkeypatch, (7, 5), WHEEL)
+    asked: list[tuple[int, bool]] = []
+
+    def conv2d(x: Tensor, weight: Tensor, *, padding: int, groups: int) -> Tensor:
+        asked.append((groups, torch.backends.cudnn.enabled))
+        return F.conv2d(x, weight, padding=padding, groups=groups)
+
+    monkeypatch.setattr(cuda, "F", SimpleNamespace(conv2d=conv2d))
+    monkeypatch.setattr(device, "try_half_precision", on_the_cpu)
+    return asked
+
+
+def on_the_cpu(_: torch.device, dtype: torch.dtype) -> HalfPrecision:
+    return try_half_precision(torch.device("cpu"), dtype)
+
+
+def test_half_precision_is_tried_once_on_older_cards(convolutions: list[tuple[int, bool]]) -> None:
+    runtimes = [make_runtime("cuda", precision) for precision in ("auto", "fp16", "auto")]
+    assert {(one.precision, one.notes) for one in runtimes} == {("fp16", ())}
+    assert convolutions == [(144, True), (1, True)]
+    make_runtime("cuda", "fp32")
+    assert len(convolutions) == 2
+    assert "emulates bf16" in make_runtime("cuda", "bf16").notes[0]
+
+
+def test_newer_cards_are_trusted(
+    convolutions: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpu(monkeypatch, (8, 0), WHEEL)
+    assert make_runtime("cuda", "fp16").notes == ()
+    assert convolutions == []
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward", "error"])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_where_half_precision_fails(
+    convolutions: list[tuple[int, bool]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    everywhere: bool,
+) -> None:
+    """NaN in a result or a gradient, or no engine: cuDNN goes, and if that is not it, fp16."""
+
+    def broken(x: Tensor, weight: Tensor, *, padding: int, groups: int) -> Tensor:
+        y = F.conv2d(x, weight, padding=padding, groups=groups)
+        if groups == 1 or not (everywhere or torch.backends.cudnn.enabled):
+            return y
+        if kind == "error":
+            raise RuntimeError("GET was unable to find an engine to execute this computation\n...")
+        if kind == "forward":
+            return y * torch.nan
+        y.register_hook(lambda gradient: gradient * torch.nan)
+        return y * 1
+
+    monkeypatch.setattr(cuda, "F", SimpleNamespace(conv2d=broken))
+    runtime = make_runtime("cuda")
+    problem = "unable to find an engine" if kind == "error" else "values that are not finite"
+    assert problem in runtime.notes[0]
+    assert torch.backends.cudnn.enabled is everywhere
+    if everywhere:
+        assert runtime.precision == "fp32"
+        assert runtime.notes[0].startswith("the network runs in fp32: float16 convolutions fail")
+        assert torch.get_float32_matmul_precision() == "highest"
+    else:
+        assert runtime.precision == "fp16"
+        assert runtime.notes[0].startswith("cuDNN is not used: its float16 convolutions fail")
+    assert with_precision(runtime, "fp32", "train.precision").notes == ()
+    assert torch.backends.cudnn.enabled
