@@ -9,7 +9,7 @@ from typing import TypeVar
 from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.engine.train.batches import patch_cycle, rank_share
-from c2fdft_cli.engine.train.memory import choose_micro_batch, step_bytes
+from c2fdft_cli.engine.train.memory import choose_micro_batch, step_bytes, weight_bytes
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.stepper import Stepper, StepResult
 from c2fdft_cli.errors import C2fdftError, ResourceError
@@ -65,7 +65,9 @@ class Fallbacks:
         if patch not in self.micro:  # else it is known from before the run was stopped
             wanted = self._options.recipe.train.micro_batch
             each = self.bytes_per_image(patch)
-            self.micro[patch] = choose_micro_batch(wanted, len(batch), each, self._runtime)
+            parameters = sum(p.numel() for p in self._stepper.net.parameters())
+            fixed = weight_bytes(parameters, self._runtime.dtype)
+            self.micro[patch] = choose_micro_batch(wanted, len(batch), each, fixed, self._runtime)
         net = self._stepper.net
         if self._runtime.device.type == "cuda" or is_compiled(net):
             self._until_done(patch, partial(self._try_out, batch), alone=True)
