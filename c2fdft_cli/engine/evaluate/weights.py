@@ -84,7 +84,7 @@ def _score_weights(
     options: EvalOptions,
 ) -> Generator[Scored, None, EvalResult]:
     scorer = options.scorer(subject.protocol)
-    restorers = [subject.restorer(timesteps, seed) for seed in seeds]
+    restorers = [subject.executor(timesteps, seed).image for seed in seeds]
 
     def scored() -> Generator[Scored, None, None]:
         for i in indices:
