@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from c2fdft_cli.core.layers import Conv3x3
 
 AMPERE = (8, 0)
 """The first compute capability with bf16 and TF32."""
@@ -82,6 +85,17 @@ def set_tf32(allowed: bool) -> None:
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def lay_out_weights(net: nn.Module) -> None:
+    """Keep the weights of 3x3 convolutions channels-last, as their kernels and gradients have them.
+
+    Other weights stay as they are: with gradients of other strides than the parameters' DDP copies
+    each of them, and warns.
+    """
+    for module in net.modules():
+        if isinstance(module, Conv3x3):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class HalfPrecision(NamedTuple):

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c2fdft_cli.core.network import DFT
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.execution import cuda, device
 from c2fdft_cli.execution.cuda import (
     HalfPrecision,
     architecture_names,
     is_served,
+    lay_out_weights,
     try_half_precision,
 )
 from c2fdft_cli.execution.device import make_runtime, with_precision
@@ -210,3 +212,22 @@ def test_where_half_precision_fails(
         assert runtime.notes[0].startswith("cuDNN is not used: its float16 convolutions fail")
     assert with_precision(runtime, "fp32", "train.precision").notes == ()
     assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_gradients_have_the_strides_of_their_weights(half: bool) -> None:
+    """DDP compares them one by one, those of sizes of 1 too."""
+    net = DFT(dim=8, blocks=(1, 1, 1, 1), bias=True)
+    lay_out_weights(net)
+    compared: list[bool] = []
+    for parameter in net.parameters():
+
+        def compare(gradient: Tensor, parameter: Tensor = parameter) -> None:
+            compared.append(gradient.stride() == parameter.stride())
+
+        parameter.register_hook(compare)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = net(torch.ones(2, 6, 16, 24), torch.tensor([1.0, 500.0])).sum()
+    loss.backward()
+    assert len(compared) == len(list(net.parameters()))
+    assert all(compared)
