@@ -55,6 +55,7 @@ class StripNetwork:
             kernels that run without it are as fast.
 
     Attributes:
+        compiled: whether the work on a strip is compiled.
         watch: called in the middle of a call, after each piece of its work, with the piece's share
             of `work`. What it raises comes out of the call.
 
@@ -77,7 +78,7 @@ class StripNetwork:
         self.net, self.rows, self.offload_skips = net, rows, offload_skips
         self.dtype = dtype or torch.float32
         self.watch: Callable[[int], None] | None = None
-        self._packed = not compile
+        self.compiled, self._packed = compile, not compile
         self._gather = torch.compile(gather, dynamic=True) if compile else gather
         self._apply = torch.compile(apply, dynamic=True) if compile else apply
         self.refresh()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.sampling import executor as executor_module
 from c2fdft_cli.engine.sampling.executor import MARGIN, MIN_ROWS, Executor
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
@@ -258,3 +259,15 @@ def test_a_cpu_offloads_nothing(make: Callable[..., Executor]) -> None:
     assert make(max_memory=least)._plan(64, 64, 1) == (1, False)
     with pytest.raises(ResourceError):
         make(max_memory=least - 1).rows(64, 64)
+
+
+def test_a_network_that_is_no_longer_compiled_is_told(
+    make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, counts = make(), iter([3, 4, 4, 4])
+    monkeypatch.setattr(executor_module, "functions_given_up", lambda: next(counts))
+    assert executor(image(1, 16, 16), ["a"]).notes == []
+    executor._strips.compiled = True
+    said = "torch.compile gave up on a part of the network: it runs uncompiled"
+    assert executor(image(1, 16, 16), ["a"]).notes == [said]
+    assert executor(image(1, 16, 16), ["a"]).notes == []
