@@ -27,7 +27,7 @@ from c2fdft_cli.engine.train.state import RunState
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.execution.distributed import any_rank
+from c2fdft_cli.execution.distributed import any_rank_after_validation
 from c2fdft_cli.execution.memory import is_out_of_memory
 from c2fdft_cli.execution.signals import StoppedError, StopRequest
 from c2fdft_cli.execution.strips import StripNetwork
@@ -88,7 +88,7 @@ class Validator:
             if scored is not None and scored.is_best:
                 self._state.best_psnr = scored.psnr
                 self._state.save_best(step)
-        return scored, any_rank(ended, self._options.runtime)
+        return scored, any_rank_after_validation(ended)
 
     def _score(self, step: int, pairs: PairSource, request: StopRequest) -> Validated:
         options, recipe = self._options, self._options.recipe
