@@ -93,12 +93,13 @@ def _gpu(runtime: Runtime) -> list[Finding]:
     architectures = torch.cuda.get_arch_list()
     capability = torch.cuda.get_device_capability()
     major, minor = capability
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
     free, total = torch.cuda.mem_get_info() if runtime.device.type == "cuda" else (0, 0)
     memory = f", {free / 2**30:.1f} of {total / 2**30:.1f} GiB free" if total else ""
     name = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}{memory}"
     return [
         Finding("GPU", runtime.device.type == "cuda", name),
-        Finding("driver", True, f"for CUDA {_cuda_version(torch._C._cuda_getDriverVersion())}"),
+        Finding("driver", True, f"for CUDA {_cuda_version(driver)}"),
         Finding(
             "torch's GPUs",
             is_served(capability, architectures),
@@ -126,7 +127,8 @@ def _nccl() -> Finding:
     hint = "training on several GPUs needs a torch with NCCL"
     if not torch.distributed.is_available() or not torch.distributed.is_nccl_available():
         return Finding("NCCL", False, "none", hint)
-    return Finding("NCCL", True, ".".join(map(str, torch.cuda.nccl.version())))
+    found = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return Finding("NCCL", True, ".".join(map(str, found)))
 
 
 def _fast_bf16() -> Finding:
