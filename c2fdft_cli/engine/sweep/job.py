@@ -188,6 +188,7 @@ class Sweep:
             calls_spent=self._calls,
             stamped=options.stamp,
             files=[self.log.path, self.out / "sweep.csv"],
+            notes=subject.runtime.notes,
         )
         self.log.save({"complete": True, **summary(result)})
         write_csv(self.out / "sweep.csv", rows)
