@@ -156,10 +156,11 @@ class Executor:
         image, deviation = mean_and_deviation(sample, lq, self._samples, self._transforms)
         if self._strips.compiled and functions_given_up() > given_up:
             notes.setdefault("torch.compile gave up on a part of the network: it runs uncompiled")
-        finite = image.isfinite().flatten(1).all(1).tolist()
+        half = self._runtime.dtype != torch.float32
+        finite = image.isfinite().flatten(1).all(1).tolist() if half else [True]
         deviation = None if deviation is None else deviation.cpu()
         restored = Restored(image.cpu(), deviation, executor, list(notes))
-        if all(finite) or self._runtime.dtype == torch.float32:
+        if all(finite):
             return restored
         failed = [i for i, good in enumerate(finite) if not good]
         return self._redone(restored, failed, lq, names, progress)
