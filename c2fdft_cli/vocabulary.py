@@ -18,7 +18,7 @@ from c2fdft_cli.errors import UsageError
 Choice = TypeVar("Choice", bound=str)
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
-Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+Precision: TypeAlias = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Compile: TypeAlias = Literal["auto", "on", "off"]
 Norm: TypeAlias = Literal["with_bias", "bias_free"]
 Schedule: TypeAlias = Literal["linear", "quad", "const", "jsd", "sigmoid"]

@@ -38,6 +38,7 @@ from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
+from c2fdft_cli.execution.strips import StripNetwork
 
 DEFAULT_NAME = "image"
 """The name, and so the noise, of an image that knows no file name."""
@@ -290,7 +291,7 @@ class Restorer:
         if samples not in self._executors:
             transforms = ensemble_transforms(self.task) if self._sampling.self_ensemble else (0,)
             self._executors[samples] = Executor(
-                self._net,
+                StripNetwork(self._net, dtype=self._runtime.dtype, compile=self._compiled),
                 self._alpha_bar,
                 self.grid,
                 self._runtime,
@@ -299,7 +300,6 @@ class Restorer:
                 transforms=transforms,
                 max_memory=self._machine.max_memory,
                 tile=self._machine.tile,
-                compile=self._compiled,
             )
         return self._executors[samples]
 

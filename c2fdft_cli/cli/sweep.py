@@ -83,6 +83,8 @@ def _tell(result: SweepResult) -> None:
     _tell_choice(result)
     out = console.stdout()
     out.print(f"network evaluations: {result.calls_spent}")
+    for note in result.notes:
+        console.remark(f"note: {note}")
     if not any(path.suffix == ".png" for path in result.files):
         console.remark("no sweep.png: it needs matplotlib (pip install 'c2fdft[plots]')")
     if result.stamped:

@@ -11,9 +11,26 @@ import psutil
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.execution.cuda import (
+    AMPERE,
+    HalfPrecision,
+    set_tf32,
+    try_half_precision,
+    unusable_gpu,
+)
 from c2fdft_cli.vocabulary import DEVICES, check_choice
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""What tensors and matrix products are in; "tf32" is float32 whose products a GPU takes with
+operands rounded to 10 bits of mantissa."""
+
+GPU_ONLY = ("tf32", "fp16")
+"""Precisions that a CPU does not compute in."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +40,28 @@ class Runtime:
     device: where tensors live.
     dtype: what matrix products compute in; parameters stay float32.
     rank, world: this process among those of the same job.
+    tf32: whether float32 products are taken in TF32.
+    device_note, precision_note: what people may want to know of these choices, in a sentence.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     rank: int = 0
     world: int = 1
+    tf32: bool = False
+    device_note: str | None = None
+    precision_note: str | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people may want to know of device and precision, in sentences."""
+        return tuple(note for note in (self.device_note, self.precision_note) if note is not None)
 
     @property
     def precision(self) -> str:
-        """fp32, bf16 or fp16."""
+        """One of `PRECISIONS`."""
+        if self.tf32:
+            return "tf32"
         return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
 
     @property
@@ -57,68 +86,109 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """Resolve device and precision of this process, one of those that torchrun may have started.
 
     Args:
-        device: "auto" (CUDA, else MPS, else CPU) or one of `DEVICES`.
-        precision: "auto" (bf16 where the device has it, else fp16 on CUDA, else fp32), "fp32",
-            "bf16" or "fp16".
+        device: "auto" (CUDA where the installed torch has kernels for the card, else MPS, else
+            CPU) or one of `DEVICES`.
+        precision: "auto" (bf16 where the device has it, else fp16 on CUDA, else fp32) or one of
+            `PRECISIONS`.
 
     Raises:
-        UsageError: an unknown name.
-        ResourceError: a device that is not there.
+        UsageError: an unknown name, or a precision that the device does not have.
+        ResourceError: a device that is not there, or that the installed torch cannot use.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _resolve_device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-    return Runtime(chosen, _resolve_precision(precision, chosen), rank, world)
+    chosen, note = _resolve_device(device)
+    runtime = Runtime(chosen, rank=rank, world=world, device_note=note)
+    return with_precision(runtime, precision, "--precision")
 
 
 def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
     """The same device and processes in another precision, resolved as by `make_runtime`.
 
+    On CUDA it also sets how this process takes float32 products (as they are for "fp32"; in TF32
+    for "tf32", and in half precisions for what stays float32 in them), and whether convolutions
+    go to cuDNN. Half precision is tried first on cards before compute capability 8.0, and is fp32
+    where it fails.
+
     Raises:
         UsageError: an unknown name, or none for the device, of the option or key `stated_by`.
     """
-    return replace(runtime, dtype=_resolve_precision(precision, runtime.device, stated_by))
+    name, note = _resolve_precision(precision, runtime.device, stated_by), None
+    if runtime.device.type == "cuda":
+        name, note = _prepare_cuda(runtime.device, name)
+    return replace(runtime, dtype=PRECISIONS[name], tf32=name == "tf32", precision_note=note)
 
 
-def _resolve_device(name: str) -> torch.device:
+def _prepare_cuda(device: torch.device, precision: str) -> tuple[str, str | None]:
+    """Set what `with_precision` says; the precision in use, and a note where it is another way."""
+    note = None
+    if torch.cuda.get_device_capability(device) < AMPERE:
+        half = HalfPrecision()
+        if PRECISIONS[precision] != torch.float32:
+            half = try_half_precision(device, PRECISIONS[precision])
+        torch.backends.cudnn.enabled = half.cudnn
+        note = half.note
+        if not half.usable:
+            precision = "fp32"
+        elif precision == "bf16" and note is None:
+            note = "this GPU emulates bf16; --precision fp16 is faster"
+    set_tf32(precision != "fp32")
+    return precision, note
+
+
+def _resolve_device(name: str) -> tuple[torch.device, str | None]:
+    """The device, and why it is not the GPU that there is."""
     check_choice("--device", name, DEVICES)
-    has_mps = torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise ResourceError(
-                "this machine has no CUDA device", hint="use --device cpu; see `c2fdft doctor`"
-            )
-        index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if index >= there:
-            raise ResourceError(
-                f"process {index + 1} of this machine has no GPU of its own: there are {there}",
-                hint=f"start with --nproc-per-node {there}",
-            )
-        return torch.device("cuda", index)
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ResourceError(
+            "this machine has no CUDA device", hint="use --device cpu; see `c2fdft doctor`"
+        )
     if name == "mps" and not has_mps:
         raise ResourceError("this machine has no MPS device", hint="use --device cpu")
-    return torch.device(name)
-
-
-def _resolve_precision(
-    name: str, device: torch.device, stated_by: str = "--precision"
-) -> torch.dtype:
+    if name == "cuda" or (name == "auto" and has_cuda):
+        index = _own_gpu()
+        reason = unusable_gpu(index)
+        if reason is None:
+            return torch.device("cuda", index), None
+        if name == "cuda":
+            hint = "install a torch that is built for this card, or use --device cpu"
+            raise ResourceError(reason, hint=hint)
+        return torch.device("cpu"), f"running on the CPU: {reason}"
     if name == "auto":
-        if device.type == "cuda":
-            name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-        else:
-            name = "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
+        name = "mps" if has_mps else "cpu"
+    return torch.device(name), None
+
+
+def _own_gpu() -> int:
+    """The number of this process's GPU; ResourceError where there are more processes than GPUs."""
+    index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= there:
+        raise ResourceError(
+            f"process {index + 1} of this machine has no GPU of its own: there are {there}",
+            hint=f"start with --nproc-per-node {there}",
+        )
+    return index
+
+
+def _resolve_precision(name: str, device: torch.device, stated_by: str) -> str:
+    """One of `PRECISIONS`, checked against the device."""
+    on_cuda = device.type == "cuda"
+    ampere = on_cuda and torch.cuda.get_device_capability(device) >= AMPERE
+    if name == "auto":
+        if on_cuda:
+            return "bf16" if ampere else "fp16"
+        return "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
     if name not in PRECISIONS:
         known = ", ".join(["auto", *PRECISIONS])
         raise UsageError(f"{stated_by} must be one of {known}, got {name}")
     if name == "fp16" and device.type == "cpu":
         raise UsageError(f"{stated_by} fp16 needs a GPU", hint="use --precision fp32 or bf16")
-    return PRECISIONS[name]
+    if name == "tf32" and not ampere:
+        raise UsageError(
+            f"{stated_by} tf32 needs an NVIDIA GPU of compute capability 8.0 or higher",
+            hint="use --precision fp32",
+        )
+    return name
 
 
 def cpu_has_fast_bf16() -> bool:

@@ -11,10 +11,15 @@ import torch.distributed as dist
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 
-_TRAINING_PATIENCE = timedelta(hours=6)
-"""How long processes wait for one another: one of them scores all validation images alone."""
+_TRAINING_PATIENCE = timedelta(minutes=15)
+"""How long processes wait for one another within a step: a hang ends then."""
+_VALIDATION_PATIENCE = timedelta(hours=6)
+"""How long they wait for the one that scores the validation images alone."""
 _RESULTS_PATIENCE = timedelta(days=30)
 """How long a process that has restored its share waits for the others."""
+
+_patient_groups: list[dist.ProcessGroup] = []
+"""The group that waits for validation, where this process is in a training of several."""
 
 
 def refuse_tasks_without_rank() -> None:
@@ -32,10 +37,18 @@ def refuse_tasks_without_rank() -> None:
 
 
 def join_training(runtime: Runtime) -> None:
-    """Join the processes of a training that torchrun started; alone, nothing happens."""
+    """Join the processes of a training that torchrun started; alone, nothing happens.
+
+    NCCL is bound to the device, so that its errors come here and not in the first step.
+    """
     if runtime.world > 1 and not dist.is_initialized():
-        backend = "nccl" if runtime.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_TRAINING_PATIENCE)
+        on_cuda = runtime.device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if on_cuda else "gloo",
+            timeout=_TRAINING_PATIENCE,
+            device_id=runtime.device if on_cuda else None,
+        )
+        _patient_groups[:] = [dist.new_group(backend="gloo", timeout=_VALIDATION_PATIENCE)]
 
 
 def barrier() -> None:
@@ -56,15 +69,25 @@ def destroy_process_group() -> None:
     For ends that all processes come to: with NCCL it waits for the others.
     """
     if dist.is_initialized():
+        _patient_groups.clear()
         dist.destroy_process_group()
 
 
 def any_rank(flag: bool, runtime: Runtime) -> bool:
     """Whether the flag is set in any process of the job."""
+    return _any(flag, runtime.device, None)
+
+
+def any_rank_after_validation(flag: bool) -> bool:
+    """As `any_rank`, for a process that may come hours after the others."""
+    return _any(flag, torch.device("cpu"), _patient_groups[0] if _patient_groups else None)
+
+
+def _any(flag: bool, device: torch.device, group: dist.ProcessGroup | None) -> bool:
     if not dist.is_initialized():
         return flag
-    tensor = torch.tensor(int(flag), device=runtime.device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    tensor = torch.tensor(int(flag), device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return bool(tensor.item())
 
 

@@ -14,7 +14,8 @@ and the skips are float32 (4 bytes).
         apply     norm and hidden layer:          (s + s * ffn_factor * copies) * 2C w r
                   copies: both sides of GELU, or one where the kernel fuses it
     joining       making the decoder's stream out of the skip (C) and the level below (2C at half
-                  the sides: 2C / 4): 4 * (2C + C + 2C / 4) h w, and one strip of the up-sampling
+                  the sides: 2C / 4): 4 * (2C + C + 2C / 4) h w, and one strip of the up-sampling;
+                  of a skip that waits in host memory one strip only
 
 The peak is the result plus the larger of the block and the joining. `tests/execution` compares it
 with the bytes that are alive when the network really runs.
@@ -39,6 +40,7 @@ def rows_that_fit(
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
     budget_bytes: int | None = None,
+    offload_skips: bool = False,
 ) -> int:
     """Rows in a strip: as many as run fast, halved until a call fits.
 
@@ -49,6 +51,7 @@ def rows_that_fit(
         batch: images in a call.
         dtype: of the activations.
         budget_bytes: what a call may take beyond the weights; None for no limit.
+        offload_skips: whether skips wait in host memory.
 
     Raises:
         ValueError: a size that is not positive and a multiple of 8, or not even strips of one row
@@ -58,7 +61,7 @@ def rows_that_fit(
         raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {height}x{width}")
     rows = default_rows(net.dim, height, width, net.output.weight.device.type)
     while budget_bytes is not None:
-        peak = strip_bytes(net, height, width, batch, dtype, rows)
+        peak = strip_bytes(net, height, width, batch, dtype, rows, offload_skips)
         if peak <= budget_bytes:
             break
         if rows == 1:
@@ -78,8 +81,9 @@ def strip_bytes(
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
     rows: int = 32,
+    offload_skips: bool = False,
 ) -> int:
-    """Peak bytes of `StripNetwork(net, rows, dtype)(x, t)` beyond the weights and x.
+    """Peak bytes of `StripNetwork(net, rows, dtype, offload_skips)(x, t)` beyond weights and x.
 
     With several strips the images of a batch run one after another.
     """
@@ -91,12 +95,13 @@ def strip_bytes(
     if dtype != torch.float32 and casts_in_pieces(net.output.weight.device):
         cast = min(cast, CAST_PIXELS / width)
     block = _block_bytes(net, line, height, dtype, rows, cast)
-    return out + max(_joining_bytes(line, height, dtype, rows), block)
+    skip_rows = rows if offload_skips else height
+    return out + max(_joining_bytes(line, height, dtype, rows, skip_rows), block)
 
 
-def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int) -> int:
+def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int, skip_rows: int) -> int:
     """Making the stream of decoder level 1 out of its skip and the level below."""
-    streams = _FULL * (2 + 1 + 2 / 4) * height
+    streams = _FULL * ((2 + 2 / 4) * height + min(skip_rows, height))
     # below, at half the sides: 2C values and their convolution's 4C; above: C after the shuffle
     strip = dtype.itemsize * min(rows // 2 + 2, height // 2) * (2 + 4) / 2
     shuffled = dtype.itemsize * min(max(rows, 2), height)

@@ -34,6 +34,11 @@ from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, apply
 _GATHER, _APPLY = 4, 9
 
 
+MAX_STRIP_VALUES = 1 << 28
+"""Values of the widest tensor in a strip: kernels for more than 2^31 are rare, and wider strips are
+no faster. Half a gigabyte in half precision."""
+
+
 class StripNetwork:
     """A DFT behind the same call, `network(x, t) -> eps_hat`, computed strip by strip.
 
@@ -50,6 +55,7 @@ class StripNetwork:
             kernels that run without it are as fast.
 
     Attributes:
+        compiled: whether the work on a strip is compiled.
         watch: called in the middle of a call, after each piece of its work, with the piece's share
             of `work`. What it raises comes out of the call.
 
@@ -72,7 +78,7 @@ class StripNetwork:
         self.net, self.rows, self.offload_skips = net, rows, offload_skips
         self.dtype = dtype or torch.float32
         self.watch: Callable[[int], None] | None = None
-        self._packed = not compile
+        self.compiled, self._packed = compile, not compile
         self._gather = torch.compile(gather, dynamic=True) if compile else gather
         self._apply = torch.compile(apply, dynamic=True) if compile else apply
         self.refresh()
@@ -117,7 +123,7 @@ class StripNetwork:
         rows = self.rows or default_rows(self.net.dim, h, w, x.device.type)
         out = x.new_empty((n, self.net.out_channels, h, w), dtype=torch.float32)
         # several strips of one image rather than one strip of several images
-        step = n if rows >= h else 1
+        step = max(1, min(n, MAX_STRIP_VALUES // _widest(self.net.dim, h * w))) if rows >= h else 1
         with full_precision(x):
             for i in range(0, n, step):
                 images = slice(i, i + step)
@@ -220,7 +226,8 @@ class StripNetwork:
 
 
 def default_rows(dim: int, height: int, width: int, device: str = "cpu") -> int:
-    """Rows in a strip that run fast: on a CPU what its caches hold, else the whole image.
+    """Rows in a strip that run fast: on a CPU what its caches hold, else all, in equal strips of at
+    most `MAX_STRIP_VALUES`.
 
     Args:
         dim: width C of the network's first level.
@@ -228,6 +235,13 @@ def default_rows(dim: int, height: int, width: int, device: str = "cpu") -> int:
         width: of the image.
         device: its type.
     """
-    if device != "cpu":
-        return height
-    return rows_in_cache(height, dim * width)
+    if device == "cpu":
+        return rows_in_cache(height, dim * width)
+    most = max(1, MAX_STRIP_VALUES // _widest(dim, width))
+    strips = -(-height // most)
+    return -(-height // strips)
+
+
+def _widest(dim: int, pixels: int) -> int:
+    """Values of the hidden layer of decoder level 1, 4 times as wide as its stream of 2C."""
+    return 8 * dim * pixels

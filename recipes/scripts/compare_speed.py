@@ -34,7 +34,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.bench import gemm_tflops, network_macs
 from c2fdft_cli.execution import cpu_training
 from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16
-from c2fdft_cli.execution.heap import reuse_freed_memory
+from c2fdft_cli.execution.memory import reuse_freed_memory
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network
 

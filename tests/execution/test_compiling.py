@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from c2fdft_cli.execution import compiling
-from c2fdft_cli.execution.compiling import MUCH_WORK, compile_in_place, compiles_strips
+from c2fdft_cli.execution.compiling import (
+    MOST_GRAPHS,
+    MUCH_WORK,
+    compile_in_place,
+    compiles_strips,
+    functions_given_up,
+    missing_compiler,
+)
 from c2fdft_cli.execution.device import Runtime
 
 CPU, CUDA = Runtime(torch.device("cpu")), Runtime(torch.device("cuda"))
@@ -18,7 +25,7 @@ CPU, CUDA = Runtime(torch.device("cpu")), Runtime(torch.device("cuda"))
 @pytest.fixture(autouse=True)
 def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What the machine is said to have; both kinds to begin with."""
-    there = ["g++", "triton"]
+    there = ["g++", "cc", "triton"]
 
     def find(name: str) -> str | None:
         return name if name in there else None
@@ -26,7 +33,9 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     util = SimpleNamespace(find_spec=find)
     monkeypatch.setattr(compiling, "shutil", SimpleNamespace(which=find))
     monkeypatch.setattr(compiling, "importlib", SimpleNamespace(util=util))
-    with torch._dynamo.config.patch(suppress_errors=False):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    limits = dict.fromkeys(("recompile_limit", "cache_size_limit"), 8)
+    with torch._dynamo.config.patch(suppress_errors=False, **limits):
         yield there
 
 
@@ -45,6 +54,7 @@ def test_restoring(setting: str, runtime: Runtime, work: int, compiled: bool) ->
     assert compiles_strips(setting, runtime, work) == (compiled, None)
     # what cannot be compiled then runs uncompiled
     assert torch._dynamo.config.suppress_errors is compiled
+    assert torch._dynamo.config.recompile_limit == (MOST_GRAPHS if compiled else 8)
 
 
 @pytest.mark.parametrize(("runtime", "lacking"), [(CPU, "a C++ compiler"), (CUDA, "triton")])
@@ -57,6 +67,43 @@ def test_no_compiler(runtime: Runtime, lacking: str, compilers: list[str]) -> No
     net = torch.nn.Identity()
     assert compile_in_place(net, "on", runtime) == notice
     assert net._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "lacking"),
+    [
+        ((6, 1), torch.float16, "a GPU of compute capability 7.0"),
+        ((7, 5), torch.float16, None),
+        ((7, 5), torch.bfloat16, "a GPU of compute capability 8.0 for bf16"),
+        ((8, 0), torch.bfloat16, None),
+    ],
+)
+def test_cards_that_triton_serves(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    lacking: str | None,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert missing_compiler(Runtime(torch.device("cuda"), dtype)) == lacking
+
+
+def test_triton_needs_a_c_compiler(compilers: list[str]) -> None:
+    compilers.remove("cc")
+    assert missing_compiler(CUDA) == "a C compiler for Triton's launchers"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_is_given_up_is_counted() -> None:
+    """A function that meets more shapes than it may be compiled for runs uncompiled, silently."""
+    before = functions_given_up()
+    double = torch.compile(lambda x: 2 * x, dynamic=False, backend="eager")
+    with torch._dynamo.config.patch(suppress_errors=True, recompile_limit=2, cache_size_limit=2):
+        for size in (2, 3):
+            double(torch.ones(size))
+        assert functions_given_up() == before
+        assert torch.equal(double(torch.ones(4)), torch.full((4,), 2.0))
+    assert functions_given_up() == before + 1
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor, on import

@@ -49,7 +49,7 @@ def test_autocast_is_what_it_says():
 
 COUNT_FAULTS = """
 import resource, torch
-from c2fdft_cli.execution.heap import reusable_bytes, reuse_freed_memory
+from c2fdft_cli.execution.memory import reusable_bytes, reuse_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

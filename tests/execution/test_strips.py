@@ -13,8 +13,9 @@ from torch import Tensor
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
+from c2fdft_cli.execution import strips as strips_module
 from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
-from c2fdft_cli.execution.strips import StripNetwork, default_rows
+from c2fdft_cli.execution.strips import MAX_STRIP_VALUES, StripNetwork, default_rows
 from tests.kit.formula import fill, relative, wave
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -162,15 +163,41 @@ def test_activations_are_floating() -> None:
         ((256, 256), "cpu", 52),
         ((16, 256), "cpu", 16),
         ((4096, 4096), "cpu", 8),
-        ((4096, 4096), "cuda", 4096),
+        ((512, 512), "cuda", 512),
+        ((720, 1280), "cuda", 360),
+        ((2160, 3840), "cuda", 180),
+        ((8, 1 << 22), "cuda", 1),
     ],
 )
 def test_default_rows(size: tuple[int, int], device: str, rows: int) -> None:
     assert default_rows(48, *size, device) == rows
 
 
+@pytest.mark.parametrize("size", [(720, 1280), (2160, 3840), (4000, 6000), (8000, 8000)])
+def test_no_strip_beside_a_cpu_is_beyond_32_bits(size: tuple[int, int]) -> None:
+    """Whatever the memory: the hidden layer of 8 * 48 channels has the most values."""
+    with torch.device("meta"):
+        net = DFT()
+    rows = rows_that_fit(net, *size, dtype=torch.bfloat16)
+    assert rows == default_rows(48, *size, "cuda")
+    assert 8 * 48 * (rows + 2) * size[1] < 1.1 * MAX_STRIP_VALUES < 2**31 - 1
+
+
+def test_a_large_batch_runs_in_parts_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = NETS["with_bias"]
+    x, t = image(5, 16, 24), torch.full((5,), 500.0)
+    whole = StripNetwork(net, 16)(x, t)
+    monkeypatch.setattr(strips_module, "MAX_STRIP_VALUES", 2 * 8 * 8 * 16 * 24)
+    strips = StripNetwork(net, 16)
+    together: list[int] = []
+    run = strips._run
+    monkeypatch.setattr(strips, "_run", lambda x, *rest: (together.append(len(x)), run(x, *rest)))
+    assert relative(strips(x, t), whole) < 1e-5
+    assert together == [2, 2, 1]
+
+
 def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> int:
-    t = 100.0 * torch.arange(len(x))
+    t = 100.0 * torch.arange(len(x), device=x.device)
     with torch.inference_mode(False), torch.no_grad(), LiveBytes() as live:
         call(x, t)
     return live.peak
@@ -185,6 +212,17 @@ def test_the_plan_foretells_the_peak(kind: str, shape: tuple[int, int, int]) -> 
         for rows in (5, 100):
             peak = peak_bytes(StripNetwork(net, rows, dtype), x)
             assert strip_bytes(net, h, w, n, dtype, rows) == pytest.approx(peak, rel=0.15)
+
+
+def test_the_plan_is_of_what_runs_on_a_gpu() -> None:
+    """The official network on 720p in bf16: 2,036 MiB were counted on fake CUDA tensors."""
+    with torch.device("meta"):
+        net, x = DFT(), torch.zeros(1, 6, 720, 1280)
+    planned = {rows: strip_bytes(net, 720, 1280, 1, torch.bfloat16, rows) for rows in (720, 90)}
+    assert planned[720] / 2**20 == pytest.approx(2036, rel=0.01)
+    for rows, size in planned.items():
+        peak = peak_bytes(StripNetwork(net, rows, torch.bfloat16), x)
+        assert size == pytest.approx(peak, rel=0.02)
 
 
 def test_a_smaller_budget_means_narrower_strips() -> None:

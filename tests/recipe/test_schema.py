@@ -361,7 +361,7 @@ def test_json_schema_names_every_key_and_its_limits():
         assert found["$defs"][name]["additionalProperties"] is False
     train = found["$defs"]["Train"]["properties"]
     assert train["keep"]["minimum"] == 1
-    assert train["precision"]["enum"] == ["auto", "fp32", "bf16", "fp16"]
+    assert train["precision"]["enum"] == ["auto", "fp32", "tf32", "bf16", "fp16"]
 
 
 def test_reading_a_recipe_imports_no_torch():

@@ -84,7 +84,7 @@ def _score_weights(
     options: EvalOptions,
 ) -> Generator[Scored, None, EvalResult]:
     scorer = options.scorer(subject.protocol)
-    restorers = [subject.restorer(timesteps, seed) for seed in seeds]
+    restorers = [subject.executor(timesteps, seed).image for seed in seeds]
 
     def scored() -> Generator[Scored, None, None]:
         for i in indices:
@@ -96,13 +96,14 @@ def _score_weights(
     if isinstance(pairs, BlockPairs):
         default = CHOSEN_BY
     depth = "unrounded" if subject.protocol.unrounded else "8 bit"
+    notes = [*_timestep_notes(subject, timesteps), *(f"note: {n}" for n in subject.runtime.notes)]
     return EvalResult(
         protocol=subject.protocol,
         rows=rows,
         scored_on=f"network output, {depth}",
         border=options.border,
         found_by=pairs.found_by,
-        notes=[*_timestep_notes(subject, timesteps), *([pairs.note] if pairs.note else [])],
+        notes=[*notes, *([pairs.note] if pairs.note else [])],
         recipe=recipe,
         chosen_by=options.chosen_by(default),
     )

@@ -31,6 +31,7 @@ from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.files import check_folder
 
 _SAMPLING, _MACHINE, _WRITING = Sampling(), Machine(), Writing()
@@ -152,7 +153,7 @@ def plan_restore(
         single=inputs.single,
         folder=folder,
         manifest=manifest,
-        warnings=[*_given(warning, notice), *_stale(skipped), *renamed, *too_large],
+        warnings=[*runtime.notes, *_given(warning, notice), *_stale(skipped), *renamed, *too_large],
         remarks=found.remarks,
         not_read=inputs.not_read,
         protocol=None if recipe is None else recipe.train.protocol,
@@ -216,8 +217,9 @@ def _executor(
     pixels = sum(one.source.height * one.source.width * one.source.frames for one in items)
     work = pixels * len(grid) * samples * len(transforms)
     compiled, notice = compiles_strips(machine.compile, runtime, work)
+    net = checkpoint.network().to(runtime.device)
     executor = Executor(
-        checkpoint.network().to(runtime.device),
+        StripNetwork(net, dtype=runtime.dtype, compile=compiled),
         checkpoint.alpha_bar(),
         grid,
         runtime,
@@ -228,7 +230,6 @@ def _executor(
         max_memory=machine.max_memory,
         tile=machine.tile,
         batch=machine.batch,
-        compile=compiled,
     )
     return executor, notice
 

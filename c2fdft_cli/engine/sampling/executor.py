@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
+from c2fdft_cli.core.network import SIZE_MULTIPLE
 from c2fdft_cli.engine.sampling.ensemble import mean_and_deviation
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution.compiling import functions_given_up
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
-from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory
+from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory, release_cached_memory
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.tiled import Tiled, tiles
 
@@ -55,7 +56,8 @@ class Executor:
     """Runs the sampler on batches of any size within a memory budget.
 
     Args:
-        net: the network, on the runtime's device.
+        network: in strips, in the runtime's precision and on its device; several executors may
+            share it, one after the other.
         alpha_bar: `[T]`.
         grid: descending timesteps, one a sampling step.
         runtime: device and arithmetic.
@@ -65,12 +67,11 @@ class Executor:
         tile: side of tiles; None for the exact result.
         batch: images that go through the network together at most; 0 for as many small ones as
             make up a quarter megapixel.
-        compile: compile the work on a strip.
     """
 
     def __init__(
         self,
-        net: DFT,
+        network: StripNetwork,
         alpha_bar: Tensor,
         grid: Sequence[int],
         runtime: Runtime,
@@ -82,14 +83,14 @@ class Executor:
         max_memory: int | None = None,
         tile: int | None = None,
         batch: int = 0,
-        compile: bool = False,
     ) -> None:
-        self._net = net
+        self._strips, self._net = network, network.net
         self._runtime = runtime
         self._tile, self._steps, self._batch = tile, len(grid), batch
         self._samples, self._transforms = samples, tuple(transforms)
-        self._strips = StripNetwork(net, dtype=runtime.dtype, compile=compile)
+        self._max_memory = max_memory
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
+        self._in_float32: Executor | None = None
         predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
@@ -108,10 +109,7 @@ class Executor:
         Raises:
             ResourceError: not even the narrowest strips fit; names what would.
         """
-        try:
-            return self._planned_rows(height, width, count, self.budget)
-        except ValueError:
-            raise self._too_large(height, width, count) from None
+        return self._plan(height, width, count)[0]
 
     def batch_size(self, height: int, width: int) -> int:
         """How many images of a size go through the network together."""
@@ -154,22 +152,68 @@ class Executor:
             return image
 
         self._strips.watch = watch
+        given_up = functions_given_up() if self._strips.compiled else 0
         image, deviation = mean_and_deviation(sample, lq, self._samples, self._transforms)
+        if self._strips.compiled and functions_given_up() > given_up:
+            notes.setdefault("torch.compile gave up on a part of the network: it runs uncompiled")
+        half = self._runtime.dtype != torch.float32
+        finite = image.isfinite().flatten(1).all(1).tolist() if half else [True]
         deviation = None if deviation is None else deviation.cpu()
-        return Restored(image.cpu(), deviation, executor, list(notes))
+        restored = Restored(image.cpu(), deviation, executor, list(notes))
+        if all(finite):
+            return restored
+        failed = [i for i, good in enumerate(finite) if not good]
+        return self._redone(restored, failed, lq, names, progress)
+
+    def image(self, lq: Tensor, names: Sequence[str]) -> Tensor:
+        """The restored images of `__call__` alone."""
+        return self(lq, names).image
+
+    def _redone(
+        self,
+        restored: Restored,
+        failed: list[int],
+        lq: Tensor,
+        names: Sequence[str],
+        progress: Callable[[float], None],
+    ) -> Restored:
+        """With the images that are not finite restored again in float32."""
+        if self._in_float32 is None:
+            self._in_float32 = Executor(
+                StripNetwork(self._net),
+                self.restorer.alpha_bar,
+                self.restorer.grid,
+                replace(self._runtime, dtype=torch.float32),
+                eta=self.restorer.eta,
+                seed=self.restorer.seed,
+                samples=self._samples,
+                transforms=self._transforms,
+                max_memory=self._max_memory,
+                tile=self._tile,
+            )
+        again = self._in_float32(lq[failed], [names[i] for i in failed], lambda _: progress(1.0))
+        image, deviation = restored.image.clone(), restored.deviation
+        image[failed] = again.image
+        if deviation is not None and again.deviation is not None:
+            deviation = deviation.clone()
+            deviation[failed] = again.deviation
+        which = ", ".join(names[i] for i in failed)
+        note = f"{which}: not finite in {self._runtime.precision}, restored again in fp32"
+        return Restored(image, deviation, restored.executor, [*restored.notes, note, *again.notes])
 
     def _run(
         self, lq: Tensor, names: Sequence[str], sample: int, note: Callable[[str], object]
     ) -> tuple[Tensor, str]:
         """One run of the sampler, in narrower strips where memory runs out, and how it ran."""
         height, width = lq.shape[-2:]
-        rows = self.rows(height, width, len(lq) if self._fits(height, width, len(lq)) else 1)
+        count = len(lq) if self._fits(height, width, len(lq)) else 1
+        rows, self._strips.offload_skips = self._plan(height, width, count)
         while True:
             self._strips.rows = rows
             image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample))
             if image is not None:
                 return image, self._describe(rows, height, width)
-            self._free()
+            release_cached_memory(self._runtime)
             if len(lq) > 1:
                 note("out of memory: continued one image at a time")
                 ran = [
@@ -183,6 +227,16 @@ class Executor:
                 )
             rows = max(MIN_ROWS, rows // 4)
             note(f"out of memory: continued in strips of {rows} rows")
+
+    def _plan(self, height: int, width: int, count: int) -> tuple[int, bool]:
+        """Rows in a strip, and whether skips wait in host memory: where nothing fits otherwise."""
+        offloads = (False, True) if self._runtime.device.type == "cuda" else (False,)
+        for offload in offloads:
+            try:
+                return self._planned_rows(height, width, count, self.budget, offload), offload
+            except ValueError:  # not even one row fits
+                continue
+        raise self._too_large(height, width, count)
 
     def _work(self, height: int, width: int, count: int) -> int:
         """What one run of the sampler takes, in the unit of the strips' `watch`."""
@@ -198,19 +252,22 @@ class Executor:
             return False
         return rows == self._planned_rows(height, width, count, None)
 
-    def _planned_rows(self, height: int, width: int, count: int, budget: int | None) -> int:
+    def _planned_rows(
+        self, height: int, width: int, count: int, budget: int | None, offload: bool = False
+    ) -> int:
         """Rows in a strip by the plan; ValueError where none fit into `budget` bytes."""
         if budget is not None:
             budget -= _outside(height, width, count)
         inner = self._inner(height, width)
-        return rows_that_fit(self._net, *inner, count, self._runtime.dtype, budget)
+        return rows_that_fit(self._net, *inner, count, self._runtime.dtype, budget, offload)
 
     def _too_large(self, height: int, width: int, count: int) -> ResourceError:
         needed = self._least_bytes(*self._inner(height, width), count)
         needed += _outside(height, width, count)
         fitting = height * width * self.budget / needed / 1e6
         want, have = (f"{size / 2**20:,.1f} MiB" for size in (needed, self.budget))
-        hint = f"about {fitting:,.2f} megapixels fit; raise --max-memory"
+        more = "raise --max-memory" if self._max_memory else "free some memory"
+        hint = f"about {fitting:,.2f} megapixels fit; {more}"
         if self._tile is None and self._fits_in_tiles(height, width, count):
             hint += f", or use --tile {SUGGESTED_TILE}"
         return ResourceError(
@@ -224,7 +281,8 @@ class Executor:
 
     def _least_bytes(self, height: int, width: int, count: int) -> int:
         """Bytes of the network in the narrowest strips."""
-        return strip_bytes(self._net, height, width, count, self._runtime.dtype, rows=1)
+        offload = self._runtime.device.type == "cuda"
+        return strip_bytes(self._net, height, width, count, self._runtime.dtype, 1, offload)
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """The size that the network sees: padded, or a tile's."""
@@ -237,11 +295,6 @@ class Executor:
         if self._tile is not None and max(_padded(height), _padded(width)) > self._tile:
             return f"tiles of {self._tile} px"
         return "whole" if rows >= _padded(height) else f"strips of {rows} rows"
-
-    def _free(self) -> None:
-        gc.collect()
-        if self._runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _padded(side: int) -> int:

@@ -16,13 +16,16 @@ from torch import Tensor
 from c2fdft_cli.core.ssim import WINDOW
 from c2fdft_cli.data.images.tensors import as_tensor, to_uint8, to_unit
 from c2fdft_cli.engine.sampling.pairs import PairSource
-from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import MAX_VALUE, PROTOCOLS, Protocol, Score, score
 from c2fdft_cli.vocabulary import PROTOCOL_NAMES, check_choice
 
 Metric = Callable[[Tensor, Tensor], float]
 """A further score of (restored, target), both `[1, 3, h, w]` on the scale 0 .. 255."""
+
+
+Restore = Callable[[Tensor, Sequence[str]], Tensor]
+"""`lq: [1, 3, h, w]` in [0, 1] and its name to the restored image, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Scorer:
 
 
 def restore_and_score(
-    source: PairSource, indices: Iterable[int], restorers: Sequence[Restorer], scorer: Scorer
+    source: PairSource, indices: Iterable[int], restorers: Sequence[Restore], scorer: Scorer
 ) -> Iterator[Scored]:
     """Restore pairs, each by every restorer, and score the results.
 
@@ -132,7 +135,7 @@ def restore_and_score(
         lq, gt = as_tensor(pair.lq), as_tensor(pair.gt)
         for restorer in restorers:
             started = time.perf_counter()
-            restored = restorer(to_unit(lq), [pair.noise_name]).cpu()
+            restored = restorer(to_unit(lq), [pair.noise_name])
             seconds = time.perf_counter() - started
             if not restored.isfinite().all():
                 yield Scored(pair.name, math.nan, math.nan, seconds=seconds)

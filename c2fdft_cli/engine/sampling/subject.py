@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from c2fdft_cli.core.diffusion import PredictNoise
+from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import ShardPairs, open_validation
-from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.sampling.scoring import find_protocol
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.errors import DataError
@@ -25,22 +24,22 @@ class Subject:
 
     Args:
         checkpoint: the weights.
-        predict_noise: their network on the runtime's device.
+        network: theirs, on the runtime's device.
         protocol: of the scores.
         runtime: device and arithmetic.
         recipe: of the weights; the defaults where they carry none.
     """
 
     checkpoint: Checkpoint
-    predict_noise: PredictNoise
+    network: StripNetwork
     protocol: Protocol
     runtime: Runtime
     recipe: Recipe
 
-    def restorer(self, timesteps: Sequence[int], seed: int) -> Restorer:
+    def executor(self, timesteps: Sequence[int], seed: int) -> Executor:
         """The sampler of these weights at other timesteps, from other noise."""
-        return Restorer(
-            self.predict_noise,
+        return Executor(
+            self.network,
             self.checkpoint.alpha_bar(),
             timesteps,
             self.runtime,

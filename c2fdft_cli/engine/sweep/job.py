@@ -140,7 +140,7 @@ class Sweep:
         """One image from every noise by every schedule, but for what is scored already."""
         trials = [Trial(name, seed, s.timesteps) for seed in self.seeds for s in self.schedules]
         new = [trial for trial in trials if trial not in self.log.scores]
-        restorers = [self.subject.restorer(trial.timesteps, trial.seed) for trial in new]
+        restorers = [self.subject.executor(trial.timesteps, trial.seed).image for trial in new]
         found = restore_and_score(self.pairs, [index], restorers, Scorer(self.subject.protocol))
         for trial in trials:
             if trial not in self.log.scores:
@@ -188,6 +188,7 @@ class Sweep:
             calls_spent=self._calls,
             stamped=options.stamp,
             files=[self.log.path, self.out / "sweep.csv"],
+            notes=subject.runtime.notes,
         )
         self.log.save({"complete": True, **summary(result)})
         write_csv(self.out / "sweep.csv", rows)

@@ -48,6 +48,7 @@ class SweepResult:
     calls_spent: int
     stamped: bool
     files: list[Path]
+    notes: tuple[str, ...] = ()
 
 
 def summary(result: SweepResult) -> dict[str, Any]:

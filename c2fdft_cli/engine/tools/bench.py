@@ -186,7 +186,8 @@ def _restore(
 ) -> tuple[Callable[[], object], str, int]:
     grid = time_grid(options.steps, total=recipe.diffusion.timesteps)
     alpha_bar = alpha_bar_of_recipe(recipe.diffusion)
-    executor = Executor(net.eval(), alpha_bar, grid, runtime)
+    strips = StripNetwork(net.eval(), dtype=runtime.dtype)
+    executor = Executor(strips, alpha_bar, grid, runtime)
     lq = torch.rand(options.batch, 3, options.size, options.size)
     names = [str(i) for i in range(options.batch)]
     return (lambda: executor(lq, names)), "as restore decides", options.steps

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from c2fdft_cli.execution.device import cpu_has_fast_bf16, make_runtime
+from c2fdft_cli.execution.compiling import missing_compiler
+from c2fdft_cli.execution.cuda import architecture_names, is_served
+from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16, make_runtime
 from c2fdft_cli.execution.memory import available_memory
 
 EXTRAS = {
@@ -40,7 +42,8 @@ def examine() -> list[Finding]:
     return [
         Finding("python", True, platform.python_version()),
         Finding("torch", True, str(torch.__version__)),
-        Finding("device", True, f"{_device_name(runtime.device)}, {runtime.precision}"),
+        _choice(runtime),
+        *_gpu(runtime),
         _fast_bf16(),
         Finding("memory", True, f"{available_memory() / 2**30:.1f} GiB available"),
         Finding("disk", free > 2**30, f"{free / 2**30:.1f} GiB free here"),
@@ -50,10 +53,82 @@ def examine() -> list[Finding]:
     ]
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+def _choice(runtime: Runtime) -> Finding:
+    """The device and precision that commands take without options, and why."""
+    device = runtime.device
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    why = f"{_why_device(runtime)}; {_why_precision(runtime)}"
+    found = f"{device}{threads}, {runtime.precision} ({why})"
+    hint = "install a torch that is built for this GPU" if runtime.device_note else None
+    return Finding("device", runtime.device_note is None, found, hint)
+
+
+def _why_device(runtime: Runtime) -> str:
+    if runtime.device_note:
+        return runtime.device_note
+    if runtime.device.type == "cuda":
+        return "torch has kernels for this GPU"
+    if runtime.device.type == "mps":
+        return "an Apple GPU"
+    built = torch.version.cuda is not None or torch.version.hip is not None
+    return "torch finds no GPU" if built else "torch is built without CUDA"
+
+
+def _why_precision(runtime: Runtime) -> str:
+    if runtime.precision_note:
+        return runtime.precision_note
+    if runtime.device.type == "cuda":
+        if runtime.precision == "bf16":
+            return "bf16 from compute capability 8.0 on"
+        return "fp16 before compute capability 8.0, tried"
+    if runtime.device.type == "mps":
+        return "fp32 on Apple GPUs"
+    return "AVX-512 BF16 or AMX" if runtime.precision == "bf16" else "no AVX-512 BF16, no AMX"
+
+
+def _gpu(runtime: Runtime) -> list[Finding]:
+    """What there is for CUDA, where torch sees a GPU, whether it can be used or not."""
+    if not torch.cuda.is_available():
+        return []
+    architectures = torch.cuda.get_arch_list()
+    capability = torch.cuda.get_device_capability()
+    major, minor = capability
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    free, total = torch.cuda.mem_get_info() if runtime.device.type == "cuda" else (0, 0)
+    memory = f", {free / 2**30:.1f} of {total / 2**30:.1f} GiB free" if total else ""
+    name = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}{memory}"
+    return [
+        Finding("GPU", runtime.device.type == "cuda", name),
+        Finding("driver", True, f"for CUDA {_cuda_version(driver)}"),
+        Finding(
+            "torch's GPUs",
+            is_served(capability, architectures),
+            f"CUDA {torch.version.cuda}: {architecture_names(architectures)}",
+        ),
+        _triton(runtime),
+        _nccl(),
+    ]
+
+
+def _cuda_version(number: int) -> str:
+    """12.4 of 12040, as CUDA counts."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _triton(runtime: Runtime) -> Finding:
+    lacking = missing_compiler(runtime)
+    if importlib.util.find_spec("triton") is None:
+        return Finding("triton", False, "none", "torch.compile on CUDA needs triton")
+    hint = None if lacking is None else f"torch.compile needs {lacking}"
+    return Finding("triton", lacking is None, _version_of("triton"), hint)
+
+
+def _nccl() -> Finding:
+    hint = "training on several GPUs needs a torch with NCCL"
+    if not torch.distributed.is_available() or not torch.distributed.is_nccl_available():
+        return Finding("NCCL", False, "none", hint)
+    found = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return Finding("NCCL", True, ".".join(map(str, found)))
 
 
 def _fast_bf16() -> Finding:
@@ -63,8 +138,8 @@ def _fast_bf16() -> Finding:
 
 
 def _compiler() -> Finding:
-    found = [name for name in ("g++", "clang++") if shutil.which(name)]
-    hint = None if found else "torch.compile on the CPU needs g++ or clang++"
+    found = [name for name in ("g++", "clang++", "cc") if shutil.which(name)]
+    hint = None if found else "torch.compile needs g++ or clang++ on a CPU, cc on CUDA"
     return Finding("compiler", bool(found), ", ".join(found) or "none", hint)
 
 
@@ -79,8 +154,12 @@ def _opencv() -> Finding:
 def _extra(module: str, extra: str, purpose: str) -> Finding:
     if importlib.util.find_spec(module) is None:
         return Finding(module, False, purpose, f"pip install 'c2fdft[{extra}]'")
-    try:
-        found = version("scikit-image" if module == "skimage" else module)
-    except PackageNotFoundError:
-        found = "installed"
+    found = _version_of("scikit-image" if module == "skimage" else module)
     return Finding(module, True, f"{found}: {purpose}")
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "installed"

@@ -6,18 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import torch
-
 from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.engine.train.batches import patch_cycle, rank_share
-from c2fdft_cli.engine.train.memory import choose_micro_batch, step_bytes
+from c2fdft_cli.engine.train.memory import choose_micro_batch, step_bytes, weight_bytes
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.stepper import Stepper, StepResult
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.execution.compiling import compile_in_place, is_compiled, run_uncompiled
 from c2fdft_cli.execution.distributed import all_reduce_min
-from c2fdft_cli.execution.memory import is_out_of_memory
+from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
 
 Result = TypeVar("Result")
 
@@ -67,7 +65,9 @@ class Fallbacks:
         if patch not in self.micro:  # else it is known from before the run was stopped
             wanted = self._options.recipe.train.micro_batch
             each = self.bytes_per_image(patch)
-            self.micro[patch] = choose_micro_batch(wanted, len(batch), each, self._runtime)
+            parameters = sum(p.numel() for p in self._stepper.net.parameters())
+            fixed = weight_bytes(parameters, self._runtime.dtype)
+            self.micro[patch] = choose_micro_batch(wanted, len(batch), each, fixed, self._runtime)
         net = self._stepper.net
         if self._runtime.device.type == "cuda" or is_compiled(net):
             self._until_done(patch, partial(self._try_out, batch), alone=True)
@@ -107,8 +107,7 @@ class Fallbacks:
                 notice = self._fall_back(patch, error, alone)
                 if notice is None:
                     raise
-            if self._runtime.device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_cached_memory(self._runtime)
             self._notify(notice)
 
     def _fall_back(self, patch: int, error: Exception, alone: bool) -> str | None:

@@ -139,7 +139,7 @@ class _Training:
 
     def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
-        yield from map(Notice, self.options.notices)
+        yield from map(Notice, (*self.options.runtime.notes, *self.options.notices))
         yield from self._reporting(self.fallbacks.compile)
         synthetic = self.recipe.data.synthesize
         if synthetic is not None and self.shards.has_lq:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.engine.weights.build import make_network
@@ -17,48 +22,88 @@ from c2fdft_cli.vocabulary import Norm
 OUTSIDE, INPUTS = "outside", "inputs"
 """What is kept outside of the levels, and what goes into them."""
 
+_LEVELS = (
+    "encoder_level1", "encoder_level2", "encoder_level3", "latent",
+    "decoder_level3", "decoder_level2", "decoder_level1",
+)  # fmt: skip
+
 MARGIN = 0.7
-"""Share of the free memory that a step may take; the rest is for gradients and fragments."""
+"""Share of the free memory that a step may take; the rest is for the optimiser's moments, what the
+backward pass makes, and fragments."""
 
 
-def saved_bytes(network: Network, patch: int, recompute_levels: bool = False) -> int:
-    """Bytes that one float32 network call on one patch keeps for the backward pass.
+def saved_bytes(
+    network: Network,
+    patch: int,
+    recompute_levels: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> int:
+    """Bytes that one network call on one patch keeps for the backward pass, weights left out.
 
-    Counted on the meta device, so nothing is computed or allocated. When levels are computed
-    again, one of them is held at a time beside the inputs of all.
+    Counted on tensors without contents, so nothing is computed or allocated. When levels are
+    computed again, one of them is held at a time beside the inputs of all.
+
+    Args:
+        network: what is trained.
+        patch: its side.
+        recompute_levels: whether levels are computed again.
+        dtype: what autocast computes in; float32 for none.
+        device: its type; all but a CPU keep the layer norms under autocast in float32.
     """
-    shape = (network.dim, tuple(network.blocks), tuple(network.heads), network.ffn_factor)
-    kept = dict(_saved_bytes(*shape, network.bias, network.norm, network.dual_pixel, patch))
+    depths = dict(zip(_LEVELS, (*network.blocks, *network.blocks[2::-1]), strict=True))
+    shape = (network.dim, tuple(network.heads), network.ffn_factor)
+    rest = (network.bias, network.norm, network.dual_pixel, patch, dtype, device == "cpu")
+    kept = dict(_saved_bytes(*shape, *rest))
     outside, inputs = kept.pop(OUTSIDE), kept.pop(INPUTS)
-    return outside + (inputs + max(kept.values()) if recompute_levels else sum(kept.values()))
+    levels = [depths[level] * each for level, each in kept.items()]
+    return outside + (inputs + max(levels) if recompute_levels else sum(levels))
 
 
 @lru_cache(maxsize=64)
 def _saved_bytes(
     dim: int,
-    blocks: tuple[int, ...],
     heads: tuple[int, ...],
     ffn_factor: float,
     bias: bool,
     norm: Norm,
     dual_pixel: bool,
     patch: int,
+    dtype: torch.dtype,
+    half_norms: bool,
 ) -> tuple[tuple[str, int], ...]:
-    """Bytes kept by each level, outside of them, and of the levels' inputs."""
-    network = Network(dim, list(blocks), list(heads), ffn_factor, bias, norm, dual_pixel)
-    with torch.device("meta"):
+    """Bytes kept by a block of each level, outside of them, and of the levels' inputs."""
+    network = Network(dim, [1, 1, 1, 1], list(heads), ffn_factor, bias, norm, dual_pixel)
+    with ExitStack() as modes:
+        modes.enter_context(FakeTensorMode())
         net = make_network(network)
         x, t = torch.zeros(1, 6, patch, patch), torch.zeros(1)
-    counter = _Counter(net)
-    for name, module in net.named_modules():
-        if isinstance(module, Block):
-            level, number = name.split(".")
-            module.register_forward_pre_hook(partial(counter.enter, level, number == "0"))
-            module.register_forward_hook(counter.leave)
-    with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor):
+        counter = _Counter(net)
+        for name, module in net.named_modules():
+            if isinstance(module, Block):
+                level, number = name.split(".")
+                module.register_forward_pre_hook(partial(counter.enter, level, number == "0"))
+                module.register_forward_hook(counter.leave)
+        if dtype != torch.float32:
+            modes.enter_context(torch.autocast("cpu", dtype))
+            if not half_norms:
+                modes.enter_context(_NormsInFloat32())
+        hooks = torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor)
+        modes.enter_context(hooks)
         loss = net(x, t).sum()
-    del loss
-    return tuple(counter.bytes().items())
+        del loss
+        return tuple(counter.bytes().items())
+
+
+class _NormsInFloat32(TorchFunctionMode):
+    """What autocast does to a layer norm on CUDA and not on a CPU."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function is F.layer_norm:
+            args = (args[0].float(), *args[1:])
+        return function(*args, **(kwargs or {}))
 
 
 class _Counter:
@@ -82,7 +127,7 @@ class _Counter:
     def pack(self, tensor: Tensor) -> Tensor:
         key = tensor.untyped_storage()._cdata
         counted = any(key in kept for place, kept in self.kept.items() if place != INPUTS)
-        if not counted and key not in self.weights and not tensor.is_leaf:
+        if not counted and key not in self.weights and not (tensor.is_leaf or _of_weight(tensor)):
             self.kept.setdefault(self.place, {})[key] = tensor
         return tensor
 
@@ -91,6 +136,14 @@ class _Counter:
             place: sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
             for place, kept in self.kept.items()
         }
+
+
+def _of_weight(tensor: Tensor) -> bool:
+    """Whether it is a parameter in another shape or dtype: autocast keeps one for all images."""
+    made_by = tensor.grad_fn
+    while made_by is not None and len(made_by.next_functions) == 1:
+        made_by = made_by.next_functions[0][0]
+    return hasattr(made_by, "variable")
 
 
 def step_bytes(network: Network, stage: Stage, calls: int, patch: int, runtime: Runtime) -> int:
@@ -102,18 +155,34 @@ def step_bytes(network: Network, stage: Stage, calls: int, patch: int, runtime: 
             level of it.
         calls: network calls of the sampler (fine stage).
         patch: side of the patches.
-        runtime: half precision keeps about 0.6 of float32's bytes.
+        runtime: device and arithmetic.
     """
     recompute = stage.recompute if isinstance(stage, FineStage) else "call"
     held = calls if recompute == "none" else 1
-    factor = 1.0 if runtime.dtype == torch.float32 else 0.6
-    return int(saved_bytes(network, patch, recompute == "level") * held * factor)
+    dtype, device = runtime.dtype, runtime.device.type
+    return saved_bytes(network, patch, recompute == "level", dtype, device) * held
 
 
-def choose_micro_batch(wanted: int | str, rows: int, bytes_per_image: int, runtime: Runtime) -> int:
-    """Rows that go through the network together: as asked, else what is estimated to fit."""
+def weight_bytes(parameters: int, dtype: torch.dtype) -> int:
+    """Bytes of a step that no image adds to: gradients, and the weights that autocast has cast."""
+    cast = 0 if dtype == torch.float32 else dtype.itemsize
+    return parameters * (torch.float32.itemsize + cast)
+
+
+def choose_micro_batch(
+    wanted: int | str, rows: int, bytes_per_image: int, fixed_bytes: int, runtime: Runtime
+) -> int:
+    """Rows that go through the network together: as asked, else what is estimated to fit.
+
+    Args:
+        wanted: "auto", or a number.
+        rows: of the batch.
+        bytes_per_image: of a step, see `step_bytes`.
+        fixed_bytes: of a step, see `weight_bytes`.
+        runtime: where it runs.
+    """
     if not isinstance(wanted, str):
         return min(wanted, rows)
-    fitting = int(free_bytes(runtime) * MARGIN) // max(bytes_per_image, 1)
-    pieces = -(-rows // max(fitting, 1))
+    usable = int(free_bytes(runtime) * MARGIN) - fixed_bytes
+    pieces = -(-rows // max(usable // max(bytes_per_image, 1), 1))
     return -(-rows // min(pieces, rows))

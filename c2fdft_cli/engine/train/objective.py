@@ -10,6 +10,7 @@ from c2fdft_cli.core.objectives import coarse_loss, fine_loss
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.execution import cpu_training
+from c2fdft_cli.execution.cuda import lay_out_weights
 from c2fdft_cli.execution.recompute import recompute_levels
 from c2fdft_cli.recipe.schema import FineStage
 
@@ -61,7 +62,7 @@ def make_objective(options: TrainOptions) -> Objective:
     """The stage's objective with the weights that it starts from, on the device."""
     net = _start_network(options).to(options.runtime.device)
     if options.runtime.device.type == "cuda":
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out_weights(net)
     alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion).to(options.runtime.device)
     section = options.section
     fine = (section, options.grid) if isinstance(section, FineStage) else None

@@ -18,7 +18,7 @@ from c2fdft_cli.engine.train.state import load_newest
 from c2fdft_cli.engine.weights.build import timesteps_of_recipe
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta, load_checkpoint, versions
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
-from c2fdft_cli.execution.device import Runtime, make_runtime, with_precision
+from c2fdft_cli.execution.device import GPU_ONLY, Runtime, make_runtime, with_precision
 from c2fdft_cli.execution.distributed import join_training, refuse_tasks_without_rank
 from c2fdft_cli.recipe.files import load_recipe, recipe_from_dict, write_recipe
 from c2fdft_cli.recipe.schema import Recipe
@@ -133,8 +133,8 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     join_training(runtime)
     asked = state.precision if request.precision == "auto" else request.precision
     stated = recipe.train.precision if asked == "auto" else asked
-    # fp16 of a GPU is no reason not to resume here; the notice below says so
-    if request.precision == "auto" and not (stated == "fp16" and runtime.device.type == "cpu"):
+    # a precision of a GPU is no reason not to resume here; the notice below says so
+    if request.precision == "auto" and not (stated in GPU_ONLY and runtime.device.type == "cpu"):
         runtime = with_precision(runtime, stated, f"the precision in {path}")
     _check_shards(data)
     notices += tuple(f"resuming with {change}" for change in changes)

@@ -20,7 +20,7 @@ from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.heap import reuse_freed_memory
+from c2fdft_cli.execution.memory import reuse_freed_memory
 from c2fdft_cli.recipe.schema import Train
 
 

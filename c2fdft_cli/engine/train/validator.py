@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import PairSource
-from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.sampling.scoring import (
     Scored,
     Scorer,
@@ -26,14 +26,14 @@ from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.state import RunState
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
-from c2fdft_cli.execution.distributed import any_rank
+from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution.distributed import any_rank_after_validation
 from c2fdft_cli.execution.memory import is_out_of_memory
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.signals import StoppedError, StopRequest
 
 SAMPLES = 2
-NARROW = 32  # rows
 
 
 class Validator:
@@ -63,7 +63,7 @@ class Validator:
     ) -> Generator[TrainEvent, None, tuple[Validated | None, bool]]:
         """Score the EMA weights on the main process while the others wait.
 
-        Without enough memory beside the training it takes narrow strips, and else no score.
+        Without enough memory beside the training for the narrowest strips there is no score.
 
         Args:
             step: finished iterations.
@@ -75,9 +75,12 @@ class Validator:
         scored, ended = None, False
         if self._pairs is not None and len(self._pairs):
             try:
-                scored = self._score_within_memory(step, self._pairs, request)
+                scored = self._score(step, self._pairs, request)
             except StoppedError:
                 ended = True
+            except Exception as error:  # torch has several kinds of it
+                if not is_out_of_memory(error):
+                    raise
             if scored is not None:
                 yield scored
             elif not ended:
@@ -85,38 +88,28 @@ class Validator:
             if scored is not None and scored.is_best:
                 self._state.best_psnr = scored.psnr
                 self._state.save_best(step)
-        return scored, any_rank(ended, self._options.runtime)
+        return scored, any_rank_after_validation(ended)
 
-    def _score_within_memory(
-        self, step: int, pairs: PairSource, request: StopRequest
-    ) -> Validated | None:
-        for rows in (None, NARROW):
-            try:
-                return self._score(step, pairs, rows, request)
-            except Exception as error:  # torch has several kinds of it
-                if not is_out_of_memory(error):
-                    raise
-            if self._options.runtime.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return None
-
-    def _score(
-        self, step: int, pairs: PairSource, rows: int | None, request: StopRequest
-    ) -> Validated:
+    def _score(self, step: int, pairs: PairSource, request: StopRequest) -> Validated:
         options, recipe = self._options, self._options.recipe
         protocol = PROTOCOLS[recipe.train.protocol]
-        network = StripNetwork(self._state.ema, rows, options.runtime.dtype)
-        network.watch = lambda _: request.check()
-        restorer = Restorer(
-            network,
+        executor = Executor(
+            StripNetwork(self._state.ema, dtype=options.runtime.dtype),
             alpha_bar_of_recipe(recipe.diffusion),
             options.grid,
             options.runtime,
             seed=recipe.train.seed,
         )
+
+        def restore(lq: Tensor, names: Sequence[str]) -> Tensor:
+            try:
+                return executor(lq, names, lambda _: request.check()).image
+            except ResourceError as error:
+                raise MemoryError(str(error)) from error
+
         chosen = spread_indices(len(pairs), recipe.train.validation_images)
         shown, others = (
-            restore_and_score(pairs, part, [restorer], Scorer(protocol, pictures=keep))
+            restore_and_score(pairs, part, [restore], Scorer(protocol, pictures=keep))
             for part, keep in ((chosen[:SAMPLES], True), (chosen[SAMPLES:], False))
         )
         scored: list[Scored] = []

@@ -28,6 +28,7 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
+from tests.kit.gpu import pretend_gpu
 from tests.kit.restore import Request, pixels, plan, random_picture, run, save, write_checkpoint
 
 GRID = (500, 100)
@@ -506,3 +507,12 @@ def test_a_sub_folder_that_cannot_be_written_is_the_error_of_its_files(
     result = restore(made).run()
     assert "1 of 6 images failed" in str(result.failure)
     assert len(contents(tmp_path / "out")) == 5
+
+
+def test_a_gpu_without_kernels_leaves_the_work_to_the_cpu(
+    options: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpu(monkeypatch, (6, 1), ["sm_75"])
+    planned = plan(options, device="auto")
+    assert planned.runtime.device.type == "cpu"
+    assert any(line.startswith("running on the CPU: torch") for line in planned.warnings)

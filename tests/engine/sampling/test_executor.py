@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.engine.sampling.executor import MIN_ROWS, Executor
+from c2fdft_cli.engine.sampling import executor as executor_module
+from c2fdft_cli.engine.sampling.executor import MARGIN, MIN_ROWS, Executor
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.strips import StripNetwork
 
 RUNTIME = Runtime(torch.device("cpu"))
 ALPHA_BAR = alpha_bar_of(beta_schedule())
@@ -25,7 +27,7 @@ GRID = [500, 100]  # a call at 999 magnifies rounding 157 times
 @pytest.fixture
 def make(tiny_net: Callable[..., DFT]) -> Callable[..., Executor]:
     def made(**options: Any) -> Executor:
-        return Executor(tiny_net(), ALPHA_BAR, GRID, RUNTIME, **options)
+        return Executor(StripNetwork(tiny_net()), ALPHA_BAR, GRID, RUNTIME, **options)
 
     return made
 
@@ -183,3 +185,89 @@ def test_other_errors_are_not_taken_for_it(make: Callable[..., Executor]) -> Non
     executor.restorer = Hungry(executor, 1, RuntimeError("shape mismatch"))  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="shape mismatch"):
         executor(image(1, 16, 16), ["a"])
+
+
+class Overflowing(Restorer):
+    """A sampler whose result is not finite for images without red."""
+
+    def __call__(self, lq: Tensor, names: Sequence[str], sample: int = 0) -> Tensor:
+        image = super().__call__(lq, names, sample).clone()
+        image[lq[:, 0].amax((1, 2)) == 0] = torch.nan
+        return image
+
+
+def test_an_image_that_is_not_finite_is_restored_again_in_float32(
+    make: Callable[..., Executor], tiny_net: Callable[..., DFT]
+) -> None:
+    half = Runtime(torch.device("cpu"), torch.bfloat16)
+    executor = Executor(
+        StripNetwork(tiny_net(), dtype=half.dtype), ALPHA_BAR, GRID, half, samples=2
+    )
+    plain = executor.restorer
+    executor.restorer = Overflowing(plain.predict_noise, ALPHA_BAR, GRID, half)
+    lq = image(3, 16, 24)
+    lq[1, 0] = 0
+    done: list[float] = []
+    ran = executor(lq, ["a", "b", "c"], done.append)
+    assert ran.notes == ["b: not finite in bf16, restored again in fp32"]
+    want = make(samples=2)(lq[1:2], ["b"])
+    assert torch.equal(ran.image[1:2], want.image)
+    assert torch.equal(ran.deviation[1:2], want.deviation)
+    assert done == sorted(done)
+    executor.restorer = plain
+    others = executor(lq, ["a", "b", "c"])
+    assert others.notes == []
+    assert torch.equal(ran.image[::2], others.image[::2])
+
+
+def test_float32_that_is_not_finite_is_left_as_it_is(make: Callable[..., Executor]) -> None:
+    executor = make()
+    executor.restorer = Overflowing(executor.restorer.predict_noise, ALPHA_BAR, GRID, RUNTIME)
+    ran = executor(torch.zeros(1, 3, 16, 16), ["a"])
+    assert ran.image.isnan().all()
+    assert ran.notes == []
+
+
+@pytest.fixture(scope="module")
+def on_a_gpu() -> Callable[[int], Executor]:
+    """The official network in bf16 on a GPU with so much free memory, as far as planning goes."""
+    with torch.device("meta"):
+        strips = StripNetwork(DFT(), dtype=torch.bfloat16)
+    runtime = Runtime(torch.device("cuda"), torch.bfloat16)
+
+    def made(free: int) -> Executor:
+        budget = int(free * MARGIN)
+        return Executor(strips, ALPHA_BAR, GRID, runtime, max_memory=budget)
+
+    return made
+
+
+def test_4k_on_a_gpu_of_8_gib(on_a_gpu: Callable[[int], Executor]) -> None:
+    """Context and weights leave about 7.4 GiB: skips wait in host memory; larger GPUs keep them."""
+    small, large = on_a_gpu(int(7.4 * 2**30)), on_a_gpu(22 * 2**30)
+    rows, offloads = small._plan(2160, 3840, 1)
+    assert offloads
+    assert rows >= MIN_ROWS
+    assert large._plan(2160, 3840, 1) == (180, False)
+    assert small._plan(720, 1280, 1) == (360, False)
+    with pytest.raises(ResourceError, match="7680x4320 px needs"):
+        small.rows(4320, 7680)
+
+
+def test_a_cpu_offloads_nothing(make: Callable[..., Executor]) -> None:
+    least = make()._least_bytes(64, 64, 1) + 4 * 42 * 64 * 64
+    assert make(max_memory=least)._plan(64, 64, 1) == (1, False)
+    with pytest.raises(ResourceError):
+        make(max_memory=least - 1).rows(64, 64)
+
+
+def test_a_network_that_is_no_longer_compiled_is_told(
+    make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, counts = make(), iter([3, 4, 4, 4])
+    monkeypatch.setattr(executor_module, "functions_given_up", lambda: next(counts))
+    assert executor(image(1, 16, 16), ["a"]).notes == []
+    executor._strips.compiled = True
+    said = "torch.compile gave up on a part of the network: it runs uncompiled"
+    assert executor(image(1, 16, 16), ["a"]).notes == [said]
+    assert executor(image(1, 16, 16), ["a"]).notes == []

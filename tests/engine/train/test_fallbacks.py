@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.sampling.executor import MIN_ROWS, Executor
+from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.train import fallbacks as attempts
 from c2fdft_cli.engine.train import memory
 from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.train.stepper import Stepper
-from c2fdft_cli.engine.train.validator import NARROW, Validator
+from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.engine.weights.tensors import save_tensors
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime, make_runtime
@@ -130,20 +132,26 @@ def test_an_error_that_nothing_helps_is_raised(tmp_path, shard_folder, monkeypat
 def test_no_memory_to_score_costs_the_score_alone(
     tmp_path, shard_folder, coarse_run, monkeypatch, error
 ):
-    score, widths = Validator._score, []
+    restore, init = Restorer.__call__, Executor.__init__
+    rows, starts = [], []
 
-    def hungry(self, step, pairs, rows, request):
-        widths.append(rows)
-        if rows is None or step == 4:
+    def called(self, lq, names, sample=0):
+        rows.append(self.predict_noise.rows)
+        if len(starts) == 1 or rows[-1] > MIN_ROWS:
             raise error
-        return score(self, step, pairs, rows, request)
+        return restore(self, lq, names, sample)
 
-    monkeypatch.setattr(Validator, "_score", hungry)
+    def started(self, *args, **kwargs):
+        starts.append(1)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(Restorer, "__call__", called)
+    monkeypatch.setattr(Executor, "__init__", started)
     _, events = run(request("coarse", shard_folder, tmp_path / "run"))
-    assert widths == [None, NARROW] * 3
     assert "4: no memory to restore the validation images; no score" in notices(events)
     scored = [bool(row["val_psnr"]) for row in metrics(tmp_path / "run")]
     assert scored == [False, False, False, True, False, True]
+    assert rows[:2] == [40, 10]
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
 
 

@@ -1,0 +1,35 @@
+"""The acceptance script runs where there is no GPU: each stage, on small sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.kit.processes import python
+
+SCRIPT = Path(__file__).parents[2] / "recipes" / "scripts" / "check_cuda.py"
+STAGES = ["env", "ops", "net", "grad", "memory", "cli", "restore", "train", "compiled", "ranks"]
+
+
+@pytest.mark.slow
+def test_every_stage_on_a_cpu(tmp_path: Path) -> None:
+    done = python(SCRIPT, tmp_path, "--device", "cpu", "--quick", timeout=1800)
+    rows = [json.loads(line) for line in (tmp_path / "cuda.jsonl").read_text().splitlines()]
+    assert [row for row in rows if not row.get("good", True)] == []
+    assert done.returncode == 0, done.stderr
+    ended = [row["stage"] for row in rows if row.get("check") == "stage ended by itself"]
+    assert ended == STAGES
+    table = (tmp_path / "cuda.md").read_text()
+    assert "| grad | a step that is not finite is skipped bf16 | ok |" in table
+    assert "FAILED" not in table
+
+
+def test_a_check_that_fails_is_told(tmp_path: Path) -> None:
+    """A stage that ends in an error is a failed check, and the exit code says so."""
+    found = tmp_path / "cuda.jsonl"
+    found.write_text(json.dumps({"stage": "net", "check": "x", "good": False, "error": "y"}) + "\n")
+    done = python(SCRIPT, tmp_path, "--device", "cpu", "--quick", "--stages", "ranks")
+    assert done.returncode == 1
+    assert "| net | x | FAILED | error y |" in (tmp_path / "cuda.md").read_text()

@@ -1,0 +1,140 @@
+"""What only a GPU can show: `python -m pytest -n 0 -m cuda`. Skipped where there is none."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.tools.bench import random_batch
+from c2fdft_cli.engine.train.memory import step_bytes
+from c2fdft_cli.engine.train.objective import Objective
+from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.execution.cuda import AMPERE, lay_out_weights
+from c2fdft_cli.execution.device import Runtime, make_runtime
+from c2fdft_cli.execution.inference_memory import strip_bytes
+from c2fdft_cli.execution.strips import StripNetwork
+from c2fdft_cli.recipe.schema import Network, Stage, Train
+from tests.kit.formula import fill, relative, wave
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+ALLOWED = {"fp32": 2e-5, "tf32": 2e-3, "fp16": 4e-3, "bf16": 2e-2}
+"""Relative error of eps_hat - x_t against float32 on a CPU."""
+BLOCKS = [1, 2, 2, 2]
+
+
+@pytest.fixture(params=ALLOWED)
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    """CUDA in each precision that the card has."""
+    older = torch.cuda.get_device_capability() < AMPERE
+    if older and request.param in ("tf32", "bf16"):
+        pytest.skip("needs compute capability 8.0")
+    yield make_runtime("cuda", request.param)
+    make_runtime("cuda", "fp32")
+
+
+def network(**changes: object) -> DFT:
+    return fill(DFT(**{"dim": 48, "blocks": tuple(BLOCKS), **changes}))
+
+
+@pytest.mark.parametrize("rows", [None, 24, 7])
+def test_strips_agree_with_the_cpu(runtime: Runtime, rows: int | None) -> None:
+    x, t = wave([2, 6, 64, 96], 0.13), torch.tensor([500.0, 20.0])
+    net = network()
+    with torch.inference_mode():
+        want = net(x, t) - x[:, -3:]
+        there = StripNetwork(net.to(runtime.device), rows, runtime.dtype)
+        got = there(x.to(runtime.device), t.to(runtime.device)).cpu() - x[:, -3:]
+    assert relative(got, want) < ALLOWED[runtime.precision]
+
+
+def test_skips_in_host_memory_change_nothing(runtime: Runtime) -> None:
+    net = network(blocks=(1, 1, 1, 1)).to(runtime.device)
+    x, t = wave([1, 6, 128, 96], 0.13).to(runtime.device), torch.tensor([500.0]).cuda()
+    with torch.inference_mode():
+        here, there = (
+            StripNetwork(net, 32, runtime.dtype, offload_skips=skips)(x, t)
+            for skips in (False, True)
+        )
+    assert torch.equal(here, there)
+
+
+def gradient(net: DFT, runtime: Runtime) -> Tensor:
+    lay_out_weights(net)
+    objective = Objective(net, torch.linspace(0.99, 0.01, 1000, device=runtime.device), None)
+    strides: list[bool] = []
+    for p in net.parameters():
+        p.register_hook(lambda g, p=p: strides.append(g.stride() == p.stride()))
+    stepper = Stepper(objective, Train(), runtime)
+    torch.manual_seed(0)
+    stepper._loss(random_batch(3, 32, 1000)).backward()
+    assert all(strides)
+    return torch.cat([p.grad.flatten().double().cpu() for p in net.parameters()])
+
+
+def test_gradients_agree_with_the_cpu(runtime: Runtime) -> None:
+    net = network()
+    want = gradient(copy.deepcopy(net), Runtime(torch.device("cpu")))
+    got = gradient(net.to(runtime.device), runtime)
+    least = {"fp32": 0.9999, "tf32": 0.999, "fp16": 0.995, "bf16": 0.98}[runtime.precision]
+    assert torch.cosine_similarity(got, want, dim=0) > least
+
+
+@pytest.mark.parametrize("rows", [512, 128, 16])
+def test_the_plan_of_a_call(runtime: Runtime, rows: int) -> None:
+    net = network().to(runtime.device)
+    strips = StripNetwork(net, rows, runtime.dtype)
+    x, t = torch.randn(1, 6, 512, 768, device="cuda"), torch.full((1,), 500.0, device="cuda")
+    with torch.inference_mode():
+        strips(x, t)
+        before = start_counting()
+        strips(x, t)
+    planned = strip_bytes(net, 512, 768, 1, runtime.dtype, rows)
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(planned, rel=0.2)
+
+
+def test_the_plan_of_a_step(runtime: Runtime) -> None:
+    net = network().to(runtime.device)
+    alpha_bar = torch.linspace(0.99, 0.01, 1000, device="cuda")
+    stepper = Stepper(Objective(net, alpha_bar, None), Train(), runtime)
+    batch = random_batch(8, 64, 1000)
+    stepper.try_out(batch, 8)
+    before = start_counting()
+    stepper.try_out(batch, 8)
+    each = (torch.cuda.max_memory_allocated() - before) / 8
+    planned = step_bytes(Network(blocks=BLOCKS), Stage(), 1, 64, runtime)
+    assert 0.8 * planned < each < 1.6 * planned
+
+
+def start_counting() -> int:
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def test_restoring_goes_on_when_memory_runs_out(runtime: Runtime) -> None:
+    strips = StripNetwork(network(blocks=(1, 1, 1, 1)).to(runtime.device), dtype=runtime.dtype)
+    alpha_bar = torch.linspace(0.99, 0.01, 1000)
+    # the plan believes that it has more than there is
+    executor = Executor(strips, alpha_bar, [500], runtime, max_memory=1 << 40)
+    torch.cuda.empty_cache()
+    lq = torch.rand(1, 3, 1024, 1024)
+    least = strip_bytes(strips.net, 1024, 1024, 1, runtime.dtype, 64) + 4 * 42 * (1 << 20)
+    allowed = torch.cuda.memory_allocated() + int(1.2 * least)
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
+    try:
+        ran = executor(lq, ["a"])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert ran.executor.startswith("strips of")
+    assert any("out of memory" in note for note in ran.notes)
+    assert relative(ran.image, executor(lq, ["a"]).image) < 1e-2

@@ -1,0 +1,62 @@
+"""What `doctor` says of GPUs, without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c2fdft_cli.engine.tools.doctor import Finding, examine
+from c2fdft_cli.execution import compiling
+from tests.kit.gpu import pretend_gpu
+
+
+def findings() -> dict[str, Finding]:
+    return {one.topic: one for one in examine()}
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build for CUDA 13.0 beside a driver for 12.4, with 70 of 80 GiB free."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 12040, raising=False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (70 << 30, 80 << 30))
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu() -> None:
+    found = findings()
+    assert "GPU" not in found
+    assert found["device"].good
+    assert "torch is built without CUDA" in found["device"].found or torch.version.cuda
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_gpu_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (9, 0), ["sm_80", "sm_90"], name="NVIDIA H100")
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    found = findings()
+    assert found["device"].found == (
+        "cuda:0, bf16 (torch has kernels for this GPU; bf16 from compute capability 8.0 on)"
+    )
+    assert found["GPU"].found == ("NVIDIA H100, compute capability 9.0, 70.0 of 80.0 GiB free")
+    assert found["driver"].found == "for CUDA 12.4"
+    assert found["torch's GPUs"].found == "CUDA 13.0: sm_80 (A100), sm_90 (H100)"
+    assert found["NCCL"].found == "2.28.9"
+    assert not found["triton"].good
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_gpu_that_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (6, 1), ["sm_75"], name="GTX 1080")
+    found = findings()
+    assert not found["device"].good
+    assert "no kernels for the GTX 1080 (sm_61)" in found["device"].found
+    assert "built for this GPU" in str(found["device"].hint)
+    assert not found["torch's GPUs"].good
+    assert not found["GPU"].good

@@ -1,0 +1,71 @@
+"""How the processes of a training join, and for how long they wait for one another."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from c2fdft_cli.execution import distributed
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.distributed import any_rank, any_rank_after_validation, join_training
+from tests.kit.processes import torchrun
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "bound_to"),
+    [("cuda:1", "nccl", torch.device("cuda:1")), ("cpu", "gloo", None)],
+)
+def test_a_training_is_bound_to_its_gpu_and_hangs_for_minutes(
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str, bound_to: torch.device | None
+) -> None:
+    asked: list[tuple[str, Any]] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **how: asked.append((name, how)))
+    monkeypatch.setattr(dist, "new_group", lambda **how: asked.append(("new", how)))
+    monkeypatch.setattr(distributed, "_patient_groups", [])
+    join_training(Runtime(torch.device(device), world=2))
+    assert asked == [
+        (backend, {"timeout": timedelta(minutes=15), "device_id": bound_to}),
+        ("new", {"backend": "gloo", "timeout": timedelta(hours=6)}),
+    ]
+
+
+def test_a_process_alone_waits_for_nobody() -> None:
+    join_training(Runtime(torch.device("cpu")))
+    assert not dist.is_initialized()
+    assert any_rank(True, Runtime(torch.device("cpu")))
+    assert not any_rank_after_validation(False)
+
+
+WAIT = """
+import sys, time
+from datetime import timedelta
+from c2fdft_cli.execution import distributed
+from c2fdft_cli.execution.device import make_runtime
+
+distributed._TRAINING_PATIENCE = timedelta(seconds=3)
+runtime = make_runtime("cpu", "fp32")
+distributed.join_training(runtime)
+assert distributed.any_rank(runtime.is_main, runtime)
+if runtime.is_main:
+    time.sleep(8)
+if sys.argv[1] == "validation":
+    assert distributed.any_rank_after_validation(runtime.is_main)
+else:
+    distributed.any_rank(True, runtime)
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "works"), [("validation", True), ("step", False)])
+def test_validation_may_take_longer_than_a_step(tmp_path: Path, kind: str, works: bool) -> None:
+    script = tmp_path / "wait.py"
+    script.write_text(WAIT)
+    done = torchrun(script, kind)
+    assert (done.returncode == 0) is works, done.stderr
+    assert ("imed out" in done.stderr) is not works

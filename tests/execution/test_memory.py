@@ -1,0 +1,68 @@
+"""Errors that mean memory ran out, and those that do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory, release_cached_memory
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be ..."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("NCCL Error 1: unhandled cuda error, Cuda failure 2 'out of memory'"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB)"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried ..."),
+]
+OTHERS = [
+    RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("out of resource: shared memory, Required: 180224, Hardware limit: 101376"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"),
+    ValueError("out of memory"),
+    KeyError("a bug"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: f"{type(e).__name__} {e}"[:40])
+def test_all_forms(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=lambda e: f"{type(e).__name__} {e}"[:40])
+def test_other_errors(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_the_cause_counts() -> None:
+    outer = RuntimeError("GET was unable to find an engine to execute this computation")
+    outer.__cause__ = ValueError("in between")
+    outer.__cause__.__cause__ = RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+    assert is_out_of_memory(outer)
+    outer.__cause__.__cause__ = None
+    assert not is_out_of_memory(outer)
+
+
+@pytest.mark.parametrize(("device", "emptied"), [("cuda", ["cuda"]), ("mps", ["mps"]), ("cpu", [])])
+def test_the_cache_of_the_device_is_emptied(
+    monkeypatch: pytest.MonkeyPatch, device: str, emptied: list[str]
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("cuda"))
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: calls.append("mps"))
+    release_cached_memory(Runtime(torch.device(device)))
+    assert calls == emptied
+
+
+def test_free_memory_of_mps_is_what_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 1000)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 300)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 500)
+    assert free_bytes(Runtime(torch.device("mps"))) == 700
