@@ -391,7 +391,7 @@ def net(check: Check) -> None:
     """eps_hat - x_t (x_t would hide errors) against the CPU, however it is executed."""
     models = {"random": random_network(check.network()).eval()}
     if not check.quick:
-        for name in ("derain", "derain-fast", "denoise"):
+        for name in ("derain", "derain-4step", "denoise"):
             models[name] = load_checkpoint(find_weights(name)).network().eval()
     for label, model in models.items():
         for h, w in ((64, 96),) if check.quick else ((64, 96), (200, 256)):
@@ -618,8 +618,8 @@ def restore(check: Check) -> None:
     networks = {"official": check.network()}
     models = {"official": random_network(check.network())}
     if not check.quick:
-        found = load_checkpoint(find_weights("derain-fast"))
-        models["derain-fast"], networks["derain-fast"] = found.network(), found.meta.network
+        found = load_checkpoint(find_weights("derain"))
+        models["derain"], networks["derain"] = found.network(), found.meta.network
     sizes = (
         [(64, 64)]
         if check.quick

@@ -40,7 +40,7 @@ def main(out: Path, images: int, steps: int) -> int:
     program("prepare", pairs, "--out", out / "shards", "--val", "2").wait()
     restored, run = out / "restored", out / "run"
     restore = watch(
-        program("restore", out / "in", restored, "--weights", "derain-fast", "--device", "cpu"),
+        program("restore", out / "in", restored, "--weights", "derain", "--device", "cpu"),
         lambda: len(list(restored.glob("*.png"))),
     )
     words = (f"coarse.iterations={steps}", f"coarse.periods=[{{length: {steps}, floor: 1.0e-5}}]")

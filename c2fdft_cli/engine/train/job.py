@@ -33,6 +33,7 @@ from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.distributed import any_rank, barrier
+from c2fdft_cli.execution.memory import give_back_freed_memory
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop
 
@@ -291,6 +292,8 @@ class _Training:
         if time.monotonic() - self.curves_at >= CURVES_EVERY:
             draw_curves(self.run)
             self.curves_at = time.monotonic()
+        if self.runtime.device.type == "cpu":
+            give_back_freed_memory()
 
     def _row(self, scored: Validated | None) -> dict[str, Any]:
         patch, batch = self.cycle.stage(self.step)
