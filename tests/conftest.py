@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # in the processes th
 def pytest_configure() -> None:
     """Refuse a run that would skip golden checks where it must not."""
     check_data(os.environ)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs behind it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "recipes" / "scripts" / "check_cuda.py"
 STAGES = ["env", "ops", "net", "grad", "memory", "cli", "restore", "train", "compiled", "ranks"]
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_every_stage_on_a_cpu(tmp_path: Path) -> None:
     done = python(SCRIPT, tmp_path, "--device", "cpu", "--quick", timeout=1800)
     rows = [json.loads(line) for line in (tmp_path / "cuda.jsonl").read_text().splitlines()]
