@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from c2fdft_cli.cli import console
 from c2fdft_cli.cli.commands import list_commands, load_command
 from c2fdft_cli.cli.group import Group
 from c2fdft_cli.errors import C2fdftError, ResourceError
@@ -35,15 +37,17 @@ class Commands(Group):
         """Run a command line; the same under the shell and under a test's runner."""
         if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
             sys.stdout.reconfigure(errors="surrogateescape")
+        words = [*(sys.argv[1:] if args is None else args)]
+        console.expect(document="--json" in words)
         try:
-            code = super().main(args, "c2fdft", complete_var, standalone_mode=False, **extra)
+            code = super().main(words, "c2fdft", complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except C2fdftError as error:
             report(error)
             code = error.exit_code
         except SignalReceived as stop:
-            _print_error(str(stop), stop.hint)
             code = exit_code(stop.signal_number)
+            _report_error(code, str(stop), stop.hint)
         except OSError as error:
             if not is_disk_full(error):
                 raise
@@ -53,11 +57,12 @@ class Commands(Group):
         except Exception as error:  # only to tell the parser's own errors from bugs of ours
             if hasattr(error, "format_message"):
                 code = _report_usage(error)
-            elif _is_awaited():
+            else:
+                console.emit_error(1, f"{type(error).__name__}: {error}", None)
+                if not _is_awaited():
+                    raise
                 traceback.print_exc()
                 code = 1
-            else:
-                raise
         _end(code if isinstance(code, int) else 0)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -77,6 +82,8 @@ def _end(code: int) -> NoReturn:
 
 def _drop_output() -> None:
     """Forget what could not be printed: Python would try again, and fail, at its end."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -88,16 +95,21 @@ def _is_awaited() -> bool:
 
 def report(error: C2fdftError) -> None:
     """Print what is wrong, its details indented under it, and what to try."""
-    _print_error(str(error), error.hint, error.details)
+    _report_error(error.exit_code, str(error), error.hint, error.details)
 
 
-def _print_error(what: str, hint: str | None = None, details: Sequence[str] = ()) -> None:
+def _report_error(
+    code: int, what: str, hint: str | None = None, details: Sequence[str] = ()
+) -> None:
+    """Lines on stderr; with --json a document on stdout too, where there is none yet."""
+    what, hint = " ".join(what.split()), hint and " ".join(hint.split())
     # torchrun turns every child's exit code into 1: each process says who it is
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
-    lines = [f"error{rank}: {' '.join(what.split())}", *(f"  {line}" for line in details)]
+    lines = [f"error{rank}: {what}", *(f"  {line}" for line in details)]
     if hint:
-        lines.append(f"hint: {' '.join(hint.split())}")
+        lines.append(f"hint: {hint}")
     sys.stderr.write("\n".join(lines) + "\n")
+    console.emit_error(code, what, hint)
 
 
 def _report_usage(error: Any) -> int:
@@ -108,7 +120,7 @@ def _report_usage(error: Any) -> int:
         return 0
     message = " ".join(error.format_message().rstrip(".").split())
     command = context.command_path if context is not None else "c2fdft"
-    _print_error(message, f"see `{command} --help`")
+    _report_error(2, message, f"see `{command} --help`")
     return 2
 
 

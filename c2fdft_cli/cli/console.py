@@ -7,9 +7,11 @@ there before anything is drawn. No console reads markup: a path such as `[/b]` i
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
+
+_expected: ContextVar[bool] = ContextVar("_expected", default=False)
 
 PLAIN_LINES = 10
 """Lines that a job prints over its length where there is no terminal to draw in."""
@@ -142,9 +146,21 @@ def _is_number(text: str) -> bool:
     return bool(text) and (text in {"-", "inf"} or text[0].isdigit() or text[0] in "+-")
 
 
+def expect(*, document: bool) -> None:
+    """Begin a command: whether one JSON document must come out of it, as with --json."""
+    _expected.set(document)
+
+
 def emit(document: Any) -> None:
     """One JSON document on stdout."""
+    _expected.set(False)
     sys.stdout.write(json.dumps(document, indent=1, default=_plain, allow_nan=False) + "\n")
+
+
+def emit_error(code: int, message: str, hint: str | None) -> None:
+    """An error in place of the JSON document that is still expected; of several processes' one."""
+    if _expected.get() and os.environ.get("RANK", "0") == "0":
+        emit({"error": {"code": code, "message": message, "hint": hint}})
 
 
 def _plain(value: object) -> Any:

@@ -95,6 +95,52 @@ def test_usage_and_recipe_errors(words, says):
     refused(*words, code=2, says=says)
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "message", "hint"),
+    [
+        (["info", "nowhere"], 3, "nowhere: no such file or folder", "check the path"),
+        (["train-fine"], 4, "--from is missing", "c2fdft train-fine --from"),
+        (["restore", "--stesp", "4"], 2, "No such option", "c2fdft restore --help"),
+        (["eval", "a", "b", "--border", "x"], 2, "--border", "c2fdft eval --help"),
+        (["restor"], 2, "Did you mean 'restore'?", "c2fdft --help"),
+    ],
+)
+def test_an_error_is_a_json_document_too(words, code, message, hint):
+    line = refused(*words, "--json", code=code, says=message)
+    error = json.loads(run(*words, "--json").stdout)["error"]
+    assert error.keys() == {"code", "message", "hint"}
+    assert error["code"] == code
+    assert line == f"error: {error['message']}"
+    assert hint in error["hint"]
+    assert run(*words).stdout == ""
+
+
+def test_a_result_is_the_only_json_document(pairs, tmp_path):
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "0.png").write_bytes((pairs / "input" / "0.png").read_bytes())
+    result = run("eval", tmp_path / "few", pairs / "target", "--json")
+    assert result.exit_code == 6
+    assert "error" not in json.loads(result.stdout)
+
+
+def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
+    from c2fdft_cli.engine.tools import doctor
+
+    def broken():
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    with pytest.raises(KeyError):
+        app(["doctor", "--json"])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {"code": 1, "message": "KeyError: 'a bug'", "hint": None}
+
+
+def test_one_process_of_several_prints_the_json_document(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert run("train-fine", "--json").stdout == ""
+
+
 def test_empty_folder(tmp_path):
     refused("prepare", tmp_path, "--out", tmp_path / "s", code=3, says=str(tmp_path))
 
