@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,9 @@ from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageEr
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.train.options import TrainOptions
+
+CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
+RECIPES = (".yaml", ".yml")
 
 Overrides = Annotated[
     list[str] | None,
@@ -49,6 +53,7 @@ def train_coarse(
 
     Example: c2fdft train-coarse --recipe derain --data shards/Rain13K
     """
+    _check_overrides(overrides or [], fine=False)
     if not request.resume and request.recipe is None and init is None:
         hint = "`c2fdft recipes list` shows the recipes"
         raise RecipeError("--recipe is missing: give a name or a file", hint=hint)
@@ -82,6 +87,7 @@ def train_fine(
     """
     if source is not None and init is not None:
         raise UsageError("--from cannot be combined with --init")
+    _check_overrides(overrides or [], fine=True)
     start = source if source is not None else init
     if not request.resume and start is None:
         raise CheckpointError(
@@ -89,6 +95,22 @@ def train_fine(
             hint="give a coarse checkpoint: c2fdft train-fine --from coarse.pt",
         )
     _start(request, "fine", overrides, seed, start, dry_run, json)
+
+
+def _check_overrides(words: list[str], *, fine: bool) -> None:
+    """UsageError for a word that is no KEY=VALUE, with the option that it was meant for."""
+    from c2fdft_cli.engine.weights.choose import packaged_weights
+    from c2fdft_cli.recipe.files import recipe_names
+
+    for word in (word for word in words if "=" not in word):
+        hint = "an override has the form KEY=VALUE, for example coarse.lr=1e-4"
+        if Path(word).suffix in CHECKPOINTS or (fine and word in packaged_weights()):
+            hint = f"give the weights with {'--from' if fine else '--init'} {word}"
+        elif Path(word).suffix in RECIPES or word in recipe_names():
+            hint = f"give the recipe with --recipe {word}"
+        elif Path(word).is_dir():
+            hint = f"give the shards with --data {word}"
+        raise UsageError(f"unexpected argument {word!r}", hint=hint)
 
 
 def _start(

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import io
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -73,12 +73,37 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe by name or path, with `key=value` overrides; RecipeError lists all that is wrong."""
     path = find_recipe(name)
-    return build_recipe(_merge(_read_extended(path), overrides), where=str(path))
+    return _overridden(_read_extended(path), overrides, where=str(path))
 
 
 def recipe_from_dict(values: Mapping[str, Any], overrides: Iterable[str], where: str) -> Recipe:
     """A recipe from plain values, such as a checkpoint's, with `key=value` overrides."""
-    return build_recipe(_merge([dict(values)], overrides), where=where)
+    return _overridden([dict(values)], overrides, where=where)
+
+
+def _overridden(layers: Sequence[Values], overrides: Iterable[str], where: str) -> Recipe:
+    """The recipe of all layers; errors of overrides name these instead of the file."""
+    overrides = list(overrides)
+    merged = _merge(layers, overrides)
+    try:
+        return build_recipe(merged, where)
+    except RecipeError as error:
+        if not overrides:
+            raise
+        found = error
+    build_recipe(_merge(layers, ()), where)  # where this fails too, the file is to blame
+    wrong = [one for one in overrides if not _is_valid(_merge(layers, [one]), where)] or overrides
+    raise RecipeError(
+        f"{found.what} (given as {' '.join(wrong)})", hint=found.hint, details=found.details
+    ) from found
+
+
+def _is_valid(values: Values, where: str) -> bool:
+    try:
+        build_recipe(values, where)
+    except RecipeError:
+        return False
+    return True
 
 
 def build_recipe(values: Mapping[str, Any], where: str) -> Recipe:

@@ -174,6 +174,20 @@ def test_overrides_that_cannot_be(override, words):
     assert words in "\n".join([str(caught.value), *caught.value.details])
 
 
+def test_a_wrong_override_is_named_and_not_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), ["coarse.lr=1", "coarse.lrr=1", "train.keep=-1"])
+    assert caught.value.where is None
+    assert "(given as coarse.lrr=1 train.keep=-1)" in str(caught.value)
+    assert len(caught.value.details) == 2
+    path.write_text("extends: tiny\nnetwrk: 1\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), ["coarse.lrr=1"])
+    assert caught.value.where == str(path)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
