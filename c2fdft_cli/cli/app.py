@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from c2fdft_cli.cli.group import Group
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.files import is_disk_full, write_error
 from c2fdft_cli.signals import SignalReceived, exit_code
-from c2fdft_cli.version import __version__
 
 
 class Commands(Group):
@@ -37,7 +37,7 @@ class Commands(Group):
         """Run a command line; the same under the shell and under a test's runner."""
         if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
             sys.stdout.reconfigure(errors="surrogateescape")
-        words = [*(sys.argv[1:] if args is None else args)]
+        words = [_expand_home(word) for word in (sys.argv[1:] if args is None else args)]
         console.expect(document="--json" in words)
         try:
             code = super().main(words, "c2fdft", complete_var, standalone_mode=False, **extra)
@@ -69,6 +69,13 @@ class Commands(Group):
         """Find the command that a line calls, by the list, and import it."""
         name, listed, rest = super().resolve_command(ctx, args)
         return name, listed and load_command(str(listed.name)), rest
+
+
+def _expand_home(word: str) -> str:
+    """`~` as a shell expands it, also where a shell does not: behind `--out=`, `key=` and `@`."""
+    start = re.match(r"(?:@|[\w.-]+=)?", word)
+    end = start.end() if start else 0
+    return word[:end] + os.path.expanduser(word[end:])
 
 
 def _end(code: int) -> NoReturn:
@@ -126,7 +133,7 @@ def _report_usage(error: Any) -> int:
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Restore images (rain, blur, noise) with a coarse-to-fine diffusion Transformer.",
@@ -137,17 +144,24 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"c2fdft {__version__}\n")
+        from c2fdft_cli.cli.start import show_version
+
+        show_version()
         raise typer.Exit
 
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Restore images (rain, blur, noise) with a coarse-to-fine diffusion Transformer."""
+    if context.invoked_subcommand is None:
+        from c2fdft_cli.cli.start import show_start
+
+        show_start()
 
 
 list_commands(app)

@@ -94,6 +94,8 @@ COMMANDS = (
     ),
     Entry(HELPING, "weights", "weights:weights", "List the weights that come with the program."),
     Entry(HELPING, "recipes", "recipes:recipes", "List, show, copy and check recipes."),
+    Entry(HELPING, "help", "start:show_help", "Show the help of a command."),
+    Entry(HELPING, "version", "start:show_version", "Show the version."),
 )
 
 

@@ -18,7 +18,8 @@ from tests.kit.formula import picture
 from tests.kit.training import MINI
 
 COMMANDS = ("prepare", "train-coarse", "sweep-steps", "train-fine", "restore", "eval", "demo",
-            "weights", "convert", "recipes", "info", "doctor", "bench")  # fmt: skip
+            "weights", "convert", "recipes", "info", "doctor", "bench", "help",
+            "version")  # fmt: skip
 
 
 @pytest.fixture
@@ -47,6 +48,38 @@ def test_every_command_is_listed_and_has_help():
         assert "Usage: c2fdft " + command in answer.stdout
 
 
+@pytest.mark.parametrize("words", [["restore"], ["recipes", "copy"], []])
+def test_help_command(words):
+    answer = run("help", *words)
+    assert answer.exit_code == 0
+    assert answer.stdout == run(*words, "--help").stdout
+    assert " ".join(["Usage: c2fdft", *words]) in answer.stdout
+
+
+def test_help_of_an_unknown_command():
+    refused("help", "restor", code=2, says="Did you mean 'restore'?")
+
+
+@pytest.mark.parametrize("user", ["~", "~root"])
+def test_the_home_folder(tmp_path, monkeypatch, pairs, user):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda word: word.replace(user, str(pairs)))
+    words = [f"{user}/input", f"--out={user}/shards", f"--pairs={user}/none.csv"]
+    refused("prepare", *words, code=3, says=f"{pairs}/none.csv: no such file")
+    assert run("prepare", f"{user}/", f"--out={user}/shards").exit_code == 0
+    assert (pairs / "shards" / "train-00000.h5").is_file()
+    assert not (tmp_path / user).exists()
+    refused(
+        "train-coarse", "--recipe", "tiny", f"data.shards={user}/none", code=3, says=f"{pairs}/n"
+    )
+    refused("restore", f"@{user}/list.txt", "out", code=3, says=f"{pairs}/list.txt")
+
+
+def test_a_tilde_within_a_word_is_a_tilde(tmp_path):
+    refused("info", tmp_path / "~", code=3, says=f"{tmp_path}/~: no such")
+    refused("info", "./~", code=3, says="~: no such")
+
+
 def test_readme_names_every_command():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     for command in COMMANDS:
@@ -64,12 +97,27 @@ def test_nothing_heavy_is_imported_for_help():
 
 def test_version():
     assert run("--version").stdout.startswith("c2fdft ")
+    assert run("version").stdout == run("--version").stdout
+    assert f"c2fdft {json.loads(run('version', '--json').stdout)['version']}\n" == (
+        run("--version").stdout
+    )
 
 
-def test_bare_command_shows_help():
+@pytest.mark.parametrize("found", [0, 2, 5])
+def test_bare_command_shows_the_pipeline_on_one_screen(tmp_path, monkeypatch, found):
+    monkeypatch.chdir(tmp_path)
+    for number in range(found):
+        for path in (f"shards/set{number}/train-0.h5", f"runs/derain-{number}/fine.pt"):
+            Path(path).parent.mkdir(parents=True)
+            Path(path).touch()
     result = run()
     assert result.exit_code == 0
-    assert "train-coarse" in result.stdout
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 23  # and the prompt below it
+    assert max(map(len, lines)) <= 80
+    steps = [line.split()[1] for line in lines if line.startswith("  c2fdft")]
+    assert steps[-6:] == [*COMMANDS[:6]]
+    assert result.stdout.count("shards/set") == result.stdout.count("  runs/") == min(found, 2)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +131,14 @@ def test_bare_command_shows_help():
         (["train-coarse", "--data", "x"], "--recipe"),
         (["train-coarse", "--recipe", "tinny", "--data", "x"], "did you mean tiny?"),
         (["recipes", "show", "tiny", "coarse.lrr=1"], "did you mean coarse.lr?"),
+        (["recipes", "show", "tiny", "coarse.lrr=1"], "(given as coarse.lrr=1)"),
+        (["train-fine", "coarse.pt"], "--from coarse.pt"),
+        (["train-fine", "derain"], "--from derain"),
+        (["train-coarse", "coarse.pt"], "--init coarse.pt"),
+        (["train-coarse", "tiny"], "--recipe tiny"),
+        (["train-coarse", "mine.yaml", "--data", "x"], "--recipe mine.yaml"),
+        (["train-coarse", "/tmp", "--recipe", "tiny"], "--data /tmp"),
+        (["train-coarse", "--recipe", "tiny", "lr"], "has the form KEY=VALUE"),
         (["recipes", "show", "nothing"], "there is no recipe"),
         (["recipes", "validate", "tiny", "network.dim=5"], "network.dim"),
         (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "--device must"),
