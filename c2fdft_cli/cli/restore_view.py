@@ -39,8 +39,12 @@ def _frame(event: FrameDone) -> str:
 
 
 def next_command(plan: RestorePlan) -> str | None:
-    """What scores the result; None where all of it is videos."""
-    if plan.items and all(item.source.video is not None for item in plan.items):
+    """What scores the result; None where all of it is videos, those of before included."""
+    from c2fdft_cli.data.video.probe import is_video_path
+
+    videos = [item.source.video is not None for item in plan.items]
+    videos += [is_video_path(one.output) for one in plan.skipped]
+    if all(videos):
         return None
     protocol = [] if plan.protocol is None else ["--protocol", plan.protocol]
     return console.command("eval", plan.out, "TARGET", *protocol)

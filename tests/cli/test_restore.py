@@ -95,6 +95,19 @@ def test_json(folder: Path, fine: Path, tmp_path: Path) -> None:
     assert document["next"].startswith("c2fdft eval")
 
 
+def test_nothing_is_next_where_all_are_videos(coarse: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from tests.kit.video import make_clip
+
+    clip = tmp_path / "in" / "a.mp4"
+    clip.parent.mkdir()
+    make_clip(clip, size="16x16", seconds=0.2, sound=False)
+    words = (clip.parent, tmp_path / "out", "--weights", coarse, "--steps", 1, "--json")
+    first, again = (json.loads(call(*words).stdout) for _ in range(2))
+    assert (first["restored"], len(again["skipped"])) == (1, 1)
+    assert first["next"] is again["next"] is None
+
+
 def test_fine_weights_on_another_grid_warn(folder: Path, fine: Path, tmp_path: Path) -> None:
     result = call(folder, tmp_path / "out", "--weights", fine, "--steps", 3)
     assert result.exit_code == 0
