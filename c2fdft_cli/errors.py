@@ -96,3 +96,12 @@ class Interrupted(C2fdftError):
     def __init__(self, what: str, *, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
         self.exit_code = exit_code(signal_number)
+
+
+def unloadable_library(error: ImportError) -> ResourceError | None:
+    """What to say where OpenCV cannot be loaded, as on machines without libGL; None for others."""
+    if (error.name or "").partition(".")[0] != "cv2":
+        return None
+    return ResourceError(
+        f"OpenCV cannot be loaded: {error}", hint="pip install opencv-python-headless"
+    )

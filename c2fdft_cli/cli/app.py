@@ -17,7 +17,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.commands import list_commands, load_command
 from c2fdft_cli.cli.group import Group
-from c2fdft_cli.errors import C2fdftError, ResourceError
+from c2fdft_cli.errors import C2fdftError, ResourceError, unloadable_library
 from c2fdft_cli.files import is_disk_full, write_error
 from c2fdft_cli.signals import SignalReceived, exit_code
 
@@ -48,21 +48,14 @@ class Commands(Group):
         except SignalReceived as stop:
             code = exit_code(stop.signal_number)
             _report_error(code, str(stop), stop.hint)
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            report(write_error(error, Path(error.filename or "standard output")))
-            code = ResourceError.exit_code
-            _drop_output()
         except Exception as error:  # only to tell the parser's own errors from bugs of ours
-            if hasattr(error, "format_message"):
-                code = _report_usage(error)
-            else:
+            found = _report_known(error)
+            if found is None:
                 console.emit_error(1, f"{type(error).__name__}: {error}", None)
                 if not _is_awaited():
                     raise
                 traceback.print_exc()
-                code = 1
+            code = 1 if found is None else found
         _end(code if isinstance(code, int) else 0)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -117,6 +110,20 @@ def _report_error(
         lines.append(f"hint: {hint}")
     sys.stderr.write("\n".join(lines) + "\n")
     console.emit_error(code, what, hint)
+
+
+def _report_known(error: Exception) -> int | None:
+    """The exit code of what is no bug of ours, and no error of ours either; None for others."""
+    if hasattr(error, "format_message"):
+        return _report_usage(error)
+    known = unloadable_library(error) if isinstance(error, ImportError) else None
+    if known is not None:
+        report(known)
+    elif isinstance(error, OSError) and is_disk_full(error):
+        known = write_error(error, Path(error.filename or "standard output"))
+        report(known)
+        _drop_output()
+    return None if known is None else known.exit_code
 
 
 def _report_usage(error: Any) -> int:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json
+from c2fdft_cli.errors import ResourceError
 
 
 def doctor(json: Json = False) -> None:
-    """Show what this machine offers: device, precision, optional packages, disk."""
+    """Show what this machine offers: device, precision, optional packages, disk.
+
+    Ends with exit code 5 where something is missing without which the program does not work.
+    """
     from c2fdft_cli.engine.tools.doctor import examine
 
     findings = examine()
     if json:
         console.emit([vars(finding) for finding in findings])
-        return
-    rows = [(f.topic, "ok" if f.good else "missing", f.found, f.hint or "") for f in findings]
-    console.table("", ("what", "state", "found", "what to do"), rows)
+    else:
+        rows = [(f.topic, "ok" if f.good else "missing", f.found, f.hint or "") for f in findings]
+        console.table("", ("what", "state", "found", "what to do"), rows)
+    broken = next((one for one in findings if one.required and not one.good), None)
+    if broken is not None:
+        raise ResourceError(f"{broken.topic} is required: {broken.found}", hint=broken.hint)

@@ -176,6 +176,11 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
     if not options.runtime.is_main:
         job.run()
         return
+    if not json:
+        console.remark(
+            "dry run: times some steps of each patch size, for about a minute on a CPU; "
+            "nothing is written"
+        )
     plan = console.draw(job)
     if json:
         console.emit(plan)
@@ -196,4 +201,6 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
     console.table(f"{options.run.path} ({plan.device}, {plan.precision})", columns, rows)
     out = console.stdout()
     out.print(f"total: {plan.iterations} iterations, about {plan.hours:.1f} hours")
+    if any(stage.timed_images < stage.batch // options.runtime.world for stage in plan.stages):
+        out.print("estimated from steps with fewer images than a batch has")
     out.print(f"disk: {console.megabytes(plan.disk)} for checkpoints and state")

@@ -294,7 +294,38 @@ def test_recipes(tmp_path):
 
 def test_doctor():
     assert "torch" in run("doctor").stdout
-    assert {"topic", "good", "found", "hint"} == set(json.loads(run("doctor", "--json").stdout)[0])
+    keys = {"topic", "good", "found", "hint", "required"}
+    assert keys == set(json.loads(run("doctor", "--json").stdout)[0])
+
+
+def test_without_libgl(tmp_path, pairs, shard_folder):
+    """As on a server: OpenCV is installed, its library is not."""
+    (tmp_path / "cv2").mkdir()
+    what = "libGL.so.1: cannot open shared object file: No such file or directory"
+    (tmp_path / "cv2" / "__init__.py").write_text(f"raise ImportError({what!r}, name='cv2')\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+    def call(*words):
+        line = [sys.executable, "-m", "c2fdft_cli", *map(str, words)]
+        return subprocess.run(
+            line,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    train = call("train-coarse", "--recipe", "tiny", "--data", shard_folder, "--dry-run", *MINI)
+    assert (train.returncode, train.stdout) == (5, "")
+    assert train.stderr.splitlines() == [
+        f"error: OpenCV cannot be loaded: {what}",
+        "hint: pip install opencv-python-headless",
+    ]
+    doctor = call("doctor", "--json")
+    assert doctor.returncode == 5
+    assert doctor.stderr.startswith(f"error: opencv is required: {what}\nhint: pip install")
+    (found,) = [one for one in json.loads(doctor.stdout) if one["topic"] == "opencv"]
+    assert (found["good"], found["required"]) == (False, True)
 
 
 def test_info_of_shards(shard_folder):

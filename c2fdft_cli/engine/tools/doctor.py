@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from c2fdft_cli.errors import unloadable_library
 from c2fdft_cli.execution.compiling import missing_compiler
 from c2fdft_cli.execution.cuda import architecture_names, is_served
 from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16, make_runtime
@@ -27,12 +28,18 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `hint` says what to do where it is not good."""
+    """One thing that was looked at.
+
+    Args:
+        hint: what to do where it is not good.
+        required: whether the program does not work where it is not good.
+    """
 
     topic: str
     good: bool
     found: str
     hint: str | None = None
+    required: bool = False
 
 
 def examine() -> list[Finding]:
@@ -147,8 +154,9 @@ def _opencv() -> Finding:
     try:
         import cv2
     except ImportError as error:
-        return Finding("opencv", False, str(error), "pip install opencv-python-headless")
-    return Finding("opencv", True, cv2.__version__)
+        known = unloadable_library(error)
+        return Finding("opencv", False, str(error), known and known.hint, required=True)
+    return Finding("opencv", True, cv2.__version__, required=True)
 
 
 def _extra(module: str, extra: str, purpose: str) -> Finding:

@@ -14,10 +14,18 @@ from c2fdft_cli.engine.train.objective import make_objective
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.distributed import all_reduce_min
 from c2fdft_cli.progress import Job
 
 BYTES_PER_PARAMETER = {"checkpoint": 8, "state": 16}
 """Weights and their average; with the optimiser's two moments."""
+
+SECONDS = 60.0
+"""That the steps of a plan should take, on machines where they may be smaller than the batch."""
+
+GROWTH = 4
+"""How many times as many images the next step has, where there is time for it."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,8 @@ class StagePlan:
     """One stage of the patch cycle over the whole training.
 
     memory: estimated bytes of activations of one micro-batch.
-    seconds_per_step: of the second of two real steps.
+    seconds_per_step: of a real step, or what it is estimated to be from a smaller one.
+    timed_images: images of the step that was timed; 0 where the stage before is what is known.
     """
 
     patch: int
@@ -34,6 +43,7 @@ class StagePlan:
     iterations: int
     memory: int
     seconds_per_step: float
+    timed_images: int
 
     @property
     def hours(self) -> float:
@@ -54,7 +64,10 @@ class TrainingPlan:
 
 
 def plan_training(options: TrainOptions) -> Job[StagePlan, TrainingPlan]:
-    """Try each stage for two steps on throw-away weights; nothing is written."""
+    """Try each stage for a few steps on throw-away weights; nothing is written.
+
+    On a CPU the steps begin with one image and grow while a share of `SECONDS` is left.
+    """
     stages = len(_stages(options))
     return Job(_plan(options), total=stages, title="dry run", unit="stage")
 
@@ -76,13 +89,17 @@ def _plan(options: TrainOptions) -> Generator[StagePlan, None, TrainingPlan]:
     fallbacks = Fallbacks(options, stepper, notify=lambda _: None)
     fallbacks.compile()
     plans: list[StagePlan] = []
-    for (patch, batch_size), iterations in _stages(options).items():
+    end, per_pixel = time.monotonic() + SECONDS, 0.0
+    stages = _stages(options)
+    for number, ((patch, batch_size), iterations) in enumerate(stages.items()):
         batch = next(iter(make_loader(options.recipe, section, shards, iterations[0], runtime)))
         fallbacks.fit(batch)
-        seconds = _time_step(fallbacks, batch)
+        allowed = (end - time.monotonic()) / (len(stages) - number)
+        timed, seconds = _time_step(fallbacks, batch, allowed, per_pixel * patch**2, runtime)
+        per_pixel = seconds / len(batch) / patch**2
         micro = fallbacks.micro[patch]
         memory = fallbacks.bytes_per_image(patch) * micro
-        plan = StagePlan(patch, batch_size, micro, len(iterations), memory, seconds)
+        plan = StagePlan(patch, batch_size, micro, len(iterations), memory, seconds, timed)
         plans.append(plan)
         yield plan
     parameters = sum(p.numel() for p in stepper.net.parameters())
@@ -97,9 +114,26 @@ def _plan(options: TrainOptions) -> Generator[StagePlan, None, TrainingPlan]:
     return TrainingPlan(str(runtime.device), runtime.precision, total, hours, disk, plans)
 
 
-def _time_step(fallbacks: Fallbacks, batch: Batch) -> float:
-    """Seconds of a step after one that warms up."""
-    fallbacks.step(batch)
-    begin = time.perf_counter()
-    fallbacks.step(batch)
-    return time.perf_counter() - begin
+def _time_step(
+    fallbacks: Fallbacks, batch: Batch, allowed: float, expected: float, runtime: Runtime
+) -> tuple[int, float]:
+    """Images of the largest step that there is time for, and seconds of one of the whole batch.
+
+    Args:
+        allowed: seconds that all steps may take.
+        expected: seconds for an image, from the stage before; 0 where there is none.
+    """
+    # other shapes than the training's would be compiled, or tuned for, in vain
+    whole = runtime.device.type == "cuda" or fallbacks.is_compiled
+    rows, begin = len(batch) if whole else 1, time.perf_counter()
+    if not whole and expected and not all_reduce_min(int(2 * expected < allowed), runtime):
+        return 0, expected * len(batch)
+    fallbacks.step(batch.rows(0, rows))  # warms up
+    while True:
+        before = time.perf_counter()
+        fallbacks.step(batch.rows(0, rows))
+        now = time.perf_counter()
+        more = rows < len(batch) and GROWTH * (now - before) < allowed - (now - begin)
+        if not all_reduce_min(int(more), runtime):
+            return rows, (now - before) * len(batch) / rows
+        rows = min(GROWTH * rows, len(batch))

@@ -46,6 +46,11 @@ class Fallbacks:
         if notice:
             self._notify(notice)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the network runs compiled."""
+        return is_compiled(self._stepper.net)
+
     def bytes_per_image(self, patch: int) -> int:
         """Estimated bytes of activations of a step, for each image of a micro-batch."""
         options = self._options

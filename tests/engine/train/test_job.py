@@ -286,6 +286,18 @@ def test_plan_writes_nothing(tmp_path, shard_folder):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("seconds", "timed"), [(0.0, [1, 0]), (3600.0, [4, 2])])
+def test_a_plan_takes_smaller_steps_where_time_is_short(
+    tmp_path, shard_folder, monkeypatch, seconds, timed
+):
+    monkeypatch.setattr("c2fdft_cli.engine.train.dry_run.SECONDS", seconds)
+    plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
+    assert [stage.timed_images for stage in plan.stages] == timed
+    first, second = (stage.seconds_per_step for stage in plan.stages)
+    if not timed[1]:  # as many times slower as there are more pixels
+        assert second == pytest.approx(first * (2 * 24**2) / (4 * 16**2))
+
+
 def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
     empty = tmp_path / "empty"
     empty.mkdir()
