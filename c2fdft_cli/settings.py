@@ -110,15 +110,18 @@ def numbers(option: str, example: str) -> Callable[[str], tuple[int, ...]]:
     return lambda text: tuple(parse_numbers(option, text, example))
 
 
-DEVICE = Setting("Device to compute on.", choices=DEVICES)
+MACHINE = "Machine"
+"""Heading of the options that say what is computed on."""
+
+DEVICE = Setting("Device to compute on.", choices=DEVICES, panel=MACHINE)
 PRECISION = Setting("Floating-point type; auto is bf16 where the hardware has it.",
-                    choices=PRECISIONS)  # fmt: skip
+                    choices=PRECISIONS, panel=MACHINE)  # fmt: skip
 SEED = Setting("Seed of all random numbers.", low=0, metavar="N")
 PROTOCOL = Setting(
     "Protocol of the scores (default: the recipe's, or rgb)", metavar="NAME", choices=PROTOCOL_NAMES
 )
 OVERWRITE = Setting("Replace existing outputs.")
-SHARDS = Setting("Folder of shards made by `c2fdft prepare`.", option="--data")
+SHARDS = Setting("Folder of shards made by `c2fdft prepare`.", option="--data", metavar="DIR")
 WEIGHTS = Setting(
     "Packaged weights by name (`c2fdft weights list`; ./NAME is the file), or a checkpoint.",
     metavar="NAME|FILE",

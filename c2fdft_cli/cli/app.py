@@ -17,7 +17,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.commands import list_commands, load_command
 from c2fdft_cli.cli.group import Group
-from c2fdft_cli.errors import C2fdftError, ResourceError, unloadable_library
+from c2fdft_cli.errors import C2fdftError, unloadable_library
 from c2fdft_cli.files import is_disk_full, write_error
 from c2fdft_cli.signals import SignalReceived, exit_code
 

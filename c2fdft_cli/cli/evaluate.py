@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.evaluate_source import Runs, Source, job_of, next_command
+from c2fdft_cli.cli.evaluate_source import SETS, Runs, Source, job_of, next_command
 from c2fdft_cli.cli.options import Json, takes_settings
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
@@ -21,23 +21,28 @@ if TYPE_CHECKING:
     from c2fdft_cli.execution.device import Runtime
     from c2fdft_cli.progress import Job
 
+MEASURES, FILES = "Measures", "Files"
+"""Headings of the options that most people leave alone."""
+
 
 @dataclass(frozen=True)
 class Scores:
     """What is measured, with what it is compared, and where it is written."""
 
     protocol: str | None = setting(None, PROTOCOL)
-    border: int = setting(0, "Pixels to skip on each side.", metavar="N", low=0)
+    border: int = setting(0, "Pixels to skip on each side.", metavar="N", low=0, panel=MEASURES)
     metrics: str | None = setting(
-        None, "Further metrics: all, or names with commas.", metavar="NAMES"
+        None, "Further metrics: all, or names with commas.", metavar="NAMES", panel=MEASURES
     )
     against: str | None = setting(
         None, "Compare pair by pair with this result (or weights).", metavar="B"
     )
-    csv: Path | None = setting(None, "Write the rows as CSV.", metavar="FILE")
+    csv: Path | None = setting(None, "Write the rows as CSV.", metavar="FILE", panel=FILES)
     report: Path | None = setting(None, "Write a page to look at: DIR/index.html.", metavar="DIR")
-    allow_missing: bool = setting(False, "Accept a set with images that are not paired.")
-    overwrite: bool = setting(False, OVERWRITE)
+    allow_missing: bool = setting(
+        False, "Accept a set with images that are not paired.", panel=SETS
+    )
+    overwrite: bool = setting(False, replace(OVERWRITE, panel=FILES))
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -48,13 +53,13 @@ def evaluate(
     restored: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RESTORED]",
+            metavar="RESTORED",
             help="Folder of restored images, one image, or SIDD blocks. With --weights: the set.",
         ),
     ] = None,
     target: Annotated[
         Path | None,
-        typer.Argument(metavar="[TARGET]", help="Folder of the clean ones (or the whole set)."),
+        typer.Argument(metavar="TARGET", help="Folder of the clean ones (or the whole set)."),
     ] = None,
     *,
     source: Source,
@@ -74,7 +79,7 @@ def evaluate(
 
     c2fdft eval --weights denoise kodak24/ --sigma 25
 
-    c2fdft eval --weights denoise SIDD/  (the folder of its validation blocks, .mat)
+    c2fdft eval --weights denoise SIDD/
 
     c2fdft eval photos/ --no-reference
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from c2fdft_cli.engine.sampling.scoring import Scored
     from c2fdft_cli.progress import Job
 
+SETS, RUNS = "What is scored", "With --weights"
+"""Headings of the options that most people leave alone."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -36,13 +39,18 @@ class Source:
     target: Path | None
     weights: str | None = setting(None, WEIGHTS)
     data: Path | None = setting(None, SHARDS)
-    degraded: Path | None = setting(None, "Folder of degraded inputs, scored too.", metavar="DIR")
+    degraded: Path | None = setting(
+        None, "Folder of degraded inputs, scored too.", metavar="DIR", panel=SETS
+    )
     sigma: float | None = setting(
         None,
         "With --weights and a folder of clean images: add Gaussian noise, unclipped.",
         metavar="LEVELS",
+        panel=SETS,
     )
-    no_reference: bool = setting(False, "Score photos that have no targets, by themselves.")
+    no_reference: bool = setting(
+        False, "Score photos that have no targets, by themselves.", panel=SETS
+    )
 
     @property
     def subject(self) -> str:
@@ -97,19 +105,18 @@ class Source:
 class Runs:
     """How weights restore what is scored."""
 
-    images: int = setting(0, "With --weights: pairs to take, 0 for all.", metavar="N", low=0)
-    seeds: int = setting(
-        1, "With --weights: noise samples per image", metavar="N", low=1, high=1000
-    )
+    images: int = setting(0, "Pairs to take, 0 for all.", metavar="N", low=0, panel=RUNS)
+    seeds: int = setting(1, "Noise samples per image", metavar="N", low=1, high=1000, panel=RUNS)
     grid: tuple[int, ...] | None = setting(
         None,
-        "With --weights: timesteps, such as 999,500 (default: the checkpoint's).",
+        "Timesteps, such as 999,500 (default: the checkpoint's).",
         metavar="TIMES",
         parse=numbers("--grid", "999,500"),
+        panel=RUNS,
     )
     device: str = setting("auto", DEVICE)
     precision: str = setting("auto", PRECISION)
-    seed: int = setting(0, SEED)
+    seed: int = setting(0, replace(SEED, panel=RUNS))
 
     def __post_init__(self) -> None:
         check_settings(self)

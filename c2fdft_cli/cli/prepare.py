@@ -17,12 +17,18 @@ from c2fdft_cli.files import require_existing
 if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareResult
 
+SYNTHESIS, LOOKING = "Degradation of clean images", "Looking at the pairs"
+"""Headings of the options that most people leave alone."""
+
 
 @takes_settings
 def prepare(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of image pairs in any published layout, or of clean images."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of image pairs in any published layout, or of clean images.",
+        ),
     ],
     options: PrepareOptions,
     synthesize: Annotated[
@@ -33,24 +39,46 @@ def prepare(
     ] = None,
     synth: Annotated[
         list[str] | None,
-        typer.Option("--synth", metavar="KEY=VALUE", help="A setting of the degradation."),
+        typer.Option(
+            "--synth",
+            metavar="KEY=VALUE",
+            help="A setting of the degradation.",
+            rich_help_panel=SYNTHESIS,
+        ),
     ] = None,
     streaks: Annotated[
-        Path | None, typer.Option("--streaks", help="Folder of rendered rain streaks (PNG).")
+        Path | None,
+        typer.Option(
+            "--streaks",
+            metavar="DIR",
+            help="Folder of rendered rain streaks (PNG).",
+            rich_help_panel=SYNTHESIS,
+        ),
     ] = None,
     clean_only: Annotated[
         bool,
         typer.Option(
             "--clean-only",
             help="With --synthesize: store clean images alone, to be degraded while training.",
+            rich_help_panel=SYNTHESIS,
         ),
     ] = False,
     preview: Annotated[
         Path | None,
-        typer.Option("--preview", metavar="PNG", help="Write a contact sheet of pairs."),
+        typer.Option(
+            "--preview",
+            metavar="PNG",
+            help="Write a contact sheet of pairs.",
+            rich_help_panel=LOOKING,
+        ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="SOURCE is shards: check every byte of them.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="SOURCE is shards: check every byte of them.",
+            rich_help_panel=LOOKING,
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -58,6 +86,10 @@ def prepare(
 
     The layout is recognised: Rain13K, Rain100L/H, Rain1400, GoPro, SIDD, RainDrop, lq/gt and
     others. What does not pair up is listed by name.
+
+    Examples: c2fdft prepare Rain13K/
+
+    c2fdft prepare photos/ --synthesize rain
     """
     if verify:
         _verify(source, json)

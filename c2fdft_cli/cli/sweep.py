@@ -38,7 +38,7 @@ def sweep_steps(
     checkpoint are always tried too, and with coarse weights one step at 300, 500 and 700.
     Stopped, the same command resumes.
 
-    Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --spacing linspace,trailing
+    Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --steps 1-4
     """
     from c2fdft_cli.engine.sweep.job import sweep
     from c2fdft_cli.engine.sweep.report import summary

@@ -10,7 +10,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, takes_settings, weights_file
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.request import RUN, TrainRequest
 from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,13 @@ DryRun = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", help="Seed of all random numbers: same as train.seed=N.", min=0),
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Seed of all random numbers: same as train.seed=N.",
+        min=0,
+        rich_help_panel=RUN,
+    ),
 ]
 
 
@@ -40,7 +46,10 @@ def train_coarse(
     init: Annotated[
         str | None,
         typer.Option(
-            "--init", metavar="NAME|CKPT", help="Start from these weights (or packaged ones)."
+            "--init",
+            metavar="NAME|CKPT",
+            help="Start from these weights (or packaged ones).",
+            rich_help_panel=RUN,
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -72,7 +81,8 @@ def train_fine(
     ] = None,
     request: TrainRequest,
     init: Annotated[
-        str | None, typer.Option("--init", metavar="CKPT", help="Same as --from.")
+        str | None,
+        typer.Option("--init", metavar="CKPT", help="Same as --from.", rich_help_panel=RUN),
     ] = None,
     dry_run: DryRun = False,
     seed: SeedOption = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from c2fdft_cli.cli.commands import COMMANDS
@@ -12,6 +14,14 @@ def test_the_reference_is_the_help_of_today() -> None:
     assert FILE.read_text(encoding="utf-8") == reference(), (
         "docs/cli.md is out of date: run `python -m tests.kit.cli_reference`"
     )
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_the_first_options_are_few(entry) -> None:
+    """About five and --json and --help; the others have headings of their own."""
+    _, _, options = help_of([entry.name]).partition("─ Options ")
+    first, _, _ = options.partition("╰")
+    assert len(re.findall(r"^│ --", first, re.MULTILINE)) <= 8
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.settings import OVERWRITE, SEED, check_settings, setting
 
 MIB = 1 << 20
+
+PAIRS, SHARDS = "Pairs", "Shards"
+"""Headings of the options that most people leave alone."""
 
 
 def parse_validation(text: str) -> int | Path:
@@ -68,13 +71,15 @@ class PrepareOptions:
         "CSV of pairs: lq,gt[,name]; or BasicSR's meta-info.",
         option="--pairs",
         metavar="FILE",
+        panel=PAIRS,
     )
     side_by_side: str | None = setting(
         None,
         "Each picture shows a pair side by side (pix2pix): the half that is degraded.",
         choices=("left", "right"),
+        panel=PAIRS,
     )
-    gamma: bool = setting(False, "GoPro: use the blur_gamma images.")
+    gamma: bool = setting(False, "GoPro: use the blur_gamma images.", panel=PAIRS)
     synthesize: Synthesis | None = None
     check_only: bool = setting(False, "Look at everything, write nothing.", option="--check")
     max_shard_bytes: int = setting(
@@ -84,10 +89,13 @@ class PrepareOptions:
         metavar="N",
         parse=parse_mib,
         text="1024",
+        panel=SHARDS,
     )
     patch_cycle: str = ""
-    seed: int = setting(0, SEED)
-    workers: int = setting(0, "Decoding threads, 0 for one per core.", metavar="N", low=0)
+    seed: int = setting(0, replace(SEED, panel=SHARDS))
+    workers: int = setting(
+        0, "Decoding threads, 0 for one per core.", metavar="N", low=0, panel=SHARDS
+    )
     overwrite: bool = setting(False, OVERWRITE)
 
     def __post_init__(self) -> None:

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.settings import DEVICE, OVERWRITE, PRECISION, SEED, WEIGHTS, check_settings, setting
+from c2fdft_cli.settings import (
+    DEVICE,
+    MACHINE,
+    OVERWRITE,
+    PRECISION,
+    SEED,
+    WEIGHTS,
+    check_settings,
+    setting,
+)
 from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, parse_numbers
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
@@ -22,7 +31,7 @@ STDIO = "-"
 UNCERTAINTY_SAMPLES = 8
 TEMPORAL_NOISE = ("fixed", "per-frame")
 MIN_TILE = 32
-SAMPLING, FILES, VIDEO, MACHINE = "Sampling", "Files", "Video", "Machine"
+SAMPLING, FILES, VIDEO = "Sampling", "Files", "Video"
 """Headings of the options' help."""
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -61,7 +70,6 @@ class Sampling:
         "were trained for them",
         metavar="N",
         low=1,
-        panel=SAMPLING,
     )
     spacing: str | None = setting(
         None, "Spacing of --steps (default: linspace).", choices=SPACINGS, panel=SAMPLING
@@ -80,7 +88,7 @@ class Sampling:
         high=1,
         panel=SAMPLING,
     )
-    seed: int = setting(0, SEED)
+    seed: int = setting(0, replace(SEED, panel=SAMPLING))
     samples: int | None = setting(None, "Average K samples.", metavar="K", low=1, panel=SAMPLING)
     self_ensemble: bool = setting(
         False, "Average over 8 flips and rotations (4 for derain).", panel=SAMPLING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
@@ -21,6 +21,9 @@ from c2fdft_cli.settings import (
 from c2fdft_cli.vocabulary import SPACINGS, check_choice, parse_numbers, split_words
 
 Timesteps = tuple[int, ...]
+
+SCHEDULES, SCORES = "Schedules", "Scores"
+"""Headings of the options that most people leave alone."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class SweepOptions:
         metavar="NAMES",
         parse=parse_spacings,
         text="linspace",
+        panel=SCHEDULES,
     )
     starts: Timesteps = setting(
         (),
@@ -100,6 +104,7 @@ class SweepOptions:
         option="--start",
         metavar="TIMES",
         parse=numbers("--start", "999,750"),
+        panel=SCHEDULES,
     )
     schedules: tuple[Timesteps, ...] = setting(
         (),
@@ -108,12 +113,20 @@ class SweepOptions:
         metavar="TIMES",
         parse=numbers("--grid", "999,500"),
         several=True,
+        panel=SCHEDULES,
     )
-    images: int = setting(0, "Validation pairs to take, 0 for all.", metavar="N", low=0)
+    images: int = setting(
+        0, "Validation pairs to take, 0 for all.", metavar="N", low=0, panel=SCORES
+    )
     seeds: int = setting(
-        1, "Noise samples per image, for a standard deviation", metavar="N", low=1, high=1000
+        1,
+        "Noise samples per image, for a standard deviation",
+        metavar="N",
+        low=1,
+        high=1000,
+        panel=SCORES,
     )
-    seed: int = setting(0, SEED)
+    seed: int = setting(0, replace(SEED, panel=SCORES))
     rule: Rule = setting(
         parse_rule("within:0.2dB"),
         "psnr, ssim, or fewest steps within:XdB of the best.",
@@ -122,7 +135,7 @@ class SweepOptions:
         parse=parse_rule,
         text="within:0.2dB",
     )
-    protocol: str | None = setting(None, PROTOCOL)
+    protocol: str | None = setting(None, replace(PROTOCOL, panel=SCORES))
     stamp: bool = setting(True, "Leave the checkpoint as it is.", option="--no-stamp")
     out: Path | None = setting(
         None, "Folder for sweep.json/.csv/.png (default: the checkpoint's).", metavar="DIR"

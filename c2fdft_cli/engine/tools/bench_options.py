@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.settings import DEVICE, PRECISION, SHARDS, check_settings, numbers, setting
+from c2fdft_cli.settings import DEVICE, MACHINE, PRECISION, SHARDS, check_settings, numbers, setting
 from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice, split_words
 
 PARTS = ("forward", "train-step", "restore", "loader")
+STEP = "Of train-step"
+"""Heading of the options of this part."""
 
 
 def parse_recompute(text: str) -> tuple[Recompute, ...]:
@@ -32,15 +34,16 @@ class BenchOptions:
     batch: int = setting(1, "Images per batch", metavar="N", low=1)
     steps: int = setting(4, "Sampling steps of restore", metavar="N", low=1)
     repeats: int = setting(5, "Timed runs, after one that warms up", metavar="N", low=1)
-    compile: bool = setting(False, "Use torch.compile.")
-    data: Path | None = setting(None, SHARDS)
-    stage: str = setting("coarse", "Stage of train-step.", choices=("coarse", "fine"))
+    compile: bool = setting(False, "Use torch.compile.", panel=MACHINE)
+    data: Path | None = setting(None, replace(SHARDS, panel="Of loader"))
+    stage: str = setting("coarse", "Stage.", choices=("coarse", "fine"), panel=STEP)
     calls: tuple[int, ...] = setting(
         (4,),
         "Sampling steps of the fine stage, separated by commas.",
         metavar="N,...",
         parse=numbers("--calls", "1,2,4"),
         text="4",
+        panel=STEP,
     )
     recompute: tuple[Recompute, ...] = setting(
         ("none", "call"),
@@ -48,6 +51,7 @@ class BenchOptions:
         metavar="WAY,...",
         parse=parse_recompute,
         text="none,call",
+        panel=STEP,
     )
     device: str = setting("auto", DEVICE)
     precision: str = setting("auto", PRECISION)

@@ -9,6 +9,9 @@ from pathlib import Path
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.settings import DEVICE, PRECISION, SHARDS, check_settings, setting
 
+RUN = "Start and end"
+"""Heading of the options of a run that most people leave alone."""
+
 
 def parse_minutes(text: str) -> float:
     """Seconds out of a number of minutes; UsageError when it is none, or below 0."""
@@ -56,6 +59,7 @@ class TrainRequest:
         option="--max-time",
         metavar="MINUTES",
         parse=parse_minutes,
+        panel=RUN,
     )
     device: str = setting("auto", DEVICE)
     precision: str = setting("auto", PRECISION)
