@@ -33,8 +33,9 @@ def bench(
 
     Example: c2fdft bench forward --size 256 --precision bf16
     """
-    from c2fdft_cli.engine.tools.bench import bench as start
-    from c2fdft_cli.execution.device import make_runtime
+    with console.loading():
+        from c2fdft_cli.engine.tools.bench import bench as start
+        from c2fdft_cli.execution.device import make_runtime
 
     timed = _recipe(recipe, None if weights is None else weights_file(weights, json))
     runtime = make_runtime(options.device, options.precision)

@@ -10,7 +10,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -50,6 +51,20 @@ def remark(text: str) -> None:
     from rich.text import Text
 
     stderr().print(Text(text))
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Say that the libraries are being loaded, which takes seconds, where somebody looks at it.
+
+    Nothing is said in pipes and plain terminals, nor where a JSON document is expected.
+    """
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    if plain or _expected.get() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with stderr().status("loading PyTorch"):
+        yield
 
 
 def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = None) -> Result:

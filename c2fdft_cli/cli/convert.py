@@ -55,8 +55,9 @@ def convert(
 
     Example: c2fdft convert net_g_latest.pth derain.onnx
     """
-    from c2fdft_cli.engine.weights.convert import ConvertOptions
-    from c2fdft_cli.engine.weights.convert import convert as start
+    with console.loading():
+        from c2fdft_cli.engine.weights.convert import ConvertOptions
+        from c2fdft_cli.engine.weights.convert import convert as start
 
     done = start(
         ConvertOptions(

@@ -12,7 +12,8 @@ def doctor(json: Json = False) -> None:
 
     Ends with exit code 5 where something is missing without which the program does not work.
     """
-    from c2fdft_cli.engine.tools.doctor import examine
+    with console.loading():
+        from c2fdft_cli.engine.tools.doctor import examine
 
     findings = examine()
     if json:

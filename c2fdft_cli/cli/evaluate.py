@@ -87,9 +87,11 @@ def evaluate(
         require_existing(restored, target, source.degraded)  # before torch is loaded
 
     from c2fdft_cli.cli.evaluate_view import prepare_outputs
-    from c2fdft_cli.engine.evaluate.job import EvalOptions
-    from c2fdft_cli.engine.evaluate.ranks import join
-    from c2fdft_cli.execution.distributed import destroy_process_group
+
+    with console.loading():
+        from c2fdft_cli.engine.evaluate.job import EvalOptions
+        from c2fdft_cli.engine.evaluate.ranks import join
+        from c2fdft_cli.execution.distributed import destroy_process_group
 
     metrics = _find_metrics(scores.metrics, source.no_reference)
     prepare_outputs([scores.csv, scores.report and scores.report / "index.html"], scores.overwrite)

@@ -26,7 +26,8 @@ def info(
     found = find_path(path)
     require_existing(found)  # before torch is loaded
 
-    from c2fdft_cli.engine.tools.info import describe
+    with console.loading():
+        from c2fdft_cli.engine.tools.info import describe
 
     facts = describe(found)
     if json:

@@ -96,7 +96,8 @@ def prepare(
         return
     require_existing(source)  # before anything heavy is loaded
 
-    from c2fdft_cli.engine.prepare.job import prepare as start
+    with console.loading():
+        from c2fdft_cli.engine.prepare.job import prepare as start
 
     options = replace(options, synthesize=_synthesis(synthesize, synth or [], streaks, clean_only))
     check = options.check_only

@@ -55,7 +55,8 @@ def restore(
         raise UsageError("--json cannot be combined with OUT -, which is the image")
     require_sources(sources)  # before torch is loaded
 
-    from c2fdft_cli.engine.restore.plan import plan_restore
+    with console.loading():
+        from c2fdft_cli.engine.restore.plan import plan_restore
 
     plan = plan_restore(
         sources,

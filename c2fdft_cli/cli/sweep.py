@@ -40,8 +40,9 @@ def sweep_steps(
 
     Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --steps 1-4
     """
-    from c2fdft_cli.engine.sweep.job import sweep
-    from c2fdft_cli.engine.sweep.report import summary
+    with console.loading():
+        from c2fdft_cli.engine.sweep.job import sweep
+        from c2fdft_cli.engine.sweep.report import summary
 
     job = sweep(weights_file(checkpoint, json), options)
     result = console.draw(job, _note)

@@ -147,10 +147,11 @@ def _start(
 
 
 def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
-    from c2fdft_cli.cli.train_view import watch
-    from c2fdft_cli.engine.train.job import train
-    from c2fdft_cli.engine.train.setup import set_up
-    from c2fdft_cli.execution.distributed import destroy_process_group
+    with console.loading():
+        from c2fdft_cli.cli.train_view import watch
+        from c2fdft_cli.engine.train.job import train
+        from c2fdft_cli.engine.train.setup import set_up
+        from c2fdft_cli.execution.distributed import destroy_process_group
 
     options = set_up(request)
     try:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -49,6 +53,62 @@ def test_the_bar_moves_within_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     assert console.draw(job()) == "done"
     assert moves == pytest.approx([0.2, 0.6, 1.0, 1.2, 1.6, 2.0])
     assert re.search(r"count.*2/2.*100%", screen.getvalue())
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, True),
+        ({"NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+        ({"RANK": "1"}, False),
+        ({"json": "yes"}, False),
+        ({"pipe": "yes"}, False),
+    ],
+)
+def test_loading_is_said_to_people(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, str], said: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in {"TERM": "xterm", **change}.items():
+        monkeypatch.setenv(name, value)
+    screen = io.StringIO() if "pipe" in change else Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    console.expect(document="json" in change)
+    with console.loading():
+        pass
+    console.expect(document=False)
+    assert ("loading PyTorch" in screen.getvalue()) == said
+    assert said or screen.getvalue() == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
+def test_a_command_says_at_once_that_it_loads(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_text("nothing")
+    terminal, end = os.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    environment.pop("NO_COLOR", None)
+    words = [sys.executable, "-m", "c2fdft_cli", "info", str(tmp_path / "a.pt")]
+    with subprocess.Popen(words, stdout=end, stderr=end, env=environment) as process:
+        os.close(end)
+        said = b""
+        while (found := _read(terminal)) != b"":
+            said += found
+    os.close(terminal)
+    assert process.returncode == 4
+    assert said.index(b"loading PyTorch") < said.index(b"error: ")
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # how a terminal ends on Linux
+        return b""
 
 
 def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,7 +155,9 @@ def _opencv() -> Finding:
         import cv2
     except ImportError as error:
         known = unloadable_library(error)
-        return Finding("opencv", False, str(error), known and known.hint, required=True)
+        return Finding(
+            "opencv", False, str(error), None if known is None else known.hint, required=True
+        )
     return Finding("opencv", True, cv2.__version__, required=True)
 
 

@@ -52,6 +52,7 @@ class TrainRequest:
         False,
         "Start the run in --out (default: runs/RECIPE-STAGE) or resume it: the same line, for jobs "
         "that are submitted again; a finished run ends with 0.",
+        panel=RUN,
     )
     max_seconds: float | None = setting(
         None,
