@@ -63,8 +63,14 @@ def loading() -> Iterator[None]:
     if plain or _expected.get() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield
         return
-    with stderr().status("loading PyTorch"):
+    words = "loading PyTorch..."  # without Rich, which has to be loaded too
+    sys.stderr.write(words)
+    sys.stderr.flush()
+    try:
         yield
+    finally:
+        sys.stderr.write(f"\r{' ' * len(words)}\r")
+        sys.stderr.flush()
 
 
 def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = None) -> Result:

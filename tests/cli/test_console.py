@@ -84,6 +84,7 @@ def test_loading_is_said_to_people(
         pass
     console.expect(document=False)
     assert ("loading PyTorch" in screen.getvalue()) == said
+    assert not screen.getvalue().split("\r")[-1]  # nothing stays
     assert said or screen.getvalue() == ""
 
 
