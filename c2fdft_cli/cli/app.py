@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
@@ -51,7 +50,7 @@ class Commands(Group):
         except Exception as error:  # only to tell the parser's own errors from bugs of ours
             found = _report_known(error)
             if found is None:
-                console.emit_error(1, f"{type(error).__name__}: {error}", None)
+                _emit_error(1, f"{type(error).__name__}: {error}", None)
                 if not _is_awaited():
                     raise
                 traceback.print_exc()
@@ -82,8 +81,6 @@ def _end(code: int) -> NoReturn:
 
 def _drop_output() -> None:
     """Forget what could not be printed: Python would try again, and fail, at its end."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -109,7 +106,16 @@ def _report_error(
     if hint:
         lines.append(f"hint: {hint}")
     sys.stderr.write("\n".join(lines) + "\n")
-    console.emit_error(code, what, hint)
+    _emit_error(code, what, hint)
+
+
+def _emit_error(code: int, what: str, hint: str | None) -> None:
+    """The document of an error; stderr has it too, where stdout cannot be written."""
+    try:
+        console.emit_error(code, what, hint)
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
 
 
 def _report_known(error: Exception) -> int | None:

@@ -192,6 +192,15 @@ def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
     assert error == {"code": 1, "message": "KeyError: 'a bug'", "hint": None}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_an_error_keeps_its_code_where_stdout_is_full():
+    line = [sys.executable, "-m", "c2fdft_cli", "info", "nowhere", "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr == "error: nowhere: no such file or folder\nhint: check the path\n"
+
+
 def test_one_process_of_several_prints_the_json_document(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run("train-fine", "--json").stdout == ""
