@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from c2fdft_cli.core.ssim import WINDOW, ssim_terms
+from c2fdft_cli.core.ssim import SIGMA, WINDOW, gaussian_window
 from c2fdft_cli.metrics.alignment import align
 
 MAX_VALUE = 255.0
+_STRIP = 64  # rows whose local sums stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,29 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     _check_shapes(a, b)
     if min(a.shape[-2:]) < WINDOW:
         raise ValueError(f"SSIM needs sides of at least {WINDOW}, got {list(a.shape[-2:])}")
-    return ssim_terms(a.double(), b.double(), MAX_VALUE)[0].mean(1)
+    n, c, h, w = a.shape
+    planes = [x.detach().cpu().double().reshape(n * c, h, w).numpy() for x in (a, b)]
+    means = [_mean_ssim(*pair) for pair in zip(*planes, strict=True)]
+    return torch.tensor(means, dtype=torch.float64, device=a.device).view(n, c).mean(1)
+
+
+def _mean_ssim(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """`core.ssim.ssim_terms` of one channel `[h, w]`, without gradients and many times as fast."""
+    weights = gaussian_window(WINDOW, SIGMA, torch.empty(0, dtype=torch.float64)).numpy()
+    half = WINDOW // 2
+    height, width = (side - 2 * half for side in a.shape)
+    c1, c2 = (0.01 * MAX_VALUE) ** 2, (0.03 * MAX_VALUE) ** 2
+    total = 0.0
+    for top in range(0, height, _STRIP):
+        x, y = (plane[top : top + _STRIP + 2 * half] for plane in (a, b))
+        mu_x, mu_y, squares, products = (
+            cv2.sepFilter2D(values, cv2.CV_64F, weights, weights)[half:-half, half:-half]
+            for values in (x, y, x * x + y * y, x * y)
+        )
+        mu_squares, mu_products = mu_x * mu_x + mu_y * mu_y, mu_x * mu_y
+        contrast = (2 * (products - mu_products) + c2) / (squares - mu_squares + c2)
+        total += float(((2 * mu_products + c1) / (mu_squares + c1) * contrast).sum())
+    return float(total / (height * width))
 
 
 def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Score]:

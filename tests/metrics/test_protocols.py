@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from c2fdft_cli.core.ssim import ssim_terms
 from c2fdft_cli.metrics.protocols import PROTOCOLS, luma, psnr, score, ssim
 
 metrics = pytest.importorskip("skimage.metrics")
@@ -158,3 +159,11 @@ def test_images_below_the_window() -> None:
         ssim(small, small)
     with pytest.raises(ValueError, match="at least 11"):
         score(torch.zeros(1, 3, 40, 40), torch.zeros(1, 3, 40, 40), PROTOCOLS["rgb"], border=15)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (74, 40), (75, 11), (139, 200)])
+def test_ssim_is_that_of_the_loss_whatever_the_strips(size: tuple[int, int]) -> None:
+    target = torch.rand((2, 3, *size), generator=torch.manual_seed(0)) * 255
+    restored = (target + 20 * torch.randn(target.shape)).clamp(0, 255)
+    expected = ssim_terms(restored.double(), target.double(), 255)[0].mean(1)
+    assert torch.allclose(ssim(restored, target), expected, rtol=0, atol=1e-12)
