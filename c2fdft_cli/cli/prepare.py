@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +13,43 @@ from c2fdft_cli.cli.options import Json, takes_settings
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
+from c2fdft_cli.settings import option_name, setting
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareResult
 
 SYNTHESIS, LOOKING = "Degradation of clean images", "Looking at the pairs"
 """Headings of the options that most people leave alone."""
+
+
+@dataclass(frozen=True)
+class Degrading:
+    """How clean images become pairs."""
+
+    synthesize: str | None = setting(
+        None, "Degrade clean images: rain, noise or blur.", metavar="KIND"
+    )
+    synth: tuple[str, ...] = setting(
+        (), "A setting of the degradation.", metavar="KEY=VALUE", several=True, panel=SYNTHESIS
+    )
+    streaks: Path | None = setting(
+        None, "Folder of rendered rain streaks (PNG).", metavar="DIR", panel=SYNTHESIS
+    )
+    clean_only: bool = setting(
+        False,
+        "With --synthesize: store clean images alone, to be degraded while training.",
+        panel=SYNTHESIS,
+    )
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What is looked at, besides or instead."""
+
+    preview: Path | None = setting(
+        None, "Write a contact sheet of pairs.", metavar="PNG", panel=LOOKING
+    )
+    verify: bool = setting(False, "SOURCE is shards: check every byte of them.", panel=LOOKING)
 
 
 @takes_settings
@@ -31,55 +62,8 @@ def prepare(
         ),
     ],
     options: PrepareOptions,
-    synthesize: Annotated[
-        str | None,
-        typer.Option(
-            "--synthesize", metavar="KIND", help="Degrade clean images: rain, noise or blur."
-        ),
-    ] = None,
-    synth: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--synth",
-            metavar="KEY=VALUE",
-            help="A setting of the degradation.",
-            rich_help_panel=SYNTHESIS,
-        ),
-    ] = None,
-    streaks: Annotated[
-        Path | None,
-        typer.Option(
-            "--streaks",
-            metavar="DIR",
-            help="Folder of rendered rain streaks (PNG).",
-            rich_help_panel=SYNTHESIS,
-        ),
-    ] = None,
-    clean_only: Annotated[
-        bool,
-        typer.Option(
-            "--clean-only",
-            help="With --synthesize: store clean images alone, to be degraded while training.",
-            rich_help_panel=SYNTHESIS,
-        ),
-    ] = False,
-    preview: Annotated[
-        Path | None,
-        typer.Option(
-            "--preview",
-            metavar="PNG",
-            help="Write a contact sheet of pairs.",
-            rich_help_panel=LOOKING,
-        ),
-    ] = None,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="SOURCE is shards: check every byte of them.",
-            rich_help_panel=LOOKING,
-        ),
-    ] = False,
+    degrading: Degrading,
+    looking: Looking,
     json: Json = False,
 ) -> None:
     """Pack image pairs into shards that training reads without decoding.
@@ -91,7 +75,7 @@ def prepare(
 
     c2fdft prepare photos/ --synthesize rain
     """
-    if verify:
+    if looking.verify:
         _verify(source, json)
         return
     require_existing(source)  # before anything heavy is loaded
@@ -99,8 +83,8 @@ def prepare(
     with console.loading():
         from c2fdft_cli.engine.prepare.job import prepare as start
 
-    options = replace(options, synthesize=_synthesis(synthesize, synth or [], streaks, clean_only))
-    check = options.check_only
+    options = replace(options, synthesize=_synthesis(degrading))
+    check, preview = options.check_only, looking.preview
     if preview is not None:
         if check:
             raise UsageError("--preview cannot be combined with --check, which writes no shards")
@@ -134,28 +118,25 @@ def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
         )
 
 
-def _synthesis(
-    kind: str | None, settings: list[str], streaks: Path | None, clean_only: bool
-) -> Synthesis | None:
-    if kind is None:
-        dependent = {"--synth": settings, "--streaks": streaks, "--clean-only": clean_only}
-        for option, given in dependent.items():
-            if given:
+def _synthesis(asked: Degrading) -> Synthesis | None:
+    if asked.synthesize is None:
+        for one in fields(asked):
+            if getattr(asked, one.name):
                 hint = "add --synthesize rain, noise or blur"
-                raise UsageError(f"{option} needs --synthesize", hint=hint)
+                raise UsageError(f"{option_name(one)} needs --synthesize", hint=hint)
         return None
     import yaml
 
-    options: dict[str, object] = {}
-    for setting in settings:
-        key, separator, value = setting.partition("=")
+    values: dict[str, object] = {}
+    for given in asked.synth:
+        key, separator, value = given.partition("=")
         if not separator:
-            raise UsageError(f"--synth must have the form KEY=VALUE, got {setting}")
+            raise UsageError(f"--synth must have the form KEY=VALUE, got {given}")
         try:
-            options[key] = yaml.safe_load(value)
+            values[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageError(f"the value of --synth {setting} cannot be read as YAML") from error
-    return Synthesis(kind, options, streaks, store=not clean_only)
+            raise UsageError(f"the value of --synth {given} cannot be read as YAML") from error
+    return Synthesis(asked.synthesize, values, asked.streaks, store=not asked.clean_only)
 
 
 def _next_command(options: PrepareOptions, task: str) -> str:
