@@ -94,7 +94,8 @@ def _sentence(error: ErrorDetails, kind: type, other_names: Mapping[str, str]) -
 
 def _dotted(location: Sequence[int | str]) -> str:
     """The key of a location: "coarse.periods[0].length"."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    shown = (ascii(part)[1:-1] if not str(part).isprintable() else part for part in location)
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in shown)
     return "".join(parts).removeprefix(".")
 
 

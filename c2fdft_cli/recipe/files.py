@@ -37,6 +37,8 @@ OTHER_NAMES = {
     "path": "shards",
 }
 """What people may write for a key of a recipe."""
+_NOT_YAML = (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError)
+"""What reading YAML raises: ValueError for characters that are none, and impossible dates."""
 _NO_TEXT = ("", "null", "~")
 """What takes the text of a key away."""
 
@@ -143,7 +145,7 @@ def read_yaml(path: Path) -> Values:
         values = _parse(text)
     except DataError as error:
         raise RecipeError(error.what, where=path, hint=error.hint) from error
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+    except _NOT_YAML as error:
         where = f"{path}{_line_of(error)}"
         raise RecipeError(
             "this is not a YAML recipe", where=where, hint=_first_line(error)
@@ -236,7 +238,7 @@ def _read_override(override: str) -> Values:
             values = OmegaConf.from_dotlist([f"{key}={text}"])
         plain = typing.cast(Values, OmegaConf.to_container(values))
         _refuse_interpolation(plain, None)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except _NOT_YAML as error:
         hint = _first_line(error)
         raise RecipeError(f"cannot read the override {override!r}", hint=hint) from error
     return plain

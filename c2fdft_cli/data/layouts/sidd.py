@@ -7,7 +7,7 @@ a header says is checked before anything is loaded.
 
 from __future__ import annotations
 
-import importlib
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from c2fdft_cli.errors import DataError, ResourceError
+from c2fdft_cli.data.layouts import matlab
+from c2fdft_cli.errors import DataError
 
 NOISY = "ValidationNoisyBlocksSrgb"
 TARGET = "ValidationGtBlocksSrgb"
@@ -28,9 +29,9 @@ MAX_BYTES = 1 << 30
 """Of one variable, and of one file: the published ones have 240 MiB."""
 _DAMAGE = (
     OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError,
-    IndexError, AttributeError, NotImplementedError, zlib.error,
+    IndexError, AttributeError, NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
-"""What scipy and h5py raise for damaged files, depending on which part is damaged."""
+"""What reading raises for damaged files, depending on which part is damaged."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _Header = tuple[tuple[int, ...], str]
@@ -76,13 +77,12 @@ def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
     """Read the first of these variables that a MATLAB file holds.
 
     Args:
-        path: MATLAB v5 to v7 (needs scipy), or v7.3.
+        path: MATLAB v5 to v7, or v7.3.
         variables: names to look for, the wanted one first.
 
     Raises:
         DataError: no such file, no MATLAB file, damaged, none of the variables, or one of another
             kind or size.
-        ResourceError: scipy is missing.
     """
     if not path.is_file():
         raise DataError("no such file", where=path, hint="check the path")
@@ -95,7 +95,7 @@ def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
     try:
         new = h5py.is_hdf5(path)
         pixels, name = (_read_hdf5 if new else _read_matlab5)(path, variables)
-    except (DataError, ResourceError):
+    except DataError:
         raise
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
@@ -108,25 +108,13 @@ def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
     return Blocks(path, name, pixels)
 
 
-def _read_matlab5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
-    io = _scipy_io()
-    try:
-        with path.open("rb") as file:
-            headers = {name: (shape, kind) for name, shape, kind in io.whosmat(file)}
-            name = _choose(path, headers, variables)
-            file.seek(0)
-            pixels = io.loadmat(file, variable_names=[name])[name]
-    except io.matlab.MatReadError as error:  # a kind of its own, below Exception
-        raise ValueError(str(error)) from error
-    return _as_promised(path, pixels, headers[name]), name
-
-
-def _scipy_io() -> Any:
-    try:
-        return importlib.import_module("scipy.io")
-    except ImportError as error:
-        hint = 'pip install "c2fdft[sidd]"'
-        raise ResourceError("MATLAB files before v7.3 need scipy", hint=hint) from error
+def _read_matlab5(path: Path, names: Sequence[str]) -> tuple[Pixels, str]:
+    with path.open("rb") as file:
+        order, found = matlab.variables(file)
+        name = _choose(path, {one.name: (one.shape, one.kind) for one in found}, names)
+        # the last one of a name, as in the table of headers
+        chosen = next(one for one in reversed(found) if one.name == name)
+        return matlab.read_uint8(file, order, chosen), name
 
 
 def _read_hdf5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:

@@ -75,7 +75,6 @@ def open_blocks(ours: Path, target: Path | None = None) -> BlockPairs:
 
     Raises:
         DataError: a side that is missing or no blocks, or sides of unequal shape.
-        ResourceError: scipy is missing.
     """
     noisy, beside = block_files(ours if ours.is_dir() else ours.parent)
     if ours.is_dir():

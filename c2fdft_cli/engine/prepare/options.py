@@ -17,12 +17,17 @@ PAIRS, SHARDS = "Pairs", "Shards"
 
 def parse_validation(text: str) -> int | Path:
     """A number of pairs, or the folder that holds them."""
-    return int(text) if text.isdecimal() else Path(text)
+    return int(text) if _is_count(text) else Path(text)
 
 
 def parse_mib(text: str) -> int:
     """Bytes out of a whole number of MiB; anything else is below every limit."""
-    return int(text) * MIB if text.isdecimal() else 0
+    return int(text) * MIB if _is_count(text) else 0
+
+
+def _is_count(text: str) -> bool:
+    """Python refuses to convert numbers of thousands of digits."""
+    return text.isdecimal() and len(text) <= 15
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ TEMPORAL_NOISE = ("fixed", "per-frame")
 MIN_TILE = 32
 SAMPLING, FILES, VIDEO = "Sampling", "Files", "Video"
 """Headings of the options' help."""
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
