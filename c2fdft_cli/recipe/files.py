@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
         beside: folder that a relative path is looked for in first.
     """
     for path in (beside / name if beside else None, Path(name)):
-        if path is not None and path.is_file():
+        if path is not None and os.path.isfile(path):  # False for names that no file can have
             return path
     bundled = recipe_names()
     if name in bundled:
@@ -238,7 +239,7 @@ def _read_override(override: str) -> Values:
             values = OmegaConf.from_dotlist([f"{key}={text}"])
         plain = typing.cast(Values, OmegaConf.to_container(values))
         _refuse_interpolation(plain, None)
-    except _NOT_YAML as error:
+    except (*_NOT_YAML, IndexError) as error:  # of a key such as "."
         hint = _first_line(error)
         raise RecipeError(f"cannot read the override {override!r}", hint=hint) from error
     return plain

@@ -10,10 +10,17 @@ import csv
 import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.shards.format import Entry
+from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.data.shards.writer import write_shard
+from c2fdft_cli.engine.restore.inputs import find_inputs
+from c2fdft_cli.engine.restore.options import Writing
+from c2fdft_cli.engine.restore.outputs import plan_outputs
 from c2fdft_cli.errors import RecipeError
 from c2fdft_cli.recipe.files import load_recipe
 from tests.kit.command import run
 from tests.kit.formula import picture
+from tests.kit.shards import HEADER, pairs_of
 
 
 @pytest.mark.parametrize(
@@ -45,3 +52,35 @@ def test_cells_of_a_table_are_no_formulas(tmp_path):
     with (tmp_path / "rows.csv").open(newline="") as file:
         names = [row["name"] for row in csv.DictReader(file)]
     assert sorted(names) == ["'+2", "'-3", "'=1+1", "'@x", "plain"]
+
+
+def test_a_list_of_files_never_leads_out_of_the_output_folder(tmp_path):
+    """Whatever its lines are: the parts that files share are left away, the others mirrored."""
+    names = ("a/x.png", "b/CON.png", "b/x..png", "b/...png", "c/.. .png")
+    for number, name in enumerate(names):
+        path = tmp_path / "far" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_rgb8(path, picture(24, 32, number))
+    (tmp_path / "near").mkdir()
+    lines = (*(f"../far/{name}" for name in names), str(tmp_path / "far/a/../a/x.png"), "../..")
+    (tmp_path / "near/list.txt").write_text("\n".join(lines))
+    inputs = find_inputs([f"@{tmp_path}/near/list.txt"])
+    items, _ = plan_outputs(inputs, str(tmp_path / "out"), Writing())
+    places = [item.output.resolve() for item in items]
+    assert len(set(places)) == len(places) >= len(names)
+    assert all(place.is_relative_to((tmp_path / "out").resolve()) for place in places)
+
+
+@pytest.mark.parametrize(
+    "name", ["../out", "/etc/out", "CON", "a.", "NUL.png", "..\\x", "a/../../b"]
+)
+def test_names_in_shards_are_no_paths(tmp_path, name):
+    """They are shown and key the noise; nothing is written or read under them."""
+    path = tmp_path / "shards/train-00000.h5"
+    path.parent.mkdir()
+    entry = Entry(name, 5, 7)
+    write_shard(path, [entry], pairs_of([entry]), HEADER)
+    done = run("info", path.parent)
+    assert done.exit_code == 0, done.stderr
+    assert [one.name for one in tmp_path.rglob("*")] == ["shards", path.name]
+    assert ShardSet.open(path).names == [name]

@@ -17,10 +17,11 @@ from tests.kit.faults import Running, World, hidden, run
 FILES = 10_000
 SECONDS_A_FILE = 1e-3
 BYTES_A_FILE = 2048
+TRAINING = pytest.param("train-coarse", marks=pytest.mark.long)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["prepare", "restore", "train-coarse"])
+@pytest.mark.parametrize("name", ["prepare", "restore", TRAINING])
 def test_two_processes_on_one_output(world: World, tmp_path, name):
     """Both write the same bytes, or one of them says that the other is there."""
     (tmp_path / "alone").mkdir()
@@ -43,7 +44,7 @@ def test_two_processes_on_one_output(world: World, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["prepare", "train-coarse"])
+@pytest.mark.parametrize("name", ["prepare", TRAINING])
 def test_a_clock_that_runs_backwards(world: World, tmp_path, name):
     (tmp_path / "alone").mkdir()
     alone = world.case(name, tmp_path / "alone")
