@@ -6,7 +6,7 @@ COPY c2fdft_cli /src/c2fdft_cli
 COPY recipes /src/recipes
 # the headless OpenCV needs no libGL
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
-      '/src[plots,no-reference,video,heif,export,sidd]' \
+      '/src[plots,no-reference,video,heif,export]' \
     && pip uninstall -y opencv-python \
     && pip install --no-cache-dir opencv-python-headless \
     && c2fdft --version

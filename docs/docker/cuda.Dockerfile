@@ -9,7 +9,7 @@ COPY pyproject.toml README.md LICENSE /src/
 COPY c2fdft_cli /src/c2fdft_cli
 COPY recipes /src/recipes
 # the headless OpenCV needs no libGL
-RUN pip install --no-cache-dir '/src[plots,no-reference,video,heif,export,sidd,logs]' \
+RUN pip install --no-cache-dir '/src[plots,no-reference,video,heif,export,logs]' \
     && pip uninstall -y opencv-python \
     && pip install --no-cache-dir opencv-python-headless \
     && c2fdft --version
