@@ -96,8 +96,9 @@ def _overridden(layers: Sequence[Values], overrides: Iterable[str], where: str) 
         found = error
     build_recipe(_merge(layers, ()), where)  # where this fails too, the file is to blame
     wrong = [one for one in overrides if not _is_valid(_merge(layers, [one]), where)] or overrides
+    given = " ".join(one if one.isprintable() else repr(one) for one in wrong)
     raise RecipeError(
-        f"{found.what} (given as {' '.join(wrong)})", hint=found.hint, details=found.details
+        f"{found.what} (given as {given})", hint=found.hint, details=found.details
     ) from found
 
 
