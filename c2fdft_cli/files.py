@@ -18,6 +18,9 @@ from c2fdft_cli.signals import unwinding
 MAX_TEXT_BYTES = 64 << 20
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 """Byte order marks; that of UTF-32 in little endian begins with that of UTF-16."""
+LOCK = ".lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EROFS}
+"""Of a file system without locks, where nothing keeps two processes apart, or that is read only."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _HINTS = {
     errno.EACCES: "no permission; choose another folder",
@@ -169,6 +172,35 @@ def read_error(error: OSError, path: str | Path) -> DataError:
     if error.errno == errno.ENOENT:
         return DataError("no such file or folder", where=path, hint="check the path")
     return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path, taken: str) -> Iterator[None]:
+    """Keep other processes from working in a folder meanwhile; it is made where it is not there.
+
+    Args:
+        folder: in which a file `LOCK` is locked, and left.
+        taken: what is wrong where another process holds it, as a sentence.
+
+    Raises:
+        ResourceError: one does.
+    """
+    from filelock import FileLock, Timeout
+
+    ensure_folder(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        hint = "wait until it is done, or stop it"
+        raise ResourceError(taken, where=folder, hint=hint) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise write_error(error, folder) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_existing(*paths: str | Path | None) -> None:

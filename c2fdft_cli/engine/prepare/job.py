@@ -35,7 +35,7 @@ from c2fdft_cli.engine.prepare.plan import (
 from c2fdft_cli.engine.prepare.source import DecodedImages, Found, PairReader, find
 from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import ensure_folder, free_bytes
+from c2fdft_cli.files import free_bytes, hold_folder
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
 from c2fdft_cli.version import __version__
@@ -161,7 +161,10 @@ def _write(
     entries = measure(
         [pair for _, pair in found.pairs], workers=workers, halves=options.side_by_side is not None
     )
-    with DecodedImages(ensure_folder(options.folder)) as decoded:
+    with (
+        hold_folder(options.folder, "another process prepares this folder"),
+        DecodedImages(options.folder) as decoded,
+    ):
         choice = _choose(options.folder, found, entries, decoded, workers)
         if choice is not None:
             found = found.with_val(choice.names, choice.notices)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import logging
 import os
@@ -14,10 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from c2fdft_cli.errors import DataError, RecipeError, ResourceError, UsageError
-from c2fdft_cli.files import atomic_path, atomic_write_text, ensure_folder, unfinished, write_error
+from c2fdft_cli.errors import DataError, RecipeError, UsageError
+from c2fdft_cli.files import (
+    LOCK,
+    atomic_path,
+    atomic_write_text,
+    ensure_folder,
+    hold_folder,
+    unfinished,
+    write_error,
+)
 from c2fdft_cli.recipe.files import load_recipe
 
 COLUMNS = (
@@ -33,11 +38,8 @@ COLUMNS = (
     "val_ssim",
 )
 
-_LOCK = ".lock"
-_BEFORE_STATE = {_LOCK, "recipe.yaml", "env.json", "metrics.csv", "samples", "checkpoints"}
+_BEFORE_STATE = {LOCK, "recipe.yaml", "env.json", "metrics.csv", "samples", "checkpoints"}
 """What `create` makes before there is a state: a run that was killed then is begun anew."""
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""Of a file system without locks, where nothing keeps two processes apart."""
 
 
 class RunFolder:
@@ -89,23 +91,8 @@ class RunFolder:
         Raises:
             ResourceError: one does.
         """
-        ensure_folder(self.path)
-        lock = FileLock(self.path / _LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ResourceError(
-                "another process trains in this folder",
-                where=self.path,
-                hint="wait until it is done, or stop it",
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise write_error(error, self.path) from error
-        try:
+        with hold_folder(self.path, "another process trains in this folder"):
             yield
-        finally:
-            lock.release()
 
     def state_stamp(self) -> tuple[int, int] | None:
         """Something that changes with each save; None where there is no state."""

@@ -24,6 +24,7 @@ from c2fdft_cli.engine.prepare.job import PairWritten, PrepareResult, prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.source import PairReader
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
+from c2fdft_cli.files import unfinished
 
 
 def picture(seed: int, h: int = 12, w: int = 14) -> Pixels:
@@ -229,7 +230,7 @@ def test_same_pixels_in_train_and_val(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"in train \(pair 5\) and in val \(pair 71\)"):
         run(source=source, out=out, val=other)
-    assert not list(out.glob(".*"))
+    assert not unfinished(out)
     with pytest.raises(DataError, match=r"in train .* and in val"):
         run(source=source, out=out, val=other, check_only=True)
 
@@ -414,7 +415,7 @@ def test_leaving_early_and_going_on(source: Path, tmp_path: Path) -> None:
         for _ in range(stop):
             next(events)
         events.close()
-        assert not list(options.out.glob(".*"))
+        assert not unfinished(options.out)
         again = prepare(options)
         kept = sum(event.kept for event in again)
         assert kept < stop
