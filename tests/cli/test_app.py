@@ -307,6 +307,7 @@ def test_doctor():
     assert keys == set(json.loads(run("doctor", "--json").stdout)[0])
 
 
+@pytest.mark.acceptance
 def test_without_libgl(tmp_path, pairs, shard_folder):
     """As on a server: OpenCV is installed, its library is not."""
     (tmp_path / "cv2").mkdir()

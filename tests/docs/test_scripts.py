@@ -28,6 +28,7 @@ def blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+@pytest.mark.acceptance
 def test_json_is_read_by_jq_as_documented(tmp_path, monkeypatch, pair_folder, shard_folder) -> None:
     monkeypatch.chdir(tmp_path)
     for number in range(2):

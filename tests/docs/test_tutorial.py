@@ -52,6 +52,7 @@ def make_small(recipe: Path) -> None:
     OmegaConf.save(OmegaConf.merge(OmegaConf.load(recipe), small), recipe)
 
 
+@pytest.mark.acceptance
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_photos(tmp_path)
     monkeypatch.chdir(tmp_path)
