@@ -9,7 +9,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, takes_settings
-from c2fdft_cli.engine.restore.options import STDIO, Machine, Sampling, Writing
+from c2fdft_cli.engine.restore.options import STDIO, Machine, Sampling, Writing, require_sources
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ def restore(
 
     c2fdft restore rainy/ out/ --weights runs/derain-fine/fine.pt
     """
-    from c2fdft_cli.engine.restore.inputs import require_sources
-
     if json and out == STDIO:
         raise UsageError("--json cannot be combined with OUT -, which is the image")
     require_sources(sources)  # before torch is loaded

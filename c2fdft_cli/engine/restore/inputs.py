@@ -91,14 +91,6 @@ class Inputs:
     not_read: list[NotRead] = field(default_factory=list)
 
 
-def require_sources(specs: Sequence[str]) -> None:
-    """DataError where the user named a path that is not there; a glob or a list may be empty."""
-    for spec in specs:
-        # an empty word is an error of usage, which planning reports
-        if spec and spec != STDIO and not spec.startswith("@") and not glob.has_magic(spec):
-            require_existing(spec)
-
-
 def find_inputs(
     specs: Sequence[str], stdin: bytes | None = None, skip: Path | None = None
 ) -> Inputs:

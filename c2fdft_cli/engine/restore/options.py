@@ -5,6 +5,7 @@ Each group checks its own values when it is made and raises UsageError.
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import (
     DEVICE,
     MACHINE,
@@ -193,6 +195,14 @@ class Writing:
             raise UsageError(f"--bit-depth must be 8 or 16, got {self.bit_depth}")
         if any(sign in self.suffix for sign in "/\\\0"):
             raise UsageError(f"--suffix must not contain a path separator, got {self.suffix!r}")
+
+
+def require_sources(specs: Sequence[str]) -> None:
+    """DataError where the user named a path that is not there; a glob or a list may be empty."""
+    for spec in specs:
+        # an empty word is an error of usage, which planning reports
+        if spec and spec != STDIO and not spec.startswith("@") and not glob.has_magic(spec):
+            require_existing(spec)
 
 
 def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) -> int:
