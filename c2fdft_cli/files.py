@@ -19,8 +19,8 @@ MAX_TEXT_BYTES = 64 << 20
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 """Byte order marks; that of UTF-32 in little endian begins with that of UTF-16."""
 LOCK = ".lock"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EROFS}
-"""Of a file system without locks, where nothing keeps two processes apart, or that is read only."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""Of a file system without locks, where nothing keeps two processes apart."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _HINTS = {
     errno.EACCES: "no permission; choose another folder",

@@ -82,7 +82,7 @@ def load(
             None for the best packaged weights of `task`, or those trained for `steps`.
         task: "derain" or "denoise", instead of weights.
         device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda" or "mps".
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         steps: sampling steps; None for the checkpoint's own timesteps.
         grid: descending timesteps, instead of `steps`.
         seed: of the noise.
@@ -151,9 +151,10 @@ class Restorer:
         self._alpha_bar = checkpoint.alpha_bar()
         self._net = checkpoint.network().to(runtime.device).requires_grad_(False)
         self._runtime, self._sampling, self._machine = runtime, sampling, machine
-        self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)
+        compiled, notice = compiles_strips(machine.compile, runtime, work=0)
         if notice is not None:
             warnings.warn(notice, stacklevel=3)
+        self._strips = StripNetwork(self._net, dtype=runtime.dtype, compile=compiled)
         self._lock = threading.Lock()
         self._executors: dict[int, Executor] = {}
 
@@ -291,7 +292,7 @@ class Restorer:
         if samples not in self._executors:
             transforms = ensemble_transforms(self.task) if self._sampling.self_ensemble else (0,)
             self._executors[samples] = Executor(
-                StripNetwork(self._net, dtype=self._runtime.dtype, compile=self._compiled),
+                self._strips,
                 self._alpha_bar,
                 self.grid,
                 self._runtime,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +16,6 @@ from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageEr
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.train.options import TrainOptions
-
-CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
-RECIPES = (".yaml", ".yml")
 
 Overrides = Annotated[
     list[str] | None,
@@ -109,18 +107,20 @@ def train_fine(
 
 def _check_overrides(words: list[str], *, fine: bool) -> None:
     """UsageError for a word that is no KEY=VALUE, with the option that it was meant for."""
-    from c2fdft_cli.engine.weights.choose import packaged_weights
+    word = next((word for word in words if "=" not in word), None)
+    if word is None:
+        return
+    from c2fdft_cli.engine.weights.choose import WEIGHTS_SUFFIXES, packaged_weights
     from c2fdft_cli.recipe.files import recipe_names
 
-    for word in (word for word in words if "=" not in word):
-        hint = "an override has the form KEY=VALUE, for example coarse.lr=1e-4"
-        if Path(word).suffix in CHECKPOINTS or (fine and word in packaged_weights()):
-            hint = f"give the weights with {'--from' if fine else '--init'} {word}"
-        elif Path(word).suffix in RECIPES or word in recipe_names():
-            hint = f"give the recipe with --recipe {word}"
-        elif Path(word).is_dir():
-            hint = f"give the shards with --data {word}"
-        raise UsageError(f"unexpected argument {word!r}", hint=hint)
+    suffix, hint = Path(word).suffix.lower(), "an override has the form KEY=VALUE: coarse.lr=1e-4"
+    if suffix in WEIGHTS_SUFFIXES or (fine and word in packaged_weights()):
+        hint = f"give the weights with {'--from' if fine else '--init'} {word}"
+    elif suffix in (".yaml", ".yml") or word in recipe_names():
+        hint = f"give the recipe with --recipe {word}"
+    elif os.path.isdir(word):
+        hint = f"give the shards with --data {word}"
+    raise UsageError(f"unexpected argument {word!r}", hint=hint)
 
 
 def _start(

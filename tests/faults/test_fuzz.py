@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 import pytest
 
-from tests.kit import fuzz_data, fuzz_settings, fuzz_state
-from tests.kit.fuzz import try_inputs
+from tests.kit import fuzz_data, fuzz_pictures, fuzz_settings, fuzz_state, fuzz_weights
+from tests.kit.fuzz import targets, try_inputs
 
-TARGETS = (*fuzz_data.TARGETS, *fuzz_settings.TARGETS, *fuzz_state.TARGETS)
+
+class Share(NamedTuple):
+    """How many inputs of a target are tried, and of how many more must be read and refused."""
+
+    inputs: int = 200
+    read: int = 5
+    refused: int = 20
+
+
+SHARES = {
+    fuzz_pictures: Share(500, 10, 50),
+    fuzz_weights: Share(300, 10, 100),
+    **dict.fromkeys((fuzz_data, fuzz_settings, fuzz_state), Share()),
+}
+TARGETS = [(target, share) for area, share in SHARES.items() for target in area.TARGETS]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits of time and memory are Linux's")
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_mutated_files_are_read_or_refused(target, tmp_path):
-    outcomes = list(try_inputs(target, range(200), tmp_path))
+@pytest.mark.parametrize(("target", "share"), TARGETS, ids=[one.name for one, _ in TARGETS])
+def test_mutated_files_are_read_or_refused(target, share, tmp_path):
+    outcomes = list(try_inputs(target, range(share.inputs), tmp_path))
     assert [outcome for outcome in outcomes if outcome.is_defect()] == []
     # a harness that breaks everything, or nothing, would find nothing
     kinds = [outcome.what for outcome in outcomes]
-    assert kinds.count("read") > 5
-    assert kinds.count("refused") > 20
+    assert kinds.count("read") > share.read
+    assert kinds.count("refused") > share.refused
+
+
+def test_every_target_is_tried():
+    assert {target.name for target, _ in TARGETS} == set(targets())

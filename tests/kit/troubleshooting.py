@@ -84,7 +84,7 @@ def _make_files() -> None:
     write_checkpoint(Path("mine.pt"), fill(DFT(dim=8, blocks=(1, 1, 1, 1))), grid=[500])
     prepare(PrepareOptions(source=Path("set"), out=Path("shards/set"), val=1)).run()
     Path("runs/old").mkdir(parents=True)
-    Path("runs/old/notes.txt").write_text("of another program\n")
+    Path("runs/old/recipe.yaml").write_text("task: derain\n")
 
 
 def _save(name: str, pixels: np.ndarray) -> None:

@@ -16,7 +16,7 @@ COMMENT = "Comment"
 """The keyword of a comment without one."""
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))[2-8]")
 _RESOURCE = b"8BIM"
-_IPTC_RESOURCE = 0x0404
+IPTC_RESOURCE = 0x0404
 _INCHES = {2: 1.0, 3: 2.54}
 
 
@@ -106,7 +106,7 @@ def iptc_of(block: bytes | None) -> bytes | None:
         if start + 4 > len(block):
             return None
         (length,) = struct.unpack_from(">I", block, start)
-        if number == _IPTC_RESOURCE:
+        if number == IPTC_RESOURCE:
             return block[start + 4 : start + 4 + length] or None
         at = start + 4 + length + length % 2
     return None
@@ -114,7 +114,7 @@ def iptc_of(block: bytes | None) -> bytes | None:
 
 def photoshop_block(iptc: bytes) -> bytes:
     """IPTC records as the one resource of a Photoshop block."""
-    head = _RESOURCE + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(iptc))
+    head = _RESOURCE + struct.pack(">HHI", IPTC_RESOURCE, 0, len(iptc))
     return head + iptc + bytes(len(iptc) % 2)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, Unreadable
 from c2fdft_cli.data.images.metadata import (
     COMMENT,
+    IPTC_RESOURCE,
     Metadata,
     density_of,
     iptc_of,
@@ -40,7 +41,6 @@ _WORDS = {"exif": "EXIF", "xmp": "XMP", "comment": "texts", "extra": "IPTC"}
 _FRAMED = {"AVIF"}
 """Not PSD, in which they are layers."""
 _JFIF_UNITS = {1, 2}
-_IPTC_RESOURCE = 0x0404
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB",
             "RGBA": "RGBA", "RGBX": "RGB", "CMYK": "CMYK", "YCbCr": "RGB", "I;16": "I;16",
             "I;16B": "I;16"}  # fmt: skip
@@ -135,7 +135,7 @@ def metadata_of(about: Mapping[Any, Any]) -> tuple[int, Metadata]:
         icc=about.get("icc_profile") or None,
         exif=exif,
         xmp=upright_xmp(xmp.encode() if isinstance(xmp, str) else xmp),
-        iptc=iptc_of(photoshop.get(_IPTC_RESOURCE)) if isinstance(photoshop, dict) else None,
+        iptc=iptc_of(photoshop.get(IPTC_RESOURCE)) if isinstance(photoshop, dict) else None,
         texts=((COMMENT, text),) if text else (),
         density=_density(about),
     )

@@ -39,7 +39,7 @@ COLUMNS = (
 )
 
 _BEFORE_STATE = {LOCK, "recipe.yaml", "env.json", "metrics.csv", "samples", "checkpoints"}
-"""What `create` makes before there is a state: a run that was killed then is begun anew."""
+"""What a run makes before it has a state, the lock first: one that was killed then begins anew."""
 
 
 class RunFolder:
@@ -56,10 +56,9 @@ class RunFolder:
 
     def check_free(self) -> None:
         """Raise UsageError when the folder already holds something of a run, or of others."""
-        if self.path.is_dir() and (
-            any(path.name not in _BEFORE_STATE for path in self.path.iterdir())
-            or any(self.checkpoints.glob("*"))
-        ):
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        begun = LOCK in names and names <= _BEFORE_STATE and not any(self.checkpoints.glob("*"))
+        if names and not begun:
             raise UsageError(
                 "the run folder is not empty",
                 where=self.path,

@@ -154,9 +154,20 @@ def test_the_line_has_a_folder_of_its_own(tmp_path, shard_folder, monkeypatch):
 
 def test_a_run_killed_before_its_first_state_is_begun_anew(tmp_path, shard_folder):
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))
-    options.run.create(options.files)
+    with options.run.held():
+        options.run.create(options.files)
     run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=1", resume_auto=True))
     assert (tmp_path / "run" / "coarse.pt").is_file()
+
+
+def test_a_folder_with_somebodys_own_recipe_is_not_begun(tmp_path, shard_folder):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("task: derain\n")
+    for auto in (False, True):
+        with pytest.raises(UsageError, match="the run folder is not empty"):
+            run(request("coarse", shard_folder, tmp_path / "run", resume_auto=auto))
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == "task: derain\n"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
 
 
 def test_the_fine_line_needs_its_checkpoint_only_to_begin(tmp_path, shard_folder, coarse_run):
