@@ -116,14 +116,14 @@ def check_space(folder: Path, needed: int) -> None:
     free = free_bytes(folder)
     if needed > free:
         raise ResourceError(
-            f"the disk is too small: {_gib(needed)} are needed, {_gib(free)} are free",
+            f"the disk is too small: {_amount(needed)} are needed, {_amount(free)} are free",
             where=folder,
             hint="free some space or choose another disk",
         )
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _amount(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 1 << 30 else f"{size / 2**20:.2f} MiB"
 
 
 def check_folder(path: str | Path) -> None:
