@@ -11,7 +11,7 @@ from c2fdft_cli.core.diffusion import beta_schedule, time_grid
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.core.objectives import fine_loss
 from c2fdft_cli.data.synthesis.degrade import MODELS
-from c2fdft_cli.engine.weights.convert import HALVES
+from c2fdft_cli.engine.weights.convert_options import HALVES
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution import device
 from c2fdft_cli.metrics.protocols import PROTOCOLS

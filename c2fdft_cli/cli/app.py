@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.commands import list_commands, load_command
+from c2fdft_cli.cli.command_list import list_commands, load_command
 from c2fdft_cli.cli.group import Group
 from c2fdft_cli.errors import C2fdftError, unloadable_library
 from c2fdft_cli.files import is_disk_full, write_error
@@ -157,7 +157,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from c2fdft_cli.cli.start import show_version
+        from c2fdft_cli.cli.commands.start import show_version
 
         show_version()
         raise typer.Exit
@@ -172,7 +172,7 @@ def root(
 ) -> None:
     """Restore images (rain, blur, noise) with a coarse-to-fine diffusion Transformer."""
     if context.invoked_subcommand is None:
-        from c2fdft_cli.cli.start import show_start
+        from c2fdft_cli.cli.commands.start import show_start
 
         show_start()
 

@@ -378,6 +378,7 @@ def test_the_six_commands(pairs, tmp_path, shard_folder):
     assert 0 < said["mean"]["psnr"] < 60
 
 
+@pytest.mark.acceptance
 def test_demo_runs_the_pipeline(tmp_path, monkeypatch):
     """All its commands, on one photo for training and one held out, in this process."""
     pytest.importorskip("skimage")

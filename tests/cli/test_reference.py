@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from c2fdft_cli.cli.commands import COMMANDS
+from c2fdft_cli.cli.command_list import COMMANDS
 from tests.kit.cli_reference import FILE, help_of, reference
 
 

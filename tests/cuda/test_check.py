@@ -26,6 +26,7 @@ def test_every_stage_on_a_cpu(tmp_path: Path) -> None:
     assert "FAILED" not in table
 
 
+@pytest.mark.acceptance
 def test_a_check_that_fails_is_told(tmp_path: Path) -> None:
     """A stage that ends in an error is a failed check, and the exit code says so."""
     found = tmp_path / "cuda.jsonl"

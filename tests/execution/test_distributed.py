@@ -61,7 +61,7 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.parametrize(("kind", "works"), [("validation", True), ("step", False)])
 def test_validation_may_take_longer_than_a_step(tmp_path: Path, kind: str, works: bool) -> None:
     script = tmp_path / "wait.py"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from c2fdft_cli.cli.app import app
-from c2fdft_cli.cli.commands import COMMANDS
+from c2fdft_cli.cli.command_list import COMMANDS
 
 FILE = Path(__file__).parents[2] / "docs" / "cli.md"
 GROUPS = {"recipes": ("list", "show", "copy", "validate"), "weights": ("list", "path")}

@@ -28,7 +28,7 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
     [
         *(f"c2fdft_cli.cli.{name}" for name in PRELOADED),
-        "c2fdft_cli.cli.train_view",
+        "c2fdft_cli.cli.views.train",
         "c2fdft_cli.engine.train.setup",
         "c2fdft_cli.engine.train.job",
         "c2fdft_cli.engine.sweep.job",

@@ -67,7 +67,7 @@ def test_nothing_at_all(monkeypatch: pytest.MonkeyPatch, folders: tuple[Path, Pa
         gather_result(empty, Runtime(torch.device("cpu"), world=2))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_torchrun_with_two_processes(tmp_path: Path) -> None:
     io = pytest.importorskip("scipy.io")
     pixels = np.stack([photo(k) for k in range(4)]).reshape(2, 2, 24, 30, 3)

@@ -16,7 +16,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import read_rgb8
 from tests.kit.restore import random_picture, save, write_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.acceptance
 
 
 @pytest.fixture(scope="module")

@@ -121,17 +121,8 @@ def test_an_error_that_nothing_helps_is_raised(tmp_path, shard_folder, monkeypat
         run(request("coarse", shard_folder, tmp_path / "run"))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[x] DefaultCPUAllocator: no"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    ],
-)
-def test_no_memory_to_score_costs_the_score_alone(
-    tmp_path, shard_folder, coarse_run, monkeypatch, error
-):
+def test_no_memory_to_score_costs_the_score_alone(tmp_path, shard_folder, coarse_run, monkeypatch):
+    error = RuntimeError("[x] DefaultCPUAllocator: no")
     restore, init = Restorer.__call__, Executor.__init__
     rows, starts = [], []
 

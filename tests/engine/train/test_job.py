@@ -139,7 +139,7 @@ def test_sigterm_saves_first(tmp_path, shard_folder, coarse_run):
     assert losses(tmp_path / "run") == losses(coarse_run)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_sigterm_to_the_whole_group_saves_first(tmp_path, shard_folder):
     """As torchrun and job queues send it: to the data workers too."""
     words = ["--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
@@ -180,7 +180,7 @@ def test_workers_change_nothing(tmp_path, shard_folder, coarse_run):
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_two_processes_equal_one(tmp_path, shard_folder):
     """torchrun with two gloo processes against one with two micro-batches, AdamW's first steps."""
     short = "coarse.iterations=6"

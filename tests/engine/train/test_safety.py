@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from c2fdft_cli.cli.train_view import describe
+from c2fdft_cli.cli.views.train import describe
 from c2fdft_cli.engine.train import validator as train_validation
 from c2fdft_cli.engine.train.events import StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder
@@ -308,7 +308,7 @@ ONE_RANK_FAILS = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_one_process_out_of_memory_in_its_first_try(tmp_path, shard_folder):
     """It tries again in smaller pieces while the other waits: neither may wait for ever."""
     script = tmp_path / "fails.py"
@@ -319,7 +319,7 @@ def test_one_process_out_of_memory_in_its_first_try(tmp_path, shard_folder):
     assert load_state(tmp_path / "run" / "state.pt").micro[16] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_an_error_of_one_process_is_told_and_ends_all(tmp_path, shard_folder):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")

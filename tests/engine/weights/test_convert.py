@@ -12,7 +12,8 @@ import torch
 from c2fdft_cli.engine.tools.info import describe
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
-from c2fdft_cli.engine.weights.convert import ConvertOptions, convert
+from c2fdft_cli.engine.weights.convert import convert
+from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.errors import CheckpointError, ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.formula import fill
@@ -35,7 +36,7 @@ def ours(tmp_path, ema):
 
 
 def made(source, name, **options):
-    return convert(ConvertOptions(source, source.parent / name, **options)).out
+    return convert(source, source.parent / name, ConvertOptions(**options)).out
 
 
 def same(a, b):
@@ -65,7 +66,7 @@ def test_released_files_with_less_in_them(tmp_path, ema, keys):
 
 
 def test_what_the_released_form_leaves_out_is_said(ours):
-    done = convert(ConvertOptions(ours, ours.with_name("a.pth")))
+    done = convert(ours, ours.with_name("a.pth"), ConvertOptions())
     assert any("grid [999, 500]" in words for words in done.left_out)
     assert done.grid == [999, 500]
 

@@ -15,7 +15,8 @@ from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.engine.weights import onnx as convert_onnx
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
-from c2fdft_cli.engine.weights.convert import ConvertOptions, convert
+from c2fdft_cli.engine.weights.convert import convert
+from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.formula import fill, picture, relative, wave
@@ -42,7 +43,7 @@ def write(folder, network):
 @pytest.fixture(scope="module", params=NETWORKS)
 def pair(request, tmp_path_factory):
     source = write(tmp_path_factory.mktemp(request.param), NETWORKS[request.param])
-    done = convert(ConvertOptions(source, source.with_suffix(".onnx")))
+    done = convert(source, source.with_suffix(".onnx"), ConvertOptions())
     assert done.onnx_error < 2e-5
     return load_checkpoint(source), done.out
 
@@ -79,7 +80,7 @@ def test_what_the_file_says_of_itself(pair):
 
 def test_the_sampler_of_the_document(tmp_path, monkeypatch):
     source = write(tmp_path, NETWORKS["with_bias"])
-    convert(ConvertOptions(source, tmp_path / "fine.onnx"))
+    convert(source, tmp_path / "fine.onnx", ConvertOptions())
     image = picture(21, 30, 3)
     save_rgb8(tmp_path / "in.png", image)
     (snippet,) = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)
@@ -98,7 +99,7 @@ def test_the_sampler_of_the_document(tmp_path, monkeypatch):
 
 def test_raw_weights(tmp_path):
     source = write(tmp_path, NETWORKS["with_bias"])
-    path = convert(ConvertOptions(source, tmp_path / "raw.onnx", weights="raw")).out
+    path = convert(source, tmp_path / "raw.onnx", ConvertOptions(weights="raw")).out
     x, t = wave([1, 6, 16, 8], 0.2), torch.tensor([40.0])
     with torch.inference_mode():
         assert relative(call(path, x, t), load_checkpoint(source).network("raw")(x, t)) < 1e-5
@@ -109,7 +110,7 @@ def test_file_that_is_off_is_removed(tmp_path, monkeypatch, error):
     source = write(tmp_path, NETWORKS["with_bias"])
     monkeypatch.setattr(convert_onnx, "largest_error", lambda *_: error)
     with pytest.raises(ResourceError, match="differs from torch by"):
-        convert(ConvertOptions(source, tmp_path / "a.onnx"))
+        convert(source, tmp_path / "a.onnx", ConvertOptions())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fine.pt"]
 
 
@@ -117,4 +118,4 @@ def test_too_large_for_one_file(tmp_path, monkeypatch):
     source = write(tmp_path, NETWORKS["with_bias"])
     monkeypatch.setattr(convert_onnx, "MAX_BYTES", 1000)
     with pytest.raises(UsageError, match="too large for one ONNX file"):
-        convert(ConvertOptions(source, tmp_path / "a.onnx"))
+        convert(source, tmp_path / "a.onnx", ConvertOptions())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.evaluate_source import SETS, Runs, Source, job_of, next_command
+from c2fdft_cli.cli.commands.evaluate_source import SETS, Runs, Source, job_of, next_command
 from c2fdft_cli.cli.options import Json, takes_settings
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
@@ -86,7 +86,7 @@ def evaluate(
     if source.is_plain and not (runs.given or scores.metrics):
         require_existing(restored, target, source.degraded)  # before torch is loaded
 
-    from c2fdft_cli.cli.evaluate_view import prepare_outputs
+    from c2fdft_cli.cli.views.evaluate import prepare_outputs
 
     with console.loading():
         from c2fdft_cli.engine.evaluate.job import EvalOptions
@@ -131,7 +131,7 @@ def _evaluate(
     runtime: Runtime,
     json: bool,
 ) -> None:
-    from c2fdft_cli.cli.evaluate_view import compared, tell, write
+    from c2fdft_cli.cli.views.evaluate import compared, tell, write
     from c2fdft_cli.engine.evaluate.ranks import gather_pictures
     from c2fdft_cli.engine.evaluate.report import ReportImages, with_pictures
 
@@ -168,7 +168,7 @@ def _evaluate(
 
 def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:
     """This process's share, and in rank 0 that of all."""
-    from c2fdft_cli.cli.evaluate_view import note
+    from c2fdft_cli.cli.views.evaluate import note
     from c2fdft_cli.engine.evaluate.ranks import gather_result
 
     return gather_result(console.draw(job, note) if runtime.is_main else job.run(), runtime)

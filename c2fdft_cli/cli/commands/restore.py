@@ -68,7 +68,7 @@ def restore(
 
 
 def _run(plan: RestorePlan, json: bool) -> None:
-    from c2fdft_cli.cli.restore_view import document, next_command, tell, with_rate
+    from c2fdft_cli.cli.views.restore import document, next_command, tell, with_rate
     from c2fdft_cli.engine.restore.job import restore as start
     from c2fdft_cli.engine.restore.result import gather_ranks
     from c2fdft_cli.execution.distributed import destroy_process_group, join_ranks

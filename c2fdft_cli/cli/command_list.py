@@ -109,7 +109,7 @@ def load_command(name: str) -> Any:
     """Import a command of the list: the parser's own object, ready to be called."""
     entry = next(entry for entry in COMMANDS if entry.name == name)
     module, _, attribute = entry.source.partition(":")
-    found = getattr(import_module(f"c2fdft_cli.cli.{module}"), attribute)
+    found = getattr(import_module(f"c2fdft_cli.cli.commands.{module}"), attribute)
     if not isinstance(found, typer.Typer):
         alone = typer.Typer(add_completion=False)
         alone.command(name, help=_flowing(found.__doc__ or ""))(found)

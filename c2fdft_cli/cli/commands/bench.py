@@ -12,6 +12,8 @@ from c2fdft_cli.cli.options import Json, Weights, takes_settings, weights_file
 from c2fdft_cli.engine.tools.bench_options import BenchOptions
 
 if TYPE_CHECKING:
+    from c2fdft_cli.engine.tools.bench import BenchResult
+    from c2fdft_cli.engine.tools.bench_fine import FineBenchResult
     from c2fdft_cli.recipe.schema import Recipe
 
 
@@ -35,23 +37,45 @@ def bench(
     """
     with console.loading():
         from c2fdft_cli.engine.tools.bench import bench as start
+        from c2fdft_cli.engine.tools.bench_fine import bench_fine
         from c2fdft_cli.execution.device import make_runtime
 
     timed = _recipe(recipe, None if weights is None else weights_file(weights, json))
     runtime = make_runtime(options.device, options.precision)
     if options.stage == "fine":
-        from c2fdft_cli.cli.bench_fine import time_fine
+        fine = console.draw(bench_fine(options, timed, runtime), _seconds)
+        console.emit(fine) if json else _show_fine(fine)
+        return
+    result = console.draw(start(options, timed, runtime), _seconds)
+    console.emit(result) if json else _show(result)
 
-        time_fine(options, timed, runtime, json)
-        return
-    job = start(options, timed, runtime)
-    result = console.draw(job, lambda seconds: f"{seconds:.3f} s")
-    if json:
-        console.emit(result)
-        return
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f} s"
+
+
+def _show(result: BenchResult) -> None:
     rows = [(key.replace("_", " "), value) for key, value in vars(result).items()]
     rows[-1] = ("peak memory", console.megabytes(result.peak_memory))
     console.table("", ("what", "value"), rows)
+
+
+def _show_fine(result: FineBenchResult) -> None:
+    columns = ("steps", "recompute", "s / iteration", "/ none", "held", "/ none", "after forward")
+    rows = [
+        (
+            row.calls,
+            row.recompute,
+            row.seconds,
+            row.time_ratio,
+            console.megabytes(row.held),
+            row.held_ratio,
+            console.megabytes(row.after_forward),
+        )
+        for row in result.rows
+    ]
+    title = f"{result.batch} x {result.size} px, {result.device}, {result.precision}"
+    console.table(title, columns, rows)
 
 
 def _recipe(name: str, weights: Path | None) -> Recipe:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Json, Overwrite, weights_file
+from c2fdft_cli.cli.options import Json, takes_settings, weights_file
+from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.weights.convert import Converted
 
 
+@takes_settings
 def convert(
     source: Annotated[
         str,
@@ -25,30 +27,7 @@ def convert(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="A .pt, .pth, .safetensors or .onnx file.")
     ],
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            metavar="FORMAT",
-            help="checkpoint, released, safetensors or onnx (default: by the suffix of OUT).",
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights", metavar="ema|raw", help="Weights for safetensors and ONNX (default: ema)."
-        ),
-    ] = None,
-    half: Annotated[
-        str | None,
-        typer.Option(
-            "--half", metavar="bf16|fp16", help="Store in half precision: .pt and .safetensors."
-        ),
-    ] = None,
-    ema_only: Annotated[
-        bool, typer.Option("--ema-only", help="Omit the raw weights from a .pt.")
-    ] = False,
-    overwrite: Overwrite = False,
+    options: ConvertOptions,
     json: Json = False,
 ) -> None:
     """Convert weights to another format: checkpoint, official, safetensors, ONNX.
@@ -56,20 +35,9 @@ def convert(
     Example: c2fdft convert net_g_latest.pth derain.onnx
     """
     with console.loading():
-        from c2fdft_cli.engine.weights.convert import ConvertOptions
         from c2fdft_cli.engine.weights.convert import convert as start
 
-    done = start(
-        ConvertOptions(
-            source=weights_file(source, quiet=json),
-            out=out,
-            to=to,
-            weights=weights,
-            half=half,
-            ema_only=ema_only,
-            overwrite=overwrite,
-        )
-    )
+    done = start(weights_file(source, quiet=json), out, options)
     then = _next(done)
     if json:
         console.emit({**asdict(done), "next": then})

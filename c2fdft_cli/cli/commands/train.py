@@ -148,7 +148,7 @@ def _start(
 
 def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     with console.loading():
-        from c2fdft_cli.cli.train_view import watch
+        from c2fdft_cli.cli.views.train import watch
         from c2fdft_cli.engine.train.job import train
         from c2fdft_cli.engine.train.setup import set_up
         from c2fdft_cli.execution.distributed import destroy_process_group

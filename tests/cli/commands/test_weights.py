@@ -20,7 +20,7 @@ from tests.kit.restore import random_picture, save
 from tests.kit.training import MINI
 from tests.kit.weights import package, write_facts, write_packed
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "scripts" / "train_weights.sh"
+SCRIPT = Path(__file__).parents[3] / "recipes" / "scripts" / "train_weights.sh"
 CPU = ("--device", "cpu", "--precision", "fp32")
 
 
@@ -293,6 +293,7 @@ def test_the_script_goes_on_where_it_stopped(
     assert [words[0] for words in again] == ["prepare", "train-fine", "convert", "convert"]
 
 
+@pytest.mark.acceptance
 def test_what_the_script_calls_trains_and_packages(
     script: Callable[..., list[list[str]]], tmp_path: Path
 ) -> None:

@@ -1,0 +1,1 @@
+"""What commands print and draw of a job: its lines, tables and bars."""

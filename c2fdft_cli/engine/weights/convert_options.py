@@ -1,0 +1,89 @@
+"""How `convert` is asked: its options, and what goes together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.settings import OVERWRITE, check_settings, setting
+from c2fdft_cli.vocabulary import WEIGHT_SETS, WeightSet
+
+CHECKPOINT, RELEASED, SAFETENSORS, ONNX = FORMATS = (
+    "checkpoint",
+    "released",
+    "safetensors",
+    "onnx",
+)
+SUFFIXES = {
+    ".pt": CHECKPOINT,
+    ".ckpt": CHECKPOINT,
+    ".pth": RELEASED,
+    ".safetensors": SAFETENSORS,
+    ".onnx": ONNX,
+}
+HALVES = ("bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Into what weights are converted, and what may be replaced."""
+
+    to: str | None = setting(
+        None, "Format to write (default: by the suffix of OUT)", metavar="FORMAT", choices=FORMATS
+    )
+    weights: WeightSet | None = setting(
+        None, "Weights for safetensors and ONNX (default: ema).", choices=WEIGHT_SETS
+    )
+    half: str | None = setting(
+        None, "Store in half precision: .pt and .safetensors.", choices=HALVES
+    )
+    ema_only: bool = setting(False, "Omit the raw weights from a .pt.")
+    overwrite: bool = setting(False, OVERWRITE)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def weight_set(self) -> WeightSet:
+        """The weights for a format that holds one set."""
+        return self.weights or "ema"
+
+    def check(self, source: Path, out: Path) -> str:
+        """Return the format to write; UsageError for what does not fit it or a file in the way."""
+        form = self.to or _format_of(out)
+        for given, option, fitting in (
+            (self.half is not None, "--half", (CHECKPOINT, SAFETENSORS)),
+            (self.ema_only, "--ema-only", (CHECKPOINT,)),
+            (self.weights is not None, "--weights", (SAFETENSORS, ONNX)),
+        ):
+            if given and form not in fitting:
+                raise UsageError(
+                    f"{option} cannot be combined with the format {form}",
+                    hint=f"it goes with --to {' or '.join(fitting)}",
+                )
+        if source.suffix.lower() == ".onnx":
+            raise UsageError(
+                "an ONNX file cannot be converted back",
+                where=source,
+                hint="convert the checkpoint that it was made from",
+            )
+        if os.path.isdir(out):
+            raise UsageError(f"output file {out} is a folder", hint="give a file in it")
+        if os.path.exists(out) and not self.overwrite:
+            raise UsageError(
+                f"output file {out} already exists", hint="use --overwrite to replace it"
+            )
+        return form
+
+
+def _format_of(out: Path) -> str:
+    found = SUFFIXES.get(out.suffix.lower())
+    if found is None:
+        raise UsageError(
+            "the suffix does not tell the format to write",
+            where=out,
+            hint=f"use {', '.join(SUFFIXES)}, or --to {'|'.join(FORMATS)}",
+        )
+    return found
