@@ -92,6 +92,6 @@ def test_the_cluster_script_starts_resumes_and_ends(tmp_path) -> None:
     assert codes == [0, 0, 1, 0]
     assert (tmp_path / "queue").read_text().splitlines() == ["requeue 42"] * 2
     calls = (tmp_path / "srun.log").read_text().splitlines()
-    assert "--recipe derain --data shards/Rain13K" in calls[0]
-    assert all("--resume" in call and "--recipe" not in call for call in calls[1:])
+    assert all("--recipe derain --data shards/Rain13K" in call for call in calls)
+    assert all("--resume-auto" in call for call in calls)
     assert all("--rdzv-endpoint node7:29500" in call for call in calls)

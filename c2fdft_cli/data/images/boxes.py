@@ -17,7 +17,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from c2fdft_cli.data.images.formats import Unreadable
+from c2fdft_cli.data.images.formats import J2K_SIGNATURE, JXL_SIGNATURE, Unreadable
 from c2fdft_cli.data.images.metadata import MAX_BYTES, Metadata, iptc_of, upright_exif, upright_xmp
 from c2fdft_cli.data.images.pillow import decode_plain, metadata_of, quiet_pillow
 from c2fdft_cli.data.images.png import png_chunk
@@ -29,7 +29,6 @@ from c2fdft_cli.data.images.samples import (
 )
 
 _HEADERS = 1 << 20
-_J2K, _JXL = b"\xff\x4f\xff\x51", b"\xff\x0a"
 _SYCC, _ICC = 18, 2
 _XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _IPTC_UUID = bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38")
@@ -103,7 +102,7 @@ def jpeg2000_size(file: BinaryIO) -> tuple[int, int, int]:
 def _jpeg2000_header(data: bytes) -> tuple[int, int, int]:
     """Width, height and bits of a sample."""
     at = next((at for kind, at, _ in _boxes(data) if kind == b"jp2c"), 0)
-    if data[at : at + 4] != _J2K:
+    if data[at : at + 4] != J2K_SIGNATURE:
         raise ValueError("its header is damaged")
     right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
     depth = data[at + 42]
@@ -166,7 +165,7 @@ def _jpegxl_codestream(data: bytes) -> bytes:
             start = at + (4 if kind == b"jxlp" else 0)
             data = data[start : start + 256]
             break
-    if not data.startswith(_JXL):
+    if not data.startswith(JXL_SIGNATURE):
         raise ValueError("its header is damaged")
     return data[:256]
 

@@ -22,6 +22,8 @@ _WITH_SUFFIX = {
     ".rgb": ("SGI", b"\x01\xda"), ".rgba": ("SGI", b"\x01\xda"), ".bw": ("SGI", b"\x01\xda"),
 }  # fmt: skip
 """Formats whose first bytes also begin other files."""
+J2K_SIGNATURE, JXL_SIGNATURE = b"\xff\x4f\xff\x51", b"\xff\x0a"
+"""Of a JPEG 2000 and a JPEG XL code stream without boxes around it."""
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
@@ -31,9 +33,9 @@ _SIGNATURES = (
     (b"MM\0+", "TIFF"),
     (b"GIF8", "GIF"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
-    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (J2K_SIGNATURE, "JPEG2000"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEGXL"),
-    (b"\xff\x0a", "JPEGXL"),
+    (JXL_SIGNATURE, "JPEGXL"),
     (b"qoif", "QOI"),
     (b"8BPS\0\1", "PSD"),
     (b"DDS ", "DDS"),
