@@ -57,6 +57,7 @@ class RunFolder:
     def check_free(self) -> None:
         """Raise UsageError when the folder already holds something of a run, or of others."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        names -= {path.name for path in unfinished(self.path)}
         begun = LOCK in names and names <= _BEFORE_STATE and not any(self.checkpoints.glob("*"))
         if names and not begun:
             raise UsageError(
@@ -75,6 +76,7 @@ class RunFolder:
         self.check_free()
         for folder in (self.path, self.samples, self.checkpoints):
             ensure_folder(folder)
+        self.remove_unfinished()
         self.write_files(files)
         atomic_write_text(self.metrics, ",".join(COLUMNS) + "\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -55,6 +56,21 @@ def test_a_run_leaves_what_the_contract_says(coarse_run):
     assert [int(row["iteration"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     assert [row["patch"] for row in rows] == ["16", "24", "24", "16", "24", "24"]
     assert [bool(row["val_psnr"]) for row in rows] == [False, True, False, True, False, True]
+
+
+def test_drawing_curves_leaves_no_memory_behind(tmp_path, shard_folder, monkeypatch):
+    """Figures are cycles, which Python looks for too seldom: a long training grew by them."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    monkeypatch.setattr("c2fdft_cli.engine.train.job.CURVES_EVERY", 0.0)
+    gc.disable()
+    try:
+        steps = iter(train(set_up(request("coarse", shard_folder, tmp_path / "run"))))
+        next(event for event in steps if isinstance(event, Saved))
+        assert (tmp_path / "run" / "curves.png").is_file()
+        assert not [one for one in gc.get_objects() if type(one) is figure]
+        steps.close()
+    finally:
+        gc.enable()
 
 
 def test_checkpoint_says_what_it_is(coarse_run, fine_run, shard_folder):

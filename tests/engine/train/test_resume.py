@@ -17,6 +17,7 @@ from c2fdft_cli.engine.train.state import DamagedStateError, load_newest, load_s
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError, DataError, UsageError
+from c2fdft_cli.files import unfinished
 from tests.kit.command import run as command
 from tests.kit.training import MINI, losses, notices, request, resume, run, same_weights, stop_after
 
@@ -158,6 +159,17 @@ def test_a_run_killed_before_its_first_state_is_begun_anew(tmp_path, shard_folde
         options.run.create(options.files)
     run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=1", resume_auto=True))
     assert (tmp_path / "run" / "coarse.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "env.json", "metrics.csv", "state.pt"])
+def test_a_run_killed_while_it_writes_a_first_file_is_begun_anew(tmp_path, shard_folder, name):
+    options = set_up(request("coarse", shard_folder, tmp_path / "run"))
+    suffix = (tmp_path / name).suffix
+    with options.run.held():
+        (tmp_path / "run" / f".0123456789abcdef.tmp{suffix}").touch()
+    run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=1", resume_auto=True))
+    assert (tmp_path / "run" / "coarse.pt").is_file()
+    assert not unfinished(tmp_path / "run")
 
 
 def test_a_folder_with_somebodys_own_recipe_is_not_begun(tmp_path, shard_folder):
