@@ -1,7 +1,8 @@
 """What the files of an output folder were made with, so that a later run can name differences.
 
-`.c2fdft-restore.jsonl` has one line for each finished file, added after the file itself is in
-place. It only informs: whether a file is finished is decided by its existence.
+`.c2fdft-restore.jsonl` has a line for each finished file, added after the file itself is in
+place, and a short one from before that: a program that is killed between the two has still said
+what it was about to write. It only informs: whether a file is finished is decided by its existence.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from c2fdft_cli.files import write_error
+from c2fdft_cli.files import ensure_folder, write_error
 
 MANIFEST_NAME = ".c2fdft-restore.jsonl"
 MAX_MANIFEST_BYTES = 256 << 20
@@ -21,6 +22,8 @@ _USUAL = {"temporal_noise": "fixed", "crf": 18}
 """Values that count for nothing: images of the time before there were videos stay the same."""
 _WORDS = {"draws": "samples", "grid": "timesteps"}
 _MAX_SHOWN = 60
+_MAX_BEGUN = 8
+"""Newest lines of one output that are kept in memory."""
 
 
 class Manifest:
@@ -43,11 +46,11 @@ class Manifest:
 
     def has(self, output: Path) -> bool:
         """Whether an output was written by this program, with whatever settings."""
-        return self._folder is not None and self._key(output) in self._known
+        return self._entry(output) is not None
 
     def doubt(self, output: Path, source: Path) -> str | None:
         """Why a file that exists may not be what this run would make; None if it is."""
-        found = None if self._folder is None else self._known.get(self._key(output))
+        found = self._entry(output)
         if found is None:
             return "there is no record of how it was made"
         if found.get("settings") != self._digest:
@@ -56,15 +59,26 @@ class Manifest:
             return "its input has changed since"
         return None
 
+    def begin(self, output: Path | None, source: Path) -> None:
+        """Record an output that is about to be written; arguments and errors as `add`."""
+        if output is not None and self._folder is not None:
+            ensure_folder(self._folder)
+            self._append(output, source, {"replaces": _size_and_time(output)})
+
     def add(self, output: Path | None, source: Path) -> None:
         """Record a finished output (None: standard output); ResourceError if it cannot be done."""
-        if self._folder is None or output is None:
+        if output is not None:
+            made_with = {**self._settings, "weights_file": self._weights_file}
+            self._append(output, source, {"made_with": made_with})
+
+    def _append(self, output: Path, source: Path, more: Mapping[str, Any]) -> None:
+        if self._folder is None:
             return
         entry = {
             "output": self._key(output),
             "settings": self._digest,
             "source": _size_and_time(source),
-            "made_with": {**self._settings, "weights_file": self._weights_file},
+            **more,
         }
         path = self._folder / MANIFEST_NAME
         line = json.dumps(entry, ensure_ascii=True) + "\n"
@@ -76,6 +90,14 @@ class Manifest:
                 os.close(handle)
         except OSError as error:
             raise write_error(error, path) from error
+
+    def _entry(self, output: Path) -> Mapping[str, Any] | None:
+        """The newest line of an output, except one that was begun and has not replaced the file."""
+        if self._folder is None:
+            return None
+        now = _size_and_time(output)
+        lines = self._known.get(self._key(output), ())
+        return next((one for one in lines if one.get("replaces", ()) != now), None)
 
     def _differences(self, found: Mapping[str, Any]) -> str:
         """ ": seed 0, now 3" of an entry; nothing where it does not say."""
@@ -109,9 +131,12 @@ def _show(name: str, settings: Mapping[str, Any]) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """The newest line of each output; damaged lines are skipped."""
-    known: dict[str, dict[str, Any]] = {}
+def _read(path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
+    """The newest lines of each output, the last first, down to one of a finished file.
+
+    Damaged lines are skipped.
+    """
+    known: dict[str, tuple[dict[str, Any], ...]] = {}
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             return known
@@ -123,8 +148,9 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("output"), str):
-            known[entry["output"]] = entry
+        if isinstance(entry, dict) and isinstance(name := entry.get("output"), str):
+            before = known.get(name, ()) if "replaces" in entry else ()
+            known[name] = (entry, *before)[:_MAX_BEGUN]
     return known
 
 

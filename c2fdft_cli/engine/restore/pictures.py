@@ -150,6 +150,7 @@ def _finish(
     deviation = None if restored.deviation is None else restored.deviation[i]
     try:
         refuse_not_finite(image, plan.weights, plan.runtime.precision)
+        plan.manifest.begin(item.output, item.source.path)
         kept = write_files(
             item, picture, image, deviation, writing.quality, writing.bit_depth, writing.overwrite
         )

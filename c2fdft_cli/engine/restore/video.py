@@ -117,6 +117,7 @@ def _restore(
             write.result()
         stop.check()
         writer.finish()
+        plan.manifest.begin(output, source.path)
         tally.notes.extend(writer.notes)
         if reader.complaint:
             tally.notes.append(f"damage in the video: {reader.complaint}")

@@ -220,7 +220,7 @@ def test_a_damaged_record_is_no_obstacle(options: Request, tmp_path: Path) -> No
     record = tmp_path / "out" / MANIFEST_NAME
     lines = record.read_text().splitlines()
     assert json.loads(lines[0])["settings"]
-    record.write_bytes(b"\xff{]\n[1]\n" + "\n".join(lines[:3]).encode())
+    record.write_bytes(b"\xff{]\n[1]\n" + "\n".join(lines[:6]).encode())
     assert sum(s.doubt is None for s in run(options).skipped) == 3
 
 

@@ -103,3 +103,34 @@ def test_a_manifest_that_cannot_be_written_is_an_error(tmp_path: Path, source: P
     (tmp_path / MANIFEST_NAME).mkdir()
     with pytest.raises(ResourceError, match="cannot write"):
         Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)
+
+
+def test_a_file_that_was_begun_and_is_there_is_known(tmp_path: Path, source: Path) -> None:
+    """Killed after the file was in its place, before its record."""
+    output = tmp_path / "a.png"
+    Manifest(tmp_path, SETTINGS).begin(output, source)
+    assert not Manifest(tmp_path, SETTINGS).has(output)
+    output.write_text("restored")
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) is None
+    other = Manifest(tmp_path, changed(seed=1)).doubt(output, source)
+    assert other == "made with other settings"
+
+
+def test_a_file_that_was_not_replaced_is_what_it_was(tmp_path: Path, source: Path) -> None:
+    """Killed before the file was in its place: what was there is of the run before."""
+    output = tmp_path / "a.png"
+    output.write_text("restored")
+    Manifest(tmp_path, SETTINGS).add(output, source)
+    for _ in range(20):
+        Manifest(tmp_path, changed(seed=1)).begin(output, source)
+    doubt = Manifest(tmp_path, changed(seed=1)).doubt(output, source)
+    assert doubt is not None
+    Manifest(tmp_path, SETTINGS).add(output, source)
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) is None
+
+
+def test_a_file_of_the_users_stays_unknown(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "a.png"
+    output.write_text("somebody's")
+    Manifest(tmp_path, SETTINGS).begin(output, source)
+    assert not Manifest(tmp_path, SETTINGS).has(output)
