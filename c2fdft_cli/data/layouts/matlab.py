@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -18,6 +18,7 @@ import numpy as np
 _HEADER_BYTES = 128
 _HEAD_BYTES = 4096
 """Of a variable, in which its flags, its dimensions and its name must lie."""
+_PIECE_BYTES = 1 << 20
 _UINT8, _INT32, _UINT32, _INT8, _MATRIX, _COMPRESSED = 2, 5, 6, 1, 14, 15
 _KINDS = {1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse", 6: "double", 7: "single",
           8: "int8", 9: "uint8", 10: "int16", 11: "uint16", 12: "int32", 13: "uint32",
@@ -113,14 +114,47 @@ def _whole(data: bytes, size: int) -> bytes:
 
 
 def read_uint8(file: BinaryIO, order: str, variable: Variable) -> np.ndarray[Any, Any]:
-    """The values of an array of uint8, in its shape; ValueError where they are not all there."""
-    count = math.prod(variable.shape)
+    """The values of an array of uint8, in its shape; ValueError where they are not all there.
+
+    Takes no more memory than the values and a piece of the file.
+    """
     file.seek(variable.start)
-    data = file.read(variable.size)
-    if variable.compressed:
-        data = zlib.decompressobj().decompress(data, variable.values + 8 + count)
-    start, size = _tag(data, variable.values, order, _UINT8)
-    if size != count:
-        raise ValueError(f"{size} values instead of {count}")
-    values = np.frombuffer(_whole(data[start : start + size], size), np.uint8)
+    read = _reader(file, variable)
+    head = read(variable.values + 8)
+    start, size = _tag(head, variable.values, order, _UINT8)
+    if size != math.prod(variable.shape):
+        raise ValueError(f"{size} values instead of {math.prod(variable.shape)}")
+    within = head[start : start + size]  # of the tag, where there are four values or fewer
+    values = np.empty(size, np.uint8)
+    values[: len(within)] = np.frombuffer(within, np.uint8)
+    for at in range(len(within), size, _PIECE_BYTES):
+        room = min(_PIECE_BYTES, size - at)
+        values[at : at + room] = np.frombuffer(_whole(read(room), room), np.uint8)
     return values.reshape(variable.shape, order="F")
+
+
+def _reader(file: BinaryIO, variable: Variable) -> Callable[[int], bytes]:
+    """Reads on within the element that the file stands at; fewer bytes come at its end alone."""
+    left = variable.size
+
+    def take(size: int) -> bytes:
+        nonlocal left
+        data = file.read(min(size, left))
+        left -= len(data)
+        return data
+
+    if not variable.compressed:
+        return take
+    inflater = zlib.decompressobj()
+
+    def inflate(size: int) -> bytes:
+        pieces = bytearray()
+        while len(pieces) < size:
+            packed = inflater.unconsumed_tail or take(_PIECE_BYTES)
+            piece = inflater.decompress(packed, size - len(pieces))
+            if not piece and (inflater.eof or not packed):
+                break
+            pieces += piece
+        return bytes(pieces)
+
+    return inflate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,18 @@ def test_matlab_5_is_read_as_scipy_reads_it(tmp_path: Path, shape: Any, compress
         assert [(one.name, one.shape, one.kind) for one in found] == io.whosmat(file.name)
         read = matlab.read_uint8(file, order, found[-1])
     np.testing.assert_array_equal(read, io.loadmat(tmp_path / "x.mat")[NOISY])
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_matlab_5_takes_no_more_memory_than_its_values(tmp_path: Path, compressed: bool) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (4, 8, 256, 256, 3), np.uint8)
+    io.savemat(tmp_path / "x.mat", {NOISY: values}, do_compression=compressed)
+    tracemalloc.start()
+    read = read_blocks(tmp_path / "x.mat", [NOISY])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < values.nbytes + (6 << 20)
+    np.testing.assert_array_equal(read.pixels, values)
 
 
 def test_a_tag_that_crashes_scipy_is_refused(tmp_path: Path) -> None:
