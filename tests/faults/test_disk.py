@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
 import os
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -96,45 +93,6 @@ def test_results_that_cannot_be_printed(world: World, tmp_path):
 def _stdout_is_full() -> None:
     os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
     os.dup2(os.open("stderr.txt", os.O_CREAT | os.O_WRONLY), 2)
-
-
-@pytest.mark.parametrize("name", ["prepare", "restore"])
-def test_an_output_folder_that_is_taken_away(world: World, tmp_path, name):
-    """Renamed while the command runs: an error in one line, or it is made again."""
-    case = world.case(name, tmp_path)
-    running = Running(case.words, tmp_path)
-    deadline = time.monotonic() + 60
-    while not case.out.is_dir() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    case.out.rename(tmp_path / "elsewhere")
-    code = running.end()
-    assert code in (0, 3, 5, 6), running.said
-    assert "Traceback" not in running.said
-    assert run(case.words, tmp_path) == 0, running.said
-
-
-@pytest.mark.parametrize("name", ["prepare", "restore"])
-def test_an_output_folder_that_turns_read_only(world: World, tmp_path, name):
-    """As a file system does that finds itself damaged: from its third file on, it refuses."""
-    case = world.case(name, tmp_path)
-    running = Running(case.words, tmp_path, _read_only_from_the_third_file_on)
-    assert running.end() in (5, 6), running.said
-    assert "read-only" in running.said.lower()
-    assert "Traceback" not in running.said
-    assert not hidden(case.out)
-    assert run(case.words, tmp_path) == 0, running.said
-    case.content(case.out)
-
-
-def _read_only_from_the_third_file_on() -> None:
-    real, opened = os.open, itertools.count(1)
-
-    def refusing(path: str | Path, flags: int, *more: int, **options: int) -> int:
-        if flags & os.O_EXCL and next(opened) > 2:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
-        return real(path, flags, *more, **options)
-
-    os.open = refusing
 
 
 def test_an_input_that_vanishes_midway(world: World, tmp_path):

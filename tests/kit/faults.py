@@ -39,6 +39,8 @@ _forks.set_forkserver_preload(
         "c2fdft_cli.engine.weights.pack",
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",
+        "torch._dynamo",
+        "torch._subclasses.fake_tensor",
     ]
 )
 
@@ -211,11 +213,12 @@ COMMANDS = ("prepare", "train-coarse", "train-fine", "sweep-steps", "restore", "
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Every file by name and SHA-256, but for what names the moment."""
+    """Every file by name and SHA-256, but for what names the moment and what `kill -9` left."""
+    left = {*hidden(folder)}
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix not in {".json", ".jsonl"}
+        if path.is_file() and path.suffix not in {".json", ".jsonl"} and path not in left
     }
 
 

@@ -42,6 +42,7 @@ class Manifest:
         self._settings = dict(settings)
         self._weights_file = weights_file
         self._digest = settings_digest(settings)
+        self._sources: dict[Path, list[int] | None] = {}
         self._known = {} if folder is None else _read(folder / MANIFEST_NAME)
 
     def has(self, output: Path) -> bool:
@@ -58,6 +59,10 @@ class Manifest:
         if found.get("source") != _size_and_time(source):
             return "its input has changed since"
         return None
+
+    def look_at(self, source: Path) -> None:
+        """Remember size and time of an input before it is read; it may change until it is added."""
+        self._sources[source] = _size_and_time(source)
 
     def begin(self, output: Path | None, source: Path) -> None:
         """Record an output that is about to be written; arguments and errors as `add`."""
@@ -77,7 +82,7 @@ class Manifest:
         entry = {
             "output": self._key(output),
             "settings": self._digest,
-            "source": _size_and_time(source),
+            "source": self._sources.get(source) or _size_and_time(source),
             **more,
         }
         path = self._folder / MANIFEST_NAME

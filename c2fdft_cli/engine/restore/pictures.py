@@ -23,6 +23,7 @@ from torch import Tensor
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import Picture, to_8bit, write_picture
 from c2fdft_cli.data.images.pillow import too_long
+from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import FORMATS
 from c2fdft_cli.engine.restore.outputs import DEEP_SUFFIXES, Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
@@ -67,7 +68,7 @@ def restore_pictures(
     waiting: deque[Future[ImageDone]] = deque()
     items = _by_size([item for item in plan.items if item.source.video is None])
     loaded = in_order(
-        _load,
+        partial(_load, plan.manifest),
         items,
         workers=READERS,
         cost=lambda item: item.source.height * item.source.width * 12,
@@ -100,9 +101,10 @@ def _by_size(items: Iterable[Item]) -> list[Item]:
     )
 
 
-def _load(item: Item) -> Loaded:
+def _load(manifest: Manifest, item: Item) -> Loaded:
     if item.source.problem is not None:
         return item, item.source.problem
+    manifest.look_at(item.source.path)
     try:
         return item, item.source.read()
     except C2fdftError as error:

@@ -70,6 +70,7 @@ def restore_video(
     if source.video is None or item.output is None:
         raise ValueError(f"not a video with an output file: {source.label}")
     tally = _Tally()
+    plan.manifest.look_at(source.path)
     try:
         yield from _restore(plan, source, source.video, item.output, tally, stop)
     except StoppedError:

@@ -218,9 +218,8 @@ def test_overwrite_redoes(options: Request, tmp_path: Path) -> None:
 def test_a_damaged_record_is_no_obstacle(options: Request, tmp_path: Path) -> None:
     run(options)
     record = tmp_path / "out" / MANIFEST_NAME
-    lines = record.read_text().splitlines()
-    assert json.loads(lines[0])["settings"]
-    record.write_bytes(b"\xff{]\n[1]\n" + "\n".join(lines[:6]).encode())
+    lines = [line for line in record.read_text().splitlines() if "made_with" in json.loads(line)]
+    record.write_bytes(b"\xff{]\n[1]\n" + "\n".join(lines[:3]).encode())
     assert sum(s.doubt is None for s in run(options).skipped) == 3
 
 

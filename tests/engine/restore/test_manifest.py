@@ -129,6 +129,15 @@ def test_a_file_that_was_not_replaced_is_what_it_was(tmp_path: Path, source: Pat
     assert Manifest(tmp_path, SETTINGS).doubt(output, source) is None
 
 
+def test_an_input_that_changes_after_it_was_read_is_noticed(tmp_path: Path, source: Path) -> None:
+    output, manifest = tmp_path / "a.png", Manifest(tmp_path, SETTINGS)
+    manifest.look_at(source)
+    output.write_text("restored")
+    source.write_text("another image")
+    manifest.add(output, source)
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) == "its input has changed since"
+
+
 def test_a_file_of_the_users_stays_unknown(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "a.png"
     output.write_text("somebody's")

@@ -1,0 +1,212 @@
+"""What a command works with is taken from it midway: inputs, its output folder, a worker."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from c2fdft_cli.data.images.picture import save_rgb8
+from tests.faults.conftest import TRIES
+from tests.kit.faults import Case, Running, World, hidden, run
+from tests.kit.formula import picture
+
+pytestmark = pytest.mark.slow
+
+COMMANDS = ("prepare", "restore", "restore-video", "eval", "sweep-steps", "train-coarse")
+QUICK = ("prepare", "restore")
+MOMENTS = [0.5, *(number / TRIES for number in range(1, TRIES))]
+"""Parts of all files that a command opens."""
+NAMES = [pytest.param(one, marks=() if one in QUICK else pytest.mark.long) for one in COMMANDS]
+
+
+def at_open(folder: Path, number: int, harm: Callable[[], None]) -> None:
+    """In the command's process: do harm before it opens its n-th file in a folder."""
+    counter, inside = itertools.count(1), f"{folder}/"
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        named = event == "open" and isinstance(arguments[0], str | os.PathLike)
+        if named and os.fspath(arguments[0]).startswith(inside) and next(counter) == number:
+            harm()
+
+    sys.addaudithook(look)
+
+
+@pytest.fixture(scope="module")
+def opened(world: World, tmp_path_factory) -> Callable[[str], tuple[int, object]]:
+    """How many files a command opens when nothing happens to it, and what it makes."""
+    known: dict[str, tuple[int, object]] = {}
+
+    def count(name: str) -> tuple[int, object]:
+        if name not in known:
+            folder = tmp_path_factory.mktemp(name)
+            case = own_world(world, folder).case(name, folder)
+            tally = folder.parent / f"{folder.name}.tally"
+            assert run(case.words, folder, partial(_count, folder, tally)) == 0
+            known[name] = tally.stat().st_size, case.content(case.out)
+        return known[name]
+
+    return count
+
+
+def _count(folder: Path, tally: Path) -> None:
+    written = os.open(tally, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    inside = f"{folder}/"
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        named = event == "open" and isinstance(arguments[0], str | os.PathLike)
+        if named and os.fspath(arguments[0]).startswith(inside):
+            os.write(written, b".")
+
+    sys.addaudithook(look)
+
+
+def own_world(world: World, folder: Path) -> World:
+    """A copy of the inputs, at the same times, to be harmed."""
+    shutil.copytree(world.root, folder / "world", copy_function=shutil.copy2)
+    return World(folder / "world")
+
+
+def an_input(world: World, name: str) -> Path:
+    """The last one that a command comes to."""
+    if name in ("sweep-steps", "train-coarse"):
+        split = "val" if name == "sweep-steps" else "train"
+        return sorted(world.shards.glob(f"{split}*.h5"))[-1]
+    places = {"restore": world.images / "7.png", "restore-video": world.root / "clip.mp4"}
+    return places.get(name, world.pairs / "train/rainy/9.png")
+
+
+def vanish(path: Path) -> None:
+    """Taken away."""
+    path.unlink(missing_ok=True)
+
+
+def cut(path: Path) -> None:
+    """Half of it, under the same name."""
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.unlink()
+    path.write_bytes(half)
+
+
+def resize(path: Path) -> None:
+    """Another picture of another size; for what is none, other bytes."""
+    if path.suffix == ".png":
+        save_rgb8(path, picture(40, 56, 99))
+    else:
+        cut(path)
+
+
+def work_and_go_on(
+    case: Case, folder: Path, before: Callable[[], None], mend: Callable[[], object]
+) -> int:
+    """Run a command that is hurt, then mend what was hurt and run it again; the first exit code."""
+    running = Running(case.words, folder, before)
+    code = running.end(120)
+    assert code in (0, 3, 4, 5, 6), running.said
+    assert "Traceback" not in running.said
+    assert code == 0 or "error: " in running.said
+    assert not hidden(case.out), running.said
+    mend()
+    again = Running((*case.words, *(case.again if case.out.exists() else ())), folder)
+    ended = again.end(120)
+    if ended == 6 and "its input has changed since" in again.said:  # restore: made of the other one
+        again = Running((*case.words, "--overwrite"), folder)
+        ended = again.end(120)
+    assert ended == 0, (code, running.said, again.said)
+    return code
+
+
+@pytest.mark.parametrize("harm", [vanish, cut, resize])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_input_that_vanishes_or_changes(world: World, opened, tmp_path_factory, name, harm):
+    """An error in one line or none; once it is back, the same command ends as if nothing was."""
+    count, expected = opened(name)
+    for moment in MOMENTS:
+        folder = tmp_path_factory.mktemp(f"{name}-{harm.__name__}")
+        own = own_world(world, folder)
+        path, case = an_input(own, name), own.case(name, folder)
+        kept = shutil.copy2(path, folder.parent / f"{folder.name}.kept")
+        before = partial(at_open, folder, max(1, round(moment * count)), partial(harm, path))
+        work_and_go_on(case, folder, before, partial(shutil.copy2, kept, path))
+        assert case.content(case.out) == expected, moment
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_output_folder_that_is_taken_away(world: World, opened, tmp_path_factory, name):
+    count, expected = opened(name)
+    for moment in MOMENTS:
+        folder = tmp_path_factory.mktemp(f"{name}-away")
+        own = own_world(world, folder)
+        case = own.case(name, folder)
+        number = max(1, round(moment * count))
+        before = partial(at_open, folder, number, partial(_take_away, case.out))
+        case.out.mkdir(exist_ok=True)
+        work_and_go_on(case, folder, before, lambda: case.out.mkdir(exist_ok=True))  # noqa: B023
+        assert case.content(case.out) == expected, moment
+
+
+def _take_away(out: Path) -> None:
+    if out.is_dir():
+        out.rename(out.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_output_folder_that_turns_read_only(world: World, opened, tmp_path_factory, name):
+    """As a file system does that finds itself damaged: from then on, it refuses."""
+    count, expected = opened(name)
+    for moment in MOMENTS:
+        folder = tmp_path_factory.mktemp(f"{name}-read-only")
+        own = own_world(world, folder)
+        case = own.case(name, folder)
+        before = partial(at_open, folder, max(1, round(moment * count)), partial(_refuse, case.out))
+        work_and_go_on(case, folder, before, lambda: None)
+        assert case.content(case.out) == expected, moment
+
+
+def _refuse(out: Path) -> None:
+    """From now on no file in a folder can be made or renamed; those that are open stay so."""
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        first = arguments[0] if arguments else None
+        if not isinstance(first, str | os.PathLike) or out not in (
+            Path(first),
+            *Path(first).parents,
+        ):
+            return
+        written = event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        if written or event in ("os.rename", "os.mkdir", "os.link"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(first))
+
+    sys.addaudithook(look)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_data_worker_that_is_killed(world: World, tmp_path, workers):
+    """As the kernel does where memory runs out: one line, and the same command goes on."""
+    case = world.case("train-coarse", tmp_path)
+    words = (*case.words, f"data.workers={workers}", "coarse.iterations=4000",
+             "coarse.periods=[{length: 4000, floor: 1.0e-5}]", "coarse.cycles=1000",
+             "train.validate_every=4000")  # fmt: skip
+    running = Running(words, tmp_path)
+    training = psutil.Process(running.process.pid)
+    deadline = time.monotonic() + 60
+    while "step 2:" not in running.said and time.monotonic() < deadline:
+        time.sleep(0.02)
+    worker = training.children()[-1]
+    worker.send_signal(signal.SIGKILL)
+    assert running.end(120) == 5, running.said
+    assert "error: a data worker died" in running.said
+    assert "Traceback" not in running.said
+    assert not hidden(case.out)
+    assert (case.out / "state.pt").is_file()
