@@ -5,7 +5,8 @@ One mechanism for every command, `install`ed before anything else is imported:
 * while nothing is being written a signal ends the process at once;
 * within `unwinding` it raises `SignalReceived`, so that what was begun is cleaned up;
 * within `graceful_stop` it is a request that a loop looks at; a Ctrl-C a second later raises;
-* while the process ends already, further ones are ignored.
+* while the process ends already, further ones are ignored;
+* where Python cannot raise, as it destroys an object, it raises again a moment later.
 
 The exit code is 130 for SIGINT and 143 for all others. A signal that the process was started to
 ignore (`nohup`, a background job of a shell script) stays ignored.
@@ -32,6 +33,9 @@ REPEATED_SECONDS = 1.0
 """A Ctrl-C sooner after the first signal belongs to it: launchers pass on what a terminal sends."""
 PATIENCE_SECONDS = 10.0
 """How long cleaning up may take before another Ctrl-C cuts it short."""
+
+RAISED_AGAIN_SECONDS = 0.01
+"""After a signal was lost in a destructor, until it is raised once more."""
 
 
 class StoppedError(Exception):
@@ -89,6 +93,7 @@ def install() -> None:
     _process.pid = os.getpid()
     for number in _handled():
         signal.signal(number, _handle)
+    sys.unraisablehook = _raise_later
 
 
 def ignore() -> None:
@@ -175,6 +180,18 @@ def _handle(number: int, _: FrameType | None) -> None:
         raise _process.received
     else:
         _exit(number)
+
+
+def _raise_later(lost: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in a destructor or the callback of a weak reference."""
+    if not isinstance(lost.exc_value, SignalReceived):
+        sys.__unraisablehook__(lost)
+        return
+    number, _process.received = lost.exc_value.signal_number, None
+    if sys.platform == "win32":  # has no timer that raises in the main thread
+        _exit(number)
+    signal.signal(signal.SIGALRM, lambda _, frame: _handle(number, frame))
+    signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_SECONDS)
 
 
 def _exit(number: int) -> NoReturn:

@@ -50,6 +50,35 @@ def test_while_nothing_is_written_a_signal_ends_at_once(number):
     assert "Traceback" not in said
 
 
+DESTROYS = """
+import weakref
+class Thing: pass
+def destroyed(_):
+    ready()
+    while _process.received is None: pass
+try:
+    with unwinding('try again'):
+        thing = Thing()
+        reference = weakref.ref(thing, destroyed)
+        del thing
+        time.sleep(20)
+        print('went on')
+except SignalReceived as stop:
+    print(stop, stop.hint)
+    sys.exit(exit_code(stop.signal_number))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ends at once there")
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_while_an_object_is_destroyed_is_not_lost(number):
+    """Python drops what is raised there; it comes a moment later."""
+    code, out, said = script(DESTROYS, number)
+    assert code == exit_code(number)
+    assert out == f"{signals.describe(number)} try again\n"
+    assert said == ""
+
+
 UNWINDS = """
 try:
     with unwinding('try again'):
