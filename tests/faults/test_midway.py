@@ -25,7 +25,7 @@ from tests.kit.formula import picture
 pytestmark = pytest.mark.slow
 
 COMMANDS = ("prepare", "restore", "restore-video", "eval", "sweep-steps", "train-coarse")
-QUICK = ("prepare", "restore")
+QUICK = ("prepare", "restore", "eval")
 MOMENTS = [0.5, *(number / TRIES for number in range(1, TRIES))]
 """Parts of all files that a command opens."""
 NAMES = [pytest.param(one, marks=() if one in QUICK else pytest.mark.long) for one in COMMANDS]

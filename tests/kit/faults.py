@@ -27,7 +27,7 @@ PRELOADED = ("train", "sweep", "restore", "prepare", "evaluate", "convert", "wei
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
     [
-        *(f"c2fdft_cli.cli.{name}" for name in PRELOADED),
+        *(f"c2fdft_cli.cli.commands.{name}" for name in PRELOADED),
         "c2fdft_cli.cli.views.train",
         "c2fdft_cli.engine.train.setup",
         "c2fdft_cli.engine.train.job",

@@ -20,6 +20,7 @@ from c2fdft_cli.engine.evaluate.pairing import (
     pair_files,
 )
 from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
+from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
 from c2fdft_cli.progress import Job
 
@@ -76,6 +77,10 @@ def _score_files(
 
 def _score_pair(pair: FilePair, degraded: Path | None, scorer: Scorer) -> Scored:
     ours, theirs = (read_image(path, scorer.protocol) for path in (pair.lq, pair.gt))
+    if ours.shape != theirs.shape:
+        sizes = [f"{one.shape[3]} x {one.shape[2]}" for one in (ours, theirs)]
+        what = f"changed while it was scored: {sizes[0]}, its target {sizes[1]}"
+        raise DataError(what, where=pair.lq, hint="run eval again once its images stay as they are")
     lq = None if degraded is None else read_image(degraded, scorer.protocol)
     known = lq is not None and lq.shape == theirs.shape
     return scorer(pair.name, ours, theirs, lq if known else None)
