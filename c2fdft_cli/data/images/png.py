@@ -40,7 +40,7 @@ _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """The header's number for so many channels."""
 _SUB, _UP = 1, 2
 """Numbers of filters."""
-_FILTERED_ROWS = 32
+_FILTERED_ROWS = 64
 _COLUMN, _COLUMN_STEP = 6, 13
 """The first of the columns that are looked at, and their distance: no multiple of a pixel's size,
 so that each channel has its turn."""
