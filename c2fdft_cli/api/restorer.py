@@ -284,6 +284,8 @@ class Restorer:
                     refuse_not_finite(
                         bool(done.image.isfinite().all()), self.weights, self.precision
                     )
+                    for note in done.notes:
+                        warnings.warn(note, stacklevel=3)
                     for k, i in enumerate(batch):
                         restored[i] = done.image[k]
                         deviation[i] = None if done.deviation is None else done.deviation[k]

@@ -203,10 +203,6 @@ class Executor:
             return []
         return [i for i, good in enumerate(are_finite) if not good]
 
-    def image(self, lq: Tensor, names: Sequence[str]) -> Tensor:
-        """The restored images of `__call__` alone."""
-        return self(lq, names).image
-
     def redo(
         self,
         restored: Restored,
