@@ -44,7 +44,7 @@ class Download:
             for tensor in tensors
         ]
         self._done = torch.cuda.Event()
-        self._done.record()
+        self._done.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> list[Tensor]:
         """The copies, once they are made."""

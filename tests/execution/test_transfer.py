@@ -38,8 +38,8 @@ def test_a_gpu_copies_through_pinned_memory_and_is_waited_for_by_an_event(
         return copy(to, source)
 
     class Event:
-        def record(self) -> None:
-            said.append("record")
+        def record(self, stream: str) -> None:
+            said.append(f"record in {stream}")
 
         def synchronize(self) -> None:
             said.append("wait")
@@ -48,8 +48,9 @@ def test_a_gpu_copies_through_pinned_memory_and_is_waited_for_by_an_event(
     monkeypatch.setattr(torch, "empty", pinned)
     monkeypatch.setattr(Tensor, "copy_", copied)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda of: f"the stream of {of}")
     parts = [torch.arange(6, dtype=torch.uint8), torch.ones(2, dtype=torch.bool)]
     download = Download(parts)
-    assert said == ["copy", "copy", "record"]
+    assert said == ["copy", "copy", "record in the stream of cpu"]
     assert all(map(torch.equal, download.wait(), parts))
     assert said[-1] == "wait"

@@ -38,6 +38,8 @@ class Restorer:
         runtime: device and arithmetic.
         eta: 0 is deterministic after the start noise.
         seed: of the noise, together with each image's name.
+        keeps_noise: hold the last start noise, 12 bytes a pixel, for batches that share it, as
+            those of a video's frames do.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Restorer:
         *,
         eta: float = 0.0,
         seed: int = 0,
+        keeps_noise: bool = False,
     ) -> None:
         self.predict_noise = predict_noise
         self.alpha_bar = alpha_bar
@@ -56,7 +59,8 @@ class Restorer:
         self.runtime = runtime
         self.eta = eta
         self.seed = seed
-        self._last_start: tuple[object, Tensor] = ((), torch.empty(0))
+        self._keeps_noise = keeps_noise
+        self._kept: dict[tuple[object, ...], Tensor] = {}
 
     @torch.inference_mode()
     def __call__(self, lq: Tensor, names: Sequence[str], sample: int = 0) -> Tensor:
@@ -89,15 +93,15 @@ class Restorer:
     ) -> tuple[Tensor, list[torch.Generator]]:
         """The start noise on the device, and the sources of what is drawn later.
 
-        What all images of a batch share, as frames of a video do, is drawn once, and not again
-        while no other is asked for.
+        What all images of a batch share, as frames of a video do, is drawn once.
         """
         if self.eta > 0 or len(set(names)) > 1:
             sources = [noise_generator(self.seed, name, sample) for name in names]
             return upload(gaussian(shape, sources), self.runtime.device), sources
         key = (self.seed, names[0], sample, shape[1:])
-        if self._last_start[0] != key:
+        drawn = self._kept.get(key)
+        if drawn is None:
             source = noise_generator(self.seed, names[0], sample)
             drawn = upload(gaussian((1, *shape[1:]), [source]), self.runtime.device)
-            self._last_start = (key, drawn)
-        return self._last_start[1].expand(shape), []
+            self._kept = {key: drawn} if self._keeps_noise else {}
+        return drawn.expand(shape), []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from shutil import disk_usage
 
 import torch
 
@@ -15,6 +17,9 @@ from c2fdft_cli.pipeline import cores
 from c2fdft_cli.recipe.schema import Data, Recipe, Stage
 
 MAX_WORKERS = 8
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108
+_SHARED_BYTES = 1 << 30
+"""For what eight processes have ready."""
 
 
 def patch_cycle(stage: Stage) -> PatchCycle:
@@ -39,10 +44,13 @@ def rank_share(runtime: Runtime, batch: int) -> float:
 def worker_count(data: Data, device: torch.device) -> int:
     """Processes that read batches: as stated, else as many as the device needs.
 
-    The batches are the same with any number of them.
+    The batches are the same with any number of them. They travel through shared memory, of which a
+    container may have next to none: then a thread reads.
     """
     if data.workers is not None or device.type != "cuda":
         return data.workers or 0
+    if os.path.isdir(_SHARED_MEMORY) and disk_usage(_SHARED_MEMORY).free < _SHARED_BYTES:
+        return 0
     if data.synthesize is None:
         return 2
     return max(1, min(MAX_WORKERS, cores() - 1))

@@ -25,10 +25,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def make(eta: float = 0.0) -> Restorer:
+def make(eta: float = 0.0, *, keeps_noise: bool = True) -> Restorer:
     return Restorer(
         lambda x, t: x[:, 3:] * x[:, :3], alpha_bar_of(beta_schedule()), [500, 100],
-        Runtime(torch.device("cpu")), eta=eta,
+        Runtime(torch.device("cpu")), eta=eta, keeps_noise=keeps_noise,
     )  # fmt: skip
 
 
@@ -42,6 +42,13 @@ def test_frames_of_one_name_share_a_draw_and_its_values(drawn: list[int]) -> Non
     assert torch.equal(torch.cat(alone), first)
     x_T = gaussian((1, 3, 8, 16), [noise_generator(0, "clip.mp4")])
     assert torch.equal(sampler._start(["clip.mp4"], 0, lq[:1].shape)[0], x_T)
+
+
+def test_nothing_is_kept_unless_asked(drawn: list[int]) -> None:
+    sampler, lq = make(keeps_noise=False), torch.zeros(2, 3, 8, 16)
+    assert torch.equal(sampler(lq, ["a", "a"]), sampler(lq, ["a", "a"]))
+    assert drawn == [1, 1]
+    assert sampler._kept == {}
 
 
 def test_another_name_size_or_sample_is_drawn_anew(drawn: list[int]) -> None:
