@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from c2fdft_cli.engine.sampling.executor import Executor, Restored, finite
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.execution.transfer import Download, overlaps, upload
 
-Pixels = npt.NDArray[np.unsignedinteger]
+Pixels: TypeAlias = npt.NDArray[np.unsignedinteger]
 
 
 class Wanted(NamedTuple):
