@@ -43,7 +43,7 @@ class Download:
             )
             for tensor in tensors
         ]
-        self._done = torch.cuda.Event()
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> list[Tensor]:
