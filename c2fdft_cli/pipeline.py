@@ -7,13 +7,63 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
 
 IN_FLIGHT_BYTES = 1 << 30
+
+
+def cores() -> int:
+    """Cores that this process may use: its share where torchrun started several on a machine."""
+    known = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+class InOrder(Generic[Out]):
+    """Work handed to threads, whose results leave in the order in which the work came.
+
+    Args:
+        pool: the threads.
+        room: results that may wait or be in work; they hold no more than about 1 GiB, whatever
+            their number.
+    """
+
+    def __init__(self, pool: Executor, room: int) -> None:
+        self._pool, self._room = pool, room
+        self._waiting: deque[tuple[Future[Out], int]] = deque()
+        self._held = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, work: Callable[[], Out], size: int = 0) -> Iterator[Out]:
+        """Hand over work whose result holds `size` bytes, behind the results that make room."""
+        while self._waiting and (
+            len(self._waiting) >= self._room or self._held + size > IN_FLIGHT_BYTES
+        ):
+            yield self._first()
+        self._waiting.append((self._pool.submit(work), size))
+        self._held += size
+
+    def finished(self) -> Iterator[Out]:
+        """The results that need no waiting for."""
+        while self._waiting and self._waiting[0][0].done():
+            yield self._first()
+
+    def rest(self) -> Iterator[Out]:
+        """All other results."""
+        while self._waiting:
+            yield self._first()
+
+    def _first(self) -> Out:
+        future, size = self._waiting.popleft()
+        self._held -= size
+        return future.result()
 
 
 def in_order(
@@ -32,20 +82,12 @@ def in_order(
         cost: bytes that an item's result holds.
     """
     workers = workers or os.cpu_count() or 1
-    waiting: deque[tuple[Future[Out], int]] = deque()
-    held = 0
     pool = ThreadPoolExecutor(workers)
+    line = InOrder[Out](pool, 2 * workers)
     try:
         for item in items:
-            size = cost(item)
-            while waiting and (len(waiting) >= 2 * workers or held + size > IN_FLIGHT_BYTES):
-                future, freed = waiting.popleft()
-                held -= freed
-                yield future.result()
-            waiting.append((pool.submit(work, item), size))
-            held += size
-        while waiting:
-            yield waiting.popleft()[0].result()
+            yield from line.add(partial(work, item), cost(item))
+        yield from line.rest()
     finally:
         pool.shutdown(cancel_futures=True)
 

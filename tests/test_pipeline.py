@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from c2fdft_cli import pipeline
-from c2fdft_cli.pipeline import ahead, in_order
+from c2fdft_cli.pipeline import InOrder, ahead, cores, in_order
 
 
 def test_ahead_is_bounded_and_in_order() -> None:
@@ -74,3 +77,27 @@ def test_an_error_comes_out_at_its_place() -> None:
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_results_wait_by_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "IN_FLIGHT_BYTES", 10)
+    with ThreadPoolExecutor(2) as pool:
+        line = InOrder[int](pool, room=3)
+        left = [list(line.add(partial(int, number))) for number in range(5)]
+        assert left == [[], [], [], [0], [1]]
+        assert list(line.add(partial(int, 5), size=9)) == [2]
+        assert list(line.add(partial(int, 6), size=2)) == [3, 4, 5]
+        assert list(line.add(partial(int, 7), size=99)) == [6]  # alone, however large
+        assert list(line.rest()) == [7]
+        assert (len(line), list(line.finished())) == (0, [])
+
+
+def test_cores_are_shared_among_the_processes_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    shares = []
+    for processes in ("1", "4", "64"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        shares.append(cores())
+    assert shares == [12, 3, 1]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from c2fdft_cli.api.images import Image, Unpacked, as_list, unpack
 from c2fdft_cli.api.module import RestorationModule
+from c2fdft_cli.engine.restore.batch import refuse_not_finite
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.options import (
     UNCERTAINTY_SAMPLES,
@@ -28,7 +29,6 @@ from c2fdft_cli.engine.restore.options import (
     parse_size,
     sample_count,
 )
-from c2fdft_cli.engine.restore.pictures import refuse_not_finite
 from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
 from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
@@ -281,7 +281,11 @@ class Restorer:
                     batch = members[start : start + size]
                     lq = torch.stack([frames[i] for i in batch])
                     done = executor(lq, [names[i] for i in batch])
-                    refuse_not_finite(done.image, self.weights, self.precision)
+                    refuse_not_finite(
+                        bool(done.image.isfinite().all()), self.weights, self.precision
+                    )
+                    for note in done.notes:
+                        warnings.warn(note, stacklevel=3)
                     for k, i in enumerate(batch):
                         restored[i] = done.image[k]
                         deviation[i] = None if done.deviation is None else done.deviation[k]

@@ -170,14 +170,15 @@ class Data(Section):
             degraded images.
         synthesis: settings of that degradation: docs/synthesis.md lists them.
         streaks: folder of rendered rain streaks (PNG), for rain.
-        workers: processes that read batches; 0 for a thread of the training's own.
+        workers: processes that read batches; 0 for a thread of the training's own, null for as many
+            as a GPU needs: 2, or up to 8 where crops are degraded while training; on a CPU none.
     """
 
     shards: str | None = None
     synthesize: Degradation | None = None
     synthesis: dict[str, Any] = field(default_factory=dict)
     streaks: str | None = None
-    workers: Annotated[int, Field(ge=0), NotBool] = 0
+    workers: Annotated[int, Field(ge=0), NotBool] | None = None
 
 
 @dataclass

@@ -17,7 +17,13 @@ import c2fdft_cli as c2fdft
 from c2fdft_cli.api.restorer import Restorer
 from c2fdft_cli.core.network import DFT
 from tests.kit.command import run as run_command
-from tests.kit.restore import pixels, random_picture, save, write_checkpoint
+from tests.kit.restore import (
+    overflow_in_half_precision,
+    pixels,
+    random_picture,
+    save,
+    write_checkpoint,
+)
 
 GRID = (500, 100)
 
@@ -259,6 +265,18 @@ def test_memory_limits_and_not_finite_results_are_errors(weights, tmp_path, tiny
     broken = c2fdft.load(write_checkpoint(tmp_path / "broken.pt", net), precision="fp32")
     with pytest.raises(c2fdft.CheckpointError, match="NaN or infinite"):
         broken(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_an_image_restored_again_in_float32_gives_a_warning(weights, restorer, monkeypatch):
+    image = random_picture(16, 24).pixels
+    want = restorer(image, name="a.png")
+    overflow_in_half_precision(monkeypatch)
+    half = c2fdft.load(weights, device="cpu", precision="bf16", grid=GRID)
+    says = r"a\.png: not finite in bf16, restored again in fp32"
+    with pytest.warns(UserWarning, match=says) as caught:
+        again = half(image, name="a.png")
+    assert np.array_equal(again, want)
+    assert caught[0].filename == __file__
 
 
 def test_a_missing_compiler_gives_a_warning(weights, monkeypatch):

@@ -14,7 +14,7 @@ from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory, release_ca
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     MemoryError(),
-    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be ..."),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."),
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from c2fdft_cli.core.network import DFT
@@ -16,6 +17,7 @@ from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.options import Machine, Sampling, Writing
 from c2fdft_cli.engine.restore.plan import RestorePlan, plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
+from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.recipe.schema import Network
 
@@ -32,6 +34,18 @@ class Identity:
         a = self.alpha_bar[int(t[0])].item()
         condition, x_t = x.double().chunk(2, dim=1)
         return ((x_t - math.sqrt(a) * condition) / math.sqrt(1 - a)).float()
+
+
+def overflow_in_half_precision(patch: pytest.MonkeyPatch) -> None:
+    """Let every sampler that is not in float32 produce NaN."""
+    original = Restorer.__call__
+
+    def call(self: Restorer, lq: torch.Tensor, names: list[str], sample: int = 0) -> torch.Tensor:
+        image = original(self, lq, names, sample)
+        half = self.runtime.dtype != torch.float32
+        return torch.full_like(image, torch.nan) if half else image
+
+    patch.setattr(Restorer, "__call__", call)
 
 
 def write_checkpoint(path: Path, net: DFT, **meta: Any) -> Path:

@@ -1,4 +1,4 @@
-"""PNG: pixels by imagecodecs (libpng), chunks by hand.
+"""PNG: pixels read by imagecodecs (libpng), written through libdeflate, chunks by hand.
 
 OpenCV was tried: it refuses grey with alpha, and writes nothing at all beside a colour profile
 that it finds damaged.
@@ -10,9 +10,11 @@ import contextlib
 import io
 import struct
 import zlib
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import imagecodecs
+import numpy as np
+import numpy.typing as npt
 
 from c2fdft_cli.data.images.formats import Unreadable
 from c2fdft_cli.data.images.metadata import (
@@ -34,6 +36,16 @@ _PROFILE = "Raw profile type "
 _KEPT = {b"cICP": 4, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}  # with their lengths
 _METADATA = {b"IHDR", b"eXIf", b"iCCP", b"acTL", *_KEPT}
 _METRE = 0.0254
+_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+"""The header's number for so many channels."""
+_SUB, _UP = 1, 2
+"""Numbers of filters."""
+_FILTERED_ROWS = 64
+_COLUMN, _COLUMN_STEP = 6, 13
+"""The first of the columns that are looked at, and their distance: no multiple of a pixel's size,
+so that each channel has its turn."""
+_IDAT_BYTES = 1 << 30
+"""A chunk has less than 2^31."""
 
 
 class Chunks(NamedTuple):
@@ -176,18 +188,50 @@ def _inflated(packed: bytes) -> bytes | None:
 
 
 def encode_png(samples: Array, metadata: Metadata) -> bytes:
-    """A PNG file of 8- or 16-bit samples."""
-    # Paeth's filter and run lengths alone: on photographs within 4 % of the smallest files of
-    # a full search with zlib's default level, and eight times as fast.
-    shape = samples.shape if samples.shape[2] > 1 else samples.shape[:2]
-    data = imagecodecs.png_encode(
-        samples.ravel().reshape(shape),  # it wants each stride, even that of a single pixel
-        level=imagecodecs.PNG.COMPRESSION.SPEED,
-        strategy=imagecodecs.PNG.STRATEGY.RLE,
-        filter=imagecodecs.PNG.FILTER.PAETH,
-    )
-    at = len(_SIGNATURE) + 25  # behind the header, which is always so long
-    return b"".join([data[:at], metadata.png_chunks, *_chunks_of(metadata), data[at:]])
+    """A PNG file of 8- or 16-bit samples `[h, w, c]`, c as in `Decoded`."""
+    height, width, channels = samples.shape
+    header = struct.pack(">IIBB3x", width, height, 8 * samples.itemsize, _COLOUR_TYPES[channels])
+    # libdeflate's first level: within 9 % of the files of libpng's Paeth filter with run lengths,
+    # in two thirds of the time
+    rows: Any = _filtered(samples)  # its types name bytes alone, any buffer will do
+    packed = memoryview(imagecodecs.deflate_encode(rows, level=1))
+    pixels = [
+        png_chunk(b"IDAT", packed[at : at + _IDAT_BYTES])
+        for at in range(0, len(packed), _IDAT_BYTES)
+    ]
+    chunks = [metadata.png_chunks, *_chunks_of(metadata), *pixels, png_chunk(b"IEND", b"")]
+    return b"".join([_SIGNATURE, png_chunk(b"IHDR", header), *chunks])
+
+
+def _filtered(samples: Array) -> npt.NDArray[np.uint8]:
+    """The rows as PNG stores them, `[h, 1 + bytes]`: a filter's number, then differences.
+
+    For each row the filter is "up" or "sub" (the pixel to the left), by the smaller sum of absolute
+    differences in a few columns: more filters, or all columns, cost more time than they save bytes.
+    """
+    height, _, channels = samples.shape
+    big_endian = samples.astype(samples.dtype.newbyteorder(">"), order="C", copy=False)
+    rows = big_endian.reshape(height, -1).view(np.uint8)
+    step = channels * samples.itemsize
+    out = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    out[0, 1:] = rows[0]
+    for top in range(0, height, _FILTERED_ROWS):  # so few that they stay in a cache
+        here, filtered = (array[top : top + _FILTERED_ROWS] for array in (rows, out))
+        first = max(top, 1)
+        above = rows[first - 1 : top + len(here) - 1]
+        np.subtract(here[first - top :], above, out=filtered[first - top :, 1:])
+        some = here[:, _COLUMN + step :: _COLUMN_STEP] - here[:, _COLUMN:-step:_COLUMN_STEP]
+        sub = _size(some) < _size(filtered[:, 1 + _COLUMN + step :: _COLUMN_STEP])
+        filtered[:, 0] = np.where(sub, _SUB, _UP)
+        filtered[sub, 1 : 1 + step] = here[sub, :step]
+        filtered[sub, 1 + step :] = here[sub, step:] - here[sub, :-step]
+    return out
+
+
+def _size(differences: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The sum of each row's absolute values, its bytes taken as signed."""
+    sizes = np.abs(differences.view(np.int8).astype(np.int16))
+    return np.asarray(sizes.sum(axis=1), np.int64)
 
 
 def _chunks_of(metadata: Metadata) -> list[bytes]:
@@ -217,7 +261,7 @@ def _text_chunk(keyword: str, text: str) -> bytes:
         return png_chunk(b"iTXt", name + bytes(5) + text.encode("utf-8", "replace"))
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes | memoryview) -> bytes:
     """A chunk with its length and checksum."""
     check = zlib.crc32(data, zlib.crc32(kind))
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+    return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", check)])

@@ -26,7 +26,10 @@ def join() -> Runtime:
 
 
 def gather_result(result: EvalResult, runtime: Runtime) -> EvalResult:
-    """The rows of all processes in rank 0, in the order of one process; others keep their own."""
+    """Rows and notes of all processes in rank 0, in the order of one process.
+
+    The others keep their own.
+    """
     everyone = _gather(result, runtime)
     if everyone is None:
         return result
@@ -35,7 +38,8 @@ def gather_result(result: EvalResult, runtime: Runtime) -> EvalResult:
     merged = [rows[i % len(rows)][i // len(rows)] for i in range(count)]
     if not merged:
         raise UsageError("there is nothing to score")
-    return replace(result, rows=merged)
+    notes = list(dict.fromkeys(note for one in everyone for note in one.notes))
+    return replace(result, rows=merged, notes=notes)
 
 
 def gather_pictures(

@@ -11,7 +11,7 @@ from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.engine.evaluate.job import DEFAULT, EvalOptions, EvalResult, collect
 from c2fdft_cli.engine.evaluate.sidd import CHOSEN_BY, PROTOCOL, BlockPairs
 from c2fdft_cli.engine.sampling.pairs import PairSource
-from c2fdft_cli.engine.sampling.scoring import Scored, restore_and_score, spread_indices
+from c2fdft_cli.engine.sampling.scoring import Scored, notes_of, restore_and_score, spread_indices
 from c2fdft_cli.engine.sampling.subject import Subject, open_shards, open_subject, trained_grid
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.progress import Job
@@ -84,7 +84,7 @@ def _score_weights(
     options: EvalOptions,
 ) -> Generator[Scored, None, EvalResult]:
     scorer = options.scorer(subject.protocol)
-    restorers = [subject.executor(timesteps, seed).image for seed in seeds]
+    restorers = [subject.executor(timesteps, seed) for seed in seeds]
 
     def scored() -> Generator[Scored, None, None]:
         for i in indices:
@@ -96,7 +96,8 @@ def _score_weights(
     if isinstance(pairs, BlockPairs):
         default = CHOSEN_BY
     depth = "unrounded" if subject.protocol.unrounded else "8 bit"
-    notes = [*_timestep_notes(subject, timesteps), *(f"note: {n}" for n in subject.runtime.notes)]
+    told = [*subject.runtime.notes, *notes_of(rows)]
+    notes = [*_timestep_notes(subject, timesteps), *(f"note: {note}" for note in told)]
     return EvalResult(
         protocol=subject.protocol,
         rows=rows,
@@ -136,4 +137,5 @@ def _mean(of_seeds: Sequence[Scored], subject: Subject) -> Scored:
         ssim=statistics.fmean(one.ssim for one in of_seeds),
         more={key: statistics.fmean(one.more[key] for one in of_seeds) for key in last.more},
         by_seed=tuple(one.psnr for one in of_seeds) if len(of_seeds) > 1 else (),
+        notes=tuple(notes_of(of_seeds)),
     )

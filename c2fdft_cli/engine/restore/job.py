@@ -7,7 +7,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
-from c2fdft_cli.engine.restore.pictures import WRITERS, restore_pictures
+from c2fdft_cli.engine.restore.pictures import restore_pictures, writer_count
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, RestoreResult, failed
 from c2fdft_cli.engine.restore.video import restore_video
@@ -30,7 +30,7 @@ def restore(plan: RestorePlan) -> Job[ImageDone | FrameDone, RestoreResult]:
 def _work(plan: RestorePlan, meter: Meter) -> Generator[ImageDone | FrameDone, None, RestoreResult]:
     start = time.monotonic()
     done: list[ImageDone] = []
-    with graceful_stop() as stop, ThreadPoolExecutor(WRITERS) as writers:
+    with graceful_stop() as stop, ThreadPoolExecutor(writer_count()) as writers:
         for record in restore_pictures(plan, writers, stop, meter):
             done.append(record)
             yield record

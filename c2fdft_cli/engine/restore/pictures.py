@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
@@ -16,27 +16,26 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import Picture, to_8bit, write_picture
 from c2fdft_cli.data.images.pillow import too_long
+from c2fdft_cli.data.images.tensors import interleaved, to_integers
+from c2fdft_cli.engine.restore.batch import Batch, Outcome, Pixels, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import FORMATS
 from c2fdft_cli.engine.restore.outputs import DEEP_SUFFIXES, Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed
-from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
+from c2fdft_cli.execution.transfer import batches_in_flight
 from c2fdft_cli.files import ensure_folder
-from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.pipeline import InOrder, cores, in_order
 from c2fdft_cli.progress import Meter
 from c2fdft_cli.signals import StoppedError, StopRequest
 
-WRITERS = 2
-READERS = 2
 DIFFERENCE_GAIN = 4.0
 _GAP = 8
 _HEAT_PERCENTILE = 99.0
@@ -56,40 +55,57 @@ _NOT_KEPT = {
 Loaded: TypeAlias = tuple[Item, Picture | C2fdftError]
 """An item, and what reading it gave."""
 
+Finish: TypeAlias = tuple[Callable[[], ImageDone], int]
+"""What is left to do for an image, in a thread, and about how many bytes it holds."""
+
+
+def writer_count() -> int:
+    """Threads that encode pictures: two cores are left to whoever feeds the network."""
+    return max(2, cores() - 2)
+
+
+def reader_count() -> int:
+    """Threads that decode pictures, which takes about two thirds of encoding."""
+    return max(2, cores() // 2)
+
 
 def restore_pictures(
     plan: RestorePlan, writers: ThreadPoolExecutor, stop: StopRequest, meter: Meter
 ) -> Iterator[ImageDone]:
-    """Records as files are finished; at most a few results wait for their turn.
+    """Records as files are finished; a few results and about 1 GiB of them wait for their turn.
+
+    On a GPU the next batch is begun before the last one's results are read.
 
     Raises:
         ResourceError: the disk is full, or the output folder cannot be written to.
     """
-    waiting: deque[Future[ImageDone]] = deque()
+    line = InOrder[ImageDone](writers, 2 * writer_count())
+    in_work: deque[Callable[[], list[Finish]]] = deque()
     items = _by_size([item for item in plan.items if item.source.video is None])
     loaded = in_order(
         partial(_load, plan.manifest),
         items,
-        workers=READERS,
+        workers=reader_count(),
         cost=lambda item: item.source.height * item.source.width * 12,
     )
-    for batch in _batches(loaded, plan.executor.batch_size):
+    with suppress(StoppedError):
+        for batch in _batches(loaded, plan.executor.batch_size):
 
-        def progress(share: float, count: int = len(batch)) -> None:
+            def progress(share: float, count: int = len(batch)) -> None:
+                stop.check()
+                meter.tell(len(line) + share * count)
+
             stop.check()
-            meter.tell(len(waiting) + share * count)
-
-        if stop:
-            break
-        try:
-            finish = _restore_batch(plan, batch, progress)
-        except StoppedError:
-            break
-        waiting.extend(map(writers.submit, finish))
-        while len(waiting) > 2 * WRITERS or (waiting and waiting[0].done()):
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+            in_work.append(_begin(plan, batch, progress))
+            while len(in_work) > batches_in_flight(plan.runtime.device):
+                for finish, size in in_work.popleft()():
+                    yield from line.add(finish, size)
+            yield from line.finished()
+    with suppress(StoppedError):
+        while in_work:
+            for finish, size in in_work.popleft()():
+                yield from line.add(finish, size)
+    yield from line.rest()
 
 
 def _by_size(items: Iterable[Item]) -> list[Item]:
@@ -112,50 +128,78 @@ def _load(manifest: Manifest, item: Item) -> Loaded:
 
 
 def _batches(loaded: Iterable[Loaded], size: Callable[[int, int], int]) -> Iterator[list[Loaded]]:
-    """Neighbours of one size together, `size(height, width)` at most; what failed by itself."""
+    """Neighbours of one size and depth together, `size(height, width)` at most.
+
+    What could not be read comes by itself.
+    """
     for shape, run in groupby(loaded, key=lambda one: _shape(one[1])):
-        while batch := list(islice(run, size(*shape) if shape else 1)):
+        while batch := list(islice(run, size(*shape[:2]) if shape else 1)):
             yield batch
 
 
-def _shape(found: Picture | C2fdftError) -> tuple[int, int] | None:
-    return None if isinstance(found, C2fdftError) else found.pixels.shape[:2]
+def _shape(found: Picture | C2fdftError) -> tuple[int, int, int] | None:
+    """Height, width and depth."""
+    if isinstance(found, C2fdftError):
+        return None
+    height, width = found.pixels.shape[:2]
+    return height, width, found.bit_depth
 
 
-def _restore_batch(
-    plan: RestorePlan, batch: list[Loaded], progress: Callable[[float], None]
-) -> list[Callable[[], ImageDone]]:
-    """Run the network over a batch; what is left to do for each image may run in a thread."""
-    read = [(item, found) for item, found in batch if isinstance(found, Picture)]
-    if not read:
-        errors = [(item, found) for item, found in batch if isinstance(found, C2fdftError)]
-        return [partial(failed, item.source, error) for item, error in errors]
-    lq = torch.stack([to_tensor(picture) for _, picture in read])
-    start = time.monotonic()
-    try:
-        restored = plan.executor(lq, [item.source.name for item, _ in read], progress)
-    except ResourceError as error:
-        return [partial(failed, item.source, error) for item, _ in read]
-    seconds = (time.monotonic() - start) / len(read)
-    return [
-        partial(_finish, plan, item, picture, restored, i, seconds)
-        for i, (item, picture) in enumerate(read)
-    ]
-
-
-def _finish(
-    plan: RestorePlan, item: Item, picture: Picture, restored: Restored, i: int, seconds: float
-) -> ImageDone:
-    """Write the files of image `i` of a batch and record it."""
-    writing = plan.writing
-    image = restored.image[i]
-    deviation = None if restored.deviation is None else restored.deviation[i]
-    try:
-        refuse_not_finite(image, plan.weights, plan.runtime.precision)
-        plan.manifest.begin(item.output, item.source.path)
-        kept = write_files(
-            item, picture, image, deviation, writing.quality, writing.bit_depth, writing.overwrite
+def _begin(
+    plan: RestorePlan, loaded: list[Loaded], progress: Callable[[float], None]
+) -> Callable[[], list[Finish]]:
+    """Give a batch to the network; what waits for it and tells what is left to do."""
+    read = [(item, found) for item, found in loaded if isinstance(found, Picture)]
+    errors = [(item, found) for item, found in loaded if isinstance(found, C2fdftError)]
+    if errors:
+        return lambda: [(partial(failed, item.source, error), 0) for item, error in errors]
+    wanted = [
+        Wanted(
+            plan.writing.bit_depth or picture.bit_depth,
+            picture.grey,
+            unrounded=any((item.compare, item.deviation, item.heat)),
         )
+        for item, picture in read
+    ]
+    names = [item.source.name for item, _ in read]
+
+    def refused(error: ResourceError) -> list[Finish]:
+        return [(partial(failed, item.source, error), 0) for item, _ in read]
+
+    try:
+        batch = Batch(
+            plan.executor, [picture.pixels for _, picture in read], names, wanted, progress
+        )
+    except ResourceError as error:
+        refusal = refused(error)
+        return lambda: refusal
+
+    def finish() -> list[Finish]:
+        try:
+            outcomes = batch.outcomes()
+        except ResourceError as error:
+            return refused(error)
+        return [
+            (partial(_finish, plan, item, picture, outcome), _held_bytes(picture, outcome))
+            for (item, picture), outcome in zip(read, outcomes, strict=True)
+        ]
+
+    return finish
+
+
+def _held_bytes(picture: Picture, outcome: Outcome) -> int:
+    """About what an image holds until it is written: input, result, and what encoders make."""
+    floats = [part.nbytes for part in (outcome.image, outcome.deviation) if part is not None]
+    return picture.pixels.nbytes + 4 * outcome.planes.nbytes + 2 * sum(floats)
+
+
+def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -> ImageDone:
+    """Write the files of one image and record it."""
+    writing = plan.writing
+    try:
+        refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
+        plan.manifest.begin(item.output, item.source.path)
+        kept = write_files(item, picture, outcome, writing.quality, writing.overwrite)
         plan.manifest.add(item.output, item.source.path)
     except (CheckpointError, UsageError) as error:  # NaN, or a format that cannot hold it
         return failed(item.source, error)
@@ -171,35 +215,24 @@ def _finish(
         width=width,
         calls=len(plan.grid) * plan.executor.runs,
         grid=plan.grid,
-        seconds=seconds,
-        executor=restored.executor,
+        seconds=outcome.seconds,
+        executor=outcome.executor,
         precision=plan.runtime.precision,
         peak_memory=plan.runtime.peak_memory(),
         notes=[
             *([item.source.note] if item.source.note else []),
-            *restored.notes,
+            *outcome.notes,
             *dropped(picture, item.suffix, writing.bit_depth),
             *kept,
         ],
     )
 
 
-def refuse_not_finite(image: Tensor, weights: Path, precision: str) -> None:
-    """CheckpointError for a result that holds NaN or infinity, which no file can."""
-    if not torch.isfinite(image).all():
-        raise CheckpointError(
-            f"the network produced NaN or infinite values with the weights {weights}",
-            hint="use --precision fp32, or other weights" if precision != "fp32" else None,
-        )
-
-
 def write_files(
     item: Item,
     picture: Picture,
-    image: Tensor,
-    deviation: Tensor | None,
+    outcome: Outcome,
     quality: int,
-    bit_depth: int | None,
     overwrite: bool,
 ) -> list[str]:
     """Write all files of an item, the restored image last: its being there means all are.
@@ -207,10 +240,8 @@ def write_files(
     Args:
         item: where they go.
         picture: the input.
-        image: `[3, h, w]` in [0, 1].
-        deviation: `[1, h, w]`, where there are several samples.
+        outcome: the restored image, unrounded too where a comparison or a map is to be made.
         quality: of JPEG.
-        bit_depth: of the restored image; None for the input's.
         overwrite: whether files that exist are replaced.
 
     Returns:
@@ -220,22 +251,24 @@ def write_files(
         UsageError: the format cannot hold the picture.
         ResourceError: a file cannot be written.
     """
+    image, deviation = outcome.image, outcome.deviation
     make: dict[Path, Callable[[], Picture]] = {}
-    if item.compare is not None:
+    if image is not None and item.compare is not None:
         make[item.compare] = lambda: comparison(picture, image)
-    if item.deviation is not None and deviation is not None:
-        make[item.deviation] = lambda: deviation_map(deviation)
-    if item.heat is not None and deviation is not None:
-        make[item.heat] = lambda: heat_map(image, deviation)
+    if image is not None and deviation is not None:
+        if item.deviation is not None:
+            make[item.deviation] = lambda: deviation_map(deviation)
+        if item.heat is not None:
+            make[item.heat] = lambda: heat_map(image, deviation)
     if item.output is not None:
-        make[item.output] = lambda: to_picture(image, picture, bit_depth)
+        make[item.output] = lambda: to_picture(outcome.pixels(), picture)
     kept = [path for path in make if not overwrite and os.path.exists(path)]
     for path, picture_of in make.items():
         if path not in kept:
             ensure_folder(path.parent)
             write_picture(path, picture_of(), quality=quality)
     if item.output is None:
-        _write_to_stdout(to_picture(image, picture, bit_depth), item.suffix, quality)
+        _write_to_stdout(to_picture(outcome.pixels(), picture), item.suffix, quality)
     return [f"{path} already exists, not overwritten (use --overwrite)" for path in kept]
 
 
@@ -281,34 +314,23 @@ def _present(metadata: Metadata) -> list[str]:
     return [name for name, value in found.items() if value]
 
 
-def to_tensor(picture: Picture) -> Tensor:
-    """The colours of a picture as `[3, h, w]` float32 in [0, 1]."""
-    white = 2**picture.bit_depth - 1
-    values = torch.from_numpy(picture.pixels.astype(np.float32))
-    return values.permute(2, 0, 1).contiguous().div_(white)
-
-
-def to_picture(image: Tensor, source: Picture, bit_depth: int | None = None) -> Picture:
-    """A restored image with everything else of the picture that it came from.
+def to_picture(pixels: Pixels, source: Picture) -> Picture:
+    """Restored pixels with everything else of the picture that they came from.
 
     Args:
-        image: `[3, h, w]` in [0, 1]; grey sources get the mean of its channels.
+        pixels: `[h, w, 3]`, uint8 or uint16.
         source: alpha, profile, EXIF and greyness are taken over.
-        bit_depth: 8 or 16; None for the source's own.
     """
-    depth = bit_depth or source.bit_depth
     alpha = source.alpha
-    if alpha is not None and depth != source.bit_depth:
-        alpha = alpha.astype(np.uint16) * np.uint16(257) if depth == 16 else to_8bit(alpha)
-    return replace(source, pixels=quantise(image, depth, grey=source.grey), alpha=alpha)
+    if alpha is not None and alpha.dtype != pixels.dtype:
+        deep = pixels.dtype == np.uint16
+        alpha = alpha.astype(np.uint16) * np.uint16(257) if deep else to_8bit(alpha)
+    return replace(source, pixels=pixels, alpha=alpha)
 
 
-def quantise(image: Tensor, depth: int, *, grey: bool = False) -> npt.NDArray[np.unsignedinteger]:
+def quantise(image: Tensor, depth: int, *, grey: bool = False) -> Pixels:
     """`[3, h, w]` in [0, 1] to `[h, w, 3]` of 8 or 16 bits, rounded."""
-    if grey:
-        image = image.mean(0, keepdim=True).expand(3, -1, -1)
-    values = image.mul(2**depth - 1).round_().permute(1, 2, 0).contiguous().cpu().numpy()
-    return values.astype(np.uint8 if depth == 8 else np.uint16)
+    return interleaved(to_integers(image, depth, grey=grey))
 
 
 def comparison(source: Picture, image: Tensor) -> Picture:

@@ -230,6 +230,7 @@ def _executor(
         max_memory=machine.max_memory,
         tile=machine.tile,
         batch=machine.batch,
+        keeps_noise=sampling.temporal_noise == "fixed" and any(one.source.video for one in items),
     )
     return executor, notice
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
-import torch
-
-from c2fdft_cli.data.images.picture import Picture
 from c2fdft_cli.data.video.probe import VideoInfo
 from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter
+from c2fdft_cli.engine.restore.batch import Batch, Outcome, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.engine.restore.outputs import Item
-from c2fdft_cli.engine.restore.pictures import quantise, refuse_not_finite, to_tensor
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, VideoDone, failed
-from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
+from c2fdft_cli.execution.transfer import batches_in_flight
 from c2fdft_cli.files import atomic_path, ensure_folder
 from c2fdft_cli.pipeline import ahead
 from c2fdft_cli.signals import StoppedError, StopRequest
@@ -47,11 +44,11 @@ class _Tally:
     executor: str = ""
     notes: list[str] = field(default_factory=list)
 
-    def add(self, count: int, seconds: float, ran: Restored) -> None:
-        self.frames += count
-        self.seconds += seconds
-        self.executor = ran.executor
-        self.notes.extend(note for note in ran.notes if note not in self.notes)
+    def add(self, outcomes: list[Outcome]) -> None:
+        self.frames += len(outcomes)
+        self.seconds += sum(one.seconds for one in outcomes)
+        self.executor = outcomes[-1].executor
+        self.notes.extend(note for note in outcomes[-1].notes if note not in self.notes)
 
 
 def restore_video(
@@ -96,6 +93,7 @@ def _restore(
     crf, label = plan.writing.crf, source.label
     size = plan.executor.batch_size(info.height, info.width)
     ensure_folder(output.parent)
+    given = 0
     held: FrameDone | None = None
     with (
         atomic_path(output) as temporary,
@@ -104,10 +102,18 @@ def _restore(
         VideoWriter(temporary, info, deep, crf, output) as writer,
     ):
         writes: deque[Future[None]] = deque()
-        for frames in ahead(_batched(reader, size), _BATCHES_AHEAD):
+        in_work: deque[Callable[[], list[Frame]]] = deque()
+        frames_ahead = ahead(_batched(reader, size), _BATCHES_AHEAD)
+        for frames in chain(frames_ahead, repeat(None)):
+            if frames is not None:
+                in_work.append(_begin(plan, source, info, frames, given, tally, stop))
+                given += len(frames)
+                if len(in_work) <= batches_in_flight(plan.runtime.device):
+                    continue
+            if not in_work:
+                break
             first = tally.frames
-            restored = _run(plan, source, info, frames, tally, stop)
-            writes.append(pool.submit(_write, writer, restored))
+            writes.append(pool.submit(_write, writer, in_work.popleft()()))
             while len(writes) > 1:
                 writes.popleft().result()
             for number in range(first + 1, tally.frames + 1):
@@ -135,30 +141,39 @@ def _write(writer: VideoWriter, frames: list[Frame]) -> None:
         writer.write(frame)
 
 
-def _run(
+def _begin(
     plan: RestorePlan,
     source: Source,
     info: VideoInfo,
     frames: list[Frame],
+    first: int,
     tally: _Tally,
     stop: StopRequest,
-) -> list[Frame]:
-    """A batch of frames with restored pixels."""
-    numbers = range(tally.frames, tally.frames + len(frames))
+) -> Callable[[], list[Frame]]:
+    """Give frames, from number `first`, to the network; what waits for them and restores them."""
+    numbers = range(first, first + len(frames))
     names = [frame_name(source, number, plan.sampling.temporal_noise) for number in numbers]
-    lq = torch.stack([to_tensor(Picture(frame.pixels)) for frame in frames])
-    start = time.monotonic()
+    wanted = [Wanted(8 * frame.pixels.itemsize, info.is_grey) for frame in frames]
+    pixels = [frame.pixels for frame in frames]
     try:
-        result = plan.executor(lq, names, lambda _: stop.check())
-        refuse_not_finite(result.image, plan.weights, plan.runtime.precision)
-    except (CheckpointError, ResourceError) as error:
+        batch = Batch(plan.executor, pixels, names, wanted, lambda _: stop.check())
+    except ResourceError as error:
         raise _NetworkError(error) from error
-    tally.add(len(frames), time.monotonic() - start, result)
-    depth = 8 * frames[0].pixels.itemsize
-    return [
-        frame._replace(pixels=quantise(image, depth, grey=info.is_grey))
-        for frame, image in zip(frames, result.image, strict=True)
-    ]
+
+    def finish() -> list[Frame]:
+        try:
+            outcomes = batch.outcomes()
+            for outcome in outcomes:
+                refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
+        except (CheckpointError, ResourceError) as error:
+            raise _NetworkError(error) from error
+        tally.add(outcomes)
+        return [
+            frame._replace(pixels=outcome.pixels())
+            for frame, outcome in zip(frames, outcomes, strict=True)
+        ]
+
+    return finish
 
 
 def frame_name(source: Source, number: int, temporal_noise: str) -> str:

@@ -30,15 +30,18 @@ SAMPLER_BYTES = 4 * 42
 """Bytes for each pixel outside the network's own: its input, condition, x_t, blended tiles, and
 results that wait to be written."""
 SMALL_PIXELS = 1 << 16
-"""Larger images keep a device busy by themselves."""
+"""Larger images keep a CPU busy by themselves."""
 MAX_BATCH = 16
 BATCH_PIXELS = 1 << 18
+GPU_MAX_BATCH = 64
+GPU_BATCH_PIXELS = 3 << 20
+"""A GPU computes fewer pixels faster than a CPU launches the work on them."""
 
 Out = TypeVar("Out")
 
 
 class Restored(NamedTuple):
-    """Restored images on the CPU, and how they were made.
+    """Restored images, and how they were made.
 
     image: `[n, 3, h, w]` float32 in [0, 1], the mean over all samples and transforms.
     deviation: `[n, 1, h, w]` float32, their per-pixel standard deviation; None for one sample.
@@ -61,12 +64,12 @@ class Executor:
         alpha_bar: `[T]`.
         grid: descending timesteps, one a sampling step.
         runtime: device and arithmetic.
-        eta, seed: of the sampler.
+        eta, seed, keeps_noise: of the sampler.
         samples, transforms: what each result is the mean of, see `mean_and_deviation`.
         max_memory: bytes that may be used; None for what is free, with a margin.
         tile: side of tiles; None for the exact result.
         batch: images that go through the network together at most; 0 for as many small ones as
-            make up a quarter megapixel.
+            make up a quarter megapixel, on a GPU as many of any size as make up three.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Executor:
         max_memory: int | None = None,
         tile: int | None = None,
         batch: int = 0,
+        keeps_noise: bool = False,
     ) -> None:
         self._strips, self._net = network, network.net
         self._runtime = runtime
@@ -92,7 +96,14 @@ class Executor:
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
         self._in_float32: Executor | None = None
         predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
-        self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
+        self.restorer = Restorer(
+            predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed, keeps_noise=keeps_noise
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self._runtime.device
 
     @property
     def runs(self) -> int:
@@ -113,11 +124,15 @@ class Executor:
 
     def batch_size(self, height: int, width: int) -> int:
         """How many images of a size go through the network together."""
-        small = height * width <= SMALL_PIXELS
-        count = self._batch or (min(MAX_BATCH, BATCH_PIXELS // (height * width)) if small else 1)
+        pixels = height * width
+        count = self._batch
+        if not count and self._runtime.device.type == "cuda":
+            count = min(GPU_MAX_BATCH, GPU_BATCH_PIXELS // pixels)
+        elif not count and pixels <= SMALL_PIXELS:
+            count = min(MAX_BATCH, BATCH_PIXELS // pixels)
         while count > 1 and not self._fits(height, width, count):
             count //= 2
-        return count
+        return max(1, count)
 
     def __call__(
         self,
@@ -125,13 +140,40 @@ class Executor:
         names: Sequence[str],
         progress: Callable[[float], None] = lambda _: None,
     ) -> Restored:
-        """Restore a batch: all samples under all transforms.
+        """Restore a batch, the images that are not finite in half precision again in float32.
+
+        Args:
+            lq, names, progress: as `start`.
+
+        Returns:
+            Images and deviation on the CPU.
+
+        Raises:
+            ResourceError: as `start`.
+        """
+        restored = self.start(lq, names, progress)
+        failed = self.to_redo(finite(restored.image).tolist())
+        if failed:
+            restored = self.redo(restored, failed, lq, names, progress)
+        deviation = None if restored.deviation is None else restored.deviation.cpu()
+        return restored._replace(image=restored.image.cpu(), deviation=deviation)
+
+    def start(
+        self,
+        lq: Tensor,
+        names: Sequence[str],
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> Restored:
+        """Restore a batch, all samples under all transforms; on a GPU, give it that work.
 
         Args:
             lq: `[n, 3, h, w]` in [0, 1].
             names: the images' names, which decide their noise.
             progress: called many times with the share of the work that is done, 0 to 1; it may
                 raise to end it.
+
+        Returns:
+            Images on the runtime's device, not waited for: they may not be finite, see `to_redo`.
 
         Raises:
             ResourceError: out of memory in the narrowest strips too.
@@ -156,20 +198,15 @@ class Executor:
         image, deviation = mean_and_deviation(sample, lq, self._samples, self._transforms)
         if self._strips.compiled and functions_given_up() > given_up:
             notes.setdefault("torch.compile gave up on a part of the network: it runs uncompiled")
-        half = self._runtime.dtype != torch.float32
-        finite = image.isfinite().flatten(1).all(1).tolist() if half else [True]
-        deviation = None if deviation is None else deviation.cpu()
-        restored = Restored(image.cpu(), deviation, executor, list(notes))
-        if all(finite):
-            return restored
-        failed = [i for i, good in enumerate(finite) if not good]
-        return self._redone(restored, failed, lq, names, progress)
+        return Restored(image, deviation, executor, list(notes))
 
-    def image(self, lq: Tensor, names: Sequence[str]) -> Tensor:
-        """The restored images of `__call__` alone."""
-        return self(lq, names).image
+    def to_redo(self, are_finite: Sequence[bool]) -> list[int]:
+        """The numbers of the images that are not finite and may be in float32."""
+        if self._runtime.dtype == torch.float32:
+            return []
+        return [i for i, good in enumerate(are_finite) if not good]
 
-    def _redone(
+    def redo(
         self,
         restored: Restored,
         failed: list[int],
@@ -177,7 +214,7 @@ class Executor:
         names: Sequence[str],
         progress: Callable[[float], None],
     ) -> Restored:
-        """With the images that are not finite restored again in float32."""
+        """With some images, those that are not finite, restored again in float32."""
         if self._in_float32 is None:
             self._in_float32 = Executor(
                 StripNetwork(self._net),
@@ -191,13 +228,14 @@ class Executor:
                 max_memory=self._max_memory,
                 tile=self._tile,
             )
-        again = self._in_float32(lq[failed], [names[i] for i in failed], lambda _: progress(1.0))
+        chosen = [names[i] for i in failed]
+        again = self._in_float32.start(lq[failed], chosen, lambda _: progress(1.0))
         image, deviation = restored.image.clone(), restored.deviation
         image[failed] = again.image
         if deviation is not None and again.deviation is not None:
             deviation = deviation.clone()
             deviation[failed] = again.deviation
-        which = ", ".join(names[i] for i in failed)
+        which = ", ".join(chosen)
         note = f"{which}: not finite in {self._runtime.precision}, restored again in fp32"
         return Restored(image, deviation, restored.executor, [*restored.notes, note, *again.notes])
 
@@ -295,6 +333,11 @@ class Executor:
         if self._tile is not None and max(_padded(height), _padded(width)) > self._tile:
             return f"tiles of {self._tile} px"
         return "whole" if rows >= _padded(height) else f"strips of {rows} rows"
+
+
+def finite(images: Tensor) -> Tensor:
+    """Whether each of `[n, 3, h, w]` in [0, 1] is finite throughout, `[n]`: then their sum is."""
+    return images.flatten(1).sum(1).isfinite()
 
 
 def _padded(side: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, gaussian, to_image
 from c2fdft_cli.core.network import pad_to_multiple
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.transfer import upload
 
 
 def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:
@@ -37,6 +38,8 @@ class Restorer:
         runtime: device and arithmetic.
         eta: 0 is deterministic after the start noise.
         seed: of the noise, together with each image's name.
+        keeps_noise: hold the last start noise, 12 bytes a pixel, for batches that share it, as
+            those of a video's frames do.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Restorer:
         *,
         eta: float = 0.0,
         seed: int = 0,
+        keeps_noise: bool = False,
     ) -> None:
         self.predict_noise = predict_noise
         self.alpha_bar = alpha_bar
@@ -55,6 +59,8 @@ class Restorer:
         self.runtime = runtime
         self.eta = eta
         self.seed = seed
+        self._keeps_noise = keeps_noise
+        self._kept: dict[tuple[object, ...], Tensor] = {}
 
     @torch.inference_mode()
     def __call__(self, lq: Tensor, names: Sequence[str], sample: int = 0) -> Tensor:
@@ -70,8 +76,7 @@ class Restorer:
         """
         height, width = lq.shape[-2:]
         lq = pad_to_multiple(lq.to(self.runtime.device, torch.float32))
-        sources = [noise_generator(self.seed, name, sample) for name in names]
-        x_T = gaussian(lq.shape, sources, self.runtime.device)
+        x_T, sources = self._start(names, sample, lq.shape)
         with self.runtime.autocast():
             x_0 = ddim_sample(
                 conditioned(self.predict_noise, lq),
@@ -82,3 +87,21 @@ class Restorer:
                 sources,
             )
         return to_image(x_0)[..., :height, :width]
+
+    def _start(
+        self, names: Sequence[str], sample: int, shape: torch.Size
+    ) -> tuple[Tensor, list[torch.Generator]]:
+        """The start noise on the device, and the sources of what is drawn later.
+
+        What all images of a batch share, as frames of a video do, is drawn once.
+        """
+        if self.eta > 0 or len(set(names)) > 1:
+            sources = [noise_generator(self.seed, name, sample) for name in names]
+            return upload(gaussian(shape, sources), self.runtime.device), sources
+        key = (self.seed, names[0], sample, shape[1:])
+        drawn = self._kept.get(key)
+        if drawn is None:
+            source = noise_generator(self.seed, names[0], sample)
+            drawn = upload(gaussian((1, *shape[1:]), [source]), self.runtime.device)
+            self._kept = {key: drawn} if self._keeps_noise else {}
+        return drawn.expand(shape), []

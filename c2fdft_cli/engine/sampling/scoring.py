@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from c2fdft_cli.core.ssim import WINDOW
 from c2fdft_cli.data.images.tensors import as_tensor, to_uint8, to_unit
+from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import MAX_VALUE, PROTOCOLS, Protocol, Score, score
@@ -24,7 +25,7 @@ Metric = Callable[[Tensor, Tensor], float]
 """A further score of (restored, target), both `[1, 3, h, w]` on the scale 0 .. 255."""
 
 
-Restore = Callable[[Tensor, Sequence[str]], Tensor]
+Restore = Callable[[Tensor, Sequence[str]], Restored]
 """`lq: [1, 3, h, w]` in [0, 1] and its name to the restored image, on the CPU."""
 
 
@@ -50,6 +51,7 @@ class Scored:
         by_seed: PSNR of each seed, where the scores are means over several.
         seconds: that restoring took; 0 for saved files.
         pictures: the pixels, where they were asked for.
+        notes: what did not go as planned while it was restored.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Scored:
     by_seed: tuple[float, ...] = ()
     seconds: float = field(default=0.0, compare=False)
     pictures: Pictures | None = field(default=None, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,17 @@ def restore_and_score(
             started = time.perf_counter()
             restored = restorer(to_unit(lq), [pair.noise_name])
             seconds = time.perf_counter() - started
-            if not restored.isfinite().all():
-                yield Scored(pair.name, math.nan, math.nan, seconds=seconds)
+            image, notes = restored.image, tuple(restored.notes)
+            if not image.isfinite().all():
+                yield Scored(pair.name, math.nan, math.nan, seconds=seconds, notes=notes)
                 continue
-            image = restored * MAX_VALUE if scorer.protocol.unrounded else to_uint8(restored)
-            yield scorer(pair.name, image, gt, lq, seconds)
+            image = image * MAX_VALUE if scorer.protocol.unrounded else to_uint8(image)
+            yield replace(scorer(pair.name, image, gt, lq, seconds), notes=notes)
+
+
+def notes_of(scored: Iterable[Scored]) -> list[str]:
+    """What did not go as planned, each note once."""
+    return list(dict.fromkeys(note for one in scored for note in one.notes))
 
 
 def find_protocol(name: str) -> Protocol:

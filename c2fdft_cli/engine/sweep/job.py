@@ -11,6 +11,7 @@ from c2fdft_cli.engine.sampling.pairs import ShardPairs
 from c2fdft_cli.engine.sampling.scoring import (
     Scored,
     Scorer,
+    notes_of,
     restore_and_score,
     spread_indices,
 )
@@ -140,7 +141,7 @@ class Sweep:
         """One image from every noise by every schedule, but for what is scored already."""
         trials = [Trial(name, seed, s.timesteps) for seed in self.seeds for s in self.schedules]
         new = [trial for trial in trials if trial not in self.log.scores]
-        restorers = [self.subject.executor(trial.timesteps, trial.seed).image for trial in new]
+        restorers = [self.subject.executor(trial.timesteps, trial.seed) for trial in new]
         found = restore_and_score(self.pairs, [index], restorers, Scorer(self.subject.protocol))
         for trial in trials:
             if trial not in self.log.scores:
@@ -188,7 +189,7 @@ class Sweep:
             calls_spent=self._calls,
             stamped=options.stamp,
             files=[self.log.path, self.out / "sweep.csv"],
-            notes=subject.runtime.notes,
+            notes=(*subject.runtime.notes, *notes_of(self.log.scores.values())),
         )
         self.log.save({"complete": True, **summary(result)})
         write_csv(self.out / "sweep.csv", rows)

@@ -215,6 +215,7 @@ def _loader(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Callable
     stage = replace(recipe.coarse, patches=[options.size], batches=[options.batch])
     shards = ShardSet.open(options.data or Path(), "train")
     # made on demand: with batches ahead, their queue would be timed
+    recipe = replace(recipe, data=replace(recipe.data, workers=recipe.data.workers or 0))
     batches = iter(make_loader(recipe, stage, shards, 1, runtime, prefetch=0))
     return lambda: next(batches)
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from shutil import disk_usage
+
+import torch
 
 from c2fdft_cli.data.batches.loader import PatchLoader
 from c2fdft_cli.data.batches.plan import PatchCycle, PatchPlan
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.pairs import degradation
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.recipe.schema import Recipe, Stage
+from c2fdft_cli.pipeline import cores
+from c2fdft_cli.recipe.schema import Data, Recipe, Stage
+
+MAX_WORKERS = 8
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108
+_SHARED_BYTES = 1 << 30
+"""For what eight processes have ready."""
 
 
 def patch_cycle(stage: Stage) -> PatchCycle:
@@ -31,6 +41,21 @@ def rank_share(runtime: Runtime, batch: int) -> float:
     return (hi - lo) / batch
 
 
+def worker_count(data: Data, device: torch.device) -> int:
+    """Processes that read batches: as stated, else as many as the device needs.
+
+    The batches are the same with any number of them. They travel through shared memory, of which a
+    container may have next to none: then a thread reads.
+    """
+    if data.workers is not None or device.type != "cuda":
+        return data.workers or 0
+    if os.path.isdir(_SHARED_MEMORY) and disk_usage(_SHARED_MEMORY).free < _SHARED_BYTES:
+        return 0
+    if data.synthesize is None:
+        return 2
+    return max(1, min(MAX_WORKERS, cores() - 1))
+
+
 def make_loader(
     recipe: Recipe, stage: Stage, shards: ShardSet, start: int, runtime: Runtime, prefetch: int = 2
 ) -> PatchLoader:
@@ -48,7 +73,7 @@ def make_loader(
         degrade=degrade_crop,
         margin=crop_margin,
         timesteps=recipe.diffusion.timesteps,
-        workers=recipe.data.workers,
+        workers=worker_count(recipe.data, runtime.device),
         prefetch=prefetch,
         pin=runtime.device.type == "cuda",
     )

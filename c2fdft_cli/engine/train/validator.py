@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.executor import Executor, Restored
 from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.scoring import (
     Scored,
@@ -101,9 +101,9 @@ class Validator:
             seed=recipe.train.seed,
         )
 
-        def restore(lq: Tensor, names: Sequence[str]) -> Tensor:
+        def restore(lq: Tensor, names: Sequence[str]) -> Restored:
             try:
-                return executor(lq, names, lambda _: request.check()).image
+                return executor(lq, names, lambda _: request.check())
             except ResourceError as error:
                 raise MemoryError(str(error)) from error
 

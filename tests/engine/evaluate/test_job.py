@@ -43,6 +43,7 @@ from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from c2fdft_cli.metrics.statistics import compare, summarise, worst
 from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.restore import overflow_in_half_precision
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
@@ -332,7 +333,7 @@ def weights(shard_folder: Path, tmp_path: Path) -> Path:
 
 
 def of_weights(path: Path, protocol: str | None = None, **options: Any) -> EvalResult:
-    wish = WeightsOptions(path, device="cpu", precision="fp32", **options)
+    wish = WeightsOptions(path, device="cpu", **{"precision": "fp32", **options})
     return evaluate_weights(wish, EvalOptions(protocol)).run()
 
 
@@ -344,6 +345,20 @@ def test_weights_on_their_own_shards(weights: Path) -> None:
     assert all(row.degraded is not None for row in result.rows)
     assert of_weights(weights, images=1).rows == result.rows[:1]
     assert of_weights(weights, protocol="denoise").scored_on == "network output, unrounded"
+
+
+def test_what_was_restored_again_in_float32_is_told(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = of_weights(weights, seeds=2)
+    overflow_in_half_precision(monkeypatch)
+    again = of_weights(weights, seeds=2, precision="bf16")
+    assert again.rows == want.rows
+    said = "not finite in bf16, restored again in fp32"
+    assert [note for note in again.notes if "fp32" in note] == [
+        f"note: {row.name}: {said}" for row in again.rows
+    ]
+    assert document(again)["notes"] == again.notes
 
 
 def test_another_grid_than_the_trained_one_is_remarked(weights: Path) -> None:

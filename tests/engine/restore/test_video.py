@@ -16,6 +16,7 @@ pytest.importorskip("av")
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.video.probe import probe_video
+from c2fdft_cli.data.video.stream import Frame, VideoWriter
 from c2fdft_cli.engine.restore import video as restore_video
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.result import FrameDone, VideoDone
@@ -98,15 +99,16 @@ def test_fixed_noise_gives_equal_frames_for_equal_frames(
     options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[np.ndarray]] = {"fixed": [], "per-frame": []}
-    original = restore_video._run
+    original = restore_video._write
     for noise, restored in seen.items():
 
-        def spy(*words: object, restored: list[np.ndarray] = restored) -> object:
-            done = original(*words)  # type: ignore[arg-type]
-            restored.extend(frame.pixels for frame in done)
-            return done
+        def spy(
+            writer: VideoWriter, frames: list[Frame], restored: list[np.ndarray] = restored
+        ) -> None:
+            restored.extend(frame.pixels for frame in frames)
+            original(writer, frames)
 
-        monkeypatch.setattr(restore_video, "_run", spy)
+        monkeypatch.setattr(restore_video, "_write", spy)
         source = still(tmp_path)
         run(options, source=source, temporal_noise=noise, batch=1, overwrite=True)
     fixed, others = seen["fixed"], seen["per-frame"]
@@ -165,8 +167,8 @@ def test_what_fails_in_the_middle_leaves_nothing(
             raise ResourceError("out of memory", where="a.mp4")
         return original(*words)  # type: ignore[arg-type]
 
-    original = Executor.__call__
-    monkeypatch.setattr(Executor, "__call__", too_much)
+    original = Executor.start
+    monkeypatch.setattr(Executor, "start", too_much)
     result = run(options, identity=True, source=str(clips / "a.mp4"), batch=4)
     assert isinstance(result.failure, ResourceError)
     assert files(tmp_path / "out") == set()

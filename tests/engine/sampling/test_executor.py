@@ -254,6 +254,15 @@ def test_4k_on_a_gpu_of_8_gib(on_a_gpu: Callable[[int], Executor]) -> None:
         small.rows(4320, 7680)
 
 
+def test_a_gpu_takes_three_megapixels_at_once_where_they_fit(
+    on_a_gpu: Callable[[int], Executor],
+) -> None:
+    large, small = on_a_gpu(80 << 30), on_a_gpu(4 << 30)
+    sizes = [(64, 64), (256, 256), (512, 512), (720, 1280), (2160, 3840)]
+    assert [large.batch_size(*size) for size in sizes] == [64, 48, 12, 3, 1]
+    assert 1 < small.batch_size(256, 256) < 48
+
+
 def test_a_cpu_offloads_nothing(make: Callable[..., Executor]) -> None:
     least = make()._least_bytes(64, 64, 1) + 4 * 42 * 64 * 64
     assert make(max_memory=least)._plan(64, 64, 1) == (1, False)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
-from c2fdft_cli.engine.sampling.scoring import Scorer, find_protocol, restore_and_score
+from c2fdft_cli.engine.sampling.scoring import Scorer, find_protocol, notes_of, restore_and_score
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 
@@ -40,9 +41,9 @@ class Brighter:
         self.levels = levels
         self.seen: list[str] = []
 
-    def __call__(self, lq: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    def __call__(self, lq: torch.Tensor, names: Sequence[str]) -> Restored:
         self.seen += names
-        return lq + self.levels / 255
+        return Restored(lq + self.levels / 255, None, "whole", [f"{names[0]} by {self.levels}"])
 
 
 def run(restorers: Sequence[Any], scorer: Scorer, side: int = 16) -> list[Any]:
@@ -77,6 +78,7 @@ def test_a_restoration_that_is_not_finite_has_no_score(value: float) -> None:
     assert math.isnan(found[0].ssim)
     assert found[0].pictures is None
     assert found[1].psnr == pytest.approx(db(1))
+    assert notes_of(found[:3] * 2) == [f"a.png by {value}", "a.png by -9", f"b.png by {value}"]
 
 
 def test_pictures_are_what_was_scored() -> None:

@@ -40,6 +40,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 )
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.restore import overflow_in_half_precision
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 
@@ -245,6 +246,17 @@ def test_sweep_draws_a_picture(coarse: Path) -> None:
     picture = coarse.parent / "sweep.png"
     assert picture in result.files
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_restored_again_in_float32_is_told(
+    coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = run(coarse, out=tmp_path / "want", stamp=False)
+    overflow_in_half_precision(monkeypatch)
+    again = run(coarse, out=tmp_path / "again", stamp=False, precision="bf16")
+    notes = [note for note in again.notes if "restored again in fp32" in note]
+    assert len(notes) == len(set(notes)) == again.images
+    assert [row.psnr for row in again.rows] == [row.psnr for row in want.rows]
 
 
 def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""A batch of pictures through the network: integers go to the device, and come back from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from c2fdft_cli.data.images.tensors import interleaved, planes_of, to_integers, to_unit
+from c2fdft_cli.engine.sampling.executor import Executor, Restored, finite
+from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.execution.transfer import Download, overlaps, upload
+
+Pixels: TypeAlias = npt.NDArray[np.unsignedinteger]
+
+
+class Wanted(NamedTuple):
+    """What is made of one image.
+
+    depth: bits of its samples, 8 or 16.
+    grey: whether its channels are to be equal.
+    unrounded: whether it is needed in float32 too.
+    """
+
+    depth: int
+    grey: bool
+    unrounded: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One restored image on the CPU.
+
+    Args:
+        planes: uint8 or uint16, `[3, h, w]`, for grey `[1, h, w]`.
+        is_finite: False where the network produced what no file can hold.
+        image: `[3, h, w]` float32 in [0, 1], where that was wanted.
+        deviation: `[1, h, w]`, likewise, where there are several samples.
+        executor, notes: as of `Restored`.
+        seconds: of the network's work, as far as somebody waited for it.
+    """
+
+    planes: Tensor
+    is_finite: bool
+    image: Tensor | None
+    deviation: Tensor | None
+    executor: str
+    notes: list[str]
+    seconds: float
+
+    def pixels(self) -> Pixels:
+        """`[h, w, 3]`."""
+        return interleaved(self.planes)
+
+
+class Batch:
+    """Images in work: their results are waited for only when they are asked for.
+
+    Args:
+        executor: runs the network.
+        pixels: `[h, w, 3]` of one size and type, uint8 or uint16.
+        names: of the images.
+        wanted: of each image.
+        progress: as of `Executor.start`.
+
+    Raises:
+        ResourceError: as `Executor.start`.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        pixels: Sequence[Pixels],
+        names: Sequence[str],
+        wanted: Sequence[Wanted],
+        progress: Callable[[float], None],
+    ) -> None:
+        self._executor, self._names, self._wanted = executor, names, wanted
+        self._progress = progress
+        started = time.monotonic()
+        self._stored = torch.from_numpy(np.stack(pixels))
+        self._restored = executor.start(self._lq(), names, progress)
+        self._download = self._sent(self._restored)
+        self._seconds = time.monotonic() - started
+
+    def outcomes(self) -> list[Outcome]:
+        """One for each image, restored again in float32 where it is not finite.
+
+        Raises:
+            ResourceError: as `Executor.start`.
+        """
+        started = time.monotonic()
+        *copies, are_finite = self._download.wait()
+        failed = self._executor.to_redo(are_finite.tolist())
+        if failed:
+            self._restored = self._executor.redo(
+                self._restored, failed, self._lq(), self._names, self._progress
+            )
+            *copies, are_finite = self._sent(self._restored).wait()
+        seconds = (self._seconds + time.monotonic() - started) / len(self._names)
+        found = iter(copies)
+        has_deviation = self._restored.deviation is not None
+        return [
+            Outcome(
+                next(found),
+                bool(is_finite),
+                next(found) if one.unrounded else None,
+                next(found) if one.unrounded and has_deviation else None,
+                self._restored.executor,
+                self._restored.notes,
+                seconds,
+            )
+            for one, is_finite in zip(self._wanted, are_finite.tolist(), strict=True)
+        ]
+
+    def _lq(self) -> Tensor:
+        """`[n, 3, h, w]` in [0, 1]; other devices than CUDA's have no integers of 16 bits."""
+        device = self._executor.device
+        stored = upload(self._stored, device) if overlaps(device) else self._stored
+        return to_unit(planes_of(stored))
+
+    def _sent(self, restored: Restored) -> Download:
+        """What is wanted of each image, then which images are finite, on the way to the CPU."""
+        image, deviation = restored.image, restored.deviation
+        if not overlaps(image.device):
+            image = image.cpu()
+        parts: list[Tensor] = []
+        for i, one in enumerate(self._wanted):
+            parts.append(to_integers(image[i], one.depth, grey=one.grey))
+            if one.unrounded:
+                parts.append(image[i])
+                parts.extend([deviation[i]] if deviation is not None else [])
+        return Download([*parts, finite(image)])
+
+
+def refuse_not_finite(is_finite: bool, weights: Path, precision: str) -> None:
+    """CheckpointError for a result that holds NaN or infinity, which no file can."""
+    if not is_finite:
+        raise CheckpointError(
+            f"the network produced NaN or infinite values with the weights {weights}",
+            hint="use --precision fp32, or other weights" if precision != "fp32" else None,
+        )

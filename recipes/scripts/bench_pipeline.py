@@ -1,0 +1,168 @@
+"""Pictures a second through `restore` where the network costs nothing: what the files cost.
+
+    python recipes/scripts/bench_pipeline.py [--count 200] [--format png jpg] [--repeat 1]
+
+Photographs of 1280x720 by formula (waves, edges and grain) go through the real job, in one sampling
+step of a network that gives back its input. For each format one line: pictures a second, CPU
+milliseconds a picture, and what they were spent on; the rest is the sampler's own arithmetic, the
+file system and the threads' waiting for each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import torch
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.restore import inputs, job, options, pictures, plan
+from c2fdft_cli.engine.sampling import restorer
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
+from c2fdft_cli.recipe.schema import Network
+
+HEIGHT, WIDTH = 720, 1280
+DIFFERENT = 8
+"""Photographs that differ; the others are copies of them."""
+
+
+def main() -> None:
+    """Measure and print a line of JSON for each format and round."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--format", nargs="+", default=["png", "jpg"])
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = _weights(folder / "tiny.pt")
+        for suffix in wanted.format:
+            _photos(folder / suffix, suffix, wanted.count)
+        for number in range(wanted.repeat):
+            for suffix in wanted.format:
+                out = folder / f"out-{suffix}-{number}"
+                print(json.dumps(_measured(folder / suffix, out, weights, suffix, wanted.device)))  # noqa: T201
+
+
+def _measured(source: Path, out: Path, weights: Path, suffix: str, device: str) -> dict[str, Any]:
+    """Restore a folder and say what it took."""
+    made = plan.plan_restore(
+        str(source),
+        str(out),
+        sampling=options.Sampling(weights=str(weights), steps=1),
+        machine=options.Machine(device=device, precision="fp32"),
+        writing=options.Writing(format=suffix),
+    )
+    sampler = made.executor.restorer
+    sampler.predict_noise = _identity(sampler.alpha_bar)
+    with _timed() as spent:
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = job.restore(made).run()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if result.failure is not None:
+        raise result.failure
+    count = len(result.images)
+    network = statistics.fmean(image.seconds for image in result.images)
+    return {
+        "format": suffix,
+        "pictures": count,
+        "pictures_per_second": round(count / wall, 2),
+        "cpu_ms": round(1e3 * cpu / count, 1),
+        "main_thread_in_the_sampler_ms": round(1e3 * network, 1),
+        "cpu_ms_of": {what: round(1e3 * s / count, 1) for what, s in sorted(spent.items())},
+    }
+
+
+@contextmanager
+def _timed() -> Iterator[dict[str, float]]:
+    """CPU seconds of reading, writing, noise and the main thread while the block runs."""
+    spent: dict[str, float] = defaultdict(float)
+    lock = threading.Lock()
+
+    def timing(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **named: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*args, **named)
+            finally:
+                with lock:
+                    spent[what] += time.thread_time() - start
+
+        return timed
+
+    with (
+        mock.patch.object(inputs, "read_picture", timing("reading", inputs.read_picture)),
+        mock.patch.object(pictures, "write_picture", timing("writing", pictures.write_picture)),
+        mock.patch.object(pictures, "_finish", timing("writer", pictures._finish)),
+        mock.patch.object(restorer, "gaussian", timing("noise", restorer.gaussian)),
+    ):
+        start = time.thread_time()
+        yield spent
+        main_thread = time.thread_time() - start
+    spent["conversion for writing"] = spent.pop("writer") - spent["writing"]
+    spent["main thread without noise"] = main_thread - spent["noise"]
+
+
+def _identity(alpha_bar: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The noise with which one sampling step gives back the condition."""
+    levels = alpha_bar.double().cpu().tolist()
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        a = levels[int(t[0])]
+        condition, x_t = x.chunk(2, dim=1)
+        noise = x_t.mul(1 / math.sqrt(1 - a))
+        return noise.sub_(condition, alpha=math.sqrt(a) / math.sqrt(1 - a))
+
+    return predict
+
+
+def _weights(path: Path) -> Path:
+    net = DFT(dim=8, blocks=(1, 1, 1, 1))
+    state = net.state_dict()
+    save_checkpoint(path, state, state, Meta(Network(dim=8, blocks=[1, 1, 1, 1])))
+    return path
+
+
+def _photos(folder: Path, suffix: str, count: int) -> None:
+    folder.mkdir()
+    for number in range(count):
+        path = folder / f"{number:04d}.{suffix}"
+        if number < DIFFERENT:
+            cv2.imwrite(str(path), _photo(number))
+        else:
+            path.write_bytes((folder / f"{number % DIFFERENT:04d}.{suffix}").read_bytes())
+
+
+def _photo(number: int) -> np.ndarray:
+    """Waves of many lengths, edges and a little grain: about as hard to pack as a photograph."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
+    random = np.random.default_rng(number)
+    image = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    for octave in range(1, 7):
+        angle, phase = random.uniform(0, math.tau, 2)
+        rate = 0.002 * 2**octave
+        wave = np.sin(rate * (x * math.cos(angle) + y * math.sin(angle)) * math.tau + phase)
+        image += wave[..., None] * random.uniform(0.2, 1, 3).astype(np.float32) / octave
+    for _ in range(40):
+        top, left = random.integers(0, HEIGHT), random.integers(0, WIDTH)
+        image[top : top + 90, left : left + 120] += random.uniform(-0.7, 0.7, 3)
+    grain = cv2.GaussianBlur(random.normal(0, 6, image.shape).astype(np.float32), (0, 0), 0.7)
+    return np.clip(127 + 55 * image + grain, 0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The start noise: one draw for what shares it, and the same values as without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, gaussian
+from c2fdft_cli.engine.sampling import restorer as restorer_module
+from c2fdft_cli.engine.sampling.restorer import Restorer, noise_generator
+from c2fdft_cli.execution.device import Runtime
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images' noise each draw was for."""
+    counts: list[int] = []
+
+    def counting(shape: list[int], sources: list[torch.Generator]) -> Tensor:
+        counts.append(shape[0])
+        return gaussian(shape, sources)
+
+    monkeypatch.setattr(restorer_module, "gaussian", counting)
+    return counts
+
+
+def make(eta: float = 0.0, *, keeps_noise: bool = True) -> Restorer:
+    return Restorer(
+        lambda x, t: x[:, 3:] * x[:, :3], alpha_bar_of(beta_schedule()), [500, 100],
+        Runtime(torch.device("cpu")), eta=eta, keeps_noise=keeps_noise,
+    )  # fmt: skip
+
+
+def test_frames_of_one_name_share_a_draw_and_its_values(drawn: list[int]) -> None:
+    lq = torch.rand(3, 3, 8, 16, generator=torch.Generator().manual_seed(1))
+    sampler = make()
+    first = sampler(lq, ["clip.mp4"] * 3)
+    assert torch.equal(sampler(lq[:1], ["clip.mp4"]), first[:1])
+    assert drawn == [1]
+    alone = [make()(lq[i : i + 1], ["clip.mp4"]) for i in range(3)]
+    assert torch.equal(torch.cat(alone), first)
+    x_T = gaussian((1, 3, 8, 16), [noise_generator(0, "clip.mp4")])
+    assert torch.equal(sampler._start(["clip.mp4"], 0, lq[:1].shape)[0], x_T)
+
+
+def test_nothing_is_kept_unless_asked(drawn: list[int]) -> None:
+    sampler, lq = make(keeps_noise=False), torch.zeros(2, 3, 8, 16)
+    assert torch.equal(sampler(lq, ["a", "a"]), sampler(lq, ["a", "a"]))
+    assert drawn == [1, 1]
+    assert sampler._kept == {}
+
+
+def test_another_name_size_or_sample_is_drawn_anew(drawn: list[int]) -> None:
+    sampler, lq = make(), torch.zeros(1, 3, 8, 16)
+    results = [
+        sampler(lq, ["a"]),
+        sampler(lq, ["b"]),
+        sampler(lq, ["a"], sample=1),
+        sampler(lq.mT, ["a"], sample=1).mT,
+    ]
+    assert drawn == [1, 1, 1, 1]
+    assert not any(torch.equal(results[0], other) for other in results[1:])
+    assert torch.equal(sampler(lq, ["a"]), results[0])
+
+
+def test_names_that_differ_and_a_noisy_sampler_draw_for_each_image(drawn: list[int]) -> None:
+    lq = torch.rand(2, 3, 8, 16, generator=torch.Generator().manual_seed(1))
+    make()(lq, ["a", "b"])
+    noisy = make(eta=1.0)
+    first = noisy(lq, ["a", "a"])
+    assert torch.equal(noisy(lq, ["a", "a"]), first)
+    assert drawn == [2, 2, 2]
