@@ -11,6 +11,12 @@ import triton.language as tl
 
 
 @triton.jit
+def _floats(at, mask):
+    """What lies at these places as float32, zero where the mask is not."""
+    return tl.load(at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
     """`PixelNorm` of x: `[M, padded C]` float32, zero in the padding; time: of these pixels."""
     inside = columns < C
@@ -28,18 +34,9 @@ def _normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
 
 @triton.jit
 def norm_kernel(
-    z,
-    weight,
-    bias,
-    time,
-    y,
-    pixels,
-    time_stride,
-    C: tl.constexpr,
-    PADDED: tl.constexpr,
-    M: tl.constexpr,
-    EPS: tl.constexpr,
-):
+    z, weight, bias, time, y, pixels, time_stride,
+    C: tl.constexpr, PADDED: tl.constexpr, M: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
     """`norm(z) + time` in the precision of y; a program has M pixels of an image.
 
     z, y: `[n, pixels, C]`; time: `[n or 1, C]` with the stride 0 for one.
@@ -57,22 +54,10 @@ def norm_kernel(
 
 @triton.jit
 def depthwise_kernel(
-    x,
-    weight,
-    bias,
-    v,
-    sums,
-    height,
-    width,
-    skip,
-    rows,
-    share,
-    C: tl.constexpr,
-    D: tl.constexpr,
-    PADDED: tl.constexpr,
-    P: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    x, weight, bias, v, sums, height, width, skip, rows, share,
+    C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
+    P: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Depth-wise 3x3 convolution to q, k, v; sums over the pixels of q and k, and v as it is.
 
     A program has `share` pixels, one head and one image.
@@ -103,23 +88,14 @@ def depthwise_kernel(
             mask = seen[:, None] & inside[None, :]
             place = ((image * height + a) * width + b)[:, None] * (3 * C) + channel[None, :]
             at = weight + channel * 9 + tap
-            q += tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * tl.load(
-                at, mask=inside, other=0.0
-            ).to(tl.float32)
-            k += tl.load(x + place + C, mask=mask, other=0.0).to(tl.float32) * tl.load(
-                at + 9 * C, mask=inside, other=0.0
-            ).to(tl.float32)
-            w += tl.load(x + place + 2 * C, mask=mask, other=0.0).to(tl.float32) * tl.load(
-                at + 18 * C, mask=inside, other=0.0
-            ).to(tl.float32)
+            q += _floats(x + place, mask) * _floats(at, inside)
+            k += _floats(x + place + C, mask) * _floats(at + 9 * C, inside)
+            w += _floats(x + place + 2 * C, mask) * _floats(at + 18 * C, inside)
         mask = wanted[:, None] & inside[None, :]
         if bias is not None:
-            for_q = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-            for_k = tl.load(bias + C + channel, mask=inside, other=0.0).to(tl.float32)
-            for_v = tl.load(bias + 2 * C + channel, mask=inside, other=0.0).to(tl.float32)
-            q = tl.where(mask, q + for_q[None, :], 0.0)
-            k = tl.where(mask, k + for_k[None, :], 0.0)
-            w += for_v[None, :]
+            q = tl.where(mask, q + _floats(bias + channel, inside)[None, :], 0.0)
+            k = tl.where(mask, k + _floats(bias + C + channel, inside)[None, :], 0.0)
+            w += _floats(bias + 2 * C + channel, inside)[None, :]
         place = (image * rows * width + pixel)[:, None] * C + channel[None, :]
         tl.store(v + place, w.to(v.dtype.element_ty), mask=mask)
         q_half, k_half = q.to(x.dtype.element_ty), k.to(x.dtype.element_ty)
@@ -137,22 +113,11 @@ def depthwise_kernel(
 
 @triton.jit
 def mixing_kernel(
-    gram,
-    q_square,
-    k_square,
-    temperature,
-    project_out,
-    mixing,
-    gram_image,
-    gram_head,
-    square_image,
-    square_head,
-    C: tl.constexpr,
-    D: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    PART: tl.constexpr,
-):
+    gram, q_square, k_square, temperature, project_out, mixing,
+    gram_image, gram_head, square_image, square_head,
+    C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
+    ROWS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
     """`mixing_matrix`: attention of a head and its part of the output projection, as one matrix.
 
     A program has PART columns of a head of an image. Sums as in `PixelSums`, with strides of images
@@ -196,29 +161,11 @@ def mixing_kernel(
 
 @triton.jit
 def second_pass_kernel(
-    z,
-    v,
-    mixing,
-    out_bias,
-    weight,
-    bias,
-    time,
-    widen,
-    widen_bias,
-    narrow,
-    narrow_bias,
-    pixels,
-    v_image,
-    v_pixel,
-    time_stride,
-    C: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    PADDED: tl.constexpr,
-    M: tl.constexpr,
-    H: tl.constexpr,
-    EPS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    z, v, mixing, out_bias, weight, bias, time, widen, widen_bias, narrow, narrow_bias,
+    pixels, v_image, v_pixel, time_stride,
+    C: tl.constexpr, HIDDEN: tl.constexpr, PADDED: tl.constexpr,
+    M: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """`z += mixing v`, then `z += narrow(GELU(widen(norm(z) + time)))`; a program has M pixels.
 
     z: `[n, pixels, C]` float32, in place; v: `[n, pixels, C]` with strides of its own.
@@ -240,27 +187,21 @@ def second_pass_kernel(
     )
     x = tl.dot(values, matrix, x, input_precision=PRECISION)
     if out_bias is not None:
-        x += tl.load(out_bias + columns, mask=in_c, other=0.0)[None, :]
-    now = tl.load(time + image * time_stride + columns, mask=in_c, other=0.0)
+        x += _floats(out_bias + columns, in_c)[None, :]
+    now = _floats(time + image * time_stride + columns, in_c)
     y = _normed(x, weight, bias, now[None, :], columns, C, EPS).to(v.dtype.element_ty)
     for first in range(0, HIDDEN, H):
         unit = first + tl.arange(0, H)
         in_h = unit < HIDDEN
-        w = tl.load(
-            widen + unit[None, :] * C + columns[:, None],
-            mask=in_c[:, None] & in_h[None, :],
-            other=0.0,
-        )
+        w_mask = in_c[:, None] & in_h[None, :]
+        w = tl.load(widen + unit[None, :] * C + columns[:, None], mask=w_mask, other=0.0)
         hidden = tl.dot(y, w, input_precision=PRECISION)
         if widen_bias is not None:
-            hidden += tl.load(widen_bias + unit, mask=in_h, other=0.0).to(tl.float32)[None, :]
+            hidden += _floats(widen_bias + unit, in_h)[None, :]
         hidden = 0.5 * hidden * (1.0 + tl.math.erf(hidden * 0.7071067811865476))
-        w = tl.load(
-            narrow + columns[None, :] * HIDDEN + unit[:, None],
-            mask=in_h[:, None] & in_c[None, :],
-            other=0.0,
-        )
-        x = tl.dot(hidden.to(v.dtype.element_ty), w, x, input_precision=PRECISION)
+        u_mask = in_h[:, None] & in_c[None, :]
+        u = tl.load(narrow + columns[None, :] * HIDDEN + unit[:, None], mask=u_mask, other=0.0)
+        x = tl.dot(hidden.to(v.dtype.element_ty), u, x, input_precision=PRECISION)
     if narrow_bias is not None:
-        x += tl.load(narrow_bias + columns, mask=in_c, other=0.0).to(tl.float32)[None, :]
+        x += _floats(narrow_bias + columns, in_c)[None, :]
     tl.store(z + place, x, mask=inside)
