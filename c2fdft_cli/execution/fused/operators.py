@@ -98,7 +98,7 @@ def _second_pass(
         widen, widen_bias, narrow, narrow_bias,
         h * w, v.stride(0), v.stride(2), _stride(time),
         c, len(widen), padded, m, 32 if padded > 128 else 64, NORM_EPS, "ieee",
-        num_warps=8 if padded > 64 else 4, num_stages=2,
+        num_warps=8, num_stages=2,
     )  # fmt: skip
 
 
