@@ -14,7 +14,7 @@ from torch import nn
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.execution.cuda import AMPERE
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.fused.choose import kernels_run_on
+from c2fdft_cli.execution.fused.choose import are_tried
 
 MUCH_WORK = 4_000_000_000
 """Pixels through the network that outweigh a minute of compiling on CUDA; an estimate."""
@@ -89,7 +89,7 @@ def compiles_strips(setting: str, runtime: Runtime, work: int) -> tuple[bool, st
         The decision, and a notice when compiling was asked for and cannot be done.
     """
     pays = runtime.device.type == "cuda" and work >= MUCH_WORK
-    if runtime.dtype != torch.float32 and kernels_run_on(runtime.device):
+    if are_tried(runtime.device, runtime.dtype):
         pays = False  # fused by hand, it moves fewer bytes than compiled
     if setting == "off" or (setting == "auto" and not pays):
         return False, None

@@ -78,17 +78,27 @@ def passes_for(block: PreparedBlock, z: Tensor) -> Passes:
     Raises:
         UsageError: the environment variable has another value.
     """
-    dtype, switch = block.norm1.dtype, os.environ.get(SWITCH, "auto")
-    if switch not in ("auto", "on", "off"):
-        raise UsageError(f"{SWITCH} must be auto, on or off, got {switch}")
-    if switch == "off" or dtype not in ALLOWED or not kernels_run_on(z.device):
+    dtype = block.norm1.dtype
+    if not are_tried(z.device, dtype):
         return PLAIN
-    biased = block.qkv.bias is not None
+    biased, switch = block.qkv.bias is not None, os.environ.get(SWITCH)
     key = (z.device, dtype, z.shape[-1], block.heads, len(block.widen.weight), biased,
            block.norm1.bias is not None, switch)  # fmt: skip
     if key not in _chosen:
         _chosen[key] = try_out(block, z.device, z.shape[-1], even_slower=switch == "on")
     return _chosen[key][0]
+
+
+def are_tried(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels are tried: not switched off, in half precision, on a GPU that they fit.
+
+    Raises:
+        UsageError: the environment variable has another value.
+    """
+    switch = os.environ.get(SWITCH, "auto")
+    if switch not in ("auto", "on", "off"):
+        raise UsageError(f"{SWITCH} must be auto, on or off, got {switch}")
+    return switch != "off" and dtype in ALLOWED and kernels_run_on(device)
 
 
 def kernels_run_on(device: torch.device) -> bool:
