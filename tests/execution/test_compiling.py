@@ -62,6 +62,14 @@ def test_restoring(setting: str, runtime: Runtime, work: int, compiled: bool) ->
     assert torch._dynamo.config.recompile_limit == (MOST_GRAPHS if compiled else 8)
 
 
+def test_where_kernels_of_our_own_run_nothing_is_compiled_unasked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiling, "are_tried", lambda *_: True)
+    assert compiles_strips("auto", CUDA, MUCH_WORK) == (False, None)
+    assert compiles_strips("on", CUDA, MUCH_WORK) == (True, None)
+
+
 @pytest.mark.parametrize(("runtime", "lacking"), [(CPU, "a C++ compiler"), (CUDA, "triton")])
 def test_no_compiler(runtime: Runtime, lacking: str, compilers: list[str]) -> None:
     compilers.clear()
