@@ -164,6 +164,7 @@ class StripNetwork:
             for block in level:
                 sums, v = self._gathered(passes, block, z, time, 0, h)
                 self._applied(passes, block, z, v, time, passes.mixing(block, sums))
+                del v  # which holds q and k too
             return
         v = torch.empty_like(z, dtype=self.dtype)
         for block in level:

@@ -52,7 +52,7 @@ def test_two_images_move_twice_what_one_does(counting: ModuleType) -> None:
 def test_the_plan_foretells_the_peak(counting: ModuleType, rows: int, dtype: torch.dtype) -> None:
     mode = FakeTensorMode()
     with mode, torch.no_grad():
-        net = counting.fake_network(Network(blocks=[1, 1, 1, 1]), mode)
+        net = counting.fake_network(Network(blocks=[2, 1, 1, 1]), mode)
         strips = StripNetwork(net, rows, dtype)
         x, t = (torch.empty(s, device=counting.DEVICE) for s in ((1, 6, 256, 192), (1,)))
         with LiveBytes() as live, counting.Traffic():
