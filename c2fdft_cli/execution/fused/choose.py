@@ -128,7 +128,7 @@ def try_out(
     sums, v = PLAIN.gather(block, z, time, 0, len(z[0]))
     matrix = PLAIN.mixing(block, sums)
 
-    def applied(part: Callable[..., None]) -> list[Tensor]:
+    def applied(part: Callable[..., object]) -> list[Tensor]:
         changed = z.clone()
         part(block, changed, v, time, matrix)
         return [changed - z]
@@ -136,7 +136,7 @@ def try_out(
     works: dict[str, Callable[[Callable[..., object]], list[Tensor]]] = {
         "gather": lambda part: _tensors(part(block, z, time, 0, len(z[0]))),
         "mixing": lambda part: _tensors(part(block, sums)),
-        "apply": applied,  # type: ignore[dict-item]
+        "apply": applied,
     }
     chosen, trials = PLAIN, []
     for part, work in works.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from c2fdft_cli.core.layers import NORM_EPS
 from c2fdft_cli.execution.fused import kernels
 
-_LIBRARY = torch.library.Library("c2fdft", "DEF")
+_LIBRARY = torch.library.Library("c2fdft", "DEF")  # type: ignore[no-untyped-call]
 
 _PROGRAMS = 1024
 """Programs of the first pass, about: enough for the largest GPU, few enough for their sums."""
@@ -136,7 +136,7 @@ _OPERATORS = {
 }
 for _schema, (_run, _shapes) in _OPERATORS.items():
     _name = _schema.partition("(")[0]
-    _LIBRARY.define(_schema)
+    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
     for _key in ("CUDA", "CPU"):  # a CPU runs them in Triton's interpreter
-        _LIBRARY.impl(_name, _run, _key)
+        _LIBRARY.impl(_name, _run, _key)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"c2fdft::{_name}", _shapes, lib=_LIBRARY)
