@@ -16,7 +16,7 @@ PIECE_PIXELS = 1024
 """Pixels whose Gram matrix is one product, at least; the products are then summed. One product
 over all pixels would leave most of a GPU without work."""
 
-_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.bmm.overloads()
+_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.bmm.overloads()  # type: ignore[no-untyped-call]
 
 
 def runs_on_gpu(x: Tensor) -> bool:
@@ -36,7 +36,8 @@ def sums_in_pieces(q: Tensor, k: Tensor, heads: int) -> PixelSums:
     """
     n, c = len(q), q.shape[-1]
     q, k = q.flatten(1, 2), k.flatten(1, 2)
-    a, b = (x.unflatten(1, (-1, _piece(q.shape[1], c))).flatten(0, 1) for x in (q, k))
+    piece = _piece(q.shape[1], c)
+    a, b = (x.unflatten(1, (-1, piece)).flatten(0, 1) for x in (q, k))  # type: ignore[no-untyped-call]
     grams = _bmm_float32(a.transpose(1, 2), b)
     gram = grams.view(n, -1, heads, c // heads, heads, c // heads).sum(1)
     q_square, k_square = (

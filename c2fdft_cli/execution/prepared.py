@@ -82,7 +82,7 @@ class TimeEmbedding(NamedTuple):
         """t: `[n]`; one that was expanded over the batch (stride 0) is embedded once."""
         angle = (t[:1] if t.stride(0) == 0 else t).float()[:, None] * self.frequencies
         waves = torch.where(self.is_sine, angle.sin(), angle.cos())
-        return list(F.silu(waves).split(self.widths, dim=1))
+        return list(torch.split(F.silu(waves), self.widths, dim=1))
 
 
 class Norm(NamedTuple):

@@ -46,8 +46,10 @@ PLAIN = Passes(prepared.gather, PreparedBlock.mixing, prepared.apply)
 
 def compiled_passes() -> Passes:
     """The plain passes compiled with torch.compile, for all sizes."""
-    gather, apply = (torch.compile(part, dynamic=True) for part in (PLAIN.gather, PLAIN.apply))
-    return PLAIN._replace(gather=gather, apply=apply)
+    return PLAIN._replace(
+        gather=torch.compile(PLAIN.gather, dynamic=True),
+        apply=torch.compile(PLAIN.apply, dynamic=True),
+    )
 
 
 class Trial(NamedTuple):
@@ -182,9 +184,9 @@ def _relative(found: Tensor, want: Tensor) -> float:
 def _seconds(run: Callable[[], object]) -> float:
     """Median seconds of a run, by events."""
     run()
-    times = []
+    times: list[float] = []
     for _ in range(_ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         run()
         end.record()

@@ -5,6 +5,9 @@ So they are seen by what looks on from outside: tensors without contents, profil
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -113,7 +116,7 @@ def _stride(time: Tensor) -> int:
     return 0 if len(time) == 1 else time.stride(0)
 
 
-_OPERATORS = {
+_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "norm(Tensor z, Tensor weight, Tensor? bias, Tensor time, ScalarType dtype) -> Tensor": (
         _norm,
         lambda z, weight, bias, time, dtype: torch.empty_like(z, dtype=dtype),
