@@ -23,7 +23,7 @@ tl = importlib.import_module("triton.language")
 kernels = importlib.import_module("c2fdft_cli.execution.fused.kernels")
 passes = importlib.import_module("c2fdft_cli.execution.fused.passes")
 
-ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 2e-3}
 """Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16."""
 DTYPES = list(ALLOWED)
 WIDTHS = [(48, 1), (96, 2), (96, 1), (24, 1), (20, 4)]
