@@ -22,7 +22,6 @@ BLOCKS = (
     (48, 1, torch.bfloat16),
     (48, 1, torch.float16),
     (96, 1, torch.bfloat16),
-    (192, 4, torch.bfloat16),
     (384, 8, torch.bfloat16),
 )
 """Channels, heads and precision."""
