@@ -21,6 +21,8 @@ NUMBERS = Path(__file__).parent / "numbers"
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: one thread each,
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # in the processes they start too
+if not torch.cuda.is_available():  # read by Triton when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_configure() -> None:

@@ -143,7 +143,7 @@ def ddim_sample(
         predict_noise: eps_hat of (x_t, t).
         x_T: start noise, `[n, 3, h, w]`.
         grid: descending times, such as `time_grid(4)`.
-        alpha_bar: `[T]`.
+        alpha_bar: `[T]`; on another device than the CPU, reading it waits for that device.
         eta: 0 is deterministic after the start; 1 adds the noise of an ancestral sampler.
         generator: source of that noise, needed when eta > 0.
 
@@ -156,11 +156,10 @@ def ddim_sample(
     times = check_grid(grid, len(alpha_bar))
     if eta > 0 and generator is None:
         raise ValueError("eta > 0 draws noise: pass a generator")
-    a = alpha_bar.cpu().double()  # in this order: not every device has float64
+    a = [*alpha_bar.cpu()[times].tolist(), 1.0]
     x = x_T.float()
     for i, t in enumerate(times):
-        a_t = a[t].item()
-        a_next = a[times[i + 1]].item() if i + 1 < len(times) else 1.0
+        a_t, a_next = a[i], a[i + 1]
         # expanded, not filled: stride 0 tells the network that the whole batch shares one time
         eps_hat = predict_noise(x, x.new_full((1,), t).expand(len(x))).float()
         x_0 = (x - math.sqrt(1 - a_t) * eps_hat) / math.sqrt(a_t)

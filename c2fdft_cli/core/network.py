@@ -31,10 +31,15 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
         `[n, width]` float32, sines then cosines of `t * freq_i`,
         `freq_i = exp(-i * ln(10000) / (width // 2 - 1))`.
     """
-    half = width // 2
-    i = torch.arange(half, dtype=torch.float32, device=t.device)
-    angle = t.float()[:, None] * torch.exp(i * (-math.log(10000) / (half - 1)))
+    angle = t.float()[:, None] * embedding_frequencies(width, t.device)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def embedding_frequencies(width: int, device: torch.device) -> Tensor:
+    """freq_i of `time_embedding`, `[width // 2]` float32."""
+    half = width // 2
+    i = torch.arange(half, dtype=torch.float32, device=device)
+    return torch.exp(i * (-math.log(10000) / (half - 1)))
 
 
 def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:

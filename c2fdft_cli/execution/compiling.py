@@ -5,25 +5,33 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from c2fdft_cli.core.block import Block
 from c2fdft_cli.execution.cuda import AMPERE
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.fused.choose import are_tried
 
 MUCH_WORK = 4_000_000_000
 """Pixels through the network that outweigh a minute of compiling on CUDA; an estimate."""
 
-MOST_GRAPHS = 64
-"""Shapes that one function is compiled for at most."""
+MOST_GRAPHS = 256
+"""Shapes that one function is compiled for at most: a block has five in a call, one a level."""
 
 _VOLTA = (7, 0)
 """The first compute capability that Triton generates code for."""
 
 
 def compile_in_place(net: nn.Module, setting: str, runtime: Runtime) -> str | None:
-    """Compile the network's forward, keeping its parameter names.
+    """Compile each block's forward, keeping the parameter names.
+
+    Blocks of one shape share their code, so it takes as long for 40 of them as for 7; as one graph
+    the network would take minutes, and be no faster to speak of, since what is fused lies within
+    the blocks.
 
     Args:
         net: the network; left as it is when it is not to be compiled.
@@ -39,18 +47,33 @@ def compile_in_place(net: nn.Module, setting: str, runtime: Runtime) -> str | No
     if lacking:
         return f"torch.compile needs {lacking}: the network runs uncompiled"
     _allow_many_graphs()
-    net.compile(dynamic=False)
+    for module in net.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=False)
     return None
 
 
 def is_compiled(net: nn.Module) -> bool:
-    """Whether `compile_in_place` compiled it."""
-    return net._compiled_call_impl is not None
+    """Whether `compile_in_place` compiled anything in it."""
+    return any(module._compiled_call_impl is not None for module in net.modules())
 
 
 def run_uncompiled(net: nn.Module) -> None:
     """Undo `compile_in_place`."""
-    net._compiled_call_impl = None
+    for module in net.modules():
+        module._compiled_call_impl = None
+
+
+@contextmanager
+def uncompiled(net: nn.Module) -> Iterator[None]:
+    """Within it the network runs uncompiled."""
+    calls = {module: module._compiled_call_impl for module in net.modules()}
+    run_uncompiled(net)
+    try:
+        yield
+    finally:
+        for module, call in calls.items():
+            module._compiled_call_impl = call
 
 
 def compiles_strips(setting: str, runtime: Runtime, work: int) -> tuple[bool, str | None]:
@@ -65,8 +88,10 @@ def compiles_strips(setting: str, runtime: Runtime, work: int) -> tuple[bool, st
     Returns:
         The decision, and a notice when compiling was asked for and cannot be done.
     """
-    on_cuda = runtime.device.type == "cuda"
-    if setting == "off" or (setting == "auto" and not (on_cuda and work >= MUCH_WORK)):
+    pays = runtime.device.type == "cuda" and work >= MUCH_WORK
+    if are_tried(runtime.device, runtime.dtype):
+        pays = False  # fused by hand, it moves fewer bytes than compiled
+    if setting == "off" or (setting == "auto" and not pays):
         return False, None
     lacking = missing_compiler(runtime)
     if lacking:
@@ -104,8 +129,8 @@ def missing_compiler(runtime: Runtime) -> str | None:
 def _allow_many_graphs() -> None:
     """Let one function be compiled for many shapes, not for 8 and then never again.
 
-    Each patch size, its remainder of micro-batches and the first of the sampler's calls are graphs
-    of their own; in strips each number of images in a batch, with and without halos.
+    Each width, patch size and remainder of micro-batches is a graph of its own; in strips each
+    number of images in a batch, with and without halos.
     """
     for name in ("recompile_limit", "cache_size_limit"):
         if hasattr(torch._dynamo.config, name):

@@ -10,9 +10,11 @@ and the skips are float32 (4 bytes).
                   and the wider of one strip's passes:
         gather    q, k, v before and behind the depth-wise convolution, with the halo:
                                                   2 * 3 s * 2C w (r + 2)
-                  or behind it only, with the squares (and q, k as float32 where they are cast)
+                  or behind it only, with the squares (and q, k as float32 where they are cast),
+                  which CUDA needs not
         apply     norm and hidden layer:          (s + s * ffn_factor * copies) * 2C w r
-                  copies: both sides of GELU, or one where the kernel fuses it
+                  copies: both sides of GELU, or one where the kernel fuses it or writes in place
+                  on CUDA v of an image in one strip is not copied out of q, k, v: 3 s above
     joining       making the decoder's stream out of the skip (C) and the level below (2C at half
                   the sides: 2C / 4): 4 * (2C + C + 2C / 4) h w, and one strip of the up-sampling;
                   of a skip that waits in host memory one strip only
@@ -27,6 +29,7 @@ import torch
 from torch import nn
 
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
+from c2fdft_cli.execution.cuda_products import sums_without_copies
 from c2fdft_cli.execution.kernels import CAST_PIXELS, casts_in_pieces, has_onednn_linear
 from c2fdft_cli.execution.strips import default_rows
 
@@ -90,9 +93,11 @@ def strip_bytes(
     together = batch if rows >= height else 1
     line = width * together * net.dim  # values of level 1 in one row
     out = _FULL * net.out_channels * height * width * batch
-    # of these many rows q and k are float32 at a time
+    # of these many rows q and k are float32, or their squares are there, at a time
     cast: float = min(rows, height)
-    if dtype != torch.float32 and casts_in_pieces(net.output.weight.device):
+    if sums_without_copies(net.output.weight.device, dtype):
+        cast = 0
+    elif dtype != torch.float32 and casts_in_pieces(net.output.weight.device):
         cast = min(cast, CAST_PIXELS / width)
     block = _block_bytes(net, line, height, dtype, rows, cast)
     skip_rows = rows if offload_skips else height
@@ -117,11 +122,14 @@ def _block_bytes(
     sums = _FULL * cast * (1 if dtype == torch.float32 else 3)  # squares; q and k if they are cast
     gather = max(6 * size * haloed, 3 * size * haloed + sums)
     apply = (size + _hidden(net, dtype) * size) * strip
+    if net.output.weight.device.type == "cuda" and rows >= height:
+        return int(2 * line * (_FULL * height + max(gather, 3 * size * height + apply)))
     return int(2 * line * ((_FULL + size) * height + max(gather, apply)))
 
 
 def _hidden(net: DFT, dtype: torch.dtype) -> float:
     """Hidden values alive at once, over the width: both sides of GELU where it is not fused."""
     project_in: nn.Conv2d = net.get_submodule("decoder_level1.0.ffn.project_in")  # type: ignore[assignment]
-    copies = 1 if has_onednn_linear(project_in.weight.device, dtype) else 2
+    device = project_in.weight.device
+    copies = 1 if device.type == "cuda" or has_onednn_linear(device, dtype) else 2
     return copies * project_in.out_channels / project_in.in_channels

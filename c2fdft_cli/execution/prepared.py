@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from c2fdft_cli.core.attention import PixelSums, mixing_matrix
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import NORM_EPS, PixelNorm
+from c2fdft_cli.core.network import embedding_frequencies
+from c2fdft_cli.execution.cuda_products import add_product, runs_on_gpu, sums_in_pieces
 from c2fdft_cli.execution.kernels import pack, project, sums_of_pixels, with_halo
 
 
@@ -54,6 +56,33 @@ class Conv(NamedTuple):
         groups = x.shape[-1] // self.weight.shape[1]
         y = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=1, groups=groups)
         return y.permute(0, 2, 3, 1)
+
+
+class TimeEmbedding(NamedTuple):
+    """`DFT.times` but for the last bit: the embeddings of all levels in five operations.
+
+    frequencies: those of all levels, each once for its sines and once for its cosines, `[sum]`.
+    is_sine: which are for sines, `[sum]`.
+    widths: of the levels.
+    """
+
+    frequencies: Tensor
+    is_sine: Tensor
+    widths: list[int]
+
+    @classmethod
+    def of(cls, dim: int, device: torch.device) -> TimeEmbedding:
+        """For a network of width `dim`."""
+        widths = [dim << level for level in range(4)]
+        each = [embedding_frequencies(width, device) for width in widths]
+        kinds = [torch.arange(width, device=device) < width // 2 for width in widths]
+        return cls(torch.cat([f for f in each for _ in range(2)]), torch.cat(kinds), widths)
+
+    def __call__(self, t: Tensor) -> list[Tensor]:
+        """t: `[n]`; one that was expanded over the batch (stride 0) is embedded once."""
+        angle = (t[:1] if t.stride(0) == 0 else t).float()[:, None] * self.frequencies
+        waves = torch.where(self.is_sine, angle.sin(), angle.cos())
+        return list(torch.split(F.silu(waves), self.widths, dim=1))
 
 
 class Norm(NamedTuple):
@@ -134,7 +163,8 @@ def gather(
     # the halo is of the projection's output: beyond the image that is zero, bias or not
     qkv = block.depthwise.padded(block.qkv(block.norm1(z, time)))
     q, k, v = qkv[:, skip : skip + rows].chunk(3, dim=-1)
-    return sums_of_pixels(q, k, block.heads), v
+    sums = sums_in_pieces if runs_on_gpu(z) else sums_of_pixels
+    return sums(q, k, block.heads), v
 
 
 def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
@@ -147,14 +177,22 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
         time: `[n or 1, c]`.
         mixing: `[n, c, c]` float32.
     """
-    pixels, matrix = z.flatten(1, 2), mixing.to(v.dtype).transpose(1, 2)
-    if v.dtype == z.dtype:
-        pixels.baddbmm_(v.flatten(1, 2), matrix)
+    pixels, matrix = z.flatten(1, 2), mixing.to(v.dtype)
+    if runs_on_gpu(z):
+        add_product(pixels, v.flatten(1, 2), matrix)
+    elif v.dtype == z.dtype:
+        pixels.baddbmm_(v.flatten(1, 2), matrix.transpose(1, 2))
     else:
-        pixels.add_(torch.bmm(v.flatten(1, 2), matrix))
+        pixels.add_(torch.bmm(v.flatten(1, 2), matrix.transpose(1, 2)))
     if block.out_bias is not None:
         pixels.add_(block.out_bias)
-    z.add_(block.narrow(block.widen(block.norm2(z, time), gelu=True)))
+    if runs_on_gpu(z):
+        hidden = torch.ops.aten.gelu_(block.widen(block.norm2(z, time)))
+        add_product(pixels, hidden.flatten(1, 2), block.narrow.weight[None])
+        if block.narrow.bias is not None:
+            pixels.add_(block.narrow.bias)
+    else:
+        z.add_(block.narrow(block.widen(block.norm2(z, time), gelu=True)))
 
 
 def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from c2fdft_cli.core.attention import PixelSums
 from c2fdft_cli.core.network import DFT, shuffle, unshuffle
 from c2fdft_cli.core.precision import full_precision
+from c2fdft_cli.execution.cuda_products import runs_on_gpu
+from c2fdft_cli.execution.fused.choose import Passes, compiled_passes, passes_for
 from c2fdft_cli.execution.kernels import row_ranges, rows_in_cache, with_halo
-from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, apply, gather
+from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, TimeEmbedding
 
 # Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN.
 _GATHER, _APPLY = 4, 9
@@ -79,8 +81,7 @@ class StripNetwork:
         self.dtype = dtype or torch.float32
         self.watch: Callable[[int], None] | None = None
         self.compiled, self._packed = compile, not compile
-        self._gather = torch.compile(gather, dynamic=True) if compile else gather
-        self._apply = torch.compile(apply, dynamic=True) if compile else apply
+        self._compiled_passes = compiled_passes() if compile else None
         self.refresh()
 
     @torch.no_grad()
@@ -96,6 +97,7 @@ class StripNetwork:
         self._ups = [self._conv(u.conv) for u in (net.up4_3, net.up3_2, net.up2_1)]
         halves = (net.reduce_chan_level3, net.reduce_chan_level2)
         self._halves = [*(Projection.of(r, self.dtype, self._packed) for r in halves), None]
+        self._times = TimeEmbedding.of(net.dim, net.output.weight.device)
         self._embed = Conv.of(net.patch_embed.proj, torch.float32)
         self._output = Conv.of(net.output, torch.float32)
         self._skip_conv = net.skip_conv and Projection.of(net.skip_conv, torch.float32, True)
@@ -131,7 +133,7 @@ class StripNetwork:
         return out
 
     def _run(self, x: Tensor, t: Tensor, out: Tensor, rows: int) -> None:
-        times = self.net.times(t)
+        times = self._times(t) if runs_on_gpu(x) else self.net.times(t)
         z = self._embedding(x, rows)
         skips: list[Tensor] = []
         for level, down, time in zip(self._encoders, self._downs, times[:3], strict=True):
@@ -157,24 +159,43 @@ class StripNetwork:
     def _blocks(self, level: list[PreparedBlock], z: Tensor, time: Tensor, rows: int) -> None:
         """The blocks of a level, in place in `z: [n, h, w, c]` float32."""
         h = z.shape[1]
+        passes = self._compiled_passes or passes_for(level[0], z)
+        if h <= rows and runs_on_gpu(z):
+            for block in level:
+                sums, v = self._gathered(passes, block, z, time, 0, h)
+                self._applied(passes, block, z, v, time, passes.mixing(block, sums))
+                del v  # which holds q and k too
+            return
         v = torch.empty_like(z, dtype=self.dtype)
         for block in level:
-            sums = (self._gathered(block, z, v, time, *strip) for strip in row_ranges(h, rows))
-            mixing = block.mixing(reduce(add, sums))
+            parts: list[PixelSums] = []
             for top, bottom in row_ranges(h, rows):
-                self._apply(block, z[:, top:bottom], v[:, top:bottom], time, mixing)
-                self._report_progress(_APPLY, z[:, top:bottom])
+                sums, v[:, top:bottom] = self._gathered(passes, block, z, time, top, bottom)
+                parts.append(sums)
+            mixing = passes.mixing(block, reduce(add, parts))
+            for top, bottom in row_ranges(h, rows):
+                self._applied(passes, block, z[:, top:bottom], v[:, top:bottom], time, mixing)
 
     def _gathered(
-        self, block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, top: int, bottom: int
-    ) -> PixelSums:
-        """The sums of rows top to bottom; their v goes into `v`."""
+        self, passes: Passes, block: PreparedBlock, z: Tensor, time: Tensor, top: int, bottom: int
+    ) -> tuple[PixelSums, Tensor]:
+        """The sums and v of rows top to bottom."""
         first, last = with_halo(top, bottom, z.shape[1])
-        sums, v[:, top:bottom] = self._gather(
-            block, z[:, first:last], time, top - first, bottom - top
-        )
+        gathered = passes.gather(block, z[:, first:last], time, top - first, bottom - top)
         self._report_progress(_GATHER, z[:, top:bottom])
-        return sums
+        return gathered
+
+    def _applied(
+        self,
+        passes: Passes,
+        block: PreparedBlock,
+        z: Tensor,
+        v: Tensor,
+        time: Tensor,
+        mixing: Tensor,
+    ) -> None:
+        passes.apply(block, z, v, time, mixing)
+        self._report_progress(_APPLY, z)
 
     def _report_progress(self, products: int, z: Tensor) -> None:
         if self.watch is not None:

@@ -27,7 +27,7 @@ from c2fdft_cli.vocabulary import (
     Norm,
     Precision,
     Protocol,
-    Recompute,
+    RecomputeSetting,
     Schedule,
     Spacing,
     Ssim,
@@ -248,7 +248,8 @@ class FineStage(Stage):
         l1_weight: weight of L1, on [-1, 1].
         start_from: the checkpoint's averaged (`ema`) or `raw` weights.
         recompute: what back-propagation computes again to save memory: `none`, the inside of each
-            sampling step (`call`), or also that of each level (`level`).
+            sampling step (`call`), or also that of each level (`level`). `auto` is `none` on CUDA
+            where it fits, else `call`, and `level` where not even that fits.
     """
 
     iterations: Count = 90_000
@@ -263,7 +264,7 @@ class FineStage(Stage):
     ssim_weight: NotNegative = 0.84
     l1_weight: NotNegative = 0.16
     start_from: WeightSet = "ema"
-    recompute: Annotated[Recompute, _words({"True": "call", "False": "none"})] = "call"
+    recompute: Annotated[RecomputeSetting, _words({"True": "call", "False": "none"})] = "call"
 
     @field_validator("ssim")
     @classmethod

@@ -1,11 +1,11 @@
 """Is everything right on this GPU, and how fast is it? Twenty minutes at most.
 
-    python recipes/scripts/check_cuda.py OUT [--stages env,ops,net,grad,memory,cli,restore,train,compiled,ranks]
+    python recipes/scripts/check_cuda.py OUT [--stages env,ops,kernels,net,grad,memory,cli,restore,train,compiled,ranks]
 
 Each stage is a process of its own (a CUDA error poisons its process) with a time limit and appends
 JSON lines to OUT/cuda.jsonl. At the end OUT/cuda.md holds two tables, of checks and of times, for
 docs/performance.md. Exit code 1 where a check failed. Nothing is downloaded. Where a command may
-take ten minutes, use three: `env,ops,net,grad,memory`, `cli,restore,train` and `compiled,ranks`.
+take ten minutes, use three: `env,ops,kernels,net,grad,memory`, `cli,restore,train` and `compiled,ranks`.
 `--device cpu --quick` tries the script itself without a GPU.
 """  # noqa: E501
 
@@ -16,6 +16,7 @@ import copy
 import csv
 import datetime
 import gc
+import importlib.util
 import json
 import os
 import platform
@@ -38,6 +39,7 @@ from PIL import Image
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, time_grid
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
@@ -52,9 +54,11 @@ from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.compiling import compile_in_place, functions_given_up
 from c2fdft_cli.execution.cuda import AMPERE, is_served, lay_out_weights
 from c2fdft_cli.execution.device import Runtime, make_runtime
+from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.kernels import sums_of_pixels
 from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
+from c2fdft_cli.execution.prepared import PreparedBlock
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage, Train
 
@@ -152,10 +156,13 @@ def main() -> int:
 def _run_stage(check: Check) -> None:
     """One stage in a process of its own, killed with its children after its time."""
     words = [sys.executable, __file__, check.folder, "--stage", check.stage]
+    interpreted = {} if check.on_cuda or check.stage != "kernels" else {"TRITON_INTERPRET": "1"}
     words += ["--device", check.device, *["--quick"] * check.quick]
     limit = STAGES[check.stage][1] * (1 if check.on_cuda else 5)
     began = time.monotonic()
-    process = subprocess.Popen(list(map(str, words)), start_new_session=True)  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603
+        list(map(str, words)), start_new_session=True, env={**os.environ, **interpreted}
+    )
     try:
         code = process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -385,6 +392,38 @@ def _time_ops(check: Check, n: int, s: int, c: int) -> None:
     u, v = (z.unflatten(1, (s * s // 1024, -1)).flatten(0, 1) for z in (a, b))
     cut = seconds_of(lambda: torch.bmm(u.transpose(1, 2), v).unflatten(0, (n, -1)).sum(1), check)
     check.time(f"Gram {n}x{s * s}x{c}", took, in_pieces_of_1024_ms=round(cut * 1e3, 4))
+
+
+def kernels(check: Check) -> None:
+    """The Triton kernels of a block in strips against the plain passes, part by part.
+
+    On a CPU they run in Triton's interpreter, on a few pixels.
+    """
+    if not importlib.util.find_spec("triton"):
+        check.write(kernels="skipped: no triton")
+        return
+    if not check.on_cuda:
+        choose.TRIED_ROWS, choose.TRIED_VALUES = 4, 4 * 8 * 48
+        choose._seconds = lambda _: 0.0
+    shapes = ((48, 1), (96, 2), (96, 1), (192, 4), (384, 8), (24, 1))
+    for width, heads in shapes[: 2 if check.quick else None]:
+        for dtype in choose.ALLOWED if check.on_cuda else [torch.float16]:
+            _try_kernels(check, width, heads, dtype)
+
+
+def _try_kernels(check: Check, width: int, heads: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(width)
+    device = torch.device(check.device)
+    block = PreparedBlock.of(Block(width, heads, 4.0, False, "with_bias").to(device), dtype, False)
+    with torch.inference_mode():
+        _, trials = choose.try_out(block, device, width)
+    for trial in trials:
+        name = f"{trial.part}, {width} channels, {heads} heads, {dtype}".replace("torch.", "")
+        good = trial.error is not None and trial.error <= choose.ALLOWED[dtype]
+        error = trial.failure if trial.error is None else f"{trial.error:.1e}"
+        check.expect(name, good, error=error)
+        if check.on_cuda and good:
+            check.time(name, trial.seconds, plain_ms=round(trial.plain_seconds * 1e3, 4))
 
 
 def net(check: Check) -> None:
@@ -753,6 +792,7 @@ def ranks(check: Check) -> None:
 STAGES: dict[str, tuple[Callable[[Check], None], int]] = {
     "env": (env, 60),
     "ops": (ops, 100),
+    "kernels": (kernels, 120),
     "net": (net, 120),
     "grad": (grad, 120),
     "memory": (memory, 90),

@@ -10,7 +10,19 @@ import pytest
 from tests.kit.processes import python
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "scripts" / "check_cuda.py"
-STAGES = ["env", "ops", "net", "grad", "memory", "cli", "restore", "train", "compiled", "ranks"]
+STAGES = [
+    "env",
+    "ops",
+    "kernels",
+    "net",
+    "grad",
+    "memory",
+    "cli",
+    "restore",
+    "train",
+    "compiled",
+    "ranks",
+]
 
 
 @pytest.mark.acceptance

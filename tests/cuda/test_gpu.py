@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.tools.bench import random_batch
@@ -17,7 +18,9 @@ from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.engine.train.stepper import Stepper
 from c2fdft_cli.execution.cuda import AMPERE, lay_out_weights
 from c2fdft_cli.execution.device import Runtime, make_runtime
+from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.inference_memory import strip_bytes
+from c2fdft_cli.execution.prepared import PreparedBlock
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network, Stage, Train
 from tests.kit.formula import fill, relative, wave
@@ -54,6 +57,24 @@ def test_strips_agree_with_the_cpu(runtime: Runtime, rows: int | None) -> None:
         there = StripNetwork(net.to(runtime.device), rows, runtime.dtype)
         got = there(x.to(runtime.device), t.to(runtime.device)).cpu() - x[:, -3:]
     assert relative(got, want) < ALLOWED[runtime.precision]
+
+
+@pytest.mark.parametrize("dtype", choose.ALLOWED)
+@pytest.mark.parametrize(("width", "heads"), [(48, 1), (96, 2), (96, 1), (192, 4), (384, 8)])
+def test_the_kernels_agree_with_the_plain_passes(
+    width: int, heads: int, dtype: torch.dtype
+) -> None:
+    device = torch.device("cuda")
+    if not choose.kernels_run_on(device):
+        pytest.skip("needs Triton and compute capability 8.0")
+    torch.manual_seed(width)
+    block = PreparedBlock.of(Block(width, heads, 4.0, False, "with_bias").to(device), dtype, False)
+    with torch.inference_mode():
+        _, trials = choose.try_out(block, device, width)
+    assert [trial.part for trial in trials] == ["gather", "mixing", "apply"]
+    for trial in trials:
+        assert trial.error is not None, trial.failure
+        assert trial.error <= choose.ALLOWED[dtype]
 
 
 def test_skips_in_host_memory_change_nothing(runtime: Runtime) -> None:

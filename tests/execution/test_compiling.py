@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from c2fdft_cli.core.block import Block
+from c2fdft_cli.core.network import DFT
 from c2fdft_cli.execution import compiling
 from c2fdft_cli.execution.compiling import (
     MOST_GRAPHS,
@@ -15,7 +17,10 @@ from c2fdft_cli.execution.compiling import (
     compile_in_place,
     compiles_strips,
     functions_given_up,
+    is_compiled,
     missing_compiler,
+    run_uncompiled,
+    uncompiled,
 )
 from c2fdft_cli.execution.device import Runtime
 
@@ -57,6 +62,14 @@ def test_restoring(setting: str, runtime: Runtime, work: int, compiled: bool) ->
     assert torch._dynamo.config.recompile_limit == (MOST_GRAPHS if compiled else 8)
 
 
+def test_where_kernels_of_our_own_run_nothing_is_compiled_unasked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiling, "are_tried", lambda *_: True)
+    assert compiles_strips("auto", CUDA, MUCH_WORK) == (False, None)
+    assert compiles_strips("on", CUDA, MUCH_WORK) == (True, None)
+
+
 @pytest.mark.parametrize(("runtime", "lacking"), [(CPU, "a C++ compiler"), (CUDA, "triton")])
 def test_no_compiler(runtime: Runtime, lacking: str, compilers: list[str]) -> None:
     compilers.clear()
@@ -64,9 +77,9 @@ def test_no_compiler(runtime: Runtime, lacking: str, compilers: list[str]) -> No
     assert not compiled
     assert notice is not None
     assert lacking in notice
-    net = torch.nn.Identity()
+    net = DFT(dim=8, blocks=(1, 1, 1, 1))
     assert compile_in_place(net, "on", runtime) == notice
-    assert net._compiled_call_impl is None
+    assert not is_compiled(net)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +127,14 @@ def test_training_compiles_where_it_pays() -> None:
         ("on", CPU, True),
         ("off", CUDA, False),
     ):
-        net = torch.nn.Identity()
+        net = DFT(dim=8, blocks=(1, 2, 1, 1))
         assert compile_in_place(net, setting, runtime) is None
-        assert (net._compiled_call_impl is not None) is compiled
+        assert is_compiled(net) is compiled
+        blocks = [m._compiled_call_impl for m in net.modules() if isinstance(m, Block)]
+        assert all((call is not None) is compiled for call in blocks)
+        assert net._compiled_call_impl is None
+        with uncompiled(net):
+            assert not is_compiled(net)
+        assert is_compiled(net) is compiled
+        run_uncompiled(net)
+        assert not is_compiled(net)

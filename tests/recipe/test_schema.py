@@ -236,7 +236,11 @@ def test_missing_recipe_names_a_close_one():
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("true", "call"), ("false", "none"), ("none", "none"), ("call", "call"), ("level", "level")],
+    [
+        ("true", "call"),
+        ("false", "none"),
+        *((word, word) for word in ("auto", "none", "call", "level")),
+    ],
 )
 def test_recompute_in_words_and_as_it_was(tmp_path, written, meant):
     path = tmp_path / "mine.yaml"
@@ -273,7 +277,7 @@ def test_words_that_are_no_choice():
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny", ["fine.recompute=levels", "train.tensorboard=perhaps"])
     told = "\n".join(caught.value.details)
-    assert "fine.recompute must be 'none', 'call' or 'level', got 'levels'" in told
+    assert "fine.recompute must be 'auto', 'none', 'call' or 'level', got 'levels'" in told
     assert "train.tensorboard must be 'auto', 'true' or 'false'" in told
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
+
+import torch
 
 from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.data.batches.batch import Batch
@@ -13,9 +16,17 @@ from c2fdft_cli.engine.train.memory import choose_micro_batch, step_bytes, weigh
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.stepper import Stepper, StepResult
 from c2fdft_cli.errors import C2fdftError, ResourceError
-from c2fdft_cli.execution.compiling import compile_in_place, is_compiled, run_uncompiled
+from c2fdft_cli.execution.compiling import (
+    compile_in_place,
+    is_compiled,
+    run_uncompiled,
+    uncompiled,
+)
 from c2fdft_cli.execution.distributed import all_reduce_min
 from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
+
+COMPILED_LOSS = {True: 1e-3, False: 2e-2}
+"""Relative difference of the compiled network's loss that is rounding, in float32 or not."""
 
 Result = TypeVar("Result")
 
@@ -75,7 +86,11 @@ class Fallbacks:
             self.micro[patch] = choose_micro_batch(wanted, len(batch), each, fixed, self._runtime)
         net = self._stepper.net
         if self._runtime.device.type == "cuda" or is_compiled(net):
-            self._until_done(patch, partial(self._try_out, batch), alone=True)
+            if is_compiled(net):
+                self._notify(f"compiling for patches of {patch} px, which may take a minute")
+            loss = self._until_done(patch, partial(self._try_out, batch), alone=True)
+            if is_compiled(net):
+                self._check_compiled(batch, loss)
             if not all_reduce_min(int(is_compiled(net)), self._runtime):
                 run_uncompiled(net)
         self.micro[patch] = all_reduce_min(self.micro[patch], self._runtime)
@@ -98,8 +113,22 @@ class Fallbacks:
         share = rank_share(self._runtime, self._cycle.stage(batch.iteration)[1])
         return self._stepper.step(batch, share, lr, self.micro[batch.gt.shape[-1]])
 
-    def _try_out(self, batch: Batch) -> None:
-        self._stepper.try_out(batch, self.micro[batch.gt.shape[-1]])
+    def _try_out(self, batch: Batch) -> float:
+        return self._stepper.try_out(batch, self.micro[batch.gt.shape[-1]])
+
+    def _check_compiled(self, batch: Batch, loss: float) -> None:
+        """Run uncompiled where compiled code gives another loss than the network itself."""
+        net = self._stepper.net
+        with uncompiled(net):
+            expected = self._stepper.loss(batch, self.micro[batch.gt.shape[-1]])
+        allowed = COMPILED_LOSS[self._runtime.dtype == torch.float32]
+        if abs(loss - expected) <= allowed * abs(expected) or not math.isfinite(expected):
+            return
+        run_uncompiled(net)
+        self._notify(
+            f"compiled, the loss is {loss:.6g} instead of {expected:.6g}: "
+            "the network runs uncompiled"
+        )
 
     def _until_done(self, patch: int, attempt: Callable[[], Result], alone: bool) -> Result:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.memory import free_bytes
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
-from c2fdft_cli.vocabulary import Norm
+from c2fdft_cli.vocabulary import Norm, RecomputeSetting
 
 OUTSIDE, INPUTS = "outside", "inputs"
 """What is kept outside of the levels, and what goes into them."""
@@ -161,6 +162,37 @@ def step_bytes(network: Network, stage: Stage, calls: int, patch: int, runtime: 
     held = calls if recompute == "none" else 1
     dtype, device = runtime.dtype, runtime.device.type
     return saved_bytes(network, patch, recompute == "level", dtype, device) * held
+
+
+def choose_recompute(
+    network: Network, stage: FineStage, calls: int, runtime: Runtime
+) -> RecomputeSetting:
+    """What the stage computes again: as asked, else on CUDA the least that fits its batches.
+
+    Args:
+        network: what is trained.
+        stage: the fine stage.
+        calls: network calls of the sampler.
+        runtime: device and arithmetic.
+    """
+    if stage.recompute != "auto":
+        return stage.recompute
+    if runtime.device.type != "cuda":
+        return "call"
+    usable = int(free_bytes(runtime) * MARGIN)
+
+    def fits(way: RecomputeSetting, whole: bool) -> bool:
+        asked = replace(stage, recompute=way)
+        return all(
+            step_bytes(network, asked, calls, patch, runtime)
+            * (-(-batch // runtime.world) if whole else 1)
+            <= usable
+            for patch, batch in zip(stage.patches, stage.batches, strict=True)
+        )
+
+    if fits("none", whole=True):
+        return "none"
+    return "call" if fits("call", whole=False) else "level"
 
 
 def weight_bytes(parameters: int, dtype: torch.dtype) -> int:

@@ -31,6 +31,7 @@ class Objective(nn.Module):
         self.net = net
         # no buffer: DDP would send it round in each forward, and so wait in one that is tried alone
         self.alpha_bar = alpha_bar
+        self._sampler_alpha_bar = alpha_bar.cpu()  # read on the CPU, without waiting for the device
         self.use(fine)
 
     def use(self, fine: tuple[FineStage, list[int]] | None) -> None:
@@ -46,7 +47,7 @@ class Objective(nn.Module):
         stage, grid = self.fine
         return fine_loss(
             self.net,
-            self.alpha_bar,
+            self._sampler_alpha_bar,
             grid,
             lq,
             gt,

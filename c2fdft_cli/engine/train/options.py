@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from c2fdft_cli.engine.train.folder import RunFolder
+from c2fdft_cli.engine.train.memory import choose_recompute
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Recipe, Stage
@@ -41,7 +43,11 @@ class TrainOptions:
     files: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def section(self) -> Stage:
-        """The recipe's section of the stage that is trained."""
-        return self.recipe.coarse if self.stage == "coarse" else self.recipe.fine
+        """The recipe's section of the stage that is trained, with what it leaves to the program."""
+        if self.stage == "coarse":
+            return self.recipe.coarse
+        fine, network = self.recipe.fine, self.recipe.network
+        way = choose_recompute(network, fine, len(self.grid), self.runtime)
+        return replace(fine, recompute=way)

@@ -69,12 +69,22 @@ class Stepper:
         enabled = self.runtime.dtype == torch.float16
         return torch.amp.GradScaler(self.runtime.device.type, enabled=enabled)
 
-    def try_out(self, batch: Batch, micro_batch: int) -> None:
-        """Forward and backward of one micro-batch, in this process alone; nothing is moved."""
+    def try_out(self, batch: Batch, micro_batch: int) -> float:
+        """Forward and backward of one micro-batch, in this process alone; nothing is moved.
+
+        Returns:
+            The loss.
+        """
         with self._no_sync():
             loss = self._loss(batch.rows(0, min(micro_batch, len(batch))))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    @torch.no_grad()
+    def loss(self, batch: Batch, micro_batch: int) -> float:
+        """The loss of one micro-batch, in this process alone."""
+        return self._loss(batch.rows(0, min(micro_batch, len(batch)))).item()
 
     def abandon(self) -> None:
         """Forget a step that did not get to its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 
 import pytest
@@ -106,9 +107,24 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(
     _, events = run(request("coarse", shard_folder, tmp_path / "run"))
     said = notices(events)
     assert said == [
+        "compiling for patches of 16 px, which may take a minute",
         "torch.compile failed (RuntimeError: Triton: out of resource: shared memory): "
-        "the network runs uncompiled"
+        "the network runs uncompiled",
     ]
+    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+
+
+def test_compiled_code_that_computes_something_else_is_not_trusted(
+    tmp_path, shard_folder, coarse_run, monkeypatch
+):
+    def miscompiled(net, wish, runtime):
+        net._compiled_call_impl = lambda x, t: 1.1 * net.forward(x, t)
+
+    monkeypatch.setattr(attempts, "compile_in_place", miscompiled)
+    _, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    said = notices(events)
+    assert len(said) == 2
+    assert re.fullmatch(r"compiled, the loss is \S+ instead of \S+: the network runs .*", said[1])
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.engine.train import memory
-from c2fdft_cli.engine.train.memory import choose_micro_batch, saved_bytes, step_bytes, weight_bytes
+from c2fdft_cli.engine.train.memory import (
+    choose_micro_batch,
+    choose_recompute,
+    saved_bytes,
+    step_bytes,
+    weight_bytes,
+)
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.memory import available_memory
@@ -100,3 +107,17 @@ def test_the_official_network_in_half_precision():
 
 def test_available_memory_is_of_this_machine():
     assert 10**7 < available_memory() < 10**14
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "way"),
+    [("cuda", 100, "none"), ("cuda", 80, "call"), ("cuda", 1, "level"), ("cpu", 100, "call")],
+)
+def test_what_is_computed_again(monkeypatch, device, gib, way):
+    """Of four calls on the official batches: 192 x 32, 48 x 64 and 12 x 128 px, in float32."""
+    monkeypatch.setattr(memory, "free_bytes", lambda _: gib << 30)
+    runtime = Runtime(torch.device(device))
+    stage = FineStage(recompute="auto")
+    assert choose_recompute(Network(), stage, 4, runtime) == way
+    asked = replace(stage, recompute="level")
+    assert choose_recompute(Network(), asked, 4, runtime) == "level"

@@ -1,0 +1,79 @@
+"""Pixel sums and products into the stream on a GPU: each value read once, results in float32.
+
+Half-precision factors have exact products in float32, so a product whose result is float32 needs no
+float32 copies of its factors. Such products (`out_dtype`, torch 2.8) have no derivative: for
+inference only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.attention import PixelSums
+
+PIECE_PIXELS = 1024
+"""Pixels whose Gram matrix is one product, at least; the products are then summed. One product
+over all pixels would leave most of a GPU without work."""
+
+_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.bmm.overloads()  # type: ignore[no-untyped-call]
+
+
+def runs_on_gpu(x: Tensor) -> bool:
+    """Whether the functions of this module are for x: on CUDA, outside of a compiler."""
+    return x.device.type == "cuda" and not torch.compiler.is_compiling()
+
+
+def sums_without_copies(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `sums_in_pieces` reads q and k as they are."""
+    return device.type == "cuda" and (dtype == torch.float32 or _HAS_OUT_DTYPE)
+
+
+def sums_in_pieces(q: Tensor, k: Tensor, heads: int) -> PixelSums:
+    """`pixel_sums` of q, k: `[n, h, w, c]`, piece by piece; for inference outside of autocast.
+
+    One product serves all heads of a piece: its blocks on the diagonal are wanted.
+    """
+    n, c = len(q), q.shape[-1]
+    q, k = q.flatten(1, 2), k.flatten(1, 2)
+    piece = _piece(q.shape[1], c)
+    a, b = (x.unflatten(1, (-1, piece)).flatten(0, 1) for x in (q, k))  # type: ignore[no-untyped-call]
+    grams = _bmm_float32(a.transpose(1, 2), b)
+    gram = grams.view(n, -1, heads, c // heads, heads, c // heads).sum(1)
+    q_square, k_square = (
+        torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square_().unflatten(1, (heads, -1))
+        for x in (q, k)
+    )
+    return PixelSums(gram.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2), q_square, k_square)
+
+
+def add_product(z: Tensor, x: Tensor, weight: Tensor) -> None:
+    """`z += x weight^T` in place, z float32 and the product summed up in it.
+
+    Args:
+        z: `[n, p, c]`.
+        x: `[n, p, k]` in any precision.
+        weight: `[n or 1, c, k]` in the precision of x.
+    """
+    matrix = weight.transpose(1, 2).expand(len(z), -1, -1)
+    if x.dtype == z.dtype:
+        z.baddbmm_(x, matrix)
+    elif sums_without_copies(x.device, x.dtype):
+        torch.baddbmm(z, x, matrix, out_dtype=z.dtype, out=z)
+    else:
+        z.add_(torch.bmm(x, matrix))
+
+
+def _piece(pixels: int, width: int) -> int:
+    """The largest divisor of the pixels up to what suits the width.
+
+    The wider the Gram matrix, the more pixels are worth one.
+    """
+    most = max(PIECE_PIXELS, 16 * width)
+    return next(size for size in range(min(most, pixels), 0, -1) if pixels % size == 0)
+
+
+def _bmm_float32(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype != torch.float32 and sums_without_copies(a.device, a.dtype):
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return torch.bmm(a.float(), b.float())

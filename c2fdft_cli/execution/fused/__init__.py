@@ -1,0 +1,1 @@
+"""A block in strips as few Triton kernels, for inference on CUDA."""

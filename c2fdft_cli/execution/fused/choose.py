@@ -1,0 +1,199 @@
+"""Which of the fused kernels run on this GPU: those that agree with the plain ones, and faster.
+
+Both are tried once in a process for each shape of block, on a GPU that the kernels are for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.attention import PixelSums
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution import prepared
+from c2fdft_cli.execution.cuda import AMPERE
+from c2fdft_cli.execution.prepared import PreparedBlock
+
+SWITCH = "C2FDFT_KERNELS"
+"""Environment variable: `off` for the plain passes, `on` for kernels that agree, faster or not."""
+
+ALLOWED = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
+"""Relative differences from the plain passes that are rounding, by precision."""
+TRIED_ROWS, TRIED_VALUES = 64, 1 << 22
+"""Rows and values of the stream that is tried: a size that keeps a GPU busy."""
+_ROUNDS = 7
+
+_log = logging.getLogger(__name__)
+
+
+class Passes(NamedTuple):
+    """The parts of a block's work on a strip: those of `prepared`, or what replaces them."""
+
+    gather: Callable[[PreparedBlock, Tensor, Tensor, int, int], tuple[PixelSums, Tensor]]
+    mixing: Callable[[PreparedBlock, PixelSums], Tensor]
+    apply: Callable[[PreparedBlock, Tensor, Tensor, Tensor, Tensor], None]
+
+
+PLAIN = Passes(prepared.gather, PreparedBlock.mixing, prepared.apply)
+
+
+def compiled_passes() -> Passes:
+    """The plain passes compiled with torch.compile, for all sizes."""
+    return PLAIN._replace(
+        gather=torch.compile(PLAIN.gather, dynamic=True),
+        apply=torch.compile(PLAIN.apply, dynamic=True),
+    )
+
+
+class Trial(NamedTuple):
+    """What came of trying a part of the kernels.
+
+    error: relative difference from the plain one, or None where it failed.
+    seconds, plain_seconds: of one run each.
+    failure: the error it failed with.
+    """
+
+    part: str
+    error: float | None
+    seconds: float = 0.0
+    plain_seconds: float = 0.0
+    failure: str = ""
+
+
+_chosen: dict[tuple[object, ...], tuple[Passes, list[Trial]]] = {}
+
+
+def passes_for(block: PreparedBlock, z: Tensor) -> Passes:
+    """The fastest passes for blocks like this one, where z lies.
+
+    Args:
+        block: whose weights are tried.
+        z: a stream, `[n, h, w, c]` float32.
+
+    Raises:
+        UsageError: the environment variable has another value.
+    """
+    dtype = block.norm1.dtype
+    if not are_tried(z.device, dtype):
+        return PLAIN
+    biased, switch = block.qkv.bias is not None, os.environ.get(SWITCH)
+    key = (z.device, dtype, z.shape[-1], block.heads, len(block.widen.weight), biased,
+           block.norm1.bias is not None, switch)  # fmt: skip
+    if key not in _chosen:
+        _chosen[key] = try_out(block, z.device, z.shape[-1], even_slower=switch == "on")
+    return _chosen[key][0]
+
+
+def are_tried(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels are tried: not switched off, in half precision, on a GPU that they fit.
+
+    Raises:
+        UsageError: the environment variable has another value.
+    """
+    switch = os.environ.get(SWITCH, "auto")
+    if switch not in ("auto", "on", "off"):
+        raise UsageError(f"{SWITCH} must be auto, on or off, got {switch}")
+    return switch != "off" and dtype in ALLOWED and kernels_run_on(device)
+
+
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether there is Triton, and a GPU that it generates these kernels for."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    if not there or not importlib.util.find_spec("triton"):
+        return False
+    return torch.cuda.get_device_capability(device) >= AMPERE
+
+
+def try_out(
+    block: PreparedBlock, device: torch.device, width: int, even_slower: bool = False
+) -> tuple[Passes, list[Trial]]:
+    """Compare and time the kernels part by part on random pixels.
+
+    Returns:
+        The plain passes with the parts that are better, and what was found of each.
+    """
+    try:
+        from c2fdft_cli.execution.fused import passes
+    except Exception as error:  # whatever Triton finds missing: nothing depends on it
+        return PLAIN, [Trial("all", None, failure=_told(error))]
+    fused = Passes(passes.gather, passes.mixing, passes.apply)
+    source = torch.Generator(device).manual_seed(0)
+    shape = (1, TRIED_ROWS, max(1, TRIED_VALUES // TRIED_ROWS // width), width)
+    z, time = (torch.randn(s, device=device, generator=source) for s in (shape, (1, width)))
+    sums, v = PLAIN.gather(block, z, time, 0, len(z[0]))
+    matrix = PLAIN.mixing(block, sums)
+
+    def applied(part: Callable[..., object]) -> list[Tensor]:
+        changed = z.clone()
+        part(block, changed, v, time, matrix)
+        return [changed - z]
+
+    works: dict[str, Callable[[Callable[..., object]], list[Tensor]]] = {
+        "gather": lambda part: _tensors(part(block, z, time, 0, len(z[0]))),
+        "mixing": lambda part: _tensors(part(block, sums)),
+        "apply": applied,
+    }
+    chosen, trials = PLAIN, []
+    for part, work in works.items():
+        trial = _try_part(part, work, getattr(fused, part), getattr(PLAIN, part), v.dtype)
+        trials.append(trial)
+        good = trial.error is not None and trial.error <= ALLOWED[v.dtype]
+        if good and (even_slower or trial.seconds < trial.plain_seconds):
+            chosen = chosen._replace(**{part: getattr(fused, part)})
+        _log.info("%d channels: %s", width, trial)
+    return chosen, trials
+
+
+def _try_part(
+    name: str,
+    work: Callable[[Callable[..., object]], list[Tensor]],
+    fused: Callable[..., object],
+    plain: Callable[..., object],
+    dtype: torch.dtype,
+) -> Trial:
+    try:
+        found = work(fused)
+        want = work(plain)
+        error = max(_relative(a, b) for a, b in zip(found, want, strict=True))
+        if not error <= ALLOWED[dtype]:
+            return Trial(name, error)
+        return Trial(name, error, _seconds(lambda: work(fused)), _seconds(lambda: work(plain)))
+    except Exception as error:  # Triton and drivers have many; the plain passes need none of them
+        return Trial(name, None, failure=_told(error))
+
+
+def _tensors(result: object) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    assert isinstance(result, tuple)  # noqa: S101
+    return [tensor for part in result for tensor in _tensors(part)]
+
+
+def _relative(found: Tensor, want: Tensor) -> float:
+    found, want = found.float(), want.float()
+    return float((found - want).norm() / want.norm().clamp_min(1e-30))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Median seconds of a run, by events."""
+    run()
+    times: list[float] = []
+    for _ in range(_ROUNDS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,0 +1,145 @@
+"""The kernels as operators of torch, `torch.ops.c2fdft`: what they read and write is in the schema.
+
+So they are seen by what looks on from outside: tensors without contents, profilers, counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from c2fdft_cli.core.layers import NORM_EPS
+from c2fdft_cli.execution.fused import kernels
+
+_LIBRARY = torch.library.Library("c2fdft", "DEF")  # type: ignore[no-untyped-call]
+
+_PROGRAMS = 1024
+"""Programs of the first pass, about: enough for the largest GPU, few enough for their sums."""
+_LEAST_PIXELS = 256
+"""Pixels that are worth a program and its sums."""
+
+
+def _norm(
+    z: Tensor, weight: Tensor, bias: Tensor | None, time: Tensor, dtype: torch.dtype
+) -> Tensor:
+    n, h, w, c = z.shape
+    y = torch.empty(z.shape, dtype=dtype, device=z.device)
+    padded = triton.next_power_of_2(c)
+    m = max(1, 4096 // padded)
+    kernels.norm_kernel[(triton.cdiv(h * w, m), n)](
+        _dense(z), weight, bias, time, y, h * w, _stride(time), c, padded, m, NORM_EPS,
+        num_warps=4,
+    )  # fmt: skip
+    return y
+
+
+def _depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, skip: int, rows: int
+) -> tuple[Tensor, Tensor]:
+    n, h, w, c = x.shape[0], x.shape[1], x.shape[2], x.shape[3] // 3
+    d, pixels = c // heads, rows * w
+    padded = max(16, triton.next_power_of_2(d))
+    block = max(16, 2048 // padded)
+    share = max(_LEAST_PIXELS, pixels * n * heads // _PROGRAMS)
+    share = triton.cdiv(share, block) * block
+    v, sums = _depthwise_results(x, heads, rows, triton.cdiv(pixels, share))
+    kernels.depthwise_kernel[(sums.shape[1], heads, n)](
+        _dense(x), weight.reshape(3 * c, 9), bias, v, sums, h, w, skip, rows, share,
+        c, d, padded, block, "ieee", num_warps=8, num_stages=1,
+    )  # fmt: skip
+    return v, sums
+
+
+def _depthwise_results(x: Tensor, heads: int, rows: int, pieces: int) -> tuple[Tensor, Tensor]:
+    n, w, c = x.shape[0], x.shape[2], x.shape[3] // 3
+    sums = x.new_empty((n, pieces, heads, c // heads + 2, c // heads), dtype=torch.float32)
+    return x.new_empty((n, rows, w, c)), sums
+
+
+def _mixing(
+    gram: Tensor,
+    q_square: Tensor,
+    k_square: Tensor,
+    temperature: Tensor,
+    project_out: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    n, heads, d, _ = gram.shape
+    c = heads * d
+    mixing = torch.empty((n, c, c), dtype=dtype, device=gram.device)
+    padded = max(16, triton.next_power_of_2(d))
+    kernels.mixing_kernel[(heads, n, triton.cdiv(d, 32))](
+        gram, q_square, k_square, temperature, project_out, mixing,
+        gram.stride(0), gram.stride(1), q_square.stride(0), q_square.stride(1),
+        c, d, padded, 32, 32, num_warps=8 if padded > 64 else 4, num_stages=1,
+    )  # fmt: skip
+    return mixing
+
+
+def _second_pass(
+    z: Tensor,
+    v: Tensor,
+    mixing: Tensor,
+    out_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    time: Tensor,
+    widen: Tensor,
+    widen_bias: Tensor | None,
+    narrow: Tensor,
+    narrow_bias: Tensor | None,
+) -> None:
+    n, h, w, c = z.shape
+    padded = max(16, triton.next_power_of_2(c))
+    m = 64 if padded > 64 else 128
+    kernels.second_pass_kernel[(triton.cdiv(h * w, m), n)](
+        _dense(z), v, mixing, out_bias, weight, bias, time,
+        widen, widen_bias, narrow, narrow_bias,
+        h * w, v.stride(0), v.stride(2), _stride(time),
+        c, len(widen), padded, m, 32 if padded > 128 else 64, NORM_EPS, "ieee",
+        num_warps=8, num_stages=2,
+    )  # fmt: skip
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Itself, whose pixels must follow one another: all of one image, or whole images."""
+    if not x.is_contiguous() and not (len(x) == 1 and x[0].is_contiguous()):
+        raise ValueError(f"want dense rows of pixels, got strides {x.stride()}")
+    return x
+
+
+def _stride(time: Tensor) -> int:
+    return 0 if len(time) == 1 else time.stride(0)
+
+
+_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "norm(Tensor z, Tensor weight, Tensor? bias, Tensor time, ScalarType dtype) -> Tensor": (
+        _norm,
+        lambda z, weight, bias, time, dtype: torch.empty_like(z, dtype=dtype),
+    ),
+    "depthwise(Tensor x, Tensor weight, Tensor? bias, int heads, int skip, int rows)"
+    " -> (Tensor, Tensor)": (
+        _depthwise,
+        lambda x, weight, bias, heads, skip, rows: _depthwise_results(x, heads, rows, 1),
+    ),
+    "mixing(Tensor gram, Tensor q_square, Tensor k_square, Tensor temperature, Tensor project_out,"
+    " ScalarType dtype) -> Tensor": (
+        _mixing,
+        lambda gram, q, k, temperature, out, dtype: out.new_empty(
+            (len(gram), *out.shape), dtype=dtype
+        ),
+    ),
+    "second_pass(Tensor(a!) z, Tensor v, Tensor mixing, Tensor? out_bias, Tensor weight,"
+    " Tensor? bias, Tensor time, Tensor widen, Tensor? widen_bias, Tensor narrow,"
+    " Tensor? narrow_bias) -> ()": (_second_pass, lambda *_: None),
+}
+for _schema, (_run, _shapes) in _OPERATORS.items():
+    _name = _schema.partition("(")[0]
+    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
+    for _key in ("CUDA", "CPU"):  # a CPU runs them in Triton's interpreter
+        _LIBRARY.impl(_name, _run, _key)  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"c2fdft::{_name}", _shapes, lib=_LIBRARY)

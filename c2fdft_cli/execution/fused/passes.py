@@ -1,0 +1,64 @@
+"""The two passes over a strip (`prepared`) by the fused kernels: the same results but for rounding.
+
+Per value of the stream the first pass moves 22 bytes in half precision (norm 6, product 8, the rest
+8), the second one 10.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.attention import PixelSums
+from c2fdft_cli.execution.cuda_products import add_product
+from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
+from c2fdft_cli.execution.prepared import Norm, PreparedBlock
+
+WIDEST = 128
+"""Channels whose second pass is one kernel: the weights of a wider one do not stay on the chip."""
+
+
+def norm(layer: Norm, z: Tensor, time: Tensor) -> Tensor:
+    """`layer(z, time)`, which is not written as float32 first."""
+    y: Tensor = torch.ops.c2fdft.norm(z, layer.weight, layer.bias, time, layer.dtype)
+    return y
+
+
+def gather(
+    block: PreparedBlock, z: Tensor, time: Tensor, skip: int, rows: int
+) -> tuple[PixelSums, Tensor]:
+    """`prepared.gather`."""
+    qkv = block.qkv(norm(block.norm1, z, time))
+    depthwise = block.depthwise
+    v, pieces = torch.ops.c2fdft.depthwise(
+        qkv, depthwise.weight, depthwise.bias, block.heads, skip, rows
+    )
+    sums = pieces.sum(1)
+    d = sums.shape[-1]
+    return PixelSums(sums[:, :, :d], sums[:, :, d], sums[:, :, d + 1]), v
+
+
+def mixing(block: PreparedBlock, sums: PixelSums) -> Tensor:
+    """`PreparedBlock.mixing` in the precision of the block."""
+    matrix: Tensor = torch.ops.c2fdft.mixing(
+        *sums, block.temperature, block.out, block.qkv.weight.dtype
+    )
+    return matrix
+
+
+def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
+    """`prepared.apply`."""
+    if z.shape[-1] <= WIDEST:
+        torch.ops.c2fdft.second_pass(
+            z, v, mixing.to(v.dtype), block.out_bias, block.norm2.weight, block.norm2.bias, time,
+            block.widen.weight, block.widen.bias, block.narrow.weight, block.narrow.bias,
+        )  # fmt: skip
+        return
+    pixels = z.flatten(1, 2)
+    add_product(pixels, v.flatten(1, 2), mixing.to(v.dtype))
+    if block.out_bias is not None:
+        pixels.add_(block.out_bias)
+    hidden = torch.ops.aten.gelu_(block.widen(norm(block.norm2, z, time)))
+    add_product(pixels, hidden.flatten(1, 2), block.narrow.weight[None])
+    if block.narrow.bias is not None:
+        pixels.add_(block.narrow.bias)

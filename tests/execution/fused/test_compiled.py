@@ -1,0 +1,33 @@
+"""The fused kernels compiled to machine code for GPUs that are not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+
+SHARED = {80: 99, 90: 227, 120: 99}
+"""KiB of shared memory that a program may have, by compute capability; 8.0 stands for 8.6 and 8.9,
+which have less than it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED)
+def test_compiles(capability: int) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["TRITON_DEFAULT_FP_FUSION"] = "1"
+    words = [sys.executable, "-m", "tests.kit.compile_kernels", str(capability)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["kernel"] for row in found} == {
+        "norm_kernel", "depthwise_kernel", "mixing_kernel", "second_pass_kernel",
+    }  # fmt: skip
+    for row in found:
+        assert row["bytes"] > 0
+        assert row["shared"] <= 1024 * SHARED[capability], row

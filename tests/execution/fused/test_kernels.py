@@ -1,0 +1,163 @@
+"""The fused kernels in Triton's interpreter on a CPU against the plain passes over a strip."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.attention import PixelSums
+from c2fdft_cli.core.block import Block
+from c2fdft_cli.execution import prepared
+from c2fdft_cli.execution.prepared import PreparedBlock
+
+pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("there is a GPU: tests/cuda compares the kernels", allow_module_level=True)
+tl = importlib.import_module("triton.language")
+kernels = importlib.import_module("c2fdft_cli.execution.fused.kernels")
+passes = importlib.import_module("c2fdft_cli.execution.fused.passes")
+
+ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 2e-3}
+"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16."""
+DTYPES = list(ALLOWED)
+WIDTHS = [(48, 1), (96, 2), (96, 1), (24, 1), (20, 4)]
+"""Channels and heads: of the official network, of a small one, an odd one."""
+CASES = [(1, 8, 8, False), (3, 3, 5, True), (1, 1, 1, True), (1, 5, 27, False)]
+"""Images, height, width, biases: one pixel, blocks of pixels that are not full, batches."""
+
+
+@pytest.fixture(autouse=True)
+def _products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter holds bfloat16 as integers, and multiplies matrices of these."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    dot, bf16, fp32 = interpreter.InterpreterBuilder.create_dot, tl.bfloat16, tl.float32
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        a, b = (self.cast_impl(x, fp32) if x.dtype.scalar == bf16 else x for x in (a, b))
+        return dot(self, a, b, *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def make_block(
+    width: int, heads: int, dtype: torch.dtype, bias: bool = False, norm: str = "with_bias"
+) -> PreparedBlock:
+    torch.manual_seed(width)
+    block = Block(width, heads, 4.0, bias, norm)
+    with torch.no_grad():
+        for name, parameter in block.named_parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+            if name.endswith("temperature"):
+                parameter.mul_(3)
+    return PreparedBlock.of(block, dtype, packed=False)
+
+
+def stream(n: int, h: int, w: int, c: int) -> Tensor:
+    torch.manual_seed(h)
+    return torch.randn(n, h, w, c) + 0.5
+
+
+def relative(found: Tensor, want: Tensor) -> float:
+    assert found.shape == want.shape
+    found, want = found.double(), want.double()
+    return float((found - want).norm() / want.norm().clamp_min(1e-30))
+
+
+def test_it_is_the_interpreter_that_runs() -> None:
+    assert "Interpreted" in type(kernels.norm_kernel).__name__
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "h", "w", "bias"), CASES)
+@pytest.mark.parametrize("width", [384, 48, 20])
+def test_norm(width: int, n: int, h: int, w: int, bias: bool, dtype: torch.dtype) -> None:
+    layer = make_block(width, 1, dtype, norm="with_bias" if bias else "bias_free").norm1
+    z = stream(n, h, w, width)
+    for time in (torch.randn(1, width), torch.randn(n, 2 * width)[:, width:]):
+        found = passes.norm(layer, z, time)
+        assert found.dtype == dtype
+        assert relative(found, layer(z, time)) < ALLOWED[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "h", "w", "bias"), CASES)
+@pytest.mark.parametrize(("width", "heads"), WIDTHS)
+def test_first_pass(
+    width: int, heads: int, n: int, h: int, w: int, bias: bool, dtype: torch.dtype
+) -> None:
+    block = make_block(width, heads, dtype, bias)
+    z, time = stream(n, h, w, width), torch.randn(1, width)
+    _compare_gathered(block, passes.gather, z, time, 0, h)
+
+
+@pytest.mark.parametrize(("skip", "rows"), [(1, 5), (0, 6), (1, 6), (1, 1)])
+def test_halos(skip: int, rows: int) -> None:
+    """Rows beside the strip are read and neither summed nor written; their bias is not zero."""
+    block = make_block(24, 2, torch.float32, bias=True)
+    _compare_gathered(block, passes.gather, stream(1, 7, 9, 24), torch.randn(1, 24), skip, rows)
+
+
+def test_sums_of_many_programs() -> None:
+    block = make_block(24, 1, torch.float32)
+    _compare_gathered(block, passes.gather, stream(1, 24, 40, 24), torch.randn(1, 24), 0, 24)
+
+
+def _compare_gathered(block: PreparedBlock, gather: Callable[..., Any], *args: Any) -> None:
+    (sums, v), (want, want_v) = gather(block, *args), prepared.gather(block, *args)
+    allowed = ALLOWED[v.dtype]
+    assert v.dtype == want_v.dtype
+    assert relative(v, want_v) < allowed
+    for found, expected in zip(sums, want, strict=True):
+        assert found.dtype == torch.float32
+        assert relative(found, expected) < allowed
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(("width", "heads"), [*WIDTHS, (384, 8)])
+def test_mixing(width: int, heads: int, n: int) -> None:
+    block = make_block(width, heads, torch.float32)
+    d = width // heads
+    q, k = (torch.randn(n, heads, d, 4 * d) for _ in range(2))
+    q[:, 0, 0] = 0  # a channel of zeros has no direction
+    sums = PixelSums(q @ k.mT, q.square().sum(-1), k.square().sum(-1))
+    assert relative(passes.mixing(block, sums), block.mixing(sums)) < 1e-5
+    cut = torch.cat([sums.gram, sums.q_square[:, :, None], sums.k_square[:, :, None]], 2)
+    views = PixelSums(cut[:, :, :d], cut[:, :, d], cut[:, :, d + 1])
+    assert torch.equal(passes.mixing(block, views), passes.mixing(block, sums))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "h", "w", "bias"), CASES)
+@pytest.mark.parametrize(("width", "heads"), [*WIDTHS, (192, 4)])
+def test_second_pass(
+    width: int, heads: int, n: int, h: int, w: int, bias: bool, dtype: torch.dtype
+) -> None:
+    """Also with v within a wider tensor, and beyond the widest that is one kernel."""
+    norm = "with_bias" if bias else "bias_free"
+    block = make_block(width, heads, dtype, bias, norm)
+    z, time = stream(n, h, w, width), torch.randn(n, width)
+    v = torch.randn(n, h, w, 3 * width).to(dtype)[..., 2 * width :]
+    matrix = torch.randn(n, width, width) / width**0.5
+    found, want = z.clone(), z.clone()
+    passes.apply(block, found, v, time, matrix)
+    prepared.apply(block, want, v, time, matrix.to(dtype).float())
+    assert relative(found - z, want - z) < ALLOWED[dtype]
+
+
+def test_pixels_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match="dense rows"):
+        passes.norm(
+            make_block(24, 1, torch.float32).norm1, stream(2, 4, 4, 24)[:, :2], torch.zeros(1, 24)
+        )

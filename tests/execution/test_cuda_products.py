@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c2fdft_cli.core.attention import pixel_sums
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.execution import cuda_products
+from c2fdft_cli.execution.cuda_products import add_product, sums_in_pieces
+from c2fdft_cli.execution.prepared import TimeEmbedding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "heads"), [((1, 40, 56, 24), 1), ((2, 32, 32, 48), 2), ((3, 1, 1, 16), 4)]
+)
+def test_pieces_add_up_to_the_sums(
+    shape: tuple[int, ...], heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_products, "PIECE_PIXELS", 32)
+    qkv = (torch.randn(*shape[:3], 3 * shape[3]) + 0.3).to(dtype)
+    q, k, _ = qkv.chunk(3, dim=-1)
+    found = sums_in_pieces(q, k, heads)
+    want = pixel_sums(q.flatten(1, 2), k.flatten(1, 2), heads)
+    for a, b in zip(found, want, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("own", [False, True])
+def test_add_product(own: bool, dtype: torch.dtype) -> None:
+    """One weight for all images, or one for each."""
+    z, x = torch.randn(3, 20, 8), torch.randn(3, 20, 16).to(dtype)
+    weight = torch.randn(3 if own else 1, 8, 16).to(dtype)
+    want = z + torch.einsum("npk,nck->npc", x.float(), weight.float().expand(3, -1, -1))
+    add_product(z, x, weight)
+    torch.testing.assert_close(z, want, rtol=0.02, atol=0.1 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("dim", [4, 16, 24, 48, 50])
+def test_the_embedding_of_all_levels_is_the_network_s(dim: int) -> None:
+    net = DFT(dim=dim, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1))
+    embed = TimeEmbedding.of(dim, torch.device("cpu"))
+    for t in (torch.tensor([0.0, 333.0, 999.0]), torch.tensor([666.0]).expand(2)):
+        for found, want in zip(embed(t), net.times(t), strict=True):
+            torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)

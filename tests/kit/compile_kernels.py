@@ -1,0 +1,90 @@
+"""Compiles the fused kernels for a GPU that is not there: `python -m tests.kit.compile_kernels 90`.
+
+The operators run with tensors without contents, and where they would start a kernel it is compiled,
+with the very arguments, down to machine code by the assembler in Triton's wheel. Prints one line of
+JSON for each kernel: its arguments' kind, bytes of shared memory, and of machine code.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from c2fdft_cli.execution.fused import kernels, operators, passes
+
+BLOCKS = (
+    (48, 1, torch.bfloat16),
+    (48, 1, torch.float16),
+    (96, 1, torch.bfloat16),
+    (384, 8, torch.bfloat16),
+)
+"""Channels, heads and precision."""
+
+
+class Compiles:
+    """Stands for a kernel, and compiles it instead of running it."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.kernel = name, getattr(kernels, name)
+        self.case = ""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def start(*args: Any, **options: Any) -> None:
+            made = self.kernel.warmup(*args, grid=grid, **options)
+            found = {"kernel": self.name, "case": self.case, "shared": made.metadata.shared}
+            sys.stdout.write(json.dumps({**found, "bytes": len(made.asm["cubin"])}) + "\n")
+
+        return start
+
+
+def main(capability: int) -> None:
+    """Compile all kernels for all blocks."""
+    target = GPUTarget("cuda", capability, 32)
+    triton.runtime.driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: target,
+            get_current_device=lambda: 0,
+            get_current_stream=lambda _: 0,
+        )
+    )
+    names = ("norm_kernel", "depthwise_kernel", "mixing_kernel", "second_pass_kernel")
+    compiling = [Compiles(name) for name in names]
+    for each in compiling:
+        setattr(kernels, each.name, each)
+    for width, heads, dtype in BLOCKS:
+        for each in compiling:
+            each.case = f"{width} channels, {heads} heads, {dtype}"
+        run_operators(width, heads, dtype)
+
+
+def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
+    """All of a block's operators on a strip of 64 x 64 pixels, without and with biases."""
+    c, d = width, width // heads
+    with torch.device("meta"):
+        z, time = torch.empty(1, 64, 64, c), torch.empty(1, c)
+        x, v = (torch.empty(1, 64, 64, k * c, dtype=dtype) for k in (3, 1))
+        gram, square = torch.empty(1, heads, d, d), torch.empty(1, heads, d)
+        matrix = torch.empty(1, c, c, dtype=dtype)
+        widen, narrow = (torch.empty(s, dtype=dtype) for s in ((4 * c, c), (c, 4 * c)))
+        taps, weight = torch.empty(3 * c, 1, 3, 3, dtype=dtype), torch.empty(c)
+        biases = [torch.empty(k * c, dtype=dtype) for k in (3, 4, 1)]
+    temperature, project_out = torch.empty(heads, device="meta"), matrix[0].float()
+    operators._mixing(gram, square, square, temperature, project_out, dtype)
+    for for_qkv, for_widen, for_narrow in ((None, None, None), biases):
+        bias = None if for_qkv is None else weight
+        operators._norm(z, weight, bias, time, dtype)
+        operators._depthwise(x, taps, for_qkv, heads, 0, 64)
+        if width <= passes.WIDEST:
+            operators._second_pass(
+                z, v, matrix, bias, weight, bias, time, widen, for_widen, narrow, for_narrow
+            )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
