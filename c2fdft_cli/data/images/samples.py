@@ -44,7 +44,8 @@ def grey_if_equal(samples: Array) -> Array:
 
 def rgb_from_cmyk(samples: Array, profile: bytes | None) -> Array:
     """CMYK to sRGB through the file's own profile, by subtraction when it has no usable one."""
-    image = Image.fromarray(samples, "CMYK")
+    height, width = samples.shape[:2]
+    image = Image.frombytes("CMYK", (width, height), samples.tobytes())
     if profile:
         with contextlib.suppress(ImageCms.PyCMSError, ImportError, OSError, TypeError):
             srgb = ImageCms.createProfile("sRGB")

@@ -130,7 +130,9 @@ def test_8_bit_colours_of_other_kinds(photometric, options):
         values = values[..., 0]
     else:
         mode, more = {"separated": "CMYK", "ycbcr": "YCbCr"}[photometric], {}
-        expected = np.asarray(Image.fromarray(values, mode).convert("RGB"))
+        expected = np.asarray(
+            Image.frombytes(mode, values.shape[1::-1], values.tobytes()).convert("RGB")
+        )
     got = read_picture(tiff_bytes(values, photometric=photometric, **more, **options))
     np.testing.assert_array_equal(got.pixels, expected)
 
