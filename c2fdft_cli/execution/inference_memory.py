@@ -15,6 +15,8 @@ and the skips are float32 (4 bytes).
         apply     norm and hidden layer:          (s + s * ffn_factor * copies) * 2C w r
                   copies: both sides of GELU, or one where the kernel fuses it or writes in place
                   on CUDA v of an image in one strip is not copied out of q, k, v: 3 s above
+        compiled kernels (float32 on a CPU) hold a few tiles beside the norm of one image's strip:
+                                                  4 * 2C w (r + 2)
     joining       making the decoder's stream out of the skip (C) and the level below (2C at half
                   the sides: 2C / 4): 4 * (2C + C + 2C / 4) h w, and one strip of the up-sampling;
                   of a skip that waits in host memory one strip only
@@ -31,6 +33,7 @@ from torch import nn
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
 from c2fdft_cli.execution.cuda_products import sums_without_copies
 from c2fdft_cli.execution.kernels import CAST_PIXELS, casts_in_pieces, has_onednn_linear
+from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import default_rows
 
 _FULL = 4  # bytes of a float32
@@ -62,7 +65,9 @@ def rows_that_fit(
     """
     if height < 1 or width < 1 or batch < 1 or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {height}x{width}")
-    rows = default_rows(net.dim, height, width, net.output.weight.device.type)
+    device = net.output.weight.device
+    native = kernels_for(device, dtype) is not None
+    rows = default_rows(net.dim, height, width, device.type, native)
     while budget_bytes is not None:
         peak = strip_bytes(net, height, width, batch, dtype, rows, offload_skips)
         if peak <= budget_bytes:
@@ -99,7 +104,10 @@ def strip_bytes(
         cast = 0
     elif dtype != torch.float32 and casts_in_pieces(net.output.weight.device):
         cast = min(cast, CAST_PIXELS / width)
-    block = _block_bytes(net, line, height, dtype, rows, cast)
+    if kernels_for(net.output.weight.device, dtype) is not None:
+        block = _native_block_bytes(line, together, height, rows)
+    else:
+        block = _block_bytes(net, line, height, dtype, rows, cast)
     skip_rows = rows if offload_skips else height
     return out + max(_joining_bytes(line, height, dtype, rows, skip_rows), block)
 
@@ -125,6 +133,12 @@ def _block_bytes(
     if net.output.weight.device.type == "cuda" and rows >= height:
         return int(2 * line * (_FULL * height + max(gather, 3 * size * height + apply)))
     return int(2 * line * ((_FULL + size) * height + max(gather, apply)))
+
+
+def _native_block_bytes(line: int, together: int, height: int, rows: int) -> int:
+    """The same where compiled kernels run."""
+    normed = min(rows + 2, height) / together
+    return int(2 * line * _FULL * (2 * height + normed))
 
 
 def _hidden(net: DFT, dtype: torch.dtype) -> float:

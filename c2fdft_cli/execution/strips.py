@@ -17,7 +17,7 @@ The second pass may update z in place because the first has read all of it, halo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 
@@ -30,15 +30,20 @@ from c2fdft_cli.core.precision import full_precision
 from c2fdft_cli.execution.cuda_products import runs_on_gpu
 from c2fdft_cli.execution.fused.choose import Passes, compiled_passes, passes_for
 from c2fdft_cli.execution.kernels import row_ranges, rows_in_cache, with_halo
+from c2fdft_cli.execution.native.block import NativeBlock
+from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, TimeEmbedding
 
 # Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN.
 _GATHER, _APPLY = 4, 9
 
+_Level = Sequence[PreparedBlock] | Sequence[NativeBlock]
 
 MAX_STRIP_VALUES = 1 << 28
 """Values of the widest tensor in a strip: kernels for more than 2^31 are rare, and wider strips are
 no faster. Half a gigabyte in half precision."""
+
+_NATIVE_VALUES, _LEAST_NATIVE_ROWS = 128 * 256 * 48, 64  # more are hardly faster
 
 
 class StripNetwork:
@@ -122,7 +127,8 @@ class StripNetwork:
             raise ValueError("strips work in place: call them under torch.inference_mode()")
         self.net.check_input(x)
         n, _, h, w = x.shape
-        rows = self.rows or default_rows(self.net.dim, h, w, x.device.type)
+        native = isinstance(self._latent[0], NativeBlock)
+        rows = self.rows or default_rows(self.net.dim, h, w, x.device.type, native)
         out = x.new_empty((n, self.net.out_channels, h, w), dtype=torch.float32)
         # several strips of one image rather than one strip of several images
         step = max(1, min(n, MAX_STRIP_VALUES // _widest(self.net.dim, h * w))) if rows >= h else 1
@@ -156,18 +162,23 @@ class StripNetwork:
             z[:, top:bottom] = self._embed(x.permute(0, 2, 3, 1), top, bottom)
         return z
 
-    def _blocks(self, level: list[PreparedBlock], z: Tensor, time: Tensor, rows: int) -> None:
+    def _blocks(self, level: _Level, z: Tensor, time: Tensor, rows: int) -> None:
         """The blocks of a level, in place in `z: [n, h, w, c]` float32."""
         h = z.shape[1]
-        passes = self._compiled_passes or passes_for(level[0], z)
+        native = [block for block in level if isinstance(block, NativeBlock)]
+        if native:
+            self._native_blocks(native, z, time, rows)
+            return
+        blocks = [block for block in level if isinstance(block, PreparedBlock)]
+        passes = self._compiled_passes or passes_for(blocks[0], z)
         if h <= rows and runs_on_gpu(z):
-            for block in level:
+            for block in blocks:
                 sums, v = self._gathered(passes, block, z, time, 0, h)
                 self._applied(passes, block, z, v, time, passes.mixing(block, sums))
                 del v  # which holds q and k too
             return
         v = torch.empty_like(z, dtype=self.dtype)
-        for block in level:
+        for block in blocks:
             parts: list[PixelSums] = []
             for top, bottom in row_ranges(h, rows):
                 sums, v[:, top:bottom] = self._gathered(passes, block, z, time, top, bottom)
@@ -175,6 +186,21 @@ class StripNetwork:
             mixing = passes.mixing(block, reduce(add, parts))
             for top, bottom in row_ranges(h, rows):
                 self._applied(passes, block, z[:, top:bottom], v[:, top:bottom], time, mixing)
+
+    def _native_blocks(
+        self, level: Sequence[NativeBlock], z: Tensor, time: Tensor, rows: int
+    ) -> None:
+        """The same in compiled kernels, which write v where it is to be."""
+        v, strips = torch.empty_like(z), list(row_ranges(z.shape[1], rows))
+        for block in level:
+            parts: list[PixelSums] = []
+            for top, bottom in strips:
+                parts.append(block.gather(z, v, time, top, bottom))
+                self._report_progress(_GATHER, z[:, top:bottom])
+            mixing = block.mixing(reduce(add, parts))
+            for top, bottom in strips:
+                block.apply(z[:, top:bottom], v[:, top:bottom], time, mixing)
+                self._report_progress(_APPLY, z[:, top:bottom])
 
     def _gathered(
         self, passes: Passes, block: PreparedBlock, z: Tensor, time: Tensor, top: int, bottom: int
@@ -239,14 +265,19 @@ class StripNetwork:
         host = torch.empty(skip.shape, dtype=skip.dtype, pin_memory=True)
         return host.copy_(skip, non_blocking=True)
 
-    def _level(self, blocks: nn.ModuleList) -> list[PreparedBlock]:
+    def _level(self, blocks: nn.ModuleList) -> _Level:
+        kernels = None if self.compiled else kernels_for(self.net.output.weight.device, self.dtype)
+        if kernels is not None:
+            return [NativeBlock.of(b, kernels) for b in blocks]  # type: ignore[arg-type]
         return [PreparedBlock.of(b, self.dtype, self._packed) for b in blocks]  # type: ignore[arg-type]
 
     def _conv(self, conv: nn.Conv2d) -> Conv:
         return Conv.of(conv, self.dtype)
 
 
-def default_rows(dim: int, height: int, width: int, device: str = "cpu") -> int:
+def default_rows(
+    dim: int, height: int, width: int, device: str = "cpu", native: bool = False
+) -> int:
     """Rows in a strip that run fast: on a CPU what its caches hold, else all, in equal strips of at
     most `MAX_STRIP_VALUES`.
 
@@ -255,7 +286,10 @@ def default_rows(dim: int, height: int, width: int, device: str = "cpu") -> int:
         height: of the image.
         width: of the image.
         device: its type.
+        native: whether compiled kernels run; they choose tiles that caches hold themselves.
     """
+    if native:
+        return min(height, max(_LEAST_NATIVE_ROWS, _NATIVE_VALUES // (dim * width)))
     if device == "cpu":
         return rows_in_cache(height, dim * width)
     most = max(1, MAX_STRIP_VALUES // _widest(dim, width))

@@ -3,6 +3,7 @@
     compare_speed.py TRANSCRIPTION.py forward [--size 256] [--rounds 7]
     compare_speed.py TRANSCRIPTION.py step [--size 64] [--batch 4] [--compile] [--apart]
     compare_speed.py TRANSCRIPTION.py memory [--size 1024]
+    compare_speed.py TRANSCRIPTION.py runtimes [--weights derain]    beside onnxruntime, OpenVINO
     compare_speed.py - call --size 2160x3840      one call in strips, no transcription
 
 TRANSCRIPTION.py defines `Textbook`, a module with the parameters and the call of
@@ -21,20 +22,27 @@ import multiprocessing
 import resource
 import statistics
 import sys
+import tempfile
 import threading
 import time
+import unittest.mock
 from collections.abc import Callable
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.bench import gemm_tflops, network_macs
-from c2fdft_cli.execution import cpu_training
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from c2fdft_cli.engine.weights.choose import find_weights
+from c2fdft_cli.engine.weights.onnx import onnx_model
+from c2fdft_cli.execution import cpu_training, strips
 from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16
 from c2fdft_cli.execution.memory import reuse_freed_memory
+from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network
 
@@ -47,6 +55,7 @@ def main() -> None:
     parser.add_argument("--size", default=None, help="side, or HEIGHTxWIDTH, in px")
     parser.add_argument("--batch", type=int, default=4, help="of step")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--weights", help="runtimes: packaged weights or a checkpoint")
     parser.add_argument("--compile", action="store_true", help="step: compile ours")
     parser.add_argument("--apart", action="store_true", help="step: each in its own process")
     args = parser.parse_args()
@@ -58,8 +67,7 @@ def forward(args: argparse.Namespace) -> None:
     """One call: transcription, network, strips in float32 and bfloat16."""
     h, w = _size(args.size or "256")
     book, net = _pair(args.transcription)
-    strips = StripNetwork(net)
-    calls = {"transcription fp32": book, "network fp32": net, "strips fp32": strips}
+    calls = {"transcription fp32": book, "network fp32": net, "strips fp32": StripNetwork(net)}
     if cpu_has_fast_bf16():
         calls["strips bf16"] = StripNetwork(net, dtype=torch.bfloat16)
     x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
@@ -77,6 +85,66 @@ def forward(args: argparse.Namespace) -> None:
         tflops = 2 * network_macs(Network(), h, w) / statistics.median(seconds[name]) / 1e12
         of_gemm = tflops / gemm[name[-4:]]
         _say(args, f"{h}x{w}", name, seconds, relative_error=error, of_gemm=round(of_gemm, 3))
+
+
+def runtimes(args: argparse.Namespace) -> None:
+    """One float32 call: transcription, onnxruntime, OpenVINO (where installed) and strips.
+
+    Strips with torch's kernels and, where there is a compiler, with our own.
+    """
+    h, w = _size(args.size or "256")
+    x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
+    with torch.inference_mode(False):
+        network = Network()
+        net = DFT().eval().requires_grad_(False)
+        if args.weights:
+            checkpoint = load_checkpoint(find_weights(args.weights))
+            network, net = checkpoint.meta.network, checkpoint.network().requires_grad_(False)
+        book = _load(args.transcription, dim=network.dim, blocks=network.blocks)
+        book.load_state_dict(net.state_dict(), strict=True)
+        calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "transcription fp32": book.eval().requires_grad_(False),
+            **_other_runtimes(net, asdict(network)),
+        }
+    with unittest.mock.patch.object(strips, "kernels_for", return_value=None):
+        calls["strips, torch's kernels"] = StripNetwork(net)
+    if kernels_for(x.device, torch.float32) is not None:
+        calls["strips, compiled kernels"] = StripNetwork(net)
+    with torch.inference_mode():
+        results = {name: call(x, t) for name, call in calls.items()}
+        seconds = _take_turns({n: lambda c=c: c(x, t) for n, c in calls.items()}, args.rounds)
+    expected = results["transcription fp32"]
+    for name in calls:
+        error = float((results[name] - expected).norm() / expected.norm())
+        _say(args, f"{h}x{w}", name, seconds, relative_error=error)
+
+
+def _other_runtimes(
+    net: DFT, arguments: dict[str, object]
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The network in onnxruntime and OpenVINO, as many threads as torch has."""
+    threads, calls = torch.get_num_threads(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        path.write_bytes(onnx_model(net, arguments).SerializeToString())
+        with contextlib.suppress(ImportError):
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+            calls["onnxruntime"] = lambda x, t: torch.from_numpy(
+                session.run(["eps"], {"x": x.numpy(), "t": t.numpy()})[0]
+            )
+        with contextlib.suppress(ImportError):
+            import openvino
+
+            settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+            compiled = openvino.Core().compile_model(path, "CPU", settings)
+            calls["OpenVINO"] = lambda x, t: torch.from_numpy(
+                compiled({"x": x.numpy(), "t": t.numpy()})[0]
+            )
+    return calls
 
 
 def step(args: argparse.Namespace) -> None:
@@ -183,7 +251,7 @@ def call(args: argparse.Namespace) -> None:
     _print(args, size=f"{h}x{w}", name="strips", seconds=took, gib=peak / 2**30)
 
 
-PARTS = {"forward": forward, "step": step, "memory": memory, "call": call}
+PARTS = {"forward": forward, "runtimes": runtimes, "step": step, "memory": memory, "call": call}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -230,13 +298,13 @@ def _pair(transcription: str) -> tuple[nn.Module, DFT]:
     return book.eval().requires_grad_(False), net
 
 
-def _load(path: str) -> nn.Module:
+def _load(path: str, **arguments: object) -> nn.Module:
     spec = importlib.util.spec_from_file_location("transcription", path)
     if spec is None or spec.loader is None:
         raise SystemExit(f"no Python file: {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Textbook()  # type: ignore[no-any-return]
+    return module.Textbook(**arguments)  # type: ignore[no-any-return]
 
 
 def _take_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

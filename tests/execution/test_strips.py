@@ -13,8 +13,10 @@ from torch import Tensor
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
+from c2fdft_cli.execution import inference_memory
 from c2fdft_cli.execution import strips as strips_module
 from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
+from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import MAX_STRIP_VALUES, StripNetwork, default_rows
 from tests.kit.formula import fill, relative, wave
 
@@ -203,6 +205,23 @@ def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> int:
     return live.peak
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled kernels, and torch's operators where there are none."""
+    if request.param == "torch":
+        for module in (strips_module, inference_memory):
+            monkeypatch.setattr(module, "kernels_for", lambda device, dtype: None)
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("rows", [3, 24, 100])
+@pytest.mark.parametrize("kind", KINDS)
+def test_either_route_equals_the_whole(kind: str, rows: int) -> None:
+    x, t = image(2, 40, 24), torch.tensor([100.0, 900.0])
+    assert relative(StripNetwork(NETS[kind], rows)(x, t), NETS[kind](x, t)) < 5e-6
+
+
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 64, 48), (2, 40, 32)])
 def test_the_plan_foretells_the_peak(kind: str, shape: tuple[int, int, int]) -> None:
@@ -228,7 +247,8 @@ def test_the_plan_is_of_what_runs_on_a_gpu() -> None:
 def test_a_smaller_budget_means_narrower_strips() -> None:
     net = NETS["with_bias"]
     free = rows_that_fit(net, 128, 128)
-    assert free == default_rows(net.dim, 128, 128)
+    native = kernels_for(torch.device("cpu"), torch.float32) is not None
+    assert free == default_rows(net.dim, 128, 128, native=native)
     least, most = (strip_bytes(net, 128, 128, rows=rows) for rows in (1, free))
     for budget in range(most - 1, least, -100_000):
         rows = rows_that_fit(net, 128, 128, budget_bytes=budget)

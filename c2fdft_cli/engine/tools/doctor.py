@@ -16,6 +16,7 @@ from c2fdft_cli.execution.compiling import missing_compiler
 from c2fdft_cli.execution.cuda import architecture_names, is_served
 from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16, make_runtime
 from c2fdft_cli.execution.memory import available_memory
+from c2fdft_cli.execution.native.library import kernels_or_reason
 
 EXTRAS = {
     "matplotlib": ("plots", "curves.png and sweep.png"),
@@ -55,6 +56,7 @@ def examine() -> list[Finding]:
         Finding("memory", True, f"{available_memory() / 2**30:.1f} GiB available"),
         Finding("disk", free > 2**30, f"{free / 2**30:.1f} GiB free here"),
         _compiler(),
+        _cpu_kernels(),
         _opencv(),
         *(_extra(module, *about) for module, about in EXTRAS.items()),
     ]
@@ -148,6 +150,14 @@ def _compiler() -> Finding:
     found = [name for name in ("g++", "clang++", "cc") if shutil.which(name)]
     hint = None if found else "torch.compile needs g++ or clang++ on a CPU, cc on CUDA"
     return Finding("compiler", bool(found), ", ".join(found) or "none", hint)
+
+
+def _cpu_kernels() -> Finding:
+    """Which of two routes a float32 network takes on this CPU: its build is tried here."""
+    kernels, found = kernels_or_reason()
+    if kernels is None:
+        return Finding("CPU kernels", False, f"torch's ({found})", "compiled ones are faster")
+    return Finding("CPU kernels", True, f"compiled: {found}")
 
 
 def _opencv() -> Finding:

@@ -89,7 +89,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet = "ema") 
             where=checkpoint.path,
             hint="use safetensors",
         )
-    model = _trace(_traceable(net, asdict(checkpoint.meta.network)))
+    model = onnx_model(net, asdict(checkpoint.meta.network))
     _describe(model, checkpoint, weights)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
@@ -101,6 +101,11 @@ def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet = "ema") 
                 hint=f"try another onnxruntime ({version('onnxruntime')}) or torch",
             )
     return error
+
+
+def onnx_model(net: DFT, arguments: dict[str, Any]) -> Any:
+    """The network as an `onnx.ModelProto` for all sizes; it was made with these arguments."""
+    return _trace(_traceable(net, arguments))
 
 
 def largest_error(path: Path, net: DFT) -> float:

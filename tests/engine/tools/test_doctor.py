@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from c2fdft_cli.engine.tools import doctor
 from c2fdft_cli.engine.tools.doctor import Finding, examine
 from c2fdft_cli.execution import compiling
 from tests.kit.gpu import pretend_gpu
@@ -60,3 +61,12 @@ def test_a_gpu_that_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "built for this GPU" in str(found["device"].hint)
     assert not found["torch's GPUs"].good
     assert not found["GPU"].good
+
+
+def test_which_kernels_run_on_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (None, "C2FDFT_NATIVE is off"))
+    found = findings()["CPU kernels"]
+    assert (found.good, found.found) == (False, "torch's (C2FDFT_NATIVE is off)")
+    monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (object(), "/home/a/kernels-1.so"))
+    found = findings()["CPU kernels"]
+    assert (found.good, found.found) == (True, "compiled: /home/a/kernels-1.so")

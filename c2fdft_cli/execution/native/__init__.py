@@ -1,0 +1,1 @@
+"""Compiled kernels for the Transformer block on a CPU."""

@@ -1,0 +1,466 @@
+/* The Transformer block on a CPU: matrix products with what stands before and behind them, on tiles
+ * that stay in cache. Plain C with vectors of the compiler (GCC, Clang); float32.
+ *
+ * Activations are [pixel][channel]. Work is cut into items by size alone, never by the number of
+ * threads; sums over items are added in the order of the items. So results do not depend on the
+ * number of threads, and are the same to the bit at each run on one machine.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* VL floats in a vector; a block of a product is MR rows by NV vectors, so that its MR * NV sums,
+ * one row of the right matrix and one value of the left one fill the registers. */
+#if defined(__AVX512F__)
+enum { VL = 16, NV = 3, MR = 8 };
+#elif defined(__AVX2__)
+enum { VL = 8, NV = 2, MR = 6 };
+#elif defined(__aarch64__)
+enum { VL = 4, NV = 3, MR = 8 };
+#else
+enum { VL = 4, NV = 2, MR = 6 };
+#endif
+enum {
+    NR = NV * VL,      /* columns in a panel of a packed matrix */
+    KC = 384,          /* a panel of so many rows fits the first cache */
+    TILE = 96,         /* pixels of a tile, a multiple of MR; its hidden layer fits the second */
+    HIDDEN = 8 * 48,   /* hidden channels at a time, at most: TILE of them take 144 KiB */
+    CHUNK = 32,        /* rows of an item of `gather` */
+    RING = 256 << 10,  /* bytes of the three rows that a depth-wise convolution reads */
+    STEP = 32          /* pixels between a depth-wise convolution and the sums of its result */
+};
+
+typedef float vec __attribute__((vector_size(4 * VL), aligned(4)));
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE int least(int a, int b) { return a < b ? a : b; }
+INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+/* ---- threads: torch's own OpenMP runtime, whose entry the caller hands over ---- */
+
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
+typedef struct {
+    Parallel parallel;
+    int threads;
+} Team;
+typedef struct {
+    void (*item)(const void *job, int i, float *scratch);
+    const void *job;
+    int items, next, entered;
+    size_t floats;
+    float *scratch;
+} Queue;
+
+static void work(void *shared) {
+    Queue *q = shared;
+    float *mine = q->scratch + q->floats * __atomic_fetch_add(&q->entered, 1, __ATOMIC_RELAXED);
+    for (;;) {
+        int i = __atomic_fetch_add(&q->next, 1, __ATOMIC_RELAXED);
+        if (i >= q->items) return;
+        q->item(q->job, i, mine);
+    }
+}
+
+/* Every item once, each thread with so many floats of its own; -1 where there is no memory. */
+static int run(Team team, void (*item)(const void *, int, float *), const void *job, int items,
+               size_t floats) {
+    int threads = least(team.threads, items);
+    floats = (floats + 31) & ~(size_t)15;
+    float *scratch = aligned_alloc(64, sizeof(float) * floats * (size_t)(threads > 0 ? threads : 1));
+    if (!scratch) return -1;
+    Queue q = {item, job, items, 0, 0, floats, scratch};
+    if (threads > 1) team.parallel(work, &q, (unsigned)threads, 0);
+    else work(&q);
+    free(scratch);
+    return 0;
+}
+
+/* ---- GELU ---- */
+
+typedef int32_t ivec __attribute__((vector_size(4 * VL), aligned(4)));
+
+/* Where the mask (all bits or none) is set a, else b. */
+INLINE vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
+INLINE vec clamp(vec x, float low, float high) {
+    vec l = (vec){0} + low, h = (vec){0} + high;
+    x = choose(x < l, l, x); /* comparisons are false for NaN, which stays */
+    return choose(x > h, h, x);
+}
+
+/* erf as x P(x^2) / Q(x^2) on [-4, 4], where float32's is not yet 1; within 1.5e-7. */
+INLINE vec erf_of(vec x) {
+    x = clamp(x, -4.0f, 4.0f);
+    vec s = x * x;
+    vec p = s * -2.72614225801306e-10f + 2.77068142495902e-08f;
+    p = p * s - 2.10102402082508e-06f;
+    p = p * s - 5.69250639462346e-05f;
+    p = p * s - 7.34990630326855e-04f;
+    p = p * s - 2.95459980854025e-03f;
+    p = p * s - 1.60960333262415e-02f;
+    vec q = s * -1.45660718464996e-05f - 2.13374055278905e-04f;
+    q = q * s - 1.68282697438203e-03f;
+    q = q * s - 7.37332916720468e-03f;
+    q = q * s - 1.42647390514189e-02f;
+    return x * p / q;
+}
+
+/* x becomes GELU(x) = x Phi(x). */
+INLINE void gelu_vec(float *x) {
+    vec y = *(vec *)x;
+    *(vec *)x = y * (0.5f + 0.5f * erf_of(y * 0.70710678f));
+}
+
+static void gelu_rows(int m, int n, float *x, ptrdiff_t ld) {
+    for (int i = 0; i < m; i++, x += ld) {
+        int j = 0;
+        for (; j + VL <= n; j += VL) gelu_vec(x + j);
+        if (j == n) continue;
+        float rest[VL] = {0};
+        memcpy(rest, x + j, sizeof(float) * (size_t)(n - j));
+        gelu_vec(rest);
+        memcpy(x + j, rest, sizeof(float) * (size_t)(n - j));
+    }
+}
+
+/* ---- products ---- */
+
+/* The right matrix: panels of NR columns, `panel` floats apart, rows `ld` apart; a row `head` of
+ * each, unless NULL, is what the sums begin with. */
+typedef struct {
+    const float *rows, *head;
+    ptrdiff_t panel, ld;
+} Right;
+
+/* Panels as `pack` makes them of a matrix with k rows: the head (a bias or zeros), then the rows. */
+INLINE Right packed(const float *data, int k, int from, int with_head) {
+    Right b = {data + (ptrdiff_t)(1 + from) * NR, with_head ? data : NULL, (ptrdiff_t)(k + 1) * NR, NR};
+    return b;
+}
+
+/* c[m][nv VL] = (add ? c : 0) + head + a b, all sums in registers; a[i][p] at a[i rs + p cs]. */
+INLINE void block(const int m, const int nv, int k, const float *a, ptrdiff_t rs, ptrdiff_t cs,
+                  const float *b, ptrdiff_t ld, const float *head, int add, float *c, ptrdiff_t ldc) {
+    vec sum[MR][NV];
+    UNROLL for (int i = 0; i < m; i++) {
+        UNROLL for (int j = 0; j < nv; j++) {
+            sum[i][j] = add ? *(const vec *)(c + i * ldc + j * VL) : (vec){0};
+            if (head) sum[i][j] += *(const vec *)(head + j * VL);
+        }
+    }
+    for (int p = 0; p < k; p++, a += cs, b += ld) {
+        vec right[NV];
+        UNROLL for (int j = 0; j < nv; j++) right[j] = *(const vec *)(b + j * VL);
+        UNROLL for (int i = 0; i < m; i++) {
+            float left = a[i * rs];
+            UNROLL for (int j = 0; j < nv; j++) sum[i][j] += left * right[j];
+        }
+    }
+    UNROLL for (int i = 0; i < m; i++) {
+        UNROLL for (int j = 0; j < nv; j++) *(vec *)(c + i * ldc + j * VL) = sum[i][j];
+    }
+}
+
+/* `block` for any number of rows up to MR and of columns up to NR. */
+static void part(int m, int n, int k, const float *a, ptrdiff_t rs, ptrdiff_t cs, const float *b,
+                 ptrdiff_t ld, const float *head, int add, float *c, ptrdiff_t ldc) {
+    float whole[MR * NR];
+    float *to = c;
+    ptrdiff_t step = ldc;
+    if (n % VL) { /* a vector that is not full: by way of a whole block */
+        to = whole, step = NR;
+        for (int i = 0; add && i < m; i++) memcpy(whole + i * NR, c + i * ldc, sizeof(float) * (size_t)n);
+    }
+    int vectors = ceil_div(n, VL);
+#define ROWS(M)                                                                                   \
+    case M:                                                                                       \
+        if (vectors == NV) block(M, NV, k, a, rs, cs, b, ld, head, add, to, step);                \
+        else                                                                                      \
+            for (int j = 0; j < vectors; j++)                                                     \
+                block(M, 1, k, a, rs, cs, b + j * VL, ld, head ? head + j * VL : NULL, add,       \
+                      to + j * VL, step);                                                         \
+        break;
+    switch (m) {
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+#if defined(__AVX512F__) || defined(__aarch64__)
+        ROWS(7) ROWS(8)
+#endif
+    }
+#undef ROWS
+    for (int i = 0; to == whole && i < m; i++) memcpy(c + i * ldc, whole + i * NR, sizeof(float) * (size_t)n);
+}
+
+/* The left matrix: element (i, p) at rows[i rs + p cs]. */
+typedef struct {
+    const float *rows;
+    ptrdiff_t rs, cs;
+} Left;
+
+INLINE Left dense(const float *rows, ptrdiff_t ld) { return (Left){rows, ld, 1}; }
+
+/* c[m][n] = (add ? c : 0) + head + a[m][k] b[k][n], then GELU while a block is in cache. */
+static void product(int m, int n, int k, Left a, Right b, int add, float *c, ptrdiff_t ldc, int gelu) {
+    for (int from = 0; from < k; from += KC) {
+        int deep = least(KC, k - from), last = from + deep == k;
+        for (int j = 0; j < n; j += NR) {
+            int wide = least(NR, n - j);
+            const float *right = b.rows + j / NR * b.panel + from * b.ld;
+            const float *head = b.head && !from ? b.head + j / NR * b.panel : NULL;
+            for (int i = 0; i < m; i += MR) {
+                int high = least(MR, m - i);
+                float *to = c + i * ldc + j;
+                part(high, wide, deep, a.rows + i * a.rs + from * a.cs, a.rs, a.cs, right, b.ld, head,
+                     add || from, to, ldc);
+                if (gelu && last) gelu_rows(high, wide, to, ldc);
+            }
+        }
+    }
+}
+
+/* Floats that `pack` writes. */
+ptrdiff_t packed_floats(int k, int n) { return (ptrdiff_t)ceil_div(n, NR) * (k + 1) * NR; }
+
+typedef struct {
+    int k, n;
+    const float *b;
+    ptrdiff_t rs, cs;
+    const float *bias;
+    float *out;
+} Pack;
+
+static void pack_item(const void *job, int i, float *scratch) {
+    const Pack *s = job;
+    const float *b = s->b + i * NR * s->cs;
+    float *out = s->out + (ptrdiff_t)i * (s->k + 1) * NR;
+    int n = least(NR, s->n - i * NR);
+    (void)scratch;
+    for (int j = 0; j < NR; j++) out[j] = s->bias && j < n ? s->bias[i * NR + j] : 0.0f;
+    for (int p = 0; p < s->k; p++) {
+        out += NR;
+        if (n == NR)
+            for (int j = 0; j < NR; j++) out[j] = b[p * s->rs + j * s->cs];
+        else
+            for (int j = 0; j < NR; j++) out[j] = j < n ? b[p * s->rs + j * s->cs] : 0.0f;
+    }
+}
+
+/* The right matrix b[k][n], element (p, j) at b[p rs + j cs], as panels under a head. */
+int pack(Parallel parallel, int threads, int k, int n, const float *b, ptrdiff_t rs, ptrdiff_t cs,
+         const float *bias, float *out) {
+    Pack job = {k, n, b, rs, cs, bias, out};
+    Team team = {parallel, (ptrdiff_t)k * n > 8192 ? threads : 1};
+    return run(team, pack_item, &job, ceil_div(n, NR), 0);
+}
+
+/* ---- layer norm ---- */
+
+/* (x - mean) / sqrt(var + eps) * gain + shift at each pixel; x / sqrt(..) where not centred. */
+static void norm_rows(int m, int c, const float *x, const float *gain, const float *shift, float eps,
+                      int centred, float *restrict y) {
+    for (int i = 0; i < m; i++, x += c, y += c) {
+        float sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < c; j++) sum += x[j];
+        float mean = sum / (float)c;
+#pragma omp simd reduction(+ : square)
+        for (int j = 0; j < c; j++) square += (x[j] - mean) * (x[j] - mean);
+        float rate = 1.0f / __builtin_sqrtf(square / (float)c + eps);
+        float centre = centred ? mean : 0.0f;
+        for (int j = 0; j < c; j++) y[j] = (x[j] - centre) * rate * gain[j] + shift[j];
+    }
+}
+
+typedef struct {
+    int pixels, c;
+    const float *x, *gain, *shift;
+    float eps;
+    int centred;
+    float *y;
+} Norm;
+
+static void norm_item(const void *job, int i, float *scratch) {
+    const Norm *n = job;
+    (void)scratch;
+    ptrdiff_t at = (ptrdiff_t)i * TILE * n->c;
+    norm_rows(least(TILE, n->pixels - i * TILE), n->c, n->x + at, n->gain, n->shift, n->eps,
+              n->centred, n->y + at);
+}
+
+/* ---- depth-wise 3x3 ---- */
+
+/* m pixels side by side of one vector of channels: out = bias + sum over taps of weight * in. The
+ * nine weights stay in registers, each input vector is read once for the up to three it is in. */
+INLINE void taps(const int m, const float *const *rows, ptrdiff_t ld, const float *weight,
+                 ptrdiff_t ldw, const float *bias, float *out, ptrdiff_t ldo) {
+    vec w[9], sum[4];
+    UNROLL for (int t = 0; t < 9; t++) w[t] = *(const vec *)(weight + t * ldw);
+    UNROLL for (int o = 0; o < m; o++) sum[o] = *(const vec *)bias;
+    UNROLL for (int x = 0; x < m + 2; x++) {
+        UNROLL for (int r = 0; r < 3; r++) {
+            vec in = *(const vec *)(rows[r] + x * ld);
+            UNROLL for (int o = 0; o < m; o++) if (x - o >= 0 && x - o < 3) sum[o] += w[3 * r + x - o] * in;
+        }
+    }
+    UNROLL for (int o = 0; o < m; o++) *(vec *)(out + o * ldo) = sum[o];
+}
+
+/* Some pixels of one row; rows[0..2] begin at the left neighbour of the first, above to below. */
+static void depthwise_row(int pixels, int channels, const float *const *rows, ptrdiff_t ld,
+                          const float *weight, ptrdiff_t ldw, const float *bias, float *out,
+                          ptrdiff_t ldo) {
+    for (int x = 0; x < pixels; x += 4) {
+        int m = least(4, pixels - x), c = 0;
+        for (; c + VL <= channels; c += VL) {
+            const float *at[3];
+            float *to = out + x * ldo + c;
+            for (int r = 0; r < 3; r++) at[r] = rows[r] + x * ld + c;
+            if (m == 4) {
+                taps(4, at, ld, weight + c, ldw, bias + c, to, ldo);
+                continue;
+            }
+            for (int o = 0; o < m; o++, to += ldo) {
+                taps(1, at, ld, weight + c, ldw, bias + c, to, ldo);
+                for (int r = 0; r < 3; r++) at[r] += ld;
+            }
+        }
+        for (; c < channels; c++)
+            for (int o = x; o < x + m; o++) {
+                float sum = bias[c];
+                for (int t = 0; t < 9; t++) sum += weight[t * ldw + c] * rows[t / 3][(o + t % 3) * ld + c];
+                out[o * ldo + c] = sum;
+            }
+    }
+}
+
+/* ---- first pass of a block in strips ---- */
+
+/* Channels are worked on by groups of whole heads: q, k and v of a group side by side, 3g wide. */
+typedef struct {
+    int height, width, c, heads, g, top, bottom, first, columns, blocks, chunks;
+    const float *x;         /* normalised rows `first` on, [..][width][c] */
+    const float *qkv;       /* per group: 3g columns, packed */
+    const float *depthwise; /* per group: nine weights and the bias, [10][3g] */
+    float *v;               /* [height][width][c] */
+    float *sums;            /* per item: Gram matrices of its heads, then squares of q, of k */
+} Gather;
+
+INLINE int sums_floats(const Gather *s) { return s->g * (s->c / s->heads) + 2 * s->g; }
+
+/* qkv of row y, columns left to right of the image, into a row of the ring; zeros beyond it. */
+static void ring_row(const Gather *s, const float *qkv, int y, int left, int right, float *row) {
+    int wide = 3 * s->g, from = left > 0 ? left : 0, to = least(right, s->width);
+    if (y < 0 || y >= s->height) {
+        memset(row, 0, sizeof(float) * (size_t)(right - left) * (size_t)wide);
+        return;
+    }
+    if (left < 0) memset(row, 0, sizeof(float) * (size_t)wide);
+    if (right > s->width) memset(row + (ptrdiff_t)(to - left) * wide, 0, sizeof(float) * (size_t)wide);
+    const float *x = s->x + ((ptrdiff_t)(y - s->first) * s->width + from) * s->c;
+    product(to - from, wide, s->c, dense(x, s->c), packed(qkv, s->c, 0, 1), 0,
+            row + (ptrdiff_t)(from - left) * wide, wide, 0);
+}
+
+/* Add to the sums what some pixels of q, k: [pixels][2g] give. */
+static void add_sums(const Gather *s, int pixels, const float *qk, float *sums) {
+    int d = s->c / s->heads, two = 2 * s->g;
+    for (int head = 0; head < s->g / d; head++) {
+        Right k = {qk + s->g + head * d, NULL, NR, two};
+        Left q = {qk + head * d, 1, two};
+        product(d, d, pixels, q, k, 1, sums + head * d * d, d, 0);
+    }
+    float *restrict squares = sums + s->g * d;
+    for (int p = 0; p < pixels; p++)
+        for (int j = 0; j < two; j++) squares[j] += qk[p * two + j] * qk[p * two + j];
+}
+
+static void gather_item(const void *job, int i, float *scratch) {
+    const Gather *s = job;
+    int g = s->g, wide = 3 * g, groups = s->c / g;
+    int group = i % groups, block = i / groups % s->blocks, chunk = i / groups / s->blocks;
+    int left = block * s->columns, right = least(left + s->columns, s->width);
+    int top = s->top + chunk * CHUNK, bottom = least(top + CHUNK, s->bottom);
+    const float *qkv = s->qkv + group * packed_floats(s->c, wide);
+    const float *weight = s->depthwise + group * 10 * wide, *bias = weight + 9 * wide;
+    ptrdiff_t line = (ptrdiff_t)(s->columns + 2) * wide;
+    float *qk = scratch + 3 * line, *sums = s->sums + (ptrdiff_t)i * sums_floats(s);
+    memset(sums, 0, sizeof(float) * (size_t)sums_floats(s));
+    for (int y = top - 1; y <= bottom; y++) {
+        ring_row(s, qkv, y, left - 1, right + 1, scratch + (y + 3) % 3 * line);
+        if (y <= top) continue;
+        for (int x = left; x < right; x += STEP) {
+            int pixels = least(STEP, right - x);
+            const float *rows[3];
+            for (int r = 0; r < 3; r++)
+                rows[r] = scratch + (y + 1 + r) % 3 * line + (ptrdiff_t)(x - left) * wide;
+            depthwise_row(pixels, 2 * g, rows, wide, weight, wide, bias, qk, 2 * g);
+            for (int r = 0; r < 3; r++) rows[r] += 2 * g;
+            float *v = s->v + ((ptrdiff_t)(y - 1) * s->width + x) * s->c + group * g;
+            depthwise_row(pixels, g, rows, wide, weight + 2 * g, wide, bias + 2 * g, v, s->c);
+            add_sums(s, pixels, qk, sums);
+        }
+    }
+}
+
+/* v of rows top to bottom of one image, and the sums of their q and k over those pixels:
+ * out is gram[heads][d][d], then the squares q[c], k[c]. x is [rows + halo][width][c], to work in. */
+int gather(Parallel parallel, int threads, int height, int width, int c, int heads, int g, int top,
+           int bottom, const float *z, const float *gain, const float *shift, float eps, int centred,
+           const float *qkv, const float *depthwise, float *x, float *v, float *out) {
+    Team team = {parallel, threads};
+    int first = top > 0 ? top - 1 : 0, last = least(bottom + 1, height), groups = c / g;
+    int pixels = (last - first) * width, d = c / heads;
+    Norm norm = {pixels, c, z + (ptrdiff_t)first * width * c, gain, shift, eps, centred, x};
+    if (run(team, norm_item, &norm, ceil_div(pixels, TILE), 0)) return -1;
+    int most = RING / (3 * 3 * g * (int)sizeof(float)), blocks = ceil_div(width, most > 8 ? most : 8);
+    Gather job = {height, width, c, heads, g, top, bottom, first, ceil_div(width, blocks), blocks,
+                  ceil_div(bottom - top, CHUNK), x, qkv, depthwise, v, NULL};
+    int items = groups * blocks * job.chunks, floats = sums_floats(&job);
+    job.sums = malloc(sizeof(float) * (size_t)items * (size_t)floats);
+    if (!job.sums) return -1;
+    int failed = run(team, gather_item, &job, items,
+                     3 * (size_t)(job.columns + 2) * 3 * (size_t)g + STEP * 2 * (size_t)g + NR);
+    memset(out, 0, sizeof(float) * ((size_t)c * (size_t)d + 2 * (size_t)c));
+    for (int i = 0; i < items; i++) {
+        const float *sums = job.sums + (ptrdiff_t)i * floats;
+        int at = i % groups * g;
+        for (int j = 0; j < g * d; j++) out[at * d + j] += sums[j];
+        for (int j = 0; j < g; j++) out[c * d + at + j] += sums[g * d + j];
+        for (int j = 0; j < g; j++) out[c * d + c + at + j] += sums[g * d + g + j];
+    }
+    free(job.sums);
+    return failed;
+}
+
+/* ---- second pass ---- */
+
+typedef struct {
+    int pixels, c, hidden;
+    float *z;
+    const float *v, *mixing, *gain, *shift, *widen, *narrow;
+    float eps;
+    int centred;
+} Apply;
+
+static void apply_item(const void *job, int i, float *scratch) {
+    const Apply *s = job;
+    int c = s->c, m = least(TILE, s->pixels - i * TILE), n = least(HIDDEN, s->hidden);
+    float *z = s->z + (ptrdiff_t)i * TILE * c, *x = scratch, *hidden = scratch + TILE * c;
+    product(m, c, c, dense(s->v + (ptrdiff_t)i * TILE * c, c), packed(s->mixing, c, 0, 1), 1, z, c, 0);
+    norm_rows(m, c, z, s->gain, s->shift, s->eps, s->centred, x);
+    for (int from = 0; from < s->hidden; from += n) {
+        int wide = least(n, s->hidden - from);
+        Right widen = packed(s->widen + from / NR * (ptrdiff_t)(c + 1) * NR, c, 0, 1);
+        product(m, wide, c, dense(x, c), widen, 0, hidden, n, 1);
+        product(m, c, wide, dense(hidden, n), packed(s->narrow, s->hidden, from, !from), 1, z, c, 0);
+    }
+}
+
+/* z += v M^T, then z += W_out gelu(W_in norm(z)), tile by tile; the hidden layer stays in cache. */
+int apply(Parallel parallel, int threads, int pixels, int c, int hidden, float *z, const float *v,
+          const float *mixing, const float *gain, const float *shift, float eps, int centred,
+          const float *widen, const float *narrow) {
+    Apply job = {pixels, c, hidden, z, v, mixing, gain, shift, widen, narrow, eps, centred};
+    Team team = {parallel, threads};
+    return run(team, apply_item, &job, ceil_div(pixels, TILE), TILE * (size_t)(c + HIDDEN));
+}

@@ -1,0 +1,158 @@
+"""The compiled kernels of this machine: built once into the user's cache folder, then loaded.
+
+Where they cannot be built or loaded, nothing is said and torch's own operators do the work;
+`c2fdft doctor` tells which route runs and why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from c2fdft_cli.execution.native.signatures import SIGNATURES
+
+SWITCH = "C2FDFT_NATIVE"
+"""Environment variable: "off" leaves the compiled kernels out."""
+
+COMPILERS = ("cc", "gcc", "clang")
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp-simd"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
+_BUILD_SECONDS = 60
+
+
+class Kernels:
+    """The functions of `kernels.c`, on as many threads as torch uses.
+
+    Raises:
+        OSError: the library cannot be loaded, or torch's threads are not reached.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._parallel = _torch_threads()
+        for name, (result, arguments) in SIGNATURES.items():
+            function = getattr(self._library, name)
+            function.restype, function.argtypes = result, arguments
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Run a kernel in parallel.
+
+        Raises:
+            MemoryError: no memory for its buffers.
+        """
+        if getattr(self._library, name)(self._parallel, torch.get_num_threads(), *arguments):
+            raise MemoryError(f"no memory for the buffers of {name}")
+
+    def plain(self, name: str, *arguments: object) -> int:
+        """Run a function that works on one thread."""
+        return getattr(self._library, name)(*arguments)  # type: ignore[no-any-return]
+
+
+def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
+    """The kernels, built if need be; None where torch's own operators do the work."""
+    traced = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+    if device.type != "cpu" or dtype != torch.float32 or traced:
+        return None
+    return kernels_or_reason()[0]
+
+
+@functools.cache
+def kernels_or_reason() -> tuple[Kernels | None, str]:
+    """The kernels of this machine, and in words where they lie or why there are none."""
+    if os.environ.get(SWITCH, "").lower() in ("off", "0", "no"):
+        return None, f"{SWITCH} is off"
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if sys.platform == "win32" or compiler is None:
+        return None, f"no C compiler ({', '.join(COMPILERS)})"
+    try:
+        path = _private_folder() / f"kernels-{_fingerprint(compiler)}.so"
+        if not path.exists():
+            _build(compiler, path)
+        return Kernels(path), str(path)
+    except subprocess.SubprocessError:
+        return None, f"{compiler} cannot build them"
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        return None, str(error)
+
+
+def _torch_threads() -> ctypes._FuncPointer:
+    """GOMP_parallel of the OpenMP runtime that torch itself has loaded: one pool for both.
+
+    A second runtime's idle threads would spin on the cores that the first one's work on.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        if (folder / name).exists():
+            try:  # a symbol is looked for in what the library is linked with, too
+                return ctypes.CDLL(str(folder / name)).GOMP_parallel
+            except AttributeError as error:
+                raise OSError("torch's OpenMP has no GOMP_parallel") from error
+    raise OSError("torch's libraries are not where they usually are")
+
+
+def _private_folder() -> Path:
+    """The user's cache folder for compiled kernels; nobody else may write there.
+
+    Raises:
+        OSError: it cannot be made, or others can write to it.
+    """
+    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or caches) / "c2fdft"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
+    if not private or found.st_uid != os.getuid():
+        raise OSError(f"{folder} is not a folder that its owner alone can write to")
+    return folder
+
+
+def _fingerprint(compiler: str) -> str:
+    """Changes with the source, the compiler and the processor."""
+    version = _run(compiler, "--version")
+    parts = (_SOURCE.read_bytes(), version, " ".join(_FLAGS).encode(), _processor().encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+
+
+def _processor() -> str:
+    """What `-march=native` looks at: a home folder may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    names = ("model name", "cpu family", "model", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in names}))
+
+
+def _build(compiler: str, path: Path) -> None:
+    """Compile into `path`, whole or not at all.
+
+    Raises:
+        subprocess.SubprocessError: the compiler failed.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        _run(compiler, *_FLAGS, "-o", str(built), str(_SOURCE))
+        built.replace(path)
+
+
+def _run(*command: str) -> bytes:
+    """What the compiler writes on standard output."""
+    done = subprocess.run(  # noqa: S603 - the system's compiler on our own source
+        command, capture_output=True, check=True, timeout=_BUILD_SECONDS
+    )
+    return done.stdout

@@ -1,0 +1,103 @@
+"""The compiled passes of a block give the numbers of the paper's formula, to rounding."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from c2fdft_cli.core.block import Block
+from c2fdft_cli.execution.native.block import NativeBlock
+from c2fdft_cli.execution.native.library import Kernels
+from tests.kit.formula import fill, relative, wave
+
+
+def run(block: NativeBlock, x: torch.Tensor, time: torch.Tensor, rows: int) -> torch.Tensor:
+    z, v = x.clone(), torch.full_like(x, float("nan"))
+    strips = [(top, min(top + rows, x.shape[1])) for top in range(0, x.shape[1], rows)]
+    sums = [block.gather(z, v, time, *strip) for strip in strips]
+    mixing = block.mixing(reduce(add, sums))
+    for top, bottom in strips:
+        block.apply(z[:, top:bottom], v[:, top:bottom], time, mixing)
+    return z
+
+
+# whole vectors and what is left of them; one head and several; groups of heads
+WIDTHS = [(6, 1), (8, 2), (16, 1), (24, 3), (40, 5), (48, 1), (96, 1), (96, 2), (192, 4)]
+
+
+@pytest.mark.parametrize("norm", ["with_bias", "bias_free"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("width", "heads"), WIDTHS)
+def test_a_block_is_the_papers(
+    kernels: Kernels, width: int, heads: int, bias: bool, norm: str
+) -> None:
+    plain = fill(Block(width, heads, 4.0 if width > 6 else 1.5, bias, norm))
+    x, time = wave([2, 35, 13, width], 0.37), wave([2, width], 0.9)
+    with torch.inference_mode():
+        ours = run(NativeBlock.of(plain, kernels), x, time, 17)
+        assert relative(ours, plain(x, time)) < 5e-6
+
+
+@given(
+    n=st.integers(1, 2),
+    h=st.integers(1, 70),
+    w=st.integers(1, 70),
+    rows=st.integers(1, 80),
+    times=st.integers(1, 2),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_size_and_strip_height(
+    kernels: Kernels, n: int, h: int, w: int, rows: int, times: int
+) -> None:
+    plain = fill(Block(16, 2, 4.0, True, "with_bias"))
+    x, time = wave([n, h, w, 16], 0.37), wave([min(n, times), 16], 0.9)
+    with torch.inference_mode():
+        ours = run(NativeBlock.of(plain, kernels), x, time, rows)
+        assert relative(ours, plain(x, time)) < 5e-6
+
+
+def test_a_row_wider_than_the_ring_is_cut_into_columns(kernels: Kernels) -> None:
+    plain = fill(Block(48, 1, 4.0, False, "with_bias"))
+    x, time = wave([1, 5, 700, 48], 0.37), wave([1, 48], 0.9)
+    with torch.inference_mode():
+        ours = run(NativeBlock.of(plain, kernels), x, time, 5)
+        assert relative(ours, plain(x, time)) < 5e-6
+
+
+def test_the_number_of_threads_changes_no_bit(kernels: Kernels) -> None:
+    block = NativeBlock.of(fill(Block(96, 2, 4.0, True, "with_bias")), kernels)
+    x, time = wave([1, 67, 45, 96], 0.37), wave([1, 96], 0.9)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                results.append(run(block, x, time, 40))
+    finally:
+        torch.set_num_threads(before)
+    # the small matrices between the passes are torch's, on these sizes in one thread
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(kernels: Kernels, bad: float) -> None:
+    block = NativeBlock.of(fill(Block(16, 1, 4.0, False, "with_bias")), kernels)
+    x = wave([1, 9, 9, 16], 0.37)
+    x[0, 4, 4, 4] = bad
+    with torch.inference_mode():
+        assert not torch.isfinite(run(block, x, wave([1, 16], 0.9), 9)[0, 4, 4]).any()
+
+
+def test_channels_without_a_value_are_divided_by_no_zero(kernels: Kernels) -> None:
+    plain = fill(Block(16, 2, 4.0, False, "with_bias"))
+    with torch.no_grad():
+        plain.attn.qkv.weight[[3, 18, 20]] = 0.0
+    x, time = wave([1, 5, 7, 16], 0.37), wave([1, 16], 0.9)
+    with torch.inference_mode():
+        assert relative(run(NativeBlock.of(plain, kernels), x, time, 3), plain(x, time)) < 5e-6

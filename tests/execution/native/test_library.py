@@ -1,0 +1,120 @@
+"""Compiled kernels are built once, privately; whatever is in the way, torch's operators do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2fdft_cli.execution.native import library
+from c2fdft_cli.execution.native.library import Kernels, kernels_for, kernels_or_reason
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> Iterator[Path]:
+    """An empty cache folder, and no kernels found yet in this process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(library.SWITCH, raising=False)
+    kernels_or_reason.cache_clear()
+    yield tmp_path / "c2fdft"
+    kernels_or_reason.cache_clear()
+
+
+def compiler(folder: Path, script: str) -> Path:
+    path = folder / "cc"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_they_are_built_once_in_a_folder_of_the_user(cache: Path) -> None:
+    built, where = kernels_or_reason()
+    assert built is not None
+    assert Path(where).parent == cache
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in cache.iterdir()] == [Path(where).name]
+    before = Path(where).stat().st_mtime_ns
+    kernels_or_reason.cache_clear()
+    assert kernels_or_reason() == (kernels_or_reason()[0], where)
+    assert Path(where).stat().st_mtime_ns == before
+
+
+def test_they_can_be_switched_off(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.SWITCH, "off")
+    assert kernels_or_reason() == (None, "C2FDFT_NATIVE is off")
+    assert not cache.exists()
+
+
+def test_without_a_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert kernels_or_reason() == (None, "no C compiler (cc, gcc, clang)")
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["exit 1", '[ "$1" = --version ] || exit 1', '[ "$1" = --version ] || kill -9 $$'],
+)
+def test_with_a_compiler_that_fails(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str
+) -> None:
+    broken = compiler(tmp_path, script)
+    monkeypatch.setattr(library.shutil, "which", lambda name: str(broken))
+    assert kernels_or_reason() == (None, f"{broken} cannot build them")
+    assert list(cache.iterdir()) == []
+
+
+def test_with_a_compiler_that_writes_no_library(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = 'while [ "$1" ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done'
+    broken = compiler(tmp_path, script)
+    monkeypatch.setattr(library.shutil, "which", lambda name: str(broken))
+    built, reason = kernels_or_reason()
+    assert built is None
+    assert str(cache) in reason
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_nothing_is_loaded_from_where_others_can_write(cache: Path, mode: int) -> None:
+    kernels_or_reason()
+    cache.chmod(mode)
+    kernels_or_reason.cache_clear()
+    reason = f"{cache} is not a folder that its owner alone can write to"
+    assert kernels_or_reason() == (None, reason)
+
+
+def test_nothing_is_loaded_by_way_of_a_link(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    cache.symlink_to(tmp_path / "elsewhere")
+    assert kernels_or_reason()[0] is None
+
+
+def test_where_the_cache_folder_cannot_be_made(cache: Path) -> None:
+    cache.write_text("a file")
+    assert kernels_or_reason()[0] is None
+
+
+def test_another_source_or_processor_is_another_library(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = library._fingerprint("cc")
+    monkeypatch.setattr(library, "_processor", lambda: "another")
+    assert library._fingerprint("cc") != one
+
+
+def test_they_are_for_float32_on_a_cpu(kernels: Kernels) -> None:
+    assert kernels_for(torch.device("cpu"), torch.float32) is not None
+    assert kernels_for(torch.device("cpu"), torch.bfloat16) is None
+    assert kernels_for(torch.device("meta"), torch.float32) is None
+
+
+def test_two_processes_may_build_at_once(cache: Path) -> None:
+    code = "from c2fdft_cli.execution.native.library import *; print(kernels_or_reason()[1])"
+    command = [os.sys.executable, "-c", code]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = {process.communicate()[0].strip() for process in both}
+    assert [str(path) for path in cache.iterdir()] == list(paths)
