@@ -71,6 +71,18 @@ def test_a_list_of_files_never_leads_out_of_the_output_folder(tmp_path):
     assert all(place.is_relative_to((tmp_path / "out").resolve()) for place in places)
 
 
+@pytest.mark.parametrize("line", ["/", "."])
+def test_a_list_may_name_the_folder_above_all(tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    save_rgb8(tmp_path / "a/x.png", picture(24, 32, 1))
+    (tmp_path / "list.txt").write_text(f"a/x.png\n{line}\n./y.png")
+    inputs = find_inputs(["@list.txt"])
+    items, _ = plan_outputs(inputs, "out", Writing())
+    assert len(items) == 3
+    assert "folder" in str(items[1].source.problem)
+
+
 @pytest.mark.parametrize(
     "name", ["../out", "/etc/out", "CON", "a.", "NUL.png", "..\\x", "a/../../b"]
 )

@@ -13,9 +13,9 @@ _DTYPES = {8: torch.uint8, 16: torch.uint16}
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 or uint16 to float32 in [0, 1]."""
-    white = 2 ** (8 * pixels.itemsize) - 1
-    return _divided(pixels.float(), white)
+    """uint8, uint16, or floats in 8-bit levels, to float32 in units of white."""
+    white = 2**16 - 1 if pixels.dtype == torch.uint16 else 2**8 - 1
+    return _divided(pixels.to(torch.float32, copy=True), white)
 
 
 def to_uint8(image: Tensor) -> Tensor:

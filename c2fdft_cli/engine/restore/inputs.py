@@ -174,7 +174,10 @@ def _from_bytes(data: bytes | None) -> Source:
 
 
 def _below(path: Path, root: Path) -> PurePath:
-    return PurePath(os.path.relpath(os.path.abspath(path), os.path.abspath(root)))
+    """The place of a path; a list may name the root itself, which is no image but has a name."""
+    full = os.path.abspath(path)
+    place = os.path.relpath(full, os.path.abspath(root))
+    return PurePath(place if place != os.curdir else os.path.basename(full) or "root")
 
 
 def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:

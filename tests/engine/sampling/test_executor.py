@@ -17,6 +17,7 @@ from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.strips import StripNetwork
 
 RUNTIME = Runtime(torch.device("cpu"))
@@ -56,11 +57,16 @@ def test_a_batch_gives_each_image_what_it_gets_alone(make: Callable[..., Executo
         assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
 
 
+def planned_bytes(net: DFT, h: int, w: int, rows: int) -> int:
+    """Of one image in strips of so many rows."""
+    return strip_bytes(net, h, w, 1, torch.float32, rows) + executor_module._outside(h, w, 1)
+
+
 def test_a_small_budget_narrows_the_strips_and_changes_nothing(
-    make: Callable[..., Executor],
+    make: Callable[..., Executor], tiny_net: Callable[..., DFT]
 ) -> None:
     lq = image(1, 96, 64)
-    whole, narrow = make(), make(max_memory=3_500_000)
+    whole, narrow = make(), make(max_memory=planned_bytes(tiny_net(), 96, 64, rows=48))
     assert whole.rows(96, 64) == 96
     rows = narrow.rows(96, 64)
     assert MIN_ROWS <= rows < 96
@@ -116,13 +122,14 @@ def test_the_budget_covers_what_a_run_holds(
     assert make(max_memory=int(1.6 * peak), tile=tile)._fits(h, w, n)
 
 
-def test_the_narrowest_strips_run_where_nothing_else_fits(make: Callable[..., Executor]) -> None:
+def test_the_narrowest_strips_run_where_nothing_else_fits(
+    make: Callable[..., Executor], tiny_net: Callable[..., DFT]
+) -> None:
     lq = image(1, 64, 64)
-    refused = make(max_memory=1)
-    with pytest.raises(ResourceError, match="needs") as caught:
-        refused.rows(64, 64)
-    needed = float(str(caught.value).split("needs ")[1].split(" MiB")[0])
-    executor = make(max_memory=int((needed + 0.1) * 2**20))
+    needed = planned_bytes(tiny_net(), 64, 64, rows=1)
+    with pytest.raises(ResourceError, match=f"needs {needed / 2**20:.1f} MiB"):
+        make(max_memory=needed - 1).rows(64, 64)
+    executor = make(max_memory=needed)
     assert executor.rows(64, 64) < MIN_ROWS
     assert torch.allclose(executor(lq, ["a"]).image, make()(lq, ["a"]).image, atol=1e-4)
 
