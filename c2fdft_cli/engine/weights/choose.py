@@ -77,7 +77,7 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
         return Found(path)
     raise CheckpointError(
         f"there are no packaged weights {spec!r}",
-        hint=f"{_nearest(spec, packaged)}; or give a file",
+        hint=f"{_nearest(spec, packaged)} (or give a file)",
     )
 
 

@@ -53,7 +53,7 @@ def test_nothing_chosen_says_how_to_get_weights(
 def test_a_name_without_packaged_weights() -> None:
     with pytest.raises(CheckpointError, match="there are no packaged weights 'derain'") as caught:
         find_weights("derain")
-    assert caught.value.hint == "packaged: none; or give a file"
+    assert caught.value.hint == "packaged: none (or give a file)"
 
 
 def test_names_and_tasks(three: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_task_without_weights_names_what_exists() -> None:
 @pytest.mark.parametrize(
     ("find", "name", "hint"),
     [
-        (find_weights, "derian", "did you mean derain?; or give a file"),
+        (find_weights, "derian", "did you mean derain? (or give a file)"),
         (packaged_file, "Derain-4stpe", "did you mean derain-4step?"),
         (packaged_file, "xyz", "packaged: derain, derain-4step, denoise"),
     ],
