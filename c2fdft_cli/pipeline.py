@@ -81,7 +81,7 @@ def in_order(
         workers: threads; 0 for one per core.
         cost: bytes that an item's result holds.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     pool = ThreadPoolExecutor(workers)
     line = InOrder[Out](pool, 2 * workers)
     try:

@@ -7,6 +7,8 @@ inference only.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,7 @@ def add_product(z: Tensor, x: Tensor, weight: Tensor) -> None:
         z.add_(torch.bmm(x, matrix))
 
 
+@lru_cache
 def _piece(pixels: int, width: int) -> int:
     """The largest divisor of the pixels up to what suits the width.
 

@@ -47,6 +47,7 @@ def rows_that_fit(
     dtype: torch.dtype = torch.float32,
     budget_bytes: int | None = None,
     offload_skips: bool = False,
+    compiled: bool = False,
 ) -> int:
     """Rows in a strip: as many as run fast, halved until a call fits.
 
@@ -58,6 +59,7 @@ def rows_that_fit(
         dtype: of the activations.
         budget_bytes: what a call may take beyond the weights; None for no limit.
         offload_skips: whether skips wait in host memory.
+        compiled: whether torch.compile makes the passes: then the kernels for a CPU do not run.
 
     Raises:
         ValueError: a size that is not positive and a multiple of 8, or not even strips of one row
@@ -66,10 +68,10 @@ def rows_that_fit(
     if height < 1 or width < 1 or batch < 1 or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {height}x{width}")
     device = net.output.weight.device
-    native = kernels_for(device, dtype) is not None
+    native = _is_native(net, dtype, compiled)
     rows = default_rows(net.dim, height, width, device.type, native)
     while budget_bytes is not None:
-        peak = strip_bytes(net, height, width, batch, dtype, rows, offload_skips)
+        peak = strip_bytes(net, height, width, batch, dtype, rows, offload_skips, compiled)
         if peak <= budget_bytes:
             break
         if rows == 1:
@@ -90,8 +92,10 @@ def strip_bytes(
     dtype: torch.dtype = torch.float32,
     rows: int = 32,
     offload_skips: bool = False,
+    compiled: bool = False,
 ) -> int:
-    """Peak bytes of `StripNetwork(net, rows, dtype, offload_skips)(x, t)` beyond weights and x.
+    """Peak bytes of `StripNetwork(net, rows, dtype, offload_skips, compiled)(x, t)` beyond weights
+    and x.
 
     With several strips the images of a batch run one after another.
     """
@@ -104,12 +108,17 @@ def strip_bytes(
         cast = 0
     elif dtype != torch.float32 and casts_in_pieces(net.output.weight.device):
         cast = min(cast, CAST_PIXELS / width)
-    if kernels_for(net.output.weight.device, dtype) is not None:
+    if _is_native(net, dtype, compiled):
         block = _native_block_bytes(line, together, height, rows)
     else:
         block = _block_bytes(net, line, height, dtype, rows, cast)
     skip_rows = rows if offload_skips else height
     return out + max(_joining_bytes(line, height, dtype, rows, skip_rows), block)
+
+
+def _is_native(net: DFT, dtype: torch.dtype, compiled: bool) -> bool:
+    """Whether the kernels for a CPU run."""
+    return not compiled and kernels_for(net.output.weight.device, dtype) is not None
 
 
 def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int, skip_rows: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -177,22 +178,31 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
         time: `[n or 1, c]`.
         mixing: `[n, c, c]` float32.
     """
-    pixels, matrix = z.flatten(1, 2), mixing.to(v.dtype)
     if runs_on_gpu(z):
-        add_product(pixels, v.flatten(1, 2), matrix)
-    elif v.dtype == z.dtype:
-        pixels.baddbmm_(v.flatten(1, 2), matrix.transpose(1, 2))
+        apply_on_gpu(block, z, v, mixing, lambda: block.norm2(z, time))
+        return
+    pixels, matrix = z.flatten(1, 2), mixing.to(v.dtype).transpose(1, 2)
+    if v.dtype == z.dtype:
+        pixels.baddbmm_(v.flatten(1, 2), matrix)
     else:
-        pixels.add_(torch.bmm(v.flatten(1, 2), matrix.transpose(1, 2)))
+        pixels.add_(torch.bmm(v.flatten(1, 2), matrix))
     if block.out_bias is not None:
         pixels.add_(block.out_bias)
-    if runs_on_gpu(z):
-        hidden = torch.ops.aten.gelu_(block.widen(block.norm2(z, time)))
-        add_product(pixels, hidden.flatten(1, 2), block.narrow.weight[None])
-        if block.narrow.bias is not None:
-            pixels.add_(block.narrow.bias)
-    else:
-        z.add_(block.narrow(block.widen(block.norm2(z, time), gelu=True)))
+    z.add_(block.narrow(block.widen(block.norm2(z, time), gelu=True)))
+
+
+def apply_on_gpu(
+    block: PreparedBlock, z: Tensor, v: Tensor, mixing: Tensor, norm2: Callable[[], Tensor]
+) -> None:
+    """`apply`, each product summed up in z; norm2: of z as it is behind the attention."""
+    pixels = z.flatten(1, 2)
+    add_product(pixels, v.flatten(1, 2), mixing.to(v.dtype))
+    if block.out_bias is not None:
+        pixels.add_(block.out_bias)
+    hidden = torch.ops.aten.gelu_(block.widen(norm2()))
+    add_product(pixels, hidden.flatten(1, 2), block.narrow.weight[None])
+    if block.narrow.bias is not None:
+        pixels.add_(block.narrow.bias)
 
 
 def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:

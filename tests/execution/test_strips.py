@@ -256,6 +256,18 @@ def test_a_smaller_budget_means_narrower_strips() -> None:
         assert strip_bytes(net, 128, 128, rows=rows) <= budget
 
 
+def test_compiled_passes_are_planned_as_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels for a CPU, which hold less, do not run then."""
+    net = NETS["with_bias"]
+    bytes_, rows = (
+        strip_bytes(net, 128, 128, compiled=True),
+        rows_that_fit(net, 128, 128, compiled=True),
+    )
+    monkeypatch.setattr(inference_memory, "kernels_for", lambda *_: None)
+    assert strip_bytes(net, 128, 128) == bytes_
+    assert rows_that_fit(net, 128, 128) == rows
+
+
 def test_a_budget_that_nothing_fits_says_what_would() -> None:
     net = NETS["with_bias"]
     budget = strip_bytes(net, 128, 128, rows=1) - 1

@@ -297,7 +297,10 @@ class Executor:
         if budget is not None:
             budget -= _outside(height, width, count)
         inner = self._inner(height, width)
-        return rows_that_fit(self._net, *inner, count, self._runtime.dtype, budget, offload)
+        compiled = self._strips.compiled
+        return rows_that_fit(
+            self._net, *inner, count, self._runtime.dtype, budget, offload, compiled
+        )
 
     def _too_large(self, height: int, width: int, count: int) -> ResourceError:
         needed = self._least_bytes(*self._inner(height, width), count)
@@ -320,7 +323,10 @@ class Executor:
     def _least_bytes(self, height: int, width: int, count: int) -> int:
         """Bytes of the network in the narrowest strips."""
         offload = self._runtime.device.type == "cuda"
-        return strip_bytes(self._net, height, width, count, self._runtime.dtype, 1, offload)
+        compiled = self._strips.compiled
+        return strip_bytes(
+            self._net, height, width, count, self._runtime.dtype, 1, offload, compiled
+        )
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """The size that the network sees: padded, or a tile's."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.attention import PixelSums
-from c2fdft_cli.execution.cuda_products import add_product
 from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
-from c2fdft_cli.execution.prepared import Norm, PreparedBlock
+from c2fdft_cli.execution.prepared import Norm, PreparedBlock, apply_on_gpu
 
 WIDEST = 128
 """Channels whose second pass is one kernel: the weights of a wider one do not stay on the chip."""
@@ -54,11 +53,4 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
             block.widen.weight, block.widen.bias, block.narrow.weight, block.narrow.bias,
         )  # fmt: skip
         return
-    pixels = z.flatten(1, 2)
-    add_product(pixels, v.flatten(1, 2), mixing.to(v.dtype))
-    if block.out_bias is not None:
-        pixels.add_(block.out_bias)
-    hidden = torch.ops.aten.gelu_(block.widen(norm(block.norm2, z, time)))
-    add_product(pixels, hidden.flatten(1, 2), block.narrow.weight[None])
-    if block.narrow.bias is not None:
-        pixels.add_(block.narrow.bias)
+    apply_on_gpu(block, z, v, mixing, lambda: norm(block.norm2, z, time))

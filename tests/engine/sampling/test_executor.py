@@ -122,6 +122,17 @@ def test_the_budget_covers_what_a_run_holds(
     assert make(max_memory=int(1.6 * peak), tile=tile)._fits(h, w, n)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_strips_that_are_compiled_are_planned_so(tiny_net: Callable[..., DFT]) -> None:
+    net = tiny_net()
+    budget = strip_bytes(net, 96, 64, 1, torch.float32, 96, compiled=True)
+    budget += executor_module._outside(96, 64, 1)
+    for most, fits in ((budget, True), (budget - 1, False)):
+        strips = StripNetwork(net, compile=True)
+        executor = Executor(strips, ALPHA_BAR, GRID, RUNTIME, max_memory=most)
+        assert (executor.rows(96, 64) == 96) is fits
+
+
 def test_the_narrowest_strips_run_where_nothing_else_fits(
     make: Callable[..., Executor], tiny_net: Callable[..., DFT]
 ) -> None:
