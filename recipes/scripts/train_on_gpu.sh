@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Trains weights for a number of minutes on a GPU: as many iterations as that GPU manages in them.
+#
+#   recipes/scripts/train_on_gpu.sh NAME FROM RECIPE MINUTES DATA OUT [KEY=VALUE...]
+#   recipes/scripts/train_on_gpu.sh derain derain derain-heavy 30 data out 'fine.patches=[160]' 'fine.batches=[16]'
+#
+# FROM is a checkpoint or the name of packaged weights. DATA holds clean/ (photographs) and, for rain,
+# streaks/; the shards are written beside them. A trial run of TRIAL minutes (0.5) measures images a
+# second, its loader included; the learning rate then falls from LR (5e-4) along one cosine that ends
+# with the minutes. OUT/NAME.pt is the packaged form, of at most 16 MiB: FROM for the next run.
+set -euo pipefail
+name=$1 from=$2 recipe=$3 minutes=$4 data=$5 out=$6
+shift 6
+lr=${LR:-5e-4} trial=${TRIAL:-0.5} c2fdft=${C2FDFT:-c2fdft} device=${DEVICE:-cuda}
+kind=rain
+case $recipe in *blur*) kind=blur ;; *noise*) kind=noise ;; esac
+[ "$kind" != rain ] || set -- "data.streaks=$data/streaks" "$@"
+
+began=$(date +%s)
+mkdir -p "$out"
+shards=$data/shards-$kind
+if [ ! -f "$shards/shards.json" ]; then
+  $c2fdft prepare "$data/clean" --synthesize "$kind" --clean-only --val 8 --out "$shards"
+fi
+
+train() {  # MINUTES RUN KEY=VALUE...: stops by itself; the state is kept
+  local limit=$1 run=$2
+  shift 2
+  $c2fdft train-fine --from "$from" --recipe "$recipe" --data "$shards" --out "$run" --device "$device" \
+    --max-time "$limit" "$@" || [ $? -eq 143 ]
+}
+
+run=$out/$name-run
+rm -rf "$run-trial" "$run"
+train "$trial" "$run-trial" "$@" "fine.lr=$lr" fine.iterations=1000000 "fine.periods=[{length: 1000000, floor: 0}]" \
+  fine.cycles=100000 train.log_every=10 train.validate_every=1000000 train.save_every=1000000
+left=$(python3 -c "print(round($minutes - ($(date +%s) - $began) / 60, 3))")
+iterations=$(python3 - "$run-trial/metrics.csv" "$left" <<'PY'
+import csv, statistics, sys
+with open(sys.argv[1], newline="") as file:
+    rows = list(csv.DictReader(file))
+seconds = {}
+for row in rows[1:] or rows:
+    seconds.setdefault(row["patch"], []).append(float(row["batch"]) / float(row["images_per_second"]))
+each = statistics.fmean(statistics.median(times[len(times) // 2 :]) for times in seconds.values())
+# a twelfth for starting, saving and validating
+print(max(10, int(float(sys.argv[2]) * 55 / each)))
+PY
+)
+echo "$name: $iterations iterations in $left minutes"
+train "$left" "$run" "$@" "fine.lr=$lr" "fine.iterations=$iterations" "fine.periods=[{length: $iterations, floor: 1.0e-6}]" \
+  fine.cycles=100000 train.validate_every="$iterations" train.save_every="$((iterations / 2 + 1))" train.log_every=50
+last=$run/fine.pt
+[ -f "$last" ] || last=$run/checkpoints/last.pt
+$c2fdft convert "$last" "$out/$name.pt" --half bf16 --ema-only --overwrite
+cp "$run/metrics.csv" "$out/$name.csv"
