@@ -18,7 +18,7 @@ The second pass may update z in place because the first has read all of it, halo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import torch
@@ -33,6 +33,7 @@ from c2fdft_cli.execution.kernels import row_ranges, rows_in_cache, with_halo
 from c2fdft_cli.execution.native.block import NativeBlock
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, TimeEmbedding
+from c2fdft_cli.execution.recorded import Recorder, records
 
 # Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN.
 _GATHER, _APPLY = 4, 9
@@ -42,6 +43,9 @@ _Level = Sequence[PreparedBlock] | Sequence[NativeBlock]
 MAX_STRIP_VALUES = 1 << 28
 """Values of the widest tensor in a strip: kernels for more than 2^31 are rare, and wider strips are
 no faster. Half a gigabyte in half precision."""
+
+MOST_RECORDED = 1 << 26
+"""Values of the first level's stream up to which a call is recorded: more keep a GPU busy."""
 
 _NATIVE_VALUES, _LEAST_NATIVE_ROWS = 128 * 256 * 48, 64  # more are hardly faster
 
@@ -87,11 +91,13 @@ class StripNetwork:
         self.watch: Callable[[int], None] | None = None
         self.compiled, self._packed = compile, not compile
         self._compiled_passes = compiled_passes() if compile else None
+        self._recorder = Recorder()
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take the network's weights as they are now."""
+        self.forget()
         net = self.net
         encoders = (net.encoder_level1, net.encoder_level2, net.encoder_level3)
         self._encoders = [self._level(level) for level in encoders]
@@ -106,6 +112,10 @@ class StripNetwork:
         self._embed = Conv.of(net.patch_embed.proj, torch.float32)
         self._output = Conv.of(net.output, torch.float32)
         self._skip_conv = net.skip_conv and Projection.of(net.skip_conv, torch.float32, True)
+
+    def forget(self) -> None:
+        """Give back what recorded calls hold of a GPU's memory."""
+        self._recorder.forget()
 
     def work(self, n: int, height: int, width: int) -> int:
         """What the pieces of a call with `n` images sum up to, in an arbitrary unit."""
@@ -135,7 +145,27 @@ class StripNetwork:
         with full_precision(x):
             for i in range(0, n, step):
                 images = slice(i, i + step)
-                self._run(x[images], t[images], out[images], rows)
+                self._call(x[images], t[images], out[images], rows)
+        return out
+
+    def _call(self, x: Tensor, t: Tensor, out: Tensor, rows: int) -> None:
+        """A call into `out`, on a GPU recorded where launches would take most of its time."""
+        small = x[:, 0].numel() * self.net.dim <= MOST_RECORDED
+        if not small or self.compiled or self.offload_skips or not records(x.device):
+            self.forget()
+            self._run(x, t, out, rows)
+            return
+        watch, self.watch = self.watch, None
+        try:
+            out.copy_(self._recorder(partial(self._result, rows=rows), x, t, key=rows))
+        finally:
+            self.watch = watch
+        if watch is not None:
+            watch(self.work(len(x), *x.shape[-2:]))
+
+    def _result(self, x: Tensor, t: Tensor, rows: int) -> Tensor:
+        out = x.new_empty((len(x), self.net.out_channels, *x.shape[-2:]), dtype=torch.float32)
+        self._run(x, t, out, rows)
         return out
 
     def _run(self, x: Tensor, t: Tensor, out: Tensor, rows: int) -> None:

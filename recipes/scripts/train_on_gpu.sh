@@ -5,22 +5,28 @@
 #   recipes/scripts/train_on_gpu.sh derain derain derain-heavy 30 data out 'fine.patches=[160]' 'fine.batches=[16]'
 #
 # FROM is a checkpoint or the name of packaged weights. DATA holds clean/ (photographs) and, for rain,
-# streaks/; the shards are written beside them. A trial run of TRIAL minutes (0.5) measures images a
-# second, its loader included; the learning rate then falls from LR (5e-4) along one cosine that ends
-# with the minutes. OUT/NAME.pt is the packaged form, of at most 16 MiB: FROM for the next run.
+# streaks/, or it is a folder of pairs; the shards are written into it. A trial run of TRIAL minutes
+# (0.5) measures images a second, its loader included; the learning rate then falls from LR (5e-4)
+# along one cosine that ends with the minutes. OUT/NAME.pt is the packaged form, of at most 16 MiB: FROM for the next run.
 set -euo pipefail
 name=$1 from=$2 recipe=$3 minutes=$4 data=$5 out=$6
 shift 6
 lr=${LR:-5e-4} trial=${TRIAL:-0.5} c2fdft=${C2FDFT:-c2fdft} device=${DEVICE:-cuda}
 kind=rain
 case $recipe in *blur*) kind=blur ;; *noise*) kind=noise ;; esac
-[ "$kind" != rain ] || set -- "data.streaks=$data/streaks" "$@"
+pack=("$data/clean" --synthesize "$kind" --clean-only)
+if [ ! -d "$data/clean" ]; then
+  kind=pairs pack=("$data")
+  set -- data.synthesize=null "$@"
+elif [ "$kind" = rain ]; then
+  set -- "data.streaks=$data/streaks" "$@"
+fi
 
 began=$(date +%s)
 mkdir -p "$out"
 shards=$data/shards-$kind
 if [ ! -f "$shards/shards.json" ]; then
-  $c2fdft prepare "$data/clean" --synthesize "$kind" --clean-only --val 8 --out "$shards"
+  $c2fdft prepare "${pack[@]}" --val "${VAL:-8}" --out "$shards"
 fi
 
 train() {  # MINUTES RUN KEY=VALUE...: stops by itself; the state is kept

@@ -251,6 +251,7 @@ class Executor:
             image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample))
             if image is not None:
                 return image, self._describe(rows, height, width)
+            self._strips.forget()
             release_cached_memory(self._runtime)
             if len(lq) > 1:
                 note("out of memory: continued one image at a time")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import platform
 import shutil
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -102,13 +104,12 @@ def _gpu(runtime: Runtime) -> list[Finding]:
     architectures = torch.cuda.get_arch_list()
     capability = torch.cuda.get_device_capability()
     major, minor = capability
-    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
     free, total = torch.cuda.mem_get_info() if runtime.device.type == "cuda" else (0, 0)
     memory = f", {free / 2**30:.1f} of {total / 2**30:.1f} GiB free" if total else ""
     name = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}{memory}"
     return [
         Finding("GPU", runtime.device.type == "cuda", name),
-        Finding("driver", True, f"for CUDA {_cuda_version(driver)}"),
+        Finding("driver", True, _driver()),
         Finding(
             "torch's GPUs",
             is_served(capability, architectures),
@@ -119,9 +120,15 @@ def _gpu(runtime: Runtime) -> list[Finding]:
     ]
 
 
-def _cuda_version(number: int) -> str:
-    """12.4 of 12040, as CUDA counts."""
-    return f"{number // 1000}.{number % 1000 // 10}"
+def _driver() -> str:
+    """The CUDA that NVIDIA's driver serves, asked of the driver itself: torch has no name for it."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError) as error:
+        return f"not known: {error}"
+    return f"for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _triton(runtime: Runtime) -> Finding:

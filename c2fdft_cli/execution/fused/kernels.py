@@ -42,10 +42,12 @@ def norm_kernel(
     z, y: `[n, pixels, C]`; time: `[n or 1, C]` with the stride 0 for one.
     """
     image = tl.program_id(1).to(tl.int64)
+    z += image * pixels * C
+    y += image * pixels * C
     pixel = tl.program_id(0) * M + tl.arange(0, M)
     columns = tl.arange(0, PADDED)
     inside = (pixel < pixels)[:, None] & (columns < C)[None, :]
-    place = (image * pixels + pixel)[:, None] * C + columns[None, :]
+    place = pixel[:, None] * C + columns[None, :]
     x = tl.load(z + place, mask=inside, other=0.0)
     now = tl.load(time + image * time_stride + columns, mask=columns < C, other=0.0)
     out = _normed(x, weight, bias, now[None, :], columns, C, EPS)
@@ -68,6 +70,8 @@ def depthwise_kernel(
     sums: `[n, programs, heads, D + 2, D]` float32, written: the Gram matrix, squares of q, of k.
     """
     piece, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    x += image * height * width * (3 * C)  # offsets within an image fit 32 bits
+    v += image * rows * width * C
     columns = tl.arange(0, PADDED)
     inside = columns < D
     channel = head * D + columns
@@ -86,7 +90,7 @@ def depthwise_kernel(
             a, b = i + (tap // 3 - 1), j + (tap % 3 - 1)
             seen = wanted & (a >= 0) & (a < height) & (b >= 0) & (b < width)
             mask = seen[:, None] & inside[None, :]
-            place = ((image * height + a) * width + b)[:, None] * (3 * C) + channel[None, :]
+            place = (a * width + b)[:, None] * (3 * C) + channel[None, :]
             at = weight + channel * 9 + tap
             q += _floats(x + place, mask) * _floats(at, inside)
             k += _floats(x + place + C, mask) * _floats(at + 9 * C, inside)
@@ -96,7 +100,7 @@ def depthwise_kernel(
             q = tl.where(mask, q + _floats(bias + channel, inside)[None, :], 0.0)
             k = tl.where(mask, k + _floats(bias + C + channel, inside)[None, :], 0.0)
             w += _floats(bias + 2 * C + channel, inside)[None, :]
-        place = (image * rows * width + pixel)[:, None] * C + channel[None, :]
+        place = pixel[:, None] * C + channel[None, :]
         tl.store(v + place, w.to(v.dtype.element_ty), mask=mask)
         q_half, k_half = q.to(x.dtype.element_ty), k.to(x.dtype.element_ty)
         gram = tl.dot(tl.trans(q_half), k_half, gram, input_precision=PRECISION)
@@ -172,13 +176,15 @@ def second_pass_kernel(
     mixing: `[n, C, C]`, widen: `[HIDDEN, C]`, narrow: `[C, HIDDEN]`, all in the precision of v.
     """
     image = tl.program_id(1).to(tl.int64)
+    z += image * pixels * C
+    v += image * v_image
     pixel = tl.program_id(0) * M + tl.arange(0, M)
     columns = tl.arange(0, PADDED)
     in_c = columns < C
     inside = (pixel < pixels)[:, None] & in_c[None, :]
-    place = (image * pixels + pixel)[:, None] * C + columns[None, :]
+    place = pixel[:, None] * C + columns[None, :]
     x = tl.load(z + place, mask=inside, other=0.0)
-    v_place = image * v_image + pixel.to(tl.int64)[:, None] * v_pixel + columns[None, :]
+    v_place = pixel[:, None] * v_pixel + columns[None, :]
     values = tl.load(v + v_place, mask=inside, other=0.0)
     matrix = tl.load(  # transposed: columns in, rows out
         mixing + image * C * C + columns[None, :] * C + columns[:, None],

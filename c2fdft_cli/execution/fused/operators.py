@@ -70,6 +70,10 @@ def _mixing(
 ) -> Tensor:
     n, heads, d, _ = gram.shape
     c = heads * d
+    if gram.stride()[-2:] != (d, 1):  # the heads' blocks of a wider matrix
+        gram = gram.contiguous()
+    if q_square.stride() != k_square.stride() or q_square.stride(-1) != 1:
+        q_square, k_square = q_square.contiguous(), k_square.contiguous()
     mixing = torch.empty((n, c, c), dtype=dtype, device=gram.device)
     padded = max(16, triton.next_power_of_2(d))
     kernels.mixing_kernel[(heads, n, triton.cdiv(d, 32))](

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,11 +17,22 @@ def findings() -> dict[str, Finding]:
     return {one.topic: one for one in examine()}
 
 
+class Driver:
+    """Of CUDA 12.4; `ctypes` gives what lies behind the pointer."""
+
+    def __init__(self, name: str) -> None:
+        assert name in ("libcuda.so.1", "nvcuda.dll")
+
+    def cuDriverGetVersion(self, pointer: Any) -> int:  # noqa: N802
+        pointer._obj.value = 12040
+        return 0
+
+
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """A build for CUDA 13.0 beside a driver for 12.4, with 70 of 80 GiB free."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 12040, raising=False)
+    monkeypatch.setattr(doctor.ctypes, "CDLL", Driver)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (70 << 30, 80 << 30))
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
@@ -50,6 +63,20 @@ def test_a_gpu_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["torch's GPUs"].found == "CUDA 13.0: sm_80 (A100), sm_90 (H100)"
     assert found["NCCL"].found == "2.28.9"
     assert not found["triton"].good
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_driver_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in some containers: what is found elsewhere is told all the same."""
+
+    def missing(name: str) -> Driver:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    pretend_gpu(monkeypatch, (9, 0), ["sm_90"], name="NVIDIA H100")
+    monkeypatch.setattr(doctor.ctypes, "CDLL", missing)
+    found = findings()
+    assert found["driver"].found.startswith("not known: ")
+    assert found["GPU"].good
 
 
 @pytest.mark.usefixtures("driver")

@@ -14,6 +14,7 @@ from torch import Tensor
 from c2fdft_cli.core.attention import PixelSums
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.execution import prepared
+from c2fdft_cli.execution.cuda_products import sums_in_pieces
 from c2fdft_cli.execution.prepared import PreparedBlock
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
@@ -136,6 +137,17 @@ def test_mixing(width: int, heads: int, n: int) -> None:
     cut = torch.cat([sums.gram, sums.q_square[:, :, None], sums.k_square[:, :, None]], 2)
     views = PixelSums(cut[:, :, :d], cut[:, :, d], cut[:, :, d + 1])
     assert torch.equal(passes.mixing(block, views), passes.mixing(block, sums))
+
+
+def test_mixing_of_sums_as_a_gpu_makes_them() -> None:
+    """Blocks on the diagonal of one matrix of all heads: views whose rows lie apart."""
+    block = make_block(96, 2, torch.float32)
+    q, k = (torch.randn(2, 8, 8, 96) for _ in range(2))
+    sums = sums_in_pieces(q, k, 2)
+    assert sums.gram.stride()[-2:] != (48, 1)
+    assert relative(passes.mixing(block, sums), block.mixing(sums)) < 1e-5
+    apart = sums._replace(q_square=sums.q_square.mT.contiguous().mT)
+    assert torch.equal(passes.mixing(block, apart), passes.mixing(block, sums))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,125 @@
+"""Work on a GPU recorded as a CUDA graph: what is given to the GPU in one, not launch by launch.
+
+A call of the network is some hundred to a thousand launches. A small image keeps a GPU busy for a
+tenth of the time that a CPU needs to launch them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.errors import UsageError
+
+SWITCH = "C2FDFT_GRAPHS"
+"""Environment variable: `off` to launch everything anew each time."""
+
+Work = Callable[..., Tensor]
+
+_log = logging.getLogger(__name__)
+_one_at_a_time = threading.Lock()
+
+
+class _Recording(NamedTuple):
+    """What was recorded, and the tensors that it reads and writes."""
+
+    key: Hashable
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+
+
+class Recorder:
+    """Runs work as it is once, records it the second time, and replays it from then on.
+
+    It holds one recording: of the work whose inputs have the shapes of the last call. Its memory
+    is for itself alone until `forget`, or until inputs of another shape come.
+
+    """
+
+    def __init__(self) -> None:
+        self._seen: Hashable = None
+        self._failed: Hashable = None
+        self._recording: _Recording | None = None
+
+    def __call__(self, work: Work, *inputs: Tensor, key: Hashable = None) -> Tensor:
+        """`work(*inputs)`, the same work whenever shapes and key are the same.
+
+        Args:
+            work: from tensors on the GPU to one there; it must not wait for the GPU.
+            inputs: what it reads.
+            key: what else it depends on.
+
+        Returns:
+            The result; the next call may replace its content.
+        """
+        key = (key, tuple((x.shape, x.stride(), x.dtype) for x in inputs))
+        if self._recording is not None and self._recording.key == key:
+            return self._replay(self._recording, inputs)
+        self.forget()
+        known, self._seen = self._seen == key, key
+        if known and self._failed != key:
+            self._recording = self._record(work, key, inputs)
+            if self._recording is not None:
+                return self._replay(self._recording, inputs)
+            self._failed = key
+        return work(*inputs)
+
+    def forget(self) -> None:
+        """Give up the recording and its memory."""
+        self._recording = None
+
+    @staticmethod
+    def _record(work: Work, key: Hashable, inputs: tuple[Tensor, ...]) -> _Recording | None:
+        """Record the work without running it; None where that fails, as for lack of memory."""
+        graph = torch.cuda.CUDAGraph()
+        held = tuple(map(_like, inputs))
+        # other threads may go on with work of their own meanwhile, but not record
+        try:
+            with _one_at_a_time, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                output = work(*held)
+        except Exception as error:  # torch and drivers have many; running it as it is needs none
+            _log.info("not recorded as a CUDA graph: %s", error)
+            with suppress(RuntimeError):
+                graph.reset()
+            return None
+        return _Recording(key, graph, held, output)
+
+    @staticmethod
+    def _replay(recording: _Recording, inputs: tuple[Tensor, ...]) -> Tensor:
+        for held, x in zip(recording.inputs, inputs, strict=True):
+            _stored(held).copy_(_stored(x))
+        recording.graph.replay()
+        return recording.output
+
+
+def records(device: torch.device) -> bool:
+    """Whether work on a device is recorded: on CUDA, unless it is switched off.
+
+    Raises:
+        UsageError: the environment variable has another value.
+    """
+    switch = os.environ.get(SWITCH, "auto")
+    if switch not in ("auto", "off"):
+        raise UsageError(f"{SWITCH} must be auto or off, got {switch}")
+    return switch == "auto" and device.type == "cuda"
+
+
+def _like(x: Tensor) -> Tensor:
+    """A tensor of its own with the shape and the strides of x."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+def _stored(x: Tensor) -> Tensor:
+    """x without the dimensions that it was expanded over."""
+    for dim, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            x = x.narrow(dim, 0, 1)
+    return x

@@ -1,0 +1,135 @@
+"""Recorded work gives what the work gives, whatever comes between."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution import strips
+from c2fdft_cli.execution.recorded import SWITCH, Recorder, records
+from c2fdft_cli.execution.strips import StripNetwork
+from tests.kit.formula import fill, wave
+from tests.kit.graphs import Graph, graphs  # noqa: F401 - a fixture
+
+
+class Work:
+    """x + 2 y, how often it ran, and what it fails with."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.error: Exception | None = None
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        self.runs += 1
+        if self.error is not None and self.runs == 2:
+            raise self.error
+        return x + 2 * y
+
+
+def test_recorded_the_second_time_and_replayed(graphs: type[Graph]) -> None:  # noqa: F811
+    recorder, work = Recorder(), Work()
+    for i in range(5):
+        x, y = torch.full((2, 3), float(i)), torch.arange(3.0).expand(2, 3) + i
+        assert torch.equal(recorder(work, x, y), x + 2 * y)
+    assert (work.runs, graphs.replays) == (2, 4)
+
+
+def test_expanded_inputs_stay_so(graphs: type[Graph]) -> None:  # noqa: F811
+    recorder, strides = Recorder(), set()
+
+    def work(t: Tensor) -> Tensor:
+        strides.add(t.stride())
+        return t * 2
+
+    for value in (1.0, 2.0, 3.0):
+        found = recorder(work, torch.tensor([value]).expand(4))
+        assert torch.equal(found, torch.full((4,), 2 * value))
+    assert strides == {(0,)}
+    assert graphs.replays == 2
+
+
+@pytest.mark.parametrize("shapes", [[3, 4, 3, 4, 3], [3, 4, 4, 3, 3]])
+def test_another_shape_or_key_starts_anew(
+    shapes: list[int],
+    graphs: type[Graph],  # noqa: F811
+) -> None:
+    recorder = Recorder()
+    for i, size in enumerate(shapes):
+        x = torch.full((size,), float(i))
+        assert torch.equal(recorder(torch.neg, x), -x)
+    again = sum(a == b for a, b in zip(shapes, shapes[1:], strict=False))
+    assert graphs.replays == again
+    assert torch.equal(recorder(torch.abs, x, key="abs"), x)
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(graphs: type[Graph]) -> None:  # noqa: F811
+    """And is not tried again, until something else came between."""
+    recorder, work = Recorder(), Work()
+    work.error = RuntimeError("operation not permitted when stream is capturing")
+    x = torch.ones(2)
+    for _ in range(4):
+        assert torch.equal(recorder(work, x, x), 3 * x)
+    assert (work.runs, graphs.replays) == (5, 0)
+
+
+def test_an_error_of_the_work_itself_comes_out(graphs: type[Graph]) -> None:  # noqa: F811
+    def work(x: Tensor) -> Tensor:
+        raise ValueError("no")
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no"):
+            Recorder()(work, torch.ones(1))
+
+
+def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.delenv(SWITCH, raising=False)
+    assert records(cuda)
+    assert not records(torch.device("cpu"))
+    monkeypatch.setenv(SWITCH, "off")
+    assert not records(cuda)
+    monkeypatch.setenv(SWITCH, "maybe")
+    with pytest.raises(UsageError, match="C2FDFT_GRAPHS must be auto or off, got maybe"):
+        records(cuda)
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> StripNetwork:
+    """Recorded on the CPU, in torch's own operations."""
+    monkeypatch.setenv("C2FDFT_NATIVE", "off")
+    monkeypatch.setattr(strips, "records", lambda device: True)
+    return StripNetwork(fill(DFT(dim=8, blocks=(1, 1, 1, 1))), rows=8)
+
+
+@torch.inference_mode()
+def test_calls_of_the_network(network: StripNetwork, graphs: type[Graph]) -> None:  # noqa: F811
+    """Other images, timesteps, sizes and weights; the progress adds up."""
+    done: list[int] = []
+    network.watch = done.append
+    for height in (16, 16, 16, 24, 16, 16):
+        x = wave([2, 6, height, 16], 0.1 + 0.01 * len(done))
+        t = torch.tensor([500.0, 20.0 + len(done)])
+        want = network.net(x, t)
+        done.clear()
+        assert torch.allclose(network(x, t), want, atol=1e-5)
+        assert sum(done) == network.work(2, height, 16)
+    assert graphs.replays == 1 + 2 + 2 + 1 + 1 + 2  # strips take one image at a time
+    network.net.output.weight.mul_(0.5)
+    network.refresh()
+    assert torch.allclose(network(x, t), network.net(x, t), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_large_calls_are_not_recorded(
+    network: StripNetwork,
+    graphs: type[Graph],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(strips, "MOST_RECORDED", 16 * 16 * 8 - 1)
+    x, t = wave([1, 6, 16, 16], 0.1), torch.tensor([500.0])
+    for _ in range(3):
+        network(x, t)
+    assert graphs.replays == 0

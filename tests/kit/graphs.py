@@ -1,0 +1,57 @@
+"""CUDA graphs without a GPU: what ran while one was recorded runs again on the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Graph(TorchDispatchMode):
+    """Stands for `torch.cuda.CUDAGraph`; results of a replay lie where the recorded ones lay."""
+
+    replays = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[Callable[..., Any], Any, dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.steps.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        Graph.replays += 1
+        for func, args, kwargs, result in self.steps:
+            again = func(*args, **kwargs)
+            for held, made in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(held, Tensor) and held.data_ptr() != made.data_ptr():
+                    held.copy_(made)
+
+    def reset(self) -> None:
+        self.steps.clear()
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
+    """Record on the CPU."""
+
+    @contextmanager
+    def recording(graph: Graph, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        with graph:
+            yield
+
+    Graph.replays = 0
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    return Graph
