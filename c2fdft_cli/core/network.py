@@ -42,6 +42,11 @@ def embedding_frequencies(width: int, device: torch.device) -> Tensor:
     return torch.exp(i * (-math.log(10000) / (half - 1)))
 
 
+def padded_side(side: int) -> int:
+    """The height or width that `pad_to_multiple` makes of one."""
+    return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+
 def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
     """Pad right and bottom to a multiple: reflect, or replicate where the side is too short.
 

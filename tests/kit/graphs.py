@@ -22,9 +22,7 @@ class Graph(TorchDispatchMode):
         super().__init__()
         self.steps: list[tuple[Callable[..., Any], Any, dict[str, Any], Any]] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.steps.append((func, args, kwargs or {}, result))
         return result

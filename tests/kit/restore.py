@@ -40,8 +40,14 @@ def overflow_in_half_precision(patch: pytest.MonkeyPatch) -> None:
     """Let every sampler that is not in float32 produce NaN."""
     original = Restorer.__call__
 
-    def call(self: Restorer, lq: torch.Tensor, names: list[str], sample: int = 0) -> torch.Tensor:
-        image = original(self, lq, names, sample)
+    def call(
+        self: Restorer,
+        lq: torch.Tensor,
+        names: list[str],
+        sample: int = 0,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        image = original(self, lq, names, sample, noise)
         half = self.runtime.dtype != torch.float32
         return torch.full_like(image, torch.nan) if half else image
 

@@ -69,6 +69,7 @@ class Batch:
         names: of the images.
         wanted: of each image.
         progress: as of `Executor.start`.
+        noise: of each image by `Executor.start_noise`; none where one was not drawn.
 
     Raises:
         ResourceError: as `Executor.start`.
@@ -81,12 +82,15 @@ class Batch:
         names: Sequence[str],
         wanted: Sequence[Wanted],
         progress: Callable[[float], None],
+        noise: Sequence[Tensor | None] = (),
     ) -> None:
         self._executor, self._names, self._wanted = executor, names, wanted
         self._progress = progress
         started = time.monotonic()
         self._stored = torch.from_numpy(np.stack(pixels))
-        self._restored = executor.start(self._lq(), names, progress)
+        drawn = [one for one in noise if one is not None]
+        together = torch.stack(drawn) if len(drawn) == len(names) else None
+        self._restored = executor.start(self._lq(), names, progress, together)
         self._download = self._sent(self._restored)
         self._seconds = time.monotonic() - started
 

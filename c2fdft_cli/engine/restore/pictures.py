@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -52,8 +52,14 @@ _NOT_KEPT = {
 }
 """Metadata that a format has no place for."""
 
-Loaded: TypeAlias = tuple[Item, Picture | C2fdftError]
-"""An item, and what reading it gave."""
+
+class Loaded(NamedTuple):
+    """An item, what reading it gave, and its start noise where it was drawn ahead."""
+
+    item: Item
+    found: Picture | C2fdftError
+    noise: Tensor | None = None
+
 
 Finish: TypeAlias = tuple[Callable[[], ImageDone], int]
 """What is left to do for an image, in a thread, and about how many bytes it holds."""
@@ -83,10 +89,10 @@ def restore_pictures(
     in_work: deque[Callable[[], list[Finish]]] = deque()
     items = _by_size([item for item in plan.items if item.source.video is None])
     loaded = in_order(
-        partial(_load, plan.manifest),
+        partial(_load, plan.manifest, plan.executor.start_noise),
         items,
         workers=reader_count(),
-        cost=lambda item: item.source.height * item.source.width * 12,
+        cost=lambda item: item.source.height * item.source.width * 24,
     )
     with suppress(StoppedError):
         for batch in _batches(loaded, plan.executor.batch_size):
@@ -117,14 +123,17 @@ def _by_size(items: Iterable[Item]) -> list[Item]:
     )
 
 
-def _load(manifest: Manifest, item: Item) -> Loaded:
+def _load(
+    manifest: Manifest, start_noise: Callable[[str, int, int], Tensor | None], item: Item
+) -> Loaded:
     if item.source.problem is not None:
-        return item, item.source.problem
+        return Loaded(item, item.source.problem)
     manifest.look_at(item.source.path)
     try:
-        return item, item.source.read()
+        picture = item.source.read()
     except C2fdftError as error:
-        return item, error
+        return Loaded(item, error)
+    return Loaded(item, picture, start_noise(item.source.name, *picture.pixels.shape[:2]))
 
 
 def _batches(loaded: Iterable[Loaded], size: Callable[[int, int], int]) -> Iterator[list[Loaded]]:
@@ -132,7 +141,7 @@ def _batches(loaded: Iterable[Loaded], size: Callable[[int, int], int]) -> Itera
 
     What could not be read comes by itself.
     """
-    for shape, run in groupby(loaded, key=lambda one: _shape(one[1])):
+    for shape, run in groupby(loaded, key=lambda one: _shape(one.found)):
         while batch := list(islice(run, size(*shape[:2]) if shape else 1)):
             yield batch
 
@@ -149,8 +158,8 @@ def _begin(
     plan: RestorePlan, loaded: list[Loaded], progress: Callable[[float], None]
 ) -> Callable[[], list[Finish]]:
     """Give a batch to the network; what waits for it and tells what is left to do."""
-    read = [(item, found) for item, found in loaded if isinstance(found, Picture)]
-    errors = [(item, found) for item, found in loaded if isinstance(found, C2fdftError)]
+    read = [(one.item, one.found) for one in loaded if isinstance(one.found, Picture)]
+    errors = [(one.item, one.found) for one in loaded if isinstance(one.found, C2fdftError)]
     if errors:
         return lambda: [(partial(failed, item.source, error), 0) for item, error in errors]
     wanted = [
@@ -168,7 +177,12 @@ def _begin(
 
     try:
         batch = Batch(
-            plan.executor, [picture.pixels for _, picture in read], names, wanted, progress
+            plan.executor,
+            [picture.pixels for _, picture in read],
+            names,
+            wanted,
+            progress,
+            [one.noise for one in loaded],
         )
     except ResourceError as error:
         refusal = refused(error)

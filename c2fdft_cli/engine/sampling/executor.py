@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from c2fdft_cli.core.network import SIZE_MULTIPLE
+from c2fdft_cli.core.network import padded_side
 from c2fdft_cli.engine.sampling.ensemble import mean_and_deviation
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import ResourceError
@@ -163,6 +163,7 @@ class Executor:
         lq: Tensor,
         names: Sequence[str],
         progress: Callable[[float], None] = lambda _: None,
+        noise: Tensor | None = None,
     ) -> Restored:
         """Restore a batch, all samples under all transforms; on a GPU, give it that work.
 
@@ -171,6 +172,7 @@ class Executor:
             names: the images' names, which decide their noise.
             progress: called many times with the share of the work that is done, 0 to 1; it may
                 raise to end it.
+            noise: `[n, 3, h, w]`, what `start_noise` drew for each image.
 
         Returns:
             Images on the runtime's device, not waited for: they may not be finite, see `to_redo`.
@@ -190,7 +192,7 @@ class Executor:
 
         def sample(lq: Tensor, number: int) -> Tensor:
             nonlocal executor
-            image, executor = self._run(lq, names, number, notes.setdefault)
+            image, executor = self._run(lq, names, number, notes.setdefault, noise)
             return image
 
         self._strips.watch = watch
@@ -199,6 +201,14 @@ class Executor:
         if self._strips.compiled and functions_given_up() > given_up:
             notes.setdefault("torch.compile gave up on a part of the network: it runs uncompiled")
         return Restored(image, deviation, executor, list(notes))
+
+    def start_noise(self, name: str, height: int, width: int) -> Tensor | None:
+        """The start noise of an image, to be drawn ahead in whatever thread.
+
+        Returns:
+            `[3, padded height, padded width]` on the CPU; None where there is more than one.
+        """
+        return self.restorer.start_noise(name, height, width) if self.runs == 1 else None
 
     def to_redo(self, are_finite: Sequence[bool]) -> list[int]:
         """The numbers of the images that are not finite and may be in float32."""
@@ -240,7 +250,12 @@ class Executor:
         return Restored(image, deviation, restored.executor, [*restored.notes, note, *again.notes])
 
     def _run(
-        self, lq: Tensor, names: Sequence[str], sample: int, note: Callable[[str], object]
+        self,
+        lq: Tensor,
+        names: Sequence[str],
+        sample: int,
+        note: Callable[[str], object],
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, str]:
         """One run of the sampler, in narrower strips where memory runs out, and how it ran."""
         height, width = lq.shape[-2:]
@@ -248,15 +263,17 @@ class Executor:
         rows, self._strips.offload_skips = self._plan(height, width, count)
         while True:
             self._strips.rows = rows
-            image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample))
+            image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample, noise))
             if image is not None:
                 return image, self._describe(rows, height, width)
             self._strips.forget()
             release_cached_memory(self._runtime)
             if len(lq) > 1:
                 note("out of memory: continued one image at a time")
+                each = [slice(i, i + 1) for i in range(len(lq))]
                 ran = [
-                    self._run(lq[i : i + 1], names[i : i + 1], sample, note) for i in range(len(lq))
+                    self._run(lq[i], names[i], sample, note, None if noise is None else noise[i])
+                    for i in each
                 ]
                 return torch.cat([image for image, _ in ran]), ran[-1][1]
             if rows <= MIN_ROWS:
@@ -280,7 +297,9 @@ class Executor:
     def _work(self, height: int, width: int, count: int) -> int:
         """What one run of the sampler takes, in the unit of the strips' `watch`."""
         tall, wide = self._inner(height, width)
-        number = 1 if self._tile is None else tiles(_padded(height), _padded(width), self._tile)
+        number = (
+            1 if self._tile is None else tiles(padded_side(height), padded_side(width), self._tile)
+        )
         return self._steps * number * self._strips.work(count, tall, wide)
 
     def _fits(self, height: int, width: int, count: int) -> bool:
@@ -317,7 +336,10 @@ class Executor:
         )
 
     def _fits_in_tiles(self, height: int, width: int, count: int) -> bool:
-        tall, wide = min(_padded(height), SUGGESTED_TILE), min(_padded(width), SUGGESTED_TILE)
+        tall, wide = (
+            min(padded_side(height), SUGGESTED_TILE),
+            min(padded_side(width), SUGGESTED_TILE),
+        )
         needed = self._least_bytes(tall, wide, count) + _outside(height, width, count)
         return needed <= self.budget
 
@@ -331,15 +353,15 @@ class Executor:
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """The size that the network sees: padded, or a tile's."""
-        tall, wide = _padded(height), _padded(width)
+        tall, wide = padded_side(height), padded_side(width)
         return (
             (tall, wide) if self._tile is None else (min(tall, self._tile), min(wide, self._tile))
         )
 
     def _describe(self, rows: int, height: int, width: int) -> str:
-        if self._tile is not None and max(_padded(height), _padded(width)) > self._tile:
+        if self._tile is not None and max(padded_side(height), padded_side(width)) > self._tile:
             return f"tiles of {self._tile} px"
-        return "whole" if rows >= _padded(height) else f"strips of {rows} rows"
+        return "whole" if rows >= padded_side(height) else f"strips of {rows} rows"
 
 
 def finite(images: Tensor) -> Tensor:
@@ -347,13 +369,9 @@ def finite(images: Tensor) -> Tensor:
     return images.flatten(1).sum(1).isfinite()
 
 
-def _padded(side: int) -> int:
-    return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
-
-
 def _outside(height: int, width: int, count: int) -> int:
     """Bytes that a batch takes beside the network's call."""
-    return SAMPLER_BYTES * _padded(height) * _padded(width) * count
+    return SAMPLER_BYTES * padded_side(height) * padded_side(width) * count
 
 
 def _unless_out_of_memory(work: Callable[[], Out]) -> Out | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, gaussian, to_image
-from c2fdft_cli.core.network import pad_to_multiple
+from c2fdft_cli.core.network import pad_to_multiple, padded_side
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.transfer import upload
 
@@ -63,20 +63,30 @@ class Restorer:
         self._kept: dict[tuple[object, ...], Tensor] = {}
 
     @torch.inference_mode()
-    def __call__(self, lq: Tensor, names: Sequence[str], sample: int = 0) -> Tensor:
+    def __call__(
+        self,
+        lq: Tensor,
+        names: Sequence[str],
+        sample: int = 0,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """Restore a batch of images of one size.
 
         Args:
             lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
             names: the images' names, which decide their noise.
             sample: number of the sample: each has noise of its own.
+            noise: the start noise by `start_noise`, where it was drawn already.
 
         Returns:
             `[n, 3, h, w]` float32 in [0, 1], on the runtime's device.
         """
         height, width = lq.shape[-2:]
         lq = pad_to_multiple(lq.to(self.runtime.device, torch.float32))
-        x_T, sources = self._start(names, sample, lq.shape)
+        if noise is None:
+            x_T, sources = self._start(names, sample, lq.shape)
+        else:
+            x_T, sources = upload(noise, self.runtime.device), []
         with self.runtime.autocast():
             x_0 = ddim_sample(
                 conditioned(self.predict_noise, lq),
@@ -87,6 +97,18 @@ class Restorer:
                 sources,
             )
         return to_image(x_0)[..., :height, :width]
+
+    def start_noise(self, name: str, height: int, width: int) -> Tensor | None:
+        """The start noise of the first sample of an image, drawn in whatever thread.
+
+        Returns:
+            `[3, padded height, padded width]` on the CPU; None where more is drawn from its source
+            later.
+        """
+        if self.eta > 0:
+            return None
+        shape = (1, 3, padded_side(height), padded_side(width))
+        return gaussian(shape, [noise_generator(self.seed, name)])[0]
 
     def _start(
         self, names: Sequence[str], sample: int, shape: torch.Size

@@ -121,7 +121,7 @@ def _gpu(runtime: Runtime) -> list[Finding]:
 
 
 def _driver() -> str:
-    """The CUDA that NVIDIA's driver serves, asked of the driver itself: torch has no name for it."""
+    """The CUDA that the driver serves, asked of the driver itself: torch has no name for it."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     version = ctypes.c_int()
     try:

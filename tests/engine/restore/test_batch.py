@@ -38,10 +38,24 @@ def make(net: DFT, dtype: torch.dtype = torch.float32, samples: int = 1) -> Exec
     return Executor(strips, ALPHA_BAR, [500, 100], runtime, samples=samples)
 
 
-def begin(executor: Executor, wanted: list[Wanted], depth: int = 8) -> Batch:
+def begin(
+    executor: Executor, wanted: list[Wanted], depth: int = 8, *, ahead: bool = False
+) -> Batch:
     stored = [random_picture(9, 14, i, depth=depth).pixels for i in range(len(wanted))]
     names = [f"{i}.png" for i in range(len(wanted))]
-    return Batch(executor, stored, names, wanted, lambda _: None)
+    noise = [executor.start_noise(name, 9, 14) for name in names] if ahead else []
+    return Batch(executor, stored, names, wanted, lambda _: None, noise)
+
+
+def test_noise_drawn_ahead_changes_nothing(tiny_net: Callable[..., DFT]) -> None:
+    """With several samples there is none, and the batch draws it."""
+    wanted = [Wanted(8, grey=False)] * 2
+    for samples in (1, 2):
+        executor = make(tiny_net(), samples=samples)
+        assert (executor.start_noise("0.png", 9, 14) is None) == (samples == 2)
+        want, got = (begin(executor, wanted, ahead=ahead).outcomes() for ahead in (False, True))
+        for a, b in zip(want, got, strict=True):
+            assert np.array_equal(a.pixels(), b.pixels())
 
 
 @pytest.mark.parametrize("depth", [8, 16])

@@ -152,7 +152,9 @@ class Hungry:
         self.executor, self.failures, self.error = executor, failures, error
         self.asked: list[tuple[int, int | None]] = []
 
-    def __call__(self, lq: Tensor, names: list[str], sample: int) -> Tensor:
+    def __call__(
+        self, lq: Tensor, names: list[str], sample: int, noise: Tensor | None = None
+    ) -> Tensor:
         self.asked.append((len(lq), self.executor._strips.rows))
         if self.failures:
             self.failures -= 1
@@ -208,7 +210,9 @@ def test_other_errors_are_not_taken_for_it(make: Callable[..., Executor]) -> Non
 class Overflowing(Restorer):
     """A sampler whose result is not finite for images without red."""
 
-    def __call__(self, lq: Tensor, names: Sequence[str], sample: int = 0) -> Tensor:
+    def __call__(
+        self, lq: Tensor, names: Sequence[str], sample: int = 0, noise: Tensor | None = None
+    ) -> Tensor:
         image = super().__call__(lq, names, sample).clone()
         image[lq[:, 0].amax((1, 2)) == 0] = torch.nan
         return image

@@ -71,3 +71,18 @@ def test_names_that_differ_and_a_noisy_sampler_draw_for_each_image(drawn: list[i
     first = noisy(lq, ["a", "a"])
     assert torch.equal(noisy(lq, ["a", "a"]), first)
     assert drawn == [2, 2, 2]
+
+
+def test_noise_drawn_ahead_is_the_noise_that_is_drawn(drawn: list[int]) -> None:
+    lq = torch.rand(2, 3, 9, 14, generator=torch.Generator().manual_seed(1))
+    names, sampler = ["a.png", "b.png"], make()
+    want = sampler(lq, names)
+    noise = [sampler.start_noise(name, 9, 14) for name in names]
+    assert all(one is not None and one.shape == (3, 16, 16) for one in noise)
+    drawn.clear()
+    assert torch.equal(sampler(lq, names, noise=torch.stack(noise)), want)  # type: ignore[arg-type]
+    assert drawn == []
+
+
+def test_a_source_that_is_drawn_from_again_is_not_drawn_ahead() -> None:
+    assert make(eta=0.5).start_noise("a.png", 8, 8) is None

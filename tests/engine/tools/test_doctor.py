@@ -23,7 +23,7 @@ class Driver:
     def __init__(self, name: str) -> None:
         assert name in ("libcuda.so.1", "nvcuda.dll")
 
-    def cuDriverGetVersion(self, pointer: Any) -> int:  # noqa: N802
+    def cuDriverGetVersion(self, pointer: Any) -> int:
         pointer._obj.value = 12040
         return 0
 

@@ -142,11 +142,11 @@ def test_no_memory_to_score_costs_the_score_alone(tmp_path, shard_folder, coarse
     restore, init = Restorer.__call__, Executor.__init__
     rows, starts = [], []
 
-    def called(self, lq, names, sample=0):
+    def called(self, lq, names, sample=0, noise=None):
         rows.append(self.predict_noise.rows)
         if len(starts) == 1 or rows[-1] > MIN_ROWS:
             raise error
-        return restore(self, lq, names, sample)
+        return restore(self, lq, names, sample, noise)
 
     def started(self, *args, **kwargs):
         starts.append(1)
