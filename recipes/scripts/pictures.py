@@ -2,8 +2,9 @@
 
     python recipes/scripts/pictures.py docs/images
 
-writes `rain.jpg` (weights derain) and `noise.jpg` (denoise): degraded above, restored
-below. The rain is drawn by formula, the noise is white Gaussian of sigma 25 and 50 and a camera's.
+writes `rain.jpg` (weights derain), `noise.jpg` (denoise) and `blur.jpg` (deblur): degraded above,
+restored below. The rain is drawn by formula, the noise is white Gaussian of sigma 25 and 50 and a
+camera's, the blur that of a hand that shakes during the exposure.
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ SHOWN = {
         ("chelsea.png", "noise", {"sigma": 50.0}),
         ("astronaut.png", "noise", {"kind": "camera", "shot": 1e-2}),
     ],
+    "blur": [
+        ("chelsea.png", "blur", {"kind": "exposure", "size": [9, 11], "noise": [0, 1]}),
+        ("coffee.png", "blur", {"kind": "exposure", "size": [13, 15], "noise": [0, 1]}),
+        ("astronaut.png", "blur", {"kind": "exposure", "size": [18, 20], "noise": [0, 1]}),
+    ],
 }
-WEIGHTS = {"rain": "derain", "noise": "denoise"}
+WEIGHTS = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
 HEIGHT, GAP, QUALITY = 300, 6, 88
 
 
@@ -56,15 +62,9 @@ def _picture(name: str, folder: Path) -> np.ndarray:
         lq = degrade(_fitted(photo), parse_model(kind, options), np.random.default_rng([7, i]))
         (folder / "in").mkdir(exist_ok=True)
         save_rgb8(folder / "in" / f"{i}.png", lq)
-    restore = [
-        sys.executable,
-        "-m",
-        "c2fdft_cli",
-        "restore",
-        str(folder / "in"),
-        str(folder / "out"),
-    ]
-    subprocess.run([*restore, "--weights", WEIGHTS[name]], check=True)  # noqa: S603
+    restore = [sys.executable, "-m", "c2fdft_cli", "restore", folder / "in", folder / "out"]
+    line = [*map(str, restore), "--weights", WEIGHTS[name]]
+    subprocess.run(line, check=True)  # noqa: S603
     rows = [
         _joined([read_rgb8(folder / row / f"{i}.png") for i in range(len(SHOWN[name]))], axis=1)
         for row in ("in", "out")

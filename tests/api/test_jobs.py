@@ -68,6 +68,7 @@ def test_what_cannot_be_scored_is_an_error(tmp_path):
         c2fdft.evaluate(a, tmp_path)
 
 
+@pytest.mark.acceptance
 def test_both_stages_train_as_by_the_command_and_print_nothing(
     pair_folder, tmp_path, capfd, monkeypatch
 ):

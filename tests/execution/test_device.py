@@ -65,6 +65,7 @@ print(int(there), fresh, faults(), reusable_bytes())
 """
 
 
+@pytest.mark.acceptance
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_freed_memory_is_used_again():
     run = subprocess.run(

@@ -191,6 +191,7 @@ def _refuse(out: Path) -> None:
     sys.addaudithook(look)
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_data_worker_that_is_killed(world: World, tmp_path, workers):
     """As the kernel does where memory runs out: one line, and the same command goes on."""

@@ -70,6 +70,7 @@ def test_safetensors(weights, tmp_path):
     assert again.exit_code == 0, again.output
 
 
+@pytest.mark.acceptance
 def test_onnx(weights, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

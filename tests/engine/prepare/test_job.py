@@ -601,6 +601,7 @@ def test_no_room_for_decoded_images(
 # -- what is loaded ------------------------------------------------------------------
 
 
+@pytest.mark.acceptance
 def test_nothing_heavy_is_loaded_before_it_is_needed(source: Path, tmp_path: Path) -> None:
     code = """
         import runpy, sys

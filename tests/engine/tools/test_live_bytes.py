@@ -53,6 +53,7 @@ def held(recompute: str, calls: int):
     return held_bytes(net, lambda: objective(lq, gt, noise, None), CPU)
 
 
+@pytest.mark.acceptance
 def test_recomputing_keeps_memory_from_growing_with_the_calls():
     none, call, level = (held(recompute, 4).peak for recompute in ("none", "call", "level"))
     assert call < none / 2

@@ -34,6 +34,7 @@ from tests.kit.training import (
 CPU = torch.device("cpu")
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[x] DefaultCPUAllocator: no")],
@@ -137,6 +138,7 @@ def test_an_error_that_nothing_helps_is_raised(tmp_path, shard_folder, monkeypat
         run(request("coarse", shard_folder, tmp_path / "run"))
 
 
+@pytest.mark.acceptance
 def test_no_memory_to_score_costs_the_score_alone(tmp_path, shard_folder, coarse_run, monkeypatch):
     error = RuntimeError("[x] DefaultCPUAllocator: no")
     restore, init = Restorer.__call__, Executor.__init__

@@ -231,6 +231,7 @@ def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
     assert all(torch.isfinite(x).all() for x in state.stepper["params"].values())
 
 
+@pytest.mark.acceptance
 def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
     """The whole fine stage, bit for bit on the CPU."""
     settings = ("fine.iterations=2", "train.save_every=100", "train.validate_every=100")

@@ -83,6 +83,7 @@ def test_a_finished_run_is_extended(finished):
     assert "iterations: 16" in (finished / "recipe.yaml").read_text()
 
 
+@pytest.mark.acceptance
 def test_an_extended_run_equals_one_that_was_as_long_from_the_start(
     tmp_path, shard_folder, stopped
 ):
