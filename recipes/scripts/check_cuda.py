@@ -51,6 +51,7 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.choose import find_weights
 from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution import recorded as recording
 from c2fdft_cli.execution.compiling import compile_in_place, functions_given_up
 from c2fdft_cli.execution.cuda import AMPERE, is_served, lay_out_weights
 from c2fdft_cli.execution.device import Runtime, make_runtime
@@ -685,16 +686,18 @@ def _time_call(
     x = torch.randn(1, 6, h, w, device=runtime.device)
     t = torch.full((1,), 500.0, device=runtime.device)
     strips, name = StripNetwork(there, None, runtime.dtype), f"{label} {precision} {w}x{h}"
-    took = seconds_of(lambda: strips(x, t), check, most=20)
-    rate = 2 * network_macs(network, h, w) / took / 1e12
-    check.time(name, took, tflops=round(rate, 1))
+    results: list[Tensor] = []
+    for recorded in ("off", "auto") if check.on_cuda else ("off",):
+        os.environ[recording.SWITCH] = recorded
+        took = seconds_of(lambda: strips(x, t), check, most=20)
+        results.append(strips(x, t))
+        rate = 2 * network_macs(network, h, w) / took / 1e12
+        more = " recorded" * (recorded == "auto")
+        check.time(name + more, took, tflops=round(rate, 1))
+    os.environ[recording.SWITCH] = "off"
     if not check.on_cuda:
         return
-    if h <= 512:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            strips(x, t)
-        check.time(f"{name} in a CUDA graph", seconds_of(graph.replay, check, most=20))
+    check.expect(f"{name}: recorded as launched", torch.equal(*results))
     if precision == check.precisions()[-1] and h in (512, 720):
         compiled = StripNetwork(there, None, runtime.dtype, compile=True)
         begin = time.perf_counter()

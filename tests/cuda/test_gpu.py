@@ -13,6 +13,7 @@ from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.tools.bench import random_batch
+from c2fdft_cli.engine.tools.doctor import examine
 from c2fdft_cli.engine.train.memory import step_bytes
 from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.engine.train.stepper import Stepper
@@ -21,6 +22,7 @@ from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.prepared import PreparedBlock
+from c2fdft_cli.execution.recorded import SWITCH
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network, Stage, Train
 from tests.kit.formula import fill, relative, wave
@@ -159,3 +161,26 @@ def test_restoring_goes_on_when_memory_runs_out(runtime: Runtime) -> None:
     assert ran.executor.startswith("strips of")
     assert any("out of memory" in note for note in ran.notes)
     assert relative(ran.image, executor(lq, ["a"]).image) < 1e-2
+
+
+@pytest.mark.parametrize("rows", [None, 24])
+def test_recorded_calls_have_the_same_bits(
+    runtime: Runtime, rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other images, timesteps and sizes too; whichever kernels run."""
+    strips = StripNetwork(network().to(runtime.device), rows, runtime.dtype)
+    for seed, size in enumerate([64, 64, 64, 96, 64, 64]):
+        x = torch.randn(2, 6, size, 96, device="cuda")
+        t = torch.tensor([500.0 - seed, 20.0], device="cuda")
+        results = []
+        for switch in ("off", "auto"):
+            monkeypatch.setenv(SWITCH, switch)
+            with torch.inference_mode():
+                results.append([strips(x, t) for _ in range(3)][-1])
+        assert torch.equal(*results)
+
+
+def test_what_doctor_says() -> None:
+    found = {one.topic: one for one in examine()}
+    assert found["GPU"].good
+    assert found["driver"].found.startswith("for CUDA ")
