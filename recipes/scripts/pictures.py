@@ -4,7 +4,7 @@
 
 writes `rain.jpg` (weights derain), `noise.jpg` (denoise) and `blur.jpg` (deblur): degraded above,
 restored below. The rain is drawn by formula, the noise is white Gaussian of sigma 25 and 50 and a
-camera's, the blur that of a hand that shakes during the exposure.
+camera's, the blur that of a hand that shakes during the exposure. `overview.jpg` is one of each.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ SHOWN = {
     ],
 }
 WEIGHTS = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
+OVERVIEW = {"rain": 0, "noise": 0, "blur": 2}
 HEIGHT, GAP, QUALITY = 300, 6, 88
 
 
@@ -51,13 +52,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
+    columns = {}
     for name in SHOWN:
         with tempfile.TemporaryDirectory() as folder:
-            iio.imwrite(out / f"{name}.jpg", _picture(name, Path(folder)), quality=QUALITY)
+            columns[name] = _columns(name, Path(folder))
+        iio.imwrite(out / f"{name}.jpg", _joined(columns[name], axis=1), quality=QUALITY)
+    chosen = [columns[name][i] for name, i in OVERVIEW.items()]
+    iio.imwrite(out / "overview.jpg", _joined(chosen, axis=1), quality=QUALITY)
 
 
-def _picture(name: str, folder: Path) -> np.ndarray:
-    """Degraded photographs above their restorations: uint8 `[h, w, 3]`."""
+def _columns(name: str, folder: Path) -> list[np.ndarray]:
+    """Degraded photographs, each above its restoration: uint8 `[h, w, 3]`."""
     for i, (photo, kind, options) in enumerate(SHOWN[name]):
         lq = degrade(_fitted(photo), parse_model(kind, options), np.random.default_rng([7, i]))
         (folder / "in").mkdir(exist_ok=True)
@@ -65,11 +70,10 @@ def _picture(name: str, folder: Path) -> np.ndarray:
     restore = [sys.executable, "-m", "c2fdft_cli", "restore", folder / "in", folder / "out"]
     line = [*map(str, restore), "--weights", WEIGHTS[name]]
     subprocess.run(line, check=True)  # noqa: S603
-    rows = [
-        _joined([read_rgb8(folder / row / f"{i}.png") for i in range(len(SHOWN[name]))], axis=1)
-        for row in ("in", "out")
+    return [
+        _joined([read_rgb8(folder / row / f"{i}.png") for row in ("in", "out")], axis=0)
+        for i in range(len(SHOWN[name]))
     ]
-    return _joined(rows, axis=0)
 
 
 def _fitted(photo: str) -> np.ndarray:
