@@ -41,7 +41,6 @@ class Recorder:
 
     It holds one recording: of the work whose inputs have the shapes of the last call. Its memory
     is for itself alone until `forget`, or until inputs of another shape come.
-
     """
 
     def __init__(self) -> None:
