@@ -159,7 +159,8 @@ def _evaluate(
     if json:
         console.emit({**document, "written": [str(path) for path in written], "next": following})
     else:
-        tell(result, words, written)
+        sides = [f"A is {source.subject}, B is {scores.against}"] if words else []
+        tell(result, sides + words, written)
         if following is not None and failure is None:
             console.say_next(following)
     if failure is not None:
