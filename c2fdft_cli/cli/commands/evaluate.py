@@ -142,6 +142,7 @@ def _evaluate(
         metrics = options.metrics if source.no_reference else {}
         rivals = replace(options, metrics=metrics, pictures=False)
         other = job_of(scores.against, source, runs, pairs, rivals, quiet)
+        job.title, other.title = "eval A", "eval B"
     pictures = None if scores.report is None else ReportImages()
     if pictures is not None:
         job = with_pictures(job, pictures)

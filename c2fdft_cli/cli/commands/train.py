@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Values of the recipe to change: coarse.lr=1e-4."),
+    typer.Argument(metavar="KEY=VALUE", help="Values of the recipe to change: train.seed=1."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan: stages, memory, disk and time.")
