@@ -154,7 +154,9 @@ def _evaluate(
         return
     document, words = compared(result, rival, runs.seed)
     written = write(result, document, words, scores.csv, scores.report, pictures)
-    following = None if scores.report else next_command(source, runs, options.protocol)
+    following = (
+        None if scores.report else next_command(source, runs, options.protocol, scores.against)
+    )
     failures = [one.failure for one in (result, rival) if one is not None]
     failure = None if scores.allow_missing else next(filter(None, failures), None)
     if json:

@@ -1,7 +1,8 @@
-"""`c2fdft recipes` and `c2fdft weights` alone, and what is said of a copied recipe."""
+"""Small commands as a user runs them: `recipes`, `weights` and `info`."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,13 @@ def test_a_group_alone_prints_its_help_once(
 def test_a_copy_says_where_it_is(tmp_path: Path) -> None:
     done = python("-m", "c2fdft_cli", "recipes", "copy", "tiny", tmp_path / "mine.yaml")
     assert done.stdout.startswith(f"written: {tmp_path}/mine.yaml\nnext: c2fdft train-coarse ")
+
+
+def test_numbers_of_info_are_for_people(tmp_path: Path) -> None:
+    """A score has as many digits as mean something; what there is not, is a dash."""
+    done = python("-m", "c2fdft_cli", "info", "derain")
+    assert done.returncode == 0
+    assert re.search(r"psnr \d\d\.\d{1,4},", done.stdout)
+    assert "None" not in done.stdout
+    assert "True" not in done.stdout
+    assert "False" not in done.stdout
