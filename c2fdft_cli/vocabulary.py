@@ -43,6 +43,11 @@ WEIGHT_SETS: tuple[WeightSet, ...] = get_args(WeightSet)
 PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
 
 
+def many(count: int, noun: str) -> str:
+    """A number of things: 1 image, 2 images."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
     """The value of an option as the choice that it is; UsageError when it is none of them."""
     for choice in choices:

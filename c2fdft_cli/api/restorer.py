@@ -39,6 +39,7 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
+from c2fdft_cli.vocabulary import many
 
 DEFAULT_NAME = "image"
 """The name, and so the noise, of an image that knows no file name."""
@@ -331,5 +332,5 @@ def _names(images: Sequence[Unpacked], name: str | Sequence[str] | None) -> list
     if isinstance(name, str):
         return [name] * count
     if len(name) != count:
-        raise UsageError(f"there are {len(name)} names for {count} images")
+        raise UsageError(f"there are {len(name)} names for {many(count, 'image')}")
     return list(name)

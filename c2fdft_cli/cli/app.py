@@ -136,7 +136,7 @@ def _report_usage(error: Any) -> int:
     """A wrong command line as one line that names the command's help."""
     context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stdout.write(f"{context.get_help()}\n")
+        sys.stdout.write(error.format_message())  # Rich's help was printed when it was asked for
         return 0
     message = " ".join(error.format_message().rstrip(".").split())
     command = context.command_path if context is not None else "c2fdft"

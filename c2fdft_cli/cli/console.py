@@ -17,6 +17,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from c2fdft_cli.vocabulary import many
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -31,19 +33,30 @@ _expected: ContextVar[bool] = ContextVar("_expected", default=False)
 PLAIN_LINES = 10
 """Lines that a job prints over its length where there is no terminal to draw in."""
 
+TIME = 12
+"""Columns of a time in a bar, such as `1:02:03 left`."""
+
+NARROW = 60
+"""Columns below which a bar does without the percentage, which its length shows too."""
+
 
 def stderr() -> Console:
     """The console for progress and remarks; looked up late, because tests replace the stream."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    return _console(to_stderr=True)
 
 
 def stdout() -> Console:
     """The console for results."""
+    return _console(to_stderr=False)
+
+
+def _console(*, to_stderr: bool) -> Console:
+    """Breaks lines between words in a terminal, which would break them within; else nowhere."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, markup=False)
+    found = Console(stderr=to_stderr, highlight=False, markup=False)
+    found.soft_wrap = not found.is_terminal
+    return found
 
 
 def remark(text: str) -> None:
@@ -54,23 +67,23 @@ def remark(text: str) -> None:
 
 
 @contextmanager
-def loading() -> Iterator[None]:
-    """Say that the libraries are being loaded, which takes seconds, where somebody looks at it.
+def loading(words: str = "loading PyTorch...") -> Iterator[None]:
+    """Say what takes seconds before the first progress, where somebody looks at it.
 
-    Nothing is said in pipes and plain terminals, nor where a JSON document is expected.
+    Nothing is said in pipes, nor where a JSON document is expected.
     """
-    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    if plain or _expected.get() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+    if _expected.get() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield
         return
-    words = "loading PyTorch..."  # without Rich, which has to be loaded too
-    sys.stderr.write(words)
+    dumb = os.environ.get("TERM") in ("dumb", "unknown")  # cannot take a line back
+    sys.stderr.write(f"{words}\n" if dumb else words)  # without Rich, which has to be loaded too
     sys.stderr.flush()
     try:
         yield
     finally:
-        sys.stderr.write(f"\r{' ' * len(words)}\r")
-        sys.stderr.flush()
+        if not dumb:
+            sys.stderr.write(f"\r{' ' * len(words)}\r")
+            sys.stderr.flush()
 
 
 def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = None) -> Result:
@@ -83,7 +96,7 @@ def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = N
     from rich.text import Text
 
     console = stderr()
-    if console.is_terminal:
+    if console.is_interactive:
         return _draw_bar(job, show, console)
     every = max(1, -(-len(job) // PLAIN_LINES))
     for number, event in enumerate(job, start=1):
@@ -117,27 +130,67 @@ def _draw_bar(
 
 
 def progress_bar(console: Console) -> Progress:
-    """The one look of all progress bars."""
+    """The one look of all progress bars: the bar gives way to the numbers, and a note lies below.
+
+    Nothing in the bar's line changes its width while the job runs.
+    """
+    from rich.console import RenderableType
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TaskProgressColumn,
         TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
     )
+    from rich.table import Column
+    from rich.text import Text
 
-    return Progress(
+    class Time(ProgressColumn):
+        """The time that is left, once it is known; else the time that has passed."""
+
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            if task.finished:
+                return Text(f"{clock(task.finished_time or 0)} total")
+            if task.time_remaining is None:
+                return Text(f"{clock(task.elapsed or 0)} so far")
+            return Text(f"{clock(task.time_remaining)} left")
+
+    class Bars(Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if task.fields["note"]:
+                    yield Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
+
+    whole = Column(no_wrap=True)
+    percentage = () if console.width < NARROW else (TaskProgressColumn(),)
+    return Bars(
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        MofNCompleteColumn(table_column=whole),
+        *percentage,
+        Time(table_column=Column(no_wrap=True, min_width=TIME)),
         console=console,
     )
+
+
+def clock(seconds: float) -> str:
+    """A time as a clock shows it: 0:07, 12:34, 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 40 seconds, 12 minutes, 3.5 hours, 6.2 days."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{0 if unit == 'minute' else 1}f} {unit}s"
+    return many(max(1, round(seconds)), "second")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -201,7 +254,7 @@ def say_next(line: str) -> None:
     """Tell people what to run next."""
     from rich.text import Text
 
-    stdout().print(Text.assemble(("next: ", "bold"), line))
+    stdout().print(Text.assemble(("next: ", "bold"), line), soft_wrap=True)  # to be pasted
 
 
 def megabytes(count: int) -> str:

@@ -141,7 +141,7 @@ def test_names_and_seeds_decide_the_noise(restorer, weights):
     assert not np.array_equal(restorer(image, "a"), restorer(image, "b"))
     other = c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID, seed=1)
     assert not np.array_equal(restorer(image, "a"), other(image, "a"))
-    with pytest.raises(c2fdft.UsageError, match="2 names for 1 images"):
+    with pytest.raises(c2fdft.UsageError, match="2 names for 1 image"):
         restorer(image, ["a", "b"])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -14,7 +13,12 @@ import pytest
 from rich.console import Console
 
 from c2fdft_cli.cli import console
+from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.progress import Job, Meter
+from tests.kit.formula import picture
+from tests.kit.terminal import in_terminal
+
+terminals = pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
 
 
 def work(meter: Meter) -> Generator[int, None, str]:
@@ -63,16 +67,16 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({}, True),
-        ({"NO_COLOR": "1"}, False),
-        ({"TERM": "dumb"}, False),
-        ({"RANK": "1"}, False),
-        ({"json": "yes"}, False),
-        ({"pipe": "yes"}, False),
+        ({}, "loading PyTorch...\r                  \r"),
+        ({"NO_COLOR": "1"}, "loading PyTorch...\r                  \r"),
+        ({"TERM": "dumb"}, "loading PyTorch...\n"),
+        ({"RANK": "1"}, ""),
+        ({"json": "yes"}, ""),
+        ({"pipe": "yes"}, ""),
     ],
 )
 def test_loading_is_said_to_people(
-    monkeypatch: pytest.MonkeyPatch, change: dict[str, str], said: bool
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, str], said: str
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, value in {"TERM": "xterm", **change}.items():
@@ -83,33 +87,88 @@ def test_loading_is_said_to_people(
     with console.loading():
         pass
     console.expect(document=False)
-    assert ("loading PyTorch" in screen.getvalue()) == said
-    assert not screen.getvalue().split("\r")[-1]  # nothing stays
-    assert said or screen.getvalue() == ""
+    assert screen.getvalue() == said
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
-def test_a_command_says_at_once_that_it_loads(tmp_path: Path) -> None:
+@terminals
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_command_says_at_once_that_it_loads(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "a.pt").write_text("nothing")
-    terminal, end = os.openpty()
-    environment = {**os.environ, "TERM": "xterm"}
-    environment.pop("NO_COLOR", None)
-    words = [sys.executable, "-m", "c2fdft_cli", "info", str(tmp_path / "a.pt")]
-    with subprocess.Popen(words, stdout=end, stderr=end, env=environment) as process:
-        os.close(end)
-        said = b""
-        while (found := _read(terminal)) != b"":
-            said += found
-    os.close(terminal)
-    assert process.returncode == 4
-    assert said.index(b"loading PyTorch") < said.index(b"error: ")
+    code, said = in_terminal("info", tmp_path / "a.pt", **environment)
+    assert code == 4
+    assert said.index("loading PyTorch") < said.index("error: ")
 
 
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 1 << 16)
-    except OSError:  # how a terminal ends on Linux
-        return b""
+# --- the look of a bar ---------------------------------------------------------------------------
+
+NOTES = ("", "a.png", "a very long folder/" * 8 + "photo.jpg")
+
+
+def drawn(width: int, done: float, note: str) -> list[str]:
+    screen = Console(file=io.StringIO(), width=width, force_terminal=True)
+    bar = console.progress_bar(screen)
+    task = bar.add_task("train-coarse", total=1234, note=note)
+    bar.update(task, completed=done)
+    with screen.capture() as capture:
+        screen.print(bar.get_renderable())
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get()).splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_numbers_of_a_bar_are_whole_and_stay_where_they_are(width: int) -> None:
+    lines = [drawn(width, done, note) for done in (0, 3, 1234) for note in NOTES]
+    for first, *rest in lines:
+        assert re.search(r"train-coarse .*/1234 .*\d:\d\d (so far|left|total)", first), first
+        assert "\u2026" not in first
+        assert len(first) <= width
+        assert [len(line) <= width for line in rest] in ([], [True])
+    assert len({first.index("/1234") for first, *_ in lines}) == 1
+
+
+def test_a_bar_says_what_its_time_is() -> None:
+    assert "0:00 so far" in drawn(80, 0, "")[0]
+    assert "0:00 total" in drawn(80, 1234, "")[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clock", "words"),
+    [
+        (0.2, "0:00", "1 second"),
+        (59, "0:59", "59 seconds"),
+        (119, "1:59", "119 seconds"),
+        (700, "11:40", "12 minutes"),
+        (3723, "1:02:03", "62 minutes"),
+        (12600, "3:30:00", "3.5 hours"),
+        (535680, "148:48:00", "6.2 days"),
+    ],
+)
+def test_times_are_said_in_fitting_units(seconds: float, clock: str, words: str) -> None:
+    assert (console.clock(seconds), console.duration(seconds)) == (clock, words)
+
+
+@terminals
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> None:
+    for side in ("lq", "gt"):
+        (tmp_path / "set" / side).mkdir(parents=True)
+        for number in (1, 2):
+            save_rgb8(tmp_path / "set" / side / f"{number}.png", picture(24, 32, number))
+    code, said = in_terminal("prepare", tmp_path / "set", cwd=tmp_path, TERM="dumb")
+    assert code == 0
+    assert re.search(r"^prepare: 1/2 pairs", said, re.MULTILINE)
+    assert "\x1b" not in said
+
+
+@terminals
+@pytest.mark.parametrize("words", [(), ("weights", "list")])
+def test_lines_break_between_words(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """A terminal would break them anywhere."""
+    narrow, wide = (
+        in_terminal(*words, columns=columns, cwd=tmp_path)[1].split("\u2518")[-1]  # below a table
+        for columns in (40, 400)
+    )
+    assert max(map(len, narrow.splitlines())) < max(map(len, wide.splitlines()))
+    plain = {word for word in wide.split() if word.isalpha()}
+    assert plain <= set(narrow.split())
 
 
 def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:

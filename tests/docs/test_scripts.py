@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -53,6 +54,28 @@ def test_json_is_read_by_jq_as_documented(tmp_path, monkeypatch, pair_folder, sh
         assert "null" not in done.stdout, line
         if "select(.error)" not in line:
             assert done.stdout.strip(), line
+    _check_keys({name: json.loads(Path(f"{name}.json").read_text()) for name in DOCUMENTS})
+
+
+DOCUMENTS = ("prepared", "trained", "sweep", "restored", "scores")
+
+
+def _check_keys(documents: dict[str, dict[str, object]]) -> None:
+    """The keys that the pages list are those that are printed."""
+    table = (HOWTO / "scripts.md").read_text(encoding="utf-8")
+    files = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    restoring = (ROOT / "docs" / "restore.md").read_text(encoding="utf-8")
+    for name, page, start in (
+        ("prepared", table, "| `prepare` |"),
+        ("trained", table, "| `train-coarse`, `train-fine` |"),
+        ("sweep", files, "## sweep.json"),
+        ("restored", restoring, "`--json` prints"),
+        ("scores", files, "`eval.json` is what"),
+    ):
+        said = re.split(r"\.(?:\s|$)|;|\|\n", page[page.index(start) + len(start) :], maxsplit=1)[0]
+        listed = set(re.findall(r"\w+", said.replace("`--json` prints", "")))
+        shared = {"stamped", "files", "next", "written"} if name in ("sweep", "scores") else set()
+        assert documents[name].keys() - shared == listed - {"json", "prints"}, name
 
 
 SRUN = """#!/bin/bash

@@ -37,7 +37,9 @@ def convert(
     with console.loading():
         from c2fdft_cli.engine.weights.convert import convert as start
 
-    done = start(weights_file(source, quiet=json), out, options)
+    file = weights_file(source, quiet=json)
+    with console.loading("converting..."):
+        done = start(file, out, options)
     then = _next(done)
     if json:
         console.emit({**asdict(done), "next": then})

@@ -31,7 +31,8 @@ def demo(
     The photos come with scikit-image (the `demo` extra), the rain is synthetic, the network starts
     from random weights: what you see is what minutes of training on a laptop give.
     """
-    from c2fdft_cli.engine.tools.demo import HELD_OUT, comparison, make_pairs
+    with console.loading():
+        from c2fdft_cli.engine.tools.demo import HELD_OUT, comparison, make_pairs
 
     folder = _free_folder(out)
     started = time.monotonic()
@@ -87,7 +88,7 @@ def _run_pipeline(folder: Path, overrides: list[str]) -> dict[str, Any]:
 
 def _run(*words: object, capture: bool = False) -> Any:
     """Run one command of this program; its exit code is ours when it fails."""
-    console.remark(f"$ {console.command(*words)}")
+    console.stderr().print(f"$ {console.command(*words)}", soft_wrap=True)  # to be pasted
     done = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-m", "c2fdft_cli", *(str(word) for word in words)],
         stdout=subprocess.PIPE if capture else None,

@@ -142,6 +142,7 @@ def _evaluate(
         metrics = options.metrics if source.no_reference else {}
         rivals = replace(options, metrics=metrics, pictures=False)
         other = job_of(scores.against, source, runs, pairs, rivals, quiet)
+        job.title, other.title = "eval A", "eval B"
     pictures = None if scores.report is None else ReportImages()
     if pictures is not None:
         job = with_pictures(job, pictures)
@@ -153,13 +154,16 @@ def _evaluate(
         return
     document, words = compared(result, rival, runs.seed)
     written = write(result, document, words, scores.csv, scores.report, pictures)
-    following = None if scores.report else next_command(source, runs, options.protocol)
+    following = (
+        None if scores.report else next_command(source, runs, options.protocol, scores.against)
+    )
     failures = [one.failure for one in (result, rival) if one is not None]
     failure = None if scores.allow_missing else next(filter(None, failures), None)
     if json:
         console.emit({**document, "written": [str(path) for path in written], "next": following})
     else:
-        tell(result, words, written)
+        sides = [f"A is {source.subject}, B is {scores.against}"] if words else []
+        tell(result, sides + words, written)
         if following is not None and failure is None:
             console.say_next(following)
     if failure is not None:

@@ -168,7 +168,7 @@ def job_of(
     return evaluate_files(path, source.target, options, source.degraded)
 
 
-def next_command(source: Source, runs: Runs, protocol: str | None) -> str:
+def next_command(source: Source, runs: Runs, protocol: str | None, against: str | None) -> str:
     """The same with a page to look at."""
     words: list[object] = ["eval"]
     words += [] if source.weights is None else ["--weights", source.weights]
@@ -181,4 +181,5 @@ def next_command(source: Source, runs: Runs, protocol: str | None) -> str:
     words += [] if source.data is None else ["--data", source.data]
     words += ["--no-reference"] if source.no_reference else []
     words += [] if protocol is None else ["--protocol", protocol]
+    words += [] if against is None else ["--against", against]
     return console.command(*words, "--report", "report")

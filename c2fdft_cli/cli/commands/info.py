@@ -41,4 +41,8 @@ def _words(value: Any) -> str:
         return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
     if isinstance(value, list):
         return ", ".join(_words(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, bool) or value is None:
+        return "-" if value is None else "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) and abs(value) > 9999 else str(value)

@@ -100,10 +100,9 @@ def prepare(
         if following:
             console.say_next(following)
         elif not check:
-            console.say_next(
-                f"c2fdft train-coarse --data {options.folder} with the recipe of your task: "
-                "--recipe derain, deblur or denoise"
-            )
+            words = ("train-coarse", "--recipe", "RECIPE", "--data", options.folder)
+            console.say_next(console.command(*words))
+            console.stdout().print("RECIPE is that of your task: derain, deblur or denoise")
 
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:

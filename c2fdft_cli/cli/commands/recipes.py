@@ -76,6 +76,7 @@ def copy(
             f"output file {target} already exists", hint="use --overwrite to replace it"
         )
     atomic_write_text(target, write_recipe(load_recipe(name)))
+    console.stdout().print(f"written: {target}")
     console.say_next(console.command("train-coarse", "--recipe", target, "--data", "SHARDS"))
 
 

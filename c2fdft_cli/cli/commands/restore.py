@@ -51,7 +51,7 @@ def restore(
     """
     if json and out == STDIO:
         raise UsageError("--json cannot be combined with OUT -, which is the image")
-    require_sources(sources)  # before torch is loaded
+    require_sources(sources, out)  # before torch is loaded
 
     with console.loading():
         from c2fdft_cli.engine.restore.plan import plan_restore
@@ -64,10 +64,10 @@ def restore(
         writing=writing,
         stdin=sys.stdin.buffer.read() if STDIO in sources else None,
     )
-    _run(plan, json)
+    _run(plan, writing.compare is not None, json)
 
 
-def _run(plan: RestorePlan, json: bool) -> None:
+def _run(plan: RestorePlan, compared: bool, json: bool) -> None:
     from c2fdft_cli.cli.views.restore import document, next_command, tell, with_rate
     from c2fdft_cli.engine.restore.job import restore as start
     from c2fdft_cli.engine.restore.result import gather_ranks
@@ -92,5 +92,7 @@ def _run(plan: RestorePlan, json: bool) -> None:
         tell(plan, result)
         if following is not None:
             console.say_next(following)
+        if following is not None and not compared:
+            console.remark("without clean originals as TARGET: --compare DIR shows what changed")
     if result.failure is not None:
         raise result.failure

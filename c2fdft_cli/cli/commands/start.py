@@ -35,7 +35,7 @@ SHOWN = 2
 
 def show_start() -> None:
     """The pipeline, what of it lies in this folder, and where to find help; at most 23 lines."""
-    sys.stdout.write("\n".join([PIPELINE, *_found_here(), HELP]) + "\n")
+    console.stdout().print("\n".join([PIPELINE, *_found_here(), HELP]))
 
 
 def _found_here() -> list[str]:

@@ -10,6 +10,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, takes_settings, weights_file
 from c2fdft_cli.engine.sweep.options import SweepOptions
+from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.sweep.job import Tried
@@ -58,7 +59,7 @@ def sweep_steps(
 
 def _note(event: Tried) -> str:
     name, steps = event.trial.name, len(event.trial.timesteps)
-    return f"{name}: {steps} steps {event.scored.psnr:.2f} dB"
+    return f"{name}: {many(steps, 'step')}, {event.scored.psnr:.2f} dB"
 
 
 def _next_command(result: SweepResult) -> str:
@@ -76,7 +77,7 @@ def _next_command(result: SweepResult) -> str:
 
 def _tell(result: SweepResult) -> None:
     seeds = result.seeds > 1
-    title = f"{result.checkpoint}: {result.images} images, protocol {result.protocol}"
+    title = f"{result.checkpoint}: {many(result.images, 'image')}, protocol {result.protocol}"
     columns = ["steps", "timesteps", "first t", "PSNR", "SSIM", "s / image", "mark"]
     if seeds:
         columns.insert(4, "+/-")
@@ -108,7 +109,7 @@ def _tell_choice(result: SweepResult) -> None:
 
 
 def _words(row: Row) -> str:
-    steps = f"{row.calls} step{'s' if row.calls > 1 else ''}"
+    steps = many(row.calls, "step")
     return f"{steps} at {', '.join(map(str, row.grid))}, {row.psnr:.2f} dB"
 
 

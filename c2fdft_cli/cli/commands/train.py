@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Values of the recipe to change: coarse.lr=1e-4."),
+    typer.Argument(metavar="KEY=VALUE", help="Values of the recipe to change: train.seed=1."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan: stages, memory, disk and time.")
@@ -153,13 +153,15 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
         from c2fdft_cli.engine.train.setup import set_up
         from c2fdft_cli.execution.distributed import destroy_process_group
 
-    options = set_up(request)
+    with console.loading("setting up the training..."):
+        options = set_up(request)
     try:
         if dry_run:
             _show_plan(options, json)
             destroy_process_group()
             return
-        job = train(options)
+        with console.loading("setting up the training..."):
+            job = train(options)
         result = watch(job, options) if options.runtime.is_main else job.run()
     except Interrupted:  # in all processes
         destroy_process_group()
@@ -196,7 +198,7 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
     if json:
         console.emit(plan)
         return
-    columns = ("patch", "batch", "micro", "iterations", "s / step", "hours", "memory")
+    columns = ("patch", "batch", "micro", "iterations", "s / step", "time", "memory")
     rows = [
         (
             stage.patch,
@@ -204,14 +206,15 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
             stage.micro_batch,
             stage.iterations,
             stage.seconds_per_step,
-            stage.hours,
+            console.duration(3600 * stage.hours),
             console.megabytes(stage.memory),
         )
         for stage in plan.stages
     ]
     console.table(f"{options.run.path} ({plan.device}, {plan.precision})", columns, rows)
     out = console.stdout()
-    out.print(f"total: {plan.iterations} iterations, about {plan.hours:.1f} hours")
+    time = console.duration(3600 * plan.hours)
+    out.print(f"total: {plan.iterations} iterations, about {time}")
     if any(stage.timed_images < stage.batch // options.runtime.world for stage in plan.stages):
         out.print("estimated from steps with fewer images than a batch has")
     out.print(f"disk: {console.megabytes(plan.disk)} for checkpoints and state")

@@ -12,6 +12,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.group import Group
 from c2fdft_cli.cli.options import Json
+from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.weights.catalogue import Entry, Score
@@ -103,7 +104,8 @@ def _row(entry: Entry) -> tuple[str, ...]:
 def _words(score: Score) -> str:
     before = f"{score.input_psnr:.2f} dB / {score.input_ssim:.4f}"
     after = f"{score.psnr:.2f} dB / {score.ssim:.4f}"
-    return f"{score.set} ({score.images} images, protocol {score.protocol}): {before} -> {after}"
+    about = f"{many(score.images, 'image')}, protocol {score.protocol}"
+    return f"{score.set} ({about}): {before} -> {after}"
 
 
 def _tell(entry: Entry) -> None:

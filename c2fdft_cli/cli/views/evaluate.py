@@ -112,7 +112,7 @@ def tell(result: EvalResult, words: list[str], written: list[Path]) -> None:
     if len(result.rows) > 1 and result.has_targets:
         names = worst([row.name for row in result.rows], [row.psnr for row in result.rows])
         out.print(f"lowest PSNR: {', '.join(names)}")
-    for line in [*_remarks(result), *(f"B: {line}" for line in words)]:
+    for line in [*_remarks(result), *words]:
         out.print(line)
     if written:
         out.print(f"written: {', '.join(map(str, written))}")

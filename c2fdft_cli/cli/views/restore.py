@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from c2fdft_cli.cli import console
+from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.restore.plan import RestorePlan
@@ -25,17 +26,19 @@ def with_rate() -> Callable[[ImageDone | FrameDone], str]:
             return _frame(image)
         if isinstance(image, VideoDone):
             return f"{image.source} done"
+        if image.error:  # took no time: no rate follows from it
+            return f"{image.source} FAILED"
         count += 1
         rate = count / max(time.monotonic() - start, 1e-9)
-        return f"{rate:.2f} images/s, {image.source}{' FAILED' if image.error else ''}"
+        return f"{rate:.2f} images/s, {image.source}"
 
     return show
 
 
 def _frame(event: FrameDone) -> str:
-    minutes, seconds = divmod(round(event.seconds_left), 60)
+    left = f"{console.clock(event.seconds_left)} left"
     of = f"frame {event.frame}/{event.frames}"
-    return f"{of}, {event.fps:.2f} frames/s, {minutes}:{seconds:02d} left, {event.source}"
+    return f"{of}, {event.fps:.2f} frames/s, {left}, {event.source}"
 
 
 def next_command(plan: RestorePlan) -> str | None:
@@ -112,7 +115,7 @@ def _summary(plan: RestorePlan, result: RestoreResult, good: list[ImageDone]) ->
     files, unit = ("files", "frames") if videos else ("images", "images")
     rate = sum(getattr(one, "frames", 1) for one in good) / max(result.seconds, 1e-9)
     what = good[0].output if len(good) == 1 else f"{len(good)} {files} in {plan.out}"
-    calls = f"{good[0].calls} sampling step{'s' if good[0].calls > 1 else ''}"
+    calls = many(good[0].calls, "sampling step")
     return (
         f"restored: {what} ({rate:.2f} {unit}/s, {calls}, timesteps {grid}, "
         f"{plan.runtime.precision} on {plan.runtime.device})"

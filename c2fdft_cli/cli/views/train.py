@@ -15,6 +15,7 @@ from rich.text import Text
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.engine.train.events import (
+    Begun,
     Notice,
     Saved,
     StepDone,
@@ -24,6 +25,7 @@ from c2fdft_cli.engine.train.events import (
 )
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.progress import Job
+from c2fdft_cli.vocabulary import many
 
 SMOOTH_STEPS = 50
 REMARKS = 6
@@ -35,16 +37,21 @@ class TrainView:
 
     Args:
         options: of the training.
-        total: iterations to do.
+        total: iterations of the training.
+        done: iterations that were done before it resumed.
+        screen: where it is drawn.
     """
 
-    def __init__(self, options: TrainOptions, total: int, screen: Console) -> None:
+    def __init__(self, options: TrainOptions, total: int, done: int, screen: Console) -> None:
         self._options = options
+        self._screen = screen
         self._steps: deque[StepDone] = deque(maxlen=SMOOTH_STEPS)
         self._remarks: deque[str] = deque(maxlen=REMARKS)
         self._best: Validated | None = None
         self._bar: Progress = console.progress_bar(screen)
-        self._task = self._bar.add_task(f"train-{options.stage}", total=total, note="")
+        self._task = self._bar.add_task(
+            f"train-{options.stage}", total=total, completed=done, note=""
+        )
 
     def take(self, event: TrainEvent) -> None:
         """Fold one event in."""
@@ -63,26 +70,37 @@ class TrainView:
         body = Group(self._bar, self._numbers(), *lines)
         return Panel(body, title=str(self._options.run.path), title_align="left")
 
-    def _numbers(self) -> Table:
-        grid = Table.grid(padding=(0, 2))
+    def _numbers(self) -> RenderableType:
         if not self._steps:
-            grid.add_row("waiting for the first step")
-            return grid
-        last, n = self._steps[-1], len(self._steps)
+            return Text("waiting for the first step")
+        across = _cells_across(self._screen.width)
+        grid = Table.grid(padding=(0, 2))
+        for value in (8, 10, 18) if across == 3 else (18,) * across:  # nothing moves
+            grid.add_column(min_width=9)
+            grid.add_column(min_width=value)
+        last = self._steps[-1]
         seconds = sum(step.seconds for step in self._steps)
         rate = sum(step.batch for step in self._steps) / max(seconds, 1e-9)
         waited = sum(step.seconds * step.waited for step in self._steps) / max(seconds, 1e-9)
         finite = [step.loss for step in self._steps if not step.skipped]
         loss = sum(finite) / len(finite) if finite else float("nan")
         best = "-" if self._best is None else f"{self._best.psnr:.2f} dB at {self._best.iteration}"
-        grid.add_row("patch", f"{last.patch} px", "batch", str(last.batch), "lr", f"{last.lr:.3g}")
-        grid.add_row("loss", f"{loss:.4f} (mean of {n})", "images/s", f"{rate:.1f}",
-                     "data wait", f"{waited:.1%}")  # fmt: skip
-        grid.add_row(
-            "precision", self._options.runtime.precision,
-            "memory", console.megabytes(last.memory), "best", best,
+        cells = (
+            ("patch", f"{last.patch} px"), ("batch", str(last.batch)), ("lr", f"{last.lr:.3g}"),
+            ("mean loss", f"{loss:.4f}"), ("images/s", f"{rate:.1f}"),
+            ("data wait", f"{waited:.1%}"),
+            ("precision", self._options.runtime.precision),
+            ("memory", console.megabytes(last.memory)), ("best", best),
         )  # fmt: skip
+        for start in range(0, len(cells), across):
+            row = cells[start : start + across]
+            grid.add_row(*(text for cell in row for text in cell))
         return grid
+
+
+def _cells_across(width: int) -> int:
+    """How many names with a value fit into a line of the panel."""
+    return 3 if width >= 80 else 2 if width >= 64 else 1
 
 
 def describe(event: TrainEvent) -> str:
@@ -97,7 +115,13 @@ def describe(event: TrainEvent) -> str:
         best = " (best)" if event.is_best else ""
         return (
             f"step {event.iteration}: {event.psnr:.2f} dB, SSIM {event.ssim:.4f} "
-            f"({event.protocol}, {event.images} images){best}"
+            f"({event.protocol}, {many(event.images, 'image')}){best}"
+        )
+    if isinstance(event, Begun):
+        return (
+            f"{many(event.pairs, 'training image')} and {event.validation} for validation "
+            f"({event.data}); {event.parameters:,} parameters; "
+            f"steps {event.step + 1} to {event.iterations} on {event.device}, {event.precision}"
         )
     if isinstance(event, Saved):
         return f"step {event.iteration}: saved {event.path}"
@@ -110,8 +134,9 @@ def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResu
     """Run a training under its live view, and write train.log."""
     screen = console.stderr()
     every = options.recipe.train.log_every
-    view = TrainView(options, len(job), screen)
-    live = screen.is_terminal
+    total = options.section.iterations
+    view = TrainView(options, total, total - len(job), screen)
+    live = screen.is_interactive
     drawing: AbstractContextManager[object] = (
         Live(view, console=screen, refresh_per_second=4) if live else nullcontext()
     )

@@ -29,6 +29,7 @@ from c2fdft_cli.data.layouts.search import (
     split_and_side,
 )
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.vocabulary import many
 
 _TRAIN = {"train", "training"}
 _VALIDATION = {"val", "valid", "validation"}
@@ -157,7 +158,7 @@ def _listed(found: PairSet, names: Sequence[str], path: Path) -> PairSet:
         if len({pair.gt for pair in some}) != 1
     ]
     if problems:
-        what = f"the list names {len(problems)} images that are not the clean one of a pair"
+        what = f"the list does not name the clean image of a pair in {many(len(problems), 'line')}"
         hint = "give them as they lie below the folder of clean images"
         raise DataError(what, where=path, hint=hint, details=problems[:20])
     pairs = dict.fromkeys(pair for some in chosen for pair in some)
@@ -244,9 +245,11 @@ def _splits(pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[FilePair, ...]],
     notices = []
     if sides["test"]:
         count = len(sides["test"])
-        notices.append(f"the {count} pairs of the test split are skipped; score them with eval")
+        notices.append(f"the test split ({many(count, 'pair')}) is skipped; score it with eval")
     if sides["train"] and sides[""]:
-        notices.append(f"{len(sides[''])} pairs outside the split folders are used for training")
+        notices.append(
+            f"training takes {many(len(sides['']), 'pair')} outside the split folders too"
+        )
     validates = {"val"} if sides["train"] else set()
     own: dict[str, list[FilePair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
@@ -317,7 +320,7 @@ def _no_pairs(tree: Tree) -> DataError:
     looked.append(f"looked for: 1 with 1_{' or 1_'.join(endings)}, in one folder")
     counts = Counter(path.parent for path in tree.images)
     there = [
-        f"found: {count} images in {folder.relative_to(tree.root).as_posix()}/, e.g. "
+        f"found: {many(count, 'image')} in {folder.relative_to(tree.root).as_posix()}/, e.g. "
         f"{next(path.name for path in tree.images if path.parent == folder)}"
         for folder, count in counts.most_common(8)
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.layouts.matching import composed, match_names, name_words
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.vocabulary import many
 
 _GAMMA = "blurgamma"
 _CLEAN = ("gt", "groundtruth", "clean", "target")
@@ -227,7 +228,8 @@ def _choose_one(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidat
 
 def _ambiguous(ways: Sequence[Candidate], tree: Tree) -> DataError:
     listed = [
-        f"{way.label} in {way.parent.relative_to(tree.root).as_posix()}/: {len(way.pairs)} pairs"
+        f"{way.label} in {way.parent.relative_to(tree.root).as_posix()}/: "
+        f"{many(len(way.pairs), 'pair')}"
         for way in ways
     ]
     labels = list(dict.fromkeys(way.label for way in ways))

@@ -107,9 +107,10 @@ def in_words(comparison: dict[str, Comparison | None]) -> list[str]:
             continue
         digits, unit = (2, " dB") if key == "psnr" else (4, "")
         low, mean, high = (f"{x:+.{digits}f}" for x in (one.low, one.mean, one.high))
+        interval = f"[{low}, {high}] (95 %)" if one.images > 1 else "(one image: no interval)"
         wins, losses = (one.wins, one.losses)[:: -1 if lower_wins(key) else 1]
         lines.append(
-            f"{key.upper()}: A - B = {mean}{unit} [{low}, {high}] (95 %), "
+            f"{key.upper()}: A - B = {mean}{unit} {interval}, "
             f"A wins {wins}, B {losses}, ties {one.ties}"
         )
     return lines

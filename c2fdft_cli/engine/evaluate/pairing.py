@@ -169,7 +169,9 @@ def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
     if not problems:
         return
     if len(problems) == 1:
-        raise DataError(problems[0], hint="no mean is given over a part of the set")
+        raise DataError(
+            problems[0], hint="repair or remove it: no mean is given over a part of the set"
+        )
     listed = list(problems[:LISTED])
     if len(problems) > LISTED:
         listed.append(f"and {len(problems) - LISTED} more")

@@ -15,6 +15,7 @@ from c2fdft_cli.engine.sampling.scoring import Scored, notes_of, restore_and_sco
 from c2fdft_cli.engine.sampling.subject import Subject, open_shards, open_subject, trained_grid
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.progress import Job
+from c2fdft_cli.vocabulary import many
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _score_weights(
 
 def _timestep_notes(subject: Subject, timesteps: Sequence[int]) -> list[str]:
     """The timesteps in use; fine weights are bound to those of their training."""
-    steps = f"{len(timesteps)} sampling step{'s' if len(timesteps) > 1 else ''}"
+    steps = many(len(timesteps), "sampling step")
     notes = [f"timesteps: {', '.join(map(str, timesteps))} ({steps})"]
     trained = trained_grid(subject.checkpoint)
     if trained is not None and trained != list(timesteps):

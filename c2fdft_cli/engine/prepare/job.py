@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -144,10 +143,8 @@ def _check(
     for split, pair in found.pairs:
         if (one := by_pair[pair]).problem is None:
             guard.add(split, pair.name, one.sha256_lq, one.sha256_gt)
-    same = sum(one.psnr_y == math.inf for one in checked)
-    notices = [f"{same} degraded images equal their clean ones"] if same else []
     return replace(
-        _counted(found, notices),
+        _counted(found, guard.notices),
         failed=tuple((one.pair.name, one.problem) for one in checked if one.problem is not None),
         report=summarise(checked, has_lq=reader.stores_lq, bytes_free=free_bytes(options.folder)),
     )
@@ -200,7 +197,7 @@ def _write(
                     yield PairWritten(entry.name)
     paths = tuple(shard.path for shard in plan.shards)
     return replace(
-        _counted(found),
+        _counted(found, guard.notices),
         shards=paths,
         bytes=sum(path.stat().st_size for path in paths),
         up_to_date=not new,

@@ -33,6 +33,7 @@ from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import check_space, write_error
 from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.vocabulary import many
 
 Splits: TypeAlias = dict[str, tuple[FilePair, ...]]
 
@@ -84,7 +85,7 @@ class Found:
             train = tuple(pair for pair in train if pair.name not in names)
         else:
             skipped = len(self.candidates) - len(val)
-            more.append(f"{skipped} pairs of the set's own val split are skipped")
+            more.append(f"the set's own val split: {many(skipped, 'pair')} skipped")
         return replace(
             self,
             splits={"val": val, "train": train},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.vocabulary import many
 
 VAL_SHARE = 0.05
 VAL_MOST = 50
@@ -147,13 +148,24 @@ class SplitGuard:
     """Notices an image that is in train and in val, by the SHA-256 of its pixels.
 
     Show it the pairs to validate on first.
+
+    Attributes:
+        equal: how many pairs so far have a degraded image that is the clean one.
     """
 
     def __init__(self) -> None:
+        self.equal = 0
         self._val: dict[tuple[str, str], str] = {}
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user may want to know of the pairs seen."""
+        same = f"in {many(self.equal, 'pair')} the degraded image equals the clean one"
+        return [same] if self.equal else []
 
     def add(self, split: str, name: str, sha256_lq: str | None, sha256_gt: str) -> None:
         """DataError where a training image is one of those to validate on."""
+        self.equal += sha256_lq == sha256_gt
         for kind, digest in (("lq", sha256_lq), ("gt", sha256_gt)):
             if digest is None:
                 continue

@@ -14,6 +14,7 @@ from c2fdft_cli.engine.restore.video import restore_video
 from c2fdft_cli.errors import Interrupted, ResourceError
 from c2fdft_cli.progress import Job, Meter
 from c2fdft_cli.signals import StopRequest, graceful_stop
+from c2fdft_cli.vocabulary import many
 
 
 def restore(plan: RestorePlan) -> Job[ImageDone | FrameDone, RestoreResult]:
@@ -44,7 +45,7 @@ def _work(plan: RestorePlan, meter: Meter) -> Generator[ImageDone | FrameDone, N
     left = len(plan.items) - len(done)
     if stop.signal_number is not None and left:
         raise Interrupted(
-            f"stopped with {left} of {len(plan.items)} images to do",
+            f"stopped with {left} of {many(len(plan.items), 'image')} to do",
             signal_number=stop.signal_number,
             hint="run the same command again: finished files are skipped",
         )

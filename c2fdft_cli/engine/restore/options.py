@@ -6,13 +6,15 @@ Each group checks its own values when it is made and raises UsageError.
 from __future__ import annotations
 
 import glob
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import (
     DEVICE,
@@ -197,12 +199,25 @@ class Writing:
             raise UsageError(f"--suffix must not contain a path separator, got {self.suffix!r}")
 
 
-def require_sources(specs: Sequence[str]) -> None:
+def require_sources(specs: Sequence[str], out: str) -> None:
     """DataError where the user named a path that is not there; a glob or a list may be empty."""
     for spec in specs:
         # an empty word is an error of usage, which planning reports
         if spec and spec != STDIO and not spec.startswith("@") and not glob.has_magic(spec):
-            require_existing(spec)
+            try:
+                require_existing(spec)
+            except DataError as error:
+                raise _unquoted(error, [*specs, out]) from error
+
+
+def _unquoted(error: DataError, words: Sequence[str]) -> DataError:
+    """The error for a missing path; where a shell has split a name at its spaces, with a hint."""
+    for start in range(len(words)):
+        for end in range(start + 2, len(words) + 1):
+            if os.path.exists(name := " ".join(words[start:end])):
+                hint = f"a name with spaces needs quotes: {shlex.quote(name)}"
+                return DataError(error.what, where=error.where, hint=hint)
+    return error
 
 
 def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) -> int:

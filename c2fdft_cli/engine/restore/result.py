@@ -11,6 +11,7 @@ import torch.distributed as dist
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.errors import C2fdftError, PartialFailure
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.vocabulary import many
 
 _SHOWN = 10
 
@@ -142,7 +143,7 @@ class RestoreResult:
             return errors[0]
         what, hints = [], []
         if errors:
-            what.append(f"{len(errors)} of {len(self.images)} images failed")
+            what.append(f"{len(errors)} of {many(len(self.images), 'image')} failed")
             hints += ["the others are restored"] if len(errors) < len(self.images) else []
         if stale:
             files = "file that exists was" if len(stale) == 1 else "files that exist were"

@@ -14,6 +14,7 @@ from c2fdft_cli.engine.sweep.options import Rule
 from c2fdft_cli.engine.sweep.table import Row
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.files import atomic_path, atomic_write_text
+from c2fdft_cli.vocabulary import many
 
 COLUMNS = (
     "calls", "grid", "label", "first_t", "psnr", "ssim", "spread", "seconds", "trials",
@@ -145,7 +146,7 @@ def _draw_panel(axes: Any, rows: Sequence[Row], key: str) -> None:
         if row.trained:
             _mark(axes, row, key, "s", "none", "timesteps of the training")
         if row.chosen:
-            _mark(axes, row, key, "*", "tab:red", f"chosen: {row.calls} steps")
+            _mark(axes, row, key, "*", "tab:red", f"chosen: {many(row.calls, 'step')}")
 
 
 def _mark(axes: Any, row: Row, key: str, marker: str, colour: str, label: str) -> None:
@@ -160,4 +161,4 @@ def _mark(axes: Any, row: Row, key: str, marker: str, colour: str, label: str) -
 def _headline(row: Row) -> str:
     times = ", ".join(map(str, row.grid))
     scores = f"{row.psnr:.2f} dB, SSIM {row.ssim:.4f}, {row.seconds:.2g} s per image"
-    return f"chosen: {row.calls} steps at t = {times}\n{scores}"
+    return f"chosen: {many(row.calls, 'step')} at t = {times}\n{scores}"

@@ -26,6 +26,7 @@ from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe.schema import Network, Recipe
+from c2fdft_cli.vocabulary import many
 
 GEMM_SIDE = 2048
 LEVEL_SHRINK = {
@@ -246,4 +247,4 @@ def device_name(device: torch.device) -> str:
     """The device as people call it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{device.type}, {many(torch.get_num_threads(), 'thread')}"

@@ -19,6 +19,7 @@ from c2fdft_cli.execution.cuda import architecture_names, is_served
 from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16, make_runtime
 from c2fdft_cli.execution.memory import available_memory
 from c2fdft_cli.execution.native.library import kernels_or_reason
+from c2fdft_cli.vocabulary import many
 
 EXTRAS = {
     "matplotlib": ("plots", "curves.png and sweep.png"),
@@ -67,7 +68,7 @@ def examine() -> list[Finding]:
 def _choice(runtime: Runtime) -> Finding:
     """The device and precision that commands take without options, and why."""
     device = runtime.device
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    threads = "" if device.type == "cuda" else f", {many(torch.get_num_threads(), 'thread')}"
     why = f"{_why_device(runtime)}; {_why_precision(runtime)}"
     found = f"{device}{threads}, {runtime.precision} ({why})"
     hint = "install a torch that is built for this GPU" if runtime.device_note else None

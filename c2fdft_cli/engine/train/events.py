@@ -8,6 +8,25 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What is trained on what, before the first step.
+
+    pairs, validation: images that are trained on, and scored.
+    parameters: of the network.
+    step, iterations: that are done, and of the whole training.
+    """
+
+    data: Path
+    pairs: int
+    validation: int
+    parameters: int
+    step: int
+    iterations: int
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One iteration.
 
@@ -60,7 +79,7 @@ class Notice:
     text: str
 
 
-TrainEvent: TypeAlias = StepDone | Validated | Saved | Notice
+TrainEvent: TypeAlias = Begun | StepDone | Validated | Saved | Notice
 
 
 @dataclass(frozen=True)

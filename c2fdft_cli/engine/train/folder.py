@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import os
 import re
@@ -226,17 +227,31 @@ def find_run(
         if not (out / "state.pt").is_file():
             raise DataError("no run to resume: it has no state.pt", where=out)
         return RunFolder(out)
-    pattern = re.compile(rf"{re.escape(recipe_name) if recipe_name else '.+'}-{stage}(-\d+)?")
-    found = [path.parent for path in root.glob("*/state.pt") if pattern.fullmatch(path.parent.name)]
+    found = [
+        path.parent for path in root.glob("*/state.pt") if _is_of(path.parent, recipe_name, stage)
+    ]
     if not found:
-        what = f"{recipe_name or '*'}-{stage}"
-        raise DataError("no run to resume", where=root / what, hint="name it with --out")
+        of = f" of the recipe {recipe_name}" if recipe_name else ""
+        hint = f"name the run with --out, or begin one: c2fdft train-{stage}"
+        raise DataError(f"no {stage} run{of} to resume", where=root, hint=hint)
     found.sort(key=lambda path: (path / "state.pt").stat().st_mtime, reverse=True)
     interrupted = next((path for path in found if not RunFolder(path).is_finished(stage)), None)
     if interrupted is None:
         what = "no interrupted run to resume: all of this stage are finished"
         raise DataError(what, where=root, hint=f"name one with --out, such as {found[0]}")
     return RunFolder(interrupted)
+
+
+def _is_of(folder: Path, recipe_name: str | None, stage: str) -> bool:
+    """Whether a run is of this recipe and stage: by its env.json, of older runs by its name."""
+    try:
+        facts = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        facts = {}
+    if "stage" in facts:
+        return facts["stage"] == stage and recipe_name in (None, facts.get("recipe"))
+    name = re.escape(recipe_name) if recipe_name else ".+"
+    return re.fullmatch(rf"{name}-{stage}(-\d+)?", folder.name) is not None
 
 
 def draw_curves(run: RunFolder) -> bool:

@@ -17,6 +17,7 @@ from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.pairs import open_validation
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
 from c2fdft_cli.engine.train.events import (
+    Begun,
     Notice,
     Saved,
     StepDone,
@@ -141,6 +142,7 @@ class _Training:
 
     def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
+        yield self._begun()
         yield from map(Notice, (*self.options.runtime.notes, *self.options.notices))
         yield from self._reporting(self.fallbacks.compile)
         synthetic = self.recipe.data.synthesize
@@ -166,6 +168,18 @@ class _Training:
         barrier()
         seconds = time.monotonic() - started
         return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
+
+    def _begun(self) -> Begun:
+        return Begun(
+            data=self.options.data,
+            pairs=len(self.shards),
+            validation=self.validator.images,
+            parameters=sum(one.numel() for one in self.stepper.net.parameters()),
+            step=self.step,
+            iterations=self.section.iterations,
+            device=str(self.runtime.device),
+            precision=self.runtime.precision,
+        )
 
     def _reporting(self, work: Callable[[], Out]) -> Generator[Notice, None, Out]:
         """The result of work, after what it has notified of, also where it fails."""

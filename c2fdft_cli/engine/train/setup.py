@@ -104,7 +104,10 @@ def _begun(request: TrainRequest) -> TrainOptions:
         grid=grid,
         init=init,
         max_seconds=request.max_seconds,
-        files={"recipe.yaml": write_recipe(recipe), "env.json": _environment(runtime)},
+        files={
+            "recipe.yaml": write_recipe(recipe),
+            "env.json": _environment(request.stage, name, runtime),
+        },
         notices=notices + about_grid,
     )
 
@@ -297,9 +300,11 @@ def _check_shards(data: Path) -> None:
         )
 
 
-def _environment(runtime: Runtime) -> str:
+def _environment(stage: str, recipe_name: str, runtime: Runtime) -> str:
     return json.dumps(
         {
+            "stage": stage,
+            "recipe": recipe_name,
             "versions": versions(),
             "command": sys.argv,
             "device": str(runtime.device),

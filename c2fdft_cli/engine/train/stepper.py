@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Stepper:
         self.scaler = self._new_scaler()
         self.objective: nn.Module = objective
         if dist.is_initialized():
+            # torch warns of kernels of one channel, whose memory is the same in either order
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             devices = [runtime.device.index] if runtime.device.type == "cuda" else None
             self.objective = DistributedDataParallel(objective, device_ids=devices)
 

@@ -58,6 +58,12 @@ class Validator:
         self._state = state
         self._board = board
 
+    @property
+    def images(self) -> int:
+        """How many pairs a score is the mean of."""
+        wanted = self._options.recipe.train.validation_images
+        return len(spread_indices(len(self._pairs or ()), wanted))
+
     def validate(
         self, step: int, request: StopRequest
     ) -> Generator[TrainEvent, None, tuple[Validated | None, bool]]:

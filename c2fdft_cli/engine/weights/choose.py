@@ -10,7 +10,7 @@ from pathlib import Path
 
 from c2fdft_cli.engine.weights.catalogue import Entry, checked_file, read_catalogue
 from c2fdft_cli.errors import CheckpointError, UsageError
-from c2fdft_cli.vocabulary import PACKAGED_TASKS, check_choice, did_you_mean
+from c2fdft_cli.vocabulary import PACKAGED_TASKS, check_choice, did_you_mean, many
 
 WEIGHTS_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".safetensors"})
 DEFAULT_TASK = "derain"
@@ -140,7 +140,7 @@ def _of_task(packaged: Mapping[str, Entry], task: str | None, steps: int | None)
 
 def _steps(entry: Entry) -> str:
     count = len(entry.grid)
-    return f"{count} sampling step{'s' if count > 1 else ''}"
+    return many(count, "sampling step")
 
 
 def _now_called(name: str, packaged: Mapping[str, Entry]) -> Entry | None:

@@ -93,6 +93,10 @@ def test_weights_on_shards(weights: Path, shard_folder: Path) -> None:
     assert spoken.exit_code == 0, spoken.output
     assert "over the seeds" in spoken.stdout
     assert "A wins 0, B 0, ties 1" in spoken.stdout
+    assert f"A is {weights}, B is {weights}" in spoken.stdout.replace("\n", "")
+    assert f"--against {weights} --report report" in spoken.stdout
+    assert "eval A: 1/1 images" in spoken.stderr
+    assert "eval B: 1/1 images" in spoken.stderr
 
 
 def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> None:

@@ -53,9 +53,7 @@ def test_the_next_command_follows_the_degradation(tmp_path, kind, task):
 def test_without_a_task_the_recipe_has_to_be_named(tmp_path):
     source = make(tmp_path / "mine", "input", "target")
     done = run("prepare", source, "--out", tmp_path / "out")
-    assert "with the recipe of your task: --recipe derain, deblur or denoise" in " ".join(
-        done.stdout.split()
-    )
+    assert "RECIPE is that of your task: derain, deblur or denoise" in " ".join(done.stdout.split())
     again = run("prepare", source, "--out", tmp_path / "out", "--json")
     assert json.loads(again.stdout)["next"] is None
     checked = run("prepare", source, "--check")

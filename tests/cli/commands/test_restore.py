@@ -58,6 +58,34 @@ def test_what_scores_the_result_is_the_protocol_of_the_weights(
     assert result.stdout.rstrip().endswith(" TARGET --protocol derain")
 
 
+def test_without_targets_there_is_something_to_look_at(
+    folder: Path, coarse: Path, tmp_path: Path
+) -> None:
+    words = (folder, tmp_path / "out", "--weights", coarse, "--steps", 1, "--overwrite")
+    assert "--compare DIR shows what changed" in call(*words).stderr
+    assert "--compare DIR" not in call(*words, "--compare", tmp_path / "seen").stderr
+    assert "--compare DIR" not in call(*words, "--json").stderr
+
+
+@pytest.mark.parametrize("end", [(), ("out",)])
+def test_a_name_with_spaces_without_quotes(tmp_path: Path, end: tuple[str, ...]) -> None:
+    save(tmp_path / "my photos 2026" / "a.png", random_picture(9, 16))
+    words = f"{tmp_path}/my photos 2026".split(" ")
+    result = call(*words, *end)
+    assert result.exit_code == 3
+    assert f"hint: a name with spaces needs quotes: '{tmp_path}/my photos 2026'" in result.stderr
+    assert "hint: check the path" in call(tmp_path / "nothing", "out").stderr
+
+
+def test_a_file_that_cannot_be_read_has_no_rate(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    """It ends at once: a rate that counts it would promise too much."""
+    (folder / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    result = call(folder, tmp_path / "out", "--weights", coarse, "--steps", 1)
+    failed = next(line for line in result.stderr.splitlines() if line.endswith("FAILED"))
+    assert "images/s" not in failed
+    assert "of 3 images failed" in result.stderr
+
+
 def test_a_folder(folder: Path, coarse: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = call(folder, out, "--weights", coarse, "--steps", 1)

@@ -312,7 +312,7 @@ def test_a_test_split_is_left_alone(tmp_path, others, test):
     assert [pair.name for pair in found.splits["train"]] == [f"{others}1", f"{others}2"]
     assert [pair.name for pair in found.splits["test"]] == [f"{test}/9"]
     assert "val" not in found.splits
-    assert found.notices == ("the 1 pairs of the test split are skipped; score them with eval",)
+    assert found.notices == ("the test split (1 pair) is skipped; score it with eval",)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_meta_info_chooses_among_the_pairs_of_a_folder(tmp_path):
     found = find_pairs(tmp_path, pairs_file=path)
     assert [pair.name for pair in found.pairs] == ["2", "x/3"]
     path.write_text("2.png (6,8,3)\n4.png (6,8,3)\n")
-    with pytest.raises(DataError, match="names 1 images that are not the clean one") as caught:
+    with pytest.raises(DataError, match="clean image of a pair in 1 line") as caught:
         find_pairs(tmp_path, pairs_file=path)
     assert caught.value.details == ("4.png: no pair has it",)
 

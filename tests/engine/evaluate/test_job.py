@@ -437,6 +437,11 @@ def test_against_pairs_by_name(folders: tuple[Path, Path], tmp_path: Path) -> No
     assert not_in_common(a, b) == ["9"]
     assert as_json(comparison, b)["difference"]["psnr"]["mean"] > 0
     assert in_words(comparison)[0].startswith("PSNR: A - B = +")
+    one = run(save(tmp_path / "c" / "9.png", degraded(0, 9)), target / "9.png")
+    assert (
+        "(one image: no interval), A wins 0, B 0, ties 1"
+        in in_words(paired_comparison(one, one))[0]
+    )
     equal = paired_comparison(run(target, target), run(target, target))
     assert equal["psnr"] is None
     assert "no finite difference" in in_words(equal)[0]

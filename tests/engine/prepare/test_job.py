@@ -185,7 +185,7 @@ def test_a_published_test_split_is_left_alone(tmp_path: Path) -> None:
     assert (result.pairs, result.train, result.val) == (6, 5, 1)
     names = [name for s in ("train", "val") for name in ShardSet.open(tmp_path / "out", s).names]
     assert not any("test" in name for name in names)
-    assert any("3 pairs of the test split are skipped" in notice for notice in result.notices)
+    assert any("test split (3 pairs) is skipped" in notice for notice in result.notices)
     named = run(source=root, out=tmp_path / "named", val=root / "test")
     assert (named.train, named.val) == (6, 3)
 
@@ -640,7 +640,7 @@ def test_check_only_reports_and_writes_nothing(source: Path, tmp_path: Path) -> 
     assert 5 < result.report.psnr_y < 15  # two unrelated images of noise
     assert result.report.bytes_needed == 2 * 3 * 14 * sum(12 + i % 5 for i in range(12))
     assert result.report.bytes_free > 0
-    assert any("1 degraded images equal" in notice for notice in result.notices)
+    assert any("in 1 pair the degraded image equals" in notice for notice in result.notices)
     assert result.shards == ()
 
 

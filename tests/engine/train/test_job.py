@@ -207,6 +207,7 @@ def test_two_processes_equal_one(tmp_path, shard_folder):
     ]
     done = torchrun(*words)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr  # what a user could do nothing about
     one, two = (load_checkpoint(tmp_path / name / "coarse.pt") for name in ("one", "two"))
     for name, weights in one.params.items():
         assert torch.allclose(two.params[name], weights, atol=2e-3), name

@@ -120,6 +120,18 @@ def test_the_newest_interrupted_run_is_resumed(tmp_path, coarse_run, stopped):
     assert "tiny-coarse-2" in caught.value.hint
 
 
+def test_a_run_is_found_by_what_it_is_not_by_its_folder(tmp_path, stopped, fine_run):
+    """As the tutorial names them: --out runs/coarse."""
+    root = tmp_path / "runs"
+    shutil.copytree(stopped, root / "night")
+    shutil.copytree(fine_run, root / "tiny-coarse")  # whatever it is called
+    assert find_run(None, None, "coarse", root).path == root / "night"
+    assert find_run(None, "tiny", "coarse", root).path == root / "night"
+    with pytest.raises(DataError, match="no coarse run of the recipe derain to resume") as caught:
+        find_run(None, "derain", "coarse", root)
+    assert "--out" in caught.value.hint
+
+
 # --- one line for a job that is submitted again ---------------------------------------------------
 
 

@@ -1,0 +1,36 @@
+"""Small commands as a user runs them: `recipes`, `weights` and `info`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.kit.processes import python
+
+
+@pytest.mark.parametrize("group", ["recipes", "weights"])
+@pytest.mark.parametrize("rich", ["1", "0"])
+def test_a_group_alone_prints_its_help_once(
+    monkeypatch: pytest.MonkeyPatch, group: str, rich: str
+) -> None:
+    monkeypatch.setenv("TYPER_USE_RICH", rich)
+    done = python("-m", "c2fdft_cli", group)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(f"Usage: c2fdft {group} ") == 1
+
+
+def test_a_copy_says_where_it_is(tmp_path: Path) -> None:
+    done = python("-m", "c2fdft_cli", "recipes", "copy", "tiny", tmp_path / "mine.yaml")
+    assert done.stdout.startswith(f"written: {tmp_path}/mine.yaml\nnext: c2fdft train-coarse ")
+
+
+def test_numbers_of_info_are_for_people(tmp_path: Path) -> None:
+    """A score has as many digits as mean something; what there is not, is a dash."""
+    done = python("-m", "c2fdft_cli", "info", "derain")
+    assert done.returncode == 0
+    assert re.search(r"psnr \d\d\.\d{1,4},", done.stdout)
+    assert "None" not in done.stdout
+    assert "True" not in done.stdout
+    assert "False" not in done.stdout

@@ -1,0 +1,65 @@
+"""The live view of a training, at several widths."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from c2fdft_cli.cli.views.train import TrainView, describe
+from c2fdft_cli.engine.train.events import Begun, StepDone, Validated
+from c2fdft_cli.engine.train.setup import set_up
+from tests.kit.training import request
+
+
+def step(number: int, *, batch: int = 8, lr: float = 1e-4, memory: int = 900 << 20) -> StepDone:
+    return StepDone(number, 96, batch, 0.25, 1.0, lr, False, 0.5, 0.0, memory)
+
+
+@pytest.fixture
+def options(tmp_path: Path, shard_folder: Path):
+    return set_up(request("coarse", shard_folder, tmp_path / "run"))
+
+
+def lines(view: TrainView, screen: Console) -> list[str]:
+    with screen.capture() as capture:
+        screen.print(view)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get()).splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 64, 80, 120])
+def test_nothing_moves_while_the_values_change(options, width: int) -> None:
+    screen = Console(file=io.StringIO(), width=width, force_terminal=True)
+    view = TrainView(options, 1000, 0, screen)
+    view.take(step(1))
+    few = lines(view, screen)
+    for number in range(2, 60):
+        view.take(step(number, batch=128, lr=1.23e-5, memory=17 << 30))
+    view._best = Validated(270000, 31.52, 0.9, "derain", 4, True)
+    many = lines(view, screen)
+    assert len(few) == len(many)
+    assert max(map(len, many)) <= width
+    for name in ("precision", "memory", "best", "images/s", "data wait", "patch"):
+        places = [[line.find(name) for line in drawn] for drawn in (few, many)]
+        assert places[0] == places[1], name
+        assert max(places[0]) > 0
+    assert "31.52 dB at 270000" in " ".join(many)
+
+
+def test_a_resumed_run_goes_on_where_it_was(options) -> None:
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True)
+    view = TrainView(options, 210, 35, screen)
+    assert " 35/210  17%" in lines(view, screen)[1]
+    view.take(step(36))
+    assert " 36/210  17%" in lines(view, screen)[1]
+
+
+def test_a_run_begins_with_what_is_trained_on_what() -> None:
+    begun = Begun(Path("shards/mine"), 1, 2, 970094, 35, 210, "cpu", "fp32")
+    assert describe(begun) == (
+        "1 training image and 2 for validation (shards/mine); 970,094 parameters; "
+        "steps 36 to 210 on cpu, fp32"
+    )

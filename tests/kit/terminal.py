@@ -1,0 +1,45 @@
+"""Commands in a terminal of a given width."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def in_terminal(
+    *words: object, columns: int = 80, cwd: Path | None = None, **environment: str
+) -> tuple[int, str]:
+    """Run a command where its streams are a terminal.
+
+    Returns:
+        The exit code, and all that was written, without colours and moves of the cursor.
+    """
+    terminal, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 60, columns, 0, 0))
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
+    said = b""
+    with subprocess.Popen(
+        [sys.executable, "-m", "c2fdft_cli", *map(str, words)],
+        stdin=subprocess.DEVNULL, stdout=end, stderr=end, cwd=cwd,
+        env={**kept, "TERM": "xterm", **environment},
+    ) as process:  # fmt: skip
+        os.close(end)
+        while (found := _read(terminal)) != b"":
+            said += found
+    os.close(terminal)
+    return process.returncode, _CONTROL.sub("", said.decode()).replace("\r\n", "\n")
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # how a terminal ends on Linux
+        return b""
