@@ -100,7 +100,7 @@ def cut(path: Path) -> None:
 
 
 def shorten(path: Path) -> None:
-    """Half of it, in the file that a command may have open or mapped."""
+    """Half of it, in the file that a command may have open."""
     os.truncate(path, path.stat().st_size // 2)
 
 
