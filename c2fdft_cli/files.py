@@ -5,10 +5,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,11 @@ LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Of a file system without locks, where nothing keeps two processes apart."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_READ_BYTES = 1 << 30
+"""At once: Linux and macOS read or refuse what is over 2 GiB."""
+_seeking = threading.Lock()
+_temporaries: set[Path] = set()
+"""Those of `atomic_path` that are not renamed or removed yet."""
 _HINTS = {
     errno.EACCES: "no permission; choose another folder",
     errno.EPERM: "no permission; choose another folder",
@@ -52,6 +59,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix}")
     with unwinding():
         try:
+            _temporaries.add(temporary)
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield temporary
             _sync(temporary)
@@ -62,8 +70,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 raise write_error(error, target) from error
             raise
         finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            _remove(temporary)
+
+
+def remove_temporaries() -> None:
+    """Remove what `atomic_path` could not: a signal may come before its block has begun.
+
+    Python enters a `with` block in several steps; what is raised between them leaves it unclosed.
+    """
+    for temporary in tuple(_temporaries):
+        _remove(temporary)
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+    _temporaries.discard(temporary)
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -165,6 +187,30 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str 
     except UnicodeDecodeError as error:
         what = f"byte {error.start} of this text is not UTF-8"
         raise DataError(what, where=path, hint=hint) from error
+
+
+def read_at(file: io.FileIO, start: int, size: int) -> bytes:
+    """`size` bytes of a file from byte `start`, fewer only where the file ends before.
+
+    Unlike a memory map, whose process is killed (SIGBUS) where the file was cut or the disk fails
+    meanwhile; OSError where the file system refuses. Processes and threads may share the open file.
+    """
+    parts = []
+    while size and (part := _read_some(file, start, size)):
+        parts.append(part)
+        start += len(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _read_some(file: io.FileIO, start: int, size: int) -> bytes:
+    """At least one byte, except at the end of the file."""
+    size = min(size, _READ_BYTES)
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, start)
+    with _seeking:  # Windows, where processes share no open file
+        file.seek(start)
+        return file.read(size)
 
 
 def read_error(error: OSError, path: str | Path) -> DataError:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 
 import pytest
 
+from c2fdft_cli import files
 from c2fdft_cli.errors import DataError, ResourceError
 from c2fdft_cli.files import (
     atomic_path,
     atomic_write_bytes,
     atomic_write_text,
     ensure_folder,
+    read_at,
     read_text,
 )
 
@@ -185,3 +188,16 @@ def test_bytes_of_another_encoding_come_through_where_asked_for(tmp_path):
 def test_a_missing_text_is_an_error_of_data(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_text(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("system", ["POSIX", "Windows"])
+def test_bytes_from_anywhere_in_a_file(tmp_path, monkeypatch, system):
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    monkeypatch.setattr(files, "_READ_BYTES", 7)  # more than one call for what is longer
+    if system == "Windows":
+        monkeypatch.delattr(os, "pread")
+    with io.FileIO(tmp_path / "a") as file:
+        for start, size in ((0, 100), (50, 7), (99, 1), (10, 0)):
+            assert read_at(file, start, size) == bytes(range(start, start + size))
+        assert read_at(file, 90, 20) == bytes(range(90, 100))
+        assert read_at(file, 200, 5) == b""

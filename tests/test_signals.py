@@ -26,12 +26,18 @@ def default_handlers():
         signal.signal(number, handler)
 
 
+HEAD = """
+import os, signal, sys, time
+from c2fdft_cli.signals import *
+from c2fdft_cli.signals import SignalReceived, _process
+install()
+"""
+
+
 def script(body: str, *sent: int, between: float = 0.0) -> tuple[int, str, str]:
     """Run a program with our handlers, send it signals once it is ready; code, stdout, stderr."""
-    head = "import os, signal, sys, time\nfrom c2fdft_cli.signals import *\n"
-    head += "from c2fdft_cli.signals import SignalReceived, _process\ninstall()\n"
     ready = "def ready(): print('ready', flush=True)\n"
-    process = start("-c", head + ready + body, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start("-c", HEAD + ready + body, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     for number in sent:
@@ -219,3 +225,43 @@ with graceful_stop() as stop:
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=30) == 0
     assert saved.exists()
+
+
+EVERY_MOMENT = """
+from pathlib import Path
+from c2fdft_cli.files import atomic_write_bytes, remove_temporaries, unfinished
+folder, number, steps, left = Path(sys.argv[1]), 0, 0, []
+sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at it when tracing begins
+def step(frame, event, _):
+    global steps
+    frame.f_trace_opcodes = True
+    steps += event == 'opcode'
+    if steps == number:
+        sys.settrace(None)
+        signal.raise_signal(signal.SIGTERM)
+    return step
+while number == steps:  # it was hurt: go one step further
+    number, steps, _process.received = number + 1, 0, None
+    try:
+        with unwinding():
+            sys.settrace(step)
+            try:
+                atomic_write_bytes(folder / 'a', b'1')
+            finally:
+                sys.settrace(None)
+    except SignalReceived:
+        left += unfinished(folder)
+        remove_temporaries()
+        assert not unfinished(folder)
+print(number, len(left))
+"""
+
+
+def test_a_signal_at_any_moment_of_writing_leaves_no_temporary_file(tmp_path):
+    """Python begins and ends a `with` block in steps: between two of them it cleans nothing up."""
+    process = start("-c", HEAD + EVERY_MOMENT, tmp_path, stdout=subprocess.PIPE)
+    moments, left = map(int, process.communicate(timeout=60)[0].split())
+    assert process.returncode == 0
+    assert moments > 500
+    assert left > 0  # or this would show nothing
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -17,7 +17,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import list_commands, load_command
 from c2fdft_cli.cli.group import Group
 from c2fdft_cli.errors import C2fdftError, unloadable_library
-from c2fdft_cli.files import is_disk_full, write_error
+from c2fdft_cli.files import is_disk_full, remove_temporaries, write_error
 from c2fdft_cli.signals import SignalReceived, exit_code
 
 
@@ -45,6 +45,7 @@ class Commands(Group):
             report(error)
             code = error.exit_code
         except SignalReceived as stop:
+            remove_temporaries()
             code = exit_code(stop.signal_number)
             _report_error(code, str(stop), stop.hint)
         except Exception as error:  # only to tell the parser's own errors from bugs of ours

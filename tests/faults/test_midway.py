@@ -99,6 +99,11 @@ def cut(path: Path) -> None:
     path.write_bytes(half)
 
 
+def shorten(path: Path) -> None:
+    """Half of it, in the file that a command may have open."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
 def resize(path: Path) -> None:
     """Another picture of another size; for what is none, other bytes."""
     if path.suffix == ".png":
@@ -127,7 +132,7 @@ def work_and_go_on(
     return code
 
 
-@pytest.mark.parametrize("harm", [vanish, cut, resize])
+@pytest.mark.parametrize("harm", [vanish, cut, shorten, resize])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_input_that_vanishes_or_changes(world: World, opened, tmp_path_factory, name, harm):
     """An error in one line or none; once it is back, the same command ends as if nothing was."""

@@ -150,9 +150,11 @@ class BatchMaker:
         if min(top, left) >= 0 and top + side <= height and left + side <= width:
             window = self._shards.window(kind, image, top, left, side, side)
         else:
-            full = self._shards.window(kind, image, 0, 0, height, width)
-            across = border(left, side, width)
-            window = full[border(top, side, height)[:, None], across]
+            rows, columns = border(top, side, height), border(left, side, width)
+            y, x = int(rows.min()), int(columns.min())
+            shape = (int(rows.max()) + 1 - y, int(columns.max()) + 1 - x)
+            inside = self._shards.window(kind, image, y, x, *shape)
+            window = inside[rows[:, None] - y, columns - x]
         turn(window, int(draw.symmetry[i]), out)
 
     def _synthesize(

@@ -1,4 +1,4 @@
-"""The shard format, and its reader: training images whose crops are memory-mapped slices.
+"""The shard format, and its reader: training images whose crops are slices of a file.
 
 A set is a folder of `train-00000.h5`, ... and `val-00000.h5`, ...; each file is plain HDF5 (1.8
 format) with n >= 1 images or pairs:
@@ -20,8 +20,10 @@ newer format_version. `docs/shards.md` has the same in words, with an example in
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import mmap
+import os
+import weakref
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ import numpy as np
 from c2fdft_cli.data.shards.format import CHANNELS, SPLITS, Pixels, ShardHeader, ShardIndex
 from c2fdft_cli.data.shards.index import read_index
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import read_at, read_error
 from c2fdft_cli.progress import Job
 
 Kind = Literal["lq", "gt"]
@@ -58,13 +61,13 @@ class VerifyResult:
 class ShardSet:
     """All images of one split, by number; open it with `ShardSet.open`.
 
-    Holds no handle until the first pixel is read, so it can be pickled and forked at any time;
-    each process maps the files by itself, and the pages are shared through the system's cache.
+    Opens no file until the first pixel is read, and can be pickled and forked at any time. Files
+    stay open: one that is deleted or replaced by renaming meanwhile is read as it was.
     """
 
     def __init__(self, shards: Sequence[ShardIndex]) -> None:
         self._shards = tuple(shards)
-        self._maps: dict[int, mmap.mmap] = {}
+        self._files: dict[int, io.FileIO] = {}
         entries = [entry for shard in self._shards for entry in shard.entries]
         self.names: list[str] = [entry.name for entry in entries]
         self.sizes: list[tuple[int, int]] = [(entry.height, entry.width) for entry in entries]
@@ -90,7 +93,7 @@ class ShardSet:
         return len(self.names)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_files": {}}
 
     @property
     def header(self) -> ShardHeader:
@@ -115,60 +118,64 @@ class ShardSet:
         return digest.hexdigest()
 
     def gt(self, i: int) -> Pixels:
-        """Clean image i, a read-only view of the file, uint8 [h, w, 3]."""
+        """Clean image i, read-only, uint8 [h, w, 3]."""
         return self.window("gt", i, 0, 0, *self.sizes[i])
 
     def lq(self, i: int) -> Pixels:
-        """Degraded image i, a read-only view of the file; DataError for clean-only shards."""
+        """Degraded image i, read-only, uint8 [h, w, 3]; DataError for clean-only shards."""
         return self.window("lq", i, 0, 0, *self.sizes[i])
 
     def pair(self, i: int) -> tuple[Pixels, Pixels]:
-        """(lq, gt) of pair i, read-only views, uint8 [h, w, 3]; DataError for clean-only shards."""
+        """(lq, gt) of pair i, read-only, uint8 [h, w, 3]; DataError for clean-only shards."""
         return self.lq(i), self.gt(i)
 
     def crop(self, i: int, top: int, left: int, height: int, width: int) -> tuple[Pixels, Pixels]:
-        """Copies of the same window of lq and gt, uint8 [height, width, 3].
-
-        Raises:
-            IndexError: the window is not inside of the image.
-            DataError: clean-only shards.
-        """
+        """Copies of the same window of lq and gt, uint8 [height, width, 3]; errors as `window`."""
         lq = self.window("lq", i, top, left, height, width)
         return lq.copy(), self.window("gt", i, top, left, height, width).copy()
 
     def window(self, kind: Kind, i: int, top: int, left: int, height: int, width: int) -> Pixels:
-        """A read-only view of one window, uint8 [height, width, 3]; errors as `crop`."""
+        """One window, read-only, uint8 [height, width, 3].
+
+        Raises:
+            IndexError: the window is not inside of the image.
+            DataError: no lq in clean-only shards; the file cannot be read, or was cut meanwhile.
+        """
         full_height, full_width = self.sizes[i]
         if not (0 <= top <= full_height - height and 0 <= left <= full_width - width):
             raise IndexError(f"window outside of image {self.names[i]}")
         number, offset = self._home[i]
         shard = self._shards[number]
-        start = shard.gt_start if kind == "gt" else shard.lq_start
-        if start is None:
+        first = shard.gt_start if kind == "gt" else shard.lq_start
+        if first is None:
             raise DataError("clean-only shards hold no lq", where=shard.path)
         stride = full_width * CHANNELS
-        return np.ndarray(
-            (height, width, CHANNELS),
-            np.uint8,
-            self._maps.get(number) or self._map(number),
-            start + offset + top * stride + left * CHANNELS,
-            (stride, CHANNELS, 1),
-        )
+        # in one piece: more bytes than are needed, but far fewer calls than rows
+        start = first + offset + top * stride + left * CHANNELS
+        data = self._read(number, start, (height - 1) * stride + width * CHANNELS)
+        return np.ndarray((height, width, CHANNELS), np.uint8, data, 0, (stride, CHANNELS, 1))
 
-    def _map(self, number: int) -> mmap.mmap:
-        """Map a whole shard, read-only: its pages never count as this process's own memory."""
+    def _read(self, number: int, start: int, size: int) -> bytes:
+        """Bytes of a shard, which is opened at the first read and closed with the set."""
         shard = self._shards[number]
         try:
-            with shard.path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"cannot map the shard into memory: {error}", where=shard.path
-            ) from error
-        if len(mapped) != shard.file_size:
-            raise DataError("the shard was changed while in use", where=shard.path)
-        self._maps[number] = mapped
-        return mapped
+            file = self._files.get(number)
+            if file is None:
+                file = io.FileIO(shard.path)
+                weakref.finalize(self, file.close)
+                if os.fstat(file.fileno()).st_size != shard.file_size:
+                    raise _changed(shard.path)
+                self._files[number] = file
+            data = read_at(file, start, size)
+        except OSError as error:
+            raise read_error(error, shard.path) from error
+        if len(data) != size:
+            raise _changed(shard.path)
+        return data
+
+
+def _changed(path: Path) -> DataError:
+    return DataError("the shard was changed while in use", where=path, hint=PREPARE_AGAIN)
 
 
 def open_shards(path: Path, split: str) -> list[ShardIndex]:

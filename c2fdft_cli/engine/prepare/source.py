@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -31,7 +31,7 @@ from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.prepare.options import Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import check_space, write_error
+from c2fdft_cli.files import check_space, read_at, read_error, write_error
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.vocabulary import many
 
@@ -247,7 +247,10 @@ class DecodedImages:
         if path not in self._places:
             return read_rgb8(path)
         start, shape = self._places[path]
-        data = os.pread(self._file.fileno(), int(np.prod(shape)), start)
+        try:
+            data = read_at(self._file, start, math.prod(shape))
+        except OSError as error:
+            raise read_error(error, self._folder) from error
         return np.frombuffer(data, np.uint8).reshape(shape)
 
 

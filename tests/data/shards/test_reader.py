@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import time
 from dataclasses import replace
@@ -86,7 +88,7 @@ def test_no_window_outside_of_its_image(shard: Path, window: tuple[int, int, int
         ShardSet.open(shard).crop(0, *window)
 
 
-def test_pickled_while_mapped(shard: Path) -> None:
+def test_pickled_while_open(shard: Path) -> None:
     shards = ShardSet.open(shard)
     first = shards.gt(0)
     again = pickle.loads(pickle.dumps(shards))
@@ -268,8 +270,49 @@ def test_not_hdf5(tmp_path: Path) -> None:
         ShardSet.open(path)
 
 
-def test_a_shard_that_shrinks_while_in_use(shard: Path) -> None:
+def test_a_shard_that_shrinks_before_it_is_read(shard: Path) -> None:
     shards = ShardSet.open(shard)
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DataError, match="changed while in use"):
         shards.gt(0)
+
+
+def test_a_shard_that_is_cut_while_it_is_open(shard: Path) -> None:
+    """An error of what is missing; a memory map would end the process by SIGBUS."""
+    shards = ShardSet.open(shard)
+    before = shards.gt(0).copy()
+    os.truncate(shard, 0)
+    with pytest.raises(DataError, match="changed while in use"):
+        shards.gt(0)
+    np.testing.assert_array_equal(before, picture(ENTRIES[0], 2))
+
+
+def test_a_disk_that_fails_is_an_error_in_one_line(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = ShardSet.open(shard)
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(DataError, match=r"train-00000\.h5: cannot read: Input/output error"):
+        shards.gt(0)
+
+
+def test_an_open_shard_that_is_deleted_or_replaced_is_read_as_it_was(shard: Path) -> None:
+    shards = ShardSet.open(shard)
+    shards.gt(0)
+    shard.unlink()
+    shard.write_bytes(b"another")
+    np.testing.assert_array_equal(shards.gt(2), picture(ENTRIES[2], 2))
+    with pytest.raises(DataError, match="changed while in use"):
+        pickle.loads(pickle.dumps(shards)).gt(2)  # as a worker does that opens it anew
+
+
+def test_files_are_closed_with_the_set(shard: Path) -> None:
+    shards = ShardSet.open(shard)
+    shards.gt(0)
+    (file,) = shards._files.values()
+    del shards
+    assert file.closed
