@@ -17,6 +17,7 @@ which have less than it."""
 
 
 @pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.parametrize("capability", SHARED)
 def test_compiles(capability: int) -> None:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
