@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from c2fdft_cli.core.block import Block
-from c2fdft_cli.execution.cuda import AMPERE
+from c2fdft_cli.execution.cuda.cards import AMPERE
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.choose import are_tried
 

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.execution.cuda import (
+from c2fdft_cli.execution.cuda.cards import (
     AMPERE,
     HalfPrecision,
     set_tf32,

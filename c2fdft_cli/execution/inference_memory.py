@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
-from c2fdft_cli.execution.cuda_products import sums_without_copies
+from c2fdft_cli.execution.cuda.products import sums_without_copies
 from c2fdft_cli.execution.kernels import CAST_PIXELS, casts_in_pieces, has_onednn_linear
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import default_rows

@@ -13,7 +13,7 @@ from c2fdft_cli.core.attention import PixelSums, mixing_matrix
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import NORM_EPS, PixelNorm
 from c2fdft_cli.core.network import embedding_frequencies
-from c2fdft_cli.execution.cuda_products import add_product, runs_on_gpu, sums_in_pieces
+from c2fdft_cli.execution.cuda.products import add_product, runs_on_gpu, sums_in_pieces
 from c2fdft_cli.execution.kernels import pack, project, sums_of_pixels, with_halo
 
 

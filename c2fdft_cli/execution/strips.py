@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from c2fdft_cli.core.attention import PixelSums
 from c2fdft_cli.core.network import DFT, shuffle, unshuffle
 from c2fdft_cli.core.precision import full_precision
-from c2fdft_cli.execution.cuda_products import runs_on_gpu
+from c2fdft_cli.execution.cuda.products import runs_on_gpu
+from c2fdft_cli.execution.cuda.recorded import Recorder, records
 from c2fdft_cli.execution.fused.choose import Passes, compiled_passes, passes_for
 from c2fdft_cli.execution.kernels import row_ranges, rows_in_cache, with_halo
 from c2fdft_cli.execution.native.block import NativeBlock
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, TimeEmbedding
-from c2fdft_cli.execution.recorded import Recorder, records
 
 # Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN.
 _GATHER, _APPLY = 4, 9

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,9 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.choose import find_weights
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.execution import recorded as recording
 from c2fdft_cli.execution.compiling import compile_in_place, functions_given_up
-from c2fdft_cli.execution.cuda import AMPERE, is_served, lay_out_weights
+from c2fdft_cli.execution.cuda import recorded as recording
+from c2fdft_cli.execution.cuda.cards import AMPERE, is_served, lay_out_weights
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.inference_memory import strip_bytes
@@ -166,15 +166,13 @@ def _run_stage(check: Check) -> None:
         list(map(str, words)), start_new_session=True, env={**os.environ, **interpreted}
     )
     try:
-        code = process.wait(limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-    except (
-        BaseException
-    ):  # stopped itself, it leaves no stage behind that others would be timed beside
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(limit)
+    finally:  # stopped itself, it leaves no stage behind that others would be timed beside
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    code = process.returncode
     check.expect("stage ended by itself", code == 0, code=code, limit=limit)
     check.time("whole stage", time.monotonic() - began)
 
@@ -556,7 +554,7 @@ def memory(check: Check) -> None:
         with torch.inference_mode():
             peak = _allocated_by(lambda s=strips: s(x, t))
         ratio = peak / strip_bytes(model, 512, 768, 1, runtime.dtype, rows)
-        check.expect(f"bytes of strips of {rows} rows", 0.7 < ratio < 1.2, of_plan=round(ratio, 3))
+        check.expect(f"bytes of strips of {rows} rows", 0.8 < ratio < 1.2, of_plan=round(ratio, 3))
     stepper = make_stepper(random_network(check.network(), runtime.device), runtime)
     fixed = weight_bytes(sum(p.numel() for p in model.parameters()), runtime.dtype)
     for patch in (32, 64, 128):

@@ -8,7 +8,9 @@
 # streaks/, or it is a folder of pairs; the shards are written into it. A trial run of TRIAL minutes
 # (0.5) measures images a second, its loader included; the learning rate then falls from LR (5e-4)
 # along one cosine that ends with the minutes. OUT/NAME.pt is the packaged form, of at most 16 MiB: FROM for the next run.
+# A run of this name in OUT is never replaced.
 set -euo pipefail
+[ $# -ge 6 ] || { sed -n '4p' "$0" | tr -d '#' >&2; exit 2; }
 name=$1 from=$2 recipe=$3 minutes=$4 data=$5 out=$6
 shift 6
 lr=${LR:-5e-4} trial=${TRIAL:-0.5} c2fdft=${C2FDFT:-c2fdft} device=${DEVICE:-cuda}
@@ -37,7 +39,11 @@ train() {  # MINUTES RUN KEY=VALUE...: stops by itself; the state is kept
 }
 
 run=$out/$name-run
-rm -rf "$run-trial" "$run"
+if [ -e "$run" ]; then
+  echo "error: $run exists: give another NAME, or go on with c2fdft train-fine --resume --out $run" >&2
+  exit 2
+fi
+rm -rf "$run-trial"
 train "$trial" "$run-trial" "$@" "fine.lr=$lr" fine.iterations=1000000 "fine.periods=[{length: 1000000, floor: 0}]" \
   fine.cycles=100000 train.log_every=10 train.validate_every=1000000 train.save_every=1000000
 left=$(python3 -c "print(round($minutes - ($(date +%s) - $began) / 60, 3))")
@@ -53,6 +59,7 @@ each = statistics.fmean(statistics.median(times[len(times) // 2 :]) for times in
 print(max(10, int(float(sys.argv[2]) * 55 / each)))
 PY
 )
+rm -rf "$run-trial"
 echo "$name: $iterations iterations in $left minutes"
 train "$left" "$run" "$@" "fine.lr=$lr" "fine.iterations=$iterations" "fine.periods=[{length: $iterations, floor: 1.0e-6}]" \
   fine.cycles=100000 train.validate_every="$iterations" train.save_every="$((iterations / 2 + 1))" train.log_every=50

@@ -17,12 +17,12 @@ from c2fdft_cli.engine.tools.doctor import examine
 from c2fdft_cli.engine.train.memory import step_bytes
 from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.engine.train.stepper import Stepper
-from c2fdft_cli.execution.cuda import AMPERE, lay_out_weights
+from c2fdft_cli.execution.cuda.cards import AMPERE, lay_out_weights
+from c2fdft_cli.execution.cuda.recorded import SWITCH
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.prepared import PreparedBlock
-from c2fdft_cli.execution.recorded import SWITCH
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network, Stage, Train
 from tests.kit.formula import fill, relative, wave

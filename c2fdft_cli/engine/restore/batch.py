@@ -16,7 +16,7 @@ from torch import Tensor
 from c2fdft_cli.data.images.tensors import interleaved, planes_of, to_integers, to_unit
 from c2fdft_cli.engine.sampling.executor import Executor, Restored, finite
 from c2fdft_cli.errors import CheckpointError
-from c2fdft_cli.execution.transfer import Download, overlaps, upload
+from c2fdft_cli.execution.cuda.transfer import Download, overlaps, upload
 
 Pixels: TypeAlias = npt.NDArray[np.unsignedinteger]
 

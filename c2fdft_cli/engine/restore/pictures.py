@@ -30,7 +30,7 @@ from c2fdft_cli.engine.restore.outputs import DEEP_SUFFIXES, Item, is_about_one_
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
-from c2fdft_cli.execution.transfer import batches_in_flight
+from c2fdft_cli.execution.cuda.transfer import batches_in_flight
 from c2fdft_cli.files import ensure_folder
 from c2fdft_cli.pipeline import InOrder, cores, in_order
 from c2fdft_cli.progress import Meter
@@ -51,6 +51,10 @@ _NOT_KEPT = {
     ".bmp": _EVERYTHING - {"density"},
 }
 """Metadata that a format has no place for."""
+
+
+_LOADED_BYTES = 12 + 12
+"""Of a pixel that waits for the network: decoded, and its start noise."""
 
 
 class Loaded(NamedTuple):
@@ -92,7 +96,7 @@ def restore_pictures(
         partial(_load, plan.manifest, plan.executor.start_noise),
         items,
         workers=reader_count(),
-        cost=lambda item: item.source.height * item.source.width * 24,
+        cost=lambda item: item.source.height * item.source.width * _LOADED_BYTES,
     )
     with suppress(StoppedError):
         for batch in _batches(loaded, plan.executor.batch_size):

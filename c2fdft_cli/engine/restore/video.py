@@ -18,7 +18,7 @@ from c2fdft_cli.engine.restore.outputs import Item
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, VideoDone, failed
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
-from c2fdft_cli.execution.transfer import batches_in_flight
+from c2fdft_cli.execution.cuda.transfer import batches_in_flight
 from c2fdft_cli.files import atomic_path, ensure_folder
 from c2fdft_cli.pipeline import ahead
 from c2fdft_cli.signals import StoppedError, StopRequest

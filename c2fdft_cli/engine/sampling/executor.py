@@ -270,10 +270,10 @@ class Executor:
             release_cached_memory(self._runtime)
             if len(lq) > 1:
                 note("out of memory: continued one image at a time")
-                each = [slice(i, i + 1) for i in range(len(lq))]
+                drawn = [None] * len(lq) if noise is None else noise.split(1)
                 ran = [
-                    self._run(lq[i], names[i], sample, note, None if noise is None else noise[i])
-                    for i in each
+                    self._run(one, [name], sample, note, its_noise)
+                    for one, name, its_noise in zip(lq.split(1), names, drawn, strict=True)
                 ]
                 return torch.cat([image for image, _ in ran]), ran[-1][1]
             if rows <= MIN_ROWS:
@@ -297,9 +297,8 @@ class Executor:
     def _work(self, height: int, width: int, count: int) -> int:
         """What one run of the sampler takes, in the unit of the strips' `watch`."""
         tall, wide = self._inner(height, width)
-        number = (
-            1 if self._tile is None else tiles(padded_side(height), padded_side(width), self._tile)
-        )
+        whole = padded_side(height), padded_side(width)
+        number = 1 if self._tile is None else tiles(*whole, self._tile)
         return self._steps * number * self._strips.work(count, tall, wide)
 
     def _fits(self, height: int, width: int, count: int) -> bool:
@@ -336,10 +335,7 @@ class Executor:
         )
 
     def _fits_in_tiles(self, height: int, width: int, count: int) -> bool:
-        tall, wide = (
-            min(padded_side(height), SUGGESTED_TILE),
-            min(padded_side(width), SUGGESTED_TILE),
-        )
+        tall, wide = (min(padded_side(side), SUGGESTED_TILE) for side in (height, width))
         needed = self._least_bytes(tall, wide, count) + _outside(height, width, count)
         return needed <= self.budget
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, gaussian, to_image
 from c2fdft_cli.core.network import pad_to_multiple, padded_side
+from c2fdft_cli.execution.cuda.transfer import upload
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.transfer import upload
 
 
 def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:

@@ -15,7 +15,7 @@ import torch
 
 from c2fdft_cli.errors import unloadable_library
 from c2fdft_cli.execution.compiling import missing_compiler
-from c2fdft_cli.execution.cuda import architecture_names, is_served
+from c2fdft_cli.execution.cuda.cards import architecture_names, is_served
 from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16, make_runtime
 from c2fdft_cli.execution.memory import available_memory
 from c2fdft_cli.execution.native.library import kernels_or_reason

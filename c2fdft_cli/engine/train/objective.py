@@ -10,7 +10,7 @@ from c2fdft_cli.core.objectives import coarse_loss, fine_loss
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.execution import cpu_training
-from c2fdft_cli.execution.cuda import lay_out_weights
+from c2fdft_cli.execution.cuda.cards import lay_out_weights
 from c2fdft_cli.execution.recompute import recompute_levels
 from c2fdft_cli.recipe.schema import FineStage
 

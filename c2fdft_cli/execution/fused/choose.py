@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.attention import PixelSums
-from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution import prepared
-from c2fdft_cli.execution.cuda import AMPERE
+from c2fdft_cli.execution.cuda.cards import AMPERE
 from c2fdft_cli.execution.prepared import PreparedBlock
+from c2fdft_cli.vocabulary import check_choice
 
 SWITCH = "C2FDFT_KERNELS"
 """Environment variable: `off` for the plain passes, `on` for kernels that agree, faster or not."""
@@ -97,9 +97,7 @@ def are_tried(device: torch.device, dtype: torch.dtype) -> bool:
     Raises:
         UsageError: the environment variable has another value.
     """
-    switch = os.environ.get(SWITCH, "auto")
-    if switch not in ("auto", "on", "off"):
-        raise UsageError(f"{SWITCH} must be auto, on or off, got {switch}")
+    switch = check_choice(SWITCH, os.environ.get(SWITCH, "auto"), ("auto", "on", "off"))
     return switch != "off" and dtype in ALLOWED and kernels_run_on(device)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from c2fdft_cli.core.attention import PixelSums
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.execution import prepared
-from c2fdft_cli.execution.cuda_products import sums_in_pieces
+from c2fdft_cli.execution.cuda.products import sums_in_pieces
 from c2fdft_cli.execution.prepared import PreparedBlock
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")

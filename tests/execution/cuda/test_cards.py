@@ -13,8 +13,9 @@ from torch import Tensor
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.execution import cuda, device
-from c2fdft_cli.execution.cuda import (
+from c2fdft_cli.execution import device
+from c2fdft_cli.execution.cuda import cards
+from c2fdft_cli.execution.cuda.cards import (
     HalfPrecision,
     architecture_names,
     is_served,
@@ -142,7 +143,7 @@ def test_tf32_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     """A card of capability 7.5 that computes on the CPU; its convolutions, as (groups, cuDNN).
 
-    Tests put in what goes wrong by `monkeypatch.setattr(cuda, "F", ...)` on top of it.
+    Tests put in what goes wrong by `monkeypatch.setattr(cards, "F", ...)` on top of it.
     """
     pretend_gpu(monkeypatch, (7, 5), WHEEL)
     asked: list[tuple[int, bool]] = []
@@ -151,7 +152,7 @@ def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
         asked.append((groups, torch.backends.cudnn.enabled))
         return F.conv2d(x, weight, padding=padding, groups=groups)
 
-    monkeypatch.setattr(cuda, "F", SimpleNamespace(conv2d=conv2d))
+    monkeypatch.setattr(cards, "F", SimpleNamespace(conv2d=conv2d))
     monkeypatch.setattr(device, "try_half_precision", on_the_cpu)
     return asked
 
@@ -198,7 +199,7 @@ def test_where_half_precision_fails(
         y.register_hook(lambda gradient: gradient * torch.nan)
         return y * 1
 
-    monkeypatch.setattr(cuda, "F", SimpleNamespace(conv2d=broken))
+    monkeypatch.setattr(cards, "F", SimpleNamespace(conv2d=broken))
     runtime = make_runtime("cuda")
     problem = "unable to find an engine" if kind == "error" else "values that are not finite"
     assert problem in runtime.notes[0]

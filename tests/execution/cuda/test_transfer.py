@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from c2fdft_cli.execution import transfer
-from c2fdft_cli.execution.transfer import Download, batches_in_flight, upload
+from c2fdft_cli.execution.cuda import transfer
+from c2fdft_cli.execution.cuda.transfer import Download, batches_in_flight, upload
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.vocabulary import check_choice
 
 SWITCH = "C2FDFT_GRAPHS"
 """Environment variable: `off` to launch everything anew each time."""
@@ -105,9 +105,7 @@ def records(device: torch.device) -> bool:
     Raises:
         UsageError: the environment variable has another value.
     """
-    switch = os.environ.get(SWITCH, "auto")
-    if switch not in ("auto", "off"):
-        raise UsageError(f"{SWITCH} must be auto or off, got {switch}")
+    switch = check_choice(SWITCH, os.environ.get(SWITCH, "auto"), ("auto", "off"))
     return switch == "auto" and device.type == "cuda"
 
 

@@ -5,8 +5,8 @@ import torch
 
 from c2fdft_cli.core.attention import pixel_sums
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.execution import cuda_products
-from c2fdft_cli.execution.cuda_products import add_product, sums_in_pieces
+from c2fdft_cli.execution.cuda import products
+from c2fdft_cli.execution.cuda.products import add_product, sums_in_pieces
 from c2fdft_cli.execution.prepared import TimeEmbedding
 
 
@@ -17,7 +17,7 @@ from c2fdft_cli.execution.prepared import TimeEmbedding
 def test_pieces_add_up_to_the_sums(
     shape: tuple[int, ...], heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_products, "PIECE_PIXELS", 32)
+    monkeypatch.setattr(products, "PIECE_PIXELS", 32)
     qkv = (torch.randn(*shape[:3], 3 * shape[3]) + 0.3).to(dtype)
     q, k, _ = qkv.chunk(3, dim=-1)
     found = sums_in_pieces(q, k, heads)
