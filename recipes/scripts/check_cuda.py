@@ -44,9 +44,9 @@ from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, time_grid
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.tools.bench import network_macs, random_batch
-from c2fdft_cli.engine.train.memory import step_bytes, weight_bytes
-from c2fdft_cli.engine.train.objective import Objective
-from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.train.step.memory import step_bytes, weight_bytes
+from c2fdft_cli.engine.train.step.objective import Objective
+from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.choose import find_weights

@@ -14,9 +14,9 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.tools.doctor import examine
-from c2fdft_cli.engine.train.memory import step_bytes
-from c2fdft_cli.engine.train.objective import Objective
-from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.train.step.memory import step_bytes
+from c2fdft_cli.engine.train.step.objective import Objective
+from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.execution.cuda.cards import AMPERE, lay_out_weights
 from c2fdft_cli.execution.cuda.recorded import SWITCH
 from c2fdft_cli.execution.device import Runtime, make_runtime

@@ -270,10 +270,10 @@ class Executor:
             release_cached_memory(self._runtime)
             if len(lq) > 1:
                 note("out of memory: continued one image at a time")
-                drawn = [None] * len(lq) if noise is None else noise.split(1)
+                drawn = [None] * len(lq) if noise is None else torch.split(noise, 1)
                 ran = [
                     self._run(one, [name], sample, note, its_noise)
-                    for one, name, its_noise in zip(lq.split(1), names, drawn, strict=True)
+                    for one, name, its_noise in zip(torch.split(lq, 1), names, drawn, strict=True)
                 ]
                 return torch.cat([image for image, _ in ran]), ran[-1][1]
             if rows <= MIN_ROWS:

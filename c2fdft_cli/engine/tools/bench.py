@@ -17,8 +17,8 @@ from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.engine.train.batches import make_loader
-from c2fdft_cli.engine.train.objective import Objective
-from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.train.step.objective import Objective
+from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.execution.compiling import compile_in_place

@@ -14,8 +14,8 @@ from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.tools.bench import device_name, random_batch, seconds_of
 from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.engine.tools.live_bytes import Held, held_bytes
-from c2fdft_cli.engine.train.objective import Objective
-from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.train.step.objective import Objective
+from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime

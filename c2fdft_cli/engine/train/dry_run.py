@@ -10,10 +10,10 @@ from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
-from c2fdft_cli.engine.train.objective import make_objective
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.train.step.objective import make_objective
+from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.distributed import all_reduce_min
 from c2fdft_cli.progress import Job

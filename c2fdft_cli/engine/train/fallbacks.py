@@ -12,9 +12,9 @@ import torch
 from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.engine.train.batches import patch_cycle, rank_share
-from c2fdft_cli.engine.train.memory import choose_micro_batch, step_bytes, weight_bytes
 from c2fdft_cli.engine.train.options import TrainOptions
-from c2fdft_cli.engine.train.stepper import Stepper, StepResult
+from c2fdft_cli.engine.train.step.memory import choose_micro_batch, step_bytes, weight_bytes
+from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.execution.compiling import (
     compile_in_place,

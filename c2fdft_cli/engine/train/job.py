@@ -27,10 +27,10 @@ from c2fdft_cli.engine.train.events import (
 )
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.folder import draw_curves
-from c2fdft_cli.engine.train.objective import make_objective
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.state import RunState, load_state, machine
-from c2fdft_cli.engine.train.stepper import Stepper, StepResult
+from c2fdft_cli.engine.train.step.objective import make_objective
+from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import Interrupted, ResourceError, UsageError

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from c2fdft_cli.engine.train.folder import RunFolder
-from c2fdft_cli.engine.train.memory import choose_recompute
+from c2fdft_cli.engine.train.step.memory import choose_recompute
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Recipe, Stage

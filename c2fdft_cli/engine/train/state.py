@@ -9,7 +9,7 @@ from typing import Any
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.options import TrainOptions
-from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.checkpoint import Meta, read_meta, save_checkpoint
 from c2fdft_cli.engine.weights.stored import refuse_missing
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors

@@ -8,8 +8,8 @@ from torch import nn
 
 from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes, held_bytes
-from c2fdft_cli.engine.train.memory import saved_bytes
-from c2fdft_cli.engine.train.objective import Objective
+from c2fdft_cli.engine.train.step.memory import saved_bytes
+from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.recipe.schema import Diffusion, FineStage, Network
 

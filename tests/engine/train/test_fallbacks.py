@@ -12,10 +12,10 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import MIN_ROWS, Executor
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.train import fallbacks as attempts
-from c2fdft_cli.engine.train import memory
-from c2fdft_cli.engine.train.objective import Objective
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.train.step import memory
+from c2fdft_cli.engine.train.step.objective import Objective
+from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.engine.weights.tensors import save_tensors
 from c2fdft_cli.errors import ResourceError

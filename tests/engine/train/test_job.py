@@ -247,7 +247,7 @@ def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, pair_folder,
     """Fine-tuning: the averaged weights of any checkpoint, its recipe, one's own shards."""
     from c2fdft_cli.engine.prepare.job import prepare
     from c2fdft_cli.engine.prepare.options import PrepareOptions
-    from c2fdft_cli.engine.train.objective import make_objective
+    from c2fdft_cli.engine.train.step.objective import make_objective
 
     prepare(PrepareOptions(source=pair_folder / "val", out=tmp_path / "own")).run()
     wish = TrainRequest("coarse", data=tmp_path / "own", out=tmp_path / "run",
@@ -267,7 +267,7 @@ def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, pair_folder,
 
 
 def test_fine_starts_from_raw_when_asked(tmp_path, shard_folder, coarse_run):
-    from c2fdft_cli.engine.train.objective import make_objective
+    from c2fdft_cli.engine.train.step.objective import make_objective
 
     coarse = load_checkpoint(coarse_run / "coarse.pt")
     for choice, state in (("ema", coarse.ema), ("raw", coarse.params)):

@@ -21,7 +21,7 @@ from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.train.stepper import Stepper
+from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import DataError, Interrupted, ResourceError, UsageError
@@ -282,7 +282,8 @@ ONE_RANK_FAILS = """
     import os, sys
     from pathlib import Path
     import torch
-    from c2fdft_cli.engine.train import fallbacks, objective
+    from c2fdft_cli.engine.train import fallbacks
+    from c2fdft_cli.engine.train.step import objective
     from c2fdft_cli.execution.distributed import destroy_process_group
     from c2fdft_cli.engine.train.request import TrainRequest
     from c2fdft_cli.engine.train.setup import set_up

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from c2fdft_cli.core.ema import ema_decay, ema_update
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.images.tensors import to_unit
-from c2fdft_cli.engine.train.objective import Objective
+from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.memory import reuse_freed_memory

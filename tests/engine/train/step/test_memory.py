@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
-from c2fdft_cli.engine.train import memory
-from c2fdft_cli.engine.train.memory import (
+from c2fdft_cli.engine.train.step import memory
+from c2fdft_cli.engine.train.step.memory import (
     choose_micro_batch,
     choose_recompute,
     saved_bytes,

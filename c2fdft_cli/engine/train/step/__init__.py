@@ -1,0 +1,1 @@
+"""One optimiser step: its loss, what it moves, and the memory that it takes."""
