@@ -40,7 +40,7 @@ class Scores:
     csv: Path | None = setting(None, "Write the rows as CSV.", metavar="FILE", panel=FILES)
     report: Path | None = setting(None, "Write a page to look at: DIR/index.html.", metavar="DIR")
     allow_missing: bool = setting(
-        False, "Accept a set with images that are not paired.", panel=SETS
+        False, "Accept a set with images that have no partner or cannot be read.", panel=SETS
     )
     overwrite: bool = setting(False, replace(OVERWRITE, panel=FILES))
 

@@ -91,7 +91,8 @@ def _remarks(result: EvalResult) -> list[str]:
     if result.spread is not None:
         lines.append(f"mean PSNR +/- {result.spread:.3f} dB over the seeds")
     lines += [f"no target: {path}" for path in result.without_target]
-    return lines + [f"not restored: {path}" for path in result.without_restored]
+    lines += [f"not restored: {path}" for path in result.without_restored]
+    return lines + [f"not scored: {problem}" for problem in result.unreadable]
 
 
 def _protocol(result: EvalResult) -> str:

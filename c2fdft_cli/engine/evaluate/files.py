@@ -17,6 +17,7 @@ from c2fdft_cli.engine.evaluate.pairing import (
     Matched,
     check_all_sizes,
     degraded_beside,
+    fail,
     pair_files,
 )
 from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
@@ -61,7 +62,8 @@ def _score_files(
         (pair.name, partial(_score_pair, pair, pairs.degraded.get(pair.lq), scorer))
         for pair in mine
     ]
-    rows = yield from score_each(tasks, len(pairs.pairs))
+    rows, problems = yield from score_each(tasks)
+    fail(problems, len(pairs.pairs))
     return EvalResult(
         protocol,
         rows,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from c2fdft_cli.engine.evaluate.pairing import fail
+from c2fdft_cli.engine.evaluate.pairing import LISTED
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, find_protocol
 from c2fdft_cli.errors import DataError, PartialFailure, UsageError
 from c2fdft_cli.metrics.protocols import Protocol
@@ -73,6 +73,7 @@ class EvalResult:
         notes: what else to say of the numbers.
         recipe: of the weights, when they carry one.
         has_targets: False where nothing but no-reference metrics are known.
+        unreadable: what is wrong with each image that has no scores.
     """
 
     protocol: Protocol
@@ -87,11 +88,12 @@ class EvalResult:
     recipe: dict[str, Any] | None = None
     has_targets: bool = True
     chosen_by: str = DEFAULT
+    unreadable: list[str] = field(default_factory=list)
 
     @property
     def missing(self) -> int:
-        """How many images or targets have nothing that they could be compared with."""
-        return len(self.without_target) + len(self.without_restored)
+        """How many images or targets have no scores."""
+        return len(self.without_target) + len(self.without_restored) + len(self.unreadable)
 
     @property
     def failure(self) -> PartialFailure | None:
@@ -99,7 +101,8 @@ class EvalResult:
         if not self.missing:
             return None
         what = f"scored {len(self.rows)} of {len(self.rows) + self.missing}: the set is incomplete"
-        return PartialFailure(what, hint="use --allow-missing for a mean over a part of the set")
+        hint = "use --allow-missing for a mean over a part of the set"
+        return PartialFailure(what, hint=hint, details=self.unreadable[:LISTED])
 
     @property
     def psnr(self) -> float:
@@ -128,15 +131,9 @@ def collect(scored: Iterable[Scored]) -> Generator[Scored, None, list[Scored]]:
 
 
 def score_each(
-    tasks: Sequence[tuple[str, Callable[[], Scored]]], total: int, unit: str = "pairs"
-) -> Generator[Scored, None, list[Scored]]:
-    """Score (name, work) in order, read ahead; DataError at the end names all that cannot be.
-
-    Args:
-        tasks: what this process scores.
-        total: how many there are over all processes.
-        unit: what they are.
-    """
+    tasks: Sequence[tuple[str, Callable[[], Scored]]],
+) -> Generator[Scored, None, tuple[list[Scored], list[str]]]:
+    """Score (name, work) in order, read ahead; returns the records and what cannot be scored."""
     problems: list[str] = []
 
     def one(task: tuple[str, Callable[[], Scored]]) -> Scored | str:
@@ -154,5 +151,4 @@ def score_each(
                 yield outcome
 
     rows = yield from collect(scored())
-    fail(problems, total, unit)
-    return rows
+    return rows, problems

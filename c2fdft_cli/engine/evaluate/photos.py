@@ -13,6 +13,7 @@ from c2fdft_cli.data.images.picture import list_images
 from c2fdft_cli.engine.evaluate.files import read_image
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.metrics import choose_names, unusable
+from c2fdft_cli.engine.evaluate.pairing import fail
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored, pictures_of
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.files import require_existing
@@ -43,14 +44,15 @@ def _score(name: str, image: Tensor, _: Tensor) -> float:
 def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult]:
     """Score images by no-reference metrics.
 
+    Each photograph stands for itself, so those that cannot be read are left out and named.
+
     Args:
         source: a folder (sub-folders too) or one image.
         options: border and which metrics; there is no protocol to choose.
 
     Raises:
         UsageError: a protocol.
-        DataError: nothing to score, a border that leaves nothing, or, from the iteration, an
-            image that cannot be read.
+        DataError: nothing to score, or, from the iteration, no image that can be.
         ResourceError: from the iteration, a missing package, or weights that cannot be loaded.
     """
     if options.protocol is not None:
@@ -69,12 +71,15 @@ def _score_images(
     images: list[tuple[str, Path]], options: EvalOptions
 ) -> Generator[Scored, None, EvalResult]:
     tasks = [(name, partial(_score_image, name, path, options)) for name, path in images]
-    rows = yield from score_each(tasks, len(images), "images")
+    rows, problems = yield from score_each(tasks)
+    if not rows:
+        fail(problems, len(images), "images")
     return EvalResult(
         PROTOCOL,
         rows,
         "saved files",
         options.border,
+        unreadable=problems,
         has_targets=False,
         chosen_by="without targets there is no other",
     )

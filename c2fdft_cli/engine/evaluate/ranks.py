@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import zip_longest
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -26,20 +27,20 @@ def join() -> Runtime:
 
 
 def gather_result(result: EvalResult, runtime: Runtime) -> EvalResult:
-    """Rows and notes of all processes in rank 0, in the order of one process.
+    """Rows and notes of all processes in rank 0, the others keep their own.
 
-    The others keep their own.
+    In the order of one process, or nearly so where an image could not be read.
     """
     everyone = _gather(result, runtime)
     if everyone is None:
         return result
-    rows = [one.rows for one in everyone]
-    count = sum(map(len, rows))
-    merged = [rows[i % len(rows)][i // len(rows)] for i in range(count)]
+    turns = zip_longest(*(one.rows for one in everyone))
+    merged = [row for turn in turns for row in turn if row is not None]
     if not merged:
         raise UsageError("there is nothing to score")
     notes = list(dict.fromkeys(note for one in everyone for note in one.notes))
-    return replace(result, rows=merged, notes=notes)
+    unreadable = [problem for one in everyone for problem in one.unreadable]
+    return replace(result, rows=merged, notes=notes, unreadable=unreadable)
 
 
 def gather_pictures(

@@ -63,6 +63,7 @@ def document(result: EvalResult) -> dict[str, Any]:
         "missing": {
             "target": [str(path) for path in result.without_target],
             "restored": [str(path) for path in result.without_restored],
+            "unreadable": result.unreadable,
         },
     }
 

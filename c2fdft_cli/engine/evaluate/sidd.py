@@ -18,6 +18,7 @@ from c2fdft_cli.data.layouts.sidd import (
     read_blocks,
 )
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
+from c2fdft_cli.engine.evaluate.pairing import fail
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
 from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
 from c2fdft_cli.errors import DataError
@@ -116,9 +117,8 @@ def _score(
         return scorer(pair.name, as_tensor(pair.lq), as_tensor(pair.gt))
 
     names = pairs.names
-    rows = yield from score_each(
-        [(names[i], partial(one, i)) for i in indices], len(pairs), "blocks"
-    )
+    rows, problems = yield from score_each([(names[i], partial(one, i)) for i in indices])
+    fail(problems, len(pairs), "blocks")
     what = f"{pairs.ours.variable} of {pairs.ours.path.name}, 8 bit"
     return EvalResult(
         scorer.protocol, rows, what, scorer.border, found_by=FOUND_BY, chosen_by=chosen_by

@@ -77,7 +77,7 @@ def test_json_has_the_documented_form(folders: tuple[Path, Path]) -> None:
     assert facts["mean"]["psnr"] is None
     assert [set(row) for row in facts["images"]] == [{"name", "psnr", "ssim"}] * 3
     assert facts["images"][1]["psnr"] is None
-    assert facts["missing"] == {"target": [], "restored": []}
+    assert facts["missing"] == {"target": [], "restored": [], "unreadable": []}
 
 
 def test_weights_on_shards(weights: Path, shard_folder: Path) -> None:

@@ -110,10 +110,26 @@ def test_what_cannot_be_scored(noisy: Path, tmp_path: Path) -> None:
         run(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="--protocol cannot be combined with --no-reference"):
         run(noisy, protocol="rgb")
-    for name in ("2", "10"):
+    for name in ("2", "10", "sub/a"):
         (noisy / f"{name}.png").write_text("text")
-    with pytest.raises(DataError, match="2 of 3 images cannot be scored"):
+    with pytest.raises(DataError, match="3 of 3 images cannot be scored"):
         run(noisy)
+
+
+def test_a_photograph_that_cannot_be_read_is_named_and_the_others_are_scored(noisy: Path) -> None:
+    whole = run(noisy)
+    (noisy / "10.png").write_text("text")
+    result = run(noisy)
+    assert [row.name for row in result.rows] == ["2", "sub/a"]
+    assert result.rows == [whole.rows[0], whole.rows[2]]
+    facts = document(result)
+    assert (facts["scored"], facts["expected"]) == (2, 3)
+    [problem] = facts["missing"]["unreadable"]
+    assert problem.startswith("10: ")
+    assert result.failure is not None
+    assert str(result.failure) == "scored 2 of 3: the set is incomplete"
+    assert result.failure.details == (problem,)
+    assert table_of(result)[1][2][0] == "mean (2 of 3)"
 
 
 def test_names() -> None:
