@@ -14,7 +14,7 @@ from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
 from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
 from c2fdft_cli.engine.weights.checkpoint import Meta
 from c2fdft_cli.recipe import schema
-from tests.kit import python_reference, recipe_reference, troubleshooting
+from tests.kit import python_reference, recipe_reference, scores_page, troubleshooting
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -31,7 +31,9 @@ SECTIONS = (
 )
 
 
-@pytest.mark.parametrize("kit", [recipe_reference, python_reference], ids=lambda kit: kit.FILE.name)
+@pytest.mark.parametrize(
+    "kit", [recipe_reference, python_reference, scores_page], ids=lambda kit: kit.FILE.name
+)
 def test_a_generated_page_is_up_to_date(kit):
     written = kit.FILE.read_text(encoding="utf-8")
     assert written == kit.reference(), f"run: python -m {kit.__name__}"

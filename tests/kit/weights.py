@@ -17,6 +17,7 @@ FACTS: dict[str, Any] = {
     "task": "derain",
     "trained_on": "eight waves",
     "schedule": "none at all",
+    "trained_for": "no time",
     "scores": [
         {
             "set": "Waves",

@@ -53,6 +53,7 @@ class Entry:
     file: its name in the folder; `sha256` and `bytes` are of this file.
     network: the arguments of `core.network.DFT`.
     grid: the timesteps to sample at with these weights.
+    trained_for: hours and hardware of the training.
     seconds_per_megapixel: of restoring, on the machine that `timed_on` names.
     card: the model card's path in the repository.
     formerly: names that it was packaged under before.
@@ -70,6 +71,7 @@ class Entry:
     grid: Annotated[list[Annotated[int, Field(strict=True)]], Field(min_length=1)]
     trained_on: str
     schedule: str
+    trained_for: str
     scores: list[Score]
     seconds_per_megapixel: Real
     timed_on: str

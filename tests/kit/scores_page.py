@@ -1,0 +1,56 @@
+"""One table of every packaged file, from the catalogue: `python -m tests.kit.scores_page`.
+
+Writes docs/models/scores.md; a test compares it with the catalogue as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from c2fdft_cli.engine.weights.catalogue import Entry, Score, read_catalogue
+
+FILE = Path(__file__).parents[2] / "docs" / "models" / "scores.md"
+HEAD = """# Every packaged file
+
+PSNR in dB and SSIM of the inputs and of the results, on 8-bit output. What a set is, how many pairs
+of it were at hand, and how the scores are computed: the card, and [metrics](../metrics.md).
+
+Generated: `python -m tests.kit.scores_page`.
+
+| weights | set, pairs, protocol | inputs | result | gain, dB |
+|---|---|---|---|---|
+"""
+COSTS = """
+| weights | sampling steps | MB | s / megapixel | trained for | licence |
+|---|---|---|---|---|---|
+"""
+
+
+def reference() -> str:
+    """The text of docs/models/scores.md."""
+    entries = list(read_catalogue().values())
+    scores = "\n".join(_score(entry, one) for entry in entries for one in entry.scores)
+    return HEAD + scores + "\n" + COSTS + "\n".join(map(_cost, entries)) + "\n"
+
+
+def _score(entry: Entry, one: Score) -> str:
+    about = f"{one.set}; {one.images}, `{one.protocol}`"
+    values = f"{_pair(one.input_psnr, one.input_ssim)} | {_pair(one.psnr, one.ssim)}"
+    return f"| `{entry.name}` | {about} | {values} | {one.psnr - one.input_psnr:+.2f} |"
+
+
+def _pair(psnr: float, ssim: float) -> str:
+    return f"{psnr:.2f} / {f'{ssim:.3f}'.lstrip('0')}"
+
+
+def _cost(entry: Entry) -> str:
+    card = f"[`{entry.name}`]({Path(entry.card).name})"
+    speed = f"{entry.seconds_per_megapixel:g} ({entry.timed_on})"
+    return (
+        f"| {card} | {len(entry.grid)} | {entry.bytes / 1e6:.1f} | {speed} | {entry.trained_for} | "
+        f"{entry.licence} |"
+    )
+
+
+if __name__ == "__main__":
+    FILE.write_text(reference(), encoding="utf-8")
