@@ -92,7 +92,12 @@ COMMANDS = (
         "doctor:doctor",
         "Show what this machine offers: device, precision, optional packages, disk.",
     ),
-    Entry(HELPING, "weights", "weights:weights", "List the weights that come with the program."),
+    Entry(
+        HELPING,
+        "weights",
+        "weights:weights",
+        "List the weights that come with the program; average trainings.",
+    ),
     Entry(HELPING, "recipes", "recipes:recipes", "List, show, copy and check recipes."),
     Entry(HELPING, "help", "start:show_help", "Show the help of a command."),
     Entry(HELPING, "version", "start:show_version", "Show the version."),

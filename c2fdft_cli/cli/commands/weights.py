@@ -1,4 +1,4 @@
-"""`c2fdft weights list|path`: what is installed with the program."""
+"""`c2fdft weights list|path|average`: what is installed with the program, and means of weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.group import Group
-from c2fdft_cli.cli.options import Json
+from c2fdft_cli.cli.options import Json, Overwrite
 from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ weights = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     add_completion=False,
-    help="List the weights that come with the program.",
+    help="List the weights that come with the program; average trainings.",
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Of `c2fdft weights list`.")]
 
@@ -62,6 +62,40 @@ def path(name: Name, json: Json = False) -> None:
         console.emit({"name": name, "path": file})
     else:
         sys.stdout.write(f"{file}\n")
+
+
+@weights.command("average")
+def average(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(metavar="CKPT...", help="Trainings of one start, or packaged names."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The checkpoint to write.")],
+    shares: Annotated[
+        str | None,
+        typer.Option("--shares", metavar="LIST", help="Share of each, such as 0.7,0.3."),
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write the mean of trainings that continue the same weights: it often scores above each.
+
+    Example: c2fdft weights average a/fine.pt b/fine.pt --out mean.pt
+    """
+    from c2fdft_cli.engine.weights import average as averaging
+    from c2fdft_cli.engine.weights.choose import find_path
+
+    parts = None if shares is None else averaging.parse_shares(shares)
+    found = [find_path(spec) for spec in checkpoints]
+    mean = averaging.average(found, out, parts, overwrite=overwrite)
+    following = console.command("eval", "--weights", str(out), "SET")
+    if json:
+        console.emit({**asdict(mean), "next": following})
+        return
+    for source, part in mean.sources.items():
+        console.stdout().print(f"{part:.3f} of {source}")
+    console.stdout().print(f"written: {out} ({console.megabytes(mean.bytes)})")
+    console.say_next(following)
 
 
 @weights.command("pack", hidden=True)

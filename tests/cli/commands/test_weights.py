@@ -322,3 +322,22 @@ def test_what_the_script_calls_trains_and_packages(
     assert catalogue["weights"]["denoise"]["grid"] == [500]
     four = load_checkpoint(tmp_path / "out" / "denoise-4step.pt")
     assert four.meta.grid == [999, 750, 500, 250]
+
+
+def test_average(two: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
+    other = write_packed(tmp_path / "other.pt", tiny_net(), [500])
+    out = tmp_path / "mean.pt"
+    said = run("weights", "average", "derain", other, "--out", out, "--shares", "3,1")
+    assert said.exit_code == 0, said.output
+    text = " ".join(said.stdout.split())
+    for word in ("0.750 of", "0.250 of", "written:", f"next: c2fdft eval --weights {out} SET"):
+        assert word in text, word
+    assert load_checkpoint(out).grid() == [500]
+    again = run("weights", "average", "derain", other, "--out", out)
+    assert again.exit_code == 2
+    assert "already exists" in again.stderr
+    facts = run("weights", "average", "derain", other, "--out", out, "--overwrite", "--json")
+    assert list(json.loads(facts.stdout)["sources"].values()) == [0.5, 0.5]
+    wrong = run("weights", "average", "derain", "derain-4step", "--out", tmp_path / "no.pt")
+    assert wrong.exit_code == 4
+    assert "it differs in its timesteps from" in wrong.stderr

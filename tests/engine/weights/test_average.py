@@ -1,0 +1,126 @@
+"""The mean of several trainings' weights: its numbers, and what has no mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.weights.average import average, parse_shares
+from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
+from c2fdft_cli.errors import CheckpointError, UsageError
+from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
+
+
+def write(path: Path, net: DFT, value: float, **said: Any) -> Path:
+    """A checkpoint whose EMA weights are all one value, its raw ones another."""
+    network = Network(dim=net.dim, blocks=[1, 1, 1, 1])
+    meta = Meta(**{"network": network, "stage": "fine", "grid": [500], "step": 7, **said})
+    states = [
+        {name: torch.full_like(one, number) for name, one in net.state_dict().items()}
+        for number in (99.0, value)
+    ]
+    save_checkpoint(path, *states, meta)
+    return path
+
+
+@pytest.fixture
+def net(tiny_net: Callable[..., DFT]) -> DFT:
+    return tiny_net()
+
+
+@pytest.mark.parametrize(
+    ("shares", "mean"), [(None, 2.0), ([3, 1], 1.5), ([0.25, 0.75], 2.5), ([1e-300, 1e300], 3.0)]
+)
+def test_the_mean_is_of_the_ema_weights(
+    shares: list[float] | None, mean: float, net: DFT, tmp_path: Path
+) -> None:
+    recipe = Recipe(task="denoise").to_dict()
+    one = write(tmp_path / "1.pt", net, 1, recipe=recipe, metrics={"psnr": 30})
+    three = write(tmp_path / "3.pt", net, 3, recipe=recipe)
+    said = average([one, three], tmp_path / "new" / "mean.pt", shares)
+    assert sum(said.sources.values()) == pytest.approx(1)
+    assert list(said.sources) == [str(one), str(three)]
+    found = load_checkpoint(said.out)
+    for state in (found.ema, found.params):
+        assert all((tensor == mean).all() for tensor in state.values())
+    assert (found.grid(), found.task(), found.meta.stage) == ([500], "denoise", "fine")
+    assert (found.meta.step, found.meta.metrics) == (0, {})
+    assert said.bytes == said.out.stat().st_size
+
+
+def test_rounding_does_not_add_up(net: DFT, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{k}.pt", net, 0.1) for k in range(7)]
+    found = load_checkpoint(average(files, tmp_path / "mean.pt").out)
+    assert all((tensor == torch.tensor(0.1)).all() for tensor in found.ema.values())
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"grid": [400]}, "timesteps"),
+        ({"diffusion": Diffusion(timesteps=2000)}, "noise schedule"),
+        ({"recipe": Recipe(task="deblur").to_dict()}, "task"),
+        ({"network": Network(dim=8, blocks=[1, 1, 1, 1], ffn_factor=2.5)}, "network"),
+    ],
+)
+def test_what_has_no_mean(said: dict[str, Any], what: str, net: DFT, tmp_path: Path) -> None:
+    files = [write(tmp_path / "1.pt", net, 1), write(tmp_path / "2.pt", net, 2, **said)]
+    with pytest.raises(CheckpointError, match=f"2.pt: it differs in its {what} from .*1.pt"):
+        average(files, tmp_path / "mean.pt")
+    assert not (tmp_path / "mean.pt").exists()
+
+
+def test_other_tensors(net: DFT, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
+    """The network is the same by what the file says, not by what it holds."""
+    one, other = write(tmp_path / "1.pt", net, 1), write(tmp_path / "2.pt", net, 1)
+    content = torch.load(other, weights_only=True)
+    content["params_ema"]["output.weight"] = torch.ones(1)
+    torch.save(content, other)
+    with pytest.raises(CheckpointError, match=r"2\.pt"):
+        average([one, other], tmp_path / "mean.pt")
+
+
+@pytest.mark.parametrize(
+    ("shares", "text"),
+    [
+        ([1], "--shares must name 2 numbers, one a checkpoint, got 1"),
+        ([1, 0], "--shares must be positive numbers, got 1, 0"),
+        ([1, -1], "positive numbers, got 1, -1"),
+        ([1, float("nan")], "positive numbers, got 1, nan"),
+        ([1, float("inf")], "positive numbers, got 1, inf"),
+    ],
+)
+def test_wrong_shares(shares: list[float], text: str, net: DFT, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{k}.pt", net, k) for k in (1, 2)]
+    with pytest.raises(UsageError, match=text):
+        average(files, tmp_path / "mean.pt", shares)
+
+
+def test_nothing_is_replaced_unasked(net: DFT, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{k}.pt", net, k) for k in (1, 2)]
+    before = files[0].read_bytes()
+    with pytest.raises(UsageError, match="already exists") as error:
+        average(files, files[0])
+    assert error.value.hint == "use --overwrite to replace it"
+    assert files[0].read_bytes() == before
+    average(files, files[0], overwrite=True)
+    assert load_checkpoint(files[0]).ema["output.weight"].unique().tolist() == [1.5]
+
+
+def test_one_alone_and_one_that_is_missing(net: DFT, tmp_path: Path) -> None:
+    one = write(tmp_path / "1.pt", net, 1)
+    with pytest.raises(UsageError, match="two checkpoints or more, got 1"):
+        average([one], tmp_path / "mean.pt")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        average([one, tmp_path / "2.pt"], tmp_path / "mean.pt")
+
+
+def test_shares_as_text() -> None:
+    assert parse_shares("0.7, 0.3") == [0.7, 0.3]
+    with pytest.raises(UsageError, match="must be numbers with commas between, got 1,half"):
+        parse_shares("1,half")
