@@ -61,7 +61,7 @@ words() {  # words ARM: what it changes, in ${changed[@]}
 for arm in "${arms[@]}"; do words "$arm"; done
 c2fdft prepare "$clean" --synthesize rain --clean-only --streaks "$streaks" --out "$out/shards"
 stage coarse coarse.pt train-coarse --recipe tiny "${data[@]}" data.synthesize=rain \
-  train.clip_norm=null coarse.iterations="$n" coarse.switch_every=$((n / 6)) coarse.cycles=2 \
+  train.clip_norm=null coarse.lr=6.0e-4 coarse.iterations="$n" coarse.switch_every=$((n / 6)) coarse.cycles=2 \
   "coarse.periods=[{\"length\":$n,\"floor\":6.0e-5}]"
 start=(--from "$out/coarse/coarse.pt" fine.ssim=paper fine.l1_weight=1.0 fine.lr=3.0e-4 train.clip_norm=1.0)
 
