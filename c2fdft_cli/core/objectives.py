@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, q_sample
 from c2fdft_cli.core.precision import full_precision
-from c2fdft_cli.core.ssim import SIGMA, WINDOW, ssim_terms
+from c2fdft_cli.core.ssim import SIGMA, WINDOW, mean_contrast, terms_of
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
@@ -120,13 +121,18 @@ def ms_ssim(pred: Tensor, gt: Tensor, max_val: float = 1.0, pooled: bool = False
     """
     if min(pred.shape[-2:]) < 2 ** (len(MS_SSIM_WEIGHTS) - 1):
         raise ValueError(f"MS-SSIM needs sides of at least 16, got {list(pred.shape[-2:])}")
-    value = pred.new_ones(1 if pooled else len(pred))
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+    both = torch.stack([pred + gt, pred - gt])
+    terms = []
+    for scale in range(len(MS_SSIM_WEIGHTS)):
         if scale:
-            pred, gt = F.avg_pool2d(pred, 2), F.avg_pool2d(gt, 2)
-        window = min(WINDOW, *pred.shape[-2:])
-        terms = ssim_terms(pred, gt, max_val, window, SIGMA * window / WINDOW, pad=window // 2)
-        term = terms[0] if scale == len(MS_SSIM_WEIGHTS) - 1 else terms[1]
-        term = term.mean().view(1) if pooled else term.mean(1)
+            halved = F.avg_pool2d(both.flatten(0, 1), 2)
+            both = halved.view(2, -1, *halved.shape[1:])
+        window = min(WINDOW, *both.shape[-2:])
+        settings = max_val, window, SIGMA * window / WINDOW, window // 2
+        last = scale == len(MS_SSIM_WEIGHTS) - 1
+        term = terms_of(both, *settings)[0] if last else mean_contrast(both, *settings)
+        terms.append(term.mean().view(1) if pooled else term.mean(1))
+    value = torch.ones_like(terms[0])
+    for term, weight in zip(terms, MS_SSIM_WEIGHTS, strict=True):
         value = value * term.clamp_min(1e-6) ** weight
     return value

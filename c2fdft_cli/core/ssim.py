@@ -1,10 +1,24 @@
-"""Structural similarity, behind the scores and the fine loss: docs/paper.md, eq. (22)."""
+"""Structural similarity, behind the scores and the fine loss: docs/paper.md, eq. (22).
+
+Of two images a and b it needs the local means and variances of `u = a + b` and `v = a - b` alone,
+because `2 s_ab = (s_u - s_v) / 2` and `s_a^2 + s_b^2 = (s_u + s_v) / 2`, writing s_u and s_v for
+these variances:
+
+    (2 s_ab + C2) / (s_a^2 + s_b^2 + C2) = 1 - 2 s_v / (s_u + s_v + 2 C2)
+
+and the same with squared means for the other factor. So four maps are blurred instead of five.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from c2fdft_cli.core.precision import exact_products, full_precision
 
 WINDOW = 11
 SIGMA = 1.5
@@ -36,29 +50,95 @@ def ssim_terms(
     Returns:
         SSIM and contrast-structure, each `[n, c]`.
     """
-    n, c = a.shape[:2]
-    weights = gaussian_window(window, sigma, torch.empty(0, dtype=a.dtype)).tolist()
-    a, b = (x.flatten(0, 1) for x in (a, b))
-    sums = torch.cat([a, b, a * a, b * b, a * b])
-    for axis in (-2, -1):
-        sums = _weighted(sums, weights, axis, pad)
-    mu_a, mu_b, aa, bb, ab = sums.chunk(5)
-    c1, c2 = (0.01 * max_val) ** 2, (0.03 * max_val) ** 2
-    contrast = (2 * (ab - mu_a * mu_b) + c2) / ((aa - mu_a**2) + (bb - mu_b**2) + c2)
-    luminance = (2 * mu_a * mu_b + c1) / (mu_a**2 + mu_b**2 + c1)
-    means = [x.mean((1, 2)).view(n, c) for x in (luminance * contrast, contrast)]
-    return means[0], means[1]
+    return terms_of(torch.stack([a + b, a - b]), max_val, window, sigma, pad)
 
 
-def _weighted(x: Tensor, weights: list[float], axis: int, pad: int) -> Tensor:
-    """Sums of x along an axis, weighted, within a sliding window.
+def terms_of(
+    sum_and_difference: Tensor, max_val: float, window: int, sigma: float, pad: int
+) -> tuple[Tensor, Tensor]:
+    """`ssim_terms` of two images by their sum and difference, `[2, n, c, h, w]`."""
+    mean, variance = local_moments(sum_and_difference, window, sigma, pad)
+    contrast = 1 - 2 * _unlike(variance, (0.03 * max_val) ** 2)
+    luminance = 1 - 2 * _unlike(mean.square(), (0.01 * max_val) ** 2)
+    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
 
-    Not a convolution: one with a single channel is slower, and may round to TF32 on a GPU, which
-    leaves nothing of a variance that is a difference of such sums.
+
+def mean_contrast(
+    sum_and_difference: Tensor, max_val: float, window: int, sigma: float, pad: int
+) -> Tensor:
+    """The second of `terms_of` alone."""
+    _, variance = local_moments(sum_and_difference, window, sigma, pad)
+    return 1 - 2 * _unlike(variance, (0.03 * max_val) ** 2).mean((2, 3))
+
+
+def local_moments(x: Tensor, window: int, sigma: float, pad: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of `x: [..., h, w]` in the Gaussian window around each pixel."""
+    rows, columns = (
+        _window_sums(side, window, sigma, pad, x.dtype, x.device) for side in x.shape[-2:]
+    )
+    return _Moments.apply(x, rows, columns)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _unlike(x: Tensor, constant: float) -> Tensor:
+    """`x_v / (x_u + x_v + 2 C)`, half of what is missing to 1."""
+    x_u, x_v = x.unbind()
+    return x_v / (x_u + x_v + 2 * constant)
+
+
+@cache
+def _window_sums(
+    side: int, window: int, sigma: float, pad: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The weighted sums in a sliding window along a side as a matrix, `[sums, side]`.
+
+    Made once: a copy to a GPU could not be recorded.
     """
-    x = F.pad(x, (pad, pad) if axis == -1 else (0, 0, pad, pad))
-    size = x.shape[axis] - len(weights) + 1
-    total = weights[0] * x.narrow(axis, 0, size)
-    for k, weight in enumerate(weights[1:], start=1):
-        total = torch.add(total, x.narrow(axis, k, size), alpha=weight)
-    return total
+    with torch.inference_mode(False):
+        weights = gaussian_window(window, sigma, torch.empty(0, dtype=dtype))
+        sums = torch.zeros(side + 2 * pad - window + 1, side + 2 * pad, dtype=dtype)
+        for offset, weight in enumerate(weights.tolist()):
+            sums.diagonal(offset).fill_(weight)
+        return sums[:, pad : pad + side].to(device, copy=True)
+
+
+def _blur_both(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`rows x columns^T` of each image of x and of y, `[..., h, w]`; stacked.
+
+    In full float32: TF32 leaves nothing of a variance that is a difference of such sums.
+    """
+    along = x.new_empty(2, *x.shape[:-1], len(columns))
+    with full_precision(x), exact_products():
+        for image, out in zip((x, y), along, strict=True):
+            torch.mm(image.flatten(0, -2), columns.T, out=out.flatten(0, -2))
+        images = along.flatten(0, -3)
+        across = torch.bmm(rows.expand(len(images), -1, -1), images)
+    return across.view(*along.shape[:-2], *across.shape[-2:])
+
+
+class _Moments(torch.autograd.Function):
+    """`local_moments` by the blurs of x and x^2, with the two blurs of its derivative.
+
+    With m = B x and s = B x^2 - m^2: dx = B^T (dm - 2 m ds) + 2 x B^T ds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = _blur_both(x, x * x, rows, columns).unbind()
+        variance.addcmul_(mean, mean, value=-1)
+        ctx.save_for_backward(x, mean, rows, columns)
+        ctx.set_materialize_grads(False)
+        return mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_mean: Tensor | None, of_variance: Tensor | None
+    ) -> tuple[Tensor, None, None]:
+        x, mean, rows, columns = ctx.saved_tensors
+        if of_variance is None:
+            of_variance = torch.zeros_like(mean)
+        through_mean = (mean * of_variance).mul_(-2)
+        if of_mean is not None:
+            through_mean += of_mean
+        of_x, of_square = _blur_both(through_mean, of_variance, rows.T, columns.T).unbind()
+        return of_x.addcmul_(x, of_square, value=2), None, None

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.recipe.schema import Network
+from c2fdft_cli.recipe.schema import FineStage, Network, Stage
 from tests.kit.traffic import load_count_traffic
 
 SMALL = Network(dim=24, blocks=[1, 1, 1, 2])
@@ -58,3 +58,15 @@ def test_the_plan_foretells_the_peak(counting: ModuleType, rows: int, dtype: tor
         with LiveBytes() as live, counting.Traffic():
             strips(x, t)
     assert strip_bytes(net, 256, 192, 1, dtype, rows) == pytest.approx(live.peak, rel=0.04)
+
+
+@pytest.mark.parametrize(("stage", "loss"), [(Stage(), 11), (FineStage(recompute="none"), 280)])
+def test_parts_of_a_training_step(counting: ModuleType, stage: Stage, loss: int) -> None:
+    """The fine loss took 896 launches when each shifted image was added for itself."""
+    network = Network(dim=24, blocks=[1, 1, 1, 1])
+    parts = counting.count_step(network, 2, 32, torch.bfloat16, stage, clip=1.0).parts
+    launches = {part: sum(each.values()) for part, (each, _) in parts.items()}
+    assert list(parts) == [counting.FORWARD, counting.LOSS, counting.BACKWARD, counting.MOVE]
+    assert launches[counting.LOSS] <= loss
+    assert launches[counting.FORWARD] < launches[counting.BACKWARD]
+    assert launches[counting.MOVE] <= 25, "all weights together"

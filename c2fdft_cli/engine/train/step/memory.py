@@ -88,7 +88,7 @@ def _saved_bytes(
         if dtype != torch.float32:
             modes.enter_context(torch.autocast("cpu", dtype))
             if not half_norms:
-                modes.enter_context(_NormsInFloat32())
+                modes.enter_context(NormsInFloat32())
         hooks = torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor)
         modes.enter_context(hooks)
         loss = net(x, t).sum()
@@ -96,7 +96,7 @@ def _saved_bytes(
         return tuple(counter.bytes().items())
 
 
-class _NormsInFloat32(TorchFunctionMode):
+class NormsInFloat32(TorchFunctionMode):
     """What autocast does to a layer norm on CUDA and not on a CPU."""
 
     def __torch_function__(

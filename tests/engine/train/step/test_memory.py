@@ -91,7 +91,7 @@ def test_half_precision_keeps_what_was_counted(norms):
 def held_after_forward(network, count, norms_in_float32):
     net = make_network(network)
     x, t = torch.zeros(count, 6, 48, 48), torch.zeros(count)
-    norms = memory._NormsInFloat32() if norms_in_float32 else nullcontext()
+    norms = memory.NormsInFloat32() if norms_in_float32 else nullcontext()
     with LiveBytes() as live, torch.autocast("cpu", torch.bfloat16), norms:
         loss = net(x, t).sum()
         held = live.now

@@ -1,0 +1,102 @@
+"""Structural similarity against the formula as it stands in the paper, and its derivative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from c2fdft_cli.core import ssim
+from c2fdft_cli.core.precision import exact_products
+from c2fdft_cli.core.ssim import gaussian_window, local_moments, ssim_terms
+from tests.kit.formula import wave
+
+WINDOWS = [(11, 1.5, 0), (11, 1.5, 5), (6, 0.8, 3), (1, 0.14, 0)]
+"""Side, sigma and padding: of scores, and of the scales of a loss."""
+
+
+def pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    a, b = (wave([2, 3, 12, 17], rate).to(dtype) / 2 + 0.5 for rate in (0.31, 0.17))
+    return a, 0.7 * a + 0.3 * b
+
+
+def blurred(x: Tensor, window: int, sigma: float, pad: int) -> Tensor:
+    weights = gaussian_window(window, sigma, x)
+    kernel = (weights[:, None] * weights).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(x, kernel, padding=pad, groups=x.shape[1])
+
+
+def by_the_formula(a: Tensor, b: Tensor, *window: float) -> tuple[Tensor, Tensor]:
+    mu_a, mu_b, aa, bb, ab = (blurred(x, *window) for x in (a, b, a * a, b * b, a * b))
+    c1, c2 = 0.01**2, 0.03**2
+    contrast = (2 * (ab - mu_a * mu_b) + c2) / (aa - mu_a**2 + bb - mu_b**2 + c2)
+    luminance = (2 * mu_a * mu_b + c1) / (mu_a**2 + mu_b**2 + c1)
+    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_the_terms_are_those_of_the_formula(window: tuple[int, float, int]) -> None:
+    for found, expected in zip(
+        ssim_terms(*pair(), 1.0, *window), by_the_formula(*pair(), *window), strict=True
+    ):
+        assert torch.allclose(found, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_moments_and_their_derivative(window: tuple[int, float, int]) -> None:
+    x = pair()[0][:1, :1]
+    mean, variance = local_moments(x, *window)
+    assert torch.allclose(mean, blurred(x, *window))
+    assert torch.allclose(variance, blurred(x * x, *window) - mean**2)
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: local_moments(x, *window), x)
+    assert torch.autograd.gradcheck(lambda x: local_moments(x, *window)[1], x)
+
+
+def test_float32_gradients_of_similar_images() -> None:
+    """Where convolutions of squares, one image at a time, were wrong by 1e-5."""
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        a, b = pair(dtype)
+        near = (a + (b - a) / 50).requires_grad_()
+        ssim_terms(near, a, 1.0, 11, 1.5, 5)[1].sum().backward()
+        gradients.append(near.grad.double())
+    assert (gradients[0] - gradients[1]).norm() < 5e-6 * gradients[1].norm()
+
+
+def test_the_blurs_are_float32_whatever_the_caller_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast and where products may round to TF32, forward and backward."""
+    seen, mm = [], torch.mm
+
+    def watched(*args: Tensor, out: Tensor) -> Tensor:
+        seen.append((torch.get_float32_matmul_precision(), out.dtype))
+        return mm(*args, out=out)
+
+    monkeypatch.setattr(ssim.torch, "mm", watched)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        a, b = pair(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            ssim_terms(a.requires_grad_(), b, 1.0)[0].sum().backward()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [("highest", torch.float32)] * 4
+
+
+def test_exact_products_end_with_an_error() -> None:
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(ValueError, match="no"), exact_products():
+        raise ValueError("no")
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_matrix_made_in_inference_serves_training() -> None:
+    ssim._window_sums.cache_clear()
+    a, b = pair()
+    with torch.inference_mode():
+        ssim_terms(a, b, 1.0)
+    ssim_terms(a.requires_grad_(), b, 1.0)[0].sum().backward()
+    assert a.grad is not None
