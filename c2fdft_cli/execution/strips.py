@@ -91,7 +91,7 @@ class StripNetwork:
         self.watch: Callable[[int], None] | None = None
         self.compiled, self._packed = compile, not compile
         self._compiled_passes = compiled_passes() if compile else None
-        self._recorder = Recorder()
+        self._recorder: Recorder[Tensor] = Recorder()
         self.refresh()
 
     @torch.no_grad()

@@ -285,7 +285,7 @@ class Train(Section):
         seed: decides all random numbers.
         precision: what matrix products compute in; `auto` is bf16 where the device has it, else
             fp16 on CUDA, else fp32. `--precision` takes precedence.
-        compile: torch.compile; `auto` on CUDA alone.
+        compile: torch.compile; `auto` in long trainings on CUDA alone.
         micro_batch: images that go through the network at once; `auto` by the memory there is.
         adam_betas: of AdamW.
         weight_decay: of AdamW.

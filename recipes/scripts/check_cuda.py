@@ -67,6 +67,8 @@ ALLOWED = {"fp32": 2e-5, "tf32": 2e-3, "fp16": 4e-3, "bf16": 2e-2}
 """Relative errors against float64 or float32 on the CPU."""
 LEAST_COSINE = {"fp32": 0.9999, "tf32": 0.999, "fp16": 0.995, "bf16": 0.98}
 ALPHA_BAR = alpha_bar_of(beta_schedule())
+DERAIN = Network(dim=24, blocks=[1, 2, 2, 3])
+"""Of the packaged weights `derain`."""
 QUICK = Network(dim=16, blocks=[1, 1, 1, 1])
 RUN = [sys.executable, "-m", "c2fdft_cli"]
 
@@ -718,6 +720,37 @@ def train(check: Check) -> None:
             label = f"{fine or 'coarse'} {patch} px {name}"
             with check.trial(label):
                 _time_step(check, label, fine, patch, rows if fine is None else -(-rows // 4))
+    for fine in (None, "none", "call"):
+        with check.trial(f"recorded {fine or 'coarse'} {name}"):
+            _compare_recorded(check, name, fine)
+
+
+def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
+    """Steps of a small network launched one by one and recorded: gradients, and times."""
+    runtime = check.runtime(precision)
+    network, patch, rows = (QUICK, 16, 2) if check.quick else (DERAIN, 192, 16)
+    stage = None if fine is None else (FineStage(recompute=fine), [500])  # type: ignore[arg-type]
+    batch, gradients = random_batch(rows, patch, 1000), []
+    name = f"{fine or 'coarse'} step of {rows} x {patch} px {precision}"
+    before = os.environ.get(recording.SWITCH)
+    for switch in ("off", "auto"):
+        os.environ[recording.SWITCH] = switch
+        objective = Objective(
+            random_network(network, runtime.device), ALPHA_BAR.to(runtime.device), stage
+        )
+        stepper, said = Stepper(objective, Train(), runtime), []
+        stepper.recorder.notify = said.append
+        took = seconds_of(lambda s=stepper: s.step(batch, 1.0, 0.0, rows), check, most=20)
+        parts = [p.grad.flatten() for p in stepper.net.parameters() if p.grad is not None]
+        gradients.append(torch.cat(parts))
+        check.time(name + " recorded" * (switch == "auto"), took)
+        check.expect(f"{name}: nothing given up", not said, said=said)
+    os.environ.pop(recording.SWITCH)
+    if before is not None:
+        os.environ[recording.SWITCH] = before
+    error, same = relative(gradients[1], gradients[0]), torch.equal(*gradients)
+    # the same kernels, some of which may add up in any order
+    check.expect(f"{name}: recorded as launched", error < 1e-4, error=f"{error:.1e}", equal=same)
 
 
 def _time_step(check: Check, label: str, fine: str | None, patch: int, rows: int) -> None:

@@ -27,6 +27,7 @@ class Graph(TorchDispatchMode):
         self.steps.append((func, args, kwargs or {}, result))
         return result
 
+    @torch.no_grad()
     def replay(self) -> None:
         Graph.replays += 1
         for func, args, kwargs, result in self.steps:

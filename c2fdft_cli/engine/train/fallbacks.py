@@ -17,6 +17,7 @@ from c2fdft_cli.engine.train.step.memory import choose_micro_batch, step_bytes, 
 from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.execution.compiling import (
+    MUCH_WORK,
     compile_in_place,
     is_compiled,
     run_uncompiled,
@@ -24,6 +25,7 @@ from c2fdft_cli.execution.compiling import (
 )
 from c2fdft_cli.execution.distributed import all_reduce_min
 from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
+from c2fdft_cli.recipe.schema import FineStage
 
 COMPILED_LOSS = {True: 1e-3, False: 2e-2}
 """Relative difference of the compiled network's loss that is rounding, in float32 or not."""
@@ -44,7 +46,7 @@ class Fallbacks:
         self, options: TrainOptions, stepper: Stepper, notify: Callable[[str], None]
     ) -> None:
         self._options, self._stepper, self._runtime = options, stepper, options.runtime
-        self._notify = notify
+        self._notify = stepper.recorder.notify = notify
         self._cycle = patch_cycle(options.section)
         self.micro: dict[int, int] = {}
         """Rows that go through the network together, by patch size."""
@@ -53,9 +55,19 @@ class Fallbacks:
     def compile(self) -> None:
         """Compile the network as the recipe's `train.compile` says."""
         setting = self._options.recipe.train.compile
+        if setting == "auto" and self._pixels() < MUCH_WORK:
+            setting = "off"
         notice = compile_in_place(self._stepper.net, setting, self._runtime)
         if notice:
             self._notify(notice)
+
+    def _pixels(self) -> int:
+        """About how many pixels a whole training sends through the network in this process."""
+        section, options = self._options.section, self._options
+        calls = len(options.grid) if isinstance(section, FineStage) else 1
+        pixels = [rows * p**2 for p, rows in zip(section.patches, section.batches, strict=True)]
+        passes = 3 * calls * section.iterations  # forward, and backward twice as long
+        return sum(pixels) // len(pixels) * passes // self._runtime.world
 
     @property
     def is_compiled(self) -> bool:
@@ -78,6 +90,7 @@ class Fallbacks:
         if patch in self._fitted:
             return
         self._fitted.add(patch)
+        self._stepper.recorder.forget()  # its memory is then among what is free
         if patch not in self.micro:  # else it is known from before the run was stopped
             wanted = self._options.recipe.train.micro_batch
             each = self.bytes_per_image(patch)

@@ -285,6 +285,7 @@ class _Training:
         return ended
 
     def _score_and_log(self, request: StopRequest) -> Generator[TrainEvent, None, bool]:
+        self.stepper.recorder.forget()  # its memory is for the network in strips
         scored, ended = yield from self.validator.validate(self.step, request)
         if not ended:
             self._log(scored)

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,38 +21,45 @@ from c2fdft_cli.vocabulary import check_choice
 SWITCH = "C2FDFT_GRAPHS"
 """Environment variable: `off` to launch everything anew each time."""
 
-Work = Callable[..., Tensor]
+Result = TypeVar("Result")
+"""A tensor on the GPU, or a tuple of them."""
 
 _log = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
 
 
-class _Recording(NamedTuple):
+class _Recording(NamedTuple, Generic[Result]):
     """What was recorded, and the tensors that it reads and writes."""
 
     key: Hashable
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
-    output: Tensor
+    output: Result
 
 
-class Recorder:
+class Recorder(Generic[Result]):
     """Runs work as it is once, records it the second time, and replays it from then on.
 
     It holds one recording: of the work whose inputs have the shapes of the last call. Its memory
     is for itself alone until `forget`, or until inputs of another shape come.
+
+    Attributes:
+        notify: called with why work could not be recorded, in a sentence.
     """
 
     def __init__(self) -> None:
+        self.notify: Callable[[str], None] = _log.info
         self._seen: Hashable = None
         self._failed: Hashable = None
-        self._recording: _Recording | None = None
+        self._recording: _Recording[Result] | None = None
 
-    def __call__(self, work: Work, *inputs: Tensor, key: Hashable = None) -> Tensor:
+    def __call__(
+        self, work: Callable[..., Result], *inputs: Tensor, key: Hashable = None
+    ) -> Result:
         """`work(*inputs)`, the same work whenever shapes and key are the same.
 
         Args:
-            work: from tensors on the GPU to one there; it must not wait for the GPU.
+            work: from tensors on the GPU to what is there; it must not wait for the GPU.
             inputs: what it reads.
             key: what else it depends on.
 
@@ -75,26 +82,28 @@ class Recorder:
         """Give up the recording and its memory."""
         self._recording = None
 
-    @staticmethod
-    def _record(work: Work, key: Hashable, inputs: tuple[Tensor, ...]) -> _Recording | None:
+    def _record(
+        self, work: Callable[..., Result], key: Hashable, inputs: tuple[Tensor, ...]
+    ) -> _Recording[Result] | None:
         """Record the work without running it; None where that fails, as for lack of memory."""
         graph = torch.cuda.CUDAGraph()
         held = tuple(map(_like, inputs))
+        _copy(inputs, held)
         # other threads may go on with work of their own meanwhile, but not record
         try:
             with _one_at_a_time, torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 output = work(*held)
         except Exception as error:  # torch and drivers have many; running it as it is needs none
-            _log.info("not recorded as a CUDA graph: %s", error)
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            self.notify(f"not recorded as a CUDA graph: {why}")
             with suppress(RuntimeError):
                 graph.reset()
             return None
         return _Recording(key, graph, held, output)
 
     @staticmethod
-    def _replay(recording: _Recording, inputs: tuple[Tensor, ...]) -> Tensor:
-        for held, x in zip(recording.inputs, inputs, strict=True):
-            _stored(held).copy_(_stored(x))
+    def _replay(recording: _Recording[Result], inputs: tuple[Tensor, ...]) -> Result:
+        _copy(inputs, recording.inputs)
         recording.graph.replay()
         return recording.output
 
@@ -112,6 +121,11 @@ def records(device: torch.device) -> bool:
 def _like(x: Tensor) -> Tensor:
     """A tensor of its own with the shape and the strides of x."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+def _copy(inputs: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
+    for x, own in zip(inputs, held, strict=True):
+        _stored(own).copy_(_stored(x))
 
 
 def _stored(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import MIN_ROWS, Executor
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.train import fallbacks as attempts
+from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.train.step import memory
 from c2fdft_cli.engine.train.step.objective import Objective
@@ -73,7 +74,6 @@ def test_other_processes_are_not_left_waiting(tmp_path, shard_folder, monkeypatc
     from dataclasses import replace
 
     from c2fdft_cli.engine.train.job import train
-    from c2fdft_cli.engine.train.setup import set_up
 
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))
     with monkeypatch.context() as patch:
@@ -113,6 +113,23 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(
         "the network runs uncompiled",
     ]
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+
+
+@pytest.mark.parametrize(
+    ("setting", "much", "asked"),
+    [("auto", attempts.MUCH_WORK, "off"), ("auto", 3 * 1000 * 12, "auto"), ("on", 1 << 60, "on")],
+)
+def test_a_short_training_is_not_compiled_unless_asked_to(
+    tmp_path, shard_folder, monkeypatch, setting, much, asked
+):
+    """12 iterations of 4 x 16^2 or 2 x 24^2 pixels."""
+    wishes = []
+    monkeypatch.setattr(attempts, "MUCH_WORK", much)
+    monkeypatch.setattr(attempts, "compile_in_place", lambda net, wish, _: wishes.append(wish))
+    options = set_up(request("coarse", shard_folder, tmp_path / "r", f"train.compile={setting}"))
+    stepper = make_stepper()
+    attempts.Fallbacks(options, stepper, notify=print).compile()
+    assert wishes == [asked]
 
 
 def test_compiled_code_that_computes_something_else_is_not_trusted(

@@ -39,7 +39,7 @@ class Objective(nn.Module):
         self.fine = fine
         recompute_levels(self.net, fine is not None and fine[0].recompute == "level")
 
-    def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor | None) -> Tensor:
+    def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor | None = None) -> Tensor:
         """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]."""
         if self.fine is None:
             assert times is not None, "the coarse stage draws times"  # noqa: S101

@@ -1,4 +1,9 @@
-"""One optimiser step: micro-batches, scaling, averaging over devices, EMA."""
+"""One optimiser step: micro-batches, scaling, averaging over devices, EMA.
+
+On a GPU forward and backward pass of a whole batch are recorded as a CUDA graph. What changes from
+step to step stays outside: random numbers and the loss scale come in as tensors; learning rate, the
+skip of a step that is not finite, and the average belong to the few launches that follow.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +25,16 @@ from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution.compiling import is_compiled
+from c2fdft_cli.execution.cuda.recorded import Recorder, records
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.memory import reuse_freed_memory
 from c2fdft_cli.recipe.schema import Train
+
+MOST_RECORDED = 1 << 25
+"""Values of the first level's stream up to which a step is recorded: more keep a GPU busy."""
+
+Gradients = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Stepper:
             fused=runtime.device.type in ("cpu", "cuda"),
         )
         self.scaler = self._new_scaler()
+        self.recorder: Recorder[tuple[Tensor, Gradients]] = Recorder()
         self.objective: nn.Module = objective
         if dist.is_initialized():
             # torch warns of kernels of one channel, whose memory is the same in either order
@@ -91,6 +104,7 @@ class Stepper:
 
     def abandon(self) -> None:
         """Forget a step that did not get to its end."""
+        self.recorder.forget()
         self.optimizer.zero_grad(set_to_none=True)
         scale = self.scaler.state_dict()
         self.scaler = self._new_scaler()  # the old one may have unscaled the gradients already
@@ -110,6 +124,9 @@ class Stepper:
             What happened; a step whose gradient is not finite is skipped.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        if self._is_recorded(batch, micro_batch):
+            return self._apply(self._replay(batch, share), lr)
+        self.recorder.forget()
         loss = torch.zeros((), device=self.runtime.device)
         for rows, weight, last in self._micro_batches(batch, share, micro_batch):
             # DDP averages over the processes, so each one's part counts `world` times
@@ -121,14 +138,42 @@ class Stepper:
             dist.all_reduce(loss)
         return self._apply(loss, lr)
 
+    def _is_recorded(self, batch: Batch, micro_batch: int) -> bool:
+        """Whether launching the step would take as long as the GPU's work, in one process."""
+        small = batch.gt[:, 0].numel() * self.net.dim <= MOST_RECORDED
+        whole = micro_batch >= len(batch) and not dist.is_initialized()
+        return small and whole and records(self.runtime.device)
+
+    def _replay(self, batch: Batch, share: float) -> Tensor:
+        """The weighted loss of the whole batch; its gradients, scaled, are those of the weights."""
+        scale = self.scaler.scale(torch.full((), share, device=self.runtime.device))
+        loss, gradients = self.recorder(
+            self._loss_and_gradients, scale, *self._inputs(batch), key=is_compiled(self.net)
+        )
+        for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        return loss * share
+
+    def _loss_and_gradients(self, scale: Tensor, *inputs: Tensor) -> tuple[Tensor, Gradients]:
+        self.optimizer.zero_grad(set_to_none=True)  # also of a recording that failed half way
+        with self.runtime.autocast():
+            loss = self.objective(*inputs)
+        loss.backward(scale)
+        return loss.detach(), tuple(parameter.grad for parameter in self.net.parameters())
+
     def _loss(self, rows: Batch) -> Tensor:
+        inputs = self._inputs(rows)
+        with self.runtime.autocast():
+            return self.objective(*inputs)  # type: ignore[no-any-return]
+
+    def _inputs(self, rows: Batch) -> list[Tensor]:
+        """What the objective takes, on the device."""
         rows = rows.to(self.runtime.device, non_blocking=True)
         lq, gt = to_unit(rows.lq), to_unit(rows.gt)
         if rows.lq2 is not None and rows.gt2 is not None:
             lq = rows.lam * lq + (1 - rows.lam) * to_unit(rows.lq2)
             gt = rows.lam * gt + (1 - rows.lam) * to_unit(rows.gt2)
-        with self.runtime.autocast():
-            return self.objective(lq, gt, rows.noise, rows.times)  # type: ignore[no-any-return]
+        return [lq, gt, rows.noise] if rows.times is None else [lq, gt, rows.noise, rows.times]
 
     def _micro_batches(
         self, batch: Batch, share: float, size: int

@@ -1,0 +1,171 @@
+"""Steps recorded as a CUDA graph are the steps themselves, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.batches.batch import Batch
+from c2fdft_cli.engine.train.step import stepper as stepper_module
+from c2fdft_cli.engine.train.step.objective import Objective
+from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.recipe.schema import FineStage, Train
+from c2fdft_cli.vocabulary import Recompute
+from tests.kit.formula import fill
+from tests.kit.graphs import Graph, graphs  # noqa: F401 - a fixture
+
+CPU = torch.device("cpu")
+ALPHA_BAR = alpha_bar_of(beta_schedule())
+
+
+def make_stepper(recompute: Recompute | None = None, dtype: torch.dtype = torch.float32) -> Stepper:
+    """Of the coarse stage, or of a fine one of two sampling steps."""
+    fine = None if recompute is None else (FineStage(recompute=recompute), [999, 500])
+    objective = Objective(fill(DFT(dim=8, blocks=(1, 1, 1, 1))), ALPHA_BAR, fine)
+    return Stepper(objective, Train(clip_norm=1.0), Runtime(CPU, dtype))
+
+
+def make_batch(k: int, patch: int = 16, rows: int = 2) -> Batch:
+    """Of iteration k, with mixup in each third."""
+    random = torch.Generator().manual_seed(k)
+    shape = (rows, 3, patch, patch)
+
+    def pixels() -> torch.Tensor:
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+
+    noise = torch.randn(shape, generator=random)
+    batch = Batch(k, pixels(), pixels(), noise, torch.randint(0, 1000, (rows,), generator=random))
+    return replace(batch, lq2=pixels(), gt2=pixels(), lam=k / 100) if k % 3 == 0 else batch
+
+
+def take(stepper: Stepper, batch: Batch, micro_batch: int = 2) -> StepResult:
+    return stepper.step(batch, 1.0, 1e-3 / batch.iteration, micro_batch)
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch, graphs: type[Graph]) -> type[Graph]:  # noqa: F811
+    """Steps on the CPU are recorded."""
+    monkeypatch.setattr(stepper_module, "records", lambda device: True)
+    return graphs
+
+
+def plain_steps(stepper: Stepper, batches: list[Batch]) -> list[StepResult]:
+    """The same steps without recording."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stepper_module, "records", lambda device: False)
+        return [take(stepper, batch) for batch in batches]
+
+
+def assert_same_state(one: Stepper, other: Stepper) -> None:
+    a, b = one.state(), other.state()
+    assert (one.updates, one.bad_steps) == (other.updates, other.bad_steps)
+    for part in ("params", "params_ema"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+    for key, moments in a["optimizer"]["state"].items():
+        assert all(torch.equal(moments[n], b["optimizer"]["state"][key][n]) for n in moments)
+
+
+@pytest.mark.parametrize(
+    ("recompute", "dtype"),
+    [
+        (None, torch.float32),
+        ("none", torch.float32),
+        ("call", torch.bfloat16),
+        ("level", torch.float32),
+    ],
+)
+def test_recorded_steps_are_the_steps_themselves(
+    recording: type[Graph], recompute: Recompute | None, dtype: torch.dtype
+) -> None:
+    """Also after other patches, and after a gradient that is not finite."""
+    patches = (16, 16, 16, 24, 24, 16, 16, 16)
+    batches = [make_batch(k, patch) for k, patch in enumerate(patches, start=1)]
+    batches[6] = replace(batches[6], noise=batches[6].noise * torch.inf)
+    plain, recorded = make_stepper(recompute, dtype), make_stepper(recompute, dtype)
+    expected = plain_steps(plain, batches)
+    found = [take(recorded, batch) for batch in batches]
+    assert [one.skipped for one in found] == [False] * 6 + [True, False]
+    assert repr(found) == repr(expected)  # nan is not equal to itself
+    assert recording.replays == 2 + 1 + 2
+    assert_same_state(recorded, plain)
+
+
+def test_a_resumed_training_goes_on_as_recorded(recording: type[Graph]) -> None:
+    batches = [make_batch(k) for k in range(1, 8)]
+    whole, first, second = (make_stepper("none") for _ in range(3))
+    for batch in batches:
+        take(whole, batch)
+    for batch in batches[:3]:
+        take(first, batch)
+    second.load(first.state())
+    for batch in batches[3:]:
+        take(second, batch)
+    assert_same_state(second, whole)
+
+
+def test_another_state_is_taken_by_what_is_recorded(recording: type[Graph]) -> None:
+    recorded, plain = make_stepper(), make_stepper()
+    state = plain.state()
+    start = {key: {n: x.clone() for n, x in state[key].items()} for key in ("params", "params_ema")}
+    for k in range(1, 4):
+        take(recorded, make_batch(k))
+    recorded.load({**state, **start})
+    batches = [make_batch(k) for k in range(4, 6)]
+    plain_steps(plain, batches)
+    for batch in batches:
+        take(recorded, batch)
+    assert recording.replays == 2 + 2
+    assert_same_state(recorded, plain)
+
+
+def test_a_step_that_cannot_be_recorded(
+    recording: type[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails in the middle of its backward pass, and is taken as it is; people are told once."""
+
+    @contextmanager
+    def failing(graph: object, capture_error_mode: str) -> Iterator[None]:
+        yield
+        raise torch.OutOfMemoryError("CUDA out of memory\nand a page about it")
+
+    monkeypatch.setattr(torch.cuda, "graph", failing)
+    recorded, plain, said = make_stepper(), make_stepper(), []
+    recorded.recorder.notify = said.append
+    batches = [make_batch(k) for k in range(1, 5)]
+    expected = plain_steps(plain, batches)
+    assert [take(recorded, batch) for batch in batches] == expected
+    assert said == ["not recorded as a CUDA graph: CUDA out of memory"]
+    assert_same_state(recorded, plain)
+
+
+def test_what_is_compiled_is_recorded_anew_when_it_no_longer_is(
+    recording: type[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = make_stepper()
+    for compiled, replays in ((True, 0), (True, 1), (False, 1), (False, 2)):
+        monkeypatch.setattr(stepper_module, "is_compiled", lambda net, said=compiled: said)
+        take(stepper, make_batch(1))
+        assert recording.replays == replays
+
+
+@pytest.mark.parametrize("reason", ["micro-batches", "large", "several processes"])
+def test_what_is_not_recorded(
+    recording: type[Graph], monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    stepper = make_stepper()
+    if reason == "large":
+        monkeypatch.setattr(stepper_module, "MOST_RECORDED", 2 * 16 * 16 * 8 - 1)
+    if reason == "several processes":
+        monkeypatch.setattr(stepper_module.dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(stepper_module.dist, "all_reduce", lambda loss: None)
+    for k in range(1, 4):
+        take(stepper, make_batch(k), 1 if reason == "micro-batches" else 2)
+    assert recording.replays == 0
+    assert stepper.updates == 3
