@@ -10,8 +10,7 @@ from functools import partial
 
 import pytest
 
-from c2fdft_cli import pipeline
-from c2fdft_cli.pipeline import InOrder, ahead, cores, in_order
+from c2fdft_cli.pipeline import IN_FLIGHT_BYTES, InOrder, ahead, cores, in_order
 
 
 def test_ahead_is_bounded_and_in_order() -> None:
@@ -57,8 +56,7 @@ def test_results_come_in_order_whoever_is_first() -> None:
     assert list(in_order(work, range(9), workers=3)) == [n * n for n in range(9)]
 
 
-def test_results_in_flight_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "IN_FLIGHT_BYTES", 10)
+def test_results_in_flight_are_bounded_by_their_bytes() -> None:
     asked: list[int] = []
 
     def items() -> Iterator[int]:
@@ -66,7 +64,9 @@ def test_results_in_flight_are_bounded_by_their_bytes(monkeypatch: pytest.Monkey
             asked.append(number)
             yield number
 
-    results = in_order(lambda number: number, items(), workers=8, cost=lambda _: 5)
+    results = in_order(
+        lambda number: number, items(), workers=8, cost=lambda _: IN_FLIGHT_BYTES // 2
+    )
     assert next(results) == 0
     assert len(asked) == 3  # two in flight, and the one that waits for room
     results.close()
@@ -79,15 +79,15 @@ def test_an_error_comes_out_at_its_place() -> None:
         next(results)
 
 
-def test_results_wait_by_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "IN_FLIGHT_BYTES", 10)
+def test_results_wait_by_number_and_bytes() -> None:
+    tenth = IN_FLIGHT_BYTES // 10
     with ThreadPoolExecutor(2) as pool:
         line = InOrder[int](pool, room=3)
         left = [list(line.add(partial(int, number))) for number in range(5)]
         assert left == [[], [], [], [0], [1]]
-        assert list(line.add(partial(int, 5), size=9)) == [2]
-        assert list(line.add(partial(int, 6), size=2)) == [3, 4, 5]
-        assert list(line.add(partial(int, 7), size=99)) == [6]  # alone, however large
+        assert list(line.add(partial(int, 5), size=9 * tenth)) == [2]
+        assert list(line.add(partial(int, 6), size=2 * tenth)) == [3, 4, 5]
+        assert list(line.add(partial(int, 7), size=99 * tenth)) == [6]  # alone, however large
         assert list(line.rest()) == [7]
         assert (len(line), list(line.finished())) == (0, [])
 

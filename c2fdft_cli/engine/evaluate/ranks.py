@@ -27,20 +27,26 @@ def join() -> Runtime:
 
 
 def gather_result(result: EvalResult, runtime: Runtime) -> EvalResult:
-    """Rows and notes of all processes in rank 0, the others keep their own.
+    """Rows and notes of all processes in rank 0, the others keep their own."""
+    everyone = _gather(result, runtime)
+    return result if everyone is None else merge_results(everyone)
+
+
+def merge_results(everyone: list[EvalResult]) -> EvalResult:
+    """One result from those of all processes, by rank.
 
     In the order of one process, or nearly so where an image could not be read.
+
+    Raises:
+        UsageError: no process scored anything.
     """
-    everyone = _gather(result, runtime)
-    if everyone is None:
-        return result
     turns = zip_longest(*(one.rows for one in everyone))
     merged = [row for turn in turns for row in turn if row is not None]
     if not merged:
         raise UsageError("there is nothing to score")
     notes = list(dict.fromkeys(note for one in everyone for note in one.notes))
     unreadable = [problem for one in everyone for problem in one.unreadable]
-    return replace(result, rows=merged, notes=notes, unreadable=unreadable)
+    return replace(everyone[0], rows=merged, notes=notes, unreadable=unreadable)
 
 
 def gather_pictures(

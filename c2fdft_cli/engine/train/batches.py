@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from shutil import disk_usage
@@ -41,7 +42,7 @@ def rank_share(runtime: Runtime, batch: int) -> float:
     return (hi - lo) / batch
 
 
-def worker_count(data: Data, device: torch.device) -> int:
+def worker_count(data: Data, device: torch.device, processors: int, shared_bytes: float) -> int:
     """Processes that read batches: as stated, else as many as the device needs.
 
     The batches are the same with any number of them. They travel through shared memory, of which a
@@ -49,11 +50,16 @@ def worker_count(data: Data, device: torch.device) -> int:
     """
     if data.workers is not None or device.type != "cuda":
         return data.workers or 0
-    if os.path.isdir(_SHARED_MEMORY) and disk_usage(_SHARED_MEMORY).free < _SHARED_BYTES:
+    if shared_bytes < _SHARED_BYTES:
         return 0
     if data.synthesize is None:
         return 2
-    return max(1, min(MAX_WORKERS, cores() - 1))
+    return max(1, min(MAX_WORKERS, processors - 1))
+
+
+def free_shared_memory() -> float:
+    """Bytes; infinite where it is no file system."""
+    return disk_usage(_SHARED_MEMORY).free if os.path.isdir(_SHARED_MEMORY) else math.inf
 
 
 def make_loader(
@@ -73,7 +79,7 @@ def make_loader(
         degrade=degrade_crop,
         margin=crop_margin,
         timesteps=recipe.diffusion.timesteps,
-        workers=worker_count(recipe.data, runtime.device),
+        workers=worker_count(recipe.data, runtime.device, cores(), free_shared_memory()),
         prefetch=prefetch,
         pin=runtime.device.type == "cuda",
     )

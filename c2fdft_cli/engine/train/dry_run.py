@@ -63,13 +63,13 @@ class TrainingPlan:
     stages: list[StagePlan]
 
 
-def plan_training(options: TrainOptions) -> Job[StagePlan, TrainingPlan]:
+def plan_training(options: TrainOptions, seconds: float = SECONDS) -> Job[StagePlan, TrainingPlan]:
     """Try each stage for a few steps on throw-away weights; nothing is written.
 
-    On a CPU the steps begin with one image and grow while a share of `SECONDS` is left.
+    On a CPU the steps begin with one image and grow while a share of `seconds` is left.
     """
     stages = len(_stages(options))
-    return Job(_plan(options), total=stages, title="dry run", unit="stage")
+    return Job(_plan(options, seconds), total=stages, title="dry run", unit="stage")
 
 
 def _stages(options: TrainOptions) -> dict[tuple[int, int], list[int]]:
@@ -82,14 +82,14 @@ def _stages(options: TrainOptions) -> dict[tuple[int, int], list[int]]:
     return stages
 
 
-def _plan(options: TrainOptions) -> Generator[StagePlan, None, TrainingPlan]:
+def _plan(options: TrainOptions, budget: float) -> Generator[StagePlan, None, TrainingPlan]:
     section, runtime = options.section, options.runtime
     shards = ShardSet.open(options.data, "train")
     stepper = Stepper(make_objective(options), options.recipe.train, runtime)
     fallbacks = Fallbacks(options, stepper, notify=lambda _: None)
     fallbacks.compile()
     plans: list[StagePlan] = []
-    end, per_pixel = time.monotonic() + SECONDS, 0.0
+    end, per_pixel = time.monotonic() + budget, 0.0
     stages = _stages(options)
     for number, ((patch, batch_size), iterations) in enumerate(stages.items()):
         batch = next(iter(make_loader(options.recipe, section, shards, iterations[0], runtime)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shlex
 import signal
 import time
@@ -307,9 +306,6 @@ class _Training:
         self.state.save(self.step, self.fallbacks.micro, vars(self.window), self.unscored)
         if time.monotonic() - self.curves_at >= CURVES_EVERY:
             draw_curves(self.run)
-            # a figure is a cycle of some megabytes, and steps make too few objects for Python to
-            # look for it: without this, a training grows by tens of megabytes between looks
-            gc.collect()
             self.curves_at = time.monotonic()
         if self.runtime.device.type == "cpu":
             give_back_freed_memory()

@@ -40,6 +40,7 @@ from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
+from c2fdft_cli.metrics.full_reference import load_piq
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from c2fdft_cli.metrics.statistics import compare, summarise, worst
 from c2fdft_cli.recipe.schema import Network, Recipe
@@ -543,13 +544,10 @@ def test_metrics_are_columns(folders: tuple[Path, Path]) -> None:
 def test_weights_of_a_metric_that_cannot_be_had(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from c2fdft_cli.metrics import full_reference as piq_metrics
+    def offline() -> None:
+        raise OSError("no route to host")
 
-    class Offline:
-        def LPIPS(self) -> None:
-            raise OSError("no route to host")
-
-    monkeypatch.setattr(piq_metrics, "load_piq", Offline)
+    monkeypatch.setattr(load_piq(), "LPIPS", offline)
     out = folders[0].parent
     a, b = (
         save(out / name, np.tile(image, (2, 2, 1)))

@@ -20,7 +20,7 @@ from c2fdft_cli.engine.evaluate.photos import evaluate_alone, find_no_reference_
 from c2fdft_cli.engine.evaluate.report import About, ReportImages, with_pictures, write_report
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
-from c2fdft_cli.metrics import no_reference
+from c2fdft_cli.metrics.full_reference import load_piq
 
 
 def photo(k: int, strength: float) -> np.ndarray[Any, Any]:
@@ -147,11 +147,10 @@ def test_names() -> None:
 
 
 def test_weights_that_are_not_there(noisy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Offline:
-        def brisque(self, *_: object, **__: object) -> None:
-            raise OSError("no route to host")
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
 
-    monkeypatch.setattr(no_reference, "load_piq", Offline)
+    monkeypatch.setattr(load_piq(), "brisque", offline)
     message = "weights of brisque cannot be loaded: no route to host"
     with pytest.raises(ResourceError, match=message):
         run(noisy, "brisque")

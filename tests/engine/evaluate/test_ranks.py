@@ -15,13 +15,11 @@ import pytest
 import torch
 
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.engine.evaluate import ranks as evaluate_ranks
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions
-from c2fdft_cli.engine.evaluate.ranks import gather_result, join
+from c2fdft_cli.engine.evaluate.ranks import gather_result, join, merge_results
 from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Network, Recipe
 
 
@@ -41,15 +39,12 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_shares_merge_to_the_whole(
-    folders: tuple[Path, Path], world: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shares_merge_to_the_whole(folders: tuple[Path, Path], world: int) -> None:
     parts = [
         evaluate_files(*folders, EvalOptions(rank=rank, world=world)).run() for rank in range(world)
     ]
     whole = evaluate_files(*folders, EvalOptions()).run()
-    monkeypatch.setattr(evaluate_ranks, "_gather", lambda item, runtime: parts)
-    assert gather_result(parts[0], Runtime(torch.device("cpu"), world=world)) == whole
+    assert merge_results(parts) == whole
 
 
 def test_one_process_gathers_nothing(folders: tuple[Path, Path]) -> None:
@@ -59,12 +54,11 @@ def test_one_process_gathers_nothing(folders: tuple[Path, Path]) -> None:
     assert gather_result(whole, runtime) is whole
 
 
-def test_nothing_at_all(monkeypatch: pytest.MonkeyPatch, folders: tuple[Path, Path]) -> None:
+def test_nothing_at_all(folders: tuple[Path, Path]) -> None:
     empty = evaluate_files(*folders, EvalOptions(rank=6, world=7)).run()
     assert empty.rows == []
-    monkeypatch.setattr(evaluate_ranks, "_gather", lambda item, runtime: [empty, empty])
     with pytest.raises(UsageError, match="nothing to score"):
-        gather_result(empty, Runtime(torch.device("cpu"), world=2))
+        merge_results([empty, empty])
 
 
 @pytest.mark.acceptance

@@ -10,12 +10,12 @@ import textwrap
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from c2fdft_cli import files as files_module
 from c2fdft_cli.data.images import picture as picture_module
 from c2fdft_cli.data.images.picture import list_images, read_rgb8, save_rgb8
 from c2fdft_cli.data.shards.format import Pixels
@@ -349,7 +349,7 @@ def test_disk_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     out = tmp_path / "out"
     run(source=source, out=out)
     before = files(out)
-    monkeypatch.setattr(files_module, "free_bytes", lambda _: 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(ResourceError, match="the disk is too small"):
         run(source=source, out=tmp_path / "new")
     make_pairs(source, 30, first=12)
@@ -593,7 +593,7 @@ def test_no_nameless_file_stays_open(source: Path, tmp_path: Path) -> None:
 def test_no_room_for_decoded_images(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files_module, "free_bytes", lambda _: 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(ResourceError, match="the disk is too small"):
         run(source=source, out=tmp_path / "out")
 

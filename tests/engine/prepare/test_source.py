@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from c2fdft_cli import files
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.engine.prepare.source import DecodedImages
@@ -83,7 +84,7 @@ def test_disk_that_fills_up(
             pass
 
     with DecodedImages(tmp_path) as decoded:
-        monkeypatch.setattr(files, "free_bytes", lambda _: 100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
         with pytest.raises(ResourceError, match="the disk is too small"):
             decoded.add(images, workers=1)
         monkeypatch.undo()

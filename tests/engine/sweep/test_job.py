@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing is most of a small sweep's time; one test looks at it."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr("c2fdft_cli.engine.sweep.job.draw_sweep", lambda *_: False)
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture

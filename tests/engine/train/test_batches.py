@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace as usage
+import math
 
 import pytest
 import torch
 
-from c2fdft_cli.engine.train import batches
+from c2fdft_cli.engine.train.batches import free_shared_memory, worker_count
 from c2fdft_cli.recipe.schema import Data
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+RAIN, GIB = Data(synthesize="rain"), 1 << 30
 
 
-def test_a_gpu_is_fed_by_as_many_as_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    rain = Data(synthesize="rain")
-    found = []
-    monkeypatch.setattr(batches, "disk_usage", lambda _: usage(free=1 << 30))
-    for count in (1, 4, 64):
-        monkeypatch.setattr(batches, "cores", lambda count=count: count)
-        found.append((batches.worker_count(rain, GPU), batches.worker_count(Data(), GPU)))
-    assert found == [(1, 2), (3, 2), (8, 2)]
+@pytest.mark.parametrize(
+    ("data", "device", "processors", "shared_bytes", "workers"),
+    [
+        (RAIN, GPU, 1, GIB, 1),
+        (RAIN, GPU, 4, GIB, 3),
+        (RAIN, GPU, 64, math.inf, 8),
+        (Data(), GPU, 1, GIB, 2),
+        (Data(), GPU, 64, GIB, 2),
+        # without shared memory a thread reads
+        (RAIN, GPU, 64, 64 << 20, 0),
+        (Data(workers=3), GPU, 64, 64 << 20, 3),
+        # what a recipe states counts, and a CPU's batches are read in a thread
+        (Data(), CPU, 64, GIB, 0),
+        (RAIN, CPU, 64, GIB, 0),
+        (Data(workers=0, synthesize="rain"), GPU, 64, GIB, 0),
+        (Data(workers=5), CPU, 64, GIB, 5),
+    ],
+)
+def test_processes_that_read_batches(
+    data: Data, device: torch.device, processors: int, shared_bytes: float, workers: int
+) -> None:
+    assert worker_count(data, device, processors, shared_bytes) == workers
 
 
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")
-def test_without_shared_memory_a_thread_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "disk_usage", lambda _: usage(free=64 << 20))
-    assert batches.worker_count(Data(synthesize="rain"), GPU) == 0
-    assert batches.worker_count(Data(workers=3), GPU) == 3
-
-
-def test_what_a_recipe_states_counts_and_a_cpu_reads_in_a_thread() -> None:
-    assert batches.worker_count(Data(), CPU) == 0
-    assert batches.worker_count(Data(synthesize="rain"), CPU) == 0
-    assert batches.worker_count(Data(workers=0, synthesize="rain"), GPU) == 0
-    assert batches.worker_count(Data(workers=5), CPU) == 5
+def test_shared_memory_of_this_machine() -> None:
+    assert free_shared_memory() >= 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from c2fdft_cli.engine.train.dry_run import plan_training
 from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
-from c2fdft_cli.engine.train.folder import find_run, new_run
+from c2fdft_cli.engine.train.folder import RunFolder, draw_curves, find_run, new_run
 from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
@@ -58,17 +59,15 @@ def test_a_run_leaves_what_the_contract_says(coarse_run):
     assert [bool(row["val_psnr"]) for row in rows] == [False, True, False, True, False, True]
 
 
-def test_drawing_curves_leaves_no_memory_behind(tmp_path, shard_folder, monkeypatch):
+def test_drawing_curves_leaves_no_memory_behind(tmp_path, coarse_run):
     """Figures are cycles, which Python looks for too seldom: a long training grew by them."""
     figure = pytest.importorskip("matplotlib.figure").Figure
-    monkeypatch.setattr("c2fdft_cli.engine.train.job.CURVES_EVERY", 0.0)
+    shutil.copy(coarse_run / "metrics.csv", tmp_path)
     gc.disable()
     try:
-        steps = iter(train(set_up(request("coarse", shard_folder, tmp_path / "run"))))
-        next(event for event in steps if isinstance(event, Saved))
-        assert (tmp_path / "run" / "curves.png").is_file()
+        assert draw_curves(RunFolder(tmp_path))
+        assert (tmp_path / "curves.png").is_file()
         assert not [one for one in gc.get_objects() if type(one) is figure]
-        steps.close()
     finally:
         gc.enable()
 
@@ -305,11 +304,9 @@ def test_plan_writes_nothing(tmp_path, shard_folder):
 
 
 @pytest.mark.parametrize(("seconds", "timed"), [(0.0, [1, 0]), (3600.0, [4, 2])])
-def test_a_plan_takes_smaller_steps_where_time_is_short(
-    tmp_path, shard_folder, monkeypatch, seconds, timed
-):
-    monkeypatch.setattr("c2fdft_cli.engine.train.dry_run.SECONDS", seconds)
-    plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
+def test_a_plan_takes_smaller_steps_where_time_is_short(tmp_path, shard_folder, seconds, timed):
+    options = set_up(request("coarse", shard_folder, tmp_path / "run"))
+    plan = plan_training(options, seconds).run()
     assert [stage.timed_images for stage in plan.stages] == timed
     first, second = (stage.seconds_per_step for stage in plan.stages)
     if not timed[1]:  # as many times slower as there are more pixels
