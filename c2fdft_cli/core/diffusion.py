@@ -88,19 +88,6 @@ def _round_ratio(numerator: int, denominator: int) -> int:
     return whole + up
 
 
-def released_grid(sampling_timesteps: int, total: int = T) -> list[int]:
-    """The released program's grid for its setting S: `range(0, T, T // S)` reversed.
-
-    S = 3 gives 4 calls, S = 6 gives 7, S = 1 the single time 0: docs/paper.md, "Timesteps".
-
-    Raises:
-        ValueError: S outside 1 .. total.
-    """
-    if not 1 <= sampling_timesteps <= total:
-        raise ValueError(f"sampling_timesteps is 1 to {total}, got {sampling_timesteps}")
-    return list(range(0, total, total // sampling_timesteps))[::-1]
-
-
 def check_grid(grid: Sequence[int], total: int = T) -> list[int]:
     """Return the grid as a list; ValueError unless it descends strictly within 0 .. total - 1."""
     times = [int(t) for t in grid]

@@ -47,19 +47,18 @@ def padded_side(side: int) -> int:
     return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
 
-def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
-    """Pad right and bottom to a multiple: reflect, or replicate where the side is too short.
+def pad_to_multiple(x: Tensor) -> Tensor:
+    """Pad right and bottom to a multiple of 8: reflect, or replicate where the side is too short.
 
     Args:
         x: `[n, c, h, w]`, any size from 1x1 up.
-        multiple: what both sides are to be divisible by.
 
     Returns:
         `[n, c, h', w']`; crop with `[..., :h, :w]` to undo.
     """
     for axis in (-1, -2):
         size = x.shape[axis]
-        short = -size % multiple
+        short = -size % SIZE_MULTIPLE
         if short:
             mode = "reflect" if short < size else "replicate"
             x = F.pad(x, (0, short, 0, 0) if axis == -1 else (0, 0, 0, short), mode=mode)

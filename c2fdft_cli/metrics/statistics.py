@@ -59,10 +59,10 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(mean, median, std)
 
 
-def worst(names: Sequence[str], values: Sequence[float], count: int = WORST) -> list[str]:
-    """Names of the images with the lowest scores, lowest first."""
+def worst(names: Sequence[str], values: Sequence[float]) -> list[str]:
+    """Names of the `WORST` images with the lowest scores, lowest first."""
     order = sorted(range(len(names)), key=lambda i: (values[i], names[i]))
-    return [names[i] for i in order[:count]]
+    return [names[i] for i in order[:WORST]]
 
 
 def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison:

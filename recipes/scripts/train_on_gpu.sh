@@ -46,11 +46,13 @@ fi
 rm -rf "$run-trial"
 train "$trial" "$run-trial" "$@" "fine.lr=$lr" fine.iterations=1000000 "fine.periods=[{length: 1000000, floor: 0}]" \
   fine.cycles=100000 train.log_every=10 train.validate_every=1000000 train.save_every=1000000
-left=$(python3 -c "print(round($minutes - ($(date +%s) - $began) / 60, 3))")
+left=$(python3 -c "print(round(max($trial, $minutes - ($(date +%s) - $began) / 60), 3))")
 iterations=$(python3 - "$run-trial/metrics.csv" "$left" <<'PY'
 import csv, statistics, sys
 with open(sys.argv[1], newline="") as file:
     rows = list(csv.DictReader(file))
+if not rows:
+    sys.exit("error: the trial run ended within 10 iterations: set TRIAL to more minutes")
 seconds = {}
 for row in rows[1:] or rows:
     seconds.setdefault(row["patch"], []).append(float(row["batch"]) / float(row["images_per_second"]))

@@ -13,7 +13,6 @@ from c2fdft_cli.core.diffusion import (
     ddim_sample,
     gaussian,
     q_sample,
-    released_grid,
     time_grid,
     to_image,
 )
@@ -63,21 +62,8 @@ def test_every_grid_descends_within_range(spacing):
         assert check_grid(grid) == grid
 
 
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        (3, [999, 666, 333, 0]),
-        (4, [750, 500, 250, 0]),
-        (1, [0]),
-        (6, [996, 830, 664, 498, 332, 166, 0]),
-    ],
-)
-def test_released_grids(setting, expected):
-    assert released_grid(setting) == expected
-
-
 @pytest.mark.parametrize("call", [lambda: time_grid(0), lambda: time_grid(1001),
-                                  lambda: time_grid(4, "cosine"), lambda: released_grid(0),
+                                  lambda: time_grid(4, "cosine"),
                                   lambda: check_grid([]), lambda: check_grid([5, 5]),
                                   lambda: check_grid([1, 2]), lambda: check_grid([1000, 0]),
                                   lambda: check_grid([3, -1])])  # fmt: skip

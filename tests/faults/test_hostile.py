@@ -12,7 +12,6 @@ import pytest
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.shards.format import Entry
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.data.shards.writer import write_shard
 from c2fdft_cli.engine.restore.inputs import find_inputs
 from c2fdft_cli.engine.restore.options import Writing
 from c2fdft_cli.engine.restore.outputs import plan_outputs
@@ -20,7 +19,7 @@ from c2fdft_cli.errors import RecipeError
 from c2fdft_cli.recipe.files import load_recipe
 from tests.kit.command import run
 from tests.kit.formula import picture
-from tests.kit.shards import HEADER, pairs_of
+from tests.kit.shards import HEADER, pairs_of, write_shard
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ import numpy as np
 from c2fdft_cli.data.layouts.pairs_csv import read_meta_info, read_pairs_csv
 from c2fdft_cli.data.layouts.sidd import NOISY, read_blocks
 from c2fdft_cli.data.shards.reader import verify
-from c2fdft_cli.data.shards.writer import write_shard
 from tests.kit.fuzz import Target
-from tests.kit.shards import ENTRIES, HEADER, pairs_of
+from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
 
 
 def seeds_of_shards(folder: Path) -> list[bytes]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import numpy as np
 
 from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader
+from c2fdft_cli.data.shards.writer import ShardWriter
 
 HEADER = ShardHeader("train", '{"patches": [8]}', "input/target", "rain", "0.1")
 ENTRIES = [Entry("a", 5, 7), Entry("straße/b", 1, 1), Entry("雨", 9, 3)]
@@ -13,6 +17,20 @@ ENTRIES = [Entry("a", 5, 7), Entry("straße/b", 1, 1), Entry("雨", 9, 3)]
 def picture(entry: Entry, phase: int) -> Pixels:
     values = np.arange(entry.nbytes) * 7 + 31 * phase + len(entry.name)
     return values.astype(np.uint8).reshape(entry.height, entry.width, 3)
+
+
+def write_shard(
+    path: Path,
+    entries: Sequence[Entry],
+    images: Iterable[tuple[Pixels | None, Pixels]],
+    header: ShardHeader,
+    *,
+    has_lq: bool = True,
+) -> None:
+    """Write a whole shard from a stream of (lq, gt)."""
+    with ShardWriter(path, header, entries, has_lq=has_lq) as writer:
+        for lq, gt in images:
+            writer.add(lq, gt)
 
 
 def pairs_of(entries: list[Entry]) -> list[tuple[Pixels | None, Pixels]]:

@@ -145,14 +145,11 @@ class PatchPlan:
         self.mixup_beta = mixup_beta
         self._sizes = np.array(sizes, np.int64)
 
-    def draw(self, k: int, start: int = 0, stop: int | None = None) -> Draw:
-        """The samples [start, stop) of the global batch of iteration k, counted from 1."""
+    def draw(self, k: int) -> Draw:
+        """The samples of the global batch of iteration k, counted from 1."""
         patch, batch = self.cycle.stage(k)
-        rows = slice(start, batch if stop is None else stop)
-        if not 0 <= rows.start <= rows.stop <= batch:
-            raise IndexError(f"rows {rows.start}:{rows.stop} of a batch of {batch}")
-        uniforms = _stream(self.seed, k, _ROWS).random((batch, _WIDTH))[rows]
-        image = self._images(self.cycle.samples_before(k) + np.arange(rows.start, rows.stop))
+        uniforms = _stream(self.seed, k, _ROWS).random((batch, _WIDTH))
+        image = self._images(self.cycle.samples_before(k) + np.arange(batch))
         room = np.maximum(self._sizes[image] - patch, 0) + 1
         corner = (uniforms[:, :2] * room).astype(np.int64)
         return Draw(

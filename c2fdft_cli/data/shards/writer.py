@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -130,20 +130,6 @@ class ShardWriter:
                 self._finish()
         else:
             self._stack.__exit__(kind, error, trace)
-
-
-def write_shard(
-    path: Path,
-    entries: Sequence[Entry],
-    images: Iterable[tuple[Pixels | None, Pixels]],
-    header: ShardHeader,
-    *,
-    has_lq: bool = True,
-) -> None:
-    """Write a whole shard from a stream of (lq, gt); see `ShardWriter`."""
-    with ShardWriter(path, header, entries, has_lq=has_lq) as writer:
-        for lq, gt in images:
-            writer.add(lq, gt)
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +23,9 @@ from tests.kit.restore import random_picture, save
 from tests.kit.training import MINI
 from tests.kit.weights import package, write_facts, write_packed
 
-SCRIPT = Path(__file__).parents[3] / "recipes" / "scripts" / "train_weights.sh"
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "recipes" / "scripts" / "train_weights.sh"
+ON_GPU = ROOT / "recipes" / "scripts" / "train_on_gpu.sh"
 CPU = ("--device", "cpu", "--precision", "fp32")
 
 
@@ -341,3 +346,59 @@ def test_average(two: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> Non
     wrong = run("weights", "average", "derain", "derain-4step", "--out", tmp_path / "no.pt")
     assert wrong.exit_code == 4
     assert "it differs in its timesteps from" in wrong.stderr
+
+
+FINE = [word for word in MINI if word.startswith(("fine.p", "fine.b", "fine.ssim", "train.micro"))]
+SHORTER = """
+import re, sys
+from c2fdft_cli.__main__ import main
+
+words = [re.sub(r"(iterations=|length: )[0-9]+", r"\\g<1>20", word) for word in sys.argv[1:]]
+if "--max-time" in words:
+    at = words.index("--max-time")
+    del words[at : at + 2]
+sys.argv[1:] = words
+main()
+"""
+"""The program, but for trainings: they end after 20 iterations, however fast this machine is."""
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("kind", ["pairs", "noise"])
+def test_training_for_so_many_minutes(
+    kind: str, pair_folder: Path, tmp_path: Path, tiny_net: Callable[..., DFT]
+) -> None:
+    (tmp_path / "c2fdft.py").write_text(SHORTER)
+    program = f"{sys.executable} {tmp_path / 'c2fdft.py'}"
+    settings = {"C2FDFT": program, "DEVICE": "cpu", "VAL": "1", "PYTHONPATH": str(ROOT)}
+    start = write_packed(tmp_path / "start.pt", tiny_net(), [500])
+    data, out, recipe = tmp_path / "data", tmp_path / "out", "tiny"
+    shutil.copytree(pair_folder, data)
+    if kind == "noise":
+        recipe = "denoise-small"
+        shutil.copytree(data / "train" / "clean", data / "clean")
+
+    def script() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ON_GPU, "short", start, recipe, "1", data, out, *FINE, "fine.switch_every=3"],
+            env={**os.environ, **settings}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    done = script()
+    assert done.returncode == 0, done.stderr
+    (planned,) = re.findall(r"short: (\d+) iterations in", done.stdout)
+    assert int(planned) >= 10
+    trained = load_checkpoint(out / "short.pt")
+    assert (trained.meta.stage, trained.meta.step, trained.meta.grid) == ("fine", 20, [500])
+    assert (out / "short.csv").read_text().startswith("iteration,")
+    assert (data / f"shards-{kind}" / "shards.json").is_file()
+    assert sorted(path.name for path in out.iterdir()) == ["short-run", "short.csv", "short.pt"]
+    again = script()
+    assert again.returncode == 2
+    assert "short-run exists: give another NAME" in again.stderr
+
+
+def test_the_timed_script_tells_its_usage() -> None:
+    done = subprocess.run([ON_GPU, "derain"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "train_on_gpu.sh NAME FROM RECIPE MINUTES DATA OUT" in done.stderr

@@ -17,8 +17,8 @@ from c2fdft_cli.data.batches.loader import PatchLoader
 from c2fdft_cli.data.batches.plan import PatchCycle, PatchPlan
 from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.data.shards.writer import write_shard
 from c2fdft_cli.errors import DataError, ResourceError
+from tests.kit.shards import write_shard
 
 ENTRIES = [Entry("a", 40, 30), Entry("b", 20, 64), Entry("c", 9, 11), Entry("d", 33, 32)]
 CYCLE = PatchCycle((8, 16, 32), (7, 4, 3), 2, 2)

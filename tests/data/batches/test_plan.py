@@ -110,18 +110,6 @@ def test_every_image_is_seen_before_any_is_seen_twice(
     assert len(set(seen[whole:].tolist())) == len(seen) - whole
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.data())
-def test_a_slice_is_the_slice_of_the_whole(k: int, data: st.DataObject) -> None:
-    plan = plan_of(7, PatchCycle((8, 16), (12, 5), 3, 2))
-    batch = plan.cycle.stage(k)[1]
-    start = data.draw(st.integers(0, batch))
-    stop = data.draw(st.integers(start, batch))
-    whole, part = plan.draw(k), plan.draw(k, start, stop)
-    for name in ("image", "top", "left", "symmetry", "time"):
-        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[start:stop])
-
-
 def test_crops_lie_inside_and_reach_every_corner() -> None:
     sizes = [(10, 9), (4, 30), (8, 8)]
     plan = PatchPlan(3, sizes, PatchCycle((8,), (300,), 1, 1), 5)
@@ -204,5 +192,3 @@ def test_bad_plans() -> None:
         PatchPlan(0, [], cycle, 0)
     with pytest.raises(ValueError, match="seed"):
         PatchPlan(1, [(8, 8)], cycle, -1)
-    with pytest.raises(IndexError, match="batch of 4"):
-        PatchPlan(1, [(8, 8)], cycle, 0).draw(1, 2, 5)

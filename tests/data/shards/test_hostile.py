@@ -12,9 +12,8 @@ import pytest
 
 from c2fdft_cli.data.shards.format import index_digest, offsets_of
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.data.shards.writer import write_shard
 from c2fdft_cli.errors import DataError
-from tests.kit.shards import ENTRIES, HEADER, pairs_of
+from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
 
 Damage = Callable[[h5py.File], None]
 

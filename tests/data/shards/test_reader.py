@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from c2fdft_cli.data.shards.format import Entry, deal, shard_name
 from c2fdft_cli.data.shards.reader import ShardSet, verify
-from c2fdft_cli.data.shards.writer import ShardWriter, write_shard
+from c2fdft_cli.data.shards.writer import ShardWriter
 from c2fdft_cli.errors import DataError, ResourceError
-from tests.kit.shards import ENTRIES, HEADER, pairs_of, picture
+from tests.kit.shards import ENTRIES, HEADER, pairs_of, picture, write_shard
 
 
 @pytest.fixture

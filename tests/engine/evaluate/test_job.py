@@ -399,7 +399,7 @@ def test_statistics() -> None:
     infinite = summarise([1.0, 2.0, math.inf])
     assert (infinite.mean, infinite.median, infinite.std) == (math.inf, 2.0, None)
     assert summarise([1.0, math.nan]).mean is None
-    assert worst(["a", "b", "c"], [3, 1, 2], 2) == ["b", "c"]
+    assert worst([*"abcdefg"], [3, 1, 2, 9, 8, 7, 1]) == [*"bgcaf"]
 
 
 def test_comparison_of_two_results() -> None:
