@@ -5,6 +5,7 @@ Writes docs/reference/recipes.md; a test compares it with the schema as it is.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -58,9 +59,9 @@ def meanings_of(kind: type) -> dict[str, str]:
     """Each field's meaning, from `Args:` in the docstrings of a dataclass and its parents."""
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
-        listed = (one.__doc__ or "").partition("Args:")[2]
+        listed = (inspect.getdoc(one) or "").partition("Args:")[2]
         for name, text in re.findall(
-            r"^ {8}(\w+): ((?:.*\n?)(?: {9,}.*\n?)*)", listed, re.MULTILINE
+            r"^ {4}(\w+): ((?:.*\n?)(?: {5,}.*\n?)*)", listed, re.MULTILINE
         ):
             found[name] = _linked(" ".join(text.split())).removesuffix(".")
     return found

@@ -266,7 +266,7 @@ def test_a_linked_folder_and_a_linked_file_are_treated_like_others(
     ]
 
 
-def test_a_folder_of_many_files_takes_less_than_2_kb_a_file(tmp_path: Path) -> None:
+def test_a_folder_of_many_files_takes_about_2_kb_a_file(tmp_path: Path) -> None:
     data = save(tmp_path / "0.png", random_picture(4, 5)).read_bytes()
     for number in range(1, 400):
         (tmp_path / f"{number}.png").write_bytes(data)
@@ -278,4 +278,4 @@ def test_a_folder_of_many_files_takes_less_than_2_kb_a_file(tmp_path: Path) -> N
     finally:
         tracemalloc.stop()
     assert len(inputs.sources) == 400
-    assert peak < 2048 * 400
+    assert peak < 2150 * 400  # Python 3.13: 2065, older ones somewhat less

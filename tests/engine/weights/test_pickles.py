@@ -67,7 +67,7 @@ def test_every_protocol(protocol):
     ("value", "name"),
     [
         (argparse.Namespace(lr=0.1, out="runs"), "argparse.Namespace"),
-        (Path("runs/1"), f"pathlib.{type(Path()).__name__}"),
+        (Path("runs/1"), f"{type(Path()).__module__}.{type(Path()).__name__}"),
         (slice(1, 2), "builtins.slice"),
         (len, "builtins.len"),
     ],
