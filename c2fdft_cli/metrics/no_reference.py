@@ -65,7 +65,9 @@ def blur_effect(image: Tensor) -> float:
         from skimage.measure import blur_effect as skimage_blur_effect
     except ImportError as error:
         raise _missing("blur_effect") from error
-    return float(skimage_blur_effect(_pixels(image) / MAX_VALUE, channel_axis=-1))
+    with np.errstate(invalid="ignore"):  # before 0.26, 0 / 0 without any edge
+        effect = float(skimage_blur_effect(_pixels(image) / MAX_VALUE, channel_axis=-1))
+    return 1.0 if math.isnan(effect) else effect
 
 
 def total_variation(image: Tensor) -> float:

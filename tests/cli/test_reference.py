@@ -7,9 +7,10 @@ import re
 import pytest
 
 from c2fdft_cli.cli.command_list import COMMANDS
-from tests.kit.cli_reference import FILE, help_of, reference
+from tests.kit.cli_reference import FILE, help_of, older_typer, reference
 
 
+@pytest.mark.skipif(older_typer(), reason="an older Typer lays help out in another way")
 def test_the_reference_is_the_help_of_today() -> None:
     assert FILE.read_text(encoding="utf-8") == reference(), (
         "docs/cli.md is out of date: run `python -m tests.kit.cli_reference`"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -21,6 +22,8 @@ HEAD = """# Command reference
 
 What `--help` says of every command, at 80 columns. Generated: `python -m tests.kit.cli_reference`.
 """
+TYPER = (0, 29, 2)
+"""Which Typer laid the page out: older ones break lines elsewhere."""
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -31,6 +34,11 @@ def reference() -> str:
         name = " ".join(["c2fdft", *words])
         parts.append(f"## {name}\n\n```text\n{help_of(words)}\n```\n")
     return "\n".join(parts)
+
+
+def older_typer() -> bool:
+    """Whether the Typer that is installed is older than the page's."""
+    return tuple(map(int, version("typer").split(".")[:3])) < TYPER
 
 
 def help_of(words: list[str]) -> str:
