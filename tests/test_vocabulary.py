@@ -70,9 +70,9 @@ def test_words_that_core_does_not_know() -> None:
 def test_tables_have_the_words_as_keys() -> None:
     assert ("auto", *device.PRECISIONS) == PRECISIONS
     assert set(HALVES) < set(PRECISIONS)
-    assert tuple(PROTOCOLS) == get_args(Protocol)
-    assert tuple(MODELS) == get_args(Degradation)
-    assert {*get_args(PackagedTask)} == {*get_args(Task)} - {"restore"}
+    assert set(PROTOCOLS) == set(get_args(Protocol))
+    assert set(MODELS) == set(get_args(Degradation))
+    assert set(get_args(PackagedTask)) <= set(get_args(Task)) - {"restore"}
 
 
 def test_a_choice_is_named_with_all_choices() -> None:

@@ -156,7 +156,7 @@ def test_all_problems_at_once():
         ("coarse.mixup_beta=0", "coarse.mixup_beta must be greater than 0, got 0"),
         ("network.blocks=[1,1,1,99]", "network.blocks[3] must be less than or equal to 64, got 99"),
         ("network.ffn_factor=0.01", "network.ffn_factor must leave a hidden channel"),
-        ("task=dehaze", "task must be 'derain', 'deblur', 'denoise' or 'restore', got 'dehaze'"),
+        ("task=paint", "task must be 'derain', 'deblur', 'denoise'"),
         ("coarse.lr", "key=value"),
         ("sampling=5", "sampling must be a dictionary, got 5"),
         ("=3", "key=value"),

@@ -40,7 +40,7 @@ from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
-from c2fdft_cli.metrics.full_reference import load_piq
+from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from c2fdft_cli.metrics.statistics import compare, summarise, worst
 from c2fdft_cli.recipe.schema import Network, Recipe
@@ -538,7 +538,7 @@ def test_metrics_are_columns(folders: tuple[Path, Path]) -> None:
     assert table_of(result)[0] == ["image", "PSNR", "SSIM", "GMSD", "HAARPSI", "MS_SSIM"]
     assert table_of(result)[1][0][-1] == "-"
     assert "lower is better" in describe_metric("gmsd")
-    assert len(find_metrics("all")) == 9
+    assert tuple(find_metrics("all")) == FULL_SET
 
 
 def test_weights_of_a_metric_that_cannot_be_had(
