@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,15 @@ RELEASED = {
                        ((50, 3e-4), (220, 1e-5)), 1.2),
     "denoise.fine": (90, (64, 128, 256), (24, 6, 1), 5, 6, 4e-5, ((10, 4e-5), (80, 1e-6)), 1.2),
 }  # fmt: skip
+
+
+def test_every_recipe_is_installed():
+    root = Path(__file__).parents[2]
+    build = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
+    assert build["build"]["targets"]["wheel"]["force-include"] == {
+        f"recipes/{path.name}": f"c2fdft_cli/_recipes/{path.name}"
+        for path in (root / "recipes").glob("*.yaml")
+    }
 
 
 @pytest.mark.parametrize("name", sorted(RELEASED))
