@@ -110,13 +110,17 @@ class Executor:
         """How many times the sampler runs for each image."""
         return self._samples * len(self._transforms)
 
-    def rows(self, height: int, width: int) -> int:
-        """Rows in a strip for an image of a size: as many as run fast and fit.
+    def rows(self, height: int, width: int, count: int = 1) -> int:
+        """Rows in a strip for images of a size: as many as run fast and fit.
+
+        Args:
+            height, width: pixels of each image.
+            count: images in the batch.
 
         Raises:
             ResourceError: not even the narrowest strips fit; names what would.
         """
-        return self._plan(height, width, 1)[0]
+        return self._plan(height, width, count)[0]
 
     def batch_size(self, height: int, width: int) -> int:
         """How many images of a size go through the network together."""
