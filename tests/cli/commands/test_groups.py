@@ -28,7 +28,7 @@ def test_a_copy_says_where_it_is(tmp_path: Path) -> None:
 
 def test_numbers_of_info_are_for_people(tmp_path: Path) -> None:
     """A score has as many digits as mean something; what there is not, is a dash."""
-    done = python("-m", "c2fdft_cli", "info", "derain")
+    done = python("-m", "c2fdft_cli", "info", "denoise")
     assert done.returncode == 0
     assert re.search(r"psnr \d\d\.\d{1,4},", done.stdout)
     assert "None" not in done.stdout

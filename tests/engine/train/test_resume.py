@@ -47,7 +47,7 @@ def test_a_refused_change_names_the_keys_that_differ(stopped):
     with pytest.raises(UsageError, match="--resume keeps the run's recipe") as caught:
         set_up(asked(stopped, "train.seed=7", "coarse.lr=0.5", "train.save_every=3"))
     assert caught.value.details == (
-        "coarse.lr: 0.0006 in the run, 0.5 asked for",
+        "coarse.lr: 0.001 in the run, 0.5 asked for",
         "train.seed: 100 in the run, 7 asked for",
     )
 
