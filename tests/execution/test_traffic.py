@@ -60,6 +60,7 @@ def test_the_plan_foretells_the_peak(counting: ModuleType, rows: int, dtype: tor
     assert strip_bytes(net, 256, 192, 1, dtype, rows) == pytest.approx(live.peak, rel=0.04)
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(("stage", "loss"), [(Stage(), 11), (FineStage(recompute="none"), 280)])
 def test_parts_of_a_training_step(counting: ModuleType, stage: Stage, loss: int) -> None:
     """The fine loss took 896 launches when each shifted image was added for itself."""

@@ -77,8 +77,8 @@ def assert_same_state(one: Stepper, other: Stepper) -> None:
     [
         (None, torch.float32),
         ("none", torch.float32),
-        ("call", torch.bfloat16),
-        ("level", torch.float32),
+        pytest.param("call", torch.bfloat16, marks=pytest.mark.acceptance),
+        pytest.param("level", torch.float32, marks=pytest.mark.acceptance),
     ],
 )
 def test_recorded_steps_are_the_steps_themselves(
