@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from c2fdft_cli.errors import DataError, ResourceError
+from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.signals import unwinding
 
 MAX_TEXT_BYTES = 64 << 20
@@ -258,6 +258,14 @@ def require_existing(*paths: str | Path | None) -> None:
             os.stat(path)
         except OSError as error:
             raise read_error(error, path) from error
+
+
+def require_new(path: Path, overwrite: bool) -> None:
+    """UsageError for an output that is a folder, or a file that may not be replaced."""
+    if os.path.isdir(path):
+        raise UsageError(f"output file {path} is a folder", hint="give a file in it")
+    if os.path.exists(path) and not overwrite:
+        raise UsageError(f"output file {path} already exists", hint="use --overwrite to replace it")
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -732,22 +733,18 @@ def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
     stage = None if fine is None else (FineStage(recompute=fine), [500])  # type: ignore[arg-type]
     batch, gradients = random_batch(rows, patch, 1000), []
     name = f"{fine or 'coarse'} step of {rows} x {patch} px {precision}"
-    before = os.environ.get(recording.SWITCH)
     for switch in ("off", "auto"):
-        os.environ[recording.SWITCH] = switch
         objective = Objective(
             random_network(network, runtime.device), ALPHA_BAR.to(runtime.device), stage
         )
         stepper, said = Stepper(objective, Train(), runtime), []
         stepper.recorder.notify = said.append
-        took = seconds_of(lambda s=stepper: s.step(batch, 1.0, 0.0, rows), check, most=20)
+        with mock.patch.dict(os.environ, {recording.SWITCH: switch}):
+            took = seconds_of(lambda s=stepper: s.step(batch, 1.0, 0.0, rows), check, most=20)
         parts = [p.grad.flatten() for p in stepper.net.parameters() if p.grad is not None]
         gradients.append(torch.cat(parts))
         check.time(name + " recorded" * (switch == "auto"), took)
         check.expect(f"{name}: nothing given up", not said, said=said)
-    os.environ.pop(recording.SWITCH)
-    if before is not None:
-        os.environ[recording.SWITCH] = before
     error, same = relative(gradients[1], gradients[0]), torch.equal(*gradients)
     # the same kernels, some of which may add up in any order
     check.expect(f"{name}: recorded as launched", error < 1e-4, error=f"{error:.1e}", equal=same)

@@ -106,10 +106,9 @@ def prepare(
 
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
-    if preview.exists() and not overwrite:
-        raise UsageError(
-            f"output file {preview} already exists", hint="use --overwrite to replace it"
-        )
+    from c2fdft_cli.files import require_new
+
+    require_new(preview, overwrite)
     if source.resolve() in preview.resolve().parents:
         raise UsageError(
             f"--preview must be outside of the source folder, got {preview}",

@@ -11,7 +11,6 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.group import Group
 from c2fdft_cli.cli.options import Json, Overwrite
-from c2fdft_cli.errors import UsageError
 
 recipes = typer.Typer(
     cls=Group,
@@ -68,13 +67,10 @@ def copy(
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a recipe, with everything filled in, to a file of your own."""
-    from c2fdft_cli.files import atomic_write_text
+    from c2fdft_cli.files import atomic_write_text, require_new
     from c2fdft_cli.recipe.files import load_recipe, write_recipe
 
-    if target.exists() and not overwrite:
-        raise UsageError(
-            f"output file {target} already exists", hint="use --overwrite to replace it"
-        )
+    require_new(target, overwrite)
     atomic_write_text(target, write_recipe(load_recipe(name)))
     console.stdout().print(f"written: {target}")
     console.say_next(console.command("train-coarse", "--recipe", target, "--data", "SHARDS"))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalResult
@@ -22,15 +21,12 @@ def note(event: Scored) -> str:
 
 def prepare_outputs(paths: list[Path | None], overwrite: bool) -> None:
     """Nothing is overwritten unless asked; its folder is made before the work begins."""
-    from c2fdft_cli.files import ensure_folder
+    from c2fdft_cli.files import ensure_folder, require_new
 
     for path in paths:
         if path is None:
             continue
-        if path.is_file() and not overwrite:
-            raise UsageError(
-                f"output file {path} already exists", hint="use --overwrite to replace it"
-            )
+        require_new(path, overwrite)
         ensure_folder(path.parent)
 
 

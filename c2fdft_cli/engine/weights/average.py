@@ -21,7 +21,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
     save_checkpoint,
 )
 from c2fdft_cli.errors import CheckpointError, UsageError
-from c2fdft_cli.files import ensure_folder
+from c2fdft_cli.files import ensure_folder, require_new
 from c2fdft_cli.vocabulary import split_words
 
 
@@ -57,8 +57,7 @@ def average(
         ResourceError: the file cannot be written.
     """
     parts = _parts(len(sources), shares)
-    if out.exists() and not overwrite:
-        raise UsageError(f"output file {out} already exists", hint="use --overwrite to replace it")
+    require_new(out, overwrite)
     first = load_checkpoint(sources[0])
     total = {name: tensor.double() * parts[0] for name, tensor in first.ema.items()}
     for path, part in zip(sources[1:], parts[1:], strict=True):

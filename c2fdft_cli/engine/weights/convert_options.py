@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.files import require_new
 from c2fdft_cli.settings import OVERWRITE, check_settings, setting
 from c2fdft_cli.vocabulary import WEIGHT_SETS, WeightSet
 
@@ -69,12 +69,7 @@ class ConvertOptions:
                 where=source,
                 hint="convert the checkpoint that it was made from",
             )
-        if os.path.isdir(out):
-            raise UsageError(f"output file {out} is a folder", hint="give a file in it")
-        if os.path.exists(out) and not self.overwrite:
-            raise UsageError(
-                f"output file {out} already exists", hint="use --overwrite to replace it"
-            )
+        require_new(out, self.overwrite)
         return form
 
 

@@ -108,6 +108,8 @@ def test_nothing_is_replaced_unasked(net: DFT, tmp_path: Path) -> None:
         average(files, files[0])
     assert error.value.hint == "use --overwrite to replace it"
     assert files[0].read_bytes() == before
+    with pytest.raises(UsageError, match="is a folder"):
+        average(files, tmp_path, overwrite=True)
     average(files, files[0], overwrite=True)
     assert load_checkpoint(files[0]).ema["output.weight"].unique().tolist() == [1.5]
 
