@@ -91,7 +91,16 @@ def test_loading_is_said_to_people(
 
 
 @terminals
-@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        *(
+            pytest.param(e, marks=pytest.mark.acceptance)
+            for e in ({"NO_COLOR": "1"}, {"TERM": "dumb"})
+        ),
+    ],
+)
 def test_a_command_says_at_once_that_it_loads(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "a.pt").write_text("nothing")
     code, said = in_terminal("info", tmp_path / "a.pt", **environment)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.sharing import made_once
-from tests.kit.training import request, run
+from tests.kit.training import request, run, stop_after
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,16 @@ def coarse_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> 
     """The run folder of an uninterrupted coarse stage; not to be written to."""
     return made_once(
         tmp_path_factory, "coarse", lambda folder: run(request("coarse", shard_folder, folder))
+    )
+
+
+@pytest.fixture(scope="session")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Path:
+    """The run folder of a coarse stage killed after step 7 of 12; not to be written to."""
+    return made_once(
+        tmp_path_factory,
+        "stopped",
+        lambda folder: stop_after(request("coarse", shard_folder, folder), 7),
     )
 
 

@@ -104,7 +104,7 @@ def test_events_tell_steps_scores_and_files(tmp_path, shard_folder):
     assert events[-1] == Saved(4, tmp_path / "run" / "coarse.pt")
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 11])
+@pytest.mark.parametrize("stop_at", [1, pytest.param(4, marks=pytest.mark.acceptance), 11])
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, shard_folder, coarse_run, stop_at):
     """Dropped at any step: what is on disk is the last saved state."""
     stop_after(request("coarse", shard_folder, tmp_path / "run"), stop_at)
@@ -114,7 +114,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, shard_folder, coarse
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["coarse", "fine"])
+@pytest.mark.parametrize("stage", ["coarse", pytest.param("fine", marks=pytest.mark.acceptance)])
 def test_killed_and_resumed_equals_uninterrupted(
     tmp_path, shard_folder, coarse_run, fine_run, stage
 ):
@@ -180,7 +180,7 @@ def test_time_limit_saves_and_stops(tmp_path, shard_folder):
     assert (tmp_path / "run" / "state.pt").is_file()
 
 
-@pytest.mark.parametrize("stage", ["coarse", "fine"])
+@pytest.mark.parametrize("stage", [pytest.param("coarse", marks=pytest.mark.acceptance), "fine"])
 def test_micro_batches_change_only_rounding(tmp_path, shard_folder, coarse_run, fine_run, stage):
     init = coarse_run / "coarse.pt" if stage == "fine" else None
     run(request(stage, shard_folder, tmp_path / "run", "train.micro_batch=1", init=init))

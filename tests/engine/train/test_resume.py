@@ -23,10 +23,9 @@ from tests.kit.training import MINI, losses, notices, request, resume, run, same
 
 
 @pytest.fixture
-def stopped(tmp_path, shard_folder):
+def stopped(tmp_path, stopped_run):
     """A coarse run of 12 steps, killed after 7 and saved after 6."""
-    stop_after(request("coarse", shard_folder, tmp_path / "run"), 7)
-    return tmp_path / "run"
+    return shutil.copytree(stopped_run, tmp_path / "run")
 
 
 @pytest.fixture

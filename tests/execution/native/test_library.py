@@ -112,6 +112,7 @@ def test_they_are_for_float32_on_a_cpu(kernels: Kernels) -> None:
     assert kernels_for(torch.device("meta"), torch.float32) is None
 
 
+@pytest.mark.acceptance
 def test_two_processes_may_build_at_once(cache: Path) -> None:
     code = "from c2fdft_cli.execution.native.library import *; print(kernels_or_reason()[1])"
     command = [os.sys.executable, "-c", code]
