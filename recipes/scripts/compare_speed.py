@@ -39,7 +39,8 @@ from c2fdft_cli.engine.tools.bench import gemm_tflops, network_macs
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.choose import find_weights
 from c2fdft_cli.engine.weights.onnx import onnx_model
-from c2fdft_cli.execution import cpu_training, strips
+from c2fdft_cli.execution import strips
+from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16
 from c2fdft_cli.execution.memory import reuse_freed_memory
 from c2fdft_cli.execution.native.library import kernels_for
@@ -183,7 +184,7 @@ def _training_step(args: argparse.Namespace, name: str) -> Callable[[], object]:
     book, net = _pair(args.transcription)
     one: nn.Module = (net if whose == "ours" else book).train().requires_grad_(True)
     if whose == "ours":
-        cpu_training.install(one)  # as a training does
+        install(one, torch.device("cpu"))  # as a training does
     call = torch.compile(one) if args.compile and whose == "ours" else one
     optimizer = torch.optim.AdamW(one.parameters(), lr=1e-4, fused=True)
     x, t = torch.randn(args.batch, 6, h, w), torch.linspace(100, 900, args.batch)

@@ -37,7 +37,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import clip_grad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,6 +52,8 @@ from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution import strips as strips_module
+from c2fdft_cli.execution.block_gradients import install
+from c2fdft_cli.execution.cuda import products
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.choose import PLAIN, Passes
 from c2fdft_cli.execution.strips import StripNetwork
@@ -235,8 +237,9 @@ def count_step(
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
         modes.enter_context(NormsInFloat32())
-        # what a CPU has of its own, and the values of tensors that have no contents
-        modes.enter_context(mock.patch.object(objective_module.cpu_training, "install"))
+        # what a GPU has of its own, and the values of tensors that have no contents
+        modes.enter_context(mock.patch.object(objective_module, "install", _install_for_cuda))
+        modes.enter_context(mock.patch.object(products, "sums_without_copies", return_value=True))
         modes.enter_context(mock.patch.object(FakeTensor, "tolist", lambda x: [0.5] * len(x)))
         # torch takes lists of plain tensors alone together
         modes.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", return_value=True))
@@ -254,6 +257,10 @@ def count_step(
         with traffic:
             stepper.step(batch, 1.0, 1e-3, rows)
     return traffic
+
+
+def _install_for_cuda(net: nn.Module, device: torch.device) -> None:
+    install(net, torch.device("cuda"))
 
 
 def _window_sums(

@@ -1,8 +1,8 @@
 """Pixel sums and products into the stream on a GPU: each value read once, results in float32.
 
 Half-precision factors have exact products in float32, so a product whose result is float32 needs no
-float32 copies of its factors. Such products (`out_dtype`, torch 2.8) have no derivative: for
-inference only.
+float32 copies of its factors. Such products (`out_dtype`, torch 2.8) have no derivative: they are
+for inference, and for functions whose derivative is written out.
 """
 
 from __future__ import annotations
@@ -32,21 +32,26 @@ def sums_without_copies(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def sums_in_pieces(q: Tensor, k: Tensor, heads: int) -> PixelSums:
-    """`pixel_sums` of q, k: `[n, h, w, c]`, piece by piece; for inference outside of autocast.
+    """`pixel_sums` of q, k: `[n, h, w, c]`, piece by piece; outside of autocast.
 
     One product serves all heads of a piece: its blocks on the diagonal are wanted.
     """
-    n, c = len(q), q.shape[-1]
     q, k = q.flatten(1, 2), k.flatten(1, 2)
-    piece = _piece(q.shape[1], c)
-    a, b = (x.unflatten(1, (-1, piece)).flatten(0, 1) for x in (q, k))  # type: ignore[no-untyped-call]
-    grams = _bmm_float32(a.transpose(1, 2), b)
-    gram = grams.view(n, -1, heads, c // heads, heads, c // heads).sum(1)
+    width = q.shape[-1] // heads
+    gram = gram_in_pieces(q, k).view(len(q), heads, width, heads, width)
     q_square, k_square = (
         torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square_().unflatten(1, (heads, -1))
         for x in (q, k)
     )
     return PixelSums(gram.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2), q_square, k_square)
+
+
+def gram_in_pieces(q: Tensor, k: Tensor) -> Tensor:
+    """`sum over pixels of q_i k_j` for q, k: `[n, p, c]`, as `[n, c, c]` float32."""
+    n, pixels, c = q.shape
+    piece = _piece(pixels, c)
+    a, b = (x.unflatten(1, (-1, piece)).flatten(0, 1) for x in (q, k))  # type: ignore[no-untyped-call]
+    return _bmm_float32(a.transpose(1, 2), b).view(n, -1, c, c).sum(1)
 
 
 def add_product(z: Tensor, x: Tensor, weight: Tensor) -> None:

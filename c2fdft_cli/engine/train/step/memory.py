@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.memory import free_bytes
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
@@ -54,7 +56,7 @@ def saved_bytes(
     """
     depths = dict(zip(_LEVELS, (*network.blocks, *network.blocks[2::-1]), strict=True))
     shape = (network.dim, tuple(network.heads), network.ffn_factor)
-    rest = (network.bias, network.norm, network.dual_pixel, patch, dtype, device == "cpu")
+    rest = (network.bias, network.norm, network.dual_pixel, patch, dtype, device)
     kept = dict(_saved_bytes(*shape, *rest))
     outside, inputs = kept.pop(OUTSIDE), kept.pop(INPUTS)
     levels = [depths[level] * each for level, each in kept.items()]
@@ -71,15 +73,17 @@ def _saved_bytes(
     dual_pixel: bool,
     patch: int,
     dtype: torch.dtype,
-    half_norms: bool,
+    device: str,
 ) -> tuple[tuple[str, int], ...]:
     """Bytes kept by a block of each level, outside of them, and of the levels' inputs."""
     network = Network(dim, [1, 1, 1, 1], list(heads), ffn_factor, bias, norm, dual_pixel)
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
         net = make_network(network)
+        if device == "cuda":  # on a CPU its own kernels run, which keep no more than the core does
+            install(net, torch.device(device))
         x, t = torch.zeros(1, 6, patch, patch), torch.zeros(1)
-        counter = _Counter(net)
+        counter = _Counter([*net.parameters(), x, t])
         for name, module in net.named_modules():
             if isinstance(module, Block):
                 level, number = name.split(".")
@@ -87,7 +91,7 @@ def _saved_bytes(
                 module.register_forward_hook(counter.leave)
         if dtype != torch.float32:
             modes.enter_context(torch.autocast("cpu", dtype))
-            if not half_norms:
+            if device != "cpu":
                 modes.enter_context(NormsInFloat32())
         hooks = torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor)
         modes.enter_context(hooks)
@@ -108,11 +112,11 @@ class NormsInFloat32(TorchFunctionMode):
 
 
 class _Counter:
-    """Counts storages once, at the place where they are first kept; weights are not counted."""
+    """Counts storages once, at the place where they are first kept, but for those of `given`."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, given: Iterable[Tensor]) -> None:
         self.place = OUTSIDE
-        self.weights = {p.untyped_storage()._cdata for p in net.parameters()}
+        self.given = {each.untyped_storage()._cdata for each in given}
         self.kept: dict[str, dict[int, Tensor]] = {OUTSIDE: {}, INPUTS: {}}
 
     def enter(
@@ -128,7 +132,7 @@ class _Counter:
     def pack(self, tensor: Tensor) -> Tensor:
         key = tensor.untyped_storage()._cdata
         counted = any(key in kept for place, kept in self.kept.items() if place != INPUTS)
-        if not counted and key not in self.weights and not (tensor.is_leaf or _of_weight(tensor)):
+        if not counted and key not in self.given and not _of_weight(tensor):
             self.kept.setdefault(self.place, {})[key] = tensor
         return tensor
 

@@ -9,7 +9,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
-from c2fdft_cli.execution import cpu_training
+from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.cuda.cards import lay_out_weights
 from c2fdft_cli.execution.recompute import recompute_levels
 from c2fdft_cli.recipe.schema import FineStage
@@ -26,8 +26,7 @@ class Objective(nn.Module):
 
     def __init__(self, net: DFT, alpha_bar: Tensor, fine: tuple[FineStage, list[int]] | None):
         super().__init__()
-        if alpha_bar.device.type == "cpu":
-            cpu_training.install(net)
+        install(net, alpha_bar.device)
         self.net = net
         # no buffer: DDP would send it round in each forward, and so wait in one that is tried alone
         self.alpha_bar = alpha_bar

@@ -7,7 +7,7 @@ import torch
 
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.execution.cpu_training import install, use_custom_backward
+from c2fdft_cli.execution.block_gradients import install, use_cpu_kernels, use_one_product
 from c2fdft_cli.execution.kernels import has_onednn_linear
 from c2fdft_cli.execution.recompute import recompute_levels
 from tests.kit.formula import fill, relative, wave
@@ -15,12 +15,14 @@ from tests.kit.formula import fill, relative, wave
 needs_kernels = pytest.mark.skipif(
     not has_onednn_linear(torch.device("cpu"), torch.float32), reason="torch without oneDNN"
 )
+routes = pytest.mark.parametrize("route", [pytest.param("cpu", marks=needs_kernels), "cuda"])
+"""What is installed for a device; that for CUDA computes on a CPU as well."""
 
 
-def installed(block):
+def installed(block, route="cpu"):
     """The same block with the written-out derivatives."""
     ours = copy.deepcopy(block)
-    install(ours)
+    install(ours, torch.device(route))
     return ours
 
 
@@ -34,15 +36,15 @@ def gradients(block, x, time, weights):
     return {"y": y.detach(), "x": leaf.grad, **named}
 
 
-@needs_kernels
+@routes
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (33, 40)])
-def test_gradients_are_autograds(heads, bias, size):
+def test_gradients_are_autograds(heads, bias, size, route):
     block = fill(Block(16, heads, 4.0, bias, "with_bias"))
     x, weights = wave([2, *size, 16], 0.37), wave([2, *size, 16], 0.71)
     time = wave([2, 16], 0.9)
-    ours = gradients(installed(block), x, time, weights)
+    ours = gradients(installed(block, route), x, time, weights)
     autograds = gradients(block, x, time, weights)
     assert ours.keys() == autograds.keys()
     for name, expected in autograds.items():
@@ -50,38 +52,40 @@ def test_gradients_are_autograds(heads, bias, size):
         assert (ours[name] - expected).abs().max() < 1e-4 * scale, name
 
 
-@needs_kernels
-def test_channels_without_a_value_have_autograds_gradients():
+@routes
+def test_channels_without_a_value_have_autograds_gradients(route):
     # their sums of squares are clamped before the root
     block = fill(Block(16, 2, 4.0, False, "with_bias"))
     with torch.no_grad():
         block.attn.qkv.weight[[3, 18, 20]] = 0.0
     x, weights, time = wave([2, 5, 7, 16], 0.37), wave([2, 5, 7, 16], 0.71), wave([2, 16], 0.9)
-    ours = gradients(installed(block), x, time, weights)
+    ours = gradients(installed(block, route), x, time, weights)
     autograds = gradients(block, x, time, weights)
     for name, expected in autograds.items():
         assert torch.isfinite(ours[name]).all(), name
         assert relative(ours[name], expected) < 1e-5, name
 
 
-@needs_kernels
-def test_the_functions_are_in_use():
-    block = installed(fill(Block(16, 2, 4.0, False, "with_bias")))
+@routes
+def test_the_functions_are_in_use(route):
+    block = installed(fill(Block(16, 2, 4.0, False, "with_bias")), route)
     y = block(wave([1, 8, 8, 16], 0.37), wave([1, 16], 0.9))
-    assert "FeedForward" in type(y.grad_fn).__name__
+    inner = y.grad_fn if route == "cpu" else y.grad_fn.next_functions[0][0]
+    name = {"cpu": "FeedForward", "cuda": "AttendInOneProduct"}[route]
+    assert name in type(inner).__name__
 
 
-@needs_kernels
+@routes
 @pytest.mark.parametrize("bias", [True, False])
-def test_autocast_strays_no_further_than_autograd(bias):
-    if not has_onednn_linear(torch.device("cpu"), torch.bfloat16):
+def test_autocast_strays_no_further_than_autograd(bias, route):
+    if route == "cpu" and not has_onednn_linear(torch.device("cpu"), torch.bfloat16):
         pytest.skip("no bf16 arithmetic")
     block = fill(Block(32, 2, 4.0, bias, "with_bias"))
     x, weights, time = wave([2, 24, 24, 32], 0.37), wave([2, 24, 24, 32], 0.71), wave([1, 32], 0.9)
     exact = gradients(block, x, time, weights)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = gradients(installed(block), x, time, weights)
+        ours = gradients(installed(block, route), x, time, weights)
         autograds = gradients(block, x, time, weights)
     for name, expected in exact.items():
         assert ours[name].dtype == torch.float32, name
@@ -89,30 +93,62 @@ def test_autocast_strays_no_further_than_autograd(bias):
         assert error < max(1.5 * relative(autograds[name], expected), 5e-3), name
 
 
-@needs_kernels
+@routes
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_stream_keeps_its_dtype(bias):
+def test_the_stream_keeps_its_dtype(bias, route):
     block = fill(Block(16, 2, 4.0, bias, "with_bias"))
     x, time = wave([1, 8, 8, 16], 0.37).bfloat16(), wave([1, 16], 0.9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert installed(block)(x, time).dtype == block(x, time).dtype
+        assert installed(block, route)(x, time).dtype == block(x, time).dtype
 
 
+@pytest.mark.parametrize("use", [use_cpu_kernels, use_one_product])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_dtypes_are_left_to_autograd(dtype):
-    assert not use_custom_backward(torch.zeros(1, 1, 1, 1, dtype=dtype))
+def test_other_dtypes_are_left_to_autograd(dtype, use):
+    assert not use(torch.zeros(1, 1, 1, 1, dtype=dtype))
 
 
-def test_inference_and_other_devices_are_left_alone():
-    assert not use_custom_backward(torch.zeros(1, device="meta"))
+@pytest.mark.parametrize("use", [use_cpu_kernels, use_one_product])
+def test_inference_is_left_alone(use):
     with torch.no_grad():
-        assert not use_custom_backward(torch.zeros(1))
+        assert not use(torch.zeros(1))
 
 
-@needs_kernels
-def test_levels_computed_again_give_the_same_gradients():
+def test_other_devices_are_left_alone():
+    block = installed(fill(Block(8, 1, 4.0, False, "with_bias")), "mps")
+    assert "forward" not in vars(block)
+
+
+def test_float16_under_autocast_is_left_to_autograd():
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert not use_one_product(torch.zeros(1))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_keeps_no_float32_copies_of_half_precision(heads):
+    """What it holds for the backward pass beside q, k, v in bfloat16 is small matrices."""
+    block, kept = fill(Block(32, heads, 4.0, False, "with_bias")), {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    x = wave([1, 24, 24, 32], 0.37)
+    held = []
+    for one in (block, installed(block, "cuda")):
+        kept.clear()
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.autocast("cpu", dtype=torch.bfloat16), hooks:
+            one(x.clone().requires_grad_(), wave([1, 32], 0.9))
+        held.append(sum(each.untyped_storage().nbytes() for each in kept.values()))
+    copies = 2 * 4 * x.numel()
+    assert held[0] - held[1] > 0.9 * copies
+
+
+@routes
+def test_levels_computed_again_give_the_same_gradients(route):
     net = fill(DFT(dim=8, blocks=(1, 1, 1, 1), heads=(1, 1, 2, 4)))
-    install(net)
+    install(net, torch.device(route))
     x, t = wave([1, 6, 16, 24], 0.37), torch.tensor([400])
     found = []
     for again in (False, True):
@@ -124,9 +160,9 @@ def test_levels_computed_again_give_the_same_gradients():
         assert torch.equal(kept, computed)
 
 
-@needs_kernels
-def test_second_derivatives_are_refused():
-    block = installed(fill(Block(8, 1, 4.0, False, "with_bias")))
+@routes
+def test_second_derivatives_are_refused(route):
+    block = installed(fill(Block(8, 1, 4.0, False, "with_bias")), route)
     x = wave([1, 4, 4, 8], 0.3).requires_grad_()
     (first,) = torch.autograd.grad(block(x, wave([1, 8], 0.5)).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

@@ -1,0 +1,324 @@
+"""Derivatives of the Transformer block written out, for training on a CPU or on CUDA.
+
+Autograd's own derivatives of the same formulas walk through memory once for each of their small
+steps, and keep q and k in float32 beside what half precision made of them. Here what belongs to one
+tensor is written into it at once. The numbers are those of `core.block`, to rounding.
+
+On a CPU each product also goes to the library that is fastest at its shape: autograd hands all of
+them to the BLAS behind torch, which is slow on the narrow matrices of the wide levels. On CUDA the
+products are autograd's, and attention alone is written out.
+
+Under autocast the products run in its dtype, the pixel sums and the attention matrix in float32.
+
+Written as matrices over the pixels p of one image (rows) and the channels (columns), with dy the
+gradient of a result y:
+
+    y = x W^T + b          dx = dy W,  dW = dy^T x,  db = sum_p dy
+    y = W_out gelu(W_in x) dh = (dy W_out) * gelu'(h),  h = W_in x kept from the forward pass
+    y = v M^T              dv = dy M,  dM = sum_p dy^T v   (M: the c x c mixing matrix)
+
+M depends on q and k by three sums alone, G_ij = sum_p q_i k_j, Q_i = sum_p q_i^2 and
+K_j = sum_p k_j^2. Autograd takes dM back to dG, dQ, dK (small matrices, no pixels); from there
+
+    dq_i = sum_j dG_ij k_j + 2 dQ_i q_i        dk_j = sum_i dG_ij q_i + 2 dK_j k_j
+
+because dG_ij/dq_i = k_j at each pixel, and dQ_i/dq_i = 2 q_i. So q, k and v are read once more and
+nothing of the size of the image is kept but them.
+
+A GPU takes both as one product, since its time goes into bytes and launches, not into sums. With q
+and k side by side and the dG of the heads as blocks on a diagonal,
+
+    [dq dk] = [q k] [ 2 diag(dQ)     dG     ]
+                    [    dG^T    2 diag(dK) ]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from c2fdft_cli.core.attention import PixelSums, mixing_matrix
+from c2fdft_cli.core.block import Block
+from c2fdft_cli.core.layers import Conv1x1
+from c2fdft_cli.core.precision import full_precision
+from c2fdft_cli.execution.cuda.products import gram_in_pieces, sums_in_pieces
+from c2fdft_cli.execution.kernels import has_onednn_linear, onednn_linear, sums_of_pixels
+
+_MANY_ROWS = 2048  # from here on a float32 product repays the transposed copy of its weight
+
+
+def install(net: nn.Module, device: torch.device) -> None:
+    """Let the blocks of a network train on a device by the derivatives written here.
+
+    Where they do not apply (inference, another dtype, a compiler that looks on) each module
+    computes as the core has it.
+
+    Args:
+        net: changed in place.
+        device: a CPU or CUDA; on others nothing changes.
+    """
+    for module in net.modules():
+        if isinstance(module, Block) and device.type == "cuda":
+            module.forward = MethodType(_block_on_cuda, module)  # type: ignore[method-assign]
+        elif isinstance(module, Block) and device.type == "cpu":
+            module.forward = MethodType(_block_on_cpu, module)  # type: ignore[method-assign]
+        elif isinstance(module, Conv1x1) and device.type == "cpu":
+            module.forward = MethodType(_conv1x1, module)  # type: ignore[method-assign]
+
+
+def use_cpu_kernels(x: Tensor) -> bool:
+    """Whether the derivatives for a CPU are for x: in training, where it has the kernels."""
+    return torch.is_grad_enabled() and has_onednn_linear(x.device, _compute_dtype(x))
+
+
+def use_one_product(x: Tensor) -> bool:
+    """Whether the derivatives for CUDA are for x: in training, outside of a compiler.
+
+    Not in float16: a derivative by a sum over all pixels is too small for it.
+    """
+    plain = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return plain and _compute_dtype(x) in (torch.float32, torch.bfloat16)
+
+
+def _conv1x1(conv: Conv1x1, x: Tensor) -> Tensor:
+    if not use_cpu_kernels(x):
+        return Conv1x1.forward(conv, x)
+    return _Project.apply(x, conv.weight.flatten(1), conv.bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
+    """`Block.forward`, its sums with the residual stream within the functions."""
+    if not use_cpu_kernels(x):
+        return Block.forward(block, x, time)
+    ffn = block.ffn
+    x = _Attend.apply(*_attended(block, x, time))  # type: ignore[no-untyped-call]
+    widen, narrow = ffn.project_in, ffn.project_out
+    return _FeedForward.apply(  # type: ignore[no-any-return, no-untyped-call]
+        block.norm2(x, time),
+        x,
+        widen.weight.flatten(1),
+        widen.bias,
+        narrow.weight.flatten(1),
+        narrow.bias,
+    )
+
+
+def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
+    """`Block.forward`, the sum of attention with the residual stream within the function."""
+    if not use_one_product(x):
+        return Block.forward(block, x, time)
+    x = _AttendInOneProduct.apply(*_attended(block, x, time))  # type: ignore[no-untyped-call]
+    return x + block.ffn(block.norm2(x, time))  # type: ignore[no-any-return]
+
+
+def _attended(block: Block, x: Tensor, time: Tensor) -> Iterator[Tensor | None]:
+    """The arguments of `_Attend`."""
+    attn, out = block.attn, block.attn.project_out
+    yield attn.qkv_dwconv(attn.qkv(block.norm1(x, time)))
+    yield from (x, attn.temperature, out.weight.flatten(1), out.bias)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if bias is None else bias.to(dtype)
+
+
+def _back(grad: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of `linear` by its input."""
+    if grad.dtype == torch.float32 and grad.numel() >= _MANY_ROWS * grad.shape[-1]:
+        return onednn_linear(grad, weight.t().contiguous(), None)
+    return grad @ weight
+
+
+def _outer(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of `linear` by its weight."""
+    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+def _total(grad: Tensor, needed: bool) -> Tensor | None:
+    """Gradient by a bias."""
+    return grad.flatten(0, -2).sum(0) if needed else None
+
+
+class _Project(torch.autograd.Function):
+    """`x weight^T + bias`; x: `[n, h, w, in]`, weight: `[out, in]`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        dtype = _compute_dtype(x)
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        return onednn_linear(x, weight, _cast(bias, dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.to(x.dtype)
+        dx = _back(grad, weight) if ctx.needs_input_grad[0] else None
+        return dx, _outer(grad, x), _total(grad, ctx.needs_input_grad[2])
+
+
+class _FeedForward(torch.autograd.Function):
+    """`residual + W_out gelu(W_in x)`: x `[n, h, w, c]`, weights `[hidden, c]`, `[c, hidden]`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        weight_in: Tensor,
+        bias_in: Tensor | None,
+        weight_out: Tensor,
+        bias_out: Tensor | None,
+    ) -> Tensor:
+        dtype = _compute_dtype(x)
+        x, weight_in, weight_out = x.to(dtype), weight_in.to(dtype), weight_out.to(dtype)
+        hidden = onednn_linear(x, weight_in, _cast(bias_in, dtype))
+        active = F.gelu(hidden)
+        ctx.save_for_backward(x, hidden, active, weight_in, weight_out)
+        return residual + onednn_linear(active, weight_out, _cast(bias_out, dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, active, weight_in, weight_out = ctx.saved_tensors
+        inner = grad.to(x.dtype)
+        dhidden = _back(inner, weight_out)
+        torch.ops.aten.gelu_backward.grad_input(dhidden, hidden, grad_input=dhidden)
+        needs = ctx.needs_input_grad
+        return (
+            _back(dhidden, weight_in),
+            grad,
+            _outer(dhidden, x),
+            _total(dhidden, needs[3]),
+            _outer(inner, active),
+            _total(grad, needs[5]),
+        )
+
+
+class _Attend(torch.autograd.Function):
+    """Attention over `qkv: [n, h, w, 3c]` and its output projection, added to the residual stream.
+
+    residual: `[n, h, w, c]`; temperature: `[heads, 1, 1]`; project_out: `[c, c]`. The result is
+    in the wider dtype of the first two.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        residual: Tensor,
+        temperature: Tensor,
+        project_out: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        q, k, _ = qkv.chunk(3, dim=-1)
+        sums = sums_of_pixels(q, k, len(temperature))
+        return _mixed(ctx, sums, qkv, residual, temperature, project_out, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, mixing, *kept = ctx.saved_tensors  # read once: a level computed again gives them once
+        inner, flat = grad.to(qkv.dtype).flatten(1, 2), qkv.flatten(1, 2)
+        dmixing = torch.bmm(inner.transpose(1, 2), flat.chunk(3, dim=-1)[2]).float()
+        d, dtemperature, dproject = _back_through_mixing(dmixing, *kept)
+        dqkv = torch.empty_like(flat)
+        torch.bmm(inner, mixing, out=dqkv.chunk(3, dim=-1)[2])
+        _write_sums_grad(flat, d, dqkv)
+        dbias = _total(grad, ctx.needs_input_grad[4])
+        return dqkv.view_as(qkv), grad, dtemperature, dproject, dbias
+
+
+class _AttendInOneProduct(torch.autograd.Function):
+    """`_Attend` for a GPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        residual: Tensor,
+        temperature: Tensor,
+        project_out: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        q, k, _ = qkv.chunk(3, dim=-1)
+        with full_precision(qkv):
+            sums = sums_in_pieces(q, k, len(temperature))
+            return _mixed(ctx, sums, qkv, residual, temperature, project_out, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, mixing, *kept = ctx.saved_tensors  # read once: a level computed again gives them once
+        inner, flat = grad.to(qkv.dtype).flatten(1, 2), qkv.flatten(1, 2)
+        c = flat.shape[-1] // 3
+        dmixing = gram_in_pieces(inner, flat[..., 2 * c :])
+        d, dtemperature, dproject = _back_through_mixing(dmixing, *kept)
+        dqkv = torch.empty_like(flat)
+        torch.bmm(inner, mixing, out=dqkv[..., 2 * c :])
+        torch.bmm(flat[..., : 2 * c], _sums_grad(d).to(qkv.dtype), out=dqkv[..., : 2 * c])
+        dbias = _total(grad, ctx.needs_input_grad[4])
+        return dqkv.view_as(qkv), grad, dtemperature, dproject, dbias
+
+
+def _mixed(
+    ctx: Any,
+    sums: PixelSums,
+    qkv: Tensor,
+    residual: Tensor,
+    temperature: Tensor,
+    project_out: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """Attention's result and what its derivative needs, once the sums are known."""
+    mixing = mixing_matrix(sums, temperature, project_out).to(qkv.dtype)
+    ctx.save_for_backward(qkv, mixing, *sums, temperature, project_out)
+    v = qkv.chunk(3, dim=-1)[2]
+    out = torch.bmm(v.flatten(1, 2), mixing.transpose(1, 2)).view_as(v)
+    return residual + (out if bias is None else out + bias)
+
+
+def _back_through_mixing(dmixing: Tensor, *kept: Tensor) -> tuple[PixelSums, Tensor, Tensor]:
+    """Gradients of the sums, the temperature and the projection, which are kept in this order."""
+    with torch.enable_grad():  # the matrices are small: autograd may do this part
+        leaves = [each.detach().requires_grad_() for each in kept]
+        matrix = mixing_matrix(PixelSums(*leaves[:3]), *leaves[3:])
+    *d, dtemperature, dproject = torch.autograd.grad(matrix, leaves, dmixing)
+    return PixelSums(*d), dtemperature, dproject
+
+
+def _sums_grad(d: PixelSums) -> Tensor:
+    """The matrix that takes `[q k]` to the derivatives by q and k: `[n, 2c, 2c]` float32."""
+    n, heads, width, _ = d.gram.shape
+    c = heads * width
+    gram = d.gram.new_zeros(n, heads, width, heads, width)
+    gram.diagonal(dim1=1, dim2=3).copy_(d.gram.permute(0, 2, 3, 1))
+    gram = gram.view(n, c, c)
+    q, k = (torch.diag_embed(2 * squares.flatten(1)) for squares in d[1:])
+    return torch.cat([torch.cat([q, gram], 2), torch.cat([gram.transpose(1, 2), k], 2)], 1)
+
+
+def _write_sums_grad(qkv: Tensor, d: PixelSums, dqkv: Tensor) -> None:
+    """Write the derivatives of the sums by q and k into `dqkv: [n, p, 3c]`, given theirs, d."""
+    heads, dtype = d.gram.shape[1], qkv.dtype
+    (q, k, _), (dq, dk, _) = qkv.chunk(3, dim=-1), dqkv.chunk(3, dim=-1)
+    torch.mul(q, 2 * d.q_square.flatten(1)[:, None].to(dtype), out=dq)
+    torch.mul(k, 2 * d.k_square.flatten(1)[:, None].to(dtype), out=dk)
+    gram = d.gram.to(dtype)
+    pieces = (z.chunk(heads, dim=-1) for z in (q, k, dq, dk))
+    for h, (qh, kh, dqh, dkh) in enumerate(zip(*pieces, strict=True)):
+        dqh.baddbmm_(kh, gram[:, h].transpose(1, 2))
+        dkh.baddbmm_(qh, gram[:, h])
