@@ -43,11 +43,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from c2fdft_cli.core.attention import PixelSums, mixing_matrix
+from c2fdft_cli.core.attention import Attention, PixelSums, mixing_matrix
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import Conv1x1
 from c2fdft_cli.core.precision import full_precision
 from c2fdft_cli.execution.cuda.products import gram_in_pieces, sums_in_pieces
+from c2fdft_cli.execution.fused.training import norm_for
 from c2fdft_cli.execution.kernels import has_onednn_linear, onednn_linear, sums_of_pixels
 
 _MANY_ROWS = 2048  # from here on a float32 product repays the transposed copy of its weight
@@ -97,7 +98,8 @@ def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
     if not use_cpu_kernels(x):
         return Block.forward(block, x, time)
     ffn = block.ffn
-    x = _Attend.apply(*_attended(block, x, time))  # type: ignore[no-untyped-call]
+    y = block.norm1(x, time)
+    x = _Attend.apply(*_attended(block.attn, y, x))  # type: ignore[no-untyped-call]
     widen, narrow = ffn.project_in, ffn.project_out
     return _FeedForward.apply(  # type: ignore[no-any-return, no-untyped-call]
         block.norm2(x, time),
@@ -113,15 +115,17 @@ def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
     """`Block.forward`, the sum of attention with the residual stream within the function."""
     if not use_one_product(x):
         return Block.forward(block, x, time)
-    x = _AttendInOneProduct.apply(*_attended(block, x, time))  # type: ignore[no-untyped-call]
-    return x + block.ffn(block.norm2(x, time))  # type: ignore[no-any-return]
+    dtype = _compute_dtype(x)
+    y, x = norm_for(block.norm1, x, dtype)(block.norm1, x, time, dtype)
+    x = _AttendInOneProduct.apply(*_attended(block.attn, y, x))  # type: ignore[no-untyped-call]
+    y, x = norm_for(block.norm2, x, dtype)(block.norm2, x, time, dtype)
+    return x + block.ffn(y)  # type: ignore[no-any-return]
 
 
-def _attended(block: Block, x: Tensor, time: Tensor) -> Iterator[Tensor | None]:
-    """The arguments of `_Attend`."""
-    attn, out = block.attn, block.attn.project_out
-    yield attn.qkv_dwconv(attn.qkv(block.norm1(x, time)))
-    yield from (x, attn.temperature, out.weight.flatten(1), out.bias)
+def _attended(attn: Attention, y: Tensor, x: Tensor) -> Iterator[Tensor | None]:
+    """The arguments of `_Attend` for a norm's result y and the stream x that it was made of."""
+    yield attn.qkv_dwconv(attn.qkv(y))
+    yield from (x, attn.temperature, attn.project_out.weight.flatten(1), attn.project_out.bias)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -51,10 +51,11 @@ from c2fdft_cli.engine.train.step.memory import NormsInFloat32
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.execution import block_gradients
 from c2fdft_cli.execution import strips as strips_module
-from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.cuda import products
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.fused import training
 from c2fdft_cli.execution.fused.choose import PLAIN, Passes
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage, Train
@@ -230,7 +231,13 @@ def count(
 
 
 def count_step(
-    network: Network, rows: int, patch: int, dtype: torch.dtype, stage: Stage, clip: float | None
+    network: Network,
+    rows: int,
+    patch: int,
+    dtype: torch.dtype,
+    stage: Stage,
+    clip: float | None,
+    fused: bool = False,
 ) -> Traffic:
     """The traffic of a training step, by part; a fine one has one sampling step."""
     traffic = Traffic()
@@ -241,6 +248,8 @@ def count_step(
         modes.enter_context(mock.patch.object(objective_module, "install", _install_for_cuda))
         modes.enter_context(mock.patch.object(products, "sums_without_copies", return_value=True))
         modes.enter_context(mock.patch.object(FakeTensor, "tolist", lambda x: [0.5] * len(x)))
+        way = training.fused_norm if fused else training.plain_norm
+        modes.enter_context(mock.patch.object(block_gradients, "norm_for", return_value=way))
         # torch takes lists of plain tensors alone together
         modes.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", return_value=True))
         modes.enter_context(mock.patch.object(ssim, "_window_sums", _window_sums))
@@ -260,7 +269,7 @@ def count_step(
 
 
 def _install_for_cuda(net: nn.Module, device: torch.device) -> None:
-    install(net, torch.device("cuda"))
+    block_gradients.install(net, torch.device("cuda"))
 
 
 def _window_sums(
@@ -313,7 +322,7 @@ def main() -> None:
     network, dtype = NETWORKS[args.network], DTYPES[args.dtype]
     if args.step:
         stage = FineStage(recompute="none") if args.step == "fine" else Stage()
-        _print_step(count_step(network, args.batch, args.size[0], dtype, stage, clip=1.0))
+        _print_step(count_step(network, args.batch, args.size[0], dtype, stage, 1.0, args.fused))
         return
     load_device_guard()
     traffic = count(network, args.batch, *args.size, dtype, args.fused)

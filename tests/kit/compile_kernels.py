@@ -53,7 +53,10 @@ def main(capability: int) -> None:
             get_current_stream=lambda _: 0,
         )
     )
-    names = ("norm_kernel", "depthwise_kernel", "mixing_kernel", "second_pass_kernel")
+    names = (
+        *("norm_kernel", "norm_backward_kernel", "depthwise_kernel"),
+        *("mixing_kernel", "second_pass_kernel"),
+    )
     compiling = [Compiles(name) for name in names]
     for each in compiling:
         setattr(kernels, each.name, each)
@@ -79,6 +82,7 @@ def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
     for for_qkv, for_widen, for_narrow in ((None, None, None), biases):
         bias = None if for_qkv is None else weight
         operators._norm(z, weight, bias, time, dtype)
+        operators._norm_backward(z, weight, bias is not None, v, z)
         operators._depthwise(x, taps, for_qkv, heads, 0, 64)
         if width <= passes.WIDEST:
             operators._second_pass(

@@ -66,6 +66,11 @@ class Trial(NamedTuple):
     plain_seconds: float = 0.0
     failure: str = ""
 
+    def is_better(self, dtype: torch.dtype, even_slower: bool) -> bool:
+        """Whether the kernels agree with the plain way, and are faster or need not be."""
+        agrees = self.error is not None and self.error <= ALLOWED[dtype]
+        return agrees and (even_slower or self.seconds < self.plain_seconds)
+
 
 _chosen: dict[tuple[object, ...], tuple[Passes, list[Trial]]] = {}
 
@@ -140,22 +145,29 @@ def try_out(
     }
     chosen, trials = PLAIN, []
     for part, work in works.items():
-        trial = _try_part(part, work, getattr(fused, part), getattr(PLAIN, part), v.dtype)
+        trial = try_part(part, work, getattr(fused, part), getattr(PLAIN, part), v.dtype)
         trials.append(trial)
-        good = trial.error is not None and trial.error <= ALLOWED[v.dtype]
-        if good and (even_slower or trial.seconds < trial.plain_seconds):
+        if trial.is_better(v.dtype, even_slower):
             chosen = chosen._replace(**{part: getattr(fused, part)})
         _log.info("%d channels: %s", width, trial)
     return chosen, trials
 
 
-def _try_part(
+def try_part(
     name: str,
     work: Callable[[Callable[..., object]], list[Tensor]],
     fused: Callable[..., object],
     plain: Callable[..., object],
     dtype: torch.dtype,
 ) -> Trial:
+    """Compare and time one part.
+
+    Args:
+        name: of the part.
+        work: what the part has to do; given the part, its results.
+        fused, plain: the part either way.
+        dtype: its precision, which decides what rounding may be.
+    """
     try:
         found = work(fused)
         want = work(plain)

@@ -55,6 +55,53 @@ def norm_kernel(
 
 
 @triton.jit
+def norm_backward_kernel(
+    z, weight, dy, passed, dz, sums, pixels, share,
+    C: tl.constexpr, PADDED: tl.constexpr, M: tl.constexpr, EPS: tl.constexpr,
+    CENTRED: tl.constexpr,
+):  # fmt: skip
+    """From the gradient of `norm(z) + time` to that of z, added to the one that passed the norm by.
+
+    With x = z of a pixel, m its mean, r = 1 / sqrt(var + EPS), g = dy * weight, means of channels:
+
+        y = (x - m) r weight + ..  dx = r (g - mean(g) - h mean(g h)),  h = (x - m) r
+        y = x r weight + ..        dx = r (g - (x - m) r mean(g h)),    h = x r
+
+    A program has `share` pixels of an image. z, passed, dz: `[n, pixels, C]` float32, dz written;
+    dy: `[n, pixels, C]`; sums: `[n, programs, 2, C]` float32, written: over the pixels of dy h, the
+    gradient of the weight, and of dy, that of bias and time.
+    """
+    piece, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    first_value = image * pixels * C
+    columns = tl.arange(0, PADDED)
+    in_c = columns < C
+    gain = _floats(weight + columns, in_c)
+    dweight = tl.zeros([PADDED], tl.float32)
+    total = tl.zeros([PADDED], tl.float32)
+    last = tl.minimum((piece + 1) * share, pixels)
+    for first in range(piece * share, last, M):
+        pixel = first + tl.arange(0, M)
+        inside = (pixel < last)[:, None] & in_c[None, :]
+        place = first_value + pixel[:, None] * C + columns[None, :]
+        x, d = _floats(z + place, inside), _floats(dy + place, inside)
+        centred = tl.where(inside, x - (tl.sum(x, 1) / C)[:, None], 0.0)
+        rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS)
+        centred *= rstd[:, None]
+        h = centred if CENTRED else x * rstd[:, None]
+        dweight += tl.sum(d * h, 0)
+        total += tl.sum(d, 0)
+        g = d * gain[None, :]
+        dx = g - centred * (tl.sum(g * h, 1) / C)[:, None]
+        if CENTRED:
+            dx -= (tl.sum(g, 1) / C)[:, None]
+        dx = dx * rstd[:, None] + _floats(passed + place, inside)
+        tl.store(dz + place, dx, mask=inside)
+    out = sums + (image * tl.num_programs(0) + piece) * (2 * C)
+    tl.store(out + columns, dweight, mask=in_c)
+    tl.store(out + C + columns, total, mask=in_c)
+
+
+@triton.jit
 def depthwise_kernel(
     x, weight, bias, v, sums, height, width, skip, rows, share,
     C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,

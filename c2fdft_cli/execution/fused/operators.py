@@ -37,6 +37,26 @@ def _norm(
     return y
 
 
+def _norm_backward(
+    z: Tensor, weight: Tensor, centred: bool, dy: Tensor, passed: Tensor
+) -> tuple[Tensor, Tensor]:
+    n, h, w, c = z.shape
+    padded, pixels = triton.next_power_of_2(c), h * w
+    m = max(1, 2048 // padded)
+    share = max(_LEAST_PIXELS, pixels * n // _PROGRAMS)
+    share = triton.cdiv(share, m) * m
+    dz, sums = _norm_gradients(z, triton.cdiv(pixels, share))
+    kernels.norm_backward_kernel[(sums.shape[1], n)](
+        _dense(z), weight, _dense(dy), _dense(passed), dz, sums, pixels, share,
+        c, padded, m, NORM_EPS, centred, num_warps=4,
+    )  # fmt: skip
+    return dz, sums
+
+
+def _norm_gradients(z: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(z), z.new_empty((len(z), pieces, 2, z.shape[-1]))
+
+
 def _depthwise(
     x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, skip: int, rows: int
 ) -> tuple[Tensor, Tensor]:
@@ -125,6 +145,11 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "norm(Tensor z, Tensor weight, Tensor? bias, Tensor time, ScalarType dtype) -> Tensor": (
         _norm,
         lambda z, weight, bias, time, dtype: torch.empty_like(z, dtype=dtype),
+    ),
+    "norm_backward(Tensor z, Tensor weight, bool centred, Tensor dy, Tensor passed)"
+    " -> (Tensor, Tensor)": (
+        _norm_backward,
+        lambda z, weight, centred, dy, passed: _norm_gradients(z, 1),
     ),
     "depthwise(Tensor x, Tensor weight, Tensor? bias, int heads, int skip, int rows)"
     " -> (Tensor, Tensor)": (

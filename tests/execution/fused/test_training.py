@@ -1,0 +1,138 @@
+"""The norm in training by the kernels, in Triton's interpreter, against autograd's."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.block import Block
+from c2fdft_cli.core.layers import PixelNorm
+from c2fdft_cli.execution.block_gradients import install
+from c2fdft_cli.execution.fused import choose, training
+from c2fdft_cli.execution.fused.training import fused_norm, norm_for, plain_norm, try_norm
+from tests.kit.formula import fill, relative, wave
+
+CPU = torch.device("cpu")
+ALLOWED = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-2}
+"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16."""
+
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU: tests/cuda tries them on it"
+)
+
+
+@pytest.fixture
+def triton() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial of few pixels, whatever the device."""
+    monkeypatch.setattr(choose, "TRIED_ROWS", 3)
+    monkeypatch.setattr(choose, "TRIED_VALUES", 3 * 5 * 16)
+    monkeypatch.setattr(training, "_chosen", {})
+    monkeypatch.setattr(choose, "kernels_run_on", lambda _: True)
+
+
+def results(
+    way: Any, layer: PixelNorm, shape: tuple[int, ...], times: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Result and gradients, by name, where the stream goes on beside the norm."""
+    z, time = wave([*shape], 0.37).requires_grad_(), wave([times, shape[-1]], 0.9).requires_grad_()
+    layer.zero_grad(set_to_none=True)
+    y, handed_on = way(layer, z + 0.25, time, dtype)
+    loss = (y.float() + 0.5).square().sum()
+    loss = loss + (handed_on * wave([*shape], 0.53)).sum()
+    loss.backward()
+    found = {"y": y.detach().float(), "z": z.grad, "time": time.grad}
+    return {**found, **{name: p.grad for name, p in layer.named_parameters()}}
+
+
+@interpreted
+@pytest.mark.usefixtures("triton")
+@pytest.mark.parametrize("dtype", ALLOWED)
+@pytest.mark.parametrize("norm", ["with_bias", "bias_free"])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 24), (2, 5, 7, 20), (2, 19, 31, 48), (2, 3, 3, 384)])
+def test_gradients_are_autograds(
+    shape: tuple[int, ...], times: int, norm: str, dtype: torch.dtype
+) -> None:
+    """One pixel, pixels that are no full block, several programs, the widest; odd widths."""
+    layer = fill(PixelNorm(shape[-1], norm))
+    found = results(fused_norm, layer, shape, times, dtype)
+    want = results(plain_norm, layer, shape, times, torch.float32)
+    assert found.keys() == want.keys()
+    for name, expected in want.items():
+        assert found[name].shape == expected.shape
+        assert relative(found[name], expected) < ALLOWED[dtype], name
+
+
+@interpreted
+@pytest.mark.usefixtures("triton", "small")
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_it_runs_where_it_agrees_and_is_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    ways = iter((seconds, 2.0))
+    monkeypatch.setattr(choose, "_seconds", lambda _: next(ways))
+    layer, z = fill(PixelNorm(16, "with_bias")), wave([1, 4, 4, 16], 0.3)
+    expected = fused_norm if seconds < 2 else plain_norm
+    assert norm_for(layer, z, torch.bfloat16) is expected
+    assert norm_for(layer, z, torch.bfloat16) is expected, "tried once"
+
+
+@pytest.mark.usefixtures("small")
+def test_what_fails_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of resource: registers")
+
+    monkeypatch.setattr(training, "fused_norm", fail)
+    layer, z = fill(PixelNorm(16, "with_bias")), wave([1, 4, 4, 16], 0.3)
+    assert (
+        try_norm(layer, CPU, torch.bfloat16).failure == "RuntimeError: out of resource: registers"
+    )
+    assert norm_for(layer, z, torch.bfloat16) is plain_norm
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("case", ["float32", "a stream of half precision", "not dense", "switch"])
+def test_what_it_is_not_for_is_not_tried(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.setattr(training, "try_norm", lambda *_: pytest.fail("tried"))
+    layer, z, dtype = fill(PixelNorm(16, "with_bias")), wave([2, 4, 4, 16], 0.3), torch.bfloat16
+    if case == "float32":
+        dtype = torch.float32
+    elif case == "a stream of half precision":
+        z = z.bfloat16()
+    elif case == "not dense":
+        z = z.transpose(1, 2)
+    else:
+        monkeypatch.setenv(choose.SWITCH, "off")
+    assert norm_for(layer, z, dtype) is plain_norm
+
+
+@interpreted
+@pytest.mark.usefixtures("triton", "small")
+def test_a_block_trains_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast, its activations computed again: the trial is seen by neither."""
+    monkeypatch.setenv(choose.SWITCH, "on")
+    monkeypatch.setattr(choose, "_seconds", lambda _: 1.0)
+    block = fill(Block(16, 2, 4.0, False, "with_bias"))
+    install(block, torch.device("cuda"))
+    gradients = []
+    for way in (fused_norm, plain_norm):
+        if way is plain_norm:
+            monkeypatch.setenv(choose.SWITCH, "off")
+        x = wave([2, 5, 7, 16], 0.37).requires_grad_()
+        block.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = torch.utils.checkpoint.checkpoint(block, x, wave([1, 16], 0.9), use_reentrant=False)
+        (y + 0.5).square().sum().backward()
+        gradients.append({"x": x.grad, **{n: p.grad for n, p in block.named_parameters()}})
+    assert list(training._chosen.values()) == [fused_norm]
+    for name, expected in gradients[1].items():
+        assert relative(gradients[0][name], expected) < 2 * ALLOWED[torch.bfloat16], name
