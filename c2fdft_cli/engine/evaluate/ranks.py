@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
+from c2fdft_cli.engine.evaluate.pairing import fail
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.distributed import join_ranks
@@ -38,14 +39,16 @@ def merge_results(everyone: list[EvalResult]) -> EvalResult:
     In the order of one process, or nearly so where an image could not be read.
 
     Raises:
-        UsageError: no process scored anything.
+        UsageError: no process had anything to score.
+        DataError: none could score what it had.
     """
     turns = zip_longest(*(one.rows for one in everyone))
     merged = [row for turn in turns for row in turn if row is not None]
+    unreadable = [problem for one in everyone for problem in one.unreadable]
     if not merged:
+        fail(unreadable, len(unreadable), "images")
         raise UsageError("there is nothing to score")
     notes = list(dict.fromkeys(note for one in everyone for note in one.notes))
-    unreadable = [problem for one in everyone for problem in one.unreadable]
     return replace(everyone[0], rows=merged, notes=notes, unreadable=unreadable)
 
 

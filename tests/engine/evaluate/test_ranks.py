@@ -17,9 +17,10 @@ import torch
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions
+from c2fdft_cli.engine.evaluate.photos import evaluate_alone
 from c2fdft_cli.engine.evaluate.ranks import gather_result, join, merge_results
 from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
 
 
@@ -59,6 +60,21 @@ def test_nothing_at_all(folders: tuple[Path, Path]) -> None:
     assert empty.rows == []
     with pytest.raises(UsageError, match="nothing to score"):
         merge_results([empty, empty])
+
+
+def test_a_share_that_cannot_be_read_leaves_the_others_theirs(tmp_path: Path) -> None:
+    for k in range(4):
+        save_rgb8(tmp_path / f"{k}.png", photo(k))
+    for k in (1, 3):  # all that rank 1 of 2 has
+        (tmp_path / f"{k}.png").write_bytes(b"no picture")
+    shares = [evaluate_alone(tmp_path, EvalOptions(rank=rank, world=2)).run() for rank in (0, 1)]
+    assert shares[1].rows == []
+    merged = merge_results(shares)
+    assert [row.name for row in merged.rows] == ["0", "2"]
+    assert len(merged.unreadable) == 2
+    assert merged.failure is not None
+    with pytest.raises(DataError, match="2 of 2 images cannot be scored"):
+        merge_results(shares[1:])
 
 
 @pytest.mark.acceptance
