@@ -273,7 +273,7 @@ class _AttendInOneProduct(torch.autograd.Function):
         d, dtemperature, dproject = _back_through_mixing(dmixing, *kept)
         dqkv = torch.empty_like(flat)
         torch.bmm(inner, mixing, out=dqkv[..., 2 * c :])
-        torch.bmm(flat[..., : 2 * c], _sums_grad(d).to(qkv.dtype), out=dqkv[..., : 2 * c])
+        torch.bmm(flat[..., : 2 * c], _sums_grad(d, qkv.dtype), out=dqkv[..., : 2 * c])
         dbias = _total(grad, ctx.needs_input_grad[4])
         return dqkv.view_as(qkv), grad, dtemperature, dproject, dbias
 
@@ -304,15 +304,18 @@ def _back_through_mixing(dmixing: Tensor, *kept: Tensor) -> tuple[PixelSums, Ten
     return PixelSums(*d), dtemperature, dproject
 
 
-def _sums_grad(d: PixelSums) -> Tensor:
-    """The matrix that takes `[q k]` to the derivatives by q and k: `[n, 2c, 2c]` float32."""
+def _sums_grad(d: PixelSums, dtype: torch.dtype) -> Tensor:
+    """The matrix that takes `[q k]` to the derivatives by q and k: `[n, 2c, 2c]`."""
     n, heads, width, _ = d.gram.shape
     c = heads * width
-    gram = d.gram.new_zeros(n, heads, width, heads, width)
-    gram.diagonal(dim1=1, dim2=3).copy_(d.gram.permute(0, 2, 3, 1))
-    gram = gram.view(n, c, c)
-    q, k = (torch.diag_embed(2 * squares.flatten(1)) for squares in d[1:])
-    return torch.cat([torch.cat([q, gram], 2), torch.cat([gram.transpose(1, 2), k], 2)], 1)
+    matrix = d.gram.new_zeros((n, 2, c, 2, c), dtype=dtype)
+    blocks = matrix.view(n, 2, heads, width, 2, heads, width)
+    # where the heads' blocks lie, [n, width, width, heads]
+    blocks[:, 0, :, :, 1].diagonal(dim1=1, dim2=3).copy_(d.gram.permute(0, 2, 3, 1))
+    blocks[:, 1, :, :, 0].diagonal(dim1=1, dim2=3).copy_(d.gram.permute(0, 3, 2, 1))
+    for i, squares in enumerate((d.q_square, d.k_square)):
+        matrix[:, i, :, i].diagonal(dim1=1, dim2=2).copy_(2 * squares.flatten(1))
+    return matrix.view(n, 2 * c, 2 * c)
 
 
 def _write_sums_grad(qkv: Tensor, d: PixelSums, dqkv: Tensor) -> None:
