@@ -32,6 +32,7 @@ def rank_rows(runtime: Runtime, batch: int) -> tuple[int, int]:
     """This process's rows of the global batch; an empty share takes one row that will not count."""
     lo = batch * runtime.rank // runtime.world
     hi = batch * (runtime.rank + 1) // runtime.world
+    # DDP waits for the gradients of every process: one without rows takes part with weight 0
     return (lo, hi) if hi > lo else (min(lo, batch - 1), min(lo, batch - 1) + 1)
 
 

@@ -104,6 +104,8 @@ class Fallbacks:
             loss = self._until_done(patch, partial(self._try_out, batch), alone=True)
             if is_compiled(net):
                 self._check_compiled(batch, loss)
+            # All or none: being compiled decides, on a CPU, whether a process comes here at the
+            # next patch size, and one that came alone would wait in this reduction for ever.
             if not all_reduce_min(int(is_compiled(net)), self._runtime):
                 run_uncompiled(net)
         self.micro[patch] = all_reduce_min(self.micro[patch], self._runtime)
@@ -118,6 +120,8 @@ class Fallbacks:
         section, k = self._options.section, batch.iteration
         periods = [(p.length, p.floor) for p in section.periods]
         lr = learning_rate(k - 1, section.lr, periods)
+        # An attempt can be repeated: a batch carries its random numbers with it, and the weights
+        # move at the very end of a step.
         move = partial(self._move, batch, lr)
         # other processes would wait in vain for the gradients of an attempt that failed
         return self._until_done(batch.gt.shape[-1], move, self._runtime.world == 1)
@@ -134,6 +138,8 @@ class Fallbacks:
         net = self._stepper.net
         with uncompiled(net):
             expected = self._stepper.loss(batch, self.micro[batch.gt.shape[-1]])
+        # `<=` is false for a compiled NaN, which so counts as a difference; where the network
+        # itself gives no number there is nothing to compare with.
         allowed = COMPILED_LOSS[self._runtime.dtype == torch.float32]
         if abs(loss - expected) <= allowed * abs(expected) or not math.isfinite(expected):
             return
@@ -148,12 +154,14 @@ class Fallbacks:
             try:
                 return attempt()
             except C2fdftError:
+                # ours say what is wrong, such as too many skipped steps: smaller pieces do not help
                 raise
             except Exception as error:
                 self._stepper.abandon()
                 notice = self._fall_back(patch, error, alone)
                 if notice is None:
                     raise
+            # after the except block: its error holds, by its traceback, the tensors of the attempt
             release_cached_memory(self._runtime)
             self._notify(notice)
 
@@ -161,6 +169,7 @@ class Fallbacks:
         """What to do differently; None where nothing helps."""
         micro = self.micro[patch]
         half = -(-micro // 2)
+        # asked first, since compiled code runs out of memory too, and can stay compiled then
         if is_out_of_memory(error):
             if micro == 1 or not alone:
                 raise ResourceError(

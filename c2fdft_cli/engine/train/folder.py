@@ -60,6 +60,9 @@ class RunFolder:
         """Raise UsageError when the folder already holds something of a run, or of others."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         names -= {path.name for path in unfinished(self.path)}
+        # Without a lock it is a folder that somebody made: a recipe.yaml in it is theirs, not ours
+        # to replace. The first state, of step 0, leaves no checkpoint, so one tells of a later
+        # state.
         begun = LOCK in names and names <= _BEFORE_STATE and not any(self.checkpoints.glob("*"))
         if names and not begun:
             raise UsageError(
@@ -103,10 +106,13 @@ class RunFolder:
             status = self.state.stat()
         except OSError:
             return None
+        # Neither is enough alone: a clock may stand still or run backwards, and the number of an
+        # inode may come back with a later save.
         return status.st_ino, status.st_mtime_ns
 
     def keep_state(self) -> None:
         """Keep the newest state under a second name, before the next one takes its own."""
+        # A link, not a rename: a run that is killed between this and the save still has state.pt.
         if self.state.is_file():
             _link(self.state, self.previous_state)
 
@@ -123,6 +129,7 @@ class RunFolder:
             recipe = load_recipe(str(self.path / "recipe.yaml"))
         except RecipeError:
             return True
+        # The finished checkpoint alone does not tell: it stays where a finished run is extended.
         iterations = recipe.coarse.iterations if stage == "coarse" else recipe.fine.iterations
         rows = self.read_metrics()
         return bool(rows) and int(rows[-1]["iteration"]) >= iterations
@@ -138,6 +145,8 @@ class RunFolder:
         text = io.StringIO()
         csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
         try:
+            # Neither synced nor renamed: the row is no part of what a run resumes from. What a kill
+            # leaves of it, or of rows past the state, `read_metrics` and `cut_metrics` drop.
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(text.getvalue())
         except OSError as error:
@@ -162,11 +171,13 @@ class RunFolder:
         return [
             row
             for row in rows
+            # DictReader has None for a column that the line does not reach, "" for an empty one
             if (row["iteration"] or "").isdigit() and row["val_ssim"] is not None
         ]
 
     def keep_latest(self, keep: int) -> None:
         """Remove all but the newest numbered checkpoints."""
+        # as text they sort like their steps, which are written with nine digits
         numbered = sorted(self.checkpoints.glob("step-*.pt"))
         for path in numbered[:-keep]:
             path.unlink()
@@ -189,7 +200,10 @@ class RunFolder:
 
 
 def _link(source: Path, target: Path) -> None:
+    # Two names for the same bytes are safe because no file of a run is written in place: a save
+    # renames a new file over one name and leaves the other what it had.
     with atomic_path(target) as temporary:
+        # link replaces nothing, and the temporary name is taken by an empty file
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)

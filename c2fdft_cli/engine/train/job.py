@@ -117,6 +117,7 @@ class _Training:
         self.validator = Validator(options, pairs, self.state, self.board)
 
     def _restore_state(self, path: Path) -> None:
+        # before it is read: a state that is renamed into place meanwhile is noticed too
         self.stamp = self.run.state_stamp()
         loaded = load_state(path)
         if loaded.fingerprint != self.shards.fingerprint:
@@ -159,6 +160,8 @@ class _Training:
                     raise self._interrupted(request)
                 self._save()
             yield from self._steps(request, started)
+        # Also where no step was left: a run that was killed just here has its last state and no
+        # finished checkpoint, and gets it on resuming.
         checkpoint = self.run.path / f"{self.options.stage}.pt"
         if self.runtime.is_main:
             self.state.save_final(checkpoint, self.step)
@@ -197,12 +200,16 @@ class _Training:
         resume = self.options.resume
         if resume is None:
             self.run.check_free()  # before there is a lock in somebody's folder
+        # What follows changes the folder, so it waits for the lock, and looks again under it at
+        # what was seen without: the state's stamp, or (in `create`) that nothing is there.
         with self.run.held():
             if resume is not None:
                 self._check_state()
                 self.run.remove_unfinished()
                 if resume != self.run.state:
                     self.run.set_aside_state()
+                # A state whose score is still due comes before its row: if the kill came between
+                # that row and the next save, the row is here already, and will be logged again.
                 self.run.cut_metrics(self.step - self.unscored)
                 if self.options.files:  # the recipe has changed: from now on it is the state's
                     self.run.write_files(self.options.files)
@@ -231,6 +238,8 @@ class _Training:
             yield self._count(result, now - clock, loader.waited - waited)
             limit = self.options.max_seconds
             out_of_time = limit is not None and time.monotonic() - started >= limit
+            # Signals and clocks differ between processes, and all must leave after the same step:
+            # one that went on would wait for the gradients of those that left.
             stop = any_rank(bool(request) or out_of_time, self.runtime)
             ended = yield from self._log_score_save(stop, request)
             if ended or (stop and self.step < self.section.iterations):
@@ -268,8 +277,12 @@ class _Training:
         """
         train, last = self.recipe.train, self.step == self.section.iterations
         self.unscored = last or self.step % train.validate_every == 0
+        # Multiples passed since the last save, not `step % save_every`: a save that fell on a
+        # skipped step is made up for at the next good one.
         overdue = self.step // train.save_every > self.saved // train.save_every
         due = last or stop or ((overdue or self.unscored) and not self.stepper.bad_steps)
+        # Rows come before the state that knows of them: killed between the two, resuming cuts the
+        # row and logs it again. The other way round it would be lost.
         if not self.unscored and self.step % train.log_every == 0:
             self._log(None)
         if due:
@@ -277,6 +290,7 @@ class _Training:
         ended = False
         if self.unscored and (last or not stop):
             ended = yield from self._score_and_log(request)
+            # ended without due: after a skipped step nothing was saved yet
             if due or ended:
                 self._save()
         if due or ended:
@@ -318,6 +332,7 @@ class _Training:
             "patch": patch,
             "batch": batch,
             "lr": f"{self.stepper.lr:.6g}",
+            # every digit: that a resumed run equals an uninterrupted one is checked on this column
             "loss": repr(window.loss / window.steps) if window.steps else "",
             "skipped": window.skipped,
             "images_per_second": f"{window.images / max(window.seconds, 1e-9):.1f}",

@@ -61,6 +61,7 @@ def set_up(request: TrainRequest) -> TrainOptions:
             )
         return _resumed(request, find_run(request.out, named, request.stage))
     if request.resume_auto:
+        # not opened where a recipe is named: a run that goes on does not need what it began from
         init = None if request.init is None or named else load_checkpoint(request.init)
         run = auto_run(request.out, named or _recipe_name(request, init), request.stage)
         if run.state.is_file():
@@ -88,6 +89,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
     _check_shards(data)
     name = _recipe_name(request, init)
     grid, about_grid = _grid(request, recipe, init)
+    # the timesteps in use, so that the run's recipe alone tells what it is trained for
     recipe = replace(
         recipe,
         sampling=replace(recipe.sampling, steps=len(grid), grid=grid),
@@ -177,6 +179,7 @@ def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple
             asked = replace(asked, network=own.network, diffusion=own.diffusion)
     if _same_timesteps(request, own, asked):
         asked = replace(asked, sampling=replace(own.sampling, eta=asked.sampling.eta))
+    # shards may lie elsewhere by now: what counts is their fingerprint, compared once they are open
     asked = replace(asked, data=replace(asked.data, shards=own.data.shards))
     changes = _differences(own.to_dict(), asked.to_dict())
     other = "fine." if request.stage == "coarse" else "coarse."

@@ -81,6 +81,8 @@ class RunState:
             "micro": micro,
             "micro_batch": self._options.recipe.train.micro_batch,
             "machine": machine(self._options.runtime),
+            # What was asked for, and what that came to on this machine: a run that goes on
+            # elsewhere in another precision takes the first again when it is back.
             "precision": self._options.precision,
             "computed_in": self._options.runtime.precision,
             "window": window,
@@ -89,8 +91,11 @@ class RunState:
             "fingerprint": self._fingerprint,
             "meta": self.meta(step).to_json(),
         }
+        # After the checkpoints, since the rename of the state is the commit. What a kill leaves
+        # ahead of the state is written again when the resumed run gets there.
         run.keep_state()
         save_tensors(run.state, state)
+        # last: a save that fails, on a full disk say, has taken nothing away
         run.keep_latest(self._options.recipe.train.keep)
 
     def save_best(self, step: int) -> None:
@@ -164,6 +169,7 @@ def load_state(path: Path) -> LoadedState:
             "not a training state of this program", where=path, hint="give checkpoints to --init"
         )
     try:
+        # what has a default came after the first version: states without it keep loading
         return LoadedState(
             step=int(content["step"]),
             stepper=content["stepper"],

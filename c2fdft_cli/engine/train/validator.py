@@ -104,11 +104,14 @@ class Validator:
             alpha_bar_of_recipe(recipe.diffusion),
             options.grid,
             options.runtime,
+            # the same noise each time, so that scores differ by the weights alone
             seed=recipe.train.seed,
         )
 
         def restore(lq: Tensor, names: Sequence[str]) -> Restored:
             try:
+                # Only here does a ResourceError cost no more than the score: a full disk, met by a
+                # sample or by best.pt, has to end the training.
                 return executor(lq, names, lambda _: request.check())
             except ResourceError as error:
                 raise MemoryError(str(error)) from error

@@ -54,6 +54,7 @@ def saved_bytes(
         dtype: what autocast computes in; float32 for none.
         device: its type; all but a CPU keep the layer norms under autocast in float32.
     """
+    # the decoder mirrors the encoder: as many blocks a level, the latent level once
     depths = dict(zip(_LEVELS, (*network.blocks, *network.blocks[2::-1]), strict=True))
     shape = (network.dim, tuple(network.heads), network.ffn_factor)
     rest = (network.bias, network.norm, network.dual_pixel, patch, dtype, device)
@@ -76,6 +77,7 @@ def _saved_bytes(
     device: str,
 ) -> tuple[tuple[str, int], ...]:
     """Bytes kept by a block of each level, outside of them, and of the levels' inputs."""
+    # all blocks of a level keep the same, so one is counted and multiplied
     network = Network(dim, [1, 1, 1, 1], list(heads), ffn_factor, bias, norm, dual_pixel)
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
@@ -90,6 +92,7 @@ def _saved_bytes(
                 module.register_forward_pre_hook(partial(counter.enter, level, number == "0"))
                 module.register_forward_hook(counter.leave)
         if dtype != torch.float32:
+            # the tensors without contents are the CPU's, whatever device is counted for
             modes.enter_context(torch.autocast("cpu", dtype))
             if device != "cpu":
                 modes.enter_context(NormsInFloat32())
@@ -133,6 +136,7 @@ class _Counter:
         key = tensor.untyped_storage()._cdata
         counted = any(key in kept for place, kept in self.kept.items() if place != INPUTS)
         if not counted and key not in self.given and not _of_weight(tensor):
+            # the tensor is held, not only counted: its address, once free, could be another's
             self.kept.setdefault(self.place, {})[key] = tensor
         return tensor
 
@@ -220,5 +224,7 @@ def choose_micro_batch(
     if not isinstance(wanted, str):
         return min(wanted, rows)
     usable = int(free_bytes(runtime) * MARGIN) - fixed_bytes
+    # As few pieces as there must be, then as even as can be: 100 rows of which 48 fit run as 34, 34
+    # and 32, not as 48, 48 and 4.
     pieces = -(-rows // max(usable // max(bytes_per_image, 1), 1))
     return -(-rows // min(pieces, rows))

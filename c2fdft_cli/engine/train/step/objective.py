@@ -72,6 +72,7 @@ def make_objective(options: TrainOptions) -> Objective:
 def _start_network(options: TrainOptions) -> DFT:
     """The weights that a stage starts from."""
     if options.init is None:
+        # drawn on the CPU, so a seed means the same weights on every device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.recipe.train.seed)
             return make_network(options.recipe.network)

@@ -67,6 +67,7 @@ class Stepper:
         self.bad_steps = 0
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(),
+            # set anew before each step from the iteration alone: no scheduler has a state to resume
             lr=0.0,
             betas=(train.adam_betas[0], train.adam_betas[1]),
             weight_decay=train.weight_decay,
@@ -135,6 +136,8 @@ class Stepper:
                 self.scaler.scale(part * self.runtime.world).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         if dist.is_initialized():
+            # Skipping is decided by this sum and by the reduced gradients: equal in all processes,
+            # so none of them moves its weights without the others.
             dist.all_reduce(loss)
         return self._apply(loss, lr)
 
@@ -152,6 +155,7 @@ class Stepper:
         )
         for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
             parameter.grad = gradient
+        # a tensor of its own: what was recorded writes over `loss` at the next replay
         return loss * share
 
     def _loss_and_gradients(self, scale: Tensor, *inputs: Tensor) -> tuple[Tensor, Gradients]:
@@ -196,18 +200,23 @@ class Stepper:
     def _apply(self, loss: Tensor, lr: float) -> StepResult:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # before the norm, which is clipped in the gradients' true units
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.train.clip_norm is not None:
+            # without asking whether it is finite, which would wait for the GPU: else nothing moves
             nn.utils.clip_grads_with_norm_(self.net.parameters(), self.train.clip_norm, norm)
+        # the one point of a step that waits for the GPU
         loss_value, norm_value = torch.stack([loss, norm]).tolist()
         finite = math.isfinite(loss_value) and math.isfinite(norm_value)
         if finite:
             self.scaler.step(self.optimizer)
             self.updates += 1
+            # by updates, not iterations: a skipped step leaves the warm-up where it was
             decay = ema_decay(self.updates, self.train.ema_decay, self.train.ema_warm_up)
             ema_update(self.ema, self.net, decay)
+        # also after a skipped step, where it lowers the scale that made the gradient overflow
         self.scaler.update()
         self._count_bad(finite)
         return StepResult(loss_value, norm_value, skipped=not finite)
