@@ -42,6 +42,7 @@ def make_network(
     arguments = asdict(network)
     if state is None:
         return DFT(**arguments)
+    # A file may describe a network of any size: here it takes no memory before its weights fit.
     with torch.device("meta"):
         net = DFT(**arguments)
     misfit = _misfits(net.state_dict(), state)

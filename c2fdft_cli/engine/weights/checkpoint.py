@@ -145,6 +145,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         found = find_weights(file, path)
         loaded = file.load({"raw": found.raw, "ema": found.ema})
     ema = plain(full_precision(loaded["ema"], path))
+    # one set stands for both: not converted and held twice
     params = ema if found.raw is found.ema else plain(full_precision(loaded["raw"], path))
     meta = Meta(infer_network(ema, path)) if found.meta is None else read_meta(found.meta, path)
     return Checkpoint(path, params, ema, meta)

@@ -50,6 +50,7 @@ class _Set:
 
     def is_ema(self) -> bool:
         """Whether its place says that it is an average over the training."""
+        # as a word: "net_g_ema." is one, "schema." is none
         return "ema" in re.split(r"[^a-z]+", self.place.lower())
 
 
@@ -76,6 +77,7 @@ def find_weights(file: StoredFile, path: Path) -> Weights:
     meta = None if isinstance(content.get("meta"), dict) else content.get("meta")
     if file.is_safetensors:
         content, meta = _as_checkpoint(content)
+    # each set that is found compares all names of its dictionary with its prefix
     sets = list(islice(_sets(content), MAX_SETS))
     if not sets:
         raise _none_found(content, path)
@@ -121,6 +123,7 @@ def _sets_of(place: str, node: dict[Any, Any]) -> Iterator[_Set]:
     names = [key for key in node if _is_name(key)]
     for name in names:
         prefix = name.removesuffix(FIRST_WEIGHT)
+        # "other_patch_embed.proj.weight" ends alike and is another weight
         if prefix == name or (prefix and not prefix.endswith(".")):
             continue
         state = {

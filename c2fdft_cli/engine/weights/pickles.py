@@ -20,11 +20,17 @@ from typing import IO, Any, cast
 import torch
 
 MAX_BYTES = 64 << 20
+# a tensor takes about 25, and the largest official network has 1,200 tensors in its two sets
 MAX_INSTRUCTIONS = 500_000
+# Python's hash of an integer is its remainder of division by 2**61 - 1.
 MAX_KEY = 1 << 60
 """Larger integers can be chosen to collide in a dictionary, which takes time squared."""
+# Bounds the products of claimed sizes: 64 factors below 2**60.
 MAX_DIMENSIONS = 64
+# A call copies its arguments: a long tuple, written once and kept in the memo, could be copied by
+# each of half a million instructions.
 MAX_ARGUMENTS = 16
+# For the same reason: two long texts out of the memo could be joined again and again.
 MAX_NAME = 200
 
 _STORAGES = {
@@ -40,6 +46,7 @@ _STORAGES = {
     "torch.BoolStorage": torch.bool,
     "torch.ComplexFloatStorage": torch.complex64,
     "torch.ComplexDoubleStorage": torch.complex128,
+    # counts bytes; the tensors that use it, of version 3, name their type themselves
     "torch.storage.UntypedStorage": torch.uint8,
 }
 _DTYPES = {
@@ -127,6 +134,8 @@ class _Bounded:
         self._left = MAX_BYTES
 
     def read(self, size: int) -> bytes:
+        # A file allocates what it is asked for before it looks how much is there: 9 bytes of pickle
+        # could claim any length. One more than is left, to tell too much from the end of the file.
         return self._count(self._file.read(min(size, self._left + 1)))
 
     def readline(self) -> bytes:
@@ -145,7 +154,9 @@ class _Machine:
     def __init__(self, storages: dict[str, int]) -> None:
         self.stack: list[Any] = []
         self._storages = storages
+        # One list a mark, as in CPython's pickle.py: nothing is searched for the last mark.
         self._below: list[list[Any]] = []
+        # A dictionary, since pickle's own memo is an array, as long as the largest index written.
         self._memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
@@ -211,6 +222,7 @@ class _Machine:
         self._extend(self._pop_mark())
 
     def _extend(self, items: list[Any]) -> None:
+        # no other object has its `append` called, as pickle would do
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
@@ -224,10 +236,13 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
+                # The hash of a tuple is computed anew each time, and by recursion in C: nested deep
+                # enough, one that is used as a key ends the process (SIGSEGV).
                 if _is_key(key):
                     target[key] = value
 
     def name(self, argument: str) -> None:
+        # pickletools gives the two lines of the instruction, module and name, with a blank between
         self.stack.append(Opaque(argument.replace(" ", ".", 1)))
 
     def stack_name(self, _: Any) -> None:
@@ -273,6 +288,8 @@ class _Machine:
         self.stack.append(storage)
 
 
+# An instruction that stands in none of these tables is a KeyError in `step`: nothing is passed over
+# because it is not known.
 _CONSTANTS = frozenset(
     opcode.name
     for opcode in pickletools.opcodes

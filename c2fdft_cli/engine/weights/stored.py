@@ -115,6 +115,7 @@ class _Loader:
         key = (tensor.storage, tensor.dtype)
         if key not in self._bases:
             data = self._file.read(tensor.storage, tensor.storage_bytes)
+            # the record in the archive may be longer than the pickle says
             data = data[: tensor.storage_bytes]
             self._bases[key] = _flat(data, tensor.dtype, self._file.big_endian)
         return self._bases[key]
@@ -123,6 +124,7 @@ class _Loader:
 def _flat(data: bytes, dtype: torch.dtype, big_endian: bool) -> Tensor:
     if not data:
         return torch.empty(0, dtype=dtype)
+    # a bytearray, since torch warns of memory that it may not write to
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if big_endian:
         raw = raw.view(-1, dtype.itemsize).flip(1).flatten()
@@ -132,6 +134,7 @@ def _flat(data: bytes, dtype: torch.dtype, big_endian: bool) -> Tensor:
 
 def tensors_in(tree: Any) -> Iterator[StoredTensor | Opaque]:
     """Every tensor and opaque object in nested containers; what is shared comes once."""
+    # Without recursion, and each container once: it may hold itself, or be nested to any depth.
     waiting, seen = [tree], set()
     while waiting:
         value = waiting.pop()
@@ -160,8 +163,10 @@ def _check_claims(tree: Any, limit: int) -> None:
         reach = tensor.offset + sum(
             (size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True)
         )
+        # strides are never negative here (`are_counts`), so the last element lies farthest
         if tensor.numel() and (reach + 1) * tensor.dtype.itemsize > tensor.storage_bytes:
             raise UnusableError("a tensor in it reaches beyond its bytes")
+    # What is read is whole storages, what is kept are the views: both must be plausible.
     if max(unpacked, sum(storages.values())) > limit:
         raise UnusableError("the tensors are larger than the file")
 
@@ -184,6 +189,7 @@ def open_stored(path: Path) -> Iterator[StoredFile]:
         with _explained(path):
             file = stack.enter_context(path.open("rb"))
             stored = _open(path, file)
+        # outside of `_explained`: an error of whoever uses the file is none of the file's
         yield stored
 
 
@@ -193,6 +199,8 @@ def _open(path: Path, file: IO[bytes]) -> StoredFile:
     refuse_other_files(path, head)
     if head.startswith(ZIP):
         return _open_zip(path, file)
+    # The highest byte of the header's length, and the JSON behind it. Before pickles, which are
+    # told by one byte, and that may be the lowest of such a length.
     if head[7:9] == b"\0{":
         return _open_safetensors(path, file)
     if head.startswith(PICKLE):
@@ -222,8 +230,10 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
+    # its table of contents stands at the end
     if not zipfile.is_zipfile(file):
         raise cut_short(path)
+    # before ZipFile, which reads the whole table
     _check_directory(file)
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
@@ -235,8 +245,10 @@ def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
 
     def record(name: str) -> bytes:
         entry = archive.getinfo(root + name)
+        # asked before unpacking: a megabyte of packed zeros is a gigabyte
         if entry.file_size > limit:
             raise UnusableError("the archive is compressed, and unpacks to far more than its size")
+        # zipfile would compare with a checksum of 0 too, and refuse what was written without one
         return archive.read(entry) if entry.CRC else _unchecked(file, entry)
 
     def read(key: str, size: int) -> bytes:
@@ -254,6 +266,8 @@ def _unchecked(file: IO[bytes], entry: zipfile.ZipInfo) -> bytes:
     """The bytes of a record without checksum: `torch.serialization.set_crc32_options(False)`."""
     if entry.compress_type != zipfile.ZIP_STORED:
         raise UnusableError("the archive is damaged, or torch.save did not write it")
+    # The record's own header, not the table: torch pads the former to align the tensors (24 bytes
+    # in one, none in the other).
     file.seek(entry.header_offset + 26)
     name, extra = struct.unpack("<HH", _exactly(file, 4))
     file.seek(name + extra, io.SEEK_CUR)
@@ -273,6 +287,8 @@ def _check_directory(file: IO[bytes]) -> None:
     record, locator, end = tail[:56], tail[56:76], tail[76:]
     directory = struct.unpack("<L", end[12:16])[0]
     is_odd = end[:4] != b"PK\x05\x06"
+    # zipfile reads the record in front of the locator or the one that it points to, depending on
+    # Python's version: they must be one, or another than the one checked here would count.
     if locator[:4] == b"PK\x06\x07":
         directory = struct.unpack("<Q", record[40:48])[0]
         is_odd = is_odd or struct.unpack("<Q", locator[8:16])[0] != size - 98
