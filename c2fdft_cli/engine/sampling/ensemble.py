@@ -48,7 +48,8 @@ def mean_and_deviation(
         if count == 1:
             mean, squares = image, torch.zeros_like(image)
             continue
-        # Welford's running mean and sum of squared deviations
+        # Welford's running mean and sum of squared deviations: squares summed less the squared mean
+        # would cancel in float32 where samples hardly differ
         change = image - mean
         mean = mean + change / count
         squares = squares + change * (image - mean)

@@ -195,6 +195,7 @@ class Executor:
             image, executor = self._run(lq, names, number, notes.setdefault, noise)
             return image
 
+        # for each batch anew, since executors may share the network
         self._strips.watch = watch
         given_up = functions_given_up() if self._strips.compiled else 0
         image, deviation = mean_and_deviation(sample, lq, self._samples, self._transforms)
@@ -240,6 +241,7 @@ class Executor:
             )
         chosen = [names[i] for i in failed]
         again = self._in_float32.start(lq[failed], chosen, lambda _: progress(1.0))
+        # A clone first: what inference mode has made may not be changed in place outside of it.
         image, deviation = restored.image.clone(), restored.deviation
         image[failed] = again.image
         if deviation is not None and again.deviation is not None:
@@ -266,9 +268,12 @@ class Executor:
             image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample, noise))
             if image is not None:
                 return image, self._describe(rows, height, width)
+            # Only now: inside the except block of `_unless_out_of_memory` the error's traceback
+            # would still hold the tensors of the run that failed.
             self._strips.forget()
             release_cached_memory(self._runtime)
             if len(lq) > 1:
+                # noise goes by the name, so an image alone becomes what it would be in the batch
                 note("out of memory: continued one image at a time")
                 drawn = [None] * len(lq) if noise is None else torch.split(noise, 1)
                 ran = [

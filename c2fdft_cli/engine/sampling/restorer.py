@@ -23,6 +23,7 @@ def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:
     with the bytes that the file system has for it.
     """
     key = f"{seed}/{PurePath(name).stem}{f'//{sample}' if sample else ''}"
+    # not Python's hash of text, which differs from process to process
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     number = int.from_bytes(digest, "little") >> 1
     return torch.Generator().manual_seed(number)
@@ -86,6 +87,7 @@ class Restorer:
         if noise is None:
             x_T, sources = self._start(names, sample, lq.shape)
         else:
+            # nothing is drawn later: `start_noise` gives no noise where eta is above 0
             x_T, sources = upload(noise, self.runtime.device), []
         with self.runtime.autocast():
             x_0 = ddim_sample(
