@@ -92,5 +92,6 @@ def read_image(path: Path, protocol: Protocol) -> Tensor:
     """`[1, 3, h, w]` float64 on the scale 0 .. 255."""
     pixels = read_picture(path).pixels
     if pixels.dtype == np.uint16 and protocol.unrounded:
+        # 65535 = 255 * 257
         return as_tensor(pixels.astype(np.float64) / 257)
     return as_tensor(to_8bit(pixels)).double()

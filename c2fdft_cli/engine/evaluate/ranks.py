@@ -42,6 +42,7 @@ def merge_results(everyone: list[EvalResult]) -> EvalResult:
         UsageError: no process had anything to score.
         DataError: none could score what it had.
     """
+    # Process r has scored images r, r + world, r + 2 * world: taken in turns they are in order.
     turns = zip_longest(*(one.rows for one in everyone))
     merged = [row for turn in turns for row in turn if row is not None]
     unreadable = [problem for one in everyone for problem in one.unreadable]

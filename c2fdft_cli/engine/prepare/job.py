@@ -186,6 +186,7 @@ def _write(
                 for name, sha256_lq, sha256_gt in rows:
                     guard.add(shard.header.split, name, sha256_lq, sha256_gt)
                     yield PairWritten(name, kept=True)
+        # removes what is not kept: whatever may refuse to replace it stands before
         begin(options.folder, plan, kept, choice)
         for shard in new:
             with (

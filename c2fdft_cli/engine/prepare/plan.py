@@ -46,6 +46,8 @@ class PlannedShard:
     def nbytes(self) -> int:
         """About how large the file will be, from above."""
         text = max(len(entry.name.encode()) for entry in self.entries)
+        # The columns of the index: offset, height and width, two digests of 64 digits, and the
+        # name, which HDF5 pads to the longest. 64 KiB are room for headers and attributes.
         index = len(self.entries) * (3 * 8 + 2 * 64 + text)
         return self.planes * sum(entry.nbytes for entry in self.entries) + index + (64 << 10)
 
@@ -228,6 +230,8 @@ def begin(out: Path, plan: Plan, kept: Collection[Path], choice: ValChoice | Non
         ResourceError: the disk is too small, or the folder cannot be written.
     """
     needed = sum(shard.nbytes for shard in plan.shards if shard.path not in kept)
+    # Cleared before the manifest is written: with its digest in place, the pixels of shards that
+    # are there are no longer compared, so none of another set may be left.
     _clear(out, [path for path in _present(out) if path not in kept], needed)
     atomic_write_text(out / MANIFEST, _manifest(plan, choice))
 
@@ -265,6 +269,7 @@ def _kept(plan: Plan, present: Sequence[Path]) -> dict[Path, ShardIndex]:
             and (index.lq_start is None) == (shard.planes == 1)
         ):
             kept[shard.path] = index
+    # What is written now is of this version, and `ShardSet` refuses a set whose headers differ.
     versions = {index.header.tool_version for index in kept.values()}
     if len(kept) == len(plan.shards) and len(versions) == 1:
         return kept

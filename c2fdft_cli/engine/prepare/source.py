@@ -126,6 +126,7 @@ def find(
     own, train = found.splits.get("val", ()), found.splits.get("train", ())
     if isinstance(val, Path):
         other = look(val, None)
+        # val first here and below: `SplitGuard` finds training images among those that it has seen
         splits = {"val": tuple(pair for _, pair in other.pairs), "train": train + own}
         found = replace(found, splits=splits, notices=(*found.notices, *other.notices))
     elif own:
@@ -196,6 +197,7 @@ class DecodedImages:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
+            # unbuffered, since `read_at` reads by the descriptor, past what Python would still hold
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise write_error(error, folder) from error
@@ -233,6 +235,7 @@ class DecodedImages:
     def _append(self, flat: Pixels) -> None:
         view = memoryview(flat)
         try:
+            # a file without a buffer may take a part of what it is given
             while view:
                 view = view[self._file.write(view) :]
         except OSError as error:
@@ -310,6 +313,7 @@ class PairReader:
             return None, gt
         if self._model is None:
             return decode(pair.lq), gt
+        # A generator for each pair: threads read in any order, and a resumed run reads only some.
         text = f"synthesis {self._seed} {pair.name}".encode("utf-8", "surrogateescape")
         key = np.frombuffer(hashlib.sha256(text).digest()[:16], "<u8")
         rng = np.random.Generator(np.random.Philox(key=key))

@@ -113,6 +113,7 @@ class Sweep:
         """Everything but image, seed and timesteps that a score depends on."""
         subject = self.subject
         return {
+            # of the weights alone: storing the timesteps changes the file, and the scores stay good
             "weights": weights_digest(subject.checkpoint),
             "data": self.pairs.shards.fingerprint,
             "degradation": self._degradation(),
@@ -142,6 +143,7 @@ class Sweep:
         trials = [Trial(name, seed, s.timesteps) for seed in self.seeds for s in self.schedules]
         new = [trial for trial in trials if trial not in self.log.scores]
         restorers = [self.subject.executor(trial.timesteps, trial.seed) for trial in new]
+        # lazy, and in the order of `new`: each `next` below restores the trial that asks for it
         found = restore_and_score(self.pairs, [index], restorers, Scorer(self.subject.protocol))
         for trial in trials:
             if trial not in self.log.scores:
@@ -191,6 +193,8 @@ class Sweep:
             files=[self.log.path, self.out / "sweep.csv"],
             notes=(*subject.runtime.notes, *notes_of(self.log.scores.values())),
         )
+        # before the checkpoint is written to: a sweep that is killed between the two has all
+        # scores, and the same command only stores the timesteps
         self.log.save({"complete": True, **summary(result)})
         write_csv(self.out / "sweep.csv", rows)
         if draw_sweep(self.out / "sweep.png", rows, options.rule, subject.protocol.name):
@@ -202,6 +206,7 @@ class Sweep:
 
 def _check_writable(path: Path) -> None:
     """Before hours of work: can the timesteps be stored in this file?"""
+    # the folder's permission, since a rename changes the folder and not the file
     if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
         hint = "use --no-stamp, and --out for the report"
         raise ResourceError("the checkpoint's folder is not writable", where=path, hint=hint)

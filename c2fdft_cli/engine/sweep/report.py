@@ -71,6 +71,7 @@ def summary(result: SweepResult) -> dict[str, Any]:
 
 def stamp(result: SweepResult) -> None:
     """Store the chosen timesteps in the checkpoint, atomically: the one allowed overwrite."""
+    # the file itself: renaming over a symbolic link would replace the link
     path = result.checkpoint.resolve()
     checkpoint = load_checkpoint(path)
     meta, row = checkpoint.meta, result.chosen

@@ -127,6 +127,7 @@ def _bench(
         if number:  # the first run warms up
             times.append(seconds)
             if computes:
+                # between the runs, so that a clock or a neighbour that slows them slows this too
                 rates.append(gemm_tflops(runtime))
         yield seconds
     median = statistics.median(times)
