@@ -126,6 +126,7 @@ def _time_step(
     # other shapes than the training's would be compiled, or tuned for, in vain
     whole = runtime.device.type == "cuda" or fallbacks.is_compiled
     rows, begin = len(batch) if whole else 1, time.perf_counter()
+    # A step waits for all processes, so they agree on each further one, by the shortest of clocks.
     if not whole and expected and not all_reduce_min(int(2 * expected < allowed), runtime):
         return 0, expected * len(batch)
     for _ in range(2 if whole else 1):  # warms up; the second step is the one that is recorded

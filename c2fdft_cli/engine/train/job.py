@@ -97,6 +97,7 @@ class _Training:
         self.recipe, self.run, self.runtime = options.recipe, options.run, options.runtime
         self.section = options.section
         self.cycle = patch_cycle(self.section)
+        # first, since it may refuse an option: usage is checked before data
         self.board = TensorBoard(
             self.run.tensorboard, self.recipe.train.tensorboard, self.runtime.is_main
         )

@@ -74,6 +74,7 @@ class RunState:
             numbered = run.checkpoints / f"step-{step:09d}.pt"
             self._save_weights(numbered, step)
             run.link(numbered, "last.pt")
+        # No random state is among it: batches, noise and times are functions of seed and iteration.
         state = {
             "state_version": STATE_VERSION,
             "step": step,

@@ -85,6 +85,7 @@ def find_weights(file: StoredFile, path: Path) -> Weights:
     raw = _only([found for found in sets if not found.is_ema()], path)
     described = {id(s): _plain_tensors(s, path) for s in (raw, ema) if s is not None}
     first, second = described.get(id(raw)), described.get(id(ema))
+    # one dictionary, not two equal ones, where there is one set: `load_checkpoint` asks with `is`
     return Weights(raw=first or second or {}, ema=second or first or {}, meta=meta)
 
 

@@ -98,6 +98,7 @@ class _Loader:
             return self._base(value).as_strided(value.shape, value.stride, value.offset)
         if not isinstance(value, dict | list | tuple):
             return value
+        # Recursion may end here in a RecursionError: `_explained` makes one line of it.
         if id(value) in self._made:
             return self._made[id(value)]
         if isinstance(value, dict):

@@ -24,6 +24,8 @@ WEIGHTS_KEY = "weights"
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
     """`torch.save`, whole or not at all; ResourceError when the disk is full or not writable."""
+    # To an open file, not to a path: torch writes to a path in C++, whose error does not say that
+    # the disk is full.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(dict(content), file)

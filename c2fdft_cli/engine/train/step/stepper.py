@@ -185,6 +185,7 @@ class Stepper:
         n = len(batch)
         for lo in range(0, n, size):
             hi = min(lo + size, n)
+            # by rows, so that the parts add up to the global batch's mean in whatever pieces
             yield batch.rows(lo, hi), share * (hi - lo) / n, hi == n
 
     def _no_sync(self) -> AbstractContextManager[object]:
