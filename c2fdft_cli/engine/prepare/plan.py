@@ -214,6 +214,8 @@ def find_existing(out: Path, plan: Plan, *, overwrite: bool) -> ExistingShards:
     kept = _kept(plan, present)
     if _read_manifest(out).get("plan") == plan.digest:
         return ExistingShards(kept)
+    # Another set, or the same files with other times of change, as after a copy. Then shards are
+    # kept all or none, and after their pixels were compared.
     if len(kept) < len(present):
         raise UsageError(
             "the output folder holds shards of another set, or damaged ones",

@@ -26,6 +26,8 @@ SUGGESTED_TILE = 512
 """A tile to suggest, in px."""
 MIN_ROWS = 8
 """Rows below which running out of memory is not answered by narrower strips."""
+# A run of the sampler around a network that keeps nothing holds 24 values a pixel at its peak, in
+# tiles 29 (counted by `LiveBytes`); the others are for the image given and for results.
 SAMPLER_BYTES = 4 * 42
 """Bytes for each pixel outside the network's own: its input, condition, x_t, blended tiles, and
 results that wait to be written."""

@@ -73,6 +73,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operator and count the storages that were not there before."""
         kwargs = kwargs or {}
+        # views and what is computed in place have the storage of an argument
         given = {s._cdata for s in _storages((args, kwargs))}
         out = func(*args, **kwargs)
         for storage in _storages(out):

@@ -131,6 +131,7 @@ class _Training:
         self.step = self.saved = loaded.step
         self.unscored = loaded.unscored
         same = (loaded.micro_batch, loaded.machine)
+        # other micro-batches would round otherwise: with these the run stays equal to the bit
         if same == (self.recipe.train.micro_batch, machine(self.runtime)):
             self.fallbacks.micro = loaded.micro
         self.window = _Window(**loaded.window)

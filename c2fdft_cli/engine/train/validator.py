@@ -127,6 +127,7 @@ class Validator:
             self._save_sample(step, one)
         mean = mean_scores(scored)
         best = self._state.best_psnr
+        # before best.pt is written, which carries them
         self._state.metrics = {
             "step": step,
             "protocol": protocol.name,

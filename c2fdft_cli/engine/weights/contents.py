@@ -108,6 +108,7 @@ def _sets(content: dict[Any, Any]) -> Iterator[_Set]:
     for _ in range(MAX_DEPTH):
         below: list[tuple[str, dict[Any, Any]]] = []
         for place, node in level:
+            # a pickle may hold one dictionary in many places, or in itself
             if id(node) in seen:
                 continue
             seen.add(id(node))

@@ -156,7 +156,7 @@ class _Machine:
         self._storages = storages
         # One list a mark, as in CPython's pickle.py: nothing is searched for the last mark.
         self._below: list[list[Any]] = []
-        # A dictionary, since pickle's own memo is an array, as long as the largest index written.
+        # A dictionary: the memo of pickle in C is an array, as long as the largest index written.
         self._memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:

@@ -313,6 +313,7 @@ def _open_legacy(path: Path, file: IO[bytes]) -> StoredFile:
     for key in read_pickle(file):
         _exactly(file, 8)  # the number of elements, which the pickle has too
         starts[key] = file.tell()
+        # as the pickle claims: what leads past the end is noticed by `_exactly`
         file.seek(sizes[key], io.SEEK_CUR)
 
     def read(key: str, size: int) -> bytes:
