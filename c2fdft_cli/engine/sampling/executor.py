@@ -263,8 +263,9 @@ class Executor:
     ) -> tuple[Tensor, str]:
         """One run of the sampler, in narrower strips where memory runs out, and how it ran."""
         height, width = lq.shape[-2:]
-        count = len(lq) if self._fits(height, width, len(lq)) else 1
-        rows, self._strips.offload_skips = self._plan(height, width, count)
+        if len(lq) > 1 and not self._fits(height, width, len(lq)):
+            return self._one_by_one(lq, names, sample, note, noise)
+        rows, self._strips.offload_skips = self._plan(height, width, len(lq))
         while True:
             self._strips.rows = rows
             image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample, noise))
@@ -275,14 +276,8 @@ class Executor:
             self._strips.forget()
             release_cached_memory(self._runtime)
             if len(lq) > 1:
-                # noise goes by the name, so an image alone becomes what it would be in the batch
                 note("out of memory: continued one image at a time")
-                drawn = [None] * len(lq) if noise is None else torch.split(noise, 1)
-                ran = [
-                    self._run(one, [name], sample, note, its_noise)
-                    for one, name, its_noise in zip(torch.split(lq, 1), names, drawn, strict=True)
-                ]
-                return torch.cat([image for image, _ in ran]), ran[-1][1]
+                return self._one_by_one(lq, names, sample, note, noise)
             if rows <= MIN_ROWS:
                 raise ResourceError(
                     f"out of memory at {width}x{height} px in strips of {rows} rows",
@@ -290,6 +285,22 @@ class Executor:
                 )
             rows = max(MIN_ROWS, rows // 4)
             note(f"out of memory: continued in strips of {rows} rows")
+
+    def _one_by_one(
+        self,
+        lq: Tensor,
+        names: Sequence[str],
+        sample: int,
+        note: Callable[[str], object],
+        noise: Tensor | None,
+    ) -> tuple[Tensor, str]:
+        """`_run` of each image: noise goes by the name, so it becomes what it is in the batch."""
+        drawn = [None] * len(lq) if noise is None else torch.split(noise, 1)
+        ran = [
+            self._run(one, [name], sample, note, its_noise)
+            for one, name, its_noise in zip(torch.split(lq, 1), names, drawn, strict=True)
+        ]
+        return torch.cat([image for image, _ in ran]), ran[-1][1]
 
     def _plan(self, height: int, width: int, count: int) -> tuple[int, bool]:
         """Rows in a strip, and whether skips wait in host memory: where nothing fits otherwise."""

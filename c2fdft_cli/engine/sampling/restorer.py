@@ -80,7 +80,8 @@ class Restorer:
             noise: the start noise by `start_noise`, where it was drawn already.
 
         Returns:
-            `[n, 3, h, w]` float32 in [0, 1], on the runtime's device.
+            `[n, 3, h, w]` float32 in [0, 1], on the runtime's device; NaN where the sampler's
+            result is not finite.
         """
         height, width = lq.shape[-2:]
         lq = pad_to_multiple(lq.to(self.runtime.device, torch.float32))
@@ -98,7 +99,9 @@ class Restorer:
                 self.eta,
                 sources,
             )
-        return to_image(x_0)[..., :height, :width]
+        # The clamp would make white and black of infinity, and nobody would notice the overflow.
+        image = torch.where(x_0.isfinite(), to_image(x_0), torch.nan)
+        return image[..., :height, :width]
 
     def start_noise(self, name: str, height: int, width: int) -> Tensor | None:
         """The start noise of the first sample of an image, drawn in whatever thread.

@@ -12,7 +12,7 @@ from typing import Any
 
 from c2fdft_cli.engine.sweep.options import Rule
 from c2fdft_cli.engine.sweep.table import Row
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
 from c2fdft_cli.files import atomic_path, atomic_write_text
 from c2fdft_cli.vocabulary import many
 
@@ -73,8 +73,7 @@ def stamp(result: SweepResult) -> None:
     """Store the chosen timesteps in the checkpoint, atomically: the one allowed overwrite."""
     # the file itself: renaming over a symbolic link would replace the link
     path = result.checkpoint.resolve()
-    checkpoint = load_checkpoint(path)
-    meta, row = checkpoint.meta, result.chosen
+    meta, row = load_checkpoint(path).meta, result.chosen
     meta.grid, meta.grid_from = list(row.grid), "sweep"
     meta.metrics = {
         **meta.metrics,
@@ -87,7 +86,7 @@ def stamp(result: SweepResult) -> None:
             "trained_grid": result.trained_grid,
         },
     }
-    save_checkpoint(path, checkpoint.params, checkpoint.ema, meta)
+    replace_meta(path, meta)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

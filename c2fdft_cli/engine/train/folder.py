@@ -118,7 +118,8 @@ class RunFolder:
 
     def set_aside_state(self) -> None:
         """Put the previous state in the place of the newest, which is damaged and kept beside."""
-        os.replace(self.state, self.path / "state-damaged.pt")
+        # links, so that there is a state.pt at each moment: a run without one cannot be resumed
+        _link(self.state, self.path / "state-damaged.pt")
         _link(self.previous_state, self.state)
 
     def is_finished(self, stage: str) -> bool:

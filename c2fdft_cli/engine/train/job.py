@@ -154,7 +154,7 @@ class _Training:
                 "(data.synthesize=null takes them)"
             )
         with graceful_stop() as request, closing(self.board):
-            self.board.open(self.step)
+            self.board.open(self.step - self.unscored)
             if self.unscored:
                 ended = yield from self._score_and_log(request)
                 if ended:

@@ -104,6 +104,7 @@ class Validator:
             alpha_bar_of_recipe(recipe.diffusion),
             options.grid,
             options.runtime,
+            eta=recipe.sampling.eta,
             # the same noise each time, so that scores differ by the weights alone
             seed=recipe.train.seed,
         )

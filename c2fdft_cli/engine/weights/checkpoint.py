@@ -121,6 +121,28 @@ def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -
     save_tensors(path, content)
 
 
+def replace_meta(path: Path, meta: Meta) -> None:
+    """Give a checkpoint other metadata, atomically; its sets of weights and their type stay.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+        ResourceError: as `save_checkpoint`.
+    """
+    with open_stored(path) as file:
+        found = find_weights(file, path)
+        stored = {"raw": found.raw, "ema": found.ema}
+        loaded = file.load({name: stored[name] for name in found.sets})
+        is_safetensors = file.is_safetensors
+    meta.versions = versions()
+    if is_safetensors:  # which holds one set
+        (name,) = found.sets
+        save_safetensors(path, plain(loaded[name]), meta.to_json(), name)
+        return
+    keys = {"raw": "params", "ema": "params_ema"}
+    weights = {keys[name]: plain(state) for name, state in loaded.items()}
+    save_tensors(path, {**weights, "meta": meta.to_json()})
+
+
 def plain(state: Mapping[str, Tensor]) -> StateDict:
     """Detached CPU tensors, without the names of what was wrapped around the network."""
     return {plain_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -19,6 +19,7 @@ from c2fdft_cli.engine.weights.pickles import Opaque, StoredTensor
 from c2fdft_cli.engine.weights.stored import METADATA, StoredFile, tensors_in
 from c2fdft_cli.engine.weights.tensors import META_KEY, WEIGHTS_KEY
 from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.vocabulary import WeightSet
 
 FIRST_WEIGHT = "patch_embed.proj.weight"
 MAX_DEPTH = 4
@@ -34,11 +35,13 @@ class Weights:
     """The weights in a file, not read yet; the same dictionary twice where it holds one set.
 
     meta: what stands where our files have their metadata, or None.
+    sets: which of the two the file holds.
     """
 
     raw: Described
     ema: Described
     meta: object
+    sets: tuple[WeightSet, ...]
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,14 @@ def find_weights(file: StoredFile, path: Path) -> Weights:
     raw = _only([found for found in sets if not found.is_ema()], path)
     described = {id(s): _plain_tensors(s, path) for s in (raw, ema) if s is not None}
     first, second = described.get(id(raw)), described.get(id(ema))
+    held: dict[WeightSet, Described | None] = {"raw": first, "ema": second}
     # one dictionary, not two equal ones, where there is one set: `load_checkpoint` asks with `is`
-    return Weights(raw=first or second or {}, ema=second or first or {}, meta=meta)
+    return Weights(
+        raw=first or second or {},
+        ema=second or first or {},
+        meta=meta,
+        sets=tuple(name for name, one in held.items() if one is not None),
+    )
 
 
 def _as_checkpoint(content: Mapping[str, Any]) -> tuple[dict[str, Any], object]:

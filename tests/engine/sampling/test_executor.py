@@ -145,6 +145,28 @@ def test_the_narrowest_strips_run_where_nothing_else_fits(
     assert torch.allclose(executor(lq, ["a"]).image, make()(lq, ["a"]).image, atol=1e-4)
 
 
+def test_a_batch_that_does_not_fit_runs_one_by_one(
+    make: Callable[..., Executor], tiny_net: Callable[..., DFT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for it: `batch_size` alone would not have made it."""
+    lq, names = image(3, 40, 48), ["a", "b", "c"]
+    executor = make(max_memory=planned_bytes(tiny_net(), 40, 48, rows=40))
+    assert executor._fits(40, 48, 1)
+    assert not executor._fits(40, 48, 3)
+    sizes: list[int] = []
+    sample = Restorer.__call__
+
+    def counting(self: Restorer, lq: Tensor, *rest: Any) -> Tensor:
+        sizes.append(len(lq))
+        return sample(self, lq, *rest)
+
+    monkeypatch.setattr(Restorer, "__call__", counting)
+    ran = executor(lq, names)
+    assert sizes == [1, 1, 1]
+    assert ran.notes == []
+    assert torch.allclose(ran.image, make()(lq, names).image, atol=1e-4)
+
+
 class Hungry:
     """A sampler that runs out of memory the first few times."""
 

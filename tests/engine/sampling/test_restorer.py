@@ -86,3 +86,20 @@ def test_noise_drawn_ahead_is_the_noise_that_is_drawn(drawn: list[int]) -> None:
 
 def test_a_source_that_is_drawn_from_again_is_not_drawn_ahead() -> None:
     assert make(eta=0.5).start_noise("a.png", 8, 8) is None
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_what_overflows_is_not_clamped_into_an_image(value: float) -> None:
+    """Else it would be white or black, and nobody would restore it again in float32."""
+
+    def overflowing(x: Tensor, t: Tensor) -> Tensor:
+        eps_hat = torch.zeros_like(x[:, :3])
+        eps_hat[1, 0, 2, 3] = value
+        return eps_hat
+
+    sampler = Restorer(
+        overflowing, alpha_bar_of(beta_schedule()), [500], Runtime(torch.device("cpu"))
+    )
+    image = sampler(torch.rand(2, 3, 8, 16), ["a", "b"])
+    assert image[0].isfinite().all()
+    assert image[1].isnan().nonzero().tolist() == [[0, 2, 3]]

@@ -39,6 +39,10 @@ from c2fdft_cli.engine.weights.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from c2fdft_cli.engine.weights.contents import find_weights
+from c2fdft_cli.engine.weights.convert import convert
+from c2fdft_cli.engine.weights.convert_options import ConvertOptions
+from c2fdft_cli.engine.weights.stored import open_stored
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.restore import overflow_in_half_precision
@@ -239,6 +243,38 @@ def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["grid"] for row in rows] == ["999", "700", "500", "300", "999 0", "999 500 0"]
     assert float(rows[1]["psnr"]) == pytest.approx(result.rows[1].psnr)
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+@pytest.mark.parametrize("half", [None, "bf16"])
+@pytest.mark.parametrize("form", ["checkpoint", "safetensors"])
+def test_the_stamp_leaves_the_weights_as_they_are_stored(
+    coarse: Path, tmp_path: Path, form: str, half: str | None, weights: str
+) -> None:
+    """One set stays one set of its name, half precision stays half precision."""
+    path = tmp_path / ("one.safetensors" if form == "safetensors" else "one.pt")
+    if form == "safetensors":
+        pytest.importorskip("safetensors")
+        convert(coarse, path, ConvertOptions(weights=weights, half=half))
+    else:  # with both sets, or the average alone
+        convert(coarse, path, ConvertOptions(ema_only=weights == "ema", half=half))
+    sets, tensors = stored(path)
+    size = path.stat().st_size
+    run(path, out=tmp_path / "out", steps=(2,))
+    assert load_checkpoint(path).meta.grid_from == "sweep"
+    assert stored(path)[0] == sets
+    assert stored(path)[1].keys() == tensors.keys()
+    for name, tensor in stored(path)[1].items():
+        assert tensor.dtype == tensors[name].dtype
+        assert torch.equal(tensor, tensors[name])
+    assert path.stat().st_size < size + 4096
+
+
+def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
+    """Which sets a file holds, and the tensors of the first as they are stored."""
+    with open_stored(path) as file:
+        found = find_weights(file, path)
+        return found.sets, file.load(getattr(found, found.sets[0]))
 
 
 def test_sweep_draws_a_picture(coarse: Path) -> None:

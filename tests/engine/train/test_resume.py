@@ -259,6 +259,23 @@ def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(stopped, coarse_
     assert losses(stopped) == losses(coarse_run)
 
 
+def test_there_is_a_state_at_each_moment_of_setting_it_aside(stopped, monkeypatch):
+    """A kill between any two of its steps must leave a run that can be resumed."""
+    run_folder, seen = RunFolder(stopped), []
+    replace = os.replace
+
+    def look(source, target):
+        seen.append(run_folder.state.is_file())
+        replace(source, target)
+        seen.append(run_folder.state.is_file())
+
+    monkeypatch.setattr(os, "replace", look)
+    run_folder.set_aside_state()
+    assert seen
+    assert all(seen)
+    assert run_folder.state.samefile(run_folder.previous_state)
+
+
 def test_two_damaged_states_are_an_error(stopped):
     for name in ("state.pt", "state-previous.pt"):
         (stopped / name).write_bytes(b"")
