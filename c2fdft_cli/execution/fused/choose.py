@@ -136,6 +136,8 @@ def try_out(
     def applied(part: Callable[..., object]) -> list[Tensor]:
         changed = z.clone()
         part(block, changed, v, time, matrix)
+        # What was added is compared: beside the stream itself an error of it would look like
+        # rounding.
         return [changed - z]
 
     works: dict[str, Callable[[Callable[..., object]], list[Tensor]]] = {
@@ -172,6 +174,7 @@ def try_part(
         found = work(fused)
         want = work(plain)
         error = max(_relative(a, b) for a, b in zip(found, want, strict=True))
+        # Not `error > ...`, which a NaN would pass.
         if not error <= ALLOWED[dtype]:
             return Trial(name, error)
         return Trial(name, error, _seconds(lambda: work(fused)), _seconds(lambda: work(plain)))
@@ -193,6 +196,7 @@ def _relative(found: Tensor, want: Tensor) -> float:
 
 def _seconds(run: Callable[[], object]) -> float:
     """Median seconds of a run, by events."""
+    # Triton compiles at the first run, and cuDNN chooses.
     run()
     times: list[float] = []
     for _ in range(_ROUNDS):

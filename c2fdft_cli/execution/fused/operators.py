@@ -62,6 +62,7 @@ def _depthwise(
 ) -> tuple[Tensor, Tensor]:
     n, h, w, c = x.shape[0], x.shape[1], x.shape[2], x.shape[3] // 3
     d, pixels = c // heads, rows * w
+    # `tl.dot` takes no side under 16.
     padded = max(16, triton.next_power_of_2(d))
     # on an H100, 720p, 48 channels: 0.67 ms, with 32 pixels 2.06 ms, with 4 warps 1.38 ms
     block, warps = (128 if padded <= 64 else 64), (4 if padded <= 32 else 8)
