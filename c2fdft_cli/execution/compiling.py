@@ -62,6 +62,8 @@ def is_compiled(net: nn.Module) -> bool:
 
 def run_uncompiled(net: nn.Module) -> None:
     """Undo `compile_in_place`."""
+    # `nn.Module.compile` keeps the compiled call in this attribute, which `__call__` looks at;
+    # torch has no function that undoes it.
     for module in net.modules():
         module._compiled_call_impl = None
 

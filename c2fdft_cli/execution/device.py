@@ -131,8 +131,8 @@ def _prepare_cuda(device: torch.device, precision: str) -> tuple[str, str | None
             precision = "fp32"
         elif precision == "bf16" and note is None:
             note = "this GPU emulates bf16; --precision fp16 is faster"
-    # In half precision too: Gram products, whose factors have no more than 10 bits of mantissa
-    # there, stay exact, and the output convolution is rounded like all before it.
+    # In half precision too: Gram products stay exact, as their factors have no more than TF32's 10
+    # bits of mantissa there; of what is float32 the output convolution alone is rounded.
     set_tf32(precision != "fp32")
     return precision, note
 

@@ -105,7 +105,8 @@ def strip_bytes(
     # that one is planned as a whole, which is too much and never too little.
     together = batch if rows >= height else 1
     line = width * together * net.dim  # values of level 1 in one row
-    # The result of all images is there from the first one on: each writes its own part.
+    # The result of all images is there from the first one on: each writes its own part. The second
+    # result that a recording holds is left out, as small calls alone are recorded.
     out = _FULL * net.out_channels * height * width * batch
     # The pixel sums beside q and k: of this many rows at a time q * q is there, and float32 copies
     # of q and k where these are half precision. On CUDA the products read them as they are and the

@@ -55,6 +55,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 def release_cached_memory(runtime: Runtime) -> None:
     """Give back what torch's allocator keeps of freed memory, in one piece where it can."""
+    # Tensors within reference cycles, as of a traceback and its frames, are not free before.
     gc.collect()
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -142,6 +142,8 @@ def _stride(time: Tensor) -> int:
     return 0 if len(time) == 1 else time.stride(0)
 
 
+# Each with what it returns on tensors without contents. Sums are there those of one program: how
+# many there are is the kernel's own choice, and whoever calls it adds them up at once.
 _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "norm(Tensor z, Tensor weight, Tensor? bias, Tensor time, ScalarType dtype) -> Tensor": (
         _norm,

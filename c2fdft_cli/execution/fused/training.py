@@ -106,6 +106,8 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, passed: Tensor) -> tuple[Tensor | None, ...]:
         z, weight = ctx.saved_tensors
+        # Gradients come in whatever layout autograd has, expanded ones of a sum included; the
+        # kernel reads dense rows.
         dz, sums = torch.ops.c2fdft.norm_backward(
             z, weight, ctx.centred, dy.contiguous(), passed.contiguous()
         )
