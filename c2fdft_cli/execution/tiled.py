@@ -65,6 +65,8 @@ def spans(size: int, side: int) -> Iterator[slice]:
     step = side - side // OVERLAP
     count = -(-(size - side) // step) + 1
     for i in range(count):
+        # At multiples of 8: where tiles overlap, the network's three halvings divide them into the
+        # same blocks.
         start = (size - side) * i // (count - 1) // SIZE_MULTIPLE * SIZE_MULTIPLE
         yield slice(start, start + side)
 

@@ -136,8 +136,7 @@ def try_out(
     def applied(part: Callable[..., object]) -> list[Tensor]:
         changed = z.clone()
         part(block, changed, v, time, matrix)
-        # What was added is compared: beside the stream itself an error of it would look like
-        # rounding.
+        # What was added is compared: beside the stream itself its error would look like rounding.
         return [changed - z]
 
     works: dict[str, Callable[[Callable[..., object]], list[Tensor]]] = {
@@ -196,7 +195,6 @@ def _relative(found: Tensor, want: Tensor) -> float:
 
 def _seconds(run: Callable[[], object]) -> float:
     """Median seconds of a run, by events."""
-    # Triton compiles at the first run, and cuDNN chooses.
     run()
     times: list[float] = []
     for _ in range(_ROUNDS):
