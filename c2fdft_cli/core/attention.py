@@ -39,6 +39,7 @@ def pixel_sums(q: Tensor, k: Tensor, heads: int) -> PixelSums:
     """
     with full_precision(q):
         q, k = q.float(), k.float()
+        # Head by head on views: as one more batch dimension the heads would have to be copied.
         gram = [
             torch.bmm(a.transpose(1, 2), b)
             for a, b in zip(q.chunk(heads, -1), k.chunk(heads, -1), strict=True)
@@ -60,11 +61,14 @@ def mixing_matrix(sums: PixelSums, temperature: Tensor, project_out: Tensor) -> 
     """
     gram, q_square, k_square = sums
     with full_precision(gram):
-        # clamp before the root: the other order has NaN gradients at zero
+        # 1e-24 is the square of the 1e-12 below which `F.normalize` takes no norm; clamped before
+        # the root: the other order has NaN gradients at zero
         q_norm = q_square.clamp_min(1e-24).sqrt()
         k_norm = k_square.clamp_min(1e-24).sqrt()
         cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
         attention = (cosine * temperature.float()).softmax(-1)
+        # The projection is linear in what attention makes of v, so both are one matrix; each head's
+        # columns of it meet that head's attention alone.
         out = project_out.float().view(len(project_out), len(temperature), -1)
         return torch.einsum("ohi,nhij->nohj", out, attention).flatten(2)
 

@@ -143,6 +143,8 @@ def ddim_sample(
     times = check_grid(grid, len(alpha_bar))
     if eta > 0 and generator is None:
         raise ValueError("eta > 0 draws noise: pass a generator")
+    # Python's floats: the coefficients are made in float64 and no step waits for a GPU to tell
+    # them. After the last time comes the image itself, alpha_bar = 1.
     a = [*alpha_bar.cpu()[times].tolist(), 1.0]
     x = x_T.float()
     for i, t in enumerate(times):

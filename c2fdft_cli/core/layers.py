@@ -63,4 +63,5 @@ class PixelNorm(nn.Module):
             return x * torch.rsqrt(var + NORM_EPS) * weight + time[:, None, None]
         if len(time) == 1:  # one time for the whole batch: the norm's own bias can carry it
             return F.layer_norm(x, weight.shape, weight, bias + time[0], NORM_EPS)
+        # In place: the norm's derivative reads its argument, not its result.
         return F.layer_norm(x, weight.shape, weight, bias, NORM_EPS).add_(time[:, None, None])

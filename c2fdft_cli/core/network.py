@@ -60,6 +60,7 @@ def pad_to_multiple(x: Tensor) -> Tensor:
         size = x.shape[axis]
         short = -size % SIZE_MULTIPLE
         if short:
+            # `F.pad` refuses to reflect as many pixels as there are.
             mode = "reflect" if short < size else "replicate"
             x = F.pad(x, (0, short, 0, 0) if axis == -1 else (0, 0, 0, short), mode=mode)
     return x
@@ -182,6 +183,8 @@ class DFT(nn.Module):
         """
         self.check_input(x)
         time = self.times(t)
+        # Channels-last from here on: a convolution answers in the layout of its input, and 1x1
+        # products need the channels of a pixel side by side.
         embedded = self.patch_embed.proj(x.permute(0, 2, 3, 1).contiguous())
         level1 = self.encoder_level1(embedded, time[0])
         level2 = self.encoder_level2(self.down1_2(level1), time[1])
@@ -226,6 +229,7 @@ def _check_sizes(
         raise ValueError(f"want blocks and heads for 4 levels, got {list(blocks)}, {list(heads)}")
     if min(blocks) < 1 or min(heads) < 1:
         raise ValueError(f"blocks and heads are at least 1, got {list(blocks)}, {list(heads)}")
+    # The time embedding divides by dim // 2 - 1, and the first Resample halves dim.
     if dim < 4 or dim % 2:
         raise ValueError(f"dim is even and at least 4, got {dim}")
     for level, count in enumerate(heads):

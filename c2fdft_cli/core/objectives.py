@@ -79,6 +79,7 @@ def fine_loss(
         x_0, gt = x_0.float(), 2 * gt.float() - 1
         loss = l1_weight * F.l1_loss(x_0, gt)
         if ssim == "paper":
+            # Not clamped like the image that is saved: beyond its range a clamp has no gradient.
             similarity = ms_ssim((x_0 + 1) / 2, (gt + 1) / 2, max_val=1.0).mean()
         elif ssim == "as_released":
             similarity = ms_ssim(x_0, gt, max_val=255.0, pooled=True).mean()
@@ -121,6 +122,8 @@ def ms_ssim(pred: Tensor, gt: Tensor, max_val: float = 1.0, pooled: bool = False
     """
     if min(pred.shape[-2:]) < 2 ** (len(MS_SSIM_WEIGHTS) - 1):
         raise ValueError(f"MS-SSIM needs sides of at least 16, got {list(pred.shape[-2:])}")
+    # Pooling is linear: sum and difference of the halved images are the halved sum and difference,
+    # and are made once for all scales.
     both = torch.stack([pred + gt, pred - gt])
     terms = []
     for scale in range(len(MS_SSIM_WEIGHTS)):
@@ -134,5 +137,7 @@ def ms_ssim(pred: Tensor, gt: Tensor, max_val: float = 1.0, pooled: bool = False
         terms.append(term.mean().view(1) if pooled else term.mean(1))
     value = torch.ones_like(terms[0])
     for term, weight in zip(terms, MS_SSIM_WEIGHTS, strict=True):
+        # The slope of x^0.0448 is infinite at 0, and a negative contrast, which differing patches
+        # have, has no such power.
         value = value * term.clamp_min(1e-6) ** weight
     return value

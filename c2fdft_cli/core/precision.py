@@ -19,6 +19,7 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Matrix products of float32 in float32, also where the caller lets a GPU round to TF32."""
+    # A setting of the whole process: products of other threads are exact meanwhile, too.
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -82,6 +82,8 @@ def local_moments(x: Tensor, window: int, sigma: float, pad: int) -> tuple[Tenso
 def _unlike(x: Tensor, constant: float) -> Tensor:
     """`x_v / (x_u + x_v + 2 C)`, half of what is missing to 1."""
     x_u, x_v = x.unbind()
+    # Of similar images the difference, and with it x_v, is small from the start; their covariance
+    # would be a small difference of large numbers.
     return x_v / (x_u + x_v + 2 * constant)
 
 
@@ -93,6 +95,8 @@ def _window_sums(
 
     Made once: a copy to a GPU could not be recorded.
     """
+    # Kept for all callers: autograd refuses a matrix that validation, in inference mode, made
+    # first.
     with torch.inference_mode(False):
         weights = gaussian_window(window, sigma, torch.empty(0, dtype=dtype))
         sums = torch.zeros(side + 2 * pad - window + 1, side + 2 * pad, dtype=dtype)
@@ -106,6 +110,7 @@ def _blur_both(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     In full float32: TF32 leaves nothing of a variance that is a difference of such sums.
     """
+    # Both blurs land in one tensor, so that the second direction is a single product.
     along = x.new_empty(2, *x.shape[:-1], len(columns))
     with full_precision(x), exact_products():
         for image, out in zip((x, y), along, strict=True):
@@ -126,6 +131,7 @@ class _Moments(torch.autograd.Function):
         mean, variance = _blur_both(x, x * x, rows, columns).unbind()
         variance.addcmul_(mean, mean, value=-1)
         ctx.save_for_backward(x, mean, rows, columns)
+        # `mean_contrast` drops the mean: its gradient comes as None instead of a tensor of zeros.
         ctx.set_materialize_grads(False)
         return mean, variance
 

@@ -51,7 +51,9 @@ from c2fdft_cli.execution.cuda.products import gram_in_pieces, sums_in_pieces
 from c2fdft_cli.execution.fused.training import norm_for
 from c2fdft_cli.execution.kernels import has_onednn_linear, onednn_linear, sums_of_pixels
 
-_MANY_ROWS = 2048  # from here on a float32 product repays the transposed copy of its weight
+# oneDNN's kernel takes weights as [out, in], so that a product with the weight itself needs a
+# transposed copy of it. From here on a float32 product repays that.
+_MANY_ROWS = 2048
 
 
 def install(net: nn.Module, device: torch.device) -> None:
@@ -64,6 +66,8 @@ def install(net: nn.Module, device: torch.device) -> None:
         net: changed in place.
         device: a CPU or CUDA; on others nothing changes.
     """
+    # Bound methods set on the instance: names and classes of the modules stay, the core's forward
+    # is there to fall back on, and a deep copy of the network (the moving average) binds its own.
     for module in net.modules():
         if isinstance(module, Block) and device.type == "cuda":
             module.forward = MethodType(_block_on_cuda, module)  # type: ignore[method-assign]
@@ -116,6 +120,8 @@ def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
     if not use_one_product(x):
         return Block.forward(block, x, time)
     dtype = _compute_dtype(x)
+    # The stream comes back through the norm's function, so that its two gradients are added in the
+    # derivative of the norm and not by a kernel of their own.
     y, x = norm_for(block.norm1, x, dtype)(block.norm1, x, time, dtype)
     x = _AttendInOneProduct.apply(*_attended(block.attn, y, x))  # type: ignore[no-untyped-call]
     y, x = norm_for(block.norm2, x, dtype)(block.norm2, x, time, dtype)
@@ -140,6 +146,7 @@ def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _back(grad: Tensor, weight: Tensor) -> Tensor:
     """Gradient of `linear` by its input."""
+    # In bfloat16 torch's own product is oneDNN's already.
     if grad.dtype == torch.float32 and grad.numel() >= _MANY_ROWS * grad.shape[-1]:
         return onednn_linear(grad, weight.t().contiguous(), None)
     return grad @ weight
@@ -191,6 +198,7 @@ class _FeedForward(torch.autograd.Function):
         x, weight_in, weight_out = x.to(dtype), weight_in.to(dtype), weight_out.to(dtype)
         hidden = onednn_linear(x, weight_in, _cast(bias_in, dtype))
         active = F.gelu(hidden)
+        # Both sides of GELU: its derivative needs the one, that of the second weight the other.
         ctx.save_for_backward(x, hidden, active, weight_in, weight_out)
         return residual + onednn_linear(active, weight_out, _cast(bias_out, dtype))
 
@@ -200,6 +208,7 @@ class _FeedForward(torch.autograd.Function):
         x, hidden, active, weight_in, weight_out = ctx.saved_tensors
         inner = grad.to(x.dtype)
         dhidden = _back(inner, weight_out)
+        # In place: each value depends on the one that it replaces alone.
         torch.ops.aten.gelu_backward.grad_input(dhidden, hidden, grad_input=dhidden)
         needs = ctx.needs_input_grad
         return (
@@ -239,6 +248,8 @@ class _Attend(torch.autograd.Function):
         inner, flat = grad.to(qkv.dtype).flatten(1, 2), qkv.flatten(1, 2)
         dmixing = torch.bmm(inner.transpose(1, 2), flat.chunk(3, dim=-1)[2]).float()
         d, dtemperature, dproject = _back_through_mixing(dmixing, *kept)
+        # Slices of one tensor, as the depth-wise convolution's backward wants it: three separate
+        # gradients would have to be put together by one more copy of all of them.
         dqkv = torch.empty_like(flat)
         torch.bmm(inner, mixing, out=dqkv.chunk(3, dim=-1)[2])
         _write_sums_grad(flat, d, dqkv)
@@ -259,6 +270,8 @@ class _AttendInOneProduct(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         q, k, _ = qkv.chunk(3, dim=-1)
+        # The caller's autocast reaches into custom functions, and would cast the operands of
+        # products whose result is to be float32.
         with full_precision(qkv):
             sums = sums_in_pieces(q, k, len(temperature))
             return _mixed(ctx, sums, qkv, residual, temperature, project_out, bias)
@@ -297,6 +310,9 @@ def _mixed(
 
 def _back_through_mixing(dmixing: Tensor, *kept: Tensor) -> tuple[PixelSums, Tensor, Tensor]:
     """Gradients of the sums, the temperature and the projection, which are kept in this order."""
+    # The c x c matrices are computed a second time. A graph of the forward pass could be kept only
+    # beside `save_for_backward`, out of sight of `torch.utils.checkpoint`, which drops and restores
+    # what is saved by it.
     with torch.enable_grad():  # the matrices are small: autograd may do this part
         leaves = [each.detach().requires_grad_() for each in kept]
         matrix = mixing_matrix(PixelSums(*leaves[:3]), *leaves[3:])
@@ -308,6 +324,8 @@ def _sums_grad(d: PixelSums, dtype: torch.dtype) -> Tensor:
     """The matrix that takes `[q k]` to the derivatives by q and k: `[n, 2c, 2c]`."""
     n, heads, width, _ = d.gram.shape
     c = heads * width
+    # In the dtype of the product at once: built in float32 and then cast it moved 31 GB more in a
+    # coarse step of the official network (counted, bf16, 192 x 64 px).
     matrix = d.gram.new_zeros((n, 2, c, 2, c), dtype=dtype)
     blocks = matrix.view(n, 2, heads, width, 2, heads, width)
     # where the heads' blocks lie, [n, width, width, heads]
@@ -322,6 +340,8 @@ def _write_sums_grad(qkv: Tensor, d: PixelSums, dqkv: Tensor) -> None:
     """Write the derivatives of the sums by q and k into `dqkv: [n, p, 3c]`, given theirs, d."""
     heads, dtype = d.gram.shape[1], qkv.dtype
     (q, k, _), (dq, dk, _) = qkv.chunk(3, dim=-1), dqkv.chunk(3, dim=-1)
+    # The squares' part is written, into memory without contents; the products of the heads add to
+    # it.
     torch.mul(q, 2 * d.q_square.flatten(1)[:, None].to(dtype), out=dq)
     torch.mul(k, 2 * d.k_square.flatten(1)[:, None].to(dtype), out=dk)
     gram = d.gram.to(dtype)

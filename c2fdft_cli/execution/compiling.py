@@ -49,6 +49,8 @@ def compile_in_place(net: nn.Module, setting: str, runtime: Runtime) -> str | No
     _allow_many_graphs()
     for module in net.modules():
         if isinstance(module, Block):
+            # Else torch compiles the second size that it meets for all sizes at once; a training
+            # has a few patch sizes, each of which gets a graph of its own.
             module.compile(dynamic=False)
     return None
 
@@ -60,6 +62,8 @@ def is_compiled(net: nn.Module) -> bool:
 
 def run_uncompiled(net: nn.Module) -> None:
     """Undo `compile_in_place`."""
+    # `nn.Module.compile` keeps the compiled call in this attribute, which `__call__` looks at;
+    # torch has no function that undoes it.
     for module in net.modules():
         module._compiled_call_impl = None
 

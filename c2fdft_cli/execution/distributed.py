@@ -48,6 +48,8 @@ def join_training(runtime: Runtime) -> None:
             timeout=_TRAINING_PATIENCE,
             device_id=runtime.device if on_cuda else None,
         )
+        # A timeout belongs to a group: the one for validation may wait for hours while a hang
+        # within a step still ends in minutes.
         _patient_groups[:] = [dist.new_group(backend="gloo", timeout=_VALIDATION_PATIENCE)]
 
 

@@ -75,6 +75,8 @@ def rows_that_fit(
         if peak <= budget_bytes:
             break
         if rows == 1:
+            # Nearly every term of the peak grows with the pixels; those of a strip of one row,
+            # which grow with the width, are too small to matter here.
             fitting = height * width * budget_bytes / peak / 1e6
             raise ValueError(
                 f"{height}x{width} needs {peak} bytes in strips of 1 row, {budget_bytes} may be "
@@ -99,10 +101,17 @@ def strip_bytes(
 
     With several strips the images of a batch run one after another.
     """
+    # As `StripNetwork.__call__` has it, but for a batch that `MAX_STRIP_VALUES` cuts into parts:
+    # that one is planned as a whole, which is too much and never too little.
     together = batch if rows >= height else 1
     line = width * together * net.dim  # values of level 1 in one row
+    # The result of all images is there from the first one on: each writes its own part. The second
+    # result that a recording holds is left out, as small calls alone are recorded.
     out = _FULL * net.out_channels * height * width * batch
-    # of these many rows q and k are float32, or their squares are there, at a time
+    # The pixel sums beside q and k: of this many rows at a time q * q is there, and float32 copies
+    # of q and k where these are half precision. On CUDA the products read them as they are and the
+    # squares are never written; what is left out there, a Gram matrix of c^2 floats for about 16 c
+    # pixels, is a quarter of a byte a value.
     cast: float = min(rows, height)
     if sums_without_copies(net.output.weight.device, dtype):
         cast = 0
@@ -123,9 +132,14 @@ def _is_native(net: DFT, dtype: torch.dtype, compiled: bool) -> bool:
 
 def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int, skip_rows: int) -> int:
     """Making the stream of decoder level 1 out of its skip and the level below."""
+    # Whole and float32: what is made (2C), the level below (2C at a quarter of the pixels) and the
+    # skip (C), of which a strip comes to the device at a time where it waits in host memory.
     streams = _FULL * ((2 + 2 / 4) * height + min(skip_rows, height))
-    # below, at half the sides: 2C values and their convolution's 4C; above: C after the shuffle
+    # The convolution of a strip of the level below, with its halo: rows of half the width, 2C
+    # values in the strip's precision and the 4C that are made of them.
     strip = dtype.itemsize * min(rows // 2 + 2, height // 2) * (2 + 4) / 2
+    # The shuffle of those 4C copies them to C at full resolution. A strip has at least one row
+    # below, which becomes two.
     shuffled = dtype.itemsize * min(max(rows, 2), height)
     return int(line * (streams + strip + shuffled))
 
@@ -134,18 +148,31 @@ def _block_bytes(
     net: DFT, line: int, height: int, dtype: torch.dtype, rows: int, cast: float
 ) -> int:
     """A block of decoder level 1: stream, v, and the wider of the two passes' strips."""
+    # All in values of 2C a row; `line` has C.
     size = dtype.itemsize
     strip, haloed = min(rows, height), min(rows + 2, height)
     sums = _FULL * cast * (1 if dtype == torch.float32 else 3)  # squares; q and k if they are cast
+    # Widest in the depth-wise convolution, 3s before it and 3s behind it. The norm is gone by then:
+    # with it there were s + 3s at the projection. Behind the convolution its input is gone: 3s are
+    # left, and what the sums need.
     gather = max(6 * size * haloed, 3 * size * haloed + sums)
+    # Norm and hidden layer while the layer is made; hidden layer and the result to be added to the
+    # stream while it is narrowed. Neither is more than s beside the hidden layer.
     apply = (size + _hidden(net, dtype) * size) * strip
+    # One strip: v is a third of q, k, v, kept as it is (3s) through the second pass instead of
+    # being copied out of it (s) once more. The first pass has made it, so it is no term of that
+    # one.
     if net.output.weight.device.type == "cuda" and rows >= height:
         return int(2 * line * (_FULL * height + max(gather, 3 * size * height + apply)))
+    # Left out: the sums of each strip, c^2 floats that wait for the last strip's. They are nothing
+    # beside the rows of a large image, and a third of the peak for strips of 1 row of 96 px.
     return int(2 * line * ((_FULL + size) * height + max(gather, apply)))
 
 
 def _native_block_bytes(line: int, together: int, height: int, rows: int) -> int:
     """The same where compiled kernels run."""
+    # The kernels' tiles stay in cache and count for nothing. One strip's norm serves the images one
+    # after another, while `line` is the row of all of them.
     normed = min(rows + 2, height) / together
     return int(2 * line * _FULL * (2 * height + normed))
 
@@ -154,5 +181,8 @@ def _hidden(net: DFT, dtype: torch.dtype) -> float:
     """Hidden values alive at once, over the width: both sides of GELU where it is not fused."""
     project_in: nn.Conv2d = net.get_submodule("decoder_level1.0.ffn.project_in")  # type: ignore[assignment]
     device = project_in.weight.device
+    # `gelu_` on CUDA and oneDNN's kernel on a CPU, fused or in place, leave one layer; `F.gelu` has
+    # its argument beside its result. By the layer's own widths: `int(width * ffn_factor)` may have
+    # cut the factor.
     copies = 1 if device.type == "cuda" or has_onednn_linear(device, dtype) else 2
     return copies * project_in.out_channels / project_in.in_channels

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from c2fdft_cli.core.attention import PixelSums, pixel_sums
 
+# 1,024 took 1.0 to 1.4 times as long (docs/performance.md).
 CAST_PIXELS = 4096
 """Pixels of half-precision q and k that a CPU turns to float32 at a time."""
 
@@ -27,7 +28,9 @@ _ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignor
     torch.ops.mkldnn, "_linear_pointwise"
 )
 
-_CACHED_VALUES = 13312 * 48  # of the stream: 2.6 MB of it, 10 of the hidden layer
+# Values of the stream: 2.6 MB of it, 10 of the hidden layer. 16384 * 48 was 2 to 4 % faster than
+# 8192 * 48; this is what keeps 1024x1024 within 1 GiB.
+_CACHED_VALUES = 13312 * 48
 # Without AVX-512 a product over this many channels and its GELU are faster one after the other.
 _WIDE = 192
 _WIDE_FUSES = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")

@@ -32,6 +32,8 @@ def free_bytes(runtime: Runtime) -> int:
     if runtime.device.type == "mps":
         used = torch.mps.current_allocated_memory()
         kept = torch.mps.driver_allocated_memory() - used
+        # The GPU's memory is the machine's: both Metal's limit for this process and what other
+        # programs leave hold.
         return max(0, min(torch.mps.recommended_max_memory() - used, available_memory() + kept))
     return available_memory() + reusable_bytes()
 
@@ -53,6 +55,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 def release_cached_memory(runtime: Runtime) -> None:
     """Give back what torch's allocator keeps of freed memory, in one piece where it can."""
+    # Tensors within reference cycles, as of a traceback and its frames, are not free before.
     gc.collect()
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -62,6 +65,7 @@ def release_cached_memory(runtime: Runtime) -> None:
 
 def available_memory() -> int:
     """Bytes that this machine can still give, within its control group's limit."""
+    # Within a container too, psutil tells of the whole machine; the group's limit is what kills.
     available = int(psutil.virtual_memory().available)
     try:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
@@ -94,6 +98,7 @@ def reuse_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
+    # Blocks beyond the first threshold are mapped and unmapped one by one whatever the heap keeps;
     # older versions take no more than half of a heap's largest size here
     raised = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     return bool(mallopt(_M_TRIM_THRESHOLD, -1) and raised)
@@ -121,5 +126,6 @@ def reusable_bytes() -> int:
         mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:
         return 0
+    # mallinfo, without the 2, counts in ints and is wrong from 2 GiB on.
     mallinfo2.restype = _MallInfo2
     return int(mallinfo2().fordblks)

@@ -43,12 +43,15 @@ class Conv(NamedTuple):
     @classmethod
     def of(cls, conv: nn.Conv2d, dtype: torch.dtype) -> Conv:
         """Take the weights of conv."""
+        # As the activations are: else each convolution would copy one of the two.
         weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
         return cls(weight, _to(conv.bias, dtype))
 
     def __call__(self, x: Tensor, top: int, bottom: int) -> Tensor:
         """Rows top to bottom of the convolution of `x: [n, h, w, c]`."""
         first, last = with_halo(top, bottom, x.shape[1])
+        # Between strips the convolution's own zeros spoil only rows of the halo, which are cut off;
+        # at the image's edge there is no halo and the zeros are those that the network has.
         y = self.padded(x[:, first:last].to(self.weight.dtype))
         return y[:, top - first : bottom - first]
 
@@ -101,11 +104,13 @@ class Norm(NamedTuple):
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
         """Return `norm(x) + time`; x: `[n, h, w, c]`, time: `[n or 1, c]`."""
         shared = time[0] if len(time) == 1 else None
+        # What all pixels share goes into the norm's own bias instead of one more pass.
         bias = shared if self.bias is None else self.bias
         if shared is not None and self.bias is not None:
             bias = self.bias + shared
         width = self.weight.shape
         y, mean, rstd = torch.native_layer_norm(x, width, self.weight, bias, NORM_EPS)
+        # (x - m) r w + m r w = x r w: `native_layer_norm` returns m and r anyway.
         if self.bias is None:  # bias_free leaves the mean in
             y = y.addcmul_(mean * rstd, self.weight)
         if shared is None:
@@ -181,7 +186,10 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
     if runs_on_gpu(z):
         apply_on_gpu(block, z, v, mixing, lambda: block.norm2(z, time))
         return
+    # Views of z, as the rows of an image follow one another in a strip: `flatten` would copy others
+    # without a word, and what is added in place would be lost.
     pixels, matrix = z.flatten(1, 2), mixing.to(v.dtype).transpose(1, 2)
+    # `baddbmm_` wants one dtype: half-precision products are added to the float32 stream behind it.
     if v.dtype == z.dtype:
         pixels.baddbmm_(v.flatten(1, 2), matrix)
     else:

@@ -35,7 +35,8 @@ from c2fdft_cli.execution.native.block import NativeBlock
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, TimeEmbedding
 
-# Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN.
+# Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN,
+# whose 8 are of a hidden layer 4 c wide.
 _GATHER, _APPLY = 4, 9
 
 _Level = Sequence[PreparedBlock] | Sequence[NativeBlock]
@@ -44,10 +45,14 @@ MAX_STRIP_VALUES = 1 << 28
 """Values of the widest tensor in a strip: kernels for more than 2^31 are rare, and wider strips are
 no faster. Half a gigabyte in half precision."""
 
+# Official network, bf16, on an H100: 37.0 ms launched one by one and 19.6 recorded at 512x512
+# (2^23.6 values), 64.3 and 63.0 at 1280x720 (2^25.4): docs/performance.md.
 MOST_RECORDED = 1 << 26
 """Values of the first level's stream up to which a call is recorded: more keep a GPU busy."""
 
-_NATIVE_VALUES, _LEAST_NATIVE_ROWS = 128 * 256 * 48, 64  # more are hardly faster
+# 128 rows of 256 px at the official width. There a call took 2.30 s in strips of 52 rows, 2.12 in
+# strips of 128 and 2.20 in strips of 256 (two cores with AVX2: docs/performance.md).
+_NATIVE_VALUES, _LEAST_NATIVE_ROWS = 128 * 256 * 48, 64
 
 
 class StripNetwork:
@@ -97,6 +102,7 @@ class StripNetwork:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take the network's weights as they are now."""
+        # A recording goes on reading the old weights, at their old addresses.
         self.forget()
         net = self.net
         encoders = (net.encoder_level1, net.encoder_level2, net.encoder_level3)
@@ -110,6 +116,8 @@ class StripNetwork:
         self._halves = [*(Projection.of(r, self.dtype, self._packed) for r in halves), None]
         self._times = TimeEmbedding.of(net.dim, net.output.weight.device)
         self._embed = Conv.of(net.patch_embed.proj, torch.float32)
+        # Float32 in every precision: at t = 999 the sampler divides by sqrt(alpha_bar) = 0.0064, so
+        # that an error of the predicted noise counts 157 times.
         self._output = Conv.of(net.output, torch.float32)
         self._skip_conv = net.skip_conv and Projection.of(net.skip_conv, torch.float32, True)
 
@@ -121,6 +129,8 @@ class StripNetwork:
         """What the pieces of a call with `n` images sum up to, in an arbitrary unit."""
         levels = [*self._encoders, self._latent, *self._decoders]
         halvings = (0, 1, 2, 3, 2, 1, 0)
+        # The last level, decoder level 1, is back at full resolution but twice as wide as encoder
+        # level 1.
         widths = [self.net.dim << k for k in halvings[:-1]] + [2 * self.net.dim]
         return n * sum(
             len(level) * (_GATHER + _APPLY) * (height >> k) * (width >> k) * c * c
@@ -140,7 +150,8 @@ class StripNetwork:
         native = isinstance(self._latent[0], NativeBlock)
         rows = self.rows or default_rows(self.net.dim, h, w, x.device.type, native)
         out = x.new_empty((n, self.net.out_channels, h, w), dtype=torch.float32)
-        # several strips of one image rather than one strip of several images
+        # several strips of one image rather than one strip of several images; images that fit one
+        # strip go together, as many as keep its widest tensor within the bound
         step = max(1, min(n, MAX_STRIP_VALUES // _widest(self.net.dim, h * w))) if rows >= h else 1
         with full_precision(x):
             for i in range(0, n, step):
@@ -152,11 +163,17 @@ class StripNetwork:
         """A call into `out`, on a GPU recorded where launches would take most of its time."""
         small = x[:, 0].numel() * self.net.dim <= MOST_RECORDED
         if not small or self.compiled or self.offload_skips or not records(x.device):
+            # A recording keeps its memory for itself; a call that is not recorded may need it.
             self.forget()
             self._run(x, t, out, rows)
             return
+        # A replay runs no Python, so what a recorded call reports can only be its whole work,
+        # afterwards. What `watch` raises would also be taken for a reason why this work cannot be
+        # recorded.
         watch, self.watch = self.watch, None
         try:
+            # A graph writes to the addresses that it was recorded with: the result is copied out of
+            # them before the next replay overwrites it.
             out.copy_(self._recorder(partial(self._result, rows=rows), x, t, key=rows))
         finally:
             self.watch = watch
@@ -174,6 +191,8 @@ class StripNetwork:
         skips: list[Tensor] = []
         for level, down, time in zip(self._encoders, self._downs, times[:3], strict=True):
             self._blocks(level, z, time, rows)
+            # No other name may hold the skip: once it is parked in host memory and z is the level
+            # below, its memory on the device is free for that level's blocks.
             skips.append(z)
             z = self._down(z, down, rows)
             skips[-1] = self._park(skips[-1])
@@ -201,18 +220,22 @@ class StripNetwork:
             return
         blocks = [block for block in level if isinstance(block, PreparedBlock)]
         passes = self._compiled_passes or passes_for(blocks[0], z)
+        # In one strip v may stay where it was made, a third of q, k, v; a copy would be two more
+        # passes through memory.
         if h <= rows and runs_on_gpu(z):
             for block in blocks:
                 sums, v = self._gathered(passes, block, z, time, 0, h)
                 self._applied(passes, block, z, v, time, passes.mixing(block, sums))
                 del v  # which holds q and k too
             return
+        # One v for all blocks of the level: each has written all of it before it reads any.
         v = torch.empty_like(z, dtype=self.dtype)
         for block in blocks:
             parts: list[PixelSums] = []
             for top, bottom in row_ranges(h, rows):
                 sums, v[:, top:bottom] = self._gathered(passes, block, z, time, top, bottom)
                 parts.append(sums)
+            # Added in the order of the strips: the same call has the same bits at each run.
             mixing = passes.mixing(block, reduce(add, parts))
             for top, bottom in row_ranges(h, rows):
                 self._applied(passes, block, z[:, top:bottom], v[:, top:bottom], time, mixing)
@@ -269,9 +292,12 @@ class StripNetwork:
     ) -> Tensor:
         n, h, w, c = z.shape
         above = z.new_empty((n, 2 * h, 2 * w, c if halve is None else c // 2))
+        # Strips of half as many rows, since each becomes twice as many above.
         for top, bottom in row_ranges(h, max(1, rows // 2)):
             fine = slice(2 * top, 2 * bottom)
             up = shuffle(conv(z, top, bottom))
+            # Copies from pinned memory, like those into it, wait in the stream's order behind the
+            # work before them; the caller waits for neither.
             beside = skip[:, fine].to(z.device, non_blocking=True)
             if halve is None:  # decoder level 1: the skip stays float32
                 above[:, fine, :, : c // 2], above[:, fine, :, c // 2 :] = up, beside
@@ -281,6 +307,8 @@ class StripNetwork:
 
     def _noise(self, x: Tensor, z: Tensor, out: Tensor, rows: int) -> None:
         pixels = x.permute(0, 2, 3, 1)
+        # The embedding is computed again rather than kept through the whole call. All rows get it
+        # before any is convolved: the output convolution reads a row above and below its strip.
         if self._skip_conv is not None:
             for top, bottom in row_ranges(z.shape[1], rows):
                 z[:, top:bottom] += self._skip_conv(self._embed(pixels, top, bottom))

@@ -65,6 +65,8 @@ def spans(size: int, side: int) -> Iterator[slice]:
     step = side - side // OVERLAP
     count = -(-(size - side) // step) + 1
     for i in range(count):
+        # At multiples of 8: where tiles overlap, the network's three halvings divide them into the
+        # same blocks.
         start = (size - side) * i // (count - 1) // SIZE_MULTIPLE * SIZE_MULTIPLE
         yield slice(start, start + side)
 
@@ -73,6 +75,8 @@ def _ramp(span: slice, size: int, side: int, device: torch.device) -> Tensor:
     """Weights along one axis: rising from the edges that have a neighbour, 1 elsewhere."""
     length = span.stop - span.start
     overlap = side // OVERLAP
+    # Centres of pixels: no weight is 0, so their sum can be divided by even where one tile alone
+    # covers a pixel.
     position = torch.arange(length, device=device, dtype=torch.float32) + 0.5
     weight = torch.ones(length, device=device)
     if span.start > 0:

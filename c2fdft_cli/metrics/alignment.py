@@ -25,6 +25,8 @@ def align(a: Tensor, b: Tensor, reach: int) -> Tensor:
     """
     a, b = a.double(), b.double()
     shifts = torch.arange(2 * reach * STEPS_PER_PIXEL + 1, dtype=torch.float64) / STEPS_PER_PIXEL
+    # A bilinear shift reads one pixel beyond its base, so the last shift is the last base but one,
+    # moved on by a whole pixel.
     base = shifts.floor().clamp(max=2 * reach - 1)
     part = shifts - base
     error = _squared_errors(a, b, base.long(), part)
@@ -72,6 +74,8 @@ def _squared_errors(a: Tensor, b: Tensor, base: Tensor, part: Tensor) -> Tensor:
 
 def _window_sums(image: Tensor, size: torch.Size) -> Tensor:
     """Sums of `[c, h, w]` over every window of this size, over all channels."""
+    # Sums of four corners of one table are differences of large numbers, exact here: 8-bit values
+    # and their products are integers, and float64 has them all up to 2^53.
     summed = F.pad(image.sum(0), (1, 0, 1, 0)).cumsum(0).cumsum(1)
     h, w = size
     return summed[h:, w:] - summed[:-h, w:] - summed[h:, :-w] + summed[:-h, :-w]

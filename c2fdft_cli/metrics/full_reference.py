@@ -136,6 +136,8 @@ def _load_piq() -> Any:
     return importlib.import_module("piq")
 
 
+# `cache` alone lets two threads into the first call.
 _LOADING = threading.Lock()
 _LIBRARY: Any = torch.library.Library
+# Kept for as long as the process runs: a library that is collected takes its operators with it.
 _DECLARED = _LIBRARY("torchvision", "FRAGMENT")

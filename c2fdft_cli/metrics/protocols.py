@@ -129,9 +129,12 @@ def _mean_ssim(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     height, width = (side - 2 * half for side in a.shape)
     c1, c2 = (0.01 * MAX_VALUE) ** 2, (0.03 * MAX_VALUE) ** 2
     total = 0.0
+    # The plain formula, whose variances are differences of large numbers: float64 has digits to
+    # spare. The loss is in float32 and works with sum and difference of the images (`core.ssim`).
     for top in range(0, height, _STRIP):
         x, y = (plane[top : top + _STRIP + 2 * half] for plane in (a, b))
         mu_x, mu_y, squares, products = (
+            # What the filter makes up beyond the border is cut off: the valid region is left.
             cv2.sepFilter2D(values, cv2.CV_64F, weights, weights)[half:-half, half:-half]
             for values in (x, y, x * x + y * y, x * y)
         )
@@ -156,6 +159,7 @@ def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Sco
     _check_shapes(a, b)
     border += protocol.border
     if protocol.reach:
+        # The restored image keeps `reach` more pixels on each side, which a shift moves in.
         a = _crop(a, border - protocol.reach)
         b = _crop(b, border)
         a = torch.stack([align(*pair, protocol.reach) for pair in zip(a, b, strict=True)])

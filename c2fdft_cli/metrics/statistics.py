@@ -86,6 +86,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
     if not len(finite):
         raise ValueError("no image has a finite score on both sides")
     rng = np.random.default_rng(seed)
+    # 80 MB of picks at a time, however many images there are.
     block = max(1, 10_000_000 // len(finite))
     means: list[float] = []
     while len(means) < RESAMPLES:

@@ -140,6 +140,8 @@ def _convolution_problem(device: torch.device, dtype: torch.dtype) -> str | None
     pixels = torch.randn(2, 32, 32, 144, generator=random)
     try:
         for groups in (144, 1):
+            # Over 30, about the root of the 9 * 144 products of a dense sum: all values are of the
+            # size of 1, so that what is not finite is the card's fault.
             weight = torch.randn(144, 144 // groups, 3, 3, generator=random) / 30
             x = pixels.to(device, dtype).permute(0, 3, 1, 2).requires_grad_()
             weight = weight.to(device, dtype, memory_format=torch.channels_last).requires_grad_()

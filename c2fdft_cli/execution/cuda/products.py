@@ -39,6 +39,8 @@ def sums_in_pieces(q: Tensor, k: Tensor, heads: int) -> PixelSums:
     q, k = q.flatten(1, 2), k.flatten(1, 2)
     width = q.shape[-1] // heads
     gram = gram_in_pieces(q, k).view(len(q), heads, width, heads, width)
+    # `vector_norm` sums in float32 what it reads in half precision, and writes no squares; `vecdot`
+    # or q * q would write them.
     q_square, k_square = (
         torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square_().unflatten(1, (heads, -1))
         for x in (q, k)
@@ -50,6 +52,8 @@ def gram_in_pieces(q: Tensor, k: Tensor) -> Tensor:
     """`sum over pixels of q_i k_j` for q, k: `[n, p, c]`, as `[n, c, c]` float32."""
     n, pixels, c = q.shape
     piece = _piece(pixels, c)
+    # Views, although q and k are slices of one tensor with v: a piece is a divisor of the pixels,
+    # so nothing is left over.
     a, b = (x.unflatten(1, (-1, piece)).flatten(0, 1) for x in (q, k))  # type: ignore[no-untyped-call]
     return _bmm_float32(a.transpose(1, 2), b).view(n, -1, c, c).sum(1)
 
@@ -77,6 +81,8 @@ def _piece(pixels: int, width: int) -> int:
 
     The wider the Gram matrix, the more pixels are worth one.
     """
+    # 16 pixels for each channel: the c^2 float32 that a piece writes are then small beside the 2 c
+    # values that it reads of each pixel.
     most = max(PIECE_PIXELS, 16 * width)
     return next(size for size in range(min(most, pixels), 0, -1) if pixels % size == 0)
 

@@ -70,6 +70,9 @@ class Recorder(Generic[Result]):
         if self._recording is not None and self._recording.key == key:
             return self._replay(self._recording, inputs)
         self.forget()
+        # The first run is for what cannot be recorded: libraries set themselves up, Triton
+        # compiles, and kernels are tried out with waits for the GPU. Work that is never repeated
+        # would not repay it.
         known, self._seen = self._seen == key, key
         if known and self._failed != key:
             self._recording = self._record(work, key, inputs)
@@ -87,6 +90,8 @@ class Recorder(Generic[Result]):
     ) -> _Recording[Result] | None:
         """Record the work without running it; None where that fails, as for lack of memory."""
         graph = torch.cuda.CUDAGraph()
+        # A graph reads and writes the addresses that it was recorded with, so it has inputs of its
+        # own; with the strides of the given ones, as stride 0 tells that a batch has one time.
         held = tuple(map(_like, inputs))
         _copy(inputs, held)
         # other threads may go on with work of their own meanwhile, but not record
@@ -130,6 +135,7 @@ def _copy(inputs: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
 
 def _stored(x: Tensor) -> Tensor:
     """x without the dimensions that it was expanded over."""
+    # `copy_` refuses a target whose elements share their memory.
     for dim, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
         if stride == 0 and size > 1:
             x = x.narrow(dim, 0, 1)

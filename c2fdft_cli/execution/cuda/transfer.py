@@ -25,6 +25,8 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on the device; the caller does not wait for the copy where it can."""
     if not overlaps(device):
         return tensor.to(device)
+    # The pinned copy needs no name: torch's allocator hands its memory on only when the transfer
+    # from it is done.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
@@ -43,6 +45,8 @@ class Download:
             )
             for tensor in tensors
         ]
+        # An event waits for these copies alone; `synchronize` of the device or stream would wait
+        # for all work that was given since.
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record(torch.cuda.current_stream(tensors[0].device))
 

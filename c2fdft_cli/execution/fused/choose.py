@@ -136,6 +136,7 @@ def try_out(
     def applied(part: Callable[..., object]) -> list[Tensor]:
         changed = z.clone()
         part(block, changed, v, time, matrix)
+        # What was added is compared: beside the stream itself its error would look like rounding.
         return [changed - z]
 
     works: dict[str, Callable[[Callable[..., object]], list[Tensor]]] = {
@@ -172,6 +173,7 @@ def try_part(
         found = work(fused)
         want = work(plain)
         error = max(_relative(a, b) for a, b in zip(found, want, strict=True))
+        # Not `error > ...`, which a NaN would pass.
         if not error <= ALLOWED[dtype]:
             return Trial(name, error)
         return Trial(name, error, _seconds(lambda: work(fused)), _seconds(lambda: work(plain)))

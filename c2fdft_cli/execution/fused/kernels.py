@@ -21,6 +21,7 @@ def _normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
     """`PixelNorm` of x: `[M, padded C]` float32, zero in the padding; time: of these pixels."""
     inside = columns < C
     mean = tl.sum(x, 1) / C
+    # The padding is zero in x, not in x - mean, and would count in the variance.
     centred = tl.where(inside[None, :], x - mean[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS)
     w = tl.load(weight + columns, mask=inside, other=0.0)
@@ -144,11 +145,15 @@ def depthwise_kernel(
             w += _floats(x + place + 2 * C, mask) * _floats(at + 18 * C, inside)
         mask = wanted[:, None] & inside[None, :]
         if bias is not None:
+            # A bias makes something of pixels and channels that are not there; sums must not see
+            # it.
             q = tl.where(mask, q + _floats(bias + channel, inside)[None, :], 0.0)
             k = tl.where(mask, k + _floats(bias + C + channel, inside)[None, :], 0.0)
             w += _floats(bias + 2 * C + channel, inside)[None, :]
         place = pixel[:, None] * C + channel[None, :]
         tl.store(v + place, w.to(v.dtype.element_ty), mask=mask)
+        # Rounded before the sums, squares included, as the plain pass has them: it knows q and k in
+        # half precision only, and Gram matrix and norms must be of the same numbers.
         q_half, k_half = q.to(x.dtype.element_ty), k.to(x.dtype.element_ty)
         gram = tl.dot(tl.trans(q_half), k_half, gram, input_precision=PRECISION)
         q, k = q_half.to(tl.float32), k_half.to(tl.float32)
@@ -191,6 +196,8 @@ def mixing_kernel(
     cosine = tl.load(row + columns[None, :], mask=both, other=0.0)
     cosine = cosine / (q_norm[:, None] * k_norm[None, :])
     logit = tl.where(inside[None, :], cosine * scale, float("-inf"))
+    # The softmax sums over all columns of the head, of which this program writes a part: each
+    # program repeats the sums.
     largest = tl.max(logit, 1)
     total = tl.sum(tl.exp(logit - largest[:, None]), 1)
     both = inside[:, None] & wanted[None, :]

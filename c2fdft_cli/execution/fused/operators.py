@@ -62,6 +62,7 @@ def _depthwise(
 ) -> tuple[Tensor, Tensor]:
     n, h, w, c = x.shape[0], x.shape[1], x.shape[2], x.shape[3] // 3
     d, pixels = c // heads, rows * w
+    # `tl.dot` takes no side under 16.
     padded = max(16, triton.next_power_of_2(d))
     # on an H100, 720p, 48 channels: 0.67 ms, with 32 pixels 2.06 ms, with 4 warps 1.38 ms
     block, warps = (128 if padded <= 64 else 64), (4 if padded <= 32 else 8)
@@ -120,6 +121,8 @@ def _second_pass(
 ) -> None:
     n, h, w, c = z.shape
     padded = max(16, triton.next_power_of_2(c))
+    # Larger tiles must still fit the shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
+    # tests/execution/fused/test_compiled.py compiles them for GPUs that are not there.
     m = 64 if padded > 64 else 128
     kernels.second_pass_kernel[(triton.cdiv(h * w, m), n)](
         _dense(z), v, mixing, out_bias, weight, bias, time,
@@ -141,6 +144,8 @@ def _stride(time: Tensor) -> int:
     return 0 if len(time) == 1 else time.stride(0)
 
 
+# Each with what it returns on tensors without contents. Sums are there those of one program: how
+# many there are is the kernel's own choice, and whoever calls it adds them up at once.
 _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "norm(Tensor z, Tensor weight, Tensor? bias, Tensor time, ScalarType dtype) -> Tensor": (
         _norm,

@@ -84,6 +84,8 @@ def try_norm(layer: PixelNorm, device: torch.device, dtype: torch.dtype) -> Tria
 
     def there_and_back(way: Callable[..., Any]) -> list[Tensor]:
         y, handed_on = way(layer, z, time, dtype)
+        # The plain way is timed with the cast that follows it under autocast, which the kernel
+        # includes.
         y = y.to(dtype)
         of = [z, time, *layer.parameters()]
         return [y.detach(), *torch.autograd.grad([y, handed_on], of, [dy, passed])]
@@ -104,9 +106,13 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, passed: Tensor) -> tuple[Tensor | None, ...]:
         z, weight = ctx.saved_tensors
+        # Gradients come in whatever layout autograd has, expanded ones of a sum included; the
+        # kernel reads dense rows.
         dz, sums = torch.ops.c2fdft.norm_backward(
             z, weight, ctx.centred, dy.contiguous(), passed.contiguous()
         )
+        # Each program has sums of its own, added here in a fixed order: atomic additions would
+        # change the last bits from run to run.
         dweight, total = sums.sum(1).unbind(1)
         dbias = total.sum(0) if ctx.centred else None
         dtime = total.sum(0, keepdim=True) if ctx.one_time else total

@@ -40,7 +40,8 @@ class NativeBlock(NamedTuple):
         c = len(attn.project_out.weight)
         head = c // attn.heads
         group = head * max(g for g in range(1, attn.heads + 1) if _fits(g, head, attn.heads))
-        # q, k and v of a group side by side
+        # The kernels convolve a group's q, k and v together from one ring of rows, so these
+        # channels are neighbours in the weights.
         groups = torch.arange(3 * c).view(3, c // group, group).transpose(0, 1).flatten(1)
         pack = partial(_pack, kernels)
         weight, bias = _matrix(attn.qkv)
@@ -70,7 +71,10 @@ class NativeBlock(NamedTuple):
         """First pass over rows top to bottom of `z: [n, h, w, c]`: their sums; their v into v."""
         n, h, w, c = z.shape
         d = c // self.heads
+        # An address keeps no tensor alive: whatever is handed over has a name until the call
+        # returns.
         gain, shift, centred = _shift(self.norm1, time)
+        # For one image: the next one overwrites it.
         normed = z.new_empty((min(bottom + 1, h) - max(top - 1, 0), w, c))
         sums = z.new_empty((n, c * d + 2 * c))
         for i in range(n):
@@ -105,6 +109,7 @@ def _pack(kernels: Kernels, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The weight `[out, in]` of a linear layer as panels of its transpose, over their biases."""
     out, width = weight.shape
     panels = weight.new_empty(kernels.plain("packed_floats", width, out))
+    # Named, not passed on as a temporary: its memory must last until the call returns.
     bias = None if bias is None else bias.contiguous()
     kernels.call(
         *("pack", width, out, weight.data_ptr(), weight.stride(1), weight.stride(0)),

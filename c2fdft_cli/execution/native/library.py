@@ -28,6 +28,8 @@ SWITCH = "C2FDFT_NATIVE"
 COMPILERS = ("cc", "gcc", "clang")
 
 _SOURCE = Path(__file__).with_name("kernels.c")
+# Not -ffast-math: it assumes that no value is NaN or infinite, and an image that is not finite
+# would no longer be found out. -fopenmp-simd reads the pragmas and links no OpenMP of its own.
 _FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp-simd"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -80,6 +82,8 @@ def kernels_or_reason() -> tuple[Kernels | None, str]:
     if sys.platform == "win32" or compiler is None:
         return None, f"no C compiler ({', '.join(COMPILERS)})"
     try:
+        # The name holds all that the code depends on, so a library that is there needs no other
+        # check.
         path = _private_folder() / f"kernels-{_fingerprint(compiler)}.so"
         if not path.exists():
             _build(compiler, path)
@@ -113,6 +117,9 @@ def _private_folder() -> Path:
     """
     caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or caches) / "c2fdft"
+    # What lies here is loaded as code. `mkdir` accepts a folder that is there, whoever made it, so
+    # its owner and mode are looked at afterwards; by `lstat`, as a link could point elsewhere
+    # later.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
@@ -147,6 +154,8 @@ def _build(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         _run(compiler, *_FLAGS, "-o", str(built), str(_SOURCE))
+        # In one step: processes that start together each build their own, and none loads half a
+        # file.
         built.replace(path)
 
 
