@@ -101,6 +101,8 @@ def jpeg2000_size(file: BinaryIO) -> tuple[int, int, int]:
 
 def _jpeg2000_header(data: bytes) -> tuple[int, int, int]:
     """Width, height and bits of a sample."""
+    # Of the code stream, for which the decoder makes room: the box in front of it says the size
+    # too, but may say another.
     at = next((at for kind, at, _ in _boxes(data) if kind == b"jp2c"), 0)
     if data[at : at + 4] != J2K_SIGNATURE:
         raise ValueError("its header is damaged")
@@ -262,6 +264,7 @@ def _boxes(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[b
         if size == 1 and at + 16 <= end:
             (size,), head = struct.unpack_from(">Q", data, at + 8), 16
         size = size or end - at
+        # Sizes below a box's own head would hold the walk at one place, or lead into the head.
         if size < head:
             return
         yield kind, at + head, min(at + size, end)

@@ -193,6 +193,8 @@ def to_8bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """uint16 to uint8 by round(v / 257); uint8 as it is."""
     if values.dtype == np.uint8:
         return values
+    # In integers, so exact: 257 is odd, and half of it rounds down to 128. Wider, as the sum leaves
+    # uint16.
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
@@ -207,6 +209,7 @@ def _samples(picture: Picture) -> npt.NDArray[Any]:
     colours = picture.pixels
     if picture.grey:
         total = colours.sum(axis=2, dtype=np.uint32, keepdims=True)
+        # The rounded mean, exactly: a number of thirds is never half way.
         colours = ((total + 1) // 3).astype(colours.dtype)
     if picture.alpha is None:
         return colours

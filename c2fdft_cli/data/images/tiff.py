@@ -64,6 +64,7 @@ def decode_tiff(data: bytes, frame: int, max_pixels: int) -> Decoded:
     """A TIFF's samples, as `codec.decode`."""
     with _tiff_page(io.BytesIO(data), frame) as page:
         check_size(page.imagewidth, page.imagelength, max_pixels)
+        # Tiles too: a small picture may claim a huge tile, and a tile is decoded whole.
         check_size(page.tilewidth or 1, page.tilelength or 1, max_pixels)
         _check_tiff(page)
         _check_tiff_segments(page, data)

@@ -110,6 +110,8 @@ class Copier:
 
     def _is_in_order(self, packet: Packet[Stream]) -> bool:
         last = self._last.get(packet.stream_index)
+        # FFmpeg's muxers refuse a packet without a time, or one that goes back, and that would end
+        # all.
         if packet.dts is None or (last is not None and packet.dts < last):
             return False
         self._last[packet.stream_index] = packet.dts

@@ -124,6 +124,7 @@ class VideoReader:
         info = self._info
         container = self._stack.enter_context(open_video(info.path))
         stream = main_stream(container, info.path)
+        # PyAV's default decodes in threads only where a frame has slices.
         stream.thread_type = "AUTO"
         zero = round(origin(container) / info.time_base)
         step_x, step_y = _chroma_steps(info.pixel_format)
@@ -216,6 +217,8 @@ class VideoWriter:
                 return
             for one in [frame] if self._rates is None else self._rates.add(frame):
                 self._encode(one)
+            # In step with the pictures: the muxer orders packets by time, and would hold in memory
+            # whatever comes long before its turn.
             self._copier.copy_until(frame.pts * self._info.time_base)
 
     def finish(self) -> None:
