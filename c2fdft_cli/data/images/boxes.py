@@ -42,6 +42,7 @@ _USUAL_PRIMARIES, _USUAL_TRANSFERS = {1, 2}, {1, 2, 6, 13}
 def decode_avif(data: bytes, frame: int, max_pixels: int) -> Decoded:
     """An AVIF's samples; 10 and 12 bits become 16, but in an animation 8."""
     found = decode_plain(data, "AVIF", frame, max_pixels)
+    # The third byte of the AV1 configuration: more than 8 bits, and whether these are 12.
     flags = data[data.find(b"av1C") + 6]
     metadata = _with_colour_codes(found.metadata, data)
     if not flags & _DEEP:

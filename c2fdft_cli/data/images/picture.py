@@ -77,6 +77,7 @@ def is_image_path(path: str | Path) -> bool:
 
 def natural_key(path: str | Path) -> tuple[Any, ...]:
     """A sort key under which 2.png comes before 10.png, folder by folder."""
+    # Each run is a tuple with its kind in front, so that a number is never compared with a text.
     parts = [
         [(0, int(number), "") if number else (1, 0, text) for number, text in runs]
         for part in Path(path).parts

@@ -165,6 +165,8 @@ def encode_pillow(suffix: str, samples: Array, metadata: Metadata, quality: int)
     """A WebP, JPEG or BMP file of 8-bit samples."""
     options: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif}
     if suffix == ".webp":
+        # "Exact" keeps the colours under full transparency. In lossless WebP quality is effort, not
+        # loss.
         options |= {"lossless": True, "exact": True, "quality": 60, "method": 4}
         options["xmp"] = metadata.xmp
     else:

@@ -64,7 +64,8 @@ def no_frame(frame: int, frames: int) -> Unreadable:
 def full_range(samples: Array, bits: int) -> Array:
     """8 or 16 bits, and floats in [0, 1] as 16, so that white is the type's largest value."""
     if samples.dtype.kind == "f":
-        # Said this way round, as every comparison with NaN is false: a picture with one is refused.
+        # Written this way round because every comparison with NaN is false: a picture with one is
+        # refused.
         if not (samples.min() >= 0 and samples.max() <= 1):
             hint = "scale it to 0..1, or save it with 8 or 16 unsigned bits"
             raise Unreadable("a float picture with values outside 0..1", hint)

@@ -328,6 +328,7 @@ def _add_encoder(
     context.time_base = _time_base(info, muxer)
     context.sample_aspect_ratio = info.aspect
     context.thread_count = 0
+    # Or the encoder ignores how long each frame is shown, which differs where the rate varies.
     context.flags |= Flags.frame_duration
     if muxer == "avi":  # its packets have no time stamps of their own: none may be out of order
         context.max_b_frames = 0
