@@ -56,6 +56,7 @@ def decode_avif(data: bytes, frame: int, max_pixels: int) -> Decoded:
 def decode_heic(data: bytes, max_pixels: int) -> Decoded:
     """The main picture of a HEIC file; the decoder has turned it upright already."""
     image = _open_heic(io.BytesIO(data))
+    # Opening has read the headers; pixels are decoded at `asarray`.
     check_size(image.size[0], image.size[1], max_pixels)
     samples, bits = np.asarray(image), int(image.info.get("bit_depth", 8))
     if samples.dtype == np.uint16:

@@ -133,6 +133,8 @@ def _is_made_anew(source: InputContainer, stream: Stream) -> bool:
 def _attach_cover(out: OutputContainer, path: Path, stream: Stream) -> None:
     """A cover picture as Matroska holds it: a file among the attachments."""
     kind = _COVER_KINDS[codec_name(stream)]
+    # Opened once more, as reading on in the other one would take packets that are still to be
+    # copied.
     with open_video(path) as source:
         packet = next(source.demux(source.streams[stream.index]))
         out.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, bytes(packet))

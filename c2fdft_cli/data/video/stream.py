@@ -72,6 +72,8 @@ class _Converter:
         from av.filter import Graph
 
         graph = Graph()
+        # Any time base will do: time stamps go round the filters, both callers have them from
+        # elsewhere.
         source = (
             f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
             f":pixel_aspect=1/1:colorspace={frame.colorspace}:range={frame.color_range}"
@@ -197,6 +199,7 @@ class VideoWriter:
         with contextlib.ExitStack() as stack, library_errors(name, "cannot encode the video"):
             source = stack.enter_context(open_video(info.path))
             self._out = _open_output(path, self._muxer)
+            # Before anything is put into the file: whatever fails below removes it.
             stack.callback(self._abandon)
             self._stream = _add_encoder(self._out, info, self._muxer, deep, crf)
             self._copier = Copier(source, self._out, info, self._muxer, name)
