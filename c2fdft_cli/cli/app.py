@@ -40,9 +40,9 @@ class Commands(Group):
         # By the words, as a line that cannot be parsed ends in a document too.
         console.expect(document="--json" in words)
         try:
-            # Not standalone, or Typer prints errors and ends the process itself. Flushed here,
-            # where a full disk is an error like any other; at its end Python reports it by a
-            # traceback and code 120.
+            # Not standalone, or Typer prints errors and ends the process itself. Standard output is
+            # flushed here, where a full disk is an error like any other: Python's own flush at its
+            # end reports it in Python's words and with code 120.
             code = super().main(words, "c2fdft", complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except C2fdftError as error:

@@ -266,7 +266,8 @@ def _boxes(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[b
         if size == 1 and at + 16 <= end:
             (size,), head = struct.unpack_from(">Q", data, at + 8), 16
         size = size or end - at
-        # Sizes below a box's own head would hold the walk at one place, or lead into the head.
+        # A size of less than a box's own head would keep the walk at one place for ever, or lead it
+        # back into the head.
         if size < head:
             return
         yield kind, at + head, min(at + size, end)

@@ -178,7 +178,7 @@ class _Reader:
         offset = self._column("offset", None, "i", 8)
         n = len(offset)
         height, width = (self._column(name, n, "i", 8) for name in ("height", "width"))
-        # Limits before the product: sides from 2^32 on would overflow it, and an overflowed sum
+        # Limits before the product: sides from 2^31 on would overflow it, and an overflowed sum
         # could match offsets that were made for it.
         for name, sides in (("height", height), ("width", width)):
             self._need(

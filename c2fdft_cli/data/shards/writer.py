@@ -128,7 +128,7 @@ class ShardWriter:
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            # Within the stack: an index that cannot be written removes the file as well.
+            # Within the stack: where the index cannot be written, the file is removed as well.
             with self._stack:
                 self._finish()
         else:

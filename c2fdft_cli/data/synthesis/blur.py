@@ -153,15 +153,15 @@ def _rasterise(path: Floats) -> Floats:
     if not radius:
         return np.ones((1, 1))
     side = 2 * radius + 1
-    # The neighbour behind a point at exactly `radius` would lie outside, so such a point is counted
-    # for the pixel before it, with all of its weight on the next.
+    # The second neighbour of a point at exactly `radius` would lie outside the square. Counted for
+    # the pixel before, such a point has all of its weight on its own.
     corner = np.minimum(np.floor(path), radius - 1)
     part = path - corner
     y, x = corner.astype(np.intp) + radius
     kernel = np.zeros(side * side)
     for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
         weight = np.abs(1 - dy - part[0]) * np.abs(1 - dx - part[1])
-        # By `bincount`: points share pixels, and `kernel[...] += weight` would count one of them.
+        # By `bincount`, as points share pixels: `kernel[index] += weight` would count one of them.
         kernel += np.bincount((y + dy) * side + x + dx, weights=weight, minlength=side * side)
     kernel /= path.shape[1]
     return kernel.reshape(side, side)

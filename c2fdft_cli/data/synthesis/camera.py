@@ -25,6 +25,7 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 WIDE, WIDE_SHARE = 2.5, 0.4
 """Noise reduction is a Gaussian with a second one around it, so many times as wide."""
 
+# So many that without noise every stored value comes back, though an S-curve is flat at its ends.
 ENCODED = 16384
 
 

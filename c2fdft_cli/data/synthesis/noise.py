@@ -51,7 +51,7 @@ class NoiseModel:
 
     kind: Literal["gaussian", "camera", "either", "raw"] = "gaussian"
     sigma: Annotated[Range, within(0, 255)] = (5.0, 50.0)
-    # The range of Brooks et al. too.
+    # The range that Brooks et al. sample it from, too.
     shot: Annotated[Range, within(1e-6, 1)] = (1e-4, 1.2e-2)
     correlated: bool = True
     camera_share: Annotated[Number, within(0, 1)] = 0.5

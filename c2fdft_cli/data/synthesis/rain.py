@@ -20,8 +20,8 @@ from c2fdft_cli.validation import STRICT
 Floats: TypeAlias = NDArray[np.float64]
 Pixels: TypeAlias = NDArray[np.uint8]
 
-# These and the numbers in the styles below were set until rain had the statistics of the test
-# layers of Rain100L and Rain100H: docs/synthesis.md, "Calibration", has the table.
+# These and the numbers in the styles below were set by the statistics of the test layers of
+# Rain100L and Rain100H: docs/synthesis.md, "Calibration", has both sides of the table.
 LENGTH_SPREAD, WIDTH_SPREAD, LEVEL_SPREAD = 0.45, 0.4, 0.7
 LENGTH_CAP, WIDTH_CAP = 3.0, 4.5
 HEAVY_TURN, HEAVY_TILT = 8.0, 15.0
@@ -309,7 +309,7 @@ def _rasterise(streaks: _Streaks, h: int, w: int) -> Floats:
     inside = (column >= 0) & (column < w) & (covered > 0)
     flat = (row[:, None] * w + column)[inside]
     weights = (value[:, None] * covered)[inside]
-    # Streaks cross: adding by index would count a pixel that occurs several times once.
+    # By `bincount`, as streaks cross: `layer[flat] += weights` would count one streak a pixel.
     layer: Floats = np.bincount(flat, weights=weights, minlength=h * w).astype(np.float64)
     return layer.reshape(h, w)
 
