@@ -56,14 +56,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         ResourceError: the disk is full, or the path cannot be written.
     """
     target = Path(path)
+    # Not made of the target's name, which may have the greatest length already. The suffix stays
+    # because writers choose their format by it.
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix}")
     with unwinding():
         try:
+            # Noted before it exists: a signal between these lines must not leave a file nobody
+            # knows of.
             _temporaries.add(temporary)
+            # Not by `tempfile`, which gives 0600 whatever the umask says, and the mode stays with
+            # the file. O_EXCL opens nothing that lies there already, a symbolic link included.
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield temporary
+            # Data before the name: a file system may write the rename first, and after a power
+            # failure the target would be there, empty. `os.replace`, as `os.rename` replaces
+            # nothing on Windows.
             _sync(temporary)
             os.replace(temporary, target)
+            # And the name before the caller goes on: what it writes next may rely on this file.
             _sync_folder(target.parent)
         except OSError as error:
             if _is_about(error, temporary, target):
@@ -120,6 +130,7 @@ def ensure_folder(path: str | Path) -> Path:
         ) from error
     except OSError as error:
         raise write_error(error, folder) from error
+    # `mkdir` is content with a folder that is there, even where nothing can be written into it.
     if not os.access(folder, os.W_OK | os.X_OK):
         refusal = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         what, hint = "cannot write to the folder", _HINTS[errno.EACCES]
@@ -173,6 +184,7 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str 
     """
     hint = "save it as UTF-8"
     try:
+        # Before the read: a file that was named by mistake may be larger than memory.
         if os.stat(path).st_size > max_bytes:
             raise DataError(f"this text is over the limit of {max_bytes} bytes", where=path)
         data = Path(path).read_bytes()
@@ -180,6 +192,8 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str 
         raise read_error(error, path) from error
     if data.startswith(_OTHER_UNICODE):
         raise DataError("this text is UTF-16, not UTF-8", where=path, hint=hint)
+    # A NUL is valid UTF-8: without this UTF-16 without a byte order mark, and much that is no text,
+    # would pass.
     if b"\0" in data:
         raise DataError("not a text file", where=path, hint=hint)
     try:
@@ -196,6 +210,7 @@ def read_at(file: io.FileIO, start: int, size: int) -> bytes:
     meanwhile; OSError where the file system refuses. Processes and threads may share the open file.
     """
     parts = []
+    # A read may return less than it was asked for without being at the end of the file.
     while size and (part := _read_some(file, start, size)):
         parts.append(part)
         start += len(part)
@@ -246,6 +261,8 @@ def hold_folder(folder: Path, taken: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # The file stays: after a removal one process could hold the lock of the removed file while
+        # another locks a new one of the same name.
         lock.release()
 
 
@@ -303,6 +320,7 @@ def _blocking_file(folder: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
+    # Writable, as Windows syncs no file that is open for reading alone.
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -19,6 +19,8 @@ IN_FLIGHT_BYTES = 1 << 30
 
 def cores() -> int:
     """Cores that this process may use: its share where torchrun started several on a machine."""
+    # Those that a scheduler or a container's set of CPUs leaves to this process; `cpu_count` names
+    # those of the machine.
     known = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -43,6 +45,7 @@ class InOrder(Generic[Out]):
 
     def add(self, work: Callable[[], Out], size: int = 0) -> Iterator[Out]:
         """Hand over work whose result holds `size` bytes, behind the results that make room."""
+        # One result may be larger than all the room: it is let in where nothing else waits.
         while self._waiting and (
             len(self._waiting) >= self._room or self._held + size > IN_FLIGHT_BYTES
         ):
@@ -104,6 +107,7 @@ def ahead(items: Iterable[Item], room: int) -> Iterator[Item]:
     line: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(room)
     stop = threading.Event()
 
+    # With a timeout, as nobody takes items out of a full queue once the other side has stopped.
     def put(entry: tuple[Item | None, BaseException | None]) -> None:
         while not stop.is_set():
             try:

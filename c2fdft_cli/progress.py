@@ -65,6 +65,7 @@ class Job(Generic[Event, Result]):
         return self.total
 
     def __iter__(self) -> Iterator[Event]:
+        # Open while the caller draws an event too: the job's files are half written then as well.
         with unwinding(self._resume):
             self._result = yield from self._work
         self._done = True

@@ -101,6 +101,7 @@ def check_settings(options: Any) -> None:
             check_choice(option_name(one), value, stated.choices)
         if stated.range is not None:
             low = float("-inf") if stated.low is None else stated.low
+            # Written this way round, NaN is outside of every range.
             if not low <= value <= (float("inf") if stated.high is None else stated.high):
                 raise UsageError(f"{option_name(one)} must be {stated.range}, got {value}")
 

@@ -138,6 +138,8 @@ class StopRequest:
             self.signal_number = number
             self._at = time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._at >= REPEATED_SECONDS:
+            # A program that imports the package has not called `install`, so that nothing would
+            # catch SignalReceived.
             if not _process.pid:
                 raise KeyboardInterrupt
             _handle(number, frame)
@@ -173,6 +175,8 @@ def _handle(number: int, _: FrameType | None) -> None:
         late = time.monotonic() - _process.received_at >= PATIENCE_SECONDS
         if number == signal.SIGINT and late:
             _exit(number)
+    # The innermost hint that there is: files are written within jobs, and the job knows how to go
+    # on.
     elif _process.open:
         hints = (block.hint for block in reversed(_process.open) if block.hint is not None)
         _process.received = SignalReceived(number, next(hints, None))
@@ -187,6 +191,8 @@ def _raise_later(lost: sys.UnraisableHookArgs) -> None:
     if not isinstance(lost.exc_value, SignalReceived):
         sys.__unraisablehook__(lost)
         return
+    # Cleared, or the handler would take the second one for a signal during the clean-up and ignore
+    # it. Raised here it would be dropped again, so a timer calls the handler from ordinary code.
     number, _process.received = lost.exc_value.signal_number, None
     if sys.platform == "win32":  # has no timer that raises in the main thread
         _exit(number)
@@ -197,6 +203,7 @@ def _raise_later(lost: sys.UnraisableHookArgs) -> None:
 def _exit(number: int) -> NoReturn:
     """End the process without unwinding: an import that is cut short ends in any error."""
     # past Python's buffers: the signal may have come in the middle of writing to them
+    # A progress bar may have hidden the cursor, and nothing is unwound that would show it again.
     show_cursor = "\x1b[?25h\n" if sys.stderr is not None and sys.stderr.isatty() else ""
     with suppress(OSError):
         os.write(2, f"{show_cursor}error: {describe(number)}\n".encode())
@@ -207,6 +214,8 @@ def _leave_lost_terminal(number: int) -> None:
     """Write nowhere from now on if the terminal is gone: an error there would cost the save."""
     if number != getattr(signal, "SIGHUP", None):
         return
+    # By `dup2`, under Python's streams: whatever holds a reference to them, rich and logging
+    # included, goes on writing without an error.
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):
         with suppress(OSError):

@@ -21,6 +21,8 @@ from c2fdft_cli.vocabulary import did_you_mean
 
 Checked = TypeVar("Checked")
 
+# Defaults are checked because they may not go with what is given (the heads' with another `dim`),
+# and numbers become text because a path such as 2024 is one in YAML.
 STRICT = ConfigDict(
     extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, validate_default=True
 )

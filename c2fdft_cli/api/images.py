@@ -101,6 +101,7 @@ def _of_array(image: npt.NDArray[Any]) -> Unpacked:
     if depth is None:
         _check_scale(float(np.abs(values).max()))
     colours = np.repeat(values[..., None], 3, axis=2) if grey else values
+    # Wider than the samples, as torch has hardly any operation for uint16.
     batch = torch.from_numpy(colours.astype(np.int32 if depth else np.float32))
 
     def pack(restored: Tensor) -> npt.NDArray[Any]:
@@ -139,6 +140,7 @@ def _of_pil(image: PIL.Image.Image) -> Unpacked:
 
 
 def _check_scale(largest: float) -> None:
+    # Written this way round, NaN is refused too.
     if not largest <= MAX_FLOAT:
         raise UsageError(
             f"floating values must be on the scale 0 to 1, got {largest:g}",

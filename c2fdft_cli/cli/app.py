@@ -37,8 +37,12 @@ class Commands(Group):
         if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
             sys.stdout.reconfigure(errors="surrogateescape")
         words = [_expand_home(word) for word in (sys.argv[1:] if args is None else args)]
+        # By the words, as a line that cannot be parsed ends in a document too.
         console.expect(document="--json" in words)
         try:
+            # Not standalone, or Typer prints errors and ends the process itself. Standard output is
+            # flushed here, where a full disk is an error like any other: Python's own flush at its
+            # end reports it in Python's words and with code 120.
             code = super().main(words, "c2fdft", complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except C2fdftError as error:
@@ -121,6 +125,7 @@ def _emit_error(code: int, what: str, hint: str | None) -> None:
 
 def _report_known(error: Exception) -> int | None:
     """The exit code of what is no bug of ours, and no error of ours either; None for others."""
+    # By its method, as Typer brings a Click of its own, which is no package to import from.
     if hasattr(error, "format_message"):
         return _report_usage(error)
     known = unloadable_library(error) if isinstance(error, ImportError) else None

@@ -161,6 +161,8 @@ def read_yaml(path: Path) -> Values:
 @functools.lru_cache(maxsize=16)
 def _parse(text: str) -> Any:
     """What YAML text holds; recipes share those that they extend."""
+    # Without `resolve`, so interpolations are still text where they are looked for. What is cached
+    # is shared: callers copy before they change it.
     return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
 
 

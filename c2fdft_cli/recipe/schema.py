@@ -40,6 +40,7 @@ MAX_DIM = 1024
 MAX_BLOCKS = 64
 """Limits that keep a hostile file from asking for a network that never ends."""
 
+# Halved four times for the five scales, it leaves one pixel.
 MIN_MS_SSIM_PATCH = 16
 
 Count: TypeAlias = Annotated[int, Field(ge=1), NotBool]
@@ -98,6 +99,8 @@ class Network(Section):
     @field_validator("heads")
     @classmethod
     def _heads_divide_widths(cls, heads: list[int], info: ValidationInfo) -> list[int]:
+        # `info.data` has the fields that stand before this one, and of these the valid ones: for
+        # such checks the order of fields matters.
         widths = [info.data["dim"] << level for level in range(4)] if "dim" in info.data else []
         for count, width in zip(heads, widths, strict=False):
             if width % count:

@@ -163,6 +163,8 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
         with console.loading("setting up the training..."):
             job = train(options)
         result = watch(job, options) if options.runtime.is_main else job.run()
+    # No `finally`: an error that this process alone meets must not wait for the others, and with
+    # the group left `cli.app._end` would not know of them.
     except Interrupted:  # in all processes
         destroy_process_group()
         raise

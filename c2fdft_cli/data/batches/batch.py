@@ -109,6 +109,8 @@ class BatchMaker:
             lq, gt = self._patches(k, rows)
             batch = Batch(k, _nchw(lq), _nchw(gt), self._noise(k, rows))
         else:
+            # A partner may be another process's row. It is made here once more rather than sent,
+            # and once only where it is in both roles.
             both = np.concatenate([rows, mix.partner[lo:hi]])
             needed, place = np.unique(both, return_inverse=True)
             lq, gt = self._patches(k, needed)
@@ -176,6 +178,8 @@ class BatchMaker:
     def _noise(self, k: int, rows: NDArray[np.int64]) -> Tensor:
         """Standard normal noise, each sample from a generator of its own."""
         patch, _ = self._plan.cycle.stage(k)
+        # Filled before it is permuted: numbers go into memory in its order, and another layout
+        # would give each pixel other noise.
         noise = torch.empty((len(rows), patch, patch, CHANNELS))
         generator = torch.Generator()
         for j, i in enumerate(rows.tolist()):

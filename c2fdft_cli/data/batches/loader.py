@@ -81,6 +81,8 @@ class PatchLoader:
         return self._timed(items)
 
     def _timed(self, items: Iterator[Batch]) -> Iterator[Batch]:
+        # A training that stops early ends the thread or the workers here, not when the generator is
+        # collected.
         with closing(items):  # type: ignore[type-var]  # all three sources are generators
             while True:
                 begin = time.perf_counter()

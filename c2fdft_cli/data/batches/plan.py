@@ -202,6 +202,8 @@ class PatchPlan:
 
 def _stream(seed: int, key: int, purpose: int, row: int = 0) -> np.random.Generator:
     """A counter-based generator: the same numbers for the same words, on any machine."""
+    # Philox counts up from the first word as numbers are taken; what tells streams apart stands
+    # where the count never comes.
     words = np.array([0, 0, row, purpose], np.uint64)
     bits = np.random.Philox(key=np.array([seed, key], np.uint64), counter=words)
     return np.random.Generator(bits)

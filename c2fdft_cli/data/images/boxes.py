@@ -42,6 +42,7 @@ _USUAL_PRIMARIES, _USUAL_TRANSFERS = {1, 2}, {1, 2, 6, 13}
 def decode_avif(data: bytes, frame: int, max_pixels: int) -> Decoded:
     """An AVIF's samples; 10 and 12 bits become 16, but in an animation 8."""
     found = decode_plain(data, "AVIF", frame, max_pixels)
+    # The third byte of the AV1 configuration: more than 8 bits, and whether these are 12.
     flags = data[data.find(b"av1C") + 6]
     metadata = _with_colour_codes(found.metadata, data)
     if not flags & _DEEP:
@@ -55,6 +56,7 @@ def decode_avif(data: bytes, frame: int, max_pixels: int) -> Decoded:
 def decode_heic(data: bytes, max_pixels: int) -> Decoded:
     """The main picture of a HEIC file; the decoder has turned it upright already."""
     image = _open_heic(io.BytesIO(data))
+    # Opening has read the headers; pixels are decoded at `asarray`.
     check_size(image.size[0], image.size[1], max_pixels)
     samples, bits = np.asarray(image), int(image.info.get("bit_depth", 8))
     if samples.dtype == np.uint16:
@@ -101,6 +103,8 @@ def jpeg2000_size(file: BinaryIO) -> tuple[int, int, int]:
 
 def _jpeg2000_header(data: bytes) -> tuple[int, int, int]:
     """Width, height and bits of a sample."""
+    # Of the code stream, for which the decoder makes room: the box in front of it says the size
+    # too, but may say another.
     at = next((at for kind, at, _ in _boxes(data) if kind == b"jp2c"), 0)
     if data[at : at + 4] != J2K_SIGNATURE:
         raise ValueError("its header is damaged")
@@ -262,6 +266,8 @@ def _boxes(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[b
         if size == 1 and at + 16 <= end:
             (size,), head = struct.unpack_from(">Q", data, at + 8), 16
         size = size or end - at
+        # A size of less than a box's own head would keep the walk at one place for ever, or lead it
+        # back into the head.
         if size < head:
             return
         yield kind, at + head, min(at + size, end)

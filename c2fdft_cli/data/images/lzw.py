@@ -13,9 +13,12 @@ _BLOCK = 4096
 _BLOCK_BYTES = _BLOCK * 12 // 8 + 4
 _ENTRIES = np.minimum(_FIRST + np.maximum(np.arange(_BLOCK) - 1, 0), _FULL)
 """How long the table is before each code of a block behind a clear code."""
+# TIFF widens its codes one entry before the table needs it (511, not 512).
 _WIDTHS = np.searchsorted([511, 1023, 2047], _ENTRIES, side="right") + 9
 _STARTS = np.cumsum(_WIDTHS) - _WIDTHS
 _LARGEST = np.minimum(_ENTRIES, _FULL - 1)
+# Behind a clear code there is no string before that an entry could be made of. Later codes may name
+# the very entry that they complete, hence `_ENTRIES` and not one less.
 _LARGEST[0] = _END
 
 
@@ -31,6 +34,7 @@ def _all_defined(segment: bytes) -> bool:
     while at + widths[0] <= 8 * len(segment):
         count = int(np.searchsorted(at + starts + widths, 8 * len(segment), side="right"))
         part = data[at >> 3 : (at >> 3) + _BLOCK_BYTES].astype(np.uint32)
+        # Three bytes hold a code of 12 bits from any bit of the first on.
         words = part[:-2] << 16 | part[1:-1] << 8 | part[2:]
         places, wide = (at & 7) + starts[:count], widths[:count]
         codes = words[places >> 3] >> (24 - wide - (places & 7)) & ((1 << wide) - 1)

@@ -44,6 +44,7 @@ def decode_netpbm(data: bytes, max_pixels: int) -> Decoded:
         samples = _raw(data, found.end(), shape, dtype)
     top = 255 if white < 256 else 65535
     if white != top:
+        # The file may hold larger values than the largest that it promises.
         samples = np.rint(np.minimum(samples, white) * (top / white))
     return Decoded(samples.astype(dtype.newbyteorder("=")), 1, NO_METADATA)
 

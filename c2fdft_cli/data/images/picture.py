@@ -77,6 +77,7 @@ def is_image_path(path: str | Path) -> bool:
 
 def natural_key(path: str | Path) -> tuple[Any, ...]:
     """A sort key under which 2.png comes before 10.png, folder by folder."""
+    # Each run is a tuple with its kind in front, so that a number is never compared with a text.
     parts = [
         [(0, int(number), "") if number else (1, 0, text) for number, text in runs]
         for part in Path(path).parts
@@ -193,6 +194,8 @@ def to_8bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """uint16 to uint8 by round(v / 257); uint8 as it is."""
     if values.dtype == np.uint8:
         return values
+    # In integers, so exact: 257 is odd, and half of it rounds down to 128. Wider, as the sum leaves
+    # uint16.
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
@@ -207,6 +210,7 @@ def _samples(picture: Picture) -> npt.NDArray[Any]:
     colours = picture.pixels
     if picture.grey:
         total = colours.sum(axis=2, dtype=np.uint32, keepdims=True)
+        # The rounded mean, exactly: a number of thirds is never half way.
         colours = ((total + 1) // 3).astype(colours.dtype)
     if picture.alpha is None:
         return colours

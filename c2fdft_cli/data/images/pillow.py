@@ -95,6 +95,8 @@ def decode_pillow(data: bytes, kind: str, frame: int, max_pixels: int) -> Decode
         alpha = "A" if mode[-1] in "Aa" or "transparency" in about else ""
         target = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": None}.get(mode, "RGB")
         target = f"{target}{alpha}" if target else None
+        # Frames of a GIF are reached by reading those before them, at which Pillow asks for its own
+        # limit again. Other kinds are decoded without the lock, so in several threads at once.
         with quiet_pillow() if kind == "GIF" else contextlib.nullcontext():
             samples = file.read(index=frame, mode=target, writeable_output=False)
     samples = samples if samples.ndim == 3 else samples[..., None]
@@ -163,6 +165,8 @@ def encode_pillow(suffix: str, samples: Array, metadata: Metadata, quality: int)
     """A WebP, JPEG or BMP file of 8-bit samples."""
     options: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif}
     if suffix == ".webp":
+        # "Exact" keeps the colours under full transparency. In lossless WebP quality is effort, not
+        # loss.
         options |= {"lossless": True, "exact": True, "quality": 60, "method": 4}
         options["xmp"] = metadata.xmp
     else:

@@ -181,6 +181,7 @@ def _inflated(packed: bytes) -> bytes | None:
     """Decompressed, or None when the data are damaged, empty or far too long."""
     unpacker = zlib.decompressobj()
     try:
+        # With a limit: a few kilobytes can stand for gigabytes.
         data = unpacker.decompress(packed, MAX_BYTES)
     except zlib.error:
         return None
@@ -214,6 +215,7 @@ def _filtered(samples: Array) -> npt.NDArray[np.uint8]:
     rows = big_endian.reshape(height, -1).view(np.uint8)
     step = channels * samples.itemsize
     out = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    # "Up" of the first row is the row itself: PNG takes the row above it for zeros.
     out[0, 1:] = rows[0]
     for top in range(0, height, _FILTERED_ROWS):  # so few that they stay in a cache
         here, filtered = (array[top : top + _FILTERED_ROWS] for array in (rows, out))
@@ -230,6 +232,7 @@ def _filtered(samples: Array) -> npt.NDArray[np.uint8]:
 
 def _size(differences: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """The sum of each row's absolute values, its bytes taken as signed."""
+    # Wider first: -128 has no absolute value in int8, it would stay negative.
     sizes = np.abs(differences.view(np.int8).astype(np.int16))
     return np.asarray(sizes.sum(axis=1), np.int64)
 

@@ -64,9 +64,12 @@ def no_frame(frame: int, frames: int) -> Unreadable:
 def full_range(samples: Array, bits: int) -> Array:
     """8 or 16 bits, and floats in [0, 1] as 16, so that white is the type's largest value."""
     if samples.dtype.kind == "f":
+        # Written this way round because every comparison with NaN is false: a picture with one is
+        # refused.
         if not (samples.min() >= 0 and samples.max() <= 1):
             hint = "scale it to 0..1, or save it with 8 or 16 unsigned bits"
             raise Unreadable("a float picture with values outside 0..1", hint)
+        # Half floats end at 65504, below white.
         wide = samples.astype(np.promote_types(samples.dtype, np.float32), copy=False)
         return np.rint(wide * 65535.0).astype(np.uint16)
     if bits in (8, 16):

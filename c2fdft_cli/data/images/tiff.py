@@ -64,6 +64,7 @@ def decode_tiff(data: bytes, frame: int, max_pixels: int) -> Decoded:
     """A TIFF's samples, as `codec.decode`."""
     with _tiff_page(io.BytesIO(data), frame) as page:
         check_size(page.imagewidth, page.imagelength, max_pixels)
+        # Tiles too: a small picture may claim a huge tile, and a tile is decoded whole.
         check_size(page.tilewidth or 1, page.tilelength or 1, max_pixels)
         _check_tiff(page)
         _check_tiff_segments(page, data)
@@ -75,6 +76,7 @@ def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
     exif = Image.Exif()
     exif.update(tags)
     return Metadata(
+        # Of CMYK it has been applied already: the pixels are sRGB.
         icc=page.tags.valueof(Base.InterColorProfile) if page.photometric != _CMYK else None,
         exif=exif.tobytes().removeprefix(b"Exif\0\0") if len(exif) else None,
         xmp=upright_xmp(_block(page, _XMP)),
@@ -138,6 +140,8 @@ def _check_tiff_segments(page: tifffile.TiffPage, data: bytes) -> None:
         if offset + size > len(data):
             raise ValueError("the file is truncated")
         if page.compression == _JPEG:
+            # A JPEG says its own size, and its decoder makes room for that one, not for the
+            # strip's.
             _, height, width, _ = jpeg_shape(data[offset : offset + size])
             if max(height, width) > largest:
                 raise ValueError("a part of the file is larger than the picture")

@@ -106,6 +106,7 @@ def _look_up(
         if number in matched:
             continue
         whole = rule.key(path)
+        # The longest first: 901_1_2 belongs to 901_1 rather than to 901.
         lengths = range(len(whole) - 1, 0, -1) if rule.by_prefix else (len(whole),)
         tries = (index.get((rule.folder(path), whole[:length])) for length in lengths)
         candidates = next((some for some in tries if some), None)

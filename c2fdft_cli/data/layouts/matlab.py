@@ -64,6 +64,8 @@ def _variables(file: BinaryIO, order: str) -> Iterator[Variable]:
             raise ValueError(f"element of type {kind}")
         head, skipped = file.read(min(size, _HEAD_BYTES)), 0
         if kind == _COMPRESSED:
+            # With a limit, as these are 4 kB that could unfold into 4 MB for each of many
+            # variables.
             head, skipped = zlib.decompressobj().decompress(head, _HEAD_BYTES), 8
         found = _described(head[skipped:], order)
         if found is not None:
@@ -122,6 +124,8 @@ def read_uint8(file: BinaryIO, order: str, variable: Variable) -> np.ndarray[Any
     read = _reader(file, variable)
     head = read(variable.values + 8)
     start, size = _tag(head, variable.values, order, _UINT8)
+    # Before room is made for them: the caller has held the shape to its limit, the tag's own size
+    # is only a claim.
     if size != math.prod(variable.shape):
         raise ValueError(f"{size} values instead of {math.prod(variable.shape)}")
     within = head[start : start + size]  # of the tag, where there are four values or fewer
@@ -151,6 +155,8 @@ def _reader(file: BinaryIO, variable: Variable) -> Callable[[int], bytes]:
         pieces = bytearray()
         while len(pieces) < size:
             packed = inflater.unconsumed_tail or take(_PIECE_BYTES)
+            # No bytes are no end yet: zlib may take a piece of its input in and give nothing for
+            # it.
             piece = inflater.decompress(packed, size - len(pieces))
             if not piece and (inflater.eof or not packed):
                 break

@@ -94,6 +94,8 @@ def _table(path: Path, files: _Files) -> list[Row]:
     except csv.Error as error:
         raise DataError(f"the list of pairs is not a CSV file: {error}", where=path) from error
     pairs = [rows for rows in tables.values() if all(len(cells) in (2, 3) for _, cells in rows)]
+    # Names may hold commas and blanks, so several signs can make pairs of all lines; the one that
+    # leads to a file is right. The last row is asked, as the first may be a header.
     best = (rows for rows in pairs if rows and files(rows[-1][1][0]).is_file())
     return next(best, pairs[0] if pairs else next(iter(tables.values())))
 

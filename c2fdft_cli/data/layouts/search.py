@@ -16,6 +16,7 @@ from c2fdft_cli.vocabulary import many
 
 _GAMMA = "blurgamma"
 _CLEAN = ("gt", "groundtruth", "clean", "target")
+# A longer word before the one that it begins with: the first that fits is taken.
 _SPLITS = ("training", "train", "validation", "valid", "val", "testing", "test")
 MASKS = frozenset({"mask", "masks"})
 """Folders of Snow100K and others that hold neither side."""

@@ -126,6 +126,8 @@ def _read_hdf5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
         headers = {k: (tuple(one.shape or ())[::-1], one.dtype.name) for k, one in found.items()}
         name = _choose(path, headers, variables)
         data = found[name]
+        # In Python's integers, which do not overflow. HDF5 makes room for a whole chunk to read any
+        # of it, so its size is checked beside that of the data.
         chunk = int(np.prod(data.chunks or (0,), dtype=object))
         if data.external or data.is_virtual or chunk > MAX_BYTES:
             raise DataError("its pixels are stored in other files, or in huge chunks", where=path)

@@ -19,6 +19,8 @@ from c2fdft_cli.validation import STRICT
 FORMAT = "c2fdft-shard"
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
+# Together the limits keep sums of offsets within int64: 3 * 65535^2 bytes an image, 10^7 times, are
+# 1.3e17. Raising one of them means looking at `index._Reader._entries` again.
 MAX_SIDE = 65_535
 MAX_IMAGES = 10_000_000
 MAX_NAME_BYTES = 1_024
@@ -68,6 +70,8 @@ class ShardHeader:
     @field_validator("shards")
     @classmethod
     def _counts_this_shard(cls, shards: int, info: ValidationInfo) -> int:
+        # pydantic checks fields in the order in which they stand, so `shard` is in `info.data` only
+        # because it stands before `shards`.
         if info.data.get("shard", 0) >= shards:
             raise ValueError(f"must be more than shard, {info.data.get('shard')}")
         return shards
@@ -186,10 +190,13 @@ def encode_name(name: str) -> bytes:
 
 def clean_text(text: str) -> str:
     """Text for an attribute: what cannot be stored or shown becomes a question mark."""
+    # Bytes of a file name that are no UTF-8 are lone surrogates in Python, which UTF-8 cannot
+    # encode.
     plain = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(c if is_clean(c) else "?" for c in plain)
 
 
 def is_clean(name: str) -> bool:
     """True without control characters (they could drive a terminal)."""
+    # Those over 127 too: some terminals take 155 alone for the begin of an escape sequence.
     return not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name)

@@ -44,6 +44,7 @@ def read_index(path: Path) -> ShardIndex:
     if not path.is_file():
         raise DataError("there is no such shard", where=path)
     try:
+        # HDF5 locks what it only reads as well, which file systems without locks refuse.
         with h5py.File(path, "r", locking=False) as file:
             return _Reader(file, path).index()
     except DataError:
@@ -70,6 +71,8 @@ class _Reader:
         header = self._header()
         entries, offsets = self._entries()
         total = offsets[-1] + entries[-1].nbytes
+        # The checks above do not rely on the digest below: whoever makes a hostile file writes a
+        # digest that matches. It is there for damage by accident.
         gt_start = self._pixels("gt", total)
         lq_start = self._pixels("lq", total) if "lq" in self._file else None
         sha256_gt = self._digests("sha256_gt", len(entries))
@@ -97,6 +100,8 @@ class _Reader:
     def _header(self) -> ShardHeader:
         is_shard = self._attribute("format") == FORMAT
         self._need(is_shard, "this is not a shard", "make shards with prepare")
+        # The version comes before the other attributes: a newer one may have others. `type() is
+        # int`, as True and 1.0 equal 1.
         version = self._attribute("format_version")
         self._need(type(version) is int, "attribute format_version must be a whole number")
         self._need(
@@ -115,6 +120,8 @@ class _Reader:
     def _attribute(self, name: str) -> Any:
         """A single attribute as plain text or number."""
         self._need(name in self._file.attrs, f"this is not a shard: attribute {name} is missing")
+        # Shape and size are asked of the attribute's own handle: `attrs[name]` reads it, and so
+        # allocates whatever size it claims.
         kind = self._file.attrs.get_id(name)
         self._need(
             kind.shape == () and kind.get_storage_size() <= MAX_ATTRIBUTE_BYTES,
@@ -128,9 +135,13 @@ class _Reader:
 
     def _dataset(self, name: str) -> h5py.Dataset:
         """A dataset that really lies in this file: no link elsewhere, no filter, no other file."""
+        # The link is looked at before it is followed: an external one would open any other file of
+        # the machine.
         link = self._file.get(name, getlink=True)
         self._need(type(link) is h5py.HardLink, f"dataset {name} is missing or a link")
         dataset = self._file[name]
+        # Chunks may be compressed, and then a few bytes stand for gigabytes. External storage and
+        # virtual datasets read their bytes from other files (the tests name /etc/passwd).
         plain = (
             isinstance(dataset, h5py.Dataset)
             and dataset.ndim == 1
@@ -139,6 +150,9 @@ class _Reader:
             and not dataset.is_virtual
         )
         self._need(plain, f"{name} is not a plain one-dimensional dataset")
+        # A dataset that was never written claims any size and takes none (10^15 bytes in the
+        # tests); reading it would allocate them all. Strings of any length are refused here too:
+        # what is stored of them are references into a heap, of another size than h5py's pointers.
         start, size = dataset.id.get_offset(), dataset.nbytes
         self._need(
             start is not None and size == dataset.id.get_storage_size(),
@@ -155,6 +169,7 @@ class _Reader:
         )
         self._need(1 <= dataset.shape[0] <= MAX_IMAGES, f"dataset {name} has no usable length")
         self._need(n in (None, dataset.shape[0]), f"dataset {name} has the wrong length")
+        # Columns are read whole, unlike pixels, so this one stands before the read that it bounds.
         self._need(dataset.nbytes <= MAX_COLUMN_BYTES, f"dataset {name} is too large for an index")
         column: NDArray[Any] = dataset[...]
         return column
@@ -163,11 +178,14 @@ class _Reader:
         offset = self._column("offset", None, "i", 8)
         n = len(offset)
         height, width = (self._column(name, n, "i", 8) for name in ("height", "width"))
+        # Limits before the product: sides from 2^31 on would overflow it, and an overflowed sum
+        # could match offsets that were made for it.
         for name, sides in (("height", height), ("width", width)):
             self._need(
                 sides.min() >= 1 and sides.max() <= MAX_SIDE,
                 f"{name} must be 1 to {MAX_SIDE}",
             )
+        # Cast first, as columns may have fewer bits than their products need.
         ends = np.cumsum(CHANNELS * height.astype(np.int64) * width.astype(np.int64))
         starts = np.concatenate([[0], ends[:-1]])
         self._need(

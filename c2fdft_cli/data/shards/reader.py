@@ -110,6 +110,9 @@ class ShardSet:
         """SHA-256 over the names, sizes and pixel digests of all images, in order."""
         digest = hashlib.sha256()
         for shard in self._shards:
+            # Not header, offsets or file names: the same images in another number of shards give
+            # the same fingerprint. `has_lq` tells a clean-only set from pairs whose two images are
+            # equal.
             for entry, *shas in zip(
                 shard.entries, shard.sha256_gt, shard.sha256_lq or shard.sha256_gt, strict=True
             ):
@@ -153,6 +156,8 @@ class ShardSet:
         # in one piece: more bytes than are needed, but far fewer calls than rows
         start = first + offset + top * stride + left * CHANNELS
         data = self._read(number, start, (height - 1) * stride + width * CHANNELS)
+        # Strided over the bytes as read, without a copy; being `bytes` they make the array
+        # read-only.
         return np.ndarray((height, width, CHANNELS), np.uint8, data, 0, (stride, CHANNELS, 1))
 
     def _read(self, number: int, start: int, size: int) -> bytes:
@@ -161,8 +166,15 @@ class ShardSet:
         try:
             file = self._files.get(number)
             if file is None:
+                # Not through h5py, whose handles survive neither fork nor pickle. Without a buffer:
+                # reads are at places of their own, and processes that share the file after a
+                # fork use no common position.
                 file = io.FileIO(shard.path)
+                # Before the size is looked at, so that a file which is refused is closed as well.
                 weakref.finalize(self, file.close)
+                # The size of what was opened, not of the path: another file may have been renamed
+                # over it since the index was read, and the index's offsets would point anywhere in
+                # it.
                 if os.fstat(file.fileno()).st_size != shard.file_size:
                     raise _changed(shard.path)
                 self._files[number] = file
@@ -203,6 +215,8 @@ def _check_set(folder: Path, split: str, shards: Sequence[ShardIndex]) -> None:
     """All shards of the set are here, in order, and belong together."""
     first = shards[0]
     for number, shard in enumerate(shards):
+        # By comparing all attributes at once: a shard left from an earlier `prepare` with other
+        # options is found, and `number` finds a gap, since files are sorted by name.
         expected = {**asdict(first.header), "split": split, "shard": number}
         if asdict(shard.header) != expected or (shard.lq_start is None) != (first.lq_start is None):
             raise DataError("the shards are not of one set", where=shard.path, hint=PREPARE_AGAIN)

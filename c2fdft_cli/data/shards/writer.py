@@ -61,6 +61,8 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         with ExitStack() as stack:
+            # The path is entered first and so left last: HDF5 has written all it holds back before
+            # the file is synced and renamed.
             temporary = stack.enter_context(atomic_path(self._path))
             self._file = stack.enter_context(_create(temporary))
             size = sum(entry.nbytes for entry in self._entries)
@@ -126,6 +128,7 @@ class ShardWriter:
         trace: TracebackType | None,
     ) -> None:
         if error is None:
+            # Within the stack: where the index cannot be written, the file is removed as well.
             with self._stack:
                 self._finish()
         else:
@@ -137,9 +140,13 @@ def _create(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file in the 1.8 format: object headers carry checksums, and no clock is kept."""
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)  # the root group's; datasets have their own switch
+    # Over 8 attributes HDF5 moves them from the header into a heap, which takes 3.5 kB more a shard
+    # (measured with 11 of them).
     creation.set_attr_phase_change(32, 0)
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
+    # By HDF5's default a file stays open while a dataset of it is; this one is synced and renamed
+    # next.
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     try:
         with h5py.File(
@@ -155,6 +162,8 @@ def _pixel_dataset(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    # Nothing is left unwritten that would have to be filled: `_finish` refuses a shard in which
+    # images are missing.
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     creation.set_obj_track_times(False)
     space = h5py.h5s.create_simple((size,))

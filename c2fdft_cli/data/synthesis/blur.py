@@ -29,6 +29,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 
 MOST_OBJECTS = 2
+# As many as the GoPro pairs average (Nah et al., CVPR 2017); odd, so that one is in the middle.
 BURST_FRAMES = (7, 9, 11, 13)
 SHOT_SHARE = 0.8
 
@@ -84,6 +85,8 @@ def add_blur(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
 def _inertia(model: BlurModel, rng: np.random.Generator) -> float:
     """Sample within the range; a single value consumes no random number."""
     low, high = model.inertia
+    # A single value takes no random number, as when inertia always was one: the same seeds go on
+    # giving the same pixels.
     return low if low == high else float(np.exp(rng.uniform(*np.log(model.inertia))))
 
 
@@ -92,6 +95,8 @@ def _exposed(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
     h, w = gt.shape[:2]
     burst = rng.random() < model.burst
     frames = int(rng.choice(BURST_FRAMES)) if burst else 0
+    # GoPro's frames were averaged as they are stored, after the tone curve: blurred and sharp
+    # pictures have the same mean in stored values (docs/synthesis.md).
     gamma = 1.0 if burst else rng.uniform(*model.gamma)
 
     def motion() -> Motion:
@@ -118,6 +123,7 @@ def _exposed(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
 def _sensor(sigma: float, gamma: float) -> tuple[float, float]:
     """Return (shot, read) of noise that deviates by sigma levels at a stored value of one half."""
     light = 0.5**gamma
+    # Levels to light by the slope of v^gamma at v = 1/2.
     variance = (sigma / 255 * gamma * 0.5 ** (gamma - 1)) ** 2
     return SHOT_SHARE * variance / light, (1 - SHOT_SHARE) * variance
 
@@ -147,12 +153,15 @@ def _rasterise(path: Floats) -> Floats:
     if not radius:
         return np.ones((1, 1))
     side = 2 * radius + 1
+    # The second neighbour of a point at exactly `radius` would lie outside the square. Counted for
+    # the pixel before, such a point has all of its weight on its own.
     corner = np.minimum(np.floor(path), radius - 1)
     part = path - corner
     y, x = corner.astype(np.intp) + radius
     kernel = np.zeros(side * side)
     for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
         weight = np.abs(1 - dy - part[0]) * np.abs(1 - dx - part[1])
+        # By `bincount`, as points share pixels: `kernel[index] += weight` would count one of them.
         kernel += np.bincount((y + dy) * side + x + dx, weights=weight, minlength=side * side)
     kernel /= path.shape[1]
     return kernel.reshape(side, side)
@@ -164,6 +173,7 @@ def apply_kernel(gt: Pixels, kernel: Floats) -> Pixels:
 
     if kernel.size == 1:
         return gt.copy()
+    # OpenCV's filter is a correlation.
     flipped = kernel[::-1, ::-1].astype(np.float32)
     linear = to_linear(gt)
     shaken = cv2.filter2D(linear, -1, flipped, borderType=cv2.BORDER_REFLECT)

@@ -25,6 +25,7 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 WIDE, WIDE_SHARE = 2.5, 0.4
 """Noise reduction is a Gaussian with a second one around it, so many times as wide."""
 
+# So many that without noise every stored value comes back, though an S-curve is flat at its ends.
 ENCODED = 16384
 
 
@@ -81,9 +82,12 @@ def raw_noise(light: Floats, camera: Camera, rng: np.random.Generator) -> Floats
     h, w = light.shape[:2]
     gains = np.array([camera.red, 1.0, camera.blue], dtype=np.float32)
     to_raw = np.linalg.inv(COLOUR_MATRIX) / gains[:, None]
+    # The inverse matrix makes negative values of saturated colours, and of these a root is taken.
     raw = np.maximum(light @ to_raw.T, 0)
     first_y, first_x = rng.integers(0, 2, 2)
     noise = rng.standard_normal((h, w), dtype=np.float32)
+    # The mosaic is zero at the sites of other colours. So one kernel does both: it leaves a site of
+    # its own colour as it is, and takes the mean of the neighbours in between.
     filters = (np.outer([1, 2, 1], [1, 2, 1]) / 4, np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]]) / 4)
     y, x = (np.arange(h) + first_y)[:, None] % 2, (np.arange(w) + first_x)[None] % 2
     planes = []
@@ -91,6 +95,8 @@ def raw_noise(light: Floats, camera: Camera, rng: np.random.Generator) -> Floats
         deviation = np.sqrt(np.float32(camera.shot) * raw[:, :, channel] + np.float32(camera.read))
         mosaic = np.where(sites, noise * deviation * gains[channel], np.float32(0))
         kernel = filters[channel == 1].astype(np.float32)
+        # 101, as BORDER_REFLECT doubles the outermost row and so breaks the alternation of the
+        # sites.
         planes.append(cv2.filter2D(mosaic, -1, kernel, borderType=cv2.BORDER_REFLECT_101))
     mixed: Floats = np.dstack(planes) @ COLOUR_MATRIX.T
     return mixed

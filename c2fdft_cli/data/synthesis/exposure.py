@@ -66,6 +66,8 @@ def shake(
     path -= path[:, POINTS // 2 :][:, :1]
     corners = np.array([(0, 0), (w - 1, 0), (0, h - 1), (w - 1, h - 1)]) - centre
     moved = np.stack([_displacement(path, x, y, focal) for x, y in corners])
+    # Displacements of small angles are linear in the path, so one factor brings them to `size`.
+    # They decide the extent alone: the picture is moved by the exact homographies.
     scale = size / float(np.ptp(moved, axis=2).max())
     at, weights = _evenly_in_time(frames) if frames else _evenly_along(scale * moved)
     poses = scale * np.stack([np.interp(at, np.arange(POINTS), axis) for axis in path], axis=1)

@@ -19,6 +19,7 @@ from c2fdft_cli.validation import STRICT
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
 
+# Around what recipes/scripts/fit_noise.py found for PolyU: 2.2, 2.3 and 0.02.
 RED, BLUE, READ = (1.6, 2.6), (1.4, 2.6), (0.003, 0.05)
 """Raw: gains of the white balance, and read noise as a share of shot noise."""
 
@@ -50,6 +51,7 @@ class NoiseModel:
 
     kind: Literal["gaussian", "camera", "either", "raw"] = "gaussian"
     sigma: Annotated[Range, within(0, 255)] = (5.0, 50.0)
+    # The range that Brooks et al. sample it from, too.
     shot: Annotated[Range, within(1e-6, 1)] = (1e-4, 1.2e-2)
     correlated: bool = True
     camera_share: Annotated[Number, within(0, 1)] = 0.5
@@ -127,6 +129,7 @@ def _demosaiced(rng: np.random.Generator, h: int, w: int) -> Floats:
     rows = n[:-2] + 2 * n[1:-1] + n[2:]
     square = rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]
     cross = rows[:, 1:-1, 1] + 2 * n[1:-1, 1:-1, 1] + n[1:-1, :-2, 1] + n[1:-1, 2:, 1]
+    # 6 and the root of 20 are the Euclidean norms of the two kernels, so the variance stays 1.
     mixed: Floats = square / np.float32(6.0)
     mixed[:, :, 1] = cross / np.float32(math.sqrt(20.0))
     return mixed

@@ -20,6 +20,8 @@ from c2fdft_cli.validation import STRICT
 Floats: TypeAlias = NDArray[np.float64]
 Pixels: TypeAlias = NDArray[np.uint8]
 
+# These and the numbers in the styles below were set by the statistics of the test layers of
+# Rain100L and Rain100H: docs/synthesis.md, "Calibration", has both sides of the table.
 LENGTH_SPREAD, WIDTH_SPREAD, LEVEL_SPREAD = 0.45, 0.4, 0.7
 LENGTH_CAP, WIDTH_CAP = 3.0, 4.5
 HEAVY_TURN, HEAVY_TILT = 8.0, 15.0
@@ -94,6 +96,7 @@ def add_rain(
     layer = rain_layer(model, rng, gt.shape[0], gt.shape[1], streaks)
     wet = gt.astype(np.uint16) + layer[:, :, None]
     rainy: Pixels = np.minimum(wet, 255).astype(np.uint8)
+    # No random number is consumed where there is no veil: earlier seeds keep their rain.
     if model.veil_share > 0 and rng.random() < model.veil_share:
         return add_veil(rainy, rng.uniform(*model.veil), rng)
     return rainy
@@ -112,6 +115,7 @@ def add_veil(rainy: Pixels, opacity: float, rng: np.random.Generator) -> Pixels:
         way, phase = rng.uniform(0.0, 2 * math.pi, 2)
         turns = 2 * math.pi / np.exp(rng.uniform(math.log(150.0), math.log(900.0)))
         waves += np.cos(turns * (math.cos(way) * x + math.sin(way) * y) + phase)
+    # Two waves lie in -2..2, so the share is half of the opacity to all of it.
     share = (opacity * (0.75 + waves / 8))[:, :, None]
     veiled: Pixels = np.rint(rainy * (1 - share) + light * share).astype(np.uint8)
     return veiled
@@ -184,6 +188,7 @@ def heavy_styles(model: RainModel, rng: np.random.Generator) -> list[StreakStyle
     )
     if rng.random() > 0.4:
         return [first]
+    # Two independent layers leave (1 - half)^2 of the picture clear, as much as one of `coverage`.
     half = 1.0 - math.sqrt(1.0 - coverage)
     other = replace(first, tilt=rng.uniform(-tilt, tilt), coverage=half)
     return [replace(first, coverage=half), other]
@@ -205,6 +210,7 @@ def layered_styles(layers: int, tilt: float, rng: np.random.Generator) -> list[S
             StreakStyle(
                 tilt=wind + rng.normal(0.0, LAYER_SCATTER),
                 jitter=rng.uniform(1.0, 3.0),
+                # The parts sum to 1, so the product of what each layer leaves clear is `clear`.
                 coverage=1.0 - clear ** float(part),
                 level=level * scale**0.5,
                 length=42.0 * scale * rng.lognormal(0.0, 0.3),
@@ -221,6 +227,8 @@ def render(style: StreakStyle, rng: np.random.Generator, h: int, w: int) -> Floa
     Streaks are centred up to half the longest length outside, so the statistics of a crop do not
     depend on its size. Covered area: coverage = 1 - exp(-density * mean streak area).
     """
+    # Nothing reaches farther: `_Streaks.scatter` clips lengths and widths at their caps, and jitter
+    # at three standard deviations.
     reach_y = LENGTH_CAP * style.length / 2 + 1
     reach_x = reach_y * math.tan(math.radians(abs(style.tilt) + 3 * style.jitter)) + WIDTH_CAP
     area = style.length * math.exp(LENGTH_SPREAD**2 / 2) * (style.width + 0.7)
@@ -255,9 +263,12 @@ class _Streaks:
         n = y.size
         near = rng.normal(0.0, 1.0, n)
         own = rng.normal(0.0, 1.0, (3, n))
+        # The squares of each pair of weights sum to 1, so the spreads are as they are named, and
+        # `near` is the part that length, width and level share.
         spread = np.clip(np.exp(LENGTH_SPREAD * (0.6 * near + 0.8 * own[0])), 0.2, LENGTH_CAP)
         width = style.width * np.exp(WIDTH_SPREAD * (0.8 * near + 0.6 * own[1]))
         level_spread = LEVEL_SPREAD * (1.0 - 0.5 * style.flat)
+        # Less s^2 / 2, so that the mean is 1 and not the median.
         level = np.exp(level_spread * (0.5 * near + 0.87 * own[2]) - level_spread**2 / 2)
         jitter = np.clip(rng.normal(0.0, 1.0, n), -3, 3) * style.jitter
         return cls(
@@ -298,6 +309,7 @@ def _rasterise(streaks: _Streaks, h: int, w: int) -> Floats:
     inside = (column >= 0) & (column < w) & (covered > 0)
     flat = (row[:, None] * w + column)[inside]
     weights = (value[:, None] * covered)[inside]
+    # By `bincount`, as streaks cross: `layer[flat] += weights` would count one streak a pixel.
     layer: Floats = np.bincount(flat, weights=weights, minlength=h * w).astype(np.float64)
     return layer.reshape(h, w)
 

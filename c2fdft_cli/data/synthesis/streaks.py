@@ -114,6 +114,7 @@ def _rotated(mask: Grey, rng: np.random.Generator, h: int, w: int, angle: float)
     import cv2
 
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    # Four more, as cubic interpolation reads two pixels beyond on each side.
     span_y = math.ceil(h * cos + w * abs(sin)) + 4
     span_x = math.ceil(w * cos + h * abs(sin)) + 4
     source = _straight(mask, rng, span_y, span_x)
@@ -129,6 +130,8 @@ def _stretched(cut: Grey, h: int, w: int) -> Grey:
     """Resize one axis after the other: cubic, or the mean over an area where it shrinks a lot."""
     import cv2
 
+    # OpenCV takes one interpolation for both axes, and a mask may shrink along one while it
+    # grows along the other.
     for size in ((w, cut.shape[0]), (w, h)):
         shrink = min(size[0] / cut.shape[1], size[1] / cut.shape[0])
         if shrink != 1.0 or size != cut.shape[::-1]:

@@ -23,6 +23,8 @@ def random_path(axes: int, inertia: float, rng: np.random.Generator) -> Floats:
     force = rng.normal(0.0, 1.0, (axes, POINTS))
     force *= np.where(rng.random(POINTS) < JERK_SHARE, JERK_FACTOR, 1.0)
     memory = np.exp(-np.arange(POINTS) / (inertia * POINTS))
+    # The deviation of a walk that has gone on forever: the exposure begins in the middle of a
+    # motion, not at rest.
     start = rng.normal(0.0, 1.0, axes) / math.sqrt(1.0 - memory[1] ** 2)
     velocity = np.stack([np.convolve(f, memory)[:POINTS] for f in force])
     path: Floats = np.cumsum(velocity + start[:, None] * memory, axis=1)

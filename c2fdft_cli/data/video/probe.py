@@ -207,6 +207,8 @@ def main_stream(container: InputContainer, path: Path) -> VideoStream:
     if stream.width * stream.height > MAX_PIXELS:
         size = f"{stream.width}x{stream.height}"
         raise DataError(f"over {MAX_PIXELS} pixels: {size}", where=path)
+    # The size may change within the stream; the decoder itself refuses such frames before it makes
+    # room for them.
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
 

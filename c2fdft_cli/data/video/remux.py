@@ -110,6 +110,8 @@ class Copier:
 
     def _is_in_order(self, packet: Packet[Stream]) -> bool:
         last = self._last.get(packet.stream_index)
+        # FFmpeg's muxers refuse a packet without a time, or one that goes back, and that would end
+        # all.
         if packet.dts is None or (last is not None and packet.dts < last):
             return False
         self._last[packet.stream_index] = packet.dts
@@ -131,6 +133,8 @@ def _is_made_anew(source: InputContainer, stream: Stream) -> bool:
 def _attach_cover(out: OutputContainer, path: Path, stream: Stream) -> None:
     """A cover picture as Matroska holds it: a file among the attachments."""
     kind = _COVER_KINDS[codec_name(stream)]
+    # Opened once more, as reading on in the other one would take packets that are still to be
+    # copied.
     with open_video(path) as source:
         packet = next(source.demux(source.streams[stream.index]))
         out.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, bytes(packet))

@@ -72,6 +72,8 @@ class _Converter:
         from av.filter import Graph
 
         graph = Graph()
+        # Any time base will do: time stamps go round the filters, both callers have them from
+        # elsewhere.
         source = (
             f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
             f":pixel_aspect=1/1:colorspace={frame.colorspace}:range={frame.color_range}"
@@ -124,6 +126,7 @@ class VideoReader:
         info = self._info
         container = self._stack.enter_context(open_video(info.path))
         stream = main_stream(container, info.path)
+        # PyAV's default decodes in threads only where a frame has slices.
         stream.thread_type = "AUTO"
         zero = round(origin(container) / info.time_base)
         step_x, step_y = _chroma_steps(info.pixel_format)
@@ -196,6 +199,7 @@ class VideoWriter:
         with contextlib.ExitStack() as stack, library_errors(name, "cannot encode the video"):
             source = stack.enter_context(open_video(info.path))
             self._out = _open_output(path, self._muxer)
+            # Before anything is put into the file: whatever fails below removes it.
             stack.callback(self._abandon)
             self._stream = _add_encoder(self._out, info, self._muxer, deep, crf)
             self._copier = Copier(source, self._out, info, self._muxer, name)
@@ -216,6 +220,8 @@ class VideoWriter:
                 return
             for one in [frame] if self._rates is None else self._rates.add(frame):
                 self._encode(one)
+            # In step with the pictures: the muxer orders packets by time, and would hold in memory
+            # whatever comes long before its turn.
             self._copier.copy_until(frame.pts * self._info.time_base)
 
     def finish(self) -> None:
@@ -325,6 +331,7 @@ def _add_encoder(
     context.time_base = _time_base(info, muxer)
     context.sample_aspect_ratio = info.aspect
     context.thread_count = 0
+    # Or the encoder ignores how long each frame is shown, which differs where the rate varies.
     context.flags |= Flags.frame_duration
     if muxer == "avi":  # its packets have no time stamps of their own: none may be out of order
         context.max_b_frames = 0

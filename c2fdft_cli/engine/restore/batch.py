@@ -87,6 +87,8 @@ class Batch:
         self._executor, self._names, self._wanted = executor, names, wanted
         self._progress = progress
         started = time.monotonic()
+        # Kept as integers, a quarter of the floats or half: they are made again where a result is
+        # not finite.
         self._stored = torch.from_numpy(np.stack(pixels))
         drawn = [one for one in noise if one is not None]
         together = torch.stack(drawn) if len(drawn) == len(names) else None

@@ -128,6 +128,7 @@ def find_inputs(
 
 def _is_many(spec: str) -> bool:
     """Whether a word stands for several files."""
+    # A file whose name begins with @, or has brackets in it, is that file.
     there = os.path.exists(spec)
     return os.path.isdir(spec) or (not there and (spec.startswith("@") or glob.has_magic(spec)))
 

@@ -102,6 +102,7 @@ class Manifest:
             return None
         now = _size_and_time(output)
         lines = self._known.get(self._key(output), ())
+        # The default is not None, which `replaces` holds where there was no file before.
         return next((one for one in lines if one.get("replaces", ()) != now), None)
 
     def _differences(self, found: Mapping[str, Any]) -> str:

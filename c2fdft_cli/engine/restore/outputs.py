@@ -198,6 +198,8 @@ def _mirrored_items(
 
     plain = [item(source, source.stem) for source in sources]
     claims = Counter(key for one in plain for key in _keys(one))
+    # Names that nobody shares stay as they are, in whatever order the inputs come: all of them are
+    # taken before the first longer one is made.
     taken = {key for one in plain if not _is_shared(one, claims) for key in _keys(one)}
     settled, notes = [], []
     for one in plain:

@@ -100,7 +100,7 @@ def restore_pictures(
     )
     with suppress(StoppedError):
         for batch in _batches(loaded, plan.executor.batch_size):
-
+            # The count is bound here: this batch may still be in work when `batch` is the next one.
             def progress(share: float, count: int = len(batch)) -> None:
                 stop.check()
                 meter.tell(len(line) + share * count)
@@ -216,6 +216,8 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
     writing = plan.writing
     try:
         refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
+        # A line before the files and one behind them: a run that is killed in between still knows
+        # its own picture the next time.
         plan.manifest.begin(item.output, item.source.path)
         kept = write_files(item, picture, outcome, writing.quality, writing.overwrite)
         plan.manifest.add(item.output, item.source.path)

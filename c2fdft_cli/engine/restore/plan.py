@@ -115,6 +115,8 @@ def plan_restore(
     """
     several = [source] if isinstance(source, str | Path) else source
     specs, out = [_not_empty("IN", one) for one in several], _not_empty("OUT", out)
+    # The order of checks is part of the command: usage, device, checkpoint, data. What is cheap to
+    # tell is told first.
     samples = sample_count(sampling.samples, sampling.self_ensemble, bool(writing.uncertainty))
     runtime = make_runtime(machine.device, machine.precision)
     found = choose_weights(sampling.weights, sampling.task, sampling.steps)
@@ -132,6 +134,8 @@ def plan_restore(
     manifest = Manifest(kept_in, {**settings, "weights": sha256_of(found.path)}, found.path.name)
     if folder is None and stdin is None:
         _refuse_foreign(Path(out), manifest)
+    # Dealt to the processes before it is looked at what exists: they look at different times, and
+    # would deal in different ways.
     todo, skipped = _split(items[runtime.rank :: runtime.world], manifest, writing.overwrite)
     executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
     todo = [_checked(item, executor) for item in todo]

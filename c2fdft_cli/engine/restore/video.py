@@ -95,6 +95,9 @@ def _restore(
     ensure_folder(output.parent)
     given = 0
     held: FrameDone | None = None
+    # Left from the last to the first: writer and reader are closed, then the pool waits for its
+    # thread, which finds them closed, and the file is renamed or removed when nobody uses it any
+    # more.
     with (
         atomic_path(output) as temporary,
         ThreadPoolExecutor(1) as pool,
@@ -114,6 +117,8 @@ def _restore(
                 break
             first = tally.frames
             writes.append(pool.submit(_write, writer, in_work.popleft()()))
+            # One batch is written while the next one is restored; no more, as frames are large, and
+            # an error of the writer comes out soon.
             while len(writes) > 1:
                 writes.popleft().result()
             for number in range(first + 1, tally.frames + 1):
@@ -124,6 +129,7 @@ def _restore(
             write.result()
         stop.check()
         writer.finish()
+        # Still within the block, at whose end the file gets its name.
         plan.manifest.begin(output, source.path)
         tally.notes.extend(writer.notes)
         if reader.complaint:
