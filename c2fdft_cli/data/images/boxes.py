@@ -28,7 +28,6 @@ from c2fdft_cli.data.images.samples import (
     full_range,
 )
 
-_HEADERS = 1 << 20
 _SYCC, _ICC = 18, 2
 _XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _IPTC_UUID = bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38")
@@ -81,7 +80,7 @@ def _open_heic(file: BinaryIO) -> Any:
 
 def decode_jpeg2000(data: bytes, max_pixels: int) -> Decoded:
     """A JPEG 2000 file's samples; 9 to 15 bits become 16."""
-    width, height, bits = _jpeg2000_header(data)
+    width, height, bits = _jpeg2000_header(io.BytesIO(data))
     check_size(width, height, max_pixels)
     colours, metadata = _jpeg2000_metadata(data)
     if colours == _SYCC:
@@ -89,27 +88,27 @@ def decode_jpeg2000(data: bytes, max_pixels: int) -> Decoded:
     samples = imagecodecs.jpeg2k_decode(data)
     if samples.dtype not in (np.uint8, np.uint16):
         raise Unreadable(f"a JPEG 2000 file of {samples.dtype}", "save it with 8 or 16 bits")
-    if any(kind == b"pclr" for kind, _, _ in _boxes_within(data, b"jp2h")):
+    if any(kind == b"pclr" for kind, _, _ in _boxes_within(io.BytesIO(data), b"jp2h")):
         bits = 8 * samples.dtype.itemsize  # those of the palette, not of its indices
     return _decoded(samples, bits, 1, metadata)
 
 
 def jpeg2000_size(file: BinaryIO) -> tuple[int, int, int]:
     """As `codec.stored_size`."""
-    file.seek(0)
-    width, height, _ = _jpeg2000_header(file.read(_HEADERS))
+    width, height, _ = _jpeg2000_header(file)
     return width, height, 1
 
 
-def _jpeg2000_header(data: bytes) -> tuple[int, int, int]:
+def _jpeg2000_header(file: BinaryIO) -> tuple[int, int, int]:
     """Width, height and bits of a sample."""
     # Of the code stream, for which the decoder makes room: the box in front of it says the size
     # too, but may say another.
-    at = next((at for kind, at, _ in _boxes(data) if kind == b"jp2c"), 0)
-    if data[at : at + 4] != J2K_SIGNATURE:
+    file.seek(next((at for kind, at, _ in _boxes(file) if kind == b"jp2c"), 0))
+    data = file.read(43)
+    if not data.startswith(J2K_SIGNATURE):
         raise ValueError("its header is damaged")
-    right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
-    depth = data[at + 42]
+    right, bottom, left, top = struct.unpack_from(">4I", data, 8)
+    depth = data[42]
     if depth & 0x80:
         raise Unreadable("a JPEG 2000 file with signed samples", "save it with unsigned ones")
     return right - left, bottom - top, depth + 1
@@ -118,12 +117,12 @@ def _jpeg2000_header(data: bytes) -> tuple[int, int, int]:
 def _jpeg2000_metadata(data: bytes) -> tuple[int, Metadata]:
     """The code of its colours, 0 where there is none, and the rest."""
     colours, icc, blocks, about = 0, None, {}, {}
-    for kind, at, end in _boxes_within(data, b"jp2h"):
+    for kind, at, end in _boxes_within(io.BytesIO(data), b"jp2h"):
         if kind == b"colr" and data[at] == _ICC:
             icc = data[at + 3 : end]
         elif kind == b"colr" and end - at >= 7:
             (colours,) = struct.unpack_from(">I", data, at + 3)
-    for kind, at, end in _boxes(data):
+    for kind, at, end in _boxes(io.BytesIO(data)):
         if kind == b"uuid" and end - at <= MAX_BYTES:
             blocks[data[at : at + 16]] = data[at + 16 : end]
     with quiet_pillow(), contextlib.suppress(Exception):  # all that it tells is the density
@@ -139,10 +138,11 @@ def _jpeg2000_metadata(data: bytes) -> tuple[int, Metadata]:
 
 def decode_jpegxl(data: bytes, max_pixels: int) -> Decoded:
     """A JPEG XL file's samples, turned upright by the decoder; of an animation the first frame."""
-    header = _JxlHeader(_jpegxl_codestream(data))
+    file = io.BytesIO(data)
+    header = _JxlHeader(_jpegxl_codestream(file))
     check_size(header.width, header.height, max_pixels)
     samples = imagecodecs.jpegxl_decode(data, index=0 if header.is_animated else None)
-    blocks = {kind: data[at:end] for kind, at, end in _boxes(data) if end - at <= MAX_BYTES}
+    blocks = {kind: data[at:end] for kind, at, end in _boxes(file) if end - at <= MAX_BYTES}
     lost = ["the frames behind the first"] if header.is_animated else []
     lost += [] if header.is_srgb else ["the colour profile of a JPEG XL file"]
     metadata = Metadata(
@@ -155,23 +155,21 @@ def decode_jpegxl(data: bytes, max_pixels: int) -> Decoded:
 
 def jpegxl_size(file: BinaryIO) -> tuple[int, int, int]:
     """As `codec.stored_size`."""
-    file.seek(0)
-    header = _JxlHeader(_jpegxl_codestream(file.read(_HEADERS)))
+    header = _JxlHeader(_jpegxl_codestream(file))
     sides = (header.width, header.height)
     width, height = sides[::-1] if header.orientation >= 5 else sides
     return width, height, 1
 
 
-def _jpegxl_codestream(data: bytes) -> bytes:
+def _jpegxl_codestream(file: BinaryIO) -> bytes:
     """The begin of it, naked or out of its boxes."""
-    for kind, at, _ in _boxes(data):
-        if kind in (b"jxlc", b"jxlp"):
-            start = at + (4 if kind == b"jxlp" else 0)
-            data = data[start : start + 256]
-            break
+    found = ((kind, at) for kind, at, _ in _boxes(file) if kind in (b"jxlc", b"jxlp"))
+    kind, at = next(found, (b"", 0))
+    file.seek(at + (4 if kind == b"jxlp" else 0))
+    data = file.read(256)
     if not data.startswith(JXL_SIGNATURE):
         raise ValueError("its header is damaged")
-    return data[:256]
+    return data
 
 
 class _JxlHeader:
@@ -247,7 +245,7 @@ def _decoded(samples: Array, bits: int, orientation: int, metadata: Metadata) ->
 
 def _with_colour_codes(metadata: Metadata, data: bytes) -> Metadata:
     """With colours by the codes of H.273, where they are not sRGB, as a chunk of PNG."""
-    at = data.find(b"colrnclx", 0, _HEADERS)
+    at = data.find(b"colrnclx", 0, 1 << 20)
     if at < 0 or len(data) < at + 12 or metadata.icc:
         return metadata
     primaries, transfer = struct.unpack_from(">HH", data, at + 8)
@@ -257,14 +255,17 @@ def _with_colour_codes(metadata: Metadata, data: bytes) -> Metadata:
     return replace(metadata, png_chunks=png_chunk(b"cICP", bytes([primaries, transfer, 0, 1])))
 
 
-def _boxes(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, begin and end of the content of each box; nothing of what is no box."""
-    end = len(data) if end is None else end
+def _boxes(file: BinaryIO, at: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and end of the content of each box, by seeking; nothing of what is no box."""
+    whole = file.seek(0, io.SEEK_END)
+    end = whole if end is None else min(end, whole)
     while at + 8 <= end:
-        size, kind = struct.unpack_from(">I4s", data, at)
+        file.seek(at)
+        start = file.read(16)
+        size, kind = struct.unpack_from(">I4s", start)
         head = 8
         if size == 1 and at + 16 <= end:
-            (size,), head = struct.unpack_from(">Q", data, at + 8), 16
+            (size,), head = struct.unpack_from(">Q", start, 8), 16
         size = size or end - at
         # A size of less than a box's own head would keep the walk at one place for ever, or lead it
         # back into the head.
@@ -274,7 +275,7 @@ def _boxes(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[b
         at += size
 
 
-def _boxes_within(data: bytes, outer: bytes) -> Iterator[tuple[bytes, int, int]]:
-    for kind, at, end in _boxes(data):
+def _boxes_within(file: BinaryIO, outer: bytes) -> Iterator[tuple[bytes, int, int]]:
+    for kind, at, end in _boxes(file):
         if kind == outer:
-            yield from _boxes(data, at, end)
+            yield from _boxes(file, at, end)

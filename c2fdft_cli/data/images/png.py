@@ -34,7 +34,8 @@ _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _XMP = "XML:com.adobe.xmp"
 _PROFILE = "Raw profile type "
 _KEPT = {b"cICP": 4, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}  # with their lengths
-_METADATA = {b"IHDR", b"eXIf", b"iCCP", b"acTL", *_KEPT}
+_METADATA = {b"IHDR", b"eXIf", b"iCCP", b"acTL", b"IEND", *_KEPT}
+_TEXT_BYTES = 256  # what a text takes beside its letters, about
 _METRE = 0.0254
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """The header's number for so many channels."""
@@ -49,7 +50,7 @@ _IDAT_BYTES = 1 << 30
 
 
 class Chunks(NamedTuple):
-    """What is not pixels: the first chunk of each kind (most without their data), and all texts."""
+    """What is not pixels: the first chunk of each kind that is used, and the texts."""
 
     first: dict[bytes, bytes]
     texts: list[tuple[str, str]]
@@ -120,6 +121,7 @@ def read_chunks(file: BinaryIO) -> Chunks:
     """
     first: dict[bytes, bytes] = {}
     texts: list[tuple[str, str]] = []
+    room = MAX_BYTES  # for all texts: each for itself could stand for a thousand times its length
     file.seek(len(_SIGNATURE))
     while b"IEND" not in first:
         head = file.read(8)
@@ -129,25 +131,30 @@ def read_chunks(file: BinaryIO) -> Chunks:
         end = file.tell() + length + 4
         wanted = kind in _TEXTS or (kind in _METADATA and kind not in first)
         data = file.read(length) if wanted and length <= MAX_BYTES else b""
-        first.setdefault(kind, data if kind in _METADATA else b"")
-        text = _text(kind, data) if kind in _TEXTS else None
-        texts.extend([text] if text is not None else [])
+        # The first of all too, whatever its kind: `_header` looks whether it is the header.
+        if kind in _METADATA or not first:
+            first.setdefault(kind, data)
+        text = _text(kind, data, room) if kind in _TEXTS else None
+        if text is not None:
+            texts.append(text)
+            room -= len(text[0]) + len(text[1]) + _TEXT_BYTES
         file.seek(end)
     return Chunks(first, texts)
 
 
-def _text(kind: bytes, data: bytes) -> tuple[str, str] | None:
-    """Keyword and text of a chunk, None where it is damaged or empty."""
+def _text(kind: bytes, data: bytes, room: int) -> tuple[str, str] | None:
+    """Keyword and text of a chunk; None where it is damaged, empty, or longer than the room."""
     keyword, _, rest = data.partition(b"\0")
     encoding = "latin-1"
     if kind == b"zTXt":
-        rest = _inflated(rest[1:]) or b""
+        rest = _inflated(rest[1:], room) or b""
     elif kind == b"iTXt":
         encoding = "utf-8"
         packed, rest = rest[:1] == b"\1", b"".join(rest[2:].split(b"\0", 2)[2:])
-        rest = (_inflated(rest) or b"") if packed else rest
+        rest = (_inflated(rest, room) or b"") if packed else rest
     text = rest.decode(encoding, "replace")
-    return (keyword.decode("latin-1"), text) if keyword and text else None
+    fits = len(keyword) + len(text) + _TEXT_BYTES <= room
+    return (keyword.decode("latin-1"), text) if keyword and text and fits else None
 
 
 def _raw_profile(chunks: Chunks, name: str) -> bytes | None:
@@ -170,19 +177,19 @@ def _header(chunks: Chunks) -> tuple[int, int, int, int]:
 def _icc(chunks: Chunks) -> bytes | None:
     """The colour profile, or None when there is none or it is damaged."""
     _, _, packed = chunks.first.get(b"iCCP", b"").partition(b"\0")
-    return _inflated(packed[1:])
+    return _inflated(packed[1:], MAX_BYTES)
 
 
 def _exif(chunks: Chunks) -> bytes | None:
     return chunks.first.get(b"eXIf") or _raw_profile(chunks, "exif")
 
 
-def _inflated(packed: bytes) -> bytes | None:
+def _inflated(packed: bytes, most: int) -> bytes | None:
     """Decompressed, or None when the data are damaged, empty or far too long."""
     unpacker = zlib.decompressobj()
     try:
         # With a limit: a few kilobytes can stand for gigabytes.
-        data = unpacker.decompress(packed, MAX_BYTES)
+        data = unpacker.decompress(packed, max(most, 1))  # 0 would be no limit
     except zlib.error:
         return None
     return data if unpacker.eof else None

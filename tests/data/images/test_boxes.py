@@ -104,6 +104,17 @@ def test_colours_told_by_codes_reach_a_png(tmp_path):
     assert read_picture(encoded(Image.fromarray(RGB), "AVIF")).metadata.png_chunks == b""
 
 
+@pytest.mark.parametrize(
+    ("data", "kind"), [(jpeg2000(RGB), b"jp2c"), (jpegxl(RGB, usecontainer=True), b"jxlc")]
+)
+def test_megabytes_of_metadata_may_stand_in_front(tmp_path, data, kind):
+    at = data.index(kind) - 4
+    box = struct.pack(">I", 8 + (3 << 19)) + b"uuid" + bytes(3 << 19)
+    (tmp_path / "a").write_bytes(data[:at] + box + data[at:])
+    assert image_size(tmp_path / "a") == (6, 9)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a").pixels, RGB)
+
+
 def test_jpeg2000_in_ycc_and_with_a_profile():
     image = Image.fromarray(np.tile(RGB, (4, 4, 1)))
     got = read_picture(encoded(image.convert("YCbCr"), "JPEG2000"))

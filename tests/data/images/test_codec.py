@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -16,6 +18,7 @@ from c2fdft_cli.data.images.picture import (
     read_picture,
     write_picture,
 )
+from c2fdft_cli.data.images.png import read_chunks
 from c2fdft_cli.errors import DataError
 from tests.kit.images import encoded, ramp, tiff_bytes
 
@@ -261,6 +264,34 @@ def test_a_damaged_or_huge_profile_is_left_out(tmp_path):
         got = read_picture(with_chunk(data, b"iCCP", payload))
         assert got.metadata.icc is None
         np.testing.assert_array_equal(got.pixels, ramp(dtype=np.uint8))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
+def test_texts_that_unpack_to_gigabytes_together_are_left_out(kind):
+    """Each is below the limit of one: 650 kB of them would take 600 MiB."""
+    packed = zlib.compress(b"a" * (15 << 20))
+    payload = b"bomb\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + packed
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    data = with_chunk(data, b"tEXt", b"Author\0A. Painter")
+    for _ in range(20):
+        data = with_chunk(data, kind, payload)
+    tracemalloc.start()
+    try:
+        got = read_picture(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 << 20
+    assert sum(len(text) for _, text in got.metadata.texts) <= 16 << 20
+    np.testing.assert_array_equal(got.pixels, ramp(dtype=np.uint8))
+
+
+def test_chunks_of_unknown_kinds_are_not_kept():
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    for number in range(50):
+        data = with_chunk(data, b"ab" + bytes([97 + number // 26, 97 + number % 26]), b"")
+    kept = read_chunks(io.BytesIO(data)).first
+    assert not [kind for kind in kept if kind.startswith(b"ab")]
 
 
 def test_the_thumbnail_in_the_exif_block_is_unlinked():
