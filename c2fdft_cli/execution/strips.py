@@ -17,7 +17,7 @@ The second pass may update z in place because the first has read all of it, halo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from operator import add
 
@@ -231,11 +231,9 @@ class StripNetwork:
         # One v for all blocks of the level: each has written all of it before it reads any.
         v = torch.empty_like(z, dtype=self.dtype)
         for block in blocks:
-            parts: list[PixelSums] = []
-            for top, bottom in row_ranges(h, rows):
-                sums, v[:, top:bottom] = self._gathered(passes, block, z, time, top, bottom)
-                parts.append(sums)
-            # Added in the order of the strips: the same call has the same bits at each run.
+            # Added as they come, in the order of the strips: few are held, and the same call has
+            # the same bits at each run.
+            parts = self._gathered_into(v, passes, block, z, time, rows)
             mixing = passes.mixing(block, reduce(add, parts))
             for top, bottom in row_ranges(h, rows):
                 self._applied(passes, block, z[:, top:bottom], v[:, top:bottom], time, mixing)
@@ -246,14 +244,27 @@ class StripNetwork:
         """The same in compiled kernels, which write v where it is to be."""
         v, strips = torch.empty_like(z), list(row_ranges(z.shape[1], rows))
         for block in level:
-            parts: list[PixelSums] = []
-            for top, bottom in strips:
-                parts.append(block.gather(z, v, time, top, bottom))
-                self._report_progress(_GATHER, z[:, top:bottom])
-            mixing = block.mixing(reduce(add, parts))
+            parts = (block.gather(z, v, time, top, bottom) for top, bottom in strips)
+            mixing = block.mixing(reduce(add, self._reporting(parts, z, strips)))
             for top, bottom in strips:
                 block.apply(z[:, top:bottom], v[:, top:bottom], time, mixing)
                 self._report_progress(_APPLY, z[:, top:bottom])
+
+    def _gathered_into(
+        self, v: Tensor, passes: Passes, block: PreparedBlock, z: Tensor, time: Tensor, rows: int
+    ) -> Iterator[PixelSums]:
+        """The sums of each strip, its v written into that of all."""
+        for top, bottom in row_ranges(z.shape[1], rows):
+            sums, v[:, top:bottom] = self._gathered(passes, block, z, time, top, bottom)
+            yield sums
+
+    def _reporting(
+        self, parts: Iterable[PixelSums], z: Tensor, strips: Iterable[tuple[int, int]]
+    ) -> Iterator[PixelSums]:
+        """The parts, each reported as work once it is done."""
+        for sums, (top, bottom) in zip(parts, strips, strict=True):
+            self._report_progress(_GATHER, z[:, top:bottom])
+            yield sums
 
     def _gathered(
         self, passes: Passes, block: PreparedBlock, z: Tensor, time: Tensor, top: int, bottom: int

@@ -1,1 +1,1 @@
-"""A block in strips as few Triton kernels, for inference on CUDA."""
+"""A block in strips as few Triton kernels, on CUDA; its norm also in training."""

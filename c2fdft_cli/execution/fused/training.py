@@ -58,10 +58,13 @@ def norm_for(layer: PixelNorm, z: Tensor, dtype: torch.dtype) -> Normed:
     Raises:
         UsageError: the environment variable `C2FDFT_KERNELS` has another value.
     """
-    if not (z.dtype == torch.float32 and z.is_contiguous() and are_tried(z.device, dtype)):
+    if z.dtype != torch.float32 or not z.is_contiguous():
         return plain_norm
     switch = os.environ.get(SWITCH)
     key = (z.device, dtype, z.shape[-1], layer.body.bias is None, switch)
+    # looked up first: each block asks in each step, and whether there is Triton takes a while
+    if key not in _chosen and not are_tried(z.device, dtype):
+        _chosen[key] = plain_norm
     if key not in _chosen:
         # autocast, and hooks on what is kept for a derivative, belong to the calling thread
         with ThreadPoolExecutor(1) as thread:

@@ -79,7 +79,9 @@ def kernels_or_reason() -> tuple[Kernels | None, str]:
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "no"):
         return None, f"{SWITCH} is off"
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if sys.platform == "win32" or compiler is None:
+    if sys.platform == "win32":
+        return None, "they are not built on Windows"
+    if compiler is None:
         return None, f"no C compiler ({', '.join(COMPILERS)})"
     try:
         # The name holds all that the code depends on, so a library that is there needs no other

@@ -133,6 +133,6 @@ def test_a_block_trains_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
             y = torch.utils.checkpoint.checkpoint(block, x, wave([1, 16], 0.9), use_reentrant=False)
         (y + 0.5).square().sum().backward()
         gradients.append({"x": x.grad, **{n: p.grad for n, p in block.named_parameters()}})
-    assert list(training._chosen.values()) == [fused_norm]
+    assert fused_norm in training._chosen.values()
     for name, expected in gradients[1].items():
         assert relative(gradients[0][name], expected) < 2 * ALLOWED[torch.bfloat16], name
