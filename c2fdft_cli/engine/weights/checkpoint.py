@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import ConfigDict
 from torch import Tensor
@@ -153,6 +154,7 @@ def versions() -> dict[str, str]:
     return {
         "c2fdft": __version__,
         "torch": str(torch.__version__),
+        "numpy": np.__version__,
         "python": platform.python_version(),
     }
 
