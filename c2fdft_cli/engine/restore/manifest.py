@@ -56,13 +56,18 @@ class Manifest:
             return "there is no record of how it was made"
         if found.get("settings") != self._digest:
             return f"made with other settings{self._differences(found)}"
-        if found.get("source") != _size_and_time(source):
+        if found.get("source") != self._state(source):
             return "its input has changed since"
         return None
 
-    def look_at(self, source: Path) -> None:
-        """Remember size and time of an input before it is read; it may change until it is added."""
-        self._sources[source] = _size_and_time(source)
+    def look_at(self, source: Path, data: bytes | None = None) -> None:
+        """Remember an input before it is read; it may change until it is added.
+
+        Args:
+            source: a file, known by size and time.
+            data: of standard input, which has no file: known by size and digest.
+        """
+        self._sources[source] = _size_and_time(source) if data is None else _size_and_digest(data)
 
     def begin(self, output: Path | None, source: Path) -> None:
         """Record an output that is about to be written; arguments and errors as `add`."""
@@ -82,7 +87,7 @@ class Manifest:
         entry = {
             "output": self._key(output),
             "settings": self._digest,
-            "source": self._sources.get(source) or _size_and_time(source),
+            "source": self._state(source),
             **more,
         }
         path = self._folder / MANIFEST_NAME
@@ -95,6 +100,10 @@ class Manifest:
                 os.close(handle)
         except OSError as error:
             raise write_error(error, path) from error
+
+    def _state(self, source: Path) -> list[int] | None:
+        """By what an input is known: as it was looked at, or as it is."""
+        return self._sources.get(source) or _size_and_time(source)
 
     def _entry(self, output: Path) -> Mapping[str, Any] | None:
         """The newest line of an output, except one that was begun and has not replaced the file."""
@@ -166,3 +175,7 @@ def _size_and_time(path: Path) -> list[int] | None:
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]
+
+
+def _size_and_digest(data: bytes) -> list[int]:
+    return [len(data), int.from_bytes(hashlib.sha256(data).digest()[:8], "big")]

@@ -132,7 +132,7 @@ def _load(
 ) -> Loaded:
     if item.source.problem is not None:
         return Loaded(item, item.source.problem)
-    manifest.look_at(item.source.path)
+    manifest.look_at(item.source.path, item.source.data)
     try:
         picture = item.source.read()
     except C2fdftError as error:

@@ -247,6 +247,8 @@ def _split(
     skipped: list[Skipped] = []
     for item in items:
         doubt = None
+        if item.source.data is not None:
+            manifest.look_at(item.source.path, item.source.data)
         if item.output is not None and os.path.exists(item.output):
             doubt = manifest.doubt(item.output, item.source.path)
         if overwrite or (doubt is None and not item.is_complete):

@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -416,6 +417,22 @@ def test_bytes_in_file_out(options: Request, tmp_path: Path) -> None:
     out = tmp_path / "made.png"
     run(options, source="-", out=str(out), stdin=data, identity=True)
     assert np.array_equal(pixels(out), random_picture(16, 16, seed=0).pixels)
+
+
+def test_other_bytes_are_not_taken_for_those_that_made_the_file(
+    options: Request, tmp_path: Path
+) -> None:
+    first, second = ((tmp_path / "in" / f"{i}.png").read_bytes() for i in (0, 1))
+    words: dict[str, Any] = {"source": "-", "out": str(tmp_path / "made.png")}
+    run(options, **words, stdin=first)
+    made = (tmp_path / "made.png").read_bytes()
+    again = run(options, **words, stdin=first)
+    assert [one.doubt for one in again.skipped] == [None]
+    other = run(options, **words, stdin=second)
+    assert [one.doubt for one in other.skipped] == ["its input has changed since"]
+    assert other.failure is not None
+    assert run(options, **words, stdin=second, overwrite=True).failure is None
+    assert (tmp_path / "made.png").read_bytes() != made
 
 
 def test_names_that_are_not_utf8_are_restored(options: Request, tmp_path: Path) -> None:
