@@ -220,7 +220,8 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
         # its own picture the next time.
         plan.manifest.begin(item.output, item.source.path)
         kept = write_files(item, picture, outcome, writing.quality, writing.overwrite)
-        plan.manifest.add(item.output, item.source.path)
+        if item.output not in kept:  # what somebody else wrote meanwhile is not ours to record
+            plan.manifest.add(item.output, item.source.path)
     except (CheckpointError, UsageError) as error:  # NaN, or a format that cannot hold it
         return failed(item.source, error)
     except ResourceError as error:
@@ -243,7 +244,7 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
             *([item.source.note] if item.source.note else []),
             *outcome.notes,
             *dropped(picture, item.suffix, writing.bit_depth),
-            *kept,
+            *(f"{path} already exists, not overwritten (use --overwrite)" for path in kept),
         ],
     )
 
@@ -254,7 +255,7 @@ def write_files(
     outcome: Outcome,
     quality: int,
     overwrite: bool,
-) -> list[str]:
+) -> list[Path]:
     """Write all files of an item, the restored image last: its being there means all are.
 
     Args:
@@ -265,7 +266,7 @@ def write_files(
         overwrite: whether files that exist are replaced.
 
     Returns:
-        Notes on files that exist and were not overwritten.
+        Those files that exist and were not overwritten.
 
     Raises:
         UsageError: the format cannot hold the picture.
@@ -289,7 +290,7 @@ def write_files(
             write_picture(path, picture_of(), quality=quality)
     if item.output is None:
         _write_to_stdout(to_picture(outcome.pixels(), picture), item.suffix, quality)
-    return [f"{path} already exists, not overwritten (use --overwrite)" for path in kept]
+    return kept
 
 
 def _write_to_stdout(picture: Picture, suffix: str, quality: int) -> None:

@@ -412,6 +412,21 @@ def test_extras_that_are_missing_are_made_without_touching_the_rest(
     assert (tmp_path / "out" / "0.png").stat().st_mtime_ns == stamp
 
 
+def test_a_file_that_another_run_wrote_meanwhile_is_not_recorded_as_ours(
+    options: Request, tmp_path: Path
+) -> None:
+    waiting = plan(options, seed=1)
+    run(options, seed=0)
+    outputs = sorted((tmp_path / "out").rglob("*.png"))
+    made = [path.read_bytes() for path in outputs]
+    late = restore(waiting).run()
+    assert all("not overwritten" in one.notes[-1] for one in late.images)
+    assert [path.read_bytes() for path in outputs] == made
+    assert {one.doubt for one in run(options, seed=0).skipped} == {None}
+    doubts = {one.doubt for one in run(options, seed=1).skipped}
+    assert doubts == {"made with other settings: seed 0, now 1"}
+
+
 def test_bytes_in_file_out(options: Request, tmp_path: Path) -> None:
     data = (tmp_path / "in" / "0.png").read_bytes()
     out = tmp_path / "made.png"
