@@ -91,10 +91,12 @@ def evaluate(
     with console.loading():
         from c2fdft_cli.engine.evaluate.job import EvalOptions
         from c2fdft_cli.engine.evaluate.ranks import join
+        from c2fdft_cli.engine.evaluate.report import REPORT_FILES
         from c2fdft_cli.execution.distributed import destroy_process_group
 
     metrics = _find_metrics(scores.metrics, source.no_reference)
-    prepare_outputs([scores.csv, scores.report and scores.report / "index.html"], scores.overwrite)
+    pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
+    prepare_outputs([scores.csv, *pages], scores.overwrite)
     if source.weights is None and runs.given:
         raise UsageError(f"{next(iter(runs.given))} needs --weights")
     source.check()

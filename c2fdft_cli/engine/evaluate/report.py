@@ -27,6 +27,7 @@ LARGEST_SIDE = 1024
 QUALITY = 80
 ERROR_WHITE = 48
 """Mean difference of the channels, in 8-bit levels, that the error map draws white."""
+REPORT_FILES = ("index.html", "eval.json")
 _TEMPLATE = "page.html"
 _SLOT = "@@DATA@@"
 
@@ -106,7 +107,7 @@ def _shrunk(pixels: Pixels) -> Pixels:
 def write_report(
     folder: Path, document: dict[str, Any], images: ReportImages, about: About
 ) -> list[Path]:
-    """Write `index.html` and `eval.json` into a folder; ResourceError when it cannot be written.
+    """Write the `REPORT_FILES` into a folder; ResourceError when it cannot be written.
 
     Args:
         folder: made if missing.
@@ -128,7 +129,7 @@ def write_report(
     template = resources.files("c2fdft_cli.engine.evaluate").joinpath(_TEMPLATE).read_text("utf-8")
     # inside a script element only "<" could end it
     text = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
-    page, facts = folder / "index.html", folder / "eval.json"
+    page, facts = (folder / name for name in REPORT_FILES)
     atomic_write_text(page, template.replace(_SLOT, text))
     atomic_write_text(facts, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return [page, facts]

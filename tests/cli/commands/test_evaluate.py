@@ -127,6 +127,20 @@ def test_files_that_were_asked_for(folders: tuple[Path, Path], tmp_path: Path) -
     assert run(*folders, "--csv", tmp_path / "rows.csv", "--overwrite").exit_code == 0
 
 
+@pytest.mark.parametrize("name", ["index.html", "eval.json"])
+def test_neither_file_of_a_report_is_replaced_unasked(
+    folders: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    mine = tmp_path / "page" / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    refused = run(*folders, "--report", mine.parent)
+    assert (refused.exit_code, mine.read_text()) == (2, "mine")
+    assert f"{name} already exists" in refused.stderr
+    assert run(*folders, "--report", mine.parent, "--overwrite").exit_code == 0
+    assert mine.read_text() != "mine"
+
+
 @pytest.fixture
 def sidd(tmp_path: Path) -> Path:
     io = pytest.importorskip("scipy.io")
