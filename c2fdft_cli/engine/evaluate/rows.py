@@ -14,7 +14,7 @@ from typing import Any
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
-from c2fdft_cli.files import atomic_write_text
+from c2fdft_cli.files import atomic_write_bytes
 from c2fdft_cli.metrics.statistics import summarise, worst
 
 Column = tuple[str, Callable[[Scored], float]]
@@ -141,7 +141,10 @@ def _show(key: str, value: float) -> str:
 
 
 def write_csv(path: Path, result: EvalResult) -> None:
-    """One line an image and one of means; an infinite PSNR is `inf`, as spreadsheets read it."""
+    """One line an image; an infinite PSNR is `inf`, as spreadsheets read it.
+
+    A name that is not UTF-8 has the bytes that the file system has for it.
+    """
     columns = _columns(result)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -151,7 +154,7 @@ def write_csv(path: Path, result: EvalResult) -> None:
         inputs = [row.degraded.psnr, row.degraded.ssim] if extra and row.degraded else []
         scores = [value(row) for _, value in columns]
         writer.writerow([_text_cell(row.name), *scores, *inputs, result.protocol.name])
-    atomic_write_text(path, text.getvalue())
+    atomic_write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _text_cell(text: str) -> str:

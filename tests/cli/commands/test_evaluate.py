@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,14 @@ def test_files_that_were_asked_for(folders: tuple[Path, Path], tmp_path: Path) -
     assert again.exit_code == 2
     assert "use --overwrite" in again.stderr
     assert run(*folders, "--csv", tmp_path / "rows.csv", "--overwrite").exit_code == 0
+
+
+def test_rows_of_names_that_are_not_utf8(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for folder in folders:
+        (folder / "0.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    result = run(*folders, "--csv", tmp_path / "rows.csv")
+    assert result.exit_code == 0, result.output
+    assert b"\ncaf\xe9," in (tmp_path / "rows.csv").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["index.html", "eval.json"])
