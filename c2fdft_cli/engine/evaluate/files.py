@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from c2fdft_cli.engine.evaluate.pairing import (
     check_all_sizes,
     degraded_beside,
     fail,
+    own_names,
     pair_files,
 )
 from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
@@ -48,10 +50,18 @@ def evaluate_files(
     pairs = pair_files(restored, target)
     if degraded is not None:
         pairs = degraded_beside(pairs, degraded)
+    pairs = _with_own_names(pairs)
     check_all_sizes(pairs.pairs)
     mine = options.share(pairs.pairs)
     work = _score_files(mine, pairs, protocol, options)
     return Job(work, total=len(mine), title="eval", unit="image")
+
+
+def _with_own_names(found: Matched) -> Matched:
+    """Where several restored files share a name, its records could not be told apart."""
+    names = own_names([pair.name for pair in found.pairs], [pair.lq for pair in found.pairs])
+    pairs = [replace(pair, name=name) for pair, name in zip(found.pairs, names, strict=True)]
+    return replace(found, pairs=pairs)
 
 
 def _score_files(

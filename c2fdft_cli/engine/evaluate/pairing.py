@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -178,6 +179,15 @@ def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
     what = f"{len(problems)} of {total} {unit} cannot be scored"
     hint = "repair or remove them: no mean is given over a part of the set"
     raise DataError(what, hint=hint, details=listed)
+
+
+def own_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """The names of files, those that several share with the suffix: a.jpg and a.png for two a."""
+    counts = Counter(names)
+    return [
+        f"{name}{path.suffix}" if counts[name] > 1 else name
+        for name, path in zip(names, paths, strict=True)
+    ]
 
 
 def degraded_beside(pairs: Matched, folder: Path) -> Matched:

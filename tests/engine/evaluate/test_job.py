@@ -160,6 +160,25 @@ def test_sequences_with_the_same_file_names(tmp_path: Path, restored: str) -> No
     assert all(row.psnr == math.inf for row in run(tmp_path / "out", tmp_path / "set").rows)
 
 
+def test_results_that_differ_by_their_suffix_alone_are_compared_with_their_own(
+    tmp_path: Path,
+) -> None:
+    for side, more in (("a", 0), ("b", 3)):
+        for k, suffix in ((0, ".png"), (1, ".bmp")):
+            save(tmp_path / side / f"0{suffix}", degraded(0, 10 + 10 * k + more))
+    save(tmp_path / "target" / "0.png", photo(0))
+    a, b = (run(tmp_path / side, tmp_path / "target") for side in "ab")
+    assert [row.name for row in a.rows] == ["0.bmp", "0.png"]
+    found = paired_comparison(a, b)["psnr"]
+    assert found is not None
+    assert found.mean == pytest.approx(a.psnr - b.psnr)
+    sides = [tmp_path / side for side in ("a", "target", "b")]
+    beside = evaluate_files(*sides[:2], EvalOptions(), sides[2]).run()
+    assert [row.degraded and row.degraded.psnr for row in beside.rows] == [
+        row.psnr for row in b.rows
+    ]
+
+
 def test_results_inside_the_target_folder(folders: tuple[Path, Path]) -> None:
     _, target = folders
     for k in range(3):

@@ -94,6 +94,17 @@ def test_csv_and_report(noisy: Path, tmp_path: Path) -> None:
     assert page.count("data:image/webp") == 3
 
 
+def test_photos_that_differ_by_their_suffix_alone_have_their_own_pictures(tmp_path: Path) -> None:
+    for k, suffix in enumerate((".png", ".bmp")):
+        save_rgb8(tmp_path / f"a{suffix}", photo(k, 5))
+    save_rgb8(tmp_path / "b.png", photo(2, 5))
+    images = ReportImages()
+    options = EvalOptions(metrics=find_no_reference_metrics("noise_sigma"), pictures=True)
+    result = with_pictures(evaluate_alone(tmp_path, options), images).run()
+    assert [row.name for row in result.rows] == ["a.bmp", "a.png", "b"]
+    assert len({one["restored"] for one in images.by_name.values()}) == 3
+
+
 def test_small_images_have_a_row_without_values(noisy: Path) -> None:
     save_rgb8(noisy / "tiny.png", photo(0, 0)[:8, :8].copy())
     result = run(noisy, "noise_sigma")
