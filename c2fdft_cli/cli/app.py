@@ -110,7 +110,7 @@ def _report_error(
     lines = [f"error{rank}: {what}", *(f"  {line}" for line in details)]
     if hint:
         lines.append(f"hint: {hint}")
-    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.write(console.printable("\n".join(lines)) + "\n")
     _emit_error(code, what, hint)
 
 

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.progress import Progress
+    from rich.segment import Segment
 
     from c2fdft_cli.progress import Job
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _expected: ContextVar[bool] = ContextVar("_expected", default=False)
 
 PLAIN_LINES = 10
@@ -52,11 +56,29 @@ def stdout() -> Console:
 
 def _console(*, to_stderr: bool) -> Console:
     """Breaks lines between words in a terminal, which would break them within; else nowhere."""
-    from rich.console import Console
-
-    found = Console(stderr=to_stderr, highlight=False, markup=False)
+    found = _console_class()(stderr=to_stderr, highlight=False, markup=False)
     found.soft_wrap = not found.is_terminal
     return found
+
+
+@cache
+def _console_class() -> type[Console]:
+    """Rich's console, whose terminal no name of a file can drive."""
+    from rich.console import Console
+
+    class Safe(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            for one in super().render(renderable, options):
+                yield one if one.control else one._replace(text=printable(one.text))
+
+    return Safe
+
+
+def printable(text: str) -> str:
+    r"""Text with its control characters but line ends and tabs written out: \x1b."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def remark(text: str) -> None:
@@ -134,7 +156,6 @@ def progress_bar(console: Console) -> Progress:
 
     Nothing in the bar's line changes its width while the job runs.
     """
-    from rich.console import RenderableType
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -195,7 +216,6 @@ def duration(seconds: float) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on stdout: numbers to the right, text to the left."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -206,7 +226,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         drawn.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in texts:
         drawn.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False, markup=False).print(drawn)
+    _console_class()(highlight=False, markup=False).print(drawn)
 
 
 def show_number(value: object) -> str:

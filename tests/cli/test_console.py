@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from c2fdft_cli.cli import console
+from c2fdft_cli.cli.app import report
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.errors import DataError
 from c2fdft_cli.progress import Job, Meter
 from tests.kit.formula import picture
 from tests.kit.terminal import in_terminal
@@ -153,6 +155,28 @@ def test_a_bar_says_what_its_time_is() -> None:
 )
 def test_times_are_said_in_fitting_units(seconds: float, clock: str, words: str) -> None:
     assert (console.clock(seconds), console.duration(seconds)) == (clock, words)
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[2Jred\x9b31m.png"
+ESCAPED = r"\x1b]0;title\x07\x1b[2Jred\x9b31m.png"
+
+
+def test_the_name_of_a_file_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    events: Job[str, None] = Job(iter_of(ESCAPES), total=1, title=ESCAPES, unit="image")
+    console.remark(f"note: {ESCAPES}")
+    console.stdout().print(f"restored: {ESCAPES}")
+    console.table(ESCAPES, ["image", "PSNR"], [(ESCAPES, 30.0)])
+    console.say_next(console.command("eval", ESCAPES))
+    console.draw(events, str)
+    report(DataError("not an image", where=ESCAPES, hint=ESCAPES, details=[ESCAPES]))
+    said = capsys.readouterr()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", said.out + said.err)
+    assert said.err.count(ESCAPED) == 3
+    assert "\\x1b[2Jred\\x9b31m.png" in said.out
+
+
+def iter_of(event: str) -> Generator[str, None, None]:
+    yield event
 
 
 @terminals
