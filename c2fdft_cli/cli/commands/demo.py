@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,9 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json
 from c2fdft_cli.errors import C2fdftError, UsageError
+
+_STDERR = 2
+"""The descriptor of standard error."""
 
 
 def demo(
@@ -38,7 +42,7 @@ def demo(
     started = time.monotonic()
     console.remark(f"making photos with rain in {folder}/pairs")
     make_pairs(folder / "pairs")
-    scores = _run_pipeline(folder, overrides or [])
+    scores = _run_pipeline(folder, overrides or [], quiet=json)
     rainy, clean = folder / "pairs" / "val" / "rainy", folder / "pairs" / "val" / "clean"
     picture = folder / "comparison.png"
     names = [Path(name).with_suffix(".png").name for name in HELD_OUT]
@@ -66,39 +70,47 @@ def _free_folder(out: Path | None) -> Path:
     return folder
 
 
-def _run_pipeline(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Run the commands one after the other; returns what the two `eval` said."""
+def _run_pipeline(folder: Path, overrides: list[str], *, quiet: bool) -> dict[str, Any]:
+    """Run the commands one after the other; returns what the two `eval` said.
+
+    quiet: leave standard output alone; what the commands say goes to standard error.
+    """
+    run = partial(_run, stdout=_STDERR if quiet else None)
     pairs, shards = folder / "pairs", folder / "shards"
     coarse, fine = folder / "coarse", folder / "fine"
     rainy, clean, restored = pairs / "val" / "rainy", pairs / "val" / "clean", folder / "restored"
     settings = ["data.synthesize=rain", "data.synthesis.heavy=0", *overrides]
-    _run("prepare", pairs, "--out", shards)
-    _run("train-coarse", "--recipe", "tiny", "--data", shards, "--out", coarse, *settings)
-    _run("sweep-steps", coarse / "coarse.pt", "--steps", "1,2,4")
+    run("prepare", pairs, "--out", shards)
+    run("train-coarse", "--recipe", "tiny", "--data", shards, "--out", coarse, *settings)
+    run("sweep-steps", coarse / "coarse.pt", "--steps", "1,2,4")
     # a short fine stage gains most from the single call, whatever suits the coarse one
     grid = "sampling.grid=[500]"
-    _run("train-fine", "--from", coarse / "coarse.pt", "--out", fine, grid, *overrides)
-    _run("restore", rainy, restored, "--weights", fine / "fine.pt")
+    run("train-fine", "--from", coarse / "coarse.pt", "--out", fine, grid, *overrides)
+    run("restore", rainy, restored, "--weights", fine / "fine.pt")
     score = ("--protocol", "derain", "--json")
     return {
-        "degraded": _run("eval", rainy, clean, *score, capture=True),
-        "restored": _run("eval", restored, clean, *score, capture=True),
+        "degraded": run("eval", rainy, clean, *score, stdout=subprocess.PIPE),
+        "restored": run("eval", restored, clean, *score, stdout=subprocess.PIPE),
     }
 
 
-def _run(*words: object, capture: bool = False) -> Any:
-    """Run one command of this program; its exit code is ours when it fails."""
+def _run(*words: object, stdout: int | None) -> Any:
+    """Run one command of this program; its exit code is ours when it fails.
+
+    stdout: where its standard output goes, as of `subprocess.run`; a document out of a pipe is
+        read and returned.
+    """
     console.stderr().print(f"$ {console.command(*words)}", soft_wrap=True)  # to be pasted
     done = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-m", "c2fdft_cli", *(str(word) for word in words)],
-        stdout=subprocess.PIPE if capture else None,
+        stdout=stdout,
         check=False,
     )
     if done.returncode != 0:
         failed = C2fdftError(f"the demo stopped: {words[0]} failed", hint="see the error above")
         failed.exit_code = done.returncode if done.returncode > 0 else 128 - done.returncode
         raise failed
-    return json.loads(done.stdout) if capture else None
+    return json.loads(done.stdout) if stdout == subprocess.PIPE else None
 
 
 def _tell(scores: dict[str, Any]) -> None:

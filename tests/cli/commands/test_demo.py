@@ -1,0 +1,46 @@
+"""`c2fdft demo`: what it leaves on standard output, its commands replaced by what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from c2fdft_cli.cli.commands.demo import demo
+from c2fdft_cli.engine.tools import demo as pictures
+
+ROW = {"name": "chelsea", "psnr": 30.0, "ssim": 0.9}
+SCORES = {"protocol": "derain", "mean": {"psnr": 30.0, "ssim": 0.9}, "images": [ROW]}
+
+
+@pytest.fixture(autouse=True)
+def commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that print a line each, where they are told to, and `eval` its document."""
+
+    def run(words: list[str], *, stdout: int | None, check: bool) -> Any:
+        said = json.dumps(SCORES) if "eval" in words else f"{words[3]} is done\n"
+        if stdout != subprocess.PIPE:
+            os.write(1 if stdout is None else stdout, said.encode())
+        return subprocess.CompletedProcess(words, 0, said.encode())
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for name in ("make_pairs", "comparison"):
+        monkeypatch.setattr(pictures, name, lambda *_: None)
+
+
+def test_one_document_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    demo(None, tmp_path / "demo", json=True)
+    said = capfd.readouterr()
+    assert json.loads(said.out)["restored"] == SCORES
+    assert "prepare is done\n" in said.err
+
+
+def test_results_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    demo(None, tmp_path / "demo")
+    said = capfd.readouterr()
+    assert "prepare is done\n" in said.out
+    assert "images it did not train on" in said.out
