@@ -14,6 +14,8 @@ from c2fdft_cli.data.images.samples import Array, Decoded, check_size
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
 _SIZE = re.compile(rb"P([1-6])" + _GAP + rb"([0-9]{1,9})" + _GAP + rb"([0-9]{1,9})")
 _WHITE = re.compile(_GAP + rb"([0-9]{1,5})\s")
+_MOST_DIGITS = 10
+"""Zeros in front included."""
 _BIT_TEXT, _BITS = 1, 4
 _TEXTS = (1, 2, 3)
 _COLOURS = (3, 6)
@@ -69,7 +71,11 @@ def _bits(data: bytes, kind: int, at: int, shape: tuple[int, int, int]) -> Array
 
 def _words(text: bytes, shape: tuple[int, int, int]) -> Array:
     """Numbers in decimal digits; ValueError for fewer than there must be."""
-    words = re.sub(rb"#[^\n\r]*", b"", text).split()[: int(np.prod(shape))]
+    count = int(np.prod(shape))
+    words = re.sub(rb"#[^\n\r]*", b"", text).split(None, count)[:count]
+    # NumPy gives each word the room of the longest: one of megabytes would take all memory.
+    if max(map(len, words), default=0) > _MOST_DIGITS:
+        raise ValueError(f"a number of more than {_MOST_DIGITS} digits")
     return np.array(words, np.bytes_).astype(np.int64).clip(0, 65535).reshape(shape)
 
 

@@ -61,6 +61,7 @@ def test_one_bit_is_black(data, tmp_path):
         (b"P5 99999 99999 255\n", "over the limit"),
         (b"P2 2 2 255\n1 2 x 4", "cannot read"),
         (b"P2 2 2 255\n1 2", "cannot read"),
+        (b"P2 2 2 255\n1 2 3 00000000004", "more than 10 digits"),
     ],
 )
 def test_damaged_ones_are_refused(data, reason):
