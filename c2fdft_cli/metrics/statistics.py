@@ -33,7 +33,7 @@ class Comparison:
     Args:
         mean: of the differences.
         low, high: bootstrap confidence interval of that mean.
-        wins, losses, ties: images on which A is higher, lower, equal.
+        wins, losses, ties: images on which A is higher, lower, equal; none where one has no score.
         images: how many differences are finite; infinite PSNRs count as wins or ties alone.
     """
 
@@ -96,7 +96,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     wins = sum(x > y for x, y in zip(a, b, strict=True))
     losses = sum(x < y for x, y in zip(a, b, strict=True))
-    ties = len(a) - wins - losses
+    ties = sum(x == y for x, y in zip(a, b, strict=True))
     return Comparison(
         float(finite.mean()), float(low), float(high), wins, losses, ties, len(finite)
     )

@@ -70,6 +70,8 @@ class Source:
         if self.no_reference and (self.restored is None or any(x is not None for x in others)):
             hint = "try: c2fdft eval PHOTOS --no-reference"
             raise UsageError("--no-reference takes one folder or image and no target", hint=hint)
+        if self.data is not None and self.weights is None:
+            raise UsageError("--data needs --weights")
         if self.sigma is not None and (self.weights is None or self.restored is None):
             raise UsageError("--sigma needs --weights and a folder of clean images")
         blocks = are_blocks(self.restored) or (self.weights is not None and are_blocks(self.data))

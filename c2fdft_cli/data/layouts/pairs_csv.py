@@ -41,7 +41,7 @@ def read_meta_info(path: Path) -> list[str] | None:
     Raises:
         DataError: the file cannot be read.
     """
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     found = [_META_INFO.fullmatch(line) for line in lines]
     names = [match[1].replace("\\", "/") for match in found if match]
     whole = len(names) == len(lines) and all(map(is_image_path, names))

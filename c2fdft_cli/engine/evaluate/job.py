@@ -12,6 +12,7 @@ from c2fdft_cli.engine.evaluate.pairing import LISTED
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, find_protocol
 from c2fdft_cli.errors import DataError, PartialFailure, UsageError
 from c2fdft_cli.metrics.protocols import Protocol
+from c2fdft_cli.metrics.statistics import summarise
 from c2fdft_cli.pipeline import in_order
 
 Item = TypeVar("Item")
@@ -116,9 +117,12 @@ class EvalResult:
 
     @property
     def spread(self) -> float | None:
-        """With several seeds, the standard deviation over them of the set's mean PSNR."""
+        """With several seeds, the standard deviation over them of the set's mean PSNR.
+
+        None for one seed, or where an image was restored exactly.
+        """
         seeds = list(zip(*(row.by_seed for row in self.rows), strict=True))
-        return statistics.stdev(map(statistics.fmean, seeds)) if len(seeds) > 1 else None
+        return summarise(list(map(statistics.fmean, seeds))).std if seeds else None
 
 
 def collect(scored: Iterable[Scored]) -> Generator[Scored, None, list[Scored]]:

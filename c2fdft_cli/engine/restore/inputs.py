@@ -218,7 +218,7 @@ def _matching(pattern: str, skip: Path | None) -> list[Path]:
 def _listed(file: Path) -> list[Path]:
     """The paths in a text file, one a line; blank lines and lines after `#` are skipped."""
     text = read_text(file, errors="surrogateescape")
-    names = [line.strip() for line in text.splitlines()]
+    names = [line.strip() for line in text.split("\n")]
     names = [name for name in names if name and not name.startswith("#")]
     if not names:
         raise DataError("the list is empty", where=file, hint="list one path a line")

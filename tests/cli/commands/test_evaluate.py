@@ -214,6 +214,7 @@ def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
         (["nowhere", "--weights", "derain-fast", "--sigma", "25"], 3, "nowhere"),
         (["{out}", "--weights", "derain-fast", "--data", "s"], 2, "--data cannot be combined"),
         (["{out}", "{target}", "--sigma", "25"], 2, "--sigma needs --weights"),
+        (["{out}", "{target}", "--data", "shards"], 2, "--data needs --weights"),
         (["--weights", "derain-fast", "--sigma", "25"], 2, "--sigma needs --weights"),
         (["{out}", "{target}", "--no-reference"], 2, "one folder or image and no target"),
         (["{out}", "--no-reference", "--protocol", "rgb"], 2, "--protocol cannot be combined"),

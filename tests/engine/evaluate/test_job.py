@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -396,6 +397,8 @@ def test_seeds_average_and_spread(weights: Path) -> None:
     assert both.spread is not None
     assert both.spread > 0
     assert one.spread is None
+    exact = [replace(row, by_seed=(math.inf, 30.0)) for row in both.rows]
+    assert replace(both, rows=exact).spread is None
 
 
 def test_weights_without_data(weights: Path, tmp_path: Path) -> None:
@@ -440,6 +443,8 @@ def test_comparison_of_two_results() -> None:
 def test_comparison_with_infinite_scores() -> None:
     one = compare([math.inf, math.inf, 30.0], [math.inf, 30.0, 29.0])
     assert (one.wins, one.losses, one.ties, one.images) == (2, 0, 1, 1)
+    one = compare([math.nan, 31.0, 30.0], [30.0, 30.0, math.nan])
+    assert (one.wins, one.losses, one.ties, one.images) == (1, 0, 0, 1)
     with pytest.raises(ValueError, match="no image has a finite score"):
         compare([math.inf], [math.inf])
     with pytest.raises(ValueError, match="2 scores against 1"):

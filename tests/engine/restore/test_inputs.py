@@ -63,6 +63,13 @@ def test_a_list_file(folder: Path, tmp_path: Path) -> None:
     assert names(find_inputs([f"@{listing}"])) == ["sub/3.jpg", "2.png"]
 
 
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0b", "\x1d"])
+def test_only_a_line_end_ends_a_line_of_a_list(tmp_path: Path, odd: str) -> None:
+    path = save(tmp_path / f"a{odd}b.png", random_picture(4, 5))
+    (tmp_path / "list.txt").write_bytes(f"{path}\r\n".encode())
+    assert names(find_inputs([f"@{tmp_path / 'list.txt'}"])) == [path.name]
+
+
 def test_a_list_with_a_byte_order_mark_keeps_its_first_line(folder: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text(f"{folder}/10.png\n{folder}/2.png\n", encoding="utf-8-sig")
