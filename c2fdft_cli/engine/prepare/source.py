@@ -164,8 +164,11 @@ def _clean(source: Path, synthesis: Synthesis) -> Found:
             "no clean images in the folder", where=source, hint="images of sub-folders do not count"
         )
     stems = Counter(path.stem for path in images)
+    # Those of one stem take their whole names, which may be another's stem: a.png of a.png.jpg.
+    whole = {path.name for path in images if stems[path.stem] > 1}
     pairs = tuple(
-        FilePair(path.stem if stems[path.stem] == 1 else path.name, path, path) for path in images
+        FilePair(path.name if {path.name, path.stem} & whole else path.stem, path, path)
+        for path in images
     )
     return Found("clean images", RECIPES[synthesis.kind], {"train": pairs}, (), ())
 

@@ -49,6 +49,8 @@ def choose_val(
         size: how many, from `val_size`.
         contents: of each file, see `content_keys`.
     """
+    if not size:
+        return set(), []
     scenes = _take(groups_of(pairs, contents, scenes=True), size)
     if scenes:
         return scenes, []

@@ -56,6 +56,7 @@ def sweep(checkpoint: Path, options: SweepOptions) -> Job[Tried, SweepResult]:
     Raises:
         UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
         Interrupted: from the iteration, with everything so far saved.
+        CheckpointError: from the iteration, too, where other weights are in the file at its end.
     """
     if is_packaged(checkpoint) and (options.stamp or options.out is None):
         raise UsageError(
@@ -200,7 +201,7 @@ class Sweep:
         if draw_sweep(self.out / "sweep.png", rows, options.rule, subject.protocol.name):
             result.files.append(self.out / "sweep.png")
         if options.stamp:
-            stamp(result)
+            stamp(result, self.log.settings["weights"])
         return result
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from c2fdft_cli.engine.sampling.subject import weights_digest
 from c2fdft_cli.engine.sweep.options import Rule
 from c2fdft_cli.engine.sweep.table import Row
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
+from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.files import atomic_path, atomic_write_text
 from c2fdft_cli.vocabulary import many
 
@@ -69,11 +71,26 @@ def summary(result: SweepResult) -> dict[str, Any]:
     }
 
 
-def stamp(result: SweepResult) -> None:
-    """Store the chosen timesteps in the checkpoint, atomically: the one allowed overwrite."""
+def stamp(result: SweepResult, digest: str) -> None:
+    """Store the chosen timesteps in the checkpoint, atomically: the one allowed overwrite.
+
+    Args:
+        result: of the sweep.
+        digest: of the weights that were tried (`weights_digest`).
+
+    Raises:
+        CheckpointError: the file holds other weights by now, as last.pt of a run that goes on.
+    """
     # the file itself: renaming over a symbolic link would replace the link
     path = result.checkpoint.resolve()
-    meta, row = load_checkpoint(path).meta, result.chosen
+    checkpoint, row = load_checkpoint(path), result.chosen
+    if weights_digest(checkpoint) != digest:
+        raise CheckpointError(
+            "other weights have taken the place of those that were tried",
+            where=result.checkpoint,
+            hint="the scores are in sweep.json; try a copy, or a file that no training replaces",
+        )
+    meta = checkpoint.meta
     meta.grid, meta.grid_from = list(row.grid), "sweep"
     meta.metrics = {
         **meta.metrics,

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from c2fdft_cli.data.shards.format import SPLITS
+from c2fdft_cli.data.shards.index import read_index
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.state import load_state
@@ -23,12 +25,12 @@ def describe(path: Path) -> dict[str, Any]:
         CheckpointError: a file that is not a checkpoint.
     """
     if path.is_file() and path.suffix == ".h5":
-        return _shards(path.parent)
+        return _shard(path)
     if path.is_file():
         return _run(path.parent) if path.name == "state.pt" else _checkpoint(path)
-    if (path / "state.pt").is_file() or (path / "metrics.csv").is_file():
+    if (path / "state.pt").is_file() or RunFolder(path).has_metrics():
         return _run(path)
-    if path.is_dir() and any(path.glob("*-*.h5")):
+    if any(any(path.glob(f"{split}-*.h5")) for split in SPLITS):
         return _shards(path)
     require_existing(path)
     raise DataError("not a checkpoint, shard folder or run folder", where=path)
@@ -59,24 +61,37 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     return facts
 
 
+def _shard(path: Path) -> dict[str, Any]:
+    """The set that a shard belongs to, or the shard alone where it has a name of its own."""
+    index = read_index(path)
+    split = index.header.split
+    if path.match(f"{split}-*.h5"):
+        return _shards(path.parent)
+    return {"kind": "shards", **_split(ShardSet([index]), split)}
+
+
 def _shards(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": "shards"}
-    for split in ("train", "val"):
-        if not any(path.glob(f"{split}-*.h5")):
-            continue
-        shards = ShardSet.open(path, split)
-        areas = sorted(shards.sizes, key=lambda size: size[0] * size[1])
-        facts[split] = {
+    for split in SPLITS:
+        if any(path.glob(f"{split}-*.h5")):
+            facts |= _split(ShardSet.open(path, split), split)
+    return facts
+
+
+def _split(shards: ShardSet, split: str) -> dict[str, Any]:
+    areas = sorted(shards.sizes, key=lambda size: size[0] * size[1])
+    return {
+        split: {
             "images": len(shards),
             "pairs": shards.has_lq,
             "shards": len(shards.paths),
             "smallest": list(areas[0]),
             "largest": list(areas[-1]),
             "fingerprint": shards.fingerprint,
-        }
-        facts["layout"] = shards.header.layout
-        facts["source"] = shards.header.source
-    return facts
+        },
+        "layout": shards.header.layout,
+        "source": shards.header.source,
+    }
 
 
 def _run(path: Path) -> dict[str, Any]:

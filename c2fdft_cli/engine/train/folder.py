@@ -157,23 +157,45 @@ class RunFolder:
         """Drop the rows after a step: what a killed run logged past its last saved state."""
         kept = [row for row in self.read_metrics() if int(row["iteration"]) <= step]
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        # without columns that a person or another version has added, which must not keep it from
+        # going on
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)
         atomic_write_text(self.metrics, text.getvalue())
 
-    def read_metrics(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv; a last line that was cut short is left out."""
+    def has_metrics(self) -> bool:
+        """Whether there is a metrics.csv of a run; other programs write files of this name too."""
         try:
-            with self.metrics.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+            self.read_metrics()
+        except DataError:
+            return False
+        return self.metrics.is_file()
+
+    def read_metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv; a last line that was cut short is left out.
+
+        Raises:
+            DataError: a file with other columns.
+        """
+        try:
+            # what a power failure leaves of rows that were not synced may be any bytes
+            with self.metrics.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+                reader = csv.DictReader(file)
+                rows = list(reader)
         except FileNotFoundError:
             return []
+        if not {"iteration", "val_ssim"} <= set(reader.fieldnames or COLUMNS):
+            raise DataError(
+                "its first line does not name the columns of a run",
+                where=self.metrics,
+                hint=f"restore that line, {','.join(COLUMNS)}, or move the file away",
+            )
         return [
             row
             for row in rows
             # DictReader has None for a column that the line does not reach, "" for an empty one
-            if (row["iteration"] or "").isdigit() and row["val_ssim"] is not None
+            if (row["iteration"] or "").isdecimal() and row["val_ssim"] is not None
         ]
 
     def keep_latest(self, keep: int) -> None:

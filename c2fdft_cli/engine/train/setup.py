@@ -16,13 +16,14 @@ from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.state import load_newest
 from c2fdft_cli.engine.weights.build import timesteps_of_recipe
-from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta, load_checkpoint, versions
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint, versions
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from c2fdft_cli.execution.device import GPU_ONLY, Runtime, make_runtime, with_precision
 from c2fdft_cli.execution.distributed import join_training, refuse_tasks_without_rank
 from c2fdft_cli.recipe.files import load_recipe, recipe_from_dict, write_recipe
 from c2fdft_cli.recipe.schema import Recipe
 
+MAX_NAME = 80
 _TIMES = ("sampling.grid=", "sampling.steps=", "sampling.spacing=")
 
 MAY_CHANGE = {
@@ -276,10 +277,13 @@ def _grid(
 
 
 def _recipe_name(request: TrainRequest, init: Checkpoint | None) -> str:
+    """The recipe's name, which the run folder is named after; "run" where there is none to use."""
     if request.recipe is not None:
         return Path(request.recipe).stem
-    meta: Meta | None = None if init is None else init.meta
-    return (meta.recipe_name if meta is not None else None) or "run"
+    name = None if init is None else init.meta.recipe_name
+    # Others may have written the checkpoint: a name that is a path would lead out of runs/.
+    usable = name and name.isprintable() and not set(name) & set("/\\:") and len(name) <= MAX_NAME
+    return name if name and usable else "run"
 
 
 def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Path:

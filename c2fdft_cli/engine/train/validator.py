@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -34,6 +35,8 @@ from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.signals import StoppedError, StopRequest
 
 SAMPLES = 2
+MAX_LABEL_BYTES = 240
+"""Of the 255 that a file's name may have on most systems, without step and suffix."""
 
 
 class Validator:
@@ -122,10 +125,11 @@ class Validator:
             restore_and_score(pairs, part, [restore], Scorer(protocol, pictures=keep))
             for part, keep in ((chosen[:SAMPLES], True), (chosen[SAMPLES:], False))
         )
+        labels = sample_labels([pairs.names[i] for i in chosen[:SAMPLES]])
         scored: list[Scored] = []
         for one in chain(shown, others):
             scored.append(replace(one, pictures=None))
-            self._save_sample(step, one)
+            self._save_sample(step, one, labels)
         mean = mean_scores(scored)
         best = self._state.best_psnr
         # before best.pt is written, which carries them
@@ -144,12 +148,29 @@ class Validator:
             not math.isnan(mean["psnr"]) and (best is None or mean["psnr"] > best),
         )
 
-    def _save_sample(self, step: int, scored: Scored) -> None:
+    def _save_sample(self, step: int, scored: Scored, labels: Mapping[str, str]) -> None:
         """Degraded | restored | target, side by side, where the record has its pictures."""
         views = scored.pictures
         if views is None or views.degraded is None or views.target is None:
             return
         pixels = np.concatenate([views.degraded, views.restored, views.target], axis=1)
-        name = Path(scored.name).name
-        save_rgb8(self._options.run.samples / f"{name}-{step:09d}.png", pixels)
-        self._board.sample(name, step, pixels)
+        label = labels[scored.name]
+        save_rgb8(self._options.run.samples / f"{label}-{step:09d}.png", pixels)
+        self._board.sample(label, step, pixels)
+
+
+def sample_labels(pairs: Sequence[str]) -> dict[str, str]:
+    """How the files of samples begin, by pair: as the pair's image is called.
+
+    With its folders where two pairs share that name, as of two scenes. Cut where, with step and
+    suffix, it would be too long for a file, which would end the training.
+    """
+    counts = Counter(Path(pair).name for pair in pairs)
+    names = {
+        pair: Path(pair).name if counts[Path(pair).name] == 1 else pair.replace("/", "_")
+        for pair in pairs
+    }
+    return {
+        pair: name.encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
+        for pair, name in names.items()
+    }

@@ -20,6 +20,7 @@ from c2fdft_cli.engine.weights.onnx import MODULES, export_onnx
 from c2fdft_cli.engine.weights.tensors import require_export, save_safetensors, save_tensors
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import ensure_folder
+from c2fdft_cli.recipe.schema import Diffusion
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -142,6 +143,7 @@ def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
     if form != RELEASED:
         return []
     known = {
+        "noise schedule": None if meta.diffusion == Diffusion() else _words(meta.diffusion),
         "grid": meta.grid,
         "stage": None if meta.stage == "released" else meta.stage,
         "step": meta.step or None,
@@ -149,3 +151,8 @@ def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
         "metrics": ", ".join(meta.metrics) or None,
     }
     return [f"{key} {value}" for key, value in known.items() if value]
+
+
+def _words(diffusion: Diffusion) -> str:
+    ends = f"{diffusion.beta_start:g} to {diffusion.beta_end:g}"
+    return f"{diffusion.schedule}, {diffusion.timesteps} timesteps, beta from {ends}"

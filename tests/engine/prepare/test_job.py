@@ -171,6 +171,16 @@ def test_own_split_of_the_set(tmp_path: Path) -> None:
     assert any("skipped" in notice for notice in fewer.notices)
 
 
+def test_no_validation_instead_of_the_sets_own(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    make_pairs(root / "train", 5)
+    make_pairs(root / "val", 3, first=50)
+    none = run(source=root, out=tmp_path / "out", val=0)
+    assert (none.train, none.val) == (5, 0)
+    assert none.notices == ("the set's own val split: 3 pairs skipped",)
+    assert not list((tmp_path / "out").glob("val-*"))
+
+
 def test_a_single_pair_is_trained_on(tmp_path: Path) -> None:
     result = run(source=make_pairs(tmp_path / "one", 1), out=tmp_path / "out")
     assert (result.train, result.val) == (1, 0)
@@ -676,6 +686,15 @@ def test_synthetic_pairs_depend_on_seed_and_name_alone(tmp_path: Path) -> None:
     header = ShardSet.open(tmp_path / "a").header
     assert '"kind": "noise"' in header.degradation
     assert '"seed": 5' in header.degradation
+
+
+def test_a_whole_name_that_is_another_stem(tmp_path: Path) -> None:
+    names = ["a.png", "a.bmp", "a.png.bmp", "b.png", "c.png.bmp"]
+    for i, name in enumerate(names):
+        save(tmp_path / "clean" / name, picture(i))
+    out = tmp_path / "out"
+    run(source=tmp_path / "clean", out=out, synthesize=Synthesis("noise"), val=0)
+    assert sorted(ShardSet.open(out).names) == ["a.bmp", "a.png", "a.png.bmp", "b", "c.png"]
 
 
 def test_clean_only_shards(tmp_path: Path) -> None:

@@ -305,6 +305,21 @@ def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "sweep.json").is_file()
 
 
+def test_weights_that_were_replaced_meanwhile_are_not_stamped(coarse: Path) -> None:
+    """As a training replaces its last.pt."""
+    job = sweep(coarse, SweepOptions(steps=(1, 2), device="cpu", precision="fp32"))
+    events = iter(job)
+    next(events)
+    new = load_checkpoint(coarse)
+    state = {name: 1.5 * tensor for name, tensor in new.ema.items()}
+    save_checkpoint(coarse, state, state, new.meta)
+    replaced = coarse.read_bytes()
+    with pytest.raises(CheckpointError, match="other weights have taken the place"):
+        list(events)
+    assert coarse.read_bytes() == replaced
+    assert json.loads((coarse.parent / "sweep.json").read_text())["complete"]
+
+
 def test_nothing_is_computed_twice(coarse: Path) -> None:
     first = run(coarse, steps=(1, 2))
     again = run(coarse, steps=(1, 2))  # stamped meanwhile: the weights are the same

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
 from c2fdft_cli.errors import (
     CheckpointError,
     DataError,
@@ -284,6 +286,28 @@ def test_recipe_data_and_grid_come_from_the_checkpoint(tmp_path, shard_folder, c
     assert options.data == shard_folder
     assert options.recipe.network.dim == 8
     assert options.recipe_name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("recipe_name", "folder"),
+    [
+        ("my rain é", "runs/my rain é-fine"),
+        ("../../elsewhere", "runs/run-fine"),
+        ("/elsewhere", "runs/run-fine"),
+        ("C:elsewhere", "runs/run-fine"),
+        ("red\x1b[31m", "runs/run-fine"),
+        ("nul\0", "runs/run-fine"),
+        ("n" * 300, "runs/run-fine"),
+        ("", "runs/run-fine"),
+        (None, "runs/run-fine"),
+    ],
+)
+def test_a_checkpoint_names_no_folder_outside_of_runs(tmp_path, coarse_run, recipe_name, folder):
+    source = Path(shutil.copy(coarse_run / "coarse.pt", tmp_path))
+    replace_meta(source, replace(load_checkpoint(source).meta, recipe_name=recipe_name))
+    for auto in (False, True):
+        asked = TrainRequest(stage="fine", init=source, device="cpu", resume_auto=auto)
+        assert set_up(asked).run.path == Path(folder)
 
 
 def test_a_plan_of_a_begun_run_is_for_what_is_left(tmp_path, shard_folder):

@@ -229,6 +229,24 @@ def test_whose_network_is_used_is_said(tmp_path, shard_folder, fine_run):
 # --- a damaged state -----------------------------------------------------------------------------
 
 
+def test_metrics_that_were_edited_do_not_keep_a_run_from_its_end(stopped, coarse_run):
+    path = stopped / "metrics.csv"
+    first, *rows = path.read_text().splitlines()
+    edited = ["\ufeff" + first + ",note", *(f"{row},mine" for row in rows)]
+    path.write_bytes("\r\n".join(edited).encode() + b"\r\n\0\0\xff\xfe\n")
+    resume("coarse", stopped)
+    assert losses(stopped) == losses(coarse_run)
+
+
+def test_metrics_without_their_columns_are_refused_and_kept(stopped):
+    path = stopped / "metrics.csv"
+    path.write_text(path.read_text().replace(",", ";"))
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"metrics\.csv: its first line does not name the columns"):
+        resume("coarse", stopped)
+    assert path.read_bytes() == before
+
+
 def test_the_previous_state_is_beside_the_newest(stopped):
     assert load_state(stopped / "state.pt").step == 6
     assert load_state(stopped / "state-previous.pt").step == 4

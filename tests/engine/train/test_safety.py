@@ -14,6 +14,9 @@ import pytest
 import torch
 
 from c2fdft_cli.cli.views.train import describe
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.prepare.job import prepare
+from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.train import validator as train_validation
 from c2fdft_cli.engine.train.events import StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder
@@ -22,9 +25,10 @@ from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.train.step.stepper import Stepper
-from c2fdft_cli.engine.train.validator import Validator
+from c2fdft_cli.engine.train.validator import Validator, sample_labels
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import DataError, Interrupted, ResourceError, UsageError
+from tests.kit.formula import picture
 from tests.kit.processes import torchrun
 from tests.kit.training import MINI, losses, metrics, request, resume, run, same_weights, stop_after
 
@@ -212,6 +216,23 @@ def test_a_score_that_is_no_number_is_not_the_best(tmp_path, shard_folder, monke
         False,
     ]
     assert result.best_psnr == 20.0
+
+
+def test_samples_of_two_scenes_and_of_long_names(tmp_path):
+    assert sample_labels(["val/0001", "val/0002"]) == {"val/0001": "0001", "val/0002": "0002"}
+    long, scenes = "雨" * 81, ["a/1", "b/1"]
+    for names, begin in (([long], ["雨" * 80]), (scenes, ["val_a_1", "val_b_1"])):
+        root = tmp_path / str(len(names))
+        for number, name in enumerate([*(f"val/{name}" for name in names), "train/7"]):
+            folder, _, base = name.rpartition("/")
+            for side in ("lq", "gt"):
+                (root / folder / side).mkdir(parents=True, exist_ok=True)
+                save_rgb8(root / folder / side / f"{base}.png", picture(24, 32, number))
+        prepare(PrepareOptions(source=root, out=root / "shards")).run()
+        short = ("coarse.iterations=1", "coarse.patches=[16]", "coarse.batches=[1]")
+        run(request("coarse", root / "shards", root / "run", *short))
+        samples = sorted(path.name for path in (root / "run" / "samples").iterdir())
+        assert samples == [f"{label}-000000001.png" for label in begin]
 
 
 def test_micro_batches_found_elsewhere_are_found_again(tmp_path, shard_folder):

@@ -15,7 +15,7 @@ from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_che
 from c2fdft_cli.engine.weights.convert import convert
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.errors import CheckpointError, ResourceError, UsageError
-from c2fdft_cli.recipe.schema import Network, Recipe
+from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
 from tests.kit.formula import fill
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
@@ -69,6 +69,16 @@ def test_what_the_released_form_leaves_out_is_said(ours):
     done = convert(ours, ours.with_name("a.pth"), ConvertOptions())
     assert any("grid [999, 500]" in words for words in done.left_out)
     assert done.grid == [999, 500]
+
+
+def test_a_noise_schedule_that_the_released_form_leaves_out_is_said(tmp_path, ema):
+    # restoring with the new file takes the default instead, and gives other pictures
+    meta = Meta(SMALL, Diffusion("sigmoid", timesteps=500))
+    save_checkpoint(tmp_path / "ours.pt", ema, ema, meta)
+    done = convert(tmp_path / "ours.pt", tmp_path / "a.pth", ConvertOptions())
+    said = "noise schedule sigmoid, 500 timesteps, beta from 0.0001 to 0.02"
+    assert done.left_out == [said]
+    assert load_checkpoint(done.out).meta.diffusion == Diffusion()
 
 
 def test_ours_keeps_its_meta(ours):

@@ -1,0 +1,48 @@
+"""info: what a path holds, and what it must not take for something of ours."""
+
+from __future__ import annotations
+
+import shutil
+
+import h5py
+import pytest
+
+from c2fdft_cli.engine.tools.info import describe
+from c2fdft_cli.errors import DataError
+from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
+
+
+@pytest.fixture
+def shard(tmp_path):
+    (tmp_path / "set").mkdir()
+    write_shard(tmp_path / "set" / "train-00000.h5", ENTRIES, pairs_of(ENTRIES), HEADER)
+    return tmp_path / "set" / "train-00000.h5"
+
+
+def test_a_shard_is_its_set_and_alone_under_another_name(tmp_path, shard):
+    assert describe(shard) == describe(shard.parent)
+    assert describe(shard)["train"]["images"] == len(ENTRIES)
+    shutil.copy(shard, tmp_path / "copy.h5")
+    assert describe(tmp_path / "copy.h5") == describe(shard)
+
+
+@pytest.mark.parametrize("name", ["other.h5", "my-data.h5", "train-00001.h5"])
+def test_another_hdf5_file_is_no_shard(tmp_path, shard, name):
+    for folder in (shard.parent, tmp_path):
+        with h5py.File(folder / name, "w") as file:
+            file["a"] = [1, 2, 3]
+        with pytest.raises(DataError, match="not a shard"):
+            describe(folder / name)
+
+
+def test_a_folder_of_other_hdf5_files_holds_nothing(tmp_path):
+    with h5py.File(tmp_path / "my-data.h5", "w") as file:
+        file["a"] = [1, 2, 3]
+    with pytest.raises(DataError, match="not a checkpoint, shard folder or run folder"):
+        describe(tmp_path)
+
+
+def test_metrics_of_another_program_are_no_run(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,step,loss\n0,1,0.5\n")
+    with pytest.raises(DataError, match="not a checkpoint, shard folder or run folder"):
+        describe(tmp_path)
