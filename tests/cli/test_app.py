@@ -446,6 +446,8 @@ def test_given_weights_bring_their_recipe(tmp_path):
         (["train-step", "--stage", "fine", "--calls", "1,x"], "numbers separated by commas"),
         (["train-step", "--stage", "fine", "--compile"], "cannot be combined with --stage fine"),
         (["forward", "--stage", "fine"], "cannot be used with"),
+        (["loader", "--compile"], "--compile cannot be used with loader"),
+        (["restore", "--steps", "1001"], "--steps must be 1 to 1000, got 1001"),
         (["train-step", "--stage", "finer"], "--stage must be coarse or fine, got 'finer'"),
     ],
 )

@@ -20,7 +20,7 @@ from c2fdft_cli.engine.train.batches import make_loader
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
-from c2fdft_cli.errors import DataError
+from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.compiling import compile_in_place
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.strips import StripNetwork
@@ -105,8 +105,12 @@ def bench(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Job[float,
         runtime: where it runs.
 
     Raises:
+        UsageError: "restore" with more steps than there are timesteps.
         DataError: "loader" without shards.
     """
+    timesteps = recipe.diffusion.timesteps
+    if options.part == "restore" and options.steps > timesteps:
+        raise UsageError(f"--steps must be 1 to {timesteps}, got {options.steps}")
     if options.part == "loader" and options.data is None:
         raise DataError(
             "--data is missing", hint="give the shard folder that `c2fdft prepare` wrote"
@@ -188,7 +192,7 @@ def _restore(
 ) -> tuple[Callable[[], object], str, int]:
     grid = time_grid(options.steps, total=recipe.diffusion.timesteps)
     alpha_bar = alpha_bar_of_recipe(recipe.diffusion)
-    strips = StripNetwork(net.eval(), dtype=runtime.dtype)
+    strips = StripNetwork(net.eval(), dtype=runtime.dtype, compile=options.compile)
     executor = Executor(strips, alpha_bar, grid, runtime)
     lq = torch.rand(options.batch, 3, options.size, options.size)
     names = [str(i) for i in range(options.batch)]

@@ -66,5 +66,7 @@ class BenchOptions:
         if self.stage == "fine" and self.part != "train-step":
             hint = "only train-step has two stages: coarse and fine"
             raise UsageError(f"--stage fine cannot be used with {self.part}", hint=hint)
+        if self.part == "loader" and self.compile:
+            raise UsageError("--compile cannot be used with loader: no network runs")
         if self.stage == "fine" and self.compile:
             raise UsageError("--compile cannot be combined with --stage fine")

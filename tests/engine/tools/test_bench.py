@@ -1,0 +1,31 @@
+"""bench: what it times is what it says it has timed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from c2fdft_cli.engine.tools import bench as module
+from c2fdft_cli.engine.tools.bench_options import BenchOptions
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.strips import StripNetwork
+from c2fdft_cli.recipe.files import load_recipe
+
+RECIPE = load_recipe("tiny", ["network.dim=8", "network.blocks=[1,1,1,1]"])
+
+
+@pytest.mark.parametrize("part", ["forward", "restore"])
+def test_compiled_where_it_says_so(part, monkeypatch):
+    asked = []
+
+    def strips(net, *, compile=False, **options):
+        asked.append(compile)
+        return StripNetwork(net, **options)
+
+    monkeypatch.setattr(module, "StripNetwork", strips)
+    timed = partial(BenchOptions, part, size=16, steps=1, repeats=1)
+    for wanted in (False, True):
+        job = module.bench(timed(compile=wanted), RECIPE, Runtime(torch.device("cpu")))
+        assert job.run().compiled == asked.pop() == wanted
