@@ -88,6 +88,8 @@ def prepare(
     if preview is not None:
         if check:
             raise UsageError("--preview cannot be combined with --check, which writes no shards")
+        if degrading.clean_only:
+            raise UsageError("--preview cannot be combined with --clean-only: there are no pairs")
         _check_preview(preview, source, options.overwrite)
     result = console.draw(start(options), lambda event: event.name)
     if preview is not None:
@@ -106,9 +108,17 @@ def prepare(
 
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
-    from c2fdft_cli.files import require_new
+    """Before hours of work: whether the contact sheet can be written."""
+    from c2fdft_cli.data.images.formats import WRITE_SUFFIXES
+    from c2fdft_cli.files import check_folder, require_new
 
+    if preview.suffix.lower() not in WRITE_SUFFIXES:
+        raise UsageError(
+            f"--preview must be a picture, got {preview}",
+            hint=f"use one of {' '.join(sorted(WRITE_SUFFIXES))}",
+        )
     require_new(preview, overwrite)
+    check_folder(preview.parent)
     if source.resolve() in preview.resolve().parents:
         raise UsageError(
             f"--preview must be outside of the source folder, got {preview}",
@@ -194,7 +204,9 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
 def _write_preview(options: PrepareOptions, path: Path) -> None:
     from c2fdft_cli.data.shards.reader import ShardSet
     from c2fdft_cli.engine.prepare.inspect import write_preview
+    from c2fdft_cli.files import ensure_folder
 
+    ensure_folder(path.parent)
     write_preview(ShardSet.open(options.folder), path)
     console.remark(f"contact sheet: {path}")
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
+from tests.kit.command import refused
 from tests.kit.formula import picture
 
 
@@ -66,6 +67,30 @@ def test_a_preview_needs_shards(tmp_path):
     done = run("prepare", source, "--out", tmp_path / "out", "--preview", sheet)
     assert done.exit_code == 0
     assert sheet.is_file()
-    refused = run("prepare", source, "--preview", tmp_path / "b.png", "--check")
-    assert refused.exit_code == 2
-    assert "--preview cannot be combined with --check" in refused.stderr
+    beside_check = run("prepare", source, "--preview", tmp_path / "b.png", "--check")
+    assert beside_check.exit_code == 2
+    assert "--preview cannot be combined with --check" in beside_check.stderr
+
+
+@pytest.mark.parametrize(
+    ("sheet", "options", "code", "says"),
+    [
+        ("sheet.txt", [], 2, "--preview must be a picture"),
+        ("file/sheet.png", [], 5, "lies under a regular file"),
+        ("sheet.png", ["--synthesize", "rain", "--clean-only"], 2, "combined with --clean-only"),
+    ],
+)
+def test_a_preview_that_cannot_be_is_refused_before_the_work(tmp_path, sheet, options, code, says):
+    source = make(tmp_path / "mine", "input", "target")
+    (tmp_path / "file").touch()
+    asked = [source / "input" if options else source, "--preview", tmp_path / sheet, *options]
+    refused("prepare", *asked, "--out", tmp_path / "out", code=code, says=says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_a_preview_is_made(tmp_path):
+    source = make(tmp_path / "mine", "input", "target")
+    sheet = tmp_path / "new" / "sheet.png"
+    done = run("prepare", source, "--out", tmp_path / "out", "--preview", sheet)
+    assert done.exit_code == 0
+    assert sheet.is_file()
