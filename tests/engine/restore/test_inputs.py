@@ -278,11 +278,13 @@ def test_a_folder_of_many_files_takes_about_2_kb_a_file(tmp_path: Path) -> None:
     for number in range(1, 400):
         (tmp_path / f"{number}.png").write_bytes(data)
     find_inputs([str(tmp_path)])  # imports and caches
-    tracemalloc.start()
-    try:
-        inputs = find_inputs([str(tmp_path)])
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peaks = []
+    for _ in range(3):  # threads that earlier tests have left may take memory meanwhile
+        tracemalloc.start()
+        try:
+            inputs = find_inputs([str(tmp_path)])
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
     assert len(inputs.sources) == 400
-    assert peak < 2150 * 400  # Python 3.13: 2065, older ones somewhat less
+    assert min(peaks) < 2150 * 400  # Python 3.13: 2065, older ones somewhat less
