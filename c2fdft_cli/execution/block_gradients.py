@@ -103,7 +103,7 @@ def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
         return Block.forward(block, x, time)
     ffn = block.ffn
     y = block.norm1(x, time)
-    x = _Attend.apply(*_attended(block.attn, y, x))  # type: ignore[no-untyped-call]
+    x = _Attend.apply(*_attended(block.attn, y, x), False)  # type: ignore[no-untyped-call]
     widen, narrow = ffn.project_in, ffn.project_out
     return _FeedForward.apply(  # type: ignore[no-any-return, no-untyped-call]
         block.norm2(x, time),
@@ -123,7 +123,7 @@ def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
     # The stream comes back through the norm's function, so that its two gradients are added in the
     # derivative of the norm and not by a kernel of their own.
     y, x = norm_for(block.norm1, x, dtype)(block.norm1, x, time, dtype)
-    x = _AttendInOneProduct.apply(*_attended(block.attn, y, x))  # type: ignore[no-untyped-call]
+    x = _Attend.apply(*_attended(block.attn, y, x), True)  # type: ignore[no-untyped-call]
     y, x = norm_for(block.norm2, x, dtype)(block.norm2, x, time, dtype)
     return x + block.ffn(y)  # type: ignore[no-any-return]
 
@@ -225,7 +225,7 @@ class _Attend(torch.autograd.Function):
     """Attention over `qkv: [n, h, w, 3c]` and its output projection, added to the residual stream.
 
     residual: `[n, h, w, c]`; temperature: `[heads, 1, 1]`; project_out: `[c, c]`. The result is
-    in the wider dtype of the first two.
+    in the wider dtype of the first two. one_product: as a GPU has it.
     """
 
     @staticmethod
@@ -236,76 +236,37 @@ class _Attend(torch.autograd.Function):
         temperature: Tensor,
         project_out: Tensor,
         bias: Tensor | None,
+        one_product: bool,
     ) -> Tensor:
-        q, k, _ = qkv.chunk(3, dim=-1)
-        sums = sums_of_pixels(q, k, len(temperature))
-        return _mixed(ctx, sums, qkv, residual, temperature, project_out, bias)
+        ctx.one_product = one_product
+        q, k, v = qkv.chunk(3, dim=-1)
+        # The caller's autocast reaches into custom functions, and would cast the operands of
+        # products whose result is to be float32.
+        with full_precision(qkv):
+            sums = (sums_in_pieces if one_product else sums_of_pixels)(q, k, len(temperature))
+            mixing = mixing_matrix(sums, temperature, project_out).to(qkv.dtype)
+            out = torch.bmm(v.flatten(1, 2), mixing.transpose(1, 2)).view_as(v)
+        ctx.save_for_backward(qkv, mixing, *sums, temperature, project_out)
+        return residual + (out if bias is None else out + bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, mixing, *kept = ctx.saved_tensors  # read once: a level computed again gives them once
         inner, flat = grad.to(qkv.dtype).flatten(1, 2), qkv.flatten(1, 2)
-        dmixing = torch.bmm(inner.transpose(1, 2), flat.chunk(3, dim=-1)[2]).float()
+        v = flat.chunk(3, dim=-1)[2]
+        if ctx.one_product:
+            dmixing = gram_in_pieces(inner, v)
+        else:
+            dmixing = torch.bmm(inner.transpose(1, 2), v).float()
         d, dtemperature, dproject = _back_through_mixing(dmixing, *kept)
         # Slices of one tensor, as the depth-wise convolution's backward wants it: three separate
         # gradients would have to be put together by one more copy of all of them.
         dqkv = torch.empty_like(flat)
         torch.bmm(inner, mixing, out=dqkv.chunk(3, dim=-1)[2])
-        _write_sums_grad(flat, d, dqkv)
+        (_write_in_one_product if ctx.one_product else _write_sums_grad)(flat, d, dqkv)
         dbias = _total(grad, ctx.needs_input_grad[4])
-        return dqkv.view_as(qkv), grad, dtemperature, dproject, dbias
-
-
-class _AttendInOneProduct(torch.autograd.Function):
-    """`_Attend` for a GPU."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        qkv: Tensor,
-        residual: Tensor,
-        temperature: Tensor,
-        project_out: Tensor,
-        bias: Tensor | None,
-    ) -> Tensor:
-        q, k, _ = qkv.chunk(3, dim=-1)
-        # The caller's autocast reaches into custom functions, and would cast the operands of
-        # products whose result is to be float32.
-        with full_precision(qkv):
-            sums = sums_in_pieces(q, k, len(temperature))
-            return _mixed(ctx, sums, qkv, residual, temperature, project_out, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, mixing, *kept = ctx.saved_tensors  # read once: a level computed again gives them once
-        inner, flat = grad.to(qkv.dtype).flatten(1, 2), qkv.flatten(1, 2)
-        c = flat.shape[-1] // 3
-        dmixing = gram_in_pieces(inner, flat[..., 2 * c :])
-        d, dtemperature, dproject = _back_through_mixing(dmixing, *kept)
-        dqkv = torch.empty_like(flat)
-        torch.bmm(inner, mixing, out=dqkv[..., 2 * c :])
-        torch.bmm(flat[..., : 2 * c], _sums_grad(d, qkv.dtype), out=dqkv[..., : 2 * c])
-        dbias = _total(grad, ctx.needs_input_grad[4])
-        return dqkv.view_as(qkv), grad, dtemperature, dproject, dbias
-
-
-def _mixed(
-    ctx: Any,
-    sums: PixelSums,
-    qkv: Tensor,
-    residual: Tensor,
-    temperature: Tensor,
-    project_out: Tensor,
-    bias: Tensor | None,
-) -> Tensor:
-    """Attention's result and what its derivative needs, once the sums are known."""
-    mixing = mixing_matrix(sums, temperature, project_out).to(qkv.dtype)
-    ctx.save_for_backward(qkv, mixing, *sums, temperature, project_out)
-    v = qkv.chunk(3, dim=-1)[2]
-    out = torch.bmm(v.flatten(1, 2), mixing.transpose(1, 2)).view_as(v)
-    return residual + (out if bias is None else out + bias)
+        return dqkv.view_as(qkv), grad, dtemperature, dproject, dbias, None
 
 
 def _back_through_mixing(dmixing: Tensor, *kept: Tensor) -> tuple[PixelSums, Tensor, Tensor]:
@@ -334,6 +295,12 @@ def _sums_grad(d: PixelSums, dtype: torch.dtype) -> Tensor:
     for i, squares in enumerate((d.q_square, d.k_square)):
         matrix[:, i, :, i].diagonal(dim1=1, dim2=2).copy_(2 * squares.flatten(1))
     return matrix.view(n, 2 * c, 2 * c)
+
+
+def _write_in_one_product(qkv: Tensor, d: PixelSums, dqkv: Tensor) -> None:
+    """`_write_sums_grad`, q and k read once and both derivatives written once."""
+    c2 = 2 * (qkv.shape[-1] // 3)
+    torch.bmm(qkv[..., :c2], _sums_grad(d, qkv.dtype), out=dqkv[..., :c2])
 
 
 def _write_sums_grad(qkv: Tensor, d: PixelSums, dqkv: Tensor) -> None:

@@ -132,7 +132,8 @@ def _load(
 ) -> Loaded:
     if item.source.problem is not None:
         return Loaded(item, item.source.problem)
-    manifest.look_at(item.source.path, item.source.data)
+    if item.source.data is None:  # standard input was looked at when the work was planned
+        manifest.look_at(item.source.path)
     try:
         picture = item.source.read()
     except C2fdftError as error:

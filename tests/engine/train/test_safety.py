@@ -352,3 +352,14 @@ def test_an_error_of_one_process_is_told_and_ends_all(tmp_path, shard_folder):
     assert f"{tmp_path / 'full'}: the run folder is not empty" in done.stderr
     assert "Traceback" not in done.stderr.split("error [rank 0]")[0]
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+def test_validation_samples_with_the_recipe_s_eta(tmp_path, shard_folder):
+    """Its noise makes other scores of the same weights."""
+    scores = {}
+    for eta in (0.0, 1.0):
+        out = tmp_path / str(eta)
+        run(request("coarse", shard_folder, out, "coarse.iterations=1", f"sampling.eta={eta}"))
+        scores[eta] = metrics(out)[-1]["val_psnr"]
+    assert scores[0.0]
+    assert scores[0.0] != scores[1.0]
