@@ -40,6 +40,7 @@ class NoiseModel:
         shot: camera, raw: variance per unit of linear light, drawn evenly in its logarithm.
         correlated: camera: neighbours share noise, as they do after demosaicing.
         camera_share: either: the share of images with camera noise.
+        raw_share: either: of those, the share whose noise is made in raw.
         luma: raw: range of the standard deviation in px of the camera's smoothing of brightness.
         chroma: raw: the same of colour.
         sharpen: raw: range of the share of fine detail that the camera adds to brightness.
@@ -55,6 +56,7 @@ class NoiseModel:
     shot: Annotated[Range, within(1e-6, 1)] = (1e-4, 1.2e-2)
     correlated: bool = True
     camera_share: Annotated[Number, within(0, 1)] = 0.5
+    raw_share: Annotated[Number, within(0, 1)] = 0.0
     luma: Annotated[Range, within(0, 4)] = (0.0, 0.8)
     chroma: Annotated[Range, within(0, 8)] = (1.0, 3.0)
     sharpen: Annotated[Range, within(0, 3)] = (0.0, 1.0)
@@ -64,18 +66,27 @@ class NoiseModel:
 
 def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels:
     """Return the noisy image, rounded and clipped; uint8 [h, w, 3] in and out."""
-    if model.kind == "raw":
+    kind = _random_kind(model, rng)
+    if kind == "raw":
         noisy = photograph(gt, random_camera(model, rng), rng)
         return jpeg(noisy, int(rng.integers(model.jpeg[0], model.jpeg[1] + 1)))
-    camera = model.kind == "camera"
-    if model.kind == "either":
-        camera = rng.random() < model.camera_share
-    if camera:
+    if kind == "camera":
         log_shot = rng.uniform(*np.log(model.shot))
         read = READ_SLOPE * log_shot + READ_OFFSET + rng.normal(0.0, READ_SPREAD)
         shot, read = math.exp(log_shot), math.exp(read)
         return to_srgb(camera_noise(to_linear(gt), shot, read, rng, correlated=model.correlated))
     return gaussian_noise(gt, rng.uniform(*model.sigma), rng)
+
+
+def _random_kind(model: NoiseModel, rng: np.random.Generator) -> str:
+    """Return the kind of one image's noise: "gaussian", "camera" or "raw"."""
+    if model.kind != "either":
+        return model.kind
+    if rng.random() >= model.camera_share:
+        return "gaussian"
+    # Without a share there is no draw, so that runs begun before there was one go on as they were.
+    made_in_raw = model.raw_share > 0 and rng.random() < model.raw_share
+    return "raw" if made_in_raw else "camera"
 
 
 def random_camera(model: NoiseModel, rng: np.random.Generator) -> Camera:

@@ -115,6 +115,23 @@ def test_either_draws_the_kind_for_each_image():
     assert {neighbours(0.5, seed) > 0.25 for seed in range(12)} == {True, False}
 
 
+def test_camera_noise_is_made_in_raw_for_its_share_of_the_images():
+    """The share is of the camera's noise alone; the raw images are those of the kind "raw"."""
+    gt = np.random.default_rng(9).integers(0, 256, (48, 48, 3)).astype(np.uint8)
+
+    def made(raw_share, camera_share=1.0):
+        model = NoiseModel("either", camera_share=camera_share, raw_share=raw_share)
+        return [add_noise(gt, model, np.random.default_rng(seed)).tobytes() for seed in range(24)]
+
+    camera, mixed, raw = made(0.0), made(0.5), made(1.0)
+    assert made(1.0, camera_share=0.0) == made(0.0, camera_share=0.0)
+    rng = np.random.default_rng(0)
+    rng.random(2)  # whether it is the camera's, and whether it is made in raw
+    assert raw[0] == add_noise(gt, NoiseModel("raw"), rng).tobytes()
+    assert not set(camera) & set(raw)
+    assert 4 < sum(made == like for made, like in zip(mixed, raw, strict=True)) < 20
+
+
 def test_raw_noise_grows_with_shot_and_is_stored_as_jpeg():
     gt = np.full((120, 120, 3), 120, np.uint8)
     weak, strong = (
