@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from c2fdft_cli.core.layers import Conv1x1, Conv3x3
 from c2fdft_cli.core.precision import full_precision
 
+SMALLEST_NORM = 1e-12
+"""Of q or k over the pixels; below it `F.normalize` takes no norm."""
+
 
 class PixelSums(NamedTuple):
     """What attention needs to know of all pixels; sums, so pieces of an image simply add up.
@@ -51,6 +54,34 @@ def pixel_sums(q: Tensor, k: Tensor, heads: int) -> PixelSums:
         )
 
 
+class Similarity(NamedTuple):
+    """What the pixels of q_i and k_j have in common, before and after the softmax; float32.
+
+    cosine, attention: `[n, heads, d, d]`, rows i, columns j.
+    q_norm, k_norm: `[n, heads, d]`, at least the smallest norm.
+    """
+
+    cosine: Tensor
+    attention: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
+
+
+def similarity(sums: PixelSums, temperature: Tensor) -> Similarity:
+    """Attention between the channels of each head, given the sums of all the pixels.
+
+    temperature: `[heads, 1, 1]`.
+    """
+    gram, q_square, k_square = sums
+    with full_precision(gram):
+        # clamped before the root: the other order has NaN gradients at zero
+        q_norm = q_square.clamp_min(SMALLEST_NORM**2).sqrt()
+        k_norm = k_square.clamp_min(SMALLEST_NORM**2).sqrt()
+        cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
+        attention = (cosine * temperature.float()).softmax(-1)
+        return Similarity(cosine, attention, q_norm, k_norm)
+
+
 def mixing_matrix(sums: PixelSums, temperature: Tensor, project_out: Tensor) -> Tensor:
     """Attention and output projection as one matrix, `[n, c, c]`: rows out, columns in.
 
@@ -59,17 +90,20 @@ def mixing_matrix(sums: PixelSums, temperature: Tensor, project_out: Tensor) -> 
         temperature: `[heads, 1, 1]`.
         project_out: weight of the output projection, `[c, c]`.
     """
-    gram, q_square, k_square = sums
-    with full_precision(gram):
-        # 1e-24 is the square of the 1e-12 below which `F.normalize` takes no norm; clamped before
-        # the root: the other order has NaN gradients at zero
-        q_norm = q_square.clamp_min(1e-24).sqrt()
-        k_norm = k_square.clamp_min(1e-24).sqrt()
-        cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
-        attention = (cosine * temperature.float()).softmax(-1)
+    return projected(similarity(sums, temperature).attention, project_out)
+
+
+def projected(attention: Tensor, project_out: Tensor) -> Tensor:
+    """The mixing matrix of an attention, `[n, c, c]`.
+
+    Args:
+        attention: `[n, heads, d, d]`.
+        project_out: weight of the output projection, `[c, c]`.
+    """
+    with full_precision(attention):
         # The projection is linear in what attention makes of v, so both are one matrix; each head's
         # columns of it meet that head's attention alone.
-        out = project_out.float().view(len(project_out), len(temperature), -1)
+        out = project_out.float().view(-1, *attention.shape[1:3])
         return torch.einsum("ohi,nhij->nohj", out, attention).flatten(2)
 
 

@@ -18,7 +18,14 @@ gradient of a result y:
     y = v M^T              dv = dy M,  dM = sum_p dy^T v   (M: the c x c mixing matrix)
 
 M depends on q and k by three sums alone, G_ij = sum_p q_i k_j, Q_i = sum_p q_i^2 and
-K_j = sum_p k_j^2. Autograd takes dM back to dG, dQ, dK (small matrices, no pixels); from there
+K_j = sum_p k_j^2. For each head, with its columns P of the projection, its temperature tau, the
+cosines C_ij = G_ij / sqrt(Q_i K_j) and the attention A = softmax over j of tau C, it is M = P A, so
+
+    dP = dM A^T      dA = P^T dM      dS_ij = A_ij (dA_ij - sum_j dA_ij A_ij),  S = tau C
+    dtau = sum_ij dS_ij C_ij          dG_ij = tau dS_ij / sqrt(Q_i K_j)
+    dQ_i = -tau sum_j dS_ij C_ij / 2 Q_i           dK_j = -tau sum_i dS_ij C_ij / 2 K_j
+
+(small matrices, no pixels; a Q or K below the smallest norm counts as a constant), and from there
 
     dq_i = sum_j dG_ij k_j + 2 dQ_i q_i        dk_j = sum_i dG_ij q_i + 2 dK_j k_j
 
@@ -43,7 +50,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from c2fdft_cli.core.attention import Attention, PixelSums, mixing_matrix
+from c2fdft_cli.core.attention import (
+    SMALLEST_NORM,
+    Attention,
+    PixelSums,
+    Similarity,
+    projected,
+    similarity,
+)
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import Conv1x1
 from c2fdft_cli.core.precision import full_precision
@@ -244,22 +258,27 @@ class _Attend(torch.autograd.Function):
         # products whose result is to be float32.
         with full_precision(qkv):
             sums = (sums_in_pieces if one_product else sums_of_pixels)(q, k, len(temperature))
-            mixing = mixing_matrix(sums, temperature, project_out).to(qkv.dtype)
+            alike = similarity(sums, temperature)
+            mixing = projected(alike.attention, project_out).to(qkv.dtype)
             out = torch.bmm(v.flatten(1, 2), mixing.transpose(1, 2)).view_as(v)
-        ctx.save_for_backward(qkv, mixing, *sums, temperature, project_out)
+        ctx.save_for_backward(qkv, mixing, temperature, project_out, *alike)
         return residual + (out if bias is None else out + bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, mixing, *kept = ctx.saved_tensors  # read once: a level computed again gives them once
+        # read once: a level computed again gives them once
+        qkv, mixing, temperature, project_out, *alike = ctx.saved_tensors
         inner, flat = grad.to(qkv.dtype).flatten(1, 2), qkv.flatten(1, 2)
         v = flat.chunk(3, dim=-1)[2]
-        if ctx.one_product:
-            dmixing = gram_in_pieces(inner, v)
-        else:
-            dmixing = torch.bmm(inner.transpose(1, 2), v).float()
-        d, dtemperature, dproject = _back_through_mixing(dmixing, *kept)
+        with full_precision(qkv):  # a caller may go back under its autocast, too
+            if ctx.one_product:
+                dmixing = gram_in_pieces(inner, v)
+            else:
+                dmixing = torch.bmm(inner.transpose(1, 2), v).float()
+            d, dtemperature, dproject = _back_through_mixing(
+                dmixing, Similarity(*alike), temperature, project_out
+            )
         # Slices of one tensor, as the depth-wise convolution's backward wants it: three separate
         # gradients would have to be put together by one more copy of all of them.
         dqkv = torch.empty_like(flat)
@@ -269,16 +288,29 @@ class _Attend(torch.autograd.Function):
         return dqkv.view_as(qkv), grad, dtemperature, dproject, dbias, None
 
 
-def _back_through_mixing(dmixing: Tensor, *kept: Tensor) -> tuple[PixelSums, Tensor, Tensor]:
-    """Gradients of the sums, the temperature and the projection, which are kept in this order."""
-    # The c x c matrices are computed a second time. A graph of the forward pass could be kept only
-    # beside `save_for_backward`, out of sight of `torch.utils.checkpoint`, which drops and restores
-    # what is saved by it.
-    with torch.enable_grad():  # the matrices are small: autograd may do this part
-        leaves = [each.detach().requires_grad_() for each in kept]
-        matrix = mixing_matrix(PixelSums(*leaves[:3]), *leaves[3:])
-    *d, dtemperature, dproject = torch.autograd.grad(matrix, leaves, dmixing)
-    return PixelSums(*d), dtemperature, dproject
+def _back_through_mixing(
+    dmixing: Tensor, alike: Similarity, temperature: Tensor, project_out: Tensor
+) -> tuple[PixelSums, Tensor, Tensor]:
+    """Gradients of the sums, the temperature and the projection by that of the mixing matrix."""
+    cosine, attention, q_norm, k_norm = alike
+    out = project_out.float().view(-1, *attention.shape[1:3])
+    dmixing = dmixing.view(len(dmixing), -1, *attention.shape[1:3])
+    dproject = torch.einsum("nohj,nhij->ohi", dmixing, attention).flatten(1)
+    dattention = torch.einsum("ohi,nohj->nhij", out, dmixing)
+    dscores = torch.ops.aten._softmax_backward_data(dattention, attention, -1, torch.float32)
+    turned, tau = dscores * cosine, temperature.float()
+    d = PixelSums(
+        dscores * tau / (q_norm[..., :, None] * k_norm[..., None, :]),
+        _square_grad(turned.sum(-1) * tau[..., 0], q_norm),
+        _square_grad(turned.sum(-2) * tau[..., 0], k_norm),
+    )
+    dtemperature = turned.sum((0, 2, 3)).view_as(tau)
+    return d, dtemperature.to(temperature.dtype), dproject.to(project_out.dtype)
+
+
+def _square_grad(turned: Tensor, norm: Tensor) -> Tensor:
+    """`-turned / 2 norm^2`, and zero where the norm was raised to the smallest one."""
+    return torch.where(norm > SMALLEST_NORM, turned / (-2 * norm.square()), 0.0)
 
 
 def _sums_grad(d: PixelSums, dtype: torch.dtype) -> Tensor:
