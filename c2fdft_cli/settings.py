@@ -7,8 +7,12 @@ values of whoever makes the dataclass, a command or a program, to the same limit
 
 from __future__ import annotations
 
+import functools
+import types
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 from c2fdft_cli.errors import UsageError
@@ -88,15 +92,20 @@ def option_name(one: Field[Any]) -> str:
 
 
 def check_settings(options: Any) -> None:
-    """Hold each field of a dataclass to its limits and choices; None is always allowed.
+    """Hold each field of a dataclass to its type, limits and choices; None is always allowed.
 
     Raises:
         UsageError: the first that is outside, by the name of its option.
     """
+    hints = _hints(type(options))
     for one in fields(options):
         stated, value = setting_of(one), getattr(options, one.name)
         if stated is None or value is None:
             continue
+        # The command line makes values of the right types; a program may hand over any.
+        if not _is_of(value, hints[one.name]):
+            words = _in_words(hints[one.name])
+            raise UsageError(f"{option_name(one)} must be {words}, got {value!r}")
         if stated.choices:
             check_choice(option_name(one), value, stated.choices)
         if stated.range is not None:
@@ -104,6 +113,49 @@ def check_settings(options: Any) -> None:
             # Written this way round, NaN is outside of every range.
             if not low <= value <= (float("inf") if stated.high is None else stated.high):
                 raise UsageError(f"{option_name(one)} must be {stated.range}, got {value}")
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+_TYPES: dict[Any, tuple[type, str]] = {
+    int: (Integral, "whole number"),
+    float: (Real, "number"),
+    str: (str, "text"),
+}
+"""What may stand for a type, NumPy's numbers included, and its name in a sentence."""
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Whether a value is of a field's type; a bool is no number."""
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_of(value, one) for one in of)
+    if origin is typing.Literal:
+        return value in of
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        of = of[:1] * len(value) if of[-1] is Ellipsis else of
+        return len(of) == len(value) and all(map(_is_of, value, of))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, _TYPES[hint][0] if hint in _TYPES else hint)
+
+
+def _in_words(hint: Any) -> str:
+    """A type as the end of "must be ..."."""
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_in_words(one) for one in of if one is not types.NoneType)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, of))
+    if origin is tuple:
+        inner = "tuple" if typing.get_origin(of[0]) else _in_words(of[0]).removeprefix("a ")
+        return f"a tuple of {inner}s"
+    return f"a {_TYPES[hint][1] if hint in _TYPES else hint.__name__}"
 
 
 def numbers(option: str, example: str) -> Callable[[str], tuple[int, ...]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -31,6 +32,8 @@ class Wishes:
     )
     keep: bool = setting(True, "Keep nothing.", option="--no-keep")
     loud: bool = setting(False, "Be loud.")
+    rate: float = setting(0.5, "Rate.", low=0)
+    to: Path | int | None = setting(None, "Folder or number.", parse=Path)
     hidden: int = 7
 
     def __post_init__(self) -> None:
@@ -74,7 +77,7 @@ def test_each_option_reaches_its_field() -> None:
     [
         ({"quality": 0}, "--quality must be 1 to 100, got 0"),
         ({"quality": 101}, "--quality must be 1 to 100, got 101"),
-        ({"quality": float("nan")}, "--quality must be 1 to 100, got nan"),
+        ({"rate": float("nan")}, "--rate must be at least 0, got nan"),
         ({"shape": "rund"}, "--shape must be round or square, got 'rund'"),
     ],
 )
@@ -104,3 +107,33 @@ def test_names_of_options() -> None:
     assert option_name(by_name["quality"]) == "--quality"
     assert option_name(by_name["pairs"]) == "--more"
     assert setting_of(by_name["hidden"]) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"quality": "90"}, "--quality must be a whole number, got '90'"),
+        ({"quality": 90.0}, "--quality must be a whole number, got 90.0"),
+        ({"quality": True}, "--quality must be a whole number, got True"),
+        ({"rate": "fast"}, "--rate must be a number, got 'fast'"),
+        ({"shape": 4}, "--shape must be a text, got 4"),
+        ({"loud": 1}, "--loud must be a bool, got 1"),
+        ({"to": "there"}, "--to must be a Path or a whole number, got 'there'"),
+        ({"pair": [1, 2]}, "--pair must be a tuple of whole numbers, got [1, 2]"),
+        ({"pair": (1, 2, 3)}, "--pair must be a tuple of whole numbers, got (1, 2, 3)"),
+        ({"pair": (1, 2.5)}, "--pair must be a tuple of whole numbers, got (1, 2.5)"),
+        ({"pairs": ((1, 2), 3)}, "--more must be a tuple of tuples, got ((1, 2), 3)"),
+    ],
+)
+def test_a_program_is_told_of_values_of_other_types(values, what):
+    with pytest.raises(UsageError) as error:
+        Wishes(Path("here"), **values)
+    assert str(error.value).startswith(what)
+
+
+def test_numbers_of_numpy_are_numbers():
+    wishes = Wishes(
+        Path("here"), quality=np.int64(7), rate=np.float32(0.5), pair=(np.int32(1), np.uint8(2))
+    )
+    assert wishes.quality == 7
+    assert Wishes(Path("here"), rate=1).rate == 1

@@ -92,6 +92,8 @@ def _of_tensor(image: Tensor) -> Unpacked:
 
 
 def _of_array(image: npt.NDArray[Any]) -> Unpacked:
+    # Files of the other byte order, a Mac's 16-bit TIFF, are read as arrays of it.
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)
     grey, depth = image.ndim == 2, _DEPTHS.get(image.dtype)
     if not (grey or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
         raise UsageError(f"an array must be [h, w, 3] or [h, w], got {list(image.shape)}")

@@ -20,9 +20,10 @@ from c2fdft_cli.engine.train.job import train as train_job
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.choose import find_weights
-from c2fdft_cli.errors import CheckpointError, DataError
+from c2fdft_cli.errors import CheckpointError, DataError, UsageError
 from c2fdft_cli.execution.distributed import destroy_process_group
 from c2fdft_cli.metrics.protocols import PROTOCOLS
+from c2fdft_cli.vocabulary import check_choice
 
 
 def evaluate(
@@ -31,7 +32,7 @@ def evaluate(
     *,
     protocol: str | None = None,
     border: int = 0,
-    metrics: Sequence[str] = (),
+    metrics: str | Sequence[str] = (),
     degraded: str | Path | None = None,
 ) -> EvalResult:
     """Score restored images against their targets, as `c2fdft eval` does.
@@ -40,20 +41,29 @@ def evaluate(
         restored, target: two folders or files, paired by name; or two images, or lists of as many.
         protocol: of PSNR and SSIM, such as "derain"; None for "rgb".
         border: pixels to skip on each side.
-        metrics: further ones, such as "lpips"; "all" is every one that needs no download.
+        metrics: a further one, such as "lpips", or several; "all" is every one that needs no
+            download.
         degraded: folder of the inputs, to score them too; for folders.
 
     Returns:
         The records (`rows`), their means (`psnr` in dB, `ssim`), and what was not paired.
 
     Raises:
-        UsageError: a name that is not known, or not an image.
+        UsageError: a name that is not known, not an image, or what does not go together.
         DataError: nothing to score, sizes that differ, or a file that cannot be read.
     """
-    options = EvalOptions(protocol, border, find_metrics(",".join(metrics)) if metrics else {})
+    names = metrics if isinstance(metrics, str) else ",".join(metrics)
+    options = EvalOptions(protocol, border, find_metrics(names) if names else {})
+    paths = [isinstance(one, str | Path) for one in (restored, target)]
+    if any(paths) and not all(paths):
+        raise UsageError("restored and target must both be paths, or both images")
     if isinstance(restored, str | Path) and isinstance(target, str | Path):
         beside = None if degraded is None else Path(degraded)
         return evaluate_files(Path(restored), Path(target), options, beside).run()
+    if degraded is not None:
+        raise UsageError(
+            "degraded works with folders only", hint="score the inputs by a second call"
+        )
     return _evaluate_images(as_list(restored), as_list(target), options)  # type: ignore[arg-type]
 
 
@@ -68,6 +78,8 @@ def _evaluate_images(
     )
     if len(ours) != len(theirs):
         raise DataError(f"there are {len(ours)} restored images and {len(theirs)} targets")
+    if not ours:
+        raise DataError("there are no images to score")
     rows: list[Scored] = []
     for i, pair in enumerate(zip(ours, theirs, strict=True)):
         a, b = pair if protocol.unrounded else (one.round() for one in pair)
@@ -135,6 +147,7 @@ def train(
         RecipeError, UsageError, DataError, CheckpointError, ResourceError: as the commands.
         Interrupted: stopped by a signal or the time limit; the state is saved.
     """
+    check_choice("stage", stage, ("coarse", "fine"))
     if stage == "fine" and init is None and not resume:
         raise CheckpointError(
             "the fine stage needs weights to start from", hint="give init=, the coarse checkpoint"

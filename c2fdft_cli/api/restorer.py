@@ -81,7 +81,7 @@ def load(
     Args:
         weights: a packaged name such as "derain", or a checkpoint file, an official one included;
             None for the best packaged weights of `task`, or those trained for `steps`.
-        task: "derain" or "denoise", instead of weights.
+        task: "derain", "denoise" or "deblur", instead of weights.
         device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda" or "mps".
         precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         steps: sampling steps; None for the checkpoint's own timesteps.

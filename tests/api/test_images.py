@@ -52,3 +52,15 @@ def test_pil_images_keep_mode_alpha_and_what_they_carry(mode):
 def test_one_image_is_a_list_of_one():
     assert as_list(IMAGES[0]) == [IMAGES[0]]
     assert as_list((IMAGES[0], IMAGES[1])) == [IMAGES[0], IMAGES[1]]
+
+
+@pytest.mark.parametrize("kind", [">u2", ">f4"])
+def test_arrays_of_the_other_byte_order_are_read_and_come_back_native(kind):
+    """As libraries read a 16-bit TIFF of a Mac."""
+    values = random_picture(5, 7, depth=16).pixels
+    native = values if kind == ">u2" else (values / 65535).astype(np.float32)
+    apart = unpack(native.astype(kind))
+    assert torch.equal(apart.lq, unpack(native).lq)
+    back = apart.pack(apart.lq)
+    assert back.dtype == native.dtype
+    assert np.allclose(back, native, rtol=0, atol=1e-6)

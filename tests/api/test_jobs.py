@@ -60,12 +60,19 @@ def test_what_cannot_be_scored_is_an_error(tmp_path):
         c2fdft.evaluate(a[:8], a[:8])
     with pytest.raises(c2fdft.UsageError, match="protocol"):
         c2fdft.evaluate(a, a, protocol="best")
-    with pytest.raises(c2fdft.UsageError, match="no such metric"):
-        c2fdft.evaluate(a, a, metrics=["best"])
+    for metrics in (["best"], "best"):
+        with pytest.raises(c2fdft.UsageError, match="--metrics best: no such metric"):
+            c2fdft.evaluate(a, a, metrics=metrics)
     with pytest.raises(c2fdft.DataError):
         c2fdft.evaluate(tmp_path / "nowhere", tmp_path / "neither")
-    with pytest.raises(c2fdft.UsageError, match="must be a NumPy array"):
+    with pytest.raises(c2fdft.UsageError, match="both be paths, or both images"):
         c2fdft.evaluate(a, tmp_path)
+    with pytest.raises(c2fdft.UsageError, match="must be a NumPy array"):
+        c2fdft.evaluate(a, 7)
+    with pytest.raises(c2fdft.DataError, match="no images to score"):
+        c2fdft.evaluate([], [])
+    with pytest.raises(c2fdft.UsageError, match="degraded works with folders only"):
+        c2fdft.evaluate(a, a, degraded=tmp_path)
 
 
 @pytest.mark.acceptance
@@ -116,6 +123,8 @@ def test_overrides_may_be_a_mapping(shard_folder, tmp_path):
 def test_errors_are_the_programs(shard_folder, tmp_path):
     with pytest.raises(c2fdft.CheckpointError, match="needs weights to start from"):
         c2fdft.train("fine", data=shard_folder)
+    with pytest.raises(c2fdft.UsageError, match="stage must be coarse or fine, got 'medium'"):
+        c2fdft.train("medium", data=shard_folder)
     with pytest.raises(c2fdft.RecipeError, match="--recipe is missing"):
         c2fdft.train("coarse", data=shard_folder)
     with pytest.raises(c2fdft.RecipeError):

@@ -243,6 +243,28 @@ def test_packaged_names_steps_and_their_errors(weights, tmp_path):
     with pytest.raises(c2fdft.UsageError, match="--device must be"):
         c2fdft.load(weights, device="gpu")
     assert c2fdft.load(weights, steps=2).grid == [999, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"grid": [1, 500]}, "--grid must be descending timesteps such as 999,500, got 1,500"),
+        ({"grid": []}, "--grid must be descending"),
+        ({"grid": [500.5]}, "--grid must be a tuple of whole numbers"),
+        ({"steps": "4"}, "--steps must be a whole number, got '4'"),
+        ({"seed": 1.5}, "--seed must be a whole number"),
+        ({"max_memory": -3}, "--max-memory must be at least 1 byte, got -3"),
+        ({"max_memory": 1.5}, "--max-memory must be a whole number"),
+        ({"tile": 64.0}, "--tile must be a whole number"),
+    ],
+)
+def test_settings_of_a_program_are_held_to_the_options_limits(weights, settings, says):
+    with pytest.raises(c2fdft.UsageError) as error:
+        c2fdft.load(weights, **settings)
+    assert str(error.value).startswith(says)
+
+
+def test_a_restorer_says_what_it_is(weights):
     assert repr(c2fdft.load(weights, device="cpu", precision="fp32")).startswith("<Restorer w.pt")
 
 

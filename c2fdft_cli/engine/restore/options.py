@@ -42,11 +42,8 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_grid(text: str) -> tuple[int, ...]:
-    """Timesteps out of "999,500"; UsageError when they are not descending integers."""
-    times = parse_numbers("--grid", text, "999,500")
-    if any(a <= b for a, b in pairwise(times)):
-        raise UsageError(f"--grid must be descending timesteps such as 999,500, got {text}")
-    return tuple(times)
+    """Timesteps out of "999,500"; UsageError when they are not whole numbers."""
+    return tuple(parse_numbers("--grid", text, "999,500"))
 
 
 def parse_size(text: str) -> int:
@@ -110,6 +107,9 @@ class Sampling:
         check_settings(self)
         if self.spacing is not None and self.steps is None:
             raise UsageError("--spacing works only together with --steps")
+        if self.grid is not None and (not self.grid or any(a <= b for a, b in pairwise(self.grid))):
+            given = ",".join(map(str, self.grid))
+            raise UsageError(f"--grid must be descending timesteps such as 999,500, got {given}")
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ class Machine:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.max_memory is not None and self.max_memory < 1:
+            raise UsageError(f"--max-memory must be at least 1 byte, got {self.max_memory}")
         if self.tile is not None and (self.tile < MIN_TILE or self.tile % 8):
             what = f"--tile must be a multiple of 8 and at least {MIN_TILE}, got {self.tile}"
             raise UsageError(what)

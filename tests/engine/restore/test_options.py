@@ -74,9 +74,15 @@ def test_one_sample_has_no_deviation() -> None:
 
 def test_parse_grid() -> None:
     assert parse_grid("999, 500") == (999, 500)
-    for text in ("", "a", "1,2", "5,5", "9.5", "-1"):
+    for text in ("", "a", "9.5", "-1"):
         with pytest.raises(UsageError, match="--grid must be"):
             parse_grid(text)
+
+
+@pytest.mark.parametrize("grid", [(), (1, 2), (5, 5)])
+def test_timesteps_descend(grid: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="--grid must be descending timesteps such as 999,500"):
+        Sampling(grid=grid)
 
 
 @pytest.mark.parametrize(
