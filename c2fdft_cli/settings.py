@@ -7,7 +7,6 @@ values of whoever makes the dataclass, a command or a program, to the same limit
 
 from __future__ import annotations
 
-import functools
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -97,7 +96,7 @@ def check_settings(options: Any) -> None:
     Raises:
         UsageError: the first that is outside, by the name of its option.
     """
-    hints = _hints(type(options))
+    hints = typing.get_type_hints(type(options))
     for one in fields(options):
         stated, value = setting_of(one), getattr(options, one.name)
         if stated is None or value is None:
@@ -113,11 +112,6 @@ def check_settings(options: Any) -> None:
             # Written this way round, NaN is outside of every range.
             if not low <= value <= (float("inf") if stated.high is None else stated.high):
                 raise UsageError(f"{option_name(one)} must be {stated.range}, got {value}")
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
 
 
 _TYPES: dict[Any, tuple[type, str]] = {
