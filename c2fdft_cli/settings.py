@@ -160,7 +160,11 @@ def numbers(option: str, example: str) -> Callable[[str], tuple[int, ...]]:
 MACHINE = "Machine"
 """Heading of the options that say what is computed on."""
 
-DEVICE = Setting("Device to compute on.", choices=DEVICES, panel=MACHINE)
+DEVICE = Setting(
+    "Device to compute on; cuda:N is GPU number N.",
+    metavar="|".join((*DEVICES, "cuda:N")),
+    panel=MACHINE,
+)
 PRECISION = Setting("Floating-point type; auto is bf16 where the hardware has it.",
                     choices=PRECISIONS, panel=MACHINE)  # fmt: skip
 SEED = Setting("Seed of all random numbers.", low=0, metavar="N")

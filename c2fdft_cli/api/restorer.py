@@ -82,7 +82,7 @@ def load(
         weights: a packaged name such as "derain", or a checkpoint file, an official one included;
             None for the best packaged weights of `task`, or those trained for `steps`.
         task: "derain", "denoise" or "deblur", instead of weights.
-        device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda" or "mps".
+        device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:1" or "mps".
         precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         steps: sampling steps; None for the checkpoint's own timesteps.
         grid: descending timesteps, instead of `steps`.
@@ -274,7 +274,8 @@ class Restorer:
             by_size[tuple(frame.shape)].append(i)
         restored: list[Tensor] = list(frames)
         deviation: list[Tensor | None] = [None] * len(frames)
-        with self._lock:
+        # The thread that calls may have another GPU as its current one.
+        with self._lock, self._runtime.on_device():
             executor = self._executor(samples)
             for (_, height, width), members in by_size.items():
                 size = executor.batch_size(height, width)

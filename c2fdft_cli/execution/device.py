@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ PRECISIONS = {
 }
 """What tensors and matrix products are in; "tf32" is float32 whose products a GPU takes with
 operands rounded to 10 bits of mantissa."""
+
+_NUMBERED = re.compile(r"cuda:(\d{1,3})", re.ASCII)
 
 GPU_ONLY = ("tf32", "fp16")
 """Precisions that a CPU does not compute in."""
@@ -75,6 +78,10 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def on_device(self) -> AbstractContextManager[object]:
+        """The device as the calling thread's current one: Triton and CUDA graphs launch there."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     def peak_memory(self) -> int:
         """Peak bytes: of the device's allocator, or of the process on a CPU."""
         if self.device.type == "cuda":
@@ -87,7 +94,8 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
 
     Args:
         device: "auto" (CUDA where the installed torch has kernels for the card, else MPS, else
-            CPU) or one of `DEVICES`.
+            CPU), one of `DEVICES`, or "cuda:N", the GPU of number N. Of several processes on
+            "cuda" each takes the GPU of its own number.
         precision: "auto" (bf16 where the device has it, else fp16 on CUDA, else fp32) or one of
             `PRECISIONS`.
 
@@ -139,7 +147,8 @@ def _prepare_cuda(device: torch.device, precision: str) -> tuple[str, str | None
 
 def _resolve_device(name: str) -> tuple[torch.device, str | None]:
     """The device, and why it is not the GPU that there is."""
-    check_choice("--device", name, DEVICES)
+    numbered = _NUMBERED.fullmatch(name)
+    name = "cuda" if numbered else check_choice("--device", name, DEVICES)
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "cuda" and not has_cuda:
         raise ResourceError(
@@ -148,7 +157,7 @@ def _resolve_device(name: str) -> tuple[torch.device, str | None]:
     if name == "mps" and not has_mps:
         raise ResourceError("this machine has no MPS device", hint="use --device cpu")
     if name == "cuda" or (name == "auto" and has_cuda):
-        index = _own_gpu()
+        index = _numbered_gpu(int(numbered[1])) if numbered else _own_gpu()
         reason = unusable_gpu(index)
         if reason is None:
             return torch.device("cuda", index), None
@@ -159,6 +168,20 @@ def _resolve_device(name: str) -> tuple[torch.device, str | None]:
     if name == "auto":
         name = "mps" if has_mps else "cpu"
     return torch.device(name), None
+
+
+def _numbered_gpu(index: int) -> int:
+    """The number, where this process may take that GPU."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"--device cuda:{index} is for one process",
+            hint="use --device cuda: each process takes the GPU of its own number",
+        )
+    there = torch.cuda.device_count()
+    if index >= there:
+        numbers = "cuda:0" if there == 1 else f"cuda:0 to cuda:{there - 1}"
+        raise ResourceError(f"there is no GPU {index}", hint=f"this machine has {numbers}")
+    return index
 
 
 def _own_gpu() -> int:

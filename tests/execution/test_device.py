@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.execution import device as device_module
 from c2fdft_cli.execution.device import Runtime, make_runtime
+from tests.kit.gpu import pretend_gpu
 
 
 def test_cpu_and_precisions():
@@ -23,6 +25,9 @@ def test_cpu_and_precisions():
     ("device", "precision", "kind", "words"),
     [
         ("gpu", "auto", UsageError, "--device must be"),
+        ("cuda:", "auto", UsageError, "--device must be"),
+        ("cuda:-1", "auto", UsageError, "--device must be"),
+        ("cpu:0", "auto", UsageError, "--device must be"),
         ("cpu", "fp8", UsageError, "--precision must be one of"),
         ("cpu", "fp16", UsageError, "needs a GPU"),
     ],
@@ -37,6 +42,33 @@ def test_cuda_without_a_gpu():
     with pytest.raises(ResourceError, match="no CUDA device") as caught:
         make_runtime("cuda")
     assert caught.value.exit_code == 5
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two that are not there; the numbers of those that became the current one."""
+    current = []
+    pretend_gpu(monkeypatch, (9, 0), ["sm_90"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+def test_a_gpu_by_its_number(two_gpus, monkeypatch):
+    monkeypatch.setattr(device_module, "set_tf32", lambda allowed: None)
+    assert make_runtime("cuda:1", "fp32").device == torch.device("cuda", 1)
+    assert make_runtime("cuda", "fp32").device == torch.device("cuda", 0)
+    assert two_gpus == [1, 0]
+
+
+def test_a_number_that_is_not_there_or_for_several_processes(two_gpus, monkeypatch):
+    with pytest.raises(ResourceError, match="there is no GPU 2") as caught:
+        make_runtime("cuda:2")
+    assert caught.value.hint == "this machine has cuda:0 to cuda:1"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--device cuda:1 is for one process"):
+        make_runtime("cuda:1")
+    assert not two_gpus
 
 
 def test_autocast_is_what_it_says():
