@@ -26,6 +26,10 @@ LENGTH_SPREAD, WIDTH_SPREAD, LEVEL_SPREAD = 0.45, 0.4, 0.7
 LENGTH_CAP, WIDTH_CAP = 3.0, 4.5
 HEAVY_TURN, HEAVY_TILT = 8.0, 15.0
 LAYER_SCATTER, LAYERED_LEVEL = 6.0, 37.0
+WHOLE_LAYERS = 0.5
+"""Share of heavy rain that is one whole layer of a bank, where it holds any."""
+STRETCH = 0.2
+"""Largest logarithm of the factors that stretch such a layer."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,12 @@ def rain_layer(
     """Sample the layer S, uint8 [h, w], from a bank's masks or, without a bank, by formula."""
     heavy = bool(rng.random() < model.heavy)
     strength = rng.uniform(*model.strength)
+    # No random number is consumed where there are no layers: earlier seeds keep their rain.
+    whole = heavy and streaks is not None and bool(streaks.layers)
+    if streaks is not None and whole and rng.random() < WHOLE_LAYERS:
+        layer = _whole_layer(rng, h, w, streaks)
     # A bank's streaks are short: every second heavy image has the long ones of Rain100H.
-    if streaks is None or (heavy and rng.random() < 0.5):
+    elif streaks is None or (heavy and rng.random() < 0.5):
         styles = heavy_styles(model, rng) if heavy else [light_style(model, rng)]
         layer = sum((render(style, rng, h, w) for style in styles), np.zeros((h, w)))
     else:
@@ -153,6 +161,15 @@ def _bank_layer(
         )
         layer += bank.sample(rng, h, w, turn=turn, across=across, along=along)
     return layer
+
+
+def _whole_layer(rng: np.random.Generator, h: int, w: int, bank: StreakBank) -> Floats:
+    """One layer as it is, or hardly rotated and stretched: few of them have to do for many."""
+    if rng.random() < 0.5:
+        return bank.sample(rng, h, w, layer=True).astype(np.float64)
+    across, along = np.exp(rng.uniform(-STRETCH, STRETCH, 2))
+    cut = bank.sample(rng, h, w, turn=HEAVY_TURN, across=across, along=along, layer=True)
+    return cut.astype(np.float64)
 
 
 def light_style(model: RainModel, rng: np.random.Generator) -> StreakStyle:

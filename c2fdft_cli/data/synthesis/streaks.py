@@ -22,14 +22,22 @@ MAX_BANK_BYTES = 512 * 2**20
 TOLERANCE = 16
 MAX_FADE = 48
 MIN_CUBIC_SHRINK = 0.7
+LAYERS = "heavy"
+"""Folder within a bank's, of whole layers of heavy rain."""
 
 
 class StreakBank:
     """Streak masks held in memory as uint8 [h, w]; safe to pickle and to share between workers.
 
     Args:
-        folder: a flat folder of PNG files, grey (or colour with equal channels) on black.
-        max_images: at most so many files, evenly spaced over the sorted names.
+        folder: a flat folder of PNG files, grey (or colour with equal channels) on black; in a
+            folder `heavy` within it whole layers of heavy rain, if there are any.
+        max_images: at most so many files of each, evenly spaced over the sorted names.
+
+    Attributes:
+        masks: one direction and scale of streaks each.
+        layers: all the streaks of a picture each, such as recipes/scripts/rain_layers.py takes from
+            pairs.
 
     Raises:
         DataError: no such folder, no PNG in it, a file that is damaged, coloured, too small or too
@@ -41,6 +49,8 @@ class StreakBank:
         if max_images < 1:
             raise ValueError(f"max_images must be at least 1, got {max_images}")
         self.masks: tuple[Grey, ...] = tuple(_load(Path(folder), max_images))
+        layers = Path(folder) / LAYERS
+        self.layers = tuple(_load(layers, max_images)) if layers.is_dir() else ()
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -54,6 +64,7 @@ class StreakBank:
         turn: float = 0.0,
         across: float = 1.0,
         along: float = 1.0,
+        layer: bool = False,
     ) -> Grey:
         """Cut one mask from a random place, perhaps rotated, stretched, flipped left to right.
 
@@ -69,11 +80,13 @@ class StreakBank:
             across: factor by which the rotated mask is stretched horizontally.
             along: factor by which it is stretched vertically. With no turn and both factors 1
                 every pixel is as it was rendered.
+            layer: one of the layers instead of a mask.
 
         Returns:
             uint8 [h, w], C-contiguous, a copy.
         """
-        mask = self.masks[rng.integers(len(self.masks))]
+        masks = self.layers if layer else self.masks
+        mask = masks[rng.integers(len(masks))]
         angle = float(rng.uniform(-turn, turn)) if turn > 0 else 0.0
         size = max(1, round(h / along)), max(1, round(w / across))
         cut = _rotated(mask, rng, *size, angle) if angle else _straight(mask, rng, *size)

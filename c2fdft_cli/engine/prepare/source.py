@@ -333,7 +333,7 @@ def _halves(image: Pixels, path: Path) -> tuple[Pixels, Pixels]:
 def _masks_digest(streaks: StreakBank) -> str:
     """Names a bank of streak masks by its content."""
     digest = hashlib.sha256()
-    for mask in streaks.masks:
+    for mask in (*streaks.masks, *streaks.layers):
         digest.update(repr(mask.shape).encode())
         digest.update(mask)
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -263,6 +264,43 @@ def test_rain_from_the_bank_scales_with_strength(bank):
         for s in (0.5, 1.0)
     ]
     assert sums[1] == pytest.approx(2 * sums[0], rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def bank_with_layers(folder, tmp_path_factory) -> StreakBank:
+    path = tmp_path_factory.mktemp("layers") / "streaks"
+    shutil.copytree(folder, path)
+    (path / "heavy").mkdir()
+    cv2.imwrite(str(path / "heavy" / "a.png"), np.full((96, 128), 200, np.uint8))
+    return StreakBank(path)
+
+
+def test_half_of_the_heavy_rain_is_a_whole_layer_of_the_bank(bank, bank_with_layers):
+    assert (len(bank_with_layers.masks), len(bank_with_layers.layers)) == (len(bank), 1)
+    heavy = RainModel(strength=(1, 1), heavy=1.0)
+    layers = [
+        rain_layer(heavy, np.random.default_rng(i), 40, 40, bank_with_layers) for i in range(60)
+    ]
+    whole = [bool((layer == 200).all()) for layer in layers]
+    assert 18 < sum(whole) < 42
+
+
+def test_layers_leave_light_rain_and_banks_without_them_as_they_were(bank, bank_with_layers):
+    light = RainModel(heavy=0.0)
+    for i in range(5):
+        a, b = (
+            rain_layer(light, np.random.default_rng(i), 40, 40, one)
+            for one in (bank, bank_with_layers)
+        )
+        np.testing.assert_array_equal(a, b)
+    assert bank.layers == ()
+
+
+def test_a_folder_of_layers_holds_some(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "streaks")
+    (tmp_path / "streaks" / "heavy").mkdir()
+    with pytest.raises(DataError, match="holds no PNG"):
+        StreakBank(tmp_path / "streaks")
 
 
 def test_streaks_do_not_go_with_noise(bank):
