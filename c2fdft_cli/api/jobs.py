@@ -13,7 +13,7 @@ from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import find_metrics
 from c2fdft_cli.engine.prepare.job import PrepareResult
 from c2fdft_cli.engine.prepare.job import prepare as prepare_job
-from c2fdft_cli.engine.prepare.options import PrepareOptions
+from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.engine.train.events import TrainEvent, TrainResult
 from c2fdft_cli.engine.train.job import train as train_job
@@ -96,22 +96,37 @@ def prepare(
     out: str | Path | None = None,
     *,
     val: int | str | Path | None = None,
+    synthesize: str | None = None,
+    synthesis: Mapping[str, object] | None = None,
+    streaks: str | Path | None = None,
+    clean_only: bool = False,
     overwrite: bool = False,
 ) -> PrepareResult:
     """Pack pairs into the shards that training reads, as `c2fdft prepare` does.
 
     Args:
-        source: a folder of pairs in any layout that the program knows.
+        source: a folder of pairs in any layout that the program knows; with `synthesize` a folder
+            of clean images.
         out: folder for the shards; None for shards/NAME of the source.
         val: how many pairs to validate on, or a folder of others; None as the command.
+        synthesize: degrade clean images by "rain", "noise" or "blur".
+        synthesis: options of the degradation, such as `{"sigma": [5, 50]}`.
+        streaks: folder of rendered rain streaks.
+        clean_only: pack the clean images alone; training degrades them.
         overwrite: replace another set in `out`.
 
     Raises:
         UsageError, DataError, ResourceError: as the command.
     """
+    if synthesize is None and (synthesis or streaks or clean_only):
+        raise UsageError("synthesis, streaks and clean_only need synthesize")
+    made = None
+    if synthesize is not None:
+        masks = None if streaks is None else Path(streaks)
+        made = Synthesis(synthesize, dict(synthesis or {}), masks, store=not clean_only)
     parts = val if val is None or isinstance(val, int) else Path(val)
     folder = None if out is None else Path(out)
-    options = PrepareOptions(Path(source), folder, val=parts, overwrite=overwrite)
+    options = PrepareOptions(Path(source), folder, val=parts, synthesize=made, overwrite=overwrite)
     return prepare_job(options).run()
 
 

@@ -101,6 +101,38 @@ def test_both_stages_train_as_by_the_command_and_print_nothing(
     assert c2fdft.load(fine.checkpoint)(image).shape == image.shape
 
 
+def test_clean_images_are_degraded_as_by_the_command(tmp_path):
+    clean = tmp_path / "clean"
+    for number in range(3):
+        save(clean / f"{number}.png", random_picture(24, 32, seed=number))
+    words = ["--synthesize", "noise", "--synth", "sigma=[20, 20]", "--clean-only", "--val", "1"]
+    done = run_command("prepare", str(clean), "--out", str(tmp_path / "a"), *words)
+    assert done.exit_code == 0, done.output
+    result = c2fdft.prepare(
+        clean, tmp_path / "b", val=1, synthesize="noise", synthesis={"sigma": [20, 20]},
+        clean_only=True,
+    )  # fmt: skip
+    assert (result.train, result.val, result.task) == (2, 1, "denoise")
+    for shard in result.shards:
+        assert shard.read_bytes() == (tmp_path / "a" / shard.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"clean_only": True}, "need synthesize"),
+        ({"streaks": "streaks"}, "need synthesize"),
+        ({"synthesize": "snow"}, "no degradation 'snow'"),
+        ({"synthesize": "noise", "synthesis": {"sigm": 3}}, "unknown key sigm; did you mean sigma"),
+    ],
+)
+def test_degradations_that_cannot_be(tmp_path, settings, says):
+    save(tmp_path / "clean" / "a.png", random_picture(24, 32))
+    with pytest.raises(c2fdft.UsageError, match=says):
+        c2fdft.prepare(tmp_path / "clean", tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_overrides_may_be_a_mapping(shard_folder, tmp_path):
     overrides = {
         "network.dim": 8,
