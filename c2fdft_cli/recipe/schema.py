@@ -38,7 +38,9 @@ from c2fdft_cli.vocabulary import (
 
 MAX_DIM = 1024
 MAX_BLOCKS = 64
-"""Limits that keep a hostile file from asking for a network that never ends."""
+MAX_FFN_FACTOR = 1024
+MAX_TIMESTEPS = 1_000_000
+"""Limits that keep a hostile file from asking for a network or a schedule that never ends."""
 
 # Halved four times for the five scales, it leaves one pixel.
 MIN_MS_SSIM_PATCH = 16
@@ -91,7 +93,7 @@ class Network(Section):
     dim: Annotated[int, Field(ge=4, le=MAX_DIM, multiple_of=2), NotBool] = 48
     blocks: Levels = field(default_factory=lambda: [4, 6, 6, 8])
     heads: Levels = field(default_factory=lambda: [1, 2, 4, 8])
-    ffn_factor: Positive = 4.0
+    ffn_factor: Annotated[float, Field(gt=0, le=MAX_FFN_FACTOR), NotBool] = 4.0
     bias: bool = False
     norm: Norm = "with_bias"
     dual_pixel: bool = False
@@ -127,7 +129,7 @@ class Diffusion(Section):
     """
 
     schedule: Schedule = "linear"
-    timesteps: Annotated[int, Field(ge=2), NotBool] = 1000
+    timesteps: Annotated[int, Field(ge=2, le=MAX_TIMESTEPS), NotBool] = 1000
     beta_start: Annotated[float, Field(gt=0, lt=1), NotBool] = 1e-4
     beta_end: Annotated[float, Field(gt=0, lt=1), NotBool] = 0.02
 

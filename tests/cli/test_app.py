@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import torch
 
 from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
+from c2fdft_cli.recipe.schema import Network
 from tests.kit.command import refused, run
 from tests.kit.formula import picture
 from tests.kit.training import MINI
@@ -263,6 +267,18 @@ def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
     refused("prepare", pairs, "--out", blocker / "s", code=5, says=str(blocker))
     refused("train-coarse", "--recipe", "tiny", "--data", shard_folder, "--device", "cpu",
             "--out", blocker / "run", *MINI, code=5, says=str(blocker))  # fmt: skip
+
+
+def test_info_of_a_score_that_json_has_no_number_for(tmp_path):
+    """An exact restoration at a training's validation has an infinite PSNR."""
+    network = Network(dim=8, blocks=[1, 1, 1, 1])
+    state = make_network(network).state_dict()
+    metrics = {"psnr": math.inf, "ssim": 1.0, "sweep": {"rows": [math.nan]}}
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, state, state, Meta(network, stage="coarse", metrics=metrics))
+    said = json.loads(run("info", path, "--json").stdout)["metrics"]
+    assert said == {"psnr": None, "ssim": 1.0, "sweep": {"rows": [None]}}
+    assert "psnr inf" in run("info", path).stdout
 
 
 def test_info_of_nothing(tmp_path):

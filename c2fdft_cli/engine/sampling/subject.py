@@ -6,16 +6,20 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import ShardPairs, open_validation
 from c2fdft_cli.engine.sampling.scoring import find_protocol
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
+from c2fdft_cli.engine.weights.identify import not_a_checkpoint
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
 from c2fdft_cli.recipe.schema import Recipe
+from c2fdft_cli.validation import NotBool, validate
 
 
 @dataclass(frozen=True)
@@ -105,15 +109,32 @@ def _own_data(checkpoint: Checkpoint) -> Path:
     return Path(checkpoint.meta.data)
 
 
+@dataclass(frozen=True)
+class _Swept:
+    """What of `metrics.sweep` is read again."""
+
+    trained_grid: list[Annotated[int, NotBool]] | None
+
+
 def trained_grid(checkpoint: Checkpoint) -> list[int] | None:
-    """The timesteps that fine weights were trained on: a sweep may have stored others since."""
+    """The timesteps that fine weights were trained on: a sweep may have stored others since.
+
+    Raises:
+        CheckpointError: what the sweep stored are no timesteps.
+    """
     meta = checkpoint.meta
     if meta.stage != "fine":
         return None
     remembered = meta.metrics.get("sweep")
     if meta.grid_from == "sweep" and isinstance(remembered, dict):
-        trained = remembered.get("trained_grid")
-        return [int(t) for t in trained] if isinstance(trained, list) else None
+        values = {"trained_grid": remembered.get("trained_grid")}
+        try:
+            trained = validate(_Swept, values).trained_grid
+            return None if trained is None else check_grid(trained, meta.diffusion.timesteps)
+        except ValueError as error:
+            raise not_a_checkpoint(
+                checkpoint.path, f"its metadata cannot be used: metrics.sweep: {error}"
+            ) from error
     return meta.grid
 
 

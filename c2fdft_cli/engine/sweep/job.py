@@ -126,9 +126,9 @@ class Sweep:
 
     def _degradation(self) -> dict[str, Any] | None:
         """What makes the degraded side of clean-only shards."""
-        recipe = self.subject.checkpoint.meta.recipe
-        if self.pairs.shards.has_lq or recipe is None:
+        if self.pairs.shards.has_lq or self.subject.checkpoint.meta.recipe is None:
             return None
+        recipe = self.subject.recipe.to_dict()
         wanted = {key: recipe["data"].get(key) for key in ("synthesize", "synthesis", "streaks")}
         return {**wanted, "seed": recipe["train"]["seed"]}
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import ConfigDict, StrictFloat, StrictInt, StrictStr
 
 from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.engine.sweep.options import Timesteps
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import atomic_write_text
+from c2fdft_cli.validation import adapter
 
 FORMAT = "c2fdft-sweep"
 FORMAT_VERSION = 1
@@ -48,7 +52,7 @@ class SweepLog:
         hint = "use --overwrite, or --out for another folder"
         try:
             settings, scores = _read(self.path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if overwrite:
                 return
             raise DataError("not a sweep of this program", where=self.path, hint=hint) from error
@@ -70,7 +74,7 @@ class SweepLog:
             "format_version": FORMAT_VERSION,
             "settings": self.settings,
             **document,
-            "trials": [_as_json(trial, scored) for trial, scored in self.scores.items()],
+            "trials": [vars(_as_row(trial, scored)) for trial, scored in self.scores.items()],
         }
         atomic_write_text(self.path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -82,16 +86,26 @@ class SweepLog:
         return {trial: self.scores[trial] for trial in trials}
 
 
-def _as_json(trial: Trial, scored: Scored) -> dict[str, Any]:
-    """A null PSNR is infinite; with a null SSIM beside it the restoration was not finite."""
-    return {
-        "name": trial.name,
-        "seed": trial.seed,
-        "grid": list(trial.timesteps),
-        "psnr": finite_or_none(scored.psnr),
-        "ssim": finite_or_none(scored.ssim),
-        "seconds": scored.seconds,
-    }
+@dataclass(frozen=True)
+class _Row:
+    """A trial in the file.
+
+    A null PSNR is infinite; with a null SSIM beside it the restoration was not finite.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
+    name: StrictStr
+    seed: StrictInt
+    grid: list[StrictInt]
+    psnr: StrictFloat | None
+    ssim: StrictFloat | None
+    seconds: StrictFloat
+
+
+def _as_row(trial: Trial, scored: Scored) -> _Row:
+    psnr, ssim = finite_or_none(scored.psnr), finite_or_none(scored.ssim)
+    return _Row(trial.name, trial.seed, list(trial.timesteps), psnr, ssim, scored.seconds)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Trial, Scored]]:
@@ -100,10 +114,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Trial, Scored]]:
     if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
         raise ValueError("another format")
     scores = {}
-    for row in content["trials"]:
-        trial = Trial(str(row["name"]), int(row["seed"]), tuple(int(t) for t in row["grid"]))
-        ssim = math.nan if row["ssim"] is None else float(row["ssim"])
+    rows: list[_Row] = adapter(list[_Row]).validate_python(content["trials"])
+    for row in rows:
+        trial = Trial(row.name, row.seed, tuple(row.grid))
+        ssim = math.nan if row.ssim is None else row.ssim
         nothing = math.nan if math.isnan(ssim) else math.inf
-        psnr = nothing if row["psnr"] is None else float(row["psnr"])
-        scores[trial] = Scored(trial.name, psnr, ssim, seconds=float(row["seconds"]))
+        psnr = nothing if row.psnr is None else row.psnr
+        scores[trial] = Scored(row.name, psnr, ssim, seconds=row.seconds)
     return dict(content["settings"]), scores

@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -39,6 +40,9 @@ COLUMNS = (
     "val_psnr",
     "val_ssim",
 )
+
+_READ = {"iteration", "loss", "val_psnr", "val_ssim"}
+"""The columns that are read again."""
 
 _BEFORE_STATE = {LOCK, "recipe.yaml", "env.json", "metrics.csv", "samples", "checkpoints"}
 """What a run makes before it has a state, the lock first: one that was killed then begins anew."""
@@ -176,7 +180,7 @@ class RunFolder:
         """The rows of metrics.csv; a last line that was cut short is left out.
 
         Raises:
-            DataError: a file with other columns.
+            DataError: a file with other columns, or none.
         """
         try:
             # what a power failure leaves of rows that were not synced may be any bytes
@@ -185,7 +189,11 @@ class RunFolder:
                 rows = list(reader)
         except FileNotFoundError:
             return []
-        if not {"iteration", "val_ssim"} <= set(reader.fieldnames or COLUMNS):
+        except csv.Error as error:
+            raise DataError(
+                f"it is no table: {error}", where=self.metrics, hint="move the file away"
+            ) from error
+        if not _READ.issubset(reader.fieldnames or COLUMNS):
             raise DataError(
                 "its first line does not name the columns of a run",
                 where=self.metrics,
@@ -195,7 +203,7 @@ class RunFolder:
             row
             for row in rows
             # DictReader has None for a column that the line does not reach, "" for an empty one
-            if (row["iteration"] or "").isdecimal() and row["val_ssim"] is not None
+            if re.fullmatch(r"\d{1,18}", row["iteration"] or "") and row["val_ssim"] is not None
         ]
 
     def keep_latest(self, keep: int) -> None:
@@ -284,9 +292,9 @@ def _is_of(folder: Path, recipe_name: str | None, stage: str) -> bool:
     """Whether a run is of this recipe and stage: by its env.json, of older runs by its name."""
     try:
         facts = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        facts = {}
-    if "stage" in facts:
+    except (OSError, ValueError, RecursionError):
+        facts = None
+    if isinstance(facts, dict) and "stage" in facts:
         return facts["stage"] == stage and recipe_name in (None, facts.get("recipe"))
     name = re.escape(recipe_name) if recipe_name else ".+"
     return re.fullmatch(rf"{name}-{stage}(-\d+)?", folder.name) is not None
@@ -317,10 +325,18 @@ def draw_curves(run: RunFolder) -> bool:
     return True
 
 
+def _number(text: str) -> float:
+    """The number in a cell; NaN, which leaves a gap, for other text that a person put there."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _plot(
     axes: Any, rows: Iterable[Mapping[str, str]], column: str, label: str, **style: Any
 ) -> None:
-    points = [(int(r["iteration"]), float(r[column])) for r in rows if r[column]]
+    points = [(int(r["iteration"]), _number(r[column])) for r in rows if r[column]]
     axes.plot([x for x, _ in points], [y for _, y in points], **style)
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)

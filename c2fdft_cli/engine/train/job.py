@@ -32,11 +32,12 @@ from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator
-from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
+from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.distributed import any_rank, barrier
 from c2fdft_cli.execution.memory import give_back_freed_memory
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop
+from c2fdft_cli.validation import validate
 
 Out = TypeVar("Out")
 CURVES_EVERY = 30.0
@@ -127,14 +128,19 @@ class _Training:
                 where=self.options.data,
                 hint="give --data as before, or start a new run with --init",
             )
-        self.stepper.load(loaded.stepper)
+        try:
+            self.stepper.load(loaded.stepper)
+            self.window = validate(_Window, loaded.window)
+        # what torch raises for an optimiser of other shapes or types, and for what is none
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            what = f"a damaged training state: {str(error).splitlines()[0]}"
+            raise CheckpointError(what, where=path) from error
         self.step = self.saved = loaded.step
         self.unscored = loaded.unscored
         same = (loaded.micro_batch, loaded.machine)
         # other micro-batches would round otherwise: with these the run stays equal to the bit
         if same == (self.recipe.train.micro_batch, machine(self.runtime)):
             self.fallbacks.micro = loaded.micro
-        self.window = _Window(**loaded.window)
         self.state.best_psnr = loaded.best_psnr
         self.state.metrics = dict(loaded.meta.metrics)
 

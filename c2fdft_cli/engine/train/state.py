@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.train.folder import RunFolder
@@ -15,6 +17,8 @@ from c2fdft_cli.engine.weights.stored import refuse_missing
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.recipe.schema import Count
+from c2fdft_cli.validation import NotBool, validate
 
 STATE_VERSION = 1
 
@@ -23,9 +27,9 @@ STATE_VERSION = 1
 class LoadedState:
     """What state.pt holds."""
 
-    step: int
+    step: Annotated[int, Field(ge=0), NotBool]
     stepper: dict[str, Any]
-    micro: dict[int, int]
+    micro: dict[Count, Count]
     micro_batch: int | str
     machine: list[object]
     precision: str
@@ -35,6 +39,9 @@ class LoadedState:
     best_psnr: float | None
     fingerprint: str
     meta: Meta
+
+
+_KEYS = frozenset(one.name for one in fields(LoadedState))
 
 
 class RunState:
@@ -171,19 +178,15 @@ def load_state(path: Path) -> LoadedState:
         )
     try:
         # what has a default came after the first version: states without it keep loading
-        return LoadedState(
-            step=int(content["step"]),
-            stepper=content["stepper"],
-            micro=dict(content["micro"]),
-            micro_batch=content.get("micro_batch", "auto"),
-            machine=list(content.get("machine", ())),
-            precision=str(content.get("precision", "auto")),
-            computed_in=content.get("computed_in"),
-            window=dict(content["window"]),
-            unscored=bool(content.get("unscored", False)),
-            best_psnr=content["best_psnr"],
-            fingerprint=str(content["fingerprint"]),
-            meta=read_meta(content["meta"], path),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"a damaged training state: {error!r}", where=path) from error
+        values = {
+            "micro_batch": "auto",
+            "machine": [],
+            "precision": "auto",
+            "computed_in": None,
+            "unscored": False,
+            **{key: content[key] for key in _KEYS & content.keys()},
+            "meta": read_meta(content.get("meta"), path),
+        }
+        return validate(LoadedState, values)
+    except ValueError as error:
+        raise CheckpointError(f"a damaged training state: {error}", where=path) from error

@@ -414,6 +414,10 @@ def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
     recipe.data.synthesize = "noise"
     path = write_weights(tmp_path / "c.pt", "coarse", tmp_path / "shards", recipe=recipe.to_dict())
     assert run(path, steps=(1,)).rows[0].trials == 1
+    # a recipe in which only what differs is stated, as a person or an earlier version may leave it
+    few = {"data": {"synthesize": "noise"}}
+    path = write_weights(tmp_path / "few.pt", "coarse", tmp_path / "shards", recipe=few)
+    assert run(path, steps=(1,), out=tmp_path / "few").rows[0].trials == 1
 
 
 # -- what goes wrong ---------------------------------------------------------------

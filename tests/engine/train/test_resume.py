@@ -106,6 +106,13 @@ def test_a_run_cannot_be_shortened_below_what_is_done(stopped):
 # --- which run -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", ["3", "null", '"stage"', "[" * 100_000, '["stage"]', "{}", "\0"])
+def test_a_run_whose_environment_was_edited_is_known_by_its_name(tmp_path, stopped, text):
+    shutil.copytree(stopped, tmp_path / "runs" / "tiny-coarse")
+    (tmp_path / "runs" / "tiny-coarse" / "env.json").write_text(text)
+    assert find_run(None, "tiny", "coarse", tmp_path / "runs").path.name == "tiny-coarse"
+
+
 def test_the_newest_interrupted_run_is_resumed(tmp_path, coarse_run, stopped):
     root = tmp_path / "runs"
     for name, source in (("tiny-coarse", stopped), ("tiny-coarse-2", coarse_run)):
@@ -238,6 +245,24 @@ def test_metrics_that_were_edited_do_not_keep_a_run_from_its_end(stopped, coarse
     assert losses(stopped) == losses(coarse_run)
 
 
+def test_words_among_the_metrics_do_not_end_a_run(stopped):
+    """They were drawn, at the end of a training."""
+    path = stopped / "metrics.csv"
+    first, row, *rows = path.read_text().splitlines()
+    cells = row.split(",")
+    cells[first.split(",").index("loss")] = "restarted here"
+    path.write_text("\n".join([first, ",".join(cells), *rows, "9" * 5000 + ",,,,,,,,,"]) + "\n")
+    result, _ = resume("coarse", stopped)
+    assert result.step == 12
+
+
+def test_metrics_that_are_no_table_are_refused(stopped):
+    path = stopped / "metrics.csv"
+    path.write_bytes(path.read_bytes() + bytes(1 << 18))  # as a power failure leaves it
+    with pytest.raises(DataError, match=r"metrics\.csv: it is no table"):
+        RunFolder(stopped).read_metrics()
+
+
 def test_metrics_without_their_columns_are_refused_and_kept(stopped):
     path = stopped / "metrics.csv"
     path.write_text(path.read_text().replace(",", ";"))
@@ -292,6 +317,33 @@ def test_there_is_a_state_at_each_moment_of_setting_it_aside(stopped, monkeypatc
     assert seen
     assert all(seen)
     assert run_folder.state.samefile(run_folder.previous_state)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": float("inf")}, {"step": True}, {"step": -1}, {"step": "x"}, {"micro": [1]},
+        {"micro": {16: 0}}, {"micro_batch": [1]}, {"machine": 3}, {"unscored": "x"},
+        {"best_psnr": "x"}, {"best_psnr": [1.0]}, {"window": 3}, {"window": {"loss": "x"}},
+        {"stepper": []}, {"stepper": {}}, {"stepper": {"params": 3}},
+        {"meta": 3}, {"fingerprint": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_state_that_was_edited_is_refused_by_a_sentence(stopped, changes):
+    content = load_tensors(stopped / "state.pt")
+    save_tensors(stopped / "state.pt", {**content, **changes})
+    with pytest.raises(CheckpointError, match=r"state\.pt: "):
+        resume("coarse", stopped)
+
+
+@pytest.mark.parametrize("key", ["param_groups", "state"])
+def test_an_optimiser_that_does_not_fit_is_refused_by_a_sentence(stopped, key):
+    content = load_tensors(stopped / "state.pt")
+    content["stepper"]["optimizer"][key] = []
+    save_tensors(stopped / "state.pt", content)
+    with pytest.raises(CheckpointError, match=r"state\.pt: a damaged training state"):
+        resume("coarse", stopped)
 
 
 def test_two_damaged_states_are_an_error(stopped):

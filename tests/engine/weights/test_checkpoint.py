@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
+    Checkpoint,
     Meta,
     infer_network,
     load_checkpoint,
     plain,
+    read_meta,
     save_checkpoint,
 )
-from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.errors import CheckpointError, RecipeError
+from c2fdft_cli.recipe.files import load_recipe
 from c2fdft_cli.recipe.schema import Network
+from tests.kit.documents import odd_documents
 from tests.kit.formula import relative, wave
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
@@ -183,6 +188,34 @@ def test_meta_that_cannot_be(saved, meta, words):
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
     assert words in str(caught.value)
+
+
+def test_edited_metadata_are_read_or_refused_by_a_sentence():
+    """What is read can be used: recipe, network, noise schedule, timesteps."""
+    recipe = load_recipe("tiny").to_dict()
+    meta = Meta(SMALL, stage="fine", grid=[999, 500], recipe=recipe, metrics={"psnr": 30.0})
+    read = refused = 0
+    for odd in odd_documents(json.loads(meta.to_json())):
+        try:
+            found = Checkpoint(Path("odd.pt"), {}, {}, read_meta(json.dumps(odd), Path("odd.pt")))
+            found.recipe([])
+            found.task()
+            found.grid()
+            found.alpha_bar()
+            if found.meta.network != SMALL:
+                with pytest.raises(CheckpointError, match="the weights do not fit"):
+                    found.network()
+            read += 1
+        except (CheckpointError, RecipeError):
+            refused += 1
+    assert read > 200
+    assert refused > 1000
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"step": ' + "1" * 5000 + "}"])
+def test_metadata_nested_too_deep_or_with_too_long_a_number(text):
+    with pytest.raises(CheckpointError, match="its metadata is not JSON text"):
+        read_meta(text, Path("odd.pt"))
 
 
 def test_weights_that_do_not_fit(saved):

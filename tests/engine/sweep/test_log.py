@@ -1,0 +1,65 @@
+"""sweep.json: what it is read back as, and files that a person has edited."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from c2fdft_cli.engine.sampling.scoring import Scored
+from c2fdft_cli.engine.sweep.log import SweepLog, Trial
+from c2fdft_cli.errors import DataError
+from tests.kit.documents import odd_documents
+
+SETTINGS = {"weights": "a", "degradation": {"seed": 1}}
+
+
+def written(path: Path) -> SweepLog:
+    """A log of two trials, saved."""
+    log = SweepLog(path, SETTINGS, overwrite=False)
+    for name, timesteps in (("a", (999, 500)), ("b", (999,))):
+        log.scores[Trial(name, 0, timesteps)] = Scored(name, 30.0, 0.9, seconds=0.5)
+    log.save({"complete": True})
+    return log
+
+
+def test_an_edited_file_is_read_or_refused_by_a_sentence(tmp_path):
+    path = tmp_path / "sweep.json"
+    log = written(path)
+    assert SweepLog(path, SETTINGS, overwrite=False).scores == log.scores
+    refused = 0
+    for odd in odd_documents(json.loads(path.read_text())):
+        path.write_text(json.dumps(odd))
+        try:
+            again = SweepLog(path, SETTINGS, overwrite=False)
+        except DataError:
+            refused += 1
+        else:
+            again.save({"complete": True})  # what was read can be written
+            assert all(type(trial.seed) is int for trial in again.scores)
+    assert refused > 200
+
+
+@pytest.mark.parametrize("field", ["seed", "psnr", "ssim", "seconds"])
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "true", '"3"', "1" * 400])
+def test_a_score_that_is_no_number(tmp_path, field, value):
+    path = tmp_path / "sweep.json"
+    written(path)
+    document = json.loads(path.read_text())
+    document["trials"][0][field] = "HERE"
+    path.write_text(json.dumps(document).replace('"HERE"', value))
+    if field == "seed" and value.isdecimal():
+        assert len(SweepLog(path, SETTINGS, overwrite=False).scores) == 2
+        return
+    with pytest.raises(DataError, match=r"sweep\.json: not a sweep of this program"):
+        SweepLog(path, SETTINGS, overwrite=False)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000])
+def test_a_file_that_is_nested_too_deep_or_too_long_a_number(tmp_path, text):
+    path = tmp_path / "sweep.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="not a sweep of this program"):
+        SweepLog(path, SETTINGS, overwrite=False)
+    assert SweepLog(path, SETTINGS, overwrite=True).scores == {}
