@@ -206,11 +206,19 @@ class RunFolder:
             if re.fullmatch(r"\d{1,18}", row["iteration"] or "") and row["val_ssim"] is not None
         ]
 
-    def keep_latest(self, keep: int) -> None:
-        """Remove all but the newest numbered checkpoints."""
+    def numbered(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.checkpoints / f"step-{step:09d}.pt"
+
+    def keep_latest(self, keep: int, step: int) -> None:
+        """Remove all but the newest numbered checkpoints up to a step.
+
+        Those ahead of it, of a run that resumed from an earlier state, stay and do not count:
+        removing by number alone would remove what was just saved.
+        """
         # as text they sort like their steps, which are written with nine digits
-        numbered = sorted(self.checkpoints.glob("step-*.pt"))
-        for path in numbered[:-keep]:
+        found = sorted(self.checkpoints.glob("step-*.pt"))
+        for path in [one for one in found if one <= self.numbered(step)][:-keep]:
             path.unlink()
 
     def link(self, source: Path, name: str) -> None:

@@ -78,7 +78,7 @@ class RunState:
         """
         run = self._options.run
         if step:
-            numbered = run.checkpoints / f"step-{step:09d}.pt"
+            numbered = run.numbered(step)
             self._save_weights(numbered, step)
             run.link(numbered, "last.pt")
         # No random state is among it: batches, noise and times are functions of seed and iteration.
@@ -104,7 +104,7 @@ class RunState:
         run.keep_state()
         save_tensors(run.state, state)
         # last: a save that fails, on a full disk say, has taken nothing away
-        run.keep_latest(self._options.recipe.train.keep)
+        run.keep_latest(self._options.recipe.train.keep, step)
 
     def save_best(self, step: int) -> None:
         """Write best.pt."""

@@ -302,6 +302,18 @@ def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(stopped, coarse_
     assert losses(stopped) == losses(coarse_run)
 
 
+def test_a_run_that_resumed_from_an_earlier_state_keeps_what_it_saves(stopped):
+    """The checkpoint of step 6 is ahead of the state of step 4, and not the newest of this run."""
+    (stopped / "state.pt").write_bytes(b"")
+    again = asked(stopped, "train.keep=1", "train.save_every=1")
+    stop_after(again, 6)
+    names = sorted(path.name for path in (stopped / "checkpoints").glob("step-*.pt"))
+    assert names == ["step-000000005.pt", "step-000000006.pt"]
+    resume("coarse", stopped, "train.keep=1")
+    names = sorted(path.name for path in (stopped / "checkpoints").glob("step-*.pt"))
+    assert names == ["step-000000012.pt"]
+
+
 def test_there_is_a_state_at_each_moment_of_setting_it_aside(stopped, monkeypatch):
     """A kill between any two of its steps must leave a run that can be resumed."""
     run_folder, seen = RunFolder(stopped), []
