@@ -44,15 +44,23 @@ _HINTS = {
 }
 
 
+class TakenError(UsageError):
+    """A file that may not be replaced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"output file {path} already exists", hint="use --overwrite to replace it")
+
+
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a new, empty temporary file beside `path` that becomes `path` on success.
 
     The temporary name starts with a dot (a listing of images skips it) and keeps the suffix. On
     success the file is synced, renamed over `path`, and its folder is synced; on any error it is
-    removed and `path` stays as it was.
+    removed and `path` stays as it was. Without `replace` so does a file that is there at the end.
 
     Raises:
+        TakenError: without `replace`, from the end of the block.
         ResourceError: the disk is full, or the path cannot be written.
     """
     target = Path(path)
@@ -72,7 +80,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             # failure the target would be there, empty. `os.replace`, as `os.rename` replaces
             # nothing on Windows.
             _sync(temporary)
-            os.replace(temporary, target)
+            if replace:
+                os.replace(temporary, target)
+            else:
+                _rename_to_new(temporary, target)
             # And the name before the caller goes on: what it writes next may rely on this file.
             _sync_folder(target.parent)
         except OSError as error:
@@ -81,6 +92,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise
         finally:
             _remove(temporary)
+
+
+def _rename_to_new(temporary: Path, target: Path) -> None:
+    """Rename; TakenError where there is a file by now."""
+    try:
+        os.link(temporary, target)  # of the calls that replace nothing, the one that Python has
+    except OSError as error:
+        if os.path.exists(target):
+            raise TakenError(target) from error
+        os.replace(temporary, target)  # no hard links there, or a symbolic one that leads nowhere
 
 
 def remove_temporaries() -> None:
@@ -103,9 +124,9 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*") if re.fullmatch(r"\.[0-9a-f]{16}\.tmp.*", path.name)]
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all; ResourceError when it cannot be written."""
-    with atomic_path(path) as temporary:
+def atomic_write_bytes(path: str | Path, data: bytes, *, replace: bool = True) -> None:
+    """Write `data` to `path`, whole or not at all; `replace` and errors as `atomic_path`."""
+    with atomic_path(path, replace=replace) as temporary:
         temporary.write_bytes(data)
 
 
@@ -282,7 +303,7 @@ def require_new(path: Path, overwrite: bool) -> None:
     if os.path.isdir(path):
         raise UsageError(f"output file {path} is a folder", hint="give a file in it")
     if os.path.exists(path) and not overwrite:
-        raise UsageError(f"output file {path} already exists", hint="use --overwrite to replace it")
+        raise TakenError(path)
 
 
 def is_disk_full(error: OSError) -> bool:

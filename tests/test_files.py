@@ -12,6 +12,7 @@ import pytest
 from c2fdft_cli import files
 from c2fdft_cli.errors import DataError, ResourceError
 from c2fdft_cli.files import (
+    TakenError,
     atomic_path,
     atomic_write_bytes,
     atomic_write_text,
@@ -52,6 +53,22 @@ def test_the_temporary_path_is_hidden_beside_the_target_with_its_suffix(tmp_path
 def test_a_name_of_the_greatest_length_works(tmp_path):
     atomic_write_bytes(tmp_path / ("x" * 251 + ".png"), b"1")
     assert len(names(tmp_path)[0]) == 255
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_must_be_new_replaces_nothing(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    target = tmp_path / "a.txt"
+    atomic_write_bytes(target, b"new", replace=False)
+    assert (target.read_bytes(), names(tmp_path)) == (b"new", ["a.txt"])
+    with pytest.raises(TakenError, match=r"a\.txt already exists") as caught:
+        atomic_write_bytes(target, b"newer", replace=False)
+    assert "--overwrite" in caught.value.hint
+    assert (target.read_bytes(), names(tmp_path)) == (b"new", ["a.txt"])
+    (tmp_path / "link").symlink_to("nowhere")
+    atomic_write_bytes(tmp_path / "link", b"new", replace=False)
+    assert not (tmp_path / "link").is_symlink()
 
 
 def write_half(target, error):

@@ -160,7 +160,9 @@ def frame_count(path: str | Path) -> int:
         return count_frames(file, Path(path).suffix.lower())
 
 
-def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> None:
+def write_picture(
+    path: str | Path, picture: Picture, *, quality: int = 95, replace: bool = True
+) -> None:
     """Write a picture atomically in the format that the suffix names, as faithfully as it can.
 
     PNG and TIFF keep 16 bits, others get them rounded. A grey picture is saved with one channel,
@@ -169,6 +171,7 @@ def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> N
 
     Raises:
         UsageError: no format has this suffix, or it cannot hold so large a picture.
+        TakenError: without `replace`, where the file is there.
         ResourceError: the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
@@ -182,7 +185,8 @@ def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> N
         raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .png")
     samples = _samples(picture)
     samples = samples if suffix in _16_BIT_SUFFIXES else to_8bit(samples)
-    atomic_write_bytes(path, encode(suffix, samples, picture.metadata, quality))
+    data = encode(suffix, samples, picture.metadata, quality)
+    atomic_write_bytes(path, data, replace=replace)
 
 
 def save_rgb8(path: str | Path, pixels: npt.NDArray[np.uint8]) -> None:

@@ -28,10 +28,10 @@ from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import FORMATS
 from c2fdft_cli.engine.restore.outputs import DEEP_SUFFIXES, Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
-from c2fdft_cli.engine.restore.result import ImageDone, failed
+from c2fdft_cli.engine.restore.result import ImageDone, failed, not_overwritten
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight
-from c2fdft_cli.files import ensure_folder
+from c2fdft_cli.files import TakenError, ensure_folder
 from c2fdft_cli.pipeline import InOrder, cores, in_order
 from c2fdft_cli.progress import Meter
 from c2fdft_cli.signals import StoppedError, StopRequest
@@ -245,7 +245,7 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
             *([item.source.note] if item.source.note else []),
             *outcome.notes,
             *dropped(picture, item.suffix, writing.bit_depth),
-            *(f"{path} already exists, not overwritten (use --overwrite)" for path in kept),
+            *map(not_overwritten, kept),
         ],
     )
 
@@ -286,9 +286,13 @@ def write_files(
         make[item.output] = lambda: to_picture(outcome.pixels(), picture)
     kept = [path for path in make if not overwrite and os.path.exists(path)]
     for path, picture_of in make.items():
-        if path not in kept:
-            ensure_folder(path.parent)
-            write_picture(path, picture_of(), quality=quality)
+        if path in kept:
+            continue
+        ensure_folder(path.parent)
+        try:
+            write_picture(path, picture_of(), quality=quality, replace=overwrite)
+        except TakenError:  # since then
+            kept.append(path)
     if item.output is None:
         _write_to_stdout(to_picture(outcome.pixels(), picture), item.suffix, quality)
     return kept

@@ -48,6 +48,11 @@ class ImageDone:
     error: C2fdftError | None = None
 
 
+def not_overwritten(path: Path) -> str:
+    """The note on a file that was there when this run came to write it."""
+    return f"{path} already exists, not overwritten (use --overwrite)"
+
+
 @dataclass(frozen=True)
 class VideoDone(ImageDone):
     """What became of one video; `seconds` is the network's work on all of its frames.

@@ -16,10 +16,16 @@ from c2fdft_cli.engine.restore.batch import Batch, Outcome, Wanted, refuse_not_f
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.engine.restore.outputs import Item
 from c2fdft_cli.engine.restore.plan import RestorePlan
-from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, VideoDone, failed
+from c2fdft_cli.engine.restore.result import (
+    FrameDone,
+    ImageDone,
+    VideoDone,
+    failed,
+    not_overwritten,
+)
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight
-from c2fdft_cli.files import atomic_path, ensure_folder
+from c2fdft_cli.files import TakenError, atomic_path, ensure_folder
 from c2fdft_cli.pipeline import ahead
 from c2fdft_cli.signals import StoppedError, StopRequest
 
@@ -76,7 +82,10 @@ def restore_video(
         return failed(source, error)
     except _NetworkError as error:
         return failed(source, error.error)
-    plan.manifest.add(item.output, source.path)
+    except TakenError:  # by somebody else, meanwhile: not ours to record
+        tally.notes.append(not_overwritten(item.output))
+    else:
+        plan.manifest.add(item.output, source.path)
     return _record(plan, source, source.video, item.output, tally)
 
 
@@ -99,7 +108,7 @@ def _restore(
     # thread, which finds them closed, and the file is renamed or removed when nobody uses it any
     # more.
     with (
-        atomic_path(output) as temporary,
+        atomic_path(output, replace=plan.writing.overwrite) as temporary,
         ThreadPoolExecutor(1) as pool,
         VideoReader(info, deep) as reader,
         VideoWriter(temporary, info, deep, crf, output) as writer,

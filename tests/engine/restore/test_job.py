@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.images import picture as pictures
 from c2fdft_cli.data.images.picture import list_images, read_picture
 from c2fdft_cli.engine.restore import pictures as restore_pictures
 from c2fdft_cli.engine.restore.job import restore
@@ -366,7 +367,7 @@ def test_inputs_and_outputs_in_one_folder_are_refused(options: Request) -> None:
 
 
 def test_a_full_disk_stops_it(options: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, picture: object, quality: int) -> None:
+    def full(path: Path, picture: object, quality: int, replace: bool) -> None:
         raise ResourceError("disk full", where=path)
 
     monkeypatch.setattr(restore_pictures, "write_picture", full)
@@ -425,6 +426,21 @@ def test_a_file_that_another_run_wrote_meanwhile_is_not_recorded_as_ours(
     assert {one.doubt for one in run(options, seed=0).skipped} == {None}
     doubts = {one.doubt for one in run(options, seed=1).skipped}
     assert doubts == {"made with other settings: seed 0, now 1"}
+
+
+def test_a_file_that_appears_while_ours_is_encoded_is_kept(
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, encode = tmp_path / "out" / "0.png", pictures.encode
+
+    def late(*args: Any) -> bytes:
+        output.write_bytes(b"another run's")
+        return encode(*args)
+
+    monkeypatch.setattr(pictures, "encode", late)
+    (done,) = run(options, source=str(tmp_path / "in" / "0.png")).images
+    assert done.notes[-1] == f"{output} already exists, not overwritten (use --overwrite)"
+    assert output.read_bytes() == b"another run's"
 
 
 def test_bytes_in_file_out(options: Request, tmp_path: Path) -> None:

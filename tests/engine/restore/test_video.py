@@ -75,6 +75,25 @@ def test_a_folder_of_videos_and_images(options: Request, clips: Path, tmp_path: 
     assert stale.doubt == "made with other settings: crf 0, now 30"
 
 
+def test_a_video_that_another_run_wrote_meanwhile_is_kept(
+    options: Request, clips: Path, tmp_path: Path
+) -> None:
+    options.source = str(clips / "a.mp4")
+    waiting, output = restore(plan(options, crf=30)), tmp_path / "out" / "a.mp4"
+    events = iter(waiting)
+    next(events)  # the work has begun
+    run(options)
+    made = output.read_bytes()
+    *_, late = events
+    assert late.notes[-1] == f"{output} already exists, not overwritten (use --overwrite)"
+    assert output.read_bytes() == made
+    assert files(tmp_path / "out") == {"a.mp4"}
+    assert [one.doubt for one in run(options).skipped] == [None]
+    assert run(options, crf=30).skipped[0].doubt == "made with other settings: crf 0, now 30"
+    run(options, crf=30, overwrite=True)
+    assert output.read_bytes() != made
+
+
 def test_events_come_frame_by_frame(options: Request, clips: Path) -> None:
     job = restore(plan(options, identity=True, source=str(clips / "a.mp4"), batch=4))
     assert (len(job), job.unit) == (15, "frame")
