@@ -266,8 +266,13 @@ def _plain(value: object) -> Any:
 
 
 def command(*words: object) -> str:
-    """A command line that can be pasted into a shell."""
-    return shlex.join(["c2fdft", *(str(word) for word in words)])
+    """A command line that can be pasted into a shell; a path in it is never taken for an option."""
+    return shlex.join(["c2fdft", *map(_word, words)])
+
+
+def _word(word: object) -> str:
+    text = str(word)
+    return f"./{text}" if isinstance(word, Path) and text.startswith("-") else text
 
 
 def say_next(line: str) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -109,6 +109,26 @@ def _make(kind: type[Options], values: dict[str, Any]) -> Options:
             value = known.parse(value)
         made[field.name] = value
     return kind(**made)
+
+
+def option_words(values: Any, but: Collection[str] = ()) -> list[str]:
+    """A dataclass of settings as words of a command line: what differs from its default.
+
+    Args:
+        values: the dataclass; none of its options may be given repeatedly.
+        but: fields to leave out.
+    """
+    words: list[str] = []
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if settings.setting_of(field) is None or field.name in but or value == field.default:
+            continue
+        words.append(settings.option_name(field))
+        if isinstance(value, tuple):
+            words.append(",".join(map(str, value)))
+        elif not isinstance(value, bool):
+            words.append(f"{value:.12g}" if isinstance(value, float) else str(value))
+    return words
 
 
 def weights_file(spec: str, quiet: bool) -> Path:

@@ -175,6 +175,11 @@ def test_the_name_of_a_file_cannot_drive_the_terminal(capsys: pytest.CaptureFixt
     assert "\\x1b[2Jred\\x9b31m.png" in said.out
 
 
+def test_a_command_can_be_pasted() -> None:
+    words = ("eval", Path("-out"), Path("/my photos"), "--weights", "a b.pt", "-x")
+    assert console.command(*words) == "c2fdft eval ./-out '/my photos' --weights 'a b.pt' -x"
+
+
 def iter_of(event: str) -> Generator[str, None, None]:
     yield event
 

@@ -54,7 +54,7 @@ def convert(
 def _next(done: Converted) -> str | None:
     if done.form == "onnx":
         return None
-    line = ["restore", "IN", "OUT", "--weights", str(done.out)]
+    line: list[object] = ["restore", "IN", "OUT", "--weights", done.out]
     if done.form == "released":  # which has no place for the timesteps
         line += ["--grid", ",".join(map(str, done.grid))]
     return console.command(*line)

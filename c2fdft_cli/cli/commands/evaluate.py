@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.commands.evaluate_source import SETS, Runs, Source, job_of, next_command
-from c2fdft_cli.cli.options import Json, takes_settings
+from c2fdft_cli.cli.commands.evaluate_source import SETS, Runs, Source, job_of
+from c2fdft_cli.cli.options import Json, option_words, takes_settings
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import OVERWRITE, PROTOCOL, check_settings, setting
@@ -156,9 +156,7 @@ def _evaluate(
         return
     document, words = compared(result, rival, runs.seed)
     written = write(result, document, words, scores.csv, scores.report, pictures)
-    following = (
-        None if scores.report else next_command(source, runs, options.protocol, scores.against)
-    )
+    following = None if scores.report else _with_report(source, runs, scores)
     failures = [one.failure for one in (result, rival) if one is not None]
     failure = None if scores.allow_missing else next(filter(None, failures), None)
     if json:
@@ -170,6 +168,14 @@ def _evaluate(
             console.say_next(following)
     if failure is not None:
         raise failure
+
+
+def _with_report(source: Source, runs: Runs, scores: Scores) -> str:
+    """The same command with a page to look at."""
+    folders = [path for path in (source.restored, source.target) if path is not None]
+    words = [*option_words(source), *option_words(runs)]
+    words += option_words(scores, but=("csv", "overwrite"))
+    return console.command("eval", *folders, *words, "--report", "report")
 
 
 def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:

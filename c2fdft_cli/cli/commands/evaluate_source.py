@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import weights_file
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.settings import (
@@ -168,20 +167,3 @@ def job_of(
     if source.target is None:
         raise UsageError("there is no target to compare with")
     return evaluate_files(path, source.target, options, source.degraded)
-
-
-def next_command(source: Source, runs: Runs, protocol: str | None, against: str | None) -> str:
-    """The same with a page to look at."""
-    words: list[object] = ["eval"]
-    words += [] if source.weights is None else ["--weights", source.weights]
-    words += [] if source.sigma is None else ["--sigma", f"{source.sigma:g}"]
-    words += [] if runs.grid is None else ["--grid", ",".join(map(str, runs.grid))]
-    words += [] if runs.images == 0 else ["--images", runs.images]
-    words += [] if runs.seeds == 1 else ["--seeds", runs.seeds]
-    words += [] if runs.seed == 0 else ["--seed", runs.seed]
-    words += [path for path in (source.restored, source.target) if path is not None]
-    words += [] if source.data is None else ["--data", source.data]
-    words += ["--no-reference"] if source.no_reference else []
-    words += [] if protocol is None else ["--protocol", protocol]
-    words += [] if against is None else ["--against", against]
-    return console.command(*words, "--report", "report")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -152,6 +153,8 @@ def _next_command(options: PrepareOptions, task: str) -> str:
     words: list[object] = ["train-coarse", "--recipe", task, "--data", options.folder]
     if synthesis is not None and not synthesis.store:
         words.append(f"data.synthesize={synthesis.kind}")
+        for key, value in synthesis.options.items():
+            words.append(f"data.synthesis.{key}={dumps(value)}")
         if synthesis.streaks is not None:
             words.append(f"data.streaks={synthesis.streaks}")
     return console.command(*words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,7 +47,7 @@ def sweep_steps(
 
     job = sweep(weights_file(checkpoint, json), options)
     result = console.draw(job, _note)
-    following = _next_command(result)
+    following = _next_command(result, options.data)
     if json:
         files = [str(path) for path in result.files]
         extra: dict[str, Any] = {"stamped": result.stamped, "files": files, "next": following}
@@ -62,17 +62,15 @@ def _note(event: Tried) -> str:
     return f"{name}: {many(steps, 'step')}, {event.scored.psnr:.2f} dB"
 
 
-def _next_command(result: SweepResult) -> str:
-    """train-fine for coarse weights, restore for the others."""
-    grid: list[object] = []
+def _next_command(result: SweepResult, data: Path | None) -> str:
+    """train-fine for coarse weights, on the shards that were named; restore for the others."""
+    grid = ",".join(map(str, result.chosen.grid))
     if result.stage == "coarse":
-        if not result.stamped:
-            grid = [f"sampling.grid=[{','.join(map(str, result.chosen.grid))}]"]
-        return console.command("train-fine", "--from", result.checkpoint, *grid)
-    if not result.stamped:
-        grid = ["--grid", ",".join(map(str, result.chosen.grid))]
-    weights = shlex.quote(str(result.checkpoint))
-    return " ".join(["c2fdft restore IN OUT --weights", weights, *map(str, grid)])
+        words: list[object] = [] if data is None else ["--data", data]
+        words += [] if result.stamped else [f"sampling.grid=[{grid}]"]
+        return console.command("train-fine", "--from", result.checkpoint, *words)
+    words = [] if result.stamped else ["--grid", grid]
+    return console.command("restore", "IN", "OUT", "--weights", result.checkpoint, *words)
 
 
 def _tell(result: SweepResult) -> None:

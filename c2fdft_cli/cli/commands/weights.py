@@ -88,7 +88,7 @@ def average(
     parts = None if shares is None else averaging.parse_shares(shares)
     found = [find_path(spec) for spec in checkpoints]
     mean = averaging.average(found, out, parts, overwrite=overwrite)
-    following = console.command("eval", "--weights", str(out), "SET")
+    following = console.command("eval", "--weights", out, "SET")
     if json:
         console.emit({**asdict(mean), "next": following})
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from c2fdft_cli.cli import console
@@ -50,7 +51,7 @@ def next_command(plan: RestorePlan) -> str | None:
     if all(videos):
         return None
     protocol = [] if plan.protocol is None else ["--protocol", plan.protocol]
-    return console.command("eval", plan.out, "TARGET", *protocol)
+    return console.command("eval", Path(plan.out), "TARGET", *protocol)
 
 
 def document(plan: RestorePlan, result: RestoreResult, following: str | None) -> object:

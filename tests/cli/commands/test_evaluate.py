@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> N
     result = run(folders[1], *words, "--seed", "3")
     assert result.exit_code == 0, result.output
     assert "Gaussian noise of sigma 25 (seed 3, floats, unclipped)" in result.stdout
-    assert f"--sigma 25 --seed 3 {folders[1]}" in result.stdout.replace("\n", "")
+    weighted = f"c2fdft eval {folders[1]} --weights {weights} --sigma 25 --device cpu"
+    assert f"{weighted} --precision fp32 --seed 3 --report" in result.stdout.replace("\n", "")
     result = run(folders[1], *words, "--json")
     assert json.loads(result.stdout)["degraded"]["mean"]["psnr"] == pytest.approx(20.2, abs=0.3)
 
@@ -126,6 +128,34 @@ def test_files_that_were_asked_for(folders: tuple[Path, Path], tmp_path: Path) -
     assert again.exit_code == 2
     assert "use --overwrite" in again.stderr
     assert run(*folders, "--csv", tmp_path / "rows.csv", "--overwrite").exit_code == 0
+
+
+def test_the_next_command_scores_the_same(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder and of folders whose names a shell or the command line takes for others."""
+    monkeypatch.chdir(tmp_path)
+    out, target = folders[0].rename("-out"), folders[1].rename("my target")
+    degraded = fill(tmp_path / "b", 20)
+    options = ("--degraded", degraded, "--border", 2, "--metrics", "gmsd,haarpsi",
+               "--protocol", "derain", "--against", degraded, "--allow-missing",
+               "--csv", "a.csv", "--json")  # fmt: skip
+    first = json.loads(run(*options, "--", out, target).stdout)
+    words = shlex.split(first["next"])
+    assert words[:4] == ["c2fdft", "eval", "./-out", "my target"]
+    assert words[-2:] == ["--report", "report"]
+    again = json.loads(run(*words[2:], "--json").stdout)
+    assert again.pop("written") != first.pop("written")
+    assert (again.pop("next"), first.pop("next") is None) == (None, False)
+    assert again == first
+
+
+def test_the_next_command_of_weights_has_their_options(weights: Path, shard_folder: Path) -> None:
+    options = ["--weights", str(weights), "--data", str(shard_folder), "--images", "1",
+               "--seeds", "2", "--grid", "900,300", "--device", "cpu", "--precision", "fp32",
+               "--seed", "5", "--border", "1"]  # fmt: skip
+    following = json.loads(run(*options, "--json").stdout)["next"]
+    assert following == " ".join(["c2fdft eval", *options, "--report report"])
 
 
 def test_rows_of_names_that_are_not_utf8(folders: tuple[Path, Path], tmp_path: Path) -> None:

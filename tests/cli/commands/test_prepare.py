@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.recipe.files import load_recipe
 from tests.kit.command import refused
 from tests.kit.formula import picture
 
@@ -49,6 +51,17 @@ def test_the_next_command_follows_the_degradation(tmp_path, kind, task):
         "prepare", source, "--out", out, "--synthesize", kind, "--clean-only", "--overwrite"
     )
     assert f"data.synthesize={kind}" in clean.stdout
+
+
+def test_the_next_command_keeps_the_settings_of_the_degradation(tmp_path):
+    """They are applied while training: without them the recipe's would be."""
+    source, out = make(tmp_path, "photos") / "photos", tmp_path / "out"
+    settings = ("--synth", "sigma=[5, 30]", "--synth", "kind=camera")
+    words = ("--out", out, "--synthesize", "noise", "--clean-only", *settings, "--json")
+    following = shlex.split(json.loads(run("prepare", source, *words).stdout)["next"])
+    recipe = load_recipe("denoise", following[following.index(f"{out}") + 1 :])
+    assert recipe.data.synthesize == "noise"
+    assert recipe.data.synthesis == {"sigma": [5, 30], "kind": "camera"}
 
 
 def test_without_a_task_the_recipe_has_to_be_named(tmp_path):

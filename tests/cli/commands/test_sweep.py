@@ -70,6 +70,11 @@ def test_json_is_one_document(coarse: Path, tmp_path: Path) -> None:
     assert facts["next"] == f"c2fdft train-fine --from {coarse}"
 
 
+def test_the_shards_that_were_named_are_passed_on(coarse: Path, shard_folder: Path) -> None:
+    facts = json.loads(run(coarse, "--steps", "1", "--data", shard_folder, "--json", *QUICK).stdout)
+    assert facts["next"] == f"c2fdft train-fine --from {coarse} --data {shard_folder}"
+
+
 def test_no_stamp_passes_the_grid_on(coarse: Path) -> None:
     facts = json.loads(run(coarse, "--steps", "2", "--no-stamp", "--json", *QUICK).stdout)
     assert facts["stamped"] is False
