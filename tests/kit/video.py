@@ -16,6 +16,7 @@ pytest.importorskip("av")
 
 import av as _av
 
+from c2fdft_cli.data.video.parts import read_through
 from c2fdft_cli.data.video.probe import probe_video
 from c2fdft_cli.data.video.stream import VideoReader, VideoWriter
 
@@ -151,6 +152,11 @@ def frames(path: Path) -> np.ndarray:
         return np.stack([frame.pixels for frame in reader])
 
 
+def count_frames(path: Path) -> int:
+    """How many frames there are by the packets."""
+    return read_through(probe_video(path)).frames
+
+
 def copy(source: Path, target: Path, crf: int = 18) -> Path:
     """Decode and encode without a change."""
     notes_of(source, target, crf)
@@ -159,7 +165,7 @@ def copy(source: Path, target: Path, crf: int = 18) -> Path:
 
 def notes_of(source: Path, target: Path, crf: int = 18) -> list[str]:
     """Decode and encode without a change; what the writer noted."""
-    info = probe_video(source)
+    info = read_through(probe_video(source))
     with (
         VideoReader(info, info.is_deep) as reader,
         VideoWriter(target, info, info.is_deep, crf, target) as writer,

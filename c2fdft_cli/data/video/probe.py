@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from c2fdft_cli.data.images.picture import MAX_PIXELS
 from c2fdft_cli.errors import DataError, ResourceError
@@ -48,6 +48,17 @@ class Colours:
     transfer: int = UNSPECIFIED
 
 
+class Join(NamedTuple):
+    """Where a file's times begin anew, as where another was appended to it.
+
+    position: the first byte of the part.
+    later: seconds by which its times are moved so that it follows the part before.
+    """
+
+    position: int
+    later: Fraction
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video's first frame and its container say.
@@ -65,7 +76,8 @@ class VideoInfo:
         colours: the flags.
         audio: codec of each audio stream.
         subtitles: codec of each subtitle stream.
-        frames: how many the container holds; 0 until they are counted.
+        frames: how many the container holds; 0 until the file has been read through.
+        joins: where its times begin anew, known from then on too.
     """
 
     path: Path
@@ -82,6 +94,7 @@ class VideoInfo:
     audio: tuple[str, ...] = ()
     subtitles: tuple[str, ...] = ()
     frames: int = 0
+    joins: tuple[Join, ...] = ()
 
     @property
     def is_deep(self) -> bool:
@@ -130,17 +143,6 @@ def probe_video(path: Path) -> VideoInfo:
             audio=tuple(codec_name(one) for one in container.streams.audio),
             subtitles=tuple(codec_name(one) for one in container.streams.subtitles),
         )
-
-
-def count_frames(path: Path) -> int:
-    """How many frames a video holds by its packets; nothing is decoded, the file is read once.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    with open_video(path) as container, library_errors(path, "cannot read the video"):
-        packets = container.demux(main_stream(container, path))
-        return sum(1 for packet in packets if packet.size and not packet.is_discard)
 
 
 @contextmanager

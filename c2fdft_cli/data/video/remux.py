@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from c2fdft_cli.data.video.parts import make_continuous
 from c2fdft_cli.data.video.probe import (
     MUXERS,
     VideoInfo,
@@ -17,6 +18,7 @@ from c2fdft_cli.data.video.probe import (
     origin,
 )
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -35,7 +37,7 @@ class Copier:
         self, source: InputContainer, out: OutputContainer, info: VideoInfo, muxer: str, name: Path
     ) -> None:
         self.notes: list[str] = []
-        self._source, self._out = source, out
+        self._source, self._out, self._joins = source, out, info.joins
         self._zero = origin(source)
         self._streams: dict[int, Stream] = {}
         self._last: dict[int, int] = {}
@@ -69,6 +71,9 @@ class Copier:
     def problems(self) -> list[str]:
         """What was missing in the source, once all is copied."""
         notes = []
+        if self._joins:
+            times = many(len(self._joins), "time")
+            notes.append(f"its time stamps begin anew {times}, as in joined files: made continuous")
         if self._skipped:
             notes.append(f"{self._skipped} packets without a usable time stamp skipped")
         whole = Fraction(self._source.duration or 0, 1_000_000)
@@ -91,6 +96,7 @@ class Copier:
                 return
             if not packet.size:
                 continue
+            make_continuous(packet, self._joins)
             self._shift(packet)
             self._end = max(self._end, _end(packet))
             if packet.stream_index in self._streams:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from c2fdft_cli.data.video.parts import make_continuous
 from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
     LIMITED_RANGE,
@@ -152,6 +153,8 @@ class VideoReader:
                 packet = next(packets, None)
                 if packet is not None and not packet.size:
                     continue  # a repeated frame of AVI, or the end, which has no packet below
+                if packet is not None:
+                    make_continuous(packet, self._info.joins)
                 frames = stream.decode(packet)
             except av.error.InvalidDataError:
                 self._damaged += 1

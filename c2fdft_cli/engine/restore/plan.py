@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from c2fdft_cli.data.video.probe import count_frames
+from c2fdft_cli.data.video.parts import read_through
 from c2fdft_cli.engine.restore.inputs import find_inputs
 from c2fdft_cli.engine.restore.kinds import NotRead
 from c2fdft_cli.engine.restore.manifest import Manifest
@@ -283,8 +283,7 @@ def _checked(item: Item, executor: Executor) -> Item:
     try:
         executor.rows(source.height, source.width)
         if source.video is not None:
-            video = replace(source.video, frames=count_frames(source.path))
-            source = replace(source, video=video)
+            source = replace(source, video=read_through(source.video))
     except (DataError, ResourceError) as error:
         source = replace(source, problem=named(error, source))
     return replace(item, source=source)

@@ -14,12 +14,11 @@ from c2fdft_cli.data.video.probe import (
     LIMITED_RANGE,
     UNSPECIFIED,
     Colours,
-    count_frames,
     is_video_path,
     probe_video,
 )
 from c2fdft_cli.errors import DataError
-from tests.kit.video import add_pictures, av, filtered, make_clip, tone_packets
+from tests.kit.video import add_pictures, av, count_frames, filtered, make_clip, tone_packets
 
 
 def test_what_is_found(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
     LIMITED_RANGE,
     VideoInfo,
-    count_frames,
     probe_video,
 )
 from c2fdft_cli.data.video.remux import audio_problem
@@ -28,6 +27,7 @@ from tests.kit.video import (
     add_pictures,
     av,
     copy,
+    count_frames,
     filtered,
     frames,
     make_clip,

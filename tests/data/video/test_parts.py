@@ -1,0 +1,119 @@
+"""Files that were put together byte by byte: their times go on, for pictures and sound."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av")
+
+from c2fdft_cli.data.video.parts import Parts, read_through
+from c2fdft_cli.data.video.probe import probe_video
+from tests.kit.video import av, copy, frames, make_clip, notes_of, stamps
+
+
+def joined(folder: Path, *clips: Path, suffix: str = ".ts") -> Path:
+    """The bytes of files, one behind the other."""
+    path = folder / f"joined{suffix}"
+    path.write_bytes(b"".join(clip.read_bytes() for clip in clips))
+    return path
+
+
+def times(path: Path, kind: str) -> list[float]:
+    """When the packets of the first picture or sound stream are shown, in seconds."""
+    with av.open(str(path)) as container:
+        (stream,) = [one for one in container.streams if one.type == kind]
+        return sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.size)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("out.mkv", "aac"), ("out.ts", "aac"), ("out.mp4", "aac"), ("out.avi", "libmp3lame")],
+)
+@pytest.mark.parametrize("seconds", [2.0, 0.4])
+def test_times_go_on_where_files_were_joined(
+    tmp_path: Path, name: str, codec: str, seconds: float
+) -> None:
+    clip = make_clip(tmp_path / "a.ts", rate="25", seconds=seconds, sound_codec=codec)
+    source = joined(tmp_path, clip, clip, clip)
+    target = tmp_path / name
+    (note,) = notes_of(source, target, crf=0)
+    assert note == "its time stamps begin anew 2 times, as in joined files: made continuous"
+    info, count = read_through(probe_video(source)), round(25 * seconds)
+    assert (info.frames, len(info.joins)) == (3 * count, 2)
+    assert info.duration == pytest.approx(3 * seconds, abs=0.2)
+    shown = times(target, "video")
+    if name != "out.avi":  # which repeats pictures for its constant rate
+        assert len(shown) == 3 * count
+    gaps = [b - a for a, b in itertools.pairwise(shown)]
+    assert max(gaps) < 0.04 + 0.1
+    assert min(gaps) > 0.03
+    assert shown[-1] - shown[0] == pytest.approx(3 * seconds, abs=0.2)
+    heard = [b - a for a, b in itertools.pairwise(times(target, "audio"))]
+    assert len(heard) + 1 == 3 * len(times(clip, "audio"))
+    assert max(heard) < 0.15
+    assert min(heard) > 0.02
+
+
+def test_pictures_and_sound_stay_together(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "a.ts", rate="25", seconds=1.0)
+    target = copy(joined(tmp_path, clip, clip), tmp_path / "out.mkv", crf=0)
+    (picture, tone), (pictures, tones) = (
+        [times(path, kind) for kind in ("video", "audio")] for path in (clip, target)
+    )
+    first, second = (tones[i * len(tone)] - pictures[i * len(picture)] for i in (0, 1))
+    assert first == pytest.approx(tone[0] - picture[0], abs=0.002)
+    assert second == pytest.approx(first, abs=0.002)
+    assert np.abs(frames(target)[25:].astype(float) - frames(target)[:25]).mean() < 1
+
+
+def test_parts_without_sound_and_of_other_lengths(tmp_path: Path) -> None:
+    long = make_clip(tmp_path / "a.ts", rate="25", seconds=1.0, sound=False)
+    short = make_clip(tmp_path / "b.ts", rate="25", seconds=0.2)
+    source = joined(tmp_path, short, long, short)
+    (tick, found), count = stamps(copy(source, tmp_path / "out.mkv")), 5 + 25 + 5
+    gaps = {round(25 * (b - a) * tick, 1) for a, b in itertools.pairwise(found)}
+    assert len(found) == count
+    assert min(gaps) == Fraction(1)
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv", ".mp4", ".avi"])
+def test_other_files_have_no_joins(tmp_path: Path, suffix: str) -> None:
+    clip = make_clip(tmp_path / f"a{suffix}", rate="25", seconds=1.0)
+    info = read_through(probe_video(clip))
+    assert (info.joins, info.frames) == ((), 25)
+    assert info.duration == probe_video(clip).duration
+
+
+def found(*packets: tuple[int, int, int]) -> list[int]:
+    """Where parts begin, of packets (stream, place, time in frames); stream 0 has the pictures."""
+    parts = Parts(0, Fraction(1, 25))
+    for stream, position, time in packets:
+        fields = {"stream_index": stream, "pos": position, "pts": time, "dts": time}
+        parts.add(SimpleNamespace(**fields, duration=1, time_base=Fraction(1, 25)))
+    return [join.position for join in parts.joins()]
+
+
+def test_one_packet_that_is_out_of_order_begins_no_part() -> None:
+    pictures = [(0, 10 * i, i) for i in range(20)]
+    assert found(*pictures) == []
+    for i in range(1, 20):
+        assert found(*pictures[:i], (0, 10 * i, 0), *pictures[i + 1 :]) == []
+        assert found(*pictures[:i], (1, 10 * i, 40), (1, 10 * i + 1, 0), *pictures[i:]) == []
+
+
+def test_a_part_begins_with_the_first_of_its_packets() -> None:
+    """Sound may come first, and the demuxer may give the last sound of the part before later."""
+    pictures = [(0, 10 * i, i) for i in range(10)]
+    more = [(stream, position + 200, time) for stream, position, time in pictures]
+    assert found(*pictures, *more) == [200]
+    heard = [(1, 10 * i + 5, i) for i in range(10)]
+    both = sorted([*pictures, *heard], key=lambda packet: packet[1])
+    assert found(*both, (1, 195, 0), *more) == [195]
+    assert found(*both[:-1], *more, both[-1]) == [200]
+    assert found(*pictures, *more, *[(0, p + 200, t) for _, p, t in more]) == [200, 400]
