@@ -37,6 +37,8 @@ _SIZES: dict[str, Callable[[BinaryIO], tuple[int, int, int]]] = {
     "PPM": netpbm.stored_size,
 }
 _ANIMATED = {"WEBP", "GIF", "PNG", "AVIF"}
+IN_ORDER = {"WEBP", "GIF", "PNG"}
+"""Kinds whose frames `Frames` decodes."""
 # They report through logging, which prints to standard error where nobody has set it up.
 for _name in ("tifffile", "imagecodecs", "PIL"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -66,6 +68,25 @@ def decode(data: bytes, *, frame: int, max_pixels: int, suffix: str = "") -> Dec
     if frame:
         raise no_frame(frame, 1)
     return _STILL[kind](data, max_pixels)
+
+
+class Frames:
+    """Frames of an image file's bytes; in ascending order each is decoded once.
+
+    Args:
+        data, max_pixels, suffix: as of `decode`.
+    """
+
+    def __init__(self, data: bytes, *, max_pixels: int, suffix: str = "") -> None:
+        self._data, self._max_pixels = data, max_pixels
+        self._kind = file_format(data[:HEAD_BYTES], suffix)
+        self._opened = pillow.OpenFrames(data, self._kind, max_pixels)
+
+    def decode(self, frame: int) -> Decoded:
+        """A frame, from 0; errors as `decode`."""
+        if self._kind == "PNG":
+            return png.decode_png(self._data, frame, self._max_pixels, self._opened)
+        return self._opened.decode(frame)
 
 
 def stored_size(file: BinaryIO, suffix: str = "") -> tuple[int, int, int]:

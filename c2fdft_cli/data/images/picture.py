@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from c2fdft_cli.data.images.codec import count_frames, decode, encode, stored_size, upright
+from c2fdft_cli.data.images.codec import (
+    IN_ORDER,
+    Frames,
+    count_frames,
+    decode,
+    encode,
+    stored_size,
+    upright,
+)
 from c2fdft_cli.data.images.formats import (
     HEAD_BYTES,
     READ_SUFFIXES,
@@ -27,6 +35,7 @@ from c2fdft_cli.data.images.formats import (
     file_format,
 )
 from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
+from c2fdft_cli.data.images.samples import Decoded
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
 from c2fdft_cli.files import atomic_write_bytes
 
@@ -126,7 +135,11 @@ def read_picture(
         suffix = "" if where is None else where.suffix.lower()
         kind = file_format(data[:HEAD_BYTES], suffix)
         found = decode(data, frame=frame, max_pixels=max_pixels, suffix=suffix)
-        samples = upright(found.samples, found.orientation)
+        return _as_picture(found, kind)
+
+
+def _as_picture(found: Decoded, kind: str) -> Picture:
+    samples = upright(found.samples, found.orientation)
     channels = samples.shape[2]
     grey = channels <= 2
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
@@ -137,6 +150,35 @@ def read_picture(
         metadata=_turned(found.metadata) if found.orientation >= 5 else found.metadata,
         source_format=kind,
     )
+
+
+class FrameReader:
+    """The frames of an animation; in ascending order each is decoded once.
+
+    Args:
+        path: of a file with frames that are decoded in order (`decodes_in_order`).
+
+    Raises:
+        DataError: as `read_picture`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, suffix = path, path.suffix.lower()
+        with _reading(path):
+            data = _read_bytes(path)
+            self._kind = file_format(data[:HEAD_BYTES], suffix)
+            self._frames = Frames(data, max_pixels=MAX_PIXELS, suffix=suffix)
+
+    def read(self, frame: int) -> Picture:
+        """A frame, from 0; DataError as `read_picture`."""
+        with _reading(self._path):
+            return _as_picture(self._frames.decode(frame), self._kind)
+
+
+def decodes_in_order(path: Path) -> bool:
+    """Whether a file's frames are built on those before them; DataError."""
+    with _reading(path), _open(path) as file:
+        return file_format(file.read(HEAD_BYTES), path.suffix.lower()) in IN_ORDER
 
 
 def read_rgb8(path: str | Path) -> npt.NDArray[np.uint8]:

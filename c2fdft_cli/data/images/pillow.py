@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import imageio.v3 as iio
 import numpy as np
-from PIL import Image
+from PIL import GifImagePlugin, Image
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, Unreadable
 from c2fdft_cli.data.images.metadata import (
@@ -47,6 +47,10 @@ _TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RG
 """Modes of still pictures, and the modes in which their samples are taken."""
 
 
+# The modes of a GIF's frames depend on it, and imageio sets it when it first reads one.
+GifImagePlugin.LOADING_STRATEGY = GifImagePlugin.LoadingStrategy.RGB_AFTER_DIFFERENT_PALETTE_ONLY
+
+
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
     """Pillow without warnings and without its own size limit; one thread at a time.
@@ -77,30 +81,64 @@ def count_frames(file: BinaryIO, kind: str) -> int:
         return int(getattr(image, "n_frames", 1))
 
 
-def decode_pillow(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
-    """8-bit samples; grey stays one channel, transparency becomes alpha."""
-    with contextlib.ExitStack() as stack:
+class OpenFrames:
+    """The frames of a file's bytes as 8-bit samples; grey stays one channel, transparency alpha.
+
+    Pillow reaches a frame by decoding those between it and the last one that was asked for: in
+    ascending order each is decoded once. Not for two threads at once.
+
+    Args:
+        data: the whole file.
+        kind: its format.
+        max_pixels: refuse frames with more.
+    """
+
+    def __init__(self, data: bytes, kind: str, max_pixels: int) -> None:
+        self._kind, self._max_pixels = kind, max_pixels
+        self._file: Any
         with quiet_pillow():
-            opened = iio.imopen(io.BytesIO(data), "r", plugin="pillow")
-            file: Any = stack.enter_context(opened)
-            frames = 1 if kind == "JPEG" else file.properties(index=...).n_images or 1
-            if frame >= frames:
-                raise no_frame(frame, frames)
+            self._file = iio.imopen(io.BytesIO(data), "r", plugin="pillow")
+            self._count = 1 if kind == "JPEG" else self._file.properties(index=...).n_images or 1
+            self._reached = -1
+            self._check(0)
+
+    def __enter__(self) -> OpenFrames:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def decode(self, frame: int) -> Decoded:
+        """A frame, from 0; errors as `codec.decode`."""
+        with quiet_pillow():
+            if frame >= self._count:
+                raise no_frame(frame, self._count)
             # each frame of a GIF may enlarge the picture when the next one is reached
-            for number in range(frame + 1) if kind == "GIF" else (0, frame):
-                height, width = file.properties(index=number).shape[:2]
-                check_size(width, height, max_pixels)
-            about = file.metadata(index=frame, exclude_applied=False)
+            first = self._reached + 1 if self._kind == "GIF" else frame
+            for number in range(min(first, frame), frame + 1):
+                self._check(number)
+            self._reached = frame
+            about = self._file.metadata(index=frame, exclude_applied=False)
         mode = about["mode"]
         alpha = "A" if mode[-1] in "Aa" or "transparency" in about else ""
         target = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": None}.get(mode, "RGB")
         target = f"{target}{alpha}" if target else None
         # Frames of a GIF are reached by reading those before them, at which Pillow asks for its own
         # limit again. Other kinds are decoded without the lock, so in several threads at once.
-        with quiet_pillow() if kind == "GIF" else contextlib.nullcontext():
-            samples = file.read(index=frame, mode=target, writeable_output=False)
-    samples = samples if samples.ndim == 3 else samples[..., None]
-    return _decoded(grey_if_equal(samples) if mode[0] == "P" else samples, mode, about)
+        with quiet_pillow() if self._kind == "GIF" else contextlib.nullcontext():
+            samples = self._file.read(index=frame, mode=target, writeable_output=False)
+        samples = samples if samples.ndim == 3 else samples[..., None]
+        return _decoded(grey_if_equal(samples) if mode[0] == "P" else samples, mode, about)
+
+    def _check(self, frame: int) -> None:
+        height, width = self._file.properties(index=frame).shape[:2]
+        check_size(width, height, self._max_pixels)
+
+
+def decode_pillow(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
+    """One frame, as `OpenFrames.decode`."""
+    with OpenFrames(data, kind, max_pixels) as frames:
+        return frames.decode(frame)
 
 
 def decode_plain(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:

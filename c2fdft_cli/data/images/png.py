@@ -25,7 +25,7 @@ from c2fdft_cli.data.images.metadata import (
     upright_exif,
     upright_xmp,
 )
-from c2fdft_cli.data.images.pillow import decode_pillow
+from c2fdft_cli.data.images.pillow import OpenFrames
 from c2fdft_cli.data.images.samples import Array, Decoded, check_size, grey_if_equal
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -56,7 +56,9 @@ class Chunks(NamedTuple):
     texts: list[tuple[str, str]]
 
 
-def decode_png(data: bytes, frame: int, max_pixels: int) -> Decoded:
+def decode_png(
+    data: bytes, frame: int, max_pixels: int, opened: OpenFrames | None = None
+) -> Decoded:
     """A PNG's samples, as `codec.decode`."""
     chunks = read_chunks(io.BytesIO(data))
     width, height, depth, colours = _header(chunks)
@@ -65,7 +67,8 @@ def decode_png(data: bytes, frame: int, max_pixels: int) -> Decoded:
     if frame and depth == 16:
         raise Unreadable("a 16-bit animation", "save the frame as a still PNG")
     if frame:
-        samples = decode_pillow(data, "PNG", frame, max_pixels).samples
+        opened = opened or OpenFrames(data, "PNG", max_pixels)
+        samples = opened.decode(frame).samples
     else:
         samples = _samples(data)
         samples = grey_if_equal(samples) if colours == _PALETTE else samples

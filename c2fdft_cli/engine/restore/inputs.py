@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.picture import (
     Picture,
     frame_count,
@@ -71,9 +72,11 @@ class Source:
         """1 for an image; of a video as many as its header counts, at least 1."""
         return 1 if self.video is None else max(1, self.video.frames)
 
-    def read(self) -> Picture:
-        """Decode it; DataError."""
-        return read_picture(self.data or self.path, frame=self.frame or 0)
+    def read(self, frames: FrameCache) -> Picture:
+        """Decode it, out of `frames` where its file holds several; DataError."""
+        if self.frame is None:
+            return read_picture(self.data or self.path)
+        return frames.read(self.path, self.frame)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import Picture, to_8bit, write_picture
 from c2fdft_cli.data.images.pillow import too_long
@@ -92,8 +93,10 @@ def restore_pictures(
     line = InOrder[ImageDone](writers, 2 * writer_count())
     in_work: deque[Callable[[], list[Finish]]] = deque()
     items = _by_size([item for item in plan.items if item.source.video is None])
+    parts = [(one.source.path, one.source.frame) for one in items]
+    frames = FrameCache([(path, i) for path, i in parts if i is not None], 2 * reader_count())
     loaded = in_order(
-        partial(_load, plan.manifest, plan.executor.start_noise),
+        partial(_load, plan.manifest, plan.executor.start_noise, frames),
         items,
         workers=reader_count(),
         cost=lambda item: item.source.height * item.source.width * _LOADED_BYTES,
@@ -128,14 +131,17 @@ def _by_size(items: Iterable[Item]) -> list[Item]:
 
 
 def _load(
-    manifest: Manifest, start_noise: Callable[[str, int, int], Tensor | None], item: Item
+    manifest: Manifest,
+    start_noise: Callable[[str, int, int], Tensor | None],
+    frames: FrameCache,
+    item: Item,
 ) -> Loaded:
     if item.source.problem is not None:
         return Loaded(item, item.source.problem)
     if item.source.data is None:  # standard input was looked at when the work was planned
         manifest.look_at(item.source.path)
     try:
-        picture = item.source.read()
+        picture = item.source.read(frames)
     except C2fdftError as error:
         return Loaded(item, error)
     return Loaded(item, picture, start_noise(item.source.name, *picture.pixels.shape[:2]))

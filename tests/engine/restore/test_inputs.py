@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.restore.inputs import Inputs, find_inputs
 from c2fdft_cli.errors import DataError, UsageError
@@ -88,7 +89,7 @@ def test_standard_input(folder: Path) -> None:
     data = (folder / "2.png").read_bytes()
     inputs = find_inputs(["-"], data)
     assert inputs.single
-    assert inputs.sources[0].read().pixels.shape == (4, 5, 3)
+    assert inputs.sources[0].read(FrameCache([], 1)).pixels.shape == (4, 5, 3)
     with pytest.raises(UsageError, match="standard input is empty"):
         find_inputs(["-"], b"")
     with pytest.raises(DataError, match="not an image"):
@@ -104,7 +105,7 @@ def test_frames_are_images_with_names_of_their_own(tmp_path: Path) -> None:
         assert [source.stem for source in sources] == ["a-0001", "a-0002", "a-0003"]
         assert len({source.name for source in sources}) == 3
         assert sources[2].label.endswith("[3]")
-        assert abs(int(sources[2].read().pixels[0, 0, 0]) - 200) <= 8
+        assert abs(int(sources[2].read(FrameCache([], 1)).pixels[0, 0, 0]) - 200) <= 8
     assert len(find_inputs([str(tmp_path)]).sources) == 9
 
 
