@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -272,10 +273,15 @@ def hold_folder(folder: Path, taken: str) -> Iterator[None]:
     ensure_folder(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        with warnings.catch_warnings():
+            # that the file itself is the lock where the file system has none
+            warnings.simplefilter("ignore")
+            lock.acquire()
     except Timeout:
-        hint = "wait until it is done, or stop it"
+        hint = f"wait until it is done, or stop it{_if_gone(folder / LOCK)}"
         raise ResourceError(taken, where=folder, hint=hint) from None
+    except NotImplementedError:  # of older filelock: there are no locks
+        pass
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise write_error(error, folder) from error
@@ -285,6 +291,27 @@ def hold_folder(folder: Path, taken: str) -> Iterator[None]:
         # The file stays: after a removal one process could hold the lock of the removed file while
         # another locks a new one of the same name.
         lock.release()
+
+
+def _if_gone(lock: Path) -> str:
+    """What to do about a lock whose process was killed, on a file system without locks.
+
+    There the file is the lock. filelock removes it where its process is gone from this machine, and
+    cannot know of others.
+    """
+    try:
+        import fcntl
+
+        with lock.open("rb") as file:
+            holder = file.read(400).decode("utf-8", "replace").split("\n")
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (ImportError, OSError) as error:
+        if getattr(error, "errno", None) not in _NO_LOCKS:
+            return ""
+        named = len(holder) > 1 and holder[0].isdecimal()
+        who = f"process {holder[0]} on {holder[1]}" if named else "it"
+        return f"; where {who} is gone, delete {lock}"
+    return ""
 
 
 def require_existing(*paths: str | Path | None) -> None:

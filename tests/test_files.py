@@ -6,6 +6,10 @@ import errno
 import io
 import os
 import stat
+import subprocess
+import sys
+import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,6 +21,7 @@ from c2fdft_cli.files import (
     atomic_write_bytes,
     atomic_write_text,
     ensure_folder,
+    hold_folder,
     read_at,
     read_text,
 )
@@ -218,3 +223,59 @@ def test_bytes_from_anywhere_in_a_file(tmp_path, monkeypatch, system):
             assert read_at(file, start, size) == bytes(range(start, start + size))
         assert read_at(file, 90, 20) == bytes(range(90, 100))
         assert read_at(file, 200, 5) == b""
+
+
+def without_flock(monkeypatch):
+    """A file system that does not know it, for this process."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_folder_is_held_by_one(tmp_path, monkeypatch, known):
+    if not known:
+        without_flock(monkeypatch)
+    with hold_folder(tmp_path, "another process works here"):
+        with (
+            pytest.raises(ResourceError, match="another process works here") as caught,
+            hold_folder(tmp_path, "another process works here"),
+        ):
+            pass
+        here = f"; where process {os.getpid()} on "
+        assert (here in caught.value.hint) is not known
+        assert caught.value.hint.endswith(f"is gone, delete {tmp_path}/.lock") is not known
+    with hold_folder(tmp_path, "another process works here"):
+        pass
+
+
+def test_a_lock_of_a_killed_process_without_flock(tmp_path, monkeypatch):
+    """Of this machine it is broken, of another its user is told what to delete."""
+    without_flock(monkeypatch)
+    with hold_folder(tmp_path, "taken"):
+        mine = (tmp_path / ".lock").read_text()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / ".lock").write_text(mine.replace(str(os.getpid()), str(gone.pid), 1))
+    old = time.time() - 3600
+    os.utime(tmp_path / ".lock", (old, old))
+    with hold_folder(tmp_path, "taken"):
+        pass
+    (tmp_path / ".lock").write_text("7\nother-node\n")
+    with (
+        pytest.raises(ResourceError, match="taken") as caught,
+        hold_folder(tmp_path, "taken"),
+    ):
+        pass
+    lock = tmp_path / ".lock"
+    assert caught.value.hint.endswith(f"; where process 7 on other-node is gone, delete {lock}")
+    lock.unlink()
+    with hold_folder(tmp_path, "taken"):
+        pass
+
+
+def test_older_filelock_without_flock_holds_nothing(tmp_path, monkeypatch):
+    import filelock
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=NotImplementedError))
+    with hold_folder(tmp_path, "taken"):
+        pass
