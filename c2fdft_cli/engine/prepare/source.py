@@ -128,12 +128,20 @@ def find(
         other = look(val, None)
         # val first here and below: `SplitGuard` finds training images among those that it has seen
         splits = {"val": tuple(pair for _, pair in other.pairs), "train": train + own}
-        found = replace(found, splits=splits, notices=(*found.notices, *other.notices))
+        notices = (*found.notices, *other.notices)
+        if own:
+            notices += (f"the set's own val split: {many(len(own), 'pair')} trained on",)
+        found = replace(found, splits=splits, notices=notices)
     elif own:
         choose = val is not None and val < len(own)
+        notices = found.notices
+        if val is not None and val > len(own):
+            pairs = many(len(own), "pair")
+            notices += (f"--val {val}: the set's own val split has {pairs}, all validate",)
         found = replace(
             found,
             splits={"val": own, "train": train},
+            notices=notices,
             choose_from="val" if choose else None,
             val_size=val_size(len(own), val) if choose else 0,
         )

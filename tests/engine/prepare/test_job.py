@@ -181,6 +181,28 @@ def test_no_validation_instead_of_the_sets_own(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("val-*"))
 
 
+@pytest.mark.parametrize("val", [None, 3, 9])
+def test_more_than_the_sets_own_val_split_holds(tmp_path: Path, val: int | None) -> None:
+    root = tmp_path / "set"
+    make_pairs(root / "train", 5)
+    make_pairs(root / "val", 3, first=50)
+    told = "--val 9: the set's own val split has 3 pairs, all validate"
+    for _ in range(2):  # the second time the shards are up to date
+        result = run(source=root, out=tmp_path / "out", val=val)
+        assert (result.train, result.val) == (5, 3)
+        assert result.notices == ((told,) if val == 9 else ())
+
+
+def test_a_set_whose_own_val_split_is_not_named_trains_on_it(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    make_pairs(root / "train", 5)
+    make_pairs(root / "val", 3, first=50)
+    other = make_pairs(tmp_path / "other", 2, first=70)
+    result = run(source=root, out=tmp_path / "out", val=other)
+    assert (result.train, result.val) == (8, 2)
+    assert result.notices == ("the set's own val split: 3 pairs trained on",)
+
+
 def test_a_single_pair_is_trained_on(tmp_path: Path) -> None:
     result = run(source=make_pairs(tmp_path / "one", 1), out=tmp_path / "out")
     assert (result.train, result.val) == (1, 0)
