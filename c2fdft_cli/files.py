@@ -258,12 +258,13 @@ def read_error(error: OSError, path: str | Path) -> DataError:
 
 
 @contextlib.contextmanager
-def hold_folder(folder: Path, taken: str) -> Iterator[None]:
+def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
     """Keep other processes from working in a folder meanwhile; it is made where it is not there.
 
     Args:
-        folder: in which a file `LOCK` is locked, and left.
+        folder: in which a file is locked, and left.
         taken: what is wrong where another process holds it, as a sentence.
+        name: of the file; work of another kind in the same folder has another.
 
     Raises:
         ResourceError: one does.
@@ -271,14 +272,14 @@ def hold_folder(folder: Path, taken: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     ensure_folder(folder)
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / name, timeout=0)
     try:
         with warnings.catch_warnings():
             # that the file itself is the lock where the file system has none
             warnings.simplefilter("ignore")
             lock.acquire()
     except Timeout:
-        hint = f"wait until it is done, or stop it{_if_gone(folder / LOCK)}"
+        hint = f"wait until it is done, or stop it{_if_gone(folder / name)}"
         raise ResourceError(taken, where=folder, hint=hint) from None
     except NotImplementedError:  # of older filelock: there are no locks
         pass

@@ -29,7 +29,7 @@ from c2fdft_cli.engine.sweep.schedules import make_schedules, one_step_schedules
 from c2fdft_cli.engine.sweep.table import make_table
 from c2fdft_cli.engine.weights.catalogue import is_packaged
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
-from c2fdft_cli.files import ensure_folder
+from c2fdft_cli.files import ensure_folder, hold_folder
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop
 
@@ -56,6 +56,7 @@ def sweep(checkpoint: Path, options: SweepOptions) -> Job[Tried, SweepResult]:
     Raises:
         UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
         Interrupted: from the iteration, with everything so far saved.
+        ResourceError: from the iteration, where another sweep has the same output folder.
         CheckpointError: from the iteration, too, where other weights are in the file at its end.
     """
     if is_packaged(checkpoint) and (options.stamp or options.out is None):
@@ -107,8 +108,12 @@ class Sweep:
         self.out = ensure_folder(options.out or self.path.parent)
         if options.stamp:
             _check_writable(self.path)
-        self.log = SweepLog(self.out / "sweep.json", self._settings(), overwrite=options.overwrite)
+        self.log = self._read_log()
         self._calls = 0
+
+    def _read_log(self) -> SweepLog:
+        path, settings = self.out / "sweep.json", self._settings()
+        return SweepLog(path, settings, overwrite=self.options.overwrite)
 
     def _settings(self) -> dict[str, Any]:
         """Everything but image, seed and timesteps that a score depends on."""
@@ -134,10 +139,12 @@ class Sweep:
 
     def work(self) -> Generator[Tried, None, SweepResult]:
         """Image by image, every schedule."""
-        with graceful_stop() as stop:
-            for index, name in zip(self.indices, self.names, strict=True):
-                yield from self._try_image(index, name, stop)
-        return self._finish()
+        with hold_folder(self.out, "another sweep writes into this folder", ".sweep.lock"):
+            self.log = self._read_log()  # another one may have been here since
+            with graceful_stop() as stop:
+                for index, name in zip(self.indices, self.names, strict=True):
+                    yield from self._try_image(index, name, stop)
+            return self._finish()
 
     def _try_image(self, index: int, name: str, stop: StopRequest) -> Generator[Tried, None, None]:
         """One image from every noise by every schedule, but for what is scored already."""

@@ -431,6 +431,40 @@ def test_another_sweep_is_not_overwritten(coarse: Path) -> None:
     assert run(coarse, protocol="rgb", overwrite=True).protocol == "rgb"
 
 
+@pytest.mark.parametrize("weights", ["same", "other"])
+def test_two_sweeps_in_one_folder_do_not_mix(coarse: Path, shards: Path, weights: str) -> None:
+    other = coarse
+    if weights == "other":
+        other = write_weights(coarse.with_name("other.pt"), "coarse", shards)
+        state = {name: 2 * tensor for name, tensor in load_checkpoint(other).ema.items()}
+        save_checkpoint(other, state, state, load_checkpoint(other).meta)
+    options = SweepOptions(steps=(1, 2), device="cpu", precision="fp32")
+    first, late = sweep(coarse, options), sweep(other, options)
+    events = iter(first)
+    next(events)
+    with pytest.raises(ResourceError, match="another sweep writes into this folder"):
+        late.run()
+    for _ in events:
+        pass
+    written = (coarse.parent / "sweep.json").read_bytes()
+    assert first.result.calls_spent
+    if weights == "same":
+        # what it was begun with is not what is there by now
+        assert sweep(other, options).run().calls_spent == 0
+        return
+    with pytest.raises(DataError, match="a sweep with other settings is there already"):
+        sweep(other, options)
+    assert (coarse.parent / "sweep.json").read_bytes() == written
+
+
+def test_a_sweep_that_another_one_preceded_takes_its_scores(coarse: Path, shards: Path) -> None:
+    options = SweepOptions(steps=(1, 2), device="cpu", precision="fp32")
+    late = sweep(coarse, options)
+    run(coarse)
+    late.run()
+    assert late.result.calls_spent == 0
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "c2fdft-sweep"}', "\x00"])
 def test_a_foreign_sweep_json(coarse: Path, content: str) -> None:
     (coarse.parent / "sweep.json").write_text(content)
