@@ -84,12 +84,6 @@ def stamp(result: SweepResult, digest: str) -> None:
     # the file itself: renaming over a symbolic link would replace the link
     path = result.checkpoint.resolve()
     checkpoint, row = load_checkpoint(path), result.chosen
-    if weights_digest(checkpoint) != digest:
-        raise CheckpointError(
-            "other weights have taken the place of those that were tried",
-            where=result.checkpoint,
-            hint="the scores are in sweep.json; try a copy, or a file that no training replaces",
-        )
     meta = checkpoint.meta
     meta.grid, meta.grid_from = list(row.grid), "sweep"
     meta.metrics = {
@@ -103,7 +97,14 @@ def stamp(result: SweepResult, digest: str) -> None:
             "trained_grid": result.trained_grid,
         },
     }
-    replace_meta(path, meta)
+    tried = weights_digest(checkpoint) == digest
+    # which reads the file once more, and may find another one
+    if not (tried and replace_meta(path, meta, checkpoint.ema)):
+        raise CheckpointError(
+            "other weights have taken the place of those that were tried",
+            where=result.checkpoint,
+            hint="the scores are in sweep.json; try a copy, or a file that no training replaces",
+        )
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -122,8 +122,16 @@ def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -
     save_tensors(path, content)
 
 
-def replace_meta(path: Path, meta: Meta) -> None:
+def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
     """Give a checkpoint other metadata, atomically; its sets of weights and their type stay.
+
+    Args:
+        path: the file.
+        meta: the metadata.
+        weights: what it goes with: the `ema` of `load_checkpoint`.
+
+    Returns:
+        Whether it was done: False where the file holds other weights by now, and is left.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -134,14 +142,18 @@ def replace_meta(path: Path, meta: Meta) -> None:
         stored = {"raw": found.raw, "ema": found.ema}
         loaded = file.load({name: stored[name] for name in found.sets})
         is_safetensors = file.is_safetensors
+    held = plain(full_precision(loaded[found.sets[-1]], path))
+    if held.keys() != weights.keys() or not all(torch.equal(held[k], weights[k]) for k in held):
+        return False
     meta.versions = versions()
     if is_safetensors:  # which holds one set
         (name,) = found.sets
         save_safetensors(path, plain(loaded[name]), meta.to_json(), name)
-        return
+        return True
     keys = {"raw": "params", "ema": "params_ema"}
-    weights = {keys[name]: plain(state) for name, state in loaded.items()}
-    save_tensors(path, {**weights, "meta": meta.to_json()})
+    content = {keys[name]: plain(state) for name, state in loaded.items()}
+    save_tensors(path, {**content, "meta": meta.to_json()})
+    return True
 
 
 def plain(state: Mapping[str, Tensor]) -> StateDict:

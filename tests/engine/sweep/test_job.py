@@ -21,6 +21,7 @@ from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.sampling.scoring import Scored
+from c2fdft_cli.engine.sweep import report
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
 from c2fdft_cli.engine.sweep.options import (
@@ -35,6 +36,7 @@ from c2fdft_cli.engine.sweep.schedules import Schedule, make_schedules
 from c2fdft_cli.engine.sweep.table import Row, best, choose, make_table, pareto
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
+    Checkpoint,
     Meta,
     load_checkpoint,
     save_checkpoint,
@@ -318,6 +320,30 @@ def test_weights_that_were_replaced_meanwhile_are_not_stamped(coarse: Path) -> N
         list(events)
     assert coarse.read_bytes() == replaced
     assert json.loads((coarse.parent / "sweep.json").read_text())["complete"]
+
+
+@pytest.mark.parametrize("name", ["coarse.pt", "coarse.safetensors"])
+def test_weights_that_are_replaced_between_the_look_and_the_stamp(
+    coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The stamp reads the file, to look at its weights, and again, to store them."""
+    path, given, load = tmp_path / "new" / name, load_checkpoint(coarse), report.load_checkpoint
+    path.parent.mkdir()
+    save_checkpoint(path, given.params, given.ema, given.meta)
+    new = {name: 1.5 * tensor for name, tensor in given.ema.items()}
+
+    def replaced(path: Path) -> Checkpoint:
+        looked_at = load(path)
+        save_checkpoint(path, new, new, replace(given.meta, step=77))
+        return looked_at
+
+    monkeypatch.setattr(report, "load_checkpoint", replaced)
+    with pytest.raises(CheckpointError, match="other weights have taken the place") as caught:
+        run(path)
+    assert caught.value.where == str(path)
+    found = load_checkpoint(path)
+    assert (found.meta.step, found.meta.grid) == (77, None)
+    assert all(torch.equal(found.ema[name], tensor) for name, tensor in new.items())
 
 
 def test_nothing_is_computed_twice(coarse: Path) -> None:

@@ -304,7 +304,8 @@ def test_recipe_data_and_grid_come_from_the_checkpoint(tmp_path, shard_folder, c
 )
 def test_a_checkpoint_names_no_folder_outside_of_runs(tmp_path, coarse_run, recipe_name, folder):
     source = Path(shutil.copy(coarse_run / "coarse.pt", tmp_path))
-    replace_meta(source, replace(load_checkpoint(source).meta, recipe_name=recipe_name))
+    given = load_checkpoint(source)
+    assert replace_meta(source, replace(given.meta, recipe_name=recipe_name), given.ema)
     for auto in (False, True):
         asked = TrainRequest(stage="fine", init=source, device="cpu", resume_auto=auto)
         assert set_up(asked).run.path == Path(folder)
