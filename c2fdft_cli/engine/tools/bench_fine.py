@@ -86,7 +86,8 @@ def _bench(
     batch = random_batch(options.batch, options.size, recipe.diffusion.timesteps)
     held: dict[Kind, Held] = {}
     times: dict[Kind, list[float]] = {kind: [] for kind in kinds}
-    # in turn, so that what else the machine does falls on all kinds alike
+    # In turn, so that what else the machine does falls on all kinds alike. So a GPU is given the
+    # launches of a step one by one: a step that differs from the last one is not recorded.
     for number in range(options.repeats + 1):
         for kind in kinds:
             _use(objective, recipe, kind)

@@ -77,6 +77,7 @@ class Stepper:
         )
         self.scaler = self._new_scaler()
         self.recorder: Recorder[tuple[Tensor, Gradients]] = Recorder()
+        self._own_objective = objective
         self.objective: nn.Module = objective
         if dist.is_initialized():
             # torch warns of kernels of one channel, whose memory is the same in either order
@@ -152,8 +153,10 @@ class Stepper:
     def _replay(self, batch: Batch, share: float) -> Tensor:
         """The weighted loss of the whole batch; its gradients, scaled, are those of the weights."""
         scale = self.scaler.scale(torch.full((), share, device=self.runtime.device))
+        # `Objective.use` may have changed the settings, which no input tells of
+        key = is_compiled(self.net), self._own_objective.fine
         loss, gradients = self.recorder(
-            self._loss_and_gradients, scale, *self._inputs(batch), key=is_compiled(self.net)
+            self._loss_and_gradients, scale, *self._inputs(batch), key=key
         )
         for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
             parameter.grad = gradient

@@ -27,9 +27,16 @@ ALPHA_BAR = alpha_bar_of(beta_schedule())
 
 def make_stepper(recompute: Recompute | None = None, dtype: torch.dtype = torch.float32) -> Stepper:
     """Of the coarse stage, or of a fine one of two sampling steps."""
+    return objective_and_stepper(recompute, dtype)[1]
+
+
+def objective_and_stepper(
+    recompute: Recompute | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Objective, Stepper]:
+    """`make_stepper`, and the objective whose settings may change."""
     fine = None if recompute is None else (FineStage(recompute=recompute), [999, 500])
     objective = Objective(fill(DFT(dim=8, blocks=(1, 1, 1, 1))), ALPHA_BAR, fine)
-    return Stepper(objective, Train(clip_norm=1.0), Runtime(CPU, dtype))
+    return objective, Stepper(objective, Train(clip_norm=1.0), Runtime(CPU, dtype))
 
 
 def make_batch(k: int, patch: int = 16, rows: int = 2) -> Batch:
@@ -122,6 +129,18 @@ def test_another_state_is_taken_by_what_is_recorded(recording: type[Graph]) -> N
     for batch in batches:
         take(recorded, batch)
     assert recording.replays == 2 + 2
+    assert_same_state(recorded, plain)
+
+
+def test_other_settings_of_the_stage_are_recorded_anew(recording: type[Graph]) -> None:
+    """As `c2fdft bench train-step` changes them from step to step, patches staying as they are."""
+    objective, steppers = zip(*(objective_and_stepper() for _ in range(2)), strict=True)
+    recorded, plain = steppers
+    for k, grid in enumerate([[999, 500], [999, 500], [999], [999], [999, 500]], start=1):
+        for one in objective:
+            one.use((FineStage(recompute="none"), grid))
+        assert [take(recorded, make_batch(k))] == plain_steps(plain, [make_batch(k)])
+    assert recording.replays == 2
     assert_same_state(recorded, plain)
 
 
