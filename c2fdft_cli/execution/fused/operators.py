@@ -144,6 +144,19 @@ def _stride(time: Tensor) -> int:
     return 0 if len(time) == 1 else time.stride(0)
 
 
+def _on_its_gpu(run: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator on the GPU of its first tensor.
+
+    Triton starts kernels on the calling thread's current GPU, which in a new thread is the first.
+    """
+
+    def started(first: Tensor, *others: Any) -> Any:
+        with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
+            return run(first, *others)
+
+    return started
+
+
 # Each with what it returns on tensors without contents. Sums are there those of one program: how
 # many there are is the kernel's own choice, and whoever calls it adds them up at once.
 _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -175,6 +188,6 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 for _schema, (_run, _shapes) in _OPERATORS.items():
     _name = _schema.partition("(")[0]
     _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
-    for _key in ("CUDA", "CPU"):  # a CPU runs them in Triton's interpreter
-        _LIBRARY.impl(_name, _run, _key)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_name, _on_its_gpu(_run), "CUDA")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call] # in Triton's interpreter
     torch.library.register_fake(f"c2fdft::{_name}", _shapes, lib=_LIBRARY)

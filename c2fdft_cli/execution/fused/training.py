@@ -68,10 +68,16 @@ def norm_for(layer: PixelNorm, z: Tensor, dtype: torch.dtype) -> Normed:
     if key not in _chosen:
         # autocast, and hooks on what is kept for a derivative, belong to the calling thread
         with ThreadPoolExecutor(1) as thread:
-            trial = thread.submit(try_norm, layer, z.device, dtype).result()
+            trial = thread.submit(_try_where, z, layer, dtype).result()
         _log.info("norm of %d channels: %s", z.shape[-1], trial)
         _chosen[key] = fused_norm if trial.is_better(dtype, switch == "on") else plain_norm
     return _chosen[key]
+
+
+def _try_where(z: Tensor, layer: PixelNorm, dtype: torch.dtype) -> Trial:
+    """`try_norm` on the GPU of z, whichever the thread's current one is: events belong to that."""
+    with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
+        return try_norm(layer, z.device, dtype)
 
 
 def try_norm(layer: PixelNorm, device: torch.device, dtype: torch.dtype) -> Trial:

@@ -1,0 +1,88 @@
+"""Kernels start on the GPU where their tensors lie."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.layers import PixelNorm
+from c2fdft_cli.execution.fused import choose, training
+from c2fdft_cli.execution.fused.choose import Trial
+from tests.kit.formula import fill, wave
+
+pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+
+
+class CurrentGpu:
+    """Stands for `torch.cuda.device_of`: which thread is within it, and for which tensors."""
+
+    def __init__(self) -> None:
+        self.within: dict[int, Tensor] = {}
+
+    def __call__(self, tensor: Tensor) -> CurrentGpu:
+        self.coming = tensor
+        return self
+
+    def __enter__(self) -> None:
+        self.within[threading.get_ident()] = self.coming
+
+    def __exit__(self, *_: object) -> None:
+        del self.within[threading.get_ident()]
+
+    def here(self) -> Tensor | None:
+        """Whose GPU is the current one of this thread."""
+        return self.within.get(threading.get_ident())
+
+
+@pytest.fixture
+def current(monkeypatch: pytest.MonkeyPatch) -> CurrentGpu:
+    made = CurrentGpu()
+    monkeypatch.setattr(torch.cuda, "device_of", made)
+    return made
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU")
+def test_an_operator_runs_on_its_first_tensors_gpu(
+    current: CurrentGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is registered for CUDA, called with tensors of a CPU."""
+    from c2fdft_cli.execution.fused import kernels, operators  # noqa: F401 - defines them
+
+    seen: list[Any] = []
+
+    class Kernel:
+        def __getitem__(self, grid: object) -> Any:
+            return lambda *args, **options: seen.append(current.here())
+
+    monkeypatch.setattr(kernels, "norm_kernel", Kernel())
+    z, weight, time = wave([1, 2, 3, 16], 0.3), torch.ones(16), torch.zeros(1, 16)
+    on_cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    operator = torch.ops.c2fdft.norm.default
+    operator.redispatch(on_cuda, z, weight, None, time, torch.bfloat16)
+    operator(z, weight, None, time, torch.bfloat16)
+    assert seen[0].data_ptr() == z.data_ptr()
+    assert seen[1:] == [None], "a CPU has no current GPU"
+
+
+def test_the_norm_is_tried_on_the_streams_gpu(
+    current: CurrentGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a thread of its own, whose current GPU would be the first: of rank 0, not of this one."""
+    z = wave([1, 4, 4, 16], 0.3)
+    seen: list[Tensor | None] = []
+
+    def tried(*_: object) -> Trial:
+        seen.append(current.here())
+        return Trial("norm", None)
+
+    monkeypatch.setattr(training, "_chosen", {})
+    monkeypatch.setattr(choose, "kernels_run_on", lambda _: True)
+    monkeypatch.setattr(training, "try_norm", tried)
+    training.norm_for(fill(PixelNorm(16, "with_bias")), z, torch.bfloat16)
+    assert len(seen) == 1
+    assert seen[0] is z
