@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,12 +46,15 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
     """Record on the CPU."""
 
     @contextmanager
-    def recording(graph: Graph, capture_error_mode: str) -> Iterator[None]:
+    def recording(graph: Graph, pool: object, capture_error_mode: str) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
         with graph:
             yield
 
     Graph.replays = 0
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(device_index=0))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     return Graph

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -94,9 +94,8 @@ class Recorder(Generic[Result]):
         # own; with the strides of the given ones, as stride 0 tells that a batch has one time.
         held = tuple(map(_like, inputs))
         _copy(inputs, held)
-        # other threads may go on with work of their own meanwhile, but not record
         try:
-            with _one_at_a_time, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with _one_at_a_time, _capture(graph):
                 output = work(*held)
         except Exception as error:  # torch and drivers have many; running it as it is needs none
             why = (str(error).splitlines() or [type(error).__name__])[0]
@@ -111,6 +110,36 @@ class Recorder(Generic[Result]):
         _copy(inputs, recording.inputs)
         recording.graph.replay()
         return recording.output
+
+
+@contextmanager
+def _capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Record what the current GPU is given, and leave torch as it was where that fails.
+
+    Work that the driver does not allow meanwhile, such as a wait for the GPU, spoils a recording,
+    and ending it is then an error. Behind that error `torch.cuda.graph` leaves its own stream
+    current, and the allocator of torch before 2.13 takes the recording for one that goes on: it
+    cannot empty its cache any more (pytorch/pytorch#180395).
+    """
+    stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+    try:
+        # other threads may go on with work of their own meanwhile, but not record
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+            yield
+    except Exception:
+        torch.cuda.set_stream(stream)
+        with suppress(RuntimeError):  # it has ended, as it does where the work itself fails
+            _end_allocating(stream.device_index, pool)
+        raise
+
+
+def _end_allocating(index: int, pool: tuple[int, int]) -> None:
+    """End what sends a GPU's allocations into a pool; RuntimeError where nothing does."""
+    # the second name is of torch before 2.8
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+        if hasattr(torch._C, name):
+            getattr(torch._C, name)(index, pool)
+            return
 
 
 def records(device: torch.device) -> bool:

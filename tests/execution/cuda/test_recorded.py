@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +18,9 @@ from c2fdft_cli.execution.cuda.recorded import SWITCH, Recorder, records
 from c2fdft_cli.execution.strips import StripNetwork
 from tests.kit.formula import fill, wave
 from tests.kit.graphs import Graph, graphs  # noqa: F401 - a fixture
+
+END_ALLOCATING = ["_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"]
+"""What torch calls it from 2.8 on, and before."""
 
 
 class Work:
@@ -75,6 +81,48 @@ def test_what_cannot_be_recorded_runs_as_it_is(graphs: type[Graph]) -> None:  # 
     for _ in range(4):
         assert torch.equal(recorder(work, x, x), 3 * x)
     assert (work.runs, graphs.replays) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"]
+)
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_recording_that_cannot_be_ended_leaves_nothing_behind(
+    graphs: type[Graph],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    has_ended: bool,
+) -> None:
+    """As torch before 2.13 has it: another stream is left current, and a pool in use."""
+    current, pools = ["the caller's"], []
+
+    @contextmanager
+    def spoilt(graph: Graph, pool: object, capture_error_mode: str) -> Iterator[None]:
+        current.append("the recording's")
+        pools.append(pool)
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    def end(index: int, pool: object) -> None:
+        assert index == 3
+        pools.remove(pool)
+        if has_ended:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    stream = SimpleNamespace(device_index=3)
+    monkeypatch.setattr(torch.cuda, "graph", spoilt)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda to: current.remove("the recording's"))
+    for each in END_ALLOCATING:
+        monkeypatch.delattr(torch._C, each, raising=False)
+    monkeypatch.setattr(torch._C, name, end, raising=False)
+    recorder, said = Recorder(), []
+    recorder.notify = said.append
+    x = torch.ones(2)
+    for _ in range(3):
+        assert torch.equal(recorder(torch.neg, x), -x)
+    assert (current, pools) == (["the caller's"], [])
+    assert len(said) == 1
 
 
 def test_an_error_of_the_work_itself_comes_out(graphs: type[Graph]) -> None:  # noqa: F811
