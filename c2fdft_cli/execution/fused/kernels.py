@@ -2,6 +2,9 @@
 
 Pixels are rows of `[pixels, channels]`. Widths that are no power of two are padded by masks; sums,
 norms and GELU are float32, products take the precision of their factors and sum in float32.
+
+A tensor may have more than 2^31 values: the first one of a program's share is found in 64 bits, and
+those of the share by offsets from it in 32.
 """
 
 from __future__ import annotations
@@ -42,12 +45,12 @@ def norm_kernel(
 
     z, y: `[n, pixels, C]`; time: `[n or 1, C]` with the stride 0 for one.
     """
-    image = tl.program_id(1).to(tl.int64)
-    z += image * pixels * C
-    y += image * pixels * C
-    pixel = tl.program_id(0) * M + tl.arange(0, M)
+    first, image = tl.program_id(0) * M, tl.program_id(1).to(tl.int64)
+    z += (image * pixels + first) * C
+    y += (image * pixels + first) * C
+    pixel = tl.arange(0, M)
     columns = tl.arange(0, PADDED)
-    inside = (pixel < pixels)[:, None] & (columns < C)[None, :]
+    inside = (pixel < pixels - first)[:, None] & (columns < C)[None, :]
     place = pixel[:, None] * C + columns[None, :]
     x = tl.load(z + place, mask=inside, other=0.0)
     now = tl.load(time + image * time_stride + columns, mask=columns < C, other=0.0)
@@ -118,25 +121,27 @@ def depthwise_kernel(
     sums: `[n, programs, heads, D + 2, D]` float32, written: the Gram matrix, squares of q, of k.
     """
     piece, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    x += image * height * width * (3 * C)  # offsets within an image fit 32 bits
-    v += image * rows * width * C
+    begin = piece * share
+    row, column = begin // width + skip, begin % width
+    x += (image * height + row) * width * (3 * C)
+    v += (image * rows * width + begin) * C
     columns = tl.arange(0, PADDED)
     inside = columns < D
     channel = head * D + columns
     gram = tl.zeros([PADDED, PADDED], tl.float32)
     q_square = tl.zeros([PADDED], tl.float32)
     k_square = tl.zeros([PADDED], tl.float32)
-    last = tl.minimum((piece + 1) * share, rows * width)
-    for first in range(piece * share, last, P):
+    count = tl.minimum(share, rows * width - begin)
+    for first in range(0, count, P):
         pixel = first + tl.arange(0, P)
-        wanted = pixel < last
-        i, j = pixel // width + skip, pixel % width
+        wanted = pixel < count
+        i, j = (column + pixel) // width, (column + pixel) % width  # of rows from `row` on
         q = tl.zeros([P, PADDED], tl.float32)
         k = tl.zeros([P, PADDED], tl.float32)
         w = tl.zeros([P, PADDED], tl.float32)
         for tap in range(9):  # unrolled, it would not fit the registers
             a, b = i + (tap // 3 - 1), j + (tap % 3 - 1)
-            seen = wanted & (a >= 0) & (a < height) & (b >= 0) & (b < width)
+            seen = wanted & (a >= -row) & (a < height - row) & (b >= 0) & (b < width)
             mask = seen[:, None] & inside[None, :]
             place = (a * width + b)[:, None] * (3 * C) + channel[None, :]
             at = weight + channel * 9 + tap
@@ -229,13 +234,13 @@ def second_pass_kernel(
     z: `[n, pixels, C]` float32, in place; v: `[n, pixels, C]` with strides of its own.
     mixing: `[n, C, C]`, widen: `[HIDDEN, C]`, narrow: `[C, HIDDEN]`, all in the precision of v.
     """
-    image = tl.program_id(1).to(tl.int64)
-    z += image * pixels * C
-    v += image * v_image
-    pixel = tl.program_id(0) * M + tl.arange(0, M)
+    first_pixel, image = tl.program_id(0) * M, tl.program_id(1).to(tl.int64)
+    z += (image * pixels + first_pixel) * C
+    v += image * v_image + first_pixel.to(tl.int64) * v_pixel
+    pixel = tl.arange(0, M)
     columns = tl.arange(0, PADDED)
     in_c = columns < C
-    inside = (pixel < pixels)[:, None] & in_c[None, :]
+    inside = (pixel < pixels - first_pixel)[:, None] & in_c[None, :]
     place = pixel[:, None] * C + columns[None, :]
     x = tl.load(z + place, mask=inside, other=0.0)
     v_place = pixel[:, None] * v_pixel + columns[None, :]

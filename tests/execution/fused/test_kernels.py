@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -173,3 +174,59 @@ def test_pixels_apart_are_refused() -> None:
         passes.norm(
             make_block(24, 1, torch.float32).norm1, stream(2, 4, 4, 24)[:, :2], torch.zeros(1, 24)
         )
+
+
+class LastProgram:
+    """Stands for a kernel, and runs the last program of the first axis alone."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+        builder = interpreter.interpreter_builder
+        place, size, patch = builder.set_grid_idx, builder.set_grid_dim, mock.patch.object
+
+        def start(*args: Any, **options: Any) -> None:
+            with (
+                patch(builder, "set_grid_dim", lambda x, y, z: size(grid[0], y, z)),
+                patch(builder, "set_grid_idx", lambda x, y, z: place(grid[0] - 1, y, z)),
+                # it would copy what lies on the host already onto itself, gigabytes
+                patch(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None),
+            ):
+                self.kernel[(1, *grid[1:])](*args, **options)
+
+        return start
+
+
+def tall(end: Tensor, pixels: int) -> Tensor:
+    """An image of so many pixels that ends with these rows: `[1, h, w, c]`.
+
+    Nothing else of it is touched, so that it takes no memory.
+    """
+    _, rows, w, c = end.shape
+    whole = torch.empty(1, pixels // w, w, c, dtype=end.dtype)
+    whole[:, -rows:] = end
+    return whole
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("name", ["norm_kernel", "depthwise_kernel", "second_pass_kernel"])
+def test_more_values_than_32_bits_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of one strip of 8 megapixels, of which q, k, v of decoder level 1 are 288 channels."""
+    c, dtype, pixels = 96, torch.float16, (23 if name == "norm_kernel" else 8) << 20
+    block, z, time = make_block(c, 1, dtype), stream(1, 3, 64, c), torch.randn(1, c)
+    qkv, matrix = torch.randn(1, 3, 64, 3 * c).to(dtype), torch.randn(1, c, c) / 10
+    monkeypatch.setattr(kernels, name, LastProgram(getattr(kernels, name)))
+    if name == "norm_kernel":
+        found, want = passes.norm(block.norm1, tall(z, pixels), time), block.norm1(z, time)
+    elif name == "depthwise_kernel":
+        x, taps = tall(qkv, pixels), block.depthwise
+        found, _ = torch.ops.c2fdft.depthwise(x, taps.weight, None, 1, 0, x.shape[1])
+        want = taps.padded(qkv)[..., 2 * c :]
+    else:
+        found, want = tall(z, pixels), z.clone()
+        passes.apply(block, found, tall(qkv, pixels)[..., 2 * c :], time, matrix)
+        prepared.apply(block, want, qkv[..., 2 * c :], time, matrix)
+    # the least that a program has
+    assert relative(found[0, -1, -32:], want[0, -1, -32:]) < ALLOWED[dtype]
