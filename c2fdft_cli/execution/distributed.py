@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.device import Runtime, with_precision
 
 _TRAINING_PATIENCE = timedelta(minutes=15)
 """How long processes wait for one another within a step: a hang ends then."""
@@ -17,6 +18,8 @@ _VALIDATION_PATIENCE = timedelta(hours=6)
 """How long they wait for the one that scores the validation images alone."""
 _RESULTS_PATIENCE = timedelta(days=30)
 """How long a process that has restored its share waits for the others."""
+
+_PLAINEST_FIRST = ("fp32", "tf32", "fp16", "bf16")
 
 _patient_groups: list[dist.ProcessGroup] = []
 """The group that waits for validation, where this process is in a training of several."""
@@ -51,6 +54,21 @@ def join_training(runtime: Runtime) -> None:
         # A timeout belongs to a group: the one for validation may wait for hours while a hang
         # within a step still ends in minutes.
         _patient_groups[:] = [dist.new_group(backend="gloo", timeout=_VALIDATION_PATIENCE)]
+
+
+def agree_on_precision(runtime: Runtime) -> Runtime:
+    """The runtime in the plainest precision that any process of the training has found for itself.
+
+    Unlike GPUs take unlike ones by "auto", and gradients are scaled in fp16 alone: their mean over
+    fp16 and bf16 would be that of neither.
+    """
+    own = _PLAINEST_FIRST.index(runtime.precision)
+    agreed = all_reduce_min(own, runtime)
+    if agreed == own:
+        return runtime
+    name = _PLAINEST_FIRST[agreed]
+    note = f"the network runs in {name}, as in the process of this training whose GPU has no better"
+    return replace(with_precision(runtime, name, "--precision"), precision_note=note)
 
 
 def barrier() -> None:

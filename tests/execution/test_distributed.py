@@ -12,7 +12,12 @@ import torch.distributed as dist
 
 from c2fdft_cli.execution import distributed
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.distributed import any_rank, any_rank_after_validation, join_training
+from c2fdft_cli.execution.distributed import (
+    agree_on_precision,
+    any_rank,
+    any_rank_after_validation,
+    join_training,
+)
 from tests.kit.processes import torchrun
 
 
@@ -39,6 +44,37 @@ def test_a_process_alone_waits_for_nobody() -> None:
     assert not dist.is_initialized()
     assert any_rank(True, Runtime(torch.device("cpu")))
     assert not any_rank_after_validation(False)
+    runtime = Runtime(torch.device("cpu"), torch.bfloat16)
+    assert agree_on_precision(runtime) is runtime
+
+
+AGREE = """
+import os
+import torch
+from c2fdft_cli.execution import distributed
+from c2fdft_cli.execution.device import Runtime
+
+rank, cpu = int(os.environ["RANK"]), torch.device("cpu")
+dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# a CPU refuses fp16, which one of these processes has
+distributed.with_precision = lambda was, name, stated_by: Runtime(cpu, dtypes[name], rank, 2)
+cases = (("bf16", "fp16", "fp16"), ("fp16", "bf16", "fp16"), ("bf16", "fp32", "fp32"),
+         ("bf16", "bf16", "bf16"))
+for *own, expected in cases:
+    runtime = Runtime(cpu, dtypes[own[rank]], rank, 2)
+    distributed.join_training(runtime)
+    agreed = distributed.agree_on_precision(runtime)
+    assert agreed.precision == expected
+    assert (agreed.precision_note is None) == (own[rank] == expected)
+distributed.destroy_process_group()
+"""
+
+
+def test_unlike_gpus_compute_in_one_precision(tmp_path: Path) -> None:
+    script = tmp_path / "agree.py"
+    script.write_text(AGREE)
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr
 
 
 WAIT = """
