@@ -16,6 +16,10 @@ _NO_MEMORY = (
     "defaultcpuallocator",
     "can't allocate memory",
     "_status_alloc_failed",  # cuBLAS and cuDNN
+    "_device_allocation_failed",  # cuDNN 9
+    # of a convolution: torch tries cuDNN's ways in turn, and keeps to itself that there was no
+    # memory for the workspace of any (pytorch/pytorch#108645)
+    "unable to find an engine",
     "cublas_status_not_initialized",  # no memory for its workspace
 )
 """Words, in lower case, of errors that are a plain RuntimeError or a `torch.AcceleratorError`."""

@@ -18,6 +18,8 @@ OUT_OF_MEMORY = [
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("Triton Error [CUDA]: out of memory"),
     RuntimeError("NCCL Error 1: unhandled cuda error, Cuda failure 2 'out of memory'"),
     RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB)"),
@@ -26,9 +28,9 @@ OUT_OF_MEMORY = [
 ]
 OTHERS = [
     RuntimeError("CUDA error: no kernel image is available for execution on the device"),
-    RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("out of resource: shared memory, Required: 180224, Hardware limit: 101376"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     ValueError("out of memory"),
     KeyError("a bug"),
 ]
@@ -45,7 +47,7 @@ def test_other_errors(error: Exception) -> None:
 
 
 def test_the_cause_counts() -> None:
-    outer = RuntimeError("GET was unable to find an engine to execute this computation")
+    outer = RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
     outer.__cause__ = ValueError("in between")
     outer.__cause__.__cause__ = RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
     assert is_out_of_memory(outer)
