@@ -726,9 +726,11 @@ def train(check: Check) -> None:
             label = f"{fine or 'coarse'} {patch} px {name}"
             with check.trial(label):
                 _time_step(check, label, fine, patch, rows if fine is None else -(-rows // 4))
-    for fine in (None, "none", "call"):
-        with check.trial(f"recorded {fine or 'coarse'} {name}"):
-            _compare_recorded(check, name, fine)
+    # in fp16 the loss scale goes into a recording too
+    for precision in dict.fromkeys((name, "fp16") if check.on_cuda else (name,)):
+        for fine in (None, "none", "call"):
+            with check.trial(f"recorded {fine or 'coarse'} {precision}"):
+                _compare_recorded(check, precision, fine)
 
 
 def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
@@ -736,7 +738,8 @@ def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
     runtime = check.runtime(precision)
     network, patch, rows = (QUICK, 16, 2) if check.quick else (DERAIN, 192, 16)
     stage = None if fine is None else (FineStage(recompute=fine), [500])  # type: ignore[arg-type]
-    batch, gradients = random_batch(rows, patch, 1000), []
+    batch, another = (random_batch(rows, patch, 1000) for _ in range(2))
+    gradients: list[Tensor] = []
     name = f"{fine or 'coarse'} step of {rows} x {patch} px {precision}"
     for switch in ("off", "auto"):
         objective = Objective(
@@ -746,13 +749,15 @@ def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
         stepper.recorder.notify = said.append
         with mock.patch.dict(os.environ, {recording.SWITCH: switch}):
             took = seconds_of(lambda s=stepper: s.step(batch, 1.0, 0.0, rows), check, most=20)
+            # the weights have not moved: what was recorded must read what it is given now
+            stepper.step(another, 1.0, 0.0, rows)
         parts = [p.grad.flatten() for p in stepper.net.parameters() if p.grad is not None]
         gradients.append(torch.cat(parts))
         check.time(name + " recorded" * (switch == "auto"), took)
         check.expect(f"{name}: nothing given up", not said, said=said)
     error, same = relative(gradients[1], gradients[0]), torch.equal(*gradients)
-    # the same kernels, some of which may add up in any order
-    check.expect(f"{name}: recorded as launched", error < 1e-4, error=f"{error:.1e}", equal=same)
+    # the same kernels, some of which may add up in any order: a digit more or less of few values
+    check.expect(f"{name}: recorded as launched", error < 2e-3, error=f"{error:.1e}", equal=same)
 
 
 def _time_step(check: Check, label: str, fine: str | None, patch: int, rows: int) -> None:

@@ -19,14 +19,14 @@ from c2fdft_cli.engine.train.step.memory import step_bytes
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.execution.cuda.cards import AMPERE, lay_out_weights
-from c2fdft_cli.execution.cuda.recorded import SWITCH
+from c2fdft_cli.execution.cuda.recorded import SWITCH, Recorder
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.fused.training import try_norm
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.prepared import PreparedBlock
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.recipe.schema import Network, Stage, Train
+from c2fdft_cli.recipe.schema import FineStage, Network, Stage, Train
 from tests.kit.formula import fill, relative, wave
 
 pytestmark = [
@@ -181,6 +181,53 @@ def test_recorded_calls_have_the_same_bits(
             with torch.inference_mode():
                 results.append([strips(x, t) for _ in range(3)][-1])
         assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("recompute", [None, "none", "call", "level"])
+def test_recorded_steps_have_the_gradients_of_others(
+    runtime: Runtime, recompute: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other patches and batches too; the loss scale goes in as well."""
+    stage = None if recompute is None else (FineStage(recompute=recompute), [999, 500])
+    alpha_bar = torch.linspace(0.99, 0.01, 1000, device=runtime.device)
+    batches = [random_batch(3, patch, 1000) for patch in (32, 32, 32, 40, 32, 32)]
+    net, found, said = network(blocks=(1, 1, 1, 1)), [], []
+    for switch in ("off", "auto"):
+        monkeypatch.setenv(SWITCH, switch)
+        there = copy.deepcopy(net).to(runtime.device)
+        lay_out_weights(there)
+        stepper = Stepper(Objective(there, alpha_bar, stage), Train(), runtime)
+        stepper.recorder.notify = said.append
+        if stepper.scaler.is_enabled():  # the scale that it starts from may be too large
+            stepper.scaler.load_state_dict({**stepper.scaler.state_dict(), "scale": 256.0})
+        gradients = []
+        for batch in batches:
+            # the weights stay where they are
+            assert not stepper.step(batch, 1.0, 0.0, 3).skipped
+            gradients.append(torch.cat([p.grad.flatten().double() for p in there.parameters()]))
+        found.append(gradients)
+    assert said == []
+    for launched, recorded in zip(*found, strict=True):
+        # the same kernels, some of which may add up in any order
+        assert relative(recorded, launched) < ALLOWED[runtime.precision] / 10
+
+
+def test_a_recording_that_the_driver_refuses(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait for the GPU spoils it; the work is done as it is, and torch goes on as it was."""
+    monkeypatch.setenv(SWITCH, "auto")
+    recorder, said = Recorder(), []
+    recorder.notify = said.append
+    stream, x = torch.cuda.current_stream(), torch.ones(1 << 20, device=runtime.device)
+    for _ in range(3):
+        assert recorder(lambda x: x * float(x[0].item()), x).sum() == len(x)
+    assert len(said) == 1
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()
+    for _ in range(3):
+        assert torch.equal(recorder(torch.neg, x, key="neg"), -x)
+    assert len(said) == 1
 
 
 def test_what_doctor_says() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -130,6 +131,31 @@ def test_another_state_is_taken_by_what_is_recorded(recording: type[Graph]) -> N
         take(recorded, batch)
     assert recording.replays == 2 + 2
     assert_same_state(recorded, plain)
+
+
+@pytest.mark.parametrize("recompute", [None, "none", "call", "level"])
+def test_no_accumulator_of_gradients_outlives_its_step(recompute: Recompute | None) -> None:
+    """It belongs to the stream that was current when it was made.
+
+    One of a step before a recording would draw the default stream into it, which the driver
+    refuses (pytorch/pytorch#180090).
+    """
+    stepper = make_stepper(recompute)
+    parameters, held = list(stepper.net.parameters()), []
+
+    def accumulators() -> list[Any]:
+        return [p.view_as(p).grad_fn.next_functions[0][0] for p in parameters]  # type: ignore[union-attr]
+
+    def mark(*_: object) -> None:
+        held[:] = accumulators()
+        for one in held:
+            one.metadata["of this step"] = True
+
+    stepper.net.register_forward_pre_hook(mark)
+    take(stepper, make_batch(1))
+    assert all("of this step" in one.metadata for one in accumulators())
+    held.clear()
+    assert not any("of this step" in one.metadata for one in accumulators())
 
 
 def test_other_settings_of_the_stage_are_recorded_anew(recording: type[Graph]) -> None:
