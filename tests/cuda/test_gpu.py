@@ -230,6 +230,22 @@ def test_a_recording_that_the_driver_refuses(
     assert len(said) == 1
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded on the second one reads what it is given, and not the first call's."""
+    monkeypatch.setenv(SWITCH, "auto")
+    for index in range(2):
+        runtime = Runtime(torch.device("cuda", index), torch.bfloat16)
+        strips = StripNetwork(network(blocks=(1, 1, 1, 1)).to(runtime.device), None, runtime.dtype)
+        for seed in range(4):
+            x = wave([1, 6, 64, 96], 0.13 + 0.1 * seed)
+            t = torch.tensor([500.0])
+            with torch.inference_mode(), runtime.on_device():
+                found = strips(x.to(runtime.device), t.to(runtime.device)).cpu() - x[:, -3:]
+                want = strips.net(x.to(runtime.device), t.to(runtime.device)).cpu()
+            assert relative(found, want - x[:, -3:]) < ALLOWED["bf16"]
+
+
 def test_what_doctor_says() -> None:
     found = {one.topic: one for one in examine()}
     assert found["GPU"].good

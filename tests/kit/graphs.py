@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from c2fdft_cli.execution.cuda import recorded
 
 
 class Graph(TorchDispatchMode):
@@ -46,13 +49,20 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
     """Record on the CPU."""
 
     @contextmanager
-    def recording(graph: Graph, pool: object, capture_error_mode: str) -> Iterator[None]:
+    def recording(
+        graph: Graph, pool: object, stream: SimpleNamespace, capture_error_mode: str
+    ) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
+        # on a stream of another GPU nothing would be recorded
+        assert stream.device_index == torch.cuda.current_stream().device_index
         with graph:
             yield
 
     Graph.replays = 0
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(device_index=0))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda index: SimpleNamespace(device_index=index))
+    # with streams of its own, which no later test finds
+    monkeypatch.setattr(recorded, "_stream_of", cache(recorded._stream_of.__wrapped__))
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -122,15 +123,26 @@ def _capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     cannot empty its cache any more (pytorch/pytorch#180395).
     """
     stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+    own = _stream_of(stream.device_index)
     try:
         # other threads may go on with work of their own meanwhile, but not record
-        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool, own, capture_error_mode="thread_local"):
             yield
     except Exception:
         torch.cuda.set_stream(stream)
         with suppress(RuntimeError):  # it has ended, as it does where the work itself fails
             _end_allocating(stream.device_index, pool)
         raise
+
+
+@cache
+def _stream_of(index: int) -> torch.cuda.Stream:
+    """The stream that is recorded on a GPU, one of its own for each.
+
+    `torch.cuda.graph` by itself takes one of the GPU that came first for all. The work on another
+    is then done instead of recorded, and a replay leaves the last result where it was.
+    """
+    return torch.cuda.Stream(index)
 
 
 def _end_allocating(index: int, pool: tuple[int, int]) -> None:

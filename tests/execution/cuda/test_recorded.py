@@ -97,7 +97,9 @@ def test_a_recording_that_cannot_be_ended_leaves_nothing_behind(
     current, pools = ["the caller's"], []
 
     @contextmanager
-    def spoilt(graph: Graph, pool: object, capture_error_mode: str) -> Iterator[None]:
+    def spoilt(
+        graph: Graph, pool: object, stream: object, capture_error_mode: str
+    ) -> Iterator[None]:
         current.append("the recording's")
         pools.append(pool)
         yield
@@ -123,6 +125,21 @@ def test_a_recording_that_cannot_be_ended_leaves_nothing_behind(
         assert torch.equal(recorder(torch.neg, x), -x)
     assert (current, pools) == (["the caller's"], [])
     assert len(said) == 1
+
+
+def test_each_gpu_is_recorded_on_a_stream_of_its_own(
+    graphs: type[Graph],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of two restorers in one program."""
+    for index in (0, 1):
+        stream = SimpleNamespace(device_index=index)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda stream=stream: stream)
+        recorder = Recorder()
+        for value in (1.0, 2.0, 3.0):
+            x = torch.full((2,), value)
+            assert torch.equal(recorder(torch.neg, x), -x)
+    assert graphs.replays == 4
 
 
 def test_an_error_of_the_work_itself_comes_out(graphs: type[Graph]) -> None:  # noqa: F811

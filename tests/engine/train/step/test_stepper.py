@@ -176,7 +176,7 @@ def test_a_step_that_cannot_be_recorded(
     """It fails in the middle of its backward pass, and is taken as it is; people are told once."""
 
     @contextmanager
-    def failing(graph: object, pool: object, capture_error_mode: str) -> Iterator[None]:
+    def failing(*_: object, capture_error_mode: str) -> Iterator[None]:
         yield
         raise torch.OutOfMemoryError("CUDA out of memory\nand a page about it")
 
