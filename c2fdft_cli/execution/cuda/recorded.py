@@ -142,7 +142,7 @@ def _stream_of(index: int) -> torch.cuda.Stream:
     `torch.cuda.graph` by itself takes one of the GPU that came first for all. The work on another
     is then done instead of recorded, and a replay leaves the last result where it was.
     """
-    return torch.cuda.Stream(index)
+    return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
 
 
 def _end_allocating(index: int, pool: tuple[int, int]) -> None:
