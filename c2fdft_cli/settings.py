@@ -127,8 +127,8 @@ def _is_of(value: object, hint: Any) -> bool:
     origin, of = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_is_of(value, one) for one in of)
-    if origin is typing.Literal:
-        return value in of
+    if origin is typing.Literal:  # which words, the choices tell
+        return isinstance(value, str)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
@@ -145,7 +145,7 @@ def _in_words(hint: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_in_words(one) for one in of if one is not types.NoneType)
     if origin is typing.Literal:
-        return " or ".join(map(repr, of))
+        return "a text"
     if origin is tuple:
         inner = "tuple" if typing.get_origin(of[0]) else _in_words(of[0]).removeprefix("a ")
         return f"a tuple of {inner}s"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.signals import STOP_SIGNALS
@@ -29,6 +32,24 @@ def start(*words: object, **streams: Any) -> subprocess.Popen[str]:
     command = [sys.executable, *map(str, words)]
     # the tests that start programs have no threads of their own
     return subprocess.Popen(command, text=True, preexec_fn=_default_signals, **streams)  # noqa: PLW1509
+
+
+def wait_for_handlers(process: subprocess.Popen[str]) -> None:
+    """Return once a started program handles SIGHUP, which Python by itself leaves alone.
+
+    Where the system does not tell, a second is waited.
+    """
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():
+        time.sleep(1.0)
+        return
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+        if caught is not None and int(caught[1], 16) >> (signal.SIGHUP - 1) & 1:
+            return
+        time.sleep(0.005)
+    raise AssertionError("the program handles no SIGHUP after a minute")
 
 
 def _default_signals() -> None:
