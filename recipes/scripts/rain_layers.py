@@ -75,10 +75,11 @@ def main() -> int:
         layer = layer[:0] if part is None else layer[part]
         keep = layer.size > 0 and layer.mean() >= given.least
         if keep:
-            cv2.imwrite(str(given.out / f"{pair.lq.stem}.png"), layer)
+            # the pair's name, as files of several folders may share theirs
+            cv2.imwrite(str(given.out / f"{pair.name.replace('/', '_')}.png"), layer)
             written += 1
         left_out = "" if keep else ", left out"
-        log.info("%s: %d x %d px%s", pair.lq.name, *layer.shape[::-1], left_out)
+        log.info("%s: %d x %d px%s", pair.name, *layer.shape[::-1], left_out)
     log.info("%d layers in %s", written, given.out)
     return 0 if written else 1
 

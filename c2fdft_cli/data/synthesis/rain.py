@@ -136,8 +136,7 @@ def rain_layer(
     heavy = bool(rng.random() < model.heavy)
     strength = rng.uniform(*model.strength)
     # No random number is consumed where there are no layers: earlier seeds keep their rain.
-    whole = heavy and streaks is not None and bool(streaks.layers)
-    if streaks is not None and whole and rng.random() < WHOLE_LAYERS:
+    if heavy and streaks is not None and streaks.layers and rng.random() < WHOLE_LAYERS:
         layer = _whole_layer(rng, h, w, streaks)
     # A bank's streaks are short: every second heavy image has the long ones of Rain100H.
     elif streaks is None or (heavy and rng.random() < 0.5):
