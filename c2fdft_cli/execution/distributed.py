@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime, with_precision
@@ -43,17 +45,41 @@ def join_training(runtime: Runtime) -> None:
     """Join the processes of a training that torchrun started; alone, nothing happens.
 
     NCCL is bound to the device, so that its errors come here and not in the first step.
+
+    Raises:
+        UsageError: some of the processes compute on a GPU and others do not.
     """
     if runtime.world > 1 and not dist.is_initialized():
+        store, rank, world = next(rendezvous("env://", timeout=_TRAINING_PATIENCE))
+        _refuse_unlike_devices(store, rank, world, runtime.device)
         on_cuda = runtime.device.type == "cuda"
         dist.init_process_group(
             "nccl" if on_cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world,
             timeout=_TRAINING_PATIENCE,
             device_id=runtime.device if on_cuda else None,
         )
         # A timeout belongs to a group: the one for validation may wait for hours while a hang
         # within a step still ends in minutes.
         _patient_groups[:] = [dist.new_group(backend="gloo", timeout=_VALIDATION_PATIENCE)]
+
+
+def _refuse_unlike_devices(store: Any, rank: int, world: int, device: torch.device) -> None:
+    """UsageError in all processes where "auto" gave some a GPU and others, beside an old one, none.
+
+    Each kind has a library of its own to talk by, and would wait for the others' until a timeout.
+    """
+    store.set(f"device of {rank}", device.type)
+    kinds = [store.get(f"device of {other}").decode() for other in range(world)]
+    if len(set(kinds)) > 1:
+        found = ", ".join(f"process {other}: {kind}" for other, kind in enumerate(kinds))
+        raise UsageError(
+            f"the processes of this training would compute on unlike devices ({found})",
+            hint="name the GPUs that the installed torch serves in CUDA_VISIBLE_DEVICES, as "
+            "`c2fdft doctor` lists them, or train all on --device cpu",
+        )
 
 
 def agree_on_precision(runtime: Runtime) -> Runtime:

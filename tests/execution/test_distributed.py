@@ -32,11 +32,20 @@ def test_a_training_is_bound_to_its_gpu_and_hangs_for_minutes(
     monkeypatch.setattr(dist, "init_process_group", lambda name, **how: asked.append((name, how)))
     monkeypatch.setattr(dist, "new_group", lambda **how: asked.append(("new", how)))
     monkeypatch.setattr(distributed, "_patient_groups", [])
-    join_training(Runtime(torch.device(device), world=2))
-    assert asked == [
-        (backend, {"timeout": timedelta(minutes=15), "device_id": bound_to}),
-        ("new", {"backend": "gloo", "timeout": timedelta(hours=6)}),
-    ]
+    store = dist.HashStore()
+    store.set("device of 0", torch.device(device).type)
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
+    join_training(Runtime(torch.device(device), rank=1, world=2))
+    (name, how), patient = asked
+    assert name == backend
+    assert how == {
+        "store": store,
+        "rank": 1,
+        "world_size": 2,
+        "timeout": timedelta(minutes=15),
+        "device_id": bound_to,
+    }
+    assert patient == ("new", {"backend": "gloo", "timeout": timedelta(hours=6)})
 
 
 def test_a_process_alone_waits_for_nobody() -> None:
@@ -46,6 +55,31 @@ def test_a_process_alone_waits_for_nobody() -> None:
     assert not any_rank_after_validation(False)
     runtime = Runtime(torch.device("cpu"), torch.bfloat16)
     assert agree_on_precision(runtime) is runtime
+
+
+UNLIKE = """
+import os
+import torch
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.distributed import join_training
+
+rank = int(os.environ["RANK"])
+try:
+    join_training(Runtime(torch.device(("cuda:0", "cpu")[rank]), rank=rank, world=2))
+except UsageError as error:
+    assert "(process 0: cuda, process 1: cpu)" in str(error), error
+    assert "CUDA_VISIBLE_DEVICES" in error.hint
+else:
+    raise AssertionError("joined")
+"""
+
+
+def test_processes_with_and_without_a_gpu_do_not_wait_for_one_another(tmp_path: Path) -> None:
+    script = tmp_path / "unlike.py"
+    script.write_text(UNLIKE)
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr
 
 
 AGREE = """
