@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -175,7 +176,9 @@ def _with_report(source: Source, runs: Runs, scores: Scores) -> str:
     folders = [path for path in (source.restored, source.target) if path is not None]
     words = [*option_words(source), *option_words(runs)]
     words += option_words(scores, but=("csv", "overwrite"))
-    return console.command("eval", *folders, *words, "--report", "report")
+    names = ("report" if number == 1 else f"report-{number}" for number in count(1))
+    free = next(name for name in names if not Path(name).exists())
+    return console.command("eval", *folders, *words, "--report", free)
 
 
 def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:

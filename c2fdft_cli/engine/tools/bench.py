@@ -22,6 +22,7 @@ from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.compiling import compile_in_place
+from c2fdft_cli.execution.cuda.recorded import records
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.progress import Job
@@ -116,7 +117,10 @@ def bench(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Job[float,
             "--data is missing", hint="give the shard folder that `c2fdft prepare` wrote"
         )
     return Job(
-        _bench(options, recipe, runtime), total=options.repeats + 1, title=options.part, unit="run"
+        _bench(options, recipe, runtime),
+        total=_warm_ups(runtime) + options.repeats,
+        title=options.part,
+        unit="run",
     )
 
 
@@ -126,9 +130,10 @@ def _bench(
     run, executor, calls = _part(options, recipe, runtime)
     computes = options.part != "loader"
     times, rates = [], []
-    for number in range(options.repeats + 1):
+    warm_ups = _warm_ups(runtime)
+    for number in range(warm_ups + options.repeats):
         seconds = seconds_of(run, runtime)
-        if number:  # the first run warms up
+        if number >= warm_ups:
             times.append(seconds)
             if computes:
                 # between the runs, so that a clock or a neighbour that slows them slows this too
@@ -156,6 +161,11 @@ def _bench(
         of_gemm=tflops / of_machine if tflops and of_machine else None,
         peak_memory=runtime.peak_memory(),
     )
+
+
+def _warm_ups(runtime: Runtime) -> int:
+    """Runs that do not count: the first sets libraries up, the second records a CUDA graph."""
+    return 2 if records(runtime.device) else 1
 
 
 def _part(

@@ -211,6 +211,15 @@ def test_sidd_blocks(sidd: Path, weights: Path) -> None:
     assert run(sidd, "--degraded", sidd).exit_code == 2
 
 
+def test_the_next_report_does_not_meet_the_last_one(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for taken in ("report", "report-2"):
+        Path(taken).mkdir()
+    assert run(*folders).stdout.rstrip().endswith("--report report-3")
+
+
 def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
     out, target = folders
     result = run(out, "--no-reference")

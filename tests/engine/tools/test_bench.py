@@ -29,3 +29,17 @@ def test_compiled_where_it_says_so(part, monkeypatch):
     for wanted in (False, True):
         job = module.bench(timed(compile=wanted), RECIPE, Runtime(torch.device("cpu")))
         assert job.run().compiled == asked.pop() == wanted
+
+
+@pytest.mark.parametrize(("recorded", "warm_ups"), [(False, 1), (True, 2)])
+def test_the_run_that_records_is_not_timed(recorded, warm_ups, monkeypatch):
+    durations = iter([9.0] * warm_ups + [1.0, 2.0, 3.0])
+    monkeypatch.setattr(module, "records", lambda _: recorded)
+    monkeypatch.setattr(module, "seconds_of", lambda *_: next(durations))
+    monkeypatch.setattr(module, "gemm_tflops", lambda _: 1.0)
+    options = BenchOptions("forward", size=16, repeats=3)
+    job = module.bench(options, RECIPE, Runtime(torch.device("cpu")))
+    assert job.total == warm_ups + 3
+    result = job.run()
+    assert (result.fastest, result.seconds, result.slowest) == (1.0, 2.0, 3.0)
+    assert next(durations, None) is None
