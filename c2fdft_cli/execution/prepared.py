@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from c2fdft_cli.core.attention import PixelSums, mixing_matrix
 from c2fdft_cli.core.block import Block
-from c2fdft_cli.core.layers import NORM_EPS, PixelNorm
+from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.core.network import embedding_frequencies
 from c2fdft_cli.execution.cuda.products import add_product, runs_on_gpu, sums_in_pieces
-from c2fdft_cli.execution.kernels import pack, project, sums_of_pixels, with_halo
+from c2fdft_cli.execution.kernels import pack, pixel_norm, project, sums_of_pixels, with_halo
 
 
 class Projection(NamedTuple):
@@ -103,18 +103,7 @@ class Norm(NamedTuple):
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
         """Return `norm(x) + time`; x: `[n, h, w, c]`, time: `[n or 1, c]`."""
-        shared = time[0] if len(time) == 1 else None
-        # What all pixels share goes into the norm's own bias instead of one more pass.
-        bias = shared if self.bias is None else self.bias
-        if shared is not None and self.bias is not None:
-            bias = self.bias + shared
-        width = self.weight.shape
-        y, mean, rstd = torch.native_layer_norm(x, width, self.weight, bias, NORM_EPS)
-        # (x - m) r w + m r w = x r w: `native_layer_norm` returns m and r anyway.
-        if self.bias is None:  # bias_free leaves the mean in
-            y = y.addcmul_(mean * rstd, self.weight)
-        if shared is None:
-            y = y.add_(time[:, None, None])
+        y, _, _ = pixel_norm(x, self.weight, self.bias, time)
         return y.to(self.dtype)
 
 

@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from c2fdft_cli.core.block import Block
+from c2fdft_cli.core.layers import NORM_EPS, PixelNorm
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.execution.block_gradients import install, use_cpu_kernels, use_one_product
+from c2fdft_cli.execution.block_gradients import (
+    _BiasFreeNorm,
+    install,
+    use_cpu_kernels,
+    use_one_product,
+)
 from c2fdft_cli.execution.kernels import has_onednn_linear
 from c2fdft_cli.execution.recompute import recompute_levels
 from tests.kit.formula import fill, relative, wave
@@ -39,17 +45,45 @@ def gradients(block, x, time, weights):
 @routes
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("norm", ["with_bias", "bias_free"])
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (33, 40)])
-def test_gradients_are_autograds(heads, bias, size, route):
-    block = fill(Block(16, heads, 4.0, bias, "with_bias"))
+def test_gradients_are_autograds(heads, bias, norm, times, size, route):
+    block = fill(Block(16, heads, 4.0, bias, norm))
     x, weights = wave([2, *size, 16], 0.37), wave([2, *size, 16], 0.71)
-    time = wave([2, 16], 0.9)
+    time = wave([times, 16], 0.9)
     ours = gradients(installed(block, route), x, time, weights)
     autograds = gradients(block, x, time, weights)
     assert ours.keys() == autograds.keys()
     for name, expected in autograds.items():
         scale = expected.abs().max().clamp_min(1e-3)
         assert (ours[name] - expected).abs().max() < 1e-4 * scale, name
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_norm_without_bias_has_a_true_derivative(times):
+    x, weight, time = wave([2, 3, 2, 5], 0.37) + 0.3, wave([5], 0.71), wave([times, 5], 0.9)
+    inputs = [z.double().requires_grad_() for z in (x, weight, time)]
+    assert torch.autograd.gradcheck(_BiasFreeNorm.apply, inputs)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_the_norm_without_bias_is_exact_far_from_zero(mean):
+    x, weights = wave([1, 6, 5, 16], 0.37) + mean, wave([1, 6, 5, 16], 0.71)
+    norm, time = fill(PixelNorm(16, "bias_free")), wave([1, 16], 0.9)
+
+    def derivatives(apply, dtype):
+        z = x.to(dtype).requires_grad_()
+        apply(z, norm.body.weight.to(dtype), time.to(dtype)).backward(weights.to(dtype))
+        return z.grad
+
+    def plain(z, weight, time):
+        var = z.var(-1, correction=0, keepdim=True)
+        return z * torch.rsqrt(var + NORM_EPS) * weight + time[:, None, None]
+
+    exact = derivatives(plain, torch.float64)
+    ours, autograds = (derivatives(f, torch.float32) for f in (_BiasFreeNorm.apply, plain))
+    assert relative(ours, exact) < max(1e-6, 2 * relative(autograds, exact))
 
 
 @routes
