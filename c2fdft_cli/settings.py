@@ -165,7 +165,7 @@ DEVICE = Setting(
     metavar="|".join((*DEVICES, "cuda:N")),
     panel=MACHINE,
 )
-PRECISION = Setting("Floating-point type; auto is bf16 where the hardware has it.",
+PRECISION = Setting("Floating-point type; auto is bf16 where it is faster.",
                     choices=PRECISIONS, panel=MACHINE)  # fmt: skip
 SEED = Setting("Seed of all random numbers.", low=0, metavar="N")
 PROTOCOL = Setting(

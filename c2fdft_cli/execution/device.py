@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import re
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -31,6 +34,9 @@ PRECISIONS = {
 operands rounded to 10 bits of mantissa."""
 
 _NUMBERED = re.compile(r"cuda:(\d{1,3})", re.ASCII)
+
+_REPAYS_CASTS = 1.5
+"""How many times as fast a CPU's products must be in bf16 for the network to be faster in it."""
 
 GPU_ONLY = ("tf32", "fp16")
 """Precisions that a CPU does not compute in."""
@@ -96,7 +102,7 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
         device: "auto" (CUDA where the installed torch has kernels for the card, else MPS, else
             CPU), one of `DEVICES`, or "cuda:N", the GPU of number N. Of several processes on
             "cuda" each takes the GPU of its own number.
-        precision: "auto" (bf16 where the device has it, else fp16 on CUDA, else fp32) or one of
+        precision: "auto" (bf16 where it is faster, else fp16 on CUDA, else fp32) or one of
             `PRECISIONS`.
 
     Raises:
@@ -217,8 +223,30 @@ def _resolve_precision(name: str, device: torch.device, stated_by: str) -> str:
 
 
 def cpu_has_fast_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """Whether the CPU multiplies bf16 so much faster than float32 that it repays the casts."""
+    speed = cpu_bf16_speed()
+    return speed is not None and speed >= _REPAYS_CASTS
+
+
+@functools.cache
+def cpu_bf16_speed() -> float | None:
+    """How many times as fast as in float32 the CPU multiplies matrices in bf16, measured once.
+
+    None for a CPU without instructions for it. Having them is not enough: an Intel Xeon with
+    AVX-512 BF16 and without AMX multiplies at half its rate in float32, an AMD EPYC at four times.
+    """
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return None
+    a = torch.ones(512, 512)
+    pair = a, a.bfloat16()
+    seconds = [math.inf, math.inf]
+    # In turns, and the least of several: other programs slow single ones.
+    for _ in range(5):
+        for i, matrix in enumerate(pair):
+            begin = time.perf_counter()
+            torch.mm(matrix, matrix)
+            seconds[i] = min(seconds[i], time.perf_counter() - begin)
+    return seconds[0] / seconds[1]
 
 
 def _peak_resident_bytes() -> int:

@@ -288,7 +288,7 @@ class Train(Section):
 
     Args:
         seed: decides all random numbers.
-        precision: what matrix products compute in; `auto` is bf16 where the device has it, else
+        precision: what matrix products compute in; `auto` is bf16 where it is faster, else
             fp16 on CUDA, else fp32. `--precision` takes precedence.
         compile: torch.compile; `auto` in long trainings on CUDA alone.
         micro_batch: images that go through the network at once; `auto` by the memory there is.

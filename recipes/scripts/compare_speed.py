@@ -41,7 +41,7 @@ from c2fdft_cli.engine.weights.choose import find_weights
 from c2fdft_cli.engine.weights.onnx import onnx_model
 from c2fdft_cli.execution import strips
 from c2fdft_cli.execution.block_gradients import install
-from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16
+from c2fdft_cli.execution.device import Runtime, cpu_bf16_speed
 from c2fdft_cli.execution.memory import reuse_freed_memory
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import StripNetwork
@@ -69,7 +69,7 @@ def forward(args: argparse.Namespace) -> None:
     h, w = _size(args.size or "256")
     book, net = _pair(args.transcription)
     calls = {"transcription fp32": book, "network fp32": net, "strips fp32": StripNetwork(net)}
-    if cpu_has_fast_bf16():
+    if cpu_bf16_speed() is not None:
         calls["strips bf16"] = StripNetwork(net, dtype=torch.bfloat16)
     x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
     with torch.inference_mode():
@@ -156,7 +156,7 @@ def step(args: argparse.Namespace) -> None:
     """
     h, w = _size(args.size or "64")
     names = [f"{whose} fp32" for whose in ("transcription", "ours")]
-    if cpu_has_fast_bf16():
+    if cpu_bf16_speed() is not None:
         names += [name.replace("fp32", "bf16") for name in names]
     with contextlib.ExitStack() as stack:
         work: dict[str, Callable[[], object]]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.execution import device as device_module
-from c2fdft_cli.execution.device import Runtime, make_runtime
+from c2fdft_cli.execution.device import Runtime, cpu_bf16_speed, make_runtime
 from tests.kit.gpu import pretend_gpu
 
 
@@ -18,7 +19,35 @@ def test_cpu_and_precisions():
     runtime = make_runtime("cpu", "fp32")
     assert (runtime.device.type, runtime.precision, runtime.is_main) == ("cpu", "fp32", True)
     assert make_runtime("cpu", "bf16").dtype == torch.bfloat16
-    assert make_runtime("cpu", "auto").precision in ("bf16", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "speed", "precision"),
+    [(False, None, "fp32"), (True, 0.5, "fp32"), (True, 1.25, "fp32"), (True, 4.0, "bf16")],
+)
+def test_a_cpu_takes_bf16_where_it_is_faster(monkeypatch, instructions, speed, precision):
+    clock = [0.0]
+
+    def product(a, _):
+        clock[0] += 1.0 if a.dtype == torch.float32 else 1.0 / speed
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(device_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    cpu_bf16_speed.cache_clear()
+    try:
+        assert cpu_bf16_speed() == speed
+        assert make_runtime("cpu").precision == precision
+        assert cpu_bf16_speed() == speed  # measured once
+    finally:
+        cpu_bf16_speed.cache_clear()
+
+
+def test_products_are_measured():
+    speed = cpu_bf16_speed()
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert (speed is not None and speed > 0) == has
 
 
 @pytest.mark.parametrize(

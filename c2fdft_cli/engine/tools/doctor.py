@@ -16,7 +16,7 @@ import torch
 from c2fdft_cli.errors import unloadable_library
 from c2fdft_cli.execution.compiling import missing_compiler
 from c2fdft_cli.execution.cuda.cards import architecture_names, is_served
-from c2fdft_cli.execution.device import Runtime, cpu_has_fast_bf16, make_runtime
+from c2fdft_cli.execution.device import Runtime, cpu_bf16_speed, cpu_has_fast_bf16, make_runtime
 from c2fdft_cli.execution.memory import available_memory
 from c2fdft_cli.execution.native.library import kernels_or_reason
 from c2fdft_cli.vocabulary import many
@@ -95,7 +95,7 @@ def _why_precision(runtime: Runtime) -> str:
         return "fp16 before compute capability 8.0, tried"
     if runtime.device.type == "mps":
         return "fp32 on Apple GPUs"
-    return "AVX-512 BF16 or AMX" if runtime.precision == "bf16" else "no AVX-512 BF16, no AMX"
+    return _bf16_speed()
 
 
 def _gpu(runtime: Runtime) -> list[Finding]:
@@ -151,7 +151,14 @@ def _nccl() -> Finding:
 def _fast_bf16() -> Finding:
     good = cpu_has_fast_bf16()
     hint = None if good else "this CPU computes in fp32"
-    return Finding("bf16 on the CPU", good, "AVX-512 BF16 or AMX", hint)
+    return Finding("bf16 on the CPU", good, _bf16_speed(), hint)
+
+
+def _bf16_speed() -> str:
+    speed = cpu_bf16_speed()
+    if speed is None:
+        return "no AVX-512 BF16, no AMX"
+    return f"bf16 products at {speed:.1f} times the speed of fp32's"
 
 
 def _compiler() -> Finding:

@@ -9,7 +9,7 @@ import torch
 
 from c2fdft_cli.engine.tools import doctor
 from c2fdft_cli.engine.tools.doctor import Finding, examine
-from c2fdft_cli.execution import compiling
+from c2fdft_cli.execution import compiling, device
 from tests.kit.gpu import pretend_gpu
 
 
@@ -97,3 +97,24 @@ def test_which_kernels_run_on_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (object(), "/home/a/kernels-1.so"))
     found = findings()["CPU kernels"]
     assert (found.good, found.found) == (True, "compiled: /home/a/kernels-1.so")
+
+
+@pytest.mark.parametrize(
+    ("speed", "good", "words"),
+    [
+        (None, False, "no AVX-512 BF16, no AMX"),
+        (0.52, False, "bf16 products at 0.5 times the speed of fp32's"),
+        (4.0, True, "bf16 products at 4.0 times the speed of fp32's"),
+    ],
+)
+def test_how_fast_this_cpu_is_in_bf16(
+    monkeypatch: pytest.MonkeyPatch, speed: float | None, good: bool, words: str
+) -> None:
+    for module in (device, doctor):
+        monkeypatch.setattr(module, "cpu_bf16_speed", lambda: speed)
+    found = {one.topic: one for one in examine()}
+    assert found["bf16 on the CPU"].good == good
+    assert found["bf16 on the CPU"].found == words
+    if not torch.cuda.is_available():
+        assert f", {'bf16' if good else 'fp32'} (" in found["device"].found
+        assert found["device"].found.endswith(f"; {words})")
