@@ -251,6 +251,7 @@ class FineStage(Stage):
             [-1, 1] (effectively L1 alone), or `none`.
         ssim_weight: weight of 1 - MS-SSIM.
         l1_weight: weight of L1, on [-1, 1].
+        fourier_weight: weight of L1 between the Fourier transforms, which helps against blur.
         start_from: the checkpoint's averaged (`ema`) or `raw` weights.
         recompute: what back-propagation computes again to save memory: `none`, the inside of each
             sampling step (`call`), or also that of each level (`level`). `auto` is `none` on CUDA
@@ -268,6 +269,7 @@ class FineStage(Stage):
     ssim: Ssim = "paper"
     ssim_weight: NotNegative = 0.84
     l1_weight: NotNegative = 0.16
+    fourier_weight: NotNegative = 0.0
     start_from: WeightSet = "ema"
     recompute: Annotated[RecomputeSetting, _words({"True": "call", "False": "none"})] = "call"
 

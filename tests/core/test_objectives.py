@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, q_sample, time_grid
-from c2fdft_cli.core.objectives import coarse_loss, fine_loss, ms_ssim
+from c2fdft_cli.core.objectives import coarse_loss, fine_loss, fourier_l1, ms_ssim
 from c2fdft_cli.execution.recompute import recompute_levels
 from tests.kit.formula import wave
 
@@ -99,7 +100,27 @@ def test_fine_loss_is_the_sum_of_its_terms(tiny_net):
         l1 = fine(net, ssim="none", l1_weight=1.0).item()
         both = fine(net).item()
         similar = fine(net, l1_weight=0.0, ssim_weight=1.0).item()
+        fourier = fine(net, ssim="none", l1_weight=0.0, fourier_weight=1.0).item()
+        all_three = fine(net, fourier_weight=0.5).item()
     assert both == pytest.approx(0.84 * similar + 0.16 * l1, rel=1e-5)
+    assert fourier > 0
+    assert all_three == pytest.approx(both + 0.5 * fourier, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10), (1, 5)])
+def test_the_fourier_term_is_that_of_numpy(size):
+    difference = wave([2, 3, *size], 0.37)
+    spectrum = np.fft.rfft2(difference.double().numpy(), norm="ortho")
+    expected = (np.abs(spectrum.real).mean() + np.abs(spectrum.imag).mean()) / 2
+    assert fourier_l1(difference).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_fourier_term_grows_with_the_difference_alone():
+    difference = wave([2, 3, 8, 8], 0.37)
+    assert fourier_l1(torch.zeros(1, 3, 8, 8)).item() == 0
+    assert fourier_l1(3 * difference).item() == pytest.approx(3 * fourier_l1(difference).item())
+    halves = [fourier_l1(half).item() for half in difference.split(1)]
+    assert fourier_l1(difference).item() == pytest.approx(sum(halves) / 2)  # micro-batches add up
 
 
 def test_fine_loss_refuses_an_unknown_choice(tiny_net):
@@ -107,8 +128,9 @@ def test_fine_loss_refuses_an_unknown_choice(tiny_net):
         fine(tiny_net(), ssim="yes")
 
 
+@pytest.mark.parametrize("fourier", [0.0, 1.0])
 @pytest.mark.parametrize("ssim", ["paper", "as_released", "none"])
-def test_the_fine_loss_is_float32_under_autocast(ssim):
+def test_the_fine_loss_is_float32_under_autocast(ssim, fourier):
     """All but the network: this one is elementwise, so autocast leaves it alone."""
     gt, eps = (wave([2, 3, 32, 32], step) / 2 + 0.5 for step in (0.05, 0.31))
     t = torch.tensor([500, 500])
@@ -118,7 +140,8 @@ def test_the_fine_loss_is_float32_under_autocast(ssim):
     def loss_and_gradient(autocast):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             net = lambda x, _: eps + error * wave([2, 3, 32, 32], 0.7)  # noqa: E731
-            loss = fine_loss(net, ALPHA_BAR, [500], gt, gt, x_t, ssim=ssim, recompute=False)
+            terms = {"ssim": ssim, "fourier_weight": fourier}
+            loss = fine_loss(net, ALPHA_BAR, [500], gt, gt, x_t, recompute=False, **terms)
         return loss, torch.autograd.grad(loss, error)[0]
 
     for half, full in zip(loss_and_gradient(True), loss_and_gradient(False), strict=True):

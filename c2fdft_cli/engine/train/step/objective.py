@@ -54,6 +54,7 @@ class Objective(nn.Module):
             ssim=stage.ssim,
             ssim_weight=stage.ssim_weight,
             l1_weight=stage.l1_weight,
+            fourier_weight=stage.fourier_weight,
             recompute=stage.recompute != "none",
         )
 

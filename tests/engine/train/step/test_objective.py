@@ -1,0 +1,38 @@
+"""The objective of a stage: its loss has the weights that the recipe has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.core.objectives import fine_loss
+from c2fdft_cli.engine.train.step.objective import Objective
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
+from c2fdft_cli.recipe.files import load_recipe
+from tests.kit.formula import wave
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"ssim": "paper", "ssim_weight": 0.3, "l1_weight": 0.0},
+        {"ssim": "none", "l1_weight": 0.7},
+        {"ssim": "none", "l1_weight": 0.0, "fourier_weight": 0.4},
+    ],
+)
+def test_the_fine_loss_has_the_weights_of_the_recipe(
+    tiny_net: Callable[[], DFT], terms: dict[str, Any]
+) -> None:
+    words = [f"fine.{key}={value}" for key, value in terms.items()]
+    recipe = load_recipe("tiny", words)
+    alpha_bar = alpha_bar_of_recipe(recipe.diffusion)
+    lq, gt, noise = (wave([2, 3, 16, 16], rate) for rate in (0.1, 0.2, 0.3))
+    net = tiny_net()
+    with torch.no_grad():
+        ours = Objective(net, alpha_bar, (recipe.fine, [500]))(lq, gt, noise)
+        expected = fine_loss(net, alpha_bar, [500], lq, gt, noise, **terms)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
