@@ -38,6 +38,13 @@ def restorer(weights: Path) -> Restorer:
     return c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID)
 
 
+def see_through_16_bit() -> PIL.Image.Image:
+    """As a PNG of 16-bit grey with a transparent level is opened."""
+    image = PIL.Image.new("I;16", (8, 8))
+    image.info["transparency"] = 5
+    return image
+
+
 def by_command(weights: Path, source: Path, out: Path, *more: object) -> np.ndarray:
     """What the command writes for a file."""
     words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--grid", "500,100")
@@ -82,6 +89,20 @@ def test_pil_palettes_become_rgb_and_keep_their_transparency(restorer):
     see_through.info["transparency"] = 3
     assert restorer(see_through).mode == "RGBA"
     assert restorer(colours.convert("1")).mode == "L"
+
+
+@pytest.mark.parametrize(("mode", "becomes"), [("L", "LA"), ("RGB", "RGBA"), ("1", "LA")])
+def test_a_transparent_colour_becomes_alpha(restorer, tmp_path, mode, becomes):
+    """Its pixels are no longer of that colour once they are restored."""
+    image = PIL.Image.fromarray(random_picture(16, 16).pixels).convert(mode)
+    image.info["transparency"] = image.getpixel((3, 2))
+    seen = np.asarray(image.convert("RGBA"))[..., 3]
+    assert not seen[2, 3]
+    restored = restorer(image)
+    assert restored.mode == becomes
+    restored.save(tmp_path / "out.png")
+    again = PIL.Image.open(tmp_path / "out.png").convert("RGBA")
+    assert np.array_equal(np.asarray(again)[..., 3], seen)
 
 
 def test_floats_are_those_that_uint8_is_rounded_from(restorer):
@@ -154,7 +175,11 @@ def test_names_and_seeds_decide_the_noise(restorer, weights):
     (np.full((8, 8, 3), np.nan), "on the scale 0 to 1, got nan"),
     (torch.zeros(1, 1, 8, 8), r"must be \[n, 3, h, w\]"),
     (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "must be uint8 or floating"),
+    (torch.zeros(3, 8, 8).to(torch.float8_e4m3fn), "must be uint8 or floating of 16 to 64 bits"),
+    (torch.zeros(3, 8, 8).to_sparse(), r"got one of the layout torch\.sparse_coo"),
+    (torch.zeros(3, 8, 8, device="meta"), "got one on the meta device"),
     (PIL.Image.new("CMYK", (8, 8)), "mode CMYK is not supported"),
+    (see_through_16_bit(), "cannot keep its transparent level"),
 ])  # fmt: skip
 def test_what_is_no_such_image_is_refused(restorer, image, says):
     with pytest.raises(c2fdft.UsageError, match=says):
