@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 import threading
 import warnings
@@ -331,3 +333,35 @@ def test_a_missing_compiler_gives_a_warning(weights, monkeypatch):
     with pytest.warns(UserWarning, match=r"torch\.compile needs a C\+\+ compiler"):
         slow = c2fdft.load(weights, device="cpu", precision="fp32", compile="on")
     assert slow(np.zeros((8, 8, 3), np.uint8)).shape == (8, 8, 3)
+
+
+def test_a_restorer_is_copied_and_pickled(restorer):
+    """As for the processes of a pool."""
+    image = random_picture(16, 24).pixels
+    expected = restorer(image)  # what has been used holds more than one that has not
+    for other in (copy.deepcopy(restorer), pickle.loads(pickle.dumps(restorer))):
+        assert repr(other) == repr(restorer)
+        assert np.array_equal(other(image), expected)
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda r: r(np.zeros((8, 8, 3), np.uint8), name=3), "name must be a text or a Path"),
+    (lambda r: r.uncertainty(np.zeros((8, 8, 3), np.uint8), "3"), "samples must be a whole number"),
+    (lambda r: r.restore_folder("in", None), "out must be a text or a Path, got None"),
+    (lambda r: r.restore_folder(b"in", "out"), "source must be a text or a Path"),
+    (lambda r: r.restore_folder([], "out"), "nothing to restore"),
+    (lambda r: c2fdft.load(r.weights, grid=500), "grid must be descending timesteps"),
+    (lambda r: c2fdft.load(bytes(r.weights)), "weights must be a text or a Path, got b'"),
+])  # fmt: skip
+def test_arguments_of_other_types_are_refused(restorer, tmp_path, monkeypatch, call, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(c2fdft.UsageError, match=says):
+        call(restorer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_may_be_a_path(restorer):
+    image = random_picture(16, 24).pixels
+    expected = restorer(image, "a.png")
+    assert np.array_equal(restorer(image, Path("photos/a.png")), expected)
+    assert np.array_equal(restorer([image], [Path("photos/a.png")])[0], expected)
