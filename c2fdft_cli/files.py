@@ -155,9 +155,15 @@ def ensure_folder(path: str | Path) -> Path:
     # `mkdir` is content with a folder that is there, even where nothing can be written into it.
     if not os.access(folder, os.W_OK | os.X_OK):
         refusal = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        what, hint = "cannot write to the folder", _HINTS[errno.EACCES]
-        raise ResourceError(what, where=folder, hint=hint) from refusal
+        raise _not_writable(folder, folder) from refusal
     return folder
+
+
+def _not_writable(folder: Path, there: Path) -> ResourceError:
+    """The error for a folder that nothing can be written into; `there` exists of its path."""
+    read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
+    hint = _HINTS[errno.EROFS if read_only else errno.EACCES]
+    return ResourceError("cannot write to the folder", where=folder, hint=hint)
 
 
 def free_bytes(folder: Path) -> int:
@@ -190,7 +196,7 @@ def check_folder(path: str | Path) -> None:
         hint = f"{there} is a file; choose another folder"
         raise ResourceError("the output path lies under a regular file", where=folder, hint=hint)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
+        raise _not_writable(folder, there)
 
 
 def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str = "strict") -> str:

@@ -20,6 +20,7 @@ from c2fdft_cli.files import (
     atomic_path,
     atomic_write_bytes,
     atomic_write_text,
+    check_folder,
     ensure_folder,
     hold_folder,
     read_at,
@@ -159,6 +160,17 @@ def test_ensure_folder_makes_parents_and_accepts_an_existing_one(tmp_path):
     folder = tmp_path / "a" / "b"
     assert ensure_folder(folder) == folder
     assert ensure_folder(str(folder)).is_dir()
+
+
+@pytest.mark.skipif(not hasattr(os, "statvfs"), reason="Windows does not tell")
+@pytest.mark.parametrize(("flag", "hint"), [("RDONLY", "is read-only"), ("NOSUID", "no perm")])
+def test_a_read_only_file_system_is_told_from_a_permission(tmp_path, monkeypatch, flag, hint):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: Mock(f_flag=getattr(os, f"ST_{flag}")))
+    for refused in (ensure_folder, check_folder):
+        with pytest.raises(ResourceError, match="cannot write to the folder") as caught:
+            refused(tmp_path)
+        assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize("below", ["", "out", "out/deep"])
