@@ -205,6 +205,20 @@ def test_an_error_keeps_its_code_where_stdout_is_full():
     assert done.stderr == "error: nowhere: no such file or folder\nhint: check the path\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no shell that closes streams")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_lead_nowhere(tmp_path, pairs, closed):
+    """As some services start a program; its output was a traceback, or the next file's content."""
+    line = f'"$0" -m c2fdft_cli prepare "$1" --out shards --json {closed}'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable, pairs], capture_output=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert bool(done.stdout) == (">&-" not in closed.split())
+    assert bool(done.stderr) == ("2>&-" not in closed.split())
+    assert run("prepare", "--verify", tmp_path / "shards").exit_code == 0
+
+
 def test_one_process_of_several_prints_the_json_document(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run("train-fine", "--json").stdout == ""
