@@ -135,8 +135,14 @@ def build_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def write_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict()))
+    """The resolved recipe as YAML text; RecipeError where it names a path that is not UTF-8."""
+    try:
+        return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict()))
+    except UnicodeEncodeError as error:
+        raise RecipeError(
+            f"a recipe cannot hold the path {error.object!r}, which is not UTF-8",
+            hint="name it by a link (ln -s) with another name",
+        ) from error
 
 
 def read_yaml(path: Path) -> Values:

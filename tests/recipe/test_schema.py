@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -420,3 +421,9 @@ def test_numbers_of_numpy_are_numbers():
         0.5,
         [32],
     )
+
+
+def test_a_path_that_is_not_utf_8_is_not_written():
+    recipe = load_recipe("tiny", ["data.shards=" + os.fsdecode(b"\xff/shards")])
+    with pytest.raises(RecipeError, match=r"cannot hold the path '\\udcff/shards'"):
+        write_recipe(recipe)
