@@ -283,6 +283,14 @@ def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
             "--out", blocker / "run", *MINI, code=5, says=str(blocker))  # fmt: skip
 
 
+def test_shards_behind_a_link_that_points_at_itself(pairs, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    says = "link that leads nowhere"
+    refused("prepare", pairs, "--out", tmp_path / "loop", code=5, says=says)
+    words = ("--out", tmp_path / "shards", "--preview", tmp_path / "loop" / "a.png")
+    refused("prepare", pairs, *words, code=5, says=says)
+
+
 def test_info_of_a_score_that_json_has_no_number_for(tmp_path):
     """An exact restoration at a training's validation has an infinite PSNR."""
     network = Network(dim=8, blocks=[1, 1, 1, 1])
