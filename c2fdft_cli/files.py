@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -62,9 +63,10 @@ def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
 
     Raises:
         TakenError: without `replace`, from the end of the block.
-        ResourceError: the disk is full, or the path cannot be written.
+        ResourceError: the disk is full, or the path cannot be written, or is a device's.
     """
     target = Path(path)
+    _refuse_special(target)
     # Not made of the target's name, which may have the greatest length already. The suffix stays
     # because writers choose their format by it.
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix}")
@@ -93,6 +95,20 @@ def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
             raise
         finally:
             _remove(temporary)
+
+
+def _refuse_special(target: Path) -> None:
+    """ResourceError for a device, a pipe or an open file's name, which a rename would replace."""
+    try:
+        mode = os.stat(target).st_mode
+    except (OSError, ValueError):  # not there yet, or a name that no file can have
+        return
+    special = not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    # `/dev/stdout` may be a file, but what the rename would replace is the link
+    folder = os.path.realpath(target.parent)
+    if special or folder == "/dev" or folder.startswith("/proc/"):
+        what = "a file would take the place of a device or a pipe"
+        raise ResourceError(what, where=target, hint="name a file in a folder of yours")
 
 
 def _rename_to_new(temporary: Path, target: Path) -> None:
@@ -146,23 +162,35 @@ def ensure_folder(path: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        hint = f"{_blocking_file(folder)} is a file; choose another folder"
-        raise ResourceError(
-            "the output path lies under a regular file", where=folder, hint=hint
-        ) from error
+        raise _blocked(folder, _blocking_file(folder)) from error
     except OSError as error:
         raise write_error(error, folder) from error
     # `mkdir` is content with a folder that is there, even where nothing can be written into it.
     if not os.access(folder, os.W_OK | os.X_OK):
         refusal = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        what, hint = "cannot write to the folder", _HINTS[errno.EACCES]
-        raise ResourceError(what, where=folder, hint=hint) from refusal
+        raise _not_writable(folder, folder) from refusal
     return folder
+
+
+def _blocked(folder: Path, part: Path) -> ResourceError:
+    """The error for a folder of whose path a part is there and is no folder."""
+    if os.path.islink(part) and not os.path.exists(part):
+        hint = f"{part} is a link that leads nowhere; choose another folder"
+        return ResourceError("the output path lies under a broken link", where=folder, hint=hint)
+    hint = f"{part} is a file; choose another folder"
+    return ResourceError("the output path lies under a regular file", where=folder, hint=hint)
+
+
+def _not_writable(folder: Path, there: Path) -> ResourceError:
+    """The error for a folder that nothing can be written into; `there` exists of its path."""
+    read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
+    hint = _HINTS[errno.EROFS if read_only else errno.EACCES]
+    return ResourceError("cannot write to the folder", where=folder, hint=hint)
 
 
 def free_bytes(folder: Path) -> int:
     """Free space on the disk that a folder lies on, or will lie on."""
-    place = next(path for path in (folder, *folder.resolve().parents) if os.path.exists(path))
+    place = next(path for path in (folder, *real_path(folder).parents) if os.path.exists(path))
     return shutil.disk_usage(place).free
 
 
@@ -187,10 +215,9 @@ def check_folder(path: str | Path) -> None:
     above = (folder, *folder.absolute().parents)
     there = next(part for part in above if os.path.lexists(part))
     if not os.path.isdir(there):
-        hint = f"{there} is a file; choose another folder"
-        raise ResourceError("the output path lies under a regular file", where=folder, hint=hint)
+        raise _blocked(folder, there)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ResourceError("cannot write to the folder", where=folder, hint=_HINTS[errno.EACCES])
+        raise _not_writable(folder, there)
 
 
 def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str = "strict") -> str:
@@ -315,6 +342,11 @@ def _if_gone(lock: Path) -> str:
     return ""
 
 
+def real_path(path: Path) -> Path:
+    """The path without links; `Path.resolve` raises where one points at itself."""
+    return Path(os.path.realpath(path))
+
+
 def require_existing(*paths: str | Path | None) -> None:
     """DataError for the first of the paths that is not there; None stands for no path."""
     for path in paths:
@@ -330,6 +362,7 @@ def require_new(path: Path, overwrite: bool) -> None:
     """UsageError for an output that is a folder, or a file that may not be replaced."""
     if os.path.isdir(path):
         raise UsageError(f"output file {path} is a folder", hint="give a file in it")
+    _refuse_special(path)
     if os.path.exists(path) and not overwrite:
         raise TakenError(path)
 
@@ -364,7 +397,7 @@ def _blocking_file(folder: Path) -> Path:
     """The first part of the path that exists and is no folder."""
     parts = (*reversed(folder.parents), folder)
     return next(
-        (part for part in parts if os.path.exists(part) and not os.path.isdir(part)), folder
+        (part for part in parts if os.path.lexists(part) and not os.path.isdir(part)), folder
     )
 
 

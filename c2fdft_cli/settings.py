@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
@@ -102,9 +102,7 @@ def check_settings(options: Any) -> None:
         if stated is None or value is None:
             continue
         # The command line makes values of the right types; a program may hand over any.
-        if not _is_of(value, hints[one.name]):
-            words = _in_words(hints[one.name])
-            raise UsageError(f"{option_name(one)} must be {words}, got {value!r}")
+        check_type(option_name(one), value, hints[one.name])
         if stated.choices:
             check_choice(option_name(one), value, stated.choices)
         if stated.range is not None:
@@ -114,10 +112,17 @@ def check_settings(options: Any) -> None:
                 raise UsageError(f"{option_name(one)} must be {stated.range}, got {value}")
 
 
+def check_type(name: str, value: object, hint: Any) -> None:
+    """UsageError for a value that is not of a type, such as `int` or `str | None`."""
+    if not _is_of(value, hint):
+        raise UsageError(f"{name} must be {_in_words(hint)}, got {value!r}")
+
+
 _TYPES: dict[Any, tuple[type, str]] = {
     int: (Integral, "whole number"),
     float: (Real, "number"),
     str: (str, "text"),
+    Mapping: (Mapping, "mapping"),
 }
 """What may stand for a type, NumPy's numbers included, and its name in a sentence."""
 

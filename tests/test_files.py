@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -20,10 +21,12 @@ from c2fdft_cli.files import (
     atomic_path,
     atomic_write_bytes,
     atomic_write_text,
+    check_folder,
     ensure_folder,
     hold_folder,
     read_at,
     read_text,
+    require_new,
 )
 
 
@@ -161,6 +164,17 @@ def test_ensure_folder_makes_parents_and_accepts_an_existing_one(tmp_path):
     assert ensure_folder(str(folder)).is_dir()
 
 
+@pytest.mark.skipif(not hasattr(os, "statvfs"), reason="Windows does not tell")
+@pytest.mark.parametrize(("flag", "hint"), [("RDONLY", "is read-only"), ("NOSUID", "no perm")])
+def test_a_read_only_file_system_is_told_from_a_permission(tmp_path, monkeypatch, flag, hint):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: Mock(f_flag=getattr(os, f"ST_{flag}")))
+    for refused in (ensure_folder, check_folder):
+        with pytest.raises(ResourceError, match="cannot write to the folder") as caught:
+            refused(tmp_path)
+        assert hint in caught.value.hint
+
+
 @pytest.mark.parametrize("below", ["", "out", "out/deep"])
 def test_ensure_folder_under_a_regular_file_names_the_file(tmp_path, below):
     (tmp_path / "notes.txt").write_text("")
@@ -279,3 +293,27 @@ def test_older_filelock_without_flock_holds_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=NotImplementedError))
     with hold_folder(tmp_path, "taken"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    """As root `--out /dev/null --overwrite` put a file in the place of the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for target in (pipe, Path(os.devnull), Path("/dev/stdout"), Path("/dev/fd/1")):
+        with pytest.raises(ResourceError, match="would take the place of a device or a pipe"):
+            require_new(target, overwrite=True)
+    with pytest.raises(ResourceError, match="would take the place of a device or a pipe"):
+        atomic_write_text(pipe, "text")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_a_link_that_leads_nowhere_is_called_that(tmp_path, target):
+    (tmp_path / "link").symlink_to(target)
+    for refused in (ensure_folder, check_folder):
+        for folder in ("link", "link/below"):
+            with pytest.raises(ResourceError) as caught:
+                refused(tmp_path / folder)
+            assert str(tmp_path / "link") in f"{caught.value} {caught.value.hint}"
+            assert "regular file" not in str(caught.value)

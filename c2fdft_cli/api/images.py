@@ -20,13 +20,16 @@ Image: TypeAlias = npt.NDArray[Any] | Tensor | PIL.Image.Image
 
 - NumPy `[h, w, 3]` RGB or `[h, w]` grey; uint8, uint16, or floats on the scale 0 .. 1;
 - torch `[3, h, w]` or `[n, 3, h, w]`, uint8 or floats on the scale 0 .. 1, on any device;
-- PIL of mode RGB, RGBA, L, LA or I;16; a palette image becomes RGB or RGBA, two levels become L.
+- PIL of mode RGB, RGBA, L, LA or I;16; a palette image becomes RGB or RGBA, two levels become L,
+  and a transparent colour or level becomes alpha.
 """
 
 MAX_FLOAT = 4.0
 """Larger floats are not on the scale 0 .. 1, which unclipped noise may leave by a little."""
 _DEPTHS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA"}
+_WITH_ALPHA = {"RGB": "RGBA", "L": "LA"}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,11 @@ def _of_tensor(image: Tensor) -> Unpacked:
     batch = image[None] if image.dim() == 3 else image
     if batch.dim() != 4 or batch.shape[1] != 3 or not batch.numel():
         raise UsageError(f"a tensor must be [n, 3, h, w] or [3, h, w], got {list(image.shape)}")
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise UsageError(f"a tensor must be uint8 or floating, got {image.dtype}")
+    if image.dtype != torch.uint8 and image.dtype not in _FLOATS:
+        raise UsageError(f"a tensor must be uint8 or floating of 16 to 64 bits, got {image.dtype}")
+    if image.layout != torch.strided or image.is_meta:
+        kind = "on the meta device" if image.is_meta else f"of the layout {image.layout}"
+        raise UsageError(f"a tensor must hold each of its values, got one {kind}")
     if image.is_floating_point():
         _check_scale(batch.abs().max().item())
 
@@ -92,7 +98,9 @@ def _of_tensor(image: Tensor) -> Unpacked:
 
 
 def _of_array(image: npt.NDArray[Any]) -> Unpacked:
-    # Files of the other byte order, a Mac's 16-bit TIFF, are read as arrays of it.
+    # Files of the other byte order, a Mac's 16-bit TIFF, are read as arrays of it. A matrix would
+    # stay one in every operation, and has no third axis.
+    image = np.asarray(image)
     image = image.astype(image.dtype.newbyteorder("="), copy=False)
     grey, depth = image.ndim == 2, _DEPTHS.get(image.dtype)
     if not (grey or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
@@ -119,8 +127,13 @@ def _of_array(image: npt.NDArray[Any]) -> Unpacked:
 
 def _of_pil(image: PIL.Image.Image) -> Unpacked:
     mode = _MODES.get(image.mode, image.mode)
-    if mode == "RGB" and "transparency" in image.info:
-        mode = "RGBA"
+    if "transparency" in image.info:
+        if mode == "I;16":
+            raise UsageError(
+                "a PIL image of mode I;16 cannot keep its transparent level",
+                hint='restore the file with restore_folder, or del image.info["transparency"]',
+            )
+        mode = _WITH_ALPHA.get(mode, mode)
     if mode not in ("RGB", "RGBA", "L", "LA", "I;16"):
         hint = 'convert it first: image.convert("RGB")'
         raise UsageError(f"a PIL image of mode {image.mode} is not supported", hint=hint)
@@ -134,7 +147,8 @@ def _of_pil(image: PIL.Image.Image) -> Unpacked:
         out = PIL.Image.fromarray(inner.pack(restored))
         if alpha is not None:
             out.putalpha(alpha)
-        out.info = dict(image.info)
+        # A transparent colour became alpha; beside it, it would name other pixels by now.
+        out.info = {key: value for key, value in image.info.items() if key != "transparency"}
         return out
 
     name = getattr(image, "filename", "") or None

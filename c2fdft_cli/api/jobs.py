@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from c2fdft_cli.api.arguments import texts
 from c2fdft_cli.api.images import Image, as_list, unpack
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
@@ -23,6 +23,8 @@ from c2fdft_cli.engine.weights.choose import find_weights
 from c2fdft_cli.errors import CheckpointError, DataError, UsageError
 from c2fdft_cli.execution.distributed import destroy_process_group
 from c2fdft_cli.metrics.protocols import PROTOCOLS
+from c2fdft_cli.recipe.files import override
+from c2fdft_cli.settings import check_type
 from c2fdft_cli.vocabulary import check_choice
 
 
@@ -52,8 +54,10 @@ def evaluate(
         UsageError: a name that is not known, not an image, or what does not go together.
         DataError: nothing to score, sizes that differ, or a file that cannot be read.
     """
-    names = metrics if isinstance(metrics, str) else ",".join(metrics)
+    check_type("border", border, int)
+    names = ",".join(texts("metrics", metrics))
     options = EvalOptions(protocol, border, find_metrics(names) if names else {})
+    check_type("degraded", degraded, str | Path | None)
     paths = [isinstance(one, str | Path) for one in (restored, target)]
     if any(paths) and not all(paths):
         raise UsageError("restored and target must both be paths, or both images")
@@ -118,13 +122,18 @@ def prepare(
     Raises:
         UsageError, DataError, ResourceError: as the command.
     """
+    check_type("source", source, str | Path)
+    check_type("out", out, str | Path | None)
+    check_type("val", val, int | str | Path | None)
+    check_type("streaks", streaks, str | Path | None)
+    check_type("synthesis", synthesis, Mapping | None)
     if synthesize is None and (synthesis or streaks or clean_only):
         raise UsageError("synthesis, streaks and clean_only need synthesize")
     made = None
     if synthesize is not None:
         masks = None if streaks is None else Path(streaks)
         made = Synthesis(synthesize, dict(synthesis or {}), masks, store=not clean_only)
-    parts = val if val is None or isinstance(val, int) else Path(val)
+    parts = Path(val) if isinstance(val, str) else val
     folder = None if out is None else Path(out)
     options = PrepareOptions(Path(source), folder, val=parts, synthesize=made, overwrite=overwrite)
     return prepare_job(options).run()
@@ -163,6 +172,8 @@ def train(
         Interrupted: stopped by a signal or the time limit; the state is saved.
     """
     check_choice("stage", stage, ("coarse", "fine"))
+    for name, value in (("recipe", recipe), ("data", data), ("out", out), ("init", init)):
+        check_type(name, value, str | Path | None)
     if stage == "fine" and init is None and not resume:
         raise CheckpointError(
             "the fine stage needs weights to start from", hint="give init=, the coarse checkpoint"
@@ -191,5 +202,5 @@ def train(
 
 def _override_words(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
     if isinstance(overrides, Mapping):
-        return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    return list(overrides)
+        return [override(key, value) for key, value in overrides.items()]
+    return texts("overrides", overrides)

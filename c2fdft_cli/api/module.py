@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from c2fdft_cli.core.diffusion import conditioned, ddim_sample, gaussian, to_image
 from c2fdft_cli.core.network import DFT, pad_to_multiple
 from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.errors import UsageError
 
 
 class RestorationModule(nn.Module):
@@ -42,7 +43,15 @@ class RestorationModule(nn.Module):
 
         Returns:
             `[n, 3, h, w]` in [0, 1], of the same type and on the same device.
+
+        Raises:
+            UsageError: not such a batch.
         """
+        if lq.dim() != 4 or lq.shape[1] != 3 or not lq.numel() or not lq.is_floating_point():
+            raise UsageError(
+                f"the module takes floating tensors [n, 3, h, w], got {lq.dtype} {list(lq.shape)}",
+                hint="divide uint8 by 255",
+            )
         height, width = lq.shape[-2:]
         padded = pad_to_multiple(lq.float())
         sources = [noise_generator(self.seed, self.name) for _ in lq]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy.typing as npt
 import PIL.Image
 import torch
 from torch import Tensor
 
+from c2fdft_cli.api.arguments import texts
 from c2fdft_cli.api.images import Image, Unpacked, as_list, unpack
 from c2fdft_cli.api.module import RestorationModule
 from c2fdft_cli.engine.restore.batch import refuse_not_finite
@@ -39,10 +40,13 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
+from c2fdft_cli.settings import check_type
 from c2fdft_cli.vocabulary import many
 
 DEFAULT_NAME = "image"
 """The name, and so the noise, of an image that knows no file name."""
+
+Names: TypeAlias = str | Path | Sequence[str | Path]
 
 One = TypeVar("One", npt.NDArray[Any], Tensor, PIL.Image.Image)
 
@@ -97,6 +101,9 @@ def load(
         CheckpointError: no such weights, or a file that is not a checkpoint.
         ResourceError: a device that is not there.
     """
+    check_type("weights", weights, str | Path | None)
+    if grid is not None and not isinstance(grid, Iterable):
+        raise UsageError(f"grid must be descending timesteps such as (999, 500), got {grid!r}")
     sampling = Sampling(
         weights=None if weights is None else str(weights),
         task=task,
@@ -152,12 +159,26 @@ class Restorer:
         self._alpha_bar = checkpoint.alpha_bar()
         self._net = checkpoint.network().to(runtime.device).requires_grad_(False)
         self._runtime, self._sampling, self._machine = runtime, sampling, machine
-        compiled, notice = compiles_strips(machine.compile, runtime, work=0)
+        self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)
         if notice is not None:
             warnings.warn(notice, stacklevel=3)
-        self._strips = StripNetwork(self._net, dtype=runtime.dtype, compile=compiled)
+        self._get_ready()
+
+    def _get_ready(self) -> None:
+        """Make what belongs to this process and this object alone."""
+        self._strips = StripNetwork(self._net, dtype=self._runtime.dtype, compile=self._compiled)
         self._lock = threading.Lock()
         self._executors: dict[int, Executor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds, as for the processes of a pool, and `copy.deepcopy` copies."""
+        own = ("_strips", "_lock", "_executors")
+        return {key: value for key, value in vars(self).items() if key not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what `__getstate__` gave, and make the rest anew."""
+        vars(self).update(state)
+        self._get_ready()
 
     def __repr__(self) -> str:
         return (
@@ -166,10 +187,10 @@ class Restorer:
         )
 
     @overload
-    def __call__(self, image: One, name: str | Sequence[str] | None = None) -> One: ...
+    def __call__(self, image: One, name: Names | None = None) -> One: ...
     @overload
-    def __call__(self, image: list[One], name: str | Sequence[str] | None = None) -> list[One]: ...
-    def __call__(self, image: Any, name: str | Sequence[str] | None = None) -> Any:
+    def __call__(self, image: list[One], name: Names | None = None) -> list[One]: ...
+    def __call__(self, image: Any, name: Names | None = None) -> Any:
         """Restore an image, a batch or a list; the same kind comes back.
 
         The pixels are those that `c2fdft restore` writes for a file of this name and these pixels.
@@ -194,7 +215,7 @@ class Restorer:
         self,
         image: Image,
         samples: int = UNCERTAINTY_SAMPLES,
-        name: str | Sequence[str] | None = None,
+        name: Names | None = None,
     ) -> Uncertain:
         """The mean of several samples of an image, and their per-pixel standard deviation.
 
@@ -205,6 +226,7 @@ class Restorer:
         Raises:
             As a call.
         """
+        check_type("samples", samples, int)
         samples = sample_count(samples, self._sampling.self_ensemble, uncertainty=True)
         ((restored, deviation),) = self._run([unpack(image)], name, samples)
         if isinstance(image, Tensor):
@@ -244,11 +266,15 @@ class Restorer:
                 made with other settings exist.
             UsageError, DataError, ResourceError, Interrupted: as the command.
         """
+        check_type("out", out, str | Path)
+        sources = texts("source", source)
+        if not sources:
+            raise UsageError("there is nothing to restore: source is empty")
         writing = Writing(
             format=format, quality=quality, bit_depth=bit_depth, suffix=suffix, overwrite=overwrite
         )
         sampling = replace(self._sampling, weights=str(self.weights), task=None)
-        plan = plan_restore(source, out, sampling=sampling, machine=self._machine, writing=writing)
+        plan = plan_restore(sources, out, sampling=sampling, machine=self._machine, writing=writing)
         job = restore(plan)
         for done, _ in enumerate(job, start=1):
             if progress is not None:
@@ -264,7 +290,7 @@ class Restorer:
         )
 
     def _run(
-        self, images: list[Unpacked], name: str | Sequence[str] | None, samples: int
+        self, images: list[Unpacked], name: Names | None, samples: int
     ) -> list[tuple[Any, Any]]:
         """Each image restored, of its own kind, and its deviation `[n, 1, h, w]`."""
         names = _names(images, name)
@@ -325,13 +351,14 @@ def _packed(
         first = last
 
 
-def _names(images: Sequence[Unpacked], name: str | Sequence[str] | None) -> list[str]:
+def _names(images: Sequence[Unpacked], name: Names | None) -> list[str]:
     """One name for each image, those of a batch included."""
     count = sum(len(one.values) for one in images)
     if name is None:
         return [one.name or DEFAULT_NAME for one in images for _ in one.values]
-    if isinstance(name, str):
-        return [name] * count
-    if len(name) != count:
-        raise UsageError(f"there are {len(name)} names for {many(count, 'image')}")
-    return list(name)
+    names = texts("name", name)
+    if isinstance(name, str | Path):
+        return names * count
+    if len(names) != count:
+        raise UsageError(f"there are {len(names)} names for {many(count, 'image')}")
+    return names

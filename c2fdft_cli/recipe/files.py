@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import json
 import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -133,8 +135,14 @@ def build_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def write_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict()))
+    """The resolved recipe as YAML text; RecipeError where it names a path that is not UTF-8."""
+    try:
+        return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict()))
+    except UnicodeEncodeError as error:
+        raise RecipeError(
+            f"a recipe cannot hold the path {error.object!r}, which is not UTF-8",
+            hint="name it by a link (ln -s) with another name",
+        ) from error
 
 
 def read_yaml(path: Path) -> Values:
@@ -218,6 +226,33 @@ def _laid_over(below: Values, above: Values) -> Values:
         if isinstance(value, dict) and isinstance(below.get(key), dict)
     }
     return {**below, **above, **sections}
+
+
+def override(key: str, value: object) -> str:
+    """The `key=value` that stands for a plain value, a path or a number of NumPy's.
+
+    Raises:
+        RecipeError: no recipe can hold it.
+    """
+    value = os.fspath(value) if isinstance(value, Path) else value
+    # read as it is written, so that JSON's escapes would stay
+    if isinstance(value, str) and key in _text_keys(Recipe):
+        return f'{key}="{value}"'
+    try:
+        return f"{key}={json.dumps(value, default=_plain)}"
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{key} cannot be {value!r}", hint=_first_line(error)) from error
+
+
+def _plain(value: object) -> object:
+    """A path or a number as JSON knows it; TypeError for what is neither."""
+    if isinstance(value, Path):
+        return os.fspath(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"a value of a recipe is a number, a text or a list, not {type(value)}")
 
 
 def _read_override(override: str) -> Values:

@@ -64,3 +64,10 @@ def test_arrays_of_the_other_byte_order_are_read_and_come_back_native(kind):
     back = apart.pack(apart.lq)
     assert back.dtype == native.dtype
     assert np.allclose(back, native, rtol=0, atol=1e-6)
+
+
+def test_a_matrix_is_an_array():
+    values = random_picture(5, 7).pixels[..., 0]
+    with pytest.warns(PendingDeprecationWarning):
+        apart = unpack(np.matrix(values))
+    assert np.array_equal(apart.pack(apart.lq), values)

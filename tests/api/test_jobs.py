@@ -170,3 +170,30 @@ def test_errors_are_the_programs(shard_folder, tmp_path):
             "coarse", recipe="tiny", data=shard_folder, out=tmp_path / "run", overrides=list(MINI),
             device="cpu", precision="fp32", max_seconds=0,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda: c2fdft.evaluate(np.zeros((16, 16)), np.zeros((16, 16)), border=1.5), "border must be"),
+    (lambda: c2fdft.evaluate(np.zeros((16, 16)), np.zeros((16, 16)), metrics=5), "metrics must be"),
+    (lambda: c2fdft.evaluate("a", "b", degraded=3), "degraded must be a text or a Path, got 3"),
+    (lambda: c2fdft.prepare(None), "source must be a text or a Path, got None"),
+    (lambda: c2fdft.prepare("in", 3), "out must be a text or a Path, got 3"),
+    (lambda: c2fdft.prepare("in", val=1.5), "val must be a whole number or a text or a Path"),
+    (lambda: c2fdft.prepare("in", val=True), "val must be"),
+    (lambda: c2fdft.prepare("in", synthesize="noise", synthesis="sigma=5"), "must be a mapping"),
+    (lambda: c2fdft.prepare("in", synthesize="rain", streaks=3), "streaks must be"),
+    (lambda: c2fdft.train("coarse", recipe="tiny", data=3), "data must be a text or a Path, got 3"),
+    (lambda: c2fdft.train("coarse", recipe="tiny", overrides=[3]), "overrides must be"),
+    (lambda: c2fdft.train("coarse", max_seconds=float("nan")), "must be at least 0, got nan"),
+    (lambda: c2fdft.train("coarse", max_seconds=-1), "must be at least 0, got -1"),
+])  # fmt: skip
+def test_arguments_of_other_types_are_refused(tmp_path, monkeypatch, call, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(c2fdft.UsageError, match=says):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_value_that_no_recipe_holds_is_refused():
+    with pytest.raises(c2fdft.RecipeError, match=r"coarse\.lr cannot be 1j"):
+        c2fdft.train("coarse", recipe="tiny", data="shards", overrides={"coarse.lr": 1j})

@@ -42,3 +42,13 @@ def test_it_is_differentiable_and_a_copy(restorer):
         for parameter in module.parameters():
             parameter.zero_()
     assert torch.equal(restorer(lq.detach()), before)
+
+
+@pytest.mark.parametrize("lq", [
+    torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8),
+    torch.zeros(1, 1, 8, 8),
+])  # fmt: skip
+def test_what_it_cannot_restore_is_refused(restorer, lq):
+    """Bytes came back as zeros and ones."""
+    with pytest.raises(c2fdft.UsageError, match="the module takes floating tensors"):
+        restorer.module()(lq)

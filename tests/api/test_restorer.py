@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 import threading
 import warnings
@@ -36,6 +38,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DF
 @pytest.fixture(scope="module")
 def restorer(weights: Path) -> Restorer:
     return c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID)
+
+
+def see_through_16_bit() -> PIL.Image.Image:
+    """As a PNG of 16-bit grey with a transparent level is opened."""
+    image = PIL.Image.new("I;16", (8, 8))
+    image.info["transparency"] = 5
+    return image
 
 
 def by_command(weights: Path, source: Path, out: Path, *more: object) -> np.ndarray:
@@ -82,6 +91,20 @@ def test_pil_palettes_become_rgb_and_keep_their_transparency(restorer):
     see_through.info["transparency"] = 3
     assert restorer(see_through).mode == "RGBA"
     assert restorer(colours.convert("1")).mode == "L"
+
+
+@pytest.mark.parametrize(("mode", "becomes"), [("L", "LA"), ("RGB", "RGBA"), ("1", "LA")])
+def test_a_transparent_colour_becomes_alpha(restorer, tmp_path, mode, becomes):
+    """Its pixels are no longer of that colour once they are restored."""
+    image = PIL.Image.fromarray(random_picture(16, 16).pixels).convert(mode)
+    image.info["transparency"] = image.getpixel((3, 2))
+    seen = np.asarray(image.convert("RGBA"))[..., 3]
+    assert not seen[2, 3]
+    restored = restorer(image)
+    assert restored.mode == becomes
+    restored.save(tmp_path / "out.png")
+    again = PIL.Image.open(tmp_path / "out.png").convert("RGBA")
+    assert np.array_equal(np.asarray(again)[..., 3], seen)
 
 
 def test_floats_are_those_that_uint8_is_rounded_from(restorer):
@@ -154,7 +177,11 @@ def test_names_and_seeds_decide_the_noise(restorer, weights):
     (np.full((8, 8, 3), np.nan), "on the scale 0 to 1, got nan"),
     (torch.zeros(1, 1, 8, 8), r"must be \[n, 3, h, w\]"),
     (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "must be uint8 or floating"),
+    (torch.zeros(3, 8, 8).to(torch.float8_e4m3fn), "must be uint8 or floating of 16 to 64 bits"),
+    (torch.zeros(3, 8, 8).to_sparse(), r"got one of the layout torch\.sparse_coo"),
+    (torch.zeros(3, 8, 8, device="meta"), "got one on the meta device"),
     (PIL.Image.new("CMYK", (8, 8)), "mode CMYK is not supported"),
+    (see_through_16_bit(), "cannot keep its transparent level"),
 ])  # fmt: skip
 def test_what_is_no_such_image_is_refused(restorer, image, says):
     with pytest.raises(c2fdft.UsageError, match=says):
@@ -306,3 +333,35 @@ def test_a_missing_compiler_gives_a_warning(weights, monkeypatch):
     with pytest.warns(UserWarning, match=r"torch\.compile needs a C\+\+ compiler"):
         slow = c2fdft.load(weights, device="cpu", precision="fp32", compile="on")
     assert slow(np.zeros((8, 8, 3), np.uint8)).shape == (8, 8, 3)
+
+
+def test_a_restorer_is_copied_and_pickled(restorer):
+    """As for the processes of a pool."""
+    image = random_picture(16, 24).pixels
+    expected = restorer(image)  # what has been used holds more than one that has not
+    for other in (copy.deepcopy(restorer), pickle.loads(pickle.dumps(restorer))):
+        assert repr(other) == repr(restorer)
+        assert np.array_equal(other(image), expected)
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda r: r(np.zeros((8, 8, 3), np.uint8), name=3), "name must be a text or a Path"),
+    (lambda r: r.uncertainty(np.zeros((8, 8, 3), np.uint8), "3"), "samples must be a whole number"),
+    (lambda r: r.restore_folder("in", None), "out must be a text or a Path, got None"),
+    (lambda r: r.restore_folder(b"in", "out"), "source must be a text or a Path"),
+    (lambda r: r.restore_folder([], "out"), "nothing to restore"),
+    (lambda r: c2fdft.load(r.weights, grid=500), "grid must be descending timesteps"),
+    (lambda r: c2fdft.load(bytes(r.weights)), "weights must be a text or a Path, got b'"),
+])  # fmt: skip
+def test_arguments_of_other_types_are_refused(restorer, tmp_path, monkeypatch, call, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(c2fdft.UsageError, match=says):
+        call(restorer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_may_be_a_path(restorer):
+    image = random_picture(16, 24).pixels
+    expected = restorer(image, "a.png")
+    assert np.array_equal(restorer(image, Path("photos/a.png")), expected)
+    assert np.array_equal(restorer([image], [Path("photos/a.png")])[0], expected)

@@ -205,6 +205,20 @@ def test_an_error_keeps_its_code_where_stdout_is_full():
     assert done.stderr == "error: nowhere: no such file or folder\nhint: check the path\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no shell that closes streams")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_lead_nowhere(tmp_path, pairs, closed):
+    """As some services start a program; its output was a traceback, or the next file's content."""
+    line = f'"$0" -m c2fdft_cli prepare "$1" --out shards --json {closed}'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable, pairs], capture_output=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert bool(done.stdout) == (">&-" not in closed.split())
+    assert bool(done.stderr) == ("2>&-" not in closed.split())
+    assert run("prepare", "--verify", tmp_path / "shards").exit_code == 0
+
+
 def test_one_process_of_several_prints_the_json_document(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run("train-fine", "--json").stdout == ""
@@ -267,6 +281,14 @@ def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
     refused("prepare", pairs, "--out", blocker / "s", code=5, says=str(blocker))
     refused("train-coarse", "--recipe", "tiny", "--data", shard_folder, "--device", "cpu",
             "--out", blocker / "run", *MINI, code=5, says=str(blocker))  # fmt: skip
+
+
+def test_shards_behind_a_link_that_points_at_itself(pairs, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    says = "link that leads nowhere"
+    refused("prepare", pairs, "--out", tmp_path / "loop", code=5, says=says)
+    words = ("--out", tmp_path / "shards", "--preview", tmp_path / "loop" / "a.png")
+    refused("prepare", pairs, *words, code=5, says=says)
 
 
 def test_info_of_a_score_that_json_has_no_number_for(tmp_path):

@@ -28,3 +28,12 @@ def test_the_first_options_are_few(entry) -> None:
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
 def test_every_help_fits_eighty_columns(entry) -> None:
     assert max(map(len, help_of([entry.name]).splitlines())) <= 80
+
+
+def test_every_command_of_a_group_is_there() -> None:
+    """`weights average` was not."""
+    text = FILE.read_text(encoding="utf-8")
+    for group in ("recipes", "weights"):
+        listed = re.findall(r"^│ (\w+) ", help_of([group]), re.MULTILINE)
+        assert listed
+        assert [name for name in listed if f"## c2fdft {group} {name}\n" not in text] == []

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from c2fdft_cli.errors import RecipeError
 from c2fdft_cli.recipe.files import (
     find_recipe,
     load_recipe,
+    override,
     read_yaml,
     recipe_from_dict,
     recipe_names,
@@ -399,3 +402,28 @@ def test_reading_a_recipe_imports_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["caf\u00e9", 'a"b\\c', "2024-05-17", "null", " #1", "x=y", "'q'"])
+def test_a_text_of_a_program_stays_as_it_is(text):
+    """JSON's escapes of it were taken for the text."""
+    for value in (text, Path(text)):
+        assert load_recipe("tiny", [override("data.shards", value)]).data.shards == str(value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    words = [override("coarse.iterations", np.int64(7)), override("coarse.lr", np.float32(0.5)),
+             override("data.streaks", None), override("coarse.patches", (np.int16(32),)),
+             override("coarse.batches", [1])]  # fmt: skip
+    recipe = load_recipe("tiny", words)
+    assert (recipe.coarse.iterations, recipe.coarse.lr, list(recipe.coarse.patches)) == (
+        7,
+        0.5,
+        [32],
+    )
+
+
+def test_a_path_that_is_not_utf_8_is_not_written():
+    recipe = load_recipe("tiny", ["data.shards=" + os.fsdecode(b"\xff/shards")])
+    with pytest.raises(RecipeError, match=r"cannot hold the path '\\udcff/shards'"):
+        write_recipe(recipe)

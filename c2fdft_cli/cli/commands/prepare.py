@@ -111,7 +111,7 @@ def prepare(
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
     """Before hours of work: whether the contact sheet can be written."""
     from c2fdft_cli.data.images.formats import WRITE_SUFFIXES
-    from c2fdft_cli.files import check_folder, require_new
+    from c2fdft_cli.files import check_folder, real_path, require_new
 
     if preview.suffix.lower() not in WRITE_SUFFIXES:
         raise UsageError(
@@ -120,7 +120,7 @@ def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
         )
     require_new(preview, overwrite)
     check_folder(preview.parent)
-    if source.resolve() in preview.resolve().parents:
+    if source.resolve() in real_path(preview).parents:
         raise UsageError(
             f"--preview must be outside of the source folder, got {preview}",
             hint="choose a file in another folder",

@@ -68,7 +68,7 @@ def path(name: Name, json: Json = False) -> None:
 def average(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CKPT...", help="Trainings of one start, or packaged names."),
+        typer.Argument(metavar="CKPT", help="Trainings of one start, or packaged names."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The checkpoint to write.")],
     shares: Annotated[

@@ -118,10 +118,12 @@ def describe(event: TrainEvent) -> str:
             f"({event.protocol}, {many(event.images, 'image')}){best}"
         )
     if isinstance(event, Begun):
+        done = event.step == event.iterations
+        steps = "no step is left" if done else f"steps {event.step + 1} to {event.iterations}"
         return (
             f"{many(event.pairs, 'training image')} and {event.validation} for validation "
             f"({event.data}); {event.parameters:,} parameters; "
-            f"steps {event.step + 1} to {event.iterations} on {event.device}, {event.precision}"
+            f"{steps} on {event.device}, {event.precision}"
         )
     if isinstance(event, Saved):
         return f"step {event.iteration}: saved {event.path}"

@@ -31,7 +31,7 @@ from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.prepare.options import Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import check_space, read_at, read_error, write_error
+from c2fdft_cli.files import check_space, read_at, read_error, real_path, write_error
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.vocabulary import many
 
@@ -183,7 +183,7 @@ def _clean(source: Path, synthesis: Synthesis) -> Found:
 
 def _outside(found: Found, root: Path, out: Path) -> Found:
     """Without anything that lies in an output folder inside of `root`."""
-    inner = out.resolve()
+    inner = real_path(out)
     if root.resolve() not in inner.parents:
         return found
 

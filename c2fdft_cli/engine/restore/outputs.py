@@ -140,6 +140,9 @@ def _named_item(source: Source, out: str, writing: Writing) -> Item:
         return _with_extras(source, None, _suffix(source, writing.format), source.stem, writing)
     if suffix in VIDEO_SUFFIXES:
         raise UsageError("an image cannot become a video", where=out, hint="name a .png file")
+    if writing.suffix:
+        hint = "put it into the name, or name a folder"
+        raise UsageError(f"--suffix does not go with the output file {out}", hint=hint)
     name = writing.format
     if name not in (None, SAME_FORMAT) and FORMATS[name.lower()] != FORMATS.get(suffix[1:]):
         raise UsageError(f"--format {name} does not fit the output file {out}")

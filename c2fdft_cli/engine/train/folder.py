@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,7 +230,10 @@ class RunFolder:
     def log(self) -> Iterator[logging.Logger]:
         """A logger into train.log, apart from other logs; its first line opens the file."""
         logger = logging.Logger(f"c2fdft.{self.path.name}")
-        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8", delay=True)
+        # names of files need not be UTF-8
+        handler = logging.FileHandler(
+            self.path / "train.log", encoding="utf-8", errors="backslashreplace", delay=True
+        )
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
         try:
@@ -323,8 +327,12 @@ def draw_curves(run: RunFolder) -> bool:
     loss_axes.set_yscale("log")
     _plot(score_axes, rows, "val_psnr", "validation PSNR, dB", marker="o")
     score_axes.set_xlabel("iteration")
-    figure.suptitle(run.path.name)
-    with atomic_path(run.path / "curves.png") as temporary:
+    # A name may hold anything: bytes that are no UTF-8, dollar signs, which would begin a formula,
+    # and letters that the font has not, about which matplotlib warns.
+    name = run.path.name.encode("utf-8", "backslashreplace").decode()
+    figure.suptitle(name, parse_math=False)
+    with atomic_path(run.path / "curves.png") as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")
         figure.savefig(temporary, dpi=110)
     # a figure is a cycle of some megabytes, and steps make too few objects for Python to look for
     # it: without this, a training grows by tens of megabytes between looks

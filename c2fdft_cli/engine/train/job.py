@@ -151,7 +151,8 @@ class _Training:
     def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
         yield self._begun()
-        yield from map(Notice, (*self.options.runtime.notes, *self.options.notices))
+        notices = (*self.options.runtime.notes, *self.options.notices, *self.board.notices)
+        yield from map(Notice, notices)
         yield from self._reporting(self.fallbacks.compile)
         synthetic = self.recipe.data.synthesize
         if synthetic is not None and self.shards.has_lq:

@@ -67,3 +67,6 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        # the command's text was checked as it was read; a program may give any number
+        if self.max_seconds is not None and not self.max_seconds >= 0:
+            raise UsageError(f"--max-time must be at least 0, got {self.max_seconds}")

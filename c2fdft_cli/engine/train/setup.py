@@ -307,10 +307,12 @@ def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Pat
 
 
 def _check_shards(data: Path) -> None:
-    if not data.is_dir() or not any(data.glob("train-*.h5")):
-        raise DataError(
-            "no training shards in this folder", where=data, hint="run c2fdft prepare SRC"
-        )
+    # A checkpoint, a state or a recipe may name it, as it was called from where a command ran then.
+    hint = "name shards made by `c2fdft prepare` with --data"
+    if not data.is_dir():
+        raise DataError("no such folder of shards", where=data, hint=hint)
+    if not any(data.glob("train-*.h5")):
+        raise DataError("no training shards in this folder", where=data, hint=hint)
 
 
 def _environment(stage: str, recipe_name: str, runtime: Runtime) -> str:

@@ -35,19 +35,30 @@ class TensorBoard:
         setting: "true", "false", or "auto": where TensorBoard is installed.
         is_main: whether this is the process that writes.
 
+    Attributes:
+        notices: what the user should know.
+
     Raises:
-        UsageError: "true" without TensorBoard.
+        UsageError: "true" without TensorBoard, or in a folder that it cannot write to.
     """
 
     def __init__(self, folder: Path, setting: str, is_main: bool = True) -> None:
+        self.notices: tuple[str, ...] = ()
         installed = importlib.util.find_spec("tensorboard") is not None
         if setting == "true" and not installed:
             raise UsageError(
                 "train.tensorboard=true needs TensorBoard, which is not installed",
                 hint="pip install 'c2fdft[logs]'",
             )
+        wanted = installed and setting != "false" and is_main
+        nameable = _is_utf8(str(folder))
+        if wanted and not nameable:
+            what = "TensorBoard cannot write to a folder whose name is not UTF-8"
+            if setting == "true":
+                raise UsageError(what, where=folder, hint="name another --out")
+            self.notices = (f"no TensorBoard files: {what}",)
         self._folder = folder
-        self._on = installed and setting != "false" and is_main
+        self._on = wanted and nameable
         self._writer: SummaryWriter | None = None
 
     def open(self, step: int) -> None:
@@ -95,3 +106,12 @@ class TensorBoard:
             yield
         except OSError as error:
             raise ResourceError(f"cannot be written: {error}", where=self._folder) from error
+
+
+def _is_utf8(text: str) -> bool:
+    """False for a path with bytes that are not, which are lone surrogates in Python."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -68,7 +68,9 @@ def average(
     mean: StateDict = {name: tensor.to(torch.float32) for name, tensor in total.items()}
     ensure_folder(out.parent)
     save_checkpoint(out, mean, mean, replace(first.meta, step=0, metrics={}))
-    shown = {str(path): part for path, part in zip(sources, parts, strict=True)}
+    shown: dict[str, float] = {}
+    for path, part in zip(sources, parts, strict=True):  # one may be given twice
+        shown[str(path)] = shown.get(str(path), 0) + part
     return Averaged(out, shown, out.stat().st_size)
 
 

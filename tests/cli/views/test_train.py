@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,5 @@ def test_a_run_begins_with_what_is_trained_on_what() -> None:
         "1 training image and 2 for validation (shards/mine); 970,094 parameters; "
         "steps 36 to 210 on cpu, fp32"
     )
+    done = replace(begun, step=210)
+    assert describe(done).endswith("970,094 parameters; no step is left on cpu, fp32")

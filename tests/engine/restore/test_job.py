@@ -366,6 +366,19 @@ def test_inputs_and_outputs_in_one_folder_are_refused(options: Request) -> None:
         plan(options, out=options.source)
 
 
+@pytest.mark.parametrize("option", ["compare", "uncertainty"])
+def test_pictures_to_look_at_go_to_a_folder_of_their_own(
+    options: Request, tmp_path: Path, option: str
+) -> None:
+    """Among the inputs the next run would restore them, among the outputs `eval` score them."""
+    (tmp_path / "link").symlink_to(options.source)
+    places = {options.source: "inputs", tmp_path / "link": "inputs", options.out: "outputs"}
+    for place, whose in places.items():
+        with pytest.raises(UsageError, match=f"--{option} names the folder of the {whose}"):
+            plan(options, **{option: Path(place)})
+    plan(options, **{option: tmp_path / "seen"})
+
+
 def test_a_full_disk_stops_it(options: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, picture: object, quality: int, replace: bool) -> None:
         raise ResourceError("disk full", where=path)

@@ -108,6 +108,12 @@ def test_a_named_file(tmp_path: Path) -> None:
     assert outputs(source, out, format="tiff")[0].output == out
 
 
+def test_a_suffix_for_a_file_that_has_a_name_is_refused(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg") / "a.jpg"
+    with pytest.raises(UsageError, match=r"--suffix does not go with the output file .*b\.png"):
+        outputs(source, tmp_path / "b.png", suffix="_r")
+
+
 def test_one_file_for_many_images_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg", "b.jpg")
     with pytest.raises(UsageError, match="OUT must be a folder for 2 images"):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,22 @@ def test_drawing_curves_leaves_no_memory_behind(tmp_path, coarse_run):
         assert not [one for one in gc.get_objects() if type(one) is figure]
     finally:
         gc.enable()
+
+
+NAMES = [r"a$\frac$b", "$", "\u96e8"]
+if sys.platform != "darwin":  # where every name is UTF-8
+    NAMES.append(os.fsdecode(b"\xff"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_curves_of_a_run_of_any_name(tmp_path, name):
+    pytest.importorskip("matplotlib")
+    run = RunFolder(tmp_path / name)
+    run.create({})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_curves(run)
+    assert (run.path / "curves.png").stat().st_size > 1000
 
 
 def test_checkpoint_says_what_it_is(coarse_run, fine_run, shard_folder):

@@ -83,7 +83,7 @@ def test_the_shards_in_use_come_before_those_in_the_recipe(tmp_path, shard_folde
     wish = TrainRequest("fine", init=tmp_path / "run" / "coarse.pt", device="cpu")
     assert set_up(wish).data == shard_folder
     assert set_up(wish).recipe.data.shards == str(shard_folder)
-    with pytest.raises(DataError, match="elsewhere: no training shards"):
+    with pytest.raises(DataError, match="elsewhere: no such folder of shards"):
         set_up(replace(wish, overrides=[named]))
 
 

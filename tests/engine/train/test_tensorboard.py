@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from c2fdft_cli.engine.train.events import StepDone
+from c2fdft_cli.engine.train.events import Notice, StepDone
+from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.tensorboard import MEMORY_TAG, TAGS, TensorBoard
@@ -99,3 +102,21 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot be written"):
         TensorBoard(tmp_path / "file" / "board", "true").open(0)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="every name is UTF-8 there")
+def test_a_run_whose_name_is_not_utf_8_has_none_and_says_so(tmp_path, shard_folder, capfd):
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / os.fsdecode(b"\xff")
+    wish = request("coarse", shard_folder, folder, "coarse.iterations=2")
+    done, events = run(wish)
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert "no TensorBoard files: TensorBoard cannot write to a folder whose name" in notices[-1]
+    assert done.checkpoint.is_file()
+    assert not (folder / "tensorboard").exists()
+    with RunFolder(folder).log() as log:
+        log.info("saved %s", done.checkpoint)
+    assert r"\udcff" in (folder / "train.log").read_text(encoding="utf-8")
+    assert "Logging error" not in capfd.readouterr().err
+    with pytest.raises(UsageError, match="cannot write to a folder whose name is not UTF-8"):
+        TensorBoard(folder / "tensorboard", "true")

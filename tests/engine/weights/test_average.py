@@ -53,6 +53,13 @@ def test_the_mean_is_of_the_ema_weights(
     assert said.bytes == said.out.stat().st_size
 
 
+def test_one_that_is_given_twice_has_both_shares(net: DFT, tmp_path: Path) -> None:
+    one, four = write(tmp_path / "1.pt", net, 1), write(tmp_path / "4.pt", net, 4)
+    said = average([one, four, one], tmp_path / "mean.pt")
+    assert said.sources == pytest.approx({str(one): 2 / 3, str(four): 1 / 3})
+    assert all((tensor == 2).all() for tensor in load_checkpoint(said.out).ema.values())
+
+
 def test_rounding_does_not_add_up(net: DFT, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{k}.pt", net, 0.1) for k in range(7)]
     found = load_checkpoint(average(files, tmp_path / "mean.pt").out)
