@@ -4,8 +4,8 @@
     python recipes/scripts/fuzz.py checkpoints --inputs 500     one of them
     python recipes/scripts/fuzz.py checkpoints --only 4711 --keep input.pth     one input again
 
-Promises: no exception but an error of the program's own, at most 5 s, at most 2 GiB. Prints one
-JSON document a target; exit code 1 if there was a defect. What can be tried is registered in
+Promises: no exception but an error of the program's own, at most 5 s, at most 2 GiB more. Prints
+one JSON document a target; exit code 1 if there was a defect. What can be tried is registered in
 `tests/kit/fuzz_*.py`. Linux only.
 """
 

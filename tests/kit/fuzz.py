@@ -80,7 +80,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one input: "read", "refused", or a defect that says what happened."""
+    """What came of one input: "read", "refused", or a defect that says what happened.
+
+    peak_bytes: the most memory beyond what was held before.
+    """
 
     number: int
     what: str
@@ -123,6 +126,8 @@ def try_inputs(
 
 
 def _try(target: Target, path: Path, number: int) -> Outcome:
+    _forget_peak()
+    held = _bytes_of("VmRSS")
     # processor time: a busy machine is no defect, and a wait without end is seen from outside
     before = signal.signal(signal.SIGPROF, _too_long)
     start = time.process_time()
@@ -142,16 +147,21 @@ def _try(target: Target, path: Path, number: int) -> Outcome:
         what = f"{type(error).__name__} in {Path(last.filename).name}:{last.name}"
     signal.signal(signal.SIGPROF, before)
     seconds = time.process_time() - start
-    peak = _peak_bytes()
+    peak = _bytes_of("VmHWM") - held
     if peak > MAX_BYTES:
         what = f"more than {MAX_BYTES >> 30} GiB"
     return Outcome(number, what, seconds, peak)
 
 
-def _peak_bytes() -> int:
-    import resource  # not on Windows, where targets can be imported all the same
+def _forget_peak() -> None:
+    """Let the kernel begin anew: what ran before in this process may have taken far more."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+def _bytes_of(name: str) -> int:
+    """Resident memory of this process: "VmRSS" now, "VmHWM" at its peak."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
 
 
 def _too_long(*_: object) -> None:
