@@ -62,7 +62,7 @@ def fine_loss(
         gt: as lq.
         noise: x_T, standard normal, as lq.
         ssim: "paper" (true data range), "as_released" (max_val 255 on [-1, 1], pooled over the
-            batch) or "none" (L1 alone).
+            batch) or "none".
         ssim_weight: weight of the MS-SSIM term.
         l1_weight: weight of the L1 term, which is on [-1, 1].
         fourier_weight: weight of `fourier_l1`, on [-1, 1] as well; not in the paper.

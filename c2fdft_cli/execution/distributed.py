@@ -77,8 +77,8 @@ def _refuse_unlike_devices(store: Any, rank: int, world: int, device: torch.devi
         found = ", ".join(f"process {other}: {kind}" for other, kind in enumerate(kinds))
         raise UsageError(
             f"the processes of this training would compute on unlike devices ({found})",
-            hint="name the GPUs that the installed torch serves in CUDA_VISIBLE_DEVICES, as "
-            "`c2fdft doctor` lists them, or train all on --device cpu",
+            hint="leave the GPUs that the installed torch has no kernels for out of "
+            "CUDA_VISIBLE_DEVICES (`c2fdft doctor` says which it serves), or use --device cpu",
         )
 
 

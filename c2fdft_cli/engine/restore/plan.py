@@ -186,17 +186,14 @@ def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing:
     if folder is not None and os.path.realpath(folder) in map(os.path.realpath, specs):
         what = "inputs and outputs are in one folder"
         raise UsageError(what, where=folder, hint="choose another folder for OUT")
-    for option in ("compare", "uncertainty"):
-        _check_beside(f"--{option}", getattr(writing, option), folder, specs)
+    _check_beside(specs, folder, writing)
     parent = None if out == STDIO else Path(out).parent
     for path in (folder or parent, writing.compare, writing.uncertainty):
         if path is not None:
             check_folder(path)
 
 
-def _check_beside(
-    option: str, beside: Path | None, folder: Path | None, specs: Sequence[str]
-) -> None:
+def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -> None:
     """Refuse pictures to look at among those that are restored or scored.
 
     The next `restore` would take them for inputs, the next `eval` for results without a target.
@@ -204,10 +201,11 @@ def _check_beside(
     inside = {os.path.realpath(spec): "inputs" for spec in specs}
     if folder is not None:
         inside[os.path.realpath(folder)] = "outputs"
-    whose = None if beside is None else inside.get(os.path.realpath(beside))
-    if whose is not None:
-        what = f"{option} names the folder of the {whose}, whose images would get others among them"
-        raise UsageError(what, where=beside, hint=f"choose another folder for {option}")
+    for option, beside in (("--compare", writing.compare), ("--uncertainty", writing.uncertainty)):
+        whose = None if beside is None else inside.get(os.path.realpath(beside))
+        if whose is not None:
+            what = f"{option} names the folder of the {whose}, which would get others among them"
+            raise UsageError(what, where=beside, hint=f"choose another folder for {option}")
 
 
 def _settings(sampling: Sampling, machine: Machine, writing: Writing) -> dict[str, object]:
