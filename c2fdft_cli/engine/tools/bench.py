@@ -118,7 +118,7 @@ def bench(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Job[float,
         )
     return Job(
         _bench(options, recipe, runtime),
-        total=_warm_ups(runtime) + options.repeats,
+        total=_warm_ups(options, runtime) + options.repeats,
         title=options.part,
         unit="run",
     )
@@ -130,7 +130,7 @@ def _bench(
     run, executor, calls = _part(options, recipe, runtime)
     computes = options.part != "loader"
     times, rates = [], []
-    warm_ups = _warm_ups(runtime)
+    warm_ups = _warm_ups(options, runtime)
     for number in range(warm_ups + options.repeats):
         seconds = seconds_of(run, runtime)
         if number >= warm_ups:
@@ -163,9 +163,9 @@ def _bench(
     )
 
 
-def _warm_ups(runtime: Runtime) -> int:
+def _warm_ups(options: BenchOptions, runtime: Runtime) -> int:
     """Runs that do not count: the first sets libraries up, the second records a CUDA graph."""
-    return 2 if records(runtime.device) else 1
+    return 2 if options.part != "loader" and records(runtime.device) else 1
 
 
 def _part(

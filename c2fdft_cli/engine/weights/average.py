@@ -46,7 +46,8 @@ def average(
     What else the file says is the first source's; scores are left out, since the mean has none yet.
 
     Args:
-        sources: two checkpoints or more, of one network, noise schedule, task and set of timesteps.
+        sources: two checkpoints or more, of one stage, network, noise schedule, task and set of
+            timesteps.
         out: the file to write.
         shares: of each source, positive; divided by their sum. None for equal ones.
         overwrite: replace a file.
@@ -99,6 +100,7 @@ def _parts(count: int, shares: Sequence[float] | None) -> list[float]:
 def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
     """CheckpointError where two checkpoints have no mean."""
     for what, ours, theirs in (
+        ("stage", first.meta.stage, other.meta.stage),
         ("network", first.meta.network, other.meta.network),
         ("noise schedule", first.meta.diffusion, other.meta.diffusion),
         ("timesteps", first.grid(), other.grid()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,13 +32,17 @@ def test_compiled_where_it_says_so(part, monkeypatch):
         assert job.run().compiled == asked.pop() == wanted
 
 
-@pytest.mark.parametrize(("recorded", "warm_ups"), [(False, 1), (True, 2)])
-def test_the_run_that_records_is_not_timed(recorded, warm_ups, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "recorded", "warm_ups"),
+    [("forward", False, 1), ("forward", True, 2), ("loader", True, 1)],
+)
+def test_the_run_that_records_is_not_timed(part, recorded, warm_ups, monkeypatch):
     durations = iter([9.0] * warm_ups + [1.0, 2.0, 3.0])
     monkeypatch.setattr(module, "records", lambda _: recorded)
     monkeypatch.setattr(module, "seconds_of", lambda *_: next(durations))
     monkeypatch.setattr(module, "gemm_tflops", lambda _: 1.0)
-    options = BenchOptions("forward", size=16, repeats=3)
+    monkeypatch.setattr(module, "_part", lambda *_: (None, "", 1))
+    options = BenchOptions(part, size=16, repeats=3, data=Path())
     job = module.bench(options, RECIPE, Runtime(torch.device("cpu")))
     assert job.total == warm_ups + 3
     result = job.run()

@@ -69,6 +69,7 @@ def test_rounding_does_not_add_up(net: DFT, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "what"),
     [
+        ({"stage": "coarse"}, "stage"),
         ({"grid": [400]}, "timesteps"),
         ({"diffusion": Diffusion(timesteps=2000)}, "noise schedule"),
         ({"recipe": Recipe(task="deblur").to_dict()}, "task"),
