@@ -174,6 +174,8 @@ class Data(Section):
         synthesize: degradation that is made on each crop while training; null for the shards' own
             degraded images.
         synthesis: settings of that degradation: docs/synthesis.md lists them.
+        line_patterns: share of those crops, 0 to 1, that get thin straight lines drawn on their
+            clean picture first (fences, blinds), to learn which lines to keep.
         streaks: folder of rendered rain streaks (PNG), for rain.
         workers: processes that read batches; 0 for a thread of the training's own, null for as many
             as a GPU needs: 2, or up to 8 where crops are degraded while training; on a CPU none.
@@ -182,6 +184,7 @@ class Data(Section):
     shards: str | None = None
     synthesize: Degradation | None = None
     synthesis: dict[str, Any] = field(default_factory=dict)
+    line_patterns: Share = 0.0
     streaks: str | None = None
     workers: Annotated[int, Field(ge=0), NotBool] | None = None
 

@@ -11,6 +11,8 @@
 #   large   128 and 192 px, as many pixels in a batch
 #   rain    streak masks as they were rendered: not rotated, stretched or scaled in strength
 #   wide    dim 32 instead of 24, 360 iterations: the time of base
+#   top     two blocks of level 1 instead of one, 330 iterations: the time of base
+#   deep    six blocks of level 4 instead of three, 430 iterations: the time of base
 #   ssim    0.84 (1 - MS-SSIM) + 0.16 L1
 set -euo pipefail
 
@@ -21,7 +23,7 @@ fi
 clean=$1 streaks=$2 test=$3 out=$4
 shift 4
 arms=("$@")
-[ ${#arms[@]} -gt 0 ] || arms=(base long large rain wide ssim)
+[ ${#arms[@]} -gt 0 ] || arms=(base long large rain wide top deep ssim)
 budget=${BUDGET:-1}
 data=(--data "$out/shards" "data.streaks=$streaks" train.validate_every=1000000)
 
@@ -49,12 +51,14 @@ fine() {  # fine ARM COARSE ITERATIONS OVERRIDES...
 }
 
 for arm in "${arms[@]}"; do
-  case " base long large rain wide ssim " in *" $arm "*) ;; *) echo "no such arm: $arm" >&2; exit 2 ;; esac
+  case " base long large rain wide top deep ssim " in *" $arm "*) ;; *) echo "no such arm: $arm" >&2; exit 2 ;; esac
 done
 c2fdft prepare "$clean" --synthesize rain --clean-only --streaks "$streaks" --out "$out/shards"
 for arm in "${arms[@]}"; do
   case $arm in
     wide) coarse coarse32 network.dim=32 ;;
+    top) coarse coarse-top "network.blocks=[2,2,2,3]" ;;
+    deep) coarse coarse-deep "network.blocks=[1,2,2,6]" ;;
     *) coarse coarse24 ;;
   esac
   case $arm in
@@ -64,6 +68,8 @@ for arm in "${arms[@]}"; do
     rain) fine rain coarse24 480 data.synthesis.turn=0 "data.synthesis.across=[1.0,1.0]" \
       "data.synthesis.along=[1.0,1.0]" "data.synthesis.strength=[1.0,1.0]" ;;
     wide) fine wide coarse32 360 ;;
+    top) fine top coarse-top 330 ;;
+    deep) fine deep coarse-deep 430 ;;
     ssim) fine ssim coarse24 480 fine.ssim=paper fine.l1_weight=0.16 ;;
   esac
   [ -f "$out/$arm.json" ] || {

@@ -16,6 +16,7 @@ from c2fdft_cli.data.batches.plan import Draw, PatchPlan
 from c2fdft_cli.data.shards.format import CHANNELS, Pixels
 from c2fdft_cli.data.shards.reader import Kind, ShardSet
 from c2fdft_cli.data.symmetries import SYMMETRIES
+from c2fdft_cli.data.synthesis.line_patterns import draw_line_pattern
 from c2fdft_cli.errors import DataError
 
 Degrade = Callable[[Pixels, np.random.Generator], Pixels]
@@ -74,6 +75,7 @@ class BatchMaker:
         degrade: makes lq of a clean uint8 patch [h, w, 3] (same size out), for clean-only sets; it
             sees the patch after flips and turns, so that rain keeps its directions.
         margin: pixels that `degrade` gets beyond each border of the patch, and that are cut off.
+        line_patterns: share of the patches that get lines drawn on them before `degrade`.
         timesteps: T of the diffusion times to sample with each batch, or None.
 
     Raises:
@@ -87,6 +89,7 @@ class BatchMaker:
         *,
         degrade: Degrade | None = None,
         margin: int = 0,
+        line_patterns: float = 0.0,
         timesteps: int | None = None,
     ) -> None:
         if degrade is None and not shards.has_lq:
@@ -99,6 +102,7 @@ class BatchMaker:
         self._plan = plan
         self._degrade = degrade
         self._margin = margin if degrade else 0
+        self._line_patterns = line_patterns
         self._timesteps = timesteps
 
     def make(self, k: int, lo: int, hi: int) -> Batch:
@@ -166,7 +170,11 @@ class BatchMaker:
         margin, side = self._margin, gt.shape[0]
         wide = np.empty((side + 2 * margin, side + 2 * margin, CHANNELS), np.uint8)
         self._crop("gt", draw, i, wide)
-        degraded = degrade(wide, self._plan.generator(k, i))
+        rng = self._plan.generator(k, i)
+        # No random number is consumed where no lines are asked for: earlier seeds keep their rain.
+        if self._line_patterns > 0 and rng.random() < self._line_patterns:
+            wide = draw_line_pattern(wide, rng)
+        degraded = degrade(wide, rng)
         if degraded.shape != wide.shape or degraded.dtype != np.uint8:
             raise ValueError(
                 f"degrade made {degraded.shape} {degraded.dtype} of {wide.shape} uint8"

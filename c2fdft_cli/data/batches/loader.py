@@ -30,7 +30,7 @@ class PatchLoader:
         stop: one past the last iteration.
         slice_of: (rank, world) for an even share of every global batch, or a function from the
             global batch size to the rows [lo, hi) to make.
-        degrade, margin, timesteps: see `BatchMaker`.
+        degrade, margin, line_patterns, timesteps: see `BatchMaker`.
         workers: processes that make batches; 0 for a thread of this process.
         prefetch: batches made ahead (by each worker); 0 with workers=0 makes them on demand.
         pin: put tensors into page-locked memory, where CUDA is there.
@@ -53,6 +53,7 @@ class PatchLoader:
         slice_of: SliceOf = (0, 1),
         degrade: Degrade | None = None,
         margin: int = 0,
+        line_patterns: float = 0.0,
         timesteps: int | None = None,
         workers: int = 0,
         prefetch: int = 2,
@@ -60,7 +61,14 @@ class PatchLoader:
     ) -> None:
         if start < 1:
             raise ValueError("iterations are counted from 1")
-        maker = BatchMaker(shards, plan, degrade=degrade, margin=margin, timesteps=timesteps)
+        maker = BatchMaker(
+            shards,
+            plan,
+            degrade=degrade,
+            margin=margin,
+            line_patterns=line_patterns,
+            timesteps=timesteps,
+        )
         self._iterations = range(start, stop)
         self._source = _Iterations(maker, plan, slice_of)
         self._workers = workers

@@ -79,6 +79,7 @@ def make_loader(
         slice_of=partial(rank_rows, runtime),
         degrade=degrade_crop,
         margin=crop_margin,
+        line_patterns=recipe.data.line_patterns,
         timesteps=recipe.diffusion.timesteps,
         workers=worker_count(recipe.data, runtime.device, cores(), free_shared_memory()),
         prefetch=prefetch,

@@ -236,6 +236,26 @@ def test_degrade_sees_the_margin(tmp_path: Path) -> None:
         np.testing.assert_array_equal(gt[2:-2, 2:-2], inner.permute(1, 2, 0))
 
 
+def test_lines_are_drawn_on_clean_crops(tmp_path: Path) -> None:
+    clean = write(tmp_path, has_lq=False)
+    plan = plan_of(clean, beta=1.2)
+    without = BatchMaker(clean, plan, degrade=invert, margin=2)
+    changed = dict.fromkeys((0.0, 0.5, 1.0), 0)
+    for share in changed:
+        maker = BatchMaker(clean, plan, degrade=invert, margin=2, line_patterns=share)
+        for k in range(1, 13):
+            n = CYCLE.stage(k)[1]
+            whole, plain = maker.make(k, 0, n), without.make(k, 0, n)
+            assert torch.equal(whole.lq[:, 1:], 255 - whole.gt[:, 1:])
+            assert_same(maker.make(k, 1, 3), whole.rows(1, 3))
+            assert share or torch.equal(whole.lq, plain.lq)
+            changed[share] += sum(map(bool, (whole.gt != plain.gt).flatten(1).any(1)))
+    total = sum(CYCLE.stage(k)[1] for k in range(1, 13))
+    # a line may miss a patch of 8 px, and half of a pattern ends at an edge
+    assert changed[0.0] == 0
+    assert 0.25 * total < changed[0.5] < 0.6 * total < changed[1.0]
+
+
 def test_synthesis_goes_wrong(tmp_path: Path) -> None:
     clean = write(tmp_path, has_lq=False)
     with pytest.raises(DataError, match="clean images only"):

@@ -1,0 +1,78 @@
+"""Fences, blinds and lattices drawn on clean crops: straight lines that belong to the picture.
+
+Thin bright lines that run like rain are rare in photographs, so a network that learns from
+photographs and rain alone takes all of them for rain. These teach it which ones to keep.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float32]
+Pixels: TypeAlias = NDArray[np.uint8]
+
+SPACING, WIDTH = (5.0, 40.0), (0.8, 5.0)
+"""Pixels, from line to line and across one, sampled uniformly in their logarithms."""
+MOST_COVERED = 0.45
+"""Largest width as a share of the spacing."""
+TAPER, JITTER = 0.3, 0.12
+"""Largest change of the spacing across the crop, as by perspective; shift of a line, in spacings.
+"""
+
+
+def draw_line_pattern(clean: Pixels, rng: np.random.Generator) -> Pixels:
+    """Return a copy of a clean crop, uint8 [h, w, 3], with one pattern of lines on it.
+
+    One direction of lines or two that cross, light or dark, on all of the crop or on one side of a
+    straight edge, now and then before a darkened background.
+    """
+    h, w = clean.shape[:2]
+    y, x = np.mgrid[:h, :w].astype(np.float32)
+    y, x = y - h / 2, x - w / 2
+    angle = rng.uniform(0, math.pi)
+    angles = [angle]
+    if rng.random() < 0.6:
+        angles.append(angle + math.pi / 2 + rng.normal(0, 0.15))
+    covered = np.zeros((h, w), np.float32)
+    for one in angles:
+        np.maximum(covered, _lines(x, y, one, rng), out=covered)
+    side = _one_side(x, y, rng) if rng.random() < 0.5 else np.float32(1)
+    scene = clean.astype(np.float32)
+    if rng.random() < 0.4:
+        scene *= (1 - rng.uniform(0.5, 0.95) * np.broadcast_to(side, (h, w)))[:, :, None]
+    level = rng.uniform(150, 255) if rng.random() < 0.75 else rng.uniform(0, 60)
+    colour = np.clip(level + rng.normal(0, 12, 3), 0, 255).astype(np.float32)
+    share = (rng.uniform(0.5, 1) * covered * side)[:, :, None]
+    drawn: Pixels = np.rint(scene + share * (colour - scene)).astype(np.uint8)
+    return drawn
+
+
+def _lines(x: Floats, y: Floats, angle: float, rng: np.random.Generator) -> Floats:
+    """Parallel lines, [h, w] in 0..1: the share of each pixel that they cover."""
+    spacing = math.exp(rng.uniform(*np.log(SPACING)))
+    widest = min(WIDTH[1], MOST_COVERED * spacing)
+    width = math.exp(rng.uniform(math.log(WIDTH[0]), math.log(widest)))
+    across = math.cos(angle) * x + math.sin(angle) * y
+    along = math.cos(angle) * y - math.sin(angle) * x
+    # Lines that fan out: the spacing grows along them. Pixels count in the spacing at the middle.
+    fan = 1 + rng.uniform(-TAPER, TAPER) * along / max(x.shape)
+    position = across * fan / spacing + rng.random()
+    number = np.rint(position).astype(np.intp)
+    first = int(number.min())
+    shift = rng.uniform(0, JITTER) * rng.uniform(-1, 1, int(number.max()) - first + 1)
+    distance = np.abs(position - number - shift[number - first]) * spacing
+    covered: Floats = np.clip(width / 2 + 0.5 - distance, 0, min(1.0, width)).astype(np.float32)
+    return covered
+
+
+def _one_side(x: Floats, y: Floats, rng: np.random.Generator) -> Floats:
+    """1 on one side of a straight edge through the crop, 0 on the other, [h, w]."""
+    angle = rng.uniform(0, 2 * math.pi)
+    offset = rng.uniform(-0.3, 0.3) * max(x.shape)
+    edge = math.cos(angle) * x + math.sin(angle) * y + offset
+    side: Floats = np.clip(edge + 0.5, 0, 1).astype(np.float32)
+    return side
