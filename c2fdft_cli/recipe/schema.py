@@ -177,8 +177,8 @@ class Data(Section):
         line_patterns: share of those crops, 0 to 1, that get thin straight lines drawn on their
             clean picture first (fences, blinds), to learn which lines to keep.
         streaks: folder of rendered rain streaks (PNG), for rain.
-        workers: processes that read batches; 0 for a thread of the training's own, null for as many
-            as a GPU needs: 2, or up to 8 where crops are degraded while training; on a CPU none.
+        workers: processes that read batches; 0: a thread of the training reads them; null: 2
+            processes on a GPU, up to 8 where crops are degraded while training, and 0 on a CPU.
     """
 
     shards: str | None = None

@@ -5,7 +5,7 @@
 #
 # A SET is a folder that holds degraded and clean images in a layout that `c2fdft prepare` knows; its
 # name is the column (Rain100L, Test100, GoPro, SIDD ...). Settings, from the environment:
-#   PROTOCOL  derain (default), deblur, denoise, rgb, y
+#   PROTOCOL  derain (default), derain-matlab, deblur, denoise, rgb, y, levin
 #   OUT       where results go [benchmark]; what is there already is not restored again
 #   NAME      our row's name [the file's name]
 #   RESTORE   further words for `c2fdft restore`, such as "--steps 4"

@@ -7,8 +7,8 @@
 # FROM is a checkpoint or the name of packaged weights. DATA holds clean/ (photographs) and, for rain,
 # streaks/, or it is a folder of pairs; the shards are written into it. A trial run of TRIAL minutes
 # (0.5) measures images a second, its loader included; the learning rate then falls from LR (5e-4)
-# along one cosine that ends with the minutes. OUT/NAME.pt is the packaged form, of at most 16 MiB: FROM for the next run.
-# A run of this name in OUT is never replaced.
+# along one cosine that ends with the minutes. OUT/NAME.pt is the packaged form, which may be FROM of
+# the next run. A run of this name in OUT is never replaced.
 set -euo pipefail
 [ $# -ge 6 ] || { sed -n '4p' "$0" | tr -d '#' >&2; exit 2; }
 name=$1 from=$2 recipe=$3 minutes=$4 data=$5 out=$6
