@@ -91,10 +91,11 @@ def load(
         steps: sampling steps; None for the checkpoint's own timesteps.
         grid: descending timesteps, instead of `steps`.
         seed: of the noise.
-        self_ensemble: average over flips and turns.
+        self_ensemble: average over flips and rotations.
         max_memory: bytes, or a size such as "6G"; None for 80 % of what is free now.
         tile: restore in overlapping tiles of so many pixels; None for the exact result.
-        compile: torch.compile: "on", "off", or "auto" for large jobs on CUDA, which a call is not.
+        compile: torch.compile: "on", "off", or "auto": for large folders on CUDA, never for images
+            in memory.
 
     Raises:
         UsageError: values that cannot be used, or do not go together.
