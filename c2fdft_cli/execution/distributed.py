@@ -36,7 +36,7 @@ def refuse_tasks_without_rank() -> None:
     if "RANK" not in os.environ and tasks.isdigit() and int(tasks) > 1:
         raise UsageError(
             f"srun started this training {tasks} times, without RANK and WORLD_SIZE",
-            hint="start one task per node with torchrun in it (docs/training.md, On a cluster); "
+            hint="start one task per node with torchrun in it (docs/howto/cluster.md); "
             "RANK=0 WORLD_SIZE=1 for trainings that have nothing to do with each other",
         )
 

@@ -1,6 +1,9 @@
 # c2fdft on a CPU. From the top of the repository: docker build -f docs/docker/cpu.Dockerfile -t c2fdft .
 FROM python:3.12-slim
 
+# the program compiles its kernels for the processor it runs on
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml README.md LICENSE /src/
 COPY c2fdft_cli /src/c2fdft_cli
 COPY recipes /src/recipes

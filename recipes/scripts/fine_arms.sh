@@ -63,7 +63,8 @@ c2fdft prepare "$clean" --synthesize rain --clean-only --streaks "$streaks" --ou
 stage coarse coarse.pt train-coarse --recipe tiny "${data[@]}" data.synthesize=rain \
   train.clip_norm=null coarse.lr=6.0e-4 coarse.iterations="$n" coarse.switch_every=$((n / 6)) coarse.cycles=2 \
   "coarse.periods=[{\"length\":$n,\"floor\":6.0e-5}]"
-start=(--from "$out/coarse/coarse.pt" fine.ssim=paper fine.l1_weight=1.0 fine.lr=3.0e-4 train.clip_norm=1.0)
+start=(--from "$out/coarse/coarse.pt" "fine.patches=[32,64,96]" "fine.batches=[16,6,2]"
+  fine.ssim=paper fine.l1_weight=1.0 fine.lr=3.0e-4 train.clip_norm=1.0)
 
 # timed_as ARM: the arm whose steps tell what this one's take
 timed_as() { case $1 in base_fast | paper | as_released | raw) echo base ;; one_fast) echo one ;; *) echo "$1" ;; esac; }

@@ -25,7 +25,7 @@ shift 4
 arms=("$@")
 [ ${#arms[@]} -gt 0 ] || arms=(base long large rain wide top deep ssim)
 budget=${BUDGET:-1}
-data=(--data "$out/shards" "data.streaks=$streaks" train.validate_every=1000000)
+data=(--data "$out/shards" "data.streaks=$streaks" data.line_patterns=0 train.validate_every=1000000)
 
 # periods N FLOOR: the whole run on one cosine
 periods() { echo "[{\"length\":$1,\"floor\":$2}]"; }
