@@ -50,7 +50,7 @@ def join_training(runtime: Runtime) -> None:
         UsageError: some of the processes compute on a GPU and others do not.
     """
     if runtime.world > 1 and not dist.is_initialized():
-        store, rank, world = next(rendezvous("env://", timeout=_TRAINING_PATIENCE))
+        store, rank, world = _meet(_TRAINING_PATIENCE)
         _refuse_unlike_devices(store, rank, world, runtime.device)
         on_cuda = runtime.device.type == "cuda"
         dist.init_process_group(
@@ -64,6 +64,20 @@ def join_training(runtime: Runtime) -> None:
         # A timeout belongs to a group: the one for validation may wait for hours while a hang
         # within a step still ends in minutes.
         _patient_groups[:] = [dist.new_group(backend="gloo", timeout=_VALIDATION_PATIENCE)]
+
+
+def _meet(patience: timedelta) -> tuple[Any, int, int]:
+    """A store that the processes of this job share, this one's rank, and their number.
+
+    torchrun's own store lasts as long as the processes do. A second job in the same ones would find
+    the addresses there that the first one's sockets had, so each job has a part of its own.
+    """
+    store, rank, world = next(rendezvous("env://", timeout=patience))
+    store.set_timeout(patience)
+    # All have joined a job before the first of them comes to the next one.
+    number = (store.add("joined", 1) - 1) // world
+    part = dist.PrefixStore(f"job {number}", store)  # type: ignore[attr-defined]
+    return part, rank, world
 
 
 def _refuse_unlike_devices(store: Any, rank: int, world: int, device: torch.device) -> None:
@@ -149,4 +163,7 @@ def all_reduce_min(number: int, runtime: Runtime) -> int:
 def join_ranks(runtime: Runtime) -> None:
     """Join the other processes that torchrun started; their results are gathered at the end."""
     if runtime.world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=_RESULTS_PATIENCE)
+        store, rank, world = _meet(_RESULTS_PATIENCE)
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=world, timeout=_RESULTS_PATIENCE
+        )

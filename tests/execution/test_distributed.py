@@ -33,13 +33,13 @@ def test_a_training_is_bound_to_its_gpu_and_hangs_for_minutes(
     monkeypatch.setattr(dist, "new_group", lambda **how: asked.append(("new", how)))
     monkeypatch.setattr(distributed, "_patient_groups", [])
     store = dist.HashStore()
-    store.set("device of 0", torch.device(device).type)
+    store.set("job 0/device of 0", torch.device(device).type)
     monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
     join_training(Runtime(torch.device(device), rank=1, world=2))
     (name, how), patient = asked
     assert name == backend
+    assert how.pop("store").get("device of 1").decode() == torch.device(device).type
     assert how == {
-        "store": store,
         "rank": 1,
         "world_size": 2,
         "timeout": timedelta(minutes=15),
@@ -78,6 +78,31 @@ else:
 def test_processes_with_and_without_a_gpu_do_not_wait_for_one_another(tmp_path: Path) -> None:
     script = tmp_path / "unlike.py"
     script.write_text(UNLIKE)
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr
+
+
+AGAIN = """
+import os
+import torch
+from c2fdft_cli.execution import distributed
+from c2fdft_cli.execution.device import Runtime
+
+rank = int(os.environ["RANK"])
+runtime = Runtime(torch.device("cpu"), rank=rank, world=2)
+joins = (distributed.join_training, distributed.join_ranks)
+for number, join in enumerate((*joins, *joins)):
+    join(runtime)
+    assert distributed.all_reduce_min(number + rank, runtime) == number
+    distributed.barrier()
+    distributed.destroy_process_group()
+"""
+
+
+def test_one_job_after_another_in_the_same_processes(tmp_path: Path) -> None:
+    """The second one found the addresses of the first one's sockets, which were closed."""
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
     done = torchrun(script)
     assert done.returncode == 0, done.stderr
 
