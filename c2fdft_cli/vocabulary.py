@@ -9,6 +9,7 @@ Tables that are keyed by these words (`PRECISIONS` of `execution.device`, `PROTO
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias, TypeVar, get_args
@@ -92,3 +93,16 @@ def parse_numbers(option: str, text: str, example: str, *, ranges: bool = False)
             )
         numbers += range(low, high + 1)
     return numbers
+
+
+def number_in_environment(name: str, default: int, low: int = 0) -> int:
+    """The whole number, at least `low`, that an environment variable holds.
+
+    Raises:
+        UsageError: it holds anything else.
+    """
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < low:
+        what = f"{name} in the environment must be a whole number of at least {low}, got {text!r}"
+        raise UsageError(what, hint=f"unset {name}")
+    return int(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,15 +12,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.execution.device import Runtime, with_precision
 
 _TRAINING_PATIENCE = timedelta(minutes=15)
 """How long processes wait for one another within a step: a hang ends then."""
 _VALIDATION_PATIENCE = timedelta(hours=6)
 """How long they wait for the one that scores the validation images alone."""
+_MEETING_PATIENCE = timedelta(hours=1)
+"""How long a process waits for the others to come, which may look through their inputs before."""
 _RESULTS_PATIENCE = timedelta(days=30)
 """How long a process that has restored its share waits for the others."""
+
+_START = "start all of them with torchrun, or unset RANK and WORLD_SIZE"
 
 _PLAINEST_FIRST = ("fp32", "tf32", "fp16", "bf16")
 
@@ -71,8 +76,25 @@ def _meet(patience: timedelta) -> tuple[Any, int, int]:
 
     torchrun's own store lasts as long as the processes do. A second job in the same ones would find
     the addresses there that the first one's sockets had, so each job has a part of its own.
+
+    Raises:
+        UsageError: the environment does not say where the processes meet.
+        ResourceError: the others do not come there.
     """
-    store, rank, world = next(rendezvous("env://", timeout=patience))
+    pool = ThreadPoolExecutor(1)
+    try:
+        # In a thread, as it waits where no signal reaches Python.
+        met = pool.submit(lambda: next(rendezvous("env://", timeout=_MEETING_PATIENCE)))
+        store, rank, world = met.result()
+    except ValueError as error:
+        what = f"several processes without a place to meet: {error}"
+        raise UsageError(what, hint=_START) from error
+    except dist.DistError as error:
+        place = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+        what = f"the other processes of this job were not met at {place}: {error}"
+        raise ResourceError(what, hint=_START) from error
+    finally:
+        pool.shutdown(wait=False)
     store.set_timeout(patience)
     # All have joined a job before the first of them comes to the next one.
     number = (store.add("joined", 1) - 1) // world
