@@ -53,6 +53,10 @@ class TakenError(UsageError):
         super().__init__(f"output file {path} already exists", hint="use --overwrite to replace it")
 
 
+class HeldError(ResourceError):
+    """A folder in which another process works."""
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a new, empty temporary file beside `path` that becomes `path` on success.
@@ -294,7 +298,8 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
         name: of the file; work of another kind in the same folder has another.
 
     Raises:
-        ResourceError: one does.
+        HeldError: one does.
+        ResourceError: nothing can be written there.
     """
     from filelock import FileLock, Timeout
 
@@ -307,7 +312,7 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
             lock.acquire()
     except Timeout:
         hint = f"wait until it is done, or stop it{_if_gone(folder / name)}"
-        raise ResourceError(taken, where=folder, hint=hint) from None
+        raise HeldError(taken, where=folder, hint=hint) from None
     except NotImplementedError:  # of older filelock: there are no locks
         pass
     except OSError as error:
