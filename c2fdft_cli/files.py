@@ -237,12 +237,14 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str 
     """
     hint = "save it as UTF-8"
     try:
-        # Before the read: a file that was named by mistake may be larger than memory.
-        if os.stat(path).st_size > max_bytes:
-            raise DataError(f"this text is over the limit of {max_bytes} bytes", where=path)
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            # No further: a file that was named by mistake may be larger than memory, and a device
+            # has no end.
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise read_error(error, path) from error
+    if len(data) > max_bytes:
+        raise DataError(f"this text is over the limit of {max_bytes} bytes", where=path)
     if data.startswith(_OTHER_UNICODE):
         raise DataError("this text is UTF-16, not UTF-8", where=path, hint=hint)
     # A NUL is valid UTF-8: without this UTF-16 without a byte order mark, and much that is no text,

@@ -25,6 +25,7 @@ from c2fdft_cli.files import (
     atomic_write_text,
     ensure_folder,
     hold_folder,
+    read_error,
     unfinished,
     write_error,
 )
@@ -230,18 +231,20 @@ class RunFolder:
         return self.metrics.is_file()
 
     def read_metrics(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv; a last line that was cut short is left out.
+        """The rows of metrics.csv, none without one; a last line that was cut short is left out.
 
         Raises:
-            DataError: a file with other columns, or none.
+            DataError: it cannot be read, or has other columns, or none.
         """
+        if not self.metrics.is_file():
+            return []
         try:
             # what a power failure leaves of rows that were not synced may be any bytes
             with self.metrics.open(newline="", encoding="utf-8-sig", errors="replace") as file:
                 reader = csv.DictReader(file)
                 rows = list(reader)
-        except FileNotFoundError:
-            return []
+        except OSError as error:
+            raise read_error(error, self.metrics) from error
         except csv.Error as error:
             raise DataError(
                 f"it is no table: {error}", where=self.metrics, hint="move the file away"
