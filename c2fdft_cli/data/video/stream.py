@@ -20,6 +20,7 @@ from c2fdft_cli.data.video.probe import (
     UNKNOWN_RANGE,
     UNSPECIFIED,
     VideoInfo,
+    demuxed,
     library_errors,
     main_stream,
     open_video,
@@ -149,7 +150,7 @@ class VideoReader:
         """Frames; what is damaged is counted, and skipped where it cannot be shown."""
         import av
 
-        packets = container.demux(stream)
+        packets = demuxed(container, stream)
         while True:
             try:
                 packet = next(packets, None)
