@@ -55,7 +55,8 @@ def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
         if choice == value:
             return choice
     listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
-    raise UsageError(f"{option} must be {listed}, got {value!r}", hint=did_you_mean(value, choices))
+    hint = did_you_mean(str(value), choices)  # a program may give anything
+    raise UsageError(f"{option} must be {listed}, got {value!r}", hint=hint)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

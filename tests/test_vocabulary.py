@@ -78,6 +78,8 @@ def test_tables_have_the_words_as_keys() -> None:
 
 def test_a_choice_is_named_with_all_choices() -> None:
     assert check_choice("--spacing", "trailing", SPACINGS) == "trailing"
+    with pytest.raises(UsageError, match=r"^--spacing must be .*, got 3$"):
+        check_choice("--spacing", 3, SPACINGS)  # type: ignore[type-var]
     with pytest.raises(
         UsageError, match="--spacing must be linspace, leading or trailing, got 'tr"
     ) as e:
