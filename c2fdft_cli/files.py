@@ -53,6 +53,10 @@ class TakenError(UsageError):
         super().__init__(f"output file {path} already exists", hint="use --overwrite to replace it")
 
 
+class HeldError(ResourceError):
+    """A folder in which another process works."""
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a new, empty temporary file beside `path` that becomes `path` on success.
@@ -233,12 +237,14 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str 
     """
     hint = "save it as UTF-8"
     try:
-        # Before the read: a file that was named by mistake may be larger than memory.
-        if os.stat(path).st_size > max_bytes:
-            raise DataError(f"this text is over the limit of {max_bytes} bytes", where=path)
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            # No further: a file that was named by mistake may be larger than memory, and a device
+            # has no end.
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise read_error(error, path) from error
+    if len(data) > max_bytes:
+        raise DataError(f"this text is over the limit of {max_bytes} bytes", where=path)
     if data.startswith(_OTHER_UNICODE):
         raise DataError("this text is UTF-16, not UTF-8", where=path, hint=hint)
     # A NUL is valid UTF-8: without this UTF-16 without a byte order mark, and much that is no text,
@@ -294,7 +300,8 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
         name: of the file; work of another kind in the same folder has another.
 
     Raises:
-        ResourceError: one does.
+        HeldError: one does.
+        ResourceError: nothing can be written there.
     """
     from filelock import FileLock, Timeout
 
@@ -307,7 +314,7 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
             lock.acquire()
     except Timeout:
         hint = f"wait until it is done, or stop it{_if_gone(folder / name)}"
-        raise ResourceError(taken, where=folder, hint=hint) from None
+        raise HeldError(taken, where=folder, hint=hint) from None
     except NotImplementedError:  # of older filelock: there are no locks
         pass
     except OSError as error:

@@ -11,6 +11,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Generic, TypeVar
 
+from c2fdft_cli.vocabulary import number_in_environment
+
 Item = TypeVar("Item")
 Out = TypeVar("Out")
 
@@ -23,7 +25,7 @@ def cores() -> int:
     # those of the machine.
     known = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, count // number_in_environment("LOCAL_WORLD_SIZE", 1, low=1))
 
 
 class InOrder(Generic[Out]):

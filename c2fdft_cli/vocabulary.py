@@ -9,6 +9,7 @@ Tables that are keyed by these words (`PRECISIONS` of `execution.device`, `PROTO
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias, TypeVar, get_args
@@ -54,7 +55,8 @@ def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
         if choice == value:
             return choice
     listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
-    raise UsageError(f"{option} must be {listed}, got {value!r}", hint=did_you_mean(value, choices))
+    hint = did_you_mean(str(value), choices)  # a program may give anything
+    raise UsageError(f"{option} must be {listed}, got {value!r}", hint=hint)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
@@ -92,3 +94,16 @@ def parse_numbers(option: str, text: str, example: str, *, ranges: bool = False)
             )
         numbers += range(low, high + 1)
     return numbers
+
+
+def number_in_environment(name: str, default: int, low: int = 0) -> int:
+    """The whole number, at least `low`, that an environment variable holds.
+
+    Raises:
+        UsageError: it holds anything else.
+    """
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < low:
+        what = f"{name} in the environment must be a whole number of at least {low}, got {text!r}"
+        raise UsageError(what, hint=f"unset {name}")
+    return int(text)

@@ -215,6 +215,14 @@ def test_what_is_no_utf_8_is_refused(tmp_path, data, what):
     assert str(caught.value).startswith(f"{file}: ")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device here")
+def test_a_device_is_read_no_further_than_the_limit(tmp_path):
+    """It has no size by which it could be refused."""
+    (tmp_path / "list.txt").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="over the limit of 1048576 bytes"):
+        read_text(tmp_path / "list.txt", max_bytes=1 << 20)
+
+
 def test_bytes_of_another_encoding_come_through_where_asked_for(tmp_path):
     file = tmp_path / "list.txt"
     file.write_bytes(b"caf\xe9.png")

@@ -27,6 +27,7 @@ from c2fdft_cli.vocabulary import (
     Task,
     check_choice,
     did_you_mean,
+    number_in_environment,
     parse_numbers,
     split_words,
 )
@@ -77,6 +78,8 @@ def test_tables_have_the_words_as_keys() -> None:
 
 def test_a_choice_is_named_with_all_choices() -> None:
     assert check_choice("--spacing", "trailing", SPACINGS) == "trailing"
+    with pytest.raises(UsageError, match=r"^--spacing must be .*, got 3$"):
+        check_choice("--spacing", 3, SPACINGS)  # type: ignore[type-var]
     with pytest.raises(
         UsageError, match="--spacing must be linspace, leading or trailing, got 'tr"
     ) as e:
@@ -120,3 +123,17 @@ def test_numbers_that_are_none(text: str) -> None:
 def test_ranges_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--steps must be numbers or ranges"):
         parse_numbers("--steps", text, "1-10", ranges=True)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "0", "1.0", "1 ", "9" * 7])
+def test_an_environment_variable_that_is_no_such_number(text, monkeypatch):
+    monkeypatch.setenv("NUMBER", text)
+    with pytest.raises(UsageError, match="NUMBER in the environment must be a whole number of at"):
+        number_in_environment("NUMBER", 1, low=1)
+
+
+def test_a_number_in_the_environment(monkeypatch):
+    monkeypatch.delenv("NUMBER", raising=False)
+    assert number_in_environment("NUMBER", 3) == 3
+    monkeypatch.setenv("NUMBER", "0")
+    assert number_in_environment("NUMBER", 3) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -151,8 +152,8 @@ def _of_pil(image: PIL.Image.Image) -> Unpacked:
         out.info = {key: value for key, value in image.info.items() if key != "transparency"}
         return out
 
-    name = getattr(image, "filename", "") or None
-    return Unpacked(inner.values, inner.white, pack, name)
+    name = getattr(image, "filename", "") or ""  # bytes where it was opened by them
+    return Unpacked(inner.values, inner.white, pack, os.fsdecode(name) or None)
 
 
 def _check_scale(largest: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import re
 import sys
 import time
@@ -22,7 +21,7 @@ from c2fdft_cli.execution.cuda.cards import (
     try_half_precision,
     unusable_gpu,
 )
-from c2fdft_cli.vocabulary import DEVICES, check_choice
+from c2fdft_cli.vocabulary import DEVICES, check_choice, number_in_environment
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -106,13 +105,29 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
             `PRECISIONS`.
 
     Raises:
-        UsageError: an unknown name, or a precision that the device does not have.
+        UsageError: an unknown name, a precision that the device does not have, or an environment
+            that names no process of a job.
         ResourceError: a device that is not there, or that the installed torch cannot use.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = _place()
     chosen, note = _resolve_device(device)
     runtime = Runtime(chosen, rank=rank, world=world, device_note=note)
     return with_precision(runtime, precision, "--precision")
+
+
+def _place() -> tuple[int, int]:
+    """This process among those of its job, and their number, as torchrun states them.
+
+    Raises:
+        UsageError: no such place: this process would do nothing, or a part of the work alone.
+    """
+    rank, world = number_in_environment("RANK", 0), number_in_environment("WORLD_SIZE", 1, low=1)
+    if rank >= world:
+        raise UsageError(
+            f"the environment names process RANK={rank} of WORLD_SIZE={world}, counted from 0",
+            hint="start with torchrun, which sets both, or unset them",
+        )
+    return rank, world
 
 
 def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
@@ -178,7 +193,7 @@ def _resolve_device(name: str) -> tuple[torch.device, str | None]:
 
 def _numbered_gpu(index: int) -> int:
     """The number, where this process may take that GPU."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if number_in_environment("WORLD_SIZE", 1, low=1) > 1:
         raise UsageError(
             f"--device cuda:{index} is for one process",
             hint="use --device cuda: each process takes the GPU of its own number",
@@ -192,7 +207,7 @@ def _numbered_gpu(index: int) -> int:
 
 def _own_gpu() -> int:
     """The number of this process's GPU; ResourceError where there are more processes than GPUs."""
-    index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    index, there = number_in_environment("LOCAL_RANK", 0), torch.cuda.device_count()
     if index >= there:
         raise ResourceError(
             f"process {index + 1} of this machine has no GPU of its own: there are {there}",

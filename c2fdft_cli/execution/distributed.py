@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,15 +12,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.execution.device import Runtime, with_precision
 
 _TRAINING_PATIENCE = timedelta(minutes=15)
 """How long processes wait for one another within a step: a hang ends then."""
 _VALIDATION_PATIENCE = timedelta(hours=6)
 """How long they wait for the one that scores the validation images alone."""
+_MEETING_PATIENCE = timedelta(hours=1)
+"""How long a process waits for the others to come, which may look through their inputs before."""
 _RESULTS_PATIENCE = timedelta(days=30)
 """How long a process that has restored its share waits for the others."""
+
+_START = "start all of them with torchrun, or unset RANK and WORLD_SIZE"
 
 _PLAINEST_FIRST = ("fp32", "tf32", "fp16", "bf16")
 
@@ -50,7 +55,7 @@ def join_training(runtime: Runtime) -> None:
         UsageError: some of the processes compute on a GPU and others do not.
     """
     if runtime.world > 1 and not dist.is_initialized():
-        store, rank, world = next(rendezvous("env://", timeout=_TRAINING_PATIENCE))
+        store, rank, world = _meet(_TRAINING_PATIENCE)
         _refuse_unlike_devices(store, rank, world, runtime.device)
         on_cuda = runtime.device.type == "cuda"
         dist.init_process_group(
@@ -64,6 +69,37 @@ def join_training(runtime: Runtime) -> None:
         # A timeout belongs to a group: the one for validation may wait for hours while a hang
         # within a step still ends in minutes.
         _patient_groups[:] = [dist.new_group(backend="gloo", timeout=_VALIDATION_PATIENCE)]
+
+
+def _meet(patience: timedelta) -> tuple[Any, int, int]:
+    """A store that the processes of this job share, this one's rank, and their number.
+
+    torchrun's own store lasts as long as the processes do. A second job in the same ones would find
+    the addresses there that the first one's sockets had, so each job has a part of its own.
+
+    Raises:
+        UsageError: the environment does not say where the processes meet.
+        ResourceError: the others do not come there.
+    """
+    pool = ThreadPoolExecutor(1)
+    try:
+        # In a thread, as it waits where no signal reaches Python.
+        met = pool.submit(lambda: next(rendezvous("env://", timeout=_MEETING_PATIENCE)))
+        store, rank, world = met.result()
+    except ValueError as error:
+        what = f"several processes without a place to meet: {error}"
+        raise UsageError(what, hint=_START) from error
+    except dist.DistError as error:
+        place = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+        what = f"the other processes of this job were not met at {place}: {error}"
+        raise ResourceError(what, hint=_START) from error
+    finally:
+        pool.shutdown(wait=False)
+    store.set_timeout(patience)
+    # All have joined a job before the first of them comes to the next one.
+    number = (store.add("joined", 1) - 1) // world
+    part = dist.PrefixStore(f"job {number}", store)  # type: ignore[attr-defined]
+    return part, rank, world
 
 
 def _refuse_unlike_devices(store: Any, rank: int, world: int, device: torch.device) -> None:
@@ -149,4 +185,7 @@ def all_reduce_min(number: int, runtime: Runtime) -> int:
 def join_ranks(runtime: Runtime) -> None:
     """Join the other processes that torchrun started; their results are gathered at the end."""
     if runtime.world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=_RESULTS_PATIENCE)
+        store, rank, world = _meet(_RESULTS_PATIENCE)
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=world, timeout=_RESULTS_PATIENCE
+        )

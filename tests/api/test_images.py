@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -47,6 +49,15 @@ def test_pil_images_keep_mode_alpha_and_what_they_carry(mode):
     back = apart.pack(apart.lq)
     assert (back.mode, back.info) == (image.mode, image.info)
     assert np.array_equal(np.asarray(back), np.asarray(image))
+
+
+@pytest.mark.parametrize("kind", [str, os.fsencode])
+def test_pil_images_know_their_file_by_text_or_bytes(tmp_path, kind):
+    path = tmp_path / "a.png"
+    PIL.Image.fromarray(random_picture(5, 7).pixels).save(path)
+    with PIL.Image.open(kind(path)) as image:
+        assert unpack(image).name == str(path)
+    assert unpack(PIL.Image.new("L", (5, 7))).name is None
 
 
 def test_one_image_is_a_list_of_one():

@@ -67,7 +67,7 @@ def test_exit_codes_are_those_of_the_errors():
 def test_every_variable_that_is_read_is_documented():
     page = (REFERENCE / "environment.md").read_text(encoding="utf-8")
     code = "\n".join(path.read_text() for path in (ROOT / "c2fdft_cli").rglob("*.py"))
-    read = set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", code))
+    read = set(re.findall(r"environ(?:\.get\(|\[|ment\()\"(\w+)\"", code))
     assert read >= {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
     assert [name for name in read if f"`{name}`" not in page] == []
 

@@ -100,6 +100,18 @@ def test_a_number_that_is_not_there_or_for_several_processes(two_gpus, monkeypat
     assert not two_gpus
 
 
+@pytest.mark.parametrize(("rank", "world"), [("1", None), ("1", "1"), ("2", "2"), ("x", "2")])
+def test_a_process_that_its_job_does_not_have(monkeypatch, rank, world):
+    """RANK=1 alone left out the first image, and told nothing."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", rank)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(UsageError, match=r"^(the environment names process )?RANK") as caught:
+        make_runtime("cpu")
+    assert "unset" in caught.value.hint
+
+
 def test_autocast_is_what_it_says():
     x = torch.ones(4, 4)
     with Runtime(torch.device("cpu"), torch.bfloat16).autocast():

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.execution import distributed
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.distributed import (
@@ -18,7 +24,7 @@ from c2fdft_cli.execution.distributed import (
     any_rank_after_validation,
     join_training,
 )
-from tests.kit.processes import torchrun
+from tests.kit.processes import start, torchrun
 
 
 @pytest.mark.parametrize(
@@ -33,13 +39,13 @@ def test_a_training_is_bound_to_its_gpu_and_hangs_for_minutes(
     monkeypatch.setattr(dist, "new_group", lambda **how: asked.append(("new", how)))
     monkeypatch.setattr(distributed, "_patient_groups", [])
     store = dist.HashStore()
-    store.set("device of 0", torch.device(device).type)
+    store.set("job 0/device of 0", torch.device(device).type)
     monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
     join_training(Runtime(torch.device(device), rank=1, world=2))
     (name, how), patient = asked
     assert name == backend
+    assert how.pop("store").get("device of 1").decode() == torch.device(device).type
     assert how == {
-        "store": store,
         "rank": 1,
         "world_size": 2,
         "timeout": timedelta(minutes=15),
@@ -80,6 +86,92 @@ def test_processes_with_and_without_a_gpu_do_not_wait_for_one_another(tmp_path: 
     script.write_text(UNLIKE)
     done = torchrun(script)
     assert done.returncode == 0, done.stderr
+
+
+AGAIN = """
+import os
+import torch
+from c2fdft_cli.execution import distributed
+from c2fdft_cli.execution.device import Runtime
+
+rank = int(os.environ["RANK"])
+runtime = Runtime(torch.device("cpu"), rank=rank, world=2)
+joins = (distributed.join_training, distributed.join_ranks)
+for number, join in enumerate((*joins, *joins)):
+    join(runtime)
+    assert distributed.all_reduce_min(number + rank, runtime) == number
+    distributed.barrier()
+    distributed.destroy_process_group()
+"""
+
+
+def test_one_job_after_another_in_the_same_processes(tmp_path: Path) -> None:
+    """The second one found the addresses of the first one's sockets, which were closed."""
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr
+
+
+def test_several_processes_without_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    runtime = Runtime(torch.device("cpu"), rank=1, world=2)
+    for port in (None, "none", "99999999"):
+        monkeypatch.delenv("MASTER_PORT", raising=False)
+        if port is not None:
+            monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(UsageError, match="without a place to meet") as caught:
+            join_training(runtime)
+        assert "torchrun" in str(caught.value.hint)
+
+
+def test_processes_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_MEETING_PATIENCE", timedelta(seconds=1))
+    with socket.socket() as taken:  # where somebody else listens, no store can be made
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = ("127.0.0.1", str(taken.getsockname()[1]))
+        for name, value in zip(("MASTER_ADDR", "MASTER_PORT"), place, strict=True):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ResourceError, match=f"were not met at {':'.join(place)}"):
+            join_training(Runtime(torch.device("cpu"), rank=0, world=2))
+
+
+MEET = """
+import os
+from c2fdft_cli.signals import install
+
+install()
+import torch
+from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.distributed import join_ranks
+
+print("meeting", flush=True)
+join_ranks(Runtime(torch.device("cpu"), rank=1, world=2))
+"""
+
+
+def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path: Path) -> None:
+    script = tmp_path / "meet.py"
+    script.write_text(MEET)
+    with socket.socket() as silent:  # takes connections, and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent.getsockname()[1])}
+        env = {**os.environ, **place, "RANK": "1", "WORLD_SIZE": "2"}
+        process = start(script, env=env, stdout=subprocess.PIPE)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "meeting\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 143
+        finally:
+            process.kill()
+            process.communicate()
 
 
 AGREE = """

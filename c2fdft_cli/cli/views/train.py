@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from logging import Logger
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -142,8 +143,11 @@ def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResu
     drawing: AbstractContextManager[object] = (
         Live(view, console=screen, refresh_per_second=4) if live else nullcontext()
     )
-    with drawing, options.run.log() as log:
+    with drawing, ExitStack() as stack:
+        log: Logger | None = None
         for event in job:
+            if log is None:  # not before the first event, as the folder may get another name
+                log = stack.enter_context(options.run.log())
             view.take(event)
             told = not isinstance(event, StepDone) or event.iteration % every == 0 or event.skipped
             if told:

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from c2fdft_cli.data.video.probe import Join, VideoInfo, library_errors, main_stream, open_video
+from c2fdft_cli.data.video.probe import (
+    Join,
+    VideoInfo,
+    demuxed,
+    library_errors,
+    main_stream,
+    open_video,
+)
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -100,7 +107,7 @@ def read_through(info: VideoInfo) -> VideoInfo:
     with open_video(info.path) as container, library_errors(info.path, "cannot read the video"):
         main = main_stream(container, info.path).index
         parts, frames = Parts(main, 1 / info.rate), 0
-        for packet in container.demux():
+        for packet in demuxed(container):
             if not packet.size or packet.is_discard:
                 continue
             frames += packet.stream_index == main

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from c2fdft_cli.data.images.picture import MAX_PIXELS
 from c2fdft_cli.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.stream import Stream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -215,6 +216,16 @@ def main_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
+def demuxed(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]]:
+    """Packets of some streams, without any of all, as `container.demux`; then empty ones.
+
+    PyAV (18.1) fails behind the last packet, or does not, where a container has named a further
+    stream in the middle of the file, as MPEG-TS and damaged FLV may.
+    """
+    with suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 def is_cover(stream: Stream) -> bool:
     """Whether it is a single picture that stands for the file."""
     from av.stream import Disposition
@@ -240,7 +251,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
     """Frames; packets that cannot be decoded are skipped."""
     import av
 
-    for packet in container.demux(stream):
+    for packet in demuxed(container, stream):
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:

@@ -13,6 +13,7 @@ from c2fdft_cli.data.video.probe import (
     MUXERS,
     VideoInfo,
     codec_name,
+    demuxed,
     is_cover,
     open_video,
     origin,
@@ -86,7 +87,7 @@ class Copier:
         """Packets of the copied streams, counted from the file's begin."""
         import av
 
-        packets = self._source.demux()
+        packets = demuxed(self._source)
         while True:
             try:
                 packet = next(packets, None)
@@ -142,7 +143,7 @@ def _attach_cover(out: OutputContainer, path: Path, stream: Stream) -> None:
     # Opened once more, as reading on in the other one would take packets that are still to be
     # copied.
     with open_video(path) as source:
-        packet = next(source.demux(source.streams[stream.index]))
+        packet = next(demuxed(source, source.streams[stream.index]))
         out.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, bytes(packet))
 
 

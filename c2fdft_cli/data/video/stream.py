@@ -20,6 +20,7 @@ from c2fdft_cli.data.video.probe import (
     UNKNOWN_RANGE,
     UNSPECIFIED,
     VideoInfo,
+    demuxed,
     library_errors,
     main_stream,
     open_video,
@@ -131,7 +132,9 @@ class VideoReader:
         stream.thread_type = "AUTO"
         zero = round(origin(container) / info.time_base)
         step_x, step_y = _chroma_steps(info.pixel_format)
-        width, height = -(-stream.width // step_x) * step_x, -(-stream.height // step_y) * step_y
+        # Of the begin: the stream tells another size where its pictures change in the middle.
+        own_width, own_height = stream.width, stream.height
+        width, height = -(-own_width // step_x) * step_x, -(-own_height // step_y) * step_y
         kind = "rgb48le" if self._deep else "rgb24"
         convert = _Converter(f"scale={width}:{height}:{_SCALING}:out_range=pc,format={kind}")
         pts = 0
@@ -139,7 +142,7 @@ class VideoReader:
             stamp = frame.pts if frame.pts is not None else frame.dts
             pts = pts if stamp is None else stamp - zero
             whole = convert(_with_whole_chroma(frame)).to_ndarray()
-            pixels = whole[: stream.height, : stream.width]
+            pixels = whole[:own_height, :own_width]
             yield Frame(pts, frame.duration, _upright(frame, pixels))
             pts += frame.duration
 
@@ -147,7 +150,7 @@ class VideoReader:
         """Frames; what is damaged is counted, and skipped where it cannot be shown."""
         import av
 
-        packets = container.demux(stream)
+        packets = demuxed(container, stream)
         while True:
             try:
                 packet = next(packets, None)

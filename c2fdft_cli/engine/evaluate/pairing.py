@@ -183,11 +183,17 @@ def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
 
 def own_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
     """The names of files, those that several share with the suffix: a.jpg and a.png for two a."""
+    whole = [f"{name}{path.suffix}" for name, path in zip(names, paths, strict=True)]
+    # More than once: a.jpg is then the name of a.jpg.png too, which so gets its suffix.
+    found = list(names)
+    while (again := _told_apart(found, whole)) != found:
+        found = again
+    return found
+
+
+def _told_apart(names: Sequence[str], whole: Sequence[str]) -> list[str]:
     counts = Counter(names)
-    return [
-        f"{name}{path.suffix}" if counts[name] > 1 else name
-        for name, path in zip(names, paths, strict=True)
-    ]
+    return [full if counts[name] > 1 else name for name, full in zip(names, whole, strict=True)]
 
 
 def degraded_beside(pairs: Matched, folder: Path) -> Matched:

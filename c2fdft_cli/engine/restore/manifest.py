@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ class Manifest:
         path = self._folder / MANIFEST_NAME
         line = json.dumps(entry, ensure_ascii=True) + "\n"
         try:  # one write to a file opened for appending: processes do not mix their lines
-            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            # a pipe of this name that nobody reads is an error, and not waited for
+            kind = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+            handle = os.open(path, kind, 0o666)
             try:
                 os.write(handle, line.encode("ascii"))
             finally:
@@ -153,7 +156,9 @@ def _read(path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
     """
     known: dict[str, tuple[dict[str, Any], ...]] = {}
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        status = path.stat()
+        # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
             return known
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:  # no manifest, no knowledge

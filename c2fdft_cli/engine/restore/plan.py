@@ -32,7 +32,7 @@ from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.files import check_folder
+from c2fdft_cli.files import check_folder, real_path
 
 _SAMPLING, _MACHINE, _WRITING = Sampling(), Machine(), Writing()
 
@@ -198,13 +198,16 @@ def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -
 
     The next `restore` would take them for inputs, the next `eval` for results without a target.
     """
-    inside = {os.path.realpath(spec): "inputs" for spec in specs}
+    whose = {real_path(Path(spec)): "inputs" for spec in specs}
     if folder is not None:
-        inside[os.path.realpath(folder)] = "outputs"
+        whose[real_path(folder)] = "outputs"
     for option, beside in (("--compare", writing.compare), ("--uncertainty", writing.uncertainty)):
-        whose = None if beside is None else inside.get(os.path.realpath(beside))
-        if whose is not None:
-            what = f"{option} names the folder of the {whose}, which would get others among them"
+        if beside is None:
+            continue
+        place = real_path(beside)  # both commands look into sub-folders too
+        found = next((whose[path] for path in (place, *place.parents) if path in whose), None)
+        if found is not None:
+            what = f"{option} goes into the folder of the {found}, where they would be mixed"
             raise UsageError(what, where=beside, hint=f"choose another folder for {option}")
 
 

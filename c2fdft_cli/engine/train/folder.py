@@ -13,17 +13,19 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.errors import DataError, RecipeError, UsageError
 from c2fdft_cli.files import (
     LOCK,
+    HeldError,
     atomic_path,
     atomic_write_text,
     ensure_folder,
     hold_folder,
+    read_error,
     unfinished,
     write_error,
 )
@@ -50,9 +52,23 @@ _BEFORE_STATE = {LOCK, "recipe.yaml", "env.json", "metrics.csv", "samples", "che
 
 
 class RunFolder:
-    """`runs/<recipe>-<stage>[-N]/` and the files in it."""
+    """`runs/<recipe>-<stage>[-N]/` and the files in it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: as asked; `numbered`, the first that is free of `path`, `path-2`, `path-3` and so on.
+
+    Attributes:
+        number: of the name, from 1; 0 for one that was asked for.
+    """
+
+    def __init__(self, path: Path, *, numbered: bool = False) -> None:
+        self._first = path
+        self.number = 0
+        self._lie_at(path)
+        if numbered:
+            self._to_next_free()
+
+    def _lie_at(self, path: Path) -> None:
         self.path = path
         self.state = path / "state.pt"
         self.previous_state = path / "state-previous.pt"
@@ -60,6 +76,43 @@ class RunFolder:
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
+
+    def to_number(self, number: int) -> None:
+        """Lie under the name of a number."""
+        self.number, first = number, self._first
+        self._lie_at(first if number == 1 else first.with_name(f"{first.name}-{number}"))
+
+    def _to_next_free(self) -> None:
+        self.to_number(self.number + 1)
+        while self.path.exists():
+            self.to_number(self.number + 1)
+
+    @contextmanager
+    def begun(self, files: Mapping[str, str]) -> Iterator[None]:
+        """Make the folder of a new run, and keep other processes from training in it meanwhile.
+
+        A numbered one takes the next name where another process has taken its own just now.
+
+        Args:
+            files: text files to write into it, by name.
+
+        Raises:
+            UsageError: it holds a run.
+            ResourceError: another process trains in it, or it cannot be written.
+        """
+        with ExitStack() as stack:
+            while True:
+                try:
+                    self.check_free()  # before there is a lock in somebody's folder
+                    stack.enter_context(self.held())
+                    self.create(files)
+                    break
+                except (UsageError, HeldError):
+                    if not self.number:
+                        raise
+                    stack.close()
+                    self._to_next_free()
+            yield
 
     def check_free(self) -> None:
         """Raise UsageError when the folder already holds something of a run, or of others."""
@@ -178,18 +231,20 @@ class RunFolder:
         return self.metrics.is_file()
 
     def read_metrics(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv; a last line that was cut short is left out.
+        """The rows of metrics.csv, none without one; a last line that was cut short is left out.
 
         Raises:
-            DataError: a file with other columns, or none.
+            DataError: it cannot be read, or has other columns, or none.
         """
+        if not self.metrics.is_file():
+            return []
         try:
             # what a power failure leaves of rows that were not synced may be any bytes
             with self.metrics.open(newline="", encoding="utf-8-sig", errors="replace") as file:
                 reader = csv.DictReader(file)
                 rows = list(reader)
-        except FileNotFoundError:
-            return []
+        except OSError as error:
+            raise read_error(error, self.metrics) from error
         except csv.Error as error:
             raise DataError(
                 f"it is no table: {error}", where=self.metrics, hint="move the file away"
@@ -265,12 +320,7 @@ def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("r
     """The folder of a new run: as asked, else the first free `runs/<recipe>-<stage>[-N]`."""
     if out is not None:
         return RunFolder(out)
-    number = 1
-    while True:
-        path = root / (f"{recipe_name}-{stage}" + (f"-{number}" if number > 1 else ""))
-        if not path.exists():
-            return RunFolder(path)
-        number += 1
+    return RunFolder(root / f"{recipe_name}-{stage}", numbered=True)
 
 
 def find_run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -33,10 +34,10 @@ from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
-from c2fdft_cli.execution.distributed import any_rank, barrier
+from c2fdft_cli.execution.distributed import all_reduce_min, any_rank, barrier
 from c2fdft_cli.execution.memory import give_back_freed_memory
 from c2fdft_cli.progress import Job
-from c2fdft_cli.signals import StopRequest, graceful_stop
+from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
 from c2fdft_cli.validation import validate
 
 Out = TypeVar("Out")
@@ -61,7 +62,6 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
         total=training.section.iterations - training.step,
         title=f"train-{options.stage}",
         unit="step",
-        resume=f"resume from the last saved state with {resume_command(options)}",
     )
 
 
@@ -146,7 +146,11 @@ class _Training:
 
     def events(self) -> Generator[TrainEvent, None, TrainResult]:
         with self._opened_run():
-            return (yield from self._events())
+            self._agree_on_folder()
+            # Here, not at the job's begin, which does not know the folder for sure.
+            resume = f"resume from the last saved state with {resume_command(self.options)}"
+            with unwinding(resume):
+                return (yield from self._events())
 
     def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
@@ -207,26 +211,34 @@ class _Training:
             yield
             return
         resume = self.options.resume
-        if resume is None:
-            self.run.check_free()  # before there is a lock in somebody's folder
         # What follows changes the folder, so it waits for the lock, and looks again under it at
-        # what was seen without: the state's stamp, or (in `create`) that nothing is there.
-        with self.run.held():
-            if resume is not None:
-                self._check_state()
-                self.run.remove_unfinished()
-                if resume != self.run.state:
-                    self.run.set_aside_state()
-                # A state whose score is still due comes before its row: if the kill came between
-                # that row and the next save, the row is here already, and will be logged again.
-                self.run.cut_metrics(self.step - self.unscored)
-                if self.options.files:  # the recipe has changed: from now on it is the state's
-                    self.run.write_files(self.options.files)
-                    self._save()
-            else:
-                self.run.create(self.options.files)
+        # what was seen without: the state's stamp, or (in `begun`) that nothing is there.
+        with self.run.begun(self.options.files) if resume is None else self.run.held():
+            if resume is None:
                 self._save()  # from now on there is something to resume from
+            else:
+                self._cut_back(resume)
             yield
+
+    def _cut_back(self, resume: Path) -> None:
+        """The folder as it was at the state to resume from, if nobody has trained on meanwhile."""
+        self._check_state()
+        self.run.remove_unfinished()
+        if resume != self.run.state:
+            self.run.set_aside_state()
+        # A state whose score is still due comes before its row: if the kill came between that row
+        # and the next save, the row is here already, and will be logged again.
+        self.run.cut_metrics(self.step - self.unscored)
+        if self.options.files:  # the recipe has changed: from now on it is the state's
+            self.run.write_files(self.options.files)
+            self._save()
+
+    def _agree_on_folder(self) -> None:
+        """Take the name that the main process has found free."""
+        if self.run.number:
+            own = self.run.number if self.runtime.is_main else sys.maxsize
+            self.run.to_number(all_reduce_min(own, self.runtime))
+        self.board.folder = self.run.tensorboard
 
     def _check_state(self) -> None:
         if self.run.state_stamp() != self.stamp:

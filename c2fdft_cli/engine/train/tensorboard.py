@@ -31,11 +31,12 @@ class TensorBoard:
     """Event files in RUN/tensorboard/; writes nothing where it is off or not opened.
 
     Args:
-        folder: where the files go.
+        folder: of the files.
         setting: "true", "false", or "auto": where TensorBoard is installed.
         is_main: whether this is the process that writes.
 
     Attributes:
+        folder: where the files go; it may be another one until it is opened.
         notices: what the user should know.
 
     Raises:
@@ -57,7 +58,7 @@ class TensorBoard:
             if setting == "true":
                 raise UsageError(what, where=folder, hint="name another --out")
             self.notices = (f"no TensorBoard files: {what}",)
-        self._folder = folder
+        self.folder = folder
         self._on = wanted and nameable
         self._writer: SummaryWriter | None = None
 
@@ -68,8 +69,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         with self._writing():
-            purge = step + 1 if self._folder.is_dir() else None
-            self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+            purge = step + 1 if self.folder.is_dir() else None
+            self._writer = SummaryWriter(str(self.folder), purge_step=purge)
 
     def row(self, row: Mapping[str, Any], memory: int) -> None:
         """Show a row of metrics.csv, and the peak bytes so far."""
@@ -105,7 +106,7 @@ class TensorBoard:
         try:
             yield
         except OSError as error:
-            raise ResourceError(f"cannot be written: {error}", where=self._folder) from error
+            raise ResourceError(f"cannot be written: {error}", where=self.folder) from error
 
 
 def _is_utf8(text: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,11 +16,20 @@ from c2fdft_cli.data.video.probe import (
     LIMITED_RANGE,
     UNSPECIFIED,
     Colours,
+    demuxed,
     is_video_path,
     probe_video,
 )
 from c2fdft_cli.errors import DataError
-from tests.kit.video import add_pictures, av, count_frames, filtered, make_clip, tone_packets
+from tests.kit.video import (
+    add_pictures,
+    av,
+    count_frames,
+    filtered,
+    frames,
+    make_clip,
+    tone_packets,
+)
 
 
 def test_what_is_found(tmp_path: Path) -> None:
@@ -129,3 +140,31 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_names_of_videos() -> None:
     assert is_video_path("a/B.MP4")
     assert not is_video_path("a.gif")
+
+
+def test_streams_that_damage_adds_in_the_middle(tmp_path: Path) -> None:
+    """PyAV does not know them, and fails behind the last packet."""
+    filters = "noise=alls=20:allf=t,format=yuv420p"
+    whole = make_clip(
+        tmp_path / "a.flv",
+        size="128x96",
+        rate="25",
+        seconds=4,
+        filters=filters,
+        options={"g": "12"},
+    )
+    data = bytearray(whole.read_bytes())
+    begin, end = len(data) // 2, len(data) // 2 + len(data) // 50
+    data[begin:end] = random.Random(1).randbytes(end - begin)
+    whole.write_bytes(data)
+    assert 90 < count_frames(whole) < 100
+    assert 90 < len(frames(whole)) < 100
+
+
+def test_the_end_of_a_file_with_further_streams() -> None:
+    class Container:
+        def demux(self, *streams: object) -> Iterator[object]:
+            yield from streams
+            raise IndexError("list index out of range")
+
+    assert list(demuxed(Container(), 1, 2)) == [1, 2]  # type: ignore[arg-type]

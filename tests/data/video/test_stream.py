@@ -98,6 +98,22 @@ def test_a_varying_frame_rate_keeps_its_time_stamps(tmp_path: Path) -> None:
     assert sound(target) == sound(source)
 
 
+@pytest.mark.parametrize("size", ["32:24", "96:80", "63:47"])
+def test_pictures_of_another_size_in_the_middle_get_the_first_ones(
+    size: str, tmp_path: Path
+) -> None:
+    """Smaller ones were enlarged and then cut to their own size again: a corner was left."""
+    parts = [
+        make_clip(tmp_path / f"{number}.ts", sound=False, filters=f"scale={one},format=yuv444p")
+        for number, one in enumerate(("64:48", size))
+    ]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    found = frames(joined)
+    assert found.shape == (10, 48, 64, 3)
+    assert np.abs(found[5:].astype(float) - found[:5]).mean() < 4
+
+
 def test_a_picture_that_begins_late_begins_late(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv", filters="format=yuv420p,setpts=PTS+0.5/TB")
     start = probe_video(source).start

@@ -105,6 +105,15 @@ def test_photos_that_differ_by_their_suffix_alone_have_their_own_pictures(tmp_pa
     assert len({one["restored"] for one in images.by_name.values()}) == 3
 
 
+def test_a_photo_whose_suffix_makes_its_name_that_of_another(tmp_path: Path) -> None:
+    for k, name in enumerate(("a.jpg.png", "a.png", "a.bmp")):
+        save_rgb8(tmp_path / name, photo(k, 5))
+    (tmp_path / "a.bmp").rename(tmp_path / "a.jpg")  # images are told by their first bytes
+    options = EvalOptions(metrics=find_no_reference_metrics("noise_sigma"))
+    rows = evaluate_alone(tmp_path, options).run().rows
+    assert sorted(row.name for row in rows) == ["a.jpg", "a.jpg.png", "a.png"]
+
+
 def test_small_images_have_a_row_without_values(noisy: Path) -> None:
     save_rgb8(noisy / "tiny.png", photo(0, 0)[:8, :8].copy())
     result = run(noisy, "noise_sigma")

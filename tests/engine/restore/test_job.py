@@ -373,9 +373,10 @@ def test_pictures_to_look_at_go_to_a_folder_of_their_own(
     """Among the inputs the next run would restore them, among the outputs `eval` score them."""
     (tmp_path / "link").symlink_to(options.source)
     places = {options.source: "inputs", tmp_path / "link": "inputs", options.out: "outputs"}
-    for place, whose in places.items():
-        with pytest.raises(UsageError, match=f"--{option} names the folder of the {whose}"):
-            plan(options, **{option: Path(place)})
+    for folder, whose in places.items():
+        for place in (Path(folder), Path(folder) / "a" / "b"):  # sub-folders are looked into
+            with pytest.raises(UsageError, match=f"--{option} goes into the folder of the {whose}"):
+                plan(options, **{option: place})
     plan(options, **{option: tmp_path / "seen"})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,15 @@ def test_a_manifest_that_cannot_be_written_is_an_error(tmp_path: Path, source: P
     (tmp_path / MANIFEST_NAME).mkdir()
     with pytest.raises(ResourceError, match="cannot write"):
         Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path, source: Path) -> None:
+    os.mkfifo(tmp_path / MANIFEST_NAME)
+    manifest = Manifest(tmp_path, SETTINGS)
+    assert not manifest.has(tmp_path / "a.png")
+    with pytest.raises(ResourceError, match=MANIFEST_NAME):
+        manifest.begin(tmp_path / "a.png", source)
 
 
 def test_a_file_that_was_begun_and_is_there_is_known(tmp_path: Path, source: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import h5py
 import pytest
@@ -46,3 +48,11 @@ def test_metrics_of_another_program_are_no_run(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,step,loss\n0,1,0.5\n")
     with pytest.raises(DataError, match="not a checkpoint, shard folder or run folder"):
         describe(tmp_path)
+
+
+def test_what_is_neither_a_file_nor_a_folder(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "metrics.csv").mkdir(parents=True)
+    for path in (Path(os.devnull), folder):
+        with pytest.raises(DataError, match="not a checkpoint, shard folder or run folder"):
+            describe(path)

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from c2fdft_cli.cli.views.train import describe
+from c2fdft_cli.cli.views.train import describe, watch
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions
@@ -267,6 +268,57 @@ def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
         pass
     resume("coarse", out)
     assert len(losses(out)) == 2
+
+
+def test_trainings_that_begin_at_the_same_moment(tmp_path, shard_folder, monkeypatch):
+    """Both have found one name free; the second one takes the next instead of being refused."""
+    monkeypatch.chdir(tmp_path)
+    wish = request("coarse", shard_folder.absolute(), None, "coarse.iterations=2")
+    chosen = [set_up(wish) for _ in range(3)]
+    assert {one.run.path.name for one in chosen} == {"tiny-coarse"}
+    first = iter(train(chosen[0]))
+    next(first)
+    for options, name in zip(chosen[1:], ("tiny-coarse-2", "tiny-coarse-3"), strict=True):
+        done = watch(train(options), options)
+        assert (done.run.name, done.checkpoint.parent) == (name, done.run)
+        assert (done.run / "train.log").is_file()
+        assert load_state(done.run / "state.pt").step == 2
+    first.close()
+    held = {path.name for path in (tmp_path / "runs" / "tiny-coarse").iterdir()}
+    assert not held & {"train.log", "coarse.pt", "tensorboard"}
+    # a name that was asked for is no other
+    with pytest.raises(UsageError, match="the run folder is not empty"):
+        run(replace(wish, out=Path("runs/tiny-coarse-2")))
+
+
+SAME_NAME = """
+    import os, sys
+    from pathlib import Path
+    from c2fdft_cli.engine.train.job import train
+    from c2fdft_cli.engine.train.request import TrainRequest
+    from c2fdft_cli.engine.train.setup import set_up
+    from c2fdft_cli.execution.distributed import barrier, destroy_process_group
+
+    data, *overrides = sys.argv[1:]
+    overrides.append("coarse.iterations=1")
+    request = TrainRequest(recipe="tiny", overrides=overrides, data=Path(data), device="cpu")
+    options = set_up(request)
+    barrier()
+    if os.environ["RANK"] == "0":
+        Path("runs/tiny-coarse").mkdir(parents=True)
+        Path("runs/tiny-coarse/somebody").touch()
+    done = train(options).run()
+    assert done.run == Path("runs/tiny-coarse-2"), done
+    destroy_process_group()
+"""
+
+
+def test_all_processes_of_a_training_take_the_next_name(tmp_path, shard_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "same.py"
+    script.write_text(textwrap.dedent(SAME_NAME))
+    done = torchrun(str(script), str(shard_folder.absolute()), *MINI)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_state_that_another_process_moved_on(tmp_path, shard_folder):
