@@ -164,7 +164,10 @@ def graceful_stop() -> Iterator[StopRequest]:
 
 
 def _handled() -> list[signal.Signals]:
-    return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    # None stands for a handler that a program around Python has installed, R or Julia for example:
+    # it could not be put back.
+    alone = (signal.SIG_IGN, None)
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) not in alone]
 
 
 def _handle(number: int, _: FrameType | None) -> None:

@@ -172,6 +172,15 @@ def test_what_comes_with_the_first_signal_belongs_to_it(first, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_handler_from_outside_of_python_is_left_alone(monkeypatch):
+    monkeypatch.setattr(signals.signal, "getsignal", lambda number: None)
+    changed = []
+    monkeypatch.setattr(signals.signal, "signal", lambda *given: changed.append(given))
+    with graceful_stop() as request:
+        assert not request
+    assert changed == []
+
+
 def test_a_ctrl_c_later_interrupts_the_command():
     body = """
 try:
