@@ -164,8 +164,8 @@ def graceful_stop() -> Iterator[StopRequest]:
 
 
 def _handled() -> list[signal.Signals]:
-    # None stands for a handler that a program around Python has installed, R or Julia for example:
-    # it could not be put back.
+    # None stands for a handler that a program around Python has installed: it could not be put
+    # back.
     alone = (signal.SIG_IGN, None)
     return [number for number in STOP_SIGNALS if signal.getsignal(number) not in alone]
 

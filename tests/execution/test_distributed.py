@@ -27,6 +27,14 @@ from c2fdft_cli.execution.distributed import (
 from tests.kit.processes import start, torchrun
 
 
+def run_in_two_processes(text: str, folder: Path) -> None:
+    """Run the text of a script under torchrun; both processes must succeed."""
+    script = folder / "script.py"
+    script.write_text(text)
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("device", "backend", "bound_to"),
     [("cuda:1", "nccl", torch.device("cuda:1")), ("cpu", "gloo", None)],
@@ -82,10 +90,7 @@ else:
 
 
 def test_processes_with_and_without_a_gpu_do_not_wait_for_one_another(tmp_path: Path) -> None:
-    script = tmp_path / "unlike.py"
-    script.write_text(UNLIKE)
-    done = torchrun(script)
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(UNLIKE, tmp_path)
 
 
 AGAIN = """
@@ -107,10 +112,7 @@ for number, join in enumerate((*joins, *joins)):
 
 def test_one_job_after_another_in_the_same_processes(tmp_path: Path) -> None:
     """The second one found the addresses of the first one's sockets, which were closed."""
-    script = tmp_path / "again.py"
-    script.write_text(AGAIN)
-    done = torchrun(script)
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(AGAIN, tmp_path)
 
 
 def test_several_processes_without_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,10 +199,7 @@ distributed.destroy_process_group()
 
 
 def test_unlike_gpus_compute_in_one_precision(tmp_path: Path) -> None:
-    script = tmp_path / "agree.py"
-    script.write_text(AGREE)
-    done = torchrun(script)
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(AGREE, tmp_path)
 
 
 WAIT = """

@@ -19,9 +19,10 @@ SPACING, WIDTH = (5.0, 40.0), (0.8, 5.0)
 """Pixels, from line to line and across one, sampled uniformly in their logarithms."""
 MOST_COVERED = 0.45
 """Largest width as a share of the spacing."""
-TAPER, JITTER = 0.3, 0.12
-"""Largest change of the spacing across the crop, as by perspective; shift of a line, in spacings.
-"""
+TAPER = 0.3
+"""Largest change of the spacing across the crop, as by perspective."""
+JITTER = 0.12
+"""Largest shift of a line, in spacings."""
 
 
 def draw_line_pattern(clean: Pixels, rng: np.random.Generator) -> Pixels:
@@ -40,10 +41,10 @@ def draw_line_pattern(clean: Pixels, rng: np.random.Generator) -> Pixels:
     covered = np.zeros((h, w), np.float32)
     for one in angles:
         np.maximum(covered, _lines(x, y, one, rng), out=covered)
-    side = _one_side(x, y, rng) if rng.random() < 0.5 else np.float32(1)
+    side = _one_side(x, y, rng) if rng.random() < 0.5 else np.ones((h, w), np.float32)
     scene = clean.astype(np.float32)
     if rng.random() < 0.4:
-        scene *= (1 - rng.uniform(0.5, 0.95) * np.broadcast_to(side, (h, w)))[:, :, None]
+        scene *= (1 - rng.uniform(0.5, 0.95) * side)[:, :, None]
     level = rng.uniform(150, 255) if rng.random() < 0.75 else rng.uniform(0, 60)
     colour = np.clip(level + rng.normal(0, 12, 3), 0, 255).astype(np.float32)
     share = (rng.uniform(0.5, 1) * covered * side)[:, :, None]
