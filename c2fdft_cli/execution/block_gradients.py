@@ -68,7 +68,7 @@ from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import Conv1x1, PixelNorm
 from c2fdft_cli.core.precision import full_precision
 from c2fdft_cli.execution.cuda.products import gram_in_pieces, sums_in_pieces
-from c2fdft_cli.execution.fused.training import norm_for
+from c2fdft_cli.execution.fused.training import feed_forward_for, norm_for
 from c2fdft_cli.execution.kernels import (
     has_onednn_linear,
     onednn_linear,
@@ -156,8 +156,7 @@ def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
     # derivative of the norm and not by a kernel of their own.
     y, x = norm_for(block.norm1, x, dtype)(block.norm1, x, time, dtype)
     x = _Attend.apply(*_attended(block.attn, y, x), True)  # type: ignore[no-untyped-call]
-    y, x = norm_for(block.norm2, x, dtype)(block.norm2, x, time, dtype)
-    return x + block.ffn(y)  # type: ignore[no-any-return]
+    return feed_forward_for(block, x, dtype)(block, x, time, dtype)
 
 
 def _attended(attn: Attention, y: Tensor, x: Tensor) -> Iterator[Tensor | None]:

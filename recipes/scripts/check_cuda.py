@@ -42,7 +42,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, time_grid
-from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.tools.bench import network_macs, random_batch
@@ -55,10 +54,10 @@ from c2fdft_cli.engine.weights.choose import find_weights
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.compiling import compile_in_place, functions_given_up
 from c2fdft_cli.execution.cuda import recorded as recording
-from c2fdft_cli.execution.cuda.cards import AMPERE, is_served, lay_out_weights
+from c2fdft_cli.execution.cuda.cards import AMPERE, WIDEST_ON_CHIP, is_served, lay_out_weights
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.fused import choose
-from c2fdft_cli.execution.fused.training import try_norm
+from c2fdft_cli.execution.fused.training import try_feed_forward, try_norm
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.kernels import sums_of_pixels
 from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
@@ -428,8 +427,11 @@ def _try_kernels(check: Check, width: int, heads: int, dtype: torch.dtype) -> No
     with torch.inference_mode():
         _, trials = choose.try_out(block, device, width)
     for norm in ("with_bias", "bias_free"):
-        found = try_norm(PixelNorm(width, norm).to(device), device, dtype)
-        trials.append(found._replace(part=f"{norm} norm in training"))
+        trained = Block(width, heads, 4.0, False, norm).to(device)
+        found = [try_norm(trained.norm2, device, dtype)]
+        if width <= WIDEST_ON_CHIP:
+            found.append(try_feed_forward(trained, device, dtype))
+        trials += [t._replace(part=f"{norm} {t.part} in training") for t in found]
     for trial in trials:
         name = f"{trial.part}, {width} channels, {heads} heads, {dtype}".replace("torch.", "")
         good = trial.error is not None and trial.error <= choose.ALLOWED[dtype]

@@ -43,6 +43,7 @@ from torch.nn.utils import clip_grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from c2fdft_cli.core import ssim
+from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.train.step import objective as objective_module
@@ -54,6 +55,7 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution import block_gradients
 from c2fdft_cli.execution import strips as strips_module
 from c2fdft_cli.execution.cuda import products
+from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused import training
 from c2fdft_cli.execution.fused.choose import PLAIN, Passes
@@ -248,8 +250,7 @@ def count_step(
         modes.enter_context(mock.patch.object(objective_module, "install", _install_for_cuda))
         modes.enter_context(mock.patch.object(products, "sums_without_copies", return_value=True))
         modes.enter_context(mock.patch.object(FakeTensor, "tolist", lambda x: [0.5] * len(x)))
-        way = training.fused_norm if fused else training.plain_norm
-        modes.enter_context(mock.patch.object(block_gradients, "norm_for", return_value=way))
+        _choose_ways(modes, fused)
         # torch takes lists of plain tensors alone together
         modes.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", return_value=True))
         modes.enter_context(mock.patch.object(ssim, "_window_sums", _window_sums))
@@ -266,6 +267,19 @@ def count_step(
         with traffic:
             stepper.step(batch, 1.0, 1e-3, rows)
     return traffic
+
+
+def _choose_ways(modes: ExitStack, fused: bool) -> None:
+    """Let blocks train by the kernels, or by none, without a trial."""
+    norm = training.fused_norm if fused else training.plain_norm
+    for module in (block_gradients, training):
+        modes.enter_context(mock.patch.object(module, "norm_for", return_value=norm))
+
+    def feed_forward_for(block: Block, z: Tensor, dtype: torch.dtype) -> training.FedForward:
+        narrow = z.shape[-1] <= WIDEST_ON_CHIP
+        return training.fused_feed_forward if fused and narrow else training.plain_feed_forward
+
+    modes.enter_context(mock.patch.object(block_gradients, "feed_forward_for", feed_forward_for))
 
 
 def _install_for_cuda(net: nn.Module, device: torch.device) -> None:

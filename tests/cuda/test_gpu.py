@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.block import Block
-from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.tools.bench import random_batch
@@ -18,11 +17,11 @@ from c2fdft_cli.engine.tools.doctor import examine
 from c2fdft_cli.engine.train.step.memory import step_bytes
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
-from c2fdft_cli.execution.cuda.cards import AMPERE, lay_out_weights
+from c2fdft_cli.execution.cuda.cards import AMPERE, WIDEST_ON_CHIP, lay_out_weights
 from c2fdft_cli.execution.cuda.recorded import SWITCH, Recorder
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.fused import choose
-from c2fdft_cli.execution.fused.training import try_norm
+from c2fdft_cli.execution.fused.training import try_feed_forward, try_norm
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.prepared import PreparedBlock
 from c2fdft_cli.execution.strips import StripNetwork
@@ -76,7 +75,10 @@ def test_the_kernels_agree_with_the_plain_passes(
     with torch.inference_mode():
         _, trials = choose.try_out(block, device, width)
     assert [trial.part for trial in trials] == ["gather", "mixing", "apply"]
-    trials.append(try_norm(PixelNorm(width, "with_bias").to(device), device, dtype))
+    trained = Block(width, heads, 4.0, False, "with_bias").to(device)
+    trials.append(try_norm(trained.norm2, device, dtype))
+    if width <= WIDEST_ON_CHIP:
+        trials.append(try_feed_forward(trained, device, dtype))
     for trial in trials:
         assert trial.error is not None, trial.failure
         assert trial.error <= choose.ALLOWED[dtype]

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from c2fdft_cli.execution.fused import kernels, operators, passes
+from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
+from c2fdft_cli.execution.fused import backward_kernels, kernels, operators
 
 BLOCKS = (
     (48, 1, torch.bfloat16),
@@ -30,9 +31,10 @@ BLOCKS = (
 class Compiles:
     """Stands for a kernel, and compiles it instead of running it."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.kernel = name, getattr(kernels, name)
+    def __init__(self, module: ModuleType, name: str) -> None:
+        self.name, self.kernel = name, getattr(module, name)
         self.case = ""
+        setattr(module, name, self)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def start(*args: Any, **options: Any) -> None:
@@ -53,13 +55,8 @@ def main(capability: int) -> None:
             get_current_stream=lambda _: 0,
         )
     )
-    names = (
-        *("norm_kernel", "norm_backward_kernel", "depthwise_kernel"),
-        *("mixing_kernel", "second_pass_kernel"),
-    )
-    compiling = [Compiles(name) for name in names]
-    for each in compiling:
-        setattr(kernels, each.name, each)
+    compiling = [Compiles(module, name) for module in (kernels, backward_kernels)
+                 for name in dir(module) if name.endswith("_kernel")]  # fmt: skip
     for width, heads, dtype in BLOCKS:
         for each in compiling:
             each.case = f"{width} channels, {heads} heads, {dtype}"
@@ -84,10 +81,12 @@ def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
         operators._norm(z, weight, bias, time, dtype)
         operators._norm_backward(z, weight, bias is not None, v, z)
         operators._depthwise(x, taps, for_qkv, heads, 0, 64)
-        if width <= passes.WIDEST:
-            operators._second_pass(
-                z, v, matrix, bias, weight, bias, time, widen, for_widen, narrow, for_narrow
-            )
+        if width <= WIDEST_ON_CHIP:
+            layers = (weight, bias, time, widen, for_widen, narrow)
+            operators._second_pass(z, v, matrix, bias, *layers, for_narrow)
+            operators._feed_forward(z, *layers, for_narrow)
+            operators._feed_forward_backward(z, z, *layers)
+            operators._feed_forward_weights(z, z, *layers)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from c2fdft_cli.core.layers import Conv3x3
 
 AMPERE = (8, 0)
 """The first compute capability with bf16 and TF32."""
+WIDEST_ON_CHIP = 128
+"""Channels whose feed-forward network is one kernel: weights of more do not stay on the chip."""
 
 _CARDS = {
     (5, 0): "GTX 900",

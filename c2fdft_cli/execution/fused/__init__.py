@@ -1,1 +1,1 @@
-"""A block in strips as few Triton kernels, on CUDA; its norm also in training."""
+"""A block in strips as few Triton kernels, on CUDA; in training norm and feed-forward network."""

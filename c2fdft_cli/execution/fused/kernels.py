@@ -1,4 +1,4 @@
-"""The Triton kernels: what lies between them never leaves the chip.
+"""The Triton kernels forward: what lies between them never leaves the chip.
 
 Pixels are rows of `[pixels, channels]`. Widths that are no power of two are padded by masks; sums,
 norms and GELU are float32, products take the precision of their factors and sum in float32.
@@ -14,13 +14,13 @@ import triton.language as tl
 
 
 @triton.jit
-def _floats(at, mask):
+def floats(at, mask):
     """What lies at these places as float32, zero where the mask is not."""
     return tl.load(at, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
+def normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
     """`PixelNorm` of x: `[M, padded C]` float32, zero in the padding; time: of these pixels."""
     inside = columns < C
     mean = tl.sum(x, 1) / C
@@ -34,6 +34,25 @@ def _normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
         b = tl.load(bias + columns, mask=inside, other=0.0)
         y = centred * rstd[:, None] * w[None, :] + b[None, :]
     return y + time
+
+
+@triton.jit
+def hidden_units(y, widen, widen_bias, unit, columns, C: tl.constexpr, HIDDEN: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """Some units of the hidden layer before GELU, `[M, units]` float32; y: `[M, padded C]`."""
+    in_h = unit < HIDDEN
+    w_mask = (columns < C)[:, None] & in_h[None, :]
+    w = tl.load(widen + unit[None, :] * C + columns[:, None], mask=w_mask, other=0.0)
+    hidden = tl.dot(y, w, input_precision=PRECISION)
+    if widen_bias is not None:
+        hidden += floats(widen_bias + unit, in_h)[None, :]
+    return hidden
+
+
+@triton.jit
+def normal_cdf(x):
+    """Of the standard normal distribution; GELU is x times it."""
+    return 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476))
 
 
 @triton.jit
@@ -54,55 +73,8 @@ def norm_kernel(
     place = pixel[:, None] * C + columns[None, :]
     x = tl.load(z + place, mask=inside, other=0.0)
     now = tl.load(time + image * time_stride + columns, mask=columns < C, other=0.0)
-    out = _normed(x, weight, bias, now[None, :], columns, C, EPS)
+    out = normed(x, weight, bias, now[None, :], columns, C, EPS)
     tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def norm_backward_kernel(
-    z, weight, dy, passed, dz, sums, pixels, share,
-    C: tl.constexpr, PADDED: tl.constexpr, M: tl.constexpr, EPS: tl.constexpr,
-    CENTRED: tl.constexpr,
-):  # fmt: skip
-    """From the gradient of `norm(z) + time` to that of z, added to the one that passed the norm by.
-
-    With x = z of a pixel, m its mean, r = 1 / sqrt(var + EPS), g = dy * weight, means of channels:
-
-        y = (x - m) r weight + ..  dx = r (g - mean(g) - h mean(g h)),  h = (x - m) r
-        y = x r weight + ..        dx = r (g - (x - m) r mean(g h)),    h = x r
-
-    A program has `share` pixels of an image. z, passed, dz: `[n, pixels, C]` float32, dz written;
-    dy: `[n, pixels, C]`; sums: `[n, programs, 2, C]` float32, written: over the pixels of dy h, the
-    gradient of the weight, and of dy, that of bias and time.
-    """
-    piece, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    first_value = image * pixels * C
-    columns = tl.arange(0, PADDED)
-    in_c = columns < C
-    gain = _floats(weight + columns, in_c)
-    dweight = tl.zeros([PADDED], tl.float32)
-    total = tl.zeros([PADDED], tl.float32)
-    last = tl.minimum((piece + 1) * share, pixels)
-    for first in range(piece * share, last, M):
-        pixel = first + tl.arange(0, M)
-        inside = (pixel < last)[:, None] & in_c[None, :]
-        place = first_value + pixel[:, None] * C + columns[None, :]
-        x, d = _floats(z + place, inside), _floats(dy + place, inside)
-        centred = tl.where(inside, x - (tl.sum(x, 1) / C)[:, None], 0.0)
-        rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS)
-        centred *= rstd[:, None]
-        h = centred if CENTRED else x * rstd[:, None]
-        dweight += tl.sum(d * h, 0)
-        total += tl.sum(d, 0)
-        g = d * gain[None, :]
-        dx = g - centred * (tl.sum(g * h, 1) / C)[:, None]
-        if CENTRED:
-            dx -= (tl.sum(g, 1) / C)[:, None]
-        dx = dx * rstd[:, None] + _floats(passed + place, inside)
-        tl.store(dz + place, dx, mask=inside)
-    out = sums + (image * tl.num_programs(0) + piece) * (2 * C)
-    tl.store(out + columns, dweight, mask=in_c)
-    tl.store(out + C + columns, total, mask=in_c)
 
 
 @triton.jit
@@ -145,16 +117,16 @@ def depthwise_kernel(
             mask = seen[:, None] & inside[None, :]
             place = (a * width + b)[:, None] * (3 * C) + channel[None, :]
             at = weight + channel * 9 + tap
-            q += _floats(x + place, mask) * _floats(at, inside)
-            k += _floats(x + place + C, mask) * _floats(at + 9 * C, inside)
-            w += _floats(x + place + 2 * C, mask) * _floats(at + 18 * C, inside)
+            q += floats(x + place, mask) * floats(at, inside)
+            k += floats(x + place + C, mask) * floats(at + 9 * C, inside)
+            w += floats(x + place + 2 * C, mask) * floats(at + 18 * C, inside)
         mask = wanted[:, None] & inside[None, :]
         if bias is not None:
             # A bias makes something of pixels and channels that are not there; sums must not see
             # it.
-            q = tl.where(mask, q + _floats(bias + channel, inside)[None, :], 0.0)
-            k = tl.where(mask, k + _floats(bias + C + channel, inside)[None, :], 0.0)
-            w += _floats(bias + 2 * C + channel, inside)[None, :]
+            q = tl.where(mask, q + floats(bias + channel, inside)[None, :], 0.0)
+            k = tl.where(mask, k + floats(bias + C + channel, inside)[None, :], 0.0)
+            w += floats(bias + 2 * C + channel, inside)[None, :]
         place = pixel[:, None] * C + channel[None, :]
         tl.store(v + place, w.to(v.dtype.element_ty), mask=mask)
         # Rounded before the sums, squares included, as the plain pass has them: it knows q and k in
@@ -224,49 +196,48 @@ def mixing_kernel(
 
 @triton.jit
 def second_pass_kernel(
-    z, v, mixing, out_bias, weight, bias, time, widen, widen_bias, narrow, narrow_bias,
+    z, v, mixing, out_bias, weight, bias, time, widen, widen_bias, narrow, narrow_bias, out,
     pixels, v_image, v_pixel, time_stride,
     C: tl.constexpr, HIDDEN: tl.constexpr, PADDED: tl.constexpr,
     M: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`z += mixing v`, then `z += narrow(GELU(widen(norm(z) + time)))`; a program has M pixels.
+    """`x = z + mixing v`, then `out = x + narrow(GELU(widen(norm(x) + time)))`, M pixels a program.
 
-    z: `[n, pixels, C]` float32, in place; v: `[n, pixels, C]` with strides of its own.
-    mixing: `[n, C, C]`, widen: `[HIDDEN, C]`, narrow: `[C, HIDDEN]`, all in the precision of v.
+    z, out: `[n, pixels, C]` float32, also the same one.
+    v: `[n, pixels, C]` with strides of its own, or None for the feed-forward network alone.
+    mixing: `[n, C, C]`, widen: `[HIDDEN, C]`, narrow: `[C, HIDDEN]`, all in one half precision.
     """
     first_pixel, image = tl.program_id(0) * M, tl.program_id(1).to(tl.int64)
     z += (image * pixels + first_pixel) * C
-    v += image * v_image + first_pixel.to(tl.int64) * v_pixel
+    out += (image * pixels + first_pixel) * C
+    half = widen.dtype.element_ty
     pixel = tl.arange(0, M)
     columns = tl.arange(0, PADDED)
     in_c = columns < C
     inside = (pixel < pixels - first_pixel)[:, None] & in_c[None, :]
     place = pixel[:, None] * C + columns[None, :]
     x = tl.load(z + place, mask=inside, other=0.0)
-    v_place = pixel[:, None] * v_pixel + columns[None, :]
-    values = tl.load(v + v_place, mask=inside, other=0.0)
-    matrix = tl.load(  # transposed: columns in, rows out
-        mixing + image * C * C + columns[None, :] * C + columns[:, None],
-        mask=in_c[:, None] & in_c[None, :],
-        other=0.0,
-    )
-    x = tl.dot(values, matrix, x, input_precision=PRECISION)
+    if v is not None:
+        v += image * v_image + first_pixel.to(tl.int64) * v_pixel
+        v_place = pixel[:, None] * v_pixel + columns[None, :]
+        values = tl.load(v + v_place, mask=inside, other=0.0)
+        matrix = tl.load(  # transposed: columns in, rows out
+            mixing + image * C * C + columns[None, :] * C + columns[:, None],
+            mask=in_c[:, None] & in_c[None, :],
+            other=0.0,
+        )
+        x = tl.dot(values, matrix, x, input_precision=PRECISION)
     if out_bias is not None:
-        x += _floats(out_bias + columns, in_c)[None, :]
-    now = _floats(time + image * time_stride + columns, in_c)
-    y = _normed(x, weight, bias, now[None, :], columns, C, EPS).to(v.dtype.element_ty)
+        x += floats(out_bias + columns, in_c)[None, :]
+    now = floats(time + image * time_stride + columns, in_c)
+    y = normed(x, weight, bias, now[None, :], columns, C, EPS).to(half)
     for first in range(0, HIDDEN, H):
         unit = first + tl.arange(0, H)
-        in_h = unit < HIDDEN
-        w_mask = in_c[:, None] & in_h[None, :]
-        w = tl.load(widen + unit[None, :] * C + columns[:, None], mask=w_mask, other=0.0)
-        hidden = tl.dot(y, w, input_precision=PRECISION)
-        if widen_bias is not None:
-            hidden += _floats(widen_bias + unit, in_h)[None, :]
-        hidden = 0.5 * hidden * (1.0 + tl.math.erf(hidden * 0.7071067811865476))
-        u_mask = in_h[:, None] & in_c[None, :]
+        hidden = hidden_units(y, widen, widen_bias, unit, columns, C, HIDDEN, PRECISION)
+        hidden *= normal_cdf(hidden)
+        u_mask = (unit < HIDDEN)[:, None] & in_c[None, :]
         u = tl.load(narrow + columns[None, :] * HIDDEN + unit[:, None], mask=u_mask, other=0.0)
-        x = tl.dot(hidden.to(v.dtype.element_ty), u, x, input_precision=PRECISION)
+        x = tl.dot(hidden.to(half), u, x, input_precision=PRECISION)
     if narrow_bias is not None:
-        x += _floats(narrow_bias + columns, in_c)[None, :]
-    tl.store(z + place, x, mask=inside)
+        x += floats(narrow_bias + columns, in_c)[None, :]
+    tl.store(out + place, x, mask=inside)

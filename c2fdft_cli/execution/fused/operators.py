@@ -13,12 +13,13 @@ import triton
 from torch import Tensor
 
 from c2fdft_cli.core.layers import NORM_EPS
-from c2fdft_cli.execution.fused import kernels
+from c2fdft_cli.execution.fused import backward_kernels, kernels
 
 _LIBRARY = torch.library.Library("c2fdft", "DEF")  # type: ignore[no-untyped-call]
 
 _PROGRAMS = 1024
-"""Programs of the first pass, about: enough for the largest GPU, few enough for their sums."""
+"""Programs of a kernel that sums up, about: enough for the largest GPU, few enough for their sums.
+"""
 _LEAST_PIXELS = 256
 """Pixels that are worth a program and its sums."""
 
@@ -45,16 +46,16 @@ def _norm_backward(
     m = max(1, 2048 // padded)
     share = max(_LEAST_PIXELS, pixels * n // _PROGRAMS)
     share = triton.cdiv(share, m) * m
-    dz, sums = _norm_gradients(z, triton.cdiv(pixels, share))
-    kernels.norm_backward_kernel[(sums.shape[1], n)](
+    dz, sums = _stream_gradients(z, triton.cdiv(pixels, share), 2)
+    backward_kernels.norm_backward_kernel[(sums.shape[1], n)](
         _dense(z), weight, _dense(dy), _dense(passed), dz, sums, pixels, share,
         c, padded, m, NORM_EPS, centred, num_warps=4,
     )  # fmt: skip
     return dz, sums
 
 
-def _norm_gradients(z: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(z), z.new_empty((len(z), pieces, 2, z.shape[-1]))
+def _stream_gradients(z: Tensor, pieces: int, kinds: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(z), z.new_empty((len(z), pieces, kinds, z.shape[-1]))
 
 
 def _depthwise(
@@ -62,8 +63,7 @@ def _depthwise(
 ) -> tuple[Tensor, Tensor]:
     n, h, w, c = x.shape[0], x.shape[1], x.shape[2], x.shape[3] // 3
     d, pixels = c // heads, rows * w
-    # `tl.dot` takes no side under 16.
-    padded = max(16, triton.next_power_of_2(d))
+    padded = _padded(d)
     # on an H100, 720p, 48 channels: 0.67 ms, with 32 pixels 2.06 ms, with 4 warps 1.38 ms
     block, warps = (128 if padded <= 64 else 64), (4 if padded <= 32 else 8)
     share = max(_LEAST_PIXELS, pixels * n * heads // _PROGRAMS)
@@ -97,7 +97,7 @@ def _mixing(
     if q_square.stride() != k_square.stride() or q_square.stride(-1) != 1:
         q_square, k_square = q_square.contiguous(), k_square.contiguous()
     mixing = torch.empty((n, c, c), dtype=dtype, device=gram.device)
-    padded = max(16, triton.next_power_of_2(d))
+    padded = _padded(d)
     kernels.mixing_kernel[(heads, n, triton.cdiv(d, 32))](
         gram, q_square, k_square, temperature, project_out, mixing,
         gram.stride(0), gram.stride(1), q_square.stride(0), q_square.stride(1),
@@ -119,18 +119,88 @@ def _second_pass(
     narrow: Tensor,
     narrow_bias: Tensor | None,
 ) -> None:
+    layers = (weight, bias, time, widen, widen_bias, narrow, narrow_bias)
+    _start_second_pass(z, v, mixing, out_bias, layers, z)
+
+
+def _feed_forward(z: Tensor, *layers: Tensor | None) -> Tensor:
+    out = torch.empty_like(z)
+    _start_second_pass(z, None, None, None, layers, out)
+    return out
+
+
+def _start_second_pass(
+    z: Tensor,
+    v: Tensor | None,
+    mixing: Tensor | None,
+    out_bias: Tensor | None,
+    layers: tuple[Tensor | None, ...],
+    out: Tensor,
+) -> None:
     n, h, w, c = z.shape
-    padded = max(16, triton.next_power_of_2(c))
+    _, _, time, widen, *_ = layers
+    assert time is not None  # noqa: S101
+    assert widen is not None  # noqa: S101
+    padded = _padded(c)
     # Larger tiles must still fit the shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
     # tests/execution/fused/test_compiled.py compiles them for GPUs that are not there.
-    m = 64 if padded > 64 else 128
+    m, units = (64 if padded > 64 else 128), (32 if padded > 128 else 64)
+    v_image, v_pixel = (0, 0) if v is None else (v.stride(0), v.stride(2))
     kernels.second_pass_kernel[(triton.cdiv(h * w, m), n)](
-        _dense(z), v, mixing, out_bias, weight, bias, time,
-        widen, widen_bias, narrow, narrow_bias,
-        h * w, v.stride(0), v.stride(2), _stride(time),
-        c, len(widen), padded, m, 32 if padded > 128 else 64, NORM_EPS, "ieee",
-        num_warps=8, num_stages=2,
+        _dense(z), v, mixing, out_bias, *layers, out,
+        h * w, v_image, v_pixel, _stride(time),
+        c, len(widen), padded, m, units, NORM_EPS, "ieee", num_warps=8, num_stages=2,
     )  # fmt: skip
+
+
+def _padded(c: int) -> int:
+    """Columns of a tile of c channels; `tl.dot` takes no side under 16."""
+    power: int = triton.next_power_of_2(c)
+    return max(16, power)
+
+
+def _feed_forward_backward(
+    z: Tensor, d: Tensor, weight: Tensor, bias: Tensor | None, time: Tensor,
+    widen: Tensor, widen_bias: Tensor | None, narrow: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    n, h, w, c = z.shape
+    # tiles of more pixels would not fit the registers (by the compiler's count for sm_80 and sm_90)
+    pixels, m, units = h * w, 32, 64
+    share = max(_LEAST_PIXELS, pixels * n // _PROGRAMS)
+    share = triton.cdiv(share, m) * m
+    dz, sums = _stream_gradients(z, triton.cdiv(pixels, share), 3)
+    backward_kernels.feed_forward_backward_kernel[(sums.shape[1], n)](
+        _dense(z), weight, bias, time, widen, widen_bias, narrow, _dense(d), dz, sums,
+        pixels, share, _stride(time),
+        c, len(widen), _padded(c), m, units, NORM_EPS, "ieee", num_warps=8, num_stages=1,
+    )  # fmt: skip
+    return dz, sums
+
+
+def _feed_forward_weights(
+    z: Tensor, d: Tensor, weight: Tensor, bias: Tensor | None, time: Tensor,
+    widen: Tensor, widen_bias: Tensor | None, narrow: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    n, h, w, c = z.shape
+    pixels, hidden, padded = h * w, len(widen), _padded(c)
+    # Many units, as each part of them reads all pixels; few enough pixels for the registers.
+    m, units = (32 if padded > 64 else 64), 64
+    tiles, parts = n * triton.cdiv(pixels, m), triton.cdiv(hidden, units)
+    share = max(_LEAST_PIXELS // m, tiles * parts // _PROGRAMS)
+    sums = _weight_sums(z, hidden, triton.cdiv(tiles, share))
+    # The parts of the hidden layer are neighbours, so that they read the same tiles while those are
+    # in the cache.
+    backward_kernels.feed_forward_weights_kernel[(parts, len(sums[0]))](
+        _dense(z), weight, bias, time, widen, widen_bias, narrow, _dense(d), *sums,
+        pixels, tiles, share, _stride(time),
+        c, hidden, padded, m, units, NORM_EPS, "ieee", num_warps=8, num_stages=1,
+    )  # fmt: skip
+    return sums
+
+
+def _weight_sums(z: Tensor, hidden: int, pieces: int) -> tuple[Tensor, Tensor, Tensor]:
+    dwiden, dnarrow = (z.new_empty((pieces, hidden, z.shape[-1])) for _ in range(2))
+    return dwiden, dnarrow, z.new_empty((pieces, hidden))
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -157,6 +227,11 @@ def _on_its_gpu(run: Callable[..., Any]) -> Callable[..., Any]:
     return started
 
 
+_OF_FEED_FORWARD = (
+    "(Tensor z, Tensor d, Tensor weight, Tensor? bias, Tensor time, Tensor widen,"
+    " Tensor? widen_bias, Tensor narrow)"
+)
+
 # Each with what it returns on tensors without contents. Sums are there those of one program: how
 # many there are is the kernel's own choice, and whoever calls it adds them up at once.
 _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -167,7 +242,7 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "norm_backward(Tensor z, Tensor weight, bool centred, Tensor dy, Tensor passed)"
     " -> (Tensor, Tensor)": (
         _norm_backward,
-        lambda z, weight, centred, dy, passed: _norm_gradients(z, 1),
+        lambda z, weight, centred, dy, passed: _stream_gradients(z, 1, 2),
     ),
     "depthwise(Tensor x, Tensor weight, Tensor? bias, int heads, int skip, int rows)"
     " -> (Tensor, Tensor)": (
@@ -184,6 +259,19 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "second_pass(Tensor(a!) z, Tensor v, Tensor mixing, Tensor? out_bias, Tensor weight,"
     " Tensor? bias, Tensor time, Tensor widen, Tensor? widen_bias, Tensor narrow,"
     " Tensor? narrow_bias) -> ()": (_second_pass, lambda *_: None),
+    "feed_forward(Tensor z, Tensor weight, Tensor? bias, Tensor time, Tensor widen,"
+    " Tensor? widen_bias, Tensor narrow, Tensor? narrow_bias) -> Tensor": (
+        _feed_forward,
+        lambda z, *_: torch.empty_like(z),
+    ),
+    f"feed_forward_backward{_OF_FEED_FORWARD} -> (Tensor, Tensor)": (
+        _feed_forward_backward,
+        lambda z, *_: _stream_gradients(z, 1, 3),
+    ),
+    f"feed_forward_weights{_OF_FEED_FORWARD} -> (Tensor, Tensor, Tensor)": (
+        _feed_forward_weights,
+        lambda z, d, weight, bias, time, widen, *_: _weight_sums(z, len(widen), 1),
+    ),
 }
 for _schema, (_run, _shapes) in _OPERATORS.items():
     _name = _schema.partition("(")[0]

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.attention import PixelSums
+from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
 from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
 from c2fdft_cli.execution.prepared import Norm, PreparedBlock, apply_on_gpu
-
-WIDEST = 128
-"""Channels whose second pass is one kernel: the weights of a wider one do not stay on the chip."""
 
 
 def norm(layer: Norm, z: Tensor, time: Tensor) -> Tensor:
@@ -47,7 +45,7 @@ def mixing(block: PreparedBlock, sums: PixelSums) -> Tensor:
 
 def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
     """`prepared.apply`."""
-    if z.shape[-1] <= WIDEST:
+    if z.shape[-1] <= WIDEST_ON_CHIP:
         torch.ops.c2fdft.second_pass(
             z, v, mixing.to(v.dtype), block.out_bias, block.norm2.weight, block.norm2.bias, time,
             block.widen.weight, block.widen.bias, block.narrow.weight, block.narrow.bias,

@@ -1,9 +1,13 @@
-"""The norm of a block in training: `norm(z) + time` in half precision in one kernel, and back.
+"""Norm and feed-forward network of a block in training, in half precision by the kernels, and back.
 
 Autocast takes the norm in float32, writes it so, and casts it in another kernel; on the way back
 the gradient is cast, goes through the norm, and is added to the one that passed the norm by. Per
 value of the stream that is 44 bytes; the kernels move 20. The stream is handed on by the norm
 itself, so that the sum of the two gradients belongs to its derivative.
+
+The feed-forward network has four hidden values for each of the stream, which plain torch writes
+before and after GELU, keeps both, and reads and writes again on the way back. The kernels keep the
+stream alone and compute the rest once more.
 """
 
 from __future__ import annotations
@@ -12,20 +16,26 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import PixelNorm
+from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
 from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.fused.choose import SWITCH, Trial, are_tried, try_part
 
 Normed = Callable[[PixelNorm, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
 """From a norm, the stream `z: [n, h, w, c]`, the time and a precision to `norm(z) + time` and z."""
+FedForward = Callable[[Block, Tensor, Tensor, torch.dtype], Tensor]
+"""From a block, the stream, the time and a precision to `z + DFN(norm2(z) + time)`."""
 
-_chosen: dict[tuple[object, ...], Normed] = {}
+_Way = TypeVar("_Way", Normed, FedForward)
+
+_chosen: dict[tuple[object, ...], Any] = {}
 _log = logging.getLogger(__name__)
 
 
@@ -40,8 +50,6 @@ def fused_norm(
     layer: PixelNorm, z: Tensor, time: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """By the kernels."""
-    from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
-
     weight, bias = layer.body.weight, layer.body.bias
     y, z = _Norm.apply(z, weight, bias, time, dtype)  # type: ignore[no-untyped-call]
     return y, z
@@ -58,38 +66,76 @@ def norm_for(layer: PixelNorm, z: Tensor, dtype: torch.dtype) -> Normed:
     Raises:
         UsageError: the environment variable `C2FDFT_KERNELS` has another value.
     """
+    key = ("norm", z.device, dtype, z.shape[-1], layer.body.bias is None)
+    return _choose(key, z, dtype, fused_norm, plain_norm, lambda: try_norm(layer, z.device, dtype))
+
+
+def plain_feed_forward(block: Block, z: Tensor, time: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the core has it, behind the faster norm."""
+    y, z = norm_for(block.norm2, z, dtype)(block.norm2, z, time, dtype)
+    return z + block.ffn(y)  # type: ignore[no-any-return]
+
+
+def fused_feed_forward(block: Block, z: Tensor, time: Tensor, dtype: torch.dtype) -> Tensor:
+    """By the kernels."""
+    norm, ffn = block.norm2.body, block.ffn
+    widen, narrow = ffn.project_in, ffn.project_out
+    out: Tensor = _FeedForward.apply(  # type: ignore[no-untyped-call]
+        z, norm.weight, norm.bias, time, widen.weight.flatten(1), widen.bias,
+        narrow.weight.flatten(1), narrow.bias, dtype,
+    )  # fmt: skip
+    return out
+
+
+def feed_forward_for(block: Block, z: Tensor, dtype: torch.dtype) -> FedForward:
+    """As `norm_for`, for the feed-forward network of a block."""
+    if z.shape[-1] > WIDEST_ON_CHIP:
+        return plain_feed_forward
+    widen, biased = block.ffn.project_in, block.norm2.body.bias is not None
+    key = ("feed-forward", z.device, dtype, z.shape[-1], widen.out_channels, biased,
+           widen.bias is not None)  # fmt: skip
+    return _choose(
+        key, z, dtype, fused_feed_forward, plain_feed_forward,
+        lambda: try_feed_forward(block, z.device, dtype),
+    )  # fmt: skip
+
+
+def _choose(
+    key: tuple[object, ...],
+    z: Tensor,
+    dtype: torch.dtype,
+    fused: _Way,
+    plain: _Way,
+    run: Callable[[], Trial],
+) -> _Way:
+    """One of two ways by a trial, whose result is kept under the key."""
     if z.dtype != torch.float32 or not z.is_contiguous():
-        return plain_norm
+        return plain
     switch = os.environ.get(SWITCH)
-    key = (z.device, dtype, z.shape[-1], layer.body.bias is None, switch)
+    key = (*key, switch)
     # looked up first: each block asks in each step, and whether there is Triton takes a while
     if key not in _chosen and not are_tried(z.device, dtype):
-        _chosen[key] = plain_norm
+        _chosen[key] = plain
     if key not in _chosen:
         # autocast, and hooks on what is kept for a derivative, belong to the calling thread
         with ThreadPoolExecutor(1) as thread:
-            trial = thread.submit(_try_where, z, layer, dtype).result()
-        _log.info("norm of %d channels: %s", z.shape[-1], trial)
-        _chosen[key] = fused_norm if trial.is_better(dtype, switch == "on") else plain_norm
-    return _chosen[key]
+            trial = thread.submit(_try_where, z, run).result()
+        _log.info("%s of %d channels: %s", trial.part, z.shape[-1], trial)
+        _chosen[key] = fused if trial.is_better(dtype, switch == "on") else plain
+    way: _Way = _chosen[key]
+    return way
 
 
-def _try_where(z: Tensor, layer: PixelNorm, dtype: torch.dtype) -> Trial:
-    """`try_norm` on the GPU of z, whichever the thread's current one is: events belong to that."""
+def _try_where(z: Tensor, run: Callable[[], Trial]) -> Trial:
+    """A trial on the GPU of z, whichever the thread's current one is: events belong to that."""
     with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
-        return try_norm(layer, z.device, dtype)
+        return run()
 
 
 def try_norm(layer: PixelNorm, device: torch.device, dtype: torch.dtype) -> Trial:
     """Compare and time the kernels, there and back, on random pixels of two images."""
-    source = torch.Generator(device).manual_seed(0)
-    width = layer.body.weight.numel()
-    rows = choose.TRIED_ROWS
-    shape = (2, rows, max(1, choose.TRIED_VALUES // rows // width), width)
-    z, passed, dy, time = (
-        torch.randn(s, device=device, generator=source) for s in (shape, shape, shape, (2, width))
-    )
-    z, time, dy = z.requires_grad_(), time.requires_grad_(), dy.to(dtype)
+    z, passed, dy, time = _tried(layer.body.weight.numel(), device)
+    dy = dy.to(dtype)
 
     def there_and_back(way: Callable[..., Any]) -> list[Tensor]:
         y, handed_on = way(layer, z, time, dtype)
@@ -102,11 +148,39 @@ def try_norm(layer: PixelNorm, device: torch.device, dtype: torch.dtype) -> Tria
     return try_part("norm", there_and_back, fused_norm, plain_norm, dtype)
 
 
+def try_feed_forward(block: Block, device: torch.device, dtype: torch.dtype) -> Trial:
+    """As `try_norm`; what is added to the stream is compared, and its part of the gradient."""
+    z, d, _, time = _tried(block.norm2.body.weight.numel(), device)
+
+    def there_and_back(way: Callable[..., Any]) -> list[Tensor]:
+        with torch.autocast(device.type, dtype):
+            out = way(block, z, time, dtype)
+        of = [z, time, *block.norm2.parameters(), *block.ffn.parameters()]
+        dz, *rest = torch.autograd.grad([out], of, [d])
+        # beside the stream and its gradient an error would look like rounding
+        return [out.detach() - z.detach(), dz - d, *rest]
+
+    return try_part("feed-forward", there_and_back, fused_feed_forward, plain_feed_forward, dtype)
+
+
+def _tried(width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A stream of two images that wants a gradient, two more of its shape, and a time."""
+    source = torch.Generator(device).manual_seed(0)
+    rows = choose.TRIED_ROWS
+    shape = (2, rows, max(1, choose.TRIED_VALUES // rows // width), width)
+    z, a, b, time = (
+        torch.randn(s, device=device, generator=source) for s in (shape, shape, shape, (2, width))
+    )
+    return z.requires_grad_(), a, b, time.requires_grad_()
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, z: Tensor, weight: Tensor, bias: Tensor | None, time: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
+        from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
+
         ctx.save_for_backward(z, weight)
         ctx.centred, ctx.one_time = bias is not None, len(time) == 1
         return torch.ops.c2fdft.norm(z, weight, bias, time, dtype), z
@@ -124,5 +198,54 @@ class _Norm(torch.autograd.Function):
         # change the last bits from run to run.
         dweight, total = sums.sum(1).unbind(1)
         dbias = total.sum(0) if ctx.centred else None
-        dtime = total.sum(0, keepdim=True) if ctx.one_time else total
-        return dz, dweight.sum(0), dbias, dtime, None
+        return dz, dweight.sum(0), dbias, _of_time(total, ctx.one_time), None
+
+
+class _FeedForward(torch.autograd.Function):
+    """`z + narrow gelu(widen (norm(z) + time))`; widen: `[hidden, c]`, narrow: `[c, hidden]`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        time: Tensor,
+        widen: Tensor,
+        widen_bias: Tensor | None,
+        narrow: Tensor,
+        narrow_bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
+
+        layers = (weight, bias, time, widen.to(dtype), widen_bias, narrow.to(dtype))
+        ctx.save_for_backward(z, *layers)
+        out: Tensor = torch.ops.c2fdft.feed_forward(z, *layers, narrow_bias)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        z, *layers = ctx.saved_tensors
+        _, bias, time, _, widen_bias, _ = layers
+        d = d.contiguous()
+        dz, sums = torch.ops.c2fdft.feed_forward_backward(z, d, *layers)
+        dwiden, dnarrow, dwiden_bias = torch.ops.c2fdft.feed_forward_weights(z, d, *layers)
+        dweight, total, dnarrow_bias = sums.sum(1).unbind(1)
+        return (
+            dz,
+            dweight.sum(0),
+            None if bias is None else total.sum(0),
+            _of_time(total, len(time) == 1),
+            dwiden.sum(0),
+            None if widen_bias is None else dwiden_bias.sum(0),
+            dnarrow.sum(0).t(),
+            dnarrow_bias.sum(0) if ctx.needs_input_grad[7] else None,
+            None,
+        )
+
+
+def _of_time(total: Tensor, one: bool) -> Tensor:
+    """The gradient of the time, `[n or 1, c]`, from sums over the pixels of each image."""
+    return total.sum(0, keepdim=True) if one else total

@@ -28,7 +28,7 @@ def test_compiles(capability: int) -> None:
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["kernel"] for row in found} == {
         "norm_kernel", "norm_backward_kernel", "depthwise_kernel", "mixing_kernel",
-        "second_pass_kernel",
+        "second_pass_kernel", "feed_forward_backward_kernel", "feed_forward_weights_kernel",
     }  # fmt: skip
     for row in found:
         assert row["bytes"] > 0

@@ -21,7 +21,6 @@ from c2fdft_cli.execution.prepared import PreparedBlock
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("there is a GPU: tests/cuda compares the kernels", allow_module_level=True)
-tl = importlib.import_module("triton.language")
 kernels = importlib.import_module("c2fdft_cli.execution.fused.kernels")
 passes = importlib.import_module("c2fdft_cli.execution.fused.passes")
 
@@ -32,19 +31,6 @@ WIDTHS = [(48, 1), (96, 2), (96, 1), (24, 1), (20, 4)]
 """Channels and heads: of the official network, of a small one, an odd one."""
 CASES = [(1, 8, 8, False), (3, 3, 5, True), (1, 1, 1, True), (1, 5, 27, False)]
 """Images, height, width, biases: one pixel, blocks of pixels that are not full, batches."""
-
-
-@pytest.fixture(autouse=True)
-def _products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter holds bfloat16 as integers, and multiplies matrices of these."""
-    interpreter = importlib.import_module("triton.runtime.interpreter")
-    dot, bf16, fp32 = interpreter.InterpreterBuilder.create_dot, tl.bfloat16, tl.float32
-
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        a, b = (self.cast_impl(x, fp32) if x.dtype.scalar == bf16 else x for x in (a, b))
-        return dot(self, a, b, *rest)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
 @pytest.fixture(autouse=True)

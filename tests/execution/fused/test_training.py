@@ -1,4 +1,4 @@
-"""The norm in training by the kernels, in Triton's interpreter, against autograd's."""
+"""Norm and feed-forward network in training by the kernels, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.fused import choose, training
-from c2fdft_cli.execution.fused.training import fused_norm, norm_for, plain_norm, try_norm
+from c2fdft_cli.execution.fused.training import (
+    feed_forward_for,
+    fused_feed_forward,
+    fused_norm,
+    norm_for,
+    plain_feed_forward,
+    plain_norm,
+    try_feed_forward,
+    try_norm,
+)
 from tests.kit.formula import fill, relative, wave
 
 CPU = torch.device("cpu")
@@ -72,6 +81,93 @@ def test_gradients_are_autograds(
         assert relative(found[name], expected) < ALLOWED[dtype], name
 
 
+def results_of_block(
+    way: Any, block: Block, shape: tuple[int, ...], times: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What the feed-forward network adds, and its gradients by name."""
+    # random ones: sums over many waves are so much smaller than their terms that rounding shows
+    source = torch.Generator().manual_seed(0)
+    z, d, time = (torch.randn(s, generator=source) for s in (shape, shape, (times, shape[-1])))
+    block.zero_grad(set_to_none=True)
+    out = way(block, z.requires_grad_(), time.requires_grad_(), dtype)
+    out.backward(d)
+    # beside the stream itself, and its gradient, an error would look like rounding
+    found = {"out": (out - z).detach(), "z": z.grad - d, "time": time.grad}
+    layers = (("norm2", block.norm2), ("ffn", block.ffn))
+    return found | {f"{k}.{n}": p.grad for k, m in layers for n, p in m.named_parameters()}
+
+
+@interpreted
+@pytest.mark.usefixtures("triton")
+@pytest.mark.parametrize("dtype", ALLOWED)
+@pytest.mark.parametrize(
+    ("norm", "bias", "factor", "times"), [("with_bias", True, 2.6, 1), ("bias_free", False, 4.0, 2)]
+)
+@pytest.mark.parametrize("shape", [(2, 1, 1, 24), (2, 5, 7, 20), (2, 17, 18, 48), (2, 9, 9, 128)])
+def test_feed_forward_networks_gradients_are_autograds(
+    shape: tuple[int, ...], norm: str, bias: bool, factor: float, times: int, dtype: torch.dtype
+) -> None:
+    """One pixel, parts of tiles, hidden layers that are no full tile; odd widths, the widest."""
+    torch.manual_seed(1)
+    block = Block(shape[-1], 1, factor, bias, norm)
+    found = results_of_block(fused_feed_forward, block, shape, times, dtype)
+    want = results_of_block(plain_feed_forward, block, shape, times, torch.float32)
+    assert found.keys() == want.keys()
+    for name, expected in want.items():
+        assert found[name].shape == expected.shape
+        assert relative(found[name], expected) < ALLOWED[dtype], name
+
+
+@interpreted
+@pytest.mark.usefixtures("triton")
+def test_sums_of_weights_are_of_all_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles a program, several programs, the last one with fewer tiles."""
+    from c2fdft_cli.execution.fused import operators
+
+    monkeypatch.setattr(operators, "_PROGRAMS", 8)
+    torch.manual_seed(1)
+    block, shape = Block(16, 1, 4.0, False, "with_bias"), (3, 21, 23, 16)
+    found = results_of_block(fused_feed_forward, block, shape, 1, torch.float32)
+    want = results_of_block(plain_feed_forward, block, shape, 1, torch.float32)
+    for name, expected in want.items():
+        assert relative(found[name], expected) < ALLOWED[torch.float32], name
+
+
+@interpreted
+@pytest.mark.usefixtures("triton", "small")
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_feed_forward_network_runs_where_it_agrees_and_is_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    ways = iter((seconds, 2.0))
+    monkeypatch.setattr(choose, "_seconds", lambda _: next(ways))
+    monkeypatch.setattr(training, "norm_for", lambda *_: plain_norm)
+    torch.manual_seed(1)
+    block, z = Block(16, 2, 4.0, False, "with_bias"), wave([1, 4, 4, 16], 0.3)
+    expected = fused_feed_forward if seconds < 2 else plain_feed_forward
+    assert feed_forward_for(block, z, torch.bfloat16) is expected
+    assert feed_forward_for(block, z, torch.bfloat16) is expected, "tried once"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_feed_forward_network_that_fails_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(training, "fused_feed_forward", fail)
+    block, z = fill(Block(16, 2, 4.0, False, "with_bias")), wave([1, 4, 4, 16], 0.3)
+    trial = try_feed_forward(block, CPU, torch.bfloat16)
+    assert trial.failure == "RuntimeError: out of resource: shared memory"
+    assert feed_forward_for(block, z, torch.bfloat16) is plain_feed_forward
+
+
+@pytest.mark.usefixtures("small")
+def test_wide_feed_forward_networks_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "try_feed_forward", lambda *_: pytest.fail("tried"))
+    block, z = fill(Block(136, 1, 1.0, False, "with_bias")), wave([1, 2, 2, 136], 0.3)
+    assert feed_forward_for(block, z, torch.bfloat16) is plain_feed_forward
+
+
 @interpreted
 @pytest.mark.usefixtures("triton", "small")
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
@@ -121,7 +217,8 @@ def test_a_block_trains_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under autocast, its activations computed again: the trial is seen by neither."""
     monkeypatch.setenv(choose.SWITCH, "on")
     monkeypatch.setattr(choose, "_seconds", lambda _: 1.0)
-    block = fill(Block(16, 2, 4.0, False, "with_bias"))
+    torch.manual_seed(1)
+    block = Block(16, 2, 4.0, False, "with_bias")
     install(block, torch.device("cuda"))
     gradients = []
     for way in (fused_norm, plain_norm):
@@ -133,6 +230,6 @@ def test_a_block_trains_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
             y = torch.utils.checkpoint.checkpoint(block, x, wave([1, 16], 0.9), use_reentrant=False)
         (y + 0.5).square().sum().backward()
         gradients.append({"x": x.grad, **{n: p.grad for n, p in block.named_parameters()}})
-    assert fused_norm in training._chosen.values()
+    assert {fused_norm, fused_feed_forward} <= set(training._chosen.values())
     for name, expected in gradients[1].items():
         assert relative(gradients[0][name], expected) < 2 * ALLOWED[torch.bfloat16], name
