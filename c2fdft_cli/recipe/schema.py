@@ -295,7 +295,8 @@ class Train(Section):
         seed: decides all random numbers.
         precision: what matrix products compute in; `auto` is bf16 where it is faster, else
             fp16 on CUDA, else fp32. `--precision` takes precedence.
-        compile: torch.compile; `auto` in long trainings on CUDA alone.
+        compile: torch.compile; `auto` in long trainings on CUDA alone, where the program's own
+            kernels do not run.
         micro_batch: images that go through the network at once; `auto` by the memory there is.
         adam_betas: of AdamW.
         weight_decay: of AdamW.

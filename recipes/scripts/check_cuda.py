@@ -45,7 +45,7 @@ from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, time_grid
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.tools.bench import network_macs, random_batch
-from c2fdft_cli.engine.train.step.memory import step_bytes, weight_bytes
+from c2fdft_cli.engine.train.step.memory import step_bytes, training_kernels, weight_bytes
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.build import make_network
@@ -428,9 +428,10 @@ def _try_kernels(check: Check, width: int, heads: int, dtype: torch.dtype) -> No
         _, trials = choose.try_out(block, device, width)
     for norm in ("with_bias", "bias_free"):
         trained = Block(width, heads, 4.0, False, norm).to(device)
-        found = [try_norm(trained.norm2, device, dtype)]
+        stream = torch.empty(width, device=device, dtype=dtype)
+        found = [try_norm(trained.norm2, stream, dtype)]
         if width <= WIDEST_ON_CHIP:
-            found.append(try_feed_forward(trained, device, dtype))
+            found.append(try_feed_forward(trained, stream, dtype))
         trials += [t._replace(part=f"{norm} {t.part} in training") for t in found]
     for trial in trials:
         name = f"{trial.part}, {width} channels, {heads} heads, {dtype}".replace("torch.", "")
@@ -567,9 +568,10 @@ def memory(check: Check) -> None:
         check.expect(f"bytes of strips of {rows} rows", 0.8 < ratio < 1.2, of_plan=round(ratio, 3))
     stepper = make_stepper(random_network(check.network(), runtime.device), runtime)
     fixed = weight_bytes(sum(p.numel() for p in model.parameters()), runtime.dtype)
+    kernels = training_kernels(check.network(), "off", runtime)
     for patch in (32, 64, 128):
         peak = _allocated_by(lambda p=patch: stepper.try_out(random_batch(8, p, 1000), 8))
-        planned = fixed + 8 * step_bytes(check.network(), Stage(), 1, patch, runtime)
+        planned = fixed + 8 * step_bytes(check.network(), Stage(), 1, patch, runtime, kernels)
         good = 0.7 < peak / planned < 1.4
         check.expect(f"bytes of a step at {patch} px", good, of_plan=round(peak / planned, 3))
     with check.trial("restore goes on in strips when memory runs out"):

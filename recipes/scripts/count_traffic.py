@@ -43,7 +43,6 @@ from torch.nn.utils import clip_grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from c2fdft_cli.core import ssim
-from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.train.step import objective as objective_module
@@ -55,10 +54,10 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution import block_gradients
 from c2fdft_cli.execution import strips as strips_module
 from c2fdft_cli.execution.cuda import products
-from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused import training
 from c2fdft_cli.execution.fused.choose import PLAIN, Passes
+from c2fdft_cli.execution.fused.training import Kernels
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage, Train
 
@@ -250,7 +249,7 @@ def count_step(
         modes.enter_context(mock.patch.object(objective_module, "install", _install_for_cuda))
         modes.enter_context(mock.patch.object(products, "sums_without_copies", return_value=True))
         modes.enter_context(mock.patch.object(FakeTensor, "tolist", lambda x: [0.5] * len(x)))
-        _choose_ways(modes, fused)
+        modes.enter_context(training.assume(_by_kernels(network, fused)))
         # torch takes lists of plain tensors alone together
         modes.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", return_value=True))
         modes.enter_context(mock.patch.object(ssim, "_window_sums", _window_sums))
@@ -269,17 +268,10 @@ def count_step(
     return traffic
 
 
-def _choose_ways(modes: ExitStack, fused: bool) -> None:
-    """Let blocks train by the kernels, or by none, without a trial."""
-    norm = training.fused_norm if fused else training.plain_norm
-    for module in (block_gradients, training):
-        modes.enter_context(mock.patch.object(module, "norm_for", return_value=norm))
-
-    def feed_forward_for(block: Block, z: Tensor, dtype: torch.dtype) -> training.FedForward:
-        narrow = z.shape[-1] <= WIDEST_ON_CHIP
-        return training.fused_feed_forward if fused and narrow else training.plain_feed_forward
-
-    modes.enter_context(mock.patch.object(block_gradients, "feed_forward_for", feed_forward_for))
+def _by_kernels(network: Network, fused: bool) -> Kernels:
+    """What a step trains by the kernels: all or nothing."""
+    parts = (training.NORM, training.FEED_FORWARD) if fused else ()
+    return frozenset((part, network.dim << level) for part in parts for level in range(4))
 
 
 def _install_for_cuda(net: nn.Module, device: torch.device) -> None:

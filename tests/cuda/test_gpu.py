@@ -14,7 +14,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.tools.doctor import examine
-from c2fdft_cli.engine.train.step.memory import step_bytes
+from c2fdft_cli.engine.train.step.memory import step_bytes, training_kernels
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.execution.cuda.cards import AMPERE, WIDEST_ON_CHIP, lay_out_weights
@@ -76,9 +76,11 @@ def test_the_kernels_agree_with_the_plain_passes(
         _, trials = choose.try_out(block, device, width)
     assert [trial.part for trial in trials] == ["gather", "mixing", "apply"]
     trained = Block(width, heads, 4.0, False, "with_bias").to(device)
-    trials.append(try_norm(trained.norm2, device, dtype))
-    if width <= WIDEST_ON_CHIP:
-        trials.append(try_feed_forward(trained, device, dtype))
+    for precision in (torch.float32, dtype):
+        stream = torch.empty(width, device=device, dtype=precision)
+        trials.append(try_norm(trained.norm2, stream, dtype))
+        if width <= WIDEST_ON_CHIP:
+            trials.append(try_feed_forward(trained, stream, dtype))
     for trial in trials:
         assert trial.error is not None, trial.failure
         assert trial.error <= choose.ALLOWED[dtype]
@@ -138,7 +140,8 @@ def test_the_plan_of_a_step(runtime: Runtime) -> None:
     before = start_counting()
     stepper.try_out(batch, 8)
     each = (torch.cuda.max_memory_allocated() - before) / 8
-    planned = step_bytes(Network(blocks=BLOCKS), Stage(), 1, 64, runtime)
+    kernels = training_kernels(Network(blocks=BLOCKS), "off", runtime)
+    planned = step_bytes(Network(blocks=BLOCKS), Stage(), 1, 64, runtime, kernels)
     assert 0.8 * planned < each < 1.6 * planned
 
 

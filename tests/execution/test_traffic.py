@@ -60,6 +60,16 @@ def test_the_plan_foretells_the_peak(counting: ModuleType, rows: int, dtype: tor
     assert strip_bytes(net, 256, 192, 1, dtype, rows) == pytest.approx(live.peak, rel=0.04)
 
 
+def test_a_step_runs_by_the_kernels_wherever_there_is_one(counting: ModuleType) -> None:
+    """Six blocks of at most 128 channels, two wider ones, on the stream that autocast makes."""
+    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    step = counting.count_step(SMALL, 2, 32, torch.bfloat16, Stage(), clip=1.0, fused=True)
+    (forward, _), (backward, _) = step.parts[counting.FORWARD], step.parts[counting.BACKWARD]
+    assert (forward["norm"], forward["feed_forward"]) == (10, 6)
+    names = ("norm_backward", "feed_forward_backward", "feed_forward_weights")
+    assert [backward[name] for name in names] == [10, 6, 6]
+
+
 @pytest.mark.acceptance
 @pytest.mark.parametrize(("stage", "loss"), [(Stage(), 11), (FineStage(recompute="none"), 280)])
 def test_parts_of_a_training_step(counting: ModuleType, stage: Stage, loss: int) -> None:

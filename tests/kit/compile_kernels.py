@@ -78,15 +78,17 @@ def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
     operators._mixing(gram, square, square, temperature, project_out, dtype)
     for for_qkv, for_widen, for_narrow in ((None, None, None), biases):
         bias = None if for_qkv is None else weight
-        operators._norm(z, weight, bias, time, dtype)
-        operators._norm_backward(z, weight, bias is not None, v, z)
+        layers = (weight, bias, time, widen, for_widen, narrow)
+        for stream in (z, v):
+            operators._norm(stream, weight, bias, time, dtype)
+            operators._norm_backward(stream, weight, bias is not None, v, stream)
+            if width <= WIDEST_ON_CHIP:
+                operators._feed_forward(stream, *layers, for_narrow)
+                operators._feed_forward_backward(stream, stream, *layers)
+                operators._feed_forward_weights(stream, stream, *layers)
         operators._depthwise(x, taps, for_qkv, heads, 0, 64)
         if width <= WIDEST_ON_CHIP:
-            layers = (weight, bias, time, widen, for_widen, narrow)
             operators._second_pass(z, v, matrix, bias, *layers, for_narrow)
-            operators._feed_forward(z, *layers, for_narrow)
-            operators._feed_forward_backward(z, z, *layers)
-            operators._feed_forward_weights(z, z, *layers)
 
 
 if __name__ == "__main__":

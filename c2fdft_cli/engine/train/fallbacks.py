@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -13,7 +13,12 @@ from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.engine.train.batches import patch_cycle, rank_share
 from c2fdft_cli.engine.train.options import TrainOptions
-from c2fdft_cli.engine.train.step.memory import choose_micro_batch, step_bytes, weight_bytes
+from c2fdft_cli.engine.train.step.memory import (
+    choose_micro_batch,
+    step_bytes,
+    training_kernels,
+    weight_bytes,
+)
 from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.execution.compiling import (
@@ -24,6 +29,7 @@ from c2fdft_cli.execution.compiling import (
     uncompiled,
 )
 from c2fdft_cli.execution.distributed import all_reduce_min
+from c2fdft_cli.execution.fused.training import Kernels
 from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
 from c2fdft_cli.recipe.schema import FineStage
 
@@ -55,8 +61,8 @@ class Fallbacks:
     def compile(self) -> None:
         """Compile the network as the recipe's `train.compile` says."""
         setting = self._options.recipe.train.compile
-        if setting == "auto" and self._pixels() < MUCH_WORK:
-            setting = "off"
+        if setting == "auto" and (self._kernels or self._pixels() < MUCH_WORK):
+            setting = "off"  # fused by hand, it moves fewer bytes than compiled
         notice = compile_in_place(self._stepper.net, setting, self._runtime)
         if notice:
             self._notify(notice)
@@ -78,7 +84,13 @@ class Fallbacks:
         """Estimated bytes of activations of a step, for each image of a micro-batch."""
         options = self._options
         calls = len(options.grid)
-        return step_bytes(options.recipe.network, options.section, calls, patch, self._runtime)
+        network, section = options.recipe.network, options.section
+        return step_bytes(network, section, calls, patch, self._runtime, self._kernels)
+
+    @cached_property
+    def _kernels(self) -> Kernels:
+        recipe = self._options.recipe
+        return training_kernels(recipe.network, recipe.train.compile, self._runtime)
 
     def fit(self, batch: Batch) -> None:
         """Choose the micro-batch of this patch size, once; all processes take the smallest.

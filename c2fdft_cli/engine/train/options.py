@@ -49,5 +49,6 @@ class TrainOptions:
         if self.stage == "coarse":
             return self.recipe.coarse
         fine, network = self.recipe.fine, self.recipe.network
-        way = choose_recompute(network, fine, len(self.grid), self.runtime)
+        compiling = self.recipe.train.compile
+        way = choose_recompute(network, fine, len(self.grid), compiling, self.runtime)
         return replace(fine, recompute=way)

@@ -54,9 +54,9 @@ def norm_backward_kernel(
 ):  # fmt: skip
     """From the gradient of `norm(z) + time` to that of z, added to the one that passed the norm by.
 
-    A program has `share` pixels of an image. z, passed, dz: `[n, pixels, C]` float32, dz written;
-    dy: `[n, pixels, C]`; sums: `[n, programs, 2, C]` float32, written: the gradient of the weight,
-    and that of bias and time.
+    A program has `share` pixels of an image. z, passed, dz: `[n, pixels, C]` in one precision, dz
+    written; dy: `[n, pixels, C]`; sums: `[n, programs, 2, C]` float32, written: the gradient of the
+    weight, and that of bias and time.
     """
     piece, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first_value = image * pixels * C
@@ -75,7 +75,7 @@ def norm_backward_kernel(
         dweight += tl.sum(of_weight, 0)
         total += tl.sum(d, 0)
         dx += floats(passed + begin + place, inside)
-        tl.store(dz + begin + place, dx, mask=inside)
+        tl.store(dz + begin + place, dx.to(dz.dtype.element_ty), mask=inside)
     out = sums + (image * tl.num_programs(0) + piece) * (2 * C)
     tl.store(out + columns, dweight, mask=in_c)
     tl.store(out + C + columns, total, mask=in_c)
@@ -89,9 +89,10 @@ def feed_forward_backward_kernel(
 ):  # fmt: skip
     """From the gradient d of `z + narrow(GELU(widen(norm(z) + time)))` to that of z.
 
-    A program has `share` pixels of an image. z, d, dz: `[n, pixels, C]` float32, dz written; widen:
-    `[HIDDEN, C]` and narrow: `[C, HIDDEN]` in half precision. sums: `[n, programs, 3, C]` float32,
-    written: the gradients of the norm's weight, of its bias and time, of narrow's bias.
+    A program has `share` pixels of an image. z, d, dz: `[n, pixels, C]` in one precision, dz
+    written; widen: `[HIDDEN, C]` and narrow: `[C, HIDDEN]` in half precision. sums:
+    `[n, programs, 3, C]` float32, written: the gradients of the norm's weight, of its bias and
+    time, of narrow's bias.
     """
     piece, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first_value = image * pixels * C
@@ -125,7 +126,7 @@ def feed_forward_backward_kernel(
         dbias += tl.sum(dy, 0)
         dx, of_weight = _through_norm(x, dy, weight, inside, columns, C, EPS, bias is not None)
         dweight += tl.sum(of_weight, 0)
-        tl.store(dz + begin + place, dx + passed, mask=inside)
+        tl.store(dz + begin + place, (dx + passed).to(dz.dtype.element_ty), mask=inside)
     out = sums + (image * tl.num_programs(0) + piece) * (3 * C)
     tl.store(out + columns, dweight, mask=in_c)
     tl.store(out + C + columns, dbias, mask=in_c)

@@ -71,7 +71,7 @@ def norm_kernel(
     columns = tl.arange(0, PADDED)
     inside = (pixel < pixels - first)[:, None] & (columns < C)[None, :]
     place = pixel[:, None] * C + columns[None, :]
-    x = tl.load(z + place, mask=inside, other=0.0)
+    x = floats(z + place, inside)
     now = tl.load(time + image * time_stride + columns, mask=columns < C, other=0.0)
     out = normed(x, weight, bias, now[None, :], columns, C, EPS)
     tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
@@ -203,7 +203,7 @@ def second_pass_kernel(
 ):  # fmt: skip
     """`x = z + mixing v`, then `out = x + narrow(GELU(widen(norm(x) + time)))`, M pixels a program.
 
-    z, out: `[n, pixels, C]` float32, also the same one.
+    z, out: `[n, pixels, C]` in one precision, also the same one.
     v: `[n, pixels, C]` with strides of its own, or None for the feed-forward network alone.
     mixing: `[n, C, C]`, widen: `[HIDDEN, C]`, narrow: `[C, HIDDEN]`, all in one half precision.
     """
@@ -216,7 +216,7 @@ def second_pass_kernel(
     in_c = columns < C
     inside = (pixel < pixels - first_pixel)[:, None] & in_c[None, :]
     place = pixel[:, None] * C + columns[None, :]
-    x = tl.load(z + place, mask=inside, other=0.0)
+    x = floats(z + place, inside)
     if v is not None:
         v += image * v_image + first_pixel.to(tl.int64) * v_pixel
         v_place = pixel[:, None] * v_pixel + columns[None, :]
@@ -240,4 +240,4 @@ def second_pass_kernel(
         x = tl.dot(hidden.to(half), u, x, input_precision=PRECISION)
     if narrow_bias is not None:
         x += floats(narrow_bias + columns, in_c)[None, :]
-    tl.store(out + place, x, mask=inside)
+    tl.store(out + place, x.to(out.dtype.element_ty), mask=inside)

@@ -55,7 +55,8 @@ def _norm_backward(
 
 
 def _stream_gradients(z: Tensor, pieces: int, kinds: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(z), z.new_empty((len(z), pieces, kinds, z.shape[-1]))
+    sums = (len(z), pieces, kinds, z.shape[-1])
+    return torch.empty_like(z), z.new_empty(sums, dtype=torch.float32)
 
 
 def _depthwise(
@@ -199,8 +200,11 @@ def _feed_forward_weights(
 
 
 def _weight_sums(z: Tensor, hidden: int, pieces: int) -> tuple[Tensor, Tensor, Tensor]:
-    dwiden, dnarrow = (z.new_empty((pieces, hidden, z.shape[-1])) for _ in range(2))
-    return dwiden, dnarrow, z.new_empty((pieces, hidden))
+    shape = (pieces, hidden, z.shape[-1])
+    dwiden, dnarrow, dbias = (
+        z.new_empty(s, dtype=torch.float32) for s in (shape, shape, (pieces, hidden))
+    )
+    return dwiden, dnarrow, dbias
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -33,9 +35,14 @@ Normed = Callable[[PixelNorm, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor
 FedForward = Callable[[Block, Tensor, Tensor, torch.dtype], Tensor]
 """From a block, the stream, the time and a precision to `z + DFN(norm2(z) + time)`."""
 
+Kernels = frozenset[tuple[str, int]]
+"""What runs by the kernels: the names of parts, each with its width."""
+NORM, FEED_FORWARD = "norm", "feed-forward"
+
 _Way = TypeVar("_Way", Normed, FedForward)
 
 _chosen: dict[tuple[object, ...], Any] = {}
+_assumed: ContextVar[Kernels | None] = ContextVar("assumed", default=None)
 _log = logging.getLogger(__name__)
 
 
@@ -66,8 +73,8 @@ def norm_for(layer: PixelNorm, z: Tensor, dtype: torch.dtype) -> Normed:
     Raises:
         UsageError: the environment variable `C2FDFT_KERNELS` has another value.
     """
-    key = ("norm", z.device, dtype, z.shape[-1], layer.body.bias is None)
-    return _choose(key, z, dtype, fused_norm, plain_norm, lambda: try_norm(layer, z.device, dtype))
+    key = (NORM, z.device, z.dtype, dtype, z.shape[-1], layer.body.bias is None)
+    return _choose(key, z, dtype, fused_norm, plain_norm, lambda: try_norm(layer, z, dtype))
 
 
 def plain_feed_forward(block: Block, z: Tensor, time: Tensor, dtype: torch.dtype) -> Tensor:
@@ -92,12 +99,38 @@ def feed_forward_for(block: Block, z: Tensor, dtype: torch.dtype) -> FedForward:
     if z.shape[-1] > WIDEST_ON_CHIP:
         return plain_feed_forward
     widen, biased = block.ffn.project_in, block.norm2.body.bias is not None
-    key = ("feed-forward", z.device, dtype, z.shape[-1], widen.out_channels, biased,
+    key = (FEED_FORWARD, z.device, z.dtype, dtype, z.shape[-1], widen.out_channels, biased,
            widen.bias is not None)  # fmt: skip
     return _choose(
         key, z, dtype, fused_feed_forward, plain_feed_forward,
-        lambda: try_feed_forward(block, z.device, dtype),
+        lambda: try_feed_forward(block, z, dtype),
     )  # fmt: skip
+
+
+def chosen_for(blocks: Iterable[Block], device: torch.device, dtype: torch.dtype) -> Kernels:
+    """What trains by the kernels in blocks on a device, by trials where there was none yet."""
+    found: set[tuple[str, int]] = set()
+    for block in blocks:
+        width = block.norm1.body.weight.numel()
+        z = torch.zeros(1, 1, 1, width, device=device, dtype=dtype)
+        if norm_for(block.norm1, z, dtype) is fused_norm:
+            found.add((NORM, width))
+        if feed_forward_for(block, z, dtype) is fused_feed_forward:
+            found.add((FEED_FORWARD, width))
+    return frozenset(found)
+
+
+@contextmanager
+def assume(kernels: Kernels) -> Iterator[None]:
+    """Within it these run by the kernels and nothing else does, whatever the device; no trials.
+
+    To count on tensors without contents what another device would do.
+    """
+    token = _assumed.set(kernels)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
 
 
 def _choose(
@@ -109,8 +142,12 @@ def _choose(
     run: Callable[[], Trial],
 ) -> _Way:
     """One of two ways by a trial, whose result is kept under the key."""
-    if z.dtype != torch.float32 or not z.is_contiguous():
+    # In a network under autocast the stream is what convolutions made of it: in half precision.
+    if z.dtype not in (torch.float32, dtype) or not z.is_contiguous():
         return plain
+    assumed = _assumed.get()
+    if assumed is not None:
+        return fused if (key[0], z.shape[-1]) in assumed else plain
     switch = os.environ.get(SWITCH)
     key = (*key, switch)
     # looked up first: each block asks in each step, and whether there is Triton takes a while
@@ -132,45 +169,57 @@ def _try_where(z: Tensor, run: Callable[[], Trial]) -> Trial:
         return run()
 
 
-def try_norm(layer: PixelNorm, device: torch.device, dtype: torch.dtype) -> Trial:
-    """Compare and time the kernels, there and back, on random pixels of two images."""
-    z, passed, dy, time = _tried(layer.body.weight.numel(), device)
+def try_norm(layer: PixelNorm, stream: Tensor, dtype: torch.dtype) -> Trial:
+    """Compare and time the kernels, there and back, on random pixels of two images.
+
+    Args:
+        layer: the norm.
+        stream: whose width, precision and device are tried.
+        dtype: the precision that follows.
+    """
+    z, passed, dy, time = _tried(stream)
     dy = dy.to(dtype)
 
     def there_and_back(way: Callable[..., Any]) -> list[Tensor]:
-        y, handed_on = way(layer, z, time, dtype)
+        with torch.autocast(z.device.type, dtype):
+            y, handed_on = way(layer, z, time, dtype)
         # The plain way is timed with the cast that follows it under autocast, which the kernel
         # includes.
         y = y.to(dtype)
         of = [z, time, *layer.parameters()]
         return [y.detach(), *torch.autograd.grad([y, handed_on], of, [dy, passed])]
 
-    return try_part("norm", there_and_back, fused_norm, plain_norm, dtype)
+    return try_part(NORM, there_and_back, fused_norm, plain_norm, dtype)
 
 
-def try_feed_forward(block: Block, device: torch.device, dtype: torch.dtype) -> Trial:
-    """As `try_norm`; what is added to the stream is compared, and its part of the gradient."""
-    z, d, _, time = _tried(block.norm2.body.weight.numel(), device)
+def try_feed_forward(block: Block, stream: Tensor, dtype: torch.dtype) -> Trial:
+    """As `try_norm`, of the feed-forward network of a block."""
+    z, d, _, time = _tried(stream)
 
     def there_and_back(way: Callable[..., Any]) -> list[Tensor]:
-        with torch.autocast(device.type, dtype):
+        with torch.autocast(z.device.type, dtype):
             out = way(block, z, time, dtype)
         of = [z, time, *block.norm2.parameters(), *block.ffn.parameters()]
         dz, *rest = torch.autograd.grad([out], of, [d])
         # beside the stream and its gradient an error would look like rounding
         return [out.detach() - z.detach(), dz - d, *rest]
 
-    return try_part("feed-forward", there_and_back, fused_feed_forward, plain_feed_forward, dtype)
+    ways = fused_feed_forward, plain_feed_forward
+    return try_part(FEED_FORWARD, there_and_back, *ways, dtype)
 
 
-def _tried(width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _tried(stream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A stream of two images that wants a gradient, two more of its shape, and a time."""
+    width, device = stream.shape[-1], stream.device
     source = torch.Generator(device).manual_seed(0)
     rows = choose.TRIED_ROWS
     shape = (2, rows, max(1, choose.TRIED_VALUES // rows // width), width)
     z, a, b, time = (
         torch.randn(s, device=device, generator=source) for s in (shape, shape, shape, (2, width))
     )
+    # A small stream, which the norm makes large: in half precision the rounding of the sum with a
+    # large one would hide what was added to it.
+    z, a, b = (x.to(stream.dtype) for x in (z / 16, a, b))
     return z.requires_grad_(), a, b, time.requires_grad_()
 
 
@@ -219,16 +268,19 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:
         from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
 
+        # Weights as they are, and cast again on the way back: kept for each call, as an activation
+        # would be, they would take the memory of one.
+        ctx.save_for_backward(z, weight, bias, time, widen, widen_bias, narrow)
+        ctx.dtype = dtype
         layers = (weight, bias, time, widen.to(dtype), widen_bias, narrow.to(dtype))
-        ctx.save_for_backward(z, *layers)
         out: Tensor = torch.ops.c2fdft.feed_forward(z, *layers, narrow_bias)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-        z, *layers = ctx.saved_tensors
-        _, bias, time, _, widen_bias, _ = layers
+        z, weight, bias, time, widen, widen_bias, narrow = ctx.saved_tensors
+        layers = (weight, bias, time, widen.to(ctx.dtype), widen_bias, narrow.to(ctx.dtype))
         d = d.contiguous()
         dz, sums = torch.ops.c2fdft.feed_forward_backward(z, d, *layers)
         dwiden, dnarrow, dwiden_bias = torch.ops.c2fdft.feed_forward_weights(z, d, *layers)

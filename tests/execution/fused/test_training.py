@@ -14,6 +14,9 @@ from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.fused import choose, training
 from c2fdft_cli.execution.fused.training import (
+    FEED_FORWARD,
+    assume,
+    chosen_for,
     feed_forward_for,
     fused_feed_forward,
     fused_norm,
@@ -49,16 +52,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results(
-    way: Any, layer: PixelNorm, shape: tuple[int, ...], times: int, dtype: torch.dtype
+    way: Any, layer: PixelNorm, z: Tensor, times: int, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Result and gradients, by name, where the stream goes on beside the norm."""
-    z, time = wave([*shape], 0.37).requires_grad_(), wave([times, shape[-1]], 0.9).requires_grad_()
+    z, time = z.detach().requires_grad_(), wave([times, z.shape[-1]], 0.9).requires_grad_()
     layer.zero_grad(set_to_none=True)
-    y, handed_on = way(layer, z + 0.25, time, dtype)
+    y, handed_on = way(layer, z, time, dtype)
+    assert handed_on.dtype == z.dtype
     loss = (y.float() + 0.5).square().sum()
-    loss = loss + (handed_on * wave([*shape], 0.53)).sum()
+    loss = loss + (handed_on * wave([*z.shape], 0.53)).sum()
     loss.backward()
-    found = {"y": y.detach().float(), "z": z.grad, "time": time.grad}
+    found = {"y": y.detach().float(), "z": z.grad.float(), "time": time.grad}
     return {**found, **{name: p.grad for name, p in layer.named_parameters()}}
 
 
@@ -66,15 +70,16 @@ def results(
 @pytest.mark.usefixtures("triton")
 @pytest.mark.parametrize("dtype", ALLOWED)
 @pytest.mark.parametrize("norm", ["with_bias", "bias_free"])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("times", "half_stream"), [(1, False), (2, True)])
 @pytest.mark.parametrize("shape", [(2, 1, 1, 24), (2, 5, 7, 20), (2, 19, 31, 48), (2, 3, 3, 384)])
 def test_gradients_are_autograds(
-    shape: tuple[int, ...], times: int, norm: str, dtype: torch.dtype
+    shape: tuple[int, ...], times: int, half_stream: bool, norm: str, dtype: torch.dtype
 ) -> None:
     """One pixel, pixels that are no full block, several programs, the widest; odd widths."""
     layer = fill(PixelNorm(shape[-1], norm))
-    found = results(fused_norm, layer, shape, times, dtype)
-    want = results(plain_norm, layer, shape, times, torch.float32)
+    z = (wave([*shape], 0.37) + 0.25).to(dtype if half_stream else torch.float32)
+    found = results(fused_norm, layer, z, times, dtype)
+    want = results(plain_norm, layer, z.float(), times, torch.float32)
     assert found.keys() == want.keys()
     for name, expected in want.items():
         assert found[name].shape == expected.shape
@@ -82,14 +87,15 @@ def test_gradients_are_autograds(
 
 
 def results_of_block(
-    way: Any, block: Block, shape: tuple[int, ...], times: int, dtype: torch.dtype
+    way: Any, block: Block, z: Tensor, times: int, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """What the feed-forward network adds, and its gradients by name."""
-    # random ones: sums over many waves are so much smaller than their terms that rounding shows
-    source = torch.Generator().manual_seed(0)
-    z, d, time = (torch.randn(s, generator=source) for s in (shape, shape, (times, shape[-1])))
+    source = torch.Generator().manual_seed(1)
+    d, time = (torch.randn(s, generator=source) for s in (z.shape, (times, z.shape[-1])))
     block.zero_grad(set_to_none=True)
     out = way(block, z.requires_grad_(), time.requires_grad_(), dtype)
+    assert out.dtype == z.dtype
+    d = d.to(z.dtype)
     out.backward(d)
     # beside the stream itself, and its gradient, an error would look like rounding
     found = {"out": (out - z).detach(), "z": z.grad - d, "time": time.grad}
@@ -97,25 +103,38 @@ def results_of_block(
     return found | {f"{k}.{n}": p.grad for k, m in layers for n, p in m.named_parameters()}
 
 
+def small_stream(shape: tuple[int, ...]) -> Tensor:
+    """Small beside what is added to it; random: sums over waves are all rounding."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)) / 16
+
+
 @interpreted
 @pytest.mark.usefixtures("triton")
 @pytest.mark.parametrize("dtype", ALLOWED)
 @pytest.mark.parametrize(
-    ("norm", "bias", "factor", "times"), [("with_bias", True, 2.6, 1), ("bias_free", False, 4.0, 2)]
+    ("norm", "bias", "factor", "times", "half_stream"),
+    [("with_bias", True, 2.6, 1, True), ("bias_free", False, 4.0, 2, False)],
 )
 @pytest.mark.parametrize("shape", [(2, 1, 1, 24), (2, 5, 7, 20), (2, 17, 18, 48), (2, 9, 9, 128)])
 def test_feed_forward_networks_gradients_are_autograds(
-    shape: tuple[int, ...], norm: str, bias: bool, factor: float, times: int, dtype: torch.dtype
+    shape: tuple[int, ...],
+    norm: str,
+    bias: bool,
+    factor: float,
+    times: int,
+    half_stream: bool,
+    dtype: torch.dtype,
 ) -> None:
     """One pixel, parts of tiles, hidden layers that are no full tile; odd widths, the widest."""
     torch.manual_seed(1)
     block = Block(shape[-1], 1, factor, bias, norm)
-    found = results_of_block(fused_feed_forward, block, shape, times, dtype)
-    want = results_of_block(plain_feed_forward, block, shape, times, torch.float32)
+    z = small_stream(shape).to(dtype if half_stream else torch.float32)
+    want = results_of_block(plain_feed_forward, block, z.float(), times, torch.float32)
+    found = results_of_block(fused_feed_forward, block, z.detach(), times, dtype)
     assert found.keys() == want.keys()
     for name, expected in want.items():
         assert found[name].shape == expected.shape
-        assert relative(found[name], expected) < ALLOWED[dtype], name
+        assert relative(found[name].float(), expected) < ALLOWED[dtype], name
 
 
 @interpreted
@@ -126,9 +145,9 @@ def test_sums_of_weights_are_of_all_programs(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(operators, "_PROGRAMS", 8)
     torch.manual_seed(1)
-    block, shape = Block(16, 1, 4.0, False, "with_bias"), (3, 21, 23, 16)
-    found = results_of_block(fused_feed_forward, block, shape, 1, torch.float32)
-    want = results_of_block(plain_feed_forward, block, shape, 1, torch.float32)
+    block, z = Block(16, 1, 4.0, False, "with_bias"), small_stream((3, 21, 23, 16))
+    found = results_of_block(fused_feed_forward, block, z, 1, torch.float32)
+    want = results_of_block(plain_feed_forward, block, z.detach(), 1, torch.float32)
     for name, expected in want.items():
         assert relative(found[name], expected) < ALLOWED[torch.float32], name
 
@@ -156,7 +175,7 @@ def test_a_feed_forward_network_that_fails_is_plain(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(training, "fused_feed_forward", fail)
     block, z = fill(Block(16, 2, 4.0, False, "with_bias")), wave([1, 4, 4, 16], 0.3)
-    trial = try_feed_forward(block, CPU, torch.bfloat16)
+    trial = try_feed_forward(block, z, torch.bfloat16)
     assert trial.failure == "RuntimeError: out of resource: shared memory"
     assert feed_forward_for(block, z, torch.bfloat16) is plain_feed_forward
 
@@ -189,26 +208,45 @@ def test_what_fails_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(training, "fused_norm", fail)
     layer, z = fill(PixelNorm(16, "with_bias")), wave([1, 4, 4, 16], 0.3)
-    assert (
-        try_norm(layer, CPU, torch.bfloat16).failure == "RuntimeError: out of resource: registers"
-    )
+    assert try_norm(layer, z, torch.bfloat16).failure == "RuntimeError: out of resource: registers"
     assert norm_for(layer, z, torch.bfloat16) is plain_norm
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("case", ["float32", "a stream of half precision", "not dense", "switch"])
+@pytest.mark.parametrize(
+    "case", ["float32", "a stream of another precision", "not dense", "switch"]
+)
 def test_what_it_is_not_for_is_not_tried(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     monkeypatch.setattr(training, "try_norm", lambda *_: pytest.fail("tried"))
     layer, z, dtype = fill(PixelNorm(16, "with_bias")), wave([2, 4, 4, 16], 0.3), torch.bfloat16
     if case == "float32":
         dtype = torch.float32
-    elif case == "a stream of half precision":
-        z = z.bfloat16()
+    elif case == "a stream of another precision":
+        z = z.half()
     elif case == "not dense":
         z = z.transpose(1, 2)
     else:
         monkeypatch.setenv(choose.SWITCH, "off")
     assert norm_for(layer, z, dtype) is plain_norm
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_chosen_is_told_by_part_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = choose.Trial("any", 0.0, 1.0, 2.0)
+    monkeypatch.setattr(training, "try_norm", lambda *_: fast._replace(seconds=3.0))
+    monkeypatch.setattr(training, "try_feed_forward", lambda *_: fast)
+    blocks = (Block(width, 1, 1.0, False, "with_bias") for width in (16, 128, 136))
+    found = chosen_for(blocks, CPU, torch.bfloat16)
+    assert found == {(FEED_FORWARD, 16), (FEED_FORWARD, 128)}
+
+
+def test_what_is_assumed_needs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_try_where", lambda *_: pytest.fail("tried"))
+    block, z = Block(16, 1, 4.0, False, "with_bias"), wave([1, 2, 2, 16], 0.3)
+    with assume(frozenset({(FEED_FORWARD, 16)})):
+        assert norm_for(block.norm1, z, torch.bfloat16) is plain_norm
+        assert feed_forward_for(block, z, torch.bfloat16) is fused_feed_forward
+    assert feed_forward_for(block, z, torch.bfloat16) is plain_feed_forward, "a CPU has none"
 
 
 @interpreted

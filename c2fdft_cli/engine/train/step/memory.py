@@ -18,9 +18,12 @@ from c2fdft_cli.core.block import Block
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.fused.training import Kernels, assume, chosen_for
 from c2fdft_cli.execution.memory import free_bytes
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
-from c2fdft_cli.vocabulary import Norm, RecomputeSetting
+from c2fdft_cli.vocabulary import Compile, Norm, RecomputeSetting
+
+NO_KERNELS: Kernels = frozenset()
 
 OUTSIDE, INPUTS = "outside", "inputs"
 """What is kept outside of the levels, and what goes into them."""
@@ -41,6 +44,7 @@ def saved_bytes(
     recompute_levels: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    kernels: Kernels = NO_KERNELS,
 ) -> int:
     """Bytes that one network call on one patch keeps for the backward pass, weights left out.
 
@@ -53,11 +57,12 @@ def saved_bytes(
         recompute_levels: whether levels are computed again.
         dtype: what autocast computes in; float32 for none.
         device: its type; all but a CPU keep the layer norms under autocast in float32.
+        kernels: what runs by kernels that keep less, see `training_kernels`.
     """
     # the decoder mirrors the encoder: as many blocks a level, the latent level once
     depths = dict(zip(_LEVELS, (*network.blocks, *network.blocks[2::-1]), strict=True))
     shape = (network.dim, tuple(network.heads), network.ffn_factor)
-    rest = (network.bias, network.norm, network.dual_pixel, patch, dtype, device)
+    rest = (network.bias, network.norm, network.dual_pixel, patch, dtype, device, kernels)
     kept = dict(_saved_bytes(*shape, *rest))
     outside, inputs = kept.pop(OUTSIDE), kept.pop(INPUTS)
     levels = [depths[level] * each for level, each in kept.items()]
@@ -75,12 +80,14 @@ def _saved_bytes(
     patch: int,
     dtype: torch.dtype,
     device: str,
+    kernels: Kernels,
 ) -> tuple[tuple[str, int], ...]:
     """Bytes kept by a block of each level, outside of them, and of the levels' inputs."""
     # all blocks of a level keep the same, so one is counted and multiplied
     network = Network(dim, [1, 1, 1, 1], list(heads), ffn_factor, bias, norm, dual_pixel)
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
+        modes.enter_context(assume(kernels))
         net = make_network(network)
         if device == "cuda":  # on a CPU its own kernels run, which keep no more than the core does
             install(net, torch.device(device))
@@ -155,7 +162,25 @@ def _of_weight(tensor: Tensor) -> bool:
     return hasattr(made_by, "variable")
 
 
-def step_bytes(network: Network, stage: Stage, calls: int, patch: int, runtime: Runtime) -> int:
+def training_kernels(network: Network, compiling: Compile, runtime: Runtime) -> Kernels:
+    """What of a network trains by the Triton kernels: tried at once, where it was not yet.
+
+    Args:
+        network: what is trained.
+        compiling: `train.compile`; compiled blocks run without them, and `auto` compiles none that
+            run by them.
+        runtime: device and arithmetic.
+    """
+    if compiling == "on" or runtime.device.type != "cuda" or runtime.dtype != torch.bfloat16:
+        return NO_KERNELS
+    shape = (network.ffn_factor, network.bias, network.norm)
+    blocks = (Block(network.dim << level, 1, *shape).to(runtime.device) for level in range(4))
+    return chosen_for(blocks, runtime.device, runtime.dtype)
+
+
+def step_bytes(
+    network: Network, stage: Stage, calls: int, patch: int, runtime: Runtime, kernels: Kernels
+) -> int:
     """Bytes for activations of a training step, for each image of the micro-batch.
 
     Args:
@@ -165,15 +190,16 @@ def step_bytes(network: Network, stage: Stage, calls: int, patch: int, runtime: 
         calls: network calls of the sampler (fine stage).
         patch: side of the patches.
         runtime: device and arithmetic.
+        kernels: see `training_kernels`.
     """
     recompute = stage.recompute if isinstance(stage, FineStage) else "call"
     held = calls if recompute == "none" else 1
     dtype, device = runtime.dtype, runtime.device.type
-    return saved_bytes(network, patch, recompute == "level", dtype, device) * held
+    return saved_bytes(network, patch, recompute == "level", dtype, device, kernels) * held
 
 
 def choose_recompute(
-    network: Network, stage: FineStage, calls: int, runtime: Runtime
+    network: Network, stage: FineStage, calls: int, compiling: Compile, runtime: Runtime
 ) -> RecomputeSetting:
     """What the stage computes again: as asked, else on CUDA the least that fits its batches.
 
@@ -181,18 +207,20 @@ def choose_recompute(
         network: what is trained.
         stage: the fine stage.
         calls: network calls of the sampler.
+        compiling: `train.compile`.
         runtime: device and arithmetic.
     """
     if stage.recompute != "auto":
         return stage.recompute
     if runtime.device.type != "cuda":
         return "call"
+    kernels = training_kernels(network, compiling, runtime)
     usable = int(free_bytes(runtime) * MARGIN)
 
     def fits(way: RecomputeSetting, whole: bool) -> bool:
         asked = replace(stage, recompute=way)
         return all(
-            step_bytes(network, asked, calls, patch, runtime)
+            step_bytes(network, asked, calls, patch, runtime, kernels)
             * (-(-batch // runtime.world) if whole else 1)
             <= usable
             for patch, batch in zip(stage.patches, stage.batches, strict=True)

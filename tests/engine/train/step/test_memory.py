@@ -12,15 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.engine.train.step import memory
 from c2fdft_cli.engine.train.step.memory import (
+    NO_KERNELS,
     choose_micro_batch,
     choose_recompute,
     saved_bytes,
     step_bytes,
+    training_kernels,
     weight_bytes,
 )
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.fused.training import FEED_FORWARD, NORM, assume
 from c2fdft_cli.execution.memory import available_memory
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
 
@@ -38,14 +41,14 @@ def test_official_network_without_allocating_it():
 
 
 def test_recomputing_holds_one_call():
-    one = step_bytes(SMALL, Stage(), 1, 32, CPU)
-    assert step_bytes(SMALL, FineStage(recompute="call"), 8, 32, CPU) == one
-    assert step_bytes(SMALL, FineStage(recompute="none"), 8, 32, CPU) == 8 * one
+    one = step_bytes(SMALL, Stage(), 1, 32, CPU, NO_KERNELS)
+    assert step_bytes(SMALL, FineStage(recompute="call"), 8, 32, CPU, NO_KERNELS) == one
+    assert step_bytes(SMALL, FineStage(recompute="none"), 8, 32, CPU, NO_KERNELS) == 8 * one
 
 
 def test_recomputing_levels_holds_the_largest_level():
-    one = step_bytes(SMALL, Stage(), 1, 32, CPU)
-    by_level = step_bytes(SMALL, FineStage(recompute="level"), 8, 32, CPU)
+    one = step_bytes(SMALL, Stage(), 1, 32, CPU, NO_KERNELS)
+    by_level = step_bytes(SMALL, FineStage(recompute="level"), 8, 32, CPU, NO_KERNELS)
     assert 0.2 * one < by_level < 0.7 * one
     # of the official network, the last level holds about a third
     assert 0.3 < saved_bytes(Network(), 64, True) / saved_bytes(Network(), 64) < 0.45
@@ -76,21 +79,58 @@ def test_gradients_and_cast_weights():
 DEEP = Network(dim=16, blocks=[2, 1, 1, 3], heads=[1, 2, 2, 4])
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("device", "fused"), [("cpu", False), ("cuda", False), ("cuda", True)])
 @pytest.mark.parametrize(
     ("network", "patch"), [(DEEP, 48), pytest.param(Network(), 64, marks=pytest.mark.acceptance)]
 )
-def test_half_precision_keeps_what_was_counted(network, patch, device):
+def test_half_precision_keeps_what_was_counted(network, patch, device, fused):
     """Against the bytes alive after a forward pass under autocast: of a second image, of the first.
 
     CUDA's autocast differs in its float32 layer norms, which a CPU can take as well, and so it can
     the derivatives written out for CUDA. The tensors have no contents.
     """
-    first, second = (held_after_forward(network, count, patch, device) for count in (1, 2))
-    counted = saved_bytes(network, patch, False, torch.bfloat16, device)
+    kernels = all_kernels(network) if fused else NO_KERNELS
+    with assume(kernels):
+        first, second = (held_after_forward(network, count, patch, device) for count in (1, 2))
+    counted = saved_bytes(network, patch, False, torch.bfloat16, device, kernels)
     assert counted == pytest.approx(second - first, rel=0.05)
     cast = weight_bytes(sum(p.numel() for p in make_network(network).parameters()), torch.bfloat16)
     assert first <= 1.05 * counted + cast
+
+
+def all_kernels(network):
+    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    return frozenset((p, network.dim << n) for p in (NORM, FEED_FORWARD) for n in range(4))
+
+
+def test_the_kernels_keep_less():
+    """Of the official network: neither the hidden layers nor float32 norms."""
+    plain, fused = (
+        saved_bytes(Network(), 64, False, torch.bfloat16, "cuda", kernels)
+        for kernels in (NO_KERNELS, all_kernels(Network()))
+    )
+    assert fused < 0.6 * plain
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "compiling", "widths"),
+    [
+        ("cuda", torch.bfloat16, "auto", [8, 16, 32, 64]),
+        ("cuda", torch.bfloat16, "off", [8, 16, 32, 64]),
+        ("cuda", torch.bfloat16, "on", []),
+        ("cuda", torch.float16, "auto", []),
+        ("cuda", torch.float32, "auto", []),
+        ("cpu", torch.bfloat16, "auto", []),
+    ],
+)
+def test_what_trains_by_the_kernels(monkeypatch, device, dtype, compiling, widths):
+    def chosen(blocks, *_):
+        return frozenset((NORM, block.norm1.body.weight.numel()) for block in blocks)
+
+    monkeypatch.setattr(memory, "chosen_for", chosen)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, _: module)
+    runtime = Runtime(torch.device(device), dtype)
+    assert training_kernels(SMALL, compiling, runtime) == {(NORM, width) for width in widths}
 
 
 def held_after_forward(network, count, patch, device):
@@ -120,6 +160,6 @@ def test_what_is_computed_again(monkeypatch, device, gib, way):
     monkeypatch.setattr(memory, "free_bytes", lambda _: gib << 30)
     runtime = Runtime(torch.device(device))
     stage = FineStage(recompute="auto")
-    assert choose_recompute(Network(), stage, 4, runtime) == way
+    assert choose_recompute(Network(), stage, 4, "auto", runtime) == way
     asked = replace(stage, recompute="level")
-    assert choose_recompute(Network(), asked, 4, runtime) == "level"
+    assert choose_recompute(Network(), asked, 4, "auto", runtime) == "level"
