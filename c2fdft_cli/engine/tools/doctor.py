@@ -17,6 +17,7 @@ from c2fdft_cli.errors import unloadable_library
 from c2fdft_cli.execution.compiling import missing_compiler
 from c2fdft_cli.execution.cuda.cards import architecture_names, is_served
 from c2fdft_cli.execution.device import Runtime, cpu_bf16_speed, cpu_has_fast_bf16, make_runtime
+from c2fdft_cli.execution.fused.choose import OLDEST_TRITON, has_triton
 from c2fdft_cli.execution.memory import available_memory
 from c2fdft_cli.execution.native.library import kernels_or_reason
 from c2fdft_cli.vocabulary import many
@@ -137,6 +138,9 @@ def _triton(runtime: Runtime) -> Finding:
     if importlib.util.find_spec("triton") is None:
         return Finding("triton", False, "none", "torch.compile on CUDA needs triton")
     hint = None if lacking is None else f"torch.compile needs {lacking}"
+    if hint is None and not has_triton():
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        hint = f"the program's own kernels, faster, need {oldest} or newer: install a newer torch"
     return Finding("triton", lacking is None, _version_of("triton"), hint)
 
 

@@ -28,6 +28,9 @@ ALLOWED = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """Relative differences from the plain passes that are rounding, by precision."""
 TRIED_ROWS, TRIED_VALUES = 64, 1 << 22
 """Rows and values of the stream that is tried: a size that keeps a GPU busy."""
+OLDEST_TRITON = (3, 3)
+"""The one before, of torch 2.6, ends the whole process where it fails: in the derivative of the
+feed-forward network's weights for sm_90, in every product for sm_120. Later ones raise an error."""
 _ROUNDS = 7
 
 _log = logging.getLogger(__name__)
@@ -107,11 +110,20 @@ def are_tried(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def kernels_run_on(device: torch.device) -> bool:
-    """Whether there is Triton, and a GPU that it generates these kernels for."""
+    """Whether there is a Triton to try them with, and a GPU that it generates them for."""
     there = device.type == "cuda" and torch.cuda.is_available()
-    if not there or not importlib.util.find_spec("triton"):
+    if not there or not has_triton():
         return False
     return torch.cuda.get_device_capability(device) >= AMPERE
+
+
+def has_triton() -> bool:
+    """Whether there is a Triton that fails by an error, not by ending the process."""
+    if not importlib.util.find_spec("triton"):
+        return False
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= OLDEST_TRITON
 
 
 def try_out(

@@ -66,6 +66,20 @@ def test_a_gpu_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("driver")
+def test_a_triton_too_old_for_the_programs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (9, 0), ["sm_90"], name="NVIDIA H100")
+    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (None, "C2FDFT_NATIVE is off"))
+    monkeypatch.setattr(doctor, "missing_compiler", lambda _: None)
+    monkeypatch.setattr(doctor, "has_triton", lambda: False)
+    found = findings()["triton"]
+    assert found.good
+    assert found.hint == (
+        "the program's own kernels, faster, need 3.3 or newer: install a newer torch"
+    )
+
+
+@pytest.mark.usefixtures("driver")
 def test_a_driver_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in some containers: what is found elsewhere is told all the same."""
 

@@ -15,6 +15,7 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.fused.choose import PLAIN, passes_for, try_out
 from c2fdft_cli.execution.prepared import PreparedBlock
+from tests.kit.gpu import pretend_gpu
 
 CPU = torch.device("cpu")
 PARTS = ["gather", "mixing", "apply"]
@@ -108,6 +109,24 @@ def test_a_shape_of_block_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None
     passes_for(block(), torch.zeros(1, 4, 4, 32))
     passes_for(block(torch.float32), z)
     assert len(tried) == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "good"), [("3.2.0", False), ("3.3.1", True), ("3.10.0+git1", True), ("4.0", True)]
+)
+def test_a_triton_that_ends_the_process_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch, version: str, good: bool
+) -> None:
+    triton = pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    pretend_gpu(monkeypatch, (9, 0), ["sm_90"])
+    monkeypatch.setattr(triton, "__version__", version)
+    assert choose.kernels_run_on(torch.device("cuda")) is good
+
+
+def test_without_triton_no_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (9, 0), ["sm_90"])
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda _: None)
+    assert not choose.kernels_run_on(torch.device("cuda"))
 
 
 def test_without_a_gpu_the_passes_are_plain() -> None:
