@@ -42,6 +42,7 @@ def test_plain_values_become_the_dataclass() -> None:
         ({"kind": "oval"}, "kind must be 'round' or 'square', got 'oval'"),
         ({"first": None}, "first must be a dictionary, got None"),
         ({"first": {}}, "first.length is missing"),
+        ({"a\x1b[2J": 1}, r"unknown key a\x1b[2J; known: factor, kind, parts, first"),
         ({"parts": [{"length": 0}]}, "parts[0].length must be greater than or equal to 1, got 0"),
         ({"parts": 3}, "parts must be a valid list, got 3"),
         (

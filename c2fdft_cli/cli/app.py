@@ -70,8 +70,8 @@ class Commands(Group):
 
 def _expand_home(word: str) -> str:
     """`~` as a shell expands it, also where a shell does not: behind `--out=`, `key=` and `@`."""
-    start = re.match(r"(?:@|[\w.-]+=)?", word)
-    end = start.end() if start else 0
+    mark = re.match(r"@|[\w.-]+=", word)
+    end = mark.end() if mark else 0
     return word[:end] + os.path.expanduser(word[end:])
 
 

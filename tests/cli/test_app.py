@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,12 @@ def test_help_of_an_unknown_command():
 @pytest.mark.parametrize("user", ["~", "~root"])
 def test_the_home_folder(tmp_path, monkeypatch, pairs, user):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os.path, "expanduser", lambda word: word.replace(user, str(pairs)))
+    home = re.compile(rf"{user}(?=/|$)")  # at the start of a word, as the function itself has it
+    monkeypatch.setattr(
+        os.path,
+        "expanduser",
+        lambda word: f"{pairs}{word[len(user) :]}" if home.match(word) else word,
+    )
     words = [f"{user}/input", f"--out={user}/shards", f"--pairs={user}/none.csv"]
     refused("prepare", *words, code=3, says=f"{pairs}/none.csv: no such file")
     assert run("prepare", f"{user}/", f"--out={user}/shards").exit_code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from c2fdft_cli.core.network import DFT, pad_to_multiple, time_embedding
+from c2fdft_cli.core.network import DFT, pad_to_multiple, padded_side, time_embedding
 from tests.kit.formula import fill, relative, wave
 
 
@@ -106,3 +106,8 @@ def test_sizes_that_do_not_fit(arguments, words):
 def test_inputs_that_do_not_fit(tiny_net, shape, words):
     with pytest.raises(ValueError, match=words):
         tiny_net()(torch.zeros(shape), torch.zeros(1))
+
+
+@pytest.mark.parametrize(("side", "padded"), [(1, 8), (8, 8), (9, 16), (720, 720), (1081, 1088)])
+def test_sides_are_padded_to_a_multiple(side, padded):
+    assert padded_side(side) == padded

@@ -150,3 +150,11 @@ def test_freed_memory_is_used_again():
     assert reused < fresh / 10
     # the 64 MiB of the last tensor count as free
     assert kept == 0 or kept >= 60 << 20
+
+
+def test_work_runs_on_the_gpu_of_the_runtime(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: ("current", device))
+    gpu = torch.device("cuda:1")
+    assert Runtime(gpu).on_device() == ("current", gpu)
+    with Runtime(torch.device("cpu")).on_device() as nothing:
+        assert nothing is None

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from c2fdft_cli.execution import memory
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory, release_cached_memory
+from c2fdft_cli.execution.memory import (
+    available_memory,
+    free_bytes,
+    is_out_of_memory,
+    release_cached_memory,
+    reuse_freed_memory,
+)
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -97,3 +106,28 @@ print(kept, resident() - before)
     kept, left = map(int, done.stdout.split())
     assert kept > 80
     assert left < 20
+
+
+@pytest.mark.parametrize(
+    ("limit", "current", "available"),
+    [("1000", "400", 600), ("1000", "1400", 0), ("5000", "400", 3000), ("max", "400", 3000)],
+)
+def test_memory_is_what_the_machine_and_the_control_group_leave(
+    monkeypatch: pytest.MonkeyPatch, limit: str, current: str, available: int
+) -> None:
+    files = {"/sys/fs/cgroup/memory.max": limit, "/sys/fs/cgroup/memory.current": current}
+    monkeypatch.setattr(memory, "open", lambda path, **_: io.StringIO(files[path]), raising=False)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=3000))
+    assert available_memory() == available
+
+
+@pytest.mark.parametrize(
+    ("taken", "result"), [({-3: 1, -1: 1}, True), ({-3: 0, -1: 1}, False), ({-3: 1, -1: 0}, False)]
+)
+def test_both_thresholds_of_the_heap_must_be_taken(
+    monkeypatch: pytest.MonkeyPatch, taken: dict[int, int], result: bool
+) -> None:
+    library = SimpleNamespace(mallopt=lambda which, value: taken[which])
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    assert reuse_freed_memory() is result

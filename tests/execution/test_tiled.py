@@ -43,3 +43,15 @@ def test_an_image_of_one_tile_is_run_as_it_is() -> None:
 def test_a_side_that_is_no_multiple_of_8_is_refused(side: int) -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
         Tiled(pointwise, side)
+
+
+def test_one_tile_fades_into_the_next() -> None:
+    """Linearly, a quarter of a tile wide: the first says 0, the second 1."""
+    said = iter((0.0, 1.0))
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return torch.full_like(x[:, :3], next(said))
+
+    row = Tiled(network, 32)(torch.zeros(1, 6, 8, 56), T0)[0, 0, 0]
+    rising = (torch.arange(8) + 0.5) / 8
+    assert torch.allclose(row, torch.cat([torch.zeros(24), rising, torch.ones(24)]))

@@ -66,3 +66,13 @@ def test_a_run_begins_with_what_is_trained_on_what() -> None:
     )
     done = replace(begun, step=210)
     assert describe(done).endswith("970,094 parameters; no step is left on cpu, fp32")
+
+
+def test_the_mean_loss_leaves_out_skipped_steps(options) -> None:
+    screen = Console(file=io.StringIO(), width=120, force_terminal=True)
+    view = TrainView(options, 1000, 0, screen)
+    view.take(replace(step(1), loss=9.0, skipped=True))
+    assert any("nan" in line for line in lines(view, screen)), "none to take the mean of"
+    for number, loss in ((2, 0.2), (3, 0.4)):
+        view.take(replace(step(number), loss=loss))
+    assert any("0.3000" in line for line in lines(view, screen))

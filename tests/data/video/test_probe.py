@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from c2fdft_cli.data.video.probe import (
     LIMITED_RANGE,
     UNSPECIFIED,
     Colours,
+    codec_name,
     demuxed,
     is_video_path,
     probe_video,
@@ -168,3 +170,9 @@ def test_the_end_of_a_file_with_further_streams() -> None:
             raise IndexError("list index out of range")
 
     assert list(demuxed(Container(), 1, 2)) == [1, 2]  # type: ignore[arg-type]
+
+
+def test_a_stream_without_a_decoder_has_no_codecs_name() -> None:
+    context = SimpleNamespace(codec=SimpleNamespace(canonical_name="h264"))
+    assert codec_name(SimpleNamespace(codec_context=context)) == "h264"
+    assert codec_name(SimpleNamespace(codec_context=None)) == "unknown"

@@ -402,3 +402,23 @@ def test_leaving_early_closes_all(tmp_path: Path) -> None:
     assert next(pictures, None) is None
     writer.write(first)  # of a thread that is a moment late
     assert not target.exists()
+
+
+def test_a_reader_that_was_closed_has_no_more_frames(tmp_path: Path) -> None:
+    reader = VideoReader(probe_video(make_clip(tmp_path / "a.mp4")), False)
+    with reader:
+        pass
+    assert list(reader) == []
+
+
+def test_a_video_without_a_frame_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_clip(tmp_path / "a.mp4")
+    monkeypatch.setattr(VideoReader, "_frames", lambda _: iter(()))
+    with (
+        VideoReader(probe_video(source), False) as reader,
+        pytest.raises(DataError, match="no frame in this video") as caught,
+    ):
+        list(reader)
+    assert caught.value.where == str(source)

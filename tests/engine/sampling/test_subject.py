@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from c2fdft_cli.engine.sampling.subject import trained_grid
+from c2fdft_cli.engine.sampling import subject as subject_module
+from c2fdft_cli.engine.sampling.subject import open_shards, trained_grid
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta
-from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.errors import CheckpointError, DataError
 from c2fdft_cli.recipe.schema import Network
 
 
@@ -36,3 +38,20 @@ def test_the_timesteps_of_the_training_outlast_a_sweep():
 def test_what_are_no_timesteps_is_refused(trained):
     with pytest.raises(CheckpointError, match=r"fine\.pt: .*metrics\.sweep"):
         trained_grid(swept(trained))
+
+
+def test_a_sweep_that_left_no_scores_changes_nothing():
+    checkpoint = swept([999])
+    checkpoint.meta.metrics.clear()
+    assert trained_grid(checkpoint) == [500]
+
+
+def test_a_folder_without_validation_shards_is_refused(tmp_path, monkeypatch):
+    subject = SimpleNamespace(recipe=None)
+    for pairs in (None, []):
+        monkeypatch.setattr(subject_module, "open_validation", lambda *_, pairs=pairs: pairs)
+        with pytest.raises(DataError, match="no validation shards in the folder") as caught:
+            open_shards(tmp_path, subject)
+        assert caught.value.hint == "prepare the set again with --val N"
+    with pytest.raises(DataError, match="no such folder of shards"):
+        open_shards(tmp_path / "none", subject)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,22 @@ def test_a_file_that_is_nested_too_deep_or_too_long_a_number(tmp_path, text):
     with pytest.raises(DataError, match="not a sweep of this program"):
         SweepLog(path, SETTINGS, overwrite=False)
     assert SweepLog(path, SETTINGS, overwrite=True).scores == {}
+
+
+@pytest.mark.parametrize("key", ["format", "format_version"])
+def test_a_file_of_another_format_or_version_is_refused(tmp_path, key):
+    path = tmp_path / "sweep.json"
+    written(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: 99}))
+    with pytest.raises(DataError):
+        SweepLog(path, SETTINGS, overwrite=False)
+
+
+@pytest.mark.parametrize(("psnr", "ssim"), [(math.inf, 1.0), (math.nan, math.nan), (30.0, 0.9)])
+def test_scores_that_json_lacks_come_back(tmp_path, psnr, ssim):
+    """Equal images have an infinite PSNR, a failed trial has no scores."""
+    log = SweepLog(tmp_path / "sweep.json", SETTINGS, overwrite=False)
+    log.scores[Trial("a", 0, (999,))] = Scored("a", psnr, ssim, seconds=0.5)
+    log.save({"complete": True})
+    (again,) = SweepLog(tmp_path / "sweep.json", SETTINGS, overwrite=False).scores.values()
+    assert (again.psnr, again.ssim) == pytest.approx((psnr, ssim), nan_ok=True)

@@ -13,6 +13,7 @@ from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.files import load_recipe
+from c2fdft_cli.recipe.schema import Network
 
 RECIPE = load_recipe("tiny", ["network.dim=8", "network.blocks=[1,1,1,1]"])
 
@@ -48,3 +49,8 @@ def test_the_run_that_records_is_not_timed(part, recorded, warm_ups, monkeypatch
     result = job.run()
     assert (result.fastest, result.seconds, result.slowest) == (1.0, 2.0, 3.0)
     assert next(durations, None) is None
+
+
+def test_multiply_adds_are_the_papers():
+    assert module.network_macs(Network(), 256, 256) == pytest.approx(116.3e9, rel=5e-4)
+    assert module.network_macs(Network(), 512, 256) == 2 * module.network_macs(Network(), 256, 256)

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 
+from c2fdft_cli.data.shards.format import Entry
 from c2fdft_cli.engine.tools.info import describe
 from c2fdft_cli.errors import DataError
 from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
@@ -56,3 +57,11 @@ def test_what_is_neither_a_file_nor_a_folder(tmp_path):
     for path in (Path(os.devnull), folder):
         with pytest.raises(DataError, match="not a checkpoint, shard folder or run folder"):
             describe(path)
+
+
+def test_the_smallest_image_and_the_largest_are_by_area(tmp_path):
+    sizes = [(40, 10), (20, 21), (9, 30)]
+    entries = [Entry(f"{h}", h, w) for h, w in sizes]
+    write_shard(tmp_path / "train-00000.h5", entries, pairs_of(entries), HEADER)
+    found = describe(tmp_path)["train"]
+    assert (found["smallest"], found["largest"]) == ([9, 30], [20, 21])

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from c2fdft_cli.engine.train.batches import free_shared_memory, worker_count
+from c2fdft_cli.engine.train import batches
+from c2fdft_cli.engine.train.batches import (
+    free_shared_memory,
+    rank_rows,
+    rank_share,
+    worker_count,
+)
+from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Data
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -38,5 +47,26 @@ def test_processes_that_read_batches(
     assert worker_count(data, device, processors, shared_bytes) == workers
 
 
-def test_shared_memory_of_this_machine() -> None:
-    assert free_shared_memory() >= 0
+def test_shared_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(batches, "_SHARED_MEMORY", str(tmp_path))
+    monkeypatch.setattr(batches, "disk_usage", lambda path: SimpleNamespace(free=len(path)))
+    assert free_shared_memory() == len(str(tmp_path))
+    monkeypatch.setattr(batches, "_SHARED_MEMORY", str(tmp_path / "none"))
+    assert free_shared_memory() == math.inf
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_rows_are_dealt_to_all_processes(batch: int, world: int) -> None:
+    """Each row once; a process without any takes one that does not count."""
+    ranks = [Runtime(CPU, rank=rank, world=world) for rank in range(world)]
+    dealt: list[int] = []
+    for runtime in ranks:
+        lo, hi = rank_rows(runtime, batch)
+        assert 0 <= lo < hi <= batch
+        if rank_share(runtime, batch):
+            assert rank_share(runtime, batch) == (hi - lo) / batch
+            dealt += range(lo, hi)
+        else:
+            assert hi - lo == 1
+    assert dealt == list(range(batch))
