@@ -29,7 +29,6 @@ def option(known: Setting, name: str | None = None) -> Any:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Seed = Annotated[int, option(settings.SEED, "--seed")]
 Overwrite = Annotated[bool, option(settings.OVERWRITE, "--overwrite")]
 Weights = Annotated[str | None, option(settings.WEIGHTS, "--weights")]
 

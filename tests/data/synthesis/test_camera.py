@@ -113,3 +113,10 @@ def test_no_noise_reduction_leaves_noise_as_it_is():
 
 def test_noise_has_no_bias():
     assert np.abs(noise(128).mean(axis=(0, 1))).max() < 0.3
+
+
+def test_noise_beyond_white_and_black_is_clipped():
+    strong = replace(CAMERA, shot=0.5, read=0.5)
+    for value in (0, 255):
+        noisy = photograph(np.full((16, 16, 3), value, np.uint8), strong, np.random.default_rng(0))
+        assert {0, 255} <= set(noisy.ravel().tolist())

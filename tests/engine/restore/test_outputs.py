@@ -199,24 +199,3 @@ def test_a_full_disk_concerns_all_files_other_refusals_one(code: int, one: bool)
     error.__cause__ = OSError(code, "refused")
     assert is_about_one_file(error) is one
     assert not is_about_one_file(ResourceError("out of memory"))
-
-
-@pytest.mark.parametrize(
-    ("option", "changes"),
-    [
-        ("--uncertainty", {"uncertainty": Path("u")}),
-        ("--compare", {"compare": Path("c")}),
-        ("--bit-depth 16", {"bit_depth": 16}),
-    ],
-)
-def test_what_only_images_have_is_refused_for_videos(
-    tmp_path: Path, option: str, changes: dict[str, Any]
-) -> None:
-    pytest.importorskip("av")
-    from tests.kit.video import make_clip
-
-    source = make_clip(tmp_path / "a.mp4")
-    with pytest.raises(UsageError, match=f"{option} cannot be used with videos") as caught:
-        outputs(source, tmp_path / "out", **changes)
-    assert caught.value.hint == "omit it, or restore images only"
-    assert named(outputs(source, tmp_path / "out"), tmp_path / "out") == ["a.mp4"]

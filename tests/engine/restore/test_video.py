@@ -102,7 +102,7 @@ def test_events_come_frame_by_frame(options: Request, clips: Path) -> None:
     for number, event in enumerate(events[:-1], start=1):
         assert isinstance(event, FrameDone)
         assert (event.frame, event.frames) == (number, 15)
-        assert event.fps > 0
+        assert event.fps > 0.01, "since its own start, not the machine's"
         assert event.seconds_left >= 0
     assert isinstance(events[-1], VideoDone)
 
