@@ -27,6 +27,7 @@ from c2fdft_cli.vocabulary import (
     Task,
     check_choice,
     did_you_mean,
+    many,
     number_in_environment,
     parse_numbers,
     split_words,
@@ -137,3 +138,7 @@ def test_a_number_in_the_environment(monkeypatch):
     assert number_in_environment("NUMBER", 3) == 3
     monkeypatch.setenv("NUMBER", "0")
     assert number_in_environment("NUMBER", 3) == 0
+
+
+def test_one_is_no_plural() -> None:
+    assert [many(n, "pair") for n in (0, 1, 2)] == ["0 pairs", "1 pair", "2 pairs"]

@@ -9,6 +9,8 @@ from skimage import data as photos
 from c2fdft_cli.data.synthesis.exposure import (
     MOST_FRAMES,
     Motion,
+    _displacement,
+    _homography,
     defocus,
     integrate,
     integrate_object,
@@ -108,3 +110,15 @@ def test_a_point_out_of_focus_becomes_a_disc_of_the_same_light():
     assert disc[20, 16] == pytest.approx(disc[20, 20], rel=1e-4)
     assert disc[20, 26] < 1e-6
     assert disc[20, 20] == pytest.approx(1 / (np.pi * 25), rel=0.05)
+
+
+@pytest.mark.parametrize("axis", range(4))
+def test_displacements_are_those_of_a_turning_camera(axis):
+    """To first order in small angles, at a point far from the centre."""
+    size, x, y, focal = 1e-5, 150.0, -90.0, 400.0
+    pose = np.zeros(4)
+    pose[axis] = size
+    there = _homography(pose, np.zeros(2), focal) @ np.array([x, y, 1.0])
+    want = there[:2] / there[2] - (x, y)
+    found = _displacement(pose[:, None], x, y, focal)[:, 0]
+    assert found == pytest.approx(want, rel=1e-3, abs=1e-6)

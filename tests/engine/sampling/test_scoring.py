@@ -98,6 +98,13 @@ def test_images_below_the_window_of_ssim(side: int, border: int) -> None:
         run([Brighter(0)], Scorer(PROTOCOLS["rgb"], border), side)
 
 
+def test_a_border_that_is_asked_for_adds_to_the_protocols() -> None:
+    own = PROTOCOLS["levin"].border
+    assert own > 0
+    with pytest.raises(DataError, match=f"inside a border of {own + 2} px"):
+        run([Brighter(0)], Scorer(PROTOCOLS["levin"], 2), 2 * own + 14)
+
+
 def test_metrics_see_the_scored_image() -> None:
     mean: Callable[..., float] = lambda a, b: float(a.float().mean() - b.float().mean())  # noqa: E731
     assert run([Brighter(2)], Scorer(PROTOCOLS["rgb"], metrics={"m": mean}))[0].more == {"m": 12.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import resource
 
@@ -322,3 +323,40 @@ def test_more_processes_than_devices(monkeypatch):
     with pytest.raises(ResourceError, match=r"process 3 .* there are 2") as caught:
         make_runtime("cuda")
     assert "--nproc-per-node 2" in caught.value.hint
+
+
+def test_a_step_has_the_learning_rate_of_its_place_in_the_schedule(
+    tmp_path, shard_folder, monkeypatch
+):
+    """The first one the whole, as docs/paper.md counts from 0."""
+    rates = []
+    step = Stepper.step
+
+    def noted(self, batch, share, lr, micro_batch):
+        rates.append(lr)
+        return step(self, batch, share, lr, micro_batch)
+
+    monkeypatch.setattr(Stepper, "step", noted)
+    periods = '[{"length": 3, "floor": 0.0}]'
+    wanted = ("coarse.iterations=3", "coarse.lr=1e-3", f"coarse.periods={periods}")
+    run(request("coarse", shard_folder, tmp_path / "run", *wanted))
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * k / 3)) / 2 for k in range(3)])
+
+
+@pytest.mark.parametrize("grid", [[500], [900, 600, 300]])
+def test_the_work_of_a_training_grows_with_its_sampling_steps(
+    tmp_path, shard_folder, coarse_run, grid
+):
+    options = set_up(
+        request(
+            "fine",
+            shard_folder,
+            tmp_path / "run",
+            f"sampling.grid={grid}",
+            init=coarse_run / "coarse.pt",
+        )
+    )
+    fine = options.section
+    pixels = [n * p**2 for p, n in zip(fine.patches, fine.batches, strict=True)]
+    want = 3 * len(grid) * fine.iterations * (sum(pixels) // len(pixels))
+    assert attempts.Fallbacks(options, make_stepper(), notify=print)._pixels() == want
