@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from c2fdft_cli.engine.sampling.scoring import Scored
-from c2fdft_cli.engine.sweep.log import SweepLog, Trial
+from c2fdft_cli.engine.sweep.log import SweepLog, Trial, is_of_other_weights
 from c2fdft_cli.errors import DataError
 from tests.kit.documents import odd_documents
 
@@ -63,3 +63,25 @@ def test_a_file_that_is_nested_too_deep_or_too_long_a_number(tmp_path, text):
     with pytest.raises(DataError, match="not a sweep of this program"):
         SweepLog(path, SETTINGS, overwrite=False)
     assert SweepLog(path, SETTINGS, overwrite=True).scores == {}
+
+
+def test_a_sweep_of_other_weights(tmp_path):
+    path = tmp_path / "sweep.json"
+    assert not is_of_other_weights(path, "a")
+    written(path)
+    assert not is_of_other_weights(path, "a")
+    assert is_of_other_weights(path, "b")
+    path.write_text("{}")  # of somebody else: nothing to replace by itself
+    assert not is_of_other_weights(path, "b")
+
+
+def test_weights_that_differ_are_told_by_the_beginning_of_their_sha_256(tmp_path):
+    path = tmp_path / "sweep.json"
+    settings = {"weights": "a" * 64, "protocol": "rgb"}
+    SweepLog(path, settings, overwrite=False).save({"complete": True})
+    with pytest.raises(DataError) as error:
+        SweepLog(path, {"weights": "b" * 64, "protocol": "y"}, overwrite=False)
+    assert error.value.details == (
+        "weights: aaaaaaaa there, bbbbbbbb now",
+        "protocol: 'rgb' there, 'y' now",
+    )

@@ -99,6 +99,18 @@ def test_a_finished_run_that_is_resumed_keeps_the_timesteps_of_its_sweep(finishe
     assert "sweep" not in longer.metrics
 
 
+def test_the_next_command_replaces_the_sweep_of_a_shorter_training(finished):
+    path = finished / "coarse.pt"
+    for words, asked_for in ((), f"sweep-steps {path}"), (
+        ["coarse.iterations=14"], f"sweep-steps {path} --overwrite"
+    ):  # fmt: skip
+        longer = command("train-coarse", "--resume", "--out", finished, *words)
+        assert longer.stdout.splitlines()[-1] == f"next: c2fdft {asked_for}"
+        following = longer.stdout.split("next: c2fdft ")[1].split()
+        swept = command(*following, "--steps", "1", "--images", "1")
+        assert swept.exit_code == 0, swept.output
+
+
 def test_a_finished_run_writes_a_damaged_checkpoint_anew(finished, coarse_run):
     (finished / "coarse.pt").write_bytes(b"damaged")
     resume("coarse", finished)
