@@ -115,7 +115,7 @@ def test_restore_by_default(image: Path, tmp_path: Path) -> None:
     notices = [line for line in said.stderr.splitlines() if line.startswith("weights:")]
     assert notices == [
         "weights: derain-4step, 4 sampling steps (for --steps 4); "
-        "derain: 1 sampling step, 1 times the time"
+        "derain: 1 sampling step, the same time"
     ]
     assert "warning" not in said.stderr
 
