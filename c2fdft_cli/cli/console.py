@@ -151,8 +151,22 @@ def _draw_bar(
     return job.result
 
 
+class Inset:
+    """What is drawn again and again, two columns narrower than the screen.
+
+    They are for the `^C` that a terminal shows where the cursor stands: behind a full line it would
+    open a new one, and what is drawn next would not cover what was drawn before.
+    """
+
+    def __init__(self, drawn: RenderableType) -> None:
+        self._drawn = drawn
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        yield from console.render(self._drawn, options.update_width(max(1, options.max_width - 2)))
+
+
 def progress_bar(console: Console) -> Progress:
-    """The one look of all progress bars: the bar gives way to the numbers, and a note lies below.
+    """The one look of all progress bars: the bar gives way to the numbers, a note lies below.
 
     Nothing in the bar's line changes its width while the job runs.
     """
@@ -182,10 +196,12 @@ def progress_bar(console: Console) -> Progress:
 
     class Bars(Progress):
         def get_renderables(self) -> Iterator[RenderableType]:
-            yield self.make_tasks_table(self.tasks)
+            yield Inset(self.make_tasks_table(self.tasks))
             for task in self.tasks:
-                if task.fields["note"]:
-                    yield Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
+                # at the end the last one would stand before the results, as if it were one
+                if task.fields["note"] and not task.finished:
+                    note = Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
+                    yield Inset(note)
 
     whole = Column(no_wrap=True)
     percentage = () if console.width < NARROW else (TaskProgressColumn(),)
