@@ -116,7 +116,9 @@ def _summary(plan: RestorePlan, result: RestoreResult, good: list[ImageDone]) ->
     files, unit = ("files", "frames") if videos else ("images", "images")
     rate = sum(getattr(one, "frames", 1) for one in good) / max(result.seconds, 1e-9)
     what = good[0].output if len(good) == 1 else f"{len(good)} {files} in {plan.out}"
-    calls = many(good[0].calls, "sampling step")
+    calls = many(len(plan.grid), "sampling step")
+    if plan.executor.runs > 1:  # samples, transforms, or both
+        calls = f"{plan.executor.runs} times {calls}"
     return (
         f"restored: {what} ({rate:.2f} {unit}/s, {calls}, timesteps {grid}, "
         f"{plan.runtime.precision} on {plan.runtime.device})"

@@ -137,7 +137,9 @@ def test_restore_by_name_and_by_task(image: Path, tmp_path: Path) -> None:
     assert "4 sampling steps" in four.stdout
     task = run("restore", image, tmp_path / "t.png", "--task", "derain", *CPU)
     assert "weights: derain, 1 sampling step (the default)" in task.stderr
-    assert "1 sampling step, timesteps 500" in task.stdout
+    assert "/s, 1 sampling step, timesteps 500" in task.stdout
+    more = run("restore", image, tmp_path / "m.png", "--task", "derain", "--samples", "3", *CPU)
+    assert "/s, 3 times 1 sampling step, timesteps 500" in more.stdout
 
 
 @pytest.mark.parametrize(
