@@ -242,3 +242,32 @@ def test_no_name_is_read_as_markup(monkeypatch: pytest.MonkeyPatch, capsys) -> N
     console.say_next(HOSTILE)
     console.stdout().print(HOSTILE)
     assert capsys.readouterr().out.count("[/b]") == 5
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_numbers_in_a_table_stay_whole(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = [f"METRIC{i}" for i in range(9)]
+    numbers = [f"{i}.1234" for i in range(9)]
+    console.table("scores", ["image", *columns], [["a long name of a photograph 1", *numbers]])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    said = " ".join(lines).split()
+    assert [one for one in said if one in columns] == columns
+    assert [one for one in said if one in numbers] == numbers
+    assert sum("image" in line for line in lines) == {40: 9, 60: 3, 80: 2, 200: 1}[width]
+
+
+def test_text_that_begins_with_digits_is_folded_not_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    name, value = "1" * 70, "2" * 70
+    console.table("", ["image", "value"], [[name, value]])
+    drawn = capsys.readouterr().out
+    assert (drawn.count("1"), drawn.count("2")) == (70, 70)
