@@ -23,7 +23,7 @@ MAX_TEXT_BYTES = 64 << 20
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 """Byte order marks; that of UTF-32 in little endian begins with that of UTF-16."""
 LOCK = ".lock"
-STAND_INS = frozenset({"IN", "OUT", "TARGET", "SET"})
+STAND_INS = frozenset({"IN", "OUT", "TARGET", "SET", "PHOTO.jpg"})
 """What stands in printed commands for paths that only the user knows."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Of a file system without locks, where nothing keeps two processes apart."""

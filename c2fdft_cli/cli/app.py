@@ -16,7 +16,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import COMMANDS, list_commands, load_command
 from c2fdft_cli.cli.group import Group
-from c2fdft_cli.errors import C2fdftError, unloadable_library
+from c2fdft_cli.errors import C2fdftError, lost_process, unloadable_library
 from c2fdft_cli.files import is_disk_full, remove_temporaries, write_error
 from c2fdft_cli.signals import SignalReceived, exit_code
 
@@ -129,6 +129,8 @@ def _report_known(error: Exception, words: Sequence[str]) -> int | None:
     if hasattr(error, "format_message"):
         return _report_usage(error, words)
     known = unloadable_library(error) if isinstance(error, ImportError) else None
+    if known is None and _is_awaited():
+        known = lost_process(error)
     if known is not None:
         report(known)
     elif isinstance(error, OSError) and is_disk_full(error):

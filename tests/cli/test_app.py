@@ -172,6 +172,7 @@ def test_an_option_without_its_value_leads_to_the_help_of_its_command(words, com
     [
         (["info", "nowhere"], 3, "nowhere: no such file or folder", "check the path"),
         (["restore", "IN", "OUT"], 3, "IN: no such file or folder", "in the place of IN"),
+        (["restore", "PHOTO.jpg", "a.png"], 3, "PHOTO.jpg: no such", "in the place of PHOTO.jpg"),
         (["eval", ".", "TARGET"], 3, "TARGET: no such file or folder", "in the place of TARGET"),
         (["eval", "SET", "--weights", "derain"], 3, "SET: no such folder", "in the place of SET"),
         (["train-fine"], 4, "--from is missing", "c2fdft train-fine --from"),
