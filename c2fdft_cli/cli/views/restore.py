@@ -93,10 +93,18 @@ def tell(plan: RestorePlan, result: RestoreResult) -> None:
 
 def _tell_notes(images: list[ImageDone]) -> None:
     """Each note once, with the image's name where it is about one alone."""
+    from c2fdft_cli.engine.restore.result import NOT_OVERWRITTEN
+
     about: dict[str, list[str]] = {}
     for image in images:
         for note in image.notes:
             about.setdefault(note, []).append(image.source)
+    kept = [note for note in about if note.endswith(NOT_OVERWRITTEN)]
+    if len(kept) > 1:  # each with a name of its own: a folder has hundreds
+        first = kept[0].removesuffix(NOT_OVERWRITTEN)
+        exist = f"{len(kept)} files already exist, not overwritten (use --overwrite)"
+        console.remark(f"note: {exist}: {first}, ...")
+        about = {note: sources for note, sources in about.items() if note not in kept}
     for note, sources in about.items():
         where = sources[0] if len(sources) == 1 else f"{len(sources)} images"
         console.remark(f"note: {where}: {note}")
