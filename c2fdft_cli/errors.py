@@ -14,10 +14,17 @@ Anything else that escapes is a bug of ours (exit 1, with its traceback).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from c2fdft_cli.signals import exit_code
+
+_LOST = re.compile(
+    "connection closed by peer|connection reset by peer|broken pipe|remote process exited"
+    "|connection was likely closed",
+    re.IGNORECASE,
+)
 
 
 class C2fdftError(Exception):
@@ -104,4 +111,17 @@ def unloadable_library(error: ImportError) -> ResourceError | None:
         return None
     return ResourceError(
         f"OpenCV cannot be loaded: {error}", hint="pip install opencv-python-headless"
+    )
+
+
+def lost_process(error: Exception) -> ResourceError | None:
+    """What to say where another process of the job has ended while this one waits for it.
+
+    The libraries raise errors of their own for it, of plain types: known by their words.
+    """
+    if not isinstance(error, RuntimeError) or not _LOST.search(str(error)):
+        return None
+    return ResourceError(
+        "another process of this job has ended, and this one cannot go on without it",
+        hint="what it says itself comes with its rank; one that says nothing was killed",
     )

@@ -23,6 +23,8 @@ MAX_TEXT_BYTES = 64 << 20
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 """Byte order marks; that of UTF-32 in little endian begins with that of UTF-16."""
 LOCK = ".lock"
+STAND_INS = frozenset({"IN", "OUT", "TARGET", "SET", "PHOTO.jpg"})
+"""What stands in printed commands for paths that only the user knows."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Of a file system without locks, where nothing keeps two processes apart."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -283,10 +285,18 @@ def _read_some(file: io.FileIO, start: int, size: int) -> bytes:
         return file.read(size)
 
 
+def path_hint(path: str | Path) -> str:
+    """What to try where a path leads nowhere: it may be copied from a command that we printed."""
+    name = str(path)
+    return (
+        f"put a path of your own in the place of {name}" if name in STAND_INS else "check the path"
+    )
+
+
 def read_error(error: OSError, path: str | Path) -> DataError:
     """The one-line error for an OSError met while reading `path`."""
     if error.errno == errno.ENOENT:
-        return DataError("no such file or folder", where=path, hint="check the path")
+        return DataError("no such file or folder", where=path, hint=path_hint(path))
     return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
 
 

@@ -35,3 +35,19 @@ def test_one_line():
     assert error.hint == "try"
     assert error.details == ("a", "b")
     assert str(errors.DataError("what")) == "what"
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:2. This is"), True),
+        (RuntimeError("NCCL error: remote process exited or there was a network error"), True),
+        (RuntimeError("[-1] Broken pipe"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (BrokenPipeError("Broken pipe"), False),  # of stdout
+    ],
+)
+def test_a_process_whose_partner_has_ended(error, lost):
+    found = errors.lost_process(error)
+    assert (found is not None) == lost
+    assert found is None or found.exit_code == 5

@@ -14,9 +14,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.command_list import list_commands, load_command
+from c2fdft_cli.cli.command_list import COMMANDS, list_commands, load_command
 from c2fdft_cli.cli.group import Group
-from c2fdft_cli.errors import C2fdftError, unloadable_library
+from c2fdft_cli.errors import C2fdftError, lost_process, unloadable_library
 from c2fdft_cli.files import is_disk_full, remove_temporaries, write_error
 from c2fdft_cli.signals import SignalReceived, exit_code
 
@@ -53,7 +53,7 @@ class Commands(Group):
             code = exit_code(stop.signal_number)
             _report_error(code, str(stop), stop.hint)
         except Exception as error:  # only to tell the parser's own errors from bugs of ours
-            found = _report_known(error)
+            found = _report_known(error, words)
             if found is None:
                 _emit_error(1, f"{type(error).__name__}: {error}", None)
                 if not _is_awaited():
@@ -123,12 +123,14 @@ def _emit_error(code: int, what: str, hint: str | None) -> None:
         _drop_output()
 
 
-def _report_known(error: Exception) -> int | None:
+def _report_known(error: Exception, words: Sequence[str]) -> int | None:
     """The exit code of what is no bug of ours, and no error of ours either; None for others."""
     # By its method, as Typer brings a Click of its own, which is no package to import from.
     if hasattr(error, "format_message"):
-        return _report_usage(error)
+        return _report_usage(error, words)
     known = unloadable_library(error) if isinstance(error, ImportError) else None
+    if known is None and _is_awaited():
+        known = lost_process(error)
     if known is not None:
         report(known)
     elif isinstance(error, OSError) and is_disk_full(error):
@@ -138,16 +140,46 @@ def _report_known(error: Exception) -> int | None:
     return None if known is None else known.exit_code
 
 
-def _report_usage(error: Any) -> int:
+def _report_usage(error: Any, words: Sequence[str]) -> int:
     """A wrong command line as one line that names the command's help."""
     context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stdout.write(error.format_message())  # Rich's help was printed when it was asked for
         return 0
     message = " ".join(error.format_message().rstrip(".").split())
-    command = context.command_path if context is not None else "c2fdft"
+    # an option without its value is noticed before the parser knows whose it is
+    command = context.command_path if context is not None else _command_of(words)
+    lone = _lone_argument(error, words)
+    if lone is not None:
+        name, value = lone
+        _report_error(2, f"{name} is missing: only {value} is named", f"see `{command} --help`")
+        return 2
     _report_error(2, message, f"see `{command} --help`")
     return 2
+
+
+def _command_of(words: Sequence[str]) -> str:
+    """The command that a line calls, as far as it can be told."""
+    path, names = ["c2fdft"], [entry.name for entry in COMMANDS]
+    for word in words:
+        if word not in names:
+            break
+        path.append(word)
+        names = list(getattr(load_command(word), "commands", ())) if len(path) == 2 else []
+    return " ".join(path)
+
+
+def _lone_argument(error: Any, words: Sequence[str]) -> tuple[str, str] | None:
+    """Of `restore photo.jpg`, where the parser takes the only word for OUT: OUT, and the word."""
+    missing: Any = getattr(error, "param", None)
+    if type(error).__name__ != "MissingParameter" or getattr(missing, "nargs", 1) != -1:
+        return None
+    command = error.ctx.command
+    arguments = [one for one in command.params if one.param_type_name == "argument"]
+    last = arguments[-1]
+    rest = words[len(error.ctx.command_path.split()) - 1 :]
+    value = command.make_parser(error.ctx).parse_args(list(rest))[0].get(last.name)
+    return (str(last.metavar), value) if isinstance(value, str) else None
 
 
 app = typer.Typer(

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from c2fdft_cli.vocabulary import many
 
@@ -39,6 +39,10 @@ PLAIN_LINES = 10
 
 TIME = 12
 """Columns of a time in a bar, such as `1:02:03 left`."""
+
+NAME_WIDTH, TEXT_WIDTH, MAX_NUMBER = 24, 12, 20
+"""Columns of a screen: what names and other text have at least before they are folded, and the
+longest number."""
 
 NARROW = 60
 """Columns below which a bar does without the percentage, which its length shows too."""
@@ -151,8 +155,22 @@ def _draw_bar(
     return job.result
 
 
+class Inset:
+    """What is drawn again and again, two columns narrower than the screen.
+
+    They are for the `^C` that a terminal shows where the cursor stands: behind a full line it would
+    open a new one, and what is drawn next would not cover what was drawn before.
+    """
+
+    def __init__(self, drawn: RenderableType) -> None:
+        self._drawn = drawn
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        yield from console.render(self._drawn, options.update_width(max(1, options.max_width - 2)))
+
+
 def progress_bar(console: Console) -> Progress:
-    """The one look of all progress bars: the bar gives way to the numbers, and a note lies below.
+    """The one look of all progress bars: the bar gives way to the numbers, a note lies below.
 
     Nothing in the bar's line changes its width while the job runs.
     """
@@ -182,10 +200,12 @@ def progress_bar(console: Console) -> Progress:
 
     class Bars(Progress):
         def get_renderables(self) -> Iterator[RenderableType]:
-            yield self.make_tasks_table(self.tasks)
+            yield Inset(self.make_tasks_table(self.tasks))
             for task in self.tasks:
-                if task.fields["note"]:
-                    yield Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
+                # at the end the last one would stand before the results, as if it were one
+                if task.fields["note"] and not task.finished:
+                    note = Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
+                    yield Inset(note)
 
     whole = Column(no_wrap=True)
     percentage = () if console.width < NARROW else (TaskProgressColumn(),)
@@ -215,18 +235,47 @@ def duration(seconds: float) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout: numbers to the right, text to the left."""
+    """A table on stdout: numbers to the right, text to the left.
+
+    Numbers stay whole: columns of them that do not fit go into further tables.
+    """
     from rich.table import Table
     from rich.text import Text
 
     texts = [[show_number(cell) for cell in row] for row in rows]
-    drawn = Table(title=Text(title) if title else None, title_justify="left", title_style="bold")
-    for i, name in enumerate(columns):
-        numeric = bool(texts) and all(_is_number(row[i]) for row in texts)
-        drawn.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
-    for row in texts:
-        drawn.add_row(*(Text(cell) for cell in row))
-    _console_class()(highlight=False, markup=False).print(drawn)
+    numeric = [
+        bool(texts) and all(_is_number(row[i]) for row in texts) for i in range(len(columns))
+    ]
+    screen = _console_class()(highlight=False, markup=False)
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+    # a name may begin with a digit too
+    whole = [i > 0 and numeric[i] and widths[i] <= MAX_NUMBER for i in range(len(columns))]
+    least = [
+        width if whole[i] else min(width, NAME_WIDTH if i == 0 else TEXT_WIDTH)
+        for i, width in enumerate(widths)
+    ]
+    for part in _parts(least, whole, screen.width):
+        drawn = Table(
+            title=Text(title) if title else None, title_justify="left", title_style="bold"
+        )
+        for i in part:
+            justify: Literal["right", "left"] = "right" if numeric[i] else "left"
+            drawn.add_column(Text(columns[i]), justify=justify, no_wrap=whole[i], overflow="fold")
+        for row in texts:
+            drawn.add_row(*(Text(row[i]) for i in part))
+        screen.print(drawn)
+
+
+def _parts(widths: Sequence[int], whole: Sequence[bool], available: int) -> list[list[int]]:
+    """Which columns go into which table; the first one, of names, goes into each."""
+    frame = 3  # of a column: a line and a blank on both sides
+    parts: list[list[int]] = [[0]]
+    for i in range(1, len(widths)):
+        taken = 1 + sum(widths[j] + frame for j in [*parts[-1], i])
+        if whole[i] and taken > available and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
 
 
 def show_number(value: object) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from c2fdft_cli.data.images.picture import read_rgb8
 from c2fdft_cli.data.layouts.pairs import find_pairs
+from c2fdft_cli.vocabulary import many
 
 MOST_WHITE = 0.01
 """Share of pixels that may be white in all channels."""
@@ -80,7 +81,7 @@ def main() -> int:
             written += 1
         left_out = "" if keep else ", left out"
         log.info("%s: %d x %d px%s", pair.name, *layer.shape[::-1], left_out)
-    log.info("%d layers in %s", written, given.out)
+    log.info("%s in %s", many(written, "layer"), given.out)
     return 0 if written else 1
 
 

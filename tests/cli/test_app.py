@@ -162,13 +162,33 @@ def test_usage_and_recipe_errors(words, says):
 
 
 @pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["restore", "a", "b", "--compare"], "c2fdft restore"),
+        (["weights", "average", "a", "--out"], "c2fdft weights average"),
+        (["nothing", "--out"], "c2fdft"),
+    ],
+)
+def test_an_option_without_its_value_leads_to_the_help_of_its_command(words, command):
+    assert f"hint: see `{command} --help`" in run(*words).stderr
+
+
+@pytest.mark.parametrize(
     ("words", "code", "message", "hint"),
     [
         (["info", "nowhere"], 3, "nowhere: no such file or folder", "check the path"),
+        (["restore", "IN", "OUT"], 3, "IN: no such file or folder", "in the place of IN"),
+        (["restore", "PHOTO.jpg", "a.png"], 3, "PHOTO.jpg: no such", "in the place of PHOTO.jpg"),
+        (["eval", ".", "TARGET"], 3, "TARGET: no such file or folder", "in the place of TARGET"),
+        (["eval", "SET", "--weights", "derain"], 3, "SET: no such folder", "in the place of SET"),
         (["train-fine"], 4, "--from is missing", "c2fdft train-fine --from"),
         (["restore", "--stesp", "4"], 2, "No such option", "c2fdft restore --help"),
         (["eval", "a", "b", "--border", "x"], 2, "--border", "c2fdft eval --help"),
         (["restor"], 2, "Did you mean 'restore'?", "c2fdft --help"),
+        (["restore", "a.jpg"], 2, "OUT is missing: only a.jpg is named", "c2fdft restore --help"),
+        (["restore", "--task", "derain", "a.jpg"], 2, "only a.jpg", "c2fdft restore --help"),
+        (["restore"], 2, "Missing argument 'IN'", "c2fdft restore --help"),
+        (["weights", "average", "--out", "x"], 2, "argument 'CKPT'", "c2fdft weights average --"),
     ],
 )
 def test_an_error_is_a_json_document_too(words, code, message, hint):

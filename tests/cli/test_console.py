@@ -131,9 +131,14 @@ def test_the_numbers_of_a_bar_are_whole_and_stay_where_they_are(width: int) -> N
     for first, *rest in lines:
         assert re.search(r"train-coarse .*/1234 .*\d:\d\d (so far|left|total)", first), first
         assert "\u2026" not in first
-        assert len(first) <= width
-        assert [len(line) <= width for line in rest] in ([], [True])
+        # a terminal shows ^C behind it
+        assert len(first.rstrip()) <= width - 2
+        assert [len(line) <= width - 2 for line in rest] in ([], [True])
     assert len({first.index("/1234") for first, *_ in lines}) == 1
+
+
+def test_the_note_goes_when_the_bar_is_full() -> None:
+    assert [len(drawn(80, done, "a.png")) for done in (0, 3, 1234)] == [2, 2, 1]
 
 
 def test_a_bar_says_what_its_time_is() -> None:
@@ -237,3 +242,32 @@ def test_no_name_is_read_as_markup(monkeypatch: pytest.MonkeyPatch, capsys) -> N
     console.say_next(HOSTILE)
     console.stdout().print(HOSTILE)
     assert capsys.readouterr().out.count("[/b]") == 5
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_numbers_in_a_table_stay_whole(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = [f"METRIC{i}" for i in range(9)]
+    numbers = [f"{i}.1234" for i in range(9)]
+    console.table("scores", ["image", *columns], [["a long name of a photograph 1", *numbers]])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    said = " ".join(lines).split()
+    assert [one for one in said if one in columns] == columns
+    assert [one for one in said if one in numbers] == numbers
+    assert sum("image" in line for line in lines) == {40: 9, 60: 3, 80: 2, 200: 1}[width]
+
+
+def test_text_that_begins_with_digits_is_folded_not_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    name, value = "1" * 70, "2" * 70
+    console.table("", ["image", "value"], [[name, value]])
+    drawn = capsys.readouterr().out
+    assert (drawn.count("1"), drawn.count("2")) == (70, 70)

@@ -102,6 +102,10 @@ def prepare(
         _tell(result, options)
         if following:
             console.say_next(following)
+            # the paper's recipe: days on a GPU, years on a CPU
+            console.remark(
+                "with --dry-run it says how long it takes; smaller recipes: c2fdft recipes list"
+            )
         elif not check:
             words = ("train-coarse", "--recipe", "RECIPE", "--data", options.folder)
             console.say_next(console.command(*words))

@@ -171,17 +171,28 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     destroy_process_group()
     if not options.runtime.is_main:
         return
-    following = (
-        console.command("sweep-steps", result.checkpoint)
-        if request.stage == "coarse"
-        else console.command("restore", "IN", "OUT", "--weights", result.checkpoint)
-    )
+    following = _next_command(request.stage, result.checkpoint)
     if json:
         console.emit({**vars(result), "next": following})
         return
     best = "" if result.best_psnr is None else f", best {result.best_psnr:.2f} dB"
     console.stdout().print(f"{result.checkpoint}: step {result.step}{best}")
     console.say_next(following)
+
+
+def _next_command(stage: str, checkpoint: Path) -> str:
+    """The sweep after the coarse stage, in place of the one of a shorter training; then restore."""
+    from c2fdft_cli.engine.sampling.subject import weights_digest
+    from c2fdft_cli.engine.sweep.log import is_of_other_weights
+    from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+
+    if stage != "coarse":
+        return console.command("restore", "IN", "OUT", "--weights", checkpoint)
+    log = checkpoint.parent / "sweep.json"
+    outdated = log.is_file() and is_of_other_weights(
+        log, weights_digest(load_checkpoint(checkpoint))
+    )
+    return console.command("sweep-steps", checkpoint, *(["--overwrite"] if outdated else []))
 
 
 def _show_plan(options: TrainOptions, json: bool) -> None:

@@ -93,10 +93,18 @@ def tell(plan: RestorePlan, result: RestoreResult) -> None:
 
 def _tell_notes(images: list[ImageDone]) -> None:
     """Each note once, with the image's name where it is about one alone."""
+    from c2fdft_cli.engine.restore.result import NOT_OVERWRITTEN
+
     about: dict[str, list[str]] = {}
     for image in images:
         for note in image.notes:
             about.setdefault(note, []).append(image.source)
+    kept = [note for note in about if note.endswith(NOT_OVERWRITTEN)]
+    if len(kept) > 1:  # each with a name of its own: a folder has hundreds
+        first = kept[0].removesuffix(NOT_OVERWRITTEN)
+        exist = f"{len(kept)} files already exist, not overwritten (use --overwrite)"
+        console.remark(f"note: {exist}: {first}, ...")
+        about = {note: sources for note, sources in about.items() if note not in kept}
     for note, sources in about.items():
         where = sources[0] if len(sources) == 1 else f"{len(sources)} images"
         console.remark(f"note: {where}: {note}")
@@ -116,7 +124,9 @@ def _summary(plan: RestorePlan, result: RestoreResult, good: list[ImageDone]) ->
     files, unit = ("files", "frames") if videos else ("images", "images")
     rate = sum(getattr(one, "frames", 1) for one in good) / max(result.seconds, 1e-9)
     what = good[0].output if len(good) == 1 else f"{len(good)} {files} in {plan.out}"
-    calls = many(good[0].calls, "sampling step")
+    calls = many(len(plan.grid), "sampling step")
+    if plan.executor.runs > 1:  # samples, transforms, or both
+        calls = f"{plan.executor.runs} times {calls}"
     return (
         f"restored: {what} ({rate:.2f} {unit}/s, {calls}, timesteps {grid}, "
         f"{plan.runtime.precision} on {plan.runtime.device})"

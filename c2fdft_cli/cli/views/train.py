@@ -49,6 +49,7 @@ class TrainView:
         self._steps: deque[StepDone] = deque(maxlen=SMOOTH_STEPS)
         self._remarks: deque[str] = deque(maxlen=REMARKS)
         self._best: Validated | None = None
+        self._best_before: float | None = None
         self._bar: Progress = console.progress_bar(screen)
         self._task = self._bar.add_task(
             f"train-{options.stage}", total=total, completed=done, note=""
@@ -62,6 +63,8 @@ class TrainView:
             if event.skipped:
                 self._remarks.append(f"{event.iteration}{NO_STEP}")
             return
+        if isinstance(event, Begun):
+            self._best_before = event.best_psnr
         if isinstance(event, Validated) and event.is_best:
             self._best = event
         self._remarks.append(describe(event))
@@ -69,7 +72,7 @@ class TrainView:
     def __rich__(self) -> RenderableType:
         lines = [Text(line, style="dim") for line in self._remarks]
         body = Group(self._bar, self._numbers(), *lines)
-        return Panel(body, title=str(self._options.run.path), title_align="left")
+        return console.Inset(Panel(body, title=str(self._options.run.path), title_align="left"))
 
     def _numbers(self) -> RenderableType:
         if not self._steps:
@@ -85,23 +88,29 @@ class TrainView:
         waited = sum(step.seconds * step.waited for step in self._steps) / max(seconds, 1e-9)
         finite = [step.loss for step in self._steps if not step.skipped]
         loss = sum(finite) / len(finite) if finite else float("nan")
-        best = "-" if self._best is None else f"{self._best.psnr:.2f} dB at {self._best.iteration}"
         cells = (
             ("patch", f"{last.patch} px"), ("batch", str(last.batch)), ("lr", f"{last.lr:.3g}"),
             ("mean loss", f"{loss:.4f}"), ("images/s", f"{rate:.1f}"),
             ("data wait", f"{waited:.1%}"),
             ("precision", self._options.runtime.precision),
-            ("memory", console.megabytes(last.memory)), ("best", best),
+            ("memory", console.megabytes(last.memory)),
+            ("best", self._best_score()),
         )  # fmt: skip
         for start in range(0, len(cells), across):
             row = cells[start : start + across]
             grid.add_row(*(text for cell in row for text in cell))
         return grid
 
+    def _best_score(self) -> str:
+        """The best score and its step, which is not known of one before the run was resumed."""
+        if self._best is not None:
+            return f"{self._best.psnr:.2f} dB at {self._best.iteration}"
+        return "-" if self._best_before is None else f"{self._best_before:.2f} dB"
+
 
 def _cells_across(width: int) -> int:
-    """How many names with a value fit into a line of the panel."""
-    return 3 if width >= 80 else 2 if width >= 64 else 1
+    """How many names with a value fit into a line of the panel, on a screen of this width."""
+    return 3 if width >= 80 else 2 if width >= 66 else 1
 
 
 def describe(event: TrainEvent) -> str:

@@ -37,7 +37,7 @@ from c2fdft_cli.data.images.formats import (
 from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
 from c2fdft_cli.data.images.samples import Decoded
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
-from c2fdft_cli.files import atomic_write_bytes
+from c2fdft_cli.files import atomic_write_bytes, path_hint
 
 MAX_PIXELS = 1 << 28
 _16_BIT_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
@@ -103,7 +103,7 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     """
     root = Path(folder)
     if not root.exists():
-        raise DataError("no such folder", where=root, hint="check the path")
+        raise DataError("no such folder", where=root, hint=path_hint(root))
     if not root.is_dir():
         raise DataError("not a folder", where=root, hint="give the folder that holds the images")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,16 @@ import numpy as np
 import torch
 
 from c2fdft_cli.data.images.picture import list_images, read_rgb8
-from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
+from c2fdft_cli.data.layouts.pairs import FilePair, PairSet, check_sizes, find_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
 
+OTHER_WAYS = (
+    "to clean images add noise: --sigma 25",
+    "score photos without targets by --no-reference, once they are restored",
+    "list other pairs for `c2fdft prepare --pairs`, and score its shards by --data",
+)
 SIGMA_LIMIT = 255.0
 _ADDED = -1  # draws from 0 up are the noise that the sampler starts from
 
@@ -112,7 +118,7 @@ def open_folder(
             of one name.
     """
     if sigma is None:
-        found = find_pairs(folder)
+        found = _find_pairs(folder)
         if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
             raise DataError("the set has training images in it", where=folder, hint=hint)
@@ -126,3 +132,16 @@ def open_folder(
     if count > 1:
         raise DataError(f"two images have the name {name}", where=folder, hint="rename one")
     return NoisyImages(images, sigma, seed)
+
+
+def _find_pairs(folder: Path) -> PairSet:
+    """The pairs of a folder; where there are none, what can be scored in another way."""
+    try:
+        return find_pairs(folder)
+    except DataError as error:
+        if error.hint is None or "--" not in error.hint:
+            raise
+        # the options in it are those of `prepare`, which this command has not
+        ways = [way for way in re.split("; |, or ", error.hint) if "--" not in way]
+        hint = "; ".join([*ways, *OTHER_WAYS])
+        raise DataError(error.what, where=error.where, hint=hint, details=error.details) from error

@@ -60,7 +60,8 @@ def choose_val(
         return set(), [f"{what}; name a folder of others with --val"]
     notices = []
     if any("/" in pair.name for pair in pairs):
-        notices.append("images of one folder are on both sides; name a folder to validate on")
+        what = "images of one folder are on both sides"
+        notices.append(f"{what}; name a folder of others with --val")
     return _take(groups, size) or min(groups, key=len), notices
 
 
@@ -177,5 +178,5 @@ class SplitGuard:
                 other = self._val[kind, digest]
                 raise DataError(
                     f"the same {kind} image is in train (pair {name}) and in val (pair {other})",
-                    hint="remove one, or name a folder to validate on",
+                    hint="remove one, or name a folder of others with --val",
                 )

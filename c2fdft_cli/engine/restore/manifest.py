@@ -124,7 +124,8 @@ class Manifest:
             return ""
         now = {**self._settings, "weights_file": self._weights_file}
         changed = [
-            f"{_WORDS.get(name, name)} {_show(name, then)}, now {_show(name, now)}"
+            f"{_WORDS.get(name, name.replace('_', ' '))} {_show(name, then)}, "
+            f"now {_show(name, now)}"
             for name in now
             if name != "weights_file" and then.get(name) != now[name]
         ]
@@ -144,6 +145,10 @@ def _show(name: str, settings: Mapping[str, Any]) -> str:
     value = settings.get(name)
     if name == "weights":
         text = f"{settings.get('weights_file', '')} {str(value)[:8]}".strip()
+    elif value is None:
+        text = "not set"
+    elif isinstance(value, bool):
+        text = "on" if value else "off"
     else:
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

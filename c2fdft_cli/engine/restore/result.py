@@ -48,9 +48,12 @@ class ImageDone:
     error: C2fdftError | None = None
 
 
+NOT_OVERWRITTEN = " already exists, not overwritten (use --overwrite)"
+
+
 def not_overwritten(path: Path) -> str:
     """The note on a file that was there when this run came to write it."""
-    return f"{path} already exists, not overwritten (use --overwrite)"
+    return f"{path}{NOT_OVERWRITTEN}"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from c2fdft_cli.engine.sweep.report import SweepResult, draw_sweep, stamp, summa
 from c2fdft_cli.engine.sweep.schedules import make_schedules, one_step_schedules
 from c2fdft_cli.engine.sweep.table import make_table
 from c2fdft_cli.engine.weights.catalogue import is_packaged
+from c2fdft_cli.engine.weights.checkpoint import besides_weights
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.files import ensure_folder, hold_folder
 from c2fdft_cli.progress import Job
@@ -218,3 +219,13 @@ def _check_writable(path: Path) -> None:
     if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
         hint = "use --no-stamp, and --out for the report"
         raise ResourceError("the checkpoint's folder is not writable", where=path, hint=hint)
+    others = besides_weights(path)
+    if others:
+        shown = ", ".join(f"{name:.40}" for name in others[:4])
+        more = ", ..." if len(others) > 4 else ""
+        raise UsageError(
+            f"storing the timesteps would drop what is there besides the weights ({shown}{more})",
+            where=path,
+            hint="give the run's coarse.pt or checkpoints/last.pt, save the weights alone by "
+            "`c2fdft convert`, or use --no-stamp",
+        )

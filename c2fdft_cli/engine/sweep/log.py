@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class SweepLog:
             self.scores = scores
         elif not overwrite:
             other = [
-                f"{key}: {settings.get(key)!r} there, {value!r} now"
+                f"{key}: {_shown(settings.get(key))} there, {_shown(value)} now"
                 for key, value in self.settings.items()
                 if settings.get(key) != value
             ]
@@ -84,6 +85,22 @@ class SweepLog:
         """The scores of a schedule over all of these images and seeds; KeyError if one lacks."""
         trials = [Trial(name, seed, timesteps) for seed in seeds for name in names]
         return {trial: self.scores[trial] for trial in trials}
+
+
+def is_of_other_weights(path: Path, digest: str) -> bool:
+    """Whether a file is a sweep of ours over other weights than those of this digest."""
+    try:
+        settings, _ = _read(path)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return settings.get("weights") != digest
+
+
+def _shown(value: object) -> str:
+    """A setting as people compare it; of a SHA-256 its beginning."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:8]
+    return repr(value)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ class Begun:
     pairs, validation: images that are trained on, and scored.
     parameters: of the network.
     step, iterations: that are done, and of the whole training.
+    best_psnr: the best score so far, of a run that resumes.
     """
 
     data: Path
@@ -24,6 +25,7 @@ class Begun:
     iterations: int
     device: str
     precision: str
+    best_psnr: float | None = None
 
 
 @dataclass(frozen=True)

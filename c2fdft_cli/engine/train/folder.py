@@ -333,7 +333,8 @@ def find_run(
     """
     if out is not None:
         if not (out / "state.pt").is_file():
-            raise DataError("no run to resume: it has no state.pt", where=out)
+            hint = "check --out, or begin the run without --resume"
+            raise DataError("no run to resume: it has no state.pt", where=out, hint=hint)
         return RunFolder(out)
     found = [
         path.parent for path in root.glob("*/state.pt") if _is_of(path.parent, recipe_name, stage)

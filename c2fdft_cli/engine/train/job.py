@@ -194,6 +194,7 @@ class _Training:
             iterations=self.section.iterations,
             device=str(self.runtime.device),
             precision=self.runtime.precision,
+            best_psnr=self.state.best_psnr,
         )
 
     def _reporting(self, work: Callable[[], Out]) -> Generator[Notice, None, Out]:

@@ -6,13 +6,21 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.step.stepper import Stepper
-from c2fdft_cli.engine.weights.checkpoint import Meta, read_meta, save_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    StateDict,
+    load_checkpoint,
+    plain,
+    read_meta,
+    save_checkpoint,
+)
 from c2fdft_cli.engine.weights.stored import refuse_missing
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
@@ -111,12 +119,18 @@ class RunState:
         self._save_weights(self._options.run.checkpoints / "best.pt", step)
 
     def save_final(self, path: Path, step: int) -> None:
-        """Write the finished stage's checkpoint."""
-        self._save_weights(path, step)
+        """Write the finished stage's checkpoint; timesteps that a sweep chose for it stay."""
+        meta = self.meta(step)
+        swept = _swept(path, self._stepper.ema.state_dict())
+        if swept is not None:
+            meta.grid, meta.grid_from = swept.grid, swept.grid_from
+            meta.metrics = {**meta.metrics, "sweep": swept.metrics.get("sweep")}
+        self._save_weights(path, step, meta)
 
-    def _save_weights(self, path: Path, step: int) -> None:
+    def _save_weights(self, path: Path, step: int, meta: Meta | None = None) -> None:
         stepper = self._stepper
-        save_checkpoint(path, stepper.net.state_dict(), stepper.ema.state_dict(), self.meta(step))
+        meta = meta or self.meta(step)
+        save_checkpoint(path, stepper.net.state_dict(), stepper.ema.state_dict(), meta)
 
     def meta(self, step: int) -> Meta:
         """What the checkpoints say of themselves."""
@@ -133,6 +147,21 @@ class RunState:
             data=str(options.data),
             metrics=dict(self.metrics),
         )
+
+
+def _swept(path: Path, ema: StateDict) -> Meta | None:
+    """The metadata of a checkpoint of these weights in which a sweep has stored timesteps."""
+    # a run that is finished writes its checkpoint again whenever it is resumed
+    if not path.is_file():
+        return None
+    try:
+        found = load_checkpoint(path)
+    except CheckpointError:  # damaged: it is written anew
+        return None
+    held = plain(ema)
+    if found.meta.grid_from != "sweep" or found.ema.keys() != held.keys():
+        return None
+    return found.meta if all(torch.equal(found.ema[k], held[k]) for k in held) else None
 
 
 def machine(runtime: Runtime) -> list[object]:

@@ -25,7 +25,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.engine.weights.contents import find_weights, plain_name
 from c2fdft_cli.engine.weights.identify import not_a_checkpoint
-from c2fdft_cli.engine.weights.stored import open_stored
+from c2fdft_cli.engine.weights.stored import open_stored, tensors_in
 from c2fdft_cli.engine.weights.tensors import SUFFIX, save_safetensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.files import recipe_from_dict
@@ -154,6 +154,29 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
     content = {keys[name]: plain(state) for name, state in loaded.items()}
     save_tensors(path, {**content, "meta": meta.to_json()})
     return True
+
+
+def besides_weights(path: Path) -> list[str]:
+    """What a checkpoint holds besides weights and metadata, which `replace_meta` would drop.
+
+    Returns:
+        Names at the top of the file, such as an optimiser's; none in a file of ours.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    with open_stored(path) as file:
+        found = find_weights(file, path)
+        if file.is_safetensors:
+            return []
+        kept = {*found.raw.values(), *found.ema.values()}
+        names = []
+        for name, value in file.content.items():
+            tensors = list(tensors_in(value))
+            is_meta = name == "meta" and isinstance(value, str)
+            if not is_meta and not (tensors and kept.issuperset(tensors)):
+                names.append(str(name))
+        return names
 
 
 def plain(state: Mapping[str, Tensor]) -> StateDict:

@@ -130,8 +130,9 @@ def _of_task(packaged: Mapping[str, Entry], task: str | None, steps: int | None)
     remark = f"weights: {chosen.name}, {_steps(chosen)} ({why})"
     for other in ranked:
         if other is not chosen:
-            times = other.seconds_per_megapixel / chosen.seconds_per_megapixel
-            remark += f"; {other.name}: {_steps(other)}, {times:.2g} times the time"
+            times = f"{other.seconds_per_megapixel / chosen.seconds_per_megapixel:.2g}"
+            how_long = "the same time" if times == "1" else f"{times} times the time"
+            remark += f"; {other.name}: {_steps(other)}, {how_long}"
     tasks = [one for one in PACKAGED_TASKS if any(entry.task == one for entry in packaged.values())]
     if task is None and len(tasks) > 1:
         remark += f"; --task {' or '.join(one for one in tasks if one != chosen.task)} for others"

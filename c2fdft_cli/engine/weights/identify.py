@@ -14,6 +14,7 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 SAVE_AGAIN = "its owner can save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
 GET_AGAIN = "download or copy it again"
+IMAGE = "images are what weights restore: name a .pt, .pth or .safetensors file here"
 UNPACK = "unpack it and give the weights in it"
 
 
@@ -35,8 +36,8 @@ _KINDS = (
     _Kind(b"Rar!", "a RAR archive", UNPACK),
     _Kind(b"PK\x05\x06", "an empty zip archive", GET_AGAIN),
     _Kind(b"\x89HDF\r\n", "an HDF5 file", "give a .pt, .pth or .safetensors file"),
-    _Kind(b"\x89PNG", "a PNG image", "images are the input: give weights by --weights"),
-    _Kind(b"\xff\xd8\xff", "a JPEG image", "images are the input: give weights by --weights"),
+    _Kind(b"\x89PNG", "a PNG image", IMAGE),
+    _Kind(b"\xff\xd8\xff", "a JPEG image", IMAGE),
     _Kind(b"\x93NUMPY", "a NumPy array", "give a .pt, .pth or .safetensors file"),
     _Kind(b"GGUF", "a GGUF file", "give a .pt, .pth or .safetensors file"),
     _Kind(b"%PDF", "a PDF document", "give a .pt, .pth or .safetensors file"),
@@ -73,6 +74,10 @@ def refuse_other_files(path: Path, head: bytes) -> None:
     for kind in _KINDS:
         if head.startswith(kind.start):
             raise not_a_checkpoint(path, f"it is {kind.what}", kind.hint)
+    # protobuf of a ModelProto: the version of its format, then the program that wrote it
+    if re.match(rb"\x08[\x01-\x1f]\x12[\x01-\x1f][A-Za-z]", head):
+        hint = "give the checkpoint that it was made from; docs/convert.md says how to run it"
+        raise not_a_checkpoint(path, "it is an ONNX file", hint)
     if head[257:262] == b"ustar" and tarfile.is_tarfile(path):
         raise not_a_checkpoint(path, "it is a tar archive", UNPACK)
 

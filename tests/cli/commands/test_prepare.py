@@ -70,8 +70,17 @@ def test_without_a_task_the_recipe_has_to_be_named(tmp_path):
     assert "RECIPE is that of your task: derain, deblur or denoise" in " ".join(done.stdout.split())
     again = run("prepare", source, "--out", tmp_path / "out", "--json")
     assert json.loads(again.stdout)["next"] is None
+    assert "--dry-run" not in done.stderr + again.stderr
     checked = run("prepare", source, "--check")
     assert "next:" not in checked.stdout
+
+
+def test_how_long_the_next_command_takes_can_be_asked(tmp_path):
+    """The paper's recipe takes years on a CPU."""
+    source = make(tmp_path, "photos") / "photos"
+    done = run("prepare", source, "--out", tmp_path / "out", "--synthesize", "rain")
+    assert "--recipe derain --data" in done.stdout
+    assert "with --dry-run it says how long it takes" in done.stderr
 
 
 def test_a_preview_needs_shards(tmp_path):

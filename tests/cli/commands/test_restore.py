@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -330,6 +331,15 @@ def test_pictures_that_stay_as_they_were_are_named(
     assert result.exit_code == 0, result.output
     assert f"{picture} already exists, not overwritten" in result.stderr
     assert picture.read_bytes() == b"older"
+    for other in ("b", "c"):
+        shutil.copy(folder / "a.png", folder / f"{other}.png")
+    call(folder, tmp_path / "many", "--weights", coarse)
+    result = call(folder, tmp_path / "many", "--weights", coarse, "--compare", tmp_path / "new")
+    kept = [line for line in result.stderr.splitlines() if "not overwritten" in line]
+    count = len(list((tmp_path / "many").rglob("*.png")))
+    first = tmp_path / "many" / "a.png"
+    said = "files already exist, not overwritten (use --overwrite)"
+    assert kept == [f"note: {count} {said}: {first}, ..."]
 
 
 @pytest.mark.parametrize("words", [("", "out"), ("in", "")])

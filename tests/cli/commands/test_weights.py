@@ -115,7 +115,7 @@ def test_restore_by_default(image: Path, tmp_path: Path) -> None:
     notices = [line for line in said.stderr.splitlines() if line.startswith("weights:")]
     assert notices == [
         "weights: derain-4step, 4 sampling steps (for --steps 4); "
-        "derain: 1 sampling step, 1 times the time"
+        "derain: 1 sampling step, the same time"
     ]
     assert "warning" not in said.stderr
 
@@ -137,7 +137,9 @@ def test_restore_by_name_and_by_task(image: Path, tmp_path: Path) -> None:
     assert "4 sampling steps" in four.stdout
     task = run("restore", image, tmp_path / "t.png", "--task", "derain", *CPU)
     assert "weights: derain, 1 sampling step (the default)" in task.stderr
-    assert "1 sampling step, timesteps 500" in task.stdout
+    assert "/s, 1 sampling step, timesteps 500" in task.stdout
+    more = run("restore", image, tmp_path / "m.png", "--task", "derain", "--samples", "3", *CPU)
+    assert "/s, 3 times 1 sampling step, timesteps 500" in more.stdout
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def lines(view: TrainView, screen: Console) -> list[str]:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get()).splitlines()
 
 
-@pytest.mark.parametrize("width", [40, 64, 80, 120])
+@pytest.mark.parametrize("width", [40, 64, 66, 80, 120])
 def test_nothing_moves_while_the_values_change(options, width: int) -> None:
     screen = Console(file=io.StringIO(), width=width, force_terminal=True)
     view = TrainView(options, 1000, 0, screen)
@@ -42,7 +42,7 @@ def test_nothing_moves_while_the_values_change(options, width: int) -> None:
     view._best = Validated(270000, 31.52, 0.9, "derain", 4, True)
     many = lines(view, screen)
     assert len(few) == len(many)
-    assert max(map(len, many)) <= width
+    assert max(map(len, many)) <= width - 2  # a terminal shows ^C behind the last line
     for name in ("precision", "memory", "best", "images/s", "data wait", "patch"):
         places = [[line.find(name) for line in drawn] for drawn in (few, many)]
         assert places[0] == places[1], name
@@ -56,6 +56,18 @@ def test_a_resumed_run_goes_on_where_it_was(options) -> None:
     assert " 35/210  17%" in lines(view, screen)[1]
     view.take(step(36))
     assert " 36/210  17%" in lines(view, screen)[1]
+
+
+def test_the_best_score_before_a_run_was_resumed_is_shown(options) -> None:
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True)
+    view = TrainView(options, 210, 35, screen)
+    begun = Begun(Path("shards/mine"), 1, 2, 970094, 35, 210, "cpu", "fp32")
+    for best, shown in ((None, "best       -"), (21.504, "best       21.50 dB")):
+        view.take(replace(begun, best_psnr=best))
+        view.take(step(36))
+        assert shown in " ".join(lines(view, screen))
+    view.take(Validated(40, 22.0, 0.9, "derain", 4, True))
+    assert "best       22.00 dB at 40" in " ".join(lines(view, screen))
 
 
 def test_a_run_begins_with_what_is_trained_on_what() -> None:

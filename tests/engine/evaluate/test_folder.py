@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -133,6 +134,22 @@ def test_nothing_to_restore(tmp_path, clean):
         open_folder(tmp_path / "nowhere", 25)
     with pytest.raises(DataError, match="no pairs"):
         open_folder(clean)  # clean images alone are no pairs
+
+
+def test_where_there_are_no_pairs_it_advises_what_eval_can_do(tmp_path, clean):
+    for side, name in (("input", "a"), ("target", "b")):
+        (tmp_path / "other" / side).mkdir(parents=True)
+        save_rgb8(tmp_path / "other" / side / f"{name}.png", photo(0))
+    for folder, begins in ((clean, "to clean images"), (tmp_path / "other", "their names do not")):
+        with pytest.raises(DataError, match="no pairs") as error:
+            open_folder(folder)
+        assert error.value.hint.startswith(begins)
+        assert "--synthesize" not in error.value.hint
+        options = set(re.findall(r"--[\w-]+", error.value.hint)) - {"--pairs"}
+        assert options == {"--sigma", "--no-reference", "--data"}
+    with pytest.raises(DataError, match="no pairs") as error:
+        open_folder(tmp_path / "other" / "input")
+    assert error.value.hint.startswith("this is one side of the pairs")
 
 
 def test_two_images_of_one_name(clean):

@@ -81,6 +81,16 @@ def test_differences_are_named(tmp_path: Path, source: Path) -> None:
     )
 
 
+def test_differences_are_named_in_words(tmp_path: Path, source: Path) -> None:
+    Manifest(tmp_path, changed(tile=None, self_ensemble=False)).add(tmp_path / "a.png", source)
+    settings = changed(tile=512, self_ensemble=True, temporal_noise="per-frame")
+    doubt = Manifest(tmp_path, settings).doubt(tmp_path / "a.png", source)
+    assert doubt is not None
+    said = set(doubt.removeprefix("made with other settings: ").split("; "))
+    assert {"tile not set, now 512", "self ensemble off, now on"} < said
+    assert "temporal noise fixed, now per-frame" in said
+
+
 @pytest.mark.parametrize("made_with", [None, 3, {}, {"seed": ["x" * 1000]}])
 def test_a_line_that_does_not_say_is_still_another_setting(
     made_with: object, tmp_path: Path, source: Path

@@ -307,6 +307,24 @@ def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "sweep.json").is_file()
 
 
+@pytest.mark.parametrize(
+    "more", [{"optimizer": {"lr": 1e-3}, "epoch": 3}, {"state_version": 1, "loss.w": torch.ones(2)}]
+)
+def test_a_file_that_holds_more_than_weights_is_not_stamped(
+    coarse: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    """As the state of a training, which could not be resumed from what is left."""
+    path = tmp_path / "state.pt"
+    torch.save({**torch.load(coarse, weights_only=True), **more}, path)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="would drop what is there besides the weights") as error:
+        run(path)
+    assert all(name in str(error.value) for name in more)
+    assert path.read_bytes() == before
+    assert run(path, stamp=False, images=1).chosen
+    assert path.read_bytes() == before
+
+
 def test_weights_that_were_replaced_meanwhile_are_not_stamped(coarse: Path) -> None:
     """As a training replaces its last.pt."""
     job = sweep(coarse, SweepOptions(steps=(1, 2), device="cpu", precision="fp32"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from c2fdft_cli.engine.sampling.scoring import Scored
-from c2fdft_cli.engine.sweep.log import SweepLog, Trial
+from c2fdft_cli.engine.sweep.log import SweepLog, Trial, is_of_other_weights
 from c2fdft_cli.errors import DataError
 from tests.kit.documents import odd_documents
 
@@ -83,3 +83,25 @@ def test_scores_that_json_lacks_come_back(tmp_path, psnr, ssim):
     log.save({"complete": True})
     (again,) = SweepLog(tmp_path / "sweep.json", SETTINGS, overwrite=False).scores.values()
     assert (again.psnr, again.ssim) == pytest.approx((psnr, ssim), nan_ok=True)
+
+
+def test_a_sweep_of_other_weights(tmp_path):
+    path = tmp_path / "sweep.json"
+    assert not is_of_other_weights(path, "a")
+    written(path)
+    assert not is_of_other_weights(path, "a")
+    assert is_of_other_weights(path, "b")
+    path.write_text("{}")  # of somebody else: nothing to replace by itself
+    assert not is_of_other_weights(path, "b")
+
+
+def test_weights_that_differ_are_told_by_the_beginning_of_their_sha_256(tmp_path):
+    path = tmp_path / "sweep.json"
+    settings = {"weights": "a" * 64, "protocol": "rgb"}
+    SweepLog(path, settings, overwrite=False).save({"complete": True})
+    with pytest.raises(DataError) as error:
+        SweepLog(path, {"weights": "b" * 64, "protocol": "y"}, overwrite=False)
+    assert error.value.details == (
+        "weights: aaaaaaaa there, bbbbbbbb now",
+        "protocol: 'rgb' there, 'y' now",
+    )

@@ -231,6 +231,11 @@ def test_two_processes_equal_one(tmp_path, shard_folder):
         assert torch.allclose(two.params[name], weights, atol=2e-3), name
     first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert [float(a) for a in first] == pytest.approx([float(b) for b in second], rel=1e-3)
+    again = torchrun(*words)  # which the first process refuses, and the other one waits for it
+    assert again.returncode == 1
+    assert "error [rank 0]: " in again.stderr
+    assert "the run folder is not empty" in again.stderr
+    assert "c2fdft_cli/engine" not in again.stderr  # as in a traceback
 
 
 def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):

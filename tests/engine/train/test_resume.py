@@ -9,6 +9,8 @@ import shutil
 import pytest
 import torch
 
+from c2fdft_cli.engine.sweep.job import sweep
+from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
 from c2fdft_cli.engine.train.folder import RunFolder, find_run
 from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
@@ -80,6 +82,39 @@ def test_a_finished_run_is_extended(finished):
     recipe = load_checkpoint(finished / "coarse.pt").meta.recipe
     assert (recipe["coarse"]["iterations"], recipe["train"]["save_every"]) == (16, 3)
     assert "iterations: 16" in (finished / "recipe.yaml").read_text()
+
+
+def test_a_finished_run_that_is_resumed_keeps_the_timesteps_of_its_sweep(finished):
+    path = finished / "coarse.pt"
+    before = sweep(path, SweepOptions(steps=(4,), rule=Rule("ssim"), device="cpu")).run()
+    assert list(before.chosen.grid) != [999, 500]
+    resume("coarse", finished)
+    swept = load_checkpoint(path).meta
+    assert (swept.grid, swept.grid_from) == (list(before.chosen.grid), "sweep")
+    assert swept.metrics["sweep"]["rule"] == "the best SSIM"
+    assert swept.metrics["step"] == 12
+    resume("coarse", finished, "coarse.iterations=14")  # other weights: nothing was chosen for them
+    longer = load_checkpoint(path).meta
+    assert (longer.grid, longer.grid_from) == ([999, 500], "recipe")
+    assert "sweep" not in longer.metrics
+
+
+def test_the_next_command_replaces_the_sweep_of_a_shorter_training(finished):
+    path = finished / "coarse.pt"
+    for words, asked_for in ((), f"sweep-steps {path}"), (
+        ["coarse.iterations=14"], f"sweep-steps {path} --overwrite"
+    ):  # fmt: skip
+        longer = command("train-coarse", "--resume", "--out", finished, *words)
+        assert longer.stdout.splitlines()[-1] == f"next: c2fdft {asked_for}"
+        following = longer.stdout.split("next: c2fdft ")[1].split()
+        swept = command(*following, "--steps", "1", "--images", "1")
+        assert swept.exit_code == 0, swept.output
+
+
+def test_a_finished_run_writes_a_damaged_checkpoint_anew(finished, coarse_run):
+    (finished / "coarse.pt").write_bytes(b"damaged")
+    resume("coarse", finished)
+    assert same_weights(finished / "coarse.pt", coarse_run / "coarse.pt")
 
 
 @pytest.mark.acceptance

@@ -64,9 +64,10 @@ KINDS = [
     (numpy(np.save), "a NumPy array", ".pth"),
     (tar(), "a tar archive", "unpack it"),
     (gzip.compress(b"weights"), "a gzip archive", "unpack it"),
+    (b"\x08\x08\x12\x07pytorch\x1a\x062.13.0" + bytes(99), "an ONNX file", "made from"),
     (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file", ".pth"),
-    (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG image", "--weights"),
-    (b"\xff\xd8\xff\xe0" + bytes(99), "a JPEG image", "--weights"),
+    (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG image", ".safetensors"),
+    (b"\xff\xd8\xff\xe0" + bytes(99), "a JPEG image", ".safetensors"),
     (bytes(5000), "it begins with zeros", "download"),
     (b"\x93\xa2\xff" * 99, "damaged, or neither torch nor safetensors wrote it", "download"),
     (
