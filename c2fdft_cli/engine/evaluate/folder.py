@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
 
 OTHER_WAYS = (
+    "give both images of a pair one name",
     "to clean images add noise: --sigma 25",
     "score photos without targets by --no-reference, once they are restored",
     "list other pairs for `c2fdft prepare --pairs`, and score its shards by --data",
@@ -141,7 +141,6 @@ def _find_pairs(folder: Path) -> PairSet:
     except DataError as error:
         if error.hint is None or "--" not in error.hint:
             raise
-        # the options in it are those of `prepare`, which this command has not
-        ways = [way for way in re.split("; |, or ", error.hint) if "--" not in way]
-        hint = "; ".join([*ways, *OTHER_WAYS])
+        # its options are those of `prepare`, which this command has not
+        hint = "; ".join(OTHER_WAYS)
         raise DataError(error.what, where=error.where, hint=hint, details=error.details) from error
