@@ -29,7 +29,7 @@ from c2fdft_cli.execution.compiling import (
     uncompiled,
 )
 from c2fdft_cli.execution.distributed import all_reduce_min
-from c2fdft_cli.execution.fused.training import Kernels
+from c2fdft_cli.execution.fused.training import FEED_FORWARD, Kernels
 from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
 from c2fdft_cli.recipe.schema import FineStage
 
@@ -61,8 +61,10 @@ class Fallbacks:
     def compile(self) -> None:
         """Compile the network as the recipe's `train.compile` says."""
         setting = self._options.recipe.train.compile
-        if setting == "auto" and (self._kernels or self._pixels() < MUCH_WORK):
-            setting = "off"  # fused by hand, it moves fewer bytes than compiled
+        # fused by hand, it moves fewer bytes than compiled
+        by_hand = any(part == FEED_FORWARD for part, _ in self._kernels)
+        if setting == "auto" and (by_hand or self._pixels() < MUCH_WORK):
+            setting = "off"
         notice = compile_in_place(self._stepper.net, setting, self._runtime)
         if notice:
             self._notify(notice)

@@ -133,14 +133,18 @@ def test_a_short_training_is_not_compiled_unless_asked_to(
     assert wishes == [asked]
 
 
-def test_what_trains_by_the_kernels_is_not_compiled(tmp_path, shard_folder, monkeypatch):
+@pytest.mark.parametrize(("part", "asked"), [("feed-forward", "off"), ("norm", "auto")])
+def test_what_trains_by_the_kernels_is_not_compiled(
+    tmp_path, shard_folder, monkeypatch, part, asked
+):
+    """The norms alone are no reason: most of the bytes are the feed-forward networks'."""
     wishes = []
     monkeypatch.setattr(attempts, "MUCH_WORK", 1)
     monkeypatch.setattr(attempts, "compile_in_place", lambda net, wish, _: wishes.append(wish))
-    monkeypatch.setattr(attempts, "training_kernels", lambda *_: frozenset({("norm", 8)}))
+    monkeypatch.setattr(attempts, "training_kernels", lambda *_: frozenset({(part, 8)}))
     options = set_up(request("coarse", shard_folder, tmp_path / "r", "train.compile=auto"))
     attempts.Fallbacks(options, make_stepper(), notify=print).compile()
-    assert wishes == ["off"]
+    assert wishes == [asked]
 
 
 def test_compiled_code_that_computes_something_else_is_not_trusted(
