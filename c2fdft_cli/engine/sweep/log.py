@@ -20,6 +20,8 @@ from c2fdft_cli.validation import adapter
 
 FORMAT = "c2fdft-sweep"
 FORMAT_VERSION = 1
+_NOT_OURS = (OSError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading another file, or an edited one, raises."""
 
 
 class Trial(NamedTuple):
@@ -53,7 +55,7 @@ class SweepLog:
         hint = "use --overwrite, or --out for another folder"
         try:
             settings, scores = _read(self.path)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except _NOT_OURS as error:
             if overwrite:
                 return
             raise DataError("not a sweep of this program", where=self.path, hint=hint) from error
@@ -91,7 +93,7 @@ def is_of_other_weights(path: Path, digest: str) -> bool:
     """Whether a file is a sweep of ours over other weights than those of this digest."""
     try:
         settings, _ = _read(path)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except _NOT_OURS:
         return False
     return settings.get("weights") != digest
 

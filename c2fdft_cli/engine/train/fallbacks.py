@@ -61,7 +61,7 @@ class Fallbacks:
     def compile(self) -> None:
         """Compile the network as the recipe's `train.compile` says."""
         setting = self._options.recipe.train.compile
-        # fused by hand, it moves fewer bytes than compiled
+        # fused by hand, it should move fewer bytes than compiled: not timed on a GPU
         by_hand = any(part == FEED_FORWARD for part, _ in self._kernels)
         if setting == "auto" and (by_hand or self._pixels() < MUCH_WORK):
             setting = "off"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 
 from c2fdft_cli.core.network import DFT
@@ -19,6 +18,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
     load_checkpoint,
     plain,
     read_meta,
+    same_tensors,
     save_checkpoint,
 )
 from c2fdft_cli.engine.weights.stored import refuse_missing
@@ -87,7 +87,7 @@ class RunState:
         run = self._options.run
         if step:
             numbered = run.numbered(step)
-            self._save_weights(numbered, step)
+            self._save_weights(numbered, self.meta(step))
             run.link(numbered, "last.pt")
         # No random state is among it: batches, noise and times are functions of seed and iteration.
         state = {
@@ -116,7 +116,7 @@ class RunState:
 
     def save_best(self, step: int) -> None:
         """Write best.pt."""
-        self._save_weights(self._options.run.checkpoints / "best.pt", step)
+        self._save_weights(self._options.run.checkpoints / "best.pt", self.meta(step))
 
     def save_final(self, path: Path, step: int) -> None:
         """Write the finished stage's checkpoint; timesteps that a sweep chose for it stay."""
@@ -125,11 +125,10 @@ class RunState:
         if swept is not None:
             meta.grid, meta.grid_from = swept.grid, swept.grid_from
             meta.metrics = {**meta.metrics, "sweep": swept.metrics.get("sweep")}
-        self._save_weights(path, step, meta)
+        self._save_weights(path, meta)
 
-    def _save_weights(self, path: Path, step: int, meta: Meta | None = None) -> None:
+    def _save_weights(self, path: Path, meta: Meta) -> None:
         stepper = self._stepper
-        meta = meta or self.meta(step)
         save_checkpoint(path, stepper.net.state_dict(), stepper.ema.state_dict(), meta)
 
     def meta(self, step: int) -> Meta:
@@ -158,10 +157,8 @@ def _swept(path: Path, ema: StateDict) -> Meta | None:
         found = load_checkpoint(path)
     except CheckpointError:  # damaged: it is written anew
         return None
-    held = plain(ema)
-    if found.meta.grid_from != "sweep" or found.ema.keys() != held.keys():
-        return None
-    return found.meta if all(torch.equal(found.ema[k], held[k]) for k in held) else None
+    swept = found.meta.grid_from == "sweep" and same_tensors(found.ema, plain(ema))
+    return found.meta if swept else None
 
 
 def machine(runtime: Runtime) -> list[object]:

@@ -143,7 +143,7 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
         loaded = file.load({name: stored[name] for name in found.sets})
         is_safetensors = file.is_safetensors
     held = plain(full_precision(loaded[found.sets[-1]], path))
-    if held.keys() != weights.keys() or not all(torch.equal(held[k], weights[k]) for k in held):
+    if not same_tensors(held, weights):
         return False
     meta.versions = versions()
     if is_safetensors:  # which holds one set
@@ -154,6 +154,11 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
     content = {keys[name]: plain(state) for name, state in loaded.items()}
     save_tensors(path, {**content, "meta": meta.to_json()})
     return True
+
+
+def same_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two sets of weights have the same names and values."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def besides_weights(path: Path) -> list[str]:

@@ -23,15 +23,15 @@ from c2fdft_cli.execution.fused.kernels import floats, hidden_units, normal_cdf,
 
 
 @triton.jit
-def _through_norm(x, dy, weight, inside, columns, C: tl.constexpr, EPS: tl.constexpr,
+def _through_norm(x, dy, gain, inside, C: tl.constexpr, EPS: tl.constexpr,
                   CENTRED: tl.constexpr):  # fmt: skip
     """From the gradient dy of `norm(x)` to that of x, and `dy h`, the weight's at each pixel.
 
-    With m the mean of a pixel's channels, r = 1 / sqrt(var + EPS), g = dy * weight, means of
-    channels:
+    With m the mean of a pixel's channels, r = 1 / sqrt(var + EPS), g = dy * gain, means of
+    channels, and the norm's weight as gain:
 
-        y = (x - m) r weight + ..  dx = r (g - mean(g) - h mean(g h)),  h = (x - m) r
-        y = x r weight + ..        dx = r (g - (x - m) r mean(g h)),    h = x r
+        y = (x - m) r gain + ..  dx = r (g - mean(g) - h mean(g h)),  h = (x - m) r
+        y = x r gain + ..        dx = r (g - (x - m) r mean(g h)),    h = x r
 
     x, dy: `[M, padded C]` float32, zero in the padding.
     """
@@ -39,7 +39,7 @@ def _through_norm(x, dy, weight, inside, columns, C: tl.constexpr, EPS: tl.const
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS)
     centred *= rstd[:, None]
     h = centred if CENTRED else x * rstd[:, None]
-    g = dy * floats(weight + columns, columns < C)[None, :]
+    g = dy * gain[None, :]
     dx = g - centred * (tl.sum(g * h, 1) / C)[:, None]
     if CENTRED:
         dx -= (tl.sum(g, 1) / C)[:, None]
@@ -64,6 +64,7 @@ def norm_backward_kernel(
     in_c = columns < C
     pixel = tl.arange(0, M)
     place = pixel[:, None] * C + columns[None, :]
+    gain = floats(weight + columns, in_c)
     dweight = tl.zeros([PADDED], tl.float32)
     total = tl.zeros([PADDED], tl.float32)
     last = tl.minimum((piece + 1) * share, pixels)
@@ -71,7 +72,7 @@ def norm_backward_kernel(
         begin = first_value + first * C
         inside = (pixel < last - first)[:, None] & in_c[None, :]
         x, d = floats(z + begin + place, inside), floats(dy + begin + place, inside)
-        dx, of_weight = _through_norm(x, d, weight, inside, columns, C, EPS, CENTRED)
+        dx, of_weight = _through_norm(x, d, gain, inside, C, EPS, CENTRED)
         dweight += tl.sum(of_weight, 0)
         total += tl.sum(d, 0)
         dx += floats(passed + begin + place, inside)
@@ -102,12 +103,12 @@ def feed_forward_backward_kernel(
     pixel = tl.arange(0, M)
     place = pixel[:, None] * C + columns[None, :]
     now = floats(time + image * time_stride + columns, in_c)
+    gain = floats(weight + columns, in_c)
     dweight = tl.zeros([PADDED], tl.float32)
     dbias = tl.zeros([PADDED], tl.float32)
     total = tl.zeros([PADDED], tl.float32)
     last = tl.minimum((piece + 1) * share, pixels)
     for first in range(piece * share, last, M):
-        # Added to the pointers at once: a sum in 64 bits for each value would take the registers.
         begin = first_value + first * C
         inside = (pixel < last - first)[:, None] & in_c[None, :]
         x, passed = floats(z + begin + place, inside), floats(d + begin + place, inside)
@@ -124,7 +125,7 @@ def feed_forward_backward_kernel(
             w = tl.load(widen + unit[:, None] * C + columns[None, :], mask=w_mask, other=0.0)
             dy = tl.dot(dh.to(half), w, dy, input_precision=PRECISION)
         dbias += tl.sum(dy, 0)
-        dx, of_weight = _through_norm(x, dy, weight, inside, columns, C, EPS, bias is not None)
+        dx, of_weight = _through_norm(x, dy, gain, inside, C, EPS, bias is not None)
         dweight += tl.sum(of_weight, 0)
         tl.store(dz + begin + place, (dx + passed).to(dz.dtype.element_ty), mask=inside)
     out = sums + (image * tl.num_programs(0) + piece) * (3 * C)

@@ -44,8 +44,7 @@ def _norm_backward(
     n, h, w, c = z.shape
     padded, pixels = triton.next_power_of_2(c), h * w
     m = max(1, 2048 // padded)
-    share = max(_LEAST_PIXELS, pixels * n // _PROGRAMS)
-    share = triton.cdiv(share, m) * m
+    share = _share(pixels, n, m)
     dz, sums = _stream_gradients(z, triton.cdiv(pixels, share), 2)
     backward_kernels.norm_backward_kernel[(sums.shape[1], n)](
         _dense(z), weight, _dense(dy), _dense(passed), dz, sums, pixels, share,
@@ -67,8 +66,7 @@ def _depthwise(
     padded = _padded(d)
     # on an H100, 720p, 48 channels: 0.67 ms, with 32 pixels 2.06 ms, with 4 warps 1.38 ms
     block, warps = (128 if padded <= 64 else 64), (4 if padded <= 32 else 8)
-    share = max(_LEAST_PIXELS, pixels * n * heads // _PROGRAMS)
-    share = triton.cdiv(share, block) * block
+    share = _share(pixels, n * heads, block)
     v, sums = _depthwise_results(x, heads, rows, triton.cdiv(pixels, share))
     kernels.depthwise_kernel[(sums.shape[1], heads, n)](
         _dense(x), weight.reshape(3 * c, 9), bias, v, sums, h, w, skip, rows, share,
@@ -109,8 +107,8 @@ def _mixing(
 
 def _second_pass(
     z: Tensor,
-    v: Tensor,
-    mixing: Tensor,
+    v: Tensor | None,
+    mixing: Tensor | None,
     out_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
@@ -119,39 +117,38 @@ def _second_pass(
     widen_bias: Tensor | None,
     narrow: Tensor,
     narrow_bias: Tensor | None,
+    out: Tensor | None = None,
 ) -> None:
-    layers = (weight, bias, time, widen, widen_bias, narrow, narrow_bias)
-    _start_second_pass(z, v, mixing, out_bias, layers, z)
-
-
-def _feed_forward(z: Tensor, *layers: Tensor | None) -> Tensor:
-    out = torch.empty_like(z)
-    _start_second_pass(z, None, None, None, layers, out)
-    return out
-
-
-def _start_second_pass(
-    z: Tensor,
-    v: Tensor | None,
-    mixing: Tensor | None,
-    out_bias: Tensor | None,
-    layers: tuple[Tensor | None, ...],
-    out: Tensor,
-) -> None:
+    """In place, or into `out`; without v and mixing the feed-forward network alone."""
     n, h, w, c = z.shape
-    _, _, time, widen, *_ = layers
-    assert time is not None  # noqa: S101
-    assert widen is not None  # noqa: S101
     padded = _padded(c)
     # Larger tiles must still fit the shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
     # tests/execution/fused/test_compiled.py compiles them for GPUs that are not there.
     m, units = (64 if padded > 64 else 128), (32 if padded > 128 else 64)
     v_image, v_pixel = (0, 0) if v is None else (v.stride(0), v.stride(2))
     kernels.second_pass_kernel[(triton.cdiv(h * w, m), n)](
-        _dense(z), v, mixing, out_bias, *layers, out,
+        _dense(z), v, mixing, out_bias, weight, bias, time,
+        widen, widen_bias, narrow, narrow_bias, z if out is None else out,
         h * w, v_image, v_pixel, _stride(time),
         c, len(widen), padded, m, units, NORM_EPS, "ieee", num_warps=8, num_stages=2,
     )  # fmt: skip
+
+
+def _feed_forward(
+    z: Tensor, weight: Tensor, bias: Tensor | None, time: Tensor,
+    widen: Tensor, widen_bias: Tensor | None, narrow: Tensor, narrow_bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    out = torch.empty_like(z)
+    _second_pass(
+        z, None, None, None, weight, bias, time, widen, widen_bias, narrow, narrow_bias, out
+    )
+    return out
+
+
+def _share(pixels: int, times: int, block: int) -> int:
+    """Pixels of a program, whole blocks, where as many pixels are gone through several times."""
+    share = max(_LEAST_PIXELS, pixels * times // _PROGRAMS)
+    return -(-share // block) * block
 
 
 def _padded(c: int) -> int:
@@ -167,8 +164,7 @@ def _feed_forward_backward(
     n, h, w, c = z.shape
     # tiles of more pixels would not fit the registers (by the compiler's count for sm_80 and sm_90)
     pixels, m, units = h * w, 32, 64
-    share = max(_LEAST_PIXELS, pixels * n // _PROGRAMS)
-    share = triton.cdiv(share, m) * m
+    share = _share(pixels, n, m)
     dz, sums = _stream_gradients(z, triton.cdiv(pixels, share), 3)
     backward_kernels.feed_forward_backward_kernel[(sums.shape[1], n)](
         _dense(z), weight, bias, time, widen, widen_bias, narrow, _dense(d), dz, sums,

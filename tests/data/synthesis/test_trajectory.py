@@ -31,7 +31,7 @@ def test_inertia_straightens():
 
 
 def test_an_exposure_begins_within_a_motion():
-    """The first velocity varies as later ones do: a walk from rest would have half of it."""
+    """The first velocity varies as later ones do: from rest it would be far smaller."""
     paths = np.stack([random_path(1, 0.05, np.random.default_rng(seed))[0] for seed in range(1500)])
     speeds = np.diff(paths, axis=1).std(axis=0)
     assert speeds[0] == pytest.approx(speeds[-1], rel=0.15)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.fused import choose, training
 from c2fdft_cli.execution.fused.training import (
     FEED_FORWARD,
+    NORM,
     assume,
     chosen_for,
     feed_forward_for,
@@ -23,8 +25,6 @@ from c2fdft_cli.execution.fused.training import (
     norm_for,
     plain_feed_forward,
     plain_norm,
-    try_feed_forward,
-    try_norm,
 )
 from tests.kit.formula import fill, relative, wave
 
@@ -152,32 +152,50 @@ def test_sums_of_weights_are_of_all_programs(monkeypatch: pytest.MonkeyPatch) ->
         assert relative(found[name], expected) < ALLOWED[torch.float32], name
 
 
+Asked = Callable[[], Any]
+
+
+@pytest.fixture(params=[NORM, FEED_FORWARD])
+def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Asked]:
+    """A part of a block, and which way of it is chosen."""
+    torch.manual_seed(1)
+    block, z = Block(16, 2, 4.0, False, "with_bias"), wave([1, 4, 4, 16], 0.3)
+    if request.param == NORM:
+        return NORM, lambda: norm_for(block.norm1, z, torch.bfloat16)
+    monkeypatch.setattr(training, "norm_for", lambda *_: plain_norm)  # without a trial of its own
+    return FEED_FORWARD, lambda: feed_forward_for(block, z, torch.bfloat16)
+
+
+FUSED = {NORM: fused_norm, FEED_FORWARD: fused_feed_forward}
+PLAIN = {NORM: plain_norm, FEED_FORWARD: plain_feed_forward}
+
+
 @interpreted
 @pytest.mark.usefixtures("triton", "small")
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
-def test_feed_forward_network_runs_where_it_agrees_and_is_faster(
-    monkeypatch: pytest.MonkeyPatch, seconds: float
+def test_it_runs_where_it_agrees_and_is_faster(
+    monkeypatch: pytest.MonkeyPatch, part: tuple[str, Asked], seconds: float
 ) -> None:
+    name, asked = part
     ways = iter((seconds, 2.0))
     monkeypatch.setattr(choose, "_seconds", lambda _: next(ways))
-    monkeypatch.setattr(training, "norm_for", lambda *_: plain_norm)
-    torch.manual_seed(1)
-    block, z = Block(16, 2, 4.0, False, "with_bias"), wave([1, 4, 4, 16], 0.3)
-    expected = fused_feed_forward if seconds < 2 else plain_feed_forward
-    assert feed_forward_for(block, z, torch.bfloat16) is expected
-    assert feed_forward_for(block, z, torch.bfloat16) is expected, "tried once"
+    expected = (FUSED if seconds < 2 else PLAIN)[name]
+    assert asked() is expected
+    assert asked() is expected, "tried once"
 
 
 @pytest.mark.usefixtures("small")
-def test_a_feed_forward_network_that_fails_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_is_plain(
+    monkeypatch: pytest.MonkeyPatch, part: tuple[str, Asked], caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("out of resource: shared memory")
+        raise RuntimeError("out of resource: registers")
 
-    monkeypatch.setattr(training, "fused_feed_forward", fail)
-    block, z = fill(Block(16, 2, 4.0, False, "with_bias")), wave([1, 4, 4, 16], 0.3)
-    trial = try_feed_forward(block, z, torch.bfloat16)
-    assert trial.failure == "RuntimeError: out of resource: shared memory"
-    assert feed_forward_for(block, z, torch.bfloat16) is plain_feed_forward
+    name, asked = part
+    monkeypatch.setattr(training, FUSED[name].__name__, fail)
+    with caplog.at_level("INFO"):
+        assert asked() is PLAIN[name]
+    assert "RuntimeError: out of resource: registers" in caplog.text
 
 
 @pytest.mark.usefixtures("small")
@@ -185,31 +203,6 @@ def test_wide_feed_forward_networks_are_not_tried(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(training, "try_feed_forward", lambda *_: pytest.fail("tried"))
     block, z = fill(Block(136, 1, 1.0, False, "with_bias")), wave([1, 2, 2, 136], 0.3)
     assert feed_forward_for(block, z, torch.bfloat16) is plain_feed_forward
-
-
-@interpreted
-@pytest.mark.usefixtures("triton", "small")
-@pytest.mark.parametrize("seconds", [1.0, 3.0])
-def test_it_runs_where_it_agrees_and_is_faster(
-    monkeypatch: pytest.MonkeyPatch, seconds: float
-) -> None:
-    ways = iter((seconds, 2.0))
-    monkeypatch.setattr(choose, "_seconds", lambda _: next(ways))
-    layer, z = fill(PixelNorm(16, "with_bias")), wave([1, 4, 4, 16], 0.3)
-    expected = fused_norm if seconds < 2 else plain_norm
-    assert norm_for(layer, z, torch.bfloat16) is expected
-    assert norm_for(layer, z, torch.bfloat16) is expected, "tried once"
-
-
-@pytest.mark.usefixtures("small")
-def test_what_fails_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("out of resource: registers")
-
-    monkeypatch.setattr(training, "fused_norm", fail)
-    layer, z = fill(PixelNorm(16, "with_bias")), wave([1, 4, 4, 16], 0.3)
-    assert try_norm(layer, z, torch.bfloat16).failure == "RuntimeError: out of resource: registers"
-    assert norm_for(layer, z, torch.bfloat16) is plain_norm
 
 
 @pytest.mark.usefixtures("small")

@@ -174,7 +174,9 @@ def training_kernels(network: Network, compiling: Compile, runtime: Runtime) -> 
     if compiling == "on" or runtime.device.type != "cuda" or runtime.dtype != torch.bfloat16:
         return NO_KERNELS
     shape = (network.ffn_factor, network.bias, network.norm)
-    blocks = (Block(network.dim << level, 1, *shape).to(runtime.device) for level in range(4))
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        torch.manual_seed(0)
+        blocks = [Block(network.dim << level, 1, *shape).to(runtime.device) for level in range(4)]
     return chosen_for(blocks, runtime.device, runtime.dtype)
 
 
