@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from c2fdft_cli.data.images.picture import image_size, list_images, natural_key
+from c2fdft_cli.data.images.picture import image_size, natural_key
+from c2fdft_cli.data.layouts.listing import some_images
 from c2fdft_cli.data.layouts.matching import composed, name_words
 from c2fdft_cli.data.layouts.pairs_csv import read_meta_info, read_pairs_csv
 from c2fdft_cli.data.layouts.search import (
@@ -107,9 +108,7 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
             return _listed(find_pairs(root, gamma=gamma), clean, pairs_file)
         listed = [FilePair(*row) for row in read_pairs_csv(pairs_file, root)]
         return _pair_set(f"the list {pairs_file.name}", None, root, listed, (), ())
-    images = list_images(root, recursive=True)
-    if not images:
-        raise DataError("no images in the folder", where=root, hint="check the path")
+    images = some_images(root, recursive=True, hint="check the path")
     tree = Tree(root, images)
     chosen, notices = search(tree, gamma=gamma)
     if not chosen:
@@ -135,9 +134,7 @@ def find_halves(root: Path, degraded: str) -> PairSet:
     Raises:
         DataError: no such folder, or no images.
     """
-    images = list_images(root, recursive=True)
-    if not images:
-        raise DataError("no images in the folder", where=root, hint="check the path")
+    images = some_images(root, recursive=True, hint="check the path")
     names = [path.relative_to(root).with_suffix("").as_posix() for path in images]
     pairs = [FilePair(name, path, path) for name, path in zip(names, images, strict=True)]
     layout = f"side by side, the {degraded} half degraded"

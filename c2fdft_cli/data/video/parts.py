@@ -99,15 +99,19 @@ class Parts:
 
 
 def read_through(info: VideoInfo) -> VideoInfo:
-    """With what only the whole file tells: number of frames, and joins; nothing is decoded.
+    """With what only the whole file tells: frames, those missing, and joins; nothing is decoded.
 
     Raises:
         DataError: the file cannot be read.
     """
     with open_video(info.path) as container, library_errors(info.path, "cannot read the video"):
-        main = main_stream(container, info.path).index
-        parts, frames = Parts(main, 1 / info.rate), 0
+        stream = main_stream(container, info.path)
+        main, announced = stream.index, stream.frames  # 0 where the container does not say
+        parts, frames, packets = Parts(main, 1 / info.rate), 0, 0
         for packet in demuxed(container):
+            # Announced are also pictures that an edit leaves out, and those of AVI that only repeat
+            # the one before; the empty packet at the end has no time.
+            packets += packet.stream_index == main and packet.dts is not None
             if not packet.size or packet.is_discard:
                 continue
             frames += packet.stream_index == main
@@ -116,7 +120,8 @@ def read_through(info: VideoInfo) -> VideoInfo:
     joins, duration = parts.joins(), info.duration
     if joins and duration is not None:  # of which the container knows the last part's times
         duration += float(joins[-1].later)
-    return replace(info, frames=frames, joins=joins, duration=duration)
+    missing = max(0, announced - packets)
+    return replace(info, frames=frames, missing=missing, joins=joins, duration=duration)
 
 
 def make_continuous(packet: Packet[Any], joins: tuple[Join, ...]) -> None:

@@ -78,6 +78,7 @@ class VideoInfo:
         audio: codec of each audio stream.
         subtitles: codec of each subtitle stream.
         frames: how many the container holds; 0 until the file has been read through.
+        missing: pictures that the container announces and does not hold, known from then on too.
         joins: where its times begin anew, known from then on too.
     """
 
@@ -95,6 +96,7 @@ class VideoInfo:
     audio: tuple[str, ...] = ()
     subtitles: tuple[str, ...] = ()
     frames: int = 0
+    missing: int = 0
     joins: tuple[Join, ...] = ()
 
     @property

@@ -38,7 +38,7 @@ class Copier:
         self, source: InputContainer, out: OutputContainer, info: VideoInfo, muxer: str, name: Path
     ) -> None:
         self.notes: list[str] = []
-        self._source, self._out, self._joins = source, out, info.joins
+        self._source, self._out, self._info = source, out, info
         self._zero = origin(source)
         self._streams: dict[int, Stream] = {}
         self._last: dict[int, int] = {}
@@ -72,8 +72,8 @@ class Copier:
     def problems(self) -> list[str]:
         """What was missing in the source, once all is copied."""
         notes = []
-        if self._joins:
-            times = many(len(self._joins), "time")
+        if self._info.joins:
+            times = many(len(self._info.joins), "time")
             notes.append(f"its time stamps begin anew {times}, as in joined files: made continuous")
         if self._skipped:
             notes.append(f"{self._skipped} packets without a usable time stamp skipped")
@@ -81,6 +81,9 @@ class Copier:
         if whole - self._end > 1:
             found, said = float(self._end), float(whole)
             notes.append(f"damage in the video: it ends after {found:.1f} of {said:.1f} s")
+        elif self._info.missing:
+            what = many(self._info.missing, "frame")
+            notes.append(f"damage in the video: it announces {what} more than it holds")
         return notes
 
     def _demuxed(self) -> Iterator[Packet[Stream]]:
@@ -97,7 +100,7 @@ class Copier:
                 return
             if not packet.size:
                 continue
-            make_continuous(packet, self._joins)
+            make_continuous(packet, self._info.joins)
             self._shift(packet)
             self._end = max(self._end, _end(packet))
             if packet.stream_index in self._streams:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from c2fdft_cli.data.images.picture import list_images, read_rgb8
+from c2fdft_cli.data.images.picture import read_rgb8
+from c2fdft_cli.data.layouts.listing import some_images
 from c2fdft_cli.data.layouts.pairs import FilePair, PairSet, check_sizes, find_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
 from c2fdft_cli.engine.sampling.restorer import noise_generator
@@ -125,9 +126,7 @@ def open_folder(
         return FolderPairs(found.pairs, found.layout, "; ".join(found.notices) or None)
     if not 0 < sigma <= SIGMA_LIMIT:
         raise UsageError(f"--sigma must be in (0, {SIGMA_LIMIT:g}], got {sigma:g}")
-    images = list_images(folder)
-    if not images:
-        raise DataError("the folder holds no images", where=folder)
+    images = some_images(folder)
     name, count = Counter(path.stem for path in images).most_common(1)[0]
     if count > 1:
         raise DataError(f"two images have the name {name}", where=folder, hint="rename one")

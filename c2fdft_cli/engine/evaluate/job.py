@@ -145,7 +145,7 @@ def score_each(
         try:
             return score()
         except DataError as error:
-            return str(error) if error.where == name else f"{name}: {error}"
+            return str(error) if error.where else f"{name}: {error}"
 
     def scored() -> Generator[Scored, None, None]:
         for outcome in in_order(one, tasks, workers=2):

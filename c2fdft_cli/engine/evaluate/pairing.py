@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 from c2fdft_cli.data.images.picture import image_size, is_image_path, list_images, natural_key
 from c2fdft_cli.data.layouts import search
+from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.data.layouts.matching import match_names
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.errors import DataError
@@ -49,6 +50,7 @@ def pair_files(restored: Path, target: Path) -> Matched:
         DataError: a missing path, an empty set, or nothing that pairs up.
     """
     require_existing(restored, target)
+    refuse_videos(restored, target)
     if restored.is_file() and target.is_file():
         return Matched([FilePair(restored.stem, restored, target)], found_by="the two files given")
     ours = _images(restored, target)
@@ -72,11 +74,11 @@ def _images(path: Path, other: Path) -> list[Path]:
     nested = path.resolve() in inside.parents
     found = [
         image
-        for image in list_images(path, recursive=True)
+        for image in some_images(path, recursive=True)
         if not (nested and (image.resolve() == inside or inside in image.resolve().parents))
     ]
     if not found:
-        raise DataError("the folder holds no images", where=path)
+        raise DataError("no images in the folder beside the other ones", where=path)
     return found
 
 
@@ -157,7 +159,7 @@ def check_all_sizes(pairs: Sequence[FilePair]) -> None:
         try:
             ours, theirs = image_size(pair.lq), image_size(pair.gt)
         except DataError as error:
-            problems.append(f"{pair.name}: {error}")
+            problems.append(str(error))  # which names the file
             continue
         if ours != theirs:
             sizes = [f"{width} x {height}" for height, width in (ours, theirs)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from c2fdft_cli.data.images.picture import list_images
+from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.engine.evaluate.files import read_image
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.metrics import choose_names, unusable
@@ -58,9 +58,8 @@ def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult
     if options.protocol is not None:
         raise UsageError("--protocol cannot be combined with --no-reference")
     require_existing(source)
-    images = list_images(source, recursive=True) if source.is_dir() else [source]
-    if not images:
-        raise DataError("the folder holds no images", where=source)
+    refuse_videos(source)
+    images = some_images(source, recursive=True) if source.is_dir() else [source]
     root = source if source.is_dir() else source.parent
     names = [path.relative_to(root).with_suffix("").as_posix() for path in images]
     mine = options.share(list(zip(own_names(names, images), images, strict=True)))

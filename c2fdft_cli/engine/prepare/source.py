@@ -16,7 +16,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from c2fdft_cli.data.images.picture import list_images, read_rgb8
+from c2fdft_cli.data.images.picture import read_rgb8
+from c2fdft_cli.data.layouts.listing import some_images
 from c2fdft_cli.data.layouts.pairs import (
     FilePair,
     PairSet,
@@ -166,11 +167,8 @@ def _split_apart(found: PairSet) -> Found:
 
 def _clean(source: Path, synthesis: Synthesis) -> Found:
     """A flat folder of clean images."""
-    images = list_images(source)
-    if not images:
-        raise DataError(
-            "no clean images in the folder", where=source, hint="images of sub-folders do not count"
-        )
+    hint = "images of sub-folders do not count"
+    images = some_images(source, kind="clean images", hint=hint)
     stems = Counter(path.stem for path in images)
     # Those of one stem take their whole names, which may be another's stem: a.png of a.png.jpg.
     whole = {path.name for path in images if stems[path.stem] > 1}

@@ -26,7 +26,7 @@ from c2fdft_cli.settings import (
     check_settings,
     setting,
 )
-from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, parse_numbers
+from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, many, parse_numbers
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
            "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
@@ -38,6 +38,8 @@ MIN_TILE = 32
 SAMPLING, FILES, VIDEO = "Sampling", "Files", "Video"
 """Headings of the options' help."""
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+LEAST_MEMORY = 1 << 16
+"""Bytes; who asks for less has left out the unit."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -50,8 +52,9 @@ def parse_size(text: str) -> int:
     """Bytes out of "900M", "6G" or "1.5 GiB"; UsageError when it is not a size."""
     found = _SIZE.fullmatch(text.strip())
     size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
-    if size < 1:
-        raise UsageError(f"--max-memory must be a size such as 900M or 6G, got {text}")
+    if size < LEAST_MEMORY:
+        meant = f" ({many(size, 'byte')})" if size else ""
+        raise UsageError(f"--max-memory must be a size such as 900M or 6G, got {text}{meant}")
     return size
 
 

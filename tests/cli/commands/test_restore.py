@@ -196,7 +196,7 @@ def test_an_output_under_a_file(folder: Path, coarse: Path, tmp_path: Path) -> N
 
 
 def test_too_large(folder: Path, coarse: Path, tmp_path: Path) -> None:
-    words = (folder / "a.png", tmp_path / "x.png", "--weights", coarse, "--max-memory", "10k")
+    words = (folder / "a.png", tmp_path / "x.png", "--weights", coarse, "--max-memory", "64k")
     result = call(*words)
     assert result.exit_code == 5
     assert "16x9 px needs" in result.stderr

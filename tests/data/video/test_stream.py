@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("av")
 
+from c2fdft_cli.data.video.parts import read_through
 from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
     LIMITED_RANGE,
@@ -375,6 +376,39 @@ def test_a_file_cut_short_is_reported(tmp_path: Path) -> None:
     (note,) = notes_of(source, tmp_path / "b.mkv")
     assert note.startswith("damage in the video: it ends after")
     assert 0 < count_frames(tmp_path / "b.mkv") < 40
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_pictures_that_are_announced_and_missing_are_reported(tmp_path: Path, suffix: str) -> None:
+    codec, options = ("mpeg4", {}) if suffix == ".avi" else ("libx264", {"g": "5", "bf": "0"})
+    source = make_clip(
+        tmp_path / f"a{suffix}",
+        size="160x120",
+        rate="25",
+        seconds=1,
+        sound=False,
+        codec=codec,
+        options=options,
+    )
+    if suffix == ".mp4":  # with what tells of the pictures before them, as for streaming
+        copied = tmp_path / "b.mp4"
+        with (
+            av.open(str(source)) as own,
+            av.open(str(copied), "w", options={"movflags": "+faststart"}) as out,
+        ):
+            stream = out.add_stream_from_template(own.streams.video[0])
+            for packet in own.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+        source = copied
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) - len(data) // 4])
+    info = read_through(probe_video(source))
+    assert info.missing > 0
+    assert info.missing + info.frames == 25
+    (note,) = notes_of(source, tmp_path / "out.mkv")
+    assert note == f"damage in the video: it announces {info.missing} frames more than it holds"
 
 
 def test_an_intact_video_has_no_notes(tmp_path: Path) -> None:

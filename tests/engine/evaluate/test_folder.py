@@ -128,7 +128,7 @@ def test_levels_that_are_none(clean, sigma):
 
 def test_nothing_to_restore(tmp_path, clean):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="no images in the folder"):
         open_folder(tmp_path / "empty", 25)
     with pytest.raises(DataError, match="no such"):
         open_folder(tmp_path / "nowhere", 25)

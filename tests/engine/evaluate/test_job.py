@@ -198,7 +198,7 @@ def test_two_files_and_a_file_in_a_folder(folders: tuple[Path, Path]) -> None:
     ("case", "message"),
     [
         ("missing", "no such file or folder"),
-        ("empty", "the folder holds no images"),
+        ("empty", "no images in the folder"),
         ("other names", "no restored image has a target of a matching name"),
     ],
 )
@@ -300,12 +300,12 @@ def test_sizes_that_differ_are_all_listed(folders: tuple[Path, Path]) -> None:
 def test_unreadable_files(folders: tuple[Path, Path]) -> None:
     out, target = folders
     (out / "9.png").write_text("not an image")
-    with pytest.raises(DataError, match=r"9: .*9\.png: cannot read the image"):
+    with pytest.raises(DataError, match=r"^[^:]*9\.png: cannot read the image"):
         run(out, target)
     # a whole header before damaged pixels: found out only when it is read
     data = (target / "10.png").read_bytes()
     (out / "9.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"9: .*9\.png: cannot read the image"):
+    with pytest.raises(DataError, match=r"^[^:]*9\.png: cannot read the image"):
         run(out, target)
 
 

@@ -124,7 +124,7 @@ def test_small_images_have_a_row_without_values(noisy: Path) -> None:
 
 def test_what_cannot_be_scored(noisy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="the folder holds no images"):
+    with pytest.raises(DataError, match="no images in the folder"):
         run(tmp_path / "empty")
     with pytest.raises(DataError, match="no such file or folder"):
         run(tmp_path / "nowhere")
@@ -145,7 +145,7 @@ def test_a_photograph_that_cannot_be_read_is_named_and_the_others_are_scored(noi
     facts = document(result)
     assert (facts["scored"], facts["expected"]) == (2, 3)
     [problem] = facts["missing"]["unreadable"]
-    assert problem.startswith("10: ")
+    assert "10.png: cannot read the image" in problem
     assert result.failure is not None
     assert str(result.failure) == "scored 2 of 3: the set is incomplete"
     assert result.failure.details == (problem,)

@@ -86,7 +86,8 @@ def test_timesteps_descend(grid: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("1", 1), ("900M", 900 << 20), ("1.5 GiB", 3 << 29), ("2kb", 2048)]
+    ("text", "size"),
+    [("1048576", 1 << 20), ("900M", 900 << 20), ("1.5 GiB", 3 << 29), ("2048kb", 2 << 20)],
 )
 def test_parse_size(text: str, size: int) -> None:
     assert parse_size(text) == size
@@ -95,6 +96,14 @@ def test_parse_size(text: str, size: int) -> None:
 @pytest.mark.parametrize("text", ["", "0", "M", "-1G", "1X", "1e9", "nan"])
 def test_parse_size_refuses(text: str) -> None:
     with pytest.raises(UsageError, match="--max-memory must be a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4", "4 bytes"), ("1k", "1024 bytes"), ("1", "1 byte")]
+)
+def test_a_size_without_its_unit_is_refused(text: str, size: str) -> None:
+    with pytest.raises(UsageError, match=rf"6G, got {text} \({size}\)"):
         parse_size(text)
 
 
