@@ -2,13 +2,18 @@
 
 The operators run with tensors without contents, and where they would start a kernel it is compiled,
 with the very arguments, down to machine code by the assembler in Triton's wheel. Prints one line of
-JSON for each kernel: its arguments' kind, bytes of shared memory, and of machine code.
+JSON for each kernel: its arguments' kind, bytes of shared memory and of machine code, and a
+thread's registers and bytes of what does not fit them.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -40,9 +45,24 @@ class Compiles:
         def start(*args: Any, **options: Any) -> None:
             made = self.kernel.warmup(*args, grid=grid, **options)
             found = {"kernel": self.name, "case": self.case, "shared": made.metadata.shared}
-            sys.stdout.write(json.dumps({**found, "bytes": len(made.asm["cubin"])}) + "\n")
+            code = made.asm["cubin"]
+            sys.stdout.write(json.dumps({**found, "bytes": len(code), **resources(code)}) + "\n")
 
         return start
+
+
+def resources(code: bytes) -> dict[str, int]:
+    """A thread's registers, and bytes of its stack: values that were spilled."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        words = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise ValueError(f"no registers in {text!r}")
+    return {"registers": int(found[1]), "spilled": int(found[2])}
 
 
 def main(capability: int) -> None:
@@ -71,6 +91,7 @@ def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
         x, v = (torch.empty(1, 64, 64, k * c, dtype=dtype) for k in (3, 1))
         gram, square = torch.empty(1, heads, d, d), torch.empty(1, heads, d)
         matrix = torch.empty(1, c, c, dtype=dtype)
+        of_qkv = torch.empty(3 * c, c, dtype=dtype)
         widen, narrow = (torch.empty(s, dtype=dtype) for s in ((4 * c, c), (c, 4 * c)))
         taps, weight = torch.empty(3 * c, 1, 3, 3, dtype=dtype), torch.empty(c)
         biases = [torch.empty(k * c, dtype=dtype) for k in (3, 4, 1)]
@@ -81,6 +102,8 @@ def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
         layers = (weight, bias, time, widen, for_widen, narrow)
         for stream in (z, v):
             operators._norm(stream, weight, bias, time, dtype)
+            if width <= WIDEST_ON_CHIP and stream is z:
+                operators._norm_product(z, weight, bias, time, of_qkv, for_qkv)
             operators._norm_backward(stream, weight, bias is not None, v, stream)
             if width <= WIDEST_ON_CHIP:
                 operators._feed_forward(stream, *layers, for_narrow)

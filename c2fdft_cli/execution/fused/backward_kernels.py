@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from c2fdft_cli.execution.fused.kernels import floats, hidden_units, normal_cdf, normed
+from c2fdft_cli.execution.fused.kernels import floats, normal_cdf, normed, product
 
 
 @triton.jit
@@ -119,7 +119,7 @@ def feed_forward_backward_kernel(
         for first_unit in range(0, HIDDEN, H):
             unit = first_unit + tl.arange(0, H)
             in_h = unit < HIDDEN
-            hidden = hidden_units(y, widen, widen_bias, unit, columns, C, HIDDEN, PRECISION)
+            hidden = product(y, widen, widen_bias, unit, columns, C, HIDDEN, PRECISION)
             dh = _gradient_of_hidden(hidden, d_half, narrow, unit, columns, C, HIDDEN, PRECISION)
             w_mask = in_h[:, None] & in_c[None, :]
             w = tl.load(widen + unit[:, None] * C + columns[None, :], mask=w_mask, other=0.0)
@@ -181,7 +181,7 @@ def feed_forward_weights_kernel(
         # zero beyond the last pixel, and with it all that is summed up here
         d_half = floats(d + begin + place, inside).to(half)
         y = normed(x, weight, bias, now[None, :], columns, C, EPS).to(half)
-        hidden = hidden_units(y, widen, widen_bias, unit, columns, C, HIDDEN, PRECISION)
+        hidden = product(y, widen, widen_bias, unit, columns, C, HIDDEN, PRECISION)
         dh = _gradient_of_hidden(hidden, d_half, narrow, unit, columns, C, HIDDEN, PRECISION)
         of_bias += tl.sum(dh, 0)
         of_widen = tl.dot(tl.trans(dh.to(half)), y, of_widen, input_precision=PRECISION)

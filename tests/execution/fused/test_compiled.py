@@ -27,9 +27,11 @@ def test_compiles(capability: int) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["kernel"] for row in found} == {
-        "norm_kernel", "norm_backward_kernel", "depthwise_kernel", "mixing_kernel",
+        "norm_kernel", "norm_product_kernel", "norm_backward_kernel", "depthwise_kernel",
+        "mixing_kernel",
         "second_pass_kernel", "feed_forward_backward_kernel", "feed_forward_weights_kernel",
     }  # fmt: skip
     for row in found:
         assert row["bytes"] > 0
         assert row["shared"] <= 1024 * SHARED[capability], row
+        assert row["spilled"] <= (512 if "feed_forward" in row["kernel"] else 64), row
