@@ -173,7 +173,11 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
         mixing: `[n, c, c]` float32.
     """
     if runs_on_gpu(z):
-        apply_on_gpu(block, z, v, mixing, lambda: block.norm2(z, time))
+
+        def hidden() -> Tensor:
+            return torch.ops.aten.gelu_(block.widen(block.norm2(z, time)))  # type: ignore[no-any-return]
+
+        apply_on_gpu(block, z, v, mixing, hidden)
         return
     # Views of z, as the rows of an image follow one another in a strip: `flatten` would copy others
     # without a word, and what is added in place would be lost.
@@ -189,15 +193,17 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
 
 
 def apply_on_gpu(
-    block: PreparedBlock, z: Tensor, v: Tensor, mixing: Tensor, norm2: Callable[[], Tensor]
+    block: PreparedBlock, z: Tensor, v: Tensor, mixing: Tensor, hidden: Callable[[], Tensor]
 ) -> None:
-    """`apply`, each product summed up in z; norm2: of z as it is behind the attention."""
+    """`apply`, each product summed up in z.
+
+    hidden: the hidden layer behind GELU, `[n, h, w, 4 c]`, for z as it is behind the attention.
+    """
     pixels = z.flatten(1, 2)
     add_product(pixels, v.flatten(1, 2), mixing.to(v.dtype))
     if block.out_bias is not None:
         pixels.add_(block.out_bias)
-    hidden = torch.ops.aten.gelu_(block.widen(norm2()))
-    add_product(pixels, hidden.flatten(1, 2), block.narrow.weight[None])
+    add_product(pixels, hidden().flatten(1, 2), block.narrow.weight[None])
     if block.narrow.bias is not None:
         pixels.add_(block.narrow.bias)
 

@@ -21,13 +21,14 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
+from c2fdft_cli.execution.cuda.cards import WIDEST_NORMED, WIDEST_ON_CHIP
 from c2fdft_cli.execution.fused import backward_kernels, kernels, operators
 
 BLOCKS = (
     (48, 1, torch.bfloat16),
     (48, 1, torch.float16),
     (96, 1, torch.bfloat16),
+    (192, 4, torch.bfloat16),
     (384, 8, torch.bfloat16),
 )
 """Channels, heads and precision."""
@@ -102,8 +103,9 @@ def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
         layers = (weight, bias, time, widen, for_widen, narrow)
         for stream in (z, v):
             operators._norm(stream, weight, bias, time, dtype)
-            if width <= WIDEST_ON_CHIP and stream is z:
+            if width <= WIDEST_NORMED and stream is z:
                 operators._norm_product(z, weight, bias, time, of_qkv, for_qkv)
+                operators._norm_product(z, weight, bias, time, widen, for_widen, gelu=True)
             operators._norm_backward(stream, weight, bias is not None, v, stream)
             if width <= WIDEST_ON_CHIP:
                 operators._feed_forward(stream, *layers, for_narrow)

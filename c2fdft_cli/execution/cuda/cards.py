@@ -17,6 +17,8 @@ AMPERE = (8, 0)
 """The first compute capability with bf16 and TF32."""
 WIDEST_ON_CHIP = 128
 """Channels whose feed-forward network is one kernel: weights of more do not stay on the chip."""
+WIDEST_NORMED = 256
+"""Channels whose norm is computed in the kernel of the product behind it."""
 
 _CARDS = {
     (5, 0): "GTX 900",

@@ -103,8 +103,9 @@ def norm_product_kernel(
     z, weight, bias, time, matrix, matrix_bias, out, pixels, time_stride,
     C: tl.constexpr, OUT: tl.constexpr, PADDED: tl.constexpr,
     M: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
+    GELU: tl.constexpr,
 ):  # fmt: skip
-    """A 1x1 convolution of `norm(z) + time`; a program has M pixels of an image.
+    """A 1x1 convolution of `norm(z) + time`, and GELU of it; a program has M pixels of an image.
 
     z: `[n, pixels, C]`; matrix: `[OUT, C]` and matrix_bias: `[OUT]` or None in the precision of
     out: `[n, pixels, OUT]`, written; time: `[n or 1, C]` with the stride 0 for one.
@@ -122,6 +123,8 @@ def norm_product_kernel(
     for first in range(0, OUT, H):
         unit = first + tl.arange(0, H)
         units = product(y, matrix, matrix_bias, unit, columns, C, OUT, PRECISION)
+        if GELU:
+            units *= normal_cdf(units)
         at = out + pixel[:, None] * OUT + unit[None, :]
         tl.store(at, units.to(out.dtype.element_ty), mask=there & (unit < OUT)[None, :])
 

@@ -47,7 +47,7 @@ def _norm(
 
 def _norm_product(
     z: Tensor, weight: Tensor, bias: Tensor | None, time: Tensor,
-    matrix: Tensor, matrix_bias: Tensor | None,
+    matrix: Tensor, matrix_bias: Tensor | None, gelu: bool = False,
 ) -> Tensor:  # fmt: skip
     n, h, w, c = z.shape
     out = _norm_product_result(z, matrix)
@@ -55,7 +55,8 @@ def _norm_product(
     m = 64 if padded > 64 else 128
     kernels.norm_product_kernel[(triton.cdiv(h * w, m), n)](
         _dense(z), weight, bias, time, matrix, matrix_bias, out, h * w, _stride(time),
-        c, len(matrix), padded, m, 64, NORM_EPS, "ieee", num_warps=8, num_stages=2,
+        c, len(matrix), padded, m, 64, NORM_EPS, "ieee", gelu,
+        num_warps=8, num_stages=2, maxnreg=_REGISTERS,
     )  # fmt: skip
     return out
 
@@ -267,7 +268,7 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda z, weight, bias, time, dtype: torch.empty_like(z, dtype=dtype),
     ),
     "norm_product(Tensor z, Tensor weight, Tensor? bias, Tensor time, Tensor matrix,"
-    " Tensor? matrix_bias) -> Tensor": (
+    " Tensor? matrix_bias, bool gelu=False) -> Tensor": (
         _norm_product,
         lambda z, weight, bias, time, matrix, *_: _norm_product_result(z, matrix),
     ),

@@ -1,7 +1,8 @@
 """The two passes over a strip (`prepared`) by the fused kernels: the same results but for rounding.
 
 Per value of the stream the first pass moves 18 bytes in half precision (norm and product 10, the
-rest 8), the second one 10; in wider blocks the norms, products and GELU are apart.
+rest 8), the second one 10. In wider blocks the mixing, the widening product with norm and GELU, and
+the narrowing one are apart, in the widest all of them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.attention import PixelSums
-from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
+from c2fdft_cli.execution.cuda.cards import WIDEST_NORMED, WIDEST_ON_CHIP
 from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
-from c2fdft_cli.execution.prepared import Norm, PreparedBlock, apply_on_gpu
+from c2fdft_cli.execution.prepared import Norm, PreparedBlock, Projection, apply_on_gpu
 
 
 def norm(layer: Norm, z: Tensor, time: Tensor) -> Tensor:
@@ -25,13 +26,7 @@ def gather(
     block: PreparedBlock, z: Tensor, time: Tensor, skip: int, rows: int
 ) -> tuple[PixelSums, Tensor]:
     """`prepared.gather`."""
-    depthwise = block.depthwise
-    if z.shape[-1] <= WIDEST_ON_CHIP:
-        qkv = torch.ops.c2fdft.norm_product(
-            z, block.norm1.weight, block.norm1.bias, time, block.qkv.weight, block.qkv.bias
-        )
-    else:
-        qkv = block.qkv(norm(block.norm1, z, time))
+    qkv, depthwise = _product(block.norm1, z, time, block.qkv), block.depthwise
     v, pieces = torch.ops.c2fdft.depthwise(
         qkv, depthwise.weight, depthwise.bias, block.heads, skip, rows
     )
@@ -56,4 +51,19 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
             block.widen.weight, block.widen.bias, block.narrow.weight, block.narrow.bias,
         )  # fmt: skip
         return
-    apply_on_gpu(block, z, v, mixing, lambda: norm(block.norm2, z, time))
+    apply_on_gpu(
+        block, z, v, mixing, lambda: _product(block.norm2, z, time, block.widen, gelu=True)
+    )
+
+
+def _product(
+    layer: Norm, z: Tensor, time: Tensor, product: Projection, gelu: bool = False
+) -> Tensor:
+    """`product(layer(z, time), gelu)`, with GELU in place."""
+    if z.shape[-1] <= WIDEST_NORMED:
+        out: Tensor = torch.ops.c2fdft.norm_product(
+            z, layer.weight, layer.bias, time, product.weight, product.bias, gelu
+        )
+        return out
+    out = product(norm(layer, z, time))
+    return torch.ops.aten.gelu_(out) if gelu else out
