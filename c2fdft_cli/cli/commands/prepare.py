@@ -110,6 +110,8 @@ def prepare(
             words = ("train-coarse", "--recipe", "RECIPE", "--data", options.folder)
             console.say_next(console.command(*words))
             console.stdout().print("RECIPE is that of your task: derain, deblur or denoise")
+    if (failure := result.failure) is not None:
+        raise failure
 
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
@@ -201,6 +203,7 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
             out.print(f"inputs: {report.psnr_y:.2f} dB PSNR-Y")
         needed, free = (console.megabytes(n) for n in (report.bytes_needed, report.bytes_free))
         out.print(f"disk: {needed} needed, {free} free")
+    if options.check_only:
         return
     state = "up to date" if result.up_to_date else "written"
     count = len(result.shards)
