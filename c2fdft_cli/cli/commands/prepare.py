@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Json, takes_settings
+from c2fdft_cli.cli.options import Json, path_of, refuse_several_processes, takes_settings
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
@@ -58,6 +58,7 @@ def prepare(
     source: Annotated[
         Path,
         typer.Argument(
+            parser=path_of,
             metavar="SOURCE",
             help="Folder of image pairs in any published layout, or of clean images.",
         ),
@@ -79,6 +80,7 @@ def prepare(
     if looking.verify:
         _verify(source, json)
         return
+    refuse_several_processes("prepare")
     require_existing(source)  # before anything heavy is loaded
 
     with console.loading():

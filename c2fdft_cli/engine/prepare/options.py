@@ -16,7 +16,10 @@ PAIRS, SHARDS = "Pairs", "Shards"
 
 
 def parse_validation(text: str) -> int | Path:
-    """A number of pairs, or the folder that holds them."""
+    """A number of pairs, or the folder that holds them; UsageError for nothing."""
+    if not text:
+        what = "--val is empty"
+        raise UsageError(what, hint="give a number of pairs, or the folder that holds them")
     return int(text) if _is_count(text) else Path(text)
 
 
