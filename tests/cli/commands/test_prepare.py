@@ -100,6 +100,16 @@ def test_a_check_that_sees_unusable_pairs_fails(tmp_path, bad):
     assert run("prepare", source, "--out", tmp_path / "out").exit_code == 3
 
 
+def test_numbers_of_too_many_digits(tmp_path):
+    source = make(tmp_path / "mine", "input", "target")
+    many = "9" * 5000
+    largest = run("prepare", source, "--check", "--shard-mib", many)
+    assert largest.exit_code == 0
+    pairs = run("prepare", source, "--check", "--val", many)
+    assert pairs.exit_code == 2
+    assert "of 3 pairs cannot be used to validate on" in pairs.stderr
+
+
 def test_a_preview_needs_shards(tmp_path):
     source = make(tmp_path / "mine", "input", "target")
     sheet = tmp_path / "sheet.png"
