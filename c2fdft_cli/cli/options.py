@@ -13,15 +13,29 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from c2fdft_cli import settings
+from c2fdft_cli.errors import UsageError
 from c2fdft_cli.settings import Setting
+from c2fdft_cli.vocabulary import number_in_environment
 
 Options = TypeVar("Options")
 
 
-def option(known: Setting, name: str | None = None) -> Any:
+def path_of(text: str) -> Path:
+    """A path on the command line; BadParameter for an empty one, which a Path takes for `.`.
+
+    A script's variable that is not set (`--out "$OUT"`) would have the work done in whatever folder
+    the script runs in.
+    """
+    if not text:
+        raise typer.BadParameter("it is empty; name a file or a folder")
+    return Path(text)
+
+
+def option(known: Setting, name: str | None = None, *, is_path: bool = False) -> Any:
     """An option of the command line."""
     return typer.Option(
         *filter(None, [known.option or name]),
+        parser=path_of if is_path else None,
         metavar=known.metavar or "|".join(known.choices) or None,
         help=known.sentence,
         rich_help_panel=known.panel,
@@ -84,9 +98,9 @@ def _options_of(kind: type) -> list[tuple[str, Any, Any]]:
             default = False
         elif known.parse is not None:
             default, of = known.text, str if known.text is not None else str | None
-        found.append(
-            (field.name, default, Annotated[of, option(known, settings.option_name(field))])
-        )
+        is_path = of in (Path, Path | None)
+        made = option(known, settings.option_name(field), is_path=is_path)
+        found.append((field.name, default, Annotated[of, made]))
     return found
 
 
@@ -128,6 +142,19 @@ def option_words(values: Any, but: Collection[str] = ()) -> list[str]:
         elif not isinstance(value, bool):
             words.append(f"{value:.12g}" if isinstance(value, float) else str(value))
     return words
+
+
+def refuse_several_processes(command: str) -> None:
+    """UsageError where torchrun has started a command that works in one process.
+
+    LOCAL_WORLD_SIZE is torchrun's own; a cluster may set WORLD_SIZE for whatever runs there.
+    """
+    count = number_in_environment("LOCAL_WORLD_SIZE", 1, low=1)
+    if count > 1:
+        raise UsageError(
+            f"{command} works in one process, and torchrun has started {count}",
+            hint=f"start it without torchrun: c2fdft {command} ...",
+        )
 
 
 def weights_file(spec: str, quiet: bool) -> Path:

@@ -189,8 +189,11 @@ def _read_extended(path: Path) -> list[Values]:
     seen: list[Path] = []
     following: Path | None = path
     while following is not None:
-        if following.resolve() in seen or len(seen) == MAX_EXTENDS:
+        if following.resolve() in seen:
             raise RecipeError("recipes extend each other in a circle", where=following)
+        if len(seen) == MAX_EXTENDS:
+            what = f"more than {MAX_EXTENDS} recipes extend each other"
+            raise RecipeError(what, where=following, hint="write their values into fewer files")
         seen.append(following.resolve())
         values = dict(read_yaml(following))
         base = values.pop("extends", None)

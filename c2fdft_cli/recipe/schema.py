@@ -42,10 +42,16 @@ MAX_FFN_FACTOR = 1024
 MAX_TIMESTEPS = 1_000_000
 """Limits that keep a hostile file from asking for a network or a schedule that never ends."""
 
+MAX_COUNT = 1_000_000_000
+MAX_BATCH = 65_536
+MAX_PATCH = 8192
+MAX_WORKERS = 256
+"""Limits that a slip of the keyboard passes: numbers that no counter, memory or machine holds."""
+
 # Halved four times for the five scales, it leaves one pixel.
 MIN_MS_SSIM_PATCH = 16
 
-Count: TypeAlias = Annotated[int, Field(ge=1), NotBool]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_COUNT), NotBool]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0), NotBool]
 Positive: TypeAlias = Annotated[float, Field(gt=0), NotBool]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1), NotBool]
@@ -54,8 +60,9 @@ Levels: TypeAlias = Annotated[
     list[Annotated[int, Field(ge=1, le=MAX_BLOCKS), NotBool]], Field(min_length=4, max_length=4)
 ]
 Patches: TypeAlias = Annotated[
-    list[Annotated[int, Field(ge=8, multiple_of=8), NotBool]], Field(min_length=1)
+    list[Annotated[int, Field(ge=8, le=MAX_PATCH, multiple_of=8), NotBool]], Field(min_length=1)
 ]
+Batches: TypeAlias = list[Annotated[int, Field(ge=1, le=MAX_BATCH), NotBool]]
 
 
 def _words(meanings: dict[str, str]) -> BeforeValidator:
@@ -186,7 +193,7 @@ class Data(Section):
     synthesis: dict[str, Any] = field(default_factory=dict)
     line_patterns: Share = 0.0
     streaks: str | None = None
-    workers: Annotated[int, Field(ge=0), NotBool] | None = None
+    workers: Annotated[int, Field(ge=0, le=MAX_WORKERS), NotBool] | None = None
 
 
 @dataclass
@@ -219,7 +226,7 @@ class Stage(Section):
 
     iterations: Count = 270_000
     patches: Patches = field(default_factory=lambda: [32, 64, 128])
-    batches: list[Count] = field(default_factory=lambda: [720, 192, 48])
+    batches: Batches = field(default_factory=lambda: [720, 192, 48])
     switch_every: Count = 10_000
     cycles: Count = 9
     lr: Positive = 3e-4
@@ -262,7 +269,7 @@ class FineStage(Stage):
     """
 
     iterations: Count = 90_000
-    batches: list[Count] = field(default_factory=lambda: [192, 48, 12])
+    batches: Batches = field(default_factory=lambda: [192, 48, 12])
     switch_every: Count = 5_000
     cycles: Count = 6
     lr: Positive = 1e-5

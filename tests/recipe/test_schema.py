@@ -159,6 +159,11 @@ def test_all_problems_at_once():
         ("train.seed=9223372036854775808", "train.seed must be less than"),
         ("train.adam_betas=[0.9]", "train.adam_betas must have at least 2 items, got [0.9]"),
         ("data.workers=-1", "data.workers must be greater than or equal to 0, got -1"),
+        # these began that many processes, or ended in a traceback
+        ("data.workers=1000", "data.workers must be less than or equal to 256, got 1000"),
+        ("coarse.iterations=99999999999999999999", "coarse.iterations must be less than or equal"),
+        ("fine.batches=[9,9,9999999999]", "fine.batches[2] must be less than or equal to 65536"),
+        ("coarse.patches=[32,64,80000]", "coarse.patches[2] must be less than or equal to 8192"),
         ("diffusion.beta_start=0.5", "diffusion.beta_end must be at least beta_start, 0.5"),
         ("sampling.steps=2000", "sampling must have steps of at most 1000"),
         ("sampling.grid=[1000,5]", "sampling must have a grid within 0 to 999"),
@@ -221,6 +226,16 @@ def test_files_that_cannot_be(tmp_path, text, words):
         load_recipe(str(path))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_long_chain_of_recipes_is_no_circle(tmp_path):
+    for number in range(9):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")
+    (tmp_path / "9.yaml").write_text("extends: tiny\n")
+    load_recipe(str(tmp_path / "4.yaml"))  # and tiny, and what that extends
+    with pytest.raises(RecipeError, match="more than 8 recipes extend each other") as caught:
+        load_recipe(str(tmp_path / "0.yaml"))
+    assert caught.value.hint is not None
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):

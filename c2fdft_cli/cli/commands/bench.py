@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +12,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, Weights, takes_settings, weights_file
 from c2fdft_cli.engine.tools.bench_options import BenchOptions
+from c2fdft_cli.errors import ResourceError
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.tools.bench import BenchResult
@@ -43,11 +46,30 @@ def bench(
     timed = _recipe(recipe, None if weights is None else weights_file(weights, json))
     runtime = make_runtime(options.device, options.precision)
     if options.stage == "fine":
-        fine = console.draw(bench_fine(options, timed, runtime), _seconds)
+        with _memory_named(options):
+            fine = console.draw(bench_fine(options, timed, runtime), _seconds)
         console.emit(fine) if json else _show_fine(fine)
         return
-    result = console.draw(start(options, timed, runtime), _seconds)
+    with _memory_named(options):
+        result = console.draw(start(options, timed, runtime), _seconds)
     console.emit(result) if json else _show(result)
+
+
+@contextmanager
+def _memory_named(options: BenchOptions) -> Iterator[None]:
+    """ResourceError that names what was timed, where it does not fit into memory."""
+    from c2fdft_cli.execution.memory import is_out_of_memory
+
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        what, hint = f"{options.part} does not fit into memory", "the batches are the recipe's"
+        if options.part != "loader":
+            what += f" with --size {options.size} and --batch {options.batch}"
+            hint = "try smaller ones"
+        raise ResourceError(what, hint=hint) from error
 
 
 def _seconds(seconds: float) -> str:

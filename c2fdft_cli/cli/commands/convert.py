@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Json, takes_settings, weights_file
+from c2fdft_cli.cli.options import Json, path_of, takes_settings, weights_file
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ def convert(
         ),
     ],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A .pt, .pth, .safetensors or .onnx file.")
+        Path,
+        typer.Argument(
+            parser=path_of, metavar="OUT", help="A .pt, .pth, .safetensors or .onnx file."
+        ),
     ],
     options: ConvertOptions,
     json: Json = False,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Json
+from c2fdft_cli.cli.options import Json, path_of, refuse_several_processes
 from c2fdft_cli.errors import C2fdftError, UsageError
 
 _STDERR = 2
@@ -26,7 +26,13 @@ def demo(
         typer.Argument(metavar="KEY=VALUE", help="Values of recipes/tiny.yaml to change."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for all of it; a free name if not given.")
+        Path | None,
+        typer.Option(
+            "--out",
+            parser=path_of,
+            metavar="DIR",
+            help="Folder for all of it; a free name if not given.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -35,6 +41,7 @@ def demo(
     The photos come with scikit-image (the `demo` extra), the rain is synthetic, the network starts
     from random weights: what you see is what minutes of training on a laptop give.
     """
+    refuse_several_processes("demo")
     with console.loading():
         from c2fdft_cli.engine.tools.demo import HELD_OUT, comparison, make_pairs
 

@@ -11,7 +11,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.commands.evaluate_source import SETS, Runs, Source, job_of
-from c2fdft_cli.cli.options import Json, option_words, takes_settings
+from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import OVERWRITE, PROTOCOL, check_settings, setting
@@ -54,13 +54,16 @@ def evaluate(
     restored: Annotated[
         Path | None,
         typer.Argument(
+            parser=path_of,
             metavar="RESTORED",
             help="Folder of restored images, one image, or SIDD blocks. With --weights: the set.",
         ),
     ] = None,
     target: Annotated[
         Path | None,
-        typer.Argument(metavar="TARGET", help="Folder of the clean ones (or the whole set)."),
+        typer.Argument(
+            parser=path_of, metavar="TARGET", help="Folder of the clean ones (or the whole set)."
+        ),
     ] = None,
     *,
     source: Source,

@@ -54,12 +54,13 @@ class Source:
     @property
     def subject(self) -> str:
         """What a second one may be compared with."""
-        return self.weights or str(self.restored)
+        return str(self.restored) if self.weights is None else self.weights
 
     @property
     def is_plain(self) -> bool:
         """Whether files are compared with files."""
-        return not (self.weights or self.data or self.sigma or self.no_reference)
+        named = self.weights is not None or self.data is not None
+        return not (named or self.sigma or self.no_reference)
 
     def check(self) -> None:
         """UsageError for what does not go together."""
@@ -146,7 +147,7 @@ def job_of(
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
     from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
 
-    if source.weights:
+    if source.weights is not None:
         options_of_weights = WeightsOptions(
             checkpoint=weights_file(subject, quiet),
             data=source.data,

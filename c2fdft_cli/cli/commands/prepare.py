@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Json, takes_settings
+from c2fdft_cli.cli.options import Json, path_of, refuse_several_processes, takes_settings
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
@@ -58,6 +58,7 @@ def prepare(
     source: Annotated[
         Path,
         typer.Argument(
+            parser=path_of,
             metavar="SOURCE",
             help="Folder of image pairs in any published layout, or of clean images.",
         ),
@@ -79,6 +80,7 @@ def prepare(
     if looking.verify:
         _verify(source, json)
         return
+    refuse_several_processes("prepare")
     require_existing(source)  # before anything heavy is loaded
 
     with console.loading():
@@ -110,6 +112,8 @@ def prepare(
             words = ("train-coarse", "--recipe", "RECIPE", "--data", options.folder)
             console.say_next(console.command(*words))
             console.stdout().print("RECIPE is that of your task: derain, deblur or denoise")
+    if (failure := result.failure) is not None:
+        raise failure
 
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
@@ -201,6 +205,7 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
             out.print(f"inputs: {report.psnr_y:.2f} dB PSNR-Y")
         needed, free = (console.megabytes(n) for n in (report.bytes_needed, report.bytes_free))
         out.print(f"disk: {needed} needed, {free} free")
+    if options.check_only:
         return
     state = "up to date" if result.up_to_date else "written"
     count = len(result.shards)

@@ -10,7 +10,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.group import Group
-from c2fdft_cli.cli.options import Json, Overwrite
+from c2fdft_cli.cli.options import Json, Overwrite, path_of
 
 recipes = typer.Typer(
     cls=Group,
@@ -63,7 +63,7 @@ def show(name: Name, overrides: Overrides = None, json: Json = False) -> None:
 @recipes.command("copy")
 def copy(
     name: Name,
-    target: Annotated[Path, typer.Argument(help="File to write.")],
+    target: Annotated[Path, typer.Argument(parser=path_of, help="File to write.")],
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a recipe, with everything filled in, to a file of your own."""

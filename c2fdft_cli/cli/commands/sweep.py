@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Json, takes_settings, weights_file
+from c2fdft_cli.cli.options import (
+    Json,
+    refuse_several_processes,
+    takes_settings,
+    weights_file,
+)
 from c2fdft_cli.engine.sweep.options import SweepOptions
 from c2fdft_cli.vocabulary import many
 
@@ -41,6 +46,7 @@ def sweep_steps(
 
     Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --steps 1-4
     """
+    refuse_several_processes("sweep-steps")
     with console.loading():
         from c2fdft_cli.engine.sweep.job import sweep
         from c2fdft_cli.engine.sweep.report import summary

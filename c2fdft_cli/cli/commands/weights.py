@@ -11,7 +11,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.group import Group
-from c2fdft_cli.cli.options import Json, Overwrite
+from c2fdft_cli.cli.options import Json, Overwrite, path_of
 from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def average(
         list[str],
         typer.Argument(metavar="CKPT", help="Trainings of one start, or packaged names."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The checkpoint to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", parser=path_of, metavar="FILE", help="The checkpoint to write.")
+    ],
     shares: Annotated[
         str | None,
         typer.Option("--shares", metavar="LIST", help="Share of each, such as 0.7,0.3."),
@@ -102,14 +104,20 @@ def average(
 def pack(
     checkpoint: Annotated[
         Path,
-        typer.Argument(metavar="CKPT", help="Of `c2fdft convert --half bf16 --ema-only`."),
+        typer.Argument(
+            parser=path_of, metavar="CKPT", help="Of `c2fdft convert --half bf16 --ema-only`."
+        ),
     ],
     name: Annotated[str, typer.Option("--name", help="What --weights will take.")],
     facts: Annotated[
-        Path, typer.Option("--facts", metavar="JSON", help="What the file cannot say of itself.")
+        Path,
+        typer.Option(
+            "--facts", parser=path_of, metavar="JSON", help="What the file cannot say of itself."
+        ),
     ],
     into: Annotated[
-        Path | None, typer.Option("--into", metavar="DIR", help="The folder, if another.")
+        Path | None,
+        typer.Option("--into", parser=path_of, metavar="DIR", help="The folder, if another."),
     ] = None,
     json: Json = False,
 ) -> None:

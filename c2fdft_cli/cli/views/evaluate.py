@@ -83,7 +83,7 @@ def _remarks(result: EvalResult) -> list[str]:
     """What the numbers are: further metrics, timesteps, unpaired files."""
     from c2fdft_cli.engine.evaluate.metrics import describe_metric
 
-    lines = [describe_metric(name) for name in result.rows[0].more] + result.notes
+    lines = [describe_metric(name) for name in result.rows[0].more] + result.all_notes
     if result.spread is not None:
         lines.append(f"mean PSNR +/- {result.spread:.3f} dB over the seeds")
     lines += [f"no target: {path}" for path in result.without_target]

@@ -119,7 +119,7 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
     masks = [one for one in unpaired if plain(one.path.parent.name) in MASKS]
     if masks:
         unpaired = [one for one in unpaired if one not in masks]
-        notices.append(f"{len(masks)} masks are skipped")
+        notices.append(f"skipped: {many(len(masks), 'mask')}")
     task = chosen[0].layout.task
     return _pair_set(_describe(chosen), task, root, _unique(pairs, root), unpaired, notices)
 

@@ -19,6 +19,7 @@ from c2fdft_cli.data.layouts.matching import composed, name_words
 from c2fdft_cli.data.layouts.search import LAYOUTS, plain
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import read_text
+from c2fdft_cli.vocabulary import many
 
 Row: TypeAlias = tuple[int, list[str]]
 
@@ -74,7 +75,7 @@ def read_pairs_csv(path: Path, folder: Path | None = None) -> list[tuple[str, Pa
         raise DataError("the list of pairs is empty", where=path, hint=_HINT)
     missing = [str(file) for _, _, *files in rows for file in files if not file.is_file()]
     if missing:
-        what = f"the list of pairs names {len(missing)} files that do not exist"
+        what = f"the list of pairs names {many(len(missing), 'file')} that cannot be found"
         raise DataError(what, where=path, hint=_HINT, details=missing[:_SHOWN])
     seen: dict[str, int] = {}
     for number, name, _, _ in rows:

@@ -175,19 +175,34 @@ def search(tree: Tree, *, gamma: bool) -> tuple[list[Candidate], list[str]]:
     chosen = _search(tree, gamma, _named_sides) or _search(tree, gamma, _unmarked_sides)
     if len({candidate.layout for candidate in chosen}) > 1:
         raise _ambiguous(chosen, tree)
-    if gamma and not all(candidate.is_gamma for candidate in chosen):
-        plain_one = next(candidate for candidate in chosen if not candidate.is_gamma)
-        raise DataError(
-            "no blur_gamma/ folder", where=plain_one.parent, hint="leave --gamma out: it has blur/"
-        )
+    if gamma:
+        _require_gamma(chosen)
     if any(candidate.ignored for candidate in chosen):
         taken, other = ("blur_gamma/", "blur/") if gamma else ("blur/", "blur_gamma/")
         notices.append(f"the set has blur/ and blur_gamma/: {taken} is used, {other} is skipped")
-    elif not gamma and any(candidate.is_gamma for candidate in chosen):
-        notices.append("the set has no blur/: blur_gamma/ is used")
+    if not gamma:
+        notices += _gamma_alone(chosen, tree)
     if any(candidate.layout is PIX2PIX for candidate in chosen):
         notices.append("A is taken for the degraded side and B for the clean one")
     return chosen, notices
+
+
+def _require_gamma(chosen: Sequence[Candidate]) -> None:
+    """DataError where a place has no blur_gamma/ folder."""
+    plain_one = next((candidate for candidate in chosen if not candidate.is_gamma), None)
+    if plain_one is not None:
+        hint = f"leave --gamma out: the pairs there are {plain_one.label}"
+        raise DataError("no blur_gamma/ folder", where=plain_one.parent, hint=hint)
+
+
+def _gamma_alone(chosen: Sequence[Candidate], tree: Tree) -> list[str]:
+    """A notice of the places where blur_gamma/ is all that there is."""
+    places = [one.parent.relative_to(tree.root).as_posix() for one in chosen if one.is_gamma]
+    if not places:
+        return []
+    if len(places) == len(chosen):
+        return ["the set has no blur/: blur_gamma/ is used"]
+    return [f"{many(len(places), 'folder')} without blur/, where blur_gamma/ is used: {places[0]}"]
 
 
 def _search(

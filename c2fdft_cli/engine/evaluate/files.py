@@ -84,6 +84,7 @@ def _score_files(
         pairs.found_by,
         {pair.name: pairs.degraded.get(pair.lq, pair.gt) for pair in pairs.pairs},
         chosen_by=options.chosen_by(),
+        with_inputs=bool(pairs.degraded),
     )
 
 

@@ -14,6 +14,7 @@ from c2fdft_cli.errors import DataError, PartialFailure, UsageError
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.metrics.statistics import summarise
 from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.vocabulary import many
 
 Item = TypeVar("Item")
 
@@ -75,6 +76,7 @@ class EvalResult:
         recipe: of the weights, when they carry one.
         has_targets: False where nothing but no-reference metrics are known.
         unreadable: what is wrong with each image that has no scores.
+        with_inputs: whether degraded inputs are known for some images.
     """
 
     protocol: Protocol
@@ -90,6 +92,17 @@ class EvalResult:
     has_targets: bool = True
     chosen_by: str = DEFAULT
     unreadable: list[str] = field(default_factory=list)
+    with_inputs: bool = False
+
+    @property
+    def all_notes(self) -> list[str]:
+        """The notes, and why the inputs have no scores."""
+        bare = [row.name for row in self.rows if row.degraded is None]
+        if not self.with_inputs or not bare:
+            return self.notes
+        count = f"{len(bare)} of {many(len(self.rows), 'image')}"
+        what = f"the degraded inputs are not scored: {count} have none of their size, as {bare[0]}"
+        return [*self.notes, f"note: {what}"]
 
     @property
     def missing(self) -> int:

@@ -55,7 +55,7 @@ def document(result: EvalResult) -> dict[str, Any]:
         "degraded": _degraded(result),
         "scored_on": result.scored_on,
         "border": result.border,
-        "notes": result.notes,
+        "notes": result.all_notes,
         "spread": finite_or_none(result.spread),
         "paired_by": result.found_by,
         "scored": len(result.rows),

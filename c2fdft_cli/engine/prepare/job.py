@@ -33,11 +33,12 @@ from c2fdft_cli.engine.prepare.plan import (
 )
 from c2fdft_cli.engine.prepare.source import DecodedImages, Found, PairReader, find
 from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.errors import PartialFailure, UsageError
 from c2fdft_cli.files import free_bytes, hold_folder
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
 from c2fdft_cli.version import __version__
+from c2fdft_cli.vocabulary import many
 
 Images: TypeAlias = Generator[tuple[Pixels | None, Pixels], None, None]
 Row: TypeAlias = tuple[str, str | None, str]
@@ -88,6 +89,14 @@ class PrepareResult:
     bytes: int = 0
     up_to_date: bool = False
     report: CheckReport | None = None
+
+    @property
+    def failure(self) -> PartialFailure | None:
+        """What a check ends with that saw pairs which writing would refuse."""
+        if not self.failed:
+            return None
+        what = f"{len(self.failed)} of {many(self.pairs, 'pair')} cannot be used"
+        return PartialFailure(what, hint="repair or remove them: prepare refuses a set with such")
 
 
 def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:

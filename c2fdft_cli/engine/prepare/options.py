@@ -16,18 +16,22 @@ PAIRS, SHARDS = "Pairs", "Shards"
 
 
 def parse_validation(text: str) -> int | Path:
-    """A number of pairs, or the folder that holds them."""
-    return int(text) if _is_count(text) else Path(text)
+    """A number of pairs, or the folder that holds them; UsageError for nothing."""
+    if not text:
+        what = "--val is empty"
+        raise UsageError(what, hint="give a number of pairs, or the folder that holds them")
+    return Path(text) if (count := _count(text)) is None else count
 
 
 def parse_mib(text: str) -> int:
     """Bytes out of a whole number of MiB; anything else is below every limit."""
-    return int(text) * MIB if _is_count(text) else 0
+    return (_count(text) or 0) * MIB
 
 
-def _is_count(text: str) -> bool:
-    """Python refuses to convert numbers of thousands of digits."""
-    return text.isdecimal() and len(text) <= 15
+def _count(text: str) -> int | None:
+    """A whole number; None for other text."""
+    # Python refuses to convert numbers of thousands of digits, and a hundred are as far too many
+    return int(text[:100]) if text.isdecimal() else None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def val_size(count: int, wanted: int | None) -> int:
         return min(max(1, round(VAL_SHARE * count)), VAL_MOST)
     if wanted < 0 or (wanted and wanted >= count):
         raise UsageError(
-            f"{wanted} of {count} pairs cannot be used to validate on",
+            f"{wanted} of {many(count, 'pair')} cannot be used to validate on",
             hint="leave some to train on",
         )
     return wanted

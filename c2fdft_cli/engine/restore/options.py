@@ -33,6 +33,7 @@ FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": 
 SAME_FORMAT = "same"
 STDIO = "-"
 UNCERTAINTY_SAMPLES = 8
+MAX_SAMPLES = 1000
 TEMPORAL_NOISE = ("fixed", "per-frame")
 MIN_TILE = 32
 SAMPLING, FILES, VIDEO = "Sampling", "Files", "Video"
@@ -93,7 +94,9 @@ class Sampling:
         panel=SAMPLING,
     )
     seed: int = setting(0, replace(SEED, panel=SAMPLING))
-    samples: int | None = setting(None, "Average K samples.", metavar="K", low=1, panel=SAMPLING)
+    samples: int | None = setting(
+        None, "Average K samples.", metavar="K", low=1, high=MAX_SAMPLES, panel=SAMPLING
+    )
     self_ensemble: bool = setting(
         False, "Average over 8 flips and rotations (4 for derain).", panel=SAMPLING
     )
@@ -234,12 +237,14 @@ def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) ->
         uncertainty: whether a standard deviation is asked for.
 
     Raises:
-        UsageError: the standard deviation of a single result is asked for.
+        UsageError: the standard deviation of a single result is asked for, or too many samples.
     """
     if uncertainty and not self_ensemble:
         samples = UNCERTAINTY_SAMPLES if samples is None else samples
         if samples < 2:
             raise UsageError("--uncertainty needs at least 2 samples", hint="use --samples 2")
+    if samples is not None and samples > MAX_SAMPLES:  # of a Python caller
+        raise UsageError(f"--samples must be at most {MAX_SAMPLES}, got {samples}")
     return samples or 1
 
 

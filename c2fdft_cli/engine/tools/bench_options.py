@@ -9,6 +9,7 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.settings import DEVICE, MACHINE, PRECISION, SHARDS, check_settings, numbers, setting
 from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice, split_words
 
+MAX_SIDE, MAX_BATCH = 65_528, 65_536
 PARTS = ("forward", "train-step", "restore", "loader")
 STEP = "Of train-step"
 """Heading of the options of this part."""
@@ -30,8 +31,14 @@ class BenchOptions:
     """
 
     part: str
-    size: int = setting(256, "Side of the square input in px, a multiple of 8", metavar="N", low=8)
-    batch: int = setting(1, "Images per batch", metavar="N", low=1)
+    size: int = setting(
+        256,
+        "Side of the square input in px, a multiple of 8",
+        metavar="N",
+        low=8,
+        high=MAX_SIDE,
+    )
+    batch: int = setting(1, "Images per batch", metavar="N", low=1, high=MAX_BATCH)
     steps: int = setting(4, "Sampling steps of restore", metavar="N", low=1)
     repeats: int = setting(5, "Timed runs, after one that warms up", metavar="N", low=1)
     compile: bool = setting(False, "Use torch.compile.", panel=MACHINE)

@@ -53,11 +53,15 @@ def average(
         overwrite: replace a file.
 
     Raises:
-        UsageError: fewer than two sources, shares that do not fit them, or `out` already exists.
+        UsageError: fewer than two sources, shares that do not fit them, or `out` is an ONNX file or
+            already exists.
         CheckpointError: a source that cannot be read, or that differs from the first.
         ResourceError: the file cannot be written.
     """
     parts = _parts(len(sources), shares)
+    if out.suffix.lower() == ".onnx":
+        hint = "write a .pt, and convert that"
+        raise UsageError("the mean is written as a checkpoint, not as ONNX", where=out, hint=hint)
     require_new(out, overwrite)
     first = load_checkpoint(sources[0])
     total = {name: tensor.double() * parts[0] for name, tensor in first.ema.items()}
@@ -94,7 +98,9 @@ def _parts(count: int, shares: Sequence[float] | None) -> list[float]:
     if not all(math.isfinite(share) and share > 0 for share in given):
         numbers = ", ".join(f"{share:g}" for share in given)
         raise UsageError(f"--shares must be positive numbers, got {numbers}")
-    return [share / sum(given) for share in given]
+    # by the largest first: two of 1e308 have no finite sum
+    scaled = [share / max(given) for share in given]
+    return [share / sum(scaled) for share in scaled]
 
 
 def _require_alike(first: Checkpoint, other: Checkpoint) -> None:

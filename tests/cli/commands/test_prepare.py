@@ -83,6 +83,33 @@ def test_how_long_the_next_command_takes_can_be_asked(tmp_path):
     assert "with --dry-run it says how long it takes" in done.stderr
 
 
+@pytest.mark.parametrize("bad", [1, 3])
+def test_a_check_that_sees_unusable_pairs_fails(tmp_path, bad):
+    """As `prepare` would; and nothing is said to be written."""
+    source = make(tmp_path / "mine", "input", "target")
+    for i in range(bad):
+        save_rgb8(source / "target" / f"{i}.png", picture(24, 31, i))
+    checked = run("prepare", source, "--out", tmp_path / "out", "--check")
+    assert checked.exit_code == 6
+    assert checked.stdout.count("the sizes differ") == bad
+    assert "written" not in checked.stdout
+    assert f"error: {bad} of 3 pairs cannot be used" in checked.stderr
+    said = run("prepare", source, "--out", tmp_path / "out", "--check", "--json")
+    assert said.exit_code == 6
+    assert len(json.loads(said.stdout)["failed"]) == bad
+    assert run("prepare", source, "--out", tmp_path / "out").exit_code == 3
+
+
+def test_numbers_of_too_many_digits(tmp_path):
+    source = make(tmp_path / "mine", "input", "target")
+    many = "9" * 5000
+    largest = run("prepare", source, "--check", "--shard-mib", many)
+    assert largest.exit_code == 0
+    pairs = run("prepare", source, "--check", "--val", many)
+    assert pairs.exit_code == 2
+    assert "of 3 pairs cannot be used to validate on" in pairs.stderr
+
+
 def test_a_preview_needs_shards(tmp_path):
     source = make(tmp_path / "mine", "input", "target")
     sheet = tmp_path / "sheet.png"

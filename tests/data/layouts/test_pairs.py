@@ -195,7 +195,7 @@ def test_snow100k_skips_its_masks(tmp_path):
     found = find_pairs(tmp_path)
     assert [pair.name for pair in found.pairs] == ["Snow100K-L/a_01", "Snow100K-S/a_01"]
     assert found.unpaired == ()
-    assert found.notices == ("2 masks are skipped",)
+    assert found.notices == ("skipped: 2 masks",)
 
 
 def test_outdoor_rain_has_fifteen_inputs_for_a_target(tmp_path):

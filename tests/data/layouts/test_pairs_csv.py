@@ -73,9 +73,14 @@ def test_refused(folder, text, reason):
 
 
 def test_files_that_do_not_exist_are_listed(folder):
-    with pytest.raises(DataError, match="names 2 files that do not exist") as caught:
+    with pytest.raises(DataError, match="names 2 files that cannot be found") as caught:
         names(folder, "a.png,none.png\nnope.png,b.png\n")
     assert [line.rsplit("/", 1)[-1] for line in caught.value.details] == ["none.png", "nope.png"]
+
+
+def test_one_file_that_does_not_exist(folder):
+    with pytest.raises(DataError, match="names 1 file that cannot be found"):
+        names(folder, "a.png,none.png\n")
 
 
 def test_missing_list_folder_and_binary(folder):
@@ -136,7 +141,7 @@ def test_paths_below_the_folder_of_images(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("lists") / "list.csv"
     elsewhere.write_text("sub/a.png,b.png\n")
     assert read_pairs_csv(elsewhere, folder)[0] == ("sub/a", folder / "sub/a.png", folder / "b.png")
-    with pytest.raises(DataError, match="do not exist"):
+    with pytest.raises(DataError, match="cannot be found"):
         read_pairs_csv(elsewhere)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from c2fdft_cli.data.layouts.pairs import find_pairs
@@ -38,6 +40,24 @@ def test_gopro_with_one_of_the_two(tmp_path):
     assert find_pairs(tmp_path / "a", gamma=True).notices == ()
     with pytest.raises(DataError, match="no blur_gamma/ folder"):
         find_pairs(gopro(tmp_path / "b", ["blur", "sharp"]), gamma=True)
+
+
+def test_a_scene_of_gopro_without_blur_is_named(tmp_path):
+    """Its blur_gamma/ is trained on, while that of all others is said to be skipped."""
+    root = gopro(tmp_path, ["blur", "blur_gamma", "sharp"])
+    lone = next(root.glob("**/GOPR0372_07_00"))
+    shutil.rmtree(lone / "blur")
+    found = find_pairs(root)
+    assert {pair.lq.parent.name for pair in found.pairs} == {"blur", "blur_gamma"}
+    assert "1 folder without blur/" in found.notices[1]
+    assert found.notices[1].endswith("GOPR0372_07_00")
+
+
+def test_gamma_of_a_set_that_is_not_gopro(tmp_path):
+    draw(tmp_path, "data/1_rain.png", "gt/1_clean.png")
+    with pytest.raises(DataError, match="no blur_gamma/ folder") as caught:
+        find_pairs(tmp_path, gamma=True)
+    assert caught.value.hint == "leave --gamma out: the pairs there are data/ + gt/"
 
 
 def test_several_sets_of_one_layout_are_taken_together(tmp_path):

@@ -272,6 +272,25 @@ def test_inputs_beside(folders: tuple[Path, Path]) -> None:
         evaluate_files(out, target, EvalOptions(), degraded=out.parent / "none")
 
 
+@pytest.mark.parametrize("other", [None, 20])
+def test_inputs_of_some_alone_are_not_scored_and_named(
+    folders: tuple[Path, Path], other: int | None
+) -> None:
+    out, target = folders
+    beside = out.parent / "inputs"
+    names = sorted(path.name for path in out.iterdir())
+    for name in names[1:]:
+        save(beside / name, degraded(0))
+    if other is not None:  # there, but of another size
+        save(beside / names[0], degraded(0)[:other])
+    result = evaluate_files(out, target, EvalOptions(), degraded=beside).run()
+    facts = document(result)
+    assert facts["degraded"] is None
+    what = f"1 of {len(names)} images have none of their size, as {Path(names[0]).stem}"
+    assert facts["notes"] == [f"note: the degraded inputs are not scored: {what}"]
+    assert document(evaluate_files(out, target, EvalOptions()).run())["notes"] == []
+
+
 def test_equal_images(folders: tuple[Path, Path]) -> None:
     _, target = folders
     result = run(target, target)

@@ -34,7 +34,14 @@ def net(tiny_net: Callable[..., DFT]) -> DFT:
 
 
 @pytest.mark.parametrize(
-    ("shares", "mean"), [(None, 2.0), ([3, 1], 1.5), ([0.25, 0.75], 2.5), ([1e-300, 1e300], 3.0)]
+    ("shares", "mean"),
+    [
+        (None, 2.0),
+        ([3, 1], 1.5),
+        ([0.25, 0.75], 2.5),
+        ([1e-300, 1e300], 3.0),
+        ([1e308, 1e308], 2.0),  # whose sum is infinite
+    ],
 )
 def test_the_mean_is_of_the_ema_weights(
     shares: list[float] | None, mean: float, net: DFT, tmp_path: Path
@@ -120,6 +127,13 @@ def test_nothing_is_replaced_unasked(net: DFT, tmp_path: Path) -> None:
         average(files, tmp_path, overwrite=True)
     average(files, files[0], overwrite=True)
     assert load_checkpoint(files[0]).ema["output.weight"].unique().tolist() == [1.5]
+
+
+def test_a_mean_is_no_onnx_file(net: DFT, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{name}.pt", net, 1) for name in "ab"]
+    with pytest.raises(UsageError, match="not as ONNX"):
+        average(files, tmp_path / "mean.onnx")
+    assert not (tmp_path / "mean.onnx").exists()
 
 
 def test_one_alone_and_one_that_is_missing(net: DFT, tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""bench on the command line: what does not fit into memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kit.command import refused
+
+LARGEST = ["--size", "65528", "--batch", "65536"]
+"""More bytes than a process can address: nothing is allocated anywhere."""
+
+
+@pytest.mark.parametrize("part", ["forward", "restore", "train-step"])
+def test_what_does_not_fit_into_memory(part):
+    words = ["bench", part, "--recipe", "tiny", "--device", "cpu", "--repeats", "1", *LARGEST]
+    said = refused(*words, code=5, says="does not fit into memory with --size 65528")
+    assert part in said
+
+
+def test_a_batch_that_no_memory_holds():
+    refused("bench", "forward", "--batch", "99999999999", code=2, says="--batch must be 1 to 65536")

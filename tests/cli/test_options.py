@@ -1,0 +1,66 @@
+"""Options that are alike in all commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from c2fdft_cli.data.images.picture import save_rgb8
+from tests.kit.command import run
+from tests.kit.formula import picture
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["prepare", ""], "SOURCE"),
+        (["prepare", "photos", "--out", ""], "--out"),
+        (["prepare", "photos", "--out="], "--out"),
+        (["train-coarse", "--recipe", "tiny", "--data", ""], "--data"),
+        (["train-coarse", "--recipe", "tiny", "--data", "shards", "--out", ""], "--out"),
+        (["sweep-steps", "derain", "--out", ""], "--out"),
+        (["restore", "in", "out", "--compare", ""], "--compare"),
+        (["eval", "", "target"], "RESTORED"),
+        (["eval", "restored", ""], "TARGET"),
+        (["eval", "restored", "target", "--report", ""], "--report"),
+        (["convert", "derain", ""], "OUT"),
+        (["demo", "--out", ""], "--out"),
+        (["recipes", "copy", "tiny", ""], "target"),
+        (["weights", "average", "derain", "derain", "--out", ""], "--out"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, words, name):
+    """As of a script's variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    done = run(*words)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{name}': it is empty; name a file or a folder" in done.stderr
+    assert list(Path().iterdir()) == []
+
+
+def test_an_empty_number_of_validation_pairs(tmp_path):
+    done = run("prepare", tmp_path, "--val", "")
+    assert done.exit_code == 2
+    assert "--val is empty" in done.stderr
+
+
+def test_weights_without_a_name(tmp_path):
+    for side in ("input", "target"):
+        (tmp_path / side).mkdir()
+        save_rgb8(tmp_path / side / "1.png", picture(16, 16, 1))
+    done = run("eval", "--weights", "", tmp_path)
+    assert done.exit_code == 4
+    assert "there are no packaged weights ''" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["prepare", "photos"], ["sweep-steps", "derain"], ["demo"]])
+def test_what_works_in_one_process_is_not_started_in_several(tmp_path, monkeypatch, words):
+    """One of them would hold the folder, and the others would end it by failing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    done = run(*words)
+    assert done.exit_code == 2
+    assert f"{words[0]} works in one process, and torchrun has started 2" in done.stderr
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert "torchrun" not in run(*words[:1], "--help").stderr
