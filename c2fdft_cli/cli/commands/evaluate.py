@@ -103,6 +103,8 @@ def evaluate(
     prepare_outputs([scores.csv, *pages], scores.overwrite)
     if source.weights is None and runs.given:
         raise UsageError(f"{next(iter(runs.given))} needs --weights")
+    if scores.against == "":  # a path would take it for the current folder
+        raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
     runtime = join()
     try:

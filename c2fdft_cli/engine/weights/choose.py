@@ -92,7 +92,13 @@ def packaged_file(name: str) -> Path:
 
 
 def find_path(spec: str) -> Path:
-    """The file of packaged weights if the word is a name of such, else the path that it is."""
+    """The file of packaged weights if the word is a name of such, else the path that it is.
+
+    Raises:
+        UsageError: an empty word, which a path would take for the current folder.
+    """
+    if not spec:
+        raise UsageError("the path is empty", hint="name a file, a folder, or packaged weights")
     packaged = packaged_weights()
     known = spec in packaged or (_now_called(spec, packaged) and not os.path.exists(spec))
     return packaged_file(spec) if known else Path(spec)

@@ -289,3 +289,9 @@ def test_options_of_weights_need_weights(
     result = run(*folders, *words)
     assert result.exit_code == 2
     assert f"{words[0]} needs --weights" in result.stderr
+
+
+def test_an_empty_second_subject_is_not_the_current_folder(folders: tuple[Path, Path]) -> None:
+    result = run(*folders, "--against", "")
+    assert result.exit_code == 2
+    assert "--against is empty" in result.stderr

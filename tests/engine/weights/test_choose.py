@@ -169,6 +169,8 @@ def test_a_file_of_the_name_is_taken_by_its_path_alone(
     assert find_path("derain") == three / "derain.pt"
     assert find_path("./derain") == Path("derain")
     assert find_path("other") == Path("other")
+    with pytest.raises(UsageError, match="the path is empty"):
+        find_path("")
 
 
 @pytest.mark.usefixtures("three")
