@@ -41,9 +41,9 @@ _GATHER, _APPLY = 4, 9
 
 _Level = Sequence[PreparedBlock] | Sequence[NativeBlock]
 
-MAX_STRIP_VALUES = 1 << 28
-"""Values of the widest tensor in a strip: kernels for more than 2^31 are rare, and wider strips are
-no faster. Half a gigabyte in half precision."""
+MAX_STRIP_VALUES = 3 << 27
+"""Values of the widest tensor in a strip, 0.8 GB in half precision: kernels for more than 2^31 are
+rare. The official network has 1280x720 in one strip, whose v needs no copy; larger is no faster."""
 
 # Official network, bf16, on an H100: 37.0 ms launched one by one and 19.6 recorded at 512x512
 # (2^23.6 values), 64.3 and 63.0 at 1280x720 (2^25.4): docs/performance.md.
