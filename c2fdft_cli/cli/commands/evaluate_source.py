@@ -12,6 +12,7 @@ from c2fdft_cli.settings import (
     DEVICE,
     PRECISION,
     SEED,
+    SELF_ENSEMBLE,
     SHARDS,
     WEIGHTS,
     check_settings,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from c2fdft_cli.engine.sampling.scoring import Scored
     from c2fdft_cli.progress import Job
 
+_OF_WEIGHTS = ("images", "seeds", "grid", "self_ensemble")
+"""Options that mean nothing without weights."""
 SETS, RUNS = "What is scored", "With --weights"
 """Headings of the options that most people leave alone."""
 
@@ -116,6 +119,7 @@ class Runs:
         parse=numbers("--grid", "999,500"),
         panel=RUNS,
     )
+    self_ensemble: bool = setting(False, replace(SELF_ENSEMBLE, panel=RUNS))
     device: str = setting("auto", DEVICE)
     precision: str = setting("auto", PRECISION)
     seed: int = setting(0, replace(SEED, panel=RUNS))
@@ -129,7 +133,7 @@ class Runs:
         return {
             option_name(one): getattr(self, one.name)
             for one in fields(self)
-            if one.name in ("images", "seeds", "grid") and getattr(self, one.name) != one.default
+            if one.name in _OF_WEIGHTS and getattr(self, one.name) != one.default
         }
 
 
@@ -156,6 +160,7 @@ def job_of(
             seeds=runs.seeds,
             seed=runs.seed,
             timesteps=runs.grid,
+            self_ensemble=runs.self_ensemble,
             device=runs.device,
             precision=runs.precision,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.engine.evaluate.job import DEFAULT, EvalOptions, EvalResult, collect
 from c2fdft_cli.engine.evaluate.sidd import CHOSEN_BY, PROTOCOL, BlockPairs
+from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.scoring import Scored, notes_of, restore_and_score, spread_indices
 from c2fdft_cli.engine.sampling.subject import Subject, open_shards, open_subject, trained_grid
@@ -29,6 +30,7 @@ class WeightsOptions:
         images: how many pairs, 0 for all.
         seeds: noises for each image, from `seed` up.
         timesteps: to sample at, instead of the checkpoint's own.
+        self_ensemble: average over flips and rotations, as `restore` does.
         device, precision: as `make_runtime`.
     """
 
@@ -39,6 +41,7 @@ class WeightsOptions:
     seeds: int = 1
     seed: int = 0
     timesteps: tuple[int, ...] | None = None
+    self_ensemble: bool = False
     device: str = "auto"
     precision: str = "auto"
 
@@ -62,7 +65,10 @@ def evaluate_weights(weights: WeightsOptions, options: EvalOptions) -> Job[Score
     timesteps = _timesteps_in_use(subject, weights)
     mine = options.share(spread_indices(len(pairs), weights.images))
     seeds = range(weights.seed, weights.seed + weights.seeds)
-    work = _score_weights(subject, pairs, mine, timesteps, seeds, options)
+    restorers = [
+        subject.executor(timesteps, seed, self_ensemble=weights.self_ensemble) for seed in seeds
+    ]
+    work = _score_weights(subject, pairs, mine, restorers, options)
     return Job(work, total=len(mine), title="eval", unit=pairs.unit)
 
 
@@ -80,12 +86,10 @@ def _score_weights(
     subject: Subject,
     pairs: PairSource,
     indices: Sequence[int],
-    timesteps: Sequence[int],
-    seeds: Sequence[int],
+    restorers: Sequence[Executor],
     options: EvalOptions,
 ) -> Generator[Scored, None, EvalResult]:
     scorer = options.scorer(subject.protocol)
-    restorers = [subject.executor(timesteps, seed) for seed in seeds]
 
     def scored() -> Generator[Scored, None, None]:
         for i in indices:
@@ -98,7 +102,7 @@ def _score_weights(
         default = CHOSEN_BY
     depth = "unrounded" if subject.protocol.unrounded else "8 bit"
     told = [*subject.runtime.notes, *notes_of(rows)]
-    notes = [*_timestep_notes(subject, timesteps), *(f"note: {note}" for note in told)]
+    notes = [*_sampling_notes(subject, restorers[0]), *(f"note: {note}" for note in told)]
     return EvalResult(
         protocol=subject.protocol,
         rows=rows,
@@ -111,10 +115,13 @@ def _score_weights(
     )
 
 
-def _timestep_notes(subject: Subject, timesteps: Sequence[int]) -> list[str]:
+def _sampling_notes(subject: Subject, executor: Executor) -> list[str]:
     """The timesteps in use; fine weights are bound to those of their training."""
+    timesteps = executor.restorer.grid
     steps = many(len(timesteps), "sampling step")
     notes = [f"timesteps: {', '.join(map(str, timesteps))} ({steps})"]
+    if executor.runs > 1:
+        notes.append(f"averaged over {executor.runs} flips and rotations")
     trained = trained_grid(subject.checkpoint)
     if trained is not None and trained != list(timesteps):
         times = ", ".join(map(str, trained))

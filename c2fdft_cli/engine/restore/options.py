@@ -22,6 +22,7 @@ from c2fdft_cli.settings import (
     OVERWRITE,
     PRECISION,
     SEED,
+    SELF_ENSEMBLE,
     WEIGHTS,
     check_settings,
     setting,
@@ -97,9 +98,7 @@ class Sampling:
     samples: int | None = setting(
         None, "Average K samples.", metavar="K", low=1, high=MAX_SAMPLES, panel=SAMPLING
     )
-    self_ensemble: bool = setting(
-        False, "Average over 8 flips and rotations (4 for derain).", panel=SAMPLING
-    )
+    self_ensemble: bool = setting(False, replace(SELF_ENSEMBLE, panel=SAMPLING))
     temporal_noise: str = setting(
         TEMPORAL_NOISE[0],
         "Initial noise: one for all frames (less flicker), or one per frame.",

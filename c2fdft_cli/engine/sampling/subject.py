@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from c2fdft_cli.core.diffusion import check_grid
+from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import ShardPairs, open_validation
 from c2fdft_cli.engine.sampling.scoring import find_protocol
@@ -40,8 +41,14 @@ class Subject:
     runtime: Runtime
     recipe: Recipe
 
-    def executor(self, timesteps: Sequence[int], seed: int) -> Executor:
-        """The sampler of these weights at other timesteps, from other noise."""
+    def executor(
+        self, timesteps: Sequence[int], seed: int, *, self_ensemble: bool = False
+    ) -> Executor:
+        """The sampler of these weights at other timesteps, from other noise.
+
+        self_ensemble: average over flips and rotations.
+        """
+        transforms = ensemble_transforms(self.checkpoint.task()) if self_ensemble else (0,)
         return Executor(
             self.network,
             self.checkpoint.alpha_bar(),
@@ -49,6 +56,7 @@ class Subject:
             self.runtime,
             eta=self.recipe.sampling.eta,
             seed=seed,
+            transforms=transforms,
         )
 
 

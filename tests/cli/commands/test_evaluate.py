@@ -291,6 +291,19 @@ def test_options_of_weights_need_weights(
     assert f"{words[0]} needs --weights" in result.stderr
 
 
+def test_a_self_ensemble(weights: Path, shard_folder: Path, folders: tuple[Path, Path]) -> None:
+    words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--data", shard_folder)
+    plain, averaged = (run(*words, "--json", *more) for more in ([], ["--self-ensemble"]))
+    assert averaged.exit_code == 0, averaged.output
+    plain_facts, facts = json.loads(plain.stdout), json.loads(averaged.stdout)
+    assert "averaged over 4 flips and rotations" in facts["notes"]
+    assert "averaged over 4 flips and rotations" not in plain_facts["notes"]
+    assert facts["mean"]["psnr"] != plain_facts["mean"]["psnr"]
+    refused = run(*folders, "--self-ensemble")
+    assert refused.exit_code == 2
+    assert "--self-ensemble needs --weights" in refused.stderr
+
+
 def test_an_empty_second_subject_is_not_the_current_folder(folders: tuple[Path, Path]) -> None:
     result = run(*folders, "--against", "")
     assert result.exit_code == 2
