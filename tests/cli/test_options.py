@@ -62,5 +62,11 @@ def test_what_works_in_one_process_is_not_started_in_several(tmp_path, monkeypat
     done = run(*words)
     assert done.exit_code == 2
     assert f"{words[0]} works in one process, and torchrun has started 2" in done.stderr
+
+
+def test_torchrun_with_one_process_is_not_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert "torchrun" not in run(*words[:1], "--help").stderr
+    done = run("prepare", "photos")
+    assert done.exit_code == 3
+    assert "photos: no such file or folder" in done.stderr

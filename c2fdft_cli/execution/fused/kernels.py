@@ -179,6 +179,31 @@ def first_rows(at, line, step, level, left, middle, right, taps, zero):
 
 
 @triton.jit
+def store_rows(
+    at, to, line, to_line, step, level, height, count, left, middle, right, taps, bias, inside, zero
+):
+    """Convolve `count` rows and write them.
+
+    Args:
+        at, to: pixels of the first row, read and written; the next ones are `line` and `to_line`
+            values further.
+        level: number of the first row, of `height`.
+        bias: of the channels, or None.
+    """
+    row, below = first_rows(at, line, step, level, left, middle, right, taps, zero)
+    for i in range(1, count + 1):
+        at += line
+        row, below, next_ = add_row(
+            at, step, level + i < height, left, middle, right, taps, row, below
+        )
+        if bias is not None:
+            row += floats(bias, inside)[None, :]
+        tl.store(to, row.to(to.dtype.element_ty), mask=middle)
+        to += to_line
+        row, below = below, next_
+
+
+@triton.jit
 def store_sums(out, gram, q_square, k_square, columns, D: tl.constexpr):
     """Write a program's sums of a head; squares: `[P, padded]`, still to be added up."""
     inside = columns < D
@@ -252,18 +277,14 @@ def depthwise_kernel(
     number = (image * tl.num_programs(0) + piece) * tl.num_programs(1) + head
     store_sums(sums + number * ((D + 2) * D), gram, q_square, k_square, columns, D)
 
-    taps = taps_of(weight, channel + 2 * C, inside)
-    v0, v1 = first_rows(of_v, line, step, level, left, middle, right, taps, zero)
     to = pixel[:, None] * C + channel[None, :]
     to = v + tl.max_contiguous(tl.multiple_of(to, [1, TOGETHER]), [1, TOGETHER])
-    for i in range(1, count + 1):
-        of_v += line
-        v0, v1, v2 = add_row(of_v, step, level + i < height, left, middle, right, taps, v0, v1)
-        if bias is not None:
-            v0 += floats(bias + 2 * C + channel, inside)[None, :]
-        tl.store(to, v0.to(v.dtype.element_ty), mask=middle)
-        to += width * C
-        v0, v1 = v1, v2
+    taps = taps_of(weight, channel + 2 * C, inside)
+    of_channel = None if bias is None else bias + 2 * C + channel
+    store_rows(
+        of_v, to, line, width * C, step, level, height, count, left, middle, right, taps,
+        of_channel, inside, zero,
+    )  # fmt: skip
 
 
 @triton.jit
