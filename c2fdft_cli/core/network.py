@@ -68,15 +68,24 @@ def pad_to_multiple(x: Tensor) -> Tensor:
 
 def unshuffle(x: Tensor) -> Tensor:
     """Pixel-unshuffle by 2: `[n, h, w, c]` to `[n, h/2, w/2, 4c]`."""
+    return unshuffled_view(x).flatten(3)
+
+
+def unshuffled_view(x: Tensor) -> Tensor:
+    """What `unshuffle` copies, as a view of x: `[n, h/2, w/2, c, 2, 2]`."""
     n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 5, 2, 4).flatten(3)
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 5, 2, 4)
 
 
 def shuffle(x: Tensor) -> Tensor:
     """Pixel-shuffle by 2: `[n, h, w, 4c]` to `[n, 2h, 2w, c]`."""
+    return shuffled_view(x).flatten(3, 4).flatten(1, 2)
+
+
+def shuffled_view(x: Tensor) -> Tensor:
+    """What `shuffle` copies, as a view of x: `[n, h, 2, w, 2, c]`."""
     n, h, w, c = x.shape
-    x = x.reshape(n, h, w, c // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
-    return x.reshape(n, 2 * h, 2 * w, c // 4)
+    return x.reshape(n, h, w, c // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
 
 
 class PatchEmbed(nn.Module):

@@ -138,10 +138,7 @@ def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int, skip_r
     # The convolution of a strip of the level below, with its halo: rows of half the width, 2C
     # values in the strip's precision and the 4C that are made of them.
     strip = dtype.itemsize * min(rows // 2 + 2, height // 2) * (2 + 4) / 2
-    # The shuffle of those 4C copies them to C at full resolution. A strip has at least one row
-    # below, which becomes two.
-    shuffled = dtype.itemsize * min(max(rows, 2), height)
-    return int(line * (streams + strip + shuffled))
+    return int(line * (streams + strip))
 
 
 def _block_bytes(

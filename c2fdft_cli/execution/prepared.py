@@ -13,7 +13,13 @@ from c2fdft_cli.core.attention import PixelSums, mixing_matrix
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.core.network import embedding_frequencies
-from c2fdft_cli.execution.cuda.products import add_product, runs_on_gpu, sums_in_pieces
+from c2fdft_cli.execution.cuda.products import (
+    FEW,
+    add_product,
+    convolve_to_few,
+    runs_on_gpu,
+    sums_in_pieces,
+)
 from c2fdft_cli.execution.kernels import pack, pixel_norm, project, sums_of_pixels, with_halo
 
 
@@ -57,6 +63,9 @@ class Conv(NamedTuple):
 
     def padded(self, x: Tensor) -> Tensor:
         """The convolution of `x: [n, h, w, c]` with zeros around it."""
+        if len(self.weight) <= FEW and runs_on_gpu(x):
+            y = convolve_to_few(x, self.weight).permute(0, 2, 3, 1)
+            return y if self.bias is None else y + self.bias
         groups = x.shape[-1] // self.weight.shape[1]
         y = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=1, groups=groups)
         return y.permute(0, 2, 3, 1)

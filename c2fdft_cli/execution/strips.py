@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from c2fdft_cli.core.attention import PixelSums
-from c2fdft_cli.core.network import DFT, shuffle, unshuffle
+from c2fdft_cli.core.network import DFT, shuffled_view, unshuffled_view
 from c2fdft_cli.core.precision import full_precision
 from c2fdft_cli.execution.cuda.products import runs_on_gpu
 from c2fdft_cli.execution.cuda.recorded import Recorder, records
@@ -206,9 +206,12 @@ class StripNetwork:
 
     def _embedding(self, x: Tensor, rows: int) -> Tensor:
         n, _, h, w = x.shape
+        pixels = x.permute(0, 2, 3, 1)
+        if h <= rows:
+            return self._embed(pixels, 0, h).contiguous()
         z = x.new_empty((n, h, w, self.net.dim), dtype=torch.float32)
         for top, bottom in row_ranges(h, rows):
-            z[:, top:bottom] = self._embed(x.permute(0, 2, 3, 1), top, bottom)
+            z[:, top:bottom] = self._embed(pixels, top, bottom)
         return z
 
     def _blocks(self, level: _Level, z: Tensor, time: Tensor, rows: int) -> None:
@@ -295,7 +298,8 @@ class StripNetwork:
         n, h, w, c = z.shape
         below = z.new_empty((n, h // 2, w // 2, 2 * c))
         for top, bottom in row_ranges(h // 2, max(1, rows // 2)):
-            below[:, top:bottom] = unshuffle(conv(z, 2 * top, 2 * bottom))
+            fine = unshuffled_view(conv(z, 2 * top, 2 * bottom))
+            below[:, top:bottom].unflatten(3, fine.shape[3:]).copy_(fine)  # type: ignore[no-untyped-call]
         return below
 
     def _up(
@@ -306,14 +310,19 @@ class StripNetwork:
         # Strips of half as many rows, since each becomes twice as many above.
         for top, bottom in row_ranges(h, max(1, rows // 2)):
             fine = slice(2 * top, 2 * bottom)
-            up = shuffle(conv(z, top, bottom))
+            up = shuffled_view(conv(z, top, bottom))
+            # Decoder level 1 takes both as they are, so that its skip stays float32.
+            both = (
+                above[:, fine] if halve is None else up.new_empty((n, *above[0, fine].shape[:2], c))
+            )
+            beside = both[..., c // 2 :]
+            into = both[..., : c // 2].unflatten(2, (w, 2)).unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
+            into.copy_(up)
             # Copies from pinned memory, like those into it, wait in the stream's order behind the
             # work before them; the caller waits for neither.
-            beside = skip[:, fine].to(z.device, non_blocking=True)
-            if halve is None:  # decoder level 1: the skip stays float32
-                above[:, fine, :, : c // 2], above[:, fine, :, c // 2 :] = up, beside
-            else:
-                above[:, fine] = halve(torch.cat([up, beside.to(up.dtype)], dim=-1))
+            beside.copy_(skip[:, fine].to(z.device, non_blocking=True))
+            if halve is not None:
+                above[:, fine] = halve(both)
         return above
 
     def _noise(self, x: Tensor, z: Tensor, out: Tensor, rows: int) -> None:

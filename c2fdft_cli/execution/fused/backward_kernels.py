@@ -102,7 +102,7 @@ def feed_forward_backward_kernel(
     in_c = columns < C
     pixel = tl.arange(0, M)
     place = pixel[:, None] * C + columns[None, :]
-    now = floats(time + image * time_stride + columns, in_c)
+    now = time + image * time_stride
     gain = floats(weight + columns, in_c)
     dweight = tl.zeros([PADDED], tl.float32)
     dbias = tl.zeros([PADDED], tl.float32)
@@ -113,13 +113,13 @@ def feed_forward_backward_kernel(
         inside = (pixel < last - first)[:, None] & in_c[None, :]
         x, passed = floats(z + begin + place, inside), floats(d + begin + place, inside)
         total += tl.sum(passed, 0)
-        y = normed(x, weight, bias, now[None, :], columns, C, EPS).to(half)
+        y = normed(x, weight, bias, now, columns, C, EPS).to(half)
         d_half = passed.to(half)
         dy = tl.zeros([M, PADDED], tl.float32)
         for first_unit in range(0, HIDDEN, H):
             unit = first_unit + tl.arange(0, H)
             in_h = unit < HIDDEN
-            hidden = product(y, widen, widen_bias, unit, columns, C, HIDDEN, PRECISION)
+            hidden = product(y, None, widen, widen_bias, unit, columns, None, C, HIDDEN, PRECISION)
             dh = _gradient_of_hidden(hidden, d_half, narrow, unit, columns, C, HIDDEN, PRECISION)
             w_mask = in_h[:, None] & in_c[None, :]
             w = tl.load(widen + unit[:, None] * C + columns[None, :], mask=w_mask, other=0.0)
@@ -176,12 +176,12 @@ def feed_forward_weights_kernel(
         first = (tile % of_image) * M
         begin = (image * pixels + first) * C
         inside = (pixel < pixels - first)[:, None] & in_c[None, :]
-        now = floats(time + image * time_stride + columns, in_c)
+        now = time + image * time_stride
         x = floats(z + begin + place, inside)
         # zero beyond the last pixel, and with it all that is summed up here
         d_half = floats(d + begin + place, inside).to(half)
-        y = normed(x, weight, bias, now[None, :], columns, C, EPS).to(half)
-        hidden = product(y, widen, widen_bias, unit, columns, C, HIDDEN, PRECISION)
+        y = normed(x, weight, bias, now, columns, C, EPS).to(half)
+        hidden = product(y, None, widen, widen_bias, unit, columns, None, C, HIDDEN, PRECISION)
         dh = _gradient_of_hidden(hidden, d_half, narrow, unit, columns, C, HIDDEN, PRECISION)
         of_bias += tl.sum(dh, 0)
         of_widen = tl.dot(tl.trans(dh.to(half)), y, of_widen, input_precision=PRECISION)

@@ -1,7 +1,9 @@
 """The Triton kernels forward: what lies between them never leaves the chip.
 
-Pixels are rows of `[pixels, channels]`. Widths that are no power of two are padded by masks; sums,
-norms and GELU are float32, products take the precision of their factors and sum in float32.
+Pixels are rows of `[pixels, channels]`. Tiles have powers of two of them: other widths are padded
+by masks, or, in the products, taken apart into two tiles that fit them (48 = 32 + 16, 96 = 64 + 32;
+the second one is None where one suffices). Sums, norms and GELU are float32, products take the
+precision of their factors and sum in float32.
 
 A tensor may have more than 2^31 values: the first one of a program's share is found in 64 bits, and
 those of the share by offsets from it in 32.
@@ -20,60 +22,90 @@ def floats(at, mask):
 
 
 @triton.jit
-def normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
-    """`PixelNorm` of x: `[M, padded C]` float32, zero in the padding; time: of these pixels."""
-    inside = columns < C
-    mean = tl.sum(x, 1) / C
-    # The padding is zero in x, not in x - mean, and would count in the variance.
-    centred = tl.where(inside[None, :], x - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS)
-    w = tl.load(weight + columns, mask=inside, other=0.0)
-    if bias is None:  # leaves the mean in
-        y = x * rstd[:, None] * w[None, :]
-    else:
-        b = tl.load(bias + columns, mask=inside, other=0.0)
-        y = centred * rstd[:, None] * w[None, :] + b[None, :]
-    return y + time
+def moments(a, b, of_a, of_b, C: tl.constexpr, EPS: tl.constexpr):
+    """Mean and 1 / sqrt(variance + EPS) of each pixel's channels, `[M, 1]`.
+
+    a, b: two tiles `[M, padded]` float32 of a pixel's channels, zero in the padding; of_a, of_b:
+        which channels those are.
+    """
+    mean = tl.sum(a, 1)
+    if b is not None:
+        mean += tl.sum(b, 1)
+    mean = (mean / C)[:, None]
+    # The padding is zero in a, not in a - mean, and would count in the variance.
+    centred = tl.where((of_a < C)[None, :], a - mean, 0.0)
+    variance = tl.sum(centred * centred, 1)
+    if b is not None:
+        centred = tl.where((of_b < C)[None, :], b - mean, 0.0)
+        variance += tl.sum(centred * centred, 1)
+    return mean, (1.0 / tl.sqrt(variance / C + EPS))[:, None]
 
 
 @triton.jit
-def product(y, weight, bias, unit, columns, C: tl.constexpr, OUT: tl.constexpr,
-            PRECISION: tl.constexpr):  # fmt: skip
-    """Some outputs of a 1x1 convolution, `[M, units]` float32; y: `[M, padded C]`.
+def scaled(x, mean, rstd, weight, bias, time, columns, C: tl.constexpr):
+    """`PixelNorm` of the channels `columns` by their pixels' moments; time: of the image, `[C]`."""
+    inside = columns < C
+    w = floats(weight + columns, inside)
+    now = floats(time + columns, inside)
+    if bias is None:  # leaves the mean in
+        y = x * rstd * w[None, :]
+    else:
+        y = (x - mean) * rstd * w[None, :] + floats(bias + columns, inside)[None, :]
+    return y + now[None, :]
 
-    weight: `[OUT, C]`, bias: `[OUT]` or None; unit: which outputs.
+
+@triton.jit
+def normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
+    """`PixelNorm` of x: `[M, padded C]` float32, zero in the padding; time: of the image, `[C]`."""
+    mean, rstd = moments(x, None, columns, None, C, EPS)
+    return scaled(x, mean, rstd, weight, bias, time, columns, C)
+
+
+@triton.jit
+def product(a, b, weight, bias, unit, of_a, of_b, C: tl.constexpr, OUT: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """Some outputs of a 1x1 convolution, `[M, units]` float32.
+
+    a, b: two tiles `[M, padded]` of a pixel's channels, which are of_a and of_b; weight:
+    `[OUT, C]`, bias: `[OUT]` or None; unit: which outputs.
     """
     there = unit < OUT
-    mask = (columns < C)[:, None] & there[None, :]
-    w = tl.load(weight + unit[None, :] * C + columns[:, None], mask=mask, other=0.0)
-    units = tl.dot(y, w, input_precision=PRECISION)
+    w = transposed(weight, unit, of_a, C, OUT)
+    units = tl.dot(a, w, input_precision=PRECISION)
+    if b is not None:
+        w = transposed(weight, unit, of_b, C, OUT)
+        units = tl.dot(b, w, units, input_precision=PRECISION)
     if bias is not None:
         units += floats(bias + unit, there)[None, :]
     return units
 
 
 @triton.jit
-def normal_cdf(x):
-    """Of the standard normal distribution, within 1.5e-6; GELU is x times it.
+def transposed(matrix, row, column, C: tl.constexpr, OUT: tl.constexpr):
+    """Of a matrix `[OUT, C]` some rows and columns, as `[columns, rows]`; zeros beyond it."""
+    mask = (column < C)[:, None] & (row < OUT)[None, :]
+    return tl.load(matrix + row[None, :] * C + column[:, None], mask=mask, other=0.0)
 
-    An odd polynomial up to 4.7, beyond which it ends (minimax, by Lawson's iteration; its even part
-    in 2 x^2 / 4.7^2 - 1, where float32 has no digits to lose). CUDA's erf is exact and takes twice
-    as many instructions, more than all else in the feed-forward network; what is added up here is
-    rounded to half precision, 300 times as coarse.
+
+@triton.jit
+def normal_cdf(x):
+    """Of the standard normal distribution, within 1.1e-5; GELU is x times it, within 5e-5.
+
+    An odd polynomial around 1/2, minimax up to 4.25 (by Lawson's iteration); beyond, it goes on to
+    either side and is cut off, which costs a GPU no instruction. Half precision, which GELU is
+    rounded to, is 20 times as coarse, bfloat16 150 times. CUDA's exact erf takes three times as
+    many instructions, more than all else in the feed-forward network.
     """
-    x = tl.minimum(tl.maximum(x, -4.7), 4.7)
-    u = tl.fma(x * 0.0905387053, x, -1.0)
-    p = tl.fma(u, 0.0014004896, -0.0036093221)
-    p = tl.fma(p, u, 0.0041381281)
-    p = tl.fma(p, u, -0.0064642917)
-    p = tl.fma(p, u, 0.01326813)
-    p = tl.fma(p, u, -0.021346342)
-    p = tl.fma(p, u, 0.029976473)
-    p = tl.fma(p, u, -0.040491575)
-    p = tl.fma(p, u, 0.0535613)
-    p = tl.fma(p, u, -0.074364617)
-    p = tl.fma(p, u, 0.15031462)
-    return tl.fma(p, x, 0.5)
+    u = x * x
+    p = tl.fma(u, 5.56487322e-11, -5.32776889e-09)
+    p = tl.fma(p, u, 2.25543147e-07)
+    p = tl.fma(p, u, -5.6264339e-06)
+    p = tl.fma(p, u, 9.34187628e-05)
+    p = tl.fma(p, u, -0.00110856118)
+    p = tl.fma(p, u, 0.00981597137)
+    p = tl.fma(p, u, -0.0663444921)
+    p = tl.fma(p, u, 0.398902327)
+    return tl.minimum(tl.maximum(tl.fma(p, x, 0.5), 0.0), 1.0)
 
 
 @triton.jit
@@ -93,40 +125,48 @@ def norm_kernel(
     inside = (pixel < pixels - first)[:, None] & (columns < C)[None, :]
     place = pixel[:, None] * C + columns[None, :]
     x = floats(z + place, inside)
-    now = tl.load(time + image * time_stride + columns, mask=columns < C, other=0.0)
-    out = normed(x, weight, bias, now[None, :], columns, C, EPS)
+    out = normed(x, weight, bias, time + image * time_stride, columns, C, EPS)
     tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def norm_product_kernel(
     z, weight, bias, time, matrix, matrix_bias, out, pixels, time_stride,
-    C: tl.constexpr, OUT: tl.constexpr, PADDED: tl.constexpr,
+    C: tl.constexpr, OUT: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     M: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
     GELU: tl.constexpr,
 ):  # fmt: skip
     """A 1x1 convolution of `norm(z) + time`, and GELU of it; a program has M pixels of an image.
 
     z: `[n, pixels, C]`; matrix: `[OUT, C]` and matrix_bias: `[OUT]` or None in the precision of
-    out: `[n, pixels, OUT]`, written; time: `[n or 1, C]` with the stride 0 for one.
+    out: `[n, pixels, OUT]`, written; time: `[n or 1, C]` with the stride 0 for one. A, B: channels
+    of the two tiles, B 0 for none.
     """
     first_pixel, image = tl.program_id(0) * M, tl.program_id(1).to(tl.int64)
     z += (image * pixels + first_pixel) * C
     out += (image * pixels + first_pixel) * OUT
-    pixel = tl.arange(0, M)
-    columns = tl.arange(0, PADDED)
-    in_c = columns < C
+    time += image * time_stride
+    half = out.dtype.element_ty
+    pixel, of_a = tl.arange(0, M), tl.arange(0, A)
+    of_b = None
+    xb = None
+    yb = None
     there = (pixel < pixels - first_pixel)[:, None]
-    x = floats(z + pixel[:, None] * C + columns[None, :], there & in_c[None, :])
-    now = floats(time + image * time_stride + columns, in_c)
-    y = normed(x, weight, bias, now[None, :], columns, C, EPS).to(out.dtype.element_ty)
+    xa = floats(z + pixel[:, None] * C + of_a[None, :], there & (of_a < C)[None, :])
+    if B > 0:
+        of_b = A + tl.arange(0, B)
+        xb = floats(z + pixel[:, None] * C + of_b[None, :], there & (of_b < C)[None, :])
+    mean, rstd = moments(xa, xb, of_a, of_b, C, EPS)
+    ya = scaled(xa, mean, rstd, weight, bias, time, of_a, C).to(half)
+    if B > 0:
+        yb = scaled(xb, mean, rstd, weight, bias, time, of_b, C).to(half)
     for first in range(0, OUT, H):
         unit = first + tl.arange(0, H)
-        units = product(y, matrix, matrix_bias, unit, columns, C, OUT, PRECISION)
+        units = product(ya, yb, matrix, matrix_bias, unit, of_a, of_b, C, OUT, PRECISION)
         if GELU:
             units *= normal_cdf(units)
         at = out + pixel[:, None] * OUT + unit[None, :]
-        tl.store(at, units.to(out.dtype.element_ty), mask=there & (unit < OUT)[None, :])
+        tl.store(at, units.to(half), mask=there & (unit < OUT)[None, :])
 
 
 @triton.jit
@@ -141,21 +181,34 @@ def taps_of(weight, channel, inside):
 
 
 @triton.jit
-def add_row(at, step, there, left, middle, right, taps, above, here):
+def load_row(at, step, there, left, middle, right):
+    """A row of the input as it lies: the pixels before, of, and behind these, each `[P, padded]`.
+
+    Args:
+        at: the pixels, which have neighbours `step` values before and behind.
+        there: whether there is such a row, `[P, 1]`; zeros where not.
+        left, middle, right: masks of the pixels before, of these, and behind.
+    """
+    return (
+        tl.load(at - step, mask=left & there, other=0.0),
+        tl.load(at, mask=middle & there, other=0.0),
+        tl.load(at + step, mask=right & there, other=0.0),
+    )
+
+
+@triton.jit
+def add_row(pixels, taps, above, here):
     """Add what a row of the input contributes to the rows of the output above, at and below it.
 
     Args:
-        at: its pixels, `[P, padded]`, which have neighbours `step` values before and behind.
-        there: whether there is such a row, `[P, 1]`.
-        left, middle, right: masks of the pixels before, of these, and behind.
+        pixels: the row, by `load_row`.
         taps: `taps_of` the channels.
         above, here: the two rows so far, `[P, padded]` float32.
 
     Returns:
         The three rows, of which the first is then complete.
     """
-    a, b = floats(at - step, left & there), floats(at, middle & there)
-    c = floats(at + step, right & there)
+    a, b, c = pixels[0].to(tl.float32), pixels[1].to(tl.float32), pixels[2].to(tl.float32)
     above = three_taps(a, b, c, taps[6], taps[7], taps[8], above)
     here = three_taps(a, b, c, taps[3], taps[4], taps[5], here)
     below = three_taps(a, b, c, taps[0], taps[1], taps[2], tl.zeros_like(above))
@@ -173,8 +226,10 @@ def three_taps(a, b, c, of_a, of_b, of_c, total):
 @triton.jit
 def first_rows(at, line, step, level, left, middle, right, taps, zero):
     """`add_row` of the row before a program's own, which may not be there, and of its first one."""
-    _, _, here = add_row(at - line, step, level > 0, left, middle, right, taps, zero, zero)
-    _, here, below = add_row(at, step, level >= 0, left, middle, right, taps, zero, here)
+    before = load_row(at - line, step, level > 0, left, middle, right)
+    first = load_row(at, step, level >= 0, left, middle, right)
+    _, _, here = add_row(before, taps, zero, zero)
+    _, here, below = add_row(first, taps, zero, here)
     return here, below
 
 
@@ -191,16 +246,73 @@ def store_rows(
         bias: of the channels, or None.
     """
     row, below = first_rows(at, line, step, level, left, middle, right, taps, zero)
-    for i in range(1, count + 1):
-        at += line
-        row, below, next_ = add_row(
-            at, step, level + i < height, left, middle, right, taps, row, below
-        )
-        if bias is not None:
-            row += floats(bias, inside)[None, :]
-        tl.store(to, row.to(to.dtype.element_ty), mask=middle)
-        to += to_line
+    last = level + count
+    for i in range(0, count, 4):
+        # Four rows are on their way before the first one is waited for.
+        a = load_row(at + line, step, level + i + 1 < height, left, middle, right)
+        b = load_row(at + 2 * line, step, level + i + 2 < height, left, middle, right)
+        c = load_row(at + 3 * line, step, level + i + 3 < height, left, middle, right)
+        d = load_row(at + 4 * line, step, level + i + 4 < height, left, middle, right)
+        row, below, next_ = add_row(a, taps, row, below)
+        store_row(to, row, bias, inside, middle)
+        row, below, next_ = add_row(b, taps, below, next_)
+        store_row(to + to_line, row, bias, inside, middle & (level + i + 1 < last))
+        row, below, next_ = add_row(c, taps, below, next_)
+        store_row(to + 2 * to_line, row, bias, inside, middle & (level + i + 2 < last))
+        row, below, next_ = add_row(d, taps, below, next_)
+        store_row(to + 3 * to_line, row, bias, inside, middle & (level + i + 3 < last))
         row, below = below, next_
+        at += 4 * line
+        to += 4 * to_line
+
+
+@triton.jit
+def store_row(to, row, bias, inside, mask):
+    """Write a row, with the bias of its channels if there is one."""
+    if bias is not None:
+        row += floats(bias, inside)[None, :]
+    tl.store(to, row.to(to.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def rounded(row, bias, channel, inside, there, like, ALL: tl.constexpr):
+    """A row of q or k for the sums: with its bias, zero where there is no pixel, and rounded.
+
+    A bias makes something of pixels and channels that are not there, and sums must not see it.
+    Rounded, squares included, as the plain pass has them: it knows q and k in half precision only,
+    and Gram matrix and norms must be of the same numbers.
+
+    like: points to what has the precision.
+    ALL: whether there are all pixels of a row that has no bias.
+    """
+    if bias is not None:
+        row += floats(bias + channel, inside)[None, :]
+    if bias is not None or not ALL:
+        row = tl.where(there, row, 0.0)
+    return row.to(like.dtype.element_ty)
+
+
+@triton.jit
+def add_sums(q, k, gram, q_square, k_square, PRECISION: tl.constexpr):
+    """The sums with those of a row; q, k: `[P, padded]`, squares: likewise, float32."""
+    gram = tl.dot(tl.trans(q), k, gram, input_precision=PRECISION)
+    q, k = q.to(tl.float32), k.to(tl.float32)
+    return gram, q_square + q * q, k_square + k * k
+
+
+@triton.jit
+def masks_of(pixel, width, inside):
+    """Which pixels there are before, of, and behind these, each `[P, padded]`."""
+    middle = (pixel < width)[:, None] & inside[None, :]
+    right = (pixel < width - 1)[:, None] & inside[None, :]
+    return middle & (pixel > 0)[:, None], middle, right
+
+
+@triton.jit
+def places(pixel, channel, step: tl.constexpr, TOGETHER: tl.constexpr):
+    """Of channels of pixels `step` apart, `[P, padded]`; TOGETHER of them follow one another."""
+    place = pixel[:, None] * step + channel[None, :]
+    return tl.max_contiguous(tl.multiple_of(place, [1, TOGETHER]), [1, TOGETHER])
 
 
 @triton.jit
@@ -217,7 +329,7 @@ def store_sums(out, gram, q_square, k_square, columns, D: tl.constexpr):
 def depthwise_kernel(
     x, weight, bias, v, sums, height, width, skip, rows, share,
     C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
-    P: tl.constexpr, PRECISION: tl.constexpr, TOGETHER: tl.constexpr,
+    P: tl.constexpr, PRECISION: tl.constexpr, TOGETHER: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Depth-wise 3x3 convolution to q, k, v; sums over the pixels of q and k, and v as it is.
 
@@ -231,6 +343,7 @@ def depthwise_kernel(
     sums: `[n, programs, heads, D + 2, D]` float32, written: the Gram matrix, squares of q, of k.
     TOGETHER: channels that a thread reads together, a divisor of D. With few of them it has few
         taps to keep, and several pixels to use them for.
+    EVEN: whether each program has an even number of rows.
     """
     piece, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     across = tl.cdiv(width, P)
@@ -241,49 +354,48 @@ def depthwise_kernel(
     columns = tl.arange(0, PADDED)
     inside, channel = columns < D, head * D + columns
     pixel = piece % across * P + tl.arange(0, P)
-    middle = (pixel < width)[:, None] & inside[None, :]
-    left = middle & (pixel > 0)[:, None]
-    right = (pixel < width - 1)[:, None] & inside[None, :]
-    place = pixel[:, None] * (3 * C) + channel[None, :]
-    place = tl.max_contiguous(tl.multiple_of(place, [1, TOGETHER]), [1, TOGETHER])
+    left, middle, right = masks_of(pixel, width, inside)
+    place = places(pixel, channel, 3 * C, TOGETHER)
     level = row + tl.zeros([P, 1], tl.int32)  # a tensor, since masks of the interpreter are
     count = tl.minimum(share, rows - begin)
     zero = tl.zeros([P, PADDED], tl.float32)
 
     q_taps, k_taps = taps_of(weight, channel, inside), taps_of(weight, channel + C, inside)
-    at, of_v, step = x + place, x + 2 * C + place, 3 * C
+    at, step = x + place, 3 * C
     q0, q1 = first_rows(at, line, step, level, left, middle, right, q_taps, zero)
     k0, k1 = first_rows(at + C, line, step, level, left, middle, right, k_taps, zero)
     gram = tl.zeros([PADDED, PADDED], tl.float32)
     q_square, k_square = zero, zero
-    for i in range(1, count + 1):
+    for i in range(0, count, 2):
+        # Two rows are on their way before the first one is waited for. What a program has on its
+        # way, over the time that memory takes to answer, is what bounds this kernel.
         at += line
-        there = level + i < height
-        q0, q1, q2 = add_row(at, step, there, left, middle, right, q_taps, q0, q1)
-        k0, k1, k2 = add_row(at + C, step, there, left, middle, right, k_taps, k0, k1)
-        if bias is not None:
-            # A bias makes something of pixels and channels that are not there; sums must not see
-            # it.
-            q0 = tl.where(middle, q0 + floats(bias + channel, inside)[None, :], 0.0)
-            k0 = tl.where(middle, k0 + floats(bias + C + channel, inside)[None, :], 0.0)
-        # Rounded before the sums, squares included, as the plain pass has them: it knows q and k in
-        # half precision only, and Gram matrix and norms must be of the same numbers.
-        q_half, k_half = q0.to(x.dtype.element_ty), k0.to(x.dtype.element_ty)
-        gram = tl.dot(tl.trans(q_half), k_half, gram, input_precision=PRECISION)
-        q, k = q_half.to(tl.float32), k_half.to(tl.float32)
-        q_square += q * q
-        k_square += k * k
-        q0, q1, k0, k1 = q1, q2, k1, k2
+        there, next_there = level + i + 1 < height, level + i + 2 < height
+        q_row = load_row(at, step, there, left, middle, right)
+        k_row = load_row(at + C, step, there, left, middle, right)
+        q_next = load_row(at + line, step, next_there, left, middle, right)
+        k_next = load_row(at + line + C, step, next_there, left, middle, right)
+        at += line
+        q0, q1, q2 = add_row(q_row, q_taps, q0, q1)
+        k0, k1, k2 = add_row(k_row, k_taps, k0, k1)
+        q1, q2, q3 = add_row(q_next, q_taps, q1, q2)
+        k1, k2, k3 = add_row(k_next, k_taps, k1, k2)
+        q = rounded(q0, bias, channel, inside, middle, x, True)
+        k = rounded(k0, bias, channel + C, inside, middle, x, True)
+        gram, q_square, k_square = add_sums(q, k, gram, q_square, k_square, PRECISION)
+        there = middle & (level + i + 1 < level + count)
+        q = rounded(q1, bias, channel, inside, there, x, EVEN)
+        k = rounded(k1, bias, channel + C, inside, there, x, EVEN)
+        gram, q_square, k_square = add_sums(q, k, gram, q_square, k_square, PRECISION)
+        q0, q1, k0, k1 = q2, q3, k2, k3
     number = (image * tl.num_programs(0) + piece) * tl.num_programs(1) + head
     store_sums(sums + number * ((D + 2) * D), gram, q_square, k_square, columns, D)
 
-    to = pixel[:, None] * C + channel[None, :]
-    to = v + tl.max_contiguous(tl.multiple_of(to, [1, TOGETHER]), [1, TOGETHER])
     taps = taps_of(weight, channel + 2 * C, inside)
     of_channel = None if bias is None else bias + 2 * C + channel
     store_rows(
-        of_v, to, line, width * C, step, level, height, count, left, middle, right, taps,
-        of_channel, inside, zero,
+        x + 2 * C + place, v + places(pixel, channel, C, TOGETHER), line, width * C, step,
+        level, height, count, left, middle, right, taps, of_channel, inside, zero,
     )  # fmt: skip
 
 
@@ -296,10 +408,11 @@ def mixing_kernel(
 ):  # fmt: skip
     """`mixing_matrix`: attention of a head and its part of the output projection, as one matrix.
 
-    A program has PART columns of a head of an image. Sums as in `PixelSums`, with strides of images
-    and heads; project_out: `[C, C]` float32; mixing: `[n, C, C]` in its own precision, written.
+    A program has ROWS rows and PART columns of a head of an image. Sums as in `PixelSums`, with
+    strides of images and heads; project_out: `[C, C]` float32; mixing: `[n, C, C]` in its own
+    precision, written.
     """
-    head, image = tl.program_id(0), tl.program_id(1)
+    head, image = tl.program_id(0) // tl.cdiv(C, ROWS), tl.program_id(1)
     columns = tl.arange(0, PADDED)
     part = tl.program_id(2) * PART + tl.arange(0, PART)
     inside, wanted = columns < D, part < D
@@ -325,23 +438,31 @@ def mixing_kernel(
     cosine = cosine / (q_norm[:, None] * part_norm[None, :])
     attention = tl.exp(cosine * scale - largest[:, None]) / total[:, None]
     attention = tl.where(both, attention, 0.0)
-    for first in range(0, C, ROWS):
-        out_row = first + tl.arange(0, ROWS)
-        of_row = (out_row < C)[:, None]
-        place = out_row[:, None] * C + head * D
-        weights = tl.load(
-            project_out + place + columns[None, :], mask=of_row & inside[None, :], other=0.0
-        )
-        out = tl.dot(weights, attention, input_precision="tf32x3").to(mixing.dtype.element_ty)
-        at = mixing + image * C * C + place + part[None, :]
-        tl.store(at, out, mask=of_row & wanted[None, :])
+    out_row = tl.program_id(0) % tl.cdiv(C, ROWS) * ROWS + tl.arange(0, ROWS)
+    of_row = (out_row < C)[:, None]
+    place = out_row[:, None] * C + head * D
+    weights = tl.load(
+        project_out + place + columns[None, :], mask=of_row & inside[None, :], other=0.0
+    )
+    out = tl.dot(weights, attention, input_precision="tf32x3").to(mixing.dtype.element_ty)
+    at = mixing + image * C * C + place + part[None, :]
+    tl.store(at, out, mask=of_row & wanted[None, :])
+
+
+@triton.jit
+def mixed(x, a, b, mixing, columns, of_a, of_b, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Some channels of `x + mixing v`; a, b: two tiles of v's channels, which are of_a and of_b."""
+    x = tl.dot(a, transposed(mixing, columns, of_a, C, C), x, input_precision=PRECISION)
+    if b is not None:
+        x = tl.dot(b, transposed(mixing, columns, of_b, C, C), x, input_precision=PRECISION)
+    return x
 
 
 @triton.jit
 def second_pass_kernel(
     z, v, mixing, out_bias, weight, bias, time, widen, widen_bias, narrow, narrow_bias, out,
     pixels, v_image, v_pixel, time_stride,
-    C: tl.constexpr, HIDDEN: tl.constexpr, PADDED: tl.constexpr,
+    C: tl.constexpr, HIDDEN: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     M: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`x = z + mixing v`, then `out = x + narrow(GELU(widen(norm(x) + time)))`, M pixels a program.
@@ -349,38 +470,55 @@ def second_pass_kernel(
     z, out: `[n, pixels, C]` in one precision, also the same one.
     v: `[n, pixels, C]` with strides of its own, or None for the feed-forward network alone.
     mixing: `[n, C, C]`, widen: `[HIDDEN, C]`, narrow: `[C, HIDDEN]`, all in one half precision.
+    A, B: channels of the two tiles, B 0 for none.
     """
     first_pixel, image = tl.program_id(0) * M, tl.program_id(1).to(tl.int64)
     z += (image * pixels + first_pixel) * C
     out += (image * pixels + first_pixel) * C
+    time += image * time_stride
+    mixing = None if mixing is None else mixing + image * C * C
     half = widen.dtype.element_ty
-    pixel = tl.arange(0, M)
-    columns = tl.arange(0, PADDED)
-    in_c = columns < C
-    inside = (pixel < pixels - first_pixel)[:, None] & in_c[None, :]
-    place = pixel[:, None] * C + columns[None, :]
-    x = floats(z + place, inside)
+    pixel, of_a = tl.arange(0, M), tl.arange(0, A)
+    of_b = None
+    in_b = None
+    xb = None
+    vb = None
+    yb = None
+    there = (pixel < pixels - first_pixel)[:, None]
+    in_a = there & (of_a < C)[None, :]
+    xa = floats(z + pixel[:, None] * C + of_a[None, :], in_a)
+    if B > 0:
+        of_b = A + tl.arange(0, B)
+        in_b = there & (of_b < C)[None, :]
+        xb = floats(z + pixel[:, None] * C + of_b[None, :], in_b)
     if v is not None:
         v += image * v_image + first_pixel.to(tl.int64) * v_pixel
-        v_place = pixel[:, None] * v_pixel + columns[None, :]
-        values = tl.load(v + v_place, mask=inside, other=0.0)
-        matrix = tl.load(  # transposed: columns in, rows out
-            mixing + image * C * C + columns[None, :] * C + columns[:, None],
-            mask=in_c[:, None] & in_c[None, :],
-            other=0.0,
-        )
-        x = tl.dot(values, matrix, x, input_precision=PRECISION)
+        va = tl.load(v + pixel[:, None] * v_pixel + of_a[None, :], mask=in_a, other=0.0)
+        if B > 0:
+            vb = tl.load(v + pixel[:, None] * v_pixel + of_b[None, :], mask=in_b, other=0.0)  # type: ignore[index]
+            xb = mixed(xb, va, vb, mixing, of_b, of_a, of_b, C, PRECISION)
+        xa = mixed(xa, va, vb, mixing, of_a, of_a, of_b, C, PRECISION)
     if out_bias is not None:
-        x += floats(out_bias + columns, in_c)[None, :]
-    now = floats(time + image * time_stride + columns, in_c)
-    y = normed(x, weight, bias, now[None, :], columns, C, EPS).to(half)
+        xa += floats(out_bias + of_a, of_a < C)[None, :]
+        if B > 0:
+            xb += floats(out_bias + of_b, of_b < C)[None, :]
+    mean, rstd = moments(xa, xb, of_a, of_b, C, EPS)
+    ya = scaled(xa, mean, rstd, weight, bias, time, of_a, C).to(half)
+    if B > 0:
+        yb = scaled(xb, mean, rstd, weight, bias, time, of_b, C).to(half)
     for first in range(0, HIDDEN, H):
         unit = first + tl.arange(0, H)
-        hidden = product(y, widen, widen_bias, unit, columns, C, HIDDEN, PRECISION)
-        hidden *= normal_cdf(hidden)
-        u_mask = (unit < HIDDEN)[:, None] & in_c[None, :]
-        u = tl.load(narrow + columns[None, :] * HIDDEN + unit[:, None], mask=u_mask, other=0.0)
-        x = tl.dot(hidden.to(half), u, x, input_precision=PRECISION)
+        hidden = product(ya, yb, widen, widen_bias, unit, of_a, of_b, C, HIDDEN, PRECISION)
+        hidden = (hidden * normal_cdf(hidden)).to(half)
+        u = transposed(narrow, of_a, unit, HIDDEN, C)
+        xa = tl.dot(hidden, u, xa, input_precision=PRECISION)
+        if B > 0:
+            u = transposed(narrow, of_b, unit, HIDDEN, C)
+            xb = tl.dot(hidden, u, xb, input_precision=PRECISION)
     if narrow_bias is not None:
-        x += floats(narrow_bias + columns, in_c)[None, :]
-    tl.store(out + place, x.to(out.dtype.element_ty), mask=inside)
+        xa += floats(narrow_bias + of_a, of_a < C)[None, :]
+        if B > 0:
+            xb += floats(narrow_bias + of_b, of_b < C)[None, :]
+    tl.store(out + pixel[:, None] * C + of_a[None, :], xa.to(out.dtype.element_ty), mask=in_a)
+    if B > 0:
+        tl.store(out + pixel[:, None] * C + of_b[None, :], xb.to(out.dtype.element_ty), mask=in_b)  # type: ignore[index, union-attr]

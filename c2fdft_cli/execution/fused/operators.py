@@ -6,7 +6,7 @@ So they are seen by what looks on from outside: tensors without contents, profil
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,13 +22,70 @@ _PROGRAMS = 1024
 """
 _LEAST_PIXELS = 256
 """Pixels that are worth a program and its sums."""
-_REGISTERS = 128
-"""Of a thread, where the compiler would take more: so they suffice for 16 warps at a time, which
-wait for memory by turns. Nearly all fits, by the compiler's count for sm_80, sm_90 and sm_120.
-"""
-_COLUMNS, _LEAST_ROWS = 16, 16
-"""Columns that a program of the depth-wise convolution goes down, and rows that are worth it: two
-more are read at their ends."""
+_CONVOLUTIONS, _LEAST_ROWS = 512, 16
+"""Programs of the depth-wise convolution, about: its sums are the largest. Rows that are worth one:
+two more are read at their ends."""
+
+
+class Tile(NamedTuple):
+    """How a kernel cuts its work.
+
+    pixels: of a tile; of the depth-wise convolution columns.
+    units: of the hidden layer, or of a product's result, that are computed together.
+    warps: of a program. A product of M pixels occupies M / 16; more repeat the work of others.
+    stages: of the loop's pipeline.
+    registers: of a thread at most, where the compiler would take more: 128 let 16 warps run at a
+        time, which wait for memory by turns.
+    """
+
+    pixels: int
+    units: int
+    warps: int
+    stages: int = 1
+    registers: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """For Triton."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return options if self.registers is None else {**options, "maxnreg": self.registers}
+
+
+Tiles = dict[int, Tile]
+"""By the most channels that they are for; more than all have the last. Those here were the fastest
+of several on an H200 (docs/performance.md), or, where none were tried, ran there. Each fits the
+shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
+tests/execution/fused/test_compiled.py compiles them for GPUs that are not there."""
+
+_NORM_PRODUCT: Tiles = {
+    32: Tile(64, 64, 4),
+    64: Tile(128, 32, 4, stages=3),
+    128: Tile(64, 64, 4, stages=2, registers=128),
+    256: Tile(64, 32, 4, stages=2, registers=128),
+}
+_DEPTHWISE: Tiles = {
+    32: Tile(16, 0, 4),
+    64: Tile(16, 0, 8, registers=128),
+    128: Tile(16, 0, 8),
+}
+_SECOND_PASS: Tiles = {
+    32: Tile(64, 32, 4),
+    64: Tile(64, 32, 4, stages=2),
+    128: Tile(64, 32, 4, stages=3, registers=128),
+}
+_FEED_FORWARD_BACKWARD: Tiles = {
+    32: Tile(64, 32, 4),
+    64: Tile(64, 64, 4),
+    128: Tile(32, 64, 8),
+}
+_FEED_FORWARD_WEIGHTS: Tiles = {
+    32: Tile(64, 32, 4),
+    64: Tile(64, 64, 8),
+    128: Tile(32, 64, 8),
+}
+
+
+def _tile(tiles: Tiles, channels: int) -> Tile:
+    return tiles[min((width for width in tiles if width >= channels), default=max(tiles))]
 
 
 def _norm(
@@ -51,12 +108,11 @@ def _norm_product(
 ) -> Tensor:  # fmt: skip
     n, h, w, c = z.shape
     out = _norm_product_result(z, matrix)
-    padded = _padded(c)
-    m = 64 if padded > 64 else 128
-    kernels.norm_product_kernel[(triton.cdiv(h * w, m), n)](
+    a, b = _parts(c)
+    tile = _tile(_NORM_PRODUCT, c)
+    kernels.norm_product_kernel[(triton.cdiv(h * w, tile.pixels), n)](
         _dense(z), weight, bias, time, matrix, matrix_bias, out, h * w, _stride(time),
-        c, len(matrix), padded, m, 64, NORM_EPS, "ieee", gelu,
-        num_warps=8, num_stages=2, maxnreg=_REGISTERS,
+        c, len(matrix), a, b, tile.pixels, tile.units, NORM_EPS, "ieee", gelu, **tile.options(),
     )  # fmt: skip
     return out
 
@@ -90,14 +146,14 @@ def _depthwise(
 ) -> tuple[Tensor, Tensor]:
     n, h, w, c = x.shape[0], x.shape[1], x.shape[2], x.shape[3] // 3
     d = c // heads
-    padded = _padded(d)
-    across = triton.cdiv(w, _COLUMNS)
-    share = max(_LEAST_ROWS, triton.cdiv(rows * across * n * heads, _PROGRAMS))
+    tile = _tile(_DEPTHWISE, d)
+    across = triton.cdiv(w, tile.pixels)
+    share = max(_LEAST_ROWS, triton.cdiv(rows * across * n * heads, _CONVOLUTIONS))
+    share += share % 2  # rows are taken by twos
     v, sums = _depthwise_results(x, heads, rows, across * triton.cdiv(rows, share))
     kernels.depthwise_kernel[(sums.shape[1], heads, n)](
         _dense(x), weight.reshape(3 * c, 9), bias, v, sums, h, w, skip, rows, share,
-        c, d, padded, _COLUMNS, "ieee", 2 - d % 2,
-        num_warps=max(4, padded // 8), num_stages=1, maxnreg=_REGISTERS,
+        c, d, _padded(d), tile.pixels, "ieee", 2 - d % 2, rows % 2 == 0, **tile.options(),
     )  # fmt: skip
     return v, sums
 
@@ -124,7 +180,7 @@ def _mixing(
         q_square, k_square = q_square.contiguous(), k_square.contiguous()
     mixing = torch.empty((n, c, c), dtype=dtype, device=gram.device)
     padded = _padded(d)
-    kernels.mixing_kernel[(heads, n, triton.cdiv(d, 32))](
+    kernels.mixing_kernel[(heads * triton.cdiv(c, 32), n, triton.cdiv(d, 32))](
         gram, q_square, k_square, temperature, project_out, mixing,
         gram.stride(0), gram.stride(1), q_square.stride(0), q_square.stride(1),
         c, d, padded, 32, 32, num_warps=8 if padded > 64 else 4, num_stages=1,
@@ -148,17 +204,14 @@ def _second_pass(
 ) -> None:
     """In place, or into `out`; without v and mixing the feed-forward network alone."""
     n, h, w, c = z.shape
-    padded = _padded(c)
-    # Larger tiles must still fit the shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
-    # tests/execution/fused/test_compiled.py compiles them for GPUs that are not there.
-    m, units = (64 if padded > 64 else 128), (32 if padded > 128 else 64)
+    a, b = _parts(c)
+    tile = _tile(_SECOND_PASS, c)
     v_image, v_pixel = (0, 0) if v is None else (v.stride(0), v.stride(2))
-    kernels.second_pass_kernel[(triton.cdiv(h * w, m), n)](
+    kernels.second_pass_kernel[(triton.cdiv(h * w, tile.pixels), n)](
         _dense(z), v, mixing, out_bias, weight, bias, time,
         widen, widen_bias, narrow, narrow_bias, z if out is None else out,
         h * w, v_image, v_pixel, _stride(time),
-        c, len(widen), padded, m, units, NORM_EPS, "ieee",
-        num_warps=8, num_stages=2, maxnreg=_REGISTERS,
+        c, len(widen), a, b, tile.pixels, tile.units, NORM_EPS, "ieee", **tile.options(),
     )  # fmt: skip
 
 
@@ -185,19 +238,26 @@ def _padded(c: int) -> int:
     return max(16, power)
 
 
+def _parts(c: int) -> tuple[int, int]:
+    """Columns of two tiles of c channels together, powers of two; the second 0 where one does."""
+    padded = _padded(c)
+    first = padded // 2
+    rest = _padded(c - first)
+    return (padded, 0) if first < 16 or rest >= first else (first, rest)
+
+
 def _feed_forward_backward(
     z: Tensor, d: Tensor, weight: Tensor, bias: Tensor | None, time: Tensor,
     widen: Tensor, widen_bias: Tensor | None, narrow: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     n, h, w, c = z.shape
-    # tiles of more pixels would not fit the registers (by the compiler's count for sm_80 and sm_90)
-    pixels, m, units = h * w, 32, 64
-    share = _share(pixels, n, m)
+    pixels, tile = h * w, _tile(_FEED_FORWARD_BACKWARD, c)
+    share = _share(pixels, n, tile.pixels)
     dz, sums = _stream_gradients(z, triton.cdiv(pixels, share), 3)
     backward_kernels.feed_forward_backward_kernel[(sums.shape[1], n)](
         _dense(z), weight, bias, time, widen, widen_bias, narrow, _dense(d), dz, sums,
         pixels, share, _stride(time),
-        c, len(widen), _padded(c), m, units, NORM_EPS, "ieee", num_warps=8, num_stages=1,
+        c, len(widen), _padded(c), tile.pixels, tile.units, NORM_EPS, "ieee", **tile.options(),
     )  # fmt: skip
     return dz, sums
 
@@ -207,18 +267,18 @@ def _feed_forward_weights(
     widen: Tensor, widen_bias: Tensor | None, narrow: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     n, h, w, c = z.shape
-    pixels, hidden, padded = h * w, len(widen), _padded(c)
+    pixels, hidden = h * w, len(widen)
     # Many units, as each part of them reads all pixels; few enough pixels for the registers.
-    m, units = (32 if padded > 64 else 64), 64
-    tiles, parts = n * triton.cdiv(pixels, m), triton.cdiv(hidden, units)
-    share = max(_LEAST_PIXELS // m, tiles * parts // _PROGRAMS)
+    tile = _tile(_FEED_FORWARD_WEIGHTS, c)
+    tiles, parts = n * triton.cdiv(pixels, tile.pixels), triton.cdiv(hidden, tile.units)
+    share = max(_LEAST_PIXELS // tile.pixels, tiles * parts // _PROGRAMS)
     sums = _weight_sums(z, hidden, triton.cdiv(tiles, share))
     # The parts of the hidden layer are neighbours, so that they read the same tiles while those are
     # in the cache.
     backward_kernels.feed_forward_weights_kernel[(parts, len(sums[0]))](
         _dense(z), weight, bias, time, widen, widen_bias, narrow, _dense(d), *sums,
         pixels, tiles, share, _stride(time),
-        c, hidden, padded, m, units, NORM_EPS, "ieee", num_warps=8, num_stages=1,
+        c, hidden, _padded(c), tile.pixels, tile.units, NORM_EPS, "ieee", **tile.options(),
     )  # fmt: skip
     return sums
 

@@ -292,7 +292,8 @@ class _FeedForward(torch.autograd.Function):
             _of_time(total, len(time) == 1),
             dwiden.sum(0),
             None if widen_bias is None else dwiden_bias.sum(0),
-            dnarrow.sum(0).t(),
+            # laid out as the weight, which the processes of a training expect of gradients
+            dnarrow.sum(0).t().contiguous(),
             dnarrow_bias.sum(0) if ctx.needs_input_grad[7] else None,
             None,
         )

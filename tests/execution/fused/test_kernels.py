@@ -25,8 +25,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 kernels = importlib.import_module("c2fdft_cli.execution.fused.kernels")
 passes = importlib.import_module("c2fdft_cli.execution.fused.passes")
 
-ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 2e-3}
-"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16."""
+ALLOWED = {torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 2e-3}
+"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16, and the kernels'
+GELU is a polynomial."""
 DTYPES = list(ALLOWED)
 WIDTHS = [(48, 1), (96, 2), (96, 1), (24, 1), (20, 4)]
 """Channels and heads: of the official network, of a small one, an odd one."""
@@ -74,15 +75,18 @@ def _cdf_kernel(x: Any, y: Any, COUNT: tl.constexpr) -> None:
     tl.store(y + place, kernels.normal_cdf(tl.load(x + place)))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # as on a GPU, to infinity
 def test_the_normal_distribution() -> None:
     x = torch.linspace(-12, 12, 1 << 15)
     y = torch.empty_like(x)
     _cdf_kernel[(1,)](x, y, len(x))
     error = (y.double() - torch.special.ndtr(x.double())).abs()
-    assert float(error.max()) < 1.6e-6
-    assert float((x * y - torch.nn.functional.gelu(x)).abs().max()) < 1.6e-5
-    _cdf_kernel[(1,)](torch.full_like(x, torch.inf), y, len(x))
-    assert y.unique().tolist() == [pytest.approx(1, abs=2e-6)]
+    assert float(error.max()) < 1.2e-5
+    assert float((x * y - torch.nn.functional.gelu(x)).abs().max()) < 5e-5
+    for beyond in (5.0, 1e3, 1e30, torch.inf):
+        for sign, want in ((1, 1), (-1, 0)):
+            _cdf_kernel[(1,)](torch.full_like(x, sign * beyond), y, len(x))
+            assert y.unique().tolist() == [want]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

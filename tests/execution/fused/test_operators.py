@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from typing import Any
@@ -86,3 +87,26 @@ def test_the_norm_is_tried_on_the_streams_gpu(
     training.norm_for(fill(PixelNorm(16, "with_bias")), z, torch.bfloat16)
     assert len(seen) == 1
     assert seen[0] is z
+
+
+@pytest.mark.parametrize("channels", [1, 8, 16, 17, 20, 24, 31, 32, 40, 48, 64, 96, 100, 192, 256])
+def test_two_tiles_hold_all_channels(channels: int) -> None:
+    """Powers of two that a product takes, fewer together than one tile would have."""
+    operators = importlib.import_module("c2fdft_cli.execution.fused.operators")
+    one, (first, second) = operators._padded(channels), operators._parts(channels)
+    assert channels <= first + second <= one
+    for columns in (first, second) if second else (first,):
+        assert columns >= 16
+        assert columns & (columns - 1) == 0
+    if channels in (48, 96, 192):
+        assert first + second == channels
+
+
+def test_each_width_has_the_next_wider_tile() -> None:
+    operators = importlib.import_module("c2fdft_cli.execution.fused.operators")
+    narrow, wide = operators.Tile(16, 16, 4), operators.Tile(32, 16, 4, registers=128)
+    tiles = {32: narrow, 128: wide}
+    found = [operators._tile(tiles, channels) for channels in (1, 32, 33, 128, 500)]
+    assert found == [narrow, narrow, wide, wide, wide]
+    assert narrow.options() == {"num_warps": 4, "num_stages": 1}
+    assert wide.options() == {"num_warps": 4, "num_stages": 1, "maxnreg": 128}

@@ -29,8 +29,9 @@ from c2fdft_cli.execution.fused.training import (
 from tests.kit.formula import fill, relative, wave
 
 CPU = torch.device("cpu")
-ALLOWED = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-2}
-"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16."""
+ALLOWED = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 3e-2}
+"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16, and the kernels'
+GELU is a polynomial."""
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU: tests/cuda tries them on it"
@@ -135,6 +136,18 @@ def test_feed_forward_networks_gradients_are_autograds(
     for name, expected in want.items():
         assert found[name].shape == expected.shape
         assert relative(found[name].float(), expected) < ALLOWED[dtype], name
+
+
+@interpreted
+@pytest.mark.usefixtures("triton")
+def test_gradients_lie_as_their_weights() -> None:
+    """Else the processes of a training copy them, and say so."""
+    block, z = Block(16, 1, 4.0, True, "with_bias"), small_stream((1, 3, 4, 16))
+    strides = {}
+    for name, p in block.ffn.named_parameters():
+        p.register_hook(lambda g, name=name: strides.update({name: g.stride()}))
+    results_of_block(fused_feed_forward, block, z, 1, torch.float32)
+    assert strides == {name: p.stride() for name, p in block.ffn.named_parameters()}
 
 
 @interpreted
