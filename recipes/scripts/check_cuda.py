@@ -718,6 +718,11 @@ def _time_call(
         check.time(f"{name} compiled", took, first_s=first)
         busy = profile_of(lambda: strips(x, t), check.folder / f"profile-{label}-{w}x{h}.txt")
         check.write(busy=round(busy, 3), of=name)
+    if precision == check.precisions()[-1] and h == 720:
+        for rows in (h // 2, h // 4, h // 8):  # whose q, k and v a cache may hold
+            fewer = StripNetwork(there, rows, runtime.dtype)
+            took = seconds_of(lambda s=fewer: s(x, t), check, most=20)
+            check.time(f"{name} strips of {rows} rows", took)
     release_cached_memory(runtime)
 
 
@@ -843,7 +848,7 @@ def ranks(check: Check) -> None:
 STAGES: dict[str, tuple[Callable[[Check], None], int]] = {
     "env": (env, 60),
     "ops": (ops, 100),
-    "kernels": (kernels, 120),
+    "kernels": (kernels, 240),
     "net": (net, 120),
     "grad": (grad, 120),
     "memory": (memory, 90),

@@ -63,7 +63,7 @@ _NORM_PRODUCT: Tiles = {
     256: Tile(64, 32, 4, stages=2, registers=128),
 }
 _DEPTHWISE: Tiles = {
-    32: Tile(16, 0, 4),
+    32: Tile(16, 0, 4, registers=128),
     64: Tile(16, 0, 8, registers=128),
     128: Tile(16, 0, 8),
 }

@@ -34,4 +34,5 @@ def test_compiles(capability: int) -> None:
     for row in found:
         assert row["bytes"] > 0
         assert row["shared"] <= 1024 * SHARED[capability], row
-        assert row["spilled"] <= (512 if "feed_forward" in row["kernel"] else 64), row
+        # Some of it: more warps at a time were worth it on an H200. Kilobytes would be a mistake.
+        assert row["spilled"] <= (512 if "feed_forward" in row["kernel"] else 208), row

@@ -1,0 +1,200 @@
+"""Which tiles of the fused kernels are the fastest on this GPU? Ten minutes at most.
+
+    python recipes/scripts/tune_kernels.py OUT.jsonl [--tables second_pass,norm_product,...]
+
+Times the tile in use (`execution/fused/operators.py`) and others, by widths, at sizes that keep a
+GPU busy, in bfloat16; writes a JSON line for each and prints the fastest first, with the relative
+difference from the tile in use. Each table and width is a process of its own, since a tile that a
+compiler gets wrong may end it. `--quick` tries the script itself, in Triton's interpreter on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from c2fdft_cli.execution.fused import operators
+from c2fdft_cli.execution.fused.operators import Tile
+
+Made = Callable[..., Tensor]
+"""From a shape and a dtype to random values."""
+
+SIZES = {32: (720, 1280), 64: (720, 1280), 128: (720, 1280), 256: (184, 320)}
+"""Pixels that are tried, by width."""
+TRIED = {32: 24, 64: 48, 128: 96, 256: 192}
+"""Channels that are tried, by width."""
+ROUNDS = 5
+
+
+def main() -> int:
+    """Time the tables that are asked for, or the one that this process is for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tables", default=",".join(TABLES))
+    parser.add_argument("--width", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="a few pixels, without a GPU")
+    args = parser.parse_args()
+    if args.width:
+        time_table(args.out, args.tables, args.width, args.quick)
+        return 0
+    failed = 0
+    for table in args.tables.split(","):
+        for width in getattr(operators, f"_{table.upper()}"):
+            words = [sys.executable, __file__, args.out, "--tables", table, "--width", width]
+            line = [*map(str, words), *["--quick"] * args.quick]
+            code = subprocess.run(line, check=False).returncode  # noqa: S603
+            if code:
+                sys.stdout.write(f"{table} {width}: ended with code {code}\n")
+            failed += code != 0
+    return 1 if failed else 0
+
+
+def time_table(out: Path, table: str, width: int, quick: bool) -> None:
+    """Time the tiles of a kernel at a width, the one in use first."""
+    tiles = getattr(operators, f"_{table.upper()}")
+    torch.manual_seed(0)
+    run = TABLES[table][0](
+        TRIED[width], *((4, 20) if quick else SIZES[width]), random_values(quick)
+    )
+    used, found = tiles[width], []
+    others = [tile for tile in TABLES[table][1]() if tile != used]
+    want: Tensor | None = None
+    for tile in [used, *others[: 1 if quick else None]]:
+        tiles[width] = tile
+        try:
+            seconds, result = seconds_of(run, quick)
+        except Exception as error:  # what a compiler refuses is a result
+            row = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        else:
+            want = result if want is None else want
+            difference = float((result - want).norm() / want.norm().clamp_min(1e-30))
+            row = {"ms": round(seconds * 1e3, 4), "difference": difference}
+            found.append((seconds, tile, difference))
+        with out.open("a") as file:
+            line = {"table": table, "width": width, "tile": tile, "in_use": tile == used, **row}
+            file.write(json.dumps(line) + "\n")
+    for seconds, tile, difference in sorted(found, key=lambda one: one[0]):
+        mark = "  in use" if tile == used else ""
+        sys.stdout.write(
+            f"{table} {width}: {seconds * 1e3:.4f} ms {tuple(tile)} {difference:.0e}{mark}\n"
+        )
+
+
+def seconds_of(run: Callable[[], Tensor], quick: bool) -> tuple[float, Tensor]:
+    """Median seconds of a run after one that compiles, and some of its values."""
+    result = run().flatten()[::7].double()
+    if quick:
+        begin = time.perf_counter()
+        run()
+        return time.perf_counter() - begin, result
+    times = []
+    for _ in range(ROUNDS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(200_000)  # meanwhile what follows is launched
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times), result
+
+
+def random_values(quick: bool) -> Made:
+    """Makes weights and streams of moderate size."""
+    device = "cpu" if quick else "cuda"
+
+    def make(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        scale = shape[-1] ** -0.5 if len(shape) in (2, 3) else 0.5
+        return (torch.randn(shape, device=device) * scale).to(dtype)
+
+    return make
+
+
+def _layers(c: int, make: Made) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Norm's weight, time, widening and narrowing product."""
+    weight = make(c, dtype=torch.float32).abs() + 0.5
+    return weight, make(1, c, dtype=torch.float32), make(4 * c, c), make(c, 4 * c)
+
+
+def second_pass(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
+    """Of a block's second pass."""
+    z, v, mixing = make(1, h, w, c, dtype=torch.float32), make(1, h, w, c), make(1, c, c)
+    weight, time_, widen, narrow = _layers(c, make)
+    layers = (weight, weight, time_, widen, None, narrow, None)
+
+    def run() -> Tensor:
+        out = torch.empty_like(z)
+        operators._second_pass(z, v, mixing, None, *layers, out)
+        return out
+
+    return run
+
+
+def norm_product(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
+    """Of the product of q, k and v."""
+    z, matrix = make(1, h, w, c, dtype=torch.float32), make(3 * c, c)
+    weight, time_, _, _ = _layers(c, make)
+    return lambda: operators._norm_product(z, weight, weight, time_, matrix, None)
+
+
+def depthwise(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
+    """Of the convolution; one head."""
+    x, taps = make(1, h, w, 3 * c), make(3 * c, 1, 3, 3)
+    return lambda: operators._depthwise(x, taps, None, 1, 0, h)[1].sum(1)
+
+
+def feed_forward_backward(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
+    """Of the gradient of the stream."""
+    z, d, (weight, time_, widen, narrow) = make(1, h, w, c), make(1, h, w, c), _layers(c, make)
+    layers = (weight, weight, time_, widen, None, narrow)
+    return lambda: operators._feed_forward_backward(z, d, *layers)[0]
+
+
+def feed_forward_weights(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
+    """Of the gradients of the weights."""
+    z, d, (weight, time_, widen, narrow) = make(1, h, w, c), make(1, h, w, c), _layers(c, make)
+    layers = (weight, weight, time_, widen, None, narrow)
+    return lambda: operators._feed_forward_weights(z, d, *layers)[0].sum(0)
+
+
+def products() -> Iterator[Tile]:
+    """Tiles of pixels and units, with the warps that they occupy, or twice those."""
+    for pixels, units, stages, registers in product((64, 128), (32, 64), (1, 2, 3), (None, 128)):
+        yield Tile(pixels, units, pixels // 16, stages, registers)
+        if registers is None and stages == 1:
+            yield Tile(pixels, units, pixels // 32, stages, registers)
+
+
+def columns() -> Iterator[Tile]:
+    """Tiles of the depth-wise convolution."""
+    for pixels, warps, registers in product((16, 32), (4, 8, 16), (None, 128)):
+        yield Tile(pixels, 0, warps, registers=registers)
+
+
+def gradients() -> Iterator[Tile]:
+    """Tiles of the kernels for training."""
+    for pixels, units, warps in product((32, 64, 128), (32, 64), (4, 8)):
+        yield Tile(pixels, units, warps)
+
+
+Table = tuple[Callable[[int, int, int, Made], Callable[[], Tensor]], Callable[[], Iterator[Tile]]]
+TABLES: dict[str, Table] = {
+    "second_pass": (second_pass, products),
+    "norm_product": (norm_product, products),
+    "depthwise": (depthwise, columns),
+    "feed_forward_backward": (feed_forward_backward, gradients),
+    "feed_forward_weights": (feed_forward_weights, gradients),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The script that times the kernels' tiles runs where there is no GPU, on a few pixels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.kit.processes import python
+
+pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+SCRIPT = Path(__file__).parents[2] / "recipes" / "scripts" / "tune_kernels.py"
+
+
+@pytest.mark.acceptance
+def test_tiles_are_timed_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    out, tables = tmp_path / "tiles.jsonl", ["depthwise", "feed_forward_weights"]
+    done = python(SCRIPT, out, "--quick", "--tables", ",".join(tables))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["table"] for row in rows] == [table for table in tables for _ in range(6)]
+    assert [row["in_use"] for row in rows] == [True, False] * 6
+    assert all(row["ms"] > 0 and row["difference"] < 1e-3 for row in rows), rows
+    assert done.stdout.count("in use") == 6
+
+
+@pytest.mark.acceptance
+def test_a_table_that_ends_its_process_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a tile that a compiler gets wrong may; the others are timed all the same."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    (tmp_path / "folder").mkdir()
+    done = python(SCRIPT, tmp_path / "folder", "--quick", "--tables", "depthwise")
+    assert done.returncode == 1
+    assert done.stdout.count("ended with code 1") == 3
