@@ -72,13 +72,15 @@ _SECOND_PASS: Tiles = {
     64: Tile(64, 32, 4, stages=2),
     128: Tile(64, 32, 4, stages=3, registers=128),
 }
+# Others were up to four times as fast on the H200; one of them ended in an illegal memory access
+# there, and until that is explained these stay, which have trained.
 _FEED_FORWARD_BACKWARD: Tiles = {
-    32: Tile(64, 32, 4),
-    64: Tile(64, 64, 4),
+    32: Tile(32, 64, 8),
+    64: Tile(32, 64, 8),
     128: Tile(32, 64, 8),
 }
 _FEED_FORWARD_WEIGHTS: Tiles = {
-    32: Tile(64, 32, 4),
+    32: Tile(64, 64, 8),
     64: Tile(64, 64, 8),
     128: Tile(32, 64, 8),
 }
