@@ -52,8 +52,8 @@ class Tile(NamedTuple):
 
 Tiles = dict[int, Tile]
 """By the most channels that they are for; more than all have the last. Those here were the fastest
-of several on an H200 (docs/performance.md), or, where none were tried, ran there. Each fits the
-shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
+of several on an H200, or, where none were tried, ran there, with the kernels as they were then
+(docs/performance.md). Each fits the shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
 tests/execution/fused/test_compiled.py compiles them for GPUs that are not there."""
 
 _NORM_PRODUCT: Tiles = {
