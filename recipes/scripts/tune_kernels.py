@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,20 +156,24 @@ def depthwise(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
 
 def feed_forward_backward(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
     """Of the gradient of the stream."""
-    z, d, (weight, time_, widen, narrow) = make(1, h, w, c), make(1, h, w, c), _layers(c, make)
-    layers = (weight, weight, time_, widen, None, narrow)
-    return lambda: operators._feed_forward_backward(z, d, *layers)[0]
+    factors = _of_gradients(c, h, w, make)
+    return lambda: operators._feed_forward_backward(*factors)[0]
 
 
 def feed_forward_weights(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
     """Of the gradients of the weights."""
-    z, d, (weight, time_, widen, narrow) = make(1, h, w, c), make(1, h, w, c), _layers(c, make)
-    layers = (weight, weight, time_, widen, None, narrow)
-    return lambda: operators._feed_forward_weights(z, d, *layers)[0].sum(0)
+    factors = _of_gradients(c, h, w, make)
+    return lambda: operators._feed_forward_weights(*factors)[0].sum(0)
+
+
+def _of_gradients(c: int, h: int, w: int, make: Made) -> tuple[Any, ...]:
+    """What the gradients of the feed-forward network are computed from."""
+    weight, time_, widen, narrow = _layers(c, make)
+    return make(1, h, w, c), make(1, h, w, c), weight, weight, time_, widen, None, narrow
 
 
 def products() -> Iterator[Tile]:
-    """Tiles of pixels and units, with the warps that they occupy, or twice those."""
+    """Tiles of pixels and units, with the warps that they occupy, or half of those."""
     for pixels, units, stages, registers in product((64, 128), (32, 64), (1, 2, 3), (None, 128)):
         yield Tile(pixels, units, pixels // 16, stages, registers)
         if registers is None and stages == 1:
