@@ -96,14 +96,31 @@ def _formula(metric: PiqMetric, a: Tensor, b: Tensor) -> float:
     return float(getattr(load_piq(), metric.function)(a, b, data_range=1.0))
 
 
-@lru_cache(maxsize=2)
 def _network(name: str) -> Any:
-    """A learned metric; it takes RGB in [0, 1] and normalises by itself."""
+    """A learned metric; it takes RGB in [0, 1] and normalises by itself.
+
+    Threads score beside each other, and its weights are asked for once, also where there are none.
+    """
+    with _LOADING:
+        found = _load_network(name)
+    if isinstance(found, Exception):
+        raise not_loaded(name, found) from found
+    return found
+
+
+def not_loaded(name: str, error: Exception) -> ValueError:
+    """That a metric's weights cannot be loaded, and why."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"the weights of {name} cannot be loaded: {reason}")
+
+
+@lru_cache(maxsize=2)
+def _load_network(name: str) -> Any:
+    """The metric, or what kept it from being loaded."""
     try:
-        return getattr(load_piq(), METRICS[name].function)()
+        return getattr(_load_piq(), METRICS[name].function)()
     except (OSError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the weights of {name} cannot be loaded: {reason}") from error
+        return error
 
 
 def load_piq() -> Any:

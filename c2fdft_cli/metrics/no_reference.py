@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.metrics.full_reference import load_piq
+from c2fdft_cli.metrics.full_reference import load_piq, not_loaded
 from c2fdft_cli.metrics.protocols import MAX_VALUE
 
 _NORMAL_QUARTILE = 0.6744897501960817
@@ -94,8 +94,7 @@ def brisque(image: Tensor) -> float:
     except AssertionError:  # piq's word for no variance
         return math.nan
     except (OSError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the weights of brisque cannot be loaded: {reason}") from error
+        raise not_loaded("brisque", error) from error
 
 
 @dataclass(frozen=True)

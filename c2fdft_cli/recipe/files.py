@@ -266,7 +266,7 @@ def _read_override(override: str) -> Values:
     """
     key, separator, text = override.partition("=")
     key = key.strip()
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise RecipeError(
             f"an override has the form key=value, got {override!r}",
             hint="for example coarse.lr=1e-4",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from c2fdft_cli.metrics import full_reference
 from c2fdft_cli.metrics.full_reference import FULL_SET, METRICS, load_piq, piq_metric
 
 SIDE = 176
@@ -147,3 +150,26 @@ with ThreadPoolExecutor(4) as pool:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["piq"] * 4, done.stderr
+
+
+def test_weights_that_are_not_there_are_asked_for_once(
+    gt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def lpips() -> None:
+        asked.append(1)
+        time.sleep(0.1)  # as long as a failing connection, and longer than a thread's start
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(load_piq(), "LPIPS", lpips)
+    full_reference._load_network.cache_clear()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            tries = [pool.submit(piq_metric, "lpips", gt, gt) for _ in range(6)]
+        for one in tries:
+            with pytest.raises(ValueError, match="weights of lpips cannot be loaded: no route"):
+                one.result()
+    finally:
+        full_reference._load_network.cache_clear()
+    assert len(asked) == 1

@@ -125,9 +125,9 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
 
     monkeypatch.setattr(perceptual, "vgg16", lambda **_: Network())
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", weights)
-    piq_metrics._network.cache_clear()
+    piq_metrics._load_network.cache_clear()
     yield recorder
-    piq_metrics._network.cache_clear()
+    piq_metrics._load_network.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["lpips", "dists"])

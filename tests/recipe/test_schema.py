@@ -179,6 +179,8 @@ def test_all_problems_at_once():
         ("coarse.lr", "key=value"),
         ("sampling=5", "sampling must be a dictionary, got 5"),
         ("=3", "key=value"),
+        (".lr=3", "key=value"),
+        ("coarse..lr=3", "key=value"),
         ("task=${oc.env:HOME}", "interpolations are not allowed"),
         ("coarse.periods=[{length: 1, flor: 2}]", "did you mean coarse.periods[0].floor?"),
         ("train.micro_batch=some", "must be 'auto' or at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
@@ -30,7 +31,7 @@ from c2fdft_cli.engine.train.folder import draw_curves
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.state import RunState, load_state, machine
 from c2fdft_cli.engine.train.step.objective import make_objective
-from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
+from c2fdft_cli.engine.train.step.stepper import CALMER, Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
@@ -175,6 +176,7 @@ class _Training:
             yield from self._steps(request, started)
         # Also where no step was left: a run that was killed just here has its last state and no
         # finished checkpoint, and gets it on resuming.
+        self._refuse_diverged()
         checkpoint = self.run.path / f"{self.options.stage}.pt"
         if self.runtime.is_main:
             self.state.save_final(checkpoint, self.step)
@@ -183,6 +185,13 @@ class _Training:
         barrier()
         seconds = time.monotonic() - started
         return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
+
+    def _refuse_diverged(self) -> None:
+        """A training that ended with weights nobody can use has failed."""
+        self.stepper.check_weights()
+        if math.isnan(self.state.metrics.get("psnr", 0.0)):
+            what = "the training diverged: its network produces NaN or infinite values"
+            raise ResourceError(what, where=self.run.path, hint=CALMER)
 
     def _begun(self) -> Begun:
         return Begun(
@@ -335,6 +344,7 @@ class _Training:
         self.window = _Window()
 
     def _save(self) -> None:
+        self.stepper.check_weights()  # the last good state is kept
         self.saved = self.step
         if not self.runtime.is_main:
             return

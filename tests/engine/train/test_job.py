@@ -255,6 +255,26 @@ def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
     assert all(torch.isfinite(x).all() for x in state.stepper["params"].values())
 
 
+@pytest.mark.parametrize(
+    ("lr", "what"),
+    [
+        # a step to infinite weights, and one to finite weights whose network is not
+        ("1e300", "its weights are NaN or infinite"),
+        ("1e30", "its network produces NaN or infinite values"),
+    ],
+)
+def test_a_run_that_ends_diverged_has_failed(tmp_path, shard_folder, lr, what):
+    run = tmp_path / "run"
+    wish = request("coarse", shard_folder, run, f"coarse.lr={lr}", "coarse.iterations=2")
+    wish.overrides.append(f"coarse.periods=[{{length: 2, floor: {lr}}}]")
+    with pytest.raises(ResourceError, match=what) as caught:
+        collect(train(set_up(wish)), [])
+    assert "lower learning rate" in str(caught.value.hint)
+    assert not (run / "coarse.pt").exists()
+    newest = load_state(run / ("state.pt" if lr == "1e300" else "state-previous.pt"))
+    assert all(torch.isfinite(x).all() for x in newest.stepper["params"].values())
+
+
 @pytest.mark.acceptance
 def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
     """The whole fine stage, bit for bit on the CPU."""

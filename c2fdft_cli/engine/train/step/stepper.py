@@ -38,6 +38,9 @@ MOST_RECORDED = 1 << 25
 
 Gradients = tuple[Tensor | None, ...]
 
+CALMER = "start again with a lower learning rate or train.clip_norm"
+"""What to try when a training diverges."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -233,9 +236,18 @@ class Stepper:
         if self.bad_steps >= self.train.max_bad_steps:
             raise ResourceError(
                 f"{self.bad_steps} steps in a row had no finite loss or gradient",
-                hint="resume with --resume --precision fp32, or start again with a lower learning "
-                "rate or train.clip_norm",
+                hint=f"resume with --resume --precision fp32, or {CALMER}",
             )
+
+    def check_weights(self) -> None:
+        """ResourceError for weights that are NaN or infinite.
+
+        A step with a finite gradient can leave such weights; only the next step would notice.
+        """
+        states = (self.net.state_dict(), self.ema.state_dict())
+        if not all(tensor.isfinite().all() for state in states for tensor in state.values()):
+            what = "the training diverged: its weights are NaN or infinite"
+            raise ResourceError(what, hint=CALMER)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, apart from the batch."""
