@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, q_sample
 from c2fdft_cli.core.precision import full_precision
-from c2fdft_cli.core.ssim import SIGMA, WINDOW, mean_contrast, terms_of
+from c2fdft_cli.core.ssim import SIGMA, WINDOW, mean_contrast, ssim_terms
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
@@ -149,7 +149,7 @@ def ms_ssim(pred: Tensor, gt: Tensor, max_val: float = 1.0, pooled: bool = False
         window = min(WINDOW, *both.shape[-2:])
         settings = max_val, window, SIGMA * window / WINDOW, window // 2
         last = scale == len(MS_SSIM_WEIGHTS) - 1
-        term = terms_of(both, *settings)[0] if last else mean_contrast(both, *settings)
+        term = ssim_terms(both, *settings)[0] if last else mean_contrast(both, *settings)
         terms.append(term.mean().view(1) if pooled else term.mean(1))
     value = torch.ones_like(terms[0])
     for term, weight in zip(terms, MS_SSIM_WEIGHTS, strict=True):

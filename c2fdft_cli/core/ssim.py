@@ -35,13 +35,13 @@ def gaussian_window(size: int, sigma: float, like: Tensor) -> Tensor:
 
 
 def ssim_terms(
-    a: Tensor, b: Tensor, max_val: float, window: int = WINDOW, sigma: float = SIGMA, pad: int = 0
+    sum_and_difference: Tensor, max_val: float, window: int, sigma: float, pad: int
 ) -> tuple[Tensor, Tensor]:
     """Mean SSIM and mean contrast-structure term of each channel of each image.
 
     Args:
-        a: `[n, c, h, w]` in [0, max_val], sides of at least `window - 2 * pad`.
-        b: as a.
+        sum_and_difference: a + b and a - b of images `[n, c, h, w]` in [0, max_val], as
+            `[2, n, c, h, w]`; sides of at least `window - 2 * pad`.
         max_val: the data range L in C1 = (0.01 L)^2, C2 = (0.03 L)^2.
         window: side of the Gaussian window.
         sigma: its standard deviation, in pixels.
@@ -50,13 +50,6 @@ def ssim_terms(
     Returns:
         SSIM and contrast-structure, each `[n, c]`.
     """
-    return terms_of(torch.stack([a + b, a - b]), max_val, window, sigma, pad)
-
-
-def terms_of(
-    sum_and_difference: Tensor, max_val: float, window: int, sigma: float, pad: int
-) -> tuple[Tensor, Tensor]:
-    """`ssim_terms` of two images by their sum and difference, `[2, n, c, h, w]`."""
     mean, variance = local_moments(sum_and_difference, window, sigma, pad)
     contrast = 1 - 2 * _unlike(variance, (0.03 * max_val) ** 2)
     luminance = 1 - 2 * _unlike(mean.square(), (0.01 * max_val) ** 2)
@@ -66,7 +59,7 @@ def terms_of(
 def mean_contrast(
     sum_and_difference: Tensor, max_val: float, window: int, sigma: float, pad: int
 ) -> Tensor:
-    """The second of `terms_of` alone."""
+    """The second of `ssim_terms` alone."""
     _, variance = local_moments(sum_and_difference, window, sigma, pad)
     return 1 - 2 * _unlike(variance, (0.03 * max_val) ** 2).mean((2, 3))
 
