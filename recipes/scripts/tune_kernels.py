@@ -182,8 +182,8 @@ def products() -> Iterator[Tile]:
 
 def columns() -> Iterator[Tile]:
     """Tiles of the depth-wise convolution."""
-    for pixels, warps, registers in product((16, 32), (4, 8, 16), (None, 128)):
-        yield Tile(pixels, 0, warps, registers=registers)
+    for pixels, warps, stages, registers in product((16, 32), (4, 8), (1, 3, 4), (None, 128)):
+        yield Tile(pixels, 0, warps, stages, registers)
 
 
 def gradients() -> Iterator[Tile]:

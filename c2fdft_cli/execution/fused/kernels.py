@@ -235,8 +235,9 @@ def first_rows(at, line, step, level, left, middle, right, taps, zero):
 
 @triton.jit
 def store_rows(
-    at, to, line, to_line, step, level, height, count, left, middle, right, taps, bias, inside, zero
-):
+    at, to, line, to_line, step, level, height, count, left, middle, right, taps, bias, inside,
+    zero, STAGES: tl.constexpr,
+):  # fmt: skip
     """Convolve `count` rows and write them.
 
     Args:
@@ -244,51 +245,32 @@ def store_rows(
             values further.
         level: number of the first row, of `height`.
         bias: of the channels, or None.
+        STAGES: as `depthwise_kernel`.
     """
     row, below = first_rows(at, line, step, level, left, middle, right, taps, zero)
-    last = level + count
-    for i in range(0, count, 4):
-        # Four rows are on their way before the first one is waited for.
-        a = load_row(at + line, step, level + i + 1 < height, left, middle, right)
-        b = load_row(at + 2 * line, step, level + i + 2 < height, left, middle, right)
-        c = load_row(at + 3 * line, step, level + i + 3 < height, left, middle, right)
-        d = load_row(at + 4 * line, step, level + i + 4 < height, left, middle, right)
-        row, below, next_ = add_row(a, taps, row, below)
-        store_row(to, row, bias, inside, middle)
-        row, below, next_ = add_row(b, taps, below, next_)
-        store_row(to + to_line, row, bias, inside, middle & (level + i + 1 < last))
-        row, below, next_ = add_row(c, taps, below, next_)
-        store_row(to + 2 * to_line, row, bias, inside, middle & (level + i + 2 < last))
-        row, below, next_ = add_row(d, taps, below, next_)
-        store_row(to + 3 * to_line, row, bias, inside, middle & (level + i + 3 < last))
+    for i in tl.range(0, count, num_stages=STAGES):
+        at += line
+        pixels = load_row(at, step, level + i + 1 < height, left, middle, right)
+        row, below, next_ = add_row(pixels, taps, row, below)
+        if bias is not None:
+            row += floats(bias, inside)[None, :]
+        tl.store(to, row.to(to.dtype.element_ty), mask=middle)
         row, below = below, next_
-        at += 4 * line
-        to += 4 * to_line
+        to += to_line
 
 
 @triton.jit
-def store_row(to, row, bias, inside, mask):
-    """Write a row, with the bias of its channels if there is one."""
-    if bias is not None:
-        row += floats(bias, inside)[None, :]
-    tl.store(to, row.to(to.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def rounded(row, bias, channel, inside, there, like, ALL: tl.constexpr):
-    """A row of q or k for the sums: with its bias, zero where there is no pixel, and rounded.
+def rounded(row, bias, channel, inside, there, like):
+    """A row of q or k for the sums: with its bias, and rounded.
 
     A bias makes something of pixels and channels that are not there, and sums must not see it.
     Rounded, squares included, as the plain pass has them: it knows q and k in half precision only,
     and Gram matrix and norms must be of the same numbers.
 
     like: points to what has the precision.
-    ALL: whether there are all pixels of a row that has no bias.
     """
     if bias is not None:
-        row += floats(bias + channel, inside)[None, :]
-    if bias is not None or not ALL:
-        row = tl.where(there, row, 0.0)
+        row = tl.where(there, row + floats(bias + channel, inside)[None, :], 0.0)
     return row.to(like.dtype.element_ty)
 
 
@@ -329,7 +311,7 @@ def store_sums(out, gram, q_square, k_square, columns, D: tl.constexpr):
 def depthwise_kernel(
     x, weight, bias, v, sums, height, width, skip, rows, share,
     C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
-    P: tl.constexpr, PRECISION: tl.constexpr, TOGETHER: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, PRECISION: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Depth-wise 3x3 convolution to q, k, v; sums over the pixels of q and k, and v as it is.
 
@@ -343,7 +325,8 @@ def depthwise_kernel(
     sums: `[n, programs, heads, D + 2, D]` float32, written: the Gram matrix, squares of q, of k.
     TOGETHER: channels that a thread reads together, a divisor of D. With few of them it has few
         taps to keep, and several pixels to use them for.
-    EVEN: whether each program has an even number of rows.
+    STAGES: rows that are on their way to the chip or used, at a time. What a program has on its
+        way, over the time that memory takes to answer, bounds this kernel.
     """
     piece, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     across = tl.cdiv(width, P)
@@ -366,28 +349,17 @@ def depthwise_kernel(
     k0, k1 = first_rows(at + C, line, step, level, left, middle, right, k_taps, zero)
     gram = tl.zeros([PADDED, PADDED], tl.float32)
     q_square, k_square = zero, zero
-    for i in range(0, count, 2):
-        # Two rows are on their way before the first one is waited for. What a program has on its
-        # way, over the time that memory takes to answer, is what bounds this kernel.
+    for i in tl.range(0, count, num_stages=STAGES):
         at += line
-        there, next_there = level + i + 1 < height, level + i + 2 < height
+        there = level + i + 1 < height
         q_row = load_row(at, step, there, left, middle, right)
         k_row = load_row(at + C, step, there, left, middle, right)
-        q_next = load_row(at + line, step, next_there, left, middle, right)
-        k_next = load_row(at + line + C, step, next_there, left, middle, right)
-        at += line
         q0, q1, q2 = add_row(q_row, q_taps, q0, q1)
         k0, k1, k2 = add_row(k_row, k_taps, k0, k1)
-        q1, q2, q3 = add_row(q_next, q_taps, q1, q2)
-        k1, k2, k3 = add_row(k_next, k_taps, k1, k2)
-        q = rounded(q0, bias, channel, inside, middle, x, True)
-        k = rounded(k0, bias, channel + C, inside, middle, x, True)
+        q = rounded(q0, bias, channel, inside, middle, x)
+        k = rounded(k0, bias, channel + C, inside, middle, x)
         gram, q_square, k_square = add_sums(q, k, gram, q_square, k_square, PRECISION)
-        there = middle & (level + i + 1 < level + count)
-        q = rounded(q1, bias, channel, inside, there, x, EVEN)
-        k = rounded(k1, bias, channel + C, inside, there, x, EVEN)
-        gram, q_square, k_square = add_sums(q, k, gram, q_square, k_square, PRECISION)
-        q0, q1, k0, k1 = q2, q3, k2, k3
+        q0, q1, k0, k1 = q1, q2, k1, k2
     number = (image * tl.num_programs(0) + piece) * tl.num_programs(1) + head
     store_sums(sums + number * ((D + 2) * D), gram, q_square, k_square, columns, D)
 
@@ -395,7 +367,7 @@ def depthwise_kernel(
     of_channel = None if bias is None else bias + 2 * C + channel
     store_rows(
         x + 2 * C + place, v + places(pixel, channel, C, TOGETHER), line, width * C, step,
-        level, height, count, left, middle, right, taps, of_channel, inside, zero,
+        level, height, count, left, middle, right, taps, of_channel, inside, zero, STAGES,
     )  # fmt: skip
 
 

@@ -63,9 +63,9 @@ _NORM_PRODUCT: Tiles = {
     256: Tile(64, 32, 4, stages=2, registers=128),
 }
 _DEPTHWISE: Tiles = {
-    32: Tile(16, 0, 4, registers=128),
-    64: Tile(16, 0, 8, registers=128),
-    128: Tile(16, 0, 8),
+    32: Tile(16, 0, 4, stages=4, registers=128),
+    64: Tile(16, 0, 8, stages=4, registers=128),
+    128: Tile(16, 0, 8, stages=4),
 }
 _SECOND_PASS: Tiles = {
     32: Tile(64, 32, 4),
@@ -151,11 +151,11 @@ def _depthwise(
     tile = _tile(_DEPTHWISE, d)
     across = triton.cdiv(w, tile.pixels)
     share = max(_LEAST_ROWS, triton.cdiv(rows * across * n * heads, _CONVOLUTIONS))
-    share += share % 2  # rows are taken by twos
     v, sums = _depthwise_results(x, heads, rows, across * triton.cdiv(rows, share))
     kernels.depthwise_kernel[(sums.shape[1], heads, n)](
         _dense(x), weight.reshape(3 * c, 9), bias, v, sums, h, w, skip, rows, share,
-        c, d, _padded(d), tile.pixels, "ieee", 2 - d % 2, rows % 2 == 0, **tile.options(),
+        c, d, _padded(d), tile.pixels, "ieee", 2 - d % 2, tile.stages,
+        **tile.options(),
     )  # fmt: skip
     return v, sums
 
