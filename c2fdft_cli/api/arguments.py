@@ -9,6 +9,11 @@ from pathlib import Path
 from c2fdft_cli.errors import UsageError
 
 
+def name_or_path(value: str | Path) -> str:
+    """A text as it is, which may be a name; a Path as what is taken for none."""
+    return value if isinstance(value, str) else os.path.join(os.curdir, value)
+
+
 def texts(name: str, value: object) -> list[str]:
     """One text or path, or several, as a list of texts.
 

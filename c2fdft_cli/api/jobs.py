@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from c2fdft_cli.api.arguments import texts
+from c2fdft_cli.api.arguments import name_or_path, texts
 from c2fdft_cli.api.images import Image, as_list, unpack
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
@@ -180,12 +180,12 @@ def train(
         )
     request = TrainRequest(
         stage=stage,
-        recipe=None if recipe is None else str(recipe),
+        recipe=None if recipe is None else name_or_path(recipe),
         overrides=_override_words(overrides),
         data=None if data is None else Path(data),
         out=None if out is None else Path(out),
         resume=resume,
-        init=None if init is None else find_weights(str(init)),
+        init=None if init is None else find_weights(name_or_path(init)),
         device=device,
         precision=precision,
         max_seconds=max_seconds,

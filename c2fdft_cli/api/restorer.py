@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections import defaultdict
@@ -15,7 +16,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from c2fdft_cli.api.arguments import texts
+from c2fdft_cli.api.arguments import name_or_path, texts
 from c2fdft_cli.api.images import Image, Unpacked, as_list, unpack
 from c2fdft_cli.api.module import RestorationModule
 from c2fdft_cli.engine.restore.batch import refuse_not_finite
@@ -106,7 +107,7 @@ def load(
     if grid is not None and not isinstance(grid, Iterable):
         raise UsageError(f"grid must be descending timesteps such as (999, 500), got {grid!r}")
     sampling = Sampling(
-        weights=None if weights is None else str(weights),
+        weights=None if weights is None else name_or_path(weights),
         task=task,
         steps=steps,
         grid=None if grid is None else tuple(grid),
@@ -274,7 +275,7 @@ class Restorer:
         writing = Writing(
             format=format, quality=quality, bit_depth=bit_depth, suffix=suffix, overwrite=overwrite
         )
-        sampling = replace(self._sampling, weights=str(self.weights), task=None)
+        sampling = replace(self._sampling, weights=os.path.abspath(self.weights), task=None)
         plan = plan_restore(sources, out, sampling=sampling, machine=self._machine, writing=writing)
         job = restore(plan)
         for done, _ in enumerate(job, start=1):

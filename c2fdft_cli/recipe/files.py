@@ -62,15 +62,16 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
     """The file of a recipe given by path or by name; RecipeError when there is none.
 
     Args:
-        name: "derain", "my/recipe.yaml".
+        name: "derain", "my/recipe.yaml"; the name of a recipe that comes with the program means
+            that one, also where a file is called so (`./derain`).
         beside: folder that a relative path is looked for in first.
     """
-    for path in (beside / name if beside else None, Path(name)):
-        if path is not None and os.path.isfile(path):  # False for names that no file can have
-            return path
     bundled = recipe_names()
     if name in bundled:
         return recipe_folder() / f"{name}.yaml"
+    for path in (beside / name if beside else None, Path(name)):
+        if path is not None and os.path.isfile(path):  # False for names that no file can have
+            return path
     hint = did_you_mean(name, bundled) or f"give a file, or one of {', '.join(bundled)}"
     raise RecipeError(f"there is no recipe {name!r}", hint=hint)
 

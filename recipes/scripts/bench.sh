@@ -7,14 +7,16 @@ recipe=${1:-derain}
 shards=${2:-}
 
 row() {
-  c2fdft bench "$@" --recipe "$recipe" --json 2>/dev/null | python3 -c '
+  local document
+  document=$(c2fdft bench "$@" --recipe "$recipe" --json)
+  python3 -c '
 import json, sys
-r = json.load(sys.stdin)
+r = json.loads(sys.argv[1])
 show = lambda v, f: "-" if v is None else format(v, f)
 print("| {part} | {size} | {batch} | {precision} | {compiled} |".format(**r),
       show(r["seconds"], ".4f"), "|", show(r["images_per_second"], ".2f"), "|",
       show(r["tflops"], ".3f"), "|", show(r["of_gemm"], ".2f"), "|",
-      show(r["peak_memory"] / 2**20, ".0f"), "|")'
+      show(r["peak_memory"] / 2**20, ".0f"), "|")' "$document"
 }
 
 echo "| part | px | batch | precision | compiled | s | images/s | TFLOP/s | of GEMM | peak MiB |"

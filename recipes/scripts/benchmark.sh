@@ -1,15 +1,16 @@
 #!/bin/sh
-# Restore and score test sets, and print one Markdown table with the published results above ours.
+# Score weights on test sets, and print one Markdown table with the published results above ours.
 #
 #   recipes/scripts/benchmark.sh WEIGHTS SET...
 #
-# A SET is a folder that holds degraded and clean images in a layout that `c2fdft prepare` knows; its
-# name is the column (Rain100L, Test100, GoPro, SIDD ...). Settings, from the environment:
+# A SET is a folder that holds degraded and clean images in a layout that `c2fdft prepare` knows, or
+# SIDD's blocks; its name is the column (Rain100L, Test100, GoPro, SIDD ...). Settings, from the
+# environment:
 #   PROTOCOL  derain (default), derain-matlab, deblur, denoise, rgb, y, levin
-#   OUT       where results go [benchmark]; what is there already is not restored again
+#   OUT       where results go [benchmark]
 #   NAME      our row's name [the file's name]
-#   RESTORE   further words for `c2fdft restore`, such as "--steps 4"
-# Writes $OUT/table.md, $OUT/table.csv and, for each set, $OUT/<set>/restored and eval.json.
+#   EVAL      further words for `c2fdft eval`, such as "--grid 999,500" or "--self-ensemble"
+# Writes $OUT/table.md, $OUT/table.csv and, for each set, $OUT/<set>/eval.json.
 set -eu
 if [ $# -lt 2 ]; then
   echo "usage: recipes/scripts/benchmark.sh WEIGHTS SET..." >&2
@@ -25,17 +26,8 @@ python=${PYTHON:-python3}
 for set in "$@"; do
   place=$out/$(basename "$set")
   mkdir -p "$place"
-  # the degraded side: the folder whose name says so, else the set itself
-  lq=$set
-  for side in input inputs lq noisy rainy rain blur blurred hazy data real; do
-    if [ -d "$set/$side" ]; then
-      lq=$set/$side
-      break
-    fi
-  done
-  # shellcheck disable=SC2086  # RESTORE is a list of words
-  c2fdft restore "$lq" "$place/restored" --weights "$weights" ${RESTORE:-} >&2
-  c2fdft eval "$place/restored" "$set" --protocol "$protocol" --json > "$place/eval.json"
+  # shellcheck disable=SC2086  # EVAL is a list of words
+  c2fdft eval --weights "$weights" "$set" --protocol "$protocol" ${EVAL:-} --json > "$place/eval.json"
 done
 
 "$python" - "$protocol" "$out" "$name" "$@" <<'PYTHON'

@@ -11,10 +11,8 @@
 # Settings, from the environment (separated by spaces):
 #   COARSE, FAST, FOUR  further words of each stage's command: KEY=VALUE of the recipe, such as
 #                       FAST="fine.iterations=9000", or COARSE="--init derain"
-#   INTO                folder of packaged weights to write to [the checkout's]
-#   FACTS               folder of what people say of them [docs/models]
-# A packaged file needs what only people can say, such as scores: $FACTS/<name>.json (see
-# docs/models/README.md). Without it the last step is printed and left to you.
+# The last step, `c2fdft weights pack`, is printed and left to you: a packaged file needs what only
+# people can say, such as scores (docs/models/README.md).
 set -euo pipefail
 
 usage() {
@@ -31,7 +29,6 @@ case $task in
 esac
 clean=$2
 here=$(cd "$(dirname "$0")/../.." && pwd)
-into=${INTO:-$here/c2fdft_cli/weights}
 data=()
 [ -z "$streaks" ] || data=("data.streaks=$streaks")
 short='fine.iterations=1050 fine.batches=[8,4,2] fine.switch_every=70 fine.cycles=5 fine.lr=4.0e-4 fine.periods=[{"length":1050,"floor":5.0e-6}]'
@@ -53,11 +50,6 @@ stage four fine.pt train-fine --from "$out/fast/fine.pt" --data "$out/shards" \
 for pair in "fast $task" "four $task-4step"; do
   read -r run name <<<"$pair"
   c2fdft convert "$out/$run/fine.pt" "$out/$name.pt" --half bf16 --ema-only --overwrite
-  facts=${FACTS:-$here/docs/models}/$name.json
-  pack=(c2fdft weights pack "$out/$name.pt" --name "$name" --facts "$facts" --into "$into")
-  if [ -f "$facts" ]; then
-    "${pack[@]}"
-  else
-    echo "score $out/$name.pt, write $facts, then: ${pack[*]}"
-  fi
+  echo "score $out/$name.pt, write what is said of it into FACTS.json, then:" \
+    "c2fdft weights pack $out/$name.pt --name $name --facts FACTS.json --into FOLDER"
 done

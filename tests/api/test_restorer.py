@@ -272,6 +272,17 @@ def test_packaged_names_steps_and_their_errors(weights, tmp_path):
     assert c2fdft.load(weights, steps=2).grid == [999, 0]
 
 
+@pytest.mark.parametrize("named", ["./derain", Path("derain")])
+def test_a_file_called_like_packaged_weights(weights, tmp_path, monkeypatch, named):
+    shutil.copy(weights, tmp_path / "derain")
+    monkeypatch.chdir(tmp_path)
+    restorer = c2fdft.load(named, device="cpu", precision="fp32", grid=GRID)
+    save(Path("in", "a.png"), random_picture(16, 16))
+    restorer.restore_folder("in", "out")
+    expected = by_command(weights, Path("in", "a.png"), Path("one", "a.png"))
+    assert np.abs(pixels(Path("out", "a.png")).astype(int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -57,6 +57,27 @@ def test_json_is_read_by_jq_as_documented(tmp_path, monkeypatch, pair_folder, sh
     _check_keys({name: json.loads(Path(f"{name}.json").read_text()) for name in DOCUMENTS})
 
 
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+@pytest.mark.acceptance
+@pytest.mark.parametrize(("damaged", "code"), [(True, 0), (None, 3)])
+def test_the_script_of_exit_codes_goes_on_after_failed_images(tmp_path, damaged, code) -> None:
+    (script,) = blocks(ROOT / "docs" / "reference" / "exit-codes.md")
+    program = tmp_path / "bin" / "c2fdft"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m c2fdft_cli "$@" --device cpu\n')
+    program.chmod(0o755)
+    (tmp_path / "in").mkdir()
+    if damaged:
+        save(tmp_path / "in" / "good.png", Picture(picture(24, 32, 1)))
+        (tmp_path / "in" / "bad.png").write_bytes(b"nonsense")
+    path = f"{program.parent}:{os.environ['PATH']}"
+    words, env = ["sh", "-c", script + "\necho next"], {**os.environ, "PATH": path}
+    done = subprocess.run(words, check=False, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("next" in done.stdout) == (code == 0)
+    assert ("in/bad.png: " in done.stderr) == (code == 0)
+
+
 DOCUMENTS = ("prepared", "trained", "sweep", "restored", "scores")
 
 

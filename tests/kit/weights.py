@@ -59,5 +59,7 @@ def package(folder: Path, name: str, net: DFT, grid: list[int], **changes: Any) 
     aside = folder.parent / "aside"
     aside.mkdir(exist_ok=True)
     facts = write_facts(aside / f"{name}.json", **changes)
-    entry = add_entry(name, write_packed(aside / f"{name}.pt", net, grid), facts, folder)
+    entry = add_entry(
+        name, write_packed(aside / f"{name}.pt", net, grid), facts, folder, overwrite=True
+    )
     return folder / entry.file

@@ -256,6 +256,17 @@ def test_large_and_binary_files_are_refused(tmp_path):
         read_yaml(path)
 
 
+def test_a_file_called_like_a_recipe_is_not_taken_for_it(tmp_path, monkeypatch):
+    """Neither where the recipe is named, nor where others extend it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "derain").write_text("task: deblur\n")
+    assert load_recipe("derain").task == "derain"
+    assert load_recipe("derain-small").task == "derain"
+    assert load_recipe("./derain").task == "deblur"
+    (tmp_path / "mine.yaml").write_text("extends: derain\n")
+    assert load_recipe("mine.yaml").task == "derain"
+
+
 def test_missing_recipe_names_a_close_one():
     with pytest.raises(RecipeError, match="there is no recipe 'derian'") as caught:
         find_recipe("derian")

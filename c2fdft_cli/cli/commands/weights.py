@@ -119,12 +119,15 @@ def pack(
         Path | None,
         typer.Option("--into", parser=path_of, metavar="DIR", help="The folder, if another."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace weights of this name.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Put weights into the package (docs/models/README.md)."""
     from c2fdft_cli.engine.weights.pack import add_entry
 
-    entry = add_entry(name, checkpoint, facts, into)
+    entry = add_entry(name, checkpoint, facts, into, overwrite=overwrite)
     if json:
         console.emit(entry)
         return

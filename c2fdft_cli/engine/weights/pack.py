@@ -28,7 +28,14 @@ DERIVED = ("name", "file", "sha256", "bytes", "parameters", "network", "grid")
 """What `Entry` takes from the file; the rest are facts that people state."""
 
 
-def add_entry(name: str, checkpoint: Path, facts: Path, folder: Path | None = None) -> Entry:
+def add_entry(
+    name: str,
+    checkpoint: Path,
+    facts: Path,
+    folder: Path | None = None,
+    *,
+    overwrite: bool = False,
+) -> Entry:
     """Put weights into the folder and an entry for them into its catalogue.
 
     Paths of the training data are removed from `meta`: they mean nothing elsewhere.
@@ -38,9 +45,10 @@ def add_entry(name: str, checkpoint: Path, facts: Path, folder: Path | None = No
         checkpoint: of `c2fdft convert --half bf16 --ema-only`.
         facts: JSON with the keys of `Entry` besides `DERIVED`.
         folder: None for the installed one.
+        overwrite: replace weights of this name.
 
     Raises:
-        UsageError: facts that are missing, unknown or no JSON; an invalid name.
+        UsageError: facts that are missing, unknown or no JSON; an invalid name, or one in use.
         CheckpointError: weights that are no checkpoint, hold more than params_ema and meta, have
             no timesteps, or are too large.
     """
@@ -53,6 +61,9 @@ def add_entry(name: str, checkpoint: Path, facts: Path, folder: Path | None = No
     except ValueError as error:
         raise UsageError(f"these weights cannot be packaged: {error}", where=facts) from error
     entries = read_catalogue(target)
+    if name in entries and not overwrite:
+        what = f"there are packaged weights {name!r} already"
+        raise UsageError(what, where=target, hint="choose another --name, or use --overwrite")
     ensure_folder(target)
     # the file first: a catalogue never names what is not there
     atomic_write_bytes(target / entry.file, data)

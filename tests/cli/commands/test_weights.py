@@ -288,14 +288,14 @@ def test_the_script_goes_on_where_it_stopped(
     script: Callable[..., list[list[str]]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    calls = script("derain", "clean", "streaks", out, FACTS=str(tmp_path))
+    calls = script("derain", "clean", "streaks", out)
     names = [words[0] for words in calls]
     assert names == ["prepare", "train-coarse", "train-fine", "train-fine", "convert", "convert"]
     assert "data.streaks=streaks" in calls[1]
     assert "sampling.grid=[999,750,500,250]" in calls[3]
     (out / "four" / "fine.pt").unlink()
     (out / "four" / "state.pt").touch()
-    again = script("derain", "clean", "streaks", out, FACTS=str(tmp_path))
+    again = script("derain", "clean", "streaks", out)
     assert again[1] == ["train-fine", "--resume", "--out", str(out / "four")]
     assert [words[0] for words in again] == ["prepare", "train-fine", "convert", "convert"]
 
@@ -313,15 +313,14 @@ def test_what_the_script_calls_trains_and_packages(
         "COARSE": " ".join([*coarse, "coarse.iterations=1"]),
         "FAST": "fine.iterations=1",
         "FOUR": "fine.iterations=1",
-        "INTO": str(tmp_path / "into"),
-        "FACTS": str(tmp_path),
     }
     calls = script("denoise", tmp_path / "clean", tmp_path / "out", **settings)
-    assert len(calls) == 7  # there are facts for one of the two
     for stage, name in (("coarse", "coarse.pt"), ("fast", "fine.pt"), ("four", "fine.pt")):
         (tmp_path / "out" / stage / name).unlink()
         (tmp_path / "out" / stage).rmdir()
-    for words in calls:
+    facts = ("--facts", tmp_path / "denoise.json", "--into", tmp_path / "into")
+    pack = ["weights", "pack", tmp_path / "out" / "denoise.pt", "--name", "denoise", *facts]
+    for words in [*calls, pack]:
         said = run(*words, *(CPU if words[0].startswith("train") else ()))
         assert said.exit_code == 0, (words, said.output)
     catalogue = json.loads((tmp_path / "into" / "catalogue.json").read_text())

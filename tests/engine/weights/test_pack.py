@@ -60,10 +60,15 @@ def test_folders_of_the_training_are_not_shipped(folder: Path, net: DFT, tmp_pat
     assert meta.recipe["data"]["synthesize"] == "rain"
 
 
-def test_an_entry_is_replaced(folder: Path, net: DFT, tmp_path: Path) -> None:
+def test_an_entry_is_replaced_when_asked(folder: Path, net: DFT, tmp_path: Path) -> None:
     facts = write_facts(tmp_path / "facts.json")
-    add_entry("derain", write_packed(tmp_path / "a.pt", net, [999]), facts, folder)
-    second = add_entry("derain", write_packed(tmp_path / "b.pt", net, [500]), facts, folder)
+    first = add_entry("derain", write_packed(tmp_path / "a.pt", net, [999]), facts, folder)
+    other, before = write_packed(tmp_path / "b.pt", net, [500]), (folder / "derain.pt").read_bytes()
+    with pytest.raises(UsageError, match="there are packaged weights 'derain' already"):
+        add_entry("derain", other, facts, folder)
+    assert read_catalogue(folder) == {"derain": first}
+    assert (folder / "derain.pt").read_bytes() == before
+    second = add_entry("derain", other, facts, folder, overwrite=True)
     assert read_catalogue(folder) == {"derain": second}
     assert second.grid == [500]
 
