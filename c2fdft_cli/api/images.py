@@ -69,7 +69,7 @@ def unpack(image: Image) -> Unpacked:
         return _of_pil(image)
     raise UsageError(
         f"an image must be a NumPy array, a torch tensor or a PIL image, got {type(image)}",
-        hint="for files, use restore_folder",
+        hint="files are given as paths to restore_folder and evaluate",
     )
 
 
@@ -108,9 +108,9 @@ def _of_array(image: npt.NDArray[Any]) -> Unpacked:
         raise UsageError(f"an array must be [h, w, 3] or [h, w], got {list(image.shape)}")
     if depth is None and not np.issubdtype(image.dtype, np.floating):
         raise UsageError(f"an array must be uint8, uint16 or floating, got {image.dtype}")
-    values = image if depth else image.astype(np.float32)
     if depth is None:
-        _check_scale(float(np.abs(values).max()))
+        _check_scale(float(np.abs(image).max()))  # float64 may not fit into what follows
+    values = image if depth else image.astype(np.float32)
     colours = np.repeat(values[..., None], 3, axis=2) if grey else values
     # Wider than the samples, as torch has hardly any operation for uint16.
     batch = torch.from_numpy(colours.astype(np.int32 if depth else np.float32))

@@ -20,7 +20,7 @@ from c2fdft_cli.engine.train.job import train as train_job
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.choose import find_weights
-from c2fdft_cli.errors import CheckpointError, DataError, UsageError
+from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, UsageError
 from c2fdft_cli.execution.distributed import destroy_process_group
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.recipe.files import override
@@ -127,6 +127,8 @@ def prepare(
     check_type("val", val, int | str | Path | None)
     check_type("streaks", streaks, str | Path | None)
     check_type("synthesis", synthesis, Mapping | None)
+    for name, value in (("clean_only", clean_only), ("overwrite", overwrite)):
+        check_type(name, value, bool)
     if synthesize is None and (synthesis or streaks or clean_only):
         raise UsageError("synthesis, streaks and clean_only need synthesize")
     made = None
@@ -174,6 +176,7 @@ def train(
     check_choice("stage", stage, ("coarse", "fine"))
     for name, value in (("recipe", recipe), ("data", data), ("out", out), ("init", init)):
         check_type(name, value, str | Path | None)
+    check_type("resume", resume, bool)
     if stage == "fine" and init is None and not resume:
         raise CheckpointError(
             "the fine stage needs weights to start from", hint="give init=, the coarse checkpoint"
@@ -195,9 +198,12 @@ def train(
         for event in job:
             if on_event is not None:
                 on_event(event)
-        return job.result
-    finally:
+    # No `finally`: an error that this process alone meets must not wait for the others.
+    except Interrupted:  # in all processes
         destroy_process_group()
+        raise
+    destroy_process_group()
+    return job.result
 
 
 def _override_words(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:

@@ -315,11 +315,12 @@ def _plain(value: object) -> Any:
 
 
 def command(*words: object) -> str:
-    """A command line that can be pasted into a shell; a path in it is never taken for an option."""
-    return shlex.join(["c2fdft", *map(_word, words)])
+    """A command line of `word_of`s that can be pasted into a shell."""
+    return shlex.join(["c2fdft", *map(word_of, words)])
 
 
-def _word(word: object) -> str:
+def word_of(word: object) -> str:
+    """A word of a command line; a path in it is never taken for an option."""
     text = str(word)
     return f"./{text}" if isinstance(word, Path) and text.startswith("-") else text
 

@@ -1,4 +1,4 @@
-"""Is everything right on this GPU, and how fast is it? Half an hour at most.
+"""Is everything right on this GPU, and how fast is it? Half an hour.
 
     python recipes/scripts/check_cuda.py OUT [--stages env,ops,kernels,net,grad,memory,cli,restore,train,compiled,ranks]
 

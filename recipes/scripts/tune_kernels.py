@@ -1,4 +1,4 @@
-"""Which tiles of the fused kernels are the fastest on this GPU? Ten minutes at most.
+"""Which tiles of the fused kernels are the fastest on this GPU? About ten minutes.
 
     python recipes/scripts/tune_kernels.py OUT.jsonl [--tables second_pass,norm_product,...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import numpy as np
 import PIL.Image
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from c2fdft_cli.api.images import as_list, unpack
+from c2fdft_cli.errors import UsageError
 from tests.kit.restore import random_picture
 
 IMAGES = [
@@ -82,3 +84,10 @@ def test_a_matrix_is_an_array():
     with pytest.warns(PendingDeprecationWarning):
         apart = unpack(np.matrix(values))
     assert np.array_equal(apart.pack(apart.lq), values)
+
+
+def test_a_large_number_is_refused_in_a_sentence_alone():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UsageError, match=r"on the scale 0 to 1, got 1e\+300"):
+            unpack(np.full((4, 4), 1e300))

@@ -182,6 +182,12 @@ def test_an_option_without_its_value_leads_to_the_help_of_its_command(words, com
         (["eval", ".", "TARGET"], 3, "TARGET: no such file or folder", "in the place of TARGET"),
         (["eval", "SET", "--weights", "derain"], 3, "SET: no such folder", "in the place of SET"),
         (["train-fine"], 4, "--from is missing", "c2fdft train-fine --from"),
+        (
+            ["train-coarse", "--recipe", "tiny", "--seed", "-1"],
+            2,
+            "train.seed must be greater than or equal to 0, got -1",
+            "recipes show",
+        ),
         (["restore", "--stesp", "4"], 2, "No such option", "c2fdft restore --help"),
         (["eval", "a", "b", "--border", "x"], 2, "--border", "c2fdft eval --help"),
         (["restor"], 2, "Did you mean 'restore'?", "c2fdft --help"),

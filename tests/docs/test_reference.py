@@ -68,7 +68,8 @@ def test_every_variable_that_is_read_is_documented():
     page = (REFERENCE / "environment.md").read_text(encoding="utf-8")
     code = "\n".join(path.read_text() for path in (ROOT / "c2fdft_cli").rglob("*.py"))
     read = set(re.findall(r"environ(?:\.get\(|\[|ment\()\"(\w+)\"", code))
-    assert read >= {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+    read |= set(re.findall(r"^SWITCH = \"(\w+)\"", code, re.MULTILINE))
+    assert read >= {"RANK", "WORLD_SIZE", "LOCAL_RANK", "C2FDFT_KERNELS", "C2FDFT_NATIVE"}
     assert [name for name in read if f"`{name}`" not in page] == []
 
 

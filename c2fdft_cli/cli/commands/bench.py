@@ -65,11 +65,9 @@ def _memory_named(options: BenchOptions) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        what, hint = f"{options.part} does not fit into memory", "the batches are the recipe's"
-        if options.part != "loader":
-            what += f" with --size {options.size} and --batch {options.batch}"
-            hint = "try smaller ones"
-        raise ResourceError(what, hint=hint) from error
+        sizes = f"--size {options.size} and --batch {options.batch}"
+        what = f"{options.part} does not fit into memory with {sizes}"
+        raise ResourceError(what, hint="try smaller ones") from error
 
 
 def _seconds(seconds: float) -> str:

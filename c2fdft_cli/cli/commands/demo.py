@@ -109,7 +109,7 @@ def _run(*words: object, stdout: int | None) -> Any:
     """
     console.stderr().print(f"$ {console.command(*words)}", soft_wrap=True)  # to be pasted
     done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-m", "c2fdft_cli", *(str(word) for word in words)],
+        [sys.executable, "-m", "c2fdft_cli", *map(console.word_of, words)],
         stdout=stdout,
         check=False,
     )

@@ -19,7 +19,7 @@ def doctor(json: Json = False) -> None:
     if json:
         console.emit([vars(finding) for finding in findings])
     else:
-        rows = [(f.topic, "ok" if f.good else "missing", f.found, f.hint or "") for f in findings]
+        rows = [(f.topic, "ok" if f.good else "not ok", f.found, f.hint or "") for f in findings]
         console.table("", ("what", "state", "found", "what to do"), rows)
     broken = next((one for one in findings if one.required and not one.good), None)
     if broken is not None:

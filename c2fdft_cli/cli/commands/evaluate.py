@@ -100,12 +100,12 @@ def evaluate(
 
     metrics = _find_metrics(scores.metrics, source.no_reference)
     pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
-    prepare_outputs([scores.csv, *pages], scores.overwrite)
     if source.weights is None and runs.given:
         raise UsageError(f"{next(iter(runs.given))} needs --weights")
     if scores.against == "":  # a path would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
+    prepare_outputs([scores.csv, *pages], scores.overwrite)
     runtime = join()
     try:
         options = EvalOptions(

@@ -30,7 +30,6 @@ SeedOption = Annotated[
         "--seed",
         metavar="N",
         help="Seed of all random numbers: same as train.seed=N.",
-        min=0,
         rich_help_panel=RUN,
     ),
 ]

@@ -248,6 +248,8 @@ def seconds_of(run: Callable[[], object], runtime: Runtime) -> float:
 def _wait(runtime: Runtime) -> None:
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)
+    elif runtime.device.type == "mps":
+        torch.mps.synchronize()
 
 
 def gemm_tflops(runtime: Runtime) -> float:

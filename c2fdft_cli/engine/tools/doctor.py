@@ -28,7 +28,14 @@ EXTRAS = {
     "av": ("video", "videos in `c2fdft restore`"),
     "pillow_heif": ("heif", "HEIC pictures in `c2fdft restore`"),
     "tensorboard": ("logs", "curves and samples of a training"),
+    "pywt": ("no-reference", "`c2fdft eval --no-reference`"),
+    "safetensors": ("export", "`c2fdft convert` to safetensors"),
+    "onnx": ("export", "`c2fdft convert` to ONNX"),
+    "onnxruntime": ("export", "comparing an ONNX file with its checkpoint"),
 }
+"""Modules of optional packages: the extra that installs each, and what it is for."""
+_PACKAGES = {"skimage": "scikit-image", "pywt": "PyWavelets", "pillow_heif": "pillow-heif"}
+"""What packages are called, where not as their module."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,7 @@ def _opencv() -> Finding:
 def _extra(module: str, extra: str, purpose: str) -> Finding:
     if importlib.util.find_spec(module) is None:
         return Finding(module, False, purpose, f"pip install 'c2fdft[{extra}]'")
-    found = _version_of("scikit-image" if module == "skimage" else module)
+    found = _version_of(_PACKAGES.get(module, module))
     return Finding(module, True, f"{found}: {purpose}")
 
 

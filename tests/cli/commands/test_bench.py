@@ -17,5 +17,10 @@ def test_what_does_not_fit_into_memory(part):
     assert part in said
 
 
+def test_batches_that_do_not_fit_into_memory(shard_folder):
+    words = ["bench", "loader", "--recipe", "tiny", "--data", shard_folder, "--device", "cpu"]
+    refused(*words, *LARGEST, code=5, says="loader does not fit into memory with --size 65528")
+
+
 def test_a_batch_that_no_memory_holds():
     refused("bench", "forward", "--batch", "99999999999", code=2, says="--batch must be 1 to 65536")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ SCORES = {"protocol": "derain", "mean": {"psnr": 30.0, "ssim": 0.9}, "images": [
 
 
 @pytest.fixture(autouse=True)
-def commands(monkeypatch: pytest.MonkeyPatch) -> None:
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Commands that print a line each, where they are told to, and `eval` its document."""
+    called: list[list[str]] = []
 
     def run(words: list[str], *, stdout: int | None, check: bool) -> Any:
+        called.append(words[3:])
         said = json.dumps(SCORES) if "eval" in words else f"{words[3]} is done\n"
         if stdout != subprocess.PIPE:
             os.write(1 if stdout is None else stdout, said.encode())
@@ -30,6 +33,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", run)
     for name in ("make_pairs", "comparison"):
         monkeypatch.setattr(pictures, name, lambda *_: None)
+    return called
 
 
 def test_one_document_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -44,3 +48,16 @@ def test_results_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture
     said = capfd.readouterr()
     assert "prepare is done\n" in said.out
     assert "images it did not train on" in said.out
+
+
+def test_the_lines_that_are_shown_are_those_that_run(
+    commands: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo(None, Path("-x"))
+    shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("$ ")]
+    assert [shlex.split(line)[2:] for line in shown] == commands
+    assert commands[0] == ["prepare", "./-x/pairs", "--out", "./-x/shards"]

@@ -274,6 +274,13 @@ def test_what_goes_wrong(
     assert len(errors) == 1
 
 
+def test_a_refused_command_leaves_no_folders(tmp_path: Path) -> None:
+    result = run("--report", tmp_path / "report" / "x", "--csv", tmp_path / "csv" / "x.csv")
+    assert result.exit_code == 2
+    assert "there is nothing to score" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_bad_pair_gives_no_mean(folders: tuple[Path, Path]) -> None:
     (folders[0] / "1.png").write_text("text")
     result = run(*folders)
