@@ -1,20 +1,43 @@
-"""What Triton's interpreter lacks."""
+"""What Triton's interpreter lacks: products of bfloat16, and a look at the addresses."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
-def _products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter holds bfloat16 as integers, and multiplies matrices of these."""
+def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The interpreter, where there is one, and where it runs: mended and watched."""
     if os.environ.get("TRITON_INTERPRET") != "1" or not importlib.util.find_spec("triton"):
+        yield
         return
     interpreter = importlib.import_module("triton.runtime.interpreter")
+    _multiply_bfloat16(interpreter, monkeypatch)
+    memory = Memory(interpreter._interpreter)
+    monkeypatch.setattr(interpreter, "_interpreter", memory)
+    arguments = interpreter.GridExecutor._init_args_hst
+
+    def on_host(self: Any, args: Any, kwargs: Any) -> Any:
+        found = arguments(self, args, kwargs)
+        memory.allow([*found[0], *found[1].values()])
+        return found
+
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", on_host)
+    yield
+    assert memory.outside == [], "a kernel read or wrote beyond its arguments"
+
+
+def _multiply_bfloat16(interpreter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter holds bfloat16 as integers, and multiplies matrices of these."""
     tl = importlib.import_module("triton.language")
     dot, bf16, fp32 = interpreter.InterpreterBuilder.create_dot, tl.bfloat16, tl.float32
 
@@ -23,3 +46,45 @@ def _products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
         return dot(self, a, b, *rest)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+class Memory:
+    """The interpreter's memory, in which a kernel may touch its arguments alone.
+
+    On a GPU an address beyond them is another tensor, or an error that ends the process.
+    """
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+        self.ranges: list[tuple[int, int]] = []
+        self.outside: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.memory, name)
+
+    def allow(self, arguments: list[Any]) -> None:
+        """Take the arguments of a launch for what may be touched."""
+        self.ranges = []
+        for one in arguments:
+            tensor = getattr(one, "base", one)
+            if isinstance(tensor, Tensor) and tensor.numel():
+                steps = zip(tensor.shape, tensor.stride(), strict=True)
+                values = 1 + sum((side - 1) * step for side, step in steps)
+                start = tensor.data_ptr()
+                self.ranges.append((start, start + values * tensor.element_size()))
+
+    def load(self, at: Any, mask: Any, other: Any, dtype: Any) -> Any:
+        self._look("read", at, mask, np.dtype(dtype).itemsize)
+        return self.memory.load(at, mask, other, dtype)
+
+    def store(self, at: Any, value: Any, mask: Any) -> Any:
+        self._look("wrote", at, mask, value.dtype.itemsize)
+        return self.memory.store(at, value, mask)
+
+    def _look(self, what: str, at: Any, mask: Any, size: int) -> None:
+        places: npt.NDArray[np.uint64] = np.broadcast_to(at, np.shape(mask))[np.asarray(mask) != 0]
+        inside = np.zeros(places.shape, bool)
+        for start, end in self.ranges:
+            inside |= (places >= start) & (places <= end - size)
+        if not inside.all():
+            self.outside.append(f"{what} {int((~inside).sum())} values")
