@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +317,24 @@ def test_an_empty_second_subject_is_not_the_current_folder(folders: tuple[Path, 
     result = run(*folders, "--against", "")
     assert result.exit_code == 2
     assert "--against is empty" in result.stderr
+
+
+@pytest.mark.acceptance
+def test_the_benchmark_script_scores_sets_of_any_layout(weights: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "Rain100L" / "rainy_image", 10)
+    fill(tmp_path / "Rain100L" / "ground_truth", 0)
+    program = tmp_path / "bin" / "c2fdft"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m c2fdft_cli "$@" --device cpu\n')
+    program.chmod(0o755)
+    script = Path(__file__).parents[3] / "recipes" / "scripts" / "benchmark.sh"
+    env = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "NAME": "ours"}
+    words = [str(script), str(weights), str(tmp_path / "Rain100L")]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    header, _, *rows = done.stdout.splitlines()
+    assert header == "| derain (PSNR/SSIM) | Rain100L (3) | average |"
+    assert rows[-1].startswith("| ours | ")
+    assert rows[-2].startswith("| the inputs | ")
+    assert any(row == "| Restormer | 38.99/.978 | - |" for row in rows)
+    assert (tmp_path / "benchmark" / "table.md").read_text() == done.stdout
