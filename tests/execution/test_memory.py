@@ -177,7 +177,7 @@ def test_groups_within_groups_and_those_of_version_1_count(groups: Path) -> None
 
 def test_peak_is_that_of_this_process() -> None:
     resident = psutil.Process().memory_info().rss
-    assert resident <= peak_bytes(Runtime(torch.device("cpu"))) < 100 * resident
+    assert 0.9 * resident < peak_bytes(Runtime(torch.device("cpu"))) < 100 * resident
 
 
 @pytest.mark.parametrize(
