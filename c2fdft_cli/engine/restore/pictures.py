@@ -107,7 +107,7 @@ def restore_pictures(
             # The count is bound here: this batch may still be in work when `batch` is the next one.
             def progress(share: float, count: int = len(batch)) -> None:
                 stop.check()
-                meter.tell(len(line) + share * count)
+                meter.report(len(line) + share * count)
 
             stop.check()
             in_work.append(_begin(plan, batch, progress))
