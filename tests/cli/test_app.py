@@ -232,7 +232,6 @@ def test_an_error_keeps_its_code_where_stdout_is_full():
     assert done.stderr == "error: nowhere: no such file or folder\nhint: check the path\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no shell that closes streams")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed_lead_nowhere(tmp_path, pairs, closed):
     """As some services start a program; its output was a traceback, or the next file's content."""
