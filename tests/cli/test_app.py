@@ -151,7 +151,7 @@ def test_bare_command_shows_the_pipeline_on_one_screen(tmp_path, monkeypatch, fo
         (["train-coarse", "--recipe", "tiny", "lr"], "has the form KEY=VALUE"),
         (["recipes", "show", "nothing"], "there is no recipe"),
         (["recipes", "validate", "tiny", "network.dim=5"], "network.dim"),
-        (["recipes", "validate", "tiny", "diffusion.beta_end=0.5"], "at timestep 999"),
+        (["recipes", "validate", "derain", "diffusion.beta_end=0.5"], "at timestep 999"),
         (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "--device must"),
         (["train-fine", "--from", "a", "--init", "b"], "cannot be combined with --init"),
         (["prepare", ".", "--streaks", "x"], "needs --synthesize"),
