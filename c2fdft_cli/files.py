@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import stat
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,6 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_BYTES = 1 << 30
 """At once: Linux and macOS read or refuse what is over 2 GiB."""
-_seeking = threading.Lock()
 _temporaries: set[Path] = set()
 """Those of `atomic_path` that are not renamed or removed yet."""
 _HINTS = {
@@ -74,8 +72,8 @@ def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     target = Path(path)
     _refuse_special(target)
     # Not made of the target's name, which may have the greatest length already. The suffix stays
-    # because writers choose their format by it.
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix}")
+    # because writers choose their format by it; those of formats are short.
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix[:32]}")
     with unwinding():
         try:
             # Noted before it exists: a signal between these lines must not leave a file nobody
@@ -86,8 +84,7 @@ def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield temporary
             # Data before the name: a file system may write the rename first, and after a power
-            # failure the target would be there, empty. `os.replace`, as `os.rename` replaces
-            # nothing on Windows.
+            # failure the target would be there, empty.
             _sync(temporary)
             if replace:
                 os.replace(temporary, target)
@@ -189,12 +186,12 @@ def _blocked(folder: Path, part: Path) -> ResourceError:
 
 def _not_writable(folder: Path, there: Path) -> ResourceError:
     """The error for a folder that nothing can be written into; `there` exists of its path."""
-    read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
+    read_only = os.statvfs(there).f_flag & os.ST_RDONLY
     hint = _HINTS[errno.EROFS if read_only else errno.EACCES]
     return ResourceError("cannot write to the folder", where=folder, hint=hint)
 
 
-def free_bytes(folder: Path) -> int:
+def free_disk_bytes(folder: Path) -> int:
     """Free space on the disk that a folder lies on, or will lie on."""
     place = next(path for path in (folder, *real_path(folder).parents) if os.path.exists(path))
     return shutil.disk_usage(place).free
@@ -202,7 +199,7 @@ def free_bytes(folder: Path) -> int:
 
 def check_space(folder: Path, needed: int) -> None:
     """ResourceError where `needed` bytes do not fit on the disk of a folder."""
-    free = free_bytes(folder)
+    free = free_disk_bytes(folder)
     if needed > free:
         raise ResourceError(
             f"the disk is too small: {_amount(needed)} are needed, {_amount(free)} are free",
@@ -268,21 +265,11 @@ def read_at(file: io.FileIO, start: int, size: int) -> bytes:
     """
     parts = []
     # A read may return less than it was asked for without being at the end of the file.
-    while size and (part := _read_some(file, start, size)):
+    while size and (part := os.pread(file.fileno(), min(size, _READ_BYTES), start)):
         parts.append(part)
         start += len(part)
         size -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _read_some(file: io.FileIO, start: int, size: int) -> bytes:
-    """At least one byte, except at the end of the file."""
-    size = min(size, _READ_BYTES)
-    if hasattr(os, "pread"):
-        return os.pread(file.fileno(), size, start)
-    with _seeking:  # Windows, where processes share no open file
-        file.seek(start)
-        return file.read(size)
 
 
 def path_hint(path: str | Path) -> str:
@@ -419,8 +406,7 @@ def _blocking_file(folder: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    # Writable, as Windows syncs no file that is open for reading alone.
-    with path.open("rb+") as file:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

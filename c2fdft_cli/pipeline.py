@@ -33,8 +33,8 @@ class InOrder(Generic[Out]):
 
     Args:
         pool: the threads.
-        room: results that may wait or be in work; they hold no more than about 1 GiB, whatever
-            their number.
+        room: results that may wait or be in work; where `add` is given their sizes, they hold no
+            more than about 1 GiB, whatever their number.
     """
 
     def __init__(self, pool: Executor, room: int) -> None:
@@ -78,13 +78,13 @@ def in_order(
     workers: int = 0,
     cost: Callable[[Item], int] = lambda _: 0,
 ) -> Generator[Out, None, None]:
-    """`map(work, items)` with threads, no more than about 1 GiB of results ahead.
+    """`map(work, items)` with threads, no more than two results for each of them ahead.
 
     Args:
         work: called in a thread; its error comes out of the iteration.
         items: what to work on.
         workers: threads; 0 for one per core.
-        cost: bytes that an item's result holds.
+        cost: bytes that an item's result holds; stated, no more than about 1 GiB is ahead.
     """
     workers = workers or cores()
     pool = ThreadPoolExecutor(workers)

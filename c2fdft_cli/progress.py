@@ -21,8 +21,8 @@ class Meter:
     def __init__(self) -> None:
         self.watch: Callable[[float], None] | None = None
 
-    def tell(self, events: float) -> None:
-        """So much is done of what is in work."""
+    def report(self, events: float) -> None:
+        """Pass on to `watch` how much is done of what is in work."""
         if self.watch is not None:
             self.watch(events)
 
@@ -38,7 +38,7 @@ class Job(Generic[Event, Result]):
         total: how many events are expected (`len(job)`).
         title: a short name for the job, for a progress bar.
         unit: what one event stands for, in the singular ("image", "step", "pair").
-        meter: tells how far the work is between two events, if it is known.
+        meter: reports how far the work is between two events, if it is known.
         resume: how to go on after a signal, for people.
     """
 

@@ -23,11 +23,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
-STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
-"""Those of them that this system has: Windows has no SIGHUP, SIGUSR1 and SIGUSR2."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 REPEATED_SECONDS = 1.0
 """A Ctrl-C sooner after the first signal belongs to it: launchers pass on what a terminal sends."""
@@ -56,19 +54,14 @@ class SignalReceived(BaseException):
         super().__init__(describe(signal_number))
 
 
-class _Unwinding(NamedTuple):
-    """One block of `unwinding`; blocks may overlap in threads, so each has a key of its own."""
-
-    key: object
-    hint: str | None
-
-
 class _Process:
     """What the handler of this process looks at."""
 
     def __init__(self) -> None:
         self.pid = 0
-        self.open: list[_Unwinding] = []
+        # The hint of each block of `unwinding`; blocks may overlap in threads, so each has a key of
+        # its own.
+        self.open: dict[object, str | None] = {}
         self.received: SignalReceived | None = None
         self.received_at = 0.0
 
@@ -105,12 +98,12 @@ def ignore() -> None:
 @contextmanager
 def unwinding(hint: str | None = None) -> Iterator[None]:
     """While files are being written: a signal raises SignalReceived, with this hint if any."""
-    block = _Unwinding(object(), hint)
-    _process.open.append(block)
+    key = object()
+    _process.open[key] = hint
     try:
         yield
     finally:
-        _process.open.remove(block)
+        del _process.open[key]
 
 
 class StopRequest:
@@ -181,8 +174,9 @@ def _handle(number: int, _: FrameType | None) -> None:
     # The innermost hint that there is: files are written within jobs, and the job knows how to go
     # on.
     elif _process.open:
-        hints = (block.hint for block in reversed(_process.open) if block.hint is not None)
-        _process.received = SignalReceived(number, next(hints, None))
+        # a copy, as other threads may open blocks meanwhile
+        hints = [hint for hint in tuple(_process.open.values()) if hint is not None]
+        _process.received = SignalReceived(number, hints[-1] if hints else None)
         _process.received_at = time.monotonic()
         raise _process.received
     else:
@@ -197,25 +191,23 @@ def _raise_later(lost: sys.UnraisableHookArgs) -> None:
     # Cleared, or the handler would take the second one for a signal during the clean-up and ignore
     # it. Raised here it would be dropped again, so a timer calls the handler from ordinary code.
     number, _process.received = lost.exc_value.signal_number, None
-    if sys.platform == "win32":  # has no timer that raises in the main thread
-        _exit(number)
     signal.signal(signal.SIGALRM, lambda _, frame: _handle(number, frame))
     signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_SECONDS)
 
 
 def _exit(number: int) -> NoReturn:
     """End the process without unwinding: an import that is cut short ends in any error."""
-    # past Python's buffers: the signal may have come in the middle of writing to them
     # A progress bar may have hidden the cursor, and nothing is unwound that would show it again.
     show_cursor = "\x1b[?25h\n" if sys.stderr is not None and sys.stderr.isatty() else ""
     with suppress(OSError):
+        # past Python's buffers: the signal may have come in the middle of writing to them
         os.write(2, f"{show_cursor}error: {describe(number)}\n".encode())
     os._exit(exit_code(number))
 
 
 def _leave_lost_terminal(number: int) -> None:
     """Write nowhere from now on if the terminal is gone: an error there would cost the save."""
-    if number != getattr(signal, "SIGHUP", None):
+    if number != signal.SIGHUP:
         return
     # By `dup2`, under Python's streams: whatever holds a reference to them, rich and logging
     # included, goes on writing without an error.

@@ -164,7 +164,6 @@ def test_ensure_folder_makes_parents_and_accepts_an_existing_one(tmp_path):
     assert ensure_folder(str(folder)).is_dir()
 
 
-@pytest.mark.skipif(not hasattr(os, "statvfs"), reason="Windows does not tell")
 @pytest.mark.parametrize(("flag", "hint"), [("RDONLY", "is read-only"), ("NOSUID", "no perm")])
 def test_a_read_only_file_system_is_told_from_a_permission(tmp_path, monkeypatch, flag, hint):
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -234,12 +233,15 @@ def test_a_missing_text_is_an_error_of_data(tmp_path):
         read_text(tmp_path / "list.txt")
 
 
-@pytest.mark.parametrize("system", ["POSIX", "Windows"])
-def test_bytes_from_anywhere_in_a_file(tmp_path, monkeypatch, system):
+@pytest.mark.parametrize("name", ["a." + "b" * 240, "ü" * 120 + ".png", "a" * 251 + ".png"])
+def test_every_name_that_the_file_system_takes(tmp_path, name):
+    atomic_write_text(tmp_path / name, "text")
+    assert names(tmp_path) == [name]
+
+
+def test_bytes_from_anywhere_in_a_file(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(bytes(range(100)))
     monkeypatch.setattr(files, "_READ_BYTES", 7)  # more than one call for what is longer
-    if system == "Windows":
-        monkeypatch.delattr(os, "pread")
     with io.FileIO(tmp_path / "a") as file:
         for start, size in ((0, 100), (50, 7), (99, 1), (10, 0)):
             assert read_at(file, start, size) == bytes(range(start, start + size))
@@ -303,7 +305,6 @@ def test_older_filelock_without_flock_holds_nothing(tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
     """As root `--out /dev/null --overwrite` put a file in the place of the device."""
     pipe = tmp_path / "pipe"

@@ -37,11 +37,11 @@ def test_closing_cleans_up():
 
 def test_a_meter_tells_whoever_watches():
     meter = Meter()
-    meter.tell(0.5)  # nobody does
+    meter.report(0.5)  # nobody does
     job = Job(counting([]), total=2, title="count", unit="number", meter=meter)
     told = []
     job.meter.watch = told.append
-    meter.tell(0.75)
+    meter.report(0.75)
     assert told == [0.75]
 
 

@@ -75,7 +75,6 @@ except SignalReceived as stop:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="ends at once there")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_while_an_object_is_destroyed_is_not_lost(number):
     """Python drops what is raised there; it comes a moment later."""

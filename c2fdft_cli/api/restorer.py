@@ -35,6 +35,7 @@ from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
 from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.weights.build import refuse_lost_image
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import UsageError
@@ -159,6 +160,7 @@ class Restorer:
         self.precision = runtime.precision
         self.task = checkpoint.task()
         self._alpha_bar = checkpoint.alpha_bar()
+        refuse_lost_image(self.grid, self._alpha_bar)
         self._net = checkpoint.network().to(runtime.device).requires_grad_(False)
         self._runtime, self._sampling, self._machine = runtime, sampling, machine
         self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)

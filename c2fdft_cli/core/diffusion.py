@@ -100,6 +100,19 @@ def check_grid(grid: Sequence[int], total: int = T) -> list[int]:
     return times
 
 
+def check_start(grid: Sequence[int], alpha_bar: Tensor) -> None:
+    """ValueError where sampling cannot begin at the first time: none of the image is left there.
+
+    So it is at T - 1 of "jsd", and wherever alpha_bar, in float32, has come down to 0.
+
+    Args:
+        grid: descending times.
+        alpha_bar: `[T]`.
+    """
+    if not alpha_bar[grid[0]] > 0:
+        raise ValueError(f"nothing of the image is left at timestep {grid[0]} (alpha_bar is 0)")
+
+
 def q_sample(gt: Tensor, t: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """x_t = sqrt(alpha_bar_t) * gt + sqrt(1 - alpha_bar_t) * eps: docs/paper.md, eq. (9).
 
@@ -138,21 +151,26 @@ def ddim_sample(
         x_0, `[n, 3, h, w]` float32, about [-1, 1] and not clamped.
 
     Raises:
-        ValueError: a grid that does not descend, or eta > 0 without a generator.
+        ValueError: a grid that does not descend, or begins where alpha_bar is 0; or eta > 0
+            without a generator.
     """
     times = check_grid(grid, len(alpha_bar))
     if eta > 0 and generator is None:
-        raise ValueError("eta > 0 draws noise: pass a generator")
-    # Python's floats: the coefficients are made in float64 and no step waits for a GPU to tell
+        raise ValueError("eta > 0 adds noise: pass a generator")
+    alpha_bar = alpha_bar.cpu()
+    check_start(times, alpha_bar)
+    # Python's floats: the coefficients are made in float64 and no step waits for a GPU to return
     # them. After the last time comes the image itself, alpha_bar = 1.
-    a = [*alpha_bar.cpu()[times].tolist(), 1.0]
+    a = [*alpha_bar[times].tolist(), 1.0]
     x = x_T.float()
     for i, t in enumerate(times):
         a_t, a_next = a[i], a[i + 1]
         # expanded, not filled: stride 0 tells the network that the whole batch shares one time
         eps_hat = predict_noise(x, x.new_full((1,), t).expand(len(x))).float()
         x_0 = (x - math.sqrt(1 - a_t) * eps_hat) / math.sqrt(a_t)
-        c1 = eta * math.sqrt((1 - a_t / a_next) * (1 - a_next) / (1 - a_t))
+        # Where a_t rounds to 1 there is no noise to replace.
+        share = (1 - a_t / a_next) * (1 - a_next) / (1 - a_t) if a_t < 1 else 0.0
+        c1 = eta * math.sqrt(share)
         x = math.sqrt(a_next) * x_0 + math.sqrt(max(1 - a_next - c1**2, 0.0)) * eps_hat
         if c1 > 0 and generator is not None:
             x = x + c1 * gaussian(x.shape, generator, x.device)
@@ -162,9 +180,9 @@ def ddim_sample(
 def gaussian(
     shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard normal noise `[n, ...]` drawn where the generator lives, then moved to `device`.
+    """Standard normal noise `[n, ...]`, sampled on the generator's device, moved to `device`.
 
-    With one generator for each image the draw does not depend on the batch that it is in.
+    With one generator for each image its noise does not depend on the batch that it is in.
     """
     if isinstance(generator, torch.Generator):
         return torch.randn(tuple(shape), generator=generator, device=generator.device).to(device)

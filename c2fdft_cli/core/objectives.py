@@ -70,7 +70,8 @@ def fine_loss(
             so that memory does not grow with the number of calls.
 
     Raises:
-        ValueError: an unknown `ssim`.
+        ValueError: an unknown `ssim`; with one that is not "none", sides under 16; a grid that
+            does not descend, or begins where alpha_bar is 0.
     """
     predict_noise = conditioned(net, lq)
     if recompute:
@@ -110,7 +111,7 @@ def recomputed(predict_noise: PredictNoise) -> PredictNoise:
     """The same function, whose activations are computed again in the backward pass."""
 
     def call(x_t: Tensor, t: Tensor) -> Tensor:
-        # the network draws no random numbers, so there is no random state to restore
+        # the network takes no random numbers, so there is no random state to restore
         return checkpoint(  # type: ignore[no-any-return]
             predict_noise, x_t, t, use_reentrant=False, preserve_rng_state=False
         )

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import re
-import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 
 from c2fdft_cli.errors import ResourceError, UsageError
@@ -86,12 +84,6 @@ class Runtime:
     def on_device(self) -> AbstractContextManager[object]:
         """The device as the calling thread's current one: Triton and CUDA graphs launch there."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-
-    def peak_memory(self) -> int:
-        """Peak bytes: of the device's allocator, or of the process on a CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return _peak_resident_bytes()
 
 
 def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
@@ -262,13 +254,3 @@ def cpu_bf16_speed() -> float | None:
             torch.mm(matrix, matrix)
             seconds[i] = min(seconds[i], time.perf_counter() - begin)
     return seconds[0] / seconds[1]
-
-
-def _peak_resident_bytes() -> int:
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    # Bytes on macOS, KiB elsewhere. Windows has no such module.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -81,10 +82,18 @@ def _meet(patience: timedelta) -> tuple[Any, int, int]:
         UsageError: the environment does not say where the processes meet.
         ResourceError: the others do not come there.
     """
-    pool = ThreadPoolExecutor(1)
+    met: Future[tuple[Any, int, int]] = Future()
+
+    def meet() -> None:
+        try:
+            met.set_result(next(rendezvous("env://", timeout=_MEETING_PATIENCE)))
+        except Exception as error:
+            met.set_exception(error)
+
     try:
-        # In a thread, as it waits where no signal reaches Python.
-        met = pool.submit(lambda: next(rendezvous("env://", timeout=_MEETING_PATIENCE)))
+        # In a thread, as it waits where no signal reaches Python. Not in a pool, whose threads the
+        # interpreter waits for at its end.
+        threading.Thread(target=meet, daemon=True).start()
         store, rank, world = met.result()
     except ValueError as error:
         what = f"several processes without a place to meet: {error}"
@@ -93,8 +102,6 @@ def _meet(patience: timedelta) -> tuple[Any, int, int]:
         place = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
         what = f"the other processes of this job were not met at {place}: {error}"
         raise ResourceError(what, hint=_START) from error
-    finally:
-        pool.shutdown(wait=False)
     store.set_timeout(patience)
     # All have joined a job before the first of them comes to the next one.
     number = (store.add("joined", 1) - 1) // world

@@ -87,16 +87,17 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def has_onednn_linear(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `onednn_linear` runs here: float32, or bfloat16 where the CPU computes in it.
-
-    A compiler or an exporter that looks on wants plain operators.
-    """
-    traced = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
-    if not _ONEDNN or device.type != "cpu" or traced:
+    """Whether `onednn_linear` runs here: float32, or bfloat16 where the CPU computes in it."""
+    if not _ONEDNN or device.type != "cpu" or is_traced():
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
+
+
+def is_traced() -> bool:
+    """Whether a compiler or an exporter looks on, which wants plain operators."""
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
 
 
 def pixel_norm(

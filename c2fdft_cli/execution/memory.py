@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 import sys
+from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
@@ -23,6 +25,11 @@ _NO_MEMORY = (
     "cublas_status_not_initialized",  # no memory for its workspace
 )
 """Words, in lower case, of errors that are a plain RuntimeError or a `torch.AcceleratorError`."""
+
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_VERSION_2 = "memory.max", "memory.current", "inactive_file"
+_VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+"""Of a control group: the files of limit and use, and in memory.stat the key of unused cache."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
@@ -69,16 +76,56 @@ def release_cached_memory(runtime: Runtime) -> None:
 
 def available_memory() -> int:
     """Bytes that this machine can still give, within its control group's limit."""
-    # Within a container too, psutil tells of the whole machine; the group's limit is what kills.
+    # Within a container too, psutil measures the whole machine; the group's limit is what kills.
     available = int(psutil.virtual_memory().available)
+    return max(0, min([available, *_left_in_groups()]))
+
+
+def _left_in_groups() -> list[int]:
+    """What the limits of this process's control groups leave, one for each group with a limit.
+
+    A job of a scheduler or a slice of systemd is a group within groups, each of which may have a
+    limit. A container sees its own group at the root, whatever path the kernel names.
+    """
     try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            limit = int(file.read())
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
-            available = min(available, limit - int(file.read()))
-    except (OSError, ValueError):  # no control group, or no limit in it
-        pass
-    return max(available, 0)
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    found = []
+    for number, controllers, path in (line.split(":", 2) for line in lines):
+        if number == "0":
+            root, names = _CONTROL_GROUPS, _VERSION_2
+        elif "memory" in controllers.split(","):
+            root, names = _CONTROL_GROUPS / "memory", _VERSION_1
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        found += [_left_in_group(root / one, *names) for one in (group, *group.parents)]
+    return [left for left in found if left is not None]
+
+
+def _left_in_group(group: Path, limit: str, used: str, cache: str) -> int | None:
+    """Bytes up to the group's limit; None where it has none.
+
+    Pages of files that nobody has read again count as used there, and are given up first.
+    """
+    try:
+        most, now = (int((group / name).read_text(encoding="ascii")) for name in (limit, used))
+        counters = dict(
+            line.split() for line in (group / "memory.stat").read_text("ascii").splitlines()
+        )
+        return most - now + int(counters[cache])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def peak_bytes(runtime: Runtime) -> int:
+    """Most bytes so far: of CUDA's allocator there, elsewhere of the process's resident memory."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(runtime.device)
+    # bytes on macOS, KiB elsewhere
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class _MallInfo2(ctypes.Structure):

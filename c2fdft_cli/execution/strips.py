@@ -94,7 +94,7 @@ class StripNetwork:
         self.net, self.rows, self.offload_skips = net, rows, offload_skips
         self.dtype = dtype or torch.float32
         self.watch: Callable[[int], None] | None = None
-        self.compiled, self._packed = compile, not compile
+        self.compiled = compile
         self._compiled_passes = compiled_passes() if compile else None
         self._recorder: Recorder[Tensor] = Recorder()
         self.refresh()
@@ -113,7 +113,7 @@ class StripNetwork:
         self._downs = [self._conv(d.conv) for d in (net.down1_2, net.down2_3, net.down3_4)]
         self._ups = [self._conv(u.conv) for u in (net.up4_3, net.up3_2, net.up2_1)]
         halves = (net.reduce_chan_level3, net.reduce_chan_level2)
-        self._halves = [*(Projection.of(r, self.dtype, self._packed) for r in halves), None]
+        self._halves = [*(Projection.of(r, self.dtype, not self.compiled) for r in halves), None]
         self._times = TimeEmbedding.of(net.dim, net.output.weight.device)
         self._embed = Conv.of(net.patch_embed.proj, torch.float32)
         # Float32 in every precision: at t = 999 the sampler divides by sqrt(alpha_bar) = 0.0064, so
@@ -228,7 +228,8 @@ class StripNetwork:
         if h <= rows and runs_on_gpu(z):
             for block in blocks:
                 sums, v = self._gathered(passes, block, z, time, 0, h)
-                self._applied(passes, block, z, v, time, passes.mixing(block, sums))
+                passes.apply(block, z, v, time, passes.mixing(block, sums))
+                self._report_progress(_APPLY, z)
                 del v  # which holds q and k too
             return
         # One v for all blocks of the level: each has written all of it before it reads any.
@@ -239,7 +240,8 @@ class StripNetwork:
             parts = self._gathered_into(v, passes, block, z, time, rows)
             mixing = passes.mixing(block, reduce(add, parts))
             for top, bottom in row_ranges(h, rows):
-                self._applied(passes, block, z[:, top:bottom], v[:, top:bottom], time, mixing)
+                passes.apply(block, z[:, top:bottom], v[:, top:bottom], time, mixing)
+                self._report_progress(_APPLY, z[:, top:bottom])
 
     def _native_blocks(
         self, level: Sequence[NativeBlock], z: Tensor, time: Tensor, rows: int
@@ -277,18 +279,6 @@ class StripNetwork:
         gathered = passes.gather(block, z[:, first:last], time, top - first, bottom - top)
         self._report_progress(_GATHER, z[:, top:bottom])
         return gathered
-
-    def _applied(
-        self,
-        passes: Passes,
-        block: PreparedBlock,
-        z: Tensor,
-        v: Tensor,
-        time: Tensor,
-        mixing: Tensor,
-    ) -> None:
-        passes.apply(block, z, v, time, mixing)
-        self._report_progress(_APPLY, z)
 
     def _report_progress(self, products: int, z: Tensor) -> None:
         if self.watch is not None:
@@ -347,7 +337,7 @@ class StripNetwork:
         kernels = None if self.compiled else kernels_for(self.net.output.weight.device, self.dtype)
         if kernels is not None:
             return [NativeBlock.of(b, kernels) for b in blocks]  # type: ignore[arg-type]
-        return [PreparedBlock.of(b, self.dtype, self._packed) for b in blocks]  # type: ignore[arg-type]
+        return [PreparedBlock.of(b, self.dtype, not self.compiled) for b in blocks]  # type: ignore[arg-type]
 
     def _conv(self, conv: nn.Conv2d) -> Conv:
         return Conv.of(conv, self.dtype)

@@ -58,11 +58,14 @@ def tiles(height: int, width: int, side: int) -> int:
 
 
 def spans(size: int, side: int) -> Iterator[slice]:
-    """Where tiles lie along one axis: evenly spread, overlapping by a quarter at least."""
+    """Where tiles lie along one axis: evenly spread, overlapping by a quarter at least.
+
+    Those of side 8 lie side by side.
+    """
     if size <= side:
         yield slice(0, size)
         return
-    step = side - side // OVERLAP
+    step = max(SIZE_MULTIPLE, (side - side // OVERLAP) // SIZE_MULTIPLE * SIZE_MULTIPLE)
     count = -(-(size - side) // step) + 1
     for i in range(count):
         # At multiples of 8: where tiles overlap, the network's three halvings divide them into the

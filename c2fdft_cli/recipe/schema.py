@@ -129,7 +129,9 @@ class Diffusion(Section):
     """The noise schedule, 0 < beta_start <= beta_end < 1.
 
     Args:
-        schedule: how beta_t goes from `beta_start` to `beta_end`.
+        schedule: how beta_t goes from `beta_start` to `beta_end`. `jsd` rises to 1 whatever they
+            are and leaves nothing of the image at the last timestep, so it needs
+            `sampling.spacing=leading` or a `sampling.grid` that begins at a smaller one.
         timesteps: T, the number of timesteps.
         beta_start: the first beta_t.
         beta_end: the last beta_t.

@@ -60,7 +60,7 @@ from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.fused.training import try_feed_forward, try_norm
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.kernels import sums_of_pixels
-from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
+from c2fdft_cli.execution.memory import is_out_of_memory, peak_bytes, release_cached_memory
 from c2fdft_cli.execution.prepared import PreparedBlock
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage, Train
@@ -783,7 +783,7 @@ def _time_step(check: Check, label: str, fine: str | None, patch: int, rows: int
         stepper.abandon()
         release_cached_memory(runtime)
         micro = -(-micro // 2)
-    gib = round(runtime.peak_memory() / 2**30, 1)
+    gib = round(peak_bytes(runtime) / 2**30, 1)
     check.time(label, took, rows=rows, micro=micro, images_s=round(rows / took), gib=gib)
     if check.on_cuda and patch == 64:
         path = check.folder / f"profile-train-{fine or 'coarse'}.txt"

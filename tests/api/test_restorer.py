@@ -18,6 +18,7 @@ import torch
 import c2fdft_cli as c2fdft
 from c2fdft_cli.api.restorer import Restorer
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.recipe.schema import Diffusion
 from tests.kit.command import run as run_command
 from tests.kit.restore import (
     overflow_in_half_precision,
@@ -26,6 +27,7 @@ from tests.kit.restore import (
     save,
     write_checkpoint,
 )
+from tests.kit.weights import write_packed
 
 GRID = (500, 100)
 
@@ -281,6 +283,14 @@ def test_a_file_called_like_packaged_weights(weights, tmp_path, monkeypatch, nam
     restorer.restore_folder("in", "out")
     expected = by_command(weights, Path("in", "a.png"), Path("one", "a.png"))
     assert np.abs(pixels(Path("out", "a.png")).astype(int) - expected).max() <= 1
+
+
+def test_weights_whose_noise_leaves_nothing_of_the_image_are_refused(tmp_path, tiny_net):
+    said = {"diffusion": Diffusion(beta_end=0.5)}
+    path = write_packed(tmp_path / "odd.pt", tiny_net(), None, said=said)
+    with pytest.raises(c2fdft.UsageError, match="nothing of the image is left at timestep 999"):
+        c2fdft.load(path, device="cpu")
+    c2fdft.load(path, device="cpu", grid=(50,))
 
 
 @pytest.mark.parametrize(

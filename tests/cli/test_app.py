@@ -151,6 +151,7 @@ def test_bare_command_shows_the_pipeline_on_one_screen(tmp_path, monkeypatch, fo
         (["train-coarse", "--recipe", "tiny", "lr"], "has the form KEY=VALUE"),
         (["recipes", "show", "nothing"], "there is no recipe"),
         (["recipes", "validate", "tiny", "network.dim=5"], "network.dim"),
+        (["recipes", "validate", "derain", "diffusion.beta_end=0.5"], "at timestep 999"),
         (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "--device must"),
         (["train-fine", "--from", "a", "--init", "b"], "cannot be combined with --init"),
         (["prepare", ".", "--streaks", "x"], "needs --synthesize"),
@@ -237,7 +238,6 @@ def test_an_error_keeps_its_code_where_stdout_is_full():
     assert done.stderr == "error: nowhere: no such file or folder\nhint: check the path\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no shell that closes streams")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed_lead_nowhere(tmp_path, pairs, closed):
     """As some services start a program; its output was a traceback, or the next file's content."""

@@ -25,8 +25,8 @@ terminals = pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals"
 
 def work(meter: Meter) -> Generator[int, None, str]:
     for number in (1, 2):
-        meter.tell(0.2)
-        meter.tell(0.6)
+        meter.report(0.2)
+        meter.report(0.6)
         yield number
     return "done"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from c2fdft_cli.core.diffusion import (
     to_image,
 )
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.vocabulary import Schedule
 from tests.kit.formula import fill, relative, wave
 
 ALPHA_BAR = alpha_bar_of(beta_schedule())
@@ -94,6 +97,32 @@ def test_sampler_with_the_true_noise_returns_the_image():
     start = q_sample(gt, torch.tensor([999, 999]), noise, ALPHA_BAR)
     for grid in ([999], [999, 500], time_grid(4), time_grid(10, "leading")):
         assert relative(ddim_sample(truth, start, grid, ALPHA_BAR), gt) < 1e-3
+
+
+def with_small_betas(name: str) -> torch.Tensor:
+    return alpha_bar_of(beta_schedule(name, start=1e-9))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("alpha_bar_of_name", [lambda name: alpha_bar_of(beta_schedule(name)),
+                                               with_small_betas])  # fmt: skip
+@pytest.mark.parametrize("name", get_args(Schedule))
+def test_every_schedule_can_be_sampled(name, alpha_bar_of_name, eta):
+    grid = time_grid(4, "leading" if name == "jsd" else "linspace")
+    noise = wave([1, 3, 8, 8], 0.47)
+    source = torch.Generator().manual_seed(0)
+    alpha_bar = alpha_bar_of_name(name)
+    assert ddim_sample(lambda x, t: 0.1 * x, noise, grid, alpha_bar, eta, source).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "betas", [("jsd",), ("linear", 1000, 1e-4, 0.3), ("linear", 1000, 1e-4, 0.5)]
+)
+def test_sampling_cannot_begin_where_nothing_is_left_of_the_image(betas):
+    alpha_bar = alpha_bar_of(beta_schedule(*betas))
+    noise = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ValueError, match="nothing of the image is left at timestep 999"):
+        ddim_sample(lambda x, t: x, noise, time_grid(4), alpha_bar)
 
 
 def test_one_network_call_for_each_time():

@@ -143,10 +143,11 @@ def test_processes_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MEET = """
-import os
+import sys
 from c2fdft_cli.signals import install
 
-install()
+if sys.argv[1] == "command":
+    install()
 import torch
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.distributed import join_ranks
@@ -156,7 +157,13 @@ join_ranks(Runtime(torch.device("cpu"), rank=1, world=2))
 """
 
 
-def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [("command", signal.SIGTERM, 143), ("program", signal.SIGINT, -signal.SIGINT)],
+)
+def test_a_signal_ends_a_process_that_waits_for_the_others(
+    tmp_path: Path, kind: str, number: int, code: int
+) -> None:
     script = tmp_path / "meet.py"
     script.write_text(MEET)
     with socket.socket() as silent:  # takes connections, and never answers
@@ -164,13 +171,13 @@ def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path: Path) -> No
         silent.listen()
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent.getsockname()[1])}
         env = {**os.environ, **place, "RANK": "1", "WORLD_SIZE": "2"}
-        process = start(script, env=env, stdout=subprocess.PIPE)
+        process = start(script, kind, env=env, stdout=subprocess.PIPE)
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "meeting\n"
             time.sleep(0.5)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 143
+            process.send_signal(number)
+            assert process.wait(30) == code
         finally:
             process.kill()
             process.communicate()

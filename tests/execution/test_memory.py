@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from c2fdft_cli.execution.memory import (
     available_memory,
     free_bytes,
     is_out_of_memory,
+    peak_bytes,
     release_cached_memory,
     reuse_freed_memory,
 )
@@ -108,17 +110,74 @@ print(kept, resident() - before)
     assert left < 20
 
 
+V2 = ("memory.max", "memory.current", "inactive_file")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def limited(folder: Path, names: tuple[str, str, str], limit: str, used: str, cache: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 12\n{names[2]} {cache}\nactive_file 7\n")
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder that stands for /sys/fs/cgroup, on a machine with 3000 bytes available."""
+    real = Path.read_text
+
+    def read_text(path: Path, *arguments: str, **named: str) -> str:
+        if path == Path("/proc/self/cgroup"):
+            path = tmp_path / "of the process"
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=3000))
+    (tmp_path / "of the process").write_text("3:cpu,cpuacct:/job\n0::/\n")
+    return tmp_path / "cgroup"
+
+
 @pytest.mark.parametrize(
-    ("limit", "current", "available"),
-    [("1000", "400", 600), ("1000", "1400", 0), ("5000", "400", 3000), ("max", "400", 3000)],
+    ("limit", "current", "cache", "available"),
+    [
+        ("1000", "400", 0, 600),
+        ("1000", "1400", 0, 0),
+        ("1000", "990", 300, 310),  # files that were read once are no memory in use
+        ("5000", "400", 0, 3000),
+        ("max", "400", 0, 3000),
+    ],
 )
 def test_memory_is_what_the_machine_and_the_control_group_leave(
-    monkeypatch: pytest.MonkeyPatch, limit: str, current: str, available: int
+    groups: Path, limit: str, current: str, cache: int, available: int
 ) -> None:
-    files = {"/sys/fs/cgroup/memory.max": limit, "/sys/fs/cgroup/memory.current": current}
-    monkeypatch.setattr(memory, "open", lambda path, **_: io.StringIO(files[path]), raising=False)
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=3000))
+    limited(groups, V2, limit, current, cache)
     assert available_memory() == available
+
+
+def test_groups_within_groups_and_those_of_version_1_count(groups: Path) -> None:
+    of_process = groups.with_name("of the process")
+    assert available_memory() == 3000  # no control groups at all
+    of_process.write_text("0::/slice/job\n")
+    limited(groups / "slice" / "job", V2, "max", "100", 0)
+    limited(groups / "slice", V2, "2000", "500", 100)
+    assert available_memory() == 1600
+    limited(groups / "slice" / "job", V2, "1000", "200", 0)
+    assert available_memory() == 800
+    of_process.write_text("4:cpuset,memory:/slurm/job: 1\n0::/\n")
+    limited(groups / "memory" / "slurm", V1, str((1 << 63) - 4096), "1000", 0)
+    assert available_memory() == 3000
+    limited(groups / "memory" / "slurm" / "job: 1", V1, "900", "700", 50)
+    assert available_memory() == 250
+    # a container without a name space of its own: the kernel's path is not there, the root is its
+    of_process.write_text("0::/system.slice/docker-12.scope\n")
+    limited(groups, V2, "400", "100", 0)
+    assert available_memory() == 300
+
+
+def test_peak_is_that_of_this_process() -> None:
+    resident = psutil.Process().memory_info().rss
+    assert 0.9 * resident < peak_bytes(Runtime(torch.device("cpu"))) < 100 * resident
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ def pointwise(x: Tensor, t: Tensor) -> Tensor:
     return 2 * x[:, 3:] + x[:, :3]
 
 
-@pytest.mark.parametrize("size", [8, 32, 40, 64, 72, 200])
-@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("size", [8, 32, 40, 64, 72, 200, 1000])
+@pytest.mark.parametrize("side", [16, 32, 40, 48, 56, 64, 120])
 def test_spans_cover_the_axis_with_overlap(size: int, side: int) -> None:
     found = list(spans(size, side))
     assert found[0].start == 0
@@ -26,6 +26,10 @@ def test_spans_cover_the_axis_with_overlap(size: int, side: int) -> None:
     assert all(span.stop - span.start == min(size, side) for span in found)
     assert all(a.stop - b.start >= side // 4 for a, b in pairwise(found))
     assert all(span.start % 8 == 0 for span in found)
+
+
+def test_the_smallest_tiles_cannot_overlap() -> None:
+    assert list(spans(24, 8)) == [slice(0, 8), slice(8, 16), slice(16, 24)]
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (40, 96), (104, 72)])

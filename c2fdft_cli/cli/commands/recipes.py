@@ -79,9 +79,16 @@ def copy(
 @recipes.command("validate")
 def validate(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe; every problem is listed at once."""
+    from c2fdft_cli.engine.weights.build import (
+        alpha_bar_of_recipe,
+        refuse_lost_image,
+        timesteps_of_recipe,
+    )
     from c2fdft_cli.recipe.files import load_recipe
 
-    load_recipe(name, overrides or [])
+    recipe = load_recipe(name, overrides or [])
+    grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
+    refuse_lost_image(grid, alpha_bar_of_recipe(recipe.diffusion))
     if json:
         console.emit({"recipe": name, "valid": True})
     else:

@@ -34,7 +34,7 @@ from c2fdft_cli.engine.prepare.plan import (
 from c2fdft_cli.engine.prepare.source import DecodedImages, Found, PairReader, find
 from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys
 from c2fdft_cli.errors import PartialFailure, UsageError
-from c2fdft_cli.files import free_bytes, hold_folder
+from c2fdft_cli.files import free_disk_bytes, hold_folder
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
 from c2fdft_cli.version import __version__
@@ -155,7 +155,9 @@ def _check(
     return replace(
         _counted(found, guard.notices),
         failed=tuple((one.pair.name, one.problem) for one in checked if one.problem is not None),
-        report=summarise(checked, has_lq=reader.stores_lq, bytes_free=free_bytes(options.folder)),
+        report=summarise(
+            checked, has_lq=reader.stores_lq, bytes_free=free_disk_bytes(options.folder)
+        ),
     )
 
 

@@ -95,7 +95,7 @@ class Manifest:
         line = json.dumps(entry, ensure_ascii=True) + "\n"
         try:  # one write to a file opened for appending: processes do not mix their lines
             # a pipe of this name that nobody reads is an error, and not waited for
-            kind = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+            kind = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
             handle = os.open(path, kind, 0o666)
             try:
                 os.write(handle, line.encode("ascii"))

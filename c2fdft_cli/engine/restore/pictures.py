@@ -32,6 +32,7 @@ from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed, not_overwritten
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight
+from c2fdft_cli.execution.memory import peak_bytes
 from c2fdft_cli.files import TakenError, ensure_folder
 from c2fdft_cli.pipeline import InOrder, cores, in_order
 from c2fdft_cli.progress import Meter
@@ -106,7 +107,7 @@ def restore_pictures(
             # The count is bound here: this batch may still be in work when `batch` is the next one.
             def progress(share: float, count: int = len(batch)) -> None:
                 stop.check()
-                meter.tell(len(line) + share * count)
+                meter.report(len(line) + share * count)
 
             stop.check()
             in_work.append(_begin(plan, batch, progress))
@@ -246,7 +247,7 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
         seconds=outcome.seconds,
         executor=outcome.executor,
         precision=plan.runtime.precision,
-        peak_memory=plan.runtime.peak_memory(),
+        peak_memory=peak_bytes(plan.runtime),
         notes=[
             *([item.source.note] if item.source.note else []),
             *outcome.notes,

@@ -25,6 +25,7 @@ from c2fdft_cli.engine.restore.result import (
 )
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight
+from c2fdft_cli.execution.memory import peak_bytes
 from c2fdft_cli.files import TakenError, atomic_path, ensure_folder
 from c2fdft_cli.pipeline import ahead
 from c2fdft_cli.signals import StoppedError, StopRequest
@@ -223,7 +224,7 @@ def _record(
         seconds=tally.seconds,
         executor=tally.executor,
         precision=plan.runtime.precision,
-        peak_memory=plan.runtime.peak_memory(),
+        peak_memory=peak_bytes(plan.runtime),
         notes=tally.notes,
         frames=tally.frames,
         frame_rate=str(info.rate),

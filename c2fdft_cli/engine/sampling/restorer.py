@@ -11,6 +11,7 @@ from torch import Tensor
 
 from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, gaussian, to_image
 from c2fdft_cli.core.network import pad_to_multiple, padded_side
+from c2fdft_cli.engine.weights.build import refuse_lost_image
 from c2fdft_cli.execution.cuda.transfer import upload
 from c2fdft_cli.execution.device import Runtime
 
@@ -41,6 +42,9 @@ class Restorer:
         seed: of the noise, together with each image's name.
         keeps_noise: hold the last start noise, 12 bytes a pixel, for batches that share it, as
             those of a video's frames do.
+
+    Raises:
+        UsageError: sampling cannot begin at the first of the timesteps.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Restorer:
         seed: int = 0,
         keeps_noise: bool = False,
     ) -> None:
+        refuse_lost_image(grid, alpha_bar)
         self.predict_noise = predict_noise
         self.alpha_bar = alpha_bar
         self.grid = list(grid)

@@ -24,6 +24,7 @@ from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.compiling import compile_in_place
 from c2fdft_cli.execution.cuda.recorded import records
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.memory import peak_bytes
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe.schema import Network, Recipe
@@ -159,7 +160,7 @@ def _bench(
         tflops=tflops,
         gemm_tflops=of_machine,
         of_gemm=tflops / of_machine if tflops and of_machine else None,
-        peak_memory=runtime.peak_memory(),
+        peak_memory=peak_bytes(runtime),
     )
 
 

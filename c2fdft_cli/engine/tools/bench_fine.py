@@ -16,7 +16,7 @@ from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.engine.tools.live_bytes import Held, held_bytes
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
-from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network, refuse_lost_image
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.progress import Job
@@ -71,6 +71,7 @@ def bench_fine(
     for calls in options.calls:
         if not 1 <= calls <= timesteps:
             raise UsageError(f"--calls must be 1 to {timesteps}, got {calls}")
+    refuse_lost_image(time_grid(1, total=timesteps), alpha_bar_of_recipe(recipe.diffusion))
     kinds = [(calls, name) for calls in options.calls for name in options.recompute]
     total = len(kinds) * (options.repeats + 1)
     work = _bench(options, kinds, recipe, runtime)

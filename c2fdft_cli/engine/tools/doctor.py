@@ -6,7 +6,6 @@ import ctypes
 import importlib.util
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -131,10 +130,9 @@ def _gpu(runtime: Runtime) -> list[Finding]:
 
 def _driver() -> str:
     """The CUDA that the driver serves, asked of the driver itself: torch has no name for it."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     version = ctypes.c_int()
     try:
-        ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(version))
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     except (OSError, AttributeError) as error:
         return f"not known: {error}"
     return f"for CUDA {version.value // 1000}.{version.value % 1000 // 10}"

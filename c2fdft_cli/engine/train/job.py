@@ -36,7 +36,7 @@ from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.distributed import all_reduce_min, any_rank, barrier
-from c2fdft_cli.execution.memory import give_back_freed_memory
+from c2fdft_cli.execution.memory import give_back_freed_memory, peak_bytes
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
 from c2fdft_cli.validation import validate
@@ -291,7 +291,7 @@ class _Training:
             skipped=result.skipped,
             seconds=seconds,
             waited=min(waited / max(seconds, 1e-9), 1.0),
-            memory=self.runtime.peak_memory(),
+            memory=peak_bytes(self.runtime),
         )
 
     def _log_score_save(
@@ -340,7 +340,7 @@ class _Training:
         if self.runtime.is_main:
             row = self._row(scored)
             self.run.append_metrics(row)
-            self.board.row(row, self.runtime.peak_memory())
+            self.board.row(row, peak_bytes(self.runtime))
         self.window = _Window()
 
     def _save(self) -> None:

@@ -15,7 +15,11 @@ from c2fdft_cli.engine.train.folder import RunFolder, auto_run, find_run, new_ru
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.state import load_newest
-from c2fdft_cli.engine.weights.build import timesteps_of_recipe
+from c2fdft_cli.engine.weights.build import (
+    alpha_bar_of_recipe,
+    refuse_lost_image,
+    timesteps_of_recipe,
+)
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint, versions
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from c2fdft_cli.execution.device import GPU_ONLY, Runtime, make_runtime, with_precision
@@ -95,6 +99,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
     _check_shards(data)
     name = _recipe_name(request, init)
     grid, about_grid = _grid(request, recipe, init)
+    refuse_lost_image(grid, alpha_bar_of_recipe(recipe.diffusion))
     # the timesteps in use, so that the run's recipe alone tells what it is trained for
     recipe = replace(
         recipe,

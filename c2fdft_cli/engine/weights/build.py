@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, check_grid, time_grid
+from c2fdft_cli.core.diffusion import (
+    alpha_bar_of,
+    beta_schedule,
+    check_grid,
+    check_start,
+    time_grid,
+)
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.recipe.schema import Diffusion, Network, Sampling
 
 
@@ -29,6 +35,18 @@ def timesteps_of_recipe(sampling: Sampling, diffusion: Diffusion) -> list[int]:
     if sampling.grid is not None:
         return check_grid(sampling.grid, diffusion.timesteps)
     return time_grid(sampling.steps, sampling.spacing, diffusion.timesteps)
+
+
+def refuse_lost_image(grid: Sequence[int], alpha_bar: Tensor) -> None:
+    """UsageError where the noise schedule leaves nothing of the image at the first timestep."""
+    try:
+        check_start(grid, alpha_bar)
+    except ValueError as error:
+        raise UsageError(
+            f"sampling cannot begin: {error}",
+            hint="use spacing leading or a grid that begins at a smaller timestep, or train with a "
+            "smaller diffusion.beta_end",
+        ) from error
 
 
 def make_network(

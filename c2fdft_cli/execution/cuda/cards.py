@@ -64,7 +64,10 @@ def architecture_names(architectures: Sequence[str]) -> str:
 
 
 def unusable_gpu(index: int) -> str | None:
-    """Why torch cannot compute on this GPU, in a sentence; None where it can."""
+    """Why torch cannot compute on this GPU, in a sentence; None where it can.
+
+    It becomes the current one, which is what shows whether it answers.
+    """
     try:
         torch.cuda.set_device(index)
         capability = torch.cuda.get_device_capability(index)

@@ -34,7 +34,6 @@ class Download:
     """Copies of tensors of one device to the CPU, made behind the work that it was given so far."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._copies = list(tensors)
         self._done: torch.cuda.Event | None = None
         if not any(overlaps(tensor.device) for tensor in tensors):
             self._copies = [tensor.cpu() for tensor in tensors]

@@ -137,7 +137,7 @@ def try_out(
     try:
         from c2fdft_cli.execution.fused import passes
     except Exception as error:  # whatever Triton finds missing: nothing depends on it
-        return PLAIN, [Trial("all", None, failure=_told(error))]
+        return PLAIN, [Trial("all", None, failure=_first_line(error))]
     fused = Passes(passes.gather, passes.mixing, passes.apply)
     source = torch.Generator(device).manual_seed(0)
     shape = (1, TRIED_ROWS, max(1, TRIED_VALUES // TRIED_ROWS // width), width)
@@ -190,7 +190,7 @@ def try_part(
             return Trial(name, error)
         return Trial(name, error, _seconds(lambda: work(fused)), _seconds(lambda: work(plain)))
     except Exception as error:  # Triton and drivers have many; the plain passes need none of them
-        return Trial(name, None, failure=_told(error))
+        return Trial(name, None, failure=_first_line(error))
 
 
 def _tensors(result: object) -> list[Tensor]:
@@ -219,5 +219,5 @@ def _seconds(run: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def _told(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]

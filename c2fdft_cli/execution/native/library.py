@@ -20,7 +20,9 @@ from pathlib import Path
 
 import torch
 
+from c2fdft_cli.execution.kernels import is_traced
 from c2fdft_cli.execution.native.signatures import SIGNATURES
+from c2fdft_cli.vocabulary import check_choice
 
 SWITCH = "C2FDFT_NATIVE"
 """Environment variable: "off" leaves the compiled kernels out."""
@@ -67,23 +69,27 @@ class Kernels:
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """The kernels, built if need be; None where torch's own operators do the work."""
-    traced = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
-    if device.type != "cpu" or dtype != torch.float32 or traced:
+    if device.type != "cpu" or dtype != torch.float32 or is_traced():
         return None
     return kernels_or_reason()[0]
 
 
 @functools.cache
 def kernels_or_reason() -> tuple[Kernels | None, str]:
-    """The kernels of this machine, and in words where they lie or why there are none."""
-    if os.environ.get(SWITCH, "").lower() in ("off", "0", "no"):
+    """The kernels of this machine, and in words where they lie or why there are none.
+
+    Raises:
+        UsageError: the environment variable has another value.
+    """
+    if check_choice(SWITCH, os.environ.get(SWITCH, "auto"), ("auto", "off")) == "off":
         return None, f"{SWITCH} is off"
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if sys.platform == "win32":
-        return None, "they are not built on Windows"
     if compiler is None:
         return None, f"no C compiler ({', '.join(COMPILERS)})"
     try:
+        if sys.platform == "darwin" and compiler.startswith("/usr/bin/"):
+            # Without the command line tools these are stubs, which open a dialog when they run.
+            _run("xcode-select", "-p")
         # The name holds all that the code depends on, so a library that is there needs no other
         # check.
         path = _private_folder() / f"kernels-{_fingerprint(compiler)}.so"

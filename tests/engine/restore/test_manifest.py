@@ -116,7 +116,6 @@ def test_a_manifest_that_cannot_be_written_is_an_error(tmp_path: Path, source: P
         Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path, source: Path) -> None:
     os.mkfifo(tmp_path / MANIFEST_NAME)
     manifest = Manifest(tmp_path, SETTINGS)

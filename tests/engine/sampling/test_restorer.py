@@ -9,6 +9,7 @@ from torch import Tensor
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, gaussian
 from c2fdft_cli.engine.sampling import restorer as restorer_module
 from c2fdft_cli.engine.sampling.restorer import Restorer, noise_generator
+from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 
 
@@ -103,3 +104,11 @@ def test_what_overflows_is_not_clamped_into_an_image(value: float) -> None:
     image = sampler(torch.rand(2, 3, 8, 16), ["a", "b"])
     assert image[0].isfinite().all()
     assert image[1].isnan().nonzero().tolist() == [[0, 2, 3]]
+
+
+def test_timesteps_without_a_trace_of_the_image_are_refused() -> None:
+    runtime, alpha_bar = Runtime(torch.device("cpu")), alpha_bar_of(beta_schedule("jsd"))
+    with pytest.raises(UsageError, match=r"timestep 999 \(alpha_bar is 0\)") as caught:
+        Restorer(lambda x, t: x, alpha_bar, [999, 0], runtime)
+    assert "spacing leading" in (caught.value.hint or "")
+    Restorer(lambda x, t: x, alpha_bar, [998, 0], runtime)

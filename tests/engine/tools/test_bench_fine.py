@@ -48,6 +48,12 @@ def test_more_steps_than_timesteps(calls):
         job(calls=(calls,))
 
 
+def test_schedule_that_leaves_nothing_of_the_image():
+    recipe = load_recipe("tiny", ["diffusion.schedule=jsd"])
+    with pytest.raises(UsageError, match="nothing of the image is left at timestep 999"):
+        bench_fine(BenchOptions("train-step", stage="fine", size=16), recipe, CPU)
+
+
 def test_unknown_words():
     with pytest.raises(UsageError, match="none, call or level"):
         parse_recompute("none,levels")

@@ -414,6 +414,11 @@ def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
             RecipeError,
             "must be less than",
         ),
+        (
+            request("coarse", shard_folder, None, "diffusion.schedule=jsd"),
+            UsageError,
+            "nothing of the image is left at timestep 999",
+        ),
     ]
     for wish, kind, words in cases:
         with pytest.raises(kind) as caught:

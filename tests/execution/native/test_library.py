@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.native import library
 from c2fdft_cli.execution.native.library import Kernels, kernels_for, kernels_or_reason
 
@@ -47,6 +48,27 @@ def test_they_can_be_switched_off(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(library.SWITCH, "off")
     assert kernels_or_reason() == (None, "C2FDFT_NATIVE is off")
     assert not cache.exists()
+
+
+def test_a_misspelt_switch_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.SWITCH, "disabled")
+    with pytest.raises(UsageError, match="C2FDFT_NATIVE must be auto or off, got 'disabled'"):
+        kernels_or_reason()
+
+
+def test_apples_stub_of_a_compiler_is_not_run(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Without the command line tools `cc --version` opens a dialog."""
+    ran: list[tuple[str, ...]] = []
+
+    def refused(*command: str) -> bytes:
+        ran.append(command)
+        raise subprocess.CalledProcessError(2, command)
+
+    monkeypatch.setattr(library.sys, "platform", "darwin")
+    monkeypatch.setattr(library.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(library, "_run", refused)
+    assert kernels_or_reason() == (None, "/usr/bin/cc cannot build them")
+    assert ran == [("xcode-select", "-p")]
 
 
 def test_without_a_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
