@@ -184,9 +184,10 @@ def metadata_of(about: Mapping[Any, Any]) -> tuple[int, Metadata]:
 def _density(about: Mapping[Any, Any]) -> tuple[float, float] | None:
     if about.get("exif") and about.get("jfif_unit") not in _JFIF_UNITS:
         exif = Image.Exif()  # Pillow's own answer is 72 where the block says nothing
-        with contextlib.suppress(Exception):  # a damaged block tells nothing
+        with quiet_pillow(), contextlib.suppress(Exception):  # a damaged block tells nothing
             exif.load(about["exif"])
-        return density_of(exif)
+            return density_of(exif)
+        return None
     across, along = about.get("dpi") or (0, 0)
     return sane_density(across, along)
 
