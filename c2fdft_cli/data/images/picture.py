@@ -87,8 +87,13 @@ def is_image_path(path: str | Path) -> bool:
 def natural_key(path: str | Path) -> tuple[Any, ...]:
     """A sort key under which 2.png comes before 10.png, folder by folder."""
     # Each run is a tuple with its kind in front, so that a number is never compared with a text.
+    # Numbers compare by their digits: Python refuses to turn thousands of them into an integer.
     parts = [
-        [(0, int(number), "") if number else (1, 0, text) for number, text in runs]
+        [
+            (0, len(digits), digits) if number else (1, 0, text)
+            for number, text in runs
+            for digits in [number.lstrip("0")]
+        ]
         for part in Path(path).parts
         for runs in [re.findall(r"([0-9]+)|([^0-9]+)", part.casefold())]
     ]

@@ -22,6 +22,7 @@ from c2fdft_cli.data.images.picture import (
     image_size,
     is_image_path,
     list_images,
+    natural_key,
     read_picture,
     read_rgb8,
     save_rgb8,
@@ -284,3 +285,9 @@ def test_list_images_of_nothing_or_of_a_file(tmp_path):
         list_images(tmp_path / "none")
     with pytest.raises(DataError, match="not a folder"):
         list_images(tmp_path / "a.png")
+
+
+def test_numbers_in_names_are_ordered_by_value_however_long():
+    names = ["0", "01", "1", "2", "010", "10", "9" * 5000, "1" + "0" * 5000, "a2", "a10"]
+    mixed = names[::-1]
+    assert sorted(mixed, key=natural_key) == names
