@@ -173,7 +173,7 @@ def _samples(page: tifffile.TiffPage) -> Array:
     photometric = int(page.photometric)
     if photometric == _PALETTE:
         palette: Array = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
-        return grey_if_equal(palette[samples[..., 0]])
+        return grey_if_equal(palette[samples[..., 0]], _block(page, Base.InterColorProfile))
     if photometric == _CMYK:
         return rgb_from_cmyk(samples[..., :4], _block(page, Base.InterColorProfile))
     if photometric == _YCBCR and page.compression != _JPEG:  # whose decoder makes RGB of it
