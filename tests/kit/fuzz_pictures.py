@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 from PIL import Image
 
-from c2fdft_cli.data.images.picture import frame_count, image_size, read_picture
+from c2fdft_cli.data.images.picture import (
+    Picture,
+    frame_count,
+    image_size,
+    read_picture,
+    write_picture,
+)
 from c2fdft_cli.engine.restore.inputs import find_inputs
 from tests.kit.fuzz import Target
-from tests.kit.images import encoded, ramp, tiff_bytes
+from tests.kit.images import encoded, exif_block, ramp, tagged_tiff, tiff_bytes
 
 MAX_PIXELS = 1 << 22
 BY_PILLOW = ("BMP", "DDS", "PCX", "PPM", "QOI", "SGI", "TGA", "JPEG2000")
 WITH_FRAMES = ("AVIF", "GIF", "MPO", "PNG", "WEBP")
+WRITTEN = (".png", ".jpg", ".tif", ".webp")
+TAGS = {
+    271: (2, 7, b"Cam\xe9ra\0"),
+    282: (5, 1, struct.pack("<II", 300, 1)),
+    305: (5, 1, struct.pack("<II", 3, 1)),
+    306: (7, 4, b"2026"),
+    700: (1, 4, b"<x/>"),
+    33723: (4, 2, b"\x1c\x02\x78\0\x03abc"),
+    34675: (2, 8, b"profile\0"),
+}
+"""What describes a picture, by tag: type, count, bytes. Some types are not the standard's."""
 COMPRESSIONS = ("jpeg", "lzma", "lzw", "packbits", "zlib", "zstd")
 
 
@@ -34,6 +52,8 @@ def seeds_of_pictures(_folder: Path) -> list[bytes]:
         tiff_bytes(deep, photometric="rgb", tile=(16, 16), compression="lzw"),
         encoded(image.convert("1"), "TIFF", compression="group4"),
         encoded(image, "JPEG", dpi=(300, 300), comment=b"mine", xmp=b"<x/>"),
+        encoded(image, "JPEG", exif=b"Exif\0\0" + exif_block(TAGS)),
+        tagged_tiff(shallow, TAGS),
         b"P3 4 4 99\n" + b" ".join(b"%d" % value for value in range(48)),
         b"P1 4 4\n" + b"0 1\n" * 8,
         imagecodecs.jpeg2k_encode(deep, level=0),
@@ -46,9 +66,17 @@ def seeds_of_pictures(_folder: Path) -> list[bytes]:
 
 
 def read_all_of_it(path: Path) -> None:
-    """Headers and pixels as restoring reads them."""
+    """Headers and pixels as restoring reads them; in each format, as it would write them."""
     image_size(path)
-    read_picture(path, frame=frame_count(path) - 1, max_pixels=MAX_PIXELS)
+    found = read_picture(path, frame=frame_count(path) - 1, max_pixels=MAX_PIXELS)
+    for suffix in WRITTEN:
+        write_picture(path.with_name(f"output{suffix}"), few_pixels(found))
+
+
+def few_pixels(picture: Picture) -> Picture:
+    """A corner: what may go wrong in writing are the metadata, and WebP takes its time."""
+    pixels, alpha = picture.pixels[:16, :16], picture.alpha
+    return replace(picture, pixels=pixels, alpha=None if alpha is None else alpha[:16, :16])
 
 
 def seeds_of_lists(folder: Path) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import tifffile
@@ -24,3 +25,26 @@ def tiff_bytes(values, **options):
     file = io.BytesIO()
     tifffile.imwrite(file, values, **options)
     return file.getvalue()
+
+
+def exif_block(entries, end=bytes(4)):
+    """An EXIF block of any types: (type, count, bytes of the values) by tag; little-endian."""
+    begin, values = 8 + 2 + 12 * len(entries) + len(end), b""
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
+    for tag, (kind, count, data) in sorted(entries.items()):
+        place = data.ljust(4, b"\0")
+        if len(data) > 4:
+            place, values = struct.pack("<I", begin + len(values)), values + data
+        head += struct.pack("<HHI", tag, kind, count) + place
+    return head + end + values
+
+
+def tagged_tiff(values, tags):
+    """uint8 `[h, w, 3]` as a TIFF with further tags, as of `exif_block`."""
+    height, width, channels = values.shape
+    numbers = {256: width, 257: height, 258: 8, 259: 1, 262: 2, 273: 0, 277: channels}
+    numbers |= {278: height, 279: values.size}
+    entries = {tag: (4, 1, struct.pack("<I", number)) for tag, number in numbers.items()} | tags
+    entries[258] = (3, channels, struct.pack("<H", 8) * channels)
+    entries[273] = (4, 1, struct.pack("<I", len(exif_block(entries))))
+    return exif_block(entries) + values.tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,31 @@ def remux(source: Path, target: Path, **changes: Any) -> Path:
             packet.pts, packet.dts, packet.duration = 0, 0, 900
             new.mux(packet)
     return target
+
+
+def changed(source: Path, target: Path, change: Callable[[Any], None]) -> Path:
+    """Copy all packets of a video to Matroska, each changed in place."""
+    with av.open(str(source)) as old, av.open(str(target), "w", format="matroska") as new:
+        pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
+        for packet in old.demux():
+            if packet.size:
+                change(packet)
+                packet.stream = pairs[packet.stream_index]
+                new.mux_one(packet)
+    return target
+
+
+def begin(path: Path) -> Fraction:
+    """Seconds from the file's begin to the first frame."""
+    info = probe_video(path)
+    with VideoReader(info, info.is_deep) as reader:
+        return next(iter(reader)).pts * info.time_base
+
+
+def subtitles(path: Path) -> list[str]:
+    """Codecs of the subtitle streams."""
+    with av.open(str(path)) as container:
+        return [one.codec_context.codec.canonical_name for one in container.streams.subtitles]
 
 
 def stamps(path: Path) -> tuple[Fraction, list[int]]:

@@ -15,6 +15,9 @@ from c2fdft_cli.files import read_error
 class _Animation:
     """One file; what is wanted and decoded on the way to a frame waits for who asks for it.
 
+    Each wanted frame is asked for once: one that was asked for before is decoded again, with those
+    in front of it.
+
     Args:
         path: the file.
         wanted: frames that will be asked for.

@@ -34,6 +34,7 @@ _IPTC_UUID = bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38")
 _EXIF_UUID = b"JpgTiffExif->JP2"
 _RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _DEEP, _12_BITS = 0x40, 0x20
+_JXL_RGB, _JXL_GREY, _JXL_D65, _JXL_SRGB_PRIMARIES, _JXL_SRGB_TRANSFER = 0, 1, 1, 1, 13
 _USUAL_PRIMARIES, _USUAL_TRANSFERS = {1, 2}, {1, 2, 6, 13}
 """Codes of H.273 that mean sRGB or nothing, as pictures use them."""
 
@@ -41,8 +42,10 @@ _USUAL_PRIMARIES, _USUAL_TRANSFERS = {1, 2}, {1, 2, 6, 13}
 def decode_avif(data: bytes, frame: int, max_pixels: int) -> Decoded:
     """An AVIF's samples; 10 and 12 bits become 16, but in an animation 8."""
     found = decode_plain(data, "AVIF", frame, max_pixels)
-    # The third byte of the AV1 configuration: more than 8 bits, and whether these are 12.
-    flags = data[data.find(b"av1C") + 6]
+    # The third byte of the AV1 configuration: more than 8 bits, and whether these are 12. The first
+    # one will do: encoders write the picture's before those of its alpha and its thumbnail.
+    at = data.find(b"av1C")
+    flags = 0 if at < 0 else data[at + 6]
     metadata = _with_colour_codes(found.metadata, data)
     if not flags & _DEEP:
         return found._replace(metadata=metadata)
@@ -183,8 +186,8 @@ class _JxlHeader:
         if not self._take(1):
             if self._take(1):
                 self._extra_fields()
-            self._depth()
-            self._colours()
+            self.bits = self._depth()
+            self.is_srgb = self._colours()
 
     def _take(self, count: int) -> int:
         value = self._bits & ((1 << count) - 1)
@@ -220,20 +223,45 @@ class _JxlHeader:
             self._number((0, 0), (0, 3), (0, 16), (0, 32))
             self._take(1)
 
-    def _depth(self) -> None:
-        if self._take(1):
-            self.bits = self._number((32, 0), (16, 0), (24, 0), (1, 6))
-            self._take(4)
-        else:
-            self.bits = self._number((8, 0), (10, 0), (12, 0), (1, 6))
+    def _depth(self) -> int:
+        if not self._take(1):
+            return self._number((8, 0), (10, 0), (12, 0), (1, 6))
+        bits = self._number((32, 0), (16, 0), (24, 0), (1, 6))
+        self._take(4)
+        return bits
 
-    def _colours(self) -> None:
-        """sRGB where all is as usual; further channels of another kind than alpha end this."""
+    def _code(self) -> int:
+        return self._number((0, 0), (1, 0), (2, 4), (18, 6))
+
+    def _colours(self) -> bool:
+        """Whether they are sRGB, or grey as in sRGB: fields in order, as far as all is as there."""
         self._take(1)
         extra = self._number((0, 0), (1, 0), (2, 4), (1, 12))
-        usual = all(self._take(1) for _ in range(extra))
+        if not all(self._is_alpha() for _ in range(extra)):
+            return False
         self._take(1)
-        self.is_srgb = usual and bool(self._take(1))
+        if self._take(1):  # all as in sRGB
+            return True
+        has_profile, space = self._take(1), self._code()
+        return (
+            not has_profile
+            and space in (_JXL_RGB, _JXL_GREY)
+            and self._code() == _JXL_D65
+            and (space == _JXL_GREY or self._code() == _JXL_SRGB_PRIMARIES)
+            and not self._take(1)  # a gamma
+            and self._code() == _JXL_SRGB_TRANSFER
+        )
+
+    def _is_alpha(self) -> bool:
+        """Step over a further channel; of another kind than alpha not to its end."""
+        if self._take(1):
+            return True
+        kind = self._code()
+        self._depth()
+        self._number((0, 0), (3, 0), (4, 0), (1, 3))
+        self._take(8 * self._number((0, 0), (0, 4), (16, 5), (48, 10)))  # its name
+        self._take(1)
+        return kind == 0
 
 
 def _decoded(samples: Array, bits: int, orientation: int, metadata: Metadata) -> Decoded:

@@ -38,26 +38,26 @@ _SIZES: dict[str, Callable[[BinaryIO], tuple[int, int, int]]] = {
 }
 _ANIMATED = {"WEBP", "GIF", "PNG", "AVIF"}
 IN_ORDER = {"WEBP", "GIF", "PNG"}
-"""Kinds whose frames `Frames` decodes."""
+"""Kinds whose frames `FrameReader` decodes one after the other. Not AVIF, whose depth and colours
+come from its boxes, and whose library begins at the key frame before the one that is asked for."""
 # They report through logging, which prints to standard error where nobody has set it up.
 for _name in ("tifffile", "imagecodecs", "PIL"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
-def decode(data: bytes, *, frame: int, max_pixels: int, suffix: str = "") -> Decoded:
+def decode(data: bytes, kind: str, *, frame: int, max_pixels: int) -> Decoded:
     """Frame `frame` of an image file's bytes.
 
     Args:
         data: the whole file.
+        kind: its format, as `file_format` tells it.
         frame: from 0; of a JPEG with several views those behind the first too.
         max_pixels: refuse pictures with more before they are decoded.
-        suffix: of the file's name in lower case, as in `file_format`.
 
     Raises:
-        Unreadable: not an image, over `max_pixels`, of an unsupported kind, or no such frame.
+        Unreadable: over `max_pixels`, of an unsupported kind, or no such frame.
         Exception: whatever the libraries raise on damaged files.
     """
-    kind = file_format(data[:HEAD_BYTES], suffix)
     if kind in _WITH_FRAMES:
         return _WITH_FRAMES[kind](data, frame, max_pixels)
     if kind in _BY_PILLOW:
@@ -68,25 +68,6 @@ def decode(data: bytes, *, frame: int, max_pixels: int, suffix: str = "") -> Dec
     if frame:
         raise no_frame(frame, 1)
     return _STILL[kind](data, max_pixels)
-
-
-class Frames:
-    """Frames of an image file's bytes; in ascending order each is decoded once.
-
-    Args:
-        data, max_pixels, suffix: as of `decode`.
-    """
-
-    def __init__(self, data: bytes, *, max_pixels: int, suffix: str = "") -> None:
-        self._data, self._max_pixels = data, max_pixels
-        self._kind = file_format(data[:HEAD_BYTES], suffix)
-        self._opened = pillow.OpenFrames(data, self._kind, max_pixels)
-
-    def decode(self, frame: int) -> Decoded:
-        """A frame, from 0; errors as `decode`."""
-        if self._kind == "PNG":
-            return png.decode_png(self._data, frame, self._max_pixels, self._opened)
-        return self._opened.decode(frame)
 
 
 def stored_size(file: BinaryIO, suffix: str = "") -> tuple[int, int, int]:

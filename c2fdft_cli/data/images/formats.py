@@ -65,7 +65,7 @@ _UNREAD_SUFFIXES = {
     "vector graphics": ".svg .eps .ai .wmf .emf",
     "other": ".xcf .kra .clip .pdn .psb .fits .dcm .djvu .ico .icns .jbig2 .flif .bpg",
 }
-COPY = "preview or backup copy"
+_COPY = "preview or backup copy"
 _COPIES = {".thm", ".bak", ".jpg_original", ".jpeg_original", ".tif_original", ".png_original"}
 HINTS = {
     "HEIC": "install the extra `heif` (pip install 'c2fdft[heif]'), or convert to JPEG or TIFF",
@@ -75,7 +75,7 @@ HINTS = {
     "JPEG-LS": "convert to PNG or TIFF",
     "vector graphics": "export as PNG",
     "other": "export as PNG or TIFF",
-    COPY: "rename to restore them",
+    _COPY: "rename to restore them",
 }
 """Kinds of pictures that are not read, and the way to have them read."""
 _SUFFIX_OF_UNREAD = {
@@ -126,7 +126,7 @@ def recognise(head: bytes, suffix: str) -> str | None:
     if found == "TIFF" and head[8:10] == b"CR":
         return "camera raw"
     if suffix in _COPIES:
-        return COPY if found else None
+        return _COPY if found else None
     # camera raw files are TIFF files too, in which the first picture is a thumbnail
     if found in (None, "TIFF") and suffix in _SUFFIX_OF_UNREAD:
         return _SUFFIX_OF_UNREAD[suffix]

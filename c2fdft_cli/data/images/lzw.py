@@ -6,6 +6,7 @@ which ends the program.
 
 from __future__ import annotations
 
+import imagecodecs
 import numpy as np
 
 _CLEAR, _END, _FIRST, _FULL = 256, 257, 258, 4096
@@ -24,11 +25,25 @@ _LARGEST[0] = _END
 
 def is_sound(segment: bytes, size: int) -> bool:
     """Whether the codes of the first `size` bytes that it stands for are defined."""
-    return _all_defined(segment) or _defined_up_to(segment, size)
+    undefined = _first_undefined(segment)
+    if undefined is None:
+        return True
+    at, width = undefined
+    # What is in front of it is safe to decode, with an end code in its place.
+    begun = segment[at >> 3] >> (8 - (at & 7))
+    end = (begun << width | _END) << (32 - width - (at & 7))
+    try:
+        made = imagecodecs.lzw_decode(segment[: at >> 3] + end.to_bytes(4, "big"), out=size)
+    except RuntimeError:  # no code is left
+        return False
+    return len(made) >= size
 
 
-def _all_defined(segment: bytes) -> bool:
-    """All codes up to the end code, thousands at a time: only a clear code changes their places."""
+def _first_undefined(segment: bytes) -> tuple[int, int] | None:
+    """Where the first undefined code in front of the end code begins, in bits, and its width.
+
+    Thousands of codes at a time: only a clear code changes their places.
+    """
     data = np.frombuffer(segment + bytes(3), np.uint8)
     at, widths, starts, largest = 0, _WIDTHS, _STARTS, _LARGEST
     while at + widths[0] <= 8 * len(segment):
@@ -40,10 +55,11 @@ def _all_defined(segment: bytes) -> bool:
         codes = words[places >> 3] >> (24 - wide - (places & 7)) & ((1 << wide) - 1)
         marks = np.flatnonzero((codes == _CLEAR) | (codes == _END))
         used = int(marks[0]) if marks.size else count
-        if (codes[:used] > largest[:used]).any():
-            return False
+        wrong = np.flatnonzero(codes[:used] > largest[:used])
+        if wrong.size:
+            return at + int(starts[wrong[0]]), int(wide[wrong[0]])
         if marks.size and codes[used] == _END:
-            return True
+            return None
         if marks.size:
             at += int(starts[used] + widths[used])
             widths, starts, largest = _WIDTHS, _STARTS, _LARGEST
@@ -51,28 +67,4 @@ def _all_defined(segment: bytes) -> bool:
             at += int(starts[count - 1] + widths[count - 1])
             widths, starts = np.full(_BLOCK, 12), 12 * np.arange(_BLOCK)
             largest = np.full(_BLOCK, _FULL - 1)
-    return True
-
-
-def _defined_up_to(segment: bytes, size: int) -> bool:
-    """The same, code by code, with the number of bytes that they stand for."""
-    lengths, width, at, last, made = [1] * _FIRST, 9, 0, 0, 0
-    while made < size and at + width <= 8 * len(segment):
-        start = at >> 3
-        word = int.from_bytes(segment[start : start + 3].ljust(3, b"\0"), "big")
-        code = word >> (24 - width - (at & 7)) & ((1 << width) - 1)
-        at += width
-        if code == _END:
-            return True
-        if code == _CLEAR:
-            del lengths[_FIRST:]
-            width, last = 9, 0
-            continue
-        if code > len(lengths) - (not last):
-            return False
-        if last and len(lengths) < _FULL:
-            lengths.append(last + 1)
-        last = lengths[code]
-        made += last
-        width = min(12, max(9, (len(lengths) + 1).bit_length()))
-    return True
+    return None

@@ -77,14 +77,16 @@ def upright_exif(block: bytes | None) -> tuple[int, bytes | None]:
         (count,) = struct.unpack_from(f"{order}H", patched, start)
         orientation = 1
         for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", patched, at)
+            tag, kind = struct.unpack_from(f"{order}HH8x", patched, at)
             if tag == Base.Orientation:
                 value = order + ("I" if kind == 4 else "H")
                 (orientation,) = struct.unpack_from(value, patched, at + 8)
                 struct.pack_into(value, patched, at + 8, 1)
-        struct.pack_into(f"{order}I", patched, start + 2 + 12 * count, 0)
     except struct.error:
         return 1, None
+    # Some programs end the block in front of the pointer to the thumbnail: it is added then.
+    end = start + 2 + 12 * count
+    patched[end : end + 4] = bytes(4)
     return orientation if 1 <= orientation <= 8 else 1, bytes(patched)
 
 

@@ -12,10 +12,12 @@ from c2fdft_cli.data.images.metadata import NO_METADATA
 from c2fdft_cli.data.images.samples import Array, Decoded, check_size
 
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
-_SIZE = re.compile(rb"P([1-6])" + _GAP + rb"([0-9]{1,9})" + _GAP + rb"([0-9]{1,9})")
+_SIZE = re.compile(rb"P([1-6])" + _GAP + rb"([0-9]{1,9})" + _GAP + rb"([0-9]{1,9})(?=[\s#])")
 _WHITE = re.compile(_GAP + rb"([0-9]{1,5})\s")
 _MOST_DIGITS = 10
 """Zeros in front included."""
+_MAX_HEADER_BYTES = 1 << 20
+"""Comments included."""
 _BIT_TEXT, _BITS = 1, 4
 _TEXTS = (1, 2, 3)
 _COLOURS = (3, 6)
@@ -24,7 +26,9 @@ _COLOURS = (3, 6)
 def stored_size(file: BinaryIO) -> tuple[int, int, int]:
     """As `codec.stored_size`."""
     file.seek(0)
-    width, height = _header(file.read(HEAD_BYTES))[1:3]
+    head = file.read(HEAD_BYTES)
+    head += b"" if _SIZE.match(head) else file.read(_MAX_HEADER_BYTES)
+    width, height = _header(head)[1:3]
     return width, height, 1
 
 
@@ -66,13 +70,18 @@ def _bits(data: bytes, kind: int, at: int, shape: tuple[int, int, int]) -> Array
         packed = _raw(data, at + 1, (height, -(-width // 8), 1), np.dtype(np.uint8))
         return np.unpackbits(packed[..., 0], axis=1)[:, :width, None]
     digits = re.sub(rb"#[^\n\r]*|\s", b"", data[at:])
-    return _raw(digits, 0, shape, np.dtype(np.uint8)) & 1
+    bits = _raw(digits, 0, shape, np.dtype(np.uint8)) - ord("0")
+    if bits.max() > 1:
+        raise ValueError("a pixel that is neither 0 nor 1")
+    return bits
 
 
 def _words(text: bytes, shape: tuple[int, int, int]) -> Array:
     """Numbers in decimal digits; ValueError for fewer than there must be."""
     count = int(np.prod(shape))
     words = re.sub(rb"#[^\n\r]*", b"", text).split(None, count)[:count]
+    if len(words) < count:
+        raise ValueError("the file is truncated")
     # NumPy gives each word the room of the longest: one of megabytes would take all memory.
     if max(map(len, words), default=0) > _MOST_DIGITS:
         raise ValueError(f"a number of more than {_MOST_DIGITS} digits")

@@ -21,7 +21,6 @@ from PIL import UnidentifiedImageError
 
 from c2fdft_cli.data.images.codec import (
     IN_ORDER,
-    Frames,
     count_frames,
     decode,
     encode,
@@ -35,14 +34,18 @@ from c2fdft_cli.data.images.formats import (
     file_format,
 )
 from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
+from c2fdft_cli.data.images.pillow import OpenFrames
+from c2fdft_cli.data.images.png import decode_png
 from c2fdft_cli.data.images.samples import Decoded
-from c2fdft_cli.errors import C2fdftError, DataError, UsageError
+from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, path_hint
 
 MAX_PIXELS = 1 << 28
 _16_BIT_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 _MAX_FILE_BYTES = 4 << 30
+_PROFILE_SPACE = slice(16, 20)
+"""Where an ICC profile says for which colours it is."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,13 @@ def is_image_path(path: str | Path) -> bool:
 def natural_key(path: str | Path) -> tuple[Any, ...]:
     """A sort key under which 2.png comes before 10.png, folder by folder."""
     # Each run is a tuple with its kind in front, so that a number is never compared with a text.
+    # Numbers compare by their digits: Python refuses to turn thousands of them into an integer.
     parts = [
-        [(0, int(number), "") if number else (1, 0, text) for number, text in runs]
+        [
+            (0, len(digits), digits) if number else (1, 0, text)
+            for number, text in runs
+            for digits in [number.lstrip("0")]
+        ]
         for part in Path(path).parts
         for runs in [re.findall(r"([0-9]+)|([^0-9]+)", part.casefold())]
     ]
@@ -128,14 +136,14 @@ def read_picture(
 
     Raises:
         DataError: missing, not an image, damaged, too large, or of a kind not supported.
+        ResourceError: out of memory.
     """
     where = None if isinstance(source, bytes) else Path(source)
     with _reading(where):
         data = source if isinstance(source, bytes) else _read_bytes(Path(source))
         suffix = "" if where is None else where.suffix.lower()
         kind = file_format(data[:HEAD_BYTES], suffix)
-        found = decode(data, frame=frame, max_pixels=max_pixels, suffix=suffix)
-        return _as_picture(found, kind)
+        return _as_picture(decode(data, kind, frame=frame, max_pixels=max_pixels), kind)
 
 
 def _as_picture(found: Decoded, kind: str) -> Picture:
@@ -143,11 +151,17 @@ def _as_picture(found: Decoded, kind: str) -> Picture:
     channels = samples.shape[2]
     grey = channels <= 2
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
+    metadata = _turned(found.metadata) if found.orientation >= 5 else found.metadata
+    # Programs ignore such a profile, and PNG forbids it.
+    if metadata.icc and grey != (metadata.icc[_PROFILE_SPACE] == b"GRAY"):
+        what = f"the colour profile, which is not one of {'grey' if grey else 'colours'}"
+        lost = f"{metadata.lost} and {what}" if metadata.lost else what
+        metadata = replace(metadata, icc=None, lost=lost)
     return Picture(
         pixels=np.ascontiguousarray(pixels),
         grey=grey,
         alpha=None if channels in (1, 3) else np.ascontiguousarray(samples[..., -1]),
-        metadata=_turned(found.metadata) if found.orientation >= 5 else found.metadata,
+        metadata=metadata,
         source_format=kind,
     )
 
@@ -165,14 +179,19 @@ class FrameReader:
     def __init__(self, path: Path) -> None:
         self._path, suffix = path, path.suffix.lower()
         with _reading(path):
-            data = _read_bytes(path)
-            self._kind = file_format(data[:HEAD_BYTES], suffix)
-            self._frames = Frames(data, max_pixels=MAX_PIXELS, suffix=suffix)
+            self._data = _read_bytes(path)
+            self._kind = file_format(self._data[:HEAD_BYTES], suffix)
+            self._opened = OpenFrames(self._data, self._kind, MAX_PIXELS)
 
     def read(self, frame: int) -> Picture:
         """A frame, from 0; DataError as `read_picture`."""
         with _reading(self._path):
-            return _as_picture(self._frames.decode(frame), self._kind)
+            found = (
+                decode_png(self._data, frame, MAX_PIXELS, self._opened)
+                if self._kind == "PNG"
+                else self._opened.decode(frame)
+            )
+            return _as_picture(found, self._kind)
 
 
 def decodes_in_order(path: Path) -> bool:
@@ -284,6 +303,9 @@ def _reading(where: Path | None) -> Iterator[None]:
         raise DataError("no such file", where=where, hint="check the path") from error
     except C2fdftError:
         raise
+    except MemoryError as error:
+        hint = "close other programs; a damaged file may ask for more than its picture takes"
+        raise ResourceError("out of memory reading the image", where=where, hint=hint) from error
     except Exception as error:  # on damaged bytes the libraries raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):

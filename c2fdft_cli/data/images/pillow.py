@@ -97,7 +97,7 @@ class OpenFrames:
         self._kind, self._max_pixels = kind, max_pixels
         self._file: Any
         with quiet_pillow():
-            self._file = iio.imopen(io.BytesIO(data), "r", plugin="pillow")
+            self._file = _opened(data)
             self._count = 1 if kind == "JPEG" else self._file.properties(index=...).n_images or 1
             self._reached = -1
             self._check(0)
@@ -118,7 +118,7 @@ class OpenFrames:
             for number in range(min(first, frame), frame + 1):
                 self._check(number)
             self._reached = frame
-            about = self._file.metadata(index=frame, exclude_applied=False)
+            about = _about(self._file, frame)
         mode = about["mode"]
         alpha = "A" if mode[-1] in "Aa" or "transparency" in about else ""
         target = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": None}.get(mode, "RGB")
@@ -128,11 +128,28 @@ class OpenFrames:
         with quiet_pillow() if self._kind == "GIF" else contextlib.nullcontext():
             samples = self._file.read(index=frame, mode=target, writeable_output=False)
         samples = samples if samples.ndim == 3 else samples[..., None]
-        return _decoded(grey_if_equal(samples) if mode[0] == "P" else samples, mode, about)
+        return _decoded(samples, mode, about)
 
     def _check(self, frame: int) -> None:
         height, width = self._file.properties(index=frame).shape[:2]
         check_size(width, height, self._max_pixels)
+
+
+def _opened(data: bytes) -> Any:
+    try:
+        return iio.imopen(io.BytesIO(data), "r", plugin="pillow")
+    except OSError as error:  # imageio's, whatever Pillow raised
+        if isinstance(error.__cause__, MemoryError):
+            raise error.__cause__ from None
+        raise ValueError("its header is damaged") from error
+
+
+def _about(file: Any, frame: int) -> dict[Any, Any]:
+    try:
+        return dict(file.metadata(index=frame, exclude_applied=False))
+    except Exception:  # it reads the EXIF block, and a damaged one should cost that alone
+        image = file._image
+        return {**image.info, "mode": image.mode}
 
 
 def decode_pillow(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
@@ -160,7 +177,7 @@ def decode_plain(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded
         about = dict(image.info)
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
     samples = samples if samples.ndim == 3 else samples[..., None]
-    return _decoded(grey_if_equal(samples) if mode[0] == "P" else samples, mode, about)
+    return _decoded(samples, mode, about)
 
 
 def metadata_of(about: Mapping[Any, Any]) -> tuple[int, Metadata]:
@@ -184,14 +201,17 @@ def metadata_of(about: Mapping[Any, Any]) -> tuple[int, Metadata]:
 def _density(about: Mapping[Any, Any]) -> tuple[float, float] | None:
     if about.get("exif") and about.get("jfif_unit") not in _JFIF_UNITS:
         exif = Image.Exif()  # Pillow's own answer is 72 where the block says nothing
-        with contextlib.suppress(Exception):  # a damaged block tells nothing
+        with quiet_pillow(), contextlib.suppress(Exception):  # a damaged block tells nothing
             exif.load(about["exif"])
-        return density_of(exif)
+            return density_of(exif)
+        return None
     across, along = about.get("dpi") or (0, 0)
     return sane_density(across, along)
 
 
 def _decoded(samples: Array, mode: str, about: Mapping[Any, Any]) -> Decoded:
+    if mode[0] == "P":
+        samples = grey_if_equal(samples, about.get("icc_profile"))
     if mode == "CMYK":
         samples = rgb_from_cmyk(samples, about.get("icc_profile"))
         about = {**about, "icc_profile": None}

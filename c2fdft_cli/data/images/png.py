@@ -71,7 +71,7 @@ def decode_png(
         samples = opened.decode(frame).samples
     else:
         samples = _samples(data)
-        samples = grey_if_equal(samples) if colours == _PALETTE else samples
+        samples = grey_if_equal(samples, _icc(chunks)) if colours == _PALETTE else samples
     return Decoded(samples, orientation, _metadata(chunks, exif, turned=orientation >= 5))
 
 

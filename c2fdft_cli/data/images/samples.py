@@ -35,9 +35,12 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise Unreadable(f"{width} x {height} px is over the limit of {max_pixels} px")
 
 
-def grey_if_equal(samples: Array) -> Array:
-    """One channel instead of three that are equal: a palette of greys makes a grey picture."""
-    if (samples[..., :1] == samples[..., 1:3]).all():
+def grey_if_equal(samples: Array, profile: bytes | None) -> Array:
+    """One channel instead of three that are equal: a palette of greys makes a grey picture.
+
+    Not where there is a colour profile: a palette's is one of RGB, which no grey picture may have.
+    """
+    if not profile and (samples[..., :1] == samples[..., 1:3]).all():
         return np.delete(samples, (1, 2), axis=2)
     return samples
 

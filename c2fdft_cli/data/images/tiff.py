@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -34,19 +33,19 @@ _DESCRIPTIONS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, *range(4009
 _DESCRIPTION, _ACROSS, _ALONG, _UNIT = 270, 282, 283, 296
 _XMP, _IPTC, _PHOTOSHOP, _DNG_VERSION = 700, 33723, 34377, 50706
 _EXIF_DIRECTORIES = {IFD.Exif.value, IFD.GPSInfo.value}
-_TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation: channels
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation: channels
 _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _LZW, _JPEG = 5, 7
 _LOW_BIT_FIRST = 2
 # None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard; those of other kinds of pictures
 # (JPEG 2000, WebP, ...) would have to be asked for their size before they are decoded.
-_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
+_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
 _STRIP_SIZE = 1 << 20
 
 
 @contextlib.contextmanager
-def _tiff_page(file: BinaryIO, frame: int = 0) -> Iterator[tifffile.TiffPage]:
+def _page(file: BinaryIO, frame: int = 0) -> Iterator[tifffile.TiffPage]:
     file.seek(0)
     # tifffile itself: imageio's plugin does not tell where a page's directory lies.
     with tifffile.TiffFile(file) as tiff:
@@ -62,23 +61,21 @@ def _tiff_page(file: BinaryIO, frame: int = 0) -> Iterator[tifffile.TiffPage]:
 
 def decode_tiff(data: bytes, frame: int, max_pixels: int) -> Decoded:
     """A TIFF's samples, as `codec.decode`."""
-    with _tiff_page(io.BytesIO(data), frame) as page:
+    with _page(io.BytesIO(data), frame) as page:
         check_size(page.imagewidth, page.imagelength, max_pixels)
         # Tiles too: a small picture may claim a huge tile, and a tile is decoded whole.
         check_size(page.tilewidth or 1, page.tilelength or 1, max_pixels)
-        _check_tiff(page)
-        _check_tiff_segments(page, data)
-        return Decoded(_tiff_samples(page), _tiff_orientation(page), _metadata(page, data))
+        _check_kind(page)
+        _check_segments(page, data)
+        return Decoded(_samples(page), _orientation(page), _metadata(page, data))
 
 
 def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
     tags = _descriptions(data, page.offset)
-    exif = Image.Exif()
-    exif.update(tags)
     return Metadata(
         # Of CMYK it has been applied already: the pixels are sRGB.
-        icc=page.tags.valueof(Base.InterColorProfile) if page.photometric != _CMYK else None,
-        exif=exif.tobytes().removeprefix(b"Exif\0\0") if len(exif) else None,
+        icc=_block(page, Base.InterColorProfile) if page.photometric != _CMYK else None,
+        exif=_directory(tags) if tags else None,
         xmp=upright_xmp(_block(page, _XMP)),
         iptc=iptc_of(_block(page, _IPTC)) or iptc_of(_block(page, _PHOTOSHOP)),
         density=density_of(tags),
@@ -86,7 +83,7 @@ def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
 
 
 def _block(page: tifffile.TiffPage, tag: int) -> bytes | None:
-    """A tag's value as its bytes, as IPTC is often stored in 32-bit words."""
+    """A tag's value as its bytes, whatever type it claims: IPTC is often stored as 32-bit words."""
     found = page.tags.get(tag)
     if found is None:
         return None
@@ -96,8 +93,8 @@ def _block(page: tifffile.TiffPage, tag: int) -> bytes | None:
 
 def stored_size(file: BinaryIO) -> tuple[int, int, int]:
     """As `codec.stored_size`."""
-    with _tiff_page(file) as page:
-        return page.imagewidth, page.imagelength, _tiff_orientation(page)
+    with _page(file) as page:
+        return page.imagewidth, page.imagelength, _orientation(page)
 
 
 def count_pages(file: BinaryIO) -> int:
@@ -107,19 +104,19 @@ def count_pages(file: BinaryIO) -> int:
         return len(tiff.pages)
 
 
-def _tiff_orientation(page: tifffile.TiffPage) -> int:
+def _orientation(page: tifffile.TiffPage) -> int:
     orientation = page.tags.valueof(Base.Orientation, default=1)
     return int(orientation) if orientation in range(1, 9) else 1
 
 
-def _check_tiff(page: tifffile.TiffPage) -> None:
+def _check_kind(page: tifffile.TiffPage) -> None:
     """Refuse by name what has no agreed white, and what is not grey or colours."""
     kind = "?" if page.dtype is None else page.dtype.kind
     if kind not in "bufi" or kind == "i" or (kind == "u" and page.bitspersample > 16):
         name = f"{page.bitspersample}-bit {'signed ' if kind == 'i' else ''}integer TIFF"
         raise Unreadable(f"{name} is not supported", "save it with 8 or 16 unsigned bits")
     channels, photometric = page.samplesperpixel, int(page.photometric)
-    colours = _TIFF_COLOURS.get(photometric, 0)
+    colours = _COLOURS.get(photometric, 0)
     plain = photometric in {0, 1, 2}
     if page.axes not in {"YX", "YXS", "SYX"} or not (
         colours and colours <= channels <= colours + 4 and (plain or page.bitspersample <= 8)
@@ -129,9 +126,9 @@ def _check_tiff(page: tifffile.TiffPage) -> None:
         raise Unreadable(what, "save it as grey or RGB")
 
 
-def _check_tiff_segments(page: tifffile.TiffPage, data: bytes) -> None:
+def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
     """Refuse strips or tiles that are cut off, or that would decode to more than their place."""
-    if page.compression not in _TIFF_COMPRESSIONS:
+    if page.compression not in _COMPRESSIONS:
         name = getattr(page.compression, "name", page.compression)
         what = f"a TIFF with {name} compression is not supported"
         raise Unreadable(what, "save it with LZW, deflate or no compression")
@@ -166,7 +163,7 @@ def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage) -> None:
         raise ValueError("its LZW codes are damaged")
 
 
-def _tiff_samples(page: tifffile.TiffPage) -> Array:
+def _samples(page: tifffile.TiffPage) -> Array:
     """uint8 or uint16 [h, w, c] with white as the largest value and alpha not multiplied in."""
     samples = page.asarray()
     samples = samples[..., None] if samples.ndim == 2 else samples
@@ -176,14 +173,14 @@ def _tiff_samples(page: tifffile.TiffPage) -> Array:
     photometric = int(page.photometric)
     if photometric == _PALETTE:
         palette: Array = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
-        return grey_if_equal(palette[samples[..., 0]])
+        return grey_if_equal(palette[samples[..., 0]], _block(page, Base.InterColorProfile))
     if photometric == _CMYK:
-        return rgb_from_cmyk(samples[..., :4], page.tags.valueof(Base.InterColorProfile))
+        return rgb_from_cmyk(samples[..., :4], _block(page, Base.InterColorProfile))
     if photometric == _YCBCR and page.compression != _JPEG:  # whose decoder makes RGB of it
         image = Image.fromarray(np.ascontiguousarray(samples[..., :3]), "YCbCr")
         return np.asarray(image.convert("RGB"))
     samples = full_range(samples, page.bitspersample)
-    count = _TIFF_COLOURS[photometric]
+    count = _COLOURS[photometric]
     colours, alpha = samples[..., :count], samples[..., count : count + 1]
     white = np.iinfo(samples.dtype).max
     if photometric == _WHITE_IS_ZERO:
@@ -197,10 +194,21 @@ def _tiff_samples(page: tifffile.TiffPage) -> Array:
     return np.concatenate([colours, alpha], axis=2)
 
 
+class _Text(str):
+    """A text in an encoding that no tag names, as Pillow reads it: one character for each byte."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "", errors: str = "") -> bytes:
+        """The bytes that it was read from: Pillow asks for ASCII, with question marks."""
+        return super().encode("latin-1")
+
+
 def _descriptions(tiff: bytes, offset: int | None = None) -> dict[int, Any]:
     """What a TIFF directory (an EXIF block is one too) tells of camera, place and picture.
 
-    Through Pillow's directories: tifffile reads the values but writes no EXIF block.
+    Through Pillow's directories: tifffile reads the values but writes no EXIF block. A tag that
+    Pillow cannot read, or not write again, costs itself alone.
 
     Args:
         tiff: a file or an EXIF block.
@@ -208,20 +216,26 @@ def _descriptions(tiff: bytes, offset: int | None = None) -> dict[int, Any]:
     """
     file, head = io.BytesIO(tiff), tiff[: 16 if 43 in tiff[2:4] else 8]
 
-    def directory(at: int | None) -> dict[int, Any]:
-        found = TiffImagePlugin.ImageFileDirectory_v2(head)
+    def described(at: int | None, group: int | None = None) -> dict[int, Any]:
+        found = TiffImagePlugin.ImageFileDirectory_v2(head, group=group)
         file.seek(found.next if at is None else at)
         found.load(file)
-        return dict(found)
+        tags: dict[int, Any] = {}
+        # The directory for interoperability is of no use where its own offset changes.
+        outside = {IFD.Interop.value} if group else found.keys() - _DESCRIPTIONS - _EXIF_DIRECTORIES
+        for tag in found.keys() - outside:
+            with contextlib.suppress(Exception):
+                value = found[tag]
+                if tag in _EXIF_DIRECTORIES and group is None:
+                    value = described(value, tag)
+                value = _Text(value) if isinstance(value, str) else value
+                _directory({tag: value}, group)
+                tags[tag] = value
+        return tags
 
     # A damaged directory costs the descriptions, not the picture.
     with quiet_pillow(), contextlib.suppress(Exception):
-        found = directory(offset)
-        tags: dict[int, Any] = {tag: found[tag] for tag in _DESCRIPTIONS & found.keys()}
-        for tag in _EXIF_DIRECTORIES & found.keys():
-            tags[tag] = directory(found[tag])
-            tags[tag].pop(IFD.Interop, None)  # a directory within, of no use without its offset
-        return tags
+        return described(offset)
     return {}
 
 
@@ -233,7 +247,7 @@ def encode_tiff(samples: Array, metadata: Metadata) -> bytes:
     """
     height, width, count = samples.shape
     rows = max(1, _STRIP_SIZE // (width * count * samples.itemsize))
-    strips = [_tiff_strip(samples[top : top + rows]) for top in range(0, height, rows)]
+    strips = [_strip(samples[top : top + rows]) for top in range(0, height, rows)]
     ends = np.cumsum([len(strip) for strip in strips], dtype=np.int64).tolist()
     pixels: dict[int, Any] = {
         Base.ImageWidth: width,
@@ -253,12 +267,7 @@ def encode_tiff(samples: Array, metadata: Metadata) -> bytes:
         pixels[Base.ExtraSamples] = _ALPHA
     blocks = {Base.InterColorProfile: metadata.icc, _XMP: metadata.xmp, _IPTC: metadata.iptc}
     pixels |= {int(tag): block for tag, block in blocks.items() if block}
-    try:
-        head = _tiff_directory(pixels | _described(metadata))
-    except (struct.error, ValueError, TypeError, OverflowError, LookupError):
-        # An EXIF block from a camera may hold values that no TIFF directory takes.
-        head = _tiff_directory(pixels)
-    return head + b"".join(strips)
+    return _directory(pixels | _described(metadata)) + b"".join(strips)
 
 
 def _described(metadata: Metadata) -> dict[int, Any]:
@@ -271,17 +280,23 @@ def _described(metadata: Metadata) -> dict[int, Any]:
     return tags
 
 
-def _tiff_strip(rows: Array) -> bytes:
+def _strip(rows: Array) -> bytes:
     """Rows as differences from the pixel on the left, compressed."""
     differences = imagecodecs.delta_encode(np.ascontiguousarray(rows), axis=1)
     values = differences.astype(differences.dtype.newbyteorder("<"), copy=False)
     return bytes(imagecodecs.deflate_encode(values.tobytes(), level=1, raw=False))
 
 
-def _tiff_directory(tags: dict[int, Any]) -> bytes:
-    """The head of a TIFF file; its strips follow."""
-    directory = TiffImagePlugin.ImageFileDirectory_v2()
+def _directory(tags: dict[int, Any], group: int | None = None) -> bytes:
+    """A TIFF file of one directory, or an EXIF block; of a file the strips follow.
+
+    Args:
+        tags: values by their numbers; Pillow may raise anything for one that it does not write.
+        group: the tag of the directory that this one lies in.
+    """
+    directory = TiffImagePlugin.ImageFileDirectory_v2(group=group)
     directory.tagtype |= {Base.InterColorProfile: 7, _XMP: 1, _IPTC: 7}
-    for tag, value in tags.items():
-        directory[tag] = value
-    return b"II*\0\x08\0\0\0" + directory.tobytes(8)
+    with quiet_pillow():
+        for tag, value in tags.items():
+            directory[tag] = value
+        return b"II*\0\x08\0\0\0" + directory.tobytes(8)

@@ -116,12 +116,11 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
     _check_complete(chosen, tree)
     pairs = [pair for candidate in chosen for pair in _named(candidate, root)]
     unpaired = _unpaired(tree, chosen)
-    masks = [one for one in unpaired if plain(one.path.parent.name) in MASKS]
-    if masks:
-        unpaired = [one for one in unpaired if one not in masks]
-        notices.append(f"skipped: {many(len(masks), 'mask')}")
+    others = [one for one in unpaired if plain(one.path.parent.name) not in MASKS]
+    if len(others) < len(unpaired):
+        notices.append(f"skipped: {many(len(unpaired) - len(others), 'mask')}")
     task = chosen[0].layout.task
-    return _pair_set(_describe(chosen), task, root, _unique(pairs, root), unpaired, notices)
+    return _pair_set(_describe(chosen), task, root, _unique(pairs, root), others, notices)
 
 
 def find_halves(root: Path, degraded: str) -> PairSet:
@@ -318,7 +317,7 @@ def _no_pairs(tree: Tree) -> DataError:
     counts = Counter(path.parent for path in tree.images)
     there = [
         f"found: {many(count, 'image')} in {folder.relative_to(tree.root).as_posix()}/, e.g. "
-        f"{next(path.name for path in tree.images if path.parent == folder)}"
+        f"{tree.files[folder][0].name}"
         for folder, count in counts.most_common(8)
     ]
     what = "no pairs of degraded and clean images were found"

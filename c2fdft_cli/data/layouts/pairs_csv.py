@@ -24,6 +24,7 @@ from c2fdft_cli.vocabulary import many
 Row: TypeAlias = tuple[int, list[str]]
 
 _SHOWN = 20
+_MAX_NAME_BYTES = 255
 _DELIMITERS = (",", ";", "\t", " ")
 _LQ_HEADERS = ("lq", "degraded", "input", "lq_path")
 _GT_HEADERS = ("gt", "clean", "target", "gt_path")
@@ -73,7 +74,7 @@ def read_pairs_csv(path: Path, folder: Path | None = None) -> list[tuple[str, Pa
     rows = [_row(path, number, cells, files) for number, cells in _ordered(_table(path, files))]
     if not rows:
         raise DataError("the list of pairs is empty", where=path, hint=_HINT)
-    missing = [str(file) for _, _, *files in rows for file in files if not file.is_file()]
+    missing = [str(file) for _, _, *files in rows for file in files if not os.path.isfile(file)]
     if missing:
         what = f"the list of pairs names {many(len(missing), 'file')} that cannot be found"
         raise DataError(what, where=path, hint=_HINT, details=missing[:_SHOWN])
@@ -97,7 +98,7 @@ def _table(path: Path, files: _Files) -> list[Row]:
     pairs = [rows for rows in tables.values() if all(len(cells) in (2, 3) for _, cells in rows)]
     # Names may hold commas and blanks, so several signs can make pairs of all lines; the one that
     # leads to a file is right. The last row is asked, as the first may be a header.
-    best = (rows for rows in pairs if rows and files(rows[-1][1][0]).is_file())
+    best = (rows for rows in pairs if rows and os.path.isfile(files(rows[-1][1][0])))
     return next(best, pairs[0] if pairs else next(iter(tables.values())))
 
 
@@ -151,8 +152,8 @@ def _row(
     given = cells[2] if len(cells) == 3 else ""
     name = given.replace("\\", "/") or _derived_name(cells[0])
     if not _is_safe(name):
-        hint = "use a plain name, or folder/name"
-        raise DataError(f"the name {name!r} cannot be used", where=where, hint=hint)
+        hint = f"use a plain name, or folder/name, of at most {_MAX_NAME_BYTES} bytes each"
+        raise DataError(f"the name {name[:80]!r} cannot be used", where=where, hint=hint)
     return number, name, lq, gt
 
 
@@ -167,7 +168,8 @@ class _Files:
         """As it is written, with Windows' backslashes, or with accents in the other form."""
         for text in dict.fromkeys((cell, cell.replace("\\", "/"))):
             for base in self._bases:
-                if (base / text).is_file():
+                # Not by `Path.is_file`, which raises where the text is too long for a file's name.
+                if os.path.isfile(base / text):
                     return base / text
         parts = PurePosixPath(cell.replace("\\", "/")).parts
         found = (self._spelled(base, parts) for base in self._bases)
@@ -196,6 +198,7 @@ def _derived_name(cell: str) -> str:
 
 
 def _is_safe(name: str) -> bool:
-    """Relative, without dots that lead out, and printable: it may become a file's name."""
+    """Relative, without dots that lead out, printable and short enough to become a file's name."""
     parts = name.split("/")
-    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
+    plain_parts = name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
+    return plain_parts and all(len(os.fsencode(part)) <= _MAX_NAME_BYTES for part in parts)

@@ -317,13 +317,14 @@ def _suffixed(tree: Tree, parent: Path) -> Iterator[Candidate]:
 
 def _beside(tree: Tree, layout: Layout, parent: Path) -> Iterator[Candidate]:
     """Two folders side by side, of one split where their names tell it."""
-    sides = {folder: split_and_side(folder) for folder in tree.folders[parent]}
-    for lq, (split, side) in sides.items():
-        for gt, (its_split, other) in sides.items():
-            if side in layout.lq and other in layout.gt and split == its_split:
-                label = f"{lq.name}/ + {gt.name}/"
-                way = _candidate(layout, parent, (lq, gt), label, tree.below(lq), tree.below(gt))
-                yield replace(way, split=split)
+    sides = [(folder, *split_and_side(folder)) for folder in tree.folders[parent]]
+    # Not all with all: a set may have thousands of folders, one for each scene.
+    clean = [(gt, split) for gt, split, side in sides if side in layout.gt]
+    for lq, split, side in sides:
+        for gt in [one for one, its in clean if side in layout.lq and split == its]:
+            label = f"{lq.name}/ + {gt.name}/"
+            way = _candidate(layout, parent, (lq, gt), label, tree.below(lq), tree.below(gt))
+            yield replace(way, split=split)
 
 
 def _around(

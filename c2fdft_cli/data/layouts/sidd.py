@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from c2fdft_cli.data.layouts import matlab
-from c2fdft_cli.errors import DataError
+from c2fdft_cli.errors import DataError, ResourceError
 
 NOISY = "ValidationNoisyBlocksSrgb"
 TARGET = "ValidationGtBlocksSrgb"
@@ -28,8 +28,8 @@ SUFFIX = ".mat"
 MAX_BYTES = 1 << 30
 """Of one variable, and of one file: the published ones have 240 MiB."""
 _DAMAGE = (
-    OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError,
-    IndexError, AttributeError, struct.error, zlib.error,
+    OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, IndexError,
+    AttributeError, struct.error, zlib.error,
 )  # fmt: skip
 """What reading raises for damaged files, depending on which part is damaged."""
 
@@ -83,6 +83,7 @@ def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
     Raises:
         DataError: no such file, no MATLAB file, damaged, none of the variables, or one of another
             kind or size.
+        ResourceError: out of memory.
     """
     if not path.is_file():
         raise DataError("no such file", where=path, hint="check the path")
@@ -97,6 +98,9 @@ def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
         pixels, name = (_read_hdf5 if new else _read_matlab5)(path, variables)
     except DataError:
         raise
+    except MemoryError as error:
+        hint = f"close other programs; it takes up to {MAX_BYTES >> 20} MiB"
+        raise ResourceError("out of memory reading the file", where=path, hint=hint) from error
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(

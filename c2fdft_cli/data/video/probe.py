@@ -70,13 +70,11 @@ class VideoInfo:
         rate: frames per second, exactly; the nominal one where the rate varies.
         stream: index of the main picture stream.
         time_base: seconds of one tick of its time stamps.
-        start: seconds from the file's begin to the first frame.
         duration: seconds of the longest stream; None where the container does not say.
         pixel_format: FFmpeg's name.
         aspect: of a pixel.
         colours: the flags.
         audio: codec of each audio stream.
-        subtitles: codec of each subtitle stream.
         frames: how many the container holds; 0 until the file has been read through.
         missing: pictures that the container announces and does not hold, known from then on too.
         joins: where its times begin anew, known from then on too.
@@ -88,13 +86,11 @@ class VideoInfo:
     rate: Fraction
     stream: int = 0
     time_base: Fraction = Fraction(1, 1000)
-    start: Fraction = Fraction(0)
     duration: float | None = None
     pixel_format: str = "yuv420p"
     aspect: Fraction = Fraction(1)
     colours: Colours = Colours()
     audio: tuple[str, ...] = ()
-    subtitles: tuple[str, ...] = ()
     frames: int = 0
     missing: int = 0
     joins: tuple[Join, ...] = ()
@@ -138,13 +134,11 @@ def probe_video(path: Path) -> VideoInfo:
             rate=stream.guessed_rate or stream.average_rate or Fraction(25),
             stream=stream.index,
             time_base=stream.time_base or Fraction(1, 1000),
-            start=_start(container, stream, frame),
             duration=None if container.duration is None else container.duration / 1e6,
             pixel_format=frame.format.name,
             aspect=_aspect(stream, frame),
             colours=_colours(frame),
             audio=tuple(codec_name(one) for one in container.streams.audio),
-            subtitles=tuple(codec_name(one) for one in container.streams.subtitles),
         )
 
 
@@ -258,11 +252,6 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
             yield from packet.decode()
         except av.error.InvalidDataError:
             continue
-
-
-def _start(container: InputContainer, stream: VideoStream, frame: VideoFrame) -> Fraction:
-    ticks = frame.pts if frame.pts is not None else frame.dts or 0
-    return ticks * (stream.time_base or Fraction(0)) - origin(container)
 
 
 def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:

@@ -40,6 +40,7 @@ class Copier:
         self.notes: list[str] = []
         self._source, self._out, self._info = source, out, info
         self._zero = origin(source)
+        self._needs_later = _needs_later_times(out)
         self._streams: dict[int, Stream] = {}
         self._last: dict[int, int] = {}
         self._skipped = 0
@@ -76,7 +77,8 @@ class Copier:
             times = many(len(self._info.joins), "time")
             notes.append(f"its time stamps begin anew {times}, as in joined files: made continuous")
         if self._skipped:
-            notes.append(f"{self._skipped} packets without a usable time stamp skipped")
+            packets = many(self._skipped, "packet")
+            notes.append(f"{packets} without a usable time stamp skipped")
         whole = Fraction(self._source.duration or 0, 1_000_000)
         if whole - self._end > 1:
             found, said = float(self._end), float(whole)
@@ -120,12 +122,20 @@ class Copier:
 
     def _is_in_order(self, packet: Packet[Stream]) -> bool:
         last = self._last.get(packet.stream_index)
-        # FFmpeg's muxers refuse a packet without a time, or one that goes back, and that would end
-        # all.
-        if packet.dts is None or (last is not None and packet.dts < last):
+        # FFmpeg's muxers refuse a packet without a time, or one that goes back, or for most
+        # containers one at the time of the last, and that would end all.
+        step = self._needs_later and packet.stream.type in ("audio", "video")
+        if packet.dts is None or (last is not None and packet.dts < last + step):
             return False
         self._last[packet.stream_index] = packet.dts
         return True
+
+
+def _needs_later_times(out: OutputContainer) -> bool:
+    """Whether no two packets of a picture or sound stream may have one time."""
+    from av.format import Flags
+
+    return not Flags(out.format.flags) & Flags.ts_nonstrict
 
 
 def _end(packet: Packet[Stream]) -> Fraction:

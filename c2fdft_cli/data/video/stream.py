@@ -41,6 +41,10 @@ _MATRICES = {0: "bt709", 1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "s
              9: "bt2020"}  # fmt: skip
 
 
+_MOST_REPEATS = 250_000
+"""Of one frame: over an hour at 60 frames per second."""
+
+
 class Frame(NamedTuple):
     """A frame on its way through.
 
@@ -270,9 +274,15 @@ class VideoWriter:
 
 
 class _ConstantRate:
-    """Frames repeated and skipped so that they follow each other at one rate, as AVI needs it."""
+    """Frames repeated and skipped so that they follow each other at one rate, as AVI needs it.
+
+    Raises:
+        DataError: a frame would be repeated without end, as a time stamp is far behind the others.
+    """
 
     def __init__(self, info: VideoInfo) -> None:
+        self._path = info.path
+        self._rate = info.rate
         self._ticks = info.time_base * info.rate
         self._next = 0
         self._held: Frame | None = None
@@ -289,6 +299,12 @@ class _ConstantRate:
         yield from self._until(max(self._end, self._next + 1))
 
     def _until(self, end: int) -> Iterator[Frame]:
+        if end - self._next > _MOST_REPEATS:
+            what = f"a frame is shown for {float((end - self._next) / self._rate):.0f} s"
+            hint = (
+                "the time stamps may be damaged; .mkv holds them as they are, .avi repeats frames"
+            )
+            raise DataError(what, where=self._path, hint=hint)
         while self._held is not None and self._next < end:
             yield Frame(self._next, 1, self._held.pixels)
             self._next += 1

@@ -108,7 +108,7 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path):
 
 def test_a_damaged_frame_fails_alone(tmp_path, monkeypatch):
     path = moving(tmp_path / "a.gif")
-    frames, decode = cache(path), picture.Frames.decode
+    frames, decode = cache(path), picture.OpenFrames.decode
     lock = threading.Lock()
 
     def damaged(self, frame):
@@ -117,7 +117,7 @@ def test_a_damaged_frame_fails_alone(tmp_path, monkeypatch):
                 raise OSError("broken")
             return decode(self, frame)
 
-    monkeypatch.setattr(picture.Frames, "decode", damaged)
+    monkeypatch.setattr(picture.OpenFrames, "decode", damaged)
     assert frames.read(path, 6).pixels.shape == (24, 40, 3)
     with pytest.raises(DataError, match=r"a\.gif: cannot read the image: broken"):
         frames.read(path, 4)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from c2fdft_cli.data.images.boxes import _JxlHeader
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import (
     Picture,
@@ -203,3 +204,42 @@ def test_white_of_a_10_bit_heic_is_white():
 
 def test_picture_of_our_own_has_no_metadata():
     assert Picture(RGB).metadata == Metadata()
+
+
+SRGB = [(0, 1), (0, 2), (1, 2), (1, 2), (0, 1), (2, 2), (11, 4)]
+"""No profile, RGB, D65, BT.709's primaries, no gamma, transfer 2 + 11; each with its bits."""
+GREY_SRGB, LINEAR = [(0, 1), (1, 2), *SRGB[2:3], *SRGB[4:]], [*SRGB[:-1], (6, 4)]
+ALPHA_16 = [(0, 1), (0, 2), (0, 1), (3, 2), (15, 6), (0, 2), (1, 2), (2, 4), (0x6261, 16), (0, 1)]
+"""Alpha, of 1 + 15 bits, no shift, a name of 2 letters, not multiplied in."""
+
+
+@pytest.mark.parametrize(
+    ("channels", "colours", "expected"),
+    [
+        ([(0, 2)], [(1, 1)], True),
+        ([(0, 2)], [(0, 1), *SRGB], True),
+        ([(0, 2)], [(0, 1), *GREY_SRGB], True),
+        ([(0, 2)], [(0, 1), *LINEAR], False),
+        ([(0, 2)], [(0, 1), (1, 1), *SRGB[1:]], False),  # a profile
+        ([(0, 2)], [(0, 1), *SRGB[:3], (2, 2), (9, 4), *SRGB[4:]], False),  # Display P3
+        ([(1, 2), (1, 1)], [(0, 1), *SRGB], True),
+        ([(1, 2), *ALPHA_16], [(1, 1)], True),
+        ([(1, 2), *ALPHA_16], [(0, 1), *SRGB], True),
+        ([(1, 2), *ALPHA_16], [(0, 1), *LINEAR], False),
+        ([(1, 2), (0, 1), (2, 2), (0, 4)], [(1, 1)], False),  # a spot colour
+    ],
+)
+def test_which_jpeg_xl_files_are_srgb(channels, colours, expected):
+    """Headers of 8 x 8 px, nothing extra, 8 bits a sample, not XYB."""
+    size, depth = [(1, 1), (0, 5), (1, 3)], [(0, 1), (0, 1), (0, 1), (0, 2), (1, 1)]
+    fields = [*size, *depth, *channels, (0, 1), *colours]
+    bits = "".join(f"{value:0{count}b}"[::-1] for value, count in fields)
+    header = _JxlHeader(b"\xff\x0a" + int(bits[::-1], 2).to_bytes(64, "little"))
+    assert (header.width, header.height, header.bits) == (8, 8, 8)
+    assert header.is_srgb == expected
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_8_bit_jpeg_xl_of_plain_colours_loses_nothing(channels):
+    values = ramp(channels=channels, dtype=np.uint8)
+    assert read_picture(jpegxl(values if channels > 1 else values[..., 0])).metadata.lost is None

@@ -320,3 +320,22 @@ def test_no_cut_or_flipped_byte_makes_another_error(tmp_path):
             flipped = data[:at] + bytes([data[at] ^ 0xA5]) + data[at + 1 :]
             for hostile in (flipped, data[:at]):
                 assert "\n" not in outcome(hostile)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("rest", [b"", b"\xee" * 300])
+def test_a_damaged_header_is_called_so(kind, rest):
+    """Not in the words of the library in front of Pillow."""
+    data = encoded(Image.fromarray(ramp(40, 40, dtype=np.uint8)), kind)
+    with pytest.raises(DataError, match=r"^cannot read the image: its header is damaged$"):
+        read_picture(data[:18] + rest)
+
+
+def test_a_damaged_exif_block_of_a_webp_costs_itself_alone():
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.fromarray(ramp(dtype=np.uint8))
+    damaged = b"Exif\0\0no TIFF structure"
+    data = encoded(image, "WEBP", lossless=True, exif=damaged, icc_profile=icc)
+    found = read_picture(data)
+    np.testing.assert_array_equal(found.pixels, ramp(dtype=np.uint8))
+    assert (found.metadata.exif, found.metadata.icc) == (None, icc)

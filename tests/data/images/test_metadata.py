@@ -13,11 +13,13 @@ from c2fdft_cli.data.images.metadata import (
     Metadata,
     iptc_of,
     photoshop_block,
+    upright_exif,
     upright_xmp,
 )
 from c2fdft_cli.data.images.picture import Picture, read_picture, write_picture
+from c2fdft_cli.data.images.pillow import quiet_pillow
 from c2fdft_cli.errors import DataError
-from tests.kit.images import encoded, ramp, tiff_bytes
+from tests.kit.images import encoded, exif_block, ramp, tagged_tiff, tiff_bytes
 
 RGB = ramp(dtype=np.uint8)
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">a caption</x:xmpmeta>'
@@ -153,3 +155,85 @@ def test_flipped_bytes_of_metadata_make_no_other_error():
     for at in range(20, data.index(b"\xff\xdb"), 3):
         with contextlib.suppress(DataError):
             read_picture(data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :])
+
+
+SUFFIXES = [".tif", ".jpg", ".png", ".webp"]
+
+
+def exif_tags(block):
+    with quiet_pillow():
+        exif = Image.Exif()
+        exif.load(block)
+        return dict(exif) | {34665: exif.get_ifd(34665)}
+
+
+def jpeg_and_tiff(tags):
+    """Two pictures with the same tags."""
+    exif = b"Exif\0\0" + exif_block(tags)
+    return encoded(Image.fromarray(RGB), "JPEG", exif=exif), tagged_tiff(RGB, tags)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_accents_of_any_encoding_survive(tmp_path, suffix):
+    """EXIF names no encoding of its texts."""
+    utf_8, latin_1 = "Jürgen".encode() + b"\0", "Müller".encode("latin-1") + b"\0"
+    for data in jpeg_and_tiff({315: (2, len(utf_8), utf_8), 33432: (2, len(latin_1), latin_1)}):
+        write_picture(tmp_path / f"a{suffix}", read_picture(data))
+        written = (tmp_path / f"a{suffix}").read_bytes()
+        assert utf_8 in written
+        assert latin_1 in written
+
+
+def test_accents_of_a_directory_within_stay_texts(tmp_path):
+    taken, lens = b"2026:01:02 03:04:05\0", b"Objekt\xe9\0"
+    inner = exif_block({36867: (2, 20, taken), 42036: (2, 8, lens)})
+    outer = exif_block({34665: (4, 1, struct.pack("<I", 100))}).ljust(92, b"\0")
+    at = 100 - 8  # the directory within, its offsets counted from the begin of the block
+    moved = bytearray(inner[8:])
+    for entry in (2, 14):
+        (place,) = struct.unpack_from("<I", moved, entry + 8)
+        struct.pack_into("<I", moved, entry + 8, place + at)
+    block = outer.ljust(100, b"\0") + bytes(moved)
+    write_picture(tmp_path / "a.tif", Picture(RGB, metadata=Metadata(exif=block)))
+    block = read_picture(tmp_path / "a.tif").metadata.exif
+    assert exif_tags(block)[34665] == {36867: "2026:01:02 03:04:05", 42036: "Objekt\xe9"}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("kind", [2, 1, 3])
+def test_a_profile_of_any_type_of_tag_is_its_bytes(tmp_path, kind, suffix):
+    count = 8 if kind == 3 else 16
+    data = tagged_tiff(RGB, {34675: (kind, count, b"p" * 16)})
+    assert read_picture(data).metadata.icc == b"p" * 16
+    write_picture(tmp_path / f"a{suffix}", read_picture(data))
+    np.testing.assert_equal(read_picture(tmp_path / f"a{suffix}").pixels.shape, RGB.shape)
+
+
+ODD = {
+    "rational": {305: (5, 1, struct.pack("<II", 3, 1))},
+    "negative": {282: (10, 1, struct.pack("<ii", -72, 1))},
+    "text": {282: (2, 3, b"72\0"), 306: (5, 1, struct.pack("<II", 3, 1))},
+    "large": {296: (4, 1, struct.pack("<I", 1 << 16))},
+    "many": {282: (5, 2, struct.pack("<4I", 72, 1, 72, 1))},
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("odd", ODD.values(), ids=list(ODD))
+def test_a_tag_of_an_odd_type_costs_neither_picture_nor_the_others(tmp_path, odd, suffix, recwarn):
+    for data in jpeg_and_tiff(odd | {315: (2, 5, b"Anna\0")}):
+        write_picture(tmp_path / f"a{suffix}", read_picture(data))
+        block = read_picture(tmp_path / f"a{suffix}").metadata.exif
+        assert exif_tags(block)[315] == "Anna"
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("end", [b"", b"\0\0"])
+def test_an_exif_block_may_end_in_front_of_the_pointer_to_the_next(end):
+    block = exif_block({274: (3, 1, struct.pack("<H", 6))}, end)
+    orientation, whole = upright_exif(block)
+    assert orientation == 6
+    assert whole == exif_block({274: (3, 1, struct.pack("<H", 1))})
+    assert upright_exif(block[: -len(end) - 5]) == (1, None)
+    data = encoded(Image.fromarray(RGB), "JPEG", exif=b"Exif\0\0" + block)
+    assert read_picture(data).pixels.shape == (9, 6, 3)

@@ -60,10 +60,22 @@ def test_one_bit_is_black(data, tmp_path):
         (b"P5 9 6 70000\n" + bytes(108), "largest value"),
         (b"P5 99999 99999 255\n", "over the limit"),
         (b"P2 2 2 255\n1 2 x 4", "cannot read"),
-        (b"P2 2 2 255\n1 2", "cannot read"),
+        (b"P2 2 2 255\n1 2", "truncated"),
+        (b"P1 2 2\n1 0 1 2\n", "neither 0 nor 1"),
+        (b"P1 2 2\n1 0 / 1\n", "neither 0 nor 1"),
+        (b"P5 2 2", "header is damaged"),
         (b"P2 2 2 255\n1 2 3 00000000004", "more than 10 digits"),
     ],
 )
 def test_damaged_ones_are_refused(data, reason):
     with pytest.raises(DataError, match=reason):
         read_picture(data)
+
+
+@pytest.mark.parametrize("length", [990, 1009, 1010, 1011, 1012, 1013, 1014, 1015])
+def test_a_comment_may_reach_to_the_end_of_what_is_read_first(tmp_path, length):
+    whole = (
+        b"P5\n#" + b"c" * length + b"\n12 1234 # and " + b"d" * 2000 + b"\n255\n" + bytes(12 * 1234)
+    )
+    (tmp_path / "a.pgm").write_bytes(whole)
+    assert image_size(tmp_path / "a.pgm") == read_picture(whole).pixels.shape[:2] == (1234, 12)

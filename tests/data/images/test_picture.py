@@ -22,14 +22,19 @@ from c2fdft_cli.data.images.picture import (
     image_size,
     is_image_path,
     list_images,
+    natural_key,
     read_picture,
     read_rgb8,
     save_rgb8,
     write_picture,
 )
-from c2fdft_cli.errors import DataError
+from c2fdft_cli.data.images.pillow import OpenFrames
+from c2fdft_cli.errors import DataError, ResourceError
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+GREY_ICC = ICC[:16] + b"GRAY" + ICC[20:]
 
 
 def exif_block(orientation=1, artist="A. Painter"):
@@ -73,11 +78,12 @@ def assert_same(got, expected):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_png_and_tiff_keep_everything(tmp_path, suffix, dtype, grey, alpha):
-    before = picture(dtype, grey, alpha, metadata=Metadata(icc=ICC, exif=exif_block()))
+    icc = GREY_ICC if grey else ICC
+    before = picture(dtype, grey, alpha, metadata=Metadata(icc=icc, exif=exif_block()))
     write_picture(tmp_path / f"a{suffix}", before)
     after = read_picture(tmp_path / f"a{suffix}")
     assert_same(after, before)
-    assert after.metadata.icc == ICC
+    assert after.metadata.icc == icc
     assert after.bit_depth == np.dtype(dtype).itemsize * 8
     assert after.source_format == {".png": "PNG", ".tif": "TIFF"}[suffix]
     exif = Image.Exif()
@@ -284,3 +290,50 @@ def test_list_images_of_nothing_or_of_a_file(tmp_path):
         list_images(tmp_path / "none")
     with pytest.raises(DataError, match="not a folder"):
         list_images(tmp_path / "a.png")
+
+
+def test_numbers_in_names_are_ordered_by_value_however_long():
+    names = ["0", "01", "1", "2", "010", "10", "9" * 5000, "1" + "0" * 5000, "a2", "a10"]
+    mixed = names[::-1]
+    assert sorted(mixed, key=natural_key) == names
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_profile_that_is_not_for_such_colours_is_left_out_with_a_note(kind, grey):
+    image = Image.fromarray(drawn(channels=1)[..., 0] if grey else drawn())
+    if kind == "WEBP" and grey:
+        pytest.skip("it has no grey")
+    data = encoded(image, kind, icc_profile=ICC if grey else GREY_ICC)
+    found = read_picture(data)
+    assert found.grey == grey
+    assert found.metadata.icc is None
+    assert found.metadata.lost == (
+        f"the colour profile, which is not one of {'grey' if grey else 'colours'}"
+    )
+    right = GREY_ICC if grey else ICC
+    assert read_picture(encoded(image, kind, icc_profile=right)).metadata.icc == right
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_palette_of_greys_with_a_profile_keeps_both(tmp_path, kind):
+    image = Image.fromarray(drawn(channels=1)[..., 0]).convert("P")
+    found = read_picture(encoded(image, kind, icc_profile=ICC))
+    assert (found.grey, found.metadata.icc) == (False, ICC)
+    write_picture(tmp_path / "a.png", found)
+    with Image.open(tmp_path / "a.png") as written:
+        assert (written.mode, written.info["icc_profile"]) == ("RGB", ICC)
+
+
+@pytest.mark.parametrize("opening", [False, True])
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch, opening):
+    def fail(*_args, **_more):
+        raise MemoryError
+
+    write_picture(tmp_path / "a.jpg", Picture(drawn()))
+    if opening:
+        monkeypatch.setattr(Image, "open", fail)
+    else:
+        monkeypatch.setattr(OpenFrames, "decode", fail)
+    with pytest.raises(ResourceError, match=r"a\.jpg: out of memory reading the image"):
+        read_picture(tmp_path / "a.jpg")

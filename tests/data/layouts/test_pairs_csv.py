@@ -63,6 +63,10 @@ def test_paths_are_relative_to_the_list_or_absolute(folder):
         ("a.png,b.png,x//y\n", "cannot be used"),
         ('a.png,b.png,"x\ny"\n', "cannot be used"),
         ("a.png,b\0.png\n", "not a text file"),
+        (f"a.png,b.png,{'q' * 256}\n", "the name 'q{80}' cannot be used"),
+        (f"a.png,b.png,x/{'ü' * 128}\n", "cannot be used"),
+        (f"a.png,{'x' * 300}.png\n", "cannot be found"),
+        (f"a.png,{'a caption ' * 30}\n", "does not have the suffix of an image file"),
     ],
 )
 def test_refused(folder, text, reason):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 
+from c2fdft_cli.data.layouts import pairs
 from c2fdft_cli.data.layouts.pairs import find_pairs
+from c2fdft_cli.data.layouts.search import Tree, search
 from c2fdft_cli.errors import DataError
 from tests.kit.layouts import draw, gopro
 
@@ -168,3 +172,19 @@ def test_missing_file_empty_and_imageless(tmp_path):
     ]:
         with pytest.raises(DataError, match=what):
             find_pairs(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["masks", "folders"])
+def test_the_time_for_thousands_grows_with_their_number_only(monkeypatch, kind):
+    root, many = Path("/data"), range(4000 if kind == "folders" else 12000)
+    name = "scene{}/1.png" if kind == "folders" else "mask/{}.png"
+    images = [root / one for one in ("synthetic/0.png", "gt/0.png", *map(name.format, many))]
+    start = time.process_time()
+    if kind == "folders":
+        (found,), _ = search(Tree(root, images), gamma=False)
+        assert len(found.pairs) == 1
+    else:
+        monkeypatch.setattr(pairs, "some_images", lambda *_, **__: images)
+        assert find_pairs(root).notices == ("skipped: 12000 masks",)
+    # Each with each other they took half a minute.
+    assert time.process_time() - start < 4

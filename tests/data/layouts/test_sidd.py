@@ -13,7 +13,7 @@ import pytest
 
 from c2fdft_cli.data.layouts import matlab, sidd
 from c2fdft_cli.data.layouts.sidd import NOISY, RESULTS, TARGET, block_files, read_blocks
-from c2fdft_cli.errors import DataError
+from c2fdft_cli.errors import DataError, ResourceError
 
 io = pytest.importorskip("scipy.io")
 
@@ -155,3 +155,14 @@ def test_a_tag_that_crashes_scipy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.mat").write_bytes(data)
     with pytest.raises(DataError, match="not a MATLAB file, or damaged"):
         read_blocks(tmp_path / "x.mat", [NOISY])
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    path = matlab5(tmp_path / "x.mat", **{NOISY: pixels()})
+    monkeypatch.setattr(matlab, "read_uint8", fail)
+    with pytest.raises(ResourceError, match="out of memory reading the file") as caught:
+        read_blocks(path, [NOISY])
+    assert caught.value.where == str(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from c2fdft_cli.errors import DataError, ResourceError
 from tests.kit.video import (
     add_pictures,
     av,
+    begin,
+    changed,
     copy,
     count_frames,
     filtered,
@@ -37,7 +40,10 @@ from tests.kit.video import (
     remux,
     sound,
     stamps,
+    subtitles,
 )
+
+SKIPPED = "1 packet without a usable time stamp skipped"
 
 
 def difference(a: Path, b: Path) -> float:
@@ -117,9 +123,9 @@ def test_pictures_of_another_size_in_the_middle_get_the_first_ones(
 
 def test_a_picture_that_begins_late_begins_late(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv", filters="format=yuv420p,setpts=PTS+0.5/TB")
-    start = probe_video(source).start
+    start = begin(source)
     assert start == pytest.approx(0.5, abs=0.03)
-    assert probe_video(copy(source, tmp_path / "b.mkv")).start == start
+    assert begin(copy(source, tmp_path / "b.mkv")) == start
 
 
 def test_a_cut_stays_a_cut(tmp_path: Path) -> None:
@@ -190,12 +196,12 @@ def test_subtitles_stay_where_the_container_holds_them(tmp_path: Path) -> None:
     source = remux(whole, tmp_path / "a.mkv", subtitles="subrip")
     target = tmp_path / "b.mkv"
     assert notes_of(source, target) == []
-    assert probe_video(target).subtitles == ("subrip",)
+    assert subtitles(target) == ["subrip"]
     assert packets(target, 2) == packets(source, 2)
     assert notes_of(source, tmp_path / "b.mp4") == [
         "subtitle stream 2 (subrip) skipped: not held by mp4"
     ]
-    assert probe_video(tmp_path / "b.mp4").subtitles == ()
+    assert subtitles(tmp_path / "b.mp4") == []
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.mov", "b.mkv"])
@@ -293,7 +299,8 @@ def test_more_containers_come_back_as_they_were(name: str, tmp_path: Path) -> No
     target = copy(source, tmp_path / f"b{source.suffix}", crf=0)
     before, after = probe_video(source), probe_video(target)
     assert (after.height, after.width, count_frames(target)) == (48, 64, 13)
-    assert (after.start, after.rate) == (pytest.approx(before.start, abs=0.1), before.rate)
+    assert after.rate == before.rate
+    assert begin(target) == pytest.approx(begin(source), abs=0.1)
     assert len(after.audio) == 1
     assert sound(target) == sound(source)
     assert difference(source, target) < 0.5
@@ -409,6 +416,37 @@ def test_pictures_that_are_announced_and_missing_are_reported(tmp_path: Path, su
     assert info.missing + info.frames == 25
     (note,) = notes_of(source, tmp_path / "out.mkv")
     assert note == f"damage in the video: it announces {info.missing} frames more than it holds"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".ts", ".avi", ".wmv", ".mkv", ".flv"])
+def test_a_sound_packet_that_repeats_a_time_costs_itself_alone(tmp_path: Path, suffix: str) -> None:
+    """Most containers refuse it, and all of the video with it."""
+    whole = make_clip(tmp_path / "whole.mkv")
+    times: list[int] = []
+
+    def repeat(packet: Any) -> None:
+        if packet.stream.type == "audio":
+            times.append(packet.pts)
+            if len(times) == 7:
+                packet.pts = packet.dts = times[5]
+
+    source = changed(whole, tmp_path / "a.mkv", repeat)
+    skipped = [] if suffix in (".mkv", ".flv") else [SKIPPED]
+    assert notes_of(source, tmp_path / f"b{suffix}") == skipped
+
+
+def test_a_frame_that_is_shown_without_end_is_refused_for_avi(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mkv", sound=False, options={"bf": "0"})
+
+    def late(packet: Any) -> None:
+        if packet.pts == 400:
+            packet.pts = packet.dts = 36_000_000_000
+
+    source = changed(whole, tmp_path / "a.mkv", late)
+    with pytest.raises(DataError, match="a frame is shown for 36000000 s") as caught:
+        copy(source, tmp_path / "b.avi")
+    assert caught.value.where == str(source)
+    assert count_frames(copy(source, tmp_path / "b.mkv")) == 5
 
 
 def test_an_intact_video_has_no_notes(tmp_path: Path) -> None:
