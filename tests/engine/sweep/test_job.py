@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -41,7 +42,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from c2fdft_cli.engine.weights.contents import find_weights
+from c2fdft_cli.engine.weights.contents import weights_in
 from c2fdft_cli.engine.weights.convert import convert
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.engine.weights.stored import open_stored
@@ -275,7 +276,7 @@ def test_the_stamp_leaves_the_weights_as_they_are_stored(
 def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
     """Which sets a file holds, and the tensors of the first as they are stored."""
     with open_stored(path) as file:
-        found = find_weights(file, path)
+        found = weights_in(file, path)
         return found.sets, file.load(getattr(found, found.sets[0]))
 
 
@@ -323,6 +324,33 @@ def test_a_file_that_holds_more_than_weights_is_not_stamped(
     assert path.read_bytes() == before
     assert run(path, stamp=False, images=1).chosen
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("more", ["tensor", "metadata", "second set"])
+def test_a_safetensors_file_that_holds_more_than_one_set_is_not_stamped(
+    coarse: Path, tmp_path: Path, more: str
+) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    given = load_checkpoint(coarse)
+    about = {"c2fdft": given.meta.to_json(), "format": "pt"}
+    content = {f"params_ema.{name}": tensor for name, tensor in given.ema.items()}
+    if more == "tensor":
+        content["teacher.w"] = torch.ones(3)
+    elif more == "metadata":
+        about["licence"] = "CC BY"
+    else:
+        content |= {f"params.{name}": tensor + 1 for name, tensor in given.params.items()}
+    path = tmp_path / "other.safetensors"
+    save_file(content, path, metadata=about)
+    before = path.read_bytes()
+    named = {"tensor": "(teacher.w)", "metadata": "(licence)", "second set": "(params."}[more]
+    with pytest.raises(UsageError, match=re.escape(named)):
+        run(path)
+    assert path.read_bytes() == before
+    assert run(path, stamp=False, images=1).chosen
+    alone = tmp_path / "alone.safetensors"  # as the hint says
+    convert(path, alone, ConvertOptions())
+    assert run(alone, out=tmp_path / "out", images=1).stamped
 
 
 def test_weights_that_were_replaced_meanwhile_are_not_stamped(coarse: Path) -> None:
