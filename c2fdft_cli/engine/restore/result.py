@@ -113,10 +113,13 @@ def failed(source: Source, error: C2fdftError) -> ImageDone:
 
 
 def named(error: C2fdftError, source: Source) -> C2fdftError:
-    """An error with the source's name in front, where it does not name a file itself."""
-    if error.where is not None:
-        return error
-    return type(error)(error.what, where=source.label, hint=error.hint, details=error.details)
+    """The error with the source's name in front, where it does not name a file itself.
+
+    Made anew, since it is kept until the job ends: its traceback and cause hold the bytes of the
+    file that could not be read.
+    """
+    where = error.where or source.label
+    return type(error)(error.what, where=where, hint=error.hint, details=error.details)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ class RestoreResult:
         stale = [one for one in self.skipped if one.doubt is not None]
         if self.single and len(self.images) == 1 and errors:
             return errors[0]
+        if not errors and not stale:
+            return None
         what, hints = [], []
         if errors:
             what.append(f"{len(errors)} of {many(len(self.images), 'image')} failed")
@@ -159,8 +164,7 @@ class RestoreResult:
             hints.append("use --overwrite to replace what exists")
         details = [*map(str, errors), *(f"{one.output}: {one.doubt}" for one in stale[:_SHOWN])]
         hint = "; ".join(hints) or None
-        failure = PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
-        return failure if what else None
+        return PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
 
 
 def gather_ranks(result: RestoreResult, runtime: Runtime) -> RestoreResult:
