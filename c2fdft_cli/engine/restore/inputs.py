@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePath
 
 from c2fdft_cli.data.images.animation import FrameCache
@@ -20,7 +21,7 @@ from c2fdft_cli.data.video.probe import VideoInfo, probe_video
 from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, VIDEO, NotRead, Sorted, kind_of
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
-from c2fdft_cli.files import read_error, read_text, require_existing
+from c2fdft_cli.files import identity, read_error, read_text, real_path, require_existing
 
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
 MAX_FRAMES = 100_000
@@ -206,9 +207,13 @@ def _without(paths: list[Path], folder: Path | None) -> list[Path]:
     """Leave out what lies in the output folder, unless the inputs themselves lie there."""
     if folder is None:
         return paths
-    inside = Path(os.path.realpath(folder))
-    others = [path for path in paths if inside not in Path(os.path.realpath(path)).parents]
-    return others or paths
+    outputs = identity(folder)
+
+    @cache
+    def lies_there(place: Path) -> bool:
+        return identity(place) == outputs or (place != place.parent and lies_there(place.parent))
+
+    return [path for path in paths if not lies_there(real_path(path).parent)] or paths
 
 
 def _matching(pattern: str, skip: Path | None) -> list[Path]:

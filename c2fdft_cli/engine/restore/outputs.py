@@ -16,6 +16,7 @@ from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.engine.restore.inputs import Inputs, Source
 from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writing
 from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.files import identity
 
 DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | {".gif", ".heic", ".exr", ".hdr", ".raw"}
@@ -236,8 +237,8 @@ def _is_shared(item: Item, claims: Counter[str]) -> bool:
 
 
 def _refuse_replacing_inputs(items: list[Item]) -> None:
-    inputs = {os.path.realpath(item.source.path) for item in items if item.source.data is None}
-    hit = [path for item in items for path in item.files if os.path.realpath(path) in inputs]
+    inputs = {identity(item.source.path) for item in items if item.source.data is None}
+    hit = [path for item in items for path in item.files if identity(path) in inputs]
     if hit:
         raise UsageError(
             "this output would replace an input",

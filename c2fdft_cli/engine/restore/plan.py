@@ -32,7 +32,7 @@ from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.files import check_folder, real_path
+from c2fdft_cli.files import check_folder, identity, real_path
 
 _SAMPLING, _MACHINE, _WRITING = Sampling(), Machine(), Writing()
 
@@ -183,7 +183,7 @@ def _refuse_foreign(out: Path, manifest: Manifest) -> None:
 
 def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing: Writing) -> None:
     """Refuse folders that cannot be written to, before any work."""
-    if folder is not None and os.path.realpath(folder) in map(os.path.realpath, specs):
+    if folder is not None and identity(folder) in map(identity, specs):
         what = "inputs and outputs are in one folder"
         raise UsageError(what, where=folder, hint="choose another folder for OUT")
     _check_beside(specs, folder, writing)
@@ -198,14 +198,15 @@ def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -
 
     The next `restore` would take them for inputs, the next `eval` for results without a target.
     """
-    whose = {real_path(Path(spec)): "inputs" for spec in specs}
+    whose = {identity(spec): "inputs" for spec in specs}
     if folder is not None:
-        whose[real_path(folder)] = "outputs"
+        whose[identity(folder)] = "outputs"
     for option, beside in (("--compare", writing.compare), ("--uncertainty", writing.uncertainty)):
         if beside is None:
             continue
         place = real_path(beside)  # both commands look into sub-folders too
-        found = next((whose[path] for path in (place, *place.parents) if path in whose), None)
+        places = map(identity, (place, *place.parents))
+        found = next((whose[one] for one in places if one in whose), None)
         if found is not None:
             what = f"{option} goes into the folder of the {found}, where they would be mixed"
             raise UsageError(what, where=beside, hint=f"choose another folder for {option}")

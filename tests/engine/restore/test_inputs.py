@@ -14,7 +14,7 @@ from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.restore.inputs import Inputs, find_inputs
 from c2fdft_cli.errors import DataError, UsageError
-from tests.kit.restore import random_picture, save
+from tests.kit.restore import found_under, random_picture, save
 
 
 @pytest.fixture
@@ -39,6 +39,15 @@ def test_a_folder_with_sub_folders_in_natural_order(folder: Path) -> None:
 def test_outputs_inside_the_inputs_are_no_inputs(folder: Path) -> None:
     save(folder / "out" / "2.png", random_picture(4, 5))
     found = names(find_inputs([str(folder)], skip=folder / "out"))
+    assert found == ["2.png", "10.png", "sub/3.jpg"]
+
+
+def test_outputs_inside_the_inputs_by_another_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(folder / "out" / "sub" / "2.png", random_picture(4, 5))
+    other = found_under(monkeypatch, folder / "out", folder / "OUT")
+    found = names(find_inputs([str(folder)], skip=other))
     assert found == ["2.png", "10.png", "sub/3.jpg"]
 
 

@@ -31,7 +31,16 @@ from c2fdft_cli.errors import (
     UsageError,
 )
 from tests.kit.gpu import pretend_gpu
-from tests.kit.restore import Request, pixels, plan, random_picture, run, save, write_checkpoint
+from tests.kit.restore import (
+    Request,
+    found_under,
+    pixels,
+    plan,
+    random_picture,
+    run,
+    save,
+    write_checkpoint,
+)
 
 GRID = (500, 100)
 
@@ -364,6 +373,16 @@ def test_an_output_under_a_file_is_refused_before_work(options: Request, tmp_pat
 def test_inputs_and_outputs_in_one_folder_are_refused(options: Request) -> None:
     with pytest.raises(UsageError, match="one folder"):
         plan(options, out=options.source)
+
+
+@pytest.mark.parametrize("option", ["out", "compare"])
+def test_the_inputs_folder_by_another_name_is_refused(
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """`restore Photos photos` on a disk that does not tell cases apart."""
+    other = found_under(monkeypatch, Path(options.source), tmp_path / "IN")
+    with pytest.raises(UsageError, match=r"one folder|folder of the inputs"):
+        plan(options, **{option: str(other) if option == "out" else other})
 
 
 @pytest.mark.parametrize("option", ["compare", "uncertainty"])
