@@ -35,6 +35,7 @@ from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
 from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.subject import trained_grid
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import UsageError
@@ -124,9 +125,8 @@ def load(
     runtime = make_runtime(machine.device, machine.precision)
     path = choose_weights(sampling.weights, sampling.task, sampling.steps).path
     checkpoint = load_checkpoint(path)
-    meta = checkpoint.meta
-    times = choose_grid(sampling, checkpoint.grid(), meta.diffusion.timesteps)
-    warning = grid_warning(meta.grid if meta.stage == "fine" else None, times)
+    times = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
+    warning = grid_warning(trained_grid(checkpoint), times, checkpoint.grid())
     if warning is not None:
         warnings.warn(warning, stacklevel=2)
     return Restorer(checkpoint, times, runtime, sampling, machine)

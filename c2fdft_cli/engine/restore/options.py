@@ -273,17 +273,20 @@ def choose_grid(sampling: Sampling, own: Sequence[int], total: int) -> list[int]
     return time_grid(steps, spacing or SPACINGS[0], total)
 
 
-def grid_warning(trained: Sequence[int] | None, grid: Sequence[int]) -> str | None:
+def grid_warning(
+    trained: Sequence[int] | None, grid: Sequence[int], own: Sequence[int]
+) -> str | None:
     """Fine weights belong to the timesteps they were trained on; None where all is well.
 
     Args:
         trained: of fine weights; None for others.
         grid: those that are used.
+        own: the checkpoint's, which a sweep may have chosen since the training.
     """
-    if trained is None or list(grid) == list(trained):
+    if trained is None or list(grid) in (list(trained), list(own)):
         return None
-    used, own = (",".join(map(str, times)) for times in (grid, trained))
+    used, before = (",".join(map(str, times)) for times in (grid, trained))
     return (
-        f"these fine weights were trained on the timesteps {own} and are likely to restore worse "
-        f"on {used}; omit --steps and --grid to use theirs"
+        f"these fine weights were trained on the timesteps {before} and are likely to restore "
+        f"worse on {used}; omit --steps and --grid to use theirs"
     )

@@ -25,6 +25,7 @@ from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs,
 from c2fdft_cli.engine.restore.result import Skipped, named
 from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.subject import trained_grid
 from c2fdft_cli.engine.weights.catalogue import sha256_of
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
@@ -142,8 +143,7 @@ def plan_restore(
     problems = [item.source.problem for item in todo if item.source.problem is not None]
     if inputs.single and problems:
         raise problems[0]
-    meta = checkpoint.meta
-    warning = grid_warning(meta.grid if meta.stage == "fine" else None, grid)
+    warning = grid_warning(trained_grid(checkpoint), grid, checkpoint.grid())
     too_large = [f"{one} ({one.hint})" for one in problems if isinstance(one, ResourceError)]
     return RestorePlan(
         sampling=sampling,
