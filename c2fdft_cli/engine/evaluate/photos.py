@@ -89,7 +89,7 @@ def _score_image(name: str, path: Path, options: EvalOptions) -> Scored:
     whole = read_image(path, PROTOCOL)
     border, (height, width) = options.border, whole.shape[-2:]
     if 2 * border >= min(height, width):
-        raise DataError(f"{width} x {height} px: nothing left without a border of {border} px")
+        raise DataError(f"{width} x {height} px: nothing is left inside a border of {border} px")
     image = whole[..., border : height - border, border : width - border]
     more = {key: metric(image, image) for key, metric in options.metrics.items()}
     pictures = pictures_of(whole, None, None) if options.pictures else None
