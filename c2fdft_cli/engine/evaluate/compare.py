@@ -10,12 +10,10 @@ from typing import Any
 from c2fdft_cli.data.layouts.matching import composed
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.evaluate.metrics import lower_wins
-from c2fdft_cli.engine.evaluate.rows import score_of
+from c2fdft_cli.engine.evaluate.rows import SCORES, score_of
 from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.statistics import Comparison, compare
-
-SCORES = ("psnr", "ssim")
 
 
 def compared(result: EvalResult) -> tuple[str, ...]:

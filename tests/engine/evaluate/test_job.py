@@ -590,7 +590,8 @@ def report_of(out: Path, target: Path, folder: Path) -> str:
     pictures = ReportImages()
     job = evaluate_files(out, target, EvalOptions(pictures=True), degraded=out)
     result = with_pictures(job, pictures).run()
-    about = About("c2fdft eval <a> & b", ["protocol rgb"], {"task": "</script><b>"})
+    recipe = {"task": "</script><b>", "data": {"synthesis": {"sigma": [5, math.nan]}}}
+    about = About("c2fdft eval <a> & b", ["protocol rgb"], recipe)
     write_report(folder, document(result), pictures, about)
     return (folder / "index.html").read_text()
 
@@ -603,7 +604,9 @@ def test_report_stands_alone(folders: tuple[Path, Path], tmp_path: Path) -> None
     assert text is not None
     data = json.loads(text[1])
     assert data["about"]["command"] == "c2fdft eval <a> & b"
-    assert data["about"]["recipe"] == {"task": "</script><b>"}
+    # numbers that JSON has not may stand in a stranger's file
+    synthesis = {"synthesis": {"sigma": [5, None]}}
+    assert data["about"]["recipe"] == {"task": "</script><b>", "data": synthesis}
     assert [row["name"] for row in data["images"]] == ["9", "10", "11"]
     assert list(data["pictures"][0]) == ["degraded", "restored", "target", "error"]
     assert data["pictures"][0]["error"].startswith("data:image/webp;base64,")
@@ -635,6 +638,10 @@ def test_report_in_a_browser(folders: tuple[Path, Path], tmp_path: Path) -> None
     assert '<button class="on">4 error</button>' in zoomed
     assert re.search(r"transform: translate\(.*?\) scale\([\d.]+\)", zoomed)
     assert '<div id="zoom" class="open">' not in look("#open=nobody")
+    save(folders[0] / "9.png", photo(0))  # an infinite PSNR
+    report_of(*folders, tmp_path / "report")
+    for label, psnr in (("mean", "inf"), ("std", "-")):
+        assert f"<tr><td>{label}</td><td>{psnr}</td><td>" in look("")
 
 
 def test_large_pictures_shrink_in_the_report(tmp_path: Path) -> None:
