@@ -7,6 +7,7 @@ upright, C-contiguous.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import stat
@@ -196,10 +197,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if orientation >= 5 else (height, width)
 
 
-def frame_count(path: str | Path) -> int:
-    """How many frames (GIF, WebP, animated PNG) or pages (TIFF) a file has; DataError."""
-    with _reading(Path(path)), _open(Path(path)) as file:
-        return count_frames(file, Path(path).suffix.lower())
+def frame_count(source: str | Path | bytes) -> int:
+    """How many frames (GIF, WebP, animated PNG) or pages (TIFF) a file has; DataError.
+
+    source: a path, or a file's bytes.
+    """
+    if isinstance(source, bytes):
+        with _reading(None):
+            return count_frames(io.BytesIO(source))
+    with _reading(Path(source)), _open(Path(source)) as file:
+        return count_frames(file, Path(source).suffix.lower())
 
 
 def write_picture(

@@ -175,7 +175,13 @@ def _from_bytes(data: bytes | None) -> Source:
         raise UsageError("IN is -, but standard input is empty", hint="pipe an image into it")
     picture = read_picture(data)
     height, width = picture.pixels.shape[:2]
-    return Source(Path("stdin"), PurePath("stdin"), height=height, width=width, data=data)
+    frames, note = frame_count(data), None
+    if frames > 1:
+        note = (
+            f"the first of {frames} frames is restored; to restore all of them, save it to a file"
+        )
+    name = "stdin"
+    return Source(Path(name), PurePath(name), None, height, width, data=data, note=note)
 
 
 def _below(path: Path, root: Path) -> PurePath:
@@ -217,10 +223,15 @@ def _without(paths: list[Path], folder: Path | None) -> list[Path]:
 
 
 def _matching(pattern: str, skip: Path | None) -> list[Path]:
+    """The files that match, each folder's by one of its names: a link may lead to one above it."""
     matches = [Path(name) for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)]
     if not matches:
         raise DataError("no image matches", where=pattern, hint="quote the pattern and check it")
-    return sorted(_without(matches, skip), key=natural_key)
+    real_folder = cache(real_path)
+    once: dict[tuple[Path, str], Path] = {}
+    for path in sorted(matches, key=lambda path: len(path.parts)):  # a loop's names are longer
+        once.setdefault((real_folder(path.parent), path.name), path)
+    return sorted(_without(list(once.values()), skip), key=natural_key)
 
 
 def _listed(file: Path) -> list[Path]:

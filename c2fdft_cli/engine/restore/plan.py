@@ -133,7 +133,7 @@ def plan_restore(
     settings |= {"draws": samples, "grid": grid, "precision": runtime.precision}
     kept_in = None if out == STDIO else folder or Path(out).parent
     manifest = Manifest(kept_in, {**settings, "weights": sha256_of(found.path)}, found.path.name)
-    if folder is None and stdin is None:
+    if folder is None and stdin is None and out != STDIO:
         _refuse_foreign(Path(out), manifest)
     # Dealt to the processes before it is looked at what exists: they look at different times, and
     # would deal in different ways.

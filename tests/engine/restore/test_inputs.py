@@ -62,6 +62,11 @@ def test_a_glob_mirrors_below_the_common_folder(folder: Path) -> None:
     assert names(find_inputs([f"{folder}/*.png"])) == ["2.png", "10.png"]
 
 
+def test_a_glob_through_a_link_to_a_folder_above_gives_each_file_once(folder: Path) -> None:
+    (folder / "sub" / "up").symlink_to(folder)
+    assert names(find_inputs([f"{folder}/**/*.*g"])) == ["2.png", "10.png", "sub/3.jpg"]
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path: Path) -> None:
     path = save(tmp_path / "a[1].png", random_picture(4, 5))
     assert names(find_inputs([str(path)])) == ["a[1].png"]
@@ -99,6 +104,7 @@ def test_standard_input(folder: Path) -> None:
     inputs = find_inputs(["-"], data)
     assert inputs.single
     assert inputs.sources[0].read(FrameCache([], 1)).pixels.shape == (4, 5, 3)
+    assert inputs.sources[0].note is None
     with pytest.raises(UsageError, match="standard input is empty"):
         find_inputs(["-"], b"")
     with pytest.raises(DataError, match="not an image"):
