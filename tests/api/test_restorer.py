@@ -393,7 +393,7 @@ def test_a_restorer_is_copied_and_pickled(restorer):
 @pytest.mark.parametrize(("call", "says"), [
     (lambda r: r(np.zeros((8, 8, 3), np.uint8), name=3), "name must be a text or a Path"),
     (lambda r: r.uncertainty(np.zeros((8, 8, 3), np.uint8), "3"), "samples must be a whole number"),
-    (lambda r: r.uncertainty(np.zeros((8, 8, 3), np.uint8), 10**20), "samples must be at most"),
+    (lambda r: r.uncertainty(np.zeros((8, 8, 3), np.uint8), 10**20), "--samples must be 1 to 1000"),
     (lambda r: r.restore_folder("in", None), "out must be a text or a Path, got None"),
     (lambda r: r.restore_folder(b"in", "out"), "source must be a text or a Path"),
     (lambda r: r.restore_folder([], "out"), "nothing to restore"),

@@ -236,14 +236,15 @@ def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) ->
         uncertainty: whether a standard deviation is asked for.
 
     Raises:
-        UsageError: the standard deviation of a single result is asked for, or too many samples.
+        UsageError: the standard deviation of a single result is asked for, or no samples, or too
+            many.
     """
     if uncertainty and not self_ensemble:
         samples = UNCERTAINTY_SAMPLES if samples is None else samples
         if samples < 2:
             raise UsageError("--uncertainty needs at least 2 samples", hint="use --samples 2")
-    if samples is not None and samples > MAX_SAMPLES:  # of a Python caller
-        raise UsageError(f"--samples must be at most {MAX_SAMPLES}, got {samples}")
+    if samples is not None and not 1 <= samples <= MAX_SAMPLES:  # of a Python caller
+        raise UsageError(f"--samples must be 1 to {MAX_SAMPLES}, got {samples}")
     return samples or 1
 
 

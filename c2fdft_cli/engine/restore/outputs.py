@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, READ_SUFFIXES, WRITE_SUFFIXES
 from c2fdft_cli.data.video.probe import MUXERS, VIDEO_SUFFIXES, VideoInfo
@@ -172,7 +172,7 @@ def _suffix(source: Source, format: str | None) -> str:
 
 
 def _with_extras(
-    source: Source, output: Path | None, suffix: str, base: PurePath | str, writing: Writing
+    source: Source, output: Path | None, suffix: str, base: str, writing: Writing
 ) -> Item:
     """An item with the pictures that are made beside the restored one, named after `base`."""
     compare, uncertainty = writing.compare, writing.uncertainty
@@ -196,9 +196,11 @@ def _mirrored_items(
     """
 
     def item(source: Source, stem: str) -> Item:
-        base = source.relative.with_name(f"{stem}{writing.suffix}")
         suffix = _suffix(source, writing.format)
-        return _with_extras(source, folder / f"{base}{suffix}", suffix, base, writing)
+        # with the suffix at once: the stem of "..png" alone is no name
+        name = source.relative.with_name(f"{stem}{writing.suffix}{suffix}")
+        base = str(name).removesuffix(suffix)
+        return _with_extras(source, folder / name, suffix, base, writing)
 
     plain = [item(source, source.stem) for source in sources]
     claims = Counter(key for one in plain for key in _keys(one))

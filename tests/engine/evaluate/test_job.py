@@ -429,6 +429,11 @@ def test_weights_without_data(weights: Path, tmp_path: Path) -> None:
         of_weights(weights, data=tmp_path / "no")
 
 
+def test_a_folder_of_inputs_that_is_not_there(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        evaluate_files(*folders, EvalOptions(), degraded=tmp_path / "nowhere")
+
+
 # -- comparisons ------------------------------------------------------------------
 
 

@@ -70,6 +70,11 @@ def test_one_image_and_a_border(noisy: Path) -> None:
         run(noisy / "10.png", border=20)
 
 
+def test_a_name_of_dots_and_a_suffix(noisy: Path) -> None:
+    odd = (noisy / "10.png").rename(noisy / "..png")
+    assert [row.name for row in run(odd, "total_variation").rows] == ["."]
+
+
 def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
     a, b = (run(one, "noise_sigma") for one in (fill(tmp_path / "clean", 2), noisy))
     comparison = paired_comparison(a, b)

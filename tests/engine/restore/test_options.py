@@ -73,6 +73,12 @@ def test_one_sample_has_no_deviation() -> None:
         sample_count(1, False, True)
 
 
+@pytest.mark.parametrize("samples", [-3, 0, 1001])
+def test_a_number_of_samples_that_cannot_be(samples: int) -> None:
+    with pytest.raises(UsageError, match=f"--samples must be 1 to 1000, got {samples}"):
+        sample_count(samples, True, True)
+
+
 def test_parse_grid() -> None:
     assert parse_grid("999, 500") == (999, 500)
     for text in ("", "a", "9.5", "-1"):

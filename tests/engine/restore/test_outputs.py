@@ -141,6 +141,14 @@ def test_inputs_are_never_replaced(tmp_path: Path) -> None:
     assert outputs(source / "a.png", source, suffix="_r")[0].output == source / "a_r.png"
 
 
+def test_a_name_of_dots_and_a_suffix(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "..png")
+    (item,) = outputs(source / "..png", tmp_path / "out", compare=tmp_path / "seen")
+    assert item.output == tmp_path / "out" / "..png"
+    assert item.compare == tmp_path / "seen" / "..compare.png"
+    assert named(outputs(source / "..png", tmp_path, suffix="_r"), tmp_path) == ["._r.png"]
+
+
 def test_inputs_are_never_replaced_by_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
