@@ -8,7 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy.typing as npt
@@ -354,11 +354,12 @@ def _packed(
 
 
 def _names(images: Sequence[Unpacked], name: Names | None) -> list[str]:
-    """One name for each image, those of a batch included."""
+    """The base name of each image, those of a batch included."""
     count = sum(len(one.values) for one in images)
     if name is None:
-        return [one.name or DEFAULT_NAME for one in images for _ in one.values]
-    names = texts("name", name)
+        own = [one.name or DEFAULT_NAME for one in images for _ in one.values]
+        return [PurePath(one).stem for one in own]
+    names = [PurePath(one).stem for one in texts("name", name)]
     if isinstance(name, str | Path):
         return names * count
     if len(names) != count:

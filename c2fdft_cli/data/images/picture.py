@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -80,9 +80,9 @@ class Picture:
         return 8 * self.pixels.itemsize
 
 
-def is_image_path(path: str | Path) -> bool:
+def is_image_path(path: str | PurePath) -> bool:
     """Whether the name ends like an image's, in any case; the file is not opened."""
-    return Path(path).suffix.lower() in READ_SUFFIXES
+    return PurePath(path).suffix.lower() in READ_SUFFIXES
 
 
 def natural_key(path: str | Path) -> tuple[Any, ...]:

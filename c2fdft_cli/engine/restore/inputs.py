@@ -59,14 +59,9 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The base name of the output."""
+        """The base name: of the output, and that which decides the noise."""
         stem = self.relative.stem
         return stem if self.frame is None else f"{stem}-{self.frame + 1:04d}"
-
-    @property
-    def name(self) -> str:
-        """The file name that keys the noise."""
-        return f"{self.stem}{self.relative.suffix}"
 
     @property
     def frames(self) -> int:

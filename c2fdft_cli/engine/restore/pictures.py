@@ -144,7 +144,7 @@ def _load(
         picture = item.source.read(frames)
     except C2fdftError as error:
         return Loaded(item, error)
-    return Loaded(item, picture, start_noise(item.source.name, *picture.pixels.shape[:2]))
+    return Loaded(item, picture, start_noise(item.source.stem, *picture.pixels.shape[:2]))
 
 
 def _batches(loaded: Iterable[Loaded], size: Callable[[int, int], int]) -> Iterator[list[Loaded]]:
@@ -181,7 +181,7 @@ def _begin(
         )
         for item, picture in read
     ]
-    names = [item.source.name for item, _ in read]
+    names = [item.source.stem for item, _ in read]
 
     def refused(error: ResourceError) -> list[Finish]:
         return [(partial(failed, item.source, error), 0) for item, _ in read]

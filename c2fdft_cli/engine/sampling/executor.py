@@ -171,7 +171,7 @@ class Executor:
 
         Args:
             lq: `[n, 3, h, w]` in [0, 1].
-            names: the images' names, which decide their noise.
+            names: the images' base names, which decide their noise.
             progress: called many times with the share of the work that is done, 0 to 1; it may
                 raise to end it.
             noise: `[n, 3, h, w]`, what `start_noise` drew for each image.
