@@ -25,9 +25,10 @@ from c2fdft_cli.settings import (
     SELF_ENSEMBLE,
     WEIGHTS,
     check_settings,
+    numbers,
     setting,
 )
-from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, many, parse_numbers
+from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, many
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
            "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
@@ -45,9 +46,8 @@ LEAST_MEMORY = 1 << 16
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def parse_grid(text: str) -> tuple[int, ...]:
-    """Timesteps out of "999,500"; UsageError when they are not whole numbers."""
-    return tuple(parse_numbers("--grid", text, "999,500"))
+parse_grid = numbers("--grid", "999,500")
+"""Timesteps out of "999,500"; UsageError when they are not whole numbers."""
 
 
 def parse_size(text: str) -> int:

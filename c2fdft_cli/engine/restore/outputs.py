@@ -145,7 +145,7 @@ def _named_item(source: Source, out: str, writing: Writing) -> Item:
         hint = "put it into the name, or name a folder"
         raise UsageError(f"--suffix does not go with the output file {out}", hint=hint)
     name = writing.format
-    if name not in (None, SAME_FORMAT) and FORMATS[name.lower()] != FORMATS.get(suffix[1:]):
+    if name not in (None, SAME_FORMAT) and FORMATS[name] != FORMATS.get(suffix[1:]):
         raise UsageError(f"--format {name} does not fit the output file {out}")
     return _with_extras(source, path, suffix, path.stem, writing)
 
@@ -165,7 +165,7 @@ def _suffix(source: Source, format: str | None) -> str:
     own = source.path.suffix.lower()
     if source.video is not None:
         return own if own in MUXERS else ".mkv"
-    name = (format or "png").lower()
+    name = format or "png"
     if name != SAME_FORMAT:
         return FORMATS[name]
     return own if own in WRITE_SUFFIXES else ".jpg" if own in JPEG_SUFFIXES else ".png"

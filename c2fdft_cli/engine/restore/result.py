@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.distributed as dist
-
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.errors import C2fdftError, PartialFailure
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.distributed import gather
 from c2fdft_cli.vocabulary import many
 
 _SHOWN = 10
@@ -169,13 +168,8 @@ class RestoreResult:
 
 def gather_ranks(result: RestoreResult, runtime: Runtime) -> RestoreResult:
     """The results of all processes as one in rank 0; each other rank gets its own back."""
-    if not dist.is_initialized():
-        return result
-    everyone: list[RestoreResult | None] | None = [None] * runtime.world
-    dist.gather_object(result, everyone if runtime.is_main else None)
-    if not runtime.is_main:
-        return result
-    return merge([one for one in everyone or [] if one is not None])
+    everyone = gather(result, runtime)
+    return result if everyone is None else merge(everyone)
 
 
 def merge(results: Sequence[RestoreResult]) -> RestoreResult:
