@@ -188,6 +188,7 @@ SEED = Setting("Seed of all random numbers.", low=0, metavar="N")
 PROTOCOL = Setting(
     "Protocol of the scores (default: the recipe's, or rgb)", metavar="NAME", choices=PROTOCOL_NAMES
 )
+BORDER = Setting("Pixels to skip on each side.", low=0, metavar="N")
 SELF_ENSEMBLE = Setting("Average over 8 flips and rotations (4 for derain).")
 OVERWRITE = Setting("Replace existing outputs.")
 SHARDS = Setting("Folder of shards made by `c2fdft prepare`.", option="--data", metavar="DIR")

@@ -349,8 +349,9 @@ def test_images_below_the_window_of_ssim(
 def test_options_that_are_none() -> None:
     with pytest.raises(UsageError, match="--protocol must be"):
         EvalOptions("best")
-    with pytest.raises(UsageError, match="--border"):
+    with pytest.raises(UsageError, match="--border must be at least 0, got -1"):
         EvalOptions(border=-1)
+    assert type(EvalOptions(border=np.int64(4)).border) is int  # it goes into a JSON document
     with pytest.raises(UsageError, match="--metrics niqe: no such metric"):
         find_metrics("gmsd,niqe")
 
