@@ -367,7 +367,7 @@ def test_an_image_restored_again_in_float32_gives_a_warning(weights, restorer, m
     want = restorer(image, name="a.png")
     overflow_in_half_precision(monkeypatch)
     half = c2fdft.load(weights, device="cpu", precision="bf16", grid=GRID)
-    says = r"a\.png: not finite in bf16, restored again in fp32"
+    says = r"a: not finite in bf16, restored again in fp32"
     with pytest.warns(UserWarning, match=says) as caught:
         again = half(image, name="a.png")
     assert np.array_equal(again, want)

@@ -396,7 +396,7 @@ def test_what_was_restored_again_in_float32_is_told(
     assert again.rows == want.rows
     said = "not finite in bf16, restored again in fp32"
     assert [note for note in again.notes if "fp32" in note] == [
-        f"note: {row.name}: {said}" for row in again.rows
+        f"note: {row.name.removeprefix('val/')}: {said}" for row in again.rows
     ]
     assert document(again)["notes"] == again.notes
 
