@@ -25,7 +25,8 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.engine.weights.contents import plain_name, weights_in
 from c2fdft_cli.engine.weights.identify import not_a_checkpoint
-from c2fdft_cli.engine.weights.stored import METADATA, open_stored, tensors_in
+from c2fdft_cli.engine.weights.pickles import StoredTensor
+from c2fdft_cli.engine.weights.stored import METADATA, open_stored, values_in
 from c2fdft_cli.engine.weights.tensors import OUR_KEYS, SUFFIX, save_safetensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.files import recipe_from_dict
@@ -181,9 +182,9 @@ def besides_weights(path: Path) -> list[str]:
             about = about if isinstance(about, dict) else {}
             names = [name for name in about if name not in OUR_KEYS]
         for name, value in content.items():
-            tensors = list(tensors_in(value))
             is_meta = name == "meta" and isinstance(value, str)
-            if not is_meta and not (tensors and kept.issuperset(tensors)):
+            held = [isinstance(one, StoredTensor) and one in kept for one in values_in(value)]
+            if not is_meta and not (held and all(held)):
                 names.append(str(name))
         return names
 

@@ -312,11 +312,12 @@ def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:
     "more", [{"optimizer": {"lr": 1e-3}, "epoch": 3}, {"state_version": 1, "loss.w": torch.ones(2)}]
 )
 def test_a_file_that_holds_more_than_weights_is_not_stamped(
-    coarse: Path, tmp_path: Path, more: dict[str, Any]
+    coarse: Path, shards: Path, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     """As the state of a training, which could not be resumed from what is left."""
     path = tmp_path / "state.pt"
-    torch.save({**torch.load(coarse, weights_only=True), **more}, path)
+    content = torch.load(coarse, weights_only=True)
+    torch.save({**content, **more}, path)
     before = path.read_bytes()
     with pytest.raises(UsageError, match="would drop what is there besides the weights") as error:
         run(path)
@@ -324,6 +325,9 @@ def test_a_file_that_holds_more_than_weights_is_not_stamped(
     assert path.read_bytes() == before
     assert run(path, stamp=False, images=1).chosen
     assert path.read_bytes() == before
+    torch.save({"checkpoint": {"state_dict": content["params"], **more}}, path)
+    with pytest.raises(UsageError, match=r"\(checkpoint\)"):
+        run(path, data=shards)
 
 
 @pytest.mark.parametrize("more", ["tensor", "metadata", "second set"])
