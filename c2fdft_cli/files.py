@@ -351,6 +351,19 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def identity(path: str | Path) -> tuple[int, int] | str:
+    """What two paths of one file or folder have in common; of one that is not there, its real path.
+
+    By the file system's own number, since a disk may not tell cases apart, and a folder may be
+    mounted twice: names without links differ then.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
+
+
 def require_existing(*paths: str | Path | None) -> None:
     """DataError for the first of the paths that is not there; None stands for no path."""
     for path in paths:

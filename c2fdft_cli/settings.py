@@ -93,6 +93,8 @@ def option_name(one: Field[Any]) -> str:
 def check_settings(options: Any) -> None:
     """Hold each field of a dataclass to its type, limits and choices; None is always allowed.
 
+    NumPy's numbers become Python's: no other can be written into a JSON document.
+
     Raises:
         UsageError: the first that is outside, by the name of its option.
     """
@@ -103,6 +105,7 @@ def check_settings(options: Any) -> None:
             continue
         # The command line makes values of the right types; a program may hand over any.
         check_type(option_name(one), value, hints[one.name])
+        object.__setattr__(options, one.name, _plain(value))
         if stated.choices:
             check_choice(option_name(one), value, stated.choices)
         if stated.range is not None:
@@ -110,6 +113,15 @@ def check_settings(options: Any) -> None:
             # Written this way round, NaN is outside of every range.
             if not low <= value <= (float("inf") if stated.high is None else stated.high):
                 raise UsageError(f"{option_name(one)} must be {stated.range}, got {value}")
+
+
+def _plain(value: Any) -> Any:
+    """A value with Python's numbers in the place of others."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def check_type(name: str, value: object, hint: Any) -> None:
@@ -176,6 +188,7 @@ SEED = Setting("Seed of all random numbers.", low=0, metavar="N")
 PROTOCOL = Setting(
     "Protocol of the scores (default: the recipe's, or rgb)", metavar="NAME", choices=PROTOCOL_NAMES
 )
+BORDER = Setting("Pixels to skip on each side.", low=0, metavar="N")
 SELF_ENSEMBLE = Setting("Average over 8 flips and rotations (4 for derain).")
 OVERWRITE = Setting("Replace existing outputs.")
 SHARDS = Setting("Folder of shards made by `c2fdft prepare`.", option="--data", metavar="DIR")

@@ -136,4 +136,6 @@ def test_numbers_of_numpy_are_numbers():
         Path("here"), quality=np.int64(7), rate=np.float32(0.5), pair=(np.int32(1), np.uint8(2))
     )
     assert wishes.quality == 7
+    numbers = (wishes.quality, wishes.rate, *wishes.pair)  # and Python's from here on
+    assert [type(one) for one in numbers] == [int, float, int, int]
     assert Wishes(Path("here"), rate=1).rate == 1

@@ -8,7 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
 from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.subject import trained_grid
 from c2fdft_cli.engine.weights.build import refuse_lost_image
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
@@ -125,9 +126,8 @@ def load(
     runtime = make_runtime(machine.device, machine.precision)
     path = choose_weights(sampling.weights, sampling.task, sampling.steps).path
     checkpoint = load_checkpoint(path)
-    meta = checkpoint.meta
-    times = choose_grid(sampling, checkpoint.grid(), meta.diffusion.timesteps)
-    warning = grid_warning(meta.grid if meta.stage == "fine" else None, times)
+    times = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
+    warning = grid_warning(trained_grid(checkpoint), times, checkpoint.grid())
     if warning is not None:
         warnings.warn(warning, stacklevel=2)
     return Restorer(checkpoint, times, runtime, sampling, machine)
@@ -356,11 +356,12 @@ def _packed(
 
 
 def _names(images: Sequence[Unpacked], name: Names | None) -> list[str]:
-    """One name for each image, those of a batch included."""
+    """The base name of each image, those of a batch included."""
     count = sum(len(one.values) for one in images)
     if name is None:
-        return [one.name or DEFAULT_NAME for one in images for _ in one.values]
-    names = texts("name", name)
+        own = [one.name or DEFAULT_NAME for one in images for _ in one.values]
+        return [PurePath(one).stem for one in own]
+    names = [PurePath(one).stem for one in texts("name", name)]
     if isinstance(name, str | Path):
         return names * count
     if len(names) != count:

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.execution.device import Runtime, with_precision
+
+Item = TypeVar("Item")
 
 _TRAINING_PATIENCE = timedelta(minutes=15)
 """How long processes wait for one another within a step: a hang ends then."""
@@ -187,6 +189,15 @@ def all_reduce_min(number: int, runtime: Runtime) -> int:
     tensor = torch.tensor(number, device=runtime.device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
     return int(tensor.item())
+
+
+def gather(item: Item, runtime: Runtime) -> list[Item] | None:
+    """Each process's item in rank 0, by rank; None in the others, and where there is only one."""
+    if not dist.is_initialized():
+        return None
+    everyone: list[Any] | None = [None] * runtime.world if runtime.is_main else None
+    dist.gather_object(item, everyone)
+    return everyone
 
 
 def join_ranks(runtime: Runtime) -> None:

@@ -9,7 +9,7 @@ import importlib
 import math
 import threading
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -118,7 +118,7 @@ def not_loaded(name: str, error: Exception) -> ValueError:
 def _load_network(name: str) -> Any:
     """The metric, or what kept it from being loaded."""
     try:
-        return getattr(_load_piq(), METRICS[name].function)()
+        return getattr(load_piq(), METRICS[name].function)()
     except (OSError, RuntimeError, EOFError) as error:
         return error
 
@@ -126,35 +126,26 @@ def _load_network(name: str) -> Any:
 def load_piq() -> Any:
     """piq, also where torch is a CPU build and torchvision, which piq imports, is not.
 
-    Threads may call it at once: images are scored beside each other, and an operator can be
-    declared only once.
+    Such a torchvision finds two of its compiled operators missing; declared, though without an
+    implementation, they do not hinder the metrics, which never call them. Threads may call it at
+    once: images are scored beside each other, and an operator can be declared only once.
     """
     with _LOADING:
-        return _load_piq()
-
-
-@cache
-def _load_piq() -> Any:
-    """The import of `load_piq`.
-
-    Such a torchvision finds two of its compiled operators missing; declared, though without an
-    implementation, they do not hinder the metrics, which never call them.
-    """
-    try:
+        try:
+            return importlib.import_module("piq")
+        except RuntimeError as error:
+            if "torchvision::" not in str(error):
+                raise
+        for schema in (
+            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        ):
+            _DECLARED.define(schema)
         return importlib.import_module("piq")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        _DECLARED.define(schema)
-    return importlib.import_module("piq")
 
 
-# `cache` alone lets two threads into the first call.
-_LOADING = threading.Lock()
+# One thread may hold it twice: a learned metric is loaded, and piq for it.
+_LOADING = threading.RLock()
 _LIBRARY: Any = torch.library.Library
 # Kept for as long as the process runs: a library that is collected takes its operators with it.
 _DECLARED = _LIBRARY("torchvision", "FRAGMENT")

@@ -33,7 +33,7 @@ class Comparison:
     Args:
         mean: of the differences.
         low, high: bootstrap confidence interval of that mean.
-        wins, losses, ties: images on which A is higher, lower, equal; none where one has no score.
+        wins, losses, ties: images on which A is better, worse, equal; none where one has no score.
         images: how many differences are finite; infinite PSNRs count as wins or ties alone.
     """
 
@@ -65,7 +65,9 @@ def worst(names: Sequence[str], values: Sequence[float]) -> list[str]:
     return [names[i] for i in order[:WORST]]
 
 
-def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison:
+def compare(
+    a: Sequence[float], b: Sequence[float], seed: int = 0, *, lower_wins: bool = False
+) -> Comparison:
     """Paired comparison of two results over the same images.
 
     The interval is the 2.5 % to 97.5 % range of the mean difference over 10,000 resamples of the
@@ -74,6 +76,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
     Args:
         a, b: scores, image by image.
         seed: of the resampling.
+        lower_wins: whether the smaller of two scores is the better one.
 
     Raises:
         ValueError: different lengths, or no image with a finite difference.
@@ -94,8 +97,9 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
         picks = rng.integers(0, len(finite), (rows, len(finite)))
         means += finite[picks].mean(1).tolist()
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    wins = sum(x > y for x, y in zip(a, b, strict=True))
-    losses = sum(x < y for x, y in zip(a, b, strict=True))
+    higher = sum(x > y for x, y in zip(a, b, strict=True))
+    lower = sum(x < y for x, y in zip(a, b, strict=True))
+    wins, losses = (lower, higher) if lower_wins else (higher, lower)
     ties = sum(x == y for x, y in zip(a, b, strict=True))
     return Comparison(
         float(finite.mean()), float(low), float(high), wins, losses, ties, len(finite)

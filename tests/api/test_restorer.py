@@ -18,6 +18,10 @@ import torch
 import c2fdft_cli as c2fdft
 from c2fdft_cli.api.restorer import Restorer
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.restore.options import Sampling
+from c2fdft_cli.engine.restore.plan import plan_restore
+from c2fdft_cli.engine.weights.average import average
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.recipe.schema import Diffusion
 from tests.kit.command import run as run_command
 from tests.kit.restore import (
@@ -325,6 +329,37 @@ def test_other_timesteps_than_those_of_fine_weights_give_a_warning(tmp_path, tin
         c2fdft.load(fine, steps=4)
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_timesteps_that_a_sweep_has_chosen_give_no_warning(tmp_path, tiny_net, averaged):
+    """Nor do those of the training, which fine weights that were swept still belong to."""
+    said = {"stage": "fine", "grid": [999, 500], "grid_from": "sweep"}
+    metrics = {"sweep": {"trained_grid": [500], "psnr": 30.0}}
+    swept = write_checkpoint(tmp_path / "fine.pt", tiny_net(), **said, metrics=metrics)
+    if averaged:
+        swept = average([swept, swept], tmp_path / "mean.pt").out
+        assert load_checkpoint(swept).meta.metrics == {"sweep": {"trained_grid": [500]}}
+    save(tmp_path / "a.png", random_picture(8, 8))
+    for n, times in enumerate([None, (500,), (999, 500)]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            c2fdft.load(swept, grid=times, device="cpu", precision="fp32")
+        sampling, out = Sampling(str(swept), grid=times), tmp_path / f"{n}"
+        assert plan_restore(tmp_path / "a.png", out, sampling=sampling).warnings == []
+    with pytest.warns(UserWarning, match="trained on the timesteps 500 and are likely"):
+        c2fdft.load(swept, steps=4)
+
+
+def test_numbers_of_numpy_in_a_folders_settings(weights, tmp_path):
+    """They go into the record of how the outputs were made, which knows them again."""
+    save(tmp_path / "in" / "a.png", random_picture(8, 8))
+    of_numpy = c2fdft.load(weights, seed=np.int64(3), grid=np.array(GRID), device="cpu")
+    numbers = {"quality": np.int32(90), "bit_depth": np.uint8(8)}
+    of_numpy.restore_folder(tmp_path / "in", tmp_path / "out", **numbers)
+    same = c2fdft.load(weights, seed=3, grid=GRID, device="cpu")
+    again = same.restore_folder(tmp_path / "in", tmp_path / "out", quality=90, bit_depth=8)
+    assert [one.doubt for one in again.skipped] == [None]
+
+
 def test_memory_limits_and_not_finite_results_are_errors(weights, tmp_path, tiny_net):
     small = c2fdft.load(weights, device="cpu", precision="fp32", max_memory="1M")
     with pytest.raises(c2fdft.ResourceError, match="may be used"):
@@ -342,7 +377,7 @@ def test_an_image_restored_again_in_float32_gives_a_warning(weights, restorer, m
     want = restorer(image, name="a.png")
     overflow_in_half_precision(monkeypatch)
     half = c2fdft.load(weights, device="cpu", precision="bf16", grid=GRID)
-    says = r"a\.png: not finite in bf16, restored again in fp32"
+    says = r"a: not finite in bf16, restored again in fp32"
     with pytest.warns(UserWarning, match=says) as caught:
         again = half(image, name="a.png")
     assert np.array_equal(again, want)
@@ -368,7 +403,7 @@ def test_a_restorer_is_copied_and_pickled(restorer):
 @pytest.mark.parametrize(("call", "says"), [
     (lambda r: r(np.zeros((8, 8, 3), np.uint8), name=3), "name must be a text or a Path"),
     (lambda r: r.uncertainty(np.zeros((8, 8, 3), np.uint8), "3"), "samples must be a whole number"),
-    (lambda r: r.uncertainty(np.zeros((8, 8, 3), np.uint8), 10**20), "samples must be at most"),
+    (lambda r: r.uncertainty(np.zeros((8, 8, 3), np.uint8), 10**20), "--samples must be 1 to 1000"),
     (lambda r: r.restore_folder("in", None), "out must be a text or a Path, got None"),
     (lambda r: r.restore_folder(b"in", "out"), "source must be a text or a Path"),
     (lambda r: r.restore_folder([], "out"), "nothing to restore"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,22 @@ def overflow_in_half_precision(patch: pytest.MonkeyPatch) -> None:
         return torch.full_like(image, torch.nan) if half else image
 
     patch.setattr(Restorer, "__call__", call)
+
+
+def found_under(patch: pytest.MonkeyPatch, folder: Path, other: Path) -> Path:
+    """Let the file system find a folder under another name too, as where cases are one; its name.
+
+    Links would be seen through, and mounting takes the administrator.
+    """
+    stat = os.stat
+
+    def found(path: Any, *words: Any, **more: Any) -> os.stat_result:
+        if isinstance(path, str | os.PathLike):
+            path = str(path).replace(str(other), str(folder))
+        return stat(path, *words, **more)
+
+    patch.setattr(os, "stat", found)
+    return other
 
 
 def write_checkpoint(path: Path, net: DFT, **meta: Any) -> Path:

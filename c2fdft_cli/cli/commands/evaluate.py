@@ -14,7 +14,7 @@ from c2fdft_cli.cli.commands.evaluate_source import SETS, Runs, Source, job_of
 from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
-from c2fdft_cli.settings import OVERWRITE, PROTOCOL, check_settings, setting
+from c2fdft_cli.settings import BORDER, OVERWRITE, PROTOCOL, check_settings, setting
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
@@ -31,7 +31,7 @@ class Scores:
     """What is measured, with what it is compared, and where it is written."""
 
     protocol: str | None = setting(None, PROTOCOL)
-    border: int = setting(0, "Pixels to skip on each side.", metavar="N", low=0, panel=MEASURES)
+    border: int = setting(0, replace(BORDER, panel=MEASURES))
     metrics: str | None = setting(
         None, "Further metrics: all, or names with commas.", metavar="NAMES", panel=MEASURES
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -33,18 +32,9 @@ def info(
 
     facts = describe(found)
     if json:
-        console.emit(_each(finite_or_none, facts))
+        console.emit(finite_or_none(facts))
         return
     console.table(path, ("what", "value"), [(key, _words(v)) for key, v in facts.items()])
-
-
-def _each(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same dictionaries and lists with each value in them changed."""
-    if isinstance(value, dict):
-        return {key: _each(change, item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_each(change, item) for item in value]
-    return change(value)
 
 
 def _words(value: Any) -> str:

@@ -109,11 +109,12 @@ def _check_overrides(words: list[str], *, fine: bool) -> None:
     word = next((word for word in words if "=" not in word), None)
     if word is None:
         return
-    from c2fdft_cli.engine.weights.choose import WEIGHTS_SUFFIXES, packaged_weights
+    from c2fdft_cli.engine.weights.catalogue import read_catalogue
+    from c2fdft_cli.engine.weights.choose import WEIGHTS_SUFFIXES
     from c2fdft_cli.recipe.files import recipe_names
 
     suffix, hint = Path(word).suffix.lower(), "an override has the form KEY=VALUE: coarse.lr=1e-4"
-    if suffix in WEIGHTS_SUFFIXES or (fine and word in packaged_weights()):
+    if suffix in WEIGHTS_SUFFIXES or (fine and word in read_catalogue()):
         hint = f"give the weights with {'--from' if fine else '--init'} {word}"
     elif suffix in (".yaml", ".yml") or word in recipe_names():
         hint = f"give the recipe with --recipe {word}"

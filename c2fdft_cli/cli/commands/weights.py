@@ -32,9 +32,9 @@ def list_weights(json: Json = False) -> None:
 
     Example: c2fdft weights list
     """
-    from c2fdft_cli.engine.weights.choose import packaged_weights
+    from c2fdft_cli.engine.weights.catalogue import read_catalogue
 
-    entries = list(packaged_weights().values())
+    entries = list(read_catalogue().values())
     if json:
         console.emit([_document(entry) for entry in entries])
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from c2fdft_cli.cli import console
+from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
@@ -81,13 +82,13 @@ def _record(image: ImageDone) -> dict[str, object]:
 
 
 def tell(plan: RestorePlan, result: RestoreResult) -> None:
-    """The summary for people: notes and skips on stderr, the result on stdout."""
+    """The summary for people: notes and skips on stderr, the result on stdout if that is free."""
     good = [image for image in result.images if image.error is None]
     _tell_notes(good)
     _tell_skipped(result)
     for kind in plan.not_read:
         console.remark(f"note: {kind}")
-    if good:
+    if good and plan.out != STDIO:
         console.stdout().print(_summary(plan, result, good))
 
 

@@ -7,12 +7,13 @@ upright, C-contiguous.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -82,9 +83,9 @@ class Picture:
         return 8 * self.pixels.itemsize
 
 
-def is_image_path(path: str | Path) -> bool:
+def is_image_path(path: str | PurePath) -> bool:
     """Whether the name ends like an image's, in any case; the file is not opened."""
-    return Path(path).suffix.lower() in READ_SUFFIXES
+    return PurePath(path).suffix.lower() in READ_SUFFIXES
 
 
 def natural_key(path: str | Path) -> tuple[Any, ...]:
@@ -215,10 +216,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if orientation >= 5 else (height, width)
 
 
-def frame_count(path: str | Path) -> int:
-    """How many frames (GIF, WebP, animated PNG) or pages (TIFF) a file has; DataError."""
-    with _reading(Path(path)), _open(Path(path)) as file:
-        return count_frames(file, Path(path).suffix.lower())
+def frame_count(source: str | Path | bytes) -> int:
+    """How many frames (GIF, WebP, animated PNG) or pages (TIFF) a file has; DataError.
+
+    source: a path, or a file's bytes.
+    """
+    if isinstance(source, bytes):
+        with _reading(None):
+            return count_frames(io.BytesIO(source))
+    with _reading(Path(source)), _open(Path(source)) as file:
+        return count_frames(file, Path(source).suffix.lower())
 
 
 def write_picture(

@@ -10,12 +10,10 @@ from typing import Any
 from c2fdft_cli.data.layouts.matching import composed
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.evaluate.metrics import lower_wins
-from c2fdft_cli.engine.evaluate.rows import score_of
+from c2fdft_cli.engine.evaluate.rows import SCORES, score_of
 from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.statistics import Comparison, compare
-
-SCORES = ("psnr", "ssim")
 
 
 def compared(result: EvalResult) -> tuple[str, ...]:
@@ -42,7 +40,7 @@ def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, 
     for key in compared(a):
         ours, theirs = [[score_of(row, key) for row in side] for side in zip(*common, strict=True)]
         try:
-            found[key] = compare(ours, theirs, seed)
+            found[key] = compare(ours, theirs, seed, lower_wins=lower_wins(key))
         except ValueError:  # nothing but infinite scores
             found[key] = None
     return found
@@ -96,10 +94,7 @@ def as_json(comparison: dict[str, Comparison | None], other: EvalResult) -> dict
 
 
 def in_words(comparison: dict[str, Comparison | None]) -> list[str]:
-    """Lines such as `PSNR: A - B = +0.52 dB [+0.31, +0.74] (95 %), A wins 9, B 1, ties 0`.
-
-    The better score wins: the lower one of metrics that are better when lower.
-    """
+    """Lines such as `PSNR: A - B = +0.52 dB [+0.31, +0.74] (95 %), A wins 9, B 1, ties 0`."""
     lines = []
     for key, one in comparison.items():
         if one is None:
@@ -108,9 +103,8 @@ def in_words(comparison: dict[str, Comparison | None]) -> list[str]:
         digits, unit = (2, " dB") if key == "psnr" else (4, "")
         low, mean, high = (f"{x:+.{digits}f}" for x in (one.low, one.mean, one.high))
         interval = f"[{low}, {high}] (95 %)" if one.images > 1 else "(one image: no interval)"
-        wins, losses = (one.wins, one.losses)[:: -1 if lower_wins(key) else 1]
         lines.append(
             f"{key.upper()}: A - B = {mean}{unit} {interval}, "
-            f"A wins {wins}, B {losses}, ties {one.ties}"
+            f"A wins {one.wins}, B {one.losses}, ties {one.ties}"
         )
     return lines

@@ -58,7 +58,7 @@ class FolderPairs:
         """
         files = self.pairs[i]
         check_sizes(files)
-        return DecodedPair(files.name, read_rgb8(files.lq), read_rgb8(files.gt), files.lq.name)
+        return DecodedPair(files.name, read_rgb8(files.lq), read_rgb8(files.gt), files.lq.stem)
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class NoisyImages:
         """Pair i: float32 noisy, uint8 clean."""
         path = self.images[i]
         gt = read_rgb8(path)
-        source = noise_generator(self.seed, path.name, _ADDED)
+        source = noise_generator(self.seed, path.stem, _ADDED)
         noise = torch.randn(gt.shape, generator=source).numpy()
         lq = gt.astype(np.float32) + np.float32(self.sigma) * noise
-        return DecodedPair(path.stem, lq, gt, path.name)
+        return DecodedPair(path.stem, lq, gt, path.stem)
 
 
 def open_folder(

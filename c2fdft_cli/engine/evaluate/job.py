@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from c2fdft_cli.engine.evaluate.pairing import LISTED
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, find_protocol
-from c2fdft_cli.errors import DataError, PartialFailure, UsageError
+from c2fdft_cli.errors import DataError, PartialFailure
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.metrics.statistics import summarise
 from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.settings import BORDER, check_settings, setting
 from c2fdft_cli.vocabulary import many
 
 Item = TypeVar("Item")
@@ -34,7 +35,7 @@ class EvalOptions:
     """
 
     protocol: str | None = None
-    border: int = 0
+    border: int = setting(0, BORDER)
     metrics: dict[str, Metric] = field(default_factory=dict)
     rank: int = 0
     world: int = 1
@@ -43,8 +44,7 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.protocol is not None:
             find_protocol(self.protocol)
-        if self.border < 0:
-            raise UsageError(f"--border must be 0 or more, got {self.border}")
+        check_settings(self)
 
     def chosen_by(self, default: str = DEFAULT) -> str:
         """Why the protocol is what it is, for people."""

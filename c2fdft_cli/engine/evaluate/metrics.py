@@ -66,5 +66,5 @@ def describe_metric(name: str) -> str:
 
 
 def lower_wins(name: str) -> bool:
-    """Whether the smaller of two scores is the better one."""
-    return name in NO_REFERENCE or (name in METRICS and not METRICS[name].higher_is_better)
+    """Whether the smaller of two scores that are compared is the better one."""
+    return name in NO_REFERENCE

@@ -121,7 +121,7 @@ def _by_names(
 
 
 def _pair(name: PurePath, restored: Path, target: Path) -> FilePair:
-    return FilePair(name.with_suffix("").as_posix(), restored, target)
+    return FilePair(without_suffix(name), restored, target)
 
 
 def _sorted(
@@ -183,6 +183,11 @@ def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
     raise DataError(what, hint=hint, details=listed)
 
 
+def without_suffix(path: PurePath) -> str:
+    """The path in a row's name; unlike `with_suffix` also of a file called "..png"."""
+    return path.as_posix().removesuffix(path.suffix)
+
+
 def own_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
     """The names of files, those that several share with the suffix: a.jpg and a.png for two a."""
     whole = [f"{name}{path.suffix}" for name, path in zip(names, paths, strict=True)]
@@ -200,6 +205,7 @@ def _told_apart(names: Sequence[str], whole: Sequence[str]) -> list[str]:
 
 def degraded_beside(pairs: Matched, folder: Path) -> Matched:
     """The pairs with their degraded inputs from a folder, by name; DataError if none is there."""
+    require_existing(folder)
     images = list_images(folder, recursive=True) if folder.is_dir() else []
     if not images and is_image_path(folder) and folder.is_file():
         images, folder = [folder], folder.parent

@@ -13,7 +13,7 @@ from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.engine.evaluate.files import read_image
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.metrics import choose_names, unusable
-from c2fdft_cli.engine.evaluate.pairing import fail, own_names
+from c2fdft_cli.engine.evaluate.pairing import fail, own_names, without_suffix
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored, pictures_of
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.files import require_existing
@@ -61,7 +61,7 @@ def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult
     refuse_videos(source)
     images = some_images(source, recursive=True) if source.is_dir() else [source]
     root = source if source.is_dir() else source.parent
-    names = [path.relative_to(root).with_suffix("").as_posix() for path in images]
+    names = [without_suffix(path.relative_to(root)) for path in images]
     mine = options.share(list(zip(own_names(names, images), images, strict=True)))
     work = _score_images(mine, options)
     return Job(work, total=len(mine), title="eval", unit="image")
@@ -89,7 +89,7 @@ def _score_image(name: str, path: Path, options: EvalOptions) -> Scored:
     whole = read_image(path, PROTOCOL)
     border, (height, width) = options.border, whole.shape[-2:]
     if 2 * border >= min(height, width):
-        raise DataError(f"{width} x {height} px: nothing left without a border of {border} px")
+        raise DataError(f"{width} x {height} px: nothing is left inside a border of {border} px")
     image = whole[..., border : height - border, border : width - border]
     more = {key: metric(image, image) for key, metric in options.metrics.items()}
     pictures = pictures_of(whole, None, None) if options.pictures else None

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import zip_longest
-from typing import TypeVar
-
-import torch.distributed as dist
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.evaluate.pairing import fail
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime
-from c2fdft_cli.execution.distributed import join_ranks
-
-Item = TypeVar("Item")
+from c2fdft_cli.execution.distributed import gather, join_ranks
 
 
 def join() -> Runtime:
@@ -29,7 +24,7 @@ def join() -> Runtime:
 
 def gather_result(result: EvalResult, runtime: Runtime) -> EvalResult:
     """Rows and notes of all processes in rank 0, the others keep their own."""
-    everyone = _gather(result, runtime)
+    everyone = gather(result, runtime)
     return result if everyone is None else merge_results(everyone)
 
 
@@ -57,14 +52,5 @@ def gather_pictures(
     pictures: dict[str, dict[str, str]], runtime: Runtime
 ) -> dict[str, dict[str, str]]:
     """The report's pictures of all processes in rank 0."""
-    everyone = _gather(pictures, runtime)
+    everyone = gather(pictures, runtime)
     return pictures if everyone is None else {k: v for one in everyone for k, v in one.items()}
-
-
-def _gather(item: Item, runtime: Runtime) -> list[Item] | None:
-    """Each process's item in rank 0; None in the others, and where there is only one."""
-    if not dist.is_initialized():
-        return None
-    everyone: list[Item | None] | None = [None] * runtime.world if runtime.is_main else None
-    dist.gather_object(item, everyone)
-    return None if everyone is None else [one for one in everyone if one is not None]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
-from c2fdft_cli.engine.sampling.scoring import Pictures, Scored
+from c2fdft_cli.engine.sampling.scoring import Pictures, Scored, finite_or_none
 from c2fdft_cli.engine.weights.checkpoint import versions
 from c2fdft_cli.files import atomic_write_text, ensure_folder
 from c2fdft_cli.progress import Job
@@ -122,7 +122,7 @@ def write_report(
         "about": {
             "command": about.command,
             "lines": [*about.lines, _pictures_line()],
-            "recipe": about.recipe,
+            "recipe": finite_or_none(about.recipe),
             "versions": {**versions(), "platform": platform.platform()},
         },
     }

@@ -9,6 +9,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,20 @@ from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.files import atomic_write_bytes
 from c2fdft_cli.metrics.statistics import summarise, worst
 
+SCORES = ("psnr", "ssim")
+"""Those that each image with a target has."""
 Column = tuple[str, Callable[[Scored], float]]
 
 
 def score_of(row: Scored, key: str) -> float:
     """A score by its key in JSON and CSV."""
-    return {"psnr": row.psnr, "ssim": row.ssim}[key] if key in ("psnr", "ssim") else row.more[key]
+    return getattr(row, key) if key in SCORES else row.more[key]
 
 
 def _columns(result: EvalResult) -> list[Column]:
     """Every score that all rows have, by its key in JSON and CSV."""
-    keys = (["psnr", "ssim"] if result.has_targets else []) + list(result.rows[0].more)
-    return [(key, lambda row, key=key: score_of(row, key)) for key in keys]  # type: ignore[misc]
+    keys = [*(SCORES if result.has_targets else ()), *result.rows[0].more]
+    return [(key, partial(score_of, key=key)) for key in keys]
 
 
 def document(result: EvalResult) -> dict[str, Any]:

@@ -151,5 +151,8 @@ def refuse_not_finite(is_finite: bool, weights: Path, precision: str) -> None:
     if not is_finite:
         raise CheckpointError(
             f"the network produced NaN or infinite values with the weights {weights}",
-            hint="use --precision fp32, or other weights" if precision != "fp32" else None,
+            # in half precision the image was restored again in fp32 already
+            hint="use --precision fp32, or other weights"
+            if precision == "tf32"
+            else "use other weights",
         )

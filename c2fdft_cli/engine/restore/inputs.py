@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePath
 
 from c2fdft_cli.data.images.animation import FrameCache
@@ -20,7 +21,7 @@ from c2fdft_cli.data.video.probe import VideoInfo, probe_video
 from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, VIDEO, NotRead, Sorted, kind_of
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
-from c2fdft_cli.files import read_error, read_text, require_existing
+from c2fdft_cli.files import identity, read_error, read_text, real_path, require_existing
 
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
 MAX_FRAMES = 100_000
@@ -58,14 +59,9 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The base name of the output."""
+        """The base name: of the output, and that which decides the noise."""
         stem = self.relative.stem
         return stem if self.frame is None else f"{stem}-{self.frame + 1:04d}"
-
-    @property
-    def name(self) -> str:
-        """The file name that keys the noise."""
-        return f"{self.stem}{self.relative.suffix}"
 
     @property
     def frames(self) -> int:
@@ -174,7 +170,13 @@ def _from_bytes(data: bytes | None) -> Source:
         raise UsageError("IN is -, but standard input is empty", hint="pipe an image into it")
     picture = read_picture(data)
     height, width = picture.pixels.shape[:2]
-    return Source(Path("stdin"), PurePath("stdin"), height=height, width=width, data=data)
+    frames, note = frame_count(data), None
+    if frames > 1:
+        note = (
+            f"the first of {frames} frames is restored; to restore all of them, save it to a file"
+        )
+    name = "stdin"
+    return Source(Path(name), PurePath(name), None, height, width, data=data, note=note)
 
 
 def _below(path: Path, root: Path) -> PurePath:
@@ -206,16 +208,25 @@ def _without(paths: list[Path], folder: Path | None) -> list[Path]:
     """Leave out what lies in the output folder, unless the inputs themselves lie there."""
     if folder is None:
         return paths
-    inside = Path(os.path.realpath(folder))
-    others = [path for path in paths if inside not in Path(os.path.realpath(path)).parents]
-    return others or paths
+    outputs = identity(folder)
+
+    @cache
+    def lies_there(place: Path) -> bool:
+        return identity(place) == outputs or (place != place.parent and lies_there(place.parent))
+
+    return [path for path in paths if not lies_there(real_path(path).parent)] or paths
 
 
 def _matching(pattern: str, skip: Path | None) -> list[Path]:
+    """The files that match, each folder's by one of its names: a link may lead to one above it."""
     matches = [Path(name) for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)]
     if not matches:
         raise DataError("no image matches", where=pattern, hint="quote the pattern and check it")
-    return sorted(_without(matches, skip), key=natural_key)
+    real_folder = cache(real_path)
+    once: dict[tuple[Path, str], Path] = {}
+    for path in sorted(matches, key=lambda path: len(path.parts)):  # a loop's names are longer
+        once.setdefault((real_folder(path.parent), path.name), path)
+    return sorted(_without(list(once.values()), skip), key=natural_key)
 
 
 def _listed(file: Path) -> list[Path]:

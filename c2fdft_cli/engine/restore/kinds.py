@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +64,9 @@ class Sorted:
     @property
     def not_read(self) -> list[NotRead]:
         """A line for each kind of picture that is not read."""
-        found: Mapping[str, list[str]] = self._not_read
         return [
-            NotRead(kind, len(files), HINTS[kind], files[:_SHOWN]) for kind, files in found.items()
+            NotRead(kind, len(files), HINTS[kind], files[:_SHOWN])
+            for kind, files in self._not_read.items()
         ]
 
 

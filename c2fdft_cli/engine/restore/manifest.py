@@ -20,7 +20,7 @@ from c2fdft_cli.files import ensure_folder, write_error
 MANIFEST_NAME = ".c2fdft-restore.jsonl"
 MAX_MANIFEST_BYTES = 256 << 20
 _USUAL = {"temporal_noise": "fixed", "crf": 18}
-"""Values that count for nothing: images of the time before there were videos stay the same."""
+"""Defaults left out of the digest, so that records made before these settings were stay valid."""
 _WORDS = {"draws": "samples", "grid": "timesteps"}
 _MAX_SHOWN = 60
 _MAX_BEGUN = 8

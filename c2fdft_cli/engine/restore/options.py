@@ -25,9 +25,10 @@ from c2fdft_cli.settings import (
     SELF_ENSEMBLE,
     WEIGHTS,
     check_settings,
+    numbers,
     setting,
 )
-from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, many, parse_numbers
+from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, many
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
            "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
@@ -45,9 +46,8 @@ LEAST_MEMORY = 1 << 16
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def parse_grid(text: str) -> tuple[int, ...]:
-    """Timesteps out of "999,500"; UsageError when they are not whole numbers."""
-    return tuple(parse_numbers("--grid", text, "999,500"))
+parse_grid = numbers("--grid", "999,500")
+"""Timesteps out of "999,500"; UsageError when they are not whole numbers."""
 
 
 def parse_size(text: str) -> int:
@@ -236,14 +236,15 @@ def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) ->
         uncertainty: whether a standard deviation is asked for.
 
     Raises:
-        UsageError: the standard deviation of a single result is asked for, or too many samples.
+        UsageError: the standard deviation of a single result is asked for, or no samples, or too
+            many.
     """
     if uncertainty and not self_ensemble:
         samples = UNCERTAINTY_SAMPLES if samples is None else samples
         if samples < 2:
             raise UsageError("--uncertainty needs at least 2 samples", hint="use --samples 2")
-    if samples is not None and samples > MAX_SAMPLES:  # of a Python caller
-        raise UsageError(f"--samples must be at most {MAX_SAMPLES}, got {samples}")
+    if samples is not None and not 1 <= samples <= MAX_SAMPLES:  # of a Python caller
+        raise UsageError(f"--samples must be 1 to {MAX_SAMPLES}, got {samples}")
     return samples or 1
 
 
@@ -273,17 +274,20 @@ def choose_grid(sampling: Sampling, own: Sequence[int], total: int) -> list[int]
     return time_grid(steps, spacing or SPACINGS[0], total)
 
 
-def grid_warning(trained: Sequence[int] | None, grid: Sequence[int]) -> str | None:
+def grid_warning(
+    trained: Sequence[int] | None, grid: Sequence[int], own: Sequence[int]
+) -> str | None:
     """Fine weights belong to the timesteps they were trained on; None where all is well.
 
     Args:
         trained: of fine weights; None for others.
         grid: those that are used.
+        own: the checkpoint's, which a sweep may have chosen since the training.
     """
-    if trained is None or list(grid) == list(trained):
+    if trained is None or list(grid) in (list(trained), list(own)):
         return None
-    used, own = (",".join(map(str, times)) for times in (grid, trained))
+    used, before = (",".join(map(str, times)) for times in (grid, trained))
     return (
-        f"these fine weights were trained on the timesteps {own} and are likely to restore worse "
-        f"on {used}; omit --steps and --grid to use theirs"
+        f"these fine weights were trained on the timesteps {before} and are likely to restore "
+        f"worse on {used}; omit --steps and --grid to use theirs"
     )

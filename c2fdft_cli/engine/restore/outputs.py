@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, READ_SUFFIXES, WRITE_SUFFIXES
 from c2fdft_cli.data.video.probe import MUXERS, VIDEO_SUFFIXES, VideoInfo
@@ -16,6 +16,7 @@ from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.engine.restore.inputs import Inputs, Source
 from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writing
 from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.files import identity
 
 DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | {".gif", ".heic", ".exr", ".hdr", ".raw"}
@@ -144,7 +145,7 @@ def _named_item(source: Source, out: str, writing: Writing) -> Item:
         hint = "put it into the name, or name a folder"
         raise UsageError(f"--suffix does not go with the output file {out}", hint=hint)
     name = writing.format
-    if name not in (None, SAME_FORMAT) and FORMATS[name.lower()] != FORMATS.get(suffix[1:]):
+    if name not in (None, SAME_FORMAT) and FORMATS[name] != FORMATS.get(suffix[1:]):
         raise UsageError(f"--format {name} does not fit the output file {out}")
     return _with_extras(source, path, suffix, path.stem, writing)
 
@@ -164,14 +165,14 @@ def _suffix(source: Source, format: str | None) -> str:
     own = source.path.suffix.lower()
     if source.video is not None:
         return own if own in MUXERS else ".mkv"
-    name = (format or "png").lower()
+    name = format or "png"
     if name != SAME_FORMAT:
         return FORMATS[name]
     return own if own in WRITE_SUFFIXES else ".jpg" if own in JPEG_SUFFIXES else ".png"
 
 
 def _with_extras(
-    source: Source, output: Path | None, suffix: str, base: PurePath | str, writing: Writing
+    source: Source, output: Path | None, suffix: str, base: str, writing: Writing
 ) -> Item:
     """An item with the pictures that are made beside the restored one, named after `base`."""
     compare, uncertainty = writing.compare, writing.uncertainty
@@ -195,9 +196,11 @@ def _mirrored_items(
     """
 
     def item(source: Source, stem: str) -> Item:
-        base = source.relative.with_name(f"{stem}{writing.suffix}")
         suffix = _suffix(source, writing.format)
-        return _with_extras(source, folder / f"{base}{suffix}", suffix, base, writing)
+        # with the suffix at once: the stem of "..png" alone is no name
+        name = source.relative.with_name(f"{stem}{writing.suffix}{suffix}")
+        base = str(name).removesuffix(suffix)
+        return _with_extras(source, folder / name, suffix, base, writing)
 
     plain = [item(source, source.stem) for source in sources]
     claims = Counter(key for one in plain for key in _keys(one))
@@ -236,8 +239,8 @@ def _is_shared(item: Item, claims: Counter[str]) -> bool:
 
 
 def _refuse_replacing_inputs(items: list[Item]) -> None:
-    inputs = {os.path.realpath(item.source.path) for item in items if item.source.data is None}
-    hit = [path for item in items for path in item.files if os.path.realpath(path) in inputs]
+    inputs = {identity(item.source.path) for item in items if item.source.data is None}
+    hit = [path for item in items for path in item.files if identity(path) in inputs]
     if hit:
         raise UsageError(
             "this output would replace an input",

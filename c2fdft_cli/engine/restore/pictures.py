@@ -55,8 +55,8 @@ _NOT_KEPT = {
 """Metadata that a format has no place for."""
 
 
-_LOADED_BYTES = 12 + 12
-"""Of a pixel that waits for the network: decoded, and its start noise."""
+_LOADED_BYTES = 8 + 12
+"""Of a pixel that waits for the network: 16-bit RGB and alpha at most, and its start noise."""
 
 
 class Loaded(NamedTuple):
@@ -145,7 +145,7 @@ def _load(
         picture = item.source.read(frames)
     except C2fdftError as error:
         return Loaded(item, error)
-    return Loaded(item, picture, start_noise(item.source.name, *picture.pixels.shape[:2]))
+    return Loaded(item, picture, start_noise(item.source.stem, *picture.pixels.shape[:2]))
 
 
 def _batches(loaded: Iterable[Loaded], size: Callable[[int, int], int]) -> Iterator[list[Loaded]]:
@@ -170,10 +170,10 @@ def _begin(
     plan: RestorePlan, loaded: list[Loaded], progress: Callable[[float], None]
 ) -> Callable[[], list[Finish]]:
     """Give a batch to the network; what waits for it and tells what is left to do."""
+    first, found, _ = loaded[0]
+    if isinstance(found, C2fdftError):  # which comes by itself
+        return lambda: [(partial(failed, first.source, found), 0)]
     read = [(one.item, one.found) for one in loaded if isinstance(one.found, Picture)]
-    errors = [(one.item, one.found) for one in loaded if isinstance(one.found, C2fdftError)]
-    if errors:
-        return lambda: [(partial(failed, item.source, error), 0) for item, error in errors]
     wanted = [
         Wanted(
             plan.writing.bit_depth or picture.bit_depth,
@@ -182,7 +182,7 @@ def _begin(
         )
         for item, picture in read
     ]
-    names = [item.source.name for item, _ in read]
+    names = [item.source.stem for item, _ in read]
 
     def refused(error: ResourceError) -> list[Finish]:
         return [(partial(failed, item.source, error), 0) for item, _ in read]

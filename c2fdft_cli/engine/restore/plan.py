@@ -25,6 +25,7 @@ from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs,
 from c2fdft_cli.engine.restore.result import Skipped, named
 from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.subject import trained_grid
 from c2fdft_cli.engine.weights.catalogue import sha256_of
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
@@ -32,7 +33,7 @@ from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.files import check_folder, real_path
+from c2fdft_cli.files import check_folder, identity, real_path
 
 _SAMPLING, _MACHINE, _WRITING = Sampling(), Machine(), Writing()
 
@@ -132,7 +133,7 @@ def plan_restore(
     settings |= {"draws": samples, "grid": grid, "precision": runtime.precision}
     kept_in = None if out == STDIO else folder or Path(out).parent
     manifest = Manifest(kept_in, {**settings, "weights": sha256_of(found.path)}, found.path.name)
-    if folder is None and stdin is None:
+    if folder is None and stdin is None and out != STDIO:
         _refuse_foreign(Path(out), manifest)
     # Dealt to the processes before it is looked at what exists: they look at different times, and
     # would deal in different ways.
@@ -142,8 +143,7 @@ def plan_restore(
     problems = [item.source.problem for item in todo if item.source.problem is not None]
     if inputs.single and problems:
         raise problems[0]
-    meta = checkpoint.meta
-    warning = grid_warning(meta.grid if meta.stage == "fine" else None, grid)
+    warning = grid_warning(trained_grid(checkpoint), grid, checkpoint.grid())
     too_large = [f"{one} ({one.hint})" for one in problems if isinstance(one, ResourceError)]
     return RestorePlan(
         sampling=sampling,
@@ -183,7 +183,7 @@ def _refuse_foreign(out: Path, manifest: Manifest) -> None:
 
 def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing: Writing) -> None:
     """Refuse folders that cannot be written to, before any work."""
-    if folder is not None and os.path.realpath(folder) in map(os.path.realpath, specs):
+    if folder is not None and identity(folder) in map(identity, specs):
         what = "inputs and outputs are in one folder"
         raise UsageError(what, where=folder, hint="choose another folder for OUT")
     _check_beside(specs, folder, writing)
@@ -198,14 +198,15 @@ def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -
 
     The next `restore` would take them for inputs, the next `eval` for results without a target.
     """
-    whose = {real_path(Path(spec)): "inputs" for spec in specs}
+    whose = {identity(spec): "inputs" for spec in specs}
     if folder is not None:
-        whose[real_path(folder)] = "outputs"
+        whose[identity(folder)] = "outputs"
     for option, beside in (("--compare", writing.compare), ("--uncertainty", writing.uncertainty)):
         if beside is None:
             continue
         place = real_path(beside)  # both commands look into sub-folders too
-        found = next((whose[path] for path in (place, *place.parents) if path in whose), None)
+        places = map(identity, (place, *place.parents))
+        found = next((whose[one] for one in places if one in whose), None)
         if found is not None:
             what = f"{option} goes into the folder of the {found}, where they would be mixed"
             raise UsageError(what, where=beside, hint=f"choose another folder for {option}")

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.distributed as dist
-
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.errors import C2fdftError, PartialFailure
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.distributed import gather
 from c2fdft_cli.vocabulary import many
 
 _SHOWN = 10
@@ -113,10 +112,13 @@ def failed(source: Source, error: C2fdftError) -> ImageDone:
 
 
 def named(error: C2fdftError, source: Source) -> C2fdftError:
-    """An error with the source's name in front, where it does not name a file itself."""
-    if error.where is not None:
-        return error
-    return type(error)(error.what, where=source.label, hint=error.hint, details=error.details)
+    """The error with the source's name in front, where it does not name a file itself.
+
+    Made anew, since it is kept until the job ends: its traceback and cause hold the bytes of the
+    file that could not be read.
+    """
+    where = error.where or source.label
+    return type(error)(error.what, where=where, hint=error.hint, details=error.details)
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ class RestoreResult:
         stale = [one for one in self.skipped if one.doubt is not None]
         if self.single and len(self.images) == 1 and errors:
             return errors[0]
+        if not errors and not stale:
+            return None
         what, hints = [], []
         if errors:
             what.append(f"{len(errors)} of {many(len(self.images), 'image')} failed")
@@ -159,19 +163,13 @@ class RestoreResult:
             hints.append("use --overwrite to replace what exists")
         details = [*map(str, errors), *(f"{one.output}: {one.doubt}" for one in stale[:_SHOWN])]
         hint = "; ".join(hints) or None
-        failure = PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
-        return failure if what else None
+        return PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
 
 
 def gather_ranks(result: RestoreResult, runtime: Runtime) -> RestoreResult:
     """The results of all processes as one in rank 0; each other rank gets its own back."""
-    if not dist.is_initialized():
-        return result
-    everyone: list[RestoreResult | None] | None = [None] * runtime.world
-    dist.gather_object(result, everyone if runtime.is_main else None)
-    if not runtime.is_main:
-        return result
-    return merge([one for one in everyone or [] if one is not None])
+    everyone = gather(result, runtime)
+    return result if everyone is None else merge(everyone)
 
 
 def merge(results: Sequence[RestoreResult]) -> RestoreResult:

@@ -201,8 +201,8 @@ def frame_name(source: Source, number: int, temporal_noise: str) -> str:
         temporal_noise: "fixed" for the former.
     """
     if temporal_noise == "fixed":
-        return source.name
-    return f"{source.stem}-{number + 1:04d}{source.relative.suffix}"
+        return source.stem
+    return f"{source.stem}-{number + 1:04d}"
 
 
 def _event(label: str, number: int, total: int, tally: _Tally) -> FrameDone:

@@ -33,11 +33,10 @@ SAMPLER_BYTES = 4 * 42
 results that wait to be written."""
 SMALL_PIXELS = 1 << 16
 """Larger images keep a CPU busy by themselves."""
-MAX_BATCH = 16
-BATCH_PIXELS = 1 << 18
-GPU_MAX_BATCH = 64
-GPU_BATCH_PIXELS = 3 << 20
-"""A GPU computes fewer pixels faster than a CPU launches the work on them."""
+MAX_BATCH, BATCH_PIXELS = 16, 1 << 18
+"""Images, and pixels of all of them, that go through the network together on a CPU at most."""
+GPU_MAX_BATCH, GPU_BATCH_PIXELS = 64, 3 << 20
+"""The same on a GPU, which computes fewer pixels faster than a CPU launches the work on them."""
 
 Out = TypeVar("Out")
 
@@ -171,7 +170,7 @@ class Executor:
 
         Args:
             lq: `[n, 3, h, w]` in [0, 1].
-            names: the images' names, which decide their noise.
+            names: the images' base names, which decide their noise.
             progress: called many times with the share of the work that is done, 0 to 1; it may
                 raise to end it.
             noise: `[n, 3, h, w]`, what `start_noise` drew for each image.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 
+from c2fdft_cli.data.images.picture import is_image_path
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import Model, degrade, margin, parse_model
@@ -26,7 +27,8 @@ class DecodedPair:
         name: of the pair, unique in its source.
         lq: `[h, w, 3]`, uint8, or float32 where it is neither rounded nor clipped.
         gt: uint8 `[h, w, 3]`.
-        noise_name: what the sampler's noise is derived from, besides the seed.
+        noise_name: what the sampler's noise is derived from, besides the seed: the base name of its
+            file.
     """
 
     name: str
@@ -115,11 +117,21 @@ class ShardPairs:
     def pair(self, i: int) -> DecodedPair:
         """Pair i, uint8; a synthetic lq is a function of the seed and the name."""
         name = self.names[i]
+        own = _base_name(name)
         if self._degrade is None:
-            return DecodedPair(name, *self.shards.pair(i), name)
+            return DecodedPair(name, *self.shards.pair(i), own)
         gt = np.array(self.shards.gt(i))
-        rng = np.random.default_rng(noise_generator(self._seed, name).initial_seed())
-        return DecodedPair(name, self._degrade(gt, rng), gt, name)
+        rng = np.random.default_rng(noise_generator(self._seed, own).initial_seed())
+        return DecodedPair(name, self._degrade(gt, rng), gt, own)
+
+
+def _base_name(name: str) -> str:
+    """Of the file that a pair was made of; its own name has a suffix where two were called alike.
+
+    What is no suffix of a picture belongs to the name, as in IMG.2024.01.
+    """
+    path = PurePosixPath(name)
+    return path.stem if is_image_path(path) else path.name
 
 
 def open_validation(folder: Path, recipe: Recipe) -> ShardPairs | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import PurePath
 
 import torch
 from torch import Tensor
@@ -17,13 +16,16 @@ from c2fdft_cli.execution.device import Runtime
 
 
 def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:
-    """The random source of one image: a function of the seed and the file's base name alone.
+    """The random source of one image: a function of the seed and its base name alone.
+
+    name: of its file, without folder and suffix. It is taken as it is: what comes behind a dot in
+    it belongs to it.
 
     It lives on the CPU, so the noise is the same on every device, in any order, batch or rank.
     Further samples of the same image have sources of their own. A name that is not UTF-8 counts
     with the bytes that the file system has for it.
     """
-    key = f"{seed}/{PurePath(name).stem}{f'//{sample}' if sample else ''}"
+    key = f"{seed}/{name}{f'//{sample}' if sample else ''}"
     # not Python's hash of text, which differs from process to process
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     number = int.from_bytes(digest, "little") >> 1
@@ -80,7 +82,7 @@ class Restorer:
 
         Args:
             lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
-            names: the images' names, which decide their noise.
+            names: the images' base names, which decide their noise.
             sample: number of the sample: each has noise of its own.
             noise: the start noise by `start_noise`, where it was drawn already.
 

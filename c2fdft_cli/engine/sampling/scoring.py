@@ -189,5 +189,9 @@ def mean_scores(scored: Iterable[Scored]) -> dict[str, float]:
 
 
 def finite_or_none(value: Any) -> Any:
-    """JSON has no infinity."""
+    """A value, or nested dictionaries and lists of such, for JSON, which has no infinity."""
+    if isinstance(value, dict):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite_or_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

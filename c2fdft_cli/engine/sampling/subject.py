@@ -82,11 +82,10 @@ def open_subject(
     checkpoint = load_checkpoint(path)
     recipe = checkpoint.recipe([]) or Recipe()
     net = checkpoint.network().to(runtime.device).requires_grad_(False)
-    default = recipe.train.protocol if checkpoint.meta.recipe is not None else "rgb"
     return Subject(
         checkpoint,
         StripNetwork(net, dtype=runtime.dtype),
-        asked or PROTOCOLS[default],
+        asked or PROTOCOLS[recipe.train.protocol],
         runtime,
         recipe,
     )
@@ -151,5 +150,5 @@ def weights_digest(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint.ema.items()):
         digest.update(name.encode() + b"\0")
-        digest.update(tensor.float().numpy().tobytes())
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,7 +73,7 @@ def average(
             total[name].add_(tensor, alpha=part)
     mean: StateDict = {name: tensor.to(torch.float32) for name, tensor in total.items()}
     ensure_folder(out.parent)
-    save_checkpoint(out, mean, mean, replace(first.meta, step=0, metrics={}))
+    save_checkpoint(out, mean, mean, replace(first.meta, step=0, metrics=_lasting(first)))
     shown: dict[str, float] = {}
     for path, part in zip(sources, parts, strict=True):  # one may be given twice
         shown[str(path)] = shown.get(str(path), 0) + part
@@ -119,6 +120,13 @@ def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
                 where=other.path,
                 hint="average trainings that continue the same weights",
             )
+
+
+def _lasting(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Of the metrics what is no score: the timesteps of the training, which a sweep has noted."""
+    swept = checkpoint.meta.metrics.get("sweep")
+    trained = swept.get("trained_grid") if isinstance(swept, dict) else None
+    return {} if trained is None else {"sweep": {"trained_grid": trained}}
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, torch.Size]:

@@ -3,7 +3,7 @@
 `meta` is JSON text, so a file loads with `weights_only=True` and a program that knows nothing of
 it can still read the weights. A file without `meta` is an official checkpoint or another's: its
 network is inferred from names and shapes. Weights that were stored in half precision are float32
-once they are loaded; one of the two sets of weights is enough. `.safetensors` holds one set.
+once they are loaded; one of the two sets of weights is enough. We write one to `.safetensors`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from torch import Tensor
 from c2fdft_cli.core.diffusion import check_grid, time_grid
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
-from c2fdft_cli.engine.weights.contents import find_weights, plain_name
+from c2fdft_cli.engine.weights.contents import plain_name, weights_in
 from c2fdft_cli.engine.weights.identify import not_a_checkpoint
-from c2fdft_cli.engine.weights.stored import open_stored, tensors_in
-from c2fdft_cli.engine.weights.tensors import SUFFIX, save_safetensors, save_tensors
+from c2fdft_cli.engine.weights.pickles import StoredTensor
+from c2fdft_cli.engine.weights.stored import METADATA, open_stored, values_in
+from c2fdft_cli.engine.weights.tensors import OUR_KEYS, SUFFIX, save_safetensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.files import recipe_from_dict
 from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
@@ -138,7 +139,7 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
         ResourceError: as `save_checkpoint`.
     """
     with open_stored(path) as file:
-        found = find_weights(file, path)
+        found = weights_in(file, path)
         stored = {"raw": found.raw, "ema": found.ema}
         loaded = file.load({name: stored[name] for name in found.sets})
         is_safetensors = file.is_safetensors
@@ -146,8 +147,8 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
     if not same_tensors(held, weights):
         return False
     meta.versions = versions()
-    if is_safetensors:  # which holds one set
-        (name,) = found.sets
+    if is_safetensors:  # as we write it, with one set
+        name = found.sets[-1]
         save_safetensors(path, plain(loaded[name]), meta.to_json(), name)
         return True
     keys = {"raw": "params", "ema": "params_ema"}
@@ -165,21 +166,25 @@ def besides_weights(path: Path) -> list[str]:
     """What a checkpoint holds besides weights and metadata, which `replace_meta` would drop.
 
     Returns:
-        Names at the top of the file, such as an optimiser's; none in a file of ours.
+        Names at the top of the file, such as an optimiser's, and in the metadata of a safetensors
+        file, of whose two sets the raw one is dropped; none in a file of ours.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
     with open_stored(path) as file:
-        found = find_weights(file, path)
+        found = weights_in(file, path)
+        content = dict(file.content)
+        kept, names = {*found.raw.values(), *found.ema.values()}, list[str]()
         if file.is_safetensors:
-            return []
-        kept = {*found.raw.values(), *found.ema.values()}
-        names = []
-        for name, value in file.content.items():
-            tensors = list(tensors_in(value))
+            kept = {*found.ema.values()}
+            about = content.pop(METADATA, None)
+            about = about if isinstance(about, dict) else {}
+            names = [name for name in about if name not in OUR_KEYS]
+        for name, value in content.items():
             is_meta = name == "meta" and isinstance(value, str)
-            if not is_meta and not (tensors and kept.issuperset(tensors)):
+            held = [isinstance(one, StoredTensor) and one in kept for one in values_in(value)]
+            if not is_meta and not (held and all(held)):
                 names.append(str(name))
         return names
 
@@ -206,7 +211,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is missing, damaged, no checkpoint, or of a newer format.
     """
     with open_stored(path) as file:
-        found = find_weights(file, path)
+        found = weights_in(file, path)
         loaded = file.load({"raw": found.raw, "ema": found.ema})
     ema = plain(full_precision(loaded["ema"], path))
     # one set stands for both: not converted and held twice

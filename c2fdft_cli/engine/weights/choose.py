@@ -30,11 +30,6 @@ class Found:
     remarks: list[str] = field(default_factory=list)
 
 
-def packaged_weights() -> dict[str, Entry]:
-    """Weights that are installed with the program, by name; CheckpointError if damaged."""
-    return read_catalogue()
-
-
 def find_weights(spec: str | None, task: str | None = None) -> Path:
     """The checkpoint file of `choose_weights`, without the remarks."""
     return choose_weights(spec, task).path
@@ -47,7 +42,7 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
     the file. A run is never picked by itself.
 
     Args:
-        spec: a file, or a name out of `packaged_weights`; None for the packaged weights of `task`.
+        spec: a file, or a name out of `read_catalogue`; None for the packaged weights of `task`.
         task: one of `PACKAGED_TASKS`; None for deraining.
         steps: without `spec`, take weights that were trained for so many sampling steps where
             there are such; None for those that score best.
@@ -61,7 +56,7 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
         check_choice("--task", task, PACKAGED_TASKS)
         if spec is not None:
             raise UsageError("--weights cannot be combined with --task")
-    packaged = packaged_weights()
+    packaged = read_catalogue()
     if spec is None:
         return _of_task(packaged, task, steps)
     renamed = _now_called(spec, packaged)
@@ -83,7 +78,7 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
 
 def packaged_file(name: str) -> Path:
     """The checked file of packaged weights; CheckpointError when there are none of this name."""
-    packaged = packaged_weights()
+    packaged = read_catalogue()
     entry = packaged.get(name) or _now_called(name, packaged)
     if entry is None:
         hint = _nearest(name, packaged)
@@ -99,7 +94,7 @@ def find_path(spec: str) -> Path:
     """
     if not spec:
         raise UsageError("the path is empty", hint="name a file, a folder, or packaged weights")
-    packaged = packaged_weights()
+    packaged = read_catalogue()
     known = spec in packaged or (_now_called(spec, packaged) and not os.path.exists(spec))
     return packaged_file(spec) if known else Path(spec)
 

@@ -62,7 +62,7 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def find_weights(file: StoredFile, path: Path) -> Weights:
+def weights_in(file: StoredFile, path: Path) -> Weights:
     """The weights of a file.
 
     Raises:

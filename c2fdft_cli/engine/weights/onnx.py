@@ -191,12 +191,11 @@ def _describe(model: Any, checkpoint: Checkpoint, weights: WeightSet) -> None:
     import onnx
 
     meta, grid = checkpoint.meta, checkpoint.grid()
-    recipe = meta.recipe or {}
     model.doc_string = model.graph.doc_string = EXPLAINED
     onnx.helper.set_model_props(
         model,
         {
-            "task": str(recipe.get("task", "unknown")),
+            "task": checkpoint.task() or "unknown",
             "weights": weights,
             "size_multiple": str(SIZE_MULTIPLE),
             "grid": json.dumps(grid),

@@ -135,6 +135,11 @@ def _flat(data: bytes, dtype: torch.dtype, big_endian: bool) -> Tensor:
 
 def tensors_in(tree: Any) -> Iterator[StoredTensor | Opaque]:
     """Every tensor and opaque object in nested containers; what is shared comes once."""
+    return (value for value in values_in(tree) if isinstance(value, StoredTensor | Opaque))
+
+
+def values_in(tree: Any) -> Iterator[Any]:
+    """Everything in nested containers that is no container; what is shared comes once."""
     # Without recursion, and each container once: it may hold itself, or be nested to any depth.
     waiting, seen = [tree], set()
     while waiting:
@@ -142,12 +147,12 @@ def tensors_in(tree: Any) -> Iterator[StoredTensor | Opaque]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, StoredTensor | Opaque):
-            yield value
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             waiting.extend(value.values())
         elif isinstance(value, list | tuple):
             waiting.extend(value)
+        else:
+            yield value
 
 
 def _check_claims(tree: Any, limit: int) -> None:

@@ -20,6 +20,8 @@ from c2fdft_cli.vocabulary import WeightSet
 SUFFIX = ".safetensors"
 META_KEY = "c2fdft"
 WEIGHTS_KEY = "weights"
+OUR_KEYS = frozenset({"format", WEIGHTS_KEY, META_KEY})
+"""Those of the metadata that `save_safetensors` writes."""
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:

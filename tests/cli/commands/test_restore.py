@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from c2fdft_cli.cli.app import app
@@ -244,6 +245,32 @@ def test_a_pipe(folder: Path, coarse: Path, tmp_path: Path) -> None:
     assert call("-", "-", "--weights", coarse, "--json", stdin=data).exit_code == 2
     assert call("-", "-", "--weights", coarse, stdin=b"").exit_code == 2
     assert call("-", "-", "--weights", coarse, stdin=b"text").exit_code == 3
+
+
+def test_an_animation_through_a_pipe_loses_its_other_frames_with_a_note(
+    coarse: Path, tmp_path: Path
+) -> None:
+    frames = [Image.new("RGB", (6, 4), (shade, 0, 0)) for shade in (0, 100, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    data = (tmp_path / "a.gif").read_bytes()
+    for out in ("-", tmp_path / "b.png"):
+        result = call("-", out, "--weights", coarse, "--grid", "500", stdin=data)
+        assert result.exit_code == 0
+        said = " ".join(result.stderr.split())
+        assert "note: stdin: the first of 3 frames is restored; to restore all" in said
+        if out == "-":
+            assert result.stdout_bytes.startswith(b"\x89PNG")
+
+
+def test_a_file_called_like_the_standard_output(
+    folder: Path, coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_text("not ours")
+    result = call(folder / "a.png", "-", "--weights", coarse, "--grid", "500")
+    assert result.exit_code == 0
+    assert result.stdout_bytes.startswith(b"\x89PNG")
+    assert Path("-").read_text() == "not ours"
 
 
 def test_formats(folder: Path, coarse: Path, tmp_path: Path) -> None:

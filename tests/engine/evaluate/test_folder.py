@@ -96,7 +96,7 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
 def test_the_sampler_starts_as_in_restore(clean, tmp_path, weights):
     pairs = open_folder(clean, 25.0)
     names = [pairs.pair(i).noise_name for i in range(3)]
-    assert names == ["scene.0.png", "scene.1.png", "scene.2.png"]
+    assert names == ["scene.0", "scene.1", "scene.2"]
     starts = [noise_generator(0, name).initial_seed() for name in names]
     assert len(set(starts)) == 3
     target = tmp_path / "set" / "target"

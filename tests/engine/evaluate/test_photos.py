@@ -66,8 +66,13 @@ def test_one_image_and_a_border(noisy: Path) -> None:
     inner = run(noisy / "10.png", "noise_sigma", border=4).rows[0]
     save_rgb8(noisy / "crop.png", np.ascontiguousarray(photo(1, 12)[4:-4, 4:-4]))
     assert inner.more == run(noisy / "crop.png", "noise_sigma").rows[0].more
-    with pytest.raises(DataError, match="nothing left without a border of 20 px"):
+    with pytest.raises(DataError, match="nothing is left inside a border of 20 px"):
         run(noisy / "10.png", border=20)
+
+
+def test_a_name_of_dots_and_a_suffix(noisy: Path) -> None:
+    odd = (noisy / "10.png").rename(noisy / "..png")
+    assert [row.name for row in run(odd, "total_variation").rows] == ["."]
 
 
 def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
@@ -77,6 +82,8 @@ def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
     line = in_words(comparison)[0]
     assert line.startswith("NOISE_SIGMA: A - B = -")
     assert line.endswith("A wins 3, B 0, ties 0")
+    told = as_json(comparison, b)["difference"]["noise_sigma"]
+    assert (told["wins"], told["losses"], told["ties"]) == (3, 0, 0)
     assert as_json(comparison, b)["mean"]["noise_sigma"] == pytest.approx(12, rel=0.15)
 
 

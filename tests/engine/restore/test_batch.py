@@ -13,8 +13,9 @@ from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.restore import batch as batch_module
 from c2fdft_cli.engine.restore import pictures, video
-from c2fdft_cli.engine.restore.batch import Batch, Wanted
+from c2fdft_cli.engine.restore.batch import Batch, Wanted, refuse_not_finite
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from tests.kit.restore import (
@@ -45,6 +46,15 @@ def begin(
     names = [f"{i}.png" for i in range(len(wanted))]
     noise = [executor.start_noise(name, 9, 14) for name in names] if ahead else []
     return Batch(executor, stored, names, wanted, lambda _: None, noise)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_the_way_out_of_values_that_are_not_finite(precision: str) -> None:
+    """In half precision they were computed in fp32 too, and are no better there."""
+    with pytest.raises(CheckpointError, match="NaN or infinite") as error:
+        refuse_not_finite(False, Path("w.pt"), precision)
+    assert ("fp32" in str(error.value.hint)) == (precision == "tf32")
+    assert "other weights" in str(error.value.hint)
 
 
 def test_noise_drawn_ahead_changes_nothing(tiny_net: Callable[..., DFT]) -> None:

@@ -31,7 +31,16 @@ from c2fdft_cli.errors import (
     UsageError,
 )
 from tests.kit.gpu import pretend_gpu
-from tests.kit.restore import Request, pixels, plan, random_picture, run, save, write_checkpoint
+from tests.kit.restore import (
+    Request,
+    found_under,
+    pixels,
+    plan,
+    random_picture,
+    run,
+    save,
+    write_checkpoint,
+)
 
 GRID = (500, 100)
 
@@ -95,7 +104,7 @@ def test_noise_hangs_on_seed_base_name_and_draw_alone(options: Request, tmp_path
     def drawn(seed: int, name: str, number: int = 0) -> float:
         return torch.randn(1, generator=noise_generator(seed, name, number)).item()
 
-    assert drawn(0, "a.png") == drawn(0, "x/y/a.jpg")
+    assert drawn(0, "IMG.2024.01") != drawn(0, "IMG.2024.02")  # what is no suffix counts
     assert len({drawn(0, "a"), drawn(1, "a"), drawn(0, "b"), drawn(0, "a", 1)}) == 4
     run(options)
     run(options, out=str(tmp_path / "other"), seed=1)
@@ -364,6 +373,16 @@ def test_an_output_under_a_file_is_refused_before_work(options: Request, tmp_pat
 def test_inputs_and_outputs_in_one_folder_are_refused(options: Request) -> None:
     with pytest.raises(UsageError, match="one folder"):
         plan(options, out=options.source)
+
+
+@pytest.mark.parametrize("option", ["out", "compare"])
+def test_the_inputs_folder_by_another_name_is_refused(
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """`restore Photos photos` on a disk that does not tell cases apart."""
+    other = found_under(monkeypatch, Path(options.source), tmp_path / "IN")
+    with pytest.raises(UsageError, match=r"one folder|folder of the inputs"):
+        plan(options, **{option: str(other) if option == "out" else other})
 
 
 @pytest.mark.parametrize("option", ["compare", "uncertainty"])

@@ -73,6 +73,12 @@ def test_one_sample_has_no_deviation() -> None:
         sample_count(1, False, True)
 
 
+@pytest.mark.parametrize("samples", [-3, 0, 1001])
+def test_a_number_of_samples_that_cannot_be(samples: int) -> None:
+    with pytest.raises(UsageError, match=f"--samples must be 1 to 1000, got {samples}"):
+        sample_count(samples, True, True)
+
+
 def test_parse_grid() -> None:
     assert parse_grid("999, 500") == (999, 500)
     for text in ("", "a", "9.5", "-1"):
@@ -128,6 +134,9 @@ def test_timesteps_out_of_range_are_a_usage_error() -> None:
 
 
 def test_fine_weights_warn_on_other_timesteps() -> None:
-    assert grid_warning([999, 500], [999, 500]) is None
-    assert "trained on the timesteps 999,500" in str(grid_warning([999, 500], [999, 0]))
-    assert grid_warning(None, [9]) is None
+    own = [999, 500]
+    assert grid_warning(own, [999, 500], own) is None
+    assert "trained on the timesteps 999,500" in str(grid_warning(own, [999, 0], own))
+    assert grid_warning(None, [9], own) is None
+    assert grid_warning([500], own, own) is None  # which a sweep has chosen
+    assert "trained on the timesteps 500" in str(grid_warning([500], [999], own))

@@ -18,7 +18,7 @@ from c2fdft_cli.engine.restore.outputs import (
     with_usable_names,
 )
 from c2fdft_cli.errors import ResourceError, UsageError
-from tests.kit.restore import random_picture, save
+from tests.kit.restore import found_under, random_picture, save
 
 
 def outputs(source: Path | str, out: Path | str, **changes: Any) -> list[Item]:
@@ -139,6 +139,23 @@ def test_inputs_are_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="would replace an input"):
         outputs(source / "a.png", source)
     assert outputs(source / "a.png", source, suffix="_r")[0].output == source / "a_r.png"
+
+
+def test_a_name_of_dots_and_a_suffix(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "..png")
+    (item,) = outputs(source / "..png", tmp_path / "out", compare=tmp_path / "seen")
+    assert item.output == tmp_path / "out" / "..png"
+    assert item.compare == tmp_path / "seen" / "..compare.png"
+    assert named(outputs(source / "..png", tmp_path, suffix="_r"), tmp_path) == ["._r.png"]
+
+
+def test_inputs_are_never_replaced_by_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = made(tmp_path / "in", "a.png")
+    other = found_under(monkeypatch, source, tmp_path / "IN")
+    with pytest.raises(UsageError, match="would replace an input"):
+        outputs(source / "a.png", other)
 
 
 def test_16_bits_need_a_format_that_has_them(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
+from pathlib import Path, PurePath
 
+import pytest
+
+from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.engine.restore.result import (
     ImageDone,
     RestoreResult,
     Skipped,
+    failed,
     gather_ranks,
     merge,
 )
@@ -45,6 +49,26 @@ def test_some_failed_lists_each() -> None:
 
 def test_a_single_image_ends_with_its_own_error() -> None:
     assert result(BAD, single=True).failure is ERROR
+
+
+@pytest.mark.parametrize("where", [None, "in/b.png"])
+def test_a_record_of_a_failure_holds_nothing_of_the_file(where: str | None) -> None:
+    """A traceback holds the locals of its functions: the bytes of each damaged file of a folder."""
+
+    def damaged() -> None:
+        try:
+            raise ValueError("line 3")
+        except ValueError as cause:
+            hint, details = "save it again", ["line 3"]
+            raise DataError("it is damaged", where=where, hint=hint, details=details) from cause
+
+    with pytest.raises(DataError) as raised:
+        damaged()
+    error = failed(Source(Path("b.png"), PurePath("b.png")), raised.value).error
+    assert isinstance(error, DataError)
+    assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
+    assert str(error) == f"{where or 'b.png'}: it is damaged"
+    assert (error.hint, error.details) == ("save it again", ("line 3",))
 
 
 def test_files_made_in_another_way_are_named() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -41,7 +42,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from c2fdft_cli.engine.weights.contents import find_weights
+from c2fdft_cli.engine.weights.contents import weights_in
 from c2fdft_cli.engine.weights.convert import convert
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.engine.weights.stored import open_stored
@@ -275,7 +276,7 @@ def test_the_stamp_leaves_the_weights_as_they_are_stored(
 def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
     """Which sets a file holds, and the tensors of the first as they are stored."""
     with open_stored(path) as file:
-        found = find_weights(file, path)
+        found = weights_in(file, path)
         return found.sets, file.load(getattr(found, found.sets[0]))
 
 
@@ -311,11 +312,12 @@ def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:
     "more", [{"optimizer": {"lr": 1e-3}, "epoch": 3}, {"state_version": 1, "loss.w": torch.ones(2)}]
 )
 def test_a_file_that_holds_more_than_weights_is_not_stamped(
-    coarse: Path, tmp_path: Path, more: dict[str, Any]
+    coarse: Path, shards: Path, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     """As the state of a training, which could not be resumed from what is left."""
     path = tmp_path / "state.pt"
-    torch.save({**torch.load(coarse, weights_only=True), **more}, path)
+    content = torch.load(coarse, weights_only=True)
+    torch.save({**content, **more}, path)
     before = path.read_bytes()
     with pytest.raises(UsageError, match="would drop what is there besides the weights") as error:
         run(path)
@@ -323,6 +325,36 @@ def test_a_file_that_holds_more_than_weights_is_not_stamped(
     assert path.read_bytes() == before
     assert run(path, stamp=False, images=1).chosen
     assert path.read_bytes() == before
+    torch.save({"checkpoint": {"state_dict": content["params"], **more}}, path)
+    with pytest.raises(UsageError, match=r"\(checkpoint\)"):
+        run(path, data=shards)
+
+
+@pytest.mark.parametrize("more", ["tensor", "metadata", "second set"])
+def test_a_safetensors_file_that_holds_more_than_one_set_is_not_stamped(
+    coarse: Path, tmp_path: Path, more: str
+) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    given = load_checkpoint(coarse)
+    about = {"c2fdft": given.meta.to_json(), "format": "pt"}
+    content = {f"params_ema.{name}": tensor for name, tensor in given.ema.items()}
+    if more == "tensor":
+        content["teacher.w"] = torch.ones(3)
+    elif more == "metadata":
+        about["licence"] = "CC BY"
+    else:
+        content |= {f"params.{name}": tensor + 1 for name, tensor in given.params.items()}
+    path = tmp_path / "other.safetensors"
+    save_file(content, path, metadata=about)
+    before = path.read_bytes()
+    named = {"tensor": "(teacher.w)", "metadata": "(licence)", "second set": "(params."}[more]
+    with pytest.raises(UsageError, match=re.escape(named)):
+        run(path)
+    assert path.read_bytes() == before
+    assert run(path, stamp=False, images=1).chosen
+    alone = tmp_path / "alone.safetensors"  # as the hint says
+    convert(path, alone, ConvertOptions())
+    assert run(alone, out=tmp_path / "out", images=1).stamped
 
 
 def test_weights_that_were_replaced_meanwhile_are_not_stamped(coarse: Path) -> None:

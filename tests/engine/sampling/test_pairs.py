@@ -1,0 +1,36 @@
+"""Pairs of shards: what their noise goes by."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from c2fdft_cli.data.shards.format import Entry, ShardHeader
+from c2fdft_cli.engine.sampling.pairs import open_validation
+from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.recipe.schema import Data, Recipe
+from tests.kit.shards import pairs_of, write_shard
+
+NAMES = {
+    "IMG.2024.01": "IMG.2024.01",  # of a file IMG.2024.01.png
+    "IMG.2024.02": "IMG.2024.02",
+    "seq/000047": "000047",
+    "a.jpg": "a",  # beside an a.png
+    "b.v2.png": "b.v2",
+}
+
+
+@pytest.mark.parametrize("has_lq", [True, False])
+def test_noise_goes_by_the_base_name_of_the_file_as_in_restore(tmp_path, has_lq):
+    entries = [Entry(name, 8, 8) for name in NAMES]
+    header = ShardHeader("val", "{}", "input/target", "rain", "0.1")
+    made = [(lq if has_lq else None, gt) for lq, gt in pairs_of(entries)]
+    write_shard(tmp_path / "val-00000.h5", entries, made, header, has_lq=has_lq)
+    recipe = Recipe(data=Data(synthesize="noise", synthesis={"sigma": 25}))
+    pairs = open_validation(tmp_path, recipe)
+    assert {pair.name: pair.noise_name for pair in map(pairs.pair, range(len(NAMES)))} == NAMES
+    starts = {noise_generator(0, name).initial_seed() for name in NAMES.values()}
+    assert len(starts) == len(NAMES)
+    if not has_lq:
+        changes = [pair.lq.astype(int) - pair.gt for pair in map(pairs.pair, range(2))]
+        assert not np.array_equal(*changes)
