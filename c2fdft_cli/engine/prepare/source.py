@@ -146,6 +146,8 @@ def find(
             choose_from="val" if choose else None,
             val_size=val_size(len(own), val) if choose else 0,
         )
+        if val == 0:  # nothing need be decoded to choose none
+            found = found.with_val(())
     else:
         size = val_size(len(train), val)
         found = replace(
@@ -339,7 +341,10 @@ def _halves(image: Pixels, path: Path) -> tuple[Pixels, Pixels]:
 def _masks_digest(streaks: StreakBank) -> str:
     """Names a bank of streak masks by its content."""
     digest = hashlib.sha256()
-    for mask in (*streaks.masks, *streaks.layers):
-        digest.update(repr(mask.shape).encode())
-        digest.update(mask)
+    for group, word in ((streaks.masks, b""), (streaks.layers, b"layers")):
+        # without layers nothing, as before banks had any: shards made then are still up to date
+        digest.update(word if group else b"")
+        for mask in group:
+            digest.update(repr(mask.shape).encode())
+            digest.update(mask)
     return digest.hexdigest()
