@@ -410,6 +410,16 @@ def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
             "differs from the network and diffusion of the given weights",
         ),
         (
+            request("fine", shard_folder, None, "network={dim: 16}", init=coarse_run / "coarse.pt"),
+            RecipeError,
+            "network={dim: 16} differs from the network and diffusion of the given weights",
+        ),
+        (
+            request("coarse", tmp_path / "${a", None),
+            DataError,
+            "no such folder of shards",
+        ),
+        (
             request("coarse", shard_folder, None, f"train.seed={1 << 63}"),
             RecipeError,
             "must be less than",
@@ -439,6 +449,18 @@ def test_the_grid_in_use_is_the_one_in_the_recipe(tmp_path, shard_folder, coarse
     chosen = asked("b", "sampling.steps=3")
     assert chosen.grid == chosen.recipe.sampling.grid == [999, 500, 0]
     assert chosen.notices == ()
+    for name, written in enumerate(("sampling={steps: 3}", "sampling.steps =3")):
+        other = asked(f"c{name}", written)
+        assert (other.grid, other.notices) == ([999, 500, 0], ())
+    assert asked("d", "sampling={grid: [700]}").grid == [700]
+
+
+def test_shards_are_found_in_any_form_of_override(tmp_path, shard_folder, coarse_run):
+    for name, written in enumerate(("data.shards={}", "data={{shards: {}}}", "data.shards ={}")):
+        override = written.format(shard_folder)
+        assert set_up(request("coarse", None, tmp_path / f"c{name}", override)).data == shard_folder
+        wish = TrainRequest("fine", [override], coarse_run / "coarse.pt", device="cpu")
+        assert set_up(wish).data == shard_folder
 
 
 def test_a_full_run_folder_is_refused(shard_folder, coarse_run):

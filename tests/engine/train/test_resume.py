@@ -74,6 +74,19 @@ def test_equal_overrides_are_no_change(stopped, shard_folder):
     assert not options.files
 
 
+@pytest.mark.parametrize("written", ["data.shards={}", "data={{shards: {}}}"])
+def test_shards_that_were_moved_are_named_by_an_override(tmp_path, stopped, shard_folder, written):
+    moved = shutil.copytree(shard_folder, tmp_path / "moved")
+    state = load_tensors(stopped / "state.pt")
+    state["meta"] = state["meta"].replace(str(shard_folder), str(tmp_path / "gone"))
+    save_tensors(stopped / "state.pt", state)
+    with pytest.raises(DataError, match="no such folder of shards"):
+        set_up(asked(stopped))
+    options = set_up(asked(stopped, written.format(moved)))
+    assert options.data == moved
+    assert train(options).run().step == 12
+
+
 def test_a_finished_run_is_extended(finished):
     longer = ("coarse.iterations=16", "coarse.periods=[{length: 16, floor: 1.0e-5}]")
     result, events = run(asked(finished, *longer, "train.save_every=3", precision="fp32"))
