@@ -79,9 +79,12 @@ def copy(
 @recipes.command("validate")
 def validate(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe; every problem is listed at once."""
+    from c2fdft_cli.data.synthesis.degrade import parse_model
     from c2fdft_cli.recipe.files import load_recipe
 
-    load_recipe(name, overrides or [])
+    data = load_recipe(name, overrides or []).data
+    if data.synthesize is not None:
+        parse_model(data.synthesize, data.synthesis)
     if json:
         console.emit({"recipe": name, "valid": True})
     else:

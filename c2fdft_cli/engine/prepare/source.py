@@ -27,7 +27,7 @@ from c2fdft_cli.data.layouts.pairs import (
     half_width,
 )
 from c2fdft_cli.data.shards.format import Pixels
-from c2fdft_cli.data.synthesis.degrade import Model, degrade, parse_model
+from c2fdft_cli.data.synthesis.degrade import Model, degrade, open_streaks, parse_model
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.prepare.options import Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
@@ -277,7 +277,7 @@ class PairReader:
         degraded_half: "left" or "right" where a picture shows both images of its pair.
 
     Raises:
-        UsageError: a degradation or an option of it that does not exist.
+        UsageError: a degradation or an option of it that does not exist, streaks with another.
         DataError: no usable streak masks.
     """
 
@@ -291,7 +291,7 @@ class PairReader:
         self._streaks: StreakBank | None = None
         if synthesis is not None:
             self._model = parse_model(synthesis.kind, synthesis.options)
-            self._streaks = StreakBank(synthesis.streaks) if synthesis.streaks else None
+            self._streaks = open_streaks(self._model, synthesis.streaks)
 
     @property
     def stores_lq(self) -> bool:

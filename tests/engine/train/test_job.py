@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from c2fdft_cli.engine.prepare.job import prepare
+from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.train.dry_run import plan_training
 from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder, draw_curves, find_run, new_run
@@ -112,6 +114,31 @@ def test_synthesis_on_pairs_is_reported(tmp_path, shard_folder):
     assert not any("synthetic" in said for said in said_of())
     said = said_of("data.synthesize=noise")
     assert any(one.startswith("training on synthetic noise") for one in said)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("data.synthesize=rain", "data.synthesis={heavvy: 7}"), "did you mean heavy?"),
+        (("data.synthesize=noise", "data.streaks=/tmp"), "streak masks can be used for rain alone"),
+        (("data.synthesize=rain", "data.streaks=/missing"), "no such folder of streak masks"),
+    ],
+)
+def test_a_degradation_that_cannot_be_leaves_no_run_folder(tmp_path, shard_folder, more, words):
+    """Resuming keeps the recipe, so the mistake could not be corrected in the folder."""
+    with pytest.raises((UsageError, DataError)) as caught:
+        train(set_up(request("coarse", shard_folder, tmp_path / "run", *more)))
+    assert words in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_clean_images_without_a_degradation_leave_no_run_folder(tmp_path, pair_folder):
+    asked = Synthesis("rain", {}, store=False)
+    source = pair_folder / "train" / "clean"
+    prepare(PrepareOptions(source, tmp_path / "clean", val=0, synthesize=asked)).run()
+    with pytest.raises(DataError, match="these shards hold clean images only"):
+        train(set_up(request("coarse", tmp_path / "clean", tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_events_tell_steps_scores_and_files(tmp_path, shard_folder):
@@ -469,9 +496,6 @@ def test_a_full_run_folder_is_refused(shard_folder, coarse_run):
 
 
 def test_other_data_cannot_be_resumed(tmp_path, pair_folder, coarse_run):
-    from c2fdft_cli.engine.prepare.job import prepare
-    from c2fdft_cli.engine.prepare.options import PrepareOptions
-
     prepare(PrepareOptions(source=pair_folder / "train", out=tmp_path / "other")).run()
     with pytest.raises(UsageError, match="not the ones"):
         run(
