@@ -164,6 +164,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         precision=asked,
         grid=meta.grid,
         resume=path,
+        done=state.step,
         max_seconds=request.max_seconds,
         files={"recipe.yaml": write_recipe(recipe)} if changes else {},
         notices=notices,

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
-from c2fdft_cli.engine.train.dry_run import plan_training
+from c2fdft_cli.engine.train.batches import patch_cycle
+from c2fdft_cli.engine.train.dry_run import _stages, plan_training
 from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder, draw_curves, find_run, new_run
 from c2fdft_cli.engine.train.job import train
@@ -34,6 +37,7 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
+from c2fdft_cli.recipe.schema import Stage
 from tests.kit import command as command_line
 from tests.kit.processes import torchrun
 from tests.kit.training import (
@@ -395,6 +399,28 @@ def test_plan_writes_nothing(tmp_path, shard_folder):
     assert [(s.patch, s.batch, s.iterations) for s in plan.stages] == [(16, 4, 6), (24, 2, 6)]
     assert all(stage.memory > 0 and stage.seconds_per_step > 0 for stage in plan.stages)
     assert not (tmp_path / "run").exists()
+
+
+@given(
+    st.lists(st.sampled_from([(8, 1), (8, 2), (16, 1)]), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(1, 60),
+    st.integers(0, 60),
+)
+def test_a_plan_counts_the_iterations_of_each_size(sizes, switch_every, cycles, last, done):
+    patches, batches = map(list, zip(*sizes, strict=True))
+    section = Stage(last, patches, batches, switch_every, cycles)
+    expected: dict[tuple[int, int], list[int]] = {}
+    for k in range(done + 1, last + 1):
+        expected.setdefault(patch_cycle(section).stage(k), []).append(k)
+    planned = _stages(section, done)
+    assert list(planned.items()) == [(key, (ks[0], len(ks))) for key, ks in expected.items()]
+
+
+def test_a_plan_of_a_billion_iterations_takes_no_time():
+    section = Stage(1_000_000_000, [8, 16], [2, 1], 1, 500_000_000)
+    assert _stages(section, 0) == {(8, 2): (1, 500_000_000), (16, 1): (2, 500_000_000)}
 
 
 @pytest.mark.parametrize(("seconds", "timed"), [(0.0, [1, 0]), (3600.0, [4, 2])])
