@@ -304,9 +304,23 @@ def test_words_among_the_metrics_do_not_end_a_run(stopped):
     assert result.step == 12
 
 
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_a_last_line_that_was_cut_short_is_left_out(stopped, cut):
+    """Within the last column it has all of them: the score would be another one."""
+    path = stopped / "metrics.csv"
+    row = "8,24,2,0.0001,0.5,0,100.0,0.000,30.1234,0.98765\n"
+    rows = RunFolder(stopped).read_metrics()
+    path.write_text(path.read_text() + row)
+    assert len(RunFolder(stopped).read_metrics()) == len(rows) + 1
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert RunFolder(stopped).read_metrics() == rows
+    path.write_bytes(path.read_bytes() + bytes(1 << 18))  # as a power failure leaves it
+    assert RunFolder(stopped).read_metrics() == rows
+
+
 def test_metrics_that_are_no_table_are_refused(stopped):
     path = stopped / "metrics.csv"
-    path.write_bytes(path.read_bytes() + bytes(1 << 18))  # as a power failure leaves it
+    path.write_bytes(path.read_bytes() + bytes(1 << 18) + b"\n")
     with pytest.raises(DataError, match=r"metrics\.csv: it is no table"):
         RunFolder(stopped).read_metrics()
 
