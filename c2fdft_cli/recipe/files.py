@@ -333,7 +333,7 @@ def _check_values(values: Any, where: Path | None, key: object = "it") -> None:
     elif isinstance(values, list):
         for value in values:
             _check_values(value, where, key)
-    elif isinstance(values, str) and "${" in values:
+    elif isinstance(values, str) and ("${" in values or values == "???"):  # both are OmegaConf's
         what = f"interpolations are not allowed, found {values!r}"
         hint = "write out the value; a path with ${ can be named by a link (ln -s)"
         raise RecipeError(what, where=where, hint=hint)

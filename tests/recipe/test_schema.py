@@ -218,7 +218,7 @@ def test_explicit_timesteps_need_no_number_of_steps():
         load_recipe("tiny", ["diffusion.timesteps=3", "sampling.steps=4"])
 
 
-@pytest.mark.parametrize("path", ["a${b", "${oc.env:HOME}", "${"])
+@pytest.mark.parametrize("path", ["a${b", "${oc.env:HOME}", "${", "???"])
 def test_a_path_that_no_recipe_can_hold_is_not_written(path):
     recipe = load_recipe("tiny")
     with pytest.raises(RecipeError, match="interpolations are not allowed, found") as caught:
