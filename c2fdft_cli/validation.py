@@ -28,7 +28,17 @@ STRICT = ConfigDict(
 )
 """For `__pydantic_config__` of a dataclass: no unknown key, no NaN and no infinite number."""
 
-_SHOWN = reprlib.Repr()
+TOO_LONG = 10**64
+LONG = "of more than 64 digits"
+
+
+class _Shown(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        # Python itself refuses to convert a number of thousands of digits, as hexadecimal ones give
+        return f"a number {LONG}" if abs(x) >= TOO_LONG else super().repr_int(x, level)
+
+
+_SHOWN = _Shown()
 _SHOWN.maxstring = _SHOWN.maxother = 80
 _SHOWN.maxlist = _SHOWN.maxdict = 12
 

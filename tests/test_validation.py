@@ -37,6 +37,10 @@ def test_plain_values_become_the_dataclass() -> None:
     ("values", "sentence"),
     [
         ({"factor": "a"}, "factor must be a valid number, got 'a'"),
+        (
+            {"kind": 1 << 20_000},
+            "kind must be 'round' or 'square', got a number of more than 64 digits",
+        ),
         ({"factor": True}, "factor must be a number, got True"),
         ({"factor": float("inf")}, "factor must be a finite number, got inf"),
         ({"kind": "oval"}, "kind must be 'round' or 'square', got 'oval'"),

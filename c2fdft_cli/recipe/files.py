@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from c2fdft_cli.errors import DataError, RecipeError
 from c2fdft_cli.files import read_text
 from c2fdft_cli.recipe.schema import Recipe
-from c2fdft_cli.validation import InvalidValuesError, validate
+from c2fdft_cli.validation import LONG, TOO_LONG, InvalidValuesError, validate
 from c2fdft_cli.vocabulary import did_you_mean
 
 Values: TypeAlias = dict[str, Any]
@@ -136,9 +136,15 @@ def build_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def write_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML text; RecipeError where it names a path that is not UTF-8."""
+    """The resolved recipe as YAML text, to be read again.
+
+    Raises:
+        RecipeError: it names a path that is not UTF-8, or one with "${".
+    """
+    values = recipe.to_dict()
+    _check_values(values, None)
     try:
-        return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict()))
+        return OmegaConf.to_yaml(OmegaConf.create(values))
     except UnicodeEncodeError as error:
         raise RecipeError(
             f"a recipe cannot hold the path {error.object!r}, which is not UTF-8",
@@ -163,7 +169,7 @@ def read_yaml(path: Path) -> Values:
         ) from error
     if not isinstance(values, dict):
         raise RecipeError("a recipe must be a mapping of keys", where=path)
-    _refuse_interpolation(values, path)
+    _check_values(values, path)
     return typing.cast(Values, values)
 
 
@@ -280,7 +286,7 @@ def _read_override(override: str) -> Values:
         else:
             values = OmegaConf.from_dotlist([f"{key}={text}"])
         plain = typing.cast(Values, OmegaConf.to_container(values))
-        _refuse_interpolation(plain, None)
+        _check_values(plain, None)
     except (*_NOT_YAML, IndexError) as error:  # of a key such as "."
         hint = _first_line(error)
         raise RecipeError(f"cannot read the override {override!r}", hint=hint) from error
@@ -299,9 +305,37 @@ def _text_keys(section: type, before: str = "") -> frozenset[str]:
     return frozenset(found)
 
 
-def _refuse_interpolation(values: Any, where: Path | None) -> None:
-    if isinstance(values, dict | list):
-        for value in values.values() if isinstance(values, dict) else values:
-            _refuse_interpolation(value, where)
-    elif isinstance(values, str) and "${" in values:
-        raise RecipeError(f"interpolations are not allowed, found {values!r}", where=where)
+def stated(overrides: Iterable[str]) -> Values:
+    """The values that `key=value` overrides state, by dotted key, however they are written.
+
+    Raises:
+        RecipeError: an override that cannot be read.
+    """
+    found: Values = {}
+    for override in overrides:
+        found |= _dotted(_read_override(override))
+    return found
+
+
+def _dotted(values: Values, before: str = "") -> Values:
+    found: Values = {}
+    for key, value in values.items():
+        name = f"{before}{key}"
+        found |= _dotted(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _check_values(values: Any, where: Path | None, key: object = "it") -> None:
+    """RecipeError for an interpolation, or a number that Python refuses to show, at any depth."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _check_values(value, where, name)
+    elif isinstance(values, list):
+        for value in values:
+            _check_values(value, where, key)
+    elif isinstance(values, str) and ("${" in values or values == "???"):  # both are OmegaConf's
+        what = f"interpolations are not allowed, found {values!r}"
+        hint = "write out the value; a path with ${ can be named by a link (ln -s)"
+        raise RecipeError(what, where=where, hint=hint)
+    elif isinstance(values, int) and abs(values) >= TOO_LONG:
+        raise RecipeError(f"{key} is a number {LONG}", where=where)

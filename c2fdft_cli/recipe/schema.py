@@ -374,7 +374,7 @@ class Recipe(Section):
     def _lies_within_timesteps(cls, sampling: Sampling, info: ValidationInfo) -> Sampling:
         diffusion = info.data.get("diffusion")
         if diffusion is not None:
-            if sampling.steps > diffusion.timesteps:
+            if sampling.grid is None and sampling.steps > diffusion.timesteps:
                 raise ValueError(f"must have steps of at most {diffusion.timesteps}")
             if sampling.grid is not None and sampling.grid[0] >= diffusion.timesteps:
                 raise ValueError(f"must have a grid within 0 to {diffusion.timesteps - 1}")

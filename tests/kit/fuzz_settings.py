@@ -20,6 +20,7 @@ from tests.kit.fuzz import Target, mutate_bytes
 from tests.kit.training import MINI
 
 PIECES = ("null", "~", "1e999", ".inf", ".nan", "-1", "0", "9" * 30, "9" * 400, "9" * 5000, "yes",
+          "0x" + "f" * 5000,
           "2026-01-01", "1:30", "0x10", "1_0", "[", "]", "{", "}", "{}", "[]", ": ", "\n  ", "- ",
           "&a", "*a", "<<", "!!python/name:os.system", "!!binary x", "!!set", "${oc.env:HOME}",
           "???", "...", "---\n", "'", '"', "#", "=", ",", "-", "–", "²", "٣", "\\", "\0", "\t",

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from c2fdft_cli.recipe.files import (
     read_yaml,
     recipe_from_dict,
     recipe_names,
+    stated,
     write_recipe,
 )
 from c2fdft_cli.recipe.schema import Recipe, Sampling, schema
@@ -183,6 +185,8 @@ def test_all_problems_at_once():
         ("coarse..lr=3", "key=value"),
         ("task=${oc.env:HOME}", "interpolations are not allowed"),
         ("coarse.periods=[{length: 1, flor: 2}]", "did you mean coarse.periods[0].floor?"),
+        (f"train.micro_batch=0x{'f' * 5000}", "micro_batch is a number of more than 64 digits"),
+        (f"coarse={{lr: {'9' * 65}}}", "lr is a number of more than 64 digits"),
         ("train.micro_batch=some", "must be 'auto' or at least 1"),
         ("network.heads=[3,2,4,8]", "3 does not divide 16"),
         ("coarse.batches=[1]", "as many batches as patches"),
@@ -193,6 +197,33 @@ def test_overrides_that_cannot_be(override, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny", [override, "fine.ssim=paper"])
     assert words in "\n".join([str(caught.value), *caught.value.details])
+
+
+def test_what_overrides_state_is_known_however_they_are_written():
+    assert stated(["coarse.lr=1", "sampling={steps: 2, grid: [7]}", " data.shards =a=b"]) == {
+        "coarse.lr": 1,
+        "sampling.steps": 2,
+        "sampling.grid": [7],
+        "data.shards": "a=b",
+    }
+    assert stated([]) == {}
+    with pytest.raises(RecipeError, match="key=value"):
+        stated(["coarse"])
+
+
+def test_explicit_timesteps_need_no_number_of_steps():
+    """The default of 4 steps is not used with them."""
+    assert load_recipe("tiny", ["diffusion.timesteps=3", "sampling.grid=[2]"]).sampling.grid == [2]
+    with pytest.raises(RecipeError, match="must have steps of at most 3"):
+        load_recipe("tiny", ["diffusion.timesteps=3", "sampling.steps=4"])
+
+
+@pytest.mark.parametrize("path", ["a${b", "${oc.env:HOME}", "${", "???"])
+def test_a_path_that_no_recipe_can_hold_is_not_written(path):
+    recipe = load_recipe("tiny")
+    with pytest.raises(RecipeError, match="interpolations are not allowed, found") as caught:
+        write_recipe(replace(recipe, data=replace(recipe.data, shards=path)))
+    assert "ln -s" in str(caught.value.hint)
 
 
 def test_a_wrong_override_is_named_and_not_the_file(tmp_path):
@@ -216,6 +247,8 @@ def test_a_wrong_override_is_named_and_not_the_file(tmp_path):
         ("- 1\n- 2\n", "a mapping of keys"),
         ("a: &x [1]\nb: *x\n", "anchors and aliases"),
         ("task: ${oc.env:HOME}\n", "interpolations are not allowed"),
+        (f"extends: 0x{'f' * 5000}\n", "extends is a number of more than 64 digits"),
+        (f"sampling: {{grid: [0x{'f' * 5000}]}}\n", "grid is a number of more than 64 digits"),
         ("extends: [derain]\n", "extends must be the name or path"),
         ("extends: me.yaml\n", "circle"),
         ("extends: nothing\n", "there is no recipe 'nothing'"),

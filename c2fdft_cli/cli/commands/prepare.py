@@ -151,7 +151,8 @@ def _synthesis(asked: Degrading) -> Synthesis | None:
             raise UsageError(f"--synth must have the form KEY=VALUE, got {given}")
         try:
             values[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        # ValueError for dates that are none and numbers of thousands of digits
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(f"the value of --synth {given} cannot be read as YAML") from error
     return Synthesis(asked.synthesize, values, asked.streaks, store=not asked.clean_only)
 

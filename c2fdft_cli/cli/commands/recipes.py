@@ -79,6 +79,7 @@ def copy(
 @recipes.command("validate")
 def validate(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe; every problem is listed at once."""
+    from c2fdft_cli.data.synthesis.degrade import parse_model
     from c2fdft_cli.engine.weights.build import (
         alpha_bar_of_recipe,
         refuse_lost_image,
@@ -87,6 +88,8 @@ def validate(name: Name, overrides: Overrides = None, json: Json = False) -> Non
     from c2fdft_cli.recipe.files import load_recipe
 
     recipe = load_recipe(name, overrides or [])
+    if recipe.data.synthesize is not None:
+        parse_model(recipe.data.synthesize, recipe.data.synthesis)
     grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
     refuse_lost_image(grid, alpha_bar_of_recipe(recipe.diffusion))
     if json:

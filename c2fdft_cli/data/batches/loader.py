@@ -17,7 +17,12 @@ from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.pipeline import ahead
 from c2fdft_cli.signals import ignore
 
-SliceOf = tuple[int, int] | Callable[[int], tuple[int, int]]
+SliceOf = Callable[[int], tuple[int, int]]
+
+
+def whole(batch: int) -> tuple[int, int]:
+    """All rows of a global batch."""
+    return 0, batch
 
 
 class PatchLoader:
@@ -28,8 +33,7 @@ class PatchLoader:
         plan: which patches to take.
         start: first iteration.
         stop: one past the last iteration.
-        slice_of: (rank, world) for an even share of every global batch, or a function from the
-            global batch size to the rows [lo, hi) to make.
+        slice_of: from the size of a global batch to its rows [lo, hi) to make.
         degrade, margin, line_patterns, timesteps: see `BatchMaker`.
         workers: processes that make batches; 0 for a thread of this process.
         prefetch: batches made ahead (by each worker); 0 with workers=0 makes them on demand.
@@ -50,7 +54,7 @@ class PatchLoader:
         *,
         start: int,
         stop: int,
-        slice_of: SliceOf = (0, 1),
+        slice_of: SliceOf = whole,
         degrade: Degrade | None = None,
         margin: int = 0,
         line_patterns: float = 0.0,
@@ -134,10 +138,7 @@ class _Iterations(Dataset["Batch | C2fdftError"]):
 
     def make(self, k: int) -> Batch:
         _, batch = self._plan.cycle.stage(k)
-        if callable(self._slice_of):
-            return self._maker.make(k, *self._slice_of(batch))
-        rank, world = self._slice_of
-        return self._maker.make(k, batch * rank // world, batch * (rank + 1) // world)
+        return self._maker.make(k, *self._slice_of(batch))
 
     def __getitem__(self, k: int) -> Batch | C2fdftError:
         try:

@@ -8,7 +8,7 @@ or micro-batches, and a resumed run samples what an uninterrupted one would have
 from __future__ import annotations
 
 import hashlib
-import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,27 +59,21 @@ class PatchCycle:
         number = min((k - 1) // self.switch_every, last) % len(self.patches)
         return self.patches[number], self.batches[number]
 
-    def samples_before(self, k: int) -> int:
-        """Number of global samples in iterations 1 .. k-1, in closed form."""
+    def iterations_before(self, k: int) -> list[int]:
+        """How many of the iterations 1 .. k-1 are of each stage, in closed form."""
         period = self.switch_every * len(self.patches)
         cycled = min(k - 1, period * self.cycles)
         rounds, rest = divmod(cycled, period)
-        samples = rounds * self.switch_every * sum(self.batches)
-        for number, batch in enumerate(self.batches):
+        counts = [rounds * self.switch_every] * len(self.patches)
+        for number in range(len(counts)):
             into = rest - number * self.switch_every
-            samples += batch * min(max(into, 0), self.switch_every)
-        return samples + (k - 1 - cycled) * self.batches[-1]
+            counts[number] += min(max(into, 0), self.switch_every)
+        counts[-1] += k - 1 - cycled
+        return counts
 
-    def to_json(self) -> str:
-        """As stored in a shard's `patch_cycle` attribute."""
-        return json.dumps(
-            {
-                "patches": self.patches,
-                "batches": self.batches,
-                "switch_every": self.switch_every,
-                "cycles": self.cycles,
-            }
-        )
+    def samples_before(self, k: int) -> int:
+        """Number of global samples in iterations 1 .. k-1."""
+        return sum(map(operator.mul, self.batches, self.iterations_before(k)))
 
 
 @dataclass(frozen=True)
@@ -90,14 +84,12 @@ class Draw:
         image: [n] image numbers.
         top, left: [n] corner of the crop inside of the image (0 where the image is smaller).
         symmetry: [n] 0..7, bit 0 flips columns, bit 1 flips rows, bit 2 transposes first.
-        time: [n] uniforms in [0, 1), for diffusion times.
     """
 
     image: Ints
     top: Ints
     left: Ints
     symmetry: Ints
-    time: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -117,29 +109,26 @@ class PatchPlan:
     """Which patches iteration k trains on, as a pure function of (seed, k, i).
 
     Args:
-        n_images: number of images (pairs).
-        sizes: their (height, width).
+        sizes: (height, width) of each image (pair).
         cycle: the patch cycle.
         seed: 0 .. 2**63 - 1.
         mixup_beta: b of Beta(b, b), or None for no mixup.
 
     Raises:
-        ValueError: no images, sizes that do not match, or a seed out of range.
+        ValueError: no images, or a seed out of range.
     """
 
     def __init__(
         self,
-        n_images: int,
         sizes: Sequence[tuple[int, int]],
         cycle: PatchCycle,
         seed: int,
         mixup_beta: float | None = None,
     ) -> None:
-        if n_images < 1 or len(sizes) != n_images:
-            raise ValueError(f"{n_images} images need one size each, got {len(sizes)}")
+        if not sizes:
+            raise ValueError("there are no images")
         if not 0 <= seed < 2**63:
             raise ValueError(f"the seed must be in 0 .. 2**63 - 1, got {seed}")
-        self.n_images = n_images
         self.cycle = cycle
         self.seed = seed
         self.mixup_beta = mixup_beta
@@ -157,7 +146,6 @@ class PatchPlan:
             top=corner[:, 0],
             left=corner[:, 1],
             symmetry=(uniforms[:, 2] * 8).astype(np.int64),
-            time=uniforms[:, 3],
         )
 
     def times(self, k: int, total: int) -> Ints:
@@ -192,11 +180,12 @@ class PatchPlan:
 
     def _images(self, samples: Ints) -> Ints:
         """Image of each global sample: epoch g // n is a permutation of all images."""
-        epochs, places = np.divmod(samples, self.n_images)
+        count = len(self._sizes)
+        epochs, places = np.divmod(samples, count)
         image = np.empty_like(samples)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            image[here] = _permutation(self.seed, int(epoch), self.n_images)[places[here]]
+            image[here] = _permutation(self.seed, int(epoch), count)[places[here]]
         return image
 
 

@@ -1,4 +1,4 @@
-"""What a shard says about its images, and how images are dealt out to shards (see `shards`)."""
+"""What a shard says about its images, and how images are dealt out to shards (docs/shards.md)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ SPLITS = ("train", "val")
 MAX_SIDE = 65_535
 MAX_IMAGES = 10_000_000
 MAX_NAME_BYTES = 1_024
+MAX_SHARDS = 100_000
+"""Of a split: their numbers have five digits, by which their names sort."""
 CHANNELS = 3
 
 Pixels = NDArray[np.uint8]
@@ -186,6 +188,18 @@ def encode_name(name: str) -> bytes:
             hint=f"names are 1 to {MAX_NAME_BYTES} bytes without control characters",
         )
     return data
+
+
+def make_entry(name: str, height: int, width: int, where: Path) -> Entry:
+    """The entry of an image of the file `where`; DataError where no shard can hold it."""
+    encode_name(name)
+    if max(height, width) > MAX_SIDE:
+        raise DataError(
+            f"an image of {width}x{height} px cannot be stored",
+            where=where,
+            hint=f"its sides may have {MAX_SIDE} px: cut or shrink it",
+        )
+    return Entry(name, height, width)
 
 
 def clean_text(text: str) -> str:

@@ -83,7 +83,7 @@ def add_blur(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
 
 
 def _inertia(model: BlurModel, rng: np.random.Generator) -> float:
-    """Sample within the range; a single value consumes no random number."""
+    """Sample within the range, evenly in the logarithm."""
     low, high = model.inertia
     # A single value takes no random number, as when inertia always was one: the same seeds go on
     # giving the same pixels.

@@ -8,11 +8,12 @@ clean picture plus the map of the noise, so the noise alone goes through it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from c2fdft_cli.data.synthesis.linear_light import STEPS, srgb_curve
 
 Floats: TypeAlias = NDArray[np.float32]
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -24,9 +25,6 @@ COLOUR_MATRIX = np.array(
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 WIDE, WIDE_SHARE = 2.5, 0.4
 """Noise reduction is a Gaussian with a second one around it, so many times as wide."""
-
-# So many that without noise every stored value comes back, though an S-curve is flat at its ends.
-ENCODED = 16384
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def photograph(gt: Pixels, camera: Camera, rng: np.random.Generator) -> Pixels:
     decode, encode = tone_curve(camera.tone)
     light = decode[gt]
     noisy = light + reduce_noise(raw_noise(light, camera, rng), camera)
-    index = np.clip(noisy * np.float32(ENCODED - 1) + np.float32(0.5), 0, ENCODED - 1)
+    index = np.clip(noisy * np.float32(STEPS - 1) + np.float32(0.5), 0, STEPS - 1)
     stored: Pixels = encode[index.astype(np.uint16)]
     return stored
 
@@ -128,16 +126,9 @@ def _smooth(noise: Floats, sigma: float) -> Floats:
     return both
 
 
-@lru_cache(maxsize=1)
-def _srgb() -> NDArray[np.float64]:
-    """sRGB values in [0, 1] of ENCODED steps of light."""
-    x = np.arange(ENCODED) / (ENCODED - 1)
-    return np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
-
-
 def tone_curve(tone: float) -> tuple[Floats, Pixels]:
     """Tables from stored values to light [256] and from light, in equal steps, to stored values."""
-    v = _srgb()
+    v = srgb_curve()
     curve = v + tone * (3 * v**2 - 2 * v**3 - v)
-    decode = np.interp(np.arange(256) / 255, curve, np.arange(ENCODED) / (ENCODED - 1))
+    decode = np.interp(np.arange(256) / 255, curve, np.arange(STEPS) / (STEPS - 1))
     return decode.astype(np.float32), np.rint(curve * 255).astype(np.uint8)

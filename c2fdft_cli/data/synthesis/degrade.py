@@ -7,6 +7,7 @@ of whatever seeded it, such as (seed, step, sample).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -50,6 +51,21 @@ def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model
         raise UsageError(f"synthetic {kind}: {error}") from None
 
 
+def open_streaks(model: Model, folder: Path | None) -> StreakBank | None:
+    """The streak masks of a folder, for rain; None without one.
+
+    Raises:
+        UsageError: another degradation, which uses none.
+        DataError: no usable masks.
+    """
+    if folder is None:
+        return None
+    if not isinstance(model, RainModel):
+        hint = "leave the folder of streaks out"
+        raise UsageError("streak masks can be used for rain alone", where=folder, hint=hint)
+    return StreakBank(folder)
+
+
 def degrade(
     gt: Pixels, model: Model, rng: np.random.Generator, *, streaks: StreakBank | None = None
 ) -> Pixels:
@@ -65,15 +81,12 @@ def degrade(
         uint8 [h, w, 3], C-contiguous.
 
     Raises:
-        UsageError: streak masks with anything but rain.
         ValueError: `gt` is not uint8 [h, w, 3] with at least one pixel.
     """
     if gt.dtype != np.uint8 or gt.ndim != 3 or gt.shape[2] != 3 or gt.size == 0:
         raise ValueError(f"gt must be uint8 [h, w, 3], not {gt.dtype} {list(gt.shape)}")
     if isinstance(model, RainModel):
         return add_rain(gt, model, rng, streaks)
-    if streaks is not None:
-        raise UsageError("streak masks can be used for rain alone", hint="leave the folder out")
     if isinstance(model, NoiseModel):
         return add_noise(gt, model, rng)
     return add_blur(gt, model, rng)

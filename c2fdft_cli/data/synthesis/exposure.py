@@ -53,8 +53,8 @@ def shake(
         inertia: see `random_path`.
         rng: the only source of randomness.
         frames: positions, an odd number evenly spaced in time, the middle one at rest; or 0 for
-            positions evenly spaced along the path, about 1 px apart and weighted by the time spent
-            there.
+            5 to 40 of them evenly spaced along the path, about 1 px apart where it has that length,
+            and weighted by the time spent there.
     """
     view_h, view_w = max(h, VIEW[0]), max(w, VIEW[1])
     focal = view_w * rng.uniform(*FOCAL_LENGTHS)
@@ -83,7 +83,7 @@ def _evenly_in_time(frames: int) -> tuple[Floats, Floats]:
 
 
 def _evenly_along(moved: Floats) -> tuple[Floats, Floats]:
-    """Points of time about 1 px apart on paths [k, 2, POINTS], and the share of time near each."""
+    """5 to 40 points of time evenly along paths [k, 2, POINTS], and the share of time near each."""
     steps = np.hypot(*np.diff(moved, axis=2).transpose(1, 0, 2)).mean(axis=0)
     along: Floats = np.concatenate([[0.0], np.cumsum(steps)])
     n = min(max(math.ceil(along[-1]), LEAST_FRAMES), MOST_FRAMES)

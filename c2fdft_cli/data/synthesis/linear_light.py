@@ -7,7 +7,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-# Near black one 8-bit level is 1/3295 of linear light: this many steps keep it apart five times.
+# Near black one 8-bit level is 1/3295 of linear light: this many steps keep it apart five times,
+# and bring every stored value back through an S-curve too, though that is flat at its ends.
 STEPS = 16384
 
 
@@ -20,11 +21,16 @@ def _decoding() -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=1)
+def srgb_curve() -> NDArray[np.float64]:
+    """The sRGB value in [0, 1] of each of STEPS values of linear light."""
+    x = np.arange(STEPS) / (STEPS - 1)
+    return np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
+
+
+@lru_cache(maxsize=1)
 def _encoding() -> NDArray[np.uint8]:
     """The nearest 8-bit level of each of STEPS values of linear light."""
-    x = np.arange(STEPS) / (STEPS - 1)
-    v = np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
-    levels: NDArray[np.uint8] = np.rint(v * 255).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(srgb_curve() * 255).astype(np.uint8)
     return levels
 
 

@@ -72,8 +72,8 @@ def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels
         return jpeg(noisy, int(rng.integers(model.jpeg[0], model.jpeg[1] + 1)))
     if kind == "camera":
         log_shot = rng.uniform(*np.log(model.shot))
-        read = READ_SLOPE * log_shot + READ_OFFSET + rng.normal(0.0, READ_SPREAD)
-        shot, read = math.exp(log_shot), math.exp(read)
+        log_read = READ_SLOPE * log_shot + READ_OFFSET + rng.normal(0.0, READ_SPREAD)
+        shot, read = math.exp(log_shot), math.exp(log_read)
         return to_srgb(camera_noise(to_linear(gt), shot, read, rng, correlated=model.correlated))
     return gaussian_noise(gt, rng.uniform(*model.sigma), rng)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.data.layouts.pairs import FilePair
-from c2fdft_cli.data.shards.format import CHANNELS, Pixels
+from c2fdft_cli.data.shards.format import CHANNELS, Pixels, make_entry
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import contact_sheet
 from c2fdft_cli.engine.prepare.source import Found, PairReader
@@ -85,9 +85,10 @@ def _check(reader: PairReader, pair: FilePair, decoded: dict[Path, Pixels]) -> C
 
     try:
         lq, gt = reader.read(pair, decode)
+        height, width = gt.shape[:2]
+        make_entry(pair.name, height, width, pair.gt)
     except DataError as error:
         return Checked(pair, problem=str(error))
-    height, width = gt.shape[:2]
     if lq is not None and lq.shape != gt.shape:
         problem = f"the sizes differ: lq {lq.shape[1]}x{lq.shape[0]}, gt {width}x{height}"
         return Checked(pair, problem=problem)

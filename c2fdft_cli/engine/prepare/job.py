@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -173,7 +173,7 @@ def _write(
         hold_folder(options.folder, "another process prepares this folder"),
         DecodedImages(options.folder) as decoded,
     ):
-        choice = _choose(options.folder, found, entries, decoded, workers)
+        choice = _choose(options, reader, found, entries, decoded)
         if choice is not None:
             found = found.with_val(choice.names, choice.notices)
         plan = make_plan(
@@ -217,21 +217,29 @@ def _write(
 
 
 def _choose(
-    out: Path,
+    options: PrepareOptions,
+    reader: PairReader,
     found: Found,
     entries: Mapping[FilePair, Entry],
     decoded: DecodedImages,
-    workers: int,
 ) -> ValChoice | None:
     """Choose the pairs to validate on, by pixels, or remember the choice that was made before."""
     candidates = found.candidates
     if not candidates:
         return None
-    inputs = choice_inputs(candidates, found.val_size)
-    if (choice := remembered_choice(out, inputs)) is not None:
+    degraded_half = options.side_by_side
+    inputs = choice_inputs(candidates, found.val_size, degraded_half)
+    if (choice := remembered_choice(options.folder, inputs)) is not None:
         return choice
-    decoded.add({pair.gt: entries[pair].nbytes for pair in candidates}, workers=workers)
-    contents = content_keys(candidates, decoded.key)
+    images = 2 if degraded_half else 1  # in a file
+    sizes = {pair.gt: images * entries[pair].nbytes for pair in candidates}
+    decoded.add(sizes, workers=options.workers)
+
+    def clean_half(path: Path) -> Hashable:
+        _, gt = reader.read(FilePair("", path, path), decoded.read)
+        return gt.shape, hashlib.sha256(gt).hexdigest()
+
+    contents = content_keys(candidates, clean_half if degraded_half else decoded.key)
     names, notices = choose_val(candidates, found.val_size, contents)
     return ValChoice(inputs, tuple(sorted(names)), tuple(notices))
 
@@ -239,7 +247,7 @@ def _choose(
 def _header(options: PrepareOptions, reader: PairReader, layout: str) -> ShardHeader:
     return ShardHeader(
         split="",
-        patch_cycle=options.patch_cycle,
+        patch_cycle="",
         layout=clean_text(layout),
         source=clean_text(options.source.resolve().name),
         tool_version=__version__,

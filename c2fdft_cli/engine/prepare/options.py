@@ -61,7 +61,6 @@ class PrepareOptions:
         val: None for the set's own val split, or else 5 % (at least 1, at most 50).
         synthesize: degrade clean images.
         max_shard_bytes: of pixels; a larger image gets a shard to itself.
-        patch_cycle: stored in the shards, JSON text.
     """
 
     source: Path
@@ -100,7 +99,6 @@ class PrepareOptions:
         text="1024",
         panel=SHARDS,
     )
-    patch_cycle: str = ""
     seed: int = setting(0, replace(SEED, panel=SHARDS))
     workers: int = setting(
         0, "Decoding threads, 0 for one per core.", metavar="N", low=0, panel=SHARDS

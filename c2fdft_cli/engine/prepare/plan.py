@@ -13,11 +13,12 @@ from typing import Any
 from c2fdft_cli.data.images.picture import image_size
 from c2fdft_cli.data.layouts.pairs import FilePair, half_width
 from c2fdft_cli.data.shards.format import (
+    MAX_SHARDS,
     Entry,
     ShardHeader,
     ShardIndex,
     deal,
-    encode_name,
+    make_entry,
     shard_name,
 )
 from c2fdft_cli.data.shards.index import read_index
@@ -66,22 +67,24 @@ def measure(
     """Name and size of each pair, from its images' headers; `halves` of one for side by side.
 
     Raises:
-        DataError: images that cannot be read, or that differ in size within a pair; all are listed.
+        DataError: images that cannot be read or stored, or that differ in size within a pair; all
+            are listed.
     """
 
-    def size_of(pair: FilePair) -> tuple[int, int] | DataError:
+    def measured(pair: FilePair) -> Entry | DataError:
         try:
             height, width = _size(pair)
-            return (height, half_width(pair.gt, width)) if halves else (height, width)
+            width = half_width(pair.gt, width) if halves else width
+            return make_entry(pair.name, height, width, pair.gt)
         except DataError as error:
             return error
 
     entries, problems = {}, []
-    for pair, size in zip(pairs, in_order(size_of, pairs, workers=workers), strict=True):
-        if isinstance(size, DataError):
-            problems.append(size)
+    for pair, entry in zip(pairs, in_order(measured, pairs, workers=workers), strict=True):
+        if isinstance(entry, DataError):
+            problems.append(entry)
         else:
-            entries[pair] = Entry(pair.name, *size)
+            entries[pair] = entry
     if problems:
         first, *others = problems
         details = [*first.details, *map(str, others)]
@@ -90,7 +93,6 @@ def measure(
 
 
 def _size(pair: FilePair) -> tuple[int, int]:
-    encode_name(pair.name)
     gt = image_size(pair.gt)
     if pair.lq != pair.gt and (lq := image_size(pair.lq)) != gt:
         raise DataError(
@@ -110,12 +112,17 @@ def make_plan(
     has_lq: bool,
     max_shard_bytes: int,
 ) -> Plan:
-    """Distribute pairs over shards from their sizes alone."""
+    """Distribute pairs over shards from their sizes alone; UsageError for too many shards."""
     planes = 2 if has_lq else 1
     shards = []
     for split, pairs in splits.items():
         sized = [entries[pair] for pair in pairs]
         ranges = deal(sized, max_bytes=max_shard_bytes, planes=planes)
+        if len(ranges) > MAX_SHARDS:
+            raise UsageError(
+                f"{split} would have {len(ranges)} shards, more than {MAX_SHARDS}",
+                hint="give a larger --shard-mib",
+            )
         shards += [
             PlannedShard(
                 out / shard_name(split, number),
@@ -171,10 +178,14 @@ class ValChoice:
     notices: tuple[str, ...]
 
 
-def choice_inputs(candidates: Sequence[FilePair], size: int) -> str:
+def choice_inputs(
+    candidates: Sequence[FilePair], size: int, degraded_half: str | None = None
+) -> str:
     """Digest of all that decides a choice, with files known by size and time of change."""
     rows = [[pair.name, *_signatures(pair)] for pair in candidates]
-    return hashlib.sha256(json.dumps([size, rows]).encode("ascii")).hexdigest()
+    # without halves as before there were any, so that choices made then are still remembered
+    values = [size, rows] if degraded_half is None else [size, rows, degraded_half]
+    return hashlib.sha256(json.dumps(values).encode("ascii")).hexdigest()
 
 
 def remembered_choice(out: Path, inputs: str) -> ValChoice | None:

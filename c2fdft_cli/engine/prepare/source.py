@@ -27,7 +27,7 @@ from c2fdft_cli.data.layouts.pairs import (
     half_width,
 )
 from c2fdft_cli.data.shards.format import Pixels
-from c2fdft_cli.data.synthesis.degrade import Model, degrade, parse_model
+from c2fdft_cli.data.synthesis.degrade import Model, degrade, open_streaks, parse_model
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.prepare.options import Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
@@ -146,6 +146,8 @@ def find(
             choose_from="val" if choose else None,
             val_size=val_size(len(own), val) if choose else 0,
         )
+        if val == 0:  # nothing need be decoded to choose none
+            found = found.with_val(())
     else:
         size = val_size(len(train), val)
         found = replace(
@@ -275,7 +277,7 @@ class PairReader:
         degraded_half: "left" or "right" where a picture shows both images of its pair.
 
     Raises:
-        UsageError: a degradation or an option of it that does not exist.
+        UsageError: a degradation or an option of it that does not exist, streaks with another.
         DataError: no usable streak masks.
     """
 
@@ -289,7 +291,7 @@ class PairReader:
         self._streaks: StreakBank | None = None
         if synthesis is not None:
             self._model = parse_model(synthesis.kind, synthesis.options)
-            self._streaks = StreakBank(synthesis.streaks) if synthesis.streaks else None
+            self._streaks = open_streaks(self._model, synthesis.streaks)
 
     @property
     def stores_lq(self) -> bool:
@@ -339,7 +341,10 @@ def _halves(image: Pixels, path: Path) -> tuple[Pixels, Pixels]:
 def _masks_digest(streaks: StreakBank) -> str:
     """Names a bank of streak masks by its content."""
     digest = hashlib.sha256()
-    for mask in (*streaks.masks, *streaks.layers):
-        digest.update(repr(mask.shape).encode())
-        digest.update(mask)
+    for group, word in ((streaks.masks, b""), (streaks.layers, b"layers")):
+        # without layers nothing, as before banks had any: shards made then are still up to date
+        digest.update(word if group else b"")
+        for mask in group:
+            digest.update(repr(mask.shape).encode())
+            digest.update(mask)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ import numpy as np
 from c2fdft_cli.data.images.picture import is_image_path
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.data.synthesis.degrade import Model, degrade, margin, parse_model
+from c2fdft_cli.data.synthesis.degrade import Model, degrade, margin, open_streaks, parse_model
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError
@@ -80,12 +80,17 @@ class Degradation:
 
 
 def degradation(data: Data) -> tuple[Degradation | None, int]:
-    """The recipe's on-the-fly degradation and the margin that it needs around a crop."""
+    """The recipe's on-the-fly degradation and the margin that it needs around a crop.
+
+    Raises:
+        UsageError: settings that do not fit the degradation.
+        DataError: no usable streak masks.
+    """
     if data.synthesize is None:
         return None, 0
     model = parse_model(data.synthesize, data.synthesis)
-    bank = None if data.streaks is None else StreakBank(Path(data.streaks))
-    return Degradation(model, bank), margin(model)
+    folder = None if data.streaks is None else Path(data.streaks)
+    return Degradation(model, open_streaks(model, folder)), margin(model)
 
 
 class ShardPairs:

@@ -25,7 +25,13 @@ from c2fdft_cli.engine.sampling.subject import (
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
 from c2fdft_cli.engine.sweep.options import SweepOptions
 from c2fdft_cli.engine.sweep.report import SweepResult, draw_sweep, stamp, summary, write_csv
-from c2fdft_cli.engine.sweep.schedules import make_schedules, one_step_schedules
+from c2fdft_cli.engine.sweep.schedules import (
+    GIVEN,
+    OWN,
+    SINGLE,
+    make_schedules,
+    one_step_schedules,
+)
 from c2fdft_cli.engine.sweep.table import make_table
 from c2fdft_cli.engine.weights.catalogue import is_packaged
 from c2fdft_cli.engine.weights.checkpoint import besides_weights
@@ -101,7 +107,7 @@ class Sweep:
             options.steps,
             options.spacings,
             options.starts,
-            [*options.schedules, *own, *single],
+            {GIVEN: options.schedules, OWN: own, SINGLE: single},
             total,
         )
         self.names = [pairs.names[i] for i in self.indices]
@@ -109,14 +115,15 @@ class Sweep:
         self.out = ensure_folder(options.out or self.path.parent)
         if options.stamp:
             _check_writable(self.path)
+        self._settings = self._all_settings()
         self.log = self._read_log()
         self._calls = 0
 
     def _read_log(self) -> SweepLog:
-        path, settings = self.out / "sweep.json", self._settings()
-        return SweepLog(path, settings, overwrite=self.options.overwrite)
+        path = self.out / "sweep.json"
+        return SweepLog(path, self._settings, overwrite=self.options.overwrite)
 
-    def _settings(self) -> dict[str, Any]:
+    def _all_settings(self) -> dict[str, Any]:
         """Everything but image, seed and timesteps that a score depends on."""
         subject = self.subject
         return {

@@ -64,7 +64,8 @@ def parse_rule(text: str) -> Rule:
     """A choice rule: "psnr", "ssim", "within:0.2dB"; UsageError for anything else."""
     if text in ("psnr", "ssim"):
         return Rule(text)
-    found = re.fullmatch(r"within:(\d+(?:\.\d+)?)\s*(?:dB)?", text, re.IGNORECASE)
+    # a number of hundreds of digits would be infinite
+    found = re.fullmatch(r"within:(\d{1,9}(?:\.\d{1,9})?)\s*(?:dB)?", text, re.IGNORECASE)
     if not found:
         raise UsageError(f"--choose must be psnr, ssim or within:0.2dB, got {text!r}")
     return Rule("within", float(found[1]))

@@ -12,6 +12,7 @@ from typing import Any
 
 from c2fdft_cli.engine.sampling.subject import weights_digest
 from c2fdft_cli.engine.sweep.options import Rule
+from c2fdft_cli.engine.sweep.schedules import GIVEN, OWN, SINGLE
 from c2fdft_cli.engine.sweep.table import Row
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
 from c2fdft_cli.errors import CheckpointError
@@ -154,7 +155,7 @@ def _draw_panel(axes: Any, rows: Sequence[Row], key: str) -> None:
     for label in dict.fromkeys(row.label for row in rows):
         family = [row for row in rows if row.label == label]
         values = [getattr(row, key) for row in family]
-        style = "o" if label == "given" else "o-"
+        style = "o" if label in (GIVEN, OWN, SINGLE) else "o-"
         axes.plot([row.calls for row in family], values, style, label=label, alpha=0.85)
     front = [row for row in rows if row.pareto]
     if key == "psnr" and front:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from c2fdft_cli.core.diffusion import T, check_grid, time_grid
@@ -12,6 +12,9 @@ from c2fdft_cli.errors import UsageError
 MAX_SCHEDULES = 1000
 ONE_STEP = (0.3, 0.5, 0.7)
 """Single steps that are tried with coarse weights, as shares of T: one step need not start at T."""
+
+GIVEN, OWN, SINGLE = "given", "checkpoint", "one step"
+"""Labels of schedules of no spacing: those asked for, the checkpoint's own, single steps."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,10 @@ def make_schedules(
     steps: Sequence[int],
     spacings: Sequence[str] = ("linspace",),
     starts: Sequence[int] = (),
-    given: Iterable[Sequence[int]] = (),
+    further: Mapping[str, Iterable[Sequence[int]]] | None = None,
     total: int = T,
 ) -> list[Schedule]:
-    """Counts x spacings x first timesteps, and given ones; equal timesteps once.
+    """Counts x spacings x first timesteps, and further ones by label; equal timesteps once.
 
     A start s spaces n steps over s .. 0 as `time_grid` does over T - 1 .. 0.
 
@@ -45,8 +48,9 @@ def make_schedules(
                 label = spacing if start == total - 1 else f"{spacing} from {start}"
                 for n in steps:
                     found.setdefault(tuple(time_grid(n, spacing, start + 1)), label)
-        for timesteps in given:
-            found.setdefault(tuple(check_grid(timesteps, total)), "given")
+        for label, grids in (further or {}).items():
+            for timesteps in grids:
+                found.setdefault(tuple(check_grid(timesteps, total)), label)
     except ValueError as error:
         raise UsageError(f"--steps, --spacing, --start or --grid: {error}") from error
     if not 0 < len(found) <= MAX_SCHEDULES:

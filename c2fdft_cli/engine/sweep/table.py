@@ -105,8 +105,8 @@ def _spread(scores: Mapping[Trial, Scored]) -> float | None:
 
 def best(rows: Sequence[Row]) -> Row | None:
     """The row of the highest PSNR, of equal ones that with fewer steps; None without a number."""
-    finite = [row for row in rows if not math.isnan(row.psnr)]
-    return min(finite, key=lambda row: (-row.psnr, row.calls), default=None)
+    index = choose(rows, Rule("psnr"))
+    return None if index is None else rows[index]
 
 
 def choose(rows: Sequence[Row], rule: Rule) -> int | None:

@@ -30,17 +30,20 @@ def patch_cycle(stage: Stage) -> PatchCycle:
 
 def rank_rows(runtime: Runtime, batch: int) -> tuple[int, int]:
     """This process's rows of the global batch; an empty share takes one row that will not count."""
-    lo = batch * runtime.rank // runtime.world
-    hi = batch * (runtime.rank + 1) // runtime.world
+    lo, hi = _bounds(runtime, batch)
     # DDP waits for the gradients of every process: one without rows takes part with weight 0
     return (lo, hi) if hi > lo else (min(lo, batch - 1), min(lo, batch - 1) + 1)
 
 
 def rank_share(runtime: Runtime, batch: int) -> float:
     """This process's share of the global batch, 0 where it has no row of its own."""
-    lo = batch * runtime.rank // runtime.world
-    hi = batch * (runtime.rank + 1) // runtime.world
+    lo, hi = _bounds(runtime, batch)
     return (hi - lo) / batch
+
+
+def _bounds(runtime: Runtime, batch: int) -> tuple[int, int]:
+    """This process's even share [lo, hi) of the global batch, which may be empty."""
+    return batch * runtime.rank // runtime.world, batch * (runtime.rank + 1) // runtime.world
 
 
 def worker_count(data: Data, device: torch.device, processors: int, shared_bytes: float) -> int:
@@ -67,9 +70,7 @@ def make_loader(
     recipe: Recipe, stage: Stage, shards: ShardSet, start: int, runtime: Runtime, prefetch: int = 2
 ) -> PatchLoader:
     """Batches of this process from iteration `start` to the stage's last."""
-    plan = PatchPlan(
-        len(shards), shards.sizes, patch_cycle(stage), recipe.train.seed, stage.mixup_beta
-    )
+    plan = PatchPlan(shards.sizes, patch_cycle(stage), recipe.train.seed, stage.mixup_beta)
     degrade_crop, crop_margin = degradation(recipe.data)
     return PatchLoader(
         shards,

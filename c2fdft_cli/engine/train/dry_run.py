@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
 from c2fdft_cli.data.batches.batch import Batch
@@ -11,12 +12,12 @@ from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.options import TrainOptions
-from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.distributed import all_reduce_min
 from c2fdft_cli.progress import Job
+from c2fdft_cli.recipe.schema import Stage
 
 BYTES_PER_PARAMETER = {"checkpoint": 8, "state": 16}
 """Weights and their average; with the optimiser's two moments."""
@@ -68,21 +69,31 @@ def plan_training(options: TrainOptions, seconds: float = SECONDS) -> Job[StageP
 
     On a CPU the steps begin with one image and grow while a share of `seconds` is left.
     """
-    stages = len(_stages(options))
-    return Job(_plan(options, seconds), total=stages, title="dry run", unit="stage")
+    stages = _stages(options.section, options.done)
+    return Job(_plan(options, stages, seconds), total=len(stages), title="dry run", unit="stage")
 
 
-def _stages(options: TrainOptions) -> dict[tuple[int, int], list[int]]:
-    """The iterations that are still to do, by patch and batch size."""
-    cycle = patch_cycle(options.section)
-    done = 0 if options.resume is None else load_state(options.resume).step
-    stages: dict[tuple[int, int], list[int]] = {}
-    for k in range(done + 1, options.section.iterations + 1):
-        stages.setdefault(cycle.stage(k), []).append(k)
+def _stages(section: Stage, done: int) -> dict[tuple[int, int], tuple[int, int]]:
+    """First iteration and number of those still to do, by patch and batch size."""
+    cycle, first, last = patch_cycle(section), done + 1, section.iterations
+    counts: Counter[tuple[int, int]] = Counter()
+    sizes = zip(cycle.patches, cycle.batches, strict=True)
+    ends = zip(cycle.iterations_before(first), cycle.iterations_before(last + 1), strict=True)
+    for size, (before, after) in zip(sizes, ends, strict=True):
+        counts[size] += after - before
+    # each size begins at once, or with one of as many switches as there are sizes
+    switch = (done // cycle.switch_every + 1) * cycle.switch_every + 1
+    begins = [first, *(switch + n * cycle.switch_every for n in range(len(cycle.patches)))]
+    stages: dict[tuple[int, int], tuple[int, int]] = {}
+    for k in begins:
+        if k <= last:
+            stages.setdefault(cycle.stage(k), (k, counts[cycle.stage(k)]))
     return stages
 
 
-def _plan(options: TrainOptions, budget: float) -> Generator[StagePlan, None, TrainingPlan]:
+def _plan(
+    options: TrainOptions, stages: Mapping[tuple[int, int], tuple[int, int]], budget: float
+) -> Generator[StagePlan, None, TrainingPlan]:
     section, runtime = options.section, options.runtime
     shards = ShardSet.open(options.data, "train")
     stepper = Stepper(make_objective(options), options.recipe.train, runtime)
@@ -90,16 +101,15 @@ def _plan(options: TrainOptions, budget: float) -> Generator[StagePlan, None, Tr
     fallbacks.compile()
     plans: list[StagePlan] = []
     end, per_pixel = time.monotonic() + budget, 0.0
-    stages = _stages(options)
-    for number, ((patch, batch_size), iterations) in enumerate(stages.items()):
-        batch = next(iter(make_loader(options.recipe, section, shards, iterations[0], runtime)))
+    for number, ((patch, batch_size), (first, iterations)) in enumerate(stages.items()):
+        batch = next(iter(make_loader(options.recipe, section, shards, first, runtime)))
         fallbacks.fit(batch)
         allowed = (end - time.monotonic()) / (len(stages) - number)
         timed, seconds = _time_step(fallbacks, batch, allowed, per_pixel * patch**2, runtime)
         per_pixel = seconds / len(batch) / patch**2
         micro = fallbacks.micro[patch]
         memory = fallbacks.bytes_per_image(patch) * micro
-        plan = StagePlan(patch, batch_size, micro, len(iterations), memory, seconds, timed)
+        plan = StagePlan(patch, batch_size, micro, iterations, memory, seconds, timed)
         plans.append(plan)
         yield plan
     parameters = sum(p.numel() for p in stepper.net.parameters())

@@ -241,8 +241,11 @@ class RunFolder:
         try:
             # what a power failure leaves of rows that were not synced may be any bytes
             with self.metrics.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-                reader = csv.DictReader(file)
-                rows = list(reader)
+                text = file.read()
+            # a last line without its end was cut short, be it within the last column
+            whole = text[: text.rfind("\n") + 1] or text
+            reader = csv.DictReader(io.StringIO(whole, newline=""))
+            rows = list(reader)
         except OSError as error:
             raise read_error(error, self.metrics) from error
         except csv.Error as error:

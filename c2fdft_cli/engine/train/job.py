@@ -50,9 +50,9 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
     """A stage's training as a job that yields an event for each step, score and file.
 
     Raises:
-        UsageError: the run folder is not empty, the data is not the run's, or TensorBoard is asked
-            for and not installed.
-        DataError: no usable shards.
+        UsageError: the run folder is not empty, the data is not the run's, settings of the
+            degradation that cannot be, or TensorBoard is asked for and not installed.
+        DataError: no usable shards or streak masks.
         CheckpointError: a state or weights that cannot be used.
         ResourceError: from the iteration: no memory, disk full, no finite gradient.
         Interrupted: from the iteration: stopped by a signal or the time limit; the state is saved.
@@ -116,6 +116,10 @@ class _Training:
         )
         if options.resume is not None:
             self._restore_state(options.resume)
+        # here, where nothing is written yet: it refuses settings of a degradation that do not fit
+        self.loader = make_loader(
+            self.recipe, self.section, self.shards, self.step + 1, self.runtime
+        )
         pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
         self.validator = Validator(options, pairs, self.state, self.board)
 
@@ -259,14 +263,13 @@ class _Training:
             )
 
     def _steps(self, request: StopRequest, started: float) -> Generator[TrainEvent, None, None]:
-        loader = make_loader(self.recipe, self.section, self.shards, self.step + 1, self.runtime)
         clock, waited = time.perf_counter(), 0.0
-        for batch in loader:
+        for batch in self.loader:
             yield from self._reporting(partial(self.fallbacks.fit, batch))
             result = yield from self._reporting(partial(self.fallbacks.step, batch))
             self.step = batch.iteration
             now = time.perf_counter()
-            yield self._count(result, now - clock, loader.waited - waited)
+            yield self._count(result, now - clock, self.loader.waited - waited)
             limit = self.options.max_seconds
             out_of_time = limit is not None and time.monotonic() - started >= limit
             # Signals and clocks differ between processes, and all must leave after the same step:
@@ -276,7 +279,7 @@ class _Training:
             if ended or (stop and self.step < self.section.iterations):
                 barrier()
                 raise self._interrupted(request)
-            clock, waited = time.perf_counter(), loader.waited
+            clock, waited = time.perf_counter(), self.loader.waited
 
     def _count(self, result: StepResult, seconds: float, waited: float) -> StepDone:
         patch, images = self.cycle.stage(self.step)

@@ -24,6 +24,7 @@ class TrainOptions:
     grid: sampling times, for validation and the fine objective.
     init: weights to start from; None starts from random ones.
     resume: the state to resume from, the run's own; None for a new run.
+    done: iterations of a run that is resumed.
     max_seconds: save and stop after this time.
     files: text files to write into the run folder, by name; of a resumed run those that change.
     notices: what the user may want to know of these choices.
@@ -39,6 +40,7 @@ class TrainOptions:
     precision: str = "auto"
     init: Checkpoint | None = None
     resume: Path | None = None
+    done: int = 0
     max_seconds: float | None = None
     files: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ from c2fdft_cli.execution.distributed import (
     join_training,
     refuse_tasks_without_rank,
 )
-from c2fdft_cli.recipe.files import load_recipe, recipe_from_dict, write_recipe
+from c2fdft_cli.recipe.files import load_recipe, recipe_from_dict, stated, write_recipe
 from c2fdft_cli.recipe.schema import Recipe
 
 MAX_NAME = 80
-_TIMES = ("sampling.grid=", "sampling.steps=", "sampling.spacing=")
+_TIMES = frozenset({"sampling.grid", "sampling.steps", "sampling.spacing"})
 
 MAY_CHANGE = {
     "iterations": "how far to train; it can be extended, of a finished run too",
@@ -144,14 +144,14 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
             f"{request.stage}.iterations={iterations} is below the {state.step} that are done",
             where=run.path,
         )
-    data = request.data or Path(meta.data)
+    data = request.data or Path(str(stated(request.overrides).get("data.shards") or meta.data))
     runtime = make_runtime(request.device, request.precision)
     join_training(runtime)
     asked = state.precision if request.precision == "auto" else request.precision
-    stated = recipe.train.precision if asked == "auto" else asked
+    wanted = recipe.train.precision if asked == "auto" else asked
     # a precision of a GPU is no reason not to resume here; the notice below says so
-    if request.precision == "auto" and not (stated in GPU_ONLY and runtime.device.type == "cpu"):
-        runtime = with_precision(runtime, stated, f"the precision in {path}")
+    if request.precision == "auto" and not (wanted in GPU_ONLY and runtime.device.type == "cpu"):
+        runtime = with_precision(runtime, wanted, f"the precision in {path}")
     runtime = agree_on_precision(runtime)
     _check_shards(data)
     notices += tuple(f"resuming with {change}" for change in changes)
@@ -169,6 +169,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         precision=asked,
         grid=meta.grid,
         resume=path,
+        done=state.step,
         max_seconds=request.max_seconds,
         files={"recipe.yaml": write_recipe(recipe)} if changes else {},
         notices=notices,
@@ -214,8 +215,8 @@ def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple
 
 def _same_timesteps(request: TrainRequest, own: Recipe, asked: Recipe) -> bool:
     """Whether the request leaves the timesteps as they are: those of given weights, or equal."""
-    stated = any(override.startswith(_TIMES) for override in request.overrides)
-    if request.stage == "fine" and request.init is not None and not stated:
+    asked_for = _TIMES & stated(request.overrides).keys()
+    if request.stage == "fine" and request.init is not None and not asked_for:
         return True
     return timesteps_of_recipe(asked.sampling, asked.diffusion) == own.sampling.grid
 
@@ -253,7 +254,7 @@ def _recipe_with(
             "this checkpoint carries no recipe", where=init.path, hint="name one with --recipe"
         )
     own = replace(recipe, network=init.meta.network, diffusion=init.meta.diffusion)
-    asked = [o for o in request.overrides if o.split(".")[0] in ("network", "diffusion")]
+    asked = [one for one in request.overrides if _sections([one]) & {"network", "diffusion"}]
     if asked and own != recipe:
         raise RecipeError(
             f"{' '.join(asked)} differs from the network and diffusion of the given weights",
@@ -269,18 +270,23 @@ def _recipe_with(
     return own, (notice,)
 
 
+def _sections(overrides: Sequence[str]) -> set[str]:
+    """The sections of a recipe in which overrides state values."""
+    return {key.partition(".")[0] for key in stated(overrides)}
+
+
 def _grid(
     request: TrainRequest, recipe: Recipe, init: Checkpoint | None
 ) -> tuple[list[int], tuple[str, ...]]:
     """The sampling times: overrides first, then the checkpoint's, then the recipe's."""
-    asked = any(override.startswith(_TIMES) for override in request.overrides)
-    stated = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
+    asked = _TIMES & stated(request.overrides).keys()
+    grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
     given = None if init is None else init.meta.grid
-    if asked or given is None or request.stage != "fine" or given == stated:
-        return stated, ()
+    if asked or given is None or request.stage != "fine" or given == grid:
+        return grid, ()
     if request.recipe is None:
         return given, ()
-    own = ",".join(map(str, stated))
+    own = ",".join(map(str, grid))
     notice = (
         f"sampling at the checkpoint's timesteps {given}; sampling.grid=[{own}] takes the recipe's"
     )
@@ -301,7 +307,7 @@ def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Pat
     """The shards asked for, else those in the recipe, else those the checkpoint was trained on."""
     if request.data is not None:
         return request.data
-    named = any(override.startswith("data.shards=") for override in request.overrides)
+    named = "data.shards" in stated(request.overrides)
     if recipe.data.shards is not None and (named or request.recipe is not None):
         return Path(recipe.data.shards)
     if init is None or init.meta.data is None:

@@ -64,6 +64,13 @@ def test_the_next_command_keeps_the_settings_of_the_degradation(tmp_path):
     assert recipe.data.synthesis == {"sigma": [5, 30], "kind": "camera"}
 
 
+@pytest.mark.parametrize("value", ["2024-13-45", "[" * 3000, "9" * 5000, "'"])
+def test_a_setting_of_the_degradation_that_is_no_yaml(tmp_path, value):
+    source = make(tmp_path, "photos") / "photos"
+    words = ("--synthesize", "rain", "--synth", f"heavy={value}")
+    refused("prepare", source, *words, code=2, says="cannot be read as YAML")
+
+
 def test_without_a_task_the_recipe_has_to_be_named(tmp_path):
     source = make(tmp_path / "mine", "input", "target")
     done = run("prepare", source, "--out", tmp_path / "out")

@@ -47,7 +47,7 @@ def shards(tmp_path: Path) -> ShardSet:
 
 
 def plan_of(shards: ShardSet, *, beta: float | None = None) -> PatchPlan:
-    return PatchPlan(len(shards), shards.sizes, CYCLE, 11, beta)
+    return PatchPlan(shards.sizes, CYCLE, 11, beta)
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -164,11 +164,16 @@ def test_rows_of_a_slice_are_rows_of_the_whole(shards: ShardSet, beta: float | N
                 assert_same(maker.make(k, lo, hi), whole.rows(lo, hi))
 
 
-def test_ranks_share_a_batch_without_gap(shards: ShardSet) -> None:
+def third(number: int, batch: int) -> tuple[int, int]:
+    """One of three slices of a batch."""
+    return batch * number // 3, batch * (number + 1) // 3
+
+
+def test_slices_make_up_a_batch(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
     load = partial(PatchLoader, shards, plan, start=1, stop=13, timesteps=100)
     whole = list(load())
-    ranks = [list(load(slice_of=(rank, 3))) for rank in range(3)]
+    ranks = [list(load(slice_of=partial(third, rank))) for rank in range(3)]
     for k, batch in enumerate(whole):
         for name in ("lq", "gt", "noise", "times"):
             parts = torch.cat([getattr(rank[k], name) for rank in ranks])

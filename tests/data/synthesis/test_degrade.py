@@ -117,6 +117,8 @@ def test_parse_values():
         ("rain", {"strength": "much"}, "strength[0] must be a valid number, got 'much'"),
         ("rain", {"heavy": True}, "heavy must be a number, got True"),
         ("rain", {"heavy": None}, "heavy must be a valid number, got None"),
+        ("noise", {"jpeg": 10**400}, "jpeg must be from 10 to 100, got a number of more than 64"),
+        ("noise", {"sigma": [0, 10**400]}, "sigma[1] must be a valid number"),
         ("rain", {"heavy": float("nan")}, "heavy must be a finite number, got nan"),
         ("rain", {"heavy_fields": [2.5, 4]}, "heavy_fields[0] must be a valid integer"),
         ("rain", {"heavy_fields": float("inf")}, "must be a finite number"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from skimage import data as photos
 
-from c2fdft_cli.data.synthesis.degrade import NoiseModel, degrade
+from c2fdft_cli.data.synthesis.degrade import BlurModel, NoiseModel, degrade, open_streaks
 from c2fdft_cli.data.synthesis.rain import (
     RainModel,
     StreakStyle,
@@ -303,9 +303,12 @@ def test_a_folder_of_layers_holds_some(folder, tmp_path):
         StreakBank(tmp_path / "streaks")
 
 
-def test_streaks_do_not_go_with_noise(bank):
-    with pytest.raises(UsageError, match="for rain alone"):
-        degrade(np.zeros((8, 8, 3), np.uint8), NoiseModel(), np.random.default_rng(0), streaks=bank)
+def test_streaks_do_not_go_with_noise(folder):
+    for model in (NoiseModel(), BlurModel()):
+        with pytest.raises(UsageError, match="for rain alone"):
+            open_streaks(model, folder)
+        assert open_streaks(model, None) is None
+    assert len(open_streaks(RainModel(), folder).masks)
 
 
 def png(w: int, h: int) -> bytes:

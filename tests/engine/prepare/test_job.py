@@ -18,10 +18,14 @@ import pytest
 
 from c2fdft_cli.data.images import picture as picture_module
 from c2fdft_cli.data.images.picture import list_images, read_rgb8, save_rgb8
-from c2fdft_cli.data.shards.format import Pixels
+from c2fdft_cli.data.layouts.pairs import FilePair
+from c2fdft_cli.data.shards.format import MAX_SIDE, Pixels
 from c2fdft_cli.data.shards.reader import ShardSet, verify
+from c2fdft_cli.engine.prepare import plan as plan_module
+from c2fdft_cli.engine.prepare import source as source_module
 from c2fdft_cli.engine.prepare.job import PairWritten, PrepareResult, prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
+from c2fdft_cli.engine.prepare.plan import choice_inputs
 from c2fdft_cli.engine.prepare.source import PairReader
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.files import unfinished
@@ -89,6 +93,37 @@ def test_pictures_of_two_halves(tmp_path: Path, degraded: str, check_only: bool)
         run(**options)
 
 
+@pytest.mark.parametrize("degraded", ["left", "right"])
+def test_halves_with_one_clean_image_stay_on_one_side(tmp_path: Path, degraded: str) -> None:
+    for i in range(12):
+        halves = [picture(i), picture(100 + i // 6)]  # two clean images, each in six pairs
+        save(
+            tmp_path / "set" / f"{i}.png", np.hstack(halves if degraded == "left" else halves[::-1])
+        )
+    options = {"source": tmp_path / "set", "side_by_side": degraded, "val": 6}
+    checked = run(**options, out=tmp_path / "out", check_only=True)
+    written = run(**options, out=tmp_path / "out")
+    assert (written.train, written.val) == (checked.train, checked.val) == (6, 6)
+    assert {int(name) // 6 for name in ShardSet.open(tmp_path / "out", "val").names} in ({0}, {1})
+
+
+def test_a_choice_of_whole_pictures_is_not_remembered_for_halves(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / "set" / f"{i}.png", picture(i))
+    pairs = [FilePair(str(i), *[tmp_path / "set" / f"{i}.png"] * 2) for i in range(4)]
+    inputs = {choice_inputs(pairs, 1, half) for half in (None, "left", "right")}
+    assert len(inputs) == 3
+
+
+def test_room_is_asked_for_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(4):
+        save(tmp_path / "set" / f"{i}.png", picture(i))
+    asked: list[int] = []
+    monkeypatch.setattr(source_module, "check_space", lambda _, needed: asked.append(needed))
+    run(source=tmp_path / "set", out=tmp_path / "out", side_by_side="left")
+    assert asked[0] == 4 * 3 * 12 * 14
+
+
 def test_pictures_that_are_no_two_halves(tmp_path: Path) -> None:
     for i, width in enumerate((40, 41, 1, 42)):
         save(tmp_path / "set" / f"{i}.png", picture(i, 12, width))
@@ -100,12 +135,36 @@ def test_pictures_that_are_no_two_halves(tmp_path: Path) -> None:
         run(**options, gamma=True)
 
 
+@pytest.mark.parametrize("halves", [False, True])
+def test_what_no_shard_can_hold_is_refused_and_seen_by_a_check(
+    tmp_path: Path, halves: bool
+) -> None:
+    names = {
+        "a\nb": picture(0, 2, 8),
+        "large": picture(1, 2, (MAX_SIDE + 1) * (2 if halves else 1)),
+    }
+    names["longest"] = picture(2, 2, MAX_SIDE * (2 if halves else 1))
+    for name, pixels in {**names, "whole": picture(3, 2, 8)}.items():
+        for folder in ("set",) if halves else ("set/lq", "set/gt"):
+            save(tmp_path / folder / f"{name}.png", pixels)
+    options = {"source": tmp_path / "set", "out": tmp_path / "out", "val": 1}
+    options |= {"side_by_side": "left"} if halves else {}
+    assert [name for name, _ in run(**options, check_only=True).failed] == ["a\nb", "large"]
+    with pytest.raises(DataError, match="a name cannot be stored") as caught:
+        run(**options)
+    assert "large.png: an image of 65536x2 px cannot be stored" in str(caught.value.details)
+    for path in (tmp_path / "set").rglob("*.png"):
+        if path.stem in ("a\nb", "large"):
+            path.unlink()
+    assert run(**options).pairs == len(ShardSet.open(tmp_path / "out").names) + 1
+
+
 # -- what it writes --------------------------------------------------------------
 
 
 def test_pairs_end_up_in_shards(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
-    job = prepare(PrepareOptions(source=source, out=out, patch_cycle='{"patches": [8]}'))
+    job = prepare(PrepareOptions(source=source, out=out))
     events = list(job)
     result = job.result
     assert len(job) == len(events) == result.pairs == 12
@@ -123,7 +182,7 @@ def test_pairs_end_up_in_shards(source: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(lq, picture(2 * int(name), 12 + int(name) % 5))
             np.testing.assert_array_equal(gt, picture(2 * int(name) + 1, 12 + int(name) % 5))
     assert train.header.source == "rain"
-    assert train.header.patch_cycle == '{"patches": [8]}'
+    assert train.header.patch_cycle == ""
     assert "input" in train.header.layout
     assert str(tmp_path).encode() not in result.shards[1].read_bytes()
 
@@ -149,6 +208,15 @@ def test_size_limit_makes_more_shards(source: Path, tmp_path: Path) -> None:
 # -- train and val ---------------------------------------------------------------
 
 
+def test_more_shards_than_their_numbers_have_digits_for(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "MAX_SHARDS", 5)
+    with pytest.raises(UsageError, match="train would have 11 shards, more than 5"):
+        run(source=source, out=tmp_path / "out", max_shard_bytes=1)
+    assert not list((tmp_path / "out").glob("*.h5"))
+
+
 def test_val_share_by_count_folder_or_none(source: Path, tmp_path: Path) -> None:
     other = make_pairs(tmp_path / "other", 3, first=100)
     assert run(source=source, out=tmp_path / "a", val=4).val == 4
@@ -169,6 +237,24 @@ def test_own_split_of_the_set(tmp_path: Path) -> None:
     fewer = run(source=root, out=tmp_path / "b", val=1)
     assert (fewer.train, fewer.val) == (5, 1)
     assert any("skipped" in notice for notice in fewer.notices)
+
+
+def test_no_validation_decodes_nothing_to_choose_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        make_pairs(tmp_path / "set" / split, 3, first=10 * (split == "val"))
+    added: list[int] = []
+    real = source_module.DecodedImages.add
+
+    def add(self: source_module.DecodedImages, sizes: dict[Path, int], *, workers: int) -> None:
+        added.append(len(sizes))
+        real(self, sizes, workers=workers)
+
+    monkeypatch.setattr(source_module.DecodedImages, "add", add)
+    result = run(source=tmp_path / "set", out=tmp_path / "out", val=0)
+    assert (result.train, result.val, sum(added)) == (3, 0, 0)
+    assert "the set's own val split: 3 pairs skipped" in result.notices
 
 
 def test_no_validation_instead_of_the_sets_own(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.shards.format import Pixels
-from c2fdft_cli.engine.prepare.source import DecodedImages
+from c2fdft_cli.data.synthesis.streaks import StreakBank
+from c2fdft_cli.engine.prepare.options import Synthesis
+from c2fdft_cli.engine.prepare.source import DecodedImages, PairReader
 from c2fdft_cli.errors import DataError, ResourceError
 
 
@@ -92,3 +94,18 @@ def test_disk_that_fills_up(
         monkeypatch.setattr(decoded, "_file", Full())
         with pytest.raises(ResourceError, match="the disk is full"):
             decoded.add(images, workers=1)
+
+
+def test_a_mask_that_becomes_a_layer_changes_the_degradation(tmp_path: Path) -> None:
+    for folder, layers in (("masks", ""), ("layers", "heavy")):
+        for i in range(3):
+            path = tmp_path / folder / (layers if i == 2 else "") / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_rgb8(path, np.repeat(picture(i, 40, 40)[:, :, :1], 3, axis=2))
+    banks = [StreakBank(tmp_path / name) for name in ("masks", "layers")]
+    assert [len(bank.layers) for bank in banks] == [0, 1]
+    texts = {
+        PairReader(Synthesis("rain", {}, tmp_path / name), 0).degradation
+        for name in ("masks", "layers")
+    }
+    assert len(texts) == 2

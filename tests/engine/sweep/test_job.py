@@ -137,14 +137,17 @@ def test_rules(text: str, rule: Rule) -> None:
     assert parse_rule(str(rule)) == rule
 
 
-@pytest.mark.parametrize("text", ["", "within", "within:", "within:-1dB", "lpips", "within:1%"])
+@pytest.mark.parametrize(
+    "text", ["", "within", "within:", "within:-1dB", "lpips", "within:1%", f"within:{'9' * 400}"]
+)
 def test_rules_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--choose"):
         parse_rule(text)
 
 
 def test_schedules_are_counts_times_spacings_times_starts() -> None:
-    found = make_schedules([1, 4], ["linspace", "trailing"], [999, 750], [[999, 500], [999]])
+    further = {"given": [[999, 500], [999]], "checkpoint": [[999, 500], [7]], "one step": [[500]]}
+    found = make_schedules([1, 4], ["linspace", "trailing"], [999, 750], further)
     assert {one.timesteps: one.label for one in found} == {
         (999,): "linspace",
         (999, 666, 333, 0): "linspace",
@@ -153,6 +156,8 @@ def test_schedules_are_counts_times_spacings_times_starts() -> None:
         (999, 749, 499, 249): "trailing",
         (750, 562, 375, 187): "trailing from 750",
         (999, 500): "given",
+        (7,): "checkpoint",
+        (500,): "one step",
     }
     assert [list(one.timesteps) for one in make_schedules([4])] == [time_grid(4)]
 
@@ -161,8 +166,8 @@ def test_schedules_are_counts_times_spacings_times_starts() -> None:
     "wrong",
     [
         {"starts": [1000]},
-        {"given": [[5, 5]]},
-        {"given": [[1000]]},
+        {"further": {"given": [[5, 5]]}},
+        {"further": {"given": [[1000]]}},
         {"starts": [2], "steps": [4]},
         {"steps": []},
     ],
@@ -228,6 +233,7 @@ def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
     assert (result.protocol, result.images, result.stage) == ("derain", 3, "coarse")
     one_step = [(999,), (700,), (500,), (300,)]
     assert [row.grid for row in result.rows] == [*one_step, (999, 0), (999, 500, 0)]
+    assert [row.label for row in result.rows[:4]] == ["linspace", *["one step"] * 3]
     assert result.calls_spent == 3 * (4 + 2 + 3)
     assert sum(row.chosen for row in result.rows) == 1
     assert all(row.trials == 3 and row.seconds > 0 for row in result.rows)

@@ -15,8 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from c2fdft_cli.engine.train.dry_run import plan_training
+from c2fdft_cli.engine.prepare.job import prepare
+from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
+from c2fdft_cli.engine.train.batches import patch_cycle
+from c2fdft_cli.engine.train.dry_run import _stages, plan_training
 from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder, draw_curves, find_run, new_run
 from c2fdft_cli.engine.train.job import train
@@ -32,6 +37,7 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
+from c2fdft_cli.recipe.schema import Stage
 from tests.kit import command as command_line
 from tests.kit.processes import torchrun
 from tests.kit.training import (
@@ -112,6 +118,31 @@ def test_synthesis_on_pairs_is_reported(tmp_path, shard_folder):
     assert not any("synthetic" in said for said in said_of())
     said = said_of("data.synthesize=noise")
     assert any(one.startswith("training on synthetic noise") for one in said)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("data.synthesize=rain", "data.synthesis={heavvy: 7}"), "did you mean heavy?"),
+        (("data.synthesize=noise", "data.streaks=/tmp"), "streak masks can be used for rain alone"),
+        (("data.synthesize=rain", "data.streaks=/missing"), "no such folder of streak masks"),
+    ],
+)
+def test_a_degradation_that_cannot_be_leaves_no_run_folder(tmp_path, shard_folder, more, words):
+    """Resuming keeps the recipe, so the mistake could not be corrected in the folder."""
+    with pytest.raises((UsageError, DataError)) as caught:
+        train(set_up(request("coarse", shard_folder, tmp_path / "run", *more)))
+    assert words in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_clean_images_without_a_degradation_leave_no_run_folder(tmp_path, pair_folder):
+    asked = Synthesis("rain", {}, store=False)
+    source = pair_folder / "train" / "clean"
+    prepare(PrepareOptions(source, tmp_path / "clean", val=0, synthesize=asked)).run()
+    with pytest.raises(DataError, match="these shards hold clean images only"):
+        train(set_up(request("coarse", tmp_path / "clean", tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_events_tell_steps_scores_and_files(tmp_path, shard_folder):
@@ -370,6 +401,28 @@ def test_plan_writes_nothing(tmp_path, shard_folder):
     assert not (tmp_path / "run").exists()
 
 
+@given(
+    st.lists(st.sampled_from([(8, 1), (8, 2), (16, 1)]), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(1, 60),
+    st.integers(0, 60),
+)
+def test_a_plan_counts_the_iterations_of_each_size(sizes, switch_every, cycles, last, done):
+    patches, batches = map(list, zip(*sizes, strict=True))
+    section = Stage(last, patches, batches, switch_every, cycles)
+    expected: dict[tuple[int, int], list[int]] = {}
+    for k in range(done + 1, last + 1):
+        expected.setdefault(patch_cycle(section).stage(k), []).append(k)
+    planned = _stages(section, done)
+    assert list(planned.items()) == [(key, (ks[0], len(ks))) for key, ks in expected.items()]
+
+
+def test_a_plan_of_a_billion_iterations_takes_no_time():
+    section = Stage(1_000_000_000, [8, 16], [2, 1], 1, 500_000_000)
+    assert _stages(section, 0) == {(8, 2): (1, 500_000_000), (16, 1): (2, 500_000_000)}
+
+
 @pytest.mark.parametrize(("seconds", "timed"), [(0.0, [1, 0]), (3600.0, [4, 2])])
 def test_a_plan_takes_smaller_steps_where_time_is_short(tmp_path, shard_folder, seconds, timed):
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))
@@ -410,6 +463,16 @@ def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
             "differs from the network and diffusion of the given weights",
         ),
         (
+            request("fine", shard_folder, None, "network={dim: 16}", init=coarse_run / "coarse.pt"),
+            RecipeError,
+            "network={dim: 16} differs from the network and diffusion of the given weights",
+        ),
+        (
+            request("coarse", tmp_path / "${a", None),
+            DataError,
+            "no such folder of shards",
+        ),
+        (
             request("coarse", shard_folder, None, f"train.seed={1 << 63}"),
             RecipeError,
             "must be less than",
@@ -444,6 +507,18 @@ def test_the_grid_in_use_is_the_one_in_the_recipe(tmp_path, shard_folder, coarse
     chosen = asked("b", "sampling.steps=3")
     assert chosen.grid == chosen.recipe.sampling.grid == [999, 500, 0]
     assert chosen.notices == ()
+    for name, written in enumerate(("sampling={steps: 3}", "sampling.steps =3")):
+        other = asked(f"c{name}", written)
+        assert (other.grid, other.notices) == ([999, 500, 0], ())
+    assert asked("d", "sampling={grid: [700]}").grid == [700]
+
+
+def test_shards_are_found_in_any_form_of_override(tmp_path, shard_folder, coarse_run):
+    for name, written in enumerate(("data.shards={}", "data={{shards: {}}}", "data.shards ={}")):
+        override = written.format(shard_folder)
+        assert set_up(request("coarse", None, tmp_path / f"c{name}", override)).data == shard_folder
+        wish = TrainRequest("fine", [override], coarse_run / "coarse.pt", device="cpu")
+        assert set_up(wish).data == shard_folder
 
 
 def test_a_full_run_folder_is_refused(shard_folder, coarse_run):
@@ -452,9 +527,6 @@ def test_a_full_run_folder_is_refused(shard_folder, coarse_run):
 
 
 def test_other_data_cannot_be_resumed(tmp_path, pair_folder, coarse_run):
-    from c2fdft_cli.engine.prepare.job import prepare
-    from c2fdft_cli.engine.prepare.options import PrepareOptions
-
     prepare(PrepareOptions(source=pair_folder / "train", out=tmp_path / "other")).run()
     with pytest.raises(UsageError, match="not the ones"):
         run(

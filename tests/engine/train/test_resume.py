@@ -74,6 +74,19 @@ def test_equal_overrides_are_no_change(stopped, shard_folder):
     assert not options.files
 
 
+@pytest.mark.parametrize("written", ["data.shards={}", "data={{shards: {}}}"])
+def test_shards_that_were_moved_are_named_by_an_override(tmp_path, stopped, shard_folder, written):
+    moved = shutil.copytree(shard_folder, tmp_path / "moved")
+    state = load_tensors(stopped / "state.pt")
+    state["meta"] = state["meta"].replace(str(shard_folder), str(tmp_path / "gone"))
+    save_tensors(stopped / "state.pt", state)
+    with pytest.raises(DataError, match="no such folder of shards"):
+        set_up(asked(stopped))
+    options = set_up(asked(stopped, written.format(moved)))
+    assert options.data == moved
+    assert train(options).run().step == 12
+
+
 def test_a_finished_run_is_extended(finished):
     longer = ("coarse.iterations=16", "coarse.periods=[{length: 16, floor: 1.0e-5}]")
     result, events = run(asked(finished, *longer, "train.save_every=3", precision="fp32"))
@@ -291,9 +304,23 @@ def test_words_among_the_metrics_do_not_end_a_run(stopped):
     assert result.step == 12
 
 
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_a_last_line_that_was_cut_short_is_left_out(stopped, cut):
+    """Within the last column it has all of them: the score would be another one."""
+    path = stopped / "metrics.csv"
+    row = "8,24,2,0.0001,0.5,0,100.0,0.000,30.1234,0.98765\n"
+    rows = RunFolder(stopped).read_metrics()
+    path.write_text(path.read_text() + row)
+    assert len(RunFolder(stopped).read_metrics()) == len(rows) + 1
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert RunFolder(stopped).read_metrics() == rows
+    path.write_bytes(path.read_bytes() + bytes(1 << 18))  # as a power failure leaves it
+    assert RunFolder(stopped).read_metrics() == rows
+
+
 def test_metrics_that_are_no_table_are_refused(stopped):
     path = stopped / "metrics.csv"
-    path.write_bytes(path.read_bytes() + bytes(1 << 18))  # as a power failure leaves it
+    path.write_bytes(path.read_bytes() + bytes(1 << 18) + b"\n")
     with pytest.raises(DataError, match=r"metrics\.csv: it is no table"):
         RunFolder(stopped).read_metrics()
 
