@@ -100,17 +100,13 @@ def check_grid(grid: Sequence[int], total: int = T) -> list[int]:
     return times
 
 
-def check_start(grid: Sequence[int], alpha_bar: Tensor) -> None:
-    """ValueError where sampling cannot begin at the first time: none of the image is left there.
+def check_start(t: int, alpha_bar_t: float) -> None:
+    """ValueError where sampling cannot begin at a time, since none of the image is left there.
 
     So it is at T - 1 of "jsd", and wherever alpha_bar, in float32, has come down to 0.
-
-    Args:
-        grid: descending times.
-        alpha_bar: `[T]`.
     """
-    if not alpha_bar[grid[0]] > 0:
-        raise ValueError(f"nothing of the image is left at timestep {grid[0]} (alpha_bar is 0)")
+    if not alpha_bar_t > 0:
+        raise ValueError(f"nothing of the image is left at timestep {t} (alpha_bar is 0)")
 
 
 def q_sample(gt: Tensor, t: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -157,11 +153,10 @@ def ddim_sample(
     times = check_grid(grid, len(alpha_bar))
     if eta > 0 and generator is None:
         raise ValueError("eta > 0 adds noise: pass a generator")
-    alpha_bar = alpha_bar.cpu()
-    check_start(times, alpha_bar)
     # Python's floats: the coefficients are made in float64 and no step waits for a GPU to return
     # them. After the last time comes the image itself, alpha_bar = 1.
-    a = [*alpha_bar[times].tolist(), 1.0]
+    a = [*alpha_bar.cpu()[times].tolist(), 1.0]
+    check_start(times[0], a[0])
     x = x_T.float()
     for i, t in enumerate(times):
         a_t, a_next = a[i], a[i + 1]

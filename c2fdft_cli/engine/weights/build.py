@@ -40,7 +40,7 @@ def timesteps_of_recipe(sampling: Sampling, diffusion: Diffusion) -> list[int]:
 def refuse_lost_image(grid: Sequence[int], alpha_bar: Tensor) -> None:
     """UsageError where the noise schedule leaves nothing of the image at the first timestep."""
     try:
-        check_start(grid, alpha_bar)
+        check_start(grid[0], float(alpha_bar[grid[0]]))
     except ValueError as error:
         raise UsageError(
             f"sampling cannot begin: {error}",
