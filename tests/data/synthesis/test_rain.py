@@ -252,6 +252,15 @@ def test_bank_takes_every_nth_when_there_are_too_many(folder):
     np.testing.assert_array_equal(few.masks[1], streak_image(3))
 
 
+@pytest.mark.parametrize(
+    ("model", "moments"), [(LIGHT, (7.503, 195.0)), (HEAVY, (136.4, 2770))], ids=["light", "heavy"]
+)
+def test_a_seed_keeps_its_rain_from_the_bank(bank, model, moments):
+    layer = rain_layer(model, np.random.default_rng(1), 40, 48, bank).astype(float)
+    got = layer.mean(), (layer * np.arange(48)).mean()
+    assert got == pytest.approx(moments, rel=0.02)  # OpenCV may round otherwise
+
+
 def test_rain_from_the_bank_scales_with_strength(bank):
     gt = np.zeros((64, 64, 3), np.uint8)
     sums = [
