@@ -12,6 +12,11 @@ from c2fdft_cli.execution.cuda.products import add_product, convolve_to_few, sum
 from c2fdft_cli.execution.prepared import Conv, TimeEmbedding
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("shape", "heads"), [((1, 40, 56, 24), 1), ((2, 32, 32, 48), 2), ((3, 1, 1, 16), 4)]
