@@ -14,16 +14,9 @@ from c2fdft_cli.data.shards import index
 from c2fdft_cli.data.shards.format import index_digest, offsets_of
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.errors import DataError
-from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
+from tests.kit.shards import ENTRIES, HEADER
 
 Damage = Callable[[h5py.File], None]
-
-
-@pytest.fixture
-def shard(tmp_path: Path) -> Path:
-    path = tmp_path / "train-00000.h5"
-    write_shard(path, ENTRIES, pairs_of(ENTRIES), HEADER)
-    return path
 
 
 def put(name: str, data: object, **options: object) -> Damage:

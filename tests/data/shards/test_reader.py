@@ -21,14 +21,6 @@ from c2fdft_cli.data.shards.writer import ShardWriter
 from c2fdft_cli.errors import DataError, ResourceError
 from tests.kit.shards import ENTRIES, HEADER, pairs_of, picture, write_shard
 
-
-@pytest.fixture
-def shard(tmp_path: Path) -> Path:
-    path = tmp_path / "train-00000.h5"
-    write_shard(path, ENTRIES, pairs_of(ENTRIES), HEADER)
-    return path
-
-
 # -- round trips ---------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from c2fdft_cli.core.block import Block
 from c2fdft_cli.execution import prepared
 from c2fdft_cli.execution.cuda.products import sums_in_pieces
 from c2fdft_cli.execution.prepared import PreparedBlock
+from tests.kit.formula import relative
 
 triton = pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 tl = importlib.import_module("triton.language")
@@ -60,12 +61,6 @@ def make_block(
 def stream(n: int, h: int, w: int, c: int) -> Tensor:
     torch.manual_seed(h)
     return torch.randn(n, h, w, c) + 0.5
-
-
-def relative(found: Tensor, want: Tensor) -> float:
-    assert found.shape == want.shape
-    found, want = found.double(), want.double()
-    return float((found - want).norm() / want.norm().clamp_min(1e-30))
 
 
 def test_it_is_the_interpreter_that_runs() -> None:
