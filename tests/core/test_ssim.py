@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from c2fdft_cli.core import ssim
-from c2fdft_cli.core.precision import exact_products
 from c2fdft_cli.core.ssim import gaussian_window, local_moments, ssim_terms
 from tests.kit.formula import wave
 
@@ -108,13 +107,6 @@ def test_the_blurs_are_float32_whatever_the_caller_allows() -> None:
         torch.set_float32_matmul_precision(before)
     for products in (forward, backward):
         assert set(products.seen) == {("highest", torch.float32)}
-
-
-def test_exact_products_end_with_an_error() -> None:
-    before = torch.get_float32_matmul_precision()
-    with pytest.raises(ValueError, match="no"), exact_products():
-        raise ValueError("no")
-    assert torch.get_float32_matmul_precision() == before
 
 
 def test_a_matrix_made_in_inference_serves_training() -> None:
