@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from c2fdft_cli.core.attention import Attention, pixel_sums
+from c2fdft_cli.core.attention import Attention, mixing_matrix, pixel_sums
 from tests.kit.formula import fill, relative, wave
 
 
@@ -59,6 +59,19 @@ def test_gram_survives_half_precision():
     assert gram.dtype == torch.float32
     assert torch.isfinite(gram).all()
     assert gram.max() > 65504
+
+
+def test_the_mixing_matrix_is_float32_under_autocast():
+    q, k = wave([2, 80, 16], 0.3), wave([2, 80, 16], 0.7)
+    temperature, project_out = wave([4, 1, 1], 0.9), wave([16, 16], 0.11)
+
+    def matrix():
+        return mixing_matrix(pixel_sums(q, k, 4), temperature, project_out)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = matrix()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, matrix())
 
 
 def test_gradient_at_zero_is_finite():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,6 +149,23 @@ def test_eta_draws_from_the_generator_alone():
     assert not torch.equal(run(1), run(2))
     with pytest.raises(ValueError, match="pass a generator"):
         ddim_sample(lambda x, t: x, zero, [999], ALPHA_BAR, 0.5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_two_steps_with_eta_are_those_of_the_formula(eta):
+    """Eqs. (13) to (15) of docs/paper.md in NumPy, with an eps_hat that is known."""
+    grid, start, eps_hat = [700, 300], wave([1, 3, 8, 8], 0.29), wave([1, 3, 8, 8], 0.47)
+    got = ddim_sample(
+        lambda x, t: eps_hat, start, grid, ALPHA_BAR, eta, torch.Generator().manual_seed(3)
+    )
+    z = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)).double().numpy()
+    x, eps_hat = start.double().numpy(), eps_hat.double().numpy()
+    a, b = ALPHA_BAR[grid].double().tolist()
+    x_0 = (x - np.sqrt(1 - a) * eps_hat) / np.sqrt(a)
+    c = eta * np.sqrt((1 - a / b) * (1 - b) / (1 - a))
+    x = np.sqrt(b) * x_0 + c * z + np.sqrt(1 - b - c**2) * eps_hat
+    expected = (x - np.sqrt(1 - b) * eps_hat) / np.sqrt(b)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch():

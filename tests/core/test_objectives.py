@@ -62,7 +62,7 @@ def test_released_range_hides_the_difference():
     assert ms_ssim(a, b).max().item() < 0.6
 
 
-def test_coarse_loss_is_zero_for_the_true_noise():
+def test_coarse_loss_is_how_far_the_noise_is_off():
     lq, gt, noise = (wave([2, 3, 16, 16], rate) for rate in (0.1, 0.2, 0.3))
     times = torch.tensor([3, 900])
     x_t = q_sample(2 * gt - 1, times, noise, ALPHA_BAR)
@@ -71,9 +71,11 @@ def test_coarse_loss_is_zero_for_the_true_noise():
         assert torch.equal(x[:, 3:], x_t)
         assert torch.equal(x[:, :3], 2 * lq - 1)
         assert torch.equal(t, times.float())
-        return noise
+        return noise + off
 
-    assert coarse_loss(truth, ALPHA_BAR, lq, gt, noise, times).item() == 0
+    for off in (0.0, 0.3, -0.3):
+        loss = coarse_loss(truth, ALPHA_BAR, lq, gt, noise, times).item()
+        assert loss == pytest.approx(abs(off), abs=1e-6)
 
 
 def fine(net, **changes):
@@ -94,17 +96,32 @@ def test_recomputing_changes_nothing(tiny_net):
     assert gradients[1] == pytest.approx(gradients[2], rel=1e-5)
 
 
-def test_fine_loss_is_the_sum_of_its_terms(tiny_net):
-    net = tiny_net()
-    with torch.no_grad():
-        l1 = fine(net, ssim="none", l1_weight=1.0).item()
-        both = fine(net).item()
-        similar = fine(net, l1_weight=0.0, ssim_weight=1.0).item()
-        fourier = fine(net, ssim="none", l1_weight=0.0, fourier_weight=1.0).item()
-        all_three = fine(net, fourier_weight=0.5).item()
-    assert both == pytest.approx(0.84 * similar + 0.16 * l1, rel=1e-5)
-    assert fourier > 0
-    assert all_three == pytest.approx(both + 0.5 * fourier, rel=1e-5)
+def test_every_term_of_the_fine_loss_is_that_of_its_formula():
+    x_0, target, noise = (wave([2, 3, 32, 32], rate) for rate in (0.11, 0.2, 0.3))
+    gt, a = (target + 1) / 2, ALPHA_BAR[500]
+
+    def net(x, t):
+        """The noise from which the sampler gets x_0."""
+        return (x[:, 3:] - a.sqrt() * x_0) / (1 - a).sqrt()
+
+    def loss(**terms):
+        return fine_loss(net, ALPHA_BAR, [500], gt, gt, noise, **terms).item()
+
+    difference = (x_0 - target).double().numpy()
+    spectrum = np.fft.rfft2(difference, norm="ortho")
+    l1 = np.abs(difference).mean()
+    paper = 1 - ms_ssim((x_0 + 1) / 2, gt).mean().item()
+    released = 1 - ms_ssim(x_0, target, max_val=255.0, pooled=True).item()
+    fourier = (np.abs(spectrum.real).mean() + np.abs(spectrum.imag).mean()) / 2
+    assert loss(ssim="none", l1_weight=1.0) == pytest.approx(l1, rel=1e-4)
+    assert loss(l1_weight=0.0, ssim_weight=1.0) == pytest.approx(paper, rel=1e-4)
+    only = {"l1_weight": 0.0, "ssim_weight": 1.0}
+    assert loss(ssim="as_released", **only) == pytest.approx(released, rel=1e-3)
+    only = {"l1_weight": 0.0, "fourier_weight": 1.0}
+    assert loss(ssim="none", **only) == pytest.approx(fourier, rel=1e-4)
+    assert loss() == pytest.approx(0.84 * paper + 0.16 * l1, rel=1e-4)
+    together = loss(ssim_weight=2.0, l1_weight=0.3, fourier_weight=0.5)
+    assert together == pytest.approx(2 * paper + 0.3 * l1 + 0.5 * fourier, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (1, 5)])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from c2fdft_cli.core import ssim
-from c2fdft_cli.core.precision import exact_products
 from c2fdft_cli.core.ssim import gaussian_window, local_moments, ssim_terms
 from tests.kit.formula import wave
+
+aten = torch.ops.aten
 
 WINDOWS = [(11, 1.5, 0), (11, 1.5, 5), (6, 0.8, 3), (1, 0.14, 0)]
 """Side, sigma and padding: of scores, and of the scales of a loss."""
@@ -71,32 +75,38 @@ def test_float32_gradients_of_similar_images() -> None:
     assert (gradients[0] - gradients[1]).norm() < 5e-6 * gradients[1].norm()
 
 
-def test_the_blurs_are_float32_whatever_the_caller_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+class Products(TorchDispatchMode):
+    """Precision that is allowed, and type, of every matrix product within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, torch.dtype]] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
+            self.seen.append((torch.get_float32_matmul_precision(), made.dtype))
+        return made
+
+
+def test_the_blurs_are_float32_whatever_the_caller_allows() -> None:
     """Under autocast and where products may round to TF32, forward and backward."""
-    seen, mm = [], torch.mm
-
-    def watched(*args: Tensor, out: Tensor) -> Tensor:
-        seen.append((torch.get_float32_matmul_precision(), out.dtype))
-        return mm(*args, out=out)
-
-    monkeypatch.setattr(ssim.torch, "mm", watched)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         a, b = pair(torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
-            terms(a.requires_grad_(), b)[0].sum().backward()
+            with Products() as forward:
+                value = terms(a.requires_grad_(), b)[0].sum()
+            with Products() as backward:
+                value.backward()
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
-    assert seen == [("highest", torch.float32)] * 4
-
-
-def test_exact_products_end_with_an_error() -> None:
-    before = torch.get_float32_matmul_precision()
-    with pytest.raises(ValueError, match="no"), exact_products():
-        raise ValueError("no")
-    assert torch.get_float32_matmul_precision() == before
+    for products in (forward, backward):
+        assert set(products.seen) == {("highest", torch.float32)}
 
 
 def test_a_matrix_made_in_inference_serves_training() -> None:

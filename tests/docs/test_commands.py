@@ -13,7 +13,11 @@ from typer.main import get_command
 from c2fdft_cli.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-LINE = re.compile(r"^ *(?:\$ )?(c2fdft .*)$", re.MULTILINE)
+LINES = [
+    re.compile(r"^ *(?:\$ )?(c2fdft .*)$", re.MULTILINE),
+    re.compile(r"`(c2fdft [^`\n]* -[^`\n]*)`"),  # within a sentence or a table, with an option
+    re.compile(r"-m (c2fdft_cli [^`\n]*)"),
+]
 
 
 def command_lines() -> Iterator[tuple[str, str]]:
@@ -25,8 +29,10 @@ def command_lines() -> Iterator[tuple[str, str]]:
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         if file not in (generated, ROOT / "docs" / "troubleshooting.md"):
             text = re.sub(r"\\\n\s*", " ", file.read_text(encoding="utf-8"))
-            for line in LINE.findall(text):
+            for line in (line for kind in LINES for line in kind.findall(text)):
                 alone = re.sub(r"\[-.*?\](?=\s|$)", "", line)
+                if "--help" in alone:  # which ends the program
+                    continue
                 yield file.name, re.split(r" (?:\||>|&&) ", alone)[0]
 
 

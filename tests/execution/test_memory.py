@@ -77,11 +77,24 @@ def test_the_cache_of_the_device_is_emptied(
     assert calls == emptied
 
 
-def test_free_memory_of_mps_is_what_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("available", "free"), [(5000, 700), (400, 600)])
+def test_free_memory_of_mps_is_what_metal_and_the_machine_leave(
+    monkeypatch: pytest.MonkeyPatch, available: int, free: int
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: available)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 1000)
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 300)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 500)
-    assert free_bytes(Runtime(torch.device("mps"))) == 700
+    assert free_bytes(Runtime(torch.device("mps"))) == free
+
+
+def test_free_memory_of_cuda_is_that_of_the_driver_and_of_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
+    assert free_bytes(Runtime(torch.device("cuda"))) == 1200
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library has no such call")

@@ -25,18 +25,17 @@ from tests.kit.shards import HEADER, pairs_of, write_shard
 @pytest.mark.parametrize(
     "text",
     [
-        "train: !!python/object/apply:os.system ['touch escaped']\n",
-        "train: !!python/name:os.system\n",
-        "train: !include /etc/passwd\n",
-        "a: &a [1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n",
-        "train: {seed: ${oc.env:HOME}}\n",
+        "task: !!python/object/apply:os.system ['touch escaped']\n",
+        "task: !!python/name:os.system\n",
+        "task: !include /etc/passwd\n",
     ],
 )
 def test_a_recipe_runs_nothing_and_reads_nothing(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(RecipeError):
+    with pytest.raises(RecipeError, match="not a YAML recipe") as caught:
         load_recipe("mine.yaml")
+    assert "constructor for the tag" in str(caught.value.hint)
     assert not (tmp_path / "escaped").exists()
 
 

@@ -31,13 +31,13 @@ MOMENTS = [0.5, *(number / TRIES for number in range(1, TRIES))]
 NAMES = [pytest.param(one, marks=() if one in QUICK else pytest.mark.long) for one in COMMANDS]
 
 
-def at_open(folder: Path, number: int, harm: Callable[[], None]) -> None:
-    """In the command's process: do harm before it opens its n-th file in a folder."""
-    counter, inside = itertools.count(1), f"{folder}/"
+def at_open(place: Path, number: int, harm: Callable[[], None]) -> None:
+    """In the command's process: do harm before it opens for the n-th time a file, or one within."""
+    counter, inside = itertools.count(1), f"{place}/"
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         named = event == "open" and isinstance(arguments[0], str | os.PathLike)
-        if named and os.fspath(arguments[0]).startswith(inside) and next(counter) == number:
+        if named and f"{arguments[0]!s}/".startswith(inside) and next(counter) == number:
             harm()
 
     sys.addaudithook(look)
@@ -135,15 +135,23 @@ def work_and_go_on(
 @pytest.mark.parametrize("harm", [vanish, cut, shorten, resize])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_input_that_vanishes_or_changes(world: World, opened, tmp_path_factory, name, harm):
-    """An error in one line or none; once it is back, the same command ends as if nothing was."""
+    """An error in one line or none; once it is back, the same command ends as if nothing was.
+
+    The first moment is when its content is read: a picture's header has been read by then.
+    """
     count, expected = opened(name)
-    for moment in MOMENTS:
+    for moment in (None, *MOMENTS[1:]):
         folder = tmp_path_factory.mktemp(f"{name}-{harm.__name__}")
         own = own_world(world, folder)
         path, case = an_input(own, name), own.case(name, folder)
         kept = shutil.copy2(path, folder.parent / f"{folder.name}.kept")
-        before = partial(at_open, folder, max(1, round(moment * count)), partial(harm, path))
-        work_and_go_on(case, folder, before, partial(shutil.copy2, kept, path))
+        place, number = path, 1 + (path.suffix == ".png")
+        if moment is not None:
+            place, number = folder, max(1, round(moment * count))
+        before = partial(at_open, place, number, partial(harm, path))
+        code = work_and_go_on(case, folder, before, partial(shutil.copy2, kept, path))
+        # another picture than that whose header was read is restored as well as that one
+        assert code or moment is not None or (name, harm) == ("restore", resize)
         assert case.content(case.out) == expected, moment
 
 

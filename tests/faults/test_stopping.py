@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from c2fdft_cli.signals import exit_code
-from tests.faults.conftest import TRIES
+from tests.faults.conftest import SEED, TRIES
 from tests.kit.faults import COMMANDS, Case, Running, World, hidden, run
 
 FAULTS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "twice", "both", "SIGUSR1", "SIGUSR2")
@@ -73,11 +73,16 @@ def finished(world: World, tmp_path_factory):
 @pytest.mark.parametrize("name", ["prepare", "train-coarse", "restore", "convert"])
 def test_a_signal_at_a_random_moment(world: World, finished, tmp_path, name):
     expected, seconds = finished(name)
-    random.seed(os.getpid())
+    random.seed(f"{name}{SEED}")
     case = world.case(name, tmp_path)
     fault = random.choice([fault for fault in FAULTS if fault != "SIGKILL"])
-    stop_and_go_on(case, tmp_path, fault, random.uniform(0.2, max(0.3, seconds)))
-    assert case.content(case.out) == expected
+    after = random.uniform(0.2, max(0.3, seconds))
+    try:
+        stop_and_go_on(case, tmp_path, fault, after)
+        assert case.content(case.out) == expected
+    except AssertionError as error:
+        error.add_note(f"C2FDFT_FAULT_SEED={SEED}: {fault} after {after:.3f} s")
+        raise
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Two processes on one output, a clock that jumps back, folders of ten thousand files."""
+"""Two processes on one output, folders of ten thousand files."""
 
 from __future__ import annotations
 
@@ -41,25 +41,6 @@ def test_two_processes_on_one_output(world: World, tmp_path, name):
         assert "another process" in said or "not empty" in said
     assert case.content(case.out) == alone.content(alone.out)
     assert not hidden(case.out)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["prepare", TRAINING])
-def test_a_clock_that_runs_backwards(world: World, tmp_path, name):
-    (tmp_path / "alone").mkdir()
-    alone = world.case(name, tmp_path / "alone")
-    assert run(alone.words, tmp_path / "alone") == 0
-    case = world.case(name, tmp_path)
-    running = Running(case.words, tmp_path, _clock_backwards)
-    assert running.end() == 0, running.said
-    again = Running(case.words, tmp_path, _clock_backwards)
-    assert again.end() == 0, again.said
-    assert case.content(case.out) == alone.content(alone.out)
-
-
-def _clock_backwards() -> None:
-    real, start = time.time, time.time()
-    time.time = lambda: start - 100 * (real() - start)
 
 
 def cost(work: Callable[[], object]) -> tuple[float, float]:

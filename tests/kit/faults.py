@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from c2fdft_cli.files import unfinished
 from c2fdft_cli.signals import STOP_SIGNALS, install
@@ -192,6 +193,7 @@ class World:
             words = (name, self.images, out, "--weights", self.weights, *cpu)
             return Case(words, out, Pictures)
         if name == "restore-video":
+            pytest.importorskip("av")
             clip = self.root / "clip.mp4"
             words = ("restore", clip, out / "clip.mp4", "--weights", self.weights, *cpu)
             return Case(words, out, _digests)

@@ -35,8 +35,10 @@ def wave(shape: list[int], rate: float, function: Any = torch.sin) -> torch.Tens
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Norm of the difference over the norm."""
-    return ((a - b).norm() / b.norm()).item()
+    """Norm of the difference over the norm, in float64; of tensors of one shape."""
+    assert a.shape == b.shape
+    a, b = a.double(), b.double()
+    return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
 
 
 def picture(height: int, width: int, number: int) -> np.ndarray:

@@ -7,12 +7,38 @@ import struct
 
 import numpy as np
 import tifffile
+from PIL import Image, ImageCms
+
+from c2fdft_cli.data.images.picture import Picture
+
+SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def encoded(image, kind, **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def drawn(height=13, width=11, channels=3, dtype=np.uint8, grey=False):
+    """Values by formula that use all bits and differ in every direction."""
+    values = ramp(height, width, 1 if grey else channels, dtype)
+    return np.repeat(values, channels, axis=2) if grey else values
+
+
+def drawn_picture(dtype=np.uint8, grey=False, alpha=False, **more):
+    plane = drawn(channels=1, dtype=dtype)[::-1, :, 0].copy() if alpha else None
+    return Picture(drawn(dtype=dtype, grey=grey), grey=grey, alpha=plane, **more)
+
+
+def assert_same(got, expected):
+    assert got.pixels.dtype == expected.pixels.dtype
+    assert got.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(got.pixels, expected.pixels)
+    assert got.grey == expected.grey
+    assert (got.alpha is None) == (expected.alpha is None)
+    if expected.alpha is not None:
+        np.testing.assert_array_equal(got.alpha, expected.alpha)
 
 
 def ramp(height=6, width=9, channels=3, dtype=np.uint16):
@@ -25,6 +51,14 @@ def tiff_bytes(values, **options):
     file = io.BytesIO()
     tifffile.imwrite(file, values, **options)
     return file.getvalue()
+
+
+def painters_exif(orientation=1):
+    """An EXIF block with an artist, by Pillow."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x013B] = "A. Painter"
+    return exif.tobytes().removeprefix(b"Exif\0\0")
 
 
 def exif_block(entries, end=bytes(4)):

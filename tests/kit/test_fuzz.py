@@ -62,7 +62,3 @@ def test_an_input_is_made_again_by_its_number():
 def test_any_bytes_can_be_mutated(data):
     for number in range(300):
         fuzz.mutate_bytes(random.Random(number), data)
-
-
-def test_targets_are_found():
-    assert {"checkpoints", "safetensors"} <= set(fuzz.targets())

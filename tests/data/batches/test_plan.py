@@ -152,6 +152,20 @@ def test_golden_draw() -> None:
     assert draw.symmetry.tolist() == GOLDEN["symmetry"]
 
 
+def test_golden_times_noise_mixup_and_own_numbers() -> None:
+    """A resumed run must go on with the times, the noise and the degradations of its beginning."""
+    plan = PatchPlan([(40, 50)] * 5, PatchCycle((8,), (6,), 10, 1), 100, 1.2)
+    assert plan.times(3, 1000).tolist() == [666, 736, 173, 80, 333, 263]
+    assert plan.noise_seed(3, 4) == 7505725437829251494
+    first = [0.21495332398783462, 0.9335645335143525, 0.4339905324302338]
+    assert plan.generator(3, 4).random(3).tolist() == first
+    assert plan.mix(1) is None
+    mix = plan.mix(3)
+    assert mix is not None
+    assert mix.partner.tolist() == [3, 5, 2, 4, 0, 1]
+    assert mix.lam == pytest.approx(0.04110094977975704)  # by numpy's own sampler of Beta
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5, 6])
 def test_times_are_antithetic(batch: int) -> None:
     plan = plan_of(4, PatchCycle((8,), (batch,), 1, 1))

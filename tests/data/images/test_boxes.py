@@ -8,7 +8,7 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from c2fdft_cli.data.images.boxes import _JxlHeader
 from c2fdft_cli.data.images.metadata import Metadata
@@ -20,9 +20,8 @@ from c2fdft_cli.data.images.picture import (
     write_picture,
 )
 from c2fdft_cli.errors import DataError
-from tests.kit.images import encoded, ramp
+from tests.kit.images import SRGB_PROFILE, encoded, ramp
 
-ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
 RGB = ramp(dtype=np.uint8)
 
@@ -75,13 +74,15 @@ def test_avif_is_turned_once_and_keeps_its_metadata(tmp_path):
     exif[0x0112] = 6
     image = Image.linear_gradient("L").resize((36, 24)).convert("RGB")
     image.paste((200, 0, 0), (0, 0, 8, 8))
-    data = encoded(image, "AVIF", exif=exif.tobytes(), icc_profile=ICC, xmp=XMP, quality=95)
+    data = encoded(
+        image, "AVIF", exif=exif.tobytes(), icc_profile=SRGB_PROFILE, xmp=XMP, quality=95
+    )
     (tmp_path / "a.avif").write_bytes(data)
     assert image_size(tmp_path / "a.avif") == (36, 24)
     got = read_picture(tmp_path / "a.avif")
     turned = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(int)
     assert np.abs(got.pixels - turned).mean() < 6
-    assert got.metadata.icc == ICC
+    assert got.metadata.icc == SRGB_PROFILE
     assert b'tiff:Orientation="1"' in got.metadata.xmp
 
 
@@ -123,7 +124,7 @@ def test_jpeg2000_in_ycc_and_with_a_profile():
     data = jpeg2000(RGB)
     at = data.index(b"colr") - 4
     (size,) = struct.unpack_from(">I", data, at)
-    colr = struct.pack(">I", 11 + len(ICC)) + b"colr\2\0\0" + ICC
+    colr = struct.pack(">I", 11 + len(SRGB_PROFILE)) + b"colr\2\0\0" + SRGB_PROFILE
     head = data.index(b"jp2h") - 4
     (total,) = struct.unpack_from(">I", data, head)
     grown = struct.pack(">I", total + len(colr) - size)
@@ -131,7 +132,7 @@ def test_jpeg2000_in_ycc_and_with_a_profile():
     uuid = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
     changed += struct.pack(">I", 24 + len(XMP)) + b"uuid" + uuid + XMP
     got = read_picture(changed)
-    assert got.metadata.icc == ICC
+    assert got.metadata.icc == SRGB_PROFILE
     assert b'Orientation="1"' in got.metadata.xmp
     np.testing.assert_array_equal(got.pixels, RGB)
 

@@ -20,7 +20,7 @@ from c2fdft_cli.data.images.picture import (
 )
 from c2fdft_cli.data.images.png import read_chunks
 from c2fdft_cli.errors import DataError
-from tests.kit.images import encoded, ramp, tiff_bytes
+from tests.kit.images import SRGB_PROFILE, encoded, ramp, tiff_bytes
 
 
 def chunk(kind, payload):
@@ -76,8 +76,7 @@ def test_cmyk_is_converted_with_and_without_a_profile():
     plain = read_picture(encoded(image, "JPEG", quality=100))
     assert plain.pixels[0, 0, 0] > 200
     assert plain.pixels[0, 0, 1:].max() < 60
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for wrong in (srgb, b"no profile at all"):
+    for wrong in (SRGB_PROFILE, b"no profile at all"):
         got = read_picture(encoded(image, "TIFF", icc_profile=wrong))
         assert got.pixels[0, 0].tolist() == [255, 0, 0]
         assert got.metadata.icc is None
@@ -91,8 +90,7 @@ def test_a_usable_cmyk_profile_decides_the_colours(monkeypatch):
         return Image.new("RGB", image.size, (1, 2, 3))
 
     monkeypatch.setattr(ImageCms, "profileToProfile", convert)
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    got = read_picture(encoded(Image.new("CMYK", (2, 2)), "TIFF", icc_profile=profile))
+    got = read_picture(encoded(Image.new("CMYK", (2, 2)), "TIFF", icc_profile=SRGB_PROFILE))
     assert got.pixels[0, 0].tolist() == [1, 2, 3]
     assert got.metadata.icc is None
     assert [(mode, output) for mode, _, output in seen] == [("CMYK", "RGB")]
@@ -332,10 +330,9 @@ def test_a_damaged_header_is_called_so(kind, rest):
 
 
 def test_a_damaged_exif_block_of_a_webp_costs_itself_alone():
-    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     image = Image.fromarray(ramp(dtype=np.uint8))
     damaged = b"Exif\0\0no TIFF structure"
-    data = encoded(image, "WEBP", lossless=True, exif=damaged, icc_profile=icc)
+    data = encoded(image, "WEBP", lossless=True, exif=damaged, icc_profile=SRGB_PROFILE)
     found = read_picture(data)
     np.testing.assert_array_equal(found.pixels, ramp(dtype=np.uint8))
-    assert (found.metadata.exif, found.metadata.icc) == (None, icc)
+    assert (found.metadata.exif, found.metadata.icc) == (None, SRGB_PROFILE)

@@ -6,49 +6,21 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms
+from PIL import Image
 
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import Picture, read_picture, save_rgb8, write_picture
 from c2fdft_cli.errors import ResourceError, UsageError
+from tests.kit.images import SRGB_PROFILE, assert_same, drawn, drawn_picture, painters_exif
 
-ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LOSSLESS = [".png", ".tif", ".TIFF", ".bmp", ".webp"]
-
-
-def exif_block(orientation=1, artist="A. Painter"):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    exif[0x013B] = artist
-    return exif.tobytes().removeprefix(b"Exif\0\0")
-
-
-def drawn(height=13, width=11, channels=3, dtype=np.uint8, grey=False):
-    """Values by formula that use all bits and differ in every direction."""
-    y, x, c = np.mgrid[:height, :width, : 1 if grey else channels]
-    values = (y * 4099 + x * 17391 + c * 29009 + 7) % 65536
-    values = values if dtype == np.uint16 else values >> 8
-    return np.repeat(values, channels, axis=2).astype(dtype) if grey else values.astype(dtype)
-
-
-def picture(dtype=np.uint8, grey=False, alpha=False, **more):
-    plane = drawn(channels=1, dtype=dtype)[::-1, :, 0].copy() if alpha else None
-    return Picture(drawn(dtype=dtype, grey=grey), grey=grey, alpha=plane, **more)
-
-
-def assert_same(got, expected):
-    assert got.pixels.dtype == expected.pixels.dtype
-    assert got.pixels.flags.c_contiguous
-    np.testing.assert_array_equal(got.pixels, expected.pixels)
-    assert got.grey == expected.grey
-    assert (got.alpha is None) == (expected.alpha is None)
-    if expected.alpha is not None:
-        np.testing.assert_array_equal(got.alpha, expected.alpha)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_other_programs_read_what_is_written(tmp_path, suffix):
-    before = picture(np.uint16, alpha=True, metadata=Metadata(icc=ICC, exif=exif_block()))
+    before = drawn_picture(
+        np.uint16, alpha=True, metadata=Metadata(icc=SRGB_PROFILE, exif=painters_exif())
+    )
     path = tmp_path / f"a{suffix}"
     write_picture(path, before)
     opencv = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
@@ -56,7 +28,7 @@ def test_other_programs_read_what_is_written(tmp_path, suffix):
     np.testing.assert_array_equal(opencv[..., 3], before.alpha)
     with Image.open(path) as image:
         image.load()
-        assert image.info["icc_profile"] == ICC
+        assert image.info["icc_profile"] == SRGB_PROFILE
         assert image.getexif()[0x013B] == "A. Painter"
     if suffix == ".tif":
         np.testing.assert_array_equal(tifffile.imread(path)[..., :3], before.pixels)
@@ -64,28 +36,29 @@ def test_other_programs_read_what_is_written(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", LOSSLESS)
 def test_lossless_formats_keep_8_bit_colours(tmp_path, suffix):
-    before = picture(metadata=Metadata(icc=ICC, exif=exif_block()))
+    before = drawn_picture(metadata=Metadata(icc=SRGB_PROFILE, exif=painters_exif()))
     write_picture(tmp_path / f"a{suffix}", before)
     after = read_picture(tmp_path / f"a{suffix}")
     assert_same(after, before)
-    assert after.metadata.icc == (None if suffix == ".bmp" else ICC)
+    assert after.metadata.icc == (None if suffix == ".bmp" else SRGB_PROFILE)
 
 
 def test_webp_keeps_alpha_and_the_colours_under_it(tmp_path):
-    before = picture(alpha=True)
+    before = drawn_picture(alpha=True)
     write_picture(tmp_path / "a.webp", before)
     assert_same(read_picture(tmp_path / "a.webp"), before)
 
 
 def test_jpeg_keeps_profile_exif_and_full_colour_resolution(tmp_path):
     before = Picture(
-        np.full((16, 16, 3), (200, 40, 90), np.uint8), metadata=Metadata(icc=ICC, exif=exif_block())
+        np.full((16, 16, 3), (200, 40, 90), np.uint8),
+        metadata=Metadata(icc=SRGB_PROFILE, exif=painters_exif()),
     )
     before.pixels[:, ::2] = (20, 90, 200)
     write_picture(tmp_path / "a.jpg", before, quality=95)
     after = read_picture(tmp_path / "a.jpg")
     assert np.abs(after.pixels.astype(int) - before.pixels).max() < 12
-    assert after.metadata.icc == ICC
+    assert after.metadata.icc == SRGB_PROFILE
     assert after.metadata.exif is not None
     write_picture(tmp_path / "low.jpg", before, quality=10)
     assert (tmp_path / "low.jpg").stat().st_size < (tmp_path / "a.jpg").stat().st_size
@@ -94,7 +67,7 @@ def test_jpeg_keeps_profile_exif_and_full_colour_resolution(tmp_path):
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
 def test_grey_is_stored_in_one_channel_and_stays_grey(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
-    write_picture(path, picture(grey=True))
+    write_picture(path, drawn_picture(grey=True))
     with Image.open(path) as image:
         assert image.mode == "L"
     assert read_picture(path).grey
@@ -139,7 +112,7 @@ def test_tags_that_describe_other_pixels_do_not_enter_a_tiff(tmp_path):
     exif = Image.Exif()
     for tag, value in {0x013B: "A. Painter", 322: 16, 325: 99, 317: 3, 339: 3, 256: 9}.items():
         exif[tag] = value
-    before = picture(metadata=Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0")))
+    before = drawn_picture(metadata=Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0")))
     write_picture(tmp_path / "a.tif", before)
     after = read_picture(tmp_path / "a.tif")
     assert_same(after, before)
@@ -154,7 +127,7 @@ def test_camera_and_place_data_survive(tmp_path, suffix):
     exif[271] = "Maker"
     exif.get_ifd(0x8769)[0x829A] = 0.5
     exif.get_ifd(0x8825)[1] = "N"
-    before = picture(metadata=Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0")))
+    before = drawn_picture(metadata=Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0")))
     write_picture(tmp_path / f"a{suffix}", before)
     found = Image.Exif()
     found.load(read_picture(tmp_path / f"a{suffix}").metadata.exif)
@@ -168,7 +141,7 @@ def test_an_exif_block_too_long_for_a_jpeg_is_left_out(tmp_path):
     exif[0x010E] = "x" * 70000
     write_picture(
         tmp_path / "a.jpg",
-        picture(metadata=Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0"))),
+        drawn_picture(metadata=Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0"))),
     )
     assert read_picture(tmp_path / "a.jpg").metadata.exif is None
 

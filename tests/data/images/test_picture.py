@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import (
@@ -30,47 +30,9 @@ from c2fdft_cli.data.images.picture import (
 )
 from c2fdft_cli.data.images.pillow import OpenFrames
 from c2fdft_cli.errors import DataError, ResourceError
+from tests.kit.images import SRGB_PROFILE, assert_same, drawn, drawn_picture, encoded, painters_exif
 
-ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
-GREY_ICC = ICC[:16] + b"GRAY" + ICC[20:]
-
-
-def exif_block(orientation=1, artist="A. Painter"):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    exif[0x013B] = artist
-    return exif.tobytes().removeprefix(b"Exif\0\0")
-
-
-def drawn(height=13, width=11, channels=3, dtype=np.uint8, grey=False):
-    """Values by formula that use all bits and differ in every direction."""
-    y, x, c = np.mgrid[:height, :width, : 1 if grey else channels]
-    values = (y * 4099 + x * 17391 + c * 29009 + 7) % 65536
-    values = values if dtype == np.uint16 else values >> 8
-    return np.repeat(values, channels, axis=2).astype(dtype) if grey else values.astype(dtype)
-
-
-def picture(dtype=np.uint8, grey=False, alpha=False, **more):
-    plane = drawn(channels=1, dtype=dtype)[::-1, :, 0].copy() if alpha else None
-    return Picture(drawn(dtype=dtype, grey=grey), grey=grey, alpha=plane, **more)
-
-
-def encoded(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def assert_same(got, expected):
-    assert got.pixels.dtype == expected.pixels.dtype
-    assert got.pixels.flags.c_contiguous
-    np.testing.assert_array_equal(got.pixels, expected.pixels)
-    assert got.grey == expected.grey
-    assert (got.alpha is None) == (expected.alpha is None)
-    if expected.alpha is not None:
-        np.testing.assert_array_equal(got.alpha, expected.alpha)
+GREY_ICC = SRGB_PROFILE[:16] + b"GRAY" + SRGB_PROFILE[20:]
 
 
 @pytest.mark.parametrize("alpha", [False, True])
@@ -78,8 +40,8 @@ def assert_same(got, expected):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_png_and_tiff_keep_everything(tmp_path, suffix, dtype, grey, alpha):
-    icc = GREY_ICC if grey else ICC
-    before = picture(dtype, grey, alpha, metadata=Metadata(icc=icc, exif=exif_block()))
+    icc = GREY_ICC if grey else SRGB_PROFILE
+    before = drawn_picture(dtype, grey, alpha, metadata=Metadata(icc=icc, exif=painters_exif()))
     write_picture(tmp_path / f"a{suffix}", before)
     after = read_picture(tmp_path / f"a{suffix}")
     assert_same(after, before)
@@ -148,7 +110,7 @@ def test_orientation_is_applied_once_and_set_to_1(tmp_path, kind, orientation):
 
 
 def test_a_damaged_exif_block_is_left_out_without_a_warning():
-    for block in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", exif_block(6)[:20], b"garbage" * 9):
+    for block in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", painters_exif(6)[:20], b"garbage" * 9):
         data = encoded(Image.fromarray(drawn(8, 16)), "JPEG", exif=b"Exif\0\0" + block)
         got = read_picture(data)
         assert got.metadata.exif is None
@@ -304,25 +266,25 @@ def test_a_profile_that_is_not_for_such_colours_is_left_out_with_a_note(kind, gr
     image = Image.fromarray(drawn(channels=1)[..., 0] if grey else drawn())
     if kind == "WEBP" and grey:
         pytest.skip("it has no grey")
-    data = encoded(image, kind, icc_profile=ICC if grey else GREY_ICC)
+    data = encoded(image, kind, icc_profile=SRGB_PROFILE if grey else GREY_ICC)
     found = read_picture(data)
     assert found.grey == grey
     assert found.metadata.icc is None
     assert found.metadata.lost == (
         f"the colour profile, which is not one of {'grey' if grey else 'colours'}"
     )
-    right = GREY_ICC if grey else ICC
+    right = GREY_ICC if grey else SRGB_PROFILE
     assert read_picture(encoded(image, kind, icc_profile=right)).metadata.icc == right
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_a_palette_of_greys_with_a_profile_keeps_both(tmp_path, kind):
     image = Image.fromarray(drawn(channels=1)[..., 0]).convert("P")
-    found = read_picture(encoded(image, kind, icc_profile=ICC))
-    assert (found.grey, found.metadata.icc) == (False, ICC)
+    found = read_picture(encoded(image, kind, icc_profile=SRGB_PROFILE))
+    assert (found.grey, found.metadata.icc) == (False, SRGB_PROFILE)
     write_picture(tmp_path / "a.png", found)
     with Image.open(tmp_path / "a.png") as written:
-        assert (written.mode, written.info["icc_profile"]) == ("RGB", ICC)
+        assert (written.mode, written.info["icc_profile"]) == ("RGB", SRGB_PROFILE)
 
 
 @pytest.mark.parametrize("opening", [False, True])

@@ -107,17 +107,44 @@ def test_damaged_files(tmp_path: Path) -> None:
                 read_blocks(path, [NOISY])
 
 
-@pytest.mark.parametrize("kind", ["link", "external"])
-def test_hdf5_that_leads_out_of_the_file(tmp_path: Path, kind: str) -> None:
+def link(file: h5py.File, folder: Path) -> None:
+    file[NOISY] = h5py.ExternalLink(str(folder / "other.mat"), f"/{NOISY}")
+
+
+def external(file: h5py.File, folder: Path) -> None:
+    storage = [(str(folder / "secret.bin"), 0, pixels().size)]
+    file.create_dataset(NOISY, SHAPE[::-1], np.uint8, external=storage)
+
+
+def virtual(file: h5py.File, folder: Path) -> None:
+    layout = h5py.VirtualLayout(SHAPE[::-1], np.uint8)
+    layout[:] = h5py.VirtualSource(str(folder / "other.mat"), NOISY, SHAPE[::-1])
+    file.create_virtual_dataset(NOISY, layout)
+
+
+def huge_chunk(file: h5py.File, _: Path) -> None:
+    """One chunk of 2 GB for a few pixels: room is made for all of it to read any."""
+    chunks, most = (*SHAPE[:0:-1], 2**22), (*SHAPE[:0:-1], None)
+    file.create_dataset(NOISY, SHAPE[::-1], np.uint8, chunks=chunks, maxshape=most)
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        (link, "no variable"),
+        (external, "in other files"),
+        (virtual, "in other files"),
+        (huge_chunk, "in huge chunks"),
+    ],
+)
+def test_hdf5_whose_pixels_are_not_simply_in_the_file(
+    tmp_path: Path, store: Any, says: str
+) -> None:
     (tmp_path / "secret.bin").write_bytes(bytes(pixels().size))
     matlab73(tmp_path / "other.mat", **{NOISY: pixels()})
     with h5py.File(tmp_path / "x.mat", "w") as file:
-        if kind == "link":
-            file[NOISY] = h5py.ExternalLink(str(tmp_path / "other.mat"), f"/{NOISY}")
-        else:
-            storage = [(str(tmp_path / "secret.bin"), 0, pixels().size)]
-            file.create_dataset(NOISY, SHAPE[::-1], np.uint8, external=storage)
-    with pytest.raises(DataError, match=r"no variable|in other files"):
+        store(file, tmp_path)
+    with pytest.raises(DataError, match=says):
         read_blocks(tmp_path / "x.mat", [NOISY])
 
 

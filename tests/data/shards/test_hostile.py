@@ -10,19 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
+from c2fdft_cli.data.shards import index
 from c2fdft_cli.data.shards.format import index_digest, offsets_of
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.errors import DataError
-from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
+from tests.kit.shards import ENTRIES, HEADER
 
 Damage = Callable[[h5py.File], None]
-
-
-@pytest.fixture
-def shard(tmp_path: Path) -> Path:
-    path = tmp_path / "train-00000.h5"
-    write_shard(path, ENTRIES, pairs_of(ENTRIES), HEADER)
-    return path
 
 
 def put(name: str, data: object, **options: object) -> Damage:
@@ -54,6 +48,13 @@ def external_storage(file: h5py.File) -> None:
     size = file["gt"].shape[0]
     del file["gt"]
     file.create_dataset("gt", (size,), "u1", external=[("/etc/passwd", 0, size)])
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((file["gt"].shape[0],), "u1")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "gt", layout.shape)
+    del file["gt"]
+    file.create_virtual_dataset("gt", layout)
 
 
 def never_written(file: h5py.File) -> None:
@@ -102,6 +103,7 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     "soft link": (soft_link, "missing or a link"),
     "external link": (external_link, "missing or a link"),
     "external storage": (external_storage, "plain"),
+    "virtual": (virtual, "plain"),
     "never written": (never_written, "no data"),
     "group": (group_instead, "plain"),
 }
@@ -127,6 +129,34 @@ def test_valid_digest_does_not_excuse_a_bad_index(shard: Path) -> None:
         file.attrs["sha256_index"] = index_digest(HEADER, entries, *shas)
     with pytest.raises(DataError, match="height must be 1 to 65535"):
         ShardSet.open(shard)
+
+
+def test_attributes_that_are_too_large_are_not_read(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with h5py.File(shard, "w", libver="latest") as file:  # 1.8 has no attributes above 64 KiB
+        file.attrs["format"] = np.bytes_(b"x" * (index.MAX_ATTRIBUTE_BYTES + 1))
+    monkeypatch.setattr(h5py.AttributeManager, "__getitem__", None)
+    with pytest.raises(DataError, match="attribute format must be a single value"):
+        ShardSet.open(shard)
+
+
+def test_columns_that_are_too_large_are_not_read(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "MAX_COLUMN_BYTES", 8 * len(ENTRIES) - 1)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
+    with pytest.raises(DataError, match="dataset offset is too large for an index"):
+        ShardSet.open(shard)
+
+
+def test_data_that_reach_past_the_end(shard: Path) -> None:
+    """Newer HDF5 refuses such a file itself, so here the file is taken to be shorter."""
+    with h5py.File(shard, "r") as file:
+        reader = index._Reader(file, shard)
+        reader._size = file["gt"].id.get_offset() + TOTAL - 1
+        with pytest.raises(DataError, match=r"dataset \w+ reaches past the end of the file"):
+            reader.index()
 
 
 def test_offsets_are_sums() -> None:

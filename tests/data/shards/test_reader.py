@@ -21,14 +21,6 @@ from c2fdft_cli.data.shards.writer import ShardWriter
 from c2fdft_cli.errors import DataError, ResourceError
 from tests.kit.shards import ENTRIES, HEADER, pairs_of, picture, write_shard
 
-
-@pytest.fixture
-def shard(tmp_path: Path) -> Path:
-    path = tmp_path / "train-00000.h5"
-    write_shard(path, ENTRIES, pairs_of(ENTRIES), HEADER)
-    return path
-
-
 # -- round trips ---------------------------------------------------------------
 
 
@@ -190,6 +182,18 @@ def test_shards_of_two_sets(tmp_path: Path) -> None:
         ShardSet.open(tmp_path)
 
 
+def test_a_set_is_of_pairs_or_of_clean_images(tmp_path: Path) -> None:
+    for number in range(2):
+        header, entry = replace(HEADER, shard=number, shards=2), Entry(f"image {number}", 4, 4)
+        (lq, gt), clean = pairs_of([entry])[0], number == 1
+        images = [(None if clean else lq, gt)]
+        write_shard(
+            tmp_path / shard_name("train", number), [entry], images, header, has_lq=not clean
+        )
+    with pytest.raises(DataError, match="not of one set"):
+        ShardSet.open(tmp_path)
+
+
 def test_same_name_twice(tmp_path: Path) -> None:
     twice = [Entry("a", 2, 2), Entry("a", 3, 3)]
     write_shard(tmp_path / "train-00000.h5", twice, pairs_of(twice), HEADER)
@@ -218,16 +222,31 @@ def test_verify_counts(shard: Path) -> None:
     assert job.result.bytes == 2 * sum(entry.nbytes for entry in ENTRIES)
 
 
-@pytest.mark.parametrize("kind", ["lq", "gt"])
-def test_verify_names_a_flipped_byte(shard: Path, kind: str) -> None:
+def flip(shard: Path, kind: str) -> None:
+    """One bit of the second image."""
     with h5py.File(shard, "r") as file:
         start = file[kind].id.get_offset()
     data = bytearray(shard.read_bytes())
     data[start + ENTRIES[0].nbytes + 1] ^= 4
     shard.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["lq", "gt"])
+def test_verify_names_a_flipped_byte(shard: Path, kind: str) -> None:
+    flip(shard, kind)
     with pytest.raises(DataError, match=f"{kind} of image straße/b is damaged") as caught:
         verify(shard).run()
     assert caught.value.where == str(shard)
+
+
+def test_verify_reads_both_splits(shard: Path) -> None:
+    val = shard.with_name(shard_name("val", 0))
+    write_shard(val, ENTRIES, pairs_of(ENTRIES), replace(HEADER, split="val"))
+    assert verify(shard.parent).run().images == 6
+    flip(val, "gt")
+    with pytest.raises(DataError, match="gt of image straße/b is damaged") as caught:
+        verify(shard.parent).run()
+    assert caught.value.where == str(val)
 
 
 def test_no_flipped_bit_goes_unnoticed_or_crashes(shard: Path) -> None:
@@ -236,7 +255,6 @@ def test_no_flipped_bit_goes_unnoticed_or_crashes(shard: Path) -> None:
     pixels = [(lq.copy(), gt.copy()) for lq, gt in map(good.pair, range(3))]
     data = shard.read_bytes()
     places = range(0, len(data), 17)
-    missed = 0
     for place in places:
         shard.write_bytes(data[:place] + bytes([data[place] ^ 0x41]) + data[place + 1 :])
         try:
@@ -244,7 +262,6 @@ def test_no_flipped_bit_goes_unnoticed_or_crashes(shard: Path) -> None:
         except DataError:
             continue
         read = ShardSet.open(shard)
-        missed += 1
         assert (read.names, read.sizes) == (good.names, good.sizes)
         for i, (lq, gt) in enumerate(pixels):
             np.testing.assert_array_equal(read.lq(i), lq)

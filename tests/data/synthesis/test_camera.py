@@ -116,6 +116,9 @@ def test_noise_has_no_bias():
 
 
 def test_noise_beyond_white_and_black_is_clipped():
+    white, black = (level + noise(level) for level in (255, 0))
+    assert white.min() > 128 > black.max()  # and not of the other end
+    assert min((white == 255).mean(), (black == 0).mean()) > 0.3
     strong = replace(CAMERA, shot=0.5, read=0.5)
     for value in (0, 255):
         noisy = photograph(np.full((16, 16, 3), value, np.uint8), strong, np.random.default_rng(0))

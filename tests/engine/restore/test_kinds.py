@@ -11,11 +11,12 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms
+from PIL import Image
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import read_picture
 from c2fdft_cli.errors import DataError
+from tests.kit.images import SRGB_PROFILE
 from tests.kit.restore import Request, pixels, random_picture, run, save, write_checkpoint
 
 RANDOM = np.random.default_rng(0)
@@ -24,7 +25,6 @@ GREY = RGB[..., 0]
 RGB16 = RANDOM.integers(0, 65536, (9, 13, 3), dtype=np.uint16)
 PLANES = np.ascontiguousarray(RGB16.transpose(2, 0, 1))
 LZW = {"compression": "lzw", "predictor": True}
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 class Kind(NamedTuple):
@@ -93,7 +93,7 @@ KINDS = [
     Kind("palette.png", palette(COLOUR)),
     Kind("palette_clear.png", palette(COLOUR, transparency=0), alpha=True),
     Kind("one_bit.png", pillow(Image.fromarray(GREY > 128)), grey=True),
-    Kind("profile.png", pillow(COLOUR, icc_profile=SRGB)),
+    Kind("profile.png", pillow(COLOUR, icc_profile=SRGB_PROFILE)),
     Kind("one_pixel.png", pillow(COLOUR.crop((0, 0, 1, 1))), size=(1, 1)),
     Kind("thin.png", pillow(COLOUR.crop((0, 0, 13, 1))), size=(1, 13)),
     Kind("colour.jpg", pillow(COLOUR, quality=90)),

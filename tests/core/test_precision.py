@@ -1,0 +1,25 @@
+"""Where arithmetic stays float32; that both losses keep to it stands in their own tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c2fdft_cli.core.precision import exact_products, full_precision
+
+
+def test_no_autocast_within_whatever_the_device() -> None:
+    a = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (a @ a).dtype == torch.bfloat16
+        with full_precision(a):
+            assert (a @ a).dtype == torch.float32
+        with full_precision(a.to("meta")):  # which has none to switch off
+            pass
+
+
+def test_exact_products_end_with_an_error() -> None:
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(ValueError, match="no"), exact_products():
+        raise ValueError("no")
+    assert torch.get_float32_matmul_precision() == before

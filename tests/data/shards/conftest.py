@@ -1,0 +1,16 @@
+"""A shard to read, or to damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "train-00000.h5"
+    write_shard(path, ENTRIES, pairs_of(ENTRIES), HEADER)
+    return path

@@ -1,0 +1,108 @@
+"""Strips take the memory that was foretold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.tools.live_bytes import LiveBytes
+from c2fdft_cli.execution import inference_memory
+from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
+from c2fdft_cli.execution.native.library import kernels_for
+from c2fdft_cli.execution.strips import MAX_STRIP_VALUES, StripNetwork, default_rows
+from tests.kit.strips import KINDS, NETS, image
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> int:
+    t = 100.0 * torch.arange(len(x), device=x.device)
+    with torch.inference_mode(False), torch.no_grad(), LiveBytes() as live:
+        call(x, t)
+    return live.peak
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (2160, 3840), (4000, 6000), (8000, 8000)])
+def test_no_strip_beside_a_cpu_is_beyond_32_bits(size: tuple[int, int]) -> None:
+    """Whatever the memory: the hidden layer of 8 * 48 channels has the most values."""
+    with torch.device("meta"):
+        net = DFT()
+    rows = rows_that_fit(net, *size, dtype=torch.bfloat16)
+    assert rows == default_rows(48, *size, "cuda")
+    assert 8 * 48 * (rows + 2) * size[1] < 1.1 * MAX_STRIP_VALUES < 2**31 - 1
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 64, 48), (2, 40, 32)])
+def test_the_plan_foretells_the_peak(kind: str, shape: tuple[int, int, int]) -> None:
+    net, (n, h, w) = NETS[kind], shape
+    x = image(*shape).clone()
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows in (5, 100):
+            peak = peak_bytes(StripNetwork(net, rows, dtype), x)
+            assert strip_bytes(net, h, w, n, dtype, rows) == pytest.approx(peak, rel=0.15)
+
+
+def test_the_plan_is_of_what_runs_on_a_gpu() -> None:
+    """The official network on 720p in bf16: 2,036 MiB were counted on fake CUDA tensors."""
+    with torch.device("meta"):
+        net, x = DFT(), torch.zeros(1, 6, 720, 1280)
+    planned = {rows: strip_bytes(net, 720, 1280, 1, torch.bfloat16, rows) for rows in (720, 90)}
+    assert planned[720] / 2**20 == pytest.approx(2036, rel=0.01)
+    for rows, size in planned.items():
+        peak = peak_bytes(StripNetwork(net, rows, torch.bfloat16), x)
+        assert size == pytest.approx(peak, rel=0.02)
+
+
+def test_a_smaller_budget_means_narrower_strips() -> None:
+    net = NETS["with_bias"]
+    free = rows_that_fit(net, 128, 128)
+    native = kernels_for(torch.device("cpu"), torch.float32) is not None
+    assert free == default_rows(net.dim, 128, 128, native=native)
+    least, most = (strip_bytes(net, 128, 128, rows=rows) for rows in (1, free))
+    for budget in range(most - 1, least, -100_000):
+        rows = rows_that_fit(net, 128, 128, budget_bytes=budget)
+        assert rows < free
+        assert strip_bytes(net, 128, 128, rows=rows) <= budget
+
+
+def test_compiled_passes_are_planned_as_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels for a CPU, which hold less, do not run then."""
+    net = NETS["with_bias"]
+    bytes_, rows = (
+        strip_bytes(net, 128, 128, compiled=True),
+        rows_that_fit(net, 128, 128, compiled=True),
+    )
+    monkeypatch.setattr(inference_memory, "kernels_for", lambda *_: None)
+    assert strip_bytes(net, 128, 128) == bytes_
+    assert rows_that_fit(net, 128, 128) == rows
+
+
+def test_a_budget_that_nothing_fits_says_what_would() -> None:
+    net = NETS["with_bias"]
+    budget = strip_bytes(net, 128, 128, rows=1) - 1
+    with pytest.raises(ValueError, match=r"strips of 1 row.*megapixels fit"):
+        rows_that_fit(net, 128, 128, budget_bytes=budget)
+
+
+def test_beside_a_cpu_one_strip_is_the_whole_image_where_it_fits() -> None:
+    with torch.device("meta"):
+        elsewhere = DFT(dim=8, blocks=(1, 1, 1, 1))
+    assert rows_that_fit(elsewhere, 128, 128) == 128
+    whole = strip_bytes(elsewhere, 128, 128, rows=128)
+    assert rows_that_fit(elsewhere, 128, 128, budget_bytes=whole - 1) < 128
+
+
+@pytest.mark.parametrize("size", [(12, 16), (16, 12), (0, 8)])
+def test_a_plan_is_for_multiples_of_8(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="multiples of 8"):
+        rows_that_fit(NETS["with_bias"], *size)
