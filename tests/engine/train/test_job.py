@@ -12,6 +12,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,12 +21,13 @@ from hypothesis import strategies as st
 
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
+from c2fdft_cli.engine.train import job as train_job
 from c2fdft_cli.engine.train.batches import patch_cycle
 from c2fdft_cli.engine.train.dry_run import _stages, plan_training
 from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder, draw_curves, find_run, new_run
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.request import TrainRequest, parse_minutes
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
@@ -224,10 +226,29 @@ def test_sigterm_to_the_whole_group_saves_first(tmp_path, shard_folder):
     assert load_state(tmp_path / "run" / "state.pt").step > 2
 
 
-def test_time_limit_saves_and_stops(tmp_path, shard_folder):
-    with pytest.raises(Interrupted, match="stopped after step 1 of 12, state saved"):
-        run(request("coarse", shard_folder, tmp_path / "run", max_seconds=0.0))
-    assert (tmp_path / "run" / "state.pt").is_file()
+@pytest.mark.parametrize(("seconds", "last"), [(0.0, 1), (7.0, 4), (1e9, 12)])
+def test_time_limit_saves_and_stops(tmp_path, shard_folder, monkeypatch, seconds, last):
+    """By a clock on which each step takes two seconds."""
+    clock = SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter)
+    monkeypatch.setattr(train_job, "time", clock)
+    now, ended = 1000.0, None
+    job = train(set_up(request("coarse", shard_folder, tmp_path / "run", max_seconds=seconds)))
+    try:
+        for event in job:
+            now += 2 * isinstance(event, StepDone)
+    except Interrupted as error:
+        ended = error
+    assert load_state(tmp_path / "run" / "state.pt").step == last
+    if last == 12:
+        assert ended is None
+    else:
+        assert f"stopped after step {last} of 12, state saved" in str(ended)
+        assert ended.exit_code == 143
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("1.5", 90), ("600", 36000)])
+def test_the_time_limit_is_in_minutes(text, seconds):
+    assert parse_minutes(text) == seconds
 
 
 @pytest.mark.parametrize("stage", [pytest.param("coarse", marks=pytest.mark.acceptance), "fine"])

@@ -1,7 +1,8 @@
-"""Steps recorded as a CUDA graph are the steps themselves, bit for bit."""
+"""A step against torch's own parts; recorded as a CUDA graph it is the same, bit for bit."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import FineStage, Train
 from c2fdft_cli.vocabulary import Recompute
-from tests.kit.formula import fill
+from tests.kit.formula import fill, relative
 from tests.kit.graphs import Graph, graphs  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
@@ -78,6 +79,36 @@ def assert_same_state(one: Stepper, other: Stepper) -> None:
         assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
     for key, moments in a["optimizer"]["state"].items():
         assert all(torch.equal(moments[n], b["optimizer"]["state"][key][n]) for n in moments)
+
+
+def test_a_step_is_clipped_adamw_and_an_average() -> None:
+    """Against a plain loop; no setting has its default, and each would change the numbers."""
+    train = Train(
+        adam_betas=[0.6, 0.8], weight_decay=0.3, clip_norm=0.1, ema_decay=0.2, ema_warm_up=True
+    )
+    objective = Objective(fill(DFT(dim=8, blocks=(1, 1, 1, 1))), ALPHA_BAR, None)
+    plain = copy.deepcopy(objective)
+    stepper = Stepper(objective, train, Runtime(CPU, torch.float32))
+    weights = list(plain.net.parameters())
+    average = [one.detach().clone() for one in weights]
+    optimizer = torch.optim.AdamW(weights, betas=(0.6, 0.8), weight_decay=0.3, fused=False)
+    for k, decay in ((1, 2 / 11), (2, 0.2), (3, 0.2)):  # (1 + k) / (10 + k), at most ema_decay
+        batch = replace(make_batch(k), lq2=None, gt2=None)
+        optimizer.zero_grad()
+        loss = plain(batch.lq / 255, batch.gt / 255, batch.noise, batch.times)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights, 0.1)
+        optimizer.param_groups[0]["lr"] = 0.01 / k
+        optimizer.step()
+        average = [
+            decay * a + (1 - decay) * w.detach() for a, w in zip(average, weights, strict=True)
+        ]
+        found = stepper.step(batch, 1.0, 0.01 / k, micro_batch=1)
+        assert norm > 0.1
+        assert (found.loss, found.grad_norm) == pytest.approx((loss.item(), norm.item()), rel=1e-4)
+    for name, ours, theirs in (("net", stepper.net, weights), ("ema", stepper.ema, average)):
+        for one, other in zip(ours.parameters(), theirs, strict=True):
+            assert relative(one, other) < 1e-4, name
 
 
 @pytest.mark.parametrize(
