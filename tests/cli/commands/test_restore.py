@@ -205,26 +205,26 @@ def test_too_large(folder: Path, coarse: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "says"),
     [
-        ["--grid", "5,6"],
-        ["--grid", "9", "--steps", "2"],
-        ["--spacing", "odd", "--steps", "2"],
-        ["--format", "gif"],
-        ["--bit-depth", "12"],
-        ["--max-memory", "much"],
-        ["--tile", "20"],
-        ["--compile", "yes"],
-        ["--device", "tpu"],
-        ["--precision", "fp8"],
-        ["--steps", "0"],
-        ["--samples", "0"],
+        ("--grid 5,6", "--grid must be descending timesteps such as 999,500, got 5,6"),
+        ("--grid 9 --steps 2", "--grid cannot be combined with --steps or --spacing"),
+        ("--spacing odd --steps 2", "--spacing must be linspace, "),
+        ("--format gif", "--format must be png, "),
+        ("--bit-depth 12", "--bit-depth must be 8 or 16, got 12"),
+        ("--max-memory much", "--max-memory must be a size such as 900M or 6G, got much"),
+        ("--tile 20", "--tile must be a multiple of 8 and at least 32, got 20"),
+        ("--compile yes", "--compile must be auto, "),
+        ("--device tpu", "--device must be auto, "),
+        ("--precision fp8", "--precision must be auto, "),
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--samples 0", "--samples must be 1 to 1000, got 0"),
     ],
 )
-def test_wrong_words(words: list[str], folder: Path, coarse: Path, tmp_path: Path) -> None:
-    result = call(folder, tmp_path / "out", "--weights", coarse, *words)
+def test_wrong_words(words: str, says: str, folder: Path, coarse: Path, tmp_path: Path) -> None:
+    result = call(folder, tmp_path / "out", "--weights", coarse, *words.split())
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.startswith(f"error: {says}")
     assert not (tmp_path / "out").exists()
 
 
@@ -281,18 +281,22 @@ def test_formats(folder: Path, coarse: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "s").rglob("*.*g")) == ["a_r.png", "b_r.jpg"]
 
 
-def test_help_teaches() -> None:
-    result = CliRunner().invoke(app, ["restore", "--help"])
-    assert result.exit_code == 0
-    for word in (
-        "--weights",
-        "--steps",
-        "--samples",
-        "--overwrite",
-        "--tile",
-        "Example",
-    ):
-        assert word in result.stdout
+def test_options_change_what_is_written(coarse: Path, tmp_path: Path) -> None:
+    photo = save(tmp_path / "photo.png", random_picture(40, 72))
+
+    def restored(name: str, *words: object) -> tuple[bytes, dict[str, Any]]:
+        more = ("--weights", coarse, "--grid", "500,100", "--precision", "fp32", "--json", *words)
+        result = call(photo, tmp_path / name, *more)
+        assert result.exit_code == 0, result.output
+        return (tmp_path / name).read_bytes(), json.loads(result.stdout)["images"][0]
+
+    plain, record = restored("a.png")
+    assert record["executor"] == "whole"
+    for name, words in (("b", ("--eta", 1)), ("c", ("--seed", 1)), ("d", ("--self-ensemble",))):
+        assert restored(f"{name}.png", *words)[0] != plain
+    assert restored("e.png", "--tile", 32)[1]["executor"] == "tiles of 32 px"
+    sizes = [len(restored(f"{q}.jpg", "--quality", q)[0]) for q in (10, 95, 100)]
+    assert sizes == sorted(set(sizes))
 
 
 def test_weights_that_restore_to_nan_write_nothing(
