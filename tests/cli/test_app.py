@@ -362,6 +362,11 @@ def test_prepare_speaks_json(pairs, tmp_path):
     assert not (tmp_path / "none").exists()
     verified = run("prepare", tmp_path / "s", "--verify")
     assert verified.exit_code == 0
+    shard = tmp_path / "s" / "train-00000.h5"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    refused("prepare", tmp_path / "s", "--verify", code=3, says=f"{shard}: ")
 
 
 def test_recipes(tmp_path):
@@ -573,5 +578,9 @@ def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, tmp_pa
 def test_success_ends_as_usual_in_a_group(monkeypatch):
     from c2fdft_cli.cli import app as module
 
+    def end(code):
+        raise AssertionError(f"ended at once with {code}")
+
     monkeypatch.setattr(module, "_is_awaited", lambda: True)
+    monkeypatch.setattr(os, "_exit", end)
     assert run("recipes", "list").exit_code == 0
