@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
+from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.train import job as train_job
+from c2fdft_cli.engine.train import validator
 from c2fdft_cli.engine.train.batches import patch_cycle
 from c2fdft_cli.engine.train.dry_run import _stages, plan_training
 from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
@@ -68,6 +70,28 @@ def test_a_run_leaves_what_the_contract_says(coarse_run):
     assert [int(row["iteration"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     assert [row["patch"] for row in rows] == ["16", "24", "24", "16", "24", "24"]
     assert [bool(row["val_psnr"]) for row in rows] == [False, True, False, True, False, True]
+
+
+def test_best_is_of_the_highest_score_of_the_average(tmp_path, shard_folder, monkeypatch):
+    scores, scored = iter([20.0, 21.0, 19.0]), []
+
+    def executor(network, *words, **more):
+        scored.append({name: value.clone() for name, value in network.net.state_dict().items()})
+        return Executor(network, *words, **more)
+
+    monkeypatch.setattr(validator, "Executor", executor)
+    monkeypatch.setattr(validator, "mean_scores", lambda _: {"psnr": next(scores), "ssim": 0.5})
+    short = ("coarse.iterations=3", "train.validate_every=1", "train.validation_images=1")
+    run(request("coarse", shard_folder, tmp_path / "run", *short))
+    best, last = (
+        load_checkpoint(tmp_path / "run" / "checkpoints" / f"{name}.pt")
+        for name in ("best", "last")
+    )
+    assert (best.meta.step, best.meta.metrics["psnr"], last.meta.step) == (2, 21.0, 3)
+    for checkpoint in (best, last):
+        average = scored[checkpoint.meta.step - 1]
+        assert all(torch.equal(value, average[name]) for name, value in checkpoint.ema.items())
+        assert any(not torch.equal(value, average[n]) for n, value in checkpoint.params.items())
 
 
 def test_drawing_curves_leaves_no_memory_behind(tmp_path, coarse_run):
@@ -172,6 +196,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 ):
     """kill -9 of the real command, then --resume, until it is done."""
     whole = {"coarse": coarse_run, "fine": fine_run}[stage]
+    weights = whole / f"{stage}.pt"
     words = ["--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
     start = ["--recipe", "tiny", "--data", str(shard_folder), *MINI]
     if stage == "fine":
@@ -179,13 +204,14 @@ def test_killed_and_resumed_equals_uninterrupted(
     command = [sys.executable, "-m", "c2fdft_cli", f"train-{stage}", *words]
     first = subprocess.Popen([*command, *start], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "state.pt").is_file() and time.monotonic() < deadline:
+    while len(metrics(tmp_path / "run")) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     first.kill()
     first.wait()
+    assert 0 < load_state(tmp_path / "run" / "state.pt").step < load_checkpoint(weights).meta.step
     done = command_line.run(f"train-{stage}", *words, "--resume")
     assert done.exit_code == 0, done.stderr
-    assert same_weights(tmp_path / "run" / f"{stage}.pt", whole / f"{stage}.pt")
+    assert same_weights(tmp_path / "run" / weights.name, weights)
     assert losses(tmp_path / "run") == losses(whole)
 
 
