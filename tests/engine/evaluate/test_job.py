@@ -46,6 +46,7 @@ from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.restore import overflow_in_half_precision
 
+NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 
@@ -617,6 +618,16 @@ def test_report_stands_alone(folders: tuple[Path, Path], tmp_path: Path) -> None
     assert list(data["pictures"][0]) == ["degraded", "restored", "target", "error"]
     assert data["pictures"][0]["error"].startswith("data:image/webp;base64,")
     assert json.loads((tmp_path / "report" / "eval.json").read_text())["protocol"] == "rgb"
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_the_script_of_the_report_can_be_parsed(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    page = report_of(*folders, tmp_path / "report")
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.S)
+    (tmp_path / "page.js").write_text(script)
+    done = subprocess.run([str(NODE), "--check", tmp_path / "page.js"], capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
