@@ -135,6 +135,21 @@ def test_pictures_that_are_no_two_halves(tmp_path: Path) -> None:
         run(**options, gamma=True)
 
 
+@pytest.mark.parametrize("gamma", [False, True])
+def test_the_degraded_images_of_gopro_are_those_asked_for(tmp_path: Path, gamma: bool) -> None:
+    sides = {"blur": 0, "blur_gamma": 10, "sharp": 20}
+    for side, first in sides.items():
+        for i in range(2):
+            save(tmp_path / "set" / "train" / "GOPR1" / side / f"{i}.png", picture(first + i))
+    run(source=tmp_path / "set", out=tmp_path / "out", val=0, gamma=gamma)
+    shards = ShardSet.open(tmp_path / "out")
+    first = sides["blur_gamma" if gamma else "blur"]
+    for i in range(2):
+        lq, gt = shards.pair(i)
+        assert np.array_equal(gt, picture(20 + i))
+        assert np.array_equal(lq, picture(first + i))
+
+
 @pytest.mark.parametrize("halves", [False, True])
 def test_what_no_shard_can_hold_is_refused_and_seen_by_a_check(
     tmp_path: Path, halves: bool
