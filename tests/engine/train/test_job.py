@@ -441,6 +441,16 @@ def test_a_plan_of_a_begun_run_is_for_what_is_left(tmp_path, shard_folder):
     assert [(s.patch, s.iterations) for s in plan.stages] == [(16, 5), (24, 6)]
 
 
+def test_a_plan_says_hours_and_the_bytes_of_the_run(tmp_path, shard_folder, coarse_run):
+    plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
+    seconds = sum(stage.iterations * stage.seconds_per_step for stage in plan.stages)
+    assert plan.hours == pytest.approx(seconds / 3600)
+    # last.pt is another name of the newest; one file of each kind is there twice while written
+    sizes = {one.stat().st_ino: one.stat().st_size for one in coarse_run.rglob("*.pt")}
+    written = sum((coarse_run / name).stat().st_size for name in ("state.pt", "coarse.pt"))
+    assert plan.disk == pytest.approx(sum(sizes.values()) + written, rel=0.1)
+
+
 def test_plan_writes_nothing(tmp_path, shard_folder):
     plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
     assert [(s.patch, s.batch, s.iterations) for s in plan.stages] == [(16, 4, 6), (24, 2, 6)]
