@@ -84,10 +84,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing is most of a small sweep's time; one test looks at it."""
-    if "picture" not in request.node.name:
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is most of a small sweep's time; one test looks at it and overrides this."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture
@@ -286,12 +285,25 @@ def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
         return found.sets, file.load(getattr(found, found.sets[0]))
 
 
-def test_sweep_draws_a_picture(coarse: Path) -> None:
+def test_sweep_draws_a_picture(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # `no_picture`
     pytest.importorskip("matplotlib")
     result = run(coarse, spacings=("linspace", "trailing"), schedules=((400,),))
     picture = coarse.parent / "sweep.png"
     assert picture in result.files
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_seeds_begin_at_the_one_asked_for(coarse: Path, tmp_path: Path) -> None:
+    one, two, both = (
+        run(
+            coarse, steps=(1,), seed=seed, seeds=seeds, stamp=False, out=tmp_path / f"{seed}{seeds}"
+        )
+        for seed, seeds in ((1, 1), (2, 1), (1, 2))
+    )
+    assert both.rows[0].trials == 6
+    assert both.rows[0].psnr == pytest.approx((one.rows[0].psnr + two.rows[0].psnr) / 2)
+    assert one.rows[0].psnr != two.rows[0].psnr
 
 
 def test_what_was_restored_again_in_float32_is_told(
