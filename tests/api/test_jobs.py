@@ -65,7 +65,7 @@ def test_what_cannot_be_scored_is_an_error(tmp_path):
     for metrics in (["best"], "best"):
         with pytest.raises(c2fdft.UsageError, match="--metrics best: no such metric"):
             c2fdft.evaluate(a, a, metrics=metrics)
-    with pytest.raises(c2fdft.DataError):
+    with pytest.raises(c2fdft.DataError, match="nowhere: no such file or folder"):
         c2fdft.evaluate(tmp_path / "nowhere", tmp_path / "neither")
     with pytest.raises(c2fdft.UsageError, match="both be paths, or both images"):
         c2fdft.evaluate(a, tmp_path)
@@ -211,11 +211,11 @@ def test_errors_are_the_programs(shard_folder, tmp_path):
         c2fdft.train("medium", data=shard_folder)
     with pytest.raises(c2fdft.RecipeError, match="--recipe is missing"):
         c2fdft.train("coarse", data=shard_folder)
-    with pytest.raises(c2fdft.RecipeError):
+    with pytest.raises(c2fdft.RecipeError, match="there is no recipe 'nope'"):
         c2fdft.train("coarse", recipe="nope", data=shard_folder)
     with pytest.raises(c2fdft.RecipeError, match=r"coarse\.lrr"):
         c2fdft.train("coarse", recipe="tiny", data=shard_folder, overrides={"coarse.lrr": 1})
-    with pytest.raises(c2fdft.DataError):
+    with pytest.raises(c2fdft.DataError, match="nowhere: no such folder"):
         c2fdft.prepare(tmp_path / "nowhere", tmp_path / "shards")
     with pytest.raises(c2fdft.Interrupted, match="state saved"):
         c2fdft.train(

@@ -96,15 +96,6 @@ def test_readme_names_every_command():
         assert f"`{command}" in readme or f"c2fdft {command}" in readme, command
 
 
-def test_nothing_heavy_is_imported_for_help():
-    heavy = ("torch", "numpy", "cv2", "h5py")
-    script = f"import sys, c2fdft_cli.cli.app; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
-
-
 def test_version():
     assert run("--version").stdout.startswith("c2fdft ")
     assert run("version").stdout == run("--version").stdout
@@ -262,31 +253,38 @@ def test_one_process_of_several_prints_the_json_document(monkeypatch):
 
 
 def test_empty_folder(tmp_path):
-    refused("prepare", tmp_path, "--out", tmp_path / "s", code=3, says=str(tmp_path))
+    refused(
+        "prepare",
+        tmp_path,
+        "--out",
+        tmp_path / "s",
+        code=3,
+        says=f"{tmp_path}: no images in the folder",
+    )
 
 
 def test_missing_folder(tmp_path):
-    refused("prepare", tmp_path / "none", code=3, says="none")
+    refused("prepare", tmp_path / "none", code=3, says=f"{tmp_path}/none: no such file or folder")
 
 
 def test_unpaired_files(tmp_path):
     for name in ("input/a.png", "input/b.png", "target/z.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save_rgb8(tmp_path / name, picture(16, 16, 1))
-    refused("prepare", tmp_path, "--out", tmp_path / "s", code=3, says=str(tmp_path))
+    says = f"{tmp_path}: no pairs of degraded and clean images were found"
+    refused("prepare", tmp_path, "--out", tmp_path / "s", code=3, says=says)
 
 
 def test_text_file_named_png(pairs):
     (pairs / "input" / "1.png").write_text("I am text")
-    line = refused("prepare", pairs, "--out", pairs.parent / "s", code=3, says="1.png")
-    assert "image" in line
+    says = f"{pairs}/input/1.png: cannot read the image: not an image"
+    refused("prepare", pairs, "--out", pairs.parent / "s", code=3, says=says)
 
 
 def test_sizes_that_differ_within_a_pair(pairs):
     save_rgb8(pairs / "input" / "1.png", picture(24, 40, 1))
-    line = refused("prepare", pairs, "--out", pairs.parent / "s", code=3, says="1")
-    assert "40x24" in line
-    assert "32x24" in line
+    says = "1.png: the sizes differ within pair 1: lq 40x24, gt 32x24"
+    refused("prepare", pairs, "--out", pairs.parent / "s", code=3, says=says)
 
 
 def test_checkpoint_that_is_not_one(tmp_path, text_named_png, shard_folder):
@@ -301,11 +299,6 @@ def test_checkpoint_that_is_not_one(tmp_path, text_named_png, shard_folder):
     refused("train-fine", "--from", tmp_path / "none.pt", code=4, says="no such checkpoint")
 
 
-@pytest.mark.usefixtures("packaged")
-def test_no_weights_to_restore_with(pairs, tmp_path):
-    refused("restore", pairs / "input", tmp_path / "out", code=4, says="weights")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu(shard_folder, tmp_path):
     refused("train-coarse", "--recipe", "tiny", "--data", shard_folder, "--device", "cuda",
@@ -315,9 +308,10 @@ def test_cuda_without_a_gpu(shard_folder, tmp_path):
 def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
     blocker = tmp_path / "file"
     blocker.write_text("x")
-    refused("prepare", pairs, "--out", blocker / "s", code=5, says=str(blocker))
+    says = "the output path lies under a regular file"
+    refused("prepare", pairs, "--out", blocker / "s", code=5, says=f"{blocker}/s: {says}")
     refused("train-coarse", "--recipe", "tiny", "--data", shard_folder, "--device", "cpu",
-            "--out", blocker / "run", *MINI, code=5, says=str(blocker))  # fmt: skip
+            "--out", blocker / "run", *MINI, code=5, says=f"{blocker}/run: {says}")  # fmt: skip
 
 
 def test_shards_behind_a_link_that_points_at_itself(pairs, tmp_path):

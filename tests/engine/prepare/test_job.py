@@ -89,7 +89,7 @@ def test_pictures_of_two_halves(tmp_path: Path, degraded: str, check_only: bool)
             np.testing.assert_array_equal(shards.pair(i)[1], gt)
     assert run(**options).up_to_date
     options["side_by_side"] = "right" if degraded == "left" else "left"
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="holds shards of another set"):
         run(**options)
 
 
@@ -384,16 +384,17 @@ def test_sizes_that_differ_are_named(source: Path, tmp_path: Path) -> None:
 def test_unreadable_image_is_named(source: Path, tmp_path: Path, keep: int) -> None:
     path = source / "target" / "7.png"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(
+        DataError, match=r"7\.png: cannot read the image: the file is (empty|truncated)"
+    ):
         run(source=source, out=tmp_path / "out")
-    assert "7.png" in str(caught.value)
     assert not list(tmp_path.glob("out/.*"))
 
 
 def test_no_pairs(tmp_path: Path) -> None:
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
         prepare(PrepareOptions(source=tmp_path / "nowhere", out=tmp_path / "out"))
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="no pairs of degraded and clean images were found"):
         prepare(PrepareOptions(source=make_clean(tmp_path / "clean", 3), out=tmp_path / "out"))
 
 
@@ -493,21 +494,26 @@ def test_disk_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_output_under_a_file(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError):
+    with pytest.raises(ResourceError, match="the output path lies under a regular file"):
         run(source=source, out=tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "says"),
     [
-        {"max_shard_bytes": 0},
-        {"synthesize": Synthesis("rain"), "pairs_file": Path("pairs.csv")},
-        {"synthesize": Synthesis("snow")},
-        {"synthesize": Synthesis("rain", {"no such option": 1})},
+        ({"max_shard_bytes": 0}, "--shard-mib must be a whole number of MiB, at least 1"),
+        (
+            {"synthesize": Synthesis("rain"), "pairs_file": Path("pairs.csv")},
+            "--pairs cannot be combined with",
+        ),
+        ({"synthesize": Synthesis("snow")}, "no degradation 'snow'"),
+        ({"synthesize": Synthesis("rain", {"no such option": 1})}, "unknown key no such option"),
     ],
 )
-def test_options_that_do_not_fit(source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
+def test_options_that_do_not_fit(
+    source: Path, tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
         prepare(PrepareOptions(source=source, out=tmp_path / "out", **options))
 
 
@@ -754,7 +760,6 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(source: Path, tmp_path: Pat
 
     assert last_line(tmp_path / "nowhere") == "3 []"
     assert "torch" not in last_line(source, "--out", tmp_path / "out")
-    assert "torch" in last_line(source, "--out", tmp_path / "other", "--check")
 
 
 # -- a check alone ------------------------------------------------------------------

@@ -379,11 +379,11 @@ def test_all_failed_is_a_partial_failure_too(weights: str, tmp_path: Path) -> No
 
 
 def test_the_order_of_checks(options: Request, tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="--tile must be a multiple of 8"):
         run(options, weights=None, source="missing", tile=1)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="nowhere"):
         run(options, weights="nowhere", source="missing")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="missing: no such file or folder"):
         run(options, source="missing")
 
 

@@ -162,17 +162,17 @@ def test_schedules_are_counts_times_spacings_times_starts() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "says"),
     [
-        {"starts": [1000]},
-        {"further": {"given": [[5, 5]]}},
-        {"further": {"given": [[1000]]}},
-        {"starts": [2], "steps": [4]},
-        {"steps": []},
+        ({"starts": [1000]}, r"grid times are 0 to 999, got \[1000\]"),
+        ({"further": {"given": [[5, 5]]}}, r"grid times must descend, got \[5, 5\]"),
+        ({"further": {"given": [[1000]]}}, r"grid times are 0 to 999, got \[1000\]"),
+        ({"starts": [2], "steps": [4]}, "steps is 1 to 3, got 4"),
+        ({"steps": []}, "a sweep tries 1 to 1000 schedules, got 0"),
     ],
 )
-def test_schedules_that_are_none(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
+def test_schedules_that_are_none(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
         make_schedules(**{"steps": [2], **wrong})
 
 
