@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import tracemalloc
-import warnings
 import zipfile
 
 import pytest
@@ -289,12 +288,6 @@ def test_a_file_that_may_not_be_read(saved, monkeypatch):
 
     monkeypatch.setattr(type(saved), "is_dir", denied)
     assert "the file cannot be read: Permission denied" in refused(saved)
-
-
-def test_torch_warns_of_nothing(saved):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_tensors(saved)
 
 
 def test_a_compressed_archive_of_modest_size_is_read(tmp_path):
