@@ -19,11 +19,13 @@ def python(script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_import_loads_nothing_heavy():
     loaded = python("import sys, c2fdft_cli; print(*sys.modules)").split()
     assert not {*HEAVY} & {*loaded}
 
 
+@pytest.mark.slow
 def test_torch_comes_with_load():
     assert (
         python("import sys, c2fdft_cli; c2fdft_cli.load; print('torch' in sys.modules)") == "True\n"

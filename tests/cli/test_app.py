@@ -225,6 +225,7 @@ def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
     assert error == {"code": 1, "message": "KeyError: 'a bug'", "hint": None}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_an_error_keeps_its_code_where_stdout_is_full():
     line = [sys.executable, "-m", "c2fdft_cli", "info", "nowhere", "--json"]
@@ -234,6 +235,7 @@ def test_an_error_keeps_its_code_where_stdout_is_full():
     assert done.stderr == "error: nowhere: no such file or folder\nhint: check the path\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed_lead_nowhere(tmp_path, pairs, closed):
     """As some services start a program; its output was a traceback, or the next file's content."""
@@ -418,7 +420,6 @@ def test_info_of_shards(shard_folder):
     assert "train" in run("info", shard_folder).stdout
 
 
-@pytest.mark.slow
 def test_the_six_commands(pairs, tmp_path, shard_folder):
     """From shards to scores with the real commands, in seconds."""
     cpu = ("--device", "cpu", "--precision", "fp32")

@@ -407,6 +407,7 @@ def test_names_that_are_not_utf8_stop_nothing(
         assert [image["error"] is None for image in images].count(False) == 1
 
 
+@pytest.mark.slow
 def test_one_name_that_is_not_utf8(folder: Path, coarse: Path, tmp_path: Path) -> None:
     """Its name goes to standard output as the bytes that it is."""
     latin = save(folder / os.fsdecode(b"caf\xe9.png"), random_picture(8, 8))

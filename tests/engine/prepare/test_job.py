@@ -586,6 +586,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [2, 8])
 def test_killed_and_continued(source: Path, tmp_path: Path, moment: int) -> None:
     run(source=source, out=tmp_path / "whole", max_shard_bytes=3000)
