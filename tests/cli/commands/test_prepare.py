@@ -8,17 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.recipe.files import load_recipe
-from tests.kit.command import refused
+from tests.kit.command import refused, run
 from tests.kit.formula import picture
-
-
-def run(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def make(root: Path, *sides: str) -> Path:

@@ -8,19 +8,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from c2fdft_cli.cli.app import app
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import read_picture
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.command import run
 from tests.kit.restore import random_picture, save, write_checkpoint
 
 
@@ -41,8 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def call(*words: object, stdin: bytes | None = None) -> Any:
-    return CliRunner().invoke(app, ["restore", *map(str, words)], input=stdin)
+call = partial(run, "restore")
 
 
 def test_what_scores_the_result_is_the_protocol_of_the_weights(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from c2fdft_cli.cli.app import app
 from c2fdft_cli.engine.weights.checkpoint import (
     Meta,
     load_checkpoint,
@@ -17,13 +16,13 @@ from c2fdft_cli.engine.weights.checkpoint import (
     save_checkpoint,
 )
 from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.command import run as run_command
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 QUICK = ("--device", "cpu", "--precision", "fp32", "--images", "1")
 
 
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, ["sweep-steps", *map(str, words)])
+run = partial(run_command, "sweep-steps")
 
 
 def weights(path: Path, stage: str, data: Path | None, grid: list[int] | None = None) -> Path:

@@ -44,16 +44,12 @@ from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.formula import photo
 from tests.kit.restore import overflow_in_half_precision
 
 NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-
-
-def photo(k: int, h: int = 24, w: int = 30) -> np.ndarray[Any, Any]:
-    y, x, c = np.mgrid[0:h, 0:w, 0:3]
-    return (128 + 90 * np.sin(0.3 * x + 0.7 * k) * np.cos(0.25 * y + c)).round().astype(np.uint8)
 
 
 def degraded(k: int, strength: int = 20) -> np.ndarray[Any, Any]:

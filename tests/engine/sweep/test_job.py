@@ -48,14 +48,10 @@ from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.engine.weights.stored import open_stored
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.formula import photo
 from tests.kit.restore import overflow_in_half_precision
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-
-
-def photo(k: int, h: int = 17, w: int = 22) -> np.ndarray[Any, Any]:
-    y, x, c = np.mgrid[0:h, 0:w, 0:3]
-    return (128 + 90 * np.sin(0.3 * x + 0.2 * k) * np.cos(0.25 * y + c)).round().astype(np.uint8)
 
 
 def write_weights(path: Path, stage: str, data: Path | None, **meta: Any) -> Path:
@@ -76,8 +72,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(4):
         for side in ("input", "target"):
             (root / "src" / side).mkdir(parents=True, exist_ok=True)
-        save_rgb8(root / "src" / "target" / f"{i}.png", photo(i))
-        save_rgb8(root / "src" / "input" / f"{i}.png", np.minimum(photo(i) + 20, 255))
+        save_rgb8(root / "src" / "target" / f"{i}.png", photo(i, 17, 22))
+        save_rgb8(root / "src" / "input" / f"{i}.png", np.minimum(photo(i, 17, 22) + 20, 255))
     out = root / "shards"
     prepare(PrepareOptions(source=root / "src", out=out, val=3)).run()
     return out
