@@ -27,17 +27,24 @@ CPU = torch.device("cpu")
 ALPHA_BAR = alpha_bar_of(beta_schedule())
 
 
-def make_stepper(recompute: Recompute | None = None, dtype: torch.dtype = torch.float32) -> Stepper:
+def make_stepper(
+    recompute: Recompute | None = None,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Stepper:
     """Of the coarse stage, or of a fine one of two sampling steps."""
-    return objective_and_stepper(recompute, dtype)[1]
+    return objective_and_stepper(recompute, dtype, layout)[1]
 
 
 def objective_and_stepper(
-    recompute: Recompute | None = None, dtype: torch.dtype = torch.float32
+    recompute: Recompute | None = None,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Objective, Stepper]:
     """`make_stepper`, and the objective whose settings may change."""
     fine = None if recompute is None else (FineStage(recompute=recompute), [999, 500])
-    objective = Objective(fill(DFT(dim=8, blocks=(1, 1, 1, 1))), ALPHA_BAR, fine)
+    net = fill(DFT(dim=8, blocks=(1, 1, 1, 1))).to(memory_format=layout)
+    objective = Objective(net, ALPHA_BAR, fine)
     return objective, Stepper(objective, Train(clip_norm=1.0), Runtime(CPU, dtype))
 
 
@@ -245,3 +252,56 @@ def test_what_is_not_recorded(
         take(stepper, make_batch(k), 1 if reason == "micro-batches" else 2)
     assert recording.replays == 0
     assert stepper.updates == 3
+
+
+def move(stepper: Stepper) -> None:
+    for number, parameter in enumerate(stepper.net.parameters()):
+        values = torch.linspace(-1, 1, parameter.numel()).view(parameter.shape) + number / 100
+        parameter.grad = torch.empty_like(parameter).copy_(values)
+    stepper._apply(torch.tensor(1.0), 1e-2)
+
+
+@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("after", [torch.contiguous_format, torch.channels_last])
+def test_a_state_of_another_memory_layout(
+    before: torch.memory_format, after: torch.memory_format
+) -> None:
+    """As between CUDA, channels-last, and a CPU."""
+    expected, first, second = (
+        make_stepper(),
+        make_stepper(layout=before),
+        make_stepper(layout=after),
+    )
+    for _ in range(2):
+        move(expected)
+    move(first)
+    second.load(first.state())
+    move(second)
+    for a, b in zip(second.net.parameters(), expected.net.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_state_of_another_precision() -> None:
+    full, half = make_stepper(), make_stepper(dtype=torch.float16)
+    half.load(full.state())
+    assert half.scaler.get_scale() > 1
+    full.load(half.state())
+    assert not full.scaler.is_enabled()
+
+
+def test_a_step_given_up_after_unscaling_can_be_taken_again() -> None:
+    stepper = make_stepper(dtype=torch.float16)
+    scale = stepper.scaler.get_scale()
+    stepper.scaler.scale(torch.ones(()))
+    move_half_way(stepper)
+    stepper.abandon()
+    stepper.scaler.scale(torch.ones(()))
+    move(stepper)
+    assert stepper.updates == 1
+    assert stepper.scaler.get_scale() == scale
+
+
+def move_half_way(stepper: Stepper) -> None:
+    for parameter in stepper.net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    stepper.scaler.unscale_(stepper.optimizer)
