@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
-from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.command import run as run_command
 from tests.kit.formula import photo
+from tests.kit.weights import write_random
 
 run = partial(run_command, "eval")
 
@@ -37,12 +35,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def weights(shard_folder: Path, tmp_path: Path) -> Path:
-    network = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-    state = make_network(network).state_dict()
-    recipe = Recipe(network=network).to_dict()
-    meta = Meta(network, stage="fine", grid=[999], recipe=recipe, data=str(shard_folder))
-    save_checkpoint(tmp_path / "fine.pt", state, state, meta)
-    return tmp_path / "fine.pt"
+    return write_random(tmp_path / "fine.pt", stage="fine", grid=[999], data=shard_folder)
 
 
 def test_rows_statistics_and_protocol(folders: tuple[Path, Path]) -> None:

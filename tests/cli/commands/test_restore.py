@@ -17,11 +17,9 @@ from PIL import Image
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import read_picture
-from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
-from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.command import run
 from tests.kit.restore import random_picture, save, write_checkpoint
+from tests.kit.weights import write_random
 
 
 @pytest.fixture
@@ -48,12 +46,7 @@ def test_what_scores_the_result_is_the_protocol_of_the_weights(
     folder: Path, tmp_path: Path
 ) -> None:
     """By another one the same pictures would get another number."""
-    network = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-    recipe = Recipe(network=network)
-    recipe.train.protocol = "derain"
-    state = make_network(network).state_dict()
-    path = tmp_path / "weights.pt"
-    save_checkpoint(path, state, state, Meta(network, recipe=recipe.to_dict()))
+    path = write_random(tmp_path / "weights.pt", protocol="derain")
     result = call(folder, tmp_path / "out", "--weights", path, "--steps", 1)
     assert result.exit_code == 0, result.output
     assert result.stdout.rstrip().endswith(" TARGET --protocol derain")

@@ -19,18 +19,14 @@ from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
-from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
-from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.evaluate import degraded, run, save
 from tests.kit.formula import photo
 from tests.kit.restore import overflow_in_half_precision
-
-NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-
+from tests.kit.weights import write_random
 
 # -- scores ------------------------------------------------------------------------
 
@@ -178,15 +174,8 @@ def test_options_that_are_none() -> None:
 
 @pytest.fixture
 def weights(shard_folder: Path, tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    state = make_network(NETWORK).state_dict()
-    recipe = Recipe(network=NETWORK)
-    recipe.train.protocol = "derain"
-    meta = Meta(
-        NETWORK, stage="fine", grid=[999, 500], recipe=recipe.to_dict(), data=str(shard_folder)
-    )
-    save_checkpoint(tmp_path / "fine.pt", state, state, meta)
-    return tmp_path / "fine.pt"
+    said = {"stage": "fine", "grid": [999, 500]}
+    return write_random(tmp_path / "fine.pt", protocol="derain", data=shard_folder, **said)
 
 
 def of_weights(path: Path, protocol: str | None = None, **options: Any) -> EvalResult:

@@ -11,17 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.photos import evaluate_alone
 from c2fdft_cli.engine.evaluate.ranks import gather_result, join, merge_results
-from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.formula import photo
+from tests.kit.weights import write_random
 
 
 @pytest.fixture
@@ -79,11 +77,7 @@ def test_torchrun_with_two_processes(tmp_path: Path) -> None:
     for side, blocks in (("Gt", pixels), ("Noisy", noisy)):
         name = f"Validation{side}BlocksSrgb"
         io.savemat(tmp_path / f"{name}.mat", {name: blocks})
-    network = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-    torch.manual_seed(0)
-    state = make_network(network).state_dict()
-    meta = Meta(network, stage="fine", grid=[999], recipe=Recipe(network=network).to_dict())
-    save_checkpoint(tmp_path / "fine.pt", state, state, meta)
+    write_random(tmp_path / "fine.pt", stage="fine", grid=[999])
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [
         *("-m", "c2fdft_cli", "eval", str(tmp_path), "--weights", str(tmp_path / "fine.pt")),

@@ -38,7 +38,6 @@ from c2fdft_cli.engine.sweep.table import Row, best, choose, make_table, pareto
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
     Checkpoint,
-    Meta,
     load_checkpoint,
     save_checkpoint,
 )
@@ -50,20 +49,14 @@ from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceE
 from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.formula import photo
 from tests.kit.restore import overflow_in_half_precision
+from tests.kit.weights import write_random
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 
 
 def write_weights(path: Path, stage: str, data: Path | None, **meta: Any) -> Path:
-    torch.manual_seed(3)
-    state = make_network(NETWORK).state_dict()
-    recipe = Recipe(network=NETWORK)
-    recipe.train.protocol = "derain"
-    values = {"recipe": recipe.to_dict(), "recipe_name": "tiny", **meta}
-    save_checkpoint(
-        path, state, state, Meta(NETWORK, stage=stage, data=data and str(data), **values)
-    )
-    return path
+    said = {"stage": stage, "recipe_name": "tiny", **meta}
+    return write_random(path, seed=3, protocol="derain", data=data, **said)
 
 
 @pytest.fixture(scope="module")
