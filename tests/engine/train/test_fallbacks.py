@@ -14,12 +14,10 @@ from c2fdft_cli.engine.train import fallbacks as attempts
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.train.step import memory
 from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.execution.device import Runtime, make_runtime
 from tests.kit.training import (
     losses,
     metrics,
@@ -239,22 +237,6 @@ def test_resuming_removes_what_a_killed_run_was_writing(tmp_path, shard_folder):
     resume("coarse", tmp_path / "run")
     assert not left.exists()
     assert mine.exists()
-
-
-def test_memory_that_torch_keeps_counts_as_free(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
-    assert memory.free_bytes(Runtime(torch.device("cuda", 0))) == 600
-
-
-def test_more_processes_than_devices(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ResourceError, match=r"process 3 .* there are 2") as caught:
-        make_runtime("cuda")
-    assert "--nproc-per-node 2" in caught.value.hint
 
 
 def test_a_step_has_the_learning_rate_of_its_place_in_the_schedule(
