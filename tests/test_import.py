@@ -19,18 +19,13 @@ def python(script: str) -> str:
     return done.stdout
 
 
-def test_the_import_takes_under_a_tenth_of_a_second():
-    script = """
-import sys, time
-start = time.process_time()
-import c2fdft_cli
-print(time.process_time() - start, *sys.modules)
-"""
-    seconds, *loaded = python(script).split()
+@pytest.mark.slow
+def test_the_import_loads_nothing_heavy():
+    loaded = python("import sys, c2fdft_cli; print(*sys.modules)").split()
     assert not {*HEAVY} & {*loaded}
-    assert float(seconds) < 0.1
 
 
+@pytest.mark.slow
 def test_torch_comes_with_load():
     assert (
         python("import sys, c2fdft_cli; c2fdft_cli.load; print('torch' in sys.modules)") == "True\n"

@@ -47,6 +47,7 @@ def script(body: str, *sent: int, between: float = 0.0) -> tuple[int, str, str]:
     return process.returncode, out, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_while_nothing_is_written_a_signal_ends_at_once(number):
     code, out, said = script("ready(); time.sleep(20); print('went on')", number)
@@ -75,6 +76,7 @@ except SignalReceived as stop:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_while_an_object_is_destroyed_is_not_lost(number):
     """Python drops what is raised there; it comes a moment later."""
@@ -98,6 +100,7 @@ except SignalReceived as stop:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_within_a_block_everything_is_cleaned_up_whatever_comes_behind(number):
     code, out, said = script(
@@ -108,12 +111,14 @@ def test_within_a_block_everything_is_cleaned_up_whatever_comes_behind(number):
     assert said == ""
 
 
+@pytest.mark.slow
 def test_a_clean_up_that_takes_too_long_can_be_cut_short():
     body = UNWINDS.replace("time.sleep(0.5)", "_process.received_at -= 60; time.sleep(20)")
     code, out, _ = script(body, signal.SIGTERM, signal.SIGINT, between=0.3)
     assert (code, out) == (130, "")
 
 
+@pytest.mark.slow
 def test_signals_that_were_ignored_from_the_start_stay_so():
     body = "import subprocess\nready(); time.sleep(0.5); print('went on')"
     head = "import signal, os, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
@@ -130,6 +135,7 @@ def test_signals_that_were_ignored_from_the_start_stay_so():
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_fork_leaves_the_signals_to_its_parent():
     body = """
 child = os.fork()
@@ -180,6 +186,7 @@ def test_a_handler_from_outside_of_python_is_left_alone(monkeypatch):
     assert changed == []
 
 
+@pytest.mark.slow
 def test_a_ctrl_c_later_interrupts_the_command():
     body = """
 try:
@@ -208,6 +215,7 @@ def test_no_handlers_outside_of_the_main_thread():
     assert seen == [False]
 
 
+@pytest.mark.slow
 def test_a_lost_terminal_does_not_cost_what_comes_after(tmp_path):
     """SIGHUP comes when the terminal is gone: writing to it fails from then on."""
     master, slave = os.openpty()
@@ -265,6 +273,7 @@ print(number, len(left))
 """
 
 
+@pytest.mark.slow
 def test_a_signal_at_any_moment_of_writing_leaves_no_temporary_file(tmp_path):
     """Python begins and ends a `with` block in steps: between two of them it cleans nothing up."""
     process = start("-c", HEAD + EVERY_MOMENT, tmp_path, stdout=subprocess.PIPE)

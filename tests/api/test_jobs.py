@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import PIL.Image
@@ -13,7 +15,7 @@ import c2fdft_cli as c2fdft
 from c2fdft_cli.engine.train.events import StepDone
 from tests.kit.command import run as run_command
 from tests.kit.restore import random_picture, save
-from tests.kit.training import MINI, request, run, same_weights
+from tests.kit.training import MINI, request, run, same_weights, stop_after
 
 
 def test_folders_are_scored_as_by_the_command(tmp_path):
@@ -63,7 +65,7 @@ def test_what_cannot_be_scored_is_an_error(tmp_path):
     for metrics in (["best"], "best"):
         with pytest.raises(c2fdft.UsageError, match="--metrics best: no such metric"):
             c2fdft.evaluate(a, a, metrics=metrics)
-    with pytest.raises(c2fdft.DataError):
+    with pytest.raises(c2fdft.DataError, match="nowhere: no such file or folder"):
         c2fdft.evaluate(tmp_path / "nowhere", tmp_path / "neither")
     with pytest.raises(c2fdft.UsageError, match="both be paths, or both images"):
         c2fdft.evaluate(a, tmp_path)
@@ -133,6 +135,56 @@ def test_degradations_that_cannot_be(tmp_path, settings, says):
     assert not (tmp_path / "out").exists()
 
 
+def test_borders_and_inputs_of_folders_are_scored_as_by_the_command(tmp_path):
+    for number, side in enumerate(("restored", "target", "degraded")):
+        for i in range(2):
+            save(tmp_path / side / f"{i}.png", random_picture(24, 32, seed=2 * number + i))
+    folders, degraded = (tmp_path / "restored", tmp_path / "target"), tmp_path / "degraded"
+    result = c2fdft.evaluate(*folders, border=4, degraded=degraded)
+    done = run_command("eval", *folders, "--border", 4, "--degraded", degraded, "--json")
+    said = json.loads(done.stdout)
+    assert (result.psnr, result.ssim) == (said["mean"]["psnr"], said["mean"]["ssim"])
+    inputs = [{"name": row.name, **asdict(row.degraded)} for row in result.rows]
+    assert inputs == said["degraded"]["images"]
+    assert result.psnr != c2fdft.evaluate(*folders).psnr
+
+
+def test_streaks_and_another_set_in_the_folder_are_as_by_the_command(tmp_path):
+    for i in range(2):
+        save(tmp_path / "clean" / f"{i}.png", random_picture(24, 32, seed=i))
+        mask = random_picture(40, 40, seed=10 + i, grey=True)
+        save(tmp_path / "masks" / f"{i}.png", replace(mask, pixels=mask.pixels // 4))
+    out, masks = tmp_path / "b", tmp_path / "masks"
+    c2fdft.prepare(tmp_path / "clean", out, val=1, synthesize="rain")
+    without = [shard.read_bytes() for shard in sorted(out.glob("*.h5"))]
+    with pytest.raises(c2fdft.UsageError, match="shards of another set"):
+        c2fdft.prepare(tmp_path / "clean", out, val=1, synthesize="rain", streaks=masks)
+    c2fdft.prepare(tmp_path / "clean", out, val=1, synthesize="rain", streaks=masks, overwrite=True)
+    words = ("--val", 1, "--synthesize", "rain", "--streaks", masks)
+    assert (
+        run_command("prepare", tmp_path / "clean", "--out", tmp_path / "a", *words).exit_code == 0
+    )
+    packed = [shard.read_bytes() for shard in sorted(out.glob("*.h5"))]
+    assert packed == [shard.read_bytes() for shard in sorted((tmp_path / "a").glob("*.h5"))]
+    assert packed != without
+
+
+def test_a_run_is_resumed_as_by_the_command(shard_folder, tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    short = ("coarse.iterations=4", "train.validate_every=100", "train.validation_images=1")
+    stop_after(request("coarse", shard_folder, ours, *short), 3)
+    shutil.copytree(ours, theirs)
+    machine = ("--device", "cpu", "--precision", "fp32")
+    done = run_command("train-coarse", "--resume", "--out", theirs, *machine)
+    assert done.exit_code == 0, done.output
+    events = []
+    result = c2fdft.train(
+        "coarse", out=ours, resume=True, device="cpu", precision="fp32", on_event=events.append
+    )
+    assert [event.iteration for event in events if isinstance(event, StepDone)] == [3, 4]
+    assert same_weights(result.checkpoint, theirs / "coarse.pt")
+
+
 def test_overrides_may_be_a_mapping(shard_folder, tmp_path):
     overrides = {
         "network.dim": 8,
@@ -159,11 +211,11 @@ def test_errors_are_the_programs(shard_folder, tmp_path):
         c2fdft.train("medium", data=shard_folder)
     with pytest.raises(c2fdft.RecipeError, match="--recipe is missing"):
         c2fdft.train("coarse", data=shard_folder)
-    with pytest.raises(c2fdft.RecipeError):
+    with pytest.raises(c2fdft.RecipeError, match="there is no recipe 'nope'"):
         c2fdft.train("coarse", recipe="nope", data=shard_folder)
     with pytest.raises(c2fdft.RecipeError, match=r"coarse\.lrr"):
         c2fdft.train("coarse", recipe="tiny", data=shard_folder, overrides={"coarse.lrr": 1})
-    with pytest.raises(c2fdft.DataError):
+    with pytest.raises(c2fdft.DataError, match="nowhere: no such folder"):
         c2fdft.prepare(tmp_path / "nowhere", tmp_path / "shards")
     with pytest.raises(c2fdft.Interrupted, match="state saved"):
         c2fdft.train(

@@ -42,6 +42,7 @@ def own_modules(modules: set[str]) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_no_help_loads_anything_heavy() -> None:
     lines = [["--help"], *([entry.name, "--help"] for entry in COMMANDS)]
     modules = loaded_after([*lines, *(["recipes", name, "--help"] for name in RECIPES)])
@@ -51,10 +52,12 @@ def test_no_help_loads_anything_heavy() -> None:
     assert parts <= {*jobs, "options", "request", "bench_options", "convert_options"}
 
 
+@pytest.mark.slow
 def test_the_list_loads_no_command() -> None:
     assert own_modules(loaded_after([["--help"]])) == set()
 
 
+@pytest.mark.slow
 def test_a_help_loads_one_command() -> None:
     assert own_modules(loaded_after([["restore", "--help"]])) == {"restore"}
 

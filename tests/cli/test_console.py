@@ -92,6 +92,7 @@ def test_loading_is_said_to_people(
     assert screen.getvalue() == said
 
 
+@pytest.mark.slow
 @terminals
 @pytest.mark.parametrize(
     "environment",
@@ -189,6 +190,7 @@ def iter_of(event: str) -> Generator[str, None, None]:
     yield event
 
 
+@pytest.mark.slow
 @terminals
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> None:
     for side in ("lq", "gt"):
@@ -201,6 +203,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> No
     assert "\x1b" not in said
 
 
+@pytest.mark.slow
 @terminals
 @pytest.mark.parametrize("words", [(), ("weights", "list")])
 def test_lines_break_between_words(tmp_path: Path, words: tuple[str, ...]) -> None:

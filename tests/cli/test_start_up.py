@@ -20,6 +20,7 @@ LINES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "code", "says"), LINES, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
 )

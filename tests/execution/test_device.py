@@ -112,6 +112,15 @@ def test_a_process_that_its_job_does_not_have(monkeypatch, rank, world):
     assert "unset" in caught.value.hint
 
 
+def test_more_processes_than_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ResourceError, match=r"process 3 .* there are 2") as caught:
+        make_runtime("cuda")
+    assert "--nproc-per-node 2" in caught.value.hint
+
+
 def test_autocast_is_what_it_says():
     x = torch.ones(4, 4)
     with Runtime(torch.device("cpu"), torch.bfloat16).autocast():

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 from c2fdft_cli.cli.app import app
 
 
-def run(*words: object) -> Any:
+def run(*words: object, stdin: bytes | None = None) -> Any:
     """Run one command; its exit code, stdout and stderr."""
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return CliRunner().invoke(app, [str(word) for word in words], input=stdin)
 
 
 def refused(*words: object, code: int, says: str) -> str:

@@ -46,3 +46,10 @@ def picture(height: int, width: int, number: int) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x * (0.05 + 0.01 * c) + y * 0.07 + number * (c + 1)) for c in range(3)]
     return (127.5 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+def photo(k: int, height: int = 24, width: int = 30, strength: int = 0) -> np.ndarray[Any, Any]:
+    """Waves within 38 and 218, made brighter by strength * (k + 1); uint8 [h, w, 3]."""
+    y, x, c = np.mgrid[0:height, 0:width, 0:3]
+    clean = 128 + 90 * np.sin(0.3 * x + 0.7 * k) * np.cos(0.25 * y + c)
+    return (clean + strength * (k + 1)).clip(0, 255).round().astype(np.uint8)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.engine.weights.checkpoint import Meta
+from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.engine.weights.pack import add_entry
-from c2fdft_cli.recipe.schema import Network
+from c2fdft_cli.recipe.schema import Network, Recipe
 
 FACTS: dict[str, Any] = {
     "task": "derain",
@@ -51,6 +52,20 @@ def write_packed(
     ema = {name: tensor.bfloat16() for name, tensor in net.state_dict().items()}
     meta = Meta(Network(dim=net.dim, blocks=[1, 1, 1, 1]), stage="fine", grid=grid, **(said or {}))
     torch.save({"params_ema": ema, "meta": meta.to_json(), **content}, path)
+    return path
+
+
+def write_random(
+    path: Path, *, seed: int = 0, protocol: str | None = None, data: Path | None = None, **said: Any
+) -> Path:
+    """A checkpoint of a small network with random weights, which says its recipe."""
+    network = Network(dim=8, blocks=[1, 1, 1, 1])
+    recipe = Recipe(network=network)
+    recipe.train.protocol = protocol or recipe.train.protocol
+    torch.manual_seed(seed)
+    state = make_network(network).state_dict()
+    values = {"recipe": recipe.to_dict(), "data": data and str(data), **said}
+    save_checkpoint(path, state, state, Meta(network, **values))
     return path
 
 

@@ -425,6 +425,7 @@ def test_text_can_be_taken_away(text):
     assert load_recipe("tiny", ["data.shards=x", f"data.shards={text}"]).data.shards is None
 
 
+@pytest.mark.slow
 def test_text_reaches_the_program_by_its_arguments():
     command = [sys.executable, "-m", "c2fdft_cli", "recipes", "show", "tiny", "--json"]
     wanted = {"shards": "a #1 = 'set'", "streaks": "2024-05-17"}
@@ -457,6 +458,7 @@ def test_json_schema_names_every_key_and_its_limits():
     assert train["precision"]["enum"] == ["auto", "fp32", "tf32", "bf16", "fp16"]
 
 
+@pytest.mark.slow
 def test_reading_a_recipe_imports_no_torch():
     code = (
         "import sys; from c2fdft_cli.recipe.files import load_recipe; load_recipe('derain-small'); "

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
 
-from c2fdft_cli.cli.app import app
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
 from c2fdft_cli.recipe.schema import Network
+from tests.kit import command
 
-
-def run(*words: object):
-    return CliRunner().invoke(app, ["convert", *map(str, words)])
-
-
-def refused(*words: object, code: int, says: str) -> None:
-    result = run(*words)
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    line, *hint = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert all(more.startswith("hint: ") for more in hint)
-    assert says in result.stderr
+run = partial(command.run, "convert")
+refused = partial(command.refused, "convert")
 
 
 @pytest.fixture

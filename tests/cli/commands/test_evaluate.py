@@ -7,34 +7,24 @@ import os
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
-from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.command import run as run_command
+from tests.kit.formula import photo
+from tests.kit.weights import write_random
 
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, ["eval", *map(str, words)])
-
-
-def photo(k: int, strength: int = 0) -> np.ndarray[Any, Any]:
-    y, x, c = np.mgrid[0:24, 0:30, 0:3]
-    clean = 120 + 80 * np.sin(0.3 * x + k) * np.cos(0.25 * y + c)
-    return (clean + strength * (1 + k)).clip(0, 255).round().astype(np.uint8)
+run = partial(run_command, "eval")
 
 
 def fill(folder: Path, strength: int, count: int = 3) -> Path:
     folder.mkdir(parents=True)
     for k in range(count):
-        save_rgb8(folder / f"{k}.png", photo(k, strength))
+        save_rgb8(folder / f"{k}.png", photo(k, strength=strength))
     return folder
 
 
@@ -45,12 +35,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def weights(shard_folder: Path, tmp_path: Path) -> Path:
-    network = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-    state = make_network(network).state_dict()
-    recipe = Recipe(network=network).to_dict()
-    meta = Meta(network, stage="fine", grid=[999], recipe=recipe, data=str(shard_folder))
-    save_checkpoint(tmp_path / "fine.pt", state, state, meta)
-    return tmp_path / "fine.pt"
+    return write_random(tmp_path / "fine.pt", stage="fine", grid=[999], data=shard_folder)
 
 
 def test_rows_statistics_and_protocol(folders: tuple[Path, Path]) -> None:
@@ -189,7 +174,7 @@ def sidd(tmp_path: Path) -> Path:
     folder.mkdir()
     for side, strength in (("Noisy", 9), ("Gt", 0)):
         name = f"Validation{side}BlocksSrgb"
-        blocks = np.stack([photo(k, strength) for k in range(2)])[:, None]
+        blocks = np.stack([photo(k, strength=strength) for k in range(2)])[:, None]
         io.savemat(folder / f"{name}.mat", {name: blocks})
     return folder
 

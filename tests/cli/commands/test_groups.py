@@ -9,6 +9,8 @@ import pytest
 
 from tests.kit.processes import python
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("group", ["recipes", "weights"])
 @pytest.mark.parametrize("rich", ["1", "0"])

@@ -6,18 +6,13 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.recipe.files import load_recipe
-from tests.kit.command import refused
+from tests.kit.command import refused, run
 from tests.kit.formula import picture
-
-
-def run(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def make(root: Path, *sides: str) -> Path:
@@ -62,6 +57,20 @@ def test_the_next_command_keeps_the_settings_of_the_degradation(tmp_path):
     recipe = load_recipe("denoise", following[following.index(f"{out}") + 1 :])
     assert recipe.data.synthesize == "noise"
     assert recipe.data.synthesis == {"sigma": [5, 30], "kind": "camera"}
+
+
+def test_streaks_are_drawn_and_kept_in_the_next_command(tmp_path):
+    source, masks = make(tmp_path, "photos") / "photos", tmp_path / "masks"
+    masks.mkdir()
+    save_rgb8(masks / "0.png", np.repeat(picture(40, 40, 7)[..., :1] // 4, 3, axis=2))
+    words = ("--synthesize", "rain", "--json")
+    for out, more in (("without", ()), ("drawn", ("--streaks", masks))):
+        assert run("prepare", source, "--out", tmp_path / out, *words, *more).exit_code == 0
+    shards = [(tmp_path / out / "train-00000.h5").read_bytes() for out in ("without", "drawn")]
+    assert shards[0] != shards[1]
+    words = (*words, "--streaks", masks, "--clean-only")
+    said = json.loads(run("prepare", source, "--out", tmp_path / "clean", *words).stdout)
+    assert f"data.streaks={masks}" in shlex.split(said["next"])
 
 
 @pytest.mark.parametrize("value", ["2024-13-45", "[" * 3000, "9" * 5000, "'"])

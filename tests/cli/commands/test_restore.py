@@ -8,20 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from c2fdft_cli.cli.app import app
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import read_picture
-from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
-from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.command import run
 from tests.kit.restore import random_picture, save, write_checkpoint
+from tests.kit.weights import write_random
 
 
 @pytest.fixture
@@ -41,20 +39,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def call(*words: object, stdin: bytes | None = None) -> Any:
-    return CliRunner().invoke(app, ["restore", *map(str, words)], input=stdin)
+call = partial(run, "restore")
 
 
 def test_what_scores_the_result_is_the_protocol_of_the_weights(
     folder: Path, tmp_path: Path
 ) -> None:
     """By another one the same pictures would get another number."""
-    network = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-    recipe = Recipe(network=network)
-    recipe.train.protocol = "derain"
-    state = make_network(network).state_dict()
-    path = tmp_path / "weights.pt"
-    save_checkpoint(path, state, state, Meta(network, recipe=recipe.to_dict()))
+    path = write_random(tmp_path / "weights.pt", protocol="derain")
     result = call(folder, tmp_path / "out", "--weights", path, "--steps", 1)
     assert result.exit_code == 0, result.output
     assert result.stdout.rstrip().endswith(" TARGET --protocol derain")
@@ -205,26 +197,26 @@ def test_too_large(folder: Path, coarse: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "says"),
     [
-        ["--grid", "5,6"],
-        ["--grid", "9", "--steps", "2"],
-        ["--spacing", "odd", "--steps", "2"],
-        ["--format", "gif"],
-        ["--bit-depth", "12"],
-        ["--max-memory", "much"],
-        ["--tile", "20"],
-        ["--compile", "yes"],
-        ["--device", "tpu"],
-        ["--precision", "fp8"],
-        ["--steps", "0"],
-        ["--samples", "0"],
+        ("--grid 5,6", "--grid must be descending timesteps such as 999,500, got 5,6"),
+        ("--grid 9 --steps 2", "--grid cannot be combined with --steps or --spacing"),
+        ("--spacing odd --steps 2", "--spacing must be linspace, "),
+        ("--format gif", "--format must be png, "),
+        ("--bit-depth 12", "--bit-depth must be 8 or 16, got 12"),
+        ("--max-memory much", "--max-memory must be a size such as 900M or 6G, got much"),
+        ("--tile 20", "--tile must be a multiple of 8 and at least 32, got 20"),
+        ("--compile yes", "--compile must be auto, "),
+        ("--device tpu", "--device must be auto, "),
+        ("--precision fp8", "--precision must be auto, "),
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--samples 0", "--samples must be 1 to 1000, got 0"),
     ],
 )
-def test_wrong_words(words: list[str], folder: Path, coarse: Path, tmp_path: Path) -> None:
-    result = call(folder, tmp_path / "out", "--weights", coarse, *words)
+def test_wrong_words(words: str, says: str, folder: Path, coarse: Path, tmp_path: Path) -> None:
+    result = call(folder, tmp_path / "out", "--weights", coarse, *words.split())
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.startswith(f"error: {says}")
     assert not (tmp_path / "out").exists()
 
 
@@ -281,18 +273,22 @@ def test_formats(folder: Path, coarse: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "s").rglob("*.*g")) == ["a_r.png", "b_r.jpg"]
 
 
-def test_help_teaches() -> None:
-    result = CliRunner().invoke(app, ["restore", "--help"])
-    assert result.exit_code == 0
-    for word in (
-        "--weights",
-        "--steps",
-        "--samples",
-        "--overwrite",
-        "--tile",
-        "Example",
-    ):
-        assert word in result.stdout
+def test_options_change_what_is_written(coarse: Path, tmp_path: Path) -> None:
+    photo = save(tmp_path / "photo.png", random_picture(40, 72))
+
+    def restored(name: str, *words: object) -> tuple[bytes, dict[str, Any]]:
+        more = ("--weights", coarse, "--grid", "500,100", "--precision", "fp32", "--json", *words)
+        result = call(photo, tmp_path / name, *more)
+        assert result.exit_code == 0, result.output
+        return (tmp_path / name).read_bytes(), json.loads(result.stdout)["images"][0]
+
+    plain, record = restored("a.png")
+    assert record["executor"] == "whole"
+    for name, words in (("b", ("--eta", 1)), ("c", ("--seed", 1)), ("d", ("--self-ensemble",))):
+        assert restored(f"{name}.png", *words)[0] != plain
+    assert restored("e.png", "--tile", 32)[1]["executor"] == "tiles of 32 px"
+    sizes = [len(restored(f"{q}.jpg", "--quality", q)[0]) for q in (10, 95, 100)]
+    assert sizes == sorted(set(sizes))
 
 
 def test_weights_that_restore_to_nan_write_nothing(
@@ -403,6 +399,7 @@ def test_names_that_are_not_utf8_stop_nothing(
         assert [image["error"] is None for image in images].count(False) == 1
 
 
+@pytest.mark.slow
 def test_one_name_that_is_not_utf8(folder: Path, coarse: Path, tmp_path: Path) -> None:
     """Its name goes to standard output as the bytes that it is."""
     latin = save(folder / os.fsdecode(b"caf\xe9.png"), random_picture(8, 8))

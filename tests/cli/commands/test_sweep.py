@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from typer.testing import CliRunner, Result
 
-from c2fdft_cli.cli.app import app
 from c2fdft_cli.engine.weights.checkpoint import (
-    Meta,
     load_checkpoint,
-    make_network,
-    save_checkpoint,
 )
-from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.command import run as run_command
+from tests.kit.weights import write_random
 
-NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 QUICK = ("--device", "cpu", "--precision", "fp32", "--images", "1")
 
 
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, ["sweep-steps", *map(str, words)])
+run = partial(run_command, "sweep-steps")
 
 
 def weights(path: Path, stage: str, data: Path | None, grid: list[int] | None = None) -> Path:
-    torch.manual_seed(1)
-    state = make_network(NETWORK).state_dict()
-    recipe = Recipe(network=NETWORK).to_dict()
-    meta = Meta(NETWORK, stage=stage, recipe=recipe, data=data and str(data), grid=grid)
-    save_checkpoint(path, state, state, meta)
-    return path
+    return write_random(path, seed=1, stage=stage, data=data, grid=grid)
 
 
 @pytest.fixture
@@ -127,10 +116,3 @@ def test_output_under_a_file(coarse: Path, tmp_path: Path) -> None:
     result = run(coarse, "--out", tmp_path / "file" / "o", *QUICK)
     assert result.exit_code == 5
     assert "under a regular file" in result.stderr
-
-
-def test_help_teaches() -> None:
-    result = run("--help")
-    assert result.exit_code == 0
-    for text in ("--steps", "--spacing", "--choose", "--no-stamp", "within 0.2 dB", "Example"):
-        assert text in " ".join(result.stdout.split())

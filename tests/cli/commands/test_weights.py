@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from c2fdft_cli.cli.app import app
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from tests.kit.command import run
 from tests.kit.formula import picture
 from tests.kit.restore import random_picture, save
 from tests.kit.training import MINI
@@ -27,10 +26,6 @@ ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "recipes" / "scripts" / "train_weights.sh"
 ON_GPU = ROOT / "recipes" / "scripts" / "train_on_gpu.sh"
 CPU = ("--device", "cpu", "--precision", "fp32")
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture

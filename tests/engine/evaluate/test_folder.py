@@ -19,14 +19,10 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe.schema import Network
+from tests.kit.formula import photo
 from tests.kit.restore import Request, run
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-
-
-def photo(k: int, side: int = 64) -> np.ndarray:
-    y, x, c = np.mgrid[0:side, 0:side, 0:3]
-    return (128 + 90 * np.sin(0.3 * x + 0.7 * k) * np.cos(0.25 * y + c)).round().astype(np.uint8)
 
 
 @pytest.fixture
@@ -34,7 +30,7 @@ def clean(tmp_path: Path) -> Path:
     folder = tmp_path / "clean"
     folder.mkdir()
     for k in range(3):
-        save_rgb8(folder / f"scene.{k}.png", photo(k))
+        save_rgb8(folder / f"scene.{k}.png", photo(k, 64, 64))
     return folder
 
 
@@ -50,7 +46,7 @@ def test_noise_is_white_unclipped_and_of_its_sigma(clean):
     assert isinstance(pairs, NoisyImages)
     noisy, gt = pairs.pair(0).lq, pairs.pair(0).gt
     assert noisy.dtype == np.float32
-    assert np.array_equal(gt, photo(0))
+    assert np.array_equal(gt, photo(0, 64, 64))
     noise = noisy - gt
     assert noise.std() == pytest.approx(25, rel=0.03)
     assert abs(noise.mean()) < 1
@@ -84,7 +80,7 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
     for k in range(2):
         for side, shift in (("input", 20), ("target", 0)):
             (tmp_path / "set" / side).mkdir(parents=True, exist_ok=True)
-            pixels = np.minimum(photo(k).astype(int) + shift, 255).astype(np.uint8)
+            pixels = np.minimum(photo(k, 64, 64).astype(int) + shift, 255).astype(np.uint8)
             save_rgb8(tmp_path / "set" / side / f"{k}.png", pixels)
     pairs = open_folder(tmp_path / "set")
     assert isinstance(pairs, FolderPairs)
@@ -114,7 +110,7 @@ def test_training_images_are_not_scored_unasked(tmp_path):
     for part in ("train", "test"):
         for side in ("input", "target"):
             (tmp_path / "set" / part / side).mkdir(parents=True)
-            save_rgb8(tmp_path / "set" / part / side / "1.png", photo(0))
+            save_rgb8(tmp_path / "set" / part / side / "1.png", photo(0, 64, 64))
     with pytest.raises(DataError, match="training images in it"):
         open_folder(tmp_path / "set")
     assert open_folder(tmp_path / "set" / "test").names == ["1"]
@@ -139,7 +135,7 @@ def test_nothing_to_restore(tmp_path, clean):
 def test_where_there_are_no_pairs_it_advises_what_eval_can_do(tmp_path, clean):
     for side, name in (("input", "a"), ("target", "b")):
         (tmp_path / "other" / side).mkdir(parents=True)
-        save_rgb8(tmp_path / "other" / side / f"{name}.png", photo(0))
+        save_rgb8(tmp_path / "other" / side / f"{name}.png", photo(0, 64, 64))
     for folder in (clean, tmp_path / "other"):
         with pytest.raises(DataError, match="no pairs") as error:
             open_folder(folder)
@@ -152,7 +148,7 @@ def test_where_there_are_no_pairs_it_advises_what_eval_can_do(tmp_path, clean):
 
 
 def test_two_images_of_one_name(clean):
-    save_rgb8(clean / "scene.1.bmp", photo(5))
+    save_rgb8(clean / "scene.1.bmp", photo(5, 64, 64))
     with pytest.raises(DataError, match=r"two images have the name scene\.1"):
         open_folder(clean, 25)
 
@@ -160,6 +156,6 @@ def test_two_images_of_one_name(clean):
 def test_sizes_that_differ(tmp_path):
     for side, size in (("input", 64), ("target", 56)):
         (tmp_path / "set" / side).mkdir(parents=True)
-        save_rgb8(tmp_path / "set" / side / "a.png", photo(0, size))
+        save_rgb8(tmp_path / "set" / side / "a.png", photo(0, size, size))
     with pytest.raises(DataError, match="sizes differ"):
         open_folder(tmp_path / "set").pair(0)

@@ -1,14 +1,10 @@
-"""eval: pairing by name, scores against targets, statistics, comparison, report."""
+"""eval: scores against targets and their statistics, of files and of weights."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import re
-import shutil
-import subprocess
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,203 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from c2fdft_cli.data.images.picture import Picture, save_rgb8, write_picture
-from c2fdft_cli.engine.evaluate.compare import (
-    as_json,
-    in_common,
-    in_words,
-    not_in_common,
-    paired_comparison,
-)
+from c2fdft_cli.data.images.picture import Picture, write_picture
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
-from c2fdft_cli.engine.evaluate.pairing import pair_files
-from c2fdft_cli.engine.evaluate.report import (
-    About,
-    ReportImages,
-    error_map,
-    with_pictures,
-    write_report,
-)
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
-from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
-from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.evaluate import degraded, run, save
+from tests.kit.formula import photo
 from tests.kit.restore import overflow_in_half_precision
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-
-
-def photo(k: int, h: int = 24, w: int = 30) -> np.ndarray[Any, Any]:
-    y, x, c = np.mgrid[0:h, 0:w, 0:3]
-    return (128 + 90 * np.sin(0.3 * x + 0.7 * k) * np.cos(0.25 * y + c)).round().astype(np.uint8)
-
-
-def degraded(k: int, strength: int = 20) -> np.ndarray[Any, Any]:
-    return np.minimum(photo(k).astype(int) + strength * (1 + k), 255).astype(np.uint8)
-
-
-def save(path: Path, pixels: np.ndarray[Any, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_rgb8(path, pixels)
-    return path
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    for k in range(3):
-        save(tmp_path / "out" / f"{k + 9}.png", degraded(k))
-        save(tmp_path / "target" / f"{k + 9}.png", photo(k))
-    return tmp_path / "out", tmp_path / "target"
-
-
-def run(restored: Path, target: Path, **options: Any) -> EvalResult:
-    return evaluate_files(restored, target, EvalOptions(**options)).run()
-
-
-def names_of(restored: Path, target: Path) -> dict[str, str]:
-    found = pair_files(restored, target)
-    root = target if target.is_dir() else target.parent
-    return {pair.name: pair.gt.relative_to(root).as_posix() for pair in found.pairs}
-
-
-# -- pairing -----------------------------------------------------------------------
-
-
-def test_same_names(folders: tuple[Path, Path]) -> None:
-    assert names_of(*folders) == {"9": "9.png", "10": "10.png", "11": "11.png"}
-    assert [pair.name for pair in pair_files(*folders).pairs] == ["9", "10", "11"]
-
-
-def test_position_never_counts(tmp_path: Path) -> None:
-    for name in ("b", "c"):
-        save(tmp_path / "out" / f"{name}.png", photo(0))
-    for name in ("a", "b"):
-        save(tmp_path / "target" / f"{name}.png", photo(0))
-    found = pair_files(tmp_path / "out", tmp_path / "target")
-    assert [(pair.lq.name, pair.gt.name) for pair in found.pairs] == [("b.png", "b.png")]
-    assert [path.name for path in found.without_target] == ["c.png"]
-    assert [path.name for path in found.without_restored] == ["a.png"]
-
-
-def test_rain_against_norain_in_a_folder_with_other_files(tmp_path: Path) -> None:
-    for k in (1, 2):
-        save(tmp_path / "out" / f"rain-00{k}.png", photo(k))
-        save(tmp_path / "set" / f"norain-00{k}.png", photo(k))
-    save(tmp_path / "set" / "poster.png", photo(5))
-    (tmp_path / "set" / "notes.txt").write_text("x")
-    want = {"rain-001": "norain-001.png", "rain-002": "norain-002.png"}
-    assert names_of(tmp_path / "out", tmp_path / "set") == want
-
-
-def test_a_set_with_its_rainy_folder_stands_for_its_clean_side(tmp_path: Path) -> None:
-    for k in (1, 2):
-        save(tmp_path / "out" / f"rain-00{k}.jpg", photo(k))
-        save(tmp_path / "set" / f"norain-00{k}.png", photo(k))
-        save(tmp_path / "set" / "rainy" / f"rain-00{k}.png", degraded(k))
-    want = {"rain-001": "norain-001.png", "rain-002": "norain-002.png"}
-    assert names_of(tmp_path / "out", tmp_path / "set") == want
-    found = pair_files(tmp_path / "out", tmp_path / "set")
-    inputs = {restored.name: degraded.name for restored, degraded in found.degraded.items()}
-    assert inputs == {"rain-001.jpg": "rain-001.png", "rain-002.jpg": "rain-002.png"}
-    # the untouched inputs themselves, which lie inside the target folder
-    assert names_of(tmp_path / "set" / "rainy", tmp_path / "set") == want
-
-
-@pytest.mark.parametrize("side", ["", "target"])
-def test_input_and_target_folders(tmp_path: Path, side: str) -> None:
-    for k in (1, 12):
-        save(tmp_path / "out" / f"{k}.png", photo(k))
-        save(tmp_path / "set" / "input" / f"{k}.png", degraded(k))
-        save(tmp_path / "set" / "target" / f"{k}.png", photo(k))
-    found = names_of(tmp_path / "out", tmp_path / "set" / side)
-    assert {name: Path(target).name for name, target in found.items()} == {
-        "1": "1.png",
-        "12": "12.png",
-    }
-    assert not any("input" in target for target in found.values())
-
-
-def test_many_inputs_of_one_target(tmp_path: Path) -> None:
-    for k in (1, 2):
-        save(tmp_path / "out" / f"901_{k}.png", photo(0))
-        save(tmp_path / "set" / "rainy_image" / f"901_{k}.jpg", photo(0))
-    save(tmp_path / "set" / "ground_truth" / "901.jpg", photo(0))
-    for target in (tmp_path / "set", tmp_path / "set" / "ground_truth"):
-        assert len(names_of(tmp_path / "out", target)) == 2
-
-
-@pytest.mark.parametrize("restored", ["{seq}/00.png", "{seq}/blur/00.png"])
-def test_sequences_with_the_same_file_names(tmp_path: Path, restored: str) -> None:
-    for k, seq in enumerate(("A", "B")):
-        save(tmp_path / "out" / restored.format(seq=seq), photo(k))
-        save(tmp_path / "set" / seq / "blur" / "00.png", degraded(k))
-        save(tmp_path / "set" / seq / "sharp" / "00.png", photo(k))
-    found = names_of(tmp_path / "out", tmp_path / "set")
-    assert sorted(found.values()) == ["A/sharp/00.png", "B/sharp/00.png"]
-    assert all(row.psnr == math.inf for row in run(tmp_path / "out", tmp_path / "set").rows)
-
-
-def test_results_that_differ_by_their_suffix_alone_are_compared_with_their_own(
-    tmp_path: Path,
-) -> None:
-    for side, more in (("a", 0), ("b", 3)):
-        for k, suffix in ((0, ".png"), (1, ".bmp")):
-            save(tmp_path / side / f"0{suffix}", degraded(0, 10 + 10 * k + more))
-    save(tmp_path / "target" / "0.png", photo(0))
-    a, b = (run(tmp_path / side, tmp_path / "target") for side in "ab")
-    assert [row.name for row in a.rows] == ["0.bmp", "0.png"]
-    found = paired_comparison(a, b)["psnr"]
-    assert found is not None
-    assert found.mean == pytest.approx(a.psnr - b.psnr)
-    sides = [tmp_path / side for side in ("a", "target", "b")]
-    beside = evaluate_files(*sides[:2], EvalOptions(), sides[2]).run()
-    assert [row.degraded and row.degraded.psnr for row in beside.rows] == [
-        row.psnr for row in b.rows
-    ]
-
-
-def test_results_inside_the_target_folder(folders: tuple[Path, Path]) -> None:
-    _, target = folders
-    for k in range(3):
-        save(target / "mine" / f"{k + 9}.png", degraded(k))
-    assert names_of(target / "mine", target) == {"9": "9.png", "10": "10.png", "11": "11.png"}
-    assert run(target / "mine", target).rows[0].psnr < math.inf
-
-
-def test_two_files_and_a_file_in_a_folder(folders: tuple[Path, Path]) -> None:
-    out, target = folders
-    assert run(out / "9.png", target / "10.png").rows[0].name == "9"
-    assert names_of(out / "10.png", target) == {"10": "10.png"}
-
-
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ("missing", "no such file or folder"),
-        ("empty", "no images in the folder"),
-        ("other names", "no restored image has a target of a matching name"),
-    ],
-)
-def test_nothing_to_pair(folders: tuple[Path, Path], case: str, message: str) -> None:
-    out, _ = folders
-    target = out.parent / "other"
-    if case != "missing":
-        target.mkdir()
-    if case == "other names":
-        save(target / "x.png", photo(0))
-    with pytest.raises(DataError, match=message) as error:
-        run(out, target)
-    assert error.value.exit_code == 3
-    with pytest.raises(DataError):
-        run(target, out)
-
+from tests.kit.weights import write_random
 
 # -- scores ------------------------------------------------------------------------
 
@@ -361,15 +174,8 @@ def test_options_that_are_none() -> None:
 
 @pytest.fixture
 def weights(shard_folder: Path, tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    state = make_network(NETWORK).state_dict()
-    recipe = Recipe(network=NETWORK)
-    recipe.train.protocol = "derain"
-    meta = Meta(
-        NETWORK, stage="fine", grid=[999, 500], recipe=recipe.to_dict(), data=str(shard_folder)
-    )
-    save_checkpoint(tmp_path / "fine.pt", state, state, meta)
-    return tmp_path / "fine.pt"
+    said = {"stage": "fine", "grid": [999, 500]}
+    return write_random(tmp_path / "fine.pt", protocol="derain", data=shard_folder, **said)
 
 
 def of_weights(path: Path, protocol: str | None = None, **options: Any) -> EvalResult:
@@ -435,63 +241,6 @@ def test_a_folder_of_inputs_that_is_not_there(folders: tuple[Path, Path], tmp_pa
         evaluate_files(*folders, EvalOptions(), degraded=tmp_path / "nowhere")
 
 
-# -- comparisons ------------------------------------------------------------------
-
-
-def test_against_pairs_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    out, target = folders
-    for k in (1, 2):
-        save(tmp_path / "b" / f"{k + 9}.png", degraded(k, 40))
-    a, b = run(out, target), run(tmp_path / "b", target)
-    comparison = paired_comparison(a, b)
-    assert comparison["psnr"] is not None
-    assert (comparison["psnr"].wins, comparison["psnr"].images) == (2, 2)
-    assert not_in_common(a, b) == ["9"]
-    assert as_json(comparison, b)["difference"]["psnr"]["mean"] > 0
-    assert in_words(comparison)[0].startswith("PSNR: A - B = +")
-    one = run(save(tmp_path / "c" / "9.png", degraded(0, 9)), target / "9.png")
-    assert (
-        "(one image: no interval), A wins 0, B 0, ties 1"
-        in in_words(paired_comparison(one, one))[0]
-    )
-    equal = paired_comparison(run(target, target), run(target, target))
-    assert equal["psnr"] is None
-    assert "no finite difference" in in_words(equal)[0]
-    assert as_json(equal, run(target, target))["mean"]["psnr"] is None
-    x, y = (save(tmp_path / name / f"{name}.png", photo(0)) for name in "xy")
-    other = run(x, y)
-    with pytest.raises(DataError, match="no image in common"):
-        paired_comparison(a, other)
-
-
-def test_against_pairs_by_target_where_names_differ(
-    folders: tuple[Path, Path], tmp_path: Path
-) -> None:
-    out, target = folders
-    for k in (0, 1, 2):
-        save(tmp_path / "b" / f"{k + 9}_derained.png", degraded(k, 40))
-    a, b = run(out, target), run(tmp_path / "b", target)
-    assert [(row.name, other.name) for row, other in in_common(a, b)] == [
-        ("9", "9_derained"),
-        ("10", "10_derained"),
-        ("11", "11_derained"),
-    ]
-    assert not_in_common(a, b) == []
-
-
-def test_against_tells_variants_of_one_target_apart_by_their_inputs(tmp_path: Path) -> None:
-    for k in (1, 2):
-        save(tmp_path / "a" / f"901_{k}.png", degraded(k))
-        save(tmp_path / "b" / f"901_{k}_out.png", degraded(k, 40))
-        save(tmp_path / "set" / "rainy_image" / f"901_{k}.jpg", degraded(k))
-    save(tmp_path / "set" / "ground_truth" / "901.jpg", photo(0))
-    a, b = (run(tmp_path / side, tmp_path / "set") for side in "ab")
-    assert not_in_common(a, b) == []
-    a, b = (run(tmp_path / side, tmp_path / "set" / "ground_truth") for side in "ab")
-    with pytest.raises(DataError, match="no image in common"):  # the target alone does not tell
-        paired_comparison(a, b)
-
-
 def test_a_folder_of_sets_has_their_means(tmp_path: Path) -> None:
     for name, count in (("Rain100L", 1), ("Test100", 2)):
         for k in range(count):
@@ -511,16 +260,6 @@ def test_a_folder_of_sets_has_their_means(tmp_path: Path) -> None:
     assert labels[-5:] == ["mean of Rain100L (1)", "mean of Test100 (2)", "mean", "median", "std"]
     one_set = run(tmp_path / "out" / "Test100", tmp_path / "sets" / "Test100")
     assert document(one_set)["sets"] == {}
-
-
-def test_accents_composed_or_not(tmp_path: Path) -> None:
-    nfc, nfd = (unicodedata.normalize(form, "Füße") for form in ("NFC", "NFD"))
-    save(tmp_path / "out" / f"{nfd}.png", degraded(0))
-    save(tmp_path / "b" / f"{nfc}.png", degraded(0, 40))
-    save(tmp_path / "target" / f"{nfc}.png", photo(0))
-    a, b = run(tmp_path / "out", tmp_path / "target"), run(tmp_path / "b", tmp_path / "target")
-    assert [row.name for row in a.rows] == [nfd]
-    assert len(in_common(a, b)) == 1
 
 
 def test_an_incomplete_set_is_a_failure(folders: tuple[Path, Path]) -> None:
@@ -590,74 +329,3 @@ def test_csv(folders: tuple[Path, Path], tmp_path: Path) -> None:
     assert float(rows[1]["ssim"]) == result.rows[1].ssim
     assert {row["protocol"] for row in rows} == {"derain"}
     assert "input_psnr" in rows[0]
-
-
-def report_of(out: Path, target: Path, folder: Path) -> str:
-    pictures = ReportImages()
-    job = evaluate_files(out, target, EvalOptions(pictures=True), degraded=out)
-    result = with_pictures(job, pictures).run()
-    recipe = {"task": "</script><b>", "data": {"synthesis": {"sigma": [5, math.nan]}}}
-    about = About("c2fdft eval <a> & b", ["protocol rgb"], recipe)
-    write_report(folder, document(result), pictures, about)
-    return (folder / "index.html").read_text()
-
-
-def test_report_stands_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    page = report_of(*folders, tmp_path / "report")
-    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
-    assert "default-src 'none'" in page
-    text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
-    assert text is not None
-    data = json.loads(text[1])
-    assert data["about"]["command"] == "c2fdft eval <a> & b"
-    # numbers that JSON has not may stand in a stranger's file
-    synthesis = {"synthesis": {"sigma": [5, None]}}
-    assert data["about"]["recipe"] == {"task": "</script><b>", "data": synthesis}
-    assert [row["name"] for row in data["images"]] == ["9", "10", "11"]
-    assert list(data["pictures"][0]) == ["degraded", "restored", "target", "error"]
-    assert data["pictures"][0]["error"].startswith("data:image/webp;base64,")
-    assert json.loads((tmp_path / "report" / "eval.json").read_text())["protocol"] == "rgb"
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_report_in_a_browser(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    report_of(*folders, tmp_path / "report")
-
-    def look(state: str) -> str:
-        page = (tmp_path / "report" / "index.html").as_uri() + state
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000"]
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        done = subprocess.run(
-            [str(CHROMIUM), *flags, profile, "--dump-dom", page],
-            capture_output=True, text=True, timeout=60, check=True,
-        )  # fmt: skip
-        return done.stdout
-
-    def order(dom: str) -> list[str]:
-        return re.findall(r"<tr><td>(\d+)</td>", dom)
-
-    assert order(look("")) == ["9", "10", "11"]
-    assert order(look("#sort=psnr")) == ["11", "10", "9"]
-    zoomed = look("#sort=-psnr&open=10&view=error")
-    assert order(zoomed) == ["9", "10", "11"]
-    assert '<div id="zoom" class="open">' in zoomed
-    assert '<button class="on">4 error</button>' in zoomed
-    assert re.search(r"transform: translate\(.*?\) scale\([\d.]+\)", zoomed)
-    assert '<div id="zoom" class="open">' not in look("#open=nobody")
-    save(folders[0] / "9.png", photo(0))  # an infinite PSNR
-    report_of(*folders, tmp_path / "report")
-    for label, psnr in (("mean", "inf"), ("std", "-")):
-        assert f"<tr><td>{label}</td><td>{psnr}</td><td>" in look("")
-
-
-def test_large_pictures_shrink_in_the_report(tmp_path: Path) -> None:
-    a, b = (save(tmp_path / name / "x.png", photo(0, 20, 2100)) for name in ("a", "b"))
-    page = report_of(a.parent, b.parent, tmp_path / "report")
-    assert len(page) < 200_000
-
-
-def test_error_map_is_black_to_white() -> None:
-    target = np.zeros((1, 4, 3), np.uint8)
-    restored = np.array([[0, 16, 32, 255]], np.uint8)[..., None].repeat(3, 2)
-    got = error_map(restored, target)
-    assert got[0].tolist() == [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255, 255, 255]]

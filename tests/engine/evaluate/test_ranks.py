@@ -8,26 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.photos import evaluate_alone
 from c2fdft_cli.engine.evaluate.ranks import gather_result, join, merge_results
-from c2fdft_cli.engine.weights.checkpoint import Meta, make_network, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.recipe.schema import Network, Recipe
-
-
-def photo(k: int, strength: int = 0) -> np.ndarray[Any, Any]:
-    y, x, c = np.mgrid[0:24, 0:30, 0:3]
-    clean = 120 + 80 * np.sin(0.3 * x + k) * np.cos(0.25 * y + c)
-    return (clean + strength * (1 + k)).clip(0, 255).round().astype(np.uint8)
+from tests.kit.formula import photo
+from tests.kit.weights import write_random
 
 
 @pytest.fixture
@@ -35,7 +27,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     for name, strength in (("out", 8), ("target", 0)):
         (tmp_path / name).mkdir()
         for k in range(5):
-            save_rgb8(tmp_path / name / f"{k}.png", photo(k, strength))
+            save_rgb8(tmp_path / name / f"{k}.png", photo(k, strength=strength))
     return tmp_path / "out", tmp_path / "target"
 
 
@@ -81,15 +73,11 @@ def test_a_share_that_cannot_be_read_leaves_the_others_theirs(tmp_path: Path) ->
 def test_torchrun_with_two_processes(tmp_path: Path) -> None:
     io = pytest.importorskip("scipy.io")
     pixels = np.stack([photo(k) for k in range(4)]).reshape(2, 2, 24, 30, 3)
-    noisy = np.stack([photo(k, 9) for k in range(4)]).reshape(pixels.shape)
+    noisy = np.stack([photo(k, strength=9) for k in range(4)]).reshape(pixels.shape)
     for side, blocks in (("Gt", pixels), ("Noisy", noisy)):
         name = f"Validation{side}BlocksSrgb"
         io.savemat(tmp_path / f"{name}.mat", {name: blocks})
-    network = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
-    torch.manual_seed(0)
-    state = make_network(network).state_dict()
-    meta = Meta(network, stage="fine", grid=[999], recipe=Recipe(network=network).to_dict())
-    save_checkpoint(tmp_path / "fine.pt", state, state, meta)
+    write_random(tmp_path / "fine.pt", stage="fine", grid=[999])
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [
         *("-m", "c2fdft_cli", "eval", str(tmp_path), "--weights", str(tmp_path / "fine.pt")),

@@ -15,16 +15,13 @@ from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.metrics import find_metrics
 from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
 from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
-from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
-from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.weights import write_random
 
 io = pytest.importorskip("scipy.io")
 
 SHAPE = (2, 3, 24, 32, 3)
-NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 
 
 def clean(shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
@@ -100,14 +97,9 @@ def test_partners_that_are_none(
 
 
 def test_weights_restore_each_block(folder: Path) -> None:
-    torch.manual_seed(0)
-    state = make_network(NETWORK).state_dict()
-    recipe = Recipe(network=NETWORK)
-    recipe.train.protocol = "derain"
-    meta = Meta(NETWORK, stage="fine", grid=[999], recipe=recipe.to_dict())
-    save_checkpoint(folder / "fine.pt", state, state, meta)
+    weights = write_random(folder / "fine.pt", protocol="derain", stage="fine", grid=[999])
     pairs = open_blocks(folder)
-    wish = WeightsOptions(folder / "fine.pt", pairs=pairs, device="cpu", precision="fp32")
+    wish = WeightsOptions(weights, pairs=pairs, device="cpu", precision="fp32")
     result = evaluate_weights(wish, EvalOptions()).run()
     assert result.protocol.name == "denoise"
     assert result.scored_on == "network output, unrounded"

@@ -28,7 +28,6 @@ from tests.kit.restore import (
     save,
     write_checkpoint,
 )
-from tests.kit.video import frames, make_clip
 
 ALPHA_BAR = alpha_bar_of(beta_schedule())
 
@@ -157,6 +156,9 @@ def test_the_next_pictures_start_before_the_last_are_read(
 def test_the_next_frames_start_before_the_last_are_read(
     tmp_path: Path, tiny_net: Callable[..., DFT], order: list[str]
 ) -> None:
+    pytest.importorskip("av")
+    from tests.kit.video import frames, make_clip
+
     weights = write_checkpoint(tmp_path / "w.pt", tiny_net())
     clip = make_clip(tmp_path / "a.mkv", sound=False)
     number = len(frames(clip))

@@ -158,6 +158,31 @@ def test_a_run_with_other_settings_names_the_difference_first_and_fails(
     assert same(contents(tmp_path / "out"), before)
 
 
+# what decides the pixels: another value makes another file
+OTHER_SETTINGS = {
+    "eta": 0.5, "seed": 3, "self_ensemble": True, "temporal_noise": "per-frame", "tile": 32,
+    "quality": 90, "bit_depth": 16, "crf": 20, "samples": 2, "grid": (500,), "precision": "bf16",
+}  # fmt: skip
+
+
+def test_each_setting_that_decides_the_pixels_is_told_apart(
+    options: Request, tmp_path: Path
+) -> None:
+    one = {"source": f"{options.source}/0.png"}
+    run(options, **one)
+    assert not plan(options, **one).warnings
+    for name, value in OTHER_SETTINGS.items():
+        (warning,) = plan(options, **one, **{name: value}).warnings
+        word = {"grid": "timesteps"}.get(name, name.replace("_", " "))
+        assert re.search(f"not overwritten: made with other settings: {word} .*, now ", warning)
+
+
+def test_outputs_among_the_inputs_are_not_restored_again(options: Request) -> None:
+    for restored, skipped in ((6, 0), (0, 6)):
+        result = run(options, out=f"{options.source}/out")
+        assert (len(result.images), len(result.skipped)) == (restored, skipped)
+
+
 def test_other_weights_are_named(
     options: Request, tmp_path: Path, tiny_net: Callable[..., DFT]
 ) -> None:
@@ -354,11 +379,11 @@ def test_all_failed_is_a_partial_failure_too(weights: str, tmp_path: Path) -> No
 
 
 def test_the_order_of_checks(options: Request, tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="--tile must be a multiple of 8"):
         run(options, weights=None, source="missing", tile=1)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="nowhere"):
         run(options, weights="nowhere", source="missing")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="missing: no such file or folder"):
         run(options, source="missing")
 
 

@@ -140,10 +140,13 @@ def test_a_file_that_was_not_replaced_is_what_it_was(tmp_path: Path, source: Pat
     output = tmp_path / "a.png"
     output.write_text("restored")
     Manifest(tmp_path, SETTINGS).add(output, source)
+    Manifest(tmp_path, changed(seed=1)).begin(output, source)
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) is None
+    doubt = Manifest(tmp_path, changed(seed=1)).doubt(output, source)
+    assert doubt == "made with other settings: seed 0, now 1"
     for _ in range(20):
         Manifest(tmp_path, changed(seed=1)).begin(output, source)
-    doubt = Manifest(tmp_path, changed(seed=1)).doubt(output, source)
-    assert doubt is not None
+    assert Manifest(tmp_path, changed(seed=1)).doubt(output, source) is not None
     Manifest(tmp_path, SETTINGS).add(output, source)
     assert Manifest(tmp_path, SETTINGS).doubt(output, source) is None
 

@@ -210,6 +210,7 @@ def test_a_signal_in_the_middle_leaves_nothing(
     assert files(tmp_path / "out") == set()
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_decoder_leaves_finished_outputs_whole(
     options: Request, weights: str, clips: Path, tmp_path: Path
 ) -> None:

@@ -38,7 +38,6 @@ from c2fdft_cli.engine.sweep.table import Row, best, choose, make_table, pareto
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
     Checkpoint,
-    Meta,
     load_checkpoint,
     save_checkpoint,
 )
@@ -48,26 +47,16 @@ from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.engine.weights.stored import open_stored
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.formula import photo
 from tests.kit.restore import overflow_in_half_precision
+from tests.kit.weights import write_random
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 
 
-def photo(k: int, h: int = 17, w: int = 22) -> np.ndarray[Any, Any]:
-    y, x, c = np.mgrid[0:h, 0:w, 0:3]
-    return (128 + 90 * np.sin(0.3 * x + 0.2 * k) * np.cos(0.25 * y + c)).round().astype(np.uint8)
-
-
 def write_weights(path: Path, stage: str, data: Path | None, **meta: Any) -> Path:
-    torch.manual_seed(3)
-    state = make_network(NETWORK).state_dict()
-    recipe = Recipe(network=NETWORK)
-    recipe.train.protocol = "derain"
-    values = {"recipe": recipe.to_dict(), "recipe_name": "tiny", **meta}
-    save_checkpoint(
-        path, state, state, Meta(NETWORK, stage=stage, data=data and str(data), **values)
-    )
-    return path
+    said = {"stage": stage, "recipe_name": "tiny", **meta}
+    return write_random(path, seed=3, protocol="derain", data=data, **said)
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +65,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(4):
         for side in ("input", "target"):
             (root / "src" / side).mkdir(parents=True, exist_ok=True)
-        save_rgb8(root / "src" / "target" / f"{i}.png", photo(i))
-        save_rgb8(root / "src" / "input" / f"{i}.png", np.minimum(photo(i) + 20, 255))
+        save_rgb8(root / "src" / "target" / f"{i}.png", photo(i, 17, 22))
+        save_rgb8(root / "src" / "input" / f"{i}.png", np.minimum(photo(i, 17, 22) + 20, 255))
     out = root / "shards"
     prepare(PrepareOptions(source=root / "src", out=out, val=3)).run()
     return out
 
 
 @pytest.fixture(autouse=True)
-def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing is most of a small sweep's time; one test looks at it."""
-    if "picture" not in request.node.name:
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is most of a small sweep's time; one test looks at it and overrides this."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture
@@ -163,17 +151,17 @@ def test_schedules_are_counts_times_spacings_times_starts() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "says"),
     [
-        {"starts": [1000]},
-        {"further": {"given": [[5, 5]]}},
-        {"further": {"given": [[1000]]}},
-        {"starts": [2], "steps": [4]},
-        {"steps": []},
+        ({"starts": [1000]}, r"grid times are 0 to 999, got \[1000\]"),
+        ({"further": {"given": [[5, 5]]}}, r"grid times must descend, got \[5, 5\]"),
+        ({"further": {"given": [[1000]]}}, r"grid times are 0 to 999, got \[1000\]"),
+        ({"starts": [2], "steps": [4]}, "steps is 1 to 3, got 4"),
+        ({"steps": []}, "a sweep tries 1 to 1000 schedules, got 0"),
     ],
 )
-def test_schedules_that_are_none(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
+def test_schedules_that_are_none(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
         make_schedules(**{"steps": [2], **wrong})
 
 
@@ -286,12 +274,25 @@ def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
         return found.sets, file.load(getattr(found, found.sets[0]))
 
 
-def test_sweep_draws_a_picture(coarse: Path) -> None:
+def test_sweep_draws_a_picture(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # `no_picture`
     pytest.importorskip("matplotlib")
     result = run(coarse, spacings=("linspace", "trailing"), schedules=((400,),))
     picture = coarse.parent / "sweep.png"
     assert picture in result.files
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_seeds_begin_at_the_one_asked_for(coarse: Path, tmp_path: Path) -> None:
+    one, two, both = (
+        run(
+            coarse, steps=(1,), seed=seed, seeds=seeds, stamp=False, out=tmp_path / f"{seed}{seeds}"
+        )
+        for seed, seeds in ((1, 1), (2, 1), (1, 2))
+    )
+    assert both.rows[0].trials == 6
+    assert both.rows[0].psnr == pytest.approx((one.rows[0].psnr + two.rows[0].psnr) / 2)
+    assert one.rows[0].psnr != two.rows[0].psnr
 
 
 def test_what_was_restored_again_in_float32_is_told(

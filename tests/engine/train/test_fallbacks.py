@@ -1,28 +1,23 @@
-"""Steps that fail at first, scoring that fails, and states from other machines."""
+"""Steps that fail at first, and scoring that fails."""
 
 from __future__ import annotations
 
 import math
 import re
-import resource
 
 import pytest
 import torch
 
-from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import MIN_ROWS, Executor
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.train import fallbacks as attempts
+from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
-from c2fdft_cli.engine.train.step import memory
-from c2fdft_cli.engine.train.step.objective import Objective
+from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.train.validator import Validator
-from c2fdft_cli.engine.weights.tensors import save_tensors
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.execution.device import Runtime, make_runtime
-from c2fdft_cli.recipe.schema import Train
 from tests.kit.training import (
     losses,
     metrics,
@@ -33,7 +28,10 @@ from tests.kit.training import (
     same_weights,
 )
 
-CPU = torch.device("cpu")
+
+def fallbacks_of(options: TrainOptions) -> attempts.Fallbacks:
+    stepper = Stepper(make_objective(options), options.recipe.train, options.runtime)
+    return attempts.Fallbacks(options, stepper, notify=print)
 
 
 @pytest.mark.acceptance
@@ -128,8 +126,7 @@ def test_a_short_training_is_not_compiled_unless_asked_to(
     monkeypatch.setattr(attempts, "MUCH_WORK", much)
     monkeypatch.setattr(attempts, "compile_in_place", lambda net, wish, _: wishes.append(wish))
     options = set_up(request("coarse", shard_folder, tmp_path / "r", f"train.compile={setting}"))
-    stepper = make_stepper()
-    attempts.Fallbacks(options, stepper, notify=print).compile()
+    fallbacks_of(options).compile()
     assert wishes == [asked]
 
 
@@ -143,7 +140,7 @@ def test_what_trains_by_the_kernels_is_not_compiled(
     monkeypatch.setattr(attempts, "compile_in_place", lambda net, wish, _: wishes.append(wish))
     monkeypatch.setattr(attempts, "training_kernels", lambda *_: frozenset({(part, 8)}))
     options = set_up(request("coarse", shard_folder, tmp_path / "r", "train.compile=auto"))
-    attempts.Fallbacks(options, make_stepper(), notify=print).compile()
+    fallbacks_of(options).compile()
     assert wishes == [asked]
 
 
@@ -231,18 +228,6 @@ def _up_to(step, score):
     return scored_then_broken
 
 
-def test_a_disk_that_refuses_is_one_line(tmp_path):
-    """The error of a real write, which torch would turn into one of its own."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        with pytest.raises(ResourceError, match="cannot write"):
-            save_tensors(tmp_path / "a.pt", {"params": torch.zeros(100_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_resuming_removes_what_a_killed_run_was_writing(tmp_path, shard_folder):
     run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=1"))
     left = tmp_path / "run" / "checkpoints" / ".0123456789abcdef.tmp.pt"
@@ -252,81 +237,6 @@ def test_resuming_removes_what_a_killed_run_was_writing(tmp_path, shard_folder):
     resume("coarse", tmp_path / "run")
     assert not left.exists()
     assert mine.exists()
-
-
-def make_stepper(dtype=torch.float32, layout=torch.contiguous_format) -> Stepper:
-    torch.manual_seed(0)
-    net = DFT(dim=8, blocks=(1, 1, 1, 1)).to(memory_format=layout)
-    return Stepper(
-        Objective(net, torch.linspace(0.99, 0.01, 10), None), Train(), Runtime(CPU, dtype)
-    )
-
-
-def move(stepper: Stepper) -> None:
-    for number, parameter in enumerate(stepper.net.parameters()):
-        values = torch.linspace(-1, 1, parameter.numel()).view(parameter.shape) + number / 100
-        parameter.grad = torch.empty_like(parameter).copy_(values)
-    stepper._apply(torch.tensor(1.0), 1e-2)
-
-
-@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("after", [torch.contiguous_format, torch.channels_last])
-def test_a_state_of_another_memory_layout(before, after):
-    """As between CUDA, channels-last, and a CPU."""
-    expected, first, second = (
-        make_stepper(),
-        make_stepper(layout=before),
-        make_stepper(layout=after),
-    )
-    for _ in range(2):
-        move(expected)
-    move(first)
-    second.load(first.state())
-    move(second)
-    for a, b in zip(second.net.parameters(), expected.net.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
-
-
-def test_a_state_of_another_precision():
-    full, half = make_stepper(), make_stepper(torch.float16)
-    half.load(full.state())
-    assert half.scaler.get_scale() > 1
-    full.load(half.state())
-    assert not full.scaler.is_enabled()
-
-
-def test_a_step_given_up_after_unscaling_can_be_taken_again():
-    stepper = make_stepper(torch.float16)
-    scale = stepper.scaler.get_scale()
-    stepper.scaler.scale(torch.ones(()))
-    move_half_way(stepper)
-    stepper.abandon()
-    stepper.scaler.scale(torch.ones(()))
-    move(stepper)
-    assert stepper.updates == 1
-    assert stepper.scaler.get_scale() == scale
-
-
-def move_half_way(stepper: Stepper) -> None:
-    for parameter in stepper.net.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    stepper.scaler.unscale_(stepper.optimizer)
-
-
-def test_memory_that_torch_keeps_counts_as_free(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
-    assert memory.free_bytes(Runtime(torch.device("cuda", 0))) == 600
-
-
-def test_more_processes_than_devices(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ResourceError, match=r"process 3 .* there are 2") as caught:
-        make_runtime("cuda")
-    assert "--nproc-per-node 2" in caught.value.hint
 
 
 def test_a_step_has_the_learning_rate_of_its_place_in_the_schedule(
@@ -363,4 +273,4 @@ def test_the_work_of_a_training_grows_with_its_sampling_steps(
     fine = options.section
     pixels = [n * p**2 for p, n in zip(fine.patches, fine.batches, strict=True)]
     want = 3 * len(grid) * fine.iterations * (sum(pixels) // len(pixels))
-    assert attempts.Fallbacks(options, make_stepper(), notify=print)._pixels() == want
+    assert fallbacks_of(options)._pixels() == want

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
+from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.train import job as train_job
+from c2fdft_cli.engine.train import validator
 from c2fdft_cli.engine.train.batches import patch_cycle
 from c2fdft_cli.engine.train.dry_run import _stages, plan_training
 from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder, draw_curves, find_run, new_run
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.request import TrainRequest, parse_minutes
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
@@ -68,6 +71,28 @@ def test_a_run_leaves_what_the_contract_says(coarse_run):
     assert [bool(row["val_psnr"]) for row in rows] == [False, True, False, True, False, True]
 
 
+def test_best_is_of_the_highest_score_of_the_average(tmp_path, shard_folder, monkeypatch):
+    scores, scored = iter([20.0, 21.0, 19.0]), []
+
+    def executor(network, *words, **more):
+        scored.append({name: value.clone() for name, value in network.net.state_dict().items()})
+        return Executor(network, *words, **more)
+
+    monkeypatch.setattr(validator, "Executor", executor)
+    monkeypatch.setattr(validator, "mean_scores", lambda _: {"psnr": next(scores), "ssim": 0.5})
+    short = ("coarse.iterations=3", "train.validate_every=1", "train.validation_images=1")
+    run(request("coarse", shard_folder, tmp_path / "run", *short))
+    best, last = (
+        load_checkpoint(tmp_path / "run" / "checkpoints" / f"{name}.pt")
+        for name in ("best", "last")
+    )
+    assert (best.meta.step, best.meta.metrics["psnr"], last.meta.step) == (2, 21.0, 3)
+    for checkpoint in (best, last):
+        average = scored[checkpoint.meta.step - 1]
+        assert all(torch.equal(value, average[name]) for name, value in checkpoint.ema.items())
+        assert any(not torch.equal(value, average[n]) for n, value in checkpoint.params.items())
+
+
 def test_drawing_curves_leaves_no_memory_behind(tmp_path, coarse_run):
     """Figures are cycles, which Python looks for too seldom: a long training grew by them."""
     figure = pytest.importorskip("matplotlib.figure").Figure
@@ -91,9 +116,7 @@ def test_curves_of_a_run_of_any_name(tmp_path, name):
     pytest.importorskip("matplotlib")
     run = RunFolder(tmp_path / name)
     run.create({})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        draw_curves(run)
+    draw_curves(run)
     assert (run.path / "curves.png").stat().st_size > 1000
 
 
@@ -170,6 +193,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 ):
     """kill -9 of the real command, then --resume, until it is done."""
     whole = {"coarse": coarse_run, "fine": fine_run}[stage]
+    weights = whole / f"{stage}.pt"
     words = ["--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
     start = ["--recipe", "tiny", "--data", str(shard_folder), *MINI]
     if stage == "fine":
@@ -177,13 +201,14 @@ def test_killed_and_resumed_equals_uninterrupted(
     command = [sys.executable, "-m", "c2fdft_cli", f"train-{stage}", *words]
     first = subprocess.Popen([*command, *start], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "state.pt").is_file() and time.monotonic() < deadline:
+    while len(metrics(tmp_path / "run")) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     first.kill()
     first.wait()
+    assert 0 < load_state(tmp_path / "run" / "state.pt").step < load_checkpoint(weights).meta.step
     done = command_line.run(f"train-{stage}", *words, "--resume")
     assert done.exit_code == 0, done.stderr
-    assert same_weights(tmp_path / "run" / f"{stage}.pt", whole / f"{stage}.pt")
+    assert same_weights(tmp_path / "run" / weights.name, weights)
     assert losses(tmp_path / "run") == losses(whole)
 
 
@@ -224,10 +249,29 @@ def test_sigterm_to_the_whole_group_saves_first(tmp_path, shard_folder):
     assert load_state(tmp_path / "run" / "state.pt").step > 2
 
 
-def test_time_limit_saves_and_stops(tmp_path, shard_folder):
-    with pytest.raises(Interrupted, match="stopped after step 1 of 12, state saved"):
-        run(request("coarse", shard_folder, tmp_path / "run", max_seconds=0.0))
-    assert (tmp_path / "run" / "state.pt").is_file()
+@pytest.mark.parametrize(("seconds", "last"), [(0.0, 1), (7.0, 4), (1e9, 12)])
+def test_time_limit_saves_and_stops(tmp_path, shard_folder, monkeypatch, seconds, last):
+    """By a clock on which each step takes two seconds."""
+    clock = SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter)
+    monkeypatch.setattr(train_job, "time", clock)
+    now, ended = 1000.0, None
+    job = train(set_up(request("coarse", shard_folder, tmp_path / "run", max_seconds=seconds)))
+    try:
+        for event in job:
+            now += 2 * isinstance(event, StepDone)
+    except Interrupted as error:
+        ended = error
+    assert load_state(tmp_path / "run" / "state.pt").step == last
+    if last == 12:
+        assert ended is None
+    else:
+        assert f"stopped after step {last} of 12, state saved" in str(ended)
+        assert ended.exit_code == 143
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("1.5", 90), ("600", 36000)])
+def test_the_time_limit_is_in_minutes(text, seconds):
+    assert parse_minutes(text) == seconds
 
 
 @pytest.mark.parametrize("stage", [pytest.param("coarse", marks=pytest.mark.acceptance), "fine"])
@@ -392,6 +436,16 @@ def test_a_plan_of_a_begun_run_is_for_what_is_left(tmp_path, shard_folder):
     ).run()
     assert plan.iterations == 11
     assert [(s.patch, s.iterations) for s in plan.stages] == [(16, 5), (24, 6)]
+
+
+def test_a_plan_says_hours_and_the_bytes_of_the_run(tmp_path, shard_folder, coarse_run):
+    plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
+    seconds = sum(stage.iterations * stage.seconds_per_step for stage in plan.stages)
+    assert plan.hours == pytest.approx(seconds / 3600)
+    # last.pt is another name of the newest; one file of each kind is there twice while written
+    sizes = {one.stat().st_ino: one.stat().st_size for one in coarse_run.rglob("*.pt")}
+    written = sum((coarse_run / name).stat().st_size for name in ("state.pt", "coarse.pt"))
+    assert plan.disk == pytest.approx(sum(sizes.values()) + written, rel=0.1)
 
 
 def test_plan_writes_nothing(tmp_path, shard_folder):

@@ -247,6 +247,7 @@ def test_micro_batches_found_elsewhere_are_found_again(tmp_path, shard_folder):
     assert load_state(out / "state.pt").micro == {16: 4, 24: 2}
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
     out = tmp_path / "run"
     stop_after(request("coarse", shard_folder, out, "coarse.iterations=4"), 3)
@@ -313,6 +314,7 @@ SAME_NAME = """
 """
 
 
+@pytest.mark.slow
 def test_all_processes_of_a_training_take_the_next_name(tmp_path, shard_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "same.py"

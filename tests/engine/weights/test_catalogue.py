@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import c2fdft_cli as c2fdft
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.images.picture import read_rgb8
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.weights.catalogue import (
     CATALOGUE,
@@ -25,6 +29,7 @@ from c2fdft_cli.engine.weights.catalogue import (
 )
 from c2fdft_cli.engine.weights.pack import DERIVED
 from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.vocabulary import PACKAGED_TASKS
 from tests.kit.restore import Request, plan, random_picture, save
 from tests.kit.weights import FACTS, package
 
@@ -130,6 +135,7 @@ def test_every_packaged_file_is_in_the_catalogue() -> None:
     named = {entry.file for entry in read_catalogue().values()}
     found = {path.name for path in weights_folder().iterdir() if path.name != CATALOGUE}
     assert found == named
+    assert {entry.task for entry in read_catalogue().values()} == set(PACKAGED_TASKS)
 
 
 @pytest.mark.parametrize("name", list(read_catalogue()))
@@ -144,6 +150,28 @@ def test_packaged_weights_restore(name: str, tmp_path: Path) -> None:
     assert made.grid == entry.grid
     assert restore(made).run().failure is None
     assert out.is_file()
+
+
+REAL = {  # a degraded picture, its target, and the gain that is the least, in dB
+    "derain": ("rain100l/rainy/rain-001.png", "rain100l/norain-001.png", 5.0),
+    "denoise": (None, "kodak24/kodim05.png", 5.0),
+    "deblur": ("levin/input/im1_k1.png", "levin/target/im1_k1.png", 0.6),
+}
+
+
+@pytest.mark.skipif("C2FDFT_TEST_DATA" not in os.environ, reason="needs real pairs")
+@pytest.mark.parametrize("name", list(read_catalogue()))
+def test_packaged_weights_improve_a_picture(name: str) -> None:
+    source, target, gain = REAL[read_catalogue()[name].task]
+    folder = Path(os.environ["C2FDFT_TEST_DATA"])
+    gt = read_rgb8(folder / target)[60:188, 60:188]
+    if source is None:
+        noise = np.random.default_rng(0).normal(0, 25, gt.shape)
+        lq = (gt + noise).clip(0, 255).round().astype(np.uint8)
+    else:
+        lq = read_rgb8(folder / source)[60:188, 60:188]
+    restored = c2fdft.load(name, device="cpu")(lq)
+    assert c2fdft.evaluate(restored, gt).psnr > c2fdft.evaluate(lq, gt).psnr + gain
 
 
 @pytest.mark.parametrize("name", list(read_catalogue()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import resource
 import tracemalloc
-import warnings
 import zipfile
 
 import pytest
@@ -14,8 +14,8 @@ import torch
 
 from c2fdft_cli.engine.weights import stored
 from c2fdft_cli.engine.weights.stored import open_stored
-from c2fdft_cli.engine.weights.tensors import load_tensors
-from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
+from c2fdft_cli.errors import CheckpointError, ResourceError
 
 MANY = {
     "f32": torch.arange(24.0).reshape(2, 3, 4),
@@ -291,12 +291,6 @@ def test_a_file_that_may_not_be_read(saved, monkeypatch):
     assert "the file cannot be read: Permission denied" in refused(saved)
 
 
-def test_torch_warns_of_nothing(saved):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_tensors(saved)
-
-
 def test_a_compressed_archive_of_modest_size_is_read(tmp_path):
     file = io.BytesIO()
     torch.save({"a": torch.arange(9.0)}, file)
@@ -305,3 +299,15 @@ def test_a_compressed_archive_of_modest_size_is_read(tmp_path):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     assert load_tensors(path)["a"].equal(torch.arange(9.0))
+
+
+def test_a_disk_that_refuses_is_one_line(tmp_path):
+    """The error of a real write, which torch would turn into one of its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(ResourceError, match="cannot write"):
+            save_tensors(tmp_path / "a.pt", {"params": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

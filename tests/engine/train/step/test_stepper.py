@@ -1,7 +1,8 @@
-"""Steps recorded as a CUDA graph are the steps themselves, bit for bit."""
+"""A step against torch's own parts; recorded as a CUDA graph it is the same, bit for bit."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,24 +20,31 @@ from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import FineStage, Train
 from c2fdft_cli.vocabulary import Recompute
-from tests.kit.formula import fill
+from tests.kit.formula import fill, relative
 from tests.kit.graphs import Graph, graphs  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
 ALPHA_BAR = alpha_bar_of(beta_schedule())
 
 
-def make_stepper(recompute: Recompute | None = None, dtype: torch.dtype = torch.float32) -> Stepper:
+def make_stepper(
+    recompute: Recompute | None = None,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Stepper:
     """Of the coarse stage, or of a fine one of two sampling steps."""
-    return objective_and_stepper(recompute, dtype)[1]
+    return objective_and_stepper(recompute, dtype, layout)[1]
 
 
 def objective_and_stepper(
-    recompute: Recompute | None = None, dtype: torch.dtype = torch.float32
+    recompute: Recompute | None = None,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Objective, Stepper]:
     """`make_stepper`, and the objective whose settings may change."""
     fine = None if recompute is None else (FineStage(recompute=recompute), [999, 500])
-    objective = Objective(fill(DFT(dim=8, blocks=(1, 1, 1, 1))), ALPHA_BAR, fine)
+    net = fill(DFT(dim=8, blocks=(1, 1, 1, 1))).to(memory_format=layout)
+    objective = Objective(net, ALPHA_BAR, fine)
     return objective, Stepper(objective, Train(clip_norm=1.0), Runtime(CPU, dtype))
 
 
@@ -78,6 +86,36 @@ def assert_same_state(one: Stepper, other: Stepper) -> None:
         assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
     for key, moments in a["optimizer"]["state"].items():
         assert all(torch.equal(moments[n], b["optimizer"]["state"][key][n]) for n in moments)
+
+
+def test_a_step_is_clipped_adamw_and_an_average() -> None:
+    """Against a plain loop; no setting has its default, and each would change the numbers."""
+    train = Train(
+        adam_betas=[0.6, 0.8], weight_decay=0.3, clip_norm=0.1, ema_decay=0.2, ema_warm_up=True
+    )
+    objective = Objective(fill(DFT(dim=8, blocks=(1, 1, 1, 1))), ALPHA_BAR, None)
+    plain = copy.deepcopy(objective)
+    stepper = Stepper(objective, train, Runtime(CPU, torch.float32))
+    weights = list(plain.net.parameters())
+    average = [one.detach().clone() for one in weights]
+    optimizer = torch.optim.AdamW(weights, betas=(0.6, 0.8), weight_decay=0.3, fused=False)
+    for k, decay in ((1, 2 / 11), (2, 0.2), (3, 0.2)):  # (1 + k) / (10 + k), at most ema_decay
+        batch = replace(make_batch(k), lq2=None, gt2=None)
+        optimizer.zero_grad()
+        loss = plain(batch.lq / 255, batch.gt / 255, batch.noise, batch.times)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights, 0.1)
+        optimizer.param_groups[0]["lr"] = 0.01 / k
+        optimizer.step()
+        average = [
+            decay * a + (1 - decay) * w.detach() for a, w in zip(average, weights, strict=True)
+        ]
+        found = stepper.step(batch, 1.0, 0.01 / k, micro_batch=1)
+        assert norm > 0.1
+        assert (found.loss, found.grad_norm) == pytest.approx((loss.item(), norm.item()), rel=1e-4)
+    for name, ours, theirs in (("net", stepper.net, weights), ("ema", stepper.ema, average)):
+        for one, other in zip(ours.parameters(), theirs, strict=True):
+            assert relative(one, other) < 1e-4, name
 
 
 @pytest.mark.parametrize(
@@ -214,3 +252,56 @@ def test_what_is_not_recorded(
         take(stepper, make_batch(k), 1 if reason == "micro-batches" else 2)
     assert recording.replays == 0
     assert stepper.updates == 3
+
+
+def move(stepper: Stepper) -> None:
+    for number, parameter in enumerate(stepper.net.parameters()):
+        values = torch.linspace(-1, 1, parameter.numel()).view(parameter.shape) + number / 100
+        parameter.grad = torch.empty_like(parameter).copy_(values)
+    stepper._apply(torch.tensor(1.0), 1e-2)
+
+
+@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("after", [torch.contiguous_format, torch.channels_last])
+def test_a_state_of_another_memory_layout(
+    before: torch.memory_format, after: torch.memory_format
+) -> None:
+    """As between CUDA, channels-last, and a CPU."""
+    expected, first, second = (
+        make_stepper(),
+        make_stepper(layout=before),
+        make_stepper(layout=after),
+    )
+    for _ in range(2):
+        move(expected)
+    move(first)
+    second.load(first.state())
+    move(second)
+    for a, b in zip(second.net.parameters(), expected.net.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_state_of_another_precision() -> None:
+    full, half = make_stepper(), make_stepper(dtype=torch.float16)
+    half.load(full.state())
+    assert half.scaler.get_scale() > 1
+    full.load(half.state())
+    assert not full.scaler.is_enabled()
+
+
+def test_a_step_given_up_after_unscaling_can_be_taken_again() -> None:
+    stepper = make_stepper(dtype=torch.float16)
+    scale = stepper.scaler.get_scale()
+    stepper.scaler.scale(torch.ones(()))
+    move_half_way(stepper)
+    stepper.abandon()
+    stepper.scaler.scale(torch.ones(()))
+    move(stepper)
+    assert stepper.updates == 1
+    assert stepper.scaler.get_scale() == scale
+
+
+def move_half_way(stepper: Stepper) -> None:
+    for parameter in stepper.net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    stepper.scaler.unscale_(stepper.optimizer)

@@ -1,0 +1,83 @@
+"""eval: two results against each other, over the images in common."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from c2fdft_cli.engine.evaluate.compare import (
+    as_json,
+    in_common,
+    in_words,
+    not_in_common,
+    paired_comparison,
+)
+from c2fdft_cli.errors import DataError
+from tests.kit.evaluate import degraded, run, save
+from tests.kit.formula import photo
+
+
+def test_against_pairs_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    out, target = folders
+    for k in (1, 2):
+        save(tmp_path / "b" / f"{k + 9}.png", degraded(k, 40))
+    a, b = run(out, target), run(tmp_path / "b", target)
+    comparison = paired_comparison(a, b)
+    assert comparison["psnr"] is not None
+    assert (comparison["psnr"].wins, comparison["psnr"].images) == (2, 2)
+    assert not_in_common(a, b) == ["9"]
+    assert as_json(comparison, b)["difference"]["psnr"]["mean"] > 0
+    assert in_words(comparison)[0].startswith("PSNR: A - B = +")
+    one = run(save(tmp_path / "c" / "9.png", degraded(0, 9)), target / "9.png")
+    assert (
+        "(one image: no interval), A wins 0, B 0, ties 1"
+        in in_words(paired_comparison(one, one))[0]
+    )
+    equal = paired_comparison(run(target, target), run(target, target))
+    assert equal["psnr"] is None
+    assert "no finite difference" in in_words(equal)[0]
+    assert as_json(equal, run(target, target))["mean"]["psnr"] is None
+    x, y = (save(tmp_path / name / f"{name}.png", photo(0)) for name in "xy")
+    other = run(x, y)
+    with pytest.raises(DataError, match="no image in common"):
+        paired_comparison(a, other)
+
+
+def test_against_pairs_by_target_where_names_differ(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, target = folders
+    for k in (0, 1, 2):
+        save(tmp_path / "b" / f"{k + 9}_derained.png", degraded(k, 40))
+    a, b = run(out, target), run(tmp_path / "b", target)
+    assert [(row.name, other.name) for row, other in in_common(a, b)] == [
+        ("9", "9_derained"),
+        ("10", "10_derained"),
+        ("11", "11_derained"),
+    ]
+    assert not_in_common(a, b) == []
+
+
+def test_against_tells_variants_of_one_target_apart_by_their_inputs(tmp_path: Path) -> None:
+    for k in (1, 2):
+        save(tmp_path / "a" / f"901_{k}.png", degraded(k))
+        save(tmp_path / "b" / f"901_{k}_out.png", degraded(k, 40))
+        save(tmp_path / "set" / "rainy_image" / f"901_{k}.jpg", degraded(k))
+    save(tmp_path / "set" / "ground_truth" / "901.jpg", photo(0))
+    a, b = (run(tmp_path / side, tmp_path / "set") for side in "ab")
+    assert not_in_common(a, b) == []
+    a, b = (run(tmp_path / side, tmp_path / "set" / "ground_truth") for side in "ab")
+    with pytest.raises(DataError, match="no image in common"):  # the target alone does not tell
+        paired_comparison(a, b)
+
+
+def test_accents_composed_or_not(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "Füße") for form in ("NFC", "NFD"))
+    save(tmp_path / "out" / f"{nfd}.png", degraded(0))
+    save(tmp_path / "b" / f"{nfc}.png", degraded(0, 40))
+    save(tmp_path / "target" / f"{nfc}.png", photo(0))
+    a, b = run(tmp_path / "out", tmp_path / "target"), run(tmp_path / "b", tmp_path / "target")
+    assert [row.name for row in a.rows] == [nfd]
+    assert len(in_common(a, b)) == 1
