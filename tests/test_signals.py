@@ -34,14 +34,22 @@ install()
 """
 
 
-def script(body: str, *sent: int, between: float = 0.0) -> tuple[int, str, str]:
-    """Run a program with our handlers, send it signals once it is ready; code, stdout, stderr."""
+def script(
+    body: str, *sent: int, between: float = 0.0, answers: bool = False
+) -> tuple[int, str, str]:
+    """Run a program with our handlers, send it signals once it is ready; code, stdout, stderr.
+
+    answers: whether it is ready for the next ones, and says so, when the first has arrived: of two
+        that wait for a busy machine the one of the lower number would come first.
+    """
     ready = "def ready(): print('ready', flush=True)\n"
     process = start("-c", HEAD + ready + body, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    for number in sent:
+    for place, number in enumerate(sent):
         process.send_signal(number)
+        if answers and place == 0:
+            assert process.stdout.readline() == "ready\n"
         time.sleep(between)
     out, said = process.communicate(timeout=30)
     return process.returncode, out, said
@@ -92,7 +100,7 @@ try:
         try:
             ready(); time.sleep(20)
         finally:
-            time.sleep(0.5)  # further signals come here
+            ready(); time.sleep(0.5)  # further signals come here
             print('cleaned up')
 except SignalReceived as stop:
     print(stop, stop.hint)
@@ -104,7 +112,7 @@ except SignalReceived as stop:
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_within_a_block_everything_is_cleaned_up_whatever_comes_behind(number):
     code, out, said = script(
-        UNWINDS, number, signal.SIGINT, signal.SIGTERM, signal.SIGINT, between=0.05
+        UNWINDS, number, signal.SIGINT, signal.SIGTERM, signal.SIGINT, between=0.05, answers=True
     )
     assert code == exit_code(number)
     assert out.splitlines() == ["cleaned up", f"{signals.describe(number)} try again"]
@@ -114,7 +122,7 @@ def test_within_a_block_everything_is_cleaned_up_whatever_comes_behind(number):
 @pytest.mark.slow
 def test_a_clean_up_that_takes_too_long_can_be_cut_short():
     body = UNWINDS.replace("time.sleep(0.5)", "_process.received_at -= 60; time.sleep(20)")
-    code, out, _ = script(body, signal.SIGTERM, signal.SIGINT, between=0.3)
+    code, out, _ = script(body, signal.SIGTERM, signal.SIGINT, between=0.3, answers=True)
     assert (code, out) == (130, "")
 
 

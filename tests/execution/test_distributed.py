@@ -110,6 +110,7 @@ for number, join in enumerate((*joins, *joins)):
 """
 
 
+@pytest.mark.acceptance
 def test_one_job_after_another_in_the_same_processes(tmp_path: Path) -> None:
     """The second one found the addresses of the first one's sockets, which were closed."""
     run_in_two_processes(AGAIN, tmp_path)
@@ -205,6 +206,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.acceptance
 def test_unlike_gpus_compute_in_one_precision(tmp_path: Path) -> None:
     run_in_two_processes(AGREE, tmp_path)
 

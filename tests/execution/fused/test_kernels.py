@@ -132,7 +132,11 @@ def _compare_gathered(block: PreparedBlock, gather: Callable[..., Any], *args: A
 
 
 @pytest.mark.parametrize(
-    ("width", "heads", "n"), [*((*of, n) for of in WIDTHS for n in (1, 3)), (384, 8, 1)]
+    ("width", "heads", "n"),
+    [
+        *((*of, n) for of in WIDTHS for n in (1, 3)),
+        pytest.param(384, 8, 1, marks=pytest.mark.acceptance),
+    ],
 )
 def test_mixing(width: int, heads: int, n: int) -> None:
     block = make_block(width, heads, torch.float32)
