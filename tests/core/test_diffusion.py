@@ -66,6 +66,13 @@ def test_every_grid_descends_within_range(spacing):
         assert check_grid(grid) == grid
 
 
+def test_grid_times_are_rounded_half_to_even():
+    # 999 * 2 / 4 is 499.5 and 1000 * 3 / 16 is 187.5: one is rounded up, the other too; 62.5 down
+    assert time_grid(5)[2] == 500
+    assert time_grid(16, "trailing")[-3] == 188 - 1
+    assert time_grid(16, "trailing")[-1] == 62 - 1
+
+
 @pytest.mark.parametrize("call", [lambda: time_grid(0), lambda: time_grid(1001),
                                   lambda: time_grid(4, "cosine"),
                                   lambda: check_grid([]), lambda: check_grid([5, 5]),
@@ -136,6 +143,15 @@ def test_one_network_call_for_each_time():
 
     ddim_sample(spy, torch.zeros(2, 3, 8, 8), [999, 500, 2], ALPHA_BAR)
     assert seen == [999, 500, 2]
+
+
+def test_a_time_without_noise_gets_none_by_eta():
+    alpha_bar = torch.tensor([1.0, 0.5])
+    source = torch.Generator().manual_seed(0)
+    image = ddim_sample(
+        lambda x, t: torch.zeros_like(x), torch.ones(1, 3, 4, 4), [0], alpha_bar, 1.0, source
+    )
+    assert (image == 1).all()
 
 
 def test_eta_draws_from_the_generator_alone():
