@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Times the parts of the program and prints one Markdown table.
+# Times the parts of the program with `c2fdft bench`, and prints one Markdown table.
 #
 #   recipes/scripts/bench.sh [RECIPE] [SHARDS] > table.md
 set -euo pipefail

@@ -1,11 +1,11 @@
-"""Pictures a second through `restore` where the network costs nothing: what the files cost.
+"""Measure what reading and writing files costs `restore`, with a network that costs nothing.
 
     python recipes/scripts/bench_pipeline.py [--count 200] [--format png jpg] [--repeat 1]
 
-Photographs of 1280x720 by formula (waves, edges and grain) go through the real job, in one sampling
-step of a network that gives back its input. For each format one line: pictures a second, CPU
-milliseconds a picture, and what they were spent on; the rest is the sampler's own arithmetic, the
-file system and the threads' waiting for each other.
+Synthetic photographs of 1280x720 px (waves, edges and grain, by formula) are restored by the real
+job, in one sampling step of a network that returns its input. Prints one line of JSON for each
+format: pictures per second, CPU milliseconds per picture, and what they were spent on. The rest is
+the sampler's own arithmetic, the file system, and threads waiting for each other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from c2fdft_cli.recipe.schema import Network
 
 HEIGHT, WIDTH = 720, 1280
 DIFFERENT = 8
-"""Photographs that differ; the others are copies of them."""
+"""Number of different photographs; the others are copies of them."""
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _measured(source: Path, out: Path, weights: Path, suffix: str, device: str) -> dict[str, Any]:
-    """Restore a folder and say what it took."""
+    """Restore a folder, and return the rates and times as a JSON document."""
     made = plan.plan_restore(
         str(source),
         str(out),
@@ -89,7 +89,7 @@ def _measured(source: Path, out: Path, weights: Path, suffix: str, device: str) 
 
 @contextmanager
 def _timed() -> Iterator[dict[str, float]]:
-    """CPU seconds of reading, writing, noise and the main thread while the block runs."""
+    """Collect the CPU seconds of reading, writing, noise and the main thread within the block."""
     spent: dict[str, float] = defaultdict(float)
     lock = threading.Lock()
 
@@ -118,7 +118,7 @@ def _timed() -> Iterator[dict[str, float]]:
 
 
 def _identity(alpha_bar: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The noise with which one sampling step gives back the condition."""
+    """Return a noise predictor with which one sampling step returns its condition unchanged."""
     levels = alpha_bar.double().cpu().tolist()
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -148,7 +148,7 @@ def _photos(folder: Path, suffix: str, count: int) -> None:
 
 
 def _photo(number: int) -> np.ndarray:
-    """Waves of many lengths, edges and a little grain: about as hard to pack as a photograph."""
+    """Make an image of waves, edges and grain that compresses about as well as a photograph."""
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     random = np.random.default_rng(number)
     image = np.zeros((HEIGHT, WIDTH, 3), np.float32)

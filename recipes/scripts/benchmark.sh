@@ -1,15 +1,15 @@
 #!/bin/sh
-# Score weights on test sets, and print one Markdown table with the published results above ours.
+# Scores weights on test sets, and prints one Markdown table with the published results above them.
 #
 #   recipes/scripts/benchmark.sh WEIGHTS SET...
 #
 # A SET is a folder that holds degraded and clean images in a layout that `c2fdft prepare` knows, or
-# SIDD's blocks; its name is the column (Rain100L, Test100, GoPro, SIDD ...). Settings, from the
-# environment:
+# SIDD's blocks; its name is the column's heading (Rain100L, Test100, GoPro, SIDD ...). Settings,
+# from the environment:
 #   PROTOCOL  derain (default), derain-matlab, deblur, denoise, rgb, y, levin
-#   OUT       where results go [benchmark]
-#   NAME      our row's name [the file's name]
-#   EVAL      further words for `c2fdft eval`, such as "--grid 999,500" or "--self-ensemble"
+#   OUT       folder of the results [benchmark]
+#   NAME      name of the weights' row in the table [the name of the file]
+#   EVAL      further arguments for `c2fdft eval`, such as "--grid 999,500" or "--self-ensemble"
 # Writes $OUT/table.md, $OUT/table.csv and, for each set, $OUT/<set>/eval.json.
 set -eu
 if [ $# -lt 2 ]; then
@@ -26,7 +26,7 @@ python=${PYTHON:-python3}
 for set in "$@"; do
   place=$out/$(basename "$set")
   mkdir -p "$place"
-  # shellcheck disable=SC2086  # EVAL is a list of words
+  # shellcheck disable=SC2086  # EVAL holds several arguments
   c2fdft eval --weights "$weights" "$set" --protocol "$protocol" ${EVAL:-} --json > "$place/eval.json"
 done
 

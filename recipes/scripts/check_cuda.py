@@ -1,12 +1,12 @@
-"""Is everything right on this GPU, and how fast is it? Half an hour.
+"""Check that the program computes correctly on this GPU, and time it, in at most half an hour.
 
     python recipes/scripts/check_cuda.py OUT [--stages env,ops,kernels,net,grad,memory,cli,restore,train,compiled,ranks]
 
-Each stage is a process of its own (a CUDA error poisons its process) with a time limit and appends
-JSON lines to OUT/cuda.jsonl. At the end OUT/cuda.md holds two tables, of checks and of times, for
-docs/performance.md. Exit code 1 where a check failed. Nothing is downloaded. Where a command may
-take ten minutes, use three: `env,ops,kernels,net,grad,memory`, `cli,restore,train` and `compiled,ranks`.
-`--device cpu --quick` tries the script itself without a GPU.
+Each stage runs in its own process (after a CUDA error a process is unusable) with a time limit, and
+appends JSON lines to OUT/cuda.jsonl. At the end OUT/cuda.md holds two tables, of checks and of
+times, for docs/performance.md. The exit code is 1 if a check failed. Nothing is downloaded. If a
+command may take at most ten minutes, split the stages: `env,ops,kernels,net,grad,memory`,
+`cli,restore,train` and `compiled,ranks`. `--device cpu --quick` tests the script without a GPU.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -66,24 +66,24 @@ from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage, Train
 
 ALLOWED = {"fp32": 2e-5, "tf32": 2e-3, "fp16": 4e-3, "bf16": 2e-2}
-"""Relative errors against float64 or float32 on the CPU."""
+"""Largest relative errors, by precision, against float64 or float32 on the CPU."""
 LEAST_COSINE = {"fp32": 0.9999, "tf32": 0.999, "fp16": 0.995, "bf16": 0.98}
 ALPHA_BAR = alpha_bar_of(beta_schedule())
 DERAIN = Network(dim=24, blocks=[1, 2, 2, 3])
-"""Of the packaged weights `derain`."""
+"""The network of the packaged weights `derain`."""
 QUICK = Network(dim=16, blocks=[1, 1, 1, 1])
 RUN = [sys.executable, "-m", "c2fdft_cli"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One stage's run: where it works, how much it does, and where its findings go.
+    """The run of one stage: its device and sizes, and where its results are written.
 
     Args:
         folder: OUT.
-        stage: its name.
+        stage: name of the stage.
         device: "cuda" or "cpu".
-        quick: tiny sizes.
+        quick: use tiny sizes.
     """
 
     folder: Path
@@ -93,26 +93,26 @@ class Check:
 
     @property
     def on_cuda(self) -> bool:
-        """Whether there is a GPU to time."""
+        """Whether the stage runs on a GPU."""
         return self.device == "cuda"
 
     def network(self) -> Network:
-        """The official network, or a tiny one."""
+        """Return the official network, or a tiny one if quick."""
         return QUICK if self.quick else Network()
 
     def precisions(self) -> list[str]:
-        """What the device computes in, the plainest first."""
+        """Return the precisions of the device, float32 first and half precision last."""
         if not self.on_cuda:
             return ["fp32", "bf16"]
         newer = torch.cuda.get_device_capability() >= AMPERE
         return ["fp32", "tf32", "fp16", "bf16"] if newer else ["fp32", "fp16"]
 
     def runtime(self, precision: str) -> Runtime:
-        """The device in a precision."""
+        """Return the device with a precision."""
         return make_runtime(self.device, precision)
 
     def write(self, **facts: object) -> None:
-        """Append a finding, and show it."""
+        """Append a result to the file, and print it."""
         line = json.dumps({"stage": self.stage, **facts})
         with (self.folder / "cuda.jsonl").open("a") as file:
             file.write(line + "\n")
@@ -120,31 +120,33 @@ class Check:
         sys.stdout.flush()
 
     def expect(self, name: str, good: bool, **facts: object) -> None:
-        """A check and whether it holds."""
+        """Write a check and whether it holds."""
         self.write(check=name, good=bool(good), **facts)
 
     def time(self, name: str, seconds: float, **facts: object) -> None:
-        """A time."""
+        """Write a time."""
         self.write(time=name, ms=round(seconds * 1e3, 4), **facts)
 
     @contextmanager
     def trial(self, name: str) -> Iterator[None]:
-        """A part whose error is a check that fails, not the stage's end."""
+        """Turn an exception within the block into a failed check, so that the stage continues."""
         try:
             yield
-        except Exception as error:  # whatever it is, it is what this is for
+        except Exception as error:  # any exception is a failed check
             text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             self.expect(name, False, error=text)
 
 
 def main() -> int:
-    """Run the stages, or the one that this process is for."""
+    """Run the requested stages, each in a child process, or in such a child its one stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, to test the script itself"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -160,7 +162,7 @@ def main() -> int:
 
 
 def _run_stage(check: Check) -> None:
-    """One stage in a process of its own, killed with its children after its time."""
+    """Run one stage in its own process, which is killed with its children after a time limit."""
     words = [sys.executable, __file__, check.folder, "--stage", check.stage]
     interpreted = {} if check.on_cuda or check.stage != "kernels" else {"TRITON_INTERPRET": "1"}
     words += ["--device", check.device, *["--quick"] * check.quick]
@@ -172,7 +174,7 @@ def _run_stage(check: Check) -> None:
     try:
         with suppress(subprocess.TimeoutExpired):
             process.wait(limit)
-    finally:  # stopped itself, it leaves no stage behind that others would be timed beside
+    finally:  # if this script is stopped, no stage may keep running and disturb later timings
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -182,7 +184,7 @@ def _run_stage(check: Check) -> None:
 
 
 def _write_tables(folder: Path) -> int:
-    """OUT/cuda.md from the findings; 1 where a check failed."""
+    """Write OUT/cuda.md from the results; return 1 if a check failed, else 0."""
     rows = [json.loads(line) for line in (folder / "cuda.jsonl").read_text().splitlines()]
     checks, times = ([row for row in rows if kind in row] for kind in ("check", "time"))
     facts = next((row for row in rows if "torch" in row), {})
@@ -209,7 +211,7 @@ def _more(row: dict[str, Any], skip: tuple[str, ...]) -> str:
 def seconds_of(
     run: Callable[[], object], check: Check, least: float = 0.3, most: int = 50
 ) -> float:
-    """Median seconds of one run after two that warm up, by events on a GPU."""
+    """Return the median seconds of a run; on a GPU by events, after two runs that warm up."""
     if not check.on_cuda:
         run()
         begin = time.perf_counter()
@@ -230,13 +232,13 @@ def seconds_of(
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    """Norm of the difference over that of b."""
+    """Return the norm of a - b divided by the norm of b."""
     a, b = a.detach().double().cpu(), b.detach().double().cpu()
     return float((a - b).norm() / b.norm().clamp_min(1e-30))
 
 
 def random_network(network: Network, device: torch.device | None = None) -> DFT:
-    """The same random weights each time, as training lays them out."""
+    """Make a network with the same random weights each time, in training's memory layout."""
     torch.manual_seed(0)
     net = make_network(network).to(device or torch.device("cpu"))
     if net.output.weight.is_cuda:
@@ -245,13 +247,13 @@ def random_network(network: Network, device: torch.device | None = None) -> DFT:
 
 
 def make_stepper(net: DFT, runtime: Runtime, fine: str | None = None) -> Stepper:
-    """A training of the coarse stage, or of the fine one that recomputes as `fine` says."""
+    """Make a stepper of the coarse stage, or of the fine stage with `recompute` set to `fine`."""
     stage = None if fine is None else (FineStage(recompute=fine), time_grid(4))  # type: ignore[arg-type]
     return Stepper(Objective(net, ALPHA_BAR.to(runtime.device), stage), Train(), runtime)
 
 
 def profile_of(run: Callable[[], object], path: Path) -> float:
-    """The share of the time that the GPU is busy; its kernels by time go into a text file."""
+    """Return the share of time in which the GPU is busy; write its kernels, by time, to a file."""
     run()
     torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -271,7 +273,7 @@ def profile_of(run: Callable[[], object], path: Path) -> float:
 
 
 def env(check: Check) -> None:
-    """What is here, and its ceilings: copies, products, launches."""
+    """Record versions and hardware, and the card's limits: copies, products, launches."""
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "torch": torch.__version__,
@@ -331,7 +333,7 @@ def _time_launches(check: Check) -> None:
 
 
 def ops(check: Check) -> None:
-    """Depth-wise convolutions and pixel sums against float64, and their rates."""
+    """Compare depth-wise convolutions and pixel sums with float64, and time them."""
     side = 32 if check.quick else 128
     shapes = ((1, side, 48), (2, side // 2, 96), (4, side // 8, 384))
     for name in check.precisions():
@@ -356,7 +358,7 @@ def ops(check: Check) -> None:
 
 
 def _depthwise_errors(runtime: Runtime, n: int, s: int, c: int) -> list[float]:
-    """Of the result and both gradients."""
+    """Return the relative errors of the convolution's result and of both gradients."""
     pixels = torch.randn(n, s, s, c, dtype=torch.float64)
     kernel = torch.randn(c, 1, 3, 3, dtype=torch.float64) / 3
     results = []
@@ -404,12 +406,12 @@ def _time_ops(check: Check, n: int, s: int, c: int) -> None:
 
 
 def kernels(check: Check) -> None:
-    """The Triton kernels of a block in strips against the plain passes, part by part.
+    """Compare the Triton kernels of a block with plain torch, part by part, and time both.
 
-    On a CPU they run in Triton's interpreter, on a few pixels.
+    On a CPU the kernels run in Triton's interpreter, on a few pixels, and are not timed.
     """
     if not importlib.util.find_spec("triton"):
-        check.write(kernels="skipped: no triton")
+        check.write(kernels="skipped: Triton is not installed")
         return
     if not check.on_cuda:
         choose.TRIED_ROWS, choose.TRIED_VALUES = 4, 4 * 8 * 48
@@ -443,7 +445,10 @@ def _try_kernels(check: Check, width: int, heads: int, dtype: torch.dtype) -> No
 
 
 def net(check: Check) -> None:
-    """eps_hat - x_t (x_t would hide errors) against the CPU, however it is executed."""
+    """Compare eps_hat - x_t with the CPU's, for each way of running the network.
+
+    x_t is subtracted because it would hide errors.
+    """
     models = {"random": random_network(check.network()).eval()}
     if not check.quick:
         for name in ("derain", "derain-4step", "denoise"):
@@ -481,11 +486,11 @@ def _compare_executions(
             check.expect(name, error < ALLOWED[precision], error=f"{error:.1e}")
             if "compiled" in how:
                 count = functions_given_up() - given_up
-                check.expect(f"{name}: nothing given up", count == 0, functions=count)
+                check.expect(f"{name}: no function left uncompiled", count == 0, functions=count)
 
 
 def _compare_large_strips(check: Check) -> None:
-    """A strip whose hidden layer has more than 2^31 values, against strips of the plan's size."""
+    """Compare one strip whose hidden layer has more than 2^31 values with strips as planned."""
     runtime = check.runtime(check.precisions()[-1])
     there = random_network(Network(), runtime.device).eval()
     x, t = torch.randn(1, 6, 2168, 3840, device="cuda"), torch.full((1,), 500.0, device="cuda")
@@ -496,7 +501,10 @@ def _compare_large_strips(check: Check) -> None:
 
 
 def grad(check: Check) -> None:
-    """Losses and gradients of both stages against the CPU; steps, and one that is skipped."""
+    """Compare losses and gradients of both stages with the CPU's, and take training steps.
+
+    One step has gradients that are not finite and must be skipped.
+    """
     kinds = [None, "call"] if check.quick else [None, "none", "call", "level"]
     _compare_gradients(check, kinds, compiled=False)
     for name in check.precisions():
@@ -553,7 +561,7 @@ def _take_steps(check: Check, precision: str) -> None:
 
 
 def memory(check: Check) -> None:
-    """The plans against the allocator; restoring where there is less memory than planned."""
+    """Compare planned with allocated memory, and restore with less memory than planned."""
     runtime = check.runtime(check.precisions()[-1])
     model = random_network(check.network(), runtime.device).eval()
     if not check.on_cuda:
@@ -574,7 +582,7 @@ def memory(check: Check) -> None:
         planned = fixed + 8 * step_bytes(check.network(), Stage(), 1, patch, runtime, kernels)
         good = 0.7 < peak / planned < 1.4
         check.expect(f"bytes of a step at {patch} px", good, of_plan=round(peak / planned, 3))
-    with check.trial("restore goes on in strips when memory runs out"):
+    with check.trial("restore continues in strips when memory runs out"):
         _run_out_of_memory(check, model, runtime)
 
 
@@ -591,7 +599,7 @@ def _allocated_by(run: Callable[[], object]) -> int:
 
 def _run_out_of_memory(check: Check, model: DFT, runtime: Runtime) -> None:
     strips = StripNetwork(model, dtype=runtime.dtype)
-    executor = Executor(strips, ALPHA_BAR, [500], runtime, max_memory=1 << 40)  # more than there is
+    executor = Executor(strips, ALPHA_BAR, [500], runtime, max_memory=1 << 40)  # more than exists
     gc.collect()
     torch.cuda.empty_cache()
     planned = strip_bytes(model, 1024, 1024, 1, runtime.dtype, 64) + 4 * 42 * (1 << 20)
@@ -599,12 +607,12 @@ def _run_out_of_memory(check: Check, model: DFT, runtime: Runtime) -> None:
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
     ran = executor(torch.rand(1, 3, 1024, 1024), ["a"])
     torch.cuda.set_per_process_memory_fraction(1.0)
-    name = "restore goes on in strips when memory runs out"
+    name = "restore continues in strips when memory runs out"
     check.expect(name, any("out of memory" in note for note in ran.notes), notes=ran.notes)
 
 
 def cli(check: Check) -> None:
-    """The commands as a person types them: train, stop, resume, fine, sweep, restore, eval."""
+    """Run the commands as a user does: train, stop, resume, fine, sweep, restore, eval."""
     work = check.folder / "cli"
     shutil.rmtree(work, ignore_errors=True)
     clean, shards, device = work / "clean", work / "shards", ["--device", check.device]
@@ -641,7 +649,7 @@ def cli(check: Check) -> None:
 
 
 def _draw_pictures(folder: Path) -> None:
-    """Smooth shapes: something to restore."""
+    """Write pictures of smooth shapes, to train on and to restore."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     y, x = np.mgrid[0:192, 0:256] / 64
@@ -670,7 +678,7 @@ def _expect_falling(check: Check, metrics: Path, precision: str) -> None:
 
 
 def restore(check: Check) -> None:
-    """A network call at several sizes, each way of running it; where its time goes."""
+    """Time a network call at several sizes and in each way of running it, and profile it."""
     networks = {"official": check.network()}
     models = {"official": random_network(check.network())}
     if not check.quick:
@@ -719,7 +727,7 @@ def _time_call(
         busy = profile_of(lambda: strips(x, t), check.folder / f"profile-{label}-{w}x{h}.txt")
         check.write(busy=round(busy, 3), of=name)
     if precision == check.precisions()[-1] and h == 720:
-        for rows in (h // 2, h // 4, h // 8):  # whose q, k and v a cache may hold
+        for rows in (h // 2, h // 4, h // 8):  # q, k and v of so few rows may fit the cache
             fewer = StripNetwork(there, rows, runtime.dtype)
             took = seconds_of(lambda s=fewer: s(x, t), check, most=20)
             check.time(f"{name} strips of {rows} rows", took)
@@ -727,7 +735,7 @@ def _time_call(
 
 
 def train(check: Check) -> None:
-    """Steps at the shapes of the official recipe, uncompiled."""
+    """Time uncompiled training steps at the shapes of the official recipe."""
     name = "bf16" if "bf16" in check.precisions() else check.precisions()[-1]
     shapes = [(16, 2)] if check.quick else [(32, 720), (64, 192), (128, 48)]
     for fine in (None, "none", "call"):
@@ -735,7 +743,7 @@ def train(check: Check) -> None:
             label = f"{fine or 'coarse'} {patch} px {name}"
             with check.trial(label):
                 _time_step(check, label, fine, patch, rows if fine is None else -(-rows // 4))
-    # in fp16 the loss scale goes into a recording too
+    # In fp16 too, since there a recorded step also reads the loss scale.
     for precision in dict.fromkeys((name, "fp16") if check.on_cuda else (name,)):
         for fine in (None, "none", "call"):
             with check.trial(f"recorded {fine or 'coarse'} {precision}"):
@@ -743,7 +751,7 @@ def train(check: Check) -> None:
 
 
 def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
-    """Steps of a small network launched one by one and recorded: gradients, and times."""
+    """Compare gradients and times of a small network's steps, launched and recorded."""
     runtime = check.runtime(precision)
     network, patch, rows = (QUICK, 16, 2) if check.quick else (DERAIN, 192, 16)
     stage = None if fine is None else (FineStage(recompute=fine), [500])  # type: ignore[arg-type]
@@ -758,14 +766,15 @@ def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
         stepper.recorder.notify = said.append
         with mock.patch.dict(os.environ, {recording.SWITCH: switch}):
             took = seconds_of(lambda s=stepper: s.step(batch, 1.0, 0.0, rows), check, most=20)
-            # the weights have not moved: what was recorded must read what it is given now
+            # The learning rate is 0, so the weights are the same: a recorded step must read the
+            # new batch.
             stepper.step(another, 1.0, 0.0, rows)
         parts = [p.grad.flatten() for p in stepper.net.parameters() if p.grad is not None]
         gradients.append(torch.cat(parts))
         check.time(name + " recorded" * (switch == "auto"), took)
-        check.expect(f"{name}: nothing given up", not said, said=said)
+        check.expect(f"{name}: recording not given up", not said, said=said)
     error, same = relative(gradients[1], gradients[0]), torch.equal(*gradients)
-    # the same kernels, some of which may add up in any order: a digit more or less of few values
+    # Both run the same kernels, but some of these add in any order, so the last digits may differ.
     check.expect(f"{name}: recorded as launched", error < 2e-3, error=f"{error:.1e}", equal=same)
 
 
@@ -793,10 +802,10 @@ def _time_step(check: Check, label: str, fine: str | None, patch: int, rows: int
 
 
 def compiled(check: Check) -> None:
-    """Compiled gradients against the CPU's; what compiling a network costs and brings."""
+    """Compare compiled gradients with the CPU's, and time compiling and a compiled step."""
     if not check.on_cuda:
         notice = compile_in_place(random_network(QUICK), "auto", check.runtime("fp32"))
-        check.expect("a CPU does not compile unless it is asked to", notice is None)
+        check.expect("on a CPU nothing is compiled by default", notice is None)
         return
     _compare_gradients(check, [None, "call"], compiled=True)
     name = "bf16" if "bf16" in check.precisions() else "fp16"
@@ -816,9 +825,9 @@ def compiled(check: Check) -> None:
 
 
 def ranks(check: Check) -> None:
-    """Two GPUs against one, in float32; needs the shards of `cli`."""
+    """Compare training on two GPUs with one, in float32; needs the shards of stage `cli`."""
     if not check.on_cuda or torch.cuda.device_count() < 2:
-        check.write(ranks="fewer than two GPUs: not tried")
+        check.write(ranks="skipped: fewer than two GPUs")
         return
     shards = check.folder / "cli" / "shards"
     words = ["train-coarse", "--recipe", "tiny", "--data", shards, "--precision", "fp32",
@@ -842,7 +851,7 @@ def ranks(check: Check) -> None:
         check.expect(f"{how} process{'es' * (how == 'two')}", done.returncode == 0 and quiet)
         weights.append(torch.load(out / "coarse.pt", weights_only=True)["params"])
     error = max(relative(weights[1][key], weights[0][key]) for key in weights[0])
-    check.expect("two GPUs move the weights as one does", error < 1e-3, error=f"{error:.1e}")
+    check.expect("two GPUs train the same weights as one", error < 1e-3, error=f"{error:.1e}")
 
 
 STAGES: dict[str, tuple[Callable[[Check], None], int]] = {
@@ -858,7 +867,7 @@ STAGES: dict[str, tuple[Callable[[Check], None], int]] = {
     "compiled": (compiled, 420),
     "ranks": (ranks, 120),
 }
-"""What is run, with its time limit in seconds on a GPU."""
+"""The stages in order, each with its function and its time limit in seconds on a GPU."""
 
 if __name__ == "__main__":
     try:

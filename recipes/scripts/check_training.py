@@ -1,4 +1,4 @@
-"""The figures of check_training.sh: exact resume after kill -9, and two processes against one."""
+"""The checks of check_training.sh: exact resume after kill -9, and two processes against one."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PLAIN = ("--device", "cpu", "--precision", "fp32")
 
 
 class Check:
-    """Runs trainings in a folder and prints what was seen.
+    """Runs trainings in a folder and prints whether each check holds.
 
     Args:
-        work: holds `shards/`; the runs go there too.
+        work: folder that holds `shards/`; the runs are written there too.
         kills: how often each run is killed.
-        iterations: of those runs.
-        seed: of the moments.
+        iterations: length of the runs that are killed.
+        seed: seed of the moments at which they are killed.
     """
 
     def __init__(self, work: Path, kills: int, iterations: int, seed: int) -> None:
@@ -44,20 +44,20 @@ class Check:
         self.last: subprocess.Popen[bytes] | None = None
 
     def run(self) -> bool:
-        """All figures; whether each one holds."""
+        """Run all checks, and return whether each one holds."""
         try:
             for stage in STAGES:
                 self.killed(stage)
             for stage in STAGES:
                 self.ranks(stage)
         finally:
-            # it is in a process group of its own, so that nothing else ends it
+            # A training has its own process group, so a signal to this script does not end it.
             if self.last is not None and self.last.poll() is None:
                 os.killpg(self.last.pid, signal.SIGKILL)
         return self.good
 
     def killed(self, stage: str) -> None:
-        """Uninterrupted against killed and resumed."""
+        """Compare an uninterrupted run with one that is killed and resumed."""
         whole, cut = self.work / f"{stage}-whole", self.work / f"{stage}-killed"
         start = self.words(stage, self.iterations, self.stage_settings(stage))
         begin = time.monotonic()
@@ -77,9 +77,14 @@ class Check:
                  f"{len(losses(cut))} losses, last {losses(cut)[-1]}")  # fmt: skip
 
     def kill_and_resume(self, stage: str, run: Path, start: list[str], each: float) -> list[int]:
-        """Kill at random moments, then let it finish; the last steps logged before the kills."""
+        """Kill a run at random moments, resume it each time, and let it finish.
+
+        Returns:
+            The last step that was logged before each kill.
+        """
         rng = random.Random(f"{self.seed}-{stage}")  # noqa: S311  # nothing secret
-        # after the first saved state, before the last steps: every kill meets a running process
+        # After the first saved state and before the last steps, so that every kill finds the
+        # process running.
         goals = sorted(rng.sample(range(SAVE_EVERY + 1, self.iterations - 2), self.kills))
         seen, words = [], start
         for goal in goals:
@@ -101,14 +106,14 @@ class Check:
         return seen
 
     def ranks(self, stage: str) -> None:
-        """Two gloo processes against one process with two micro-batches."""
+        """Compare two gloo processes with one process that takes two micro-batches."""
         settings = [f"{stage}.patches=[32]", f"{stage}.batches=[8]", "train.validate_every=1000"]
         words = self.words(stage, RANK_STEPS, settings, init=True)
         one, two = self.work / f"{stage}-one", self.work / f"{stage}-two"
         self.finish(self.command(stage, one, [*words, "train.micro_batch=4"]))
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
         self.finish(self.command(stage, two, words, launcher))
-        # both start from the averaged weights of the coarse stage
+        # Both start from the averaged weights of the coarse stage.
         before = weights(self.work / "coarse-whole" / "coarse.pt", "params_ema")
         change, other = (
             torch.cat([(value - before[name]).double().flatten() for name, value in after.items()])
@@ -123,7 +128,7 @@ class Check:
         )
 
     def stage_settings(self, stage: str) -> list[str]:
-        """Two patch sizes that take turns, states and scores between."""
+        """Settings with two patch sizes in turn, and with states and scores in between."""
         return [
             f"{stage}.patches=[32,48]",
             f"{stage}.batches=[8,4]",
@@ -136,7 +141,7 @@ class Check:
     def words(
         self, stage: str, iterations: int, settings: list[str], init: bool = False
     ) -> list[str]:
-        """What a new training is told."""
+        """Return the arguments that start a new training."""
         words = ["--recipe", "tiny", "--data", str(self.work / "shards"), *NETWORK, *COMMON]
         words += [f"{stage}.iterations={iterations}", *settings]
         words += [f"{stage}.periods=[{{length: {iterations}, floor: 1.0e-5}}]"]
@@ -147,13 +152,13 @@ class Check:
     def command(
         self, stage: str, run: Path, words: list[str], launcher: tuple[str, ...] = ()
     ) -> list[str]:
-        """The whole command line."""
+        """Return the whole command line of a training."""
         program = [sys.executable, *launcher, "-m", "c2fdft_cli", f"train-{stage}"]
         return [*program, "--out", str(run), *PLAIN, *words]
 
     def start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        """A process group of its own, its words in a file."""
-        # as torchrun gives each process one thread: another number rounds otherwise
+        """Start a command in a new process group, with its output in a file."""
+        # torchrun gives each process one thread; another number of threads rounds differently.
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (self.work / "output.log").open("ab") as log:
             self.last = subprocess.Popen(  # noqa: S603
@@ -162,22 +167,26 @@ class Check:
         return self.last
 
     def finish(self, command: list[str]) -> None:
-        """Run to the end; leaves with the last lines of what it said when it fails."""
+        """Run a command to its end; exit with the last lines of its output if it fails."""
         code = self.start(command).wait()
         if code:
             said = (self.work / "output.log").read_text(errors="replace").splitlines()[-20:]
             raise SystemExit("\n".join([*said, f"exit code {code}: {' '.join(command)}"]))
 
     def say(self, line: str, good: bool = True) -> None:
-        """Print a line, and remember whether it is good."""
+        """Print the result of a check, and remember whether it holds."""
         self.good = self.good and good
         sys.stdout.write(line + ("" if good else "  FAILED") + "\n")
         sys.stdout.flush()
 
 
 def wait_for(metrics: Path, goal: int, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until a running process has logged a step; False when it ends or takes too long."""
-    # a resumed run first replaces the file, cut back to its state
+    """Wait until a running process has logged a step.
+
+    Returns:
+        Whether it has; False if the process ends first or takes longer than PATIENCE.
+    """
+    # A resumed run first replaces the file by one that is cut back to its state.
     old = metrics.stat().st_ino if metrics.exists() else None
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
@@ -188,26 +197,26 @@ def wait_for(metrics: Path, goal: int, process: subprocess.Popen[bytes]) -> bool
 
 
 def last_step(metrics: Path) -> int:
-    """The last whole row's iteration, 0 where there is none."""
+    """Return the iteration of the last complete row, or 0 if there is none."""
     rows = metrics.read_text().rpartition("\n")[0].splitlines()[1:]
     return int(rows[-1].split(",")[0]) if rows else 0
 
 
 def losses(run: Path) -> list[str]:
-    """The loss column, as it is written."""
+    """Return the loss column as text."""
     with (run / "metrics.csv").open(newline="") as file:
         return [row["loss"] for row in csv.DictReader(file)]
 
 
 def weights(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
-    """`params` or `params_ema`."""
+    """Load the state dict `params` or `params_ema` of a checkpoint."""
     content = torch.load(checkpoint, weights_only=True, map_location="cpu")
     state: dict[str, torch.Tensor] = content[name]
     return state
 
 
 def digest(checkpoint: Path, name: str) -> str:
-    """SHA-256 of the names and bytes of the weights."""
+    """Return the SHA-256 of the weights' names and bytes."""
     total = hashlib.sha256()
     for key, value in sorted(weights(checkpoint, name).items()):
         total.update(key.encode() + value.contiguous().numpy().tobytes())
@@ -215,7 +224,7 @@ def digest(checkpoint: Path, name: str) -> str:
 
 
 if __name__ == "__main__":
-    # so that `finally` is reached
+    # Exit by an exception, so that `finally` ends the training.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     kills, iterations, seed = map(int, sys.argv[2:5])
     sys.exit(0 if Check(Path(sys.argv[1]), kills, iterations, seed).run() else 1)

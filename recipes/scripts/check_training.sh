@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Shows on this machine that a training can be trusted, in about five minutes on two CPU cores:
+# Checks on this machine, in about five minutes on two CPU cores, that a training
 #
-#   1. killed with kill -9 at random moments and resumed, it ends with the same bytes;
-#   2. two processes move the weights as one process does with two micro-batches.
+#   1. ends with the same bytes when it is killed with kill -9 at random moments and resumed;
+#   2. changes the weights in two processes as it does in one process with two micro-batches.
 #
 #   recipes/scripts/check_training.sh
 #
-# Both for the coarse and the fine stage of a small network. Exits with 1 when a figure fails.
+# Both are checked for the coarse and the fine stage of a small network. Exits with 1 if a check fails.
 # Settings, from the environment:
 #   KILLS       how often each run is killed [5]
-#   ITERATIONS  of the runs that are killed [40]
-#   SEED        of the moments [2023]
-#   WORK        folder to work in, kept at the end [a temporary one]
-#   PYTHON      the Python that has c2fdft [python3]
+#   ITERATIONS  length of the runs that are killed [40]
+#   SEED        seed of the moments at which they are killed [2023]
+#   WORK        folder to work in, which is kept [a temporary folder]
+#   PYTHON      the Python that c2fdft is installed in [python3]
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python3}

@@ -1,4 +1,4 @@
-"""The network against a plain transcription of it: seconds, agreement and memory.
+"""Compare the network with a plain transcription of it: seconds, agreement and memory.
 
     compare_speed.py TRANSCRIPTION.py forward [--size 256] [--rounds 7]
     compare_speed.py TRANSCRIPTION.py step [--size 64] [--batch 4] [--compile] [--apart]
@@ -6,10 +6,9 @@
     compare_speed.py TRANSCRIPTION.py runtimes [--weights derain]    beside onnxruntime, OpenVINO
     compare_speed.py - call --size 2160x3840      one call in strips, no transcription
 
-TRANSCRIPTION.py defines `Textbook`, a module with the parameters and the call of
-`c2fdft_cli.core.network.DFT`. Contestants take turns within one run; ratios are medians over
-rounds.
-Prints one JSON document a line, and what it does on standard error.
+TRANSCRIPTION.py defines `Textbook`, a module with the parameters and the call signature of
+`c2fdft_cli.core.network.DFT`. The variants take turns within one run; ratios are medians over
+rounds. Prints one JSON document per line; progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -49,15 +48,15 @@ from c2fdft_cli.recipe.schema import Network
 
 
 def main() -> None:
-    """Run what the command line names."""
+    """Run the part that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("transcription")
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--size", default=None, help="side, or HEIGHTxWIDTH, in px")
-    parser.add_argument("--batch", type=int, default=4, help="of step")
+    parser.add_argument("--batch", type=int, default=4, help="batch size of step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--weights", help="runtimes: packaged weights or a checkpoint")
-    parser.add_argument("--compile", action="store_true", help="step: compile ours")
+    parser.add_argument("--compile", action="store_true", help="step: compile our network")
     parser.add_argument("--apart", action="store_true", help="step: each in its own process")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -65,7 +64,7 @@ def main() -> None:
 
 
 def forward(args: argparse.Namespace) -> None:
-    """One call: transcription, network, strips in float32 and bfloat16."""
+    """Time one call of transcription, network, and strips in float32 and bfloat16."""
     h, w = _size(args.size or "256")
     book, net = _pair(args.transcription)
     calls = {"transcription fp32": book, "network fp32": net, "strips fp32": StripNetwork(net)}
@@ -89,9 +88,9 @@ def forward(args: argparse.Namespace) -> None:
 
 
 def runtimes(args: argparse.Namespace) -> None:
-    """One float32 call: transcription, onnxruntime, OpenVINO (where installed) and strips.
+    """Time one float32 call of transcription, onnxruntime, OpenVINO (if installed) and strips.
 
-    Strips with torch's kernels and, where there is a compiler, with our own.
+    Strips run with torch's kernels and, if there is a C compiler, with the compiled ones.
     """
     h, w = _size(args.size or "256")
     x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
@@ -123,7 +122,7 @@ def runtimes(args: argparse.Namespace) -> None:
 def _other_runtimes(
     net: DFT, arguments: dict[str, object]
 ) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """The network in onnxruntime and OpenVINO, as many threads as torch has."""
+    """Return calls of the network in onnxruntime and OpenVINO, with as many threads as torch."""
     threads, calls = torch.get_num_threads(), {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
@@ -149,10 +148,11 @@ def _other_runtimes(
 
 
 def step(args: argparse.Namespace) -> None:
-    """A coarse training step with its optimiser, eager transcription against ours.
+    """Time a coarse training step with its optimiser: eager transcription against our network.
 
-    Both in one process, where freed memory is used again for both; or each in its own (--apart),
-    where that is so for ours alone: training sets it, see `reuse_freed_memory`.
+    Both run in one process, which keeps freed memory for both. With --apart each runs in its own
+    process, and only ours keeps freed memory, as this program's training does
+    (`reuse_freed_memory`).
     """
     h, w = _size(args.size or "64")
     names = [f"{whose} fp32" for whose in ("transcription", "ours")]
@@ -178,13 +178,13 @@ def step(args: argparse.Namespace) -> None:
 
 
 def _training_step(args: argparse.Namespace, name: str) -> Callable[[], object]:
-    """One step of "transcription" or "ours" in the precision named last."""
+    """Return a training step; name is "transcription" or "ours", then "fp32" or "bf16"."""
     h, w = _size(args.size or "64")
     whose, precision = name.split()
     book, net = _pair(args.transcription)
     one: nn.Module = (net if whose == "ours" else book).train().requires_grad_(True)
     if whose == "ours":
-        install(one, torch.device("cpu"))  # as a training does
+        install(one, torch.device("cpu"))  # as `c2fdft train-*` does
     call = torch.compile(one) if args.compile and whose == "ours" else one
     optimizer = torch.optim.AdamW(one.parameters(), lr=1e-4, fused=True)
     x, t = torch.randn(args.batch, 6, h, w), torch.linspace(100, 900, args.batch)
@@ -200,7 +200,7 @@ def _training_step(args: argparse.Namespace, name: str) -> Callable[[], object]:
 
 
 class _Apart:
-    """A training step in a process of its own, which works when it is called and waits else."""
+    """A training step in its own process, which takes a step at each call and waits otherwise."""
 
     def __init__(self, args: argparse.Namespace, name: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -226,7 +226,7 @@ def _serve(pipe: Connection, args: argparse.Namespace, name: str) -> None:
     if name.startswith("ours"):
         reuse_freed_memory()
     run = _training_step(args, name)
-    with contextlib.suppress(EOFError):  # the other end was closed: done
+    with contextlib.suppress(EOFError):  # the other end of the pipe was closed
         while True:
             pipe.recv()
             run()
@@ -234,7 +234,10 @@ def _serve(pipe: Connection, args: argparse.Namespace, name: str) -> None:
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Peak resident memory beyond the weights and seconds of one call, each in its own process."""
+    """Measure seconds and peak memory of one call, each variant in its own process.
+
+    Memory is resident memory beyond what was resident before the call.
+    """
     h, w = _size(args.size or "1024")
     context = multiprocessing.get_context("spawn")
     for name in ("transcription", "whole", "strips"):
@@ -245,7 +248,7 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def call(args: argparse.Namespace) -> None:
-    """One call in strips of the full network in its own process."""
+    """Measure one call of the full network in strips, in its own process."""
     h, w = _size(args.size or "2160x3840")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         took, peak = pool.apply(_measure, (args.transcription, "strips", h, w))
@@ -257,7 +260,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def _measure(transcription: str, name: str, h: int, w: int) -> tuple[float, int]:
-    """(seconds, peak bytes beyond what was resident before) of one call."""
+    """Return seconds of one call and its peak bytes beyond what was resident before."""
     torch.manual_seed(0)
     net: nn.Module | StripNetwork
     if name == "transcription":
@@ -292,7 +295,7 @@ def _resident() -> int:
 
 
 def _pair(transcription: str) -> tuple[nn.Module, DFT]:
-    """The transcription and our network with one set of weights."""
+    """Return the transcription and our network, both with the same weights."""
     net = DFT().eval().requires_grad_(False)
     book = _load(transcription)
     book.load_state_dict(net.state_dict(), strict=True)

@@ -1,26 +1,26 @@
-"""How many bytes a network call moves on a GPU, and in how many kernels, counted without a GPU.
+"""Count the bytes that a network call moves on a GPU, and its kernels, without a GPU.
 
     python recipes/scripts/count_traffic.py [--size 256 256] [--dtype bf16] [--network full]
     python recipes/scripts/count_traffic.py --step fine --network derain --batch 16 --size 192 192
 
 The network runs in strips on fake CUDA tensors (`FakeTensorMode`: shapes, strides, dtypes and
-devices are real, there are no contents), below a mode that sees each operator as it is dispatched.
-An operator is taken for one kernel that reads each of its arguments once and writes each of its
-results once; a dimension that is expanded (stride 0) counts once; what is updated in place is read
-and written, what is only written (`out=`, `copy_`) is written. Views and allocations count nothing.
-What a kernel reads twice, and what it finds in a cache, is not seen: a convolution or a product
-counts as if each value came from memory once.
+devices are real, but there are no contents), under a dispatch mode that sees each operator. Each
+operator counts as one kernel that reads each of its arguments once and writes each of its results
+once. An expanded dimension (stride 0) counts once. An argument that is updated in place is read and
+written; one that is only overwritten (`out=`, `copy_`) is written. Views and allocations count
+nothing. Repeated reads and cache hits are not modelled: a convolution or a product counts as if
+each value came from memory once.
 
-`bytes a value` are the bytes over the sum of channels x pixels over all blocks: what the residual
-stream would take to be passed through all blocks once, were a value one byte.
+`bytes a value` is the number of bytes divided by the sum of channels x pixels over all blocks, the
+number of values that the residual stream has when it passes through all blocks once.
 
-A torch that is built without CUDA has no device guard for it: one that does nothing is compiled
-(two seconds, needs g++) and loaded.
+A torch that is built without CUDA has no device guard for it, so one that does nothing is compiled
+(which takes two seconds and needs g++) and loaded.
 
-`--step` counts a training step by part instead: forward, loss, backward, and what moves the weights
-(gradient norm, clipping, AdamW, average). The tensors are a CPU's there, because autograd wants a
-real device for streams, with what autocast does on CUDA; the copies to the GPU are left out.
-Operators on lists of tensors count as the launches that torch cuts them into.
+`--step` counts a training step instead, by part: forward, loss, backward, and the update of the
+weights (gradient norm, clipping, AdamW, average). Its tensors are on the CPU, because autograd
+needs a real device for its streams, but autocast does what it does on CUDA; the copies to the GPU
+are not counted. An operator on lists of tensors counts as the launches into which torch splits it.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ KINDS = (
 )
 NO_KERNELS = ("device", "_unsafe_view", "empty", "empty_like", "new_empty", "empty_strided")
 ONLY_WRITTEN = {"copy_": 0, "fill_": 0, "zero_": 0}
-"""Operators whose first argument is written and not read."""
+"""Operators that write an argument without reading it, with the argument's index."""
 
 LIST_CHUNK, LIST_CHUNKS, LIST_TENSORS = 1 << 16, 320, (110, 64, 48, 36, 30)
-"""Values of a chunk, chunks of a launch, and tensors of a launch by the lists that go in together:
-ATen/native/cuda/MultiTensorApply.cuh."""
+"""Values of a chunk, chunks of a launch, and tensors of a launch by the number of lists that the
+operator takes: ATen/native/cuda/MultiTensorApply.cuh."""
 
 FORWARD, LOSS, BACKWARD, MOVE = "forward", "loss and its gradient", "backward", "moving the weights"
 
@@ -100,11 +100,12 @@ c10::impl::DeviceGuardImplRegistrar guard(c10::DeviceType::CUDA, new Guard());
 
 
 class Traffic(TorchDispatchMode):
-    """Sums up what the operators below it move.
+    """Counts the bytes and launches of the operators that are dispatched under it.
 
     Attributes:
-        bytes: by name of the operator.
-        launches: the same.
+        bytes: bytes moved, by name of the operator.
+        launches: kernels launched, by name of the operator.
+        parts: launches and bytes of each part that was entered.
     """
 
     def __init__(self) -> None:
@@ -114,15 +115,16 @@ class Traffic(TorchDispatchMode):
         self.parts: dict[str, tuple[Counter[str], Counter[str]]] = {}
 
     def enter(self, part: str) -> None:
-        """Count what follows for a part."""
+        """Count the operators that follow towards a part."""
         self.launches, self.bytes = self.parts.setdefault(part, (Counter(), Counter()))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the operator, and count it."""
+        """Run an operator, and count it."""
         kwargs = kwargs or {}
-        broken = func is torch.ops.aten.baddbmm.dtype_out  # decomposed wrongly for fake tensors
+        # torch decomposes this one wrongly for fake tensors.
+        broken = func is torch.ops.aten.baddbmm.dtype_out
         out = kwargs["out"] if broken else func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if not (_is_view(func) or name in NO_KERNELS):
@@ -151,7 +153,7 @@ def _moved(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 
 def _launches_of(name: str, args: tuple[Any, ...]) -> int:
-    """One, or of an operator on lists as many as its tensors and their chunks need."""
+    """Return the launches of an operator: 1, or what the tensors and chunks of its lists need."""
     if not name.startswith(("_foreach", "_fused")):
         return 1
     lists = [arg for arg in args if isinstance(arg, list | tuple) and arg]
@@ -162,7 +164,7 @@ def _launches_of(name: str, args: tuple[Any, ...]) -> int:
 
 
 def _is_view(func: Any) -> bool:
-    """Whether the result is a view of an argument."""
+    """Return whether an operator's results are views of its arguments."""
     returns = func._schema.returns
     return bool(returns) and all(r.alias_info and not r.alias_info.is_write for r in returns)
 
@@ -185,7 +187,7 @@ def _size(x: Tensor) -> int:
 
 
 def load_device_guard() -> None:
-    """Let this process handle CUDA tensors without contents where torch is built without CUDA."""
+    """Let this process handle fake CUDA tensors even if torch is built without CUDA."""
     if torch.version.cuda is not None:
         return
     torch_folder = Path(torch.__file__).parent
@@ -199,7 +201,7 @@ def load_device_guard() -> None:
 
 
 def fake_network(network: Network, mode: FakeTensorMode) -> DFT:
-    """The network with fake CUDA tensors for weights."""
+    """Make the network with fake CUDA tensors as weights."""
     with torch.device("meta"):
         net = make_network(network)
     for module in net.modules():
@@ -210,7 +212,7 @@ def fake_network(network: Network, mode: FakeTensorMode) -> DFT:
 
 
 def values_of(network: Network, height: int, width: int) -> int:
-    """Channels x pixels, summed over the blocks."""
+    """Return channels x pixels, summed over the blocks."""
     blocks, dim = network.blocks, network.dim
     levels = [(blocks[i], dim << i, i) for i in (0, 1, 2, 3, 2, 1)] + [(blocks[0], 2 * dim, 0)]
     return sum(n * c * (height >> i) * (width >> i) for n, c, i in levels)
@@ -219,7 +221,7 @@ def values_of(network: Network, height: int, width: int) -> int:
 def count(
     network: Network, n: int, height: int, width: int, dtype: torch.dtype, fused: bool = False
 ) -> Traffic:
-    """The traffic of one call in one strip, by the plain passes or the fused kernels."""
+    """Count one call in one strip, with the plain passes or the fused kernels."""
     mode = FakeTensorMode()
     strips_module.passes_for = lambda *_: fused_passes() if fused else PLAIN
     with mode, torch.no_grad():
@@ -240,28 +242,28 @@ def count_step(
     clip: float | None,
     fused: bool = False,
 ) -> Traffic:
-    """The traffic of a training step, by part; a fine one has one sampling step."""
+    """Count a training step by part; a fine step has one sampling step."""
     traffic = Traffic()
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
         modes.enter_context(NormsInFloat32())
-        # what a GPU has of its own, and the values of tensors that have no contents
+        # Take the routes of a GPU, and give values to tensors that have no contents.
         modes.enter_context(mock.patch.object(objective_module, "install", _install_for_cuda))
         modes.enter_context(mock.patch.object(products, "sums_without_copies", return_value=True))
         modes.enter_context(mock.patch.object(FakeTensor, "tolist", lambda x: [0.5] * len(x)))
         modes.enter_context(training.assume(_by_kernels(network, fused)))
-        # torch takes lists of plain tensors alone together
+        # torch passes only lists of plain tensors to one operator, not of fake ones.
         modes.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", return_value=True))
         modes.enter_context(mock.patch.object(ssim, "_window_sums", _window_sums))
         net = make_network(network)
         fine = (stage, [500]) if isinstance(stage, FineStage) else None
         objective = Objective(net, torch.zeros(1000), fine)
         runtime = Runtime(torch.device("cpu"), dtype)
-        average = make_network(network)  # a copy of tensors without contents has a mode of its own
+        average = make_network(network)  # a deep copy of fake tensors would get another fake mode
         with mock.patch.object(stepper_module.copy, "deepcopy", return_value=average):
             stepper = Stepper(objective, Train(clip_norm=clip), runtime)
         batch = random_batch(rows, patch, 1000)
-        stepper.step(batch, 1.0, 1e-3, rows)  # the first makes the moments
+        stepper.step(batch, 1.0, 1e-3, rows)  # the first step allocates AdamW's moments
         _mark_parts(stepper, traffic)
         with traffic:
             stepper.step(batch, 1.0, 1e-3, rows)
@@ -269,7 +271,7 @@ def count_step(
 
 
 def _by_kernels(network: Network, fused: bool) -> Kernels:
-    """What a step trains by the kernels: all or nothing."""
+    """Return what a training step computes by the Triton kernels: everything or nothing."""
     parts = (training.NORM, training.FEED_FORWARD) if fused else ()
     return frozenset((part, network.dim << level) for part in parts for level in range(4))
 
@@ -281,12 +283,12 @@ def _install_for_cuda(net: nn.Module, device: torch.device) -> None:
 def _window_sums(
     side: int, window: int, sigma: float, pad: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """A matrix that training makes once, and so is not counted."""
+    """Stand in for a matrix that training makes only once, so that making it is not counted."""
     return torch.empty(side + 2 * pad - window + 1, side, dtype=dtype, device=device)
 
 
 def _mark_parts(stepper: Stepper, traffic: Traffic) -> None:
-    """Let the traffic know where each part of a step begins."""
+    """Hook the stepper so that each part of a step is counted separately."""
     traffic.enter(FORWARD)
 
     def leave_network(net: object, args: object, eps_hat: Tensor) -> None:
@@ -304,26 +306,28 @@ def _mark_parts(stepper: Stepper, traffic: Traffic) -> None:
 
 
 def fused_passes() -> Passes:
-    """The passes by the fused kernels, wherever they are faster or not."""
+    """Return the passes by the fused kernels, whether or not they are faster."""
     from c2fdft_cli.execution.fused import passes
 
     return Passes(passes.gather, passes.mixing, passes.apply)
 
 
 def network_inputs(strips: StripNetwork) -> int:
-    """Channels of the network's input."""
+    """Return the number of channels of the network's input."""
     return strips.net.in_channels
 
 
 def main() -> None:
-    """Print the table."""
+    """Count what the options select, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--fused", action="store_true", help="by the Triton kernels")
+    parser.add_argument("--fused", action="store_true", help="run the Triton kernels")
     parser.add_argument("--network", choices=NETWORKS, default="full")
-    parser.add_argument("--step", choices=("coarse", "fine"), help="a training step")
+    parser.add_argument(
+        "--step", choices=("coarse", "fine"), help="count a training step of this stage"
+    )
     args = parser.parse_args()
     network, dtype = NETWORKS[args.network], DTYPES[args.dtype]
     if args.step:

@@ -1,26 +1,29 @@
 #!/usr/bin/env bash
-# What matters in the fine stage: arms of equal time from one coarse checkpoint of the tiny network, each
-# with one thing changed, scored on a test set that none of them has seen.
+# Compares settings of the fine stage: trainings (arms) of equal time from one coarse checkpoint of the
+# tiny network, each with one setting changed, scored on a test set that none of them was trained on.
 #
 #   recipes/scripts/fine_arms.sh CLEAN STREAKS TEST OUT [ARM...]    ARMs: see below; all if none is named
 #
-# CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. What is in OUT
-# already is not made again; the Markdown table comes last. Several at once may share OUT when each names
-# other arms and the coarse stage is done. SECONDS_EACH [300] is the time of one arm: a few
-# real steps (--dry-run) tell how many iterations it holds. SEEDS ["1 2"]; COARSE [840] iterations.
-#   base         4 calls (999, 666, 333, 0), 0.84 (1 - MS-SSIM) + L1, EMA start, 32/64/96 px
-#   paper        as in the paper, 0.16 L1
+# CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. Results that are
+# already in OUT are kept; the Markdown table is printed at the end. Several processes may share OUT if
+# the coarse stage is finished and each names different arms. Settings, from the environment:
+#   SECONDS_EACH  time of one arm [300]; a few real steps (--dry-run) give its number of iterations
+#   SEEDS         seeds of each arm ["1 2"]
+#   COARSE        iterations of the coarse stage [840]
+#   PYTHON        the Python that runs the script's own calculations [python3]
+# Arms. Unless stated otherwise the learning rate is 3e-4, L1 has weight 1, gradients are clipped to norm 1:
+#   base         4 sampling steps (999, 666, 333, 0), 0.84 (1 - MS-SSIM) + L1, EMA start, 32/64/96 px
+#   paper        the paper's weight of L1, 0.16
 #   as_released  the released loss: MS-SSIM with a range of 255 on [-1, 1]
 #   raw          starts from the raw coarse weights
-#   fixed        64 px patches all along
-#   eight        8 calls
-#   three        3 calls: 999, 666, 333
-#   two          2 calls: 999, 500
-#   one          1 call: 500
-#   one_fast     1 call, at a rate of 8e-4
-#   base_fast    as base, at a rate of 8e-4
-#   one_l1       1 call, L1 alone, at a rate of 8e-4
-# Else L1 counts in full in all arms but `paper`, the rate is 3e-4; gradients are clipped to norm 1.
+#   fixed        64 px patches throughout
+#   eight        8 sampling steps
+#   three        3 sampling steps: 999, 666, 333
+#   two          2 sampling steps: 999, 500
+#   one          1 sampling step: 500
+#   one_fast     1 sampling step, at a learning rate of 8e-4
+#   base_fast    as base, at a learning rate of 8e-4
+#   one_l1       1 sampling step, L1 alone, at a learning rate of 8e-4
 set -euo pipefail
 
 if [ $# -lt 4 ]; then
@@ -38,7 +41,7 @@ data=(--data "$out/shards" "data.streaks=$streaks" train.validate_every=1000000)
 # shellcheck source=recipes/scripts/stage.sh
 . "$(dirname "$0")/stage.sh"
 
-words() {  # words ARM: what it changes, in ${changed[@]}
+words() {  # words ARM: put the overrides of an arm into the array `changed`
   changed=("sampling.grid=[999,666,333,0]")
   case $1 in
     base) ;;
@@ -66,10 +69,10 @@ stage coarse coarse.pt train-coarse --recipe tiny "${data[@]}" data.synthesize=r
 start=(--from "$out/coarse/coarse.pt" "fine.patches=[32,64,96]" "fine.batches=[16,6,2]"
   fine.ssim=paper fine.l1_weight=1.0 fine.lr=3.0e-4 train.clip_norm=1.0)
 
-# timed_as ARM: the arm whose steps tell what this one's take
+# timed_as ARM: the arm whose steps take as long as those of ARM
 timed_as() { case $1 in base_fast | paper | as_released | raw) echo base ;; one_fast) echo one ;; *) echo "$1" ;; esac; }
 
-for round in 1 2; do  # how many seconds a step takes: of two rounds the faster counts
+for round in 1 2; do  # time a step of each arm in two rounds, of which the faster counts
   for arm in "${arms[@]}"; do
     arm=$(timed_as "$arm")
     [ -f "$out/$arm.plan$round" ] && continue
@@ -79,7 +82,7 @@ for round in 1 2; do  # how many seconds a step takes: of two rounds the faster 
   done
 done
 
-iterations() {  # iterations ARM: how many hold that time, a multiple of the six stages
+iterations() {  # iterations ARM: how many take SECONDS_EACH, a multiple of six (two cycles of three sizes)
   "$python" - "$each" "$out/$(timed_as "$1")".plan[12] <<'PYTHON'
 import json, pathlib, statistics, sys
 

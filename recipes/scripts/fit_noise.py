@@ -2,11 +2,11 @@
 
     python recipes/scripts/fit_noise.py PolyU --pairs 30 --evaluations 100
 
-PolyU holds `real/` and `mean/` with the same names; the first pairs by name are used. Where the
-mean image is flat, the difference real - mean gives the autocorrelation of brightness and of
-colour, the correlation of the channels, and the noise by level, relative to the picture's. One
-camera is fitted to the medians over the pictures; then each picture's own noise level gives its
-shot noise, whose spread is the range to train on.
+PolyU holds `real/` and `mean/` with the same file names; the first pairs by name are used. Where
+the mean image is flat, the difference real - mean gives the autocorrelation of brightness and of
+colour, the correlation between channels, and the noise by brightness level, relative to the
+picture's noise level. One camera is fitted to the medians of these over the pictures. Then each
+picture's noise level gives its shot noise; the range of these is what to train on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = logging.getLogger("fit_noise")
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one picture's noise: `level` in 8-bit levels, all others relative or correlations."""
+    """Statistics of one picture's noise: `level` in 8-bit levels, the others without a unit."""
 
     level: float
     spatial: Floats  # [3, lags]: brightness, red - brightness, blue - brightness
@@ -84,7 +84,7 @@ def autocorrelation(plane: NDArray[np.float32], flat: NDArray[np.bool_], dy: int
 
 
 def medians(all_of: list[Statistics]) -> dict[str, Floats]:
-    """The median over pictures of each statistic that has no unit."""
+    """Return the median over pictures of each statistic that has no unit."""
     return {
         name: np.nanmedian([getattr(one, name) for one in all_of], axis=0)
         for name in ("spatial", "channels", "colour", "by_level")
@@ -92,14 +92,17 @@ def medians(all_of: list[Statistics]) -> dict[str, Floats]:
 
 
 def flat_pixels(mean: Pixels) -> NDArray[np.bool_]:
-    """Where the mean image has no structure that a shift of the camera would turn into noise."""
+    """Mask the pixels whose surroundings are flat.
+
+    Elsewhere a slight shift of the camera between exposures would count as noise.
+    """
     image = mean.astype(np.float32)
     rough = np.abs(image - cv2.GaussianBlur(image, (0, 0), 2)).max(axis=2)
     return cv2.erode((rough < 2.5).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
 
 
 def camera(values: Floats, shot: float) -> Camera:
-    """The camera of the fitted values, in the order of START, forced into their ranges."""
+    """Return the camera with the fitted values, in the order of START, clipped to their ranges."""
     low = np.array([0.0, 1.0, 1.0, 0.0, 0.2, 0.0, 0.0])
     high = np.array([1.0, 4.0, 4.0, 4.0, 8.0, 3.0, 1.0])
     named = dict(zip(START, np.clip(values, low, high).tolist(), strict=True))
@@ -109,13 +112,13 @@ def camera(values: Floats, shot: float) -> Camera:
 def made(
     values: Floats, shot: float, mean: Pixels, flat: NDArray[np.bool_], seed: int
 ) -> Statistics:
-    """Statistics of noise made on the mean image."""
+    """Synthesise noise on the mean image, and return its statistics."""
     noisy = photograph(mean, camera(values, shot), np.random.default_rng(seed))
     return statistics(jpeg(noisy, QUALITY), mean, flat)
 
 
 def main() -> None:
-    """Fit, then compare real and made noise in numbers."""
+    """Fit, then print the statistics of real and synthetic noise side by side."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=30)
@@ -145,7 +148,9 @@ def main() -> None:
     log.info("%s", camera(found.x, SHOT))
     again = [made(found.x, SHOT, *pair, seed=100 + i) for i, pair in enumerate(means)]
     for key, value in medians(again).items():
-        log.info("%s\n real %s\n made %s", key, *map(np.array2string, (wanted[key], value)))
+        log.info(
+            "%s\n real      %s\n synthetic %s", key, *map(np.array2string, (wanted[key], value))
+        )
     shots = [SHOT * (a.level / b.level) ** 2 for a, b in zip(real, again, strict=True)]
     ends = np.percentile(shots, [0, 10, 50, 90, 100])
     log.info("shot noise: %s", ", ".join(f"{one:.2g}" for one in ends))

@@ -1,12 +1,12 @@
-"""Mutated files for whatever the program reads: is each read or refused, soon, in bounded memory?
+"""Feed mutated files to the program's readers: is each read or refused, in bounded time and memory?
 
     python recipes/scripts/fuzz.py                              all targets, 20,000 inputs each
-    python recipes/scripts/fuzz.py checkpoints --inputs 500     one of them
+    python recipes/scripts/fuzz.py checkpoints --inputs 500     one target
     python recipes/scripts/fuzz.py checkpoints --only 4711 --keep input.pth     one input again
 
-Promises: no exception but an error of the program's own, at most 5 s, at most 2 GiB more. Prints
-one JSON document a target; exit code 1 if there was a defect. What can be tried is registered in
-`tests/kit/fuzz_*.py`. Linux only.
+Checks that reading an input raises nothing but the program's own errors, takes at most 5 s, and
+needs at most 2 GiB more memory. Prints one JSON document per target; the exit code is 1 if there
+was a defect. Targets are registered in `tests/kit/fuzz_*.py`. Linux only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from tests.kit import fuzz
 
 
 def report(target: fuzz.Target, inputs: int, seed: int) -> dict[str, object]:
-    """Try a target; counts, times and defects, these by kind with the first inputs of each."""
+    """Try the inputs of a target, and return counts, times and defects as a JSON document.
+
+    Defects are counted by kind, with the numbers of the first five inputs of each kind.
+    """
     start = time.perf_counter()
     kinds: Counter[str] = Counter()
     examples: dict[str, list[int]] = {}
@@ -53,7 +56,7 @@ def report(target: fuzz.Target, inputs: int, seed: int) -> dict[str, object]:
 
 
 def again(target: fuzz.Target, number: int, seed: int, keep: Path | None) -> None:
-    """Read one input in this process, with its traceback."""
+    """Read one input in this process, so that an error shows its traceback."""
     with tempfile.TemporaryDirectory() as folder:
         data = fuzz.made_input(target, target.seeds(Path(folder)), seed, number)
         path = keep or Path(folder) / f"input{target.suffix}"
@@ -62,14 +65,18 @@ def again(target: fuzz.Target, number: int, seed: int, keep: Path | None) -> Non
 
 
 def main() -> int:
-    """Try the targets that were asked for."""
+    """Try the requested targets."""
     known = fuzz.targets()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(known))
-    parser.add_argument("--inputs", type=int, default=20_000, help="number of inputs each")
+    parser.add_argument(
+        "--inputs", type=int, default=20_000, help="number of inputs for each target"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, metavar="NUMBER", help="read one input again")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="with --only: keep it there")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="with --only: save the input there"
+    )
     options = parser.parse_args()
     if unknown := set(options.targets) - set(known):
         parser.error(f"unknown target {', '.join(unknown)}; there are {', '.join(known)}")

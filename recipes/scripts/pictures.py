@@ -1,10 +1,11 @@
-"""The pictures of the documents: photographs that come with scikit-image, degraded and restored.
+"""Make the pictures of the documents: scikit-image's photographs, degraded and restored.
 
     python recipes/scripts/pictures.py docs/images
 
-writes `rain.jpg` (weights derain), `noise.jpg` (denoise) and `blur.jpg` (deblur): degraded above,
-restored below. The rain is drawn by formula, the noise is white Gaussian of sigma 25 and 50 and a
-camera's, the blur that of a hand that shakes during the exposure. `overview.jpg` is one of each.
+writes `rain.jpg` (weights derain), `noise.jpg` (denoise) and `blur.jpg` (deblur), each with the
+degraded photographs above and the restored ones below. The rain is synthetic, by formula; the noise
+is white Gaussian of sigma 25 and 50, and a camera's noise; the blur is that of a hand-held camera
+that shakes during the exposure. `overview.jpg` shows one photograph of each.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ HEIGHT, GAP, QUALITY = 300, 6, 88
 
 
 def main() -> None:
-    """Make all of them."""
+    """Write all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def _columns(name: str, folder: Path) -> list[np.ndarray]:
-    """Degraded photographs, each above its restoration: uint8 `[h, w, 3]`."""
+    """Return each degraded photograph above its restoration, uint8 `[h, w, 3]`."""
     for i, (photo, kind, options) in enumerate(SHOWN[name]):
         lq = degrade(_fitted(photo), parse_model(kind, options), np.random.default_rng([7, i]))
         (folder / "in").mkdir(exist_ok=True)
@@ -83,7 +84,7 @@ def _fitted(photo: str) -> np.ndarray:
 
 
 def _joined(images: list[np.ndarray], axis: int) -> np.ndarray:
-    """Side by side (axis 1) or one below the other (axis 0), with a white gap between."""
+    """Join images side by side (axis 1) or one below the other (axis 0), with white gaps."""
     shape = list(images[0].shape)
     shape[axis] = GAP
     gap = np.full(shape, 255, np.uint8)

@@ -1,12 +1,12 @@
-"""Take the rain out of pairs of a rainy and a clean picture: whole layers for a bank of streaks.
+"""Extract whole rain layers from pairs of a rainy and a clean picture, for a bank of streaks.
 
     python recipes/scripts/rain_layers.py RainTrainH STREAKS/heavy [--least 20]
 
 For pairs that were made by O = min(255, B + S) with a grey S (Yang et al., CVPR 2017): wherever a
-channel is below 255, S = O - B there. Where all three are white, as in skies, S is known from below
-only, and the shapes of the scene would stand in it: of each picture the largest rectangle with
-hardly such pixels is taken. `data.streaks: STREAKS` then has these layers in half of its heavy
-rain.
+channel is below 255, S = O - B. Where all three channels are 255, as in skies, O - B is only a
+lower bound of S, and shows the shapes of the scene. So only the largest rectangle with hardly any
+such pixels is taken from each picture. With `data.streaks: STREAKS`, half of the heavy rain then
+consists of these layers.
 """
 
 from __future__ import annotations
@@ -26,29 +26,34 @@ from c2fdft_cli.data.layouts.pairs import find_pairs
 from c2fdft_cli.vocabulary import many
 
 MOST_WHITE = 0.01
-"""Share of pixels that may be white in all channels."""
+"""Largest share of the rectangle's pixels that may be 255 in all channels."""
 LEAST_SIDE, STEP = 96, 8
-"""Of the rectangle, and how finely it is searched for, in px."""
+"""Smallest side of the rectangle, and the step of the search for it, in px."""
 log = logging.getLogger("rain_layers")
 
 
 def layer_of(rainy: NDArray[np.uint8], clean: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """S, uint8 [h, w]: the largest of O - B over the channels, of which a white one shows less."""
+    """Return S, uint8 [h, w], as the maximum of O - B over the channels.
+
+    A channel at 255 gives a smaller difference than the others, so the maximum is exact unless all
+    three are at 255.
+    """
     difference = rainy.astype(np.int16) - clean
     return np.clip(difference.max(axis=2), 0, 255).astype(np.uint8)
 
 
 def known_part(white: NDArray[np.bool_]) -> tuple[slice, slice] | None:
-    """Rows and columns of the largest rectangle with hardly a white pixel; None where none is.
+    """Return rows and columns of the largest rectangle with at most MOST_WHITE white pixels.
 
-    white: `[h, w]`, whether all channels are.
+    None if no such rectangle has sides of at least LEAST_SIDE. white: `[h, w]`, true where all
+    channels are 255.
     """
     height, width = white.shape
     sums = np.zeros((height + 1, width + 1))
     sums[1:, 1:] = white.cumsum(0).cumsum(1)
     best, area = None, 0
     tops, lefts = (np.arange(0, side + 1, STEP) for side in (height, width))
-    wide = lefts[None] - lefts[:, None]  # from a left side, to a right one
+    wide = lefts[None] - lefts[:, None]  # widths, [left edge, right edge]
     for top, bottom in combinations(tops, 2):
         band = sums[bottom, lefts] - sums[top, lefts]
         size = np.where(wide >= LEAST_SIDE, wide * (bottom - top), 0)
@@ -61,11 +66,16 @@ def known_part(white: NDArray[np.bool_]) -> tuple[slice, slice] | None:
 
 
 def main() -> int:
-    """Write a layer for each pair; 1 where none was good enough."""
+    """Write a layer for each pair that has one; return 1 if no pair has."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("pairs", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--least", type=float, default=20.0, help="least mean of a layer")
+    parser.add_argument(
+        "--least",
+        type=float,
+        default=20.0,
+        help="smallest mean of a layer that is kept, in 8-bit levels (default: 20)",
+    )
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     given.out.mkdir(parents=True, exist_ok=True)
@@ -76,11 +86,11 @@ def main() -> int:
         layer = layer[:0] if part is None else layer[part]
         keep = layer.size > 0 and layer.mean() >= given.least
         if keep:
-            # the pair's name, as files of several folders may share theirs
+            # The pair's name includes its folder; file names alone may repeat.
             cv2.imwrite(str(given.out / f"{pair.name.replace('/', '_')}.png"), layer)
             written += 1
-        left_out = "" if keep else ", left out"
-        log.info("%s: %d x %d px%s", pair.name, *layer.shape[::-1], left_out)
+        note = "" if keep else ", skipped"
+        log.info("%s: %d x %d px%s", pair.name, *layer.shape[::-1], note)
     log.info("%s in %s", many(written, "layer"), given.out)
     return 0 if written else 1
 

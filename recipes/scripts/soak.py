@@ -1,11 +1,12 @@
-"""Does memory grow, do files stay open? 2,000 pictures in one restore, 5,000 steps of a training.
+"""Check that memory does not grow and no file stays open in a long restore and a long training.
 
     python recipes/scripts/soak.py OUT [IMAGES STEPS]
 
-Starts the program as a user does, looks at it every half second, and writes OUT/restore.csv and
-OUT/training.csv (seconds, done, resident MiB, open files) and OUT/soak.png. Exits with 1 where
-memory grows by more than 5 % or 16 MiB, or a file stays open, between the second fifth of the
-work and its end: caches and pools are full by then. About ten minutes on two CPU cores.
+Restores 2,000 pictures with one command and trains for 5,000 steps. Starts the program as a user
+does, samples it every half second, and writes OUT/restore.csv and OUT/training.csv (seconds, done,
+resident MiB, open files) and OUT/soak.png. Exits with 1 if, from the second fifth of the work (when
+caches and pools are full) to the last, memory grows by more than 5 % and more than 16 MiB, or the
+number of open files rises. Takes about ten minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Row = tuple[float, int, float, int]
 
 
 def main(out: Path, images: int, steps: int) -> int:
-    """Run both; 0 where both stay flat."""
+    """Run both, and return 0 if both stay flat, else 1."""
     out.mkdir(parents=True, exist_ok=True)
     pairs = out / "pairs"
     for kind in ("rainy", "clean"):
@@ -56,7 +57,7 @@ def main(out: Path, images: int, steps: int) -> int:
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """PNG files of noise on a ramp, all different."""
+    """Write PNG files of noise on a ramp, all different."""
     folder.mkdir(parents=True, exist_ok=True)
     ramp = np.linspace(0, 200, SIDE)[:, None, None]
     for number in range(count):
@@ -65,19 +66,19 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 def program(*words: object) -> subprocess.Popen[bytes]:
-    """The program, without its output."""
+    """Start the program, with its output discarded."""
     command = [sys.executable, "-m", "c2fdft_cli", *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
 
 
 def watch(process: subprocess.Popen[bytes], done: Callable[[], int]) -> list[Row]:
-    """(seconds, done, resident MiB, open files) every half second until the process ends."""
+    """Return (seconds, done, resident MiB, open files) every half second until a process ends."""
     rows: list[Row] = []
     start, seen = time.monotonic(), psutil.Process(process.pid)
     while process.poll() is None:
         try:
             resident, files = seen.memory_info().rss / 2**20, seen.num_fds()
-        except psutil.Error:  # it ends
+        except psutil.Error:  # the process has just ended
             break
         rows.append((round(time.monotonic() - start, 1), done(), round(resident, 1), files))
         time.sleep(0.5)
@@ -87,7 +88,10 @@ def watch(process: subprocess.Popen[bytes], done: Callable[[], int]) -> list[Row
 
 
 def report(path: Path, rows: list[Row], total: int) -> int:
-    """Write the rows; 0 where memory and open files are flat over the last four fifths."""
+    """Write the rows; return 0 if memory and open files are flat, else 1.
+
+    Compares medians of the second and the last fifth of the work.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("seconds", "done", "resident_mib", "open_files"))
@@ -106,7 +110,7 @@ def report(path: Path, rows: list[Row], total: int) -> int:
 
 
 def draw(path: Path, curves: dict[str, tuple[list[Row], int]]) -> None:
-    """Memory and open files over what is done."""
+    """Plot memory and open files over the number of images or steps that are done."""
     figure, axes = plt.subplots(2, len(curves), figsize=(9, 4), layout="constrained")
     for column, (name, (rows, _)) in enumerate(curves.items()):
         for line, (index, label) in enumerate(((2, "resident MiB"), (3, "open files"))):

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# For scripts that train in several stages, to be sourced.
+# To be sourced by scripts that train in several stages.
 #
-#   stage NAME FILE COMMAND WORDS...
+#   stage NAME FILE COMMAND ARGUMENTS...
 #
-# trains into $out/NAME, or goes on with what was begun there, unless FILE is in it already.
+# runs `c2fdft COMMAND` into $out/NAME, or resumes the run there; does nothing if $out/NAME/FILE exists.
 stage() {
   local run=$out/$1 file=$out/$1/$2 command=$3
   shift 3

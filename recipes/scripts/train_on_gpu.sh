@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Trains weights for a number of minutes on a GPU: as many iterations as that GPU manages in them.
+# Trains weights for a number of minutes on a GPU, for as many iterations as that GPU manages.
 #
 #   recipes/scripts/train_on_gpu.sh NAME FROM RECIPE MINUTES DATA OUT [KEY=VALUE...]
 #   recipes/scripts/train_on_gpu.sh derain derain derain-heavy 30 data out 'fine.patches=[160]' 'fine.batches=[16]'
 #
 # FROM is a checkpoint or the name of packaged weights. DATA holds clean/ (photographs) and, for rain,
 # streaks/, or it is a folder of pairs; the shards are written into it. A trial run of TRIAL minutes
-# (0.5) measures images a second, its loader included; the learning rate then falls from LR (5e-4)
-# along one cosine that ends with the minutes. OUT/NAME.pt is the packaged form, which may be FROM of
-# the next run. A run of this name in OUT is never replaced.
+# (0.5) measures images per second, the loader included. The learning rate then falls from LR (5e-4)
+# along one cosine that ends when the time is up. OUT/NAME.pt is the result in the packaged format; it
+# may be FROM of the next run. An existing run of the same name in OUT is never replaced.
 set -euo pipefail
 [ $# -ge 6 ] || { sed -n '4p' "$0" | tr -d '#' >&2; exit 2; }
 name=$1 from=$2 recipe=$3 minutes=$4 data=$5 out=$6
@@ -31,7 +31,7 @@ if [ ! -f "$shards/shards.json" ]; then
   $c2fdft prepare "${pack[@]}" --val "${VAL:-8}" --out "$shards"
 fi
 
-train() {  # MINUTES RUN KEY=VALUE...: stops by itself; the state is kept
+train() {  # train MINUTES RUN KEY=VALUE...: stops after MINUTES (exit code 143) and keeps its state
   local limit=$1 run=$2
   shift 2
   $c2fdft train-fine --from "$from" --recipe "$recipe" --data "$shards" --out "$run" --device "$device" \
@@ -40,7 +40,7 @@ train() {  # MINUTES RUN KEY=VALUE...: stops by itself; the state is kept
 
 run=$out/$name-run
 if [ -e "$run" ]; then
-  echo "error: $run exists: give another NAME, or go on with c2fdft train-fine --resume --out $run" >&2
+  echo "error: $run already exists: choose another NAME, or resume it with c2fdft train-fine --resume --out $run" >&2
   exit 2
 fi
 rm -rf "$run-trial"
@@ -57,7 +57,7 @@ seconds = {}
 for row in rows[1:] or rows:
     seconds.setdefault(row["patch"], []).append(float(row["batch"]) / float(row["images_per_second"]))
 each = statistics.fmean(statistics.median(times[len(times) // 2 :]) for times in seconds.values())
-# a twelfth for starting, saving and validating
+# 55 of 60 seconds: a twelfth of the time is for starting, saving and validating
 print(max(10, int(float(sys.argv[2]) * 55 / each)))
 PY
 )

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Trains weights and puts them into the form in which they come with the program.
+# Trains weights and converts them to the format of the packaged weights.
 #
 #   recipes/scripts/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT
 #   recipes/scripts/train_weights.sh denoise|deblur CLEAN_FOLDER OUT
 #
 # CLEAN_FOLDER holds clean photographs, STREAKS_FOLDER rendered rain (docs/synthesis.md). In OUT:
 #   shards/ coarse/ fast/ four/   data and runs; an interrupted script resumes where it stopped
-#   <task>.pt                     with one sampling step at t = 500, bf16, as packaged
-#   <task>-4step.pt               with four sampling steps, trained on from there
+#   <task>.pt                     weights for one sampling step at t = 500, in bf16
+#   <task>-4step.pt               weights for four sampling steps, trained from those
 # Settings, from the environment (separated by spaces):
-#   COARSE, FAST, FOUR  further words of each stage's command: KEY=VALUE of the recipe, such as
-#                       FAST="fine.iterations=9000", or COARSE="--init derain"
-# The last step, `c2fdft weights pack`, is printed and left to you: a packaged file needs what only
-# people can say, such as scores (docs/models/README.md).
+#   COARSE, FAST, FOUR  further arguments of each stage's command: KEY=VALUE of the recipe, such as
+#                       FAST="fine.iterations=9000", or options, such as COARSE="--init derain"
+# The command of the last step, `c2fdft weights pack`, is printed but not run: it needs facts that the
+# script does not know, such as scores (docs/models/README.md).
 set -euo pipefail
 
 usage() {
@@ -32,7 +32,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 data=()
 [ -z "$streaks" ] || data=("data.streaks=$streaks")
 short='fine.iterations=1050 fine.batches=[8,4,2] fine.switch_every=70 fine.cycles=5 fine.lr=4.0e-4 fine.periods=[{"length":1050,"floor":5.0e-6}]'
-# words are meant to split
+# split at spaces into arguments
 read -r -a coarse <<<"${COARSE:-}"
 read -r -a fast <<<"${FAST:-}"
 read -r -a four <<<"${FOUR:-$short}"
@@ -50,6 +50,6 @@ stage four fine.pt train-fine --from "$out/fast/fine.pt" --data "$out/shards" \
 for pair in "fast $task" "four $task-4step"; do
   read -r run name <<<"$pair"
   c2fdft convert "$out/$run/fine.pt" "$out/$name.pt" --half bf16 --ema-only --overwrite
-  echo "score $out/$name.pt, write what is said of it into FACTS.json, then:" \
+  echo "score $out/$name.pt, write its facts into FACTS.json (docs/models/README.md), then:" \
     "c2fdft weights pack $out/$name.pt --name $name --facts FACTS.json --into FOLDER"
 done

@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# What raises the score: short trainings from one coarse checkpoint, each with one thing changed,
-# scored on a test set that none of them has seen.
+# Measures what raises the score: short trainings (arms) from one coarse checkpoint, each with one
+# setting changed, scored on a test set that none of them was trained on.
 #
 #   recipes/scripts/trials.sh CLEAN STREAKS TEST OUT [ARM...]      ARMs: see below; all if none is named
 #
-# CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. What is in OUT
-# already is not made again; the Markdown table comes last. BUDGET, a whole number, multiplies all iterations [1].
+# CLEAN holds clean photographs, STREAKS rendered rain, TEST pairs in a published layout. Results that are
+# already in OUT are kept; the Markdown table is printed at the end. Settings, from the environment:
+#   BUDGET  a whole number that multiplies all iterations [1]
+#   PYTHON  the Python that prints the table [python3]
+# Arms:
 #   base    480 iterations of L1 with one sampling step at t = 500, 64 and 96 px
 #   long    twice the iterations
 #   large   128 and 192 px, as many pixels in a batch
-#   rain    streak masks as they were rendered: not rotated, stretched or scaled in strength
-#   wide    dim 32 instead of 24, 360 iterations: the time of base
-#   top     two blocks of level 1 instead of one, 330 iterations: the time of base
-#   deep    six blocks of level 4 instead of three, 430 iterations: the time of base
+#   rain    streak masks as rendered: not rotated, stretched or scaled in strength
+#   wide    dim 32 instead of 24, 360 iterations: takes as long as base
+#   top     two blocks at level 1 instead of one, 330 iterations: takes as long as base
+#   deep    six blocks at level 4 instead of three, 430 iterations: takes as long as base
 #   ssim    0.84 (1 - MS-SSIM) + 0.16 L1
 set -euo pipefail
 

@@ -1,11 +1,12 @@
-"""Which tiles of the fused kernels are the fastest on this GPU? About ten minutes.
+"""Find the fastest tile sizes of the fused kernels on this GPU, in about ten minutes.
 
     python recipes/scripts/tune_kernels.py OUT.jsonl [--tables second_pass,norm_product,...]
 
-Times the tile in use (`execution/fused/operators.py`) and others, by widths, at sizes that keep a
-GPU busy, in bfloat16; writes a JSON line for each and prints the fastest first, with the relative
-difference from the tile in use. Each table and width is a process of its own, since a tile that a
-compiler gets wrong may end it. `--quick` tries the script itself, in Triton's interpreter on a CPU.
+For each width, times the tile in use (`execution/fused/operators.py`) and others in bfloat16, at
+sizes that keep a GPU busy. Writes a JSON line for each tile, and prints the fastest first, with the
+relative difference between its result and that of the tile in use. Each table and width has its own
+process, since a tile that the compiler gets wrong may end it. `--quick` tests the script itself, in
+Triton's interpreter on a CPU.
 """
 
 from __future__ import annotations
@@ -28,22 +29,24 @@ from c2fdft_cli.execution.fused import operators
 from c2fdft_cli.execution.fused.operators import Tile
 
 Made = Callable[..., Tensor]
-"""From a shape and a dtype to random values."""
+"""Makes a tensor of random values from a shape and a dtype."""
 
 SIZES = {32: (720, 1280), 64: (720, 1280), 128: (720, 1280), 256: (184, 320)}
-"""Pixels that are tried, by width."""
+"""Size of the image, (height, width), by width of the table's entry."""
 TRIED = {32: 24, 64: 48, 128: 96, 256: 192}
-"""Channels that are tried, by width."""
+"""Number of channels, by width of the table's entry."""
 ROUNDS = 5
 
 
 def main() -> int:
-    """Time the tables that are asked for, or the one that this process is for."""
+    """Time the requested tables, each width in a child process, or in such a child one of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--width", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="a few pixels, without a GPU")
+    parser.add_argument(
+        "--quick", action="store_true", help="test the script itself: a few pixels, no GPU"
+    )
     args = parser.parse_args()
     if args.width:
         time_table(args.out, args.tables, args.width, args.quick)
@@ -61,7 +64,7 @@ def main() -> int:
 
 
 def time_table(out: Path, table: str, width: int, quick: bool) -> None:
-    """Time the tiles of a kernel at a width, the one in use first."""
+    """Time the tiles of a kernel at one width, the tile in use first."""
     tiles = getattr(operators, f"_{table.upper()}")
     torch.manual_seed(0)
     run = TABLES[table][0](
@@ -74,7 +77,7 @@ def time_table(out: Path, table: str, width: int, quick: bool) -> None:
         tiles[width] = tile
         try:
             seconds, result = seconds_of(run, quick)
-        except Exception as error:  # what a compiler refuses is a result
+        except Exception as error:  # that the compiler refuses a tile is a result
             row = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
         else:
             want = result if want is None else want
@@ -92,7 +95,7 @@ def time_table(out: Path, table: str, width: int, quick: bool) -> None:
 
 
 def seconds_of(run: Callable[[], Tensor], quick: bool) -> tuple[float, Tensor]:
-    """Median seconds of a run after one that compiles, and some of its values."""
+    """Return the median seconds of a run, after one that compiles, and a sample of its result."""
     result = run().flatten()[::7].double()
     if quick:
         begin = time.perf_counter()
@@ -101,7 +104,7 @@ def seconds_of(run: Callable[[], Tensor], quick: bool) -> tuple[float, Tensor]:
     times = []
     for _ in range(ROUNDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(200_000)  # meanwhile what follows is launched
+        torch.cuda._sleep(200_000)  # the GPU waits while the following work is launched
         begin.record()
         run()
         end.record()
@@ -111,7 +114,7 @@ def seconds_of(run: Callable[[], Tensor], quick: bool) -> tuple[float, Tensor]:
 
 
 def random_values(quick: bool) -> Made:
-    """Makes weights and streams of moderate size."""
+    """Return a function that makes weights and activations of moderate magnitude."""
     device = "cpu" if quick else "cuda"
 
     def make(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -122,13 +125,13 @@ def random_values(quick: bool) -> Made:
 
 
 def _layers(c: int, make: Made) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Norm's weight, time, widening and narrowing product."""
+    """Make the norm's weight, the time embedding, and the widening and narrowing matrices."""
     weight = make(c, dtype=torch.float32).abs() + 0.5
     return weight, make(1, c, dtype=torch.float32), make(4 * c, c), make(c, 4 * c)
 
 
 def second_pass(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
-    """Of a block's second pass."""
+    """Return a run of a block's second pass."""
     z, v, mixing = make(1, h, w, c, dtype=torch.float32), make(1, h, w, c), make(1, c, c)
     weight, time_, widen, narrow = _layers(c, make)
     layers = (weight, weight, time_, widen, None, narrow, None)
@@ -142,38 +145,38 @@ def second_pass(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
 
 
 def norm_product(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
-    """Of the product of q, k and v."""
+    """Return a run of norm and product to q, k and v."""
     z, matrix = make(1, h, w, c, dtype=torch.float32), make(3 * c, c)
     weight, time_, _, _ = _layers(c, make)
     return lambda: operators._norm_product(z, weight, weight, time_, matrix, None)
 
 
 def depthwise(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
-    """Of the convolution; one head."""
+    """Return a run of the depth-wise convolution with one head."""
     x, taps = make(1, h, w, 3 * c), make(3 * c, 1, 3, 3)
     return lambda: operators._depthwise(x, taps, None, 1, 0, h)[1].sum(1)
 
 
 def feed_forward_backward(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
-    """Of the gradient of the stream."""
+    """Return a run of the feed-forward network's gradient of the stream."""
     factors = _of_gradients(c, h, w, make)
     return lambda: operators._feed_forward_backward(*factors)[0]
 
 
 def feed_forward_weights(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
-    """Of the gradients of the weights."""
+    """Return a run of the feed-forward network's gradients of the weights."""
     factors = _of_gradients(c, h, w, make)
     return lambda: operators._feed_forward_weights(*factors)[0].sum(0)
 
 
 def _of_gradients(c: int, h: int, w: int, make: Made) -> tuple[Any, ...]:
-    """What the gradients of the feed-forward network are computed from."""
+    """Make the inputs from which the gradients of the feed-forward network are computed."""
     weight, time_, widen, narrow = _layers(c, make)
     return make(1, h, w, c), make(1, h, w, c), weight, weight, time_, widen, None, narrow
 
 
 def products() -> Iterator[Tile]:
-    """Tiles of pixels and units, with the warps that they occupy, or half of those."""
+    """Yield tiles of pixels and units, with the warps that they occupy or half as many."""
     for pixels, units, stages, registers in product((64, 128), (32, 64), (1, 2, 3), (None, 128)):
         yield Tile(pixels, units, pixels // 16, stages, registers)
         if registers is None and stages == 1:
@@ -181,13 +184,13 @@ def products() -> Iterator[Tile]:
 
 
 def columns() -> Iterator[Tile]:
-    """Tiles of the depth-wise convolution."""
+    """Yield tiles of the depth-wise convolution."""
     for pixels, warps, stages, registers in product((16, 32), (4, 8), (1, 3, 4), (None, 128)):
         yield Tile(pixels, 0, warps, stages, registers)
 
 
 def gradients() -> Iterator[Tile]:
-    """Tiles of the kernels for training."""
+    """Yield tiles of the kernels for training."""
     for pixels, units, warps in product((32, 64, 128), (32, 64), (4, 8)):
         yield Tile(pixels, units, warps)
 

@@ -12,8 +12,9 @@ from c2fdft_cli.engine.weights.catalogue import Entry, Score, read_catalogue
 FILE = Path(__file__).parents[2] / "docs" / "models" / "scores.md"
 HEAD = """# Every packaged file
 
-PSNR in dB and SSIM of the inputs and of the results, on 8-bit output. What a set is, how many pairs
-of it were at hand, and how the scores are computed: the card, and [metrics](../metrics.md).
+PSNR in dB and SSIM of the inputs and of the results, on 8-bit output. The card of each file
+describes the sets and how many of their pairs were available; [metrics](../metrics.md) describes
+the protocols.
 
 Generated: `python -m tests.kit.scores_page`.
 

@@ -1,17 +1,17 @@
-"""The Triton kernels for derivatives: of the norm with time, and of the feed-forward network.
+"""The Triton kernels of the backward pass: norm with time embedding, feed-forward network.
 
-The hidden layer is computed again from the stream, tile by tile, so that nothing of its size is
-kept or written. With y = norm(z) + time, h = widen y, a = GELU(h), out = z + narrow a, and d the
-gradient of out, rows over the pixels and columns over the channels:
+The hidden layer is computed again from the residual stream, tile by tile, so that no tensor of its
+size is kept or written. With y = norm(z) + time, h = widen y, a = GELU(h), out = z + narrow a, and
+d the gradient of out (pixels as rows, channels as columns):
 
     da = d narrow          dh = da * GELU'(h)          GELU'(h) = cdf(h) + h pdf(h)
     dy = dh widen          dwiden = dh^T y             dnarrow = d^T a
     dz = d + (dy through the norm)
 
-Weights gather over all pixels, streams over all hidden units; one program cannot have both, and so
-there are two kernels, each of which computes h for itself. Sums over pixels are written by each
-program apart and added in a fixed order: atomic additions would change the last bits from run to
-run.
+The gradients of the weights are sums over all pixels, that of the stream is a sum over all hidden
+units. One program cannot accumulate both, so there are two kernels, each of which recomputes h.
+Each program writes its own sums over pixels, and these are added in a fixed order: atomic
+additions would change the last bits from run to run.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from c2fdft_cli.execution.fused.kernels import floats, normal_cdf, normed, produ
 @triton.jit
 def _through_norm(x, dy, gain, inside, C: tl.constexpr, EPS: tl.constexpr,
                   CENTRED: tl.constexpr):  # fmt: skip
-    """From the gradient dy of `norm(x)` to that of x, and `dy h`, the weight's at each pixel.
+    """Return the gradient of x and `dy h`, each pixel's share of the weight's gradient.
 
-    With m the mean of a pixel's channels, r = 1 / sqrt(var + EPS), g = dy * gain, means of
-    channels, and the norm's weight as gain:
+    dy is the gradient of `norm(x)`. With m the mean over a pixel's channels, r = 1 / sqrt(var +
+    EPS), gain the norm's weight, g = dy * gain, and all means over channels:
 
         y = (x - m) r gain + ..  dx = r (g - mean(g) - h mean(g h)),  h = (x - m) r
         y = x r gain + ..        dx = r (g - (x - m) r mean(g h)),    h = x r
 
-    x, dy: `[M, padded C]` float32, zero in the padding.
+    x, dy: `[M, padded C]` float32, zero in the padding. CENTRED selects the first pair.
     """
     centred = tl.where(inside, x - (tl.sum(x, 1) / C)[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS)
@@ -52,11 +52,16 @@ def norm_backward_kernel(
     C: tl.constexpr, PADDED: tl.constexpr, M: tl.constexpr, EPS: tl.constexpr,
     CENTRED: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of `norm(z) + time` to that of z, added to the one that passed the norm by.
+    """Compute the gradient of z from dy, that of `norm(z) + time`, and from the residual's.
 
-    A program has `share` pixels of an image. z, passed, dz: `[n, pixels, C]` in one precision, dz
-    written; dy: `[n, pixels, C]`; sums: `[n, programs, 2, C]` float32, written: the gradient of the
-    weight, and that of bias and time.
+    Each program computes `share` pixels of an image.
+
+    z, dz: `[n, pixels, C]`; dz is written.
+    passed: the gradient of the residual connection around the norm, which is added to dz;
+        `[n, pixels, C]` in the precision of z and dz.
+    dy: `[n, pixels, C]`.
+    sums: `[n, programs, 2, C]` float32, written: the gradient of the weight, and that of bias and
+        time.
     """
     piece, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first_value = image * pixels * C
@@ -88,12 +93,14 @@ def feed_forward_backward_kernel(
     C: tl.constexpr, HIDDEN: tl.constexpr, PADDED: tl.constexpr,
     M: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient d of `z + narrow(GELU(widen(norm(z) + time)))` to that of z.
+    """Compute the gradient of z from d, that of `z + narrow(GELU(widen(norm(z) + time)))`.
 
-    A program has `share` pixels of an image. z, d, dz: `[n, pixels, C]` in one precision, dz
-    written; widen: `[HIDDEN, C]` and narrow: `[C, HIDDEN]` in half precision. sums:
-    `[n, programs, 3, C]` float32, written: the gradients of the norm's weight, of its bias and
-    time, of narrow's bias.
+    Each program computes `share` pixels of an image.
+
+    z, d, dz: `[n, pixels, C]` in one precision; dz is written.
+    widen: `[HIDDEN, C]` and narrow: `[C, HIDDEN]`, in half precision.
+    sums: `[n, programs, 3, C]` float32, written: the gradients of the norm's weight, of its bias
+        and time, and of narrow's bias.
     """
     piece, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first_value = image * pixels * C
@@ -137,7 +144,10 @@ def feed_forward_backward_kernel(
 @triton.jit
 def _gradient_of_hidden(hidden, d_half, narrow, unit, columns, C: tl.constexpr,
                         HIDDEN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Of some units before GELU, `[M, units]` float32, from the gradient of narrow's result."""
+    """Gradient of some hidden units before GELU, `[M, units]` float32.
+
+    hidden: those units before GELU, `[M, units]`; d_half: the gradient of narrow's result.
+    """
     u_mask = (columns < C)[:, None] & (unit < HIDDEN)[None, :]
     u = tl.load(narrow + columns[:, None] * HIDDEN + unit[None, :], mask=u_mask, other=0.0)
     da = tl.dot(d_half, u, input_precision=PRECISION)
@@ -152,12 +162,13 @@ def feed_forward_weights_kernel(
     C: tl.constexpr, HIDDEN: tl.constexpr, PADDED: tl.constexpr,
     M: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the weights of `feed_forward_backward_kernel`'s formula.
+    """Compute the gradients of widen and narrow in `feed_forward_backward_kernel`'s formula.
 
-    A program has `share` tiles of M pixels, of one image or several, and H hidden units.
+    Each program sums over `share` tiles of M pixels, of one or several images, for H hidden units.
 
-    tiles: of all images. dwiden, dnarrow: `[programs, HIDDEN, C]` float32, written, the second one
-    transposed; dbias: `[programs, HIDDEN]` float32, of widen, written.
+    tiles: the number of tiles of all images.
+    dwiden, dnarrow: `[programs, HIDDEN, C]` float32, written; dnarrow is transposed.
+    dbias: the gradient of widen's bias, `[programs, HIDDEN]` float32, written.
     """
     piece = tl.program_id(1)
     half = widen.dtype.element_ty
@@ -178,7 +189,7 @@ def feed_forward_weights_kernel(
         inside = (pixel < pixels - first)[:, None] & in_c[None, :]
         now = time + image * time_stride
         x = floats(z + begin + place, inside)
-        # zero beyond the last pixel, and with it all that is summed up here
+        # Zero beyond the last pixel, so that such pixels add nothing to the sums below.
         d_half = floats(d + begin + place, inside).to(half)
         y = normed(x, weight, bias, now, columns, C, EPS).to(half)
         hidden = product(y, None, widen, widen_bias, unit, columns, None, C, HIDDEN, PRECISION)

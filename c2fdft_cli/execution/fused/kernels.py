@@ -1,12 +1,12 @@
-"""The Triton kernels forward: what lies between them never leaves the chip.
+"""The Triton kernels of the forward pass: intermediate results of a kernel stay on the chip.
 
-Pixels are rows of `[pixels, channels]`. Tiles have powers of two of them: other widths are padded
-by masks, or, in the products, taken apart into two tiles that fit them (48 = 32 + 16, 96 = 64 + 32;
-the second one is None where one suffices). Sums, norms and GELU are float32, products take the
-precision of their factors and sum in float32.
+Activations are `[pixels, channels]`: a pixel is a row. The dimensions of a tile are powers of two.
+Other numbers of channels are padded by masks or, in the products, split into two tiles that fit
+them (48 = 32 + 16, 96 = 64 + 32; the second tile is None if one suffices). Sums, norms and GELU are
+computed in float32; products take the precision of their factors and accumulate in float32.
 
-A tensor may have more than 2^31 values: the first one of a program's share is found in 64 bits, and
-those of the share by offsets from it in 32.
+A tensor may have more than 2^31 values. Therefore the address at which a program's share begins is
+computed in 64 bits, and the offsets within the share in 32.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import triton.language as tl
 
 @triton.jit
 def floats(at, mask):
-    """What lies at these places as float32, zero where the mask is not."""
+    """Load the values at these addresses as float32; zero where the mask is false."""
     return tl.load(at, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def moments(a, b, of_a, of_b, C: tl.constexpr, EPS: tl.constexpr):
-    """Mean and 1 / sqrt(variance + EPS) of each pixel's channels, `[M, 1]`.
+    """Return mean and 1 / sqrt(variance + EPS) over each pixel's channels, both `[M, 1]`.
 
-    a, b: two tiles `[M, padded]` float32 of a pixel's channels, zero in the padding; of_a, of_b:
-        which channels those are.
+    a, b: two tiles `[M, padded]` float32 of a pixel's channels, zero in the padding; b may be None.
+    of_a, of_b: channel indices of a and b.
     """
     mean = tl.sum(a, 1)
     if b is not None:
         mean += tl.sum(b, 1)
     mean = (mean / C)[:, None]
-    # The padding is zero in a, not in a - mean, and would count in the variance.
+    # The padding is zero in a, but not in a - mean: without the mask it would add to the variance.
     centred = tl.where((of_a < C)[None, :], a - mean, 0.0)
     variance = tl.sum(centred * centred, 1)
     if b is not None:
@@ -43,11 +43,14 @@ def moments(a, b, of_a, of_b, C: tl.constexpr, EPS: tl.constexpr):
 
 @triton.jit
 def scaled(x, mean, rstd, weight, bias, time, columns, C: tl.constexpr):
-    """`PixelNorm` of the channels `columns` by their pixels' moments; time: of the image, `[C]`."""
+    """Apply `PixelNorm` to the channels `columns` of x, and add the time embedding.
+
+    mean, rstd: as `moments` returns them; time: the image's time embedding, `[C]`.
+    """
     inside = columns < C
     w = floats(weight + columns, inside)
     now = floats(time + columns, inside)
-    if bias is None:  # leaves the mean in
+    if bias is None:  # the norm without bias does not subtract the mean
         y = x * rstd * w[None, :]
     else:
         y = (x - mean) * rstd * w[None, :] + floats(bias + columns, inside)[None, :]
@@ -56,7 +59,10 @@ def scaled(x, mean, rstd, weight, bias, time, columns, C: tl.constexpr):
 
 @triton.jit
 def normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
-    """`PixelNorm` of x: `[M, padded C]` float32, zero in the padding; time: of the image, `[C]`."""
+    """Apply `PixelNorm` to all channels of x, and add the time embedding.
+
+    x: `[M, padded C]` float32, zero in the padding; time: the image's time embedding, `[C]`.
+    """
     mean, rstd = moments(x, None, columns, None, C, EPS)
     return scaled(x, mean, rstd, weight, bias, time, columns, C)
 
@@ -64,10 +70,10 @@ def normed(x, weight, bias, time, columns, C: tl.constexpr, EPS: tl.constexpr):
 @triton.jit
 def product(a, b, weight, bias, unit, of_a, of_b, C: tl.constexpr, OUT: tl.constexpr,
             PRECISION: tl.constexpr):  # fmt: skip
-    """Some outputs of a 1x1 convolution, `[M, units]` float32.
+    """Compute some output channels of a 1x1 convolution, `[M, units]` float32.
 
-    a, b: two tiles `[M, padded]` of a pixel's channels, which are of_a and of_b; weight:
-    `[OUT, C]`, bias: `[OUT]` or None; unit: which outputs.
+    a, b: two tiles `[M, padded]` of the input channels of_a and of_b, b may be None.
+    weight: `[OUT, C]`; bias: `[OUT]` or None; unit: indices of the output channels.
     """
     there = unit < OUT
     w = transposed(weight, unit, of_a, C, OUT)
@@ -82,19 +88,23 @@ def product(a, b, weight, bias, unit, of_a, of_b, C: tl.constexpr, OUT: tl.const
 
 @triton.jit
 def transposed(matrix, row, column, C: tl.constexpr, OUT: tl.constexpr):
-    """Of a matrix `[OUT, C]` some rows and columns, as `[columns, rows]`; zeros beyond it."""
+    """Load some rows and columns of a matrix `[OUT, C]` transposed, `[columns, rows]`.
+
+    Indices beyond the matrix give zeros.
+    """
     mask = (column < C)[:, None] & (row < OUT)[None, :]
     return tl.load(matrix + row[None, :] * C + column[:, None], mask=mask, other=0.0)
 
 
 @triton.jit
 def normal_cdf(x):
-    """Of the standard normal distribution, within 1.2e-5; GELU is x times it, within 5e-5.
+    """CDF of the standard normal distribution within 1.2e-5; x times it is GELU within 5e-5.
 
-    An odd polynomial around 1/2, minimax up to 4.25 (by Lawson's iteration); beyond, it goes on to
-    either side and is cut off, which costs a GPU no instruction. Half precision, which GELU is
-    rounded to, is 20 times as coarse, bfloat16 150 times. CUDA's exact erf takes three times as
-    many instructions, more than all else in the feed-forward network.
+    1/2 plus an odd polynomial, minimax for |x| up to 4.25 (by Lawson's iteration). Beyond that the
+    polynomial leaves [0, 1] and is clamped, which costs a GPU no instruction. GELU is then rounded
+    to half precision, which is 20 times as coarse as this error, or to bfloat16, 150 times. CUDA's
+    exact erf takes three times as many instructions, more than everything else in the feed-forward
+    network.
     """
     u = x * x
     p = tl.fma(u, 5.56487322e-11, -5.32776889e-09)
@@ -113,9 +123,9 @@ def norm_kernel(
     z, weight, bias, time, y, pixels, time_stride,
     C: tl.constexpr, PADDED: tl.constexpr, M: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
-    """`norm(z) + time` in the precision of y; a program has M pixels of an image.
+    """Write `norm(z) + time` to y in its precision; each program computes M pixels of an image.
 
-    z, y: `[n, pixels, C]`; time: `[n or 1, C]` with the stride 0 for one.
+    z, y: `[n, pixels, C]`; time: `[n or 1, C]`, time_stride is 0 if all images share one.
     """
     first, image = tl.program_id(0) * M, tl.program_id(1).to(tl.int64)
     z += (image * pixels + first) * C
@@ -136,11 +146,15 @@ def norm_product_kernel(
     M: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
     GELU: tl.constexpr,
 ):  # fmt: skip
-    """A 1x1 convolution of `norm(z) + time`, and GELU of it; a program has M pixels of an image.
+    """Write a 1x1 convolution of `norm(z) + time`, followed by GELU if GELU is true.
 
-    z: `[n, pixels, C]`; matrix: `[OUT, C]` and matrix_bias: `[OUT]` or None in the precision of
-    out: `[n, pixels, OUT]`, written; time: `[n or 1, C]` with the stride 0 for one. A, B: channels
-    of the two tiles, B 0 for none.
+    Each program computes M pixels of an image.
+
+    z: `[n, pixels, C]`.
+    matrix: `[OUT, C]` and matrix_bias: `[OUT]` or None, in the precision of out.
+    out: `[n, pixels, OUT]`, written.
+    time: `[n or 1, C]`, time_stride is 0 if all images share one.
+    A, B: channels of the two tiles; B is 0 if there is only one.
     """
     first_pixel, image = tl.program_id(0) * M, tl.program_id(1).to(tl.int64)
     z += (image * pixels + first_pixel) * C
@@ -171,7 +185,10 @@ def norm_product_kernel(
 
 @triton.jit
 def taps_of(weight, channel, inside):
-    """The nine taps of some channels, row by row, each `[padded]` float32; weight: `[3 C, 9]`."""
+    """Load the nine taps of some channels, row by row, each `[padded]` float32.
+
+    weight: `[3 C, 9]`; channel: channel indices; inside: mask of those that exist.
+    """
     at = weight + channel * 9
     return (
         floats(at, inside), floats(at + 1, inside), floats(at + 2, inside),
@@ -182,12 +199,14 @@ def taps_of(weight, channel, inside):
 
 @triton.jit
 def load_row(at, step, there, left, middle, right):
-    """A row of the input as it lies: the pixels before, of, and behind these, each `[P, padded]`.
+    """Load P pixels of an input row with their left and right neighbours, each `[P, padded]`.
+
+    The values keep the precision of the input.
 
     Args:
-        at: the pixels, which have neighbours `step` values before and behind.
-        there: whether there is such a row, `[P, 1]`; zeros where not.
-        left, middle, right: masks of the pixels before, of these, and behind.
+        at: addresses of the pixels; their neighbours are `step` values before and after.
+        there: whether the row is inside the image, `[P, 1]`; otherwise zeros are returned.
+        left, middle, right: masks of the left neighbours, the pixels, and the right neighbours.
     """
     return (
         tl.load(at - step, mask=left & there, other=0.0),
@@ -198,15 +217,16 @@ def load_row(at, step, there, left, middle, right):
 
 @triton.jit
 def add_row(pixels, taps, above, here):
-    """Add what a row of the input contributes to the rows of the output above, at and below it.
+    """Add what a row of the input contributes to the output rows above, at and below it.
 
     Args:
-        pixels: the row, by `load_row`.
-        taps: `taps_of` the channels.
-        above, here: the two rows so far, `[P, padded]` float32.
+        pixels: the input row, from `load_row`.
+        taps: the channels' taps, from `taps_of`.
+        above, here: partial sums of the output rows above and at the input row, `[P, padded]`
+            float32.
 
     Returns:
-        The three rows, of which the first is then complete.
+        The three output rows (above, at, below); the one above is now complete.
     """
     a, b, c = pixels[0].to(tl.float32), pixels[1].to(tl.float32), pixels[2].to(tl.float32)
     above = three_taps(a, b, c, taps[6], taps[7], taps[8], above)
@@ -217,7 +237,10 @@ def add_row(pixels, taps, above, here):
 
 @triton.jit
 def three_taps(a, b, c, of_a, of_b, of_c, total):
-    """`total` and three products, each a fused multiply-add; of_a: `[padded]`."""
+    """Return `total + a of_a + b of_b + c of_c` by fused multiply-adds.
+
+    a, b, c, total: `[P, padded]`; of_a, of_b, of_c: `[padded]`.
+    """
     total = tl.fma(a, of_a[None, :], total)
     total = tl.fma(b, of_b[None, :], total)
     return tl.fma(c, of_c[None, :], total)
@@ -225,7 +248,10 @@ def three_taps(a, b, c, of_a, of_b, of_c, total):
 
 @triton.jit
 def first_rows(at, line, step, level, left, middle, right, taps, zero):
-    """`add_row` of the row before a program's own, which may not be there, and of its first one."""
+    """Start the sums of a program's first two output rows.
+
+    Adds the program's first input row and, if it is inside the image, the row before it.
+    """
     before = load_row(at - line, step, level > 0, left, middle, right)
     first = load_row(at, step, level >= 0, left, middle, right)
     _, _, here = add_row(before, taps, zero, zero)
@@ -241,11 +267,11 @@ def store_rows(
     """Convolve `count` rows and write them.
 
     Args:
-        at, to: pixels of the first row, read and written; the next ones are `line` and `to_line`
-            values further.
-        level: number of the first row, of `height`.
-        bias: of the channels, or None.
-        STAGES: as `depthwise_kernel`.
+        at, to: addresses of the first row's pixels, read and written; each next row is `line` and
+            `to_line` values further.
+        level: index of the first row in the image, which has `height` rows.
+        bias: addresses of the channels' biases, or None.
+        STAGES: as in `depthwise_kernel`.
     """
     row, below = first_rows(at, line, step, level, left, middle, right, taps, zero)
     for i in tl.range(0, count, num_stages=STAGES):
@@ -261,13 +287,13 @@ def store_rows(
 
 @triton.jit
 def rounded(row, bias, channel, inside, there, like):
-    """A row of q or k for the sums: with its bias, and rounded.
+    """Add the bias to a row of q or k, and round it for the sums.
 
-    A bias makes something of pixels and channels that are not there, and sums must not see it.
-    Rounded, squares included, as the plain pass has them: it knows q and k in half precision only,
-    and Gram matrix and norms must be of the same numbers.
+    Padding (pixels outside the image, channels beyond the head) must not count in the sums, so it
+    stays zero although the bias would make it nonzero. The row is rounded because the plain pass
+    has q and k in half precision only, and Gram matrix and squares must be of the same values.
 
-    like: points to what has the precision.
+    like: a pointer whose element type is the precision to round to.
     """
     if bias is not None:
         row = tl.where(there, row + floats(bias + channel, inside)[None, :], 0.0)
@@ -276,7 +302,11 @@ def rounded(row, bias, channel, inside, there, like):
 
 @triton.jit
 def add_sums(q, k, gram, q_square, k_square, PRECISION: tl.constexpr):
-    """The sums with those of a row; q, k: `[P, padded]`, squares: likewise, float32."""
+    """Add a row to the Gram matrix and to the squares, and return all three.
+
+    q, k: `[P, padded]`; gram: `[padded, padded]`; q_square, k_square: `[P, padded]`; sums are
+    float32.
+    """
     gram = tl.dot(tl.trans(q), k, gram, input_precision=PRECISION)
     q, k = q.to(tl.float32), k.to(tl.float32)
     return gram, q_square + q * q, k_square + k * k
@@ -284,7 +314,10 @@ def add_sums(q, k, gram, q_square, k_square, PRECISION: tl.constexpr):
 
 @triton.jit
 def masks_of(pixel, width, inside):
-    """Which pixels there are before, of, and behind these, each `[P, padded]`."""
+    """Masks of which left neighbours, pixels and right neighbours are inside, `[P, padded]` each.
+
+    pixel: column indices in the image, `[P]`; inside: which channels exist, `[padded]`.
+    """
     middle = (pixel < width)[:, None] & inside[None, :]
     right = (pixel < width - 1)[:, None] & inside[None, :]
     return middle & (pixel > 0)[:, None], middle, right
@@ -292,14 +325,20 @@ def masks_of(pixel, width, inside):
 
 @triton.jit
 def places(pixel, channel, step: tl.constexpr, TOGETHER: tl.constexpr):
-    """Of channels of pixels `step` apart, `[P, padded]`; TOGETHER of them follow one another."""
+    """Offsets of channels of pixels that are `step` values apart, `[P, padded]`.
+
+    Tells the compiler that TOGETHER channels are contiguous.
+    """
     place = pixel[:, None] * step + channel[None, :]
     return tl.max_contiguous(tl.multiple_of(place, [1, TOGETHER]), [1, TOGETHER])
 
 
 @triton.jit
 def store_sums(out, gram, q_square, k_square, columns, D: tl.constexpr):
-    """Write a program's sums of a head; squares: `[P, padded]`, still to be added up."""
+    """Write a program's sums for one head: the Gram matrix, then the squares summed over pixels.
+
+    out: `[D + 2, D]`; gram: `[padded, padded]`; q_square, k_square: `[P, padded]`.
+    """
     inside = columns < D
     both = inside[:, None] & inside[None, :]
     tl.store(out + columns[:, None] * D + columns[None, :], gram, mask=both)
@@ -313,20 +352,22 @@ def depthwise_kernel(
     C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
     P: tl.constexpr, PRECISION: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Depth-wise 3x3 convolution to q, k, v; sums over the pixels of q and k, and v as it is.
+    """Convolve x depth-wise (3x3) to q, k and v; write sums over the pixels of q and k, and v.
 
-    A program has P columns of `share` rows, of one head and one image. It goes down row by row and
-    reads each once: a row adds to three of the output, of which the upper one is then complete. The
-    taps stay in registers, so v is computed in a second loop, in those that q and k had.
+    Each program computes P columns of `share` rows, for one head of one image. It moves down row
+    by row and reads each row once: an input row contributes to three output rows, the upper one of
+    which is then complete. The taps stay in registers, so v is computed in a second loop, which
+    reuses the registers that the taps of q and k occupied.
 
-    x: `[n, height, width, 3 C]`, of which rows `skip` to `skip + rows` are wanted; zeros around.
+    x: `[n, height, width, 3 C]`, padded with zeros; rows `skip` to `skip + rows` are convolved.
     weight: `[3 C, 9]`; bias: `[3 C]` or None.
     v: `[n, rows, width, C]`, written.
-    sums: `[n, programs, heads, D + 2, D]` float32, written: the Gram matrix, squares of q, of k.
-    TOGETHER: channels that a thread reads together, a divisor of D. With few of them it has few
-        taps to keep, and several pixels to use them for.
-    STAGES: rows that are on their way to the chip or used, at a time. What a program has on its
-        way, over the time that memory takes to answer, bounds this kernel.
+    sums: `[n, programs, heads, D + 2, D]` float32, written: Gram matrix, squares of q, squares
+        of k.
+    TOGETHER: contiguous channels that a thread reads, a divisor of D. With few channels a thread
+        keeps few taps, and uses each for several pixels.
+    STAGES: pipeline stages, i.e. rows that are being loaded or used at a time. The bytes in flight
+        divided by the memory latency bound the speed of this kernel.
     """
     piece, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     across = tl.cdiv(width, P)
@@ -339,7 +380,7 @@ def depthwise_kernel(
     pixel = piece % across * P + tl.arange(0, P)
     left, middle, right = masks_of(pixel, width, inside)
     place = places(pixel, channel, 3 * C, TOGETHER)
-    level = row + tl.zeros([P, 1], tl.int32)  # a tensor, since masks of the interpreter are
+    level = row + tl.zeros([P, 1], tl.int32)  # a tensor: Triton's interpreter needs tensor masks
     count = tl.minimum(share, rows - begin)
     zero = tl.zeros([P, PADDED], tl.float32)
 
@@ -378,11 +419,12 @@ def mixing_kernel(
     C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """`mixing_matrix`: attention of a head and its part of the output projection, as one matrix.
+    """Compute `mixing_matrix`: a head's attention times its columns of the output projection.
 
-    A program has ROWS rows and PART columns of a head of an image. Sums as in `PixelSums`, with
-    strides of images and heads; project_out: `[C, C]` float32; mixing: `[n, C, C]` in its own
-    precision, written.
+    Each program computes ROWS rows and PART columns of one head of one image.
+
+    gram, q_square, k_square: as in `PixelSums`, with the strides of images and heads.
+    project_out: `[C, C]` float32; mixing: `[n, C, C]` in its own precision, written.
     """
     head, image = tl.program_id(0) // tl.cdiv(C, ROWS), tl.program_id(1)
     columns = tl.arange(0, PADDED)
@@ -401,8 +443,8 @@ def mixing_kernel(
     cosine = tl.load(row + columns[None, :], mask=both, other=0.0)
     cosine = cosine / (q_norm[:, None] * k_norm[None, :])
     logit = tl.where(inside[None, :], cosine * scale, float("-inf"))
-    # The softmax sums over all columns of the head, of which this program writes a part: each
-    # program repeats the sums.
+    # The softmax is over all columns of the head, but this program writes only some of them, so
+    # every program of the head computes the same sums.
     largest = tl.max(logit, 1)
     total = tl.sum(tl.exp(logit - largest[:, None]), 1)
     both = inside[:, None] & wanted[None, :]
@@ -423,7 +465,7 @@ def mixing_kernel(
 
 @triton.jit
 def mixed(x, a, b, mixing, columns, of_a, of_b, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Some channels of `x + mixing v`; a, b: two tiles of v's channels, which are of_a and of_b."""
+    """Compute the channels `columns` of `x + mixing v`; a, b: v's channels of_a and of_b."""
     x = tl.dot(a, transposed(mixing, columns, of_a, C, C), x, input_precision=PRECISION)
     if b is not None:
         x = tl.dot(b, transposed(mixing, columns, of_b, C, C), x, input_precision=PRECISION)
@@ -437,12 +479,14 @@ def second_pass_kernel(
     C: tl.constexpr, HIDDEN: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     M: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`x = z + mixing v`, then `out = x + narrow(GELU(widen(norm(x) + time)))`, M pixels a program.
+    """Compute `x = z + mixing v` and write `out = x + narrow(GELU(widen(norm(x) + time)))`.
 
-    z, out: `[n, pixels, C]` in one precision, also the same one.
-    v: `[n, pixels, C]` with strides of its own, or None for the feed-forward network alone.
+    Each program computes M pixels of an image.
+
+    z, out: `[n, pixels, C]` in one precision; out may be the same tensor as z.
+    v: `[n, pixels, C]` with its own strides, or None for the feed-forward network alone.
     mixing: `[n, C, C]`, widen: `[HIDDEN, C]`, narrow: `[C, HIDDEN]`, all in one half precision.
-    A, B: channels of the two tiles, B 0 for none.
+    A, B: channels of the two tiles; B is 0 if there is only one.
     """
     first_pixel, image = tl.program_id(0) * M, tl.program_id(1).to(tl.int64)
     z += (image * pixels + first_pixel) * C

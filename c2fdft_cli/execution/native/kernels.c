@@ -1,17 +1,17 @@
-/* The Transformer block on a CPU: matrix products with what stands before and behind them, on tiles
- * that stay in cache. Plain C with vectors of the compiler (GCC, Clang); float32.
+/* The Transformer block on a CPU: matrix products fused with the operations before and after them,
+ * on tiles that stay in cache. Plain C with the vector extensions of GCC and Clang; float32.
  *
- * Activations are [pixel][channel]. Work is cut into items by size alone, never by the number of
- * threads; sums over items are added in the order of the items. So results do not depend on the
- * number of threads, and are the same to the bit at each run on one machine.
+ * Activations are [pixel][channel]. Work is divided into items by size alone, never by the number
+ * of threads, and sums over items are added in the order of the items. So results do not depend on
+ * the number of threads, and every run on one machine gives the same bits.
  */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* VL floats in a vector; a block of a product is MR rows by NV vectors, so that its MR * NV sums,
- * one row of the right matrix and one value of the left one fill the registers. */
+/* A vector has VL floats. A register block of a product is MR rows by NV vectors, chosen so that
+ * its MR * NV sums, one row of the right matrix and one value of the left one fill the registers. */
 #if defined(__AVX512F__)
 enum { VL = 16, NV = 3, MR = 8 };
 #elif defined(__AVX2__)
@@ -23,12 +23,12 @@ enum { VL = 4, NV = 2, MR = 6 };
 #endif
 enum {
     NR = NV * VL,      /* columns in a panel of a packed matrix */
-    KC = 384,          /* a panel of so many rows fits the first cache */
-    TILE = 96,         /* pixels of a tile, a multiple of MR; its hidden layer fits the second */
-    HIDDEN = 8 * 48,   /* hidden channels at a time, at most: TILE of them take 144 KiB */
-    CHUNK = 32,        /* rows of an item of `gather` */
+    KC = 384,          /* rows of a panel used at a time, so that they fit the L1 cache */
+    TILE = 96,         /* pixels of a tile, a multiple of MR; its hidden layer fits the L2 cache */
+    HIDDEN = 8 * 48,   /* hidden channels at a time, at most: for TILE pixels they take 144 KiB */
+    CHUNK = 32,        /* image rows of an item of `gather` */
     RING = 256 << 10,  /* bytes of the three rows that a depth-wise convolution reads */
-    STEP = 32          /* pixels between a depth-wise convolution and the sums of its result */
+    STEP = 32          /* pixels that are convolved depth-wise before they are added to the sums */
 };
 
 typedef float vec __attribute__((vector_size(4 * VL), aligned(4)));
@@ -38,7 +38,7 @@ typedef float vec __attribute__((vector_size(4 * VL), aligned(4)));
 INLINE int least(int a, int b) { return a < b ? a : b; }
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-/* ---- threads: torch's own OpenMP runtime, whose entry the caller hands over ---- */
+/* ---- threads: of torch's own OpenMP runtime, whose entry point the caller passes ---- */
 
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
 typedef struct {
@@ -63,7 +63,8 @@ static void work(void *shared) {
     }
 }
 
-/* Every item once, each thread with so many floats of its own; -1 where there is no memory. */
+/* Run every item once; each thread has its own scratch memory of `floats` floats. Returns -1 if that
+ * memory cannot be allocated. */
 static int run(Team team, void (*item)(const void *, int, float *), const void *job, int items,
                size_t floats) {
     int threads = least(team.threads, items);
@@ -81,15 +82,16 @@ static int run(Team team, void (*item)(const void *, int, float *), const void *
 
 typedef int32_t ivec __attribute__((vector_size(4 * VL), aligned(4)));
 
-/* Where the mask (all bits or none) is set a, else b. */
+/* a where the mask is set, b elsewhere; a lane of the mask has all bits set or none. */
 INLINE vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 INLINE vec clamp(vec x, float low, float high) {
     vec l = (vec){0} + low, h = (vec){0} + high;
-    x = choose(x < l, l, x); /* comparisons are false for NaN, which stays */
+    x = choose(x < l, l, x); /* comparisons with NaN are false, so NaN is kept */
     return choose(x > h, h, x);
 }
 
-/* erf as x P(x^2) / Q(x^2) on [-4, 4], where float32's is not yet 1; within 1.5e-7. */
+/* erf as x P(x^2) / Q(x^2), within 1.5e-7. x is clamped to [-4, 4], beyond which erf is +-1 in
+ * float32. */
 INLINE vec erf_of(vec x) {
     x = clamp(x, -4.0f, 4.0f);
     vec s = x * x;
@@ -106,7 +108,7 @@ INLINE vec erf_of(vec x) {
     return x * p / q;
 }
 
-/* x becomes GELU(x) = x Phi(x). */
+/* Replace a vector x by GELU(x) = x Phi(x). */
 INLINE void gelu_vec(float *x) {
     vec y = *(vec *)x;
     *(vec *)x = y * (0.5f + 0.5f * erf_of(y * 0.70710678f));
@@ -126,20 +128,22 @@ static void gelu_rows(int m, int n, float *x, ptrdiff_t ld) {
 
 /* ---- products ---- */
 
-/* The right matrix: panels of NR columns, `panel` floats apart, rows `ld` apart; a row `head` of
- * each, unless NULL, is what the sums begin with. */
+/* The right matrix in panels of NR columns. Panels are `panel` floats apart, rows within one `ld`.
+ * Unless it is NULL, `head` is a row for each panel from which the sums start. */
 typedef struct {
     const float *rows, *head;
     ptrdiff_t panel, ld;
 } Right;
 
-/* Panels as `pack` makes them of a matrix with k rows: the head (a bias or zeros), then the rows. */
+/* The panels that `pack` makes of a matrix with k rows, from row `from` on. A panel is its head (the
+ * bias or zeros), then the rows. */
 INLINE Right packed(const float *data, int k, int from, int with_head) {
     Right b = {data + (ptrdiff_t)(1 + from) * NR, with_head ? data : NULL, (ptrdiff_t)(k + 1) * NR, NR};
     return b;
 }
 
-/* c[m][nv VL] = (add ? c : 0) + head + a b, all sums in registers; a[i][p] at a[i rs + p cs]. */
+/* c[m][nv VL] = (add ? c : 0) + head + a b, with all sums in registers; element (i, p) of a is at
+ * a[i rs + p cs]. */
 INLINE void block(const int m, const int nv, int k, const float *a, ptrdiff_t rs, ptrdiff_t cs,
                   const float *b, ptrdiff_t ld, const float *head, int add, float *c, ptrdiff_t ldc) {
     vec sum[MR][NV];
@@ -168,7 +172,7 @@ static void part(int m, int n, int k, const float *a, ptrdiff_t rs, ptrdiff_t cs
     float whole[MR * NR];
     float *to = c;
     ptrdiff_t step = ldc;
-    if (n % VL) { /* a vector that is not full: by way of a whole block */
+    if (n % VL) { /* the last vector is not full: compute into a whole block, then copy */
         to = whole, step = NR;
         for (int i = 0; add && i < m; i++) memcpy(whole + i * NR, c + i * ldc, sizeof(float) * (size_t)n);
     }
@@ -191,7 +195,7 @@ static void part(int m, int n, int k, const float *a, ptrdiff_t rs, ptrdiff_t cs
     for (int i = 0; to == whole && i < m; i++) memcpy(c + i * ldc, whole + i * NR, sizeof(float) * (size_t)n);
 }
 
-/* The left matrix: element (i, p) at rows[i rs + p cs]. */
+/* The left matrix: element (i, p) is at rows[i rs + p cs]. */
 typedef struct {
     const float *rows;
     ptrdiff_t rs, cs;
@@ -199,7 +203,8 @@ typedef struct {
 
 INLINE Left dense(const float *rows, ptrdiff_t ld) { return (Left){rows, ld, 1}; }
 
-/* c[m][n] = (add ? c : 0) + head + a[m][k] b[k][n], then GELU while a block is in cache. */
+/* c[m][n] = (add ? c : 0) + head + a[m][k] b[k][n]; with `gelu`, GELU is applied to each block while
+ * it is in cache. */
 static void product(int m, int n, int k, Left a, Right b, int add, float *c, ptrdiff_t ldc, int gelu) {
     for (int from = 0; from < k; from += KC) {
         int deep = least(KC, k - from), last = from + deep == k;
@@ -218,7 +223,7 @@ static void product(int m, int n, int k, Left a, Right b, int add, float *c, ptr
     }
 }
 
-/* Floats that `pack` writes. */
+/* The number of floats that `pack` writes. */
 ptrdiff_t packed_floats(int k, int n) { return (ptrdiff_t)ceil_div(n, NR) * (k + 1) * NR; }
 
 typedef struct {
@@ -245,7 +250,8 @@ static void pack_item(const void *job, int i, float *scratch) {
     }
 }
 
-/* The right matrix b[k][n], element (p, j) at b[p rs + j cs], as panels under a head. */
+/* Pack the right matrix b[k][n] into panels, each after its head (the bias, or zeros if NULL).
+ * Element (p, j) is at b[p rs + j cs]. Returns 0, or -1 if memory runs out. */
 int pack(Parallel parallel, int threads, int k, int n, const float *b, ptrdiff_t rs, ptrdiff_t cs,
          const float *bias, float *out) {
     Pack job = {k, n, b, rs, cs, bias, out};
@@ -255,7 +261,8 @@ int pack(Parallel parallel, int threads, int k, int n, const float *b, ptrdiff_t
 
 /* ---- layer norm ---- */
 
-/* (x - mean) / sqrt(var + eps) * gain + shift at each pixel; x / sqrt(..) where not centred. */
+/* (x - mean) / sqrt(var + eps) * gain + shift over the channels of each pixel; unless `centred`, the
+ * mean is not subtracted in the numerator. */
 static void norm_rows(int m, int c, const float *x, const float *gain, const float *shift, float eps,
                       int centred, float *restrict y) {
     for (int i = 0; i < m; i++, x += c, y += c) {
@@ -289,8 +296,9 @@ static void norm_item(const void *job, int i, float *scratch) {
 
 /* ---- depth-wise 3x3 ---- */
 
-/* m pixels side by side of one vector of channels: out = bias + sum over taps of weight * in. The
- * nine weights stay in registers, each input vector is read once for the up to three it is in. */
+/* Convolve m neighbouring pixels of one vector of channels: out = bias + sum over taps of
+ * weight * in. The nine weights stay in registers, and each input vector is read once for the up to
+ * three output pixels that it contributes to. */
 INLINE void taps(const int m, const float *const *rows, ptrdiff_t ld, const float *weight,
                  ptrdiff_t ldw, const float *bias, float *out, ptrdiff_t ldo) {
     vec w[9], sum[4];
@@ -305,7 +313,8 @@ INLINE void taps(const int m, const float *const *rows, ptrdiff_t ld, const floa
     UNROLL for (int o = 0; o < m; o++) *(vec *)(out + o * ldo) = sum[o];
 }
 
-/* Some pixels of one row; rows[0..2] begin at the left neighbour of the first, above to below. */
+/* Convolve some pixels of one row. rows[0..2] are the rows above, at and below it, each from the
+ * left neighbour of the first pixel. */
 static void depthwise_row(int pixels, int channels, const float *const *rows, ptrdiff_t ld,
                           const float *weight, ptrdiff_t ldw, const float *bias, float *out,
                           ptrdiff_t ldo) {
@@ -333,21 +342,22 @@ static void depthwise_row(int pixels, int channels, const float *const *rows, pt
     }
 }
 
-/* ---- first pass of a block in strips ---- */
+/* ---- first pass over a strip ---- */
 
-/* Channels are worked on by groups of whole heads: q, k and v of a group side by side, 3g wide. */
+/* Channels are processed in groups of g channels, which are whole heads. q, k and v of a group are
+ * side by side, 3g wide. */
 typedef struct {
     int height, width, c, heads, g, top, bottom, first, columns, blocks, chunks;
-    const float *x;         /* normalised rows `first` on, [..][width][c] */
-    const float *qkv;       /* per group: 3g columns, packed */
-    const float *depthwise; /* per group: nine weights and the bias, [10][3g] */
+    const float *x;         /* normalised rows from `first` on, [..][width][c] */
+    const float *qkv;       /* for each group: 3g columns, packed */
+    const float *depthwise; /* for each group: nine weights and the bias, [10][3g] */
     float *v;               /* [height][width][c] */
-    float *sums;            /* per item: Gram matrices of its heads, then squares of q, of k */
+    float *sums;            /* for each item: Gram matrices of its heads, squares of q, of k */
 } Gather;
 
 INLINE int sums_floats(const Gather *s) { return s->g * (s->c / s->heads) + 2 * s->g; }
 
-/* qkv of row y, columns left to right of the image, into a row of the ring; zeros beyond it. */
+/* Write qkv of image row y, columns left to right, into a row of the ring; zeros outside the image. */
 static void ring_row(const Gather *s, const float *qkv, int y, int left, int right, float *row) {
     int wide = 3 * s->g, from = left > 0 ? left : 0, to = least(right, s->width);
     if (y < 0 || y >= s->height) {
@@ -361,7 +371,7 @@ static void ring_row(const Gather *s, const float *qkv, int y, int left, int rig
             row + (ptrdiff_t)(from - left) * wide, wide, 0);
 }
 
-/* Add to the sums what some pixels of q, k: [pixels][2g] give. */
+/* Add some pixels, whose q and k are [pixels][2g], to the sums. */
 static void add_sums(const Gather *s, int pixels, const float *qk, float *sums) {
     int d = s->c / s->heads, two = 2 * s->g;
     for (int head = 0; head < s->g / d; head++) {
@@ -402,8 +412,9 @@ static void gather_item(const void *job, int i, float *scratch) {
     }
 }
 
-/* v of rows top to bottom of one image, and the sums of their q and k over those pixels:
- * out is gram[heads][d][d], then the squares q[c], k[c]. x is [rows + halo][width][c], to work in. */
+/* First pass: compute v of the rows top to bottom of one image, and the sums over the pixels of
+ * their q and k. `out` is gram[heads][d][d], then the squares q[c] and k[c]. `x` is a buffer of
+ * [rows + halo][width][c]. Returns 0, or -1 if memory runs out. */
 int gather(Parallel parallel, int threads, int height, int width, int c, int heads, int g, int top,
            int bottom, const float *z, const float *gain, const float *shift, float eps, int centred,
            const float *qkv, const float *depthwise, float *x, float *v, float *out) {
@@ -456,7 +467,8 @@ static void apply_item(const void *job, int i, float *scratch) {
     }
 }
 
-/* z += v M^T, then z += W_out gelu(W_in norm(z)), tile by tile; the hidden layer stays in cache. */
+/* Second pass: z += v M^T, then z += W_out gelu(W_in norm(z)), tile by tile, so that the hidden layer
+ * stays in cache. Returns 0, or -1 if memory runs out. */
 int apply(Parallel parallel, int threads, int pixels, int c, int hidden, float *z, const float *v,
           const float *mixing, const float *gain, const float *shift, float eps, int centred,
           const float *widen, const float *narrow) {

@@ -391,7 +391,7 @@ def test_training_for_so_many_minutes(
     assert sorted(path.name for path in out.iterdir()) == ["short-run", "short.csv", "short.pt"]
     again = script()
     assert again.returncode == 2
-    assert "short-run exists: give another NAME" in again.stderr
+    assert "short-run already exists: choose another NAME" in again.stderr
 
 
 def test_the_timed_script_tells_its_usage() -> None:
