@@ -1,4 +1,4 @@
-"""Sums over the pixels by the route of the device, and what a compiler makes of them."""
+"""Sums over the pixels by the fastest operators of a device, plain and compiled."""
 
 import pytest
 import torch

@@ -84,7 +84,9 @@ def read_option(path: Path) -> None:
             parse(text)
         except C2fdftError as error:
             refused.append(error)
-    if len(refused) > len(PARSERS) - 3:  # two of the parsers accept any text
+    if (
+        len(refused) > len(PARSERS) - 3
+    ):  # two parsers refuse hardly anything and leave the check of the value to their callers
         raise refused[-1]
 
 
