@@ -62,7 +62,7 @@ def test_options_that_cannot_be_combined_are_refused(
         (3, False, True, 3),
     ],
 )
-def test_a_self_ensemble_multiplies_the_samples(
+def test_the_number_of_samples_depends_on_the_options(
     samples: int | None, self_ensemble: bool, uncertainty: bool, count: int
 ) -> None:
     assert sample_count(samples, self_ensemble, uncertainty) == count

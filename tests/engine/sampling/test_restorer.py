@@ -85,7 +85,7 @@ def test_noise_drawn_ahead_is_the_noise_that_is_drawn(drawn: list[int]) -> None:
     assert drawn == []
 
 
-def test_noise_is_not_drawn_ahead_of_a_noisy_sampler() -> None:
+def test_noise_is_not_drawn_ahead_for_a_noisy_sampler() -> None:
     assert make(eta=0.5).start_noise("a.png", 8, 8) is None
 
 
