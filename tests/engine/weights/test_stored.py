@@ -195,8 +195,8 @@ def test_claims_are_checked_before_anything_is_allocated(tmp_path, changes, says
     tracemalloc.stop()
 
 
-def test_different_sizes_of_one_storage_are_refused(tmp_path):
-    # the larger size counts, whichever is first
+def test_the_larger_of_two_sizes_of_a_storage_counts(tmp_path):
+    # in either order of the two tensors
     claim = "ctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\n"
     claim += "S'0'\nS'cpu'\nL%dL\nNtQL0L\n(I2\nt(I1\ntI00\nNtR"
     content = f"(S'a'\n{claim % (1 << 50)}S'b'\n{claim % 2}d."
