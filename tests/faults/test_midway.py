@@ -125,9 +125,7 @@ def run_with_fault_and_again(
     mend()
     again = Running((*case.words, *(case.again if case.out.exists() else ())), folder)
     ended = again.end(120)
-    if (
-        ended == 6 and "its input has changed since" in again.said
-    ):  # restore's output is of the damaged input
+    if ended == 6 and "its input has changed since" in again.said:  # of the damaged input
         again = Running((*case.words, "--overwrite"), folder)
         ended = again.end(120)
     assert ended == 0, (code, running.said, again.said)

@@ -75,9 +75,7 @@ class Running:
         target = (list(map(str, words)), cwd, self._said, before)
         self.process: BaseProcess = _forks.Process(target=_run, args=target)
         self.process.start()
-        while (
-            not self._said.exists() and self.process.is_alive()
-        ):  # when the file exists, its handlers are set
+        while not self._said.exists() and self.process.is_alive():  # then it has handlers
             time.sleep(0.002)
 
     @property

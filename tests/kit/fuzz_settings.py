@@ -84,9 +84,7 @@ def read_option(path: Path) -> None:
             parse(text)
         except C2fdftError as error:
             refused.append(error)
-    if (
-        len(refused) > len(PARSERS) - 3
-    ):  # two parsers refuse hardly anything and leave the check of the value to their callers
+    if len(refused) > len(PARSERS) - 3:  # two parsers accept nearly any text
         raise refused[-1]
 
 

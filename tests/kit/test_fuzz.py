@@ -12,9 +12,7 @@ from c2fdft_cli.errors import DataError
 from tests.kit import fuzz
 
 pytestmark = [
-    pytest.mark.skipif(
-        sys.platform != "linux", reason="the harness sets limits that only Linux has"
-    ),
+    pytest.mark.skipif(sys.platform != "linux", reason="it sets limits that only Linux has"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 

@@ -158,9 +158,7 @@ def test_extreme_options_still_give_rain():
 def test_rain_from_the_bank_is_reproducible(bank, model, moments):
     layer = rain_layer(model, np.random.default_rng(1), 40, 48, bank).astype(float)
     got = layer.mean(), (layer * np.arange(48)).mean()
-    assert got == pytest.approx(
-        moments, rel=0.02
-    )  # OpenCV may round differently on another machine
+    assert got == pytest.approx(moments, rel=0.02)  # OpenCV may round differently
 
 
 def test_rain_from_the_bank_scales_with_strength(bank):

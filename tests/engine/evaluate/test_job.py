@@ -164,9 +164,7 @@ def test_invalid_options_are_refused() -> None:
         EvalOptions("best")
     with pytest.raises(UsageError, match="--border must be at least 0, got -1"):
         EvalOptions(border=-1)
-    assert (
-        type(EvalOptions(border=np.int64(4)).border) is int
-    )  # as it is written into a JSON document
+    assert type(EvalOptions(border=np.int64(4)).border) is int  # it is written to JSON
     with pytest.raises(UsageError, match="--metrics niqe: no such metric"):
         find_metrics("gmsd,niqe")
 

@@ -106,9 +106,7 @@ def test_noise_depends_only_on_seed_base_name_and_sample_number(
     def drawn(seed: int, name: str, number: int = 0) -> float:
         return torch.randn(1, generator=noise_generator(seed, name, number)).item()
 
-    assert drawn(0, "IMG.2024.01") != drawn(
-        0, "IMG.2024.02"
-    )  # the part after a dot counts unless it is a suffix
+    assert drawn(0, "IMG.2024.01") != drawn(0, "IMG.2024.02")  # .01 is not a suffix
     assert len({drawn(0, "a"), drawn(1, "a"), drawn(0, "b"), drawn(0, "a", 1)}) == 4
     run(options)
     run(options, out=str(tmp_path / "other"), seed=1)

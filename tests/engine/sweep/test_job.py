@@ -405,9 +405,7 @@ def test_weights_that_are_replaced_between_check_and_stamp(
 
 def test_nothing_is_computed_twice(coarse: Path) -> None:
     first = run(coarse, steps=(1, 2))
-    again = run(
-        coarse, steps=(1, 2)
-    )  # the file has been stamped since, but its weights are the same
+    again = run(coarse, steps=(1, 2))  # the stamp since then keeps the weights
     assert again.calls_spent == 0
     assert [row.psnr for row in again.rows] == [row.psnr for row in first.rows]
     more = run(coarse, steps=(1, 2, 3))
@@ -465,10 +463,7 @@ def test_fine_weights_are_tried_on_their_own_timesteps(shards: Path, tmp_path: P
     other = run(fine, steps=(1,), rule=parse_rule("within:99dB"))
     assert other.chosen.grid == (999,)
     assert load_checkpoint(fine).meta.grid == [999]
-    assert run(fine, steps=(1,)).trained_grid == [
-        900,
-        450,
-    ]  # storing timesteps keeps those of the training
+    assert run(fine, steps=(1,)).trained_grid == [900, 450]  # also after the first stamp
 
 
 def test_the_timesteps_in_the_checkpoint_are_always_tried(shards: Path, tmp_path: Path) -> None:

@@ -106,9 +106,7 @@ def test_a_finished_run_that_is_resumed_keeps_the_timesteps_of_its_sweep(finishe
     assert (swept.grid, swept.grid_from) == (list(before.chosen.grid), "sweep")
     assert swept.metrics["sweep"]["rule"] == "the best SSIM"
     assert swept.metrics["step"] == 12
-    resume(
-        "coarse", finished, "coarse.iterations=14"
-    )  # new weights, for which no timesteps were chosen
+    resume("coarse", finished, "coarse.iterations=14")  # new weights were not swept
     longer = load_checkpoint(path).meta
     assert (longer.grid, longer.grid_from) == ([999, 500], "recipe")
     assert "sweep" not in longer.metrics
