@@ -97,7 +97,7 @@ def test_the_shell_completes_commands(words: str, position: int, offered: list[s
     assert CliRunner().invoke(app, [], env=environment).stdout.split() == offered
 
 
-def test_a_listed_command_runs() -> None:
+def test_a_subcommand_is_loaded_or_suggested_by_its_name() -> None:
     result = CliRunner().invoke(app, ["recipes", "lst"])
     assert result.exit_code == 2
     assert "Did you mean 'list'?" in result.stderr
