@@ -17,7 +17,7 @@ from tests.kit.formula import wave
 aten = torch.ops.aten
 
 WINDOWS = [(11, 1.5, 0), (11, 1.5, 5), (6, 0.8, 3), (1, 0.14, 0)]
-"""Side, sigma and padding: of scores, and of the scales of a loss."""
+"""Side, sigma and padding of the windows: for scores, and for the scales of a loss."""
 
 
 def pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,9 @@ LINES = [
 
 
 def command_lines() -> Iterator[tuple[str, str]]:
-    """Document and command line, without its comment, its optional parts and what it is piped to.
+    """Yield document and command line, without optional parts and what it is piped to.
 
-    Those of troubleshooting are run by a test of their own; some are wrong on purpose.
+    Those of troubleshooting are run by another test; some are wrong on purpose.
     """
     generated = ROOT / "docs" / "cli.md"  # help texts, wrapped at 80 columns
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):

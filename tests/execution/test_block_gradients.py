@@ -22,7 +22,7 @@ needs_kernels = pytest.mark.skipif(
     not has_onednn_linear(torch.device("cpu"), torch.float32), reason="torch without oneDNN"
 )
 routes = pytest.mark.parametrize("route", [pytest.param("cpu", marks=needs_kernels), "cuda"])
-"""What is installed for a device; that for CUDA computes on a CPU as well."""
+"""The derivatives installed for each device; those for CUDA can be computed on a CPU too."""
 
 
 def installed(block, route="cpu"):

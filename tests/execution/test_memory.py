@@ -182,7 +182,7 @@ def test_nested_groups_and_those_of_version_1_count(groups: Path) -> None:
     assert available_memory() == 3000
     limited(groups / "memory" / "slurm" / "job: 1", V1, "900", "700", 50)
     assert available_memory() == 250
-    # a container without a name space of its own: the kernel's path is not there, the root is its
+    # a container in the host's cgroup namespace: the kernel's path is not visible, the root is its
     of_process.write_text("0::/system.slice/docker-12.scope\n")
     limited(groups, V2, "400", "100", 0)
     assert available_memory() == 300

@@ -22,7 +22,7 @@ HEAD = """# Command reference
 What `--help` says of every command, at 80 columns. Generated: `python -m tests.kit.cli_reference`.
 """
 TYPER = (0, 29, 2)
-"""The version of Typer that the page is made with: older ones break lines elsewhere."""
+"""The version of Typer that the page is generated with: older ones wrap lines differently."""
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -22,7 +22,7 @@ def python(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[
 
 
 def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run a script or `-m module` in two processes that find each other."""
+    """Run a script or `-m module` in two processes of torchrun."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return python(*launcher, *words)
 

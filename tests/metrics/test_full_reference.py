@@ -105,7 +105,7 @@ def _half(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _term(
     a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], ssim: np.ndarray[Any, Any], *, last: bool
 ) -> float:
-    """Mean SSIM at the last scale, its contrast term (SSIM over luminance) before."""
+    """Mean SSIM at the last scale; at earlier ones its contrast term (SSIM over luminance)."""
     if last:
         return float(ssim[5:-5, 5:-5].mean())
     filters = pytest.importorskip("scipy.ndimage")
@@ -159,7 +159,9 @@ def test_weights_that_cannot_be_downloaded_are_requested_once(
 
     def lpips() -> None:
         asked.append(1)
-        time.sleep(0.1)  # as long as a failing connection, and longer than a thread's start
+        time.sleep(
+            0.1
+        )  # as slow as a failing connection, so that all threads have started meanwhile
         raise OSError("no route to host")
 
     monkeypatch.setattr(load_piq(), "LPIPS", lpips)

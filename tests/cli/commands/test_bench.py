@@ -7,7 +7,7 @@ import pytest
 from tests.kit.command import refused
 
 LARGEST = ["--size", "65528", "--batch", "65536"]
-"""More bytes than a process can address: nothing is allocated anywhere."""
+"""More bytes than a process can address, so that nothing is allocated on any machine."""
 
 
 @pytest.mark.parametrize("part", ["forward", "restore", "train-step"])

@@ -1,4 +1,4 @@
-"""`c2fdft weights`, and weights by name in every command that takes weights."""
+"""`c2fdft weights`, and packaged weights by name in every command that uses weights."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ if "--max-time" in words:
 sys.argv[1:] = words
 main()
 """
-"""The program, but for trainings: they end after 20 iterations, however fast this machine is."""
+"""The program, except that trainings end after 20 iterations, however fast the machine is."""
 
 
 @pytest.mark.acceptance

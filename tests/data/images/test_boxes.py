@@ -208,10 +208,10 @@ def test_a_picture_without_metadata_has_none():
 
 
 SRGB = [(0, 1), (0, 2), (1, 2), (1, 2), (0, 1), (2, 2), (11, 4)]
-"""No profile, RGB, D65, BT.709's primaries, no gamma, transfer 2 + 11; each with its bits."""
+"""(value, bits): no profile, RGB, D65, BT.709's primaries, no gamma, transfer 2 + 11."""
 GREY_SRGB, LINEAR = [(0, 1), (1, 2), *SRGB[2:3], *SRGB[4:]], [*SRGB[:-1], (6, 4)]
 ALPHA_16 = [(0, 1), (0, 2), (0, 1), (3, 2), (15, 6), (0, 2), (1, 2), (2, 4), (0x6261, 16), (0, 1)]
-"""Alpha, of 1 + 15 bits, no shift, a name of 2 letters, not multiplied in."""
+"""(value, bits) of an alpha channel: 1 + 15 bits, no shift, a name of 2 letters, straight."""
 
 
 @pytest.mark.parametrize(

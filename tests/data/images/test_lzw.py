@@ -11,7 +11,7 @@ import pytest
 from c2fdft_cli.data.images.lzw import is_sound
 
 CRASHED = bytes.fromhex("807f20503824160d0784426150b864361d0f8844625138a456")
-"""Made the decoder of imagecodecs 2026.3 read memory that was not its own."""
+"""A stream for which the decoder of imagecodecs 2026.3 read out of bounds."""
 
 
 def values(count, top):

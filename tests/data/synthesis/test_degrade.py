@@ -38,7 +38,7 @@ MOMENTS = {
     "exposure": (7.896, 198.8),
     "burst": (7.102, 175.0),
 }
-"""What seed 11 does to a ramp: the mean change of a value, and of a value times its column."""
+"""For seed 11 on a ramp: the mean absolute change, and the mean of the change times the column."""
 
 
 def ramp(h: int, w: int) -> np.ndarray:

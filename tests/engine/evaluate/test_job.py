@@ -114,7 +114,7 @@ def test_equal_images_have_an_infinite_psnr(folders: tuple[Path, Path]) -> None:
     assert table_of(result)[1][-3][1] == "inf"
 
 
-# -- what cannot be scored ---------------------------------------------------------
+# -- images not scored -------------------------------------------------------------
 
 
 def test_sizes_that_differ_are_all_listed(folders: tuple[Path, Path]) -> None:

@@ -275,7 +275,7 @@ def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
 
 
 def test_a_sweep_draws_a_plot(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # `no_picture`
+    monkeypatch.undo()  # of `no_picture`
     pytest.importorskip("matplotlib")
     result = run(coarse, spacings=("linspace", "trailing"), schedules=((400,),))
     picture = coarse.parent / "sweep.png"

@@ -302,7 +302,7 @@ def test_a_compressed_archive_of_modest_size_is_read(tmp_path):
 
 
 def test_an_error_of_the_disk_is_one_line(tmp_path):
-    """torch would replace the error of the write by one of its own."""
+    """torch would replace the error of the write by a different one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 
 SHARED = {80: 99, 90: 227, 120: 99}
-"""KiB of shared memory that a program may have, by compute capability; 8.0 stands for 8.6 and 8.9,
-which have less than it."""
+"""KiB of shared memory per program, by compute capability; 8.0 has the limit of 8.6 and 8.9,
+which is lower than its own."""
 
 
 @pytest.mark.slow

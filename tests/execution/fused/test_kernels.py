@@ -27,16 +27,16 @@ kernels = importlib.import_module("c2fdft_cli.execution.fused.kernels")
 passes = importlib.import_module("c2fdft_cli.execution.fused.passes")
 
 ALLOWED = {torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 2e-3}
-"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16, and the kernels'
-GELU is a polynomial."""
+"""Relative errors; the interpreter truncates to bfloat16 where a GPU rounds, and the kernels' GELU
+is a polynomial."""
 DTYPES = list(ALLOWED)
 WIDTHS = [(48, 1), (96, 2), (96, 1), (24, 1), (20, 4)]
-"""Channels and heads: of the official network, of a small one, an odd one."""
+"""Channels and heads: of the official network, of a small one, and of an odd one."""
 CASES = [(1, 8, 8, False), (3, 3, 5, True), (1, 1, 1, True), (1, 5, 27, False)]
-"""Images, height, width, biases: one pixel, blocks of pixels that are not full, batches."""
+"""Images, height, width, biases: one pixel, incomplete blocks of pixels, batches."""
 PASSES = [(*one, dtype) for one in CASES for dtype in DTYPES
           if dtype != torch.bfloat16 or one in CASES[:2]]  # fmt: skip
-"""Whole passes take the interpreter long, so bfloat16 has two cases of each."""
+"""Whole passes are slow in the interpreter, so bfloat16 has only two cases."""
 
 
 @pytest.fixture(autouse=True)

@@ -30,8 +30,8 @@ from tests.kit.formula import fill, relative, wave
 
 CPU = torch.device("cpu")
 ALLOWED = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 3e-2}
-"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16, and the kernels'
-GELU is a polynomial."""
+"""Relative errors; the interpreter truncates to bfloat16 where a GPU rounds, and the kernels' GELU
+is a polynomial."""
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU: tests/cuda tries them on it"

@@ -81,7 +81,7 @@ def test_the_number_of_threads_changes_no_bit(kernels: Kernels) -> None:
                 results.append(run(block, x, time, 40))
     finally:
         torch.set_num_threads(before)
-    # the small matrices between the passes are torch's, on these sizes in one thread
+    # torch computes the small matrices between the passes, in one thread at these sizes
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 

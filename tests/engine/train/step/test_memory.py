@@ -79,10 +79,10 @@ DEEP = Network(dim=16, blocks=[2, 1, 1, 3], heads=[1, 2, 2, 4])
     ("network", "patch"), [(DEEP, 48), pytest.param(Network(), 64, marks=pytest.mark.acceptance)]
 )
 def test_the_count_is_right_in_half_precision(network, patch, device, fused):
-    """Against the bytes alive after a forward pass under autocast: of a second image, of the first.
+    """Compare with the bytes alive after a forward pass of one and of two images under autocast.
 
-    CUDA's autocast differs in its float32 layer norms, which a CPU can take as well, and so it can
-    the derivatives written out for CUDA. The tensors have no contents.
+    CUDA's autocast differs by its float32 layer norms. These, and the explicit derivatives for
+    CUDA, can run on a CPU too. The tensors are fake.
     """
     kernels = all_kernels(network) if fused else NO_KERNELS
     with assume(kernels):
