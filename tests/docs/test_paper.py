@@ -71,7 +71,7 @@ def test_every_citation_leads_somewhere():
 
 
 def test_no_other_paper_is_cited_by_section_number():
-    """ "section 3" of a document that the repository does not hold helps nobody."""
+    """A reference such as "section 3" needs a document that the repository contains."""
     pattern = re.compile(r"paper,? sections?|\(section \d|: section \d|of section \d")
     for path in PACKAGE.rglob("*.py"):
         assert not pattern.search(path.read_text(encoding="utf-8")), path
