@@ -1,4 +1,4 @@
-"""Shared fixtures: networks by formula, the published numbers, small pairs and shards."""
+"""Shared fixtures: networks by formula, the released program's numbers, pairs and shards."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tests.kit.sharing import check_data, made_once
 
 NUMBERS = Path(__file__).parent / "numbers"
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: one thread each,
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel: one thread each,
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # in the processes they start too
 if not torch.cuda.is_available():  # read by Triton when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_configure() -> None:
-    """Refuse a run that would skip golden checks where it must not."""
+    """Refuse a run that lacks required data; handle SIGINT although a shell may have it ignored."""
     check_data(os.environ)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs behind it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts background jobs
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def tiny_net() -> Callable[..., DFT]:
-    """Makes a small network with weights by formula."""
+    """Return a function that makes a small network with weights by formula."""
 
     def make(**changes: Any) -> DFT:
         arguments: dict[str, Any] = {"dim": 8, "blocks": (1, 1, 1, 1), **changes}
@@ -45,7 +45,7 @@ def tiny_net() -> Callable[..., DFT]:
 
 @pytest.fixture
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the installed one of packaged weights; it is empty."""
+    """An empty folder in place of the installed folder of packaged weights."""
     from c2fdft_cli.engine.weights import catalogue as weights_catalogue
 
     folder = tmp_path / "packaged"
@@ -56,7 +56,7 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def ramp() -> dict[str, Any]:
-    """The released program's outputs for weights by formula."""
+    """The released program's outputs for networks with weights by formula."""
     cases = json.loads((NUMBERS / "ramp.json").read_text())
     with np.load(NUMBERS / "ramp.npz") as arrays:
         for name, case in cases.items():
@@ -77,7 +77,7 @@ def misc() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def reference_folder() -> Path:
-    """The folder of reference.pt; skips without it."""
+    """The folder of reference.pt; skips the test if it is not set."""
     folder = os.environ.get("C2FDFT_REFERENCE")
     if not folder:
         pytest.skip("C2FDFT_REFERENCE is not set")
@@ -86,13 +86,13 @@ def reference_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def pair_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve small pairs by formula, `{train,val}/{rainy,clean}/*.png`; two are for validation."""
+    """Twelve small pairs, `{train,val}/{rainy,clean}/*.png`, two of them for validation."""
     return made_once(tmp_path_factory, "pairs", _write_pairs)
 
 
 @pytest.fixture(scope="session")
 def shard_folder(tmp_path_factory: pytest.TempPathFactory, pair_folder: Path) -> Path:
-    """The shards of `pair_folder`."""
+    """The shards prepared from `pair_folder`."""
     from c2fdft_cli.engine.prepare.job import prepare
     from c2fdft_cli.engine.prepare.options import PrepareOptions
 

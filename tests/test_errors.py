@@ -1,4 +1,4 @@
-"""The exception tree: one line, one exit code each."""
+"""The exceptions: one line and one exit code each."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from c2fdft_cli import errors
         ("PartialFailure", 6),
     ],
 )
-def test_exit_codes(name, code):
+def test_each_error_has_its_exit_code(name, code):
     assert getattr(errors, name)("what").exit_code == code
     assert name in errors.__doc__
 
 
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
-def test_signals(number, code):
+def test_each_signal_has_its_exit_code(number, code):
     assert errors.Interrupted("stopped", signal_number=number).exit_code == code
 
 
-def test_one_line():
+def test_an_error_is_one_line():
     error = errors.DataError("what", where="here", hint="try", details=["a", "b"])
     assert str(error) == "here: what"
     assert error.hint == "try"
@@ -44,10 +44,10 @@ def test_one_line():
         (RuntimeError("NCCL error: remote process exited or there was a network error"), True),
         (RuntimeError("[-1] Broken pipe"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (BrokenPipeError("Broken pipe"), False),  # of stdout
+        (BrokenPipeError("Broken pipe"), False),  # of the program's own stdout
     ],
 )
-def test_a_process_whose_partner_has_ended(error, lost):
+def test_errors_of_a_lost_peer_process_are_recognised(error, lost):
     found = errors.lost_process(error)
     assert (found is not None) == lost
     assert found is None or found.exit_code == 5

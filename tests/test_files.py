@@ -1,4 +1,4 @@
-"""Whole or absent: what a reader sees after success, after an error, and when nothing can be."""
+"""Atomic writes: files are complete or absent after success and after errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_bytes_and_text_round_trip(tmp_path):
     assert names(tmp_path) == ["a.bin", "a.txt"]
 
 
-def test_the_temporary_path_is_hidden_beside_the_target_with_its_suffix(tmp_path):
+def test_the_temporary_file_is_hidden_next_to_the_target_with_its_suffix(tmp_path):
     with atomic_path(tmp_path / "shard.h5") as temporary:
         assert temporary.parent == tmp_path
         assert temporary.name.startswith(".")
@@ -58,13 +58,13 @@ def test_the_temporary_path_is_hidden_beside_the_target_with_its_suffix(tmp_path
         assert not (tmp_path / "shard.h5").exists()
 
 
-def test_a_name_of_the_greatest_length_works(tmp_path):
+def test_a_name_of_the_maximum_length_works(tmp_path):
     atomic_write_bytes(tmp_path / ("x" * 251 + ".png"), b"1")
     assert len(names(tmp_path)[0]) == 255
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_what_must_be_new_replaces_nothing(tmp_path, monkeypatch, links):
+def test_a_file_that_must_be_new_replaces_nothing(tmp_path, monkeypatch, links):
     if not links:
         monkeypatch.setattr(os, "link", failing(errno.EPERM))
     target = tmp_path / "a.txt"
@@ -86,7 +86,7 @@ def write_half(target, error):
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), OSError("other")])
-def test_an_error_leaves_the_old_file_and_no_rest(tmp_path, error):
+def test_an_error_keeps_the_old_file_and_leaves_no_temporary_one(tmp_path, error):
     target = tmp_path / "a.txt"
     target.write_text("old")
     with pytest.raises((type(error), ResourceError)):
@@ -135,7 +135,7 @@ def test_a_full_disk_is_found_in_the_text_of_an_hdf5_error(tmp_path):
         (errno.EBUSY, os.strerror(errno.EBUSY)),
     ],
 )
-def test_other_failures_say_what_to_try(tmp_path, monkeypatch, code, hint):
+def test_other_failures_have_a_hint(tmp_path, monkeypatch, code, hint):
     monkeypatch.setattr(os, "open", failing(code))
     with pytest.raises(ResourceError, match="cannot write") as caught:
         atomic_write_bytes(tmp_path / "a.txt", b"data")
@@ -143,7 +143,7 @@ def test_other_failures_say_what_to_try(tmp_path, monkeypatch, code, hint):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_folder_a_file_as_folder_and_a_folder_as_file(tmp_path):
+def test_a_missing_folder_a_file_as_folder_and_a_folder_as_file_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     for path, hint in [
@@ -165,7 +165,9 @@ def test_ensure_folder_makes_parents_and_accepts_an_existing_one(tmp_path):
 
 
 @pytest.mark.parametrize(("flag", "hint"), [("RDONLY", "is read-only"), ("NOSUID", "no perm")])
-def test_a_read_only_file_system_is_told_from_a_permission(tmp_path, monkeypatch, flag, hint):
+def test_a_read_only_file_system_differs_from_a_missing_permission(
+    tmp_path, monkeypatch, flag, hint
+):
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(os, "statvfs", lambda _: Mock(f_flag=getattr(os, f"ST_{flag}")))
     for refused in (ensure_folder, check_folder):
@@ -206,7 +208,7 @@ def test_text_is_read_with_and_without_a_byte_order_mark(tmp_path, encoding):
         (b"a" * 1_048_577, "over the limit of 1048576 bytes"),
     ],
 )
-def test_what_is_no_utf_8_is_refused(tmp_path, data, what):
+def test_text_that_is_not_utf_8_is_refused(tmp_path, data, what):
     file = tmp_path / "list.txt"
     file.write_bytes(data)
     with pytest.raises(DataError, match=what) as caught:
@@ -215,33 +217,33 @@ def test_what_is_no_utf_8_is_refused(tmp_path, data, what):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device here")
-def test_a_device_is_read_no_further_than_the_limit(tmp_path):
-    """It has no size by which it could be refused."""
+def test_a_device_is_read_only_up_to_the_limit(tmp_path):
+    """A device has no size by which it could be refused."""
     (tmp_path / "list.txt").symlink_to("/dev/zero")
     with pytest.raises(DataError, match="over the limit of 1048576 bytes"):
         read_text(tmp_path / "list.txt", max_bytes=1 << 20)
 
 
-def test_bytes_of_another_encoding_come_through_where_asked_for(tmp_path):
+def test_bytes_of_another_encoding_are_kept_if_requested(tmp_path):
     file = tmp_path / "list.txt"
     file.write_bytes(b"caf\xe9.png")
     assert os.fsencode(read_text(file, errors="surrogateescape")) == b"caf\xe9.png"
 
 
-def test_a_missing_text_is_an_error_of_data(tmp_path):
+def test_a_missing_text_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_text(tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize("name", ["a." + "b" * 240, "ü" * 120 + ".png", "a" * 251 + ".png"])
-def test_every_name_that_the_file_system_takes(tmp_path, name):
+def test_every_name_that_the_file_system_supports_works(tmp_path, name):
     atomic_write_text(tmp_path / name, "text")
     assert names(tmp_path) == [name]
 
 
-def test_bytes_from_anywhere_in_a_file(tmp_path, monkeypatch):
+def test_bytes_are_read_from_anywhere_in_a_file(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(bytes(range(100)))
-    monkeypatch.setattr(files, "_READ_BYTES", 7)  # more than one call for what is longer
+    monkeypatch.setattr(files, "_READ_BYTES", 7)  # longer ranges take several calls
     with io.FileIO(tmp_path / "a") as file:
         for start, size in ((0, 100), (50, 7), (99, 1), (10, 0)):
             assert read_at(file, start, size) == bytes(range(start, start + size))
@@ -250,13 +252,13 @@ def test_bytes_from_anywhere_in_a_file(tmp_path, monkeypatch):
 
 
 def without_flock(monkeypatch):
-    """A file system that does not know it, for this process."""
+    """Simulate a file system without flock for this process."""
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(fcntl, "flock", failing(errno.ENOSYS))
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_folder_is_held_by_one(tmp_path, monkeypatch, known):
+def test_a_folder_is_locked_by_one_process(tmp_path, monkeypatch, known):
     if not known:
         without_flock(monkeypatch)
     with hold_folder(tmp_path, "another process works here"):
@@ -273,7 +275,7 @@ def test_a_folder_is_held_by_one(tmp_path, monkeypatch, known):
 
 
 def test_a_lock_of_a_killed_process_without_flock(tmp_path, monkeypatch):
-    """Of this machine it is broken, of another its user is told what to delete."""
+    """A lock of this machine is broken; for one of another machine the hint says what to delete."""
     without_flock(monkeypatch)
     with hold_folder(tmp_path, "taken"):
         mine = (tmp_path / ".lock").read_text()
@@ -297,7 +299,7 @@ def test_a_lock_of_a_killed_process_without_flock(tmp_path, monkeypatch):
         pass
 
 
-def test_older_filelock_without_flock_holds_nothing(tmp_path, monkeypatch):
+def test_older_filelock_without_flock_does_not_lock(tmp_path, monkeypatch):
     import filelock
 
     monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=NotImplementedError))
@@ -306,7 +308,7 @@ def test_older_filelock_without_flock_holds_nothing(tmp_path, monkeypatch):
 
 
 def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
-    """As root `--out /dev/null --overwrite` put a file in the place of the device."""
+    """As root `--out /dev/null --overwrite` could replace the device by a file."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for target in (pipe, Path(os.devnull), Path("/dev/stdout"), Path("/dev/fd/1")):
@@ -318,7 +320,7 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["nowhere", "link"])
-def test_a_link_that_leads_nowhere_is_called_that(tmp_path, target):
+def test_a_dangling_link_is_reported_as_such(tmp_path, target):
     (tmp_path / "link").symlink_to(target)
     for refused in (ensure_folder, check_folder):
         for folder in ("link", "link/below"):

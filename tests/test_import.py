@@ -1,4 +1,4 @@
-"""`import c2fdft_cli` is light, and names what there is."""
+"""`import c2fdft_cli` is light, and offers the documented names."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_the_import_loads_nothing_heavy():
 
 
 @pytest.mark.slow
-def test_torch_comes_with_load():
+def test_torch_is_imported_with_load():
     assert (
         python("import sys, c2fdft_cli; c2fdft_cli.load; print('torch' in sys.modules)") == "True\n"
     )
 
 
-def test_every_name_is_there_and_others_are_not():
+def test_exactly_the_documented_names_exist():
     for name in c2fdft.__all__:
         assert getattr(c2fdft, name) is not None
     assert set(c2fdft.__all__) <= set(dir(c2fdft))

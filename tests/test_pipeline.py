@@ -1,4 +1,4 @@
-"""Work ahead of its consumer: order, bounds, errors, and no thread left behind."""
+"""Working ahead of a consumer: order, bounds, errors, and no remaining threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_ahead_is_bounded_and_in_order() -> None:
     assert list(items) == list(range(1, 100))
 
 
-def test_ahead_hands_over_an_error_behind_the_items_before_it() -> None:
+def test_ahead_raises_an_error_after_the_items_before_it() -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise ValueError("broken")
@@ -46,11 +46,11 @@ def test_leaving_early_ends_the_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_results_come_in_order_whoever_is_first() -> None:
+def test_results_are_in_order_whichever_is_ready_first() -> None:
     started = threading.Barrier(3, timeout=10)
 
     def work(number: int) -> int:
-        started.wait()  # three run at once
+        started.wait()  # three tasks run at once
         return number * number
 
     assert list(in_order(work, range(9), workers=3)) == [n * n for n in range(9)]
@@ -68,18 +68,18 @@ def test_results_in_flight_are_bounded_by_their_bytes() -> None:
         lambda number: number, items(), workers=8, cost=lambda _: IN_FLIGHT_BYTES // 2
     )
     assert next(results) == 0
-    assert len(asked) == 3  # two in flight, and the one that waits for room
+    assert len(asked) == 3  # two in flight, and one that waits for space
     results.close()
 
 
-def test_an_error_comes_out_at_its_place() -> None:
+def test_an_error_is_raised_in_order() -> None:
     results = in_order(lambda number: 1 // number, [2, 1, 0, 3], workers=2)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_results_wait_by_number_and_bytes() -> None:
+def test_waiting_results_are_bounded_by_number_and_bytes() -> None:
     tenth = IN_FLIGHT_BYTES // 10
     with ThreadPoolExecutor(2) as pool:
         line = InOrder[int](pool, room=3)
@@ -87,7 +87,7 @@ def test_results_wait_by_number_and_bytes() -> None:
         assert left == [[], [], [], [0], [1]]
         assert list(line.add(partial(int, 5), size=9 * tenth)) == [2]
         assert list(line.add(partial(int, 6), size=2 * tenth)) == [3, 4, 5]
-        assert list(line.add(partial(int, 7), size=99 * tenth)) == [6]  # alone, however large
+        assert list(line.add(partial(int, 7), size=99 * tenth)) == [6]  # a single one of any size
         assert list(line.rest()) == [7]
         assert (len(line), list(line.finished())) == (0, [])
 

@@ -1,4 +1,4 @@
-"""Jobs: nothing before the first event, a result at the end."""
+"""Jobs: no work before the first event, and a result at the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_job_runs_while_it_is_iterated():
     assert (job.result, log) == ("done", ["started", "cleaned"])
 
 
-def test_closing_cleans_up():
+def test_closing_a_job_cleans_up():
     log = []
     events = iter(Job(counting(log), total=2, title="count", unit="number"))
     next(events)
@@ -35,9 +35,9 @@ def test_closing_cleans_up():
     assert log == ["started", "cleaned"]
 
 
-def test_a_meter_tells_whoever_watches():
+def test_a_meter_reports_to_its_watcher():
     meter = Meter()
-    meter.report(0.5)  # nobody does
+    meter.report(0.5)  # without a watcher
     job = Job(counting([]), total=2, title="count", unit="number", meter=meter)
     told = []
     job.meter.watch = told.append
@@ -45,5 +45,5 @@ def test_a_meter_tells_whoever_watches():
     assert told == [0.75]
 
 
-def test_run_skips_the_events():
+def test_run_discards_the_events():
     assert Job(counting([]), total=2, title="count", unit="number").run() == "done"

@@ -1,4 +1,4 @@
-"""An option stated once: its help, its limits, and the dataclass that the command line makes."""
+"""Options stated once: help, limits, and the dataclass that the command line makes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Wishes:
 
 
 def made(*line: str) -> tuple[Wishes, bool]:
-    """What a command is called with on a line."""
+    """The arguments that a command receives for a command line."""
     seen = []
 
     @takes_settings
@@ -81,7 +81,7 @@ def test_each_option_reaches_its_field() -> None:
         ({"shape": "rund"}, "--shape must be round or square, got 'rund'"),
     ],
 )
-def test_values_outside_the_limits(changes: dict[str, object], says: str) -> None:
+def test_values_outside_the_limits_are_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError) as caught:
         Wishes(Path("x"), **changes)
     assert str(caught.value) == says
@@ -102,7 +102,7 @@ def test_the_help_has_range_and_choices(known: Setting, sentence: str) -> None:
     assert known.sentence == sentence
 
 
-def test_names_of_options() -> None:
+def test_options_are_named_after_their_fields() -> None:
     by_name = {one.name: one for one in fields(Wishes)}
     assert option_name(by_name["quality"]) == "--quality"
     assert option_name(by_name["pairs"]) == "--more"
@@ -125,17 +125,17 @@ def test_names_of_options() -> None:
         ({"pairs": ((1, 2), 3)}, "--more must be a tuple of tuples, got ((1, 2), 3)"),
     ],
 )
-def test_a_program_is_told_of_values_of_other_types(values, what):
+def test_values_of_other_types_are_refused(values, what):
     with pytest.raises(UsageError) as error:
         Wishes(Path("here"), **values)
     assert str(error.value).startswith(what)
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numbers_may_be_numpys():
     wishes = Wishes(
         Path("here"), quality=np.int64(7), rate=np.float32(0.5), pair=(np.int32(1), np.uint8(2))
     )
     assert wishes.quality == 7
-    numbers = (wishes.quality, wishes.rate, *wishes.pair)  # and Python's from here on
+    numbers = (wishes.quality, wishes.rate, *wishes.pair)  # converted to Python's
     assert [type(one) for one in numbers] == [int, float, int, int]
     assert Wishes(Path("here"), rate=1).rate == 1

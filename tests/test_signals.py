@@ -1,4 +1,4 @@
-"""One mechanism ends every command: which code, what is cleaned up, what is said."""
+"""The signals that end a command: exit codes, clean-up, and messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.kit.processes import start
 
 @pytest.fixture(autouse=True)
 def default_handlers():
-    """As of a program that a shell has just started: pytest itself may run under nohup."""
+    """Set default handlers, as in a program started by a shell: pytest may run under nohup."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -37,10 +37,10 @@ install()
 def script(
     body: str, *sent: int, between: float = 0.0, answers: bool = False
 ) -> tuple[int, str, str]:
-    """Run a program with our handlers, send it signals once it is ready; code, stdout, stderr.
+    """Run a program with our handlers and send it signals; return exit code, stdout, stderr.
 
-    answers: whether it is ready for the next ones, and says so, when the first has arrived: of two
-        that wait for a busy machine the one of the lower number would come first.
+    answers: whether the program prints "ready" again on the first signal, and the others are sent
+        only then. Of two pending signals the one with the lower number would arrive first.
     """
     ready = "def ready(): print('ready', flush=True)\n"
     process = start("-c", HEAD + ready + body, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -57,7 +57,7 @@ def script(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_while_nothing_is_written_a_signal_ends_at_once(number):
+def test_outside_of_a_block_a_signal_ends_the_program_at_once(number):
     code, out, said = script("ready(); time.sleep(20); print('went on')", number)
     assert code == (130 if number == signal.SIGINT else 143)
     assert said.startswith("error: interrupted" if number == signal.SIGINT else "error: terminated")
@@ -87,7 +87,7 @@ except SignalReceived as stop:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_while_an_object_is_destroyed_is_not_lost(number):
-    """Python drops what is raised there; it comes a moment later."""
+    """Python drops exceptions raised there; the signal takes effect a moment later."""
     code, out, said = script(DESTROYS, number)
     assert code == exit_code(number)
     assert out == f"{signals.describe(number)} try again\n"
@@ -110,7 +110,7 @@ except SignalReceived as stop:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_within_a_block_everything_is_cleaned_up_whatever_comes_behind(number):
+def test_within_a_block_everything_is_cleaned_up_despite_further_signals(number):
     code, out, said = script(
         UNWINDS, number, signal.SIGINT, signal.SIGTERM, signal.SIGINT, between=0.05, answers=True
     )
@@ -120,7 +120,7 @@ def test_within_a_block_everything_is_cleaned_up_whatever_comes_behind(number):
 
 
 @pytest.mark.slow
-def test_a_clean_up_that_takes_too_long_can_be_cut_short():
+def test_a_clean_up_that_takes_too_long_can_be_interrupted():
     body = UNWINDS.replace("time.sleep(0.5)", "_process.received_at -= 60; time.sleep(20)")
     code, out, _ = script(body, signal.SIGTERM, signal.SIGINT, between=0.3, answers=True)
     assert (code, out) == (130, "")
@@ -173,7 +173,7 @@ def test_the_first_signal_is_a_request(number):
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_what_comes_with_the_first_signal_belongs_to_it(first, monkeypatch):
-    """A launcher passes on the Ctrl-C that the terminal has sent to everybody."""
+    """A launcher forwards the Ctrl-C that the terminal has sent to all processes already."""
     with graceful_stop() as request:
         for number in (first, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
@@ -181,11 +181,11 @@ def test_what_comes_with_the_first_signal_belongs_to_it(first, monkeypatch):
         later = time.monotonic() + signals.REPEATED_SECONDS
         monkeypatch.setattr(time, "monotonic", lambda: later)
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):  # as a user of the Python interface knows it
+        with pytest.raises(KeyboardInterrupt):  # the exception that users of the Python API expect
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_handler_from_outside_of_python_is_left_alone(monkeypatch):
+def test_a_handler_from_outside_of_python_is_not_replaced(monkeypatch):
     monkeypatch.setattr(signals.signal, "getsignal", lambda number: None)
     changed = []
     monkeypatch.setattr(signals.signal, "signal", lambda *given: changed.append(given))
@@ -195,7 +195,7 @@ def test_a_handler_from_outside_of_python_is_left_alone(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_ctrl_c_later_interrupts_the_command():
+def test_a_later_ctrl_c_interrupts_the_command():
     body = """
 try:
     with unwinding('resume'), graceful_stop() as stop:
@@ -210,7 +210,7 @@ except SignalReceived as received:
     assert (code, out, said) == (130, "interrupted resume\n", "")
 
 
-def test_no_handlers_outside_of_the_main_thread():
+def test_no_handlers_are_set_outside_of_the_main_thread():
     seen = []
 
     def work():
@@ -225,7 +225,7 @@ def test_no_handlers_outside_of_the_main_thread():
 
 @pytest.mark.slow
 def test_a_lost_terminal_does_not_cost_what_comes_after(tmp_path):
-    """SIGHUP comes when the terminal is gone: writing to it fails from then on."""
+    """SIGHUP is sent when the terminal is gone; writing to it fails from then on."""
     master, slave = os.openpty()
     body = """
 import sys, time
@@ -283,10 +283,10 @@ print(number, len(left))
 
 @pytest.mark.slow
 def test_a_signal_at_any_moment_of_writing_leaves_no_temporary_file(tmp_path):
-    """Python begins and ends a `with` block in steps: between two of them it cleans nothing up."""
+    """Entering and leaving a `with` block takes several steps, between which nothing cleans up."""
     process = start("-c", HEAD + EVERY_MOMENT, tmp_path, stdout=subprocess.PIPE)
     moments, left = map(int, process.communicate(timeout=60)[0].split())
     assert process.returncode == 0
     assert moments > 500
-    assert left > 0  # or this would show nothing
+    assert left > 0  # otherwise the test would show nothing
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,4 +1,4 @@
-"""Plain values into dataclasses: every problem at once, each a sentence."""
+"""Validation of plain values into dataclasses: all problems at once, each in a sentence."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_problem_is_a_sentence(values: Any, sentence: str) -> None:
     assert caught.value.problems == (sentence,)
 
 
-def test_all_problems_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(InvalidValuesError) as caught:
         validate(Outer, {"factor": "a", "first": {"length": -1, "size": 2}})
     assert len(caught.value.problems) == 3

@@ -1,4 +1,4 @@
-"""Each list of words is stated once: what acts on the words knows them all, and no others."""
+"""Each list of choices is stated once: the code that uses it supports exactly these."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from c2fdft_cli.vocabulary import (
 
 
 @pytest.mark.parametrize("name", get_args(Schedule))
-def test_schedules(name: str) -> None:
+def test_every_noise_schedule_is_supported(name: str) -> None:
     assert beta_schedule(name).shape == (1000,)
 
 
 @pytest.mark.parametrize("name", SPACINGS)
-def test_spacings(name: str) -> None:
+def test_every_spacing_is_supported(name: str) -> None:
     assert len(time_grid(4, name)) == 4
 
 
 @pytest.mark.parametrize("name", get_args(Norm))
-def test_norms(name: str) -> None:
+def test_every_norm_is_supported(name: str) -> None:
     with torch.device("meta"):
         DFT(dim=8, blocks=(1, 1, 1, 1), norm=name)
 
 
 @pytest.mark.parametrize("name", get_args(Ssim))
-def test_ssim(name: str) -> None:
+def test_every_ssim_is_supported(name: str) -> None:
     image = torch.full((1, 3, 16, 16), 0.5)
     loss = fine_loss(
         lambda x, _: x[:, 3:], torch.linspace(0.9, 0.1, 10), [9, 5], image, image, image, ssim=name
@@ -59,7 +59,7 @@ def test_ssim(name: str) -> None:
     assert loss.isfinite()
 
 
-def test_words_that_core_does_not_know() -> None:
+def test_unknown_choices_are_refused_by_the_core() -> None:
     for refuse in (
         lambda: beta_schedule("cosine"),
         lambda: time_grid(4, "cosine"),
@@ -69,7 +69,7 @@ def test_words_that_core_does_not_know() -> None:
             refuse()
 
 
-def test_tables_have_the_words_as_keys() -> None:
+def test_the_keys_of_tables_are_the_choices() -> None:
     assert ("auto", *device.PRECISIONS) == PRECISIONS
     assert set(HALVES) < set(PRECISIONS)
     assert set(PROTOCOLS) == set(get_args(Protocol))
@@ -77,7 +77,7 @@ def test_tables_have_the_words_as_keys() -> None:
     assert set(get_args(PackagedTask)) <= set(get_args(Task)) - {"restore"}
 
 
-def test_a_choice_is_named_with_all_choices() -> None:
+def test_an_invalid_choice_is_refused_with_all_choices() -> None:
     assert check_choice("--spacing", "trailing", SPACINGS) == "trailing"
     with pytest.raises(UsageError, match=r"^--spacing must be .*, got 3$"):
         check_choice("--spacing", 3, SPACINGS)  # type: ignore[type-var]
@@ -91,7 +91,7 @@ def test_a_choice_is_named_with_all_choices() -> None:
     assert e.value.hint is None
 
 
-def test_near_words() -> None:
+def test_similar_words_are_suggested() -> None:
     assert did_you_mean("Derian", ["derain", "denoise"]) == "did you mean derain?"
     assert did_you_mean("xyz", ["derain", "denoise"]) is None
     assert split_words("a, b") == ["a", "b"]
@@ -100,45 +100,45 @@ def test_near_words() -> None:
 @pytest.mark.parametrize(
     ("text", "numbers"), [("7", [7]), ("999,500", [999, 500]), (" 3, 1 ,3", [3, 1, 3])]
 )
-def test_numbers(text: str, numbers: list[int]) -> None:
+def test_lists_of_numbers_are_parsed(text: str, numbers: list[int]) -> None:
     assert parse_numbers("--grid", text, "999,500") == numbers
 
 
 @pytest.mark.parametrize(
     ("text", "numbers"), [("4", [4]), ("1-3", [1, 2, 3]), ("8,2-2", [8, 2]), ("0-1,1", [0, 1, 1])]
 )
-def test_ranges(text: str, numbers: list[int]) -> None:
+def test_ranges_are_parsed(text: str, numbers: list[int]) -> None:
     assert parse_numbers("--steps", text, "1-10", ranges=True) == numbers
 
 
 @pytest.mark.parametrize(
     "text", ["", ",", "1,", "-1", "1.5", "x", "1;2", "1-2", "3-1", "1-", "\u0663", "1234567"]
 )
-def test_numbers_that_are_none(text: str) -> None:
+def test_invalid_numbers_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--grid must be whole numbers") as caught:
         parse_numbers("--grid", text, "999,500")
     assert caught.value.hint == "for example --grid 999,500"
 
 
 @pytest.mark.parametrize("text", ["3-1", "1-", "-2", "1-2-3"])
-def test_ranges_that_are_none(text: str) -> None:
+def test_invalid_ranges_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--steps must be numbers or ranges"):
         parse_numbers("--steps", text, "1-10", ranges=True)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "1.0", "1 ", "9" * 7])
-def test_an_environment_variable_that_is_no_such_number(text, monkeypatch):
+def test_an_invalid_number_in_the_environment_is_refused(text, monkeypatch):
     monkeypatch.setenv("NUMBER", text)
     with pytest.raises(UsageError, match="NUMBER in the environment must be a whole number of at"):
         number_in_environment("NUMBER", 1, low=1)
 
 
-def test_a_number_in_the_environment(monkeypatch):
+def test_a_number_is_read_from_the_environment(monkeypatch):
     monkeypatch.delenv("NUMBER", raising=False)
     assert number_in_environment("NUMBER", 3) == 3
     monkeypatch.setenv("NUMBER", "0")
     assert number_in_environment("NUMBER", 3) == 0
 
 
-def test_one_is_no_plural() -> None:
+def test_one_is_singular() -> None:
     assert [many(n, "pair") for n in (0, 1, 2)] == ["0 pairs", "1 pair", "2 pairs"]

@@ -1,4 +1,4 @@
-"""Images of every kind are taken apart and put together again without a change."""
+"""Images of every kind are converted to pictures and back without a change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGES = [
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda x: f"{x.dtype}{list(x.shape)}")
-def test_the_way_there_and_back_changes_nothing(image):
+def test_converting_an_image_and_back_changes_nothing(image):
     apart = unpack(image)
     assert apart.lq.dim() == 4
     assert 0 <= apart.lq.min() <= apart.lq.max() <= 1
@@ -39,7 +39,7 @@ def test_the_way_there_and_back_changes_nothing(image):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "I;16"])
-def test_pil_images_keep_mode_alpha_and_what_they_carry(mode):
+def test_pil_images_keep_mode_alpha_and_metadata(mode):
     options = {"grey": mode[0] in "LI", "depth": 16 if mode == "I;16" else 8}
     picture = random_picture(5, 7, **options)
     image = PIL.Image.fromarray(picture.pixels[..., 0] if options["grey"] else picture.pixels)
@@ -68,7 +68,7 @@ def test_one_image_is_a_list_of_one():
 
 @pytest.mark.parametrize("kind", [">u2", ">f4"])
 def test_arrays_of_the_other_byte_order_are_read_and_come_back_native(kind):
-    """As libraries read a 16-bit TIFF of a Mac."""
+    """Some libraries read a 16-bit TIFF of a Mac like this."""
     values = random_picture(5, 7, depth=16).pixels
     native = values if kind == ">u2" else (values / 65535).astype(np.float32)
     apart = unpack(native.astype(kind))
@@ -78,13 +78,13 @@ def test_arrays_of_the_other_byte_order_are_read_and_come_back_native(kind):
     assert np.allclose(back, native, rtol=0, atol=1e-6)
 
 
-def test_a_matrix_is_an_array():
+def test_a_numpy_matrix_is_treated_as_an_array():
     values = random_picture(5, 7).pixels[..., 0]
     with pytest.warns(PendingDeprecationWarning):
         apart = unpack(np.matrix(values))
     assert np.array_equal(apart.pack(apart.lq), values)
 
 
-def test_a_large_number_is_refused_in_a_sentence_alone():
+def test_a_large_number_is_refused_in_one_line():
     with pytest.raises(UsageError, match=r"on the scale 0 to 1, got 1e\+300"):
         unpack(np.full((4, 4), 1e300))

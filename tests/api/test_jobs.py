@@ -1,4 +1,4 @@
-"""Preparing, training and scoring from Python are the commands' jobs."""
+"""Preparing, training and scoring from Python run the same jobs as the commands."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_kinds_of_images_score_alike_and_lists_give_a_row_each():
     assert rows[0].more["gmsd"] > 0
 
 
-def test_what_cannot_be_scored_is_an_error(tmp_path):
+def test_images_that_cannot_be_scored_are_an_error(tmp_path):
     a = random_picture(16, 20).pixels
     with pytest.raises(c2fdft.DataError, match="1 restored images and 2 targets"):
         c2fdft.evaluate(a, [a, a])
@@ -128,7 +128,7 @@ def test_clean_images_are_degraded_as_by_the_command(tmp_path):
         ({"synthesize": "noise", "synthesis": {"sigm": 3}}, "unknown key sigm; did you mean sigma"),
     ],
 )
-def test_degradations_that_cannot_be(tmp_path, settings, says):
+def test_impossible_degradations_are_refused(tmp_path, settings, says):
     save(tmp_path / "clean" / "a.png", random_picture(24, 32))
     with pytest.raises(c2fdft.UsageError, match=says):
         c2fdft.prepare(tmp_path / "clean", tmp_path / "out", **settings)
@@ -204,7 +204,7 @@ def test_overrides_may_be_a_mapping(shard_folder, tmp_path):
     assert done.step == 2
 
 
-def test_errors_are_the_programs(shard_folder, tmp_path):
+def test_errors_are_those_of_the_program(shard_folder, tmp_path):
     with pytest.raises(c2fdft.CheckpointError, match="needs weights to start from"):
         c2fdft.train("fine", data=shard_folder)
     with pytest.raises(c2fdft.UsageError, match="stage must be coarse or fine, got 'medium'"):

@@ -1,4 +1,4 @@
-"""The restoration as a module: the restorer's results, gradients, and devices of its own."""
+"""The restoration as an `nn.Module`: the restorer's results, gradients, and devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def restorer(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., D
     return c2fdft.load(path, device="cpu", precision="fp32", grid=(500, 100))
 
 
-def test_it_restores_as_the_restorer_up_to_rounding(restorer):
+def test_the_module_equals_the_restorer_up_to_rounding(restorer):
     lq = (wave([2, 3, 21, 30], 0.37) + 1) / 2
     with torch.no_grad():
         restored = restorer.module()(lq)
@@ -29,7 +29,7 @@ def test_it_restores_as_the_restorer_up_to_rounding(restorer):
     assert restorer.module()(lq.double()).dtype == torch.float64
 
 
-def test_it_is_differentiable_and_a_copy(restorer):
+def test_the_module_is_differentiable_and_can_be_copied(restorer):
     module = restorer.module()
     pipeline = torch.nn.Sequential(torch.nn.Identity(), module)
     lq = ((wave([1, 3, 16, 16], 0.37) + 1) / 2).requires_grad_()
@@ -48,7 +48,7 @@ def test_it_is_differentiable_and_a_copy(restorer):
     torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8),
     torch.zeros(1, 1, 8, 8),
 ])  # fmt: skip
-def test_what_it_cannot_restore_is_refused(restorer, lq):
-    """Bytes came back as zeros and ones."""
+def test_invalid_tensors_are_refused(restorer, lq):
+    """Without the check, tensors of bytes would be returned as zeros and ones."""
     with pytest.raises(c2fdft.UsageError, match="the module takes floating tensors"):
         restorer.module()(lq)

@@ -1,4 +1,4 @@
-"""Restoring from Python: the same pixels as the command's files, in every kind, from any thread."""
+"""Restoring from Python gives the command's pixels, for every kind of image and thread."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def restorer(weights: Path) -> Restorer:
 
 
 def see_through_16_bit() -> PIL.Image.Image:
-    """As a PNG of 16-bit grey with a transparent level is opened."""
+    """A 16-bit grey image with a transparent level, as Pillow opens such a PNG."""
     image = PIL.Image.new("I;16", (8, 8))
     image.info["transparency"] = 5
     return image
 
 
 def by_command(weights: Path, source: Path, out: Path, *more: object) -> np.ndarray:
-    """What the command writes for a file."""
+    """The picture that the command writes for a file."""
     words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--grid", "500,100")
     done = run_command("restore", source, out, *words, *more)
     assert done.exit_code == 0, done.output
@@ -62,7 +62,7 @@ def by_command(weights: Path, source: Path, out: Path, *more: object) -> np.ndar
 
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("grey", [False, True])
-def test_arrays_come_back_as_the_command_writes_them(restorer, weights, tmp_path, depth, grey):
+def test_arrays_equal_the_files_of_the_command(restorer, weights, tmp_path, depth, grey):
     picture = random_picture(21, 30, depth=depth, grey=grey)
     source = save(tmp_path / "photo.png", picture)
     image = picture.pixels[..., 0] if grey else picture.pixels
@@ -77,13 +77,11 @@ def test_arrays_come_back_as_the_command_writes_them(restorer, weights, tmp_path
     ("RGB", {}), ("L", {"grey": True}), ("RGBA", {"alpha": True}),
     ("LA", {"grey": True, "alpha": True}), ("I;16", {"grey": True, "depth": 16}),
 ])  # fmt: skip
-def test_pil_images_come_back_as_the_command_writes_them(
-    restorer, weights, tmp_path, mode, options
-):
+def test_pil_images_equal_the_files_of_the_command(restorer, weights, tmp_path, mode, options):
     source = save(tmp_path / "photo.png", random_picture(16, 24, **options))
     image = PIL.Image.open(source)
     assert image.mode == mode
-    restored = restorer(image)  # it knows its name
+    restored = restorer(image)  # the image knows the name of its file
     assert (restored.mode, restored.size) == (mode, image.size)
     by_command(weights, source, tmp_path / "out.png")
     assert np.array_equal(np.asarray(restored), np.asarray(PIL.Image.open(tmp_path / "out.png")))
@@ -100,7 +98,7 @@ def test_pil_palettes_become_rgb_and_keep_their_transparency(restorer):
 
 @pytest.mark.parametrize(("mode", "becomes"), [("L", "LA"), ("RGB", "RGBA"), ("1", "LA")])
 def test_a_transparent_colour_becomes_alpha(restorer, tmp_path, mode, becomes):
-    """Its pixels are no longer of that colour once they are restored."""
+    """Restored pixels no longer have exactly that colour."""
     image = PIL.Image.fromarray(random_picture(16, 16).pixels).convert(mode)
     image.info["transparency"] = image.getpixel((3, 2))
     seen = np.asarray(image.convert("RGBA"))[..., 3]
@@ -112,7 +110,7 @@ def test_a_transparent_colour_becomes_alpha(restorer, tmp_path, mode, becomes):
     assert np.array_equal(np.asarray(again)[..., 3], seen)
 
 
-def test_floats_are_those_that_uint8_is_rounded_from(restorer):
+def test_uint8_results_are_the_rounded_float_results(restorer):
     image = random_picture(16, 24).pixels
     for dtype in (np.float32, np.float64):
         restored = restorer((image / 255).astype(dtype))
@@ -137,7 +135,7 @@ def test_tensors_keep_shape_and_type(restorer, dtype):
 
 
 @pytest.mark.parametrize("steps", [None, 4])
-def test_without_settings_both_take_the_same_weights_precision_and_timesteps(tmp_path, steps):
+def test_by_default_weights_precision_and_timesteps_are_those_of_the_command(tmp_path, steps):
     source = save(tmp_path / "photo.png", random_picture(40, 48))
     more = () if steps is None else ("--steps", steps)
     done = run_command("restore", source, tmp_path / "out.png", *more)
@@ -146,7 +144,7 @@ def test_without_settings_both_take_the_same_weights_precision_and_timesteps(tmp
     assert np.array_equal(np.asarray(restored), pixels(tmp_path / "out.png"))
 
 
-def test_a_list_gives_what_its_images_give_one_by_one(restorer):
+def test_a_list_equals_its_images_one_by_one(restorer):
     images = [
         random_picture(16, 24, seed=0).pixels,
         torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0)),
@@ -163,7 +161,7 @@ def test_a_list_gives_what_its_images_give_one_by_one(restorer):
         assert np.abs(a - b).max() <= (1 if a.max() > 1 else 1e-5)  # batches differ by rounding
 
 
-def test_names_and_seeds_decide_the_noise(restorer, weights):
+def test_names_and_seeds_determine_the_noise(restorer, weights):
     image = random_picture(16, 16).pixels
     assert np.array_equal(restorer(image, "a.png"), restorer(image, "folder/a.jpg"))
     assert not np.array_equal(restorer(image, "a"), restorer(image, "b"))
@@ -188,12 +186,12 @@ def test_names_and_seeds_decide_the_noise(restorer, weights):
     (PIL.Image.new("CMYK", (8, 8)), "mode CMYK is not supported"),
     (see_through_16_bit(), "cannot keep its transparent level"),
 ])  # fmt: skip
-def test_what_is_no_such_image_is_refused(restorer, image, says):
+def test_invalid_images_are_refused(restorer, image, says):
     with pytest.raises(c2fdft.UsageError, match=says):
         restorer(image)
 
 
-def test_uncertainty_is_what_the_command_writes(restorer, weights, tmp_path):
+def test_the_uncertainty_equals_that_of_the_command(restorer, weights, tmp_path):
     picture = random_picture(16, 24)
     source = save(tmp_path / "photo.png", picture)
     image, deviation = restorer.uncertainty(picture.pixels, samples=3, name="photo")
@@ -309,7 +307,7 @@ def test_a_folder_with_a_damaged_file_raises_after_the_others(restorer, tmp_path
     assert isinstance(result.failure, c2fdft.PartialFailure)
 
 
-def test_packaged_names_steps_and_their_errors(weights, tmp_path):
+def test_packaged_names_and_steps_choose_weights(weights, tmp_path):
     with pytest.raises(c2fdft.CheckpointError, match="no packaged weights 'derrain'") as caught:
         c2fdft.load("derrain")
     assert "did you mean derain" in (caught.value.hint or "")
@@ -323,7 +321,7 @@ def test_packaged_names_steps_and_their_errors(weights, tmp_path):
 
 
 @pytest.mark.parametrize("named", ["./derain", Path("derain")])
-def test_a_file_called_like_packaged_weights(weights, tmp_path, monkeypatch, named):
+def test_a_file_named_like_packaged_weights(weights, tmp_path, monkeypatch, named):
     shutil.copy(weights, tmp_path / "derain")
     monkeypatch.chdir(tmp_path)
     restorer = c2fdft.load(named, device="cpu", precision="fp32", grid=GRID)
@@ -354,13 +352,13 @@ def test_weights_whose_noise_leaves_nothing_of_the_image_are_refused(tmp_path, t
         ({"tile": 64.0}, "--tile must be a whole number"),
     ],
 )
-def test_settings_of_a_program_are_held_to_the_options_limits(weights, settings, says):
+def test_settings_are_checked_against_the_limits_of_the_options(weights, settings, says):
     with pytest.raises(c2fdft.UsageError) as error:
         c2fdft.load(weights, **settings)
     assert str(error.value).startswith(says)
 
 
-def test_a_restorer_says_what_it_is(weights):
+def test_a_restorer_describes_itself(weights):
     assert repr(c2fdft.load(weights, device="cpu", precision="fp32")).startswith("<Restorer w.pt")
 
 
@@ -372,8 +370,8 @@ def test_other_timesteps_than_those_of_fine_weights_give_a_warning(tmp_path, tin
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_the_timesteps_that_a_sweep_has_chosen_give_no_warning(tmp_path, tiny_net, averaged):
-    """Nor do those of the training, which fine weights that were swept still belong to."""
+def test_timesteps_chosen_by_a_sweep_give_no_warning(tmp_path, tiny_net, averaged):
+    """Nor do the timesteps of the training, for which swept fine weights are still suited."""
     said = {"stage": "fine", "grid": [999, 500], "grid_from": "sweep"}
     metrics = {"sweep": {"trained_grid": [500], "psnr": 30.0}}
     swept = write_checkpoint(tmp_path / "fine.pt", tiny_net(), **said, metrics=metrics)
@@ -389,8 +387,8 @@ def test_the_timesteps_that_a_sweep_has_chosen_give_no_warning(tmp_path, tiny_ne
         c2fdft.load(swept, steps=4)
 
 
-def test_numbers_of_numpy_in_a_folders_settings(weights, tmp_path):
-    """They go into the record of how the outputs were made, which knows them again."""
+def test_settings_of_a_folder_may_be_numpy_numbers(weights, tmp_path):
+    """They are recorded in the manifest of the outputs, and compared in the next run."""
     save(tmp_path / "in" / "a.png", random_picture(8, 8))
     of_numpy = c2fdft.load(weights, seed=np.int64(3), grid=np.array(GRID), device="cpu")
     numbers = {"quality": np.int32(90), "bit_depth": np.uint8(8)}
@@ -400,7 +398,7 @@ def test_numbers_of_numpy_in_a_folders_settings(weights, tmp_path):
     assert [one.doubt for one in again.skipped] == [None]
 
 
-def test_memory_limits_and_not_finite_results_are_errors(weights, tmp_path, tiny_net):
+def test_memory_limits_and_infinite_results_are_errors(weights, tmp_path, tiny_net):
     small = c2fdft.load(weights, device="cpu", precision="fp32", max_memory="1M")
     with pytest.raises(c2fdft.ResourceError, match="may be used"):
         small(np.zeros((512, 512, 3), np.uint8))
@@ -431,10 +429,10 @@ def test_a_missing_compiler_gives_a_warning(weights, monkeypatch):
     assert slow(np.zeros((8, 8, 3), np.uint8)).shape == (8, 8, 3)
 
 
-def test_a_restorer_is_copied_and_pickled(restorer):
-    """As for the processes of a pool."""
+def test_a_restorer_can_be_copied_and_pickled(restorer):
+    """A pool of processes needs this."""
     image = random_picture(16, 24).pixels
-    expected = restorer(image)  # what has been used holds more than one that has not
+    expected = restorer(image)  # a restorer that was used holds more state
     for other in (copy.deepcopy(restorer), pickle.loads(pickle.dumps(restorer))):
         assert repr(other) == repr(restorer)
         assert np.array_equal(other(image), expected)

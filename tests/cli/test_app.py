@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, one-line errors, exit codes, JSON."""
+"""The command line as a user sees it: help, one-line errors, exit codes, JSON."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ def test_every_command_is_listed_and_has_help():
 
 
 @pytest.mark.parametrize("words", [["restore"], ["recipes", "copy"], []])
-def test_help_command(words):
+def test_the_help_command_prints_the_help(words):
     answer = run("help", *words)
     assert answer.exit_code == 0
     assert answer.stdout == run(*words, "--help").stdout
     assert " ".join(["Usage: c2fdft", *words]) in answer.stdout
 
 
-def test_help_of_an_unknown_command():
+def test_help_of_an_unknown_command_is_an_error():
     refused("help", "restor", code=2, says="Did you mean 'restore'?")
 
 
 @pytest.mark.parametrize("user", ["~", "~root"])
-def test_the_home_folder(tmp_path, monkeypatch, pairs, user):
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, pairs, user):
     monkeypatch.chdir(tmp_path)
-    home = re.compile(rf"{user}(?=/|$)")  # at the start of a word, as the function itself has it
+    home = re.compile(rf"{user}(?=/|$)")  # as the function requires
     monkeypatch.setattr(
         os.path,
         "expanduser",
@@ -85,18 +85,18 @@ def test_the_home_folder(tmp_path, monkeypatch, pairs, user):
     refused("restore", f"@{user}/list.txt", "out", code=3, says=f"{pairs}/list.txt")
 
 
-def test_a_tilde_within_a_word_is_a_tilde(tmp_path):
+def test_a_tilde_within_an_argument_is_literal(tmp_path):
     refused("info", tmp_path / "~", code=3, says=f"{tmp_path}/~: no such")
     refused("info", "./~", code=3, says="~: no such")
 
 
-def test_readme_names_every_command():
+def test_the_readme_names_every_command():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     for command in COMMANDS:
         assert f"`{command}" in readme or f"c2fdft {command}" in readme, command
 
 
-def test_version():
+def test_the_version_is_printed():
     assert run("--version").stdout.startswith("c2fdft ")
     assert run("version").stdout == run("--version").stdout
     assert f"c2fdft {json.loads(run('version', '--json').stdout)['version']}\n" == (
@@ -105,7 +105,9 @@ def test_version():
 
 
 @pytest.mark.parametrize("found", [0, 2, 5])
-def test_bare_command_shows_the_pipeline_on_one_screen(tmp_path, monkeypatch, found):
+def test_the_program_without_arguments_shows_the_pipeline_on_one_screen(
+    tmp_path, monkeypatch, found
+):
     monkeypatch.chdir(tmp_path)
     for number in range(found):
         for path in (f"shards/set{number}/train-0.h5", f"runs/derain-{number}/fine.pt"):
@@ -114,7 +116,7 @@ def test_bare_command_shows_the_pipeline_on_one_screen(tmp_path, monkeypatch, fo
     result = run()
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert len(lines) <= 23  # and the prompt below it
+    assert len(lines) <= 23  # 24 lines with the prompt
     assert max(map(len, lines)) <= 80
     steps = [line.split()[1] for line in lines if line.startswith("  c2fdft")]
     assert steps[-6:] == [*COMMANDS[:6]]
@@ -154,7 +156,7 @@ def test_bare_command_shows_the_pipeline_on_one_screen(tmp_path, monkeypatch, fo
         (["prepare", ".", "--synthesize", "snow"], "snow"),
     ],
 )  # fmt: skip
-def test_usage_and_recipe_errors(words, says):
+def test_usage_and_recipe_errors_are_one_line(words, says):
     refused(*words, code=2, says=says)
 
 
@@ -166,7 +168,7 @@ def test_usage_and_recipe_errors(words, says):
         (["nothing", "--out"], "c2fdft"),
     ],
 )
-def test_an_option_without_its_value_leads_to_the_help_of_its_command(words, command):
+def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, command):
     assert f"hint: see `{command} --help`" in run(*words).stderr
 
 
@@ -227,7 +229,7 @@ def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_an_error_keeps_its_code_where_stdout_is_full():
+def test_an_error_keeps_its_exit_code_if_stdout_is_full():
     line = [sys.executable, "-m", "c2fdft_cli", "info", "nowhere", "--json"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -237,8 +239,8 @@ def test_an_error_keeps_its_code_where_stdout_is_full():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_streams_that_are_closed_lead_nowhere(tmp_path, pairs, closed):
-    """As some services start a program; its output was a traceback, or the next file's content."""
+def test_closed_standard_streams_are_harmless(tmp_path, pairs, closed):
+    """Some services close them; output must neither fail nor end up in the next file opened."""
     line = f'"$0" -m c2fdft_cli prepare "$1" --out shards --json {closed}'
     done = subprocess.run(
         ["sh", "-c", line, sys.executable, pairs], capture_output=True, cwd=tmp_path, check=False
@@ -254,7 +256,7 @@ def test_one_process_of_several_prints_the_json_document(monkeypatch):
     assert run("train-fine", "--json").stdout == ""
 
 
-def test_empty_folder(tmp_path):
+def test_an_empty_folder_is_an_error(tmp_path):
     refused(
         "prepare",
         tmp_path,
@@ -265,11 +267,11 @@ def test_empty_folder(tmp_path):
     )
 
 
-def test_missing_folder(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     refused("prepare", tmp_path / "none", code=3, says=f"{tmp_path}/none: no such file or folder")
 
 
-def test_unpaired_files(tmp_path):
+def test_unpaired_files_are_an_error(tmp_path):
     for name in ("input/a.png", "input/b.png", "target/z.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save_rgb8(tmp_path / name, picture(16, 16, 1))
@@ -277,19 +279,19 @@ def test_unpaired_files(tmp_path):
     refused("prepare", tmp_path, "--out", tmp_path / "s", code=3, says=says)
 
 
-def test_text_file_named_png(pairs):
+def test_a_text_file_named_png_is_an_error(pairs):
     (pairs / "input" / "1.png").write_text("I am text")
     says = f"{pairs}/input/1.png: cannot read the image: not an image"
     refused("prepare", pairs, "--out", pairs.parent / "s", code=3, says=says)
 
 
-def test_sizes_that_differ_within_a_pair(pairs):
+def test_sizes_that_differ_within_a_pair_are_an_error(pairs):
     save_rgb8(pairs / "input" / "1.png", picture(24, 40, 1))
     says = "1.png: the sizes differ within pair 1: lq 40x24, gt 32x24"
     refused("prepare", pairs, "--out", pairs.parent / "s", code=3, says=says)
 
 
-def test_checkpoint_that_is_not_one(tmp_path, text_named_png, shard_folder):
+def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path, text_named_png, shard_folder):
     fake = tmp_path / "fake.pt"
     fake.write_text("nothing")
     refused("info", fake, code=4, says="not a checkpoint")
@@ -302,12 +304,12 @@ def test_checkpoint_that_is_not_one(tmp_path, text_named_png, shard_folder):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu(shard_folder, tmp_path):
+def test_cuda_without_a_gpu_is_an_error(shard_folder, tmp_path):
     refused("train-coarse", "--recipe", "tiny", "--data", shard_folder, "--device", "cuda",
             code=5, says="no CUDA device")  # fmt: skip
 
 
-def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
+def test_an_output_inside_a_regular_file_is_an_error(pairs, tmp_path, shard_folder):
     blocker = tmp_path / "file"
     blocker.write_text("x")
     says = "the output path lies under a regular file"
@@ -316,7 +318,7 @@ def test_output_under_a_regular_file(pairs, tmp_path, shard_folder):
             "--out", blocker / "run", *MINI, code=5, says=f"{blocker}/run: {says}")  # fmt: skip
 
 
-def test_shards_behind_a_link_that_points_at_itself(pairs, tmp_path):
+def test_shards_at_a_link_to_itself_are_an_error(pairs, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     says = "link that leads nowhere"
     refused("prepare", pairs, "--out", tmp_path / "loop", code=5, says=says)
@@ -324,8 +326,8 @@ def test_shards_behind_a_link_that_points_at_itself(pairs, tmp_path):
     refused("prepare", pairs, *words, code=5, says=says)
 
 
-def test_info_of_a_score_that_json_has_no_number_for(tmp_path):
-    """An exact restoration at a training's validation has an infinite PSNR."""
+def test_info_prints_an_infinite_score_as_valid_json(tmp_path):
+    """A restoration that equals its target in validation has an infinite PSNR."""
     network = Network(dim=8, blocks=[1, 1, 1, 1])
     state = make_network(network).state_dict()
     metrics = {"psnr": math.inf, "ssim": 1.0, "sweep": {"rows": [math.nan]}}
@@ -336,21 +338,21 @@ def test_info_of_a_score_that_json_has_no_number_for(tmp_path):
     assert "psnr inf" in run("info", path).stdout
 
 
-def test_info_of_nothing(tmp_path):
+def test_info_of_a_missing_path_is_an_error(tmp_path):
     refused("info", tmp_path / "none", code=3, says="no such file or folder")
     refused("info", tmp_path, code=3, says="not a checkpoint, shard folder or run folder")
 
 
-def test_prepare_speaks_json(pairs, tmp_path):
+def test_prepare_prints_json(pairs, tmp_path):
     (pairs / "input" / "lonely.png").write_bytes((pairs / "input" / "0.png").read_bytes())
-    for number in range(4):  # four different pictures, or they would all be one group
+    for number in range(4):  # four different pictures, as equal ones would form one group
         save_rgb8(pairs / "target" / f"{number}.png", picture(24, 32, number + 50))
     result = run("prepare", pairs, "--out", tmp_path / "s", "--val", "1", "--json")
     assert result.exit_code == 0, result.stderr
     said = json.loads(result.stdout)
     assert (said["pairs"], said["train"], said["val"]) == (4, 3, 1)
     assert [Path(item["path"]).name for item in said["leftovers"]] == ["lonely.png"]
-    assert said["next"] is None  # the folder does not tell its task
+    assert said["next"] is None  # the task is not known from the folder
     again = run("prepare", pairs, "--out", tmp_path / "s", "--val", "1")
     assert "up to date" in again.stdout
     checked = run("prepare", pairs, "--out", tmp_path / "none", "--check", "--json")
@@ -365,7 +367,7 @@ def test_prepare_speaks_json(pairs, tmp_path):
     refused("prepare", tmp_path / "s", "--verify", code=3, says=f"{shard}: ")
 
 
-def test_recipes(tmp_path):
+def test_recipes_are_listed_shown_and_copied(tmp_path):
     assert "tiny" in run("recipes", "list").stdout
     assert {row["name"] for row in json.loads(run("recipes", "list", "--json").stdout)} >= {"tiny"}
     shown = run("recipes", "show", "tiny", "coarse.lr=0.5")
@@ -377,15 +379,15 @@ def test_recipes(tmp_path):
     assert run("recipes", "copy", "tiny", target, "--overwrite").exit_code == 0
 
 
-def test_doctor():
+def test_doctor_reports_the_machine():
     assert "torch" in run("doctor").stdout
     keys = {"topic", "good", "found", "hint", "required"}
     assert keys == set(json.loads(run("doctor", "--json").stdout)[0])
 
 
 @pytest.mark.acceptance
-def test_without_libgl(tmp_path, pairs, shard_folder):
-    """As on a server: OpenCV is installed, its library is not."""
+def test_without_libgl_the_hint_names_the_package(tmp_path, pairs, shard_folder):
+    """On a server OpenCV may be installed without this library."""
     (tmp_path / "cv2").mkdir()
     what = "libGL.so.1: cannot open shared object file: No such file or directory"
     (tmp_path / "cv2" / "__init__.py").write_text(f"raise ImportError({what!r}, name='cv2')\n")
@@ -414,14 +416,14 @@ def test_without_libgl(tmp_path, pairs, shard_folder):
     assert (found["good"], found["required"]) == (False, True)
 
 
-def test_info_of_shards(shard_folder):
+def test_info_describes_shards(shard_folder):
     said = json.loads(run("info", shard_folder, "--json").stdout)
     assert (said["kind"], said["train"]["images"], said["val"]["images"]) == ("shards", 10, 2)
     assert "train" in run("info", shard_folder).stdout
 
 
-def test_the_six_commands(pairs, tmp_path, shard_folder):
-    """From shards to scores with the real commands, in seconds."""
+def test_the_six_commands_run_in_sequence(pairs, tmp_path, shard_folder):
+    """The real commands, from shards to scores, in seconds."""
     cpu = ("--device", "cpu", "--precision", "fp32")
     coarse, fine = tmp_path / "coarse", tmp_path / "fine"
     data = ("--recipe", "tiny", "--data", shard_folder)
@@ -455,7 +457,7 @@ def test_the_six_commands(pairs, tmp_path, shard_folder):
 
 @pytest.mark.acceptance
 def test_demo_runs_the_pipeline(tmp_path, monkeypatch):
-    """All its commands, on one photo for training and one held out, in this process."""
+    """All its commands run in this process, with one photo to train on and one held out."""
     pytest.importorskip("skimage")
     from c2fdft_cli.engine.tools import demo
 
@@ -491,7 +493,7 @@ def test_demo_ends_with_the_exit_code_of_its_command(tmp_path, monkeypatch):
     refused("demo", "--out", tmp_path / "demo", code=3, says="the demo stopped")
 
 
-def test_photos_of_the_demo_are_in_scikit_image():
+def test_the_photos_of_the_demo_are_in_scikit_image():
     skimage = pytest.importorskip("skimage")
     from c2fdft_cli.engine.tools import demo
 
@@ -499,7 +501,7 @@ def test_photos_of_the_demo_are_in_scikit_image():
     assert all((folder / name).is_file() for name in (*demo.TRAIN, *demo.HELD_OUT))
 
 
-def test_bench_of_the_fine_step():
+def test_bench_times_the_fine_step():
     words = ["bench", "train-step", "--stage", "fine", "--recipe", "tiny", "--size", 16]
     words += ["--repeats", 1, "--calls", "1,2", "--recompute", "none,call", "--json"]
     rows = json.loads(run(*words, "--precision", "fp32").stdout)["rows"]
@@ -509,8 +511,8 @@ def test_bench_of_the_fine_step():
     assert rows[3]["after_forward"] < rows[2]["after_forward"] / 10
 
 
-def test_given_weights_bring_their_recipe(tmp_path):
-    """With --init no recipe is asked for, so the weights are what is missing."""
+def test_given_weights_provide_their_recipe(tmp_path):
+    """With --init no recipe is required, so the error is about the missing weights."""
     words = ["train-coarse", "--data", tmp_path, "--init", tmp_path / "missing.pt"]
     refused(*words, code=4, says="no such checkpoint")
 
@@ -526,11 +528,11 @@ def test_given_weights_bring_their_recipe(tmp_path):
         (["train-step", "--stage", "finer"], "--stage must be coarse or fine, got 'finer'"),
     ],
 )
-def test_bench_refuses(words, says):
+def test_bench_refuses_invalid_options(words, says):
     refused("bench", *words, "--recipe", "tiny", "--size", 16, code=2, says=says)
 
 
-def test_a_preview_replaces_nothing(pairs, tmp_path):
+def test_a_preview_replaces_no_file(pairs, tmp_path):
     photo = next(pairs.rglob("*.png"))
     before = photo.read_bytes()
     for words in (["--preview", photo], ["--preview", photo, "--overwrite"]):
@@ -545,8 +547,8 @@ def test_a_preview_replaces_nothing(pairs, tmp_path):
 
 
 @pytest.mark.parametrize("bug", [False, True])
-def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, tmp_path, bug):
-    """Python's own way out of a group of processes may wait for all of them."""
+def test_a_failed_process_of_a_group_ends_at_once(monkeypatch, capsys, tmp_path, bug):
+    """Python's regular exit may wait for all processes of a group."""
     from c2fdft_cli.cli import app as module
     from c2fdft_cli.engine.restore import plan as restore_plan
 
@@ -570,7 +572,7 @@ def test_a_process_that_others_wait_for_ends_at_once(monkeypatch, capsys, tmp_pa
     assert ("KeyError: 'a bug'" in said) if bug else said.startswith("error: nowhere.pt: ")
 
 
-def test_success_ends_as_usual_in_a_group(monkeypatch):
+def test_a_successful_process_of_a_group_ends_regularly(monkeypatch):
     from c2fdft_cli.cli import app as module
 
     def end(code):

@@ -1,4 +1,4 @@
-"""The list of commands: it says what the commands say, and loads only what is called."""
+"""The list of commands: it agrees with the commands, and loads only the one that is called."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECIPES = ("list", "show", "copy", "validate")
 
 
 def loaded_after(lines: list[list[str]]) -> set[str]:
-    """The modules that a fresh interpreter has after these command lines."""
+    """The modules that a new interpreter has loaded after these command lines."""
     script = f"""
 import contextlib, io, sys
 import c2fdft_cli
@@ -58,19 +58,19 @@ def test_the_list_loads_no_command() -> None:
 
 
 @pytest.mark.slow
-def test_a_help_loads_one_command() -> None:
+def test_the_help_of_a_command_loads_only_that_command() -> None:
     assert own_modules(loaded_after([["restore", "--help"]])) == {"restore"}
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
-def test_the_list_says_what_the_command_says(entry: Entry) -> None:
+def test_the_list_agrees_with_the_commands(entry: Entry) -> None:
     first, *_ = load_command(entry.name).help.split("\n\n")
     assert " ".join(first.split()) == entry.help
 
 
 @pytest.mark.parametrize("line", [[], ["recipes"]])
 def test_flags_of_groups_are_false_when_not_given(line: list[str]) -> None:
-    # a None there would load the parser's validation library on the way to any help
+    # None would make any help load the parser's validation library
     from typer.main import get_command
 
     group: Any = load_command(line[0]) if line else get_command(app)
@@ -88,7 +88,7 @@ def test_flags_of_groups_are_false_when_not_given(line: list[str]) -> None:
         ("c2fdft restore --sa", 2, ["--samples"]),
     ],
 )
-def test_completion(words: str, position: int, offered: list[str]) -> None:
+def test_the_shell_completes_commands(words: str, position: int, offered: list[str]) -> None:
     environment = {
         "_C2FDFT_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
@@ -97,7 +97,7 @@ def test_completion(words: str, position: int, offered: list[str]) -> None:
     assert CliRunner().invoke(app, [], env=environment).stdout.split() == offered
 
 
-def test_a_command_out_of_the_list_runs() -> None:
+def test_a_subcommand_is_loaded_or_suggested_by_its_name() -> None:
     result = CliRunner().invoke(app, ["recipes", "lst"])
     assert result.exit_code == 2
     assert "Did you mean 'list'?" in result.stderr

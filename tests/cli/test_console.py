@@ -1,4 +1,4 @@
-"""What jobs look like in a terminal and without one."""
+"""How jobs, bars and tables look in a terminal and without one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Terminal(io.StringIO):
         ({"pipe": "yes"}, ""),
     ],
 )
-def test_loading_is_said_to_people(
+def test_loading_is_shown_in_a_terminal(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, str], said: str
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -104,7 +104,9 @@ def test_loading_is_said_to_people(
         ),
     ],
 )
-def test_a_command_says_at_once_that_it_loads(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_command_reports_at_once_that_it_is_loading(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     (tmp_path / "a.pt").write_text("nothing")
     code, said = in_terminal("info", tmp_path / "a.pt", **environment)
     assert code == 4
@@ -127,22 +129,22 @@ def drawn(width: int, done: float, note: str) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_the_numbers_of_a_bar_are_whole_and_stay_where_they_are(width: int) -> None:
+def test_the_numbers_of_a_bar_are_complete_and_do_not_move(width: int) -> None:
     lines = [drawn(width, done, note) for done in (0, 3, 1234) for note in NOTES]
     for first, *rest in lines:
         assert re.search(r"train-coarse .*/1234 .*\d:\d\d (so far|left|total)", first), first
         assert "\u2026" not in first
-        # a terminal shows ^C behind it
+        # a terminal shows ^C after it
         assert len(first.rstrip()) <= width - 2
         assert [len(line) <= width - 2 for line in rest] in ([], [True])
     assert len({first.index("/1234") for first, *_ in lines}) == 1
 
 
-def test_the_note_goes_when_the_bar_is_full() -> None:
+def test_the_note_disappears_when_the_bar_is_full() -> None:
     assert [len(drawn(80, done, "a.png")) for done in (0, 3, 1234)] == [2, 2, 1]
 
 
-def test_a_bar_says_what_its_time_is() -> None:
+def test_a_bar_labels_its_time() -> None:
     assert "0:00 so far" in drawn(80, 0, "")[0]
     assert "0:00 total" in drawn(80, 1234, "")[0]
 
@@ -159,7 +161,7 @@ def test_a_bar_says_what_its_time_is() -> None:
         (535680, "148:48:00", "6.2 days"),
     ],
 )
-def test_times_are_said_in_fitting_units(seconds: float, clock: str, words: str) -> None:
+def test_times_are_shown_in_suitable_units(seconds: float, clock: str, words: str) -> None:
     assert (console.clock(seconds), console.duration(seconds)) == (clock, words)
 
 
@@ -167,7 +169,7 @@ ESCAPES = "\x1b]0;title\x07\x1b[2Jred\x9b31m.png"
 ESCAPED = r"\x1b]0;title\x07\x1b[2Jred\x9b31m.png"
 
 
-def test_the_name_of_a_file_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_name_of_a_file_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     events: Job[str, None] = Job(iter_of(ESCAPES), total=1, title=ESCAPES, unit="image")
     console.remark(f"note: {ESCAPES}")
     console.stdout().print(f"restored: {ESCAPES}")
@@ -181,7 +183,7 @@ def test_the_name_of_a_file_cannot_drive_the_terminal(capsys: pytest.CaptureFixt
     assert "\\x1b[2Jred\\x9b31m.png" in said.out
 
 
-def test_a_command_can_be_pasted() -> None:
+def test_a_printed_command_can_be_pasted() -> None:
     words = ("eval", Path("-out"), Path("/my photos"), "--weights", "a b.pt", "-x")
     assert console.command(*words) == "c2fdft eval ./-out '/my photos' --weights 'a b.pt' -x"
 
@@ -192,7 +194,7 @@ def iter_of(event: str) -> Generator[str, None, None]:
 
 @pytest.mark.slow
 @terminals
-def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> None:
+def test_a_terminal_without_cursor_movement_gets_lines(tmp_path: Path) -> None:
     for side in ("lq", "gt"):
         (tmp_path / "set" / side).mkdir(parents=True)
         for number in (1, 2):
@@ -207,7 +209,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> No
 @terminals
 @pytest.mark.parametrize("words", [(), ("weights", "list")])
 def test_lines_break_between_words(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """A terminal would break them anywhere."""
+    """A terminal would break them at any character."""
     narrow, wide = (
         in_terminal(*words, columns=columns, cwd=tmp_path)[1].split("\u2518")[-1]  # below a table
         for columns in (40, 400)
@@ -217,7 +219,7 @@ def test_lines_break_between_words(tmp_path: Path, words: tuple[str, ...]) -> No
     assert plain <= set(narrow.split())
 
 
-def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_lines_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.draw(job(), lambda number: f"saw {number}") == "done"
     streams = capsys.readouterr()
     assert streams.err == "count: 1/2 numbers saw 1\ncount: 2/2 numbers saw 2\n"
@@ -227,8 +229,8 @@ def test_without_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) 
 HOSTILE = "[/b] [link=x] [red]a.png"
 
 
-def test_no_name_is_read_as_markup(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """In a bar's title and note, a line, a table's title, column and cell."""
+def test_names_are_never_interpreted_as_markup(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """In the title and note of a bar, in a line, and in title, column and cell of a table."""
     screen = io.StringIO()
     with monkeypatch.context() as patch:
         made = console.stderr
@@ -251,7 +253,7 @@ def test_no_name_is_read_as_markup(monkeypatch: pytest.MonkeyPatch, capsys) -> N
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
-def test_numbers_in_a_table_stay_whole(
+def test_numbers_in_a_table_are_not_broken(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -266,7 +268,7 @@ def test_numbers_in_a_table_stay_whole(
     assert sum("image" in line for line in lines) == {40: 9, 60: 3, 80: 2, 200: 1}[width]
 
 
-def test_text_that_begins_with_digits_is_folded_not_cut(
+def test_text_that_begins_with_digits_is_wrapped_not_cut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")

@@ -1,4 +1,4 @@
-"""Options that are alike in all commands."""
+"""Options that all commands share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.kit.formula import picture
     ],
 )
 def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, words, name):
-    """As of a script's variable that is not set."""
+    """A script passes an empty path if its variable is not set."""
     monkeypatch.chdir(tmp_path)
     done = run(*words)
     assert done.exit_code == 2
@@ -39,13 +39,13 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, words, n
     assert list(Path().iterdir()) == []
 
 
-def test_an_empty_number_of_validation_pairs(tmp_path):
+def test_an_empty_number_of_validation_pairs_is_refused(tmp_path):
     done = run("prepare", tmp_path, "--val", "")
     assert done.exit_code == 2
     assert "--val is empty" in done.stderr
 
 
-def test_weights_without_a_name(tmp_path):
+def test_weights_without_a_name_are_refused(tmp_path):
     for side in ("input", "target"):
         (tmp_path / side).mkdir()
         save_rgb8(tmp_path / side / "1.png", picture(16, 16, 1))
@@ -55,8 +55,8 @@ def test_weights_without_a_name(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["prepare", "photos"], ["sweep-steps", "derain"], ["demo"]])
-def test_what_works_in_one_process_is_not_started_in_several(tmp_path, monkeypatch, words):
-    """One of them would hold the folder, and the others would end it by failing."""
+def test_commands_for_one_process_refuse_several(tmp_path, monkeypatch, words):
+    """One would lock the folder, and the others would fail and thereby end it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     done = run(*words)

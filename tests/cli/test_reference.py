@@ -1,4 +1,4 @@
-"""docs/cli.md says what the commands say."""
+"""docs/cli.md agrees with the help texts of the commands."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tests.kit.cli_reference import FILE, help_of, older_typer, reference
 
 
 @pytest.mark.skipif(older_typer(), reason="an older Typer lays help out in another way")
-def test_the_reference_is_the_help_of_today() -> None:
+def test_the_reference_equals_the_current_help() -> None:
     assert FILE.read_text(encoding="utf-8") == reference(), (
         "docs/cli.md is out of date: run `python -m tests.kit.cli_reference`"
     )
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
-def test_the_first_options_are_few(entry) -> None:
-    """About five and --json and --help; the others have headings of their own."""
+def test_only_a_few_options_have_no_heading(entry) -> None:
+    """About five besides --json and --help; the others are under headings."""
     _, _, options = help_of([entry.name]).partition("─ Options ")
     first, _, _ = options.partition("╰")
     assert len(re.findall(r"^│ --", first, re.MULTILINE)) <= 8
@@ -30,8 +30,8 @@ def test_every_help_fits_eighty_columns(entry) -> None:
     assert max(map(len, help_of([entry.name]).splitlines())) <= 80
 
 
-def test_every_command_of_a_group_is_there() -> None:
-    """`weights average` was not."""
+def test_every_command_of_a_group_is_in_the_reference() -> None:
+    """`weights average`, for example, must be there."""
     text = FILE.read_text(encoding="utf-8")
     for group in ("recipes", "weights"):
         listed = re.findall(r"^│ (\w+) ", help_of([group]), re.MULTILINE)

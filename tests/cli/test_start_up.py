@@ -1,4 +1,4 @@
-"""What only has to say that something is not there does so before torch is loaded."""
+"""Commands that only report a missing file or option do so before torch is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINES = (
 @pytest.mark.parametrize(
     ("line", "code", "says"), LINES, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
 )
-def test_torch_is_not_loaded(line: list[str], code: int, says: str, tmp_path) -> None:
+def test_early_errors_do_not_load_torch(line: list[str], code: int, says: str, tmp_path) -> None:
     script = f"""
 import sys
 from c2fdft_cli.cli.app import app

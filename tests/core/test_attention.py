@@ -1,4 +1,4 @@
-"""Attention against the paper's own words, and its sums at the edges of number formats."""
+"""Attention equals the paper's formula, and its sums hold at the limits of number formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.kit.formula import fill, relative, wave
 
 
 class TextbookAttention(nn.Module):
-    """DFSA as the paper writes it: NCHW, q and k normalised first."""
+    """DFSA as written in the paper: NCHW, with q and k normalised first."""
 
     def __init__(self, ours: Attention) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class TextbookAttention(nn.Module):
 
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("bias", [True, False])
-def test_attention_is_the_papers(heads, bias):
+def test_attention_equals_the_papers_formula(heads, bias):
     attention = fill(Attention(16, heads, bias))
     x = wave([2, 16, 12, 8], 0.37)
     expected = TextbookAttention(attention)(x)
@@ -45,7 +45,7 @@ def test_attention_is_the_papers(heads, bias):
     assert relative(got, expected) < 1e-5
 
 
-def test_statistics_add_up():
+def test_sums_of_parts_add_up_to_the_whole():
     q, k = wave([1, 80, 16], 0.3), wave([1, 80, 16], 0.7)
     whole = pixel_sums(q, k, 4)
     pieces = pixel_sums(q[:, :24], k[:, :24], 4) + pixel_sums(q[:, 24:], k[:, 24:], 4)
@@ -53,7 +53,7 @@ def test_statistics_add_up():
         assert relative(b, a) < 1e-6
 
 
-def test_gram_survives_half_precision():
+def test_the_gram_matrix_does_not_overflow_in_half_precision():
     large = torch.full((1, 64 * 64, 8), 30.0, dtype=torch.float16)
     gram = pixel_sums(large, large, 1).gram
     assert gram.dtype == torch.float32

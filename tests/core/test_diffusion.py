@@ -1,4 +1,4 @@
-"""Schedules, grids and the sampler: literal lists, published numbers, a network by formula."""
+"""Schedules, timesteps and the sampler: literal lists, published numbers, known noise."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ ALPHA_BAR = alpha_bar_of(beta_schedule())
 
 
 @pytest.mark.parametrize("name", ["linear", "quad", "const", "jsd", "sigmoid"])
-def test_schedules(misc, name):
+def test_schedules_equal_the_released_ones(misc, name):
     expected = misc["arrays"][f"betas.{name}"]
     assert (beta_schedule(name) - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("arguments", [("cubic",), ("linear", 0), ("linear", 10, 0.5, 0.1)])
-def test_schedules_that_cannot_be(arguments):
+def test_impossible_schedules_are_refused(arguments):
     with pytest.raises(ValueError):
         beta_schedule(*arguments)
 
@@ -44,7 +44,7 @@ def test_schedules_that_cannot_be(arguments):
         (4, "linspace", [999, 666, 333, 0]),
         (1, "linspace", [999]),
         (2, "linspace", [999, 0]),
-        (3, "linspace", [999, 500, 0]),  # 499.5, half to even
+        (3, "linspace", [999, 500, 0]),  # 499.5 rounds half to even
         (5, "linspace", [999, 749, 500, 250, 0]),
         (4, "leading", [750, 500, 250, 0]),
         (3, "leading", [666, 333, 0]),
@@ -54,12 +54,12 @@ def test_schedules_that_cannot_be(arguments):
         (1, "leading", [0]),
     ],
 )
-def test_grids(steps, spacing, expected):
+def test_timesteps_equal_literal_lists(steps, spacing, expected):
     assert time_grid(steps, spacing) == expected
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-def test_every_grid_descends_within_range(spacing):
+def test_timesteps_always_descend_within_range(spacing):
     for steps in range(1, 1001):
         grid = time_grid(steps, spacing)
         assert len(grid) == steps
@@ -78,13 +78,13 @@ def test_grid_times_are_rounded_half_to_even():
                                   lambda: check_grid([]), lambda: check_grid([5, 5]),
                                   lambda: check_grid([1, 2]), lambda: check_grid([1000, 0]),
                                   lambda: check_grid([3, -1])])  # fmt: skip
-def test_grids_that_cannot_be(call):
+def test_impossible_timesteps_are_refused(call):
     with pytest.raises(ValueError):
         call()
 
 
 @pytest.mark.parametrize("case", ["tiny", "tiny_bias_free", "official_derain"])
-def test_released_samples(ramp, case):
+def test_samples_equal_the_released_ones(ramp, case):
     numbers = ramp[case]
     net = fill(DFT(**numbers["network"]))
     n, _, h, w = numbers["shape"]
@@ -126,14 +126,14 @@ def test_every_schedule_can_be_sampled(name, alpha_bar_of_name, eta):
 @pytest.mark.parametrize(
     "betas", [("jsd",), ("linear", 1000, 1e-4, 0.3), ("linear", 1000, 1e-4, 0.5)]
 )
-def test_sampling_cannot_begin_where_nothing_is_left_of_the_image(betas):
+def test_sampling_cannot_start_where_nothing_of_the_image_is_left(betas):
     alpha_bar = alpha_bar_of(beta_schedule(*betas))
     noise = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match="nothing of the image is left at timestep 999"):
         ddim_sample(lambda x, t: x, noise, time_grid(4), alpha_bar)
 
 
-def test_one_network_call_for_each_time():
+def test_there_is_one_network_call_per_timestep():
     seen = []
 
     def spy(x_t, t):
@@ -154,7 +154,7 @@ def test_a_time_without_noise_gets_none_by_eta():
     assert (image == 1).all()
 
 
-def test_eta_draws_from_the_generator_alone():
+def test_eta_uses_only_the_given_generator():
     zero = torch.zeros(1, 3, 8, 8)
 
     def run(seed):
@@ -168,8 +168,8 @@ def test_eta_draws_from_the_generator_alone():
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_two_steps_with_eta_are_those_of_the_formula(eta):
-    """Eqs. (13) to (15) of docs/paper.md in NumPy, with an eps_hat that is known."""
+def test_two_steps_with_eta_equal_the_formula(eta):
+    """Compared with eqs. (13) to (15) of docs/paper.md in NumPy, for a known eps_hat."""
     grid, start, eps_hat = [700, 300], wave([1, 3, 8, 8], 0.29), wave([1, 3, 8, 8], 0.47)
     got = ddim_sample(
         lambda x, t: eps_hat, start, grid, ALPHA_BAR, eta, torch.Generator().manual_seed(3)

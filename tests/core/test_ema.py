@@ -1,4 +1,4 @@
-"""The average of the weights."""
+"""The moving average of the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from c2fdft_cli.core.ema import ema_decay, ema_update
 
 
-def test_update_is_the_formula(tiny_net):
+def test_an_update_equals_the_formula(tiny_net):
     average, net = tiny_net(), tiny_net()
     with torch.no_grad():
         for parameter in net.parameters():
@@ -23,7 +23,7 @@ def test_update_is_the_formula(tiny_net):
         assert torch.allclose(new, 0.9 * old + 0.1 * target, atol=1e-6)
 
 
-def test_warm_up_grows_to_the_decay():
+def test_the_warm_up_grows_to_the_decay():
     decays = [ema_decay(step, 0.999) for step in range(1, 20000)]
     assert decays[0] == pytest.approx(2 / 11)
     assert decays == sorted(decays)

@@ -1,4 +1,4 @@
-"""The learning rate of the released recipes."""
+"""The learning rates of the released recipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("name", sorted(STAGES))
-def test_released_values(misc, name):
+def test_learning_rates_equal_the_released_ones(misc, name):
     recipe, stage = STAGES[name]
     section = getattr(load_recipe(recipe), stage)
     periods = [(p.length, p.floor) for p in section.periods]
@@ -25,7 +25,7 @@ def test_released_values(misc, name):
         )
 
 
-def test_it_restarts_and_stays_at_the_last_floor():
+def test_the_rate_restarts_and_stays_at_the_last_floor():
     periods = [(10, 0.5), (20, 0.1)]
     assert learning_rate(0, 1.0, periods) == 1.0
     assert learning_rate(10, 1.0, periods) == 1.0

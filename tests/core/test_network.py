@@ -1,4 +1,4 @@
-"""The network against the released program's outputs, and its contract."""
+"""The network equals the released program's outputs, and refuses invalid sizes and inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kit.formula import fill, relative, wave
 
 
 @pytest.mark.parametrize("case", ["tiny", "tiny_bias_free", "official_derain", "official_denoise"])
-def test_released_outputs(ramp, case):
+def test_outputs_equal_the_released_ones(ramp, case):
     numbers = ramp[case]
     net = fill(DFT(**numbers["network"]))
     assert sum(p.numel() for p in net.parameters()) == numbers["parameters"]
@@ -20,7 +20,7 @@ def test_released_outputs(ramp, case):
     assert relative(output, numbers["output"]) < 1e-5
 
 
-def test_official_sizes():
+def test_the_official_networks_have_their_published_size():
     with torch.device("meta"):
         with_bias, bias_free = DFT(), DFT(norm="bias_free")
     assert sum(p.numel() for p in with_bias.parameters()) == 25_363_344
@@ -29,7 +29,7 @@ def test_official_sizes():
     assert len(bias_free.state_dict()) == 330
 
 
-def test_time_embedding(misc):
+def test_the_time_embedding_equals_the_released_one(misc):
     times = torch.tensor([0.0, 1.0, 333.0, 666.0, 999.0])
     for width in (16, 48, 96, 384):
         expected = misc["arrays"][f"embedding.{width}"]
@@ -39,7 +39,7 @@ def test_time_embedding(misc):
 @pytest.mark.parametrize(
     "changes", [{}, {"norm": "bias_free"}, {"bias": True}, {"dual_pixel": True}]
 )
-def test_shared_time_equals_filled_time(tiny_net, changes):
+def test_a_shared_time_equals_one_time_per_image(tiny_net, changes):
     net, x = tiny_net(**changes), wave([3, 6, 16, 24], 0.21)
     with torch.inference_mode():
         shared = net(x, torch.tensor([333.0]).expand(3))
@@ -57,7 +57,7 @@ def test_batch_rows_are_independent(tiny_net):
 
 @pytest.mark.parametrize("dual_pixel", [False, True])
 def test_bf16_keeps_the_output_in_float32(tiny_net, dual_pixel):
-    """The last convolution too, not only what the image is added to."""
+    """The last convolution runs in float32 too, not only the addition of the image."""
     net, x = tiny_net(dual_pixel=dual_pixel), wave([1, 6, 32, 32], 0.21)
     seen = []
     net.output.register_forward_hook(lambda _, given, made: seen.append(made.dtype))
@@ -66,7 +66,8 @@ def test_bf16_keeps_the_output_in_float32(tiny_net, dual_pixel):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = net(x, torch.tensor([500.0]))
     assert [rough.dtype, *seen] == [torch.float32] * 3
-    assert relative(rough, exact) < (0.1 if dual_pixel else 0.03)  # with the image or without
+    # without the image in the output the relative error is larger
+    assert relative(rough, exact) < (0.1 if dual_pixel else 0.03)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 8), (7, 65), (8, 16), (5, 4)])
@@ -78,7 +79,7 @@ def test_padding_covers_every_size(shape):
     assert torch.equal(padded[..., : shape[0], : shape[1]], x)
 
 
-def test_padding_reflects_where_it_can():
+def test_padding_reflects_if_the_image_is_wide_enough():
     x = torch.arange(7.0).expand(1, 1, 8, 7)
     assert pad_to_multiple(x)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 5]
     narrow = torch.arange(3.0).expand(1, 1, 8, 3)
@@ -98,7 +99,7 @@ def test_padding_reflects_where_it_can():
         ({"in_channels": 2}, "in_channels >= out_channels"),
     ],
 )
-def test_sizes_that_do_not_fit(arguments, words):
+def test_impossible_network_sizes_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         DFT(**{"dim": 8, "blocks": (1, 1, 1, 1), **arguments})
 
@@ -107,7 +108,7 @@ def test_sizes_that_do_not_fit(arguments, words):
     ("shape", "words"),
     [([1, 6, 12, 16], "multiples of 8"), ([1, 5, 16, 16], r"\[n, 6, h, w\]"), ([6, 16, 16], "got")],
 )
-def test_inputs_that_do_not_fit(tiny_net, shape, words):
+def test_inputs_of_the_wrong_shape_are_refused(tiny_net, shape, words):
     with pytest.raises(ValueError, match=words):
         tiny_net()(torch.zeros(shape), torch.zeros(1))
 

@@ -1,4 +1,4 @@
-"""Losses: published values and gradients, and what must not change them."""
+"""Losses: published values and gradients, and changes that must not affect them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALPHA_BAR = alpha_bar_of(beta_schedule())
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_ms_ssim_of_patches(misc, side):
+def test_ms_ssim_of_patches_equals_golden_values(misc, side):
     numbers = misc["ms_ssim"][str(side)]
     gt = misc["arrays"][f"gt{side}"].float()
     pred = misc["arrays"][f"pred{side}"].float().requires_grad_()
@@ -27,7 +27,7 @@ def test_ms_ssim_of_patches(misc, side):
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_ms_ssim_as_released(misc, side):
+def test_ms_ssim_equals_the_released_one(misc, side):
     numbers = misc["ms_ssim"][str(side)]
     gt = 2 * misc["arrays"][f"gt{side}"].float() - 1
     pred = (2 * misc["arrays"][f"pred{side}"].float() - 1).requires_grad_()
@@ -55,14 +55,14 @@ def test_ms_ssim_refuses_tiny_patches():
         ms_ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
 
 
-def test_released_range_hides_the_difference():
-    """Paper, section 9: with max_val 255 on [-1, 1] unrelated images look alike."""
+def test_the_released_range_hides_differences():
+    """With max_val 255 on [-1, 1], as released, unrelated images have a high MS-SSIM."""
     a, b = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     assert ms_ssim(2 * a - 1, 2 * b - 1, 255.0, pooled=True).item() > 0.99
     assert ms_ssim(a, b).max().item() < 0.6
 
 
-def test_coarse_loss_is_how_far_the_noise_is_off():
+def test_the_coarse_loss_is_the_error_of_the_noise():
     lq, gt, noise = (wave([2, 3, 16, 16], rate) for rate in (0.1, 0.2, 0.3))
     times = torch.tensor([3, 900])
     x_t = q_sample(2 * gt - 1, times, noise, ALPHA_BAR)
@@ -96,12 +96,12 @@ def test_recomputing_changes_nothing(tiny_net):
     assert gradients[1] == pytest.approx(gradients[2], rel=1e-5)
 
 
-def test_every_term_of_the_fine_loss_is_that_of_its_formula():
+def test_every_term_of_the_fine_loss_equals_its_formula():
     x_0, target, noise = (wave([2, 3, 32, 32], rate) for rate in (0.11, 0.2, 0.3))
     gt, a = (target + 1) / 2, ALPHA_BAR[500]
 
     def net(x, t):
-        """The noise from which the sampler gets x_0."""
+        """Predict the noise for which the sampler returns x_0."""
         return (x[:, 3:] - a.sqrt() * x_0) / (1 - a).sqrt()
 
     def loss(**terms):
@@ -125,14 +125,14 @@ def test_every_term_of_the_fine_loss_is_that_of_its_formula():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (1, 5)])
-def test_the_fourier_term_is_that_of_numpy(size):
+def test_the_fourier_term_equals_numpys(size):
     difference = wave([2, 3, *size], 0.37)
     spectrum = np.fft.rfft2(difference.double().numpy(), norm="ortho")
     expected = (np.abs(spectrum.real).mean() + np.abs(spectrum.imag).mean()) / 2
     assert fourier_l1(difference).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_fourier_term_grows_with_the_difference_alone():
+def test_the_fourier_term_grows_linearly_with_the_difference():
     difference = wave([2, 3, 8, 8], 0.37)
     assert fourier_l1(torch.zeros(1, 3, 8, 8)).item() == 0
     assert fourier_l1(3 * difference).item() == pytest.approx(3 * fourier_l1(difference).item())
@@ -148,7 +148,7 @@ def test_fine_loss_refuses_an_unknown_choice(tiny_net):
 @pytest.mark.parametrize("fourier", [0.0, 1.0])
 @pytest.mark.parametrize("ssim", ["paper", "as_released", "none"])
 def test_the_fine_loss_is_float32_under_autocast(ssim, fourier):
-    """All but the network: this one is elementwise, so autocast leaves it alone."""
+    """All operations except the network, which is elementwise here and unaffected by autocast."""
     gt, eps = (wave([2, 3, 32, 32], step) / 2 + 0.5 for step in (0.05, 0.31))
     t = torch.tensor([500, 500])
     x_t = q_sample(2 * gt - 1, t, eps, ALPHA_BAR)

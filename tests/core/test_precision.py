@@ -1,4 +1,4 @@
-"""Where arithmetic stays float32; that both losses keep to it stands in their own tests."""
+"""Contexts that keep arithmetic in float32; the tests of the losses check that they use it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from c2fdft_cli.core.precision import exact_products, full_precision
 
 
-def test_no_autocast_within_whatever_the_device() -> None:
+def test_autocast_is_off_on_any_device() -> None:
     a = torch.ones(2, 2)
     with torch.autocast("cpu", torch.bfloat16):
         assert (a @ a).dtype == torch.bfloat16
         with full_precision(a):
             assert (a @ a).dtype == torch.float32
-        with full_precision(a.to("meta")):  # which has none to switch off
+        with full_precision(a.to("meta")):  # a device without autocast
             pass
 
 
-def test_exact_products_end_with_an_error() -> None:
+def test_exact_products_are_reset_after_an_error() -> None:
     before = torch.get_float32_matmul_precision()
     with pytest.raises(ValueError, match="no"), exact_products():
         raise ValueError("no")

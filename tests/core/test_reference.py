@@ -1,4 +1,4 @@
-"""The whole reference, where it is at hand (C2FDFT_REFERENCE names its folder)."""
+"""The complete reference numbers, if available (C2FDFT_REFERENCE names their folder)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build(numbers):
 
 
 def worst(net, norms):
-    """Largest relative error of the gradient norms that are above 1e-6."""
+    """The largest relative error of the gradient norms above 1e-6."""
     return max(
         abs(p.grad.norm().item() - norms[name]) / norms[name]
         for name, p in net.named_parameters()
@@ -54,7 +54,7 @@ def worst(net, norms):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_network_and_sampler(nets, name):
+def test_network_and_sampler_equal_the_reference(nets, name):
     numbers = nets[name]
     net, lq = build(numbers), (numbers["cond"] + 1) / 2
     with torch.inference_mode():
@@ -67,7 +67,7 @@ def test_network_and_sampler(nets, name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_coarse_loss_and_gradients(nets, name):
+def test_coarse_loss_and_gradients_equal_the_reference(nets, name):
     numbers = nets[name]
     net, coarse = build(numbers), numbers["coarse"]
     gt = (coarse["gt"] + 1) / 2
@@ -81,7 +81,7 @@ def test_coarse_loss_and_gradients(nets, name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_fine_gradients_through_the_sampler(nets, name):
+def test_fine_gradients_through_the_sampler_equal_the_reference(nets, name):
     numbers = nets[name]
     net, fine = build(numbers), numbers["fine"]
     gt, lq = (numbers["coarse"]["gt"] + 1) / 2, (numbers["cond"] + 1) / 2
@@ -91,7 +91,7 @@ def test_fine_gradients_through_the_sampler(nets, name):
     assert worst(net, fine["grad_norms_l1_only"]) < 1e-2
 
 
-def test_released_file_loads(reference_folder, nets):
+def test_an_official_checkpoint_can_be_loaded(reference_folder, nets):
     checkpoint = load_checkpoint(reference_folder / "released_format.pth")
     numbers = nets["with_bias"]
     assert checkpoint.meta.stage == "released"

@@ -1,4 +1,4 @@
-"""Structural similarity against the formula as it stands in the paper, and its derivative."""
+"""Structural similarity equals the paper's formula, and has the right derivative."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kit.formula import wave
 aten = torch.ops.aten
 
 WINDOWS = [(11, 1.5, 0), (11, 1.5, 5), (6, 0.8, 3), (1, 0.14, 0)]
-"""Side, sigma and padding: of scores, and of the scales of a loss."""
+"""Side, sigma and padding of the windows: for scores, and for the scales of a loss."""
 
 
 def pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def by_the_formula(a: Tensor, b: Tensor, *window: float) -> tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_the_terms_are_those_of_the_formula(window: tuple[int, float, int]) -> None:
+def test_the_terms_equal_the_formula(window: tuple[int, float, int]) -> None:
     for found, expected in zip(
         terms(*pair(), *window), by_the_formula(*pair(), *window), strict=True
     ):
@@ -54,7 +54,7 @@ def test_the_terms_are_those_of_the_formula(window: tuple[int, float, int]) -> N
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_moments_and_their_derivative(window: tuple[int, float, int]) -> None:
+def test_moments_and_their_derivatives_are_right(window: tuple[int, float, int]) -> None:
     x = pair()[0][:1, :1]
     mean, variance = local_moments(x, *window)
     assert torch.allclose(mean, blurred(x, *window))
@@ -64,8 +64,8 @@ def test_moments_and_their_derivative(window: tuple[int, float, int]) -> None:
     assert torch.autograd.gradcheck(lambda x: local_moments(x, *window)[1], x)
 
 
-def test_float32_gradients_of_similar_images() -> None:
-    """Where convolutions of squares, one image at a time, were wrong by 1e-5."""
+def test_float32_gradients_of_similar_images_are_accurate() -> None:
+    """For such images, convolutions of squares one image at a time had errors of 1e-5."""
     gradients = []
     for dtype in (torch.float32, torch.float64):
         a, b = pair(dtype)
@@ -76,7 +76,7 @@ def test_float32_gradients_of_similar_images() -> None:
 
 
 class Products(TorchDispatchMode):
-    """Precision that is allowed, and type, of every matrix product within."""
+    """Records the allowed precision and the dtype of every matrix product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Products(TorchDispatchMode):
 
 
 def test_the_blurs_are_float32_whatever_the_caller_allows() -> None:
-    """Under autocast and where products may round to TF32, forward and backward."""
+    """Also under autocast and if products may round to TF32, forward and backward."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -109,7 +109,7 @@ def test_the_blurs_are_float32_whatever_the_caller_allows() -> None:
         assert set(products.seen) == {("highest", torch.float32)}
 
 
-def test_a_matrix_made_in_inference_serves_training() -> None:
+def test_a_matrix_cached_in_inference_can_be_used_in_training() -> None:
     ssim._window_sums.cache_clear()
     a, b = pair()
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The acceptance script runs where there is no GPU: each stage, on small sizes."""
+"""The GPU acceptance script runs without a GPU: each stage, with small sizes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STAGES = [
 
 
 @pytest.mark.acceptance
-def test_every_stage_on_a_cpu(tmp_path: Path) -> None:
+def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     done = python(SCRIPT, tmp_path, "--device", "cpu", "--quick", timeout=1800)
     rows = [json.loads(line) for line in (tmp_path / "cuda.jsonl").read_text().splitlines()]
     assert [row for row in rows if not row.get("good", True)] == []
@@ -44,8 +44,8 @@ def test_every_stage_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.acceptance
-def test_a_check_that_fails_is_told(tmp_path: Path) -> None:
-    """A stage that ends in an error is a failed check, and the exit code says so."""
+def test_a_failed_check_is_reported(tmp_path: Path) -> None:
+    """A stage that ends in an error is a failed check, with a failing exit code."""
     found = tmp_path / "cuda.jsonl"
     found.write_text(json.dumps({"stage": "net", "check": "x", "good": False, "error": "y"}) + "\n")
     done = python(SCRIPT, tmp_path, "--device", "cpu", "--quick", "--stages", "ranks")
@@ -54,7 +54,7 @@ def test_a_check_that_fails_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.acceptance
-def test_stopped_it_leaves_no_stage_behind(tmp_path: Path) -> None:
+def test_a_stopped_script_leaves_no_process_of_a_stage(tmp_path: Path) -> None:
     line = [sys.executable, SCRIPT, tmp_path, "--device", "cpu", "--quick", "--stages", "cli"]
     script = subprocess.Popen(list(map(str, line)), stdout=subprocess.DEVNULL)
     until = time.monotonic() + 60
@@ -67,7 +67,7 @@ def test_stopped_it_leaves_no_stage_behind(tmp_path: Path) -> None:
 
 
 def _stages_of(pid: int) -> list[psutil.Process]:
-    """Processes that the script has begun for a stage; its imports begin others before."""
+    """Processes that the script started for a stage; its imports start others before."""
     found = []
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""What only a GPU can show: `python -m pytest -n 0 -m cuda`. Skipped where there is none."""
+"""Tests that need a GPU: `python -m pytest -n 0 -m cuda`. They are skipped without one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BLOCKS = [1, 2, 2, 2]
 
 @pytest.fixture(params=ALLOWED)
 def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
-    """CUDA in each precision that the card has."""
+    """CUDA in each precision that the card supports."""
     older = torch.cuda.get_device_capability() < AMPERE
     if older and request.param in ("tf32", "bf16"):
         pytest.skip("needs compute capability 8.0")
@@ -119,7 +119,7 @@ def test_gradients_agree_with_the_cpu(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("rows", [512, 128, 16])
-def test_the_plan_of_a_call(runtime: Runtime, rows: int) -> None:
+def test_the_memory_of_a_call_is_as_planned(runtime: Runtime, rows: int) -> None:
     net = network().to(runtime.device)
     strips = StripNetwork(net, rows, runtime.dtype)
     x, t = torch.randn(1, 6, 512, 768, device="cuda"), torch.full((1,), 500.0, device="cuda")
@@ -131,7 +131,7 @@ def test_the_plan_of_a_call(runtime: Runtime, rows: int) -> None:
     assert torch.cuda.max_memory_allocated() - before == pytest.approx(planned, rel=0.2)
 
 
-def test_the_plan_of_a_step(runtime: Runtime) -> None:
+def test_the_memory_of_a_training_step_is_as_planned(runtime: Runtime) -> None:
     net = network().to(runtime.device)
     alpha_bar = torch.linspace(0.99, 0.01, 1000, device="cuda")
     stepper = Stepper(Objective(net, alpha_bar, None), Train(), runtime)
@@ -152,10 +152,10 @@ def start_counting() -> int:
     return torch.cuda.memory_allocated()
 
 
-def test_restoring_goes_on_when_memory_runs_out(runtime: Runtime) -> None:
+def test_restoring_continues_after_running_out_of_memory(runtime: Runtime) -> None:
     strips = StripNetwork(network(blocks=(1, 1, 1, 1)).to(runtime.device), dtype=runtime.dtype)
     alpha_bar = torch.linspace(0.99, 0.01, 1000)
-    # the plan believes that it has more than there is
+    # the plan assumes more memory than there is
     executor = Executor(strips, alpha_bar, [500], runtime, max_memory=1 << 40)
     torch.cuda.empty_cache()
     lq = torch.rand(1, 3, 1024, 1024)
@@ -175,7 +175,7 @@ def test_restoring_goes_on_when_memory_runs_out(runtime: Runtime) -> None:
 def test_recorded_calls_have_the_same_bits(
     runtime: Runtime, rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of other images, timesteps and sizes too; whichever kernels run."""
+    """Also for other images, timesteps and sizes, with whichever kernels run."""
     strips = StripNetwork(network().to(runtime.device), rows, runtime.dtype)
     for seed, size in enumerate([64, 64, 64, 96, 64, 64]):
         x = torch.randn(2, 6, size, 96, device="cuda")
@@ -189,10 +189,10 @@ def test_recorded_calls_have_the_same_bits(
 
 
 @pytest.mark.parametrize("recompute", [None, "none", "call", "level"])
-def test_recorded_steps_have_the_gradients_of_others(
+def test_recorded_steps_have_the_gradients_of_unrecorded_ones(
     runtime: Runtime, recompute: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of other patches and batches too; the loss scale goes in as well."""
+    """Also for other patches and batches, and with a loss scale."""
     stage = None if recompute is None else (FineStage(recompute=recompute), [999, 500])
     alpha_bar = torch.linspace(0.99, 0.01, 1000, device=runtime.device)
     batches = [random_batch(3, patch, 1000) for patch in (32, 32, 32, 40, 32, 32)]
@@ -203,24 +203,24 @@ def test_recorded_steps_have_the_gradients_of_others(
         lay_out_weights(there)
         stepper = Stepper(Objective(there, alpha_bar, stage), Train(), runtime)
         stepper.recorder.notify = said.append
-        if stepper.scaler.is_enabled():  # the scale that it starts from may be too large
+        if stepper.scaler.is_enabled():  # the initial scale may be too large
             stepper.scaler.load_state_dict({**stepper.scaler.state_dict(), "scale": 256.0})
         gradients = []
         for batch in batches:
-            # the weights stay where they are
+            # a learning rate of 0 keeps the weights
             assert not stepper.step(batch, 1.0, 0.0, 3).skipped
             gradients.append(torch.cat([p.grad.flatten().double() for p in there.parameters()]))
         found.append(gradients)
     assert said == []
     for launched, recorded in zip(*found, strict=True):
-        # the same kernels, some of which may add up in any order
+        # the kernels are equal, but some may sum in any order
         assert relative(recorded, launched) < ALLOWED[runtime.precision] / 10
 
 
-def test_a_recording_that_the_driver_refuses(
+def test_work_that_the_driver_refuses_to_record_runs_unrecorded(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wait for the GPU spoils it; the work is done as it is, and torch goes on as it was."""
+    """Waiting for the GPU invalidates a recording; torch's state is restored afterwards."""
     monkeypatch.setenv(SWITCH, "auto")
     recorder, said = Recorder(), []
     recorder.notify = said.append
@@ -236,8 +236,8 @@ def test_a_recording_that_the_driver_refuses(
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is recorded on the second one reads what it is given, and not the first call's."""
+def test_two_gpus_can_be_used_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording on the second GPU reads its own inputs, not those of the first call."""
     monkeypatch.setenv(SWITCH, "auto")
     for index in range(2):
         runtime = Runtime(torch.device("cuda", index), torch.bfloat16)
@@ -251,7 +251,7 @@ def test_two_gpus_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
             assert relative(found, want - x[:, -3:]) < ALLOWED["bf16"]
 
 
-def test_what_doctor_says() -> None:
+def test_doctor_describes_the_gpu() -> None:
     found = {one.topic: one for one in examine()}
     assert found["GPU"].good
     assert found["driver"].found.startswith("for CUDA ")

@@ -1,4 +1,4 @@
-"""The script that times the kernels' tiles runs where there is no GPU, on a few pixels."""
+"""The script that times the tiles of kernels runs without a GPU, on a few pixels."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_tiles_are_timed_and_compared(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.acceptance
-def test_a_table_that_ends_its_process_is_told(
+def test_a_table_that_crashes_its_process_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a tile that a compiler gets wrong may; the others are timed all the same."""
+    """A tile that the compiler gets wrong may do so; the others are still timed."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     (tmp_path / "folder").mkdir()
     done = python(SCRIPT, tmp_path / "folder", "--quick", "--tables", "depthwise")

@@ -1,4 +1,4 @@
-"""The command lines in the documentation are ones that the program parses."""
+"""The program parses all command lines in the documentation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from c2fdft_cli.cli.app import app
 ROOT = Path(__file__).parents[2]
 LINES = [
     re.compile(r"^ *(?:\$ )?(c2fdft .*)$", re.MULTILINE),
-    re.compile(r"`(c2fdft [^`\n]* -[^`\n]*)`"),  # within a sentence or a table, with an option
+    re.compile(r"`(c2fdft [^`\n]* -[^`\n]*)`"),  # with an option, in a sentence or a table
     re.compile(r"-m (c2fdft_cli [^`\n]*)"),
 ]
 
 
 def command_lines() -> Iterator[tuple[str, str]]:
-    """Document and command line, without its comment, its optional parts and what it is piped to.
+    """Yield document and command line, without optional parts and what it is piped to.
 
-    Those of troubleshooting are run by a test of their own; some are wrong on purpose.
+    Those of troubleshooting are run by another test; some are wrong on purpose.
     """
     generated = ROOT / "docs" / "cli.md"  # help texts, wrapped at 80 columns
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
@@ -31,7 +31,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
             text = re.sub(r"\\\n\s*", " ", file.read_text(encoding="utf-8"))
             for line in (line for kind in LINES for line in kind.findall(text)):
                 alone = re.sub(r"\[-.*?\](?=\s|$)", "", line)
-                if "--help" in alone:  # which ends the program
+                if "--help" in alone:  # --help ends the program
                     continue
                 yield file.name, re.split(r" (?:\||>|&&) ", alone)[0]
 

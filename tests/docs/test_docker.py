@@ -1,4 +1,4 @@
-"""The Dockerfiles copy what there is, and install extras that there are."""
+"""The Dockerfiles copy files that exist, and install extras that exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "docs" / "docker").glob("*.Dockerfile"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
-def test_a_dockerfile_names_what_there_is(file: Path) -> None:
+def test_a_dockerfile_names_existing_files_and_extras(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     copied = [path for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE)
               for path in line.split()]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The scripts in docs/examples run as they are, and the documents' Python names what there is."""
+"""The scripts in docs/examples run, and Python code in the documents uses existing names."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SAID = {
 }
 
 
-def test_every_example_is_known_and_shown() -> None:
+def test_every_example_is_tested_and_documented() -> None:
     page = (ROOT / "docs" / "howto" / "examples.md").read_text(encoding="utf-8")
     assert {path.stem for path in EXAMPLES} == WRITTEN.keys() == SAID.keys()
     for path in EXAMPLES:
@@ -78,7 +78,7 @@ def python_blocks() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "code"), list(python_blocks()))
-def test_python_in_the_documents_parses_and_imports_what_exists(page, code) -> None:
+def test_python_in_the_documents_parses_and_imports_existing_names(page, code) -> None:
     imports = [node for node in ast.walk(ast.parse(code, page))
                if isinstance(node, ast.Import | ast.ImportFrom)]  # fmt: skip
     ours = [node for node in imports if "c2fdft_cli" in ast.unparse(node)]

@@ -1,4 +1,4 @@
-"""What the documents point to is there: files behind links, scripts and modules named in text."""
+"""Files that the documents refer to exist: link targets, scripts and modules."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_links_lead_to_files(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_files_of_the_repository_that_are_named_exist(page):
-    """`recipes/x.yaml`, `c2fdft_cli/a/b.py`, `tests/...`; the changelog speaks of the past."""
+    """`recipes/x.yaml`, `c2fdft_cli/a/b.py`, `tests/...`; not in the changelog of the past."""
     if page.name == "CHANGELOG.md":
         return
     text = page.read_text(encoding="utf-8")
     named = set(
         re.findall(r"\b((?:recipes|c2fdft_cli|tests|docs)/[\w/.-]+\.(?:py|sh|yaml|md))", text)
     )
-    named -= {"recipes/dehaze.yaml"}  # the example of CONTRIBUTING
+    named -= {"recipes/dehaze.yaml"}  # an example in CONTRIBUTING.md
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []

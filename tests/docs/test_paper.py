@@ -1,4 +1,4 @@
-"""docs/paper.md: its equations lead to functions that exist, and citations lead to its headings."""
+"""docs/paper.md: equations refer to existing functions, and citations to existing headings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CITATION = re.compile(rf"docs/paper\.md(?:,\s+(?P<what>{REFERENCE}(?:,\s+{REFERE
 
 
 def citations() -> list[tuple[str, str | None]]:
-    """(file, what it cites) wherever the code names docs/paper.md."""
+    """Yield (file, what it cites) wherever the code cites docs/paper.md."""
     files = [*PACKAGE.rglob("*.py"), *(ROOT / "recipes").glob("*.yaml")]
     return [
         (path.relative_to(ROOT).as_posix(), match["what"])
@@ -35,7 +35,7 @@ def citations() -> list[tuple[str, str | None]]:
 
 
 def defined(path: Path) -> set[str]:
-    """Functions and classes of a module, methods as Class.method."""
+    """Names of the functions and classes of a module, methods as Class.method."""
     tree, names = ast.parse(path.read_text(encoding="utf-8")), set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -71,7 +71,7 @@ def test_every_citation_leads_somewhere():
 
 
 def test_no_other_paper_is_cited_by_section_number():
-    """ "section 3" of a document that the repository does not hold helps nobody."""
+    """A reference such as "section 3" needs a document that the repository contains."""
     pattern = re.compile(r"paper,? sections?|\(section \d|: section \d|of section \d")
     for path in PACKAGE.rglob("*.py"):
         assert not pattern.search(path.read_text(encoding="utf-8")), path

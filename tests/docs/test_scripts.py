@@ -1,4 +1,4 @@
-"""Shell in the how-to pages: JSON read by jq, and the script that a cluster submits again."""
+"""Shell code in the how-to pages: jq on JSON, and the script for clusters."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_json_is_read_by_jq_as_documented(tmp_path, monkeypatch, pair_folder, sh
 @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
 @pytest.mark.acceptance
 @pytest.mark.parametrize(("damaged", "code"), [(True, 0), (None, 3)])
-def test_the_script_of_exit_codes_goes_on_after_failed_images(tmp_path, damaged, code) -> None:
+def test_the_script_of_exit_codes_continues_after_failed_images(tmp_path, damaged, code) -> None:
     (script,) = blocks(ROOT / "docs" / "reference" / "exit-codes.md")
     program = tmp_path / "bin" / "c2fdft"
     program.parent.mkdir()
@@ -82,7 +82,7 @@ DOCUMENTS = ("prepared", "trained", "sweep", "restored", "scores")
 
 
 def _check_keys(documents: dict[str, dict[str, object]]) -> None:
-    """The keys that the pages list are those that are printed."""
+    """Check that the keys listed in the pages are those that are printed."""
     table = (HOWTO / "scripts.md").read_text(encoding="utf-8")
     files = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
     restoring = (ROOT / "docs" / "restore.md").read_text(encoding="utf-8")
@@ -113,7 +113,7 @@ esac
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stat and touch are GNU's")
 def test_the_cluster_script_starts_resumes_and_ends(tmp_path) -> None:
-    """srun is stopped twice after a step, fails once without any, then finishes."""
+    """srun is stopped after a step twice, fails before any step once, and then finishes."""
     (script,) = [one for one in blocks(HOWTO / "cluster.md") if one.startswith("#!")]
     (tmp_path / "job.sh").write_text(script)
     (tmp_path / "scontrol").write_text(

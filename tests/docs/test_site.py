@@ -1,4 +1,4 @@
-"""The documents build as a site, strictly: every link leads to a page and a heading."""
+"""The documents build as a site in strict mode: every link has a page and a heading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIG = ROOT / "docs" / "site" / "mkdocs.yml"
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs", reason="needs pip install 'c2fdft[docs]'")
     folder = tmp_path_factory.mktemp("site")
-    # not -q: with it warnings do not count
+    # without -q, which would disable warnings
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", CONFIG, "-d", folder]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
@@ -27,7 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_pages_are_there_and_can_be_searched(site: Path) -> None:
+def test_the_pages_exist_and_can_be_searched(site: Path) -> None:
     for page in ("tutorial", "cli", "reference/recipes", "reference/python", "changelog", "faq"):
         assert (site / page / "index.html").is_file(), page
     assert (site / "search" / "search_index.json").is_file()

@@ -1,4 +1,4 @@
-"""The tutorial's commands are run as they stand, in order, with small pictures and networks."""
+"""The tutorial's commands run unchanged and in order, with small pictures and networks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def blocks(language: str) -> list[str]:
 
 
 def missing_extra(line: str) -> str | None:
-    """The package that a command needs and that is not installed."""
+    """The package that a command needs if it is not installed."""
     needed = [package for suffix, package in EXTRAS.items() if line.endswith(suffix)]
     return next((one for one in needed if importlib.util.find_spec(one) is None), None)
 
 
 def make_photos(folder: Path) -> None:
-    """Ten rainy and ten clean pictures by formula."""
+    """Write ten rainy and ten clean pictures by formula."""
     for number in range(10):
         (folder / "photos").mkdir(exist_ok=True)
         (folder / "clean").mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def make_photos(folder: Path) -> None:
 
 
 def make_small(recipe: Path) -> None:
-    """Let a copied recipe train in a second."""
+    """Shorten the training of a copied recipe to a second."""
     small = OmegaConf.from_dotlist([*MINI, *TINIER])
     OmegaConf.save(OmegaConf.merge(OmegaConf.load(recipe), small), recipe)
 
@@ -75,8 +75,8 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exec(compile(code, "tutorial.md", "exec"), {})
 
 
-def test_the_commands_are_those_of_the_page() -> None:
-    """The page cannot lose its commands, or hide one from the test, without a notice here."""
+def test_the_page_has_the_expected_commands() -> None:
+    """This fails if the page loses commands, or if one is no longer found by the test."""
     lines = "".join(blocks("sh")).splitlines()
     used = {line.split()[1] for line in lines}
     assert used >= {"restore", "prepare", "train-coarse", "sweep-steps", "train-fine", "eval",

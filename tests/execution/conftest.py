@@ -1,4 +1,4 @@
-"""Either way in which strips run on a CPU."""
+"""Fixture for the two ways in which strips run on a CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from c2fdft_cli.execution import strips as strips_module
 
 @pytest.fixture(params=["compiled", "torch"])
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiled kernels, and torch's operators where there are none."""
+    """Run a test with the compiled kernels and again with torch's operators alone."""
     if request.param == "torch":
         for module in (strips_module, inference_memory):
             monkeypatch.setattr(module, "kernels_for", lambda device, dtype: None)

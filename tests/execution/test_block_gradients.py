@@ -1,4 +1,4 @@
-"""The written-out derivatives against autograd's own of the plain formulas."""
+"""The explicit derivatives of a block equal autograd's of the plain formulas."""
 
 import copy
 
@@ -22,18 +22,18 @@ needs_kernels = pytest.mark.skipif(
     not has_onednn_linear(torch.device("cpu"), torch.float32), reason="torch without oneDNN"
 )
 routes = pytest.mark.parametrize("route", [pytest.param("cpu", marks=needs_kernels), "cuda"])
-"""What is installed for a device; that for CUDA computes on a CPU as well."""
+"""The derivatives installed for each device; those for CUDA can be computed on a CPU too."""
 
 
 def installed(block, route="cpu"):
-    """The same block with the written-out derivatives."""
+    """A copy of the block with the explicit derivatives installed."""
     ours = copy.deepcopy(block)
     install(ours, torch.device(route))
     return ours
 
 
 def gradients(block, x, time, weights):
-    """Result, gradient of the input and of every parameter, by name."""
+    """The result and the gradients of the input and of every parameter, by name."""
     block.zero_grad(set_to_none=True)
     leaf = x.clone().requires_grad_()
     y = block(leaf, time)
@@ -87,7 +87,7 @@ def test_the_norm_without_bias_is_exact_far_from_zero(mean):
 
 
 @routes
-def test_channels_without_a_value_have_autograds_gradients(route):
+def test_channels_of_zeros_have_autograds_gradients(route):
     # their sums of squares are clamped before the root
     block = fill(Block(16, 2, 4.0, False, "with_bias"))
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_channels_without_a_value_have_autograds_gradients(route):
 
 
 @routes
-def test_the_functions_are_in_use(route):
+def test_the_explicit_derivatives_are_used(route):
     block = installed(fill(Block(16, 2, 4.0, False, "with_bias")), route)
     y = block(wave([1, 8, 8, 16], 0.37), wave([1, 16], 0.9))
     inner = y.grad_fn if route == "cpu" else y.grad_fn.next_functions[0][0]
@@ -111,7 +111,7 @@ def test_the_functions_are_in_use(route):
 
 @routes
 @pytest.mark.parametrize("bias", [True, False])
-def test_autocast_strays_no_further_than_autograd(bias, route):
+def test_the_error_under_autocast_is_no_larger_than_autograds(bias, route):
     if route == "cpu" and not has_onednn_linear(torch.device("cpu"), torch.bfloat16):
         pytest.skip("no bf16 arithmetic")
     block = fill(Block(32, 2, 4.0, bias, "with_bias"))
@@ -143,12 +143,12 @@ def test_other_dtypes_are_left_to_autograd(dtype, use):
 
 
 @pytest.mark.parametrize("use", [use_cpu_kernels, use_one_product])
-def test_inference_is_left_alone(use):
+def test_inference_runs_the_original_forward(use):
     with torch.no_grad():
         assert not use(torch.zeros(1))
 
 
-def test_other_devices_are_left_alone():
+def test_other_devices_run_the_original_forward():
     block = installed(fill(Block(8, 1, 4.0, False, "with_bias")), "mps")
     assert "forward" not in vars(block)
 
@@ -160,7 +160,7 @@ def test_float16_under_autocast_is_left_to_autograd():
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_attention_keeps_no_float32_copies_of_half_precision(heads):
-    """What it holds for the backward pass beside q, k, v in bfloat16 is small matrices."""
+    """Besides q, k, v in bfloat16 it saves only small matrices for the backward pass."""
     block, kept = fill(Block(32, heads, 4.0, False, "with_bias")), {}
 
     def keep(tensor):
@@ -180,7 +180,7 @@ def test_attention_keeps_no_float32_copies_of_half_precision(heads):
 
 
 @routes
-def test_levels_computed_again_give_the_same_gradients(route):
+def test_recomputed_levels_give_the_same_gradients(route):
     net = fill(DFT(dim=8, blocks=(1, 1, 1, 1), heads=(1, 1, 2, 4)))
     install(net, torch.device(route))
     x, t = wave([1, 6, 16, 24], 0.37), torch.tensor([400])

@@ -1,4 +1,4 @@
-"""When torch.compile is worth its warm-up."""
+"""When torch.compile is used, and when it cannot be."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from c2fdft_cli.execution.device import Runtime
 
 CPU, CUDA = Runtime(torch.device("cpu")), Runtime(torch.device("cuda"))
 
-# the first is of torch 2.7
+# torch 2.7 introduced the first name
 LIMITS = [
     name for name in ("recompile_limit", "cache_size_limit") if hasattr(torch._dynamo.config, name)
 ]
@@ -34,7 +34,7 @@ LIMITS = [
 
 @pytest.fixture(autouse=True)
 def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the machine is said to have; both kinds to begin with."""
+    """The compilers that the machine appears to have, initially all."""
     there = ["g++", "cc", "triton"]
 
     def find(name: str) -> str | None:
@@ -59,15 +59,17 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         ("on", CUDA, 1, True),
     ],
 )
-def test_restoring(setting: str, runtime: Runtime, work: int, compiled: bool) -> None:
+def test_restoring_compiles_if_requested_or_worthwhile(
+    setting: str, runtime: Runtime, work: int, compiled: bool
+) -> None:
     assert compiles_strips(setting, runtime, work) == (compiled, None)
-    # what cannot be compiled then runs uncompiled
+    # functions that cannot be compiled then run uncompiled
     assert torch._dynamo.config.suppress_errors is compiled
     limits = {getattr(torch._dynamo.config, name) for name in LIMITS}
     assert limits == {MOST_GRAPHS if compiled else 8}
 
 
-def test_where_kernels_of_our_own_run_nothing_is_compiled_unasked(
+def test_with_our_own_kernels_nothing_is_compiled_unless_requested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiling, "are_tried", lambda *_: True)
@@ -76,7 +78,9 @@ def test_where_kernels_of_our_own_run_nothing_is_compiled_unasked(
 
 
 @pytest.mark.parametrize(("runtime", "lacking"), [(CPU, "a C++ compiler"), (CUDA, "triton")])
-def test_no_compiler(runtime: Runtime, lacking: str, compilers: list[str]) -> None:
+def test_a_missing_compiler_is_reported(
+    runtime: Runtime, lacking: str, compilers: list[str]
+) -> None:
     compilers.clear()
     compiled, notice = compiles_strips("on", runtime, 1)
     assert not compiled
@@ -112,8 +116,8 @@ def test_triton_needs_a_c_compiler(compilers: list[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_what_is_given_up_is_counted() -> None:
-    """A function that meets more shapes than it may be compiled for runs uncompiled, silently."""
+def test_functions_that_are_no_longer_compiled_are_counted() -> None:
+    """Beyond its limit of shapes, a function silently runs uncompiled."""
     before = functions_given_up()
     double = torch.compile(lambda x: 2 * x, dynamic=False, backend="eager")
     with torch._dynamo.config.patch(suppress_errors=True, **dict.fromkeys(LIMITS, 2)):
@@ -124,8 +128,8 @@ def test_what_is_given_up_is_counted() -> None:
     assert functions_given_up() == before + 1
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor, on import
-def test_training_compiles_where_it_pays() -> None:
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised by inductor on import
+def test_training_compiles_on_cuda_or_if_requested() -> None:
     for setting, runtime, compiled in (
         ("auto", CPU, False),
         ("auto", CUDA, True),

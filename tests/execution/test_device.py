@@ -1,4 +1,4 @@
-"""Device, precision, memory that is used again."""
+"""The choice of device and precision, and the reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from c2fdft_cli.execution.device import Runtime, cpu_bf16_speed, make_runtime
 from tests.kit.gpu import pretend_gpu
 
 
-def test_cpu_and_precisions():
+def test_precisions_of_a_cpu():
     runtime = make_runtime("cpu", "fp32")
     assert (runtime.device.type, runtime.precision, runtime.is_main) == ("cpu", "fp32", True)
     assert make_runtime("cpu", "bf16").dtype == torch.bfloat16
@@ -25,7 +25,7 @@ def test_cpu_and_precisions():
     ("instructions", "speed", "precision"),
     [(False, None, "fp32"), (True, 0.5, "fp32"), (True, 1.25, "fp32"), (True, 4.0, "bf16")],
 )
-def test_a_cpu_takes_bf16_where_it_is_faster(monkeypatch, instructions, speed, precision):
+def test_a_cpu_uses_bf16_if_it_is_faster(monkeypatch, instructions, speed, precision):
     clock = [0.0]
 
     def product(a, _):
@@ -44,7 +44,7 @@ def test_a_cpu_takes_bf16_where_it_is_faster(monkeypatch, instructions, speed, p
         cpu_bf16_speed.cache_clear()
 
 
-def test_products_are_measured():
+def test_the_speed_of_products_is_measured():
     speed = cpu_bf16_speed()
     has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     assert (speed is not None and speed > 0) == has
@@ -61,13 +61,13 @@ def test_products_are_measured():
         ("cpu", "fp16", UsageError, "needs a GPU"),
     ],
 )
-def test_names_that_are_not(device, precision, kind, words):
+def test_unknown_devices_and_precisions_are_refused(device, precision, kind, words):
     with pytest.raises(kind, match=words):
         make_runtime(device, precision)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu():
+def test_cuda_without_a_gpu_is_refused():
     with pytest.raises(ResourceError, match="no CUDA device") as caught:
         make_runtime("cuda")
     assert caught.value.exit_code == 5
@@ -75,7 +75,7 @@ def test_cuda_without_a_gpu():
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """Two that are not there; the numbers of those that became the current one."""
+    """Simulate two GPUs; list the numbers of those that become current."""
     current = []
     pretend_gpu(monkeypatch, (9, 0), ["sm_90"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -83,14 +83,14 @@ def two_gpus(monkeypatch):
     return current
 
 
-def test_a_gpu_by_its_number(two_gpus, monkeypatch):
+def test_a_gpu_is_chosen_by_its_number(two_gpus, monkeypatch):
     monkeypatch.setattr(device_module, "set_tf32", lambda allowed: None)
     assert make_runtime("cuda:1", "fp32").device == torch.device("cuda", 1)
     assert make_runtime("cuda", "fp32").device == torch.device("cuda", 0)
     assert two_gpus == [1, 0]
 
 
-def test_a_number_that_is_not_there_or_for_several_processes(two_gpus, monkeypatch):
+def test_a_gpu_number_must_exist_and_is_for_one_process(two_gpus, monkeypatch):
     with pytest.raises(ResourceError, match="there is no GPU 2") as caught:
         make_runtime("cuda:2")
     assert caught.value.hint == "this machine has cuda:0 to cuda:1"
@@ -101,8 +101,8 @@ def test_a_number_that_is_not_there_or_for_several_processes(two_gpus, monkeypat
 
 
 @pytest.mark.parametrize(("rank", "world"), [("1", None), ("1", "1"), ("2", "2"), ("x", "2")])
-def test_a_process_that_its_job_does_not_have(monkeypatch, rank, world):
-    """RANK=1 alone left out the first image, and told nothing."""
+def test_a_rank_outside_of_the_world_size_is_refused(monkeypatch, rank, world):
+    """A stray RANK=1 would silently skip the first image of a folder."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("RANK", rank)
     if world is not None:
@@ -112,7 +112,7 @@ def test_a_process_that_its_job_does_not_have(monkeypatch, rank, world):
     assert "unset" in caught.value.hint
 
 
-def test_more_processes_than_devices(monkeypatch):
+def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
@@ -121,7 +121,7 @@ def test_more_processes_than_devices(monkeypatch):
     assert "--nproc-per-node 2" in caught.value.hint
 
 
-def test_autocast_is_what_it_says():
+def test_autocast_computes_in_the_precision_of_the_runtime():
     x = torch.ones(4, 4)
     with Runtime(torch.device("cpu"), torch.bfloat16).autocast():
         assert (x @ x).dtype == torch.bfloat16
@@ -157,7 +157,7 @@ def test_freed_memory_is_used_again():
     if not there:
         pytest.skip("a C library without these settings")
     assert reused < fresh / 10
-    # the 64 MiB of the last tensor count as free
+    # the 64 MiB of the freed tensor count as free
     assert kept == 0 or kept >= 60 << 20
 
 

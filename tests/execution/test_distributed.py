@@ -1,4 +1,4 @@
-"""How the processes of a training join, and for how long they wait for one another."""
+"""How processes join a group, and how long they wait for one another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.kit.processes import start, torchrun
 
 
 def run_in_two_processes(text: str, folder: Path) -> None:
-    """Run the text of a script under torchrun; both processes must succeed."""
+    """Run a script, given as text, under torchrun; both processes must succeed."""
     script = folder / "script.py"
     script.write_text(text)
     done = torchrun(script)
@@ -39,7 +39,7 @@ def run_in_two_processes(text: str, folder: Path) -> None:
     ("device", "backend", "bound_to"),
     [("cuda:1", "nccl", torch.device("cuda:1")), ("cpu", "gloo", None)],
 )
-def test_a_training_is_bound_to_its_gpu_and_hangs_for_minutes(
+def test_a_training_is_bound_to_its_gpu_and_waits_for_minutes(
     monkeypatch: pytest.MonkeyPatch, device: str, backend: str, bound_to: torch.device | None
 ) -> None:
     asked: list[tuple[str, Any]] = []
@@ -62,7 +62,7 @@ def test_a_training_is_bound_to_its_gpu_and_hangs_for_minutes(
     assert patient == ("new", {"backend": "gloo", "timeout": timedelta(hours=6)})
 
 
-def test_a_process_alone_waits_for_nobody() -> None:
+def test_a_single_process_never_waits() -> None:
     join_training(Runtime(torch.device("cpu")))
     assert not dist.is_initialized()
     assert any_rank(True, Runtime(torch.device("cpu")))
@@ -112,11 +112,11 @@ for number, join in enumerate((*joins, *joins)):
 
 @pytest.mark.acceptance
 def test_one_job_after_another_in_the_same_processes(tmp_path: Path) -> None:
-    """The second one found the addresses of the first one's sockets, which were closed."""
+    """Without its own store the second job would find addresses of sockets that are closed."""
     run_in_two_processes(AGAIN, tmp_path)
 
 
-def test_several_processes_without_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_need_an_address_to_meet_at(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")):
         monkeypatch.setenv(name, value)
     runtime = Runtime(torch.device("cpu"), rank=1, world=2)
@@ -129,9 +129,9 @@ def test_several_processes_without_a_place_to_meet(monkeypatch: pytest.MonkeyPat
         assert "torchrun" in str(caught.value.hint)
 
 
-def test_processes_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_do_not_join_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "_MEETING_PATIENCE", timedelta(seconds=1))
-    with socket.socket() as taken:  # where somebody else listens, no store can be made
+    with socket.socket() as taken:  # on a port in use no store can be created
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         place = ("127.0.0.1", str(taken.getsockname()[1]))
@@ -167,7 +167,7 @@ def test_a_signal_ends_a_process_that_waits_for_the_others(
 ) -> None:
     script = tmp_path / "meet.py"
     script.write_text(MEET)
-    with socket.socket() as silent:  # takes connections, and never answers
+    with socket.socket() as silent:  # accepts connections and never replies
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent.getsockname()[1])}
@@ -207,7 +207,7 @@ distributed.destroy_process_group()
 
 
 @pytest.mark.acceptance
-def test_unlike_gpus_compute_in_one_precision(tmp_path: Path) -> None:
+def test_processes_on_different_gpus_agree_on_one_precision(tmp_path: Path) -> None:
     run_in_two_processes(AGREE, tmp_path)
 
 

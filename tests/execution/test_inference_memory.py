@@ -1,4 +1,4 @@
-"""Strips take the memory that was foretold."""
+"""The network in strips takes the memory that was estimated."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> int:
 
 
 @pytest.mark.parametrize("size", [(720, 1280), (2160, 3840), (4000, 6000), (8000, 8000)])
-def test_no_strip_beside_a_cpu_is_beyond_32_bits(size: tuple[int, int]) -> None:
-    """Whatever the memory: the hidden layer of 8 * 48 channels has the most values."""
+def test_no_strip_on_a_gpu_has_more_values_than_32_bits_can_index(size: tuple[int, int]) -> None:
+    """Without a memory limit; the hidden layer of 8 * 48 channels has the most values."""
     with torch.device("meta"):
         net = DFT()
     rows = rows_that_fit(net, *size, dtype=torch.bfloat16)
@@ -43,7 +43,7 @@ def test_no_strip_beside_a_cpu_is_beyond_32_bits(size: tuple[int, int]) -> None:
 @pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 64, 48), (2, 40, 32)])
-def test_the_plan_foretells_the_peak(kind: str, shape: tuple[int, int, int]) -> None:
+def test_the_estimate_is_near_the_peak(kind: str, shape: tuple[int, int, int]) -> None:
     net, (n, h, w) = NETS[kind], shape
     x = image(*shape).clone()
     for dtype in (torch.float32, torch.bfloat16):
@@ -52,8 +52,8 @@ def test_the_plan_foretells_the_peak(kind: str, shape: tuple[int, int, int]) -> 
             assert strip_bytes(net, h, w, n, dtype, rows) == pytest.approx(peak, rel=0.15)
 
 
-def test_the_plan_is_of_what_runs_on_a_gpu() -> None:
-    """The official network on 720p in bf16: 2,036 MiB were counted on fake CUDA tensors."""
+def test_the_estimate_is_right_for_a_gpu() -> None:
+    """For the official network on 720p in bf16, 2,036 MiB were counted on fake CUDA tensors."""
     with torch.device("meta"):
         net, x = DFT(), torch.zeros(1, 6, 720, 1280)
     planned = {rows: strip_bytes(net, 720, 1280, 1, torch.bfloat16, rows) for rows in (720, 90)}
@@ -75,8 +75,8 @@ def test_a_smaller_budget_means_narrower_strips() -> None:
         assert strip_bytes(net, 128, 128, rows=rows) <= budget
 
 
-def test_compiled_passes_are_planned_as_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels for a CPU, which hold less, do not run then."""
+def test_compiled_passes_are_estimated_as_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch.compile the kernels for a CPU, which need less memory, do not run."""
     net = NETS["with_bias"]
     bytes_, rows = (
         strip_bytes(net, 128, 128, compiled=True),
@@ -87,14 +87,14 @@ def test_compiled_passes_are_planned_as_the_plain_ones(monkeypatch: pytest.Monke
     assert rows_that_fit(net, 128, 128) == rows
 
 
-def test_a_budget_that_nothing_fits_says_what_would() -> None:
+def test_a_budget_that_is_too_small_says_what_would_fit() -> None:
     net = NETS["with_bias"]
     budget = strip_bytes(net, 128, 128, rows=1) - 1
     with pytest.raises(ValueError, match=r"strips of 1 row.*megapixels fit"):
         rows_that_fit(net, 128, 128, budget_bytes=budget)
 
 
-def test_beside_a_cpu_one_strip_is_the_whole_image_where_it_fits() -> None:
+def test_on_a_gpu_one_strip_is_the_whole_image_if_it_fits() -> None:
     with torch.device("meta"):
         elsewhere = DFT(dim=8, blocks=(1, 1, 1, 1))
     assert rows_that_fit(elsewhere, 128, 128) == 128
@@ -103,6 +103,6 @@ def test_beside_a_cpu_one_strip_is_the_whole_image_where_it_fits() -> None:
 
 
 @pytest.mark.parametrize("size", [(12, 16), (16, 12), (0, 8)])
-def test_a_plan_is_for_multiples_of_8(size: tuple[int, int]) -> None:
+def test_sizes_must_be_multiples_of_8(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="multiples of 8"):
         rows_that_fit(NETS["with_bias"], *size)

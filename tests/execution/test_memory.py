@@ -1,4 +1,4 @@
-"""Errors that mean memory ran out, and those that do not."""
+"""Out-of-memory errors, free memory, and control groups."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: f"{type(e).__name__} {e}"[:40])
-def test_all_forms(error: Exception) -> None:
+def test_out_of_memory_errors_are_recognised(error: Exception) -> None:
     assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=lambda e: f"{type(e).__name__} {e}"[:40])
-def test_other_errors(error: Exception) -> None:
+def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
-def test_the_cause_counts() -> None:
+def test_the_cause_of_an_error_counts() -> None:
     outer = RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
     outer.__cause__ = ValueError("in between")
     outer.__cause__.__cause__ = RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
@@ -78,7 +78,7 @@ def test_the_cache_of_the_device_is_emptied(
 
 
 @pytest.mark.parametrize(("available", "free"), [(5000, 700), (400, 600)])
-def test_free_memory_of_mps_is_what_metal_and_the_machine_leave(
+def test_free_memory_of_mps_is_limited_by_metal_and_the_machine(
     monkeypatch: pytest.MonkeyPatch, available: int, free: int
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: available)
@@ -88,7 +88,7 @@ def test_free_memory_of_mps_is_what_metal_and_the_machine_leave(
     assert free_bytes(Runtime(torch.device("mps"))) == free
 
 
-def test_free_memory_of_cuda_is_that_of_the_driver_and_of_torch(
+def test_free_memory_of_cuda_includes_torchs_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 9000))
@@ -98,7 +98,7 @@ def test_free_memory_of_cuda_is_that_of_the_driver_and_of_torch(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library has no such call")
-def test_kept_memory_can_be_given_back() -> None:
+def test_cached_memory_can_be_released() -> None:
     script = """
 import psutil
 from c2fdft_cli.execution.memory import give_back_freed_memory, reuse_freed_memory
@@ -136,7 +136,7 @@ def limited(folder: Path, names: tuple[str, str, str], limit: str, used: str, ca
 
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The folder that stands for /sys/fs/cgroup, on a machine with 3000 bytes available."""
+    """A folder in place of /sys/fs/cgroup, on a machine with 3000 bytes available."""
     real = Path.read_text
 
     def read_text(path: Path, *arguments: str, **named: str) -> str:
@@ -156,19 +156,19 @@ def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     [
         ("1000", "400", 0, 600),
         ("1000", "1400", 0, 0),
-        ("1000", "990", 300, 310),  # files that were read once are no memory in use
+        ("1000", "990", 300, 310),  # cached files do not count as memory in use
         ("5000", "400", 0, 3000),
         ("max", "400", 0, 3000),
     ],
 )
-def test_memory_is_what_the_machine_and_the_control_group_leave(
+def test_memory_is_limited_by_the_machine_and_the_control_group(
     groups: Path, limit: str, current: str, cache: int, available: int
 ) -> None:
     limited(groups, V2, limit, current, cache)
     assert available_memory() == available
 
 
-def test_groups_within_groups_and_those_of_version_1_count(groups: Path) -> None:
+def test_nested_groups_and_those_of_version_1_count(groups: Path) -> None:
     of_process = groups.with_name("of the process")
     assert available_memory() == 3000  # no control groups at all
     of_process.write_text("0::/slice/job\n")
@@ -182,13 +182,13 @@ def test_groups_within_groups_and_those_of_version_1_count(groups: Path) -> None
     assert available_memory() == 3000
     limited(groups / "memory" / "slurm" / "job: 1", V1, "900", "700", 50)
     assert available_memory() == 250
-    # a container without a name space of its own: the kernel's path is not there, the root is its
+    # a container in the host's cgroup namespace: the kernel's path is not visible, the root is its
     of_process.write_text("0::/system.slice/docker-12.scope\n")
     limited(groups, V2, "400", "100", 0)
     assert available_memory() == 300
 
 
-def test_peak_is_that_of_this_process() -> None:
+def test_the_peak_is_that_of_this_process() -> None:
     resident = psutil.Process().memory_info().rss
     assert 0.9 * resident < peak_bytes(Runtime(torch.device("cpu"))) < 100 * resident
 
@@ -196,7 +196,7 @@ def test_peak_is_that_of_this_process() -> None:
 @pytest.mark.parametrize(
     ("taken", "result"), [({-3: 1, -1: 1}, True), ({-3: 0, -1: 1}, False), ({-3: 1, -1: 0}, False)]
 )
-def test_both_thresholds_of_the_heap_must_be_taken(
+def test_both_thresholds_of_the_heap_must_be_accepted(
     monkeypatch: pytest.MonkeyPatch, taken: dict[int, int], result: bool
 ) -> None:
     library = SimpleNamespace(mallopt=lambda which, value: taken[which])

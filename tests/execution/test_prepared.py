@@ -1,4 +1,4 @@
-"""Parts of the network prepared for its strips against the network's own."""
+"""The parts of a network prepared for strips equal the network's own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def _seeded() -> None:
 
 @pytest.mark.parametrize("bias", [None, torch.tensor([1.0, -2.0, 0.5])])
 @pytest.mark.parametrize(("top", "bottom"), [(0, 9), (0, 4), (3, 6), (8, 9)])
-def test_rows_of_a_convolution_to_few_channels(
+def test_rows_of_a_convolution_to_few_channels_see_their_neighbours(
     top: int, bottom: int, bias: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU by a product, whose rows see their neighbours as those of a convolution do."""
+    """On a GPU this convolution is a matrix product."""
     x, conv = torch.randn(2, 9, 8, 16), Conv(torch.randn(3, 16, 3, 3), bias)
     want, calls = conv(x, top, bottom), []
     monkeypatch.setattr(prepared, "runs_on_gpu", lambda _: True)

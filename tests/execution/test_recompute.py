@@ -1,4 +1,4 @@
-"""Levels that are computed again: the same numbers, less kept."""
+"""Recomputed levels: the same numbers with less memory."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.kit.formula import wave
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_recomputing_levels_changes_nothing(tiny_net, precision):
-    """Outputs and gradients bit for bit, under autocast too; names of parameters are the same."""
+    """Outputs and gradients are equal bit for bit, also under autocast; parameter names stay."""
     x, t = wave([2, 6, 16, 16], 0.3), torch.tensor([3.0, 900.0])
     seen = []
     for recompute in (False, True):
@@ -23,7 +23,7 @@ def test_recomputing_levels_changes_nothing(tiny_net, precision):
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
-def test_recomputing_levels_keeps_their_inputs_alone(tiny_net):
+def test_recomputed_levels_save_only_their_inputs(tiny_net):
     counts = []
     for recompute in (False, True):
         net, kept = tiny_net(), []

@@ -1,4 +1,4 @@
-"""Strips give the whole network's numbers, whatever their height."""
+"""Strips of any height give the results of the whole network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_size_and_strip_height_equals_the_whole(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 7, 64])
-def test_half_precision_is_close(kind: str, rows: int) -> None:
+def test_half_precision_is_close_to_float32(kind: str, rows: int) -> None:
     x, t = image(2, 24, 40), torch.tensor([900.0, 10.0])
     out = StripNetwork(NETS[kind], rows, torch.bfloat16)(x, t)
     assert out.dtype == torch.float32
@@ -69,7 +69,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         assert relative(strips(x[i : i + 1], t[i : i + 1]), strips(x, t)[i : i + 1]) < 1e-5
 
 
-def test_the_input_is_left_alone() -> None:
+def test_the_input_is_not_modified() -> None:
     x, t = image(1, 16, 16), torch.tensor([500.0])
     StripNetwork(NETS["dual_pixel"], 3)(x, t)
     assert torch.equal(x, image(1, 16, 16))
@@ -83,7 +83,7 @@ def test_autocast_around_it_changes_nothing() -> None:
     assert torch.equal(inside, strips(x, t))
 
 
-def test_offloading_skips_is_only_for_cuda() -> None:
+def test_offloading_skips_needs_cuda() -> None:
     x, t = image(1, 16, 16), torch.tensor([500.0])
     net = NETS["with_bias"]
     assert torch.equal(StripNetwork(net, 8, offload_skips=True)(x, t), StripNetwork(net, 8)(x, t))
@@ -118,18 +118,18 @@ def test_gradients_are_refused() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 12, 16), (1, 6, 16, 12), (1, 3, 16, 16), (6, 16, 16)])
-def test_what_the_network_refuses_strips_refuse(shape: tuple[int, ...]) -> None:
+def test_strips_refuse_the_inputs_that_the_network_refuses(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"want|multiples of 8"):
         StripNetwork(NETS["with_bias"])(torch.zeros(shape), torch.tensor([500.0]))
 
 
 @pytest.mark.parametrize("rows", [0, -3])
-def test_a_strip_has_rows(rows: int) -> None:
+def test_a_strip_needs_at_least_one_row(rows: int) -> None:
     with pytest.raises(ValueError, match="at least 1 row"):
         StripNetwork(NETS["with_bias"], rows)
 
 
-def test_activations_are_floating() -> None:
+def test_activations_must_be_floating_point() -> None:
     with pytest.raises(ValueError, match="floating"):
         StripNetwork(NETS["with_bias"], dtype=torch.int8)
 
@@ -146,7 +146,7 @@ def test_activations_are_floating() -> None:
         ((8, 1 << 22), "cuda", 1),
     ],
 )
-def test_default_rows(size: tuple[int, int], device: str, rows: int) -> None:
+def test_default_rows_are_bounded(size: tuple[int, int], device: str, rows: int) -> None:
     assert default_rows(48, *size, device) == rows
 
 
@@ -174,7 +174,7 @@ def test_either_route_equals_the_whole(kind: str, rows: int) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("rows", [1, 5, 64])
 @pytest.mark.parametrize("kind", ["with_bias", "dual_pixel", "narrow"])
-def test_the_pieces_of_a_call_sum_up_to_its_work(kind: str, rows: int, n: int) -> None:
+def test_the_reported_pieces_of_a_call_add_up_to_its_work(kind: str, rows: int, n: int) -> None:
     strips = StripNetwork(NETS[kind], rows)
     pieces: list[int] = []
     strips.watch = pieces.append
@@ -183,7 +183,7 @@ def test_the_pieces_of_a_call_sum_up_to_its_work(kind: str, rows: int, n: int) -
     assert min(pieces) > 0
 
 
-def test_what_watches_may_end_the_call() -> None:
+def test_the_watcher_may_end_the_call() -> None:
     strips = StripNetwork(NETS["with_bias"], 4)
     x, t = image(1, 16, 16), torch.tensor([500.0])
     whole = strips(x, t)

@@ -1,4 +1,4 @@
-"""Tiles: they cover everything, blend to one, and a network that looks at pixels sees no seam."""
+"""Tiles cover the image, and their weights add up to one: a pointwise network has no seams."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_spans_cover_the_axis_with_overlap(size: int, side: int) -> None:
     assert all(span.start % 8 == 0 for span in found)
 
 
-def test_the_smallest_tiles_cannot_overlap() -> None:
+def test_the_smallest_tiles_do_not_overlap() -> None:
     assert list(spans(24, 8)) == [slice(0, 8), slice(8, 16), slice(16, 24)]
 
 
@@ -38,7 +38,7 @@ def test_blending_adds_up_to_one(shape: tuple[int, int]) -> None:
     assert torch.allclose(Tiled(pointwise, 32)(x, T0), pointwise(x, T0), atol=1e-5)
 
 
-def test_an_image_of_one_tile_is_run_as_it_is() -> None:
+def test_an_image_of_one_tile_is_run_whole() -> None:
     x = torch.randn(1, 6, 32, 24, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(Tiled(pointwise, 32)(x, T0), pointwise(x, T0))
 
@@ -50,7 +50,7 @@ def test_a_side_that_is_no_multiple_of_8_is_refused(side: int) -> None:
 
 
 def test_one_tile_fades_into_the_next() -> None:
-    """Linearly, a quarter of a tile wide: the first says 0, the second 1."""
+    """The first tile is 0 and the second 1; the ramp between them is a quarter of a tile wide."""
     said = iter((0.0, 1.0))
 
     def network(x: Tensor, t: Tensor) -> Tensor:

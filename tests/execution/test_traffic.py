@@ -1,4 +1,4 @@
-"""What a network call moves on a GPU and holds there, counted on CUDA tensors without contents."""
+"""Memory traffic and peak memory of a network call on a GPU, counted on fake CUDA tensors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def counting() -> ModuleType:
     return load_count_traffic()
 
 
-def test_bytes_and_launches_of_a_call(counting: ModuleType) -> None:
-    """172 bytes a value in 1,524 kernels before, or 162 when q * q reads q once."""
+def test_bytes_and_launches_of_a_call_by_plain_passes(counting: ModuleType) -> None:
+    """Before: 172 bytes per value in 1,524 kernels, or 162 bytes if q * q reads q once."""
     traffic = counting.count(Network(), 1, 256, 256, torch.bfloat16)
     values = counting.values_of(Network(), 256, 256)
     assert sum(traffic.launches.values()) <= 1200
@@ -40,7 +40,7 @@ def test_bytes_and_launches_of_a_call_by_the_kernels(counting: ModuleType) -> No
 
 
 def test_two_images_move_twice_what_one_does(counting: ModuleType) -> None:
-    """So neither q and k nor weights are copied for lack of a view."""
+    """Neither q and k nor weights are copied for lack of a view."""
     one, two = (
         sum(counting.count(SMALL, n, 128, 128, torch.bfloat16).bytes.values()) for n in (1, 2)
     )
@@ -49,7 +49,7 @@ def test_two_images_move_twice_what_one_does(counting: ModuleType) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [256, 30])
-def test_the_plan_foretells_the_peak(counting: ModuleType, rows: int, dtype: torch.dtype) -> None:
+def test_the_estimate_is_near_the_peak(counting: ModuleType, rows: int, dtype: torch.dtype) -> None:
     mode = FakeTensorMode()
     with mode, torch.no_grad():
         net = counting.fake_network(Network(blocks=[2, 1, 1, 1]), mode)
@@ -60,8 +60,8 @@ def test_the_plan_foretells_the_peak(counting: ModuleType, rows: int, dtype: tor
     assert strip_bytes(net, 256, 192, 1, dtype, rows) == pytest.approx(live.peak, rel=0.04)
 
 
-def test_a_step_runs_by_the_kernels_wherever_there_is_one(counting: ModuleType) -> None:
-    """Six blocks of at most 128 channels, two wider ones, on the stream that autocast makes."""
+def test_a_training_step_uses_the_kernels_where_supported(counting: ModuleType) -> None:
+    """With six blocks of at most 128 channels and two wider ones, under autocast."""
     pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
     step = counting.count_step(SMALL, 2, 32, torch.bfloat16, Stage(), clip=1.0, fused=True)
     (forward, _), (backward, _) = step.parts[counting.FORWARD], step.parts[counting.BACKWARD]
@@ -72,8 +72,10 @@ def test_a_step_runs_by_the_kernels_wherever_there_is_one(counting: ModuleType) 
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize(("stage", "loss"), [(Stage(), 11), (FineStage(recompute="none"), 280)])
-def test_parts_of_a_training_step(counting: ModuleType, stage: Stage, loss: int) -> None:
-    """The fine loss took 896 launches when each shifted image was added for itself."""
+def test_launches_of_the_parts_of_a_training_step(
+    counting: ModuleType, stage: Stage, loss: int
+) -> None:
+    """The fine loss took 896 launches when each shifted image was added separately."""
     network = Network(dim=24, blocks=[1, 1, 1, 1])
     parts = counting.count_step(network, 2, 32, torch.bfloat16, stage, clip=1.0).parts
     launches = {part: sum(each.values()) for part, (each, _) in parts.items()}

@@ -1,4 +1,4 @@
-"""One world of inputs for all faults."""
+"""Inputs shared by all fault injection tests."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tests.kit.sharing import made_once
 from tests.kit.weights import write_facts
 
 TRIES = int(os.environ.get("C2FDFT_FAULT_TRIES", "0"))
-"""Random moments for each command and fault: 0 for the quick part alone."""
+"""Random moments for each command and fault; 0 runs the quick part alone."""
 SEED = os.environ.get("C2FDFT_FAULT_SEED", str(os.getpid()))
-"""Of the random moments of the quick part."""
+"""Seed of the random moments in the quick part."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The long part asks for it."""
+    """Register the marker of the long part."""
     config.addinivalue_line("markers", "long: runs with C2FDFT_FAULT_TRIES=N alone")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the long part where it is not asked for."""
+    """Skip the long part unless C2FDFT_FAULT_TRIES requests it."""
     for item in items:
         if item.get_closest_marker("long") and not TRIES:
             item.add_marker(pytest.mark.skip(reason="C2FDFT_FAULT_TRIES is not set"))
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Pairs, shards, weights, pictures and a video."""
+    """Pairs, shards, weights, pictures and, if PyAV is installed, a video."""
 
     def make(root: Path) -> None:
         root.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         write_facts(root / "facts.json")
         words = ("convert", made.weights, root / "small.pt", "--half", "bf16", "--ema-only")
         assert run(words, root) == 0, (root / "said.txt").read_text()
-        if importlib.util.find_spec("av"):  # without it "restore-video" alone is skipped
+        if importlib.util.find_spec("av"):  # without PyAV only "restore-video" is skipped
             from tests.kit.video import make_clip
 
             make_clip(root / "clip.mp4", size="32x32", rate="10", seconds=1.0)

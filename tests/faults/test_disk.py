@@ -1,4 +1,4 @@
-"""A disk that fills up, a folder or a file that is taken away: one line, nothing lost."""
+"""Full disks and vanished inputs: one error line, and no finished work is lost."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ ROOM = {
     "convert": 20_000,
     "weights-pack": 20_000,
 }
-"""Bytes that are free: less than each command writes."""
+"""Free bytes for each command, fewer than it writes."""
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Makes a disk of 24 MiB with so many bytes free; only root may."""
+    """Return a function that mounts a disk of 24 MiB with a number of free bytes; needs root."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if (
@@ -46,12 +46,12 @@ def small_disk(tmp_path):
     ):
         pytest.skip("a small disk cannot be mounted here")
 
-    def leave(free: int) -> Path:
+    def leave_free(free: int) -> Path:
         room = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(bytes(max(0, room - free)))
         return disk
 
-    yield leave
+    yield leave_free
     subprocess.run(["umount", "-l", disk], check=True)
 
 
@@ -65,7 +65,7 @@ def test_a_disk_that_fills_up_is_named(world: World, tmp_path, small_disk, name)
     running = Running(case.words, folder)
     code = running.end()
     assert code in (5, 6), running.said
-    if name == "prepare":  # it knows beforehand what it will write
+    if name == "prepare":  # prepare knows beforehand how much it will write
         assert re.search(r"the disk is too small: 0\.\d\d MiB are needed", running.said), (
             running.said
         )
@@ -96,7 +96,7 @@ def _stdout_is_full() -> None:
 
 
 def test_an_input_that_vanishes_midway(world: World, tmp_path):
-    """The pictures that are left are restored, the other is named: exit 6."""
+    """The remaining pictures are restored and the missing one is reported, with exit code 6."""
     images = tmp_path / "in"
     shutil.copytree(world.images, images)
     plan = plan_restore(

@@ -1,4 +1,4 @@
-"""Some of the mutated files that `recipes/scripts/fuzz.py` tries by the thousand."""
+"""A quick share of the mutated files that `recipes/scripts/fuzz.py` tries by the thousand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.kit.fuzz import targets, try_inputs
 
 
 class Share(NamedTuple):
-    """How many inputs of a target are tried, and of how many more must be read and refused."""
+    """The number of inputs of a target; more than `read` must be read, `refused` be refused."""
 
     inputs: int = 200
     read: int = 5
@@ -34,11 +34,11 @@ def test_mutated_files_are_read_or_refused(target, share, tmp_path):
         pytest.importorskip("safetensors")
     outcomes = list(try_inputs(target, range(share.inputs), tmp_path))
     assert [outcome for outcome in outcomes if outcome.is_defect()] == []
-    # a harness that breaks everything, or nothing, would find nothing
+    # mutations that break every file, or none, would test nothing
     kinds = [outcome.what for outcome in outcomes]
     assert kinds.count("read") > share.read
     assert kinds.count("refused") > share.refused
 
 
-def test_every_target_is_tried():
+def test_every_registered_target_is_tried():
     assert {target.name for target, _ in TARGETS} == set(targets())

@@ -1,4 +1,4 @@
-"""What others have written runs nothing: recipes, and names in tables for spreadsheets.
+"""Untrusted recipes, tables and names execute nothing and never escape the output folder.
 
 Shards: tests/data/shards/test_hostile.py; checkpoints: tests/engine/weights/test_checkpoint.py.
 """
@@ -40,7 +40,7 @@ def test_a_recipe_runs_nothing_and_reads_nothing(tmp_path, monkeypatch, text):
 
 
 def test_cells_of_a_table_are_no_formulas(tmp_path):
-    """A file may be called `=cmd|...`: a spreadsheet would run it."""
+    """A file may be named `=cmd|...`, which a spreadsheet would run as a formula."""
     for kind in ("a", "b"):
         (tmp_path / kind).mkdir()
         for name in ("=1+1", "+2", "-3", "@x", "plain"):
@@ -53,7 +53,7 @@ def test_cells_of_a_table_are_no_formulas(tmp_path):
 
 
 def test_a_list_of_files_never_leads_out_of_the_output_folder(tmp_path):
-    """Whatever its lines are: the parts that files share are left away, the others mirrored."""
+    """The common part of the listed paths is dropped and the rest mirrored, whatever it holds."""
     names = ("a/x.png", "b/CON.png", "b/x..png", "b/...png", "c/.. .png")
     for number, name in enumerate(names):
         path = tmp_path / "far" / name
@@ -70,7 +70,7 @@ def test_a_list_of_files_never_leads_out_of_the_output_folder(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["/", "."])
-def test_a_list_may_name_the_folder_above_all(tmp_path, monkeypatch, line):
+def test_a_list_may_name_a_folder_that_contains_all_files(tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     save_rgb8(tmp_path / "a/x.png", picture(24, 32, 1))
@@ -85,7 +85,7 @@ def test_a_list_may_name_the_folder_above_all(tmp_path, monkeypatch, line):
     "name", ["../out", "/etc/out", "CON", "a.", "NUL.png", "..\\x", "a/../../b"]
 )
 def test_names_in_shards_are_no_paths(tmp_path, name):
-    """They are shown and key the noise; nothing is written or read under them."""
+    """Names are displayed and seed the noise; no file of such a name is read or written."""
     path = tmp_path / "shards/train-00000.h5"
     path.parent.mkdir()
     entry = Entry(name, 5, 7)

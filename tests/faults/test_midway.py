@@ -1,4 +1,4 @@
-"""What a command works with is taken from it midway: inputs, its output folder, a worker."""
+"""A running command loses what it works with: inputs, its output folder, a data worker."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.slow
 COMMANDS = ("prepare", "restore", "restore-video", "eval", "sweep-steps", "train-coarse")
 QUICK = ("prepare", "restore", "eval")
 MOMENTS = [0.5, *(number / TRIES for number in range(1, TRIES))]
-"""Parts of all files that a command opens."""
+"""Moments of the fault, as fractions of the number of files that a command opens."""
 NAMES = [pytest.param(one, marks=() if one in QUICK else pytest.mark.long) for one in COMMANDS]
 
 
 def at_open(place: Path, number: int, harm: Callable[[], None]) -> None:
-    """In the command's process: do harm before it opens for the n-th time a file, or one within."""
+    """In the command's process, call `harm` before it opens a file in `place` the n-th time."""
     counter, inside = itertools.count(1), f"{place}/"
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
@@ -45,7 +45,7 @@ def at_open(place: Path, number: int, harm: Callable[[], None]) -> None:
 
 @pytest.fixture(scope="module")
 def opened(world: World, tmp_path_factory) -> Callable[[str], tuple[int, object]]:
-    """How many files a command opens when nothing happens to it, and what it makes."""
+    """Return how many files an undisturbed command opens, and the content of its output."""
     known: dict[str, tuple[int, object]] = {}
 
     def count(name: str) -> tuple[int, object]:
@@ -73,13 +73,13 @@ def _count(folder: Path, tally: Path) -> None:
 
 
 def own_world(world: World, folder: Path) -> World:
-    """A copy of the inputs, at the same times, to be harmed."""
+    """Copy the inputs, with their modification times, so that a test may damage them."""
     shutil.copytree(world.root, folder / "world", copy_function=shutil.copy2)
     return World(folder / "world")
 
 
 def an_input(world: World, name: str) -> Path:
-    """The last one that a command comes to."""
+    """Return the last input that a command reads."""
     if name in ("sweep-steps", "train-coarse"):
         split = "val" if name == "sweep-steps" else "train"
         return sorted(world.shards.glob(f"{split}*.h5"))[-1]
@@ -88,34 +88,34 @@ def an_input(world: World, name: str) -> Path:
 
 
 def vanish(path: Path) -> None:
-    """Taken away."""
+    """Delete the file."""
     path.unlink(missing_ok=True)
 
 
 def cut(path: Path) -> None:
-    """Half of it, under the same name."""
+    """Replace the file by a new one with the first half of its bytes."""
     half = path.read_bytes()[: path.stat().st_size // 2]
     path.unlink()
     path.write_bytes(half)
 
 
 def shorten(path: Path) -> None:
-    """Half of it, in the file that a command may have open."""
+    """Truncate the file in place, which the command may have open."""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def resize(path: Path) -> None:
-    """Another picture of another size; for what is none, other bytes."""
+    """Replace a picture by one of another size; cut other files."""
     if path.suffix == ".png":
         save_rgb8(path, picture(40, 56, 99))
     else:
         cut(path)
 
 
-def work_and_go_on(
+def run_with_fault_and_again(
     case: Case, folder: Path, before: Callable[[], None], mend: Callable[[], object]
 ) -> int:
-    """Run a command that is hurt, then mend what was hurt and run it again; the first exit code."""
+    """Run a command with a fault, repair, run it again; return the first exit code."""
     running = Running(case.words, folder, before)
     code = running.end(120)
     assert code in (0, 3, 4, 5, 6), running.said
@@ -125,7 +125,7 @@ def work_and_go_on(
     mend()
     again = Running((*case.words, *(case.again if case.out.exists() else ())), folder)
     ended = again.end(120)
-    if ended == 6 and "its input has changed since" in again.said:  # restore: made of the other one
+    if ended == 6 and "its input has changed since" in again.said:  # of the damaged input
         again = Running((*case.words, "--overwrite"), folder)
         ended = again.end(120)
     assert ended == 0, (code, running.said, again.said)
@@ -135,9 +135,10 @@ def work_and_go_on(
 @pytest.mark.parametrize("harm", [vanish, cut, shorten, resize])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_input_that_vanishes_or_changes(world: World, opened, tmp_path_factory, name, harm):
-    """An error in one line or none; once it is back, the same command ends as if nothing was.
+    """At most one error line; once the input is back, the same command completes as usual.
 
-    The first moment is when its content is read: a picture's header has been read by then.
+    The first moment is the opening at which its content is read: for a picture the second one,
+    after that of the header.
     """
     count, expected = opened(name)
     for moment in (None, *MOMENTS[1:]):
@@ -149,8 +150,8 @@ def test_an_input_that_vanishes_or_changes(world: World, opened, tmp_path_factor
         if moment is not None:
             place, number = folder, max(1, round(moment * count))
         before = partial(at_open, place, number, partial(harm, path))
-        code = work_and_go_on(case, folder, before, partial(shutil.copy2, kept, path))
-        # another picture than that whose header was read is restored as well as that one
+        code = run_with_fault_and_again(case, folder, before, partial(shutil.copy2, kept, path))
+        # restore accepts a picture whose size differs from that in the header read before
         assert code or moment is not None or (name, harm) == ("restore", resize)
         assert case.content(case.out) == expected, moment
 
@@ -165,7 +166,7 @@ def test_an_output_folder_that_is_taken_away(world: World, opened, tmp_path_fact
         number = max(1, round(moment * count))
         before = partial(at_open, folder, number, partial(_take_away, case.out))
         case.out.mkdir(exist_ok=True)
-        work_and_go_on(case, folder, before, lambda: case.out.mkdir(exist_ok=True))  # noqa: B023
+        run_with_fault_and_again(case, folder, before, lambda: case.out.mkdir(exist_ok=True))  # noqa: B023
         assert case.content(case.out) == expected, moment
 
 
@@ -176,19 +177,19 @@ def _take_away(out: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_output_folder_that_turns_read_only(world: World, opened, tmp_path_factory, name):
-    """As a file system does that finds itself damaged: from then on, it refuses."""
+    """A damaged file system remounts itself read-only; all later writes fail."""
     count, expected = opened(name)
     for moment in MOMENTS:
         folder = tmp_path_factory.mktemp(f"{name}-read-only")
         own = own_world(world, folder)
         case = own.case(name, folder)
         before = partial(at_open, folder, max(1, round(moment * count)), partial(_refuse, case.out))
-        work_and_go_on(case, folder, before, lambda: None)
+        run_with_fault_and_again(case, folder, before, lambda: None)
         assert case.content(case.out) == expected, moment
 
 
 def _refuse(out: Path) -> None:
-    """From now on no file in a folder can be made or renamed; those that are open stay so."""
+    """Make creating and renaming files in a folder fail from now on; open files stay writable."""
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         first = arguments[0] if arguments else None
@@ -207,7 +208,7 @@ def _refuse(out: Path) -> None:
 @pytest.mark.acceptance
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_data_worker_that_is_killed(world: World, tmp_path, workers):
-    """As the kernel does where memory runs out: one line, and the same command goes on."""
+    """The kernel kills it when memory runs out: one error line, and a state to resume from."""
     case = world.case("train-coarse", tmp_path)
     words = (*case.words, f"data.workers={workers}", "coarse.iterations=4000",
              "coarse.periods=[{length: 4000, floor: 1.0e-5}]", "coarse.cycles=1000",

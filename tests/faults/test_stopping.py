@@ -1,4 +1,4 @@
-"""Signals and kill -9 at random moments of every long command: nothing is lost."""
+"""Signals and kill -9 at random moments of every long command: no finished work is lost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.faults.conftest import SEED, TRIES
 from tests.kit.faults import COMMANDS, Case, Running, World, hidden, run
 
 FAULTS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "twice", "both", "SIGUSR1", "SIGUSR2")
-"""Twice: Ctrl-C two times within a moment; both: Ctrl-C and SIGTERM."""
+"""The faults: a signal; "twice", two Ctrl-C within 20 ms; "both", Ctrl-C and then SIGTERM."""
 
 pytestmark = pytest.mark.slow
 
 
-def hurt(running: Running, fault: str) -> set[int]:
-    """Do it, and say which exit codes are right."""
+def inject(running: Running, fault: str) -> set[int]:
+    """Send the signals of a fault and return the exit codes that are correct."""
     if fault in ("twice", "both"):
         running.send(signal.SIGINT)
         time.sleep(random.uniform(0, 0.02))
@@ -32,11 +32,11 @@ def hurt(running: Running, fault: str) -> set[int]:
     return {-number} if fault == "SIGKILL" else {exit_code(number)}
 
 
-def stop_and_go_on(case: Case, folder, fault: str, after: float) -> str:
-    """Hurt a command after some seconds, run it again to its end; what happened."""
+def stop_and_run_again(case: Case, folder, fault: str, after: float) -> str:
+    """Interrupt a command after `after` seconds, run it again to its end; return what happened."""
     running = Running(case.words, folder)
     time.sleep(after)
-    right = hurt(running, fault)
+    right = inject(running, fault)
     code = running.end()
     assert code in {*right, 0}, running.said
     assert "Traceback" not in running.said
@@ -55,7 +55,7 @@ def stop_and_go_on(case: Case, folder, fault: str, after: float) -> str:
 
 @pytest.fixture(scope="module")
 def finished(world: World, tmp_path_factory):
-    """The content of the finished output of a command that nothing happened to, and its seconds."""
+    """Return the content of an undisturbed command's output, and its run time in seconds."""
     known: dict[str, tuple[object, float]] = {}
 
     def result_of(name: str) -> tuple[object, float]:
@@ -71,14 +71,14 @@ def finished(world: World, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["prepare", "train-coarse", "restore", "convert"])
-def test_a_signal_at_a_random_moment(world: World, finished, tmp_path, name):
+def test_a_signal_at_a_random_moment_loses_nothing(world: World, finished, tmp_path, name):
     expected, seconds = finished(name)
     random.seed(f"{name}{SEED}")
     case = world.case(name, tmp_path)
     fault = random.choice([fault for fault in FAULTS if fault != "SIGKILL"])
     after = random.uniform(0.2, max(0.3, seconds))
     try:
-        stop_and_go_on(case, tmp_path, fault, after)
+        stop_and_run_again(case, tmp_path, fault, after)
         assert case.content(case.out) == expected
     except AssertionError as error:
         error.add_note(f"C2FDFT_FAULT_SEED={SEED}: {fault} after {after:.3f} s")
@@ -88,7 +88,7 @@ def test_a_signal_at_a_random_moment(world: World, finished, tmp_path, name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_at_many_moments(world: World, finished, tmp_path_factory, fault, name):
+def test_faults_at_many_moments_lose_nothing(world: World, finished, tmp_path_factory, fault, name):
     expected, seconds = finished(name)
     outcomes: Counter[str] = Counter()
     random.seed(f"{name}{fault}")
@@ -96,7 +96,7 @@ def test_at_many_moments(world: World, finished, tmp_path_factory, fault, name):
         folder = tmp_path_factory.mktemp(f"{name}-{fault}")
         case = world.case(name, folder)
         after = random.uniform(0.05, max(0.3, seconds))
-        outcome = stop_and_go_on(case, folder, fault, after)
+        outcome = stop_and_run_again(case, folder, fault, after)
         outcomes[outcome] += 1
         assert case.content(case.out) == expected, (number, after, outcome)
     if table := os.environ.get("C2FDFT_FAULT_TABLE"):
@@ -115,7 +115,7 @@ def test_a_signal_while_the_program_is_still_loading(world: World, tmp_path, mom
     process = start(
         "-m", "c2fdft_cli", *case.words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    # Before, it is Python that starts: what it raises within an import's callback it drops itself.
+    # Earlier signals hit Python's own start, where an exception within an import may be dropped.
     wait_for_handlers(process)
     time.sleep(moment)
     process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Two processes on one output, folders of ten thousand files."""
+"""Two processes with the same output, and folders of ten thousand files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAINING = pytest.param("train-coarse", marks=pytest.mark.long)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["prepare", "restore", TRAINING])
 def test_two_processes_on_one_output(world: World, tmp_path, name):
-    """Both write the same bytes, or one of them says that the other is there."""
+    """Both write the same bytes, or one of them reports the other process."""
     (tmp_path / "alone").mkdir()
     alone = world.case(name, tmp_path / "alone")
     assert run(alone.words, tmp_path / "alone") == 0
@@ -44,7 +44,7 @@ def test_two_processes_on_one_output(world: World, tmp_path, name):
 
 
 def cost(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of this process's time, and bytes that the result holds, a file."""
+    """Return processor seconds and bytes held by the result, both per file."""
     begin = time.process_time()
     kept = work()
     seconds = time.process_time() - begin
@@ -58,7 +58,7 @@ def cost(work: Callable[[], object]) -> tuple[float, float]:
 
 
 @pytest.mark.long
-def test_planning_to_restore_ten_thousand_files(world: World, tmp_path):
+def test_planning_to_restore_ten_thousand_files_is_fast_and_small(world: World, tmp_path):
     first = world.images / "0.png"
     (tmp_path / "in").mkdir()
     for number in range(FILES):
@@ -70,7 +70,7 @@ def test_planning_to_restore_ten_thousand_files(world: World, tmp_path):
 
 
 @pytest.mark.long
-def test_planning_to_prepare_ten_thousand_files(world: World, tmp_path):
+def test_planning_to_prepare_ten_thousand_files_is_fast_and_small(world: World, tmp_path):
     for kind in ("rainy", "clean"):
         (tmp_path / "set" / kind).mkdir(parents=True)
         for number in range(FILES // 2):

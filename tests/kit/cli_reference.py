@@ -1,6 +1,6 @@
-"""The command reference, from the help of every command: `python -m tests.kit.cli_reference`.
+"""Generate the command reference from the help texts: `python -m tests.kit.cli_reference`.
 
-Writes docs/cli.md; a test compares it with the help as it is.
+Writes docs/cli.md; a test compares the file with the current help texts.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ HEAD = """# Command reference
 What `--help` says of every command, at 80 columns. Generated: `python -m tests.kit.cli_reference`.
 """
 TYPER = (0, 29, 2)
-"""Which Typer laid the page out: older ones break lines elsewhere."""
+"""The version of Typer that the page is generated with: older ones wrap lines differently."""
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def reference() -> str:
-    """The text of docs/cli.md."""
+    """Return the text of docs/cli.md."""
     parts = [HEAD]
     for words in _lines():
         name = " ".join(["c2fdft", *words])
@@ -36,12 +36,12 @@ def reference() -> str:
 
 
 def older_typer() -> bool:
-    """Whether the Typer that is installed is older than the page's."""
+    """Whether the installed Typer is older than the page's."""
     return tuple(map(int, version("typer").split(".")[:3])) < TYPER
 
 
 def help_of(words: list[str]) -> str:
-    """The help of a command, without colour, at a width of 80."""
+    """Return the help of a command without colours, at a width of 80 columns."""
     environment = {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "80"}
     done = CliRunner().invoke(app, [*words, "--help"], env={**os.environ, **environment})
     if done.exit_code:
@@ -53,7 +53,7 @@ def _lines() -> Iterator[list[str]]:
     yield []
     for entry in COMMANDS:
         yield [entry.name]
-        # of a group all that its help lists: a list here would be short of the next one
+        # all subcommands that the help of a group lists: a list here would miss new ones
         for name, below in getattr(load_command(entry.name), "commands", {}).items():
             if not below.hidden:
                 yield [entry.name, name]

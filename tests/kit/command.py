@@ -1,4 +1,4 @@
-"""The command line, in this process."""
+"""Run commands in the test process."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from c2fdft_cli.cli.app import app
 
 
 def run(*words: object, stdin: bytes | None = None) -> Any:
-    """Run one command; its exit code, stdout and stderr."""
+    """Run one command; return Typer's result with `exit_code`, `stdout` and `stderr`."""
     return CliRunner().invoke(app, [str(word) for word in words], input=stdin)
 
 
 def refused(*words: object, code: int, says: str) -> str:
-    """Run a command that must fail with a code and one error on stderr; returns its first line.
+    """Run a command that must fail with an exit code and one error on stderr.
 
-    `says` is in that line, in the details below it or in the hint.
+    Returns the first line of the error; `says` must be in it, in the details below or in the hint.
     """
     result = run(*words)
     assert result.exit_code == code, result.output

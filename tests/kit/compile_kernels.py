@@ -1,9 +1,9 @@
-"""Compiles the fused kernels for a GPU that is not there: `python -m tests.kit.compile_kernels 90`.
+"""Compile the fused kernels for a GPU without having one: `python -m tests.kit.compile_kernels 90`.
 
-The operators run with tensors without contents, and where they would start a kernel it is compiled,
-with the very arguments, down to machine code by the assembler in Triton's wheel. Prints one line of
-JSON for each kernel: its arguments' kind, bytes of shared memory and of machine code, and a
-thread's registers and bytes of what does not fit them.
+The operators run on meta tensors. Where they would launch a kernel, it is compiled instead for the
+same arguments, down to machine code, by the assembler in Triton's wheel. Prints one line of JSON
+for each kernel: the block it was compiled for, bytes of shared memory and of machine code,
+registers per thread and bytes per thread that spilled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BLOCKS = (
 
 
 class Compiles:
-    """Stands for a kernel, and compiles it instead of running it."""
+    """Replaces a kernel of a module and compiles it where it would be launched."""
 
     def __init__(self, module: ModuleType, name: str) -> None:
         self.name, self.kernel = name, getattr(module, name)
@@ -53,7 +53,7 @@ class Compiles:
 
 
 def resources(code: bytes) -> dict[str, int]:
-    """A thread's registers, and bytes of its stack: values that were spilled."""
+    """Registers per thread, and bytes of stack per thread, which hold the spilled values."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
@@ -67,7 +67,7 @@ def resources(code: bytes) -> dict[str, int]:
 
 
 def main(capability: int) -> None:
-    """Compile all kernels for all blocks."""
+    """Compile all kernels for all blocks, for a compute capability such as 90."""
     target = GPUTarget("cuda", capability, 32)
     triton.runtime.driver.set_active(
         SimpleNamespace(
@@ -85,7 +85,7 @@ def main(capability: int) -> None:
 
 
 def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
-    """All of a block's operators on a strip of 64 x 64 pixels, without and with biases."""
+    """Call all operators of a block on a strip of 64 x 64 pixels, without and with biases."""
     c, d = width, width // heads
     with torch.device("meta"):
         z, time = torch.empty(1, 64, 64, c), torch.empty(1, c)

@@ -1,4 +1,4 @@
-"""JSON documents that a person has edited, or another program written: one value replaced."""
+"""JSON documents as damaged by hand or by another program: one value replaced or removed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ODD: tuple[Any, ...] = (
     "", "x", "3", "\ud800", [], {}, [[]], ["x"], [None], [True], [1.5], [math.inf], [math.nan],
     [10**400], {"a": 1},
 )  # fmt: skip
-"""Values of every type that JSON has, as Python reads them; `1e999` is infinite too."""
+"""Values of every JSON type, as Python reads them; `1e999` is read as infinity."""
 
 
 def odd_documents(document: Any) -> Iterator[Any]:
-    """The document with each value in it, itself too, replaced by each of `ODD`, and left out."""
+    """Yield the document with each value, and itself, replaced by each of `ODD`, or removed."""
     for place in _places(document):
         for odd in ODD:
             yield _changed(document, place, odd)

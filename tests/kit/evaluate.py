@@ -1,4 +1,4 @@
-"""What the tests of eval share: pictures by strength of a degradation, and a run."""
+"""Helpers for the tests of `eval`: pictures of a given degradation, and a run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tests.kit.formula import photo
 
 
 def degraded(k: int, strength: int = 20) -> np.ndarray[Any, Any]:
-    """`photo(k)`, brighter by strength * (k + 1)."""
+    """`photo(k)`, brightened by strength * (k + 1)."""
     return photo(k, strength=strength)
 
 
 def save(path: Path, pixels: np.ndarray[Any, Any]) -> Path:
-    """Write pixels, making their folder."""
+    """Write pixels as an image file, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_rgb8(path, pixels)
     return path
 
 
 def run(restored: Path, target: Path, **options: Any) -> EvalResult:
-    """Score files against their targets, to the end."""
+    """Score files against their targets and return the result."""
     return evaluate_files(restored, target, EvalOptions(**options)).run()

@@ -1,4 +1,4 @@
-"""Real commands that something happens to: a world to run them in, and how they are hurt."""
+"""Fault injection: real commands in child processes, and a set of inputs to run them on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.kit.formula import fill, picture
 from tests.kit.training import MINI
 
 PRELOADED = ("train", "sweep", "restore", "prepare", "evaluate", "convert", "weights")
-"""Commands whose imports one process does for all: each command is a fork of it, without theirs."""
+"""Commands imported once by the fork server, so that each forked command starts without delay."""
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
@@ -49,13 +49,13 @@ _forks.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Case:
-    """A long command in a world.
+    """A long command on the inputs of a `World`.
 
     Args:
-        words: of the command, with paths of its output folder.
-        out: what it writes into.
-        content: of the finished output, to compare.
-        again: words that the same command needs once its output is there.
+        words: the command line, without the program.
+        out: the folder that it writes into.
+        content: reads the finished output, for comparison.
+        again: further arguments that the command needs once its output exists.
     """
 
     words: Sequence[object]
@@ -65,7 +65,7 @@ class Case:
 
 
 class Running:
-    """A command that runs in a fork; what it says goes to files beside its output."""
+    """A command that runs in a forked process; its output goes to `said.txt` in `cwd`."""
 
     def __init__(
         self, words: Sequence[object], cwd: Path, before: Callable[[], None] | None = None
@@ -75,22 +75,22 @@ class Running:
         target = (list(map(str, words)), cwd, self._said, before)
         self.process: BaseProcess = _forks.Process(target=_run, args=target)
         self.process.start()
-        while not self._said.exists() and self.process.is_alive():  # from here on it has handlers
+        while not self._said.exists() and self.process.is_alive():  # then it has handlers
             time.sleep(0.002)
 
     @property
     def said(self) -> str:
-        """What it has said so far, on both streams."""
+        """What it has written to stdout and stderr so far."""
         return self._said.read_text(errors="replace") if self._said.exists() else ""
 
     def send(self, number: int) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal if the command still runs."""
         if self.process.is_alive() and self.process.pid is not None:
             with suppress(ProcessLookupError):  # it may have ended since
                 os.kill(self.process.pid, number)
 
     def end(self, patience: float = 600.0) -> int:
-        """Wait for its end; the exit code, negative for a signal."""
+        """Wait for the end and return the exit code, negative for a signal."""
         self.process.join(patience)
         if self.process.exitcode is None:
             self.process.kill()
@@ -99,7 +99,7 @@ class Running:
 
 
 def run(words: Sequence[object], cwd: Path, before: Callable[[], None] | None = None) -> int:
-    """Run a command to its end."""
+    """Run a command to its end and return its exit code."""
     return Running(words, cwd, before).end()
 
 
@@ -120,12 +120,12 @@ def _run(words: list[str], cwd: Path, said: Path, before: Callable[[], None] | N
 
 
 def hidden(folder: Path) -> list[Path]:
-    """Half-written files under a folder."""
+    """Temporary files of unfinished writes under a folder."""
     return [path for one in (folder, *folder.rglob("*/")) for path in unfinished(one)]
 
 
 class World:
-    """Inputs for every long command, made once, and the commands with outputs of their own."""
+    """Inputs for every long command, made once, and the commands that run on them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -133,7 +133,7 @@ class World:
         self.coarse, self.weights = root / "coarse.pt", root / "fine.pt"
 
     def make(self) -> World:
-        """Write all inputs; the weights are by formula."""
+        """Write all inputs; the weights are set by formula."""
         from c2fdft_cli.data.images.picture import save_rgb8
 
         for number in range(14):
@@ -173,7 +173,7 @@ class World:
                 "--device", "cpu", "--precision", "fp32", *MINI, *more)  # fmt: skip
 
     def case(self, name: str, folder: Path) -> Case:
-        """A command that has not run yet, with its output under a folder."""
+        """Describe a command that has not run yet, with its output under a folder."""
         out = folder / "out"
         cpu = ("--device", "cpu", "--precision", "fp32")
         if name == "prepare":
@@ -217,7 +217,7 @@ COMMANDS = ("prepare", "train-coarse", "train-fine", "sweep-steps", "restore", "
 
 
 class Pictures:
-    """Pictures by name; equal within one level, as a batch of another size may round otherwise."""
+    """Pictures by name, equal within one level: another batch size may round differently."""
 
     def __init__(self, folder: Path) -> None:
         from c2fdft_cli.data.images.picture import read_rgb8
@@ -233,7 +233,7 @@ class Pictures:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Every file by name and SHA-256, but for what names the moment and what `kill -9` left."""
+    """SHA-256 of every file by name, without JSON files, which hold times, and temporary files."""
     left = {*hidden(folder)}
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -243,7 +243,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _weights(run_folder: Path, stage: str) -> object:
-    """Raw and averaged weights, and the losses."""
+    """Raw and averaged weights, and the losses, of a run folder."""
     from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
     from tests.kit.training import losses
 
@@ -256,7 +256,7 @@ def _weights(run_folder: Path, stage: str) -> object:
 
 
 def _scores(folder: Path) -> object:
-    """All trials of a sweep, but for their seconds, and its choice."""
+    """All trials of a sweep without their seconds, and whether it is complete."""
     said = json.loads((folder / "sweep.json").read_text())
     trials = [{**trial, "seconds": None} for trial in said["trials"]]
     return said["complete"], trials

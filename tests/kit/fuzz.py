@@ -1,8 +1,9 @@
-"""Mutated files for whatever reads files: each is read or refused, soon, in bounded memory.
+"""Fuzzing of everything that reads files: each input must be read or refused within limits.
 
-An area registers what it reads in a module `tests/kit/fuzz_<area>.py` with a list `TARGETS`;
-`recipes/scripts/fuzz.py` finds it there, and a quick test calls `try_inputs`. Input `i` is a
-function of (seed, target, i) alone, so a defect is made again by its number.
+The limits are `MAX_SECONDS` of processor time and `MAX_BYTES` of memory. An area registers its
+readers in a module `tests/kit/fuzz_<area>.py` with a list `TARGETS`; `recipes/scripts/fuzz.py`
+finds it there, and a quick test calls `try_inputs`. Input `i` is a function of (seed, target, i)
+alone, so a defect can be reproduced from its number.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 
 
 
 def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Data with one to four kinds of damage, most of it near the ends: headers, directories."""
+    """Damage data in one to four places, mostly near its ends: headers and directories."""
     mutated = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         size = len(mutated)
@@ -62,13 +63,13 @@ def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads a file from others.
+    """A reader of untrusted files to be fuzzed.
 
-    name: what the script calls it.
-    suffix: of the file that it is given.
-    seeds: makes whole files, in an empty folder that it is given.
-    read: what is tried; it may raise `C2fdftError`, and nothing else.
-    mutate: makes a damaged file of a whole one, from all whole ones where it wants to mix.
+    name: its name on the command line of `recipes/scripts/fuzz.py`.
+    suffix: file name suffix of the inputs.
+    seeds: returns the contents of valid files; it may use the empty folder that it is given.
+    read: the function under test; it may raise `C2fdftError` and nothing else.
+    mutate: returns a damaged copy of one valid file.
     """
 
     name: str
@@ -80,9 +81,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one input: "read", "refused", or a defect that says what happened.
+    """The result of one input.
 
-    peak_bytes: the most memory beyond what was held before.
+    what: "read", "refused", or a description of the defect.
+    seconds: processor time.
+    peak_bytes: peak resident memory above what the process held before.
     """
 
     number: int
@@ -91,16 +94,16 @@ class Outcome:
     peak_bytes: int
 
     def is_defect(self) -> bool:
-        """Whether it broke one of the three promises."""
+        """Whether the input was neither read nor refused within the limits."""
         return self.what not in ("read", "refused")
 
 
 class _TooLongError(BaseException):
-    """Not an Exception, so that nothing under test can catch it."""
+    """Raised at the time limit; not an `Exception`, so that the tested code does not catch it."""
 
 
 def targets() -> dict[str, Target]:
-    """What all modules `fuzz_<area>.py` beside this one have registered, by name."""
+    """All targets of the modules `fuzz_<area>.py` next to this one, by name."""
     found: dict[str, Target] = {}
     for path in sorted(Path(__file__).parent.glob("fuzz_*.py")):
         module = importlib.import_module(f"tests.kit.{path.stem}")
@@ -109,7 +112,7 @@ def targets() -> dict[str, Target]:
 
 
 def made_input(target: Target, seeds: list[bytes], seed: int, number: int) -> bytes:
-    """Input `number` of a target."""
+    """Return the bytes of input `number` of a target."""
     rng = random.Random(f"{seed} {target.name} {number}")
     return target.mutate(rng, rng.choice(seeds))
 
@@ -117,7 +120,7 @@ def made_input(target: Target, seeds: list[bytes], seed: int, number: int) -> by
 def try_inputs(
     target: Target, numbers: Iterable[int], folder: Path, seed: int = 0
 ) -> Iterator[Outcome]:
-    """Read the inputs in this process, one after the other; `folder` is empty."""
+    """Read the inputs in this process, one after another; `folder` must be empty."""
     seeds = target.seeds(folder)
     path = folder / f"input{target.suffix}"
     for number in numbers:
@@ -128,7 +131,7 @@ def try_inputs(
 def _try(target: Target, path: Path, number: int) -> Outcome:
     _forget_peak()
     held = _bytes_of("VmRSS")
-    # processor time: a busy machine is no defect, and a wait without end is seen from outside
+    # processor time: a busy machine is no defect; the parent process notices an endless wait
     before = signal.signal(signal.SIGPROF, _too_long)
     start = time.process_time()
     try:
@@ -154,12 +157,12 @@ def _try(target: Target, path: Path, number: int) -> Outcome:
 
 
 def _forget_peak() -> None:
-    """Let the kernel begin anew: what ran before in this process may have taken far more."""
+    """Reset the peak of resident memory: earlier code in this process may have used far more."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _bytes_of(name: str) -> int:
-    """Resident memory of this process: "VmRSS" now, "VmHWM" at its peak."""
+    """Return this process's resident memory in bytes: "VmRSS" is the current, "VmHWM" the peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
 
@@ -169,7 +172,7 @@ def _too_long(*_: object) -> None:
 
 
 def fuzz(target: Target, count: int, seed: int = 0) -> Iterator[Outcome]:
-    """Read inputs 0 to `count` in a process that may crash, hang or be full: it is replaced."""
+    """Read inputs 0 to `count` - 1 in a child process, which is replaced after each defect."""
     number = 0
     while number < count:
         with _worker(target, range(number, count), seed) as (process, connection):
@@ -178,7 +181,7 @@ def fuzz(target: Target, count: int, seed: int = 0) -> Iterator[Outcome]:
                 yield outcome
                 number += 1
                 if outcome.is_defect():
-                    break  # its memory and state are not trusted any more
+                    break  # the state of this process can no longer be trusted
 
 
 def _next(process: multiprocessing.Process, connection: Connection, number: int) -> Outcome:
@@ -212,7 +215,7 @@ def _worker(
 def _work(target: Target, numbers: range, seed: int, connection: Connection) -> None:
     import resource
 
-    # what is over by far fails here instead of taking the machine with it
+    # an allocation far beyond the limit fails here instead of exhausting the machine
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + 2 * MAX_BYTES,) * 2)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""Shards, the tables that name pairs, and MATLAB files of SIDD, to be mutated."""
+"""Fuzz targets: shards, tables of pairs, and SIDD's MATLAB files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
 
 
 def seeds_of_shards(folder: Path) -> list[bytes]:
-    """With degraded images and without."""
+    """Shards with and without degraded images."""
     seeds = []
     for stored in (True, False):
         path = folder / "train-00000.h5"
@@ -27,12 +27,12 @@ def seeds_of_shards(folder: Path) -> list[bytes]:
 
 
 def read_shard(path: Path) -> None:
-    """The index and every pixel."""
+    """Read the index and every pixel."""
     verify(path).run()
 
 
 def seeds_of_pairs(folder: Path) -> list[bytes]:
-    """Tables with each separator, header and encoding, of files that are there; a meta-info."""
+    """Tables of existing files with each separator, header and encoding, and a meta-info file."""
     for name in ("a.png", "b.png", "café.png"):
         (folder / "sub").mkdir(exist_ok=True)
         (folder / name).touch()
@@ -46,13 +46,13 @@ def seeds_of_pairs(folder: Path) -> list[bytes]:
 
 
 def read_list_of_pairs(path: Path) -> None:
-    """As one kind of list, and as the other where it is none."""
+    """Read a file as a meta-info list, or as a table of pairs if it is none."""
     if read_meta_info(path) is None:
         read_pairs_csv(path)
 
 
 def seeds_of_blocks(folder: Path) -> list[bytes]:
-    """MATLAB v5, v7 (compressed) and v7.3 (HDF5), plain and chunked; those of scipy where it is."""
+    """MATLAB v7.3 (HDF5), plain and chunked; v5 and v7 (compressed) if scipy is installed."""
     path, seeds = folder / "seed.mat", []
     pixels = np.arange(2 * 3 * 4 * 5 * 3).astype(np.uint8).reshape(2, 3, 4, 5, 3)
     for options in ({}, {"compression": "gzip"}):

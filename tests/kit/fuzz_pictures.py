@@ -1,4 +1,4 @@
-"""Pictures of every format, and lists of files, to be mutated."""
+"""Fuzz targets: pictures of every format, and lists of files."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TAGS = {
     33723: (4, 2, b"\x1c\x02\x78\0\x03abc"),
     34675: (2, 8, b"profile\0"),
 }
-"""What describes a picture, by tag: type, count, bytes. Some types are not the standard's."""
+"""Metadata by tag: (type, count, bytes). Some types deliberately differ from the standard."""
 COMPRESSIONS = ("jpeg", "lzma", "lzw", "packbits", "zlib", "zstd")
 
 
 def seeds_of_pictures(_folder: Path) -> list[bytes]:
-    """A small picture in each format that is read, some with 16 bits, frames and metadata."""
+    """A small picture in each readable format, some with 16 bits, several frames or metadata."""
     shallow, deep = ramp(24, 32, dtype=np.uint8), ramp(24, 32)
     image = Image.fromarray(shallow)
     frames = {"save_all": True, "append_images": [image.rotate(180)]}
@@ -66,7 +66,7 @@ def seeds_of_pictures(_folder: Path) -> list[bytes]:
 
 
 def read_all_of_it(path: Path) -> None:
-    """Headers and pixels as restoring reads them; in each format, as it would write them."""
+    """Read header and pixels as `restore` does, and write the picture in each output format."""
     image_size(path)
     found = read_picture(path, frame=frame_count(path) - 1, max_pixels=MAX_PIXELS)
     for suffix in WRITTEN:
@@ -74,19 +74,19 @@ def read_all_of_it(path: Path) -> None:
 
 
 def few_pixels(picture: Picture) -> Picture:
-    """A corner: what may go wrong in writing are the metadata, and WebP takes its time."""
+    """Crop to a corner: writing fails on metadata, if at all, and WebP is slow on many pixels."""
     pixels, alpha = picture.pixels[:16, :16], picture.alpha
     return replace(picture, pixels=pixels, alpha=None if alpha is None else alpha[:16, :16])
 
 
 def seeds_of_lists(folder: Path) -> list[bytes]:
-    """Lists of files, none of which is there, in several encodings."""
+    """Lists of files that do not exist, in several encodings."""
     text = f"# mine\r\n{folder}/a.png\n\ncafé/b.jpg\nc.heic\n"
     return [text.encode(one) for one in ("utf-8", "utf-8-sig", "latin-1", "utf-16")]
 
 
 TARGETS = [
-    # what no signature tells is tried as TGA, which has none
+    # content without a known signature is read as TGA, which has none
     Target("pictures", ".tga", seeds_of_pictures, read_all_of_it),
     Target("lists", ".txt", seeds_of_lists, lambda path: find_inputs([f"@{path}"])),
 ]

@@ -1,4 +1,4 @@
-"""Recipes, and what is written behind options, to be mutated."""
+"""Fuzz targets: recipes, overrides and the values of options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PIECES = ("null", "~", "1e999", ".inf", ".nan", "-1", "0", "9" * 30, "9" * 400, 
 
 
 def mutate_text(rng: random.Random, data: bytes) -> bytes:
-    """Damaged bytes, or pieces of syntax put in, instead of something or not."""
+    """Damage bytes, or insert pieces of syntax, with or without replacing what was there."""
     if rng.random() < 0.3:
         return mutate_bytes(rng, data)
     mutated = data
@@ -40,7 +40,7 @@ def mutate_text(rng: random.Random, data: bytes) -> bytes:
 
 
 def seeds_of_recipes(_folder: Path) -> list[bytes]:
-    """All that come with the program, and one that extends."""
+    """All recipes of the program, and one that extends another."""
     own = [path.read_bytes() for path in sorted(recipe_folder().glob("*.yaml"))]
     lines = (item.partition("=") for item in MINI if item.startswith("train."))
     section = "".join(f"  {key[6:]}: {value}\n" for key, _, value in lines)
@@ -48,7 +48,7 @@ def seeds_of_recipes(_folder: Path) -> list[bytes]:
 
 
 def seeds_of_overrides(_folder: Path) -> list[bytes]:
-    """One each."""
+    """One override per seed."""
     texts = ("data.shards=my folder/x=1", "data.streaks='#a'") * 8
     return [item.encode() for item in (*MINI, *texts, "sampling.steps=4", "coarse={lr: 1}")]
 
@@ -59,7 +59,7 @@ def _base() -> dict[str, Any]:
 
 
 def read_override(path: Path) -> None:
-    """As the command line hands it over."""
+    """Apply one override as the command line passes it on."""
     recipe_from_dict(_base(), [os.fsdecode(path.read_bytes())], "a recipe")
 
 
@@ -70,13 +70,13 @@ PARSERS: tuple[Callable[[str], object], ...] = (
 
 
 def seeds_of_options(_folder: Path) -> list[bytes]:
-    """Values that one of the parsers takes."""
+    """Values that at least one of the parsers accepts."""
     text = "1-10 1,2,4-6 999,500 999,750,500,1 linspace,leading within:0.2dB psnr 900M 1.5GiB 6G 90"
     return [*text.encode().split(), b"0.5", b"none,call", b"my/folder"]
 
 
 def read_option(path: Path) -> None:
-    """By every parser; the error of the last one that refuses, where all do."""
+    """Parse a value with every parser; raise the last error if all refuse it."""
     text = os.fsdecode(path.read_bytes())
     refused: list[C2fdftError] = []
     for parse in PARSERS:
@@ -84,7 +84,7 @@ def read_option(path: Path) -> None:
             parse(text)
         except C2fdftError as error:
             refused.append(error)
-    if len(refused) > len(PARSERS) - 3:  # two of them leave refusing to others
+    if len(refused) > len(PARSERS) - 3:  # two parsers accept nearly any text
         raise refused[-1]
 
 

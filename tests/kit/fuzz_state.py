@@ -1,4 +1,4 @@
-"""States of trainings to be mutated, their checksums right or wrong."""
+"""Fuzz target: training states, with valid and invalid checksums."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.kit.fuzz_weights import SMALL, mutate_checkpoint
 
 
 def seeds_of_states(folder: Path) -> list[bytes]:
-    """One before the first validation, and one behind it."""
+    """One state before the first validation and one after it."""
     path, seeds = folder / "state.pt", []
     for best in (None, 31.5):
         moments = {"step": torch.tensor(3.0), "exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)}

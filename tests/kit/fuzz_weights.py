@@ -1,4 +1,4 @@
-"""Checkpoints and safetensors to be mutated, in their bytes and in what their containers hold."""
+"""Fuzz targets: checkpoints and safetensors, damaged as bytes and within their containers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OPCODES = b"(.012FIJKLMNPQRSTUVXabcdeghijlopqrstu}]\x80\x81\x82\x83\x85\x88\x8a\
 
 
 def _states() -> list[dict[str, torch.Tensor]]:
-    """A whole network's weights, and often the few that its shape is inferred from.
+    """The weights of a whole network, and more often only those its shape is inferred from.
 
-    Most damage is to how tensors are described, and few tensors are soon described.
+    Most damage hits the descriptions of tensors, and reading a few of these takes less time.
     """
     whole = {name: t.bfloat16() for name, t in fill(make_network(SMALL)).state_dict().items()}
     few = {name: t for name, t in whole.items() if TELLING.fullmatch(name)}
@@ -38,7 +38,7 @@ def _states() -> list[dict[str, torch.Tensor]]:
 
 
 def seeds_of_checkpoints(folder: Path) -> list[bytes]:
-    """Our own, an official one, one of another trainer, and one in torch's format before 1.6."""
+    """This program's, an official one, another trainer's, and one in torch's format before 1.6."""
     meta = Meta(SMALL, stage="fine", step=7, grid=[999, 500]).to_json()
     foreign = {
         "args": argparse.Namespace(lr=1e-4, out=Path("runs")),
@@ -60,7 +60,7 @@ def seeds_of_checkpoints(folder: Path) -> list[bytes]:
 
 
 def seeds_of_safetensors(folder: Path) -> list[bytes]:
-    """With our metadata, in half precision and not."""
+    """Files with this program's metadata, in float32 and in bfloat16."""
     seeds = []
     for state in _states():
         for dtype in (torch.float32, torch.bfloat16):
@@ -72,7 +72,7 @@ def seeds_of_safetensors(folder: Path) -> list[bytes]:
 
 
 def mutate_checkpoint(rng: random.Random, data: bytes) -> bytes:
-    """Damage in the file's bytes, or in one record of the archive, whose checksum is then right."""
+    """Damage the file's bytes, or one record of the archive, whose checksum is then recomputed."""
     if rng.random() < 0.4 or not data.startswith(b"PK"):
         return mutate_bytes(rng, data)
     file = io.BytesIO()
@@ -91,7 +91,7 @@ def mutate_checkpoint(rng: random.Random, data: bytes) -> bytes:
 
 
 def _mutate_pickle(rng: random.Random, data: bytes) -> bytes:
-    """Some bytes replaced by other instructions."""
+    """Replace up to three bytes by pickle opcodes."""
     mutated = bytearray(data)
     for _ in range(rng.randrange(4)):
         mutated[rng.randrange(len(mutated))] = rng.choice(OPCODES)
@@ -99,7 +99,7 @@ def _mutate_pickle(rng: random.Random, data: bytes) -> bytes:
 
 
 def mutate_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """Damage in the file's bytes, in the text of the table, or in an entry of the table."""
+    """Damage the file's bytes, the text of the header, or entries of the header."""
     way = rng.random()
     if way < 0.4:
         return mutate_bytes(rng, data)
@@ -133,7 +133,7 @@ def _mutate_entry(rng: random.Random, entry: dict[str, object]) -> None:
 
 
 def load(path: Path) -> object:
-    """What is tried: the weights, and the network where they are more than a few."""
+    """Load the weights, and build the network if the file holds all of them."""
     checkpoint = load_checkpoint(path)
     return checkpoint.network() if len(checkpoint.ema) > 50 else checkpoint
 

@@ -1,4 +1,4 @@
-"""A GPU that is not there: what torch says of it, by hand."""
+"""A simulated GPU: what torch reports about it is patched."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def pretend_gpu(
     architectures: Sequence[str],
     name: str = "a GPU",
 ) -> None:
-    """Let torch describe one GPU of a capability and a build for architectures.
+    """Let torch report one GPU of a compute capability and a build for `architectures`.
 
-    Nothing can be computed on it.
+    Nothing can be computed on this GPU.
     """
     answers: dict[str, object] = {
         "is_available": True,

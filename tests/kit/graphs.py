@@ -1,4 +1,4 @@
-"""CUDA graphs without a GPU: what ran while one was recorded runs again on the same tensors."""
+"""CUDA graphs without a GPU: operators that run while recording run again at each replay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from c2fdft_cli.execution.cuda import recorded
 
 
 class Graph(TorchDispatchMode):
-    """Stands for `torch.cuda.CUDAGraph`; results of a replay lie where the recorded ones lay."""
+    """Stands for `torch.cuda.CUDAGraph`; a replay writes its results into the recorded tensors."""
 
     replays = 0
 
@@ -46,14 +46,14 @@ class Graph(TorchDispatchMode):
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
-    """Record on the CPU."""
+    """Replace CUDA graphs by `Graph`, which records on the CPU."""
 
     @contextmanager
     def recording(
         graph: Graph, pool: object, stream: SimpleNamespace, capture_error_mode: str
     ) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
-        # on a stream of another GPU nothing would be recorded
+        # a stream of another GPU would record nothing
         assert stream.device_index == torch.cuda.current_stream().device_index
         with graph:
             yield
@@ -61,7 +61,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
     Graph.replays = 0
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(device_index=0))
     monkeypatch.setattr(torch.cuda, "Stream", lambda index: SimpleNamespace(device_index=index))
-    # with streams of its own, which no later test finds
+    # an empty cache of streams, which no later test sees
     monkeypatch.setattr(recorded, "_stream_of", cache(recorded._stream_of.__wrapped__))
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))

@@ -1,4 +1,4 @@
-"""Pictures by formula, as files of many kinds."""
+"""Pictures made by formula, encoded in many formats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def encoded(image, kind, **options):
 
 
 def drawn(height=13, width=11, channels=3, dtype=np.uint8, grey=False):
-    """Values by formula that use all bits and differ in every direction."""
+    """Pixels that use all bits and differ in every direction."""
     values = ramp(height, width, 1 if grey else channels, dtype)
     return np.repeat(values, channels, axis=2) if grey else values
 
@@ -54,7 +54,7 @@ def tiff_bytes(values, **options):
 
 
 def painters_exif(orientation=1):
-    """An EXIF block with an artist, by Pillow."""
+    """An EXIF block with an artist, written by Pillow."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     exif[0x013B] = "A. Painter"
@@ -62,7 +62,7 @@ def painters_exif(orientation=1):
 
 
 def exif_block(entries, end=bytes(4)):
-    """An EXIF block of any types: (type, count, bytes of the values) by tag; little-endian."""
+    """A little-endian EXIF block; `entries` maps tags to (type, count, bytes of the values)."""
     begin, values = 8 + 2 + 12 * len(entries) + len(end), b""
     head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
     for tag, (kind, count, data) in sorted(entries.items()):
@@ -74,7 +74,7 @@ def exif_block(entries, end=bytes(4)):
 
 
 def tagged_tiff(values, tags):
-    """uint8 `[h, w, 3]` as a TIFF with further tags, as of `exif_block`."""
+    """Encode uint8 `[h, w, 3]` as a TIFF with additional tags, given as in `exif_block`."""
     height, width, channels = values.shape
     numbers = {256: width, 257: height, 258: 8, 259: 1, 262: 2, 273: 0, 277: channels}
     numbers |= {278: height, 279: values.size}

@@ -1,4 +1,4 @@
-"""Folders of tiny images, named as data sets name theirs."""
+"""Folders of tiny images with the folder and file names of published data sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from c2fdft_cli.data.images.picture import save_rgb8
 
 
 def draw(root, *names, size=(6, 8)):
-    """Tiny image files, each with its own grey."""
+    """Write tiny image files, each in a different grey."""
     for number, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,7 +18,7 @@ def draw(root, *names, size=(6, 8)):
 
 
 def gopro(root, folders):
-    """GoPro's tree: two sequences of two frames each."""
+    """Write GoPro's folder tree: two sequences of two frames each."""
     for sequence in ("GOPR0372_07_00", "GOPR0374_11_00"):
         draw(root, *(f"{sequence}/{folder}/{n:06}.png" for folder in folders for n in (47, 48)))
     return root

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, each with one thread."""
+"""Run Python programs in separate processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from c2fdft_cli.signals import STOP_SIGNALS
 
 
 def python(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run this Python with some words, to its end."""
+    """Run this Python with arguments, to its end."""
     return subprocess.run(
         [sys.executable, *map(str, words)],
         capture_output=True, text=True, check=False, timeout=timeout,
@@ -22,22 +22,22 @@ def python(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[
 
 
 def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run a script or `-m module` in two processes that find each other."""
+    """Run a script or `-m module` in two processes of torchrun."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return python(*launcher, *words)
 
 
 def start(*words: object, **streams: Any) -> subprocess.Popen[str]:
-    """Start this Python as a shell would, with all signals as usual: pytest may run under nohup."""
+    """Start this Python with default signal handlers, as a shell does: pytest may ignore some."""
     command = [sys.executable, *map(str, words)]
-    # the tests that start programs have no threads of their own
+    # preexec_fn is safe: the tests that start programs have no threads
     return subprocess.Popen(command, text=True, preexec_fn=_default_signals, **streams)  # noqa: PLW1509
 
 
 def wait_for_handlers(process: subprocess.Popen[str]) -> None:
-    """Return once a started program handles SIGHUP, which Python by itself leaves alone.
+    """Return once a started program handles SIGHUP, for which Python itself sets no handler.
 
-    Where the system does not tell, a second is waited.
+    Without /proc the function waits one second.
     """
     status = Path(f"/proc/{process.pid}/status")
     if not status.exists():

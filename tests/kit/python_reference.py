@@ -1,6 +1,6 @@
-"""The Python API, from its docstrings: `python -m tests.kit.python_reference`.
+"""Generate the Python reference from the docstrings: `python -m tests.kit.python_reference`.
 
-Writes docs/reference/python.md; a test compares it with the docstrings as they are.
+Writes docs/reference/python.md; a test compares the file with the current docstrings.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SECTIONS = ("Args:", "Returns:", "Raises:", "Attributes:")
 
 
 def reference() -> str:
-    """The text of docs/reference/python.md."""
+    """Return the text of docs/reference/python.md."""
     parts = [HEAD]
     for name in NAMES:
         one = getattr(c2fdft, name)
@@ -53,7 +53,7 @@ def reference() -> str:
 
 
 def _methods(one: Any) -> Iterator[tuple[str, Any]]:
-    """Public methods that are documented here, a call among them."""
+    """Yield the public methods with a docstring, `__call__` and `forward` among them."""
     for name, function in vars(one).items() if inspect.isclass(one) else ():
         public = name in ("__call__", "forward") or not name.startswith("_")
         if inspect.isfunction(function) and public and function.__doc__:
@@ -67,7 +67,7 @@ def _entry(level: int, name: str, one: Any) -> str:
 
 
 def _signature(name: str, function: Any) -> str:
-    """One parameter a line; types as they are written."""
+    """Return the signature with one parameter per line and the annotations as written."""
     signature = inspect.signature(function)
     lines, starred = [], False
     for one in signature.parameters.values():
@@ -84,7 +84,7 @@ def _signature(name: str, function: Any) -> str:
 
 
 def markdown(text: str) -> str:
-    """A docstring's sections as lists."""
+    """Convert a docstring to Markdown, its sections to lists."""
     out: list[str] = []
     inside = False
     for line in text.splitlines():

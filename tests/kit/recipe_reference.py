@@ -1,6 +1,7 @@
-"""The keys of a recipe, from the schema and its docstrings: `python -m tests.kit.recipe_reference`.
+"""Generate the reference of recipe keys: `python -m tests.kit.recipe_reference`.
 
-Writes docs/reference/recipes.md; a test compares it with the schema as it is.
+Writes docs/reference/recipes.md from the schema and its docstrings; a test compares the file with
+the current schema.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ STAGES = {
     "fine": "fine",
     "train": "both",
 }
-"""Which stage reads a section."""
+"""The stages that read each section."""
 
 
 def reference() -> str:
-    """The text of docs/reference/recipes.md."""
+    """Return the text of docs/reference/recipes.md."""
     recipe, parts = Recipe(), [HEAD]
     meanings = meanings_of(Recipe)
     rows = [_row("task", meanings["task"], recipe.task, _limits(schema(), "task"))]
@@ -56,7 +57,7 @@ def reference() -> str:
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """Each field's meaning, from `Args:` in the docstrings of a dataclass and its parents."""
+    """Return the description of each field from `Args:` of a dataclass and its parents."""
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
         listed = (inspect.getdoc(one) or "").partition("Args:")[2]
@@ -68,7 +69,7 @@ def meanings_of(kind: type) -> dict[str, str]:
 
 
 def summary_of(kind: type) -> str:
-    """The first line of its docstring, as Markdown."""
+    """Return the first line of a class's docstring as Markdown."""
     return _linked((kind.__doc__ or "").splitlines()[0])
 
 
@@ -95,13 +96,13 @@ def _row(name: str, meaning: str, default: object, limits: str) -> str:
 
 
 def _yaml(value: object) -> str:
-    """A value as one writes it in a recipe."""
+    """Format a value as it is written in a recipe."""
     text = json.dumps(value).replace('"', "")
     return re.sub(r"\b(\d+)e-0*(\d+)", r"\1e-\2", text)
 
 
 def _limits(part: Mapping[str, Any], name: str) -> str:
-    """Type and limits of a key, in words, from the JSON schema."""
+    """Describe the type and limits of a key in words, from the JSON schema."""
     return _words(part["properties"][name])
 
 
@@ -124,7 +125,7 @@ def _words(one: Mapping[str, Any]) -> str:
 
 
 def _linked(text: str) -> str:
-    """`docs/x.md` as a link; a heading cited behind it leads there."""
+    """Turn `docs/x.md` into a link, to the heading that is cited after it if there is one."""
 
     def link(match: re.Match[str]) -> str:
         page, heading = match[1], match[2]

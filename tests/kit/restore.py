@@ -1,4 +1,4 @@
-"""What the tests of restore share: checkpoints, pictures, a network that changes nothing."""
+"""Helpers for the tests of `restore`: checkpoints, pictures, a network that changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from c2fdft_cli.recipe.schema import Network
 
 
 class Identity:
-    """The noise that makes each step's x_0 the condition: the sampler returns its input."""
+    """Predicts noise such that x_0 equals the condition: the sampler returns its input."""
 
     def __init__(self, alpha_bar: torch.Tensor) -> None:
         self.alpha_bar = alpha_bar.double()
@@ -38,7 +38,7 @@ class Identity:
 
 
 def overflow_in_half_precision(patch: pytest.MonkeyPatch) -> None:
-    """Let every sampler that is not in float32 produce NaN."""
+    """Let every restorer that does not run in float32 produce NaN."""
     original = Restorer.__call__
 
     def call(
@@ -56,9 +56,10 @@ def overflow_in_half_precision(patch: pytest.MonkeyPatch) -> None:
 
 
 def found_under(patch: pytest.MonkeyPatch, folder: Path, other: Path) -> Path:
-    """Let the file system find a folder under another name too, as where cases are one; its name.
+    """Let `os.stat` find `folder` under the name `other` too, and return `other`.
 
-    Links would be seen through, and mounting takes the administrator.
+    This simulates a file system that ignores case: links would be resolved, and mounting a real one
+    needs root.
     """
     stat = os.stat
 
@@ -72,7 +73,7 @@ def found_under(patch: pytest.MonkeyPatch, folder: Path, other: Path) -> Path:
 
 
 def write_checkpoint(path: Path, net: DFT, **meta: Any) -> Path:
-    """A checkpoint of a small network."""
+    """Write a checkpoint of a small network and return its path."""
     network = Network(dim=net.dim, blocks=[1, 1, 1, 1])
     state = net.state_dict()
     save_checkpoint(path, state, state, Meta(network, **meta))
@@ -80,7 +81,7 @@ def write_checkpoint(path: Path, net: DFT, **meta: Any) -> Path:
 
 
 def random_picture(height: int, width: int, seed: int = 0, **options: Any) -> Picture:
-    """Random pixels; grey=True, alpha=True or depth=16 as asked."""
+    """A picture of random pixels; options are grey=True, alpha=True and depth=16."""
     random = np.random.default_rng(seed)
     dtype = np.uint16 if options.get("depth") == 16 else np.uint8
     top = np.iinfo(dtype).max + 1
@@ -91,14 +92,14 @@ def random_picture(height: int, width: int, seed: int = 0, **options: Any) -> Pi
 
 
 def save(path: Path, picture: Picture) -> Path:
-    """Write a picture, making its folder."""
+    """Write a picture, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_picture(path, picture)
     return path
 
 
 class Request:
-    """A restore command: IN, OUT, and settings of any group by name."""
+    """A request to restore: IN, OUT, and the fields of any group of options by name."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Request:
         self.settings = {"weights": weights and str(weights), **settings}
 
     def plan(self, **changes: Any) -> RestorePlan:
-        """Plan it, with some words changed."""
+        """Plan the request, with some arguments changed."""
         words = {"source": self.source, "out": self.out, **self.settings, **changes}
         groups = {}
         for group in (Sampling, Machine, Writing):
@@ -122,7 +123,7 @@ class Request:
 
 
 def plan(request: Request, *, identity: bool = False, **changes: Any) -> RestorePlan:
-    """A plan in float32 on the CPU, with the network replaced by `Identity` if asked."""
+    """Plan in float32 on the CPU; `identity` replaces the network by `Identity`."""
     made = request.plan(**{"device": "cpu", "precision": "fp32", **changes})
     if identity:
         restorer = made.executor.restorer
@@ -136,5 +137,5 @@ def run(request: Request, *, identity: bool = False, **changes: Any) -> RestoreR
 
 
 def pixels(path: Path) -> np.ndarray:
-    """A file's pixels."""
+    """Read the pixels of a file."""
     return read_picture(path).pixels

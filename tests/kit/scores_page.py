@@ -1,6 +1,6 @@
-"""One table of every packaged file, from the catalogue: `python -m tests.kit.scores_page`.
+"""Generate the table of the packaged weights' scores: `python -m tests.kit.scores_page`.
 
-Writes docs/models/scores.md; a test compares it with the catalogue as it is.
+Writes docs/models/scores.md from the catalogue; a test compares the file with the current one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COSTS = """
 
 
 def reference() -> str:
-    """The text of docs/models/scores.md."""
+    """Return the text of docs/models/scores.md."""
     entries = list(read_catalogue().values())
     scores = "\n".join(_score(entry, one) for entry in entries for one in entry.scores)
     return HEAD + scores + "\n" + COSTS + "\n".join(map(_cost, entries)) + "\n"

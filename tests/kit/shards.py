@@ -1,4 +1,4 @@
-"""Small shards by formula."""
+"""Small shards with pixels by formula."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_shard(
     *,
     has_lq: bool = True,
 ) -> None:
-    """Write a whole shard from a stream of (lq, gt)."""
+    """Write a complete shard from a stream of (lq, gt)."""
     with ShardWriter(path, header, entries, has_lq=has_lq) as writer:
         for lq, gt in images:
             writer.add(lq, gt)

@@ -1,4 +1,4 @@
-"""Folders that the parallel test processes share, and data that a test run may not lack."""
+"""Folders shared by the parallel test processes, and the check for required test data."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 from filelock import FileLock
 
 DATA_VARIABLES = ("C2FDFT_TEST_DATA", "C2FDFT_REFERENCE")
-"""The folders of real image pairs and of reference numbers, which the repository does not hold."""
+"""Environment variables with the folders of real image pairs and of reference numbers."""
 
 MISSING_DATA = "C2FDFT_MISSING_DATA"
-"""What golden checks do without their data: "skip", or "fail", the default where CI is set."""
+"""Environment variable: "skip" or "fail" golden checks without data; "fail" if CI is set."""
 
 
 def check_data(environment: Mapping[str, str]) -> None:
-    """End the test run where golden checks would be skipped without anybody noticing.
+    """End the test run if golden checks lack their data and must not be skipped.
 
     Raises:
-        pytest.UsageError: data are missing and may not be.
+        pytest.UsageError: required data are missing, or `MISSING_DATA` has an unknown value.
     """
     choice = environment.get(MISSING_DATA, "fail" if environment.get("CI") else "skip")
     if choice not in ("skip", "fail"):
@@ -35,7 +35,7 @@ def check_data(environment: Mapping[str, str]) -> None:
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first test process to ask for it makes, and that all of them read."""
+    """Return a folder made by the first test process that needs it and read by all of them."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent

@@ -1,4 +1,4 @@
-"""Small networks of every kind, for runs in strips."""
+"""Small networks of every variant, to be run in strips."""
 
 from __future__ import annotations
 

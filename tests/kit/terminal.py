@@ -1,4 +1,4 @@
-"""Commands in a terminal of a given width."""
+"""Run commands in a terminal of a given width."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def in_terminal(
     *words: object, columns: int = 80, cwd: Path | None = None, **environment: str
 ) -> tuple[int, str]:
-    """Run a command where its streams are a terminal.
+    """Run a command whose stdout and stderr are a terminal.
 
     Returns:
-        The exit code, and all that was written, without colours and moves of the cursor.
+        The exit code, and the output without colours and cursor movements.
     """
     terminal, end = os.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 60, columns, 0, 0))
@@ -41,5 +41,5 @@ def in_terminal(
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 1 << 16)
-    except OSError:  # how a terminal ends on Linux
+    except OSError:  # Linux reports the end of a terminal as an error
         return b""

@@ -1,4 +1,4 @@
-"""The harness finds what it looks for: it is no use if everything passes."""
+"""The fuzzing harness detects each kind of defect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from c2fdft_cli.errors import DataError
 from tests.kit import fuzz
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="its limits are Linux's"),
+    pytest.mark.skipif(sys.platform != "linux", reason="it sets limits that only Linux has"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 
@@ -42,7 +42,7 @@ def two_lines(path):
         (lambda path: bytearray(1 << 34), "MemoryError"),
     ],
 )
-def test_what_comes_of_an_input(monkeypatch, read, what):
+def test_each_outcome_of_an_input_is_detected(monkeypatch, read, what):
     monkeypatch.setattr(fuzz, "MAX_SECONDS", 0.2)
     target = fuzz.Target("x", ".x", lambda folder: [b"0123456789"], read)
     outcomes = list(fuzz.fuzz(target, 2))
@@ -51,7 +51,7 @@ def test_what_comes_of_an_input(monkeypatch, read, what):
     assert all(outcome.is_defect() == (what not in ("read", "refused")) for outcome in outcomes)
 
 
-def test_an_input_is_made_again_by_its_number():
+def test_an_input_is_reproduced_by_its_number():
     target = fuzz.Target("x", ".x", lambda folder: [], refuse)
     made = [fuzz.made_input(target, [bytes(100)], 0, number) for number in range(50)]
     assert made == [fuzz.made_input(target, [bytes(100)], 0, number) for number in range(50)]

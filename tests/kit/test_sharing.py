@@ -1,4 +1,4 @@
-"""Golden checks may not vanish silently; shared folders are made once."""
+"""Golden checks are never skipped silently; shared folders are made once."""
 
 from __future__ import annotations
 

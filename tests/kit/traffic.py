@@ -1,4 +1,4 @@
-"""`recipes/scripts/count_traffic.py` as a module: calls on CUDA tensors without contents."""
+"""`recipes/scripts/count_traffic.py` as a module: network calls on fake CUDA tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "recipes/scripts/count_traffic.py"
 
 
 def load_count_traffic() -> ModuleType:
-    """The script's functions; skips the test where fake CUDA tensors cannot be had."""
+    """Import the script; skip the test if fake CUDA tensors cannot be made on this machine."""
     if torch.version.cuda is None and not shutil.which("g++"):
         pytest.skip("torch is built without CUDA and there is no g++ for a device guard")
     if "count_traffic" not in sys.modules:

@@ -1,4 +1,4 @@
-"""Trainings of seconds: their requests, and what they leave behind."""
+"""Trainings that take seconds: their requests, and readers of their run folders."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ MINI = (
     "train.validation_images=2",
     "train.micro_batch=4",
 )
-"""Overrides that make a training of seconds: 12 coarse steps, 8 fine ones."""
+"""Overrides for a training that takes seconds: 12 coarse steps, 8 fine ones."""
 
 
 def request(
     stage: str, data: Path | None, out: Path | None, *more: str, **changes: Any
 ) -> TrainRequest:
-    """A short training in float32 on the CPU; `more` are overrides on top of `MINI`."""
+    """Request a short training in float32 on the CPU; `more` are overrides on top of `MINI`."""
     values = {
         "stage": stage,
         "recipe": "tiny",
@@ -60,14 +60,14 @@ def request(
 
 
 def run(asked: TrainRequest) -> tuple[TrainResult, list[TrainEvent]]:
-    """Train to the end; the result and all events."""
+    """Train to the end and return the result and all events."""
     job = train(set_up(asked))
     events = list(job)
     return job.result, events
 
 
 def resume(stage: str, out: Path, *changed: str) -> tuple[TrainResult, list[TrainEvent]]:
-    """Resume the training of a folder, to its end."""
+    """Resume the training in a run folder and train to its end."""
     return run(
         TrainRequest(stage, out=out, overrides=[*changed], resume=True, device="cpu",
                      precision="fp32")
@@ -75,7 +75,7 @@ def resume(stage: str, out: Path, *changed: str) -> tuple[TrainResult, list[Trai
 
 
 def stop_after(asked: TrainRequest, step: int) -> None:
-    """Train and drop the job after a step, as kill -9 would: only what is on disk is left."""
+    """Train and abandon the job after a step, as kill -9 would: only files on disk remain."""
     events = iter(train(set_up(asked)))
     for event in events:
         if isinstance(event, StepDone) and event.iteration == step:
@@ -84,18 +84,18 @@ def stop_after(asked: TrainRequest, step: int) -> None:
 
 
 def collect(job: Job[TrainEvent, TrainResult], events: list[TrainEvent]) -> None:
-    """Run a job that may fail, keeping the events up to then."""
+    """Run a job that may fail, and append its events to `events` up to the failure."""
     for event in job:
         events.append(event)
 
 
 def notices(events: Iterable[TrainEvent]) -> list[str]:
-    """What was remarked."""
+    """The texts of all notices among the events."""
     return [event.text for event in events if isinstance(event, Notice)]
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv; none where there is no such file yet."""
+    """The rows of metrics.csv, an empty list if there is no such file yet."""
     if not (folder / "metrics.csv").is_file():
         return []
     with (folder / "metrics.csv").open() as file:
@@ -103,7 +103,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def losses(folder: Path) -> list[str]:
-    """The column of losses, as written."""
+    """The losses in metrics.csv, as text."""
     return [row["loss"] for row in metrics(folder)]
 
 

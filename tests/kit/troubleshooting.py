@@ -1,7 +1,7 @@
-"""The errors in docs/troubleshooting.md, by their commands: `python -m tests.kit.troubleshooting`.
+"""Update the errors in docs/troubleshooting.md: `python -m tests.kit.troubleshooting`.
 
-Each block `$ c2fdft ...` is run in a folder made here, and what it prints as an error is put below
-the command; a test compares the page with that.
+The commands of each block `$ c2fdft ...` are run in a folder made here, and the error that the last
+one prints replaces the one below it in the page; a test compares the page with the result.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from tests.kit.restore import write_checkpoint
 
 FILE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 SHOWN = 3
-"""Details of an error that the page shows."""
+"""How many details of an error the page shows."""
 BLOCK = re.compile(r"^```text\n((?:\$ c2fdft [^\n]*\n)+)(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def executed(page: str) -> str:
-    """The page with each block's output as it is now."""
+    """Return the page with the current output in each block."""
     with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
         _make_files()
         return BLOCK.sub(_executed_block, page)
 
 
 def _executed_block(found: re.Match[str]) -> str:
-    """All commands of a block, and the error of the last; those before it succeed."""
+    """Run all commands of a block; the last must fail, and the others must succeed."""
     *first, last = found[1].splitlines()
     for line in first:
         done = run(*shlex.split(line)[2:])
@@ -58,7 +58,7 @@ def _executed_block(found: re.Match[str]) -> str:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """In a folder, on a machine without a GPU."""
+    """Work in a folder, and let torch report that there is no GPU."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -69,7 +69,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _make_files() -> None:
-    """Photos, a damaged one among them, pairs that fit and some that do not, shards, weights."""
+    """Write photos (one damaged), pairs (some of unequal size), shards, weights, a run folder."""
     for number in range(2):
         _save(f"photos/{number}.png", picture(32, 40, number))
         _save(f"mixed/{number}.png", picture(32, 40, number))

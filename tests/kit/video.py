@@ -1,4 +1,4 @@
-"""Small videos, made with PyAV when a test asks for them, and what is in a video by its packets."""
+"""Small videos, made with PyAV on demand, and readers of the contents of a video."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from c2fdft_cli.data.video.probe import probe_video
 from c2fdft_cli.data.video.stream import VideoReader, VideoWriter
 
 av: Any = _av
-"""The library, for tests that make videos of their own; its stubs do not know all of it."""
+"""PyAV without types, since its stubs are incomplete; for tests that make their own videos."""
 
 
 def filtered(source: str, filters: str = "null", sink: str = "buffersink") -> Iterator[Any]:
-    """Frames of one of FFmpeg's test sources, through filters: "name=arguments,name"."""
+    """Yield frames of an FFmpeg test source, filtered by `filters`: "name=arguments,name"."""
     graph = av.filter.Graph()
     nodes = []
-    commas = r",(?=(?:[^']*'[^']*')*[^']*$)"  # outside of quotes
+    commas = r",(?=(?:[^']*'[^']*')*[^']*$)"  # outside quotes
     for one in [*re.split(commas, f"{source},{filters}"), sink]:
         name, _, arguments = one.partition("=")
         nodes.append(graph.add(name, arguments))
@@ -53,10 +53,10 @@ def make_clip(
     aspect: Fraction = Fraction(1),
     sound_codec: str = "aac",
 ) -> Path:
-    """Colours that turn slowly, with a sine tone."""
+    """Write a video of a slowly rotating colour gradient, with a sine tone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # All that the filter would draw at random is given, and the number of threads decides what the
-    # encoder writes: so the packets are the same each time, on each machine.
+    # All values that the filter would choose at random are given, and the number of threads, on
+    # which the encoder's output depends, is fixed: the packets are the same on every machine.
     gradients = f"gradients=s={size}:r={rate}:d={seconds}:seed=3:c0=0x3f7ad2:c1=0xe0a030"
     frames = list(filtered(gradients, filters))
     with av.open(str(path), "w", metadata_errors="surrogateescape") as out:
@@ -79,7 +79,7 @@ def make_clip(
 def add_pictures(
     out: Any, frames: list[Any], rate: Fraction, codec: str, options: dict[str, str] | None = None
 ) -> Any:
-    """A stream with the size, format and flags of the frames."""
+    """Add a video stream with the size, format and flags of the frames."""
     first = frames[0]
     stream = out.add_stream(codec, rate, options or {})
     stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
@@ -92,14 +92,14 @@ def add_pictures(
 
 
 def tone_packets(stream: Any, seconds: float) -> Iterator[Any]:
-    """A sine tone, encoded."""
+    """Yield the packets of an encoded sine tone."""
     for frame in filtered(f"sine=duration={seconds}:sample_rate=48000", "anull", "abuffersink"):
         yield stream.encode(frame)
     yield stream.encode(None)
 
 
 def remux(source: Path, target: Path, **changes: Any) -> Path:
-    """Copy all packets; `turn` the picture, cut at `start`, add `chapters`, `subtitles`, texts."""
+    """Copy all packets; options: `turn`, `start`, `chapters`, `subtitles`, `title`, `timecode`."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
         if "turn" in changes:
@@ -128,7 +128,7 @@ def remux(source: Path, target: Path, **changes: Any) -> Path:
 
 
 def changed(source: Path, target: Path, change: Callable[[Any], None]) -> Path:
-    """Copy all packets of a video to Matroska, each changed in place."""
+    """Copy all packets of a video to Matroska; `change` modifies each in place."""
     with av.open(str(source)) as old, av.open(str(target), "w", format="matroska") as new:
         pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
         for packet in old.demux():
@@ -140,7 +140,7 @@ def changed(source: Path, target: Path, change: Callable[[Any], None]) -> Path:
 
 
 def begin(path: Path) -> Fraction:
-    """Seconds from the file's begin to the first frame."""
+    """Seconds from the start of the file to its first frame."""
     info = probe_video(path)
     with VideoReader(info, info.is_deep) as reader:
         return next(iter(reader)).pts * info.time_base
@@ -153,7 +153,7 @@ def subtitles(path: Path) -> list[str]:
 
 
 def stamps(path: Path) -> tuple[Fraction, list[int]]:
-    """(time base, time stamps) of the frames."""
+    """(time base, timestamps) of the frames."""
     info = probe_video(path)
     with av.open(str(path)) as container:
         frames = list(container.decode(container.streams[info.stream]))
@@ -161,7 +161,7 @@ def stamps(path: Path) -> tuple[Fraction, list[int]]:
 
 
 def sound(path: Path) -> list[str]:
-    """A hash of the packets of each sound."""
+    """A hash of the packets of each audio stream."""
     return [packets(path, one.index) for one in av.open(str(path)).streams.audio]
 
 
@@ -180,18 +180,18 @@ def frames(path: Path) -> np.ndarray:
 
 
 def count_frames(path: Path) -> int:
-    """How many frames there are by the packets."""
+    """The number of frames according to the packets."""
     return read_through(probe_video(path)).frames
 
 
 def copy(source: Path, target: Path, crf: int = 18) -> Path:
-    """Decode and encode without a change."""
+    """Decode and encode a video without a change."""
     notes_of(source, target, crf)
     return target
 
 
 def notes_of(source: Path, target: Path, crf: int = 18) -> list[str]:
-    """Decode and encode without a change; what the writer noted."""
+    """Decode and encode a video without a change; return the notes of the writer."""
     info = read_through(probe_video(source))
     with (
         VideoReader(info, info.is_deep) as reader,

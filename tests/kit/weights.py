@@ -1,4 +1,4 @@
-"""What the tests of packaged weights share: a folder of them that stands for the installed one."""
+"""Helpers for the tests of packaged weights: catalogue entries and weights files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FACTS: dict[str, Any] = {
 
 
 def write_facts(path: Path, **changes: Any) -> Path:
-    """What people say of weights, as JSON."""
+    """Write the facts that authors state about weights, as JSON."""
     path.write_text(json.dumps({**FACTS, **changes}))
     return path
 
@@ -48,7 +48,7 @@ def write_facts(path: Path, **changes: Any) -> Path:
 def write_packed(
     path: Path, net: DFT, grid: list[int] | None, *, said: Any = None, **content: Any
 ) -> Path:
-    """A checkpoint in the packaged form: params_ema in bf16, and meta."""
+    """Write a checkpoint in the packaged format: params_ema in bf16, and meta."""
     ema = {name: tensor.bfloat16() for name, tensor in net.state_dict().items()}
     meta = Meta(Network(dim=net.dim, blocks=[1, 1, 1, 1]), stage="fine", grid=grid, **(said or {}))
     torch.save({"params_ema": ema, "meta": meta.to_json(), **content}, path)
@@ -58,7 +58,7 @@ def write_packed(
 def write_random(
     path: Path, *, seed: int = 0, protocol: str | None = None, data: Path | None = None, **said: Any
 ) -> Path:
-    """A checkpoint of a small network with random weights, which says its recipe."""
+    """Write a checkpoint of a small network with random weights, with its recipe."""
     network = Network(dim=8, blocks=[1, 1, 1, 1])
     recipe = Recipe(network=network)
     recipe.train.protocol = protocol or recipe.train.protocol
@@ -70,7 +70,7 @@ def write_random(
 
 
 def package(folder: Path, name: str, net: DFT, grid: list[int], **changes: Any) -> Path:
-    """Put weights into a folder of packaged ones; returns the file."""
+    """Add weights to a folder of packaged ones; return the path of their file."""
     aside = folder.parent / "aside"
     aside.mkdir(exist_ok=True)
     facts = write_facts(aside / f"{name}.json", **changes)

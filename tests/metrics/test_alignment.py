@@ -23,7 +23,7 @@ def photo(h: int = 100, w: int = 120) -> torch.Tensor:
 
 
 def bilinear(image: torch.Tensor, dy: float, dx: float) -> torch.Tensor:
-    """The image at (y + dy, x + dx), for interior pixels."""
+    """The image sampled at (y + dy, x + dx); valid for interior pixels."""
     y, x = math.floor(dy), math.floor(dx)
     fy, fx = dy - y, dx - x
 
@@ -47,8 +47,8 @@ def test_every_shift_of_the_grid_is_undone_exactly(dy: float, dx: float) -> None
     torch.testing.assert_close(got, target, rtol=0, atol=1e-9)
 
 
-def test_the_error_is_the_least_of_all_shifts() -> None:
-    """Against every shift tried one by one, on images that no shift makes equal."""
+def test_the_error_is_the_smallest_of_all_shifts() -> None:
+    """Compared with trying every shift, on images that no shift makes equal."""
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 20, (3, 60, 64)))
     image = photo(60, 64)
     target = (bilinear(image, 0.6, -1.4) + noise)[:, 6:-6, 6:-6]
@@ -63,7 +63,7 @@ def test_the_error_is_the_least_of_all_shifts() -> None:
 
 @pytest.mark.parametrize("shift", [(0.5, 0.25), (-1.25, 2.5), (3.0, -4.0)])
 def test_a_shifted_image_scores_as_the_unshifted_one(shift: tuple[float, float]) -> None:
-    """By levin's protocol; shifted by splines, which are not what undoes it."""
+    """With the protocol levin; the shift uses splines, its search bilinear interpolation."""
     smooth = torch.from_numpy(ndimage.gaussian_filter(photo().numpy(), (0, 2, 2)))
     noise = torch.from_numpy(np.random.default_rng(1).normal(0, 3, tuple(smooth.shape)))
     noise = torch.from_numpy(ndimage.gaussian_filter(noise.numpy() * 6, (0, 2, 2)))
@@ -78,7 +78,7 @@ def test_a_shifted_image_scores_as_the_unshifted_one(shift: tuple[float, float])
     assert got.psnr > plain.psnr + 3
 
 
-def test_levin_skips_its_border_and_what_is_asked_for() -> None:
+def test_levin_skips_its_border_and_a_requested_one() -> None:
     image = torch.from_numpy(np.random.default_rng(3).uniform(0, 255, (1, 3, 80, 90)))
     broken = image.clone()
     broken[..., :10, :] = 0
@@ -98,12 +98,12 @@ def test_each_image_of_a_batch_has_its_own_shift() -> None:
     assert scores[1].psnr > 200
 
 
-def test_odd_sizes_and_8_bit_images() -> None:
+def test_odd_sizes_and_8_bit_images_are_scored() -> None:
     image: Any = photo(85, 77).to(torch.uint8)[None]
     assert score(image, image, LEVIN)[0].psnr == math.inf
 
 
-def test_nothing_left() -> None:
+def test_images_without_pixels_inside_the_border_are_refused() -> None:
     small = torch.zeros(1, 3, 40, 60)
     with pytest.raises(ValueError, match="at least 11"):
         score(small, small, LEVIN)

@@ -1,4 +1,4 @@
-"""piq's metrics: bounds, identity, direction, and two of them against formulas by hand."""
+"""piq's metrics: bounds, identity, direction, and two of them compared with their formulas."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def test_small_images_have_no_score(name: str, gt: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ["fsim", "gmsd"])
-def test_red_and_blue_are_not_the_same(name: str, gt: torch.Tensor) -> None:
-    """RGB order: a fault in the red channel weighs other than one in the blue."""
+def test_red_and_blue_are_weighted_differently(name: str, gt: torch.Tensor) -> None:
+    """This confirms the RGB order of the channels."""
     red, blue = gt.clone(), gt.clone()
     red[:, 0], blue[:, 2] = noisy(gt, 0.2)[:, 0], noisy(gt, 0.2)[:, 2]
     scores = [piq_metric(name, image, gt) for image in (red, blue)]
     assert (scores[0] < scores[1]) == METRICS[name].higher_is_better
 
 
-def test_gmsd_by_hand(gt: torch.Tensor) -> None:
+def test_gmsd_equals_its_formula(gt: torch.Tensor) -> None:
     """Xue et al. 2013: Prewitt gradients of half-size luma, deviation of their similarity."""
 
     def gradient(image: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -82,7 +82,7 @@ def test_gmsd_by_hand(gt: torch.Tensor) -> None:
     assert piq_metric("gmsd", lq, gt) == pytest.approx(want, rel=1e-3)
 
 
-def test_ms_ssim_by_hand(gt: torch.Tensor) -> None:
+def test_ms_ssim_equals_its_formula(gt: torch.Tensor) -> None:
     """Wang et al. 2003, each scale by scikit-image's formula."""
     metrics = pytest.importorskip("skimage.metrics")
     lq = noisy(gt, 0.1)
@@ -105,7 +105,7 @@ def _half(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _term(
     a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], ssim: np.ndarray[Any, Any], *, last: bool
 ) -> float:
-    """Mean SSIM at the last scale, its contrast term (SSIM over luminance) before."""
+    """Mean SSIM at the last scale; at earlier ones its contrast term (SSIM over luminance)."""
     if last:
         return float(ssim[5:-5, 5:-5].mean())
     filters = pytest.importorskip("scipy.ndimage")
@@ -114,7 +114,7 @@ def _term(
     return float((ssim / luminance)[5:-5, 5:-5].mean())
 
 
-def test_what_is_refused(gt: torch.Tensor) -> None:
+def test_invalid_images_and_metrics_are_refused(gt: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="one shape"):
         piq_metric("gmsd", gt, gt[..., 1:])
     with pytest.raises(ValueError, match="one shape"):
@@ -125,14 +125,14 @@ def test_what_is_refused(gt: torch.Tensor) -> None:
         piq_metric("niqe", gt, gt)
 
 
-def test_the_set_needs_no_download() -> None:
+def test_the_set_of_metrics_needs_no_download() -> None:
     assert {*METRICS} - {*FULL_SET} == {"lpips", "dists"}
     assert {name for name, one in METRICS.items() if one.downloads} == {"lpips", "dists"}
     assert all(hasattr(load_piq(), one.function) for one in METRICS.values())
 
 
-def test_threads_may_load_it_at_once() -> None:
-    """In a process of its own: here it is loaded already."""
+def test_threads_may_load_piq_at_once() -> None:
+    """Runs in a new process, as piq is loaded in this one already."""
     script = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -152,14 +152,16 @@ with ThreadPoolExecutor(4) as pool:
     assert done.stdout.split() == ["piq"] * 4, done.stderr
 
 
-def test_weights_that_are_not_there_are_asked_for_once(
+def test_weights_that_cannot_be_downloaded_are_requested_once(
     gt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
     def lpips() -> None:
         asked.append(1)
-        time.sleep(0.1)  # as long as a failing connection, and longer than a thread's start
+        time.sleep(
+            0.1
+        )  # as slow as a failing connection, so that all threads have started meanwhile
         raise OSError("no route to host")
 
     monkeypatch.setattr(load_piq(), "LPIPS", lpips)

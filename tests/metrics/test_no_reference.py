@@ -1,4 +1,4 @@
-"""Scores without a target: direction, range, invariants; other programs are in test_piq_golden."""
+"""Scores without a target: direction, range, invariants; test_piq_golden has golden values."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def noise(sigma: float, shape: torch.Size) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sigma", [2.0, 10.0, 30.0])
-def test_sigma_is_that_of_the_noise(sigma: float) -> None:
+def test_the_estimated_sigma_is_that_of_the_noise(sigma: float) -> None:
     y, x = torch.meshgrid(torch.arange(160), torch.arange(160), indexing="ij")
     smooth = (128 + 40 * torch.sin(0.05 * x) + 40 * torch.cos(0.04 * y)).expand(1, 3, 160, 160)
     image = smooth + noise(sigma, torch.Size([1, 3, 160, 160]))
     assert no_reference_metric("noise_sigma", image) == pytest.approx(sigma, rel=0.03)
 
 
-def test_blur_and_variation_follow_sharpness() -> None:
+def test_blur_and_variation_follow_the_sharpness() -> None:
     image = scene()
     soft = F.avg_pool2d(image, 5, 1, 2, count_include_pad=False)
     softer = F.avg_pool2d(soft, 5, 1, 2, count_include_pad=False)
@@ -43,7 +43,7 @@ def test_blur_and_variation_follow_sharpness() -> None:
     assert no_reference_metric("total_variation", noisy) > steps[-1]
 
 
-def test_total_variation_by_hand() -> None:
+def test_total_variation_of_a_step() -> None:
     image = torch.zeros(1, 3, 16, 16).double()
     image[..., 8:] = 100  # one step of 100 in each of 16 rows and 3 channels
     assert no_reference_metric("total_variation", image) == pytest.approx(
@@ -53,7 +53,7 @@ def test_total_variation_by_hand() -> None:
 
 @pytest.mark.parametrize("turn", [lambda x: x.mT, lambda x: x.flip(-1), lambda x: x.flip(-2)])
 @pytest.mark.parametrize("name", ["noise_sigma", "total_variation"])
-def test_turning_changes_little(name: str, turn: object) -> None:
+def test_flips_and_transposition_change_little(name: str, turn: object) -> None:
     image = scene() + noise(5, scene().shape)
     assert no_reference_metric(name, turn(image)) == pytest.approx(
         no_reference_metric(name, image), rel=0.05
@@ -66,7 +66,7 @@ def test_clipped_areas_do_not_count_as_noise_free() -> None:
     assert no_reference_metric("noise_sigma", image) == pytest.approx(10, rel=0.1)
 
 
-def test_flat_images() -> None:
+def test_scores_of_flat_images() -> None:
     flat = torch.full((1, 3, 20, 24), 77.0)
     assert no_reference_metric("noise_sigma", flat) == 0
     assert no_reference_metric("total_variation", flat) == 0
@@ -81,7 +81,7 @@ def test_small_images_have_no_score(name: str) -> None:
         assert math.isfinite(no_reference_metric(name, scene(side, side + 3)))
 
 
-def test_what_is_refused() -> None:
+def test_invalid_images_and_metrics_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected one image"):
         no_reference_metric("noise_sigma", torch.zeros(2, 3, 20, 20))
     with pytest.raises(ValueError, match=r"expected one image"):
@@ -90,8 +90,10 @@ def test_what_is_refused() -> None:
         no_reference_metric("niqe", torch.zeros(1, 3, 20, 20))
 
 
-def test_brisque(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its weights are piq's to load: what reaches it, and what their absence says."""
+def test_brisque_gets_images_from_0_to_1_and_reports_missing_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """piq, which loads the weights of BRISQUE, is replaced."""
     seen: list[torch.Tensor] = []
 
     class Piq:

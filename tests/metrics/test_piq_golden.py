@@ -1,4 +1,4 @@
-"""piq's metrics against values that other programs computed: see docs/metrics.md."""
+"""piq's metrics equal golden values of other programs: see docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clean(name: str) -> Pixels:
 
 
 def worse(image: Pixels) -> Pixels:
-    """Noise that grows over each 64 rows, and a colour cast."""
+    """Add noise that grows over every 64 rows, and a colour cast."""
     i = np.arange(image.size, dtype=np.float64).reshape(image.shape)
     noise = 22 * np.sin(12.9898 * i + 0.3 * np.cos(78.233 * i))
     y = np.arange(image.shape[0])[:, None, None]
@@ -55,14 +55,18 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, torch.Tensor, torch.Tenso
 
 
 @pytest.mark.parametrize("metric", FULL_SET)
-def test_another_program_agrees(metric: str, pair: tuple[str, torch.Tensor, torch.Tensor]) -> None:
+def test_metrics_equal_those_of_another_program(
+    metric: str, pair: tuple[str, torch.Tensor, torch.Tensor]
+) -> None:
     name, lq, gt = pair
     golden = GOLDEN["metrics"][metric]
     got = piq_metric(metric, lq / 255, gt / 255)
     assert got == pytest.approx(golden["values"][name], abs=golden["tolerance"])
 
 
-def test_another_program_agrees_on_blur(pair: tuple[str, torch.Tensor, torch.Tensor]) -> None:
+def test_the_blur_effect_equals_that_of_another_program(
+    pair: tuple[str, torch.Tensor, torch.Tensor],
+) -> None:
     name, *both = pair
     golden = GOLDEN["alone"]["blur_effect"]
     got = [no_reference_metric("blur_effect", one) for one in both]
@@ -70,8 +74,8 @@ def test_another_program_agrees_on_blur(pair: tuple[str, torch.Tensor, torch.Ten
 
 
 @pytest.mark.parametrize("name", ["waves", "big", "astronaut", "chelsea"])
-def test_another_program_agrees_on_noise(name: str) -> None:
-    """Not rounded and not clipped: where a coefficient is zero, rounding decides elsewhere."""
+def test_the_noise_sigma_equals_that_of_another_program(name: str) -> None:
+    """Neither rounded nor clipped: for coefficients of zero, rounding would decide the result."""
     golden = GOLDEN["alone"]["noise_sigma"]
     image = clean(name)
     i = np.arange(image.size, dtype=np.float64).reshape(image.shape)
@@ -80,7 +84,7 @@ def test_another_program_agrees_on_noise(name: str) -> None:
     assert got == pytest.approx(golden["values"][name], abs=golden["tolerance"])
 
 
-def test_every_metric_has_a_program() -> None:
+def test_every_metric_has_golden_values_of_a_program() -> None:
     assert set(GOLDEN["metrics"]) == set(FULL_SET)
     for one in GOLDEN["metrics"].values():
         assert set(one["values"]) == set(GOLDEN["images"])
@@ -89,11 +93,11 @@ def test_every_metric_has_a_program() -> None:
     assert set(GOLDEN["alone"]) < set(METRICS)
 
 
-# -- learned metrics: their weights replaced, the way of an image through them looked at -------
+# -- learned metrics: with replaced weights, their input is checked -----------------------------
 
 
 class Recorder:
-    """Keeps what reaches the first layer of a network."""
+    """Records the inputs of the first layer of a network."""
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []
@@ -104,7 +108,7 @@ class Recorder:
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """LPIPS and DISTS with random features and even weights; gives what reaches the network."""
+    """LPIPS and DISTS with random features and uniform weights; records the network's inputs."""
     load_piq()
     from piq import perceptual
     from torchvision.models import vgg
@@ -131,7 +135,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
 
 
 @pytest.mark.parametrize("name", ["lpips", "dists"])
-def test_learned_metrics_take_rgb_from_0_to_1(name: str, learned: Recorder) -> None:
+def test_learned_metrics_expect_rgb_from_0_to_1(name: str, learned: Recorder) -> None:
     gt = tensor(clean("waves"))[..., 40:104, 40:112] / 255
     assert piq_metric(name, gt, gt) == pytest.approx(0.0, abs=1e-5)
     learned.seen.clear()
@@ -149,7 +153,7 @@ def test_learned_metrics_take_rgb_from_0_to_1(name: str, learned: Recorder) -> N
 
 
 @pytest.mark.parametrize("name", ["lpips", "dists"])
-def test_eval_gives_learned_metrics_the_right_scale(name: str, learned: Recorder) -> None:
+def test_eval_scales_images_for_learned_metrics(name: str, learned: Recorder) -> None:
     from c2fdft_cli.engine.evaluate.metrics import find_metrics
 
     gt = tensor(clean("waves"))[..., :64, :64]

@@ -1,4 +1,4 @@
-"""Scores by protocol against scikit-image, the reference numbers, and formulas by hand."""
+"""Scores by protocol equal scikit-image, the reference numbers and explicit formulas."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def luma_by_hand(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee"])
-def test_scores_are_those_of_scikit_image(name: str) -> None:
+def test_scores_equal_those_of_scikit_image(name: str) -> None:
     gt = photo(name)
     lq = rainy(gt)
     got = score(tensor(lq), tensor(gt), PROTOCOLS["rgb"])[0]
@@ -63,7 +63,7 @@ def test_scores_are_those_of_scikit_image(name: str) -> None:
     assert (got.psnr, got.ssim) == pytest.approx(want, abs=1e-9)
 
 
-def test_protocols_that_share_a_formula() -> None:
+def test_protocols_that_share_a_formula_agree() -> None:
     lq, gt = tensor(rainy(photo())), tensor(photo())
     scores = {name: score(lq, gt, protocol)[0] for name, protocol in PROTOCOLS.items()}
     assert scores["derain"] == scores["y"]
@@ -73,7 +73,7 @@ def test_protocols_that_share_a_formula() -> None:
     assert {name for name, one in PROTOCOLS.items() if one.unrounded} == {"denoise"}
 
 
-def test_reference_numbers(misc: dict[str, Any]) -> None:
+def test_scores_equal_the_reference_numbers(misc: dict[str, Any]) -> None:
     stored = misc["metrics"]
     a, b = (misc["arrays"][key].flip(-1).permute(2, 0, 1)[None] for key in ("bgr_a", "bgr_b"))
     rgb, y = (score(a, b, PROTOCOLS[name])[0] for name in ("rgb", "derain"))
@@ -84,7 +84,7 @@ def test_reference_numbers(misc: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif("C2FDFT_TEST_DATA" not in os.environ, reason="needs real pairs")
-def test_real_pairs_are_those_of_scikit_image() -> None:
+def test_scores_of_real_pairs_equal_those_of_scikit_image() -> None:
     from c2fdft_cli.data.images.picture import list_images, read_rgb8
 
     folder = Path(os.environ["C2FDFT_TEST_DATA"]) / "rain100h"
@@ -101,7 +101,7 @@ def test_luma_of_black_white_and_primaries() -> None:
     assert got.tolist() == pytest.approx([16, 235, 81.481, 144.553, 40.966])
 
 
-def test_equal_images_and_known_errors() -> None:
+def test_scores_of_equal_images_and_of_known_errors() -> None:
     image = tensor(photo())
     assert psnr(image, image).item() == math.inf
     assert ssim(image, image).item() == pytest.approx(1)
@@ -110,7 +110,7 @@ def test_equal_images_and_known_errors() -> None:
     assert got == pytest.approx(20 * math.log10(255))
 
 
-def test_scores_are_symmetric_and_each_image_stands_alone() -> None:
+def test_scores_are_symmetric_and_independent_for_each_image() -> None:
     a = torch.cat([tensor(rainy(photo())), tensor(rainy(photo("chelsea"), 20))])
     b = torch.cat([tensor(photo()), tensor(photo("chelsea"))])
     for name in ("rgb", "derain"):
@@ -122,7 +122,7 @@ def test_scores_are_symmetric_and_each_image_stands_alone() -> None:
             assert (one.psnr, one.ssim) == pytest.approx((back.psnr, back.ssim))
 
 
-def test_border_is_left_out() -> None:
+def test_a_border_is_not_scored() -> None:
     gt = photo()
     lq = rainy(gt)
     got = score(tensor(lq), tensor(gt), PROTOCOLS["rgb"], border=7)[0]
@@ -130,7 +130,7 @@ def test_border_is_left_out() -> None:
     assert (got.psnr, got.ssim) == pytest.approx(want, abs=1e-9)
 
 
-def test_unrounded_floats_are_scored_as_they_are() -> None:
+def test_floats_are_scored_unrounded() -> None:
     gt = tensor(photo()).double()
     got = score(gt + 0.25, gt, PROTOCOLS["denoise"])[0]
     assert got.psnr == pytest.approx(20 * math.log10(255 / 0.25))
@@ -144,14 +144,14 @@ def test_noise_lowers_every_score() -> None:
 
 
 @pytest.mark.parametrize("function", [psnr, ssim])
-def test_shapes_that_do_not_fit(function: Any) -> None:
+def test_shapes_that_do_not_match_are_refused(function: Any) -> None:
     with pytest.raises(ValueError, match="one shape"):
         function(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 17))
     with pytest.raises(ValueError, match="one shape"):
         function(torch.zeros(3, 16, 16), torch.zeros(3, 16, 16))
 
 
-def test_images_below_the_window() -> None:
+def test_images_smaller_than_the_window_are_refused() -> None:
     small = torch.zeros(1, 3, 10, 40)
     with pytest.raises(ValueError, match="at least 11"):
         ssim(small, small)
@@ -160,7 +160,7 @@ def test_images_below_the_window() -> None:
 
 
 @pytest.mark.parametrize("size", [(11, 11), (74, 40), (75, 11), (139, 200)])
-def test_ssim_is_that_of_the_loss_whatever_the_strips(size: tuple[int, int]) -> None:
+def test_ssim_in_strips_equals_that_of_the_loss(size: tuple[int, int]) -> None:
     source = torch.Generator().manual_seed(0)
     target = torch.rand((2, 3, *size), generator=source) * 255
     restored = (target + 20 * torch.randn(target.shape, generator=source)).clamp(0, 255)

@@ -1,4 +1,4 @@
-"""Statistics of scores, and the comparison of two results, against known numbers."""
+"""Statistics of scores, and the paired comparison of two results, for known numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from c2fdft_cli.metrics.statistics import compare, summarise, worst
 
 
-def test_statistics() -> None:
+def test_statistics_of_scores() -> None:
     one = summarise([1.0, 2.0, 6.0])
     assert (one.mean, one.median, one.std) == (3.0, 2.0, pytest.approx(math.sqrt(7)))
     assert summarise([5.0]).std is None

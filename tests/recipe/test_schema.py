@@ -1,4 +1,4 @@
-"""Recipes: released numbers, merging, overrides, and every way to get one wrong."""
+"""Recipes: released numbers, merging, overrides, and every kind of mistake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from c2fdft_cli.recipe.files import (
 from c2fdft_cli.recipe.schema import Recipe, Sampling, schema
 
 RELEASED = {
-    # paper, section 8: iterations, patches, batch per GPU, switch, cycles, lr, periods, mixup
+    # iterations in thousands, patches, batch per GPU, switch, cycles, lr, periods, mixup
     "derain.coarse": (270, (32, 64, 128), (360, 96, 24), 10, 9, 3e-4,
                       ((50, 3e-4), (220, 1e-5)), None),
     "derain.fine": (90, (32, 64, 128), (96, 24, 6), 5, 6, 1e-5, ((10, 1e-5), (80, 1e-7)), None),
@@ -50,7 +50,7 @@ def test_every_recipe_is_installed():
 
 
 @pytest.mark.parametrize("name", sorted(RELEASED))
-def test_released_schedules(name):
+def test_schedules_equal_the_released_ones(name):
     recipe, stage = name.split(".")
     section = getattr(load_recipe(recipe), stage)
     thousand, patches, per_gpu, switch, cycles, lr, periods, mixup = RELEASED[name]
@@ -63,7 +63,7 @@ def test_released_schedules(name):
     assert section.mixup_beta == mixup
 
 
-def test_released_settings():
+def test_settings_equal_the_released_ones():
     for name, norm in (("derain", "with_bias"), ("deblur", "with_bias"), ("denoise", "bias_free")):
         recipe = load_recipe(name)
         assert recipe.network.norm == norm
@@ -74,7 +74,7 @@ def test_released_settings():
             "paper", 0.84, 0.16)  # fmt: skip
 
 
-def test_released_patch_cycle(misc):
+def test_patch_cycles_equal_the_released_ones(misc):
     from c2fdft_cli.engine.train.batches import patch_cycle
 
     for name, numbers in misc["patch_cycle"].items():
@@ -84,21 +84,21 @@ def test_released_patch_cycle(misc):
             assert cycle.stage(int(iteration)) == (patch, 2 * per_gpu)
 
 
-def test_every_recipe_that_comes_along_is_valid():
+def test_every_recipe_of_the_program_is_valid():
     assert {"derain", "deblur", "denoise", "tiny"} <= set(recipe_names())
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe_from_dict(recipe.to_dict(), [], where=name) == recipe
 
 
-def test_written_and_read_again_is_equal(tmp_path):
+def test_a_written_recipe_is_read_back_equal(tmp_path):
     recipe = load_recipe("tiny", ["sampling.grid=[999,500]"])
     path = tmp_path / "mine.yaml"
     path.write_text(write_recipe(recipe))
     assert load_recipe(str(path)) == recipe
 
 
-def test_extends_a_file_beside_it(tmp_path):
+def test_a_recipe_extends_a_file_in_its_folder(tmp_path):
     (tmp_path / "base.yaml").write_text(
         "extends: tiny\ncoarse: {lr: 0.5, periods: [{length: 9, floor: 0.1}]}\n"
     )
@@ -118,14 +118,14 @@ def test_extends_a_file_beside_it(tmp_path):
         (["sampling.grid=[999,500]", "sampling.steps=2"], None),
     ],
 )
-def test_counted_calls_take_the_place_of_times(tmp_path, overrides, grid):
+def test_a_number_of_steps_replaces_timesteps(tmp_path, overrides, grid):
     assert load_recipe("derain-small", overrides).sampling.grid == grid
     mine = tmp_path / "mine.yaml"
     mine.write_text("extends: derain-small\nsampling: {steps: 3}\n")
     assert load_recipe(str(mine), []).sampling == Sampling(steps=3)
 
 
-def test_unknown_key_has_a_suggestion():
+def test_an_unknown_key_has_a_suggestion():
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny", ["coarse.learning_rat=1", "coarse.batchs=[1]"])
     told = " ".join(caught.value.details)
@@ -139,7 +139,7 @@ def test_names_of_other_programs_are_understood():
         load_recipe("tiny", ["coarse.learning_rate=1"])
 
 
-def test_all_problems_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny", ["network.dim=9", "coarse.lr=nan", "fine.ssim=yes", "train.keep=0",
                              "sampling.grid=[1,2]", "coarse.patches=[12,64,96]"])  # fmt: skip
@@ -161,7 +161,7 @@ def test_all_problems_at_once():
         ("train.seed=9223372036854775808", "train.seed must be less than"),
         ("train.adam_betas=[0.9]", "train.adam_betas must have at least 2 items, got [0.9]"),
         ("data.workers=-1", "data.workers must be greater than or equal to 0, got -1"),
-        # these began that many processes, or ended in a traceback
+        # values that would start as many processes, or end in a traceback
         ("data.workers=1000", "data.workers must be less than or equal to 256, got 1000"),
         ("coarse.iterations=99999999999999999999", "coarse.iterations must be less than or equal"),
         ("fine.batches=[9,9,9999999999]", "fine.batches[2] must be less than or equal to 65536"),
@@ -193,13 +193,13 @@ def test_all_problems_at_once():
         ("fine.patches=[8,64,96]", "fine.ssim must be 'none' for patches under 16 px"),
     ],
 )
-def test_overrides_that_cannot_be(override, words):
+def test_invalid_overrides_are_refused(override, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny", [override, "fine.ssim=paper"])
     assert words in "\n".join([str(caught.value), *caught.value.details])
 
 
-def test_what_overrides_state_is_known_however_they_are_written():
+def test_overrides_are_parsed_in_every_notation():
     assert stated(["coarse.lr=1", "sampling={steps: 2, grid: [7]}", " data.shards =a=b"]) == {
         "coarse.lr": 1,
         "sampling.steps": 2,
@@ -212,7 +212,7 @@ def test_what_overrides_state_is_known_however_they_are_written():
 
 
 def test_explicit_timesteps_need_no_number_of_steps():
-    """The default of 4 steps is not used with them."""
+    """The default number of 4 steps is not checked for them."""
     assert load_recipe("tiny", ["diffusion.timesteps=3", "sampling.grid=[2]"]).sampling.grid == [2]
     with pytest.raises(RecipeError, match="must have steps of at most 3"):
         load_recipe("tiny", ["diffusion.timesteps=3", "sampling.steps=4"])
@@ -254,7 +254,7 @@ def test_a_wrong_override_is_named_and_not_the_file(tmp_path):
         ("extends: nothing\n", "there is no recipe 'nothing'"),
     ],
 )
-def test_files_that_cannot_be(tmp_path, text, words):
+def test_invalid_files_are_refused(tmp_path, text, words):
     path = tmp_path / "me.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError) as caught:
@@ -263,17 +263,17 @@ def test_files_that_cannot_be(tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_long_chain_of_recipes_is_no_circle(tmp_path):
+def test_a_long_chain_of_recipes_is_not_a_circle(tmp_path):
     for number in range(9):
         (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")
     (tmp_path / "9.yaml").write_text("extends: tiny\n")
-    load_recipe(str(tmp_path / "4.yaml"))  # and tiny, and what that extends
+    load_recipe(str(tmp_path / "4.yaml"))  # the chain includes tiny and what that extends
     with pytest.raises(RecipeError, match="more than 8 recipes extend each other") as caught:
         load_recipe(str(tmp_path / "0.yaml"))
     assert caught.value.hint is not None
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_key(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("task: denoise\n", encoding="utf-8-sig")
     assert load_recipe(str(path)).task == "denoise"
@@ -289,8 +289,8 @@ def test_large_and_binary_files_are_refused(tmp_path):
         read_yaml(path)
 
 
-def test_a_file_called_like_a_recipe_is_not_taken_for_it(tmp_path, monkeypatch):
-    """Neither where the recipe is named, nor where others extend it."""
+def test_a_file_named_like_a_recipe_does_not_shadow_it(tmp_path, monkeypatch):
+    """Neither if the recipe is given by name, nor if another extends it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "derain").write_text("task: deblur\n")
     assert load_recipe("derain").task == "derain"
@@ -300,7 +300,7 @@ def test_a_file_called_like_a_recipe_is_not_taken_for_it(tmp_path, monkeypatch):
     assert load_recipe("mine.yaml").task == "derain"
 
 
-def test_missing_recipe_names_a_close_one():
+def test_a_missing_recipe_suggests_a_similar_one():
     with pytest.raises(RecipeError, match="there is no recipe 'derian'") as caught:
         find_recipe("derian")
     assert caught.value.hint == "did you mean derain?"
@@ -317,7 +317,7 @@ def test_missing_recipe_names_a_close_one():
         *((word, word) for word in ("auto", "none", "call", "level")),
     ],
 )
-def test_recompute_in_words_and_as_it_was(tmp_path, written, meant):
+def test_recompute_is_a_word_or_a_boolean_of_earlier_versions(tmp_path, written, meant):
     path = tmp_path / "mine.yaml"
     path.write_text(f"extends: tiny\nfine:\n  recompute: {written}\n")
     recipe = load_recipe(str(path))
@@ -333,8 +333,8 @@ def test_recompute_in_words_and_as_it_was(tmp_path, written, meant):
 
 
 @pytest.mark.parametrize("written", ["auto", "on", "off"])
-def test_compile_switch(tmp_path, written):
-    """YAML takes on and off for booleans."""
+def test_compile_may_be_given_as_on_or_off(tmp_path, written):
+    """YAML reads on and off as booleans."""
     path = tmp_path / "mine.yaml"
     path.write_text(f"extends: tiny\ntrain:\n  compile: {written}\n")
     assert load_recipe(str(path)).train.compile == written
@@ -342,13 +342,13 @@ def test_compile_switch(tmp_path, written):
 
 
 @pytest.mark.parametrize("written", ["auto", "true", "false"])
-def test_tensorboard_switch(written):
+def test_tensorboard_may_be_given_as_a_boolean(written):
     recipe = load_recipe("tiny", [f"train.tensorboard={written}"])
     assert recipe.train.tensorboard == written
     assert recipe_from_dict(recipe.to_dict(), [], "again") == recipe
 
 
-def test_words_that_are_no_choice():
+def test_invalid_choices_are_refused():
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny", ["fine.recompute=levels", "train.tensorboard=perhaps"])
     told = "\n".join(caught.value.details)
@@ -371,7 +371,7 @@ def test_sections_of_a_dictionary_keep_their_defaults():
     assert recipe_from_dict({}, [], "here") == Recipe()
 
 
-def test_defaults_are_checked_against_what_is_given():
+def test_defaults_are_checked_together_with_given_values():
     with pytest.raises(RecipeError, match=r"coarse\.batches must be as many batches as patches"):
         recipe_from_dict({"coarse": {"patches": [16]}}, [], "here")
 
@@ -414,19 +414,19 @@ def test_a_path_may_look_like_a_number(value):
     ],
 )
 @pytest.mark.parametrize("key", ["data.shards", "data.streaks"])
-def test_text_on_the_command_line_arrives_as_it_is_written(key, text):
+def test_text_on_the_command_line_is_taken_literally(key, text):
     name = key.partition(".")[2]
-    for written in (text, f"'{text}'", f'"{text}"'):  # with quotes that a shell has left
+    for written in (text, f"'{text}'", f'"{text}"'):  # with quotes that a shell has not removed
         assert getattr(load_recipe("tiny", [f"{key}={written}"]).data, name) == text
 
 
 @pytest.mark.parametrize("text", ["", "null", "~"])
-def test_text_can_be_taken_away(text):
+def test_text_can_be_set_to_null(text):
     assert load_recipe("tiny", ["data.shards=x", f"data.shards={text}"]).data.shards is None
 
 
 @pytest.mark.slow
-def test_text_reaches_the_program_by_its_arguments():
+def test_text_is_passed_through_the_arguments_of_the_program():
     command = [sys.executable, "-m", "c2fdft_cli", "recipes", "show", "tiny", "--json"]
     wanted = {"shards": "a #1 = 'set'", "streaks": "2024-05-17"}
     run = subprocess.run(
@@ -438,13 +438,13 @@ def test_text_reaches_the_program_by_its_arguments():
     assert {name: found[name] for name in wanted} == wanted
 
 
-def test_overrides_leave_the_dictionary_alone():
+def test_overrides_do_not_modify_the_dictionary():
     values = {"sampling": {"grid": [500]}}
     assert recipe_from_dict(values, ["sampling.steps=2"], "here").sampling == Sampling(steps=2)
     assert values == {"sampling": {"grid": [500]}}
 
 
-def test_json_schema_names_every_key_and_its_limits():
+def test_the_json_schema_has_every_key_and_its_limits():
     found = schema()
     assert set(found["properties"]) == set(Recipe().to_dict())
     for section, values in Recipe().to_dict().items():
@@ -459,7 +459,7 @@ def test_json_schema_names_every_key_and_its_limits():
 
 
 @pytest.mark.slow
-def test_reading_a_recipe_imports_no_torch():
+def test_reading_a_recipe_does_not_import_torch():
     code = (
         "import sys; from c2fdft_cli.recipe.files import load_recipe; load_recipe('derain-small'); "
         "sys.exit('torch' in sys.modules)"
@@ -468,13 +468,13 @@ def test_reading_a_recipe_imports_no_torch():
 
 
 @pytest.mark.parametrize("text", ["caf\u00e9", 'a"b\\c', "2024-05-17", "null", " #1", "x=y", "'q'"])
-def test_a_text_of_a_program_stays_as_it_is(text):
-    """JSON's escapes of it were taken for the text."""
+def test_text_given_by_a_program_is_not_changed(text):
+    """JSON escapes must not become part of the text."""
     for value in (text, Path(text)):
         assert load_recipe("tiny", [override("data.shards", value)]).data.shards == str(value)
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numbers_may_be_numpys():
     words = [override("coarse.iterations", np.int64(7)), override("coarse.lr", np.float32(0.5)),
              override("data.streaks", None), override("coarse.patches", (np.int16(32),)),
              override("coarse.batches", [1])]  # fmt: skip

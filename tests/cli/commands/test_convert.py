@@ -1,4 +1,4 @@
-"""`c2fdft convert`: what it prints, its JSON, its exit codes."""
+"""`c2fdft convert`: its output, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def weights(tmp_path):
     return tmp_path / "fine.pt"
 
 
-def test_released_form_in_words(weights, tmp_path):
+def test_a_conversion_to_the_official_format_is_described(weights, tmp_path):
     result = run(weights, tmp_path / "net_g.pth")
     assert result.exit_code == 0, result.output
     for words in (
@@ -41,7 +41,7 @@ def test_released_form_in_words(weights, tmp_path):
     assert set(load_checkpoint(tmp_path / "net_g.pth").ema) == set(load_checkpoint(weights).ema)
 
 
-def test_packaged_form_as_json(weights, tmp_path):
+def test_a_conversion_to_the_packaged_format_as_json(weights, tmp_path):
     out = tmp_path / "new" / "small.pt"
     result = run(weights, out, "--half", "bf16", "--ema-only", "--json")
     assert result.exit_code == 0, result.output
@@ -52,7 +52,7 @@ def test_packaged_form_as_json(weights, tmp_path):
     assert told["next"] == f"c2fdft restore IN OUT --weights {out}"
 
 
-def test_safetensors(weights, tmp_path):
+def test_a_conversion_to_safetensors(weights, tmp_path):
     pytest.importorskip("safetensors")
     assert run(weights, tmp_path / "a.safetensors").exit_code == 0
     again = run(tmp_path / "a.safetensors", tmp_path / "b.pt")
@@ -60,7 +60,7 @@ def test_safetensors(weights, tmp_path):
 
 
 @pytest.mark.acceptance
-def test_onnx(weights, tmp_path):
+def test_a_conversion_to_onnx(weights, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     told = json.loads(run(weights, tmp_path / "a.onnx", "--json").stdout)
@@ -70,7 +70,7 @@ def test_onnx(weights, tmp_path):
     assert "docs/convert.md" in words.stdout
 
 
-def test_usage(weights, tmp_path):
+def test_usage_errors(weights, tmp_path):
     refused(
         weights, tmp_path / "a.foo", code=2, says="the suffix does not tell the format to write"
     )
@@ -81,18 +81,18 @@ def test_usage(weights, tmp_path):
     refused(weights, tmp_path / "a.pth", "--to", "tar", code=2, says="--to must be")
 
 
-def test_sources_that_are_none(tmp_path):
+def test_sources_without_weights_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("I am text")
     refused(tmp_path / "text.pt", tmp_path / "a.pth", code=4, says="not a checkpoint")
     refused(tmp_path / "none.pt", tmp_path / "a.pth", code=4, says="no such checkpoint")
     assert not (tmp_path / "a.pth").exists()
 
 
-def test_missing_package(weights, tmp_path, monkeypatch):
+def test_a_missing_package_is_named(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     says = "pip install 'c2fdft[export]'"
     refused(weights, tmp_path / "a.safetensors", code=5, says=says)
 
 
-def test_output_that_cannot_be_written(weights):
+def test_an_output_that_cannot_be_written_is_an_error(weights):
     refused(weights, weights / "a.pth", code=5, says="regular file")

@@ -1,4 +1,4 @@
-"""`c2fdft demo`: what it leaves on standard output, its commands replaced by what they print."""
+"""`c2fdft demo`: its standard output, with its commands replaced by ones that only print."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCORES = {"protocol": "derain", "mean": {"psnr": 30.0, "ssim": 0.9}, "images": [
 
 @pytest.fixture(autouse=True)
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Commands that print a line each, where they are told to, and `eval` its document."""
+    """Replace each command by one that prints a line to its stdout, and `eval` by its document."""
     called: list[list[str]] = []
 
     def run(words: list[str], *, stdout: int | None, check: bool) -> Any:
@@ -50,7 +50,7 @@ def test_results_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "images it did not train on" in said.out
 
 
-def test_the_lines_that_are_shown_are_those_that_run(
+def test_the_commands_shown_are_those_that_run(
     commands: list[list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

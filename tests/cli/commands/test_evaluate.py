@@ -1,4 +1,4 @@
-"""`c2fdft eval`: what it prints, its JSON, its exit codes."""
+"""`c2fdft eval`: its output, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def weights(shard_folder: Path, tmp_path: Path) -> Path:
     return write_random(tmp_path / "fine.pt", stage="fine", grid=[999], data=shard_folder)
 
 
-def test_rows_statistics_and_protocol(folders: tuple[Path, Path]) -> None:
+def test_rows_statistics_and_protocol_are_printed(folders: tuple[Path, Path]) -> None:
     (folders[1] / "extra.png").write_bytes((folders[1] / "0.png").read_bytes())
     refused = run(*folders, "--protocol", "derain")
     assert refused.exit_code == 6
@@ -55,7 +55,7 @@ def test_rows_statistics_and_protocol(folders: tuple[Path, Path]) -> None:
     assert "next: c2fdft eval" in result.stdout
 
 
-def test_json_has_the_documented_form(folders: tuple[Path, Path]) -> None:
+def test_json_has_the_documented_keys(folders: tuple[Path, Path]) -> None:
     save_rgb8(folders[0] / "1.png", photo(1))
     result = run(*folders, "--json")
     assert result.exit_code == 0, result.output
@@ -99,7 +99,7 @@ def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> N
     assert json.loads(result.stdout)["degraded"]["mean"]["psnr"] == pytest.approx(20.2, abs=0.3)
 
 
-def test_files_that_were_asked_for(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_requested_files_are_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
     other = fill(tmp_path / "b", 20)
     words = ("--metrics", "gmsd", "--csv", tmp_path / "rows.csv", "--report", tmp_path / "page")
     result = run(*folders, *words, "--against", other, "--json")
@@ -120,7 +120,7 @@ def test_files_that_were_asked_for(folders: tuple[Path, Path], tmp_path: Path) -
 def test_the_next_command_scores_the_same(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder and of folders whose names a shell or the command line takes for others."""
+    """With folder names that a shell or the command line would misread without quoting."""
     monkeypatch.chdir(tmp_path)
     out, target = folders[0].rename("-out"), folders[1].rename("my target")
     degraded = fill(tmp_path / "b", 20)
@@ -137,7 +137,7 @@ def test_the_next_command_scores_the_same(
     assert again == first
 
 
-def test_the_next_command_of_weights_has_their_options(weights: Path, shard_folder: Path) -> None:
+def test_the_next_command_for_weights_has_their_options(weights: Path, shard_folder: Path) -> None:
     options = ["--weights", str(weights), "--data", str(shard_folder), "--images", "1",
                "--seeds", "2", "--grid", "900,300", "--device", "cpu", "--precision", "fp32",
                "--seed", "5", "--border", "1"]  # fmt: skip
@@ -145,7 +145,7 @@ def test_the_next_command_of_weights_has_their_options(weights: Path, shard_fold
     assert following == " ".join(["c2fdft eval", *options, "--report report"])
 
 
-def test_rows_of_names_that_are_not_utf8(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_have_rows(folders: tuple[Path, Path], tmp_path: Path) -> None:
     for folder in folders:
         (folder / "0.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
     result = run(*folders, "--csv", tmp_path / "rows.csv")
@@ -154,7 +154,7 @@ def test_rows_of_names_that_are_not_utf8(folders: tuple[Path, Path], tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["index.html", "eval.json"])
-def test_neither_file_of_a_report_is_replaced_unasked(
+def test_the_files_of_a_report_are_replaced_only_if_requested(
     folders: tuple[Path, Path], tmp_path: Path, name: str
 ) -> None:
     mine = tmp_path / "page" / name
@@ -179,7 +179,7 @@ def sidd(tmp_path: Path) -> Path:
     return folder
 
 
-def test_sidd_blocks(sidd: Path, weights: Path) -> None:
+def test_sidd_blocks_are_scored(sidd: Path, weights: Path) -> None:
     result = run(sidd)
     assert result.exit_code == 0, result.output
     assert "scene-02_block-01" in result.stdout
@@ -198,7 +198,7 @@ def test_sidd_blocks(sidd: Path, weights: Path) -> None:
     assert run(sidd, "--degraded", sidd).exit_code == 2
 
 
-def test_the_next_report_does_not_meet_the_last_one(
+def test_the_suggested_report_folder_does_not_exist_yet(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -207,7 +207,7 @@ def test_the_next_report_does_not_meet_the_last_one(
     assert run(*folders).stdout.rstrip().endswith("--report report-3")
 
 
-def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
+def test_photos_without_targets_are_scored(folders: tuple[Path, Path]) -> None:
     out, target = folders
     result = run(out, "--no-reference")
     assert result.exit_code == 0, result.output
@@ -245,12 +245,12 @@ def test_photos_without_targets(folders: tuple[Path, Path]) -> None:
         (["{out}", "{target}", "--no-reference"], 2, "one folder or image and no target"),
         (["{out}", "--no-reference", "--protocol", "rgb"], 2, "--protocol cannot be combined"),
         (["{out}", "--no-reference", "--metrics", "fsim"], 2, "--metrics fsim cannot be combined"),
-        (["nowhere", "nowhere2", "--seeds", "2"], 2, "--seeds"),  # usage comes before data
+        (["nowhere", "nowhere2", "--seeds", "2"], 2, "--seeds"),  # usage errors come first
         (["nowhere.mat", "{target}"], 3, "nowhere.mat: no such file or folder"),
         (["{out}", "{target}", "--csv", "{out}/0.png/a.csv"], 5, "regular file"),
     ],
 )
-def test_what_goes_wrong(
+def test_errors_and_their_exit_codes(
     folders: tuple[Path, Path], words: list[str], code: int, text: str
 ) -> None:
     out, target = folders
@@ -285,7 +285,9 @@ def test_options_of_weights_need_weights(
     assert f"{words[0]} needs --weights" in result.stderr
 
 
-def test_a_self_ensemble(weights: Path, shard_folder: Path, folders: tuple[Path, Path]) -> None:
+def test_a_self_ensemble_is_scored(
+    weights: Path, shard_folder: Path, folders: tuple[Path, Path]
+) -> None:
     words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--data", shard_folder)
     plain, averaged = (run(*words, "--json", *more) for more in ([], ["--self-ensemble"]))
     assert averaged.exit_code == 0, averaged.output
@@ -298,7 +300,7 @@ def test_a_self_ensemble(weights: Path, shard_folder: Path, folders: tuple[Path,
     assert "--self-ensemble needs --weights" in refused.stderr
 
 
-def test_an_empty_second_subject_is_not_the_current_folder(folders: tuple[Path, Path]) -> None:
+def test_an_empty_second_argument_is_not_the_current_folder(folders: tuple[Path, Path]) -> None:
     result = run(*folders, "--against", "")
     assert result.exit_code == 2
     assert "--against is empty" in result.stderr

@@ -23,13 +23,13 @@ def test_a_group_alone_prints_its_help_once(
     assert done.stdout.count(f"Usage: c2fdft {group} ") == 1
 
 
-def test_a_copy_says_where_it_is(tmp_path: Path) -> None:
+def test_a_copy_reports_its_path(tmp_path: Path) -> None:
     done = python("-m", "c2fdft_cli", "recipes", "copy", "tiny", tmp_path / "mine.yaml")
     assert done.stdout.startswith(f"written: {tmp_path}/mine.yaml\nnext: c2fdft train-coarse ")
 
 
-def test_numbers_of_info_are_for_people(tmp_path: Path) -> None:
-    """A score has as many digits as mean something; what there is not, is a dash."""
+def test_numbers_of_info_are_readable(tmp_path: Path) -> None:
+    """Scores have only significant digits, and missing values are a dash."""
     done = python("-m", "c2fdft_cli", "info", "denoise")
     assert done.returncode == 0
     assert re.search(r"psnr \d\d\.\d{1,4},", done.stdout)

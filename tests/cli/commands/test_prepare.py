@@ -1,4 +1,4 @@
-"""prepare on the command line: what it suggests next, and the options that exclude each other."""
+"""`c2fdft prepare`: the suggested next command, and options that exclude each other."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_next_command_follows_the_degradation(tmp_path, kind, task):
 
 
 def test_the_next_command_keeps_the_settings_of_the_degradation(tmp_path):
-    """They are applied while training: without them the recipe's would be."""
+    """They are applied in training, where the recipe's settings would otherwise be used."""
     source, out = make(tmp_path, "photos") / "photos", tmp_path / "out"
     settings = ("--synth", "sigma=[5, 30]", "--synth", "kind=camera")
     words = ("--out", out, "--synthesize", "noise", "--clean-only", *settings, "--json")
@@ -59,7 +59,7 @@ def test_the_next_command_keeps_the_settings_of_the_degradation(tmp_path):
     assert recipe.data.synthesis == {"sigma": [5, 30], "kind": "camera"}
 
 
-def test_streaks_are_drawn_and_kept_in_the_next_command(tmp_path):
+def test_streaks_are_used_and_kept_in_the_next_command(tmp_path):
     source, masks = make(tmp_path, "photos") / "photos", tmp_path / "masks"
     masks.mkdir()
     save_rgb8(masks / "0.png", np.repeat(picture(40, 40, 7)[..., :1] // 4, 3, axis=2))
@@ -74,13 +74,13 @@ def test_streaks_are_drawn_and_kept_in_the_next_command(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["2024-13-45", "[" * 3000, "9" * 5000, "'"])
-def test_a_setting_of_the_degradation_that_is_no_yaml(tmp_path, value):
+def test_a_setting_of_the_degradation_that_is_not_yaml_is_refused(tmp_path, value):
     source = make(tmp_path, "photos") / "photos"
     words = ("--synthesize", "rain", "--synth", f"heavy={value}")
     refused("prepare", source, *words, code=2, says="cannot be read as YAML")
 
 
-def test_without_a_task_the_recipe_has_to_be_named(tmp_path):
+def test_without_a_task_the_next_command_leaves_the_recipe_open(tmp_path):
     source = make(tmp_path / "mine", "input", "target")
     done = run("prepare", source, "--out", tmp_path / "out")
     assert "RECIPE is that of your task: derain, deblur or denoise" in " ".join(done.stdout.split())
@@ -91,7 +91,7 @@ def test_without_a_task_the_recipe_has_to_be_named(tmp_path):
     assert "next:" not in checked.stdout
 
 
-def test_how_long_the_next_command_takes_can_be_asked(tmp_path):
+def test_a_note_says_how_to_estimate_the_time_of_the_next_command(tmp_path):
     """The paper's recipe takes years on a CPU."""
     source = make(tmp_path, "photos") / "photos"
     done = run("prepare", source, "--out", tmp_path / "out", "--synthesize", "rain")
@@ -101,7 +101,7 @@ def test_how_long_the_next_command_takes_can_be_asked(tmp_path):
 
 @pytest.mark.parametrize("bad", [1, 3])
 def test_a_check_that_sees_unusable_pairs_fails(tmp_path, bad):
-    """As `prepare` would; and nothing is said to be written."""
+    """It fails as `prepare` would, and its output does not claim that anything is written."""
     source = make(tmp_path / "mine", "input", "target")
     for i in range(bad):
         save_rgb8(source / "target" / f"{i}.png", picture(24, 31, i))
@@ -116,7 +116,7 @@ def test_a_check_that_sees_unusable_pairs_fails(tmp_path, bad):
     assert run("prepare", source, "--out", tmp_path / "out").exit_code == 3
 
 
-def test_numbers_of_too_many_digits(tmp_path):
+def test_numbers_with_too_many_digits_are_refused(tmp_path):
     source = make(tmp_path / "mine", "input", "target")
     many = "9" * 5000
     largest = run("prepare", source, "--check", "--shard-mib", many)
@@ -145,7 +145,7 @@ def test_a_preview_needs_shards(tmp_path):
         ("sheet.png", ["--synthesize", "rain", "--clean-only"], 2, "combined with --clean-only"),
     ],
 )
-def test_a_preview_that_cannot_be_is_refused_before_the_work(tmp_path, sheet, options, code, says):
+def test_an_impossible_preview_is_refused_before_work(tmp_path, sheet, options, code, says):
     source = make(tmp_path / "mine", "input", "target")
     (tmp_path / "file").touch()
     asked = [source / "input" if options else source, "--preview", tmp_path / sheet, *options]
@@ -153,7 +153,7 @@ def test_a_preview_that_cannot_be_is_refused_before_the_work(tmp_path, sheet, op
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_of_a_preview_is_made(tmp_path):
+def test_the_folder_of_a_preview_is_created(tmp_path):
     source = make(tmp_path / "mine", "input", "target")
     sheet = tmp_path / "new" / "sheet.png"
     done = run("prepare", source, "--out", tmp_path / "out", "--preview", sheet)

@@ -1,4 +1,4 @@
-"""`c2fdft restore` as a user runs it: exit codes, words, JSON."""
+"""`c2fdft restore` as a user runs it: exit codes, output, JSON."""
 
 from __future__ import annotations
 
@@ -42,17 +42,15 @@ def folder(tmp_path: Path) -> Path:
 call = partial(run, "restore")
 
 
-def test_what_scores_the_result_is_the_protocol_of_the_weights(
-    folder: Path, tmp_path: Path
-) -> None:
-    """By another one the same pictures would get another number."""
+def test_the_next_command_uses_the_protocol_of_the_weights(folder: Path, tmp_path: Path) -> None:
+    """Another protocol would give other scores for the same pictures."""
     path = write_random(tmp_path / "weights.pt", protocol="derain")
     result = call(folder, tmp_path / "out", "--weights", path, "--steps", 1)
     assert result.exit_code == 0, result.output
     assert result.stdout.rstrip().endswith(" TARGET --protocol derain")
 
 
-def test_without_targets_there_is_something_to_look_at(
+def test_without_targets_the_next_command_makes_comparisons(
     folder: Path, coarse: Path, tmp_path: Path
 ) -> None:
     words = (folder, tmp_path / "out", "--weights", coarse, "--steps", 1, "--overwrite")
@@ -62,7 +60,9 @@ def test_without_targets_there_is_something_to_look_at(
 
 
 @pytest.mark.parametrize("end", [(), ("out",)])
-def test_a_name_with_spaces_without_quotes(tmp_path: Path, end: tuple[str, ...]) -> None:
+def test_a_name_with_spaces_without_quotes_is_recognised(
+    tmp_path: Path, end: tuple[str, ...]
+) -> None:
     save(tmp_path / "my photos 2026" / "a.png", random_picture(9, 16))
     words = f"{tmp_path}/my photos 2026".split(" ")
     result = call(*words, *end)
@@ -72,7 +72,7 @@ def test_a_name_with_spaces_without_quotes(tmp_path: Path, end: tuple[str, ...])
 
 
 def test_a_file_that_cannot_be_read_has_no_rate(folder: Path, coarse: Path, tmp_path: Path) -> None:
-    """It ends at once: a rate that counts it would promise too much."""
+    """It fails immediately, so that a rate that counts it would be too high."""
     (folder / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     result = call(folder, tmp_path / "out", "--weights", coarse, "--steps", 1)
     failed = next(line for line in result.stderr.splitlines() if line.endswith("FAILED"))
@@ -80,7 +80,7 @@ def test_a_file_that_cannot_be_read_has_no_rate(folder: Path, coarse: Path, tmp_
     assert "of 3 images failed" in result.stderr
 
 
-def test_a_folder(folder: Path, coarse: Path, tmp_path: Path) -> None:
+def test_a_folder_is_restored(folder: Path, coarse: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = call(folder, out, "--weights", coarse, "--steps", 1)
     assert result.exit_code == 0, result.output
@@ -106,7 +106,7 @@ def test_a_folder(folder: Path, coarse: Path, tmp_path: Path) -> None:
     assert (out / "a.png").read_bytes() != before
 
 
-def test_json(folder: Path, fine: Path, tmp_path: Path) -> None:
+def test_json_is_one_document(folder: Path, fine: Path, tmp_path: Path) -> None:
     result = call(folder, tmp_path / "out", "--weights", fine, "--json", "--precision", "fp32")
     document = json.loads(result.stdout)
     assert document["grid"] == [999, 500]
@@ -117,7 +117,7 @@ def test_json(folder: Path, fine: Path, tmp_path: Path) -> None:
     assert document["next"].startswith("c2fdft eval")
 
 
-def test_nothing_is_next_where_all_are_videos(coarse: Path, tmp_path: Path) -> None:
+def test_there_is_no_next_command_for_videos_alone(coarse: Path, tmp_path: Path) -> None:
     pytest.importorskip("av")
     from tests.kit.video import make_clip
 
@@ -130,7 +130,9 @@ def test_nothing_is_next_where_all_are_videos(coarse: Path, tmp_path: Path) -> N
     assert first["next"] is again["next"] is None
 
 
-def test_fine_weights_on_another_grid_warn(folder: Path, fine: Path, tmp_path: Path) -> None:
+def test_fine_weights_with_other_timesteps_give_a_warning(
+    folder: Path, fine: Path, tmp_path: Path
+) -> None:
     result = call(folder, tmp_path / "out", "--weights", fine, "--steps", 3)
     assert result.exit_code == 0
     assert (
@@ -144,7 +146,7 @@ def test_fine_weights_on_another_grid_warn(folder: Path, fine: Path, tmp_path: P
 
 
 @pytest.mark.usefixtures("packaged")
-def test_no_weights(folder: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_an_error(folder: Path, tmp_path: Path) -> None:
     result = call(folder, tmp_path / "out")
     assert result.exit_code == 4
     assert "there are no packaged weights for the task derain" in result.stderr
@@ -153,7 +155,7 @@ def test_no_weights(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("packaged")
-def test_what_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "not.pt").write_text("no")
     result = call(folder, tmp_path / "out", "--weights", tmp_path / "not.pt")
     assert result.exit_code == 4
@@ -162,7 +164,9 @@ def test_what_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     assert call(folder, tmp_path / "out", "--weights", "derain").exit_code == 4
 
 
-def test_a_corrupt_file_among_others(folder: Path, coarse: Path, tmp_path: Path) -> None:
+def test_a_corrupt_file_among_others_is_a_partial_failure(
+    folder: Path, coarse: Path, tmp_path: Path
+) -> None:
     (folder / "bad.png").write_text("text")
     result = call(folder, tmp_path / "out", "--weights", coarse, "--steps", 1, "--json")
     assert result.exit_code == 6
@@ -173,7 +177,7 @@ def test_a_corrupt_file_among_others(folder: Path, coarse: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("json_option", [[], ["--json"]])
-def test_a_corrupt_file_by_itself(
+def test_a_single_corrupt_file_is_a_data_error(
     json_option: list[str], folder: Path, coarse: Path, tmp_path: Path
 ) -> None:
     (folder / "bad.png").write_text("text")
@@ -182,13 +186,13 @@ def test_a_corrupt_file_by_itself(
     assert result.stderr.startswith(f"error: {folder}/bad.png: cannot read the image: not an image")
 
 
-def test_an_output_under_a_file(folder: Path, coarse: Path, tmp_path: Path) -> None:
+def test_an_output_inside_a_file_is_refused(folder: Path, coarse: Path, tmp_path: Path) -> None:
     result = call(folder, tmp_path / "coarse.pt" / "out", "--weights", coarse)
     assert result.exit_code == 5
     assert "regular file" in result.stderr
 
 
-def test_too_large(folder: Path, coarse: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_too_large_is_refused(folder: Path, coarse: Path, tmp_path: Path) -> None:
     words = (folder / "a.png", tmp_path / "x.png", "--weights", coarse, "--max-memory", "64k")
     result = call(*words)
     assert result.exit_code == 5
@@ -213,14 +217,16 @@ def test_too_large(folder: Path, coarse: Path, tmp_path: Path) -> None:
         ("--samples 0", "--samples must be 1 to 1000, got 0"),
     ],
 )
-def test_wrong_words(words: str, says: str, folder: Path, coarse: Path, tmp_path: Path) -> None:
+def test_invalid_options_are_refused(
+    words: str, says: str, folder: Path, coarse: Path, tmp_path: Path
+) -> None:
     result = call(folder, tmp_path / "out", "--weights", coarse, *words.split())
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {says}")
     assert not (tmp_path / "out").exists()
 
 
-def test_no_inputs(coarse: Path, tmp_path: Path) -> None:
+def test_missing_inputs_are_refused(coarse: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source in ("missing", tmp_path / "empty", tmp_path / "*.nothing"):
         result = call(source, tmp_path / "out", "--weights", coarse)
@@ -228,7 +234,7 @@ def test_no_inputs(coarse: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def test_a_pipe(folder: Path, coarse: Path, tmp_path: Path) -> None:
+def test_an_image_can_be_piped_through(folder: Path, coarse: Path, tmp_path: Path) -> None:
     data = (folder / "a.png").read_bytes()
     result = call("-", "-", "--weights", coarse, "--grid", "500", stdin=data)
     assert result.exit_code == 0
@@ -254,7 +260,7 @@ def test_an_animation_through_a_pipe_loses_its_other_frames_with_a_note(
             assert result.stdout_bytes.startswith(b"\x89PNG")
 
 
-def test_a_file_called_like_the_standard_output(
+def test_a_file_named_like_standard_output_is_a_file(
     folder: Path, coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -265,7 +271,7 @@ def test_a_file_called_like_the_standard_output(
     assert Path("-").read_text() == "not ours"
 
 
-def test_formats(folder: Path, coarse: Path, tmp_path: Path) -> None:
+def test_output_formats(folder: Path, coarse: Path, tmp_path: Path) -> None:
     words = ("--weights", coarse, "--grid", "500")
     assert call(folder, tmp_path / "t", *words, "--format", "tif", "--bit-depth", 16).exit_code == 0
     assert read_picture(tmp_path / "t" / "a.tif").bit_depth == 16
@@ -295,7 +301,7 @@ def test_weights_that_restore_to_nan_write_nothing(
     folder: Path, tmp_path: Path, tiny_net: Callable[..., DFT]
 ) -> None:
     net = tiny_net()
-    net.output.weight.data.fill_(3e38)  # finite, but no sum of them is
+    net.output.weight.data.fill_(3e38)  # the weights are finite, but their sums are not
     broken = write_checkpoint(tmp_path / "huge.pt", net, stage="coarse")
     single = call(folder / "a.png", tmp_path / "a.png", "--weights", broken)
     assert single.exit_code == 4
@@ -308,7 +314,7 @@ def test_weights_that_restore_to_nan_write_nothing(
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
-def test_a_single_output_that_is_there_is_named(folder: Path, coarse: Path, tmp_path: Path) -> None:
+def test_a_single_existing_output_is_named(folder: Path, coarse: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.png").write_text("mine")
     result = call(folder / "a.png", tmp_path / "mine.png", "--weights", coarse)
     assert result.exit_code == 2
@@ -329,7 +335,7 @@ def test_an_unquoted_glob_replaces_no_input(folder: Path, coarse: Path, tmp_path
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"a.png", "b.png"}
 
 
-def test_pictures_that_are_not_read_are_told(folder: Path, coarse: Path, tmp_path: Path) -> None:
+def test_unsupported_pictures_are_reported(folder: Path, coarse: Path, tmp_path: Path) -> None:
     (folder / "1.dng").write_bytes(b"II*\0" + bytes(60))
     result = call(folder, tmp_path / "out", "--weights", coarse)
     assert result.exit_code == 0
@@ -340,7 +346,7 @@ def test_pictures_that_are_not_read_are_told(folder: Path, coarse: Path, tmp_pat
     assert kind["files"] == [str(folder / "1.dng")]
 
 
-def test_pictures_that_stay_as_they_were_are_named(
+def test_pictures_that_are_not_overwritten_are_named(
     folder: Path, coarse: Path, tmp_path: Path
 ) -> None:
     words = ("--weights", coarse, "--compare", tmp_path / "compare")
@@ -366,7 +372,7 @@ def test_pictures_that_stay_as_they_were_are_named(
 
 
 @pytest.mark.parametrize("words", [("", "out"), ("in", "")])
-def test_an_unset_variable_is_no_folder(
+def test_an_empty_argument_is_not_a_folder(
     words: tuple[str, str], folder: Path, coarse: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -375,7 +381,7 @@ def test_an_unset_variable_is_no_folder(
     assert f"{'IN' if not words[0] else 'OUT'} is empty" in result.stderr
 
 
-def test_a_run_folder_names_its_weights(folder: Path, fine: Path, tmp_path: Path) -> None:
+def test_a_run_folder_gives_a_hint_to_its_weights(folder: Path, fine: Path, tmp_path: Path) -> None:
     result = call(folder, tmp_path / "out", "--weights", tmp_path)
     assert result.exit_code == 4
     assert "a folder, not a checkpoint" in result.stderr
@@ -383,7 +389,7 @@ def test_a_run_folder_names_its_weights(folder: Path, fine: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
-def test_names_that_are_not_utf8_stop_nothing(
+def test_names_that_are_not_utf8_are_restored(
     words: list[str], folder: Path, coarse: Path, tmp_path: Path
 ) -> None:
     latin = os.fsdecode(b"caf\xe9.png")
@@ -400,8 +406,8 @@ def test_names_that_are_not_utf8_stop_nothing(
 
 
 @pytest.mark.slow
-def test_one_name_that_is_not_utf8(folder: Path, coarse: Path, tmp_path: Path) -> None:
-    """Its name goes to standard output as the bytes that it is."""
+def test_a_single_output_whose_name_is_not_utf8(folder: Path, coarse: Path, tmp_path: Path) -> None:
+    """Its name is printed to standard output as its bytes."""
     latin = save(folder / os.fsdecode(b"caf\xe9.png"), random_picture(8, 8))
     out = tmp_path / os.fsdecode(b"rest\xe9.png")
     command = [sys.executable, "-m", "c2fdft_cli", "restore", latin, out, "--weights", coarse]

@@ -1,4 +1,4 @@
-"""`c2fdft sweep-steps`: what it prints, its JSON, its exit codes."""
+"""`c2fdft sweep-steps`: its output, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def coarse(shard_folder: Path, tmp_path: Path) -> Path:
     return weights(tmp_path / "coarse.pt", "coarse", shard_folder)
 
 
-def test_table_choice_and_next_command(coarse: Path) -> None:
+def test_table_choice_and_next_command_are_printed(coarse: Path) -> None:
     result = run(coarse, "--steps", "1-3", *QUICK)
     assert result.exit_code == 0, result.output
     for text in ("steps", "first t", "PSNR", "SSIM", "s / image", "999 500 0", "protocol rgb"):
@@ -59,12 +59,12 @@ def test_json_is_one_document(coarse: Path, tmp_path: Path) -> None:
     assert facts["next"] == f"c2fdft train-fine --from {coarse}"
 
 
-def test_the_shards_that_were_named_are_passed_on(coarse: Path, shard_folder: Path) -> None:
+def test_named_shards_are_in_the_next_command(coarse: Path, shard_folder: Path) -> None:
     facts = json.loads(run(coarse, "--steps", "1", "--data", shard_folder, "--json", *QUICK).stdout)
     assert facts["next"] == f"c2fdft train-fine --from {coarse} --data {shard_folder}"
 
 
-def test_no_stamp_passes_the_grid_on(coarse: Path) -> None:
+def test_with_no_stamp_the_timesteps_are_in_the_next_command(coarse: Path) -> None:
     facts = json.loads(run(coarse, "--steps", "2", "--no-stamp", "--json", *QUICK).stdout)
     assert facts["stamped"] is False
     times = ",".join(map(str, facts["grid"]))
@@ -72,7 +72,7 @@ def test_no_stamp_passes_the_grid_on(coarse: Path) -> None:
     assert load_checkpoint(coarse).meta.grid is None
 
 
-def test_fine_weights_go_on_to_restore(shard_folder: Path, tmp_path: Path) -> None:
+def test_the_next_command_for_fine_weights_is_restore(shard_folder: Path, tmp_path: Path) -> None:
     fine = weights(tmp_path / "fine.pt", "fine", shard_folder, [999, 500])
     words = ("--steps", "1", "--choose", "within:99dB", "--seeds", "2")
     result = run(fine, *words, *QUICK)
@@ -95,7 +95,7 @@ def test_fine_weights_go_on_to_restore(shard_folder: Path, tmp_path: Path) -> No
         (["--data", "nowhere"], 3, "nowhere: no such folder of shards"),
     ],
 )
-def test_what_goes_wrong(coarse: Path, words: list[str], code: int, text: str) -> None:
+def test_errors_and_their_exit_codes(coarse: Path, words: list[str], code: int, text: str) -> None:
     result = run(coarse, *words)
     assert result.exit_code == code
     assert text in result.stderr
@@ -103,7 +103,7 @@ def test_what_goes_wrong(coarse: Path, words: list[str], code: int, text: str) -
     assert len(errors) == 1
 
 
-def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     assert run(tmp_path / "no.pt").exit_code == 4
     (tmp_path / "text.pt").write_text("x")
     result = run(tmp_path / "text.pt")
@@ -111,7 +111,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     assert "not a checkpoint of c2fdft" in result.stderr
 
 
-def test_output_under_a_file(coarse: Path, tmp_path: Path) -> None:
+def test_an_output_inside_a_file_is_refused(coarse: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     result = run(coarse, "--out", tmp_path / "file" / "o", *QUICK)
     assert result.exit_code == 5

@@ -1,4 +1,4 @@
-"""`c2fdft weights`, and weights by name in every command that takes weights."""
+"""`c2fdft weights`, and packaged weights by name in every command that uses weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("two")
-def test_list() -> None:
+def test_packaged_weights_are_listed() -> None:
     said = run("weights", "list")
     assert said.exit_code == 0, said.output
     text = " ".join(said.stdout.split())
@@ -54,7 +54,7 @@ def test_list() -> None:
 
 
 @pytest.mark.usefixtures("two")
-def test_list_as_json() -> None:
+def test_packaged_weights_are_listed_as_json() -> None:
     first, second = json.loads(run("weights", "list", "--json").stdout)
     assert (first["name"], first["calls"]) == ("derain", 1)
     assert (second["name"], second["calls"]) == ("derain-4step", 4)
@@ -64,7 +64,7 @@ def test_list_as_json() -> None:
 
 
 @pytest.mark.usefixtures("packaged")
-def test_list_of_nothing() -> None:
+def test_an_empty_list_has_a_hint() -> None:
     said = run("weights", "list")
     assert said.exit_code == 0
     assert "no weights come with this version" in said.stdout
@@ -72,7 +72,7 @@ def test_list_of_nothing() -> None:
     assert json.loads(run("weights", "list", "--json").stdout) == []
 
 
-def test_path(two: Path) -> None:
+def test_the_path_of_weights_is_printed(two: Path) -> None:
     assert run("weights", "path", "derain").stdout == f"{two / 'derain.pt'}\n"
     said = json.loads(run("weights", "path", "derain", "--json").stdout)
     assert said == {"name": "derain", "path": str(two / "derain.pt")}
@@ -86,7 +86,7 @@ def test_path(two: Path) -> None:
     assert "\nhint: reinstall it: " in damaged.stderr
 
 
-def test_pack(packaged: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
+def test_weights_are_packaged(packaged: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
     packed = write_packed(tmp_path / "run.pt", tiny_net(), [500])
     facts = write_facts(tmp_path / "facts.json")
     words = ("weights", "pack", packed, "--name", "derain", "--facts", facts)
@@ -102,7 +102,7 @@ def test_pack(packaged: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("two")
-def test_restore_by_default(image: Path, tmp_path: Path) -> None:
+def test_restore_uses_the_default_weights(image: Path, tmp_path: Path) -> None:
     said = run("restore", image.parent, tmp_path / "out", "--steps", 4, *CPU)
     assert said.exit_code == 0, said.output
     assert (tmp_path / "out" / "a.png").is_file()
@@ -115,7 +115,9 @@ def test_restore_by_default(image: Path, tmp_path: Path) -> None:
     assert "warning" not in said.stderr
 
 
-def test_restore_by_default_in_json(two: Path, image: Path, tmp_path: Path) -> None:
+def test_restore_reports_the_default_weights_in_json(
+    two: Path, image: Path, tmp_path: Path
+) -> None:
     said = run("restore", image, tmp_path / "o.png", "--json", *CPU)
     assert said.exit_code == 0, said.output
     assert "weights:" not in said.stderr
@@ -125,7 +127,7 @@ def test_restore_by_default_in_json(two: Path, image: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("two")
-def test_restore_by_name_and_by_task(image: Path, tmp_path: Path) -> None:
+def test_restore_finds_weights_by_name_and_by_task(image: Path, tmp_path: Path) -> None:
     four = run("restore", image, tmp_path / "f.png", "--weights", "derain-4step", *CPU)
     assert four.exit_code == 0, four.output
     assert "weights:" not in four.stderr
@@ -152,7 +154,7 @@ def test_restore_by_name_and_by_task(image: Path, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("two")
-def test_restore_with_wrong_words(
+def test_restore_refuses_unknown_names_and_tasks(
     words: list[str], code: int, says: str, image: Path, tmp_path: Path
 ) -> None:
     said = run("restore", image, tmp_path / "out", *words)
@@ -161,7 +163,7 @@ def test_restore_with_wrong_words(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_installation(two: Path, image: Path, tmp_path: Path) -> None:
+def test_a_damaged_installation_is_reported(two: Path, image: Path, tmp_path: Path) -> None:
     data = (two / "derain.pt").read_bytes()
     (two / "derain.pt").write_bytes(data[:-1] + b"!")
     said = run("restore", image, tmp_path / "out")
@@ -171,7 +173,7 @@ def test_a_damaged_installation(two: Path, image: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_of_the_name_does_not_shadow(
+def test_a_file_of_the_same_name_does_not_shadow_packaged_weights(
     two: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -188,7 +190,7 @@ def test_a_file_of_the_name_does_not_shadow(
 
 
 @pytest.mark.usefixtures("two")
-def test_eval_by_name(shard_folder: Path) -> None:
+def test_eval_finds_weights_by_name(shard_folder: Path) -> None:
     words = ("--data", shard_folder, "--images", 1, *CPU)
     said = run("eval", "--weights", "derain-4step", "--against", "derain", "--json", *words)
     assert said.exit_code == 0, said.output
@@ -197,7 +199,7 @@ def test_eval_by_name(shard_folder: Path) -> None:
     assert document["next"].startswith("c2fdft eval --weights derain-4step")
 
 
-def test_sweep_by_name_writes_nothing_into_the_package(
+def test_a_sweep_of_packaged_weights_writes_nothing_into_the_package(
     two: Path, shard_folder: Path, tmp_path: Path
 ) -> None:
     words = ("sweep-steps", "derain-4step", "--data", shard_folder, "--steps", "1", "--images", 1)
@@ -226,7 +228,7 @@ def test_training_starts_from_packaged_weights(shard_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("two")
-def test_bench_by_name() -> None:
+def test_bench_finds_weights_by_name() -> None:
     words = ("--size", 16, "--repeats", 1, "--json", *CPU)
     by_name = json.loads(run("bench", "forward", "--weights", "derain", *words).stdout)
     larger = json.loads(run("bench", "forward", "--recipe", "tiny", *words).stdout)
@@ -234,7 +236,7 @@ def test_bench_by_name() -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("derain",), ("dehaze", "a", "b"), ("derain", "a", "b")])
-def test_the_script_tells_its_usage(words: tuple[str, ...]) -> None:
+def test_the_script_prints_its_usage(words: tuple[str, ...]) -> None:
     done = subprocess.run([SCRIPT, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "recipes/scripts/train_weights.sh derain CLEAN_FOLDER STREAKS_FOLDER OUT" in done.stderr
@@ -256,7 +258,7 @@ esac
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., list[list[str]]]:
-    """Runs the script with a program that only notes how it is called."""
+    """Return a function that runs the script with a program that only records its calls."""
     program = tmp_path / "bin" / "c2fdft"
     program.parent.mkdir()
     program.write_text(RECORDER)
@@ -279,7 +281,7 @@ def script(tmp_path: Path) -> Callable[..., list[list[str]]]:
     return call
 
 
-def test_the_script_goes_on_where_it_stopped(
+def test_the_script_continues_where_it_stopped(
     script: Callable[..., list[list[str]]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -296,7 +298,7 @@ def test_the_script_goes_on_where_it_stopped(
 
 
 @pytest.mark.acceptance
-def test_what_the_script_calls_trains_and_packages(
+def test_the_script_trains_and_packages(
     script: Callable[..., list[list[str]]], tmp_path: Path
 ) -> None:
     (tmp_path / "clean").mkdir()
@@ -325,7 +327,7 @@ def test_what_the_script_calls_trains_and_packages(
     assert four.meta.grid == [999, 750, 500, 250]
 
 
-def test_average(two: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
+def test_weights_are_averaged(two: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
     other = write_packed(tmp_path / "other.pt", tiny_net(), [500])
     out = tmp_path / "mean.pt"
     said = run("weights", "average", "derain", other, "--out", out, "--shares", "3,1")
@@ -356,12 +358,12 @@ if "--max-time" in words:
 sys.argv[1:] = words
 main()
 """
-"""The program, but for trainings: they end after 20 iterations, however fast this machine is."""
+"""The program, except that trainings end after 20 iterations, however fast the machine is."""
 
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize("kind", ["pairs", "noise"])
-def test_training_for_so_many_minutes(
+def test_a_training_for_a_number_of_minutes(
     kind: str, pair_folder: Path, tmp_path: Path, tiny_net: Callable[..., DFT]
 ) -> None:
     (tmp_path / "c2fdft.py").write_text(SHORTER)
@@ -394,7 +396,7 @@ def test_training_for_so_many_minutes(
     assert "short-run already exists: choose another NAME" in again.stderr
 
 
-def test_the_timed_script_tells_its_usage() -> None:
+def test_the_timed_script_prints_its_usage() -> None:
     done = subprocess.run([ON_GPU, "derain"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "train_on_gpu.sh NAME FROM RECIPE MINUTES DATA OUT" in done.stderr

@@ -32,7 +32,7 @@ def lines(view: TrainView, screen: Console) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [40, 64, 66, 80, 120])
-def test_nothing_moves_while_the_values_change(options, width: int) -> None:
+def test_the_layout_is_stable_while_values_change(options, width: int) -> None:
     screen = Console(file=io.StringIO(), width=width, force_terminal=True)
     view = TrainView(options, 1000, 0, screen)
     view.take(step(1))
@@ -42,7 +42,7 @@ def test_nothing_moves_while_the_values_change(options, width: int) -> None:
     view._best = Validated(270000, 31.52, 0.9, "derain", 4, True)
     many = lines(view, screen)
     assert len(few) == len(many)
-    assert max(map(len, many)) <= width - 2  # a terminal shows ^C behind the last line
+    assert max(map(len, many)) <= width - 2  # a terminal shows ^C after the last line
     for name in ("precision", "memory", "best", "images/s", "data wait", "patch"):
         places = [[line.find(name) for line in drawn] for drawn in (few, many)]
         assert places[0] == places[1], name
@@ -50,7 +50,7 @@ def test_nothing_moves_while_the_values_change(options, width: int) -> None:
     assert "31.52 dB at 270000" in " ".join(many)
 
 
-def test_a_resumed_run_goes_on_where_it_was(options) -> None:
+def test_a_resumed_run_continues_its_bar(options) -> None:
     screen = Console(file=io.StringIO(), width=80, force_terminal=True)
     view = TrainView(options, 210, 35, screen)
     assert " 35/210  17%" in lines(view, screen)[1]
@@ -70,7 +70,7 @@ def test_the_best_score_before_a_run_was_resumed_is_shown(options) -> None:
     assert "best       22.00 dB at 40" in " ".join(lines(view, screen))
 
 
-def test_a_run_begins_with_what_is_trained_on_what() -> None:
+def test_a_run_begins_with_a_description_of_the_training() -> None:
     begun = Begun(Path("shards/mine"), 1, 2, 970094, 35, 210, "cpu", "fp32")
     assert describe(begun) == (
         "1 training image and 2 for validation (shards/mine); 970,094 parameters; "
@@ -80,7 +80,7 @@ def test_a_run_begins_with_what_is_trained_on_what() -> None:
     assert describe(done).endswith("970,094 parameters; no step is left on cpu, fp32")
 
 
-def test_the_mean_loss_leaves_out_skipped_steps(options) -> None:
+def test_the_mean_loss_excludes_skipped_steps(options) -> None:
     screen = Console(file=io.StringIO(), width=120, force_terminal=True)
     view = TrainView(options, 1000, 0, screen)
     view.take(replace(step(1), loss=9.0, skipped=True))

@@ -1,4 +1,4 @@
-"""Batches: what is in them, and that nobody who makes them changes them."""
+"""Batches: their contents, which do not depend on slices, workers or threads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TENSORS = ("lq", "gt", "noise", "times", "lq2", "gt2")
 
 
 def coded(entry: Entry, number: int, *, lq: bool) -> Pixels:
-    """Every pixel tells its row, its column, and its image: where a crop came from can be read."""
+    """An image whose pixels encode row, column and image, so that a crop's origin can be read."""
     rows, columns = np.mgrid[: entry.height, : entry.width]
     return np.stack([rows, columns, np.full_like(rows, 2 * number + lq)], 2).astype(np.uint8)
 
@@ -61,7 +61,7 @@ def assert_same(a: Batch, b: Batch) -> None:
 # -- what is in a batch ----------------------------------------------------------
 
 
-def test_shapes_and_types(shards: ShardSet) -> None:
+def test_batches_have_the_documented_shapes_and_types(shards: ShardSet) -> None:
     loader = PatchLoader(shards, plan_of(shards), start=1, stop=7, timesteps=1000, prefetch=0)
     batches = list(loader)
     assert len(loader) == len(batches) == 6
@@ -81,7 +81,7 @@ def test_shapes_and_types(shards: ShardSet) -> None:
         assert batch.times.shape == (n,)
 
 
-def test_crops_come_from_where_the_plan_says(shards: ShardSet) -> None:
+def test_crops_are_taken_where_the_plan_says(shards: ShardSet) -> None:
     plan = plan_of(shards)
     for batch in PatchLoader(shards, plan, start=1, stop=13, prefetch=0):
         patch, _ = CYCLE.stage(batch.iteration)
@@ -105,12 +105,12 @@ def test_turn_is_transpose_then_flips(symmetry: int) -> None:
     expected = expected[:, ::-1] if symmetry & 1 else expected
     expected = expected[::-1] if symmetry & 2 else expected
     out = np.empty_like(square)
-    square.flags.writeable = False  # as a memory map
+    square.flags.writeable = False  # read-only, as a memory map is
     turn(square, symmetry, out)
     np.testing.assert_array_equal(out, expected)
 
 
-def test_border_reflects_then_replicates() -> None:
+def test_a_border_reflects_then_replicates() -> None:
     assert border(-2, 8, 5).tolist() == [2, 1, 0, 1, 2, 3, 4, 3]
     assert border(0, 9, 5).tolist() == [0, 1, 2, 3, 4, 3, 2, 1, 0]
     assert border(0, 10, 5).tolist() == [0, 1, 2, 3, 4, 3, 2, 1, 0, 0]
@@ -118,7 +118,7 @@ def test_border_reflects_then_replicates() -> None:
     assert border(-1, 3, 1).tolist() == [0, 0, 0]
 
 
-def test_noise_is_standard_normal_and_each_sample_its_own(shards: ShardSet) -> None:
+def test_noise_is_standard_normal_and_differs_between_samples(shards: ShardSet) -> None:
     noise = torch.cat(
         [
             b.noise.flatten()
@@ -150,7 +150,7 @@ def test_mixup_partners_are_rows_of_the_global_batch(shards: ShardSet) -> None:
             assert batch.lam == mix.lam
 
 
-# -- nobody changes them ---------------------------------------------------------
+# -- independence of slices ------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [None, 1.2])
@@ -165,7 +165,7 @@ def test_rows_of_a_slice_are_rows_of_the_whole(shards: ShardSet, beta: float | N
 
 
 def third(number: int, batch: int) -> tuple[int, int]:
-    """One of three slices of a batch."""
+    """Return the first, second or last of three slices of a batch."""
     return batch * number // 3, batch * (number + 1) // 3
 
 
@@ -182,7 +182,7 @@ def test_slices_make_up_a_batch(shards: ShardSet) -> None:
     assert [len(batch) for batch in first] == [len(batch) // 2 for batch in whole]
 
 
-def test_workers_threads_and_neither_make_the_same(shards: ShardSet) -> None:
+def test_workers_threads_and_neither_make_equal_batches(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
     load = partial(PatchLoader, shards, plan, start=1, stop=13, timesteps=1000)
     state = torch.get_rng_state()
@@ -195,7 +195,7 @@ def test_workers_threads_and_neither_make_the_same(shards: ShardSet) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_resuming_is_starting_later(shards: ShardSet) -> None:
+def test_a_loader_can_start_at_any_iteration(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
     whole = list(PatchLoader(shards, plan, start=1, stop=13))
     rest = PatchLoader(shards, plan_of(shards, beta=1.2), start=6, stop=13)
@@ -207,7 +207,7 @@ def test_resuming_is_starting_later(shards: ShardSet) -> None:
 
 
 def invert(gt: Pixels, rng: np.random.Generator) -> Pixels:
-    """Negative, with a random red channel."""
+    """Invert an image and randomise its red channel."""
     lq = 255 - gt
     lq[..., 0] = rng.integers(256)
     return lq
@@ -227,7 +227,7 @@ def test_synthesis_degrades_clean_crops(tmp_path: Path, margin: int) -> None:
         assert_same(maker.make(k, 1, 3), whole.rows(1, 3))
 
 
-def test_degrade_sees_the_margin(tmp_path: Path) -> None:
+def test_the_degradation_sees_the_margin(tmp_path: Path) -> None:
     seen: list[Pixels] = []
 
     def watch(gt: Pixels, _: np.random.Generator) -> Pixels:
@@ -256,12 +256,12 @@ def test_lines_are_drawn_on_clean_crops(tmp_path: Path) -> None:
             assert share or torch.equal(whole.lq, plain.lq)
             changed[share] += sum(map(bool, (whole.gt != plain.gt).flatten(1).any(1)))
     total = sum(CYCLE.stage(k)[1] for k in range(1, 13))
-    # a line may miss a patch of 8 px, and half of a pattern ends at an edge
+    # a line may miss a patch of 8 px, and a pattern may cover only a part of the crop
     assert changed[0.0] == 0
     assert 0.25 * total < changed[0.5] < 0.6 * total < changed[1.0]
 
 
-def test_synthesis_goes_wrong(tmp_path: Path) -> None:
+def test_errors_of_a_degradation_are_raised(tmp_path: Path) -> None:
     clean = write(tmp_path, has_lq=False)
     with pytest.raises(DataError, match="clean images only"):
         PatchLoader(clean, plan_of(clean), start=1, stop=2)
@@ -290,7 +290,7 @@ def test_errors_reach_the_consumer(shards: ShardSet, options: dict[str, int]) ->
     assert caught.value.details == ("one", "two")
 
 
-def test_a_dead_worker_is_one_line(shards: ShardSet) -> None:
+def test_a_worker_that_dies_is_an_error_in_one_line(shards: ShardSet) -> None:
     loader = PatchLoader(shards, plan_of(shards), start=1, stop=5, degrade=dies, workers=1)
     with pytest.raises(ResourceError, match="a data worker died"):
         list(loader)

@@ -1,4 +1,4 @@
-"""The patch cycle and the plan: released numbers, coverage, and rows that do not move."""
+"""The patch cycle and the sampling plan: released numbers, coverage, reproducible rows."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def plan_of(n: int, cycle: PatchCycle, *, seed: int = 3, beta: float | None = No
 
 
 @pytest.mark.parametrize(("cycle", "stages"), RELEASED)
-def test_released_cycles(cycle: PatchCycle, stages: dict[int, tuple[int, int]]) -> None:
+def test_cycles_equal_the_released_ones(
+    cycle: PatchCycle, stages: dict[int, tuple[int, int]]
+) -> None:
     assert {k: cycle.stage(k) for k in stages} == stages
 
 
@@ -86,7 +88,9 @@ def test_samples_before_is_the_sum_of_batches(
     "values",
     [((), (), 1, 1), ((8,), (1, 2), 1, 1), ((0,), (1,), 1, 1), ((8,), (1,), 0, 1)],
 )
-def test_bad_cycles(values: tuple[tuple[int, ...], tuple[int, ...], int, int]) -> None:
+def test_invalid_cycles_are_refused(
+    values: tuple[tuple[int, ...], tuple[int, ...], int, int],
+) -> None:
     with pytest.raises(RecipeError):
         PatchCycle(*values)
 
@@ -126,7 +130,7 @@ def test_crops_lie_inside_and_reach_every_corner() -> None:
     assert {c[1:] for c in corners if c[0] == 1} == {(0, c) for c in range(23)}
 
 
-def test_the_draw_depends_on_seed_and_iteration_alone() -> None:
+def test_a_sample_depends_only_on_seed_and_iteration() -> None:
     cycle = PatchCycle((8,), (6,), 10, 1)
     first = plan_of(7, cycle).draw(4)
     again = plan_of(7, cycle)
@@ -144,7 +148,7 @@ GOLDEN = {
 }
 
 
-def test_golden_draw() -> None:
+def test_crops_equal_golden_numbers() -> None:
     draw = PatchPlan([(40, 50)] * 5, PatchCycle((8,), (6,), 10, 1), 100).draw(3)
     assert draw.image.tolist() == GOLDEN["image"]
     assert draw.top.tolist() == GOLDEN["top"]
@@ -152,8 +156,8 @@ def test_golden_draw() -> None:
     assert draw.symmetry.tolist() == GOLDEN["symmetry"]
 
 
-def test_golden_times_noise_mixup_and_own_numbers() -> None:
-    """A resumed run must go on with the times, the noise and the degradations of its beginning."""
+def test_times_noise_mixup_and_random_numbers_equal_golden_ones() -> None:
+    """A resumed run must continue with the same times, noise and degradations."""
     plan = PatchPlan([(40, 50)] * 5, PatchCycle((8,), (6,), 10, 1), 100, 1.2)
     assert plan.times(3, 1000).tolist() == [666, 736, 173, 80, 333, 263]
     assert plan.noise_seed(3, 4) == 7505725437829251494
@@ -163,7 +167,7 @@ def test_golden_times_noise_mixup_and_own_numbers() -> None:
     mix = plan.mix(3)
     assert mix is not None
     assert mix.partner.tolist() == [3, 5, 2, 4, 0, 1]
-    assert mix.lam == pytest.approx(0.04110094977975704)  # by numpy's own sampler of Beta
+    assert mix.lam == pytest.approx(0.04110094977975704)  # by NumPy's sampler of Beta
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 6])
@@ -176,7 +180,7 @@ def test_times_are_antithetic(batch: int) -> None:
     np.testing.assert_array_equal(times[half:], 999 - times[: batch - half])
 
 
-def test_mixup_half_of_the_time_with_a_permutation() -> None:
+def test_mixup_happens_half_of_the_time_with_a_permutation() -> None:
     plan = plan_of(4, PatchCycle((8,), (6,), 1, 1), beta=1.2)
     mixes = [plan.mix(k) for k in range(1, 2001)]
     on = [mix for mix in mixes if mix is not None]
@@ -189,7 +193,7 @@ def test_mixup_half_of_the_time_with_a_permutation() -> None:
     assert plan_of(4, PatchCycle((8,), (6,), 1, 1)).mix(1) is None
 
 
-def test_own_random_numbers_per_sample() -> None:
+def test_each_sample_has_different_random_numbers() -> None:
     plan = plan_of(4, PatchCycle((8,), (6,), 1, 1))
     values = {plan.generator(k, i).random() for k in range(1, 20) for i in range(20)}
     seeds = {plan.noise_seed(k, i) for k in range(1, 20) for i in range(20)}
@@ -198,7 +202,7 @@ def test_own_random_numbers_per_sample() -> None:
     assert plan.generator(3, 4).random() == plan.generator(3, 4).random()
 
 
-def test_bad_plans() -> None:
+def test_invalid_plans_are_refused() -> None:
     cycle = PatchCycle((8,), (4,), 1, 1)
     with pytest.raises(ValueError, match="there are no images"):
         PatchPlan([], cycle, 0)

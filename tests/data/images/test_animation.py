@@ -1,4 +1,4 @@
-"""Frames of animations: equal to those read one by one, and each decoded once."""
+"""Frames of animations equal those read one by one, and each is decoded once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNT = 12
 
 
 def moving(path: Path, count: int = COUNT) -> Path:
-    """A square that moves over stripes; in a GIF each frame is stored as what changes."""
+    """A square that moves over stripes; a GIF stores only the changes of each frame."""
     stripes = np.zeros((24, 40, 3), np.uint8)
     stripes[:, ::3] = (20, 90, 60)
     frames = []
@@ -52,7 +52,7 @@ def test_frames_are_equal_to_those_read_one_by_one(tmp_path, suffix, order):
 
 
 def count_seeks(monkeypatch) -> list[int]:
-    """Frames of GIFs as Pillow decodes them, one step each."""
+    """Count the frames of GIFs that Pillow decodes."""
     seen: list[int] = []
     original = GifImagePlugin.GifImageFile._seek
 
@@ -74,7 +74,7 @@ def test_each_frame_of_a_gif_is_decoded_once(tmp_path, monkeypatch, wanted):
     assert len([number for number in seen if number]) == max(wanted)
 
 
-def test_frames_wait_only_for_those_who_want_them(tmp_path):
+def test_frames_are_kept_only_until_they_are_read(tmp_path):
     path = moving(tmp_path / "a.gif")
     frames = cache(path, [2, 5, 11])
     frames.read(path, 11)
@@ -85,7 +85,7 @@ def test_frames_wait_only_for_those_who_want_them(tmp_path):
     assert not animation._waiting
 
 
-def test_few_files_are_held_open(tmp_path):
+def test_only_a_few_files_stay_open(tmp_path):
     paths = [moving(tmp_path / f"{number}.gif", 2) for number in range(5)]
     frames = FrameCache([(path, number) for path in paths for number in (0, 1)], 2)
     for path in paths:
@@ -94,7 +94,7 @@ def test_few_files_are_held_open(tmp_path):
         assert len(frames._open) <= 2
 
 
-def test_a_file_that_was_replaced_is_read_anew(tmp_path):
+def test_a_file_that_was_replaced_is_read_again(tmp_path):
     path = moving(tmp_path / "a.gif")
     frames = cache(path)
     frames.read(path, 0)
@@ -106,7 +106,7 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path):
         frames.read(path, 1)
 
 
-def test_a_damaged_frame_fails_alone(tmp_path, monkeypatch):
+def test_a_damaged_frame_does_not_affect_the_others(tmp_path, monkeypatch):
     path = moving(tmp_path / "a.gif")
     frames, decode = cache(path), picture.OpenFrames.decode
     lock = threading.Lock()

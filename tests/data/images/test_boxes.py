@@ -1,4 +1,4 @@
-"""AVIF, HEIC, JPEG 2000 and JPEG XL: sizes from the headers, all bits, upright, metadata."""
+"""AVIF, HEIC, JPEG 2000 and JPEG XL: sizes in headers, bit depth, orientation, metadata."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def jpegxl(values, bits=None, **options):
 @pytest.mark.parametrize("encode", [jpeg2000, jpegxl])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_lossless_ones_come_out_exactly(tmp_path, encode, dtype, channels):
+def test_lossless_files_are_read_exactly(tmp_path, encode, dtype, channels):
     values = ramp(channels=channels, dtype=dtype)
     (tmp_path / "a").write_bytes(encode(values if channels > 1 else values[..., 0]))
     got = read_picture(tmp_path / "a")
@@ -69,7 +69,7 @@ def test_avif_keeps_more_than_8_bits(bits):
     assert np.abs(levels - values).max() < 3
 
 
-def test_avif_is_turned_once_and_keeps_its_metadata(tmp_path):
+def test_avif_is_rotated_once_and_keeps_its_metadata(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.linear_gradient("L").resize((36, 24)).convert("RGB")
@@ -86,7 +86,7 @@ def test_avif_is_turned_once_and_keeps_its_metadata(tmp_path):
     assert b'tiff:Orientation="1"' in got.metadata.xmp
 
 
-def test_frames_of_an_avif(tmp_path):
+def test_frames_of_an_avif_are_read(tmp_path):
     frames = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (0, 100, 200)]
     frames[0].save(tmp_path / "a.avif", save_all=True, append_images=frames[1:])
     assert frame_count(tmp_path / "a.avif") == 3
@@ -97,7 +97,7 @@ def test_frames_of_an_avif(tmp_path):
         read_picture(tmp_path / "a.avif", frame=3)
 
 
-def test_colours_told_by_codes_reach_a_png(tmp_path):
+def test_colour_codes_are_written_to_a_png(tmp_path):
     data = bytearray(encoded(Image.fromarray(RGB), "AVIF"))
     at = data.index(b"colrnclx") + 8
     data[at : at + 4] = struct.pack(">HH", 12, 16)  # Display P3, PQ
@@ -109,7 +109,7 @@ def test_colours_told_by_codes_reach_a_png(tmp_path):
 @pytest.mark.parametrize(
     ("data", "kind"), [(jpeg2000(RGB), b"jp2c"), (jpegxl(RGB, usecontainer=True), b"jxlc")]
 )
-def test_megabytes_of_metadata_may_stand_in_front(tmp_path, data, kind):
+def test_megabytes_of_metadata_may_precede_the_picture(tmp_path, data, kind):
     at = data.index(kind) - 4
     box = struct.pack(">I", 8 + (3 << 19)) + b"uuid" + bytes(3 << 19)
     (tmp_path / "a").write_bytes(data[:at] + box + data[at:])
@@ -117,7 +117,7 @@ def test_megabytes_of_metadata_may_stand_in_front(tmp_path, data, kind):
     np.testing.assert_array_equal(read_picture(tmp_path / "a").pixels, RGB)
 
 
-def test_jpeg2000_in_ycc_and_with_a_profile():
+def test_jpeg2000_in_ycc_and_with_a_profile_is_read():
     image = Image.fromarray(np.tile(RGB, (4, 4, 1)))
     got = read_picture(encoded(image.convert("YCbCr"), "JPEG2000"))
     assert np.abs(got.pixels.astype(int) - np.asarray(image)).max() < 8
@@ -137,7 +137,7 @@ def test_jpeg2000_in_ycc_and_with_a_profile():
     np.testing.assert_array_equal(got.pixels, RGB)
 
 
-def test_jpeg_xl_metadata_and_what_is_not_read_of_it(tmp_path):
+def test_metadata_of_a_jpeg_xl_are_read_or_noted(tmp_path):
     exif = Image.Exif()
     exif[0x013B] = "A. Painter"
     block = exif.tobytes().removeprefix(b"Exif\0\0")
@@ -181,7 +181,7 @@ def heic(image, **options):
     return file.getvalue()
 
 
-def test_heic_with_its_metadata(tmp_path):
+def test_heic_is_read_with_its_metadata(tmp_path):
     image = Image.fromarray(np.tile(RGB, (4, 4, 1)))
     data = heic(image, quality=-1, chroma=444, exif=oriented(1), xmp=b"<x:xmpmeta/>")
     (tmp_path / "IMG_1.HEIC").write_bytes(data)
@@ -203,15 +203,15 @@ def test_white_of_a_10_bit_heic_is_white():
     assert (read_picture(file.getvalue()).pixels == 65535).all()
 
 
-def test_picture_of_our_own_has_no_metadata():
+def test_a_picture_without_metadata_has_none():
     assert Picture(RGB).metadata == Metadata()
 
 
 SRGB = [(0, 1), (0, 2), (1, 2), (1, 2), (0, 1), (2, 2), (11, 4)]
-"""No profile, RGB, D65, BT.709's primaries, no gamma, transfer 2 + 11; each with its bits."""
+"""(value, bits): no profile, RGB, D65, BT.709's primaries, no gamma, transfer 2 + 11."""
 GREY_SRGB, LINEAR = [(0, 1), (1, 2), *SRGB[2:3], *SRGB[4:]], [*SRGB[:-1], (6, 4)]
 ALPHA_16 = [(0, 1), (0, 2), (0, 1), (3, 2), (15, 6), (0, 2), (1, 2), (2, 4), (0x6261, 16), (0, 1)]
-"""Alpha, of 1 + 15 bits, no shift, a name of 2 letters, not multiplied in."""
+"""(value, bits) of an alpha channel: 1 + 15 bits, no shift, a name of 2 letters, straight."""
 
 
 @pytest.mark.parametrize(
@@ -227,11 +227,11 @@ ALPHA_16 = [(0, 1), (0, 2), (0, 1), (3, 2), (15, 6), (0, 2), (1, 2), (2, 4), (0x
         ([(1, 2), *ALPHA_16], [(1, 1)], True),
         ([(1, 2), *ALPHA_16], [(0, 1), *SRGB], True),
         ([(1, 2), *ALPHA_16], [(0, 1), *LINEAR], False),
-        ([(1, 2), (0, 1), (2, 2), (0, 4)], [(1, 1)], False),  # a spot colour
+        ([(1, 2), (0, 1), (2, 2), (0, 4)], [(1, 1)], False),  # an extra channel: a spot colour
     ],
 )
-def test_which_jpeg_xl_files_are_srgb(channels, colours, expected):
-    """Headers of 8 x 8 px, nothing extra, 8 bits a sample, not XYB."""
+def test_jpeg_xl_files_in_srgb_are_recognised(channels, colours, expected):
+    """Headers of 8 x 8 px without extra channels, 8 bits per sample, not XYB."""
     size, depth = [(1, 1), (0, 5), (1, 3)], [(0, 1), (0, 1), (0, 1), (0, 2), (1, 1)]
     fields = [*size, *depth, *channels, (0, 1), *colours]
     bits = "".join(f"{value:0{count}b}"[::-1] for value, count in fields)

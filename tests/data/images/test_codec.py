@@ -1,4 +1,4 @@
-"""The odder kinds of image files: palettes, CMYK, animations, chunks of a PNG."""
+"""Less common image files: palettes, CMYK, animations, PNG chunks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def chunk(kind, payload):
 
 
 def with_chunk(data, kind, payload):
-    """A PNG with one more chunk before its pixels."""
+    """Return a PNG with an additional chunk before its pixels."""
     at = data.index(b"IDAT") - 4
     return data[:at] + chunk(kind, payload) + data[at:]
 
@@ -41,7 +41,7 @@ def test_one_bit_becomes_grey():
     assert set(np.unique(got.pixels)) == {0, 255}
 
 
-def test_grey_with_alpha():
+def test_grey_with_alpha_is_kept():
     values = ramp(channels=2, dtype=np.uint8)
     got = read_picture(encoded(Image.fromarray(values), "PNG"))
     assert got.grey
@@ -49,7 +49,7 @@ def test_grey_with_alpha():
     np.testing.assert_array_equal(got.alpha, values[..., 1])
 
 
-def test_palette_with_a_transparent_colour():
+def test_a_palette_with_a_transparent_colour_becomes_alpha():
     image = Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.putdata([0, 1, 2])
@@ -82,7 +82,7 @@ def test_cmyk_is_converted_with_and_without_a_profile():
         assert got.metadata.icc is None
 
 
-def test_a_usable_cmyk_profile_decides_the_colours(monkeypatch):
+def test_a_usable_cmyk_profile_determines_the_colours(monkeypatch):
     seen = []
 
     def convert(image, source, target, outputMode):
@@ -97,7 +97,7 @@ def test_a_usable_cmyk_profile_decides_the_colours(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_frames_of_an_animation(tmp_path, kind):
+def test_frames_of_an_animation_are_read(tmp_path, kind):
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     frames = [Image.new("RGB", (8, 4), colour) for colour in colours]
     more = {"lossless": True} if kind == "WEBP" else {}
@@ -113,7 +113,7 @@ def test_frames_of_an_animation(tmp_path, kind):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_pages_of_a_tiff(tmp_path, dtype):
+def test_pages_of_a_tiff_are_read(tmp_path, dtype):
     pages = np.stack([ramp(dtype=dtype), ramp(dtype=dtype)[::-1], ramp(dtype=dtype)[:, ::-1]])
     data = tiff_bytes(pages, photometric="rgb")
     (tmp_path / "a.tif").write_bytes(data)
@@ -139,7 +139,7 @@ def test_a_later_frame_that_is_too_large_is_refused_before_it_is_decoded(kind):
         read_picture(data, frame=1, max_pixels=100)
 
 
-def test_a_camera_jpeg_with_a_preview_is_one_picture_but_a_stereo_one_two(tmp_path):
+def test_a_jpeg_with_a_preview_is_one_picture_and_a_stereo_jpeg_two(tmp_path):
     image = Image.fromarray(np.tile(ramp(dtype=np.uint8), (8, 8, 1)))
     preview = image.resize((9, 6))
     data = encoded(image, "MPO", save_all=True, append_images=[preview])
@@ -160,7 +160,7 @@ def test_a_still_picture_has_one_frame(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_transparent_value_of_a_16_bit_png(tmp_path, channels):
+def test_the_transparent_value_of_a_16_bit_png_becomes_alpha(tmp_path, channels):
     values = ramp(channels=channels)
     pixels = np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
     write_picture(tmp_path / "a.png", Picture(pixels, grey=channels == 1))
@@ -174,7 +174,7 @@ def test_the_transparent_value_of_a_16_bit_png(tmp_path, channels):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_the_transparent_value_of_a_grey_png_with_few_bits(depth):
+def test_the_transparent_value_of_a_grey_png_with_few_bits_becomes_alpha(depth):
     row, width = 0b00011011, 8 // depth
     data = b"\x89PNG\r\n\x1a\n"
     data += chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, 0, 0, 0, 0))
@@ -187,7 +187,7 @@ def test_the_transparent_value_of_a_grey_png_with_few_bits(depth):
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"tEXt"])
-def test_exif_as_hexadecimal_text_in_an_old_png(tmp_path, kind):
+def test_exif_as_hexadecimal_text_in_an_old_png_is_read(tmp_path, kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     block = exif.tobytes()
@@ -202,7 +202,7 @@ def test_exif_as_hexadecimal_text_in_an_old_png(tmp_path, kind):
 
 
 @pytest.mark.parametrize("text", [b"", b"\nexif\n", b"\nexif\n 4\nzz", b"\xff\xfe x y"])
-def test_damaged_hexadecimal_exif_is_left_out(text):
+def test_damaged_hexadecimal_exif_is_dropped(text):
     data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
     for kind, payload in (
         (b"zTXt", b"\0" + zlib.compress(text)),
@@ -233,7 +233,7 @@ def test_colours_without_a_profile_and_the_resolution_of_a_png_survive(tmp_path)
     assert read_picture(tmp_path / "a.jpg").metadata.png_chunks == b""
 
 
-def test_exif_after_the_pixels_of_a_png_counts(tmp_path):
+def test_exif_after_the_pixels_of_a_png_is_read(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     block = exif.tobytes().removeprefix(b"Exif\0\0")
@@ -254,7 +254,7 @@ def test_a_flipped_bit_in_a_png_is_noticed(tmp_path, dtype):
         read_picture(bytes(data))
 
 
-def test_a_damaged_or_huge_profile_is_left_out(tmp_path):
+def test_a_damaged_or_huge_profile_is_dropped(tmp_path):
     write_picture(tmp_path / "a.png", Picture(ramp(dtype=np.uint8)))
     data = (tmp_path / "a.png").read_bytes()
     bomb = b"bomb\0\0" + zlib.compress(bytes(64 << 20))
@@ -265,8 +265,8 @@ def test_a_damaged_or_huge_profile_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
-def test_texts_that_unpack_to_gigabytes_together_are_left_out(kind):
-    """Each is below the limit of one: 650 kB of them would take 600 MiB."""
+def test_texts_that_unpack_to_gigabytes_in_total_are_dropped(kind):
+    """Each is below the limit for one text; 650 kB of them would take 600 MiB."""
     packed = zlib.compress(b"a" * (15 << 20))
     payload = b"bomb\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + packed
     data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
@@ -309,8 +309,8 @@ def outcome(data):
         return str(error)
 
 
-def test_no_cut_or_flipped_byte_makes_another_error(tmp_path):
-    """A sweep over small files: each reads, or is refused as bad data."""
+def test_any_cut_or_flipped_byte_is_read_or_refused(tmp_path):
+    """Each damaged small file is read, or refused with a DataError."""
     for suffix, dtype in [(".png", np.uint16), (".tif", np.uint16), (".jpg", np.uint8)]:
         write_picture(tmp_path / f"a{suffix}", Picture(ramp(dtype=dtype)))
         data = (tmp_path / f"a{suffix}").read_bytes()
@@ -322,14 +322,14 @@ def test_no_cut_or_flipped_byte_makes_another_error(tmp_path):
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP"])
 @pytest.mark.parametrize("rest", [b"", b"\xee" * 300])
-def test_a_damaged_header_is_called_so(kind, rest):
-    """Not in the words of the library in front of Pillow."""
+def test_a_damaged_header_is_reported_as_such(kind, rest):
+    """The message is not that of a library that is tried before Pillow."""
     data = encoded(Image.fromarray(ramp(40, 40, dtype=np.uint8)), kind)
     with pytest.raises(DataError, match=r"^cannot read the image: its header is damaged$"):
         read_picture(data[:18] + rest)
 
 
-def test_a_damaged_exif_block_of_a_webp_costs_itself_alone():
+def test_only_a_damaged_exif_block_of_a_webp_is_dropped():
     image = Image.fromarray(ramp(dtype=np.uint8))
     damaged = b"Exif\0\0no TIFF structure"
     data = encoded(image, "WEBP", lossless=True, exif=damaged, icc_profile=SRGB_PROFILE)

@@ -1,4 +1,4 @@
-"""TIFF in its many forms."""
+"""TIFF in its many variants."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_layout_of_a_tiff_gives_the_same_pixels(options, dtype, channels, 
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_of_a_16_bit_tiff(orientation):
+def test_the_orientation_of_a_16_bit_tiff_is_applied(orientation):
     tag = (274, "H", 1, orientation, True)
     wide, narrow = (
         read_picture(tiff_bytes(values, photometric="rgb", extratags=[tag])).pixels
@@ -65,20 +65,20 @@ def test_orientation_of_a_16_bit_tiff(orientation):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_min_is_white_is_turned_round(dtype):
+def test_min_is_white_is_inverted(dtype):
     values = ramp(channels=1, dtype=dtype)[..., 0]
     got = read_picture(tiff_bytes(values, photometric="miniswhite"))
     np.testing.assert_array_equal(got.pixels[..., 0], np.iinfo(dtype).max - values)
 
 
-def test_alpha_that_was_multiplied_in_is_taken_out():
+def test_premultiplied_alpha_is_divided_out():
     values = np.array([[[100, 200, 300, 32768], [0, 0, 0, 0]]], np.uint16)
     got = read_picture(tiff_bytes(values, photometric="rgb", extrasamples=[1]))
     assert got.pixels.tolist() == [[[200, 400, 600], [0, 0, 0]]]
     assert got.alpha.tolist() == [[32768, 0]]
 
 
-def test_an_unspecified_fourth_channel_is_no_alpha():
+def test_an_unspecified_fourth_channel_is_not_alpha():
     values = ramp(channels=4)
     got = read_picture(tiff_bytes(values, photometric="rgb", extrasamples=[0]))
     assert got.alpha is None
@@ -111,7 +111,7 @@ def test_half_floats_become_16_bit():
 
 
 @pytest.mark.parametrize(("bits", "white"), [(2, 255), (4, 255), (12, 65535)])
-def test_other_bit_depths_are_stretched_to_the_next(bits, white):
+def test_other_bit_depths_are_scaled_to_8_or_16(bits, white):
     top = 2**bits - 1
     values = np.array([[0, 1, top - 1, top]], np.uint16 if bits > 8 else np.uint8)
     pytest.importorskip("imagecodecs", minversion="2026.3", reason="it packs no bits before")
@@ -122,7 +122,7 @@ def test_other_bit_depths_are_stretched_to_the_next(bits, white):
 
 @pytest.mark.parametrize("photometric", ["separated", "palette", "ycbcr"])
 @pytest.mark.parametrize("options", [{}, {"compression": "lzw", "tile": (16, 16)}])
-def test_8_bit_colours_of_other_kinds(photometric, options):
+def test_other_8_bit_colour_spaces_are_converted(photometric, options):
     values = ramp(channels={"separated": 4, "palette": 1, "ycbcr": 3}[photometric], dtype=np.uint8)
     if photometric == "palette":
         colours = np.stack([np.arange(256), 255 - np.arange(256), np.full(256, 7)])
@@ -173,7 +173,7 @@ def test_a_truncated_tiff_is_refused_whatever_its_compression(compression, tile)
 
 
 def tiff_page(strip, tags):
-    """A grey page of 4 x 4 px, 8 bits, with these further tags; its strip lies at 8."""
+    """A TIFF of one grey 8-bit page of 4 x 4 px with additional tags; its strip is at offset 8."""
     entries = sorted(({256: 4, 257: 4, 258: 8, 262: 1, 277: 1} | tags).items())
     data = b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(entries))
     return (
@@ -195,7 +195,7 @@ def test_strips_and_tiles_larger_than_the_picture_are_refused():
 
 
 @pytest.mark.parametrize("extra", [1, 2])
-def test_an_alpha_that_is_announced_but_not_there_is_none(extra):
+def test_an_alpha_that_is_declared_but_missing_is_ignored(extra):
     strip = bytes(range(16))
     got = read_picture(tiff_page(strip, {259: 1, 273: 8, 278: 4, 279: 16, 338: extra}))
     assert got.alpha is None
@@ -210,7 +210,7 @@ def test_descriptions_of_a_page_survive_in_classic_and_big_tiffs():
         assert (exif[282], exif[283]) == (300, 200)
 
 
-def test_damaged_files_say_nothing_on_standard_error(capfd):
+def test_damaged_files_write_nothing_to_standard_error(capfd):
     whole = tiff_bytes(ramp(40, 40, dtype=np.uint8), photometric="rgb", compression="lzw")
     for at in range(0, len(whole), 97):
         damaged = whole[:at] + bytes([whole[at] ^ 0xA5]) + whole[at + 1 :]
@@ -220,7 +220,7 @@ def test_damaged_files_say_nothing_on_standard_error(capfd):
 
 
 def test_lzw_codes_that_were_not_defined_are_found_before_they_are_decoded():
-    """Asked for a known size, imagecodecs follows them beyond its table; this stream crashed it."""
+    """Given the output size, imagecodecs follows them beyond its table: this stream crashed it."""
     codes = bytes.fromhex("807f20503824160d0784426150b864361d0f8844625138a456")
     data = tiff_bytes(ramp(40, 40, dtype=np.uint8), photometric="rgb", compression="lzw")
     at = data.index(imagecodecs.lzw_encode(ramp(40, 40, dtype=np.uint8).tobytes())[:24])
@@ -237,8 +237,8 @@ def test_lzw_with_its_low_bits_first_is_read():
 
 
 @pytest.mark.parametrize("sides", [{"rowsperstrip": 32}, {"tile": (32, 48)}])
-def test_lzw_with_codes_of_no_meaning_behind_the_last_pixel_is_read(sides):
-    """Some programs write a wrong end."""
+def test_lzw_with_invalid_codes_after_the_last_pixel_is_read(sides):
+    """Some programs end a stream wrongly."""
     values = ramp(64, 48, dtype=np.uint8)
     parts = [
         imagecodecs.lzw_encode(half.tobytes() + bytes(99)) for half in (values[:32], values[32:])

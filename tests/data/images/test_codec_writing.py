@@ -1,4 +1,4 @@
-"""What each format keeps of a picture, and what it cannot hold."""
+"""What each output format keeps of a picture, and what it cannot hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOSSLESS = [".png", ".tif", ".TIFF", ".bmp", ".webp"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_other_programs_read_what_is_written(tmp_path, suffix):
+def test_other_programs_read_the_written_files(tmp_path, suffix):
     before = drawn_picture(
         np.uint16, alpha=True, metadata=Metadata(icc=SRGB_PROFILE, exif=painters_exif())
     )
@@ -102,13 +102,13 @@ def test_a_picture_too_large_for_webp_is_refused(tmp_path):
         save_rgb8(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.uint8))
 
 
-def test_writing_where_nothing_can_be_written(tmp_path):
+def test_an_output_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="cannot write"):
         save_rgb8(tmp_path / "file" / "a.png", drawn())
 
 
-def test_tags_that_describe_other_pixels_do_not_enter_a_tiff(tmp_path):
+def test_tags_that_describe_the_input_pixels_are_not_written_to_a_tiff(tmp_path):
     exif = Image.Exif()
     for tag, value in {0x013B: "A. Painter", 322: 16, 325: 99, 317: 3, 339: 3, 256: 9}.items():
         exif[tag] = value
@@ -122,7 +122,7 @@ def test_tags_that_describe_other_pixels_do_not_enter_a_tiff(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
-def test_camera_and_place_data_survive(tmp_path, suffix):
+def test_camera_and_location_data_survive(tmp_path, suffix):
     exif = Image.Exif()
     exif[271] = "Maker"
     exif.get_ifd(0x8769)[0x829A] = 0.5
@@ -136,7 +136,7 @@ def test_camera_and_place_data_survive(tmp_path, suffix):
     assert found.get_ifd(0x8825)[1] == "N"
 
 
-def test_an_exif_block_too_long_for_a_jpeg_is_left_out(tmp_path):
+def test_an_exif_block_too_long_for_a_jpeg_is_dropped(tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "x" * 70000
     write_picture(
@@ -148,7 +148,7 @@ def test_an_exif_block_too_long_for_a_jpeg_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_png_of_a_smooth_picture_is_much_smaller_than_its_pixels(tmp_path, dtype):
-    """A filter and run lengths are at work: a smooth picture shrinks to less than a third."""
+    """With filters and compression a smooth picture takes less than a third."""
     y, x = np.mgrid[:256, :256]
     pixels = np.repeat(((y + 2 * x) * 60)[..., None], 3, axis=2) // (
         257 if dtype == np.uint8 else 1
@@ -158,7 +158,7 @@ def test_a_png_of_a_smooth_picture_is_much_smaller_than_its_pixels(tmp_path, dty
 
 
 @pytest.mark.parametrize("suffix", LOSSLESS)
-def test_pixels_may_lie_in_any_order_of_memory(tmp_path, suffix):
+def test_pixels_may_have_any_memory_order(tmp_path, suffix):
     whole = drawn(26, 22)
     pixel = np.broadcast_to(whole[0, 0], (1, 1, 3))
     for pixels in (whole[::2, ::-2], whole.swapaxes(0, 1), whole[..., ::-1], pixel):

@@ -1,4 +1,4 @@
-"""A picture's format is told by its content; what is not read is named with the way out."""
+"""A picture's format is recognised by its content; unsupported ones are named with a hint."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_formats_without_a_signature_need_their_suffix(tmp_path, kind, suffix):
         (b"\xff\xd8\xff\xe0", ".dng", "JPEG"),
     ],
 )
-def test_kinds_that_are_not_read_are_known_by_content_and_name(head, suffix, kind):
+def test_unsupported_formats_are_recognised_by_content_and_name(head, suffix, kind):
     assert recognise(head, suffix) == kind
     assert kind in HINTS or kind == "JPEG"
 
@@ -78,7 +78,7 @@ def test_kinds_that_are_not_read_are_known_by_content_and_name(head, suffix, kin
         (b"", ""),
     ],
 )
-def test_what_is_no_picture_is_none(head, suffix):
+def test_other_files_have_no_picture_format(head, suffix):
     assert recognise(head, suffix) is None
 
 
@@ -88,7 +88,7 @@ def dng_like(path):
 
 
 def nef_like(path):
-    """A thumbnail whose sub-directory holds the picture."""
+    """A TIFF of a thumbnail, whose sub-directory holds the picture."""
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(RGB, photometric="rgb", subifds=1, subfiletype=1)
         tiff.write(np.tile(RGB, (4, 4, 1)), photometric="rgb")
@@ -96,14 +96,14 @@ def nef_like(path):
 
 @pytest.mark.parametrize("write", [dng_like, nef_like])
 @pytest.mark.parametrize("function", [image_size, read_picture])
-def test_a_raw_file_named_tif_is_not_taken_for_its_thumbnail(tmp_path, write, function):
+def test_a_raw_file_named_tif_is_not_read_as_its_thumbnail(tmp_path, write, function):
     write(tmp_path / "a.tif")
     with pytest.raises(DataError, match="camera raw pictures are not read") as caught:
         function(tmp_path / "a.tif")
     assert "16-bit TIFF" in caught.value.hint
 
 
-def test_heic_without_its_decoder_is_named_with_the_way_to_get_it(tmp_path, monkeypatch):
+def test_heic_without_its_decoder_is_refused_with_a_hint(tmp_path, monkeypatch):
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda _name: None)
     is_read.cache_clear()
     try:
@@ -115,7 +115,7 @@ def test_heic_without_its_decoder_is_named_with_the_way_to_get_it(tmp_path, monk
         is_read.cache_clear()
 
 
-def test_jpeg_xl_is_known_naked_and_in_its_container():
+def test_jpeg_xl_is_recognised_with_and_without_its_container():
     for container in (False, True):
         data = imagecodecs.jpegxl_encode(RGB, lossless=True, usecontainer=container)
         assert recognise(data, "") == "JPEGXL"
@@ -126,7 +126,7 @@ def test_jpeg_xl_is_known_naked_and_in_its_container():
     "kind", ["JPEG", "WEBP", "GIF", "BMP", "JPEG2000", "QOI", "DDS", "PPM", "AVIF", "JPEGXL"]
 )
 def test_damaged_files_are_refused_in_silence(kind, capfd):
-    """Nothing of the libraries' own messages reaches standard error."""
+    """Messages of the libraries do not reach standard error."""
     image = Image.fromarray(np.tile(RGB, (4, 4, 1)))
     whole = imagecodecs.jpegxl_encode(RGB) if kind == "JPEGXL" else encoded(image, kind)
     for at in range(0, len(whole), max(1, len(whole) // 60)):

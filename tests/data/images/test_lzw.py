@@ -1,4 +1,4 @@
-"""Which LZW streams are safe to decode."""
+"""The check for LZW streams that are safe to decode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from c2fdft_cli.data.images.lzw import is_sound
 
 CRASHED = bytes.fromhex("807f20503824160d0784426150b864361d0f8844625138a456")
-"""Made the decoder of imagecodecs 2026.3 read memory that was not its own."""
+"""A stream for which the decoder of imagecodecs 2026.3 read out of bounds."""
 
 
 def values(count, top):
@@ -19,7 +19,7 @@ def values(count, top):
 
 
 def first_undefined(segment):
-    """(bytes in front of the first undefined code, whether there is one), code by code."""
+    """Decode code by code: (bytes before the first undefined code, whether there is one)."""
     lengths, width, at, last, made = [1] * 258, 9, 0, 0, 0
     while at + width <= 8 * len(segment):
         word = int.from_bytes(segment[at >> 3 : (at >> 3) + 3].ljust(3, b"\0"), "big")
@@ -43,7 +43,7 @@ def first_undefined(segment):
 
 @pytest.mark.parametrize("top", [0, 1, 19, 255])
 @pytest.mark.parametrize("count", [1, 2, 300, 5000, 100_000])
-def test_what_an_encoder_writes_is_sound(count, top):
+def test_streams_of_an_encoder_are_safe(count, top):
     stream = imagecodecs.lzw_encode(values(count, top))
     for cut in (len(stream), len(stream) - 1, len(stream) // 2):
         assert is_sound(stream[:cut], 1 << 40)
@@ -60,11 +60,11 @@ def test_an_undefined_code_counts_only_before_the_last_byte():
     assert imagecodecs.lzw_decode(stream, out=3000) == data
 
 
-def test_the_stream_that_crashed_is_not_sound():
+def test_the_stream_that_crashed_the_decoder_is_not_safe():
     assert not is_sound(CRASHED, 2304)
 
 
-def test_what_is_sound_is_what_stands_in_front_of_the_first_undefined_code():
+def test_the_safe_length_ends_at_the_first_undefined_code():
     stream = imagecodecs.lzw_encode(values(3000, 60))
     places = np.random.default_rng(0).integers(0, 8 * len(stream), 300)
     verdicts = []
@@ -78,8 +78,8 @@ def test_what_is_sound_is_what_stands_in_front_of_the_first_undefined_code():
     assert 0 < sum(verdicts) < len(verdicts)
 
 
-def test_a_long_stream_with_a_wrong_end_takes_no_time():
-    """Code by code it took 8 s."""
+def test_a_long_stream_with_a_wrong_end_is_checked_quickly():
+    """Checking it code by code took 8 s."""
     data = values(4_000_000, 255)
     stream = imagecodecs.lzw_encode(data)[:-2] + b"\xff" * 8
     start = time.process_time()

@@ -1,4 +1,4 @@
-"""Resolution, XMP, IPTC, texts and profiles on their way between formats, checked by Pillow."""
+"""Resolution, XMP, IPTC, texts and profiles are kept between formats, as Pillow confirms."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def jpeg_with_everything():
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
-def test_every_block_survives_where_the_format_has_a_place(tmp_path, suffix):
+def test_every_block_survives_if_the_format_supports_it(tmp_path, suffix):
     write_picture(tmp_path / f"a{suffix}", Picture(RGB, metadata=EVERYTHING))
     got = read_picture(tmp_path / f"a{suffix}").metadata
     assert (got.xmp, got.iptc) == (XMP, IPTC)
@@ -45,7 +45,7 @@ def test_every_block_survives_where_the_format_has_a_place(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
-def test_other_programs_see_it(tmp_path, suffix):
+def test_other_programs_read_the_metadata(tmp_path, suffix):
     write_picture(tmp_path / f"a{suffix}", Picture(RGB, metadata=EVERYTHING))
     with Image.open(tmp_path / f"a{suffix}") as image:
         assert tuple(map(round, image.info["dpi"])) == (300, 150)
@@ -61,7 +61,7 @@ def test_other_programs_see_it(tmp_path, suffix):
             assert "by me" in image.tag_v2[270]
 
 
-def test_a_jpeg_reaches_png_and_tiff_with_all_of_it(tmp_path):
+def test_png_and_tiff_keep_all_metadata_of_a_jpeg(tmp_path):
     read = read_picture(jpeg_with_everything())
     assert read.metadata.texts == (("Comment", "by me"),)
     for suffix in (".png", ".tif"):
@@ -91,7 +91,7 @@ def test_webp_keeps_xmp_and_bmp_the_density(tmp_path):
     )
 
 
-def test_density_follows_the_turn(tmp_path):
+def test_density_follows_the_rotation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.fromarray(RGB)
@@ -100,7 +100,7 @@ def test_density_follows_the_turn(tmp_path):
 
 
 @pytest.mark.parametrize(("unit", "expected"), [(2, (300, 200)), (3, (762, 508)), (1, None)])
-def test_density_of_a_tiff_by_its_unit(unit, expected):
+def test_density_of_a_tiff_depends_on_its_unit(unit, expected):
     data = tiff_bytes(RGB, photometric="rgb", resolution=(300, 200), resolutionunit=unit)
     density = read_picture(data).metadata.density
     assert density is None if expected is None else np.allclose(density, expected)
@@ -122,7 +122,7 @@ def test_a_camera_jpeg_without_a_density_gets_none():
         (b"", None),
     ],
 )
-def test_xmp_does_not_go_on_turning_the_picture(packet, expected):
+def test_xmp_does_not_rotate_the_picture_again(packet, expected):
     assert upright_xmp(packet) == expected
 
 
@@ -140,17 +140,17 @@ def test_iptc_is_found_among_photoshops_resources(block):
 
 
 @pytest.mark.parametrize("block", [b"", None, b"8BIM", b"8BIM\4\4\0\0\xff\xff\xff", b"junk" * 9])
-def test_damaged_resources_have_none(block):
+def test_damaged_resources_have_no_iptc(block):
     assert not iptc_of(block)
 
 
-def test_blocks_too_long_for_a_jpeg_are_left_out(tmp_path):
+def test_blocks_too_long_for_a_jpeg_are_dropped(tmp_path):
     long = Metadata(xmp=b"x" * 70000, iptc=b"\x1c" * 70000, texts=(("Comment", "y" * 70000),))
     write_picture(tmp_path / "a.jpg", Picture(RGB, metadata=long))
     assert read_picture(tmp_path / "a.jpg").metadata == Metadata()
 
 
-def test_flipped_bytes_of_metadata_make_no_other_error():
+def test_files_with_flipped_bytes_in_metadata_are_read_or_refused():
     data = jpeg_with_everything()
     for at in range(20, data.index(b"\xff\xdb"), 3):
         with contextlib.suppress(DataError):
@@ -168,14 +168,14 @@ def exif_tags(block):
 
 
 def jpeg_and_tiff(tags):
-    """Two pictures with the same tags."""
+    """A JPEG and a TIFF with the same tags."""
     exif = b"Exif\0\0" + exif_block(tags)
     return encoded(Image.fromarray(RGB), "JPEG", exif=exif), tagged_tiff(RGB, tags)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_accents_of_any_encoding_survive(tmp_path, suffix):
-    """EXIF names no encoding of its texts."""
+def test_accents_in_any_encoding_survive(tmp_path, suffix):
+    """EXIF does not state the encoding of its texts."""
     utf_8, latin_1 = "Jürgen".encode() + b"\0", "Müller".encode("latin-1") + b"\0"
     for data in jpeg_and_tiff({315: (2, len(utf_8), utf_8), 33432: (2, len(latin_1), latin_1)}):
         write_picture(tmp_path / f"a{suffix}", read_picture(data))
@@ -184,11 +184,11 @@ def test_accents_of_any_encoding_survive(tmp_path, suffix):
         assert latin_1 in written
 
 
-def test_accents_of_a_directory_within_stay_texts(tmp_path):
+def test_accents_in_a_sub_directory_stay_texts(tmp_path):
     taken, lens = b"2026:01:02 03:04:05\0", b"Objekt\xe9\0"
     inner = exif_block({36867: (2, 20, taken), 42036: (2, 8, lens)})
     outer = exif_block({34665: (4, 1, struct.pack("<I", 100))}).ljust(92, b"\0")
-    at = 100 - 8  # the directory within, its offsets counted from the begin of the block
+    at = 100 - 8  # the sub-directory; its offsets count from the start of the block
     moved = bytearray(inner[8:])
     for entry in (2, 14):
         (place,) = struct.unpack_from("<I", moved, entry + 8)
@@ -201,7 +201,7 @@ def test_accents_of_a_directory_within_stay_texts(tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kind", [2, 1, 3])
-def test_a_profile_of_any_type_of_tag_is_its_bytes(tmp_path, kind, suffix):
+def test_a_profile_is_read_from_a_tag_of_any_type(tmp_path, kind, suffix):
     count = 8 if kind == 3 else 16
     data = tagged_tiff(RGB, {34675: (kind, count, b"p" * 16)})
     assert read_picture(data).metadata.icc == b"p" * 16
@@ -220,7 +220,9 @@ ODD = {
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("odd", ODD.values(), ids=list(ODD))
-def test_a_tag_of_an_odd_type_costs_neither_picture_nor_the_others(tmp_path, odd, suffix, recwarn):
+def test_a_tag_of_an_odd_type_affects_neither_picture_nor_other_tags(
+    tmp_path, odd, suffix, recwarn
+):
     for data in jpeg_and_tiff(odd | {315: (2, 5, b"Anna\0")}):
         write_picture(tmp_path / f"a{suffix}", read_picture(data))
         block = read_picture(tmp_path / f"a{suffix}").metadata.exif
@@ -229,7 +231,7 @@ def test_a_tag_of_an_odd_type_costs_neither_picture_nor_the_others(tmp_path, odd
 
 
 @pytest.mark.parametrize("end", [b"", b"\0\0"])
-def test_an_exif_block_may_end_in_front_of_the_pointer_to_the_next(end):
+def test_an_exif_block_may_end_before_the_pointer_to_the_next(end):
     block = exif_block({274: (3, 1, struct.pack("<H", 6))}, end)
     orientation, whole = upright_exif(block)
     assert orientation == 6

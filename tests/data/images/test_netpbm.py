@@ -1,4 +1,4 @@
-"""Netpbm's pictures of every kind and of any largest value."""
+"""Netpbm pictures of every kind and with any maximum value."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_16_bit_colours_survive(data):
 
 @pytest.mark.parametrize(("white", "top"), [(1, 255), (11, 255), (255, 255), (1023, 65535)])
 @pytest.mark.parametrize("kind", [2, 5])
-def test_the_largest_value_is_white(kind, white, top):
+def test_the_maximum_value_is_white(kind, white, top):
     values = np.array([0, white // 2, white])
     body = values.astype(np.uint8 if white < 256 else ">u2").tobytes()
     body = " ".join(map(str, values)).encode() if kind == 2 else body
@@ -43,7 +43,7 @@ def test_the_largest_value_is_white(kind, white, top):
 @pytest.mark.parametrize(
     "data", [b"P1 9 2\n101010101\n0 0 0 0 0 0 0 0 1", b"P4 9 2\n\xaa\x80\0\x80"]
 )
-def test_one_bit_is_black(data, tmp_path):
+def test_a_set_bit_is_black(data, tmp_path):
     got = read_picture(data)
     np.testing.assert_array_equal(got.pixels[0, :, 0], [0, 255, 0, 255, 0, 255, 0, 255, 0])
     np.testing.assert_array_equal(got.pixels[1, :, 0], [255] * 8 + [0])
@@ -67,13 +67,13 @@ def test_one_bit_is_black(data, tmp_path):
         (b"P2 2 2 255\n1 2 3 00000000004", "more than 10 digits"),
     ],
 )
-def test_damaged_ones_are_refused(data, reason):
+def test_damaged_files_are_refused(data, reason):
     with pytest.raises(DataError, match=reason):
         read_picture(data)
 
 
 @pytest.mark.parametrize("length", [990, 1009, 1010, 1011, 1012, 1013, 1014, 1015])
-def test_a_comment_may_reach_to_the_end_of_what_is_read_first(tmp_path, length):
+def test_a_comment_may_reach_the_end_of_the_first_block_read(tmp_path, length):
     whole = (
         b"P5\n#" + b"c" * length + b"\n12 1234 # and " + b"d" * 2000 + b"\n255\n" + bytes(12 * 1234)
     )

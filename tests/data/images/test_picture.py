@@ -1,4 +1,4 @@
-"""Images come back as they were: bit depth, greyness, alpha, profile, EXIF, orientation."""
+"""Images survive a round trip: bit depth, grey, alpha, profile, EXIF, orientation."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def test_png_and_tiff_keep_everything(tmp_path, suffix, dtype, grey, alpha):
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_round_trip_of_any_size(tmp_path_factory, height, width, dtype, grey, alpha, suffix, seed):
+def test_pictures_of_any_size_survive_a_round_trip(
+    tmp_path_factory, height, width, dtype, grey, alpha, suffix, seed
+):
     values = np.random.default_rng(seed)
     shape = (height, width, 1 if grey else 3)
     pixels = values.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
@@ -84,7 +86,7 @@ def test_read_rgb8_rounds_drops_alpha_and_replicates_grey(tmp_path):
     np.testing.assert_array_equal(got, np.rint(pixels / 257).astype(np.uint8))
 
 
-def test_save_rgb8_round_trip(tmp_path):
+def test_read_rgb8_reads_what_save_rgb8_writes(tmp_path):
     save_rgb8(tmp_path / "a.png", drawn())
     np.testing.assert_array_equal(read_rgb8(str(tmp_path / "a.png")), drawn())
 
@@ -109,7 +111,7 @@ def test_orientation_is_applied_once_and_set_to_1(tmp_path, kind, orientation):
     np.testing.assert_array_equal(again.pixels, got.pixels)
 
 
-def test_a_damaged_exif_block_is_left_out_without_a_warning():
+def test_a_damaged_exif_block_is_dropped_without_a_warning():
     for block in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", painters_exif(6)[:20], b"garbage" * 9):
         data = encoded(Image.fromarray(drawn(8, 16)), "JPEG", exif=b"Exif\0\0" + block)
         got = read_picture(data)
@@ -131,7 +133,7 @@ def test_pillow_warnings_do_not_escape_even_as_warnings():
     assert seen == []
 
 
-def test_the_process_settings_of_pillow_stay(tmp_path):
+def test_global_settings_of_pillow_are_not_changed(tmp_path):
     limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
     save_rgb8(tmp_path / "a.png", drawn())
     read_picture(tmp_path / "a.png")
@@ -215,12 +217,12 @@ def test_reading_and_writing_load_neither_torch_nor_opencv(tmp_path):
         (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint16), ValueError),
     ],
 )
-def test_picture_checks_its_arrays(pixels, alpha, error):
+def test_a_picture_checks_its_arrays(pixels, alpha, error):
     with pytest.raises(error):
         Picture(pixels, alpha=alpha)
 
 
-def test_is_image_path():
+def test_image_paths_are_recognised_by_their_suffix():
     assert all(is_image_path(f"a{suffix.upper()}") for suffix in WRITE_SUFFIXES)
     assert not any(is_image_path(name) for name in ("a.gif", "a.txt", "png", ".png", "a.png~"))
 
@@ -246,7 +248,7 @@ def test_list_images_sorts_names_with_digits_of_other_scripts(tmp_path):
     assert len(list_images(tmp_path)) == 4
 
 
-def test_list_images_of_nothing_or_of_a_file(tmp_path):
+def test_list_images_refuses_a_missing_folder_and_a_file(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match="no such folder"):
         list_images(tmp_path / "none")
@@ -262,7 +264,7 @@ def test_numbers_in_names_are_ordered_by_value_however_long():
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("grey", [False, True])
-def test_a_profile_that_is_not_for_such_colours_is_left_out_with_a_note(kind, grey):
+def test_a_profile_for_other_colours_is_dropped_with_a_note(kind, grey):
     image = Image.fromarray(drawn(channels=1)[..., 0] if grey else drawn())
     if kind == "WEBP" and grey:
         pytest.skip("it has no grey")
@@ -288,7 +290,7 @@ def test_a_palette_of_greys_with_a_profile_keeps_both(tmp_path, kind):
 
 
 @pytest.mark.parametrize("opening", [False, True])
-def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch, opening):
+def test_running_out_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch, opening):
     def fail(*_args, **_more):
         raise MemoryError
 

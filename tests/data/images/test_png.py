@@ -1,4 +1,4 @@
-"""The PNG files that are written: what other readers make of them, their filters and their size."""
+"""Written PNG files: other readers, filters and size."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.kit.images import ramp
 
 
 def by_pillow(data: bytes) -> np.ndarray[Any, Any]:
-    """The samples as Pillow reads them, checksums included; it has no 16 bits but for grey."""
+    """The samples as Pillow reads them, checking checksums; it supports 16 bits only in grey."""
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (33, 7), (70, 50)])
-def test_other_readers_find_the_same_samples(
+def test_other_readers_read_the_same_samples(
     size: tuple[int, int], dtype: Any, channels: int
 ) -> None:
     samples = ramp(*size, channels, dtype)
@@ -35,7 +35,7 @@ def test_other_readers_find_the_same_samples(
         assert np.array_equal(by_pillow(data), samples[..., 0])
 
 
-def test_pixels_too_long_for_one_chunk_stand_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_too_long_for_one_chunk_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = ramp(30, 40, 3, np.uint8)
     whole = png.encode_png(samples, NO_METADATA)
     monkeypatch.setattr(png, "_IDAT_BYTES", 100)
@@ -44,7 +44,7 @@ def test_pixels_too_long_for_one_chunk_stand_in_several(monkeypatch: pytest.Monk
     assert np.array_equal(by_pillow(parts), samples)
 
 
-def test_a_byte_that_is_wrong_is_noticed() -> None:
+def test_a_wrong_byte_is_noticed() -> None:
     data = bytearray(png.encode_png(ramp(30, 40, 3, np.uint8), NO_METADATA))
     data[len(data) // 2] ^= 1
     with pytest.raises((OSError, SyntaxError)):

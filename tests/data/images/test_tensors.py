@@ -1,4 +1,4 @@
-"""Pixels to tensors and back, to the bit what NumPy's float32 makes of them."""
+"""Pixels to tensors and back, bit for bit as by NumPy in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEVELS = {8: np.arange(256, dtype=np.uint8), 16: np.arange(65536, dtype=np.uint1
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_every_level_is_divided_once_and_comes_back(depth: int) -> None:
+def test_every_level_survives_the_division_by_its_maximum(depth: int) -> None:
     levels = LEVELS[depth]
     unit = to_unit(torch.from_numpy(levels))
     assert np.array_equal(unit.numpy(), levels.astype(np.float32) / np.float32(2**depth - 1))
@@ -29,7 +29,7 @@ def test_rounding_is_to_the_nearest_even_and_grey_the_mean(depth: int) -> None:
     assert np.array_equal(grey, np.rint(image.mean(1, keepdim=True).numpy() * white))
 
 
-def test_planes_and_pixels_are_each_others_inverse() -> None:
+def test_planes_and_pixels_are_inverse_to_each_other() -> None:
     pixels = np.random.default_rng(0).integers(0, 65536, (2, 5, 7, 3), dtype=np.uint16)
     planes = planes_of(torch.from_numpy(pixels))
     assert planes.is_contiguous()

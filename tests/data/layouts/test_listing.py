@@ -1,4 +1,4 @@
-"""A folder that has some images, and files that are no videos."""
+"""Listing the images of a folder, and refusing videos."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.errors import DataError
 
 
-def test_images_in_natural_order(tmp_path: Path) -> None:
+def test_images_are_listed_in_natural_order(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("10.png", "9.jpg", "clip.mp4", "sub/1.png"):
         (tmp_path / name).touch()
@@ -18,7 +18,7 @@ def test_images_in_natural_order(tmp_path: Path) -> None:
     assert tmp_path / "sub" / "1.png" in some_images(tmp_path, recursive=True)
 
 
-def test_no_images(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no clean images in the folder") as caught:
         some_images(tmp_path, kind="clean images", hint="look elsewhere")
     assert (caught.value.hint, caught.value.where) == ("look elsewhere", str(tmp_path))
@@ -28,7 +28,7 @@ def test_no_images(tmp_path: Path) -> None:
     assert "ffmpeg -i clip.mp4" in str(caught.value.hint)
 
 
-def test_videos_are_refused_where_images_are_wanted(tmp_path: Path) -> None:
+def test_videos_are_refused_as_images(tmp_path: Path) -> None:
     image, video, folder = tmp_path / "a.png", tmp_path / "a.mp4", tmp_path / "folder.mp4"
     image.touch()
     video.touch()

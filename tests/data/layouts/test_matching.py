@@ -1,4 +1,4 @@
-"""Names that belong together, and names that only look alike."""
+"""Matching of file names that belong together, and not of those that only look alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def matched(lq, gt):
         ("--", ()),
     ],
 )
-def test_words(name, words):
+def test_names_are_split_into_words(name, words):
     assert name_words(name) == words
 
 
@@ -49,7 +49,7 @@ def test_words(name, words):
         ("a/1.png", "b/1.png"),
     ],
 )
-def test_belong_together(lq, gt):
+def test_names_that_belong_together_match(lq, gt):
     assert matched([lq], [gt]) == {lq: gt}
 
 
@@ -57,30 +57,30 @@ def test_belong_together(lq, gt):
     ("lq", "gt"),
     [("1.png", "2.png"), ("901.jpg", "901_1.jpg"), ("9011.jpg", "901.jpg"), ("01.png", "1.png")],
 )
-def test_do_not_belong_together(lq, gt):
+def test_names_that_only_look_alike_do_not_match(lq, gt):
     assert matched([lq], [gt]) == {}
 
 
-def test_the_longest_beginning_wins():
+def test_the_longest_common_prefix_wins():
     assert matched(["1_2_3.png"], ["1.png", "1_2.png"]) == {"1_2_3.png": "1_2.png"}
 
 
-def test_a_stricter_rule_that_matches_anything_excludes_the_looser():
+def test_if_a_stricter_rule_matches_looser_ones_are_not_used():
     assert matched(["1.png", "1_2.png"], ["1.png"]) == {"1.png": "1.png"}
     assert matched(["a/1.png", "b/1.png"], ["a/1.png"]) == {"a/1.png": "a/1.png"}
 
 
-def test_several_partners_make_none_unless_a_suffix_decides():
+def test_several_partners_match_only_if_a_suffix_decides():
     assert matched(["1.png"], ["1.jpg", "1.bmp"]) == {}
     assert matched(["1.png"], ["1.jpg", "1.png"]) == {"1.png": "1.png"}
 
 
-def test_nothing_on_one_side():
+def test_an_empty_side_has_no_matches():
     assert matched([], ["1.png"]) == {}
     assert matched(["1.png"], []) == {}
 
 
-def test_two_conventions_of_whole_names_are_both_taken():
+def test_two_conventions_of_whole_names_are_both_matched():
     lq = ["a.png", *(f"rain-{n}.png" for n in range(5))]
     gt = ["a.png", *(f"norain-{n}.png" for n in range(5))]
     assert matched(lq, gt) == dict(zip(lq, gt, strict=True))
@@ -94,7 +94,7 @@ def test_two_conventions_of_whole_names_are_both_taken():
         (["901_1.png", "x/901_2.png"], ["901.png", "y/901.png"]),
     ],
 )
-def test_what_only_a_looser_rule_matches_is_no_pair_but_doubtful(lq, gt):
+def test_matches_of_a_looser_rule_alone_are_doubtful(lq, gt):
     found = match_names(
         [PurePosixPath(one) for one in lq], [PurePosixPath(one) for one in gt], KINDS
     )
@@ -104,7 +104,7 @@ def test_what_only_a_looser_rule_matches_is_no_pair_but_doubtful(lq, gt):
 
 @pytest.mark.parametrize("names", [("é.png", "é.png"), ("rain_Ü.png", "Ü_clean.png")])
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_accents_match_composed_or_not(names, form):
+def test_accents_match_composed_and_decomposed(names, form):
     other = {"NFC": "NFD", "NFD": "NFC"}[form]
     lq, gt = unicodedata.normalize(form, names[0]), unicodedata.normalize(other, names[1])
     assert matched([lq], [gt]) == {lq: gt}

@@ -1,4 +1,4 @@
-"""Every published layout is recognised and counted; wrong and ambiguous ones are refused."""
+"""Every published layout is recognised; wrong and ambiguous ones are refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SIBLINGS = [
 
 
 @pytest.mark.parametrize(("lq", "gt"), SIBLINGS)
-def test_two_folders_side_by_side(tmp_path, lq, gt):
+def test_two_sibling_folders_are_paired(tmp_path, lq, gt):
     draw(tmp_path, f"{lq}/1.png", f"{lq}/2.jpg", f"{lq}/10.png", f"{gt}/1.png")
     draw(tmp_path, f"{gt}/2.png", f"{gt}/10.JPG")
     found = find_pairs(tmp_path)
@@ -65,7 +65,7 @@ def test_two_folders_side_by_side(tmp_path, lq, gt):
     assert found.layout.startswith(f"{lq}/ + {gt}/")
 
 
-def test_first_rain100l_flat(tmp_path):
+def test_rain100l_in_one_folder(tmp_path):
     draw(tmp_path, "rain-001.png", "rain-002.png", "norain-001.png", "norain-002.png")
     draw(tmp_path, "rainstreak-001.png")
     found = find_pairs(tmp_path)
@@ -76,7 +76,7 @@ def test_first_rain100l_flat(tmp_path):
     assert [one.path.name for one in found.unpaired] == ["rainstreak-001.png"]
 
 
-def test_first_rain100l_with_a_folder_of_rain(tmp_path):
+def test_rain100l_with_a_folder_of_rain(tmp_path):
     draw(tmp_path, "rainy/rain-001.png", "rainy/rain-002.png", "norain-001.png", "norain-002.png")
     assert as_table(find_pairs(tmp_path))["rain-002"] == ("rainy/rain-002.png", "norain-002.png")
 
@@ -198,7 +198,7 @@ def test_snow100k_skips_its_masks(tmp_path):
     assert found.notices == ("skipped: 2 masks",)
 
 
-def test_outdoor_rain_has_fifteen_inputs_for_a_target(tmp_path):
+def test_outdoor_rain_has_fifteen_inputs_per_target(tmp_path):
     draw(tmp_path, *(f"in/im_0001_s80_a{k:02}.png" for k in range(15)), "gt/im_0001.png")
     assert len(find_pairs(tmp_path).pairs) == 15
 
@@ -211,14 +211,14 @@ def test_outdoor_rain_has_fifteen_inputs_for_a_target(tmp_path):
         (("trainA/1.png", "trainB/1.png", "valA/1.png", "valB/1.png"), {"train": 1, "val": 1}),
     ],
 )
-def test_pix2pix_takes_a_for_degraded_and_says_so(tmp_path, names, splits):
+def test_pix2pix_treats_a_as_degraded_with_a_notice(tmp_path, names, splits):
     found = find_pairs(draw(tmp_path, *names))
     assert {split: len(pairs) for split, pairs in found.splits.items()} == splits
     assert all("A" in str(pair.lq.relative_to(tmp_path)) for pair in found.pairs)
     assert found.notices == ("A is taken for the degraded side and B for the clean one",)
 
 
-def test_folders_called_a_and_b_are_scenes_where_they_hold_pairs(tmp_path):
+def test_folders_named_a_and_b_that_hold_pairs_are_scenes(tmp_path):
     names = [f"{scene}/{side}/1.png" for scene in "AB" for side in ("blur", "sharp")]
     found = find_pairs(draw(tmp_path, *names))
     assert [pair.name for pair in found.pairs] == ["A/1", "B/1"]
@@ -257,7 +257,7 @@ def test_a_few_such_names_among_others_are_no_pairs(tmp_path):
         find_pairs(tmp_path)
 
 
-def test_accents_of_a_mac_beside_those_of_others(tmp_path):
+def test_decomposed_accents_of_a_mac_match_composed_ones(tmp_path):
     names = [unicodedata.normalize(form, "Größe/Füße.png") for form in ("NFC", "NFD")]
     draw(tmp_path, f"input/{names[1]}", f"target/{names[0]}")
     found = find_pairs(tmp_path)
@@ -265,13 +265,13 @@ def test_accents_of_a_mac_beside_those_of_others(tmp_path):
     assert found.pairs[0].gt.relative_to(tmp_path / "target").as_posix() == names[0]
 
 
-def test_two_files_a_scene(tmp_path):
+def test_two_files_per_scene(tmp_path):
     draw(tmp_path, "a/noisy.png", "a/clean.png", "b/noisy.png", "b/clean.png")
     assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["a/noisy", "b/noisy"]
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
-def test_splits_of_its_own(tmp_path, validation):
+def test_a_set_may_have_its_own_splits(tmp_path, validation):
     for split, count in (("train", 3), (validation, 2)):
         draw(
             tmp_path, *(f"{split}/{side}/{n}.png" for side in ("input", "gt") for n in range(count))
@@ -291,7 +291,7 @@ def test_splits_inside_the_sides_and_over_sequences(tmp_path):
     assert len(find_pairs(tmp_path / "b").splits["val"]) == 4
 
 
-def test_test_stays_out_when_there_is_val_and_the_rest_trains(tmp_path):
+def test_a_test_split_is_skipped_if_there_is_a_validation_split(tmp_path):
     for place in ("train/", "val/", "test/", ""):
         draw(tmp_path, f"{place}lq/1.png", f"{place}gt/1.png")
     found = find_pairs(tmp_path)
@@ -305,7 +305,7 @@ def test_test_stays_out_when_there_is_val_and_the_rest_trains(tmp_path):
 @pytest.mark.parametrize(
     ("others", "test"), [("train/", "test"), ("", "testing"), ("val/", "Test")]
 )
-def test_a_test_split_is_left_alone(tmp_path, others, test):
+def test_a_test_split_is_skipped(tmp_path, others, test):
     for side in ("input", "gt"):
         draw(tmp_path, f"{others}{side}/1.png", f"{others}{side}/2.png", f"{test}/{side}/9.png")
     found = find_pairs(tmp_path)
@@ -331,17 +331,17 @@ def test_a_test_split_is_left_alone(tmp_path, others, test):
         ("rain and noise", "input", "target", None),
     ],
 )
-def test_task_is_told_by_the_layout_or_else_by_the_folder(tmp_path, folder, lq, gt, task):
+def test_the_task_is_known_by_the_layout_or_the_folder(tmp_path, folder, lq, gt, task):
     root = draw(tmp_path / folder, f"{lq}/1.png", f"{gt}/1.png")
     assert find_pairs(root).task == task
 
 
-def test_one_split_folder_alone_is_no_split(tmp_path):
+def test_a_single_split_folder_is_not_a_split(tmp_path):
     draw(tmp_path, "test/lq/1.png", "test/gt/1.png")
     assert list(find_pairs(tmp_path).splits) == ["train"]
 
 
-def test_unpaired_have_reasons(tmp_path):
+def test_unpaired_files_have_reasons(tmp_path):
     draw(tmp_path, "input/1.png", "input/2.png", "target/1.png", "target/3.png", "cover.png")
     found = find_pairs(tmp_path)
     assert {one.path.relative_to(tmp_path).as_posix(): one.reason for one in found.unpaired} == {
@@ -363,7 +363,7 @@ def test_names_that_collide_are_made_unique(tmp_path):
     assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["1.jpg", "1.png", "2"]
 
 
-def test_two_clean_files_of_one_stem(tmp_path):
+def test_of_two_clean_files_with_one_stem_the_same_suffix_decides(tmp_path):
     draw(tmp_path, "input/1.png", "input/2.bmp", "target/1.png", "target/1.jpg")
     draw(tmp_path, "target/2.png", "target/2.jpg")
     found = find_pairs(tmp_path)
@@ -379,13 +379,13 @@ def test_links_out_of_the_folder_are_followed(tmp_path):
     assert len(find_pairs(tmp_path / "set").pairs) == 1
 
 
-def test_a_relative_root(tmp_path, monkeypatch):
+def test_a_relative_root_is_allowed(tmp_path, monkeypatch):
     draw(tmp_path, "input/1.png", "target/1.png")
     monkeypatch.chdir(tmp_path)
     assert [pair.name for pair in find_pairs(Path()).pairs] == ["1"]
 
 
-def test_check_sizes(tmp_path):
+def test_sizes_that_differ_within_a_pair_are_refused(tmp_path):
     draw(tmp_path, "lq/1.png", "gt/1.png", size=(5, 7))
     pair = find_pairs(tmp_path).pairs[0]
     assert check_sizes(pair) == (5, 7)
@@ -396,7 +396,7 @@ def test_check_sizes(tmp_path):
         check_sizes(pair)
 
 
-def test_pairs_from_a_list(tmp_path):
+def test_pairs_are_read_from_a_list(tmp_path):
     draw(tmp_path, "x/1.png", "x/2.png", "y/a.png")
     (tmp_path / "list.csv").write_text("lq,gt\nx/1.png,y/a.png\nx/2.png,y/a.png\n")
     found = find_pairs(tmp_path, pairs_file=tmp_path / "list.csv")
@@ -421,7 +421,7 @@ def test_meta_info_chooses_among_the_pairs_of_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("name", "count"), [("rain100l", 60), ("rain100h", 20), ("polyu", 60), ("levin", 32)]
 )
-def test_real_folders(name, count):
+def test_real_folders_are_recognised(name, count):
     found = find_pairs(Path(REAL) / name)
     assert len(found.pairs) == count
     assert found.unpaired == ()
@@ -433,7 +433,7 @@ def test_real_folders(name, count):
 @pytest.mark.parametrize(
     "name", ["bsds500_clean", "kodak24", "streaks", "real_rain", "blurry_720p"]
 )
-def test_real_folders_without_pairs(name):
+def test_real_folders_without_pairs_are_refused(name):
     with pytest.raises(DataError, match="no pairs") as caught:
         find_pairs(Path(REAL) / name)
     assert "--synthesize rain|noise|blur" in caught.value.hint

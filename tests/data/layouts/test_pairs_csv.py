@@ -1,4 +1,4 @@
-"""Lists of pairs: what is accepted, and one line for everything that is not."""
+"""Lists of pairs: accepted forms, and an error in one line for anything else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def names(folder, text, encoding="utf-8"):
         ('"with, comma.png",b.png', ["with, comma"]),
     ],
 )
-def test_accepted(folder, text, expected):
+def test_accepted_lists(folder, text, expected):
     assert names(folder, text) == expected
     assert names(folder, text, "utf-8-sig") == expected
 
@@ -69,7 +69,7 @@ def test_paths_are_relative_to_the_list_or_absolute(folder):
         (f"a.png,{'a caption ' * 30}\n", "does not have the suffix of an image file"),
     ],
 )
-def test_refused(folder, text, reason):
+def test_refused_lists(folder, text, reason):
     with pytest.raises(DataError, match=reason) as caught:
         names(folder, text)
     assert "list.csv" in str(caught.value)
@@ -82,12 +82,12 @@ def test_files_that_do_not_exist_are_listed(folder):
     assert [line.rsplit("/", 1)[-1] for line in caught.value.details] == ["none.png", "nope.png"]
 
 
-def test_one_file_that_does_not_exist(folder):
+def test_a_single_missing_file_is_named(folder):
     with pytest.raises(DataError, match="names 1 file that cannot be found"):
         names(folder, "a.png,none.png\n")
 
 
-def test_missing_list_folder_and_binary(folder):
+def test_a_missing_list_a_folder_and_a_binary_file_are_refused(folder):
     with pytest.raises(DataError, match="no such file"):
         read_pairs_csv(folder / "none.csv")
     with pytest.raises(DataError, match="cannot read"):
@@ -116,7 +116,7 @@ def test_missing_list_folder_and_binary(folder):
         (".\\sub\\a.png,b.png,x\\y\n", ["x/y"]),
     ],
 )
-def test_as_spreadsheets_and_other_programs_write(folder, text, expected, encoding):
+def test_lists_of_spreadsheets_and_other_programs_are_read(folder, text, expected, encoding):
     assert names(folder, text, encoding) == expected
 
 
@@ -126,11 +126,11 @@ def test_as_spreadsheets_and_other_programs_write(folder, text, expected, encodi
         "gt,lq\nb.png,a.png\n",
         "name;gt;lq\na;b.png;a.png\n",
         "gt_path, lq_path\nb.png, a.png\n",
-        "sharp/1.png blur/1.png\nsharp/2.png blur/2.png\n",  # as DeblurGAN lists GoPro
+        "sharp/1.png blur/1.png\nsharp/2.png blur/2.png\n",  # DeblurGAN's list of GoPro
         "gt\\1.png;rain\\1.png\n",
     ],
 )
-def test_the_degraded_side_is_known_by_header_or_names(folder, text):
+def test_the_degraded_side_is_recognised_by_header_or_names(folder, text):
     for side in ("sharp", "blur", "gt", "rain"):
         (folder / side).mkdir()
         for k in (1, 2):
@@ -141,7 +141,7 @@ def test_the_degraded_side_is_known_by_header_or_names(folder, text):
         assert gt.name == "b.png" or gt.parent.name in ("sharp", "gt")
 
 
-def test_paths_below_the_folder_of_images(folder, tmp_path_factory):
+def test_paths_may_be_relative_to_the_folder_of_images(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("lists") / "list.csv"
     elsewhere.write_text("sub/a.png,b.png\n")
     assert read_pairs_csv(elsewhere, folder)[0] == ("sub/a", folder / "sub/a.png", folder / "b.png")
@@ -150,7 +150,7 @@ def test_paths_below_the_folder_of_images(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_accents_in_the_other_form_keep_the_spelling_of_the_file(folder, form):
+def test_accents_in_another_form_match_and_keep_the_name_of_the_file(folder, form):
     written = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "Füße/é.png")
     stored = folder / unicodedata.normalize(form, "Füße/é.png")
     stored.parent.mkdir()
@@ -174,6 +174,6 @@ def test_accents_in_the_other_form_keep_the_spelling_of_the_file(folder, form):
         ("", None),
     ],
 )
-def test_meta_info(folder, text, expected):
+def test_a_meta_info_file_is_read(folder, text, expected):
     (folder / "meta_info.txt").write_text(text, encoding="utf-8-sig")
     assert read_meta_info(folder / "meta_info.txt") == expected

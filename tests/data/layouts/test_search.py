@@ -1,4 +1,4 @@
-"""GoPro's two blurs, more than one way to pair, and no way at all."""
+"""Searching for pairs: GoPro's two blurs, ambiguous folders, and folders without pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from c2fdft_cli.errors import DataError
 from tests.kit.layouts import draw, gopro
 
 
-def test_gopro_takes_blur_and_says_so(tmp_path):
+def test_gopro_uses_blur_with_a_notice(tmp_path):
     found = find_pairs(gopro(tmp_path, ["blur", "blur_gamma", "sharp"]))
     assert [pair.name for pair in found.pairs] == [
         "GOPR0372_07_00/000047",
@@ -30,14 +30,14 @@ def test_gopro_takes_blur_and_says_so(tmp_path):
     assert "in 2 folders" in found.layout
 
 
-def test_gopro_with_gamma_takes_the_other(tmp_path):
+def test_gopro_with_gamma_uses_the_other_blur(tmp_path):
     found = find_pairs(gopro(tmp_path, ["blur", "blur_gamma", "sharp"]), gamma=True)
     assert {pair.lq.parent.name for pair in found.pairs} == {"blur_gamma"}
     assert found.unpaired == ()
     assert "blur_gamma/ is used" in found.notices[0]
 
 
-def test_gopro_with_one_of_the_two(tmp_path):
+def test_gopro_with_one_of_the_two_blurs(tmp_path):
     alone = find_pairs(gopro(tmp_path / "a", ["blur_gamma", "sharp"]))
     assert len(alone.pairs) == 4
     assert "no blur/" in alone.notices[0]
@@ -47,7 +47,7 @@ def test_gopro_with_one_of_the_two(tmp_path):
 
 
 def test_a_scene_of_gopro_without_blur_is_named(tmp_path):
-    """Its blur_gamma/ is trained on, while that of all others is said to be skipped."""
+    """Its blur_gamma/ is used, although that of all other scenes is skipped."""
     root = gopro(tmp_path, ["blur", "blur_gamma", "sharp"])
     lone = next(root.glob("**/GOPR0372_07_00"))
     shutil.rmtree(lone / "blur")
@@ -57,14 +57,14 @@ def test_a_scene_of_gopro_without_blur_is_named(tmp_path):
     assert found.notices[1].endswith("GOPR0372_07_00")
 
 
-def test_gamma_of_a_set_that_is_not_gopro(tmp_path):
+def test_gamma_is_refused_for_other_sets(tmp_path):
     draw(tmp_path, "data/1_rain.png", "gt/1_clean.png")
     with pytest.raises(DataError, match="no blur_gamma/ folder") as caught:
         find_pairs(tmp_path, gamma=True)
     assert caught.value.hint == "leave --gamma out: the pairs there are data/ + gt/"
 
 
-def test_several_sets_of_one_layout_are_taken_together(tmp_path):
+def test_several_sets_of_one_layout_are_combined(tmp_path):
     for name in ("Rain100L", "Rain100H"):
         draw(tmp_path, f"{name}/input/1.png", f"{name}/target/1.png")
     assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["Rain100H/1", "Rain100L/1"]
@@ -80,7 +80,7 @@ def test_several_sets_of_one_layout_are_taken_together(tmp_path):
         ("lq/1.png", "noisy/1.png", "gt/1.png"),
     ],
 )
-def test_more_than_one_way_is_refused_with_the_candidates(tmp_path, names):
+def test_ambiguous_folders_are_refused_with_the_candidates(tmp_path, names):
     draw(tmp_path, *names)
     with pytest.raises(DataError, match="more than one way to pair the images") as caught:
         find_pairs(tmp_path)
@@ -106,7 +106,7 @@ def test_the_same_files_twice_are_not_ambiguous(tmp_path):
         (("photo_noisy.png", "other_clean.png"), "--pairs"),
     ],
 )
-def test_no_pair_says_what_is_there_and_what_to_try(tmp_path, names, hint):
+def test_a_folder_without_pairs_is_described_with_a_hint(tmp_path, names, hint):
     draw(tmp_path, *names)
     with pytest.raises(DataError, match="no pairs of degraded and clean images") as caught:
         find_pairs(tmp_path)
@@ -123,7 +123,7 @@ def test_no_pair_says_what_is_there_and_what_to_try(tmp_path, names, hint):
         (["input/9.png", *(f"input/9_{n}.png" for n in range(14)), "target/9.png"], "1 of 15"),
     ],
 )
-def test_most_of_a_set_is_not_left_out_without_an_error(tmp_path, names, count):
+def test_leaving_most_of_a_set_unpaired_is_an_error(tmp_path, names, count):
     draw(tmp_path, *names)
     with pytest.raises(DataError, match=f"only {count} degraded images have a clean") as caught:
         find_pairs(tmp_path)
@@ -140,7 +140,7 @@ def test_most_of_a_set_is_not_left_out_without_an_error(tmp_path, names, count):
         ("photo_noisy.png", "other_clean.png"),
     ],
 )
-def test_every_refusal_shows_a_line_that_works_as_a_list(tmp_path, names):
+def test_every_refusal_shows_a_valid_line_of_a_list(tmp_path, names):
     draw(tmp_path, *names)
     with pytest.raises(DataError) as caught:
         find_pairs(tmp_path)
@@ -151,7 +151,7 @@ def test_every_refusal_shows_a_line_that_works_as_a_list(tmp_path, names):
 
 
 @pytest.mark.parametrize("side", ["input", "target"])
-def test_one_side_given_points_to_the_folder_above(tmp_path, side):
+def test_a_folder_of_one_side_gives_a_hint_to_its_parent(tmp_path, side):
     draw(tmp_path, "input/1.png", "target/1.png")
     with pytest.raises(DataError) as caught:
         find_pairs(tmp_path / side)
@@ -159,7 +159,7 @@ def test_one_side_given_points_to_the_folder_above(tmp_path, side):
     assert "above" in caught.value.hint
 
 
-def test_missing_file_empty_and_imageless(tmp_path):
+def test_missing_folders_files_and_folders_without_images_are_refused(tmp_path):
     draw(tmp_path, "a.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
@@ -175,7 +175,7 @@ def test_missing_file_empty_and_imageless(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["masks", "folders"])
-def test_the_time_for_thousands_grows_with_their_number_only(monkeypatch, kind):
+def test_the_time_grows_linearly_with_the_number_of_files(monkeypatch, kind):
     root, many = Path("/data"), range(4000 if kind == "folders" else 12000)
     name = "scene{}/1.png" if kind == "folders" else "mask/{}.png"
     images = [root / one for one in ("synthetic/0.png", "gt/0.png", *map(name.format, many))]
@@ -186,5 +186,5 @@ def test_the_time_for_thousands_grows_with_their_number_only(monkeypatch, kind):
     else:
         monkeypatch.setattr(pairs, "some_images", lambda *_, **__: images)
         assert find_pairs(root).notices == ("skipped: 12000 masks",)
-    # Each with each other they took half a minute.
+    # Comparing all names with one another took half a minute.
     assert time.process_time() - start < 4

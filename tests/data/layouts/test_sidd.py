@@ -1,4 +1,4 @@
-"""SIDD's blocks: both kinds of MATLAB file, names, and files that are not what they should be."""
+"""SIDD's blocks: both kinds of MATLAB files, their names, and invalid files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def matlab73(path: Path, **variables: Any) -> Path:
 
 
 @pytest.mark.parametrize("write", [matlab5, matlab73])
-def test_both_kinds_of_file(tmp_path: Path, write: Any) -> None:
+def test_both_kinds_of_files_are_read(tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "x.mat", other=np.zeros(3), **{NOISY: pixels()})
     blocks = read_blocks(path, [NOISY])
     assert (blocks.variable, len(blocks)) == (NOISY, 6)
@@ -50,13 +50,13 @@ def test_both_kinds_of_file(tmp_path: Path, write: Any) -> None:
     assert blocks.block(5).flags.c_contiguous
 
 
-def test_the_first_variable_that_is_there(tmp_path: Path) -> None:
+def test_the_first_existing_variable_is_read(tmp_path: Path) -> None:
     path = matlab5(tmp_path / "x.mat", **{RESULTS: pixels(), TARGET: pixels() // 2})
     assert read_blocks(path, [NOISY, TARGET, RESULTS]).variable == TARGET
     assert read_blocks(path, [RESULTS, TARGET]).variable == RESULTS
 
 
-def test_the_files_of_a_folder(tmp_path: Path) -> None:
+def test_the_files_of_a_folder_are_found(tmp_path: Path) -> None:
     assert block_files(tmp_path) == (None, None)
     target = matlab5(tmp_path / f"{TARGET}.mat", **{TARGET: pixels()})
     assert block_files(tmp_path) == (None, target)
@@ -72,7 +72,9 @@ def test_the_files_of_a_folder(tmp_path: Path) -> None:
         ({NOISY: pixels().astype(np.float64)}, r"is (double|float64) \[3, 2, 8, 10, 3\]"),
     ],
 )
-def test_other_contents(tmp_path: Path, write: Any, variables: Any, message: str) -> None:
+def test_files_with_other_contents_are_refused(
+    tmp_path: Path, write: Any, variables: Any, message: str
+) -> None:
     path = write(tmp_path / "x.mat", **variables)
     with pytest.raises(DataError) as caught:
         read_blocks(path, [NOISY])
@@ -95,7 +97,7 @@ def test_size_is_checked_before_anything_is_loaded(
         read_blocks(path, [NOISY])
 
 
-def test_damaged_files(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.mat"
     with pytest.raises(DataError, match="no such file"):
         read_blocks(path, [NOISY])
@@ -123,7 +125,7 @@ def virtual(file: h5py.File, folder: Path) -> None:
 
 
 def huge_chunk(file: h5py.File, _: Path) -> None:
-    """One chunk of 2 GB for a few pixels: room is made for all of it to read any."""
+    """A chunk of 2 GB for a few pixels; reading any of them would allocate all of it."""
     chunks, most = (*SHAPE[:0:-1], 2**22), (*SHAPE[:0:-1], None)
     file.create_dataset(NOISY, SHAPE[::-1], np.uint8, chunks=chunks, maxshape=most)
 
@@ -137,7 +139,7 @@ def huge_chunk(file: h5py.File, _: Path) -> None:
         (huge_chunk, "in huge chunks"),
     ],
 )
-def test_hdf5_whose_pixels_are_not_simply_in_the_file(
+def test_hdf5_whose_pixels_are_not_stored_plainly_is_refused(
     tmp_path: Path, store: Any, says: str
 ) -> None:
     (tmp_path / "secret.bin").write_bytes(bytes(pixels().size))
@@ -150,7 +152,7 @@ def test_hdf5_whose_pixels_are_not_simply_in_the_file(
 
 @pytest.mark.parametrize("shape", [SHAPE, (1, 1, 1, 1, 3), (1, 1, 1, 1, 4)])
 @pytest.mark.parametrize("compressed", [True, False])
-def test_matlab_5_is_read_as_scipy_reads_it(tmp_path: Path, shape: Any, compressed: bool) -> None:
+def test_matlab_5_is_read_as_by_scipy(tmp_path: Path, shape: Any, compressed: bool) -> None:
     cells = np.array([1, "x"], object)
     variables = {"n": 3.0, "cells": cells, NOISY: pixels(shape)}
     io.savemat(tmp_path / "x.mat", variables, do_compression=compressed)
@@ -174,7 +176,7 @@ def test_matlab_5_takes_no_more_memory_than_its_values(tmp_path: Path, compresse
 
 
 def test_a_tag_that_crashes_scipy_is_refused(tmp_path: Path) -> None:
-    """A type of elements far outside the table: scipy 1.17 reads foreign memory by it."""
+    """The element type is far outside the table: scipy 1.17 reads out of bounds."""
     io.savemat(tmp_path / "x.mat", {NOISY: pixels()})
     data = bytearray((tmp_path / "x.mat").read_bytes())
     at = data.index(pixels().tobytes(order="F")) - 8
@@ -184,7 +186,9 @@ def test_a_tag_that_crashes_scipy_is_refused(tmp_path: Path) -> None:
         read_blocks(tmp_path / "x.mat", [NOISY])
 
 
-def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_not_reported_as_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise MemoryError
 

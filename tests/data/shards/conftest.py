@@ -1,4 +1,4 @@
-"""A shard to read, or to damage."""
+"""A small shard for tests to read or damage."""
 
 from __future__ import annotations
 

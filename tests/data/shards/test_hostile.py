@@ -1,4 +1,4 @@
-"""Shards that lie."""
+"""Shards that are crafted to do harm are refused."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_file(shard: Path, name: str) -> None:
+def test_hostile_files_are_refused(shard: Path, name: str) -> None:
     damage, words = HOSTILE[name]
     with h5py.File(shard, "r+") as file:
         damage(file)
@@ -120,8 +120,8 @@ def test_hostile_file(shard: Path, name: str) -> None:
     assert caught.value.where == str(shard)
 
 
-def test_valid_digest_does_not_excuse_a_bad_index(shard: Path) -> None:
-    """A careful liar also writes a matching digest; the limits hold all the same."""
+def test_a_bad_index_with_a_valid_digest_is_refused(shard: Path) -> None:
+    """An attacker can write a matching digest too, so the limits are checked regardless."""
     entries = [replace(ENTRIES[0], height=2**33), *ENTRIES[1:]]
     with h5py.File(shard, "r+") as file:
         shas = [[text.decode() for text in file[f"sha256_{kind}"]] for kind in ("gt", "lq")]
@@ -150,8 +150,8 @@ def test_columns_that_are_too_large_are_not_read(
         ShardSet.open(shard)
 
 
-def test_data_that_reach_past_the_end(shard: Path) -> None:
-    """Newer HDF5 refuses such a file itself, so here the file is taken to be shorter."""
+def test_data_beyond_the_end_of_the_file_are_refused(shard: Path) -> None:
+    """Newer HDF5 refuses such a file itself, so the test pretends that the file is shorter."""
     with h5py.File(shard, "r") as file:
         reader = index._Reader(file, shard)
         reader._size = file["gt"].id.get_offset() + TOTAL - 1
@@ -159,5 +159,5 @@ def test_data_that_reach_past_the_end(shard: Path) -> None:
             reader.index()
 
 
-def test_offsets_are_sums() -> None:
+def test_offsets_must_be_the_sums_of_the_sizes() -> None:
     assert NEXT == [0, 105, 108]

@@ -1,4 +1,4 @@
-"""The shard format: round trips, identical bytes, and files that are not whole."""
+"""The shard format: round trips, identical bytes, and incomplete or damaged files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.kit.shards import ENTRIES, HEADER, pairs_of, picture, write_shard
 # -- round trips ---------------------------------------------------------------
 
 
-def test_round_trip(shard: Path) -> None:
+def test_shards_are_read_back_as_written(shard: Path) -> None:
     shards = ShardSet.open(shard.parent)
     assert len(shards) == 3
     assert shards.names == ["a", "straße/b", "雨"]
@@ -48,12 +48,12 @@ def test_any_hdf5_reader_can_read_it(shard: Path) -> None:
 
 def test_identical_input_gives_identical_bytes(shard: Path) -> None:
     before = shard.read_bytes()
-    time.sleep(1.1)  # HDF5 would store seconds
+    time.sleep(1.1)  # timestamps, if HDF5 stored any, would differ
     write_shard(shard, ENTRIES, pairs_of(ENTRIES), HEADER)
     assert shard.read_bytes() == before
 
 
-def test_clean_only(tmp_path: Path) -> None:
+def test_shards_may_hold_only_clean_images(tmp_path: Path) -> None:
     path = tmp_path / "val-00000.h5"
     header = replace(HEADER, split="val", degradation='{"kind": "rain"}')
     write_shard(path, ENTRIES, [(None, gt) for _, gt in pairs_of(ENTRIES)], header, has_lq=False)
@@ -65,7 +65,7 @@ def test_clean_only(tmp_path: Path) -> None:
     assert verify(path).run().images == 3
 
 
-def test_crop_is_a_copy_of_the_window(shard: Path) -> None:
+def test_a_crop_is_a_copy_of_the_window(shard: Path) -> None:
     shards = ShardSet.open(shard)
     lq, gt = shards.crop(0, 2, 3, 3, 4)
     np.testing.assert_array_equal(lq, picture(ENTRIES[0], 1)[2:5, 3:7])
@@ -75,12 +75,14 @@ def test_crop_is_a_copy_of_the_window(shard: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [(-1, 0, 2, 2), (0, 0, 6, 2), (0, 6, 1, 2), (4, 0, 2, 2)])
-def test_no_window_outside_of_its_image(shard: Path, window: tuple[int, int, int, int]) -> None:
+def test_a_window_outside_of_its_image_is_refused(
+    shard: Path, window: tuple[int, int, int, int]
+) -> None:
     with pytest.raises(IndexError):
         ShardSet.open(shard).crop(0, *window)
 
 
-def test_pickled_while_open(shard: Path) -> None:
+def test_an_open_set_can_be_pickled(shard: Path) -> None:
     shards = ShardSet.open(shard)
     first = shards.gt(0)
     again = pickle.loads(pickle.dumps(shards))
@@ -88,7 +90,7 @@ def test_pickled_while_open(shard: Path) -> None:
     assert again.fingerprint == shards.fingerprint
 
 
-def test_fingerprint_knows_content_not_packaging(tmp_path: Path, shard: Path) -> None:
+def test_the_fingerprint_depends_on_content_not_on_sharding(tmp_path: Path, shard: Path) -> None:
     whole = ShardSet.open(shard).fingerprint
     other = tmp_path / "other"
     other.mkdir()
@@ -107,7 +109,7 @@ def test_fingerprint_knows_content_not_packaging(tmp_path: Path, shard: Path) ->
     st.integers(1, 4000),
     st.integers(1, 2),
 )
-def test_dealing_keeps_order_and_limit(
+def test_distribution_over_shards_keeps_order_and_limit(
     sizes: list[tuple[int, int]], limit: int, planes: int
 ) -> None:
     entries = [Entry(str(i), h, w) for i, (h, w) in enumerate(sizes)]
@@ -119,10 +121,10 @@ def test_dealing_keeps_order_and_limit(
         assert used <= limit or len(numbers) == 1
 
 
-# -- writing goes wrong --------------------------------------------------------
+# -- errors in writing --------------------------------------------------------
 
 
-def test_wrong_size_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_wrong_size_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "train-00000.h5"
     pairs = pairs_of(ENTRIES)
     pairs[2] = pairs[0]
@@ -131,7 +133,7 @@ def test_wrong_size_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_few_or_too_many_images(tmp_path: Path) -> None:
+def test_too_few_or_too_many_images_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "train-00000.h5"
     pairs = pairs_of(ENTRIES)
     with pytest.raises(ValueError, match="fewer"):
@@ -146,17 +148,17 @@ def test_too_few_or_too_many_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m", "x" * 1025, "\udcff"])
-def test_names_that_cannot_be_stored(tmp_path: Path, name: str) -> None:
+def test_names_that_cannot_be_stored_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError):
         ShardWriter(tmp_path / "train-00000.h5", HEADER, [Entry(name, 1, 1)], has_lq=True)
 
 
-def test_no_such_folder_to_write_to(tmp_path: Path) -> None:
+def test_a_missing_output_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ResourceError):
         write_shard(tmp_path / "no" / "train-00000.h5", ENTRIES, pairs_of(ENTRIES), HEADER)
 
 
-# -- sets that are not whole ---------------------------------------------------
+# -- incomplete sets -----------------------------------------------------------
 
 
 def write_set(folder: Path, numbers: list[int], shards: int) -> None:
@@ -167,13 +169,13 @@ def write_set(folder: Path, numbers: list[int], shards: int) -> None:
 
 
 @pytest.mark.parametrize(("numbers", "shards"), [([0, 1], 3), ([0, 2], 3), ([1], 2)])
-def test_missing_shard(tmp_path: Path, numbers: list[int], shards: int) -> None:
+def test_a_missing_shard_is_named(tmp_path: Path, numbers: list[int], shards: int) -> None:
     write_set(tmp_path, numbers, shards)
     with pytest.raises(DataError):
         ShardSet.open(tmp_path)
 
 
-def test_shards_of_two_sets(tmp_path: Path) -> None:
+def test_shards_of_two_sets_are_refused(tmp_path: Path) -> None:
     write_set(tmp_path, [0, 1], 2)
     header = replace(HEADER, shard=1, shards=2, source="another")
     entry = Entry("c", 4, 4)
@@ -182,7 +184,7 @@ def test_shards_of_two_sets(tmp_path: Path) -> None:
         ShardSet.open(tmp_path)
 
 
-def test_a_set_is_of_pairs_or_of_clean_images(tmp_path: Path) -> None:
+def test_pairs_and_clean_images_are_not_mixed(tmp_path: Path) -> None:
     for number in range(2):
         header, entry = replace(HEADER, shard=number, shards=2), Entry(f"image {number}", 4, 4)
         (lq, gt), clean = pairs_of([entry])[0], number == 1
@@ -194,14 +196,14 @@ def test_a_set_is_of_pairs_or_of_clean_images(tmp_path: Path) -> None:
         ShardSet.open(tmp_path)
 
 
-def test_same_name_twice(tmp_path: Path) -> None:
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     twice = [Entry("a", 2, 2), Entry("a", 3, 3)]
     write_shard(tmp_path / "train-00000.h5", twice, pairs_of(twice), HEADER)
     with pytest.raises(DataError, match="occurs twice"):
         ShardSet.open(tmp_path)
 
 
-def test_wrong_split_or_no_shards(tmp_path: Path, shard: Path) -> None:
+def test_a_wrong_split_or_no_shards_is_refused(tmp_path: Path, shard: Path) -> None:
     with pytest.raises(DataError, match="not of the val split"):
         ShardSet.open(shard, split="val")
     with pytest.raises(DataError, match="no val-"):
@@ -215,7 +217,7 @@ def test_wrong_split_or_no_shards(tmp_path: Path, shard: Path) -> None:
 # -- damage --------------------------------------------------------------------
 
 
-def test_verify_counts(shard: Path) -> None:
+def test_verify_counts_images_and_bytes(shard: Path) -> None:
     job = verify(shard.parent)
     assert [event.name for event in job] == [entry.name for entry in ENTRIES]
     assert len(job) == 3
@@ -223,7 +225,7 @@ def test_verify_counts(shard: Path) -> None:
 
 
 def flip(shard: Path, kind: str) -> None:
-    """One bit of the second image."""
+    """Flip one bit of the second image."""
     with h5py.File(shard, "r") as file:
         start = file[kind].id.get_offset()
     data = bytearray(shard.read_bytes())
@@ -249,8 +251,8 @@ def test_verify_reads_both_splits(shard: Path) -> None:
     assert caught.value.where == str(val)
 
 
-def test_no_flipped_bit_goes_unnoticed_or_crashes(shard: Path) -> None:
-    """Whatever byte is damaged: one DataError, or the same names, sizes and pixels."""
+def test_any_flipped_bit_is_noticed_or_changes_nothing(shard: Path) -> None:
+    """With any byte damaged there is a DataError, or the names, sizes and pixels are equal."""
     good = ShardSet.open(shard)
     pixels = [(lq.copy(), gt.copy()) for lq, gt in map(good.pair, range(3))]
     data = shard.read_bytes()
@@ -268,7 +270,7 @@ def test_no_flipped_bit_goes_unnoticed_or_crashes(shard: Path) -> None:
             np.testing.assert_array_equal(read.gt(i), gt)
 
 
-def test_truncated_anywhere(shard: Path) -> None:
+def test_a_file_truncated_anywhere_is_refused(shard: Path) -> None:
     data = shard.read_bytes()
     for size in [0, 1, 8, 100, *range(200, len(data), 97), len(data) - 1]:
         shard.write_bytes(data[:size])
@@ -276,7 +278,7 @@ def test_truncated_anywhere(shard: Path) -> None:
             ShardSet.open(shard)
 
 
-def test_not_hdf5(tmp_path: Path) -> None:
+def test_files_that_are_not_hdf5_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "train-00000.h5"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" * 50)
     with pytest.raises(DataError, match="not a shard"):
@@ -295,7 +297,7 @@ def test_a_shard_that_shrinks_before_it_is_read(shard: Path) -> None:
 
 
 def test_a_shard_that_is_cut_while_it_is_open(shard: Path) -> None:
-    """An error of what is missing; a memory map would end the process by SIGBUS."""
+    """Missing bytes are an error; a memory map would end the process by SIGBUS."""
     shards = ShardSet.open(shard)
     before = shards.gt(0).copy()
     os.truncate(shard, 0)
@@ -324,7 +326,7 @@ def test_an_open_shard_that_is_deleted_or_replaced_is_read_as_it_was(shard: Path
     shard.write_bytes(b"another")
     np.testing.assert_array_equal(shards.gt(2), picture(ENTRIES[2], 2))
     with pytest.raises(DataError, match="changed while in use"):
-        pickle.loads(pickle.dumps(shards)).gt(2)  # as a worker does that opens it anew
+        pickle.loads(pickle.dumps(shards)).gt(2)  # as in a worker, which opens the file again
 
 
 def test_files_are_closed_with_the_set(shard: Path) -> None:

@@ -1,4 +1,4 @@
-"""A small bank of streaks."""
+"""A small bank of rain streak masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from c2fdft_cli.data.synthesis.streaks import StreakBank
 
 
 def streak_image(k: int, h: int = 96, w: int = 128) -> np.ndarray:
-    """Upright streaks by formula, a different set for each k."""
+    """A mask of vertical streaks, different for each k."""
     y, x = np.mgrid[:h, :w]
     column = (x * 7 + k) % 23 < 2
     dash = (y + 11 * x + 5 * k) % 40 < 22

@@ -1,4 +1,4 @@
-"""Camera shake kernels and their use in linear light."""
+"""Camera shake kernels, exposures, and blur in linear light."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STILL = BlurModel(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.floats(0.0, 101.0), st.floats(0.01, 10.0), st.integers(0, 10**6))
-def test_kernel_is_a_centred_distribution(size, inertia, seed):
+def test_a_kernel_is_a_centred_distribution(size, inertia, seed):
     kernel = shake_kernel(size, inertia, np.random.default_rng(seed))
     k = kernel.shape[0]
     assert kernel.shape == (k, k)
@@ -36,7 +36,7 @@ def test_kernel_is_a_centred_distribution(size, inertia, seed):
 
 
 @pytest.mark.parametrize("size", [4.0, 15.0, 40.0])
-def test_kernel_is_as_long_as_asked(size):
+def test_a_kernel_has_the_requested_length(size):
     for seed in range(10):
         kernel = shake_kernel(size, 0.3, np.random.default_rng(seed))
         extent = max(np.flatnonzero(kernel.any(axis=axis)).size for axis in (0, 1))
@@ -58,13 +58,13 @@ def test_inertia_straightens_the_path():
 
 
 @pytest.mark.parametrize("level", [0, 1, 77, 200, 255])
-def test_blur_of_a_constant_is_the_constant(level):
+def test_blurring_a_constant_changes_nothing(level):
     gt = np.full((50, 40, 3), level, np.uint8)
     lq = add_blur(gt, BlurModel(size=(25.0, 25.0), noise=QUIET), np.random.default_rng(0))
     np.testing.assert_array_equal(lq, gt)
 
 
-def test_no_size_no_blur():
+def test_a_size_of_zero_does_not_blur():
     gt = photos.coffee()[:40, :40]
     lq = add_blur(gt, BlurModel(size=(0.0, 0.0), noise=QUIET), np.random.default_rng(0))
     np.testing.assert_array_equal(lq, gt)
@@ -81,7 +81,7 @@ def test_a_point_becomes_the_kernel_not_its_mirror():
 
 
 def test_light_adds_up_linearly():
-    """Half black, half white under an even kernel is 188 in sRGB, not 128."""
+    """Half black and half white averages to 188 in sRGB, not to 128."""
     gt = np.zeros((20, 40, 3), np.uint8)
     gt[:, 20:] = 255
     lq = apply_kernel(gt, np.full((1, 1), 1.0))
@@ -109,24 +109,24 @@ def test_a_crop_with_margin_equals_the_crop_of_the_whole():
     for seed in range(5):
         whole = degrade(gt, model, np.random.default_rng(seed))[60:92, 70:102]
         part = degrade(crop, model, np.random.default_rng(seed))[m:-m, m:-m]
-        # A Fourier filter rounds differently with the size of the image: one level at most.
+        # A Fourier filter rounds differently for each image size: by one level at most.
         assert np.abs(whole.astype(int) - part).max() <= 1
         assert (whole != part).mean() < 0.01
 
 
-def test_images_smaller_than_the_kernel():
+def test_images_may_be_smaller_than_the_kernel():
     gt = photos.coffee()[:5, :7]
     lq = add_blur(gt, BlurModel(size=(60.0, 60.0), noise=QUIET), np.random.default_rng(0))
     assert lq.shape == gt.shape
 
 
-def test_noise_comes_after():
+def test_noise_is_added_after_the_blur():
     gt = np.full((60, 60, 3), 128, np.uint8)
     lq = add_blur(gt, BlurModel(size=(9.0, 9.0), noise=(4.0, 4.0)), np.random.default_rng(0))
     assert lq.std() == pytest.approx(4.0, rel=0.1)
 
 
-def test_numbers_of_kernel_blur_stay() -> None:
+def test_results_of_kernel_blur_are_reproducible() -> None:
     kernel = shake_kernel(9.0, 0.3, np.random.default_rng(6))
     assert kernel.shape == (13, 13)
     spread = (kernel * np.arange(kernel.size).reshape(kernel.shape) ** 2).sum()
@@ -134,7 +134,7 @@ def test_numbers_of_kernel_blur_stay() -> None:
 
 
 @pytest.mark.parametrize("burst", [0.0, 1.0])
-def test_an_exposure_at_rest_is_the_image(burst):
+def test_an_exposure_without_motion_is_the_image(burst):
     gt = photos.coffee()[:40, :48]
     model = replace(STILL, burst=burst)
     np.testing.assert_array_equal(add_blur(gt, model, np.random.default_rng(0)), gt)
@@ -167,7 +167,7 @@ def test_longer_motion_blurs_more():
     assert rough[0] > rough[1] > rough[2]
 
 
-def test_sensor_noise_has_the_deviation_asked_for_at_mid_grey_and_grows_with_light():
+def test_sensor_noise_has_the_requested_deviation_at_mid_grey_and_grows_with_light():
     model = replace(STILL, noise=(3.0, 3.0), gamma=(2.2, 2.2))
     grey = np.full((160, 160, 3), 128, np.uint8)
     lq = add_blur(grey, model, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Noise of raw values after all that makes a picture of them."""
+"""Raw sensor noise after the processing that turns raw values into a picture."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lag(plane: np.ndarray, k: int) -> float:
 
 
 @pytest.mark.parametrize("tone", [0.0, 0.5, 1.0])
-def test_without_noise_every_stored_value_comes_back(tone):
+def test_without_noise_every_stored_value_is_restored(tone):
     still = replace(CAMERA, shot=0.0, read=0.0, tone=tone)
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     gt = np.dstack([levels] * 3)
@@ -62,7 +62,7 @@ def test_the_tone_curve_rises_and_an_s_curve_is_flat_at_its_ends():
 
 
 def test_raw_noise_has_the_variance_of_its_light():
-    """Green sites keep their variance, and the three others of a green pixel share theirs."""
+    """Measured green sites keep their variance; the other sites average four of them."""
     light = np.full((400, 400, 3), 0.5, np.float32)
     plain = replace(CAMERA, red=1.0, blue=1.0)
     got = raw_noise(light, plain, np.random.default_rng(1)) @ np.linalg.inv(COLOUR_MATRIX).T
@@ -103,7 +103,7 @@ def test_channels_share_noise():
     assert together[1, 2] > 0.2
 
 
-def test_no_noise_reduction_leaves_noise_as_it_is():
+def test_without_noise_reduction_noise_is_unchanged():
     rng = np.random.default_rng(0)
     n = rng.standard_normal((40, 50, 3), dtype=np.float32)
     off = replace(CAMERA, luma=0.0, chroma=0.0, sharpen=0.0)
@@ -117,7 +117,7 @@ def test_noise_has_no_bias():
 
 def test_noise_beyond_white_and_black_is_clipped():
     white, black = (level + noise(level) for level in (255, 0))
-    assert white.min() > 128 > black.max()  # and not of the other end
+    assert white.min() > 128 > black.max()  # clipped, not wrapped to the other end
     assert min((white == 255).mean(), (black == 0).mean()) > 0.3
     strong = replace(CAMERA, shot=0.5, read=0.5)
     for value in (0, 255):

@@ -1,4 +1,4 @@
-"""Dispatch, options and the contact sheet of c2fdft_cli.data.synthesis.degrade."""
+"""Dispatch, options and the contact sheet of `c2fdft_cli.data.synthesis.degrade`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MOMENTS = {
     "exposure": (7.896, 198.8),
     "burst": (7.102, 175.0),
 }
-"""What seed 11 does to a ramp: the mean change of a value, and of a value times its column."""
+"""For seed 11 on a ramp: the mean absolute change, and the mean of the change times the column."""
 
 
 def ramp(h: int, w: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def ramp(h: int, w: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (33, 64)])
-def test_any_size_keeps_shape_and_type_and_leaves_gt_alone(name, size):
+def test_images_of_any_size_keep_shape_and_type_and_gt_is_not_modified(name, size):
     gt = ramp(*size)
     before = gt.copy()
     lq = degrade(gt, MODELS[name], np.random.default_rng(1))
@@ -60,7 +60,7 @@ def test_any_size_keeps_shape_and_type_and_leaves_gt_alone(name, size):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_same_generator_state_same_pixels_and_another_seed_others(name):
+def test_pixels_depend_only_on_the_state_of_the_generator(name):
     gt = ramp(48, 56)
     first, again, other = (
         degrade(gt, MODELS[name], np.random.default_rng((7, step, 3))) for step in (1, 1, 2)
@@ -71,11 +71,11 @@ def test_same_generator_state_same_pixels_and_another_seed_others(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_seed_keeps_its_degradation(name):
-    """A run that is resumed, with a later version too, goes on with the same pictures."""
+    """A run that is resumed, even by a later version, must continue with the same pictures."""
     gt = ramp(40, 48)
     change = np.abs(degrade(gt, MODELS[name], np.random.default_rng(11)).astype(int) - gt)
     moments = change.mean(), (change * np.arange(48)[:, None]).mean()
-    # OpenCV's filters and codecs may round otherwise on another machine
+    # OpenCV's filters and codecs may round differently on another machine
     assert moments == pytest.approx(MOMENTS[name], rel=0.02)
 
 
@@ -101,7 +101,7 @@ def test_anything_but_8_bit_rgb_is_refused(gt):
         degrade(gt, RainModel(), np.random.default_rng(0))
 
 
-def test_margin_is_blur_s_alone():
+def test_only_blur_needs_a_margin():
     assert margin(RainModel()) == 0
     assert margin(NoiseModel(kind="camera")) == 0
     assert margin(BlurModel(size=(5.0, 24.5))) == 26
@@ -110,13 +110,13 @@ def test_margin_is_blur_s_alone():
     assert margin(BlurModel(size=(5.0, 24.5), kind="exposure", defocus_share=0.0)) == 26
 
 
-def test_parse_defaults():
+def test_defaults_are_parsed():
     assert parse_model("rain") == RainModel()
     assert parse_model("noise", {}) == NoiseModel()
     assert parse_model("blur", None) == BlurModel()
 
 
-def test_parse_values():
+def test_values_are_parsed():
     assert parse_model("rain", {"strength": [0.5, 2], "heavy": 1, "heavy_fields": 4}) == RainModel(
         strength=(0.5, 2.0), heavy=1.0, heavy_fields=(4, 4)
     )
@@ -158,7 +158,7 @@ def test_parse_values():
         ("blur", {"jpeg": 5}, "jpeg must be from 10 to 100, got 5"),
     ],
 )
-def test_bad_options_name_themselves(kind, options, says):
+def test_invalid_options_are_named(kind, options, says):
     with pytest.raises(UsageError) as error:
         parse_model(kind, options)
     assert says in f"{error.value} - {error.value.hint}"
@@ -178,12 +178,12 @@ def test_contact_sheet_is_no_wider_than_its_pairs():
     assert contact_sheet([(ramp(8, 8), ramp(8, 8))], columns=9, tile=8).shape == (16, 28, 3)
 
 
-def test_contact_sheet_of_a_sliver():
+def test_a_contact_sheet_of_a_very_narrow_image():
     assert contact_sheet([(ramp(400, 1), ramp(1, 400))], columns=1, tile=10).shape == (18, 32, 3)
 
 
 @pytest.mark.parametrize(("count", "columns", "tile"), [(0, 1, 8), (1, 0, 8), (1, 1, 0)])
-def test_contact_sheet_refuses_nothing(count, columns, tile):
+def test_a_contact_sheet_without_pairs_is_refused(count, columns, tile):
     with pytest.raises(ValueError, match="contact sheet"):
         contact_sheet([(ramp(8, 8), ramp(8, 8))] * count, columns, tile)
 

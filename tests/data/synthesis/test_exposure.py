@@ -1,4 +1,4 @@
-"""Motion of cameras and objects, and what is integrated under it."""
+"""Motion of cameras and objects, and the integration over an exposure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def moved(motion: Motion, x: float, y: float) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [0.0, 3.0, 12.0, 30.0])
 @pytest.mark.parametrize("frames", [0, 13])
-def test_no_corner_moves_farther_than_asked_and_one_that_far(size, frames):
+def test_the_largest_motion_of_a_corner_is_the_requested_one(size, frames):
     h, w = 192, 256
     for seed in range(10):
         motion = shake(h, w, size, 1.0, np.random.default_rng(seed), frames)
@@ -43,11 +43,11 @@ def test_no_corner_moves_farther_than_asked_and_one_that_far(size, frames):
             np.ptp(moved(motion, x, y), axis=0).max() for x in (0, w - 1) for y in (0, h - 1)
         ]
         assert motion.weights.sum() == pytest.approx(1.0)
-        # The first and last positions lie half a step inside the path.
+        # The first and last positions are half a step inside the path.
         assert 0.75 * size <= max(extents) <= 1.05 * size
 
 
-def test_a_burst_rests_in_its_middle_frame():
+def test_a_burst_is_at_rest_in_its_middle_frame():
     motion = shake(200, 300, 20.0, 1.0, np.random.default_rng(5), 9)
     assert motion.weights.tolist() == pytest.approx([1 / 9] * 9)
     np.testing.assert_allclose(motion.homographies[4], np.eye(3), atol=1e-9)
@@ -60,7 +60,7 @@ def test_positions_are_near_each_other():
         assert len(motion.weights) == MOST_FRAMES or steps.max() < 2
 
 
-def test_corners_move_apart_as_a_turning_camera_moves_them():
+def test_corners_move_as_a_rotating_camera_moves_them():
     motion = shake(400, 600, 20.0, 1.0, np.random.default_rng(2))
     one, other = moved(motion, 0, 0), moved(motion, 599, 399)
     assert np.abs((one - one[0]) - (other - other[0])).max() > 0.5
@@ -82,7 +82,7 @@ def test_an_object_at_rest_covers_what_is_behind_it():
     assert laid[:20].max() == 0
 
 
-def test_an_object_takes_its_edge_along():
+def test_the_edge_of_an_object_moves_with_it():
     white, black = np.ones((60, 60, 3), np.float32), np.zeros((60, 60, 3), np.float32)
     mask = np.zeros((60, 60), np.float32)
     mask[20:40, 20:40] = 1
@@ -102,7 +102,7 @@ def test_masks_are_opacities_with_soft_edges():
     assert 0.05 < np.mean(covered) < 0.5
 
 
-def test_a_point_out_of_focus_becomes_a_disc_of_the_same_light():
+def test_a_point_out_of_focus_becomes_a_disc_of_equal_light():
     image = np.zeros((41, 41, 3), np.float32)
     image[20, 20] = 1
     disc = defocus(image, 5.0)[:, :, 0]
@@ -113,7 +113,7 @@ def test_a_point_out_of_focus_becomes_a_disc_of_the_same_light():
 
 
 @pytest.mark.parametrize("axis", range(4))
-def test_displacements_are_those_of_a_turning_camera(axis):
+def test_displacements_equal_those_of_a_rotating_camera(axis):
     """To first order in small angles, at a point far from the centre."""
     size, x, y, focal = 1e-5, 150.0, -90.0, 400.0
     pose = np.zeros(4)

@@ -1,4 +1,4 @@
-"""Images after JPEG."""
+"""JPEG compression of images."""
 
 from __future__ import annotations
 

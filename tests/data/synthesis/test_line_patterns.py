@@ -1,4 +1,4 @@
-"""Lines on clean crops: reproducible, of all sizes, thin, straight, and on a part of the crop."""
+"""Line patterns drawn on clean crops: thin, straight and reproducible, at any crop size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from c2fdft_cli.data.synthesis.line_patterns import MOST_COVERED, SPACING, draw_
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (33, 7), (64, 64), (128, 96)])
-def test_a_copy_of_any_size(shape: tuple[int, int]) -> None:
+def test_the_result_is_a_copy_of_any_size(shape: tuple[int, int]) -> None:
     clean = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     before = clean.copy()
     for seed in range(20):
@@ -20,13 +20,13 @@ def test_a_copy_of_any_size(shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(clean, before)
 
 
-def test_thin_and_on_all_or_a_part() -> None:
-    black = np.zeros((96, 96, 3), np.uint8)  # a darker background is the same here
+def test_lines_are_thin_and_on_all_or_a_part_of_the_crop() -> None:
+    black = np.zeros((96, 96, 3), np.uint8)  # on black, a darkened background is no difference
     drawn = [
         draw_line_pattern(black, np.random.default_rng(seed)).max(axis=2) for seed in range(300)
     ]
     shares = np.array([(one > 0).mean() for one in drawn])
-    # two directions, lines with an edge of up to half a pixel on both sides
+    # two directions; antialiasing adds up to half a pixel on both sides of a line
     assert shares.max() < 1 - (1 - MOST_COVERED - 1 / SPACING[0]) ** 2
     assert (shares < 0.05).any()
     assert (shares > 0.3).any()
@@ -44,7 +44,7 @@ def test_light_and_dark_lines_before_dark_and_light_backgrounds() -> None:
 
 
 def test_lines_are_straight_and_regular() -> None:
-    """Half a crop tells where the lines of the other half are: its spectrum has the same peak."""
+    """Both halves of a crop have the same peak in their spectra."""
     grey = np.full((128, 128, 3), 100, np.uint8)
     same = 0
     for seed in range(40):

@@ -20,7 +20,7 @@ def test_gaussian_has_its_sigma_and_no_bias(sigma):
     gt = np.full((200, 200, 3), 128, np.uint8)
     error = gaussian_noise(gt, sigma, np.random.default_rng(0)).astype(float) - gt
     assert abs(error.mean()) < 0.3
-    # Rounding adds a variance of 1/12 to any noise that spreads over levels.
+    # Rounding adds a variance of 1/12 to noise that spreads over several levels.
     expected = (sigma**2 + 1 / 12) ** 0.5 if sigma else 0.0
     assert error.std() == pytest.approx(expected, rel=0.02)
 
@@ -65,12 +65,12 @@ def test_correlated_noise_is_shared_by_neighbours_alone():
     n = n / n.std(axis=(0, 1))
     near = (n[:, 1:] * n[:, :-1]).mean(axis=(0, 1))
     far = (n[:, 3:] * n[:, :-3]).mean(axis=(0, 1))
-    # [1 2 1] with itself shifted by one: 4/6; the cross: 8/20.
+    # The autocorrelation of [1 2 1] at a shift of one is 4/6; that of the cross is 8/20.
     np.testing.assert_allclose(near, [2 / 3, 0.4, 2 / 3], atol=0.03)
     np.testing.assert_allclose(far, 0.0, atol=0.03)
 
 
-def test_camera_noise_is_louder_where_there_is_more_shot():
+def test_camera_noise_grows_with_the_shot_noise():
     gt = np.full((80, 80, 3), 120, np.uint8)
     spread = [
         add_noise(gt, NoiseModel(kind="camera", shot=(s, s)), np.random.default_rng(0)).std()
@@ -87,7 +87,7 @@ def test_each_image_draws_its_sigma_from_the_range():
     assert 26 < max(spread) < 32
 
 
-def test_srgb_round_trip_is_exact_and_the_curve_is_the_standard_s():
+def test_the_srgb_curve_is_the_standard_one_and_invertible():
     levels = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(to_srgb(to_linear(levels)), levels)
     assert to_linear(levels)[188] == pytest.approx(0.5029, abs=1e-4)
@@ -100,8 +100,8 @@ def test_srgb_round_trip_is_exact_and_the_curve_is_the_standard_s():
     ]
 
 
-def test_either_draws_the_kind_for_each_image():
-    """At the ends of camera_share the noise is of one kind, else both occur."""
+def test_the_kind_of_noise_is_sampled_for_each_image():
+    """With a camera_share of 0 or 1 there is one kind of noise; otherwise both occur."""
     gt = np.full((64, 64, 3), 128, np.uint8)
 
     def neighbours(share, seed):
@@ -115,8 +115,8 @@ def test_either_draws_the_kind_for_each_image():
     assert {neighbours(0.5, seed) > 0.25 for seed in range(12)} == {True, False}
 
 
-def test_camera_noise_is_made_in_raw_for_its_share_of_the_images():
-    """The share is of the camera's noise alone; the raw images are those of the kind "raw"."""
+def test_a_share_of_the_camera_noise_is_made_in_raw():
+    """The share applies only to camera noise; its raw images equal those of the kind "raw"."""
     gt = np.random.default_rng(9).integers(0, 256, (48, 48, 3)).astype(np.uint8)
 
     def made(raw_share, camera_share=1.0):
@@ -126,7 +126,7 @@ def test_camera_noise_is_made_in_raw_for_its_share_of_the_images():
     camera, mixed, raw = made(0.0), made(0.5), made(1.0)
     assert made(1.0, camera_share=0.0) == made(0.0, camera_share=0.0)
     rng = np.random.default_rng(0)
-    rng.random(2)  # whether it is the camera's, and whether it is made in raw
+    rng.random(2)  # consume the choices of camera noise and of raw
     assert raw[0] == add_noise(gt, NoiseModel("raw"), rng).tobytes()
     assert not set(camera) & set(raw)
     assert 4 < sum(made == like for made, like in zip(mixed, raw, strict=True)) < 20

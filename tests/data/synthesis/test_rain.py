@@ -33,7 +33,7 @@ def luma_psnr(lq: np.ndarray, gt: np.ndarray) -> float:
 
 
 def statistics(model: RainModel, count: int, streaks: StreakBank | None = None) -> np.ndarray:
-    """Mean over drawings of (mean S, share of S > 8, PSNR-Y) on skimage photos."""
+    """Mean of (mean S, share of S > 8, PSNR-Y) over samples of rain on skimage photos."""
     crops = [image[40:240, 60:300] for image in (photos.astronaut(), photos.coffee())]
     rows = []
     for i in range(count):
@@ -46,7 +46,7 @@ def statistics(model: RainModel, count: int, streaks: StreakBank | None = None) 
 
 @pytest.mark.parametrize("model", [LIGHT, HEAVY], ids=["light", "heavy"])
 @pytest.mark.parametrize("source", ["drawn", "bank"])
-def test_layer_is_grey_additive_and_never_wraps(model, source, bank):
+def test_the_rain_layer_is_grey_additive_and_never_wraps(model, source, bank):
     gt = photos.astronaut()[:150, :170]
     streaks = bank if source == "bank" else None
     layer = rain_layer(model, np.random.default_rng(3), 150, 170, streaks)
@@ -61,32 +61,32 @@ def test_white_stays_white():
     assert (degrade(white, HEAVY, np.random.default_rng(0)) == 255).all()
 
 
-def test_no_strength_no_rain():
+def test_a_strength_of_zero_adds_no_rain():
     gt = photos.coffee()[:50, :60]
     dry = degrade(gt, RainModel(strength=(0.0, 0.0)), np.random.default_rng(0))
     np.testing.assert_array_equal(dry, gt)
 
 
-def test_drawn_light_rain_has_the_statistics_of_rain100l():
+def test_synthetic_light_rain_has_the_statistics_of_rain100l():
     mean, share, psnr = statistics(LIGHT, 120)
     assert 4.6 < mean < 7.4
     assert 0.14 < share < 0.23
     assert 25.4 < psnr < 28.4
 
 
-def test_drawn_heavy_rain_has_the_statistics_of_rain100h():
+def test_synthetic_heavy_rain_has_the_statistics_of_rain100h():
     mean, share, psnr = statistics(HEAVY, 40)
     assert 44 < mean < 68
     assert 0.77 < share < 0.92
     assert 12.3 < psnr < 15.2
 
 
-def test_images_differ_in_amount_as_they_do_in_rain100l():
+def test_the_amount_of_rain_varies_as_in_rain100l():
     means = [rain_layer(LIGHT, np.random.default_rng(i), 160, 160).mean() for i in range(150)]
     assert 0.35 < np.std(means) / np.mean(means) < 0.85
 
 
-def test_heavy_is_the_share_of_heavy_images():
+def test_heavy_sets_the_share_of_heavy_images():
     model = RainModel(heavy=0.3)
     means = [rain_layer(model, np.random.default_rng(i), 48, 48).mean() for i in range(300)]
     assert 0.2 < np.mean(np.array(means) > 25) < 0.4
@@ -94,7 +94,7 @@ def test_heavy_is_the_share_of_heavy_images():
 
 @pytest.mark.parametrize("model", [LIGHT, HEAVY], ids=["light", "heavy"])
 def test_a_small_crop_has_the_statistics_of_a_large_image(model):
-    """Streaks that start outside are drawn: no dry border, no bias with the crop's size."""
+    """Streaks that start outside are drawn too: no dry border, and no bias by crop size."""
     small = [rain_layer(model, np.random.default_rng((1, i)), 32, 32).mean() for i in range(900)]
     large = [rain_layer(model, np.random.default_rng((2, i)), 160, 160).mean() for i in range(120)]
     error = np.hypot(np.std(small) / len(small) ** 0.5, np.std(large) / len(large) ** 0.5)
@@ -115,7 +115,7 @@ def flat_style(**changes) -> StreakStyle:
 
 
 @pytest.mark.parametrize("coverage", [0.05, 0.2, 0.6])
-def test_coverage_is_about_the_share_of_wet_pixels(coverage):
+def test_coverage_approximates_the_share_of_wet_pixels(coverage):
     shares = [
         (render(flat_style(coverage=coverage), np.random.default_rng(i), 128, 128) > 0).mean()
         for i in range(30)
@@ -124,7 +124,7 @@ def test_coverage_is_about_the_share_of_wet_pixels(coverage):
 
 
 @pytest.mark.parametrize("tilt", [-40.0, -15.0, 0.0, 25.0])
-def test_streaks_have_the_tilt_that_was_asked_for(tilt):
+def test_streaks_have_the_requested_tilt(tilt):
     layer = render(flat_style(tilt=tilt, width=2.5), np.random.default_rng(2), 256, 256)
     smooth = cv2.GaussianBlur(layer, (0, 0), 1.0)
     gx, gy = cv2.Sobel(smooth, cv2.CV_64F, 1, 0), cv2.Sobel(smooth, cv2.CV_64F, 0, 1)
@@ -133,7 +133,7 @@ def test_streaks_have_the_tilt_that_was_asked_for(tilt):
 
 
 def test_even_streaks_are_about_as_bright_as_their_level_and_never_negative():
-    """What covers a pixel whole: the others are the streaks' edges."""
+    """This holds for pixels that are fully covered; the others are edges of streaks."""
     layers = [
         render(flat_style(width=3.0, coverage=0.02), np.random.default_rng(i), 200, 200)
         for i in range(20)
@@ -144,7 +144,7 @@ def test_even_streaks_are_about_as_bright_as_their_level_and_never_negative():
     assert wet.max() < 6 * 50
 
 
-def test_extreme_options_still_draw():
+def test_extreme_options_still_give_rain():
     model = RainModel(strength=(4.0, 4.0), lean=60.0, cover=(0.99, 0.99), heavy=0.0)
     assert rain_layer(model, np.random.default_rng(0), 40, 40).mean() > 50
     upright = RainModel(lean=0.0, heavy=0.5)
@@ -155,10 +155,10 @@ def test_extreme_options_still_draw():
 @pytest.mark.parametrize(
     ("model", "moments"), [(LIGHT, (7.503, 195.0)), (HEAVY, (136.4, 2770))], ids=["light", "heavy"]
 )
-def test_a_seed_keeps_its_rain_from_the_bank(bank, model, moments):
+def test_rain_from_the_bank_is_reproducible(bank, model, moments):
     layer = rain_layer(model, np.random.default_rng(1), 40, 48, bank).astype(float)
     got = layer.mean(), (layer * np.arange(48)).mean()
-    assert got == pytest.approx(moments, rel=0.02)  # OpenCV may round otherwise
+    assert got == pytest.approx(moments, rel=0.02)  # OpenCV may round differently
 
 
 def test_rain_from_the_bank_scales_with_strength(bank):
@@ -184,7 +184,7 @@ def bank_with_layers(folder, tmp_path_factory) -> StreakBank:
     return StreakBank(path)
 
 
-def test_half_of_the_heavy_rain_is_a_whole_layer_of_the_bank(bank, bank_with_layers):
+def test_half_of_the_heavy_rain_is_a_complete_layer_of_the_bank(bank, bank_with_layers):
     assert (len(bank_with_layers.masks), len(bank_with_layers.layers)) == (len(bank), 1)
     heavy = RainModel(strength=(1, 1), heavy=1.0)
     layers = [
@@ -194,7 +194,7 @@ def test_half_of_the_heavy_rain_is_a_whole_layer_of_the_bank(bank, bank_with_lay
     assert 18 < sum(whole) < 42
 
 
-def test_layers_leave_light_rain_and_banks_without_them_as_they_were(bank, bank_with_layers):
+def test_layers_change_neither_light_rain_nor_banks_without_layers(bank, bank_with_layers):
     light = RainModel(heavy=0.0)
     for i in range(5):
         a, b = (
@@ -205,7 +205,7 @@ def test_layers_leave_light_rain_and_banks_without_them_as_they_were(bank, bank_
     assert bank.layers == ()
 
 
-def test_streaks_do_not_go_with_noise(folder):
+def test_streaks_cannot_be_combined_with_noise(folder):
     for model in (NoiseModel(), BlurModel()):
         with pytest.raises(UsageError, match="for rain alone"):
             open_streaks(model, folder)
@@ -229,7 +229,7 @@ def test_bank_rain_has_the_statistics_of_rain100l_and_rain100h():
 # -- overlapping layers and the veil -------------------------------------------------
 
 
-def test_layers_go_from_thin_dense_and_dim_to_wide_and_bright():
+def test_layers_range_from_thin_dense_and_dim_to_wide_and_bright():
     ratios = []
     for seed in range(60):
         styles = layered_styles(3, 15.0, np.random.default_rng(seed))
@@ -248,7 +248,7 @@ def test_layers_have_the_statistics_of_heavy_rain():
     assert 11.5 < psnr < 15
 
 
-def test_no_layers_and_no_veil_leave_the_generator_as_it_was():
+def test_without_layers_and_veil_the_generator_state_is_unchanged():
     a, b = np.random.default_rng(4), np.random.default_rng(4)
     gt = photos.coffee()[:60, :60]
     np.testing.assert_array_equal(
@@ -257,7 +257,7 @@ def test_no_layers_and_no_veil_leave_the_generator_as_it_was():
     assert a.random() == b.random()
 
 
-def test_a_veil_moves_pixels_towards_one_grey_by_its_opacity_at_most():
+def test_a_veil_moves_pixels_towards_one_grey_by_at_most_its_opacity():
     rng = np.random.default_rng(0)
     black, white = np.zeros((150, 200, 3), np.uint8), np.full((150, 200, 3), 255, np.uint8)
     dark = add_veil(black, 0.4, np.random.default_rng(8)).astype(float)

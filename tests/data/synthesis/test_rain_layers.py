@@ -1,4 +1,4 @@
-"""The script that takes whole layers of rain out of pairs."""
+"""The script that extracts complete rain layers from pairs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def extract(folder: Path, out: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_layer_comes_back_from_where_it_is_known(tmp_path):
-    """A dark picture gives all of it, one with a white sky what lies below the sky."""
+def test_a_layer_is_recovered_where_it_is_known(tmp_path):
+    """A dark picture reveals the whole layer, one with a white sky only the part below it."""
     rng = np.random.default_rng(0)
     layers = [streaks(rng) for _ in range(2)]
     clean = rng.integers(0, 90, (128, 160, 3)).astype(np.uint8)
@@ -45,14 +45,14 @@ def test_a_layer_comes_back_from_where_it_is_known(tmp_path):
     done = extract(tmp_path / "set", tmp_path / "streaks" / "heavy")
     assert done.returncode == 0, done.stderr
     assert "2 layers" in done.stderr
-    # a bank has masks beside its layers
+    # a bank needs masks besides layers
     cv2.imwrite(str(tmp_path / "streaks" / "m.png"), layers[0])
     first, second = StreakBank(tmp_path / "streaks").layers
     np.testing.assert_array_equal(first, layers[0])
     np.testing.assert_array_equal(second, layers[1][24:])
 
 
-def test_pictures_without_enough_that_is_known_give_nothing(tmp_path):
+def test_pictures_that_reveal_too_little_give_no_layer(tmp_path):
     white = np.full((128, 160, 3), 240, np.uint8)
     write_pair(tmp_path / "set", "a", white, streaks(np.random.default_rng(0)))
     write_pair(tmp_path / "set", "b", white, streaks(np.random.default_rng(1)))

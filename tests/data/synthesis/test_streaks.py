@@ -1,4 +1,4 @@
-"""The bank of streak masks: cuts of any size, and files that are no masks."""
+"""The bank of streak masks: crops of any size, and files that are not masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from c2fdft_cli.errors import DataError
 from tests.data.synthesis.conftest import streak_image
 
 
-def test_bank_gives_pixels_of_one_field_untouched(bank):
+def test_a_crop_has_unchanged_pixels_of_one_mask(bank):
     rng = np.random.default_rng(4)
     for _ in range(20):
         cut = bank.sample(rng, 24, 40)
@@ -33,7 +33,7 @@ def test_bank_gives_pixels_of_one_field_untouched(bank):
 
 @pytest.mark.parametrize("turn", [0.0, 30.0])
 @pytest.mark.parametrize("size", [(1, 1), (96, 128), (97, 129), (300, 70), (500, 500)])
-def test_bank_fills_any_size(bank, size, turn):
+def test_crops_may_have_any_size(bank, size, turn):
     cuts = [bank.sample(np.random.default_rng(i), *size, turn=turn) for i in range(12)]
     assert all(cut.shape == size and cut.dtype == np.uint8 for cut in cuts)
     means = np.mean([mask.mean() for mask in bank.masks])
@@ -41,8 +41,8 @@ def test_bank_fills_any_size(bank, size, turn):
         assert np.mean([cut.mean() for cut in cuts]) == pytest.approx(means, rel=0.3)
 
 
-def test_a_stretched_field_has_its_streaks_longer_and_thinner(bank):
-    """The autocorrelation of S falls later down the streaks and sooner across them."""
+def test_a_stretched_mask_has_longer_and_thinner_streaks(bank):
+    """The autocorrelation of S falls off later along the streaks and sooner across them."""
 
     def lag(layer: np.ndarray, down: int, right: int) -> float:
         first = layer[: layer.shape[0] - down, : layer.shape[1] - right]
@@ -60,7 +60,7 @@ def test_a_stretched_field_has_its_streaks_longer_and_thinner(bank):
 
 @pytest.mark.parametrize("factor", [0.25, 0.69, 1.3, 4.0])
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (200, 33)])
-def test_a_stretched_field_fills_any_size(bank, size, factor):
+def test_crops_of_a_stretched_mask_may_have_any_size(bank, size, factor):
     for stretch in ({"across": factor}, {"along": factor}, {"across": factor, "along": 1.5}):
         cut = bank.sample(np.random.default_rng(3), *size, turn=20.0, **stretch)
         assert cut.shape == size
@@ -75,7 +75,7 @@ def test_a_sample_is_a_copy(bank):
 
 
 def test_bank_crops_have_the_statistics_of_whole_masks(tmp_path):
-    """A mask that is the same everywhere: a rotated or straight crop has its mean."""
+    """The mask is uniform, so that a rotated or straight crop has its mean."""
     y, x = np.mgrid[:256, :256]
     even = np.rint(60 + 60 * np.sin(x * 0.7) * np.sin(y * 0.5)).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "even.png"), even)
@@ -86,19 +86,19 @@ def test_bank_crops_have_the_statistics_of_whole_masks(tmp_path):
         assert np.std(crops) == pytest.approx(even.std(), rel=0.04)
 
 
-def test_bank_survives_pickling(bank):
+def test_a_bank_can_be_pickled(bank):
     twin = pickle.loads(pickle.dumps(bank))
     a = bank.sample(np.random.default_rng(1), 30, 30, turn=9.0)
     np.testing.assert_array_equal(a, twin.sample(np.random.default_rng(1), 30, 30, turn=9.0))
 
 
-def test_bank_takes_every_nth_when_there_are_too_many(folder):
+def test_of_too_many_masks_every_nth_is_used(folder):
     few = StreakBank(folder, max_images=2)
     assert len(few) == 2
     np.testing.assert_array_equal(few.masks[1], streak_image(3))
 
 
-def test_a_folder_of_layers_holds_some(folder, tmp_path):
+def test_a_folder_of_layers_must_not_be_empty(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "streaks")
     (tmp_path / "streaks" / "heavy").mkdir()
     with pytest.raises(DataError, match="holds no PNG"):
@@ -106,7 +106,7 @@ def test_a_folder_of_layers_holds_some(folder, tmp_path):
 
 
 def png(w: int, h: int) -> bytes:
-    """A grey PNG file without its pixels."""
+    """A grey PNG without its pixels."""
     head = struct.pack(">IIBBBBB", w, h, 8, 0, 0, 0, 0)
     chunks = [b"IHDR" + head, b"IDAT" + zlib.compress(b""), b"IEND"]
     framed = [
@@ -141,13 +141,13 @@ def test_masks_must_fit_in_memory(tmp_path):
         StreakBank(tmp_path)
 
 
-def test_a_photo_is_no_streak_mask(tmp_path):
+def test_a_photo_is_refused_as_a_streak_mask(tmp_path):
     cv2.imwrite(str(tmp_path / "photo.png"), photos.coffee()[:64, :64])
     with pytest.raises(DataError, match="must be grey"):
         StreakBank(tmp_path)
 
 
-def test_missing_and_empty_folders(tmp_path):
+def test_missing_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         StreakBank(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no PNG"):

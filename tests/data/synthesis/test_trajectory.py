@@ -1,4 +1,4 @@
-"""Random paths of a hand-held camera."""
+"""Random trajectories of a hand-held camera."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def test_paths_are_finite_and_move_on_every_axis(axes):
     assert (np.ptp(path, axis=1) > 0).all()
 
 
-def test_inertia_straightens():
-    """The way between both ends as a share of the length of the path."""
+def test_inertia_straightens_the_path():
+    """The distance between both ends relative to the length of the path."""
 
     def straightness(inertia: float) -> float:
         shares = []
@@ -30,8 +30,8 @@ def test_inertia_straightens():
     assert straightness(0.05) < straightness(0.3) < straightness(3.0)
 
 
-def test_an_exposure_begins_within_a_motion():
-    """The first velocity varies as later ones do: from rest it would be far smaller."""
+def test_an_exposure_starts_within_a_motion():
+    """The first velocity varies as later ones do; starting at rest it would be far smaller."""
     paths = np.stack([random_path(1, 0.05, np.random.default_rng(seed))[0] for seed in range(1500)])
     speeds = np.diff(paths, axis=1).std(axis=0)
     assert speeds[0] == pytest.approx(speeds[-1], rel=0.15)

@@ -1,4 +1,4 @@
-"""Files that were put together byte by byte: their times go on, for pictures and sound."""
+"""Concatenated files: timestamps continue at the joins, for pictures and sound."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.kit.video import av, copy, frames, make_clip, notes_of, stamps
 
 
 def joined(folder: Path, *clips: Path, suffix: str = ".ts") -> Path:
-    """The bytes of files, one behind the other."""
+    """Write the concatenated bytes of files."""
     path = folder / f"joined{suffix}"
     path.write_bytes(b"".join(clip.read_bytes() for clip in clips))
     return path
 
 
 def times(path: Path, kind: str) -> list[float]:
-    """When the packets of the first picture or sound stream are shown, in seconds."""
+    """Presentation times of the packets of the first video or audio stream, in seconds."""
     with av.open(str(path)) as container:
         (stream,) = [one for one in container.streams if one.type == kind]
         return sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.size)
@@ -36,7 +36,7 @@ def times(path: Path, kind: str) -> list[float]:
     [("out.mkv", "aac"), ("out.ts", "aac"), ("out.mp4", "aac"), ("out.avi", "libmp3lame")],
 )
 @pytest.mark.parametrize("seconds", [2.0, 0.4])
-def test_times_go_on_where_files_were_joined(
+def test_timestamps_continue_where_files_were_joined(
     tmp_path: Path, name: str, codec: str, seconds: float
 ) -> None:
     clip = make_clip(tmp_path / "a.ts", rate="25", seconds=seconds, sound_codec=codec)
@@ -48,7 +48,7 @@ def test_times_go_on_where_files_were_joined(
     assert (info.frames, len(info.joins)) == (3 * count, 2)
     assert info.duration == pytest.approx(3 * seconds, abs=0.2)
     shown = times(target, "video")
-    if name != "out.avi":  # which repeats pictures for its constant rate
+    if name != "out.avi":  # AVI repeats pictures for its constant rate
         assert len(shown) == 3 * count
     gaps = [b - a for a, b in itertools.pairwise(shown)]
     assert max(gaps) < 0.04 + 0.1
@@ -60,7 +60,7 @@ def test_times_go_on_where_files_were_joined(
     assert min(heard) > 0.02
 
 
-def test_pictures_and_sound_stay_together(tmp_path: Path) -> None:
+def test_pictures_and_sound_stay_synchronised(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "a.ts", rate="25", seconds=1.0)
     target = copy(joined(tmp_path, clip, clip), tmp_path / "out.mkv", crf=0)
     (picture, tone), (pictures, tones) = (
@@ -72,7 +72,7 @@ def test_pictures_and_sound_stay_together(tmp_path: Path) -> None:
     assert np.abs(frames(target)[25:].astype(float) - frames(target)[:25]).mean() < 1
 
 
-def test_parts_without_sound_and_of_other_lengths(tmp_path: Path) -> None:
+def test_parts_may_lack_sound_and_differ_in_length(tmp_path: Path) -> None:
     long = make_clip(tmp_path / "a.ts", rate="25", seconds=1.0, sound=False)
     short = make_clip(tmp_path / "b.ts", rate="25", seconds=0.2)
     source = joined(tmp_path, short, long, short)
@@ -91,7 +91,7 @@ def test_other_files_have_no_joins(tmp_path: Path, suffix: str) -> None:
 
 
 def found(*packets: tuple[int, int, int]) -> list[int]:
-    """Where parts begin, of packets (stream, place, time in frames); stream 0 has the pictures."""
+    """Find the starts of parts among packets (stream, place, time in frames); stream 0 is video."""
     parts = Parts(0, Fraction(1, 25))
     for stream, position, time in packets:
         fields = {"stream_index": stream, "pos": position, "pts": time, "dts": time}
@@ -99,7 +99,7 @@ def found(*packets: tuple[int, int, int]) -> list[int]:
     return [join.position for join in parts.joins()]
 
 
-def test_one_packet_that_is_out_of_order_begins_no_part() -> None:
+def test_a_single_packet_out_of_order_starts_no_part() -> None:
     pictures = [(0, 10 * i, i) for i in range(20)]
     assert found(*pictures) == []
     for i in range(1, 20):
@@ -107,8 +107,8 @@ def test_one_packet_that_is_out_of_order_begins_no_part() -> None:
         assert found(*pictures[:i], (1, 10 * i, 40), (1, 10 * i + 1, 0), *pictures[i:]) == []
 
 
-def test_a_part_begins_with_the_first_of_its_packets() -> None:
-    """Sound may come first, and the demuxer may give the last sound of the part before later."""
+def test_a_part_starts_with_the_first_of_its_packets() -> None:
+    """Sound may be first, and the demuxer may return the last sound of the part before later."""
     pictures = [(0, 10 * i, i) for i in range(10)]
     more = [(stream, position + 200, time) for stream, position, time in pictures]
     assert found(*pictures, *more) == [200]

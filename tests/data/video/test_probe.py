@@ -1,4 +1,4 @@
-"""What is in a video; files that are none are refused in one line."""
+"""Probing a video; other files are refused in one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.kit.video import (
 )
 
 
-def test_what_is_found(tmp_path: Path) -> None:
+def test_properties_of_a_video_are_found(tmp_path: Path) -> None:
     filters = "format=yuv422p,setparams=range=tv:colorspace=bt709:color_trc=bt709"
     path = make_clip(tmp_path / "a.mkv", rate="24000/1001", filters=filters, aspect=Fraction(4, 3))
     info = probe_video(path)
@@ -57,7 +57,7 @@ def test_what_is_found(tmp_path: Path) -> None:
         ("a.avi", "mpeg4", "ac3"),
     ],
 )
-def test_kinds_that_are_read(name: str, codec: str, sound: str, tmp_path: Path) -> None:
+def test_supported_containers_are_read(name: str, codec: str, sound: str, tmp_path: Path) -> None:
     path = make_clip(tmp_path / name, rate="25", codec=codec, sound_codec=sound)
     info = probe_video(path)
     assert (info.width, info.height, count_frames(path)) == (64, 48, 13)
@@ -66,7 +66,9 @@ def test_kinds_that_are_read(name: str, codec: str, sound: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["-i.mp4", "pipe:0.mp4", "concat:a|b.mkv", "a%03d.mp4", "ä b.mp4"])
-def test_names_are_only_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_special_file_names_are_taken_literally(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_clip(tmp_path / "clip.mp4", sound=False, seconds=0.2).rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert probe_video(Path(name)).width == 64
@@ -83,7 +85,9 @@ def test_names_are_only_names(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         ("noise.avi", bytes(range(256)) * 8),
     ],
 )
-def test_what_is_no_video_is_refused_in_one_line(name: str, data: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_refused_in_one_line(
+    name: str, data: bytes, tmp_path: Path
+) -> None:
     make_clip(tmp_path / "clip.mp4", sound=False, seconds=0.2)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=r"cannot read the video: ..") as caught:
@@ -92,7 +96,7 @@ def test_what_is_no_video_is_refused_in_one_line(name: str, data: bytes, tmp_pat
     assert caught.value.where == str(tmp_path / name)
 
 
-def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+def test_sound_alone_is_not_a_video(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as out:
         for packets in tone_packets(out.add_stream("aac", rate=48000), 0.2):
@@ -101,7 +105,7 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         probe_video(path)
 
 
-def test_a_cover_picture_alone_is_no_video(tmp_path: Path) -> None:
+def test_a_cover_picture_alone_is_not_a_video(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     picture = list(filtered("gradients=s=16x16:d=0.1:r=10", "format=rgb24"))
     with av.open(str(path), "w") as out:
@@ -122,7 +126,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         probe_video(tmp_path)
 
 
-def test_the_pixel_limit_holds_before_decoding(
+def test_the_pixel_limit_is_checked_before_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_clip(tmp_path / "a.mp4", sound=False, seconds=0.2)
@@ -131,7 +135,9 @@ def test_the_pixel_limit_holds_before_decoding(
         probe_video(path)
 
 
-def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyav_the_hint_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_clip(tmp_path / "a.mp4", sound=False, seconds=0.2)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match="videos need PyAV") as caught:
@@ -139,13 +145,13 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.hint == "pip install 'c2fdft[video]'"
 
 
-def test_names_of_videos() -> None:
+def test_names_of_videos_are_recognised() -> None:
     assert is_video_path("a/B.MP4")
     assert not is_video_path("a.gif")
 
 
-def test_streams_that_damage_adds_in_the_middle(tmp_path: Path) -> None:
-    """PyAV does not know them, and fails behind the last packet."""
+def test_streams_added_by_damage_in_the_middle_are_ignored(tmp_path: Path) -> None:
+    """PyAV does not know such streams, and fails after the last packet."""
     filters = "noise=alls=20:allf=t,format=yuv420p"
     whole = make_clip(
         tmp_path / "a.flv",
@@ -163,7 +169,7 @@ def test_streams_that_damage_adds_in_the_middle(tmp_path: Path) -> None:
     assert 90 < len(frames(whole)) < 100
 
 
-def test_the_end_of_a_file_with_further_streams() -> None:
+def test_the_end_of_a_file_with_additional_streams_is_handled() -> None:
     class Container:
         def demux(self, *streams: object) -> Iterator[object]:
             yield from streams

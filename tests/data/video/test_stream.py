@@ -1,4 +1,4 @@
-"""Videos decoded and encoded: size, times, colours, sound, subtitles and chapters stay."""
+"""Decoding and encoding keep size, times, colours, sound, subtitles and chapters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def difference(a: Path, b: Path) -> float:
     return float(np.abs(frames(a).astype(float) - frames(b)).mean())
 
 
-def test_a_video_stays_what_it_is(tmp_path: Path) -> None:
+def test_a_video_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", rate="30000/1001")
     target = copy(source, tmp_path / "b.mp4", crf=0)
     before, after = probe_video(source), probe_video(target)
@@ -67,7 +67,7 @@ def test_a_video_stays_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["b.mkv", "b.mov", "b.avi"])
-def test_other_containers(name: str, tmp_path: Path) -> None:
+def test_other_containers_are_kept(name: str, tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4")
     target = copy(source, tmp_path / name, crf=0)
     info = probe_video(target)
@@ -76,7 +76,7 @@ def test_other_containers(name: str, tmp_path: Path) -> None:
     assert difference(source, target) < 0.5
 
 
-def test_webm(tmp_path: Path) -> None:
+def test_webm_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.webm", codec="libvpx-vp9", sound_codec="libopus")
     target = copy(source, tmp_path / "b.webm")
     assert (count_frames(target), len(probe_video(target).audio)) == (5, 1)
@@ -84,7 +84,7 @@ def test_webm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["63x47", "64x47", "1x1"])
-def test_odd_sizes_stay(size: str, tmp_path: Path) -> None:
+def test_odd_sizes_are_kept(size: str, tmp_path: Path) -> None:
     source = make_clip(
         tmp_path / "a.mkv", size=size, sound=False, filters="format=yuv444p", seconds=0.3
     )
@@ -94,7 +94,7 @@ def test_odd_sizes_stay(size: str, tmp_path: Path) -> None:
     assert difference(source, target) < 0.5
 
 
-def test_a_varying_frame_rate_keeps_its_time_stamps(tmp_path: Path) -> None:
+def test_a_variable_frame_rate_keeps_its_timestamps(tmp_path: Path) -> None:
     source = make_clip(
         tmp_path / "a.mp4", seconds=1, filters="format=yuv420p,select='not(eq(mod(n,3),1))'"
     )
@@ -106,10 +106,10 @@ def test_a_varying_frame_rate_keeps_its_time_stamps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["32:24", "96:80", "63:47"])
-def test_pictures_of_another_size_in_the_middle_get_the_first_ones(
+def test_pictures_of_another_size_are_scaled_to_the_first_ones_size(
     size: str, tmp_path: Path
 ) -> None:
-    """Smaller ones were enlarged and then cut to their own size again: a corner was left."""
+    """Smaller pictures must not be enlarged and then cropped to their own size."""
     parts = [
         make_clip(tmp_path / f"{number}.ts", sound=False, filters=f"scale={one},format=yuv444p")
         for number, one in enumerate(("64:48", size))
@@ -121,14 +121,14 @@ def test_pictures_of_another_size_in_the_middle_get_the_first_ones(
     assert np.abs(found[5:].astype(float) - found[:5]).mean() < 4
 
 
-def test_a_picture_that_begins_late_begins_late(tmp_path: Path) -> None:
+def test_a_late_start_of_the_pictures_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv", filters="format=yuv420p,setpts=PTS+0.5/TB")
     start = begin(source)
     assert start == pytest.approx(0.5, abs=0.03)
     assert begin(copy(source, tmp_path / "b.mkv")) == start
 
 
-def test_a_cut_stays_a_cut(tmp_path: Path) -> None:
+def test_a_video_that_was_cut_keeps_its_frames(tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "whole.mp4", seconds=1)
     source = tmp_path / "a.mp4"
     remux(whole, source, start=0.35)
@@ -143,7 +143,7 @@ def test_a_cut_stays_a_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("range_", "matrix"), [("pc", "bt709"), ("tv", "bt709"), ("tv", "bt470bg")]
 )
-def test_colour_flags_stay_and_so_do_the_colours(range_: str, matrix: str, tmp_path: Path) -> None:
+def test_colours_and_their_flags_are_kept(range_: str, matrix: str, tmp_path: Path) -> None:
     flags = f"range={range_}:colorspace={matrix}:color_primaries=bt709:color_trc=bt709"
     name = matrix.removesuffix("bg")
     filters = f"scale=out_range={range_}:out_color_matrix={name},format=yuv420p,setparams={flags}"
@@ -156,7 +156,7 @@ def test_colour_flags_stay_and_so_do_the_colours(range_: str, matrix: str, tmp_p
     assert difference(source, target) < 1
 
 
-def test_ten_bits_stay(tmp_path: Path) -> None:
+def test_ten_bits_are_kept(tmp_path: Path) -> None:
     filters = "format=yuv420p10le,setparams=range=tv:colorspace=bt2020nc:color_primaries=bt2020:"
     filters += "color_trc=smpte2084"
     source = make_clip(tmp_path / "a.mkv", sound=False, filters=filters)
@@ -180,18 +180,18 @@ def test_a_rotation_is_applied_once(tmp_path: Path) -> None:
     assert np.abs(frames(target)[0] - np.rot90(frames(whole)[0]).astype(float)).mean() < 0.5
 
 
-def test_the_shape_of_pixels_stays(tmp_path: Path) -> None:
+def test_the_aspect_ratio_of_pixels_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", aspect=Fraction(4, 3))
     assert probe_video(copy(source, tmp_path / "b.mp4")).aspect == Fraction(4, 3)
 
 
-def test_without_sound(tmp_path: Path) -> None:
+def test_a_video_without_sound_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", sound=False)
     info = probe_video(copy(source, tmp_path / "b.mp4"))
     assert (info.audio, info.duration) == ((), 0.5)
 
 
-def test_subtitles_stay_where_the_container_holds_them(tmp_path: Path) -> None:
+def test_subtitles_are_kept_if_the_container_supports_them(tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "whole.mkv")
     source = remux(whole, tmp_path / "a.mkv", subtitles="subrip")
     target = tmp_path / "b.mkv"
@@ -205,7 +205,7 @@ def test_subtitles_stay_where_the_container_holds_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.mov", "b.mkv"])
-def test_chapters_titles_and_time_codes_stay(name: str, tmp_path: Path) -> None:
+def test_chapters_titles_and_timecodes_are_kept(name: str, tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "whole.mp4", seconds=2)
     tenths = {"time_base": Fraction(1, 10)}
     chapters = [
@@ -232,8 +232,8 @@ def test_chapters_titles_and_time_codes_stay(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "b.avi"])
-def test_covers_and_further_pictures(name: str, tmp_path: Path) -> None:
-    """Of a cover in front, a main picture and a second one the main one is restored."""
+def test_the_main_video_stream_is_restored(name: str, tmp_path: Path) -> None:
+    """The video has a cover picture, a main stream and a second one."""
     source = tmp_path / "a.mp4"
     main = list(filtered("gradients=s=64x48:d=0.5:r=10:seed=3", "format=yuv420p"))
     second = list(filtered("gradients=s=32x32:d=0.5:r=10:seed=4", "format=yuv420p"))
@@ -271,7 +271,7 @@ def test_covers_and_further_pictures(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 6])
 @pytest.mark.parametrize("height", [1, 2, 3])
 def test_tiny_videos_keep_their_colours(width: int, height: int, tmp_path: Path) -> None:
-    """Blocks of 2x2 px in 4:2:0: a row of red, green, blue above one of green, blue, red."""
+    """With blocks of 2 x 2 px in 4:2:0: red, green, blue above green, blue, red."""
     source, target = tmp_path / "a.mkv", tmp_path / "b.mkv"
     picture = av.VideoFrame(width, height, "yuv420p")
     blocks = np.add.outer(np.arange(2), np.arange(3)) % 3
@@ -289,12 +289,12 @@ def test_tiny_videos_keep_their_colours(width: int, height: int, tmp_path: Path)
     colours = np.array([[254, 0, 0], [0, 255, 0], [0, 0, 255]])[whole[:height, :width]]
     assert np.abs(frames(source).astype(int) - colours).max() <= 3
     copy(source, target, crf=0)
-    if width % 2 or height % 2:  # 4:4:4; even sides come back in 4:2:0
+    if width % 2 or height % 2:  # odd sides are written in 4:4:4, even ones in 4:2:0
         assert np.abs(frames(target).astype(int) - colours).max() <= 3
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.3gp", "a.flv"])
-def test_more_containers_come_back_as_they_were(name: str, tmp_path: Path) -> None:
+def test_less_common_containers_are_kept(name: str, tmp_path: Path) -> None:
     source = make_clip(tmp_path / name, rate="25")
     target = copy(source, tmp_path / f"b{source.suffix}", crf=0)
     before, after = probe_video(source), probe_video(target)
@@ -320,8 +320,8 @@ def test_other_codecs_become_h264(
     assert difference(source, target) < 0.5
 
 
-def test_avi_has_one_rate(tmp_path: Path) -> None:
-    """Of 20 frames those are gone that fall on one time, and gaps are filled."""
+def test_avi_has_a_constant_rate(tmp_path: Path) -> None:
+    """Of 20 frames, those at equal times are dropped, and gaps are filled."""
     filters = "format=yuv420p,select='not(eq(mod(n,3),1))'"
     source = make_clip(tmp_path / "a.mp4", seconds=2, sound=False, filters=filters)
     target = copy(source, tmp_path / "b.avi", crf=0)
@@ -345,13 +345,15 @@ def test_avi_has_one_rate(tmp_path: Path) -> None:
         ("p010le", (48, 64), True, "yuv420p10le"),
     ],
 )
-def test_pixel_formats(own: str, size: tuple[int, int], deep: bool, expected: str) -> None:
+def test_the_pixel_format_of_the_output(
+    own: str, size: tuple[int, int], deep: bool, expected: str
+) -> None:
     info = VideoInfo(Path("a.mp4"), *size, Fraction(25), pixel_format=own)
     assert info.is_deep is deep
     assert output_pixel_format(info, deep) == expected
 
 
-def test_webm_holds_some_sound_only(tmp_path: Path) -> None:
+def test_webm_supports_only_some_sound(tmp_path: Path) -> None:
     info = probe_video(make_clip(tmp_path / "a.mp4"))
     assert audio_problem(info, ".webm") == "webm does not hold this video's sound: aac"
     assert audio_problem(info, ".mkv") is None
@@ -360,12 +362,12 @@ def test_webm_holds_some_sound_only(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / "b.webm")
 
 
-def test_a_damaged_stretch_is_reported(tmp_path: Path) -> None:
+def test_damaged_frames_are_reported(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv", size="160x120", sound=False, seconds=2)
     data = bytearray(source.read_bytes())
     with av.open(str(source)) as container:
         packets = [bytes(one) for one in container.demux(video=0) if one.size]
-    for packet in packets[1:8]:  # the first holds the key frame
+    for packet in packets[1:8]:  # the first packet holds the key frame
         begin = data.index(packet)
         for i in range(begin, begin + len(packet), 7):
             data[i] ^= 255
@@ -376,7 +378,7 @@ def test_a_damaged_stretch_is_reported(tmp_path: Path) -> None:
         assert "damaged packets or frames" in reader.complaint
 
 
-def test_a_file_cut_short_is_reported(tmp_path: Path) -> None:
+def test_a_truncated_file_is_reported(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv", size="160x120", seconds=4)
     data = source.read_bytes()
     source.write_bytes(data[: len(data) // 2])
@@ -386,7 +388,7 @@ def test_a_file_cut_short_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4"])
-def test_pictures_that_are_announced_and_missing_are_reported(tmp_path: Path, suffix: str) -> None:
+def test_declared_but_missing_pictures_are_reported(tmp_path: Path, suffix: str) -> None:
     codec, options = ("mpeg4", {}) if suffix == ".avi" else ("libx264", {"g": "5", "bf": "0"})
     source = make_clip(
         tmp_path / f"a{suffix}",
@@ -397,7 +399,7 @@ def test_pictures_that_are_announced_and_missing_are_reported(tmp_path: Path, su
         codec=codec,
         options=options,
     )
-    if suffix == ".mp4":  # with what tells of the pictures before them, as for streaming
+    if suffix == ".mp4":  # with the index before the pictures, as for streaming
         copied = tmp_path / "b.mp4"
         with (
             av.open(str(source)) as own,
@@ -419,8 +421,8 @@ def test_pictures_that_are_announced_and_missing_are_reported(tmp_path: Path, su
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".ts", ".avi", ".wmv", ".mkv", ".flv"])
-def test_a_sound_packet_that_repeats_a_time_costs_itself_alone(tmp_path: Path, suffix: str) -> None:
-    """Most containers refuse it, and all of the video with it."""
+def test_only_a_sound_packet_with_a_repeated_time_is_dropped(tmp_path: Path, suffix: str) -> None:
+    """Most containers refuse such a packet, and would refuse the whole video with it."""
     whole = make_clip(tmp_path / "whole.mkv")
     times: list[int] = []
 
@@ -435,7 +437,7 @@ def test_a_sound_packet_that_repeats_a_time_costs_itself_alone(tmp_path: Path, s
     assert notes_of(source, tmp_path / f"b{suffix}") == skipped
 
 
-def test_a_frame_that_is_shown_without_end_is_refused_for_avi(tmp_path: Path) -> None:
+def test_a_frame_of_extreme_duration_is_refused_for_avi(tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "whole.mkv", sound=False, options={"bf": "0"})
 
     def late(packet: Any) -> None:
@@ -463,7 +465,7 @@ def test_a_full_disk_is_a_resource_error(tmp_path: Path) -> None:
         copy(source, target)
 
 
-def test_leaving_early_closes_all(tmp_path: Path) -> None:
+def test_leaving_early_closes_all_files(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4")
     info = probe_video(source)
     target = tmp_path / "b.mp4"
@@ -472,7 +474,7 @@ def test_leaving_early_closes_all(tmp_path: Path) -> None:
         first = next(pictures)
         writer.write(first)
     assert next(pictures, None) is None
-    writer.write(first)  # of a thread that is a moment late
+    writer.write(first)  # a thread may end a moment later
     assert not target.exists()
 
 

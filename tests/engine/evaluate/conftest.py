@@ -1,4 +1,4 @@
-"""Pictures that the tests of eval score."""
+"""Pictures that the tests of `eval` score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.kit.formula import photo
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Three restored pictures and their targets, 9, 10 and 11.png."""
+    """Folders of three restored pictures and of their targets, 9.png to 11.png."""
     for k in range(3):
         save(tmp_path / "out" / f"{k + 9}.png", degraded(k))
         save(tmp_path / "target" / f"{k + 9}.png", photo(k))

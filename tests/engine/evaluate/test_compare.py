@@ -1,4 +1,4 @@
-"""eval: two results against each other, over the images in common."""
+"""eval: paired comparison of two results over the images that both have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.kit.evaluate import degraded, run, save
 from tests.kit.formula import photo
 
 
-def test_against_pairs_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_results_are_compared_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out, target = folders
     for k in (1, 2):
         save(tmp_path / "b" / f"{k + 9}.png", degraded(k, 40))
@@ -45,7 +45,7 @@ def test_against_pairs_by_name(folders: tuple[Path, Path], tmp_path: Path) -> No
         paired_comparison(a, other)
 
 
-def test_against_pairs_by_target_where_names_differ(
+def test_results_of_other_names_are_compared_by_target(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out, target = folders
@@ -60,7 +60,7 @@ def test_against_pairs_by_target_where_names_differ(
     assert not_in_common(a, b) == []
 
 
-def test_against_tells_variants_of_one_target_apart_by_their_inputs(tmp_path: Path) -> None:
+def test_variants_of_one_target_are_compared_by_their_inputs(tmp_path: Path) -> None:
     for k in (1, 2):
         save(tmp_path / "a" / f"901_{k}.png", degraded(k))
         save(tmp_path / "b" / f"901_{k}_out.png", degraded(k, 40))
@@ -69,11 +69,11 @@ def test_against_tells_variants_of_one_target_apart_by_their_inputs(tmp_path: Pa
     a, b = (run(tmp_path / side, tmp_path / "set") for side in "ab")
     assert not_in_common(a, b) == []
     a, b = (run(tmp_path / side, tmp_path / "set" / "ground_truth") for side in "ab")
-    with pytest.raises(DataError, match="no image in common"):  # the target alone does not tell
+    with pytest.raises(DataError, match="no image in common"):  # the target alone is ambiguous
         paired_comparison(a, b)
 
 
-def test_accents_composed_or_not(tmp_path: Path) -> None:
+def test_names_match_with_composed_and_decomposed_accents(tmp_path: Path) -> None:
     nfc, nfd = (unicodedata.normalize(form, "Füße") for form in ("NFC", "NFD"))
     save(tmp_path / "out" / f"{nfd}.png", degraded(0))
     save(tmp_path / "b" / f"{nfc}.png", degraded(0, 40))

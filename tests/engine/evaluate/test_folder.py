@@ -1,4 +1,4 @@
-"""Pairs for weights: folders in a published layout, clean images with noise."""
+"""Pairs to score weights on: folders in a published layout, clean images with added noise."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "w.pt"
 
 
-def test_noise_is_white_unclipped_and_of_its_sigma(clean):
+def test_noise_is_white_unclipped_and_has_its_sigma(clean):
     pairs = open_folder(clean, 25.0)
     assert isinstance(pairs, NoisyImages)
     noisy, gt = pairs.pair(0).lq, pairs.pair(0).gt
@@ -89,7 +89,7 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
     assert [row.degraded.psnr for row in rows] == pytest.approx([22.1, 22.1], abs=0.2)
 
 
-def test_the_sampler_starts_as_in_restore(clean, tmp_path, weights):
+def test_the_start_noise_is_that_of_restore(clean, tmp_path, weights):
     pairs = open_folder(clean, 25.0)
     names = [pairs.pair(i).noise_name for i in range(3)]
     assert names == ["scene.0", "scene.1", "scene.2"]
@@ -102,11 +102,11 @@ def test_the_sampler_starts_as_in_restore(clean, tmp_path, weights):
     scores = [row.psnr for row in evaluate_weights(wish, EvalOptions("rgb")).run().rows]
     run(Request(clean, tmp_path / "out", weights))
     found = evaluate_files(tmp_path / "out", target, EvalOptions("rgb")).run()
-    # restore may put images of one size through together: the same but for rounding
+    # restore may batch images of one size, which changes only rounding
     assert scores == pytest.approx([row.psnr for row in found.rows], rel=1e-4)
 
 
-def test_training_images_are_not_scored_unasked(tmp_path):
+def test_training_images_are_scored_only_if_requested(tmp_path):
     for part in ("train", "test"):
         for side in ("input", "target"):
             (tmp_path / "set" / part / side).mkdir(parents=True)
@@ -117,22 +117,22 @@ def test_training_images_are_not_scored_unasked(tmp_path):
 
 
 @pytest.mark.parametrize("sigma", [0.0, -5.0, 256.0, float("nan")])
-def test_levels_that_are_none(clean, sigma):
+def test_invalid_noise_levels_are_refused(clean, sigma):
     with pytest.raises(UsageError, match=r"--sigma must be in \(0, 255\], got"):
         open_folder(clean, sigma)
 
 
-def test_nothing_to_restore(tmp_path, clean):
+def test_folders_without_pairs_are_refused(tmp_path, clean):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images in the folder"):
         open_folder(tmp_path / "empty", 25)
     with pytest.raises(DataError, match="no such"):
         open_folder(tmp_path / "nowhere", 25)
     with pytest.raises(DataError, match="no pairs"):
-        open_folder(clean)  # clean images alone are no pairs
+        open_folder(clean)  # clean images alone are not pairs
 
 
-def test_where_there_are_no_pairs_it_advises_what_eval_can_do(tmp_path, clean):
+def test_without_pairs_the_hint_says_what_eval_can_do(tmp_path, clean):
     for side, name in (("input", "a"), ("target", "b")):
         (tmp_path / "other" / side).mkdir(parents=True)
         save_rgb8(tmp_path / "other" / side / f"{name}.png", photo(0, 64, 64))
@@ -147,13 +147,13 @@ def test_where_there_are_no_pairs_it_advises_what_eval_can_do(tmp_path, clean):
     assert error.value.hint.startswith("this is one side of the pairs")
 
 
-def test_two_images_of_one_name(clean):
+def test_two_images_of_one_name_are_refused(clean):
     save_rgb8(clean / "scene.1.bmp", photo(5, 64, 64))
     with pytest.raises(DataError, match=r"two images have the name scene\.1"):
         open_folder(clean, 25)
 
 
-def test_sizes_that_differ(tmp_path):
+def test_sizes_that_differ_are_refused(tmp_path):
     for side, size in (("input", 64), ("target", 56)):
         (tmp_path / "set" / side).mkdir(parents=True)
         save_rgb8(tmp_path / "set" / side / "a.png", photo(0, size, size))

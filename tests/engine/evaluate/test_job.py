@@ -1,4 +1,4 @@
-"""eval: scores against targets and their statistics, of files and of weights."""
+"""eval: scores of files and of weights against targets, and their statistics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.kit.weights import write_random
 
 
 @pytest.mark.parametrize("protocol", [name for name, p in PROTOCOLS.items() if not p.border])
-def test_scores_are_those_of_the_core(folders: tuple[Path, Path], protocol: str) -> None:
+def test_scores_equal_those_of_the_metrics(folders: tuple[Path, Path], protocol: str) -> None:
     result = run(*folders, protocol=protocol)
     for k, row in enumerate(result.rows):
         a, b = (torch.from_numpy(x).permute(2, 0, 1)[None] for x in (degraded(k), photo(k)))
@@ -53,7 +53,7 @@ def test_the_default_protocol_is_rgb(folders: tuple[Path, Path]) -> None:
     assert run(*folders).scored_on == "saved files, 8 bit"
 
 
-def test_sixteen_bits_count_where_the_protocol_is_unrounded(tmp_path: Path) -> None:
+def test_unrounded_protocols_score_all_16_bits(tmp_path: Path) -> None:
     deep = photo(0).astype(np.uint16) * 257 + 60
     (tmp_path / "out").mkdir()
     write_picture(tmp_path / "out" / "0.png", Picture(deep))
@@ -64,14 +64,14 @@ def test_sixteen_bits_count_where_the_protocol_is_unrounded(tmp_path: Path) -> N
     assert rounded.psnr == math.inf
 
 
-def test_border(folders: tuple[Path, Path]) -> None:
+def test_a_border_is_not_scored(folders: tuple[Path, Path]) -> None:
     a, b = (torch.from_numpy(x).permute(2, 0, 1)[None] for x in (degraded(0), photo(0)))
     want = score(a, b, PROTOCOLS["rgb"], border=4)[0]
     got = run(*folders, border=4).rows[0]
     assert (got.psnr, got.ssim) == pytest.approx((want.psnr, want.ssim))
 
 
-def test_inputs_beside(folders: tuple[Path, Path]) -> None:
+def test_inputs_are_scored_beside_the_results(folders: tuple[Path, Path]) -> None:
     out, target = folders
     result = evaluate_files(out, target, EvalOptions(), degraded=out).run()
     for row in result.rows:
@@ -85,7 +85,7 @@ def test_inputs_beside(folders: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("other", [None, 20])
-def test_inputs_of_some_alone_are_not_scored_and_named(
+def test_inputs_that_are_missing_for_some_images_are_named_and_not_scored(
     folders: tuple[Path, Path], other: int | None
 ) -> None:
     out, target = folders
@@ -93,7 +93,7 @@ def test_inputs_of_some_alone_are_not_scored_and_named(
     names = sorted(path.name for path in out.iterdir())
     for name in names[1:]:
         save(beside / name, degraded(0))
-    if other is not None:  # there, but of another size
+    if other is not None:  # it exists, but has another size
         save(beside / names[0], degraded(0)[:other])
     result = evaluate_files(out, target, EvalOptions(), degraded=beside).run()
     facts = document(result)
@@ -103,7 +103,7 @@ def test_inputs_of_some_alone_are_not_scored_and_named(
     assert document(evaluate_files(out, target, EvalOptions()).run())["notes"] == []
 
 
-def test_equal_images(folders: tuple[Path, Path]) -> None:
+def test_equal_images_have_an_infinite_psnr(folders: tuple[Path, Path]) -> None:
     _, target = folders
     result = run(target, target)
     assert result.rows[0].psnr == math.inf
@@ -114,7 +114,7 @@ def test_equal_images(folders: tuple[Path, Path]) -> None:
     assert table_of(result)[1][-3][1] == "inf"
 
 
-# -- what cannot be scored ---------------------------------------------------------
+# -- images not scored -------------------------------------------------------------
 
 
 def test_sizes_that_differ_are_all_listed(folders: tuple[Path, Path]) -> None:
@@ -128,19 +128,19 @@ def test_sizes_that_differ_are_all_listed(folders: tuple[Path, Path]) -> None:
     assert len(error.value.details) == 2
 
 
-def test_unreadable_files(folders: tuple[Path, Path]) -> None:
+def test_unreadable_files_are_named(folders: tuple[Path, Path]) -> None:
     out, target = folders
     (out / "9.png").write_text("not an image")
     with pytest.raises(DataError, match=r"^[^:]*9\.png: cannot read the image"):
         run(out, target)
-    # a whole header before damaged pixels: found out only when it is read
+    # an intact header before damaged pixels, which are noticed only when they are read
     data = (target / "10.png").read_bytes()
     (out / "9.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=r"^[^:]*9\.png: cannot read the image"):
         run(out, target)
 
 
-def test_float_files_with_nan(folders: tuple[Path, Path]) -> None:
+def test_float_files_with_nan_are_refused(folders: tuple[Path, Path]) -> None:
     cv2 = pytest.importorskip("cv2")
     out, target = folders
     values = np.full((24, 30, 3), 0.5, np.float32)
@@ -151,7 +151,7 @@ def test_float_files_with_nan(folders: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(("size", "border"), [((10, 40), 0), ((24, 30), 7), ((24, 30), 12)])
-def test_images_below_the_window_of_ssim(
+def test_images_smaller_than_the_window_of_ssim(
     tmp_path: Path, size: tuple[int, int], border: int
 ) -> None:
     a, b = (save(tmp_path / name, photo(0, *size)) for name in ("a.png", "b.png"))
@@ -159,12 +159,12 @@ def test_images_below_the_window_of_ssim(
         run(a, b, border=border)
 
 
-def test_options_that_are_none() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(UsageError, match="--protocol must be"):
         EvalOptions("best")
     with pytest.raises(UsageError, match="--border must be at least 0, got -1"):
         EvalOptions(border=-1)
-    assert type(EvalOptions(border=np.int64(4)).border) is int  # it goes into a JSON document
+    assert type(EvalOptions(border=np.int64(4)).border) is int  # it is written to JSON
     with pytest.raises(UsageError, match="--metrics niqe: no such metric"):
         find_metrics("gmsd,niqe")
 
@@ -193,7 +193,7 @@ def test_weights_on_their_own_shards(weights: Path) -> None:
     assert of_weights(weights, protocol="denoise").scored_on == "network output, unrounded"
 
 
-def test_what_was_restored_again_in_float32_is_told(
+def test_images_restored_again_in_float32_are_reported(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = of_weights(weights, seeds=2)
@@ -207,14 +207,14 @@ def test_what_was_restored_again_in_float32_is_told(
     assert document(again)["notes"] == again.notes
 
 
-def test_another_grid_than_the_trained_one_is_remarked(weights: Path) -> None:
+def test_timesteps_other_than_the_trained_ones_are_noted(weights: Path) -> None:
     notes = of_weights(weights, timesteps=(999,), images=1).notes
     assert "trained at other timesteps: 999, 500" in notes[1]
     with pytest.raises(UsageError, match="--grid"):
         of_weights(weights, timesteps=(1, 2))
 
 
-def test_seeds_average_and_spread(weights: Path) -> None:
+def test_several_seeds_give_a_mean_and_a_deviation(weights: Path) -> None:
     both = of_weights(weights, seeds=2)
     one, two = (of_weights(weights, seed=seed) for seed in (0, 1))
     for i, row in enumerate(both.rows):
@@ -226,7 +226,7 @@ def test_seeds_average_and_spread(weights: Path) -> None:
     assert replace(both, rows=exact).spread is None
 
 
-def test_weights_without_data(weights: Path, tmp_path: Path) -> None:
+def test_weights_without_data_are_refused(weights: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(weights)
     checkpoint.meta.data = None
     save_checkpoint(weights, checkpoint.params, checkpoint.ema, checkpoint.meta)
@@ -236,12 +236,12 @@ def test_weights_without_data(weights: Path, tmp_path: Path) -> None:
         of_weights(weights, data=tmp_path / "no")
 
 
-def test_a_folder_of_inputs_that_is_not_there(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_missing_folder_of_inputs_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         evaluate_files(*folders, EvalOptions(), degraded=tmp_path / "nowhere")
 
 
-def test_a_folder_of_sets_has_their_means(tmp_path: Path) -> None:
+def test_a_folder_of_sets_gives_the_mean_of_each(tmp_path: Path) -> None:
     for name, count in (("Rain100L", 1), ("Test100", 2)):
         for k in range(count):
             save(tmp_path / "out" / name / f"{k}.png", degraded(k))
@@ -283,7 +283,7 @@ def test_metrics_are_columns(folders: tuple[Path, Path]) -> None:
     assert list(result.rows[0].more) == ["gmsd", "haarpsi", "ms_ssim"]
     facts = document(result)
     assert 0 < facts["mean"]["haarpsi"] <= 1
-    assert facts["images"][0]["ms_ssim"] is None  # smaller than it needs
+    assert facts["images"][0]["ms_ssim"] is None  # the image is smaller than the metric needs
     assert facts["mean"]["ms_ssim"] is None
     assert table_of(result)[0] == ["image", "PSNR", "SSIM", "GMSD", "HAARPSI", "MS_SSIM"]
     assert table_of(result)[1][0][-1] == "-"
@@ -291,7 +291,7 @@ def test_metrics_are_columns(folders: tuple[Path, Path]) -> None:
     assert tuple(find_metrics("all")) == FULL_SET
 
 
-def test_weights_of_a_metric_that_cannot_be_had(
+def test_weights_of_a_metric_that_cannot_be_downloaded(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline() -> None:
@@ -310,14 +310,14 @@ def test_weights_of_a_metric_that_cannot_be_had(
 # -- files -------------------------------------------------------------------------
 
 
-def test_pixels_are_kept_for_a_report_alone(folders: tuple[Path, Path]) -> None:
+def test_pixels_are_kept_only_for_a_report(folders: tuple[Path, Path]) -> None:
     for asked in (False, True):
         job = evaluate_files(*folders, EvalOptions(pictures=asked))
         assert [one.pictures is not None for one in job] == [asked] * 3
         assert all(row.pictures is None for row in job.result.rows)
 
 
-def test_csv(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_csv_has_a_row_per_image(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out, target = folders
     save(out / "9.png", photo(0))
     result = evaluate_files(out, target, EvalOptions("derain"), degraded=out).run()

@@ -1,4 +1,4 @@
-"""eval: which restored image belongs to which target."""
+"""eval: how restored images are paired with their targets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def names_of(restored: Path, target: Path) -> dict[str, str]:
     return {pair.name: pair.gt.relative_to(root).as_posix() for pair in found.pairs}
 
 
-def test_same_names(folders: tuple[Path, Path]) -> None:
+def test_equal_names_are_paired(folders: tuple[Path, Path]) -> None:
     assert names_of(*folders) == {"9": "9.png", "10": "10.png", "11": "11.png"}
     assert [pair.name for pair in pair_files(*folders).pairs] == ["9", "10", "11"]
 
 
-def test_position_never_counts(tmp_path: Path) -> None:
+def test_the_position_in_a_listing_never_counts(tmp_path: Path) -> None:
     for name in ("b", "c"):
         save(tmp_path / "out" / f"{name}.png", photo(0))
     for name in ("a", "b"):
@@ -40,7 +40,7 @@ def test_position_never_counts(tmp_path: Path) -> None:
     assert [path.name for path in found.without_restored] == ["a.png"]
 
 
-def test_rain_against_norain_in_a_folder_with_other_files(tmp_path: Path) -> None:
+def test_rain_is_paired_with_norain_in_a_folder_with_other_files(tmp_path: Path) -> None:
     for k in (1, 2):
         save(tmp_path / "out" / f"rain-00{k}.png", photo(k))
         save(tmp_path / "set" / f"norain-00{k}.png", photo(k))
@@ -60,12 +60,12 @@ def test_a_set_with_its_rainy_folder_stands_for_its_clean_side(tmp_path: Path) -
     found = pair_files(tmp_path / "out", tmp_path / "set")
     inputs = {restored.name: degraded.name for restored, degraded in found.degraded.items()}
     assert inputs == {"rain-001.jpg": "rain-001.png", "rain-002.jpg": "rain-002.png"}
-    # the untouched inputs themselves, which lie inside the target folder
+    # the inputs themselves, which are inside the target folder
     assert names_of(tmp_path / "set" / "rainy", tmp_path / "set") == want
 
 
 @pytest.mark.parametrize("side", ["", "target"])
-def test_input_and_target_folders(tmp_path: Path, side: str) -> None:
+def test_folders_input_and_target_are_paired(tmp_path: Path, side: str) -> None:
     for k in (1, 12):
         save(tmp_path / "out" / f"{k}.png", photo(k))
         save(tmp_path / "set" / "input" / f"{k}.png", degraded(k))
@@ -78,7 +78,7 @@ def test_input_and_target_folders(tmp_path: Path, side: str) -> None:
     assert not any("input" in target for target in found.values())
 
 
-def test_many_inputs_of_one_target(tmp_path: Path) -> None:
+def test_several_inputs_may_share_a_target(tmp_path: Path) -> None:
     for k in (1, 2):
         save(tmp_path / "out" / f"901_{k}.png", photo(0))
         save(tmp_path / "set" / "rainy_image" / f"901_{k}.jpg", photo(0))
@@ -88,7 +88,7 @@ def test_many_inputs_of_one_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("restored", ["{seq}/00.png", "{seq}/blur/00.png"])
-def test_sequences_with_the_same_file_names(tmp_path: Path, restored: str) -> None:
+def test_sequences_with_the_same_file_names_are_kept_apart(tmp_path: Path, restored: str) -> None:
     for k, seq in enumerate(("A", "B")):
         save(tmp_path / "out" / restored.format(seq=seq), photo(k))
         save(tmp_path / "set" / seq / "blur" / "00.png", degraded(k))
@@ -98,7 +98,7 @@ def test_sequences_with_the_same_file_names(tmp_path: Path, restored: str) -> No
     assert all(row.psnr == math.inf for row in run(tmp_path / "out", tmp_path / "set").rows)
 
 
-def test_results_that_differ_by_their_suffix_alone_are_compared_with_their_own(
+def test_results_that_differ_only_in_their_suffix_are_compared_with_their_own(
     tmp_path: Path,
 ) -> None:
     for side, more in (("a", 0), ("b", 3)):
@@ -117,7 +117,7 @@ def test_results_that_differ_by_their_suffix_alone_are_compared_with_their_own(
     ]
 
 
-def test_results_inside_the_target_folder(folders: tuple[Path, Path]) -> None:
+def test_results_inside_the_target_folder_are_not_targets(folders: tuple[Path, Path]) -> None:
     _, target = folders
     for k in range(3):
         save(target / "mine" / f"{k + 9}.png", degraded(k))
@@ -125,7 +125,7 @@ def test_results_inside_the_target_folder(folders: tuple[Path, Path]) -> None:
     assert run(target / "mine", target).rows[0].psnr < math.inf
 
 
-def test_two_files_and_a_file_in_a_folder(folders: tuple[Path, Path]) -> None:
+def test_two_files_or_a_file_and_a_folder_can_be_paired(folders: tuple[Path, Path]) -> None:
     out, target = folders
     assert run(out / "9.png", target / "10.png").rows[0].name == "9"
     assert names_of(out / "10.png", target) == {"10": "10.png"}
@@ -139,7 +139,9 @@ def test_two_files_and_a_file_in_a_folder(folders: tuple[Path, Path]) -> None:
         ("other names", "no restored image has a target of a matching name"),
     ],
 )
-def test_nothing_to_pair(folders: tuple[Path, Path], case: str, message: str) -> None:
+def test_folders_without_a_pair_are_refused(
+    folders: tuple[Path, Path], case: str, message: str
+) -> None:
     out, _ = folders
     target = out.parent / "other"
     if case != "missing":

@@ -1,4 +1,4 @@
-"""eval without targets: rows, comparison by direction, report, and what cannot be scored."""
+"""eval without targets: rows, paired comparison, report, and photos that cannot be scored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def noisy(tmp_path: Path) -> Path:
     return fill(tmp_path / "noisy", 12)
 
 
-def test_rows_without_psnr(noisy: Path) -> None:
+def test_rows_have_no_psnr(noisy: Path) -> None:
     result = run(noisy)
     assert [row.name for row in result.rows] == ["2", "10", "sub/a"]
     facts = document(result)
@@ -60,7 +60,7 @@ def test_rows_without_psnr(noisy: Path) -> None:
     assert header == ["image", "BLUR_EFFECT", "NOISE_SIGMA", "TOTAL_VARIATION"]
 
 
-def test_one_image_and_a_border(noisy: Path) -> None:
+def test_one_image_can_be_scored_without_its_border(noisy: Path) -> None:
     whole = run(noisy / "10.png", "noise_sigma").rows[0]
     assert whole.name == "10"
     inner = run(noisy / "10.png", "noise_sigma", border=4).rows[0]
@@ -70,7 +70,7 @@ def test_one_image_and_a_border(noisy: Path) -> None:
         run(noisy / "10.png", border=20)
 
 
-def test_a_name_of_dots_and_a_suffix(noisy: Path) -> None:
+def test_a_name_of_dots_and_a_suffix_is_kept(noisy: Path) -> None:
     odd = (noisy / "10.png").rename(noisy / "..png")
     assert [row.name for row in run(odd, "total_variation").rows] == ["."]
 
@@ -87,7 +87,7 @@ def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
     assert as_json(comparison, b)["mean"]["noise_sigma"] == pytest.approx(12, rel=0.15)
 
 
-def test_csv_and_report(noisy: Path, tmp_path: Path) -> None:
+def test_csv_and_report_hold_the_scores(noisy: Path, tmp_path: Path) -> None:
     pictures = ReportImages()
     metrics = find_no_reference_metrics("blur_effect")
     job = evaluate_alone(noisy, EvalOptions(metrics=metrics, pictures=True))
@@ -101,7 +101,7 @@ def test_csv_and_report(noisy: Path, tmp_path: Path) -> None:
     assert page.count("data:image/webp") == 3
 
 
-def test_photos_that_differ_by_their_suffix_alone_have_their_own_pictures(tmp_path: Path) -> None:
+def test_photos_that_differ_only_in_their_suffix_have_their_own_pictures(tmp_path: Path) -> None:
     for k, suffix in enumerate((".png", ".bmp")):
         save_rgb8(tmp_path / f"a{suffix}", photo(k, 5))
     save_rgb8(tmp_path / "b.png", photo(2, 5))
@@ -112,10 +112,10 @@ def test_photos_that_differ_by_their_suffix_alone_have_their_own_pictures(tmp_pa
     assert len({one["restored"] for one in images.by_name.values()}) == 3
 
 
-def test_a_photo_whose_suffix_makes_its_name_that_of_another(tmp_path: Path) -> None:
+def test_a_suffix_in_a_name_may_make_it_equal_another(tmp_path: Path) -> None:
     for k, name in enumerate(("a.jpg.png", "a.png", "a.bmp")):
         save_rgb8(tmp_path / name, photo(k, 5))
-    (tmp_path / "a.bmp").rename(tmp_path / "a.jpg")  # images are told by their first bytes
+    (tmp_path / "a.bmp").rename(tmp_path / "a.jpg")  # images are recognised by their first bytes
     options = EvalOptions(metrics=find_no_reference_metrics("noise_sigma"))
     rows = evaluate_alone(tmp_path, options).run().rows
     assert sorted(row.name for row in rows) == ["a.jpg", "a.jpg.png", "a.png"]
@@ -129,7 +129,7 @@ def test_small_images_have_a_row_without_values(noisy: Path) -> None:
     assert document(result)["mean"]["noise_sigma"] is None
 
 
-def test_what_cannot_be_scored(noisy: Path, tmp_path: Path) -> None:
+def test_invalid_requests_are_refused(noisy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images in the folder"):
         run(tmp_path / "empty")
@@ -159,7 +159,7 @@ def test_a_photograph_that_cannot_be_read_is_named_and_the_others_are_scored(noi
     assert table_of(result)[1][2][0] == "mean (2 of 3)"
 
 
-def test_names() -> None:
+def test_metrics_without_and_with_targets_are_told_apart() -> None:
     assert list(find_no_reference_metrics("all")) == [
         "blur_effect",
         "noise_sigma",
@@ -173,7 +173,9 @@ def test_names() -> None:
     assert "lower is sharper, 0 to 1" in describe_metric("blur_effect")
 
 
-def test_weights_that_are_not_there(noisy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_downloaded_are_an_error(
+    noisy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
@@ -187,7 +189,7 @@ def test_weights_that_are_not_there(noisy: Path, monkeypatch: pytest.MonkeyPatch
     ("package", "name"),
     [("skimage.measure", "blur_effect"), ("pywt", "noise_sigma")],
 )
-def test_packages_that_are_not_there(
+def test_missing_packages_are_an_error(
     noisy: Path, monkeypatch: pytest.MonkeyPatch, package: str, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)

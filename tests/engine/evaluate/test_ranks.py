@@ -1,4 +1,4 @@
-"""eval shared by processes: the same rows, files and order as one process."""
+"""eval in several processes gives the same rows, files and order as in one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_shares_merge_to_the_whole(folders: tuple[Path, Path], world: int) -> None:
+def test_the_shares_of_all_processes_add_up_to_the_whole(
+    folders: tuple[Path, Path], world: int
+) -> None:
     parts = [
         evaluate_files(*folders, EvalOptions(rank=rank, world=world)).run() for rank in range(world)
     ]
@@ -47,17 +49,17 @@ def test_one_process_gathers_nothing(folders: tuple[Path, Path]) -> None:
     assert gather_result(whole, runtime) is whole
 
 
-def test_nothing_at_all(folders: tuple[Path, Path]) -> None:
+def test_processes_without_any_image_are_an_error(folders: tuple[Path, Path]) -> None:
     empty = evaluate_files(*folders, EvalOptions(rank=6, world=7)).run()
     assert empty.rows == []
     with pytest.raises(UsageError, match="nothing to score"):
         merge_results([empty, empty])
 
 
-def test_a_share_that_cannot_be_read_leaves_the_others_theirs(tmp_path: Path) -> None:
+def test_a_share_that_cannot_be_read_does_not_affect_the_others(tmp_path: Path) -> None:
     for k in range(4):
         save_rgb8(tmp_path / f"{k}.png", photo(k))
-    for k in (1, 3):  # all that rank 1 of 2 has
+    for k in (1, 3):  # the whole share of rank 1 of 2
         (tmp_path / f"{k}.png").write_bytes(b"no picture")
     shares = [evaluate_alone(tmp_path, EvalOptions(rank=rank, world=2)).run() for rank in (0, 1)]
     assert shares[1].rows == []
@@ -70,7 +72,7 @@ def test_a_share_that_cannot_be_read_leaves_the_others_theirs(tmp_path: Path) ->
 
 
 @pytest.mark.acceptance
-def test_torchrun_with_two_processes(tmp_path: Path) -> None:
+def test_two_processes_of_torchrun_score_as_one(tmp_path: Path) -> None:
     io = pytest.importorskip("scipy.io")
     pixels = np.stack([photo(k) for k in range(4)]).reshape(2, 2, 24, 30, 3)
     noisy = np.stack([photo(k, strength=9) for k in range(4)]).reshape(pixels.shape)

@@ -1,4 +1,4 @@
-"""eval: the page that shows the pictures beside their scores."""
+"""eval: the HTML report that shows the pictures with their scores."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def report_of(out: Path, target: Path, folder: Path) -> str:
     return (folder / "index.html").read_text()
 
 
-def test_report_stands_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_report_is_self_contained(folders: tuple[Path, Path], tmp_path: Path) -> None:
     page = report_of(*folders, tmp_path / "report")
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
     assert "default-src 'none'" in page
@@ -47,7 +47,7 @@ def test_report_stands_alone(folders: tuple[Path, Path], tmp_path: Path) -> None
     assert text is not None
     data = json.loads(text[1])
     assert data["about"]["command"] == "c2fdft eval <a> & b"
-    # numbers that JSON has not may stand in a stranger's file
+    # another program's file may hold numbers that JSON does not have
     synthesis = {"synthesis": {"sigma": [5, None]}}
     assert data["about"]["recipe"] == {"task": "</script><b>", "data": synthesis}
     assert [row["name"] for row in data["images"]] == ["9", "10", "11"]
@@ -67,7 +67,7 @@ def test_the_script_of_the_report_can_be_parsed(folders: tuple[Path, Path], tmp_
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_report_in_a_browser(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_report_works_in_a_browser(folders: tuple[Path, Path], tmp_path: Path) -> None:
     report_of(*folders, tmp_path / "report")
 
     def look(state: str) -> str:
@@ -103,7 +103,7 @@ def test_large_pictures_shrink_in_the_report(tmp_path: Path) -> None:
     assert len(page) < 200_000
 
 
-def test_error_map_is_black_to_white() -> None:
+def test_the_error_map_ranges_from_black_to_white() -> None:
     target = np.zeros((1, 4, 3), np.uint8)
     restored = np.array([[0, 16, 32, 255]], np.uint8)[..., None].repeat(3, 2)
     got = error_map(restored, target)

@@ -1,4 +1,4 @@
-"""eval on SIDD's blocks: files against each other, results, and weights."""
+"""eval on SIDD's blocks: files, restored results, and weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_blocks_are(folder: Path) -> None:
+def test_files_of_blocks_are_recognised(folder: Path) -> None:
     assert are_blocks(folder)
     assert are_blocks(folder / "x.MAT")
     assert not are_blocks(folder / "x.png")
@@ -53,7 +53,7 @@ def test_what_blocks_are(folder: Path) -> None:
     assert not are_blocks(folder)
 
 
-def test_noisy_against_clean(folder: Path) -> None:
+def test_noisy_blocks_are_scored_against_clean_ones(folder: Path) -> None:
     pairs = open_blocks(folder)
     result = evaluate_blocks(pairs, EvalOptions(metrics=find_metrics("gmsd"))).run()
     assert result.protocol.name == "denoise"
@@ -67,7 +67,7 @@ def test_noisy_against_clean(folder: Path) -> None:
     assert 0 < got.more["gmsd"] < 0.35
 
 
-def test_results_against_clean(folder: Path) -> None:
+def test_results_are_scored_against_clean_blocks(folder: Path) -> None:
     out = folder / "mine" / "out.mat"
     out.parent.mkdir()
     io.savemat(out, {RESULTS: clean()})
@@ -86,7 +86,7 @@ def test_results_against_clean(folder: Path) -> None:
         (None, "shape.mat", r"differ in shape: \[2, 3, 24, 32, 3\], \[2, 2, 24, 32, 3\]"),
     ],
 )
-def test_partners_that_are_none(
+def test_invalid_partners_of_blocks_are_refused(
     folder: Path, remove: str | None, target: str | None, message: str
 ) -> None:
     if remove is not None:
@@ -96,7 +96,7 @@ def test_partners_that_are_none(
         open_blocks(folder, None if target is None else folder / target)
 
 
-def test_weights_restore_each_block(folder: Path) -> None:
+def test_weights_restore_and_score_each_block(folder: Path) -> None:
     weights = write_random(folder / "fine.pt", protocol="derain", stage="fine", grid=[999])
     pairs = open_blocks(folder)
     wish = WeightsOptions(weights, pairs=pairs, device="cpu", precision="fp32")

@@ -1,4 +1,4 @@
-"""prepare: what it finds, what it refuses, and that nothing changes its bytes."""
+"""prepare: what it finds, what it refuses, and that its output is reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("degraded", ["left", "right"])
 @pytest.mark.parametrize("check_only", [False, True])
-def test_pictures_of_two_halves(tmp_path: Path, degraded: str, check_only: bool) -> None:
+def test_pictures_of_two_halves_are_split_into_pairs(
+    tmp_path: Path, degraded: str, check_only: bool
+) -> None:
     names = [f"{split}/{n}" for split in ("train", "val") for n in range(4)]
     pictures = {name: picture(i, 12, 40) for i, name in enumerate(names)}
     for name, pixels in pictures.items():
@@ -96,7 +98,7 @@ def test_pictures_of_two_halves(tmp_path: Path, degraded: str, check_only: bool)
 @pytest.mark.parametrize("degraded", ["left", "right"])
 def test_halves_with_one_clean_image_stay_on_one_side(tmp_path: Path, degraded: str) -> None:
     for i in range(12):
-        halves = [picture(i), picture(100 + i // 6)]  # two clean images, each in six pairs
+        halves = [picture(i), picture(100 + i // 6)]  # two clean images in six pairs each
         save(
             tmp_path / "set" / f"{i}.png", np.hstack(halves if degraded == "left" else halves[::-1])
         )
@@ -107,7 +109,7 @@ def test_halves_with_one_clean_image_stay_on_one_side(tmp_path: Path, degraded: 
     assert {int(name) // 6 for name in ShardSet.open(tmp_path / "out", "val").names} in ({0}, {1})
 
 
-def test_a_choice_of_whole_pictures_is_not_remembered_for_halves(tmp_path: Path) -> None:
+def test_a_split_of_whole_pictures_is_not_reused_for_halves(tmp_path: Path) -> None:
     for i in range(4):
         save(tmp_path / "set" / f"{i}.png", picture(i))
     pairs = [FilePair(str(i), *[tmp_path / "set" / f"{i}.png"] * 2) for i in range(4)]
@@ -115,7 +117,9 @@ def test_a_choice_of_whole_pictures_is_not_remembered_for_halves(tmp_path: Path)
     assert len(inputs) == 3
 
 
-def test_room_is_asked_for_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_for_disk_space_counts_both_halves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for i in range(4):
         save(tmp_path / "set" / f"{i}.png", picture(i))
     asked: list[int] = []
@@ -124,7 +128,7 @@ def test_room_is_asked_for_both_halves(tmp_path: Path, monkeypatch: pytest.Monke
     assert asked[0] == 4 * 3 * 12 * 14
 
 
-def test_pictures_that_are_no_two_halves(tmp_path: Path) -> None:
+def test_pictures_that_are_not_two_halves_are_refused(tmp_path: Path) -> None:
     for i, width in enumerate((40, 41, 1, 42)):
         save(tmp_path / "set" / f"{i}.png", picture(i, 12, width))
     options = {"source": tmp_path / "set", "out": tmp_path / "out", "side_by_side": "left"}
@@ -136,7 +140,7 @@ def test_pictures_that_are_no_two_halves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gamma", [False, True])
-def test_the_degraded_images_of_gopro_are_those_asked_for(tmp_path: Path, gamma: bool) -> None:
+def test_the_requested_degraded_images_of_gopro_are_used(tmp_path: Path, gamma: bool) -> None:
     sides = {"blur": 0, "blur_gamma": 10, "sharp": 20}
     for side, first in sides.items():
         for i in range(2):
@@ -151,7 +155,7 @@ def test_the_degraded_images_of_gopro_are_those_asked_for(tmp_path: Path, gamma:
 
 
 @pytest.mark.parametrize("halves", [False, True])
-def test_what_no_shard_can_hold_is_refused_and_seen_by_a_check(
+def test_images_that_no_shard_can_hold_are_refused_and_found_by_a_check(
     tmp_path: Path, halves: bool
 ) -> None:
     names = {
@@ -202,7 +206,7 @@ def test_pairs_end_up_in_shards(source: Path, tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in result.shards[1].read_bytes()
 
 
-def test_workers_and_place_leave_the_bytes_alone(source: Path, tmp_path: Path) -> None:
+def test_workers_and_location_do_not_change_the_bytes(source: Path, tmp_path: Path) -> None:
     run(source=source, out=tmp_path / "a", workers=1, max_shard_bytes=3000)
     moved = shutil.copytree(source, tmp_path / "elsewhere" / "rain")
     run(source=moved, out=tmp_path / "b", workers=4, max_shard_bytes=3000)
@@ -211,7 +215,7 @@ def test_workers_and_place_leave_the_bytes_alone(source: Path, tmp_path: Path) -
     assert first == files(tmp_path / "b")
 
 
-def test_size_limit_makes_more_shards(source: Path, tmp_path: Path) -> None:
+def test_a_size_limit_makes_more_shards(source: Path, tmp_path: Path) -> None:
     one = run(source=source, out=tmp_path / "one")
     many = run(source=source, out=tmp_path / "many", max_shard_bytes=1)
     assert len(one.shards) == 2
@@ -223,7 +227,7 @@ def test_size_limit_makes_more_shards(source: Path, tmp_path: Path) -> None:
 # -- train and val ---------------------------------------------------------------
 
 
-def test_more_shards_than_their_numbers_have_digits_for(
+def test_more_shards_than_can_be_numbered_are_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_module, "MAX_SHARDS", 5)
@@ -232,7 +236,7 @@ def test_more_shards_than_their_numbers_have_digits_for(
     assert not list((tmp_path / "out").glob("*.h5"))
 
 
-def test_val_share_by_count_folder_or_none(source: Path, tmp_path: Path) -> None:
+def test_validation_pairs_by_default_count_folder_or_none(source: Path, tmp_path: Path) -> None:
     other = make_pairs(tmp_path / "other", 3, first=100)
     assert run(source=source, out=tmp_path / "a", val=4).val == 4
     named = run(source=source, out=tmp_path / "b", val=other)
@@ -243,7 +247,7 @@ def test_val_share_by_count_folder_or_none(source: Path, tmp_path: Path) -> None
     assert not list((tmp_path / "c").glob("val-*"))
 
 
-def test_own_split_of_the_set(tmp_path: Path) -> None:
+def test_the_own_split_of_a_set_is_used(tmp_path: Path) -> None:
     root = tmp_path / "set"
     make_pairs(root / "train", 5)
     make_pairs(root / "val", 3, first=50)
@@ -254,7 +258,7 @@ def test_own_split_of_the_set(tmp_path: Path) -> None:
     assert any("skipped" in notice for notice in fewer.notices)
 
 
-def test_no_validation_decodes_nothing_to_choose_none(
+def test_without_validation_no_image_is_decoded_to_choose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split in ("train", "val"):
@@ -272,7 +276,7 @@ def test_no_validation_decodes_nothing_to_choose_none(
     assert "the set's own val split: 3 pairs skipped" in result.notices
 
 
-def test_no_validation_instead_of_the_sets_own(tmp_path: Path) -> None:
+def test_validation_of_a_set_can_be_switched_off(tmp_path: Path) -> None:
     root = tmp_path / "set"
     make_pairs(root / "train", 5)
     make_pairs(root / "val", 3, first=50)
@@ -283,18 +287,18 @@ def test_no_validation_instead_of_the_sets_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("val", [None, 3, 9])
-def test_more_than_the_sets_own_val_split_holds(tmp_path: Path, val: int | None) -> None:
+def test_more_validation_pairs_than_the_set_has_are_noted(tmp_path: Path, val: int | None) -> None:
     root = tmp_path / "set"
     make_pairs(root / "train", 5)
     make_pairs(root / "val", 3, first=50)
     told = "--val 9: the set's own val split has 3 pairs, all validate"
-    for _ in range(2):  # the second time the shards are up to date
+    for _ in range(2):  # the second time the shards are already up to date
         result = run(source=root, out=tmp_path / "out", val=val)
         assert (result.train, result.val) == (5, 3)
         assert result.notices == ((told,) if val == 9 else ())
 
 
-def test_a_set_whose_own_val_split_is_not_named_trains_on_it(tmp_path: Path) -> None:
+def test_given_validation_pairs_replace_the_split_of_the_set(tmp_path: Path) -> None:
     root = tmp_path / "set"
     make_pairs(root / "train", 5)
     make_pairs(root / "val", 3, first=50)
@@ -304,13 +308,13 @@ def test_a_set_whose_own_val_split_is_not_named_trains_on_it(tmp_path: Path) -> 
     assert result.notices == ("the set's own val split: 3 pairs trained on",)
 
 
-def test_a_single_pair_is_trained_on(tmp_path: Path) -> None:
+def test_a_single_pair_is_for_training(tmp_path: Path) -> None:
     result = run(source=make_pairs(tmp_path / "one", 1), out=tmp_path / "out")
     assert (result.train, result.val) == (1, 0)
     assert any("no pair is left to validate on" in notice for notice in result.notices)
 
 
-def test_a_published_test_split_is_left_alone(tmp_path: Path) -> None:
+def test_a_published_test_split_is_not_packed(tmp_path: Path) -> None:
     root = tmp_path / "set"
     make_pairs(root / "train", 6)
     make_pairs(root / "test", 3, first=50)
@@ -324,7 +328,7 @@ def test_a_published_test_split_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("val", [12, 13, -1])
-def test_val_must_leave_something_to_train_on(source: Path, tmp_path: Path, val: int) -> None:
+def test_validation_must_leave_pairs_to_train_on(source: Path, tmp_path: Path, val: int) -> None:
     with pytest.raises(UsageError, match="validate on"):
         prepare(PrepareOptions(source=source, out=tmp_path / "out", val=val))
 
@@ -356,7 +360,7 @@ def test_copies_of_a_file_stay_on_one_side(tmp_path: Path) -> None:
     assert 1 <= result.val <= 3
 
 
-def test_same_pixels_in_train_and_val(source: Path, tmp_path: Path) -> None:
+def test_equal_pixels_in_train_and_val_are_refused(source: Path, tmp_path: Path) -> None:
     other = make_pairs(tmp_path / "other", 2, first=70)
     save(other / "target" / "71.png", picture(2 * 5 + 1, 12))
     save(other / "input" / "71.png", picture(4711, 12))
@@ -391,14 +395,14 @@ def test_unreadable_image_is_named(source: Path, tmp_path: Path, keep: int) -> N
     assert not list(tmp_path.glob("out/.*"))
 
 
-def test_no_pairs(tmp_path: Path) -> None:
+def test_a_folder_without_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         prepare(PrepareOptions(source=tmp_path / "nowhere", out=tmp_path / "out"))
     with pytest.raises(DataError, match="no pairs of degraded and clean images were found"):
         prepare(PrepareOptions(source=make_clean(tmp_path / "clean", 3), out=tmp_path / "out"))
 
 
-def test_another_set_is_not_overwritten_unasked(source: Path, tmp_path: Path) -> None:
+def test_another_set_is_overwritten_only_if_requested(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(source=source, out=out)
     before = files(out)
@@ -415,18 +419,18 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
-def test_images_of_another_time_are_compared(source: Path, tmp_path: Path) -> None:
+def test_images_with_other_times_are_compared(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(source=source, out=out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.h5")}
     before = (out / "shards.json").read_bytes()
-    touch(source / "target" / "3.png")  # as a copy of the whole set would be
+    touch(source / "target" / "3.png")  # as after copying the whole set
     assert run(source=source, out=out).up_to_date
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.h5")} == times
     assert (out / "shards.json").read_bytes() != before
 
 
-def test_images_once_compared_are_known(
+def test_images_are_compared_only_once(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -438,7 +442,7 @@ def test_images_once_compared_are_known(
 
 
 @pytest.mark.parametrize("kind", ["input", "target"])
-def test_changed_image_is_named(source: Path, tmp_path: Path, kind: str) -> None:
+def test_a_changed_image_is_named(source: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     run(source=source, out=out)
     before = files(out)
@@ -463,7 +467,7 @@ def test_shards_without_a_manifest_are_compared(source: Path, tmp_path: Path) ->
         run(source=make_pairs(tmp_path / "other", 3, first=40), out=out)
 
 
-def test_missing_shards_are_written_beside_compared_ones(source: Path, tmp_path: Path) -> None:
+def test_missing_shards_are_written_beside_existing_ones(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(source=source, out=out, max_shard_bytes=1)
     before = files(out)
@@ -479,7 +483,9 @@ def test_missing_shards_are_written_beside_compared_ones(source: Path, tmp_path:
     assert after == before
 
 
-def test_disk_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_reported_first(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     run(source=source, out=out)
     before = files(out)
@@ -489,10 +495,10 @@ def test_disk_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     make_pairs(source, 30, first=12)
     with pytest.raises(ResourceError, match="the disk is too small"):
         run(source=source, out=out, overwrite=True)
-    assert files(out) == before  # not thrown away for a set that does not fit
+    assert files(out) == before  # existing shards are not deleted for a set that does not fit
 
 
-def test_output_under_a_file(source: Path, tmp_path: Path) -> None:
+def test_an_output_folder_inside_a_file_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="the output path lies under a regular file"):
         run(source=source, out=tmp_path / "file" / "out")
@@ -510,17 +516,17 @@ def test_output_under_a_file(source: Path, tmp_path: Path) -> None:
         ({"synthesize": Synthesis("rain", {"no such option": 1})}, "unknown key no such option"),
     ],
 )
-def test_options_that_do_not_fit(
+def test_options_that_cannot_be_combined_are_refused(
     source: Path, tmp_path: Path, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
         prepare(PrepareOptions(source=source, out=tmp_path / "out", **options))
 
 
-# -- output inside of the source ---------------------------------------------------
+# -- output inside the source ------------------------------------------------------
 
 
-def test_output_inside_of_the_source(source: Path, tmp_path: Path) -> None:
+def test_output_inside_the_source_is_ignored(source: Path, tmp_path: Path) -> None:
     out = source / "shards"
     save(out / "input" / "preview.png", picture(900))
     save(out / "target" / "preview.png", picture(901))
@@ -544,7 +550,7 @@ def test_a_finished_set_is_up_to_date(source: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.h5")} == times
 
 
-def test_leaving_early_and_going_on(source: Path, tmp_path: Path) -> None:
+def test_an_abandoned_job_can_be_continued(source: Path, tmp_path: Path) -> None:
     options = PrepareOptions(source=source, out=tmp_path / "whole", max_shard_bytes=3000)
     prepare(options).run()
     whole = files(options.out)
@@ -588,7 +594,7 @@ KILLED = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [2, 8])
-def test_killed_and_continued(source: Path, tmp_path: Path, moment: int) -> None:
+def test_a_killed_command_can_be_continued(source: Path, tmp_path: Path, moment: int) -> None:
     run(source=source, out=tmp_path / "whole", max_shard_bytes=3000)
     out = tmp_path / "killed"
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(source), str(out), str(moment)]
@@ -605,7 +611,7 @@ def test_killed_and_continued(source: Path, tmp_path: Path, moment: int) -> None
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file was decoded since, by the one function that decodes files."""
+    """Count how often each file is decoded, by the one function that decodes files."""
     counts: Counter[str] = Counter()
     read = picture_module.read_picture
 
@@ -618,12 +624,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def once(*roots: Path) -> dict[str, int]:
-    """Every image below these folders, once."""
+    """Every image below these folders, with a count of one."""
     return {str(path): 1 for root in roots for path in list_images(root, recursive=True)}
 
 
 def make_variants(root: Path, scenes: int = 4) -> Path:
-    """Rain1400's layout: several degraded images of each clean one."""
+    """Write a set in Rain1400's layout: several degraded images of each clean one."""
     for i in range(scenes):
         save(root / "ground_truth" / f"{i}.png", picture(i))
         for j in range(1, 4):
@@ -631,7 +637,7 @@ def make_variants(root: Path, scenes: int = 4) -> Path:
     return root
 
 
-def test_once_without_a_split_of_the_set(
+def test_decoded_once_without_a_split_of_the_set(
     source: Path, tmp_path: Path, decoded: Counter[str]
 ) -> None:
     run(source=source, out=tmp_path / "out")
@@ -642,19 +648,19 @@ def test_once_without_a_split_of_the_set(
 
 
 @pytest.mark.parametrize("val", [None, 1])
-def test_once_with_a_split_of_the_set(
+def test_decoded_once_with_a_split_of_the_set(
     tmp_path: Path, decoded: Counter[str], val: int | None
 ) -> None:
     root = tmp_path / "set"
     make_pairs(root / "train", 5)
     make_pairs(root / "val", 3, first=50)
     run(source=root, out=tmp_path / "out", val=val)
-    skipped = 0 if val is None else 2  # their clean images are compared, no more
+    skipped = 0 if val is None else 2  # only their clean images are read, for comparison
     assert set(decoded.values()) == {1}
     assert len(decoded) == 16 - skipped
 
 
-def test_once_where_pairs_share_a_clean_image(tmp_path: Path, decoded: Counter[str]) -> None:
+def test_decoded_once_if_pairs_share_a_clean_image(tmp_path: Path, decoded: Counter[str]) -> None:
     root = make_variants(tmp_path / "rain1400")
     run(source=root, out=tmp_path / "out", max_shard_bytes=3000)
     assert decoded == once(root)
@@ -663,7 +669,7 @@ def test_once_where_pairs_share_a_clean_image(tmp_path: Path, decoded: Counter[s
     assert decoded == once(root)
 
 
-def test_once_where_pairs_share_a_clean_image_with_a_split(
+def test_decoded_once_if_pairs_share_a_clean_image_with_a_split(
     tmp_path: Path, decoded: Counter[str]
 ) -> None:
     root = tmp_path / "rain1400"
@@ -676,14 +682,14 @@ def test_once_where_pairs_share_a_clean_image_with_a_split(
 
 
 @pytest.mark.parametrize("store", [True, False])
-def test_once_with_synthesis(tmp_path: Path, decoded: Counter[str], store: bool) -> None:
+def test_decoded_once_with_synthesis(tmp_path: Path, decoded: Counter[str], store: bool) -> None:
     clean = make_clean(tmp_path / "clean", 6)
     run(source=clean, out=tmp_path / "out", synthesize=Synthesis("noise", store=store))
     assert decoded == once(clean)
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_once_after_a_resume(tmp_path: Path, decoded: Counter[str], shared: bool) -> None:
+def test_decoded_once_after_a_resume(tmp_path: Path, decoded: Counter[str], shared: bool) -> None:
     root = (make_variants if shared else make_pairs)(tmp_path / "set", 12)
     options = PrepareOptions(source=root, out=tmp_path / "out", max_shard_bytes=3000)
     events = iter(prepare(options))
@@ -702,7 +708,7 @@ def test_once_after_a_resume(tmp_path: Path, decoded: Counter[str], shared: bool
         assert len(decoded) == 2 * (job.result.pairs - len(kept))
 
 
-def test_once_where_times_changed(tmp_path: Path, decoded: Counter[str]) -> None:
+def test_decoded_once_if_times_changed(tmp_path: Path, decoded: Counter[str]) -> None:
     root = make_variants(tmp_path / "rain1400")
     run(source=root, out=tmp_path / "out", max_shard_bytes=3000)
     touch(root / "ground_truth" / "1.png")
@@ -711,7 +717,7 @@ def test_once_where_times_changed(tmp_path: Path, decoded: Counter[str]) -> None
     assert decoded == once(root)
 
 
-def test_a_choice_is_remembered_for_the_same_number_alone(source: Path, tmp_path: Path) -> None:
+def test_a_split_is_reused_only_for_the_same_number(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(source=source, out=out, val=2)
     assert run(source=source, out=out, val=2).up_to_date
@@ -719,7 +725,7 @@ def test_a_choice_is_remembered_for_the_same_number_alone(source: Path, tmp_path
         run(source=source, out=out, val=3)
 
 
-def test_no_nameless_file_stays_open(source: Path, tmp_path: Path) -> None:
+def test_no_temporary_file_stays_open(source: Path, tmp_path: Path) -> None:
     descriptors = Path("/proc/self/fd")
     if not descriptors.exists():
         pytest.skip("needs /proc")
@@ -730,7 +736,7 @@ def test_no_nameless_file_stays_open(source: Path, tmp_path: Path) -> None:
     assert len(list(descriptors.iterdir())) == before
 
 
-def test_no_room_for_decoded_images(
+def test_a_disk_without_room_for_decoded_images_is_reported(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
@@ -742,7 +748,7 @@ def test_no_room_for_decoded_images(
 
 
 @pytest.mark.acceptance
-def test_nothing_heavy_is_loaded_before_it_is_needed(source: Path, tmp_path: Path) -> None:
+def test_heavy_modules_are_loaded_only_when_needed(source: Path, tmp_path: Path) -> None:
     code = """
         import runpy, sys
         sys.argv = ["c2fdft", *sys.argv[1:]]
@@ -766,7 +772,7 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(source: Path, tmp_path: Pat
 # -- a check alone ------------------------------------------------------------------
 
 
-def test_check_only_reports_and_writes_nothing(source: Path, tmp_path: Path) -> None:
+def test_a_check_reports_and_writes_nothing(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     save(source / "input" / "2.png", picture(2 * 2 + 1, 14))
     result = run(source=source, out=out, check_only=True)
@@ -783,7 +789,7 @@ def test_check_only_reports_and_writes_nothing(source: Path, tmp_path: Path) -> 
     assert result.shards == ()
 
 
-def test_check_only_lists_all_failures(source: Path, tmp_path: Path) -> None:
+def test_a_check_lists_all_failures(source: Path, tmp_path: Path) -> None:
     (source / "target" / "7.png").write_bytes(b"no image")
     save(source / "input" / "3.png", picture(1, 30, 31))
     result = run(source=source, out=tmp_path / "out", check_only=True)
@@ -795,7 +801,7 @@ def test_check_only_lists_all_failures(source: Path, tmp_path: Path) -> None:
 # -- synthesis ---------------------------------------------------------------------
 
 
-def test_synthetic_pairs_depend_on_seed_and_name_alone(tmp_path: Path) -> None:
+def test_synthetic_pairs_depend_only_on_seed_and_name(tmp_path: Path) -> None:
     clean = make_clean(tmp_path / "clean", 6)
     noise = Synthesis("noise")
     run(source=clean, out=tmp_path / "a", synthesize=noise, seed=5, workers=3)
@@ -817,7 +823,7 @@ def test_synthetic_pairs_depend_on_seed_and_name_alone(tmp_path: Path) -> None:
     assert '"seed": 5' in header.degradation
 
 
-def test_a_whole_name_that_is_another_stem(tmp_path: Path) -> None:
+def test_a_file_name_may_equal_the_stem_of_another(tmp_path: Path) -> None:
     names = ["a.png", "a.bmp", "a.png.bmp", "b.png", "c.png.bmp"]
     for i, name in enumerate(names):
         save(tmp_path / "clean" / name, picture(i))
@@ -826,7 +832,7 @@ def test_a_whole_name_that_is_another_stem(tmp_path: Path) -> None:
     assert sorted(ShardSet.open(out).names) == ["a.bmp", "a.png", "a.png.bmp", "b", "c.png"]
 
 
-def test_clean_only_shards(tmp_path: Path) -> None:
+def test_clean_images_make_shards_without_degraded_ones(tmp_path: Path) -> None:
     clean = make_clean(tmp_path / "clean", 4)
     save(clean / "photo 1.bmp", picture(77, 20, 20))
     out = tmp_path / "out"
@@ -847,7 +853,7 @@ def test_clean_only_shards(tmp_path: Path) -> None:
 # -- real data -----------------------------------------------------------------------
 
 
-def test_rain100l(tmp_path: Path) -> None:
+def test_a_real_set_is_packed(tmp_path: Path) -> None:
     root = os.environ.get("C2FDFT_TEST_DATA")
     if not root:
         pytest.skip("C2FDFT_TEST_DATA is not set")

@@ -1,4 +1,4 @@
-"""The manifest's memory of a choice: used for the same inputs alone, and never trusted."""
+"""The split stored in the manifest is reused only for the same inputs, after validation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(folder: Path, val: object) -> None:
     (folder / MANIFEST).write_text(json.dumps({"val": val}))
 
 
-def test_a_choice_comes_back(tmp_path: Path) -> None:
+def test_a_stored_split_is_read_back(tmp_path: Path) -> None:
     choice = ValChoice("abc", ("one", "雨"), ("a notice",))
     write(tmp_path, asdict(choice))
     assert remembered_choice(tmp_path, "abc") == choice
@@ -48,18 +48,18 @@ def test_a_choice_comes_back(tmp_path: Path) -> None:
         {"inputs": "abc", "names": ["one"], "notices": [None]},
     ],
 )
-def test_anything_else_is_no_choice(tmp_path: Path, val: object) -> None:
+def test_an_invalid_entry_is_not_used(tmp_path: Path, val: object) -> None:
     write(tmp_path, val)
     assert remembered_choice(tmp_path, "abc") is None
 
 
-def test_no_manifest_is_no_choice(tmp_path: Path) -> None:
+def test_without_a_manifest_there_is_no_stored_split(tmp_path: Path) -> None:
     assert remembered_choice(tmp_path, "abc") is None
     (tmp_path / MANIFEST).write_bytes(b"\xff")
     assert remembered_choice(tmp_path, "abc") is None
 
 
-def test_inputs_are_names_sizes_times_and_the_number(pairs: list[FilePair]) -> None:
+def test_inputs_are_identified_by_names_sizes_times_and_the_number(pairs: list[FilePair]) -> None:
     first = choice_inputs(pairs, 1)
     assert first == choice_inputs(pairs, 1)
     others = {choice_inputs(pairs, 2), choice_inputs(pairs[:2], 1)}

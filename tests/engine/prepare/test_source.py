@@ -1,4 +1,4 @@
-"""Images that are decoded once, and who may read them."""
+"""Images are decoded once into a temporary file, from which many threads may read them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def picture(seed: int, h: int = 9, w: int = 11) -> Pixels:
 
 @pytest.fixture
 def images(tmp_path: Path) -> dict[Path, int]:
-    """Files of different sizes with the bytes of their pixels."""
+    """Image files of different sizes, with the bytes of their pixels."""
     (tmp_path / "in").mkdir()
     paths = [tmp_path / "in" / f"{i}.png" for i in range(6)]
     for i, path in enumerate(paths):
@@ -34,11 +34,11 @@ def images(tmp_path: Path) -> dict[Path, int]:
     return {path: 3 * (9 + i) * 11 for i, path in enumerate(paths)}
 
 
-def test_pixels_come_back_to_many_threads(tmp_path: Path, images: dict[Path, int]) -> None:
+def test_many_threads_read_the_stored_pixels(tmp_path: Path, images: dict[Path, int]) -> None:
     with DecodedImages(tmp_path) as decoded, ThreadPoolExecutor(8) as pool:
         decoded.add(images, workers=3)
         for path in images:
-            path.unlink()  # whatever is read now comes from the nameless file
+            path.unlink()  # from here on pixels can only come from the temporary file
         order = [i for _ in range(20) for i in range(6)]
         paths = list(images)
         for i, pixels in zip(order, pool.map(lambda i: decoded.read(paths[i]), order), strict=True):
@@ -46,7 +46,7 @@ def test_pixels_come_back_to_many_threads(tmp_path: Path, images: dict[Path, int
         assert list(tmp_path.iterdir()) == [tmp_path / "in"]
 
 
-def test_what_was_not_added_is_decoded(tmp_path: Path, images: dict[Path, int]) -> None:
+def test_images_that_were_not_added_are_decoded(tmp_path: Path, images: dict[Path, int]) -> None:
     path = next(iter(images))
     with DecodedImages(tmp_path) as decoded:
         np.testing.assert_array_equal(decoded.read(path), picture(0))
@@ -55,7 +55,7 @@ def test_what_was_not_added_is_decoded(tmp_path: Path, images: dict[Path, int]) 
             decoded.read(path)
 
 
-def test_keys_are_those_of_pixels(tmp_path: Path) -> None:
+def test_keys_depend_only_on_pixels(tmp_path: Path) -> None:
     flat = np.full((4, 6, 3), 7, np.uint8)
     same = {"a.png": flat, "b.bmp": flat, "turned.png": flat.reshape(6, 4, 3), "c.png": flat + 1}
     for name, pixels in same.items():
@@ -67,7 +67,7 @@ def test_keys_are_those_of_pixels(tmp_path: Path) -> None:
     assert len({a, turned, c}) == 3
 
 
-def test_unreadable_image_is_named(tmp_path: Path, images: dict[Path, int]) -> None:
+def test_an_unreadable_image_is_named(tmp_path: Path, images: dict[Path, int]) -> None:
     path = list(images)[2]
     path.write_bytes(b"text")
     with DecodedImages(tmp_path) as decoded, pytest.raises(DataError) as caught:
@@ -75,7 +75,7 @@ def test_unreadable_image_is_named(tmp_path: Path, images: dict[Path, int]) -> N
     assert caught.value.where == str(path)
 
 
-def test_disk_that_fills_up(
+def test_a_disk_that_fills_up_is_an_error(
     tmp_path: Path, images: dict[Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:

@@ -1,4 +1,4 @@
-"""Which pairs validate: the share, its stability, and what stays on one side."""
+"""The validation split: its share, its stability, and the pairs that stay on one side."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ def named(count: int) -> list[FilePair]:
 
 
 def chosen(pairs: Sequence[FilePair]) -> set[str]:
-    """Of pairs with contents of their own, as many as by default."""
+    """Choose the default number of validation pairs, out of pairs with distinct contents."""
     contents = {path: path for pair in pairs for path in (pair.lq, pair.gt)}
     return choose_val(pairs, val_size(len(pairs), None), contents)[0]
 
 
-def test_share_is_between_one_and_fifty() -> None:
+def test_the_share_is_between_one_and_fifty_pairs() -> None:
     assert {count: len(chosen(named(count))) for count in (1, 2, 20, 60, 1200)} == {
         1: 0, 2: 1, 20: 1, 60: 3, 1200: 50,
     }  # fmt: skip
 
 
-def test_choice_depends_on_names_alone_and_grows_by_few() -> None:
+def test_the_split_depends_only_on_names_and_changes_little_with_more_pairs() -> None:
     names = chosen(named(400))
     assert names == chosen(list(reversed(named(400))))
     assert len(names & chosen(named(420))) >= 18
 
 
 @pytest.mark.parametrize("wanted", [12, 13, -1])
-def test_val_must_leave_something_to_train_on(wanted: int) -> None:
+def test_validation_must_leave_pairs_to_train_on(wanted: int) -> None:
     with pytest.raises(UsageError, match=f"^{wanted} of 12 pairs cannot"):
         val_size(12, wanted)
     assert val_size(12, 11) == 11
 
 
-def test_scenes_stay_on_one_side_where_they_fit() -> None:
+def test_scenes_stay_on_one_side_if_they_fit() -> None:
     pairs = [FilePair(f"scene {i // 5}/{i}", Path(f"lq/{i}"), Path(f"gt/{i}")) for i in range(40)]
     contents = {path: path for pair in pairs for path in (pair.lq, pair.gt)}
     names, notices = choose_val(pairs, 5, contents)
@@ -74,11 +74,11 @@ def test_degraded_files_are_compared_by_their_bytes(tmp_path: Path) -> None:
     assert keys[Path("gt")] == "pixels"
 
 
-def test_guard_names_both_pairs() -> None:
+def test_the_guard_names_both_pairs() -> None:
     guard = SplitGuard()
     guard.add("val", "v", None, "1")
     guard.add("train", "a", None, "2")
-    guard.add("train", "b", "1", "2")  # another kind of image
+    guard.add("train", "b", "1", "2")  # a degraded image, not a target
     with pytest.raises(
         DataError, match=r"same gt image is in train \(pair c\) and in val \(pair v\)"
     ):

@@ -1,4 +1,4 @@
-"""A batch in work: integers there and back, what is not finite, and who waits when."""
+"""A running batch: exact integers, non-finite values, and the order of work and waiting."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def begin(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-def test_the_way_out_of_values_that_are_not_finite(precision: str) -> None:
-    """In half precision they were computed in fp32 too, and are no better there."""
+def test_the_hint_for_values_that_are_not_finite(precision: str) -> None:
+    """In half precision the image was restored again in fp32 already, without success."""
     with pytest.raises(CheckpointError, match="NaN or infinite") as error:
         refuse_not_finite(False, Path("w.pt"), precision)
     assert ("fp32" in str(error.value.hint)) == (precision == "tf32")
@@ -57,7 +57,7 @@ def test_the_way_out_of_values_that_are_not_finite(precision: str) -> None:
 
 
 def test_noise_drawn_ahead_changes_nothing(tiny_net: Callable[..., DFT]) -> None:
-    """With several samples there is none, and the batch draws it."""
+    """With several samples no noise is drawn ahead; the batch draws it."""
     wanted = [Wanted(8, grey=False)] * 2
     for samples in (1, 2):
         executor = make(tiny_net(), samples=samples)
@@ -83,7 +83,7 @@ def test_a_network_that_changes_nothing_gives_the_integers_back(
     assert (same.image, same.deviation, grey.planes.shape[0]) == (None, None, 1)
 
 
-def test_floats_come_where_they_are_wanted(tiny_net: Callable[..., DFT]) -> None:
+def test_floats_are_returned_only_if_requested(tiny_net: Callable[..., DFT]) -> None:
     executor = make(tiny_net(), samples=2)
     first, second = begin(executor, [Wanted(8, False), Wanted(8, False, True)]).outcomes()
     assert (first.image, first.deviation) == (None, None)
@@ -94,7 +94,7 @@ def test_floats_come_where_they_are_wanted(tiny_net: Callable[..., DFT]) -> None
     assert np.array_equal(second.pixels(), rounded)
 
 
-def test_what_is_not_finite_is_restored_again_when_it_is_read(
+def test_images_that_are_not_finite_are_restored_again_when_read(
     tiny_net: Callable[..., DFT], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = [Wanted(8, False, True), Wanted(8, False)]
@@ -109,7 +109,7 @@ def test_what_is_not_finite_is_restored_again_when_it_is_read(
     ]
 
 
-def test_what_stays_not_finite_is_said(tiny_net: Callable[..., DFT]) -> None:
+def test_images_that_stay_not_finite_are_marked(tiny_net: Callable[..., DFT]) -> None:
     executor = make(tiny_net())
     executor.restorer.predict_noise = lambda x, t: x[:, 3:] * torch.nan
     assert [one.is_finite for one in begin(executor, [Wanted(8, False)]).outcomes()] == [False]
@@ -117,7 +117,7 @@ def test_what_stays_not_finite_is_said(tiny_net: Callable[..., DFT]) -> None:
 
 @pytest.fixture
 def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What happened to batches, with one in flight as on a GPU."""
+    """The order in which batches are started and read, with one in flight as on a GPU."""
     said: list[str] = []
     start, outcomes = Executor.start, Batch.outcomes
 

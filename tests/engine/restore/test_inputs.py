@@ -1,4 +1,4 @@
-"""What the user's words stand for: file, folder, glob, list, standard input."""
+"""What the inputs on a command line mean: file, folder, glob, list, standard input."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def names(inputs: Inputs) -> list[str]:
     return [source.relative.as_posix() for source in inputs.sources]
 
 
-def test_a_folder_with_sub_folders_in_natural_order(folder: Path) -> None:
+def test_a_folder_is_read_with_sub_folders_in_natural_order(folder: Path) -> None:
     inputs = find_inputs([str(folder)])
     assert names(inputs) == ["2.png", "10.png", "sub/3.jpg"]
     assert not inputs.single
     assert (inputs.sources[0].height, inputs.sources[0].width) == (4, 5)
 
 
-def test_outputs_inside_the_inputs_are_no_inputs(folder: Path) -> None:
+def test_outputs_inside_the_input_folder_are_not_inputs(folder: Path) -> None:
     save(folder / "out" / "2.png", random_picture(4, 5))
     found = names(find_inputs([str(folder)], skip=folder / "out"))
     assert found == ["2.png", "10.png", "sub/3.jpg"]
 
 
-def test_outputs_inside_the_inputs_by_another_name(
+def test_outputs_inside_the_input_folder_are_found_by_another_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(folder / "out" / "sub" / "2.png", random_picture(4, 5))
@@ -51,35 +51,35 @@ def test_outputs_inside_the_inputs_by_another_name(
     assert found == ["2.png", "10.png", "sub/3.jpg"]
 
 
-def test_a_file(folder: Path) -> None:
+def test_a_file_is_one_input(folder: Path) -> None:
     inputs = find_inputs([str(folder / "sub" / "3.jpg")])
     assert inputs.single
     assert names(inputs) == ["3.jpg"]
 
 
-def test_a_glob_mirrors_below_the_common_folder(folder: Path) -> None:
+def test_a_glob_is_mirrored_below_the_common_folder(folder: Path) -> None:
     assert names(find_inputs([f"{folder}/**/*.*g"])) == ["2.png", "10.png", "sub/3.jpg"]
     assert names(find_inputs([f"{folder}/*.png"])) == ["2.png", "10.png"]
 
 
-def test_a_glob_through_a_link_to_a_folder_above_gives_each_file_once(folder: Path) -> None:
+def test_a_glob_through_a_link_to_a_parent_folder_gives_each_file_once(folder: Path) -> None:
     (folder / "sub" / "up").symlink_to(folder)
     assert names(find_inputs([f"{folder}/**/*.*g"])) == ["2.png", "10.png", "sub/3.jpg"]
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path: Path) -> None:
+def test_a_file_whose_name_looks_like_a_glob_is_taken_literally(tmp_path: Path) -> None:
     path = save(tmp_path / "a[1].png", random_picture(4, 5))
     assert names(find_inputs([str(path)])) == ["a[1].png"]
 
 
-def test_a_list_file(folder: Path, tmp_path: Path) -> None:
+def test_a_list_names_its_files(folder: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text(f"# mine\n{folder}/sub/3.jpg\n\n{folder}/2.png\n{folder}/2.png\n")
     assert names(find_inputs([f"@{listing}"])) == ["sub/3.jpg", "2.png"]
 
 
 @pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0b", "\x1d"])
-def test_only_a_line_end_ends_a_line_of_a_list(tmp_path: Path, odd: str) -> None:
+def test_only_newlines_end_a_line_of_a_list(tmp_path: Path, odd: str) -> None:
     path = save(tmp_path / f"a{odd}b.png", random_picture(4, 5))
     (tmp_path / "list.txt").write_bytes(f"{path}\r\n".encode())
     assert names(find_inputs([f"@{tmp_path / 'list.txt'}"])) == [path.name]
@@ -99,7 +99,7 @@ def test_a_listed_file_that_is_missing_keeps_its_problem(folder: Path, tmp_path:
     assert "no such file" in str(bad.problem)
 
 
-def test_standard_input(folder: Path) -> None:
+def test_standard_input_is_one_image(folder: Path) -> None:
     data = (folder / "2.png").read_bytes()
     inputs = find_inputs(["-"], data)
     assert inputs.single
@@ -111,7 +111,7 @@ def test_standard_input(folder: Path) -> None:
         find_inputs(["-"], b"text, not an image")
 
 
-def test_frames_are_images_with_names_of_their_own(tmp_path: Path) -> None:
+def test_frames_are_images_with_their_own_names(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 4), (shade, 0, 0)) for shade in (0, 100, 200)]
     for name in ("a.gif", "a.tif", "a.webp"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
@@ -124,12 +124,12 @@ def test_frames_are_images_with_names_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["nothing/here", "nothing/*.png", "@nothing.txt"])
-def test_nothing_there(words: str) -> None:
+def test_missing_inputs_are_refused(words: str) -> None:
     with pytest.raises(DataError, match=r"no such|no image matches"):
         find_inputs([words])
 
 
-def test_empty_ones(tmp_path: Path) -> None:
+def test_empty_inputs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n# none\n")
     with pytest.raises(DataError, match="the list is empty"):
         find_inputs([f"@{tmp_path}/list.txt"])
@@ -149,11 +149,13 @@ def test_a_damaged_file_keeps_its_problem(tmp_path: Path) -> None:
 
 
 def problems(inputs: Inputs) -> dict[str, str]:
-    """What is wrong with which input, by name."""
+    """The problem of each input that has one, by name."""
     return {source.path.name: str(source.problem) for source in inputs.sources if source.problem}
 
 
-def test_a_folder_goes_through_links_once_and_a_broken_one_is_its_own_problem(folder: Path) -> None:
+def test_a_folder_is_searched_through_links_once_and_a_broken_link_is_reported(
+    folder: Path,
+) -> None:
     (folder / "sub" / "up").symlink_to(folder)
     (folder / "loop.png").symlink_to(folder / "loop.png")
     (folder / "gone.png").symlink_to(folder / "nowhere")
@@ -166,7 +168,9 @@ def test_a_folder_goes_through_links_once_and_a_broken_one_is_its_own_problem(fo
     assert not found
 
 
-def test_a_listed_name_that_is_too_long_is_its_own_problem(folder: Path, tmp_path: Path) -> None:
+def test_a_listed_name_that_is_too_long_is_a_problem_of_one_input(
+    folder: Path, tmp_path: Path
+) -> None:
     long = tmp_path / f"{'a' * 300}.png"
     video = tmp_path / f"{'b' * 300}.mp4"
     (tmp_path / "list.txt").write_text(f"{folder}/2.png\n{long}\n{video}\n")
@@ -179,7 +183,7 @@ def test_a_listed_name_that_is_too_long_is_its_own_problem(folder: Path, tmp_pat
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
 @pytest.mark.parametrize("name", ["2.png", "3.mp4"])
-def test_what_the_file_system_refuses_is_a_problem_of_one_file(
+def test_an_error_of_the_file_system_is_a_problem_of_one_input(
     number: int, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "3.mp4").write_bytes(b"no video")
@@ -197,7 +201,7 @@ def test_what_the_file_system_refuses_is_a_problem_of_one_file(
     assert "10.png" not in problems(inputs)
 
 
-def test_a_sub_folder_that_cannot_be_listed_is_a_problem_of_its_own(
+def test_a_sub_folder_that_cannot_be_listed_is_a_problem_of_one_input(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scandir = os.scandir
@@ -215,7 +219,7 @@ def test_a_sub_folder_that_cannot_be_listed_is_a_problem_of_its_own(
         find_inputs([str(folder / "sub")])
 
 
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_inputs(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     save(tmp_path / "in" / name, random_picture(4, 5))
     (tmp_path / "list.txt").write_bytes(os.fsencode(tmp_path / "in" / name) + b"\n")
@@ -225,7 +229,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
         assert source.stem == Path(name).stem
 
 
-def test_several_words_are_one_input(folder: Path, tmp_path: Path) -> None:
+def test_several_arguments_form_one_list_of_inputs(folder: Path, tmp_path: Path) -> None:
     save(tmp_path / "one.png", random_picture(4, 5))
     inputs = find_inputs([str(tmp_path / "one.png"), str(folder / "2.png"), f"{folder}/sub"])
     assert not inputs.single
@@ -236,7 +240,7 @@ def test_several_words_are_one_input(folder: Path, tmp_path: Path) -> None:
         find_inputs(["-", str(folder)])
 
 
-def test_pictures_are_known_by_their_content(folder: Path) -> None:
+def test_pictures_are_recognised_by_their_content(folder: Path) -> None:
     data = (folder / "2.png").read_bytes()
     for name in ("noext", "a.dat", "b.jpg_large", "c.mp4", "d.jpg"):
         (folder / name).write_bytes(data)
@@ -247,13 +251,13 @@ def test_pictures_are_known_by_their_content(folder: Path) -> None:
     assert not problems(find_inputs([str(folder)]))
 
 
-def test_a_text_in_typescript_is_no_video(folder: Path) -> None:
+def test_a_typescript_file_is_not_a_video(folder: Path) -> None:
     (folder / "code.ts").write_text("export const a = 1\n" * 60)
     (folder / "clip.ts").write_bytes((b"\x47" + bytes(187)) * 10)
     (folder / "clip.m2ts").write_bytes((bytes(4) + b"\x47" + bytes(187)) * 10)
     inputs = find_inputs([str(folder)])
     assert "code.ts" not in names(inputs)
-    assert set(problems(inputs)) == {"clip.ts", "clip.m2ts"}  # tried, and damaged
+    assert set(problems(inputs)) == {"clip.ts", "clip.m2ts"}  # taken for videos, but damaged
 
 
 def test_pictures_that_are_not_read_are_counted_by_kind(folder: Path) -> None:
@@ -288,13 +292,13 @@ def test_a_linked_folder_and_a_linked_file_are_treated_like_others(
     ]
 
 
-def test_a_folder_of_many_files_takes_about_2_kb_a_file(tmp_path: Path) -> None:
+def test_a_folder_of_many_files_takes_about_2_kb_per_file(tmp_path: Path) -> None:
     data = save(tmp_path / "0.png", random_picture(4, 5)).read_bytes()
     for number in range(1, 400):
         (tmp_path / f"{number}.png").write_bytes(data)
-    find_inputs([str(tmp_path)])  # imports and caches
+    find_inputs([str(tmp_path)])  # fills caches and loads modules
     peaks = []
-    for _ in range(3):  # threads that earlier tests have left may take memory meanwhile
+    for _ in range(3):  # threads of earlier tests may allocate memory meanwhile
         tracemalloc.start()
         try:
             inputs = find_inputs([str(tmp_path)])

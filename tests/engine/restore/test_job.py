@@ -1,4 +1,4 @@
-"""Restoring folders: order, batches and interruptions change nothing; nothing is lost silently."""
+"""Restoring folders: order, batches and interruptions change nothing, and errors are reported."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DF
 
 @pytest.fixture
 def options(tmp_path: Path, weights: str) -> Request:
-    """Six images of three sizes, one in a sub-folder."""
+    """A request to restore six images of three sizes, one of them in a sub-folder."""
     sizes = [(16, 16), (16, 16), (9, 20), (16, 16), (1, 1)]
     for i, size in enumerate(sizes):
         save(tmp_path / "in" / f"{i}.png", random_picture(*size, seed=i))
@@ -65,7 +65,7 @@ def contents(folder: Path) -> dict[str, np.ndarray]:
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    """At most one level apart, on at most 0.1 % of the samples."""
+    """Whether pixels differ by at most one level, in at most 0.1 % of the samples."""
     if a.keys() != b.keys():
         return False
     apart = [np.abs(a[name].astype(int) - b[name]).ravel() for name in a]
@@ -100,11 +100,13 @@ def test_an_image_alone_is_what_it_is_in_a_folder(options: Request, tmp_path: Pa
     assert same(alone, {"3.png": pixels(tmp_path / "out" / "3.png")})
 
 
-def test_noise_hangs_on_seed_base_name_and_draw_alone(options: Request, tmp_path: Path) -> None:
+def test_noise_depends_only_on_seed_base_name_and_sample_number(
+    options: Request, tmp_path: Path
+) -> None:
     def drawn(seed: int, name: str, number: int = 0) -> float:
         return torch.randn(1, generator=noise_generator(seed, name, number)).item()
 
-    assert drawn(0, "IMG.2024.01") != drawn(0, "IMG.2024.02")  # what is no suffix counts
+    assert drawn(0, "IMG.2024.01") != drawn(0, "IMG.2024.02")  # .01 is not a suffix
     assert len({drawn(0, "a"), drawn(1, "a"), drawn(0, "b"), drawn(0, "a", 1)}) == 4
     run(options)
     run(options, out=str(tmp_path / "other"), seed=1)
@@ -132,7 +134,7 @@ def test_ranks_share_a_folder(
     assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
 
 
-def test_a_run_again_skips_what_is_there(options: Request, tmp_path: Path) -> None:
+def test_a_second_run_skips_existing_outputs(options: Request, tmp_path: Path) -> None:
     run(options)
     stamps = {p: p.stat().st_mtime_ns for p in list_images(tmp_path / "out", True)}
     again = run(options)
@@ -142,7 +144,7 @@ def test_a_run_again_skips_what_is_there(options: Request, tmp_path: Path) -> No
     assert stamps == {p: p.stat().st_mtime_ns for p in list_images(tmp_path / "out", True)}
 
 
-def test_a_run_with_other_settings_names_the_difference_first_and_fails(
+def test_a_run_with_other_settings_names_the_difference_and_fails(
     options: Request, tmp_path: Path
 ) -> None:
     run(options)
@@ -158,14 +160,14 @@ def test_a_run_with_other_settings_names_the_difference_first_and_fails(
     assert same(contents(tmp_path / "out"), before)
 
 
-# what decides the pixels: another value makes another file
+# settings that determine the pixels: another value gives another file
 OTHER_SETTINGS = {
     "eta": 0.5, "seed": 3, "self_ensemble": True, "temporal_noise": "per-frame", "tile": 32,
     "quality": 90, "bit_depth": 16, "crf": 20, "samples": 2, "grid": (500,), "precision": "bf16",
 }  # fmt: skip
 
 
-def test_each_setting_that_decides_the_pixels_is_told_apart(
+def test_each_setting_that_determines_the_pixels_is_compared(
     options: Request, tmp_path: Path
 ) -> None:
     one = {"source": f"{options.source}/0.png"}
@@ -214,7 +216,7 @@ def test_files_without_a_record_are_named(options: Request, tmp_path: Path) -> N
     assert isinstance(again.failure, PartialFailure)
 
 
-def test_the_manifest_tells_what_made_each_file(options: Request, tmp_path: Path) -> None:
+def test_the_manifest_records_how_each_file_was_made(options: Request, tmp_path: Path) -> None:
     run(options, seed=7)
     lines = (tmp_path / "out" / MANIFEST_NAME).read_text().splitlines()
     entries = {entry["output"]: entry for entry in map(json.loads, lines)}
@@ -226,7 +228,7 @@ def test_the_manifest_tells_what_made_each_file(options: Request, tmp_path: Path
         assert len(made_with["weights"]) == 64
 
 
-def test_an_old_output_is_not_taken_for_a_new_one_by_a_picture_beside_it(
+def test_a_missing_comparison_does_not_make_an_old_output_count_as_new(
     options: Request, tmp_path: Path
 ) -> None:
     run(options)
@@ -242,7 +244,7 @@ def test_planning_writes_nothing(options: Request, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_overwrite_redoes(options: Request, tmp_path: Path) -> None:
+def test_overwrite_restores_again(options: Request, tmp_path: Path) -> None:
     run(options)
     before = contents(tmp_path / "out")
     result = run(options, seed=1, overwrite=True)
@@ -251,7 +253,7 @@ def test_overwrite_redoes(options: Request, tmp_path: Path) -> None:
     assert {s.doubt for s in run(options, seed=1).skipped} == {None}
 
 
-def test_a_damaged_record_is_no_obstacle(options: Request, tmp_path: Path) -> None:
+def test_a_damaged_record_is_skipped(options: Request, tmp_path: Path) -> None:
     run(options)
     record = tmp_path / "out" / MANIFEST_NAME
     lines = [line for line in record.read_text().splitlines() if "made_with" in json.loads(line)]
@@ -327,10 +329,10 @@ def test_a_signal_ends_it_within_an_image(
     ("changes", "most"),
     [({"batch": 1}, 1), ({}, 4), ({"samples": 3}, 4), ({"self_ensemble": True, "batch": 2}, 2)],
 )
-def test_meter_and_events_together_run_evenly(
+def test_meter_and_events_together_progress_evenly(
     options: Request, changes: dict[str, object], most: int
 ) -> None:
-    """Results are written, and their events come, while the next images are in work."""
+    """Results are written, and their events follow, while the next images are being restored."""
     job = restore(plan(options, **changes))
     shown, done = [0.0], 0
 
@@ -358,7 +360,7 @@ def test_the_meter_of_tiles_ends_at_one(options: Request, tmp_path: Path, tile: 
     assert told[-1] == pytest.approx(1.0)
 
 
-def test_a_corrupt_file_is_reported_and_the_rest_goes_on(options: Request, tmp_path: Path) -> None:
+def test_a_corrupt_file_is_reported_and_the_rest_restored(options: Request, tmp_path: Path) -> None:
     (tmp_path / "in" / "bad.png").write_text("text")
     cut = (tmp_path / "in" / "0.png").read_bytes()[:-200]
     (tmp_path / "in" / "cut.png").write_bytes(cut)
@@ -371,14 +373,14 @@ def test_a_corrupt_file_is_reported_and_the_rest_goes_on(options: Request, tmp_p
     assert len(contents(tmp_path / "out")) == 6
 
 
-def test_all_failed_is_a_partial_failure_too(weights: str, tmp_path: Path) -> None:
+def test_a_partial_failure_may_be_of_all_images(weights: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.png").write_text("text")
     result = run(Request(str(tmp_path / "in"), str(tmp_path / "out"), weights))
     assert isinstance(result.failure, PartialFailure)
 
 
-def test_the_order_of_checks(options: Request, tmp_path: Path) -> None:
+def test_options_are_checked_before_weights_and_inputs(options: Request, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--tile must be a multiple of 8"):
         run(options, weights=None, source="missing", tile=1)
     with pytest.raises(CheckpointError, match="nowhere"):
@@ -387,7 +389,7 @@ def test_the_order_of_checks(options: Request, tmp_path: Path) -> None:
         run(options, source="missing")
 
 
-def test_an_output_under_a_file_is_refused_before_work(options: Request, tmp_path: Path) -> None:
+def test_an_output_inside_a_file_is_refused_before_work(options: Request, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for out in ("file", "file/out", "file/a.png"):
         source = f"{options.source}/0.png" if out.endswith(".png") else options.source
@@ -404,27 +406,27 @@ def test_inputs_and_outputs_in_one_folder_are_refused(options: Request) -> None:
 def test_the_inputs_folder_by_another_name_is_refused(
     options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    """`restore Photos photos` on a disk that does not tell cases apart."""
+    """As by `restore Photos photos` on a file system that ignores case."""
     other = found_under(monkeypatch, Path(options.source), tmp_path / "IN")
     with pytest.raises(UsageError, match=r"one folder|folder of the inputs"):
         plan(options, **{option: str(other) if option == "out" else other})
 
 
 @pytest.mark.parametrize("option", ["compare", "uncertainty"])
-def test_pictures_to_look_at_go_to_a_folder_of_their_own(
+def test_extra_pictures_need_a_separate_folder(
     options: Request, tmp_path: Path, option: str
 ) -> None:
-    """Among the inputs the next run would restore them, among the outputs `eval` score them."""
+    """The next run would restore them among the inputs, and `eval` score them among the outputs."""
     (tmp_path / "link").symlink_to(options.source)
     places = {options.source: "inputs", tmp_path / "link": "inputs", options.out: "outputs"}
     for folder, whose in places.items():
-        for place in (Path(folder), Path(folder) / "a" / "b"):  # sub-folders are looked into
+        for place in (Path(folder), Path(folder) / "a" / "b"):  # sub-folders are searched too
             with pytest.raises(UsageError, match=f"--{option} goes into the folder of the {whose}"):
                 plan(options, **{option: place})
     plan(options, **{option: tmp_path / "seen"})
 
 
-def test_a_full_disk_stops_it(options: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_run(options: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, picture: object, quality: int, replace: bool) -> None:
         raise ResourceError("disk full", where=path)
 
@@ -433,7 +435,7 @@ def test_a_full_disk_stops_it(options: Request, monkeypatch: pytest.MonkeyPatch)
         run(options)
 
 
-def test_too_large_is_refused_before_work_and_by_name(options: Request, tmp_path: Path) -> None:
+def test_an_image_that_is_too_large_is_named_before_work(options: Request, tmp_path: Path) -> None:
     save(tmp_path / "in" / "big.png", random_picture(320, 320))
     single = f"{options.source}/big.png"
     with pytest.raises(ResourceError, match=r"320x320 px needs .* may be used") as caught:
@@ -461,7 +463,7 @@ def test_samples_give_other_pixels_and_maps(options: Request, tmp_path: Path) ->
     assert len(run(options, **changes).skipped) == 6
 
 
-def test_extras_that_are_missing_are_made_without_touching_the_rest(
+def test_missing_extras_are_made_without_changing_the_outputs(
     options: Request, tmp_path: Path
 ) -> None:
     run(options)
@@ -471,7 +473,7 @@ def test_extras_that_are_missing_are_made_without_touching_the_rest(
     assert (tmp_path / "out" / "0.png").stat().st_mtime_ns == stamp
 
 
-def test_a_file_that_another_run_wrote_meanwhile_is_not_recorded_as_ours(
+def test_a_file_that_another_run_wrote_meanwhile_is_not_recorded(
     options: Request, tmp_path: Path
 ) -> None:
     waiting = plan(options, seed=1)
@@ -486,7 +488,7 @@ def test_a_file_that_another_run_wrote_meanwhile_is_not_recorded_as_ours(
     assert doubts == {"made with other settings: seed 0, now 1"}
 
 
-def test_a_file_that_appears_while_ours_is_encoded_is_kept(
+def test_a_file_that_appears_during_encoding_is_kept(
     options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, encode = tmp_path / "out" / "0.png", pictures.encode
@@ -501,14 +503,14 @@ def test_a_file_that_appears_while_ours_is_encoded_is_kept(
     assert output.read_bytes() == b"another run's"
 
 
-def test_bytes_in_file_out(options: Request, tmp_path: Path) -> None:
+def test_bytes_from_standard_input_are_restored_to_a_file(options: Request, tmp_path: Path) -> None:
     data = (tmp_path / "in" / "0.png").read_bytes()
     out = tmp_path / "made.png"
     run(options, source="-", out=str(out), stdin=data, identity=True)
     assert np.array_equal(pixels(out), random_picture(16, 16, seed=0).pixels)
 
 
-def test_other_bytes_are_not_taken_for_those_that_made_the_file(
+def test_other_bytes_from_standard_input_are_another_input(
     options: Request, tmp_path: Path
 ) -> None:
     first, second = ((tmp_path / "in" / f"{i}.png").read_bytes() for i in (0, 1))
@@ -532,9 +534,7 @@ def test_names_that_are_not_utf8_are_restored(options: Request, tmp_path: Path) 
     assert {one.doubt for one in run(options).skipped} == {None}
 
 
-def test_an_output_name_that_is_too_long_is_the_error_of_one_file(
-    options: Request, tmp_path: Path
-) -> None:
+def test_an_output_name_that_is_too_long_fails_one_image(options: Request, tmp_path: Path) -> None:
     save(tmp_path / "in" / f"{'a' * 250}.png", random_picture(16, 16))
     result = run(options, suffix="_restored", compare=tmp_path / "c")
     assert isinstance(result.failure, PartialFailure)
@@ -543,7 +543,7 @@ def test_an_output_name_that_is_too_long_is_the_error_of_one_file(
     assert len(contents(tmp_path / "out")) == 6
 
 
-def test_a_sub_folder_that_is_a_file_among_the_outputs_is_the_error_of_its_files(
+def test_a_file_in_place_of_an_output_sub_folder_fails_its_images(
     options: Request, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -553,7 +553,7 @@ def test_a_sub_folder_that_is_a_file_among_the_outputs_is_the_error_of_its_files
     assert len(contents(tmp_path / "out")) == 5
 
 
-def test_a_file_that_cannot_be_read_any_more_is_its_own_error(
+def test_a_file_that_can_no_longer_be_read_fails_one_image(
     options: Request, tmp_path: Path
 ) -> None:
     made = plan(options)
@@ -563,7 +563,7 @@ def test_a_file_that_cannot_be_read_any_more_is_its_own_error(
     assert len(contents(tmp_path / "out")) == 5
 
 
-def test_pages_of_several_sizes(options: Request, tmp_path: Path) -> None:
+def test_pages_of_several_sizes_are_restored(options: Request, tmp_path: Path) -> None:
     pages = [Image.new("RGB", size) for size in ((20, 9), (20, 9), (8, 30), (20, 9))]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     result = run(options, source=str(tmp_path / "pages.tif"), batch=4, identity=True)
@@ -573,7 +573,7 @@ def test_pages_of_several_sizes(options: Request, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_an_output_that_is_not_ours_is_never_replaced(options: Request, tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_never_replaced(options: Request, tmp_path: Path) -> None:
     first, second = (f"{options.source}/{i}.png" for i in (0, 1))
     before = pixels(Path(second))
     for overwrite in (False, True):
@@ -582,7 +582,9 @@ def test_an_output_that_is_not_ours_is_never_replaced(options: Request, tmp_path
     assert np.array_equal(pixels(Path(second)), before)
 
 
-def test_an_output_of_ours_is_skipped_named_and_replaced(options: Request, tmp_path: Path) -> None:
+def test_an_output_of_an_earlier_run_is_skipped_or_replaced(
+    options: Request, tmp_path: Path
+) -> None:
     words = {"source": f"{options.source}/0.png", "out": str(tmp_path / "mine.png")}
     assert run(options, **words).failure is None
     assert run(options, **words).skipped[0].doubt is None
@@ -591,7 +593,7 @@ def test_an_output_of_ours_is_skipped_named_and_replaced(options: Request, tmp_p
     assert run(options, seed=1, overwrite=True, **words).failure is None
 
 
-def test_several_files_go_into_a_folder(options: Request, tmp_path: Path) -> None:
+def test_several_files_are_restored_into_a_folder(options: Request, tmp_path: Path) -> None:
     names = [f"{options.source}/{name}.png" for name in ("0", "1", "sub/5")]
     assert run(options, source=names).failure is None
     assert set(contents(tmp_path / "out")) == {"0.png", "1.png", "sub/5.png"}
@@ -599,7 +601,7 @@ def test_several_files_go_into_a_folder(options: Request, tmp_path: Path) -> Non
         plan(options, source=names[:2], out=f"{options.source}/2.png")
 
 
-def test_a_sub_folder_that_cannot_be_written_is_the_error_of_its_files(
+def test_a_sub_folder_that_cannot_be_written_fails_its_images(
     options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     access = os.access
@@ -614,7 +616,7 @@ def test_a_sub_folder_that_cannot_be_written_is_the_error_of_its_files(
     assert len(contents(tmp_path / "out")) == 5
 
 
-def test_a_gpu_without_kernels_leaves_the_work_to_the_cpu(
+def test_without_kernels_for_the_gpu_the_cpu_is_used(
     options: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_gpu(monkeypatch, (6, 1), ["sm_75"])

@@ -1,4 +1,4 @@
-"""Every kind of input file through a network that changes nothing: what went in comes out."""
+"""Every kind of input file passes unchanged through a network that changes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LZW = {"compression": "lzw", "predictor": True}
 
 
 class Kind(NamedTuple):
-    """A kind of input, how to make it, and what is expected of its output."""
+    """A kind of input file, how to make it, and the expected output."""
 
     name: str
     make: Callable[[Path], Any]
@@ -51,7 +51,7 @@ def tiff(values: np.ndarray, **options: Any) -> Callable[[Path], Any]:
 
 
 def twelve_bits(path: Path) -> None:
-    """Packed here: not every imagecodecs packs 12 bits."""
+    """A TIFF of 12 bits, packed here since not every version of imagecodecs can."""
     values = RGB16 >> 4
     bits = values.reshape(len(values), -1, 1) >> np.arange(11, -1, -1) & 1
     rows = np.packbits(bits.reshape(len(values), -1).astype(np.uint8), axis=1)
@@ -141,7 +141,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, tiny_net: Callable[..., DF
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
-def test_what_went_in_comes_out(kind: Kind, tmp_path: Path, weights: str) -> None:
+def test_the_output_equals_the_input(kind: Kind, tmp_path: Path, weights: str) -> None:
     path, out = tmp_path / kind.name, tmp_path / "out"
     kind.make(path)
     result = run(Request(str(path), str(out), weights), identity=True)
@@ -166,7 +166,7 @@ def test_what_went_in_comes_out(kind: Kind, tmp_path: Path, weights: str) -> Non
         (
             8,
             (999,),
-        ),  # at 16 bits a single call at 999 shows float32's rounding, 157 times magnified
+        ),  # at 16 bits a single step at 999 magnifies float32's rounding 157 times, which shows
         (8, (999, 666, 333, 0)),
         (16, (999, 666, 333, 0)),
         (8, (500,)),
@@ -190,7 +190,7 @@ def test_lossless_formats_keep_8_bits(suffix: str, tmp_path: Path, weights: str)
     assert np.array_equal(pixels(out), source.pixels)
 
 
-def test_what_a_format_cannot_keep_is_noted(tmp_path: Path, weights: str) -> None:
+def test_losses_of_a_format_are_noted(tmp_path: Path, weights: str) -> None:
     path = save(tmp_path / "a.png", random_picture(9, 7, depth=16, alpha=True))
     (record,) = run(Request(str(path), str(tmp_path / "b.jpg"), weights)).images
     assert record.notes == ["alpha dropped: jpg has none", "16 bits rounded to 8: jpg holds 8"]

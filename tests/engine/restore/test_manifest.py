@@ -1,4 +1,4 @@
-"""The record of what made each file: stable digests, named differences, damage that is survived."""
+"""The manifest of how each file was made: stable digests, named differences, damaged lines."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_digest_stays_what_it_was() -> None:
-    """Outputs of earlier versions are recognised by these numbers."""
+def test_the_digest_is_that_of_earlier_versions() -> None:
+    """Outputs of earlier versions are recognised by these digests."""
     weights = "w" * 64
     assert settings_digest(changed(weights=weights)) == "8a34cd27c8dde5e0"
     assert settings_digest(changed(weights=weights, quality=80)) == "31fc20b6972490b9"
@@ -51,7 +51,7 @@ def test_the_digest_stays_what_it_was() -> None:
     assert settings_digest({**many, **video}) == "e63888701f902ca8"
 
 
-def test_every_setting_counts() -> None:
+def test_every_setting_changes_the_digest() -> None:
     values = [
         {"weights": "v"}, {"grid": [999]}, {"precision": "bf16"}, {"draws": 2}, {"eta": 1.0},
         {"seed": 1}, {"quality": 9}, {"bit_depth": 8}, {"tile": 64}, {"self_ensemble": True},
@@ -61,7 +61,7 @@ def test_every_setting_counts() -> None:
     assert len(digests | {settings_digest(SETTINGS)}) == 13
 
 
-def test_what_was_made_with_the_same_settings_is_beyond_doubt(tmp_path: Path, source: Path) -> None:
+def test_a_file_made_with_the_same_settings_is_up_to_date(tmp_path: Path, source: Path) -> None:
     Manifest(tmp_path, SETTINGS).add(tmp_path / "x" / "a.png", source)
     assert Manifest(tmp_path, SETTINGS).doubt(tmp_path / "x" / "a.png", source) is None
     unknown = Manifest(tmp_path, SETTINGS).doubt(tmp_path / "b.png", source)
@@ -92,10 +92,10 @@ def test_differences_are_named_in_words(tmp_path: Path, source: Path) -> None:
 
 
 @pytest.mark.parametrize("made_with", [None, 3, {}, {"seed": ["x" * 1000]}])
-def test_a_line_that_does_not_say_is_still_another_setting(
+def test_a_line_without_valid_settings_counts_as_other_settings(
     made_with: object, tmp_path: Path, source: Path
 ) -> None:
-    """Lines of earlier versions, and lines that somebody wrote."""
+    """Such lines are from earlier versions, or were edited."""
     line = {"output": "a.png", "settings": "0", "source": None, "made_with": made_with}
     (tmp_path / MANIFEST_NAME).write_text(json.dumps(line) + "\n")
     doubt = Manifest(tmp_path, SETTINGS).doubt(tmp_path / "a.png", source)
@@ -104,7 +104,7 @@ def test_a_line_that_does_not_say_is_still_another_setting(
     assert len(doubt) < 600
 
 
-def test_no_folder_no_manifest(tmp_path: Path, source: Path) -> None:
+def test_without_a_folder_there_is_no_manifest(tmp_path: Path, source: Path) -> None:
     Manifest(None, SETTINGS).add(tmp_path / "a.png", source)
     assert not (tmp_path / MANIFEST_NAME).exists()
     assert Manifest(None, SETTINGS).doubt(tmp_path / "a.png", source) is not None
@@ -116,7 +116,7 @@ def test_a_manifest_that_cannot_be_written_is_an_error(tmp_path: Path, source: P
         Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)
 
 
-def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path, source: Path) -> None:
+def test_a_pipe_in_place_of_the_manifest_does_not_block(tmp_path: Path, source: Path) -> None:
     os.mkfifo(tmp_path / MANIFEST_NAME)
     manifest = Manifest(tmp_path, SETTINGS)
     assert not manifest.has(tmp_path / "a.png")
@@ -124,8 +124,8 @@ def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path, source: Path) -> 
         manifest.begin(tmp_path / "a.png", source)
 
 
-def test_a_file_that_was_begun_and_is_there_is_known(tmp_path: Path, source: Path) -> None:
-    """Killed after the file was in its place, before its record."""
+def test_a_file_that_was_begun_and_exists_is_known(tmp_path: Path, source: Path) -> None:
+    """The run was killed after the file was complete, but before it was recorded."""
     output = tmp_path / "a.png"
     Manifest(tmp_path, SETTINGS).begin(output, source)
     assert not Manifest(tmp_path, SETTINGS).has(output)
@@ -135,8 +135,8 @@ def test_a_file_that_was_begun_and_is_there_is_known(tmp_path: Path, source: Pat
     assert other == "made with other settings"
 
 
-def test_a_file_that_was_not_replaced_is_what_it_was(tmp_path: Path, source: Path) -> None:
-    """Killed before the file was in its place: what was there is of the run before."""
+def test_a_file_that_was_not_replaced_keeps_its_record(tmp_path: Path, source: Path) -> None:
+    """The run was killed before it replaced the file, which is that of the previous run."""
     output = tmp_path / "a.png"
     output.write_text("restored")
     Manifest(tmp_path, SETTINGS).add(output, source)
@@ -160,7 +160,7 @@ def test_an_input_that_changes_after_it_was_read_is_noticed(tmp_path: Path, sour
     assert Manifest(tmp_path, SETTINGS).doubt(output, source) == "its input has changed since"
 
 
-def test_a_file_of_the_users_stays_unknown(tmp_path: Path, source: Path) -> None:
+def test_a_file_of_the_user_stays_unknown(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "a.png"
     output.write_text("somebody's")
     Manifest(tmp_path, SETTINGS).begin(output, source)

@@ -1,4 +1,4 @@
-"""Requests: what is refused before anything is loaded, and how words become numbers."""
+"""Requests: what is refused before anything is loaded, and how option values are parsed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from c2fdft_cli.errors import UsageError
         (Writing, {"crf": 52}, "--crf must be 0 to 51, got 52"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_options_that_cannot_be_combined_are_refused(
     group: Callable[..., object], changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_refused(
         (3, False, True, 3),
     ],
 )
-def test_sample_count(
+def test_the_number_of_samples_depends_on_the_options(
     samples: int | None, self_ensemble: bool, uncertainty: bool, count: int
 ) -> None:
     assert sample_count(samples, self_ensemble, uncertainty) == count
@@ -74,7 +74,7 @@ def test_one_sample_has_no_deviation() -> None:
 
 
 @pytest.mark.parametrize("samples", [-3, 0, 1001])
-def test_a_number_of_samples_that_cannot_be(samples: int) -> None:
+def test_an_impossible_number_of_samples_is_refused(samples: int) -> None:
     with pytest.raises(UsageError, match=f"--samples must be 1 to 1000, got {samples}"):
         sample_count(samples, True, True)
 
@@ -87,7 +87,7 @@ def test_parse_grid() -> None:
 
 
 @pytest.mark.parametrize("grid", [(), (1, 2), (5, 5)])
-def test_timesteps_descend(grid: tuple[int, ...]) -> None:
+def test_timesteps_must_descend(grid: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="--grid must be descending timesteps such as 999,500"):
         Sampling(grid=grid)
 
@@ -114,7 +114,7 @@ def test_a_size_without_its_unit_is_refused(text: str, size: str) -> None:
         parse_size(text)
 
 
-def test_the_timesteps_are_the_checkpoints_own_unless_given() -> None:
+def test_the_timesteps_are_those_of_the_checkpoint_unless_given() -> None:
     def chosen(own: list[int], **changes: Any) -> list[int]:
         return choose_grid(Sampling(**changes), own, 1000)
 
@@ -138,5 +138,5 @@ def test_fine_weights_warn_on_other_timesteps() -> None:
     assert grid_warning(own, [999, 500], own) is None
     assert "trained on the timesteps 999,500" in str(grid_warning(own, [999, 0], own))
     assert grid_warning(None, [9], own) is None
-    assert grid_warning([500], own, own) is None  # which a sweep has chosen
+    assert grid_warning([500], own, own) is None  # chosen by a sweep
     assert "trained on the timesteps 500" in str(grid_warning([500], [999], own))

@@ -1,4 +1,4 @@
-"""Names of outputs: mirrored, never shared, never an input's."""
+"""Names of outputs: they mirror the inputs, are unique, and never replace an input."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_sub_folders_are_mirrored_as_png(tmp_path: Path) -> None:
     assert named(outputs(source, out, format="same"), out) == ["a.jpg", "x/a.png", "x/y.z.bmp"]
 
 
-def test_colliding_names_get_longer_and_are_told(tmp_path: Path) -> None:
+def test_colliding_names_are_extended_and_noted(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg", "a.png", "b.png")
     out = tmp_path / "out"
     items, notes = with_notes(source, out)
@@ -66,7 +66,7 @@ def test_names_that_differ_in_case_collide(tmp_path: Path) -> None:
     assert sorted(named(result, tmp_path / "out")) == ["A.bmp.png", "a.png.png"]
 
 
-def test_longer_names_that_are_taken_are_numbered(tmp_path: Path) -> None:
+def test_extended_names_that_collide_are_numbered(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg", "a.png", "a.jpg.bmp", "a.jpg-2.bmp")
     result = outputs(source, tmp_path / "out")
     names = {item.source.path.name: item.output.name for item in result if item.output}
@@ -78,7 +78,7 @@ def test_longer_names_that_are_taken_are_numbered(tmp_path: Path) -> None:
     }
 
 
-def test_names_that_differ_in_case_alone_get_names_that_do_not(tmp_path: Path) -> None:
+def test_names_that_differ_only_in_case_become_distinct(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "IMG_1.jpg", "IMG_1.JPG", "x/img_1.jpg", "other.png")
     if len(list(source.iterdir())) < 4:
         pytest.skip("this file system does not tell cases apart")
@@ -90,7 +90,7 @@ def test_names_that_differ_in_case_alone_get_names_that_do_not(tmp_path: Path) -
     assert all("IMG_1" in note for note in notes)
 
 
-def test_pictures_beside_the_outputs_share_no_names_with_them(tmp_path: Path) -> None:
+def test_extra_pictures_and_outputs_have_distinct_names(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.png", "a.compare.png")
     out = tmp_path / "out"
     result = outputs(source, out, compare=out)
@@ -98,7 +98,7 @@ def test_pictures_beside_the_outputs_share_no_names_with_them(tmp_path: Path) ->
     assert len(files) == len(set(files)) == 4
 
 
-def test_a_named_file(tmp_path: Path) -> None:
+def test_a_named_output_file_decides_the_format(tmp_path: Path) -> None:
     source = made(tmp_path, "a.jpg") / "a.jpg"
     out = tmp_path / "b.tif"
     assert output_folder(str(out)) is None
@@ -108,7 +108,7 @@ def test_a_named_file(tmp_path: Path) -> None:
     assert outputs(source, out, format="tiff")[0].output == out
 
 
-def test_a_suffix_for_a_file_that_has_a_name_is_refused(tmp_path: Path) -> None:
+def test_a_suffix_for_a_named_output_file_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg") / "a.jpg"
     with pytest.raises(UsageError, match=r"--suffix does not go with the output file .*b\.png"):
         outputs(source, tmp_path / "b.png", suffix="_r")
@@ -120,13 +120,13 @@ def test_one_file_for_many_images_is_refused(tmp_path: Path) -> None:
         outputs(source, tmp_path / "b.png")
 
 
-def test_a_folder_that_has_an_images_suffix_is_a_folder_when_it_is_there(tmp_path: Path) -> None:
+def test_an_existing_folder_with_an_image_suffix_is_a_folder(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg")
     (tmp_path / "out.png").mkdir()
     assert outputs(source, tmp_path / "out.png")[0].output == tmp_path / "out.png" / "a.png"
 
 
-def test_a_format_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_format_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path, "a.jpg") / "a.jpg"
     with pytest.raises(UsageError, match=r"cannot write images as '\.gif'"):
         outputs(source, tmp_path / "b.gif")
@@ -141,7 +141,7 @@ def test_inputs_are_never_replaced(tmp_path: Path) -> None:
     assert outputs(source / "a.png", source, suffix="_r")[0].output == source / "a_r.png"
 
 
-def test_a_name_of_dots_and_a_suffix(tmp_path: Path) -> None:
+def test_a_name_of_dots_and_a_suffix_is_kept(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "..png")
     (item,) = outputs(source / "..png", tmp_path / "out", compare=tmp_path / "seen")
     assert item.output == tmp_path / "out" / "..png"
@@ -149,7 +149,7 @@ def test_a_name_of_dots_and_a_suffix(tmp_path: Path) -> None:
     assert named(outputs(source / "..png", tmp_path, suffix="_r"), tmp_path) == ["._r.png"]
 
 
-def test_inputs_are_never_replaced_by_another_name(
+def test_inputs_are_never_replaced_under_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = made(tmp_path / "in", "a.png")
@@ -167,7 +167,7 @@ def test_16_bits_need_a_format_that_has_them(tmp_path: Path) -> None:
     assert outputs(source, tmp_path / "b.tif", bit_depth=16)
 
 
-def test_extras_are_mirrored_and_decide_what_is_complete(tmp_path: Path) -> None:
+def test_extras_are_mirrored_and_count_for_completeness(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "x/a.jpg", "b.jpg")
     compare, uncertainty = tmp_path / "c", tmp_path / "u"
     result = outputs(source, tmp_path / "out", compare=compare, uncertainty=uncertainty)
@@ -191,12 +191,12 @@ def test_the_same_format_of_a_jpeg_by_another_name_is_jpeg(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("changes", [{}, {"suffix": "_r"}, {"compare": Path("c")}])
-def test_names_made_too_long_are_known_before_the_work(
+def test_names_that_become_too_long_are_reported_before_work(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
     long = "a" * 251
     source = made(tmp_path / "in", "b.png", f"{long}.png")
-    if not changes:  # the other claims the same name, which gets longer
+    if not changes:  # both images claim one name, which is therefore extended
         made(source, f"{long}.jpg")
     items = [with_usable_names(one) for one in outputs(source, tmp_path / "out", **changes)]
     good = [item.source.problem is None for item in items]
@@ -211,7 +211,7 @@ def test_names_made_too_long_are_known_before_the_work(
     [(errno.EACCES, True), (errno.ENAMETOOLONG, True), (errno.EIO, True), (errno.ESTALE, True),
      (errno.ELOOP, True), (errno.EMFILE, True), (errno.ENOSPC, False), (errno.EROFS, False)],
 )  # fmt: skip
-def test_a_full_disk_concerns_all_files_other_refusals_one(code: int, one: bool) -> None:
+def test_a_full_disk_affects_all_files_and_other_errors_one(code: int, one: bool) -> None:
     error = ResourceError("cannot write")
     error.__cause__ = OSError(code, "refused")
     assert is_about_one_file(error) is one

@@ -1,4 +1,4 @@
-"""Pictures to tensors and back: exact at 8 and 16 bits, greyness and alpha kept."""
+"""Pictures to tensors and back: exact at 8 and 16 bits, with grey and alpha kept."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ ALL = Metadata(
         (".bmp", "colour profile, EXIF, XMP, IPTC, texts, colour chunks"),
     ],
 )
-def test_what_a_format_has_no_place_for_is_named(suffix: str, lost: str | None) -> None:
+def test_metadata_that_a_format_cannot_hold_are_named(suffix: str, lost: str | None) -> None:
     picture = Picture(random_picture(2, 2).pixels, metadata=ALL)
     expected = [] if lost is None else [f"{lost} dropped: {suffix[1:]} cannot hold this"]
     assert dropped(picture, suffix, None) == expected
     assert dropped(random_picture(2, 2), suffix, None) == []
 
 
-def test_what_is_too_long_or_was_not_read_is_named() -> None:
+def test_metadata_that_are_too_long_or_unread_are_named() -> None:
     long = Metadata(xmp=bytes(70000), lost="the frames behind the first")
     notes = dropped(Picture(random_picture(2, 2).pixels, metadata=long), ".jpg", None)
     assert notes == [
@@ -71,7 +71,7 @@ def test_every_level_survives(depth: int) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"grey": True}, {"alpha": True}, {"depth": 16}])
-def test_everything_but_the_colours_is_taken_over(options: dict[str, Any]) -> None:
+def test_everything_but_the_colours_is_copied(options: dict[str, Any]) -> None:
     source = random_picture(3, 4, **options)
     depth = source.bit_depth
     made = to_picture(quantise(to_tensor(source), depth, grey=source.grey), source)
@@ -98,7 +98,7 @@ def test_grey_is_the_mean_of_the_unrounded_channels() -> None:
     assert quantise(image, 8).tolist() == [[[0, 0, 1]]]
 
 
-def test_comparison_is_three_pictures_wide_and_grey_where_nothing_changed() -> None:
+def test_the_comparison_has_three_pictures_and_is_grey_without_a_change() -> None:
     source = random_picture(5, 7)
     made = comparison(source, to_tensor(source)).pixels
     assert made.shape == (5, 3 * 7 + 16, 3)

@@ -1,4 +1,4 @@
-"""Restoring a folder with two processes that torchrun started."""
+"""Restoring a folder in two processes of torchrun."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def job(tmp_path_factory) -> Path:
 
 
 def restore(job: Path, out: str, *words: str, processes: int = 1) -> subprocess.CompletedProcess:
-    """Run the command with one or more processes, one thread each."""
+    """Run the command in one or more processes with one thread each."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "c2fdft_cli", "restore"]
     options = ["--weights", str(job / "fine.pt"), "--device", "cpu", "--precision", "fp32"]
@@ -45,12 +45,12 @@ def restore(job: Path, out: str, *words: str, processes: int = 1) -> subprocess.
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every result by name."""
+    """The contents of every result by name."""
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
 def most_apart(a: Path, b: Path) -> int:
-    """The largest difference in 8-bit levels: a CPU's kernels may round by the size of a batch."""
+    """The largest difference in 8-bit levels; rounding on a CPU may depend on the batch size."""
     assert files(a).keys() == files(b).keys()
     apart = [
         np.abs(read_rgb8(a / name).astype(int) - read_rgb8(b / name)).max() for name in files(a)
@@ -70,7 +70,7 @@ def test_two_processes_share_a_folder_and_change_nothing(job):
 
 
 def test_a_damaged_picture_in_either_share_is_reported_once(job):
-    for name in ("0.png", "1.png"):  # one for each process
+    for name in ("0.png", "1.png"):  # one in the share of each process
         (job / "in" / f"bad-{name}").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
     try:
         done = restore(job, "damaged", processes=2)

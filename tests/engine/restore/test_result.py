@@ -1,4 +1,4 @@
-"""Results: what the program ends with, and several processes' results as one."""
+"""Results: the error that the program ends with, and merging those of several processes."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def result(*records: ImageDone | Skipped, single: bool = False) -> RestoreResult
     return RestoreResult(images, skipped, 1.0, single, Path("out"))
 
 
-def test_all_well_ends_with_nothing() -> None:
+def test_success_has_no_failure() -> None:
     assert result(GOOD).failure is None
     assert result(GOOD, SAME).failure is None
     assert result(SAME, single=True).failure is None
     assert result().failure is None
 
 
-def test_some_failed_lists_each() -> None:
+def test_failed_images_are_listed() -> None:
     failure = result(GOOD, BAD).failure
     assert isinstance(failure, PartialFailure)
     assert str(failure) == "out: 1 of 2 images failed"
@@ -52,8 +52,8 @@ def test_a_single_image_ends_with_its_own_error() -> None:
 
 
 @pytest.mark.parametrize("where", [None, "in/b.png"])
-def test_a_record_of_a_failure_holds_nothing_of_the_file(where: str | None) -> None:
-    """A traceback holds the locals of its functions: the bytes of each damaged file of a folder."""
+def test_a_recorded_error_does_not_keep_the_file_in_memory(where: str | None) -> None:
+    """A traceback would hold local variables: the bytes of each damaged file of a folder."""
 
     def damaged() -> None:
         try:
@@ -85,7 +85,7 @@ def test_a_single_file_made_in_another_way_is_named() -> None:
     assert failure.details == ("out/d.png: made with other settings: seed 0, now 3",)
 
 
-def test_failures_and_old_files_are_both_named_and_many_are_counted() -> None:
+def test_failures_and_old_files_are_both_named_and_counted() -> None:
     failure = result(GOOD, BAD, *[STALE] * 25).failure
     assert failure is not None
     assert "1 of 2 images failed, 25 files that exist were made in another way" in str(failure)
@@ -93,7 +93,7 @@ def test_failures_and_old_files_are_both_named_and_many_are_counted() -> None:
     assert failure.hint == "the others are restored; use --overwrite to replace what exists"
 
 
-def test_the_ranks_results_are_one() -> None:
+def test_results_of_several_processes_are_merged() -> None:
     first = result(GOOD)
     second = RestoreResult([BAD], [SAME], 2.5)
     whole = merge([pickle.loads(pickle.dumps(one)) for one in (first, second)])

@@ -1,4 +1,4 @@
-"""Restoring videos: whole or absent, frame by frame through the same network as images."""
+"""Restoring videos: outputs are complete or absent, and frames are restored like images."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def files(folder: Path) -> set[str]:
     }
 
 
-def test_a_folder_of_videos_and_images(options: Request, clips: Path, tmp_path: Path) -> None:
+def test_a_folder_of_videos_and_images_is_restored(
+    options: Request, clips: Path, tmp_path: Path
+) -> None:
     mixed = tmp_path / "mixed"
     (mixed / "sub").mkdir(parents=True)
     for name in ("a.mp4", "sub/b.mkv"):
@@ -81,7 +83,7 @@ def test_a_video_that_another_run_wrote_meanwhile_is_kept(
     options.source = str(clips / "a.mp4")
     waiting, output = restore(plan(options, crf=30)), tmp_path / "out" / "a.mp4"
     events = iter(waiting)
-    next(events)  # the work has begun
+    next(events)  # start the work
     run(options)
     made = output.read_bytes()
     *_, late = events
@@ -94,7 +96,7 @@ def test_a_video_that_another_run_wrote_meanwhile_is_kept(
     assert output.read_bytes() != made
 
 
-def test_events_come_frame_by_frame(options: Request, clips: Path) -> None:
+def test_there_is_an_event_for_each_frame(options: Request, clips: Path) -> None:
     job = restore(plan(options, identity=True, source=str(clips / "a.mp4"), batch=4))
     assert (len(job), job.unit) == (15, "frame")
     events = list(job)
@@ -147,7 +149,7 @@ def test_the_batch_changes_nothing(
     assert np.abs(a.astype(int) - b).max() <= 3
 
 
-def test_draws_flips_and_tiles_work_on_frames(
+def test_samples_transforms_and_tiles_work_on_frames(
     options: Request, clips: Path, tmp_path: Path
 ) -> None:
     source = str(clips / "sub" / "b.mkv")
@@ -157,7 +159,7 @@ def test_draws_flips_and_tiles_work_on_frames(
     assert (tmp_path / "out" / "b.mkv").exists()
 
 
-def test_a_damaged_video_is_reported_and_the_rest_goes_on(
+def test_a_damaged_video_is_reported_and_the_rest_restored(
     options: Request, clips: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "in"
@@ -175,7 +177,7 @@ def test_a_damaged_video_is_reported_and_the_rest_goes_on(
         run(options, source=str(folder / "cut.mp4"))
 
 
-def test_what_fails_in_the_middle_leaves_nothing(
+def test_a_failure_in_the_middle_leaves_no_file(
     options: Request, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -194,7 +196,7 @@ def test_what_fails_in_the_middle_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_the_middle_leaves_nothing(
+def test_a_signal_in_the_middle_leaves_no_file(
     number: signal.Signals, options: Request, clips: Path, tmp_path: Path
 ) -> None:
     job = restore(plan(options, identity=True, source=str(clips / "a.mp4"), batch=1))
@@ -211,10 +213,10 @@ def test_a_signal_in_the_middle_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_a_crash_of_the_decoder_leaves_finished_outputs_whole(
+def test_a_crash_of_the_decoder_leaves_finished_outputs_intact(
     options: Request, weights: str, clips: Path, tmp_path: Path
 ) -> None:
-    """The program dies while the second video is decoded; the next run does only that one."""
+    """The process is killed while it decodes the second video; the next run restores only that."""
     out = tmp_path / "out"
     crash = (
         "import os, sys\n"
@@ -238,7 +240,7 @@ def test_a_crash_of_the_decoder_leaves_finished_outputs_whole(
     assert len(frames(out / "sub" / "b.mkv")) == 5
 
 
-def test_closed_in_the_middle_leaves_nothing_and_can_be_run_again(
+def test_a_job_closed_in_the_middle_leaves_no_file_and_can_be_run_again(
     options: Request, clips: Path, tmp_path: Path
 ) -> None:
     source = str(clips / "a.mp4")
@@ -266,7 +268,7 @@ def test_the_container_follows_the_output(options: Request, clips: Path, tmp_pat
         ({"temporal_noise": "none"}, "--temporal-noise"),
     ],
 )
-def test_what_videos_cannot_have_is_refused_by_name(
+def test_options_that_videos_do_not_support_are_refused(
     changes: dict[str, object], where: str, options: Request
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -274,7 +276,9 @@ def test_what_videos_cannot_have_is_refused_by_name(
     assert where in str(caught.value)
 
 
-def test_outputs_that_do_not_fit(options: Request, clips: Path, tmp_path: Path) -> None:
+def test_outputs_of_the_wrong_kind_are_refused(
+    options: Request, clips: Path, tmp_path: Path
+) -> None:
     video, image = str(clips / "a.mp4"), str(save(tmp_path / "i.png", random_picture(8, 8)))
     cases = [
         (video, "x.png", "a video goes into a video file"),
@@ -289,7 +293,9 @@ def test_outputs_that_do_not_fit(options: Request, clips: Path, tmp_path: Path) 
             run(options, source=source, out=target)
 
 
-def test_without_the_extra(options: Request, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyav_videos_are_refused(
+    options: Request, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match="videos need PyAV") as caught:
         run(options, source=str(clips / "a.mp4"))

@@ -19,7 +19,7 @@ LQ = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).float() / 120
 
 
 def numbered(lq: Tensor, number: int) -> Tensor:
-    """A restorer whose result depends on the sample alone."""
+    """A restorer whose result depends only on the number of the sample."""
     return torch.full_like(lq, float(number))
 
 
@@ -39,7 +39,7 @@ def test_mean_and_deviation_are_those_of_the_samples(count: int) -> None:
     assert torch.allclose(deviation, values.std().expand(2, 1, 4, 5))
 
 
-def test_self_ensemble_runs_8_transforms_each_with_noise_of_its_own() -> None:
+def test_a_self_ensemble_runs_8_transforms_with_different_noise() -> None:
     seen = []
 
     def record(lq: Tensor, number: int) -> Tensor:
@@ -70,13 +70,13 @@ def test_the_8_transforms_differ_and_each_is_undone() -> None:
         assert torch.equal(undo_transform(transform(LQ, number), number), LQ)
 
 
-def test_no_sample_is_refused() -> None:
+def test_zero_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         mean_and_deviation(numbered, LQ, 0)
 
 
-def test_rain_stays_upright_in_a_self_ensemble() -> None:
-    """A vertical streak is vertical under every transform that weights for rain are shown."""
+def test_vertical_streaks_stay_vertical_in_a_self_ensemble_of_rain() -> None:
+    """Weights for rain are trained on near-vertical streaks, so quarter turns are left out."""
     streak = torch.zeros(1, 3, 6, 6)
     streak[..., 1:5, 2] = 1.0
     transforms = ensemble_transforms("derain")

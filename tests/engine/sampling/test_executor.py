@@ -1,4 +1,4 @@
-"""Whole or strips by memory, batches, and what happens when memory runs out."""
+"""The executor: whole images or strips by memory, batches, and running out of memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from c2fdft_cli.execution.strips import StripNetwork
 
 RUNTIME = Runtime(torch.device("cpu"))
 ALPHA_BAR = alpha_bar_of(beta_schedule())
-GRID = [500, 100]  # a call at 999 magnifies rounding 157 times
+GRID = [500, 100]  # a step at 999 would magnify rounding 157 times
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def image(n: int, h: int, w: int) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (24, 40)])
-def test_it_is_the_sampler_on_the_network(
+def test_the_executor_equals_the_sampler_on_the_network(
     make: Callable[..., Executor], tiny_net: Callable[..., DFT], size: tuple[int, int]
 ) -> None:
     lq = image(1, *size)
@@ -49,7 +49,7 @@ def test_it_is_the_sampler_on_the_network(
     assert torch.allclose(ran.image, want, atol=1e-4)
 
 
-def test_a_batch_gives_each_image_what_it_gets_alone(make: Callable[..., Executor]) -> None:
+def test_an_image_in_a_batch_equals_the_image_alone(make: Callable[..., Executor]) -> None:
     lq = image(3, 16, 24)
     together = make()(lq, ["a", "b", "c"]).image
     for i, name in enumerate("abc"):
@@ -58,7 +58,7 @@ def test_a_batch_gives_each_image_what_it_gets_alone(make: Callable[..., Executo
 
 
 def planned_bytes(net: DFT, h: int, w: int, rows: int) -> int:
-    """Of one image in strips of so many rows."""
+    """Estimated bytes for one image in strips of `rows` rows."""
     return strip_bytes(net, h, w, 1, torch.float32, rows) + executor_module._outside(h, w, 1)
 
 
@@ -75,7 +75,9 @@ def test_a_small_budget_narrows_the_strips_and_changes_nothing(
     assert torch.allclose(ran.image, whole(lq, ["a"]).image, atol=1e-4)
 
 
-def test_what_cannot_fit_is_refused_with_what_would(make: Callable[..., Executor]) -> None:
+def test_an_image_that_cannot_fit_is_refused_with_a_size_that_would(
+    make: Callable[..., Executor],
+) -> None:
     executor = make(max_memory=1_000_000)
     with pytest.raises(ResourceError, match=r"640x480 px needs .* MiB of memory") as caught:
         executor.rows(480, 640)
@@ -103,10 +105,10 @@ def test_a_batch_is_as_large_as_fits(make: Callable[..., Executor]) -> None:
 
 
 def peak_bytes(executor: Executor, lq: Tensor) -> int:
-    """The most that a run holds at once, weights and input left out."""
+    """The peak of bytes that a run holds, without weights and input."""
     run = type(executor.restorer).__call__.__wrapped__  # type: ignore[attr-defined]
     executor._strips.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
-    with torch.no_grad(), LiveBytes() as live:  # inference mode would hide operators
+    with torch.no_grad(), LiveBytes() as live:  # inference mode would hide the operators
         run(executor.restorer, lq, [str(i) for i in range(len(lq))])
     return int(live.peak)
 
@@ -123,7 +125,7 @@ def test_the_budget_covers_what_a_run_holds(
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_strips_that_are_compiled_are_planned_so(tiny_net: Callable[..., DFT]) -> None:
+def test_compiled_strips_are_planned_as_such(tiny_net: Callable[..., DFT]) -> None:
     net = tiny_net()
     budget = strip_bytes(net, 96, 64, 1, torch.float32, 96, compiled=True)
     budget += executor_module._outside(96, 64, 1)
@@ -133,7 +135,7 @@ def test_strips_that_are_compiled_are_planned_so(tiny_net: Callable[..., DFT]) -
         assert (executor.rows(96, 64) == 96) is fits
 
 
-def test_the_narrowest_strips_run_where_nothing_else_fits(
+def test_the_narrowest_strips_run_if_nothing_else_fits(
     make: Callable[..., Executor], tiny_net: Callable[..., DFT]
 ) -> None:
     lq = image(1, 64, 64)
@@ -148,7 +150,7 @@ def test_the_narrowest_strips_run_where_nothing_else_fits(
 def test_a_batch_that_does_not_fit_runs_one_by_one(
     make: Callable[..., Executor], tiny_net: Callable[..., DFT], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever asks for it: `batch_size` alone would not have made it."""
+    """Even if a caller requests a batch larger than `batch_size` recommends."""
     lq, names = image(3, 40, 48), ["a", "b", "c"]
     executor = make(max_memory=planned_bytes(tiny_net(), 40, 48, rows=40))
     assert executor._fits(40, 48, 1)
@@ -168,7 +170,7 @@ def test_a_batch_that_does_not_fit_runs_one_by_one(
 
 
 class Hungry:
-    """A sampler that runs out of memory the first few times."""
+    """A sampler that runs out of memory a number of times before it succeeds."""
 
     def __init__(self, executor: Executor, failures: int, error: Exception) -> None:
         self.executor, self.failures, self.error = executor, failures, error
@@ -192,7 +194,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "python", "cpu"])
-def test_out_of_memory_continues_in_strips_and_says_so(
+def test_out_of_memory_continues_in_strips_with_a_note(
     make: Callable[..., Executor], error: Exception
 ) -> None:
     executor = make()
@@ -222,7 +224,7 @@ def test_out_of_memory_in_the_narrowest_strips_is_an_error(make: Callable[..., E
         executor(image(1, 48, 64), ["a.png"])
 
 
-def test_other_errors_are_not_taken_for_it(make: Callable[..., Executor]) -> None:
+def test_other_errors_are_raised(make: Callable[..., Executor]) -> None:
     executor = make()
     executor.restorer = Hungry(executor, 1, RuntimeError("shape mismatch"))  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="shape mismatch"):
@@ -264,7 +266,7 @@ def test_an_image_that_is_not_finite_is_restored_again_in_float32(
     assert torch.equal(ran.image[::2], others.image[::2])
 
 
-def test_float32_that_is_not_finite_is_left_as_it_is(make: Callable[..., Executor]) -> None:
+def test_a_result_of_float32_that_is_not_finite_is_returned(make: Callable[..., Executor]) -> None:
     executor = make()
     executor.restorer = Overflowing(executor.restorer.predict_noise, ALPHA_BAR, GRID, RUNTIME)
     ran = executor(torch.zeros(1, 3, 16, 16), ["a"])
@@ -274,7 +276,7 @@ def test_float32_that_is_not_finite_is_left_as_it_is(make: Callable[..., Executo
 
 @pytest.fixture(scope="module")
 def on_a_gpu() -> Callable[[int], Executor]:
-    """The official network in bf16 on a GPU with so much free memory, as far as planning goes."""
+    """Plan the official network in bf16 on a GPU with an amount of free memory."""
     with torch.device("meta"):
         strips = StripNetwork(DFT(), dtype=torch.bfloat16)
     runtime = Runtime(torch.device("cuda"), torch.bfloat16)
@@ -287,7 +289,7 @@ def on_a_gpu() -> Callable[[int], Executor]:
 
 
 def test_4k_on_a_gpu_of_8_gib(on_a_gpu: Callable[[int], Executor]) -> None:
-    """Context and weights leave about 7.4 GiB: skips wait in host memory; larger GPUs keep them."""
+    """Context and weights leave 7.4 GiB: skips are offloaded to the host; larger GPUs keep them."""
     small, large = on_a_gpu(int(7.4 * 2**30)), on_a_gpu(22 * 2**30)
     rows, offloads = small._plan(2160, 3840, 1)
     assert offloads
@@ -298,7 +300,7 @@ def test_4k_on_a_gpu_of_8_gib(on_a_gpu: Callable[[int], Executor]) -> None:
         small.rows(4320, 7680)
 
 
-def test_a_gpu_takes_three_megapixels_at_once_where_they_fit(
+def test_a_gpu_takes_three_megapixels_at_once_if_they_fit(
     on_a_gpu: Callable[[int], Executor],
 ) -> None:
     large, small = on_a_gpu(80 << 30), on_a_gpu(4 << 30)
@@ -314,7 +316,7 @@ def test_a_cpu_offloads_nothing(make: Callable[..., Executor]) -> None:
         make(max_memory=least - 1).rows(64, 64)
 
 
-def test_a_network_that_is_no_longer_compiled_is_told(
+def test_a_network_that_is_no_longer_compiled_is_reported(
     make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor, counts = make(), iter([3, 4, 4, 4])

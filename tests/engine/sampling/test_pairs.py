@@ -1,4 +1,4 @@
-"""Pairs of shards: what their noise goes by."""
+"""Pairs of shards: the names that their noise depends on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NAMES = {
     "IMG.2024.01": "IMG.2024.01",  # of a file IMG.2024.01.png
     "IMG.2024.02": "IMG.2024.02",
     "seq/000047": "000047",
-    "a.jpg": "a",  # beside an a.png
+    "a.jpg": "a",  # if there is an a.png too
     "b.v2.png": "b.v2",
 }
 
 
 @pytest.mark.parametrize("has_lq", [True, False])
-def test_noise_goes_by_the_base_name_of_the_file_as_in_restore(tmp_path, has_lq):
+def test_noise_depends_on_the_base_name_of_the_file_as_in_restore(tmp_path, has_lq):
     entries = [Entry(name, 8, 8) for name in NAMES]
     header = ShardHeader("val", "{}", "input/target", "rain", "0.1")
     made = [(lq if has_lq else None, gt) for lq, gt in pairs_of(entries)]

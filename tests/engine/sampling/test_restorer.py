@@ -1,4 +1,4 @@
-"""The start noise: one draw for what shares it, and the same values as without."""
+"""The start noise: frames that share it are sampled once, with unchanged values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from c2fdft_cli.execution.device import Runtime
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images' noise each draw was for."""
+    """The number of images in each draw of noise."""
     counts: list[int] = []
 
     def counting(shape: list[int], sources: list[torch.Generator]) -> Tensor:
@@ -45,14 +45,14 @@ def test_frames_of_one_name_share_a_draw_and_its_values(drawn: list[int]) -> Non
     assert torch.equal(sampler._start(["clip"], 0, lq[:1].shape)[0], x_T)
 
 
-def test_nothing_is_kept_unless_asked(drawn: list[int]) -> None:
+def test_noise_is_kept_only_if_requested(drawn: list[int]) -> None:
     sampler, lq = make(keeps_noise=False), torch.zeros(2, 3, 8, 16)
     assert torch.equal(sampler(lq, ["a", "a"]), sampler(lq, ["a", "a"]))
     assert drawn == [1, 1]
     assert sampler._kept == {}
 
 
-def test_another_name_size_or_sample_is_drawn_anew(drawn: list[int]) -> None:
+def test_another_name_size_or_sample_has_new_noise(drawn: list[int]) -> None:
     sampler, lq = make(), torch.zeros(1, 3, 8, 16)
     results = [
         sampler(lq, ["a"]),
@@ -85,13 +85,13 @@ def test_noise_drawn_ahead_is_the_noise_that_is_drawn(drawn: list[int]) -> None:
     assert drawn == []
 
 
-def test_a_source_that_is_drawn_from_again_is_not_drawn_ahead() -> None:
+def test_noise_is_not_drawn_ahead_for_a_noisy_sampler() -> None:
     assert make(eta=0.5).start_noise("a.png", 8, 8) is None
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_what_overflows_is_not_clamped_into_an_image(value: float) -> None:
-    """Else it would be white or black, and nobody would restore it again in float32."""
+def test_infinite_values_are_not_clamped(value: float) -> None:
+    """They would become white or black, and the image would not be restored again in float32."""
 
     def overflowing(x: Tensor, t: Tensor) -> Tensor:
         eps_hat = torch.zeros_like(x[:, :3])
@@ -106,7 +106,7 @@ def test_what_overflows_is_not_clamped_into_an_image(value: float) -> None:
     assert image[1].isnan().nonzero().tolist() == [[0, 2, 3]]
 
 
-def test_timesteps_without_a_trace_of_the_image_are_refused() -> None:
+def test_timesteps_that_leave_nothing_of_the_image_are_refused() -> None:
     runtime, alpha_bar = Runtime(torch.device("cpu")), alpha_bar_of(beta_schedule("jsd"))
     with pytest.raises(UsageError, match=r"timestep 999 \(alpha_bar is 0\)") as caught:
         Restorer(lambda x, t: x, alpha_bar, [999, 0], runtime)

@@ -1,4 +1,4 @@
-"""The restore-and-score loop: order, noise names, rounding, and what has no score."""
+"""The restore-and-score loop: order, names for the noise, rounding, and missing scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from c2fdft_cli.metrics.protocols import PROTOCOLS
 
 
 class Source:
-    """Grey targets whose inputs are 10 levels brighter."""
+    """Grey targets with inputs that are 10 levels brighter."""
 
     found_by, note, unit = "hand", None, "image"
 
@@ -35,7 +35,7 @@ class Source:
 
 
 class Brighter:
-    """A restorer that gives its input, so many levels brighter, and remembers the names."""
+    """A restorer that brightens its input by a number of levels, and records the names."""
 
     def __init__(self, levels: float) -> None:
         self.levels = levels
@@ -54,7 +54,7 @@ def db(levels: float) -> float:
     return 20 * math.log10(255 / levels)
 
 
-def test_each_pair_by_each_restorer_in_order() -> None:
+def test_each_pair_is_restored_by_each_restorer_in_order() -> None:
     restorers = [Brighter(-9), Brighter(10)]
     found = run(restorers, Scorer(PROTOCOLS["rgb"], inputs=True))
     assert [one.name for one in found] == ["a", "a", "b", "b"]
@@ -81,7 +81,7 @@ def test_a_restoration_that_is_not_finite_has_no_score(value: float) -> None:
     assert notes_of(found[:3] * 2) == [f"a.png by {value}", "a.png by -9", f"b.png by {value}"]
 
 
-def test_pictures_are_what_was_scored() -> None:
+def test_pictures_are_those_that_were_scored() -> None:
     views = run([Brighter(0.25)], Scorer(PROTOCOLS["denoise"], pictures=True))[0].pictures
     assert [int(view.max()) for view in (views.degraded, views.restored, views.target)] == [
         110,
@@ -93,23 +93,23 @@ def test_pictures_are_what_was_scored() -> None:
 
 
 @pytest.mark.parametrize(("side", "border"), [(10, 0), (16, 3)])
-def test_images_below_the_window_of_ssim(side: int, border: int) -> None:
+def test_images_smaller_than_the_window_of_ssim(side: int, border: int) -> None:
     with pytest.raises(DataError, match=rf"a: {side} x {side} px, but SSIM needs 11 x 11"):
         run([Brighter(0)], Scorer(PROTOCOLS["rgb"], border), side)
 
 
-def test_a_border_that_is_asked_for_adds_to_the_protocols() -> None:
+def test_a_requested_border_adds_to_that_of_the_protocol() -> None:
     own = PROTOCOLS["levin"].border
     assert own > 0
     with pytest.raises(DataError, match=f"inside a border of {own + 2} px"):
         run([Brighter(0)], Scorer(PROTOCOLS["levin"], 2), 2 * own + 14)
 
 
-def test_metrics_see_the_scored_image() -> None:
+def test_metrics_are_computed_on_the_scored_image() -> None:
     mean: Callable[..., float] = lambda a, b: float(a.float().mean() - b.float().mean())  # noqa: E731
     assert run([Brighter(2)], Scorer(PROTOCOLS["rgb"], metrics={"m": mean}))[0].more == {"m": 12.0}
 
 
-def test_a_protocol_that_does_not_exist() -> None:
+def test_an_unknown_protocol_is_refused() -> None:
     with pytest.raises(UsageError, match="--protocol must be"):
         find_protocol("best")

@@ -1,4 +1,4 @@
-"""What the metadata of a checkpoint say of its timesteps."""
+"""The timesteps that the metadata of a checkpoint state."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from c2fdft_cli.recipe.schema import Network
 
 
 def swept(trained: Any) -> Checkpoint:
-    """Fine weights whose timesteps a sweep has replaced."""
+    """Fine weights whose timesteps were replaced by a sweep."""
     metrics = {"sweep": {"trained_grid": trained, "psnr": 30.0}}
     meta = Meta(Network(), stage="fine", grid=[500], grid_from="sweep", metrics=metrics)
     return Checkpoint(Path("fine.pt"), {}, {}, meta)
 
 
-def test_the_timesteps_of_the_training_outlast_a_sweep():
+def test_the_timesteps_of_the_training_are_kept_after_a_sweep():
     assert trained_grid(swept([999, 500])) == [999, 500]
     assert trained_grid(swept(None)) is None
     coarse = swept([999])
@@ -35,12 +35,12 @@ def test_the_timesteps_of_the_training_outlast_a_sweep():
     [["x"], "x", 3, True, [True], [1.5], [float("inf")], [float("nan")], [[999]], [None], {}, [],
      [10**400], [1000], [-1], [500, 999]],
 )  # fmt: skip
-def test_what_are_no_timesteps_is_refused(trained):
+def test_invalid_timesteps_are_refused(trained):
     with pytest.raises(CheckpointError, match=r"fine\.pt: .*metrics\.sweep"):
         trained_grid(swept(trained))
 
 
-def test_a_sweep_that_left_no_scores_changes_nothing():
+def test_a_sweep_without_scores_changes_nothing():
     checkpoint = swept([999])
     checkpoint.meta.metrics.clear()
     assert trained_grid(checkpoint) == [500]

@@ -1,4 +1,4 @@
-"""sweep-steps: the schedules, the choice, and what a sweep leaves behind."""
+"""sweep-steps: the schedules, the choice, and the files that a sweep writes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing is most of a small sweep's time; one test looks at it and overrides this."""
+    """Skip the plot, which takes most of a small sweep's time; the test of the plot undoes this."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
@@ -88,24 +88,24 @@ def run(checkpoint: Path, **options: Any) -> SweepResult:
     return sweep(checkpoint, SweepOptions(**options)).run()
 
 
-# -- what is asked for -------------------------------------------------------------
+# -- requests ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "counts"),
     [("4", (4,)), ("1-3", (1, 2, 3)), ("8,2, 4", (2, 4, 8)), ("1-2,2-3", (1, 2, 3))],
 )
-def test_steps_are_counts_and_ranges(text: str, counts: tuple[int, ...]) -> None:
+def test_steps_are_parsed_from_counts_and_ranges(text: str, counts: tuple[int, ...]) -> None:
     assert parse_steps(text) == counts
 
 
 @pytest.mark.parametrize("text", ["", "0", "3-1", "x", "1-", "-1", "1;2", "1.5"])
-def test_steps_that_are_none(text: str) -> None:
+def test_invalid_steps_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--steps"):
         parse_steps(text)
 
 
-def test_other_words_that_are_none() -> None:
+def test_other_invalid_values_are_refused() -> None:
     assert parse_spacings("linspace,trailing") == ("linspace", "trailing")
     with pytest.raises(UsageError, match="got 'cosine'"):
         parse_spacings("linspace,cosine")
@@ -120,7 +120,7 @@ def test_other_words_that_are_none() -> None:
         ("within:1", Rule("within", 1.0)),
     ],
 )
-def test_rules(text: str, rule: Rule) -> None:
+def test_rules_are_parsed(text: str, rule: Rule) -> None:
     assert parse_rule(text) == rule
     assert parse_rule(str(rule)) == rule
 
@@ -128,12 +128,12 @@ def test_rules(text: str, rule: Rule) -> None:
 @pytest.mark.parametrize(
     "text", ["", "within", "within:", "within:-1dB", "lpips", "within:1%", f"within:{'9' * 400}"]
 )
-def test_rules_that_are_none(text: str) -> None:
+def test_invalid_rules_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--choose"):
         parse_rule(text)
 
 
-def test_schedules_are_counts_times_spacings_times_starts() -> None:
+def test_schedules_combine_counts_spacings_and_starts() -> None:
     further = {"given": [[999, 500], [999]], "checkpoint": [[999, 500], [7]], "one step": [[500]]}
     found = make_schedules([1, 4], ["linspace", "trailing"], [999, 750], further)
     assert {one.timesteps: one.label for one in found} == {
@@ -160,7 +160,7 @@ def test_schedules_are_counts_times_spacings_times_starts() -> None:
         ({"steps": []}, "a sweep tries 1 to 1000 schedules, got 0"),
     ],
 )
-def test_schedules_that_are_none(wrong: dict[str, Any], says: str) -> None:
+def test_impossible_schedules_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         make_schedules(**{"steps": [2], **wrong})
 
@@ -185,11 +185,11 @@ ROWS = [
     ("rule", "index"),
     [("within:0.2dB", 1), ("within:0.05dB", 3), ("within:50dB", 0), ("psnr", 3), ("ssim", 2)],
 )
-def test_choice_by_rule(rule: str, index: int) -> None:
+def test_the_choice_follows_the_rule(rule: str, index: int) -> None:
     assert choose(ROWS, parse_rule(rule)) == index
 
 
-def test_choice_without_a_finite_row_and_among_equals() -> None:
+def test_the_choice_without_a_finite_row_and_among_equals() -> None:
     assert choose(ROWS[-1:], parse_rule("psnr")) is None
     equal = [scores(3, 30.0, 0.9), scores(2, 30.0, 0.9)]
     assert choose(equal, parse_rule("psnr")) == 1
@@ -199,7 +199,7 @@ def test_choice_without_a_finite_row_and_among_equals() -> None:
     assert choose(infinite, parse_rule("within:0.2dB")) == 1
 
 
-def test_the_best_row_is_not_the_chosen_one() -> None:
+def test_the_best_row_may_differ_from_the_chosen_one() -> None:
     assert best(ROWS) is ROWS[3]
     assert best(ROWS[-1:]) is None
 
@@ -212,7 +212,7 @@ def test_pareto_front() -> None:
 # -- a whole sweep -----------------------------------------------------------------
 
 
-def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
+def test_a_sweep_chooses_stores_the_timesteps_and_writes_files(coarse: Path, shards: Path) -> None:
     before = load_checkpoint(coarse)
     job = sweep(coarse, SweepOptions(steps=(1, 2, 3), device="cpu", precision="fp32"))
     events = list(job)
@@ -245,15 +245,15 @@ def test_sweep_chooses_stamps_and_writes(coarse: Path, shards: Path) -> None:
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 @pytest.mark.parametrize("half", [None, "bf16"])
 @pytest.mark.parametrize("form", ["checkpoint", "safetensors"])
-def test_the_stamp_leaves_the_weights_as_they_are_stored(
+def test_storing_the_timesteps_does_not_change_the_weights(
     coarse: Path, tmp_path: Path, form: str, half: str | None, weights: str
 ) -> None:
-    """One set stays one set of its name, half precision stays half precision."""
+    """The sets of weights, their names and half precision are kept."""
     path = tmp_path / ("one.safetensors" if form == "safetensors" else "one.pt")
     if form == "safetensors":
         pytest.importorskip("safetensors")
         convert(coarse, path, ConvertOptions(weights=weights, half=half))
-    else:  # with both sets, or the average alone
+    else:  # with both sets, or only the average
         convert(coarse, path, ConvertOptions(ema_only=weights == "ema", half=half))
     sets, tensors = stored(path)
     size = path.stat().st_size
@@ -268,14 +268,14 @@ def test_the_stamp_leaves_the_weights_as_they_are_stored(
 
 
 def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
-    """Which sets a file holds, and the tensors of the first as they are stored."""
+    """The names of the sets in a file, and the tensors of the first as they are stored."""
     with open_stored(path) as file:
         found = weights_in(file, path)
         return found.sets, file.load(getattr(found, found.sets[0]))
 
 
-def test_sweep_draws_a_picture(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # `no_picture`
+def test_a_sweep_draws_a_plot(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # of `no_picture`
     pytest.importorskip("matplotlib")
     result = run(coarse, spacings=("linspace", "trailing"), schedules=((400,),))
     picture = coarse.parent / "sweep.png"
@@ -283,7 +283,7 @@ def test_sweep_draws_a_picture(coarse: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_seeds_begin_at_the_one_asked_for(coarse: Path, tmp_path: Path) -> None:
+def test_the_seeds_start_at_the_requested_one(coarse: Path, tmp_path: Path) -> None:
     one, two, both = (
         run(
             coarse, steps=(1,), seed=seed, seeds=seeds, stamp=False, out=tmp_path / f"{seed}{seeds}"
@@ -295,7 +295,7 @@ def test_the_seeds_begin_at_the_one_asked_for(coarse: Path, tmp_path: Path) -> N
     assert one.rows[0].psnr != two.rows[0].psnr
 
 
-def test_what_was_restored_again_in_float32_is_told(
+def test_images_restored_again_in_float32_are_reported(
     coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = run(coarse, out=tmp_path / "want", stamp=False)
@@ -306,7 +306,7 @@ def test_what_was_restored_again_in_float32_is_told(
     assert [row.psnr for row in again.rows] == [row.psnr for row in want.rows]
 
 
-def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:
+def test_no_stamp_does_not_change_the_file(coarse: Path, tmp_path: Path) -> None:
     before = coarse.read_bytes()
     result = run(coarse, stamp=False, out=tmp_path / "report")
     assert not result.stamped
@@ -321,7 +321,7 @@ def test_no_stamp_leaves_the_file_alone(coarse: Path, tmp_path: Path) -> None:
 def test_a_file_that_holds_more_than_weights_is_not_stamped(
     coarse: Path, shards: Path, tmp_path: Path, more: dict[str, Any]
 ) -> None:
-    """As the state of a training, which could not be resumed from what is left."""
+    """As a training state, which could not be resumed from the weights alone."""
     path = tmp_path / "state.pt"
     content = torch.load(coarse, weights_only=True)
     torch.save({**content, **more}, path)
@@ -359,13 +359,13 @@ def test_a_safetensors_file_that_holds_more_than_one_set_is_not_stamped(
         run(path)
     assert path.read_bytes() == before
     assert run(path, stamp=False, images=1).chosen
-    alone = tmp_path / "alone.safetensors"  # as the hint says
+    alone = tmp_path / "alone.safetensors"  # as the hint recommends
     convert(path, alone, ConvertOptions())
     assert run(alone, out=tmp_path / "out", images=1).stamped
 
 
 def test_weights_that_were_replaced_meanwhile_are_not_stamped(coarse: Path) -> None:
-    """As a training replaces its last.pt."""
+    """A running training replaces its last.pt."""
     job = sweep(coarse, SweepOptions(steps=(1, 2), device="cpu", precision="fp32"))
     events = iter(job)
     next(events)
@@ -380,10 +380,10 @@ def test_weights_that_were_replaced_meanwhile_are_not_stamped(coarse: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["coarse.pt", "coarse.safetensors"])
-def test_weights_that_are_replaced_between_the_look_and_the_stamp(
+def test_weights_that_are_replaced_between_check_and_stamp(
     coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The stamp reads the file, to look at its weights, and again, to store them."""
+    """The file is read twice: to check its weights, and to store them with the timesteps."""
     path, given, load = tmp_path / "new" / name, load_checkpoint(coarse), report.load_checkpoint
     path.parent.mkdir()
     save_checkpoint(path, given.params, given.ema, given.meta)
@@ -405,7 +405,7 @@ def test_weights_that_are_replaced_between_the_look_and_the_stamp(
 
 def test_nothing_is_computed_twice(coarse: Path) -> None:
     first = run(coarse, steps=(1, 2))
-    again = run(coarse, steps=(1, 2))  # stamped meanwhile: the weights are the same
+    again = run(coarse, steps=(1, 2))  # the stamp since then keeps the weights
     assert again.calls_spent == 0
     assert [row.psnr for row in again.rows] == [row.psnr for row in first.rows]
     more = run(coarse, steps=(1, 2, 3))
@@ -424,7 +424,7 @@ def test_one_image_does_not_depend_on_the_others(coarse: Path, tmp_path: Path) -
     assert trials[1].items() <= trials[0].items()
 
 
-def test_seeds_give_a_spread(coarse: Path) -> None:
+def test_several_seeds_give_a_deviation(coarse: Path) -> None:
     result = run(coarse, seeds=3, images=1)
     assert result.rows[0].trials == 3
     assert result.rows[0].spread is not None
@@ -432,7 +432,7 @@ def test_seeds_give_a_spread(coarse: Path) -> None:
     assert run(coarse, images=1).rows[0].spread is None
 
 
-def test_interrupted_sweep_goes_on(coarse: Path) -> None:
+def test_an_interrupted_sweep_continues(coarse: Path) -> None:
     grid_before = load_checkpoint(coarse).meta.grid
     job = sweep(coarse, SweepOptions(steps=(1, 2), device="cpu", precision="fp32"))
 
@@ -450,12 +450,12 @@ def test_interrupted_sweep_goes_on(coarse: Path) -> None:
     assert len(saved["trials"]) == 3
     assert load_checkpoint(coarse).meta.grid == grid_before
     rest = run(coarse, steps=(1, 2))
-    # three of the 3 x 5 restorations are there: 1, 2 and 1 of the 3 x 6 steps
+    # three of the 3 x 5 restorations are done: 1, 2 and 1 of the 3 x 6 steps
     assert rest.calls_spent == 3 * 6 - 4
     assert rest.rows[0].trials == 3
 
 
-def test_fine_weights_are_tried_on_their_own_grid(shards: Path, tmp_path: Path) -> None:
+def test_fine_weights_are_tried_on_their_own_timesteps(shards: Path, tmp_path: Path) -> None:
     fine = write_weights(tmp_path / "fine.pt", "fine", shards, grid=[900, 450])
     result = run(fine, steps=(1,))
     assert result.trained_grid == [900, 450]
@@ -463,7 +463,7 @@ def test_fine_weights_are_tried_on_their_own_grid(shards: Path, tmp_path: Path) 
     other = run(fine, steps=(1,), rule=parse_rule("within:99dB"))
     assert other.chosen.grid == (999,)
     assert load_checkpoint(fine).meta.grid == [999]
-    assert run(fine, steps=(1,)).trained_grid == [900, 450]  # a stamp does not make it forget
+    assert run(fine, steps=(1,)).trained_grid == [900, 450]  # also after the first stamp
 
 
 def test_the_timesteps_in_the_checkpoint_are_always_tried(shards: Path, tmp_path: Path) -> None:
@@ -473,7 +473,7 @@ def test_the_timesteps_in_the_checkpoint_are_always_tried(shards: Path, tmp_path
     assert not any(row.trained for row in rows)
 
 
-def test_released_weights_without_metadata(shards: Path, tmp_path: Path) -> None:
+def test_official_weights_without_metadata_can_be_swept(shards: Path, tmp_path: Path) -> None:
     state = make_network(NETWORK).state_dict()
     path = tmp_path / "released.pth"
     torch.save({"params": state, "params_ema": state}, path)
@@ -497,13 +497,13 @@ def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
     recipe.data.synthesize = "noise"
     path = write_weights(tmp_path / "c.pt", "coarse", tmp_path / "shards", recipe=recipe.to_dict())
     assert run(path, steps=(1,)).rows[0].trials == 1
-    # a recipe in which only what differs is stated, as a person or an earlier version may leave it
+    # a recipe that states only differences, as edited by hand or written by an earlier version
     few = {"data": {"synthesize": "noise"}}
     path = write_weights(tmp_path / "few.pt", "coarse", tmp_path / "shards", recipe=few)
     assert run(path, steps=(1,), out=tmp_path / "few").rows[0].trials == 1
 
 
-# -- what goes wrong ---------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------
 
 
 def test_another_sweep_is_not_overwritten(coarse: Path) -> None:
@@ -515,7 +515,7 @@ def test_another_sweep_is_not_overwritten(coarse: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", ["same", "other"])
-def test_two_sweeps_in_one_folder_do_not_mix(coarse: Path, shards: Path, weights: str) -> None:
+def test_two_sweeps_in_one_folder_are_not_mixed(coarse: Path, shards: Path, weights: str) -> None:
     other = coarse
     if weights == "other":
         other = write_weights(coarse.with_name("other.pt"), "coarse", shards)
@@ -532,7 +532,7 @@ def test_two_sweeps_in_one_folder_do_not_mix(coarse: Path, shards: Path, weights
     written = (coarse.parent / "sweep.json").read_bytes()
     assert first.result.calls_spent
     if weights == "same":
-        # what it was begun with is not what is there by now
+        # the file has changed since the sweep began
         assert sweep(other, options).run().calls_spent == 0
         return
     with pytest.raises(DataError, match="a sweep with other settings is there already"):
@@ -540,7 +540,7 @@ def test_two_sweeps_in_one_folder_do_not_mix(coarse: Path, shards: Path, weights
     assert (coarse.parent / "sweep.json").read_bytes() == written
 
 
-def test_a_sweep_that_another_one_preceded_takes_its_scores(coarse: Path, shards: Path) -> None:
+def test_a_sweep_reuses_the_scores_of_a_concurrent_one(coarse: Path, shards: Path) -> None:
     options = SweepOptions(steps=(1, 2), device="cpu", precision="fp32")
     late = sweep(coarse, options)
     run(coarse)
@@ -549,14 +549,14 @@ def test_a_sweep_that_another_one_preceded_takes_its_scores(coarse: Path, shards
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "c2fdft-sweep"}', "\x00"])
-def test_a_foreign_sweep_json(coarse: Path, content: str) -> None:
+def test_a_sweep_json_of_another_program_is_refused(coarse: Path, content: str) -> None:
     (coarse.parent / "sweep.json").write_text(content)
     with pytest.raises(DataError, match="not a sweep of this program"):
         run(coarse)
     assert run(coarse, overwrite=True).calls_spent
 
 
-def test_scores_that_json_has_no_number_for(tmp_path: Path) -> None:
+def test_infinite_scores_are_written_and_read_back(tmp_path: Path) -> None:
     log = SweepLog(tmp_path / "sweep.json", {"a": 1}, overwrite=False)
     equal, broken = Trial("equal", 0, (9,)), Trial("broken", 0, (9,))
     log.scores[equal] = Scored("equal", math.inf, 1.0, seconds=0.1)
@@ -570,17 +570,17 @@ def test_scores_that_json_has_no_number_for(tmp_path: Path) -> None:
     assert rows[0].as_json()["psnr"] is None
 
 
-def test_weights_that_restore_to_nothing(shards: Path, tmp_path: Path) -> None:
+def test_weights_that_produce_no_finite_image_are_an_error(shards: Path, tmp_path: Path) -> None:
     path = write_weights(tmp_path / "huge.pt", "coarse", shards)
     checkpoint = load_checkpoint(path)
-    checkpoint.ema["output.weight"][:] = 3e38  # finite, but no sum of them is
+    checkpoint.ema["output.weight"][:] = 3e38  # the weights are finite, but their sums are not
     save_checkpoint(path, checkpoint.params, checkpoint.ema, checkpoint.meta)
     with pytest.raises(CheckpointError, match="NaN or infinite values with every schedule"):
         run(path)
     assert load_checkpoint(path).meta.grid_from == "recipe"
 
 
-def test_data_that_is_not_there(coarse: Path, shards: Path, tmp_path: Path) -> None:
+def test_missing_data_are_an_error(coarse: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         run(tmp_path / "no.pt")
     with pytest.raises(DataError, match="no such folder of shards"):
@@ -597,7 +597,7 @@ def test_data_that_is_not_there(coarse: Path, shards: Path, tmp_path: Path) -> N
         run(coarse, out=tmp_path / "file" / "out")
 
 
-def test_images_below_the_window_of_ssim(coarse: Path, tmp_path: Path) -> None:
+def test_images_smaller_than_the_window_of_ssim(coarse: Path, tmp_path: Path) -> None:
     for side in ("input", "target"):
         (tmp_path / "src" / side).mkdir(parents=True)
         for i in range(2):

@@ -1,4 +1,4 @@
-"""sweep.json: what it is read back as, and files that a person has edited."""
+"""sweep.json: reading it back, and files that were edited or are of another program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTINGS = {"weights": "a", "degradation": {"seed": 1}}
 
 
 def written(path: Path) -> SweepLog:
-    """A log of two trials, saved."""
+    """Save a log of two trials."""
     log = SweepLog(path, SETTINGS, overwrite=False)
     for name, timesteps in (("a", (999, 500)), ("b", (999,))):
         log.scores[Trial(name, 0, timesteps)] = Scored(name, 30.0, 0.9, seconds=0.5)
@@ -25,7 +25,7 @@ def written(path: Path) -> SweepLog:
     return log
 
 
-def test_an_edited_file_is_read_or_refused_by_a_sentence(tmp_path):
+def test_an_edited_file_is_read_or_refused_in_one_line(tmp_path):
     path = tmp_path / "sweep.json"
     log = written(path)
     assert SweepLog(path, SETTINGS, overwrite=False).scores == log.scores
@@ -37,14 +37,14 @@ def test_an_edited_file_is_read_or_refused_by_a_sentence(tmp_path):
         except DataError:
             refused += 1
         else:
-            again.save({"complete": True})  # what was read can be written
+            again.save({"complete": True})  # what was read can be written again
             assert all(type(trial.seed) is int for trial in again.scores)
     assert refused > 200
 
 
 @pytest.mark.parametrize("field", ["seed", "psnr", "ssim", "seconds"])
 @pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "true", '"3"', "1" * 400])
-def test_a_score_that_is_no_number(tmp_path, field, value):
+def test_a_score_that_is_not_a_number_is_refused(tmp_path, field, value):
     path = tmp_path / "sweep.json"
     written(path)
     document = json.loads(path.read_text())
@@ -58,7 +58,7 @@ def test_a_score_that_is_no_number(tmp_path, field, value):
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000])
-def test_a_file_that_is_nested_too_deep_or_too_long_a_number(tmp_path, text):
+def test_a_file_with_deep_nesting_or_a_huge_number_is_refused(tmp_path, text):
     path = tmp_path / "sweep.json"
     path.write_text(text)
     with pytest.raises(DataError, match="not a sweep of this program"):
@@ -76,8 +76,8 @@ def test_a_file_of_another_format_or_version_is_refused(tmp_path, key):
 
 
 @pytest.mark.parametrize(("psnr", "ssim"), [(math.inf, 1.0), (math.nan, math.nan), (30.0, 0.9)])
-def test_scores_that_json_lacks_come_back(tmp_path, psnr, ssim):
-    """Equal images have an infinite PSNR, a failed trial has no scores."""
+def test_scores_that_json_lacks_are_read_back(tmp_path, psnr, ssim):
+    """Equal images have an infinite PSNR, and a failed trial has no scores."""
     log = SweepLog(tmp_path / "sweep.json", SETTINGS, overwrite=False)
     log.scores[Trial("a", 0, (999,))] = Scored("a", psnr, ssim, seconds=0.5)
     log.save({"complete": True})
@@ -85,17 +85,17 @@ def test_scores_that_json_lacks_come_back(tmp_path, psnr, ssim):
     assert (again.psnr, again.ssim) == pytest.approx((psnr, ssim), nan_ok=True)
 
 
-def test_a_sweep_of_other_weights(tmp_path):
+def test_a_sweep_of_other_weights_is_refused(tmp_path):
     path = tmp_path / "sweep.json"
     assert not is_of_other_weights(path, "a")
     written(path)
     assert not is_of_other_weights(path, "a")
     assert is_of_other_weights(path, "b")
-    path.write_text("{}")  # of somebody else: nothing to replace by itself
+    path.write_text("{}")  # another program's file, which is not replaced automatically
     assert not is_of_other_weights(path, "b")
 
 
-def test_weights_that_differ_are_told_by_the_beginning_of_their_sha_256(tmp_path):
+def test_weights_that_differ_are_shown_by_the_start_of_their_sha_256(tmp_path):
     path = tmp_path / "sweep.json"
     settings = {"weights": "a" * 64, "protocol": "rgb"}
     SweepLog(path, settings, overwrite=False).save({"complete": True})

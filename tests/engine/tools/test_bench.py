@@ -1,4 +1,4 @@
-"""bench: what it times is what it says it has timed."""
+"""bench: it times what it reports to have timed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECIPE = load_recipe("tiny", ["network.dim=8", "network.blocks=[1,1,1,1]"])
 
 
 @pytest.mark.parametrize("part", ["forward", "restore"])
-def test_compiled_where_it_says_so(part, monkeypatch):
+def test_a_row_is_compiled_if_it_says_so(part, monkeypatch):
     asked = []
 
     def strips(net, *, compile=False, **options):
@@ -51,6 +51,6 @@ def test_the_run_that_records_is_not_timed(part, recorded, warm_ups, monkeypatch
     assert next(durations, None) is None
 
 
-def test_multiply_adds_are_the_papers():
+def test_multiply_adds_are_those_of_the_paper():
     assert module.network_macs(Network(), 256, 256) == pytest.approx(116.3e9, rel=5e-4)
     assert module.network_macs(Network(), 512, 256) == 2 * module.network_macs(Network(), 256, 256)

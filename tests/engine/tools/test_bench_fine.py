@@ -1,4 +1,4 @@
-"""The fine step's bench: its rows, its ratios, and words that it does not know."""
+"""The benchmark of the fine step: its rows, its ratios, and invalid options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def job(**changes):
     return bench_fine(options, RECIPE, CPU)
 
 
-def test_a_row_for_each_kind():
+def test_there_is_a_row_for_each_combination():
     timed = job()
     assert len(list(timed)) == len(timed) == 8
     rows = timed.result.rows
@@ -36,24 +36,24 @@ def test_a_row_for_each_kind():
     assert all(row.fastest <= row.seconds <= row.slowest for row in rows)
 
 
-def test_no_ratio_without_none():
+def test_ratios_need_a_row_without_recomputing():
     rows = job(calls=(1,), recompute=("call",)).run().rows
     assert rows[0].time_ratio is None
     assert rows[0].held_ratio is None
 
 
 @pytest.mark.parametrize("calls", [0, 1001])
-def test_more_steps_than_timesteps(calls):
+def test_more_steps_than_timesteps_are_refused(calls):
     with pytest.raises(UsageError, match="must be 1 to 1000"):
         job(calls=(calls,))
 
 
-def test_schedule_that_leaves_nothing_of_the_image():
+def test_a_schedule_that_leaves_nothing_of_the_image_is_refused():
     recipe = load_recipe("tiny", ["diffusion.schedule=jsd"])
     with pytest.raises(UsageError, match="nothing of the image is left at timestep 999"):
         bench_fine(BenchOptions("train-step", stage="fine", size=16), recipe, CPU)
 
 
-def test_unknown_words():
+def test_unknown_values_are_refused():
     with pytest.raises(UsageError, match="none, call or level"):
         parse_recompute("none,levels")

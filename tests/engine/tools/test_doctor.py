@@ -1,4 +1,4 @@
-"""What `doctor` says of GPUs, without one."""
+"""What `doctor` reports about GPUs and CPUs, tested without a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def findings() -> dict[str, Finding]:
 
 
 class Driver:
-    """Of CUDA 12.4; `ctypes` gives what lies behind the pointer."""
+    """A driver for CUDA 12.4; writes its version through a pointer, as of `ctypes`."""
 
     def __init__(self, name: str) -> None:
         assert name in ("libcuda.so.1", "nvcuda.dll")
@@ -30,7 +30,7 @@ class Driver:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build for CUDA 13.0 beside a driver for 12.4, with 70 of 80 GiB free."""
+    """A build of torch for CUDA 13.0 and a driver for 12.4, with 70 of 80 GiB free."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(doctor.ctypes, "CDLL", Driver)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (70 << 30, 80 << 30))
@@ -43,7 +43,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu() -> None:
+def test_without_a_gpu_the_cpu_is_reported() -> None:
     found = findings()
     assert "GPU" not in found
     assert found["device"].good
@@ -51,7 +51,7 @@ def test_without_a_gpu() -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_gpu_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_used_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, (9, 0), ["sm_80", "sm_90"], name="NVIDIA H100")
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     found = findings()
@@ -66,7 +66,9 @@ def test_a_gpu_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_triton_too_old_for_the_programs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_triton_that_is_too_old_for_the_kernels_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pretend_gpu(monkeypatch, (9, 0), ["sm_90"], name="NVIDIA H100")
     pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
     monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (None, "C2FDFT_NATIVE is off"))
@@ -80,8 +82,8 @@ def test_a_triton_too_old_for_the_programs_kernels(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_driver_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in some containers: what is found elsewhere is told all the same."""
+def test_a_driver_library_that_is_not_found_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some containers lack it; what torch reports about the GPU is still printed."""
 
     def missing(name: str) -> Driver:
         raise OSError(f"{name}: cannot open shared object file")
@@ -94,7 +96,7 @@ def test_a_driver_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_gpu_that_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_served_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, (6, 1), ["sm_75"], name="GTX 1080")
     found = findings()
     assert not found["device"].good
@@ -104,7 +106,7 @@ def test_a_gpu_that_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found["GPU"].good
 
 
-def test_which_kernels_run_on_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernels_of_this_cpu_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (None, "C2FDFT_NATIVE is off"))
     found = findings()["CPU kernels"]
     assert (found.good, found.found) == (False, "torch's (C2FDFT_NATIVE is off)")
@@ -121,7 +123,7 @@ def test_which_kernels_run_on_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (4.0, True, "bf16 products at 4.0 times the speed of fp32's"),
     ],
 )
-def test_how_fast_this_cpu_is_in_bf16(
+def test_the_speed_of_this_cpu_in_bf16_is_reported(
     monkeypatch: pytest.MonkeyPatch, speed: float | None, good: bool, words: str
 ) -> None:
     for module in (device, doctor):

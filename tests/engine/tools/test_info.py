@@ -1,4 +1,4 @@
-"""info: what a path holds, and what it must not take for something of ours."""
+"""info: what a path holds, and files of other programs that must not be mistaken."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shard(tmp_path):
     return tmp_path / "set" / "train-00000.h5"
 
 
-def test_a_shard_is_its_set_and_alone_under_another_name(tmp_path, shard):
+def test_a_shard_shows_its_set_or_itself_under_another_name(tmp_path, shard):
     assert describe(shard) == describe(shard.parent)
     assert describe(shard)["train"]["images"] == len(ENTRIES)
     shutil.copy(shard, tmp_path / "copy.h5")
@@ -30,7 +30,7 @@ def test_a_shard_is_its_set_and_alone_under_another_name(tmp_path, shard):
 
 
 @pytest.mark.parametrize("name", ["other.h5", "my-data.h5", "train-00001.h5"])
-def test_another_hdf5_file_is_no_shard(tmp_path, shard, name):
+def test_another_hdf5_file_is_not_a_shard(tmp_path, shard, name):
     for folder in (shard.parent, tmp_path):
         with h5py.File(folder / name, "w") as file:
             file["a"] = [1, 2, 3]
@@ -45,13 +45,13 @@ def test_a_folder_of_other_hdf5_files_holds_nothing(tmp_path):
         describe(tmp_path)
 
 
-def test_metrics_of_another_program_are_no_run(tmp_path):
+def test_metrics_of_another_program_are_not_a_run(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,step,loss\n0,1,0.5\n")
     with pytest.raises(DataError, match="not a checkpoint, shard folder or run folder"):
         describe(tmp_path)
 
 
-def test_what_is_neither_a_file_nor_a_folder(tmp_path):
+def test_a_path_that_is_neither_file_nor_folder_is_refused(tmp_path):
     folder = tmp_path / "run"
     (folder / "metrics.csv").mkdir(parents=True)
     for path in (Path(os.devnull), folder):
@@ -59,7 +59,7 @@ def test_what_is_neither_a_file_nor_a_folder(tmp_path):
             describe(path)
 
 
-def test_the_smallest_image_and_the_largest_are_by_area(tmp_path):
+def test_the_smallest_and_the_largest_image_are_chosen_by_area(tmp_path):
     sizes = [(40, 10), (20, 21), (9, 30)]
     entries = [Entry(f"{h}", h, w) for h, w in sizes]
     write_shard(tmp_path / "train-00000.h5", entries, pairs_of(entries), HEADER)

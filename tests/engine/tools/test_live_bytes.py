@@ -1,4 +1,4 @@
-"""Bytes that a forward and backward pass holds: counted, and against what autograd saves."""
+"""The bytes that a forward and backward pass holds, compared with what autograd saves."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
 KIB = 1024
 
 
-def test_counts_what_is_made_and_freed():
+def test_allocated_and_freed_bytes_are_counted():
     old = torch.ones(256)
     with LiveBytes() as live:
         a = old + 1
         assert live.now == KIB
         b = a.view(16, 16)
         old.add_(1)
-        assert live.now == KIB  # a view and a change in place are nothing new
+        assert live.now == KIB  # a view and an in-place operation allocate nothing
         c = torch.cat([a, a])
         assert live.now == 3 * KIB
         del c
@@ -54,7 +54,7 @@ def held(recompute: str, calls: int):
 
 
 @pytest.mark.acceptance
-def test_recomputing_keeps_memory_from_growing_with_the_calls():
+def test_with_recomputing_memory_does_not_grow_with_the_steps():
     none, call, level = (held(recompute, 4).peak for recompute in ("none", "call", "level"))
     assert call < none / 2
     assert level < call
@@ -64,6 +64,6 @@ def test_recomputing_keeps_memory_from_growing_with_the_calls():
 
 
 @pytest.mark.parametrize(("recompute", "levels"), [("none", False), ("level", True)])
-def test_the_estimate_is_near_what_is_held(recompute, levels):
+def test_the_estimate_is_near_the_bytes_held(recompute, levels):
     peak = held(recompute, 1).peak
     assert 0.75 * peak < saved_bytes(SMALL, 32, levels) < 1.15 * peak

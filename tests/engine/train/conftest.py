@@ -1,4 +1,4 @@
-"""One training of each stage, shared by all tests that only look at it."""
+"""One training of each stage, shared by all tests that only read its results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.kit.training import request, run, stop_after
 
 @pytest.fixture(scope="session")
 def coarse_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Path:
-    """The run folder of an uninterrupted coarse stage; not to be written to."""
+    """The run folder of an uninterrupted coarse stage; read-only by convention."""
     return made_once(
         tmp_path_factory, "coarse", lambda folder: run(request("coarse", shard_folder, folder))
     )
@@ -20,7 +20,7 @@ def coarse_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> 
 
 @pytest.fixture(scope="session")
 def stopped_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Path:
-    """The run folder of a coarse stage killed after step 7 of 12; not to be written to."""
+    """The run folder of a coarse stage killed after step 7 of 12; read-only by convention."""
     return made_once(
         tmp_path_factory,
         "stopped",
@@ -32,7 +32,7 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) ->
 def fine_run(
     tmp_path_factory: pytest.TempPathFactory, shard_folder: Path, coarse_run: Path
 ) -> Path:
-    """The run folder of an uninterrupted fine stage after `coarse_run`."""
+    """The run folder of an uninterrupted fine stage that starts from `coarse_run`."""
     init = coarse_run / "coarse.pt"
     return made_once(
         tmp_path_factory,

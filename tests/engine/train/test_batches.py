@@ -1,4 +1,4 @@
-"""How many processes read batches."""
+"""How many processes read batches, and how rows are distributed."""
 
 from __future__ import annotations
 
@@ -31,23 +31,25 @@ RAIN, GIB = Data(synthesize="rain"), 1 << 30
         (RAIN, GPU, 64, math.inf, 8),
         (Data(), GPU, 1, GIB, 2),
         (Data(), GPU, 64, GIB, 2),
-        # without shared memory a thread reads
+        # without shared memory a thread reads the batches
         (RAIN, GPU, 64, 64 << 20, 0),
         (Data(workers=3), GPU, 64, 64 << 20, 3),
-        # what a recipe states counts, and a CPU's batches are read in a thread
+        # the recipe's number is used; on a CPU a thread reads the batches
         (Data(), CPU, 64, GIB, 0),
         (RAIN, CPU, 64, GIB, 0),
         (Data(workers=0, synthesize="rain"), GPU, 64, GIB, 0),
         (Data(workers=5), CPU, 64, GIB, 5),
     ],
 )
-def test_processes_that_read_batches(
+def test_the_number_of_data_workers(
     data: Data, device: torch.device, processors: int, shared_bytes: float, workers: int
 ) -> None:
     assert worker_count(data, device, processors, shared_bytes) == workers
 
 
-def test_shared_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_shared_memory_of_this_machine_is_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(batches, "_SHARED_MEMORY", str(tmp_path))
     monkeypatch.setattr(batches, "disk_usage", lambda path: SimpleNamespace(free=len(path)))
     assert free_shared_memory() == len(str(tmp_path))
@@ -57,8 +59,8 @@ def test_shared_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_rows_are_dealt_to_all_processes(batch: int, world: int) -> None:
-    """Each row once; a process without any takes one that does not count."""
+def test_rows_are_distributed_to_all_processes(batch: int, world: int) -> None:
+    """Each row is used once; a process without any gets one of weight zero."""
     ranks = [Runtime(CPU, rank=rank, world=world) for rank in range(world)]
     dealt: list[int] = []
     for runtime in ranks:

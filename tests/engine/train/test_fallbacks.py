@@ -1,4 +1,4 @@
-"""Steps that fail at first, and scoring that fails."""
+"""Recovery from steps that fail, and from scoring that fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def fallbacks_of(options: TrainOptions) -> attempts.Fallbacks:
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[x] DefaultCPUAllocator: no")],
 )
-def test_out_of_memory_goes_on_in_smaller_pieces(tmp_path, shard_folder, monkeypatch, error):
+def test_out_of_memory_continues_in_smaller_micro_batches(
+    tmp_path, shard_folder, monkeypatch, error
+):
     step, sizes = Stepper.step, []
 
     def hungry(self, batch, share, lr, micro_batch):
@@ -68,8 +70,8 @@ def test_out_of_memory_with_one_image_is_an_error(tmp_path, shard_folder, monkey
     assert "smaller network" in caught.value.hint
 
 
-def test_other_processes_are_not_left_waiting(tmp_path, shard_folder, monkeypatch):
-    """A failed attempt ends all of them, and what to go on with is said; it is then taken."""
+def test_a_failed_attempt_ends_in_all_processes(tmp_path, shard_folder, monkeypatch):
+    """None is left waiting; the hint names a micro-batch to resume with, which then works."""
     from dataclasses import replace
 
     from c2fdft_cli.engine.train.job import train
@@ -89,7 +91,7 @@ def test_other_processes_are_not_left_waiting(tmp_path, shard_folder, monkeypatc
     assert "patches of 16 px: micro-batches of 1, the batch has 4" in notices(events)
 
 
-def test_a_network_that_cannot_be_compiled_runs_as_it_is(
+def test_a_network_that_cannot_be_compiled_runs_uncompiled(
     tmp_path, shard_folder, coarse_run, monkeypatch
 ):
     def fails_backward(net, wish, runtime):
@@ -118,10 +120,10 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(
     ("setting", "much", "asked"),
     [("auto", attempts.MUCH_WORK, "off"), ("auto", 3 * 1000 * 12, "auto"), ("on", 1 << 60, "on")],
 )
-def test_a_short_training_is_not_compiled_unless_asked_to(
+def test_a_short_training_is_compiled_only_if_requested(
     tmp_path, shard_folder, monkeypatch, setting, much, asked
 ):
-    """12 iterations of 4 x 16^2 or 2 x 24^2 pixels."""
+    """It has 12 iterations of 4 x 16^2 or 2 x 24^2 pixels."""
     wishes = []
     monkeypatch.setattr(attempts, "MUCH_WORK", much)
     monkeypatch.setattr(attempts, "compile_in_place", lambda net, wish, _: wishes.append(wish))
@@ -131,10 +133,10 @@ def test_a_short_training_is_not_compiled_unless_asked_to(
 
 
 @pytest.mark.parametrize(("part", "asked"), [("feed-forward", "off"), ("norm", "auto")])
-def test_what_trains_by_the_kernels_is_not_compiled(
+def test_a_network_that_trains_by_the_kernels_is_not_compiled(
     tmp_path, shard_folder, monkeypatch, part, asked
 ):
-    """The norms alone are no reason: most of the bytes are the feed-forward networks'."""
+    """Kernels for the norms alone do not count: feed-forward networks move most of the bytes."""
     wishes = []
     monkeypatch.setattr(attempts, "MUCH_WORK", 1)
     monkeypatch.setattr(attempts, "compile_in_place", lambda net, wish, _: wishes.append(wish))
@@ -144,7 +146,7 @@ def test_what_trains_by_the_kernels_is_not_compiled(
     assert wishes == [asked]
 
 
-def test_compiled_code_that_computes_something_else_is_not_trusted(
+def test_compiled_code_with_wrong_results_is_not_used(
     tmp_path, shard_folder, coarse_run, monkeypatch
 ):
     def miscompiled(net, wish, runtime):
@@ -158,7 +160,7 @@ def test_compiled_code_that_computes_something_else_is_not_trusted(
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
 
 
-def test_an_error_that_nothing_helps_is_raised(tmp_path, shard_folder, monkeypatch):
+def test_an_error_without_a_remedy_is_raised(tmp_path, shard_folder, monkeypatch):
     def broken(*_):
         raise KeyError("a bug")
 
@@ -168,7 +170,9 @@ def test_an_error_that_nothing_helps_is_raised(tmp_path, shard_folder, monkeypat
 
 
 @pytest.mark.acceptance
-def test_no_memory_to_score_costs_the_score_alone(tmp_path, shard_folder, coarse_run, monkeypatch):
+def test_running_out_of_memory_in_scoring_skips_only_the_score(
+    tmp_path, shard_folder, coarse_run, monkeypatch
+):
     error = RuntimeError("[x] DefaultCPUAllocator: no")
     restore, init = Restorer.__call__, Executor.__init__
     rows, starts = [], []
@@ -193,8 +197,8 @@ def test_no_memory_to_score_costs_the_score_alone(tmp_path, shard_folder, coarse
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
 
 
-def test_a_failure_in_scoring_costs_no_step(tmp_path, shard_folder, coarse_run, monkeypatch):
-    """The state is on disk first, and resuming does the scoring that was due."""
+def test_a_failure_in_scoring_loses_no_step(tmp_path, shard_folder, coarse_run, monkeypatch):
+    """The state is saved before scoring, and a resumed training does the scoring that was due."""
 
     def broken(*_):
         raise OSError("the validation shard is gone")
@@ -211,7 +215,7 @@ def test_a_failure_in_scoring_costs_no_step(tmp_path, shard_folder, coarse_run, 
     failing(broken, 4)
     failing(_up_to(8, Validator._score), 12)
     resume("coarse", tmp_path / "run")
-    resume("coarse", tmp_path / "run")  # of a finished run: nothing to do, nothing lost
+    resume("coarse", tmp_path / "run")  # resuming a finished run does nothing and loses nothing
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
     assert losses(tmp_path / "run") == losses(coarse_run)
     columns = ("iteration", "val_psnr")
@@ -228,7 +232,7 @@ def _up_to(step, score):
     return scored_then_broken
 
 
-def test_resuming_removes_what_a_killed_run_was_writing(tmp_path, shard_folder):
+def test_resuming_removes_temporary_files_of_a_killed_run(tmp_path, shard_folder):
     run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=1"))
     left = tmp_path / "run" / "checkpoints" / ".0123456789abcdef.tmp.pt"
     mine = tmp_path / "run" / ".notes.tmp.txt"
@@ -239,10 +243,8 @@ def test_resuming_removes_what_a_killed_run_was_writing(tmp_path, shard_folder):
     assert mine.exists()
 
 
-def test_a_step_has_the_learning_rate_of_its_place_in_the_schedule(
-    tmp_path, shard_folder, monkeypatch
-):
-    """The first one the whole, as docs/paper.md counts from 0."""
+def test_a_step_has_the_learning_rate_of_its_iteration(tmp_path, shard_folder, monkeypatch):
+    """The first step has the full rate, as docs/paper.md counts from 0."""
     rates = []
     step = Stepper.step
 
@@ -258,9 +260,7 @@ def test_a_step_has_the_learning_rate_of_its_place_in_the_schedule(
 
 
 @pytest.mark.parametrize("grid", [[500], [900, 600, 300]])
-def test_the_work_of_a_training_grows_with_its_sampling_steps(
-    tmp_path, shard_folder, coarse_run, grid
-):
+def test_the_estimated_work_grows_with_the_sampling_steps(tmp_path, shard_folder, coarse_run, grid):
     options = set_up(
         request(
             "fine",

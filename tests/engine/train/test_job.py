@@ -1,4 +1,4 @@
-"""Training: exact resume, micro-batches and processes, bad steps, what a run leaves behind."""
+"""Training: exact resume, micro-batches and processes, bad steps, and the files of a run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from tests.kit.training import (
 )
 
 
-def test_a_run_leaves_what_the_contract_says(coarse_run):
+def test_a_run_writes_the_documented_files(coarse_run):
     for name in ("recipe.yaml", "env.json", "metrics.csv", "state.pt", "coarse.pt"):
         assert (coarse_run / name).is_file(), name
     names = sorted(p.name for p in (coarse_run / "checkpoints").iterdir())
@@ -71,7 +71,7 @@ def test_a_run_leaves_what_the_contract_says(coarse_run):
     assert [bool(row["val_psnr"]) for row in rows] == [False, True, False, True, False, True]
 
 
-def test_best_is_of_the_highest_score_of_the_average(tmp_path, shard_folder, monkeypatch):
+def test_best_holds_the_average_with_the_highest_score(tmp_path, shard_folder, monkeypatch):
     scores, scored = iter([20.0, 21.0, 19.0]), []
 
     def executor(network, *words, **more):
@@ -94,7 +94,7 @@ def test_best_is_of_the_highest_score_of_the_average(tmp_path, shard_folder, mon
 
 
 def test_drawing_curves_leaves_no_memory_behind(tmp_path, coarse_run):
-    """Figures are cycles, which Python looks for too seldom: a long training grew by them."""
+    """Figures are reference cycles, which Python collects too rarely in a long training."""
     figure = pytest.importorskip("matplotlib.figure").Figure
     shutil.copy(coarse_run / "metrics.csv", tmp_path)
     gc.disable()
@@ -107,12 +107,12 @@ def test_drawing_curves_leaves_no_memory_behind(tmp_path, coarse_run):
 
 
 NAMES = [r"a$\frac$b", "$", "\u96e8"]
-if sys.platform != "darwin":  # where every name is UTF-8
+if sys.platform != "darwin":  # macOS allows only UTF-8 names
     NAMES.append(os.fsdecode(b"\xff"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_curves_of_a_run_of_any_name(tmp_path, name):
+def test_curves_are_drawn_for_a_run_of_any_name(tmp_path, name):
     pytest.importorskip("matplotlib")
     run = RunFolder(tmp_path / name)
     run.create({})
@@ -120,7 +120,7 @@ def test_curves_of_a_run_of_any_name(tmp_path, name):
     assert (run.path / "curves.png").stat().st_size > 1000
 
 
-def test_checkpoint_says_what_it_is(coarse_run, fine_run, shard_folder):
+def test_a_checkpoint_describes_itself(coarse_run, fine_run, shard_folder):
     coarse, fine = (load_checkpoint(p) for p in (coarse_run / "coarse.pt", fine_run / "fine.pt"))
     assert (coarse.meta.stage, coarse.meta.step) == ("coarse", 12)
     assert (fine.meta.stage, fine.meta.step, fine.meta.grid) == ("fine", 8, [999, 500])
@@ -151,7 +151,7 @@ def test_synthesis_on_pairs_is_reported(tmp_path, shard_folder):
         (("data.synthesize=rain", "data.streaks=/missing"), "no such folder of streak masks"),
     ],
 )
-def test_a_degradation_that_cannot_be_leaves_no_run_folder(tmp_path, shard_folder, more, words):
+def test_an_invalid_degradation_leaves_no_run_folder(tmp_path, shard_folder, more, words):
     """Resuming keeps the recipe, so the mistake could not be corrected in the folder."""
     with pytest.raises((UsageError, DataError)) as caught:
         train(set_up(request("coarse", shard_folder, tmp_path / "run", *more)))
@@ -168,7 +168,7 @@ def test_clean_images_without_a_degradation_leave_no_run_folder(tmp_path, pair_f
     assert not (tmp_path / "run").exists()
 
 
-def test_events_tell_steps_scores_and_files(tmp_path, shard_folder):
+def test_events_report_steps_scores_and_files(tmp_path, shard_folder):
     _, events = run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=4"))
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [step.iteration for step in steps] == [1, 2, 3, 4]
@@ -179,7 +179,7 @@ def test_events_tell_steps_scores_and_files(tmp_path, shard_folder):
 
 @pytest.mark.parametrize("stop_at", [1, pytest.param(4, marks=pytest.mark.acceptance), 11])
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, shard_folder, coarse_run, stop_at):
-    """Dropped at any step: what is on disk is the last saved state."""
+    """The job is abandoned at any step, so that only the last saved state is on disk."""
     stop_after(request("coarse", shard_folder, tmp_path / "run"), stop_at)
     resume("coarse", tmp_path / "run")
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
@@ -191,7 +191,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, shard_folder, coarse
 def test_killed_and_resumed_equals_uninterrupted(
     tmp_path, shard_folder, coarse_run, fine_run, stage
 ):
-    """kill -9 of the real command, then --resume, until it is done."""
+    """The real command is killed by kill -9 and resumed until it is done."""
     whole = {"coarse": coarse_run, "fine": fine_run}[stage]
     weights = whole / f"{stage}.pt"
     words = ["--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
@@ -231,7 +231,7 @@ def test_sigterm_saves_first(tmp_path, shard_folder, coarse_run):
 
 @pytest.mark.acceptance
 def test_sigterm_to_the_whole_group_saves_first(tmp_path, shard_folder):
-    """As torchrun and job queues send it: to the data workers too."""
+    """torchrun and job queues send it to the data workers too."""
     words = ["--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
     start = ["--recipe", "tiny", "--data", str(shard_folder), *MINI, "coarse.iterations=100000"]
     command = [sys.executable, "-m", "c2fdft_cli", "train-coarse", *words, *start]
@@ -250,8 +250,8 @@ def test_sigterm_to_the_whole_group_saves_first(tmp_path, shard_folder):
 
 
 @pytest.mark.parametrize(("seconds", "last"), [(0.0, 1), (7.0, 4), (1e9, 12)])
-def test_time_limit_saves_and_stops(tmp_path, shard_folder, monkeypatch, seconds, last):
-    """By a clock on which each step takes two seconds."""
+def test_a_time_limit_saves_and_stops(tmp_path, shard_folder, monkeypatch, seconds, last):
+    """Measured by a clock on which each step takes two seconds."""
     clock = SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter)
     monkeypatch.setattr(train_job, "time", clock)
     now, ended = 1000.0, None
@@ -284,14 +284,14 @@ def test_micro_batches_change_only_rounding(tmp_path, shard_folder, coarse_run, 
         assert torch.allclose(one.params[name], weights, atol=2e-3), name
 
 
-def test_workers_change_nothing(tmp_path, shard_folder, coarse_run):
+def test_data_workers_change_nothing(tmp_path, shard_folder, coarse_run):
     run(request("coarse", shard_folder, tmp_path / "run", "data.workers=2"))
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
 
 
 @pytest.mark.acceptance
 def test_two_processes_equal_one(tmp_path, shard_folder):
-    """torchrun with two gloo processes against one with two micro-batches, AdamW's first steps."""
+    """Two gloo processes of torchrun equal one with two micro-batches, in AdamW's first steps."""
     short = "coarse.iterations=6"
     run(request("coarse", shard_folder, tmp_path / "one", short, "train.micro_batch=2"))
     words = [
@@ -300,20 +300,20 @@ def test_two_processes_equal_one(tmp_path, shard_folder):
     ]
     done = torchrun(*words)
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr  # what a user could do nothing about
+    assert "Warning" not in done.stderr  # warnings that a user cannot act on
     one, two = (load_checkpoint(tmp_path / name / "coarse.pt") for name in ("one", "two"))
     for name, weights in one.params.items():
         assert torch.allclose(two.params[name], weights, atol=2e-3), name
     first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert [float(a) for a in first] == pytest.approx([float(b) for b in second], rel=1e-3)
-    again = torchrun(*words)  # which the first process refuses, and the other one waits for it
+    again = torchrun(*words)  # refused by the first process, for which the other one waits
     assert again.returncode == 1
     assert "error [rank 0]: " in again.stderr
     assert "the run folder is not empty" in again.stderr
-    assert "c2fdft_cli/engine" not in again.stderr  # as in a traceback
+    assert "c2fdft_cli/engine" not in again.stderr  # no traceback
 
 
-def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
+def test_bad_gradients_are_skipped_and_too_many_end_the_run(tmp_path, shard_folder):
     wish = request(
         "coarse", shard_folder, tmp_path / "run", "coarse.lr=1e30", "train.max_bad_steps=3"
     )
@@ -324,7 +324,7 @@ def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
         collect(job, events)
     skipped = [e.iteration for e in events if isinstance(e, StepDone) and e.skipped]
     assert len(skipped) == 2
-    # saved every 2 steps, but not what came after the weights had gone
+    # a state is saved every 2 steps, but not once the weights are not finite
     state = load_state(tmp_path / "run" / "state.pt")
     assert state.step == 0
     assert all(torch.isfinite(x).all() for x in state.stepper["params"].values())
@@ -333,12 +333,12 @@ def test_bad_gradients_are_left_out_and_too_many_stop(tmp_path, shard_folder):
 @pytest.mark.parametrize(
     ("lr", "what"),
     [
-        # a step to infinite weights, and one to finite weights whose network is not
+        # a step to infinite weights, and one to finite weights with infinite results
         ("1e300", "its weights are NaN or infinite"),
         ("1e30", "its network produces NaN or infinite values"),
     ],
 )
-def test_a_run_that_ends_diverged_has_failed(tmp_path, shard_folder, lr, what):
+def test_a_run_that_ends_with_diverged_weights_fails(tmp_path, shard_folder, lr, what):
     run = tmp_path / "run"
     wish = request("coarse", shard_folder, run, f"coarse.lr={lr}", "coarse.iterations=2")
     wish.overrides.append(f"coarse.periods=[{{length: 2, floor: {lr}}}]")
@@ -352,7 +352,7 @@ def test_a_run_that_ends_diverged_has_failed(tmp_path, shard_folder, lr, what):
 
 @pytest.mark.acceptance
 def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
-    """The whole fine stage, bit for bit on the CPU."""
+    """The weights of a whole fine stage are equal bit for bit on the CPU."""
     settings = ("fine.iterations=2", "train.save_every=100", "train.validate_every=100")
     for way in ("none", "call", "level"):
         run(request("fine", shard_folder, tmp_path / way, f"fine.recompute={way}", *settings,
@@ -361,8 +361,8 @@ def test_recomputing_gives_the_same_weights(tmp_path, shard_folder, coarse_run):
         assert same_weights(tmp_path / way / "fine.pt", tmp_path / "none" / "fine.pt")
 
 
-def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, pair_folder, fine_run):
-    """Fine-tuning: the averaged weights of any checkpoint, its recipe, one's own shards."""
+def test_the_coarse_stage_fine_tunes_given_weights_on_other_pairs(tmp_path, pair_folder, fine_run):
+    """Fine-tuning starts from averaged weights and the recipe of a checkpoint, on other shards."""
     from c2fdft_cli.engine.prepare.job import prepare
     from c2fdft_cli.engine.prepare.options import PrepareOptions
     from c2fdft_cli.engine.train.step.objective import make_objective
@@ -384,7 +384,7 @@ def test_coarse_goes_on_from_given_weights_on_other_pairs(tmp_path, pair_folder,
     assert moved < 0.1 * size
 
 
-def test_fine_starts_from_raw_when_asked(tmp_path, shard_folder, coarse_run):
+def test_the_fine_stage_starts_from_raw_weights_if_requested(tmp_path, shard_folder, coarse_run):
     from c2fdft_cli.engine.train.step.objective import make_objective
 
     coarse = load_checkpoint(coarse_run / "coarse.pt")
@@ -395,7 +395,7 @@ def test_fine_starts_from_raw_when_asked(tmp_path, shard_folder, coarse_run):
         assert all(torch.equal(net.state_dict()[name], state[name]) for name in state)
 
 
-def test_recipe_data_and_grid_come_from_the_checkpoint(tmp_path, shard_folder, coarse_run):
+def test_recipe_data_and_timesteps_come_from_the_checkpoint(tmp_path, shard_folder, coarse_run):
     options = set_up(
         TrainRequest(stage="fine", init=coarse_run / "coarse.pt", device="cpu", out=tmp_path / "f")
     )
@@ -419,7 +419,9 @@ def test_recipe_data_and_grid_come_from_the_checkpoint(tmp_path, shard_folder, c
         (None, "runs/run-fine"),
     ],
 )
-def test_a_checkpoint_names_no_folder_outside_of_runs(tmp_path, coarse_run, recipe_name, folder):
+def test_names_in_a_checkpoint_never_lead_outside_of_runs(
+    tmp_path, coarse_run, recipe_name, folder
+):
     source = Path(shutil.copy(coarse_run / "coarse.pt", tmp_path))
     given = load_checkpoint(source)
     assert replace_meta(source, replace(given.meta, recipe_name=recipe_name), given.ema)
@@ -428,7 +430,7 @@ def test_a_checkpoint_names_no_folder_outside_of_runs(tmp_path, coarse_run, reci
         assert set_up(asked).run.path == Path(folder)
 
 
-def test_a_plan_of_a_begun_run_is_for_what_is_left(tmp_path, shard_folder):
+def test_the_plan_of_a_begun_run_is_for_the_remaining_steps(tmp_path, shard_folder):
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, tmp_path / "run", max_seconds=0.0))
     plan = plan_training(
@@ -438,17 +440,17 @@ def test_a_plan_of_a_begun_run_is_for_what_is_left(tmp_path, shard_folder):
     assert [(s.patch, s.iterations) for s in plan.stages] == [(16, 5), (24, 6)]
 
 
-def test_a_plan_says_hours_and_the_bytes_of_the_run(tmp_path, shard_folder, coarse_run):
+def test_a_plan_estimates_hours_and_the_bytes_of_the_run(tmp_path, shard_folder, coarse_run):
     plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
     seconds = sum(stage.iterations * stage.seconds_per_step for stage in plan.stages)
     assert plan.hours == pytest.approx(seconds / 3600)
-    # last.pt is another name of the newest; one file of each kind is there twice while written
+    # last.pt is a link to the newest; a file exists twice while its new version is written
     sizes = {one.stat().st_ino: one.stat().st_size for one in coarse_run.rglob("*.pt")}
     written = sum((coarse_run / name).stat().st_size for name in ("state.pt", "coarse.pt"))
     assert plan.disk == pytest.approx(sum(sizes.values()) + written, rel=0.1)
 
 
-def test_plan_writes_nothing(tmp_path, shard_folder):
+def test_planning_writes_nothing(tmp_path, shard_folder):
     plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
     assert [(s.patch, s.batch, s.iterations) for s in plan.stages] == [(16, 4, 6), (24, 2, 6)]
     assert all(stage.memory > 0 and stage.seconds_per_step > 0 for stage in plan.stages)
@@ -472,22 +474,22 @@ def test_a_plan_counts_the_iterations_of_each_size(sizes, switch_every, cycles, 
     assert list(planned.items()) == [(key, (ks[0], len(ks))) for key, ks in expected.items()]
 
 
-def test_a_plan_of_a_billion_iterations_takes_no_time():
+def test_planning_a_billion_iterations_is_fast():
     section = Stage(1_000_000_000, [8, 16], [2, 1], 1, 500_000_000)
     assert _stages(section, 0) == {(8, 2): (1, 500_000_000), (16, 1): (2, 500_000_000)}
 
 
 @pytest.mark.parametrize(("seconds", "timed"), [(0.0, [1, 0]), (3600.0, [4, 2])])
-def test_a_plan_takes_smaller_steps_where_time_is_short(tmp_path, shard_folder, seconds, timed):
+def test_planning_times_smaller_steps_if_time_is_short(tmp_path, shard_folder, seconds, timed):
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))
     plan = plan_training(options, seconds).run()
     assert [stage.timed_images for stage in plan.stages] == timed
     first, second = (stage.seconds_per_step for stage in plan.stages)
-    if not timed[1]:  # as many times slower as there are more pixels
+    if not timed[1]:  # the time grows with the number of pixels
         assert second == pytest.approx(first * (2 * 24**2) / (4 * 16**2))
 
 
-def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
+def test_impossible_requests_are_refused(tmp_path, shard_folder, coarse_run):
     empty = tmp_path / "empty"
     empty.mkdir()
     cases = [
@@ -544,8 +546,8 @@ def test_requests_that_cannot_be(tmp_path, shard_folder, coarse_run):
         assert words in f"{error} {error.hint} {error.details}"
 
 
-def test_the_grid_in_use_is_the_one_in_the_recipe(tmp_path, shard_folder, coarse_run):
-    """The checkpoint's, with a notice where the named recipe states another."""
+def test_the_timesteps_in_use_are_those_stored_in_the_recipe(tmp_path, shard_folder, coarse_run):
+    """By default those of the checkpoint, with a notice if the named recipe states others."""
 
     def asked(name: str, *more: str):
         rest = [one for one in MINI if not one.startswith("sampling.")]
@@ -575,12 +577,12 @@ def test_shards_are_found_in_any_form_of_override(tmp_path, shard_folder, coarse
         assert set_up(wish).data == shard_folder
 
 
-def test_a_full_run_folder_is_refused(shard_folder, coarse_run):
+def test_a_run_folder_that_is_not_empty_is_refused(shard_folder, coarse_run):
     with pytest.raises(UsageError, match="not empty"):
         run(request("coarse", shard_folder, coarse_run))
 
 
-def test_other_data_cannot_be_resumed(tmp_path, pair_folder, coarse_run):
+def test_a_run_cannot_be_resumed_with_other_data(tmp_path, pair_folder, coarse_run):
     prepare(PrepareOptions(source=pair_folder / "train", out=tmp_path / "other")).run()
     with pytest.raises(UsageError, match="not the ones"):
         run(
@@ -590,7 +592,7 @@ def test_other_data_cannot_be_resumed(tmp_path, pair_folder, coarse_run):
         )
 
 
-def test_run_folders_get_free_names(tmp_path):
+def test_run_folders_get_unused_names(tmp_path):
     assert new_run(None, "tiny", "coarse", tmp_path).path.name == "tiny-coarse"
     (tmp_path / "tiny-coarse").mkdir()
     assert new_run(None, "tiny", "coarse", tmp_path).path.name == "tiny-coarse-2"

@@ -1,4 +1,4 @@
-"""Resuming: what may change, which run, a damaged state, one line for jobs submitted again."""
+"""Resuming: allowed changes, the choice of the run, damaged states, resubmitted jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.kit.training import MINI, losses, notices, request, resume, run, same
 
 @pytest.fixture
 def stopped(tmp_path, stopped_run):
-    """A coarse run of 12 steps, killed after 7 and saved after 6."""
+    """A coarse run of 12 steps that was killed after step 7 and saved after step 6."""
     return shutil.copytree(stopped_run, tmp_path / "run")
 
 
@@ -36,7 +36,7 @@ def finished(tmp_path, coarse_run):
 
 
 def asked(out, *overrides, **more):
-    """A request to resume."""
+    """A request to resume the run in a folder."""
     more = {"resume": True, **more}
     return TrainRequest(stage="coarse", out=out, overrides=[*overrides], device="cpu", **more)
 
@@ -69,13 +69,13 @@ def test_the_section_of_the_other_stage_may_differ(stopped):
     assert options.recipe.fine.lr == 0.25
 
 
-def test_equal_overrides_are_no_change(stopped, shard_folder):
+def test_overrides_that_change_nothing_are_allowed(stopped, shard_folder):
     options = set_up(asked(stopped, "train.seed=100", f"data.shards={shard_folder}"))
     assert not options.files
 
 
 @pytest.mark.parametrize("written", ["data.shards={}", "data={{shards: {}}}"])
-def test_shards_that_were_moved_are_named_by_an_override(tmp_path, stopped, shard_folder, written):
+def test_an_override_names_the_new_folder_of_moved_shards(tmp_path, stopped, shard_folder, written):
     moved = shutil.copytree(shard_folder, tmp_path / "moved")
     state = load_tensors(stopped / "state.pt")
     state["meta"] = state["meta"].replace(str(shard_folder), str(tmp_path / "gone"))
@@ -106,7 +106,7 @@ def test_a_finished_run_that_is_resumed_keeps_the_timesteps_of_its_sweep(finishe
     assert (swept.grid, swept.grid_from) == (list(before.chosen.grid), "sweep")
     assert swept.metrics["sweep"]["rule"] == "the best SSIM"
     assert swept.metrics["step"] == 12
-    resume("coarse", finished, "coarse.iterations=14")  # other weights: nothing was chosen for them
+    resume("coarse", finished, "coarse.iterations=14")  # new weights were not swept
     longer = load_checkpoint(path).meta
     assert (longer.grid, longer.grid_from) == ([999, 500], "recipe")
     assert "sweep" not in longer.metrics
@@ -124,7 +124,7 @@ def test_the_next_command_replaces_the_sweep_of_a_shorter_training(finished):
         assert swept.exit_code == 0, swept.output
 
 
-def test_a_finished_run_writes_a_damaged_checkpoint_anew(finished, coarse_run):
+def test_resuming_a_finished_run_rewrites_a_damaged_checkpoint(finished, coarse_run):
     (finished / "coarse.pt").write_bytes(b"damaged")
     resume("coarse", finished)
     assert same_weights(finished / "coarse.pt", coarse_run / "coarse.pt")
@@ -140,13 +140,13 @@ def test_an_extended_run_equals_one_that_was_as_long_from_the_start(
     assert losses(stopped) == losses(tmp_path / "whole")
 
 
-def test_a_change_holds_from_the_moment_it_is_made(stopped):
-    """Killed before the next save: the run resumes with it all the same."""
+def test_a_change_is_saved_immediately(stopped):
+    """A run that is killed before the next save resumes with the change."""
     stop_after(asked(stopped, "coarse.iterations=20", "train.save_every=100"), 7)
     assert load_state(stopped / "state.pt").meta.recipe["coarse"]["iterations"] == 20
 
 
-def test_a_run_cannot_be_shortened_below_what_is_done(stopped):
+def test_a_run_cannot_be_shortened_below_the_steps_done(stopped):
     with pytest.raises(UsageError, match=r"coarse.iterations=5 is below the 6 that are done"):
         set_up(asked(stopped, "coarse.iterations=5"))
 
@@ -155,7 +155,7 @@ def test_a_run_cannot_be_shortened_below_what_is_done(stopped):
 
 
 @pytest.mark.parametrize("text", ["3", "null", '"stage"', "[" * 100_000, '["stage"]', "{}", "\0"])
-def test_a_run_whose_environment_was_edited_is_known_by_its_name(tmp_path, stopped, text):
+def test_a_run_with_an_edited_environment_is_recognised_by_its_name(tmp_path, stopped, text):
     shutil.copytree(stopped, tmp_path / "runs" / "tiny-coarse")
     (tmp_path / "runs" / "tiny-coarse" / "env.json").write_text(text)
     assert find_run(None, "tiny", "coarse", tmp_path / "runs").path.name == "tiny-coarse"
@@ -174,11 +174,11 @@ def test_the_newest_interrupted_run_is_resumed(tmp_path, coarse_run, stopped):
     assert "tiny-coarse-2" in caught.value.hint
 
 
-def test_a_run_is_found_by_what_it_is_not_by_its_folder(tmp_path, stopped, fine_run):
-    """As the tutorial names them: --out runs/coarse."""
+def test_a_run_is_found_by_its_content_not_by_its_folder(tmp_path, stopped, fine_run):
+    """The tutorial, for example, uses --out runs/coarse."""
     root = tmp_path / "runs"
     shutil.copytree(stopped, root / "night")
-    shutil.copytree(fine_run, root / "tiny-coarse")  # whatever it is called
+    shutil.copytree(fine_run, root / "tiny-coarse")  # a folder that is named otherwise
     assert find_run(None, None, "coarse", root).path == root / "night"
     assert find_run(None, "tiny", "coarse", root).path == root / "night"
     with pytest.raises(DataError, match="no coarse run of the recipe derain to resume") as caught:
@@ -201,7 +201,7 @@ def test_one_line_begins_resumes_and_says_that_it_is_finished(tmp_path, shard_fo
     assert "the run is finished: 12 of 12 iterations are done" in notices(events)
 
 
-def test_the_line_works_as_a_command(tmp_path, shard_folder):
+def test_the_same_command_starts_and_continues_a_run(tmp_path, shard_folder):
     words = ["train-coarse", "--recipe", "tiny", "--data", shard_folder, "--out", tmp_path / "run",
              "--device", "cpu", "--precision", "fp32", "--resume-auto", *MINI,
              "coarse.iterations=2"]  # fmt: skip
@@ -212,7 +212,7 @@ def test_the_line_works_as_a_command(tmp_path, shard_folder):
     assert command(*words, "--resume").exit_code == 2
 
 
-def test_the_line_has_a_folder_of_its_own(tmp_path, shard_folder, monkeypatch):
+def test_resume_auto_always_uses_the_same_folder(tmp_path, shard_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = request("coarse", shard_folder, None, resume_auto=True)
     assert str(set_up(line).run.path) == "runs/tiny-coarse"
@@ -220,7 +220,7 @@ def test_the_line_has_a_folder_of_its_own(tmp_path, shard_folder, monkeypatch):
     assert set_up(line).resume is not None
 
 
-def test_a_run_killed_before_its_first_state_is_begun_anew(tmp_path, shard_folder):
+def test_a_run_killed_before_its_first_state_is_started_again(tmp_path, shard_folder):
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))
     with options.run.held():
         options.run.create(options.files)
@@ -229,7 +229,7 @@ def test_a_run_killed_before_its_first_state_is_begun_anew(tmp_path, shard_folde
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "env.json", "metrics.csv", "state.pt"])
-def test_a_run_killed_while_it_writes_a_first_file_is_begun_anew(tmp_path, shard_folder, name):
+def test_a_run_killed_while_it_writes_a_first_file_is_started_again(tmp_path, shard_folder, name):
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))
     suffix = (tmp_path / name).suffix
     with options.run.held():
@@ -239,7 +239,7 @@ def test_a_run_killed_while_it_writes_a_first_file_is_begun_anew(tmp_path, shard
     assert not unfinished(tmp_path / "run")
 
 
-def test_a_folder_with_somebodys_own_recipe_is_not_begun(tmp_path, shard_folder):
+def test_a_folder_with_a_recipe_of_the_user_is_refused(tmp_path, shard_folder):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("task: derain\n")
     for auto in (False, True):
@@ -249,7 +249,7 @@ def test_a_folder_with_somebodys_own_recipe_is_not_begun(tmp_path, shard_folder)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
 
 
-def test_the_fine_line_needs_its_checkpoint_only_to_begin(tmp_path, shard_folder, coarse_run):
+def test_the_fine_stage_needs_its_checkpoint_only_to_start(tmp_path, shard_folder, coarse_run):
     start = tmp_path / "coarse.pt"
     shutil.copy(coarse_run / "coarse.pt", start)
     line = request("fine", shard_folder, tmp_path / "run", init=start, resume_auto=True)
@@ -271,7 +271,7 @@ def test_tasks_of_srun_without_a_rank_are_refused(tmp_path, shard_folder, monkey
     assert not (tmp_path / "run").exists()
 
 
-def test_whose_network_is_used_is_said(tmp_path, shard_folder, fine_run):
+def test_a_notice_says_whose_network_is_used(tmp_path, shard_folder, fine_run):
     wish = TrainRequest(
         stage="coarse", recipe="tiny", data=shard_folder, out=tmp_path / "run",
         init=fine_run / "fine.pt", device="cpu",
@@ -284,7 +284,7 @@ def test_whose_network_is_used_is_said(tmp_path, shard_folder, fine_run):
 # --- a damaged state -----------------------------------------------------------------------------
 
 
-def test_metrics_that_were_edited_do_not_keep_a_run_from_its_end(stopped, coarse_run):
+def test_edited_metrics_do_not_prevent_resuming(stopped, coarse_run):
     path = stopped / "metrics.csv"
     first, *rows = path.read_text().splitlines()
     edited = ["\ufeff" + first + ",note", *(f"{row},mine" for row in rows)]
@@ -293,8 +293,8 @@ def test_metrics_that_were_edited_do_not_keep_a_run_from_its_end(stopped, coarse
     assert losses(stopped) == losses(coarse_run)
 
 
-def test_words_among_the_metrics_do_not_end_a_run(stopped):
-    """They were drawn, at the end of a training."""
+def test_text_among_the_metrics_does_not_end_a_run(stopped):
+    """The curves are drawn from the metrics at the end of a training."""
     path = stopped / "metrics.csv"
     first, row, *rows = path.read_text().splitlines()
     cells = row.split(",")
@@ -305,8 +305,8 @@ def test_words_among_the_metrics_do_not_end_a_run(stopped):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5])
-def test_a_last_line_that_was_cut_short_is_left_out(stopped, cut):
-    """Within the last column it has all of them: the score would be another one."""
+def test_an_incomplete_last_line_is_ignored(stopped, cut):
+    """Even if all columns are there, the last value may be cut short and wrong."""
     path = stopped / "metrics.csv"
     row = "8,24,2,0.0001,0.5,0,100.0,0.000,30.1234,0.98765\n"
     rows = RunFolder(stopped).read_metrics()
@@ -314,11 +314,11 @@ def test_a_last_line_that_was_cut_short_is_left_out(stopped, cut):
     assert len(RunFolder(stopped).read_metrics()) == len(rows) + 1
     path.write_bytes(path.read_bytes()[:-cut])
     assert RunFolder(stopped).read_metrics() == rows
-    path.write_bytes(path.read_bytes() + bytes(1 << 18))  # as a power failure leaves it
+    path.write_bytes(path.read_bytes() + bytes(1 << 18))  # zeros as after a power failure
     assert RunFolder(stopped).read_metrics() == rows
 
 
-def test_metrics_that_are_no_table_are_refused(stopped):
+def test_metrics_that_are_not_a_table_are_refused(stopped):
     path = stopped / "metrics.csv"
     path.write_bytes(path.read_bytes() + bytes(1 << 18) + b"\n")
     with pytest.raises(DataError, match=r"metrics\.csv: it is no table"):
@@ -334,7 +334,7 @@ def test_metrics_without_their_columns_are_refused_and_kept(stopped):
     assert path.read_bytes() == before
 
 
-def test_the_previous_state_is_beside_the_newest(stopped):
+def test_the_previous_state_is_kept(stopped):
     assert load_state(stopped / "state.pt").step == 6
     assert load_state(stopped / "state-previous.pt").step == 4
 
@@ -364,8 +364,8 @@ def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(stopped, coarse_
     assert losses(stopped) == losses(coarse_run)
 
 
-def test_a_run_that_resumed_from_an_earlier_state_keeps_what_it_saves(stopped):
-    """The checkpoint of step 6 is ahead of the state of step 4, and not the newest of this run."""
+def test_a_run_resumed_from_an_earlier_state_keeps_its_new_checkpoints(stopped):
+    """The old checkpoint of step 6 is later than the state of step 4, but is replaced."""
     (stopped / "state.pt").write_bytes(b"")
     again = asked(stopped, "train.keep=1", "train.save_every=1")
     stop_after(again, 6)
@@ -376,7 +376,7 @@ def test_a_run_that_resumed_from_an_earlier_state_keeps_what_it_saves(stopped):
     assert names == ["step-000000012.pt"]
 
 
-def test_there_is_a_state_at_each_moment_of_setting_it_aside(stopped, monkeypatch):
+def test_a_state_exists_at_each_moment_of_setting_it_aside(stopped, monkeypatch):
     """A kill between any two of its steps must leave a run that can be resumed."""
     run_folder, seen = RunFolder(stopped), []
     replace = os.replace
@@ -404,7 +404,7 @@ def test_there_is_a_state_at_each_moment_of_setting_it_aside(stopped, monkeypatc
     ],
     ids=str,
 )  # fmt: skip
-def test_a_state_that_was_edited_is_refused_by_a_sentence(stopped, changes):
+def test_an_edited_state_is_refused_in_one_line(stopped, changes):
     content = load_tensors(stopped / "state.pt")
     save_tensors(stopped / "state.pt", {**content, **changes})
     with pytest.raises(CheckpointError, match=r"state\.pt: "):
@@ -412,7 +412,7 @@ def test_a_state_that_was_edited_is_refused_by_a_sentence(stopped, changes):
 
 
 @pytest.mark.parametrize("key", ["param_groups", "state"])
-def test_an_optimiser_that_does_not_fit_is_refused_by_a_sentence(stopped, key):
+def test_an_optimiser_state_that_does_not_fit_is_refused_in_one_line(stopped, key):
     content = load_tensors(stopped / "state.pt")
     content["stepper"]["optimizer"][key] = []
     save_tensors(stopped / "state.pt", content)
@@ -432,7 +432,7 @@ def test_a_bit_that_flips_anywhere_is_noticed_or_changes_nothing(stopped):
     state = stopped / "state.pt"
     good, original = state.read_bytes(), load_tensors(state)
     random.seed(20)
-    # the directory is at the end; the rest at random
+    # the directory of the archive is at its end; other places are random
     places = [*range(len(good) - 400, len(good), 16), *random.sample(range(len(good)), 25)]
     noticed = 0
     for place in places:
@@ -443,7 +443,7 @@ def test_a_bit_that_flips_anywhere_is_noticed_or_changes_nothing(stopped):
             load_state(state)
         except CheckpointError:
             noticed += 1
-        else:  # padding, or a date
+        else:  # the bit is in padding or in a date
             assert _equal(load_tensors(state), original)
     assert noticed > 25
 
@@ -458,8 +458,8 @@ def _equal(one: object, other: object) -> bool:
     return one == other
 
 
-def test_a_state_of_an_earlier_version_keeps_loading(stopped):
-    """It was written by torch.save too: the sums have always been in it."""
+def test_a_state_of_an_earlier_version_can_be_loaded(stopped):
+    """Earlier versions used torch.save, whose archives always have checksums."""
     state = load_tensors(stopped / "state.pt")
     save_tensors(stopped / "state.pt", state)
     (stopped / "state-previous.pt").unlink()

@@ -1,4 +1,4 @@
-"""What a long training must not lose: precision, saved steps, a folder of its own, its peers."""
+"""Safety of long trainings: precision, saved steps, an exclusive folder, other processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_precision_comes_from_the_recipe_of_the_checkpoint_too(shard_folder, coa
     assert asked.precision == "fp32"
 
 
-def test_a_resumed_run_keeps_the_precision_that_was_asked_for(tmp_path, shard_folder):
+def test_a_resumed_run_keeps_the_requested_precision(tmp_path, shard_folder):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, precision="bf16", max_seconds=0.0))
@@ -57,7 +57,7 @@ def test_a_resumed_run_keeps_the_precision_that_was_asked_for(tmp_path, shard_fo
     assert other.notices == ("the run resumes in fp32; it was in bf16",)
 
 
-def test_states_from_before_precision_was_kept_can_be_resumed(tmp_path, shard_folder, coarse_run):
+def test_earlier_states_without_a_precision_can_be_resumed(tmp_path, shard_folder, coarse_run):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, max_seconds=0.0))
@@ -78,7 +78,7 @@ def test_shards_may_be_named_in_the_recipe(tmp_path, shard_folder, coarse_run):
     assert set_up(given).data == shard_folder
 
 
-def test_the_shards_in_use_come_before_those_in_the_recipe(tmp_path, shard_folder, coarse_run):
+def test_shards_given_by_data_take_precedence_over_the_recipe(tmp_path, shard_folder, coarse_run):
     named = "data.shards=elsewhere"
     run(request("coarse", shard_folder, tmp_path / "run", named, "coarse.iterations=1"))
     wish = TrainRequest("fine", init=tmp_path / "run" / "coarse.pt", device="cpu")
@@ -88,13 +88,13 @@ def test_the_shards_in_use_come_before_those_in_the_recipe(tmp_path, shard_folde
         set_up(replace(wish, overrides=[named]))
 
 
-def test_what_is_missing_is_told_before_the_device(monkeypatch):
+def test_missing_options_are_reported_before_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="--data is missing"):
         set_up(request("coarse", None, None, device="cuda"))
 
 
-def test_fp16_of_another_machine(tmp_path, shard_folder, coarse_run):
+def test_a_run_in_fp16_can_be_resumed_on_a_cpu(tmp_path, shard_folder, coarse_run):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, max_seconds=0.0))
@@ -102,7 +102,7 @@ def test_fp16_of_another_machine(tmp_path, shard_folder, coarse_run):
     save_tensors(out / "state.pt", {**state, "precision": "fp16", "computed_in": "fp16"})
     options = set_up(TrainRequest("coarse", out=out, resume=True, device="cpu"))
     assert options.notices[0].endswith("; it was in fp16")
-    assert options.precision == "fp16"  # back on the other machine it is that again
+    assert options.precision == "fp16"  # stored, so that it applies again on the other machine
     fine = TrainRequest("fine", init=coarse_run / "coarse.pt", device="cpu")
     with pytest.raises(UsageError, match=r"train\.precision fp16 needs a GPU") as caught:
         set_up(replace(fine, overrides=["train.precision=fp16"]))
@@ -111,7 +111,7 @@ def test_fp16_of_another_machine(tmp_path, shard_folder, coarse_run):
 
 
 def test_the_state_is_saved_before_each_score(tmp_path, shard_folder, monkeypatch):
-    """Also where scores and saves fall on different steps."""
+    """Also if scores and saves are at different steps."""
     saved = []
 
     def look(self, step, *_):
@@ -127,7 +127,7 @@ def test_the_state_is_saved_before_each_score(tmp_path, shard_folder, monkeypatc
 
 
 @pytest.mark.parametrize("step", [4, 12])
-def test_a_signal_ends_scoring_and_nothing_is_lost(
+def test_a_signal_ends_scoring_without_losing_steps(
     tmp_path, shard_folder, coarse_run, monkeypatch, step
 ):
     out = tmp_path / "run"
@@ -153,7 +153,7 @@ def test_a_signal_ends_scoring_and_nothing_is_lost(
         with pytest.raises(Interrupted, match=f"stopped after step {step} of 12") as caught:
             follow()
     assert caught.value.exit_code == 143
-    assert len(seen) == 1 + 2 * (step // 4 - 1)  # the second image was not begun
+    assert len(seen) == 1 + 2 * (step // 4 - 1)  # the second image was not started
     state = load_state(out / "state.pt")
     assert (state.step, state.unscored) == (step, True)
     resume("coarse", out)
@@ -164,7 +164,7 @@ def test_a_signal_ends_scoring_and_nothing_is_lost(
     ]
 
 
-def test_a_signal_in_scoring_after_a_bad_step_saves(tmp_path, shard_folder, monkeypatch):
+def test_a_signal_in_scoring_after_a_bad_step_saves_the_state(tmp_path, shard_folder, monkeypatch):
     step, score = Stepper.step, Validator._score
 
     def bad(self, batch, share, lr, micro_batch):
@@ -186,7 +186,7 @@ def test_a_signal_in_scoring_after_a_bad_step_saves(tmp_path, shard_folder, monk
     assert (state.step, state.unscored) == (8, True)
 
 
-def test_a_save_that_fell_on_a_bad_step_is_made_up_for(tmp_path, shard_folder, monkeypatch):
+def test_a_save_due_at_a_bad_step_is_made_later(tmp_path, shard_folder, monkeypatch):
     step, states = Stepper.step, []
 
     def sometimes(self, batch, share, lr, micro_batch):
@@ -199,12 +199,12 @@ def test_a_save_that_fell_on_a_bad_step_is_made_up_for(tmp_path, shard_folder, m
     short = ("coarse.iterations=8", "train.validate_every=100")
     wish = request("coarse", shard_folder, tmp_path / "run", *short)
     for event in train(set_up(wish)):
-        if isinstance(event, StepDone):  # what is on disk before this step's save
+        if isinstance(event, StepDone):  # the state on disk before the save of this step
             states.append(load_state(tmp_path / "run" / "state.pt").step)
     assert states[:8] == [0, 0, 0, 0, 4, 4, 6, 6]
 
 
-def test_a_score_that_is_no_number_is_not_the_best(tmp_path, shard_folder, monkeypatch):
+def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path, shard_folder, monkeypatch):
     scores = iter([math.nan, 20.0, 19.0])
     monkeypatch.setattr(
         train_validation, "mean_scores", lambda _: {"psnr": next(scores), "ssim": 0.5}
@@ -219,7 +219,7 @@ def test_a_score_that_is_no_number_is_not_the_best(tmp_path, shard_folder, monke
     assert result.best_psnr == 20.0
 
 
-def test_samples_of_two_scenes_and_of_long_names(tmp_path):
+def test_file_names_of_samples_are_unique_and_short(tmp_path):
     assert sample_labels(["val/0001", "val/0002"]) == {"val/0001": "0001", "val/0002": "0002"}
     long, scenes = "雨" * 81, ["a/1", "b/1"]
     for names, begin in (([long], ["雨" * 80]), (scenes, ["val_a_1", "val_b_1"])):
@@ -236,7 +236,7 @@ def test_samples_of_two_scenes_and_of_long_names(tmp_path):
         assert samples == [f"{label}-000000001.png" for label in begin]
 
 
-def test_micro_batches_found_elsewhere_are_found_again(tmp_path, shard_folder):
+def test_micro_batches_are_chosen_again_on_another_machine(tmp_path, shard_folder):
     out, short = tmp_path / "run", ("coarse.iterations=4", "train.micro_batch=auto")
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, *short, max_seconds=0.0))
@@ -248,7 +248,7 @@ def test_micro_batches_found_elsewhere_are_found_again(tmp_path, shard_folder):
 
 
 @pytest.mark.slow
-def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
+def test_a_run_folder_is_used_by_one_process(tmp_path, shard_folder):
     out = tmp_path / "run"
     stop_after(request("coarse", shard_folder, out, "coarse.iterations=4"), 3)
     hold = "import sys; from pathlib import Path\n"
@@ -271,8 +271,10 @@ def test_a_run_folder_is_one_process_s(tmp_path, shard_folder):
     assert len(losses(out)) == 2
 
 
-def test_trainings_that_begin_at_the_same_moment(tmp_path, shard_folder, monkeypatch):
-    """Both have found one name free; the second one takes the next instead of being refused."""
+def test_trainings_started_at_the_same_moment_use_different_folders(
+    tmp_path, shard_folder, monkeypatch
+):
+    """All found the same name unused; the later ones take the next names and are not refused."""
     monkeypatch.chdir(tmp_path)
     wish = request("coarse", shard_folder.absolute(), None, "coarse.iterations=2")
     chosen = [set_up(wish) for _ in range(3)]
@@ -287,7 +289,7 @@ def test_trainings_that_begin_at_the_same_moment(tmp_path, shard_folder, monkeyp
     first.close()
     held = {path.name for path in (tmp_path / "runs" / "tiny-coarse").iterdir()}
     assert not held & {"train.log", "coarse.pt", "tensorboard"}
-    # a name that was asked for is no other
+    # a name that was requested is not replaced by another
     with pytest.raises(UsageError, match="the run folder is not empty"):
         run(replace(wish, out=Path("runs/tiny-coarse-2")))
 
@@ -324,8 +326,8 @@ def test_all_processes_of_a_training_take_the_next_name(tmp_path, shard_folder, 
     assert done.returncode == 0, done.stderr
 
 
-def test_a_state_that_another_process_moved_on(tmp_path, shard_folder):
-    """Read before the other one was done: nothing of the other's is cut back."""
+def test_a_state_that_another_process_advanced_is_noticed(tmp_path, shard_folder):
+    """The state was read before the other process finished, whose metrics must not be truncated."""
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, "coarse.iterations=4", max_seconds=0.0))
@@ -340,7 +342,7 @@ def test_a_state_that_another_process_moved_on(tmp_path, shard_folder):
     assert load_state(out / "state.pt").step == 4
 
 
-def test_a_folder_with_a_lock_alone_is_empty(tmp_path, shard_folder):
+def test_a_folder_with_only_a_lock_file_counts_as_empty(tmp_path, shard_folder):
     out = tmp_path / "run"
     out.mkdir()
     (out / ".lock").touch()
@@ -348,7 +350,7 @@ def test_a_folder_with_a_lock_alone_is_empty(tmp_path, shard_folder):
     assert (out / "coarse.pt").is_file()
 
 
-def test_a_line_says_that_a_step_was_left_out():
+def test_a_skipped_step_is_described():
     done = StepDone(7, 16, 4, math.nan, math.inf, 1e-4, True, 1.0, 0.0, 0)
     assert describe(done).endswith("waited 0.0%: no finite gradient, step skipped")
     assert "step skipped" not in describe(replace(done, skipped=False))
@@ -386,18 +388,18 @@ ONE_RANK_FAILS = """
 
 
 @pytest.mark.acceptance
-def test_one_process_out_of_memory_in_its_first_try(tmp_path, shard_folder):
-    """It tries again in smaller pieces while the other waits: neither may wait for ever."""
+def test_one_process_out_of_memory_in_its_first_attempt(tmp_path, shard_folder):
+    """It retries with a smaller micro-batch while the other waits; neither may wait for ever."""
     script = tmp_path / "fails.py"
     script.write_text(textwrap.dedent(ONE_RANK_FAILS))
     done = torchrun(str(script), str(shard_folder), str(tmp_path / "run"), *MINI)
     assert done.returncode == 0, done.stderr
-    # the second process had two rows of the four: it went down to one, and all with it
+    # the second process, with two of the four rows, reduced them to one, and so did the first
     assert load_state(tmp_path / "run" / "state.pt").micro[16] == 1
 
 
 @pytest.mark.acceptance
-def test_an_error_of_one_process_is_told_and_ends_all(tmp_path, shard_folder):
+def test_an_error_of_one_process_is_reported_and_ends_all(tmp_path, shard_folder):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     words = ["--recipe", "tiny", "--data", str(shard_folder), "--out", str(tmp_path / "full")]
@@ -410,7 +412,7 @@ def test_an_error_of_one_process_is_told_and_ends_all(tmp_path, shard_folder):
 
 
 def test_validation_samples_with_the_recipe_s_eta(tmp_path, shard_folder):
-    """Its noise makes other scores of the same weights."""
+    """Its noise changes the scores of the same weights."""
     scores = {}
     for eta in (0.0, 1.0):
         out = tmp_path / str(eta)

@@ -1,4 +1,4 @@
-"""TensorBoard: the same numbers as metrics.csv, no step twice, and how it is switched."""
+"""TensorBoard: the numbers of metrics.csv, no step twice, and how it is enabled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.kit.training import metrics, request, resume, run, stop_after
 
 
 def read(folder: Path):
-    """TensorBoard's own view of a run."""
+    """Read a run by TensorBoard's own reader."""
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = reader.EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
     return events.Reload()
@@ -32,11 +32,11 @@ def assert_equals_metrics(folder: Path) -> None:
         wanted = [(int(row["iteration"]), float(row[column])) for row in rows if row[column]]
         seen = [(event.step, event.value) for event in events.Scalars(tag)]
         assert [step for step, _ in seen] == [step for step, _ in wanted], tag
-        # event files hold float32
+        # event files store float32
         assert [v for _, v in seen] == pytest.approx([v for _, v in wanted], rel=1e-6), tag
 
 
-def test_scalars_equal_metrics(coarse_run):
+def test_scalars_equal_metrics_csv(coarse_run):
     assert_equals_metrics(coarse_run)
     assert all(event.value > 1e6 for event in read(coarse_run).Scalars(MEMORY_TAG))
 
@@ -51,8 +51,8 @@ def test_sample_restorations_are_shown(coarse_run):
     assert shown[0].width == 3 * 56  # degraded, restored, target
 
 
-def test_resumed_shows_no_step_twice(tmp_path, shard_folder):
-    """Stopped past the last saved state: what was shown after it is shown again, once."""
+def test_a_resumed_run_shows_no_step_twice(tmp_path, shard_folder):
+    """Steps after the last saved state are computed again, and shown once."""
     pytest.importorskip("tensorboard")
     stop_after(request("coarse", shard_folder, tmp_path / "run", "train.save_every=4"), 7)
     resume("coarse", tmp_path / "run")
@@ -60,8 +60,8 @@ def test_resumed_shows_no_step_twice(tmp_path, shard_folder):
     assert_equals_metrics(tmp_path / "run")
 
 
-def test_what_was_shown_is_on_disk_when_the_state_is(tmp_path, shard_folder):
-    """A copy taken right after a save, as kill -9 would leave it."""
+def test_events_are_on_disk_when_the_state_is_saved(tmp_path, shard_folder):
+    """A copy of the folder right after a save is what kill -9 would leave."""
     pytest.importorskip("tensorboard")
     job = train(set_up(request("coarse", shard_folder, tmp_path / "run", "train.save_every=4")))
     events = iter(job)
@@ -87,7 +87,7 @@ def test_only_the_main_process_writes(tmp_path):
     assert not (tmp_path / "board").exists()
 
 
-def test_asked_for_and_not_installed(tmp_path, shard_folder, monkeypatch):
+def test_tensorboard_that_is_requested_must_be_installed(tmp_path, shard_folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
         train(set_up(request("coarse", shard_folder, tmp_path / "run", "train.tensorboard=true")))
@@ -97,7 +97,7 @@ def test_asked_for_and_not_installed(tmp_path, shard_folder, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot be written"):
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="every name is UTF-8 there")
-def test_a_run_whose_name_is_not_utf_8_has_none_and_says_so(tmp_path, shard_folder, capfd):
+def test_a_run_whose_name_is_not_utf_8_has_none_and_a_notice(tmp_path, shard_folder, capfd):
     pytest.importorskip("tensorboard")
     folder = tmp_path / os.fsdecode(b"\xff")
     wish = request("coarse", shard_folder, folder, "coarse.iterations=2")

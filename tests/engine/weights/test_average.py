@@ -1,4 +1,4 @@
-"""The mean of several trainings' weights: its numbers, and what has no mean."""
+"""The mean of the weights of several trainings, and weights that have no mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
 
 
 def write(path: Path, net: DFT, value: float, **said: Any) -> Path:
-    """A checkpoint whose EMA weights are all one value, its raw ones another."""
+    """Write a checkpoint whose EMA weights all have one value and its raw weights another."""
     network = Network(dim=net.dim, blocks=[1, 1, 1, 1])
     meta = Meta(**{"network": network, "stage": "fine", "grid": [500], "step": 7, **said})
     states = [
@@ -40,10 +40,10 @@ def net(tiny_net: Callable[..., DFT]) -> DFT:
         ([3, 1], 1.5),
         ([0.25, 0.75], 2.5),
         ([1e-300, 1e300], 3.0),
-        ([1e308, 1e308], 2.0),  # whose sum is infinite
+        ([1e308, 1e308], 2.0),  # their sum is infinite
     ],
 )
-def test_the_mean_is_of_the_ema_weights(
+def test_the_mean_is_that_of_the_ema_weights(
     shares: list[float] | None, mean: float, net: DFT, tmp_path: Path
 ) -> None:
     recipe = Recipe(task="denoise").to_dict()
@@ -60,14 +60,14 @@ def test_the_mean_is_of_the_ema_weights(
     assert said.bytes == said.out.stat().st_size
 
 
-def test_one_that_is_given_twice_has_both_shares(net: DFT, tmp_path: Path) -> None:
+def test_the_shares_of_a_repeated_checkpoint_add_up(net: DFT, tmp_path: Path) -> None:
     one, four = write(tmp_path / "1.pt", net, 1), write(tmp_path / "4.pt", net, 4)
     said = average([one, four, one], tmp_path / "mean.pt")
     assert said.sources == pytest.approx({str(one): 2 / 3, str(four): 1 / 3})
     assert all((tensor == 2).all() for tensor in load_checkpoint(said.out).ema.values())
 
 
-def test_rounding_does_not_add_up(net: DFT, tmp_path: Path) -> None:
+def test_rounding_errors_do_not_accumulate(net: DFT, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{k}.pt", net, 0.1) for k in range(7)]
     found = load_checkpoint(average(files, tmp_path / "mean.pt").out)
     assert all((tensor == torch.tensor(0.1)).all() for tensor in found.ema.values())
@@ -83,15 +83,19 @@ def test_rounding_does_not_add_up(net: DFT, tmp_path: Path) -> None:
         ({"network": Network(dim=8, blocks=[1, 1, 1, 1], ffn_factor=2.5)}, "network"),
     ],
 )
-def test_what_has_no_mean(said: dict[str, Any], what: str, net: DFT, tmp_path: Path) -> None:
+def test_checkpoints_that_differ_have_no_mean(
+    said: dict[str, Any], what: str, net: DFT, tmp_path: Path
+) -> None:
     files = [write(tmp_path / "1.pt", net, 1), write(tmp_path / "2.pt", net, 2, **said)]
     with pytest.raises(CheckpointError, match=f"2.pt: it differs in its {what} from .*1.pt"):
         average(files, tmp_path / "mean.pt")
     assert not (tmp_path / "mean.pt").exists()
 
 
-def test_other_tensors(net: DFT, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
-    """The network is the same by what the file says, not by what it holds."""
+def test_checkpoints_with_other_tensors_have_no_mean(
+    net: DFT, tiny_net: Callable[..., DFT], tmp_path: Path
+) -> None:
+    """The metadata state the same network, but the files hold other tensors."""
     one, other = write(tmp_path / "1.pt", net, 1), write(tmp_path / "2.pt", net, 1)
     content = torch.load(other, weights_only=True)
     content["params_ema"]["output.weight"] = torch.ones(1)
@@ -110,13 +114,15 @@ def test_other_tensors(net: DFT, tiny_net: Callable[..., DFT], tmp_path: Path) -
         ([1, float("inf")], "positive numbers, got 1, inf"),
     ],
 )
-def test_wrong_shares(shares: list[float], text: str, net: DFT, tmp_path: Path) -> None:
+def test_invalid_shares_are_refused(
+    shares: list[float], text: str, net: DFT, tmp_path: Path
+) -> None:
     files = [write(tmp_path / f"{k}.pt", net, k) for k in (1, 2)]
     with pytest.raises(UsageError, match=text):
         average(files, tmp_path / "mean.pt", shares)
 
 
-def test_nothing_is_replaced_unasked(net: DFT, tmp_path: Path) -> None:
+def test_a_file_is_replaced_only_if_requested(net: DFT, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{k}.pt", net, k) for k in (1, 2)]
     before = files[0].read_bytes()
     with pytest.raises(UsageError, match="already exists") as error:
@@ -129,14 +135,14 @@ def test_nothing_is_replaced_unasked(net: DFT, tmp_path: Path) -> None:
     assert load_checkpoint(files[0]).ema["output.weight"].unique().tolist() == [1.5]
 
 
-def test_a_mean_is_no_onnx_file(net: DFT, tmp_path: Path) -> None:
+def test_a_mean_cannot_be_written_as_onnx(net: DFT, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{name}.pt", net, 1) for name in "ab"]
     with pytest.raises(UsageError, match="not as ONNX"):
         average(files, tmp_path / "mean.onnx")
     assert not (tmp_path / "mean.onnx").exists()
 
 
-def test_one_alone_and_one_that_is_missing(net: DFT, tmp_path: Path) -> None:
+def test_one_checkpoint_or_a_missing_one_is_refused(net: DFT, tmp_path: Path) -> None:
     one = write(tmp_path / "1.pt", net, 1)
     with pytest.raises(UsageError, match="two checkpoints or more, got 1"):
         average([one], tmp_path / "mean.pt")
@@ -144,7 +150,7 @@ def test_one_alone_and_one_that_is_missing(net: DFT, tmp_path: Path) -> None:
         average([one, tmp_path / "2.pt"], tmp_path / "mean.pt")
 
 
-def test_shares_as_text() -> None:
+def test_shares_are_parsed() -> None:
     assert parse_shares("0.7, 0.3") == [0.7, 0.3]
     with pytest.raises(UsageError, match="must be numbers with commas between, got 1,half"):
         parse_shares("1,half")

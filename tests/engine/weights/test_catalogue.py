@@ -1,4 +1,4 @@
-"""The catalogue of packaged weights: damage, and the one that is really installed."""
+"""The catalogue of packaged weights: damaged ones, and the installed one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def derain(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
     return package(packaged, "derain", tiny_net(), [999, 500])
 
 
-def test_what_is_written_is_read(packaged: Path, derain: Path) -> None:
+def test_an_entry_that_is_written_is_read_back(packaged: Path, derain: Path) -> None:
     entry = read_catalogue()["derain"]
     assert entry == read_catalogue(packaged)["derain"]
     said = asdict(entry)
@@ -54,7 +54,7 @@ def test_what_is_written_is_read(packaged: Path, derain: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", " \n", '{"format_version": 1, "weights": {}}'])
-def test_nothing_is_packaged(text: str | None, packaged: Path) -> None:
+def test_a_folder_without_a_catalogue_has_no_weights(text: str | None, packaged: Path) -> None:
     if text is not None:
         (packaged / CATALOGUE).write_text(text)
     assert read_catalogue() == {}
@@ -74,7 +74,7 @@ def test_nothing_is_packaged(text: str | None, packaged: Path) -> None:
         "[" * 100_000,
     ],
 )  # fmt: skip
-def test_a_damaged_catalogue(text: str, packaged: Path) -> None:
+def test_a_damaged_catalogue_is_refused(text: str, packaged: Path) -> None:
     (packaged / CATALOGUE).write_text(text)
     with pytest.raises(CheckpointError, match="installation of c2fdft is damaged") as caught:
         read_catalogue()
@@ -99,7 +99,7 @@ def test_a_damaged_catalogue(text: str, packaged: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("derain")
-def test_wrong_values(key: str, value: Any, says: str, packaged: Path) -> None:
+def test_invalid_values_are_refused(key: str, value: Any, says: str, packaged: Path) -> None:
     content = json.loads((packaged / CATALOGUE).read_text())
     content["weights"]["derain"][key] = value
     (packaged / CATALOGUE).write_text(json.dumps(content))
@@ -107,7 +107,7 @@ def test_wrong_values(key: str, value: Any, says: str, packaged: Path) -> None:
         read_catalogue()
 
 
-def test_a_hostile_name(packaged: Path, derain: Path) -> None:
+def test_a_name_that_leads_out_of_the_folder_is_refused(packaged: Path, derain: Path) -> None:
     content = json.loads((packaged / CATALOGUE).read_text())
     entry = content["weights"].pop("derain")
     content["weights"]["../derain"] = {**entry, "file": "../derain.pt"}
@@ -117,7 +117,7 @@ def test_a_hostile_name(packaged: Path, derain: Path) -> None:
     assert derain.is_file()
 
 
-def test_damaged_files(derain: Path) -> None:
+def test_damaged_files_are_refused(derain: Path) -> None:
     entry, data = read_catalogue()["derain"], derain.read_bytes()
     derain.write_bytes(data[:-1])
     with pytest.raises(CheckpointError, match=f"damaged.*{len(data) - 1} bytes, the catalogue"):
@@ -128,7 +128,7 @@ def test_damaged_files(derain: Path) -> None:
     derain.unlink()
     with pytest.raises(CheckpointError, match=r"damaged.*missing"):
         checked_file(entry)
-    assert read_catalogue()["derain"] == entry  # listing opens no file
+    assert read_catalogue()["derain"] == entry  # listing the weights opens none of their files
 
 
 def test_every_packaged_file_is_in_the_catalogue() -> None:
@@ -140,7 +140,7 @@ def test_every_packaged_file_is_in_the_catalogue() -> None:
 
 @pytest.mark.parametrize("name", list(read_catalogue()))
 def test_packaged_weights_restore(name: str, tmp_path: Path) -> None:
-    """The file is whole and small, its card exists, and it restores with its own timesteps."""
+    """The file is intact and small, its card exists, and it restores with its own timesteps."""
     entry: Entry = read_catalogue()[name]
     assert checked_file(entry).stat().st_size <= MAX_FILE_BYTES
     assert (ROOT / entry.card).is_file()
@@ -152,7 +152,7 @@ def test_packaged_weights_restore(name: str, tmp_path: Path) -> None:
     assert out.is_file()
 
 
-REAL = {  # a degraded picture, its target, and the gain that is the least, in dB
+REAL = {  # a degraded picture, its target, and the minimum gain in dB
     "derain": ("rain100l/rainy/rain-001.png", "rain100l/norain-001.png", 5.0),
     "denoise": (None, "kodak24/kodim05.png", 5.0),
     "deblur": ("levin/input/im1_k1.png", "levin/target/im1_k1.png", 0.6),

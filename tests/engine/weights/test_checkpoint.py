@@ -1,4 +1,4 @@
-"""Checkpoints: ours, official ones, and files that are neither."""
+"""Checkpoints: this program's, official ones, and files that are neither."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def saved(tmp_path):
 
 
 def rewrite(path, **changes):
-    """The same file with changed content; a key set to None is left out."""
+    """Write a checkpoint again with changed content; a key set to None is removed."""
     content = torch.load(path, weights_only=True) | changes
     torch.save({k: v for k, v in content.items() if v is not None}, path)
 
 
-def test_round_trip(saved):
+def test_a_checkpoint_is_read_back_as_saved(saved):
     path, net = saved
     checkpoint = load_checkpoint(path)
     assert checkpoint.grid() == [999, 500]
@@ -53,7 +53,7 @@ def test_round_trip(saved):
         assert torch.equal(checkpoint.network()(x, t), net(x, t))
 
 
-def test_it_has_the_keys_of_an_official_checkpoint(saved):
+def test_a_checkpoint_has_the_keys_of_an_official_one(saved):
     content = torch.load(saved[0], weights_only=True)
     assert set(content) == {"params", "params_ema", "meta"}
     assert json.loads(content["meta"])["format_version"] == 1
@@ -68,7 +68,7 @@ def test_it_has_the_keys_of_an_official_checkpoint(saved):
         Network(dim=12, blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1], ffn_factor=2.66),
     ],
 )
-def test_network_is_inferred_from_names_and_shapes(network, tmp_path):
+def test_the_network_is_inferred_from_names_and_shapes(network, tmp_path):
     state = make_network(network).state_dict()
     inferred = infer_network(state, tmp_path)
     assert make_network(inferred, state) is not None
@@ -85,13 +85,13 @@ def test_a_file_without_meta_is_an_official_checkpoint(saved):
     assert checkpoint.grid() == [999, 666, 333, 0]
 
 
-def test_params_alone_will_do(saved):
+def test_params_alone_are_sufficient(saved):
     path, _ = saved
     rewrite(path, params_ema=None, meta=None)
     assert load_checkpoint(path).ema.keys() == load_checkpoint(path).params.keys()
 
 
-def test_bare_state_dict_will_do(saved, tmp_path):
+def test_a_bare_state_dict_is_sufficient(saved, tmp_path):
     bare = tmp_path / "bare.pth"
     torch.save(saved[1].state_dict(), bare)
     assert load_checkpoint(bare).meta.network.dim == 8
@@ -125,7 +125,7 @@ def test_half_precision_weights_become_float32(saved):
         (lambda p: None, "no such checkpoint"),
     ],
 )
-def test_files_that_are_not_checkpoints(tmp_path, write, words):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, write, words):
     path = tmp_path / "x.pt"
     write(path)
     with pytest.raises(CheckpointError) as caught:
@@ -134,14 +134,14 @@ def test_files_that_are_not_checkpoints(tmp_path, write, words):
     assert "\n" not in str(caught.value)
 
 
-def test_truncated_file(saved):
+def test_a_truncated_file_is_refused(saved):
     path, _ = saved
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_checkpoint(path)
 
 
-def test_archive_that_unfolds_to_much_more(tmp_path):
+def test_an_archive_that_unpacks_to_much_more_is_refused(tmp_path):
     path = tmp_path / "bomb.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", b"\0" * (8 << 20))
@@ -174,7 +174,7 @@ def test_archive_that_unfolds_to_much_more(tmp_path):
         ('{"format_version": 1, "network": {"blocks": [1, 1, 1, 999]}, "diffusion": {}}', "meta"),
     ],
 )
-def test_meta_that_cannot_be(saved, meta, words):
+def test_impossible_metadata_are_refused(saved, meta, words):
     path, _ = saved
     rewrite(path, meta=meta)
     with pytest.raises(CheckpointError) as caught:
@@ -182,8 +182,8 @@ def test_meta_that_cannot_be(saved, meta, words):
     assert words in str(caught.value)
 
 
-def test_edited_metadata_are_read_or_refused_by_a_sentence():
-    """What is read can be used: recipe, network, noise schedule, timesteps."""
+def test_edited_metadata_are_read_or_refused_in_one_line():
+    """If they are read, recipe, network, noise schedule and timesteps can be used."""
     recipe = load_recipe("tiny").to_dict()
     meta = Meta(SMALL, stage="fine", grid=[999, 500], recipe=recipe, metrics={"psnr": 30.0})
     read = refused = 0
@@ -205,12 +205,12 @@ def test_edited_metadata_are_read_or_refused_by_a_sentence():
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"step": ' + "1" * 5000 + "}"])
-def test_metadata_nested_too_deep_or_with_too_long_a_number(text):
+def test_metadata_with_deep_nesting_or_a_huge_number_are_refused(text):
     with pytest.raises(CheckpointError, match="its metadata is not JSON text"):
         read_meta(text, Path("odd.pt"))
 
 
-def test_weights_that_do_not_fit(saved):
+def test_weights_that_do_not_fit_the_network_are_refused(saved):
     path, net = saved
     state = net.state_dict()
     state["output.weight"] = torch.zeros(3, 2, 3, 3)
@@ -228,7 +228,7 @@ def test_weights_that_do_not_fit(saved):
         assert words in told
 
 
-def test_saving_does_not_touch_the_old_file_when_it_fails(saved, monkeypatch):
+def test_a_failed_save_keeps_the_old_file(saved, monkeypatch):
     path, net = saved
     before = path.read_bytes()
 

@@ -1,4 +1,4 @@
-"""find_weights: what --weights and --task may stand for."""
+"""find_weights: which weights --weights and --task select."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def three(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
     return packaged
 
 
-def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_file_is_used_directly(tmp_path: Path) -> None:
     path = tmp_path / "some"
     path.write_bytes(b"x")
     assert find_weights(str(path)) == path
@@ -35,7 +35,7 @@ def test_a_missing_file_is_left_to_the_reader() -> None:
 
 
 @pytest.mark.usefixtures("packaged")
-def test_nothing_chosen_says_how_to_get_weights(
+def test_without_weights_the_hint_says_how_to_get_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "runs" / "derain-fine"
@@ -50,13 +50,13 @@ def test_nothing_chosen_says_how_to_get_weights(
 
 
 @pytest.mark.usefixtures("packaged")
-def test_a_name_without_packaged_weights() -> None:
+def test_a_name_without_packaged_weights_is_refused() -> None:
     with pytest.raises(CheckpointError, match="there are no packaged weights 'derain'") as caught:
         find_weights("derain")
     assert caught.value.hint == "packaged: none (or give a file)"
 
 
-def test_names_and_tasks(three: Path) -> None:
+def test_names_and_tasks_select_packaged_weights(three: Path) -> None:
     assert find_weights("derain") == find_weights(None, "derain") == three / "derain.pt"
     assert (
         find_weights("derain-4step") == packaged_file("derain-4step") == three / "derain-4step.pt"
@@ -74,11 +74,11 @@ def test_steps_choose_among_the_weights_of_a_task(three: Path) -> None:
     assert four.path == three / "derain-4step.pt"
     said = "weights: derain-4step, 4 sampling steps (for --steps 4); derain: 1 sampling step, 0.5"
     assert four.remarks[0].startswith(said)
-    # nothing was trained for seven: the sampler of the best weights is asked for them
+    # no weights were trained for seven steps: the best weights sample in seven
     assert choose_weights(None, steps=7).path == three / "derain.pt"
 
 
-def test_a_former_name_is_remarked_on(
+def test_a_former_name_gives_a_notice(
     three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -86,7 +86,7 @@ def test_a_former_name_is_remarked_on(
     assert found.path == three / "derain.pt"
     assert found.remarks == ["weights: derain-fast is now called derain"]
     assert packaged_file("derain-fast") == find_path("derain-fast") == three / "derain.pt"
-    Path("derain-fast").write_bytes(b"x")  # the name is free again: a file may have it
+    Path("derain-fast").write_bytes(b"x")  # the former name may be that of a file
     assert choose_weights("derain-fast").path == Path("derain-fast")
     assert find_path("derain-fast") == Path("derain-fast")
 
@@ -104,7 +104,7 @@ def test_the_best_weights_are_the_default_and_among_equals_the_cheaper(
     assert choose_weights(None).path == packaged / f"{first}.pt"
 
 
-def test_the_default_is_derain_and_names_the_others(three: Path) -> None:
+def test_the_default_is_derain_with_a_note_on_the_others(three: Path) -> None:
     found = choose_weights(None)
     assert found.path == three / "derain.pt"
     assert found.remarks == [
@@ -113,7 +113,7 @@ def test_the_default_is_derain_and_names_the_others(three: Path) -> None:
     ]
 
 
-def test_a_task_takes_any_weights_for_it(packaged: Path, tiny_net: Callable[..., DFT]) -> None:
+def test_a_task_uses_any_weights_for_it(packaged: Path, tiny_net: Callable[..., DFT]) -> None:
     package(packaged, "denoise-new", tiny_net(), [500], task="denoise")
     assert find_weights(None, "denoise") == packaged / "denoise-new.pt"
     with pytest.raises(CheckpointError) as caught:
@@ -139,13 +139,13 @@ def test_a_task_without_weights_names_what_exists() -> None:
         (packaged_file, "xyz", "packaged: derain, derain-4step, denoise"),
     ],
 )
-def test_wrong_names(find: Callable[[str], Path], name: str, hint: str) -> None:
+def test_unknown_names_are_refused(find: Callable[[str], Path], name: str, hint: str) -> None:
     with pytest.raises(CheckpointError, match=f"there are no packaged weights {name!r}") as caught:
         find(name)
     assert caught.value.hint == hint
 
 
-def test_wrong_tasks() -> None:
+def test_unknown_tasks_are_refused() -> None:
     with pytest.raises(UsageError, match="got 'denoize'") as caught:
         find_weights(None, "denoize")
     assert caught.value.hint == "did you mean denoise?"
@@ -153,7 +153,7 @@ def test_wrong_tasks() -> None:
         find_weights("derain", "derain")
 
 
-def test_a_file_of_the_name_is_taken_by_its_path_alone(
+def test_a_file_with_a_packaged_name_is_used_only_by_its_path(
     three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -175,6 +175,6 @@ def test_a_file_of_the_name_is_taken_by_its_path_alone(
 
 @pytest.mark.usefixtures("three")
 @pytest.mark.parametrize("spec", ["a" * 300, "a" * 300 + ".pth", "a\0b", "a\0b.pth"])
-def test_names_that_no_file_can_have(spec: str) -> None:
+def test_names_that_no_file_can_have_are_refused(spec: str) -> None:
     with pytest.raises(CheckpointError):
         load_checkpoint(find_weights(spec))

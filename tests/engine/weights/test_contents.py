@@ -1,4 +1,4 @@
-"""Weights as others publish them: wrapped, prefixed, beside optimisers and Python objects."""
+"""Weights of other programs: wrapped, prefixed, with optimisers and Python objects."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def named(prefix, state):
         "netG.",
     ],
 )
-def test_keys_and_prefixes(saved, raw, key, prefix):
+def test_weights_are_found_by_keys_and_prefixes(saved, raw, key, prefix):
     state = named(prefix, raw)
     checkpoint = load_checkpoint(saved(state if key is None else {key: state, "epoch": 3}))
     assert same(checkpoint.ema, raw)
@@ -71,17 +71,17 @@ def test_keys_and_prefixes(saved, raw, key, prefix):
     assert next(checkpoint.network().parameters()).dtype == torch.float32
 
 
-def test_names_lose_what_was_wrapped_around_the_network():
+def test_prefixes_of_wrappers_are_removed():
     assert plain_name("module._orig_mod.latent.0._orig_mod.attn") == "latent.0.attn"
     assert plain_name("_fsdp_wrapped_module.a._checkpoint_wrapped_module.b") == "a.b"
 
 
-def test_blocks_compiled_one_by_one(saved, raw):
+def test_names_of_blocks_compiled_one_by_one_are_recognised(saved, raw):
     odd = {name.replace("latent.0.", "latent.0._orig_mod."): t for name, t in raw.items()}
     assert same(load_checkpoint(saved({"state_dict": odd})).ema, raw)
 
 
-def test_lightning(saved, raw, ema):
+def test_a_checkpoint_of_lightning_is_read(saved, raw, ema):
     content = {
         "epoch": 9,
         "global_step": 12345,
@@ -104,14 +104,14 @@ def test_lightning(saved, raw, ema):
     assert same(checkpoint.ema, ema)
 
 
-def test_mprnet_and_restormer(saved, raw):
+def test_checkpoints_of_mprnet_and_restormer_are_read(saved, raw):
     optimizer = torch.optim.AdamW(torch.nn.Linear(2, 2).parameters())
     content = {"epoch": 3, "state_dict": named("module.", raw), "optimizer": optimizer.state_dict()}
     assert same(load_checkpoint(saved(content)).ema, raw)
     assert same(load_checkpoint(saved({"params": raw})).ema, raw)
 
 
-def test_mmcv(saved, raw):
+def test_a_checkpoint_of_mmcv_is_read(saved, raw):
     content = {"meta": {"epoch": 3, "mmcv_version": "1.7"}, "state_dict": named("generator.", raw)}
     checkpoint = load_checkpoint(saved(content))
     assert same(checkpoint.ema, raw)
@@ -159,7 +159,7 @@ def test_several_sets_are_refused_and_listed(saved, raw, ema):
     assert "torch.save(content['NAME']" in caught.value.hint
 
 
-def test_the_same_set_twice_is_one(saved, raw):
+def test_equal_sets_count_as_one(saved, raw):
     assert same(load_checkpoint(saved({"model": raw, "state_dict": raw})).ema, raw)
 
 
@@ -174,7 +174,7 @@ def test_the_same_set_twice_is_one(saved, raw):
         (argparse.Namespace(a=1), "it is a whole Python object (argparse.Namespace)"),
     ],
 )
-def test_whole_objects_are_refused_with_the_way_out(saved, content, says):
+def test_pickled_modules_are_refused_with_a_hint(saved, content, says):
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(saved(content))
     assert says in str(caught.value)
@@ -183,7 +183,7 @@ def test_whole_objects_are_refused_with_the_way_out(saved, content, says):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("key", ["params", "params_ema"])
-def test_weights_that_are_no_numbers(saved, raw, key, number):
+def test_weights_that_are_not_numbers_are_refused(saved, raw, key, number):
     broken = dict(raw)
     broken["output.weight"] = torch.full_like(raw["output.weight"], number)
     with pytest.raises(CheckpointError, match=r"NaN or infinite in output\.weight") as caught:
@@ -191,7 +191,7 @@ def test_weights_that_are_no_numbers(saved, raw, key, number):
     assert "take an earlier checkpoint" in caught.value.hint
 
 
-def test_weights_of_another_network(saved):
+def test_weights_of_another_network_are_refused(saved):
     content = {"state_dict": {"conv.weight": torch.ones(3), "conv.bias": torch.ones(1)}}
     with pytest.raises(CheckpointError, match="not the weights of a DFT"):
         load_checkpoint(saved(content))
@@ -199,12 +199,12 @@ def test_weights_of_another_network(saved):
 
 @pytest.mark.parametrize("shape", [(), (0,), (8,), (0, 0, 0, 0), (8, 6, 3, 3, 1, 1)])
 @pytest.mark.parametrize("name", ["patch_embed.proj.weight", "latent.0.ffn.project_in.weight"])
-def test_weights_of_odd_shapes(saved, raw, name, shape):
+def test_weights_of_odd_shapes_are_refused(saved, raw, name, shape):
     with pytest.raises(CheckpointError):
         load_checkpoint(saved(raw | {name: torch.zeros(shape)})).network()
 
 
-def test_safetensors_of_others(tmp_path, raw, ema):
+def test_safetensors_of_other_programs_are_read(tmp_path, raw, ema):
     library = pytest.importorskip("safetensors.torch")
     path = tmp_path / "x.safetensors"
     library.save_file({**named("model.", raw), **named("model_ema.", ema)}, path)
@@ -213,7 +213,7 @@ def test_safetensors_of_others(tmp_path, raw, ema):
     assert same(checkpoint.ema, ema)
 
 
-def test_thousands_of_first_weights_end_soon(saved):
+def test_thousands_of_candidate_sets_are_refused_quickly(saved):
     names = {f"{i}.patch_embed.proj.weight": torch.ones(1) for i in range(2_000)}
     with pytest.raises(CheckpointError, match=r"several sets"):
         load_checkpoint(saved(names))

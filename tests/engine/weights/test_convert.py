@@ -1,4 +1,4 @@
-"""Weights from form to form: bit-exact where nothing is cast, and safe where files lie."""
+"""Conversion between formats: bit-exact unless cast, and safe on hostile files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_released_to_ours_to_released(tmp_path, ours):
+def test_an_official_checkpoint_is_converted_and_back(tmp_path, ours):
     released = made(ours, "net_g.pth")
     back = made(made(released, "again.pt"), "again.pth")
     first, last = (torch.load(p, weights_only=True) for p in (released, back))
@@ -54,7 +54,7 @@ def test_released_to_ours_to_released(tmp_path, ours):
 
 
 @pytest.mark.parametrize("keys", [("params",), ("params_ema",), ()])
-def test_released_files_with_less_in_them(tmp_path, ema, keys):
+def test_official_files_with_one_set_of_weights(tmp_path, ema, keys):
     source = tmp_path / "net_g.pth"
     torch.save(dict.fromkeys(keys, ema) or ema, source)
     checkpoint = load_checkpoint(made(source, "new.pt"))
@@ -64,14 +64,14 @@ def test_released_files_with_less_in_them(tmp_path, ema, keys):
     assert checkpoint.meta.network == SMALL
 
 
-def test_what_the_released_form_leaves_out_is_said(ours):
+def test_losses_in_the_official_format_are_noted(ours):
     done = convert(ours, ours.with_name("a.pth"), ConvertOptions())
     assert any("grid [999, 500]" in words for words in done.left_out)
     assert done.grid == [999, 500]
 
 
-def test_a_noise_schedule_that_the_released_form_leaves_out_is_said(tmp_path, ema):
-    # restoring with the new file takes the default instead, and gives other pictures
+def test_a_noise_schedule_lost_in_the_official_format_is_noted(tmp_path, ema):
+    # restoring with the new file would use the default and give other pictures
     meta = Meta(SMALL, Diffusion("sigmoid", timesteps=500))
     save_checkpoint(tmp_path / "ours.pt", ema, ema, meta)
     done = convert(tmp_path / "ours.pt", tmp_path / "a.pth", ConvertOptions())
@@ -80,12 +80,12 @@ def test_a_noise_schedule_that_the_released_form_leaves_out_is_said(tmp_path, em
     assert load_checkpoint(done.out).meta.diffusion == Diffusion()
 
 
-def test_ours_keeps_its_meta(ours):
+def test_a_checkpoint_keeps_its_metadata(ours):
     assert load_checkpoint(made(ours, "b.pt")).meta == load_checkpoint(ours).meta
 
 
 @pytest.mark.parametrize(("half", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_and_ema_only(ours, ema, half, dtype):
+def test_half_precision_and_ema_only(ours, ema, half, dtype):
     path = made(ours, "half.pt", half=half, ema_only=True)
     assert set(torch.load(path, weights_only=True)) == {"params_ema", "meta"}
     numbers = sum(tensor.numel() for tensor in ema.values())
@@ -98,7 +98,7 @@ def test_half_and_ema_only(ours, ema, half, dtype):
     assert next(checkpoint.network("raw").parameters()).dtype == torch.float32
 
 
-def test_half_refuses_what_it_cannot_hold(tmp_path, ema):
+def test_values_beyond_half_precision_are_refused(tmp_path, ema):
     source = tmp_path / "large.pth"
     torch.save(ema | {"output.weight": ema["output.weight"] + 1e6}, source)
     with pytest.raises(UsageError, match="weight holds numbers that float16 cannot represent"):
@@ -107,7 +107,7 @@ def test_half_refuses_what_it_cannot_hold(tmp_path, ema):
     assert made(source, "half.pt", half="bf16").is_file()
 
 
-def test_part_of_a_larger_tensor_is_stored_alone(tmp_path, ema):
+def test_a_view_is_stored_without_the_rest_of_its_tensor(tmp_path, ema):
     name = "latent.0.attn.qkv.weight"
     large = torch.cat([ema[name], torch.zeros(4_000_000 // 64, 64, 1, 1)])
     source = tmp_path / "slice.pth"
@@ -116,7 +116,7 @@ def test_part_of_a_larger_tensor_is_stored_alone(tmp_path, ema):
 
 
 @pytest.mark.parametrize(("weights", "factor"), [(None, 1.0), ("raw", 0.9)])
-def test_safetensors_there_and_back(ours, ema, weights, factor):
+def test_safetensors_are_converted_and_back(ours, ema, weights, factor):
     pytest.importorskip("safetensors")
     path = made(ours, "a.safetensors", weights=weights)
     back = load_checkpoint(made(path, "back.pt"))
@@ -134,7 +134,7 @@ def test_safetensors_without_meta_under_another_name_in_half(tmp_path, ema):
     assert same(checkpoint.ema, {name: tensor.half().float() for name, tensor in ema.items()})
 
 
-def test_stamping_a_safetensors_file_keeps_its_form(ours, ema):
+def test_storing_timesteps_in_a_safetensors_file_keeps_its_format(ours, ema):
     pytest.importorskip("safetensors")
     path = made(ours, "a.safetensors")
     meta = load_checkpoint(path).meta
@@ -159,7 +159,7 @@ def header(text, size=None):
         (header("{}"), "neither params nor params_ema"),
     ],
 )
-def test_hostile_safetensors(tmp_path, content, says):
+def test_hostile_safetensors_are_refused(tmp_path, content, says):
     pytest.importorskip("safetensors")
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -170,7 +170,7 @@ def test_hostile_safetensors(tmp_path, content, says):
     assert not (tmp_path / "y.pt").exists()
 
 
-def test_truncated_safetensors(ours):
+def test_truncated_safetensors_are_refused(ours):
     pytest.importorskip("safetensors")
     path = made(ours, "a.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
@@ -195,7 +195,7 @@ def test_meta_of_a_safetensors_file_is_checked(tmp_path, ema):
         (torch.zeros(3, 16).to_sparse(), "output.weight does not hold plain"),
     ],
 )
-def test_hostile_tensors(tmp_path, ema, tensor, says):
+def test_hostile_tensors_are_refused(tmp_path, ema, tensor, says):
     path = tmp_path / "x.pth"
     torch.save({"params": ema, "params_ema": ema | {"output.weight": tensor}}, path)
     with pytest.raises(CheckpointError) as caught:
@@ -212,7 +212,7 @@ def test_hostile_tensors(tmp_path, ema, tensor, says):
         ("onnxruntime", "x.onnx"),
     ],
 )
-def test_missing_package(ours, monkeypatch, module, name):
+def test_a_missing_package_is_named(ours, monkeypatch, module, name):
     if name == "x.onnx":
         pytest.importorskip("onnx")
     monkeypatch.setitem(sys.modules, module, None)
@@ -229,7 +229,7 @@ def test_safetensors_is_read_without_its_package(ours, ema, monkeypatch):
     assert same(load_checkpoint(path).ema, ema)
 
 
-def test_overwriting_only_when_asked(ours):
+def test_a_file_is_overwritten_only_if_requested(ours):
     path = made(ours, "a.pth")
     before = path.read_bytes()
     with pytest.raises(UsageError, match="already exists"):
@@ -261,7 +261,7 @@ def test_overwriting_only_when_asked(ours):
         (".", {"to": "checkpoint"}, "is a folder"),
     ],
 )
-def test_options_that_do_not_fit(ours, name, options, says):
+def test_options_that_do_not_fit_the_format_are_refused(ours, name, options, says):
     with pytest.raises(UsageError) as caught:
         made(ours, name, **options)
     assert says in str(caught.value)

@@ -1,4 +1,4 @@
-"""What a file is that ought to hold weights: said in a sentence, with something to try."""
+"""Files without weights are identified in one sentence, with a hint."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ KINDS = [
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
 @pytest.mark.parametrize(("content", "says", "hint"), KINDS, ids=[says for _, says, _ in KINDS])
-def test_a_file_of_something_else(tmp_path, content, says, hint, suffix):
+def test_a_file_of_another_kind_is_identified(tmp_path, content, says, hint, suffix):
     path = tmp_path / f"net_g{suffix}"
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
@@ -92,7 +92,7 @@ def test_a_file_of_something_else(tmp_path, content, says, hint, suffix):
     assert "\n" not in str(caught.value)
 
 
-def test_weights_under_the_suffix_of_the_other_format(tmp_path):
+def test_weights_with_the_suffix_of_the_other_format_are_identified(tmp_path):
     path = tmp_path / "x.safetensors"
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match="not the weights of a DFT"):

@@ -1,4 +1,4 @@
-"""ONNX files against torch, at sizes that they were not traced at."""
+"""ONNX files equal torch, also at sizes other than the traced one."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def call(path, x, t):
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 16, 32), (3, 6, 24, 40)])
-def test_against_torch(pair, shape):
+def test_an_onnx_file_equals_torch(pair, shape):
     checkpoint, path = pair
     x, t = wave(list(shape), 0.13), torch.linspace(999, 3, shape[0])
     with torch.inference_mode():
         assert relative(call(path, x, t), checkpoint.network()(x, t)) < 1e-5
 
 
-def test_what_the_file_says_of_itself(pair):
+def test_the_file_describes_itself(pair):
     checkpoint, path = pair
     model = onnx.load(path)
     onnx.checker.check_model(model)
@@ -78,7 +78,7 @@ def test_what_the_file_says_of_itself(pair):
     assert str(Path(convert_onnx.__file__).parent).encode() not in path.read_bytes()
 
 
-def test_the_sampler_of_the_document(tmp_path, monkeypatch):
+def test_the_documented_sampler_equals_the_programs(tmp_path, monkeypatch):
     source = write(tmp_path, NETWORKS["with_bias"])
     convert(source, tmp_path / "fine.onnx", ConvertOptions())
     image = picture(21, 30, 3)
@@ -97,7 +97,7 @@ def test_the_sampler_of_the_document(tmp_path, monkeypatch):
     assert np.abs(read_rgb8(tmp_path / "out.png").astype(int) - want.astype(int)).max() <= 1
 
 
-def test_raw_weights(tmp_path):
+def test_raw_weights_can_be_exported(tmp_path):
     source = write(tmp_path, NETWORKS["with_bias"])
     path = convert(source, tmp_path / "raw.onnx", ConvertOptions(weights="raw")).out
     x, t = wave([1, 6, 16, 8], 0.2), torch.tensor([40.0])
@@ -106,7 +106,7 @@ def test_raw_weights(tmp_path):
 
 
 @pytest.mark.parametrize("error", [2e-4, float("nan")])
-def test_file_that_is_off_is_removed(tmp_path, monkeypatch, error):
+def test_a_file_with_wrong_results_is_removed(tmp_path, monkeypatch, error):
     source = write(tmp_path, NETWORKS["with_bias"])
     monkeypatch.setattr(convert_onnx, "largest_error", lambda *_: error)
     with pytest.raises(ResourceError, match="differs from torch by"):
@@ -114,7 +114,7 @@ def test_file_that_is_off_is_removed(tmp_path, monkeypatch, error):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fine.pt"]
 
 
-def test_too_large_for_one_file(tmp_path, monkeypatch):
+def test_weights_too_large_for_one_file_are_refused(tmp_path, monkeypatch):
     source = write(tmp_path, NETWORKS["with_bias"])
     monkeypatch.setattr(convert_onnx, "MAX_BYTES", 1000)
     with pytest.raises(UsageError, match="too large for one ONNX file"):

@@ -1,4 +1,4 @@
-"""add_entry: what may go into the package."""
+"""add_entry: which weights may be packaged, and their entries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def net(tiny_net: Callable[..., DFT]) -> DFT:
     return tiny_net()
 
 
-def test_what_is_read_off_the_file(folder: Path, net: DFT, tmp_path: Path) -> None:
+def test_facts_are_read_from_the_file(folder: Path, net: DFT, tmp_path: Path) -> None:
     packed = write_packed(tmp_path / "run.pt", net, [999, 500])
     facts = write_facts(tmp_path / "facts.json")
     entry = add_entry("derain", packed, facts, folder)
@@ -44,7 +44,7 @@ def test_what_is_read_off_the_file(folder: Path, net: DFT, tmp_path: Path) -> No
     assert list(read_catalogue(folder)) == ["derain", "derain-4step", "denoise"]
 
 
-def test_folders_of_the_training_are_not_shipped(folder: Path, net: DFT, tmp_path: Path) -> None:
+def test_folder_names_of_the_training_are_removed(folder: Path, net: DFT, tmp_path: Path) -> None:
     recipe = Recipe(
         network=Network(dim=8, blocks=[1, 1, 1, 1]),
         data=Data(synthesize="rain", shards="/secret/a", streaks="/secret/b"),
@@ -60,7 +60,7 @@ def test_folders_of_the_training_are_not_shipped(folder: Path, net: DFT, tmp_pat
     assert meta.recipe["data"]["synthesize"] == "rain"
 
 
-def test_an_entry_is_replaced_when_asked(folder: Path, net: DFT, tmp_path: Path) -> None:
+def test_an_entry_is_replaced_only_if_requested(folder: Path, net: DFT, tmp_path: Path) -> None:
     facts = write_facts(tmp_path / "facts.json")
     first = add_entry("derain", write_packed(tmp_path / "a.pt", net, [999]), facts, folder)
     other, before = write_packed(tmp_path / "b.pt", net, [500]), (folder / "derain.pt").read_bytes()
@@ -73,7 +73,9 @@ def test_an_entry_is_replaced_when_asked(folder: Path, net: DFT, tmp_path: Path)
     assert second.grid == [500]
 
 
-def test_what_is_not_in_the_packaged_form(folder: Path, net: DFT, tmp_path: Path) -> None:
+def test_files_not_in_the_packaged_format_are_refused(
+    folder: Path, net: DFT, tmp_path: Path
+) -> None:
     facts = write_facts(tmp_path / "facts.json")
     params: dict[str, torch.Tensor] = {"x": torch.zeros(1)}
     both = write_packed(tmp_path / "both.pt", net, [999], params=params)
@@ -86,7 +88,9 @@ def test_what_is_not_in_the_packaged_form(folder: Path, net: DFT, tmp_path: Path
     assert not folder.exists()
 
 
-def test_too_large(folder: Path, net: DFT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_too_large_are_refused(
+    folder: Path, net: DFT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights_pack, "MAX_FILE_BYTES", 1000)
     facts = write_facts(tmp_path / "facts.json")
     with pytest.raises(CheckpointError, match="must have at most 1000 bytes"):
@@ -105,7 +109,7 @@ def test_too_large(folder: Path, net: DFT, tmp_path: Path, monkeypatch: pytest.M
         ({"sha256": "0"}, "cannot hold what the file itself says: sha256"),
     ],
 )
-def test_wrong_facts(
+def test_invalid_facts_are_refused(
     changes: dict[str, Any], says: str, folder: Path, net: DFT, tmp_path: Path
 ) -> None:
     packed = write_packed(tmp_path / "a.pt", net, [999])
@@ -120,7 +124,7 @@ def test_facts_may_begin_with_a_byte_order_mark(folder: Path, net: DFT, tmp_path
     assert add_entry("derain", write_packed(tmp_path / "a.pt", net, [999]), facts, folder).task
 
 
-def test_facts_that_are_none(folder: Path, net: DFT, tmp_path: Path) -> None:
+def test_files_without_facts_are_refused(folder: Path, net: DFT, tmp_path: Path) -> None:
     packed = write_packed(tmp_path / "a.pt", net, [999])
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")

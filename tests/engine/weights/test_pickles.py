@@ -1,4 +1,4 @@
-"""Pickles of strangers: plain values as pickle reads them, and nothing that they name is run."""
+"""Untrusted pickles: plain values are read as pickle does, and nothing that they name is run."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def read(data):
 
 
 @given(value=PLAIN, protocol=st.sampled_from((3, 4, 5)))
-def test_plain_values_come_as_pickle_reads_them(value, protocol):
+def test_plain_values_are_read_as_by_pickle(value, protocol):
     assert read(pickle.dumps(value, protocol)) == value
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_protocol(protocol):
+def test_every_protocol_is_read(protocol):
     shared = [1, 2]
     value = {"a": (1, 2.5, "é", None, True), "b": [shared, shared], 3: (), "d": {"e": -(1 << 70)}}
     back = read(pickle.dumps(value, protocol))
@@ -107,7 +107,7 @@ class Nested(System):
 
 
 class SetState(System):
-    """Made without a call, its code in `__setstate__`."""
+    """Created without a call; the code is in `__setstate__`."""
 
     def __reduce__(self):
         return object.__new__, (SetState,), {"mark": self.mark}
@@ -117,7 +117,7 @@ class SetState(System):
 
 
 class Items(System):
-    """Its code in `append` and `__setitem__`, which filling a container calls."""
+    """The code is in `append` and `__setitem__`, which unpickling calls to fill a container."""
 
     def __reduce__(self):
         return Filled, (self.mark,), None, iter([1]), iter([("a", 1)])
@@ -161,7 +161,7 @@ def test_an_attack_does_not_run(attack, tmp_path):
     data = attack(tmp_path / "mark")
     read(data)
     assert not (tmp_path / "mark").exists()
-    # it is a real one: pickle falls for it
+    # the attack is real: pickle runs it
     pickle.loads(data)
     assert (tmp_path / "mark").exists()
 
@@ -242,13 +242,13 @@ def test_a_tensor_is_described():
         {"offset": b"N"},
     ],
 )
-def test_impossible_shapes(changed):
+def test_impossible_shapes_are_refused(changed):
     with pytest.raises(UnusableError, match="impossible shape"):
         read(tensor(**changed))
 
 
 @pytest.mark.parametrize("changed", [{"kind": "HerringStorage"}, {"numel": -1}])
-def test_impossible_storages(changed):
+def test_impossible_storages_are_refused(changed):
     assert isinstance(read(tensor(**changed)), Opaque)
 
 
@@ -280,14 +280,14 @@ LARGE = {
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_no_pickle_takes_time_squared(kind):
+def test_no_pickle_takes_quadratic_time(kind):
     start = time.process_time()
     read(SLOW[kind])
     assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize("kind", LARGE)
-def test_no_claim_takes_memory(kind):
+def test_claimed_sizes_take_no_memory(kind):
     tracemalloc.start()
     with contextlib.suppress(ValueError):
         read(LARGE[kind])
@@ -300,7 +300,7 @@ def test_no_claim_takes_memory(kind):
     ("data", "says"),
     [(b"N" * 600_000, "500000 instructions"), (b"c" + b"a" * (80 << 20), "64 MiB")],
 )
-def test_limits(data, says):
+def test_pickles_beyond_the_limits_are_refused(data, says):
     with pytest.raises(UnusableError, match=says):
         read(data)
 
@@ -312,5 +312,5 @@ def test_fragments_are_errors(data):
 
 
 def test_limits_are_beyond_any_network():
-    # 25 instructions a tensor; the largest official network has 1,200 in both of its sets
+    # 25 instructions per tensor; the largest official network has 1,200 tensors in both sets
     assert pickles.MAX_INSTRUCTIONS > 10 * 25 * 1_200

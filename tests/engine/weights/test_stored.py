@@ -1,4 +1,4 @@
-"""Files of tensors: what torch reads is read alike; what claims too much is refused unread."""
+"""Files of tensors are read as by torch; files that claim too much are refused unread."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def equal(a, b):
     if isinstance(a, torch.Tensor):
         a = a.detach()
         same = (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
-        # some types have no `equal`
+        # torch.equal does not support some types
         return same and a.to(torch.complex128).equal(b.to(torch.complex128))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
@@ -50,7 +50,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("old", [False, True])
-def test_it_reads_what_torch_reads(tmp_path, old, protocol):
+def test_files_are_read_as_by_torch(tmp_path, old, protocol):
     path = tmp_path / "x.pt"
     content = {"tensors": MANY, "step": 3, 5: [1.5, None, ("a", True)], "size": torch.Size([1, 2])}
     options = {"_use_new_zipfile_serialization": not old, "pickle_protocol": protocol}
@@ -68,7 +68,7 @@ def test_shared_memory_stays_shared(tmp_path, old):
     assert loaded["b"][0] == 7
 
 
-def test_files_without_checksums(tmp_path):
+def test_files_without_checksums_are_read(tmp_path):
     path = tmp_path / "x.pt"
     torch.serialization.set_crc32_options(False)
     try:
@@ -79,7 +79,7 @@ def test_files_without_checksums(tmp_path):
 
 
 def rewritten(path, change):
-    """The archive with its records passed through `change(name, data)`; None drops one."""
+    """Rewrite an archive, its records passed through `change(name, data)`; None drops a record."""
     with zipfile.ZipFile(path) as old:
         records = {name: old.read(name) for name in old.namelist()}
     with zipfile.ZipFile(path, "w") as new:
@@ -96,7 +96,7 @@ def saved(tmp_path):
     return tmp_path / "x.pt"
 
 
-def test_big_endian(saved):
+def test_big_endian_files_are_read(saved):
     def swap(name, data):
         if name == "byteorder":
             return b"big"
@@ -134,13 +134,13 @@ def test_a_flipped_bit_is_noticed(saved):
         (lambda name, data: b"" if name == "data.pkl" else data, "damaged"),
     ],
 )
-def test_damaged_archives(saved, change, says):
+def test_damaged_archives_are_refused(saved, change, says):
     assert says in refused(rewritten(saved, change))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
 @pytest.mark.parametrize("old", [False, True])
-def test_a_download_that_broke_off(tmp_path, share, old):
+def test_an_incomplete_download_is_refused(tmp_path, share, old):
     path = tmp_path / "x.pt"
     torch.save({"a": torch.arange(9999.0)}, path, _use_new_zipfile_serialization=not old)
     data = path.read_bytes()
@@ -148,7 +148,7 @@ def test_a_download_that_broke_off(tmp_path, share, old):
     assert "it is cut short" in refused(path)
 
 
-def test_a_table_of_contents_of_absurd_size(saved):
+def test_a_table_of_contents_of_absurd_size_is_refused(saved):
     data = bytearray(saved.read_bytes())
     at = data.rindex(b"PK\x06\x06") + 40
     data[at : at + 8] = (1 << 40).to_bytes(8, "little")
@@ -157,7 +157,7 @@ def test_a_table_of_contents_of_absurd_size(saved):
 
 
 def claims(**changes):
-    """The pickle of one float32 tensor of 2 by 3 whose storage has 6 elements, changed."""
+    """The pickle of a float32 tensor of 2 x 3 with a storage of 6 elements, with changes."""
     of = {"numel": 6, "offset": 0, "shape": "I2\nI3\n", "stride": "I3\nI1\n"} | changes
     return (
         "(S'a'\nctorch._utils\n_rebuild_tensor_v2\n"
@@ -195,8 +195,8 @@ def test_claims_are_checked_before_anything_is_allocated(tmp_path, changes, says
     tracemalloc.stop()
 
 
-def test_two_claims_of_one_storage(tmp_path):
-    # the larger one counts, whichever comes first
+def test_the_larger_of_two_sizes_of_a_storage_counts(tmp_path):
+    # in either order of the two tensors
     claim = "ctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\n"
     claim += "S'0'\nS'cpu'\nL%dL\nNtQL0L\n(I2\nt(I1\ntI00\nNtR"
     content = f"(S'a'\n{claim % (1 << 50)}S'b'\n{claim % 2}d."
@@ -239,7 +239,7 @@ def test_safetensors_tables_are_checked(tmp_path, content, says):
     assert says in refused(path)
 
 
-def test_safetensors_as_their_own_library_reads_them(tmp_path):
+def test_safetensors_are_read_as_by_their_library(tmp_path):
     library = pytest.importorskip("safetensors.torch")
     path = tmp_path / "x.safetensors"
     kept = {
@@ -249,14 +249,14 @@ def test_safetensors_as_their_own_library_reads_them(tmp_path):
     assert equal(kept, load_tensors(path))
 
 
-def test_deeply_nested_json(tmp_path):
+def test_deeply_nested_json_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     text = b'{"a":' + b"[" * 100_000
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     assert "damaged" in refused(path)
 
 
-def test_only_what_is_wanted_is_read(saved):
+def test_only_the_requested_tensors_are_read(saved):
     with open_stored(saved) as file:
         read = []
         original = file.read
@@ -267,7 +267,7 @@ def test_only_what_is_wanted_is_read(saved):
     assert read == ["1"]
 
 
-def test_containers_that_hold_themselves(tmp_path):
+def test_containers_that_hold_themselves_are_read(tmp_path):
     loop = []
     loop.append(loop)
     path = tmp_path / "x.pt"
@@ -276,14 +276,14 @@ def test_containers_that_hold_themselves(tmp_path):
     assert loaded[0] is loaded
 
 
-def test_nested_beyond_all_reason(tmp_path):
+def test_extreme_nesting_is_refused(tmp_path):
     path = tmp_path / "x.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", b"(S'a'\n" + b"]" * 100_000 + b"a" * 99_999 + b"d.")
     assert "damaged" in refused(path)
 
 
-def test_a_file_that_may_not_be_read(saved, monkeypatch):
+def test_a_file_without_read_permission_is_named(saved, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
@@ -301,8 +301,8 @@ def test_a_compressed_archive_of_modest_size_is_read(tmp_path):
     assert load_tensors(path)["a"].equal(torch.arange(9.0))
 
 
-def test_a_disk_that_refuses_is_one_line(tmp_path):
-    """The error of a real write, which torch would turn into one of its own."""
+def test_an_error_of_the_disk_is_one_line(tmp_path):
+    """torch would replace the error of the write by a different one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Which cards the installed torch serves, without a card."""
+"""Which GPUs the installed torch supports, and in which precision; no GPU is needed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from c2fdft_cli.execution.device import make_runtime, with_precision
 from tests.kit.gpu import pretend_gpu
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
-"""Of torch 2.13 for CUDA 13."""
+"""Architectures in the wheel of torch 2.13 for CUDA 13."""
 
 
 @pytest.mark.parametrize(
     ("capability", "architectures", "served"),
     [
         ((6, 1), WHEEL, False),  # GTX 1080
-        ((7, 0), WHEEL, False),  # V100: a kernel for 7.5 does not run on it
+        ((7, 0), WHEEL, False),  # V100, on which a kernel for 7.5 does not run
         ((7, 5), WHEEL, True),
         ((8, 7), WHEEL, True),
         ((8, 9), WHEEL, True),
@@ -41,25 +41,25 @@ WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
         ((11, 0), WHEEL, False),
         ((12, 1), WHEEL, True),
         ((13, 0), WHEEL, False),
-        ((13, 0), [*WHEEL, "compute_120"], True),  # compiled when it is loaded
+        ((13, 0), [*WHEEL, "compute_120"], True),  # PTX, compiled when it is loaded
         ((9, 0), ["sm_80", "sm_90a"], True),
         ((10, 0), ["sm_90a", "compute_90a"], False),
         ((7, 0), ["sm_70"], True),
-        ((9, 0), ["gfx90a", "gfx942"], True),  # says nothing
+        ((9, 0), ["gfx90a", "gfx942"], True),  # ROCm names, from which nothing follows
     ],
 )
-def test_architectures_of_a_wheel(
+def test_a_capability_is_served_by_the_architectures_of_a_wheel(
     capability: tuple[int, int], architectures: list[str], served: bool
 ) -> None:
     assert is_served(capability, architectures) is served
 
 
-def test_architectures_by_their_cards() -> None:
+def test_architectures_are_named_with_their_cards() -> None:
     assert architecture_names(["sm_80", "sm_91"]) == "sm_80 (A100), sm_91"
 
 
 @pytest.mark.parametrize(("capability", "chosen"), [((8, 0), "cuda"), ((6, 1), "cpu")])
-def test_auto_takes_a_gpu_that_is_served(
+def test_auto_chooses_a_gpu_only_if_it_is_served(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], chosen: str
 ) -> None:
     pretend_gpu(monkeypatch, capability, WHEEL)
@@ -77,7 +77,7 @@ def test_a_gpu_that_is_not_served_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert "sm_75 (RTX 20, GTX 16, T4), sm_80 (A100)" in str(e.value)
 
 
-def test_a_gpu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_does_not_respond_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, (8, 0), WHEEL)
 
     def busy(_: object) -> None:
@@ -94,7 +94,7 @@ def test_a_gpu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def products() -> Iterator[Callable[[], tuple[str, bool]]]:
-    """How this process takes float32 products; put back at the end."""
+    """Return a function that reads the settings for float32 products; restore them at the end."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     enabled = torch.backends.cudnn.enabled
     try_half_precision.cache_clear()
@@ -114,7 +114,7 @@ def products() -> Iterator[Callable[[], tuple[str, bool]]]:
         ("auto", torch.bfloat16, "high", True),
     ],
 )
-def test_fp32_is_float32_and_tf32_is_asked_for(
+def test_fp32_is_exact_and_tf32_must_be_requested(
     monkeypatch: pytest.MonkeyPatch,
     products: Callable[[], tuple[str, bool]],
     precision: str,
@@ -131,7 +131,7 @@ def test_fp32_is_float32_and_tf32_is_asked_for(
     assert products() == ("highest", False)
 
 
-def test_tf32_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_needs_a_card_that_supports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--precision tf32 needs an NVIDIA GPU"):
         make_runtime("cpu", "tf32")
     pretend_gpu(monkeypatch, (7, 5), WHEEL)
@@ -141,9 +141,9 @@ def test_tf32_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
-    """A card of capability 7.5 that computes on the CPU; its convolutions, as (groups, cuDNN).
+    """Simulate a card of capability 7.5 on the CPU; list its convolutions as (groups, cuDNN).
 
-    Tests put in what goes wrong by `monkeypatch.setattr(cards, "F", ...)` on top of it.
+    Tests inject failures by a further `monkeypatch.setattr(cards, "F", ...)`.
     """
     pretend_gpu(monkeypatch, (7, 5), WHEEL)
     asked: list[tuple[int, bool]] = []
@@ -170,7 +170,7 @@ def test_half_precision_is_tried_once_on_older_cards(convolutions: list[tuple[in
     assert "emulates bf16" in make_runtime("cuda", "bf16").notes[0]
 
 
-def test_newer_cards_are_trusted(
+def test_newer_cards_are_not_tried(
     convolutions: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_gpu(monkeypatch, (8, 0), WHEEL)
@@ -180,13 +180,13 @@ def test_newer_cards_are_trusted(
 
 @pytest.mark.parametrize("kind", ["forward", "backward", "error"])
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_where_half_precision_fails(
+def test_failing_half_precision_disables_cudnn_or_fp16(
     convolutions: list[tuple[int, bool]],
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     everywhere: bool,
 ) -> None:
-    """NaN in a result or a gradient, or no engine: cuDNN goes, and if that is not it, fp16."""
+    """After NaN or an error cuDNN is disabled; if that does not help, fp16 is not used."""
 
     def broken(x: Tensor, weight: Tensor, *, padding: int, groups: int) -> Tensor:
         y = F.conv2d(x, weight, padding=padding, groups=groups)
@@ -217,7 +217,7 @@ def test_where_half_precision_fails(
 
 @pytest.mark.parametrize("half", [False, True])
 def test_gradients_have_the_strides_of_their_weights(half: bool) -> None:
-    """DDP compares them one by one, those of sizes of 1 too."""
+    """DDP compares the strides of every dimension, those of size 1 too."""
     net = DFT(dim=8, blocks=(1, 1, 1, 1), bias=True)
     lay_out_weights(net)
     compared: list[bool] = []

@@ -33,8 +33,7 @@ def test_pieces_add_up_to_the_sums(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("own", [False, True])
-def test_add_product(own: bool, dtype: torch.dtype) -> None:
-    """One weight for all images, or one for each."""
+def test_add_product_takes_one_weight_or_one_per_image(own: bool, dtype: torch.dtype) -> None:
     z, x = torch.randn(3, 20, 8), torch.randn(3, 20, 16).to(dtype)
     weight = torch.randn(3 if own else 1, 8, 16).to(dtype)
     want = z + torch.einsum("npk,nck->npc", x.float(), weight.float().expand(3, -1, -1))
@@ -43,7 +42,7 @@ def test_add_product(own: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 5, 7, 24), (1, 3, 1, 6)])
-def test_a_convolution_to_few_channels(shape: tuple[int, ...]) -> None:
+def test_a_convolution_to_few_channels_equals_torchs(shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape), torch.randn(3, shape[3], 3, 3)
     want = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1)
     torch.testing.assert_close(convolve_to_few(x, weight), want, rtol=1e-5, atol=1e-5)

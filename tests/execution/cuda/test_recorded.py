@@ -1,4 +1,4 @@
-"""Recorded work gives what the work gives, whatever comes between."""
+"""Recorded work returns the same results as the work itself, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.kit.formula import fill, wave
 from tests.kit.graphs import Graph, graphs  # noqa: F401 - a fixture
 
 END_ALLOCATING = ["_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"]
-"""What torch calls it from 2.8 on, and before."""
+"""The name of the function in torch from 2.8 on, and before."""
 
 
 class Work:
-    """x + 2 y, how often it ran, and what it fails with."""
+    """Computes x + 2 y, counts its runs, and raises `error` in the second if it is set."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -37,7 +37,7 @@ class Work:
         return x + 2 * y
 
 
-def test_recorded_the_second_time_and_replayed(graphs: type[Graph]) -> None:  # noqa: F811
+def test_work_is_recorded_the_second_time_and_then_replayed(graphs: type[Graph]) -> None:  # noqa: F811
     recorder, work = Recorder(), Work()
     for i in range(5):
         x, y = torch.full((2, 3), float(i)), torch.arange(3.0).expand(2, 3) + i
@@ -45,7 +45,7 @@ def test_recorded_the_second_time_and_replayed(graphs: type[Graph]) -> None:  # 
     assert (work.runs, graphs.replays) == (2, 4)
 
 
-def test_expanded_inputs_stay_so(graphs: type[Graph]) -> None:  # noqa: F811
+def test_expanded_inputs_stay_expanded(graphs: type[Graph]) -> None:  # noqa: F811
     recorder, strides = Recorder(), set()
 
     def work(t: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def test_expanded_inputs_stay_so(graphs: type[Graph]) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("shapes", [[3, 4, 3, 4, 3], [3, 4, 4, 3, 3]])
-def test_another_shape_or_key_starts_anew(
+def test_another_shape_or_key_starts_a_new_recording(
     shapes: list[int],
     graphs: type[Graph],  # noqa: F811
 ) -> None:
@@ -73,8 +73,8 @@ def test_another_shape_or_key_starts_anew(
     assert torch.equal(recorder(torch.abs, x, key="abs"), x)
 
 
-def test_what_cannot_be_recorded_runs_as_it_is(graphs: type[Graph]) -> None:  # noqa: F811
-    """And is not tried again, until something else came between."""
+def test_work_that_cannot_be_recorded_runs_unrecorded(graphs: type[Graph]) -> None:  # noqa: F811
+    """Recording is not tried again for the same work."""
     recorder, work = Recorder(), Work()
     work.error = RuntimeError("operation not permitted when stream is capturing")
     x = torch.ones(2)
@@ -93,7 +93,7 @@ def test_a_recording_that_cannot_be_ended_leaves_nothing_behind(
     name: str,
     has_ended: bool,
 ) -> None:
-    """As torch before 2.13 has it: another stream is left current, and a pool in use."""
+    """Before 2.13 torch leaves another stream current and a pool in use."""
     current, pools = ["the caller's"], []
 
     @contextmanager
@@ -127,11 +127,11 @@ def test_a_recording_that_cannot_be_ended_leaves_nothing_behind(
     assert len(said) == 1
 
 
-def test_each_gpu_is_recorded_on_a_stream_of_its_own(
+def test_each_gpu_is_recorded_on_its_own_stream(
     graphs: type[Graph],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As of two restorers in one program."""
+    """One program may use two restorers on different GPUs."""
     for index in (0, 1):
         stream = SimpleNamespace(device_index=index)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda stream=stream: stream)
@@ -142,7 +142,7 @@ def test_each_gpu_is_recorded_on_a_stream_of_its_own(
     assert graphs.replays == 4
 
 
-def test_an_error_of_the_work_itself_comes_out(graphs: type[Graph]) -> None:  # noqa: F811
+def test_an_error_of_the_work_itself_is_raised(graphs: type[Graph]) -> None:  # noqa: F811
     def work(x: Tensor) -> Tensor:
         raise ValueError("no")
 
@@ -151,7 +151,7 @@ def test_an_error_of_the_work_itself_comes_out(graphs: type[Graph]) -> None:  # 
             Recorder()(work, torch.ones(1))
 
 
-def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_switch_turns_recording_off(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     monkeypatch.delenv(SWITCH, raising=False)
     assert records(cuda)
@@ -165,15 +165,15 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> StripNetwork:
-    """Recorded on the CPU, in torch's own operations."""
+    """A network that is recorded on the CPU and runs by torch's own operators."""
     monkeypatch.setattr(strips, "kernels_for", lambda device, dtype: None)
     monkeypatch.setattr(strips, "records", lambda device: True)
     return StripNetwork(fill(DFT(dim=8, blocks=(1, 1, 1, 1))), rows=8)
 
 
 @torch.inference_mode()
-def test_calls_of_the_network(network: StripNetwork, graphs: type[Graph]) -> None:  # noqa: F811
-    """Other images, timesteps, sizes and weights; the progress adds up."""
+def test_recorded_calls_equal_the_network(network: StripNetwork, graphs: type[Graph]) -> None:  # noqa: F811
+    """With varying images, timesteps, sizes and weights; the reported progress adds up."""
     done: list[int] = []
     network.watch = done.append
     for height in (16, 16, 16, 24, 16, 16):
@@ -183,7 +183,7 @@ def test_calls_of_the_network(network: StripNetwork, graphs: type[Graph]) -> Non
         done.clear()
         assert torch.allclose(network(x, t), want, atol=1e-5)
         assert sum(done) == network.work(2, height, 16)
-    assert graphs.replays == 1 + 2 + 2 + 1 + 1 + 2  # strips take one image at a time
+    assert graphs.replays == 1 + 2 + 2 + 1 + 1 + 2  # two images: strips take one at a time
     network.net.output.weight.mul_(0.5)
     network.refresh()
     assert torch.allclose(network(x, t), network.net(x, t), atol=1e-5)

@@ -1,4 +1,4 @@
-"""To the device and back: exact on a CPU, and without waiting on a GPU, told by stand-ins."""
+"""Copies to the device and back: direct on a CPU, asynchronous on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_cpu_keeps_its_tensors_and_has_nothing_in_flight() -> None:
     assert batches_in_flight(GPU) == 1
 
 
-def test_a_gpu_copies_through_pinned_memory_and_is_waited_for_by_an_event(
+def test_a_gpu_copies_through_pinned_memory_and_an_event_is_awaited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""What Triton's interpreter lacks: products of bfloat16, and a look at the addresses."""
+"""Extends Triton's interpreter: bfloat16 matrix products, and a check of the addresses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @pytest.fixture(autouse=True)
 def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The interpreter, where there is one, and where it runs: mended and watched."""
+    """Patch and check Triton's interpreter if it is installed and enabled."""
     if os.environ.get("TRITON_INTERPRET") != "1" or not importlib.util.find_spec("triton"):
         yield
         return
@@ -37,7 +37,7 @@ def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _multiply_bfloat16(interpreter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter holds bfloat16 as integers, and multiplies matrices of these."""
+    """Multiply bfloat16 matrices as float32: the interpreter would multiply their bit patterns."""
     tl = importlib.import_module("triton.language")
     dot, bf16, fp32 = interpreter.InterpreterBuilder.create_dot, tl.bfloat16, tl.float32
 
@@ -49,9 +49,9 @@ def _multiply_bfloat16(interpreter: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Memory:
-    """The interpreter's memory, in which a kernel may touch its arguments alone.
+    """Wraps the interpreter's memory and records accesses outside a kernel's arguments.
 
-    On a GPU an address beyond them is another tensor, or an error that ends the process.
+    On a GPU such an access hits another tensor, or is an error that ends the process.
     """
 
     def __init__(self, memory: Any) -> None:
@@ -63,7 +63,7 @@ class Memory:
         return getattr(self.memory, name)
 
     def allow(self, arguments: list[Any]) -> None:
-        """Take the arguments of a launch for what may be touched."""
+        """Allow accesses to the arguments of a launch, and to nothing else."""
         self.ranges = []
         for one in arguments:
             tensor = getattr(one, "base", one)

@@ -1,4 +1,4 @@
-"""Kernels are taken where they agree and are faster, and nothing else is lost without them."""
+"""Kernels are used if they agree and are faster; otherwise the plain passes run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def block(dtype: torch.dtype = torch.float16) -> PreparedBlock:
 
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The fused passes in the interpreter, on a small strip, that take a second each."""
+    """Fused passes in the interpreter on a small strip, with a time of one second each."""
     pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("there is a GPU: tests/cuda tries the kernels on it")
@@ -46,7 +46,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _set_seconds(monkeypatch: pytest.MonkeyPatch, passes: Any, kernels: float) -> None:
-    """The plain passes take two seconds each."""
+    """Let the plain passes take two seconds each."""
 
     def seconds(run: Callable[[], object]) -> float:
         part = run.__closure__[0].cell_contents  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def _set_seconds(monkeypatch: pytest.MonkeyPatch, passes: Any, kernels: float) -
     monkeypatch.setattr(choose, "_seconds", seconds)
 
 
-def test_what_agrees_and_is_faster_is_taken(fused: Any) -> None:
+def test_kernels_that_agree_and_are_faster_are_used(fused: Any) -> None:
     chosen, trials = try_out(block(), CPU, 16)
     assert chosen == (fused.gather, fused.mixing, fused.apply)
     assert [trial.part for trial in trials] == PARTS
@@ -65,7 +65,7 @@ def test_what_agrees_and_is_faster_is_taken(fused: Any) -> None:
         assert (trial.seconds, trial.plain_seconds, trial.failure) == (1, 2, "")
 
 
-def test_what_is_slower_is_not_unless_asked_for(
+def test_slower_kernels_are_used_only_if_requested(
     fused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_seconds(monkeypatch, fused, 3.0)
@@ -73,7 +73,7 @@ def test_what_is_slower_is_not_unless_asked_for(
     assert try_out(block(), CPU, 16, even_slower=True)[0] != PLAIN
 
 
-def test_what_disagrees_is_never_taken(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_disagree_are_never_used(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = fused.mixing
     monkeypatch.setattr(fused, "mixing", lambda *args: 1.05 * right(*args))
     chosen, trials = try_out(block(), CPU, 16, even_slower=True)
@@ -83,7 +83,9 @@ def test_what_disagrees_is_never_taken(fused: Any, monkeypatch: pytest.MonkeyPat
     assert try_out(block(), CPU, 16, even_slower=True)[0].mixing is PLAIN.mixing
 
 
-def test_what_fails_is_not_taken_and_said(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_fail_are_not_used_and_reported(
+    fused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of resource: shared memory\nand more")
 
@@ -114,7 +116,7 @@ def test_a_shape_of_block_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("version", "good"), [("3.2.0", False), ("3.3.1", True), ("3.10.0+git1", True), ("4.0", True)]
 )
-def test_a_triton_that_ends_the_process_is_not_tried(
+def test_a_triton_version_that_aborts_the_process_is_not_tried(
     monkeypatch: pytest.MonkeyPatch, version: str, good: bool
 ) -> None:
     triton = pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
@@ -129,7 +131,7 @@ def test_without_triton_no_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> N
     assert not choose.kernels_run_on(torch.device("cuda"))
 
 
-def test_without_a_gpu_the_passes_are_plain() -> None:
+def test_without_a_gpu_the_plain_passes_run() -> None:
     assert passes_for(block(), torch.zeros(1, 4, 4, 16)) == PLAIN
 
 

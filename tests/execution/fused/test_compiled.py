@@ -1,4 +1,4 @@
-"""The fused kernels compiled to machine code for GPUs that are not there."""
+"""The fused kernels compile to machine code for GPUs, without having one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 
 SHARED = {80: 99, 90: 227, 120: 99}
-"""KiB of shared memory that a program may have, by compute capability; 8.0 stands for 8.6 and 8.9,
-which have less than it."""
+"""KiB of shared memory per program, by compute capability; 8.0 has the limit of 8.6 and 8.9,
+which is lower than its own."""
 
 
 @pytest.mark.slow
 @pytest.mark.acceptance
 @pytest.mark.parametrize("capability", SHARED)
-def test_compiles(capability: int) -> None:
+def test_kernels_compile_and_hardly_spill(capability: int) -> None:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["TRITON_DEFAULT_FP_FUSION"] = "1"
     words = [sys.executable, "-m", "tests.kit.compile_kernels", str(capability)]
@@ -34,5 +34,5 @@ def test_compiles(capability: int) -> None:
     for row in found:
         assert row["bytes"] > 0
         assert row["shared"] <= 1024 * SHARED[capability], row
-        # Some of it: more warps at a time were worth it on an H200. Kilobytes would be a mistake.
+        # Some spilling paid for more warps at a time on an H200; kilobytes would be a bug.
         assert row["spilled"] <= (512 if "feed_forward" in row["kernel"] else 208), row

@@ -1,4 +1,4 @@
-"""The fused kernels in Triton's interpreter on a CPU against the plain passes over a strip."""
+"""The fused kernels in Triton's interpreter equal the plain passes over a strip."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ kernels = importlib.import_module("c2fdft_cli.execution.fused.kernels")
 passes = importlib.import_module("c2fdft_cli.execution.fused.passes")
 
 ALLOWED = {torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 2e-3}
-"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16, and the kernels'
-GELU is a polynomial."""
+"""Relative errors; the interpreter truncates to bfloat16 where a GPU rounds, and the kernels' GELU
+is a polynomial."""
 DTYPES = list(ALLOWED)
 WIDTHS = [(48, 1), (96, 2), (96, 1), (24, 1), (20, 4)]
-"""Channels and heads: of the official network, of a small one, an odd one."""
+"""Channels and heads: of the official network, of a small one, and of an odd one."""
 CASES = [(1, 8, 8, False), (3, 3, 5, True), (1, 1, 1, True), (1, 5, 27, False)]
-"""Images, height, width, biases: one pixel, blocks of pixels that are not full, batches."""
+"""Images, height, width, biases: one pixel, incomplete blocks of pixels, batches."""
 PASSES = [(*one, dtype) for one in CASES for dtype in DTYPES
           if dtype != torch.bfloat16 or one in CASES[:2]]  # fmt: skip
-"""Whole passes take the interpreter long, so bfloat16 has two cases of each."""
+"""Whole passes are slow in the interpreter, so bfloat16 has only two cases."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def stream(n: int, h: int, w: int, c: int) -> Tensor:
     return torch.randn(n, h, w, c) + 0.5
 
 
-def test_it_is_the_interpreter_that_runs() -> None:
+def test_the_interpreter_runs_the_kernels() -> None:
     assert "Interpreted" in type(kernels.norm_kernel).__name__
 
 
@@ -73,7 +73,7 @@ def _cdf_kernel(x: Any, y: Any, COUNT: tl.constexpr) -> None:
     tl.store(y + place, kernels.normal_cdf(tl.load(x + place)))
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")  # as on a GPU, to infinity
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # it overflows to infinity, as on a GPU
 def test_the_normal_distribution() -> None:
     x = torch.linspace(-12, 12, 1 << 15)
     y = torch.empty_like(x)
@@ -110,8 +110,8 @@ def test_first_pass(
 
 
 @pytest.mark.parametrize(("skip", "rows"), [(1, 5), (0, 6), (1, 6), (1, 1)])
-def test_halos(skip: int, rows: int) -> None:
-    """Rows beside the strip are read and neither summed nor written; their bias is not zero."""
+def test_halo_rows_are_read_but_neither_summed_nor_written(skip: int, rows: int) -> None:
+    """The block has biases, so that the values at these rows are not zero."""
     block = make_block(24, 2, torch.float32, bias=True)
     _compare_gathered(block, passes.gather, stream(1, 7, 9, 24), torch.randn(1, 24), skip, rows)
 
@@ -150,8 +150,8 @@ def test_mixing(width: int, heads: int, n: int) -> None:
     assert torch.equal(passes.mixing(block, views), passes.mixing(block, sums))
 
 
-def test_mixing_of_sums_as_a_gpu_makes_them() -> None:
-    """Blocks on the diagonal of one matrix of all heads: views whose rows lie apart."""
+def test_mixing_of_strided_sums() -> None:
+    """On a GPU the sums are diagonal blocks of one matrix of all heads: strided views."""
     block = make_block(96, 2, torch.float32)
     q, k = (torch.randn(2, 8, 8, 96) for _ in range(2))
     sums = sums_in_pieces(q, k, 2)
@@ -166,7 +166,7 @@ def test_mixing_of_sums_as_a_gpu_makes_them() -> None:
 def test_second_pass(
     width: int, heads: int, n: int, h: int, w: int, bias: bool, dtype: torch.dtype
 ) -> None:
-    """Also with v within a wider tensor, and beyond the widest that is one kernel."""
+    """Also with v as a slice of a wider tensor, and with widths beyond those of a single kernel."""
     norm = "with_bias" if bias else "bias_free"
     block = make_block(width, heads, dtype, bias, norm)
     z, time = stream(n, h, w, width), torch.randn(n, width)
@@ -178,7 +178,7 @@ def test_second_pass(
     assert relative(found - z, want - z) < ALLOWED[dtype]
 
 
-def test_pixels_apart_are_refused() -> None:
+def test_pixels_that_are_not_contiguous_are_refused() -> None:
     with pytest.raises(ValueError, match="dense rows"):
         passes.norm(
             make_block(24, 1, torch.float32).norm1, stream(2, 4, 4, 24)[:, :2], torch.zeros(1, 24)
@@ -186,7 +186,7 @@ def test_pixels_apart_are_refused() -> None:
 
 
 class LastProgram:
-    """Stands for a kernel, and runs the last program of the first axis alone."""
+    """Replaces a kernel and runs only the last program of the first axis."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
@@ -200,7 +200,7 @@ class LastProgram:
             with (
                 patch(builder, "set_grid_dim", lambda x, y, z: size(grid[0], y, z)),
                 patch(builder, "set_grid_idx", lambda x, y, z: place(grid[0] - 1, y, z)),
-                # it would copy what lies on the host already onto itself, gigabytes
+                # the interpreter would copy gigabytes that are on the host already onto themselves
                 patch(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None),
             ):
                 self.kernel[(1, *grid[1:])](*args, **options)
@@ -209,9 +209,9 @@ class LastProgram:
 
 
 def tall(end: Tensor, pixels: int) -> Tensor:
-    """An image of so many pixels that ends with these rows: `[1, h, w, c]`.
+    """An image `[1, h, w, c]` of `pixels` pixels that ends with the given rows.
 
-    Nothing else of it is touched, so that it takes no memory.
+    The rest is never touched and therefore takes no memory.
     """
     _, rows, w, c = end.shape
     whole = torch.empty(1, pixels // w, w, c, dtype=end.dtype)
@@ -223,8 +223,8 @@ def tall(end: Tensor, pixels: int) -> Tensor:
 @pytest.mark.parametrize(
     "name", ["norm_kernel", "norm_product_kernel", "depthwise_kernel", "second_pass_kernel"]
 )
-def test_more_values_than_32_bits_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of one strip of 8 megapixels, of which q, k, v of decoder level 1 are 288 channels."""
+def test_more_values_than_32_bits_can_index(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strip of 8 megapixels has as many: q, k and v of decoder level 1 are 288 channels."""
     c, dtype, pixels = 96, torch.float16, (23 if name == "norm_kernel" else 8) << 20
     block, z, time = make_block(c, 1, dtype), stream(1, 3, 64, c), torch.randn(1, c)
     qkv, matrix = torch.randn(1, 3, 64, 3 * c).to(dtype), torch.randn(1, c, c) / 10
@@ -245,5 +245,5 @@ def test_more_values_than_32_bits_count(name: str, monkeypatch: pytest.MonkeyPat
         found, want = tall(z, pixels), z.clone()
         passes.apply(block, found, tall(qkv, pixels)[..., 2 * c :], time, matrix)
         prepared.apply(block, want, qkv[..., 2 * c :], time, matrix)
-    # the least that a program has
+    # the smallest number that a program handles
     assert relative(found[0, -1, -16:], want[0, -1, -16:]) < ALLOWED[dtype]

@@ -1,4 +1,4 @@
-"""Kernels start on the GPU where their tensors lie."""
+"""Kernels are launched on the GPU of their tensors, with tiles that fit the channels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 
 
 class CurrentGpu:
-    """Stands for `torch.cuda.device_of`: which thread is within it, and for which tensors."""
+    """Stands for `torch.cuda.device_of` and records the tensor by which each thread entered it."""
 
     def __init__(self) -> None:
         self.within: dict[int, Tensor] = {}
@@ -36,7 +36,7 @@ class CurrentGpu:
         del self.within[threading.get_ident()]
 
     def here(self) -> Tensor | None:
-        """Whose GPU is the current one of this thread."""
+        """The tensor whose GPU is current in this thread."""
         return self.within.get(threading.get_ident())
 
 
@@ -51,7 +51,7 @@ def current(monkeypatch: pytest.MonkeyPatch) -> CurrentGpu:
 def test_an_operator_runs_on_its_first_tensors_gpu(
     current: CurrentGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is registered for CUDA, called with tensors of a CPU."""
+    """Calls the implementation registered for CUDA with CPU tensors."""
     from c2fdft_cli.execution.fused import kernels, operators  # noqa: F401 - defines them
 
     seen: list[Any] = []
@@ -73,7 +73,7 @@ def test_an_operator_runs_on_its_first_tensors_gpu(
 def test_the_norm_is_tried_on_the_streams_gpu(
     current: CurrentGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a thread of its own, whose current GPU would be the first: of rank 0, not of this one."""
+    """The trial runs in a separate thread, whose current GPU would otherwise be that of rank 0."""
     z = wave([1, 4, 4, 16], 0.3)
     seen: list[Tensor | None] = []
 
@@ -91,7 +91,7 @@ def test_the_norm_is_tried_on_the_streams_gpu(
 
 @pytest.mark.parametrize("channels", [1, 8, 16, 17, 20, 24, 31, 32, 40, 48, 64, 96, 100, 192, 256])
 def test_two_tiles_hold_all_channels(channels: int) -> None:
-    """Powers of two that a product takes, fewer together than one tile would have."""
+    """Their widths are powers of two that a product accepts, and add up to at most one tile's."""
     operators = importlib.import_module("c2fdft_cli.execution.fused.operators")
     one, (first, second) = operators._padded(channels), operators._parts(channels)
     assert channels <= first + second <= one

@@ -1,4 +1,4 @@
-"""Norm and feed-forward network in training by the kernels, in Triton's interpreter."""
+"""Training of norms and feed-forward networks by the kernels, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.kit.formula import fill, relative, wave
 
 CPU = torch.device("cpu")
 ALLOWED = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 3e-2}
-"""Relative errors; the interpreter cuts digits off where a GPU rounds to bfloat16, and the kernels'
-GELU is a polynomial."""
+"""Relative errors; the interpreter truncates to bfloat16 where a GPU rounds, and the kernels' GELU
+is a polynomial."""
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU: tests/cuda tries them on it"
@@ -45,7 +45,7 @@ def triton() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trial of few pixels, whatever the device."""
+    """Let trials take few pixels and run on any device."""
     monkeypatch.setattr(choose, "TRIED_ROWS", 3)
     monkeypatch.setattr(choose, "TRIED_VALUES", 3 * 5 * 16)
     monkeypatch.setattr(training, "_chosen", {})
@@ -55,7 +55,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def results(
     way: Any, layer: PixelNorm, z: Tensor, times: int, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Result and gradients, by name, where the stream goes on beside the norm."""
+    """Result and gradients by name; the loss also depends on the stream that the norm hands on."""
     z, time = z.detach().requires_grad_(), wave([times, z.shape[-1]], 0.9).requires_grad_()
     layer.zero_grad(set_to_none=True)
     y, handed_on = way(layer, z, time, dtype)
@@ -73,10 +73,10 @@ def results(
 @pytest.mark.parametrize("norm", ["with_bias", "bias_free"])
 @pytest.mark.parametrize(("times", "half_stream"), [(1, False), (2, True)])
 @pytest.mark.parametrize("shape", [(2, 1, 1, 24), (2, 5, 7, 20), (2, 19, 31, 48), (2, 3, 3, 384)])
-def test_gradients_are_autograds(
+def test_gradients_of_the_norm_are_autograds(
     shape: tuple[int, ...], times: int, half_stream: bool, norm: str, dtype: torch.dtype
 ) -> None:
-    """One pixel, pixels that are no full block, several programs, the widest; odd widths."""
+    """For one pixel, an incomplete block, several programs, the largest width and odd widths."""
     layer = fill(PixelNorm(shape[-1], norm))
     z = (wave([*shape], 0.37) + 0.25).to(dtype if half_stream else torch.float32)
     found = results(fused_norm, layer, z, times, dtype)
@@ -90,7 +90,7 @@ def test_gradients_are_autograds(
 def results_of_block(
     way: Any, block: Block, z: Tensor, times: int, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """What the feed-forward network adds, and its gradients by name."""
+    """What the feed-forward network adds to the stream, and its gradients, by name."""
     source = torch.Generator().manual_seed(1)
     d, time = (torch.randn(s, generator=source) for s in (z.shape, (times, z.shape[-1])))
     block.zero_grad(set_to_none=True)
@@ -98,20 +98,20 @@ def results_of_block(
     assert out.dtype == z.dtype
     d = d.to(z.dtype)
     out.backward(d)
-    # beside the stream itself, and its gradient, an error would look like rounding
+    # without the stream and its gradient, which would hide an error as rounding
     found = {"out": (out - z).detach(), "z": z.grad - d, "time": time.grad}
     layers = (("norm2", block.norm2), ("ffn", block.ffn))
     return found | {f"{k}.{n}": p.grad for k, m in layers for n, p in m.named_parameters()}
 
 
 def small_stream(shape: tuple[int, ...]) -> Tensor:
-    """Small beside what is added to it; random: sums over waves are all rounding."""
+    """A stream smaller than what is added to it; random, as sums over waves cancel to rounding."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)) / 16
 
 
 SMALL = [(2, 1, 1, 24), (2, 5, 7, 20)]
 LARGE = [(1, 17, 18, 48), (1, 9, 9, 128)]
-"""Shapes of a stream; the large ones take the interpreter seconds."""
+"""Shapes of a stream; the large ones take seconds in the interpreter."""
 
 
 @interpreted
@@ -136,7 +136,7 @@ def test_feed_forward_networks_gradients_are_autograds(
     half_stream: bool,
     dtype: torch.dtype,
 ) -> None:
-    """One pixel, parts of tiles, hidden layers that are no full tile; odd widths, the widest."""
+    """For one pixel, incomplete tiles of pixels or hidden channels, odd widths and the largest."""
     torch.manual_seed(1)
     block, times = Block(shape[-1], 1, factor, bias, norm), 1 if one_time else shape[0]
     z = small_stream(shape).to(dtype if half_stream else torch.float32)
@@ -150,8 +150,8 @@ def test_feed_forward_networks_gradients_are_autograds(
 
 @interpreted
 @pytest.mark.usefixtures("triton")
-def test_gradients_lie_as_their_weights() -> None:
-    """Else the processes of a training copy them, and say so."""
+def test_gradients_have_the_memory_layout_of_their_weights() -> None:
+    """Otherwise DDP copies them, with a warning."""
     block, z = Block(16, 1, 4.0, True, "with_bias"), small_stream((1, 3, 4, 16))
     strides = {}
     for name, p in block.ffn.named_parameters():
@@ -162,8 +162,8 @@ def test_gradients_lie_as_their_weights() -> None:
 
 @interpreted
 @pytest.mark.usefixtures("triton")
-def test_sums_of_weights_are_of_all_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several tiles a program, several programs, the last one with fewer tiles."""
+def test_weight_gradients_sum_over_all_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several tiles per program and several programs, the last with fewer tiles."""
     from c2fdft_cli.execution.fused import operators
 
     monkeypatch.setattr(operators, "_PROGRAMS", 8)
@@ -180,12 +180,12 @@ Asked = Callable[[], Any]
 
 @pytest.fixture(params=[NORM, FEED_FORWARD])
 def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Asked]:
-    """A part of a block, and which way of it is chosen."""
+    """The name of a part of a block, and a function that chooses its implementation."""
     torch.manual_seed(1)
     block, z = Block(16, 2, 4.0, False, "with_bias"), wave([1, 4, 4, 16], 0.3)
     if request.param == NORM:
         return NORM, lambda: norm_for(block.norm1, z, torch.bfloat16)
-    monkeypatch.setattr(training, "norm_for", lambda *_: plain_norm)  # without a trial of its own
+    monkeypatch.setattr(training, "norm_for", lambda *_: plain_norm)  # the norm has no trial
     return FEED_FORWARD, lambda: feed_forward_for(block, z, torch.bfloat16)
 
 
@@ -196,7 +196,7 @@ PLAIN = {NORM: plain_norm, FEED_FORWARD: plain_feed_forward}
 @interpreted
 @pytest.mark.usefixtures("triton", "small")
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
-def test_it_runs_where_it_agrees_and_is_faster(
+def test_kernels_run_if_they_agree_and_are_faster(
     monkeypatch: pytest.MonkeyPatch, part: tuple[str, Asked], seconds: float
 ) -> None:
     name, asked = part
@@ -208,7 +208,7 @@ def test_it_runs_where_it_agrees_and_is_faster(
 
 
 @pytest.mark.usefixtures("small")
-def test_what_fails_is_plain(
+def test_after_a_failure_the_plain_passes_run(
     monkeypatch: pytest.MonkeyPatch, part: tuple[str, Asked], caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -232,7 +232,7 @@ def test_wide_feed_forward_networks_are_not_tried(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "case", ["float32", "a stream of another precision", "not dense", "switch"]
 )
-def test_what_it_is_not_for_is_not_tried(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def test_unsupported_cases_are_not_tried(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     monkeypatch.setattr(training, "try_norm", lambda *_: pytest.fail("tried"))
     layer, z, dtype = fill(PixelNorm(16, "with_bias")), wave([2, 4, 4, 16], 0.3), torch.bfloat16
     if case == "float32":
@@ -247,7 +247,7 @@ def test_what_it_is_not_for_is_not_tried(monkeypatch: pytest.MonkeyPatch, case: 
 
 
 @pytest.mark.usefixtures("small")
-def test_what_is_chosen_is_told_by_part_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_are_listed_by_part_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = choose.Trial("any", 0.0, 1.0, 2.0)
     monkeypatch.setattr(training, "try_norm", lambda *_: fast._replace(seconds=3.0))
     monkeypatch.setattr(training, "try_feed_forward", lambda *_: fast)
@@ -256,7 +256,7 @@ def test_what_is_chosen_is_told_by_part_and_width(monkeypatch: pytest.MonkeyPatc
     assert found == {(FEED_FORWARD, 16), (FEED_FORWARD, 128)}
 
 
-def test_what_is_assumed_needs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assumed_choices_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_try_where", lambda *_: pytest.fail("tried"))
     block, z = Block(16, 1, 4.0, False, "with_bias"), wave([1, 2, 2, 16], 0.3)
     with assume(frozenset({(FEED_FORWARD, 16)})):
@@ -267,8 +267,8 @@ def test_what_is_assumed_needs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None
 
 @interpreted
 @pytest.mark.usefixtures("triton", "small")
-def test_a_block_trains_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under autocast, its activations computed again: the trial is seen by neither."""
+def test_a_block_trains_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast and with checkpointing, neither of which affects the trial."""
     monkeypatch.setenv(choose.SWITCH, "on")
     monkeypatch.setattr(choose, "_seconds", lambda _: 1.0)
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""The compiled kernels, or skip: what is left without a compiler is tested beside the strips."""
+"""The compiled kernels. Without a compiler these tests are skipped; the strips' tests remain."""
 
 import os
 import shutil
@@ -12,11 +12,11 @@ from tests.kit.sharing import MISSING_DATA
 
 @pytest.fixture(scope="session")
 def kernels() -> Kernels:
-    """The kernels of this machine."""
+    """The kernels compiled for this machine; skips the test if there are none."""
     built, reason = kernels_or_reason()
     if built is not None:
         return built
-    # Where golden checks may not be skipped, kernels that fail must not look like none.
+    # If golden checks must not be skipped, a failed build must not be skipped either.
     strict = os.environ.get("CI") or os.environ.get(MISSING_DATA) == "fail"
     if strict and sys.platform == "linux" and any(map(shutil.which, COMPILERS)):
         pytest.fail(f"there is a compiler, but no kernels: {reason}")

@@ -1,4 +1,4 @@
-"""The compiled passes of a block give the numbers of the paper's formula, to rounding."""
+"""The compiled passes of a block equal the paper's formula up to rounding."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def run(block: NativeBlock, x: torch.Tensor, time: torch.Tensor, rows: int) -> t
     return z
 
 
-# whole vectors and what is left of them; one head and several; groups of heads
+# whole vectors and remainders; one head and several; groups of heads
 WIDTHS = [(6, 1), (8, 2), (16, 1), (24, 3), (40, 5), (48, 1), (96, 1), (96, 2), (192, 4)]
 
 
 @pytest.mark.parametrize("norm", ["with_bias", "bias_free"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("width", "heads"), WIDTHS)
-def test_a_block_is_the_papers(
+def test_a_block_equals_the_papers_formula(
     kernels: Kernels, width: int, heads: int, bias: bool, norm: str
 ) -> None:
     plain = fill(Block(width, heads, 4.0 if width > 6 else 1.5, bias, norm))
@@ -51,7 +51,7 @@ def test_a_block_is_the_papers(
     times=st.integers(1, 2),
 )
 @settings(max_examples=40, deadline=None)
-def test_every_size_and_strip_height(
+def test_every_size_and_strip_height_equals_the_formula(
     kernels: Kernels, n: int, h: int, w: int, rows: int, times: int
 ) -> None:
     plain = fill(Block(16, 2, 4.0, True, "with_bias"))
@@ -81,12 +81,12 @@ def test_the_number_of_threads_changes_no_bit(kernels: Kernels) -> None:
                 results.append(run(block, x, time, 40))
     finally:
         torch.set_num_threads(before)
-    # the small matrices between the passes are torch's, on these sizes in one thread
+    # torch computes the small matrices between the passes, in one thread at these sizes
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(kernels: Kernels, bad: float) -> None:
+def test_values_that_are_not_finite_stay_so(kernels: Kernels, bad: float) -> None:
     block = NativeBlock.of(fill(Block(16, 1, 4.0, False, "with_bias")), kernels)
     x = wave([1, 9, 9, 16], 0.37)
     x[0, 4, 4, 4] = bad
@@ -94,7 +94,7 @@ def test_what_is_not_finite_stays_so(kernels: Kernels, bad: float) -> None:
         assert not torch.isfinite(run(block, x, wave([1, 16], 0.9), 9)[0, 4, 4]).any()
 
 
-def test_channels_without_a_value_are_divided_by_no_zero(kernels: Kernels) -> None:
+def test_channels_of_zeros_are_not_divided_by_zero(kernels: Kernels) -> None:
     plain = fill(Block(16, 2, 4.0, False, "with_bias"))
     with torch.no_grad():
         plain.attn.qkv.weight[[3, 18, 20]] = 0.0

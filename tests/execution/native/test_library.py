@@ -1,4 +1,4 @@
-"""Compiled kernels are built once, privately; whatever is in the way, torch's operators do."""
+"""Kernels are built once, in a private folder; if that fails, torch's operators run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from c2fdft_cli.execution.native.library import Kernels, kernels_for, kernels_or
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> Iterator[Path]:
-    """An empty cache folder, and no kernels found yet in this process."""
+    """An empty cache folder, in a process that has not looked for kernels yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(library.SWITCH, raising=False)
     kernels_or_reason.cache_clear()
@@ -32,7 +32,7 @@ def compiler(folder: Path, script: str) -> Path:
     return path
 
 
-def test_they_are_built_once_in_a_folder_of_the_user(cache: Path) -> None:
+def test_kernels_are_built_once_in_a_folder_of_the_user(cache: Path) -> None:
     built, where = kernels_or_reason()
     assert built is not None
     assert Path(where).parent == cache
@@ -44,7 +44,7 @@ def test_they_are_built_once_in_a_folder_of_the_user(cache: Path) -> None:
     assert Path(where).stat().st_mtime_ns == before
 
 
-def test_they_can_be_switched_off(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_can_be_switched_off(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.SWITCH, "off")
     assert kernels_or_reason() == (None, "C2FDFT_NATIVE is off")
     assert not cache.exists()
@@ -57,7 +57,7 @@ def test_a_misspelt_switch_is_refused(cache: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_apples_stub_of_a_compiler_is_not_run(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """Without the command line tools `cc --version` opens a dialog."""
+    """On a Mac without the command line tools, `cc --version` would open a dialog."""
     ran: list[tuple[str, ...]] = []
 
     def refused(*command: str) -> bytes:
@@ -71,7 +71,9 @@ def test_apples_stub_of_a_compiler_is_not_run(monkeypatch: pytest.MonkeyPatch, c
     assert ran == [("xcode-select", "-p")]
 
 
-def test_without_a_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_compiler_there_are_no_kernels(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert kernels_or_reason() == (None, "no C compiler (cc, gcc, clang)")
 
@@ -80,7 +82,7 @@ def test_without_a_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     "script",
     ["exit 1", '[ "$1" = --version ] || exit 1', '[ "$1" = --version ] || kill -9 $$'],
 )
-def test_with_a_compiler_that_fails(
+def test_a_compiler_that_fails_is_reported(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str
 ) -> None:
     broken = compiler(tmp_path, script)
@@ -89,7 +91,7 @@ def test_with_a_compiler_that_fails(
     assert list(cache.iterdir()) == []
 
 
-def test_with_a_compiler_that_writes_no_library(
+def test_a_compiler_that_writes_no_library_is_reported(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = 'while [ "$1" ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done'
@@ -101,7 +103,7 @@ def test_with_a_compiler_that_writes_no_library(
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
-def test_nothing_is_loaded_from_where_others_can_write(cache: Path, mode: int) -> None:
+def test_nothing_is_loaded_from_a_folder_that_others_can_write(cache: Path, mode: int) -> None:
     kernels_or_reason()
     cache.chmod(mode)
     kernels_or_reason.cache_clear()
@@ -109,18 +111,18 @@ def test_nothing_is_loaded_from_where_others_can_write(cache: Path, mode: int) -
     assert kernels_or_reason() == (None, reason)
 
 
-def test_nothing_is_loaded_by_way_of_a_link(cache: Path, tmp_path: Path) -> None:
+def test_nothing_is_loaded_through_a_symbolic_link(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     cache.symlink_to(tmp_path / "elsewhere")
     assert kernels_or_reason()[0] is None
 
 
-def test_where_the_cache_folder_cannot_be_made(cache: Path) -> None:
+def test_a_cache_folder_that_cannot_be_made_is_reported(cache: Path) -> None:
     cache.write_text("a file")
     assert kernels_or_reason()[0] is None
 
 
-def test_another_source_or_processor_is_another_library(
+def test_another_source_or_processor_has_another_library(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = library._fingerprint("cc")
@@ -128,7 +130,7 @@ def test_another_source_or_processor_is_another_library(
     assert library._fingerprint("cc") != one
 
 
-def test_they_are_for_float32_on_a_cpu(kernels: Kernels) -> None:
+def test_kernels_are_for_float32_on_a_cpu(kernels: Kernels) -> None:
     assert kernels_for(torch.device("cpu"), torch.float32) is not None
     assert kernels_for(torch.device("cpu"), torch.bfloat16) is None
     assert kernels_for(torch.device("meta"), torch.float32) is None

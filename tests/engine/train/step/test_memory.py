@@ -1,4 +1,4 @@
-"""Memory of a training step: counted without computing, and what is made of it."""
+"""Memory of a training step: counted without computing, and used to choose micro-batches."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def test_saved_bytes_grow_with_the_area():
     assert 3.5 < large / small < 4.1
 
 
-def test_recomputing_holds_one_call():
+def test_recomputing_holds_one_network_call():
     one = step_bytes(SMALL, Stage(), 1, 32, CPU, NO_KERNELS)
     assert step_bytes(SMALL, FineStage(recompute="call"), 8, 32, CPU, NO_KERNELS) == one
     assert step_bytes(SMALL, FineStage(recompute="none"), 8, 32, CPU, NO_KERNELS) == 8 * one
 
 
-def test_recomputing_levels_holds_the_largest_level():
+def test_recomputing_levels_holds_only_the_largest_level():
     one = step_bytes(SMALL, Stage(), 1, 32, CPU, NO_KERNELS)
     by_level = step_bytes(SMALL, FineStage(recompute="level"), 8, 32, CPU, NO_KERNELS)
     assert 0.2 * one < by_level < 0.7 * one
-    # of the official network, the last level holds about a third
+    # in the official network the last level holds about a third
     assert 0.3 < saved_bytes(Network(), 64, True) / saved_bytes(Network(), 64) < 0.45
 
 
@@ -61,12 +61,12 @@ def test_recomputing_levels_holds_the_largest_level():
         (200, 100, 10, 0, 10**6, 100),
     ],
 )
-def test_micro_batch(monkeypatch, wanted, rows, each, fixed, free, expected):
+def test_the_micro_batch_fits_the_memory(monkeypatch, wanted, rows, each, fixed, free, expected):
     monkeypatch.setattr(memory, "free_bytes", lambda runtime: free)
     assert choose_micro_batch(wanted, rows, each, fixed, CPU) == expected
 
 
-def test_gradients_and_cast_weights():
+def test_gradients_and_cast_weights_are_counted():
     assert weight_bytes(100, torch.float32) == 400
     assert weight_bytes(100, torch.bfloat16) == 600
 
@@ -78,11 +78,11 @@ DEEP = Network(dim=16, blocks=[2, 1, 1, 3], heads=[1, 2, 2, 4])
 @pytest.mark.parametrize(
     ("network", "patch"), [(DEEP, 48), pytest.param(Network(), 64, marks=pytest.mark.acceptance)]
 )
-def test_half_precision_keeps_what_was_counted(network, patch, device, fused):
-    """Against the bytes alive after a forward pass under autocast: of a second image, of the first.
+def test_the_count_is_right_in_half_precision(network, patch, device, fused):
+    """Compare with the bytes alive after a forward pass of one and of two images under autocast.
 
-    CUDA's autocast differs in its float32 layer norms, which a CPU can take as well, and so it can
-    the derivatives written out for CUDA. The tensors have no contents.
+    CUDA's autocast differs by its float32 layer norms. These, and the explicit derivatives for
+    CUDA, can run on a CPU too. The tensors are fake.
     """
     kernels = all_kernels(network) if fused else NO_KERNELS
     with assume(kernels):
@@ -98,8 +98,8 @@ def all_kernels(network):
     return frozenset((p, network.dim << n) for p in (NORM, FEED_FORWARD) for n in range(4))
 
 
-def test_the_kernels_keep_less():
-    """Of the official network: neither the hidden layers nor float32 norms."""
+def test_the_kernels_save_less():
+    """For the official network they save neither hidden layers nor float32 norms."""
     plain, fused = (
         saved_bytes(Network(), 64, False, torch.bfloat16, "cuda", kernels)
         for kernels in (NO_KERNELS, all_kernels(Network()))
@@ -118,7 +118,7 @@ def test_the_kernels_keep_less():
         ("cpu", torch.bfloat16, "auto", []),
     ],
 )
-def test_what_trains_by_the_kernels(monkeypatch, device, dtype, compiling, widths):
+def test_the_kernels_are_counted_where_they_train(monkeypatch, device, dtype, compiling, widths):
     def chosen(blocks, *_):
         return frozenset((NORM, block.norm1.body.weight.numel()) for block in blocks)
 
@@ -146,8 +146,8 @@ def held_after_forward(network, count, patch, device):
     ("device", "gib", "way"),
     [("cuda", 100, "none"), ("cuda", 80, "call"), ("cuda", 1, "level"), ("cpu", 100, "call")],
 )
-def test_what_is_computed_again(monkeypatch, device, gib, way):
-    """Of four calls on the official batches: 192 x 32, 48 x 64 and 12 x 128 px, in float32."""
+def test_auto_recomputes_as_much_as_the_memory_requires(monkeypatch, device, gib, way):
+    """For four sampling steps on the official batches (192 x 32, 48 x 64, 12 x 128 px) in fp32."""
     monkeypatch.setattr(memory, "free_bytes", lambda _: gib << 30)
     runtime = Runtime(torch.device(device))
     stage = FineStage(recompute="auto")

@@ -1,4 +1,4 @@
-"""The objective of a stage: its loss has the weights that the recipe has."""
+"""The objective of a stage: its loss is weighted as the recipe states."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.kit.formula import wave
         {"ssim": "none", "l1_weight": 0.0, "fourier_weight": 0.4},
     ],
 )
-def test_the_fine_loss_has_the_weights_of_the_recipe(
+def test_the_fine_loss_is_weighted_as_the_recipe_states(
     tiny_net: Callable[[], DFT], terms: dict[str, Any]
 ) -> None:
     words = [f"fine.{key}={value}" for key, value in terms.items()]

@@ -1,4 +1,4 @@
-"""A step against torch's own parts; recorded as a CUDA graph it is the same, bit for bit."""
+"""A training step equals torch's own parts, and bit for bit itself recorded as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_stepper(
     dtype: torch.dtype = torch.float32,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Stepper:
-    """Of the coarse stage, or of a fine one of two sampling steps."""
+    """A stepper of the coarse stage, or with `recompute` of a fine one of two sampling steps."""
     return objective_and_stepper(recompute, dtype, layout)[1]
 
 
@@ -41,7 +41,7 @@ def objective_and_stepper(
     dtype: torch.dtype = torch.float32,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Objective, Stepper]:
-    """`make_stepper`, and the objective whose settings may change."""
+    """As `make_stepper`, with the objective, whose settings may be changed."""
     fine = None if recompute is None else (FineStage(recompute=recompute), [999, 500])
     net = fill(DFT(dim=8, blocks=(1, 1, 1, 1))).to(memory_format=layout)
     objective = Objective(net, ALPHA_BAR, fine)
@@ -49,7 +49,7 @@ def objective_and_stepper(
 
 
 def make_batch(k: int, patch: int = 16, rows: int = 2) -> Batch:
-    """Of iteration k, with mixup in each third."""
+    """The batch of iteration k, with mixup in every third."""
     random = torch.Generator().manual_seed(k)
     shape = (rows, 3, patch, patch)
 
@@ -67,13 +67,13 @@ def take(stepper: Stepper, batch: Batch, micro_batch: int = 2) -> StepResult:
 
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch, graphs: type[Graph]) -> type[Graph]:  # noqa: F811
-    """Steps on the CPU are recorded."""
+    """Record steps on the CPU."""
     monkeypatch.setattr(stepper_module, "records", lambda device: True)
     return graphs
 
 
 def plain_steps(stepper: Stepper, batches: list[Batch]) -> list[StepResult]:
-    """The same steps without recording."""
+    """Take steps without recording."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stepper_module, "records", lambda device: False)
         return [take(stepper, batch) for batch in batches]
@@ -89,7 +89,7 @@ def assert_same_state(one: Stepper, other: Stepper) -> None:
 
 
 def test_a_step_is_clipped_adamw_and_an_average() -> None:
-    """Against a plain loop; no setting has its default, and each would change the numbers."""
+    """Compared with a plain loop; no setting has its default, and each affects the numbers."""
     train = Train(
         adam_betas=[0.6, 0.8], weight_decay=0.3, clip_norm=0.1, ema_decay=0.2, ema_warm_up=True
     )
@@ -127,10 +127,10 @@ def test_a_step_is_clipped_adamw_and_an_average() -> None:
         pytest.param("level", torch.float32, marks=pytest.mark.acceptance),
     ],
 )
-def test_recorded_steps_are_the_steps_themselves(
+def test_recorded_steps_equal_unrecorded_ones(
     recording: type[Graph], recompute: Recompute | None, dtype: torch.dtype
 ) -> None:
-    """Also after other patches, and after a gradient that is not finite."""
+    """Also after other patch sizes, and after a gradient that is not finite."""
     patches = (16, 16, 16, 24, 24, 16, 16, 16)
     batches = [make_batch(k, patch) for k, patch in enumerate(patches, start=1)]
     batches[6] = replace(batches[6], noise=batches[6].noise * torch.inf)
@@ -138,12 +138,12 @@ def test_recorded_steps_are_the_steps_themselves(
     expected = plain_steps(plain, batches)
     found = [take(recorded, batch) for batch in batches]
     assert [one.skipped for one in found] == [False] * 6 + [True, False]
-    assert repr(found) == repr(expected)  # nan is not equal to itself
+    assert repr(found) == repr(expected)  # repr, as NaN is not equal to itself
     assert recording.replays == 2 + 1 + 2
     assert_same_state(recorded, plain)
 
 
-def test_a_resumed_training_goes_on_as_recorded(recording: type[Graph]) -> None:
+def test_a_resumed_training_equals_the_recorded_one(recording: type[Graph]) -> None:
     batches = [make_batch(k) for k in range(1, 8)]
     whole, first, second = (make_stepper("none") for _ in range(3))
     for batch in batches:
@@ -156,7 +156,7 @@ def test_a_resumed_training_goes_on_as_recorded(recording: type[Graph]) -> None:
     assert_same_state(second, whole)
 
 
-def test_another_state_is_taken_by_what_is_recorded(recording: type[Graph]) -> None:
+def test_recorded_steps_use_a_state_that_is_loaded_later(recording: type[Graph]) -> None:
     recorded, plain = make_stepper(), make_stepper()
     state = plain.state()
     start = {key: {n: x.clone() for n, x in state[key].items()} for key in ("params", "params_ema")}
@@ -173,9 +173,9 @@ def test_another_state_is_taken_by_what_is_recorded(recording: type[Graph]) -> N
 
 @pytest.mark.parametrize("recompute", [None, "none", "call", "level"])
 def test_no_accumulator_of_gradients_outlives_its_step(recompute: Recompute | None) -> None:
-    """It belongs to the stream that was current when it was made.
+    """An accumulator belongs to the stream that was current when it was made.
 
-    One of a step before a recording would draw the default stream into it, which the driver
+    One left from a step before a recording would involve the default stream in it, which the driver
     refuses (pytorch/pytorch#180090).
     """
     stepper = make_stepper(recompute)
@@ -196,8 +196,8 @@ def test_no_accumulator_of_gradients_outlives_its_step(recompute: Recompute | No
     assert not any("of this step" in one.metadata for one in accumulators())
 
 
-def test_other_settings_of_the_stage_are_recorded_anew(recording: type[Graph]) -> None:
-    """As `c2fdft bench train-step` changes them from step to step, patches staying as they are."""
+def test_other_settings_of_the_stage_are_recorded_again(recording: type[Graph]) -> None:
+    """`c2fdft bench train-step` changes them from step to step for the same patches."""
     objective, steppers = zip(*(objective_and_stepper() for _ in range(2)), strict=True)
     recorded, plain = steppers
     for k, grid in enumerate([[999, 500], [999, 500], [999], [999], [999, 500]], start=1):
@@ -208,10 +208,10 @@ def test_other_settings_of_the_stage_are_recorded_anew(recording: type[Graph]) -
     assert_same_state(recorded, plain)
 
 
-def test_a_step_that_cannot_be_recorded(
+def test_a_step_that_cannot_be_recorded_is_taken_unrecorded(
     recording: type[Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fails in the middle of its backward pass, and is taken as it is; people are told once."""
+    """The recording fails in the backward pass; there is one notice for all steps."""
 
     @contextmanager
     def failing(*_: object, capture_error_mode: str) -> Iterator[None]:
@@ -228,7 +228,7 @@ def test_a_step_that_cannot_be_recorded(
     assert_same_state(recorded, plain)
 
 
-def test_what_is_compiled_is_recorded_anew_when_it_no_longer_is(
+def test_a_step_is_recorded_again_once_it_is_no_longer_compiled(
     recording: type[Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stepper = make_stepper()
@@ -239,7 +239,7 @@ def test_what_is_compiled_is_recorded_anew_when_it_no_longer_is(
 
 
 @pytest.mark.parametrize("reason", ["micro-batches", "large", "several processes"])
-def test_what_is_not_recorded(
+def test_micro_batches_large_steps_and_several_processes_are_not_recorded(
     recording: type[Graph], monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     stepper = make_stepper()
@@ -263,10 +263,10 @@ def move(stepper: Stepper) -> None:
 
 @pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("after", [torch.contiguous_format, torch.channels_last])
-def test_a_state_of_another_memory_layout(
+def test_a_state_of_another_memory_layout_can_be_loaded(
     before: torch.memory_format, after: torch.memory_format
 ) -> None:
-    """As between CUDA, channels-last, and a CPU."""
+    """CUDA uses channels-last, a CPU does not."""
     expected, first, second = (
         make_stepper(),
         make_stepper(layout=before),
@@ -281,7 +281,7 @@ def test_a_state_of_another_memory_layout(
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_a_state_of_another_precision() -> None:
+def test_a_state_of_another_precision_can_be_loaded() -> None:
     full, half = make_stepper(), make_stepper(dtype=torch.float16)
     half.load(full.state())
     assert half.scaler.get_scale() > 1
@@ -289,7 +289,7 @@ def test_a_state_of_another_precision() -> None:
     assert not full.scaler.is_enabled()
 
 
-def test_a_step_given_up_after_unscaling_can_be_taken_again() -> None:
+def test_a_step_abandoned_after_unscaling_can_be_taken_again() -> None:
     stepper = make_stepper(dtype=torch.float16)
     scale = stepper.scaler.get_scale()
     stepper.scaler.scale(torch.ones(()))
