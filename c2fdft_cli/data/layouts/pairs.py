@@ -90,7 +90,9 @@ class PairSet:
     splits: dict[str, tuple[FilePair, ...]]
 
 
-def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = None) -> PairSet:
+def find_pairs(
+    root: Path, *, gamma: bool = False, pairs_file: Path | None = None, advice: str | None = None
+) -> PairSet:
     """Recognise the layout of `root` and pair its files by name; no image is opened.
 
     Args:
@@ -98,6 +100,7 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
         gamma: take blur_gamma/ where a set (GoPro) has it beside blur/.
         pairs_file: take the pairs from this CSV file (`lq,gt[,name]`) instead, or those whose clean
             images this meta-info file of BasicSR names.
+        advice: what to try where the pairs cannot be told; None for the options of `prepare`.
 
     Raises:
         DataError: no such folder, no images, no pairs, or more than one way to pair them.
@@ -109,7 +112,7 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
         listed = [FilePair(*row) for row in read_pairs_csv(pairs_file, root)]
         return _pair_set(f"the list {pairs_file.name}", None, root, listed, (), ())
     images = some_images(root, recursive=True, hint="check the path")
-    tree = Tree(root, images)
+    tree = Tree(root, images, advice)
     chosen, notices = search(tree, gamma=gamma)
     if not chosen:
         raise _no_pairs(tree)
@@ -174,8 +177,8 @@ def _check_complete(chosen: Sequence[Candidate], tree: Tree) -> None:
         what += ": the names of the others follow another convention"
     reasons = [why for one in chosen for why in _relative(one.reasons, tree.root)]
     example = doubtful[0] if doubtful else (alone[0], pairs[0][1])
-    hint = f"give all pairs names of one kind, or {list_hint(tree.root, example)}"
-    raise DataError(what, where=tree.root, hint=hint, details=reasons[:20])
+    by_list = f"give all pairs names of one kind, or {list_hint(tree.root, example)}"
+    raise DataError(what, where=tree.root, hint=tree.advice or by_list, details=reasons[:20])
 
 
 def _relative(reasons: Mapping[Path, str], root: Path) -> list[str]:
@@ -328,6 +331,8 @@ def _hint(tree: Tree) -> str:
     root = tree.root.resolve()
     if _has_partner(root):
         return f"this is one side of the pairs; give the folder above it, {root.parent}"
+    if tree.advice is not None:
+        return tree.advice
     folders = list(dict.fromkeys(path.parent for path in tree.images))
     first = [tree.files[folder][0] for folder in folders[:2]]
     by_list = list_hint(tree.root, [*first, *tree.images[1:2]][:2])

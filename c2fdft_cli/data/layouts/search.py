@@ -121,10 +121,12 @@ class Tree:
     Args:
         root: the folder.
         images: every image below it, in natural order.
+        advice: what to try where the pairs cannot be told; None for the options of `prepare`.
     """
 
-    def __init__(self, root: Path, images: Sequence[Path]) -> None:
+    def __init__(self, root: Path, images: Sequence[Path], advice: str | None = None) -> None:
         self.root = root
+        self.advice = advice
         self.images = images
         self.files: dict[Path, list[Path]] = defaultdict(list)
         self.folders: dict[Path, list[Path]] = defaultdict(list)
@@ -250,8 +252,8 @@ def _ambiguous(ways: Sequence[Candidate], tree: Tree) -> DataError:
     ]
     labels = list(dict.fromkeys(way.label for way in ways))
     what = f"more than one way to pair the images: {'; '.join(labels[:4])}"
-    hint = f"give a folder with one of them, or {list_hint(tree.root, ways[0].pairs[0])}"
-    return DataError(what, where=tree.root, hint=hint, details=listed[:20])
+    by_list = f"give a folder with one of them, or {list_hint(tree.root, ways[0].pairs[0])}"
+    return DataError(what, where=tree.root, hint=tree.advice or by_list, details=listed[:20])
 
 
 def list_hint(root: Path, example: Sequence[Path]) -> str:

@@ -12,17 +12,17 @@ import torch
 
 from c2fdft_cli.data.images.picture import read_rgb8
 from c2fdft_cli.data.layouts.listing import some_images
-from c2fdft_cli.data.layouts.pairs import FilePair, PairSet, check_sizes, find_pairs
+from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
 
 OTHER_WAYS = (
-    "give both images of a pair one name",
-    "to clean images add noise: --sigma 25",
-    "score photos without targets by --no-reference, once they are restored",
-    "list other pairs for `c2fdft prepare --pairs`, and score its shards by --data",
+    "give both images of a pair one name; to clean images add noise: --sigma 25; "
+    "score photos without targets by --no-reference, once they are restored; "
+    "list other pairs for `c2fdft prepare --pairs`, and score its shards by --data"
 )
+"""What to try where a folder's pairs cannot be told: `prepare` has options that `eval` has not."""
 SIGMA_LIMIT = 255.0
 _ADDED = -1  # draws from 0 up are the noise that the sampler starts from
 
@@ -119,7 +119,7 @@ def open_folder(
             of one name.
     """
     if sigma is None:
-        found = _find_pairs(folder)
+        found = find_pairs(folder, advice=OTHER_WAYS)
         if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
             raise DataError("the set has training images in it", where=folder, hint=hint)
@@ -131,15 +131,3 @@ def open_folder(
     if count > 1:
         raise DataError(f"two images have the name {name}", where=folder, hint="rename one")
     return NoisyImages(images, sigma, seed)
-
-
-def _find_pairs(folder: Path) -> PairSet:
-    """The pairs of a folder; where there are none, what can be scored in another way."""
-    try:
-        return find_pairs(folder)
-    except DataError as error:
-        if error.hint is None or "--" not in error.hint:
-            raise
-        # its options are those of `prepare`, which this command has not
-        hint = "; ".join(OTHER_WAYS)
-        raise DataError(error.what, where=error.where, hint=hint, details=error.details) from error

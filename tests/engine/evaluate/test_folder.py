@@ -142,8 +142,9 @@ def test_where_there_are_no_pairs_it_advises_what_eval_can_do(tmp_path, clean):
         assert error.value.hint.startswith("give both images of a pair one name; to clean images")
         options = set(re.findall(r"--[\w-]+", error.value.hint)) - {"--pairs"}
         assert options == {"--sigma", "--no-reference", "--data"}
+    (tmp_path / "other").rename(tmp_path / "a--b")
     with pytest.raises(DataError, match="no pairs") as error:
-        open_folder(tmp_path / "other" / "input")
+        open_folder(tmp_path / "a--b" / "input")
     assert error.value.hint.startswith("this is one side of the pairs")
 
 
