@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from pathlib import Path
 
+from torch import Tensor
+
 from c2fdft_cli.data.video.probe import VideoInfo
 from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter
 from c2fdft_cli.engine.restore.batch import Batch, Outcome, Wanted, refuse_not_finite
@@ -24,7 +26,7 @@ from c2fdft_cli.engine.restore.result import (
     not_overwritten,
 )
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
-from c2fdft_cli.execution.cuda.transfer import batches_in_flight
+from c2fdft_cli.execution.cuda.transfer import batches_in_flight, upload
 from c2fdft_cli.execution.memory import peak_bytes
 from c2fdft_cli.files import TakenError, atomic_path, ensure_folder
 from c2fdft_cli.pipeline import ahead
@@ -103,6 +105,7 @@ def _restore(
     crf, label = plan.writing.crf, source.label
     size = plan.executor.batch_size(info.height, info.width)
     ensure_folder(output.parent)
+    noise = _shared_noise(plan, source, info)
     given = 0
     held: FrameDone | None = None
     # Left from the last to the first: writer and reader are closed, then the pool waits for its
@@ -119,7 +122,7 @@ def _restore(
         frames_ahead = ahead(_batched(reader, size), _BATCHES_AHEAD)
         for frames in chain(frames_ahead, repeat(None)):
             if frames is not None:
-                in_work.append(_begin(plan, source, info, frames, given, tally, stop))
+                in_work.append(_begin(plan, source, info, frames, given, noise, tally, stop))
                 given += len(frames)
                 if len(in_work) <= batches_in_flight(plan.runtime.device):
                     continue
@@ -146,6 +149,14 @@ def _restore(
             tally.notes.append(f"damage in the video: {reader.complaint}")
 
 
+def _shared_noise(plan: RestorePlan, source: Source, info: VideoInfo) -> Tensor | None:
+    """What all frames start from, once on the device; None where it is drawn for each batch."""
+    if plan.sampling.temporal_noise != "fixed":
+        return None
+    drawn = plan.executor.start_noise(source.stem, info.height, info.width)
+    return None if drawn is None else upload(drawn, plan.executor.device)
+
+
 def _batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
     iterator = iter(frames)
     while batch := list(islice(iterator, size)):
@@ -163,6 +174,7 @@ def _begin(
     info: VideoInfo,
     frames: list[Frame],
     first: int,
+    noise: Tensor | None,
     tally: _Tally,
     stop: StopRequest,
 ) -> Callable[[], list[Frame]]:
@@ -172,7 +184,8 @@ def _begin(
     wanted = [Wanted(8 * frame.pixels.itemsize, info.is_grey) for frame in frames]
     pixels = [frame.pixels for frame in frames]
     try:
-        batch = Batch(plan.executor, pixels, names, wanted, lambda _: stop.check())
+        drawn = [noise] * len(frames)
+        batch = Batch(plan.executor, pixels, names, wanted, lambda _: stop.check(), drawn)
     except ResourceError as error:
         raise _NetworkError(error) from error
 

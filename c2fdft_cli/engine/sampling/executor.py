@@ -65,7 +65,7 @@ class Executor:
         alpha_bar: `[T]`.
         grid: descending timesteps, one a sampling step.
         runtime: device and arithmetic.
-        eta, seed, keeps_noise: of the sampler.
+        eta, seed: of the sampler.
         samples, transforms: what each result is the mean of, see `mean_and_deviation`.
         max_memory: bytes that may be used; None for what is free, with a margin.
         tile: side of tiles; None for the exact result.
@@ -87,7 +87,6 @@ class Executor:
         max_memory: int | None = None,
         tile: int | None = None,
         batch: int = 0,
-        keeps_noise: bool = False,
     ) -> None:
         self._strips, self._net = network, network.net
         self._runtime = runtime
@@ -97,9 +96,7 @@ class Executor:
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
         self._in_float32: Executor | None = None
         predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
-        self.restorer = Restorer(
-            predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed, keeps_noise=keeps_noise
-        )
+        self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
     @property
     def device(self) -> torch.device:
