@@ -16,7 +16,7 @@ from c2fdft_cli.data.video.probe import VideoInfo
 from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter
 from c2fdft_cli.engine.restore.batch import Batch, Outcome, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.inputs import Source
-from c2fdft_cli.engine.restore.outputs import Item
+from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import (
     FrameDone,
@@ -36,9 +36,9 @@ _BATCHES_AHEAD = 1
 
 
 class _NetworkError(Exception):
-    """The network cannot run on these frames."""
+    """The network cannot run on these frames, which is no error of the file system."""
 
-    def __init__(self, error: CheckpointError | ResourceError) -> None:
+    def __init__(self, error: ResourceError) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -68,7 +68,7 @@ def restore_video(
     Yields an event for each frame but the last and returns the record, None when stopped.
 
     Raises:
-        ResourceError: the disk is full, or the output cannot be written.
+        ResourceError: the disk is full, or nothing can be written.
     """
     source = item.source
     if source.problem is not None:
@@ -79,16 +79,19 @@ def restore_video(
     plan.manifest.look_at(source.path)
     try:
         yield from _restore(plan, source, source.video, item.output, tally, stop)
+        plan.manifest.add(item.output, source.path)
     except StoppedError:
         return None
-    except DataError as error:
+    except (DataError, CheckpointError) as error:
         return failed(source, error)
     except _NetworkError as error:
         return failed(source, error.error)
+    except ResourceError as error:
+        if is_about_one_file(error):
+            return failed(source, error)
+        raise
     except TakenError:  # by somebody else, meanwhile: not ours to record
         tally.notes.append(not_overwritten(item.output))
-    else:
-        plan.manifest.add(item.output, source.path)
     return _record(plan, source, source.video, item.output, tally)
 
 
@@ -192,10 +195,10 @@ def _begin(
     def finish() -> list[Frame]:
         try:
             outcomes = batch.outcomes()
-            for outcome in outcomes:
-                refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
-        except (CheckpointError, ResourceError) as error:
+        except ResourceError as error:
             raise _NetworkError(error) from error
+        for outcome in outcomes:
+            refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
         tally.add(outcomes)
         return [
             frame._replace(pixels=outcome.pixels())
