@@ -124,10 +124,9 @@ def evaluate(
 def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
     """The metrics that were asked for; without targets there are no others."""
     from c2fdft_cli.engine.evaluate.metrics import find_metrics
-    from c2fdft_cli.engine.evaluate.photos import find_no_reference_metrics
 
     if no_reference:
-        return find_no_reference_metrics(names or "all")
+        return find_metrics(names or "all", no_reference=True)
     return {} if names is None else find_metrics(names)
 
 

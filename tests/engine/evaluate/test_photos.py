@@ -16,7 +16,7 @@ from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.evaluate.compare import as_json, in_words, paired_comparison
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
-from c2fdft_cli.engine.evaluate.photos import evaluate_alone, find_no_reference_metrics
+from c2fdft_cli.engine.evaluate.photos import evaluate_alone
 from c2fdft_cli.engine.evaluate.report import About, ReportImages, with_pictures, write_report
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
@@ -38,7 +38,7 @@ def fill(folder: Path, strength: float) -> Path:
 
 
 def run(source: Path, names: str = "all", **options: Any) -> EvalResult:
-    metrics = find_no_reference_metrics(names)
+    metrics = find_metrics(names, no_reference=True)
     return evaluate_alone(source, EvalOptions(metrics=metrics, **options)).run()
 
 
@@ -89,7 +89,7 @@ def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
 
 def test_csv_and_report(noisy: Path, tmp_path: Path) -> None:
     pictures = ReportImages()
-    metrics = find_no_reference_metrics("blur_effect")
+    metrics = find_metrics("blur_effect", no_reference=True)
     job = evaluate_alone(noisy, EvalOptions(metrics=metrics, pictures=True))
     result = with_pictures(job, pictures).run()
     write_csv(tmp_path / "rows.csv", result)
@@ -106,7 +106,7 @@ def test_photos_that_differ_by_their_suffix_alone_have_their_own_pictures(tmp_pa
         save_rgb8(tmp_path / f"a{suffix}", photo(k, 5))
     save_rgb8(tmp_path / "b.png", photo(2, 5))
     images = ReportImages()
-    options = EvalOptions(metrics=find_no_reference_metrics("noise_sigma"), pictures=True)
+    options = EvalOptions(metrics=find_metrics("noise_sigma", no_reference=True), pictures=True)
     result = with_pictures(evaluate_alone(tmp_path, options), images).run()
     assert [row.name for row in result.rows] == ["a.bmp", "a.png", "b"]
     assert len({one["restored"] for one in images.by_name.values()}) == 3
@@ -116,7 +116,7 @@ def test_a_photo_whose_suffix_makes_its_name_that_of_another(tmp_path: Path) -> 
     for k, name in enumerate(("a.jpg.png", "a.png", "a.bmp")):
         save_rgb8(tmp_path / name, photo(k, 5))
     (tmp_path / "a.bmp").rename(tmp_path / "a.jpg")  # images are told by their first bytes
-    options = EvalOptions(metrics=find_no_reference_metrics("noise_sigma"))
+    options = EvalOptions(metrics=find_metrics("noise_sigma", no_reference=True))
     rows = evaluate_alone(tmp_path, options).run().rows
     assert sorted(row.name for row in rows) == ["a.jpg", "a.jpg.png", "a.png"]
 
@@ -160,13 +160,13 @@ def test_a_photograph_that_cannot_be_read_is_named_and_the_others_are_scored(noi
 
 
 def test_names() -> None:
-    assert list(find_no_reference_metrics("all")) == [
+    assert list(find_metrics("all", no_reference=True)) == [
         "blur_effect",
         "noise_sigma",
         "total_variation",
     ]
     with pytest.raises(UsageError, match="--metrics vsi cannot be combined with --no-reference"):
-        find_no_reference_metrics("vsi")
+        find_metrics("vsi", no_reference=True)
     with pytest.raises(UsageError, match="--metrics brisque needs --no-reference"):
         find_metrics("brisque")
     assert describe_metric("brisque").endswith("lower is better, 0 to about 100")
