@@ -140,7 +140,7 @@ def _evaluate(
 ) -> None:
     from c2fdft_cli.cli.views.evaluate import compared, tell, write
     from c2fdft_cli.engine.evaluate.ranks import gather_pictures
-    from c2fdft_cli.engine.evaluate.report import ReportImages, with_pictures
+    from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures
 
     pairs, quiet = source.named_pairs(runs.seed), json or not runtime.is_main
     job = job_of(source.subject, source, runs, pairs, options, quiet)
@@ -150,12 +150,9 @@ def _evaluate(
         rivals = replace(options, metrics=metrics, pictures=False)
         other = job_of(scores.against, source, runs, pairs, rivals, quiet)
         job.title, other.title = "eval A", "eval B"
-    pictures = None if scores.report is None else ReportImages()
-    if pictures is not None:
-        job = with_pictures(job, pictures)
-    result = _run(job, runtime)
-    if pictures is not None:
-        pictures.by_name = gather_pictures(pictures.by_name, runtime)
+    pictures: Encoded = {}
+    result = _run(with_pictures(job, pictures), runtime)
+    pictures = gather_pictures(pictures, runtime)
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return
