@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.commands.evaluate_source import SETS, Runs, Source, job_of
+from c2fdft_cli.cli.commands.evaluate_source import SETS, Source, given, job_of
 from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings
+from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import BORDER, OVERWRITE, PROTOCOL, check_settings, setting
@@ -68,7 +69,7 @@ def evaluate(
     *,
     source: Source,
     scores: Scores,
-    runs: Runs,
+    runs: WeightsOptions,
     json: Json = False,
 ) -> None:
     """Score restored images against their targets, paired by name.
@@ -87,7 +88,7 @@ def evaluate(
 
     c2fdft eval photos/ --no-reference
     """
-    if source.is_plain and not (runs.given or scores.metrics):
+    if source.is_plain and not (given(runs) or scores.metrics):
         require_existing(restored, target, source.degraded)  # before torch is loaded
 
     from c2fdft_cli.cli.views.evaluate import prepare_outputs
@@ -100,8 +101,8 @@ def evaluate(
 
     metrics = _find_metrics(scores.metrics, source.no_reference)
     pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
-    if source.weights is None and runs.given:
-        raise UsageError(f"{next(iter(runs.given))} needs --weights")
+    if source.weights is None and given(runs):
+        raise UsageError(f"{given(runs)[0]} needs --weights")
     if scores.against == "":  # a path would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
@@ -132,7 +133,7 @@ def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
 
 def _evaluate(
     source: Source,
-    runs: Runs,
+    runs: WeightsOptions,
     options: EvalOptions,
     scores: Scores,
     runtime: Runtime,
@@ -172,7 +173,7 @@ def _evaluate(
         raise failure
 
 
-def _with_report(source: Source, runs: Runs, scores: Scores) -> str:
+def _with_report(source: Source, runs: WeightsOptions, scores: Scores) -> str:
     """The same command with a page to look at."""
     folders = [path for path in (source.restored, source.target) if path is not None]
     words = [*option_words(source), *option_words(runs)]
