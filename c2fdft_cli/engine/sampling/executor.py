@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,8 +37,6 @@ MAX_BATCH, BATCH_PIXELS = 16, 1 << 18
 """Images, and pixels of all of them, that go through the network together on a CPU at most."""
 GPU_MAX_BATCH, GPU_BATCH_PIXELS = 64, 3 << 20
 """The same on a GPU, which computes fewer pixels faster than a CPU launches the work on them."""
-
-Out = TypeVar("Out")
 
 
 class Restored(NamedTuple):
@@ -264,11 +262,14 @@ class Executor:
         rows, self._strips.offload_skips = self._plan(height, width, len(lq))
         while True:
             self._strips.rows = rows
-            image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample, noise))
-            if image is not None:
+            try:
+                image = self.restorer(lq, names, sample, noise)
                 return image, self._describe(rows, height, width)
-            # Only now: inside the except block of `_unless_out_of_memory` the error's traceback
-            # would still hold the tensors of the run that failed.
+            except Exception as error:  # torch has several kinds of it
+                if not is_out_of_memory(error):
+                    raise
+            # Only now: inside the except block the error's traceback would still hold the tensors
+            # of the run that failed.
             self._strips.forget()
             release_cached_memory(self._runtime)
             if len(lq) > 1:
@@ -382,13 +383,3 @@ def finite(images: Tensor) -> Tensor:
 def _outside(height: int, width: int, count: int) -> int:
     """Bytes that a batch takes beside the network's call."""
     return SAMPLER_BYTES * padded_side(height) * padded_side(width) * count
-
-
-def _unless_out_of_memory(work: Callable[[], Out]) -> Out | None:
-    """The result of `work`, or None when memory ran out; other errors come out."""
-    try:
-        return work()
-    except Exception as error:  # torch has several kinds of it
-        if is_out_of_memory(error):
-            return None
-        raise
