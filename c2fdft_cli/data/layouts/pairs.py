@@ -236,24 +236,20 @@ def _task(name: str) -> str | None:
 
 def _splits(pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[FilePair, ...]], tuple[str, ...]]:
     """The set's own split: val/ needs train/ beside it, and test/ anything; else all is train."""
-    sides: dict[str, list[FilePair]] = {"train": [], "val": [], "test": [], "": []}
-    for pair in pairs:
-        sides[_side(pair.name)].append(pair)
-    if len(sides["test"]) == len(pairs):
+    sides = [_side(pair.name) for pair in pairs]
+    counts = Counter(sides)
+    if counts["test"] == len(pairs):
         return {"train": tuple(pairs)}, ()
     notices = []
-    if sides["test"]:
-        count = len(sides["test"])
-        notices.append(f"the test split ({many(count, 'pair')}) is skipped; score it with eval")
-    if sides["train"] and sides[""]:
-        notices.append(
-            f"training takes {many(len(sides['']), 'pair')} outside the split folders too"
-        )
-    validates = {"val"} if sides["train"] else set()
+    if counts["test"]:
+        tests = many(counts["test"], "pair")
+        notices.append(f"the test split ({tests}) is skipped; score it with eval")
+    if counts["train"] and counts[""]:
+        notices.append(f"training takes {many(counts[''], 'pair')} outside the split folders too")
     own: dict[str, list[FilePair]] = {"train": [], "val": [], "test": []}
-    for pair in pairs:
-        side = _side(pair.name)
-        own[side if side == "test" or side in validates else "train"].append(pair)
+    for pair, side in zip(pairs, sides, strict=True):
+        stands = side == "test" or (side == "val" and counts["train"])
+        own[side if stands else "train"].append(pair)
     return {split: tuple(some) for split, some in own.items() if some}, tuple(notices)
 
 
@@ -276,21 +272,18 @@ def _named(candidate: Candidate, root: Path) -> Iterable[FilePair]:
 
 def _unique(pairs: Sequence[FilePair], root: Path) -> list[FilePair]:
     """Names that two pairs share get the suffix (1.png, 1.jpg), or else become the whole path."""
-    with_suffix = _renamed(pairs, [pair.name + pair.lq.suffix for pair in pairs])
-    whole = [pair.lq.relative_to(root).as_posix() for pair in pairs]
-    unique = _renamed(with_suffix, whole)
-    if len({pair.name for pair in unique}) < len(unique):
+    names = [pair.name for pair in pairs]
+    names = told_apart(names, [pair.name + pair.lq.suffix for pair in pairs])
+    names = told_apart(names, [pair.lq.relative_to(root).as_posix() for pair in pairs])
+    if len(set(names)) < len(names):
         raise DataError("two pairs have the same name", where=root, hint="rename one of them")
-    return unique
+    return [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]
 
 
-def _renamed(pairs: Sequence[FilePair], names: Sequence[str]) -> list[FilePair]:
-    """The pairs, those that share a name under their other name."""
-    counts = Counter(pair.name for pair in pairs)
-    return [
-        replace(pair, name=name) if counts[pair.name] > 1 else pair
-        for pair, name in zip(pairs, names, strict=True)
-    ]
+def told_apart(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The names, in the place of those that occur twice the other ones."""
+    counts = Counter(names)
+    return [other if counts[name] > 1 else name for name, other in zip(names, others, strict=True)]
 
 
 def _unpaired(tree: Tree, chosen: Sequence[Candidate]) -> list[Unpaired]:

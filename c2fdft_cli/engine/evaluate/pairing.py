@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -11,7 +10,7 @@ from c2fdft_cli.data.images.picture import image_size, is_image_path, list_image
 from c2fdft_cli.data.layouts import search
 from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.data.layouts.matching import Matching, match_names
-from c2fdft_cli.data.layouts.pairs import FilePair
+from c2fdft_cli.data.layouts.pairs import FilePair, told_apart
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import require_existing
 
@@ -188,14 +187,9 @@ def own_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
     whole = [f"{name}{path.suffix}" for name, path in zip(names, paths, strict=True)]
     # More than once: a.jpg is then the name of a.jpg.png too, which so gets its suffix.
     found = list(names)
-    while (again := _told_apart(found, whole)) != found:
+    while (again := told_apart(found, whole)) != found:
         found = again
     return found
-
-
-def _told_apart(names: Sequence[str], whole: Sequence[str]) -> list[str]:
-    counts = Counter(names)
-    return [full if counts[name] > 1 else name for name, full in zip(names, whole, strict=True)]
 
 
 def degraded_beside(pairs: Matched, folder: Path) -> Matched:
