@@ -12,8 +12,8 @@ import torch
 
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
-from c2fdft_cli.engine.sampling.scoring import Scorer, find_protocol, notes_of, restore_and_score
-from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.engine.sampling.scoring import Scorer, notes_of, restore_and_score
+from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 
 
@@ -108,8 +108,3 @@ def test_a_border_that_is_asked_for_adds_to_the_protocols() -> None:
 def test_metrics_see_the_scored_image() -> None:
     mean: Callable[..., float] = lambda a, b: float(a.float().mean() - b.float().mean())  # noqa: E731
     assert run([Brighter(2)], Scorer(PROTOCOLS["rgb"], metrics={"m": mean}))[0].more == {"m": 12.0}
-
-
-def test_a_protocol_that_does_not_exist() -> None:
-    with pytest.raises(UsageError, match="--protocol must be"):
-        find_protocol("best")
