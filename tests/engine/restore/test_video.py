@@ -193,6 +193,17 @@ def test_a_damaged_video_is_reported_and_the_rest_goes_on(
         run(options, source=str(folder / "cut.mp4"))
 
 
+def test_an_output_that_cannot_be_written_costs_that_video_alone(
+    options: Request, clips: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_text("a file where a folder is to be")
+    result = run(options, identity=True, source=str(clips))
+    assert isinstance(result.failure, PartialFailure)
+    assert "lies under a regular file" in result.failure.details[0]
+    assert files(tmp_path / "out") == {"a.mp4", "sub"}
+
+
 def test_what_fails_in_the_middle_leaves_nothing(
     options: Request, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
