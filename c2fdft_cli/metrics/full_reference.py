@@ -88,12 +88,11 @@ def piq_metric(name: str, restored: Tensor, target: Tensor) -> float:
         return math.nan
     a, b = restored.float(), target.float()
     with torch.inference_mode():
-        value = float(_network(name)(a, b)) if metric.downloads else _formula(metric, a, b)
+        if metric.downloads:
+            value = float(_network(name)(a, b))
+        else:
+            value = float(getattr(load_piq(), metric.function)(a, b, data_range=1.0))
     return value if math.isfinite(value) else math.nan
-
-
-def _formula(metric: PiqMetric, a: Tensor, b: Tensor) -> float:
-    return float(getattr(load_piq(), metric.function)(a, b, data_range=1.0))
 
 
 def _network(name: str) -> Any:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.commands.evaluate_source import SETS, Runs, Source, job_of
+from c2fdft_cli.cli.commands.evaluate_source import SETS, Source, given, job_of
 from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings
+from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import BORDER, OVERWRITE, PROTOCOL, check_settings, setting
@@ -68,7 +69,7 @@ def evaluate(
     *,
     source: Source,
     scores: Scores,
-    runs: Runs,
+    runs: WeightsOptions,
     json: Json = False,
 ) -> None:
     """Score restored images against their targets, paired by name.
@@ -87,7 +88,7 @@ def evaluate(
 
     c2fdft eval photos/ --no-reference
     """
-    if source.is_plain and not (runs.given or scores.metrics):
+    if source.is_plain and not (given(runs) or scores.metrics):
         require_existing(restored, target, source.degraded)  # before torch is loaded
 
     from c2fdft_cli.cli.views.evaluate import prepare_outputs
@@ -100,8 +101,8 @@ def evaluate(
 
     metrics = _find_metrics(scores.metrics, source.no_reference)
     pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
-    if source.weights is None and runs.given:
-        raise UsageError(f"{next(iter(runs.given))} needs --weights")
+    if source.weights is None and given(runs):
+        raise UsageError(f"{given(runs)[0]} needs --weights")
     if scores.against == "":  # a path would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
@@ -124,16 +125,15 @@ def evaluate(
 def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
     """The metrics that were asked for; without targets there are no others."""
     from c2fdft_cli.engine.evaluate.metrics import find_metrics
-    from c2fdft_cli.engine.evaluate.photos import find_no_reference_metrics
 
     if no_reference:
-        return find_no_reference_metrics(names or "all")
+        return find_metrics(names or "all", no_reference=True)
     return {} if names is None else find_metrics(names)
 
 
 def _evaluate(
     source: Source,
-    runs: Runs,
+    runs: WeightsOptions,
     options: EvalOptions,
     scores: Scores,
     runtime: Runtime,
@@ -141,7 +141,7 @@ def _evaluate(
 ) -> None:
     from c2fdft_cli.cli.views.evaluate import compared, tell, write
     from c2fdft_cli.engine.evaluate.ranks import gather_pictures
-    from c2fdft_cli.engine.evaluate.report import ReportImages, with_pictures
+    from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures
 
     pairs, quiet = source.named_pairs(runs.seed), json or not runtime.is_main
     job = job_of(source.subject, source, runs, pairs, options, quiet)
@@ -151,12 +151,9 @@ def _evaluate(
         rivals = replace(options, metrics=metrics, pictures=False)
         other = job_of(scores.against, source, runs, pairs, rivals, quiet)
         job.title, other.title = "eval A", "eval B"
-    pictures = None if scores.report is None else ReportImages()
-    if pictures is not None:
-        job = with_pictures(job, pictures)
-    result = _run(job, runtime)
-    if pictures is not None:
-        pictures.by_name = gather_pictures(pictures.by_name, runtime)
+    pictures: Encoded = {}
+    result = _run(with_pictures(job, pictures), runtime)
+    pictures = gather_pictures(pictures, runtime)
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return
@@ -176,7 +173,7 @@ def _evaluate(
         raise failure
 
 
-def _with_report(source: Source, runs: Runs, scores: Scores) -> str:
+def _with_report(source: Source, runs: WeightsOptions, scores: Scores) -> str:
     """The same command with a page to look at."""
     folders = [path for path in (source.restored, source.target) if path is not None]
     words = [*option_words(source), *option_words(runs)]

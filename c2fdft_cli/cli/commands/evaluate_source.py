@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from c2fdft_cli.cli.options import weights_file
+from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.settings import (
-    DEVICE,
-    PRECISION,
-    SEED,
-    SELF_ENSEMBLE,
-    SHARDS,
-    WEIGHTS,
-    check_settings,
-    numbers,
-    option_name,
-    setting,
-)
+from c2fdft_cli.settings import SHARDS, WEIGHTS, option_name, setting
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
@@ -29,8 +19,8 @@ if TYPE_CHECKING:
 
 _OF_WEIGHTS = ("images", "seeds", "grid", "self_ensemble")
 """Options that mean nothing without weights."""
-SETS, RUNS = "What is scored", "With --weights"
-"""Headings of the options that most people leave alone."""
+SETS = "What is scored"
+"""Heading of the options that most people leave alone."""
 
 
 @dataclass(frozen=True)
@@ -106,41 +96,19 @@ class Source:
         return None if self.restored is None else open_folder(self.restored, self.sigma, seed)
 
 
-@dataclass(frozen=True)
-class Runs:
-    """How weights restore what is scored."""
-
-    images: int = setting(0, "Pairs to take, 0 for all.", metavar="N", low=0, panel=RUNS)
-    seeds: int = setting(1, "Noise samples per image", metavar="N", low=1, high=1000, panel=RUNS)
-    grid: tuple[int, ...] | None = setting(
-        None,
-        "Timesteps, such as 999,500 (default: the checkpoint's).",
-        metavar="TIMES",
-        parse=numbers("--grid", "999,500"),
-        panel=RUNS,
-    )
-    self_ensemble: bool = setting(False, replace(SELF_ENSEMBLE, panel=RUNS))
-    device: str = setting("auto", DEVICE)
-    precision: str = setting("auto", PRECISION)
-    seed: int = setting(0, replace(SEED, panel=RUNS))
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    @property
-    def given(self) -> dict[str, object]:
-        """The options of weights that differ from their defaults, by name."""
-        return {
-            option_name(one): getattr(self, one.name)
-            for one in fields(self)
-            if one.name in _OF_WEIGHTS and getattr(self, one.name) != one.default
-        }
+def given(runs: WeightsOptions) -> list[str]:
+    """The options that mean nothing without weights and differ from their defaults."""
+    return [
+        option_name(one)
+        for one in fields(runs)
+        if one.name in _OF_WEIGHTS and getattr(runs, one.name) != one.default
+    ]
 
 
 def job_of(
     subject: str,
     source: Source,
-    runs: Runs,
+    runs: WeightsOptions,
     pairs: PairSource | None,
     options: EvalOptions,
     quiet: bool,
@@ -149,22 +117,11 @@ def job_of(
     from c2fdft_cli.engine.evaluate.files import evaluate_files
     from c2fdft_cli.engine.evaluate.photos import evaluate_alone
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
-    from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
+    from c2fdft_cli.engine.evaluate.weights import evaluate_weights
 
     if source.weights is not None:
-        options_of_weights = WeightsOptions(
-            checkpoint=weights_file(subject, quiet),
-            data=source.data,
-            pairs=pairs,
-            images=runs.images,
-            seeds=runs.seeds,
-            seed=runs.seed,
-            timesteps=runs.grid,
-            self_ensemble=runs.self_ensemble,
-            device=runs.device,
-            precision=runs.precision,
-        )
-        return evaluate_weights(options_of_weights, options)
+        checkpoint = weights_file(subject, quiet)
+        return evaluate_weights(checkpoint, runs, options, data=source.data, pairs=pairs)
     path = Path(subject)
     if source.no_reference:
         return evaluate_alone(path, options)

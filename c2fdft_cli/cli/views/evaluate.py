@@ -10,7 +10,7 @@ from c2fdft_cli.cli import console
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalResult
-    from c2fdft_cli.engine.evaluate.report import ReportImages
+    from c2fdft_cli.engine.evaluate.report import Encoded
     from c2fdft_cli.engine.sampling.scoring import Scored
 
 
@@ -60,7 +60,7 @@ def write(
     words: list[str],
     csv: Path | None,
     report: Path | None,
-    pictures: ReportImages | None,
+    pictures: Encoded,
 ) -> list[Path]:
     """The files that were asked for."""
     written = []
@@ -69,13 +69,11 @@ def write(
 
         write_csv(csv, result)
         written.append(csv)
-    if report is not None and pictures is not None:
-        from c2fdft_cli.engine.evaluate.report import About, write_report
+    if report is not None:
+        from c2fdft_cli.engine.evaluate.report import write_report
 
-        about = About(
-            console.command(*sys.argv[1:]), [_protocol(result), *_remarks(result)], result.recipe
-        )
-        written += write_report(report, document, pictures, about)
+        command, lines = console.command(*sys.argv[1:]), [_protocol(result), *_remarks(result)]
+        written += write_report(report, document, pictures, command, lines, result.recipe)
     return written
 
 

@@ -90,7 +90,9 @@ class PairSet:
     splits: dict[str, tuple[FilePair, ...]]
 
 
-def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = None) -> PairSet:
+def find_pairs(
+    root: Path, *, gamma: bool = False, pairs_file: Path | None = None, advice: str | None = None
+) -> PairSet:
     """Recognise the layout of `root` and pair its files by name; no image is opened.
 
     Args:
@@ -98,6 +100,7 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
         gamma: take blur_gamma/ where a set (GoPro) has it beside blur/.
         pairs_file: take the pairs from this CSV file (`lq,gt[,name]`) instead, or those whose clean
             images this meta-info file of BasicSR names.
+        advice: what to try where the pairs cannot be told; None for the options of `prepare`.
 
     Raises:
         DataError: no such folder, no images, no pairs, or more than one way to pair them.
@@ -109,7 +112,7 @@ def find_pairs(root: Path, *, gamma: bool = False, pairs_file: Path | None = Non
         listed = [FilePair(*row) for row in read_pairs_csv(pairs_file, root)]
         return _pair_set(f"the list {pairs_file.name}", None, root, listed, (), ())
     images = some_images(root, recursive=True, hint="check the path")
-    tree = Tree(root, images)
+    tree = Tree(root, images, advice)
     chosen, notices = search(tree, gamma=gamma)
     if not chosen:
         raise _no_pairs(tree)
@@ -174,8 +177,8 @@ def _check_complete(chosen: Sequence[Candidate], tree: Tree) -> None:
         what += ": the names of the others follow another convention"
     reasons = [why for one in chosen for why in _relative(one.reasons, tree.root)]
     example = doubtful[0] if doubtful else (alone[0], pairs[0][1])
-    hint = f"give all pairs names of one kind, or {list_hint(tree.root, example)}"
-    raise DataError(what, where=tree.root, hint=hint, details=reasons[:20])
+    by_list = f"give all pairs names of one kind, or {list_hint(tree.root, example)}"
+    raise DataError(what, where=tree.root, hint=tree.advice or by_list, details=reasons[:20])
 
 
 def _relative(reasons: Mapping[Path, str], root: Path) -> list[str]:
@@ -233,24 +236,20 @@ def _task(name: str) -> str | None:
 
 def _splits(pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[FilePair, ...]], tuple[str, ...]]:
     """The set's own split: val/ needs train/ beside it, and test/ anything; else all is train."""
-    sides: dict[str, list[FilePair]] = {"train": [], "val": [], "test": [], "": []}
-    for pair in pairs:
-        sides[_side(pair.name)].append(pair)
-    if len(sides["test"]) == len(pairs):
+    sides = [_side(pair.name) for pair in pairs]
+    counts = Counter(sides)
+    if counts["test"] == len(pairs):
         return {"train": tuple(pairs)}, ()
     notices = []
-    if sides["test"]:
-        count = len(sides["test"])
-        notices.append(f"the test split ({many(count, 'pair')}) is skipped; score it with eval")
-    if sides["train"] and sides[""]:
-        notices.append(
-            f"training takes {many(len(sides['']), 'pair')} outside the split folders too"
-        )
-    validates = {"val"} if sides["train"] else set()
+    if counts["test"]:
+        tests = many(counts["test"], "pair")
+        notices.append(f"the test split ({tests}) is skipped; score it with eval")
+    if counts["train"] and counts[""]:
+        notices.append(f"training takes {many(counts[''], 'pair')} outside the split folders too")
     own: dict[str, list[FilePair]] = {"train": [], "val": [], "test": []}
-    for pair in pairs:
-        side = _side(pair.name)
-        own[side if side == "test" or side in validates else "train"].append(pair)
+    for pair, side in zip(pairs, sides, strict=True):
+        stands = side == "test" or (side == "val" and counts["train"])
+        own[side if stands else "train"].append(pair)
     return {split: tuple(some) for split, some in own.items() if some}, tuple(notices)
 
 
@@ -273,21 +272,18 @@ def _named(candidate: Candidate, root: Path) -> Iterable[FilePair]:
 
 def _unique(pairs: Sequence[FilePair], root: Path) -> list[FilePair]:
     """Names that two pairs share get the suffix (1.png, 1.jpg), or else become the whole path."""
-    with_suffix = _renamed(pairs, [pair.name + pair.lq.suffix for pair in pairs])
-    whole = [pair.lq.relative_to(root).as_posix() for pair in pairs]
-    unique = _renamed(with_suffix, whole)
-    if len({pair.name for pair in unique}) < len(unique):
+    names = [pair.name for pair in pairs]
+    names = told_apart(names, [pair.name + pair.lq.suffix for pair in pairs])
+    names = told_apart(names, [pair.lq.relative_to(root).as_posix() for pair in pairs])
+    if len(set(names)) < len(names):
         raise DataError("two pairs have the same name", where=root, hint="rename one of them")
-    return unique
+    return [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]
 
 
-def _renamed(pairs: Sequence[FilePair], names: Sequence[str]) -> list[FilePair]:
-    """The pairs, those that share a name under their other name."""
-    counts = Counter(pair.name for pair in pairs)
-    return [
-        replace(pair, name=name) if counts[pair.name] > 1 else pair
-        for pair, name in zip(pairs, names, strict=True)
-    ]
+def told_apart(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The names, in the place of those that occur twice the other ones."""
+    counts = Counter(names)
+    return [other if counts[name] > 1 else name for name, other in zip(names, others, strict=True)]
 
 
 def _unpaired(tree: Tree, chosen: Sequence[Candidate]) -> list[Unpaired]:
@@ -328,6 +324,8 @@ def _hint(tree: Tree) -> str:
     root = tree.root.resolve()
     if _has_partner(root):
         return f"this is one side of the pairs; give the folder above it, {root.parent}"
+    if tree.advice is not None:
+        return tree.advice
     folders = list(dict.fromkeys(path.parent for path in tree.images))
     first = [tree.files[folder][0] for folder in folders[:2]]
     by_list = list_hint(tree.root, [*first, *tree.images[1:2]][:2])

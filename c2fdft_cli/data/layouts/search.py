@@ -121,10 +121,12 @@ class Tree:
     Args:
         root: the folder.
         images: every image below it, in natural order.
+        advice: what to try where the pairs cannot be told; None for the options of `prepare`.
     """
 
-    def __init__(self, root: Path, images: Sequence[Path]) -> None:
+    def __init__(self, root: Path, images: Sequence[Path], advice: str | None = None) -> None:
         self.root = root
+        self.advice = advice
         self.images = images
         self.files: dict[Path, list[Path]] = defaultdict(list)
         self.folders: dict[Path, list[Path]] = defaultdict(list)
@@ -250,8 +252,8 @@ def _ambiguous(ways: Sequence[Candidate], tree: Tree) -> DataError:
     ]
     labels = list(dict.fromkeys(way.label for way in ways))
     what = f"more than one way to pair the images: {'; '.join(labels[:4])}"
-    hint = f"give a folder with one of them, or {list_hint(tree.root, ways[0].pairs[0])}"
-    return DataError(what, where=tree.root, hint=hint, details=listed[:20])
+    by_list = f"give a folder with one of them, or {list_hint(tree.root, ways[0].pairs[0])}"
+    return DataError(what, where=tree.root, hint=tree.advice or by_list, details=listed[:20])
 
 
 def list_hint(root: Path, example: Sequence[Path]) -> str:
@@ -274,11 +276,16 @@ def _named_sides(tree: Tree, parent: Path) -> Iterator[Candidate]:
             continue
         marked = [path for path, words in files if _marked(words, layout.gt, layout.lq)]
         degraded = [path for path, words in files if _marked(words, layout.lq, layout.gt)]
-        if marked:
-            for folder in tree.folders[parent]:
-                if split_and_side(folder)[1] in layout.lq:
-                    yield _around(tree, layout, parent, folder, marked)
-            yield _mixed(layout, parent, degraded, marked)
+        if not marked:
+            continue
+        for folder in tree.folders[parent]:
+            if split_and_side(folder)[1] in layout.lq:
+                label = f"{folder.name}/ + clean files beside it"
+                below = tree.below(folder)
+                yield _candidate(layout, parent, (folder, parent), label, below, marked)
+        if degraded:
+            label = f"{degraded[0].name} + {marked[0].name} in one folder"
+            yield _candidate(layout, parent, (parent, parent), label, degraded, marked)
 
 
 def _unmarked_sides(tree: Tree, parent: Path) -> Iterator[Candidate]:
@@ -325,24 +332,6 @@ def _beside(tree: Tree, layout: Layout, parent: Path) -> Iterator[Candidate]:
             label = f"{lq.name}/ + {gt.name}/"
             way = _candidate(layout, parent, (lq, gt), label, tree.below(lq), tree.below(gt))
             yield replace(way, split=split)
-
-
-def _around(
-    tree: Tree, layout: Layout, parent: Path, lq: Path, marked: Sequence[Path]
-) -> Candidate:
-    """A degraded folder beside loose clean files that are marked as such."""
-    label = f"{lq.name}/ + clean files beside it"
-    return _candidate(layout, parent, (lq, parent), label, tree.below(lq), marked)
-
-
-def _mixed(
-    layout: Layout, parent: Path, degraded: Sequence[Path], marked: Sequence[Path]
-) -> Candidate:
-    """Files of both sides in one folder, told apart by a word in their names."""
-    label = ""
-    if degraded and marked:
-        label = f"{degraded[0].name} + {marked[0].name} in one folder"
-    return _candidate(layout, parent, (parent, parent), label, degraded, marked)
 
 
 def _candidate(

@@ -96,8 +96,6 @@ def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
     try:
         new = h5py.is_hdf5(path)
         pixels, name = (_read_hdf5 if new else _read_matlab5)(path, variables)
-    except DataError:
-        raise
     except MemoryError as error:
         hint = f"close other programs; it takes up to {MAX_BYTES >> 20} MiB"
         raise ResourceError("out of memory reading the file", where=path, hint=hint) from error

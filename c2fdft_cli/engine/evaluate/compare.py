@@ -16,13 +16,8 @@ from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.statistics import Comparison, compare
 
 
-def compared(result: EvalResult) -> tuple[str, ...]:
-    """The scores that are compared: without targets, all there are."""
-    return SCORES if result.has_targets else tuple(result.rows[0].more)
-
-
 def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison | None]:
-    """Paired comparison A - B of each score over the images that both have.
+    """Paired comparison A - B over the images that both have: of PSNR and SSIM, else of all scores.
 
     None where no image has a finite score on both sides.
 
@@ -37,7 +32,7 @@ def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, 
         what = "the two results have no image in common"
         raise DataError(what, hint="give the images the same names", details=details)
     found: dict[str, Comparison | None] = {}
-    for key in compared(a):
+    for key in SCORES if a.has_targets else a.rows[0].more:
         ours, theirs = [[score_of(row, key) for row in side] for side in zip(*common, strict=True)]
         try:
             found[key] = compare(ours, theirs, seed, lower_wins=lower_wins(key))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from c2fdft_cli.engine.evaluate.pairing import LISTED
-from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, find_protocol
+from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer
 from c2fdft_cli.errors import DataError, PartialFailure
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.metrics.statistics import summarise
 from c2fdft_cli.pipeline import in_order
-from c2fdft_cli.settings import BORDER, check_settings, setting
+from c2fdft_cli.settings import BORDER, PROTOCOL, check_settings, setting
 from c2fdft_cli.vocabulary import many
 
 Item = TypeVar("Item")
@@ -27,14 +27,12 @@ class EvalOptions:
     """How images are scored, whatever they come from.
 
     Args:
-        protocol: a name of `metrics.protocols.PROTOCOLS`, or None for the recipe's, else "rgb".
-        border: pixels that are skipped on each side.
         metrics: further metrics by name.
         rank, world: this process among those that share the images.
         pictures: keep the pixels of each record until it has been handed out, for a report.
     """
 
-    protocol: str | None = None
+    protocol: str | None = setting(None, PROTOCOL)
     border: int = setting(0, BORDER)
     metrics: dict[str, Metric] = field(default_factory=dict)
     rank: int = 0
@@ -42,8 +40,6 @@ class EvalOptions:
     pictures: bool = False
 
     def __post_init__(self) -> None:
-        if self.protocol is not None:
-            find_protocol(self.protocol)
         check_settings(self)
 
     def chosen_by(self, default: str = DEFAULT) -> str:

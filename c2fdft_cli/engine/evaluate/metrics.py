@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -11,52 +10,50 @@ from c2fdft_cli.engine.sampling.scoring import Metric
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, METRICS, piq_metric
 from c2fdft_cli.metrics.no_reference import METRICS as NO_REFERENCE
+from c2fdft_cli.metrics.no_reference import WITHOUT_DOWNLOAD, no_reference_metric
 from c2fdft_cli.metrics.protocols import MAX_VALUE
 from c2fdft_cli.vocabulary import split_words
 
 ALL = "all"
 
 
-def find_metrics(names: str) -> dict[str, Metric]:
-    """Metrics by name with commas between; "all" is every one that needs no download.
+def find_metrics(names: str, *, no_reference: bool = False) -> dict[str, Metric]:
+    """Metrics by name with commas between, each once.
+
+    Args:
+        names: "all" is every one that needs no download.
+        no_reference: take those that score an image by itself, not those that need a target.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: a name that is not known, or one of the other kind.
     """
-    return {name: partial(_score, name) for name in choose_names(names, METRICS, FULL_SET)}
-
-
-def choose_names(names: str, known: Collection[str], everything: Sequence[str]) -> list[str]:
-    """The names in a text with commas between, each once; "all" stands for `everything`.
-
-    Raises:
-        UsageError: a name that is not known.
-    """
+    known = NO_REFERENCE if no_reference else METRICS
     wanted: list[str] = []
     for name in split_words(names.lower()):
-        if name != ALL and name not in known:
-            if name in NO_REFERENCE:
-                raise UsageError(f"--metrics {name} needs --no-reference")
-            if name in METRICS:
-                raise UsageError(f"--metrics {name} cannot be combined with --no-reference")
+        if name == ALL:
+            wanted += WITHOUT_DOWNLOAD if no_reference else FULL_SET
+        elif name in known:
+            wanted.append(name)
+        elif name in NO_REFERENCE:
+            raise UsageError(f"--metrics {name} needs --no-reference")
+        elif name in METRICS:
+            raise UsageError(f"--metrics {name} cannot be combined with --no-reference")
+        else:
             hint = f"metrics: all, {', '.join(known)}"
             raise UsageError(f"--metrics {name}: no such metric", hint=hint)
-        wanted += everything if name == ALL else [name]
-    return list(dict.fromkeys(wanted))
+    return {name: partial(_score, name) for name in dict.fromkeys(wanted)}
 
 
 def _score(name: str, restored: Tensor, target: Tensor) -> float:
-    unit = ((image.float() / MAX_VALUE).clamp(0, 1) for image in (restored, target))
+    """One metric; ResourceError where its package or weights are missing."""
     try:
+        if name in NO_REFERENCE:
+            return no_reference_metric(name, restored)
+        unit = ((image.float() / MAX_VALUE).clamp(0, 1) for image in (restored, target))
         return piq_metric(name, *unit)
     except ValueError as error:
-        raise unusable(error) from error
-
-
-def unusable(error: ValueError) -> ResourceError:
-    """The error for a metric whose package or weights are missing."""
-    hint = "leave the metric out, or put its weights where torch.hub keeps its files"
-    return ResourceError(str(error), hint=hint)
+        hint = "leave the metric out, or put its weights where torch.hub keeps its files"
+        raise ResourceError(str(error), hint=hint) from error
 
 
 def describe_metric(name: str) -> str:

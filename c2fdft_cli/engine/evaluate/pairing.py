@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -10,8 +9,8 @@ from pathlib import Path, PurePath
 from c2fdft_cli.data.images.picture import image_size, is_image_path, list_images, natural_key
 from c2fdft_cli.data.layouts import search
 from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
-from c2fdft_cli.data.layouts.matching import match_names
-from c2fdft_cli.data.layouts.pairs import FilePair
+from c2fdft_cli.data.layouts.matching import Matching, match_names
+from c2fdft_cli.data.layouts.pairs import FilePair, told_apart
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import require_existing
 
@@ -102,12 +101,9 @@ def _by_layout(names: Sequence[PurePath], ours: Sequence[Path], target: Path) ->
     best = max(tries, key=lambda found: len(found.pairs))
     if not best.pairs:
         return None
-    pairs = [_pair(names[i], ours[i], gts[k]) for i, k in best.pairs]
     degraded = {ours[i]: lqs[k] for i, k in best.pairs}
-    used = {pair.gt for pair in pairs}
-    missing = [gt for gt in dict.fromkeys(gts) if gt not in used]
     label = f"the target folder's layout: {chosen[0].label}"
-    return _sorted(pairs, degraded, [ours[i] for i in best.lq_reasons], missing, label)
+    return _matched(best, names, ours, gts, degraded, label)
 
 
 def _by_names(
@@ -115,27 +111,25 @@ def _by_names(
 ) -> Matched:
     root = target if target.is_dir() else target.parent
     found = match_names(names, [PurePath(path.relative_to(root)) for path in theirs], KINDS)
-    pairs = [_pair(names[i], ours[i], theirs[k]) for i, k in found.pairs]
-    missing = [theirs[k] for k in found.gt_reasons]
-    return _sorted(pairs, {}, [ours[i] for i in found.lq_reasons], missing, "names")
+    return _matched(found, names, ours, theirs, {}, "names")
 
 
-def _pair(name: PurePath, restored: Path, target: Path) -> FilePair:
-    return FilePair(without_suffix(name), restored, target)
-
-
-def _sorted(
-    pairs: Sequence[FilePair],
-    degraded: dict[Path, Path],
+def _matched(
+    found: Matching,
+    names: Sequence[PurePath],
     ours: Sequence[Path],
     theirs: Sequence[Path],
+    degraded: dict[Path, Path],
     found_by: str,
 ) -> Matched:
+    """What was found of our names and their files, in natural order; these may name one twice."""
+    pairs = [FilePair(without_suffix(names[i]), ours[i], theirs[k]) for i, k in found.pairs]
+    used = {pair.gt for pair in pairs}
     return Matched(
         sorted(pairs, key=lambda pair: natural_key(pair.name)),
         degraded,
-        sorted(ours, key=natural_key),
-        sorted(theirs, key=natural_key),
+        sorted((ours[i] for i in found.lq_reasons), key=natural_key),
+        sorted((gt for gt in dict.fromkeys(theirs) if gt not in used), key=natural_key),
         found_by,
     )
 
@@ -193,14 +187,9 @@ def own_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
     whole = [f"{name}{path.suffix}" for name, path in zip(names, paths, strict=True)]
     # More than once: a.jpg is then the name of a.jpg.png too, which so gets its suffix.
     found = list(names)
-    while (again := _told_apart(found, whole)) != found:
+    while (again := told_apart(found, whole)) != found:
         found = again
     return found
-
-
-def _told_apart(names: Sequence[str], whole: Sequence[str]) -> list[str]:
-    counts = Counter(names)
-    return [full if counts[name] > 1 else name for name, full in zip(names, whole, strict=True)]
 
 
 def degraded_beside(pairs: Matched, folder: Path) -> Matched:

@@ -7,38 +7,17 @@ from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.engine.evaluate.files import read_image
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
-from c2fdft_cli.engine.evaluate.metrics import choose_names, unusable
 from c2fdft_cli.engine.evaluate.pairing import fail, own_names, without_suffix
-from c2fdft_cli.engine.sampling.scoring import Metric, Scored, pictures_of
+from c2fdft_cli.engine.sampling.scoring import Scored, pictures_of
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.files import require_existing
-from c2fdft_cli.metrics.no_reference import METRICS, WITHOUT_DOWNLOAD, no_reference_metric
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.progress import Job
 
 PROTOCOL = Protocol("no-reference", False, False, False, "without targets, RGB, 8-bit images")
-
-
-def find_no_reference_metrics(names: str) -> dict[str, Metric]:
-    """No-reference metrics by name with commas between; "all" needs no download.
-
-    Raises:
-        UsageError: an unknown name.
-    """
-    chosen = choose_names(names, METRICS, WITHOUT_DOWNLOAD)
-    return {name: partial(_score, name) for name in chosen}
-
-
-def _score(name: str, image: Tensor, _: Tensor) -> float:
-    try:
-        return no_reference_metric(name, image)
-    except ValueError as error:
-        raise unusable(error) from error
 
 
 def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult]:

@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.evaluate.pairing import fail
+from c2fdft_cli.engine.evaluate.report import Encoded
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.distributed import gather, join_ranks
@@ -48,9 +49,7 @@ def merge_results(everyone: list[EvalResult]) -> EvalResult:
     return replace(everyone[0], rows=merged, notes=notes, unreadable=unreadable)
 
 
-def gather_pictures(
-    pictures: dict[str, dict[str, str]], runtime: Runtime
-) -> dict[str, dict[str, str]]:
+def gather_pictures(pictures: Encoded, runtime: Runtime) -> Encoded:
     """The report's pictures of all processes in rank 0."""
     everyone = gather(pictures, runtime)
     return pictures if everyone is None else {k: v for one in everyone for k, v in one.items()}

@@ -7,14 +7,11 @@ import io
 import json
 import platform
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
@@ -34,49 +31,30 @@ _SLOT = "@@DATA@@"
 Pixels = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class About:
-    """What the page says of where its numbers come from.
-
-    Args:
-        command: the exact command line.
-        lines: protocol and other remarks.
-        recipe: the recipe of the weights, when there is one.
-    """
-
-    command: str
-    lines: Sequence[str]
-    recipe: dict[str, Any] | None = None
+Encoded: TypeAlias = dict[str, dict[str, str]]
+"""Of each image, by its name, its views (degraded, restored, target, error) as data URIs."""
 
 
-class ReportImages:
-    """The pictures of a report, encoded as they come so that no pixels are kept."""
-
-    def __init__(self) -> None:
-        self.by_name: dict[str, dict[str, str]] = {}
-
-    def add(self, name: str, pictures: Pictures) -> None:
-        """Take one image's pictures."""
-        views = {"restored": pictures.restored}
-        if pictures.target is not None:
-            error = error_map(pictures.restored, pictures.target)
-            views = {**views, "target": pictures.target, "error": error}
-        if pictures.degraded is not None:
-            views = {"degraded": pictures.degraded, **views}
-        self.by_name[name] = {view: _data_uri(pixels) for view, pixels in views.items()}
-
-
-def with_pictures(job: Job[Scored, EvalResult], images: ReportImages) -> Job[Scored, EvalResult]:
-    """The same job, its pictures taken as they come by; its options must ask for them."""
+def with_pictures(job: Job[Scored, EvalResult], encoded: Encoded) -> Job[Scored, EvalResult]:
+    """The same job, its pictures encoded as they come by; its options must ask for them."""
 
     def work() -> Generator[Scored, None, EvalResult]:
         for event in job:
             if event.pictures is not None:
-                images.add(event.name, event.pictures)
+                views = _views(event.pictures)
+                encoded[event.name] = {view: _data_uri(pixels) for view, pixels in views.items()}
             yield event
         return job.result
 
     return Job(work(), total=len(job), title=job.title, unit=job.unit)
+
+
+def _views(pictures: Pictures) -> dict[str, Pixels]:
+    views = {"restored": pictures.restored}
+    if pictures.target is not None:
+        error = error_map(pictures.restored, pictures.target)
+        views = {**views, "target": pictures.target, "error": error}
+    return views if pictures.degraded is None else {"degraded": pictures.degraded, **views}
 
 
 def error_map(restored: Pixels, target: Pixels) -> Pixels:
@@ -88,41 +66,39 @@ def error_map(restored: Pixels, target: Pixels) -> Pixels:
 
 
 def _data_uri(pixels: Pixels) -> str:
-    data = io.BytesIO()
-    Image.fromarray(_shrunk(pixels)).save(data, "WEBP", quality=QUALITY)
+    data, image = io.BytesIO(), Image.fromarray(pixels)
+    # No weight is negative: a sharper filter would draw colours beside an edge of the error map.
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.HAMMING)
+    image.save(data, "WEBP", quality=QUALITY)
     return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
-def _shrunk(pixels: Pixels) -> Pixels:
-    """At most `LARGEST_SIDE` pixels a side, by area averages."""
-    scale = LARGEST_SIDE / max(pixels.shape[:2])
-    if scale >= 1:
-        return pixels
-    size = [max(1, round(side * scale)) for side in pixels.shape[:2]]
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
-    small = F.interpolate(image, size=size, mode="area")[0].permute(1, 2, 0)
-    return np.ascontiguousarray(small.round().byte().numpy())
-
-
 def write_report(
-    folder: Path, document: dict[str, Any], images: ReportImages, about: About
+    folder: Path,
+    document: dict[str, Any],
+    pictures: Encoded,
+    command: str,
+    lines: Sequence[str],
+    recipe: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Write the `REPORT_FILES` into a folder; ResourceError when it cannot be written.
 
     Args:
         folder: made if missing.
         document: the JSON of the evaluation.
-        images: the pictures of its rows.
-        about: command, remarks, recipe.
+        pictures: of its rows.
+        command: the exact command line.
+        lines: protocol and other remarks.
+        recipe: of the weights, when there is one.
     """
     ensure_folder(folder)
     content = {
         **document,
-        "pictures": [images.by_name[row["name"]] for row in document["images"]],
+        "pictures": [pictures[row["name"]] for row in document["images"]],
         "about": {
-            "command": about.command,
-            "lines": [*about.lines, _pictures_line()],
-            "recipe": finite_or_none(about.recipe),
+            "command": command,
+            "lines": [*lines, _pictures_line()],
+            "recipe": finite_or_none(recipe),
             "versions": {**versions(), "platform": platform.platform()},
         },
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from c2fdft_cli.data.layouts.sidd import (
 )
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.pairing import fail
-from c2fdft_cli.engine.sampling.pairs import DecodedPair
+from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
 from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
@@ -28,36 +28,16 @@ from c2fdft_cli.progress import Job
 PROTOCOL = "denoise"
 """The protocol of these blocks, if none is named."""
 CHOSEN_BY = "the one that SIDD's blocks are scored by"
-FOUND_BY = "their place in the SIDD files"
 
 
 @dataclass(frozen=True)
-class BlockPairs:
+class BlockPairs(PairSource):
     """Blocks and their targets: the pairs of `eval`, for files as for weights.
 
-    Args:
-        ours: noisy blocks, or results.
-        targets: the clean ones, of the same shape.
+    ours: noisy blocks, or results.
     """
 
-    ours: Blocks
-    targets: Blocks
-    found_by: str = FOUND_BY
-    note: str | None = None
-    unit: str = "block"
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    @property
-    def names(self) -> list[str]:
-        """Of the blocks."""
-        return self.targets.names
-
-    def pair(self, i: int) -> DecodedPair:
-        """Pair i, uint8; a block has no file, so its noise goes by its name."""
-        name = self.names[i]
-        return DecodedPair(name, self.ours.block(i), self.targets.block(i), name)
+    ours: Blocks = field(kw_only=True)
 
 
 def are_blocks(ours: Path | None) -> bool:
@@ -84,12 +64,18 @@ def open_blocks(ours: Path, target: Path | None = None) -> BlockPairs:
         target = beside or _missing(TARGET, ours.parent)
     elif target.is_dir():
         target = block_files(target)[1] or _missing(TARGET, target)
-    pairs = BlockPairs(read_blocks(ours, (RESULTS, NOISY, TARGET)), read_blocks(target, (TARGET,)))
-    shapes = [list(side.pixels.shape) for side in (pairs.ours, pairs.targets)]
+    blocks, targets = read_blocks(ours, (RESULTS, NOISY, TARGET)), read_blocks(target, (TARGET,))
+    shapes = [list(side.pixels.shape) for side in (blocks, targets)]
     if shapes[0] != shapes[1]:
         what = f"the two files differ in shape: {shapes[0]}, {shapes[1]}"
         raise DataError(what, where=ours, hint=f"take both from one set, not {target}")
-    return pairs
+    names = targets.names
+
+    def pair(i: int) -> DecodedPair:
+        # a block has no file, so its noise goes by its name
+        return DecodedPair(names[i], blocks.block(i), targets.block(i), names[i])
+
+    return BlockPairs(names, pair, "their place in the SIDD files", unit="block", ours=blocks)
 
 
 def _missing(name: str, folder: Path) -> Path:
@@ -116,10 +102,9 @@ def _score(
         pair = pairs.pair(i)
         return scorer(pair.name, as_tensor(pair.lq), as_tensor(pair.gt))
 
-    names = pairs.names
-    rows, problems = yield from score_each([(names[i], partial(one, i)) for i in indices])
+    rows, problems = yield from score_each([(pairs.names[i], partial(one, i)) for i in indices])
     fail(problems, len(pairs), "blocks")
     what = f"{pairs.ours.variable} of {pairs.ours.path.name}, 8 bit"
     return EvalResult(
-        scorer.protocol, rows, what, scorer.border, found_by=FOUND_BY, chosen_by=chosen_by
+        scorer.protocol, rows, what, scorer.border, found_by=pairs.found_by, chosen_by=chosen_by
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.engine.evaluate.job import DEFAULT, EvalOptions, EvalResult, collect
+from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.sidd import CHOSEN_BY, PROTOCOL, BlockPairs
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import PairSource
@@ -19,65 +20,52 @@ from c2fdft_cli.progress import Job
 from c2fdft_cli.vocabulary import many
 
 
-@dataclass(frozen=True)
-class WeightsOptions:
-    """Which weights are scored on which pairs.
-
-    Args:
-        checkpoint: the weights.
-        data: folder of shards; None for those that the weights were trained on.
-        pairs: what to take instead of shards.
-        images: how many pairs, 0 for all.
-        seeds: noises for each image, from `seed` up.
-        timesteps: to sample at, instead of the checkpoint's own.
-        self_ensemble: average over flips and rotations, as `restore` does.
-        device, precision: as `make_runtime`.
-    """
-
-    checkpoint: Path
-    data: Path | None = None
-    pairs: PairSource | None = None
-    images: int = 0
-    seeds: int = 1
-    seed: int = 0
-    timesteps: tuple[int, ...] | None = None
-    self_ensemble: bool = False
-    device: str = "auto"
-    precision: str = "auto"
-
-
-def evaluate_weights(weights: WeightsOptions, options: EvalOptions) -> Job[Scored, EvalResult]:
+def evaluate_weights(
+    checkpoint: Path,
+    runs: WeightsOptions,
+    options: EvalOptions,
+    *,
+    data: Path | None = None,
+    pairs: PairSource | None = None,
+) -> Job[Scored, EvalResult]:
     """Restore the validation pairs of shards (or those named), score them and the inputs.
 
     On the rounded output, except for protocols that take it unrounded.
 
+    Args:
+        checkpoint: the weights.
+        runs: how they restore.
+        options: how the results are scored.
+        data: folder of shards; None for those that the weights were trained on.
+        pairs: what to take instead of shards.
+
     Raises:
         UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
     """
-    of_blocks = PROTOCOL if isinstance(weights.pairs, BlockPairs) else None
+    of_blocks = PROTOCOL if isinstance(pairs, BlockPairs) else None
     subject = open_subject(
-        weights.checkpoint,
+        checkpoint,
         protocol=options.protocol or of_blocks,
-        device=weights.device,
-        precision=weights.precision,
+        device=runs.device,
+        precision=runs.precision,
     )
-    pairs = weights.pairs or open_shards(weights.data, subject)
-    timesteps = _timesteps_in_use(subject, weights)
-    mine = options.share(spread_indices(len(pairs), weights.images))
-    seeds = range(weights.seed, weights.seed + weights.seeds)
+    pairs = pairs or open_shards(data, subject)
+    timesteps = _timesteps_in_use(subject, runs.grid)
+    mine = options.share(spread_indices(len(pairs), runs.images))
     restorers = [
-        subject.executor(timesteps, seed, self_ensemble=weights.self_ensemble) for seed in seeds
+        subject.executor(timesteps, seed, self_ensemble=runs.self_ensemble)
+        for seed in range(runs.seed, runs.seed + runs.seeds)
     ]
     work = _score_weights(subject, pairs, mine, restorers, options)
     return Job(work, total=len(mine), title="eval", unit=pairs.unit)
 
 
-def _timesteps_in_use(subject: Subject, weights: WeightsOptions) -> list[int]:
+def _timesteps_in_use(subject: Subject, grid: tuple[int, ...] | None) -> list[int]:
     """The timesteps asked for, else the checkpoint's; UsageError for impossible ones."""
-    if weights.timesteps is None:
+    if grid is None:
         return subject.checkpoint.grid()
     try:
-        return check_grid(weights.timesteps, subject.checkpoint.meta.diffusion.timesteps)
+        return check_grid(grid, subject.checkpoint.meta.diffusion.timesteps)
     except ValueError as error:
         raise UsageError(f"--grid: {error}") from error
 

@@ -6,14 +6,13 @@ import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
-from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.pictures import restore_pictures, writer_count
 from c2fdft_cli.engine.restore.plan import RestorePlan
-from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, RestoreResult, failed
+from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, RestoreResult
 from c2fdft_cli.engine.restore.video import restore_video
-from c2fdft_cli.errors import Interrupted, ResourceError
+from c2fdft_cli.errors import Interrupted
 from c2fdft_cli.progress import Job, Meter
-from c2fdft_cli.signals import StopRequest, graceful_stop
+from c2fdft_cli.signals import graceful_stop
 from c2fdft_cli.vocabulary import many
 
 
@@ -38,7 +37,7 @@ def _work(plan: RestorePlan, meter: Meter) -> Generator[ImageDone | FrameDone, N
         for item in plan.items:
             if item.source.video is None or stop:
                 continue
-            video = yield from _restore_video(plan, item, stop)
+            video = yield from restore_video(plan, item, stop)
             if video is not None:
                 done.append(video)
                 yield video
@@ -50,14 +49,3 @@ def _work(plan: RestorePlan, meter: Meter) -> Generator[ImageDone | FrameDone, N
             hint="run the same command again: finished files are skipped",
         )
     return RestoreResult(done, plan.skipped, time.monotonic() - start, plan.single, plan.folder)
-
-
-def _restore_video(
-    plan: RestorePlan, item: Item, stop: StopRequest
-) -> Generator[FrameDone, None, ImageDone | None]:
-    try:
-        return (yield from restore_video(plan, item, stop))
-    except ResourceError as error:
-        if is_about_one_file(error):
-            return failed(item.source, error)
-        raise

@@ -318,7 +318,7 @@ def dropped(picture: Picture, suffix: str, bit_depth: int | None) -> list[str]:
     name, notes = suffix[1:], []
     if picture.alpha is not None and suffix in _NO_ALPHA:
         notes.append(f"alpha dropped: {name} has none")
-    lost = [one for one in _present(picture.metadata) if one in _NOT_KEPT[_family(suffix)]]
+    lost = [one for one in _present(picture.metadata) if one in _NOT_KEPT[FORMATS[suffix[1:]]]]
     lost += [f"{one} over 64 kB" for one in too_long(picture.metadata, suffix)]
     if lost:
         notes.append(f"{', '.join(lost)} dropped: {name} cannot hold this")
@@ -327,10 +327,6 @@ def dropped(picture: Picture, suffix: str, bit_depth: int | None) -> list[str]:
     if picture.bit_depth == 16 and bit_depth != 8 and suffix not in DEEP_SUFFIXES:
         notes.append(f"16 bits rounded to 8: {name} holds 8")
     return notes
-
-
-def _family(suffix: str) -> str:
-    return FORMATS[suffix[1:]]
 
 
 def _present(metadata: Metadata) -> list[str]:

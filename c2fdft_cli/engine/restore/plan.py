@@ -254,7 +254,6 @@ def _executor(
         max_memory=machine.max_memory,
         tile=machine.tile,
         batch=machine.batch,
-        keeps_noise=sampling.temporal_noise == "fixed" and any(one.source.video for one in items),
     )
     return executor, notice
 

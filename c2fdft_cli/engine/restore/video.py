@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from pathlib import Path
 
+from torch import Tensor
+
 from c2fdft_cli.data.video.probe import VideoInfo
 from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter
 from c2fdft_cli.engine.restore.batch import Batch, Outcome, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.inputs import Source
-from c2fdft_cli.engine.restore.outputs import Item
+from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import (
     FrameDone,
@@ -24,7 +26,7 @@ from c2fdft_cli.engine.restore.result import (
     not_overwritten,
 )
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
-from c2fdft_cli.execution.cuda.transfer import batches_in_flight
+from c2fdft_cli.execution.cuda.transfer import batches_in_flight, upload
 from c2fdft_cli.execution.memory import peak_bytes
 from c2fdft_cli.files import TakenError, atomic_path, ensure_folder
 from c2fdft_cli.pipeline import ahead
@@ -34,9 +36,9 @@ _BATCHES_AHEAD = 1
 
 
 class _NetworkError(Exception):
-    """The network cannot run on these frames."""
+    """The network cannot run on these frames, which is no error of the file system."""
 
-    def __init__(self, error: CheckpointError | ResourceError) -> None:
+    def __init__(self, error: ResourceError) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -66,7 +68,7 @@ def restore_video(
     Yields an event for each frame but the last and returns the record, None when stopped.
 
     Raises:
-        ResourceError: the disk is full, or the output cannot be written.
+        ResourceError: the disk is full, or nothing can be written.
     """
     source = item.source
     if source.problem is not None:
@@ -77,16 +79,19 @@ def restore_video(
     plan.manifest.look_at(source.path)
     try:
         yield from _restore(plan, source, source.video, item.output, tally, stop)
+        plan.manifest.add(item.output, source.path)
     except StoppedError:
         return None
-    except DataError as error:
+    except (DataError, CheckpointError) as error:
         return failed(source, error)
     except _NetworkError as error:
         return failed(source, error.error)
+    except ResourceError as error:
+        if is_about_one_file(error):
+            return failed(source, error)
+        raise
     except TakenError:  # by somebody else, meanwhile: not ours to record
         tally.notes.append(not_overwritten(item.output))
-    else:
-        plan.manifest.add(item.output, source.path)
     return _record(plan, source, source.video, item.output, tally)
 
 
@@ -103,6 +108,7 @@ def _restore(
     crf, label = plan.writing.crf, source.label
     size = plan.executor.batch_size(info.height, info.width)
     ensure_folder(output.parent)
+    noise = _shared_noise(plan, source, info)
     given = 0
     held: FrameDone | None = None
     # Left from the last to the first: writer and reader are closed, then the pool waits for its
@@ -119,7 +125,7 @@ def _restore(
         frames_ahead = ahead(_batched(reader, size), _BATCHES_AHEAD)
         for frames in chain(frames_ahead, repeat(None)):
             if frames is not None:
-                in_work.append(_begin(plan, source, info, frames, given, tally, stop))
+                in_work.append(_begin(plan, source, info, frames, given, noise, tally, stop))
                 given += len(frames)
                 if len(in_work) <= batches_in_flight(plan.runtime.device):
                     continue
@@ -146,6 +152,14 @@ def _restore(
             tally.notes.append(f"damage in the video: {reader.complaint}")
 
 
+def _shared_noise(plan: RestorePlan, source: Source, info: VideoInfo) -> Tensor | None:
+    """What all frames start from, once on the device; None where it is drawn for each batch."""
+    if plan.sampling.temporal_noise != "fixed":
+        return None
+    drawn = plan.executor.start_noise(source.stem, info.height, info.width)
+    return None if drawn is None else upload(drawn, plan.executor.device)
+
+
 def _batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
     iterator = iter(frames)
     while batch := list(islice(iterator, size)):
@@ -163,6 +177,7 @@ def _begin(
     info: VideoInfo,
     frames: list[Frame],
     first: int,
+    noise: Tensor | None,
     tally: _Tally,
     stop: StopRequest,
 ) -> Callable[[], list[Frame]]:
@@ -172,17 +187,18 @@ def _begin(
     wanted = [Wanted(8 * frame.pixels.itemsize, info.is_grey) for frame in frames]
     pixels = [frame.pixels for frame in frames]
     try:
-        batch = Batch(plan.executor, pixels, names, wanted, lambda _: stop.check())
+        drawn = [noise] * len(frames)
+        batch = Batch(plan.executor, pixels, names, wanted, lambda _: stop.check(), drawn)
     except ResourceError as error:
         raise _NetworkError(error) from error
 
     def finish() -> list[Frame]:
         try:
             outcomes = batch.outcomes()
-            for outcome in outcomes:
-                refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
-        except (CheckpointError, ResourceError) as error:
+        except ResourceError as error:
             raise _NetworkError(error) from error
+        for outcome in outcomes:
+            refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
         tally.add(outcomes)
         return [
             frame._replace(pixels=outcome.pixels())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,6 @@ MAX_BATCH, BATCH_PIXELS = 16, 1 << 18
 GPU_MAX_BATCH, GPU_BATCH_PIXELS = 64, 3 << 20
 """The same on a GPU, which computes fewer pixels faster than a CPU launches the work on them."""
 
-Out = TypeVar("Out")
-
 
 class Restored(NamedTuple):
     """Restored images, and how they were made.
@@ -65,7 +63,7 @@ class Executor:
         alpha_bar: `[T]`.
         grid: descending timesteps, one a sampling step.
         runtime: device and arithmetic.
-        eta, seed, keeps_noise: of the sampler.
+        eta, seed: of the sampler.
         samples, transforms: what each result is the mean of, see `mean_and_deviation`.
         max_memory: bytes that may be used; None for what is free, with a margin.
         tile: side of tiles; None for the exact result.
@@ -87,7 +85,6 @@ class Executor:
         max_memory: int | None = None,
         tile: int | None = None,
         batch: int = 0,
-        keeps_noise: bool = False,
     ) -> None:
         self._strips, self._net = network, network.net
         self._runtime = runtime
@@ -97,9 +94,7 @@ class Executor:
         self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
         self._in_float32: Executor | None = None
         predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
-        self.restorer = Restorer(
-            predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed, keeps_noise=keeps_noise
-        )
+        self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
     @property
     def device(self) -> torch.device:
@@ -267,11 +262,14 @@ class Executor:
         rows, self._strips.offload_skips = self._plan(height, width, len(lq))
         while True:
             self._strips.rows = rows
-            image = _unless_out_of_memory(lambda: self.restorer(lq, names, sample, noise))
-            if image is not None:
+            try:
+                image = self.restorer(lq, names, sample, noise)
                 return image, self._describe(rows, height, width)
-            # Only now: inside the except block of `_unless_out_of_memory` the error's traceback
-            # would still hold the tensors of the run that failed.
+            except Exception as error:  # torch has several kinds of it
+                if not is_out_of_memory(error):
+                    raise
+            # Only now: inside the except block the error's traceback would still hold the tensors
+            # of the run that failed.
             self._strips.forget()
             release_cached_memory(self._runtime)
             if len(lq) > 1:
@@ -385,13 +383,3 @@ def finite(images: Tensor) -> Tensor:
 def _outside(height: int, width: int, count: int) -> int:
     """Bytes that a batch takes beside the network's call."""
     return SAMPLER_BYTES * padded_side(height) * padded_side(width) * count
-
-
-def _unless_out_of_memory(work: Callable[[], Out]) -> Out | None:
-    """The result of `work`, or None when memory ran out; other errors come out."""
-    try:
-        return work()
-    except Exception as error:  # torch has several kinds of it
-        if is_out_of_memory(error):
-            return None
-        raise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -37,34 +37,26 @@ class DecodedPair:
     noise_name: str
 
 
-class PairSource(Protocol):
-    """A set of pairs, read one at a time."""
+@dataclass(frozen=True)
+class PairSource:
+    """A set of pairs, read one at a time.
 
-    def __len__(self) -> int: ...
+    Args:
+        names: of the pairs.
+        pair: reads pair i; DataError when it cannot be read.
+        found_by: how degraded images and targets were matched, for people.
+        note: what else people should know of the pairs.
+        unit: what one of them is called.
+    """
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The names of the pairs."""
-        ...
+    names: Sequence[str]
+    pair: Callable[[int], DecodedPair]
+    found_by: str
+    note: str | None = None
+    unit: str = "image"
 
-    def pair(self, i: int) -> DecodedPair:
-        """Read pair i; DataError when it cannot be read."""
-        ...
-
-    @property
-    def found_by(self) -> str:
-        """How degraded images and targets were matched, for people."""
-        ...
-
-    @property
-    def note(self) -> str | None:
-        """What else people should know of the pairs."""
-        ...
-
-    @property
-    def unit(self) -> str:
-        """What one of them is called."""
-        ...
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass(frozen=True)
@@ -93,41 +85,11 @@ def degradation(data: Data) -> tuple[Degradation | None, int]:
     return Degradation(model, open_streaks(model, folder)), margin(model)
 
 
-class ShardPairs:
-    """The validation split of a shard folder; a clean-only split is degraded by the recipe.
+@dataclass(frozen=True)
+class ShardPairs(PairSource):
+    """The validation split of a shard folder."""
 
-    Raises:
-        DataError: a clean-only split and no degradation in the recipe.
-    """
-
-    found_by = "shards"
-    note = None
-    unit = "image"
-
-    def __init__(self, shards: ShardSet, data: Data, seed: int) -> None:
-        self.shards = shards
-        self.names = shards.names
-        self._seed = seed
-        self._degrade, _ = (None, 0) if shards.has_lq else degradation(data)
-        if not shards.has_lq and self._degrade is None:
-            raise DataError(
-                "the validation shards hold clean images only",
-                where=shards.paths[0],
-                hint="set data.synthesize in the recipe",
-            )
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def pair(self, i: int) -> DecodedPair:
-        """Pair i, uint8; a synthetic lq is a function of the seed and the name."""
-        name = self.names[i]
-        own = _base_name(name)
-        if self._degrade is None:
-            return DecodedPair(name, *self.shards.pair(i), own)
-        gt = np.array(self.shards.gt(i))
-        rng = np.random.default_rng(noise_generator(self._seed, own).initial_seed())
-        return DecodedPair(name, self._degrade(gt, rng), gt, own)
+    shards: ShardSet = field(kw_only=True)
 
 
 def _base_name(name: str) -> str:
@@ -140,7 +102,32 @@ def _base_name(name: str) -> str:
 
 
 def open_validation(folder: Path, recipe: Recipe) -> ShardPairs | None:
-    """The validation split of a shard folder, or None when it has none."""
+    """The validation split of a shard folder, or None when it has none.
+
+    A clean-only split is degraded by the recipe: a synthetic lq is a function of its seed and the
+    pair's name.
+
+    Raises:
+        DataError: a clean-only split and no degradation in the recipe.
+    """
     if not any(folder.glob("val-*.h5")):
         return None
-    return ShardPairs(ShardSet.open(folder, "val"), recipe.data, recipe.train.seed)
+    shards = ShardSet.open(folder, "val")
+    degrade_clean, _ = (None, 0) if shards.has_lq else degradation(recipe.data)
+    if not shards.has_lq and degrade_clean is None:
+        raise DataError(
+            "the validation shards hold clean images only",
+            where=shards.paths[0],
+            hint="set data.synthesize in the recipe",
+        )
+
+    def pair(i: int) -> DecodedPair:
+        name = shards.names[i]
+        own = _base_name(name)
+        if degrade_clean is None:
+            return DecodedPair(name, *shards.pair(i), own)
+        gt = np.array(shards.gt(i))
+        seed = noise_generator(recipe.train.seed, own).initial_seed()
+        return DecodedPair(name, degrade_clean(gt, np.random.default_rng(seed)), gt, own)
+
+    return ShardPairs(shards.names, pair, "shards", shards=shards)

@@ -42,8 +42,6 @@ class Restorer:
         runtime: device and arithmetic.
         eta: 0 is deterministic after the start noise.
         seed: of the noise, together with each image's name.
-        keeps_noise: hold the last start noise, 12 bytes a pixel, for batches that share it, as
-            those of a video's frames do.
 
     Raises:
         UsageError: sampling cannot begin at the first of the timesteps.
@@ -58,7 +56,6 @@ class Restorer:
         *,
         eta: float = 0.0,
         seed: int = 0,
-        keeps_noise: bool = False,
     ) -> None:
         refuse_lost_image(grid, alpha_bar)
         self.predict_noise = predict_noise
@@ -67,8 +64,6 @@ class Restorer:
         self.runtime = runtime
         self.eta = eta
         self.seed = seed
-        self._keeps_noise = keeps_noise
-        self._kept: dict[tuple[object, ...], Tensor] = {}
 
     @torch.inference_mode()
     def __call__(
@@ -84,7 +79,8 @@ class Restorer:
             lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
             names: the images' base names, which decide their noise.
             sample: number of the sample: each has noise of its own.
-            noise: the start noise by `start_noise`, where it was drawn already.
+            noise: the start noise by `start_noise`, where it was drawn already, on the CPU or on
+                the runtime's device.
 
         Returns:
             `[n, 3, h, w]` float32 in [0, 1], on the runtime's device; NaN where the sampler's
@@ -96,7 +92,8 @@ class Restorer:
             x_T, sources = self._start(names, sample, lq.shape)
         else:
             # nothing is drawn later: `start_noise` gives no noise where eta is above 0
-            x_T, sources = upload(noise, self.runtime.device), []
+            is_there = noise.device.type != "cpu"
+            x_T, sources = noise if is_there else upload(noise, self.runtime.device), []
         with self.runtime.autocast():
             x_0 = ddim_sample(
                 conditioned(self.predict_noise, lq),
@@ -127,15 +124,11 @@ class Restorer:
     ) -> tuple[Tensor, list[torch.Generator]]:
         """The start noise on the device, and the sources of what is drawn later.
 
-        What all images of a batch share, as frames of a video do, is drawn once.
+        What all images of a batch share is drawn once.
         """
         if self.eta > 0 or len(set(names)) > 1:
             sources = [noise_generator(self.seed, name, sample) for name in names]
             return upload(gaussian(shape, sources), self.runtime.device), sources
-        key = (self.seed, names[0], sample, shape[1:])
-        drawn = self._kept.get(key)
-        if drawn is None:
-            source = noise_generator(self.seed, names[0], sample)
-            drawn = upload(gaussian((1, *shape[1:]), [source]), self.runtime.device)
-            self._kept = {key: drawn} if self._keeps_noise else {}
+        source = noise_generator(self.seed, names[0], sample)
+        drawn = upload(gaussian((1, *shape[1:]), [source]), self.runtime.device)
         return drawn.expand(shape), []

@@ -18,8 +18,7 @@ from c2fdft_cli.data.images.tensors import as_tensor, to_uint8, to_unit
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.metrics.protocols import MAX_VALUE, PROTOCOLS, Protocol, Score, score
-from c2fdft_cli.vocabulary import PROTOCOL_NAMES, check_choice
+from c2fdft_cli.metrics.protocols import MAX_VALUE, Protocol, Score, score
 
 Metric = Callable[[Tensor, Tensor], float]
 """A further score of (restored, target), both `[1, 3, h, w]` on the scale 0 .. 255."""
@@ -89,7 +88,6 @@ class Scorer:
         restored: Tensor,
         target: Tensor,
         degraded: Tensor | None = None,
-        seconds: float = 0.0,
     ) -> Scored:
         """Score one image, `[1, 3, h, w]` RGB on the scale 0 .. 255 as all that it is given.
 
@@ -114,7 +112,6 @@ class Scorer:
             score(degraded, target, self.protocol, self.border)[0]
             if self.inputs and degraded is not None
             else None,
-            seconds=seconds,
             pictures=pictures_of(restored, target, degraded) if self.pictures else None,
         )
 
@@ -145,17 +142,12 @@ def restore_and_score(
                 yield Scored(pair.name, math.nan, math.nan, seconds=seconds, notes=notes)
                 continue
             image = image * MAX_VALUE if scorer.protocol.unrounded else to_uint8(image)
-            yield replace(scorer(pair.name, image, gt, lq, seconds), notes=notes)
+            yield replace(scorer(pair.name, image, gt, lq), seconds=seconds, notes=notes)
 
 
 def notes_of(scored: Iterable[Scored]) -> list[str]:
     """What did not go as planned, each note once."""
     return list(dict.fromkeys(note for one in scored for note in one.notes))
-
-
-def find_protocol(name: str) -> Protocol:
-    """A protocol by name; UsageError for one that does not exist."""
-    return PROTOCOLS[check_choice("--protocol", name, PROTOCOL_NAMES)]
 
 
 def pictures_of(restored: Tensor, target: Tensor | None, degraded: Tensor | None) -> Pictures:

@@ -12,7 +12,6 @@ from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import ShardPairs, open_validation
-from c2fdft_cli.engine.sampling.scoring import find_protocol
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.identify import not_a_checkpoint
 from c2fdft_cli.errors import DataError
@@ -60,13 +59,7 @@ class Subject:
         )
 
 
-def open_subject(
-    path: Path,
-    *,
-    protocol: str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-) -> Subject:
+def open_subject(path: Path, *, protocol: str | None, device: str, precision: str) -> Subject:
     """Load weights to score.
 
     Args:
@@ -77,7 +70,6 @@ def open_subject(
     Raises:
         UsageError, ResourceError, CheckpointError: whichever is met first.
     """
-    asked = None if protocol is None else find_protocol(protocol)
     runtime = make_runtime(device, precision)
     checkpoint = load_checkpoint(path)
     recipe = checkpoint.recipe([]) or Recipe()
@@ -85,7 +77,7 @@ def open_subject(
     return Subject(
         checkpoint,
         StripNetwork(net, dtype=runtime.dtype),
-        asked or PROTOCOLS[recipe.train.protocol],
+        PROTOCOLS[protocol or recipe.train.protocol],
         runtime,
         recipe,
     )

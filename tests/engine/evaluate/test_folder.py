@@ -11,9 +11,10 @@ import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.evaluate.files import evaluate_files
-from c2fdft_cli.engine.evaluate.folder import FolderPairs, NoisyImages, open_folder
+from c2fdft_cli.engine.evaluate.folder import open_folder
 from c2fdft_cli.engine.evaluate.job import EvalOptions
-from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
+from c2fdft_cli.engine.evaluate.options import WeightsOptions
+from c2fdft_cli.engine.evaluate.weights import evaluate_weights
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
@@ -22,6 +23,7 @@ from c2fdft_cli.recipe.schema import Network
 from tests.kit.formula import photo
 from tests.kit.restore import Request, run
 
+RUNS = WeightsOptions(device="cpu", precision="fp32")
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
 
 
@@ -43,7 +45,6 @@ def weights(tmp_path: Path) -> Path:
 
 def test_noise_is_white_unclipped_and_has_its_sigma(clean):
     pairs = open_folder(clean, 25.0)
-    assert isinstance(pairs, NoisyImages)
     noisy, gt = pairs.pair(0).lq, pairs.pair(0).gt
     assert noisy.dtype == np.float32
     assert np.array_equal(gt, photo(0, 64, 64))
@@ -66,8 +67,8 @@ def test_noise_is_a_function_of_seed_and_name(clean):
 
 
 def test_weights_are_scored_on_noisy_images(clean, weights):
-    wish = WeightsOptions(weights, pairs=open_folder(clean, 15.0), device="cpu", precision="fp32")
-    result = evaluate_weights(wish, EvalOptions("rgb")).run()
+    pairs = open_folder(clean, 15.0)
+    result = evaluate_weights(weights, RUNS, EvalOptions("rgb"), pairs=pairs).run()
     assert [row.name for row in result.rows] == ["scene.0", "scene.1", "scene.2"]
     assert "sigma 15 (seed 0" in result.notes[-1]
     for row in result.rows:
@@ -83,9 +84,7 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
             pixels = np.minimum(photo(k, 64, 64).astype(int) + shift, 255).astype(np.uint8)
             save_rgb8(tmp_path / "set" / side / f"{k}.png", pixels)
     pairs = open_folder(tmp_path / "set")
-    assert isinstance(pairs, FolderPairs)
-    wish = WeightsOptions(weights, pairs=pairs, device="cpu", precision="fp32")
-    rows = evaluate_weights(wish, EvalOptions("rgb")).run().rows
+    rows = evaluate_weights(weights, RUNS, EvalOptions("rgb"), pairs=pairs).run().rows
     assert [row.degraded.psnr for row in rows] == pytest.approx([22.1, 22.1], abs=0.2)
 
 
@@ -98,8 +97,9 @@ def test_the_start_noise_is_that_of_restore(clean, tmp_path, weights):
     target = tmp_path / "set" / "target"
     for side in ("input", "target"):
         shutil.copytree(clean, tmp_path / "set" / side)
-    wish = WeightsOptions(weights, pairs=open_folder(target.parent), device="cpu", precision="fp32")
-    scores = [row.psnr for row in evaluate_weights(wish, EvalOptions("rgb")).run().rows]
+    pairs = open_folder(target.parent)
+    rows = evaluate_weights(weights, RUNS, EvalOptions("rgb"), pairs=pairs).run().rows
+    scores = [row.psnr for row in rows]
     run(Request(clean, tmp_path / "out", weights))
     found = evaluate_files(tmp_path / "out", target, EvalOptions("rgb")).run()
     # restore may batch images of one size, which changes only rounding
@@ -142,8 +142,9 @@ def test_without_pairs_the_hint_says_what_eval_can_do(tmp_path, clean):
         assert error.value.hint.startswith("give both images of a pair one name; to clean images")
         options = set(re.findall(r"--[\w-]+", error.value.hint)) - {"--pairs"}
         assert options == {"--sigma", "--no-reference", "--data"}
+    (tmp_path / "other").rename(tmp_path / "a--b")
     with pytest.raises(DataError, match="no pairs") as error:
-        open_folder(tmp_path / "other" / "input")
+        open_folder(tmp_path / "a--b" / "input")
     assert error.value.hint.startswith("this is one side of the pairs")
 
 

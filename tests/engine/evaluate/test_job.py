@@ -17,8 +17,9 @@ from c2fdft_cli.data.images.picture import Picture, write_picture
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
+from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
-from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
+from c2fdft_cli.engine.evaluate.weights import evaluate_weights
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq
@@ -178,9 +179,11 @@ def weights(shard_folder: Path, tmp_path: Path) -> Path:
     return write_random(tmp_path / "fine.pt", protocol="derain", data=shard_folder, **said)
 
 
-def of_weights(path: Path, protocol: str | None = None, **options: Any) -> EvalResult:
-    wish = WeightsOptions(path, device="cpu", **{"precision": "fp32", **options})
-    return evaluate_weights(wish, EvalOptions(protocol)).run()
+def of_weights(
+    path: Path, protocol: str | None = None, data: Path | None = None, **options: Any
+) -> EvalResult:
+    runs = WeightsOptions(device="cpu", **{"precision": "fp32", **options})
+    return evaluate_weights(path, runs, EvalOptions(protocol), data=data).run()
 
 
 def test_weights_on_their_own_shards(weights: Path) -> None:
@@ -208,10 +211,10 @@ def test_images_restored_again_in_float32_are_reported(
 
 
 def test_timesteps_other_than_the_trained_ones_are_noted(weights: Path) -> None:
-    notes = of_weights(weights, timesteps=(999,), images=1).notes
+    notes = of_weights(weights, grid=(999,), images=1).notes
     assert "trained at other timesteps: 999, 500" in notes[1]
     with pytest.raises(UsageError, match="--grid"):
-        of_weights(weights, timesteps=(1, 2))
+        of_weights(weights, grid=(1, 2))
 
 
 def test_several_seeds_give_a_mean_and_a_deviation(weights: Path) -> None:

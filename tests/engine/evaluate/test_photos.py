@@ -16,8 +16,8 @@ from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.evaluate.compare import as_json, in_words, paired_comparison
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
-from c2fdft_cli.engine.evaluate.photos import evaluate_alone, find_no_reference_metrics
-from c2fdft_cli.engine.evaluate.report import About, ReportImages, with_pictures, write_report
+from c2fdft_cli.engine.evaluate.photos import evaluate_alone
+from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures, write_report
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import load_piq
@@ -38,7 +38,7 @@ def fill(folder: Path, strength: float) -> Path:
 
 
 def run(source: Path, names: str = "all", **options: Any) -> EvalResult:
-    metrics = find_no_reference_metrics(names)
+    metrics = find_metrics(names, no_reference=True)
     return evaluate_alone(source, EvalOptions(metrics=metrics, **options)).run()
 
 
@@ -88,15 +88,15 @@ def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
 
 
 def test_csv_and_report_hold_the_scores(noisy: Path, tmp_path: Path) -> None:
-    pictures = ReportImages()
-    metrics = find_no_reference_metrics("blur_effect")
+    pictures: Encoded = {}
+    metrics = find_metrics("blur_effect", no_reference=True)
     job = evaluate_alone(noisy, EvalOptions(metrics=metrics, pictures=True))
     result = with_pictures(job, pictures).run()
     write_csv(tmp_path / "rows.csv", result)
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["name", "blur_effect", "protocol"]
-    write_report(tmp_path / "page", document(result), pictures, About("c2fdft", []))
+    write_report(tmp_path / "page", document(result), pictures, "c2fdft", [])
     page = (tmp_path / "page" / "index.html").read_text()
     assert page.count("data:image/webp") == 3
 
@@ -105,18 +105,18 @@ def test_photos_that_differ_only_in_their_suffix_have_their_own_pictures(tmp_pat
     for k, suffix in enumerate((".png", ".bmp")):
         save_rgb8(tmp_path / f"a{suffix}", photo(k, 5))
     save_rgb8(tmp_path / "b.png", photo(2, 5))
-    images = ReportImages()
-    options = EvalOptions(metrics=find_no_reference_metrics("noise_sigma"), pictures=True)
+    images: Encoded = {}
+    options = EvalOptions(metrics=find_metrics("noise_sigma", no_reference=True), pictures=True)
     result = with_pictures(evaluate_alone(tmp_path, options), images).run()
     assert [row.name for row in result.rows] == ["a.bmp", "a.png", "b"]
-    assert len({one["restored"] for one in images.by_name.values()}) == 3
+    assert len({one["restored"] for one in images.values()}) == 3
 
 
 def test_a_suffix_in_a_name_may_make_it_equal_another(tmp_path: Path) -> None:
     for k, name in enumerate(("a.jpg.png", "a.png", "a.bmp")):
         save_rgb8(tmp_path / name, photo(k, 5))
     (tmp_path / "a.bmp").rename(tmp_path / "a.jpg")  # images are recognised by their first bytes
-    options = EvalOptions(metrics=find_no_reference_metrics("noise_sigma"))
+    options = EvalOptions(metrics=find_metrics("noise_sigma", no_reference=True))
     rows = evaluate_alone(tmp_path, options).run().rows
     assert sorted(row.name for row in rows) == ["a.jpg", "a.jpg.png", "a.png"]
 
@@ -160,13 +160,13 @@ def test_a_photograph_that_cannot_be_read_is_named_and_the_others_are_scored(noi
 
 
 def test_metrics_without_and_with_targets_are_told_apart() -> None:
-    assert list(find_no_reference_metrics("all")) == [
+    assert list(find_metrics("all", no_reference=True)) == [
         "blur_effect",
         "noise_sigma",
         "total_variation",
     ]
     with pytest.raises(UsageError, match="--metrics vsi cannot be combined with --no-reference"):
-        find_no_reference_metrics("vsi")
+        find_metrics("vsi", no_reference=True)
     with pytest.raises(UsageError, match="--metrics brisque needs --no-reference"):
         find_metrics("brisque")
     assert describe_metric("brisque").endswith("lower is better, 0 to about 100")

@@ -15,8 +15,7 @@ import pytest
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.report import (
-    About,
-    ReportImages,
+    Encoded,
     error_map,
     with_pictures,
     write_report,
@@ -30,12 +29,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def report_of(out: Path, target: Path, folder: Path) -> str:
-    pictures = ReportImages()
+    pictures: Encoded = {}
     job = evaluate_files(out, target, EvalOptions(pictures=True), degraded=out)
     result = with_pictures(job, pictures).run()
     recipe = {"task": "</script><b>", "data": {"synthesis": {"sigma": [5, math.nan]}}}
-    about = About("c2fdft eval <a> & b", ["protocol rgb"], recipe)
-    write_report(folder, document(result), pictures, about)
+    command = "c2fdft eval <a> & b"
+    write_report(folder, document(result), pictures, command, ["protocol rgb"], recipe)
     return (folder / "index.html").read_text()
 
 

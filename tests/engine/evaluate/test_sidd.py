@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from c2fdft_cli.data.layouts.sidd import NOISY, RESULTS, TARGET
 from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.metrics import find_metrics
+from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
-from c2fdft_cli.engine.evaluate.weights import WeightsOptions, evaluate_weights
+from c2fdft_cli.engine.evaluate.weights import evaluate_weights
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from tests.kit.weights import write_random
@@ -99,8 +101,8 @@ def test_invalid_partners_of_blocks_are_refused(
 def test_weights_restore_and_score_each_block(folder: Path) -> None:
     weights = write_random(folder / "fine.pt", protocol="derain", stage="fine", grid=[999])
     pairs = open_blocks(folder)
-    wish = WeightsOptions(weights, pairs=pairs, device="cpu", precision="fp32")
-    result = evaluate_weights(wish, EvalOptions()).run()
+    runs = WeightsOptions(device="cpu", precision="fp32")
+    result = evaluate_weights(weights, runs, EvalOptions(), pairs=pairs).run()
     assert result.protocol.name == "denoise"
     assert result.scored_on == "network output, unrounded"
     assert [row.name for row in result.rows] == pairs.names
@@ -109,6 +111,6 @@ def test_weights_restore_and_score_each_block(folder: Path) -> None:
         assert row.degraded is not None
         assert row.degraded.psnr == pytest.approx(noise.psnr)
         assert row.psnr != noise.psnr
-    few = WeightsOptions(folder / "fine.pt", pairs=pairs, images=2, device="cpu", precision="fp32")
-    names = [row.name for row in evaluate_weights(few, EvalOptions("rgb")).run().rows]
+    few = evaluate_weights(weights, replace(runs, images=2), EvalOptions("rgb"), pairs=pairs)
+    names = [row.name for row in few.run().rows]
     assert names == ["scene-01_block-01", "scene-02_block-01"]

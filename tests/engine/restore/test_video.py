@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("av")
 
+from c2fdft_cli.core.diffusion import gaussian
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.video.probe import probe_video
 from c2fdft_cli.data.video.stream import Frame, VideoWriter
 from c2fdft_cli.engine.restore import video as restore_video
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.result import FrameDone, VideoDone
+from c2fdft_cli.engine.sampling import restorer
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.errors import DataError, Interrupted, PartialFailure, ResourceError, UsageError
 from tests.kit.restore import Request, plan, random_picture, run, save, write_checkpoint
@@ -138,6 +141,21 @@ def test_fixed_noise_gives_equal_frames_for_equal_frames(
     assert not any(np.array_equal(frame, others[0]) for frame in others[1:])
 
 
+@pytest.mark.parametrize(("noise", "counts"), [("fixed", [1]), ("per-frame", [1] * 5)])
+def test_what_all_frames_start_from_is_drawn_once(
+    noise: str, counts: list[int], options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def counting(shape: list[int], sources: list[torch.Generator]) -> torch.Tensor:
+        drawn.append(shape[0])
+        return gaussian(shape, sources)
+
+    monkeypatch.setattr(restorer, "gaussian", counting)
+    run(options, source=still(tmp_path), temporal_noise=noise, batch=1)
+    assert drawn == counts
+
+
 @pytest.mark.parametrize("batch", [0, 2])
 def test_the_batch_changes_nothing(
     batch: int, options: Request, clips: Path, tmp_path: Path
@@ -175,6 +193,17 @@ def test_a_damaged_video_is_reported_and_the_rest_restored(
     assert files(tmp_path / "out") == {"good.mp4"}
     with pytest.raises(DataError, match=r"cut\.mp4"):
         run(options, source=str(folder / "cut.mp4"))
+
+
+def test_an_output_that_cannot_be_written_costs_that_video_alone(
+    options: Request, clips: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_text("a file where a folder is to be")
+    result = run(options, identity=True, source=str(clips))
+    assert isinstance(result.failure, PartialFailure)
+    assert "lies under a regular file" in result.failure.details[0]
+    assert files(tmp_path / "out") == {"a.mp4", "sub"}
 
 
 def test_a_failure_in_the_middle_leaves_no_file(

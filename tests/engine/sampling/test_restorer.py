@@ -26,10 +26,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def make(eta: float = 0.0, *, keeps_noise: bool = True) -> Restorer:
+def make(eta: float = 0.0) -> Restorer:
     return Restorer(
         lambda x, t: x[:, 3:] * x[:, :3], alpha_bar_of(beta_schedule()), [500, 100],
-        Runtime(torch.device("cpu")), eta=eta, keeps_noise=keeps_noise,
+        Runtime(torch.device("cpu")), eta=eta,
     )  # fmt: skip
 
 
@@ -37,19 +37,12 @@ def test_frames_of_one_name_share_a_draw_and_its_values(drawn: list[int]) -> Non
     lq = torch.rand(3, 3, 8, 16, generator=torch.Generator().manual_seed(1))
     sampler = make()
     first = sampler(lq, ["clip"] * 3)
-    assert torch.equal(sampler(lq[:1], ["clip"]), first[:1])
     assert drawn == [1]
+    assert torch.equal(sampler(lq[:1], ["clip"]), first[:1])
     alone = [make()(lq[i : i + 1], ["clip"]) for i in range(3)]
     assert torch.equal(torch.cat(alone), first)
     x_T = gaussian((1, 3, 8, 16), [noise_generator(0, "clip")])
     assert torch.equal(sampler._start(["clip"], 0, lq[:1].shape)[0], x_T)
-
-
-def test_noise_is_kept_only_if_requested(drawn: list[int]) -> None:
-    sampler, lq = make(keeps_noise=False), torch.zeros(2, 3, 8, 16)
-    assert torch.equal(sampler(lq, ["a", "a"]), sampler(lq, ["a", "a"]))
-    assert drawn == [1, 1]
-    assert sampler._kept == {}
 
 
 def test_another_name_size_or_sample_has_new_noise(drawn: list[int]) -> None:

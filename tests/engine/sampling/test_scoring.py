@@ -12,8 +12,8 @@ import torch
 
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
-from c2fdft_cli.engine.sampling.scoring import Scorer, find_protocol, notes_of, restore_and_score
-from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.engine.sampling.scoring import Scorer, notes_of, restore_and_score
+from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 
 
@@ -108,8 +108,3 @@ def test_a_requested_border_adds_to_that_of_the_protocol() -> None:
 def test_metrics_are_computed_on_the_scored_image() -> None:
     mean: Callable[..., float] = lambda a, b: float(a.float().mean() - b.float().mean())  # noqa: E731
     assert run([Brighter(2)], Scorer(PROTOCOLS["rgb"], metrics={"m": mean}))[0].more == {"m": 12.0}
-
-
-def test_an_unknown_protocol_is_refused() -> None:
-    with pytest.raises(UsageError, match="--protocol must be"):
-        find_protocol("best")
