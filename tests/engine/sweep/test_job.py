@@ -270,8 +270,8 @@ def test_the_stamp_leaves_the_weights_as_they_are_stored(
 def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
     """Which sets a file holds, and the tensors of the first as they are stored."""
     with open_stored(path) as file:
-        found = weights_in(file, path)
-        return found.sets, file.load(getattr(found, found.sets[0]))
+        sets, _ = weights_in(file, path)
+        return tuple(sets), file.load(next(iter(sets.values())))
 
 
 def test_sweep_draws_a_picture(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
