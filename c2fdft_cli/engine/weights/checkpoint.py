@@ -117,7 +117,7 @@ def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -
     """
     meta.versions = versions()
     if path.suffix.lower() == SUFFIX:
-        save_safetensors(path, plain(ema), meta.to_json())
+        save_safetensors(path, plain(ema), meta.to_json(), "ema")
         return
     content = {"params": plain(params), "params_ema": plain(ema), "meta": meta.to_json()}
     save_tensors(path, content)
