@@ -14,8 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.command_list import COMMANDS, list_commands, load_command
-from c2fdft_cli.cli.group import Group
+from c2fdft_cli.cli.command_list import COMMANDS, Group, list_commands, load_command
 from c2fdft_cli.errors import (
     C2fdftError,
     Interrupted,
