@@ -101,7 +101,7 @@ def evaluate(
     metrics = _find_metrics(scores.metrics, source.no_reference)
     pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
     if source.weights is None and runs.given:
-        raise UsageError(f"{next(iter(runs.given))} needs --weights")
+        raise UsageError(f"{runs.given[0]} needs --weights")
     if scores.against == "":  # a path would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
@@ -151,12 +151,9 @@ def _evaluate(
         rivals = replace(options, metrics=metrics, pictures=False)
         other = job_of(scores.against, source, runs, pairs, rivals, quiet)
         job.title, other.title = "eval A", "eval B"
-    pictures = None if scores.report is None else ReportImages()
-    if pictures is not None:
-        job = with_pictures(job, pictures)
-    result = _run(job, runtime)
-    if pictures is not None:
-        pictures.by_name = gather_pictures(pictures.by_name, runtime)
+    pictures = ReportImages()  # none but for a report, which `options` asks for them
+    result = _run(with_pictures(job, pictures), runtime)
+    pictures.by_name = gather_pictures(pictures.by_name, runtime)
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return

@@ -128,13 +128,13 @@ class Runs:
         check_settings(self)
 
     @property
-    def given(self) -> dict[str, object]:
-        """The options of weights that differ from their defaults, by name."""
-        return {
-            option_name(one): getattr(self, one.name)
+    def given(self) -> list[str]:
+        """The options of weights that differ from their defaults."""
+        return [
+            option_name(one)
             for one in fields(self)
             if one.name in _OF_WEIGHTS and getattr(self, one.name) != one.default
-        }
+        ]
 
 
 def job_of(

@@ -60,7 +60,7 @@ def write(
     words: list[str],
     csv: Path | None,
     report: Path | None,
-    pictures: ReportImages | None,
+    pictures: ReportImages,
 ) -> list[Path]:
     """The files that were asked for."""
     written = []
@@ -69,7 +69,7 @@ def write(
 
         write_csv(csv, result)
         written.append(csv)
-    if report is not None and pictures is not None:
+    if report is not None:
         from c2fdft_cli.engine.evaluate.report import About, write_report
 
         about = About(
