@@ -13,7 +13,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.commands.evaluate_source import SETS, Runs, Source, job_of
 from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import require_existing
+from c2fdft_cli.files import ensure_folder, require_existing, require_new
 from c2fdft_cli.settings import BORDER, OVERWRITE, PROTOCOL, check_settings, setting
 
 if TYPE_CHECKING:
@@ -90,8 +90,6 @@ def evaluate(
     if source.is_plain and not (runs.given or scores.metrics):
         require_existing(restored, target, source.degraded)  # before torch is loaded
 
-    from c2fdft_cli.cli.views.evaluate import prepare_outputs
-
     with console.loading():
         from c2fdft_cli.engine.evaluate.job import EvalOptions
         from c2fdft_cli.engine.evaluate.ranks import join
@@ -99,13 +97,15 @@ def evaluate(
         from c2fdft_cli.execution.distributed import destroy_process_group
 
     metrics = _find_metrics(scores.metrics, source.no_reference)
-    pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
     if source.weights is None and runs.given:
         raise UsageError(f"{runs.given[0]} needs --weights")
     if scores.against == "":  # a path would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
-    prepare_outputs([scores.csv, *pages], scores.overwrite)
+    pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
+    for path in filter(None, [scores.csv, *pages]):
+        require_new(path, scores.overwrite)
+        ensure_folder(path.parent)
     runtime = join()
     try:
         options = EvalOptions(
