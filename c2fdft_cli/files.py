@@ -162,33 +162,28 @@ def ensure_folder(path: str | Path) -> Path:
         ResourceError: a part of the path is a regular file, or the folder cannot be written to.
     """
     folder = Path(path)
+    check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise _blocked(folder, _blocking_file(folder)) from error
     except OSError as error:
         raise write_error(error, folder) from error
-    # `mkdir` is content with a folder that is there, even where nothing can be written into it.
-    if not os.access(folder, os.W_OK | os.X_OK):
-        refusal = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        raise _not_writable(folder, folder) from refusal
     return folder
 
 
-def _blocked(folder: Path, part: Path) -> ResourceError:
-    """The error for a folder of whose path a part is there and is no folder."""
-    if os.path.islink(part) and not os.path.exists(part):
-        hint = f"{part} is a link that leads nowhere; choose another folder"
-        return ResourceError("the output path lies under a broken link", where=folder, hint=hint)
-    hint = f"{part} is a file; choose another folder"
-    return ResourceError("the output path lies under a regular file", where=folder, hint=hint)
-
-
-def _not_writable(folder: Path, there: Path) -> ResourceError:
-    """The error for a folder that nothing can be written into; `there` exists of its path."""
-    read_only = os.statvfs(there).f_flag & os.ST_RDONLY
-    hint = _HINTS[errno.EROFS if read_only else errno.EACCES]
-    return ResourceError("cannot write to the folder", where=folder, hint=hint)
+def check_folder(path: str | Path) -> None:
+    """ResourceError if a folder cannot be made or written to; nothing is made."""
+    folder = Path(path)
+    there = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
+    if os.path.islink(there) and not os.path.exists(there):
+        hint = f"{there} is a link that leads nowhere; choose another folder"
+        raise ResourceError("the output path lies under a broken link", where=folder, hint=hint)
+    if not os.path.isdir(there):
+        hint = f"{there} is a file; choose another folder"
+        raise ResourceError("the output path lies under a regular file", where=folder, hint=hint)
+    if not os.access(there, os.W_OK | os.X_OK):
+        read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+        hint = _HINTS[errno.EROFS if read_only else errno.EACCES]
+        raise ResourceError("cannot write to the folder", where=folder, hint=hint)
 
 
 def free_disk_bytes(folder: Path) -> int:
@@ -210,17 +205,6 @@ def check_space(folder: Path, needed: int) -> None:
 
 def _amount(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 1 << 30 else f"{size / 2**20:.2f} MiB"
-
-
-def check_folder(path: str | Path) -> None:
-    """ResourceError if a folder cannot be made or written to; nothing is made."""
-    folder = Path(path)
-    above = (folder, *folder.absolute().parents)
-    there = next(part for part in above if os.path.lexists(part))
-    if not os.path.isdir(there):
-        raise _blocked(folder, there)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise _not_writable(folder, there)
 
 
 def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str = "strict") -> str:
@@ -408,14 +392,6 @@ def _code(error: OSError) -> int:
 def _is_about(error: OSError, temporary: Path, target: Path) -> bool:
     """False for an error that names another file, such as an input read inside the block."""
     return error.filename is None or str(error.filename) in {str(temporary), str(target)}
-
-
-def _blocking_file(folder: Path) -> Path:
-    """The first part of the path that exists and is no folder."""
-    parts = (*reversed(folder.parents), folder)
-    return next(
-        (part for part in parts if os.path.lexists(part) and not os.path.isdir(part)), folder
-    )
 
 
 def _sync(path: Path) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from c2fdft_cli.vocabulary import number_in_environment
 
@@ -97,47 +95,20 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
-_POLL_SECONDS = 0.2
-
-
-def ahead(items: Iterable[Item], room: int) -> Iterator[Item]:
+def ahead(items: Iterable[Item], room: int) -> Generator[Item, None, None]:
     """Iterate in a thread of its own, at most `room` items and the one in work ahead.
 
     An error of the iteration comes out here. When this side stops early, it waits until the thread
     has the item that it is working on, so that nobody uses what the iteration owns any more.
     """
-    line: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(room)
-    stop = threading.Event()
-
-    # With a timeout, as nobody takes items out of a full queue once the other side has stopped.
-    def put(entry: tuple[Item | None, BaseException | None]) -> None:
-        while not stop.is_set():
-            try:
-                return line.put(entry, timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
-        return None
-
-    def work() -> None:
-        try:
-            for item in items:
-                put((item, None))
-                if stop.is_set():
-                    return
-            put((None, None))
-        except BaseException as error:  # handed over to the side that waits
-            put((None, error))
-
-    thread = threading.Thread(target=work, name="ahead", daemon=True)
-    thread.start()
+    iterator, end = iter(items), object()
+    pool = ThreadPoolExecutor(1)  # one thread asks for one item after the other
+    line = InOrder[Any](pool, room + 2)  # with the one that has been handed out
     try:
         while True:
-            item, error = line.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
+            for item in line.add(partial(next, iterator, end)):
+                if item is end:
+                    return
+                yield item
     finally:
-        stop.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)

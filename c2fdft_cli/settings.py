@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -33,7 +33,7 @@ class Setting:
         low, high: limits, both inclusive.
         choices: the words that it may be.
         parse: makes the field's value of the text on the command line.
-        text: the default as it is written there, where `parse` makes the default of it.
+        text: the default as it is written there; `setting` knows it.
         several: it may be given repeatedly; the field is a tuple of what `parse` makes of each.
     """
 
@@ -70,11 +70,14 @@ def setting(default: Any, known: Setting | str, **more: Any) -> Any:
     """A field of a dataclass that is an option.
 
     Args:
-        default: its value when it is not given.
+        default: its value when it is not given; with `parse` the text that is parsed to it.
         known: what is known of it, or its help alone.
         more: further fields of `Setting`, beside the help.
     """
     stated = known if isinstance(known, Setting) else Setting(known, **more)
+    parse = stated.parse
+    if parse is not None and isinstance(default, str):
+        stated, default = replace(stated, text=default), parse(default)
     return field(default=default, metadata={_KEY: stated})
 
 

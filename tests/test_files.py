@@ -171,9 +171,11 @@ def test_a_read_only_file_system_differs_from_a_missing_permission(
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(os, "statvfs", lambda _: Mock(f_flag=getattr(os, f"ST_{flag}")))
     for refused in (ensure_folder, check_folder):
-        with pytest.raises(ResourceError, match="cannot write to the folder") as caught:
-            refused(tmp_path)
-        assert hint in caught.value.hint
+        for folder in (tmp_path, tmp_path / "new" / "below"):
+            with pytest.raises(ResourceError, match="cannot write to the folder") as caught:
+                refused(folder)
+            assert hint in caught.value.hint
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("below", ["", "out", "out/deep"])

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 import c2fdft_cli as c2fdft
+from tests.kit.processes import python
 
 HEAVY = ("torch", "numpy", "cv2", "PIL", "pydantic", "omegaconf", "rich", "typer")
 
 
-def python(script: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_the_import_loads_nothing_heavy():
-    loaded = python("import sys, c2fdft_cli; print(*sys.modules)").split()
+    loaded = python("-c", "import sys, c2fdft_cli; print(*sys.modules)").stdout.split()
+    assert "c2fdft_cli" in loaded
     assert not {*HEAVY} & {*loaded}
 
 
 @pytest.mark.slow
 def test_torch_is_imported_with_load():
-    assert (
-        python("import sys, c2fdft_cli; c2fdft_cli.load; print('torch' in sys.modules)") == "True\n"
-    )
+    script = "import sys, c2fdft_cli; c2fdft_cli.load; print('torch' in sys.modules)"
+    assert python("-c", script).stdout == "True\n"
 
 
 def test_exactly_the_documented_names_exist():

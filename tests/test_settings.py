@@ -26,7 +26,7 @@ class Wishes:
     source: Path
     quality: int = setting(90, "Quality of files.", metavar="N", low=1, high=100)
     shape: str | None = setting(None, "Shape.", choices=("round", "square"))
-    pair: tuple[int, int] = setting((1, 2), "A pair.", parse=parse_pair, text="1:2")
+    pair: tuple[int, int] = setting("1:2", "A pair.", parse=parse_pair)
     pairs: tuple[tuple[int, int], ...] = setting(
         (), "More.", option="--more", parse=parse_pair, several=True
     )

@@ -19,7 +19,7 @@ from c2fdft_cli.engine.train.events import TrainEvent, TrainResult
 from c2fdft_cli.engine.train.job import train as train_job
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
-from c2fdft_cli.engine.weights.choose import find_weights
+from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, UsageError
 from c2fdft_cli.execution.distributed import destroy_process_group
 from c2fdft_cli.metrics.protocols import PROTOCOLS
@@ -188,7 +188,7 @@ def train(
         data=None if data is None else Path(data),
         out=None if out is None else Path(out),
         resume=resume,
-        init=None if init is None else find_weights(name_or_path(init)),
+        init=None if init is None else choose_weights(name_or_path(init)).path,
         device=device,
         precision=precision,
         max_seconds=max_seconds,

@@ -212,7 +212,8 @@ class Restorer:
             CheckpointError: the network produced NaN or infinite values.
         """
         images = [unpack(one) for one in as_list(image)]
-        restored = [one for one, _ in self._run(images, name, samples=1)]
+        frames = iter(self._run(images, name, samples=1))
+        restored = [one.pack(torch.stack([next(frames)[0] for _ in one.values])) for one in images]
         return restored if isinstance(image, list | tuple) else restored[0]
 
     def uncertainty(
@@ -232,7 +233,10 @@ class Restorer:
         """
         check_type("samples", samples, int)
         samples = sample_count(samples, self._sampling.self_ensemble, uncertainty=True)
-        ((restored, deviation),) = self._run([unpack(image)], name, samples)
+        apart = unpack(image)
+        frames = self._run([apart], name, samples)
+        restored = apart.pack(torch.stack([frame for frame, _ in frames]))
+        deviation = torch.stack([one for _, one in frames if one is not None])
         if isinstance(image, Tensor):
             return Uncertain(restored, deviation.to(image.device))
         return Uncertain(restored, deviation[0, 0].numpy())
@@ -295,15 +299,14 @@ class Restorer:
 
     def _run(
         self, images: list[Unpacked], name: Names | None, samples: int
-    ) -> list[tuple[Any, Any]]:
-        """Each image restored, of its own kind, and its deviation `[n, 1, h, w]`."""
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Each frame of the images restored, `[3, h, w]`, and its deviation `[1, h, w]`."""
         names = _names(images, name)
         frames = [frame for one in images for frame in one.lq]
         by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, frame in enumerate(frames):
             by_size[tuple(frame.shape)].append(i)
-        restored: list[Tensor] = list(frames)
-        deviation: list[Tensor | None] = [None] * len(frames)
+        found: list[tuple[Tensor, Tensor | None]] = [(frame, None) for frame in frames]
         # The thread that calls may have another GPU as its current one.
         with self._lock, self._runtime.on_device():
             executor = self._executor(samples)
@@ -319,9 +322,9 @@ class Restorer:
                     for note in done.notes:
                         warnings.warn(note, stacklevel=3)
                     for k, i in enumerate(batch):
-                        restored[i] = done.image[k]
-                        deviation[i] = None if done.deviation is None else done.deviation[k]
-        return list(_packed(images, restored, deviation))
+                        deviation = None if done.deviation is None else done.deviation[k]
+                        found[i] = done.image[k], deviation
+        return found
 
     def _executor(self, samples: int) -> Executor:
         """What runs the network for so many samples of each image."""
@@ -339,20 +342,6 @@ class Restorer:
                 tile=self._machine.tile,
             )
         return self._executors[samples]
-
-
-def _packed(
-    images: Sequence[Unpacked], restored: Sequence[Tensor], deviation: Sequence[Tensor | None]
-) -> Any:
-    first = 0
-    for one in images:
-        last = first + len(one.values)
-        known = [part for part in deviation[first:last] if part is not None]
-        yield (
-            one.pack(torch.stack(list(restored[first:last]))),
-            torch.stack(known) if known else None,
-        )
-        first = last
 
 
 def _names(images: Sequence[Unpacked], name: Names | None) -> list[str]:

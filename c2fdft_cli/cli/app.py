@@ -14,11 +14,16 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.command_list import COMMANDS, list_commands, load_command
-from c2fdft_cli.cli.group import Group
-from c2fdft_cli.errors import C2fdftError, lost_process, unloadable_library
+from c2fdft_cli.cli.command_list import COMMANDS, Group, list_commands, load_command
+from c2fdft_cli.errors import (
+    C2fdftError,
+    Interrupted,
+    UsageError,
+    lost_process,
+    unloadable_library,
+)
 from c2fdft_cli.files import is_disk_full, remove_temporaries, write_error
-from c2fdft_cli.signals import SignalReceived, exit_code
+from c2fdft_cli.signals import SignalReceived
 
 
 class Commands(Group):
@@ -45,21 +50,21 @@ class Commands(Group):
             # end reports it in Python's words and with code 120.
             code = super().main(words, "c2fdft", complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
-        except C2fdftError as error:
-            report(error)
-            code = error.exit_code
         except SignalReceived as stop:
             remove_temporaries()
-            code = exit_code(stop.signal_number)
-            _report_error(code, str(stop), stop.hint)
-        except Exception as error:  # only to tell the parser's own errors from bugs of ours
-            found = _report_known(error, words)
-            if found is None:
+            code = report(Interrupted(str(stop), signal_number=stop.signal_number, hint=stop.hint))
+        except Exception as error:  # only to tell what a user can cause from bugs of ours
+            if type(error).__name__ == "NoArgsIsHelpError":
+                # Rich prints the help when it is asked for
+                sys.stdout.write(error.format_message())  # type: ignore[attr-defined]
+                _end(0)
+            known = _known(error, words)
+            if known is None:
                 _emit_error(1, f"{type(error).__name__}: {error}", None)
                 if not _is_awaited():
                     raise
                 traceback.print_exc()
-            code = 1 if found is None else found
+            code = 1 if known is None else report(known)
         _end(code if isinstance(code, int) else 0)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -95,23 +100,20 @@ def _is_awaited() -> bool:
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
-def report(error: C2fdftError) -> None:
-    """Print what is wrong, its details indented under it, and what to try."""
-    _report_error(error.exit_code, str(error), error.hint, error.details)
+def report(error: C2fdftError) -> int:
+    """Print what is wrong, its details indented under it, and what to try; its exit code.
 
-
-def _report_error(
-    code: int, what: str, hint: str | None = None, details: Sequence[str] = ()
-) -> None:
-    """Lines on stderr; with --json a document on stdout too, where there is none yet."""
-    what, hint = " ".join(what.split()), hint and " ".join(hint.split())
+    Lines on stderr; with --json a document on stdout too, where there is none yet.
+    """
+    what, hint = " ".join(str(error).split()), error.hint and " ".join(error.hint.split())
     # torchrun turns every child's exit code into 1: each process says who it is
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
-    lines = [f"error{rank}: {what}", *(f"  {line}" for line in details)]
+    lines = [f"error{rank}: {what}", *(f"  {line}" for line in error.details)]
     if hint:
         lines.append(f"hint: {hint}")
     sys.stderr.write(console.printable("\n".join(lines)) + "\n")
-    _emit_error(code, what, hint)
+    _emit_error(error.exit_code, what, hint)
+    return error.exit_code
 
 
 def _emit_error(code: int, what: str, hint: str | None) -> None:
@@ -123,39 +125,32 @@ def _emit_error(code: int, what: str, hint: str | None) -> None:
         _drop_output()
 
 
-def _report_known(error: Exception, words: Sequence[str]) -> int | None:
-    """The exit code of what is no bug of ours, and no error of ours either; None for others."""
+def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
+    """What to tell of an error that a user can cause; None for a bug of ours."""
+    if isinstance(error, C2fdftError):
+        return error
     # By its method, as Typer brings a Click of its own, which is no package to import from.
     if hasattr(error, "format_message"):
-        return _report_usage(error, words)
+        return _of_parser(error, words)
     known = unloadable_library(error) if isinstance(error, ImportError) else None
     if known is None and _is_awaited():
         known = lost_process(error)
-    if known is not None:
-        report(known)
-    elif isinstance(error, OSError) and is_disk_full(error):
+    if known is None and isinstance(error, OSError) and is_disk_full(error):
         known = write_error(error, Path(error.filename or "standard output"))
-        report(known)
-        _drop_output()
-    return None if known is None else known.exit_code
+    return known
 
 
-def _report_usage(error: Any, words: Sequence[str]) -> int:
+def _of_parser(error: Any, words: Sequence[str]) -> UsageError:
     """A wrong command line as one line that names the command's help."""
     context: Any = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stdout.write(error.format_message())  # Rich's help was printed when it was asked for
-        return 0
-    message = " ".join(error.format_message().rstrip(".").split())
     # an option without its value is noticed before the parser knows whose it is
     command = context.command_path if context is not None else _command_of(words)
     lone = _lone_argument(error, words)
+    message = error.format_message().rstrip(".")
     if lone is not None:
         name, value = lone
-        _report_error(2, f"{name} is missing: only {value} is named", f"see `{command} --help`")
-        return 2
-    _report_error(2, message, f"see `{command} --help`")
-    return 2
+        message = f"{name} is missing: only {value} is named"
+    return UsageError(message, hint=f"see `{command} --help`")
 
 
 def _command_of(words: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 TRAINING = "Training"
@@ -102,6 +103,22 @@ COMMANDS = (
     Entry(HELPING, "help", "start:show_help", "Show the help of a command."),
     Entry(HELPING, "version", "start:show_version", "Show the version."),
 )
+
+
+class Group(TyperGroup):
+    """Has flags that are False, not None, when they are not given.
+
+    For a None Typer loads the library that it validates values with, and the way to the help of
+    a command leads through the flags of the groups above it.
+    """
+
+    def get_params(self, ctx: Any) -> Any:
+        """The group's own options."""
+        options = super().get_params(ctx)
+        for option in options:
+            if getattr(option, "is_flag", False) and option.default is None:
+                option.default = False
+        return options
 
 
 def list_commands(app: typer.Typer) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from typer.testing import CliRunner
 import c2fdft_cli
 from c2fdft_cli.cli.app import app
 from c2fdft_cli.cli.command_list import COMMANDS, Entry, load_command
+from tests.kit.processes import python
 
 HEAVY = ("torch", "numpy", "cv2", "h5py", "omegaconf", "PIL", "imageio", "piq")
 RECIPES = ("list", "show", "copy", "validate")
@@ -30,9 +29,8 @@ for line in {lines!r}:
     assert "Usage: c2fdft" in out.getvalue(), line
 print(*sys.modules)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 

@@ -14,7 +14,7 @@ from c2fdft_cli.cli.commands.evaluate_source import SETS, Source, given, job_of
 from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import require_existing
+from c2fdft_cli.files import ensure_folder, require_existing, require_new
 from c2fdft_cli.settings import BORDER, OVERWRITE, PROTOCOL, check_settings, setting
 
 if TYPE_CHECKING:
@@ -91,8 +91,6 @@ def evaluate(
     if source.is_plain and not (given(runs) or scores.metrics):
         require_existing(restored, target, source.degraded)  # before torch is loaded
 
-    from c2fdft_cli.cli.views.evaluate import prepare_outputs
-
     with console.loading():
         from c2fdft_cli.engine.evaluate.job import EvalOptions
         from c2fdft_cli.engine.evaluate.ranks import join
@@ -100,13 +98,15 @@ def evaluate(
         from c2fdft_cli.execution.distributed import destroy_process_group
 
     metrics = _find_metrics(scores.metrics, source.no_reference)
-    pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
     if source.weights is None and given(runs):
         raise UsageError(f"{given(runs)[0]} needs --weights")
     if scores.against == "":  # a path would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
-    prepare_outputs([scores.csv, *pages], scores.overwrite)
+    pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
+    for path in filter(None, [scores.csv, *pages]):
+        require_new(path, scores.overwrite)
+        ensure_folder(path.parent)
     runtime = join()
     try:
         options = EvalOptions(
@@ -151,7 +151,7 @@ def _evaluate(
         rivals = replace(options, metrics=metrics, pictures=False)
         other = job_of(scores.against, source, runs, pairs, rivals, quiet)
         job.title, other.title = "eval A", "eval B"
-    pictures: Encoded = {}
+    pictures: Encoded = {}  # stays empty unless `options` requests pictures for a report
     result = _run(with_pictures(job, pictures), runtime)
     pictures = gather_pictures(pictures, runtime)
     rival = None if other is None else _run(other, runtime)

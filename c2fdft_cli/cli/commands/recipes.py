@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.group import Group
+from c2fdft_cli.cli.command_list import Group
 from c2fdft_cli.cli.options import Json, Overwrite, path_of
 
 recipes = typer.Typer(

@@ -67,12 +67,6 @@ def restore(
     _run(plan, writing.compare is not None, json)
 
 
-def _say_next(following: str, compared: bool) -> None:
-    console.say_next(following)
-    if not compared:
-        console.remark("without clean originals as TARGET: --compare DIR shows what changed")
-
-
 def _run(plan: RestorePlan, compared: bool, json: bool) -> None:
     from c2fdft_cli.cli.views.restore import document, next_command, tell, with_rate
     from c2fdft_cli.engine.restore.job import restore as start
@@ -97,6 +91,10 @@ def _run(plan: RestorePlan, compared: bool, json: bool) -> None:
     else:
         tell(plan, result)
         if following is not None and plan.out != STDIO:
-            _say_next(following, compared)
+            console.say_next(following)
+            if not compared:
+                console.remark(
+                    "without clean originals as TARGET: --compare DIR shows what changed"
+                )
     if result.failure is not None:
         raise result.failure

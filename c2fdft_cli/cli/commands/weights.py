@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.group import Group
+from c2fdft_cli.cli.command_list import Group
 from c2fdft_cli.cli.options import Json, Overwrite, path_of
 from c2fdft_cli.vocabulary import many
 

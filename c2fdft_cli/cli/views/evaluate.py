@@ -19,17 +19,6 @@ def note(event: Scored) -> str:
     return f"{event.name}: {event.psnr:.2f} dB" if event.psnr == event.psnr else event.name
 
 
-def prepare_outputs(paths: list[Path | None], overwrite: bool) -> None:
-    """Nothing is overwritten unless asked; its folder is made before the work begins."""
-    from c2fdft_cli.files import ensure_folder, require_new
-
-    for path in paths:
-        if path is None:
-            continue
-        require_new(path, overwrite)
-        ensure_folder(path.parent)
-
-
 def compared(
     result: EvalResult, rival: EvalResult | None, seed: int
 ) -> tuple[dict[str, Any], list[str]]:

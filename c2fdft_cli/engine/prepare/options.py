@@ -91,12 +91,11 @@ class PrepareOptions:
     synthesize: Synthesis | None = None
     check_only: bool = setting(False, "Look at everything, write nothing.", option="--check")
     max_shard_bytes: int = setting(
-        1024 * MIB,
+        "1024",
         "Largest shard, in MiB",
         option="--shard-mib",
         metavar="N",
         parse=parse_mib,
-        text="1024",
         panel=SHARDS,
     )
     seed: int = setting(0, replace(SEED, panel=SHARDS))

@@ -84,19 +84,17 @@ class SweepOptions:
 
     data: Path | None = setting(None, SHARDS)
     steps: Timesteps = setting(
-        parse_steps("1-10"),
+        "1-10",
         "Sampling steps to try: 1-10 or 2,4,8.",
         metavar="COUNTS",
         parse=parse_steps,
-        text="1-10",
     )
     spacings: tuple[str, ...] = setting(
-        parse_spacings("linspace"),
+        "linspace",
         "linspace, leading, trailing; several with commas.",
         option="--spacing",
         metavar="NAMES",
         parse=parse_spacings,
-        text="linspace",
         panel=SCHEDULES,
     )
     starts: Timesteps = setting(
@@ -129,12 +127,11 @@ class SweepOptions:
     )
     seed: int = setting(0, replace(SEED, panel=SCORES))
     rule: Rule = setting(
-        parse_rule("within:0.2dB"),
+        "within:0.2dB",
         "psnr, ssim, or fewest steps within:XdB of the best.",
         option="--choose",
         metavar="RULE",
         parse=parse_rule,
-        text="within:0.2dB",
     )
     protocol: str | None = setting(None, replace(PROTOCOL, panel=SCORES))
     stamp: bool = setting(True, "Leave the checkpoint as it is.", option="--no-stamp")

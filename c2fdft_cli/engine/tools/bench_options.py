@@ -45,19 +45,17 @@ class BenchOptions:
     data: Path | None = setting(None, replace(SHARDS, panel="Of loader"))
     stage: str = setting("coarse", "Stage.", choices=("coarse", "fine"), panel=STEP)
     calls: tuple[int, ...] = setting(
-        (4,),
+        "4",
         "Sampling steps of the fine stage, separated by commas.",
         metavar="N,...",
         parse=numbers("--calls", "1,2,4"),
-        text="4",
         panel=STEP,
     )
     recompute: tuple[Recompute, ...] = setting(
-        ("none", "call"),
+        "none,call",
         "Recomputation in the fine stage: none, call, level.",
         metavar="WAY,...",
         parse=parse_recompute,
-        text="none,call",
         panel=STEP,
     )
     device: str = setting("auto", DEVICE)

@@ -128,13 +128,13 @@ def write_catalogue(folder: Path, entries: Mapping[str, Entry]) -> None:
     atomic_write_text(folder / CATALOGUE, text + "\n")
 
 
-def checked_file(entry: Entry, folder: Path | None = None) -> Path:
+def checked_file(entry: Entry) -> Path:
     """The file of packaged weights, after its size and SHA-256 were checked.
 
     Raises:
         CheckpointError: it is missing, or differs from what the catalogue says.
     """
-    path = (folder or weights_folder()) / entry.file
+    path = weights_folder() / entry.file
     if not path.is_file():
         raise _damaged(path, "the file is missing")
     size = path.stat().st_size
@@ -152,11 +152,8 @@ def is_packaged(path: Path) -> bool:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_entry(name: str, values: Mapping[str, Any]) -> Entry:

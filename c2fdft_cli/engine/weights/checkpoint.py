@@ -117,7 +117,7 @@ def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -
     """
     meta.versions = versions()
     if path.suffix.lower() == SUFFIX:
-        save_safetensors(path, plain(ema), meta.to_json())
+        save_safetensors(path, plain(ema), meta.to_json(), "ema")
         return
     content = {"params": plain(params), "params_ema": plain(ema), "meta": meta.to_json()}
     save_tensors(path, content)
@@ -139,20 +139,17 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
         ResourceError: as `save_checkpoint`.
     """
     with open_stored(path) as file:
-        found = weights_in(file, path)
-        stored = {"raw": found.raw, "ema": found.ema}
-        loaded = file.load({name: stored[name] for name in found.sets})
-        is_safetensors = file.is_safetensors
-    held = plain(full_precision(loaded[found.sets[-1]], path))
-    if not same_tensors(held, weights):
+        sets, _ = weights_in(file, path)
+        loaded: dict[WeightSet, StateDict] = file.load(sets)
+    last, held = list(loaded.items())[-1]
+    if not same_tensors(plain(full_precision(held, path)), weights):
         return False
     meta.versions = versions()
-    if is_safetensors:  # as we write it, with one set
-        name = found.sets[-1]
-        save_safetensors(path, plain(loaded[name]), meta.to_json(), name)
+    if file.is_safetensors:  # as we write it, with one set
+        save_safetensors(path, plain(held), meta.to_json(), last)
         return True
     keys = {"raw": "params", "ema": "params_ema"}
-    content = {keys[name]: plain(state) for name, state in loaded.items()}
+    content = {keys[kind]: plain(state) for kind, state in loaded.items()}
     save_tensors(path, {**content, "meta": meta.to_json()})
     return True
 
@@ -173,14 +170,14 @@ def besides_weights(path: Path) -> list[str]:
         CheckpointError: as `load_checkpoint`.
     """
     with open_stored(path) as file:
-        found = weights_in(file, path)
-        content = dict(file.content)
-        kept, names = {*found.raw.values(), *found.ema.values()}, list[str]()
+        states = list(weights_in(file, path)[0].values())
+        content, names = dict(file.content), list[str]()
         if file.is_safetensors:
-            kept = {*found.ema.values()}
+            states = states[-1:]
             about = content.pop(METADATA, None)
             about = about if isinstance(about, dict) else {}
             names = [name for name in about if name not in OUR_KEYS]
+        kept = {tensor for state in states for tensor in state.values()}
         for name, value in content.items():
             is_meta = name == "meta" and isinstance(value, str)
             held = [isinstance(one, StoredTensor) and one in kept for one in values_in(value)]
@@ -211,12 +208,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is missing, damaged, no checkpoint, or of a newer format.
     """
     with open_stored(path) as file:
-        found = weights_in(file, path)
-        loaded = file.load({"raw": found.raw, "ema": found.ema})
-    ema = plain(full_precision(loaded["ema"], path))
-    # one set stands for both: not converted and held twice
-    params = ema if found.raw is found.ema else plain(full_precision(loaded["raw"], path))
-    meta = Meta(infer_network(ema, path)) if found.meta is None else read_meta(found.meta, path)
+        sets, about = weights_in(file, path)
+        loaded = file.load(sets)
+    states = [plain(full_precision(state, path)) for state in loaded.values()]
+    params, ema = states[0], states[-1]  # one set stands for both
+    meta = Meta(infer_network(ema, path)) if about is None else read_meta(about, path)
     return Checkpoint(path, params, ema, meta)
 
 

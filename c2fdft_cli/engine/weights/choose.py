@@ -30,11 +30,6 @@ class Found:
     remarks: list[str] = field(default_factory=list)
 
 
-def find_weights(spec: str | None, task: str | None = None) -> Path:
-    """The checkpoint file of `choose_weights`, without the remarks."""
-    return choose_weights(spec, task).path
-
-
 def choose_weights(spec: str | None, task: str | None = None, steps: int | None = None) -> Found:
     """The checkpoint file that `--weights`, or else `--task` and `--steps`, stand for.
 
@@ -59,14 +54,14 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
     packaged = read_catalogue()
     if spec is None:
         return _of_task(packaged, task, steps)
-    renamed = _now_called(spec, packaged)
-    if renamed is not None and not os.path.exists(spec):
-        remark = f"weights: {spec} is now called {renamed.name}"
-        return Found(checked_file(renamed), [remark])
-    if spec in packaged:
-        shadow = f"weights: {spec} is packaged; for the file of this name, give ./{spec}"
-        remarks = [shadow] if os.path.isfile(spec) else []
-        return Found(checked_file(packaged[spec]), remarks)
+    entry = _meant(spec, packaged)
+    if entry is not None:
+        remarks = []
+        if entry.name != spec:
+            remarks = [f"weights: {spec} is now called {entry.name}"]
+        elif os.path.isfile(spec):
+            remarks = [f"weights: {spec} is packaged; for the file of this name, give ./{spec}"]
+        return Found(checked_file(entry), remarks)
     path = Path(spec)
     if os.path.exists(spec) or path.suffix.lower() in WEIGHTS_SUFFIXES:
         return Found(path)
@@ -79,7 +74,7 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
 def packaged_file(name: str) -> Path:
     """The checked file of packaged weights; CheckpointError when there are none of this name."""
     packaged = read_catalogue()
-    entry = packaged.get(name) or _now_called(name, packaged)
+    entry = _named(name, packaged)
     if entry is None:
         hint = _nearest(name, packaged)
         raise CheckpointError(f"there are no packaged weights {name!r}", hint=hint)
@@ -94,9 +89,8 @@ def find_path(spec: str) -> Path:
     """
     if not spec:
         raise UsageError("the path is empty", hint="name a file, a folder, or packaged weights")
-    packaged = read_catalogue()
-    known = spec in packaged or (_now_called(spec, packaged) and not os.path.exists(spec))
-    return packaged_file(spec) if known else Path(spec)
+    entry = _meant(spec, read_catalogue())
+    return Path(spec) if entry is None else checked_file(entry)
 
 
 def by_merit(entries: Sequence[Entry]) -> list[Entry]:
@@ -145,11 +139,16 @@ def _steps(entry: Entry) -> str:
     return many(count, "sampling step")
 
 
-def _now_called(name: str, packaged: Mapping[str, Entry]) -> Entry | None:
-    """The entry that once had a name; None where there is none, or another has it today."""
-    if name in packaged:
-        return None
-    return next((entry for entry in packaged.values() if name in entry.formerly), None)
+def _named(name: str, packaged: Mapping[str, Entry]) -> Entry | None:
+    """The entry that has a name, else the one that once had it; None where there is none."""
+    once = (entry for entry in packaged.values() if name in entry.formerly)
+    return packaged.get(name) or next(once, None)
+
+
+def _meant(spec: str, packaged: Mapping[str, Entry]) -> Entry | None:
+    """The entry that a word stands for; a file goes before an earlier name, not before today's."""
+    entry = _named(spec, packaged)
+    return None if entry and entry.name != spec and os.path.exists(spec) else entry
 
 
 def _nothing_for(packaged: Mapping[str, Entry], task: str | None) -> CheckpointError:

@@ -31,20 +31,6 @@ Described = dict[str, StoredTensor]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The weights in a file, not read yet; the same dictionary twice where it holds one set.
-
-    meta: what stands where our files have their metadata, or None.
-    sets: which of the two the file holds.
-    """
-
-    raw: Described
-    ema: Described
-    meta: object
-    sets: tuple[WeightSet, ...]
-
-
-@dataclass(frozen=True)
 class _Set:
     """One set of weights: where in the file, and its tensors by name without that prefix."""
 
@@ -62,8 +48,11 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def weights_in(file: StoredFile, path: Path) -> Weights:
-    """The weights of a file.
+def weights_in(file: StoredFile, path: Path) -> tuple[dict[WeightSet, Described], object]:
+    """The weights of a file, not read yet, and its metadata.
+
+    Returns:
+        One or two sets, the raw one first; and what stands where our files have their metadata.
 
     Raises:
         CheckpointError: it has none, several that cannot be told apart, or tensors that are not
@@ -81,21 +70,14 @@ def weights_in(file: StoredFile, path: Path) -> Weights:
     if file.is_safetensors:
         content, meta = _as_checkpoint(content)
     # each set that is found compares all names of its dictionary with its prefix
-    sets = list(islice(_sets(content), MAX_SETS))
-    if not sets:
+    found = list(islice(_sets(content), MAX_SETS))
+    if not found:
         raise _none_found(content, path)
-    ema = _only([found for found in sets if found.is_ema()], path)
-    raw = _only([found for found in sets if not found.is_ema()], path)
-    described = {id(s): _plain_tensors(s, path) for s in (raw, ema) if s is not None}
-    first, second = described.get(id(raw)), described.get(id(ema))
-    held: dict[WeightSet, Described | None] = {"raw": first, "ema": second}
-    # one dictionary, not two equal ones, where there is one set: `load_checkpoint` asks with `is`
-    return Weights(
-        raw=first or second or {},
-        ema=second or first or {},
-        meta=meta,
-        sets=tuple(name for name, one in held.items() if one is not None),
-    )
+    by_kind: dict[WeightSet, list[_Set]] = {
+        "raw": [one for one in found if not one.is_ema()],
+        "ema": [one for one in found if one.is_ema()],
+    }
+    return {kind: _only(sets, path) for kind, sets in by_kind.items() if sets}, meta
 
 
 def _as_checkpoint(content: Mapping[str, Any]) -> tuple[dict[str, Any], object]:
@@ -131,16 +113,20 @@ def _sets(content: dict[Any, Any]) -> Iterator[_Set]:
 
 
 def _sets_of(place: str, node: dict[Any, Any]) -> Iterator[_Set]:
-    names = [key for key in node if _is_name(key)]
-    for name in names:
+    tensors = {
+        key: value
+        for key, value in node.items()
+        if _is_name(key) and isinstance(value, StoredTensor | Opaque)
+    }
+    for name in tensors:
         prefix = name.removesuffix(FIRST_WEIGHT)
         # "other_patch_embed.proj.weight" ends alike and is another weight
         if prefix == name or (prefix and not prefix.endswith(".")):
             continue
         state = {
-            plain_name(key.removeprefix(prefix)): node[key]
-            for key in names
-            if key.startswith(prefix) and isinstance(node[key], StoredTensor | Opaque)
+            plain_name(key.removeprefix(prefix)): tensor
+            for key, tensor in tensors.items()
+            if key.startswith(prefix)
         }
         yield _Set(place + prefix, state)
 
@@ -149,10 +135,8 @@ def _is_name(key: object) -> bool:
     return isinstance(key, str) and len(key) <= MAX_NAME
 
 
-def _only(sets: list[_Set], path: Path) -> _Set | None:
-    """The one set of these, the one that the same tensors are in twice, or None."""
-    if not sets:
-        return None
+def _only(sets: list[_Set], path: Path) -> Described:
+    """The tensors of the one set of these, or of the one that is there several times."""
     if any(found.state != sets[0].state for found in sets[1:]):
         raise CheckpointError(
             "the file holds several sets of weights, and nothing says which one to use",
@@ -161,12 +145,8 @@ def _only(sets: list[_Set], path: Path) -> _Set | None:
             "torch.save(content['NAME'], 'weights.pth')",
             details=[found.place.rstrip(".") or "(at the top)" for found in sets[:10]],
         )
-    return sets[0]
-
-
-def _plain_tensors(found: _Set, path: Path) -> Described:
     described = {}
-    for name, tensor in found.state.items():
+    for name, tensor in sets[0].state.items():
         if not isinstance(tensor, StoredTensor) or not tensor.dtype.is_floating_point:
             raise not_a_checkpoint(path, f"{name:.80} does not hold plain floating-point numbers")
         described[name] = tensor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from c2fdft_cli.errors import CheckpointError
@@ -14,34 +13,26 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 SAVE_AGAIN = "its owner can save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
 GET_AGAIN = "download or copy it again"
+OTHER = "give a .pt, .pth or .safetensors file"
 IMAGE = "images are what weights restore: name a .pt, .pth or .safetensors file here"
 UNPACK = "unpack it and give the weights in it"
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of file that is not weights: how it begins, what to call it, what to try."""
-
-    start: bytes
-    what: str
-    hint: str
-
-
 _KINDS = (
-    _Kind(b"\x1f\x8b", "a gzip archive", UNPACK),
-    _Kind(b"BZh", "a bzip2 archive", UNPACK),
-    _Kind(b"\xfd7zXZ\x00", "an xz archive", UNPACK),
-    _Kind(b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
-    _Kind(b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", UNPACK),
-    _Kind(b"Rar!", "a RAR archive", UNPACK),
-    _Kind(b"PK\x05\x06", "an empty zip archive", GET_AGAIN),
-    _Kind(b"\x89HDF\r\n", "an HDF5 file", "give a .pt, .pth or .safetensors file"),
-    _Kind(b"\x89PNG", "a PNG image", IMAGE),
-    _Kind(b"\xff\xd8\xff", "a JPEG image", IMAGE),
-    _Kind(b"\x93NUMPY", "a NumPy array", "give a .pt, .pth or .safetensors file"),
-    _Kind(b"GGUF", "a GGUF file", "give a .pt, .pth or .safetensors file"),
-    _Kind(b"%PDF", "a PDF document", "give a .pt, .pth or .safetensors file"),
+    (b"\x1f\x8b", "a gzip archive", UNPACK),
+    (b"BZh", "a bzip2 archive", UNPACK),
+    (b"\xfd7zXZ\x00", "an xz archive", UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", UNPACK),
+    (b"Rar!", "a RAR archive", UNPACK),
+    (b"PK\x05\x06", "an empty zip archive", GET_AGAIN),
+    (b"\x89HDF\r\n", "an HDF5 file", OTHER),
+    (b"\x89PNG", "a PNG image", IMAGE),
+    (b"\xff\xd8\xff", "a JPEG image", IMAGE),
+    (b"\x93NUMPY", "a NumPy array", OTHER),
+    (b"GGUF", "a GGUF file", OTHER),
+    (b"%PDF", "a PDF document", OTHER),
 )
+"""Files that are no weights: how they begin, what to call them, what to try."""
 
 
 def refuse_other_files(path: Path, head: bytes) -> None:
@@ -71,9 +62,9 @@ def refuse_other_files(path: Path, head: bytes) -> None:
     if start.startswith(b"<?xml"):
         hint = "read it: servers send their refusals so; then download the file again"
         raise not_a_checkpoint(path, "it is an XML document", hint)
-    for kind in _KINDS:
-        if head.startswith(kind.start):
-            raise not_a_checkpoint(path, f"it is {kind.what}", kind.hint)
+    for begins, what, hint in _KINDS:
+        if head.startswith(begins):
+            raise not_a_checkpoint(path, f"it is {what}", hint)
     # protobuf of a ModelProto: the version of its format, then the program that wrote it
     if re.match(rb"\x08[\x01-\x1f]\x12[\x01-\x1f][A-Za-z]", head):
         hint = "give the checkpoint that it was made from; docs/convert.md says how to run it"
@@ -106,7 +97,7 @@ def other_archive(path: Path, names: list[str]) -> CheckpointError:
     inside = [name for name in names if name.endswith((".pt", ".pth", ".ckpt", ".safetensors"))]
     shown = ", ".join(f"{name:.60}" for name in (inside or names)[:3])
     more = ", ..." if len(inside or names) > 3 else ""
-    hint = UNPACK if inside else "give a .pt, .pth or .safetensors file"
+    hint = UNPACK if inside else OTHER
     return not_a_checkpoint(path, f"it is a zip archive of other files ({shown}{more})", hint)
 
 

@@ -69,7 +69,7 @@ class _Traceable(DFT):
         """Nothing is checked: the sizes are symbolic."""
 
 
-def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet = "ema") -> float:
+def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet) -> float:
     """Write the network as ONNX and return its largest relative error against torch.
 
     Args:
@@ -105,7 +105,24 @@ def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet = "ema") 
 
 def onnx_model(net: DFT, arguments: dict[str, Any]) -> Any:
     """The network as an `onnx.ModelProto` for all sizes; it was made with these arguments."""
-    return _trace(_traceable(net, arguments))
+    import onnx
+
+    sizes = {0: "n", 2: "h", 3: "w"}
+    buffer = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of shapes as constants; the file is checked below
+        with _vecdot():
+            torch.onnx.export(
+                _traceable(net, arguments),
+                _example(*CHECKED[0], channels=net.in_channels),
+                buffer,  # type: ignore[arg-type]  # the tracing exporter takes a buffer
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["x", "t"],
+                output_names=["eps"],
+                dynamic_axes={"x": sizes, "t": {0: "n"}, "eps": sizes},
+            )
+    return onnx.load_model_from_string(buffer.getvalue())
 
 
 def largest_error(path: Path, net: DFT) -> float:
@@ -146,28 +163,6 @@ def _traceable(net: DFT, arguments: dict[str, Any]) -> DFT:
         block.norm1 = _PerImageNorm(block.norm1)  # type: ignore[assignment]
         block.norm2 = _PerImageNorm(block.norm2)  # type: ignore[assignment]
     return traceable.requires_grad_(False).eval()
-
-
-def _trace(net: DFT) -> Any:
-    """The network as an `onnx.ModelProto`."""
-    import onnx
-
-    sizes = {0: "n", 2: "h", 3: "w"}
-    buffer = io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of shapes as constants; the file is checked below
-        with _vecdot():
-            torch.onnx.export(
-                net,
-                _example(*CHECKED[0], channels=net.in_channels),
-                buffer,  # type: ignore[arg-type]  # the tracing exporter takes a buffer
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=["x", "t"],
-                output_names=["eps"],
-                dynamic_axes={"x": sizes, "t": {0: "n"}, "eps": sizes},
-            )
-    return onnx.load_model_from_string(buffer.getvalue())
 
 
 @contextmanager

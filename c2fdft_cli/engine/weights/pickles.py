@@ -12,8 +12,9 @@ tensors are those of `torch._utils`.
 
 from __future__ import annotations
 
+import math
 import pickletools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -83,7 +84,7 @@ class StoredTensor:
 
     def numel(self) -> int:
         """How many numbers it has."""
-        return _product(self.shape)
+        return math.prod(self.shape)
 
     def nbytes(self) -> int:
         """How many bytes it takes once it is a tensor of its own."""
@@ -441,10 +442,3 @@ def _is_key(value: Any) -> bool:
         or isinstance(value, str)
         or (isinstance(value, int) and -MAX_KEY < value < MAX_KEY)
     )
-
-
-def _product(values: Sequence[int]) -> int:
-    product = 1
-    for value in values:
-        product *= value
-    return product

@@ -26,6 +26,7 @@ from c2fdft_cli.engine.weights import pickles
 from c2fdft_cli.engine.weights.identify import (
     GET_AGAIN,
     HEAD_BYTES,
+    OTHER,
     PICKLE,
     SAVE_AGAIN,
     ZIP,
@@ -380,17 +381,16 @@ def _exactly(file: IO[bytes], size: int) -> bytes:
 
 def refuse_missing(path: Path) -> None:
     """CheckpointError unless the path is a readable file of at most `MAX_FILE_BYTES`."""
-    hint = "give a .pt, .pth or .safetensors file"
     try:
         if path.is_dir():
             inside = next((p for p in (path / "fine.pt", path / "coarse.pt") if p.is_file()), None)
             raise CheckpointError(
                 "this is a folder, not a checkpoint",
                 where=path,
-                hint=hint if inside is None else f"give {inside}",
+                hint=OTHER if inside is None else f"give {inside}",
             )
         if not path.is_file():
-            raise CheckpointError("there is no such checkpoint", where=path, hint=hint)
+            raise CheckpointError("there is no such checkpoint", where=path, hint=OTHER)
         size = path.stat().st_size
     except OSError as error:
         raise CheckpointError(f"the file cannot be read: {error.strerror}", where=path) from error

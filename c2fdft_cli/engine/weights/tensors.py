@@ -47,17 +47,12 @@ def load_tensors(path: Path) -> dict[str, Any]:
     with open_stored(path) as file:
         if not isinstance(file.content, dict):
             raise not_a_checkpoint(path, f"the file holds a {type(file.content).__name__}")
-        refuse_opaque(file.content, path)
+        opaque = {item.name for item in tensors_in(file.content) if isinstance(item, Opaque)}
+        if opaque:
+            shown = ", ".join(f"{name:.80}" for name in sorted(opaque)[:3])
+            raise not_a_checkpoint(path, f"it carries Python objects ({shown})", SAVE_AGAIN)
         content: dict[str, Any] = file.load(file.content)
         return content
-
-
-def refuse_opaque(tree: Any, path: Path) -> None:
-    """CheckpointError naming the Python objects in a part of a file, if there are any."""
-    names = sorted({item.name for item in tensors_in(tree) if isinstance(item, Opaque)})
-    if names:
-        shown = ", ".join(f"{name:.80}" for name in names[:3])
-        raise not_a_checkpoint(path, f"it carries Python objects ({shown})", SAVE_AGAIN)
 
 
 def require_export(modules: Iterable[str], purpose: str) -> None:
@@ -72,14 +67,14 @@ def require_export(modules: Iterable[str], purpose: str) -> None:
 
 
 def save_safetensors(
-    path: Path, state: Mapping[str, Tensor], meta: str | None, weights: WeightSet = "ema"
+    path: Path, state: Mapping[str, Tensor], meta: str, weights: WeightSet
 ) -> None:
     """Write tensors atomically.
 
     Args:
         path: where to.
         state: tensors that share no memory.
-        meta: JSON text, as in a checkpoint, or None.
+        meta: JSON text, as in a checkpoint.
         weights: "ema" or "raw": what the tensors are.
 
     Raises:
@@ -88,8 +83,6 @@ def save_safetensors(
     require_export(["safetensors.torch"], f"writing {SUFFIX}")
     from safetensors.torch import save
 
-    about = {"format": "pt", WEIGHTS_KEY: weights}
-    if meta is not None:
-        about[META_KEY] = meta
+    about = {"format": "pt", WEIGHTS_KEY: weights, META_KEY: meta}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(dict(state), metadata=about))

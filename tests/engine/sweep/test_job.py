@@ -270,8 +270,8 @@ def test_storing_the_timesteps_does_not_change_the_weights(
 def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
     """The names of the sets in a file, and the tensors of the first as they are stored."""
     with open_stored(path) as file:
-        found = weights_in(file, path)
-        return found.sets, file.load(getattr(found, found.sets[0]))
+        sets, _ = weights_in(file, path)
+        return tuple(sets), file.load(next(iter(sets.values())))
 
 
 def test_a_sweep_draws_a_plot(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:

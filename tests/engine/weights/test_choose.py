@@ -1,4 +1,4 @@
-"""find_weights: which weights --weights and --task select."""
+"""choose_weights: which weights --weights and --task select."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.choose import choose_weights, find_path, find_weights, packaged_file
+from c2fdft_cli.engine.weights.choose import choose_weights, find_path, packaged_file
 from c2fdft_cli.errors import CheckpointError, UsageError
 from tests.kit.weights import FACTS, package
 
@@ -27,11 +27,11 @@ def three(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
 def test_a_file_is_used_directly(tmp_path: Path) -> None:
     path = tmp_path / "some"
     path.write_bytes(b"x")
-    assert find_weights(str(path)) == path
+    assert choose_weights(str(path)).path == path
 
 
 def test_a_missing_file_is_left_to_the_reader() -> None:
-    assert find_weights("missing.pt") == Path("missing.pt")
+    assert choose_weights("missing.pt").path == Path("missing.pt")
 
 
 @pytest.mark.usefixtures("packaged")
@@ -43,7 +43,7 @@ def test_without_weights_the_hint_says_how_to_get_some(
     (run / "fine.pt").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no packaged weights for the task derain") as caught:
-        find_weights(None)
+        choose_weights(None)
     assert str(caught.value.hint).endswith("(packaged: none)")
     assert "c2fdft train-coarse" in "\n".join(caught.value.details)
     assert "c2fdft demo" in "\n".join(caught.value.details)
@@ -52,16 +52,18 @@ def test_without_weights_the_hint_says_how_to_get_some(
 @pytest.mark.usefixtures("packaged")
 def test_a_name_without_packaged_weights_is_refused() -> None:
     with pytest.raises(CheckpointError, match="there are no packaged weights 'derain'") as caught:
-        find_weights("derain")
+        choose_weights("derain")
     assert caught.value.hint == "packaged: none (or give a file)"
 
-
-def test_names_and_tasks_select_packaged_weights(three: Path) -> None:
-    assert find_weights("derain") == find_weights(None, "derain") == three / "derain.pt"
     assert (
-        find_weights("derain-4step") == packaged_file("derain-4step") == three / "derain-4step.pt"
+        choose_weights("derain").path == choose_weights(None, "derain").path == three / "derain.pt"
     )
-    assert find_weights(None, "denoise") == three / "denoise.pt"
+    assert (
+        choose_weights("derain-4step").path
+        == packaged_file("derain-4step")
+        == three / "derain-4step.pt"
+    )
+    assert choose_weights(None, "denoise").path == three / "denoise.pt"
     assert choose_weights("denoise").remarks == []
     assert choose_weights(None, "denoise").remarks == [
         "weights: denoise, 1 sampling step (the default)"
@@ -69,7 +71,7 @@ def test_names_and_tasks_select_packaged_weights(three: Path) -> None:
 
 
 def test_steps_choose_among_the_weights_of_a_task(three: Path) -> None:
-    assert find_weights(None) == choose_weights(None, steps=1).path == three / "derain.pt"
+    assert choose_weights(None).path == choose_weights(None, steps=1).path == three / "derain.pt"
     four = choose_weights(None, steps=4)
     assert four.path == three / "derain-4step.pt"
     said = "weights: derain-4step, 4 sampling steps (for --steps 4); derain: 1 sampling step, 0.5"
@@ -115,16 +117,16 @@ def test_the_default_is_derain_with_a_note_on_the_others(three: Path) -> None:
 
 def test_a_task_uses_any_weights_for_it(packaged: Path, tiny_net: Callable[..., DFT]) -> None:
     package(packaged, "denoise-new", tiny_net(), [500], task="denoise")
-    assert find_weights(None, "denoise") == packaged / "denoise-new.pt"
+    assert choose_weights(None, "denoise").path == packaged / "denoise-new.pt"
     with pytest.raises(CheckpointError) as caught:
-        find_weights(None)
+        choose_weights(None)
     assert "(packaged: denoise-new)" in str(caught.value.hint)
 
 
 @pytest.mark.usefixtures("three")
 def test_a_task_without_weights_names_what_exists() -> None:
     with pytest.raises(CheckpointError, match="for the task deblur") as caught:
-        find_weights(None, "deblur")
+        choose_weights(None, "deblur")
     assert "(packaged: derain, derain-4step, denoise)" in str(caught.value.hint)
     assert caught.value.exit_code == 4
     assert "--recipe deblur" in caught.value.details[0]
@@ -134,7 +136,7 @@ def test_a_task_without_weights_names_what_exists() -> None:
 @pytest.mark.parametrize(
     ("find", "name", "hint"),
     [
-        (find_weights, "derian", "did you mean derain? (or give a file)"),
+        (choose_weights, "derian", "did you mean derain? (or give a file)"),
         (packaged_file, "Derain-4stpe", "did you mean derain-4step?"),
         (packaged_file, "xyz", "packaged: derain, derain-4step, denoise"),
     ],
@@ -147,10 +149,10 @@ def test_unknown_names_are_refused(find: Callable[[str], Path], name: str, hint:
 
 def test_unknown_tasks_are_refused() -> None:
     with pytest.raises(UsageError, match="got 'denoize'") as caught:
-        find_weights(None, "denoize")
+        choose_weights(None, "denoize")
     assert caught.value.hint == "did you mean denoise?"
     with pytest.raises(UsageError, match="--weights cannot be combined with --task"):
-        find_weights("derain", "derain")
+        choose_weights("derain", "derain")
 
 
 def test_a_file_with_a_packaged_name_is_used_only_by_its_path(
@@ -165,7 +167,7 @@ def test_a_file_with_a_packaged_name_is_used_only_by_its_path(
     assert found.remarks == [
         "weights: derain is packaged; for the file of this name, give ./derain"
     ]
-    assert find_weights("./derain") == Path("derain")
+    assert choose_weights("./derain").path == Path("derain")
     assert find_path("derain") == three / "derain.pt"
     assert find_path("./derain") == Path("derain")
     assert find_path("other") == Path("other")
@@ -177,4 +179,4 @@ def test_a_file_with_a_packaged_name_is_used_only_by_its_path(
 @pytest.mark.parametrize("spec", ["a" * 300, "a" * 300 + ".pth", "a\0b", "a\0b.pth"])
 def test_names_that_no_file_can_have_are_refused(spec: str) -> None:
     with pytest.raises(CheckpointError):
-        load_checkpoint(find_weights(spec))
+        load_checkpoint(choose_weights(spec).path)
