@@ -55,6 +55,8 @@ def test_a_name_without_packaged_weights_is_refused() -> None:
         choose_weights("derain")
     assert caught.value.hint == "packaged: none (or give a file)"
 
+
+def test_names_and_tasks_select_packaged_weights(three: Path) -> None:
     assert (
         choose_weights("derain").path == choose_weights(None, "derain").path == three / "derain.pt"
     )
