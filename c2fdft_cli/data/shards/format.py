@@ -173,8 +173,8 @@ def index_digest(
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def encode_name(name: str) -> bytes:
-    """A name as stored: UTF-8, at most 1024 bytes, no control characters; DataError otherwise."""
+def check_name(name: str) -> None:
+    """DataError for a name that no shard stores: not 1 to 1024 bytes of UTF-8, or not clean."""
     try:
         data = name.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -187,12 +187,11 @@ def encode_name(name: str) -> bytes:
             where=ascii(name[:80]),
             hint=f"names are 1 to {MAX_NAME_BYTES} bytes without control characters",
         )
-    return data
 
 
 def make_entry(name: str, height: int, width: int, where: Path) -> Entry:
     """The entry of an image of the file `where`; DataError where no shard can hold it."""
-    encode_name(name)
+    check_name(name)
     if max(height, width) > MAX_SIDE:
         raise DataError(
             f"an image of {width}x{height} px cannot be stored",

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired
 from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader, ShardIndex, clean_text
-from c2fdft_cli.data.shards.writer import ShardWriter
+from c2fdft_cli.data.shards.writer import create_shard
 from c2fdft_cli.engine.prepare.inspect import (
     CheckReport,
     check_pairs,
@@ -202,7 +202,9 @@ def _write(
         for shard in new:
             with (
                 closing(read(shard)) as images,
-                ShardWriter(shard.path, shard.header, shard.entries, has_lq=reader.stores_lq) as to,
+                create_shard(
+                    shard.path, shard.header, shard.entries, has_lq=reader.stores_lq
+                ) as to,
             ):
                 for entry, (lq, gt) in zip(shard.entries, images, strict=True):
                     guard.add(shard.header.split, entry.name, *to.add(lq, gt))

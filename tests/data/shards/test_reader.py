@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from c2fdft_cli.data.shards.format import Entry, deal, shard_name
 from c2fdft_cli.data.shards.reader import ShardSet, verify
-from c2fdft_cli.data.shards.writer import ShardWriter
 from c2fdft_cli.errors import DataError, ResourceError
 from tests.kit.shards import ENTRIES, HEADER, pairs_of, picture, write_shard
 
@@ -148,7 +147,7 @@ def test_too_few_or_too_many_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m", "x" * 1025, "\udcff"])
 def test_names_that_cannot_be_stored(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError):
-        ShardWriter(tmp_path / "train-00000.h5", HEADER, [Entry(name, 1, 1)], has_lq=True)
+        write_shard(tmp_path / "train-00000.h5", [Entry(name, 1, 1)], [], HEADER)
 
 
 def test_no_such_folder_to_write_to(tmp_path: Path) -> None:
