@@ -98,6 +98,7 @@ class BatchMaker:
                 where=shards.paths[0],
                 hint="set data.synthesize in the recipe, or prepare pairs",
             )
+        self.cycle = plan.cycle
         self._shards = shards
         self._plan = plan
         self._degrade = degrade
@@ -135,7 +136,7 @@ class BatchMaker:
 
     def _patches(self, k: int, rows: NDArray[np.int64]) -> tuple[Pixels, Pixels]:
         """(lq, gt), uint8 [n, p, p, 3], of some rows of the global batch."""
-        patch, _ = self._plan.cycle.stage(k)
+        patch, _ = self.cycle.stage(k)
         draw = self._plan.draw(k)
         shape = (len(rows), patch, patch, CHANNELS)
         lq, gt = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
@@ -185,7 +186,7 @@ class BatchMaker:
 
     def _noise(self, k: int, rows: NDArray[np.int64]) -> Tensor:
         """Standard normal noise, each sample from a generator of its own."""
-        patch, _ = self._plan.cycle.stage(k)
+        patch, _ = self.cycle.stage(k)
         # Filled before it is permuted: numbers go into memory in its order, and another layout
         # would give each pixel other noise.
         noise = torch.empty((len(rows), patch, patch, CHANNELS))

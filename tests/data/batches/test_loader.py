@@ -7,6 +7,7 @@ import signal
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,10 @@ def plan_of(shards: ShardSet, *, beta: float | None = None) -> PatchPlan:
     return PatchPlan(shards.sizes, CYCLE, 11, beta)
 
 
+def maker_of(shards: ShardSet, **options: Any) -> BatchMaker:
+    return BatchMaker(shards, plan_of(shards), **options)
+
+
 def assert_same(a: Batch, b: Batch) -> None:
     assert (a.iteration, a.lam) == (b.iteration, b.lam)
     for name in TENSORS:
@@ -62,7 +67,7 @@ def assert_same(a: Batch, b: Batch) -> None:
 
 
 def test_shapes_and_types(shards: ShardSet) -> None:
-    loader = PatchLoader(shards, plan_of(shards), start=1, stop=7, timesteps=1000, prefetch=0)
+    loader = PatchLoader(maker_of(shards, timesteps=1000), start=1, stop=7, prefetch=0)
     batches = list(loader)
     assert len(loader) == len(batches) == 6
     for k, batch in enumerate(batches, start=1):
@@ -83,7 +88,7 @@ def test_shapes_and_types(shards: ShardSet) -> None:
 
 def test_crops_come_from_where_the_plan_says(shards: ShardSet) -> None:
     plan = plan_of(shards)
-    for batch in PatchLoader(shards, plan, start=1, stop=13, prefetch=0):
+    for batch in PatchLoader(BatchMaker(shards, plan), start=1, stop=13, prefetch=0):
         patch, _ = CYCLE.stage(batch.iteration)
         draw = plan.draw(batch.iteration)
         for i in range(len(batch)):
@@ -120,14 +125,11 @@ def test_border_reflects_then_replicates() -> None:
 
 def test_noise_is_standard_normal_and_each_sample_its_own(shards: ShardSet) -> None:
     noise = torch.cat(
-        [
-            b.noise.flatten()
-            for b in PatchLoader(shards, plan_of(shards), start=1, stop=13, prefetch=0)
-        ]
+        [b.noise.flatten() for b in PatchLoader(maker_of(shards), start=1, stop=13, prefetch=0)]
     )
     assert abs(float(noise.mean())) < 0.02
     assert abs(float(noise.std()) - 1) < 0.02
-    batch = next(iter(PatchLoader(shards, plan_of(shards), start=1, stop=2)))
+    batch = next(iter(PatchLoader(maker_of(shards), start=1, stop=2)))
     assert len({float(row.sum()) for row in batch.noise}) == len(batch)
 
 
@@ -171,7 +173,7 @@ def third(number: int, batch: int) -> tuple[int, int]:
 
 def test_slices_make_up_a_batch(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    load = partial(PatchLoader, shards, plan, start=1, stop=13, timesteps=100)
+    load = partial(PatchLoader, BatchMaker(shards, plan, timesteps=100), start=1, stop=13)
     whole = list(load())
     ranks = [list(load(slice_of=partial(third, rank))) for rank in range(3)]
     for k, batch in enumerate(whole):
@@ -184,7 +186,7 @@ def test_slices_make_up_a_batch(shards: ShardSet) -> None:
 
 def test_workers_threads_and_neither_make_the_same(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    load = partial(PatchLoader, shards, plan, start=1, stop=13, timesteps=1000)
+    load = partial(PatchLoader, BatchMaker(shards, plan, timesteps=1000), start=1, stop=13)
     state = torch.get_rng_state()
     plain = list(load(prefetch=0))
     for options in ({"workers": 2}, {"workers": 0, "prefetch": 2}):
@@ -197,8 +199,8 @@ def test_workers_threads_and_neither_make_the_same(shards: ShardSet) -> None:
 
 def test_resuming_is_starting_later(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    whole = list(PatchLoader(shards, plan, start=1, stop=13))
-    rest = PatchLoader(shards, plan_of(shards, beta=1.2), start=6, stop=13)
+    whole = list(PatchLoader(BatchMaker(shards, plan), start=1, stop=13))
+    rest = PatchLoader(BatchMaker(shards, plan_of(shards, beta=1.2)), start=6, stop=13)
     for ours, expected in zip(rest, whole[5:], strict=True):
         assert_same(ours, expected)
 
@@ -264,7 +266,7 @@ def test_lines_are_drawn_on_clean_crops(tmp_path: Path) -> None:
 def test_synthesis_goes_wrong(tmp_path: Path) -> None:
     clean = write(tmp_path, has_lq=False)
     with pytest.raises(DataError, match="clean images only"):
-        PatchLoader(clean, plan_of(clean), start=1, stop=2)
+        maker_of(clean)
     maker = BatchMaker(clean, plan_of(clean), degrade=lambda gt, _: gt[:-1])
     with pytest.raises(ValueError, match="degrade made"):
         maker.make(1, 0, 1)
@@ -284,21 +286,21 @@ def dies(gt: Pixels, rng: np.random.Generator) -> Pixels:
 
 @pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 1}, {"prefetch": 0}])
 def test_errors_reach_the_consumer(shards: ShardSet, options: dict[str, int]) -> None:
-    loader = PatchLoader(shards, plan_of(shards), start=1, stop=5, degrade=fails, **options)
+    loader = PatchLoader(maker_of(shards, degrade=fails), start=1, stop=5, **options)
     with pytest.raises(DataError, match="cloud: no rain today") as caught:
         list(loader)
     assert caught.value.details == ("one", "two")
 
 
 def test_a_dead_worker_is_one_line(shards: ShardSet) -> None:
-    loader = PatchLoader(shards, plan_of(shards), start=1, stop=5, degrade=dies, workers=1)
+    loader = PatchLoader(maker_of(shards, degrade=dies), start=1, stop=5, workers=1)
     with pytest.raises(ResourceError, match="a data worker died"):
         list(loader)
 
 
 def test_leaving_early_stops_the_thread(shards: ShardSet) -> None:
     before = threading.active_count()
-    batches = iter(PatchLoader(shards, plan_of(shards), start=1, stop=10_000))
+    batches = iter(PatchLoader(maker_of(shards), start=1, stop=10_000))
     next(batches)
     batches.close()
     assert threading.active_count() == before
@@ -306,4 +308,4 @@ def test_leaving_early_stops_the_thread(shards: ShardSet) -> None:
 
 def test_iterations_count_from_one(shards: ShardSet) -> None:
     with pytest.raises(ValueError, match="counted from 1"):
-        PatchLoader(shards, plan_of(shards), start=0, stop=2)
+        PatchLoader(maker_of(shards), start=0, stop=2)
