@@ -171,7 +171,7 @@ def _write(
     )
     with (
         hold_folder(options.folder, "another process prepares this folder"),
-        DecodedImages(options.folder) as decoded,
+        closing(DecodedImages(options.folder)) as decoded,
     ):
         choice = _choose(options, reader, found, entries, decoded)
         if choice is not None:
@@ -184,15 +184,15 @@ def _write(
             has_lq=reader.stores_lq,
             max_shard_bytes=options.max_shard_bytes,
         )
-        existing = find_existing(options.folder, plan, overwrite=options.overwrite)
-        kept, guard = existing.kept, SplitGuard()
+        kept, changed = find_existing(options.folder, plan, overwrite=options.overwrite)
+        guard = SplitGuard()
         new = [shard for shard in plan.shards if shard.path not in kept]
-        decoded.add(_shared(plan.shards if existing.mtimes_changed else new), workers=workers)
+        decoded.add(_shared(plan.shards if changed else new), workers=workers)
         read = partial(_images, reader=reader, decoded=decoded, workers=workers)
         for shard in plan.shards:
             if shard.path in kept:
                 rows = _rows(kept[shard.path])
-                if existing.mtimes_changed:
+                if changed:
                     _compare(shard, rows, read(shard))
                 for name, sha256_lq, sha256_gt in rows:
                     guard.add(shard.header.split, name, sha256_lq, sha256_gt)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TypeAlias
 
 import numpy as np
@@ -216,15 +215,8 @@ class DecodedImages:
         self._places: dict[Path, tuple[int, tuple[int, ...]]] = {}
         self._digests: dict[Path, str] = {}
 
-    def __enter__(self) -> DecodedImages:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Remove the file."""
         self._file.close()
 
     def add(self, sizes: Mapping[Path, int], *, workers: int) -> None:
