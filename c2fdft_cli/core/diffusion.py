@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -69,23 +70,17 @@ def time_grid(steps: int, spacing: str = "linspace", total: int = T) -> list[int
     """
     if not 1 <= steps <= total:
         raise ValueError(f"steps is 1 to {total}, got {steps}")
+    # fractions, since a quotient of floats may fall on the other side of a half
     if spacing == "linspace":
         if steps == 1:
             return [total - 1]
         last = total - 1
-        return [_round_ratio(last * (steps - 1 - i), steps - 1) for i in range(steps)]
+        return [round(Fraction(last * (steps - 1 - i), steps - 1)) for i in range(steps)]
     if spacing == "leading":
         return [i * (total // steps) for i in reversed(range(steps))]
     if spacing == "trailing":
-        return [_round_ratio(total * (steps - i), steps) - 1 for i in range(steps)]
+        return [round(Fraction(total * (steps - i), steps)) - 1 for i in range(steps)]
     raise ValueError(f"unknown spacing {spacing!r}")
-
-
-def _round_ratio(numerator: int, denominator: int) -> int:
-    """round(numerator / denominator), half to even, exactly."""
-    whole, rest = divmod(numerator, denominator)
-    up = 2 * rest > denominator or (2 * rest == denominator and whole % 2 == 1)
-    return whole + up
 
 
 def check_grid(grid: Sequence[int], total: int = T) -> list[int]:
