@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from typing import Any
+from contextlib import closing
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -95,20 +94,27 @@ class PatchLoader:
     def _from_workers(self) -> Iterator[Batch]:
         loader: DataLoader[Batch | C2fdftError] = DataLoader(
             self._source,
-            batch_size=None,
+            batch_size=None,  # an item is a whole batch already
             sampler=self._iterations,
             num_workers=self._workers,
             prefetch_factor=max(1, self._prefetch),
-            collate_fn=_as_is,
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # or it would advance the caller's global one
             pin_memory=self._pin,
         )
-        with _dead_worker():
+        try:
             for item in loader:
                 if isinstance(item, C2fdftError):
                     raise item
                 yield item
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ResourceError(
+                "a data worker died",
+                hint="use fewer workers: memory may have run out",
+                details=str(error).splitlines(),
+            ) from error
 
 
 class _Iterations(Dataset["Batch | C2fdftError"]):
@@ -127,26 +133,6 @@ class _Iterations(Dataset["Batch | C2fdftError"]):
             return self.make(k)
         except C2fdftError as error:  # sent as a value: torch would bury it in a traceback's text
             return error
-
-
-@contextmanager
-def _dead_worker() -> Iterator[None]:
-    """Torch's RuntimeError for a killed worker as one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ResourceError(
-            "a data worker died",
-            hint="use fewer workers: memory may have run out",
-            details=str(error).splitlines(),
-        ) from error
-
-
-def _as_is(item: Any) -> Any:
-    """No collation: an item is a whole batch already."""
-    return item
 
 
 def _leave_signals_to_parent(_: int) -> None:
