@@ -216,7 +216,7 @@ def test_wrong_split_or_no_shards(tmp_path: Path, shard: Path) -> None:
 
 def test_verify_counts(shard: Path) -> None:
     job = verify(shard.parent)
-    assert [event.name for event in job] == [entry.name for entry in ENTRIES]
+    assert list(job) == [entry.name for entry in ENTRIES]
     assert len(job) == 3
     assert job.result.bytes == 2 * sum(entry.nbytes for entry in ENTRIES)
 
