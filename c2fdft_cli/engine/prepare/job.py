@@ -117,15 +117,7 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
         other = "--synthesize, --pairs or --gamma"
         raise UsageError(f"--side-by-side cannot be combined with {other}")
     reader = PairReader(options.synthesize, options.seed, options.side_by_side)
-    found = find(
-        options.source,
-        options.folder,
-        val=options.val,
-        pairs_file=options.pairs_file,
-        degraded_half=options.side_by_side,
-        gamma=options.gamma,
-        synthesis=options.synthesize,
-    )
+    found = find(options)
     work = _check if options.check_only else _write
     return Job(
         work(options, reader, found),
@@ -301,7 +293,7 @@ def _compare(shard: PlannedShard, rows: Sequence[Row], images: Images) -> None:
                     )
 
 
-def _counted(found: Found, notices: Sequence[str] = ()) -> PrepareResult:
+def _counted(found: Found, notices: Sequence[str]) -> PrepareResult:
     """The result so far."""
     return PrepareResult(
         layout=found.layout,
