@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeAlias
 
@@ -124,12 +125,8 @@ def shard_name(split: str, number: int) -> str:
 
 
 def offsets_of(entries: Sequence[Entry]) -> list[int]:
-    """Byte offset of each image when they lie back to back."""
-    offsets, end = [], 0
-    for entry in entries:
-        offsets.append(end)
-        end += entry.nbytes
-    return offsets
+    """Byte offset of each image, one at least, when they lie back to back."""
+    return list(accumulate((entry.nbytes for entry in entries[:-1]), initial=0))
 
 
 def deal(entries: Sequence[Entry], *, max_bytes: int, planes: int) -> list[range]:
