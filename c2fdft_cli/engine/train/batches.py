@@ -1,4 +1,4 @@
-"""From a recipe and shards to batches and validation pairs."""
+"""From a recipe and shards to batches."""
 
 from __future__ import annotations
 

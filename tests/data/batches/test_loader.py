@@ -52,7 +52,7 @@ def plan_of(shards: ShardSet, *, beta: float | None = None) -> PatchPlan:
 
 
 def maker_of(shards: ShardSet, **options: Any) -> BatchMaker:
-    return BatchMaker(shards, plan_of(shards), **options)
+    return BatchMaker(shards, plan_of(shards), **{"timesteps": 1000, **options})
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -67,7 +67,7 @@ def assert_same(a: Batch, b: Batch) -> None:
 
 
 def test_shapes_and_types(shards: ShardSet) -> None:
-    loader = PatchLoader(maker_of(shards, timesteps=1000), start=1, stop=7, prefetch=0)
+    loader = PatchLoader(maker_of(shards), start=1, stop=7, prefetch=0)
     batches = list(loader)
     assert len(loader) == len(batches) == 6
     for k, batch in enumerate(batches, start=1):
@@ -82,13 +82,14 @@ def test_shapes_and_types(shards: ShardSet) -> None:
             assert tensor.shape == (n, 3, patch, patch)
             assert tensor.dtype == kind
             assert tensor.is_contiguous(memory_format=torch.channels_last)
-        assert batch.times is not None
         assert batch.times.shape == (n,)
 
 
 def test_crops_come_from_where_the_plan_says(shards: ShardSet) -> None:
     plan = plan_of(shards)
-    for batch in PatchLoader(BatchMaker(shards, plan), start=1, stop=13, prefetch=0):
+    for batch in PatchLoader(
+        BatchMaker(shards, plan, timesteps=1000), start=1, stop=13, prefetch=0
+    ):
         patch, _ = CYCLE.stage(batch.iteration)
         draw = plan.draw(batch.iteration)
         for i in range(len(batch)):
@@ -138,8 +139,8 @@ def test_mixup_partners_are_rows_of_the_global_batch(shards: ShardSet) -> None:
     plain = plan_of(shards)
     for k in range(1, 13):
         mix = plan.mix(k)
-        batch = BatchMaker(shards, plan).make(k, 0, CYCLE.stage(k)[1])
-        whole = BatchMaker(shards, plain).make(k, 0, CYCLE.stage(k)[1])
+        batch = BatchMaker(shards, plan, timesteps=1000).make(k, 0, CYCLE.stage(k)[1])
+        whole = BatchMaker(shards, plain, timesteps=1000).make(k, 0, CYCLE.stage(k)[1])
         assert torch.equal(batch.gt, whole.gt)
         if mix is None:
             assert batch.lq2 is None
@@ -199,8 +200,10 @@ def test_workers_threads_and_neither_make_the_same(shards: ShardSet) -> None:
 
 def test_resuming_is_starting_later(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    whole = list(PatchLoader(BatchMaker(shards, plan), start=1, stop=13))
-    rest = PatchLoader(BatchMaker(shards, plan_of(shards, beta=1.2)), start=6, stop=13)
+    whole = list(PatchLoader(BatchMaker(shards, plan, timesteps=1000), start=1, stop=13))
+    rest = PatchLoader(
+        BatchMaker(shards, plan_of(shards, beta=1.2), timesteps=1000), start=6, stop=13
+    )
     for ours, expected in zip(rest, whole[5:], strict=True):
         assert_same(ours, expected)
 
@@ -219,8 +222,8 @@ def invert(gt: Pixels, rng: np.random.Generator) -> Pixels:
 def test_synthesis_degrades_clean_crops(tmp_path: Path, margin: int) -> None:
     clean = write(tmp_path, has_lq=False)
     plan = plan_of(clean, beta=1.2)
-    maker = BatchMaker(clean, plan, degrade=invert, margin=margin)
-    without = BatchMaker(clean, plan, degrade=invert)
+    maker = BatchMaker(clean, plan, degrade=invert, margin=margin, timesteps=1000)
+    without = BatchMaker(clean, plan, degrade=invert, timesteps=1000)
     for k in range(1, 13):
         n = CYCLE.stage(k)[1]
         whole = maker.make(k, 0, n)
@@ -237,7 +240,7 @@ def test_degrade_sees_the_margin(tmp_path: Path) -> None:
         return gt
 
     clean = write(tmp_path, has_lq=False)
-    batch = BatchMaker(clean, plan_of(clean), degrade=watch, margin=2).make(1, 0, 7)
+    batch = BatchMaker(clean, plan_of(clean), degrade=watch, margin=2, timesteps=1000).make(1, 0, 7)
     assert {gt.shape for gt in seen} == {(12, 12, 3)}
     for gt, inner in zip(seen, batch.gt, strict=True):
         np.testing.assert_array_equal(gt[2:-2, 2:-2], inner.permute(1, 2, 0))
@@ -246,10 +249,12 @@ def test_degrade_sees_the_margin(tmp_path: Path) -> None:
 def test_lines_are_drawn_on_clean_crops(tmp_path: Path) -> None:
     clean = write(tmp_path, has_lq=False)
     plan = plan_of(clean, beta=1.2)
-    without = BatchMaker(clean, plan, degrade=invert, margin=2)
+    without = BatchMaker(clean, plan, degrade=invert, margin=2, timesteps=1000)
     changed = dict.fromkeys((0.0, 0.5, 1.0), 0)
     for share in changed:
-        maker = BatchMaker(clean, plan, degrade=invert, margin=2, line_patterns=share)
+        maker = BatchMaker(
+            clean, plan, degrade=invert, margin=2, line_patterns=share, timesteps=1000
+        )
         for k in range(1, 13):
             n = CYCLE.stage(k)[1]
             whole, plain = maker.make(k, 0, n), without.make(k, 0, n)
@@ -267,7 +272,7 @@ def test_synthesis_goes_wrong(tmp_path: Path) -> None:
     clean = write(tmp_path, has_lq=False)
     with pytest.raises(DataError, match="clean images only"):
         maker_of(clean)
-    maker = BatchMaker(clean, plan_of(clean), degrade=lambda gt, _: gt[:-1])
+    maker = BatchMaker(clean, plan_of(clean), degrade=lambda gt, _: gt[:-1], timesteps=1000)
     with pytest.raises(ValueError, match="degrade made"):
         maker.make(1, 0, 1)
 
