@@ -14,9 +14,6 @@ from torch import Tensor
 PredictNoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """eps_hat of (x_t: `[n, 3, h, w]`, t: `[n]`)."""
 
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
-"""One random source for a batch, or one for each of its images."""
-
 T = 1000
 
 
@@ -70,7 +67,7 @@ def time_grid(steps: int, spacing: str = "linspace", total: int = T) -> list[int
     """
     if not 1 <= steps <= total:
         raise ValueError(f"steps is 1 to {total}, got {steps}")
-    # Fractions: their rounding is exact, half to even.
+    # Fractions: a quotient of floats may fall on the other side of a half.
     if spacing == "linspace":
         if steps == 1:
             return [total - 1]
@@ -123,7 +120,7 @@ def ddim_sample(
     grid: Sequence[int],
     alpha_bar: Tensor,
     eta: float = 0.0,
-    generator: Generators | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Implicit sampler, one network call for each time: docs/paper.md, eqs. (13) to (15).
 
@@ -136,18 +133,18 @@ def ddim_sample(
         grid: descending times, such as `time_grid(4)`.
         alpha_bar: `[T]`; on another device than the CPU, reading it waits for that device.
         eta: 0 is deterministic after the start; 1 adds the noise of an ancestral sampler.
-        generator: source of that noise, needed when eta > 0.
+        generators: sources of that noise, one for each image, needed when eta > 0.
 
     Returns:
         x_0, `[n, 3, h, w]` float32, about [-1, 1] and not clamped.
 
     Raises:
         ValueError: a grid that does not descend, or begins where alpha_bar is 0; or eta > 0
-            without a generator.
+            without generators.
     """
     times = check_grid(grid, len(alpha_bar))
-    if eta > 0 and generator is None:
-        raise ValueError("eta > 0 adds noise: pass a generator")
+    if eta > 0 and generators is None:
+        raise ValueError("eta > 0 adds noise: pass a generator for each image")
     # Python's floats: the coefficients are made in float64 and no step waits for a GPU to return
     # them. After the last time comes the image itself, alpha_bar = 1.
     a = [*alpha_bar.cpu()[times].tolist(), 1.0]
@@ -162,23 +159,23 @@ def ddim_sample(
         share = (1 - a_t / a_next) * (1 - a_next) / (1 - a_t) if a_t < 1 else 0.0
         c1 = eta * math.sqrt(share)
         x = math.sqrt(a_next) * x_0 + math.sqrt(max(1 - a_next - c1**2, 0.0)) * eps_hat
-        if c1 > 0 and generator is not None:
-            x = x + c1 * gaussian(x.shape, generator, x.device)
+        if c1 > 0 and generators is not None:
+            x = x + c1 * gaussian(x.shape, generators, x.device)
     return x
 
 
 def gaussian(
-    shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu"
+    shape: Sequence[int],
+    generators: Sequence[torch.Generator],
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard normal noise `[n, ...]`, sampled on the generator's device, moved to `device`.
+    """Standard normal noise `[n, ...]`, sampled on the generators' device, moved to `device`.
 
-    With one generator for each image its noise does not depend on the batch that it is in.
+    With a generator for each image its noise does not depend on the batch that it is in.
     """
-    if isinstance(generator, torch.Generator):
-        return torch.randn(tuple(shape), generator=generator, device=generator.device).to(device)
-    if len(generator) != shape[0]:
-        raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}")
-    rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator]
+    if len(generators) != shape[0]:
+        raise ValueError(f"{len(generators)} generators for a batch of {shape[0]}")
+    rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generators]
     return torch.stack(rows).to(device)
 
 

@@ -118,8 +118,6 @@ class DFT(nn.Module):
     """The four-level U-shape: docs/paper.md, "Diffusion Transformer".
 
     Args:
-        in_channels: condition and noisy image together.
-        out_channels: channels of the noise.
         dim: width C of the first level.
         blocks: Transformer blocks of levels 1 to 4, encoder and decoder alike.
         heads: attention heads of levels 1 to 4.
@@ -133,10 +131,11 @@ class DFT(nn.Module):
         ValueError: sizes that do not fit together.
     """
 
+    in_channels, out_channels = 6, 3
+    """Of condition and noisy image together, and of the noise."""
+
     def __init__(
         self,
-        in_channels: int = 6,
-        out_channels: int = 3,
         dim: int = 48,
         blocks: Sequence[int] = (4, 6, 6, 8),
         heads: Sequence[int] = (1, 2, 4, 8),
@@ -146,13 +145,13 @@ class DFT(nn.Module):
         dual_pixel: bool = False,
     ) -> None:
         super().__init__()
-        _check_sizes(in_channels, out_channels, dim, blocks, heads, ffn_factor)
-        self.in_channels, self.out_channels, self.dim = in_channels, out_channels, dim
+        _check_sizes(dim, blocks, heads, ffn_factor)
+        self.dim = dim
 
         def level(width: int, i: int) -> Level:
             return Level(blocks[i], width, heads[i], ffn_factor, bias, norm)
 
-        self.patch_embed = PatchEmbed(in_channels, dim)
+        self.patch_embed = PatchEmbed(self.in_channels, dim)
         self.encoder_level1 = level(dim, 0)
         self.down1_2 = Resample(dim, dim // 2)
         self.encoder_level2 = level(2 * dim, 1)
@@ -169,7 +168,7 @@ class DFT(nn.Module):
         self.up2_1 = Resample(2 * dim, 4 * dim)
         self.decoder_level1 = level(2 * dim, 0)
         self.skip_conv = Conv1x1(dim, 2 * dim, bias) if dual_pixel else None
-        self.output = Conv3x3(2 * dim, out_channels, bias)
+        self.output = Conv3x3(2 * dim, self.out_channels, bias)
 
     def times(self, t: Tensor) -> list[Tensor]:
         """Time embedding with its SiLU for the widths C, 2C, 4C, 8C: `[n or 1, width]` float32.
@@ -223,17 +222,7 @@ class DFT(nn.Module):
             raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {list(x.shape[2:])}")
 
 
-def _check_sizes(
-    in_channels: int,
-    out_channels: int,
-    dim: int,
-    blocks: Sequence[int],
-    heads: Sequence[int],
-    ffn_factor: float,
-) -> None:
-    if in_channels < out_channels or out_channels < 1:
-        got = f"{in_channels}, {out_channels}"
-        raise ValueError(f"want in_channels >= out_channels >= 1, got {got}")
+def _check_sizes(dim: int, blocks: Sequence[int], heads: Sequence[int], ffn_factor: float) -> None:
     if len(blocks) != 4 or len(heads) != 4:
         raise ValueError(f"want blocks and heads for 4 levels, got {list(blocks)}, {list(heads)}")
     if min(blocks) < 1 or min(heads) < 1:

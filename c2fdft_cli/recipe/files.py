@@ -313,15 +313,16 @@ def stated(overrides: Iterable[str]) -> Values:
     """
     found: Values = {}
     for override in overrides:
-        found |= _dotted(_read_override(override))
+        found |= dotted(_read_override(override))
     return found
 
 
-def _dotted(values: Values, before: str = "") -> Values:
+def dotted(values: Mapping[str, Any], before: str = "") -> Values:
+    """The values in nested sections by dotted key, such as "coarse.lr"."""
     found: Values = {}
     for key, value in values.items():
         name = f"{before}{key}"
-        found |= _dotted(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        found |= dotted(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return found
 
 

@@ -120,7 +120,7 @@ def test_every_schedule_can_be_sampled(name, alpha_bar_of_name, eta):
     noise = wave([1, 3, 8, 8], 0.47)
     source = torch.Generator().manual_seed(0)
     alpha_bar = alpha_bar_of_name(name)
-    assert ddim_sample(lambda x, t: 0.1 * x, noise, grid, alpha_bar, eta, source).isfinite().all()
+    assert ddim_sample(lambda x, t: 0.1 * x, noise, grid, alpha_bar, eta, [source]).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_eta_uses_only_the_given_generator():
 
     def run(seed):
         source = torch.Generator().manual_seed(seed)
-        return ddim_sample(lambda x, t: 0 * x, zero, time_grid(4), ALPHA_BAR, 1.0, source)
+        return ddim_sample(lambda x, t: 0 * x, zero, time_grid(4), ALPHA_BAR, 1.0, [source])
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
@@ -172,7 +172,7 @@ def test_two_steps_with_eta_equal_the_formula(eta):
     """Compared with eqs. (13) to (15) of docs/paper.md in NumPy, for a known eps_hat."""
     grid, start, eps_hat = [700, 300], wave([1, 3, 8, 8], 0.29), wave([1, 3, 8, 8], 0.47)
     got = ddim_sample(
-        lambda x, t: eps_hat, start, grid, ALPHA_BAR, eta, torch.Generator().manual_seed(3)
+        lambda x, t: eps_hat, start, grid, ALPHA_BAR, eta, [torch.Generator().manual_seed(3)]
     )
     z = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)).double().numpy()
     x, eps_hat = start.double().numpy(), eps_hat.double().numpy()

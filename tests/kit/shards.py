@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader
-from c2fdft_cli.data.shards.writer import ShardWriter
+from c2fdft_cli.data.shards.writer import create_shard
 
 HEADER = ShardHeader("train", '{"patches": [8]}', "input/target", "rain", "0.1")
 ENTRIES = [Entry("a", 5, 7), Entry("straße/b", 1, 1), Entry("雨", 9, 3)]
@@ -27,8 +27,8 @@ def write_shard(
     *,
     has_lq: bool = True,
 ) -> None:
-    """Write a complete shard from a stream of (lq, gt)."""
-    with ShardWriter(path, header, entries, has_lq=has_lq) as writer:
+    """Write a whole shard from a stream of (lq, gt)."""
+    with create_shard(path, header, entries, has_lq=has_lq) as writer:
         for lq, gt in images:
             writer.add(lq, gt)
 

@@ -227,7 +227,7 @@ def _write_preview(options: PrepareOptions, path: Path) -> None:
 def _verify(source: Path, json: bool) -> None:
     from c2fdft_cli.data.shards.reader import verify
 
-    result = console.draw(verify(source), lambda event: event.name)
+    result = console.draw(verify(source), lambda name: name)
     if json:
         console.emit(result)
     else:

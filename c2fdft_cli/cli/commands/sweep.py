@@ -14,7 +14,7 @@ from c2fdft_cli.cli.options import (
     takes_settings,
     weights_file,
 )
-from c2fdft_cli.engine.sweep.options import SweepOptions
+from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
 from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ def _tell(result: SweepResult) -> None:
 
 def _tell_choice(result: SweepResult) -> None:
     """The chosen schedule beside the best one, which by default it need not be."""
-    from c2fdft_cli.engine.sweep.table import best
+    from c2fdft_cli.engine.sweep.table import choose
 
-    out, chosen, top = console.stdout(), result.chosen, best(result.rows)
+    out, chosen, top = console.stdout(), result.chosen, choose(result.rows, Rule("psnr"))
     out.print("P: on the Pareto front (no schedule with as few steps scores as much)")
     if top is not None:
         out.print(f"highest PSNR: {_words(top)}")

@@ -30,7 +30,7 @@ class Batch:
         iteration: k, counted from 1.
         lq, gt: uint8 [n, 3, p, p].
         noise: float32 [n, 3, p, p], standard normal.
-        times: int64 [n], antithetic diffusion times, or None where not asked for.
+        times: int64 [n], antithetic diffusion times; the fine stage needs none.
         lq2, gt2: uint8 [n, 3, p, p], the mixup partners, or None in iterations without mixup.
         lam: weight of (lq, gt) against (lq2, gt2); 1 without mixup.
     """
@@ -39,7 +39,7 @@ class Batch:
     lq: Tensor
     gt: Tensor
     noise: Tensor
-    times: Tensor | None = None
+    times: Tensor
     lq2: Tensor | None = None
     gt2: Tensor | None = None
     lam: float = 1.0
@@ -76,7 +76,7 @@ class BatchMaker:
             sees the patch after flips and turns, so that rain keeps its directions.
         margin: pixels that `degrade` gets beyond each border of the patch, and that are cut off.
         line_patterns: share of the patches that get lines drawn on them before `degrade`.
-        timesteps: T of the diffusion times to sample with each batch, or None.
+        timesteps: T of the diffusion times to sample with each batch.
 
     Raises:
         DataError: clean-only shards without `degrade`.
@@ -90,7 +90,7 @@ class BatchMaker:
         degrade: Degrade | None = None,
         margin: int = 0,
         line_patterns: float = 0.0,
-        timesteps: int | None = None,
+        timesteps: int,
     ) -> None:
         if degrade is None and not shards.has_lq:
             raise DataError(
@@ -98,6 +98,7 @@ class BatchMaker:
                 where=shards.paths[0],
                 hint="set data.synthesize in the recipe, or prepare pairs",
             )
+        self.cycle = plan.cycle
         self._shards = shards
         self._plan = plan
         self._degrade = degrade
@@ -109,33 +110,31 @@ class BatchMaker:
         """The rows [lo, hi) of iteration k."""
         mix = self._plan.mix(k)
         rows = np.arange(lo, hi)
+        noise = self._noise(k, rows)
+        times = torch.from_numpy(self._plan.times(k, self._timesteps)[lo:hi].copy())
         if mix is None:
             lq, gt = self._patches(k, rows)
-            batch = Batch(k, _nchw(lq), _nchw(gt), self._noise(k, rows))
-        else:
-            # A partner may be another process's row. It is made here once more rather than sent,
-            # and once only where it is in both roles.
-            both = np.concatenate([rows, mix.partner[lo:hi]])
-            needed, place = np.unique(both, return_inverse=True)
-            lq, gt = self._patches(k, needed)
-            first, second = place[: len(rows)], place[len(rows) :]
-            batch = Batch(
-                k,
-                _nchw(lq[first]),
-                _nchw(gt[first]),
-                self._noise(k, rows),
-                lq2=_nchw(lq[second]),
-                gt2=_nchw(gt[second]),
-                lam=mix.lam,
-            )
-        if self._timesteps is None:
-            return batch
-        times = self._plan.times(k, self._timesteps)[lo:hi]
-        return replace(batch, times=torch.from_numpy(times.copy()))
+            return Batch(k, _nchw(lq), _nchw(gt), noise, times)
+        # A partner may be another process's row. It is made here once more rather than sent, and
+        # once only where it is in both roles.
+        both = np.concatenate([rows, mix.partner[lo:hi]])
+        needed, place = np.unique(both, return_inverse=True)
+        lq, gt = self._patches(k, needed)
+        first, second = place[: len(rows)], place[len(rows) :]
+        return Batch(
+            k,
+            _nchw(lq[first]),
+            _nchw(gt[first]),
+            noise,
+            times,
+            lq2=_nchw(lq[second]),
+            gt2=_nchw(gt[second]),
+            lam=mix.lam,
+        )
 
     def _patches(self, k: int, rows: NDArray[np.int64]) -> tuple[Pixels, Pixels]:
         """(lq, gt), uint8 [n, p, p, 3], of some rows of the global batch."""
-        patch, _ = self._plan.cycle.stage(k)
+        patch, _ = self.cycle.stage(k)
         draw = self._plan.draw(k)
         shape = (len(rows), patch, patch, CHANNELS)
         lq, gt = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
@@ -185,7 +184,7 @@ class BatchMaker:
 
     def _noise(self, k: int, rows: NDArray[np.int64]) -> Tensor:
         """Standard normal noise, each sample from a generator of its own."""
-        patch, _ = self._plan.cycle.stage(k)
+        patch, _ = self.cycle.stage(k)
         # Filled before it is permuted: numbers go into memory in its order, and another layout
         # would give each pixel other noise.
         noise = torch.empty((len(rows), patch, patch, CHANNELS))

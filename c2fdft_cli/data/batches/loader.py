@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from typing import Any
+from contextlib import closing
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from c2fdft_cli.data.batches.batch import Batch, BatchMaker, Degrade
-from c2fdft_cli.data.batches.plan import PatchPlan
-from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.data.batches.batch import Batch, BatchMaker
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.pipeline import ahead
 from c2fdft_cli.signals import ignore
@@ -29,12 +26,10 @@ class PatchLoader:
     """Iterable over the batches of iterations start .. stop-1 (counted from 1, as in `range`).
 
     Args:
-        shards: where the images are.
-        plan: which patches to take.
+        maker: makes them.
         start: first iteration.
         stop: one past the last iteration.
         slice_of: from the size of a global batch to its rows [lo, hi) to make.
-        degrade, margin, line_patterns, timesteps: see `BatchMaker`.
         workers: processes that make batches; 0 for a thread of this process.
         prefetch: batches made ahead (by each worker); 0 with workers=0 makes them on demand.
         pin: put tensors into page-locked memory, where CUDA is there.
@@ -43,38 +38,25 @@ class PatchLoader:
         waited: seconds that the consumer has waited for batches so far.
 
     Raises:
-        DataError: clean-only shards without `degrade`; from the iteration, a damaged shard.
+        DataError: from the iteration, a damaged shard.
         ResourceError: from the iteration, a worker died.
     """
 
     def __init__(
         self,
-        shards: ShardSet,
-        plan: PatchPlan,
+        maker: BatchMaker,
         *,
         start: int,
         stop: int,
         slice_of: SliceOf = whole,
-        degrade: Degrade | None = None,
-        margin: int = 0,
-        line_patterns: float = 0.0,
-        timesteps: int | None = None,
         workers: int = 0,
         prefetch: int = 2,
         pin: bool = False,
     ) -> None:
         if start < 1:
             raise ValueError("iterations are counted from 1")
-        maker = BatchMaker(
-            shards,
-            plan,
-            degrade=degrade,
-            margin=margin,
-            line_patterns=line_patterns,
-            timesteps=timesteps,
-        )
         self._iterations = range(start, stop)
-        self._source = _Iterations(maker, plan, slice_of)
+        self._source = _Iterations(maker, slice_of)
         self._workers = workers
         self._prefetch = prefetch
         self._pin = pin and torch.cuda.is_available()
@@ -112,32 +94,38 @@ class PatchLoader:
     def _from_workers(self) -> Iterator[Batch]:
         loader: DataLoader[Batch | C2fdftError] = DataLoader(
             self._source,
-            batch_size=None,
+            batch_size=None,  # an item is a whole batch already
             sampler=self._iterations,
             num_workers=self._workers,
             prefetch_factor=max(1, self._prefetch),
-            collate_fn=_as_is,
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # or it would advance the caller's global one
             pin_memory=self._pin,
         )
-        with _dead_worker():
+        try:
             for item in loader:
                 if isinstance(item, C2fdftError):
                     raise item
                 yield item
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ResourceError(
+                "a data worker died",
+                hint="use fewer workers: memory may have run out",
+                details=str(error).splitlines(),
+            ) from error
 
 
 class _Iterations(Dataset["Batch | C2fdftError"]):
     """Iteration number -> batch, for worker processes."""
 
-    def __init__(self, maker: BatchMaker, plan: PatchPlan, slice_of: SliceOf) -> None:
+    def __init__(self, maker: BatchMaker, slice_of: SliceOf) -> None:
         self._maker = maker
-        self._plan = plan
         self._slice_of = slice_of
 
     def make(self, k: int) -> Batch:
-        _, batch = self._plan.cycle.stage(k)
+        _, batch = self._maker.cycle.stage(k)
         return self._maker.make(k, *self._slice_of(batch))
 
     def __getitem__(self, k: int) -> Batch | C2fdftError:
@@ -145,26 +133,6 @@ class _Iterations(Dataset["Batch | C2fdftError"]):
             return self.make(k)
         except C2fdftError as error:  # sent as a value: torch would bury it in a traceback's text
             return error
-
-
-@contextmanager
-def _dead_worker() -> Iterator[None]:
-    """Torch's RuntimeError for a killed worker as one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ResourceError(
-            "a data worker died",
-            hint="use fewer workers: memory may have run out",
-            details=str(error).splitlines(),
-        ) from error
-
-
-def _as_is(item: Any) -> Any:
-    """No collation: an item is a whole batch already."""
-    return item
 
 
 def _leave_signals_to_parent(_: int) -> None:

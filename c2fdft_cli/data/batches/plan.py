@@ -16,8 +16,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from c2fdft_cli.errors import RecipeError
-
 # What a Philox stream is for: the last word of its counter, so that streams never overlap.
 _ROWS, _MIXUP, _EPOCH, _SAMPLE = 1, 2, 3, 4
 _WIDTH = 4  # uniforms per sample: top, left, symmetry, time
@@ -29,29 +27,19 @@ Ints = NDArray[np.int64]
 class PatchCycle:
     """Patch sides p0 -> p1 -> ... -> p0 ..., switching every N iterations, and their batches.
 
+    The schema of a recipe (`Stage`) sees to it that there are as many batches as patches, and no 0.
+
     Args:
         patches: side of the square patches of each stage, in pixels.
         batches: global batch of each stage.
         switch_every: iterations per stage.
         cycles: rounds through all stages; the last stage is then kept to the end.
-
-    Raises:
-        RecipeError: empty or unequal lists, or a value below 1.
     """
 
     patches: tuple[int, ...]
     batches: tuple[int, ...]
     switch_every: int
     cycles: int
-
-    def __post_init__(self) -> None:
-        if not self.patches or len(self.patches) != len(self.batches):
-            raise RecipeError(
-                "a patch cycle needs one batch for each patch, "
-                f"got {len(self.patches)} patches but {len(self.batches)} batches"
-            )
-        if min(*self.patches, *self.batches, self.switch_every, self.cycles) < 1:
-            raise RecipeError("patches, batches, switch_every and cycles must be at least 1")
 
     def stage(self, k: int) -> tuple[int, int]:
         """(patch side, global batch) of iteration k, counted from 1."""
@@ -109,13 +97,10 @@ class PatchPlan:
     """Which patches iteration k trains on, as a pure function of (seed, k, i).
 
     Args:
-        sizes: (height, width) of each image (pair).
+        sizes: (height, width) of each image (pair), one at least.
         cycle: the patch cycle.
         seed: 0 .. 2**63 - 1.
         mixup_beta: b of Beta(b, b), or None for no mixup.
-
-    Raises:
-        ValueError: no images, or a seed out of range.
     """
 
     def __init__(
@@ -125,10 +110,6 @@ class PatchPlan:
         seed: int,
         mixup_beta: float | None = None,
     ) -> None:
-        if not sizes:
-            raise ValueError("there are no images")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"the seed must be in 0 .. 2**63 - 1, got {seed}")
         self.cycle = cycle
         self.seed = seed
         self.mixup_beta = mixup_beta

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeAlias
 
@@ -124,12 +125,8 @@ def shard_name(split: str, number: int) -> str:
 
 
 def offsets_of(entries: Sequence[Entry]) -> list[int]:
-    """Byte offset of each image when they lie back to back."""
-    offsets, end = [], 0
-    for entry in entries:
-        offsets.append(end)
-        end += entry.nbytes
-    return offsets
+    """Byte offset of each image, one at least, when they lie back to back."""
+    return list(accumulate((entry.nbytes for entry in entries[:-1]), initial=0))
 
 
 def deal(entries: Sequence[Entry], *, max_bytes: int, planes: int) -> list[range]:
@@ -173,8 +170,8 @@ def index_digest(
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def encode_name(name: str) -> bytes:
-    """A name as stored: UTF-8, at most 1024 bytes, no control characters; DataError otherwise."""
+def check_name(name: str) -> None:
+    """DataError for a name that no shard stores: not 1 to 1024 bytes of UTF-8, or not clean."""
     try:
         data = name.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -187,12 +184,11 @@ def encode_name(name: str) -> bytes:
             where=ascii(name[:80]),
             hint=f"names are 1 to {MAX_NAME_BYTES} bytes without control characters",
         )
-    return data
 
 
 def make_entry(name: str, height: int, width: int, where: Path) -> Entry:
     """The entry of an image of the file `where`; DataError where no shard can hold it."""
-    encode_name(name)
+    check_name(name)
     if max(height, width) > MAX_SIDE:
         raise DataError(
             f"an image of {width}x{height} px cannot be stored",

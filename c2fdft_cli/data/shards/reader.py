@@ -42,14 +42,6 @@ PREPARE_AGAIN = "run prepare again to complete or replace the set"
 
 
 @dataclass(frozen=True)
-class ImageChecked:
-    """One image (pair) of a shard whose bytes match their digests."""
-
-    shard: Path
-    name: str
-
-
-@dataclass(frozen=True)
 class VerifyResult:
     """How much `verify` compared."""
 
@@ -234,10 +226,10 @@ def _check_set(folder: Path, split: str, shards: Sequence[ShardIndex]) -> None:
             names.add(entry.name)
 
 
-def verify(path: str | Path) -> Job[ImageChecked, VerifyResult]:
+def verify(path: str | Path) -> Job[str, VerifyResult]:
     """Compare every image of a shard, or of all shards in a folder, with its digest.
 
-    Yields one event per image (pair). The index is read and checked at once.
+    Each event is the name of an image (pair). The index is read and checked at once.
 
     Raises:
         DataError: no shards, a damaged one, or an image whose bytes changed, named.
@@ -256,7 +248,7 @@ def verify(path: str | Path) -> Job[ImageChecked, VerifyResult]:
     return Job(_verify(shards), total=total, title="verify", unit="image")
 
 
-def _verify(shards: Sequence[ShardIndex]) -> Generator[ImageChecked, None, VerifyResult]:
+def _verify(shards: Sequence[ShardIndex]) -> Generator[str, None, VerifyResult]:
     images = size = 0
     for shard in shards:
         one = ShardSet([shard])
@@ -271,5 +263,5 @@ def _verify(shards: Sequence[ShardIndex]) -> Generator[ImageChecked, None, Verif
                     )
                 size += pixels.nbytes
             images += 1
-            yield ImageChecked(shard.path, name)
+            yield name
     return VerifyResult(shards=len(shards), images=images, bytes=size)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 import numpy as np
@@ -20,7 +19,7 @@ from c2fdft_cli.data.shards.format import (
     Entry,
     Pixels,
     ShardHeader,
-    encode_name,
+    check_name,
     index_digest,
     offsets_of,
 )
@@ -28,11 +27,11 @@ from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import atomic_path
 
 
-class ShardWriter:
-    """Context manager that writes one shard, an image (pair) at a time, in the order of `entries`.
-
-    Sizes come first because a contiguous dataset must know its length before its first byte. The
-    file appears under its name only when the block ends without an error.
+@contextmanager
+def create_shard(
+    path: Path, header: ShardHeader, entries: Sequence[Entry], *, has_lq: bool
+) -> Iterator[ShardWriter]:
+    """Write one shard; the file appears under its name only when the block ends without an error.
 
     Args:
         path: the shard to write.
@@ -41,40 +40,52 @@ class ShardWriter:
         has_lq: False for clean-only shards.
 
     Raises:
-        DataError: an image's size is not the announced one, or images are missing at the end.
+        DataError: an image's size is not the announced one.
         ResourceError: the file cannot be written.
+    """
+    # The path is entered first and so left last: HDF5 has written all it holds back before the file
+    # is synced and renamed.
+    with atomic_path(path) as temporary, _create(temporary) as file:
+        writer = ShardWriter(path, file, header, entries, has_lq=has_lq)
+        yield writer
+        # within the block: where the index cannot be written, the file is removed as well
+        writer.finish()
+
+
+class ShardWriter:
+    """Takes a shard's images, one (pair) at a time, in the order of `entries`; see `create_shard`.
+
+    Sizes come first because a contiguous dataset must know its length before its first byte.
     """
 
     def __init__(
-        self, path: Path, header: ShardHeader, entries: Sequence[Entry], *, has_lq: bool
+        self,
+        path: Path,
+        file: h5py.File,
+        header: ShardHeader,
+        entries: Sequence[Entry],
+        *,
+        has_lq: bool,
     ) -> None:
         if not entries:
             raise ValueError("a shard must hold at least one image")
+        for entry in entries:
+            check_name(entry.name)
         self._path = path
+        self._file = file
         self._header = header
         self._entries = tuple(entries)
-        self._names = [encode_name(entry.name) for entry in self._entries]
         self._offsets = offsets_of(self._entries)
-        self._kinds = ("lq", "gt") if has_lq else ("gt",)
-        self._digests: dict[str, list[str]] = {kind: [] for kind in self._kinds}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> ShardWriter:
-        with ExitStack() as stack:
-            # The path is entered first and so left last: HDF5 has written all it holds back before
-            # the file is synced and renamed.
-            temporary = stack.enter_context(atomic_path(self._path))
-            self._file = stack.enter_context(_create(temporary))
-            size = sum(entry.nbytes for entry in self._entries)
-            self._pixels = {kind: _pixel_dataset(self._file, kind, size) for kind in self._kinds}
-            self._stack = stack.pop_all()
-        return self
+        kinds = ("lq", "gt") if has_lq else ("gt",)
+        size = sum(entry.nbytes for entry in self._entries)
+        self._pixels = {kind: _pixel_dataset(file, kind, size) for kind in kinds}
+        self._digests: dict[str, list[str]] = {kind: [] for kind in kinds}
 
     def add(self, lq: Pixels | None, gt: Pixels) -> tuple[str | None, str]:
         """Append the next pair, uint8 [h, w, 3] each; returns their SHA-256 hex digests."""
         if len(self._digests["gt"]) == len(self._entries):
             raise ValueError("more images than announced")
-        if (lq is None) is ("lq" in self._kinds):
+        if (lq is None) is ("lq" in self._pixels):
             raise ValueError("lq must be given where has_lq is set, and only there")
         digest_lq = None if lq is None else self._put("lq", lq)
         return digest_lq, self._put("gt", gt)
@@ -97,16 +108,17 @@ class ShardWriter:
         self._digests[kind].append(digest)
         return digest
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the index; ValueError where images are missing."""
         if any(len(done) != len(self._entries) for done in self._digests.values()):
             raise ValueError("fewer images than announced")
         columns = {
             "offset": np.array(self._offsets, np.int64),
             "height": np.array([entry.height for entry in self._entries], np.int64),
             "width": np.array([entry.width for entry in self._entries], np.int64),
-            "name": _texts(self._names),
+            "name": _texts([entry.name for entry in self._entries]),
         }
-        columns |= {f"sha256_{kind}": _texts(self._digests[kind]) for kind in self._kinds}
+        columns |= {f"sha256_{kind}": _texts(self._digests[kind]) for kind in self._pixels}
         for name, column in columns.items():
             self._file.create_dataset(name, data=column, track_times=False)
         _write_attributes(
@@ -120,19 +132,6 @@ class ShardWriter:
                 ),
             },
         )
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            # Within the stack: where the index cannot be written, the file is removed as well.
-            with self._stack:
-                self._finish()
-        else:
-            self._stack.__exit__(kind, error, trace)
 
 
 @contextmanager
@@ -162,7 +161,7 @@ def _pixel_dataset(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    # Nothing is left unwritten that would have to be filled: `_finish` refuses a shard in which
+    # Nothing is left unwritten that would have to be filled: `finish` refuses a shard in which
     # images are missing.
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     creation.set_obj_track_times(False)
@@ -170,10 +169,10 @@ def _pixel_dataset(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), h5py.h5t.STD_U8LE, space, creation))
 
 
-def _texts(texts: Sequence[bytes] | Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bytes_]]:
+def _texts(texts: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bytes_]]:
     """A column of fixed-length UTF-8 strings, padded with NUL."""
-    data = [text.encode("utf-8") if isinstance(text, str) else text for text in texts]
-    length = max((len(text) for text in data), default=1)
+    data = [text.encode("utf-8") for text in texts]
+    length = max(len(text) for text in data)
     return np.array(data, dtype=h5py.string_dtype("utf-8", length))
 
 

@@ -6,8 +6,9 @@ import hashlib
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
@@ -66,23 +67,15 @@ def check_pairs(
         groups[pair.gt].append(pair)
 
     def check(group: list[FilePair]) -> list[Checked]:
-        decoded: dict[Path, Pixels] = {}
-        return [_check(reader, pair, decoded) for pair in group]
+        # two: the clean image that they share, and the degraded one of a pair
+        decode = lru_cache(maxsize=2)(read_rgb8)
+        return [_check(reader, pair, decode) for pair in group]
 
     for checked in in_order(check, groups.values(), workers=workers):
         yield from checked
 
 
-def _check(reader: PairReader, pair: FilePair, decoded: dict[Path, Pixels]) -> Checked:
-    """Read one pair; its clean image is taken from `decoded`, or put there."""
-
-    def decode(path: Path) -> Pixels:
-        if path != pair.gt:
-            return read_rgb8(path)
-        if path not in decoded:
-            decoded[path] = read_rgb8(path)
-        return decoded[path]
-
+def _check(reader: PairReader, pair: FilePair, decode: Callable[[Path], Pixels]) -> Checked:
     try:
         lq, gt = reader.read(pair, decode)
         height, width = gt.shape[:2]

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired
 from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader, ShardIndex, clean_text
-from c2fdft_cli.data.shards.writer import ShardWriter
+from c2fdft_cli.data.shards.writer import create_shard
 from c2fdft_cli.engine.prepare.inspect import (
     CheckReport,
     check_pairs,
@@ -117,15 +117,7 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
         other = "--synthesize, --pairs or --gamma"
         raise UsageError(f"--side-by-side cannot be combined with {other}")
     reader = PairReader(options.synthesize, options.seed, options.side_by_side)
-    found = find(
-        options.source,
-        options.folder,
-        val=options.val,
-        pairs_file=options.pairs_file,
-        degraded_half=options.side_by_side,
-        gamma=options.gamma,
-        synthesis=options.synthesize,
-    )
+    found = find(options)
     work = _check if options.check_only else _write
     return Job(
         work(options, reader, found),
@@ -171,7 +163,7 @@ def _write(
     )
     with (
         hold_folder(options.folder, "another process prepares this folder"),
-        DecodedImages(options.folder) as decoded,
+        closing(DecodedImages(options.folder)) as decoded,
     ):
         choice = _choose(options, reader, found, entries, decoded)
         if choice is not None:
@@ -184,15 +176,15 @@ def _write(
             has_lq=reader.stores_lq,
             max_shard_bytes=options.max_shard_bytes,
         )
-        existing = find_existing(options.folder, plan, overwrite=options.overwrite)
-        kept, guard = existing.kept, SplitGuard()
+        kept, changed = find_existing(options.folder, plan, overwrite=options.overwrite)
+        guard = SplitGuard()
         new = [shard for shard in plan.shards if shard.path not in kept]
-        decoded.add(_shared(plan.shards if existing.mtimes_changed else new), workers=workers)
+        decoded.add(_shared(plan.shards if changed else new), workers=workers)
         read = partial(_images, reader=reader, decoded=decoded, workers=workers)
         for shard in plan.shards:
             if shard.path in kept:
                 rows = _rows(kept[shard.path])
-                if existing.mtimes_changed:
+                if changed:
                     _compare(shard, rows, read(shard))
                 for name, sha256_lq, sha256_gt in rows:
                     guard.add(shard.header.split, name, sha256_lq, sha256_gt)
@@ -202,7 +194,9 @@ def _write(
         for shard in new:
             with (
                 closing(read(shard)) as images,
-                ShardWriter(shard.path, shard.header, shard.entries, has_lq=reader.stores_lq) as to,
+                create_shard(
+                    shard.path, shard.header, shard.entries, has_lq=reader.stores_lq
+                ) as to,
             ):
                 for entry, (lq, gt) in zip(shard.entries, images, strict=True):
                     guard.add(shard.header.split, entry.name, *to.add(lq, gt))
@@ -299,7 +293,7 @@ def _compare(shard: PlannedShard, rows: Sequence[Row], images: Images) -> None:
                     )
 
 
-def _counted(found: Found, notices: Sequence[str] = ()) -> PrepareResult:
+def _counted(found: Found, notices: Sequence[str]) -> PrepareResult:
     """The result so far."""
     return PrepareResult(
         layout=found.layout,

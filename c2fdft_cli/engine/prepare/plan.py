@@ -26,6 +26,7 @@ from c2fdft_cli.engine.prepare.source import Splits
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.files import atomic_write_text, check_space, write_error
 from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.validation import InvalidValuesError, validate
 
 MANIFEST = "shards.json"
 MANIFEST_FORMAT = "c2fdft-shards"
@@ -190,41 +191,30 @@ def choice_inputs(
 
 def remembered_choice(out: Path, inputs: str) -> ValChoice | None:
     """The choice that the shards in `out` were begun with, if it was made from these inputs."""
-    values = _read_manifest(out).get("val")
-    if not isinstance(values, dict) or values.get("inputs") != inputs:
+    try:
+        choice = validate(ValChoice, _read_manifest(out).get("val"))
+    except InvalidValuesError:  # none, or one that somebody has edited
         return None
-    texts = [values.get("names"), values.get("notices")]
-    if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in texts):
-        return None
-    return ValChoice(inputs, tuple(values["names"]), tuple(values["notices"]))
+    return choice if choice.inputs == inputs else None
 
 
-@dataclass(frozen=True)
-class ExistingShards:
-    """What of a plan is done.
-
-    Args:
-        kept: shards that exist, as planned in names, sizes and attributes.
-        mtimes_changed: they were written from files with other times of change: their pixels are
-            to be compared before `begin`.
-    """
-
-    kept: dict[Path, ShardIndex]
-    mtimes_changed: bool = False
-
-
-def find_existing(out: Path, plan: Plan, *, overwrite: bool) -> ExistingShards:
+def find_existing(out: Path, plan: Plan, *, overwrite: bool) -> tuple[dict[Path, ShardIndex], bool]:
     """What of the plan is in the output folder already.
+
+    Returns:
+        The shards that exist, as planned in names, sizes and attributes; and whether they were
+        written from files with other times of change: their pixels are to be compared before
+        `begin`.
 
     Raises:
         UsageError: another set is there, and `overwrite` is off.
     """
     present = _present(out)
     if not present or overwrite:
-        return ExistingShards({})
+        return {}, False
     kept = _kept(plan, present)
     if _read_manifest(out).get("plan") == plan.digest:
-        return ExistingShards(kept)
+        return kept, False
     # Another set, or the same files with other times of change, as after a copy. Then shards are
     # kept all or none, and after their pixels were compared.
     if len(kept) < len(present):
@@ -233,7 +223,7 @@ def find_existing(out: Path, plan: Plan, *, overwrite: bool) -> ExistingShards:
             where=out,
             hint="--overwrite replaces them; or choose another folder",
         )
-    return ExistingShards(kept, mtimes_changed=True)
+    return kept, True
 
 
 def begin(out: Path, plan: Plan, kept: Collection[Path], choice: ValChoice | None) -> None:

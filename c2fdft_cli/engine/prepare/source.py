@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TypeAlias
 
 import numpy as np
@@ -29,7 +28,7 @@ from c2fdft_cli.data.layouts.pairs import (
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.synthesis.degrade import Model, degrade, open_streaks, parse_model
 from c2fdft_cli.data.synthesis.streaks import StreakBank
-from c2fdft_cli.engine.prepare.options import Synthesis
+from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import check_space, read_at, read_error, real_path, write_error
@@ -95,33 +94,25 @@ class Found:
         )
 
 
-def find(
-    source: Path,
-    out: Path,
-    *,
-    val: int | Path | None,
-    pairs_file: Path | None,
-    degraded_half: str | None,
-    gamma: bool,
-    synthesis: Synthesis | None,
-) -> Found:
-    """Find the pairs (or the clean images to degrade) of a source and split them.
+def find(options: PrepareOptions) -> Found:
+    """Find the pairs (or the clean images to degrade) of the source and split them.
 
     Raises:
         DataError: nothing to prepare.
         UsageError: `val` leaves nothing to train on.
     """
+    source, val = options.source, options.val
 
-    def look(root: Path, listed: Path | None) -> Found:
-        if synthesis:
-            found = _clean(root, synthesis)
-        elif degraded_half:
-            found = _split_apart(find_halves(root, degraded_half))
+    def look(root: Path, pairs_file: Path | None) -> Found:
+        if options.synthesize:
+            found = _clean(root, options.synthesize)
+        elif options.side_by_side:
+            found = _split_apart(find_halves(root, options.side_by_side))
         else:
-            found = _split_apart(find_pairs(root, gamma=gamma, pairs_file=listed))
-        return _outside(found, root, out)
+            found = _split_apart(find_pairs(root, gamma=options.gamma, pairs_file=pairs_file))
+        return _outside(found, root, options.folder)
 
-    found = look(source, pairs_file)
+    found = look(source, options.pairs_file)
     if not found.pairs:
         raise DataError("no images outside of the output folder", where=source)
     own, train = found.splits.get("val", ()), found.splits.get("train", ())
@@ -216,15 +207,8 @@ class DecodedImages:
         self._places: dict[Path, tuple[int, tuple[int, ...]]] = {}
         self._digests: dict[Path, str] = {}
 
-    def __enter__(self) -> DecodedImages:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Remove the file."""
         self._file.close()
 
     def add(self, sizes: Mapping[Path, int], *, workers: int) -> None:

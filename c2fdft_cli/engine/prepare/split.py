@@ -133,14 +133,11 @@ def _size(path: Path) -> int:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError("cannot read the file", where=path, hint=error.strerror) from error
-    return digest.hexdigest()
 
 
 def _order(name: str) -> bytes:

@@ -156,7 +156,7 @@ class Sweep:
 
     def _try_image(self, index: int, name: str, stop: StopRequest) -> Generator[Tried, None, None]:
         """One image from every noise by every schedule, but for what is scored already."""
-        trials = [Trial(name, seed, s.timesteps) for seed in self.seeds for s in self.schedules]
+        trials = [Trial(name, seed, grid) for seed in self.seeds for grid in self.schedules]
         new = [trial for trial in trials if trial not in self.log.scores]
         restorers = [self.subject.executor(trial.timesteps, trial.seed) for trial in new]
         # lazy, and in the order of `new`: each `next` below restores the trial that asks for it

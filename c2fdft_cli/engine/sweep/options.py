@@ -33,9 +33,6 @@ class Rule:
     kind: str
     decibels: float = 0.0
 
-    def __str__(self) -> str:
-        return f"within:{self.decibels:g}dB" if self.kind == "within" else self.kind
-
     @property
     def describes(self) -> str:
         """The rule in words."""

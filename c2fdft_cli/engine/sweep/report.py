@@ -122,13 +122,11 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def draw_sweep(path: Path, rows: Sequence[Row], rule: Rule, protocol: str) -> bool:
     """Write sweep.png: quality over sampling steps, one line a family; False without matplotlib."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError:
         return False
     figure = Figure(figsize=(11, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     shown = [row for row in rows if math.isfinite(row.psnr)]
     for axes, key, unit in zip(figure.subplots(1, 2), ("psnr", "ssim"), (" (dB)", ""), strict=True):
         _draw_panel(axes, shown, key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from c2fdft_cli.core.diffusion import T, check_grid, time_grid
 from c2fdft_cli.engine.sweep.options import Timesteps
@@ -17,22 +16,16 @@ GIVEN, OWN, SINGLE = "given", "checkpoint", "one step"
 """Labels of schedules of no spacing: those asked for, the checkpoint's own, single steps."""
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The descending timesteps of a restoration, and where they come from, for people."""
-
-    timesteps: Timesteps
-    label: str
-
-
 def make_schedules(
     steps: Sequence[int],
     spacings: Sequence[str] = ("linspace",),
     starts: Sequence[int] = (),
     further: Mapping[str, Iterable[Sequence[int]]] | None = None,
     total: int = T,
-) -> list[Schedule]:
+) -> dict[Timesteps, str]:
     """Counts x spacings x first timesteps, and further ones by label; equal timesteps once.
+
+    To the descending timesteps of each belongs its label, where it comes from, for people.
 
     A start s spaces n steps over s .. 0 as `time_grid` does over T - 1 .. 0.
 
@@ -55,7 +48,7 @@ def make_schedules(
         raise UsageError(f"--steps, --spacing, --start or --grid: {error}") from error
     if not 0 < len(found) <= MAX_SCHEDULES:
         raise UsageError(f"a sweep tries 1 to {MAX_SCHEDULES} schedules, got {len(found)}")
-    return [Schedule(timesteps, label) for timesteps, label in found.items()]
+    return found
 
 
 def one_step_schedules(total: int) -> list[Timesteps]:

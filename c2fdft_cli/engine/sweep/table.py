@@ -11,7 +11,6 @@ from typing import Any
 from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
 from c2fdft_cli.engine.sweep.options import Rule, Timesteps
-from c2fdft_cli.engine.sweep.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Row:
 
 
 def make_table(
-    schedules: Sequence[Schedule],
+    schedules: Mapping[Timesteps, str],
     log: SweepLog,
     names: Sequence[str],
     seeds: Sequence[int],
@@ -62,27 +61,29 @@ def make_table(
     trained: Sequence[int] | None = None,
     current: Sequence[int] | None = None,
 ) -> list[Row]:
-    """The rows of all schedules, by number of steps and first timestep."""
-    rows = [_row(one, log.of_schedule(one.timesteps, names, seeds)) for one in schedules]
+    """The rows of all schedules, given with their labels, by number of steps and first timestep."""
+    rows = [
+        _row(grid, label, log.of_schedule(grid, names, seeds)) for grid, label in schedules.items()
+    ]
     rows.sort(key=lambda row: (row.calls, [-t for t in row.grid]))
-    chosen, front = choose(rows, rule), pareto(rows)
+    chosen = choose(rows, rule)
     return [
         replace(
             row,
-            pareto=front[i],
-            chosen=i == chosen,
+            pareto=on_front,
+            chosen=row is chosen,
             trained=trained is not None and list(row.grid) == list(trained),
             current=current is not None and list(row.grid) == list(current),
         )
-        for i, row in enumerate(rows)
+        for row, on_front in zip(rows, pareto(rows), strict=True)
     ]
 
 
-def _row(schedule: Schedule, scores: Mapping[Trial, Scored]) -> Row:
+def _row(grid: Timesteps, label: str, scores: Mapping[Trial, Scored]) -> Row:
     return Row(
-        calls=len(schedule.timesteps),
-        grid=schedule.timesteps,
-        label=schedule.label,
+        calls=len(grid),
+        grid=grid,
+        label=label,
         psnr=statistics.fmean(one.psnr for one in scores.values()),
         ssim=statistics.fmean(one.ssim for one in scores.values()),
         spread=_spread(scores),
@@ -103,25 +104,19 @@ def _spread(scores: Mapping[Trial, Scored]) -> float | None:
     return statistics.stdev(means) if all(map(math.isfinite, means)) else math.nan
 
 
-def best(rows: Sequence[Row]) -> Row | None:
-    """The row of the highest PSNR, of equal ones that with fewer steps; None without a number."""
-    index = choose(rows, Rule("psnr"))
-    return None if index is None else rows[index]
-
-
-def choose(rows: Sequence[Row], rule: Rule) -> int | None:
-    """Index of the schedule that the rule chooses, None when no row is finite.
+def choose(rows: Sequence[Row], rule: Rule) -> Row | None:
+    """The schedule that the rule chooses, None when no row is finite.
 
     Equal scores go to fewer steps, equal numbers of steps to the better PSNR.
     """
-    usable = [i for i, row in enumerate(rows) if not math.isnan(row.psnr)]
+    usable = [row for row in rows if not math.isnan(row.psnr)]
     if not usable:
         return None
     if rule.kind == "within":
-        limit = max(rows[i].psnr for i in usable) - rule.decibels
-        near = [i for i in usable if rows[i].psnr >= limit]
-        return min(near, key=lambda i: (rows[i].calls, -rows[i].psnr))
-    return min(usable, key=lambda i: (-getattr(rows[i], rule.kind), rows[i].calls))
+        limit = max(row.psnr for row in usable) - rule.decibels
+        near = [row for row in usable if row.psnr >= limit]
+        return min(near, key=lambda row: (row.calls, -row.psnr))
+    return min(usable, key=lambda row: (-getattr(row, rule.kind), row.calls))
 
 
 def pareto(rows: Sequence[Row]) -> list[bool]:

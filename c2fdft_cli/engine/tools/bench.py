@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from c2fdft_cli.core.attention import Attention
 from c2fdft_cli.core.diffusion import time_grid
-from c2fdft_cli.core.network import DFT
+from c2fdft_cli.core.network import DFT, Resample
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.executor import Executor
@@ -31,21 +32,6 @@ from c2fdft_cli.recipe.schema import Network, Recipe
 from c2fdft_cli.vocabulary import many
 
 GEMM_SIDE = 2048
-LEVEL_SHRINK = {
-    "encoder_level2": 4,
-    "down2_3": 4,
-    "encoder_level3": 16,
-    "down3_4": 16,
-    "latent": 64,
-    "up4_3": 64,
-    "reduce_chan_level3": 16,
-    "decoder_level3": 16,
-    "up3_2": 16,
-    "reduce_chan_level2": 4,
-    "decoder_level2": 4,
-    "up2_1": 4,
-}
-"""How many times fewer pixels a module works on than the input has."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +73,19 @@ def network_macs(network: Network, height: int, width: int) -> int:
     """
     with torch.device("meta"):
         net = make_network(network)
-    total = 0
-    for name, module in net.named_modules():
-        pixels = height * width // LEVEL_SHRINK.get(name.split(".")[0], 1)
-        if isinstance(module, torch.nn.Conv2d):
-            total += pixels * module.weight.numel()
-        elif name.endswith(".attn"):
-            c = module.project_out.weight.shape[0]
-            total += pixels * 2 * c * (c // module.temperature.shape[0])
+    total, shrink = 0, 1
+    # in the order in which they run: a resampling changes the pixels of those that follow it
+    for part in net.children():
+        pixels = height * width // shrink
+        for module in part.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                total += pixels * module.weight.numel()
+            elif isinstance(module, Attention):
+                c = module.project_out.out_channels
+                total += pixels * 2 * c * (c // module.heads)
+        if isinstance(part, Resample):
+            halves = part.conv.out_channels < part.conv.in_channels
+            shrink = shrink * 4 if halves else shrink // 4
     return total
 
 

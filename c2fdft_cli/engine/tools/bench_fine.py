@@ -119,7 +119,7 @@ def _held(objective: Objective, batch: Batch, runtime: Runtime) -> Held:
 
     def loss() -> Tensor:
         with runtime.autocast():
-            return objective(lq, gt, rows.noise, None)  # type: ignore[no-any-return]
+            return objective(lq, gt, rows.noise, rows.times)  # type: ignore[no-any-return]
 
     return held_bytes(objective.net, loss, runtime.device)
 

@@ -1,4 +1,4 @@
-"""From a recipe and shards to batches and validation pairs."""
+"""From a recipe and shards to batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from shutil import disk_usage
 
 import torch
 
+from c2fdft_cli.data.batches.batch import BatchMaker
 from c2fdft_cli.data.batches.loader import PatchLoader
 from c2fdft_cli.data.batches.plan import PatchCycle, PatchPlan
 from c2fdft_cli.data.shards.reader import ShardSet
@@ -72,16 +73,19 @@ def make_loader(
     """Batches of this process from iteration `start` to the stage's last."""
     plan = PatchPlan(shards.sizes, patch_cycle(stage), recipe.train.seed, stage.mixup_beta)
     degrade_crop, crop_margin = degradation(recipe.data)
-    return PatchLoader(
+    maker = BatchMaker(
         shards,
         plan,
-        start=start,
-        stop=stage.iterations + 1,
-        slice_of=partial(rank_rows, runtime),
         degrade=degrade_crop,
         margin=crop_margin,
         line_patterns=recipe.data.line_patterns,
         timesteps=recipe.diffusion.timesteps,
+    )
+    return PatchLoader(
+        maker,
+        start=start,
+        stop=stage.iterations + 1,
+        slice_of=partial(rank_rows, runtime),
         workers=worker_count(recipe.data, runtime.device, cores(), free_shared_memory()),
         prefetch=prefetch,
         pin=runtime.device.type == "cuda",

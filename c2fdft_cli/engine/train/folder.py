@@ -369,13 +369,11 @@ def _is_of(folder: Path, recipe_name: str | None, stage: str) -> bool:
 def draw_curves(run: RunFolder) -> bool:
     """Write curves.png from metrics.csv; False where matplotlib is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
     rows = run.read_metrics()
     figure = Figure(figsize=(9, 6), layout="constrained")
-    FigureCanvasAgg(figure)
     loss_axes, score_axes = figure.subplots(2, 1, sharex=True)
     _plot(loss_axes, rows, "loss", "training loss")
     loss_axes.set_yscale("log")

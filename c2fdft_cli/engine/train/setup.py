@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from c2fdft_cli.execution.distributed import (
     join_training,
     refuse_tasks_without_rank,
 )
-from c2fdft_cli.recipe.files import load_recipe, recipe_from_dict, stated, write_recipe
+from c2fdft_cli.recipe.files import dotted, load_recipe, recipe_from_dict, stated, write_recipe
 from c2fdft_cli.recipe.schema import Recipe
 
 MAX_NAME = 80
@@ -72,7 +72,7 @@ def set_up(request: TrainRequest) -> TrainOptions:
     if request.resume_auto:
         # not opened where a recipe is named: a run that goes on does not need what it began from
         init = None if request.init is None or named else load_checkpoint(request.init)
-        run = auto_run(request.out, named or _recipe_name(request, init), request.stage)
+        run = auto_run(request.out, _recipe_name(request, init), request.stage)
         if run.state.is_file():
             return _resumed(request, run)
         request = replace(request, out=run.path)
@@ -194,7 +194,7 @@ def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple
         asked = replace(asked, sampling=replace(own.sampling, eta=asked.sampling.eta))
     # shards may lie elsewhere by now: what counts is their fingerprint, compared once they are open
     asked = replace(asked, data=replace(asked.data, shards=own.data.shards))
-    changes = _differences(own.to_dict(), asked.to_dict())
+    changes = _differences(own, asked)
     other = "fine." if request.stage == "coarse" else "coarse."
     fixed = [
         f"{key}: {_short(old)} in the run, {_short(new)} asked for"
@@ -221,18 +221,11 @@ def _same_timesteps(request: TrainRequest, own: Recipe, asked: Recipe) -> bool:
     return timesteps_of_recipe(asked.sampling, asked.diffusion) == own.sampling.grid
 
 
-def _differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> dict[str, tuple[Any, Any]]:
+def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     """(old, new) of every value that differs, by dotted key."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in old.keys() | new.keys():
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found |= _differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found[prefix + key] = one, other
-    return dict(sorted(found.items()))
+    ours, theirs = dotted(old.to_dict()), dotted(new.to_dict())
+    pairs = {key: (ours.get(key), theirs.get(key)) for key in sorted(ours.keys() | theirs.keys())}
+    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
 
 
 def _short(value: object) -> str:
@@ -262,7 +255,7 @@ def _recipe_with(
         )
     differs = [
         f"{key} {_short(new)} (the recipe: {_short(old)})"
-        for key, (old, new) in _differences(recipe.to_dict(), own.to_dict()).items()
+        for key, (old, new) in _differences(recipe, own).items()
     ]
     if not differs:
         return own, ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,23 +33,20 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class LoadedState:
-    """What state.pt holds."""
+    """What state.pt holds; what has a default came after the first version, whose states load."""
 
     step: Annotated[int, Field(ge=0), NotBool]
     stepper: dict[str, Any]
     micro: dict[Count, Count]
-    micro_batch: int | str
-    machine: list[object]
-    precision: str
-    computed_in: str | None
     window: dict[str, Any]
-    unscored: bool
     best_psnr: float | None
     fingerprint: str
     meta: Meta
-
-
-_KEYS = frozenset(one.name for one in fields(LoadedState))
+    micro_batch: int | str = "auto"
+    machine: list[object] = field(default_factory=list)
+    precision: str = "auto"
+    computed_in: str | None = None
+    unscored: bool = False
 
 
 class RunState:
@@ -203,16 +200,7 @@ def load_state(path: Path) -> LoadedState:
             "not a training state of this program", where=path, hint="give checkpoints to --init"
         )
     try:
-        # what has a default came after the first version: states without it keep loading
-        values = {
-            "micro_batch": "auto",
-            "machine": [],
-            "precision": "auto",
-            "computed_in": None,
-            "unscored": False,
-            **{key: content[key] for key in _KEYS & content.keys()},
-            "meta": read_meta(content.get("meta"), path),
-        }
-        return validate(LoadedState, values)
+        meta = read_meta(content.get("meta"), path)
+        return validate(LoadedState, {**content, "meta": meta})
     except ValueError as error:
         raise CheckpointError(f"a damaged training state: {error}", where=path) from error

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -121,15 +120,13 @@ class Validator:
                 raise MemoryError(str(error)) from error
 
         chosen = spread_indices(len(pairs), recipe.train.validation_images)
-        shown, others = (
-            restore_and_score(pairs, part, [restore], Scorer(protocol, pictures=keep))
-            for part, keep in ((chosen[:SAMPLES], True), (chosen[SAMPLES:], False))
-        )
         labels = sample_labels([pairs.names[i] for i in chosen[:SAMPLES]])
+        scorer = Scorer(protocol, pictures=True)
         scored: list[Scored] = []
-        for one in chain(shown, others):
-            scored.append(replace(one, pictures=None))
-            self._save_sample(step, one, labels)
+        for one in restore_and_score(pairs, chosen, [restore], scorer):
+            scored.append(replace(one, pictures=None))  # those of all images would fill the memory
+            if one.name in labels:
+                self._save_sample(step, one, labels[one.name])
         mean = mean_scores(scored)
         best = self._state.best_psnr
         # before best.pt is written, which carries them
@@ -148,13 +145,12 @@ class Validator:
             not math.isnan(mean["psnr"]) and (best is None or mean["psnr"] > best),
         )
 
-    def _save_sample(self, step: int, scored: Scored, labels: Mapping[str, str]) -> None:
+    def _save_sample(self, step: int, scored: Scored, label: str) -> None:
         """Degraded | restored | target, side by side, where the record has its pictures."""
         views = scored.pictures
         if views is None or views.degraded is None or views.target is None:
             return
         pixels = np.concatenate([views.degraded, views.restored, views.target], axis=1)
-        label = labels[scored.name]
         save_rgb8(self._options.run.samples / f"{label}-{step:09d}.png", pixels)
         self._board.sample(label, step, pixels)
 

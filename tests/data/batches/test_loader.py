@@ -7,6 +7,7 @@ import signal
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,10 @@ def plan_of(shards: ShardSet, *, beta: float | None = None) -> PatchPlan:
     return PatchPlan(shards.sizes, CYCLE, 11, beta)
 
 
+def maker_of(shards: ShardSet, **options: Any) -> BatchMaker:
+    return BatchMaker(shards, plan_of(shards), **{"timesteps": 1000, **options})
+
+
 def assert_same(a: Batch, b: Batch) -> None:
     assert (a.iteration, a.lam) == (b.iteration, b.lam)
     for name in TENSORS:
@@ -62,7 +67,7 @@ def assert_same(a: Batch, b: Batch) -> None:
 
 
 def test_batches_have_the_documented_shapes_and_types(shards: ShardSet) -> None:
-    loader = PatchLoader(shards, plan_of(shards), start=1, stop=7, timesteps=1000, prefetch=0)
+    loader = PatchLoader(maker_of(shards), start=1, stop=7, prefetch=0)
     batches = list(loader)
     assert len(loader) == len(batches) == 6
     for k, batch in enumerate(batches, start=1):
@@ -77,13 +82,14 @@ def test_batches_have_the_documented_shapes_and_types(shards: ShardSet) -> None:
             assert tensor.shape == (n, 3, patch, patch)
             assert tensor.dtype == kind
             assert tensor.is_contiguous(memory_format=torch.channels_last)
-        assert batch.times is not None
         assert batch.times.shape == (n,)
 
 
 def test_crops_are_taken_where_the_plan_says(shards: ShardSet) -> None:
     plan = plan_of(shards)
-    for batch in PatchLoader(shards, plan, start=1, stop=13, prefetch=0):
+    for batch in PatchLoader(
+        BatchMaker(shards, plan, timesteps=1000), start=1, stop=13, prefetch=0
+    ):
         patch, _ = CYCLE.stage(batch.iteration)
         draw = plan.draw(batch.iteration)
         for i in range(len(batch)):
@@ -120,14 +126,11 @@ def test_a_border_reflects_then_replicates() -> None:
 
 def test_noise_is_standard_normal_and_differs_between_samples(shards: ShardSet) -> None:
     noise = torch.cat(
-        [
-            b.noise.flatten()
-            for b in PatchLoader(shards, plan_of(shards), start=1, stop=13, prefetch=0)
-        ]
+        [b.noise.flatten() for b in PatchLoader(maker_of(shards), start=1, stop=13, prefetch=0)]
     )
     assert abs(float(noise.mean())) < 0.02
     assert abs(float(noise.std()) - 1) < 0.02
-    batch = next(iter(PatchLoader(shards, plan_of(shards), start=1, stop=2)))
+    batch = next(iter(PatchLoader(maker_of(shards), start=1, stop=2)))
     assert len({float(row.sum()) for row in batch.noise}) == len(batch)
 
 
@@ -136,8 +139,8 @@ def test_mixup_partners_are_rows_of_the_global_batch(shards: ShardSet) -> None:
     plain = plan_of(shards)
     for k in range(1, 13):
         mix = plan.mix(k)
-        batch = BatchMaker(shards, plan).make(k, 0, CYCLE.stage(k)[1])
-        whole = BatchMaker(shards, plain).make(k, 0, CYCLE.stage(k)[1])
+        batch = BatchMaker(shards, plan, timesteps=1000).make(k, 0, CYCLE.stage(k)[1])
+        whole = BatchMaker(shards, plain, timesteps=1000).make(k, 0, CYCLE.stage(k)[1])
         assert torch.equal(batch.gt, whole.gt)
         if mix is None:
             assert batch.lq2 is None
@@ -171,7 +174,7 @@ def third(number: int, batch: int) -> tuple[int, int]:
 
 def test_slices_make_up_a_batch(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    load = partial(PatchLoader, shards, plan, start=1, stop=13, timesteps=100)
+    load = partial(PatchLoader, BatchMaker(shards, plan, timesteps=100), start=1, stop=13)
     whole = list(load())
     ranks = [list(load(slice_of=partial(third, rank))) for rank in range(3)]
     for k, batch in enumerate(whole):
@@ -184,7 +187,7 @@ def test_slices_make_up_a_batch(shards: ShardSet) -> None:
 
 def test_workers_threads_and_neither_make_equal_batches(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    load = partial(PatchLoader, shards, plan, start=1, stop=13, timesteps=1000)
+    load = partial(PatchLoader, BatchMaker(shards, plan, timesteps=1000), start=1, stop=13)
     state = torch.get_rng_state()
     plain = list(load(prefetch=0))
     for options in ({"workers": 2}, {"workers": 0, "prefetch": 2}):
@@ -197,8 +200,10 @@ def test_workers_threads_and_neither_make_equal_batches(shards: ShardSet) -> Non
 
 def test_a_loader_can_start_at_any_iteration(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    whole = list(PatchLoader(shards, plan, start=1, stop=13))
-    rest = PatchLoader(shards, plan_of(shards, beta=1.2), start=6, stop=13)
+    whole = list(PatchLoader(BatchMaker(shards, plan, timesteps=1000), start=1, stop=13))
+    rest = PatchLoader(
+        BatchMaker(shards, plan_of(shards, beta=1.2), timesteps=1000), start=6, stop=13
+    )
     for ours, expected in zip(rest, whole[5:], strict=True):
         assert_same(ours, expected)
 
@@ -217,8 +222,8 @@ def invert(gt: Pixels, rng: np.random.Generator) -> Pixels:
 def test_synthesis_degrades_clean_crops(tmp_path: Path, margin: int) -> None:
     clean = write(tmp_path, has_lq=False)
     plan = plan_of(clean, beta=1.2)
-    maker = BatchMaker(clean, plan, degrade=invert, margin=margin)
-    without = BatchMaker(clean, plan, degrade=invert)
+    maker = BatchMaker(clean, plan, degrade=invert, margin=margin, timesteps=1000)
+    without = BatchMaker(clean, plan, degrade=invert, timesteps=1000)
     for k in range(1, 13):
         n = CYCLE.stage(k)[1]
         whole = maker.make(k, 0, n)
@@ -235,7 +240,7 @@ def test_the_degradation_sees_the_margin(tmp_path: Path) -> None:
         return gt
 
     clean = write(tmp_path, has_lq=False)
-    batch = BatchMaker(clean, plan_of(clean), degrade=watch, margin=2).make(1, 0, 7)
+    batch = BatchMaker(clean, plan_of(clean), degrade=watch, margin=2, timesteps=1000).make(1, 0, 7)
     assert {gt.shape for gt in seen} == {(12, 12, 3)}
     for gt, inner in zip(seen, batch.gt, strict=True):
         np.testing.assert_array_equal(gt[2:-2, 2:-2], inner.permute(1, 2, 0))
@@ -244,10 +249,12 @@ def test_the_degradation_sees_the_margin(tmp_path: Path) -> None:
 def test_lines_are_drawn_on_clean_crops(tmp_path: Path) -> None:
     clean = write(tmp_path, has_lq=False)
     plan = plan_of(clean, beta=1.2)
-    without = BatchMaker(clean, plan, degrade=invert, margin=2)
+    without = BatchMaker(clean, plan, degrade=invert, margin=2, timesteps=1000)
     changed = dict.fromkeys((0.0, 0.5, 1.0), 0)
     for share in changed:
-        maker = BatchMaker(clean, plan, degrade=invert, margin=2, line_patterns=share)
+        maker = BatchMaker(
+            clean, plan, degrade=invert, margin=2, line_patterns=share, timesteps=1000
+        )
         for k in range(1, 13):
             n = CYCLE.stage(k)[1]
             whole, plain = maker.make(k, 0, n), without.make(k, 0, n)
@@ -264,8 +271,8 @@ def test_lines_are_drawn_on_clean_crops(tmp_path: Path) -> None:
 def test_errors_of_a_degradation_are_raised(tmp_path: Path) -> None:
     clean = write(tmp_path, has_lq=False)
     with pytest.raises(DataError, match="clean images only"):
-        PatchLoader(clean, plan_of(clean), start=1, stop=2)
-    maker = BatchMaker(clean, plan_of(clean), degrade=lambda gt, _: gt[:-1])
+        maker_of(clean)
+    maker = BatchMaker(clean, plan_of(clean), degrade=lambda gt, _: gt[:-1], timesteps=1000)
     with pytest.raises(ValueError, match="degrade made"):
         maker.make(1, 0, 1)
 
@@ -284,21 +291,21 @@ def dies(gt: Pixels, rng: np.random.Generator) -> Pixels:
 
 @pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 1}, {"prefetch": 0}])
 def test_errors_reach_the_consumer(shards: ShardSet, options: dict[str, int]) -> None:
-    loader = PatchLoader(shards, plan_of(shards), start=1, stop=5, degrade=fails, **options)
+    loader = PatchLoader(maker_of(shards, degrade=fails), start=1, stop=5, **options)
     with pytest.raises(DataError, match="cloud: no rain today") as caught:
         list(loader)
     assert caught.value.details == ("one", "two")
 
 
 def test_a_worker_that_dies_is_an_error_in_one_line(shards: ShardSet) -> None:
-    loader = PatchLoader(shards, plan_of(shards), start=1, stop=5, degrade=dies, workers=1)
+    loader = PatchLoader(maker_of(shards, degrade=dies), start=1, stop=5, workers=1)
     with pytest.raises(ResourceError, match="a data worker died"):
         list(loader)
 
 
 def test_leaving_early_stops_the_thread(shards: ShardSet) -> None:
     before = threading.active_count()
-    batches = iter(PatchLoader(shards, plan_of(shards), start=1, stop=10_000))
+    batches = iter(PatchLoader(maker_of(shards), start=1, stop=10_000))
     next(batches)
     batches.close()
     assert threading.active_count() == before
@@ -306,4 +313,4 @@ def test_leaving_early_stops_the_thread(shards: ShardSet) -> None:
 
 def test_iterations_count_from_one(shards: ShardSet) -> None:
     with pytest.raises(ValueError, match="counted from 1"):
-        PatchLoader(shards, plan_of(shards), start=0, stop=2)
+        PatchLoader(maker_of(shards), start=0, stop=2)

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c2fdft_cli.data.batches.plan import PatchCycle, PatchPlan
-from c2fdft_cli.errors import RecipeError
 
 DERAIN_COARSE = PatchCycle((32, 64, 128), (360, 96, 24), 10_000, 9)
 DERAIN_FINE = PatchCycle((32, 64, 128), (96, 24, 6), 5_000, 6)
@@ -82,17 +81,6 @@ def test_samples_before_is_the_sum_of_batches(
     for k in range(1, 80):
         assert cycle.samples_before(k) == total
         total += cycle.stage(k)[1]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [((), (), 1, 1), ((8,), (1, 2), 1, 1), ((0,), (1,), 1, 1), ((8,), (1,), 0, 1)],
-)
-def test_invalid_cycles_are_refused(
-    values: tuple[tuple[int, ...], tuple[int, ...], int, int],
-) -> None:
-    with pytest.raises(RecipeError):
-        PatchCycle(*values)
 
 
 @settings(max_examples=30, deadline=None)
@@ -200,11 +188,3 @@ def test_each_sample_has_different_random_numbers() -> None:
     assert len(values) == len(seeds) == 19 * 20
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert plan.generator(3, 4).random() == plan.generator(3, 4).random()
-
-
-def test_invalid_plans_are_refused() -> None:
-    cycle = PatchCycle((8,), (4,), 1, 1)
-    with pytest.raises(ValueError, match="there are no images"):
-        PatchPlan([], cycle, 0)
-    with pytest.raises(ValueError, match="seed"):
-        PatchPlan([(8, 8)], cycle, -1)

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from c2fdft_cli.data.shards.format import Entry, deal, shard_name
 from c2fdft_cli.data.shards.reader import ShardSet, verify
-from c2fdft_cli.data.shards.writer import ShardWriter
 from c2fdft_cli.errors import DataError, ResourceError
 from tests.kit.shards import ENTRIES, HEADER, pairs_of, picture, write_shard
 
@@ -150,7 +149,7 @@ def test_too_few_or_too_many_images_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m", "x" * 1025, "\udcff"])
 def test_names_that_cannot_be_stored_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError):
-        ShardWriter(tmp_path / "train-00000.h5", HEADER, [Entry(name, 1, 1)], has_lq=True)
+        write_shard(tmp_path / "train-00000.h5", [Entry(name, 1, 1)], [], HEADER)
 
 
 def test_a_missing_output_folder_is_an_error(tmp_path: Path) -> None:
@@ -219,7 +218,7 @@ def test_a_wrong_split_or_no_shards_is_refused(tmp_path: Path, shard: Path) -> N
 
 def test_verify_counts_images_and_bytes(shard: Path) -> None:
     job = verify(shard.parent)
-    assert [event.name for event in job] == [entry.name for entry in ENTRIES]
+    assert list(job) == [entry.name for entry in ENTRIES]
     assert len(job) == 3
     assert job.result.bytes == 2 * sum(entry.nbytes for entry in ENTRIES)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ def images(tmp_path: Path) -> dict[Path, int]:
 
 
 def test_many_threads_read_the_stored_pixels(tmp_path: Path, images: dict[Path, int]) -> None:
-    with DecodedImages(tmp_path) as decoded, ThreadPoolExecutor(8) as pool:
+    with closing(DecodedImages(tmp_path)) as decoded, ThreadPoolExecutor(8) as pool:
         decoded.add(images, workers=3)
         for path in images:
             path.unlink()  # from here on pixels can only come from the temporary file
@@ -48,7 +49,7 @@ def test_many_threads_read_the_stored_pixels(tmp_path: Path, images: dict[Path, 
 
 def test_images_that_were_not_added_are_decoded(tmp_path: Path, images: dict[Path, int]) -> None:
     path = next(iter(images))
-    with DecodedImages(tmp_path) as decoded:
+    with closing(DecodedImages(tmp_path)) as decoded:
         np.testing.assert_array_equal(decoded.read(path), picture(0))
         path.unlink()
         with pytest.raises(DataError, match="no such file"):
@@ -60,7 +61,7 @@ def test_keys_depend_only_on_pixels(tmp_path: Path) -> None:
     same = {"a.png": flat, "b.bmp": flat, "turned.png": flat.reshape(6, 4, 3), "c.png": flat + 1}
     for name, pixels in same.items():
         save_rgb8(tmp_path / name, pixels)
-    with DecodedImages(tmp_path) as decoded:
+    with closing(DecodedImages(tmp_path)) as decoded:
         decoded.add({tmp_path / name: 72 for name in same}, workers=1)
         a, b, turned, c = (decoded.key(tmp_path / name) for name in same)
     assert a == b
@@ -70,7 +71,7 @@ def test_keys_depend_only_on_pixels(tmp_path: Path) -> None:
 def test_an_unreadable_image_is_named(tmp_path: Path, images: dict[Path, int]) -> None:
     path = list(images)[2]
     path.write_bytes(b"text")
-    with DecodedImages(tmp_path) as decoded, pytest.raises(DataError) as caught:
+    with closing(DecodedImages(tmp_path)) as decoded, pytest.raises(DataError) as caught:
         decoded.add(images, workers=2)
     assert caught.value.where == str(path)
 
@@ -85,7 +86,7 @@ def test_a_disk_that_fills_up_is_an_error(
         def close(self) -> None:
             pass
 
-    with DecodedImages(tmp_path) as decoded:
+    with closing(DecodedImages(tmp_path)) as decoded:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
         with pytest.raises(ResourceError, match="the disk is too small"):
             decoded.add(images, workers=1)

@@ -33,8 +33,8 @@ from c2fdft_cli.engine.sweep.options import (
     parse_steps,
 )
 from c2fdft_cli.engine.sweep.report import SweepResult
-from c2fdft_cli.engine.sweep.schedules import Schedule, make_schedules
-from c2fdft_cli.engine.sweep.table import Row, best, choose, make_table, pareto
+from c2fdft_cli.engine.sweep.schedules import make_schedules
+from c2fdft_cli.engine.sweep.table import Row, choose, make_table, pareto
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
     Checkpoint,
@@ -122,7 +122,6 @@ def test_other_invalid_values_are_refused() -> None:
 )
 def test_rules_are_parsed(text: str, rule: Rule) -> None:
     assert parse_rule(text) == rule
-    assert parse_rule(str(rule)) == rule
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_invalid_rules_are_refused(text: str) -> None:
 def test_schedules_combine_counts_spacings_and_starts() -> None:
     further = {"given": [[999, 500], [999]], "checkpoint": [[999, 500], [7]], "one step": [[500]]}
     found = make_schedules([1, 4], ["linspace", "trailing"], [999, 750], further)
-    assert {one.timesteps: one.label for one in found} == {
+    assert found == {
         (999,): "linspace",
         (999, 666, 333, 0): "linspace",
         (750,): "linspace from 750",
@@ -147,7 +146,7 @@ def test_schedules_combine_counts_spacings_and_starts() -> None:
         (7,): "checkpoint",
         (500,): "one step",
     }
-    assert [list(one.timesteps) for one in make_schedules([4])] == [time_grid(4)]
+    assert list(make_schedules([4])) == [tuple(time_grid(4))]
 
 
 @pytest.mark.parametrize(
@@ -186,22 +185,17 @@ ROWS = [
     [("within:0.2dB", 1), ("within:0.05dB", 3), ("within:50dB", 0), ("psnr", 3), ("ssim", 2)],
 )
 def test_the_choice_follows_the_rule(rule: str, index: int) -> None:
-    assert choose(ROWS, parse_rule(rule)) == index
+    assert choose(ROWS, parse_rule(rule)) is ROWS[index]
 
 
 def test_the_choice_without_a_finite_row_and_among_equals() -> None:
     assert choose(ROWS[-1:], parse_rule("psnr")) is None
     equal = [scores(3, 30.0, 0.9), scores(2, 30.0, 0.9)]
-    assert choose(equal, parse_rule("psnr")) == 1
+    assert choose(equal, parse_rule("psnr")) is equal[1]
     same_calls = [scores(2, 29.9, 0.9), scores(2, 30.0, 0.9)]
-    assert choose(same_calls, parse_rule("within:0.2dB")) == 1
+    assert choose(same_calls, parse_rule("within:0.2dB")) is same_calls[1]
     infinite = [scores(1, 30.0, 0.9), scores(2, math.inf, 1.0)]
-    assert choose(infinite, parse_rule("within:0.2dB")) == 1
-
-
-def test_the_best_row_may_differ_from_the_chosen_one() -> None:
-    assert best(ROWS) is ROWS[3]
-    assert best(ROWS[-1:]) is None
+    assert choose(infinite, parse_rule("within:0.2dB")) is infinite[1]
 
 
 def test_pareto_front() -> None:
@@ -565,7 +559,7 @@ def test_infinite_scores_are_written_and_read_back(tmp_path: Path) -> None:
     again = SweepLog(tmp_path / "sweep.json", {"a": 1}, overwrite=False)
     assert again.scores[equal].psnr == math.inf
     assert math.isnan(again.scores[broken].psnr)
-    rows = make_table([Schedule((9,), "a")], again, ["equal", "broken"], [0], Rule("psnr"))
+    rows = make_table({(9,): "a"}, again, ["equal", "broken"], [0], Rule("psnr"))
     assert not rows[0].chosen
     assert rows[0].as_json()["psnr"] is None
 

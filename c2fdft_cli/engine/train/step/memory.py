@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.training import Kernels, assume, chosen_for
 from c2fdft_cli.execution.memory import free_bytes
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
-from c2fdft_cli.vocabulary import Compile, Norm, RecomputeSetting
+from c2fdft_cli.vocabulary import Compile, RecomputeSetting
 
 NO_KERNELS: Kernels = frozenset()
 
@@ -61,9 +62,9 @@ def saved_bytes(
     """
     # the decoder mirrors the encoder: as many blocks a level, the latent level once
     depths = dict(zip(_LEVELS, (*network.blocks, *network.blocks[2::-1]), strict=True))
-    shape = (network.dim, tuple(network.heads), network.ffn_factor)
-    rest = (network.bias, network.norm, network.dual_pixel, patch, dtype, device, kernels)
-    kept = dict(_saved_bytes(*shape, *rest))
+    # all blocks of a level keep the same, so one is counted and multiplied
+    single = json.dumps(asdict(replace(network, blocks=[1, 1, 1, 1])))
+    kept = dict(_saved_bytes(single, patch, dtype, device, kernels))
     outside, inputs = kept.pop(OUTSIDE), kept.pop(INPUTS)
     levels = [depths[level] * each for level, each in kept.items()]
     return outside + (inputs + max(levels) if recompute_levels else sum(levels))
@@ -71,24 +72,16 @@ def saved_bytes(
 
 @lru_cache(maxsize=64)
 def _saved_bytes(
-    dim: int,
-    heads: tuple[int, ...],
-    ffn_factor: float,
-    bias: bool,
-    norm: Norm,
-    dual_pixel: bool,
-    patch: int,
-    dtype: torch.dtype,
-    device: str,
-    kernels: Kernels,
+    network: str, patch: int, dtype: torch.dtype, device: str, kernels: Kernels
 ) -> tuple[tuple[str, int], ...]:
-    """Bytes kept by a block of each level, outside of them, and of the levels' inputs."""
-    # all blocks of a level keep the same, so one is counted and multiplied
-    network = Network(dim, [1, 1, 1, 1], list(heads), ffn_factor, bias, norm, dual_pixel)
+    """Bytes kept by a block of each level, outside of them, and of the levels' inputs.
+
+    The network is JSON text, since the cache needs a key that cannot change.
+    """
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
         modes.enter_context(assume(kernels))
-        net = make_network(network)
+        net = make_network(Network(**json.loads(network)))
         if device == "cuda":  # on a CPU its own kernels run, which keep no more than the core does
             install(net, torch.device(device))
         x, t = torch.zeros(1, 6, patch, patch), torch.zeros(1)

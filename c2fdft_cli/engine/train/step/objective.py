@@ -38,10 +38,9 @@ class Objective(nn.Module):
         self.fine = fine
         recompute_levels(self.net, fine is not None and fine[0].recompute == "level")
 
-    def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor | None = None) -> Tensor:
-        """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]."""
+    def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]. Fine needs no times."""
         if self.fine is None:
-            assert times is not None, "the coarse stage draws times"  # noqa: S101
             return coarse_loss(self.net, self.alpha_bar, lq, gt, noise, times)
         stage, grid = self.fine
         return fine_loss(

@@ -185,7 +185,7 @@ class Stepper:
         if rows.lq2 is not None and rows.gt2 is not None:
             lq = rows.lam * lq + (1 - rows.lam) * to_unit(rows.lq2)
             gt = rows.lam * gt + (1 - rows.lam) * to_unit(rows.gt2)
-        return [lq, gt, rows.noise] if rows.times is None else [lq, gt, rows.noise, rows.times]
+        return [lq, gt, rows.noise, rows.times]
 
     def _micro_batches(
         self, batch: Batch, share: float, size: int

@@ -33,6 +33,6 @@ def test_the_fine_loss_is_weighted_as_the_recipe_states(
     lq, gt, noise = (wave([2, 3, 16, 16], rate) for rate in (0.1, 0.2, 0.3))
     net = tiny_net()
     with torch.no_grad():
-        ours = Objective(net, alpha_bar, (recipe.fine, [500]))(lq, gt, noise)
+        ours = Objective(net, alpha_bar, (recipe.fine, [500]))(lq, gt, noise, None)
         expected = fine_loss(net, alpha_bar, [500], lq, gt, noise, **terms)
     assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
