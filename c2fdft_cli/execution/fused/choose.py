@@ -110,8 +110,10 @@ def are_tried(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def kernels_run_on(device: torch.device) -> bool:
-    """Whether there is a Triton to try them with, and a GPU that it generates them for."""
-    there = device.type == "cuda" and torch.cuda.is_available()
+    """Whether there is a Triton to try them with, and an NVIDIA GPU that it generates them for."""
+    # AMD's GPUs go by the name "cuda" too, and tell capabilities such as (9, 0). The kernels were
+    # never run on one, and what fails there may end the process instead of raising an error.
+    there = device.type == "cuda" and torch.cuda.is_available() and torch.version.hip is None
     if not there or not has_triton():
         return False
     return torch.cuda.get_device_capability(device) >= AMPERE
