@@ -10,7 +10,7 @@ import logging
 import os
 import statistics
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,11 +37,14 @@ _log = logging.getLogger(__name__)
 
 
 class Passes(NamedTuple):
-    """The parts of a block's work on a strip: those of `prepared`, or what replaces them."""
+    """The parts of a block's work on a strip: those of `prepared`, or what replaces them.
 
-    gather: Callable[[PreparedBlock, Tensor, Tensor, int, int], tuple[PixelSums, Tensor]]
-    mixing: Callable[[PreparedBlock, PixelSums], Tensor]
-    apply: Callable[[PreparedBlock, Tensor, Tensor, Tensor, Tensor], None]
+    The block comes first: a `PreparedBlock`, or one of another kind that the replacement is for.
+    """
+
+    gather: Callable[[Any, Tensor, Tensor, int, int], tuple[PixelSums, Tensor]]
+    mixing: Callable[[Any, PixelSums], Tensor]
+    apply: Callable[[Any, Tensor, Tensor, Tensor, Tensor], None]
 
 
 PLAIN = Passes(prepared.gather, PreparedBlock.mixing, prepared.apply)
