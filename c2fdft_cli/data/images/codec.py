@@ -62,7 +62,7 @@ def decode(data: bytes, kind: str, *, frame: int, max_pixels: int) -> Decoded:
         return _WITH_FRAMES[kind](data, frame, max_pixels)
     if kind in _BY_PILLOW:
         framed = "MPO" if kind == "JPEG" and frame else kind
-        return pillow.decode_pillow(data, framed, frame, max_pixels)
+        return pillow.OpenFrames(data, framed, max_pixels).decode(frame)
     if kind not in _STILL:
         return pillow.decode_plain(data, kind, frame, max_pixels)
     if frame:

@@ -102,12 +102,6 @@ class OpenFrames:
             self._reached = -1
             self._check(0)
 
-    def __enter__(self) -> OpenFrames:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
     def decode(self, frame: int) -> Decoded:
         """A frame, from 0; errors as `codec.decode`."""
         with quiet_pillow():
@@ -150,12 +144,6 @@ def _about(file: Any, frame: int) -> dict[Any, Any]:
     except Exception:  # it reads the EXIF block, and a damaged one should cost that alone
         image = file._image
         return {**image.info, "mode": image.mode}
-
-
-def decode_pillow(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
-    """One frame, as `OpenFrames.decode`."""
-    with OpenFrames(data, kind, max_pixels) as frames:
-        return frames.decode(frame)
 
 
 def decode_plain(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
@@ -233,7 +221,8 @@ def encode_pillow(suffix: str, samples: Array, metadata: Metadata, quality: int)
         options["dpi"] = metadata.density
     if suffix in JPEG_SUFFIXES:
         options |= {"exif": None, "quality": quality, "subsampling": 0}
-        options |= _jpeg_segments(metadata)
+        blocks = _jpeg_blocks(metadata).items()
+        options |= {name: block for name, block in blocks if len(block) < _MAX_SEGMENT}
     mode = ("L", "LA", "RGB", "RGBA")[samples.shape[2] - 1]
     values = np.ascontiguousarray(samples[..., 0] if mode == "L" else samples)
     given = {name: value for name, value in options.items() if value not in (None, b"")}
@@ -249,13 +238,8 @@ def too_long(metadata: Metadata, suffix: str) -> list[str]:
     return [_WORDS[name] for name, block in blocks.items() if len(block) >= _MAX_SEGMENT]
 
 
-def _jpeg_segments(metadata: Metadata) -> dict[str, bytes]:
-    """Pillow's options for what is stored in segments, without what is too long for one."""
-    blocks = _jpeg_blocks(metadata)
-    return {name: block for name, block in blocks.items() if len(block) < _MAX_SEGMENT}
-
-
 def _jpeg_blocks(metadata: Metadata) -> dict[str, bytes]:
+    """Pillow's options for what is stored in segments, those too that are too long for one."""
     photoshop = b""
     if metadata.iptc:
         block = b"Photoshop 3.0\0" + photoshop_block(metadata.iptc)
