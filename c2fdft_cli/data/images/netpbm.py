@@ -32,10 +32,10 @@ def stored_size(file: BinaryIO) -> tuple[int, int, int]:
     return width, height, 1
 
 
-def decode_netpbm(data: bytes, max_pixels: int) -> Decoded:
+def decode_netpbm(data: bytes) -> Decoded:
     """Samples with white as the type's largest value."""
     kind, width, height, at = _header(data)
-    check_size(width, height, max_pixels)
+    check_size(width, height)
     shape = (height, width, 3 if kind in _COLOURS else 1)
     if kind in (_BIT_TEXT, _BITS):
         return Decoded(255 - 255 * _bits(data, kind, at, shape), 1, NO_METADATA)

@@ -41,7 +41,6 @@ from c2fdft_cli.data.images.samples import Decoded
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, path_hint
 
-MAX_PIXELS = 1 << 28
 _16_BIT_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 _MAX_FILE_BYTES = 4 << 30
@@ -122,9 +121,7 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     return sorted(found, key=natural_key)
 
 
-def read_picture(
-    source: str | Path | bytes, *, frame: int = 0, max_pixels: int = MAX_PIXELS
-) -> Picture:
+def read_picture(source: str | Path | bytes, *, frame: int = 0) -> Picture:
     """Read an image file, or the bytes of one, and lose nothing of it.
 
     Palettes become RGB (grey where all their colours are), CMYK becomes sRGB through its profile,
@@ -133,10 +130,9 @@ def read_picture(
     Args:
         source: a path, or a file's bytes.
         frame: which frame of an animation or page of a TIFF, from 0.
-        max_pixels: refuse pictures with more pixels, before decoding them.
 
     Raises:
-        DataError: missing, not an image, damaged, too large, or of a kind not supported.
+        DataError: missing, not an image, damaged, over `MAX_PIXELS`, or of a kind not supported.
         ResourceError: out of memory.
     """
     where = None if isinstance(source, bytes) else Path(source)
@@ -144,7 +140,7 @@ def read_picture(
         data = source if isinstance(source, bytes) else _read_bytes(Path(source))
         suffix = "" if where is None else where.suffix.lower()
         kind = file_format(data[:HEAD_BYTES], suffix)
-        return _as_picture(decode(data, kind, frame=frame, max_pixels=max_pixels), kind)
+        return _as_picture(decode(data, kind, frame=frame), kind)
 
 
 def _as_picture(found: Decoded, kind: str) -> Picture:
@@ -182,13 +178,13 @@ class FrameReader:
         with _reading(path):
             self._data = _read_bytes(path)
             self._kind = file_format(self._data[:HEAD_BYTES], suffix)
-            self._opened = OpenFrames(self._data, self._kind, MAX_PIXELS)
+            self._opened = OpenFrames(self._data, self._kind)
 
     def read(self, frame: int) -> Picture:
         """A frame, from 0; DataError as `read_picture`."""
         with _reading(self._path):
             found = (
-                decode_png(self._data, frame, MAX_PIXELS, self._opened)
+                decode_png(self._data, frame, self._opened)
                 if self._kind == "PNG"
                 else self._opened.decode(frame)
             )

@@ -90,11 +90,10 @@ class OpenFrames:
     Args:
         data: the whole file.
         kind: its format.
-        max_pixels: refuse frames with more.
     """
 
-    def __init__(self, data: bytes, kind: str, max_pixels: int) -> None:
-        self._kind, self._max_pixels = kind, max_pixels
+    def __init__(self, data: bytes, kind: str) -> None:
+        self._kind = kind
         self._file: Any
         with quiet_pillow():
             self._file = _opened(data)
@@ -126,7 +125,7 @@ class OpenFrames:
 
     def _check(self, frame: int) -> None:
         height, width = self._file.properties(index=frame).shape[:2]
-        check_size(width, height, self._max_pixels)
+        check_size(width, height)
 
 
 def _opened(data: bytes) -> Any:
@@ -146,10 +145,10 @@ def _about(file: Any, frame: int) -> dict[Any, Any]:
         return {**image.info, "mode": image.mode}
 
 
-def decode_plain(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
+def decode_plain(data: bytes, kind: str, frame: int) -> Decoded:
     """Samples of a format that needs no more care; 16-bit grey stays so."""
     with quiet_pillow(), Image.open(io.BytesIO(data), formats=[kind]) as image:
-        check_size(image.width, image.height, max_pixels)
+        check_size(image.width, image.height)
         frames = int(getattr(image, "n_frames", 1)) if kind in _FRAMED else 1
         if frame >= frames:
             raise no_frame(frame, frames)
