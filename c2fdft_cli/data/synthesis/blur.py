@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from c2fdft_cli.data.synthesis.camera import jpeg
 from c2fdft_cli.data.synthesis.exposure import (
     Motion,
     defocus,
@@ -19,7 +20,6 @@ from c2fdft_cli.data.synthesis.exposure import (
     random_path,
     shake,
 )
-from c2fdft_cli.data.synthesis.jpeg import jpeg
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import camera_noise, gaussian_noise
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within

@@ -59,6 +59,16 @@ def photograph(gt: Pixels, camera: Camera, rng: np.random.Generator) -> Pixels:
     return to_srgb(light + reduce_noise(raw_noise(light, camera, rng), camera), encode)
 
 
+def jpeg(pixels: Pixels, quality: int) -> Pixels:
+    """Store a picture as JPEG of this quality (1..100) and read it again."""
+    import cv2
+
+    bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    stored: Pixels = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return stored
+
+
 def raw_noise(light: Floats, camera: Camera, rng: np.random.Generator) -> Floats:
     """Noise of a Bayer sensor after bilinear demosaicing, white balance and colour matrix.
 
