@@ -159,9 +159,7 @@ def decode_jpegxl(data: bytes) -> Decoded:
 def jpegxl_size(file: BinaryIO) -> tuple[int, int, int]:
     """As `codec.stored_size`."""
     header = _JxlHeader(_jpegxl_codestream(file))
-    sides = (header.width, header.height)
-    width, height = sides[::-1] if header.orientation >= 5 else sides
-    return width, height, 1
+    return header.width, header.height, header.orientation
 
 
 def _jpegxl_codestream(file: BinaryIO) -> bytes:

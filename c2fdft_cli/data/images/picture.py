@@ -148,7 +148,9 @@ def _as_picture(found: Decoded, kind: str) -> Picture:
     channels = samples.shape[2]
     grey = channels <= 2
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
-    metadata = _turned(found.metadata) if found.orientation >= 5 else found.metadata
+    metadata = found.metadata
+    if found.orientation >= 5 and metadata.density:  # the sides have been exchanged
+        metadata = replace(metadata, density=metadata.density[::-1])
     # Programs ignore such a profile, and PNG forbids it.
     if metadata.icc and grey != (metadata.icc[_PROFILE_SPACE] == b"GRAY"):
         what = f"the colour profile, which is not one of {'grey' if grey else 'colours'}"
@@ -265,12 +267,6 @@ def to_8bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     # In integers, so exact: 257 is odd, and half of it rounds down to 128. Wider, as the sum leaves
     # uint16.
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _turned(metadata: Metadata) -> Metadata:
-    """With the density of a picture whose sides have been exchanged."""
-    density = metadata.density
-    return replace(metadata, density=density and density[::-1])
 
 
 def _samples(picture: Picture) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms
 
 from c2fdft_cli.data.images.formats import Unreadable
-from c2fdft_cli.data.images.metadata import Metadata
+from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
 
 MAX_PIXELS = 1 << 28
 """Of a picture that is decoded."""
@@ -26,8 +26,8 @@ class Decoded(NamedTuple):
     """
 
     samples: Array
-    orientation: int
-    metadata: Metadata
+    orientation: int = 1
+    metadata: Metadata = NO_METADATA
 
 
 def check_size(width: int, height: int) -> None:
