@@ -19,7 +19,13 @@ from c2fdft_cli.execution.cuda.products import (
     runs_on_gpu,
     sums_in_pieces,
 )
-from c2fdft_cli.execution.kernels import pack, pixel_norm, project, sums_of_pixels, with_halo
+from c2fdft_cli.execution.kernels import (
+    has_onednn_linear,
+    onednn_linear,
+    pixel_norm,
+    sums_of_pixels,
+    with_halo,
+)
 
 
 class Projection(NamedTuple):
@@ -30,13 +36,18 @@ class Projection(NamedTuple):
 
     @classmethod
     def of(cls, conv: nn.Conv2d, dtype: torch.dtype, packed: bool) -> Projection:
-        """Take the weights of conv; packed ones cannot be compiled."""
+        """Take the weights of conv; packed ones, laid out for oneDNN, cannot be compiled."""
         weight = conv.weight.detach().flatten(1).to(dtype)
-        return cls(pack(weight) if packed else weight, _to(conv.bias, dtype))
+        if packed and has_onednn_linear(weight.device, dtype):
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return cls(weight, _to(conv.bias, dtype))
 
     def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """x: `[n, h, w, in]` to `[n, h, w, out]`."""
-        return project(x, self.weight, self.bias, gelu)
+        """x: `[n, h, w, in]` to `[n, h, w, out]`, then through GELU (erf form) if asked."""
+        if has_onednn_linear(x.device, x.dtype):
+            return onednn_linear(x, self.weight, self.bias, gelu)
+        y = F.linear(x, self.weight, self.bias)
+        return F.gelu(y) if gelu else y
 
 
 class Conv(NamedTuple):

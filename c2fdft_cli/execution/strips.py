@@ -84,16 +84,15 @@ class StripNetwork:
         self,
         net: DFT,
         rows: int | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
         offload_skips: bool = False,
         compile: bool = False,
     ) -> None:
         if rows is not None and rows < 1:
             raise ValueError(f"a strip has at least 1 row, got {rows}")
-        if dtype is not None and not dtype.is_floating_point:
+        if not dtype.is_floating_point:
             raise ValueError(f"want a floating dtype, got {dtype}")
-        self.net, self.rows, self.offload_skips = net, rows, offload_skips
-        self.dtype = dtype or torch.float32
+        self.net, self.rows, self.dtype, self.offload_skips = net, rows, dtype, offload_skips
         self.watch: Callable[[int], None] | None = None
         self.compiled = compile
         self._compiled_passes = compiled_passes() if compile else None
