@@ -41,18 +41,13 @@ def compile_in_place(net: nn.Module, setting: str, runtime: Runtime) -> str | No
     Returns:
         A notice when compiling was asked for and cannot be done.
     """
-    if setting == "off" or (setting == "auto" and runtime.device.type != "cuda"):
-        return None
-    lacking = missing_compiler(runtime)
-    if lacking:
-        return f"torch.compile needs {lacking}: the network runs uncompiled"
-    _allow_many_graphs()
+    compiles, note = _decide(setting, runtime, pays=runtime.device.type == "cuda")
     for module in net.modules():
-        if isinstance(module, Block):
+        if compiles and isinstance(module, Block):
             # Else torch compiles the second size that it meets for all sizes at once; a training
             # has a few patch sizes, each of which gets a graph of its own.
             module.compile(dynamic=False)
-    return None
+    return note
 
 
 def is_compiled(net: nn.Module) -> bool:
@@ -95,15 +90,26 @@ def compiles_strips(setting: str, runtime: Runtime, work: int) -> tuple[bool, st
     pays = runtime.device.type == "cuda" and work >= MUCH_WORK
     if are_tried(runtime.device, runtime.dtype):
         pays = False  # fused by hand, it moves fewer bytes than compiled
+    compiles, note = _decide(setting, runtime, pays)
+    if compiles:
+        # what cannot be compiled runs as it is, without pages about why; `functions_given_up` tells
+        torch._dynamo.config.suppress_errors = True
+        logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)
+    return compiles, note
+
+
+def _decide(setting: str, runtime: Runtime, pays: bool) -> tuple[bool, str | None]:
+    """Whether to compile, and a notice where that was asked for and cannot be done."""
     if setting == "off" or (setting == "auto" and not pays):
         return False, None
     lacking = missing_compiler(runtime)
     if lacking:
         return False, f"torch.compile needs {lacking}: the network runs uncompiled"
-    _allow_many_graphs()
-    # what cannot be compiled runs as it is, without pages about why; `functions_given_up` tells
-    torch._dynamo.config.suppress_errors = True
-    logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)
+    # Let one function be compiled for many shapes, not for 8 and then never again. Each width,
+    # patch size and remainder of micro-batches is a graph of its own; in strips each number of
+    # images in a batch, with and without halos. The name is that of torch 2.6, which later ones
+    # keep for `recompile_limit`.
+    torch._dynamo.config.cache_size_limit = MOST_GRAPHS
     return True, None
 
 
@@ -128,14 +134,3 @@ def missing_compiler(runtime: Runtime) -> str | None:
         for_bf16 = " for bf16" if needed == AMPERE else ""
         return f"a GPU of compute capability {needed[0]}.{needed[1]}{for_bf16}"
     return None
-
-
-def _allow_many_graphs() -> None:
-    """Let one function be compiled for many shapes, not for 8 and then never again.
-
-    Each width, patch size and remainder of micro-batches is a graph of its own; in strips each
-    number of images in a batch, with and without halos.
-    """
-    for name in ("recompile_limit", "cache_size_limit"):
-        if hasattr(torch._dynamo.config, name):
-            setattr(torch._dynamo.config, name, MOST_GRAPHS)

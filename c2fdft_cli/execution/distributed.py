@@ -166,28 +166,25 @@ def destroy_process_group() -> None:
 
 def any_rank(flag: bool, runtime: Runtime) -> bool:
     """Whether the flag is set in any process of the job."""
-    return _any(flag, runtime.device, None)
+    return all_reduce_min(int(not flag), runtime) == 0
 
 
 def any_rank_after_validation(flag: bool) -> bool:
     """As `any_rank`, for a process that may come hours after the others."""
-    return _any(flag, torch.device("cpu"), _patient_groups[0] if _patient_groups else None)
-
-
-def _any(flag: bool, device: torch.device, group: dist.ProcessGroup | None) -> bool:
-    if not dist.is_initialized():
-        return flag
-    tensor = torch.tensor(int(flag), device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
-    return bool(tensor.item())
+    group = _patient_groups[0] if _patient_groups else None
+    return _all_reduce_min(int(not flag), torch.device("cpu"), group) == 0
 
 
 def all_reduce_min(number: int, runtime: Runtime) -> int:
     """The smallest of the numbers of all processes of the job."""
+    return _all_reduce_min(number, runtime.device, None)
+
+
+def _all_reduce_min(number: int, device: torch.device, group: dist.ProcessGroup | None) -> int:
     if not dist.is_initialized():
         return number
-    tensor = torch.tensor(number, device=runtime.device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    tensor = torch.tensor(number, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=group)
     return int(tensor.item())
 
 

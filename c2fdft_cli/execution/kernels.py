@@ -14,7 +14,6 @@ from functools import reduce
 from operator import add
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from c2fdft_cli.core.attention import PixelSums, pixel_sums
@@ -53,37 +52,21 @@ def with_halo(top: int, bottom: int, height: int) -> tuple[int, int]:
     return max(top - 1, 0), min(bottom + 1, height)
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """`x weight^T + bias`, then GELU (erf form) if asked; for inference outside of autocast.
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """`x weight^T + bias`, then GELU (erf form) if asked, where `has_onednn_linear`.
+
+    It has no derivative.
 
     Args:
         x: `[n, h, w, in]`.
-        weight: `[out, in]`, or what `pack` made of it.
+        weight: `[out, in]`, as it is or reordered for this kernel.
         bias: `[out]` or None.
         gelu: apply GELU to the result.
-
-    Returns:
-        `[n, h, w, out]`.
     """
-    if has_onednn_linear(x.device, x.dtype):
-        return onednn_linear(x, weight, bias, gelu)
-    y = F.linear(x, weight, bias)
-    return F.gelu(y) if gelu else y
-
-
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """`project` by oneDNN's kernel, where `has_onednn_linear`; it has no derivative."""
     fused = gelu and (_WIDE_FUSES or x.shape[-1] < _WIDE)
     kind, algorithm = ("gelu", "none") if fused else ("none", "")
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
     return torch.ops.aten.gelu_(y) if gelu and not fused else y
-
-
-def pack(weight: Tensor) -> Tensor:
-    """The weight in the layout that `project` likes best on its device."""
-    if has_onednn_linear(weight.device, weight.dtype):
-        return torch.ops.mkldnn._reorder_linear_weight(weight)  # type: ignore[no-any-return]
-    return weight
 
 
 def has_onednn_linear(device: torch.device, dtype: torch.dtype) -> bool:

@@ -144,9 +144,7 @@ def reuse_freed_memory() -> bool:
     Returns:
         Whether the C library has such a setting.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _function_of_libc("mallopt")
     if mallopt is None:
         return False
     # Blocks beyond the first threshold are mapped and unmapped one by one whatever the heap keeps;
@@ -155,28 +153,29 @@ def reuse_freed_memory() -> bool:
     return bool(mallopt(_M_TRIM_THRESHOLD, -1) and raised)
 
 
-def give_back_freed_memory() -> bool:
+def give_back_freed_memory() -> None:
     """Give back to the system what `reuse_freed_memory` keeps and no step has used for long.
 
     Saving and drawing leave holes between the blocks of the steps; never given back, they grow a
     long training by some tens of megabytes. With glibc only.
-
-    Returns:
-        Whether anything was given back.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return malloc_trim is not None and bool(malloc_trim(0))
+    malloc_trim = _function_of_libc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 def reusable_bytes() -> int:
     """Freed memory that this process keeps and will use again; 0 where the C library tells none."""
-    mallinfo2 = None
-    if sys.platform.startswith("linux"):
-        mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    # mallinfo, without the 2, counts in ints and is wrong from 2 GiB on.
+    mallinfo2 = _function_of_libc("mallinfo2")
     if mallinfo2 is None:
         return 0
-    # mallinfo, without the 2, counts in ints and is wrong from 2 GiB on.
     mallinfo2.restype = _MallInfo2
     return int(mallinfo2().fordblks)
+
+
+def _function_of_libc(name: str) -> ctypes._NamedFuncPointer | None:
+    """A function that glibc has and other C libraries may lack; None there and beside Linux."""
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,13 @@ from c2fdft_cli.execution.cuda.products import (
     runs_on_gpu,
     sums_in_pieces,
 )
-from c2fdft_cli.execution.kernels import pack, pixel_norm, project, sums_of_pixels, with_halo
+from c2fdft_cli.execution.kernels import (
+    has_onednn_linear,
+    onednn_linear,
+    pixel_norm,
+    sums_of_pixels,
+    with_halo,
+)
 
 
 class Projection(NamedTuple):
@@ -31,13 +36,18 @@ class Projection(NamedTuple):
 
     @classmethod
     def of(cls, conv: nn.Conv2d, dtype: torch.dtype, packed: bool) -> Projection:
-        """Take the weights of conv; packed ones cannot be compiled."""
+        """Take the weights of conv; packed ones, laid out for oneDNN, cannot be compiled."""
         weight = conv.weight.detach().flatten(1).to(dtype)
-        return cls(pack(weight) if packed else weight, _to(conv.bias, dtype))
+        if packed and has_onednn_linear(weight.device, dtype):
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return cls(weight, _to(conv.bias, dtype))
 
     def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """x: `[n, h, w, in]` to `[n, h, w, out]`."""
-        return project(x, self.weight, self.bias, gelu)
+        """x: `[n, h, w, in]` to `[n, h, w, out]`, then through GELU (erf form) if asked."""
+        if has_onednn_linear(x.device, x.dtype):
+            return onednn_linear(x, self.weight, self.bias, gelu)
+        y = F.linear(x, self.weight, self.bias)
+        return F.gelu(y) if gelu else y
 
 
 class Conv(NamedTuple):
@@ -181,38 +191,30 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
         time: `[n or 1, c]`.
         mixing: `[n, c, c]` float32.
     """
+    add_attention(block, z, v, mixing)
     if runs_on_gpu(z):
+        add_narrowed(block, z, torch.ops.aten.gelu_(block.widen(block.norm2(z, time))))
+    else:
+        z.add_(block.narrow(block.widen(block.norm2(z, time), gelu=True)))
 
-        def hidden() -> Tensor:
-            return torch.ops.aten.gelu_(block.widen(block.norm2(z, time)))  # type: ignore[no-any-return]
 
-        apply_on_gpu(block, z, v, mixing, hidden)
-        return
+def add_attention(block: PreparedBlock, z: Tensor, v: Tensor, mixing: Tensor) -> None:
+    """The first half of `apply`, summed up in z."""
     # Views of z, as the rows of an image follow one another in a strip: `flatten` would copy others
     # without a word, and what is added in place would be lost.
-    pixels, matrix = z.flatten(1, 2), mixing.to(v.dtype).transpose(1, 2)
-    # `baddbmm_` wants one dtype: half-precision products are added to the float32 stream behind it.
-    if v.dtype == z.dtype:
-        pixels.baddbmm_(v.flatten(1, 2), matrix)
-    else:
-        pixels.add_(torch.bmm(v.flatten(1, 2), matrix))
-    if block.out_bias is not None:
-        pixels.add_(block.out_bias)
-    z.add_(block.narrow(block.widen(block.norm2(z, time), gelu=True)))
-
-
-def apply_on_gpu(
-    block: PreparedBlock, z: Tensor, v: Tensor, mixing: Tensor, hidden: Callable[[], Tensor]
-) -> None:
-    """`apply`, each product summed up in z.
-
-    hidden: the hidden layer behind GELU, `[n, h, w, 4 c]`, for z as it is behind the attention.
-    """
     pixels = z.flatten(1, 2)
     add_product(pixels, v.flatten(1, 2), mixing.to(v.dtype))
     if block.out_bias is not None:
         pixels.add_(block.out_bias)
-    add_product(pixels, hidden().flatten(1, 2), block.narrow.weight[None])
+
+
+def add_narrowed(block: PreparedBlock, z: Tensor, hidden: Tensor) -> None:
+    """The end of `apply` on a GPU, summed up in z.
+
+    hidden: the hidden layer behind GELU, `[n, h, w, 4 c]`.
+    """
+    pixels = z.flatten(1, 2)
+    add_product(pixels, hidden.flatten(1, 2), block.narrow.weight[None])
     if block.narrow.bias is not None:
         pixels.add_(block.narrow.bias)
 

@@ -17,7 +17,7 @@ The second pass may update z in place because the first has read all of it, halo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from operator import add
 
@@ -29,7 +29,7 @@ from c2fdft_cli.core.network import DFT, shuffled_view, unshuffled_view
 from c2fdft_cli.core.precision import full_precision
 from c2fdft_cli.execution.cuda.products import runs_on_gpu
 from c2fdft_cli.execution.cuda.recorded import Recorder, records
-from c2fdft_cli.execution.fused.choose import Passes, compiled_passes, passes_for
+from c2fdft_cli.execution.fused.choose import PLAIN, Passes, compiled_passes, passes_for
 from c2fdft_cli.execution.kernels import row_ranges, rows_in_cache, with_halo
 from c2fdft_cli.execution.native.block import NativeBlock
 from c2fdft_cli.execution.native.library import kernels_for
@@ -40,6 +40,7 @@ from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, TimeE
 _GATHER, _APPLY = 4, 9
 
 _Level = Sequence[PreparedBlock] | Sequence[NativeBlock]
+_NATIVE = PLAIN._replace(mixing=NativeBlock.mixing, apply=NativeBlock.apply)
 
 MAX_STRIP_VALUES = 3 << 27
 """Values of the widest tensor in a strip, 0.8 GB in half precision: kernels for more than 2^31 are
@@ -83,16 +84,15 @@ class StripNetwork:
         self,
         net: DFT,
         rows: int | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
         offload_skips: bool = False,
         compile: bool = False,
     ) -> None:
         if rows is not None and rows < 1:
             raise ValueError(f"a strip has at least 1 row, got {rows}")
-        if dtype is not None and not dtype.is_floating_point:
+        if not dtype.is_floating_point:
             raise ValueError(f"want a floating dtype, got {dtype}")
-        self.net, self.rows, self.offload_skips = net, rows, offload_skips
-        self.dtype = dtype or torch.float32
+        self.net, self.rows, self.dtype, self.offload_skips = net, rows, dtype, offload_skips
         self.watch: Callable[[int], None] | None = None
         self.compiled = compile
         self._compiled_passes = compiled_passes() if compile else None
@@ -110,8 +110,9 @@ class StripNetwork:
         self._latent = self._level(net.latent)
         decoders = (net.decoder_level3, net.decoder_level2, net.decoder_level1)
         self._decoders = [self._level(level) for level in decoders]
-        self._downs = [self._conv(d.conv) for d in (net.down1_2, net.down2_3, net.down3_4)]
-        self._ups = [self._conv(u.conv) for u in (net.up4_3, net.up3_2, net.up2_1)]
+        downs, ups = (net.down1_2, net.down2_3, net.down3_4), (net.up4_3, net.up3_2, net.up2_1)
+        self._downs = [Conv.of(down.conv, self.dtype) for down in downs]
+        self._ups = [Conv.of(up.conv, self.dtype) for up in ups]
         halves = (net.reduce_chan_level3, net.reduce_chan_level2)
         self._halves = [*(Projection.of(r, self.dtype, not self.compiled) for r in halves), None]
         self._times = TimeEmbedding.of(net.dim, net.output.weight.device)
@@ -216,69 +217,51 @@ class StripNetwork:
 
     def _blocks(self, level: _Level, z: Tensor, time: Tensor, rows: int) -> None:
         """The blocks of a level, in place in `z: [n, h, w, c]` float32."""
-        h = z.shape[1]
-        native = [block for block in level if isinstance(block, NativeBlock)]
-        if native:
-            self._native_blocks(native, z, time, rows)
-            return
-        blocks = [block for block in level if isinstance(block, PreparedBlock)]
-        passes = self._compiled_passes or passes_for(blocks[0], z)
+        h, one = z.shape[1], level[0]
+        passes = _NATIVE
+        if isinstance(one, PreparedBlock):
+            passes = self._compiled_passes or passes_for(one, z)
         # In one strip v may stay where it was made, a third of q, k, v; a copy would be two more
         # passes through memory.
         if h <= rows and runs_on_gpu(z):
-            for block in blocks:
-                sums, v = self._gathered(passes, block, z, time, 0, h)
+            for block in level:
+                sums, v = passes.gather(block, z, time, 0, h)
+                self._report_progress(_GATHER, z)
                 passes.apply(block, z, v, time, passes.mixing(block, sums))
                 self._report_progress(_APPLY, z)
                 del v  # which holds q and k too
             return
         # One v for all blocks of the level: each has written all of it before it reads any.
-        v = torch.empty_like(z, dtype=self.dtype)
-        for block in blocks:
+        v, strips = torch.empty_like(z, dtype=self.dtype), list(row_ranges(h, rows))
+        for block in level:
             # Added as they come, in the order of the strips: few are held, and the same call has
             # the same bits at each run.
-            parts = self._gathered_into(v, passes, block, z, time, rows)
+            parts = (self._gather(passes, block, z, v, time, *strip) for strip in strips)
             mixing = passes.mixing(block, reduce(add, parts))
-            for top, bottom in row_ranges(h, rows):
+            for top, bottom in strips:
                 passes.apply(block, z[:, top:bottom], v[:, top:bottom], time, mixing)
                 self._report_progress(_APPLY, z[:, top:bottom])
 
-    def _native_blocks(
-        self, level: Sequence[NativeBlock], z: Tensor, time: Tensor, rows: int
-    ) -> None:
-        """The same in compiled kernels, which write v where it is to be."""
-        v, strips = torch.empty_like(z), list(row_ranges(z.shape[1], rows))
-        for block in level:
-            parts = (block.gather(z, v, time, top, bottom) for top, bottom in strips)
-            mixing = block.mixing(reduce(add, self._reporting(parts, z, strips)))
-            for top, bottom in strips:
-                block.apply(z[:, top:bottom], v[:, top:bottom], time, mixing)
-                self._report_progress(_APPLY, z[:, top:bottom])
-
-    def _gathered_into(
-        self, v: Tensor, passes: Passes, block: PreparedBlock, z: Tensor, time: Tensor, rows: int
-    ) -> Iterator[PixelSums]:
-        """The sums of each strip, its v written into that of all."""
-        for top, bottom in row_ranges(z.shape[1], rows):
-            sums, v[:, top:bottom] = self._gathered(passes, block, z, time, top, bottom)
-            yield sums
-
-    def _reporting(
-        self, parts: Iterable[PixelSums], z: Tensor, strips: Iterable[tuple[int, int]]
-    ) -> Iterator[PixelSums]:
-        """The parts, each reported as work once it is done."""
-        for sums, (top, bottom) in zip(parts, strips, strict=True):
-            self._report_progress(_GATHER, z[:, top:bottom])
-            yield sums
-
-    def _gathered(
-        self, passes: Passes, block: PreparedBlock, z: Tensor, time: Tensor, top: int, bottom: int
-    ) -> tuple[PixelSums, Tensor]:
-        """The sums and v of rows top to bottom."""
-        first, last = with_halo(top, bottom, z.shape[1])
-        gathered = passes.gather(block, z[:, first:last], time, top - first, bottom - top)
+    def _gather(
+        self,
+        passes: Passes,
+        block: PreparedBlock | NativeBlock,
+        z: Tensor,
+        v: Tensor,
+        time: Tensor,
+        top: int,
+        bottom: int,
+    ) -> PixelSums:
+        """The sums of rows top to bottom; their v is written into that of all."""
+        if isinstance(block, NativeBlock):  # which finds the halo and the place of v itself
+            sums = block.gather(z, v, time, top, bottom)
+        else:
+            first, last = with_halo(top, bottom, z.shape[1])
+            sums, v[:, top:bottom] = passes.gather(
+                block, z[:, first:last], time, top - first, bottom - top
+            )
         self._report_progress(_GATHER, z[:, top:bottom])
-        return gathered
+        return sums
 
     def _report_progress(self, products: int, z: Tensor) -> None:
         if self.watch is not None:
@@ -338,9 +321,6 @@ class StripNetwork:
         if kernels is not None:
             return [NativeBlock.of(b, kernels) for b in blocks]  # type: ignore[arg-type]
         return [PreparedBlock.of(b, self.dtype, not self.compiled) for b in blocks]  # type: ignore[arg-type]
-
-    def _conv(self, conv: nn.Conv2d) -> Conv:
-        return Conv.of(conv, self.dtype)
 
 
 def default_rows(

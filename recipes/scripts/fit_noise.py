@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from c2fdft_cli.data.images.picture import list_images, read_rgb8
-from c2fdft_cli.data.synthesis.camera import LUMA, Camera, photograph
-from c2fdft_cli.data.synthesis.jpeg import jpeg
+from c2fdft_cli.data.synthesis.camera import LUMA, Camera, jpeg, photograph
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from c2fdft_cli.data.images.picture import FrameReader, Picture, decodes_in_order, read_picture
@@ -61,30 +61,24 @@ class FrameCache:
     """
 
     def __init__(self, wanted: Iterable[tuple[Path, int]], room: int) -> None:
-        self._room = room
-        self._wanted: dict[Path, set[int]] = {}
+        frames_of: dict[Path, set[int]] = {}
         for path, frame in wanted:
-            self._wanted.setdefault(path, set()).add(frame)
-        self._lock = threading.Lock()
-        self._open: OrderedDict[tuple[Path, int, int], _Animation | None] = OrderedDict()
+            frames_of.setdefault(path, set()).add(frame)
+
+        @lru_cache(room)
+        def opened(path: Path, *_: int) -> _Animation | None:
+            return _Animation(path, frames_of.get(path, ())) if decodes_in_order(path) else None
+
+        self._opened, self._lock = opened, threading.Lock()
 
     def read(self, path: Path, frame: int) -> Picture:
         """A frame of a file, from 0; DataError as `read_picture`."""
-        animation = self._animation(path)
-        return read_picture(path, frame=frame) if animation is None else animation.read(frame)
-
-    def _animation(self, path: Path) -> _Animation | None:
-        """The open file; None for one whose frames do not need each other, as pages of a TIFF."""
         try:
             status = path.stat()
         except OSError as error:
             raise read_error(error, path) from error
-        key = path, status.st_size, status.st_mtime_ns  # a file that was replaced is read anew
-        with self._lock:
-            if key not in self._open:
-                in_order = decodes_in_order(path)
-                self._open[key] = _Animation(path, self._wanted.get(path, ())) if in_order else None
-                if len(self._open) > self._room:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(key)
-            return self._open[key]
+        with self._lock:  # or two threads would open a file at once
+            # a file that was replaced is read anew
+            animation = self._opened(path, status.st_size, status.st_mtime_ns)
+        # None where frames do not need each other, as pages of a TIFF
+        return read_picture(path, frame=frame) if animation is None else animation.read(frame)

@@ -39,9 +39,9 @@ _USUAL_PRIMARIES, _USUAL_TRANSFERS = {1, 2}, {1, 2, 6, 13}
 """Codes of H.273 that mean sRGB or nothing, as pictures use them."""
 
 
-def decode_avif(data: bytes, frame: int, max_pixels: int) -> Decoded:
+def decode_avif(data: bytes, frame: int) -> Decoded:
     """An AVIF's samples; 10 and 12 bits become 16, but in an animation 8."""
-    found = decode_plain(data, "AVIF", frame, max_pixels)
+    found = decode_plain(data, "AVIF", frame)
     # The third byte of the AV1 configuration: more than 8 bits, and whether these are 12. The first
     # one will do: encoders write the picture's before those of its alpha and its thumbnail.
     at = data.find(b"av1C")
@@ -55,11 +55,11 @@ def decode_avif(data: bytes, frame: int, max_pixels: int) -> Decoded:
     return _decoded(samples, 12 if flags & _12_BITS else 10, found.orientation, metadata)
 
 
-def decode_heic(data: bytes, max_pixels: int) -> Decoded:
+def decode_heic(data: bytes) -> Decoded:
     """The main picture of a HEIC file; the decoder has turned it upright already."""
     image = _open_heic(io.BytesIO(data))
     # Opening has read the headers; pixels are decoded at `asarray`.
-    check_size(image.size[0], image.size[1], max_pixels)
+    check_size(image.size[0], image.size[1])
     samples, bits = np.asarray(image), int(image.info.get("bit_depth", 8))
     if samples.dtype == np.uint16:
         samples = samples >> (16 - bits)  # the library shifts without filling
@@ -81,13 +81,13 @@ def _open_heic(file: BinaryIO) -> Any:
     return found[found.primary_index]
 
 
-def decode_jpeg2000(data: bytes, max_pixels: int) -> Decoded:
+def decode_jpeg2000(data: bytes) -> Decoded:
     """A JPEG 2000 file's samples; 9 to 15 bits become 16."""
     width, height, bits = _jpeg2000_header(io.BytesIO(data))
-    check_size(width, height, max_pixels)
+    check_size(width, height)
     colours, metadata = _jpeg2000_metadata(data)
     if colours == _SYCC:
-        return decode_plain(data, "JPEG2000", 0, max_pixels)._replace(metadata=metadata)
+        return decode_plain(data, "JPEG2000", 0)._replace(metadata=metadata)
     samples = imagecodecs.jpeg2k_decode(data)
     if samples.dtype not in (np.uint8, np.uint16):
         raise Unreadable(f"a JPEG 2000 file of {samples.dtype}", "save it with 8 or 16 bits")
@@ -139,11 +139,11 @@ def _jpeg2000_metadata(data: bytes) -> tuple[int, Metadata]:
     )
 
 
-def decode_jpegxl(data: bytes, max_pixels: int) -> Decoded:
+def decode_jpegxl(data: bytes) -> Decoded:
     """A JPEG XL file's samples, turned upright by the decoder; of an animation the first frame."""
     file = io.BytesIO(data)
     header = _JxlHeader(_jpegxl_codestream(file))
-    check_size(header.width, header.height, max_pixels)
+    check_size(header.width, header.height)
     samples = imagecodecs.jpegxl_decode(data, index=0 if header.is_animated else None)
     blocks = {kind: data[at:end] for kind, at, end in _boxes(file) if end - at <= MAX_BYTES}
     lost = ["the frames behind the first"] if header.is_animated else []
@@ -159,9 +159,7 @@ def decode_jpegxl(data: bytes, max_pixels: int) -> Decoded:
 def jpegxl_size(file: BinaryIO) -> tuple[int, int, int]:
     """As `codec.stored_size`."""
     header = _JxlHeader(_jpegxl_codestream(file))
-    sides = (header.width, header.height)
-    width, height = sides[::-1] if header.orientation >= 5 else sides
-    return width, height, 1
+    return header.width, header.height, header.orientation
 
 
 def _jpegxl_codestream(file: BinaryIO) -> bytes:

@@ -17,12 +17,12 @@ from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.samples import Array, Decoded, no_frame
 
 _BY_PILLOW = {"JPEG", "WEBP", "GIF", "BMP"}
-_WITH_FRAMES: dict[str, Callable[[bytes, int, int], Decoded]] = {
+_WITH_FRAMES: dict[str, Callable[[bytes, int], Decoded]] = {
     "PNG": png.decode_png,
     "TIFF": tiff.decode_tiff,
     "AVIF": boxes.decode_avif,
 }
-_STILL: dict[str, Callable[[bytes, int], Decoded]] = {
+_STILL: dict[str, Callable[[bytes], Decoded]] = {
     "HEIC": boxes.decode_heic,
     "JPEG2000": boxes.decode_jpeg2000,
     "JPEGXL": boxes.decode_jpegxl,
@@ -45,29 +45,29 @@ for _name in ("tifffile", "imagecodecs", "PIL"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
-def decode(data: bytes, kind: str, *, frame: int, max_pixels: int) -> Decoded:
+def decode(data: bytes, kind: str, *, frame: int) -> Decoded:
     """Frame `frame` of an image file's bytes.
 
     Args:
         data: the whole file.
         kind: its format, as `file_format` tells it.
         frame: from 0; of a JPEG with several views those behind the first too.
-        max_pixels: refuse pictures with more before they are decoded.
 
     Raises:
-        Unreadable: over `max_pixels`, of an unsupported kind, or no such frame.
+        Unreadable: over `MAX_PIXELS`, as is found before it is decoded, of an unsupported kind, or
+            no such frame.
         Exception: whatever the libraries raise on damaged files.
     """
     if kind in _WITH_FRAMES:
-        return _WITH_FRAMES[kind](data, frame, max_pixels)
+        return _WITH_FRAMES[kind](data, frame)
     if kind in _BY_PILLOW:
         framed = "MPO" if kind == "JPEG" and frame else kind
-        return pillow.decode_pillow(data, framed, frame, max_pixels)
+        return pillow.OpenFrames(data, framed).decode(frame)
     if kind not in _STILL:
-        return pillow.decode_plain(data, kind, frame, max_pixels)
+        return pillow.decode_plain(data, kind, frame)
     if frame:
         raise no_frame(frame, 1)
-    return _STILL[kind](data, max_pixels)
+    return _STILL[kind](data)
 
 
 def stored_size(file: BinaryIO, suffix: str = "") -> tuple[int, int, int]:

@@ -25,6 +25,14 @@ _WITH_SUFFIX = {
 J2K_SIGNATURE, JXL_SIGNATURE = b"\xff\x4f\xff\x51", b"\xff\x0a"
 """Of a JPEG 2000 and a JPEG XL code stream without boxes around it."""
 _SIGNATURES = (
+    (b"FUJIFILMCCD-RAW", "camera raw"),
+    (b"IIRO", "camera raw"),
+    (b"IIRS", "camera raw"),
+    (b"IIU\0", "camera raw"),
+    (b"\x76\x2f\x31\x01", "high dynamic range"),
+    (b"#?RADIANCE", "high dynamic range"),
+    (b"II\xbc\x01", "JPEG XR"),
+    (b"\xff\xd8\xff\xf7", "JPEG-LS"),  # in front of JPEG, whose mark is a part of it
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
     (b"II*\0", "TIFF"),
@@ -45,16 +53,6 @@ _BRANDS = {
     b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC",
     b"heis": "HEIC", b"hevc": "HEIC", b"hevx": "HEIC", b"crx ": "camera raw",
 }  # fmt: skip
-_UNREAD_SIGNATURES = (
-    (b"FUJIFILMCCD-RAW", "camera raw"),
-    (b"IIRO", "camera raw"),
-    (b"IIRS", "camera raw"),
-    (b"IIU\0", "camera raw"),
-    (b"\x76\x2f\x31\x01", "high dynamic range"),
-    (b"#?RADIANCE", "high dynamic range"),
-    (b"II\xbc\x01", "JPEG XR"),
-    (b"\xff\xd8\xff\xf7", "JPEG-LS"),
-)
 _UNREAD_SUFFIXES = {
     "HEIC": ".heic .heif .hif",
     "camera raw": ".dng .cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .raf .orf .rw2 .raw .pef .srw .x3f "
@@ -121,8 +119,7 @@ def is_read(kind: str) -> bool:
 
 def recognise(head: bytes, suffix: str) -> str | None:
     """A format that is read, one of the kinds in `HINTS`, or None for what is no picture."""
-    unread = next((kind for mark, kind in _UNREAD_SIGNATURES if head.startswith(mark)), None)
-    found = unread or _by_content(head)
+    found = _by_content(head)
     if found == "TIFF" and head[8:10] == b"CR":
         return "camera raw"
     if suffix in _COPIES:

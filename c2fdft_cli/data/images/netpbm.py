@@ -8,7 +8,6 @@ from typing import BinaryIO
 import numpy as np
 
 from c2fdft_cli.data.images.formats import HEAD_BYTES
-from c2fdft_cli.data.images.metadata import NO_METADATA
 from c2fdft_cli.data.images.samples import Array, Decoded, check_size
 
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
@@ -32,13 +31,13 @@ def stored_size(file: BinaryIO) -> tuple[int, int, int]:
     return width, height, 1
 
 
-def decode_netpbm(data: bytes, max_pixels: int) -> Decoded:
+def decode_netpbm(data: bytes) -> Decoded:
     """Samples with white as the type's largest value."""
     kind, width, height, at = _header(data)
-    check_size(width, height, max_pixels)
+    check_size(width, height)
     shape = (height, width, 3 if kind in _COLOURS else 1)
     if kind in (_BIT_TEXT, _BITS):
-        return Decoded(255 - 255 * _bits(data, kind, at, shape), 1, NO_METADATA)
+        return Decoded(255 - 255 * _bits(data, kind, at, shape))
     found = _WHITE.match(data, at)
     white = int(found[1]) if found else 0
     if not found or not 1 <= white <= 65535:
@@ -52,7 +51,7 @@ def decode_netpbm(data: bytes, max_pixels: int) -> Decoded:
     if white != top:
         # The file may hold larger values than the largest that it promises.
         samples = np.rint(np.minimum(samples, white) * (top / white))
-    return Decoded(samples.astype(dtype.newbyteorder("=")), 1, NO_METADATA)
+    return Decoded(samples.astype(dtype.newbyteorder("=")))
 
 
 def _header(data: bytes) -> tuple[int, int, int, int]:

@@ -41,7 +41,6 @@ from c2fdft_cli.data.images.samples import Decoded
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, path_hint
 
-MAX_PIXELS = 1 << 28
 _16_BIT_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 _MAX_FILE_BYTES = 4 << 30
@@ -122,9 +121,7 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     return sorted(found, key=natural_key)
 
 
-def read_picture(
-    source: str | Path | bytes, *, frame: int = 0, max_pixels: int = MAX_PIXELS
-) -> Picture:
+def read_picture(source: str | Path | bytes, *, frame: int = 0) -> Picture:
     """Read an image file, or the bytes of one, and lose nothing of it.
 
     Palettes become RGB (grey where all their colours are), CMYK becomes sRGB through its profile,
@@ -133,10 +130,9 @@ def read_picture(
     Args:
         source: a path, or a file's bytes.
         frame: which frame of an animation or page of a TIFF, from 0.
-        max_pixels: refuse pictures with more pixels, before decoding them.
 
     Raises:
-        DataError: missing, not an image, damaged, too large, or of a kind not supported.
+        DataError: missing, not an image, damaged, over `MAX_PIXELS`, or of a kind not supported.
         ResourceError: out of memory.
     """
     where = None if isinstance(source, bytes) else Path(source)
@@ -144,7 +140,7 @@ def read_picture(
         data = source if isinstance(source, bytes) else _read_bytes(Path(source))
         suffix = "" if where is None else where.suffix.lower()
         kind = file_format(data[:HEAD_BYTES], suffix)
-        return _as_picture(decode(data, kind, frame=frame, max_pixels=max_pixels), kind)
+        return _as_picture(decode(data, kind, frame=frame), kind)
 
 
 def _as_picture(found: Decoded, kind: str) -> Picture:
@@ -152,7 +148,9 @@ def _as_picture(found: Decoded, kind: str) -> Picture:
     channels = samples.shape[2]
     grey = channels <= 2
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
-    metadata = _turned(found.metadata) if found.orientation >= 5 else found.metadata
+    metadata = found.metadata
+    if found.orientation >= 5 and metadata.density:  # the sides have been exchanged
+        metadata = replace(metadata, density=metadata.density[::-1])
     # Programs ignore such a profile, and PNG forbids it.
     if metadata.icc and grey != (metadata.icc[_PROFILE_SPACE] == b"GRAY"):
         what = f"the colour profile, which is not one of {'grey' if grey else 'colours'}"
@@ -182,13 +180,13 @@ class FrameReader:
         with _reading(path):
             self._data = _read_bytes(path)
             self._kind = file_format(self._data[:HEAD_BYTES], suffix)
-            self._opened = OpenFrames(self._data, self._kind, MAX_PIXELS)
+            self._opened = OpenFrames(self._data, self._kind)
 
     def read(self, frame: int) -> Picture:
         """A frame, from 0; DataError as `read_picture`."""
         with _reading(self._path):
             found = (
-                decode_png(self._data, frame, MAX_PIXELS, self._opened)
+                decode_png(self._data, frame, self._opened)
                 if self._kind == "PNG"
                 else self._opened.decode(frame)
             )
@@ -269,12 +267,6 @@ def to_8bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     # In integers, so exact: 257 is odd, and half of it rounds down to 128. Wider, as the sum leaves
     # uint16.
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _turned(metadata: Metadata) -> Metadata:
-    """With the density of a picture whose sides have been exchanged."""
-    density = metadata.density
-    return replace(metadata, density=density and density[::-1])
 
 
 def _samples(picture: Picture) -> npt.NDArray[Any]:

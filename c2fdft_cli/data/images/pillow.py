@@ -90,23 +90,16 @@ class OpenFrames:
     Args:
         data: the whole file.
         kind: its format.
-        max_pixels: refuse frames with more.
     """
 
-    def __init__(self, data: bytes, kind: str, max_pixels: int) -> None:
-        self._kind, self._max_pixels = kind, max_pixels
+    def __init__(self, data: bytes, kind: str) -> None:
+        self._kind = kind
         self._file: Any
         with quiet_pillow():
             self._file = _opened(data)
             self._count = 1 if kind == "JPEG" else self._file.properties(index=...).n_images or 1
             self._reached = -1
             self._check(0)
-
-    def __enter__(self) -> OpenFrames:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
 
     def decode(self, frame: int) -> Decoded:
         """A frame, from 0; errors as `codec.decode`."""
@@ -132,7 +125,7 @@ class OpenFrames:
 
     def _check(self, frame: int) -> None:
         height, width = self._file.properties(index=frame).shape[:2]
-        check_size(width, height, self._max_pixels)
+        check_size(width, height)
 
 
 def _opened(data: bytes) -> Any:
@@ -152,16 +145,10 @@ def _about(file: Any, frame: int) -> dict[Any, Any]:
         return {**image.info, "mode": image.mode}
 
 
-def decode_pillow(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
-    """One frame, as `OpenFrames.decode`."""
-    with OpenFrames(data, kind, max_pixels) as frames:
-        return frames.decode(frame)
-
-
-def decode_plain(data: bytes, kind: str, frame: int, max_pixels: int) -> Decoded:
+def decode_plain(data: bytes, kind: str, frame: int) -> Decoded:
     """Samples of a format that needs no more care; 16-bit grey stays so."""
     with quiet_pillow(), Image.open(io.BytesIO(data), formats=[kind]) as image:
-        check_size(image.width, image.height, max_pixels)
+        check_size(image.width, image.height)
         frames = int(getattr(image, "n_frames", 1)) if kind in _FRAMED else 1
         if frame >= frames:
             raise no_frame(frame, frames)
@@ -233,7 +220,8 @@ def encode_pillow(suffix: str, samples: Array, metadata: Metadata, quality: int)
         options["dpi"] = metadata.density
     if suffix in JPEG_SUFFIXES:
         options |= {"exif": None, "quality": quality, "subsampling": 0}
-        options |= _jpeg_segments(metadata)
+        blocks = _jpeg_blocks(metadata).items()
+        options |= {name: block for name, block in blocks if len(block) < _MAX_SEGMENT}
     mode = ("L", "LA", "RGB", "RGBA")[samples.shape[2] - 1]
     values = np.ascontiguousarray(samples[..., 0] if mode == "L" else samples)
     given = {name: value for name, value in options.items() if value not in (None, b"")}
@@ -249,13 +237,8 @@ def too_long(metadata: Metadata, suffix: str) -> list[str]:
     return [_WORDS[name] for name, block in blocks.items() if len(block) >= _MAX_SEGMENT]
 
 
-def _jpeg_segments(metadata: Metadata) -> dict[str, bytes]:
-    """Pillow's options for what is stored in segments, without what is too long for one."""
-    blocks = _jpeg_blocks(metadata)
-    return {name: block for name, block in blocks.items() if len(block) < _MAX_SEGMENT}
-
-
 def _jpeg_blocks(metadata: Metadata) -> dict[str, bytes]:
+    """Pillow's options for what is stored in segments, those too that are too long for one."""
     photoshop = b""
     if metadata.iptc:
         block = b"Photoshop 3.0\0" + photoshop_block(metadata.iptc)

@@ -56,18 +56,16 @@ class Chunks(NamedTuple):
     texts: list[tuple[str, str]]
 
 
-def decode_png(
-    data: bytes, frame: int, max_pixels: int, opened: OpenFrames | None = None
-) -> Decoded:
+def decode_png(data: bytes, frame: int, opened: OpenFrames | None = None) -> Decoded:
     """A PNG's samples, as `codec.decode`."""
     chunks = read_chunks(io.BytesIO(data))
     width, height, depth, colours = _header(chunks)
-    check_size(width, height, max_pixels)
+    check_size(width, height)
     orientation, exif = upright_exif(_exif(chunks))
     if frame and depth == 16:
         raise Unreadable("a 16-bit animation", "save the frame as a still PNG")
     if frame:
-        opened = opened or OpenFrames(data, "PNG", max_pixels)
+        opened = opened or OpenFrames(data, "PNG")
         samples = opened.decode(frame).samples
     else:
         samples = _samples(data)

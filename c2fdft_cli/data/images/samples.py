@@ -11,7 +11,10 @@ import numpy.typing as npt
 from PIL import Image, ImageCms
 
 from c2fdft_cli.data.images.formats import Unreadable
-from c2fdft_cli.data.images.metadata import Metadata
+from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
+
+MAX_PIXELS = 1 << 28
+"""Of a picture that is decoded."""
 
 Array = npt.NDArray[Any]
 
@@ -23,16 +26,16 @@ class Decoded(NamedTuple):
     """
 
     samples: Array
-    orientation: int
-    metadata: Metadata
+    orientation: int = 1
+    metadata: Metadata = NO_METADATA
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(width: int, height: int) -> None:
     """Unreadable for an empty picture, and for one with too many pixels to decode."""
     if width < 1 or height < 1:
         raise Unreadable(f"a picture of {width} x {height} px")
-    if width * height > max_pixels:
-        raise Unreadable(f"{width} x {height} px is over the limit of {max_pixels} px")
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{width} x {height} px is over the limit of {MAX_PIXELS} px")
 
 
 def grey_if_equal(samples: Array, profile: bytes | None) -> Array:

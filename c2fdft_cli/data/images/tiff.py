@@ -59,12 +59,12 @@ def _page(file: BinaryIO, frame: int = 0) -> Iterator[tifffile.TiffPage]:
         yield page
 
 
-def decode_tiff(data: bytes, frame: int, max_pixels: int) -> Decoded:
+def decode_tiff(data: bytes, frame: int) -> Decoded:
     """A TIFF's samples, as `codec.decode`."""
     with _page(io.BytesIO(data), frame) as page:
-        check_size(page.imagewidth, page.imagelength, max_pixels)
+        check_size(page.imagewidth, page.imagelength)
         # Tiles too: a small picture may claim a huge tile, and a tile is decoded whole.
-        check_size(page.tilewidth or 1, page.tilelength or 1, max_pixels)
+        check_size(page.tilewidth or 1, page.tilelength or 1)
         _check_kind(page)
         _check_segments(page, data)
         return Decoded(_samples(page), _orientation(page), _metadata(page, data))

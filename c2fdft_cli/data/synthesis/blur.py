@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from c2fdft_cli.data.synthesis.camera import jpeg
 from c2fdft_cli.data.synthesis.exposure import (
     Motion,
     defocus,
     integrate,
     integrate_object,
     object_mask,
+    random_path,
     shake,
 )
-from c2fdft_cli.data.synthesis.jpeg import jpeg
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import camera_noise, gaussian_noise
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
-from c2fdft_cli.data.synthesis.trajectory import random_path
 from c2fdft_cli.validation import STRICT
 
 Pixels: TypeAlias = NDArray[np.uint8]

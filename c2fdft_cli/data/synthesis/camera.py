@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from c2fdft_cli.data.synthesis.linear_light import STEPS, srgb_curve
+from c2fdft_cli.data.synthesis.linear_light import SRGB_CURVE, STEPS, to_srgb
 
 Floats: TypeAlias = NDArray[np.float32]
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -56,9 +56,16 @@ def photograph(gt: Pixels, camera: Camera, rng: np.random.Generator) -> Pixels:
     """Return the noisy picture of a clean one, uint8 [h, w, 3] in and out."""
     decode, encode = tone_curve(camera.tone)
     light = decode[gt]
-    noisy = light + reduce_noise(raw_noise(light, camera, rng), camera)
-    index = np.clip(noisy * np.float32(STEPS - 1) + np.float32(0.5), 0, STEPS - 1)
-    stored: Pixels = encode[index.astype(np.uint16)]
+    return to_srgb(light + reduce_noise(raw_noise(light, camera, rng), camera), encode)
+
+
+def jpeg(pixels: Pixels, quality: int) -> Pixels:
+    """Store a picture as JPEG of this quality (1..100) and read it again."""
+    import cv2
+
+    bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    stored: Pixels = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     return stored
 
 
@@ -128,7 +135,7 @@ def _smooth(noise: Floats, sigma: float) -> Floats:
 
 def tone_curve(tone: float) -> tuple[Floats, Pixels]:
     """Tables from stored values to light [256] and from light, in equal steps, to stored values."""
-    v = srgb_curve()
+    v = SRGB_CURVE
     curve = v + tone * (3 * v**2 - 2 * v**3 - v)
     decode = np.interp(np.arange(256) / 255, curve, np.arange(STEPS) / (STEPS - 1))
     return decode.astype(np.float32), np.rint(curve * 255).astype(np.uint8)

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from c2fdft_cli.data.synthesis.camera import Camera, photograph
-from c2fdft_cli.data.synthesis.jpeg import jpeg
+from c2fdft_cli.data.synthesis.camera import Camera, jpeg, photograph
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.validation import STRICT

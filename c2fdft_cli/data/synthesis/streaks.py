@@ -18,6 +18,7 @@ Grey: TypeAlias = NDArray[np.uint8]
 MAX_FILE_BYTES = 32 * 2**20
 MAX_SIDE = 8192
 MIN_SIDE = 32
+MAX_IMAGES = 512
 MAX_BANK_BYTES = 512 * 2**20
 TOLERANCE = 16
 MAX_FADE = 48
@@ -31,8 +32,8 @@ class StreakBank:
 
     Args:
         folder: a flat folder of PNG files, grey (or colour with equal channels) on black; in a
-            folder `heavy` within it whole layers of heavy rain, if there are any.
-        max_images: at most so many files of each, evenly spaced over the sorted names.
+            folder `heavy` within it whole layers of heavy rain, if there are any. Of each at most
+            `MAX_IMAGES` are read, evenly spaced over the sorted names.
 
     Attributes:
         masks: one direction and scale of streaks each.
@@ -42,18 +43,12 @@ class StreakBank:
     Raises:
         DataError: no such folder, no PNG in it, a file that is damaged, coloured, too small or too
             large.
-        ValueError: `max_images` below 1.
     """
 
-    def __init__(self, folder: str | Path, max_images: int = 512) -> None:
-        if max_images < 1:
-            raise ValueError(f"max_images must be at least 1, got {max_images}")
-        self.masks: tuple[Grey, ...] = tuple(_load(Path(folder), max_images))
+    def __init__(self, folder: str | Path) -> None:
+        self.masks: tuple[Grey, ...] = tuple(_load(Path(folder)))
         layers = Path(folder) / LAYERS
-        self.layers = tuple(_load(layers, max_images)) if layers.is_dir() else ()
-
-    def __len__(self) -> int:
-        return len(self.masks)
+        self.layers = tuple(_load(layers)) if layers.is_dir() else ()
 
     def sample(
         self,
@@ -153,7 +148,7 @@ def _stretched(cut: Grey, h: int, w: int) -> Grey:
     return cut
 
 
-def _load(folder: Path, max_images: int) -> list[Grey]:
+def _load(folder: Path) -> list[Grey]:
     """Read the folder's PNG files after checking every header and the sum of their sizes."""
     if not folder.is_dir():
         raise DataError("no such folder of streak masks", where=folder)
@@ -161,8 +156,8 @@ def _load(folder: Path, max_images: int) -> list[Grey]:
     paths = sorted(found, key=lambda path: path.name)
     if not paths:
         raise DataError("the folder holds no PNG files of streak masks", where=folder)
-    if len(paths) > max_images:
-        paths = [paths[i * len(paths) // max_images] for i in range(max_images)]
+    if len(paths) > MAX_IMAGES:
+        paths = [paths[i * len(paths) // MAX_IMAGES] for i in range(MAX_IMAGES)]
     total = sum(_pixels(path) for path in paths)
     if total > MAX_BANK_BYTES:
         raise DataError(

@@ -6,8 +6,10 @@ tells its packets from those of the part before even where the demuxer exchanges
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from c2fdft_cli.data.video.probe import (
@@ -24,25 +26,16 @@ if TYPE_CHECKING:
     from av.stream import Stream
 
 
-class _Seen(NamedTuple):
-    """A packet: its place in the file, and when it is shown, in seconds."""
+class _Stretch(NamedTuple):
+    """A packet or a part: its first byte in the file, and when it is shown, in seconds."""
 
     position: int
     begin: Fraction
     end: Fraction
 
-
-@dataclass
-class _Part:
-    """A part of a file: its first byte, and the seconds that its packets cover."""
-
-    position: int
-    begin: Fraction | None = None
-    end: Fraction | None = None
-
-    def add(self, packet: _Seen) -> None:
-        self.begin = packet.begin if self.begin is None else min(self.begin, packet.begin)
-        self.end = packet.end if self.end is None else max(self.end, packet.end)
+    def extended(self, packet: _Stretch) -> _Stretch:
+        """Over the time of one more packet, which may lie in front of its first byte."""
+        return self._replace(begin=min(self.begin, packet.begin), end=max(self.end, packet.end))
 
 
 @dataclass
@@ -59,9 +52,9 @@ class Parts:
 
     main: int
     step: Fraction
-    found: list[_Part] = field(default_factory=lambda: [_Part(0)])
+    _found: list[_Stretch] = field(default_factory=list)
     _last: dict[int, Fraction] = field(default_factory=dict)
-    _back: dict[int, list[_Seen]] = field(default_factory=dict)
+    _back: dict[int, list[_Stretch]] = field(default_factory=dict)
 
     def add(self, packet: Packet[Stream]) -> None:
         """Take the next packet of pictures or sound."""
@@ -69,31 +62,29 @@ class Parts:
             return
         stamp = packet.dts if packet.pts is None else packet.pts
         begin, length = stamp * packet.time_base, (packet.duration or 0) * packet.time_base
-        seen = _Seen(packet.pos, begin, begin + (length or self.step))
+        seen = _Stretch(packet.pos, begin, begin + (length or self.step))
         stream, time = packet.stream_index, packet.dts * packet.time_base
         if time < self._last.get(stream, time) - self.step:
             self._back.setdefault(stream, []).append(seen)
             if stream == self.main and len(self._back[stream]) > 1:
                 self._begin_part()
             return
-        self.found[-1].add(seen)
+        self._found[-1:] = [self._found[-1].extended(seen) if self._found else seen]
         self._last[stream] = time
         if stream == self.main:
             self._back.clear()
 
     def _begin_part(self) -> None:
-        back = [seen for packets in self._back.values() for seen in packets]
-        self.found.append(_Part(min(seen.position for seen in back)))
-        for seen in back:
-            self.found[-1].add(seen)
+        back = sorted(seen for packets in self._back.values() for seen in packets)
+        self._found.append(reduce(_Stretch.extended, back))
         self._last.clear()
         self._back.clear()
 
     def joins(self) -> tuple[Join, ...]:
         """Where each part but the first begins, so that it follows the one before it."""
         joins, later = [], Fraction(0)
-        for before, part in zip(self.found, self.found[1:], strict=False):
-            later += (before.end or Fraction(0)) - (part.begin or Fraction(0))
+        for before, part in itertools.pairwise(self._found):
+            later += before.end - part.begin
             joins.append(Join(part.position, later))
         return tuple(joins)
 

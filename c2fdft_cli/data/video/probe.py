@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from c2fdft_cli.data.images.picture import MAX_PIXELS
+from c2fdft_cli.data.images.samples import MAX_PIXELS
 from c2fdft_cli.errors import DataError, ResourceError
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,24 +93,19 @@ class Copier:
         """Packets of the copied streams, counted from the file's begin."""
         import av
 
-        packets = demuxed(self._source)
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.error.InvalidDataError:  # the reader counts it
-                continue
-            if packet is None:
-                return
-            if not packet.size:
-                continue
-            make_continuous(packet, self._info.joins)
-            self._shift(packet)
-            self._end = max(self._end, _end(packet))
-            if packet.stream_index in self._streams:
-                if self._is_in_order(packet):
-                    yield packet
-                else:
-                    self._skipped += 1
+        # Behind damage that the demuxer does not get over there is no packet; the reader counts it.
+        with suppress(av.error.InvalidDataError):
+            for packet in demuxed(self._source):
+                if not packet.size:
+                    continue
+                make_continuous(packet, self._info.joins)
+                self._shift(packet)
+                self._end = max(self._end, _end(packet))
+                if packet.stream_index in self._streams:
+                    if self._is_in_order(packet):
+                        yield packet
+                    else:
+                        self._skipped += 1
 
     def _shift(self, packet: Packet[Stream]) -> None:
         zero = round(self._zero / packet.time_base)

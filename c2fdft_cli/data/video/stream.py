@@ -135,10 +135,9 @@ class VideoReader:
         # PyAV's default decodes in threads only where a frame has slices.
         stream.thread_type = "AUTO"
         zero = round(origin(container) / info.time_base)
-        step_x, step_y = _chroma_steps(info.pixel_format)
         # Of the begin: the stream tells another size where its pictures change in the middle.
         own_width, own_height = stream.width, stream.height
-        width, height = -(-own_width // step_x) * step_x, -(-own_height // step_y) * step_y
+        width, height = _whole_chroma(own_width, own_height, info.pixel_format)
         kind = "rgb48le" if self._deep else "rgb24"
         convert = _Converter(f"scale={width}:{height}:{_SCALING}:out_range=pc,format={kind}")
         pts = 0
@@ -374,12 +373,13 @@ def _upright(frame: VideoFrame, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
-def _chroma_steps(pixel_format: str) -> tuple[int, int]:
-    """Pixels that share a sample of chroma, across and down."""
+def _whole_chroma(width: int, height: int, pixel_format: str) -> tuple[int, int]:
+    """Sides extended to the end of a sample of chroma, which several pixels share."""
     from av.video.format import VideoFormat
 
     kind = VideoFormat(pixel_format)
-    return 8 // kind.chroma_width(8), 8 // kind.chroma_height(8)
+    across, down = 8 // kind.chroma_width(8), 8 // kind.chroma_height(8)
+    return -(-width // across) * across, -(-height // down) * down
 
 
 def _with_whole_chroma(frame: VideoFrame) -> VideoFrame:
@@ -389,8 +389,7 @@ def _with_whole_chroma(frame: VideoFrame) -> VideoFrame:
     """
     from av.video.frame import VideoFrame
 
-    step_x, step_y = _chroma_steps(frame.format.name)
-    width, height = -(-frame.width // step_x) * step_x, -(-frame.height // step_y) * step_y
+    width, height = _whole_chroma(frame.width, frame.height, frame.format.name)
     if (width, height) == (frame.width, frame.height):
         return frame
     whole = VideoFrame(width, height, frame.format.name)

@@ -70,7 +70,7 @@ def add_product(z: Tensor, x: Tensor, weight: Tensor) -> None:
     matrix = weight.transpose(1, 2).expand(len(z), -1, -1)
     if x.dtype == z.dtype:
         z.baddbmm_(x, matrix)
-    elif sums_without_copies(x.device, x.dtype):
+    elif runs_on_gpu(x) and sums_without_copies(x.device, x.dtype):
         torch.baddbmm(z, x, matrix, out_dtype=z.dtype, out=z)
     else:
         z.add_(torch.bmm(x, matrix))

@@ -10,7 +10,7 @@ import logging
 import os
 import statistics
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,11 +37,14 @@ _log = logging.getLogger(__name__)
 
 
 class Passes(NamedTuple):
-    """The parts of a block's work on a strip: those of `prepared`, or what replaces them."""
+    """The parts of a block's work on a strip: those of `prepared`, or what replaces them.
 
-    gather: Callable[[PreparedBlock, Tensor, Tensor, int, int], tuple[PixelSums, Tensor]]
-    mixing: Callable[[PreparedBlock, PixelSums], Tensor]
-    apply: Callable[[PreparedBlock, Tensor, Tensor, Tensor, Tensor], None]
+    The block comes first: a `PreparedBlock`, or one of another kind that the replacement is for.
+    """
+
+    gather: Callable[[Any, Tensor, Tensor, int, int], tuple[PixelSums, Tensor]]
+    mixing: Callable[[Any, PixelSums], Tensor]
+    apply: Callable[[Any, Tensor, Tensor, Tensor, Tensor], None]
 
 
 PLAIN = Passes(prepared.gather, PreparedBlock.mixing, prepared.apply)
@@ -75,7 +78,7 @@ class Trial(NamedTuple):
         return agrees and (even_slower or self.seconds < self.plain_seconds)
 
 
-_chosen: dict[tuple[object, ...], tuple[Passes, list[Trial]]] = {}
+_chosen: dict[tuple[object, ...], Passes] = {}
 
 
 def passes_for(block: PreparedBlock, z: Tensor) -> Passes:
@@ -95,8 +98,8 @@ def passes_for(block: PreparedBlock, z: Tensor) -> Passes:
     key = (z.device, dtype, z.shape[-1], block.heads, len(block.widen.weight), biased,
            block.norm1.bias is not None, switch)  # fmt: skip
     if key not in _chosen:
-        _chosen[key] = try_out(block, z.device, z.shape[-1], even_slower=switch == "on")
-    return _chosen[key][0]
+        _chosen[key], _ = try_out(block, z.device, z.shape[-1], even_slower=switch == "on")
+    return _chosen[key]
 
 
 def are_tried(device: torch.device, dtype: torch.dtype) -> bool:
@@ -110,8 +113,10 @@ def are_tried(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def kernels_run_on(device: torch.device) -> bool:
-    """Whether there is a Triton to try them with, and a GPU that it generates them for."""
-    there = device.type == "cuda" and torch.cuda.is_available()
+    """Whether there is a Triton to try them with, and an NVIDIA GPU that it generates them for."""
+    # AMD's GPUs go by the name "cuda" too, and tell capabilities such as (9, 0). The kernels were
+    # never run on one, and what fails there may end the process instead of raising an error.
+    there = device.type == "cuda" and torch.cuda.is_available() and torch.version.hip is None
     if not there or not has_triton():
         return False
     return torch.cuda.get_device_capability(device) >= AMPERE
@@ -145,15 +150,19 @@ def try_out(
     sums, v = PLAIN.gather(block, z, time, 0, len(z[0]))
     matrix = PLAIN.mixing(block, sums)
 
-    def applied(part: Callable[..., object]) -> list[Tensor]:
+    def gathered(part: Callable[..., Any]) -> list[Tensor]:
+        its_sums, its_v = part(block, z, time, 0, len(z[0]))
+        return [*its_sums, its_v]
+
+    def applied(part: Callable[..., Any]) -> list[Tensor]:
         changed = z.clone()
         part(block, changed, v, time, matrix)
         # What was added is compared: beside the stream itself its error would look like rounding.
         return [changed - z]
 
-    works: dict[str, Callable[[Callable[..., object]], list[Tensor]]] = {
-        "gather": lambda part: _tensors(part(block, z, time, 0, len(z[0]))),
-        "mixing": lambda part: _tensors(part(block, sums)),
+    works: dict[str, Callable[[Callable[..., Any]], list[Tensor]]] = {
+        "gather": gathered,
+        "mixing": lambda part: [part(block, sums)],
         "apply": applied,
     }
     chosen, trials = PLAIN, []
@@ -168,9 +177,9 @@ def try_out(
 
 def try_part(
     name: str,
-    work: Callable[[Callable[..., object]], list[Tensor]],
-    fused: Callable[..., object],
-    plain: Callable[..., object],
+    work: Callable[[Callable[..., Any]], list[Tensor]],
+    fused: Callable[..., Any],
+    plain: Callable[..., Any],
     dtype: torch.dtype,
 ) -> Trial:
     """Compare and time one part.
@@ -191,13 +200,6 @@ def try_part(
         return Trial(name, error, _seconds(lambda: work(fused)), _seconds(lambda: work(plain)))
     except Exception as error:  # Triton and drivers have many; the plain passes need none of them
         return Trial(name, None, failure=_first_line(error))
-
-
-def _tensors(result: object) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    assert isinstance(result, tuple)  # noqa: S101
-    return [tensor for part in result for tensor in _tensors(part)]
 
 
 def _relative(found: Tensor, want: Tensor) -> float:

@@ -13,7 +13,13 @@ from torch import Tensor
 from c2fdft_cli.core.attention import PixelSums
 from c2fdft_cli.execution.cuda.cards import WIDEST_NORMED, WIDEST_ON_CHIP
 from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
-from c2fdft_cli.execution.prepared import Norm, PreparedBlock, Projection, apply_on_gpu
+from c2fdft_cli.execution.prepared import (
+    Norm,
+    PreparedBlock,
+    Projection,
+    add_attention,
+    add_narrowed,
+)
 
 
 def norm(layer: Norm, z: Tensor, time: Tensor) -> Tensor:
@@ -51,9 +57,8 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
             block.widen.weight, block.widen.bias, block.narrow.weight, block.narrow.bias,
         )  # fmt: skip
         return
-    apply_on_gpu(
-        block, z, v, mixing, lambda: _product(block.norm2, z, time, block.widen, gelu=True)
-    )
+    add_attention(block, z, v, mixing)
+    add_narrowed(block, z, _product(block.norm2, z, time, block.widen, gelu=True))
 
 
 def _product(

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 from c2fdft_cli.execution.kernels import is_traced
-from c2fdft_cli.execution.native.signatures import SIGNATURES
 from c2fdft_cli.vocabulary import check_choice
 
 SWITCH = "C2FDFT_NATIVE"
@@ -38,6 +37,16 @@ _FLAGS = (
 )
 _BUILD_SECONDS = 60
 
+_KINDS = {"i": ctypes.c_int, "l": ctypes.c_ssize_t, "f": ctypes.c_float, "p": ctypes.c_void_p}
+# Results and arguments of the functions of `kernels.c`: p is a pointer, i an int, l a ptrdiff_t,
+# f a float. The first two arguments of what runs in parallel are "pi".
+_SIGNATURES = {
+    "packed_floats": ("l", "ii"),
+    "pack": ("i", "pi iip ll pp"),
+    "gather": ("i", "pi iii iiii ppp fi pppp p"),
+    "apply": ("i", "pi iii pp ppp fi pp"),
+}
+
 
 class Kernels:
     """The functions of `kernels.c`, on as many threads as torch uses.
@@ -49,9 +58,10 @@ class Kernels:
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
         self._parallel = _torch_threads()
-        for name, (result, arguments) in SIGNATURES.items():
+        for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._library, name)
-            function.restype, function.argtypes = result, arguments
+            function.restype = _KINDS[result]
+            function.argtypes = [_KINDS[kind] for kind in arguments.replace(" ", "")]
 
     def call(self, name: str, *arguments: object) -> None:
         """Run a kernel in parallel.

@@ -78,7 +78,8 @@ def test_frames_are_kept_only_until_they_are_read(tmp_path):
     path = moving(tmp_path / "a.gif")
     frames = cache(path, [2, 5, 11])
     frames.read(path, 11)
-    (animation,) = frames._open.values()
+    status = path.stat()
+    animation = frames._opened(path, status.st_size, status.st_mtime_ns)
     assert set(animation._waiting) == {2, 5}
     frames.read(path, 5)
     frames.read(path, 2)
@@ -91,7 +92,7 @@ def test_only_a_few_files_stay_open(tmp_path):
     for path in paths:
         for number in (0, 1):
             frames.read(path, number)
-        assert len(frames._open) <= 2
+        assert frames._opened.cache_info().currsize <= 2
 
 
 def test_a_file_that_was_replaced_is_read_again(tmp_path):

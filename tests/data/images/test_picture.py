@@ -181,13 +181,15 @@ def test_missing_folder_pipe_and_text_are_refused_everywhere(tmp_path, function)
             function(tmp_path / name)
 
 
-def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     save_rgb8(tmp_path / "a.png", np.zeros((40, 50, 3), np.uint8))
-    assert read_picture(tmp_path / "a.png", max_pixels=2000).pixels.shape == (40, 50, 3)
+    monkeypatch.setattr("c2fdft_cli.data.images.samples.MAX_PIXELS", 2000)
+    assert read_picture(tmp_path / "a.png").pixels.shape == (40, 50, 3)
+    monkeypatch.setattr("c2fdft_cli.data.images.samples.MAX_PIXELS", 1999)
     for kind in (".png", ".tif", ".jpg", ".webp", ".bmp"):
         save_rgb8(tmp_path / f"b{kind}", np.zeros((40, 50, 3), np.uint8))
         with pytest.raises(DataError, match="50 x 40 px is over the limit of 1999 px"):
-            read_picture(tmp_path / f"b{kind}", max_pixels=1999)
+            read_picture(tmp_path / f"b{kind}")
 
 
 def test_a_picture_over_pillows_own_limit_is_read(tmp_path, monkeypatch):

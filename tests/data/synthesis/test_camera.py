@@ -11,6 +11,7 @@ from skimage import data as photos
 from c2fdft_cli.data.synthesis.camera import (
     COLOUR_MATRIX,
     Camera,
+    jpeg,
     photograph,
     raw_noise,
     reduce_noise,
@@ -123,3 +124,13 @@ def test_noise_beyond_white_and_black_is_clipped():
     for value in (0, 255):
         noisy = photograph(np.full((16, 16, 3), value, np.uint8), strong, np.random.default_rng(0))
         assert {0, 255} <= set(noisy.ravel().tolist())
+
+
+def test_lower_quality_is_farther_from_the_image_and_red_stays_red():
+    image = np.ascontiguousarray(photos.coffee()[:64, :80])
+    errors = [np.abs(jpeg(image, q).astype(int) - image).mean() for q in (100, 80, 20)]
+    assert errors == sorted(errors)
+    assert errors[0] < 3
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 200
+    assert np.abs(jpeg(red, 95).astype(int) - red).max() < 8

@@ -8,6 +8,7 @@ from skimage import data as photos
 
 from c2fdft_cli.data.synthesis.exposure import (
     MOST_FRAMES,
+    POINTS,
     Motion,
     _displacement,
     _homography,
@@ -15,6 +16,7 @@ from c2fdft_cli.data.synthesis.exposure import (
     integrate,
     integrate_object,
     object_mask,
+    random_path,
     shake,
 )
 
@@ -122,3 +124,35 @@ def test_displacements_equal_those_of_a_rotating_camera(axis):
     want = there[:2] / there[2] - (x, y)
     found = _displacement(pose[:, None], x, y, focal)[:, 0]
     assert found == pytest.approx(want, rel=1e-3, abs=1e-6)
+
+
+# -- the path of a hand-held camera ---------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", [1, 2, 4])
+def test_paths_are_finite_and_move_on_every_axis(axes):
+    path = random_path(axes, 0.3, np.random.default_rng(0))
+    assert path.shape == (axes, POINTS)
+    assert np.isfinite(path).all()
+    assert (np.ptp(path, axis=1) > 0).all()
+
+
+def test_inertia_straightens():
+    """The way between both ends as a share of the length of the path."""
+
+    def straightness(inertia: float) -> float:
+        shares = []
+        for seed in range(40):
+            path = random_path(2, inertia, np.random.default_rng(seed))
+            length = np.hypot(*np.diff(path, axis=1)).sum()
+            shares.append(np.hypot(*(path[:, -1] - path[:, 0])) / length)
+        return float(np.mean(shares))
+
+    assert straightness(0.05) < straightness(0.3) < straightness(3.0)
+
+
+def test_an_exposure_begins_within_a_motion():
+    """The first velocity varies as later ones do: from rest it would be far smaller."""
+    paths = np.stack([random_path(1, 0.05, np.random.default_rng(seed))[0] for seed in range(1500)])
+    speeds = np.diff(paths, axis=1).std(axis=0)
+    assert speeds[0] == pytest.approx(speeds[-1], rel=0.15)

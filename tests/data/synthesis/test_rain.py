@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from skimage import data as photos
 
+from c2fdft_cli.data.synthesis import streaks
 from c2fdft_cli.data.synthesis.degrade import BlurModel, NoiseModel, degrade, open_streaks
 from c2fdft_cli.data.synthesis.rain import (
     RainModel,
@@ -185,7 +186,7 @@ def bank_with_layers(folder, tmp_path_factory) -> StreakBank:
 
 
 def test_half_of_the_heavy_rain_is_a_complete_layer_of_the_bank(bank, bank_with_layers):
-    assert (len(bank_with_layers.masks), len(bank_with_layers.layers)) == (len(bank), 1)
+    assert (len(bank_with_layers.masks), len(bank_with_layers.layers)) == (len(bank.masks), 1)
     heavy = RainModel(strength=(1, 1), heavy=1.0)
     layers = [
         rain_layer(heavy, np.random.default_rng(i), 40, 40, bank_with_layers) for i in range(60)
@@ -214,8 +215,9 @@ def test_streaks_cannot_be_combined_with_noise(folder):
 
 
 @pytest.mark.skipif(not REAL, reason="C2FDFT_TEST_DATA is not set")
-def test_bank_rain_has_the_statistics_of_rain100l_and_rain100h():
-    bank = StreakBank(Path(REAL) / "streaks", max_images=60)
+def test_bank_rain_has_the_statistics_of_rain100l_and_rain100h(monkeypatch):
+    monkeypatch.setattr(streaks, "MAX_IMAGES", 60)
+    bank = StreakBank(Path(REAL) / "streaks")
     mean, share, psnr = statistics(LIGHT, 100, bank)
     assert 4.6 < mean < 7.4
     assert 0.14 < share < 0.21

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from skimage import data as photos
 
+from c2fdft_cli.data.synthesis import streaks
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.errors import DataError
 from tests.data.synthesis.conftest import streak_image
@@ -92,9 +93,10 @@ def test_a_bank_can_be_pickled(bank):
     np.testing.assert_array_equal(a, twin.sample(np.random.default_rng(1), 30, 30, turn=9.0))
 
 
-def test_of_too_many_masks_every_nth_is_used(folder):
-    few = StreakBank(folder, max_images=2)
-    assert len(few) == 2
+def test_of_too_many_masks_every_nth_is_used(folder, monkeypatch):
+    monkeypatch.setattr(streaks, "MAX_IMAGES", 2)
+    few = StreakBank(folder)
+    assert len(few.masks) == 2
     np.testing.assert_array_equal(few.masks[1], streak_image(3))
 
 
@@ -152,5 +154,3 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
         StreakBank(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no PNG"):
         StreakBank(tmp_path)
-    with pytest.raises(ValueError, match="max_images"):
-        StreakBank(tmp_path, max_images=0)

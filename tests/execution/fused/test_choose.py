@@ -131,6 +131,14 @@ def test_without_triton_no_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> N
     assert not choose.kernels_run_on(torch.device("cuda"))
 
 
+def test_on_a_gpu_of_amd_no_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (9, 0), ["gfx90a"])
+    monkeypatch.setattr(choose, "has_triton", lambda: True)
+    assert choose.kernels_run_on(torch.device("cuda"))
+    monkeypatch.setattr(torch.version, "hip", "6.2.41133")
+    assert not choose.kernels_run_on(torch.device("cuda"))
+
+
 def test_without_a_gpu_the_plain_passes_run() -> None:
     assert passes_for(block(), torch.zeros(1, 4, 4, 16)) == PLAIN
 
