@@ -1,1 +1,1 @@
-"""Jobs: the only place where core and data meet."""
+"""The jobs of the program: the only layer that uses both the network and files."""

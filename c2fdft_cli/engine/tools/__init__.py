@@ -1,1 +1,1 @@
-"""The jobs behind `bench`, `doctor`, `info` and `demo`."""
+"""The jobs of `bench`, `doctor`, `info` and `demo`."""

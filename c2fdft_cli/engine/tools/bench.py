@@ -1,4 +1,4 @@
-"""How fast the parts are on this machine, beside what its matrix products could do."""
+"""Measures how fast the parts run on this machine, compared with its rate of matrix products."""
 
 from __future__ import annotations
 
@@ -36,15 +36,18 @@ GEMM_SIDE = 2048
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was seen.
+    """The measurements of one part.
 
-    seconds: of one run, the median; `slowest` and `fastest` beside it.
-    images_per_second: of the batch.
-    gmac: multiply-adds of a run in units of 1e9 (a training step counts three forwards).
+    part, size, batch: what was timed: `BenchOptions.part`, side in px, images per batch.
+    compiled: whether `torch.compile` was requested.
+    executor: how the network was run.
+    seconds: median time of a run; `fastest` and `slowest` are the extremes.
+    images_per_second: batch / seconds.
+    gmac: multiply-adds of a run in units of 1e9 (a training step counts as three forward passes).
     tflops: 2 * MAC / seconds in units of 1e12.
-    gemm_tflops: of a 2048^3 `torch.mm` in the same type, timed between the runs.
+    gemm_tflops: the rate of a 2048^3 `torch.mm` in the same type, timed between the runs.
     of_gemm: tflops / gemm_tflops.
-    peak_memory: bytes of the device's allocator, or of this process on a CPU.
+    peak_memory: peak bytes of the device's allocator, or of this process on a CPU.
     """
 
     part: str
@@ -66,15 +69,15 @@ class BenchResult:
 
 
 def network_macs(network: Network, height: int, width: int) -> int:
-    """Multiply-adds of one network call, as the paper counts them (116.3e9 at 256x256).
+    """Count the multiply-adds of a forward pass, as the paper does (116.3e9 at 256x256).
 
-    Each convolution's weights at each of its pixels, and 2 c d for a block's q k^T and its product
-    with v (d channels in a head).
+    Counted at each pixel: the weights of each convolution, and 2 c d for a block's q k^T and its
+    product with v (d channels in a head).
     """
     with torch.device("meta"):
         net = make_network(network)
     total, shrink = 0, 1
-    # in the order in which they run: a resampling changes the pixels of those that follow it
+    # in the order in which they run, because resampling changes the number of pixels after it
     for part in net.children():
         pixels = height * width // shrink
         for module in part.modules():
@@ -90,16 +93,16 @@ def network_macs(network: Network, height: int, width: int) -> int:
 
 
 def bench(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Job[float, BenchResult]:
-    """Time one part; each event is the seconds of one run.
+    """Make the job that times one part; each event is the seconds of one run.
 
     Args:
-        options: which part.
-        recipe: its network, and for "loader" and "train-step" its training.
-        runtime: where it runs.
+        options: which part to time, with which sizes.
+        recipe: provides the network; for "loader" and "train-step" also the settings of training.
+        runtime: device and precision.
 
     Raises:
-        UsageError: "restore" with more steps than there are timesteps.
-        DataError: "loader" without shards.
+        UsageError: "restore" with more sampling steps than the schedule has timesteps.
+        DataError: "loader" without a folder of shards.
     """
     timesteps = recipe.diffusion.timesteps
     if options.part == "restore" and options.steps > timesteps:
@@ -128,7 +131,7 @@ def _bench(
         if number >= warm_ups:
             times.append(seconds)
             if computes:
-                # between the runs, so that a clock or a neighbour that slows them slows this too
+                # between the runs, so that a lower clock or another program slows both alike
                 rates.append(gemm_tflops(runtime))
         yield seconds
     median = statistics.median(times)
@@ -156,14 +159,14 @@ def _bench(
 
 
 def _warm_ups(options: BenchOptions, runtime: Runtime) -> int:
-    """Runs that do not count: the first sets libraries up, the second records a CUDA graph."""
+    """Return the number of warm-up runs: the second is needed to record a CUDA graph."""
     return 2 if options.part != "loader" and records(runtime.device) else 1
 
 
 def _part(
     options: BenchOptions, recipe: Recipe, runtime: Runtime
 ) -> tuple[Callable[[], object], str, int]:
-    """The thing to run, how it is run, and how many network calls it is worth."""
+    """Return the function to time, how it runs the network, and its number of forward passes."""
     if options.part == "loader":
         return _loader(options, recipe, runtime), "loader", 0
     net = make_network(recipe.network).to(runtime.device)
@@ -212,29 +215,29 @@ def _train_step(
 
 
 def random_batch(rows: int, size: int, timesteps: int) -> Batch:
-    """A training batch of noise."""
+    """Make a training batch of random pixels; degraded and clean images are the same."""
     shape = (rows, 3, size, size)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
     return Batch(1, pixels, pixels, torch.randn(shape), torch.randint(0, timesteps, (rows,)))
 
 
 def _loader(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Callable[[], object]:
-    """Batches of `batch` patches of `size` px, one for each run."""
+    """Return a function that loads the next batch of `batch` patches of `size` px."""
     stage = replace(recipe.coarse, patches=[options.size], batches=[options.batch])
     shards = ShardSet.open(options.data or Path(), "train")
-    # made on demand: with batches ahead, their queue would be timed
+    # without prefetching, which would time the queue instead of the loading
     recipe = replace(recipe, data=replace(recipe.data, workers=recipe.data.workers or 0))
     batches = iter(make_loader(recipe, stage, shards, 1, runtime, prefetch=0))
     return lambda: next(batches)
 
 
 def seconds_of(run: Callable[[], object], runtime: Runtime) -> float:
-    """Seconds of one run, to the end of what it left on the device."""
+    """Return the seconds of one run, including the work that it queued on the device."""
     _wait(runtime)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     run()
     _wait(runtime)
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
 def _wait(runtime: Runtime) -> None:
@@ -245,7 +248,7 @@ def _wait(runtime: Runtime) -> None:
 
 
 def gemm_tflops(runtime: Runtime) -> float:
-    """The rate of one large matrix product."""
+    """Measure the rate of a large matrix product, in 1e12 operations per second."""
     side = (GEMM_SIDE, GEMM_SIDE)
     a = torch.ones(side, device=runtime.device, dtype=runtime.dtype)
     seconds: Sequence[float] = [seconds_of(lambda: a @ a, runtime) for _ in range(2)]
@@ -253,7 +256,7 @@ def gemm_tflops(runtime: Runtime) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as people call it."""
+    """Return a readable name of the device: the GPU's model, or "cpu, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {many(torch.get_num_threads(), 'thread')}"

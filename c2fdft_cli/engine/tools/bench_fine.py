@@ -1,4 +1,4 @@
-"""The fine stage's step: how its time and memory grow with the number of sampling steps."""
+"""Measures how time and memory of a fine training step grow with the number of sampling steps."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ from c2fdft_cli.vocabulary import Recompute
 
 @dataclass(frozen=True)
 class FineRow:
-    """One number of calls under one way of re-computing.
+    """The measurements for one number of sampling steps and one kind of recomputation.
 
-    seconds: of a whole step, the median; `fastest` and `slowest` beside it.
-    held: peak bytes of a forward and backward pass, weights and gradients left out.
-    after_forward: bytes that the forward pass left for the backward pass.
-    time_ratio, held_ratio: to "none" with as many calls, where that was asked for too.
+    calls: number of sampling steps.
+    recompute: what the backward pass recomputes.
+    seconds: median time of a whole step; `fastest` and `slowest` are the extremes.
+    held: peak bytes of a forward and backward pass, without weights and gradients.
+    after_forward: bytes that the forward pass keeps for the backward pass.
+    time_ratio, held_ratio: relative to "none" with as many sampling steps; None if that was not
+        measured.
     """
 
     calls: int
@@ -47,7 +50,7 @@ class FineRow:
 
 @dataclass(frozen=True)
 class FineBenchResult:
-    """What was seen."""
+    """The measurements of all kinds of steps; `size` is the side of the patches in px."""
 
     size: int
     batch: int
@@ -62,10 +65,10 @@ Kind = tuple[int, Recompute]
 def bench_fine(
     options: BenchOptions, recipe: Recipe, runtime: Runtime
 ) -> Job[float, FineBenchResult]:
-    """Time the fine step of every kind in turn; each event is the seconds of one step.
+    """Make the job that times all kinds of fine steps in turn; an event is one step's seconds.
 
     Raises:
-        UsageError: more sampling steps than the schedule has.
+        UsageError: more sampling steps than the schedule has timesteps.
     """
     timesteps = recipe.diffusion.timesteps
     for calls in options.calls:
@@ -87,8 +90,9 @@ def _bench(
     batch = random_batch(options.batch, options.size, recipe.diffusion.timesteps)
     held: dict[Kind, Held] = {}
     times: dict[Kind, list[float]] = {kind: [] for kind in kinds}
-    # In turn, so that what else the machine does falls on all kinds alike. So a GPU is given the
-    # launches of a step one by one: a step that differs from the last one is not recorded.
+    # The kinds take turns, so that other load on the machine affects all of them alike. On a GPU
+    # this also means that no step runs as a CUDA graph: only a step that repeats the one before it
+    # is recorded.
     for number in range(options.repeats + 1):
         for kind in kinds:
             _use(objective, recipe, kind)

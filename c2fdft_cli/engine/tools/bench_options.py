@@ -1,4 +1,4 @@
-"""What the user asks `bench` for."""
+"""The options of `bench`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice, split_word
 
 MAX_SIDE, MAX_BATCH = 65_528, 65_536
 PARTS = ("forward", "train-step", "restore", "loader")
-STEP = "Of train-step"
-"""Heading of the options of this part."""
+STEP = "For train-step"
+"""Help panel of the options of this part."""
 
 
 def parse_recompute(text: str) -> tuple[Recompute, ...]:
-    """Ways of recomputing out of "none,call"; UsageError for an unknown one."""
+    """Parse kinds of recomputation such as "none,call"; raise UsageError for an unknown one."""
     return tuple(check_choice("--recompute", name, RECOMPUTE) for name in split_words(text))
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to time, on what.
+    """What to time, and with which sizes.
 
     Args:
         part: one of `PARTS`.
-        data: for the loader.
-        calls, recompute: of the fine stage, each with each.
+        data: folder of shards, for "loader".
+        calls, recompute: numbers of sampling steps and kinds of recomputation in the fine stage;
+            all combinations are timed.
     """
 
     part: str
@@ -40,9 +41,9 @@ class BenchOptions:
     )
     batch: int = setting(1, "Images per batch", metavar="N", low=1, high=MAX_BATCH)
     steps: int = setting(4, "Sampling steps of restore", metavar="N", low=1)
-    repeats: int = setting(5, "Timed runs, after one that warms up", metavar="N", low=1)
+    repeats: int = setting(5, "Timed runs, after the warm-up", metavar="N", low=1)
     compile: bool = setting(False, "Use torch.compile.", panel=MACHINE)
-    data: Path | None = setting(None, replace(SHARDS, panel="Of loader"))
+    data: Path | None = setting(None, replace(SHARDS, panel="For loader"))
     stage: str = setting("coarse", "Stage.", choices=("coarse", "fine"), panel=STEP)
     calls: tuple[int, ...] = setting(
         "4",

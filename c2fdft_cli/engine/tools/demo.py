@@ -1,4 +1,4 @@
-"""A small data set for `c2fdft demo`: photos that come with scikit-image, synthetic rain."""
+"""The small data set of `c2fdft demo`: photos from scikit-image with synthetic rain."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from c2fdft_cli.errors import DataError, ResourceError
 from c2fdft_cli.files import ensure_folder
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 
-# motorcycle_left and motorcycle_right are two views of one scene: both on one side of the split
+# motorcycle_left and motorcycle_right show the same scene, so both are in the same split
 TRAIN = ("coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png")
 HELD_OUT = ("astronaut.png", "chelsea.png")
 SEED = 7
 BAND = (26.0, 28.0)
-"""PSNR-Y of the rainy photos in dB: Rain100L's mean is 26.9."""
+"""Range of PSNR-Y of the rainy photos in dB; Rain100L's mean is 26.9."""
 MOST_DRAWS = 200
 
 
@@ -28,7 +28,7 @@ def make_pairs(folder: Path) -> None:
 
     Raises:
         ResourceError: scikit-image is not installed, or the folder cannot be written.
-        DataError: its photos are not in this installation.
+        DataError: this installation of scikit-image lacks one of the photos.
     """
     try:
         import skimage
@@ -50,7 +50,7 @@ def make_pairs(folder: Path) -> None:
 
 
 def _rain_of_usual_strength(gt: Pixels, model: Model, number: int) -> Pixels:
-    """The first sample whose PSNR-Y is within the band; single samples of Rain100L vary by 4 dB."""
+    """Add rain, sampled again until PSNR-Y is in `BAND`; images of Rain100L vary by 4 dB."""
     rng = np.random.default_rng([SEED, number])
     target = as_tensor(gt)
     for _ in range(MOST_DRAWS):
@@ -61,7 +61,7 @@ def _rain_of_usual_strength(gt: Pixels, model: Model, number: int) -> Pixels:
 
 
 def comparison(folders: list[Path], out: Path, names: list[str], height: int = 300) -> None:
-    """Write one picture: a row for each image, a column for each folder."""
+    """Write one picture to `out`, with a row for each image and a column for each folder."""
     rows = []
     for name in names:
         tiles = [read_rgb8(folder / name)[:height] for folder in folders]

@@ -1,4 +1,4 @@
-"""What this machine offers to the program."""
+"""Examines which features of the program this machine supports."""
 
 from __future__ import annotations
 
@@ -34,16 +34,19 @@ EXTRAS = {
 }
 """Modules of optional packages: the extra that installs each, and what it is for."""
 _PACKAGES = {"skimage": "scikit-image", "pywt": "PyWavelets", "pillow_heif": "pillow-heif"}
-"""What packages are called, where not as their module."""
+"""Names of packages that differ from the name of their module."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        hint: what to do where it is not good.
-        required: whether the program does not work where it is not good.
+        topic: what was checked.
+        good: whether it is as it should be.
+        found: what was found, such as a version.
+        hint: what to do, or what is missing, if it is not good.
+        required: whether the program cannot work without it.
     """
 
     topic: str
@@ -54,7 +57,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything; never raises for what is missing."""
+    """Run all checks; something that is missing is a finding, never an error."""
     runtime = make_runtime()
     free = shutil.disk_usage(Path.cwd()).free
     return [
@@ -73,7 +76,7 @@ def examine() -> list[Finding]:
 
 
 def _choice(runtime: Runtime) -> Finding:
-    """The device and precision that commands take without options, and why."""
+    """Report the device and precision that commands use by default, and why."""
     device = runtime.device
     threads = "" if device.type == "cuda" else f", {many(torch.get_num_threads(), 'thread')}"
     why = f"{_why_device(runtime)}; {_why_precision(runtime)}"
@@ -99,14 +102,14 @@ def _why_precision(runtime: Runtime) -> str:
     if runtime.device.type == "cuda":
         if runtime.precision == "bf16":
             return "bf16 from compute capability 8.0 on"
-        return "fp16 before compute capability 8.0, tried"
+        return "fp16 below compute capability 8.0, tested"
     if runtime.device.type == "mps":
         return "fp32 on Apple GPUs"
     return _bf16_speed()
 
 
 def _gpu(runtime: Runtime) -> list[Finding]:
-    """What there is for CUDA, where torch sees a GPU, whether it can be used or not."""
+    """Report the CUDA software if torch sees a GPU, even one that cannot be used."""
     if not torch.cuda.is_available():
         return []
     architectures = torch.cuda.get_arch_list()
@@ -129,12 +132,12 @@ def _gpu(runtime: Runtime) -> list[Finding]:
 
 
 def _driver() -> str:
-    """The CUDA that the driver serves, asked of the driver itself: torch has no name for it."""
+    """Ask the driver for the CUDA version that it supports, which torch does not report."""
     version = ctypes.c_int()
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     except (OSError, AttributeError) as error:
-        return f"not known: {error}"
+        return f"unknown: {error}"
     return f"for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
 
 
@@ -145,7 +148,7 @@ def _triton(runtime: Runtime) -> Finding:
     hint = None if lacking is None else f"torch.compile needs {lacking}"
     if hint is None and not has_triton():
         oldest = ".".join(map(str, OLDEST_TRITON))
-        hint = f"the program's own kernels, faster, need {oldest} or newer: install a newer torch"
+        hint = f"the program's faster kernels need triton {oldest} or newer: install a newer torch"
     return Finding("triton", lacking is None, _version_of("triton"), hint)
 
 
@@ -167,7 +170,7 @@ def _bf16_speed() -> str:
     speed = cpu_bf16_speed()
     if speed is None:
         return "no AVX-512 BF16, no AMX"
-    return f"bf16 products at {speed:.1f} times the speed of fp32's"
+    return f"bf16 products run at {speed:.1f} times the speed of fp32"
 
 
 def _compiler() -> Finding:
@@ -177,10 +180,10 @@ def _compiler() -> Finding:
 
 
 def _cpu_kernels() -> Finding:
-    """Which of two routes a float32 network takes on this CPU: its build is tried here."""
+    """Build the compiled float32 kernels, or report why this CPU uses torch's operators."""
     kernels, found = kernels_or_reason()
     if kernels is None:
-        return Finding("CPU kernels", False, f"torch's ({found})", "compiled ones are faster")
+        return Finding("CPU kernels", False, f"torch's ({found})", "compiled kernels are faster")
     return Finding("CPU kernels", True, f"compiled: {found}")
 
 

@@ -1,4 +1,4 @@
-"""What a path holds: a checkpoint, shards, or a run."""
+"""Describes the content of a path: a checkpoint, shards, or a run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from c2fdft_cli.files import require_existing
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Facts about a path, as plain values.
+    """Return facts about a path, as plain values.
 
     Raises:
-        DataError: a path that is missing or holds none of these.
-        CheckpointError: a file that is not a checkpoint.
+        DataError: the path does not exist, or is a folder without shards or a run.
+        CheckpointError: the file is not a checkpoint.
     """
     if path.is_file() and path.suffix == ".h5":
         return _shard(path)
@@ -39,7 +39,7 @@ def describe(path: Path) -> dict[str, Any]:
 def _checkpoint(path: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     meta = checkpoint.meta
-    make_network(meta.network, checkpoint.ema, path)  # fails where the weights do not fit
+    make_network(meta.network, checkpoint.ema, path)  # raises if the weights do not fit
     facts: dict[str, Any] = {
         "kind": "checkpoint",
         "stage": meta.stage,
@@ -62,7 +62,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _shard(path: Path) -> dict[str, Any]:
-    """The set that a shard belongs to, or the shard alone where it has a name of its own."""
+    """Describe the set that a shard belongs to, or the shard alone if it has an unusual name."""
     index = read_index(path)
     split = index.header.split
     if path.match(f"{split}-*.h5"):

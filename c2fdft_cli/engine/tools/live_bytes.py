@@ -1,4 +1,4 @@
-"""How many bytes a forward and backward pass holds at most."""
+"""Measures how many bytes a forward and backward pass holds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of tensors, weights and their gradients left out.
+    """Bytes of tensors, without weights and their gradients.
 
-    peak: the most that was alive at once, what is computed again included.
-    after_forward: what the forward pass left for the backward pass.
+    peak: most bytes alive at the same time, including recomputed tensors.
+    after_forward: bytes that the forward pass keeps for the backward pass.
     """
 
     peak: int
@@ -26,12 +26,12 @@ class Held:
 
 
 def held_bytes(net: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Held:
-    """Bytes that `loss().backward()` holds: counted on a CPU, the allocator's on CUDA.
+    """Measure the bytes that `loss().backward()` holds: by the allocator on CUDA, else counted.
 
     Leaves gradients in the network's parameters.
     """
     for parameter in net.parameters():
-        # made beforehand, so that they are not among the counted
+        # allocated in advance, so that they are not counted
         parameter.grad = torch.zeros_like(parameter)
     return _held_on_cuda(loss, device) if device.type == "cuda" else _held_on_cpu(loss)
 
@@ -56,10 +56,10 @@ def _held_on_cuda(loss: Callable[[], Tensor], device: torch.device) -> Held:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages that operators make while it is on, until they are freed.
+    """While it is active, counts the storages that operators allocate, until they are freed.
 
     now: bytes that are alive.
-    peak: the most so far, seen after each operator.
+    peak: the maximum so far, measured after each operator.
     """
 
     def __init__(self) -> None:
@@ -71,9 +71,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run an operator and count the storages that were not there before."""
+        """Run an operator and count the new storages in its result."""
         kwargs = kwargs or {}
-        # views and what is computed in place have the storage of an argument
+        # views and in-place results have the storage of an argument
         given = {s._cdata for s in _storages((args, kwargs))}
         out = func(*args, **kwargs)
         for storage in _storages(out):
@@ -94,5 +94,5 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 def _has_storage(leaf: object) -> bool:
-    # weights that a backend has packed for itself have none to look at
+    # weights in a backend's packed layout have no storage
     return isinstance(leaf, Tensor) and leaf.layout == torch.strided

@@ -1,1 +1,1 @@
-"""The job behind `train-coarse` and `train-fine`."""
+"""The job of `train-coarse` and `train-fine`."""

@@ -1,4 +1,4 @@
-"""From a recipe and shards to batches."""
+"""Make the batches of this process from a recipe and shards."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ from c2fdft_cli.recipe.schema import Data, Recipe, Stage
 MAX_WORKERS = 8
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108
 _SHARED_BYTES = 1 << 30
-"""For what eight processes have ready."""
+"""Shared memory in bytes that the prefetched batches of eight worker processes need."""
 
 
 def patch_cycle(stage: Stage) -> PatchCycle:
-    """The stage's patch cycle: docs/paper.md, "Schedule"."""
+    """Return the stage's patch cycle: docs/paper.md, "Schedule"."""
     return PatchCycle(tuple(stage.patches), tuple(stage.batches), stage.switch_every, stage.cycles)
 
 
 def rank_rows(runtime: Runtime, batch: int) -> tuple[int, int]:
-    """This process's rows of the global batch; an empty share takes one row that will not count."""
+    """Return this process's rows [lo, hi) of the global batch: one row if its share is empty."""
     lo, hi = _bounds(runtime, batch)
-    # DDP waits for the gradients of every process: one without rows takes part with weight 0
+    # DDP waits for the gradients of every process, so one with an empty share computes a row, which
+    # counts with weight 0 (`rank_share`).
     return (lo, hi) if hi > lo else (min(lo, batch - 1), min(lo, batch - 1) + 1)
 
 
 def rank_share(runtime: Runtime, batch: int) -> float:
-    """This process's share of the global batch, 0 where it has no row of its own."""
+    """Return this process's share of the global batch, 0 to 1; 0 if it has no rows of its own."""
     lo, hi = _bounds(runtime, batch)
     return (hi - lo) / batch
 
 
 def _bounds(runtime: Runtime, batch: int) -> tuple[int, int]:
-    """This process's even share [lo, hi) of the global batch, which may be empty."""
+    """Return this process's even share [lo, hi) of the global batch, which may be empty."""
     return batch * runtime.rank // runtime.world, batch * (runtime.rank + 1) // runtime.world
 
 
 def worker_count(data: Data, device: torch.device, processors: int, shared_bytes: float) -> int:
-    """Processes that read batches: as stated, else as many as the device needs.
+    """Return how many processes read batches: `data.workers`, or as many as the device needs.
 
-    The batches are the same with any number of them. They travel through shared memory, of which a
-    container may have next to none: then a thread reads.
+    The batches do not depend on this number. Worker processes pass them through shared memory; if
+    there is too little of it, as in many containers, a thread of this process reads (0 workers).
     """
     if data.workers is not None or device.type != "cuda":
         return data.workers or 0
@@ -63,14 +64,14 @@ def worker_count(data: Data, device: torch.device, processors: int, shared_bytes
 
 
 def free_shared_memory() -> float:
-    """Bytes; infinite where it is no file system."""
+    """Return the free shared memory in bytes; infinite if it is not a file system here."""
     return disk_usage(_SHARED_MEMORY).free if os.path.isdir(_SHARED_MEMORY) else math.inf
 
 
 def make_loader(
     recipe: Recipe, stage: Stage, shards: ShardSet, start: int, runtime: Runtime, prefetch: int = 2
 ) -> PatchLoader:
-    """Batches of this process from iteration `start` to the stage's last."""
+    """Return a loader of this process's batches, from iteration `start` to the stage's last."""
     plan = PatchPlan(shards.sizes, patch_cycle(stage), recipe.train.seed, stage.mixup_beta)
     degrade_crop, crop_margin = degradation(recipe.data)
     maker = BatchMaker(

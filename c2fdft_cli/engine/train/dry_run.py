@@ -1,4 +1,4 @@
-"""What a training will take: stages, memory, disk, and time from a few real steps."""
+"""The dry run: estimates a training's memory and disk space, and its time from a few real steps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe.schema import Stage
 
 BYTES_PER_PARAMETER = {"checkpoint": 8, "state": 16}
-"""Weights and their average; with the optimiser's two moments."""
+"""A checkpoint holds the weights and their average; a state also the optimiser's two moments."""
 
 SECONDS = 60.0
-"""That the steps of a plan should take, on machines where they may be smaller than the batch."""
+"""Seconds for all timed steps of a dry run, if steps may be smaller than the batch (on a CPU)."""
 
 GROWTH = 4
-"""How many times as many images the next step has, where there is time for it."""
+"""Factor by which the number of images grows from one timed step to the next."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class StagePlan:
     """One stage of the patch cycle over the whole training.
 
     memory: estimated bytes of activations of one micro-batch.
-    seconds_per_step: of a real step, or what it is estimated to be from a smaller one.
-    timed_images: images of the step that was timed; 0 where the stage before is what is known.
+    seconds_per_step: measured for a whole batch, or estimated from a smaller step.
+    timed_images: number of images in the step that was timed; 0 if the time is estimated from the
+        previous stage.
     """
 
     patch: int
@@ -48,13 +49,13 @@ class StagePlan:
 
     @property
     def hours(self) -> float:
-        """Time in this stage."""
+        """Hours that the training spends in this stage."""
         return self.iterations * self.seconds_per_step / 3600
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The whole training, disk in bytes."""
+    """Estimates for the whole training; `disk` is in bytes."""
 
     device: str
     precision: str
@@ -65,27 +66,28 @@ class TrainingPlan:
 
 
 def plan_training(options: TrainOptions, seconds: float = SECONDS) -> Job[StagePlan, TrainingPlan]:
-    """Try each stage for a few steps on throw-away weights; nothing is written.
+    """Make the job that times a few steps of each stage on temporary weights; nothing is written.
 
-    On a CPU the steps begin with one image and grow while a share of `seconds` is left.
+    On a CPU the steps start with one image and grow while there is time left. Each stage has a
+    share of `seconds`.
     """
     stages = _stages(options.section, options.done)
     return Job(_plan(options, stages, seconds), total=len(stages), title="dry run", unit="stage")
 
 
 def _stages(section: Stage, done: int) -> dict[tuple[int, int], tuple[int, int]]:
-    """First iteration and number of those still to do, by patch and batch size."""
+    """Return the first remaining iteration and the number of them, by (patch, batch) size."""
     cycle, first, last = patch_cycle(section), done + 1, section.iterations
     counts: Counter[tuple[int, int]] = Counter()
     sizes = zip(cycle.patches, cycle.batches, strict=True)
     ends = zip(cycle.iterations_before(first), cycle.iterations_before(last + 1), strict=True)
     for size, (before, after) in zip(sizes, ends, strict=True):
         counts[size] += after - before
-    # each size begins at once, or with one of as many switches as there are sizes
+    # A size that is not the current one starts at one of the next len(patches) switches.
     switch = (done // cycle.switch_every + 1) * cycle.switch_every + 1
-    begins = [first, *(switch + n * cycle.switch_every for n in range(len(cycle.patches)))]
+    starts = [first, *(switch + n * cycle.switch_every for n in range(len(cycle.patches)))]
     stages: dict[tuple[int, int], tuple[int, int]] = {}
-    for k in begins:
+    for k in starts:
         if k <= last:
             stages.setdefault(cycle.stage(k), (k, counts[cycle.stage(k)]))
     return stages
@@ -113,8 +115,8 @@ def _plan(
         plans.append(plan)
         yield plan
     parameters = sum(p.numel() for p in stepper.net.parameters())
-    # the numbered ones that are kept, best, the finished one, and the one being written;
-    # states: the newest, the one before it, and the one being written
+    # Checkpoints: the numbered ones that are kept, best.pt, the final one, and the one being
+    # written. States: the newest, the previous one, and the one being written.
     checkpoints = options.recipe.train.keep + 3
     disk = parameters * (
         checkpoints * BYTES_PER_PARAMETER["checkpoint"] + 3 * BYTES_PER_PARAMETER["state"]
@@ -127,25 +129,34 @@ def _plan(
 def _time_step(
     fallbacks: Fallbacks, batch: Batch, allowed: float, expected: float, runtime: Runtime
 ) -> tuple[int, float]:
-    """Images of the largest step that there is time for, and seconds of one of the whole batch.
+    """Time the largest step that fits in `allowed`.
 
     Args:
-        allowed: seconds that all steps may take.
-        expected: seconds for an image, from the stage before; 0 where there is none.
+        fallbacks: runs the steps.
+        batch: this process's rows of a global batch.
+        allowed: seconds that all steps together may take.
+        expected: seconds for an image, estimated from the previous stage; 0 if there is none.
+        runtime: device and processes.
+
+    Returns:
+        The number of images in that step (0 if there is no time even for a single image), and the
+        estimated seconds of a step with the whole batch.
     """
-    # other shapes than the training's would be compiled, or tuned for, in vain
+    # On CUDA and in compiled code a smaller step would be compiled or tuned for shapes that the
+    # training does not have.
     whole = runtime.device.type == "cuda" or fallbacks.is_compiled
-    rows, begin = len(batch) if whole else 1, time.perf_counter()
-    # A step waits for all processes, so they agree on each further one, by the shortest of clocks.
+    rows, start = len(batch) if whole else 1, time.perf_counter()
+    # A step waits for all processes, so they decide together on each further one: it is run only
+    # if all of them have time for it.
     if not whole and expected and not all_reduce_min(int(2 * expected < allowed), runtime):
         return 0, expected * len(batch)
-    for _ in range(2 if whole else 1):  # warms up; the second step is the one that is recorded
+    for _ in range(2 if whole else 1):  # warm-up; a CUDA graph is recorded in the second step
         fallbacks.step(batch.rows(0, rows))
     while True:
         before = time.perf_counter()
         fallbacks.step(batch.rows(0, rows))
         now = time.perf_counter()
-        more = rows < len(batch) and GROWTH * (now - before) < allowed - (now - begin)
+        more = rows < len(batch) and GROWTH * (now - before) < allowed - (now - start)
         if not all_reduce_min(int(more), runtime):
             return rows, (now - before) * len(batch) / rows
         rows = min(GROWTH * rows, len(batch))

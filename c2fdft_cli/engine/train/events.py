@@ -1,4 +1,4 @@
-"""What a training reports while it runs."""
+"""The events that a training yields while it runs, and its result."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class Begun:
-    """What is trained on what, before the first step.
+    """A summary of the training, before the first step.
 
-    pairs, validation: images that are trained on, and scored.
-    parameters: of the network.
-    step, iterations: that are done, and of the whole training.
-    best_psnr: the best score so far, of a run that resumes.
+    pairs, validation: number of training images and of validation images.
+    parameters: number of the network's parameters.
+    step, iterations: iterations that are done, and those of the whole training.
+    best_psnr: best validation PSNR so far of a resumed run, dB.
     """
 
     data: Path
@@ -32,8 +32,9 @@ class Begun:
 class StepDone:
     """One iteration.
 
-    images_per_second: of the global batch, this iteration alone.
-    waited: share of the iteration's time spent waiting for data, 0 to 1.
+    patch, batch: patch size in px, and images in the global batch.
+    seconds: time of this iteration.
+    waited: share of this time spent waiting for data, 0 to 1.
     memory: peak bytes so far.
     """
 
@@ -50,7 +51,7 @@ class StepDone:
 
     @property
     def images_per_second(self) -> float:
-        """Images of the global batch per second."""
+        """Images of the global batch per second, in this iteration alone."""
         return self.batch / max(self.seconds, 1e-9)
 
 
@@ -68,7 +69,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class Saved:
-    """The state is on disk."""
+    """The state, or the final checkpoint, has been written to `path`."""
 
     iteration: int
     path: Path
@@ -88,11 +89,11 @@ TrainEvent: TypeAlias = Begun | StepDone | Validated | Saved | Notice
 class TrainResult:
     """The finished training.
 
-    run: its folder.
-    checkpoint: what `--from`, `sweep-steps` and `restore` take.
+    run: the run folder.
+    checkpoint: the final checkpoint, for `--from`, `sweep-steps` and `restore`.
     step: the last iteration.
-    best_psnr: the best validation score, dB; None where nothing was validated.
-    seconds: that this process trained.
+    best_psnr: the best validation PSNR, dB; None if nothing was validated.
+    seconds: how long this process trained.
     """
 
     run: Path

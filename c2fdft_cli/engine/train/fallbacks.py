@@ -1,4 +1,4 @@
-"""Steps that fall back: to smaller micro-batches when memory runs out, to uncompiled code."""
+"""Steps that fall back to smaller micro-batches if memory runs out, or to uncompiled code."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from c2fdft_cli.execution.memory import is_out_of_memory, release_cached_memory
 from c2fdft_cli.recipe.schema import FineStage
 
 COMPILED_LOSS = {True: 1e-3, False: 2e-2}
-"""Relative difference of the compiled network's loss that is rounding, in float32 or not."""
+"""Relative difference of the compiled loss that still counts as rounding, by `is float32`."""
 
 Result = TypeVar("Result")
 
 
 class Fallbacks:
-    """Steps of a training, each tried again in smaller pieces or uncompiled where that helps.
+    """Runs the steps of a training; repeats a failed one in smaller pieces or uncompiled.
 
     Args:
-        options: of the training.
-        stepper: moves the weights.
-        notify: called with what is done differently, in a sentence for people.
+        options: options of the training.
+        stepper: does a step.
+        notify: called with a sentence for the user when something is done differently.
     """
 
     def __init__(
@@ -55,13 +55,14 @@ class Fallbacks:
         self._notify = stepper.recorder.notify = notify
         self._cycle = patch_cycle(options.section)
         self.micro: dict[int, int] = {}
-        """Rows that go through the network together, by patch size."""
+        """Size of the micro-batches, by patch size."""
         self._fitted: set[int] = set()
 
     def compile(self) -> None:
-        """Compile the network as the recipe's `train.compile` says."""
+        """Compile the network as `train.compile` of the recipe requires."""
         setting = self._options.recipe.train.compile
-        # fused by hand, it should move fewer bytes than compiled: not timed on a GPU
+        # The fused feed-forward kernels should move fewer bytes than compiled code; the two have
+        # not been compared in time.
         by_hand = any(part == FEED_FORWARD for part, _ in self._kernels)
         if setting == "auto" and (by_hand or self._pixels() < MUCH_WORK):
             setting = "off"
@@ -70,7 +71,7 @@ class Fallbacks:
             self._notify(notice)
 
     def _pixels(self) -> int:
-        """About how many pixels a whole training sends through the network in this process."""
+        """Estimate how many pixels the network processes in a whole training, in this process."""
         section, options = self._options.section, self._options
         calls = len(options.grid) if isinstance(section, FineStage) else 1
         pixels = [rows * p**2 for p, rows in zip(section.patches, section.batches, strict=True)]
@@ -83,7 +84,7 @@ class Fallbacks:
         return is_compiled(self._stepper.net)
 
     def bytes_per_image(self, patch: int) -> int:
-        """Estimated bytes of activations of a step, for each image of a micro-batch."""
+        """Estimate the bytes of activations in a step, for each image of a micro-batch."""
         options = self._options
         calls = len(options.grid)
         network, section = options.recipe.network, options.section
@@ -95,17 +96,17 @@ class Fallbacks:
         return training_kernels(recipe.network, recipe.train.compile, self._runtime)
 
     def fit(self, batch: Batch) -> None:
-        """Choose the micro-batch of this patch size, once; all processes take the smallest.
+        """Choose the micro-batch of this patch size, once; all processes use the smallest one.
 
-        On CUDA, and where the network is compiled, it is tried before any process waits for
-        another's gradients.
+        On CUDA, and if the network is compiled, a micro-batch is tested first, before any process
+        waits for the gradients of another.
         """
         patch = batch.gt.shape[-1]
         if patch in self._fitted:
             return
         self._fitted.add(patch)
-        self._stepper.recorder.forget()  # its memory is then among what is free
-        if patch not in self.micro:  # else it is known from before the run was stopped
+        self._stepper.recorder.forget()  # so that the recorded step's memory counts as free
+        if patch not in self.micro:  # otherwise it is known from the state that the run resumed
             wanted = self._options.recipe.train.micro_batch
             each = self.bytes_per_image(patch)
             parameters = sum(p.numel() for p in self._stepper.net.parameters())
@@ -118,26 +119,28 @@ class Fallbacks:
             loss = self._until_done(patch, partial(self._try_out, batch), alone=True)
             if is_compiled(net):
                 self._check_compiled(batch, loss)
-            # All or none: being compiled decides, on a CPU, whether a process comes here at the
-            # next patch size, and one that came alone would wait in this reduction for ever.
+            # Either all processes run compiled or none does. On a CPU only compiled networks reach
+            # this reduction, so if the processes differed, those that reach it at the next patch
+            # size would wait forever for the others.
             if not all_reduce_min(int(is_compiled(net)), self._runtime):
                 run_uncompiled(net)
         self.micro[patch] = all_reduce_min(self.micro[patch], self._runtime)
         if self.micro[patch] < len(batch):
             self._notify(
-                f"patches of {patch} px: micro-batches of {self.micro[patch]}, "
-                f"the batch has {len(batch)}"
+                f"patches of {patch} px: a batch of {len(batch)} runs in "
+                f"micro-batches of {self.micro[patch]}"
             )
 
     def step(self, batch: Batch) -> StepResult:
-        """Move the weights by one batch, whose patch size `fit` has seen."""
+        """Do one optimiser step; call `fit` with a batch of this patch size first."""
         section, k = self._options.section, batch.iteration
         periods = [(p.length, p.floor) for p in section.periods]
         lr = learning_rate(k - 1, section.lr, periods)
-        # An attempt can be repeated: a batch carries its random numbers with it, and the weights
-        # move at the very end of a step.
+        # A failed attempt can be repeated: the batch contains its random numbers, and the weights
+        # change only at the very end of a step.
         move = partial(self._move, batch, lr)
-        # other processes would wait in vain for the gradients of an attempt that failed
+        # With several processes it is not repeated: the others already wait for the gradients of
+        # the attempt that failed.
         return self._until_done(batch.gt.shape[-1], move, self._runtime.world == 1)
 
     def _move(self, batch: Batch, lr: float) -> StepResult:
@@ -148,18 +151,18 @@ class Fallbacks:
         return self._stepper.try_out(batch, self.micro[batch.gt.shape[-1]])
 
     def _check_compiled(self, batch: Batch, loss: float) -> None:
-        """Run uncompiled where compiled code gives another loss than the network itself."""
+        """Run uncompiled from now on if the compiled loss differs from the uncompiled one."""
         net = self._stepper.net
         with uncompiled(net):
             expected = self._stepper.loss(batch, self.micro[batch.gt.shape[-1]])
-        # `<=` is false for a compiled NaN, which so counts as a difference; where the network
-        # itself gives no number there is nothing to compare with.
+        # `<=` is false for a compiled loss of NaN, which therefore counts as a difference. If the
+        # uncompiled loss is not finite, there is nothing to compare with.
         allowed = COMPILED_LOSS[self._runtime.dtype == torch.float32]
         if abs(loss - expected) <= allowed * abs(expected) or not math.isfinite(expected):
             return
         run_uncompiled(net)
         self._notify(
-            f"compiled, the loss is {loss:.6g} instead of {expected:.6g}: "
+            f"the compiled network's loss is {loss:.6g} instead of {expected:.6g}: "
             "the network runs uncompiled"
         )
 
@@ -168,22 +171,28 @@ class Fallbacks:
             try:
                 return attempt()
             except C2fdftError:
-                # ours say what is wrong, such as too many skipped steps: smaller pieces do not help
+                # the program's own errors, such as too many skipped steps: repeating does not help
                 raise
             except Exception as error:
                 self._stepper.abandon()
                 notice = self._fall_back(patch, error, alone)
                 if notice is None:
                     raise
-            # after the except block: its error holds, by its traceback, the tensors of the attempt
+            # After the except block, because the traceback of its error keeps the tensors of the
+            # failed attempt alive.
             release_cached_memory(self._runtime)
             self._notify(notice)
 
     def _fall_back(self, patch: int, error: Exception, alone: bool) -> str | None:
-        """What to do differently; None where nothing helps."""
+        """Change how steps run after an error; return a notice, or None if nothing can help.
+
+        Raises:
+            ResourceError: out of memory, with micro-batches of one row or with other processes
+                waiting.
+        """
         micro = self.micro[patch]
         half = -(-micro // 2)
-        # asked first, since compiled code runs out of memory too, and can stay compiled then
+        # first, because compiled code that runs out of memory can remain compiled
         if is_out_of_memory(error):
             if micro == 1 or not alone:
                 raise ResourceError(

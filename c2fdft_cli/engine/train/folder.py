@@ -1,4 +1,4 @@
-"""The run folder: what a training leaves behind, and what it resumes from."""
+"""The run folder: the files that a training writes, and that it resumes from."""
 
 from __future__ import annotations
 
@@ -45,30 +45,31 @@ COLUMNS = (
 )
 
 _READ = {"iteration", "loss", "val_psnr", "val_ssim"}
-"""The columns that are read again."""
+"""The columns of metrics.csv that the program itself reads."""
 
 _BEFORE_STATE = {LOCK, "recipe.yaml", "env.json", "metrics.csv", "samples", "checkpoints"}
-"""What a run makes before it has a state, the lock first: one that was killed then begins anew."""
+"""What a run writes before its first state, the lock first; if killed then, it can start again."""
 
 
 class RunFolder:
     """`runs/<recipe>-<stage>[-N]/` and the files in it.
 
     Args:
-        path: as asked; `numbered`, the first that is free of `path`, `path-2`, `path-3` and so on.
+        path: the folder.
+        numbered: use the first free name of `path`, `path-2`, `path-3` and so on instead.
 
     Attributes:
-        number: of the name, from 1; 0 for one that was asked for.
+        number: number of the name, from 1; 0 if the folder is not `numbered`.
     """
 
     def __init__(self, path: Path, *, numbered: bool = False) -> None:
         self._first = path
         self.number = 0
-        self._lie_at(path)
+        self._set_paths(path)
         if numbered:
             self._to_next_free()
 
-    def _lie_at(self, path: Path) -> None:
+    def _set_paths(self, path: Path) -> None:
         self.path = path
         self.state = path / "state.pt"
         self.previous_state = path / "state-previous.pt"
@@ -78,9 +79,9 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
 
     def to_number(self, number: int) -> None:
-        """Lie under the name of a number."""
+        """Use the name with this number: `path` for 1, `path-N` for others."""
         self.number, first = number, self._first
-        self._lie_at(first if number == 1 else first.with_name(f"{first.name}-{number}"))
+        self._set_paths(first if number == 1 else first.with_name(f"{first.name}-{number}"))
 
     def _to_next_free(self) -> None:
         self.to_number(self.number + 1)
@@ -89,21 +90,21 @@ class RunFolder:
 
     @contextmanager
     def begun(self, files: Mapping[str, str]) -> Iterator[None]:
-        """Make the folder of a new run, and keep other processes from training in it meanwhile.
+        """Create the folder of a new run, and keep it locked against other processes.
 
-        A numbered one takes the next name where another process has taken its own just now.
+        If another process has just taken the name of a numbered folder, the next name is used.
 
         Args:
             files: text files to write into it, by name.
 
         Raises:
-            UsageError: it holds a run.
-            ResourceError: another process trains in it, or it cannot be written.
+            UsageError: the folder is not empty.
+            ResourceError: another process trains in the folder, or it cannot be written.
         """
         with ExitStack() as stack:
             while True:
                 try:
-                    self.check_free()  # before there is a lock in somebody's folder
+                    self.check_free()  # first, so that no lock file is left in a user's own folder
                     stack.enter_context(self.held())
                     self.create(files)
                     break
@@ -115,12 +116,12 @@ class RunFolder:
             yield
 
     def check_free(self) -> None:
-        """Raise UsageError when the folder already holds something of a run, or of others."""
+        """Raise UsageError if the folder already holds a run with a state, or other files."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         names -= {path.name for path in unfinished(self.path)}
-        # Without a lock it is a folder that somebody made: a recipe.yaml in it is theirs, not ours
-        # to replace. The first state, of step 0, leaves no checkpoint, so one tells of a later
-        # state.
+        # A folder without a lock was not made by a run: a recipe.yaml in it is the user's and must
+        # not be replaced. The first state, that of step 0, has no checkpoint, so a checkpoint
+        # means that there was a later state.
         begun = LOCK in names and names <= _BEFORE_STATE and not any(self.checkpoints.glob("*"))
         if names and not begun:
             raise UsageError(
@@ -130,11 +131,11 @@ class RunFolder:
             )
 
     def create(self, files: Mapping[str, str]) -> None:
-        """Make the folder with these text files in it.
+        """Create the folder and write these text files into it.
 
         Raises:
-            UsageError: the folder already holds a run.
-            ResourceError: it cannot be written.
+            UsageError: the folder is not empty.
+            ResourceError: the folder cannot be written.
         """
         self.check_free()
         for folder in (self.path, self.samples, self.checkpoints):
@@ -144,39 +145,39 @@ class RunFolder:
         atomic_write_text(self.metrics, ",".join(COLUMNS) + "\n")
 
     def write_files(self, files: Mapping[str, str]) -> None:
-        """Write text files, by name; ResourceError when they cannot be written."""
+        """Write text files, by name; raise ResourceError if one cannot be written."""
         for name, text in files.items():
             atomic_write_text(self.path / name, text)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from training in this folder meanwhile.
+        """Lock the folder, so that no other process trains in it.
 
         Raises:
-            ResourceError: one does.
+            ResourceError: another process trains in it.
         """
         with hold_folder(self.path, "another process trains in this folder"):
             yield
 
     def state_stamp(self) -> tuple[int, int] | None:
-        """Something that changes with each save; None where there is no state."""
+        """Return a value that changes with each save of the state; None if there is no state."""
         try:
             status = self.state.stat()
         except OSError:
             return None
-        # Neither is enough alone: a clock may stand still or run backwards, and the number of an
-        # inode may come back with a later save.
+        # Neither is enough alone: a clock may stand still or run backwards, and a later save may
+        # reuse an inode number.
         return status.st_ino, status.st_mtime_ns
 
     def keep_state(self) -> None:
-        """Keep the newest state under a second name, before the next one takes its own."""
-        # A link, not a rename: a run that is killed between this and the save still has state.pt.
+        """Keep the newest state as the previous one, before the next one replaces it."""
+        # A link instead of a rename, so that a run killed before the save still has its state.pt.
         if self.state.is_file():
             _link(self.state, self.previous_state)
 
     def set_aside_state(self) -> None:
-        """Put the previous state in the place of the newest, which is damaged and kept beside."""
-        # links, so that there is a state.pt at each moment: a run without one cannot be resumed
+        """Replace the damaged newest state by the previous one; keep it as state-damaged.pt."""
+        # Links, so that there is a state.pt at every moment: a run without one cannot be resumed.
         _link(self.state, self.path / "state-damaged.pt")
         _link(self.previous_state, self.state)
 
@@ -188,42 +189,43 @@ class RunFolder:
             recipe = load_recipe(str(self.path / "recipe.yaml"))
         except RecipeError:
             return True
-        # The finished checkpoint alone does not tell: it stays where a finished run is extended.
+        # The final checkpoint is not enough: it remains when a finished run is extended.
         iterations = recipe.coarse.iterations if stage == "coarse" else recipe.fine.iterations
         rows = self.read_metrics()
         return bool(rows) and int(rows[-1]["iteration"]) >= iterations
 
     def remove_unfinished(self) -> None:
-        """Remove what a killed run was writing."""
+        """Remove the temporary files that a killed run left."""
         for folder in (self.path, self.checkpoints, self.samples):
             for path in unfinished(folder):
                 path.unlink(missing_ok=True)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one row to metrics.csv."""
+        """Append one row to metrics.csv."""
         text = io.StringIO()
         csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
         try:
-            # Neither synced nor renamed: the row is no part of what a run resumes from. What a kill
-            # leaves of it, or of rows past the state, `read_metrics` and `cut_metrics` drop.
+            # The file is neither synced nor renamed, because a run does not resume from it. If the
+            # run is killed, `read_metrics` drops an incomplete row, and `cut_metrics` the rows
+            # after the saved state.
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(text.getvalue())
         except OSError as error:
             raise write_error(error, self.metrics) from error
 
     def cut_metrics(self, step: int) -> None:
-        """Drop the rows after a step: what a killed run logged past its last saved state."""
+        """Drop the rows after a step, which a killed run logged after its last saved state."""
         kept = [row for row in self.read_metrics() if int(row["iteration"]) <= step]
         text = io.StringIO()
-        # without columns that a person or another version has added, which must not keep it from
-        # going on
+        # Columns that the user or another version has added are dropped: they must not prevent the
+        # run from resuming.
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)
         atomic_write_text(self.metrics, text.getvalue())
 
     def has_metrics(self) -> bool:
-        """Whether there is a metrics.csv of a run; other programs write files of this name too."""
+        """Whether the folder has a run's metrics.csv; other programs use this file name too."""
         try:
             self.read_metrics()
         except DataError:
@@ -231,18 +233,19 @@ class RunFolder:
         return self.metrics.is_file()
 
     def read_metrics(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv, none without one; a last line that was cut short is left out.
+        """Return the rows of metrics.csv, without incomplete ones; [] if there is no such file.
 
         Raises:
-            DataError: it cannot be read, or has other columns, or none.
+            DataError: the file cannot be read, is not a table, or lacks columns of a run.
         """
         if not self.metrics.is_file():
             return []
         try:
-            # what a power failure leaves of rows that were not synced may be any bytes
+            # rows are not synced, so after a power failure the file may end in arbitrary bytes
             with self.metrics.open(newline="", encoding="utf-8-sig", errors="replace") as file:
                 text = file.read()
-            # a last line without its end was cut short, be it within the last column
+            # A last line without a line end is incomplete, even if it has all columns: its last
+            # value may be truncated.
             whole = text[: text.rfind("\n") + 1] or text
             reader = csv.DictReader(io.StringIO(whole, newline=""))
             rows = list(reader)
@@ -250,7 +253,7 @@ class RunFolder:
             raise read_error(error, self.metrics) from error
         except csv.Error as error:
             raise DataError(
-                f"it is no table: {error}", where=self.metrics, hint="move the file away"
+                f"it is not a table: {error}", where=self.metrics, hint="move the file away"
             ) from error
         if not _READ.issubset(reader.fieldnames or COLUMNS):
             raise DataError(
@@ -261,34 +264,34 @@ class RunFolder:
         return [
             row
             for row in rows
-            # DictReader has None for a column that the line does not reach, "" for an empty one
+            # DictReader returns None for columns that a line lacks, and "" for empty ones
             if re.fullmatch(r"\d{1,18}", row["iteration"] or "") and row["val_ssim"] is not None
         ]
 
     def numbered(self, step: int) -> Path:
-        """The checkpoint of a step."""
+        """Return the path of the checkpoint of a step."""
         return self.checkpoints / f"step-{step:09d}.pt"
 
     def keep_latest(self, keep: int, step: int) -> None:
-        """Remove all but the newest numbered checkpoints up to a step.
+        """Remove the numbered checkpoints up to `step`, except the newest `keep` of them.
 
-        Those ahead of it, of a run that resumed from an earlier state, stay and do not count:
-        removing by number alone would remove what was just saved.
+        Checkpoints of later steps, which exist if the run resumed from an earlier state, remain
+        and do not count. Otherwise they would displace the checkpoint that was just saved.
         """
-        # as text they sort like their steps, which are written with nine digits
+        # steps are written with nine digits, so the names sort in the order of the steps
         found = sorted(self.checkpoints.glob("step-*.pt"))
         for path in [one for one in found if one <= self.numbered(step)][:-keep]:
             path.unlink()
 
     def link(self, source: Path, name: str) -> None:
-        """A second name in checkpoints/ for a file, without its bytes twice where that works."""
+        """Give a file a second name in checkpoints/: as a hard link if possible, else as a copy."""
         _link(source, self.checkpoints / name)
 
     @contextmanager
     def log(self) -> Iterator[logging.Logger]:
-        """A logger into train.log, apart from other logs; its first line opens the file."""
+        """Yield a logger that writes to train.log only; the first line it logs opens the file."""
         logger = logging.Logger(f"c2fdft.{self.path.name}")
-        # names of files need not be UTF-8
+        # a line may contain a file name that is not valid UTF-8
         handler = logging.FileHandler(
             self.path / "train.log", encoding="utf-8", errors="backslashreplace", delay=True
         )
@@ -301,10 +304,10 @@ class RunFolder:
 
 
 def _link(source: Path, target: Path) -> None:
-    # Two names for the same bytes are safe because no file of a run is written in place: a save
-    # renames a new file over one name and leaves the other what it had.
+    # Two names for the same file are safe because no file of a run is written in place: a save
+    # renames a new file to one of the names, and the other name keeps the old content.
     with atomic_path(target) as temporary:
-        # link replaces nothing, and the temporary name is taken by an empty file
+        # os.link does not replace a file, and an empty one already has the temporary name
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
@@ -315,12 +318,12 @@ def _link(source: Path, target: Path) -> None:
 def auto_run(
     out: Path | None, recipe_name: str, stage: str, root: Path = Path("runs")
 ) -> RunFolder:
-    """The folder of a run that one and the same line begins and resumes."""
+    """Return the folder of a run that the same command line starts and resumes."""
     return RunFolder(out or root / f"{recipe_name}-{stage}")
 
 
 def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("runs")) -> RunFolder:
-    """The folder of a new run: as asked, else the first free `runs/<recipe>-<stage>[-N]`."""
+    """Return the folder of a new run: `out`, or the first free `runs/<recipe>-<stage>[-N]`."""
     if out is not None:
         return RunFolder(out)
     return RunFolder(root / f"{recipe_name}-{stage}", numbered=True)
@@ -329,14 +332,14 @@ def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("r
 def find_run(
     out: Path | None, recipe_name: str | None, stage: str, root: Path = Path("runs")
 ) -> RunFolder:
-    """The run to resume: as asked, else the newest of that recipe and stage that is not finished.
+    """Return the run to resume: `out`, or the newest unfinished one of this recipe and stage.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such run.
     """
     if out is not None:
         if not (out / "state.pt").is_file():
-            hint = "check --out, or begin the run without --resume"
+            hint = "check --out, or start the run without --resume"
             raise DataError("no run to resume: it has no state.pt", where=out, hint=hint)
         return RunFolder(out)
     found = [
@@ -344,18 +347,18 @@ def find_run(
     ]
     if not found:
         of = f" of the recipe {recipe_name}" if recipe_name else ""
-        hint = f"name the run with --out, or begin one: c2fdft train-{stage}"
+        hint = f"name the run with --out, or start one: c2fdft train-{stage}"
         raise DataError(f"no {stage} run{of} to resume", where=root, hint=hint)
     found.sort(key=lambda path: (path / "state.pt").stat().st_mtime, reverse=True)
     interrupted = next((path for path in found if not RunFolder(path).is_finished(stage)), None)
     if interrupted is None:
-        what = "no interrupted run to resume: all of this stage are finished"
+        what = "no interrupted run to resume: all runs of this stage are finished"
         raise DataError(what, where=root, hint=f"name one with --out, such as {found[0]}")
     return RunFolder(interrupted)
 
 
 def _is_of(folder: Path, recipe_name: str | None, stage: str) -> bool:
-    """Whether a run is of this recipe and stage: by its env.json, of older runs by its name."""
+    """Whether a run is of this recipe and stage, by its env.json or (older runs) its name."""
     try:
         facts = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -367,7 +370,7 @@ def _is_of(folder: Path, recipe_name: str | None, stage: str) -> bool:
 
 
 def draw_curves(run: RunFolder) -> bool:
-    """Write curves.png from metrics.csv; False where matplotlib is not installed."""
+    """Draw curves.png from metrics.csv; return False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -379,22 +382,23 @@ def draw_curves(run: RunFolder) -> bool:
     loss_axes.set_yscale("log")
     _plot(score_axes, rows, "val_psnr", "validation PSNR, dB", marker="o")
     score_axes.set_xlabel("iteration")
-    # A name may hold anything: bytes that are no UTF-8, dollar signs, which would begin a formula,
-    # and letters that the font has not, about which matplotlib warns.
+    # A folder's name may contain anything: bytes that are not UTF-8, dollar signs, which would
+    # start a formula, and characters that the font lacks, about which matplotlib warns.
     name = run.path.name.encode("utf-8", "backslashreplace").decode()
     figure.suptitle(name, parse_math=False)
     with atomic_path(run.path / "curves.png") as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")
         figure.savefig(temporary, dpi=110)
-    # a figure is a cycle of some megabytes, and steps make too few objects for Python to look for
-    # it: without this, a training grows by tens of megabytes between looks
+    # A figure is a reference cycle of some megabytes, and training steps allocate too few objects
+    # to trigger the garbage collector: without this call, a training grows by tens of megabytes
+    # between two collections.
     del figure, loss_axes, score_axes
     gc.collect()
     return True
 
 
 def _number(text: str) -> float:
-    """The number in a cell; NaN, which leaves a gap, for other text that a person put there."""
+    """Return the number in a cell; NaN, which leaves a gap in the plot, for any other text."""
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""One loop for both stages: coarse and fine differ by their objective and one recipe section."""
+"""The training loop of both stages, which differ in their objective and one recipe section."""
 
 from __future__ import annotations
 
@@ -43,19 +43,20 @@ from c2fdft_cli.validation import validate
 
 Out = TypeVar("Out")
 CURVES_EVERY = 30.0
-"""Seconds between two drawings of curves.png; each takes about half a second."""
+"""Minimum seconds between two drawings of curves.png; each takes about half a second."""
 
 
 def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
-    """A stage's training as a job that yields an event for each step, score and file.
+    """Make the job that trains one stage; it yields an event for each step, score and saved file.
 
     Raises:
-        UsageError: the run folder is not empty, the data is not the run's, settings of the
-            degradation that cannot be, or TensorBoard is asked for and not installed.
-        DataError: no usable shards or streak masks.
-        CheckpointError: a state or weights that cannot be used.
-        ResourceError: from the iteration: no memory, disk full, no finite gradient.
-        Interrupted: from the iteration: stopped by a signal or the time limit; the state is saved.
+        UsageError: the run folder is not empty, the shards are not those of the run, the settings
+            of the degradation are invalid, or TensorBoard is required but not installed.
+        DataError: there are no usable shards or streak masks.
+        CheckpointError: the state or the initial weights cannot be used.
+        ResourceError: raised while iterating: out of memory, disk full, no finite gradient.
+        Interrupted: raised while iterating: stopped by a signal or the time limit, after saving
+            the state.
     """
     training = _Training(options)
     return Job(
@@ -67,13 +68,13 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
 
 
 def resume_command(options: TrainOptions) -> str:
-    """The command that resumes a training."""
+    """Return the command line that resumes the run of these options."""
     return f"c2fdft train-{options.stage} --resume --out {shlex.quote(str(options.run.path))}"
 
 
 @dataclass
 class _Window:
-    """What has accumulated since the last row of metrics.csv."""
+    """Sums since the last row of metrics.csv."""
 
     loss: float = 0.0
     steps: int = 0
@@ -94,12 +95,14 @@ class _Window:
 
 
 class _Training:
+    """One run of a training process: checks and loads everything, then yields the events."""
+
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
         self.recipe, self.run, self.runtime = options.recipe, options.run, options.runtime
         self.section = options.section
         self.cycle = patch_cycle(self.section)
-        # first, since it may refuse an option: usage is checked before data
+        # first, because this may raise a UsageError, and usage is checked before data
         self.board = TensorBoard(
             self.run.tensorboard, self.recipe.train.tensorboard, self.runtime.is_main
         )
@@ -116,7 +119,7 @@ class _Training:
         )
         if options.resume is not None:
             self._restore_state(options.resume)
-        # here, where nothing is written yet: it refuses settings of a degradation that do not fit
+        # here, before anything is written, because invalid settings of a degradation are an error
         self.loader = make_loader(
             self.recipe, self.section, self.shards, self.step + 1, self.runtime
         )
@@ -124,7 +127,8 @@ class _Training:
         self.validator = Validator(options, pairs, self.state, self.board)
 
     def _restore_state(self, path: Path) -> None:
-        # before it is read: a state that is renamed into place meanwhile is noticed too
+        # Taken before the state is read, so that a state which another process renames into place
+        # during the reading is noticed too.
         self.stamp = self.run.state_stamp()
         loaded = load_state(path)
         if loaded.fingerprint != self.shards.fingerprint:
@@ -136,14 +140,16 @@ class _Training:
         try:
             self.stepper.load(loaded.stepper)
             self.window = validate(_Window, loaded.window)
-        # what torch raises for an optimiser of other shapes or types, and for what is none
+        # torch raises any of these if the optimiser's state has other shapes or types, or is not
+        # an optimiser's state at all
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             what = f"a damaged training state: {str(error).splitlines()[0]}"
             raise CheckpointError(what, where=path) from error
         self.step = self.saved = loaded.step
         self.unscored = loaded.unscored
         same = (loaded.micro_batch, loaded.machine)
-        # other micro-batches would round otherwise: with these the run stays equal to the bit
+        # Micro-batches of other sizes would round differently; with those of the state, the
+        # resumed run equals an uninterrupted one bit for bit.
         if same == (self.recipe.train.micro_batch, machine(self.runtime)):
             self.fallbacks.micro = loaded.micro
         self.state.best_psnr = loaded.best_psnr
@@ -152,7 +158,7 @@ class _Training:
     def events(self) -> Generator[TrainEvent, None, TrainResult]:
         with self._opened_run():
             self._agree_on_folder()
-            # Here, not at the job's begin, which does not know the folder for sure.
+            # Only now is the name of the folder, which the hint contains, final in all processes.
             resume = f"resume from the last saved state with {resume_command(self.options)}"
             with unwinding(resume):
                 return (yield from self._events())
@@ -167,7 +173,7 @@ class _Training:
         if synthetic is not None and self.shards.has_lq:
             yield Notice(
                 f"training on synthetic {synthetic}: the shards' own degraded images are not used "
-                "(data.synthesize=null takes them)"
+                "(data.synthesize=null uses them)"
             )
         with graceful_stop() as request, closing(self.board):
             self.board.open(self.step - self.unscored)
@@ -178,8 +184,8 @@ class _Training:
                     raise self._interrupted(request)
                 self._save()
             yield from self._steps(request, started)
-        # Also where no step was left: a run that was killed just here has its last state and no
-        # finished checkpoint, and gets it on resuming.
+        # This runs even if there was no step left: a run that was killed exactly here has its last
+        # state but no final checkpoint, and writes the checkpoint when it is resumed.
         self._refuse_diverged()
         checkpoint = self.run.path / f"{self.options.stage}.pt"
         if self.runtime.is_main:
@@ -191,7 +197,7 @@ class _Training:
         return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
 
     def _refuse_diverged(self) -> None:
-        """A training that ended with weights nobody can use has failed."""
+        """Raise ResourceError if the training ended with unusable weights."""
         self.stepper.check_weights()
         if math.isnan(self.state.metrics.get("psnr", 0.0)):
             what = "the training diverged: its network produces NaN or infinite values"
@@ -211,7 +217,7 @@ class _Training:
         )
 
     def _reporting(self, work: Callable[[], Out]) -> Generator[Notice, None, Out]:
-        """The result of work, after what it has notified of, also where it fails."""
+        """Call `work`, yield the notices that it made (even if it raised), return its result."""
         try:
             return work()
         finally:
@@ -220,35 +226,37 @@ class _Training:
 
     @contextmanager
     def _opened_run(self) -> Iterator[None]:
-        """The run folder, made or cut back, while no other process may train in it."""
+        """Lock the run folder, and create it or restore it to the state to resume from."""
         if not self.runtime.is_main:
             yield
             return
         resume = self.options.resume
-        # What follows changes the folder, so it waits for the lock, and looks again under it at
-        # what was seen without: the state's stamp, or (in `begun`) that nothing is there.
+        # The folder may be changed only under the lock. What was checked before the lock was held
+        # is checked again: that the state is still the one that was read, or (in `begun`) that the
+        # folder is still free.
         with self.run.begun(self.options.files) if resume is None else self.run.held():
             if resume is None:
-                self._save()  # from now on there is something to resume from
+                self._save()  # from now on the run can be resumed
             else:
                 self._cut_back(resume)
             yield
 
     def _cut_back(self, resume: Path) -> None:
-        """The folder as it was at the state to resume from, if nobody has trained on meanwhile."""
+        """Restore the folder to the state to resume from, unless another process trained in it."""
         self._check_state()
         self.run.remove_unfinished()
         if resume != self.run.state:
             self.run.set_aside_state()
-        # A state whose score is still due comes before its row: if the kill came between that row
-        # and the next save, the row is here already, and will be logged again.
+        # If the state's score is still due, its row is logged after the score. A run that was
+        # killed between writing that row and the next save has the row already: it is dropped
+        # here, because it will be logged again.
         self.run.cut_metrics(self.step - self.unscored)
-        if self.options.files:  # the recipe has changed: from now on it is the state's
+        if self.options.files:  # the recipe has changed: save it in the state too
             self.run.write_files(self.options.files)
             self._save()
 
     def _agree_on_folder(self) -> None:
-        """Take the name that the main process has found free."""
+        """Use the folder name that the main process has found free, in all processes."""
         if self.run.number:
             own = self.run.number if self.runtime.is_main else sys.maxsize
             self.run.to_number(all_reduce_min(own, self.runtime))
@@ -257,9 +265,9 @@ class _Training:
     def _check_state(self) -> None:
         if self.run.state_stamp() != self.stamp:
             raise ResourceError(
-                "another process has trained in this folder meanwhile",
+                "another process has trained in this folder since its state was read",
                 where=self.run.path,
-                hint="see how far it came; the same command resumes from there",
+                hint="repeat the command to resume from the state that the other process saved",
             )
 
     def _steps(self, request: StopRequest, started: float) -> Generator[TrainEvent, None, None]:
@@ -272,8 +280,8 @@ class _Training:
             yield self._count(result, now - clock, self.loader.waited - waited)
             limit = self.options.max_seconds
             out_of_time = limit is not None and time.monotonic() - started >= limit
-            # Signals and clocks differ between processes, and all must leave after the same step:
-            # one that went on would wait for the gradients of those that left.
+            # Signals and clocks differ between processes, but all must stop after the same step:
+            # a process that continued would wait for the gradients of those that have stopped.
             stop = any_rank(bool(request) or out_of_time, self.runtime)
             ended = yield from self._log_score_save(stop, request)
             if ended or (stop and self.step < self.section.iterations):
@@ -300,23 +308,23 @@ class _Training:
     def _log_score_save(
         self, stop: bool, request: StopRequest
     ) -> Generator[TrainEvent, None, bool]:
-        """What is due after this step: a saved state, a score, a row of metrics.csv.
+        """Do what is due after this step: save the state, validate, log a row of metrics.csv.
 
-        The state is saved before the score: nothing that goes wrong in scoring costs a step, and
-        a stop need not wait for it. Where steps have just been skipped, the last
-        good state is kept, and the next good one saved.
+        The state is saved before the validation, so that a failure in the validation loses no step
+        and a stop does not have to wait for it. If steps have just been skipped, the last good
+        state is kept, and the state is saved after the next good step.
 
         Returns:
             Whether scoring was ended, in all processes; it is then still due.
         """
         train, last = self.recipe.train, self.step == self.section.iterations
         self.unscored = last or self.step % train.validate_every == 0
-        # Multiples passed since the last save, not `step % save_every`: a save that fell on a
-        # skipped step is made up for at the next good one.
+        # This compares multiples of save_every instead of testing `step % save_every`, so that a
+        # save that was due at a skipped step is done at the next good one.
         overdue = self.step // train.save_every > self.saved // train.save_every
         due = last or stop or ((overdue or self.unscored) and not self.stepper.bad_steps)
-        # Rows come before the state that knows of them: killed between the two, resuming cuts the
-        # row and logs it again. The other way round it would be lost.
+        # A row is written before the state that includes its step: if the run is killed between
+        # the two, resuming drops the row and logs it again. In the other order it would be lost.
         if not self.unscored and self.step % train.log_every == 0:
             self._log(None)
         if due:
@@ -324,7 +332,7 @@ class _Training:
         ended = False
         if self.unscored and (last or not stop):
             ended = yield from self._score_and_log(request)
-            # ended without due: after a skipped step nothing was saved yet
+            # `ended` without `due`: steps were skipped, so nothing was saved before the validation
             if due or ended:
                 self._save()
         if due or ended:
@@ -332,7 +340,7 @@ class _Training:
         return ended
 
     def _score_and_log(self, request: StopRequest) -> Generator[TrainEvent, None, bool]:
-        self.stepper.recorder.forget()  # its memory is for the network in strips
+        self.stepper.recorder.forget()  # the validation needs the memory of the recorded step
         scored, ended = yield from self.validator.validate(self.step, request)
         if not ended:
             self._log(scored)
@@ -347,7 +355,7 @@ class _Training:
         self.window = _Window()
 
     def _save(self) -> None:
-        self.stepper.check_weights()  # the last good state is kept
+        self.stepper.check_weights()  # raises before the last good state is replaced
         self.saved = self.step
         if not self.runtime.is_main:
             return
@@ -367,7 +375,8 @@ class _Training:
             "patch": patch,
             "batch": batch,
             "lr": f"{self.stepper.lr:.6g}",
-            # every digit: that a resumed run equals an uninterrupted one is checked on this column
+            # All digits, because this column is used to check that a resumed run equals an
+            # uninterrupted one.
             "loss": repr(window.loss / window.steps) if window.steps else "",
             "skipped": window.skipped,
             "images_per_second": f"{window.images / max(window.seconds, 1e-9):.1f}",

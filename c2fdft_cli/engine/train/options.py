@@ -1,4 +1,4 @@
-"""What a training is made of."""
+"""The checked options of a training."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from c2fdft_cli.recipe.schema import Recipe, Stage
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a training is made of.
+    """The options of a training, made from a request by `setup.set_up`.
 
     stage: "coarse" or "fine".
-    recipe_name: for the name of the run.
+    recipe_name: name of the recipe, which the run is named after.
     data: folder of shards.
-    precision: as asked for on the command line, else "auto"; a resumed run keeps it.
-    grid: sampling times, for validation and the fine objective.
-    init: weights to start from; None starts from random ones.
-    resume: the state to resume from, the run's own; None for a new run.
-    done: iterations of a run that is resumed.
+    precision: as requested on the command line, or "auto"; a resumed run keeps it.
+    grid: timesteps of the sampler, for validation and the fine objective.
+    init: weights to start from; None for random weights.
+    resume: the run's own state file to resume from; None for a new run.
+    done: iterations that a resumed run has already done.
     max_seconds: save and stop after this time.
-    files: text files to write into the run folder, by name; of a resumed run those that change.
-    notices: what the user may want to know of these choices.
+    files: text files to write into the run folder, by name; for a resumed run, those that change.
+    notices: notices for the user about these choices.
     """
 
     stage: str
@@ -47,7 +47,7 @@ class TrainOptions:
 
     @cached_property
     def section(self) -> Stage:
-        """The recipe's section of the stage that is trained, with what it leaves to the program."""
+        """The recipe's section of the stage; `fine.recompute: auto` is replaced by a choice."""
         if self.stage == "coarse":
             return self.recipe.coarse
         fine, network = self.recipe.fine, self.recipe.network

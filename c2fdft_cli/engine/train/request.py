@@ -1,4 +1,4 @@
-"""A training as a person asks for it."""
+"""A training as the user requests it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.settings import DEVICE, PRECISION, SHARDS, check_settings, setting
 
 RUN = "Start and end"
-"""Heading of the options of a run that most people leave alone."""
+"""Help panel of the options that few runs need."""
 
 
 def parse_minutes(text: str) -> float:
-    """Seconds out of a number of minutes; UsageError when it is none, or below 0."""
+    """Parse a number of minutes into seconds; raise UsageError unless it is finite and >= 0."""
     try:
         minutes = float(text)
     except ValueError:
@@ -26,14 +26,14 @@ def parse_minutes(text: str) -> float:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What to train; `setup.set_up` makes `TrainOptions` of it.
+    """What to train; `setup.set_up` turns it into `TrainOptions`.
 
     Args:
         stage: "coarse" or "fine".
-        overrides: `key=value`, on top of the recipe.
+        overrides: changes to the recipe, as `key=value`.
         init: checkpoint to start from.
-        recipe: None takes the checkpoint's own.
-        data: None takes the recipe's, else the checkpoint's own.
+        recipe: name or file of the recipe; None for the checkpoint's own.
+        data: folder of shards; None for the recipe's, or else the checkpoint's own.
         max_seconds: save and stop after this time.
     """
 
@@ -50,8 +50,8 @@ class TrainRequest:
     )
     resume_auto: bool = setting(
         False,
-        "Start the run in --out (default: runs/RECIPE-STAGE) or resume it: the same line, for jobs "
-        "that are submitted again; a finished run ends with 0.",
+        "Start the run in --out (default: runs/RECIPE-STAGE), or resume it if it has a state: one "
+        "command line for jobs that are submitted repeatedly. A finished run exits with 0.",
         panel=RUN,
     )
     max_seconds: float | None = setting(
@@ -67,6 +67,7 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        # the command's text was checked as it was read; a program may give any number
+        # the text of the option is checked when it is parsed, but a Python caller may pass any
+        # number
         if self.max_seconds is not None and not self.max_seconds >= 0:
             raise UsageError(f"--max-time must be at least 0, got {self.max_seconds}")

@@ -1,4 +1,4 @@
-"""From a request to what a training needs: recipe, device, checkpoint, data, in this order."""
+"""Turn a request into the options of a training: checks recipe, device, checkpoint and data."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ MAX_NAME = 80
 _TIMES = frozenset({"sampling.grid", "sampling.steps", "sampling.spacing"})
 
 MAY_CHANGE = {
-    "iterations": "how far to train; it can be extended, of a finished run too",
+    "iterations": "length of the training; even a finished run can be extended",
     "periods": "the learning rate over these iterations",
-    "recompute": "memory for time",
-    "train.micro_batch": "memory for time",
+    "recompute": "trades time for memory",
+    "train.micro_batch": "trades time for memory",
     "train.compile": "speed",
-    "train.precision": "unless --precision was given when the run began",
+    "train.precision": "has no effect if --precision was given when the run was started",
     "train.log_every": "how often metrics.csv gets a row",
     "train.save_every": "how often the state is saved",
-    "train.validate_every": "how often it is scored",
+    "train.validate_every": "how often the validation images are scored",
     "train.keep": "how many checkpoints are kept",
-    "train.tensorboard": "whether it writes for TensorBoard",
-    "train.max_bad_steps": "how many bad steps in a row end it",
-    "data.workers": "processes that read the data",
+    "train.tensorboard": "whether TensorBoard files are written",
+    "train.max_bad_steps": "how many bad steps in a row end the run",
+    "data.workers": "number of processes that read the data",
 }
-"""What may differ when a run resumes, `iterations` to `recompute` in the section of its stage."""
+"""Keys that may change when a run is resumed; those without a section are of the run's stage."""
 
 
 def set_up(request: TrainRequest) -> TrainOptions:
-    """Check a request in the order usage, recipe, device, checkpoint, data.
+    """Check a request, in the order usage, recipe, device, checkpoint, data; return its options.
 
     Raises:
-        UsageError, RecipeError, ResourceError, CheckpointError, DataError: whichever is met first.
+        UsageError, RecipeError, ResourceError, CheckpointError, DataError: the first problem found.
     """
     refuse_tasks_without_rank()
     if request.resume and request.resume_auto:
@@ -66,11 +66,12 @@ def set_up(request: TrainRequest) -> TrainOptions:
         if request.init is not None:
             raise UsageError(
                 "--resume keeps the run's weights, so it cannot be combined with --from or --init",
-                hint="--resume-auto takes the line that began the run",
+                hint="--resume-auto accepts the command line that started the run",
             )
         return _resumed(request, find_run(request.out, named, request.stage))
     if request.resume_auto:
-        # not opened where a recipe is named: a run that goes on does not need what it began from
+        # A checkpoint is opened only if the recipe's name has to come from it: a run that resumes
+        # does not need the weights that it started from.
         init = None if request.init is None or named else load_checkpoint(request.init)
         run = auto_run(request.out, _recipe_name(request, init), request.stage)
         if run.state.is_file():
@@ -80,7 +81,7 @@ def set_up(request: TrainRequest) -> TrainOptions:
 
 
 def _begun(request: TrainRequest) -> TrainOptions:
-    """The options of a new run."""
+    """Return the options of a new run."""
     recipe = None if request.recipe is None else load_recipe(request.recipe, request.overrides)
     if request.init is None and recipe is not None:
         _data(request, recipe, None)  # a missing --data is reported first
@@ -92,7 +93,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
         recipe, notices = _recipe_with(init, recipe, request)
     if recipe is None:
         raise RecipeError("--recipe is missing", hint="`c2fdft recipes list` shows the recipes")
-    if request.precision == "auto":  # the recipe has its say, be it the checkpoint's
+    if request.precision == "auto":  # the recipe decides, even if it is the checkpoint's
         runtime = with_precision(runtime, recipe.train.precision, "train.precision")
     runtime = agree_on_precision(runtime)
     data = _data(request, recipe, init)
@@ -100,7 +101,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
     name = _recipe_name(request, init)
     grid, about_grid = _grid(request, recipe, init)
     refuse_lost_image(grid, alpha_bar_of_recipe(recipe.diffusion))
-    # the timesteps in use, so that the run's recipe alone tells what it is trained for
+    # The run's recipe states the timesteps and shards in use, so that it describes the run fully.
     recipe = replace(
         recipe,
         sampling=replace(recipe.sampling, steps=len(grid), grid=grid),
@@ -126,11 +127,11 @@ def _begun(request: TrainRequest) -> TrainOptions:
 
 
 def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
-    """The options of a run that goes on: its own recipe, but for what may change, data and grid."""
+    """Return the options of a resumed run, made from its state and the request's changes."""
     path, state, notices = load_newest(run)
     meta = state.meta
     if meta.recipe is None or meta.data is None or meta.grid is None:
-        raise CheckpointError("the state names no recipe, data or timesteps", where=path)
+        raise CheckpointError("the state lacks the recipe, the data or the timesteps", where=path)
     if meta.stage != request.stage:
         raise UsageError(
             f"train-{request.stage} cannot resume a {meta.stage} run",
@@ -141,15 +142,16 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     iterations = (recipe.coarse if request.stage == "coarse" else recipe.fine).iterations
     if iterations < state.step:
         raise UsageError(
-            f"{request.stage}.iterations={iterations} is below the {state.step} that are done",
+            f"{request.stage}.iterations={iterations} is less than the {state.step} iterations "
+            "that are done",
             where=run.path,
         )
     data = request.data or Path(str(stated(request.overrides).get("data.shards") or meta.data))
     runtime = make_runtime(request.device, request.precision)
     join_training(runtime)
-    asked = state.precision if request.precision == "auto" else request.precision
-    wanted = recipe.train.precision if asked == "auto" else asked
-    # a precision of a GPU is no reason not to resume here; the notice below says so
+    requested = state.precision if request.precision == "auto" else request.precision
+    wanted = recipe.train.precision if requested == "auto" else requested
+    # A run in a precision that only GPUs have can resume on a CPU; the notice below reports it.
     if request.precision == "auto" and not (wanted in GPU_ONLY and runtime.device.type == "cpu"):
         runtime = with_precision(runtime, wanted, f"the precision in {path}")
     runtime = agree_on_precision(runtime)
@@ -166,7 +168,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         data=data,
         run=run,
         runtime=runtime,
-        precision=asked,
+        precision=requested,
         grid=meta.grid,
         resume=path,
         done=state.step,
@@ -177,84 +179,87 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
 
 
 def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple[Recipe, list[str]]:
-    """The run's recipe with what the request changes in it, and these changes in words.
+    """Apply the request's changes to the run's recipe; return it with a text for each change.
 
-    A recipe that is named is compared key by key: of the other stage everything may differ.
+    If the request names a recipe, it is compared with the run's key by key; all keys of the other
+    stage may differ.
 
     Raises:
-        UsageError: a key differs that decides the run; all are named.
+        UsageError: keys differ that may not change; the message lists all of them.
     """
     if request.recipe is None:
-        asked = recipe_from_dict(own.to_dict(), request.overrides, where=str(run.path))
+        requested = recipe_from_dict(own.to_dict(), request.overrides, where=str(run.path))
     else:
-        asked = load_recipe(request.recipe, request.overrides)
-        if request.init is not None:  # what the weights have decided
-            asked = replace(asked, network=own.network, diffusion=own.diffusion)
-    if _same_timesteps(request, own, asked):
-        asked = replace(asked, sampling=replace(own.sampling, eta=asked.sampling.eta))
-    # shards may lie elsewhere by now: what counts is their fingerprint, compared once they are open
-    asked = replace(asked, data=replace(asked.data, shards=own.data.shards))
-    changes = _differences(own, asked)
+        requested = load_recipe(request.recipe, request.overrides)
+        if request.init is not None:  # the weights that the run started from decide these
+            requested = replace(requested, network=own.network, diffusion=own.diffusion)
+    if _same_timesteps(request, own, requested):
+        requested = replace(requested, sampling=replace(own.sampling, eta=requested.sampling.eta))
+    # The shards may have moved: their fingerprint counts, which is compared when they are opened.
+    requested = replace(requested, data=replace(requested.data, shards=own.data.shards))
+    changes = _differences(own, requested)
     other = "fine." if request.stage == "coarse" else "coarse."
     fixed = [
-        f"{key}: {_short(old)} in the run, {_short(new)} asked for"
+        f"{key}: {_short(old)} in the run, {_short(new)} requested"
         for key, (old, new) in changes.items()
         if not (key in MAY_CHANGE or key.startswith(other))
         and key.removeprefix(f"{request.stage}.") not in MAY_CHANGE
     ]
     if fixed:
         raise UsageError(
-            "--resume keeps the run's recipe, from which the recipe asked for differs",
+            "--resume keeps the run's recipe, but the requested recipe differs from it",
             where=run.path,
             details=fixed,
-            hint="start a new run from its weights with --init; what may change stands in "
-            "docs/training.md, Changing a run",
+            hint="start a new run from its weights with --init; docs/training.md, Changing a run, "
+            "lists what may change",
         )
-    return asked, [f"{key} {_short(new)}, was {_short(old)}" for key, (old, new) in changes.items()]
+    return requested, [
+        f"{key} {_short(new)}, was {_short(old)}" for key, (old, new) in changes.items()
+    ]
 
 
-def _same_timesteps(request: TrainRequest, own: Recipe, asked: Recipe) -> bool:
-    """Whether the request leaves the timesteps as they are: those of given weights, or equal."""
-    asked_for = _TIMES & stated(request.overrides).keys()
-    if request.stage == "fine" and request.init is not None and not asked_for:
+def _same_timesteps(request: TrainRequest, own: Recipe, requested: Recipe) -> bool:
+    """Whether the request keeps the timesteps: equal ones, or none stated for given weights."""
+    requested_times = _TIMES & stated(request.overrides).keys()
+    if request.stage == "fine" and request.init is not None and not requested_times:
         return True
-    return timesteps_of_recipe(asked.sampling, asked.diffusion) == own.sampling.grid
+    return timesteps_of_recipe(requested.sampling, requested.diffusion) == own.sampling.grid
 
 
 def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    """(old, new) of every value that differs, by dotted key."""
+    """Return the values that differ, as {dotted key: (old, new)}."""
     ours, theirs = dotted(old.to_dict()), dotted(new.to_dict())
     pairs = {key: (ours.get(key), theirs.get(key)) for key in sorted(ours.keys() | theirs.keys())}
     return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
 
 
 def _short(value: object) -> str:
-    """A value of a recipe as it is written on the command line."""
+    """Format a value of a recipe as it is written on the command line."""
     return json.dumps(value)
 
 
 def _recipe_with(
     init: Checkpoint, recipe: Recipe | None, request: TrainRequest
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe asked for, else the checkpoint's, with the network that the weights are for.
+    """Return the requested recipe, or the checkpoint's, with the network of the checkpoint.
 
-    Where these are not the network and diffusion of the recipe, a notice says so.
+    Network and diffusion are those of the weights; if the recipe differs, a notice reports it.
     """
     if recipe is None:
         recipe = init.recipe(request.overrides)
     if recipe is None:
         raise RecipeError(
-            "this checkpoint carries no recipe", where=init.path, hint="name one with --recipe"
+            "this checkpoint contains no recipe", where=init.path, hint="name one with --recipe"
         )
     own = replace(recipe, network=init.meta.network, diffusion=init.meta.diffusion)
-    asked = [one for one in request.overrides if _sections([one]) & {"network", "diffusion"}]
-    if asked and own != recipe:
+    requested = [one for one in request.overrides if _sections([one]) & {"network", "diffusion"}]
+    if requested and own != recipe:
         raise RecipeError(
-            f"{' '.join(asked)} differs from the network and diffusion of the given weights",
+            f"{' '.join(requested)} differs from the network and diffusion of the given weights",
             hint="remove the override, or train without --from and --init",
         )
     differs = [
-        f"{key} {_short(new)} (the recipe: {_short(old)})"
+        f"{key} {_short(new)} (recipe: {_short(old)})"
         for key, (old, new) in _differences(recipe, own).items()
     ]
     if not differs:
@@ -264,40 +269,43 @@ def _recipe_with(
 
 
 def _sections(overrides: Sequence[str]) -> set[str]:
-    """The sections of a recipe in which overrides state values."""
+    """Return the sections of the recipe that the overrides set values in."""
     return {key.partition(".")[0] for key in stated(overrides)}
 
 
 def _grid(
     request: TrainRequest, recipe: Recipe, init: Checkpoint | None
 ) -> tuple[list[int], tuple[str, ...]]:
-    """The sampling times: overrides first, then the checkpoint's, then the recipe's."""
-    asked = _TIMES & stated(request.overrides).keys()
+    """Return the timesteps (from overrides, the checkpoint or the recipe, in this order), notices.
+
+    Only the fine stage uses the checkpoint's timesteps.
+    """
+    requested = _TIMES & stated(request.overrides).keys()
     grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
     given = None if init is None else init.meta.grid
-    if asked or given is None or request.stage != "fine" or given == grid:
+    if requested or given is None or request.stage != "fine" or given == grid:
         return grid, ()
     if request.recipe is None:
         return given, ()
     own = ",".join(map(str, grid))
     notice = (
-        f"sampling at the checkpoint's timesteps {given}; sampling.grid=[{own}] takes the recipe's"
+        f"sampling at the checkpoint's timesteps {given}; sampling.grid=[{own}] uses the recipe's"
     )
     return given, (notice,)
 
 
 def _recipe_name(request: TrainRequest, init: Checkpoint | None) -> str:
-    """The recipe's name, which the run folder is named after; "run" where there is none to use."""
+    """Return the recipe's name, which the run folder is named after, or "run" if it has none."""
     if request.recipe is not None:
         return Path(request.recipe).stem
     name = None if init is None else init.meta.recipe_name
-    # Others may have written the checkpoint: a name that is a path would lead out of runs/.
+    # The checkpoint may come from elsewhere, and a name that is a path would lead out of runs/.
     usable = name and name.isprintable() and not set(name) & set("/\\:") and len(name) <= MAX_NAME
     return name if name and usable else "run"
 
 
 def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Path:
-    """The shards asked for, else those in the recipe, else those the checkpoint was trained on."""
+    """Return the shard folder: --data, or else the recipe's, or else the checkpoint's."""
     if request.data is not None:
         return request.data
     named = "data.shards" in stated(request.overrides)
@@ -311,7 +319,8 @@ def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Pat
 
 
 def _check_shards(data: Path) -> None:
-    # A checkpoint, a state or a recipe may name it, as it was called from where a command ran then.
+    # The hint mentions --data because the path may come from a checkpoint, a state or a recipe,
+    # where it may be relative to the folder that an earlier command ran in.
     hint = "name shards made by `c2fdft prepare` with --data"
     if not data.is_dir():
         raise DataError("no such folder of shards", where=data, hint=hint)

@@ -1,4 +1,4 @@
-"""state.pt, the one file that a training resumes from, and the checkpoints beside it."""
+"""Writing and reading state.pt, the only file that a training resumes from; its checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class LoadedState:
-    """What state.pt holds; what has a default came after the first version, whose states load."""
+    """The content of state.pt; states of older versions may lack the fields with a default."""
 
     step: Annotated[int, Field(ge=0), NotBool]
     stepper: dict[str, Any]
@@ -53,9 +53,9 @@ class RunState:
     """Writes a run's state and checkpoints; the rename of state.pt is the commit.
 
     Args:
-        options: of the training.
-        fingerprint: of the training shards.
-        stepper: whose state is saved.
+        options: options of the training.
+        fingerprint: fingerprint of the training shards.
+        stepper: the stepper whose state is saved.
     """
 
     def __init__(self, options: TrainOptions, fingerprint: str, stepper: Stepper) -> None:
@@ -67,26 +67,26 @@ class RunState:
 
     @property
     def ema(self) -> DFT:
-        """The averaged weights."""
+        """The network with the averaged (EMA) weights."""
         return self._stepper.ema
 
     def save(
         self, step: int, micro: dict[int, int], window: dict[str, Any], unscored: bool
     ) -> None:
-        """Write the numbered checkpoint, then state.pt, then drop what is too old.
+        """Write the numbered checkpoint, then state.pt, then remove old checkpoints.
 
         Args:
-            step: finished iterations; 0 leaves no numbered checkpoint.
+            step: number of finished iterations; for 0 no numbered checkpoint is written.
             micro: micro-batch by patch size.
-            window: what has come together since the last row of metrics.csv.
-            unscored: this step's validation is due and not done.
+            window: sums since the last row of metrics.csv.
+            unscored: whether the validation of this step is still due.
         """
         run = self._options.run
         if step:
             numbered = run.numbered(step)
             self._save_weights(numbered, self.meta(step))
             run.link(numbered, "last.pt")
-        # No random state is among it: batches, noise and times are functions of seed and iteration.
+        # No random state is needed: batches, noise and times are functions of seed and iteration.
         state = {
             "state_version": STATE_VERSION,
             "step": step,
@@ -94,8 +94,9 @@ class RunState:
             "micro": micro,
             "micro_batch": self._options.recipe.train.micro_batch,
             "machine": machine(self._options.runtime),
-            # What was asked for, and what that came to on this machine: a run that goes on
-            # elsewhere in another precision takes the first again when it is back.
+            # The requested precision, and the one used on this machine. A run that resumes on
+            # another machine in another precision keeps the request, and uses it again when it
+            # is back.
             "precision": self._options.precision,
             "computed_in": self._options.runtime.precision,
             "window": window,
@@ -104,11 +105,11 @@ class RunState:
             "fingerprint": self._fingerprint,
             "meta": self.meta(step).to_json(),
         }
-        # After the checkpoints, since the rename of the state is the commit. What a kill leaves
-        # ahead of the state is written again when the resumed run gets there.
+        # After the checkpoints, because the rename of the state is the commit. If the run is
+        # killed in between, the resumed run writes the newer checkpoint again.
         run.keep_state()
         save_tensors(run.state, state)
-        # last: a save that fails, on a full disk say, has taken nothing away
+        # last, so that a save that fails (for example on a full disk) removes nothing
         run.keep_latest(self._options.recipe.train.keep, step)
 
     def save_best(self, step: int) -> None:
@@ -116,7 +117,7 @@ class RunState:
         self._save_weights(self._options.run.checkpoints / "best.pt", self.meta(step))
 
     def save_final(self, path: Path, step: int) -> None:
-        """Write the finished stage's checkpoint; timesteps that a sweep chose for it stay."""
+        """Write the stage's final checkpoint; keep timesteps that a sweep has stored in it."""
         meta = self.meta(step)
         swept = _swept(path, self._stepper.ema.state_dict())
         if swept is not None:
@@ -129,7 +130,7 @@ class RunState:
         save_checkpoint(path, stepper.net.state_dict(), stepper.ema.state_dict(), meta)
 
     def meta(self, step: int) -> Meta:
-        """What the checkpoints say of themselves."""
+        """Return the metadata of a checkpoint of this step."""
         options = self._options
         return Meta(
             network=options.recipe.network,
@@ -146,35 +147,35 @@ class RunState:
 
 
 def _swept(path: Path, ema: StateDict) -> Meta | None:
-    """The metadata of a checkpoint of these weights in which a sweep has stored timesteps."""
-    # a run that is finished writes its checkpoint again whenever it is resumed
+    """Return the metadata of `path` if it has these weights and a sweep's timesteps, or None."""
+    # Needed because a finished run writes its final checkpoint again whenever it is resumed.
     if not path.is_file():
         return None
     try:
         found = load_checkpoint(path)
-    except CheckpointError:  # damaged: it is written anew
+    except CheckpointError:  # damaged: it is simply replaced
         return None
     swept = found.meta.grid_from == "sweep" and same_tensors(found.ema, plain(ema))
     return found.meta if swept else None
 
 
 def machine(runtime: Runtime) -> list[object]:
-    """What a micro-batch that fits depends on: kind of device and number of processes."""
+    """Return what the size of micro-batches depends on: device type and number of processes."""
     return [runtime.device.type, runtime.world]
 
 
 class DamagedStateError(CheckpointError):
-    """A state whose bytes are not those that were written."""
+    """The bytes of a state are not those that were written."""
 
 
 def load_newest(run: RunFolder) -> tuple[Path, LoadedState, tuple[str, ...]]:
-    """The state of a run, or the one before it where the newest is damaged.
+    """Load the state of a run, or its previous state if the newest is damaged.
 
     Returns:
-        The file, its content, and what the user should know.
+        The file, its content, and notices for the user.
 
     Raises:
-        CheckpointError: neither can be used.
+        CheckpointError: neither state can be used.
     """
     try:
         return run.state, load_state(run.state), ()
@@ -182,12 +183,12 @@ def load_newest(run: RunFolder) -> tuple[Path, LoadedState, tuple[str, ...]]:
         if not run.previous_state.is_file():
             raise
         state = load_state(run.previous_state)
-        notice = f"{error}: resuming from the state before it, of step {state.step}"
+        notice = f"{error}: resuming from the previous state, of step {state.step}"
         return run.previous_state, state, (notice,)
 
 
 def load_state(path: Path) -> LoadedState:
-    """Read a state; CheckpointError if it cannot be used, DamagedStateError if it is damaged."""
+    """Read a state; raise DamagedStateError if it is damaged, CheckpointError if unusable."""
     refuse_missing(path)
     try:
         content = load_tensors(path)

@@ -23,24 +23,25 @@ TAGS = {
     "val_psnr": "validation/psnr",
     "val_ssim": "validation/ssim",
 }
-"""Where TensorBoard shows a column of metrics.csv."""
+"""TensorBoard's tag for each column of metrics.csv."""
 MEMORY_TAG = "speed/memory_bytes"
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard/; writes nothing where it is off or not opened.
+    """Writes event files in RUN/tensorboard/; does nothing if it is off or not opened.
 
     Args:
-        folder: of the files.
-        setting: "true", "false", or "auto": where TensorBoard is installed.
+        folder: folder of the event files.
+        setting: "true", "false", or "auto" (on if TensorBoard is installed).
         is_main: whether this is the process that writes.
 
     Attributes:
-        folder: where the files go; it may be another one until it is opened.
-        notices: what the user should know.
+        folder: folder of the event files; may be changed until `open` is called.
+        notices: notices for the user.
 
     Raises:
-        UsageError: "true" without TensorBoard, or in a folder that it cannot write to.
+        UsageError: `setting` is "true", but TensorBoard is not installed or cannot write to the
+            folder.
     """
 
     def __init__(self, folder: Path, setting: str, is_main: bool = True) -> None:
@@ -63,7 +64,7 @@ class TensorBoard:
         self._writer: SummaryWriter | None = None
 
     def open(self, step: int) -> None:
-        """Begin after a step; what a killed run wrote past it no longer counts."""
+        """Start writing after `step`; TensorBoard then ignores later steps of a killed run."""
         if not self._on:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -73,7 +74,7 @@ class TensorBoard:
             self._writer = SummaryWriter(str(self.folder), purge_step=purge)
 
     def row(self, row: Mapping[str, Any], memory: int) -> None:
-        """Show a row of metrics.csv, and the peak bytes so far."""
+        """Write a row of metrics.csv, and the peak memory so far in bytes."""
         if self._writer is None:
             return
         step = int(row["iteration"])
@@ -83,19 +84,19 @@ class TensorBoard:
                 self._writer.add_scalar(tag, float(value), step)
 
     def sample(self, name: str, step: int, pixels: Pixels) -> None:
-        """Show a picture: uint8 `[h, w, 3]`."""
+        """Write a sample picture: uint8 `[h, w, 3]`."""
         if self._writer is not None:
             with self._writing():
                 self._writer.add_image(f"samples/{name}", pixels, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Bring to disk what was shown, so that a state on disk has its past beside it."""
+        """Write buffered events to disk, so that the files reach as far as the saved state."""
         if self._writer is not None:
             with self._writing():
                 self._writer.flush()
 
     def close(self) -> None:
-        """End the file."""
+        """Close the event file."""
         if self._writer is not None:
             with self._writing():
                 self._writer.close()
@@ -110,7 +111,7 @@ class TensorBoard:
 
 
 def _is_utf8(text: str) -> bool:
-    """False for a path with bytes that are not, which are lone surrogates in Python."""
+    """Whether a path is valid UTF-8; Python represents other bytes as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

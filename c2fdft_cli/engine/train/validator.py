@@ -35,17 +35,17 @@ from c2fdft_cli.signals import StoppedError, StopRequest
 
 SAMPLES = 2
 MAX_LABEL_BYTES = 240
-"""Of the 255 that a file's name may have on most systems, without step and suffix."""
+"""Of the 255 bytes that a file name may have on most systems; the rest is for step and suffix."""
 
 
 class Validator:
-    """Restores the validation images and keeps the best checkpoint.
+    """Restores and scores the validation images, and saves the best checkpoint.
 
     Args:
-        options: of the training.
-        pairs: the validation split, or None where there is none.
+        options: options of the training.
+        pairs: the validation split, or None if there is none.
         state: writes best.pt.
-        board: shows the sample restorations.
+        board: receives the sample restorations.
     """
 
     def __init__(
@@ -62,23 +62,26 @@ class Validator:
 
     @property
     def images(self) -> int:
-        """How many pairs a score is the mean of."""
+        """The number of validation images that a score is the mean of."""
         wanted = self._options.recipe.train.validation_images
         return len(spread_indices(len(self._pairs or ()), wanted))
 
     def validate(
         self, step: int, request: StopRequest
     ) -> Generator[TrainEvent, None, tuple[Validated | None, bool]]:
-        """Score the EMA weights on the main process while the others wait.
+        """Score the EMA weights in the main process while the others wait.
 
-        Without enough memory beside the training for the narrowest strips there is no score.
+        There is no score if memory, next to the training's own, is too small even for the
+        narrowest strips.
 
         Args:
-            step: finished iterations.
-            request: ends it, within a moment; the step is then still to be scored.
+            step: number of finished iterations.
+            request: a stop request; it ends the validation almost at once, and the score of this
+                step remains due.
 
         Returns:
-            The score, and whether it was ended, which is the same in all processes.
+            The score, or None, and whether a stop request ended the validation (the same in all
+            processes).
         """
         scored, ended = None, False
         if self._pairs is not None and len(self._pairs):
@@ -86,13 +89,16 @@ class Validator:
                 scored = self._score(step, self._pairs, request)
             except StoppedError:
                 ended = True
-            except Exception as error:  # torch has several kinds of it
+            except Exception as error:  # torch has several types of out-of-memory errors
                 if not is_out_of_memory(error):
                     raise
             if scored is not None:
                 yield scored
             elif not ended:
-                yield Notice(f"{step}: no memory to restore the validation images; no score")
+                yield Notice(
+                    f"step {step}: not enough memory to restore the validation images, "
+                    "so there is no score"
+                )
             if scored is not None and scored.is_best:
                 self._state.best_psnr = scored.psnr
                 self._state.save_best(step)
@@ -107,14 +113,14 @@ class Validator:
             options.grid,
             options.runtime,
             eta=recipe.sampling.eta,
-            # the same noise each time, so that scores differ by the weights alone
+            # the same noise each time, so that scores differ only because of the weights
             seed=recipe.train.seed,
         )
 
         def restore(lq: Tensor, names: Sequence[str]) -> Restored:
             try:
-                # Only here does a ResourceError cost no more than the score: a full disk, met by a
-                # sample or by best.pt, has to end the training.
+                # Only a ResourceError of the restoration means that there is no score. Elsewhere,
+                # for example if the disk is full for a sample or best.pt, it ends the training.
                 return executor(lq, names, lambda _: request.check())
             except ResourceError as error:
                 raise MemoryError(str(error)) from error
@@ -124,12 +130,12 @@ class Validator:
         scorer = Scorer(protocol, pictures=True)
         scored: list[Scored] = []
         for one in restore_and_score(pairs, chosen, [restore], scorer):
-            scored.append(replace(one, pictures=None))  # those of all images would fill the memory
+            scored.append(replace(one, pictures=None))  # all pictures together need much memory
             if one.name in labels:
                 self._save_sample(step, one, labels[one.name])
         mean = mean_scores(scored)
         best = self._state.best_psnr
-        # before best.pt is written, which carries them
+        # set before best.pt is written, which contains them
         self._state.metrics = {
             "step": step,
             "protocol": protocol.name,
@@ -146,7 +152,7 @@ class Validator:
         )
 
     def _save_sample(self, step: int, scored: Scored, label: str) -> None:
-        """Degraded | restored | target, side by side, where the record has its pictures."""
+        """Write degraded, restored and target image side by side, if the record has all three."""
         views = scored.pictures
         if views is None or views.degraded is None or views.target is None:
             return
@@ -156,10 +162,11 @@ class Validator:
 
 
 def sample_labels(pairs: Sequence[str]) -> dict[str, str]:
-    """How the files of samples begin, by pair: as the pair's image is called.
+    """Return the label that starts the names of a pair's sample files, by pair.
 
-    With its folders where two pairs share that name, as of two scenes. Cut where, with step and
-    suffix, it would be too long for a file, which would end the training.
+    The label is the file name of the pair's image. If two pairs share it (images of two scenes,
+    for example), it includes their folders. It is truncated if a file name with step and suffix
+    would be too long, because failing to write a sample ends the training.
     """
     counts = Counter(Path(pair).name for pair in pairs)
     names = {

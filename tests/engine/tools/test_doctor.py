@@ -77,7 +77,7 @@ def test_a_triton_that_is_too_old_for_the_kernels_is_reported(
     found = findings()["triton"]
     assert found.good
     assert found.hint == (
-        "the program's own kernels, faster, need 3.3 or newer: install a newer torch"
+        "the program's faster kernels need triton 3.3 or newer: install a newer torch"
     )
 
 
@@ -91,7 +91,7 @@ def test_a_driver_library_that_is_not_found_is_skipped(monkeypatch: pytest.Monke
     pretend_gpu(monkeypatch, (9, 0), ["sm_90"], name="NVIDIA H100")
     monkeypatch.setattr(doctor.ctypes, "CDLL", missing)
     found = findings()
-    assert found["driver"].found.startswith("not known: ")
+    assert found["driver"].found.startswith("unknown: ")
     assert found["GPU"].good
 
 
@@ -119,8 +119,8 @@ def test_the_kernels_of_this_cpu_are_reported(monkeypatch: pytest.MonkeyPatch) -
     ("speed", "good", "words"),
     [
         (None, False, "no AVX-512 BF16, no AMX"),
-        (0.52, False, "bf16 products at 0.5 times the speed of fp32's"),
-        (4.0, True, "bf16 products at 4.0 times the speed of fp32's"),
+        (0.52, False, "bf16 products run at 0.5 times the speed of fp32"),
+        (4.0, True, "bf16 products run at 4.0 times the speed of fp32"),
     ],
 )
 def test_the_speed_of_this_cpu_in_bf16_is_reported(

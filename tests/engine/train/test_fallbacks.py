@@ -88,7 +88,7 @@ def test_a_failed_attempt_ends_in_all_processes(tmp_path, shard_folder, monkeypa
             job.run()
     assert "--resume train.micro_batch=1" in caught.value.hint
     _, events = resume("coarse", tmp_path / "run", "train.micro_batch=1")
-    assert "patches of 16 px: micro-batches of 1, the batch has 4" in notices(events)
+    assert "patches of 16 px: a batch of 4 runs in micro-batches of 1" in notices(events)
 
 
 def test_a_network_that_cannot_be_compiled_runs_uncompiled(
@@ -156,7 +156,8 @@ def test_compiled_code_with_wrong_results_is_not_used(
     _, events = run(request("coarse", shard_folder, tmp_path / "run"))
     said = notices(events)
     assert len(said) == 2
-    assert re.fullmatch(r"compiled, the loss is \S+ instead of \S+: the network runs .*", said[1])
+    what = r"the compiled network's loss is \S+ instead of \S+: the network runs .*"
+    assert re.fullmatch(what, said[1])
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
 
 
@@ -190,7 +191,8 @@ def test_running_out_of_memory_in_scoring_skips_only_the_score(
     monkeypatch.setattr(Restorer, "__call__", called)
     monkeypatch.setattr(Executor, "__init__", started)
     _, events = run(request("coarse", shard_folder, tmp_path / "run"))
-    assert "4: no memory to restore the validation images; no score" in notices(events)
+    expected = "step 4: not enough memory to restore the validation images, so there is no score"
+    assert expected in notices(events)
     scored = [bool(row["val_psnr"]) for row in metrics(tmp_path / "run")]
     assert scored == [False, False, False, True, False, True]
     assert rows[:2] == [40, 10]

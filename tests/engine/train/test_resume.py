@@ -48,8 +48,8 @@ def test_a_refused_change_names_the_keys_that_differ(stopped):
     with pytest.raises(UsageError, match="--resume keeps the run's recipe") as caught:
         set_up(asked(stopped, "train.seed=7", "coarse.lr=0.5", "train.save_every=3"))
     assert caught.value.details == (
-        "coarse.lr: 0.001 in the run, 0.5 asked for",
-        "train.seed: 100 in the run, 7 asked for",
+        "coarse.lr: 0.001 in the run, 0.5 requested",
+        "train.seed: 100 in the run, 7 requested",
     )
 
 
@@ -59,7 +59,7 @@ def test_a_named_recipe_is_compared_not_ignored(stopped):
     assert not equal.files
     with pytest.raises(UsageError) as caught:
         set_up(asked(stopped, recipe="tiny"))
-    assert "network.dim: 8 in the run, 16 asked for" in caught.value.details
+    assert "network.dim: 8 in the run, 16 requested" in caught.value.details
     with pytest.raises(UsageError, match="there is no recipe 'nothing'"):
         set_up(asked(stopped, recipe="nothing"))
 
@@ -147,7 +147,9 @@ def test_a_change_is_saved_immediately(stopped):
 
 
 def test_a_run_cannot_be_shortened_below_the_steps_done(stopped):
-    with pytest.raises(UsageError, match=r"coarse.iterations=5 is below the 6 that are done"):
+    with pytest.raises(
+        UsageError, match=r"coarse\.iterations=5 is less than the 6 iterations that"
+    ):
         set_up(asked(stopped, "coarse.iterations=5"))
 
 
@@ -169,7 +171,7 @@ def test_the_newest_interrupted_run_is_resumed(tmp_path, coarse_run, stopped):
     assert find_run(None, "tiny", "coarse", root).path == root / "tiny-coarse"
     assert RunFolder(root / "tiny-coarse-2").is_finished("coarse")
     shutil.rmtree(root / "tiny-coarse")
-    with pytest.raises(DataError, match="all of this stage are finished") as caught:
+    with pytest.raises(DataError, match="all runs of this stage are finished") as caught:
         find_run(None, "tiny", "coarse", root)
     assert "tiny-coarse-2" in caught.value.hint
 
@@ -278,7 +280,7 @@ def test_a_notice_says_whose_network_is_used(tmp_path, shard_folder, fine_run):
     )  # fmt: skip
     (notice,) = set_up(wish).notices
     assert "the network is that of fine.pt, not the recipe's" in notice
-    assert "network.dim 8 (the recipe: 16)" in notice
+    assert "network.dim 8 (recipe: 16)" in notice
 
 
 # --- a damaged state -----------------------------------------------------------------------------
@@ -321,7 +323,7 @@ def test_an_incomplete_last_line_is_ignored(stopped, cut):
 def test_metrics_that_are_not_a_table_are_refused(stopped):
     path = stopped / "metrics.csv"
     path.write_bytes(path.read_bytes() + bytes(1 << 18) + b"\n")
-    with pytest.raises(DataError, match=r"metrics\.csv: it is no table"):
+    with pytest.raises(DataError, match=r"metrics\.csv: it is not a table"):
         RunFolder(stopped).read_metrics()
 
 
@@ -358,7 +360,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(stopped, coarse_
     _, events = resume("coarse", stopped)
     said = notices(events)[0]
     assert "is damaged" in said
-    assert "resuming from the state before it, of step 4" in said
+    assert "resuming from the previous state, of step 4" in said
     assert (stopped / "state-damaged.pt").read_bytes() == bad
     assert same_weights(stopped / "coarse.pt", coarse_run / "coarse.pt")
     assert losses(stopped) == losses(coarse_run)

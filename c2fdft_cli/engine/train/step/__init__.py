@@ -1,1 +1,1 @@
-"""One optimiser step: its loss, what it moves, and the memory that it takes."""
+"""One optimiser step: its loss, its updates of the weights, and the memory that it needs."""

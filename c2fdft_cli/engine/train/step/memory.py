@@ -1,4 +1,4 @@
-"""How much memory a training step needs, and how large a micro-batch fits."""
+"""Estimates the memory of a training step, and chooses the micro-batch that fits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from c2fdft_cli.vocabulary import Compile, RecomputeSetting
 NO_KERNELS: Kernels = frozenset()
 
 OUTSIDE, INPUTS = "outside", "inputs"
-"""What is kept outside of the levels, and what goes into them."""
+"""Keys for the bytes that are kept outside of the levels, and for the inputs of the levels."""
 
 _LEVELS = (
     "encoder_level1", "encoder_level2", "encoder_level3", "latent",
@@ -35,8 +35,8 @@ _LEVELS = (
 )  # fmt: skip
 
 MARGIN = 0.7
-"""Share of the free memory that a step may take; the rest is for the optimiser's moments, what the
-backward pass makes, and fragments."""
+"""Share of the free memory that a step may use; the rest is for the optimiser's moments,
+temporary tensors of the backward pass, and fragmentation."""
 
 
 def saved_bytes(
@@ -47,22 +47,23 @@ def saved_bytes(
     device: str = "cpu",
     kernels: Kernels = NO_KERNELS,
 ) -> int:
-    """Bytes that one network call on one patch keeps for the backward pass, weights left out.
+    """Return the bytes that a forward pass on one patch keeps for the backward pass.
 
-    Counted on tensors without contents, so nothing is computed or allocated. When levels are
-    computed again, one of them is held at a time beside the inputs of all.
+    Weights are not included. The bytes are counted on fake tensors without data, so nothing is
+    computed or allocated. If levels are recomputed, the activations of only one level at a time
+    are held, together with the inputs of all levels.
 
     Args:
-        network: what is trained.
-        patch: its side.
-        recompute_levels: whether levels are computed again.
-        dtype: what autocast computes in; float32 for none.
-        device: its type; all but a CPU keep the layer norms under autocast in float32.
-        kernels: what runs by kernels that keep less, see `training_kernels`.
+        network: the network that is trained.
+        patch: side of the patch in px.
+        recompute_levels: whether the backward pass recomputes levels.
+        dtype: type that autocast computes in; float32 for no autocast.
+        device: device type; under autocast, all but the CPU compute layer norms in float32.
+        kernels: parts that run by fused kernels, which keep less; see `training_kernels`.
     """
-    # the decoder mirrors the encoder: as many blocks a level, the latent level once
+    # the decoder has as many blocks in each level as the encoder; the latent level exists once
     depths = dict(zip(_LEVELS, (*network.blocks, *network.blocks[2::-1]), strict=True))
-    # all blocks of a level keep the same, so one is counted and multiplied
+    # all blocks of a level keep equally many bytes, so one block is counted and multiplied
     single = json.dumps(asdict(replace(network, blocks=[1, 1, 1, 1])))
     kept = dict(_saved_bytes(single, patch, dtype, device, kernels))
     outside, inputs = kept.pop(OUTSIDE), kept.pop(INPUTS)
@@ -74,15 +75,15 @@ def saved_bytes(
 def _saved_bytes(
     network: str, patch: int, dtype: torch.dtype, device: str, kernels: Kernels
 ) -> tuple[tuple[str, int], ...]:
-    """Bytes kept by a block of each level, outside of them, and of the levels' inputs.
+    """Return the bytes kept by a block of each level, outside of the levels, and as their inputs.
 
-    The network is JSON text, since the cache needs a key that cannot change.
+    `network` is JSON text because the cache needs a hashable key.
     """
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
         modes.enter_context(assume(kernels))
         net = make_network(Network(**json.loads(network)))
-        if device == "cuda":  # on a CPU its own kernels run, which keep no more than the core does
+        if device == "cuda":  # the derivatives for a CPU keep no more than the core does
             install(net, torch.device(device))
         x, t = torch.zeros(1, 6, patch, patch), torch.zeros(1)
         counter = _Counter([*net.parameters(), x, t])
@@ -92,7 +93,7 @@ def _saved_bytes(
                 module.register_forward_pre_hook(partial(counter.enter, level, number == "0"))
                 module.register_forward_hook(counter.leave)
         if dtype != torch.float32:
-            # the tensors without contents are the CPU's, whatever device is counted for
+            # the fake tensors are on the CPU, whatever device is counted for
             modes.enter_context(torch.autocast("cpu", dtype))
             if device != "cpu":
                 modes.enter_context(NormsInFloat32())
@@ -104,7 +105,7 @@ def _saved_bytes(
 
 
 class NormsInFloat32(TorchFunctionMode):
-    """What autocast does to a layer norm on CUDA and not on a CPU."""
+    """Computes layer norms in float32, as autocast does on CUDA but not on a CPU."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -115,7 +116,7 @@ class NormsInFloat32(TorchFunctionMode):
 
 
 class _Counter:
-    """Counts storages once, at the place where they are first kept, but for those of `given`."""
+    """Counts each storage once, at the place where it is first kept, except those of `given`."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         self.place = OUTSIDE
@@ -136,7 +137,7 @@ class _Counter:
         key = tensor.untyped_storage()._cdata
         counted = any(key in kept for place, kept in self.kept.items() if place != INPUTS)
         if not counted and key not in self.given and not _of_weight(tensor):
-            # the tensor is held, not only counted: its address, once free, could be another's
+            # the tensor is kept alive, because a new storage could reuse the address of a freed one
             self.kept.setdefault(self.place, {})[key] = tensor
         return tensor
 
@@ -148,7 +149,7 @@ class _Counter:
 
 
 def _of_weight(tensor: Tensor) -> bool:
-    """Whether it is a parameter in another shape or dtype: autocast keeps one for all images."""
+    """Whether a tensor is a parameter in another shape or dtype: kept once, not for each image."""
     made_by = tensor.grad_fn
     while made_by is not None and len(made_by.next_functions) == 1:
         made_by = made_by.next_functions[0][0]
@@ -156,18 +157,20 @@ def _of_weight(tensor: Tensor) -> bool:
 
 
 def training_kernels(network: Network, compiling: Compile, runtime: Runtime) -> Kernels:
-    """What of a network trains by the Triton kernels: tried at once, where it was not yet.
+    """Return which parts of a network train with the fused Triton kernels.
+
+    Shapes of blocks that have not been tested yet are tested now.
 
     Args:
-        network: what is trained.
-        compiling: `train.compile`; compiled blocks run without them, and `auto` compiles none that
-            run by them.
-        runtime: device and arithmetic.
+        network: the network that is trained.
+        compiling: `train.compile`; compiled blocks do not use these kernels, and `auto` does not
+            compile blocks that use them.
+        runtime: device and precision.
     """
     if compiling == "on" or runtime.device.type != "cuda" or runtime.dtype != torch.bfloat16:
         return NO_KERNELS
     shape = (network.ffn_factor, network.bias, network.norm)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
         torch.manual_seed(0)
         blocks = [Block(network.dim << level, 1, *shape).to(runtime.device) for level in range(4)]
     return chosen_for(blocks, runtime.device, runtime.dtype)
@@ -176,15 +179,15 @@ def training_kernels(network: Network, compiling: Compile, runtime: Runtime) -> 
 def step_bytes(
     network: Network, stage: Stage, calls: int, patch: int, runtime: Runtime, kernels: Kernels
 ) -> int:
-    """Bytes for activations of a training step, for each image of the micro-batch.
+    """Estimate the bytes of activations in a training step, for each image of the micro-batch.
 
     Args:
-        network: what is trained.
-        stage: the stage's section; a fine stage that re-computes holds one call at a time, or one
-            level of it.
-        calls: network calls of the sampler (fine stage).
-        patch: side of the patches.
-        runtime: device and arithmetic.
+        network: the network that is trained.
+        stage: the stage's section; a fine stage that recomputes holds the activations of one
+            sampling step at a time, or of one level of it.
+        calls: number of sampling steps (fine stage).
+        patch: side of the patches in px.
+        runtime: device and precision.
         kernels: see `training_kernels`.
     """
     recompute = stage.recompute if isinstance(stage, FineStage) else "call"
@@ -196,14 +199,14 @@ def step_bytes(
 def choose_recompute(
     network: Network, stage: FineStage, calls: int, compiling: Compile, runtime: Runtime
 ) -> RecomputeSetting:
-    """What the stage computes again: as asked, else on CUDA the least that fits its batches.
+    """Resolve `fine.recompute: auto`: "call" on a CPU, on CUDA the least that fits in memory.
 
     Args:
-        network: what is trained.
-        stage: the fine stage.
-        calls: network calls of the sampler.
+        network: the network that is trained.
+        stage: the fine stage's section; a setting other than "auto" is returned as it is.
+        calls: number of sampling steps.
         compiling: `train.compile`.
-        runtime: device and arithmetic.
+        runtime: device and precision.
     """
     if stage.recompute != "auto":
         return stage.recompute
@@ -213,23 +216,24 @@ def choose_recompute(
     usable = int(free_bytes(runtime) * MARGIN)
 
     def fits(way: RecomputeSetting, whole: bool) -> bool:
-        asked = replace(stage, recompute=way)
+        candidate = replace(stage, recompute=way)
         return all(
-            step_bytes(network, asked, calls, patch, runtime, kernels)
+            step_bytes(network, candidate, calls, patch, runtime, kernels)
             * (-(-batch // runtime.world) if whole else 1)
             <= usable
             for patch, batch in zip(stage.patches, stage.batches, strict=True)
         )
 
-    # `call` takes 1.3 times as long as `none` (docs/numerics.md, What the fine stage holds). Of it
-    # one image has to fit: micro-batches divide the others.
+    # `call` takes 1.3 times as long as `none` (docs/numerics.md, What the fine stage holds), so
+    # `none` is chosen if whole batches fit. For `call` a single image has to fit, because
+    # micro-batches divide the batch.
     if fits("none", whole=True):
         return "none"
     return "call" if fits("call", whole=False) else "level"
 
 
 def weight_bytes(parameters: int, dtype: torch.dtype) -> int:
-    """Bytes of a step that no image adds to: gradients, and the weights that autocast has cast."""
+    """Return the bytes of a step that do not depend on the batch: gradients and cast weights."""
     cast = 0 if dtype == torch.float32 else dtype.itemsize
     return parameters * (torch.float32.itemsize + cast)
 
@@ -237,19 +241,19 @@ def weight_bytes(parameters: int, dtype: torch.dtype) -> int:
 def choose_micro_batch(
     wanted: int | str, rows: int, bytes_per_image: int, fixed_bytes: int, runtime: Runtime
 ) -> int:
-    """Rows that go through the network together: as asked, else what is estimated to fit.
+    """Return the size of the micro-batches: as requested, or as many rows as should fit.
 
     Args:
-        wanted: "auto", or a number.
-        rows: of the batch.
-        bytes_per_image: of a step, see `step_bytes`.
-        fixed_bytes: of a step, see `weight_bytes`.
-        runtime: where it runs.
+        wanted: `train.micro_batch`: "auto" or a number.
+        rows: number of rows in the batch.
+        bytes_per_image: bytes of a step for each image, see `step_bytes`.
+        fixed_bytes: bytes of a step that do not depend on the batch, see `weight_bytes`.
+        runtime: device whose free memory counts.
     """
     if not isinstance(wanted, str):
         return min(wanted, rows)
     usable = int(free_bytes(runtime) * MARGIN) - fixed_bytes
-    # As few pieces as there must be, then as even as can be: 100 rows of which 48 fit run as 34, 34
-    # and 32, not as 48, 48 and 4.
+    # As few pieces as possible, and of nearly equal size: if 48 of 100 rows fit, they run as 34, 34
+    # and 32 instead of 48, 48 and 4.
     pieces = -(-rows // max(usable // max(bytes_per_image, 1), 1))
     return -(-rows // min(pieces, rows))

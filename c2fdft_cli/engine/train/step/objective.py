@@ -1,4 +1,4 @@
-"""A stage's objective: the network, with the weights that it starts from, and the loss."""
+"""A stage's objective: the network, its initial weights, and the loss."""
 
 from __future__ import annotations
 
@@ -21,25 +21,33 @@ class Objective(nn.Module):
     Args:
         net: the network.
         alpha_bar: `[T]`, on the network's device.
-        fine: the fine stage's settings and grid; None for the coarse stage.
+        fine: the fine stage's section and timesteps; None for the coarse stage.
     """
 
     def __init__(self, net: DFT, alpha_bar: Tensor, fine: tuple[FineStage, list[int]] | None):
         super().__init__()
         install(net, alpha_bar.device)
         self.net = net
-        # no buffer: DDP would send it round in each forward, and so wait in one that is tried alone
+        # Not a buffer: DDP would broadcast it in each forward pass, and then a forward pass that
+        # only one process tries out would wait for the others.
         self.alpha_bar = alpha_bar
         self._sampler_alpha_bar = alpha_bar.cpu()  # read on the CPU, without waiting for the device
         self.use(fine)
 
     def use(self, fine: tuple[FineStage, list[int]] | None) -> None:
-        """Take other settings and another grid."""
+        """Switch to other settings and timesteps (`fine` as in the constructor)."""
         self.fine = fine
         recompute_levels(self.net, fine is not None and fine[0].recompute == "level")
 
     def forward(self, lq: Tensor, gt: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """The mean loss of a micro-batch; lq, gt: `[n, 3, p, p]` in [0, 1]. Fine needs no times."""
+        """Return the mean loss of a micro-batch.
+
+        Args:
+            lq: degraded patches, `[n, 3, p, p]` in [0, 1].
+            gt: clean patches, of the same shape and range.
+            noise: Gaussian noise, of the same shape.
+            times: timesteps `[n]`; the fine stage does not use them.
+        """
         if self.fine is None:
             return coarse_loss(self.net, self.alpha_bar, lq, gt, noise, times)
         stage, grid = self.fine
@@ -59,7 +67,7 @@ class Objective(nn.Module):
 
 
 def make_objective(options: TrainOptions) -> Objective:
-    """The stage's objective with the weights that it starts from, on the device."""
+    """Make the stage's objective with its initial weights, on the device."""
     net = _start_network(options).to(options.runtime.device)
     if options.runtime.device.type == "cuda":
         lay_out_weights(net)
@@ -70,9 +78,9 @@ def make_objective(options: TrainOptions) -> Objective:
 
 
 def _start_network(options: TrainOptions) -> DFT:
-    """The weights that a stage starts from."""
+    """Make the network with the weights that the stage starts from."""
     if options.init is None:
-        # drawn on the CPU, so a seed means the same weights on every device
+        # sampled on the CPU, so that a seed gives the same weights on every device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.recipe.train.seed)
             return make_network(options.recipe.network)

@@ -1,8 +1,8 @@
 """One optimiser step: micro-batches, scaling, averaging over devices, EMA.
 
-On a GPU forward and backward pass of a whole batch are recorded as a CUDA graph. What changes from
-step to step stays outside: random numbers and the loss scale come in as tensors; learning rate, the
-skip of a step that is not finite, and the average belong to the few launches that follow.
+On a GPU the forward and backward pass of a small batch are recorded as a CUDA graph. What changes
+from step to step is not part of it: random numbers and the loss scale are input tensors; the
+learning rate, skipping a step that is not finite, and the EMA belong to the few launches after it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from c2fdft_cli.recipe.schema import Train
 # The one step that was timed, of 14 million values, took 63 to 80 ms and kept an H100 busy for 42
 # (docs/performance.md, On a GPU).
 MOST_RECORDED = 1 << 25
-"""Values of the first level's stream up to which a step is recorded: more keep a GPU busy."""
+"""Largest number of values in the first level's stream (pixels x channels) for which a step is
+recorded: with more values the launches no longer limit the GPU."""
 
 Gradients = tuple[Tensor | None, ...]
 
 CALMER = "start again with a lower learning rate or train.clip_norm"
-"""What to try when a training diverges."""
+"""Hint of the errors about a training that diverges."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class StepResult:
 
 
 class Stepper:
-    """Weights, their average, optimiser and scaler, and the step that moves them.
+    """Holds the weights, their average (EMA), optimiser and loss scaler; does optimiser steps.
 
     Args:
-        objective: makes the loss of its network, which lives on the runtime's device; the
-            average starts from that network's weights.
-        train: the recipe's settings.
-        runtime: device, arithmetic, processes.
+        objective: computes the loss of its network, which is on the runtime's device; the average
+            starts from that network's weights.
+        train: the recipe's section `train`.
+        runtime: device, precision, processes.
     """
 
     def __init__(self, objective: Objective, train: Train, runtime: Runtime) -> None:
@@ -72,7 +73,8 @@ class Stepper:
         self.bad_steps = 0
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(),
-            # set anew before each step from the iteration alone: no scheduler has a state to resume
+            # Set before each step as a function of only the iteration, so there is no scheduler
+            # whose state must be saved.
             lr=0.0,
             betas=(train.adam_betas[0], train.adam_betas[1]),
             weight_decay=train.weight_decay,
@@ -83,7 +85,8 @@ class Stepper:
         self._own_objective = objective
         self.objective: nn.Module = objective
         if dist.is_initialized():
-            # torch warns of kernels of one channel, whose memory is the same in either order
+            # torch warns about convolution weights with one input channel, for which both memory
+            # layouts are the same
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             devices = [runtime.device.index] if runtime.device.type == "cuda" else None
             self.objective = DistributedDataParallel(objective, device_ids=devices)
@@ -93,7 +96,9 @@ class Stepper:
         return torch.amp.GradScaler(self.runtime.device.type, enabled=enabled)
 
     def try_out(self, batch: Batch, micro_batch: int) -> float:
-        """Forward and backward of one micro-batch, in this process alone; nothing is moved.
+        """Run forward and backward pass of one micro-batch, in this process alone.
+
+        The weights do not change.
 
         Returns:
             The loss.
@@ -106,11 +111,11 @@ class Stepper:
 
     @torch.no_grad()
     def loss(self, batch: Batch, micro_batch: int) -> float:
-        """The loss of one micro-batch, in this process alone."""
+        """Return the loss of one micro-batch, computed in this process alone."""
         return self._loss(batch.rows(0, min(micro_batch, len(batch)))).item()
 
     def abandon(self) -> None:
-        """Forget a step that did not get to its end."""
+        """Discard the gradients and the recording of a step that failed."""
         self.recorder.forget()
         self.optimizer.zero_grad(set_to_none=True)
         scale = self.scaler.state_dict()
@@ -119,16 +124,16 @@ class Stepper:
             self.scaler.load_state_dict(scale)
 
     def step(self, batch: Batch, share: float, lr: float, micro_batch: int) -> StepResult:
-        """Move the weights by one batch.
+        """Do one optimiser step; a step whose loss or gradient is not finite is skipped.
 
         Args:
             batch: this process's rows of the global batch, at least one.
-            share: their weight, rows / global batch (0 for a row that only fills an empty rank).
+            share: their weight, rows / global batch (0 if the rank has no rows of its own).
             lr: learning rate.
-            micro_batch: rows that go through the network together.
+            micro_batch: number of rows that go through the network together.
 
         Returns:
-            What happened; a step whose gradient is not finite is skipped.
+            Loss, gradient norm, and whether the step was skipped.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self._is_recorded(batch, micro_batch):
@@ -136,38 +141,40 @@ class Stepper:
         self.recorder.forget()
         loss = torch.zeros((), device=self.runtime.device)
         for rows, weight, last in self._micro_batches(batch, share, micro_batch):
-            # DDP averages over the processes, so each one's part counts `world` times
+            # DDP averages the gradients over the processes, so each loss is multiplied by `world`
+            # to make the result a sum
             with nullcontext() if last else self._no_sync():
                 part = self._loss(rows) * weight
                 self.scaler.scale(part * self.runtime.world).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         if dist.is_initialized():
-            # Skipping is decided by this sum and by the reduced gradients: equal in all processes,
-            # so none of them moves its weights without the others.
+            # Whether the step is skipped depends on this sum and the reduced gradients, which are
+            # equal in all processes, so either all of them update their weights or none does.
             dist.all_reduce(loss)
         return self._apply(loss, lr)
 
     def _is_recorded(self, batch: Batch, micro_batch: int) -> bool:
-        """Whether launching the step would take as long as the GPU's work, in one process."""
+        """Whether to use a CUDA graph: for a small, undivided batch in a single process."""
         small = batch.gt[:, 0].numel() * self.net.dim <= MOST_RECORDED
         whole = micro_batch >= len(batch) and not dist.is_initialized()
         return small and whole and records(self.runtime.device)
 
     def _replay(self, batch: Batch, share: float) -> Tensor:
-        """The weighted loss of the whole batch; its gradients, scaled, are those of the weights."""
+        """Replay the recorded step; set the scaled gradients, return the weighted loss."""
         scale = self.scaler.scale(torch.full((), share, device=self.runtime.device))
-        # `Objective.use` may have changed the settings, which no input tells of
+        # The settings are part of the key, because `Objective.use` may have changed them without
+        # a change in the inputs.
         key = is_compiled(self.net), self._own_objective.fine
         loss, gradients = self.recorder(
             self._loss_and_gradients, scale, *self._inputs(batch), key=key
         )
         for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        # a tensor of its own: what was recorded writes over `loss` at the next replay
+        # the product is a new tensor: the next replay overwrites `loss`
         return loss * share
 
     def _loss_and_gradients(self, scale: Tensor, *inputs: Tensor) -> tuple[Tensor, Gradients]:
-        self.optimizer.zero_grad(set_to_none=True)  # also of a recording that failed half way
+        self.optimizer.zero_grad(set_to_none=True)  # a recording that failed may have left some
         with self.runtime.autocast():
             loss = self.objective(*inputs)
         loss.backward(scale)
@@ -179,7 +186,7 @@ class Stepper:
             return self.objective(*inputs)  # type: ignore[no-any-return]
 
     def _inputs(self, rows: Batch) -> list[Tensor]:
-        """What the objective takes, on the device."""
+        """Return the objective's inputs (lq, gt, noise, times) on the device, mixup applied."""
         rows = rows.to(self.runtime.device, non_blocking=True)
         lq, gt = to_unit(rows.lq), to_unit(rows.gt)
         if rows.lq2 is not None and rows.gt2 is not None:
@@ -193,8 +200,9 @@ class Stepper:
         n = len(batch)
         for lo in range(0, n, size):
             hi = min(lo + size, n)
-            # By rows, so that the parts add up to the mean over the global batch in any pieces.
-            # Of all losses MS-SSIM `as_released` alone is no such mean: it pools its rows.
+            # Weighted by rows, so that the parts add up to the mean over the global batch, however
+            # it is divided. The only loss that is not such a mean is MS-SSIM `as_released`, which
+            # pools its rows.
             yield batch.rows(lo, hi), share * (hi - lo) / n, hi == n
 
     def _no_sync(self) -> AbstractContextManager[object]:
@@ -210,23 +218,24 @@ class Stepper:
     def _apply(self, loss: Tensor, lr: float) -> StepResult:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # before the norm, which is clipped in the gradients' true units
+        # before the norm is computed, because clip_norm applies to unscaled gradients
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.train.clip_norm is not None:
-            # without asking whether it is finite, which would wait for the GPU: else nothing moves
+            # Clips without testing whether the norm is finite, which would wait for the GPU; if it
+            # is not, the weights do not change anyway.
             nn.utils.clip_grads_with_norm_(self.net.parameters(), self.train.clip_norm, norm)
-        # the one point of a step that waits for the GPU
+        # the only point of a step that waits for the GPU
         loss_value, norm_value = torch.stack([loss, norm]).tolist()
         finite = math.isfinite(loss_value) and math.isfinite(norm_value)
         if finite:
             self.scaler.step(self.optimizer)
             self.updates += 1
-            # by updates, not iterations: a skipped step leaves the warm-up where it was
+            # by updates instead of iterations: a skipped step does not advance the warm-up
             decay = ema_decay(self.updates, self.train.ema_decay, self.train.ema_warm_up)
             ema_update(self.ema, self.net, decay)
-        # also after a skipped step, where it lowers the scale that made the gradient overflow
+        # also after a skipped step, to lower the loss scale that made the gradients overflow
         self.scaler.update()
         self._count_bad(finite)
         return StepResult(loss_value, norm_value, skipped=not finite)
@@ -240,9 +249,10 @@ class Stepper:
             )
 
     def check_weights(self) -> None:
-        """ResourceError for weights that are NaN or infinite.
+        """Raise ResourceError if a weight is NaN or infinite.
 
-        A step with a finite gradient can leave such weights; only the next step would notice.
+        A step with a finite gradient can produce such weights, which only the next step would
+        notice.
         """
         states = (self.net.state_dict(), self.ema.state_dict())
         if not all(tensor.isfinite().all() for state in states for tensor in state.values()):
@@ -250,7 +260,7 @@ class Stepper:
             raise ResourceError(what, hint=CALMER)
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on, apart from the batch."""
+        """Return everything that the next step depends on, except the batch."""
         return {
             "params": self.net.state_dict(),
             "params_ema": self.ema.state_dict(),
@@ -261,19 +271,20 @@ class Stepper:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take a state back."""
+        """Restore what `state` returned."""
         self.net.load_state_dict(state["params"])
         self.ema.load_state_dict(state["params_ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._arrange_moments()
-        if self.scaler.is_enabled() and state["scaler"]:  # empty after another precision
+        if self.scaler.is_enabled() and state["scaler"]:  # empty if saved in another precision
             self.scaler.load_state_dict(state["scaler"])
         self.updates, self.bad_steps = int(state["updates"]), int(state["bad_steps"])
 
     def _arrange_moments(self) -> None:
-        """The optimiser's moments in the memory layout of their parameters.
+        """Convert the optimiser's moments to the memory layout of their parameters.
 
-        The fused AdamW pairs them by position; on another device the layout was another.
+        The fused AdamW pairs their values by position in memory, and a state that was saved on
+        another device may have another layout.
         """
         for parameter, moments in self.optimizer.state.items():
             for name, moment in moments.items():
