@@ -171,19 +171,27 @@ def ensure_folder(path: str | Path) -> Path:
 
 
 def check_folder(path: str | Path) -> None:
-    """ResourceError if a folder cannot be made or written to; nothing is made."""
+    """ResourceError if a folder cannot be made or written to; nothing is made.
+
+    Its cause is the OSError that writing there would end in.
+    """
     folder = Path(path)
     there = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
-    if os.path.islink(there) and not os.path.exists(there):
-        hint = f"{there} is a link that leads nowhere; choose another folder"
-        raise ResourceError("the output path lies under a broken link", where=folder, hint=hint)
     if not os.path.isdir(there):
-        hint = f"{there} is a file; choose another folder"
-        raise ResourceError("the output path lies under a regular file", where=folder, hint=hint)
+        what, of = "a regular file", "a file"
+        if not os.path.exists(there):
+            what, of = "a broken link", "a link that leads nowhere"
+        raise ResourceError(
+            f"the output path lies under {what}",
+            where=folder,
+            hint=f"{there} is {of}; choose another folder",
+        ) from NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if not os.access(there, os.W_OK | os.X_OK):
         read_only = os.statvfs(there).f_flag & os.ST_RDONLY
-        hint = _HINTS[errno.EROFS if read_only else errno.EACCES]
-        raise ResourceError("cannot write to the folder", where=folder, hint=hint)
+        code = errno.EROFS if read_only else errno.EACCES
+        raise ResourceError(
+            "cannot write to the folder", where=folder, hint=_HINTS[code]
+        ) from OSError(code, os.strerror(code))
 
 
 def free_disk_bytes(folder: Path) -> int:

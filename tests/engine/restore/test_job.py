@@ -610,6 +610,7 @@ def test_a_sub_folder_that_cannot_be_written_fails_its_images(
         return Path(path).name != "sub" and access(path, mode)
 
     made = plan(options)
+    (tmp_path / "out" / "sub").mkdir(parents=True)
     monkeypatch.setattr(os, "access", refuse)
     result = restore(made).run()
     assert "1 of 6 images failed" in str(result.failure)
