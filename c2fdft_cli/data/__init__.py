@@ -1,1 +1,1 @@
-"""Files to tensors and back; knows no network."""
+"""Read and write data: files to tensors and back, independent of the network."""

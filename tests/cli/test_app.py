@@ -149,7 +149,7 @@ def test_the_program_without_arguments_shows_the_pipeline_on_one_screen(
          "did you mean heavy?"),
         (["recipes", "validate", "tiny", "data.synthesize=rain", "data.synthesis={1: 2}"],
          "unknown key 1"),
-        (["prepare", "/tmp", "--synthesize", "noise", "--streaks", "/tmp"], "for rain alone"),
+        (["prepare", "/tmp", "--synthesize", "noise", "--streaks", "/tmp"], "only for rain"),
         (["train-coarse", "--recipe", "tiny", "--data", "x", "--device", "gpu"], "--device must"),
         (["train-fine", "--from", "a", "--init", "b"], "cannot be combined with --init"),
         (["prepare", ".", "--streaks", "x"], "needs --synthesize"),

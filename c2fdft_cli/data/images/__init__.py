@@ -1,1 +1,1 @@
-"""Image files to pixels and back, faithfully."""
+"""Read and write image files, preserving all that they contain."""

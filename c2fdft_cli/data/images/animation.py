@@ -1,4 +1,4 @@
-"""Frames of animations for several threads: each is decoded once, in the order of its file."""
+"""Read frames of animations from several threads; each is decoded once, in file order."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from c2fdft_cli.files import read_error
 
 
 class _Animation:
-    """One file; what is wanted and decoded on the way to a frame waits for who asks for it.
+    """One file; wanted frames that are decoded on the way to another are kept until requested.
 
-    Each wanted frame is asked for once: one that was asked for before is decoded again, with those
-    in front of it.
+    A frame is kept for one request: if it is requested again, it and all frames before it are
+    decoded again.
 
     Args:
         path: the file.
-        wanted: frames that will be asked for.
+        wanted: frames that will be requested.
     """
 
     def __init__(self, path: Path, wanted: Collection[int]) -> None:
@@ -48,16 +48,16 @@ class _Animation:
             self._reader = self._reader or FrameReader(self._path)
             return self._reader.read(frame)
         except DataError as error:
-            self._reader = None  # Pillow may have lost its way in it
+            self._reader = None  # after an error Pillow's position in the file is undefined
             return error
 
 
 class FrameCache:
-    """Pictures out of files with several; those of an animation are decoded once, in its order.
+    """Read frames and pages from files with several; frames of an animation are decoded once.
 
     Args:
-        wanted: the frames that will be asked for, nearly in this order: file, and number from 0.
-        room: files that are held open; at least as many as frames are asked for at once.
+        wanted: the frames that will be requested, as (file, number from 0), roughly in this order.
+        room: number of files that are kept open; at least the number of simultaneous requests.
     """
 
     def __init__(self, wanted: Iterable[tuple[Path, int]], room: int) -> None:
@@ -72,13 +72,13 @@ class FrameCache:
         self._opened, self._lock = opened, threading.Lock()
 
     def read(self, path: Path, frame: int) -> Picture:
-        """A frame of a file, from 0; DataError as `read_picture`."""
+        """Read a frame of a file, counted from 0; raises DataError as `read_picture` does."""
         try:
             status = path.stat()
         except OSError as error:
             raise read_error(error, path) from error
-        with self._lock:  # or two threads would open a file at once
-            # a file that was replaced is read anew
+        with self._lock:  # without it two threads could open the same file
+            # size and time are part of the key, so that a replaced file is read again
             animation = self._opened(path, status.st_size, status.st_mtime_ns)
-        # None where frames do not need each other, as pages of a TIFF
+        # None if frames do not build on each other, like the pages of a TIFF
         return read_picture(path, frame=frame) if animation is None else animation.read(frame)

@@ -1,7 +1,7 @@
-"""Formats in boxes: AVIF, HEIC, JPEG 2000 and JPEG XL.
+"""Formats whose files consist of boxes: AVIF, HEIC, JPEG 2000 and JPEG XL.
 
-Pixels by imagecodecs, as Pillow rounds more than 8 bits; HEIC by pillow-heif, where it is
-installed. Both decode without asking how large a picture is, so that headers are read before.
+imagecodecs decodes the pixels, because Pillow rounds more than 8 bits; pillow-heif decodes HEIC, if
+it is installed. Both decode pictures of any size, so the size in the headers is checked first.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ _RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _DEEP, _12_BITS = 0x40, 0x20
 _JXL_RGB, _JXL_GREY, _JXL_D65, _JXL_SRGB_PRIMARIES, _JXL_SRGB_TRANSFER = 0, 1, 1, 1, 13
 _USUAL_PRIMARIES, _USUAL_TRANSFERS = {1, 2}, {1, 2, 6, 13}
-"""Codes of H.273 that mean sRGB or nothing, as pictures use them."""
+"""Codes of H.273 that pictures use for sRGB or for unspecified colours."""
 
 
 def decode_avif(data: bytes, frame: int) -> Decoded:
-    """An AVIF's samples; 10 and 12 bits become 16, but in an animation 8."""
+    """Decode a frame of an AVIF; 10 and 12 bits become 16, or 8 in an animation."""
     found = decode_plain(data, "AVIF", frame)
-    # The third byte of the AV1 configuration: more than 8 bits, and whether these are 12. The first
-    # one will do: encoders write the picture's before those of its alpha and its thumbnail.
+    # The third byte of the AV1 configuration has flags for more than 8 bits and for 12 bits. The
+    # first configuration is the picture's: encoders write it before those of alpha and thumbnail.
     at = data.find(b"av1C")
     flags = 0 if at < 0 else data[at + 6]
     metadata = _with_colour_codes(found.metadata, data)
     if not flags & _DEEP:
         return found._replace(metadata=metadata)
-    if b"avis" in data[8:64]:  # imagecodecs writes beyond its memory there
+    if b"avis" in data[8:64]:  # imagecodecs writes out of bounds for animations
         return found._replace(metadata=replace(metadata, lost="more than 8 bits of an animation"))
     samples = imagecodecs.avif_decode(data)
     return _decoded(samples, 12 if flags & _12_BITS else 10, found.orientation, metadata)
 
 
 def decode_heic(data: bytes) -> Decoded:
-    """The main picture of a HEIC file; the decoder has turned it upright already."""
+    """Decode the main picture of a HEIC file; the decoder already turns it upright."""
     image = _open_heic(io.BytesIO(data))
-    # Opening has read the headers; pixels are decoded at `asarray`.
+    # So far only the headers have been read; `asarray` decodes the pixels.
     check_size(image.size[0], image.size[1])
     samples, bits = np.asarray(image), int(image.info.get("bit_depth", 8))
     if samples.dtype == np.uint16:
-        samples = samples >> (16 - bits)  # the library shifts without filling
+        samples = samples >> (16 - bits)  # the library shifts left and leaves the low bits zero
     _, metadata = metadata_of(dict(image.info))
     return _decoded(samples, bits, 1, _with_colour_codes(metadata, data))
 
 
 def heic_size(file: BinaryIO) -> tuple[int, int, int]:
-    """As `codec.stored_size`."""
+    """See `codec.stored_size`."""
     width, height = _open_heic(file).size
     return width, height, 1
 
@@ -82,7 +82,7 @@ def _open_heic(file: BinaryIO) -> Any:
 
 
 def decode_jpeg2000(data: bytes) -> Decoded:
-    """A JPEG 2000 file's samples; 9 to 15 bits become 16."""
+    """Decode a JPEG 2000 file; 9 to 15 bits become 16."""
     width, height, bits = _jpeg2000_header(io.BytesIO(data))
     check_size(width, height)
     colours, metadata = _jpeg2000_metadata(data)
@@ -90,22 +90,23 @@ def decode_jpeg2000(data: bytes) -> Decoded:
         return decode_plain(data, "JPEG2000", 0)._replace(metadata=metadata)
     samples = imagecodecs.jpeg2k_decode(data)
     if samples.dtype not in (np.uint8, np.uint16):
-        raise Unreadable(f"a JPEG 2000 file of {samples.dtype}", "save it with 8 or 16 bits")
+        what = f"a JPEG 2000 file with {samples.dtype} samples"
+        raise Unreadable(what, "save it with 8 or 16 bits")
     if any(kind == b"pclr" for kind, _, _ in _boxes_within(io.BytesIO(data), b"jp2h")):
-        bits = 8 * samples.dtype.itemsize  # those of the palette, not of its indices
+        bits = 8 * samples.dtype.itemsize  # the header has the bits of the palette's indices
     return _decoded(samples, bits, 1, metadata)
 
 
 def jpeg2000_size(file: BinaryIO) -> tuple[int, int, int]:
-    """As `codec.stored_size`."""
+    """See `codec.stored_size`."""
     width, height, _ = _jpeg2000_header(file)
     return width, height, 1
 
 
 def _jpeg2000_header(file: BinaryIO) -> tuple[int, int, int]:
-    """Width, height and bits of a sample."""
-    # Of the code stream, for which the decoder makes room: the box in front of it says the size
-    # too, but may say another.
+    """Return width, height and bits per sample."""
+    # From the codestream, because the decoder allocates memory for its size. The header box before
+    # it also contains a size, which may differ.
     file.seek(next((at for kind, at, _ in _boxes(file) if kind == b"jp2c"), 0))
     data = file.read(43)
     if not data.startswith(J2K_SIGNATURE):
@@ -113,12 +114,12 @@ def _jpeg2000_header(file: BinaryIO) -> tuple[int, int, int]:
     right, bottom, left, top = struct.unpack_from(">4I", data, 8)
     depth = data[42]
     if depth & 0x80:
-        raise Unreadable("a JPEG 2000 file with signed samples", "save it with unsigned ones")
+        raise Unreadable("a JPEG 2000 file with signed samples", "save it with unsigned samples")
     return right - left, bottom - top, depth + 1
 
 
 def _jpeg2000_metadata(data: bytes) -> tuple[int, Metadata]:
-    """The code of its colours, 0 where there is none, and the rest."""
+    """Return the code of the colour space, 0 if there is none, and the metadata."""
     colours, icc, blocks, about = 0, None, {}, {}
     for kind, at, end in _boxes_within(io.BytesIO(data), b"jp2h"):
         if kind == b"colr" and data[at] == _ICC:
@@ -128,7 +129,7 @@ def _jpeg2000_metadata(data: bytes) -> tuple[int, Metadata]:
     for kind, at, end in _boxes(io.BytesIO(data)):
         if kind == b"uuid" and end - at <= MAX_BYTES:
             blocks[data[at : at + 16]] = data[at + 16 : end]
-    with quiet_pillow(), contextlib.suppress(Exception):  # all that it tells is the density
+    with quiet_pillow(), contextlib.suppress(Exception):  # only the density is read here
         about = dict(Image.open(io.BytesIO(data), formats=["JPEG2000"]).info)
     return colours, Metadata(
         icc=icc,
@@ -140,13 +141,13 @@ def _jpeg2000_metadata(data: bytes) -> tuple[int, Metadata]:
 
 
 def decode_jpegxl(data: bytes) -> Decoded:
-    """A JPEG XL file's samples, turned upright by the decoder; of an animation the first frame."""
+    """Decode a JPEG XL file, or the first frame of an animation; the decoder turns it upright."""
     file = io.BytesIO(data)
     header = _JxlHeader(_jpegxl_codestream(file))
     check_size(header.width, header.height)
     samples = imagecodecs.jpegxl_decode(data, index=0 if header.is_animated else None)
     blocks = {kind: data[at:end] for kind, at, end in _boxes(file) if end - at <= MAX_BYTES}
-    lost = ["the frames behind the first"] if header.is_animated else []
+    lost = ["the frames after the first"] if header.is_animated else []
     lost += [] if header.is_srgb else ["the colour profile of a JPEG XL file"]
     metadata = Metadata(
         exif=upright_exif(blocks.get(b"Exif", b"")[4:])[1],
@@ -157,13 +158,13 @@ def decode_jpegxl(data: bytes) -> Decoded:
 
 
 def jpegxl_size(file: BinaryIO) -> tuple[int, int, int]:
-    """As `codec.stored_size`."""
+    """See `codec.stored_size`."""
     header = _JxlHeader(_jpegxl_codestream(file))
     return header.width, header.height, header.orientation
 
 
 def _jpegxl_codestream(file: BinaryIO) -> bytes:
-    """The begin of it, naked or out of its boxes."""
+    """Return the first bytes of the codestream, which may be inside boxes or not."""
     found = ((kind, at) for kind, at, _ in _boxes(file) if kind in (b"jxlc", b"jxlp"))
     kind, at = next(found, (b"", 0))
     file.seek(at + (4 if kind == b"jxlp" else 0))
@@ -174,7 +175,10 @@ def _jpegxl_codestream(file: BinaryIO) -> bytes:
 
 
 class _JxlHeader:
-    """The begin of a JPEG XL codestream (ISO 18181-1, annex D): sizes before the turn."""
+    """The header of a JPEG XL codestream (ISO 18181-1, annex D).
+
+    Width and height are those before the orientation is applied.
+    """
 
     def __init__(self, codestream: bytes) -> None:
         self._bits = int.from_bytes(codestream[2:], "little")
@@ -193,7 +197,7 @@ class _JxlHeader:
         return value
 
     def _number(self, *choices: tuple[int, int]) -> int:
-        """One of four pairs of an offset and a number of bits."""
+        """Read a number: two bits choose one of four pairs (offset, number of bits to add)."""
         offset, count = choices[self._take(2)]
         return offset + self._take(count)
 
@@ -211,9 +215,9 @@ class _JxlHeader:
     def _extra_fields(self) -> None:
         self.orientation = 1 + self._take(3)
         if self._take(1):
-            self._size()  # as which it is meant to be shown
+            self._size()  # the size in which the picture is meant to be shown
         if self._take(1):
-            raise Unreadable("a JPEG XL file with a preview", "save it without")
+            raise Unreadable("a JPEG XL file with a preview", "save it without a preview")
         if self._take(1):
             self.is_animated = True
             self._number((100, 0), (1000, 0), (1, 10), (1, 30))
@@ -232,13 +236,16 @@ class _JxlHeader:
         return self._number((0, 0), (1, 0), (2, 4), (18, 6))
 
     def _colours(self) -> bool:
-        """Whether they are sRGB, or grey as in sRGB: fields in order, as far as all is as there."""
+        """Whether the colours are sRGB, or grey with sRGB's white and transfer curve.
+
+        Reads the fields in order, and stops at the first one that differs from sRGB.
+        """
         self._take(1)
         extra = self._number((0, 0), (1, 0), (2, 4), (1, 12))
         if not all(self._is_alpha() for _ in range(extra)):
             return False
         self._take(1)
-        if self._take(1):  # all as in sRGB
+        if self._take(1):  # all fields have their defaults, which are sRGB
             return True
         has_profile, space = self._take(1), self._code()
         return (
@@ -251,7 +258,7 @@ class _JxlHeader:
         )
 
     def _is_alpha(self) -> bool:
-        """Step over a further channel; of another kind than alpha not to its end."""
+        """Read an extra channel, not to its end unless it is alpha; return whether it is alpha."""
         if self._take(1):
             return True
         kind = self._code()
@@ -265,12 +272,12 @@ class _JxlHeader:
 def _decoded(samples: Array, bits: int, orientation: int, metadata: Metadata) -> Decoded:
     samples = samples if samples.ndim == 3 else samples[..., None]
     if samples.ndim != 3 or not 1 <= samples.shape[2] <= 4:
-        raise Unreadable(f"a picture of {samples.shape[2:]} channels", "save it as grey or RGB")
+        raise Unreadable(f"a picture of shape {list(samples.shape)}", "save it as grey or RGB")
     return Decoded(full_range(samples, bits), orientation, metadata)
 
 
 def _with_colour_codes(metadata: Metadata, data: bytes) -> Metadata:
-    """With colours by the codes of H.273, where they are not sRGB, as a chunk of PNG."""
+    """Add the H.273 colour codes as a cICP chunk, unless they mean sRGB or there is a profile."""
     at = data.find(b"colrnclx", 0, 1 << 20)
     if at < 0 or len(data) < at + 12 or metadata.icc:
         return metadata
@@ -282,7 +289,7 @@ def _with_colour_codes(metadata: Metadata, data: bytes) -> Metadata:
 
 
 def _boxes(file: BinaryIO, at: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, begin and end of the content of each box, by seeking; nothing of what is no box."""
+    """Yield kind, start and end of the content of each box, by seeking from box to box."""
     whole = file.seek(0, io.SEEK_END)
     end = whole if end is None else min(end, whole)
     while at + 8 <= end:
@@ -293,8 +300,8 @@ def _boxes(file: BinaryIO, at: int = 0, end: int | None = None) -> Iterator[tupl
         if size == 1 and at + 16 <= end:
             (size,), head = struct.unpack_from(">Q", start, 8), 16
         size = size or end - at
-        # A size of less than a box's own head would keep the walk at one place for ever, or lead it
-        # back into the head.
+        # With a size smaller than the box's own head the loop would never advance, or continue
+        # inside the head.
         if size < head:
             return
         yield kind, at + head, min(at + size, end)

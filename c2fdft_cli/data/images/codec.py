@@ -1,6 +1,7 @@
-"""Image files to samples and back. The pixels are the libraries' work; the rest is what they lose.
+"""Decode image files to samples and encode samples to image files.
 
-Samples are [h, w, c] as stored; c: 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA.
+Libraries convert the pixels; the modules used here add what the libraries would lose. Samples are
+[h, w, c] as stored; c: 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA.
 """
 
 from __future__ import annotations
@@ -38,24 +39,24 @@ _SIZES: dict[str, Callable[[BinaryIO], tuple[int, int, int]]] = {
 }
 _ANIMATED = {"WEBP", "GIF", "PNG", "AVIF"}
 IN_ORDER = {"WEBP", "GIF", "PNG"}
-"""Kinds whose frames `FrameReader` decodes one after the other. Not AVIF, whose depth and colours
-come from its boxes, and whose library begins at the key frame before the one that is asked for."""
-# They report through logging, which prints to standard error where nobody has set it up.
+"""Formats whose frames `FrameReader` decodes one after another. Not AVIF: its bit depth and colours
+come from its boxes, and its library starts at the key frame before the requested frame."""
+# These libraries use logging, which prints to standard error if it is not configured.
 for _name in ("tifffile", "imagecodecs", "PIL"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
 def decode(data: bytes, kind: str, *, frame: int) -> Decoded:
-    """Frame `frame` of an image file's bytes.
+    """Decode one frame of an image file.
 
     Args:
         data: the whole file.
-        kind: its format, as `file_format` tells it.
-        frame: from 0; of a JPEG with several views those behind the first too.
+        kind: its format, as `file_format` returns it.
+        frame: counted from 0; a JPEG with several views has one frame for each.
 
     Raises:
-        Unreadable: over `MAX_PIXELS`, as is found before it is decoded, of an unsupported kind, or
-            no such frame.
+        Unreadable: the picture has over `MAX_PIXELS` (this is checked before decoding), is of an
+            unsupported kind, or has no such frame.
         Exception: whatever the libraries raise on damaged files.
     """
     if kind in _WITH_FRAMES:
@@ -71,15 +72,15 @@ def decode(data: bytes, kind: str, *, frame: int) -> Decoded:
 
 
 def stored_size(file: BinaryIO, suffix: str = "") -> tuple[int, int, int]:
-    """(width, height, orientation) from the headers of an open file; errors as `decode`."""
+    """Read (width, height, orientation) from the headers of an open file; errors as `decode`."""
     kind = file_format(file.read(HEAD_BYTES), suffix)
     return _SIZES[kind](file) if kind in _SIZES else pillow.stored_size(file, kind)
 
 
 def count_frames(file: BinaryIO, suffix: str = "") -> int:
-    """How many frames or pages an open file has.
+    """Count the frames or pages of an open file.
 
-    A camera's JPEG with previews has one, but a stereo camera's `.mpo` as many as there are views.
+    A camera's JPEG with previews has one frame; a stereo camera's `.mpo` has one for each view.
     """
     kind = file_format(file.read(HEAD_BYTES), suffix)
     if kind == "TIFF":
@@ -92,7 +93,7 @@ def count_frames(file: BinaryIO, suffix: str = "") -> int:
 
 
 def upright(array: Array, orientation: int) -> Array:
-    """Turn an array [h, w, ...] as EXIF orientation 1 to 8 asks."""
+    """Turn an array [h, w, ...] upright, given its EXIF orientation (1 to 8)."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -103,13 +104,13 @@ def upright(array: Array, orientation: int) -> Array:
 
 
 def encode(suffix: str, samples: Array, metadata: Metadata, quality: int) -> bytes:
-    """The bytes of an image file, with as much of the metadata as its format holds.
+    """Encode samples as an image file, with as much of the metadata as its format can hold.
 
     Args:
         suffix: one of `WRITE_SUFFIXES`.
         samples: uint8 [h, w, c]; for PNG and TIFF also uint16.
-        metadata: what is stored beside the pixels.
-        quality: of JPEG, 1 to 100.
+        metadata: what to store besides the pixels.
+        quality: JPEG quality, 1 to 100.
     """
     if suffix == ".png":
         return png.encode_png(samples, metadata)

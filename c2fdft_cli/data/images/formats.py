@@ -1,4 +1,4 @@
-"""Which format a picture file has, told by its first bytes, and what to do with those not read."""
+"""Recognise the format of a picture file by its first bytes; hints for those that are not read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 from functools import cache
 
 HEAD_BYTES = 1024
-"""As many bytes of a file tell its format."""
+"""Number of bytes at the start of a file from which its format is recognised."""
 WRITE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"})
 READ_SUFFIXES = (
@@ -21,9 +21,9 @@ _WITH_SUFFIX = {
     ".tga": ("TGA", b""), ".pcx": ("PCX", b"\n"), ".sgi": ("SGI", b"\x01\xda"),
     ".rgb": ("SGI", b"\x01\xda"), ".rgba": ("SGI", b"\x01\xda"), ".bw": ("SGI", b"\x01\xda"),
 }  # fmt: skip
-"""Formats whose first bytes also begin other files."""
+"""Formats that need the suffix too, because other files may start with the same bytes."""
 J2K_SIGNATURE, JXL_SIGNATURE = b"\xff\x4f\xff\x51", b"\xff\x0a"
-"""Of a JPEG 2000 and a JPEG XL code stream without boxes around it."""
+"""Signatures of JPEG 2000 and JPEG XL codestreams without boxes around them."""
 _SIGNATURES = (
     (b"FUJIFILMCCD-RAW", "camera raw"),
     (b"IIRO", "camera raw"),
@@ -32,7 +32,7 @@ _SIGNATURES = (
     (b"\x76\x2f\x31\x01", "high dynamic range"),
     (b"#?RADIANCE", "high dynamic range"),
     (b"II\xbc\x01", "JPEG XR"),
-    (b"\xff\xd8\xff\xf7", "JPEG-LS"),  # in front of JPEG, whose mark is a part of it
+    (b"\xff\xd8\xff\xf7", "JPEG-LS"),  # before JPEG, whose signature is a prefix of this one
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
     (b"II*\0", "TIFF"),
@@ -75,7 +75,7 @@ HINTS = {
     "other": "export as PNG or TIFF",
     _COPY: "rename to restore them",
 }
-"""Kinds of pictures that are not read, and the way to have them read."""
+"""Kinds of pictures that are not read, each with what the user can do instead."""
 _SUFFIX_OF_UNREAD = {
     suffix: kind for kind, suffixes in _UNREAD_SUFFIXES.items() for suffix in suffixes.split()
 }
@@ -84,7 +84,7 @@ _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 
 
 class Unreadable(ValueError):
-    """A file that this program does not read, with what the user can do about it."""
+    """A file that this program does not read, with a hint for the user."""
 
     def __init__(self, what: str, hint: str | None = None) -> None:
         super().__init__(what)
@@ -92,39 +92,40 @@ class Unreadable(ValueError):
 
 
 def file_format(head: bytes, suffix: str = "") -> str:
-    """The format of a picture by its first bytes, such as PNG or JPEG2000.
+    """Return the format of a picture, such as PNG or JPEG2000.
 
     Args:
-        head: the first `HEAD_BYTES`, or all of a shorter file.
-        suffix: of its name in lower case, for what the bytes leave open: TGA, PCX, SGI.
+        head: the file's first `HEAD_BYTES`, or all of a shorter file.
+        suffix: of the file's name, in lower case; decides if the bytes do not: for TGA, PCX and
+            SGI, and for many files that are not read, such as camera raw.
 
     Raises:
-        Unreadable: no picture, or of a kind that is not read.
+        Unreadable: the file is not a picture, or of a kind that is not read.
     """
     kind = recognise(head, suffix)
     if kind is None:
         raise Unreadable("not an image", "PNG, JPEG, TIFF, WebP, AVIF and others can be read")
     if not is_read(kind):
-        raise Unreadable(f"{kind} pictures are not read", HINTS[kind])
+        raise Unreadable(f"files of this kind are not read: {kind}", HINTS[kind])
     return kind
 
 
 @cache
 def is_read(kind: str) -> bool:
-    """Whether pictures of a kind that `recognise` gives can be read here."""
+    """Whether pictures of a kind that `recognise` returns can be read on this machine."""
     if kind == "HEIC":
         return importlib.util.find_spec("pillow_heif") is not None
     return kind not in HINTS
 
 
 def recognise(head: bytes, suffix: str) -> str | None:
-    """A format that is read, one of the kinds in `HINTS`, or None for what is no picture."""
+    """Return a format that is read, one of the kinds in `HINTS`, or None if it is not a picture."""
     found = _by_content(head)
     if found == "TIFF" and head[8:10] == b"CR":
         return "camera raw"
     if suffix in _COPIES:
         return _COPY if found else None
-    # camera raw files are TIFF files too, in which the first picture is a thumbnail
+    # many camera raw files are TIFF files whose first picture is a thumbnail
     if found in (None, "TIFF") and suffix in _SUFFIX_OF_UNREAD:
         return _SUFFIX_OF_UNREAD[suffix]
     kind, mark = _WITH_SUFFIX.get(suffix, (None, b""))

@@ -1,7 +1,7 @@
-"""Are the codes of an LZW stream, as TIFF has them, all defined before they are used?
+"""Check that each code of a TIFF's LZW stream is defined before it is used.
 
-imagecodecs 2026.3 does not ask: a code beyond its table makes it read memory that is not its own,
-which ends the program.
+imagecodecs 2026.3 does not check this: a code beyond its table makes it read out of bounds, which
+crashes the program.
 """
 
 from __future__ import annotations
@@ -13,43 +13,44 @@ _CLEAR, _END, _FIRST, _FULL = 256, 257, 258, 4096
 _BLOCK = 4096
 _BLOCK_BYTES = _BLOCK * 12 // 8 + 4
 _ENTRIES = np.minimum(_FIRST + np.maximum(np.arange(_BLOCK) - 1, 0), _FULL)
-"""How long the table is before each code of a block behind a clear code."""
-# TIFF widens its codes one entry before the table needs it (511, not 512).
+"""Length of the table before each code of a block that follows a clear code."""
+# TIFF widens its codes one entry before the table requires it (511, not 512).
 _WIDTHS = np.searchsorted([511, 1023, 2047], _ENTRIES, side="right") + 9
 _STARTS = np.cumsum(_WIDTHS) - _WIDTHS
 _LARGEST = np.minimum(_ENTRIES, _FULL - 1)
-# Behind a clear code there is no string before that an entry could be made of. Later codes may name
-# the very entry that they complete, hence `_ENTRIES` and not one less.
+# The first code after a clear code cannot complete an entry, because no string precedes it. Later
+# codes may refer to the very entry that they complete, so their limit is `_ENTRIES`, not one less.
 _LARGEST[0] = _END
 
 
 def is_sound(segment: bytes, size: int) -> bool:
-    """Whether the codes of the first `size` bytes that it stands for are defined."""
+    """Whether all codes that encode the first `size` bytes of the decoded segment are defined."""
     undefined = _first_undefined(segment)
     if undefined is None:
         return True
     at, width = undefined
-    # What is in front of it is safe to decode, with an end code in its place.
+    # The codes before the undefined one are safe to decode if an end code takes its place.
     begun = segment[at >> 3] >> (8 - (at & 7))
     end = (begun << width | _END) << (32 - width - (at & 7))
     try:
         made = imagecodecs.lzw_decode(segment[: at >> 3] + end.to_bytes(4, "big"), out=size)
-    except RuntimeError:  # no code is left
+    except RuntimeError:  # no code precedes it
         return False
     return len(made) >= size
 
 
 def _first_undefined(segment: bytes) -> tuple[int, int] | None:
-    """Where the first undefined code in front of the end code begins, in bits, and its width.
+    """Return the offset of the first undefined code before the end code, and its width, in bits.
 
-    Thousands of codes at a time: only a clear code changes their places.
+    None if all are defined. Thousands of codes are checked at a time, because only a clear code
+    changes the positions of those that follow.
     """
     data = np.frombuffer(segment + bytes(3), np.uint8)
     at, widths, starts, largest = 0, _WIDTHS, _STARTS, _LARGEST
     while at + widths[0] <= 8 * len(segment):
         count = int(np.searchsorted(at + starts + widths, 8 * len(segment), side="right"))
         part = data[at >> 3 : (at >> 3) + _BLOCK_BYTES].astype(np.uint32)
-        # Three bytes hold a code of 12 bits from any bit of the first on.
+        # Three bytes contain a code of 12 bits that starts at any bit of the first byte.
         words = part[:-2] << 16 | part[1:-1] << 8 | part[2:]
         places, wide = (at & 7) + starts[:count], widths[:count]
         codes = words[places >> 3] >> (24 - wide - (places & 7)) & ((1 << wide) - 1)

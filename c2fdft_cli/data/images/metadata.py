@@ -1,4 +1,4 @@
-"""What a picture file tells beside its pixels, as it travels from one format to another."""
+"""What a picture file stores besides its pixels, in a form that carries over between formats."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from PIL.ExifTags import Base
 
 MAX_BYTES = 16 << 20
-"""Longer blocks are left out."""
+"""Longer blocks are not read."""
 COMMENT = "Comment"
-"""The keyword of a comment without one."""
+"""The keyword for a comment that has none."""
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))[2-8]")
 _RESOURCE = b"8BIM"
 IPTC_RESOURCE = 0x0404
@@ -22,18 +22,18 @@ _INCHES = {2: 1.0, 3: 2.54}
 
 @dataclass(frozen=True)
 class Metadata:
-    """Blocks as they are stored, where formats share them.
+    """Metadata, as blocks in the encodings that several formats share.
 
     Args:
         icc: the embedded colour profile.
         exif: the EXIF block as a TIFF structure, without the "Exif" prefix; orientation 1.
         xmp: the XMP packet; orientation 1.
-        iptc: the records of IPTC-IIM, without Photoshop's frame around them.
+        iptc: the IPTC-IIM records, without the Photoshop resource around them.
         texts: comments and text chunks, each with its keyword.
-        density: pixels per inch, across and along.
-        png_chunks: what a PNG tells of its colours without a profile (cICP, gAMA, cHRM, sRGB) and
-            of its resolution (pHYs), as stored; other formats do not take it over.
-        lost: what was in the file and cannot be read out of it, in words.
+        density: pixels per inch, horizontally and vertically.
+        png_chunks: the chunks in which a PNG describes its colours without a profile (cICP, gAMA,
+            cHRM, sRGB) and its resolution (pHYs), as stored; other formats do not keep them.
+        lost: names what the file contains but could not be read, for a note to the user.
     """
 
     icc: bytes | None = None
@@ -47,12 +47,12 @@ class Metadata:
 
     @property
     def colour_chunks(self) -> bool:
-        """Whether a PNG tells of its colours in chunks, and not that they are plain sRGB."""
+        """Whether PNG chunks describe the colours as something other than plain sRGB."""
         return any(name in self.png_chunks for name in (b"cICP", b"gAMA", b"cHRM"))
 
     @property
     def text(self) -> str:
-        """All texts as one, for formats that have a single comment."""
+        """All texts joined into one, for formats that have a single comment."""
         return "\n".join(
             text if keyword == COMMENT else f"{keyword}: {text}" for keyword, text in self.texts
         )
@@ -62,11 +62,11 @@ NO_METADATA = Metadata()
 
 
 def upright_exif(block: bytes | None) -> tuple[int, bytes | None]:
-    """An EXIF block's orientation (1 to 8), and the block with orientation 1.
+    """Return an EXIF block's orientation (1 to 8), and the block with its orientation set to 1.
 
-    By hand: written again by a library, the block would lose the maker's notes, whose offsets
-    count from its beginning. The thumbnail is unlinked, as it would go on showing the picture as
-    it was. A damaged block gives (1, None).
+    The block is patched by hand: a library that writes it again would lose the maker notes, whose
+    offsets count from its start. The thumbnail is unlinked, because it would still show the old
+    picture. A damaged block gives (1, None).
     """
     patched = bytearray((block or b"").removeprefix(b"Exif\0\0"))
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(patched[:4]))
@@ -84,27 +84,27 @@ def upright_exif(block: bytes | None) -> tuple[int, bytes | None]:
                 struct.pack_into(value, patched, at + 8, 1)
     except struct.error:
         return 1, None
-    # Some programs end the block in front of the pointer to the thumbnail: it is added then.
+    # Some programs end the block before the pointer to the thumbnail; then this appends it.
     end = start + 2 + 12 * count
     patched[end : end + 4] = bytes(4)
     return orientation if 1 <= orientation <= 8 else 1, bytes(patched)
 
 
 def upright_xmp(packet: bytes | None) -> bytes | None:
-    """An XMP packet that says the same of everything but the orientation, which is 1."""
+    """Return an XMP packet with its orientation set to 1; None if it is absent or too long."""
     if not packet or len(packet) > MAX_BYTES:
         return None
     return _XMP_ORIENTATION.sub(rb"\g<1>1", packet)
 
 
 def iptc_of(block: bytes | None) -> bytes | None:
-    """The IPTC records of a block that holds them plainly or among Photoshop's resources."""
+    """Return the IPTC records of a block that contains them directly or as a Photoshop resource."""
     if not block or block[:1] == b"\x1c":
         return block or None
     at = block.find(_RESOURCE)
     while 0 <= at <= len(block) - 12 and block[at : at + 4] == _RESOURCE:
         (number,) = struct.unpack_from(">H", block, at + 4)
-        start = at + 6 + (block[at + 6] + 2) // 2 * 2  # behind a name of even length
+        start = at + 6 + (block[at + 6] + 2) // 2 * 2  # after the name, padded to an even length
         if start + 4 > len(block):
             return None
         (length,) = struct.unpack_from(">I", block, start)
@@ -115,13 +115,13 @@ def iptc_of(block: bytes | None) -> bytes | None:
 
 
 def photoshop_block(iptc: bytes) -> bytes:
-    """IPTC records as the one resource of a Photoshop block."""
+    """Wrap IPTC records as the only resource of a Photoshop block."""
     head = _RESOURCE + struct.pack(">HHI", IPTC_RESOURCE, 0, len(iptc))
     return head + iptc + bytes(len(iptc) % 2)
 
 
 def density_of(tags: Mapping[int, Any]) -> tuple[float, float] | None:
-    """Pixels per inch as the tags of a TIFF directory tell."""
+    """Return the pixels per inch that the tags of a TIFF directory state; None if they do not."""
     inches = _INCHES.get(tags.get(Base.ResolutionUnit, 2))
     try:
         across, along = float(tags[Base.XResolution]), float(tags[Base.YResolution])
@@ -131,5 +131,5 @@ def density_of(tags: Mapping[int, Any]) -> tuple[float, float] | None:
 
 
 def sane_density(across: float, along: float) -> tuple[float, float] | None:
-    """Pixels per inch where both are numbers that mean something."""
+    """Return both numbers of pixels per inch, or None unless both are plausible."""
     return (float(across), float(along)) if 0 < across < 1e6 and 0 < along < 1e6 else None

@@ -1,4 +1,4 @@
-"""Netpbm's pictures (.pbm, .pgm, .ppm), of any largest value: Pillow halves 16-bit colours."""
+"""Read Netpbm pictures (.pbm, .pgm, .ppm) of any maximum value; Pillow rounds 16-bit colours."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
 _SIZE = re.compile(rb"P([1-6])" + _GAP + rb"([0-9]{1,9})" + _GAP + rb"([0-9]{1,9})(?=[\s#])")
 _WHITE = re.compile(_GAP + rb"([0-9]{1,5})\s")
 _MOST_DIGITS = 10
-"""Zeros in front included."""
+"""Of a number in a text file, including leading zeros."""
 _MAX_HEADER_BYTES = 1 << 20
-"""Comments included."""
+"""Including comments."""
 _BIT_TEXT, _BITS = 1, 4
 _TEXTS = (1, 2, 3)
 _COLOURS = (3, 6)
 
 
 def stored_size(file: BinaryIO) -> tuple[int, int, int]:
-    """As `codec.stored_size`."""
+    """See `codec.stored_size`."""
     file.seek(0)
     head = file.read(HEAD_BYTES)
     head += b"" if _SIZE.match(head) else file.read(_MAX_HEADER_BYTES)
@@ -32,7 +32,7 @@ def stored_size(file: BinaryIO) -> tuple[int, int, int]:
 
 
 def decode_netpbm(data: bytes) -> Decoded:
-    """Samples with white as the type's largest value."""
+    """Decode a Netpbm file; white becomes the largest value of uint8 or uint16."""
     kind, width, height, at = _header(data)
     check_size(width, height)
     shape = (height, width, 3 if kind in _COLOURS else 1)
@@ -41,7 +41,7 @@ def decode_netpbm(data: bytes) -> Decoded:
     found = _WHITE.match(data, at)
     white = int(found[1]) if found else 0
     if not found or not 1 <= white <= 65535:
-        raise ValueError("its largest value is damaged")
+        raise ValueError("the maximum value in its header is damaged")
     dtype = np.dtype(np.uint8 if white < 256 else ">u2")
     if kind in _TEXTS:
         samples = _words(data[found.end() :], shape).astype(dtype.newbyteorder("="))
@@ -49,13 +49,13 @@ def decode_netpbm(data: bytes) -> Decoded:
         samples = _raw(data, found.end(), shape, dtype)
     top = 255 if white < 256 else 65535
     if white != top:
-        # The file may hold larger values than the largest that it promises.
+        # The file may contain larger values than the maximum that its header states.
         samples = np.rint(np.minimum(samples, white) * (top / white))
     return Decoded(samples.astype(dtype.newbyteorder("=")))
 
 
 def _header(data: bytes) -> tuple[int, int, int, int]:
-    """Kind 1 to 6, width, height, and where these end."""
+    """Return the kind (1 to 6), width, height, and the offset at which these end."""
     found = _SIZE.match(data)
     if found is None:
         raise ValueError("its header is damaged")
@@ -63,7 +63,7 @@ def _header(data: bytes) -> tuple[int, int, int, int]:
 
 
 def _bits(data: bytes, kind: int, at: int, shape: tuple[int, int, int]) -> Array:
-    """1 for black, [h, w, 1]."""
+    """Return the bits of a bitmap, [h, w, 1], 1 for black."""
     height, width, _ = shape
     if kind == _BITS:
         packed = _raw(data, at + 1, (height, -(-width // 8), 1), np.dtype(np.uint8))
@@ -76,12 +76,12 @@ def _bits(data: bytes, kind: int, at: int, shape: tuple[int, int, int]) -> Array
 
 
 def _words(text: bytes, shape: tuple[int, int, int]) -> Array:
-    """Numbers in decimal digits; ValueError for fewer than there must be."""
+    """Parse decimal numbers to an array of the given shape; ValueError if there are too few."""
     count = int(np.prod(shape))
     words = re.sub(rb"#[^\n\r]*", b"", text).split(None, count)[:count]
     if len(words) < count:
         raise ValueError("the file is truncated")
-    # NumPy gives each word the room of the longest: one of megabytes would take all memory.
+    # NumPy stores each word with the length of the longest, so a huge word would take all memory.
     if max(map(len, words), default=0) > _MOST_DIGITS:
         raise ValueError(f"a number of more than {_MOST_DIGITS} digits")
     return np.array(words, np.bytes_).astype(np.int64).clip(0, 65535).reshape(shape)

@@ -1,7 +1,6 @@
-"""Faithful image files: bit depth, greyness, alpha, colour profile and metadata survive.
+"""Read and write image files, preserving bit depth, grey, alpha, colour profile and metadata.
 
-`codec` takes pixels and the rest from the libraries that keep them. Images are RGB [h, w, 3],
-upright, C-contiguous.
+`codec` decodes and encodes the formats. Images are RGB [h, w, 3], upright, C-contiguous.
 """
 
 from __future__ import annotations
@@ -45,19 +44,19 @@ _16_BIT_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 _MAX_FILE_BYTES = 4 << 30
 _PROFILE_SPACE = slice(16, 20)
-"""Where an ICC profile says for which colours it is."""
+"""The bytes of an ICC profile that name its colour space."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image with everything that writing it again needs.
+    """A decoded image with everything that is needed to write it again.
 
     Args:
-        pixels: uint8 or uint16 RGB [h, w, 3], upright; the channels of a grey one are equal.
+        pixels: uint8 or uint16 RGB [h, w, 3], upright; the channels of a grey picture are equal.
         grey: whether the file is grey (one channel).
         alpha: opacity [h, w] of the same type, or None.
-        metadata: what the file tells beside its pixels.
-        source_format: as in `file_format`, such as PNG; "" for a picture made here.
+        metadata: what the file stores besides its pixels.
+        source_format: as from `file_format`, such as PNG; "" if the picture is not from a file.
     """
 
     pixels: npt.NDArray[Any]
@@ -88,9 +87,10 @@ def is_image_path(path: str | PurePath) -> bool:
 
 
 def natural_key(path: str | Path) -> tuple[Any, ...]:
-    """A sort key under which 2.png comes before 10.png, folder by folder."""
-    # Each run is a tuple with its kind in front, so that a number is never compared with a text.
-    # Numbers compare by their digits: Python refuses to turn thousands of them into an integer.
+    """Return a sort key that orders 2.png before 10.png, folder by folder."""
+    # Each run of characters is a tuple that starts with its kind, so that a number is never
+    # compared with a text. Numbers are compared by their digits, because Python refuses to convert
+    # thousands of digits to an integer.
     parts = [
         [
             (0, len(digits), digits) if number else (1, 0, text)
@@ -104,7 +104,7 @@ def natural_key(path: str | Path) -> tuple[Any, ...]:
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """The image files of a folder in natural order; hidden ones and link loops are skipped.
+    """List a folder's image files in natural order; hidden files and link loops are skipped.
 
     Raises:
         DataError: the folder is missing, not a folder, or cannot be listed.
@@ -122,17 +122,18 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
 
 
 def read_picture(source: str | Path | bytes, *, frame: int = 0) -> Picture:
-    """Read an image file, or the bytes of one, and lose nothing of it.
+    """Read an image file, or the bytes of one, without losing what it contains.
 
-    Palettes become RGB (grey where all their colours are), CMYK becomes sRGB through its profile,
-    and a float TIFF with values in [0, 1] becomes 16 bit.
+    Palettes become RGB (grey if all their colours are grey and there is no colour profile), CMYK
+    becomes sRGB through its profile, and a float TIFF with values in [0, 1] becomes 16 bits.
 
     Args:
         source: a path, or a file's bytes.
         frame: which frame of an animation or page of a TIFF, from 0.
 
     Raises:
-        DataError: missing, not an image, damaged, over `MAX_PIXELS`, or of a kind not supported.
+        DataError: the file is missing, not an image, damaged, over `MAX_PIXELS`, or of an
+            unsupported kind.
         ResourceError: out of memory.
     """
     where = None if isinstance(source, bytes) else Path(source)
@@ -149,11 +150,11 @@ def _as_picture(found: Decoded, kind: str) -> Picture:
     grey = channels <= 2
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
     metadata = found.metadata
-    if found.orientation >= 5 and metadata.density:  # the sides have been exchanged
+    if found.orientation >= 5 and metadata.density:  # width and height have been swapped
         metadata = replace(metadata, density=metadata.density[::-1])
-    # Programs ignore such a profile, and PNG forbids it.
+    # Programs ignore a profile that does not match the channels, and PNG forbids it.
     if metadata.icc and grey != (metadata.icc[_PROFILE_SPACE] == b"GRAY"):
-        what = f"the colour profile, which is not one of {'grey' if grey else 'colours'}"
+        what = f"the colour profile, which is not for {'grey' if grey else 'colour'} pictures"
         lost = f"{metadata.lost} and {what}" if metadata.lost else what
         metadata = replace(metadata, icc=None, lost=lost)
     return Picture(
@@ -166,10 +167,10 @@ def _as_picture(found: Decoded, kind: str) -> Picture:
 
 
 class FrameReader:
-    """The frames of an animation; in ascending order each is decoded once.
+    """Read the frames of an animation; in ascending order, each is decoded once.
 
     Args:
-        path: of a file with frames that are decoded in order (`decodes_in_order`).
+        path: of a file for which `decodes_in_order` is true.
 
     Raises:
         DataError: as `read_picture`.
@@ -183,7 +184,7 @@ class FrameReader:
             self._opened = OpenFrames(self._data, self._kind)
 
     def read(self, frame: int) -> Picture:
-        """A frame, from 0; DataError as `read_picture`."""
+        """Read a frame, counted from 0; raises DataError as `read_picture` does."""
         with _reading(self._path):
             found = (
                 decode_png(self._data, frame, self._opened)
@@ -194,28 +195,29 @@ class FrameReader:
 
 
 def decodes_in_order(path: Path) -> bool:
-    """Whether a file's frames are built on those before them; DataError."""
+    """Whether each frame of a file builds on those before it; raises DataError."""
     with _reading(path), _open(path) as file:
         return file_format(file.read(HEAD_BYTES), path.suffix.lower()) in IN_ORDER
 
 
 def read_rgb8(path: str | Path) -> npt.NDArray[np.uint8]:
-    """An image as uint8 RGB [h, w, 3], for training and scoring; DataError as `read_picture`.
+    """Read an image as uint8 RGB [h, w, 3], for training and scoring.
 
-    16 bits are rounded to 8 (round(v / 257)), alpha is dropped, grey is replicated.
+    16 bits are rounded to 8 (round(v / 257)), alpha is dropped, grey is replicated. Errors as
+    `read_picture`.
     """
     return to_8bit(read_picture(path).pixels)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of the upright picture, from the file's headers alone; DataError."""
+    """Read (height, width) of the upright picture from the headers alone; raises DataError."""
     with _reading(Path(path)), _open(Path(path)) as file:
         width, height, orientation = stored_size(file, Path(path).suffix.lower())
     return (width, height) if orientation >= 5 else (height, width)
 
 
 def frame_count(source: str | Path | bytes) -> int:
-    """How many frames (GIF, WebP, animated PNG) or pages (TIFF) a file has; DataError.
+    """Count the frames (GIF, WebP, PNG, AVIF), pages (TIFF) or views (`.mpo`); raises DataError.
 
     source: a path, or a file's bytes.
     """
@@ -229,15 +231,15 @@ def frame_count(source: str | Path | bytes) -> int:
 def write_picture(
     path: str | Path, picture: Picture, *, quality: int = 95, replace: bool = True
 ) -> None:
-    """Write a picture atomically in the format that the suffix names, as faithfully as it can.
+    """Write a picture atomically in the format of the suffix, as faithfully as the format allows.
 
-    PNG and TIFF keep 16 bits, others get them rounded. A grey picture is saved with one channel,
-    the rounded mean of its three. JPEG (4:4:4, `quality` 1 to 100) and BMP drop alpha; WebP is
-    lossless; BMP drops profile and EXIF.
+    PNG and TIFF keep 16 bits; for other formats they are rounded to 8. A grey picture is saved with
+    one channel, the rounded mean of its three. JPEG (4:4:4, `quality` 1 to 100) and BMP drop alpha;
+    WebP is lossless; BMP drops profile and EXIF.
 
     Raises:
-        UsageError: no format has this suffix, or it cannot hold so large a picture.
-        TakenError: without `replace`, where the file is there.
+        UsageError: the suffix is not supported, or its format cannot hold so large a picture.
+        TakenError: the file exists, and `replace` is false.
         ResourceError: the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
@@ -256,25 +258,25 @@ def write_picture(
 
 
 def save_rgb8(path: str | Path, pixels: npt.NDArray[np.uint8]) -> None:
-    """Write uint8 RGB [h, w, 3] of our own making; errors as `write_picture`."""
+    """Write uint8 RGB [h, w, 3] without metadata; errors as `write_picture`."""
     write_picture(path, Picture(pixels))
 
 
 def to_8bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """uint16 to uint8 by round(v / 257); uint8 as it is."""
+    """Convert uint16 to uint8 by round(v / 257); uint8 is returned unchanged."""
     if values.dtype == np.uint8:
         return values
-    # In integers, so exact: 257 is odd, and half of it rounds down to 128. Wider, as the sum leaves
-    # uint16.
+    # Integers make this exact: 257 is odd, so no value is half way, and half of it, rounded down,
+    # is 128. Widened because the sum exceeds uint16.
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _samples(picture: Picture) -> npt.NDArray[Any]:
-    """The channels to store: grey or RGB, then alpha where there is one."""
+    """Return the channels to store: grey or RGB, then alpha if there is one."""
     colours = picture.pixels
     if picture.grey:
         total = colours.sum(axis=2, dtype=np.uint32, keepdims=True)
-        # The rounded mean, exactly: a number of thirds is never half way.
+        # The exactly rounded mean: a third of an integer is never half way between two integers.
         colours = ((total + 1) // 3).astype(colours.dtype)
     if picture.alpha is None:
         return colours
@@ -282,7 +284,7 @@ def _samples(picture: Picture) -> npt.NDArray[Any]:
 
 
 def _walk(folder: Path, recursive: bool, seen: set[Path]) -> Iterator[Path]:
-    """Image files below a folder; each real folder once, so that link loops end."""
+    """Yield the image files below a folder; each real folder once, so that link loops end."""
     seen.add(folder.resolve())
     for entry in sorted(folder.iterdir(), key=natural_key):
         if entry.name.startswith("."):
@@ -295,7 +297,7 @@ def _walk(folder: Path, recursive: bool, seen: set[Path]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _reading(where: Path | None) -> Iterator[None]:
-    """Turn whatever a damaged file makes the decoders raise into one line."""
+    """Turn whatever the decoders raise for a damaged file into an error of one line."""
     try:
         yield
     except FileNotFoundError as error:
@@ -303,7 +305,7 @@ def _reading(where: Path | None) -> Iterator[None]:
     except C2fdftError:
         raise
     except MemoryError as error:
-        hint = "close other programs; a damaged file may ask for more than its picture takes"
+        hint = "close other programs; a damaged file may request more memory than its picture needs"
         raise ResourceError("out of memory reading the image", where=where, hint=hint) from error
     except Exception as error:  # on damaged bytes the libraries raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -314,7 +316,7 @@ def _reading(where: Path | None) -> Iterator[None]:
 
 
 def _open(path: Path) -> BinaryIO:
-    """Open a regular, non-empty file: a pipe would block, a device never end."""
+    """Open a regular, non-empty file: a pipe would block, and a device might never end."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise ValueError("it is a folder")

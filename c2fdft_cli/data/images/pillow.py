@@ -1,4 +1,4 @@
-"""What Pillow reads and writes, with what it loses."""
+"""Decode and encode with Pillow, and keep the metadata that it would lose."""
 
 from __future__ import annotations
 
@@ -36,26 +36,27 @@ from c2fdft_cli.data.images.samples import (
 
 _LOCK = threading.RLock()
 _MAX_SEGMENT = 65000
-"""Bytes that surely go into one segment of a JPEG."""
+"""Number of bytes that certainly fit into one segment of a JPEG."""
 _WORDS = {"exif": "EXIF", "xmp": "XMP", "comment": "texts", "extra": "IPTC"}
 _FRAMED = {"AVIF"}
-"""Not PSD, in which they are layers."""
+"""Formats whose frames `decode_plain` reads. Not PSD, whose frames are layers."""
 _JFIF_UNITS = {1, 2}
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB",
             "RGBA": "RGBA", "RGBX": "RGB", "CMYK": "CMYK", "YCbCr": "RGB", "I;16": "I;16",
             "I;16B": "I;16"}  # fmt: skip
-"""Modes of still pictures, and the modes in which their samples are taken."""
+"""Modes of still pictures, and the modes to which they are converted for decoding."""
 
 
-# The modes of a GIF's frames depend on it, and imageio sets it when it first reads one.
+# The modes of a GIF's frames depend on this global setting, which imageio changes when it first
+# reads a GIF. Set here, it is the same from the start.
 GifImagePlugin.LOADING_STRATEGY = GifImagePlugin.LoadingStrategy.RGB_AFTER_DIFFERENT_PALETTE_ONLY
 
 
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Pillow without warnings and without its own size limit; one thread at a time.
+    """Run Pillow without warnings and without its own size limit, one thread at a time.
 
-    Both settings are the process's own, hence the lock; the caller checks sizes.
+    Both settings are global to the process, hence the lock. The caller must check sizes.
     """
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -67,25 +68,25 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def stored_size(file: BinaryIO, kind: str) -> tuple[int, int, int]:
-    """As `codec.stored_size`."""
+    """See `codec.stored_size`."""
     file.seek(0)
-    # Pillow itself: imageio takes five times as long to open it, and planning opens every file.
+    # Pillow directly: imageio takes five times as long to open a file, and planning opens them all.
     with quiet_pillow(), Image.open(file, formats=[kind]) as image:
         return image.width, image.height, upright_exif(image.info.get("exif"))[0]
 
 
 def count_frames(file: BinaryIO, kind: str) -> int:
-    """As `codec.count_frames`."""
+    """See `codec.count_frames`."""
     file.seek(0)
     with quiet_pillow(), Image.open(file, formats=[kind]) as image:
         return int(getattr(image, "n_frames", 1))
 
 
 class OpenFrames:
-    """The frames of a file's bytes as 8-bit samples; grey stays one channel, transparency alpha.
+    """Decode frames to 8-bit samples; grey stays one channel, transparency becomes alpha.
 
-    Pillow reaches a frame by decoding those between it and the last one that was asked for: in
-    ascending order each is decoded once. Not for two threads at once.
+    To reach a frame, Pillow decodes all frames between it and the last requested one, so in
+    ascending order each is decoded once. One object must not be used by two threads at once.
 
     Args:
         data: the whole file.
@@ -102,11 +103,11 @@ class OpenFrames:
             self._check(0)
 
     def decode(self, frame: int) -> Decoded:
-        """A frame, from 0; errors as `codec.decode`."""
+        """Decode a frame, counted from 0; errors as `codec.decode`."""
         with quiet_pillow():
             if frame >= self._count:
                 raise no_frame(frame, self._count)
-            # each frame of a GIF may enlarge the picture when the next one is reached
+            # in a GIF each frame on the way is checked, because any of them may enlarge the picture
             first = self._reached + 1 if self._kind == "GIF" else frame
             for number in range(min(first, frame), frame + 1):
                 self._check(number)
@@ -116,8 +117,8 @@ class OpenFrames:
         alpha = "A" if mode[-1] in "Aa" or "transparency" in about else ""
         target = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": None}.get(mode, "RGB")
         target = f"{target}{alpha}" if target else None
-        # Frames of a GIF are reached by reading those before them, at which Pillow asks for its own
-        # limit again. Other kinds are decoded without the lock, so in several threads at once.
+        # Reading a frame of a GIF reads those before it, for which Pillow checks its own limit
+        # again. Other formats are decoded without the lock, so that threads decode in parallel.
         with quiet_pillow() if self._kind == "GIF" else contextlib.nullcontext():
             samples = self._file.read(index=frame, mode=target, writeable_output=False)
         samples = samples if samples.ndim == 3 else samples[..., None]
@@ -140,13 +141,13 @@ def _opened(data: bytes) -> Any:
 def _about(file: Any, frame: int) -> dict[Any, Any]:
     try:
         return dict(file.metadata(index=frame, exclude_applied=False))
-    except Exception:  # it reads the EXIF block, and a damaged one should cost that alone
+    except Exception:  # imageio parses the EXIF block; if it is damaged, only EXIF should be lost
         image = file._image
         return {**image.info, "mode": image.mode}
 
 
 def decode_plain(data: bytes, kind: str, frame: int) -> Decoded:
-    """Samples of a format that needs no more care; 16-bit grey stays so."""
+    """Decode a format that needs no special care; 16-bit grey keeps its 16 bits."""
     with quiet_pillow(), Image.open(io.BytesIO(data), formats=[kind]) as image:
         check_size(image.width, image.height)
         frames = int(getattr(image, "n_frames", 1)) if kind in _FRAMED else 1
@@ -168,7 +169,7 @@ def decode_plain(data: bytes, kind: str, frame: int) -> Decoded:
 
 
 def metadata_of(about: Mapping[Any, Any]) -> tuple[int, Metadata]:
-    """Orientation and metadata out of what Pillow tells of a picture."""
+    """Extract orientation and metadata from what Pillow reports about a picture."""
     orientation, exif = upright_exif(about.get("exif"))
     xmp, comment = about.get("xmp"), about.get("comment")
     photoshop = about.get("photoshop")
@@ -187,8 +188,8 @@ def metadata_of(about: Mapping[Any, Any]) -> tuple[int, Metadata]:
 
 def _density(about: Mapping[Any, Any]) -> tuple[float, float] | None:
     if about.get("exif") and about.get("jfif_unit") not in _JFIF_UNITS:
-        exif = Image.Exif()  # Pillow's own answer is 72 where the block says nothing
-        with quiet_pillow(), contextlib.suppress(Exception):  # a damaged block tells nothing
+        exif = Image.Exif()  # Pillow itself reports 72 if the block has no resolution
+        with quiet_pillow(), contextlib.suppress(Exception):  # a damaged block has no resolution
             exif.load(about["exif"])
             return density_of(exif)
         return None
@@ -207,11 +208,11 @@ def _decoded(samples: Array, mode: str, about: Mapping[Any, Any]) -> Decoded:
 
 
 def encode_pillow(suffix: str, samples: Array, metadata: Metadata, quality: int) -> bytes:
-    """A WebP, JPEG or BMP file of 8-bit samples."""
+    """Encode 8-bit samples as a WebP, JPEG or BMP file."""
     options: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif}
     if suffix == ".webp":
-        # "Exact" keeps the colours under full transparency. In lossless WebP quality is effort, not
-        # loss.
+        # "Exact" keeps the colours of fully transparent pixels. In lossless WebP, quality is the
+        # effort of compression.
         options |= {"lossless": True, "exact": True, "quality": 60, "method": 4}
         options["xmp"] = metadata.xmp
     else:
@@ -230,7 +231,7 @@ def encode_pillow(suffix: str, samples: Array, metadata: Metadata, quality: int)
 
 
 def too_long(metadata: Metadata, suffix: str) -> list[str]:
-    """What does not fit into a segment of a JPEG and is left out, in words."""
+    """Name the metadata that are dropped because they do not fit into a segment of a JPEG."""
     if suffix not in JPEG_SUFFIXES:
         return []
     blocks = _jpeg_blocks(metadata)
@@ -238,7 +239,7 @@ def too_long(metadata: Metadata, suffix: str) -> list[str]:
 
 
 def _jpeg_blocks(metadata: Metadata) -> dict[str, bytes]:
-    """Pillow's options for what is stored in segments, those too that are too long for one."""
+    """Return Pillow's options for metadata in JPEG segments, even blocks too long for a segment."""
     photoshop = b""
     if metadata.iptc:
         block = b"Photoshop 3.0\0" + photoshop_block(metadata.iptc)

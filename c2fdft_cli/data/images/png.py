@@ -1,7 +1,7 @@
-"""PNG: pixels read by imagecodecs (libpng), written through libdeflate, chunks by hand.
+"""PNG: imagecodecs decodes (libpng) and compresses (libdeflate) the pixels; chunks by hand.
 
-OpenCV was tried: it refuses grey with alpha, and writes nothing at all beside a colour profile
-that it finds damaged.
+OpenCV was tried: it refuses grey with alpha, and writes no file at all if it considers the colour
+profile damaged.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ _XMP = "XML:com.adobe.xmp"
 _PROFILE = "Raw profile type "
 _KEPT = {b"cICP": 4, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}  # with their lengths
 _METADATA = {b"IHDR", b"eXIf", b"iCCP", b"acTL", b"IEND", *_KEPT}
-_TEXT_BYTES = 256  # what a text takes beside its letters, about
+_TEXT_BYTES = 256  # approximate memory that a text takes besides its characters
 _METRE = 0.0254
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
-"""The header's number for so many channels."""
+"""The header's colour type for each number of channels."""
 _SUB, _UP = 1, 2
-"""Numbers of filters."""
+"""PNG's numbers of these filters."""
 _FILTERED_ROWS = 64
 _COLUMN, _COLUMN_STEP = 6, 13
-"""The first of the columns that are looked at, and their distance: no multiple of a pixel's size,
-so that each channel has its turn."""
+"""The first of the byte columns by which a filter is chosen, and their distance, which is not a
+multiple of a pixel's size, so that all channels are examined."""
 _IDAT_BYTES = 1 << 30
-"""A chunk has less than 2^31."""
+"""Size of a chunk of pixels; PNG allows less than 2^31."""
 
 
 class Chunks(NamedTuple):
-    """What is not pixels: the first chunk of each kind that is used, and the texts."""
+    """All that is not pixels: the first chunk of each kind that is used, and the texts."""
 
     first: dict[bytes, bytes]
     texts: list[tuple[str, str]]
 
 
 def decode_png(data: bytes, frame: int, opened: OpenFrames | None = None) -> Decoded:
-    """A PNG's samples, as `codec.decode`."""
+    """Decode a frame of a PNG as `codec.decode` does; `opened` if its frames are open already."""
     chunks = read_chunks(io.BytesIO(data))
     width, height, depth, colours = _header(chunks)
     check_size(width, height)
@@ -95,14 +95,14 @@ def _metadata(chunks: Chunks, exif: bytes | None, *, turned: bool) -> Metadata:
 
 
 def stored_size(file: BinaryIO) -> tuple[int, int, int]:
-    """As `codec.stored_size`."""
+    """See `codec.stored_size`."""
     chunks = read_chunks(file)
     width, height, _, _ = _header(chunks)
     return width, height, upright_exif(_exif(chunks))[0]
 
 
 def is_animated(file: BinaryIO) -> bool:
-    """Whether an open PNG file has frames."""
+    """Whether an open PNG file is animated."""
     return b"acTL" in read_chunks(file).first
 
 
@@ -110,19 +110,19 @@ def _samples(data: bytes) -> Array:
     try:
         samples = imagecodecs.png_decode(data)
     except (RuntimeError, ValueError) as error:
-        # Not with imagecodecs' own message, which is read from memory that libpng freed already.
+        # Without imagecodecs' own message, which it reads from memory that libpng has freed.
         raise Unreadable("the PNG data are damaged") from error
     return samples if samples.ndim == 3 else samples[..., None]
 
 
 def read_chunks(file: BinaryIO) -> Chunks:
-    """All chunks of an open file but its pixels, by seeking.
+    """Read all chunks of an open file except its pixels, by seeking.
 
-    By hand: imagecodecs returns pixels alone, and Pillow only what stands before them.
+    By hand, because imagecodecs returns only pixels, and Pillow only the chunks before them.
     """
     first: dict[bytes, bytes] = {}
     texts: list[tuple[str, str]] = []
-    room = MAX_BYTES  # for all texts: each for itself could stand for a thousand times its length
+    room = MAX_BYTES  # for all texts together: each may inflate to a thousand times its length
     file.seek(len(_SIGNATURE))
     while b"IEND" not in first:
         head = file.read(8)
@@ -132,7 +132,7 @@ def read_chunks(file: BinaryIO) -> Chunks:
         end = file.tell() + length + 4
         wanted = kind in _TEXTS or (kind in _METADATA and kind not in first)
         data = file.read(length) if wanted and length <= MAX_BYTES else b""
-        # The first of all too, whatever its kind: `_header` looks whether it is the header.
+        # The very first chunk is kept whatever its kind: `_header` checks that it is the header.
         if kind in _METADATA or not first:
             first.setdefault(kind, data)
         text = _text(kind, data, room) if kind in _TEXTS else None
@@ -144,7 +144,7 @@ def read_chunks(file: BinaryIO) -> Chunks:
 
 
 def _text(kind: bytes, data: bytes, room: int) -> tuple[str, str] | None:
-    """Keyword and text of a chunk; None where it is damaged, empty, or longer than the room."""
+    """Return a chunk's keyword and text; None if it is damaged, empty, or longer than `room`."""
     keyword, _, rest = data.partition(b"\0")
     encoding = "latin-1"
     if kind == b"zTXt":
@@ -159,7 +159,7 @@ def _text(kind: bytes, data: bytes, room: int) -> tuple[str, str] | None:
 
 
 def _raw_profile(chunks: Chunks, name: str) -> bytes | None:
-    """A block as hexadecimal text, as ImageMagick writes it."""
+    """Return a block that is stored as hexadecimal text, as ImageMagick writes it."""
     text = next((text for keyword, text in chunks.texts if keyword == _PROFILE + name), "")
     with contextlib.suppress(ValueError, IndexError):
         return bytes.fromhex(text.split(None, 2)[2])
@@ -167,7 +167,7 @@ def _raw_profile(chunks: Chunks, name: str) -> bytes | None:
 
 
 def _header(chunks: Chunks) -> tuple[int, int, int, int]:
-    """Width, height, bit depth, colour type."""
+    """Return width, height, bit depth and colour type."""
     kind, header = next(iter(chunks.first.items()))
     if kind != b"IHDR" or len(header) != 13:
         raise ValueError("the PNG header is damaged")
@@ -176,7 +176,7 @@ def _header(chunks: Chunks) -> tuple[int, int, int, int]:
 
 
 def _icc(chunks: Chunks) -> bytes | None:
-    """The colour profile, or None when there is none or it is damaged."""
+    """Return the colour profile, or None if there is none or it is damaged."""
     _, _, packed = chunks.first.get(b"iCCP", b"").partition(b"\0")
     return _inflated(packed[1:], MAX_BYTES)
 
@@ -186,23 +186,23 @@ def _exif(chunks: Chunks) -> bytes | None:
 
 
 def _inflated(packed: bytes, most: int) -> bytes | None:
-    """Decompressed, or None when the data are damaged, empty or far too long."""
+    """Decompress data; None if they are damaged, empty, or longer than `most` bytes."""
     unpacker = zlib.decompressobj()
     try:
-        # With a limit: a few kilobytes can stand for gigabytes.
-        data = unpacker.decompress(packed, max(most, 1))  # 0 would be no limit
+        # With a limit, because a few kilobytes may inflate to gigabytes.
+        data = unpacker.decompress(packed, max(most, 1))  # 0 would mean no limit
     except zlib.error:
         return None
     return data if unpacker.eof else None
 
 
 def encode_png(samples: Array, metadata: Metadata) -> bytes:
-    """A PNG file of 8- or 16-bit samples `[h, w, c]`, c as in `Decoded`."""
+    """Encode 8- or 16-bit samples `[h, w, c]` as a PNG file; c as in `Decoded`."""
     height, width, channels = samples.shape
     header = struct.pack(">IIBB3x", width, height, 8 * samples.itemsize, _COLOUR_TYPES[channels])
-    # libdeflate's first level: within 9 % of the files of libpng's Paeth filter with run lengths,
-    # in two thirds of the time
-    rows: Any = _filtered(samples)  # its types name bytes alone, any buffer will do
+    # libdeflate's level 1: files at most 9 % larger than with libpng's Paeth filter and run-length
+    # encoding, in two thirds of the time
+    rows: Any = _filtered(samples)  # its type hints name only bytes, but any buffer works
     packed = memoryview(imagecodecs.deflate_encode(rows, level=1))
     pixels = [
         png_chunk(b"IDAT", packed[at : at + _IDAT_BYTES])
@@ -213,19 +213,20 @@ def encode_png(samples: Array, metadata: Metadata) -> bytes:
 
 
 def _filtered(samples: Array) -> npt.NDArray[np.uint8]:
-    """The rows as PNG stores them, `[h, 1 + bytes]`: a filter's number, then differences.
+    """Return the rows as PNG stores them, `[h, 1 + bytes]`: a filter's number, then differences.
 
-    For each row the filter is "up" or "sub" (the pixel to the left), by the smaller sum of absolute
-    differences in a few columns: more filters, or all columns, cost more time than they save bytes.
+    Each row uses the filter "up" or "sub" (the pixel to the left), whichever has the smaller sum of
+    absolute differences in a few columns. More filters or all columns would cost more time than the
+    bytes that they save are worth.
     """
     height, _, channels = samples.shape
     big_endian = samples.astype(samples.dtype.newbyteorder(">"), order="C", copy=False)
     rows = big_endian.reshape(height, -1).view(np.uint8)
     step = channels * samples.itemsize
     out = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    # "Up" of the first row is the row itself: PNG takes the row above it for zeros.
+    # "Up" leaves the first row as it is, because PNG defines the row above it as zeros.
     out[0, 1:] = rows[0]
-    for top in range(0, height, _FILTERED_ROWS):  # so few that they stay in a cache
+    for top in range(0, height, _FILTERED_ROWS):  # few enough to stay in the cache
         here, filtered = (array[top : top + _FILTERED_ROWS] for array in (rows, out))
         first = max(top, 1)
         above = rows[first - 1 : top + len(here) - 1]
@@ -239,14 +240,14 @@ def _filtered(samples: Array) -> npt.NDArray[np.uint8]:
 
 
 def _size(differences: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """The sum of each row's absolute values, its bytes taken as signed."""
-    # Wider first: -128 has no absolute value in int8, it would stay negative.
+    """Return the sum of each row's absolute values, with bytes taken as signed."""
+    # Widened first, because -128 has no absolute value in int8 and would stay negative.
     sizes = np.abs(differences.view(np.int8).astype(np.int16))
     return np.asarray(sizes.sum(axis=1), np.int64)
 
 
 def _chunks_of(metadata: Metadata) -> list[bytes]:
-    """What other formats store too, as chunks."""
+    """Return the chunks of the metadata that other formats store too."""
     chunks = []
     if metadata.icc:
         chunks.append(png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
@@ -273,6 +274,6 @@ def _text_chunk(keyword: str, text: str) -> bytes:
 
 
 def png_chunk(kind: bytes, data: bytes | memoryview) -> bytes:
-    """A chunk with its length and checksum."""
+    """Return a chunk with its length and checksum."""
     check = zlib.crc32(data, zlib.crc32(kind))
     return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", check)])

@@ -1,4 +1,4 @@
-"""Samples as the libraries decode them, on the way to pixels."""
+"""Samples as the libraries decode them, and their conversion to a common form."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from c2fdft_cli.data.images.formats import Unreadable
 from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
 
 MAX_PIXELS = 1 << 28
-"""Of a picture that is decoded."""
+"""Largest size of a picture that is decoded."""
 
 Array = npt.NDArray[Any]
 
 
 class Decoded(NamedTuple):
-    """Samples [h, w, c] as stored, the EXIF orientation (1 to 8) that they wait for, and the rest.
+    """Samples [h, w, c] as stored, the EXIF orientation (1 to 8) still to be applied, and metadata.
 
     c: 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA.
     """
@@ -31,7 +31,7 @@ class Decoded(NamedTuple):
 
 
 def check_size(width: int, height: int) -> None:
-    """Unreadable for an empty picture, and for one with too many pixels to decode."""
+    """Raise Unreadable for an empty picture, and for one with more than `MAX_PIXELS`."""
     if width < 1 or height < 1:
         raise Unreadable(f"a picture of {width} x {height} px")
     if width * height > MAX_PIXELS:
@@ -39,9 +39,10 @@ def check_size(width: int, height: int) -> None:
 
 
 def grey_if_equal(samples: Array, profile: bytes | None) -> Array:
-    """One channel instead of three that are equal: a palette of greys makes a grey picture.
+    """Reduce three equal channels to one: a palette of greys makes a grey picture.
 
-    Not where there is a colour profile: a palette's is one of RGB, which no grey picture may have.
+    Not if there is a colour profile: that of a palette is for RGB, and must not be combined with a
+    grey picture.
     """
     if not profile and (samples[..., :1] == samples[..., 1:3]).all():
         return np.delete(samples, (1, 2), axis=2)
@@ -49,7 +50,7 @@ def grey_if_equal(samples: Array, profile: bytes | None) -> Array:
 
 
 def rgb_from_cmyk(samples: Array, profile: bytes | None) -> Array:
-    """CMYK to sRGB through the file's own profile, by subtraction when it has no usable one."""
+    """Convert CMYK to sRGB by the file's own profile, or by subtraction without a usable one."""
     height, width = samples.shape[:2]
     image = Image.frombytes("CMYK", (width, height), samples.tobytes())
     if profile:
@@ -63,19 +64,18 @@ def rgb_from_cmyk(samples: Array, profile: bytes | None) -> Array:
 
 
 def no_frame(frame: int, frames: int) -> Unreadable:
-    """The error for a frame, from 0, that a file of `frames` does not have."""
+    """Return the error for a frame, counted from 0, that a file of `frames` does not have."""
     return Unreadable(f"it has {frames} frames, counted from 0; there is no frame {frame}")
 
 
 def full_range(samples: Array, bits: int) -> Array:
-    """8 or 16 bits, and floats in [0, 1] as 16, so that white is the type's largest value."""
+    """Scale samples so that white is the largest value of uint8 or uint16; floats become uint16."""
     if samples.dtype.kind == "f":
-        # Written this way round because every comparison with NaN is false: a picture with one is
-        # refused.
+        # Written this way round so that NaN, for which every comparison is false, is refused.
         if not (samples.min() >= 0 and samples.max() <= 1):
             hint = "scale it to 0..1, or save it with 8 or 16 unsigned bits"
             raise Unreadable("a float picture with values outside 0..1", hint)
-        # Half floats end at 65504, below white.
+        # Half floats end at 65504, below the 65535 of white.
         wide = samples.astype(np.promote_types(samples.dtype, np.float32), copy=False)
         return np.rint(wide * 65535.0).astype(np.uint16)
     if bits in (8, 16):

@@ -1,4 +1,4 @@
-"""TIFF: pixels by tifffile, what describes the picture through Pillow's directories."""
+"""TIFF: tifffile decodes the pixels; the tags that describe the picture pass through Pillow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from c2fdft_cli.data.images.samples import (
     rgb_from_cmyk,
 )
 
-# What describes a picture; the other tags of a directory tell how its own pixels are stored.
+# Tags that describe a picture; the other tags of a directory describe how its pixels are stored.
 _DESCRIPTIONS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, *range(40091, 40096)}
 _DESCRIPTION, _ACROSS, _ALONG, _UNIT = 270, 282, 283, 296
 _XMP, _IPTC, _PHOTOSHOP, _DNG_VERSION = 700, 33723, 34377, 50706
@@ -38,8 +38,8 @@ _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _LZW, _JPEG = 5, 7
 _LOW_BIT_FIRST = 2
-# None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard; those of other kinds of pictures
-# (JPEG 2000, WebP, ...) would have to be asked for their size before they are decoded.
+# None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard. For strips in other image formats
+# (JPEG 2000, WebP, ...) the size in their headers would have to be checked before decoding.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
 _STRIP_SIZE = 1 << 20
 
@@ -47,7 +47,7 @@ _STRIP_SIZE = 1 << 20
 @contextlib.contextmanager
 def _page(file: BinaryIO, frame: int = 0) -> Iterator[tifffile.TiffPage]:
     file.seek(0)
-    # tifffile itself: imageio's plugin does not tell where a page's directory lies.
+    # tifffile directly, because imageio's plugin does not expose the offset of a page's directory.
     with tifffile.TiffFile(file) as tiff:
         try:
             page = tiff.pages[frame]
@@ -55,15 +55,15 @@ def _page(file: BinaryIO, frame: int = 0) -> Iterator[tifffile.TiffPage]:
             raise no_frame(frame, len(tiff.pages)) from None
         page = page.aspage()
         if _DNG_VERSION in page.tags or (page.is_reduced and "SubIFDs" in page.tags):
-            raise Unreadable("camera raw pictures are not read", HINTS["camera raw"])
+            raise Unreadable("files of this kind are not read: camera raw", HINTS["camera raw"])
         yield page
 
 
 def decode_tiff(data: bytes, frame: int) -> Decoded:
-    """A TIFF's samples, as `codec.decode`."""
+    """Decode a page of a TIFF, as `codec.decode` does."""
     with _page(io.BytesIO(data), frame) as page:
         check_size(page.imagewidth, page.imagelength)
-        # Tiles too: a small picture may claim a huge tile, and a tile is decoded whole.
+        # Tiles too: a small picture may declare a huge tile, and a tile is decoded as a whole.
         check_size(page.tilewidth or 1, page.tilelength or 1)
         _check_kind(page)
         _check_segments(page, data)
@@ -73,7 +73,7 @@ def decode_tiff(data: bytes, frame: int) -> Decoded:
 def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
     tags = _descriptions(data, page.offset)
     return Metadata(
-        # Of CMYK it has been applied already: the pixels are sRGB.
+        # The profile of a CMYK picture has already been applied: the pixels are sRGB.
         icc=_block(page, Base.InterColorProfile) if page.photometric != _CMYK else None,
         exif=_directory(tags) if tags else None,
         xmp=upright_xmp(_block(page, _XMP)),
@@ -83,7 +83,7 @@ def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
 
 
 def _block(page: tifffile.TiffPage, tag: int) -> bytes | None:
-    """A tag's value as its bytes, whatever type it claims: IPTC is often stored as 32-bit words."""
+    """Return a tag's value as bytes, whatever its type: IPTC is often stored as 32-bit words."""
     found = page.tags.get(tag)
     if found is None:
         return None
@@ -92,13 +92,13 @@ def _block(page: tifffile.TiffPage, tag: int) -> bytes | None:
 
 
 def stored_size(file: BinaryIO) -> tuple[int, int, int]:
-    """As `codec.stored_size`."""
+    """See `codec.stored_size`."""
     with _page(file) as page:
         return page.imagewidth, page.imagelength, _orientation(page)
 
 
 def count_pages(file: BinaryIO) -> int:
-    """How many pages an open TIFF file has."""
+    """Count the pages of an open TIFF file."""
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         return len(tiff.pages)
@@ -110,7 +110,7 @@ def _orientation(page: tifffile.TiffPage) -> int:
 
 
 def _check_kind(page: tifffile.TiffPage) -> None:
-    """Refuse by name what has no agreed white, and what is not grey or colours."""
+    """Refuse sample types without a defined white, and pictures that are not grey or colour."""
     kind = "?" if page.dtype is None else page.dtype.kind
     if kind not in "bufi" or kind == "i" or (kind == "u" and page.bitspersample > 16):
         name = f"{page.bitspersample}-bit {'signed ' if kind == 'i' else ''}integer TIFF"
@@ -127,7 +127,7 @@ def _check_kind(page: tifffile.TiffPage) -> None:
 
 
 def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
-    """Refuse strips or tiles that are cut off, or that would decode to more than their place."""
+    """Refuse strips or tiles that are truncated, or would decode to more than their own size."""
     if page.compression not in _COMPRESSIONS:
         name = getattr(page.compression, "name", page.compression)
         what = f"a TIFF with {name} compression is not supported"
@@ -137,8 +137,8 @@ def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
         if offset + size > len(data):
             raise ValueError("the file is truncated")
         if page.compression == _JPEG:
-            # A JPEG says its own size, and its decoder makes room for that one, not for the
-            # strip's.
+            # A JPEG states its own size, and its decoder allocates memory for that size, not for
+            # the strip's.
             _, height, width, _ = jpeg_shape(data[offset : offset + size])
             if max(height, width) > largest:
                 raise ValueError("a part of the file is larger than the picture")
@@ -147,9 +147,9 @@ def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
 
 
 def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage) -> None:
-    """Refuse codes that were not defined before: imagecodecs follows them beyond its table.
+    """Refuse undefined codes, because imagecodecs follows them beyond its table.
 
-    What stands behind the last pixel does not count, as some programs write a wrong end there.
+    Codes after the last pixel are ignored, because some programs write a wrong end there.
     """
     if page.fillorder == _LOW_BIT_FIRST:
         segment = imagecodecs.bitorder_decode(segment)
@@ -164,7 +164,7 @@ def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage) -> None:
 
 
 def _samples(page: tifffile.TiffPage) -> Array:
-    """uint8 or uint16 [h, w, c] with white as the largest value and alpha not multiplied in."""
+    """Return uint8 or uint16 [h, w, c], white as the largest value, alpha not premultiplied."""
     samples = page.asarray()
     samples = samples[..., None] if samples.ndim == 2 else samples
     samples = np.moveaxis(samples, 0, 2) if page.axes == "SYX" else samples
@@ -176,7 +176,7 @@ def _samples(page: tifffile.TiffPage) -> Array:
         return grey_if_equal(palette[samples[..., 0]], _block(page, Base.InterColorProfile))
     if photometric == _CMYK:
         return rgb_from_cmyk(samples[..., :4], _block(page, Base.InterColorProfile))
-    if photometric == _YCBCR and page.compression != _JPEG:  # whose decoder makes RGB of it
+    if photometric == _YCBCR and page.compression != _JPEG:  # its decoder returns RGB
         image = Image.fromarray(np.ascontiguousarray(samples[..., :3]), "YCbCr")
         return np.asarray(image.convert("RGB"))
     samples = full_range(samples, page.bitspersample)
@@ -195,24 +195,24 @@ def _samples(page: tifffile.TiffPage) -> Array:
 
 
 class _Text(str):
-    """A text in an encoding that no tag names, as Pillow reads it: one character for each byte."""
+    """A text whose encoding no tag states, as Pillow reads it: one character for each byte."""
 
     __slots__ = ()
 
     def encode(self, encoding: str = "", errors: str = "") -> bytes:
-        """The bytes that it was read from: Pillow asks for ASCII, with question marks."""
+        """Return the bytes that were read, although Pillow requests ASCII with question marks."""
         return super().encode("latin-1")
 
 
 def _descriptions(tiff: bytes, offset: int | None = None) -> dict[int, Any]:
-    """What a TIFF directory (an EXIF block is one too) tells of camera, place and picture.
+    """Read the tags of a TIFF file or EXIF block that describe camera, place and picture.
 
-    Through Pillow's directories: tifffile reads the values but writes no EXIF block. A tag that
-    Pillow cannot read, or not write again, costs itself alone.
+    Pillow reads them, because tifffile reads the values but writes no EXIF block. A tag that Pillow
+    cannot read, or cannot write again, is skipped without losing the others.
 
     Args:
         tiff: a file or an EXIF block.
-        offset: where the directory lies; None for the first.
+        offset: position of the directory; None for the first.
     """
     file, head = io.BytesIO(tiff), tiff[: 16 if 43 in tiff[2:4] else 8]
 
@@ -221,7 +221,7 @@ def _descriptions(tiff: bytes, offset: int | None = None) -> dict[int, Any]:
         file.seek(found.next if at is None else at)
         found.load(file)
         tags: dict[int, Any] = {}
-        # The directory for interoperability is of no use where its own offset changes.
+        # The interoperability directory is skipped: the offset that leads to it would change.
         outside = {IFD.Interop.value} if group else found.keys() - _DESCRIPTIONS - _EXIF_DIRECTORIES
         for tag in found.keys() - outside:
             with contextlib.suppress(Exception):
@@ -233,17 +233,17 @@ def _descriptions(tiff: bytes, offset: int | None = None) -> dict[int, Any]:
                 tags[tag] = value
         return tags
 
-    # A damaged directory costs the descriptions, not the picture.
+    # With a damaged directory only the descriptions are lost, not the picture.
     with quiet_pillow(), contextlib.suppress(Exception):
         return described(offset)
     return {}
 
 
 def encode_tiff(samples: Array, metadata: Metadata) -> bytes:
-    """A deflated TIFF.
+    """Encode samples as a TIFF file with deflate compression.
 
-    The directory is Pillow's: tifffile refuses to write those of camera and place within it, and
-    Pillow's own pictures have no 16-bit colours.
+    Pillow writes the directory, because tifffile refuses to write EXIF and GPS directories in it.
+    The strips are made here, because Pillow's own pictures have no 16-bit colours.
     """
     height, width, count = samples.shape
     rows = max(1, _STRIP_SIZE // (width * count * samples.itemsize))
@@ -271,7 +271,7 @@ def encode_tiff(samples: Array, metadata: Metadata) -> bytes:
 
 
 def _described(metadata: Metadata) -> dict[int, Any]:
-    """The tags of an EXIF block, and what other formats keep elsewhere where it says nothing."""
+    """Return an EXIF block's tags, with resolution and texts from elsewhere if it has none."""
     tags = _descriptions(metadata.exif or b"")
     if metadata.density and not {_ACROSS, _ALONG} <= tags.keys():
         tags |= {_ACROSS: metadata.density[0], _ALONG: metadata.density[1], _UNIT: 2}
@@ -281,18 +281,18 @@ def _described(metadata: Metadata) -> dict[int, Any]:
 
 
 def _strip(rows: Array) -> bytes:
-    """Rows as differences from the pixel on the left, compressed."""
+    """Compress rows as differences from the pixel to the left."""
     differences = imagecodecs.delta_encode(np.ascontiguousarray(rows), axis=1)
     values = differences.astype(differences.dtype.newbyteorder("<"), copy=False)
     return bytes(imagecodecs.deflate_encode(values.tobytes(), level=1, raw=False))
 
 
 def _directory(tags: dict[int, Any], group: int | None = None) -> bytes:
-    """A TIFF file of one directory, or an EXIF block; of a file the strips follow.
+    """Return an EXIF block, or the beginning of a TIFF file, whose strips follow the directory.
 
     Args:
-        tags: values by their numbers; Pillow may raise anything for one that it does not write.
-        group: the tag of the directory that this one lies in.
+        tags: values by tag number; Pillow may raise any error for a value that it cannot write.
+        group: the tag that leads to this directory, such as that of EXIF; None for a main one.
     """
     directory = TiffImagePlugin.ImageFileDirectory_v2(group=group)
     directory.tagtype |= {Base.InterColorProfile: 7, _XMP: 1, _IPTC: 7}

@@ -1,4 +1,4 @@
-"""Motion blur: one shake kernel for the image, or all that a camera integrates and then stores."""
+"""Motion blur: one shake kernel for the whole image, or a simulated exposure of a camera."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 
 MOST_OBJECTS = 2
-# As many as the GoPro pairs average (Nah et al., CVPR 2017); odd, so that one is in the middle.
+# As many as the GoPro pairs average (Nah et al., CVPR 2017); odd, so that one frame is the middle.
 BURST_FRAMES = (7, 9, 11, 13)
 SHOT_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class BlurModel:
-    """Blur from motion; each image draws its own.
+    """Blur from motion; the values are sampled for each image.
 
     Attributes:
         kind: "kernel" (one shake kernel for the whole image, in linear light, then white noise) or
             "exposure" (a camera that turns, objects that move on their own, defocus; then the
             sensor's noise, the tone curve and JPEG).
-        size: range of the trajectory's larger extent in px; 0 is no shake.
+        size: range of the trajectory's larger extent in px; 0 means no shake.
         inertia: range of how long the camera keeps its velocity, as a share of the exposure: 0.05
-            trembles, 0.3 bends, 2 is nearly straight. Sampled uniformly in its logarithm.
-        noise: range of the standard deviation of the noise that is added after the blur, 8-bit
-            levels; with kind "exposure" that of mid-grey, and it grows with the light.
+            is a tremble, 0.3 a bend, 2 nearly a straight line. Sampled uniformly in its logarithm.
+        noise: range of the standard deviation of the noise that is added after the blur, in 8-bit
+            levels; with kind "exposure" that at mid-grey, growing with the light.
         objects: exposure: share of images with one or two objects that move on their own.
         defocus: exposure: range of the radius in px of the disc that a point becomes.
         defocus_share: exposure: share of images out of focus.
         gamma: exposure: range of the exponent from stored values to light, the tone curve.
         burst: exposure: share of images that are the mean of 7 to 13 stored frames, as the GoPro
-            pairs are, instead of all the light of one exposure.
-        jpeg: exposure: range of the quality.
+            pairs are; the others integrate all the light of one exposure.
+        jpeg: exposure: range of the JPEG quality.
         jpeg_share: exposure: share of images that are stored as JPEG.
     """
 
@@ -83,19 +83,19 @@ def add_blur(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
 
 
 def _inertia(model: BlurModel, rng: np.random.Generator) -> float:
-    """Sample within the range, evenly in the logarithm."""
+    """Sample the inertia within its range, uniformly in the logarithm."""
     low, high = model.inertia
-    # A single value takes no random number, as when inertia always was one: the same seeds go on
-    # giving the same pixels.
+    # A single value consumes no random number: inertia was once not a range, and the same seeds
+    # still give the same pixels.
     return low if low == high else float(np.exp(rng.uniform(*np.log(model.inertia))))
 
 
 def _exposed(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
-    """Expose, develop and store: all that kind "exposure" does."""
+    """Simulate the camera of kind "exposure": expose, develop and store a picture."""
     h, w = gt.shape[:2]
     burst = rng.random() < model.burst
     frames = int(rng.choice(BURST_FRAMES)) if burst else 0
-    # GoPro's frames were averaged as they are stored, after the tone curve: blurred and sharp
+    # GoPro's frames were averaged as stored, that is after the tone curve: blurred and sharp
     # pictures have the same mean in stored values (docs/synthesis.md).
     gamma = 1.0 if burst else rng.uniform(*model.gamma)
 
@@ -121,15 +121,15 @@ def _exposed(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
 
 
 def _sensor(sigma: float, gamma: float) -> tuple[float, float]:
-    """Return (shot, read) of noise that deviates by sigma levels at a stored value of one half."""
+    """Return (shot, read) of noise with a standard deviation of sigma levels at mid-grey, 1/2."""
     light = 0.5**gamma
-    # Levels to light by the slope of v^gamma at v = 1/2.
+    # The slope of v^gamma at v = 1/2 converts levels to light.
     variance = (sigma / 255 * gamma * 0.5 ** (gamma - 1)) ** 2
     return SHOT_SHARE * variance / light, (1 - SHOT_SHARE) * variance
 
 
 def blur_margin(model: BlurModel) -> int:
-    """How far in px a pixel can be smeared: what a crop needs around it."""
+    """Return how far, in px, a pixel can be smeared: the context that a crop needs on each side."""
     reach = model.size[1]
     if model.kind == "exposure" and model.defocus_share > 0:
         reach += model.defocus[1]
@@ -137,10 +137,10 @@ def blur_margin(model: BlurModel) -> int:
 
 
 def shake_kernel(size: float, inertia: float, rng: np.random.Generator) -> Floats:
-    """Draw a point-spread function [k, k], k odd, >= 0, sum 1, centroid on the middle pixel.
+    """Sample a point-spread function [k, k], k odd, >= 0, sum 1, centroid on the middle pixel.
 
-    A random path scaled to `size` px and drawn with bilinear weights, so that its centroid and
-    length are exact below the pixel.
+    A random path is scaled to `size` px and drawn with bilinear weights, so that its centroid and
+    length are exact to a fraction of a pixel.
     """
     path = random_path(2, inertia, rng)
     path *= size / float(np.ptp(path, axis=1).max())
@@ -153,15 +153,15 @@ def _rasterise(path: Floats) -> Floats:
     if not radius:
         return np.ones((1, 1))
     side = 2 * radius + 1
-    # The second neighbour of a point at exactly `radius` would lie outside the square. Counted for
-    # the pixel before, such a point has all of its weight on its own.
+    # The second neighbour of a point at exactly `radius` would be outside the square. With the
+    # pixel before as its corner, such a point gives all its weight to its own pixel.
     corner = np.minimum(np.floor(path), radius - 1)
     part = path - corner
     y, x = corner.astype(np.intp) + radius
     kernel = np.zeros(side * side)
     for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
         weight = np.abs(1 - dy - part[0]) * np.abs(1 - dx - part[1])
-        # By `bincount`, as points share pixels: `kernel[index] += weight` would count one of them.
+        # `bincount`, because points share pixels: `kernel[index] += weight` would add only one.
         kernel += np.bincount((y + dy) * side + x + dx, weights=weight, minlength=side * side)
     kernel /= path.shape[1]
     return kernel.reshape(side, side)
@@ -173,7 +173,7 @@ def apply_kernel(gt: Pixels, kernel: Floats) -> Pixels:
 
     if kernel.size == 1:
         return gt.copy()
-    # OpenCV's filter is a correlation.
+    # OpenCV's filter computes a correlation, so the kernel is flipped.
     flipped = kernel[::-1, ::-1].astype(np.float32)
     linear = to_linear(gt)
     shaken = cv2.filter2D(linear, -1, flipped, borderType=cv2.BORDER_REFLECT)

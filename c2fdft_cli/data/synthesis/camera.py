@@ -1,8 +1,8 @@
-"""What is left of a sensor's noise after a camera has made a picture of its raw values.
+"""A sensor's noise after a camera has processed its raw values to a picture.
 
-A camera's picture is taken for a linear map of raw light (demosaicing, white balance, colour
-matrix, noise reduction, sharpening) behind a tone curve. Then the map of signal plus noise is the
-clean picture plus the map of the noise, so the noise alone goes through it.
+The camera is modelled as a linear map of raw light (demosaicing, white balance, colour matrix,
+noise reduction, sharpening), followed by a tone curve. The map of signal plus noise is then the
+clean picture plus the map of the noise, so only the noise is passed through the map.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COLOUR_MATRIX = np.array(
 )
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 WIDE, WIDE_SHARE = 2.5, 0.4
-"""Noise reduction is a Gaussian with a second one around it, so many times as wide."""
+"""Noise reduction is a mean of two Gaussians: width of the second to the first, and its share."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Camera:
         read: variance of a raw value without light.
         red: gain of the white balance for red; that of green is 1.
         blue: the same for blue.
-        luma: standard deviation in px of the noise reduction of brightness; 0 is none.
-        chroma: the same of colour.
+        luma: standard deviation in px of the noise reduction of brightness; 0 means none.
+        chroma: the same for colour.
         sharpen: share of the detail finer than 1 px that is added to brightness.
         tone: 0 for the curve of sRGB, 1 for a full S-curve v -> 3 v^2 - 2 v^3 after it.
     """
@@ -60,7 +60,7 @@ def photograph(gt: Pixels, camera: Camera, rng: np.random.Generator) -> Pixels:
 
 
 def jpeg(pixels: Pixels, quality: int) -> Pixels:
-    """Store a picture as JPEG of this quality (1..100) and read it again."""
+    """Encode a picture as JPEG of this quality (1..100) and decode it again."""
     import cv2
 
     bgr = np.ascontiguousarray(pixels[:, :, ::-1])
@@ -76,7 +76,7 @@ def raw_noise(light: Floats, camera: Camera, rng: np.random.Generator) -> Floats
 
     Args:
         light: linear sRGB in [0, 1], float32 [h, w, 3].
-        camera: shot, read, red and blue count.
+        camera: only shot, read, red and blue are used.
         rng: the only source of randomness.
 
     Returns:
@@ -87,12 +87,12 @@ def raw_noise(light: Floats, camera: Camera, rng: np.random.Generator) -> Floats
     h, w = light.shape[:2]
     gains = np.array([camera.red, 1.0, camera.blue], dtype=np.float32)
     to_raw = np.linalg.inv(COLOUR_MATRIX) / gains[:, None]
-    # The inverse matrix makes negative values of saturated colours, and of these a root is taken.
+    # The inverse matrix gives negative values for saturated colours; below, a root is taken.
     raw = np.maximum(light @ to_raw.T, 0)
     first_y, first_x = rng.integers(0, 2, 2)
     noise = rng.standard_normal((h, w), dtype=np.float32)
-    # The mosaic is zero at the sites of other colours. So one kernel does both: it leaves a site of
-    # its own colour as it is, and takes the mean of the neighbours in between.
+    # The mosaic is zero at the sites of other colours. So one kernel does both: it keeps the value
+    # at a site of its own colour, and averages the neighbours in between.
     filters = (np.outer([1, 2, 1], [1, 2, 1]) / 4, np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]]) / 4)
     y, x = (np.arange(h) + first_y)[:, None] % 2, (np.arange(w) + first_x)[None] % 2
     planes = []
@@ -100,15 +100,15 @@ def raw_noise(light: Floats, camera: Camera, rng: np.random.Generator) -> Floats
         deviation = np.sqrt(np.float32(camera.shot) * raw[:, :, channel] + np.float32(camera.read))
         mosaic = np.where(sites, noise * deviation * gains[channel], np.float32(0))
         kernel = filters[channel == 1].astype(np.float32)
-        # 101, as BORDER_REFLECT doubles the outermost row and so breaks the alternation of the
-        # sites.
+        # 101, because BORDER_REFLECT repeats the outermost row, which breaks the alternation of
+        # the sites.
         planes.append(cv2.filter2D(mosaic, -1, kernel, borderType=cv2.BORDER_REFLECT_101))
     mixed: Floats = np.dstack(planes) @ COLOUR_MATRIX.T
     return mixed
 
 
 def reduce_noise(noise: Floats, camera: Camera) -> Floats:
-    """Smooth brightness and colour, each by its own width, and sharpen brightness."""
+    """Smooth brightness and colour, each with its own width, then sharpen brightness."""
     import cv2
 
     brightness = noise @ LUMA
@@ -123,7 +123,7 @@ def reduce_noise(noise: Floats, camera: Camera) -> Floats:
 
 
 def _smooth(noise: Floats, sigma: float) -> Floats:
-    """The mean of two Gaussians; none below a width at which a Gaussian is one pixel."""
+    """Filter with two Gaussians, or not at all if sigma is so small that one is a single pixel."""
     import cv2
 
     if sigma < 0.2:
@@ -134,7 +134,7 @@ def _smooth(noise: Floats, sigma: float) -> Floats:
 
 
 def tone_curve(tone: float) -> tuple[Floats, Pixels]:
-    """Tables from stored values to light [256] and from light, in equal steps, to stored values."""
+    """Return tables from stored values [256] to light, and from light [STEPS] to stored values."""
     v = SRGB_CURVE
     curve = v + tone * (3 * v**2 - 2 * v**3 - v)
     decode = np.interp(np.arange(256) / 255, curve, np.arange(STEPS) / (STEPS - 1))

@@ -1,7 +1,7 @@
-"""Degradations for people who have only clean images: rain, noise, blur (docs/synthesis.md).
+"""Degrade clean images by rain, noise or blur, for training pairs (docs/synthesis.md).
 
-Everything random comes from the generator that is passed in, so a crop's degradation is a function
-of whatever seeded it, such as (seed, step, sample).
+All random numbers come from the generator that is passed in, so a crop's degradation is a function
+of the generator's seed, such as (seed, step, sample).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GAP, BACKGROUND = 4, 64
 
 
 def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model:
-    """Make a model from plain values, as a recipe holds them.
+    """Make a model from plain values, such as those of a recipe.
 
     Args:
         kind: "rain", "noise" or "blur".
@@ -52,17 +52,17 @@ def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model
 
 
 def open_streaks(model: Model, folder: Path | None) -> StreakBank | None:
-    """The streak masks of a folder, for rain; None without one.
+    """Read the streak masks of a folder, for rain; None if no folder is given.
 
     Raises:
-        UsageError: another degradation, which uses none.
-        DataError: no usable masks.
+        UsageError: the degradation is not rain, so it uses no masks.
+        DataError: the folder has no usable masks.
     """
     if folder is None:
         return None
     if not isinstance(model, RainModel):
-        hint = "leave the folder of streaks out"
-        raise UsageError("streak masks can be used for rain alone", where=folder, hint=hint)
+        hint = "omit the folder of streak masks"
+        raise UsageError("streak masks can be used only for rain", where=folder, hint=hint)
     return StreakBank(folder)
 
 
@@ -73,7 +73,7 @@ def degrade(
 
     Args:
         gt: clean image or crop, uint8 [h, w, 3]; for blur see `margin`.
-        model: what to do.
+        model: the degradation.
         rng: the only source of randomness.
         streaks: rendered streak masks for rain; without them streaks are rendered by formula.
 
@@ -93,12 +93,15 @@ def degrade(
 
 
 def margin(model: Model) -> int:
-    """Pixels of context on each side that a crop needs: degrade the larger crop, cut its centre."""
+    """Return how many px of context a crop needs on each side.
+
+    Degrade the larger crop, then cut out its centre.
+    """
     return blur_margin(model) if isinstance(model, BlurModel) else 0
 
 
 def contact_sheet(pairs: Sequence[tuple[Pixels, Pixels]], columns: int, tile: int) -> Pixels:
-    """Lay pairs out for a preview: degraded on the left, clean on the right of each cell.
+    """Arrange pairs for a preview: degraded on the left, clean on the right of each cell.
 
     Args:
         pairs: (lq, gt), uint8 [h, w, 3] of any size.
@@ -112,7 +115,7 @@ def contact_sheet(pairs: Sequence[tuple[Pixels, Pixels]], columns: int, tile: in
         ValueError: no pair, or a size below 1.
     """
     if not pairs or columns < 1 or tile < 1:
-        raise ValueError("a contact sheet needs a pair, a column and a tile of 1 px or more")
+        raise ValueError("a contact sheet needs at least one pair, one column and 1 px per tile")
     columns = min(columns, len(pairs))
     rows = -(-len(pairs) // columns)
     height, width = rows * (tile + GAP) + GAP, columns * 2 * (tile + GAP) + GAP
@@ -127,7 +130,7 @@ def contact_sheet(pairs: Sequence[tuple[Pixels, Pixels]], columns: int, tile: in
 
 
 def _fitted(image: Pixels, tile: int) -> Pixels:
-    """Shrink to fit the tile, keeping proportions."""
+    """Shrink an image to fit the tile, keeping its proportions."""
     import cv2
 
     h, w = image.shape[:2]

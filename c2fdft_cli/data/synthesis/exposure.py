@@ -1,4 +1,4 @@
-"""What a camera integrates while its shutter is open: a turning camera, moving objects, defocus.
+"""What a camera integrates while its shutter is open: its rotation, moving objects, defocus.
 
 Images are float32 [h, w, c], proportional to light.
 """
@@ -16,10 +16,10 @@ Floats: TypeAlias = NDArray[np.float64]
 Image: TypeAlias = NDArray[np.float32]
 
 VIEW = (720, 1280)
-"""A crop is taken for a part of a picture of this size: where it lies decides its perspective."""
+"""A crop is treated as part of a picture of this size; its position there sets its perspective."""
 
 FOCAL_LENGTHS = (0.6, 1.2)
-"""In widths of the view; 0.6 is an action camera, 0.8 a telephone."""
+"""Range in widths of the view; 0.6 is an action camera, 0.8 a phone."""
 
 ZOOM = 0.3
 """Standard deviation of the change of scale (walking forward) relative to that of an angle."""
@@ -27,7 +27,7 @@ ZOOM = 0.3
 LEAST_FRAMES, MOST_FRAMES = 5, 40
 
 POINTS = 512
-"""Of a random path, evenly spaced in time."""
+"""Number of points of a random path, evenly spaced in time."""
 JERK_SHARE, JERK_FACTOR = 0.01, 6.0
 
 
@@ -43,7 +43,7 @@ class Motion:
 
 
 def random_path(axes: int, inertia: float, rng: np.random.Generator) -> Floats:
-    """Sample the path of a hand that holds a camera, [axes, POINTS] of arbitrary scale.
+    """Sample the path of a hand-held camera, [axes, POINTS], of arbitrary scale.
 
     The velocity is a random walk with memory, v' = rho v + e, rho = exp(-1 / (inertia * POINTS)),
     with a rare jerk in e; the path is its sum.
@@ -51,8 +51,8 @@ def random_path(axes: int, inertia: float, rng: np.random.Generator) -> Floats:
     force = rng.normal(0.0, 1.0, (axes, POINTS))
     force *= np.where(rng.random(POINTS) < JERK_SHARE, JERK_FACTOR, 1.0)
     memory = np.exp(-np.arange(POINTS) / (inertia * POINTS))
-    # The deviation of a walk that has gone on forever: the exposure begins in the middle of a
-    # motion, not at rest.
+    # The standard deviation of a walk that has been running forever: the exposure starts in the
+    # middle of a motion, not at rest.
     start = rng.normal(0.0, 1.0, axes) / math.sqrt(1.0 - memory[1] ** 2)
     velocity = np.stack([np.convolve(f, memory)[:POINTS] for f in force])
     path: Floats = np.cumsum(velocity + start[:, None] * memory, axis=1)
@@ -71,9 +71,9 @@ def shake(
             and height.
         inertia: see `random_path`.
         rng: the only source of randomness.
-        frames: positions, an odd number evenly spaced in time, the middle one at rest; or 0 for
-            5 to 40 of them evenly spaced along the path, about 1 px apart where it has that length,
-            and weighted by the time spent there.
+        frames: number of positions, odd; they are evenly spaced in time, the middle one at rest.
+            Or 0 for 5 to 40 positions that are evenly spaced along the path, about 1 px apart if
+            its length allows this, and weighted by the time spent there.
     """
     view_h, view_w = max(h, VIEW[0]), max(w, VIEW[1])
     focal = view_w * rng.uniform(*FOCAL_LENGTHS)
@@ -85,8 +85,8 @@ def shake(
     path -= path[:, POINTS // 2 :][:, :1]
     corners = np.array([(0, 0), (w - 1, 0), (0, h - 1), (w - 1, h - 1)]) - centre
     moved = np.stack([_displacement(path, x, y, focal) for x, y in corners])
-    # Displacements of small angles are linear in the path, so one factor brings them to `size`.
-    # They decide the extent alone: the picture is moved by the exact homographies.
+    # For small angles displacements are linear in the path, so one factor scales them to `size`.
+    # They determine only the extent: the picture is moved by the exact homographies.
     scale = size / float(np.ptp(moved, axis=2).max())
     at, weights = _evenly_in_time(frames) if frames else _evenly_along(scale * moved)
     poses = scale * np.stack([np.interp(at, np.arange(POINTS), axis) for axis in path], axis=1)
@@ -95,14 +95,14 @@ def shake(
 
 
 def _evenly_in_time(frames: int) -> tuple[Floats, Floats]:
-    """Points of time, the middle one in the middle of the path, and equal weights."""
+    """Return times, the middle one in the middle of the path, and equal weights."""
     at = POINTS // 2 + (np.arange(frames, dtype=np.float64) - frames // 2) * (POINTS / frames)
     weights: Floats = np.full(frames, 1 / frames)
     return at, weights
 
 
 def _evenly_along(moved: Floats) -> tuple[Floats, Floats]:
-    """5 to 40 points of time evenly along paths [k, 2, POINTS], and the share of time near each."""
+    """Return 5 to 40 times, evenly spaced along paths [k, 2, POINTS], and their share of time."""
     steps = np.hypot(*np.diff(moved, axis=2).transpose(1, 0, 2)).mean(axis=0)
     along: Floats = np.concatenate([[0.0], np.cumsum(steps)])
     n = min(max(math.ceil(along[-1]), LEAST_FRAMES), MOST_FRAMES)
@@ -113,7 +113,7 @@ def _evenly_along(moved: Floats) -> tuple[Floats, Floats]:
 
 
 def _displacement(path: Floats, x: float, y: float, focal: float) -> Floats:
-    """Px [2, n] by which small angles and a change of scale move the point (x, y)."""
+    """Return the px [2, n] by which small angles and a change of scale move the point (x, y)."""
     yaw, pitch, roll, zoom = path
     across = yaw * (focal + x * x / focal) + pitch * x * y / focal - roll * y + zoom * x
     down = yaw * x * y / focal + pitch * (focal + y * y / focal) + roll * x + zoom * y
@@ -121,7 +121,7 @@ def _displacement(path: Floats, x: float, y: float, focal: float) -> Floats:
 
 
 def _homography(pose: Floats, centre: Floats, focal: float) -> Floats:
-    """K R K^-1 of a camera turned by (yaw, pitch, roll), then scaled by 1 + zoom."""
+    """Return K R K^-1 of a camera rotated by (yaw, pitch, roll), then scaled by 1 + zoom."""
     (sin_y, sin_p, sin_r, _), (cos_y, cos_p, cos_r, _) = np.sin(pose), np.cos(pose)
     yaw = np.array([[cos_y, 0, sin_y], [0, 1, 0], [-sin_y, 0, cos_y]])
     pitch = np.array([[1, 0, 0], [0, cos_p, sin_p], [0, -sin_p, cos_p]])
@@ -146,10 +146,10 @@ def integrate(light: Image, motion: Motion) -> Image:
 
 
 def integrate_object(behind: Image, light: Image, mask: Image, motion: Motion) -> Image:
-    """Lay a moving part of an image over what lies behind it.
+    """Composite a moving part of an image over the background.
 
-    The object's light and its mask are integrated separately from what is behind: what an object
-    uncovers during the exposure is taken to be independent of when it does so.
+    The object's light and its mask are integrated separately from the background, as if what the
+    object uncovers did not depend on when it does so.
 
     Args:
         behind: the integrated background [h, w, 3].
@@ -163,7 +163,7 @@ def integrate_object(behind: Image, light: Image, mask: Image, motion: Motion) -
 
 
 def object_mask(h: int, w: int, rng: np.random.Generator) -> Image:
-    """Draw a smooth blob, float32 [h, w] in [0, 1], its edge 1 to 4 px wide."""
+    """Sample a smooth blob, float32 [h, w] in [0, 1], with an edge 1 to 4 px wide."""
     radius = rng.uniform(0.12, 0.45) * min(h, w)
     stretch = math.exp(rng.uniform(-0.5, 0.5))
     y = (np.arange(h, dtype=np.float32) - np.float32(rng.uniform(0, h)))[:, None]
@@ -180,7 +180,7 @@ def object_mask(h: int, w: int, rng: np.random.Generator) -> Image:
 
 
 def defocus(light: Image, radius: float) -> Image:
-    """Convolve with an even disc of this radius in px, its edge smooth over one px."""
+    """Convolve with a uniform disc of this radius in px, its edge smooth over 1 px."""
     import cv2
 
     reach = math.ceil(radius)

@@ -1,7 +1,7 @@
-"""Fences, blinds and lattices drawn on clean crops: straight lines that belong to the picture.
+"""Draw fences, blinds and lattices on clean crops: straight lines that belong to the picture.
 
-Thin bright lines that run like rain are rare in photographs, so a network that learns from
-photographs and rain alone takes all of them for rain. These teach it which ones to keep.
+Thin bright lines that look like rain are rare in photographs, so a network that learns only from
+photographs and rain mistakes all such lines for rain. These patterns teach it which ones to keep.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ Floats: TypeAlias = NDArray[np.float32]
 Pixels: TypeAlias = NDArray[np.uint8]
 
 SPACING, WIDTH = (5.0, 40.0), (0.8, 5.0)
-"""Pixels, from line to line and across one, sampled uniformly in their logarithms."""
+"""Ranges in px, from line to line and across a line, sampled uniformly in their logarithms."""
 MOST_COVERED = 0.45
 """Largest width as a share of the spacing."""
 TAPER = 0.3
-"""Largest change of the spacing across the crop, as by perspective."""
+"""Largest relative change of the spacing across the crop, as by perspective."""
 JITTER = 0.12
-"""Largest shift of a line, in spacings."""
+"""Largest shift of a line as a share of the spacing."""
 
 
 def draw_line_pattern(clean: Pixels, rng: np.random.Generator) -> Pixels:
     """Return a copy of a clean crop, uint8 [h, w, 3], with one pattern of lines on it.
 
-    One direction of lines or two that cross, light or dark, on all of the crop or on one side of a
-    straight edge, now and then before a darkened background.
+    The lines have one direction or two that cross, are light or dark, cover all of the crop or one
+    side of a straight edge, and are sometimes in front of a darkened background.
     """
     h, w = clean.shape[:2]
     y, x = np.mgrid[:h, :w].astype(np.float32)
@@ -53,13 +53,13 @@ def draw_line_pattern(clean: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _lines(x: Floats, y: Floats, angle: float, rng: np.random.Generator) -> Floats:
-    """Parallel lines, [h, w] in 0..1: the share of each pixel that they cover."""
+    """Return parallel lines as the share of each pixel that they cover, [h, w] in 0..1."""
     spacing = math.exp(rng.uniform(*np.log(SPACING)))
     widest = min(WIDTH[1], MOST_COVERED * spacing)
     width = math.exp(rng.uniform(math.log(WIDTH[0]), math.log(widest)))
     across = math.cos(angle) * x + math.sin(angle) * y
     along = math.cos(angle) * y - math.sin(angle) * x
-    # Lines that fan out: the spacing grows along them. Pixels count in the spacing at the middle.
+    # The lines fan out: their spacing changes along them. Distances in px use that in the middle.
     fan = 1 + rng.uniform(-TAPER, TAPER) * along / max(x.shape)
     position = across * fan / spacing + rng.random()
     number = np.rint(position).astype(np.intp)
@@ -71,7 +71,7 @@ def _lines(x: Floats, y: Floats, angle: float, rng: np.random.Generator) -> Floa
 
 
 def _one_side(x: Floats, y: Floats, rng: np.random.Generator) -> Floats:
-    """1 on one side of a straight edge through the crop, 0 on the other, [h, w]."""
+    """Return 1 on one side of a straight edge through the crop and 0 on the other, [h, w]."""
     angle = rng.uniform(0, 2 * math.pi)
     offset = rng.uniform(-0.3, 0.3) * max(x.shape)
     edge = math.cos(angle) * x + math.sin(angle) * y + offset

@@ -1,12 +1,12 @@
-"""sRGB <-> linear light (IEC 61966-2-1) by table."""
+"""Convert between sRGB and linear light (IEC 61966-2-1) by table."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Near black one 8-bit level is 1/3295 of linear light: this many steps keep it apart five times,
-# and bring every stored value back through an S-curve too, though that is flat at its ends.
+# Near black one 8-bit level is 1/3295 of linear light, about five of these steps. So every stored
+# value survives the round trip, even through an S-curve, which is flat at its ends.
 STEPS = 16384
 
 _V, _X = np.arange(256) / 255, np.arange(STEPS) / (STEPS - 1)
@@ -32,7 +32,7 @@ def to_srgb(
 ) -> NDArray[np.uint8]:
     """Return 8-bit sRGB, clipped, for linear light; `to_srgb(to_linear(v)) == v` for every v.
 
-    encoding: of a camera with a tone curve of its own, the level of each of STEPS values of light.
+    encoding: for a camera with its own tone curve, the level of each of STEPS values of light.
     """
     index = np.clip(linear * np.float32(STEPS - 1) + np.float32(0.5), 0, STEPS - 1)
     levels: NDArray[np.uint8] = encoding[index.astype(np.uint16)]

@@ -1,4 +1,4 @@
-"""Noise: white Gaussian on 8-bit values, or a camera's, in linear light or from raw values on."""
+"""Noise: white Gaussian noise on 8-bit values, or a camera's, in linear light or raw values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from c2fdft_cli.validation import STRICT
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
 
-# Around what recipes/scripts/fit_noise.py found for PolyU: 2.2, 2.3 and 0.02.
+# Around the values that recipes/scripts/fit_noise.py found for PolyU: 2.2, 2.3 and 0.02.
 RED, BLUE, READ = (1.6, 2.6), (1.4, 2.6), (0.003, 0.05)
-"""Raw: gains of the white balance, and read noise as a share of shot noise."""
+"""Raw: ranges of the white balance gains, and of read noise as a share of shot noise."""
 
 # Brooks et al., "Unprocessing images for learned raw denoising", CVPR 2019, section 3.1:
 # log(read variance) = 2.18 log(shot) + 1.2, +- 0.26, fitted to a real camera's noise.
@@ -29,29 +29,29 @@ READ_SLOPE, READ_OFFSET, READ_SPREAD = 2.18, 1.2, 0.26
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """Gaussian or camera noise; each image draws its own values from the ranges.
+    """Gaussian or camera noise; the values are sampled for each image from the ranges.
 
     Attributes:
         kind: "gaussian" (white, on sRGB values), "camera" (shot and read noise in linear light),
-            "either" (each image draws which of these two), or "raw": noise of a Bayer sensor after
-            all that makes a stored picture of its values.
+            "either" (one of these two, sampled for each image), or "raw": noise of a Bayer sensor
+            after all steps from its values to a stored picture.
         sigma: gaussian: standard deviation in 8-bit levels.
-        shot: camera, raw: variance per unit of linear light, drawn evenly in its logarithm.
-        correlated: camera: neighbours share noise, as they do after demosaicing.
-        camera_share: either: the share of images with camera noise.
-        raw_share: either: of those, the share whose noise is made in raw.
+        shot: camera, raw: variance per unit of linear light, sampled uniformly in its logarithm.
+        correlated: camera: neighbouring pixels are correlated as after demosaicing.
+        camera_share: either: share of images with camera noise.
+        raw_share: either: share of these whose noise is made in raw.
         luma: raw: range of the standard deviation in px of the camera's smoothing of brightness.
-        chroma: raw: the same of colour.
+        chroma: raw: the same for colour.
         sharpen: raw: range of the share of fine detail that the camera adds to brightness.
-        tone: raw: range from the curve of sRGB, 0, to an S-curve, 1.
-        jpeg: raw: range of the quality.
+        tone: raw: range of the tone curve, from that of sRGB (0) to an S-curve (1).
+        jpeg: raw: range of the JPEG quality.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kind: Literal["gaussian", "camera", "either", "raw"] = "gaussian"
     sigma: Annotated[Range, within(0, 255)] = (5.0, 50.0)
-    # The range that Brooks et al. sample it from, too.
+    # The range from which Brooks et al. sample it too.
     shot: Annotated[Range, within(1e-6, 1)] = (1e-4, 1.2e-2)
     correlated: bool = True
     camera_share: Annotated[Number, within(0, 1)] = 0.5
@@ -83,7 +83,8 @@ def _random_kind(model: NoiseModel, rng: np.random.Generator) -> str:
         return model.kind
     if rng.random() >= model.camera_share:
         return "gaussian"
-    # Without a share there is no draw, so that runs begun before there was one go on as they were.
+    # A share of 0 consumes no random number, so runs that are older than this option resume
+    # unchanged.
     made_in_raw = model.raw_share > 0 and rng.random() < model.raw_share
     return "raw" if made_in_raw else "camera"
 
@@ -131,9 +132,10 @@ def camera_noise(
 
 
 def _demosaiced(rng: np.random.Generator, h: int, w: int) -> Floats:
-    """Unit-variance noise with the neighbourhoods of bilinear Bayer interpolation.
+    """Return unit-variance noise that is correlated as by bilinear Bayer interpolation.
 
-    Red and blue (a quarter of the sites): [1 2 1] x [1 2 1]; green (half): 4 and a cross of 1.
+    The kernels: [1 2 1] x [1 2 1] for red and blue (a quarter of the sites each), and a cross of
+    four ones around a 4 for green (half of the sites).
     """
     n = rng.standard_normal((h + 2, w + 2, 3), dtype=np.float32)
     rows = n[:-2] + 2 * n[1:-1] + n[2:]

@@ -1,6 +1,6 @@
 """Rain as an additive grey layer, O = min(255, B + S): one streak mask per image, or many.
 
-Scene and streaks may lie behind a veil, the light that far drops scatter towards the camera.
+Scene and streaks may be behind a veil: the light that distant drops scatter towards the camera.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from c2fdft_cli.validation import STRICT
 Floats: TypeAlias = NDArray[np.float64]
 Pixels: TypeAlias = NDArray[np.uint8]
 
-# These and the numbers in the styles below were set by the statistics of the test layers of
-# Rain100L and Rain100H: docs/synthesis.md, "Calibration", has both sides of the table.
+# These and the numbers in the styles below were chosen from the statistics of the rain layers in
+# the test sets of Rain100L and Rain100H: docs/synthesis.md, "Calibration", compares both.
 LENGTH_SPREAD, WIDTH_SPREAD, LEVEL_SPREAD = 0.45, 0.4, 0.7
 LENGTH_CAP, WIDTH_CAP = 3.0, 4.5
 HEAVY_TURN, HEAVY_TILT = 8.0, 15.0
 LAYER_SCATTER, LAYERED_LEVEL = 6.0, 37.0
 WHOLE_LAYERS = 0.5
-"""Share of heavy rain that is one whole layer of a bank, where it holds any."""
+"""Share of images with heavy rain that use one whole layer of a bank, if it has any."""
 STRETCH = 0.2
 """Largest logarithm of the factors that stretch such a layer."""
 
 
 @dataclass(frozen=True)
 class RainModel:
-    """Rain with the statistics of Rain100L, and for a share of the images of Rain100H.
+    """Rain with the statistics of Rain100L, and in a share of the images those of Rain100H.
 
     Attributes:
         strength: range of the amplitude factor, 1 being a bank's own brightness.
         heavy: share of images, 0..1, with rain of high intensity (0: like Rain100L, 1: like
             Rain100H).
-        heavy_fields: least and most masks of a bank that are summed for heavy rain.
+        heavy_fields: range of the number of a bank's masks that are summed for heavy rain.
         turn: a bank's mask is rotated by up to this many degrees.
         across: range of the factor that stretches a bank's rotated mask horizontally, sampled
             uniformly in its logarithm.
@@ -52,7 +52,7 @@ class RainModel:
         layers: range of how many synthetic layers of heavy rain overlap, each with its own scale,
             direction and brightness; 0 is one scale in one direction or two, as in Rain100H.
         veil: range of the opacity of the veil where it is densest.
-        veil_share: share of images with a veil before the scene and its streaks.
+        veil_share: share of images with a veil in front of the scene and its streaks.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -96,18 +96,18 @@ class StreakStyle:
 def add_rain(
     gt: Pixels, model: RainModel, rng: np.random.Generator, streaks: StreakBank | None = None
 ) -> Pixels:
-    """Return O = min(255, B + S) for a fresh layer S, perhaps behind a veil; uint8 [h, w, 3]."""
+    """Return O = min(255, B + S) for a newly sampled S, perhaps behind a veil; uint8 [h, w, 3]."""
     layer = rain_layer(model, rng, gt.shape[0], gt.shape[1], streaks)
     wet = gt.astype(np.uint16) + layer[:, :, None]
     rainy: Pixels = np.minimum(wet, 255).astype(np.uint8)
-    # No random number is consumed where there is no veil: earlier seeds keep their rain.
+    # No random number is consumed if the share is 0, so that earlier seeds keep their rain.
     if model.veil_share > 0 and rng.random() < model.veil_share:
         return add_veil(rainy, rng.uniform(*model.veil), rng)
     return rainy
 
 
 def add_veil(rainy: Pixels, opacity: float, rng: np.random.Generator) -> Pixels:
-    """Return T O + (1 - T) A, A a light grey, 1 - T a smooth map that is `opacity` at most.
+    """Return T O + (1 - T) A, A a light grey, 1 - T a smooth map that is at most `opacity`.
 
     Li et al., "Heavy rain image restoration", CVPR 2019, equation 3.
     """
@@ -119,7 +119,7 @@ def add_veil(rainy: Pixels, opacity: float, rng: np.random.Generator) -> Pixels:
         way, phase = rng.uniform(0.0, 2 * math.pi, 2)
         turns = 2 * math.pi / np.exp(rng.uniform(math.log(150.0), math.log(900.0)))
         waves += np.cos(turns * (math.cos(way) * x + math.sin(way) * y) + phase)
-    # Two waves lie in -2..2, so the share is half of the opacity to all of it.
+    # The sum of two waves is in -2..2, so the share is between half the opacity and all of it.
     share = (opacity * (0.75 + waves / 8))[:, :, None]
     veiled: Pixels = np.rint(rainy * (1 - share) + light * share).astype(np.uint8)
     return veiled
@@ -135,10 +135,10 @@ def rain_layer(
     """Sample the layer S, uint8 [h, w], from a bank's masks or, without a bank, by formula."""
     heavy = bool(rng.random() < model.heavy)
     strength = rng.uniform(*model.strength)
-    # No random number is consumed where there are no layers: earlier seeds keep their rain.
+    # No random number is consumed if there are no layers, so that earlier seeds keep their rain.
     if heavy and streaks is not None and streaks.layers and rng.random() < WHOLE_LAYERS:
         layer = _whole_layer(rng, h, w, streaks)
-    # A bank's streaks are short: every second heavy image has the long ones of Rain100H.
+    # A bank's streaks are short, so half of the heavy images get long ones like Rain100H's.
     elif streaks is None or (heavy and rng.random() < 0.5):
         styles = heavy_styles(model, rng) if heavy else [light_style(model, rng)]
         layer = sum((render(style, rng, h, w) for style in styles), np.zeros((h, w)))
@@ -150,7 +150,7 @@ def rain_layer(
 def _bank_layer(
     model: RainModel, rng: np.random.Generator, h: int, w: int, bank: StreakBank, *, heavy: bool
 ) -> Floats:
-    """One mask for light rain; the sum of several, hardly rotated, for heavy rain."""
+    """Return one mask for light rain, or the sum of several, slightly rotated, for heavy rain."""
     turn = min(model.turn, HEAVY_TURN) if heavy else model.turn
     least, most = model.heavy_fields if heavy else (1, 1)
     layer = np.zeros((h, w))
@@ -163,7 +163,7 @@ def _bank_layer(
 
 
 def _whole_layer(rng: np.random.Generator, h: int, w: int, bank: StreakBank) -> Floats:
-    """One layer as it is, or hardly rotated and stretched: few of them have to do for many."""
+    """Return a layer, in half of the cases slightly rotated and stretched, as a bank has few."""
     if rng.random() < 0.5:
         return bank.sample(rng, h, w, layer=True).astype(np.float64)
     across, along = np.exp(rng.uniform(-STRETCH, STRETCH, 2))
@@ -172,7 +172,7 @@ def _whole_layer(rng: np.random.Generator, h: int, w: int, bank: StreakBank) -> 
 
 
 def light_style(model: RainModel, rng: np.random.Generator) -> StreakStyle:
-    """One direction, scale and brightness for the whole image, distributed as in Rain100L."""
+    """Sample one direction, scale and brightness for the whole image, as in Rain100L."""
     scale = rng.lognormal(0.0, 0.3)
     return StreakStyle(
         tilt=float(rng.triangular(-model.lean, 0.0, model.lean)) if model.lean else 0.0,
@@ -186,7 +186,7 @@ def light_style(model: RainModel, rng: np.random.Generator) -> StreakStyle:
 
 
 def heavy_styles(model: RainModel, rng: np.random.Generator) -> list[StreakStyle]:
-    """Long, even, overlapping streaks; in two images of five a second direction crosses."""
+    """Sample long, even, overlapping streaks: one direction, two (40 %), or the model's layers."""
     if model.layers[1] > 0:
         layers = int(rng.integers(model.layers[0], model.layers[1] + 1))
         if layers > 0:
@@ -211,9 +211,10 @@ def heavy_styles(model: RainModel, rng: np.random.Generator) -> list[StreakStyle
 
 
 def layered_styles(layers: int, tilt: float, rng: np.random.Generator) -> list[StreakStyle]:
-    """Layers from far to near: thin, short, dense and dim to wide, long, sparse and bright.
+    """Sample layers from far (thin, short, dense, dim) to near (wide, long, sparse, bright).
 
-    Their directions scatter around one wind; together they cover as much as Rain100H's.
+    Their directions scatter around one wind direction; together they cover as much of the picture
+    as the rain of Rain100H.
     """
     clear = 1.0 - rng.uniform(0.75, 0.98)
     share = rng.dirichlet(np.full(layers, 3.0))
@@ -240,11 +241,11 @@ def layered_styles(layers: int, tilt: float, rng: np.random.Generator) -> list[S
 def render(style: StreakStyle, rng: np.random.Generator, h: int, w: int) -> Floats:
     """Rasterise a Poisson process of streaks, float [h, w] >= 0, anti-aliased by coverage.
 
-    Streaks are centred up to half the longest length outside, so the statistics of a crop do not
-    depend on its size. Covered area: coverage = 1 - exp(-density * mean streak area).
+    Streaks may be centred outside, by up to half the longest length, so the statistics of a crop do
+    not depend on its size. Covered area: coverage = 1 - exp(-density * mean streak area).
     """
-    # Nothing reaches farther: `_Streaks.scatter` clips lengths and widths at their caps, and jitter
-    # at three standard deviations.
+    # No streak reaches farther: `_Streaks.scatter` clips lengths and widths at their caps, and
+    # jitter at three standard deviations.
     reach_y = LENGTH_CAP * style.length / 2 + 1
     reach_x = reach_y * math.tan(math.radians(abs(style.tilt) + 3 * style.jitter)) + WIDTH_CAP
     area = style.length * math.exp(LENGTH_SPREAD**2 / 2) * (style.width + 0.7)
@@ -275,16 +276,16 @@ class _Streaks:
     def scatter(
         cls, style: StreakStyle, rng: np.random.Generator, y: Floats, x: Floats
     ) -> _Streaks:
-        """Sample each streak's own values; near ones are longer, wider and brighter together."""
+        """Sample the values of each streak; near ones are longer, wider and brighter together."""
         n = y.size
         near = rng.normal(0.0, 1.0, n)
         own = rng.normal(0.0, 1.0, (3, n))
-        # The squares of each pair of weights sum to 1, so the spreads are as they are named, and
-        # `near` is the part that length, width and level share.
+        # The squares of each pair of weights sum to 1, so the standard deviations are those of the
+        # constants, and `near` is the part that length, width and level share.
         spread = np.clip(np.exp(LENGTH_SPREAD * (0.6 * near + 0.8 * own[0])), 0.2, LENGTH_CAP)
         width = style.width * np.exp(WIDTH_SPREAD * (0.8 * near + 0.6 * own[1]))
         level_spread = LEVEL_SPREAD * (1.0 - 0.5 * style.flat)
-        # Less s^2 / 2, so that the mean is 1 and not the median.
+        # Minus s^2 / 2, so that the mean is 1, not the median.
         level = np.exp(level_spread * (0.5 * near + 0.87 * own[2]) - level_spread**2 / 2)
         jitter = np.clip(rng.normal(0.0, 1.0, n), -3, 3) * style.jitter
         return cls(
@@ -325,7 +326,7 @@ def _rasterise(streaks: _Streaks, h: int, w: int) -> Floats:
     inside = (column >= 0) & (column < w) & (covered > 0)
     flat = (row[:, None] * w + column)[inside]
     weights = (value[:, None] * covered)[inside]
-    # By `bincount`, as streaks cross: `layer[flat] += weights` would count one streak a pixel.
+    # `bincount`, because streaks cross: `layer[flat] += weights` would add one streak per pixel.
     layer: Floats = np.bincount(flat, weights=weights, minlength=h * w).astype(np.float64)
     return layer.reshape(h, w)
 

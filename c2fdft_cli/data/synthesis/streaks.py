@@ -24,25 +24,25 @@ TOLERANCE = 16
 MAX_FADE = 48
 MIN_CUBIC_SHRINK = 0.7
 LAYERS = "heavy"
-"""Folder within a bank's, of whole layers of heavy rain."""
+"""Sub-folder of a bank with whole layers of heavy rain."""
 
 
 class StreakBank:
     """Streak masks held in memory as uint8 [h, w]; safe to pickle and to share between workers.
 
     Args:
-        folder: a flat folder of PNG files, grey (or colour with equal channels) on black; in a
-            folder `heavy` within it whole layers of heavy rain, if there are any. Of each at most
-            `MAX_IMAGES` are read, evenly spaced over the sorted names.
+        folder: a flat folder of PNG files, grey (or colour with equal channels) on black; its
+            sub-folder `heavy`, if it exists, contains whole layers of heavy rain. At most
+            `MAX_IMAGES` of each are read, evenly spaced over the sorted names.
 
     Attributes:
-        masks: one direction and scale of streaks each.
-        layers: all the streaks of a picture each, such as recipes/scripts/rain_layers.py takes from
-            pairs.
+        masks: each has streaks of one direction and scale.
+        layers: each has all the streaks of a picture, such as recipes/scripts/rain_layers.py
+            extracts from pairs.
 
     Raises:
-        DataError: no such folder, no PNG in it, a file that is damaged, coloured, too small or too
-            large.
+        DataError: the folder does not exist or has no PNG file, or a file is damaged, coloured, too
+            small or too large.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -61,10 +61,10 @@ class StreakBank:
         along: float = 1.0,
         layer: bool = False,
     ) -> Grey:
-        """Cut one mask from a random place, perhaps rotated, stretched, flipped left to right.
+        """Cut a crop from one mask at a random position, perhaps rotated, stretched or mirrored.
 
-        A mask that is too small is repeated, its ends cross-faded: a mirror image would reverse
-        the tilt, a plain repeat would cut streaks off.
+        A mask that is too small is repeated with cross-faded ends: mirrored copies would have the
+        opposite tilt, and plain copies would cut streaks off.
 
         Args:
             rng: the only source of randomness.
@@ -75,7 +75,7 @@ class StreakBank:
             across: factor by which the rotated mask is stretched horizontally.
             along: factor by which it is stretched vertically. With no turn and both factors 1
                 every pixel is as it was rendered.
-            layer: one of the layers instead of a mask.
+            layer: use one of the layers instead of a mask.
 
         Returns:
             uint8 [h, w], C-contiguous, a copy.
@@ -90,7 +90,7 @@ class StreakBank:
 
 
 def _straight(mask: Grey, rng: np.random.Generator, h: int, w: int) -> Grey:
-    """Cut [h, w] out of the mask without changing a pixel's value."""
+    """Cut [h, w] out of the mask without resampling; a mask that is too small is repeated."""
     top, left = _place(rng, mask.shape[0], h), _place(rng, mask.shape[1], w)
     if top + h <= mask.shape[0] and left + w <= mask.shape[1]:
         return mask[top : top + h, left : left + w]
@@ -101,7 +101,7 @@ def _straight(mask: Grey, rng: np.random.Generator, h: int, w: int) -> Grey:
 
 
 def _seamless(mask: Grey) -> Grey:
-    """Make the mask periodic by cross-fading its ends, so that no row of streaks is cut off."""
+    """Make the mask periodic by cross-fading its ends, so that repeating it cuts off no streak."""
     tile = mask.astype(np.float32)
     for _ in range(2):
         tile = tile.T
@@ -113,16 +113,16 @@ def _seamless(mask: Grey) -> Grey:
 
 
 def _place(rng: np.random.Generator, side: int, crop: int) -> int:
-    """Sample where a crop starts: inside where it fits, anywhere (periodic) where it does not."""
+    """Sample where a crop starts: inside if it fits, anywhere (periodic) if it does not."""
     return int(rng.integers(side - crop + 1 if crop <= side else side))
 
 
 def _rotated(mask: Grey, rng: np.random.Generator, h: int, w: int, angle: float) -> Grey:
-    """Cut [h, w] out of the mask rotated by `angle` degrees, cubic so that edges stay sharp."""
+    """Cut [h, w] out of the mask rotated by `angle` degrees; cubic, so that edges stay sharp."""
     import cv2
 
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    # Four more, as cubic interpolation reads two pixels beyond on each side.
+    # Four px more, because cubic interpolation reads two pixels beyond on each side.
     span_y = math.ceil(h * cos + w * abs(sin)) + 4
     span_x = math.ceil(w * cos + h * abs(sin)) + 4
     source = _straight(mask, rng, span_y, span_x)
@@ -135,7 +135,7 @@ def _rotated(mask: Grey, rng: np.random.Generator, h: int, w: int, angle: float)
 
 
 def _stretched(cut: Grey, h: int, w: int) -> Grey:
-    """Resize one axis after the other: cubic, or the mean over an area where it shrinks a lot."""
+    """Resize one axis after the other: cubic, or by area averaging if an axis shrinks a lot."""
     import cv2
 
     # OpenCV takes one interpolation for both axes, and a mask may shrink along one while it
@@ -169,7 +169,7 @@ def _load(folder: Path) -> list[Grey]:
 
 
 def _pixels(path: Path) -> int:
-    """Return height * width from the file's header alone, so that a bomb is never decoded."""
+    """Return height * width from the header alone, so that no decompression bomb is decoded."""
     if path.stat().st_size > MAX_FILE_BYTES:
         raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB", where=path)
     h, w = image_size(path)

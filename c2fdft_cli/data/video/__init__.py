@@ -1,1 +1,1 @@
-"""Videos to frames and back."""
+"""Read and write videos."""

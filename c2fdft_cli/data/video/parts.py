@@ -1,7 +1,7 @@
-"""Files that were put together byte by byte (`cat a.ts b.ts`): their times begin anew in each part.
+"""Videos that were joined byte by byte (`cat a.ts b.ts`): timestamps restart in each part.
 
-MPEG-TS and MPEG-PS may be joined so. Where a part begins is known by its place in the file, which
-tells its packets from those of the part before even where the demuxer exchanges some.
+MPEG-TS and MPEG-PS may be joined in this way. A part is identified by the byte at which it starts,
+which separates its packets from those of the part before even if the demuxer reorders some.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ if TYPE_CHECKING:
 
 
 class _Stretch(NamedTuple):
-    """A packet or a part: its first byte in the file, and when it is shown, in seconds."""
+    """A packet or a part: its first byte in the file, and its time span in seconds."""
 
     position: int
     begin: Fraction
     end: Fraction
 
     def extended(self, packet: _Stretch) -> _Stretch:
-        """Over the time of one more packet, which may lie in front of its first byte."""
+        """Extend the time span by a packet, which may come before the first byte."""
         return self._replace(begin=min(self.begin, packet.begin), end=max(self.end, packet.end))
 
 
 @dataclass
 class Parts:
-    """Finds the parts, packet by packet in the order of the demuxer.
+    """Finds the parts of a file from its packets, in the order of the demuxer.
 
-    A part begins where two pictures in a row lie before the last one by more than the time of one.
-    Sound that went back since that last one belongs to it; alone, it is taken for damage.
+    A part starts if two pictures in a row are earlier than the last one by more than the duration
+    of a picture. Sound whose timestamps went back since that last picture belongs to the new part;
+    if only sound goes back, it is treated as damage.
 
     Args:
         main: index of the main picture stream.
-        step: seconds that a picture is shown.
+        step: duration of a picture in seconds.
     """
 
     main: int
@@ -57,7 +58,7 @@ class Parts:
     _back: dict[int, list[_Stretch]] = field(default_factory=dict)
 
     def add(self, packet: Packet[Stream]) -> None:
-        """Take the next packet of pictures or sound."""
+        """Process the next packet of pictures or sound."""
         if packet.dts is None or packet.pos is None:
             return
         stamp = packet.dts if packet.pts is None else packet.pts
@@ -81,7 +82,7 @@ class Parts:
         self._back.clear()
 
     def joins(self) -> tuple[Join, ...]:
-        """Where each part but the first begins, so that it follows the one before it."""
+        """Return where each later part starts, and the shift by which it follows the one before."""
         joins, later = [], Fraction(0)
         for before, part in itertools.pairwise(self._found):
             later += before.end - part.begin
@@ -90,18 +91,18 @@ class Parts:
 
 
 def read_through(info: VideoInfo) -> VideoInfo:
-    """With what only the whole file tells: frames, those missing, and joins; nothing is decoded.
+    """Read the whole file without decoding it, and add its frames, missing frames and joins.
 
     Raises:
         DataError: the file cannot be read.
     """
     with open_video(info.path) as container, library_errors(info.path, "cannot read the video"):
         stream = main_stream(container, info.path)
-        main, announced = stream.index, stream.frames  # 0 where the container does not say
+        main, announced = stream.index, stream.frames  # 0 if the container has no number
         parts, frames, packets = Parts(main, 1 / info.rate), 0, 0
         for packet in demuxed(container):
-            # Announced are also pictures that an edit leaves out, and those of AVI that only repeat
-            # the one before; the empty packet at the end has no time.
+            # The announced number includes pictures that an edit list omits, and empty packets by
+            # which AVI repeats a picture, so these count too. The one at the end has no time.
             packets += packet.stream_index == main and packet.dts is not None
             if not packet.size or packet.is_discard:
                 continue
@@ -109,14 +110,14 @@ def read_through(info: VideoInfo) -> VideoInfo:
             if packet.stream_index == main or packet.stream.type == "audio":
                 parts.add(packet)
     joins, duration = parts.joins(), info.duration
-    if joins and duration is not None:  # of which the container knows the last part's times
+    if joins and duration is not None:  # the container measures it by the last part's timestamps
         duration += float(joins[-1].later)
     missing = max(0, announced - packets)
     return replace(info, frames=frames, missing=missing, joins=joins, duration=duration)
 
 
 def make_continuous(packet: Packet[Any], joins: tuple[Join, ...]) -> None:
-    """Move a packet's times so that its part follows the one before."""
+    """Shift a packet's timestamps so that its part follows the one before."""
     position = packet.pos
     if not joins or position is None:
         return

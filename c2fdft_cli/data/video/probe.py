@@ -1,4 +1,4 @@
-"""What is in a video file: its main picture stream, and the streams beside it."""
+"""Inspect a video file: its main picture stream, and the other streams."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ MUXERS = {
     ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".3gp": "3gp", ".mkv": "matroska",
     ".webm": "webm", ".avi": "avi", ".flv": "flv", ".ts": "mpegts", ".wmv": "asf",
 }  # fmt: skip
-"""Suffixes that are written, with FFmpeg's names of their containers."""
+"""Suffixes that can be written, with FFmpeg's names of their containers."""
 READ_ONLY_SUFFIXES = frozenset({".mpg", ".mpeg", ".m2ts", ".mts"})
-"""Containers made for other codecs than H.264: their videos are written as Matroska."""
+"""Containers for other codecs than H.264; their videos are written as Matroska."""
 VIDEO_SUFFIXES = frozenset(MUXERS) | READ_ONLY_SUFFIXES
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
 UNSPECIFIED = 2
-"""FFmpeg's code of an unknown matrix, of unknown primaries, of an unknown transfer."""
+"""FFmpeg's code for an unknown matrix, unknown primaries, or an unknown transfer."""
 UNKNOWN_RANGE, LIMITED_RANGE, FULL_RANGE = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Colours:
-    """A video's colour flags as the codes of H.273, by which FFmpeg numbers them too.
+    """A video's colour flags, as the codes of H.273 that FFmpeg uses too.
 
     Args:
         range: UNKNOWN_RANGE, LIMITED_RANGE or FULL_RANGE.
-        matrix, primaries, transfer: UNSPECIFIED where the file does not say.
+        matrix, primaries, transfer: UNSPECIFIED if the file does not state them.
     """
 
     range: int = UNKNOWN_RANGE
@@ -50,10 +50,10 @@ class Colours:
 
 
 class Join(NamedTuple):
-    """Where a file's times begin anew, as where another was appended to it.
+    """A place at which a file's timestamps restart, usually because another file was appended.
 
     position: the first byte of the part.
-    later: seconds by which its times are moved so that it follows the part before.
+    later: seconds by which its timestamps are shifted so that it follows the part before.
     """
 
     position: int
@@ -62,22 +62,22 @@ class Join(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's first frame and its container say.
+    """Properties of a video, from its first frame and its container.
 
     Args:
         path: the file.
         height, width: pixels of the upright picture: a rotation in the file is applied.
-        rate: frames per second, exactly; the nominal one where the rate varies.
+        rate: frames per second, exact; the nominal rate if it varies.
         stream: index of the main picture stream.
-        time_base: seconds of one tick of its time stamps.
-        duration: seconds of the longest stream; None where the container does not say.
+        time_base: seconds per tick of its timestamps.
+        duration: seconds of the longest stream; None if the container does not state it.
         pixel_format: FFmpeg's name.
-        aspect: of a pixel.
-        colours: the flags.
+        aspect: aspect ratio of a pixel.
+        colours: the colour flags.
         audio: codec of each audio stream.
-        frames: how many the container holds; 0 until the file has been read through.
-        missing: pictures that the container announces and does not hold, known from then on too.
-        joins: where its times begin anew, known from then on too.
+        frames: number of frames in the container; 0 until `read_through` has counted them.
+        missing: number of pictures that the container announces but does not contain; 0 until then.
+        joins: places at which its timestamps restart; empty until then.
     """
 
     path: Path
@@ -97,14 +97,14 @@ class VideoInfo:
 
     @property
     def is_deep(self) -> bool:
-        """Whether it has more than 8 bits a sample."""
+        """Whether the video has more than 8 bits per sample."""
         from av.video.format import VideoFormat
 
         return max(part.bits for part in VideoFormat(self.pixel_format).components) > 8
 
     @property
     def is_grey(self) -> bool:
-        """Whether it has no colours."""
+        """Whether the video is grey."""
         return self.pixel_format.startswith(("gray", "mono", "ya"))
 
 
@@ -117,7 +117,8 @@ def probe_video(path: Path) -> VideoInfo:
     """Decode the first frame of a video and describe it.
 
     Raises:
-        DataError: missing, not a video, damaged, too large, or the extra is not installed.
+        DataError: the file is missing, not a video, damaged or too large, or the extra is not
+            installed.
     """
     with open_video(path) as container, library_errors(path, "cannot read the video"):
         stream = main_stream(container, path)
@@ -144,13 +145,13 @@ def probe_video(path: Path) -> VideoInfo:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[InputContainer]:
-    """Open a file, and nothing but this file, for reading.
+    """Open a video for reading, and no other file.
 
-    The name cannot be taken for an address; playlists and other kinds of file that name further
-    files are no videos.
+    Its name is never taken for a URL, and playlists and other files that refer to further files are
+    refused.
 
     Raises:
-        DataError: it cannot be opened, or the extra is not installed.
+        DataError: the file cannot be opened, or the extra is not installed.
     """
     if not path.is_file():
         what = "not a regular file" if path.exists() else "no such file"
@@ -169,7 +170,7 @@ def open_video(path: Path) -> Iterator[InputContainer]:
 
 @contextmanager
 def library_errors(path: Path, what: str) -> Iterator[None]:
-    """Turn what FFmpeg raises into errors that name the file.
+    """Turn FFmpeg's exceptions into errors that name the file.
 
     Raises:
         DataError: `what` failed, or PyAV is not installed.
@@ -190,10 +191,10 @@ def library_errors(path: Path, what: str) -> Iterator[None]:
 
 
 def main_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The picture stream that is restored: the default one, else the first; no cover picture.
+    """Return the picture stream to restore: the default one, or else the first; never a cover.
 
     Raises:
-        DataError: there is none, no decoder for it, or its pictures are too large.
+        DataError: there is no such stream, no decoder for it, or its pictures are too large.
     """
     from av.stream import Disposition
 
@@ -204,47 +205,48 @@ def main_stream(container: InputContainer, path: Path) -> VideoStream:
     if stream.codec_context is None:
         raise DataError("no decoder for the pictures of this video", where=path)
     if stream.width * stream.height > MAX_PIXELS:
-        size = f"{stream.width}x{stream.height}"
-        raise DataError(f"over {MAX_PIXELS} pixels: {size}", where=path)
-    # The size may change within the stream; the decoder itself refuses such frames before it makes
-    # room for them.
+        size = f"{stream.width} x {stream.height} px"
+        raise DataError(f"{size} is over the limit of {MAX_PIXELS} px", where=path)
+    # The size may change within the stream; with this option the decoder refuses frames that are
+    # too large before it allocates memory for them.
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
 
 
 def demuxed(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]]:
-    """Packets of some streams, without any of all, as `container.demux`; then empty ones.
+    """Yield the packets of the given streams, or of all streams, as `container.demux` does.
 
-    PyAV (18.1) fails behind the last packet, or does not, where a container has named a further
-    stream in the middle of the file, as MPEG-TS and damaged FLV may.
+    Empty packets follow at the end. If a container introduces another stream in the middle of the
+    file, as MPEG-TS and damaged FLV may, PyAV (18.1) sometimes fails after the last packet; this
+    error is ignored.
     """
     with suppress(IndexError):
         yield from container.demux(*streams)
 
 
 def is_cover(stream: Stream) -> bool:
-    """Whether it is a single picture that stands for the file."""
+    """Whether a stream is a cover picture: a single picture that represents the file."""
     from av.stream import Disposition
 
     return bool(stream.disposition & Disposition.attached_pic)
 
 
 def codec_name(stream: Stream) -> str:
-    """The codec's name, not that of one of its decoders; "unknown" for one without a decoder."""
+    """Return the codec's name, not that of a decoder; "unknown" if there is no decoder."""
     context = stream.codec_context
     return "unknown" if context is None else context.codec.canonical_name
 
 
 def origin(container: InputContainer) -> Fraction:
-    """Seconds from the zero of the time stamps to the begin of the file.
+    """Return the timestamp, in seconds, at which the file starts.
 
-    Streams that begin before zero (the lead-in of a sound codec) leave zero where it is.
+    It is 0 for a file in which a stream starts before zero, such as the lead-in of an audio codec.
     """
     return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
 
 
 def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Frames; packets that cannot be decoded are skipped."""
+    """Yield the frames of a stream; packets that cannot be decoded are skipped."""
     import av
 
     for packet in demuxed(container, stream):
@@ -255,13 +257,13 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
 
 
 def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
-    """Of an upright pixel."""
+    """Return the aspect ratio of a pixel of the upright picture."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
     return 1 / aspect if frame.rotation % 180 else aspect
 
 
 def _colours(frame: VideoFrame) -> Colours:
-    is_full = frame.format.name.startswith("yuvj")  # the old name of full range
+    is_full = frame.format.name.startswith("yuvj")  # older formats that imply full range
     return Colours(
         FULL_RANGE if is_full else frame.color_range,
         frame.colorspace,

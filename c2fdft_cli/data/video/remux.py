@@ -1,4 +1,4 @@
-"""Everything of a video but its pictures: copied packet by packet where the container takes it."""
+"""Copy everything but the pictures of a video, packet by packet, if the container can hold it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COVER_KINDS = {"png": "image/png", "mjpeg": "image/jpeg"}
 
 
 class Copier:
-    """Copies the packets of all streams but the main one, in the order of the file."""
+    """Copies the packets of all streams except the main one, in file order."""
 
     def __init__(
         self, source: InputContainer, out: OutputContainer, info: VideoInfo, muxer: str, name: Path
@@ -47,7 +47,7 @@ class Copier:
         self._skipped = 0
         self._end = Fraction(0)
         for stream in source.streams:
-            if stream.index == info.stream or _is_made_anew(source, stream):
+            if stream.index == info.stream or _is_recreated(source, stream):
                 continue
             if is_held(stream, muxer):
                 self._streams[stream.index] = _add_copy(out, stream)
@@ -56,12 +56,12 @@ class Copier:
             elif stream.type == "audio":
                 raise DataError(_no_sound(muxer, [stream]), where=name)
             else:
-                self.notes.append(f"{_describe(stream)} skipped: not held by {muxer}")
+                self.notes.append(f"{_describe(stream)} skipped: {muxer} cannot hold it")
         self._packets = self._demuxed()
         self._waiting: Packet[Stream] | None = None
 
     def copy_until(self, seconds: Fraction | None) -> None:
-        """Copy what is decoded before a time; the rest, where none is given."""
+        """Copy the packets that are decoded up to a time, or all that remain if it is None."""
         while (packet := self._waiting or next(self._packets, None)) is not None:
             self._waiting = None
             begin = (packet.dts or 0) * packet.time_base
@@ -72,28 +72,28 @@ class Copier:
             self._out.mux_one(packet)
 
     def problems(self) -> list[str]:
-        """What was missing in the source, once all is copied."""
+        """Describe the problems of the source; call this after everything has been copied."""
         notes = []
         if self._info.joins:
             times = many(len(self._info.joins), "time")
-            notes.append(f"its time stamps begin anew {times}, as in joined files: made continuous")
+            notes.append(f"its timestamps restart {times}, as in joined files: made continuous")
         if self._skipped:
             packets = many(self._skipped, "packet")
-            notes.append(f"{packets} without a usable time stamp skipped")
+            notes.append(f"{packets} without a usable timestamp skipped")
         whole = Fraction(self._source.duration or 0, 1_000_000)
         if whole - self._end > 1:
-            found, said = float(self._end), float(whole)
-            notes.append(f"damage in the video: it ends after {found:.1f} of {said:.1f} s")
+            found, announced = float(self._end), float(whole)
+            notes.append(f"damage in the video: it ends after {found:.1f} of {announced:.1f} s")
         elif self._info.missing:
             what = many(self._info.missing, "frame")
-            notes.append(f"damage in the video: it announces {what} more than it holds")
+            notes.append(f"damage in the video: it announces {what} more than it contains")
         return notes
 
     def _demuxed(self) -> Iterator[Packet[Stream]]:
-        """Packets of the copied streams, counted from the file's begin."""
+        """Yield the packets of the copied streams; their times count from the start of the file."""
         import av
 
-        # Behind damage that the demuxer does not get over there is no packet; the reader counts it.
+        # No packet follows damage from which the demuxer cannot recover; the reader counts it.
         with suppress(av.error.InvalidDataError):
             for packet in demuxed(self._source):
                 if not packet.size:
@@ -118,8 +118,8 @@ class Copier:
 
     def _is_in_order(self, packet: Packet[Stream]) -> bool:
         last = self._last.get(packet.stream_index)
-        # FFmpeg's muxers refuse a packet without a time, or one that goes back, or for most
-        # containers one at the time of the last, and that would end all.
+        # FFmpeg's muxers refuse a packet without a timestamp, one that goes back in time, and for
+        # most containers one with the same time as the last. The error would end the copying.
         step = self._needs_later and packet.stream.type in ("audio", "video")
         if packet.dts is None or (last is not None and packet.dts < last + step):
             return False
@@ -128,7 +128,7 @@ class Copier:
 
 
 def _needs_later_times(out: OutputContainer) -> bool:
-    """Whether no two packets of a picture or sound stream may have one time."""
+    """Whether no two packets of a picture or sound stream may have the same time."""
     from av.format import Flags
 
     return not Flags(out.format.flags) & Flags.ts_nonstrict
@@ -138,8 +138,8 @@ def _end(packet: Packet[Stream]) -> Fraction:
     return ((packet.pts or 0) + (packet.duration or 0)) * packet.time_base
 
 
-def _is_made_anew(source: InputContainer, stream: Stream) -> bool:
-    """Whether it holds QuickTime's time codes or chapter titles, which the muxer writes itself."""
+def _is_recreated(source: InputContainer, stream: Stream) -> bool:
+    """Whether a stream holds QuickTime time codes or chapter titles: the muxer writes its own."""
     if stream.type != "data":
         return False
     is_titles = stream.name == "bin_data" and stream.frames == len(source.chapters()) > 0
@@ -147,10 +147,10 @@ def _is_made_anew(source: InputContainer, stream: Stream) -> bool:
 
 
 def _attach_cover(out: OutputContainer, path: Path, stream: Stream) -> None:
-    """A cover picture as Matroska holds it: a file among the attachments."""
+    """Store a cover picture as Matroska does, as an attached file."""
     kind = _COVER_KINDS[codec_name(stream)]
-    # Opened once more, as reading on in the other one would take packets that are still to be
-    # copied.
+    # The source is opened a second time, because reading from the first container would consume
+    # packets that are still to be copied.
     with open_video(path) as source:
         packet = next(demuxed(source, source.streams[stream.index]))
         out.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, bytes(packet))
@@ -163,15 +163,15 @@ def _describe(stream: Stream) -> str:
 
 def _no_sound(muxer: str, streams: list[Stream]) -> str:
     codecs = ", ".join(codec_name(stream) for stream in streams)
-    return f"{muxer} does not hold this video's sound: {codecs}"
+    return f"{muxer} cannot hold this video's sound: {codecs}"
 
 
 def is_held(stream: Stream, muxer: str) -> bool:
-    """Whether a container takes a stream as it is: its header is written to memory for a trial."""
+    """Whether a container can hold a stream unchanged: tried by writing its header to memory."""
     import av
 
     if muxer == "avi" and stream.type != "audio":
-        return False  # it takes headers of streams that its packets have no times for
+        return False  # it accepts the headers, but its packets have no timestamps for such streams
     try:
         with av.open(io.BytesIO(), "w", format=muxer) as trial:
             _add_copy(trial, stream)
@@ -182,7 +182,7 @@ def is_held(stream: Stream, muxer: str) -> bool:
 
 
 def audio_problem(info: VideoInfo, suffix: str) -> str | None:
-    """Why a container cannot hold the sound as it is; None where nothing speaks against it."""
+    """Return why a container cannot hold the sound of a video unchanged; None if it can."""
     muxer = MUXERS[suffix]
     with open_video(info.path) as source:
         others = [stream for stream in source.streams.audio if not is_held(stream, muxer)]
@@ -199,7 +199,7 @@ def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
 def copy_texts(
     source: InputContainer, out: OutputContainer, stream: VideoStream, info: VideoInfo
 ) -> None:
-    """Titles, languages, time codes and chapters."""
+    """Copy titles, languages, time codes and chapters."""
     main = source.streams[info.stream]
     out.metadata.update(_texts(source.metadata))
     stream.metadata.update(_texts(main.metadata))

@@ -1,4 +1,4 @@
-"""Video frames in and out, one in memory at a time; all else is copied packet by packet."""
+"""Read and write video frames, one in memory at a time; all else is copied packet by packet."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _SCALING = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
-# matrices that the scale filter converts to, in its words; RGB itself becomes BT.709
+# the scale filter's names of the matrices to which it converts; RGB itself becomes BT.709
 _MATRICES = {0: "bt709", 1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m",
              9: "bt2020"}  # fmt: skip
 
 
 _MOST_REPEATS = 250_000
-"""Of one frame: over an hour at 60 frames per second."""
+"""Limit for one frame: over an hour at 60 frames per second."""
 
 
 class Frame(NamedTuple):
-    """A frame on its way through.
+    """A frame of a video with its time.
 
     Args:
-        pts: time stamp in ticks of the video's time base, from the file's begin.
-        duration: in ticks; 0 where the file does not say.
+        pts: timestamp in ticks of the video's time base, counted from the start of the file.
+        duration: in ticks; 0 if the file does not state it.
         pixels: RGB [h, w, 3], uint8, or uint16 for videos with more than 8 bits.
     """
 
@@ -60,7 +60,7 @@ class Frame(NamedTuple):
 
 
 class _Converter:
-    """Runs frames through filters; built anew where the kind of frame changes in the middle."""
+    """Runs frames through filters, which are built again if the kind of frame changes."""
 
     def __init__(self, filters: str) -> None:
         self._filters = filters
@@ -78,8 +78,7 @@ class _Converter:
         from av.filter import Graph
 
         graph = Graph()
-        # Any time base will do: time stamps go round the filters, both callers have them from
-        # elsewhere.
+        # Any time base will do: timestamps bypass the filters, both callers get them elsewhere.
         source = (
             f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
             f":pixel_aspect=1/1:colorspace={frame.colorspace}:range={frame.color_range}"
@@ -93,12 +92,12 @@ class _Converter:
 
 
 class VideoReader:
-    """The frames of a video in order, upright; leaving the `with` block closes the file.
+    """Iterates over the upright frames of a video; leaving the `with` block closes the file.
 
-    It may be iterated in one thread and left in another: leaving waits for the frame in work.
+    One thread may iterate and another leave the block: leaving waits for the frame in progress.
 
     Args:
-        info: of the video.
+        info: properties of the video.
         deep: whether frames have 16 bits.
     """
 
@@ -111,7 +110,7 @@ class VideoReader:
 
     @property
     def complaint(self) -> str:
-        """What was wrong with frames and packets that could be got over; "" for nothing."""
+        """A description of the damage from which decoding has recovered; "" if there was none."""
         return f"{self._damaged} damaged packets or frames" if self._damaged else ""
 
     def __iter__(self) -> Iterator[Frame]:
@@ -121,7 +120,7 @@ class VideoReader:
                 frame = None if self._closed else next(frames, None)
             if frame is None:
                 break
-            if last is not None and frame.pts <= last:  # two frames cannot be shown at one time
+            if last is not None and frame.pts <= last:  # two frames cannot have the same time
                 frame = frame._replace(pts=last + 1)
             last = frame.pts
             yield frame
@@ -132,10 +131,10 @@ class VideoReader:
         info = self._info
         container = self._stack.enter_context(open_video(info.path))
         stream = main_stream(container, info.path)
-        # PyAV's default decodes in threads only where a frame has slices.
+        # PyAV's default decodes in threads only if frames have slices.
         stream.thread_type = "AUTO"
         zero = round(origin(container) / info.time_base)
-        # Of the begin: the stream tells another size where its pictures change in the middle.
+        # The size at the start: the stream reports another one once its pictures change their size.
         own_width, own_height = stream.width, stream.height
         width, height = _whole_chroma(own_width, own_height, info.pixel_format)
         kind = "rgb48le" if self._deep else "rgb24"
@@ -150,7 +149,7 @@ class VideoReader:
             pts += frame.duration
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        """Frames; what is damaged is counted, and skipped where it cannot be shown."""
+        """Yield frames; damaged ones are counted, and skipped if they cannot be shown."""
         import av
 
         packets = demuxed(container, stream)
@@ -158,7 +157,7 @@ class VideoReader:
             try:
                 packet = next(packets, None)
                 if packet is not None and not packet.size:
-                    continue  # a repeated frame of AVI, or the end, which has no packet below
+                    continue  # a repeated frame of AVI, or the end, for which None is used below
                 if packet is not None:
                     make_continuous(packet, self._info.joins)
                 frames = stream.decode(packet)
@@ -180,16 +179,17 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Encodes frames, with all other streams, chapters and texts of the video they came from.
+    """Encodes frames, and copies all other streams, chapters and texts of the source video.
 
-    One thread may write and another leave the `with` block: leaving waits for the frame in work.
+    One thread may write and another leave the `with` block: leaving waits for the frame in
+    progress.
 
     Args:
-        path: where to write, with the suffix that decides the container; replaced if it is there.
-        info: of the source.
+        path: where to write; the suffix decides the container, an existing file is replaced.
+        info: properties of the source.
         deep: whether frames have 16 bits.
         crf: constant rate factor: 0 (lossless at 8 bits) to 51.
-        name: what errors call the output.
+        name: the output's path in error messages.
 
     Raises:
         DataError: the container cannot hold the sound, or the source cannot be read.
@@ -208,7 +208,7 @@ class VideoWriter:
         with contextlib.ExitStack() as stack, library_errors(name, "cannot encode the video"):
             source = stack.enter_context(open_video(info.path))
             self._out = _open_output(path, self._muxer)
-            # Before anything is put into the file: whatever fails below removes it.
+            # Registered before anything is written: the file is removed if anything below fails.
             stack.callback(self._abandon)
             self._stream = _add_encoder(self._out, info, self._muxer, deep, crf)
             self._copier = Copier(source, self._out, info, self._muxer, name)
@@ -218,7 +218,7 @@ class VideoWriter:
             self._stack = stack.pop_all()
 
     def write(self, frame: Frame) -> None:
-        """Encode a frame, and copy what lies before it in time.
+        """Encode a frame, and copy the other streams up to its time.
 
         Raises:
             DataError: FFmpeg cannot encode it.
@@ -229,12 +229,12 @@ class VideoWriter:
                 return
             for one in [frame] if self._rates is None else self._rates.add(frame):
                 self._encode(one)
-            # In step with the pictures: the muxer orders packets by time, and would hold in memory
-            # whatever comes long before its turn.
+            # In step with the pictures, because the muxer orders packets by time and would keep
+            # those that arrive long before their turn in memory.
             self._copier.copy_until(frame.pts * self._info.time_base)
 
     def finish(self) -> None:
-        """Write what is left; the file is complete afterwards."""
+        """Write everything that remains; afterwards the file is complete."""
         with self._lock, library_errors(self._name, "cannot encode the video"):
             for one in [] if self._rates is None else self._rates.rest():
                 self._encode(one)
@@ -253,7 +253,7 @@ class VideoWriter:
         self._out.mux(self._stream.encode(picture))
 
     def _abandon(self) -> None:
-        """Close without making the file whole: a removed file is not rearranged for streaming."""
+        """Delete the incomplete file, then close it, so that it is not rearranged for streaming."""
         import av
 
         if self._finished:
@@ -273,10 +273,10 @@ class VideoWriter:
 
 
 class _ConstantRate:
-    """Frames repeated and skipped so that they follow each other at one rate, as AVI needs it.
+    """Repeats and skips frames so that they follow each other at a constant rate, as AVI requires.
 
     Raises:
-        DataError: a frame would be repeated without end, as a time stamp is far behind the others.
+        DataError: a frame would be repeated too often, because a timestamp is far after the others.
     """
 
     def __init__(self, info: VideoInfo) -> None:
@@ -288,21 +288,19 @@ class _ConstantRate:
         self._end = 0
 
     def add(self, frame: Frame) -> Iterator[Frame]:
-        """Frames, one a tick, that are known now that this one begins."""
+        """Add a frame; yield the output frames, one per tick, up to its start."""
         yield from self._until(round(frame.pts * self._ticks))
         self._held = frame
         self._end = round((frame.pts + frame.duration) * self._ticks)
 
     def rest(self) -> Iterator[Frame]:
-        """The last frame, as often as it is shown."""
+        """Yield the last frame, as often as it is shown."""
         yield from self._until(max(self._end, self._next + 1))
 
     def _until(self, end: int) -> Iterator[Frame]:
         if end - self._next > _MOST_REPEATS:
             what = f"a frame is shown for {float((end - self._next) / self._rate):.0f} s"
-            hint = (
-                "the time stamps may be damaged; .mkv holds them as they are, .avi repeats frames"
-            )
+            hint = "the timestamps may be damaged; .mkv keeps them, .avi has to repeat frames"
             raise DataError(what, where=self._path, hint=hint)
         while self._held is not None and self._next < end:
             yield Frame(self._next, 1, self._held.pixels)
@@ -310,7 +308,10 @@ class _ConstantRate:
 
 
 def output_pixel_format(info: VideoInfo, deep: bool) -> str:
-    """The source's chroma where the encoders have it; 4:4:4 where sides are odd."""
+    """Return the output's pixel format: the source's chroma if the encoders support it.
+
+    If a side is odd and 4:2:0 or 4:2:2 therefore impossible, the chroma is 4:4:4.
+    """
     own = info.pixel_format
     full = any(word in own for word in ("444", "440", "rgb", "bgr", "gbr", "pal"))
     if full or info.width % 2 or (info.height % 2 and "422" not in own):
@@ -336,7 +337,7 @@ def _open_output(path: Path, muxer: str) -> OutputContainer:
 def _add_encoder(
     out: OutputContainer, info: VideoInfo, muxer: str, deep: bool, crf: int
 ) -> VideoStream:
-    """The stream of the restored pictures, with the source's flags."""
+    """Add the stream of the restored pictures, with the colour flags of the source."""
     from av.codec.context import Flags
 
     if muxer == "webm":
@@ -352,9 +353,9 @@ def _add_encoder(
     context.time_base = _time_base(info, muxer)
     context.sample_aspect_ratio = info.aspect
     context.thread_count = 0
-    # Or the encoder ignores how long each frame is shown, which differs where the rate varies.
+    # Otherwise the encoder ignores how long each frame is shown, which differs if the rate varies.
     context.flags |= Flags.frame_duration
-    if muxer == "avi":  # its packets have no time stamps of their own: none may be out of order
+    if muxer == "avi":  # its packets have no timestamps, so none may be out of order
         context.max_b_frames = 0
     depth = _output_range(info, muxer)
     context.color_range = UNKNOWN_RANGE if info.colours.range == UNKNOWN_RANGE else depth
@@ -369,12 +370,12 @@ def _time_base(info: VideoInfo, muxer: str) -> Fraction:
 
 
 def _upright(frame: VideoFrame, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """As the rotation in the file says, counter-clockwise in quarter turns."""
+    """Apply the rotation that the file states, counter-clockwise in quarter turns."""
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 def _whole_chroma(width: int, height: int, pixel_format: str) -> tuple[int, int]:
-    """Sides extended to the end of a sample of chroma, which several pixels share."""
+    """Round sides up to whole samples of chroma, which several pixels share."""
     from av.video.format import VideoFormat
 
     kind = VideoFormat(pixel_format)
@@ -383,9 +384,9 @@ def _whole_chroma(width: int, height: int, pixel_format: str) -> tuple[int, int]
 
 
 def _with_whole_chroma(frame: VideoFrame) -> VideoFrame:
-    """Sides that end within a sample of chroma, extended to its end by pixels to be cut off.
+    """Pad a frame whose sides end within a sample of chroma; the caller crops the result.
 
-    The scaler would stretch the chroma of such a picture, which shows in small ones.
+    Without padding the scaler would stretch the chroma, which is visible in small pictures.
     """
     from av.video.frame import VideoFrame
 
@@ -412,9 +413,9 @@ def _output_matrix(info: VideoInfo) -> int:
 
 
 def _colour_filters(info: VideoInfo, muxer: str, deep: bool) -> str:
-    """RGB to the source's matrix and range.
+    """Return the filters that convert RGB to the source's matrix and range.
 
-    Without a matrix in the source both ways take FFmpeg's default, so they cancel.
+    If the source states no matrix, both conversions use FFmpeg's default, so they cancel.
     """
     matrix = _MATRICES.get(info.colours.matrix)
     conversion = "" if matrix is None else f":out_color_matrix={matrix}"

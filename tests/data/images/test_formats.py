@@ -98,7 +98,7 @@ def nef_like(path):
 @pytest.mark.parametrize("function", [image_size, read_picture])
 def test_a_raw_file_named_tif_is_not_read_as_its_thumbnail(tmp_path, write, function):
     write(tmp_path / "a.tif")
-    with pytest.raises(DataError, match="camera raw pictures are not read") as caught:
+    with pytest.raises(DataError, match="are not read: camera raw") as caught:
         function(tmp_path / "a.tif")
     assert "16-bit TIFF" in caught.value.hint
 
@@ -108,7 +108,7 @@ def test_heic_without_its_decoder_is_refused_with_a_hint(tmp_path, monkeypatch):
     is_read.cache_clear()
     try:
         (tmp_path / "a.jpg").write_bytes(HEIC)
-        with pytest.raises(DataError, match="HEIC pictures are not read") as caught:
+        with pytest.raises(DataError, match="are not read: HEIC") as caught:
             read_picture(tmp_path / "a.jpg")
         assert "c2fdft[heif]" in caught.value.hint
     finally:

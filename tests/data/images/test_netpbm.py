@@ -56,8 +56,8 @@ def test_a_set_bit_is_black(data, tmp_path):
     [
         (b"P6 9 6 255\n" + bytes(161), "truncated"),
         (b"P4 9 9\n\0", "truncated"),
-        (b"P5 9 6 0\n" + bytes(54), "largest value"),
-        (b"P5 9 6 70000\n" + bytes(108), "largest value"),
+        (b"P5 9 6 0\n" + bytes(54), "maximum value"),
+        (b"P5 9 6 70000\n" + bytes(108), "maximum value"),
         (b"P5 99999 99999 255\n", "over the limit"),
         (b"P2 2 2 255\n1 2 x 4", "cannot read"),
         (b"P2 2 2 255\n1 2", "truncated"),

@@ -275,7 +275,7 @@ def test_a_profile_for_other_colours_is_dropped_with_a_note(kind, grey):
     assert found.grey == grey
     assert found.metadata.icc is None
     assert found.metadata.lost == (
-        f"the colour profile, which is not one of {'grey' if grey else 'colours'}"
+        f"the colour profile, which is not for {'grey' if grey else 'colour'} pictures"
     )
     right = GREY_ICC if grey else SRGB_PROFILE
     assert read_picture(encoded(image, kind, icc_profile=right)).metadata.icc == right

@@ -208,7 +208,7 @@ def test_layers_change_neither_light_rain_nor_banks_without_layers(bank, bank_wi
 
 def test_streaks_cannot_be_combined_with_noise(folder):
     for model in (NoiseModel(), BlurModel()):
-        with pytest.raises(UsageError, match="for rain alone"):
+        with pytest.raises(UsageError, match="only for rain"):
             open_streaks(model, folder)
         assert open_streaks(model, None) is None
     assert len(open_streaks(RainModel(), folder).masks)

@@ -43,7 +43,7 @@ def test_timestamps_continue_where_files_were_joined(
     source = joined(tmp_path, clip, clip, clip)
     target = tmp_path / name
     (note,) = notes_of(source, target, crf=0)
-    assert note == "its time stamps begin anew 2 times, as in joined files: made continuous"
+    assert note == "its timestamps restart 2 times, as in joined files: made continuous"
     info, count = read_through(probe_video(source)), round(25 * seconds)
     assert (info.frames, len(info.joins)) == (3 * count, 2)
     assert info.duration == pytest.approx(3 * seconds, abs=0.2)

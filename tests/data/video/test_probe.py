@@ -131,7 +131,7 @@ def test_the_pixel_limit_is_checked_before_decoding(
 ) -> None:
     path = make_clip(tmp_path / "a.mp4", sound=False, seconds=0.2)
     monkeypatch.setattr("c2fdft_cli.data.video.probe.MAX_PIXELS", 64 * 40)
-    with pytest.raises(DataError, match=r"over 2560 pixels: 64x48"):
+    with pytest.raises(DataError, match=r"64 x 48 px is over the limit of 2560 px"):
         probe_video(path)
 
 

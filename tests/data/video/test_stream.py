@@ -43,7 +43,7 @@ from tests.kit.video import (
     subtitles,
 )
 
-SKIPPED = "1 packet without a usable time stamp skipped"
+SKIPPED = "1 packet without a usable timestamp skipped"
 
 
 def difference(a: Path, b: Path) -> float:
@@ -199,7 +199,7 @@ def test_subtitles_are_kept_if_the_container_supports_them(tmp_path: Path) -> No
     assert subtitles(target) == ["subrip"]
     assert packets(target, 2) == packets(source, 2)
     assert notes_of(source, tmp_path / "b.mp4") == [
-        "subtitle stream 2 (subrip) skipped: not held by mp4"
+        "subtitle stream 2 (subrip) skipped: mp4 cannot hold it"
     ]
     assert subtitles(tmp_path / "b.mp4") == []
 
@@ -261,7 +261,7 @@ def test_the_main_video_stream_is_restored(name: str, tmp_path: Path) -> None:
     if name == "b.avi":
         assert set(new) == {64}
         kinds = ["picture stream 1 (h264)", "picture stream 2 (png)"]
-        assert notes == [f"{kind} skipped: not held by avi" for kind in kinds]
+        assert notes == [f"{kind} skipped: avi cannot hold it" for kind in kinds]
     else:
         assert (set(new), notes) == ({64, 32, 16}, [])
         for width in (16, 32):
@@ -355,9 +355,9 @@ def test_the_pixel_format_of_the_output(
 
 def test_webm_supports_only_some_sound(tmp_path: Path) -> None:
     info = probe_video(make_clip(tmp_path / "a.mp4"))
-    assert audio_problem(info, ".webm") == "webm does not hold this video's sound: aac"
+    assert audio_problem(info, ".webm") == "webm cannot hold this video's sound: aac"
     assert audio_problem(info, ".mkv") is None
-    with pytest.raises(DataError, match="webm does not hold this video's sound") as caught:
+    with pytest.raises(DataError, match="webm cannot hold this video's sound") as caught:
         copy(info.path, tmp_path / "b.webm")
     assert caught.value.where == str(tmp_path / "b.webm")
 
@@ -417,7 +417,7 @@ def test_declared_but_missing_pictures_are_reported(tmp_path: Path, suffix: str)
     assert info.missing > 0
     assert info.missing + info.frames == 25
     (note,) = notes_of(source, tmp_path / "out.mkv")
-    assert note == f"damage in the video: it announces {info.missing} frames more than it holds"
+    assert note == f"damage in the video: it announces {info.missing} frames more than it contains"
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".ts", ".avi", ".wmv", ".mkv", ".flv"])

@@ -51,11 +51,11 @@ def test_metadata_that_a_format_cannot_hold_are_named(suffix: str, lost: str | N
 
 
 def test_metadata_that_are_too_long_or_unread_are_named() -> None:
-    long = Metadata(xmp=bytes(70000), lost="the frames behind the first")
+    long = Metadata(xmp=bytes(70000), lost="the frames after the first")
     notes = dropped(Picture(random_picture(2, 2).pixels, metadata=long), ".jpg", None)
     assert notes == [
         "XMP over 64 kB dropped: jpg cannot hold this",
-        "not read: the frames behind the first",
+        "not read: the frames after the first",
     ]
 
 

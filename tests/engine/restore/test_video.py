@@ -312,7 +312,7 @@ def test_outputs_of_the_wrong_kind_are_refused(
     cases = [
         (video, "x.png", "a video goes into a video file"),
         (video, "-", "a video goes into a video file"),
-        (video, "x.webm", "webm does not hold this video's sound: aac"),
+        (video, "x.webm", "webm cannot hold this video's sound: aac"),
         (image, "x.mp4", "an image cannot become a video"),
         (video, video, "replace an input"),
     ]

@@ -147,7 +147,7 @@ def test_synthesis_on_pairs_is_reported(tmp_path, shard_folder):
     ("more", "words"),
     [
         (("data.synthesize=rain", "data.synthesis={heavvy: 7}"), "did you mean heavy?"),
-        (("data.synthesize=noise", "data.streaks=/tmp"), "streak masks can be used for rain alone"),
+        (("data.synthesize=noise", "data.streaks=/tmp"), "streak masks can be used only for rain"),
         (("data.synthesize=rain", "data.streaks=/missing"), "no such folder of streak masks"),
     ],
 )
