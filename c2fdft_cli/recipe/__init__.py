@@ -1,1 +1,1 @@
-"""The schema of recipes, and reading them from files."""
+"""The schema of recipes, and functions that read them from files."""

@@ -1,4 +1,4 @@
-"""Recipes as files: finding, merging, checking, writing; all errors of a file at once."""
+"""Finds, merges, checks and writes recipe files; reports all errors of a file together."""
 
 from __future__ import annotations
 
@@ -39,32 +39,35 @@ OTHER_NAMES = {
     "num_workers": "workers",
     "path": "shards",
 }
-"""What people may write for a key of a recipe."""
+"""Names that users may know from other programs, mapped to the recipe keys that they mean."""
 _NOT_YAML = (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError)
-"""What reading YAML raises: ValueError for characters that are none, and impossible dates."""
+"""What reading invalid YAML raises; ValueError for invalid characters and impossible dates."""
 _NO_TEXT = ("", "null", "~")
-"""What takes the text of a key away."""
+"""Values that set a text key to null."""
 
 
 def recipe_folder() -> Path:
-    """The folder of the recipes that come with the program."""
+    """Return the folder of the recipes that come with the program."""
     package = Path(__file__).parents[1]
     installed = package / "_recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the program."""
+    """Return the names of the recipes that come with the program."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Path:
-    """The file of a recipe given by path or by name; RecipeError when there is none.
+    """Find the file of a recipe by name or path.
 
     Args:
-        name: "derain", "my/recipe.yaml"; the name of a recipe that comes with the program means
-            that one, also where a file is called so (`./derain`).
-        beside: folder that a relative path is looked for in first.
+        name: "derain" or "my/recipe.yaml"; the name of a recipe that comes with the program means
+            that recipe even if a file has this name (`./derain` means the file).
+        beside: folder in which a relative path is looked up first.
+
+    Raises:
+        RecipeError: there is no such recipe.
     """
     bundled = recipe_names()
     if name in bundled:
@@ -77,18 +80,18 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe by name or path, with `key=value` overrides; RecipeError lists all that is wrong."""
+    """Load a recipe by name or path, with `key=value` overrides; RecipeError lists all problems."""
     path = find_recipe(name)
     return _overridden(_read_extended(path), overrides, where=str(path))
 
 
 def recipe_from_dict(values: Mapping[str, Any], overrides: Iterable[str], where: str) -> Recipe:
-    """A recipe from plain values, such as a checkpoint's, with `key=value` overrides."""
+    """Make a recipe from plain values, such as a checkpoint's, with `key=value` overrides."""
     return _overridden([dict(values)], overrides, where=where)
 
 
 def _overridden(layers: Sequence[Values], overrides: Iterable[str], where: str) -> Recipe:
-    """The recipe of all layers; errors of overrides name these instead of the file."""
+    """Build the recipe of all layers; errors in overrides name the override, not the file."""
     overrides = list(overrides)
     merged = _merge(layers, overrides)
     try:
@@ -97,7 +100,7 @@ def _overridden(layers: Sequence[Values], overrides: Iterable[str], where: str) 
         if not overrides:
             raise
         found = error
-    build_recipe(_merge(layers, ()), where)  # where this fails too, the file is to blame
+    build_recipe(_merge(layers, ()), where)  # raises an error for the file if that is wrong itself
     wrong = [one for one in overrides if not _is_valid(_merge(layers, [one]), where)] or overrides
     given = " ".join(one if one.isprintable() else repr(one) for one in wrong)
     raise RecipeError(
@@ -117,11 +120,12 @@ def build_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     """Check plain values against the schema and turn them into a `Recipe`.
 
     Args:
-        values: nested dictionaries, lists and numbers; keys that are missing keep their default.
+        values: nested dictionaries, lists and numbers; missing keys keep their defaults.
         where: the file that errors name.
 
     Raises:
-        RecipeError: unknown keys (with a suggestion), wrong types, values out of range: all listed.
+        RecipeError: unknown keys (with a suggestion), wrong types, values out of range; all of them
+            are listed.
     """
     try:
         return validate(Recipe, values, OTHER_NAMES)
@@ -136,10 +140,10 @@ def build_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def write_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML text, to be read again.
+    """Return the resolved recipe as YAML text that can be read again.
 
     Raises:
-        RecipeError: it names a path that is not UTF-8, or one with "${".
+        RecipeError: the recipe contains a path that is not UTF-8 or contains "${".
     """
     values = recipe.to_dict()
     _check_values(values, None)
@@ -148,15 +152,15 @@ def write_recipe(recipe: Recipe) -> str:
     except UnicodeEncodeError as error:
         raise RecipeError(
             f"a recipe cannot hold the path {error.object!r}, which is not UTF-8",
-            hint="name it by a link (ln -s) with another name",
+            hint="make a symbolic link (ln -s) to it, and use the path of the link",
         ) from error
 
 
 def read_yaml(path: Path) -> Values:
-    """A YAML mapping without aliases or interpolations; RecipeError otherwise."""
+    """Read a YAML mapping without aliases or interpolations; RecipeError for anything else."""
     try:
         text = read_text(path, max_bytes=MAX_BYTES)
-        # an alias can make a small file unfold into gigabytes
+        # aliases can make a small file expand to gigabytes
         if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise RecipeError("anchors and aliases are not allowed in a recipe", where=path)
         values = _parse(text)
@@ -175,9 +179,9 @@ def read_yaml(path: Path) -> Values:
 
 @functools.lru_cache(maxsize=16)
 def _parse(text: str) -> Any:
-    """What YAML text holds; recipes share those that they extend."""
-    # Without `resolve`, so interpolations are still text where they are looked for. What is cached
-    # is shared: callers copy before they change it.
+    """Parse YAML text; cached, because several recipes extend the same one."""
+    # Without `resolve`, so that interpolations stay text, in which `_check_values` finds them. The
+    # cached result is shared: callers copy it before they change it.
     return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
 
 
@@ -191,16 +195,16 @@ def _line_of(error: Exception) -> str:
 
 
 def _read_extended(path: Path) -> list[Values]:
-    """The file's values, behind those of the recipes that it extends."""
+    """Return the values of the recipes that a file extends, base first, then its own values."""
     chain: list[Values] = []
     seen: list[Path] = []
     following: Path | None = path
     while following is not None:
         if following.resolve() in seen:
-            raise RecipeError("recipes extend each other in a circle", where=following)
+            raise RecipeError("these recipes extend each other in a circle", where=following)
         if len(seen) == MAX_EXTENDS:
             what = f"more than {MAX_EXTENDS} recipes extend each other"
-            raise RecipeError(what, where=following, hint="write their values into fewer files")
+            raise RecipeError(what, where=following, hint="merge some of these files")
         seen.append(following.resolve())
         values = dict(read_yaml(following))
         base = values.pop("extends", None)
@@ -213,10 +217,10 @@ def _read_extended(path: Path) -> list[Values]:
 
 
 def _merge(layers: Iterable[Values], overrides: Iterable[str]) -> Values:
-    """The values of all layers and then of the `key=value` overrides; the last one counts.
+    """Merge the values of all layers and then of the `key=value` overrides; the last one wins.
 
-    A number of steps (`sampling.steps`, `.spacing`) takes the place of explicit timesteps in the
-    layers below it, which would win otherwise.
+    A number of steps (`sampling.steps`, `.spacing`) removes explicit timesteps (`sampling.grid`) of
+    the layers below it, which would otherwise take precedence.
     """
     merged: Values = {}
     for layer in [*layers, *map(_read_override, overrides)]:
@@ -229,7 +233,7 @@ def _merge(layers: Iterable[Values], overrides: Iterable[str]) -> Values:
 
 
 def _laid_over(below: Values, above: Values) -> Values:
-    """Both mappings as one, section by section; lists are replaced whole."""
+    """Merge two mappings, section by section; `above` wins, and lists are replaced as a whole."""
     sections = {
         key: _laid_over(below[key], value)
         for key, value in above.items()
@@ -239,13 +243,13 @@ def _laid_over(below: Values, above: Values) -> Values:
 
 
 def override(key: str, value: object) -> str:
-    """The `key=value` that stands for a plain value, a path or a number of NumPy's.
+    """Format a plain value, a path or a NumPy number as a `key=value` override.
 
     Raises:
-        RecipeError: no recipe can hold it.
+        RecipeError: no recipe can contain such a value.
     """
     value = os.fspath(value) if isinstance(value, Path) else value
-    # read as it is written, so that JSON's escapes would stay
+    # text keys are read literally, so JSON's escapes would become part of the text
     if isinstance(value, str) and key in _text_keys(Recipe):
         return f'{key}="{value}"'
     try:
@@ -255,7 +259,7 @@ def override(key: str, value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """A path or a number as JSON knows it; TypeError for what is neither."""
+    """Convert a path or a number to a type that JSON supports; TypeError for anything else."""
     if isinstance(value, Path):
         return os.fspath(value)
     if isinstance(value, Integral):
@@ -266,10 +270,10 @@ def _plain(value: object) -> object:
 
 
 def _read_override(override: str) -> Values:
-    """The nested values that "coarse.lr=1e-4" stands for.
+    """Return the nested values of an override such as "coarse.lr=1e-4".
 
-    Keys whose type is text take it as it is written, but for quotes around all of it; the values of
-    others are YAML.
+    Values of text keys are read literally, except that quotes around the whole text are removed;
+    other values are YAML.
     """
     key, separator, text = override.partition("=")
     key = key.strip()
@@ -287,7 +291,7 @@ def _read_override(override: str) -> Values:
             values = OmegaConf.from_dotlist([f"{key}={text}"])
         plain = typing.cast(Values, OmegaConf.to_container(values))
         _check_values(plain, None)
-    except (*_NOT_YAML, IndexError) as error:  # of a key such as "."
+    except (*_NOT_YAML, IndexError) as error:  # OmegaConf raises IndexError for the key "["
         hint = _first_line(error)
         raise RecipeError(f"cannot read the override {override!r}", hint=hint) from error
     return plain
@@ -295,7 +299,7 @@ def _read_override(override: str) -> Values:
 
 @functools.cache
 def _text_keys(section: type, before: str = "") -> frozenset[str]:
-    """The keys below a section of a recipe that hold free text, such as paths."""
+    """Return the dotted keys below a section of a recipe whose values are free text or paths."""
     found: set[str] = set()
     for name, kind in typing.get_type_hints(section).items():
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -306,7 +310,7 @@ def _text_keys(section: type, before: str = "") -> frozenset[str]:
 
 
 def stated(overrides: Iterable[str]) -> Values:
-    """The values that `key=value` overrides state, by dotted key, however they are written.
+    """Return the values that `key=value` overrides state, by dotted key.
 
     Raises:
         RecipeError: an override that cannot be read.
@@ -318,7 +322,7 @@ def stated(overrides: Iterable[str]) -> Values:
 
 
 def dotted(values: Mapping[str, Any], before: str = "") -> Values:
-    """The values in nested sections by dotted key, such as "coarse.lr"."""
+    """Flatten nested sections to values by dotted key, such as "coarse.lr"."""
     found: Values = {}
     for key, value in values.items():
         name = f"{before}{key}"
@@ -327,7 +331,7 @@ def dotted(values: Mapping[str, Any], before: str = "") -> Values:
 
 
 def _check_values(values: Any, where: Path | None, key: object = "it") -> None:
-    """RecipeError for an interpolation, or a number that Python refuses to show, at any depth."""
+    """Raise a RecipeError for an interpolation, or a number too long to print, at any depth."""
     if isinstance(values, dict):
         for name, value in values.items():
             _check_values(value, where, name)
@@ -336,7 +340,7 @@ def _check_values(values: Any, where: Path | None, key: object = "it") -> None:
             _check_values(value, where, key)
     elif isinstance(values, str) and ("${" in values or values == "???"):  # both are OmegaConf's
         what = f"interpolations are not allowed, found {values!r}"
-        hint = "write out the value; a path with ${ can be named by a link (ln -s)"
+        hint = "write out the value; for a path that contains ${ use a symbolic link (ln -s)"
         raise RecipeError(what, where=where, hint=hint)
     elif isinstance(values, int) and abs(values) >= TOO_LONG:
         raise RecipeError(f"{key} is a number {LONG}", where=where)

@@ -1,8 +1,8 @@
-"""Recipes: one YAML file per task that holds the network, the diffusion and both training stages.
+"""The schema of recipes: YAML files that define network, diffusion and both training stages.
 
-The dataclasses are the schema: their defaults are the released deraining recipe (docs/paper.md,
-"Schedule"), their types the limits that `recipe.files` checks. `schema()` is all of it as JSON
-schema.
+The dataclasses are the schema: their defaults are the official deraining recipe (docs/paper.md,
+"Schedule"), and their types state the limits that `recipe.files` checks. `schema()` returns all of
+it as JSON schema.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ MAX_DIM = 1024
 MAX_BLOCKS = 64
 MAX_FFN_FACTOR = 1024
 MAX_TIMESTEPS = 1_000_000
-"""Limits that keep a hostile file from asking for a network or a schedule that never ends."""
+"""Limits that keep a malicious file from requesting an unlimited network or schedule."""
 
 MAX_COUNT = 1_000_000_000
 MAX_BATCH = 65_536
 MAX_PATCH = 8192
 MAX_WORKERS = 256
-"""Limits that a slip of the keyboard passes: numbers that no counter, memory or machine holds."""
+"""Limits that only a typing error exceeds: no counter, memory or machine holds larger numbers."""
 
-# Halved four times for the five scales, it leaves one pixel.
+# MS-SSIM has five scales, so the patch is halved four times, which must leave one pixel.
 MIN_MS_SSIM_PATCH = 16
 
 Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_COUNT), NotBool]
@@ -66,7 +66,7 @@ Batches: TypeAlias = list[Annotated[int, Field(ge=1, le=MAX_BATCH), NotBool]]
 
 
 def _words(meanings: dict[str, str]) -> BeforeValidator:
-    """Words for what YAML and earlier versions write as true and false."""
+    """Map values that YAML or earlier versions write as true and false to the present words."""
     return BeforeValidator(lambda value: meanings.get(str(value), value))
 
 
@@ -92,9 +92,9 @@ class Network(Section):
         heads: attention heads of each level; each must divide the level's channels.
         ffn_factor: hidden channels of the feed-forward network, as a multiple of the level's.
         bias: biases in the convolutions.
-        norm: layer norm `with_bias`, or `bias_free`: without bias and without the mean taken off.
+        norm: layer norm `with_bias`, or `bias_free`: without bias and without subtracting the mean.
         dual_pixel: add a 1x1 projection of the embedded input before the output convolution, and
-            no final `+ x_t`.
+            omit the final `+ x_t`.
     """
 
     dim: Annotated[int, Field(ge=4, le=MAX_DIM, multiple_of=2), NotBool] = 48
@@ -108,8 +108,8 @@ class Network(Section):
     @field_validator("heads")
     @classmethod
     def _heads_divide_widths(cls, heads: list[int], info: ValidationInfo) -> list[int]:
-        # `info.data` has the fields that stand before this one, and of these the valid ones: for
-        # such checks the order of fields matters.
+        # `info.data` has only the valid ones of the fields defined before this one, so the order of
+        # fields matters for such checks.
         widths = [info.data["dim"] << level for level in range(4)] if "dim" in info.data else []
         for count, width in zip(heads, widths, strict=False):
             if width % count:
@@ -120,7 +120,7 @@ class Network(Section):
     @classmethod
     def _has_hidden_channels(cls, factor: float, info: ValidationInfo) -> float:
         if int(info.data.get("dim", MAX_DIM) * factor) < 1:
-            raise ValueError("must leave a hidden channel (dim * ffn_factor of at least 1)")
+            raise ValueError("must give at least one hidden channel (dim * ffn_factor >= 1)")
         return factor
 
 
@@ -129,9 +129,10 @@ class Diffusion(Section):
     """The noise schedule, 0 < beta_start <= beta_end < 1.
 
     Args:
-        schedule: how beta_t goes from `beta_start` to `beta_end`. `jsd` rises to 1 whatever they
-            are and leaves nothing of the image at the last timestep, so it needs
-            `sampling.spacing=leading` or a `sampling.grid` that begins at a smaller one.
+        schedule: how beta_t rises from `beta_start` to `beta_end`; `const` stays at `beta_end`.
+            `jsd` ignores both and rises to 1, which leaves nothing of the image at the last
+            timestep, so it needs `sampling.spacing=leading` or a `sampling.grid` that starts at a
+            smaller timestep.
         timesteps: T, the number of timesteps.
         beta_start: the first beta_t.
         beta_end: the last beta_t.
@@ -158,7 +159,7 @@ class Sampling(Section):
         steps: number of sampling steps.
         spacing: how their timesteps are spaced.
         grid: explicit timesteps, descending, instead of `steps` and `spacing`.
-        eta: noise added in each step: 0 none (DDIM), 1 ancestral (DDPM).
+        eta: amount of noise added in each step, 0 (none, DDIM) to 1 (ancestral, DDPM).
     """
 
     steps: Count = 4
@@ -179,15 +180,15 @@ class Data(Section):
     """Where pairs come from, and how crops are degraded when there are only clean images.
 
     Args:
-        shards: folder of shards, seen from where the command runs; `--data` takes precedence.
-        synthesize: degradation that is made on each crop while training; null for the shards' own
-            degraded images.
+        shards: folder of shards, relative to the current folder; `--data` takes precedence.
+        synthesize: degradation that is applied to each crop during training; null for the shards'
+            own degraded images.
         synthesis: settings of that degradation: docs/synthesis.md lists them.
-        line_patterns: share of those crops, 0 to 1, that get thin straight lines drawn on their
-            clean picture first (fences, blinds), to learn which lines to keep.
+        line_patterns: share of those crops, 0 to 1, whose clean picture first gets thin straight
+            lines (fences, blinds), so that the network learns which lines to keep.
         streaks: folder of rendered rain streaks (PNG), for rain.
-        workers: processes that read batches; 0: a thread of the training reads them; null: 2
-            processes on a GPU, up to 8 where crops are degraded while training, and 0 on a CPU.
+        workers: number of processes that make batches; 0 for a thread of the training process; null
+            for 2 processes on a GPU (up to 8 if crops are degraded during training), 0 on a CPU.
     """
 
     shards: str | None = None
@@ -203,8 +204,8 @@ class Period(Section):
     """One cosine of the learning rate.
 
     Args:
-        length: iterations.
-        floor: the learning rate that it falls to, from `lr`.
+        length: number of iterations.
+        floor: the learning rate at its end; it starts at `lr`.
     """
 
     length: Count
@@ -216,14 +217,15 @@ class Stage(Section):
     """One training stage. Batches are global: over all devices and micro-batches.
 
     Args:
-        iterations: how many there are.
-        patches: sides of the square patches, px, one after another.
-        batches: images in the batch of each patch size.
-        switch_every: iterations with one patch size.
-        cycles: rounds through all patch sizes; then the last one stays.
+        iterations: number of iterations.
+        patches: sides of the square patches in pixels, used one after another.
+        batches: images in a batch, for each patch size.
+        switch_every: iterations before the next patch size.
+        cycles: rounds through all patch sizes; after them the last size stays.
         lr: learning rate at the start of each period.
         periods: cosines of the learning rate, one after another.
-        mixup_beta: b of mixup's weights, from Beta(b, b), with probability 1/2; null for no mixup.
+        mixup_beta: b of Beta(b, b), from which mixup samples its weight; mixup is applied with
+            probability 1/2; null for no mixup.
     """
 
     iterations: Count = 270_000
@@ -256,18 +258,19 @@ class Stage(Section):
 
 @dataclass
 class FineStage(Stage):
-    """The fine stage: what a stage has, its loss, and which coarse weights it starts from.
+    """The fine stage: the keys of a stage, its loss, and which coarse weights it starts from.
 
     Args:
-        ssim: the MS-SSIM term: `paper` with its true range, `as_released` with a range of 255 on
-            [-1, 1] (effectively L1 alone), or `none`.
+        ssim: the MS-SSIM term: `paper` with the true range of the values, `as_released` with a
+            range of 255 for values in [-1, 1] (effectively L1 alone), or `none`.
         ssim_weight: weight of 1 - MS-SSIM.
-        l1_weight: weight of L1, on [-1, 1].
+        l1_weight: weight of L1, of values in [-1, 1].
         fourier_weight: weight of L1 between the Fourier transforms, which helps against blur.
-        start_from: the checkpoint's averaged (`ema`) or `raw` weights.
-        recompute: what back-propagation computes again to save memory: `none`, the inside of each
-            sampling step (`call`), or also that of each level (`level`). `auto` is `none` on CUDA
-            where it fits, else `call`, and `level` where not even that fits.
+        start_from: start from the coarse checkpoint's averaged (`ema`) or `raw` weights.
+        recompute: which activations back-propagation recomputes to save memory: `none`, those
+            inside each sampling step (`call`), or also those inside each level (`level`). `auto` is
+            `none` on CUDA if that fits into memory, otherwise `call`, or `level` if `call` does not
+            fit either.
     """
 
     iterations: Count = 90_000
@@ -298,28 +301,28 @@ class FineStage(Stage):
 
 @dataclass
 class Train(Section):
-    """What both stages share: optimiser, averaging, precision, saving, validation.
+    """Settings of both stages: optimiser, averaging, precision, saving, validation.
 
     Args:
-        seed: decides all random numbers.
-        precision: what matrix products compute in; `auto` is bf16 where it is faster, else
-            fp16 on CUDA, else fp32. `--precision` takes precedence.
-        compile: torch.compile; `auto` in long trainings on CUDA alone, where the program's own
+        seed: determines all random numbers.
+        precision: precision of matrix products; `auto` is bf16 if it is faster on this machine,
+            otherwise fp16 on CUDA and fp32 elsewhere. `--precision` takes precedence.
+        compile: use torch.compile; `auto` only in long trainings on CUDA in which the program's own
             kernels do not run.
-        micro_batch: images that go through the network at once; `auto` by the memory there is.
-        adam_betas: of AdamW.
-        weight_decay: of AdamW.
-        ema_decay: of the average of the weights, for each update.
-        ema_warm_up: let the decay grow from 2/11 in the first updates.
+        micro_batch: images that go through the network at once; `auto` depends on the free memory.
+        adam_betas: the betas of AdamW.
+        weight_decay: weight decay of AdamW.
+        ema_decay: decay of the exponential moving average of the weights, per update.
+        ema_warm_up: let the decay rise from 2/11 during the first updates.
         clip_norm: largest norm of the gradient; null for no limit.
-        max_bad_steps: steps in a row without a finite gradient that end the run.
+        max_bad_steps: consecutive steps without a finite gradient that end the run.
         log_every: iterations between two rows of metrics.csv.
         save_every: iterations between two saved states.
-        keep: how many of the newest checkpoints to keep.
+        keep: number of newest checkpoints to keep.
         validate_every: iterations between two validations.
-        validation_images: validation pairs that are restored; 0 for all.
-        protocol: of PSNR and SSIM: docs/metrics.md.
-        tensorboard: write TensorBoard files; `auto` where it is installed.
+        validation_images: number of validation pairs to restore; 0 for all.
+        protocol: protocol of PSNR and SSIM: docs/metrics.md.
+        tensorboard: write TensorBoard files; `auto` does so if it is installed.
     """
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63), NotBool] = 100
@@ -347,17 +350,17 @@ class Train(Section):
 
 @dataclass
 class Recipe(Section):
-    """Everything that decides a training run, apart from the images themselves.
+    """Everything that determines a training run, apart from the images themselves.
 
     Args:
-        task: what the weights are for; `restore` is none of the others.
-        network: docs/paper.md, "Diffusion Transformer".
-        diffusion: docs/paper.md, "Forward diffusion".
-        sampling: where training and validation sample.
-        data: what is trained on.
+        task: what the weights are for; `restore` for any other task.
+        network: the network: docs/paper.md, "Diffusion Transformer".
+        diffusion: the noise schedule: docs/paper.md, "Forward diffusion".
+        sampling: the sampler's timesteps in fine training and in validation.
+        data: the training data.
         coarse: stage 1.
         fine: stage 2.
-        train: both stages.
+        train: settings of both stages.
     """
 
     task: Task = "derain"
@@ -381,10 +384,10 @@ class Recipe(Section):
         return sampling
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dictionaries and numbers, as for JSON."""
+        """Return the recipe as plain lists, dictionaries and numbers, as for JSON."""
         return asdict(self)
 
 
 def schema() -> dict[str, Any]:
-    """All keys of a recipe with their types, limits and defaults, as JSON schema."""
+    """Return all keys of a recipe with their types, limits and defaults, as JSON schema."""
     return adapter(Recipe).json_schema()

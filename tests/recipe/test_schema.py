@@ -176,7 +176,7 @@ def test_all_problems_are_reported_at_once():
         ("coarse.periods=[{length: 9, floor: 1}]", "coarse.periods must have floors of at most lr"),
         ("coarse.mixup_beta=0", "coarse.mixup_beta must be greater than 0, got 0"),
         ("network.blocks=[1,1,1,99]", "network.blocks[3] must be less than or equal to 64, got 99"),
-        ("network.ffn_factor=0.01", "network.ffn_factor must leave a hidden channel"),
+        ("network.ffn_factor=0.01", "network.ffn_factor must give at least one hidden channel"),
         ("task=paint", "task must be 'derain', 'deblur', 'denoise'"),
         ("coarse.lr", "key=value"),
         ("sampling=5", "sampling must be a dictionary, got 5"),

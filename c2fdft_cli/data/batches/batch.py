@@ -1,4 +1,4 @@
-"""One iteration's patches as tensors: cropped at the stage's size, flipped, degraded, mixed."""
+"""Makes one iteration's patches as tensors: cropped, flipped, degraded, with mixup partners."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Batch:
         iteration: k, counted from 1.
         lq, gt: uint8 [n, 3, p, p].
         noise: float32 [n, 3, p, p], standard normal.
-        times: int64 [n], antithetic diffusion times; the fine stage needs none.
+        times: int64 [n], antithetic diffusion times; the fine stage ignores them.
         lq2, gt2: uint8 [n, 3, p, p], the mixup partners, or None in iterations without mixup.
-        lam: weight of (lq, gt) against (lq2, gt2); 1 without mixup.
+        lam: weight of (lq, gt); (lq2, gt2) have weight 1 - lam. 1 without mixup.
     """
 
     iteration: int
@@ -48,15 +48,15 @@ class Batch:
         return len(self.gt)
 
     def rows(self, lo: int, hi: int) -> Batch:
-        """The rows [lo, hi) of this batch, as views: a micro-batch."""
+        """Return the rows [lo, hi) of this batch, as views: a micro-batch."""
         return self._map(lambda tensor: tensor[lo:hi])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """All tensors on a device."""
+        """Return this batch with all tensors on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """All tensors in page-locked memory."""
+        """Return this batch with all tensors in page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -67,16 +67,18 @@ class Batch:
 
 
 class BatchMaker:
-    """Makes the rows [lo, hi) of iteration k, and just these; can be pickled.
+    """Makes the rows [lo, hi) of iteration k, and only these; can be pickled.
 
     Args:
-        shards: where the images are.
-        plan: which patches to take.
-        degrade: makes lq of a clean uint8 patch [h, w, 3] (same size out), for clean-only sets; it
-            sees the patch after flips and turns, so that rain keeps its directions.
-        margin: pixels that `degrade` gets beyond each border of the patch, and that are cut off.
-        line_patterns: share of the patches that get lines drawn on them before `degrade`.
-        timesteps: T of the diffusion times to sample with each batch.
+        shards: the images.
+        plan: which patches to use.
+        degrade: makes lq from a clean uint8 patch [h, w, 3], with the same size, for clean-only
+            sets; it is given the patch after flips and rotations, so that rain keeps its
+            directions.
+        margin: extra pixels beyond each border of the patch that `degrade` is given, and that are
+            cropped afterwards.
+        line_patterns: share of the patches on which lines are drawn before `degrade`, 0 to 1.
+        timesteps: T of the diffusion times that are sampled with each batch.
 
     Raises:
         DataError: clean-only shards without `degrade`.
@@ -107,7 +109,7 @@ class BatchMaker:
         self._timesteps = timesteps
 
     def make(self, k: int, lo: int, hi: int) -> Batch:
-        """The rows [lo, hi) of iteration k."""
+        """Make the rows [lo, hi) of the global batch of iteration k."""
         mix = self._plan.mix(k)
         rows = np.arange(lo, hi)
         noise = self._noise(k, rows)
@@ -115,8 +117,8 @@ class BatchMaker:
         if mix is None:
             lq, gt = self._patches(k, rows)
             return Batch(k, _nchw(lq), _nchw(gt), noise, times)
-        # A partner may be another process's row. It is made here once more rather than sent, and
-        # once only where it is in both roles.
+        # A mixup partner may be a row of another process. It is then made here too, which avoids
+        # sending it. A row that is both sample and partner is made only once.
         both = np.concatenate([rows, mix.partner[lo:hi]])
         needed, place = np.unique(both, return_inverse=True)
         lq, gt = self._patches(k, needed)
@@ -133,7 +135,7 @@ class BatchMaker:
         )
 
     def _patches(self, k: int, rows: NDArray[np.int64]) -> tuple[Pixels, Pixels]:
-        """(lq, gt), uint8 [n, p, p, 3], of some rows of the global batch."""
+        """Make (lq, gt), uint8 [n, p, p, 3], for some rows of the global batch."""
         patch, _ = self.cycle.stage(k)
         draw = self._plan.draw(k)
         shape = (len(rows), patch, patch, CHANNELS)
@@ -148,7 +150,7 @@ class BatchMaker:
         return lq, gt
 
     def _crop(self, kind: Kind, draw: Draw, i: int, out: Pixels) -> None:
-        """One patch, turned, into `out`."""
+        """Crop one patch, apply its symmetry and write it to `out`."""
         image, side = int(draw.image[i]), out.shape[0]
         top, left = int(draw.top[i]) - self._margin, int(draw.left[i]) - self._margin
         height, width = self._shards.sizes[image]
@@ -165,12 +167,13 @@ class BatchMaker:
     def _synthesize(
         self, degrade: Degrade, draw: Draw, k: int, i: int, lq: Pixels, gt: Pixels
     ) -> None:
-        """One clean patch and its degraded twin, with the margin cut off."""
+        """Make one clean patch and its degraded version, without the margin, in `gt` and `lq`."""
         margin, side = self._margin, gt.shape[0]
         wide = np.empty((side + 2 * margin, side + 2 * margin, CHANNELS), np.uint8)
         self._crop("gt", draw, i, wide)
         rng = self._plan.generator(k, i)
-        # No random number is consumed where no lines are asked for: earlier seeds keep their rain.
+        # Without line patterns no random number is consumed, so the same seed gives the same rain
+        # as before line patterns existed.
         if self._line_patterns > 0 and rng.random() < self._line_patterns:
             wide = draw_line_pattern(wide, rng)
         degraded = degrade(wide, rng)
@@ -183,10 +186,10 @@ class BatchMaker:
         gt[...] = wide[inner, inner]
 
     def _noise(self, k: int, rows: NDArray[np.int64]) -> Tensor:
-        """Standard normal noise, each sample from a generator of its own."""
+        """Sample standard normal noise, with a separate generator for each sample."""
         patch, _ = self.cycle.stage(k)
-        # Filled before it is permuted: numbers go into memory in its order, and another layout
-        # would give each pixel other noise.
+        # Filled before it is permuted: random numbers are written in memory order, so another
+        # layout would give each pixel different noise.
         noise = torch.empty((len(rows), patch, patch, CHANNELS))
         generator = torch.Generator()
         for j, i in enumerate(rows.tolist()):
@@ -196,9 +199,9 @@ class BatchMaker:
 
 
 def border(start: int, length: int, size: int) -> NDArray[np.int64]:
-    """Indices start .. start+length-1 into an axis of `size`, reflected once at its ends.
+    """Return indices start .. start+length-1 into an axis of `size`, reflected once at its ends.
 
-    Replicated beyond the mirror image, where the axis is too small.
+    If the axis is too small for that, the end of the mirror image is repeated.
     """
     index = np.arange(start, start + length)
     mirrored = np.where(index < 0, -index, 2 * (size - 1) - index)
@@ -207,7 +210,7 @@ def border(start: int, length: int, size: int) -> NDArray[np.int64]:
 
 
 def turn(window: Pixels, symmetry: int, out: Pixels) -> None:
-    """One of the 8 symmetries of a square window [p, p, 3] into `out` (see `SYMMETRIES`)."""
+    """Write one of the 8 symmetries of a square window [p, p, 3] to `out` (see `SYMMETRIES`)."""
     transpose, rows, columns = SYMMETRIES[symmetry]
     if transpose:
         window = cv2.transpose(window)
@@ -218,5 +221,5 @@ def turn(window: Pixels, symmetry: int, out: Pixels) -> None:
 
 
 def _nchw(pixels: Pixels) -> Tensor:
-    """[n, h, w, 3] as [n, 3, h, w] without a copy."""
+    """View an array [n, h, w, 3] as a tensor [n, 3, h, w], without a copy."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Batches of consecutive iterations, made ahead of the training step by a thread or by workers."""
+"""Makes batches of consecutive iterations ahead of the training step, in a thread or workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SliceOf = Callable[[int], tuple[int, int]]
 
 
 def whole(batch: int) -> tuple[int, int]:
-    """All rows of a global batch."""
+    """Return the range of all rows of a global batch."""
     return 0, batch
 
 
@@ -26,20 +26,20 @@ class PatchLoader:
     """Iterable over the batches of iterations start .. stop-1 (counted from 1, as in `range`).
 
     Args:
-        maker: makes them.
+        maker: makes the batches.
         start: first iteration.
         stop: one past the last iteration.
-        slice_of: from the size of a global batch to its rows [lo, hi) to make.
+        slice_of: maps the size of a global batch to the rows [lo, hi) to make.
         workers: processes that make batches; 0 for a thread of this process.
         prefetch: batches made ahead (by each worker); 0 with workers=0 makes them on demand.
-        pin: put tensors into page-locked memory, where CUDA is there.
+        pin: put tensors into page-locked memory if CUDA is available.
 
     Attributes:
         waited: seconds that the consumer has waited for batches so far.
 
     Raises:
-        DataError: from the iteration, a damaged shard.
-        ResourceError: from the iteration, a worker died.
+        DataError: a shard is damaged (raised while iterating).
+        ResourceError: a worker died (raised while iterating).
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class PatchLoader:
         return self._timed(items)
 
     def _timed(self, items: Iterator[Batch]) -> Iterator[Batch]:
-        # A training that stops early ends the thread or the workers here, not when the generator is
-        # collected.
+        # If training stops early, this ends the thread or the workers at once, rather than when the
+        # generator is garbage-collected.
         with closing(items):  # type: ignore[type-var]  # all three sources are generators
             while True:
                 begin = time.perf_counter()
@@ -94,12 +94,12 @@ class PatchLoader:
     def _from_workers(self) -> Iterator[Batch]:
         loader: DataLoader[Batch | C2fdftError] = DataLoader(
             self._source,
-            batch_size=None,  # an item is a whole batch already
+            batch_size=None,  # each item is already a whole batch
             sampler=self._iterations,
             num_workers=self._workers,
             prefetch_factor=max(1, self._prefetch),
             worker_init_fn=_leave_signals_to_parent,
-            generator=torch.Generator(),  # or it would advance the caller's global one
+            generator=torch.Generator(),  # otherwise torch's global generator would advance
             pin_memory=self._pin,
         )
         try:
@@ -118,7 +118,7 @@ class PatchLoader:
 
 
 class _Iterations(Dataset["Batch | C2fdftError"]):
-    """Iteration number -> batch, for worker processes."""
+    """Maps iteration numbers to batches, for worker processes."""
 
     def __init__(self, maker: BatchMaker, slice_of: SliceOf) -> None:
         self._maker = maker
@@ -131,13 +131,13 @@ class _Iterations(Dataset["Batch | C2fdftError"]):
     def __getitem__(self, k: int) -> Batch | C2fdftError:
         try:
             return self.make(k)
-        except C2fdftError as error:  # sent as a value: torch would bury it in a traceback's text
+        except C2fdftError as error:  # returned: torch would turn it into the text of a traceback
             return error
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Signals may reach the whole process group; the parent alone decides when to stop.
+    """Ignore signals, which may reach the whole process group: only the parent decides to stop.
 
-    It ends its workers by a message, and they look whether it is still there.
+    The parent ends its workers by a message, and workers notice if the parent has died.
     """
     ignore()

@@ -1,8 +1,8 @@
-"""Patch cycle and random training patches, reproducible: docs/paper.md, "Schedule".
+"""The patch cycle and reproducible random training patches: docs/paper.md, "Schedule".
 
-Everything random about sample i of the *global* batch at iteration k is a function of
-(seed, k, i): the rows of a slice are the slice of the rows, whatever the number of ranks, workers
-or micro-batches, and a resumed run samples what an uninterrupted one would have.
+All random choices for sample i of the *global* batch at iteration k are a function of (seed, k, i).
+So a slice of the batch does not depend on the number of ranks, workers or micro-batches, and a
+resumed run samples what an uninterrupted one would have sampled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-# What a Philox stream is for: the last word of its counter, so that streams never overlap.
+# The purpose of a Philox stream is the last word of its counter, so that streams never overlap.
 _ROWS, _MIXUP, _EPOCH, _SAMPLE = 1, 2, 3, 4
 _WIDTH = 4  # uniforms per sample: top, left, symmetry, time
 
@@ -25,15 +25,15 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PatchCycle:
-    """Patch sides p0 -> p1 -> ... -> p0 ..., switching every N iterations, and their batches.
+    """Patch sizes p0 -> p1 -> ... -> p0 ..., switching every N iterations, and batch sizes.
 
-    The schema of a recipe (`Stage`) sees to it that there are as many batches as patches, and no 0.
+    The schema of recipes (`Stage`) ensures that there are as many batches as patches, and no 0.
 
     Args:
-        patches: side of the square patches of each stage, in pixels.
-        batches: global batch of each stage.
+        patches: side of the square patches of each stage of the cycle, in pixels.
+        batches: size of the global batch in each stage.
         switch_every: iterations per stage.
-        cycles: rounds through all stages; the last stage is then kept to the end.
+        cycles: number of rounds through all stages; after them the last stage stays to the end.
     """
 
     patches: tuple[int, ...]
@@ -42,13 +42,13 @@ class PatchCycle:
     cycles: int
 
     def stage(self, k: int) -> tuple[int, int]:
-        """(patch side, global batch) of iteration k, counted from 1."""
+        """Return (patch side, global batch size) of iteration k, counted from 1."""
         last = self.cycles * len(self.patches) - 1
         number = min((k - 1) // self.switch_every, last) % len(self.patches)
         return self.patches[number], self.batches[number]
 
     def iterations_before(self, k: int) -> list[int]:
-        """How many of the iterations 1 .. k-1 are of each stage, in closed form."""
+        """Count the iterations of each stage among 1 .. k-1, in closed form."""
         period = self.switch_every * len(self.patches)
         cycled = min(k - 1, period * self.cycles)
         rounds, rest = divmod(cycled, period)
@@ -60,17 +60,17 @@ class PatchCycle:
         return counts
 
     def samples_before(self, k: int) -> int:
-        """Number of global samples in iterations 1 .. k-1."""
+        """Return the number of global samples in iterations 1 .. k-1."""
         return sum(map(operator.mul, self.batches, self.iterations_before(k)))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Where the n samples of a slice come from.
+    """The sources of the n samples of a global batch.
 
     Args:
         image: [n] image numbers.
-        top, left: [n] corner of the crop inside of the image (0 where the image is smaller).
+        top, left: [n] corner of the crop in the image (0 if the image is smaller than the crop).
         symmetry: [n] 0..7, bit 0 flips columns, bit 1 flips rows, bit 2 transposes first.
     """
 
@@ -82,10 +82,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup of one iteration: `lam * sample i + (1 - lam) * sample partner[i]`.
+    """The mixup of one iteration: `lam * sample i + (1 - lam) * sample partner[i]`.
 
     Args:
-        partner: [global batch] a permutation.
+        partner: [global batch] a permutation of the rows.
         lam: weight of the sample itself, in (0, 1).
     """
 
@@ -97,7 +97,7 @@ class PatchPlan:
     """Which patches iteration k trains on, as a pure function of (seed, k, i).
 
     Args:
-        sizes: (height, width) of each image (pair), one at least.
+        sizes: (height, width) of each image or pair, at least one.
         cycle: the patch cycle.
         seed: 0 .. 2**63 - 1.
         mixup_beta: b of Beta(b, b), or None for no mixup.
@@ -116,7 +116,7 @@ class PatchPlan:
         self._sizes = np.array(sizes, np.int64)
 
     def draw(self, k: int) -> Draw:
-        """The samples of the global batch of iteration k, counted from 1."""
+        """Sample image, crop and symmetry for the global batch of iteration k, counted from 1."""
         patch, batch = self.cycle.stage(k)
         uniforms = _stream(self.seed, k, _ROWS).random((batch, _WIDTH))
         image = self._images(self.cycle.samples_before(k) + np.arange(batch))
@@ -130,9 +130,10 @@ class PatchPlan:
         )
 
     def times(self, k: int, total: int) -> Ints:
-        """Antithetic diffusion times of the batch of iteration k: docs/paper.md, eq. (10).
+        """Sample antithetic diffusion times for the batch of iteration k: docs/paper.md, eq. (10).
 
-        n//2 + 1 uniform integers in 0 .. total-1, then total-1-t of them; the first n are kept.
+        These are n//2 + 1 uniform integers t in 0 .. total-1, then total-1-t of each; the first n
+        are kept.
         """
         _, batch = self.cycle.stage(k)
         uniforms = _stream(self.seed, k, _ROWS).random((batch, _WIDTH))[: batch // 2 + 1, 3]
@@ -140,7 +141,10 @@ class PatchPlan:
         return np.concatenate([t, total - 1 - t])[:batch]
 
     def mix(self, k: int) -> Mix | None:
-        """Mixup of iteration k, with probability 1/2 where on: docs/paper.md, "Schedule"."""
+        """Sample the mixup of iteration k: docs/paper.md, "Schedule".
+
+        None with probability 1/2, or if mixup is off.
+        """
         if self.mixup_beta is None:
             return None
         stream = _stream(self.seed, k, _MIXUP)
@@ -151,16 +155,16 @@ class PatchPlan:
         return Mix(partner=partner, lam=float(stream.beta(self.mixup_beta, self.mixup_beta)))
 
     def generator(self, k: int, i: int) -> np.random.Generator:
-        """The random numbers of sample i's own degradation."""
+        """Return the generator for the degradation of sample i."""
         return _stream(self.seed, k, _SAMPLE, i)
 
     def noise_seed(self, k: int, i: int) -> int:
-        """Seed of sample i's noise, below 2**63."""
+        """Return the seed of sample i's noise, below 2**63."""
         text = f"noise {self.seed} {k} {i}".encode("ascii")
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
     def _images(self, samples: Ints) -> Ints:
-        """Image of each global sample: epoch g // n is a permutation of all images."""
+        """Return the image of each global sample g; epoch g // n is a permutation of all images."""
         count = len(self._sizes)
         epochs, places = np.divmod(samples, count)
         image = np.empty_like(samples)
@@ -171,9 +175,9 @@ class PatchPlan:
 
 
 def _stream(seed: int, key: int, purpose: int, row: int = 0) -> np.random.Generator:
-    """A counter-based generator: the same numbers for the same words, on any machine."""
-    # Philox counts up from the first word as numbers are taken; what tells streams apart stands
-    # where the count never comes.
+    """Make a counter-based generator: equal arguments give equal numbers on any machine."""
+    # Philox increments its counter from the first word as numbers are generated. Streams with the
+    # same key differ in the last two words, which the count never reaches.
     words = np.array([0, 0, row, purpose], np.uint64)
     bits = np.random.Philox(key=np.array([seed, key], np.uint64), counter=words)
     return np.random.Generator(bits)
@@ -181,5 +185,6 @@ def _stream(seed: int, key: int, purpose: int, row: int = 0) -> np.random.Genera
 
 @lru_cache(maxsize=16)
 def _permutation(seed: int, epoch: int, n: int) -> Ints:
-    """Order of the images in one epoch (argsort: numpy may change `permutation`)."""
+    """Return the order of the images in one epoch."""
+    # argsort, because a later NumPy may change what `permutation` returns
     return np.argsort(_stream(seed, epoch, _EPOCH).random(n), kind="stable")

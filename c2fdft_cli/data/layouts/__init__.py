@@ -1,1 +1,1 @@
-"""Which pairs does this folder hold?"""
+"""Finds the pairs of degraded and clean images in a folder."""

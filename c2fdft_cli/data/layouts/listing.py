@@ -1,4 +1,4 @@
-"""Images where images are wanted: a folder that has some, files that are no videos."""
+"""Lists the images of a folder, and refuses videos where images are expected."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from c2fdft_cli.data.images.picture import list_images
 from c2fdft_cli.data.video.probe import is_video_path
 from c2fdft_cli.errors import DataError
 
-_FRAMES_FIRST = "take the frames out first, such as `ffmpeg -i clip.mp4 frames/%06d.png`"
+_FRAMES_FIRST = "extract the frames first, such as by `ffmpeg -i clip.mp4 frames/%06d.png`"
 
 
 def some_images(
     folder: Path, *, recursive: bool = False, kind: str = "images", hint: str | None = None
 ) -> list[Path]:
-    """The image files of a folder in natural order, one at least.
+    """List the image files of a folder, at least one, in natural order.
 
     Args:
-        folder: where to look.
-        recursive: also in its sub-folders.
-        kind: what is looked for, as the message calls it.
-        hint: what to try where there are none, and no videos either.
+        folder: the folder to search.
+        recursive: whether to search its sub-folders too.
+        kind: the kind of images that are expected, for the message.
+        hint: what to try if the folder has neither images nor videos.
 
     Raises:
-        DataError: no such folder, or no images in it.
+        DataError: the folder does not exist or contains no images.
     """
     images = list_images(folder, recursive)
     if not images:
@@ -36,7 +36,7 @@ def some_images(
 
 
 def refuse_videos(*files: Path) -> None:
-    """DataError for a file with the name of a video, where an image is wanted."""
+    """Raise a DataError if an existing file has the suffix of a video, not of an image."""
     for path in files:
         if path.is_file() and is_video_path(path):
             raise DataError("a video, not an image", where=path, hint=_FRAMES_FIRST)

@@ -1,4 +1,4 @@
-"""Which clean file belongs to which degraded one, by their names alone."""
+"""Matches degraded files to clean ones by their names alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Candidates: TypeAlias = dict[int, list[int]]
 
 
 class Matching(NamedTuple):
-    """Indices into the two lists that were matched, and why the others were not.
+    """The pairs that were matched, as indices into the two lists, and why others were not.
 
     Args:
-        pairs: (degraded, clean).
-        lq_reasons, gt_reasons: of the others, why.
-        doubtful: (degraded, clean) among the others, which a looser rule would match: their names
-            follow another convention than those of the pairs.
+        pairs: (degraded, clean) indices.
+        lq_reasons, gt_reasons: for the index of each unmatched file, why it was not matched.
+        doubtful: (degraded, clean) indices of unmatched files that only a looser rule would
+            match: their names follow another convention than those of the pairs.
     """
 
     pairs: list[tuple[int, int]]
@@ -30,7 +30,10 @@ class Matching(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """When two names belong together: equal keys, or a clean key that begins the degraded one."""
+    """Names match if their keys are equal or, with `by_prefix`, if the clean key is a prefix.
+
+    Only files with equal `folder` are compared.
+    """
 
     folder: Callable[[PurePath], str]
     key: Callable[[PurePath], Words]
@@ -38,12 +41,12 @@ class _Rule(NamedTuple):
 
 
 def composed(text: str) -> str:
-    """Text with its accents in composed form (NFC); macOS stores names decomposed."""
+    """Return the text with accents in composed form (NFC); macOS stores names decomposed."""
     return unicodedata.normalize("NFC", text)
 
 
 def name_words(name: str) -> Words:
-    """A file's stem cut at every sign and between letters and digits, in lower case.
+    """Split a file's stem at punctuation and between letters and digits, in lower case.
 
     >>> name_words("0001_NOISY_SRGB_010")
     ('0001', 'noisy', 'srgb', '010')
@@ -54,14 +57,14 @@ def name_words(name: str) -> Words:
 def match_names(lq: Sequence[PurePath], gt: Sequence[PurePath], kinds: Collection[str]) -> Matching:
     """Match degraded files to clean ones; several degraded may share a clean one.
 
-    Names belong together that have the same stem, or the same words once those that name a kind
-    (`kinds`: "rain", "clean", ...) are gone. Where no file has such a partner, a clean name may
-    begin the degraded one (901_1 -> 901). All this within the same sub-folder; where that matches
-    nothing, in any.
+    Two names match if they have the same stem, or the same words apart from those that name a kind
+    (`kinds`: "rain", "clean", ...). If no file has such a partner, a clean name may be the
+    beginning of the degraded one (901_1 -> 901). Files are first matched within the same
+    sub-folder; if that matches nothing, across sub-folders.
 
     Args:
         lq, gt: paths relative to the folders that hold them.
-        kinds: words, in lower case, that tell degraded from clean.
+        kinds: words, in lower case, that distinguish degraded from clean.
     """
 
     def words(path: PurePath) -> Words:
@@ -95,7 +98,13 @@ def match_names(lq: Sequence[PurePath], gt: Sequence[PurePath], kinds: Collectio
 def _look_up(
     lq: Sequence[PurePath], gt: Sequence[PurePath], rule: _Rule, matched: Candidates
 ) -> Candidates:
-    """For degraded files that are not matched the clean ones that are not, by one rule."""
+    """Find candidates for each unmatched degraded file among the unmatched clean ones.
+
+    Args:
+        lq, gt: all files.
+        rule: the rule that decides which names match.
+        matched: the candidates that earlier rules found; their files are skipped.
+    """
     used = {clean for candidates in matched.values() for clean in candidates}
     index: dict[tuple[str, Words], list[int]] = defaultdict(list)
     for number, path in enumerate(gt):
@@ -106,17 +115,17 @@ def _look_up(
         if number in matched:
             continue
         whole = rule.key(path)
-        # The longest first: 901_1_2 belongs to 901_1 rather than to 901.
+        # The longest prefix first: 901_1_2 belongs to 901_1 rather than to 901.
         lengths = range(len(whole) - 1, 0, -1) if rule.by_prefix else (len(whole),)
-        tries = (index.get((rule.folder(path), whole[:length])) for length in lengths)
-        candidates = next((some for some in tries if some), None)
+        found_by_length = (index.get((rule.folder(path), whole[:length])) for length in lengths)
+        candidates = next((some for some in found_by_length if some), None)
         if candidates:
             found[number] = candidates
     return found
 
 
 def _decide(lq: Sequence[PurePath], gt: Sequence[PurePath], found: Candidates) -> Matching:
-    """One clean file each; among several the one of the same name or suffix, or none."""
+    """Choose one clean file for each degraded one, or give the reason why there is none."""
     result = Matching([], {}, {}, [])
     for number, path in enumerate(lq):
         chosen = _closest(path, gt, found.get(number, []))
@@ -134,7 +143,7 @@ def _decide(lq: Sequence[PurePath], gt: Sequence[PurePath], found: Candidates) -
 
 
 def _closest(path: PurePath, gt: Sequence[PurePath], candidates: list[int]) -> list[int]:
-    """The only one of the same name, or else of the same suffix; all where there is none."""
+    """Return the only candidate with the same name, or with the same suffix, else all of them."""
     for same in (
         [one for one in candidates if gt[one].name == path.name],
         [one for one in candidates if gt[one].suffix == path.suffix],

@@ -1,7 +1,7 @@
-"""MATLAB files of versions 5 to 7, as far as numeric arrays of uint8 need it.
+"""Reads arrays of uint8 from MATLAB files of versions 5 to 7.
 
-Layout: "MAT-File Format", The MathWorks, 2019. scipy reads these files too, but its reader leaves
-its memory where a tag is damaged, which ends the process.
+Format: "MAT-File Format", The MathWorks, 2019. scipy reads these files too, but a damaged tag makes
+its reader access memory out of bounds, which ends the process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 _HEADER_BYTES = 128
 _HEAD_BYTES = 4096
-"""Of a variable, in which its flags, its dimensions and its name must lie."""
+"""The first bytes of a variable, which must contain its flags, its dimensions and its name."""
 _PIECE_BYTES = 1 << 20
 _UINT8, _INT32, _UINT32, _INT8, _MATRIX, _COMPRESSED = 2, 5, 6, 1, 14, 15
 _KINDS = {1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse", 6: "double", 7: "single",
@@ -27,15 +27,15 @@ _KINDS = {1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse", 6: "doubl
 
 @dataclass(frozen=True)
 class Variable:
-    """What is said of an array before its values.
+    """The header of an array: everything that precedes its values.
 
     Args:
-        name: of the variable.
+        name: the variable's name.
         kind: "uint8", "double", "cell", ...
         shape: its dimensions.
-        compressed: whether zlib holds it.
-        start, size: of the element in the file, without its tag, in bytes.
-        values: where the tag of its values begins in the element, once decompressed.
+        compressed: whether its element is compressed by zlib.
+        start, size: position and size of its element in the file, without the tag, in bytes.
+        values: offset of the tag of its values within the decompressed element, in bytes.
     """
 
     name: str
@@ -48,7 +48,11 @@ class Variable:
 
 
 def variables(file: BinaryIO) -> tuple[str, list[Variable]]:
-    """The byte order, "<" or ">", and all arrays; ValueError for a damaged or other file."""
+    """Return the byte order, "<" or ">", and all arrays.
+
+    Raises:
+        ValueError: the file is damaged or not a MATLAB file.
+    """
     header = file.read(_HEADER_BYTES)
     order = {b"IM": "<", b"MI": ">"}.get(header[126:])
     if order is None:
@@ -64,8 +68,7 @@ def _variables(file: BinaryIO, order: str) -> Iterator[Variable]:
             raise ValueError(f"element of type {kind}")
         head, skipped = file.read(min(size, _HEAD_BYTES)), 0
         if kind == _COMPRESSED:
-            # With a limit, as these are 4 kB that could unfold into 4 MB for each of many
-            # variables.
+            # The limit is needed because 4 kB could decompress to 4 MB for each of many variables.
             head, skipped = zlib.decompressobj().decompress(head, _HEAD_BYTES), 8
         found = _described(head[skipped:], order)
         if found is not None:
@@ -76,7 +79,7 @@ def _variables(file: BinaryIO, order: str) -> Iterator[Variable]:
 
 
 def _described(head: bytes, order: str) -> tuple[str, str, tuple[int, ...], int] | None:
-    """(name, kind, shape, bytes read) of an array; None for what has no dimensions."""
+    """Return (name, kind, shape, bytes read) of an array; None for a kind without dimensions."""
     flags, at = _element(head, 0, order, _UINT32)
     number, attributes = struct.unpack(f"{order}I", _whole(flags[:4], 4))[0] & 0xFF, flags
     if number not in _KINDS:  # functions, opaque objects
@@ -90,14 +93,14 @@ def _described(head: bytes, order: str) -> tuple[str, str, tuple[int, ...], int]
 
 
 def _element(data: bytes, at: int, order: str, kind: int) -> tuple[bytes, int]:
-    """The bytes of an element of this type, and where the next one begins."""
+    """Return the bytes of the element of this type at `at`, and the offset of the next one."""
     start, size = _tag(data, at, order, kind)
     end = at + 8 if start == at + 4 else start + -(-size // 8) * 8
     return _whole(data[start : start + size], size), end
 
 
 def _tag(data: bytes, at: int, order: str, kind: int) -> tuple[int, int]:
-    """Where the bytes of an element begin, and how many there are; up to four lie in the tag."""
+    """Return offset and number of an element's bytes; up to four are stored within the tag."""
     first, size = struct.unpack(f"{order}II", _whole(data[at : at + 8], 8))
     start = at + 8
     if first >> 16:
@@ -116,19 +119,22 @@ def _whole(data: bytes, size: int) -> bytes:
 
 
 def read_uint8(file: BinaryIO, order: str, variable: Variable) -> np.ndarray[Any, Any]:
-    """The values of an array of uint8, in its shape; ValueError where they are not all there.
+    """Read the values of an array of uint8, in its shape.
 
-    Takes no more memory than the values and a piece of the file.
+    Needs no more memory than the values and a piece of the file.
+
+    Raises:
+        ValueError: the values are missing, truncated or of another number than the shape needs.
     """
     file.seek(variable.start)
     read = _reader(file, variable)
     head = read(variable.values + 8)
     start, size = _tag(head, variable.values, order, _UINT8)
-    # Before room is made for them: the caller has held the shape to its limit, the tag's own size
-    # is only a claim.
+    # Checked before memory is allocated: the caller has limited the shape, but the size in the tag
+    # may be anything.
     if size != math.prod(variable.shape):
         raise ValueError(f"{size} values instead of {math.prod(variable.shape)}")
-    within = head[start : start + size]  # of the tag, where there are four values or fewer
+    within = head[start : start + size]  # the tag itself stores four values or fewer
     values = np.empty(size, np.uint8)
     values[: len(within)] = np.frombuffer(within, np.uint8)
     for at in range(len(within), size, _PIECE_BYTES):
@@ -138,7 +144,11 @@ def read_uint8(file: BinaryIO, order: str, variable: Variable) -> np.ndarray[Any
 
 
 def _reader(file: BinaryIO, variable: Variable) -> Callable[[int], bytes]:
-    """Reads on within the element that the file stands at; fewer bytes come at its end alone."""
+    """Return a function that reads the next bytes of a variable's element, decompressed.
+
+    The file must be at the start of the element. The function returns fewer bytes than requested
+    only at the end of the element.
+    """
     left = variable.size
 
     def take(size: int) -> bytes:
@@ -155,8 +165,8 @@ def _reader(file: BinaryIO, variable: Variable) -> Callable[[int], bytes]:
         pieces = bytearray()
         while len(pieces) < size:
             packed = inflater.unconsumed_tail or take(_PIECE_BYTES)
-            # No bytes are no end yet: zlib may take a piece of its input in and give nothing for
-            # it.
+            # An empty result is not the end: zlib may consume a piece of its input without
+            # returning any bytes.
             piece = inflater.decompress(packed, size - len(pieces))
             if not piece and (inflater.eof or not packed):
                 break

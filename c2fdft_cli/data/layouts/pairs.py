@@ -1,8 +1,8 @@
-"""Which pairs of degraded and clean images does this folder hold?
+"""Finds the pairs of degraded and clean images in a folder.
 
-`LAYOUTS` is the table: what the degraded and the clean side are called, be it as names
-of two folders side by side, of a degraded folder beside loose clean files, or as words in the
-names of files that share a folder. Folders are searched from the top; everything may be nested.
+`search.LAYOUTS` lists the names of the degraded and the clean side: they are the names of two
+folders side by side, of a degraded folder beside loose clean files, or words in the names of files
+that share a folder. Folders are searched from the top; everything may be nested.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _TASK_WORDS = {
     "deblur": ("blur", "gopro", "realblur", "reds"),
     "denoise": ("nois", "sidd", "polyu"),
 }
-"""How words in the name of a data set begin."""
+"""Beginnings of words in a data set's name that indicate its task."""
 
 
 @dataclass(frozen=True)
 class FilePair:
-    """Two files of one scene, and a unique relative name such as GOPR0372/000047.
+    """The two files of a pair.
 
     Args:
-        name: of the pair.
-        lq: the degraded file, or a restored one that is to be scored; the clean file itself where
+        name: a unique relative name, such as GOPR0372/000047.
+        lq: the degraded file, or a restored one that is to be scored; the clean file itself if
             the degradation is yet to be synthesised.
         gt: the clean file.
     """
@@ -69,16 +69,16 @@ class Unpaired:
 
 @dataclass(frozen=True)
 class PairSet:
-    """What a folder holds.
+    """The pairs that were found in a folder.
 
     Args:
-        layout: where the two sides of the pairs are, for people.
-        task: "derain", "deblur" or "denoise", where the layout or the folder's name tells.
+        layout: where the two sides of the pairs are, as text for the user.
+        task: "derain", "deblur" or "denoise" if the layout or the folder's name shows it.
         root: the folder that was searched.
         pairs: all pairs, in natural order of their names.
-        unpaired: images beside them that belong to no pair.
+        unpaired: the images that belong to no pair.
         notices: what the user should know about the choice.
-        splits: "train", and "val" and "test" where the set has such folders of its own.
+        splits: the pairs of "train", and of "val" and "test" if the set has such folders.
     """
 
     layout: str
@@ -97,10 +97,11 @@ def find_pairs(
 
     Args:
         root: the folder to search.
-        gamma: take blur_gamma/ where a set (GoPro) has it beside blur/.
-        pairs_file: take the pairs from this CSV file (`lq,gt[,name]`) instead, or those whose clean
-            images this meta-info file of BasicSR names.
-        advice: what to try where the pairs cannot be told; None for the options of `prepare`.
+        gamma: use blur_gamma/ if a set (GoPro) has it beside blur/.
+        pairs_file: use the pairs of this CSV file (`lq,gt[,name]`) instead, or only those whose
+            clean images this meta-info file of BasicSR names.
+        advice: a hint for when the pairs cannot be recognised; None to suggest the options of
+            `prepare`.
 
     Raises:
         DataError: no such folder, no images, no pairs, or more than one way to pair them.
@@ -127,11 +128,11 @@ def find_pairs(
 
 
 def find_halves(root: Path, degraded: str) -> PairSet:
-    """Pictures that show both images of a pair side by side; `lq` and `gt` are one file.
+    """Find pictures that each show both images of a pair side by side; `lq` and `gt` are one file.
 
     Args:
-        root: the folder, searched with all below it.
-        degraded: which half is, "left" or "right".
+        root: the folder to search, with its sub-folders.
+        degraded: which half is the degraded one, "left" or "right".
 
     Raises:
         DataError: no such folder, or no images.
@@ -144,7 +145,7 @@ def find_halves(root: Path, degraded: str) -> PairSet:
 
 
 def _listed(found: PairSet, names: Sequence[str], path: Path) -> PairSet:
-    """The pairs whose clean images a list names, by the end of their paths."""
+    """Select the pairs whose clean images a list names by the ends of their paths."""
     by_end: dict[str, list[FilePair]] = defaultdict(list)
     for pair in found.pairs:
         parts = pair.gt.relative_to(found.root).parts
@@ -152,13 +153,13 @@ def _listed(found: PairSet, names: Sequence[str], path: Path) -> PairSet:
             by_end[composed("/".join(parts[start:]))].append(pair)
     chosen = [by_end.get(composed(name), []) for name in names]
     problems = [
-        f"{name}: {'several clean images are called so' if some else 'no pair has it'}"
+        f"{name}: {'several clean images have this name' if some else 'not in any pair'}"
         for name, some in zip(names, chosen, strict=True)
         if len({pair.gt for pair in some}) != 1
     ]
     if problems:
         what = f"the list does not name the clean image of a pair in {many(len(problems), 'line')}"
-        hint = "give them as they lie below the folder of clean images"
+        hint = "give their paths relative to the folder of clean images"
         raise DataError(what, where=path, hint=hint, details=problems[:20])
     pairs = dict.fromkeys(pair for some in chosen for pair in some)
     layout = f"{found.layout}, those in {path.name}"
@@ -166,7 +167,7 @@ def _listed(found: PairSet, names: Sequence[str], path: Path) -> PairSet:
 
 
 def _check_complete(chosen: Sequence[Candidate], tree: Tree) -> None:
-    """DataError for names of two conventions, and where most degraded images have no partner."""
+    """Raise a DataError for two naming conventions, or if most degraded images lack a partner."""
     pairs = [pair for one in chosen for pair in one.pairs]
     alone = [path for one in chosen for path in one.alone]
     doubtful = [pair for one in chosen for pair in one.doubtful]
@@ -186,7 +187,11 @@ def _relative(reasons: Mapping[Path, str], root: Path) -> list[str]:
 
 
 def check_sizes(pair: FilePair) -> tuple[int, int]:
-    """(height, width) of both images of a pair, from their headers; DataError when they differ."""
+    """Return (height, width) of both images of a pair, from their headers.
+
+    Raises:
+        DataError: the sizes differ.
+    """
     lq, gt = image_size(pair.lq), image_size(pair.gt)
     if lq != gt:
         what = f"the sizes differ within a pair: {_size(lq)} degraded, {_size(gt)} clean"
@@ -196,10 +201,10 @@ def check_sizes(pair: FilePair) -> tuple[int, int]:
 
 
 def half_width(path: Path, width: int) -> int:
-    """Of a picture that shows a pair side by side; DataError for an odd width."""
+    """Return half the width of a picture with a pair side by side; DataError if it is odd."""
     if width % 2:
         hint = "crop it, or cut the pictures apart and list the pairs: --pairs"
-        raise DataError(f"{width} px are not two halves of one width", where=path, hint=hint)
+        raise DataError(f"a width of {width} px cannot be halved", where=path, hint=hint)
     return width // 2
 
 
@@ -219,23 +224,27 @@ def _pair_set(
     splits, more = _splits(ordered)
     found = tuple(sorted(unpaired, key=lambda one: natural_key(one.path)))
     task = task or _task(root.resolve().name)
-    told = tuple(dict.fromkeys((*notices, *more)))
-    return PairSet(layout, task, root, ordered, found, told, splits)
+    all_notices = tuple(dict.fromkeys((*notices, *more)))
+    return PairSet(layout, task, root, ordered, found, all_notices, splits)
 
 
 def _task(name: str) -> str | None:
-    """The task that a data set's name tells: "rain100l", "GoPro_train", "noisy photos"."""
+    """Return the task that a set's name indicates ("rain100l", "GoPro_train", "noisy photos")."""
     words = name_words(name)
-    told = [
+    tasks = [
         task
         for task, starts in _TASK_WORDS.items()
         if any(word.startswith(starts) for word in words)
     ]
-    return told[0] if len(told) == 1 else None
+    return tasks[0] if len(tasks) == 1 else None
 
 
 def _splits(pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[FilePair, ...]], tuple[str, ...]]:
-    """The set's own split: val/ needs train/ beside it, and test/ anything; else all is train."""
+    """Return the pairs of each split by the set's own folders, and notices.
+
+    val/ counts only if there is a train/, and test/ only if there are other pairs; otherwise the
+    pairs are training pairs.
+    """
     sides = [_side(pair.name) for pair in pairs]
     counts = Counter(sides)
     if counts["test"] == len(pairs):
@@ -245,16 +254,16 @@ def _splits(pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[FilePair, ...]],
         tests = many(counts["test"], "pair")
         notices.append(f"the test split ({tests}) is skipped; score it with eval")
     if counts["train"] and counts[""]:
-        notices.append(f"training takes {many(counts[''], 'pair')} outside the split folders too")
+        notices.append(f"{many(counts[''], 'pair')} outside the split folders are trained on too")
     own: dict[str, list[FilePair]] = {"train": [], "val": [], "test": []}
     for pair, side in zip(pairs, sides, strict=True):
-        stands = side == "test" or (side == "val" and counts["train"])
-        own[side if stands else "train"].append(pair)
+        counts_as_own = side == "test" or (side == "val" and counts["train"])
+        own[side if counts_as_own else "train"].append(pair)
     return {split: tuple(some) for split, some in own.items() if some}, tuple(notices)
 
 
 def _side(name: str) -> str:
-    """train, val, test or nothing, by the first folder in the name that says so."""
+    """Return "train", "val" or "test" by the first folder in the name that is one, else ""."""
     for part in name.casefold().split("/")[:-1]:
         for side, words in (("train", _TRAIN), ("val", _VALIDATION), ("test", _TEST)):
             if part in words:
@@ -263,7 +272,7 @@ def _side(name: str) -> str:
 
 
 def _named(candidate: Candidate, root: Path) -> Iterable[FilePair]:
-    """The degraded path without its suffix and without the folder that says "degraded"."""
+    """Name each pair by its degraded path, without suffix and the folder of the degraded side."""
     for lq, gt in candidate.pairs:
         place = candidate.parent / candidate.split
         folder = place / lq.relative_to(candidate.lq_folder).parent
@@ -271,7 +280,7 @@ def _named(candidate: Candidate, root: Path) -> Iterable[FilePair]:
 
 
 def _unique(pairs: Sequence[FilePair], root: Path) -> list[FilePair]:
-    """Names that two pairs share get the suffix (1.png, 1.jpg), or else become the whole path."""
+    """Make names unique: with the suffix (1.png, 1.jpg) or, if that is not enough, the path."""
     names = [pair.name for pair in pairs]
     names = told_apart(names, [pair.name + pair.lq.suffix for pair in pairs])
     names = told_apart(names, [pair.lq.relative_to(root).as_posix() for pair in pairs])
@@ -281,7 +290,7 @@ def _unique(pairs: Sequence[FilePair], root: Path) -> list[FilePair]:
 
 
 def told_apart(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The names, in the place of those that occur twice the other ones."""
+    """Return the names, each one that occurs more than once replaced by its other name."""
     counts = Counter(names)
     return [other if counts[name] > 1 else name for name, other in zip(names, others, strict=True)]
 
@@ -305,7 +314,7 @@ def _describe(chosen: Sequence[Candidate]) -> str:
 
 
 def _no_pairs(tree: Tree) -> DataError:
-    """The error for images without pairs: what was looked for, what is there, what to try."""
+    """Make the error for images without pairs: what was searched for and found, what to try."""
     known = (*LAYOUTS, PIX2PIX)
     looked = [f"looked for: {' or '.join(one.lq)} with {' or '.join(one.gt)}" for one in known]
     endings = [word for one in SUFFIXES for word in (*one.lq, *one.gt)]
@@ -339,7 +348,7 @@ def _hint(tree: Tree) -> str:
 
 
 def _has_partner(root: Path) -> bool:
-    """Whether the other side of a layout lies beside this folder."""
+    """Whether this folder has a sibling that is the other side of a layout."""
     beside: set[tuple[str, str]] = set()
     with suppress(OSError):
         beside = {split_and_side(path) for path in root.parent.iterdir() if path.is_dir()}

@@ -1,6 +1,6 @@
-"""Lists of pairs: degraded files, clean files and names, as people and spreadsheets write them.
+"""Reads lists of pairs (degraded file, clean file, name) written by hand or by spreadsheets.
 
-The columns are cut at commas, semicolons, tabs or (where no file's name has one) blanks.
+The columns are separated by commas, semicolons, tabs or (if no file name contains one) spaces.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _HINT = "each row is: degraded,clean[,name], relative to the CSV file or to the 
 
 
 def read_meta_info(path: Path) -> list[str] | None:
-    """The clean images that a meta-info file of BasicSR names; None for any other list.
+    """Read the clean images that a meta-info file of BasicSR names; None for any other list.
 
-    Such a file has a line for each: `0001.png (480,480,3)`, or the name alone.
+    Such a file has one line per image: `0001.png (480,480,3)`, or only the name.
 
     Raises:
         DataError: the file cannot be read.
@@ -56,19 +56,19 @@ def _cut(line: str) -> list[str]:
 
 
 def read_pairs_csv(path: Path, folder: Path | None = None) -> list[tuple[str, Path, Path]]:
-    """(name, degraded, clean) of each row of a table in UTF-8.
+    """Read (name, degraded, clean) of each row of a table in UTF-8.
 
-    The first row may be a header that names the columns, such as lq,gt[,name]. Without one the
-    degraded file comes first, unless the folders and names of all rows say the opposite (lists of
-    GoPro and Real-ESRGAN). Without a name it is the degraded path.
+    The first row may be a header that names the columns, such as lq,gt[,name]. Without a header the
+    degraded file is the first column, unless the folders and file names of all rows indicate the
+    opposite (lists of GoPro and Real-ESRGAN). A row without a name is named by its degraded path.
 
     Args:
         path: the list.
-        folder: where relative files are looked for that are not there from the list's own folder.
+        folder: where to look for relative paths that do not exist relative to the list's folder.
 
     Raises:
-        DataError: the file is missing or malformed, lists files that do not exist or are no
-            images, uses a name twice, or a name that leads out of a folder.
+        DataError: the file is missing or malformed, lists files that do not exist or are not
+            images, or has a name that occurs twice or leads out of a folder.
     """
     files = _Files([path.parent] if folder is None else [path.parent, folder])
     rows = [_row(path, number, cells, files) for number, cells in _ordered(_table(path, files))]
@@ -88,16 +88,17 @@ def read_pairs_csv(path: Path, folder: Path | None = None) -> list[tuple[str, Pa
 
 
 def _table(path: Path, files: _Files) -> list[Row]:
-    """(line, cells) of the rows that are not empty, cut at the sign that makes pairs of them."""
+    """Return (line, cells) of the rows that are not empty, cut at the delimiter that fits."""
     text = read_text(path)
     named = re.match(r"sep=(.)\r?\n", text)  # Excel's own
     try:
-        tables = {sign: list(_rows(text, sign)) for sign in ([named[1]] if named else _DELIMITERS)}
+        delimiters = [named[1]] if named else _DELIMITERS
+        tables = {delimiter: list(_rows(text, delimiter)) for delimiter in delimiters}
     except csv.Error as error:
         raise DataError(f"the list of pairs is not a CSV file: {error}", where=path) from error
     pairs = [rows for rows in tables.values() if all(len(cells) in (2, 3) for _, cells in rows)]
-    # Names may hold commas and blanks, so several signs can make pairs of all lines; the one that
-    # leads to a file is right. The last row is asked, as the first may be a header.
+    # Names may contain commas and spaces, so several delimiters can turn all lines into pairs; the
+    # right one gives a file that exists. The last row is checked, as the first may be a header.
     best = (rows for rows in pairs if rows and os.path.isfile(files(rows[-1][1][0])))
     return next(best, pairs[0] if pairs else next(iter(tables.values())))
 
@@ -111,7 +112,7 @@ def _rows(text: str, delimiter: str) -> Iterator[Row]:
 
 
 def _ordered(rows: list[Row]) -> list[Row]:
-    """The rows without their header, the columns in the order degraded, clean, name."""
+    """Return the rows without a header, with their columns in the order degraded, clean, name."""
     header = [cell.lower() for cell in rows[0][1]] if rows else []
     if header and set(header) <= _HEADERS:
         rows = rows[1:]
@@ -128,7 +129,7 @@ def _ordered(rows: list[Row]) -> list[Row]:
 
 
 def _says(cell: str) -> str | None:
-    """Which side the folders and the name of a file say that it is on, if they say one."""
+    """Return "lq" or "gt" if the folders and the name of a file indicate one side, else None."""
     path = PurePosixPath(cell.replace("\\", "/"))
     words = {plain(part) for part in path.parent.parts} | set(name_words(path.stem))
     sides = [side for side, names in (("lq", _LQ - _GT), ("gt", _GT - _LQ)) if words & names]
@@ -158,17 +159,17 @@ def _row(
 
 
 class _Files:
-    """Finds the files of cells below some folders, the first that has one."""
+    """Finds the file that a cell names, in the first of some folders that contains it."""
 
     def __init__(self, bases: Sequence[Path]) -> None:
         self._bases = bases
         self._names: dict[Path, dict[str, str]] = {}
 
     def __call__(self, cell: str) -> Path:
-        """As it is written, with Windows' backslashes, or with accents in the other form."""
+        """Find the path as written, with backslashes as slashes, or in another Unicode form."""
         for text in dict.fromkeys((cell, cell.replace("\\", "/"))):
             for base in self._bases:
-                # Not by `Path.is_file`, which raises where the text is too long for a file's name.
+                # `Path.is_file` would raise an error if the text is too long for a file name.
                 if os.path.isfile(base / text):
                     return base / text
         parts = PurePosixPath(cell.replace("\\", "/")).parts
@@ -184,7 +185,7 @@ class _Files:
         return base
 
     def _entries(self, folder: Path) -> dict[str, str]:
-        """The names in a folder by their composed form; none where it cannot be listed."""
+        """Map the composed form of each name in a folder to the name; empty if not listable."""
         if folder not in self._names:
             with suppress(OSError):
                 self._names[folder] = {composed(name): name for name in os.listdir(folder)}
@@ -192,13 +193,13 @@ class _Files:
 
 
 def _derived_name(cell: str) -> str:
-    """The degraded path without its suffix; its last part alone when it leads elsewhere."""
+    """Return the degraded path without its suffix, or its last part if the path is not safe."""
     name = PurePosixPath(cell.replace("\\", "/")).with_suffix("").as_posix()
     return name if _is_safe(name) else PurePosixPath(name).name
 
 
 def _is_safe(name: str) -> bool:
-    """Relative, without dots that lead out, printable and short enough to become a file's name."""
+    """Whether a name is relative, has no "." or "..", is printable and fits into file names."""
     parts = name.split("/")
     plain_parts = name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
     return plain_parts and all(len(os.fsencode(part)) <= _MAX_NAME_BYTES for part in parts)

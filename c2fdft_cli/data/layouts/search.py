@@ -1,4 +1,4 @@
-"""The published layouts as a table, and the search for them in a tree of images."""
+"""A table of published layouts, and the search for them in a tree of images."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from c2fdft_cli.vocabulary import many
 
 _GAMMA = "blurgamma"
 _CLEAN = ("gt", "groundtruth", "clean", "target")
-# A longer word before the one that it begins with: the first that fits is taken.
+# The first word that fits is used, so a longer word precedes the one that it begins with.
 _SPLITS = ("training", "train", "validation", "valid", "val", "testing", "test")
 MASKS = frozenset({"mask", "masks"})
-"""Folders of Snow100K and others that hold neither side."""
+"""Names of folders, as in Snow100K, whose images belong to neither side."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the two sides are called, in lower case without signs (`plain`).
+    """The names of the two sides, in lower case without punctuation (see `plain`).
 
     Args:
-        published: the data sets that are laid out so.
+        published: the published data sets with this layout.
         lq, gt: names of the degraded and of the clean side.
-        task: "derain", "deblur" or "denoise" where the names tell.
-        as_words: whether words in the names of files may stand for the folders.
+        task: "derain", "deblur" or "denoise" if the names show it.
+        as_words: whether the names also count as words in file names, instead of folders.
     """
 
     published: str
@@ -67,7 +67,7 @@ LAYOUTS = (
 )
 PIX2PIX = Layout("pix2pix", ("a",), ("b",), as_words=False)
 KINDS = frozenset(name for one in LAYOUTS if one.as_words for name in (*one.lq, *one.gt))
-"""Words in a name that say what an image is, not which."""
+"""Words in a file name that state the kind of an image (degraded or clean), not its identity."""
 SUFFIXES = (
     Layout("", (), ("gt", "groundtruth", "clean", "target", "norain", "sharp")),
     Layout("", (), ("enhancednr",), "denoise"),
@@ -76,7 +76,10 @@ SUFFIXES = (
     Layout("", ("blur", "blurred", "blurry"), (), "deblur"),
     Layout("", ("hazy", "degraded", "lq"), ()),
 )
-"""How one file of a pair ends where the other is called the same without (Lightroom)."""
+"""Endings of one file's name in a pair whose other file has the same name without the ending.
+
+Lightroom writes such names.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,16 @@ class Candidate:
 
     Args:
         layout: the row of the table.
-        parent: where it was found.
-        lq_folder: the folder of the degraded files (`parent` when the files share it).
+        parent: the folder in which it was found.
+        lq_folder: the folder of the degraded files (`parent` if both sides share it).
         folders: the folders whose images it accounts for.
-        label: how it looks, for people.
+        label: its description for the user.
         pairs: (degraded, clean).
-        reasons: why the others in those folders are in no pair.
-        alone: the degraded ones among those others.
+        reasons: for each other file in those folders, why it is in no pair.
+        alone: the degraded files without a partner.
         doubtful: (degraded, clean) that only another naming convention would match.
         ignored: folders that are skipped on purpose.
-        split: "train", "val", ... where the names of its folders begin so.
+        split: "train", "val", ... if the names of its folders begin with it.
     """
 
     layout: Layout
@@ -121,7 +124,8 @@ class Tree:
     Args:
         root: the folder.
         images: every image below it, in natural order.
-        advice: what to try where the pairs cannot be told; None for the options of `prepare`.
+        advice: a hint for when the pairs cannot be recognised; None to suggest the options of
+            `prepare`.
     """
 
     def __init__(self, root: Path, images: Sequence[Path], advice: str | None = None) -> None:
@@ -141,7 +145,7 @@ class Tree:
                     break
 
     def below(self, folder: Path) -> Sequence[Path]:
-        """The images in a folder and in all folders under it."""
+        """Return the images in a folder and in all folders below it."""
         return self._below.get(folder, ())
 
     def mentions(self, names: Collection[str]) -> bool:
@@ -153,22 +157,22 @@ class Tree:
 
 
 def plain(name: str) -> str:
-    """A folder's name in lower case without signs: "Rainy_Image" and "rainy image" are one."""
+    """Reduce a name to lower-case letters and digits: "rainyimage" for "Rainy_Image"."""
     return re.sub(r"[\W_]", "", composed(name.casefold()))
 
 
 def split_and_side(folder: Path) -> tuple[str, str]:
-    """What a folder's name says: ("train", "blur") for "train_blur", ("", "gt") for "GT"."""
+    """Split a folder's name: ("train", "blur") for "train_blur", ("", "gt") for "GT"."""
     name = plain(folder.name)
     split = next((one for one in _SPLITS if name.startswith(one)), "")
     return split, name.removeprefix(split)
 
 
 def search(tree: Tree, *, gamma: bool) -> tuple[list[Candidate], list[str]]:
-    """The one way to pair the images of a tree, place by place, and notices about it.
+    """Find the only way to pair the images of a tree, place by place, and notices about it.
 
-    Sides that are called A and B, or pairs whose files differ by a word at the end of one, count
-    only where nothing else is found: these names are used for other things too.
+    Sides named A and B, and pairs whose files differ by a word at the end of one name, count only
+    if nothing else is found, because such names are used for other purposes too.
 
     Raises:
         DataError: more than one way, or `gamma` without a blur_gamma/ folder.
@@ -185,20 +189,20 @@ def search(tree: Tree, *, gamma: bool) -> tuple[list[Candidate], list[str]]:
     if not gamma:
         notices += _gamma_alone(chosen, tree)
     if any(candidate.layout is PIX2PIX for candidate in chosen):
-        notices.append("A is taken for the degraded side and B for the clean one")
+        notices.append("A is taken as the degraded side and B as the clean one")
     return chosen, notices
 
 
 def _require_gamma(chosen: Sequence[Candidate]) -> None:
-    """DataError where a place has no blur_gamma/ folder."""
+    """Raise a DataError if the pairs of any place are not those of a blur_gamma/ folder."""
     plain_one = next((candidate for candidate in chosen if not candidate.is_gamma), None)
     if plain_one is not None:
-        hint = f"leave --gamma out: the pairs there are {plain_one.label}"
+        hint = f"omit --gamma: the pairs there are {plain_one.label}"
         raise DataError("no blur_gamma/ folder", where=plain_one.parent, hint=hint)
 
 
 def _gamma_alone(chosen: Sequence[Candidate], tree: Tree) -> list[str]:
-    """A notice of the places where blur_gamma/ is all that there is."""
+    """Return a notice if there are places that have blur_gamma/ but no blur/."""
     places = [one.parent.relative_to(tree.root).as_posix() for one in chosen if one.is_gamma]
     if not places:
         return []
@@ -210,7 +214,7 @@ def _gamma_alone(chosen: Sequence[Candidate], tree: Tree) -> list[str]:
 def _search(
     tree: Tree, gamma: bool, ways_at: Callable[[Tree, Path], Iterator[Candidate]]
 ) -> list[Candidate]:
-    """What is found from the top down; the folders of a candidate are not searched again."""
+    """Search from the top down; the folders of a candidate are not searched again."""
     chosen: list[Candidate] = []
     open_folders = [tree.root]
     while open_folders:
@@ -223,7 +227,7 @@ def _search(
 
 
 def _choose(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidate]:
-    """The only way at one place, or in each of its splits."""
+    """Return the only way to pair the images at one place, or one way for each of its splits."""
     splits = dict.fromkeys(way.split for way in ways)
     chosen = [
         one
@@ -234,7 +238,7 @@ def _choose(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidate]:
 
 
 def _choose_one(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidate]:
-    """The only way; of GoPro's two the one asked for."""
+    """Return the only way; of GoPro's blur/ and blur_gamma/ the one that `gamma` selects."""
     if {way.is_gamma for way in ways} == {True, False}:
         others = tuple(way.lq_folder for way in ways if way.is_gamma != gamma)
         ways = [replace(way, ignored=others) for way in ways if way.is_gamma == gamma]
@@ -252,12 +256,12 @@ def _ambiguous(ways: Sequence[Candidate], tree: Tree) -> DataError:
     ]
     labels = list(dict.fromkeys(way.label for way in ways))
     what = f"more than one way to pair the images: {'; '.join(labels[:4])}"
-    by_list = f"give a folder with one of them, or {list_hint(tree.root, ways[0].pairs[0])}"
+    by_list = f"give a folder with only one of them, or {list_hint(tree.root, ways[0].pairs[0])}"
     return DataError(what, where=tree.root, hint=tree.advice or by_list, details=listed[:20])
 
 
 def list_hint(root: Path, example: Sequence[Path]) -> str:
-    """How to list the pairs of a folder, with a line for two of its files."""
+    """Return a hint on how to list the pairs in a CSV file, with a line for two example files."""
     line = io.StringIO()
     cells = [path.relative_to(root).as_posix() for path in example]
     csv.writer(line, lineterminator="").writerow(cells)
@@ -265,9 +269,9 @@ def list_hint(root: Path, example: Sequence[Path]) -> str:
 
 
 def _named_sides(tree: Tree, parent: Path) -> Iterator[Candidate]:
-    """Every way to pair the images at one place by the names of folders or words in those of files.
+    """Yield every way to pair the images at one place by folder names or words in file names.
 
-    Among these are ways that pair none.
+    Some of these ways may have no pairs.
     """
     files = [(path, set(name_words(path.stem))) for path in tree.files[parent]]
     for layout in LAYOUTS:
@@ -289,7 +293,7 @@ def _named_sides(tree: Tree, parent: Path) -> Iterator[Candidate]:
 
 
 def _unmarked_sides(tree: Tree, parent: Path) -> Iterator[Candidate]:
-    """The ways to pair images whose names do not tell plainly which side they are on."""
+    """Yield the ways to pair images whose names do not clearly show their side."""
     yield from _beside(tree, PIX2PIX, parent)
     yield from _suffixed(tree, parent)
 
@@ -300,9 +304,9 @@ def _marked(words: set[str], own: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _suffixed(tree: Tree, parent: Path) -> Iterator[Candidate]:
-    """Files of one folder, half of which are called as the others with a word behind.
+    """Yield ways to pair files of one folder whose names differ by a word at the end of one.
 
-    All but a few must pair up so, and no file may be in two pairs.
+    More than half of the files must be in such pairs, and no file may be in two of them.
     """
     files = {plain(path.stem): path for path in tree.files[parent]}
     if len(files) < len(tree.files[parent]):
@@ -323,9 +327,10 @@ def _suffixed(tree: Tree, parent: Path) -> Iterator[Candidate]:
 
 
 def _beside(tree: Tree, layout: Layout, parent: Path) -> Iterator[Candidate]:
-    """Two folders side by side, of one split where their names tell it."""
+    """Yield ways to pair two folders side by side whose names have the same split, or none."""
     sides = [(folder, *split_and_side(folder)) for folder in tree.folders[parent]]
-    # Not all with all: a set may have thousands of folders, one for each scene.
+    # Filtered first, because a set may have thousands of folders (one per scene), too many to
+    # compare each with each.
     clean = [(gt, split) for gt, split, side in sides if side in layout.gt]
     for lq, split, side in sides:
         for gt in [one for one, its in clean if side in layout.lq and split == its]:

@@ -1,8 +1,8 @@
-"""The blocks of SIDD's sRGB validation set, as published: MATLAB files of uint8.
+"""Reads the blocks of SIDD's sRGB validation set, as published: MATLAB files of uint8.
 
-A file holds `[scenes, blocks, h, w, 3]` under the name of its side; published ones are 40 x 32
-blocks of 256 x 256 px. Results in the same form are read too. Files from others are hostile: what
-a header says is checked before anything is loaded.
+A file holds an array `[scenes, blocks, h, w, 3]` whose name states its side; the published ones
+have 40 x 32 blocks of 256 x 256 px. Results in the same format are read too. Files are untrusted:
+the header is checked before any pixel is loaded.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ RESULTS = "results"
 SUFFIX = ".mat"
 
 MAX_BYTES = 1 << 30
-"""Of one variable, and of one file: the published ones have 240 MiB."""
+"""Largest size of a variable and of a file; the published files have 240 MiB."""
 _DAMAGE = (
     OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, IndexError,
     AttributeError, struct.error, zlib.error,
 )  # fmt: skip
-"""What reading raises for damaged files, depending on which part is damaged."""
+"""Exceptions that reading a damaged file may raise, depending on which part is damaged."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _Header = tuple[tuple[int, ...], str]
@@ -39,11 +39,11 @@ _Header = tuple[tuple[int, ...], str]
 
 @dataclass(frozen=True)
 class Blocks:
-    """One file's blocks.
+    """The blocks of one file.
 
     Args:
         path: the file.
-        variable: what they are called in it.
+        variable: the name of the variable that holds them.
         pixels: uint8 `[scenes, blocks, h, w, 3]`.
     """
 
@@ -57,32 +57,32 @@ class Blocks:
 
     @property
     def names(self) -> list[str]:
-        """`scene-03_block-17`, counted from 1 as MATLAB does, in the order of `block`."""
+        """The block names `scene-03_block-17`, counted from 1 as in MATLAB, in order of `block`."""
         blocks = self.pixels.shape[1]
         return [f"scene-{i // blocks + 1:02d}_block-{i % blocks + 1:02d}" for i in range(len(self))]
 
     def block(self, i: int) -> Pixels:
-        """Block i as C-contiguous uint8 `[h, w, 3]`."""
+        """Return block i as C-contiguous uint8 `[h, w, 3]`."""
         scene, block = divmod(i, self.pixels.shape[1])
         return np.ascontiguousarray(self.pixels[scene, block])
 
 
 def block_files(folder: Path) -> tuple[Path | None, Path | None]:
-    """The noisy file and the target file of a folder, each None where it is not there."""
+    """Return the noisy file and the target file of a folder, each None if it does not exist."""
     noisy, target = (folder / f"{name}{SUFFIX}" for name in (NOISY, TARGET))
     return (noisy if noisy.is_file() else None), (target if target.is_file() else None)
 
 
 def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
-    """Read the first of these variables that a MATLAB file holds.
+    """Read the first of these variables that a MATLAB file contains.
 
     Args:
-        path: MATLAB v5 to v7, or v7.3.
-        variables: names to look for, the wanted one first.
+        path: a file of MATLAB v5 to v7, or v7.3.
+        variables: names to look for, in order of preference.
 
     Raises:
-        DataError: no such file, no MATLAB file, damaged, none of the variables, or one of another
-            kind or size.
+        DataError: the file does not exist, is not a MATLAB file, is damaged, has none of the
+            variables, or its variable has another type or size.
         ResourceError: out of memory.
     """
     if not path.is_file():
@@ -114,22 +114,22 @@ def _read_matlab5(path: Path, names: Sequence[str]) -> tuple[Pixels, str]:
     with path.open("rb") as file:
         order, found = matlab.variables(file)
         name = _choose(path, {one.name: (one.shape, one.kind) for one in found}, names)
-        # the last one of a name, as in the table of headers
+        # if a name occurs twice, the last one, as in the dictionary above
         chosen = next(one for one in reversed(found) if one.name == name)
         return matlab.read_uint8(file, order, chosen), name
 
 
 def _read_hdf5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
-    """MATLAB v7.3, which stores the axes in reverse order."""
+    """Read a file of MATLAB v7.3, which is HDF5 with the axes in reverse order."""
     with h5py.File(path, "r", locking=False) as file:
-        # hard links alone: the other kinds lead out of the file
+        # only hard links: other kinds may lead out of the file
         inside = [k for k in file if isinstance(file.get(k, getlink=True), h5py.HardLink)]
         found = {k: file[k] for k in inside if file.get(k, getclass=True) is h5py.Dataset}
         headers = {k: (tuple(one.shape or ())[::-1], one.dtype.name) for k, one in found.items()}
         name = _choose(path, headers, variables)
         data = found[name]
-        # In Python's integers, which do not overflow. HDF5 makes room for a whole chunk to read any
-        # of it, so its size is checked beside that of the data.
+        # dtype=object computes with Python's integers, which do not overflow. HDF5 allocates a
+        # whole chunk to read any part of it, so the chunk's size is checked too.
         chunk = int(np.prod(data.chunks or (0,), dtype=object))
         if data.external or data.is_virtual or chunk > MAX_BYTES:
             raise DataError("its pixels are stored in other files, or in huge chunks", where=path)
@@ -137,7 +137,7 @@ def _read_hdf5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
 
 
 def _choose(path: Path, headers: dict[str, _Header], variables: Sequence[str]) -> str:
-    """The variable to load, if its header is that of blocks."""
+    """Return the name of the variable to load; DataError if its header is not that of blocks."""
     name = next((one for one in variables if one in headers), None)
     if name is None:
         wanted = " or ".join(variables)

@@ -1,4 +1,4 @@
-"""What a shard says about its images, and how images are dealt out to shards (docs/shards.md)."""
+"""The header and index of a shard, and how images are distributed over shards (docs/shards.md)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from c2fdft_cli.validation import STRICT
 FORMAT = "c2fdft-shard"
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
-# Together the limits keep sums of offsets within int64: 3 * 65535^2 bytes an image, 10^7 times, are
-# 1.3e17. Raising one of them means looking at `index._Reader._entries` again.
+# Together the limits keep sums of offsets within int64: 10^7 images of 3 * 65535^2 bytes are
+# 1.3e17. If you raise one of them, check that `index._Reader._entries` still cannot overflow.
 MAX_SIDE = 65_535
 MAX_IMAGES = 10_000_000
 MAX_NAME_BYTES = 1_024
 MAX_SHARDS = 100_000
-"""Of a split: their numbers have five digits, by which their names sort."""
+"""Most shards of a split: numbers have five digits, so that file names sort in order."""
 CHANNELS = 3
 
 Pixels = NDArray[np.uint8]
@@ -34,7 +34,7 @@ Pixels = NDArray[np.uint8]
 
 def _refuse_control_characters(text: str) -> str:
     if not is_clean(text):
-        raise ValueError("must not hold control characters")
+        raise ValueError("must not contain control characters")
     return text
 
 
@@ -46,17 +46,18 @@ Number: TypeAlias = Annotated[int, Field(ge=0, strict=True)]
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """The root attributes of a shard; equal in all shards of a set but for `split` and `shard`.
+    """The root attributes of a shard; in a set only `split`, `shard` and `shards` may differ.
 
     Args:
         split: "train" or "val".
         patch_cycle: the patch cycle that the set was prepared for, JSON text ("" for none).
-        layout: the layout that the source folder was recognised as.
-        source: the source's own name, never a path.
+        layout: the layout recognised in the source folder.
+        source: the source folder's own name, never a path.
         tool_version: the version of the program that wrote it.
-        degradation: how `lq` was (or is to be) made from `gt`, JSON text ("" for real pairs).
+        degradation: how `lq` was made from `gt`, or is to be made during training, as JSON text
+            ("" for real pairs).
         shard: number of this shard in its split, from 0.
-        shards: how many shards its split has.
+        shards: number of shards in its split.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -73,8 +74,8 @@ class ShardHeader:
     @field_validator("shards")
     @classmethod
     def _counts_this_shard(cls, shards: int, info: ValidationInfo) -> int:
-        # pydantic checks fields in the order in which they stand, so `shard` is in `info.data` only
-        # because it stands before `shards`.
+        # pydantic checks fields in the order of their definition, so `shard` is in `info.data` only
+        # because it is defined before `shards`.
         if info.data.get("shard", 0) >= shards:
             raise ValueError(f"must be more than shard, {info.data.get('shard')}")
         return shards
@@ -82,7 +83,7 @@ class ShardHeader:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image (pair) of a shard: its name, unique in its split, and its size in pixels."""
+    """One image or pair of a shard: its name, unique in its split, and its size in pixels."""
 
     name: str
     height: int
@@ -90,13 +91,13 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one uint8 RGB image of this size."""
+        """The number of bytes of one uint8 RGB image of this size."""
         return CHANNELS * self.height * self.width
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A shard's index, checked: every image lies inside of the file.
+    """A shard's index after all checks: every image is known to be inside the file.
 
     Args:
         path: the file.
@@ -105,7 +106,7 @@ class ShardIndex:
         entries: name and size of each image.
         offsets: [n] byte offset of each image in the pixel datasets.
         sha256_gt, sha256_lq: [n] hex digests of the stored pixels (lq: None if clean-only).
-        gt_start, lq_start: byte offset of each pixel dataset in the file (lq: None likewise).
+        gt_start, lq_start: byte offset of each pixel dataset in the file (lq: None if clean-only).
     """
 
     path: Path
@@ -120,22 +121,25 @@ class ShardIndex:
 
 
 def shard_name(split: str, number: int) -> str:
-    """File name of a shard: `train-00000.h5`."""
+    """Return the file name of a shard, such as `train-00000.h5`."""
     return f"{split}-{number:05d}.h5"
 
 
 def offsets_of(entries: Sequence[Entry]) -> list[int]:
-    """Byte offset of each image, one at least, when they lie back to back."""
+    """Return the byte offset of each image, stored one after another; needs at least one image."""
     return list(accumulate((entry.nbytes for entry in entries[:-1]), initial=0))
 
 
 def deal(entries: Sequence[Entry], *, max_bytes: int, planes: int) -> list[range]:
-    """Split images, in order, into shards of at most `max_bytes` of pixels, one image at least.
+    """Split images, in order, into shards of at most `max_bytes` of pixels or of a single image.
 
     Args:
         entries: the images of one split.
         max_bytes: limit on a shard's pixel bytes.
         planes: images stored for each entry (2 for pairs, 1 for clean-only).
+
+    Returns:
+        The range of indices into `entries` for each shard.
     """
     ranges, first, used = [], 0, 0
     for number, entry in enumerate(entries):
@@ -155,7 +159,7 @@ def index_digest(
     sha256_gt: Sequence[str],
     sha256_lq: Sequence[str] | None,
 ) -> str:
-    """SHA-256 over all that a shard says beside its pixels, as canonical JSON."""
+    """Return the SHA-256 of everything in a shard except its pixels, as canonical JSON."""
     text = json.dumps(
         [
             asdict(header),
@@ -171,7 +175,11 @@ def index_digest(
 
 
 def check_name(name: str) -> None:
-    """DataError for a name that no shard stores: not 1 to 1024 bytes of UTF-8, or not clean."""
+    """Check that a shard can store a name.
+
+    Raises:
+        DataError: the name is not 1 to 1024 bytes of UTF-8 without control characters.
+    """
     try:
         data = name.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -187,26 +195,26 @@ def check_name(name: str) -> None:
 
 
 def make_entry(name: str, height: int, width: int, where: Path) -> Entry:
-    """The entry of an image of the file `where`; DataError where no shard can hold it."""
+    """Make the entry of an image of the file `where`; DataError if no shard can store it."""
     check_name(name)
     if max(height, width) > MAX_SIDE:
         raise DataError(
             f"an image of {width}x{height} px cannot be stored",
             where=where,
-            hint=f"its sides may have {MAX_SIDE} px: cut or shrink it",
+            hint=f"its sides may have at most {MAX_SIDE} px: crop or shrink it",
         )
     return Entry(name, height, width)
 
 
 def clean_text(text: str) -> str:
-    """Text for an attribute: what cannot be stored or shown becomes a question mark."""
-    # Bytes of a file name that are no UTF-8 are lone surrogates in Python, which UTF-8 cannot
+    """Replace characters that an attribute cannot store or a terminal show by question marks."""
+    # Bytes of a file name that are not UTF-8 are lone surrogates in Python, which UTF-8 cannot
     # encode.
     plain = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(c if is_clean(c) else "?" for c in plain)
 
 
 def is_clean(name: str) -> bool:
-    """True without control characters (they could drive a terminal)."""
-    # Those over 127 too: some terminals take 155 alone for the begin of an escape sequence.
+    """Whether a name has no control characters, which could manipulate a terminal."""
+    # Those above 127 count too: some terminals take 155 as the start of an escape sequence.
     return not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name)

@@ -1,4 +1,4 @@
-"""Read a shard's index, believing nothing: files from others are hostile until checked."""
+"""Reads and checks a shard's index; files are untrusted until they are checked."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from c2fdft_cli.validation import InvalidValuesError, validate
 MAX_ATTRIBUTE_BYTES = 65_536
 MAX_COLUMN_BYTES = 1 << 30
 _DIGEST = re.compile("[0-9a-f]{64}")
-# What h5py raises for damaged files, depending on which part of the file is damaged.
+# Exceptions that h5py raises for damaged files, depending on which part of the file is damaged.
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
 
 
 def read_index(path: Path) -> ShardIndex:
-    """Read and check one shard's index; the file is closed again.
+    """Read and check one shard's index, and close the file again.
 
     Raises:
-        DataError: not HDF5, not a shard, of a newer format version, truncated, or with an index
-            that does not fit its data.
+        DataError: the file is not HDF5, not a shard, of a newer format version, truncated, or its
+            index does not fit its data.
     """
     if not path.is_file():
         raise DataError("there is no such shard", where=path)
     try:
-        # HDF5 locks what it only reads as well, which file systems without locks refuse.
+        # By default HDF5 locks a file even to read it, which fails on file systems without locks.
         with h5py.File(path, "r", locking=False) as file:
             return _Reader(file, path).index()
     except DataError:
@@ -60,7 +60,7 @@ def read_index(path: Path) -> ShardIndex:
 
 
 class _Reader:
-    """The checks of one open file, in the order in which they protect each other."""
+    """The checks of one open file, in an order in which each one relies on those before it."""
 
     def __init__(self, file: h5py.File, path: Path) -> None:
         self._file = file
@@ -71,8 +71,8 @@ class _Reader:
         header = self._header()
         entries, offsets = self._entries()
         total = offsets[-1] + entries[-1].nbytes
-        # The checks above do not rely on the digest below: whoever makes a hostile file writes a
-        # digest that matches. It is there for damage by accident.
+        # No other check relies on the digest below, because whoever makes a malicious file can
+        # write a digest that matches. It detects accidental damage.
         gt_start = self._pixels("gt", total)
         lq_start = self._pixels("lq", total) if "lq" in self._file else None
         sha256_gt = self._digests("sha256_gt", len(entries))
@@ -100,8 +100,8 @@ class _Reader:
     def _header(self) -> ShardHeader:
         is_shard = self._attribute("format") == FORMAT
         self._need(is_shard, "this is not a shard", "make shards with prepare")
-        # The version comes before the other attributes: a newer one may have others. `type() is
-        # int`, as True and 1.0 equal 1.
+        # The version is checked before the other attributes, because a newer one may have others.
+        # `type() is int` is used because True and 1.0 equal 1.
         version = self._attribute("format_version")
         self._need(type(version) is int, "attribute format_version must be a whole number")
         self._need(
@@ -118,10 +118,10 @@ class _Reader:
             raise DataError(what, where=self._path, hint="run prepare again") from error
 
     def _attribute(self, name: str) -> Any:
-        """A single attribute as plain text or number."""
+        """Return a single-valued attribute as text or number."""
         self._need(name in self._file.attrs, f"this is not a shard: attribute {name} is missing")
-        # Shape and size are asked of the attribute's own handle: `attrs[name]` reads it, and so
-        # allocates whatever size it claims.
+        # Shape and size are taken from the attribute's own handle, because `attrs[name]` would read
+        # it, and so allocate whatever size it claims.
         kind = self._file.attrs.get_id(name)
         self._need(
             kind.shape == () and kind.get_storage_size() <= MAX_ATTRIBUTE_BYTES,
@@ -134,14 +134,14 @@ class _Reader:
     # -- datasets -------------------------------------------------------------------------------
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        """A dataset that really lies in this file: no link elsewhere, no filter, no other file."""
-        # The link is looked at before it is followed: an external one would open any other file of
+        """Return a dataset that is stored in this file itself, contiguous and without filters."""
+        # The link is checked before it is followed: an external link could open any other file of
         # the machine.
         link = self._file.get(name, getlink=True)
         self._need(type(link) is h5py.HardLink, f"dataset {name} is missing or a link")
         dataset = self._file[name]
-        # Chunks may be compressed, and then a few bytes stand for gigabytes. External storage and
-        # virtual datasets read their bytes from other files (the tests name /etc/passwd).
+        # Chunks may be compressed, so that a few bytes expand to gigabytes. External storage and
+        # virtual datasets read their bytes from other files (in the tests, /etc/passwd).
         plain = (
             isinstance(dataset, h5py.Dataset)
             and dataset.ndim == 1
@@ -150,9 +150,10 @@ class _Reader:
             and not dataset.is_virtual
         )
         self._need(plain, f"{name} is not a plain one-dimensional dataset")
-        # A dataset that was never written claims any size and takes none (10^15 bytes in the
-        # tests); reading it would allocate them all. Strings of any length are refused here too:
-        # what is stored of them are references into a heap, of another size than h5py's pointers.
+        # A dataset that was never written can claim any size (10^15 bytes in the tests) without
+        # occupying any, and reading it would allocate all of it. Variable-length strings are
+        # refused here too: the file stores references into a heap, whose size differs from that of
+        # h5py's pointers.
         start, size = dataset.id.get_offset(), dataset.nbytes
         self._need(
             start is not None and size == dataset.id.get_storage_size(),
@@ -169,7 +170,7 @@ class _Reader:
         )
         self._need(1 <= dataset.shape[0] <= MAX_IMAGES, f"dataset {name} has no usable length")
         self._need(n in (None, dataset.shape[0]), f"dataset {name} has the wrong length")
-        # Columns are read whole, unlike pixels, so this one stands before the read that it bounds.
+        # Columns, unlike pixels, are read as a whole, so their size is limited before the read.
         self._need(dataset.nbytes <= MAX_COLUMN_BYTES, f"dataset {name} is too large for an index")
         column: NDArray[Any] = dataset[...]
         return column
@@ -178,34 +179,32 @@ class _Reader:
         offset = self._column("offset", None, "i", 8)
         n = len(offset)
         height, width = (self._column(name, n, "i", 8) for name in ("height", "width"))
-        # Limits before the product: sides from 2^31 on would overflow it, and an overflowed sum
-        # could match offsets that were made for it.
+        # Limits are checked before the product: sides of 2^31 or more would overflow it, and
+        # offsets could be crafted to match the overflowed sum.
         for name, sides in (("height", height), ("width", width)):
             self._need(
                 sides.min() >= 1 and sides.max() <= MAX_SIDE,
                 f"{name} must be 1 to {MAX_SIDE}",
             )
-        # Cast first, as columns may have fewer bits than their products need.
+        # Cast first, because the columns may have fewer bits than their products need.
         ends = np.cumsum(CHANNELS * height.astype(np.int64) * width.astype(np.int64))
         starts = np.concatenate([[0], ends[:-1]])
-        self._need(
-            np.array_equal(offset, starts), "the offsets are not those of images back to back"
-        )
+        self._need(np.array_equal(offset, starts), "the offsets do not fit the sizes of the images")
         names = self._texts("name", n, MAX_NAME_BYTES)
         self._need(
             all(name and is_clean(name) for name in names),
-            "a name cannot be used: it is empty or holds control characters",
+            "a name cannot be used: it is empty or contains control characters",
         )
         entries = map(Entry, names, height.tolist(), width.tolist())
         return tuple(entries), tuple(offset.tolist())
 
     def _pixels(self, name: str, total: int) -> int:
-        """Offset in the file of a pixel dataset of exactly `total` bytes."""
+        """Return the offset in the file of a pixel dataset, which must have `total` bytes."""
         dataset = self._dataset(name)
         self._need(dataset.dtype == np.uint8, f"dataset {name} is {dataset.dtype}, not uint8")
         self._need(
             dataset.shape[0] == total,
-            f"dataset {name} holds {dataset.shape[0]} bytes where the index needs {total}",
+            f"dataset {name} holds {dataset.shape[0]} bytes, but the index needs {total}",
         )
         return int(dataset.id.get_offset())
 

@@ -1,10 +1,10 @@
-"""The shard format, and its reader: training images whose crops are slices of a file.
+"""The shard format and its reader: training images whose crops are read as slices of a file.
 
 A set is a folder of `train-00000.h5`, ... and `val-00000.h5`, ...; each file is plain HDF5 (1.8
 format) with n >= 1 images or pairs:
 
-    gt, lq         uint8 [bytes]  all images back to back, contiguous and uncompressed: image i is
-                                  the height[i] x width[i] x 3 bytes (RGB, rows first) from
+    gt, lq         uint8 [bytes]  all images one after another, contiguous and uncompressed: image
+                                  i is the height[i] x width[i] x 3 bytes (RGB, row after row) from
                                   offset[i]; clean-only shards have no lq
     offset         int64 [n]      offset[0] = 0, offset[i+1] = offset[i] + 3*height[i]*width[i]
     height, width  int64 [n]      1 .. 65535 pixels
@@ -12,9 +12,10 @@ format) with n >= 1 images or pairs:
     sha256_gt, sha256_lq   [n]    hex digests of each image's bytes
 
 Root attributes: format = "c2fdft-shard", format_version = 1, the fields of
-`format.ShardHeader`, and sha256_index over all of these but the pixels. Nothing in the file
-depends on a clock, a path or the machine: identical input gives identical bytes. Readers refuse a
-newer format_version. `docs/shards.md` has the same in words, with an example in another program.
+`format.ShardHeader`, and sha256_index, a digest of everything except the pixels. Nothing in the
+file depends on a clock, a path or the machine: identical input gives identical bytes. Readers
+refuse a newer format_version. `docs/shards.md` is the full specification, with an example of
+reading a shard with h5py alone.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PREPARE_AGAIN = "run prepare again to complete or replace the set"
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """How much `verify` compared."""
+    """The amounts that `verify` compared; `bytes` counts pixels."""
 
     shards: int
     images: int
@@ -53,8 +54,8 @@ class VerifyResult:
 class ShardSet:
     """All images of one split, by number; open it with `ShardSet.open`.
 
-    Opens no file until the first pixel is read, and can be pickled and forked at any time. Files
-    stay open: one that is deleted or replaced by renaming meanwhile is read as it was.
+    It opens no file until a pixel is read, and can be pickled and forked at any time. Files then
+    stay open: if one is deleted, or replaced by renaming, its old content is still read.
     """
 
     def __init__(self, shards: Sequence[ShardIndex]) -> None:
@@ -102,9 +103,9 @@ class ShardSet:
         """SHA-256 over the names, sizes and pixel digests of all images, in order."""
         digest = hashlib.sha256()
         for shard in self._shards:
-            # Not header, offsets or file names: the same images in another number of shards give
-            # the same fingerprint. `has_lq` tells a clean-only set from pairs whose two images are
-            # equal.
+            # Header, offsets and file names are omitted, so the same images in another number of
+            # shards give the same fingerprint. `has_lq` distinguishes a clean-only set from pairs
+            # whose two images are equal.
             for entry, *shas in zip(
                 shard.entries, shard.sha256_gt, shard.sha256_lq or shard.sha256_gt, strict=True
             ):
@@ -113,28 +114,28 @@ class ShardSet:
         return digest.hexdigest()
 
     def gt(self, i: int) -> Pixels:
-        """Clean image i, read-only, uint8 [h, w, 3]."""
+        """Return clean image i, read-only, uint8 [h, w, 3]."""
         return self.window("gt", i, 0, 0, *self.sizes[i])
 
     def lq(self, i: int) -> Pixels:
-        """Degraded image i, read-only, uint8 [h, w, 3]; DataError for clean-only shards."""
+        """Return degraded image i, read-only, uint8 [h, w, 3]; DataError for clean-only shards."""
         return self.window("lq", i, 0, 0, *self.sizes[i])
 
     def pair(self, i: int) -> tuple[Pixels, Pixels]:
-        """(lq, gt) of pair i, read-only, uint8 [h, w, 3]; DataError for clean-only shards."""
+        """Return (lq, gt) i, read-only, uint8 [h, w, 3]; DataError for clean-only shards."""
         return self.lq(i), self.gt(i)
 
     def crop(self, i: int, top: int, left: int, height: int, width: int) -> tuple[Pixels, Pixels]:
-        """Copies of the same window of lq and gt, uint8 [height, width, 3]; errors as `window`."""
+        """Copy the same window of lq and gt, uint8 [height, width, 3]; errors as for `window`."""
         lq = self.window("lq", i, top, left, height, width)
         return lq.copy(), self.window("gt", i, top, left, height, width).copy()
 
     def window(self, kind: Kind, i: int, top: int, left: int, height: int, width: int) -> Pixels:
-        """One window, read-only, uint8 [height, width, 3].
+        """Return one window of an image, read-only, uint8 [height, width, 3].
 
         Raises:
-            IndexError: the window is not inside of the image.
-            DataError: no lq in clean-only shards; the file cannot be read, or was cut meanwhile.
+            IndexError: the window is not inside the image.
+            DataError: "lq" of clean-only shards; the file cannot be read or has changed its size.
         """
         full_height, full_width = self.sizes[i]
         if not (0 <= top <= full_height - height and 0 <= left <= full_width - width):
@@ -145,28 +146,27 @@ class ShardSet:
         if first is None:
             raise DataError("clean-only shards hold no lq", where=shard.path)
         stride = full_width * CHANNELS
-        # in one piece: more bytes than are needed, but far fewer calls than rows
+        # Read in one piece: more bytes than needed, but one call instead of one per row.
         start = first + offset + top * stride + left * CHANNELS
         data = self._read(number, start, (height - 1) * stride + width * CHANNELS)
-        # Strided over the bytes as read, without a copy; being `bytes` they make the array
-        # read-only.
+        # A strided view of the bytes, without a copy; it is read-only because `bytes` are.
         return np.ndarray((height, width, CHANNELS), np.uint8, data, 0, (stride, CHANNELS, 1))
 
     def _read(self, number: int, start: int, size: int) -> bytes:
-        """Bytes of a shard, which is opened at the first read and closed with the set."""
+        """Read bytes of a shard, which is opened at the first read and closed with the set."""
         shard = self._shards[number]
         try:
             file = self._files.get(number)
             if file is None:
-                # Not through h5py, whose handles survive neither fork nor pickle. Without a buffer:
-                # reads are at places of their own, and processes that share the file after a
-                # fork use no common position.
+                # Not through h5py, whose handles survive neither fork nor pickle. Unbuffered,
+                # because each read states its position: processes that share the file after a fork
+                # do not use its common position.
                 file = io.FileIO(shard.path)
-                # Before the size is looked at, so that a file which is refused is closed as well.
+                # Before the size is checked, so that a file that is refused is closed as well.
                 weakref.finalize(self, file.close)
-                # The size of what was opened, not of the path: another file may have been renamed
-                # over it since the index was read, and the index's offsets would point anywhere in
-                # it.
+                # Since the index was read, another file may have been renamed over this one, and
+                # the offsets would not fit it. So the size of the open file is checked, not that
+                # of the path.
                 if os.fstat(file.fileno()).st_size != shard.file_size:
                     raise _changed(shard.path)
                 self._files[number] = file
@@ -183,7 +183,7 @@ def _changed(path: Path) -> DataError:
 
 
 def open_shards(path: Path, split: str) -> list[ShardIndex]:
-    """The checked indices of a folder's split or of one file; errors as `ShardSet.open`."""
+    """Read and check the indices of a folder's split or of one file; see `ShardSet.open`."""
     if split not in SPLITS:
         raise ValueError(f"no such split: {split}")
     if path.is_file():
@@ -196,7 +196,7 @@ def open_shards(path: Path, split: str) -> list[ShardIndex]:
     files = sorted(path.glob(f"{split}-*.h5"))
     if not files:
         raise DataError(
-            f"the folder holds no {split}-*.h5", where=path, hint="make it with prepare"
+            f"the folder contains no {split}-*.h5", where=path, hint="make it with prepare"
         )
     shards = [read_index(file) for file in files]
     _check_set(path, split, shards)
@@ -204,17 +204,17 @@ def open_shards(path: Path, split: str) -> list[ShardIndex]:
 
 
 def _check_set(folder: Path, split: str, shards: Sequence[ShardIndex]) -> None:
-    """All shards of the set are here, in order, and belong together."""
+    """Check that all shards of the split exist, in order, and belong together."""
     first = shards[0]
     for number, shard in enumerate(shards):
-        # By comparing all attributes at once: a shard left from an earlier `prepare` with other
-        # options is found, and `number` finds a gap, since files are sorted by name.
+        # Comparing all attributes detects a shard left from an earlier `prepare` with other
+        # options, and `number` detects a gap, because the files are sorted by name.
         expected = {**asdict(first.header), "split": split, "shard": number}
         if asdict(shard.header) != expected or (shard.lq_start is None) != (first.lq_start is None):
             raise DataError("the shards are not of one set", where=shard.path, hint=PREPARE_AGAIN)
     if len(shards) != first.header.shards:
         raise DataError(
-            f"{len(shards)} of {first.header.shards} {split} shards are here",
+            f"only {len(shards)} of {first.header.shards} {split} shards are present",
             where=folder,
             hint=PREPARE_AGAIN,
         )
@@ -229,10 +229,12 @@ def _check_set(folder: Path, split: str, shards: Sequence[ShardIndex]) -> None:
 def verify(path: str | Path) -> Job[str, VerifyResult]:
     """Compare every image of a shard, or of all shards in a folder, with its digest.
 
-    Each event is the name of an image (pair). The index is read and checked at once.
+    Each event is the name of an image or pair. The indices are read and checked immediately, the
+    pixels while the job runs.
 
     Raises:
-        DataError: no shards, a damaged one, or an image whose bytes changed, named.
+        DataError: no shards, a damaged one, or an image whose bytes differ from its digest; the
+            error names it.
     """
     path = Path(path)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Write one shard: streamed, atomic, and byte-identical for identical input."""
+"""Writes one shard: streamed, atomic, and byte-identical for identical input."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def create_shard(
     Args:
         path: the shard to write.
         header: its root attributes.
-        entries: name and size of every image to come.
+        entries: name and size of every image that will be added.
         has_lq: False for clean-only shards.
 
     Raises:
-        DataError: an image's size is not the announced one.
+        DataError: an image's size differs from that of its entry.
         ResourceError: the file cannot be written.
     """
-    # The path is entered first and so left last: HDF5 has written all it holds back before the file
-    # is synced and renamed.
+    # `atomic_path` is entered first and so exited last: HDF5 flushes everything before the file is
+    # synced and renamed.
     with atomic_path(path) as temporary, _create(temporary) as file:
         writer = ShardWriter(path, file, header, entries, has_lq=has_lq)
         yield writer
-        # within the block: where the index cannot be written, the file is removed as well
+        # Within the block, so that the file is removed if the index cannot be written.
         writer.finish()
 
 
 class ShardWriter:
-    """Takes a shard's images, one (pair) at a time, in the order of `entries`; see `create_shard`.
+    """Writes a shard's images or pairs in the order of `entries`; made by `create_shard`.
 
-    Sizes come first because a contiguous dataset must know its length before its first byte.
+    The sizes are needed in advance because a contiguous dataset is created with its full length.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class ShardWriter:
         self._digests: dict[str, list[str]] = {kind: [] for kind in kinds}
 
     def add(self, lq: Pixels | None, gt: Pixels) -> tuple[str | None, str]:
-        """Append the next pair, uint8 [h, w, 3] each; returns their SHA-256 hex digests."""
+        """Append the next pair, uint8 [h, w, 3] each, and return its SHA-256 hex digests."""
         if len(self._digests["gt"]) == len(self._entries):
             raise ValueError("more images than announced")
         if (lq is None) is ("lq" in self._pixels):
-            raise ValueError("lq must be given where has_lq is set, and only there")
+            raise ValueError("lq must be given if and only if has_lq is set")
         digest_lq = None if lq is None else self._put("lq", lq)
         return digest_lq, self._put("gt", gt)
 
@@ -109,7 +109,7 @@ class ShardWriter:
         return digest
 
     def finish(self) -> None:
-        """Write the index; ValueError where images are missing."""
+        """Write the index; ValueError if images are missing."""
         if any(len(done) != len(self._entries) for done in self._digests.values()):
             raise ValueError("fewer images than announced")
         columns = {
@@ -136,33 +136,33 @@ class ShardWriter:
 
 @contextmanager
 def _create(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file in the 1.8 format: object headers carry checksums, and no clock is kept."""
+    """Create an HDF5 file in the 1.8 format: object headers with checksums, no timestamps."""
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-    creation.set_obj_track_times(False)  # the root group's; datasets have their own switch
-    # Over 8 attributes HDF5 moves them from the header into a heap, which takes 3.5 kB more a shard
-    # (measured with 11 of them).
+    creation.set_obj_track_times(False)  # of the root group; datasets have their own switch
+    # With more than 8 attributes HDF5 would move them from the header into a heap, which takes
+    # 3.5 kB more per shard (measured with 11 attributes).
     creation.set_attr_phase_change(32, 0)
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
-    # By HDF5's default a file stays open while a dataset of it is; this one is synced and renamed
-    # next.
+    # By default HDF5 keeps a file open while any of its datasets is open. This one must be closed,
+    # because it is synced and renamed next.
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     try:
         with h5py.File(
             h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)
         ) as file:
             yield file
-    except RuntimeError as error:  # h5py's word for a failed flush, as on a full disk
+    except RuntimeError as error:  # h5py raises this if a flush fails, as on a full disk
         raise OSError(str(error)) from error
 
 
 def _pixel_dataset(file: h5py.File, name: str, size: int) -> h5py.Dataset:
-    """A contiguous uint8 dataset, allocated at once and never filled."""
+    """Create a contiguous uint8 dataset, allocated immediately and without a fill value."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    # Nothing is left unwritten that would have to be filled: `finish` refuses a shard in which
-    # images are missing.
+    # Filling is not needed: every byte is written, because `finish` refuses a shard in which images
+    # are missing.
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     creation.set_obj_track_times(False)
     space = h5py.h5s.create_simple((size,))
@@ -170,7 +170,7 @@ def _pixel_dataset(file: h5py.File, name: str, size: int) -> h5py.Dataset:
 
 
 def _texts(texts: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bytes_]]:
-    """A column of fixed-length UTF-8 strings, padded with NUL."""
+    """Make a column of fixed-length UTF-8 strings, padded with NUL."""
     data = [text.encode("utf-8") for text in texts]
     length = max(len(text) for text in data)
     return np.array(data, dtype=h5py.string_dtype("utf-8", length))

@@ -1,1 +1,1 @@
-"""The job behind `prepare`."""
+"""The job of the command `prepare`."""

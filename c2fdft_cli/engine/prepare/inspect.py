@@ -1,4 +1,4 @@
-"""Read every pair without writing any: sizes, damage, and how degraded the inputs are."""
+"""Checks every pair without writing any: sizes, damage, and the PSNR of the inputs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PREVIEW_PAIRS, PREVIEW_COLUMNS, PREVIEW_TILE = 12, 3, 240
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What reading all pairs showed.
+    """A summary of all pairs that could be read.
 
     Args:
         smallest, median, largest: (height, width), by number of pixels.
-        psnr_y: mean PSNR-Y of the inputs in dB, over pairs that are not identical; None without
-            such pairs.
+        psnr_y: mean PSNR-Y of the inputs in dB, over pairs whose images differ; None if there are
+            none.
         bytes_needed: space that the shards will need.
         bytes_free: free space on the disk of the output folder.
     """
@@ -48,7 +48,7 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a pair that was read: digests as in a shard, or the problem with it."""
+    """A pair that was read: size, PSNR-Y and digests as in a shard, or the problem with it."""
 
     pair: FilePair
     size: Size = (0, 0)
@@ -61,13 +61,13 @@ class Checked:
 def check_pairs(
     reader: PairReader, pairs: Sequence[FilePair], *, workers: int
 ) -> Generator[Checked, None, None]:
-    """Read every pair, those with one clean image together: it is decoded once."""
+    """Read every pair; pairs with the same clean image together, so that it is decoded once."""
     groups: dict[Path, list[FilePair]] = defaultdict(list)
     for pair in pairs:
         groups[pair.gt].append(pair)
 
     def check(group: list[FilePair]) -> list[Checked]:
-        # two: the clean image that they share, and the degraded one of a pair
+        # two images: the clean one that the group shares, and the degraded one of the current pair
         decode = lru_cache(maxsize=2)(read_rgb8)
         return [_check(reader, pair, decode) for pair in group]
 
@@ -95,7 +95,7 @@ def _check(reader: PairReader, pair: FilePair, decode: Callable[[Path], Pixels])
 
 
 def _psnr_y(lq: Pixels, gt: Pixels) -> float:
-    """PSNR in dB on the luma of two uint8 images [h, w, 3]."""
+    """Return the PSNR in dB of the luma of two uint8 images [h, w, 3]."""
     import torch
 
     from c2fdft_cli.metrics.protocols import luma, psnr
@@ -105,7 +105,7 @@ def _psnr_y(lq: Pixels, gt: Pixels) -> float:
 
 
 def choose_checked(found: Found, checked: Sequence[Checked]) -> Found:
-    """Choose the pairs to validate on by the digests of images that were read."""
+    """Choose the validation pairs by the digests of images that were read."""
     if not found.candidates:
         return found
     digests: dict[Path, Hashable] = {
@@ -116,7 +116,7 @@ def choose_checked(found: Found, checked: Sequence[Checked]) -> Found:
 
 
 def summarise(checked: Sequence[Checked], *, has_lq: bool, bytes_free: int) -> CheckReport | None:
-    """The report over the pairs that could be read; None without any."""
+    """Summarise the pairs that could be read; None if there are none."""
     sizes = sorted(
         (one.size for one in checked if one.problem is None),
         key=lambda size: (math.prod(size), size),
@@ -136,13 +136,13 @@ def summarise(checked: Sequence[Checked], *, has_lq: bool, bytes_free: int) -> C
 
 
 def write_preview(shards: ShardSet, path: Path) -> None:
-    """Write a contact sheet of pairs (degraded beside clean) spread over a split.
+    """Write a contact sheet of pairs (degraded beside clean), evenly spaced in a split.
 
     Raises:
-        UsageError: shards that hold clean images only.
+        UsageError: the shards contain only clean images.
     """
     if not shards.has_lq:
-        raise UsageError("--preview cannot show clean-only shards: they hold no pairs")
+        raise UsageError("--preview cannot show clean-only shards: they contain no pairs")
     count = min(PREVIEW_PAIRS, len(shards))
     pairs = [shards.pair(i * len(shards) // count) for i in range(count)]
     save_rgb8(path, contact_sheet(pairs, PREVIEW_COLUMNS, PREVIEW_TILE))

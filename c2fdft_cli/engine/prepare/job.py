@@ -1,4 +1,4 @@
-"""Turn a folder of images into shards: one job, resumable, byte-identical for identical input."""
+"""The job that turns a folder of images into shards; resumable, and deterministic to the byte."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ Row: TypeAlias = tuple[str, str | None, str]
 
 @dataclass(frozen=True)
 class PairWritten:
-    """One pair is in its shard, or was read by a check.
+    """An event: a pair was written to its shard, or was read by a check.
 
     Args:
         name: the pair's name.
-        kept: its shard existed already.
-        problem: what is wrong with it (only in a check).
+        kept: whether its shard existed already.
+        problem: what is wrong with the pair (only in a check).
     """
 
     name: str
@@ -64,17 +64,17 @@ class PrepareResult:
     """What was found and written.
 
     Args:
-        layout: where the two sides of the pairs are, for people.
-        task: "derain", "deblur" or "denoise", where the layout or the degradation tells.
+        layout: where the two sides of the pairs are, as text for the user.
+        task: "derain", "deblur" or "denoise" if the layout or the degradation shows it.
         pairs: number of pairs, train and val together.
-        train, val: how many of each.
+        train, val: number of pairs of each.
         unpaired: images that belong to no pair, with the reason.
         notices: what the user should know.
-        failed: (name, problem) of pairs that cannot be used; only if `check_only`.
+        failed: (name, problem) of pairs that cannot be used; only with `check_only`.
         shards: the shard files.
         bytes: size of all shards together.
-        up_to_date: nothing had to be written.
-        report: what `check_only` saw; None if no pair could be read.
+        up_to_date: whether nothing had to be written.
+        report: the summary of a check (`check_only`); None if no pair could be read.
     """
 
     layout: str
@@ -92,23 +92,24 @@ class PrepareResult:
 
     @property
     def failure(self) -> PartialFailure | None:
-        """What a check ends with that saw pairs which writing would refuse."""
+        """The error with which a check ends if it found pairs that writing would refuse."""
         if not self.failed:
             return None
         what = f"{len(self.failed)} of {many(self.pairs, 'pair')} cannot be used"
-        return PartialFailure(what, hint="repair or remove them: prepare refuses a set with such")
+        hint = "repair or remove them: prepare refuses a set that contains such pairs"
+        return PartialFailure(what, hint=hint)
 
 
 def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
-    """Find the pairs at once; write their shards, or check them, while the job is iterated.
+    """Find the pairs immediately; write their shards, or check them, while the job is iterated.
 
-    Each image is decoded once. An interrupted run resumes where it stopped: whole shards are kept,
-    and the result has the same bytes as without the interruption.
+    Each image is decoded once. An interrupted run resumes where it stopped: complete shards are
+    kept, and the result has the same bytes as without the interruption.
 
     Raises:
-        DataError: no pairs, an unreadable image, sizes that differ within a pair, the same image
+        DataError: no pairs, an unreadable image, sizes that differ within a pair, or the same image
             in train and val.
-        UsageError: options that do not fit, another set in `out`.
+        UsageError: options that cannot be combined, or shards of another set in `out`.
         ResourceError: the disk is too small, or `out` cannot be written.
     """
     if options.synthesize and options.pairs_file:
@@ -131,7 +132,7 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
 def _check(
     options: PrepareOptions, reader: PairReader, found: Found
 ) -> Generator[PairWritten, None, PrepareResult]:
-    """Read everything, write nothing."""
+    """Read all pairs and report their problems, without writing anything."""
     checked = []
     with closing(
         check_pairs(reader, [pair for _, pair in found.pairs], workers=options.workers)
@@ -162,7 +163,7 @@ def _write(
         [pair for _, pair in found.pairs], workers=workers, halves=options.side_by_side is not None
     )
     with (
-        hold_folder(options.folder, "another process prepares this folder"),
+        hold_folder(options.folder, "another process is preparing this folder"),
         closing(DecodedImages(options.folder)) as decoded,
     ):
         choice = _choose(options, reader, found, entries, decoded)
@@ -189,7 +190,7 @@ def _write(
                 for name, sha256_lq, sha256_gt in rows:
                     guard.add(shard.header.split, name, sha256_lq, sha256_gt)
                     yield PairWritten(name, kept=True)
-        # removes what is not kept: whatever may refuse to replace it stands before
+        # This removes shards that are not kept, so every check that may refuse that comes before.
         begin(options.folder, plan, kept, choice)
         for shard in new:
             with (
@@ -217,7 +218,10 @@ def _choose(
     entries: Mapping[FilePair, Entry],
     decoded: DecodedImages,
 ) -> ValChoice | None:
-    """Choose the pairs to validate on, by pixels, or remember the choice that was made before."""
+    """Choose the validation pairs by pixels, or return the choice stored in the output folder.
+
+    None if there is nothing to choose.
+    """
     candidates = found.candidates
     if not candidates:
         return None
@@ -225,7 +229,7 @@ def _choose(
     inputs = choice_inputs(candidates, found.val_size, degraded_half)
     if (choice := remembered_choice(options.folder, inputs)) is not None:
         return choice
-    images = 2 if degraded_half else 1  # in a file
+    images = 2 if degraded_half else 1  # images per file
     sizes = {pair.gt: images * entries[pair].nbytes for pair in candidates}
     decoded.add(sizes, workers=options.workers)
 
@@ -250,7 +254,7 @@ def _header(options: PrepareOptions, reader: PairReader, layout: str) -> ShardHe
 
 
 def _shared(shards: Sequence[PlannedShard]) -> dict[Path, int]:
-    """The files that more than one pair needs, with the bytes of their pixels."""
+    """Return the files that more than one pair needs, with the number of bytes of their pixels."""
     sizes: dict[Path, int] = {}
     uses: Counter[Path] = Counter()
     for shard in shards:
@@ -264,7 +268,7 @@ def _shared(shards: Sequence[PlannedShard]) -> dict[Path, int]:
 def _images(
     shard: PlannedShard, reader: PairReader, decoded: DecodedImages, workers: int
 ) -> Images:
-    """(lq, gt) of each pair."""
+    """Yield (lq, gt) of each pair of a shard, in order, read ahead by several threads."""
     cost = {pair: entry.nbytes for pair, entry in zip(shard.pairs, shard.entries, strict=True)}
     return in_order(
         lambda pair: reader.read(pair, decoded.read),
@@ -275,26 +279,26 @@ def _images(
 
 
 def _rows(index: ShardIndex) -> list[Row]:
-    """(name, sha256_lq, sha256_gt) of each pair of a shard."""
+    """Return (name, sha256_lq, sha256_gt) of each pair of a shard."""
     names = [entry.name for entry in index.entries]
     return list(zip(names, index.sha256_lq or [None] * len(names), index.sha256_gt, strict=True))
 
 
 def _compare(shard: PlannedShard, rows: Sequence[Row], images: Images) -> None:
-    """UsageError where a pair's files do not hold the pixels that are in its shard."""
+    """Raise a UsageError if the pixels of a pair's files differ from those in its shard."""
     with closing(images):
         for row, pair, (lq, gt) in zip(rows, shard.pairs, images, strict=True):
             for image, digest, path in ((lq, row[1], pair.lq), (gt, row[2], pair.gt)):
                 if image is not None and hashlib.sha256(image).hexdigest() != digest:
                     raise UsageError(
-                        "the image is not the one in the shards of the output folder",
+                        "the image differs from the one in the shards of the output folder",
                         where=path,
-                        hint="--overwrite replaces them; or choose another folder",
+                        hint="use --overwrite to replace them, or choose another folder",
                     )
 
 
 def _counted(found: Found, notices: Sequence[str]) -> PrepareResult:
-    """The result so far."""
+    """Make the part of the result that checking and writing have in common."""
     return PrepareResult(
         layout=found.layout,
         task=found.task,

@@ -1,4 +1,4 @@
-"""What the user asks `prepare` for."""
+"""The options of `prepare`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from c2fdft_cli.settings import OVERWRITE, SEED, check_settings, setting
 MIB = 1 << 20
 
 PAIRS, SHARDS = "Pairs", "Shards"
-"""Headings of the options that most people leave alone."""
+"""Headings in the help for options that most users need not change."""
 
 
 def parse_validation(text: str) -> int | Path:
-    """A number of pairs, or the folder that holds them; UsageError for nothing."""
+    """Parse a number of pairs or the path of their folder; UsageError for an empty text."""
     if not text:
         what = "--val is empty"
-        raise UsageError(what, hint="give a number of pairs, or the folder that holds them")
+        raise UsageError(what, hint="give a number of pairs, or a folder of pairs")
     return Path(text) if (count := _count(text)) is None else count
 
 
 def parse_mib(text: str) -> int:
-    """Bytes out of a whole number of MiB; anything else is below every limit."""
+    """Convert a whole number of MiB to bytes; any other text gives 0, which is refused later."""
     return (_count(text) or 0) * MIB
 
 
 def _count(text: str) -> int | None:
-    """A whole number; None for other text."""
-    # Python refuses to convert numbers of thousands of digits, and a hundred are as far too many
+    """Parse a whole number; None for any other text."""
+    # Python refuses to convert thousands of digits, so the text is cut: a number of a hundred
+    # digits is too large as well.
     return int(text[:100]) if text.isdecimal() else None
 
 
@@ -42,7 +43,7 @@ class Synthesis:
         kind: "rain", "noise" or "blur".
         options: the model's options, see `data.synthesis.degrade.parse_model`.
         streaks: folder of rendered streak masks, for rain.
-        store: write the degraded images too; False leaves them to be made while training.
+        store: whether to write the degraded images too; otherwise they are made during training.
     """
 
     kind: str
@@ -56,11 +57,12 @@ class PrepareOptions:
     """What to prepare, and how.
 
     Args:
-        source: a folder of pairs in any known layout; with `synthesize`, a flat one of clean
-            images.
-        val: None for the set's own val split, or else 5 % (at least 1, at most 50).
-        synthesize: degrade clean images.
-        max_shard_bytes: of pixels; a larger image gets a shard to itself.
+        source: a folder of pairs in any known layout; with `synthesize`, a folder of clean images,
+            without its sub-folders.
+        val: number of validation pairs or a folder of them; None for the set's own val split or, if
+            it has none, 5 % (at least 1, at most 50).
+        synthesize: how to degrade clean images; None for pairs.
+        max_shard_bytes: limit on the pixels of a shard; a larger image gets a separate shard.
     """
 
     source: Path
@@ -69,27 +71,27 @@ class PrepareOptions:
     )
     val: int | Path | None = setting(
         None,
-        "Validation: a number of pairs, or a folder of others (default: the set's own split, "
-        "else 5 %, 1 to 50).",
+        "Validation pairs: a number, or a folder of other pairs (default: the set's own split, "
+        "otherwise 5 %, 1 to 50).",
         metavar="N|DIR",
         parse=parse_validation,
     )
     pairs_file: Path | None = setting(
         None,
-        "CSV of pairs: lq,gt[,name]; or BasicSR's meta-info.",
+        "CSV file of pairs (lq,gt[,name]), or a meta-info file of BasicSR.",
         option="--pairs",
         metavar="FILE",
         panel=PAIRS,
     )
     side_by_side: str | None = setting(
         None,
-        "Each picture shows a pair side by side (pix2pix): the half that is degraded.",
+        "Pictures that show a pair side by side (pix2pix): which half is degraded.",
         choices=("left", "right"),
         panel=PAIRS,
     )
     gamma: bool = setting(False, "GoPro: use the blur_gamma images.", panel=PAIRS)
     synthesize: Synthesis | None = None
-    check_only: bool = setting(False, "Look at everything, write nothing.", option="--check")
+    check_only: bool = setting(False, "Check all pairs, write nothing.", option="--check")
     max_shard_bytes: int = setting(
         "1024",
         "Largest shard, in MiB",
@@ -111,5 +113,5 @@ class PrepareOptions:
 
     @property
     def folder(self) -> Path:
-        """Of the shards."""
+        """The folder of the shards."""
         return self.out or Path("shards") / self.source.resolve().name

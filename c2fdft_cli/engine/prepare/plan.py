@@ -1,4 +1,4 @@
-"""Which shards there will be, which of them are there already, and whether they fit on the disk."""
+"""Plans which shards to write, which existing ones to keep, and whether they fit on the disk."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ class PlannedShard:
 
     @property
     def nbytes(self) -> int:
-        """About how large the file will be, from above."""
+        """An upper estimate of the size of the file in bytes."""
         text = max(len(entry.name.encode()) for entry in self.entries)
         # The columns of the index: offset, height and width, two digests of 64 digits, and the
-        # name, which HDF5 pads to the longest. 64 KiB are room for headers and attributes.
+        # name, which HDF5 pads to the longest. 64 KiB are for headers and attributes.
         index = len(self.entries) * (3 * 8 + 2 * 64 + text)
         return self.planes * sum(entry.nbytes for entry in self.entries) + index + (64 << 10)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a set, those to validate on first, and a digest of what decides them."""
+    """All shards of a set, the val split first, and a digest of everything that determines them."""
 
     shards: tuple[PlannedShard, ...]
     digest: str
@@ -65,11 +65,16 @@ class Plan:
 def measure(
     pairs: Sequence[FilePair], *, workers: int, halves: bool = False
 ) -> dict[FilePair, Entry]:
-    """Name and size of each pair, from its images' headers; `halves` of one for side by side.
+    """Read name and size of each pair from the headers of its images.
+
+    Args:
+        pairs: the pairs.
+        workers: threads, 0 for one per core.
+        halves: whether each image shows a pair side by side.
 
     Raises:
         DataError: images that cannot be read or stored, or that differ in size within a pair; all
-            are listed.
+            of them are listed.
     """
 
     def measured(pair: FilePair) -> Entry | DataError:
@@ -99,7 +104,7 @@ def _size(pair: FilePair) -> tuple[int, int]:
         raise DataError(
             f"the sizes differ within pair {pair.name}: lq {lq[1]}x{lq[0]}, gt {gt[1]}x{gt[0]}",
             where=pair.lq,
-            hint="crop them alike or remove the pair",
+            hint="crop both to the same size, or remove the pair",
         )
     return gt
 
@@ -113,7 +118,7 @@ def make_plan(
     has_lq: bool,
     max_shard_bytes: int,
 ) -> Plan:
-    """Distribute pairs over shards from their sizes alone; UsageError for too many shards."""
+    """Distribute pairs over shards by their sizes alone; UsageError for too many shards."""
     planes = 2 if has_lq else 1
     shards = []
     for split, pairs in splits.items():
@@ -138,7 +143,7 @@ def make_plan(
 
 
 def _digest(shards: Sequence[PlannedShard]) -> str:
-    """Over all that decides the shards' bytes, with files known by size and time of change."""
+    """Digest everything that determines the shards' bytes, files by size and modification time."""
     rows = [
         [
             asdict(replace(shard.header, tool_version="")),
@@ -153,7 +158,7 @@ def _digest(shards: Sequence[PlannedShard]) -> str:
 
 
 def _signatures(pair: FilePair) -> list[list[int] | None]:
-    """Size and time of change of both files; None for an lq that is synthesised."""
+    """Return size and modification time of both files; None for an lq without its own file."""
     signatures: list[list[int] | None] = []
     for path in (pair.lq, pair.gt):
         try:
@@ -166,12 +171,12 @@ def _signatures(pair: FilePair) -> list[list[int] | None]:
 
 @dataclass(frozen=True)
 class ValChoice:
-    """Which pairs were chosen to validate on, remembered so that nothing is decoded to know it.
+    """The chosen validation pairs, stored so that a later run need not decode images to choose.
 
     Args:
-        inputs: digest of what it was chosen from (`choice_inputs`).
-        names: of the pairs.
-        notices: what the user should know about it.
+        inputs: digest of everything that determined the choice (`choice_inputs`).
+        names: names of the chosen pairs.
+        notices: what the user should know about the choice.
     """
 
     inputs: str
@@ -182,32 +187,32 @@ class ValChoice:
 def choice_inputs(
     candidates: Sequence[FilePair], size: int, degraded_half: str | None = None
 ) -> str:
-    """Digest of all that decides a choice, with files known by size and time of change."""
+    """Digest everything that determines a choice, files by size and modification time."""
     rows = [[pair.name, *_signatures(pair)] for pair in candidates]
-    # without halves as before there were any, so that choices made then are still remembered
+    # Without halves the digest is the same as before halves existed, so stored choices stay valid.
     values = [size, rows] if degraded_half is None else [size, rows, degraded_half]
     return hashlib.sha256(json.dumps(values).encode("ascii")).hexdigest()
 
 
 def remembered_choice(out: Path, inputs: str) -> ValChoice | None:
-    """The choice that the shards in `out` were begun with, if it was made from these inputs."""
+    """Return the choice stored in `out` if it was made from these inputs, else None."""
     try:
         choice = validate(ValChoice, _read_manifest(out).get("val"))
-    except InvalidValuesError:  # none, or one that somebody has edited
+    except InvalidValuesError:  # there is none, or it was edited
         return None
     return choice if choice.inputs == inputs else None
 
 
 def find_existing(out: Path, plan: Plan, *, overwrite: bool) -> tuple[dict[Path, ShardIndex], bool]:
-    """What of the plan is in the output folder already.
+    """Find the shards of the plan that are in the output folder already.
 
     Returns:
-        The shards that exist, as planned in names, sizes and attributes; and whether they were
-        written from files with other times of change: their pixels are to be compared before
-        `begin`.
+        The existing shards whose names, sizes and attributes are as planned, by path; and whether
+        their source files had other modification times, in which case their pixels must be compared
+        before `begin`.
 
     Raises:
-        UsageError: another set is there, and `overwrite` is off.
+        UsageError: the folder contains another set, and `overwrite` is off.
     """
     present = _present(out)
     if not present or overwrite:
@@ -215,26 +220,26 @@ def find_existing(out: Path, plan: Plan, *, overwrite: bool) -> tuple[dict[Path,
     kept = _kept(plan, present)
     if _read_manifest(out).get("plan") == plan.digest:
         return kept, False
-    # Another set, or the same files with other times of change, as after a copy. Then shards are
-    # kept all or none, and after their pixels were compared.
+    # These are shards of another set, or of the same files with other modification times, as after
+    # a copy. In the latter case all of them fit the plan, and the caller compares their pixels.
     if len(kept) < len(present):
         raise UsageError(
             "the output folder holds shards of another set, or damaged ones",
             where=out,
-            hint="--overwrite replaces them; or choose another folder",
+            hint="use --overwrite to replace them, or choose another folder",
         )
     return kept, True
 
 
 def begin(out: Path, plan: Plan, kept: Collection[Path], choice: ValChoice | None) -> None:
-    """Make the output folder the plan's: what is not kept is removed, once its successor fits.
+    """Remove shards that are not kept, if those that replace them fit, and write the manifest.
 
     Raises:
         ResourceError: the disk is too small, or the folder cannot be written.
     """
     needed = sum(shard.nbytes for shard in plan.shards if shard.path not in kept)
-    # Cleared before the manifest is written: with its digest in place, the pixels of shards that
-    # are there are no longer compared, so none of another set may be left.
+    # Remove first, then write the manifest: once it has the digest of this plan, the pixels of
+    # existing shards are no longer compared, so no shard of another set may remain.
     _clear(out, [path for path in _present(out) if path not in kept], needed)
     atomic_write_text(out / MANIFEST, _manifest(plan, choice))
 
@@ -244,7 +249,7 @@ def _present(out: Path) -> list[Path]:
 
 
 def _clear(out: Path, replaced: Sequence[Path], needed: int) -> None:
-    """Remove what will be replaced, once it is sure that its successors fit on the disk."""
+    """Remove `replaced` and unfinished files, after checking that `needed` bytes then fit."""
     unfinished = [path for path in out.glob(".*.tmp.*") if _TEMPORARY.fullmatch(path.name)]
     try:
         freed = sum(path.stat().st_size for path in (*replaced, *unfinished))
@@ -256,14 +261,17 @@ def _clear(out: Path, replaced: Sequence[Path], needed: int) -> None:
 
 
 def _kept(plan: Plan, present: Sequence[Path]) -> dict[Path, ShardIndex]:
-    """Shards that are as planned; of another version only when nothing is left to write."""
+    """Return the existing shards that are as planned.
+
+    Shards that another version of the program wrote count only if no shard is left to write.
+    """
     kept = {}
     for shard in plan.shards:
         if shard.path not in present:
             continue
         try:
             index = read_index(shard.path)
-        except DataError:  # damaged: written again
+        except DataError:  # it is damaged and will be written again
             continue
         same = replace(index.header, tool_version=shard.header.tool_version) == shard.header
         if (
@@ -272,7 +280,8 @@ def _kept(plan: Plan, present: Sequence[Path]) -> dict[Path, ShardIndex]:
             and (index.lq_start is None) == (shard.planes == 1)
         ):
             kept[shard.path] = index
-    # What is written now is of this version, and `ShardSet` refuses a set whose headers differ.
+    # New shards state the version of this program, and `ShardSet` refuses a set whose headers
+    # differ.
     versions = {index.header.tool_version for index in kept.values()}
     if len(kept) == len(plan.shards) and len(versions) == 1:
         return kept
@@ -296,7 +305,7 @@ def _manifest(plan: Plan, choice: ValChoice | None) -> str:
 
 
 def _read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest that the folder was begun with; empty where there is none to be read."""
+    """Read the manifest of the folder; empty if there is none or it cannot be read."""
     path = out / MANIFEST
     try:
         values = json.loads(path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""What there is to prepare: pairs of files, or clean images with a degradation to synthesise."""
+"""Finds and reads what to prepare: pairs of files, or clean images that are to be degraded."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Found:
     """All pairs of a source, and how they are split into training and validation.
 
     Args:
-        layout: where the two sides of the pairs are, for people.
-        task: "derain", "deblur" or "denoise", where it is known.
-        splits: "val" and "train".
+        layout: where the two sides of the pairs are, as text for the user.
+        task: "derain", "deblur" or "denoise" if it is known.
+        splits: the pairs of "val" and "train".
         unpaired: images that belong to no pair.
         notices: what the user should know.
-        choose_from: the split out of which `val_size` pairs are yet to be chosen to validate on;
-            None where nothing is to be chosen.
-        val_size: how many.
+        choose_from: the split from which the validation pairs are yet to be chosen; None if there
+            is nothing to choose.
+        val_size: number of validation pairs to choose.
     """
 
     layout: str
@@ -66,18 +66,18 @@ class Found:
 
     @property
     def pairs(self) -> list[tuple[str, FilePair]]:
-        """(split, pair) of all, those to validate on first."""
+        """(split, pair) of all pairs, in the order of `splits`."""
         return [(split, pair) for split, pairs in self.splits.items() for pair in pairs]
 
     @property
     def candidates(self) -> tuple[FilePair, ...]:
-        """The pairs out of which those to validate on are yet to be chosen."""
+        """The pairs from which the validation pairs are yet to be chosen."""
         return () if self.choose_from is None else self.splits[self.choose_from]
 
     def with_val(self, names: Collection[str], notices: Iterable[str] = ()) -> Found:
-        """With the candidates of these names for validation.
+        """Return a copy with the candidates of these names as validation pairs.
 
-        Other candidates are trained on, or skipped where they belong to the set's own val split.
+        The other candidates are trained on, or skipped if they belong to the set's own val split.
         """
         val = tuple(pair for pair in self.candidates if pair.name in names)
         train, more = self.splits["train"], list(notices)
@@ -98,7 +98,7 @@ def find(options: PrepareOptions) -> Found:
     """Find the pairs (or the clean images to degrade) of the source and split them.
 
     Raises:
-        DataError: nothing to prepare.
+        DataError: there is nothing to prepare.
         UsageError: `val` leaves nothing to train on.
     """
     source, val = options.source, options.val
@@ -114,11 +114,12 @@ def find(options: PrepareOptions) -> Found:
 
     found = look(source, options.pairs_file)
     if not found.pairs:
-        raise DataError("no images outside of the output folder", where=source)
+        raise DataError("no images outside the output folder", where=source)
     own, train = found.splits.get("val", ()), found.splits.get("train", ())
     if isinstance(val, Path):
         other = look(val, None)
-        # val first here and below: `SplitGuard` finds training images among those that it has seen
+        # val comes first, here and below, because `SplitGuard` compares training images with the
+        # validation images that it has seen before
         splits = {"val": tuple(pair for _, pair in other.pairs), "train": train + own}
         notices = (*found.notices, *other.notices)
         if own:
@@ -129,7 +130,7 @@ def find(options: PrepareOptions) -> Found:
         notices = found.notices
         if val is not None and val > len(own):
             pairs = many(len(own), "pair")
-            notices += (f"--val {val}: the set's own val split has {pairs}, all validate",)
+            notices += (f"--val {val}: the set's own val split has only {pairs}, all are used",)
         found = replace(
             found,
             splits={"val": own, "train": train},
@@ -137,7 +138,7 @@ def find(options: PrepareOptions) -> Found:
             choose_from="val" if choose else None,
             val_size=val_size(len(own), val) if choose else 0,
         )
-        if val == 0:  # nothing need be decoded to choose none
+        if val == 0:  # choosing no pairs needs no decoded images
             found = found.with_val(())
     else:
         size = val_size(len(train), val)
@@ -153,17 +154,18 @@ def find(options: PrepareOptions) -> Found:
 
 
 def _split_apart(found: PairSet) -> Found:
-    """Without the test split."""
+    """Convert the pairs of a folder, without its test split."""
     splits = {split: pairs for split, pairs in found.splits.items() if split != "test"}
     return Found(found.layout, found.task, splits, found.unpaired, found.notices)
 
 
 def _clean(source: Path, synthesis: Synthesis) -> Found:
-    """A flat folder of clean images."""
-    hint = "images of sub-folders do not count"
+    """Find the clean images of a folder, without its sub-folders."""
+    hint = "images in sub-folders are not used"
     images = some_images(source, kind="clean images", hint=hint)
     stems = Counter(path.stem for path in images)
-    # Those of one stem take their whole names, which may be another's stem: a.png of a.png.jpg.
+    # Images that share a stem are named by their whole file name, and so are images whose stem is
+    # such a file name (a.png.jpg beside a.png and a.jpg).
     whole = {path.name for path in images if stems[path.stem] > 1}
     pairs = tuple(
         FilePair(path.name if {path.name, path.stem} & whole else path.stem, path, path)
@@ -173,7 +175,7 @@ def _clean(source: Path, synthesis: Synthesis) -> Found:
 
 
 def _outside(found: Found, root: Path, out: Path) -> Found:
-    """Without anything that lies in an output folder inside of `root`."""
+    """Return a copy without images in the output folder, if that is inside `root`."""
     inner = real_path(out)
     if root.resolve() not in inner.parents:
         return found
@@ -190,16 +192,16 @@ def _outside(found: Found, root: Path, out: Path) -> Found:
 
 
 class DecodedImages:
-    """Images that are needed more than once: decoded once, then read from a nameless file.
+    """Images that are needed more than once: decoded once, then read from an unnamed file.
 
-    The file lies on the disk of `folder`, holds plain pixels, and is gone when this is closed or
-    the program dies. `read` may be called from many threads.
+    The file is on the disk of `folder`, holds plain pixels, and disappears when this object is
+    closed or the program dies. `read` may be called from many threads.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            # unbuffered, since `read_at` reads by the descriptor, past what Python would still hold
+            # unbuffered, because `read_at` reads by the descriptor and would miss buffered bytes
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise write_error(error, folder) from error
@@ -212,10 +214,14 @@ class DecodedImages:
         self._file.close()
 
     def add(self, sizes: Mapping[Path, int], *, workers: int) -> None:
-        """Decode those of these files (and bytes of their pixels) that are not here yet.
+        """Decode and store those files that are not stored yet.
+
+        Args:
+            sizes: the files, with the number of bytes of their pixels.
+            workers: threads, 0 for one per core.
 
         Raises:
-            DataError: an image that cannot be read.
+            DataError: an image cannot be read.
             ResourceError: the disk is too small or full.
         """
         new = {path: size for path, size in sizes.items() if path not in self._places}
@@ -230,18 +236,22 @@ class DecodedImages:
     def _append(self, flat: Pixels) -> None:
         view = memoryview(flat)
         try:
-            # a file without a buffer may take a part of what it is given
+            # an unbuffered file may write only a part at a time
             while view:
                 view = view[self._file.write(view) :]
         except OSError as error:
             raise write_error(error, self._folder) from error
 
     def key(self, path: Path) -> tuple[tuple[int, ...], str]:
-        """Equal for equal pixels: shape and SHA-256 of an image that was added."""
+        """Return shape and SHA-256 of an image that was added: equal for equal pixels."""
         return self._places[path][1], self._digests[path]
 
     def read(self, path: Path) -> Pixels:
-        """uint8 RGB [h, w, 3], decoded now if it was not added; DataError if it cannot be read."""
+        """Return an image, uint8 RGB [h, w, 3]; one that was not added is decoded now.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
         if path not in self._places:
             return read_rgb8(path)
         start, shape = self._places[path]
@@ -257,11 +267,11 @@ class PairReader:
 
     Args:
         synthesis: how to degrade clean images, or None for pairs.
-        seed: with a pair's name, decides its degradation.
-        degraded_half: "left" or "right" where a picture shows both images of its pair.
+        seed: determines, with a pair's name, its degradation.
+        degraded_half: "left" or "right" if each picture shows both images of its pair.
 
     Raises:
-        UsageError: a degradation or an option of it that does not exist, streaks with another.
+        UsageError: an unknown degradation or option, or streaks for a degradation other than rain.
         DataError: no usable streak masks.
     """
 
@@ -279,7 +289,7 @@ class PairReader:
 
     @property
     def stores_lq(self) -> bool:
-        """Whether shards get an lq."""
+        """Whether shards store degraded images."""
         return self._synthesis is None or self._synthesis.store
 
     @property
@@ -299,7 +309,11 @@ class PairReader:
     def read(
         self, pair: FilePair, decode: Callable[[Path], Pixels] = read_rgb8
     ) -> tuple[Pixels | None, Pixels]:
-        """(lq, gt) of a pair, uint8 RGB [h, w, 3]; DataError where an image cannot be read."""
+        """Return (lq, gt) of a pair, uint8 RGB [h, w, 3]; lq is None if shards store none.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
         gt = decode(pair.gt)
         if self._degraded_half:
             left, right = _halves(gt, pair.gt)
@@ -308,7 +322,8 @@ class PairReader:
             return None, gt
         if self._model is None:
             return decode(pair.lq), gt
-        # A generator for each pair: threads read in any order, and a resumed run reads only some.
+        # Each pair has its own generator, because threads read in any order and a resumed run reads
+        # only some pairs.
         text = f"synthesis {self._seed} {pair.name}".encode("utf-8", "surrogateescape")
         key = np.frombuffer(hashlib.sha256(text).digest()[:16], "<u8")
         rng = np.random.Generator(np.random.Philox(key=key))
@@ -316,17 +331,18 @@ class PairReader:
 
 
 def _halves(image: Pixels, path: Path) -> tuple[Pixels, Pixels]:
-    """The left and the right half of a picture [h, 2 w, 3]."""
+    """Split a picture [h, 2 w, 3] into its left and its right half, [h, w, 3] each."""
     width = half_width(path, image.shape[1])
     left, right = image[:, :width], image[:, width:]
     return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
 
 def _masks_digest(streaks: StreakBank) -> str:
-    """Names a bank of streak masks by its content."""
+    """Return the SHA-256 of the content of a bank of streak masks."""
     digest = hashlib.sha256()
     for group, word in ((streaks.masks, b""), (streaks.layers, b"layers")):
-        # without layers nothing, as before banks had any: shards made then are still up to date
+        # Without layers nothing is added, so the digest is the same as before layers existed, and
+        # shards made then are still up to date.
         digest.update(word if group else b"")
         for mask in group:
             digest.update(repr(mask.shape).encode())

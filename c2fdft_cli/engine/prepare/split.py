@@ -1,4 +1,4 @@
-"""Which pairs validate: a share of them, chosen by a hash of their names."""
+"""Chooses the validation pairs: a share of all pairs, by a hash of their names."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ VAL_MOST = 50
 
 
 def val_size(count: int, wanted: int | None) -> int:
-    """How many of `count` pairs are to validate.
+    """Return how many of `count` pairs to use for validation.
 
     Args:
         count: number of pairs.
-        wanted: how many the user wants, or None for 5 % (at least 1, at most 50).
+        wanted: number that the user requested, or None for 5 % (at least 1, at most 50).
 
     Raises:
         UsageError: `wanted` is negative or leaves nothing to train on.
@@ -29,8 +29,8 @@ def val_size(count: int, wanted: int | None) -> int:
         return min(max(1, round(VAL_SHARE * count)), VAL_MOST)
     if wanted < 0 or (wanted and wanted >= count):
         raise UsageError(
-            f"{wanted} of {many(count, 'pair')} cannot be used to validate on",
-            hint="leave some to train on",
+            f"{wanted} of {many(count, 'pair')} cannot be used for validation",
+            hint="leave some for training",
         )
     return wanted
 
@@ -38,16 +38,17 @@ def val_size(count: int, wanted: int | None) -> int:
 def choose_val(
     pairs: Sequence[FilePair], size: int, contents: Mapping[Path, Hashable]
 ) -> tuple[set[str], list[str]]:
-    """Names of about `size` pairs that validate, and notices.
+    """Choose about `size` validation pairs; return their names and notices.
 
-    Pairs that share an image, or a folder (a scene, a video), stay on one side; where all folders
-    are larger than the share, only those that share an image do. Whole groups are taken in the
-    order of a hash of their names while they fit, so that adding images moves few others.
+    Pairs that share an image or a folder (a scene, a video) stay in the same split. If all such
+    groups have more than `size` pairs, only pairs that share an image are kept together. Whole
+    groups are taken in the order of a hash of their names, those that fit, so that adding images
+    moves few others to another split.
 
     Args:
         pairs: all pairs.
-        size: how many, from `val_size`.
-        contents: of each file, see `content_keys`.
+        size: number of pairs to choose, from `val_size`.
+        contents: a key for the content of each file, see `content_keys`.
     """
     if not size:
         return set(), []
@@ -56,17 +57,17 @@ def choose_val(
         return scenes, []
     groups = groups_of(pairs, contents, scenes=False)
     if len(groups) < 2:
-        what = "all pairs share one image: no pair is left to validate on"
-        return set(), [f"{what}; name a folder of others with --val"]
+        what = "all pairs share one image, so none is left for validation"
+        return set(), [f"{what}; name a folder of other pairs with --val"]
     notices = []
     if any("/" in pair.name for pair in pairs):
-        what = "images of one folder are on both sides"
-        notices.append(f"{what}; name a folder of others with --val")
+        what = "train and val contain images of the same folder"
+        notices.append(f"{what}; to avoid this, name a folder of other pairs with --val")
     return _take(groups, size) or min(groups, key=len), notices
 
 
 def _take(groups: Sequence[set[str]], wanted: int) -> set[str]:
-    """As many whole groups as fit; never all of them."""
+    """Take as many whole groups as fit into `wanted` pairs, but never all groups."""
     ordered = sorted(groups, key=lambda names: _order(min(names)))
     taken: set[str] = set()
     count = 0
@@ -80,7 +81,13 @@ def _take(groups: Sequence[set[str]], wanted: int) -> set[str]:
 def groups_of(
     pairs: Sequence[FilePair], contents: Mapping[Path, Hashable], *, scenes: bool
 ) -> list[set[str]]:
-    """Pairs that share an image (or a folder of their names), directly or through others."""
+    """Group the names of pairs that share an image, directly or through other pairs.
+
+    Args:
+        pairs: all pairs.
+        contents: a key for the content of each file.
+        scenes: also group pairs whose names have the same folder.
+    """
     parent: dict[Hashable, Hashable] = {}
 
     def root(key: Hashable) -> Hashable:
@@ -104,17 +111,17 @@ def groups_of(
 def content_keys(
     pairs: Sequence[FilePair], pixels_key: Callable[[Path], Hashable]
 ) -> dict[Path, Hashable]:
-    """A key per file: equal for clean images with equal pixels, and for files with equal bytes.
+    """Return a key per file: equal for clean images with equal pixels, else for equal bytes.
 
-    Published sets hold the same clean image in files that differ (Rain100L does), so `pixels_key`
-    names a clean file by its pixels; that is what training and validation must not share.
+    Published sets such as Rain100L store the same clean image in files that differ, so `pixels_key`
+    gives a key for a clean file's pixels: training and validation must not share a clean image.
     """
     keys = {pair.gt: pixels_key(pair.gt) for pair in pairs}
     return keys | _byte_keys({pair.lq for pair in pairs} - keys.keys())
 
 
 def _byte_keys(paths: Iterable[Path]) -> dict[Path, Hashable]:
-    """A key per file, equal for files with equal bytes; only files of equal size are read."""
+    """Return a key per file, equal for files with equal bytes; reads only files of equal size."""
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in paths:
         by_size[_size(path)].append(path)
@@ -145,12 +152,12 @@ def _order(name: str) -> bytes:
 
 
 class SplitGuard:
-    """Notices an image that is in train and in val, by the SHA-256 of its pixels.
+    """Detects an image that is in both train and val, by the SHA-256 of its pixels.
 
-    Show it the pairs to validate on first.
+    The validation pairs must be added first.
 
     Attributes:
-        equal: how many pairs so far have a degraded image that is the clean one.
+        equal: number of pairs so far whose degraded image equals the clean one.
     """
 
     def __init__(self) -> None:
@@ -159,12 +166,12 @@ class SplitGuard:
 
     @property
     def notices(self) -> list[str]:
-        """What the user may want to know of the pairs seen."""
+        """What the user should know about the pairs that were added."""
         same = f"in {many(self.equal, 'pair')} the degraded image equals the clean one"
         return [same] if self.equal else []
 
     def add(self, split: str, name: str, sha256_lq: str | None, sha256_gt: str) -> None:
-        """DataError where a training image is one of those to validate on."""
+        """Add the digests of a pair; DataError if a training image is a validation image too."""
         self.equal += sha256_lq == sha256_gt
         for kind, digest in (("lq", sha256_lq), ("gt", sha256_gt)):
             if digest is None:
@@ -175,5 +182,5 @@ class SplitGuard:
                 other = self._val[kind, digest]
                 raise DataError(
                     f"the same {kind} image is in train (pair {name}) and in val (pair {other})",
-                    hint="remove one, or name a folder of others with --val",
+                    hint="remove one, or name a folder of other pairs with --val",
                 )

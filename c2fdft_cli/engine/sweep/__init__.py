@@ -1,1 +1,1 @@
-"""The job behind `sweep-steps`."""
+"""The job of the command `sweep-steps`."""

@@ -1,4 +1,7 @@
-"""Which timesteps suit these weights: stage two of the paper, for any set of schedules."""
+"""The job that chooses the timesteps for given weights, from any set of schedules.
+
+This is step 2 of the method in docs/paper.md, "Idea".
+"""
 
 from __future__ import annotations
 
@@ -42,29 +45,30 @@ from c2fdft_cli.signals import StopRequest, graceful_stop
 
 
 class Tried(NamedTuple):
-    """One image restored by one schedule."""
+    """An event: one image was restored by one schedule, now or in an earlier run."""
 
     trial: Trial
     scored: Scored
 
 
 def sweep(checkpoint: Path, options: SweepOptions) -> Job[Tried, SweepResult]:
-    """Restore the validation pairs by every schedule, image by image, and choose one.
+    """Restore the validation pairs by every schedule, image by image, and choose one schedule.
 
-    Besides those asked for it tries the timesteps that the checkpoint holds, those that fine
-    weights were trained on, and with coarse weights single steps in the middle of the diffusion.
-    Every score is kept in sweep.json, so that the same command resumes after an interruption and
-    computes nothing twice.
+    Besides the requested schedules it tries the timesteps that the checkpoint holds, those that
+    fine weights were trained on, and for coarse weights single steps in the middle of the
+    diffusion. All scores are kept in sweep.json, so that the same command resumes after an
+    interruption and computes no score twice.
 
     Args:
         checkpoint: the weights; the chosen timesteps are stored in it.
         options: what to try.
 
     Raises:
-        UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
-        Interrupted: from the iteration, with everything so far saved.
-        ResourceError: from the iteration, where another sweep has the same output folder.
-        CheckpointError: from the iteration, too, where other weights are in the file at its end.
+        UsageError, ResourceError, CheckpointError, DataError: the first problem that is found.
+        Interrupted: while iterating; all scores so far are saved.
+        ResourceError: while iterating: another sweep uses the same output folder.
+        CheckpointError: while iterating: every schedule gives NaN or infinite values, or the file
+            holds other weights at the end.
     """
     if is_packaged(checkpoint) and (options.stamp or options.out is None):
         raise UsageError(
@@ -89,7 +93,7 @@ class Sweep:
     Args:
         options: what to try.
         subject: the weights.
-        pairs: what they restore.
+        pairs: the validation pairs that they restore.
     """
 
     def __init__(self, options: SweepOptions, subject: Subject, pairs: ShardPairs) -> None:
@@ -124,10 +128,10 @@ class Sweep:
         return SweepLog(path, self._settings, overwrite=self.options.overwrite)
 
     def _all_settings(self) -> dict[str, Any]:
-        """Everything but image, seed and timesteps that a score depends on."""
+        """Return everything that a score depends on except image, seed and timesteps."""
         subject = self.subject
         return {
-            # of the weights alone: storing the timesteps changes the file, and the scores stay good
+            # of the weights alone: storing timesteps changes the file, but scores remain valid
             "weights": weights_digest(subject.checkpoint),
             "data": self.pairs.shards.fingerprint,
             "degradation": self._degradation(),
@@ -138,7 +142,7 @@ class Sweep:
         }
 
     def _degradation(self) -> dict[str, Any] | None:
-        """What makes the degraded side of clean-only shards."""
+        """Return the settings that determine the degraded side of clean-only shards, else None."""
         if self.pairs.shards.has_lq or self.subject.checkpoint.meta.recipe is None:
             return None
         recipe = self.subject.recipe.to_dict()
@@ -146,20 +150,20 @@ class Sweep:
         return {**wanted, "seed": recipe["train"]["seed"]}
 
     def work(self) -> Generator[Tried, None, SweepResult]:
-        """Image by image, every schedule."""
-        with hold_folder(self.out, "another sweep writes into this folder", ".sweep.lock"):
-            self.log = self._read_log()  # another one may have been here since
+        """Try every schedule on each image, then choose a schedule and write the files."""
+        with hold_folder(self.out, "another sweep is writing to this folder", ".sweep.lock"):
+            self.log = self._read_log()  # another sweep may have written it in the meantime
             with graceful_stop() as stop:
                 for index, name in zip(self.indices, self.names, strict=True):
                     yield from self._try_image(index, name, stop)
             return self._finish()
 
     def _try_image(self, index: int, name: str, stop: StopRequest) -> Generator[Tried, None, None]:
-        """One image from every noise by every schedule, but for what is scored already."""
+        """Restore one image from every noise by every schedule, except trials that have a score."""
         trials = [Trial(name, seed, grid) for seed in self.seeds for grid in self.schedules]
         new = [trial for trial in trials if trial not in self.log.scores]
         restorers = [self.subject.executor(trial.timesteps, trial.seed) for trial in new]
-        # lazy, and in the order of `new`: each `next` below restores the trial that asks for it
+        # lazy, and in the order of `new`: each `next` below restores the image for its trial
         found = restore_and_score(self.pairs, [index], restorers, Scorer(self.subject.protocol))
         for trial in trials:
             if trial not in self.log.scores:
@@ -178,7 +182,7 @@ class Sweep:
         raise Interrupted("the sweep was stopped", signal_number=number, hint=hint)
 
     def _finish(self) -> SweepResult:
-        """Choose, write the files, store the timesteps."""
+        """Choose a schedule, write the files and store the timesteps in the checkpoint."""
         options, subject = self.options, self.subject
         rows = make_table(
             self.schedules,
@@ -209,8 +213,8 @@ class Sweep:
             files=[self.log.path, self.out / "sweep.csv"],
             notes=(*subject.runtime.notes, *notes_of(self.log.scores.values())),
         )
-        # before the checkpoint is written to: a sweep that is killed between the two has all
-        # scores, and the same command only stores the timesteps
+        # Saved before the checkpoint is written: if the sweep is killed between the two, the same
+        # command finds all scores and only stores the timesteps.
         self.log.save({"complete": True, **summary(result)})
         write_csv(self.out / "sweep.csv", rows)
         if draw_sweep(self.out / "sweep.png", rows, options.rule, subject.protocol.name):
@@ -221,8 +225,13 @@ class Sweep:
 
 
 def _check_writable(path: Path) -> None:
-    """Before hours of work: can the timesteps be stored in this file?"""
-    # the folder's permission, since a rename changes the folder and not the file
+    """Check, before hours of work, that the timesteps can be stored in this file.
+
+    Raises:
+        ResourceError: the file's folder is not writable.
+        UsageError: the file has contents besides the weights, which would be lost.
+    """
+    # the folder's permission counts, because a rename changes the folder and not the file
     if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
         hint = "use --no-stamp, and --out for the report"
         raise ResourceError("the checkpoint's folder is not writable", where=path, hint=hint)
@@ -231,8 +240,9 @@ def _check_writable(path: Path) -> None:
         shown = ", ".join(f"{name:.40}" for name in others[:4])
         more = ", ..." if len(others) > 4 else ""
         raise UsageError(
-            f"storing the timesteps would drop what is there besides the weights ({shown}{more})",
+            "storing the timesteps would remove what the file holds besides the weights "
+            f"({shown}{more})",
             where=path,
-            hint="give the run's coarse.pt or checkpoints/last.pt, save the weights alone by "
+            hint="give the run's coarse.pt or checkpoints/last.pt, save only the weights with "
             "`c2fdft convert`, or use --no-stamp",
         )

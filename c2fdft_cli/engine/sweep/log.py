@@ -1,4 +1,4 @@
-"""What a sweep has scored so far, kept in sweep.json so that a stopped sweep resumes."""
+"""The scores of a sweep so far, kept in sweep.json so that an interrupted sweep can resume."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from c2fdft_cli.validation import adapter
 FORMAT = "c2fdft-sweep"
 FORMAT_VERSION = 1
 _NOT_OURS = (OSError, ValueError, KeyError, TypeError, RecursionError)
-"""What reading another file, or an edited one, raises."""
+"""What reading a file raises that this program did not write, or that was edited."""
 
 
 class Trial(NamedTuple):
-    """Which image is restored, from which noise, at which timesteps."""
+    """A restoration to score: the image's name, the seed of its noise, and the timesteps."""
 
     name: str
     seed: int
@@ -33,15 +33,16 @@ class Trial(NamedTuple):
 
 
 class SweepLog:
-    """Scores by trial, in a file.
+    """The scores by trial, kept in a file.
 
     Args:
-        path: sweep.json.
-        settings: what the scores depend on besides their trial; others are not mixed with them.
-        overwrite: start anew where the file has other settings.
+        path: the path of sweep.json.
+        settings: everything that the scores depend on besides the trial; scores with other settings
+            are not mixed with these.
+        overwrite: discard the file's scores if it has other settings or is not a sweep.
 
     Raises:
-        DataError: the file is no sweep, or one with other settings.
+        DataError: the file is not a sweep, or has other settings, and `overwrite` is off.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -63,15 +64,15 @@ class SweepLog:
             self.scores = scores
         elif not overwrite:
             other = [
-                f"{key}: {_shown(settings.get(key))} there, {_shown(value)} now"
+                f"{key}: {_shown(settings.get(key))} in the file, {_shown(value)} now"
                 for key, value in self.settings.items()
                 if settings.get(key) != value
             ]
-            what = "a sweep with other settings is there already"
+            what = "this file holds a sweep with other settings"
             raise DataError(what, where=self.path, hint=hint, details=other)
 
     def save(self, document: Mapping[str, Any]) -> None:
-        """Write the scores, and what is made of them, atomically."""
+        """Write the scores and the entries of `document` to the file, atomically."""
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -84,13 +85,13 @@ class SweepLog:
     def of_schedule(
         self, timesteps: Timesteps, names: Iterable[str], seeds: Iterable[int]
     ) -> dict[Trial, Scored]:
-        """The scores of a schedule over all of these images and seeds; KeyError if one lacks."""
+        """Return a schedule's scores for these images and seeds; KeyError if one is missing."""
         trials = [Trial(name, seed, timesteps) for seed in seeds for name in names]
         return {trial: self.scores[trial] for trial in trials}
 
 
 def is_of_other_weights(path: Path, digest: str) -> bool:
-    """Whether a file is a sweep of ours over other weights than those of this digest."""
+    """Whether a file is a sweep by this program over other weights than those of this digest."""
     try:
         settings, _ = _read(path)
     except _NOT_OURS:
@@ -99,7 +100,7 @@ def is_of_other_weights(path: Path, digest: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A setting as people compare it; of a SHA-256 its beginning."""
+    """Format a setting for the user; a SHA-256 is shortened to its first eight digits."""
     if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
         return value[:8]
     return repr(value)
@@ -107,9 +108,9 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """A trial in the file.
+    """A trial with its score, as in the file.
 
-    A null PSNR is infinite; with a null SSIM beside it the restoration was not finite.
+    A null PSNR means infinite; if the SSIM is null too, the restoration had non-finite values.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
@@ -128,7 +129,7 @@ def _as_row(trial: Trial, scored: Scored) -> _Row:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Trial, Scored]]:
-    """ValueError, KeyError or TypeError for anything that `save` has not written."""
+    """Read settings and scores; raises one of `_NOT_OURS` for a file that `save` did not write."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
         raise ValueError("another format")

@@ -1,4 +1,4 @@
-"""What the user asks a sweep for."""
+"""The options of `sweep-steps`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from c2fdft_cli.vocabulary import SPACINGS, check_choice, parse_numbers, split_w
 Timesteps = tuple[int, ...]
 
 SCHEDULES, SCORES = "Schedules", "Scores"
-"""Headings of the options that most people leave alone."""
+"""Headings in the help for options that most users need not change."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Rule:
 
 
 def parse_steps(text: str) -> Timesteps:
-    """Counts such as "4", "1-10" or "1,2,4-6", ascending; UsageError when it is none."""
+    """Parse counts such as "4", "1-10" or "1,2,4-6", ascending; UsageError for anything else."""
     counts = sorted(set(parse_numbers("--steps", text, "1-10", ranges=True)))
     if counts[0] < 1:
-        raise UsageError(f"--steps must be numbers from 1 on, got {text}")
+        raise UsageError(f"--steps must be numbers of at least 1, got {text}")
     return tuple(counts)
 
 
 def parse_spacings(text: str) -> tuple[str, ...]:
-    """Names of spacings with commas between them; UsageError for an unknown one."""
+    """Parse names of spacings, separated by commas; UsageError for an unknown one."""
     names = split_words(text)
     for name in names:
         check_choice("--spacing", name, SPACINGS)
@@ -58,10 +58,10 @@ def parse_spacings(text: str) -> tuple[str, ...]:
 
 
 def parse_rule(text: str) -> Rule:
-    """A choice rule: "psnr", "ssim", "within:0.2dB"; UsageError for anything else."""
+    """Parse a choice rule: "psnr", "ssim", "within:0.2dB"; UsageError for anything else."""
     if text in ("psnr", "ssim"):
         return Rule(text)
-    # a number of hundreds of digits would be infinite
+    # digits are limited, because a number of hundreds of digits would become infinite
     found = re.fullmatch(r"within:(\d{1,9}(?:\.\d{1,9})?)\s*(?:dB)?", text, re.IGNORECASE)
     if not found:
         raise UsageError(f"--choose must be psnr, ssim or within:0.2dB, got {text!r}")
@@ -70,13 +70,13 @@ def parse_rule(text: str) -> Rule:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What to try, on what, and what to do with the outcome.
+    """Which schedules to try, on which pairs, and what to do with the result.
 
     Args:
-        data: None for the shards that the weights were trained on.
+        data: folder of shards; None for the shards that the weights were trained on.
         steps, spacings, starts: counts x spacings x first timesteps (`make_schedules`).
-        schedules: further ones.
-        out: None for the checkpoint's folder.
+        schedules: further explicit timesteps to try.
+        out: folder for the report; None for the checkpoint's folder.
     """
 
     data: Path | None = setting(None, SHARDS)
@@ -88,7 +88,7 @@ class SweepOptions:
     )
     spacings: tuple[str, ...] = setting(
         "linspace",
-        "linspace, leading, trailing; several with commas.",
+        "Any of linspace, leading, trailing, separated by commas.",
         option="--spacing",
         metavar="NAMES",
         parse=parse_spacings,
@@ -112,7 +112,7 @@ class SweepOptions:
         panel=SCHEDULES,
     )
     images: int = setting(
-        0, "Validation pairs to take, 0 for all.", metavar="N", low=0, panel=SCORES
+        0, "Validation pairs to use, 0 for all.", metavar="N", low=0, panel=SCORES
     )
     seeds: int = setting(
         1,
@@ -131,7 +131,9 @@ class SweepOptions:
         parse=parse_rule,
     )
     protocol: str | None = setting(None, replace(PROTOCOL, panel=SCORES))
-    stamp: bool = setting(True, "Leave the checkpoint as it is.", option="--no-stamp")
+    stamp: bool = setting(
+        True, "Do not store the timesteps in the checkpoint.", option="--no-stamp"
+    )
     out: Path | None = setting(
         None, "Folder for sweep.json/.csv/.png (default: the checkpoint's).", metavar="DIR"
     )

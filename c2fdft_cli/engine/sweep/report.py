@@ -1,4 +1,4 @@
-"""The outcome of a sweep: as plain values, as CSV, as a picture, and stored in the checkpoint."""
+"""The result of a sweep: as plain values, as CSV, as a plot, and stored in the checkpoint."""
 
 from __future__ import annotations
 
@@ -27,17 +27,21 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The table of a sweep and what became of it.
+    """The table of a sweep, its choice and the files written.
 
     Args:
-        checkpoint, stage, protocol, images, seeds: what was tried on what.
-        rows: one for each schedule.
-        chosen: the chosen row.
+        checkpoint: the path of the weights.
+        stage: the weights' stage.
+        protocol: the protocol of the scores.
+        images, seeds: number of images, and of noise samples per image.
+        rows: the rows of the table, one per schedule.
+        chosen: the row of the chosen schedule.
         rule: the rule that chose it, in words.
-        trained_grid: the timesteps that the weights were fine-trained on.
-        calls_spent: network evaluations of this run.
-        stamped: whether the chosen timesteps were stored in the checkpoint.
-        files: what was written.
+        trained_grid: the timesteps that the weights were fine-trained on; None for other weights.
+        calls_spent: sampling steps that this run computed, one network evaluation each.
+        stamped: whether the chosen timesteps are stored in the checkpoint.
+        files: the files that were written.
+        notes: what the user should know about the runtime and the restorations.
     """
 
     checkpoint: Path
@@ -56,7 +60,7 @@ class SweepResult:
 
 
 def summary(result: SweepResult) -> dict[str, Any]:
-    """The outcome as plain values, for sweep.json and --json."""
+    """Return the result as plain values, for sweep.json and --json."""
     return {
         "checkpoint": str(result.checkpoint),
         "stage": result.stage,
@@ -73,16 +77,16 @@ def summary(result: SweepResult) -> dict[str, Any]:
 
 
 def stamp(result: SweepResult, digest: str) -> None:
-    """Store the chosen timesteps in the checkpoint, atomically: the one allowed overwrite.
+    """Store the chosen timesteps in the checkpoint, atomically.
 
     Args:
-        result: of the sweep.
-        digest: of the weights that were tried (`weights_digest`).
+        result: the result of the sweep.
+        digest: digest of the weights that were tried (`weights_digest`).
 
     Raises:
-        CheckpointError: the file holds other weights by now, as last.pt of a run that goes on.
+        CheckpointError: the file now holds other weights, such as last.pt of a run in progress.
     """
-    # the file itself: renaming over a symbolic link would replace the link
+    # resolved, because renaming over a symbolic link would replace the link
     path = result.checkpoint.resolve()
     checkpoint, row = load_checkpoint(path), result.chosen
     meta = checkpoint.meta
@@ -99,17 +103,17 @@ def stamp(result: SweepResult, digest: str) -> None:
         },
     }
     tried = weights_digest(checkpoint) == digest
-    # which reads the file once more, and may find another one
+    # `replace_meta` reads the file once more, and returns False if it holds other weights by then
     if not (tried and replace_meta(path, meta, checkpoint.ema)):
         raise CheckpointError(
-            "other weights have taken the place of those that were tried",
+            "the file now holds other weights than those that were tried",
             where=result.checkpoint,
-            hint="the scores are in sweep.json; try a copy, or a file that no training replaces",
+            hint="the scores are in sweep.json; sweep a copy, or a file that no training replaces",
         )
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """The rows as CSV; timesteps have spaces between, a missing value is empty."""
+    """Write the rows as CSV; timesteps are separated by spaces, a missing value is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -120,7 +124,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def draw_sweep(path: Path, rows: Sequence[Row], rule: Rule, protocol: str) -> bool:
-    """Write sweep.png: quality over sampling steps, one line a family; False without matplotlib."""
+    """Plot quality over sampling steps, a line per family, to a PNG; False without matplotlib."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
@@ -149,7 +153,7 @@ def draw_sweep(path: Path, rows: Sequence[Row], rule: Rule, protocol: str) -> bo
 
 
 def _draw_panel(axes: Any, rows: Sequence[Row], key: str) -> None:
-    """One line for each family of schedules, the Pareto front, the chosen and the trained one."""
+    """Draw one line per family of schedules, the Pareto front, the chosen and trained schedules."""
     for label in dict.fromkeys(row.label for row in rows):
         family = [row for row in rows if row.label == label]
         values = [getattr(row, key) for row in family]

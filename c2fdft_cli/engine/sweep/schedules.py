@@ -1,4 +1,4 @@
-"""Which timestep schedules a sweep tries."""
+"""Makes the timestep schedules that a sweep tries."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from c2fdft_cli.errors import UsageError
 
 MAX_SCHEDULES = 1000
 ONE_STEP = (0.3, 0.5, 0.7)
-"""Single steps that are tried with coarse weights, as shares of T: one step need not start at T."""
+"""Single timesteps to try with coarse weights, as shares of T: one step need not start at T."""
 
 GIVEN, OWN, SINGLE = "given", "checkpoint", "one step"
-"""Labels of schedules of no spacing: those asked for, the checkpoint's own, single steps."""
+"""Labels of schedules without a spacing: requested ones, the checkpoint's own, single steps."""
 
 
 def make_schedules(
@@ -23,11 +23,19 @@ def make_schedules(
     further: Mapping[str, Iterable[Sequence[int]]] | None = None,
     total: int = T,
 ) -> dict[Timesteps, str]:
-    """Counts x spacings x first timesteps, and further ones by label; equal timesteps once.
+    """Combine counts x spacings x first timesteps, and add further schedules; equal ones once.
 
-    To the descending timesteps of each belongs its label, where it comes from, for people.
+    Args:
+        steps: numbers of steps n.
+        spacings: how the timesteps are spaced.
+        starts: first timesteps s; n steps are spaced over s .. 0 as `time_grid` does over
+            total - 1 .. 0. Empty for total - 1.
+        further: explicit timesteps, by label.
+        total: T, the number of timesteps of the diffusion.
 
-    A start s spaces n steps over s .. 0 as `time_grid` does over T - 1 .. 0.
+    Returns:
+        The label (the schedule's origin, as text for the user) of each schedule, by its descending
+        timesteps.
 
     Raises:
         UsageError: an unknown spacing, a timestep outside 0 .. total - 1, more steps than
@@ -52,5 +60,5 @@ def make_schedules(
 
 
 def one_step_schedules(total: int) -> list[Timesteps]:
-    """Single steps in the middle of the diffusion, such as 300, 500 and 700 of 1000."""
+    """Return single steps in the middle of the diffusion, such as 300, 500 and 700 of 1000."""
     return [(round(share * total),) for share in ONE_STEP]

@@ -1,4 +1,4 @@
-"""From the scores of a sweep to its table: means, Pareto front, the chosen schedule."""
+"""Turns the scores of a sweep into its table: means, Pareto front, the chosen schedule."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Row:
     """One schedule of the table; the names are the keys of sweep.json and the columns of the CSV.
 
     Args:
-        calls: sampling steps, each one evaluation of the network.
-        grid: their timesteps.
-        label: where the schedule comes from.
-        psnr, ssim: means over images and seeds; NaN where a restoration is not finite.
-        spread: standard deviation over the seeds of the mean PSNR; None with one seed.
-        seconds: for an image, median.
-        trials: images x seeds.
-        pareto: no schedule with as few steps scores as much.
-        chosen: by the rule.
-        trained: the timesteps that the weights were fine-trained on.
-        current: the timesteps that the checkpoint held before the sweep.
+        calls: number of sampling steps, each of which evaluates the network once.
+        grid: the timesteps.
+        label: the origin of the schedule.
+        psnr, ssim: means over images and seeds; NaN if a restoration has non-finite values.
+        spread: standard deviation, over the seeds, of the mean PSNR; None with one seed.
+        seconds: median time per image.
+        trials: number of restorations, images x seeds.
+        pareto: whether no other schedule beats it in steps and PSNR (see `pareto`).
+        chosen: whether the rule chose it.
+        trained: whether the weights were fine-trained on these timesteps.
+        current: whether the checkpoint held these timesteps before the sweep.
     """
 
     calls: int
@@ -45,7 +45,7 @@ class Row:
     current: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """For sweep.json and --json: an infinite or missing score is null."""
+        """Return the row for sweep.json and --json; an infinite or missing score is null."""
         return {key: finite_or_none(value) for key, value in asdict(self).items()} | {
             "grid": list(self.grid),
             "first_t": self.grid[0],
@@ -61,7 +61,17 @@ def make_table(
     trained: Sequence[int] | None = None,
     current: Sequence[int] | None = None,
 ) -> list[Row]:
-    """The rows of all schedules, given with their labels, by number of steps and first timestep."""
+    """Return the rows of all schedules, by number of steps, then by timesteps, largest first.
+
+    Args:
+        schedules: the label of each schedule, by its timesteps.
+        log: the scores.
+        names: the images.
+        seeds: the seeds of the noise.
+        rule: how a schedule is chosen.
+        trained: the timesteps that the weights were fine-trained on.
+        current: the timesteps that the checkpoint held before the sweep.
+    """
     rows = [
         _row(grid, label, log.of_schedule(grid, names, seeds)) for grid, label in schedules.items()
     ]
@@ -93,7 +103,10 @@ def _row(grid: Timesteps, label: str, scores: Mapping[Trial, Scored]) -> Row:
 
 
 def _spread(scores: Mapping[Trial, Scored]) -> float | None:
-    """Standard deviation over the seeds of the mean PSNR; None with one, NaN without a number."""
+    """Return the standard deviation, over the seeds, of the mean PSNR.
+
+    None with one seed, NaN if a mean is not finite.
+    """
     seeds = sorted({trial.seed for trial in scores})
     if len(seeds) < 2:
         return None
@@ -105,9 +118,10 @@ def _spread(scores: Mapping[Trial, Scored]) -> float | None:
 
 
 def choose(rows: Sequence[Row], rule: Rule) -> Row | None:
-    """The schedule that the rule chooses, None when no row is finite.
+    """Return the row that the rule chooses; None if the PSNR of every row is NaN.
 
-    Equal scores go to fewer steps, equal numbers of steps to the better PSNR.
+    Of equal scores the one with fewer steps is chosen; "within" chooses the better PSNR of equal
+    numbers of steps.
     """
     usable = [row for row in rows if not math.isnan(row.psnr)]
     if not usable:
@@ -120,7 +134,10 @@ def choose(rows: Sequence[Row], rule: Rule) -> Row | None:
 
 
 def pareto(rows: Sequence[Row]) -> list[bool]:
-    """Which rows no other row beats: at most as many steps, at least its PSNR, and one better."""
+    """Return, for each row, whether no other row beats it in sampling steps and PSNR.
+
+    A row beats another if it is no worse in both and better in one. Rows with NaN are False.
+    """
 
     def beats(a: Row, b: Row) -> bool:
         no_worse = a.calls <= b.calls and a.psnr >= b.psnr

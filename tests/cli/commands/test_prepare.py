@@ -123,7 +123,7 @@ def test_numbers_with_too_many_digits_are_refused(tmp_path):
     assert largest.exit_code == 0
     pairs = run("prepare", source, "--check", "--val", many)
     assert pairs.exit_code == 2
-    assert "of 3 pairs cannot be used to validate on" in pairs.stderr
+    assert "of 3 pairs cannot be used for validation" in pairs.stderr
 
 
 def test_a_preview_needs_shards(tmp_path):

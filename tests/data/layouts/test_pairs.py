@@ -215,7 +215,7 @@ def test_pix2pix_treats_a_as_degraded_with_a_notice(tmp_path, names, splits):
     found = find_pairs(draw(tmp_path, *names))
     assert {split: len(pairs) for split, pairs in found.splits.items()} == splits
     assert all("A" in str(pair.lq.relative_to(tmp_path)) for pair in found.pairs)
-    assert found.notices == ("A is taken for the degraded side and B for the clean one",)
+    assert found.notices == ("A is taken as the degraded side and B as the clean one",)
 
 
 def test_folders_named_a_and_b_that_hold_pairs_are_scenes(tmp_path):
@@ -414,7 +414,7 @@ def test_meta_info_chooses_among_the_pairs_of_a_folder(tmp_path):
     path.write_text("2.png (6,8,3)\n4.png (6,8,3)\n")
     with pytest.raises(DataError, match="clean image of a pair in 1 line") as caught:
         find_pairs(tmp_path, pairs_file=path)
-    assert caught.value.details == ("4.png: no pair has it",)
+    assert caught.value.details == ("4.png: not in any pair",)
 
 
 @pytest.mark.skipif(not REAL, reason="needs C2FDFT_TEST_DATA")

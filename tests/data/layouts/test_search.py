@@ -61,7 +61,7 @@ def test_gamma_is_refused_for_other_sets(tmp_path):
     draw(tmp_path, "data/1_rain.png", "gt/1_clean.png")
     with pytest.raises(DataError, match="no blur_gamma/ folder") as caught:
         find_pairs(tmp_path, gamma=True)
-    assert caught.value.hint == "leave --gamma out: the pairs there are data/ + gt/"
+    assert caught.value.hint == "omit --gamma: the pairs there are data/ + gt/"
 
 
 def test_several_sets_of_one_layout_are_combined(tmp_path):

@@ -70,8 +70,8 @@ def group_instead(file: h5py.File) -> None:
 TOTAL = sum(entry.nbytes for entry in ENTRIES)
 NEXT = offsets_of(ENTRIES)
 HOSTILE: dict[str, tuple[Damage, str]] = {
-    "offset past the end": (put("offset", np.array([0, 105, 2**62])), "back to back"),
-    "negative offset": (put("offset", np.array([0, -105, 108])), "back to back"),
+    "offset past the end": (put("offset", np.array([0, 105, 2**62])), "do not fit the sizes"),
+    "negative offset": (put("offset", np.array([0, -105, 108])), "do not fit the sizes"),
     "huge height": (put("height", np.array([5, 2**40, 9])), "height must be 1 to 65535"),
     "negative width": (put("width", np.array([7, -1, 3])), "width must be 1 to 65535"),
     "zero width": (put("width", np.array([7, 0, 3])), "width must be 1 to 65535"),

@@ -141,7 +141,7 @@ def test_too_few_or_too_many_images_are_refused(tmp_path: Path) -> None:
         write_shard(path, ENTRIES, [*pairs, pairs[0]], HEADER)
     with pytest.raises(ValueError, match="at least one"):
         write_shard(path, [], [], HEADER)
-    with pytest.raises(ValueError, match="has_lq is set"):
+    with pytest.raises(ValueError, match="if and only if has_lq is set"):
         write_shard(path, ENTRIES, pairs, HEADER, has_lq=False)
     assert not path.exists()
 

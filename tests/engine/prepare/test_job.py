@@ -132,7 +132,7 @@ def test_pictures_that_are_not_two_halves_are_refused(tmp_path: Path) -> None:
     for i, width in enumerate((40, 41, 1, 42)):
         save(tmp_path / "set" / f"{i}.png", picture(i, 12, width))
     options = {"source": tmp_path / "set", "out": tmp_path / "out", "side_by_side": "left"}
-    with pytest.raises(DataError, match="41 px are not two halves"):
+    with pytest.raises(DataError, match="a width of 41 px cannot be halved"):
         run(**options)
     assert [name for name, _ in run(**options, check_only=True).failed] == ["1", "2"]
     with pytest.raises(UsageError, match="--side-by-side cannot be combined"):
@@ -291,7 +291,7 @@ def test_more_validation_pairs_than_the_set_has_are_noted(tmp_path: Path, val: i
     root = tmp_path / "set"
     make_pairs(root / "train", 5)
     make_pairs(root / "val", 3, first=50)
-    told = "--val 9: the set's own val split has 3 pairs, all validate"
+    told = "--val 9: the set's own val split has only 3 pairs, all are used"
     for _ in range(2):  # the second time the shards are already up to date
         result = run(source=root, out=tmp_path / "out", val=val)
         assert (result.train, result.val) == (5, 3)
@@ -311,7 +311,7 @@ def test_given_validation_pairs_replace_the_split_of_the_set(tmp_path: Path) -> 
 def test_a_single_pair_is_for_training(tmp_path: Path) -> None:
     result = run(source=make_pairs(tmp_path / "one", 1), out=tmp_path / "out")
     assert (result.train, result.val) == (1, 0)
-    assert any("no pair is left to validate on" in notice for notice in result.notices)
+    assert any("none is left for validation" in notice for notice in result.notices)
 
 
 def test_a_published_test_split_is_not_packed(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_published_test_split_is_not_packed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("val", [12, 13, -1])
 def test_validation_must_leave_pairs_to_train_on(source: Path, tmp_path: Path, val: int) -> None:
-    with pytest.raises(UsageError, match="validate on"):
+    with pytest.raises(UsageError, match="cannot be used for validation"):
         prepare(PrepareOptions(source=source, out=tmp_path / "out", val=val))
 
 
@@ -448,7 +448,7 @@ def test_a_changed_image_is_named(source: Path, tmp_path: Path, kind: str) -> No
     before = files(out)
     path = source / kind / "3.png"
     save_rgb8(path, 255 - read_rgb8(path))
-    with pytest.raises(UsageError, match="not the one in the shards") as caught:
+    with pytest.raises(UsageError, match="differs from the one in the shards") as caught:
         run(source=source, out=out)
     assert caught.value.where == str(path)
     assert files(out) == before

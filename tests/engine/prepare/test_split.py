@@ -50,7 +50,10 @@ def test_scenes_stay_on_one_side_if_they_fit() -> None:
     assert notices == []
     fewer, notices = choose_val(pairs, 4, contents)
     assert len(fewer) == 4
-    assert notices == ["images of one folder are on both sides; name a folder of others with --val"]
+    assert notices == [
+        "train and val contain images of the same folder; to avoid this, name a folder of other "
+        "pairs with --val"
+    ]
 
 
 def test_pairs_that_share_an_image_through_others_stay_together() -> None:

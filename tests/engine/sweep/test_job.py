@@ -320,7 +320,9 @@ def test_a_file_that_holds_more_than_weights_is_not_stamped(
     content = torch.load(coarse, weights_only=True)
     torch.save({**content, **more}, path)
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="would drop what is there besides the weights") as error:
+    with pytest.raises(
+        UsageError, match="would remove what the file holds besides the weights"
+    ) as error:
         run(path)
     assert all(name in str(error.value) for name in more)
     assert path.read_bytes() == before
@@ -367,7 +369,7 @@ def test_weights_that_were_replaced_meanwhile_are_not_stamped(coarse: Path) -> N
     state = {name: 1.5 * tensor for name, tensor in new.ema.items()}
     save_checkpoint(coarse, state, state, new.meta)
     replaced = coarse.read_bytes()
-    with pytest.raises(CheckpointError, match="other weights have taken the place"):
+    with pytest.raises(CheckpointError, match="now holds other weights than those that were tried"):
         list(events)
     assert coarse.read_bytes() == replaced
     assert json.loads((coarse.parent / "sweep.json").read_text())["complete"]
@@ -389,7 +391,9 @@ def test_weights_that_are_replaced_between_check_and_stamp(
         return looked_at
 
     monkeypatch.setattr(report, "load_checkpoint", replaced)
-    with pytest.raises(CheckpointError, match="other weights have taken the place") as caught:
+    with pytest.raises(
+        CheckpointError, match="now holds other weights than those that were tried"
+    ) as caught:
         run(path)
     assert caught.value.where == str(path)
     found = load_checkpoint(path)
@@ -502,9 +506,9 @@ def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
 
 def test_another_sweep_is_not_overwritten(coarse: Path) -> None:
     run(coarse)
-    with pytest.raises(DataError, match="a sweep with other settings is there already") as error:
+    with pytest.raises(DataError, match="this file holds a sweep with other settings") as error:
         run(coarse, protocol="rgb")
-    assert any("protocol: 'derain' there, 'rgb' now" in line for line in error.value.details)
+    assert any("protocol: 'derain' in the file, 'rgb' now" in line for line in error.value.details)
     assert run(coarse, protocol="rgb", overwrite=True).protocol == "rgb"
 
 
@@ -519,7 +523,7 @@ def test_two_sweeps_in_one_folder_are_not_mixed(coarse: Path, shards: Path, weig
     first, late = sweep(coarse, options), sweep(other, options)
     events = iter(first)
     next(events)
-    with pytest.raises(ResourceError, match="another sweep writes into this folder"):
+    with pytest.raises(ResourceError, match="another sweep is writing to this folder"):
         late.run()
     for _ in events:
         pass
@@ -529,7 +533,7 @@ def test_two_sweeps_in_one_folder_are_not_mixed(coarse: Path, shards: Path, weig
         # the file has changed since the sweep began
         assert sweep(other, options).run().calls_spent == 0
         return
-    with pytest.raises(DataError, match="a sweep with other settings is there already"):
+    with pytest.raises(DataError, match="this file holds a sweep with other settings"):
         sweep(other, options)
     assert (coarse.parent / "sweep.json").read_bytes() == written
 

@@ -102,6 +102,6 @@ def test_weights_that_differ_are_shown_by_the_start_of_their_sha_256(tmp_path):
     with pytest.raises(DataError) as error:
         SweepLog(path, {"weights": "b" * 64, "protocol": "y"}, overwrite=False)
     assert error.value.details == (
-        "weights: aaaaaaaa there, bbbbbbbb now",
-        "protocol: 'rgb' there, 'y' now",
+        "weights: aaaaaaaa in the file, bbbbbbbb now",
+        "protocol: 'rgb' in the file, 'y' now",
     )
