@@ -304,8 +304,7 @@ def _stale(skipped: Sequence[Skipped]) -> list[str]:
 def _checked(item: Item, executor: Executor) -> Item:
     """Set the item's problem if it does not fit into memory or is a video that cannot be read.
 
-    So that the user learns of it before hours of work on the other items. The frames of a video
-    are counted.
+    This is checked before hours of work on the other items. The frames of a video are counted.
     """
     source = item.source
     if source.problem is not None:
