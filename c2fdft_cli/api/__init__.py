@@ -1,1 +1,1 @@
-"""The program from Python: what `import c2fdft_cli` offers, in typed calls of the engine's jobs."""
+"""The Python interface that `import c2fdft_cli` offers: typed calls of the engine's jobs."""

@@ -1,4 +1,4 @@
-"""Arguments that a Python program gives in several forms."""
+"""Arguments that a Python program may pass in several types."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from c2fdft_cli.errors import UsageError
 
 
 def name_or_path(value: str | Path) -> str:
-    """A text as it is, which may be a name; a Path as what is taken for none."""
+    """Return a string as it is, as it may be a name; a Path in a form that is never a name."""
     return value if isinstance(value, str) else os.path.join(os.curdir, value)
 
 
 def texts(name: str, value: object) -> list[str]:
-    """One text or path, or several, as a list of texts.
+    """Return one string or path, or several, as a list of strings.
 
     Raises:
-        UsageError: one is neither: a number, say, or bytes, which are a sequence too.
+        UsageError: an item is neither, such as a number; or the value is bytes, which are a
+            sequence too.
     """
     several = [value] if isinstance(value, str | Path | bytes) else value
     found = []

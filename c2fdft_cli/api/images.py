@@ -1,4 +1,4 @@
-"""Images in the kinds that Python programs hold them in: to tensors, and back to the same kind."""
+"""Convert NumPy, torch and PIL images to tensors, and results back to the same type."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from c2fdft_cli.engine.restore.pictures import quantise
 from c2fdft_cli.errors import UsageError
 
 Image: TypeAlias = npt.NDArray[Any] | Tensor | PIL.Image.Image
-"""One image, or a tensor of several:
+"""An image, or a tensor of several images:
 
 - NumPy `[h, w, 3]` RGB or `[h, w]` grey; uint8, uint16, or floats on the scale 0 .. 1;
 - torch `[3, h, w]` or `[n, 3, h, w]`, uint8 or floats on the scale 0 .. 1, on any device;
-- PIL of mode RGB, RGBA, L, LA or I;16; a palette image becomes RGB or RGBA, two levels become L,
-  and a transparent colour or level becomes alpha.
+- PIL of mode RGB, RGBA, L, LA or I;16; a palette image becomes RGB or RGBA, mode 1 becomes L, and a
+  transparent colour or level becomes alpha.
 """
 
 MAX_FLOAT = 4.0
-"""Larger floats are not on the scale 0 .. 1, which unclipped noise may leave by a little."""
+"""Larger floats are not on the scale 0 .. 1; unclipped noise may exceed 1 by less."""
 _DEPTHS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA"}
 _WITH_ALPHA = {"RGB": "RGBA", "L": "LA"}
@@ -35,12 +35,12 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Unpacked:
-    """An image as a tensor, and the way back.
+    """An image as a tensor, and how to convert a result back.
 
-    values: `[n, 3, h, w]`, as they were.
+    values: `[n, 3, h, w]`, unscaled.
     white: the value of white: 255, 65535 or 1.
-    pack: restored `[n, 3, h, w]` float32 in [0, 1] to the image's own kind.
-    name: the base name of the file that it was read from, where it knows one.
+    pack: converts restored images, `[n, 3, h, w]` float32 in [0, 1], to the type of the image.
+    name: the name of the file that the image was read from, if known.
     """
 
     values: Tensor
@@ -60,7 +60,7 @@ class Unpacked:
 
 
 def unpack(image: Image) -> Unpacked:
-    """Take an image of any known kind apart; UsageError for anything else."""
+    """Convert an image of any supported type to a tensor; UsageError for anything else."""
     if isinstance(image, Tensor):
         return _of_tensor(image)
     if isinstance(image, np.ndarray):
@@ -74,7 +74,7 @@ def unpack(image: Image) -> Unpacked:
 
 
 def as_list(images: Image | Sequence[Image]) -> list[Image]:
-    """One image as a list of one."""
+    """Return the images as a list; a single image becomes a list of one."""
     return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
 
 
@@ -86,7 +86,7 @@ def _of_tensor(image: Tensor) -> Unpacked:
         raise UsageError(f"a tensor must be uint8 or floating of 16 to 64 bits, got {image.dtype}")
     if image.layout != torch.strided or image.is_meta:
         kind = "on the meta device" if image.is_meta else f"of the layout {image.layout}"
-        raise UsageError(f"a tensor must hold each of its values, got one {kind}")
+        raise UsageError(f"a tensor must be dense and hold values, got one {kind}")
     if image.is_floating_point():
         _check_scale(batch.abs().max().item())
 
@@ -99,8 +99,8 @@ def _of_tensor(image: Tensor) -> Unpacked:
 
 
 def _of_array(image: npt.NDArray[Any]) -> Unpacked:
-    # Files of the other byte order, a Mac's 16-bit TIFF, are read as arrays of it. A matrix would
-    # stay one in every operation, and has no third axis.
+    # `asarray` also converts np.matrix, which has no third axis. Arrays read from a file may have
+    # the other byte order, such as those of a Mac's 16-bit TIFF.
     image = np.asarray(image)
     image = image.astype(image.dtype.newbyteorder("="), copy=False)
     grey, depth = image.ndim == 2, _DEPTHS.get(image.dtype)
@@ -109,10 +109,10 @@ def _of_array(image: npt.NDArray[Any]) -> Unpacked:
     if depth is None and not np.issubdtype(image.dtype, np.floating):
         raise UsageError(f"an array must be uint8, uint16 or floating, got {image.dtype}")
     if depth is None:
-        _check_scale(float(np.abs(image).max()))  # float64 may not fit into what follows
+        _check_scale(float(np.abs(image).max()))  # before float64 is narrowed to float32 below
     values = image if depth else image.astype(np.float32)
     colours = np.repeat(values[..., None], 3, axis=2) if grey else values
-    # Wider than the samples, as torch has hardly any operation for uint16.
+    # int32, because torch supports hardly any operation on uint16.
     batch = torch.from_numpy(colours.astype(np.int32 if depth else np.float32))
 
     def pack(restored: Tensor) -> npt.NDArray[Any]:
@@ -148,16 +148,17 @@ def _of_pil(image: PIL.Image.Image) -> Unpacked:
         out = PIL.Image.fromarray(inner.pack(restored))
         if alpha is not None:
             out.putalpha(alpha)
-        # A transparent colour became alpha; beside it, it would name other pixels by now.
+        # A transparent colour has become alpha. If the entry were kept too, it would make other
+        # pixels transparent, because the colours have changed.
         out.info = {key: value for key, value in image.info.items() if key != "transparency"}
         return out
 
-    name = getattr(image, "filename", "") or ""  # bytes where it was opened by them
+    name = getattr(image, "filename", "") or ""  # bytes if the file was opened by a name in bytes
     return Unpacked(inner.values, inner.white, pack, os.fsdecode(name) or None)
 
 
 def _check_scale(largest: float) -> None:
-    # Written this way round, NaN is refused too.
+    # `not <=` instead of `>`, so that NaN is refused too.
     if not largest <= MAX_FLOAT:
         raise UsageError(
             f"floating values must be on the scale 0 to 1, got {largest:g}",

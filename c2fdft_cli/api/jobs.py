@@ -1,4 +1,4 @@
-"""Preparing, training and scoring from Python: the engine's jobs, run to their end."""
+"""Prepare, train and score from Python: each function runs a job of the engine to its end."""
 
 from __future__ import annotations
 
@@ -40,18 +40,20 @@ def evaluate(
     """Score restored images against their targets, as `c2fdft eval` does.
 
     Args:
-        restored, target: two folders or files, paired by name; or two images, or lists of as many.
-        protocol: of PSNR and SSIM, such as "derain"; None for "rgb".
+        restored, target: two folders or files, paired by name; or two images, or two lists of
+            equally many images.
+        protocol: the protocol of PSNR and SSIM, such as "derain"; None for "rgb".
         border: pixels to skip on each side.
-        metrics: a further one, such as "lpips", or several; "all" is every one that needs no
-            download.
-        degraded: folder of the inputs, to score them too; for folders.
+        metrics: an additional metric, such as "lpips", or several; "all" stands for every metric
+            that needs no download.
+        degraded: folder of the inputs, to score them too; only if `restored` is a folder or file.
 
     Returns:
-        The records (`rows`), their means (`psnr` in dB, `ssim`), and what was not paired.
+        The records (`rows`), their means (`psnr` in dB, `ssim`), and the unpaired files.
 
     Raises:
-        UsageError: a name that is not known, not an image, or what does not go together.
+        UsageError: an unknown name, a value that is not an image, or arguments that cannot be
+            combined.
         DataError: nothing to score, sizes that differ, or a file that cannot be read.
     """
     check_type("border", border, int)
@@ -66,7 +68,7 @@ def evaluate(
         return evaluate_files(Path(restored), Path(target), options, beside).run()
     if degraded is not None:
         raise UsageError(
-            "degraded works with folders only", hint="score the inputs by a second call"
+            "degraded works with folders only", hint="score the inputs with a second call"
         )
     return _evaluate_images(as_list(restored), as_list(target), options)  # type: ignore[arg-type]
 
@@ -109,14 +111,15 @@ def prepare(
     """Pack pairs into the shards that training reads, as `c2fdft prepare` does.
 
     Args:
-        source: a folder of pairs in any layout that the program knows; with `synthesize` a folder
-            of clean images.
-        out: folder for the shards; None for shards/NAME of the source.
-        val: how many pairs to validate on, or a folder of others; None as the command.
-        synthesize: degrade clean images by "rain", "noise" or "blur".
+        source: a folder of pairs in a layout that the program recognises; with `synthesize` a
+            folder of clean images.
+        out: folder for the shards; None for shards/NAME, with the name of the source.
+        val: number of validation pairs, or a folder of separate ones; None for the command's
+            default.
+        synthesize: degrade clean images with "rain", "noise" or "blur".
         synthesis: options of the degradation, such as `{"sigma": [5, 50]}`.
         streaks: folder of rendered rain streaks.
-        clean_only: pack the clean images alone; training degrades them.
+        clean_only: pack only the clean images, which are degraded during training.
         overwrite: replace another set in `out`.
 
     Raises:
@@ -159,14 +162,14 @@ def train(
 
     Args:
         stage: "coarse" or "fine".
-        recipe: name or file; None takes that of `init`.
-        data: folder of shards; None takes the recipe's, else that of `init`.
-        out: run folder; None takes a free name under runs/.
-        overrides: keys of the recipe, `{"coarse.lr": 1e-4}` or `["coarse.lr=1e-4"]`.
-        init: weights to start from, by name or file; the fine stage needs some.
-        resume: go on with the run in `out`, or the newest of this stage.
-        device, precision: as `load`.
-        max_seconds: save the state and stop (Interrupted) after so long.
+        recipe: name or file; None for the recipe of `init`.
+        data: folder of shards; None for the recipe's, otherwise that of `init`.
+        out: run folder; None for an unused name in runs/.
+        overrides: values of recipe keys, `{"coarse.lr": 1e-4}` or `["coarse.lr=1e-4"]`.
+        init: weights to start from, a name or a file; the fine stage needs them unless it resumes.
+        resume: resume the run in `out`, or the newest run of this stage.
+        device, precision: as for `load`.
+        max_seconds: after this time save the state and stop (Interrupted).
         on_event: called with each step, score and saved file.
 
     Raises:
@@ -198,8 +201,8 @@ def train(
         for event in job:
             if on_event is not None:
                 on_event(event)
-    # No `finally`: an error that this process alone meets must not wait for the others.
-    except Interrupted:  # in all processes
+    # No `finally`: an error that occurs in this process only must not wait for the others.
+    except Interrupted:  # all processes are interrupted together
         destroy_process_group()
         raise
     destroy_process_group()

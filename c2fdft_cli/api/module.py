@@ -1,4 +1,4 @@
-"""The restoration as a `torch.nn.Module`, for pipelines that are made of such."""
+"""The restoration as a `torch.nn.Module`, for pipelines of modules."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from c2fdft_cli.errors import UsageError
 class RestorationModule(nn.Module):
     """Maps `lq` to the restored image, differentiable in `lq` and in the weights.
 
-    `Restorer.module` makes one. It moves with `.to(device)`. Gradient mode and autocast belong to
-    the caller. The whole image is held in memory: `Restorer` takes less, is faster, and differs
-    from this by rounding only.
+    `Restorer.module` creates it. `.to(device)` moves it. The caller decides gradient mode and
+    autocast. The whole image goes through the network at once: `Restorer` needs less memory, is
+    faster, and gives the same result except for rounding.
 
     Args:
         net: the network, which is copied.
         alpha_bar: `[T]`.
-        grid: descending timesteps, one a sampling step.
-        seed, name: decide the noise that sampling starts from, the same for each image.
+        grid: descending timesteps, one per sampling step.
+        seed, name: decide the start noise, which is the same for each image.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RestorationModule(nn.Module):
             `[n, 3, h, w]` in [0, 1], of the same type and on the same device.
 
         Raises:
-            UsageError: not such a batch.
+            UsageError: `lq` is not a batch of floating images.
         """
         if lq.dim() != 4 or lq.shape[1] != 3 or not lq.numel() or not lq.is_floating_point():
             raise UsageError(

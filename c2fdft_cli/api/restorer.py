@@ -1,4 +1,4 @@
-"""`load` and `Restorer`: packaged weights or a checkpoint, ready to restore images in memory."""
+"""`load` and `Restorer`: restore images in memory with packaged weights or a checkpoint."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from c2fdft_cli.settings import check_type
 from c2fdft_cli.vocabulary import many
 
 DEFAULT_NAME = "image"
-"""The name, and so the noise, of an image that knows no file name."""
+"""The name of an image without a file name, which decides its noise."""
 
 Names: TypeAlias = str | Path | Sequence[str | Path]
 
@@ -57,9 +57,9 @@ One = TypeVar("One", npt.NDArray[Any], Tensor, PIL.Image.Image)
 class Uncertain(NamedTuple):
     """A restored image and how much its samples differ.
 
-    image: the mean over the samples, of the input's kind.
+    image: the mean over the samples, of the same type as the input.
     deviation: the per-pixel standard deviation on the scale 0 .. 1, root mean square over the
-        colours: float32 `[n, 1, h, w]` for tensors, else a NumPy array `[h, w]`.
+        colours: float32 `[n, 1, h, w]` for tensors, otherwise a NumPy array `[h, w]`.
     """
 
     image: Any
@@ -80,30 +80,30 @@ def load(
     tile: int | None = None,
     compile: str = "auto",
 ) -> Restorer:
-    """Load weights to restore with; the keywords are the options of `c2fdft restore`.
+    """Load weights for restoring images; the keywords are options of `c2fdft restore`.
 
-    Fine weights on other timesteps than those of their training give a Python warning, and so does
-    a compiler that is asked for and missing.
+    A Python warning is issued if fine weights are used on timesteps that they were not trained on,
+    and if compiling is requested but no compiler is available.
 
     Args:
-        weights: a packaged name such as "derain", or a checkpoint file, an official one included;
-            None for the best packaged weights of `task`, or those trained for `steps`.
-        task: "derain", "denoise" or "deblur", instead of weights.
-        device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:1" or "mps".
+        weights: a packaged name such as "derain", or a checkpoint file, which may be an official
+            one; None for the best packaged weights of `task`, or those trained for `steps`.
+        task: "derain", "denoise" or "deblur", instead of `weights`.
+        device: "auto" (CUDA, otherwise MPS, otherwise CPU), "cpu", "cuda", "cuda:1" or "mps".
         precision: "auto", "fp32", "tf32", "bf16" or "fp16".
-        steps: sampling steps; None for the checkpoint's own timesteps.
+        steps: number of sampling steps; None for the checkpoint's own timesteps.
         grid: descending timesteps, instead of `steps`.
-        seed: of the noise.
-        self_ensemble: average over flips and rotations.
-        max_memory: bytes, or a size such as "6G"; None for 80 % of what is free now.
-        tile: restore in overlapping tiles of so many pixels; None for the exact result.
-        compile: torch.compile: "on", "off", or "auto": for large folders on CUDA, never for images
-            in memory.
+        seed: the seed of the noise.
+        self_ensemble: whether to average over flips and rotations.
+        max_memory: bytes, or a size such as "6G"; None for 80 % of the memory that is free now.
+        tile: restore in overlapping tiles of this size in px; None for the exact result.
+        compile: whether to use torch.compile: "on", "off", or "auto", which compiles for large
+            folders on CUDA, never for images in memory.
 
     Raises:
-        UsageError: values that cannot be used, or do not go together.
+        UsageError: invalid values, or arguments that cannot be combined.
         CheckpointError: no such weights, or a file that is not a checkpoint.
-        ResourceError: a device that is not there.
+        ResourceError: the device is not available.
     """
     check_type("weights", weights, str | Path | None)
     if grid is not None and not isinstance(grid, Iterable):
@@ -134,16 +134,16 @@ def load(
 
 
 class Restorer:
-    """Restores images in memory and folders of files; made by `load`.
+    """Restores images in memory and folders of files; created by `load`.
 
-    Calls from several threads wait for each other; several restorers work side by side.
+    Calls from several threads run one after another; several restorers can run at the same time.
 
     Attributes:
         weights: the checkpoint file.
-        grid: the sampler's timesteps, one a sampling step.
-        device: where the network runs.
-        precision: what it computes in.
-        task: what the weights were trained to do, where they say so.
+        grid: the sampler's timesteps, one per sampling step.
+        device: the device that the network runs on.
+        precision: the precision that it computes in.
+        task: the task that the weights were trained for; None if unknown.
     """
 
     def __init__(
@@ -166,23 +166,23 @@ class Restorer:
         self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)
         if notice is not None:
             warnings.warn(notice, stacklevel=3)
-        self._get_ready()
+        self._make_unshared()
 
-    def _get_ready(self) -> None:
-        """Make what belongs to this process and this object alone."""
+    def _make_unshared(self) -> None:
+        """Create the parts that copies of this object, also in other processes, do not share."""
         self._strips = StripNetwork(self._net, dtype=self._runtime.dtype, compile=self._compiled)
         self._lock = threading.Lock()
         self._executors: dict[int, Executor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle holds, as for the processes of a pool, and `copy.deepcopy` copies."""
+        """Return what is pickled, for example for a process pool, or copied by `copy.deepcopy`."""
         own = ("_strips", "_lock", "_executors")
         return {key: value for key, value in vars(self).items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what `__getstate__` gave, and make the rest anew."""
+        """Restore the state of `__getstate__`, and create the rest again."""
         vars(self).update(state)
-        self._get_ready()
+        self._make_unshared()
 
     def __repr__(self) -> str:
         return (
@@ -195,20 +195,22 @@ class Restorer:
     @overload
     def __call__(self, image: list[One], name: Names | None = None) -> list[One]: ...
     def __call__(self, image: Any, name: Names | None = None) -> Any:
-        """Restore an image, a batch or a list; the same kind comes back.
+        """Restore an image, a batch or a list, and return the same type.
 
-        The pixels are those that `c2fdft restore` writes for a file of this name and these pixels.
+        The result has the pixels that `c2fdft restore` writes for a file with this name and these
+        pixels.
 
         Args:
             image: NumPy `[h, w, 3]` or `[h, w]` (uint8, uint16, or floats in 0 .. 1), torch
                 `[n, 3, h, w]` or `[3, h, w]` (uint8 or floats in 0 .. 1), a PIL image, or a list of
-                these. PIL images are not turned by their EXIF orientation.
-            name: of the image's file, or one for each image: together with the seed it decides the
-                noise that sampling starts from. None for a PIL image's own, else "image".
+                these. The EXIF orientation of PIL images is not applied.
+            name: the name of the image's file, or one name per image. Together with the seed it
+                decides the noise that sampling starts from. None for a PIL image's own file name,
+                otherwise "image".
 
         Raises:
-            UsageError: not such an image.
-            ResourceError: it does not fit into memory.
+            UsageError: not a supported image.
+            ResourceError: the image does not fit into memory.
             CheckpointError: the network produced NaN or infinite values.
         """
         images = [unpack(one) for one in as_list(image)]
@@ -222,14 +224,14 @@ class Restorer:
         samples: int = UNCERTAINTY_SAMPLES,
         name: Names | None = None,
     ) -> Uncertain:
-        """The mean of several samples of an image, and their per-pixel standard deviation.
+        """Return the mean of several samples of an image, and their per-pixel standard deviation.
 
         Args:
             image, name: as for a call.
             samples: at least 2.
 
         Raises:
-            As a call.
+            The same errors as a call.
         """
         check_type("samples", samples, int)
         samples = sample_count(samples, self._sampling.self_ensemble, uncertainty=True)
@@ -254,24 +256,26 @@ class Restorer:
         check: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> RestoreResult:
-        """Restore files as `c2fdft restore` does: images and videos, skipping what exists.
+        """Restore images and videos as `c2fdft restore` does; existing outputs are skipped.
 
-        In a process of torchrun, this process's share of them.
+        A process that torchrun started restores its share of them.
 
         Args:
             source: a folder, a file, a glob, `@list.txt`, or several of them.
             out: a folder; for one input also a file.
-            format: "png", "jpg", "tif", "bmp", "webp" or "same"; None for PNG or OUT's suffix.
-            quality: of JPEG, 1 to 100.
+            format: "png", "jpg", "tif", "bmp", "webp" or "same"; None for PNG, or for the suffix of
+                `out`.
+            quality: JPEG quality, 1 to 100.
             bit_depth: 8 or 16; None for the input's own.
             suffix: appended to each output's base name.
-            overwrite: replace outputs that exist.
-            check: raise the error when inputs failed; else it is the result's `failure`.
-            progress: called after each image or frame with how many are done, of how many.
+            overwrite: replace existing outputs.
+            check: whether to raise the error if inputs failed; otherwise it is the result's
+                `failure`.
+            progress: called after each image or frame with the number done, and the total number.
 
         Raises:
-            PartialFailure: all others are restored, but some inputs failed, or outputs that were
-                made with other settings exist.
+            PartialFailure: some inputs failed, or some existing outputs may differ from what this
+                call makes, such as with other settings; all other inputs are restored.
             UsageError, DataError, ResourceError, Interrupted: as the command.
         """
         check_type("out", out, str | Path)
@@ -292,7 +296,7 @@ class Restorer:
         return job.result
 
     def module(self) -> RestorationModule:
-        """A copy of the network as a differentiable `torch.nn.Module` that restores."""
+        """Return a differentiable `torch.nn.Module` that restores with a copy of the network."""
         return RestorationModule(
             self._net, self._alpha_bar, self.grid, seed=self._sampling.seed, name=DEFAULT_NAME
         )
@@ -300,14 +304,17 @@ class Restorer:
     def _run(
         self, images: list[Unpacked], name: Names | None, samples: int
     ) -> list[tuple[Tensor, Tensor | None]]:
-        """Each frame of the images restored, `[3, h, w]`, and its deviation `[1, h, w]`."""
+        """Restore all images; return each frame, `[3, h, w]`, and its deviation, `[1, h, w]`.
+
+        The deviation is None for a single run of the sampler.
+        """
         names = _names(images, name)
         frames = [frame for one in images for frame in one.lq]
         by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, frame in enumerate(frames):
             by_size[tuple(frame.shape)].append(i)
         found: list[tuple[Tensor, Tensor | None]] = [(frame, None) for frame in frames]
-        # The thread that calls may have another GPU as its current one.
+        # The current GPU of the calling thread may be another one.
         with self._lock, self._runtime.on_device():
             executor = self._executor(samples)
             for (_, height, width), members in by_size.items():
@@ -327,7 +334,7 @@ class Restorer:
         return found
 
     def _executor(self, samples: int) -> Executor:
-        """What runs the network for so many samples of each image."""
+        """Return the executor for this number of samples of each image."""
         if samples not in self._executors:
             transforms = ensemble_transforms(self.task) if self._sampling.self_ensemble else (0,)
             self._executors[samples] = Executor(
@@ -345,7 +352,7 @@ class Restorer:
 
 
 def _names(images: Sequence[Unpacked], name: Names | None) -> list[str]:
-    """The base name of each image, those of a batch included."""
+    """Return the base name of each image, including each image of a batch."""
     count = sum(len(one.values) for one in images)
     if name is None:
         own = [one.name or DEFAULT_NAME for one in images for _ in one.values]

@@ -17,9 +17,11 @@ from c2fdft_cli.metrics.statistics import Comparison, compare
 
 
 def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison | None]:
-    """Paired comparison A - B over the images that both have: of PSNR and SSIM, else of all scores.
+    """Compare A and B over the images that both have: the differences A - B, paired by image.
 
-    None where no image has a finite score on both sides.
+    Returns:
+        The comparison of each score: of PSNR and SSIM, or without targets of all scores. It is
+        None if no image has finite scores in both.
 
     Raises:
         DataError: no image in common.
@@ -36,15 +38,16 @@ def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, 
         ours, theirs = [[score_of(row, key) for row in side] for side in zip(*common, strict=True)]
         try:
             found[key] = compare(ours, theirs, seed, lower_wins=lower_wins(key))
-        except ValueError:  # nothing but infinite scores
+        except ValueError:  # all scores are infinite
             found[key] = None
     return found
 
 
 def in_common(a: EvalResult, b: EvalResult) -> list[tuple[Scored, Scored]]:
-    """The rows of A and of B that are one image: those of one name, else of one input or target.
+    """Return the pairs of rows of A and B that belong to one image.
 
-    Where several rows belong to one target, nothing but their names could tell them apart.
+    Rows of the same name belong together, otherwise rows of the same input or target file. If
+    several rows of one evaluation have the same file, only their names count.
     """
     named = {composed(row.name): row for row in b.rows}
     common = [(row, other) for row in a.rows if (other := named.get(composed(row.name)))]
@@ -54,7 +57,7 @@ def in_common(a: EvalResult, b: EvalResult) -> list[tuple[Scored, Scored]]:
 
 
 def _by_partner(result: EvalResult, without: set[str]) -> dict[Path, Scored]:
-    """The other rows by the file that they belong to, where it has one row."""
+    """Map each input or target file that has a single row to this row, except rows of `without`."""
     rows: dict[Path, list[Scored]] = defaultdict(list)
     for row in result.rows:
         if row.name in result.partners:
@@ -67,7 +70,7 @@ def _by_partner(result: EvalResult, without: set[str]) -> dict[Path, Scored]:
 
 
 def not_in_common(a: EvalResult, b: EvalResult) -> list[str]:
-    """Names of images that only one of the two has."""
+    """Return the names of images that only one of the two has."""
     common = in_common(a, b)
     ours = {row.name for row in a.rows} - {row.name for row, _ in common}
     theirs = {row.name for row in b.rows} - {row.name for _, row in common}
@@ -75,7 +78,7 @@ def not_in_common(a: EvalResult, b: EvalResult) -> list[str]:
 
 
 def as_json(comparison: dict[str, Comparison | None], other: EvalResult) -> dict[str, Any]:
-    """For --json: A - B with its 95 % interval, who wins, and B's own means."""
+    """Return the comparison for --json: A - B with its 95 % interval, wins, and B's own means."""
     means = {
         key: sum(score_of(row, key) for row in other.rows) / len(other.rows) for key in comparison
     }
@@ -89,7 +92,7 @@ def as_json(comparison: dict[str, Comparison | None], other: EvalResult) -> dict
 
 
 def in_words(comparison: dict[str, Comparison | None]) -> list[str]:
-    """Lines such as `PSNR: A - B = +0.52 dB [+0.31, +0.74] (95 %), A wins 9, B 1, ties 0`."""
+    """Return lines such as `PSNR: A - B = +0.52 dB [+0.31, +0.74] (95 %), A wins 9, B 1, ...`."""
     lines = []
     for key, one in comparison.items():
         if one is None:

@@ -33,18 +33,17 @@ def evaluate_files(
 ) -> Job[Scored, EvalResult]:
     """Score saved files, paired by name.
 
-    On 8 bits (16-bit files rounded), except that a protocol for unrounded output takes 16-bit
-    files as they are.
+    16-bit files are rounded to 8 bits, except with a protocol for unrounded output.
 
     Args:
         restored: folder or file.
-        target: folder (of targets alone, or a whole set in a published layout) or file.
-        options: protocol, border, further metrics.
+        target: folder (of targets only, or a whole set in a published layout) or file.
+        options: protocol, border, additional metrics.
         degraded: folder of the degraded inputs, to score them too.
 
     Raises:
-        DataError: nothing to score, sizes that differ, an image smaller than SSIM's window, or,
-            from the iteration, a file that cannot be read.
+        DataError: nothing to score, or sizes that differ; from the iteration, an image smaller
+            than SSIM's window, or a file that cannot be read.
     """
     protocol = PROTOCOLS[options.protocol or "rgb"]
     pairs = pair_files(restored, target)
@@ -58,7 +57,7 @@ def evaluate_files(
 
 
 def _with_own_names(found: Matched) -> Matched:
-    """Where several restored files share a name, its records could not be told apart."""
+    """Give the pairs unique names, so that their records can be told apart."""
     names = own_names([pair.name for pair in found.pairs], [pair.lq for pair in found.pairs])
     pairs = [replace(pair, name=name) for pair, name in zip(found.pairs, names, strict=True)]
     return replace(found, pairs=pairs)
@@ -93,14 +92,14 @@ def _score_pair(pair: FilePair, degraded: Path | None, scorer: Scorer) -> Scored
     if ours.shape != theirs.shape:
         sizes = [f"{one.shape[3]} x {one.shape[2]}" for one in (ours, theirs)]
         what = f"changed while it was scored: {sizes[0]}, its target {sizes[1]}"
-        raise DataError(what, where=pair.lq, hint="run eval again once its images stay as they are")
+        raise DataError(what, where=pair.lq, hint="run eval again when its files no longer change")
     lq = None if degraded is None else read_image(degraded, scorer.protocol)
     known = lq is not None and lq.shape == theirs.shape
     return scorer(pair.name, ours, theirs, lq if known else None)
 
 
 def read_image(path: Path, protocol: Protocol) -> Tensor:
-    """`[1, 3, h, w]` float64 on the scale 0 .. 255."""
+    """Read an image as `[1, 3, h, w]` float64 on the scale 0 .. 255."""
     pixels = read_picture(path).pixels
     if pixels.dtype == np.uint16 and protocol.unrounded:
         # 65535 = 255 * 257

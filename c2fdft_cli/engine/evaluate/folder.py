@@ -16,30 +16,30 @@ from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
 
 OTHER_WAYS = (
-    "give both images of a pair one name; to clean images add noise: --sigma 25; "
-    "score photos without targets by --no-reference, once they are restored; "
-    "list other pairs for `c2fdft prepare --pairs`, and score its shards by --data"
+    "give both images of a pair the same name; for clean images, add noise with --sigma 25; "
+    "for photos without targets, restore them and use --no-reference; "
+    "for other pairs, list them for `c2fdft prepare --pairs` and score its shards with --data"
 )
-"""What to try where a folder's pairs cannot be told: `prepare` has options that `eval` has not."""
+"""What to try if a folder's pairs cannot be found: `prepare` has options that `eval` lacks."""
 SIGMA_LIMIT = 255.0
-_ADDED = -1  # draws from 0 up are the noise that the sampler starts from
+_ADDED = -1  # number of the added noise's sample; samples from 0 up belong to the sampler
 
 
 def _read(files: FilePair) -> DecodedPair:
-    """uint8; the noise that sampling starts from is that of `restore` for the degraded file.
+    """Read a pair as uint8; the sampler's noise is as in `restore` for the degraded file.
 
     Raises:
-        DataError: an image that cannot be read, or sizes that differ.
+        DataError: an image cannot be read, or the sizes differ.
     """
     check_sizes(files)
     return DecodedPair(files.name, read_rgb8(files.lq), read_rgb8(files.gt), files.lq.stem)
 
 
 def _with_noise(path: Path, sigma: float, seed: int) -> DecodedPair:
-    """A clean image, uint8, and under white Gaussian noise, float32, neither rounded nor clipped.
+    """Read a clean image and add white Gaussian noise to it.
 
-    The noise is a function of the seed and the image's name, the same for every sigma but for its
-    scale.
+    The clean image is uint8, the noisy one float32, neither rounded nor clipped. The noise is a
+    function of the seed and the image's name; sigma only scales it.
     """
     gt = read_rgb8(path)
     source = noise_generator(seed, path.stem, _ADDED)
@@ -48,23 +48,23 @@ def _with_noise(path: Path, sigma: float, seed: int) -> DecodedPair:
 
 
 def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> PairSource:
-    """Find what there is to restore and to compare the results with.
+    """Find the images to restore, and their targets.
 
     Args:
         folder: pairs in a published layout; with `sigma`, clean images.
-        sigma: of the noise to add, in 8-bit levels.
-        seed: of that noise.
+        sigma: standard deviation of the noise to add, in 8-bit levels.
+        seed: the seed of that noise.
 
     Raises:
-        UsageError: a sigma outside of 0 to 255.
-        DataError: no pairs (or images), a set that has training images in it, or two clean images
-            of one name.
+        UsageError: sigma is not in (0, 255].
+        DataError: no pairs (or images), a set that contains training images, or two clean images
+            with the same name.
     """
     if sigma is None:
         found = find_pairs(folder, advice=OTHER_WAYS)
         if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
-            raise DataError("the set has training images in it", where=folder, hint=hint)
+            raise DataError("the set contains training images", where=folder, hint=hint)
         names, note = [pair.name for pair in found.pairs], "; ".join(found.notices) or None
         return PairSource(names, lambda i: _read(found.pairs[i]), found.layout, note)
     if not 0 < sigma <= SIGMA_LIMIT:

@@ -1,4 +1,4 @@
-"""What every evaluation takes and gives, and the loop over what it scores."""
+"""The options and the result of every evaluation, and the loop over its images."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from c2fdft_cli.vocabulary import many
 
 Item = TypeVar("Item")
 
-ASKED, DEFAULT = "asked for", "the default; --protocol chooses another"
+ASKED, DEFAULT = "as requested", "the default; --protocol chooses another"
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How images are scored, whatever they come from.
+    """How images are scored, wherever they come from.
 
     Args:
-        metrics: further metrics by name.
-        rank, world: this process among those that share the images.
-        pictures: keep the pixels of each record until it has been handed out, for a report.
+        metrics: additional metrics by name.
+        rank, world: number of this process, and how many processes share the images.
+        pictures: whether the yielded records contain the pixels, for a report.
     """
 
     protocol: str | None = setting(None, PROTOCOL)
@@ -43,35 +43,35 @@ class EvalOptions:
         check_settings(self)
 
     def chosen_by(self, default: str = DEFAULT) -> str:
-        """Why the protocol is what it is, for people."""
+        """Return why this protocol is used, for the user."""
         return default if self.protocol is None else ASKED
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's share: every `world`-th, from `rank` on."""
+        """Return the items of this process: every `world`-th, starting with item `rank`."""
         return list(items[self.rank :: self.world])
 
     def scorer(self, protocol: Protocol) -> Scorer:
-        """What scores an image by these options; the inputs too, where they are known."""
+        """Return a scorer with these options; it also scores the inputs, if they are known."""
         return Scorer(protocol, self.border, self.metrics, inputs=True, pictures=self.pictures)
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """The records of an evaluation and what they are made of.
+    """The records of an evaluation and how they were computed.
 
     Args:
-        protocol: of the scores.
-        chosen_by: why this protocol, for people.
-        rows: one an image, without pictures.
-        scored_on: "saved files" or "network output", and in which depth.
+        protocol: the protocol of the scores.
+        chosen_by: why this protocol is used, for the user.
+        rows: one record per image, without pictures.
+        scored_on: "saved files" or "network output", and the bit depth.
         border: pixels that were skipped on each side.
-        without_target, without_restored: files that nothing belongs to.
+        without_target, without_restored: unpaired files.
         found_by: how the pairs were found.
-        partners: of a row's name, the degraded input or else the target that it belongs to.
-        notes: what else to say of the numbers.
-        recipe: of the weights, when they carry one.
-        has_targets: False where nothing but no-reference metrics are known.
-        unreadable: what is wrong with each image that has no scores.
+        partners: for a row's name, the path of its degraded input if known, otherwise its target.
+        notes: further notes about the scores.
+        recipe: the recipe of the weights, if they have one.
+        has_targets: False if there are only no-reference metrics.
+        unreadable: the error of each image that could not be scored.
         with_inputs: whether degraded inputs are known for some images.
     """
 
@@ -92,50 +92,50 @@ class EvalResult:
 
     @property
     def all_notes(self) -> list[str]:
-        """The notes, and why the inputs have no scores."""
+        """The notes, including one on why the inputs have no scores."""
         bare = [row.name for row in self.rows if row.degraded is None]
         if not self.with_inputs or not bare:
             return self.notes
         count = f"{len(bare)} of {many(len(self.rows), 'image')}"
-        what = f"the degraded inputs are not scored: {count} have none of their size, as {bare[0]}"
-        return [*self.notes, f"note: {what}"]
+        what = f"{count} have no input of the same size, such as {bare[0]}"
+        return [*self.notes, f"note: the degraded inputs are not scored: {what}"]
 
     @property
     def missing(self) -> int:
-        """How many images or targets have no scores."""
+        """The number of images and targets without scores."""
         return len(self.without_target) + len(self.without_restored) + len(self.unreadable)
 
     @property
     def failure(self) -> PartialFailure | None:
-        """What an evaluation of an incomplete set ends with."""
+        """The error that the program ends with if the set is incomplete; None if it is complete."""
         if not self.missing:
             return None
         what = f"scored {len(self.rows)} of {len(self.rows) + self.missing}: the set is incomplete"
-        hint = "use --allow-missing for a mean over a part of the set"
+        hint = "use --allow-missing to accept means over a part of the set"
         return PartialFailure(what, hint=hint, details=self.unreadable[:LISTED])
 
     @property
     def psnr(self) -> float:
-        """The mean over the images, dB."""
+        """The mean PSNR of the images in dB."""
         return statistics.fmean(row.psnr for row in self.rows)
 
     @property
     def ssim(self) -> float:
-        """The mean over the images."""
+        """The mean SSIM of the images."""
         return statistics.fmean(row.ssim for row in self.rows)
 
     @property
     def spread(self) -> float | None:
-        """With several seeds, the standard deviation over them of the set's mean PSNR.
+        """The standard deviation of the set's mean PSNR over several seeds.
 
-        None for one seed, or where an image was restored exactly.
+        None for a single seed, or if an image was restored exactly (its PSNR is infinite).
         """
         seeds = list(zip(*(row.by_seed for row in self.rows), strict=True))
         return summarise(list(map(statistics.fmean, seeds))).std if seeds else None
 
 
 def collect(scored: Iterable[Scored]) -> Generator[Scored, None, list[Scored]]:
-    """Hand the records out, pictures and all, and return them without the pictures."""
+    """Yield the records with their pictures, and return them without the pictures."""
     rows = []
     for one in scored:
         rows.append(replace(one, pictures=None))
@@ -146,7 +146,14 @@ def collect(scored: Iterable[Scored]) -> Generator[Scored, None, list[Scored]]:
 def score_each(
     tasks: Sequence[tuple[str, Callable[[], Scored]]],
 ) -> Generator[Scored, None, tuple[list[Scored], list[str]]]:
-    """Score (name, work) in order, read ahead; returns the records and what cannot be scored."""
+    """Score images in order, in threads that work ahead.
+
+    Args:
+        tasks: the name of each image, and the function that scores it.
+
+    Returns:
+        The records, and the errors of images that cannot be scored.
+    """
     problems: list[str] = []
 
     def one(task: tuple[str, Callable[[], Scored]]) -> Scored | str:

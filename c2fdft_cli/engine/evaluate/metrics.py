@@ -1,4 +1,4 @@
-"""Further metrics for an evaluation, by the names that people give."""
+"""Find the additional metrics of an evaluation by their names."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ALL = "all"
 
 
 def find_metrics(names: str, *, no_reference: bool = False) -> dict[str, Metric]:
-    """Metrics by name with commas between, each once.
+    """Return the named metrics, each once.
 
     Args:
-        names: "all" is every one that needs no download.
-        no_reference: take those that score an image by itself, not those that need a target.
+        names: names separated by commas; "all" stands for every metric that needs no download.
+        no_reference: whether to use metrics of a single image instead of those that need a target.
 
     Raises:
-        UsageError: a name that is not known, or one of the other kind.
+        UsageError: an unknown name, or a metric of the other kind.
     """
     known = NO_REFERENCE if no_reference else METRICS
     wanted: list[str] = []
@@ -45,23 +45,23 @@ def find_metrics(names: str, *, no_reference: bool = False) -> dict[str, Metric]
 
 
 def _score(name: str, restored: Tensor, target: Tensor) -> float:
-    """One metric; ResourceError where its package or weights are missing."""
+    """Compute one metric; ResourceError if its package or weights are missing."""
     try:
         if name in NO_REFERENCE:
             return no_reference_metric(name, restored)
         unit = ((image.float() / MAX_VALUE).clamp(0, 1) for image in (restored, target))
         return piq_metric(name, *unit)
     except ValueError as error:
-        hint = "leave the metric out, or put its weights where torch.hub keeps its files"
+        hint = "omit the metric, or put its weights into the cache folder of torch.hub"
         raise ResourceError(str(error), hint=hint) from error
 
 
 def describe_metric(name: str) -> str:
-    """Direction and range of a metric, for the lines under a table."""
+    """Return the direction and range of a metric, for the lines under a table."""
     one = NO_REFERENCE[name] if name in NO_REFERENCE else METRICS[name]
     return f"{name}: {one.describes}, {one.direction}, {one.range}"
 
 
 def lower_wins(name: str) -> bool:
-    """Whether the smaller of two scores that are compared is the better one."""
+    """Whether the smaller of two scores is the better one."""
     return name in NO_REFERENCE

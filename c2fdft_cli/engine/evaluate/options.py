@@ -1,4 +1,4 @@
-"""How weights are asked to restore what `eval` scores."""
+"""The options with which `eval` restores images before it scores them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from c2fdft_cli.settings import (
 )
 
 RUNS = "With --weights"
-"""Heading of the options' help."""
+"""Heading of these options in the help."""
 
 
 @dataclass(frozen=True)
 class WeightsOptions:
-    """How weights restore what is scored; with several seeds, the noises from `seed` up."""
+    """How weights restore the images that are scored; several seeds are counted up from `seed`."""
 
-    images: int = setting(0, "Pairs to take, 0 for all.", metavar="N", low=0, panel=RUNS)
+    images: int = setting(0, "Pairs to score, 0 for all.", metavar="N", low=0, panel=RUNS)
     seeds: int = setting(1, "Noise samples per image", metavar="N", low=1, high=1000, panel=RUNS)
     grid: tuple[int, ...] | None = setting(
         None,

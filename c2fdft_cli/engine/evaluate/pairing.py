@@ -1,4 +1,4 @@
-"""Which target belongs to which restored file: by name, never by position."""
+"""Pair restored files with their targets: by name, never by position."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LISTED = 20
 
 @dataclass(frozen=True)
 class Matched:
-    """What was paired, how, and what is missing on either side.
+    """The pairs, how they were found, and what is unpaired on either side.
 
     Args:
-        pairs: restored files (`lq`) and their targets, in natural order of their names.
-        degraded: for a restored file the input that it was made of, where that is known.
-        without_target: restored files that no target belongs to.
-        without_restored: targets that no restored file belongs to.
-        found_by: how the targets were told from other files, for people.
+        pairs: restored files (`lq`) and their targets (`gt`), in natural order of their names.
+        degraded: the inputs of the restored files, as far as known.
+        without_target: restored files without a target.
+        without_restored: targets without a restored file.
+        found_by: how the targets were found, for the user.
     """
 
     pairs: list[FilePair]
@@ -41,12 +41,12 @@ class Matched:
 def pair_files(restored: Path, target: Path) -> Matched:
     """Pair two folders (or two files) by name.
 
-    A target folder in a published layout stands for its clean side: `rain-001.png` is paired
-    with `norain-001.png` even where `rainy/rain-001.png` lies beside it. In any other folder
-    names are matched as `prepare` matches them.
+    In a target folder with a published layout, only the clean images are targets: `rain-001.png`
+    is paired with `norain-001.png` even if the folder also contains `rainy/rain-001.png`. In any
+    other folder names are matched as `prepare` matches them.
 
     Raises:
-        DataError: a missing path, an empty set, or nothing that pairs up.
+        DataError: a missing path, an empty set, or no pairs.
     """
     require_existing(restored, target)
     refuse_videos(restored, target)
@@ -66,7 +66,7 @@ def pair_files(restored: Path, target: Path) -> Matched:
 
 
 def _images(path: Path, other: Path) -> list[Path]:
-    """The images below a path that are not the other side's; DataError when there are none."""
+    """Return the images below a path, except those below `other`; DataError if there are none."""
     if path.is_file():
         return [path]
     inside = other.resolve()
@@ -77,28 +77,28 @@ def _images(path: Path, other: Path) -> list[Path]:
         if not (nested and (image.resolve() == inside or inside in image.resolve().parents))
     ]
     if not found:
-        raise DataError("no images in the folder beside the other ones", where=path)
+        raise DataError("no images in the folder except those of the other one", where=path)
     return found
 
 
 def _by_layout(names: Sequence[PurePath], ours: Sequence[Path], target: Path) -> Matched | None:
-    """By the names of the degraded images of a target folder that holds a whole set."""
+    """Pair by the names of the degraded images, if the target folder contains a whole set."""
     try:
         chosen, _ = search.search(
             search.Tree(target, list_images(target, recursive=True)), gamma=False
         )
-    except DataError:  # more than one reading: the names decide
+    except DataError:  # several layouts fit: match the names of the files instead
         return None
     lqs = [lq for one in chosen for lq, _ in one.pairs]
     gts = [gt for one in chosen for _, gt in one.pairs]
-    as_lying = [PurePath(lq.relative_to(target)) for lq in lqs]
-    as_named = [
+    in_target = [PurePath(lq.relative_to(target)) for lq in lqs]
+    in_lq_folder = [
         PurePath(one.parent.relative_to(target) / lq.relative_to(one.lq_folder))
         for one in chosen
         for lq, _ in one.pairs
     ]
-    tries = [match_names(names, keys, KINDS) for keys in (as_named, as_lying)]
-    best = max(tries, key=lambda found: len(found.pairs))
+    matchings = [match_names(names, keys, KINDS) for keys in (in_lq_folder, in_target)]
+    best = max(matchings, key=lambda found: len(found.pairs))
     if not best.pairs:
         return None
     degraded = {ours[i]: lqs[k] for i, k in best.pairs}
@@ -122,7 +122,7 @@ def _matched(
     degraded: dict[Path, Path],
     found_by: str,
 ) -> Matched:
-    """What was found of our names and their files, in natural order; these may name one twice."""
+    """Turn matched indices into files, in natural order; `theirs` may name a file twice."""
     pairs = [FilePair(without_suffix(names[i]), ours[i], theirs[k]) for i, k in found.pairs]
     used = {pair.gt for pair in pairs}
     return Matched(
@@ -147,7 +147,7 @@ def _nothing_pairs(
 
 
 def check_all_sizes(pairs: Sequence[FilePair]) -> None:
-    """Look at every file's header; DataError that lists those unreadable or of unequal size."""
+    """Read every file's header; DataError that lists unreadable files and unequal sizes."""
     problems = []
     for pair in pairs:
         try:
@@ -162,30 +162,31 @@ def check_all_sizes(pairs: Sequence[FilePair]) -> None:
 
 
 def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
-    """DataError in one line, with what cannot be scored listed; nothing for no problems."""
+    """Raise DataError if there are problems, with a list of what cannot be scored."""
     if not problems:
         return
     if len(problems) == 1:
         raise DataError(
-            problems[0], hint="repair or remove it: no mean is given over a part of the set"
+            problems[0], hint="repair or remove it: means are reported only for complete sets"
         )
     listed = list(problems[:LISTED])
     if len(problems) > LISTED:
         listed.append(f"and {len(problems) - LISTED} more")
     what = f"{len(problems)} of {total} {unit} cannot be scored"
-    hint = "repair or remove them: no mean is given over a part of the set"
+    hint = "repair or remove them: means are reported only for complete sets"
     raise DataError(what, hint=hint, details=listed)
 
 
 def without_suffix(path: PurePath) -> str:
-    """The path in a row's name; unlike `with_suffix` also of a file called "..png"."""
+    """Return a path without its suffix, for a row's name; unlike `with_suffix` also for "..png"."""
     return path.as_posix().removesuffix(path.suffix)
 
 
 def own_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """The names of files, those that several share with the suffix: a.jpg and a.png for two a."""
+    """Make names unique by adding suffixes: if a.jpg and a.png are both named a, to both."""
     whole = [f"{name}{path.suffix}" for name, path in zip(names, paths, strict=True)]
-    # More than once: a.jpg is then the name of a.jpg.png too, which so gets its suffix.
+    # Repeated, because a name with a suffix may clash too: a.jpg is also the name of a.jpg.png
+    # until that gets its suffix.
     found = list(names)
     while (again := told_apart(found, whole)) != found:
         found = again
@@ -193,7 +194,7 @@ def own_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
 
 
 def degraded_beside(pairs: Matched, folder: Path) -> Matched:
-    """The pairs with their degraded inputs from a folder, by name; DataError if none is there."""
+    """Add the degraded inputs from a folder to the pairs, by name; DataError if none matches."""
     require_existing(folder)
     images = list_images(folder, recursive=True) if folder.is_dir() else []
     if not images and is_image_path(folder) and folder.is_file():

@@ -1,4 +1,4 @@
-"""No-reference metrics of images without targets: photographs of which no clean version exists."""
+"""Score images without targets, such as photographs with no clean version, without reference."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ PROTOCOL = Protocol("no-reference", False, False, False, "without targets, RGB, 
 
 
 def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult]:
-    """Score images by no-reference metrics.
+    """Score images with no-reference metrics.
 
-    Each photograph stands for itself, so those that cannot be read are left out and named.
+    Images that cannot be read are skipped and listed in the result.
 
     Args:
-        source: a folder (sub-folders too) or one image.
-        options: border and which metrics; there is no protocol to choose.
+        source: a folder (with its sub-folders) or one image.
+        options: border and metrics; a protocol cannot be chosen.
 
     Raises:
-        UsageError: a protocol.
-        DataError: nothing to score, or, from the iteration, no image that can be.
+        UsageError: a protocol was chosen.
+        DataError: nothing to score; from the iteration, no image that can be scored.
         ResourceError: from the iteration, a missing package, or weights that cannot be loaded.
     """
     if options.protocol is not None:
@@ -60,7 +60,7 @@ def _score_images(
         options.border,
         unreadable=problems,
         has_targets=False,
-        chosen_by="without targets there is no other",
+        chosen_by="the only one without targets",
     )
 
 

@@ -1,4 +1,4 @@
-"""An evaluation shared by the processes that torchrun started: each scores every n-th image."""
+"""Divide an evaluation among the processes of torchrun: each of n scores every n-th image."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from c2fdft_cli.execution.distributed import gather, join_ranks
 
 
 def join() -> Runtime:
-    """Join the other processes; alone, nothing happens.
+    """Join the other processes, if there are any.
 
-    Scores are gathered on the CPU, whatever the network runs on.
+    Scores are gathered on the CPU, whatever device the network runs on.
     """
     runtime = make_runtime("cpu", "fp32")
     join_ranks(runtime)
@@ -24,21 +24,22 @@ def join() -> Runtime:
 
 
 def gather_result(result: EvalResult, runtime: Runtime) -> EvalResult:
-    """Rows and notes of all processes in rank 0, the others keep their own."""
+    """Merge the results of all processes in rank 0; every other rank gets its own result back."""
     everyone = gather(result, runtime)
     return result if everyone is None else merge_results(everyone)
 
 
 def merge_results(everyone: list[EvalResult]) -> EvalResult:
-    """One result from those of all processes, by rank.
+    """Merge the results of all processes, given by rank.
 
-    In the order of one process, or nearly so where an image could not be read.
+    The rows are in the same order as with one process, or nearly if an image could not be read.
 
     Raises:
         UsageError: no process had anything to score.
-        DataError: none could score what it had.
+        DataError: no process could score any of its images.
     """
-    # Process r has scored images r, r + world, r + 2 * world: taken in turns they are in order.
+    # Process r has scored images r, r + world, r + 2 * world, ...: taking one row of each process
+    # in turn restores the order.
     turns = zip_longest(*(one.rows for one in everyone))
     merged = [row for turn in turns for row in turn if row is not None]
     unreadable = [problem for one in everyone for problem in one.unreadable]
@@ -50,6 +51,6 @@ def merge_results(everyone: list[EvalResult]) -> EvalResult:
 
 
 def gather_pictures(pictures: Encoded, runtime: Runtime) -> Encoded:
-    """The report's pictures of all processes in rank 0."""
+    """Merge the report's pictures of all processes in rank 0; other ranks get their own back."""
     everyone = gather(pictures, runtime)
     return pictures if everyone is None else {k: v for one in everyone for k, v in one.items()}

@@ -1,4 +1,4 @@
-"""An evaluation as one self-contained HTML page: no network, opens from disk."""
+"""Write an evaluation as one self-contained HTML page, which opens offline from disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from c2fdft_cli.progress import Job
 LARGEST_SIDE = 1024
 QUALITY = 80
 ERROR_WHITE = 48
-"""Mean difference of the channels, in 8-bit levels, that the error map draws white."""
+"""Difference, mean of the channels in 8-bit levels, from which the error map is white."""
 REPORT_FILES = ("index.html", "eval.json")
 _TEMPLATE = "page.html"
 _SLOT = "@@DATA@@"
@@ -32,11 +32,14 @@ Pixels = np.ndarray[Any, Any]
 
 
 Encoded: TypeAlias = dict[str, dict[str, str]]
-"""Of each image, by its name, its views (degraded, restored, target, error) as data URIs."""
+"""For each image, by its name, its views (degraded, restored, target, error) as data URIs."""
 
 
 def with_pictures(job: Job[Scored, EvalResult], encoded: Encoded) -> Job[Scored, EvalResult]:
-    """The same job, its pictures encoded as they come by; its options must ask for them."""
+    """Wrap a job so that the pictures of its events are encoded into `encoded`.
+
+    The job's options must have `pictures` set.
+    """
 
     def work() -> Generator[Scored, None, EvalResult]:
         for event in job:
@@ -58,7 +61,7 @@ def _views(pictures: Pictures) -> dict[str, Pixels]:
 
 
 def error_map(restored: Pixels, target: Pixels) -> Pixels:
-    """|restored - target|, mean of the channels: black, red, yellow, white at `ERROR_WHITE`."""
+    """Draw |restored - target|, mean of the channels: black-red-yellow-white at `ERROR_WHITE`."""
     difference = np.abs(restored.astype(np.int16) - target).mean(2)
     level = np.clip(difference / ERROR_WHITE, 0, 1)[..., None] * 3 - np.arange(3)
     colours: Pixels = (np.clip(level, 0, 1) * 255).round().astype(np.uint8)
@@ -67,7 +70,8 @@ def error_map(restored: Pixels, target: Pixels) -> Pixels:
 
 def _data_uri(pixels: Pixels) -> str:
     data, image = io.BytesIO(), Image.fromarray(pixels)
-    # No weight is negative: a sharper filter would draw colours beside an edge of the error map.
+    # This filter has no negative weights: a sharper one would add false colours at the edges of
+    # the error map.
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.HAMMING)
     image.save(data, "WEBP", quality=QUALITY)
     return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode("ascii")
@@ -81,15 +85,15 @@ def write_report(
     lines: Sequence[str],
     recipe: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Write the `REPORT_FILES` into a folder; ResourceError when it cannot be written.
+    """Write the `REPORT_FILES` to a folder and return their paths; ResourceError if that fails.
 
     Args:
-        folder: made if missing.
-        document: the JSON of the evaluation.
-        pictures: of its rows.
+        folder: created if missing.
+        document: the JSON document of the evaluation.
+        pictures: the pictures of its rows.
         command: the exact command line.
         lines: protocol and other remarks.
-        recipe: of the weights, when there is one.
+        recipe: the recipe of the weights, if they have one.
     """
     ensure_folder(folder)
     content = {
@@ -103,7 +107,7 @@ def write_report(
         },
     }
     template = resources.files("c2fdft_cli.engine.evaluate").joinpath(_TEMPLATE).read_text("utf-8")
-    # inside a script element only "<" could end it
+    # Only a "<" in the text could end the script element that it is in.
     text = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
     page, facts = (folder / name for name in REPORT_FILES)
     atomic_write_text(page, template.replace(_SLOT, text))
@@ -113,7 +117,7 @@ def write_report(
 
 def _pictures_line() -> str:
     return (
-        f"Error maps: mean absolute difference of the channels, white from {ERROR_WHITE} of 255 "
-        f"levels. Pictures here are lossy, of at most {LARGEST_SIDE} px a side; scores are of the "
-        "originals."
+        "The error maps show the absolute difference, mean of the channels; white means at least "
+        f"{ERROR_WHITE} of 255 levels. The pictures on this page are compressed and have at most "
+        f"{LARGEST_SIDE} px per side; the scores are those of the original files."
     )

@@ -1,4 +1,4 @@
-"""An evaluation as a JSON document, as table rows, and as CSV."""
+"""Convert an evaluation to a JSON document, to table rows, and to CSV."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from c2fdft_cli.files import atomic_write_bytes
 from c2fdft_cli.metrics.statistics import summarise, worst
 
 SCORES = ("psnr", "ssim")
-"""Those that each image with a target has."""
+"""The scores of every image with a target."""
 
 
 def score_of(row: Scored, key: str) -> float:
-    """A score by its key in JSON and CSV."""
+    """Return a score by its key in JSON and CSV."""
     return getattr(row, key) if key in SCORES else row.more[key]
 
 
 def _keys(result: EvalResult) -> list[str]:
-    """Of every score that all rows have."""
+    """Return the keys of the scores, which are the same for all rows."""
     return [*(SCORES if result.has_targets else ()), *result.rows[0].more]
 
 
 def document(result: EvalResult) -> dict[str, Any]:
-    """`{protocol, mean, images, ...}`; what is not finite, such as a PSNR, is null."""
+    """Return `{protocol, mean, images, ...}`; values that are not finite become null."""
     keys = _keys(result)
     scores = {key: [score_of(row, key) for row in result.rows] for key in keys}
     summaries = {key: summarise(values) for key, values in scores.items()}
@@ -74,7 +74,10 @@ def document(result: EvalResult) -> dict[str, Any]:
 
 
 def sets_of(result: EvalResult) -> dict[str, list[Scored]]:
-    """The rows by the first folder of their names, where there are several: a folder of sets."""
+    """Group the rows by the first folder of their names, for a folder of several data sets.
+
+    Empty if all rows are in the same folder, or if one is in none.
+    """
     sets: dict[str, list[Scored]] = defaultdict(list)
     for row in result.rows:
         sets[row.name.partition("/")[0] if "/" in row.name else ""].append(row)
@@ -82,7 +85,7 @@ def sets_of(result: EvalResult) -> dict[str, list[Scored]]:
 
 
 def _degraded(result: EvalResult) -> dict[str, Any] | None:
-    """The inputs, when they are known for all images."""
+    """Return the scores of the inputs; None unless they are known for all images."""
     known = [(row.name, row.degraded) for row in result.rows if row.degraded is not None]
     if len(known) < len(result.rows):
         return None
@@ -96,7 +99,7 @@ def _degraded(result: EvalResult) -> dict[str, Any] | None:
 
 
 def table_of(result: EvalResult) -> tuple[list[str], list[list[object]]]:
-    """Column names and rows for people: each image, then means of sets, and statistics of all."""
+    """Return the columns and rows of the table: images, means of the sets, and statistics."""
     keys = _keys(result)
     has_degraded = all(row.degraded is not None for row in result.rows)
     header = ["image", *(key.upper() for key in keys)]
@@ -121,7 +124,7 @@ def table_of(result: EvalResult) -> tuple[list[str], list[list[object]]]:
 def _statistics(
     scored: list[Scored], keys: list[str], label: str, has_degraded: bool
 ) -> list[object]:
-    """One line under the table; a dash stands for infinite or missing."""
+    """Return a statistic of each score, for a line under the images; None if it has no value."""
     series = [(key, [score_of(row, key) for row in scored]) for key in keys]
     if has_degraded:
         known = [row.degraded for row in scored if row.degraded is not None]
@@ -137,9 +140,9 @@ def _show(key: str, value: float) -> str:
 
 
 def write_csv(path: Path, result: EvalResult) -> None:
-    """One line an image; an infinite PSNR is `inf`, as spreadsheets read it.
+    """Write one line per image; an infinite PSNR is written as `inf`, which spreadsheets can read.
 
-    A name that is not UTF-8 has the bytes that the file system has for it.
+    A name that is not UTF-8 is written with its bytes in the file system.
     """
     keys = _keys(result)
     text = io.StringIO()
@@ -154,5 +157,5 @@ def write_csv(path: Path, result: EvalResult) -> None:
 
 
 def _text_cell(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula, whatever a file is called."""
+    """Quote text that a spreadsheet would take for a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text

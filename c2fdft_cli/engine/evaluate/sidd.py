@@ -26,15 +26,15 @@ from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.progress import Job
 
 PROTOCOL = "denoise"
-"""The protocol of these blocks, if none is named."""
-CHOSEN_BY = "the one that SIDD's blocks are scored by"
+"""The protocol of these blocks, unless another is requested."""
+CHOSEN_BY = "the one for SIDD's blocks"
 
 
 @dataclass(frozen=True)
 class BlockPairs(PairSource):
-    """Blocks and their targets: the pairs of `eval`, for files as for weights.
+    """Blocks and their targets; `eval` scores results with them, or weights.
 
-    ours: noisy blocks, or results.
+    ours: the noisy blocks or the results.
     """
 
     ours: Blocks = field(kw_only=True)
@@ -48,14 +48,14 @@ def are_blocks(ours: Path | None) -> bool:
 
 
 def open_blocks(ours: Path, target: Path | None = None) -> BlockPairs:
-    """Read two sides of blocks.
+    """Read blocks and their targets.
 
     Args:
         ours: a file of noisy blocks or of results, or the folder with both published files.
         target: the file of clean blocks or its folder; None for the folder of `ours`.
 
     Raises:
-        DataError: a side that is missing or no blocks, or sides of unequal shape.
+        DataError: a file is missing or does not contain blocks, or the shapes differ.
     """
     noisy, beside = block_files(ours if ours.is_dir() else ours.parent)
     if ours.is_dir():
@@ -68,11 +68,11 @@ def open_blocks(ours: Path, target: Path | None = None) -> BlockPairs:
     shapes = [list(side.pixels.shape) for side in (blocks, targets)]
     if shapes[0] != shapes[1]:
         what = f"the two files differ in shape: {shapes[0]}, {shapes[1]}"
-        raise DataError(what, where=ours, hint=f"take both from one set, not {target}")
+        raise DataError(what, where=ours, hint=f"use files of the same set, not {target}")
     names = targets.names
 
     def pair(i: int) -> DecodedPair:
-        # a block has no file, so its noise goes by its name
+        # A block has no file of its own, so its noise is derived from its name.
         return DecodedPair(names[i], blocks.block(i), targets.block(i), names[i])
 
     return BlockPairs(names, pair, "their place in the SIDD files", unit="block", ours=blocks)
@@ -84,7 +84,7 @@ def _missing(name: str, folder: Path) -> Path:
 
 
 def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[Scored, EvalResult]:
-    """Score blocks as they lie in the files, on 8 bits, by default by the protocol "denoise".
+    """Score blocks as they are stored, on 8 bits, by default with the protocol "denoise".
 
     Raises:
         DataError: from the iteration, blocks smaller than SSIM's window.

@@ -1,4 +1,4 @@
-"""Score weights on the validation pairs of shards, or on other pairs that are named."""
+"""Score weights on the validation pairs of shards, or on other pairs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ def evaluate_weights(
     data: Path | None = None,
     pairs: PairSource | None = None,
 ) -> Job[Scored, EvalResult]:
-    """Restore the validation pairs of shards (or those named), score them and the inputs.
+    """Restore pairs, and score the results and the inputs.
 
-    On the rounded output, except for protocols that take it unrounded.
+    The output is rounded to 8 bits first, except with protocols for unrounded output.
 
     Args:
         checkpoint: the weights.
-        runs: how they restore.
+        runs: how the weights restore.
         options: how the results are scored.
-        data: folder of shards; None for those that the weights were trained on.
-        pairs: what to take instead of shards.
+        data: folder of shards, whose validation pairs are used; None for the shards that the
+            weights were trained on.
+        pairs: pairs to use instead of shards.
 
     Raises:
-        UsageError, ResourceError, CheckpointError, DataError: whichever is met first.
+        UsageError, ResourceError, CheckpointError, DataError: whichever occurs first.
     """
     of_blocks = PROTOCOL if isinstance(pairs, BlockPairs) else None
     subject = open_subject(
@@ -61,7 +62,7 @@ def evaluate_weights(
 
 
 def _timesteps_in_use(subject: Subject, grid: tuple[int, ...] | None) -> list[int]:
-    """The timesteps asked for, else the checkpoint's; UsageError for impossible ones."""
+    """Return the requested timesteps, otherwise the checkpoint's; UsageError if impossible."""
     if grid is None:
         return subject.checkpoint.grid()
     try:
@@ -89,8 +90,8 @@ def _score_weights(
     if isinstance(pairs, BlockPairs):
         default = CHOSEN_BY
     depth = "unrounded" if subject.protocol.unrounded else "8 bit"
-    told = [*subject.runtime.notes, *notes_of(rows)]
-    notes = [*_sampling_notes(subject, restorers[0]), *(f"note: {note}" for note in told)]
+    events = [*subject.runtime.notes, *notes_of(rows)]
+    notes = [*_sampling_notes(subject, restorers[0]), *(f"note: {event}" for event in events)]
     return EvalResult(
         protocol=subject.protocol,
         rows=rows,
@@ -104,7 +105,7 @@ def _score_weights(
 
 
 def _sampling_notes(subject: Subject, executor: Executor) -> list[str]:
-    """The timesteps in use; fine weights are bound to those of their training."""
+    """Return notes on the timesteps in use, and on others that fine weights were trained on."""
     timesteps = executor.restorer.grid
     steps = many(len(timesteps), "sampling step")
     notes = [f"timesteps: {', '.join(map(str, timesteps))} ({steps})"]
@@ -118,10 +119,10 @@ def _sampling_notes(subject: Subject, executor: Executor) -> list[str]:
 
 
 def _mean(of_seeds: Sequence[Scored], subject: Subject) -> Scored:
-    """One image's record, its scores the means over the seeds, the pictures the last one's.
+    """Merge the records of one image: mean scores over the seeds, pictures of the last seed.
 
     Raises:
-        CheckpointError: a restoration is not finite.
+        CheckpointError: a restored image has values that are not finite.
     """
     last = of_seeds[-1]
     if not all(one.psnr == one.psnr for one in of_seeds):

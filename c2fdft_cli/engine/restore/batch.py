@@ -1,4 +1,4 @@
-"""A batch of pictures through the network: integers go to the device, and come back from it."""
+"""Restore a batch of pictures; integers are copied to the device and back from it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Pixels: TypeAlias = npt.NDArray[np.unsignedinteger]
 
 
 class Wanted(NamedTuple):
-    """What is made of one image.
+    """The properties of one requested result.
 
-    depth: bits of its samples, 8 or 16.
-    grey: whether its channels are to be equal.
-    unrounded: whether it is needed in float32 too.
+    depth: bits per sample, 8 or 16.
+    grey: whether the channels must be equal.
+    unrounded: whether the result is also needed in float32.
     """
 
     depth: int
@@ -40,11 +40,11 @@ class Outcome:
 
     Args:
         planes: uint8 or uint16, `[3, h, w]`, for grey `[1, h, w]`.
-        is_finite: False where the network produced what no file can hold.
-        image: `[3, h, w]` float32 in [0, 1], where that was wanted.
-        deviation: `[1, h, w]`, likewise, where there are several samples.
-        executor, notes: as of `Restored`.
-        seconds: of the network's work, as far as somebody waited for it.
+        is_finite: False if the network produced NaN or infinity, which no file can hold.
+        image: `[3, h, w]` float32 in [0, 1], if requested.
+        deviation: `[1, h, w]` float32, if requested and there are several samples.
+        executor, notes: as in `Restored`.
+        seconds: the network's time, as far as the program waited for it.
     """
 
     planes: Tensor
@@ -56,23 +56,24 @@ class Outcome:
     seconds: float
 
     def pixels(self) -> Pixels:
-        """`[h, w, 3]`."""
+        """Return the restored image as `[h, w, 3]`, uint8 or uint16."""
         return interleaved(self.planes)
 
 
 class Batch:
-    """Images in work: their results are waited for only when they are asked for.
+    """A batch of images whose restoration is started here; only `outcomes` waits for the results.
 
     Args:
         executor: runs the network.
-        pixels: `[h, w, 3]` of one size and type, uint8 or uint16.
-        names: of the images.
-        wanted: of each image.
-        progress: as of `Executor.start`.
-        noise: of each image by `Executor.start_noise`; none where one was not drawn.
+        pixels: `[h, w, 3]` of equal size and type, uint8 or uint16.
+        names: base names of the images.
+        wanted: the requested result of each image.
+        progress: as for `Executor.start`.
+        noise: the start noise of each image from `Executor.start_noise`; ignored if any of them is
+            missing.
 
     Raises:
-        ResourceError: as `Executor.start`.
+        ResourceError: as for `Executor.start`.
     """
 
     def __init__(
@@ -87,8 +88,8 @@ class Batch:
         self._executor, self._names, self._wanted = executor, names, wanted
         self._progress = progress
         started = time.monotonic()
-        # Kept as integers, a quarter of the floats or half: they are made again where a result is
-        # not finite.
+        # Integers take a quarter or half of the memory of floats. They are kept because a result
+        # that is not finite is computed again.
         self._stored = torch.from_numpy(np.stack(pixels))
         drawn = [one for one in noise if one is not None]
         together = torch.stack(drawn) if len(drawn) == len(names) else None
@@ -97,10 +98,13 @@ class Batch:
         self._seconds = time.monotonic() - started
 
     def outcomes(self) -> list[Outcome]:
-        """One for each image, restored again in float32 where it is not finite.
+        """Wait for the results; an image with non-finite values is restored again in float32.
+
+        Returns:
+            One outcome per image.
 
         Raises:
-            ResourceError: as `Executor.start`.
+            ResourceError: as for `Executor.start`.
         """
         started = time.monotonic()
         *copies, are_finite = self._download.wait()
@@ -127,13 +131,17 @@ class Batch:
         ]
 
     def _lq(self) -> Tensor:
-        """`[n, 3, h, w]` in [0, 1]; other devices than CUDA's have no integers of 16 bits."""
+        """Return the inputs, `[n, 3, h, w]` in [0, 1].
+
+        They are converted to floats after the upload on CUDA, before it on other devices, which do
+        not support 16-bit integers.
+        """
         device = self._executor.device
         stored = upload(self._stored, device) if overlaps(device) else self._stored
         return to_unit(planes_of(stored))
 
     def _sent(self, restored: Restored) -> Download:
-        """What is wanted of each image, then which images are finite, on the way to the CPU."""
+        """Start to copy the requested results, and then which images are finite, to the CPU."""
         image, deviation = restored.image, restored.deviation
         if not overlaps(image.device):
             image = image.cpu()
@@ -147,11 +155,11 @@ class Batch:
 
 
 def refuse_not_finite(is_finite: bool, weights: Path, precision: str) -> None:
-    """CheckpointError for a result that holds NaN or infinity, which no file can."""
+    """Raise CheckpointError for a result with NaN or infinite values, which no file can hold."""
     if not is_finite:
         raise CheckpointError(
             f"the network produced NaN or infinite values with the weights {weights}",
-            # in half precision the image was restored again in fp32 already
+            # With bf16 and fp16 the image has already been restored again in fp32.
             hint="use --precision fp32, or other weights"
             if precision == "tf32"
             else "use other weights",

@@ -1,4 +1,4 @@
-"""What is there to restore? Files, folders, globs, lists of files, or standard input."""
+"""Find the images and videos to restore: files, folders, globs, lists, or standard input."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Source:
     """One image or video to restore: a file, or a frame of an animation.
 
     Args:
-        path: the file; the name "stdin" for bytes from standard input.
-        relative: where it lies below what the user named; outputs mirror it.
-        frame: which frame or page, from 0; None for the file's only one.
-        height, width: pixels of the upright picture, 0 where the header could not be read.
-        data: the file's bytes, when there is no file.
-        problem: why its header cannot be read.
-        video: what is in it, if it is a video.
-        note: what the user may not expect of it.
+        path: the file; "stdin" for bytes from standard input.
+        relative: its path relative to what the user named; outputs mirror it.
+        frame: number of the frame or page, from 0; None if the file has only one.
+        height, width: pixels of the upright picture; 0 if the header cannot be read.
+        data: the bytes of the image, if it comes from standard input.
+        problem: why it cannot be restored, such as a header that cannot be read.
+        video: properties of the video, if it is one.
+        note: a note for the user about the file.
     """
 
     path: Path
@@ -54,22 +54,22 @@ class Source:
 
     @property
     def label(self) -> str:
-        """The name for people: the path, with the frame counted from 1."""
+        """The name in messages: the path, with the frame counted from 1."""
         return str(self.path) if self.frame is None else f"{self.path} [{self.frame + 1}]"
 
     @property
     def stem(self) -> str:
-        """The base name: of the output, and that which decides the noise."""
+        """The base name: the output is named after it, and it decides the noise."""
         stem = self.relative.stem
         return stem if self.frame is None else f"{stem}-{self.frame + 1:04d}"
 
     @property
     def frames(self) -> int:
-        """1 for an image; of a video as many as its header counts, at least 1."""
+        """Number of frames: 1 for an image, for a video the header's number, but at least 1."""
         return 1 if self.video is None else max(1, self.video.frames)
 
     def read(self, frames: FrameCache) -> Picture:
-        """Decode it, out of `frames` where its file holds several; DataError."""
+        """Decode it, from `frames` if its file holds several; DataError if that fails."""
         if self.frame is None:
             return read_picture(self.data or self.path)
         return frames.read(self.path, self.frame)
@@ -77,12 +77,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that the user's words stand for.
+    """Everything that the user's arguments stand for.
 
     Args:
-        sources: in natural order.
-        single: whether one file was named by itself.
-        not_read: pictures beside them that are of other kinds.
+        sources: the images and videos, in natural order.
+        single: whether the user named exactly one file.
+        not_read: pictures among them whose formats are not supported.
     """
 
     sources: list[Source]
@@ -93,22 +93,24 @@ class Inputs:
 def find_inputs(
     specs: Sequence[str], stdin: bytes | None = None, skip: Path | None = None
 ) -> Inputs:
-    """Resolve what the user named; the headers are read, not the pixels.
+    """Find what the user named; only headers are read, not pixels.
 
-    What the file system refuses for one of several files is that file's `problem`.
+    If one of several files cannot be read, the error is stored as its `problem`.
 
     Args:
         specs: files, folders (with their sub-folders), globs and `@list.txt`, or `-` alone.
         stdin: the bytes for `-`.
-        skip: a folder whose files are no inputs: the outputs, where they lie among the inputs.
+        skip: a folder whose files are not inputs: the output folder, which may be in an input
+            folder.
 
     Raises:
-        DataError: nothing there, or the single file cannot be read.
-        UsageError: `-` without bytes, or beside others.
+        DataError: no inputs were found, or the single file cannot be read.
+        UsageError: `-` without bytes, or together with other inputs.
     """
     if STDIO in specs:
         if len(specs) > 1:
-            raise UsageError("IN cannot be - and files together", hint="restore one after another")
+            hint = "restore them with separate commands"
+            raise UsageError("IN cannot be - and files together", hint=hint)
         return Inputs([_from_bytes(stdin)], single=True)
     path = Path(specs[0])
     if len(specs) == 1 and not _is_many(specs[0]):
@@ -126,14 +128,14 @@ def find_inputs(
 
 
 def _is_many(spec: str) -> bool:
-    """Whether a word stands for several files."""
-    # A file whose name begins with @, or has brackets in it, is that file.
-    there = os.path.exists(spec)
-    return os.path.isdir(spec) or (not there and (spec.startswith("@") or glob.has_magic(spec)))
+    """Whether an argument stands for several files."""
+    # An existing file is taken as it is, even if its name begins with @ or contains brackets.
+    exists = os.path.exists(spec)
+    return os.path.isdir(spec) or (not exists and (spec.startswith("@") or glob.has_magic(spec)))
 
 
 def _add(spec: str, found: Sorted, refused: list[OSError], skip: Path | None) -> set[str]:
-    """Sort the files of one word; the folders above which outputs do not mirror."""
+    """Add the files of one argument; return the folders below which its outputs are mirrored."""
     path = Path(spec)
     if os.path.isdir(path):
         found.add(_without(sorted(_walk(path, refused), key=natural_key), skip), named=False)
@@ -147,7 +149,7 @@ def _add(spec: str, found: Sorted, refused: list[OSError], skip: Path | None) ->
 
 
 def _inputs(found: Sorted, refused: list[OSError], root: Path, first: str) -> Inputs:
-    """Sources with their places below `root`; DataError where there are none."""
+    """Return the sources with their paths relative to `root`; DataError if there are none."""
     paths = list(dict.fromkeys(found.inputs))
     if refused and not paths:
         raise read_error(refused[0], refused[0].filename) from refused[0]
@@ -180,16 +182,20 @@ def _from_bytes(data: bytes | None) -> Source:
 
 
 def _below(path: Path, root: Path) -> PurePath:
-    """The place of a path; a list may name the root itself, which is no image but has a name."""
+    """Return a path relative to `root`.
+
+    A list of files may contain the root itself: it is not an image, but needs a name for its error.
+    """
     full = os.path.abspath(path)
     place = os.path.relpath(full, os.path.abspath(root))
     return PurePath(place if place != os.curdir else os.path.basename(full) or "root")
 
 
 def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:
-    """All files below a folder but the hidden ones; each real folder once, so that loops end.
+    """Yield all files below a folder except hidden ones.
 
-    What cannot be listed goes into `refused`.
+    Each real folder is visited once, so that loops of links end. The errors of folders that cannot
+    be listed are appended to `refused`.
     """
     seen = {os.path.realpath(folder)}
 
@@ -205,42 +211,42 @@ def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:
 
 
 def _without(paths: list[Path], folder: Path | None) -> list[Path]:
-    """Leave out what lies in the output folder, unless the inputs themselves lie there."""
+    """Leave out files in the output folder, unless all inputs are in it."""
     if folder is None:
         return paths
     outputs = identity(folder)
 
     @cache
-    def lies_there(place: Path) -> bool:
-        return identity(place) == outputs or (place != place.parent and lies_there(place.parent))
+    def is_output(place: Path) -> bool:
+        return identity(place) == outputs or (place != place.parent and is_output(place.parent))
 
-    return [path for path in paths if not lies_there(real_path(path).parent)] or paths
+    return [path for path in paths if not is_output(real_path(path).parent)] or paths
 
 
 def _matching(pattern: str, skip: Path | None) -> list[Path]:
-    """The files that match, each folder's by one of its names: a link may lead to one above it."""
+    """Return the files that match, each once even if links give its folder several paths."""
     matches = [Path(name) for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)]
     if not matches:
         raise DataError("no image matches", where=pattern, hint="quote the pattern and check it")
     real_folder = cache(real_path)
     once: dict[tuple[Path, str], Path] = {}
-    for path in sorted(matches, key=lambda path: len(path.parts)):  # a loop's names are longer
+    for path in sorted(matches, key=lambda path: len(path.parts)):  # paths through loops are longer
         once.setdefault((real_folder(path.parent), path.name), path)
     return sorted(_without(list(once.values()), skip), key=natural_key)
 
 
 def _listed(file: Path) -> list[Path]:
-    """The paths in a text file, one a line; blank lines and lines after `#` are skipped."""
+    """Return the paths in a text file, one per line; blank lines and `#` comments are skipped."""
     text = read_text(file, errors="surrogateescape")
     names = [line.strip() for line in text.split("\n")]
     names = [name for name in names if name and not name.startswith("#")]
     if not names:
-        raise DataError("the list is empty", where=file, hint="list one path a line")
+        raise DataError("the list is empty", where=file, hint="list one path per line")
     return list(dict.fromkeys(Path(name) for name in names))
 
 
 def _scan(files: Iterable[tuple[Path, PurePath]]) -> Iterator[Source]:
-    """Sizes and frames from the headers; what cannot be read keeps its problem."""
+    """Yield sources with the sizes and frames from their headers, or with the error as problem."""
     for path, relative in files:
         try:
             yield from _open(path, relative)
@@ -262,6 +268,6 @@ def _open(path: Path, relative: PurePath) -> list[Source]:
         return [Source(path, relative, None, height, width)]
     note = None
     if path.suffix.lower() not in _SEVERAL_SUFFIXES:
-        note = f"this file holds {frames} frames, each restored as a picture of its own"
+        note = f"this file contains {frames} frames; each is restored as a separate picture"
     first = Source(path, relative, 0, height, width, note=note)
     return [first, *(Source(path, relative, i, height, width) for i in range(1, frames))]

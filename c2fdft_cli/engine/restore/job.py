@@ -1,4 +1,4 @@
-"""Restoring files: pictures, then videos, as one job with an event for each."""
+"""Restore files in one job: first the pictures, then the videos, with an event for each."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from c2fdft_cli.vocabulary import many
 
 
 def restore(plan: RestorePlan) -> Job[ImageDone | FrameDone, RestoreResult]:
-    """Restore everything in the plan; an image that cannot be read does not stop the rest.
+    """Restore everything in the plan; an image that cannot be read does not stop the others.
 
-    The iteration raises ResourceError (disk full, output not writable) and Interrupted; whatever
-    was written before is complete. Failed images are in the result, with the error to end with.
+    The iteration raises ResourceError (disk full, output not writable) and Interrupted; all files
+    written before are complete. The result contains the failed images, and as `failure` the error
+    that the program ends with.
     """
     meter = Meter()
     work = _work(plan, meter)

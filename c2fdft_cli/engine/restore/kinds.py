@@ -1,4 +1,4 @@
-"""Which files are pictures and videos: told by their first bytes, their names decide the rest."""
+"""Recognise pictures and videos by their first bytes, and by their names if these do not tell."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ VIDEO = "video"
 INPUT_SUFFIXES = READ_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
 _UNKNOWN = "unknown"
 _SYNC, _PACKETS = 0x47, ((0, 188), (4, 192))
-"""The byte that begins each packet of an MPEG transport stream; where and how often it comes."""
+"""The first byte of each packet of an MPEG transport stream; offsets and lengths of packets."""
 _TRANSPORT_SUFFIXES = {".ts", ".mts", ".m2ts"}
 _SHOWN = 10
 
 
 @dataclass(frozen=True)
 class NotRead:
-    """Pictures that were found and are of a kind that is not read here.
+    """Pictures that were found but whose format is not supported.
 
     Args:
-        kind: such as HEIC.
-        count: how many.
-        hint: what to do about it.
+        kind: the format, such as HEIC.
+        count: how many there are.
+        hint: what to do about them.
         files: the first of them.
     """
 
@@ -42,10 +42,10 @@ class NotRead:
 
 
 class Sorted:
-    """Paths as they are found, by what is to be done with them.
+    """Collects paths and separates those to restore from unsupported pictures.
 
-    Args:
-        inputs: what is to be restored, in the order found.
+    Attributes:
+        inputs: the files to restore, in the order in which they were found.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,10 @@ class Sorted:
         self._not_read: dict[str, list[str]] = defaultdict(list)
 
     def add(self, paths: Iterable[Path], *, named: bool) -> None:
-        """Sort further files; what is no picture is an input only where the user named it."""
+        """Sort further files; a file that is not a picture is an input only if the user named it.
+
+        named: whether the user named the files, instead of a folder or a glob.
+        """
         for path in paths:
             kind = _kind_or_unknown(path)
             if kind is not None and kind in HINTS and not is_read(kind):
@@ -63,7 +66,7 @@ class Sorted:
 
     @property
     def not_read(self) -> list[NotRead]:
-        """A line for each kind of picture that is not read."""
+        """One entry for each kind of picture that is not supported."""
         return [
             NotRead(kind, len(files), HINTS[kind], files[:_SHOWN])
             for kind, files in self._not_read.items()
@@ -71,9 +74,9 @@ class Sorted:
 
 
 def kind_of(path: Path) -> str | None:
-    """A picture's format or kind as `recognise` gives it, `VIDEO`, or None for neither.
+    """Return a picture's format or kind as `recognise` does, `VIDEO`, or None for neither.
 
-    What has the name of a picture counts as one, so that damage is reported.
+    A file with the suffix of a picture counts as a picture, so that damage is reported.
 
     Raises:
         OSError: the file cannot be read.
@@ -94,7 +97,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def _kind_or_unknown(path: Path) -> str | None:
-    """`kind_of`; what cannot be read is judged by its name, and reading it will tell why."""
+    """Return `kind_of`; an unreadable file is judged by its name, and reading it fails later."""
     try:
         return kind_of(path)
     except OSError:
@@ -102,7 +105,7 @@ def _kind_or_unknown(path: Path) -> str | None:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """Unlike a text in TypeScript, whose names end alike."""
+    """Tell an MPEG transport stream from TypeScript source, which has the suffix .ts too."""
     return any(
         set(head[start::step]) == {_SYNC} and len(head) > start + step for start, step in _PACKETS
     )

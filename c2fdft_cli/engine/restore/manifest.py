@@ -1,8 +1,8 @@
-"""What the files of an output folder were made with, so that a later run can name differences.
+"""Records how the files of an output folder were made, so that a later run can name differences.
 
-`.c2fdft-restore.jsonl` has a line for each finished file, added after the file itself is in
-place, and a short one from before that: a program that is killed between the two has still said
-what it was about to write. It only informs: whether a file is finished is decided by its existence.
+`.c2fdft-restore.jsonl` gets a short line just before a file is moved into place and a full one
+after that. So even if the program is killed between the two, the file it was about to write is
+recorded. The records are only informative: a file that exists is complete.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _USUAL = {"temporal_noise": "fixed", "crf": 18}
 _WORDS = {"draws": "samples", "grid": "timesteps"}
 _MAX_SHOWN = 60
 _MAX_BEGUN = 8
-"""Newest lines of one output that are kept in memory."""
+"""Number of lines per output, the newest ones, that are kept in memory."""
 
 
 class Manifest:
     """The manifest of one output folder.
 
     Args:
-        folder: where the outputs are, or None to keep none (standard output).
-        settings: all that decides an output's pixels besides its input, and its file's name.
-        weights_file: the name of the weights, for people.
+        folder: the output folder; None for standard output, for which nothing is recorded.
+        settings: all settings that decide an output's pixels, besides its input and its file name.
+        weights_file: the file name of the weights, for messages.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Manifest:
         self._known = {} if folder is None else _read(folder / MANIFEST_NAME)
 
     def has(self, output: Path) -> bool:
-        """Whether an output was written by this program, with whatever settings."""
+        """Whether an output was written by this program, with any settings."""
         return self._entry(output) is not None
 
     def doubt(self, output: Path, source: Path) -> str | None:
-        """Why a file that exists may not be what this run would make; None if it is."""
+        """Return why an existing file may differ from what this run would make; None if not."""
         found = self._entry(output)
         if found is None:
             return "there is no record of how it was made"
@@ -62,22 +62,22 @@ class Manifest:
         return None
 
     def look_at(self, source: Path, data: bytes | None = None) -> None:
-        """Remember an input before it is read; it may change until it is added.
+        """Remember the state of an input before it is read, as it may change before `add`.
 
         Args:
-            source: a file, known by size and time.
-            data: of standard input, which has no file: known by size and digest.
+            source: a file, identified by size and modification time.
+            data: the bytes of standard input, which are identified by size and digest.
         """
         self._sources[source] = _size_and_time(source) if data is None else _size_and_digest(data)
 
     def begin(self, output: Path | None, source: Path) -> None:
-        """Record an output that is about to be written; arguments and errors as `add`."""
+        """Record an output that is about to be written; arguments and errors as for `add`."""
         if output is not None and self._folder is not None:
             ensure_folder(self._folder)
             self._append(output, source, {"replaces": _size_and_time(output)})
 
     def add(self, output: Path | None, source: Path) -> None:
-        """Record a finished output (None: standard output); ResourceError if it cannot be done."""
+        """Record a finished output (None: standard output); ResourceError if that fails."""
         if output is not None:
             made_with = {**self._settings, "weights_file": self._weights_file}
             self._append(output, source, {"made_with": made_with})
@@ -93,8 +93,8 @@ class Manifest:
         }
         path = self._folder / MANIFEST_NAME
         line = json.dumps(entry, ensure_ascii=True) + "\n"
-        try:  # one write to a file opened for appending: processes do not mix their lines
-            # a pipe of this name that nobody reads is an error, and not waited for
+        try:  # A single write to a file opened for appending keeps lines of processes apart.
+            # O_NONBLOCK: if the name is a pipe without a reader, fail instead of waiting.
             kind = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
             handle = os.open(path, kind, 0o666)
             try:
@@ -105,20 +105,20 @@ class Manifest:
             raise write_error(error, path) from error
 
     def _state(self, source: Path) -> list[int] | None:
-        """By what an input is known: as it was looked at, or as it is."""
+        """Return what identifies an input: its state at `look_at`, or its present one."""
         return self._sources.get(source) or _size_and_time(source)
 
     def _entry(self, output: Path) -> Mapping[str, Any] | None:
-        """The newest line of an output, except one that was begun and has not replaced the file."""
+        """Return the newest line of an output, ignoring a `begin` whose file was not replaced."""
         if self._folder is None:
             return None
         now = _size_and_time(output)
         lines = self._known.get(self._key(output), ())
-        # The default is not None, which `replaces` holds where there was no file before.
+        # The default is not None, because `replaces` is None if no file existed before.
         return next((one for one in lines if one.get("replaces", ()) != now), None)
 
     def _differences(self, found: Mapping[str, Any]) -> str:
-        """ ": seed 0, now 3" of an entry; nothing where it does not say."""
+        """Return the differences to an entry, such as ": seed 0, now 3"; "" if it has none."""
         then = found.get("made_with")
         if not isinstance(then, dict):
             return ""
@@ -136,7 +136,7 @@ class Manifest:
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """A short name for settings."""
+    """Return a short digest that identifies settings."""
     facts = {k: v for k, v in settings.items() if k not in _USUAL or _USUAL[k] != v}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -155,18 +155,18 @@ def _show(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
-    """The newest lines of each output, the last first, down to one of a finished file.
+    """Read the newest lines of each output, newest first, back to that of its last finished file.
 
     Damaged lines are skipped.
     """
     known: dict[str, tuple[dict[str, Any], ...]] = {}
     try:
         status = path.stat()
-        # a pipe would be waited for
+        # Reading a pipe would block.
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
             return known
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:  # no manifest, no knowledge
+    except OSError:  # no manifest
         return known
     for line in lines:
         try:

@@ -1,6 +1,6 @@
-"""What the user asks `restore` for: what to compute, on what, and which files to write.
+"""The options of `restore`: the sampling, the machine, and the files to write.
 
-Each group checks its own values when it is made and raises UsageError.
+Each group checks its values when it is created and raises UsageError.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ SAMPLING, FILES, VIDEO = "Sampling", "Files", "Video"
 """Headings of the options' help."""
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 LEAST_MEMORY = 1 << 16
-"""Bytes; who asks for less has left out the unit."""
+"""Smallest memory limit in bytes; for a smaller one the user has probably omitted the unit."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 parse_grid = numbers("--grid", "999,500")
-"""Timesteps out of "999,500"; UsageError when they are not whole numbers."""
+"""Parse timesteps such as "999,500"; UsageError if they are not whole numbers."""
 
 
 def parse_size(text: str) -> int:
-    """Bytes out of "900M", "6G" or "1.5 GiB"; UsageError when it is not a size."""
+    """Parse a size such as "900M", "6G" or "1.5 GiB" to bytes; UsageError if it is not a size."""
     found = _SIZE.fullmatch(text.strip())
     size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
     if size < LEAST_MEMORY:
@@ -62,7 +62,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is computed."""
+    """Which weights and sampling to use."""
 
     weights: str | None = setting(None, WEIGHTS)
     task: str | None = setting(
@@ -72,8 +72,8 @@ class Sampling:
     )
     steps: int | None = setting(
         None,
-        "Sampling steps (default: the checkpoint's); without --weights, of packaged weights that "
-        "were trained for them",
+        "Sampling steps (default: the checkpoint's); without --weights, also chooses packaged "
+        "weights trained for N steps",
         metavar="N",
         low=1,
     )
@@ -119,7 +119,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Machine:
-    """What it is computed on, and how."""
+    """Which device to use, and how."""
 
     device: str = setting("auto", DEVICE)
     precision: str = setting("auto", PRECISION)
@@ -202,14 +202,14 @@ class Writing:
         check_settings(self)
         if self.bit_depth not in (None, 8, 16):
             raise UsageError(f"--bit-depth must be 8 or 16, got {self.bit_depth}")
-        if any(sign in self.suffix for sign in "/\\\0"):
+        if any(character in self.suffix for character in "/\\\0"):
             raise UsageError(f"--suffix must not contain a path separator, got {self.suffix!r}")
 
 
 def require_sources(specs: Sequence[str], out: str) -> None:
-    """DataError where the user named a path that is not there; a glob or a list may be empty."""
+    """Raise DataError if the user named a path that does not exist; globs and lists pass."""
     for spec in specs:
-        # an empty word is an error of usage, which planning reports
+        # An empty argument is an error of usage, which `plan_restore` reports.
         if spec and spec != STDIO and not spec.startswith("@") and not glob.has_magic(spec):
             try:
                 require_existing(spec)
@@ -217,47 +217,47 @@ def require_sources(specs: Sequence[str], out: str) -> None:
                 raise _unquoted(error, [*specs, out]) from error
 
 
-def _unquoted(error: DataError, words: Sequence[str]) -> DataError:
-    """The error for a missing path; where a shell has split a name at its spaces, with a hint."""
-    for start in range(len(words)):
-        for end in range(start + 2, len(words) + 1):
-            if os.path.exists(name := " ".join(words[start:end])):
+def _unquoted(error: DataError, arguments: Sequence[str]) -> DataError:
+    """Return the error for a missing path, with a hint if the shell has split a name at spaces."""
+    for start in range(len(arguments)):
+        for end in range(start + 2, len(arguments) + 1):
+            if os.path.exists(name := " ".join(arguments[start:end])):
                 hint = f"a name with spaces needs quotes: {shlex.quote(name)}"
                 return DataError(error.what, where=error.where, hint=hint)
     return error
 
 
 def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) -> int:
-    """How many samples are drawn of each image, under each transform.
+    """Return the number of samples of each image under each transform.
 
     Args:
-        samples: as asked; None for 1, or 8 where `uncertainty` needs several.
+        samples: the requested number; None for 1, or for 8 if `uncertainty` needs several.
         self_ensemble: whether there are several transforms.
-        uncertainty: whether a standard deviation is asked for.
+        uncertainty: whether a standard deviation is requested.
 
     Raises:
-        UsageError: the standard deviation of a single result is asked for, or no samples, or too
-            many.
+        UsageError: a standard deviation of a single result is requested, or `samples` is out of
+            range.
     """
     if uncertainty and not self_ensemble:
         samples = UNCERTAINTY_SAMPLES if samples is None else samples
         if samples < 2:
             raise UsageError("--uncertainty needs at least 2 samples", hint="use --samples 2")
-    if samples is not None and not 1 <= samples <= MAX_SAMPLES:  # of a Python caller
+    if samples is not None and not 1 <= samples <= MAX_SAMPLES:  # from a Python caller
         raise UsageError(f"--samples must be 1 to {MAX_SAMPLES}, got {samples}")
     return samples or 1
 
 
 def choose_grid(sampling: Sampling, own: Sequence[int], total: int) -> list[int]:
-    """The sampler's timesteps: as asked, else the checkpoint's own.
+    """Return the sampler's timesteps: those requested, otherwise the checkpoint's own.
 
     Args:
-        sampling: may name `grid`, or `steps` with a `spacing`.
-        own: the checkpoint's.
+        sampling: may set `grid`, or `steps` with a `spacing`.
+        own: the checkpoint's timesteps.
         total: T.
 
     Raises:
-        UsageError: out of range.
+        UsageError: timesteps, or a number of steps, out of range.
     """
     from c2fdft_cli.core.diffusion import check_grid, time_grid
 
@@ -277,12 +277,12 @@ def choose_grid(sampling: Sampling, own: Sequence[int], total: int) -> list[int]
 def grid_warning(
     trained: Sequence[int] | None, grid: Sequence[int], own: Sequence[int]
 ) -> str | None:
-    """Fine weights belong to the timesteps they were trained on; None where all is well.
+    """Return a warning if fine weights are used on timesteps that they were not trained on.
 
     Args:
-        trained: of fine weights; None for others.
-        grid: those that are used.
-        own: the checkpoint's, which a sweep may have chosen since the training.
+        trained: the timesteps that fine weights were trained on; None for other weights.
+        grid: the timesteps in use.
+        own: the checkpoint's timesteps, which a sweep may have chosen after the training.
     """
     if trained is None or list(grid) in (list(trained), list(own)):
         return None

@@ -1,4 +1,4 @@
-"""Where does each result go? Names are settled before any work, and no two results share one."""
+"""Choose the output path of each result, before any work; no two results share a path."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Item:
-    """The way of one image or video: from its source to the files that are made of it.
+    """One image or video to restore, and the files that are made from it.
 
     Args:
-        source: what is restored.
-        output: the restored image; None for standard output.
-        suffix: decides the output's format, in lower case.
-        compare: side-by-side picture, where asked for.
-        deviation, heat: two pictures of the per-pixel standard deviation, where asked for.
+        source: the input.
+        output: path of the restored image; None for standard output.
+        suffix: the suffix that decides the output's format, in lower case.
+        compare: path of the side-by-side picture, if requested.
+        deviation, heat: paths of two pictures of the per-pixel standard deviation, if requested.
     """
 
     source: Source
@@ -47,18 +47,18 @@ class Item:
 
     @property
     def files(self) -> list[Path]:
-        """All files that it makes, the restored image last."""
+        """All files that are made, the restored image last."""
         files = (self.compare, self.deviation, self.heat, self.output)
         return [path for path in files if path is not None]
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of its files are there; each is written whole or not at all."""
+        """Whether all of its files exist; each is written completely or not at all."""
         return bool(self.files) and all(os.path.exists(path) for path in self.files)
 
 
 def output_folder(out: str) -> Path | None:
-    """The folder that OUT stands for, None when it names a file or standard output."""
+    """Return the folder that OUT names; None if it names a file or standard output."""
     if out == STDIO:
         return None
     path = Path(out)
@@ -66,11 +66,11 @@ def output_folder(out: str) -> Path | None:
 
 
 def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> tuple[list[Item], list[str]]:
-    """Give every source its output; also notes on names that had to be made longer.
+    """Choose the outputs of every source; also return notes on names that had to be lengthened.
 
     Raises:
-        UsageError: a file named for several images, a format that cannot hold what is asked, an
-            output that would replace an input, or what videos cannot have.
+        UsageError: a single output file for several images, a format that cannot hold what is
+            requested, an output that would replace an input, or an option that videos lack.
     """
     if any(source.video is not None for source in inputs.sources):
         _check_video_options(writing)
@@ -93,17 +93,17 @@ def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> tuple[list[Item]
 
 
 def is_about_one_file(error: ResourceError) -> bool:
-    """Whether a file system refused this one file; others may well be written."""
+    """Whether the file system refused only this file, so that others can still be written."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno not in _ALL_FILES_ERRORS
 
 
 def with_usable_names(item: Item) -> Item:
-    """With the problem of a name that was made too long, before the network works for it."""
+    """Set the item's problem if an output name is too long, before the network restores it."""
     long = next((f for f in item.files if len(os.fsencode(f.name)) > _MAX_NAME_BYTES), None)
     if long is None or item.source.problem is not None:
         return item
-    what = f"the output's name has {len(os.fsencode(long.name))} bytes, file systems take 255"
+    what = f"the output's name has {len(os.fsencode(long.name))} bytes, file systems allow 255"
     problem = ResourceError(what, where=item.source.label, hint="shorten the input's name")
     return replace(item, source=replace(item.source, problem=problem))
 
@@ -118,20 +118,20 @@ def _check_folder_name(folder: Path, out: str, single: bool) -> None:
 
 
 def _check_video_options(writing: Writing) -> None:
-    """Refuse what only images have."""
-    asked = {
+    """Refuse options that only apply to images."""
+    requested = {
         "--uncertainty": writing.uncertainty is not None,
         "--compare": writing.compare is not None,
         "--bit-depth 16": writing.bit_depth == 16,
     }
-    for option, is_there in asked.items():
-        if is_there:
+    for option, is_given in requested.items():
+        if is_given:
             hint = "omit it, or restore images only"
             raise UsageError(f"{option} cannot be used with videos", hint=hint)
 
 
 def _named_item(source: Source, out: str, writing: Writing) -> Item:
-    """The item of a single source whose output the user named."""
+    """Return the item of a single source whose output file the user named."""
     path = Path(out)
     suffix = path.suffix.lower()
     if source.video is not None:
@@ -143,7 +143,7 @@ def _named_item(source: Source, out: str, writing: Writing) -> Item:
         raise UsageError("an image cannot become a video", where=out, hint="name a .png file")
     if writing.suffix:
         hint = "put it into the name, or name a folder"
-        raise UsageError(f"--suffix does not go with the output file {out}", hint=hint)
+        raise UsageError(f"--suffix cannot be combined with the output file {out}", hint=hint)
     name = writing.format
     if name not in (None, SAME_FORMAT) and FORMATS[name] != FORMATS.get(suffix[1:]):
         raise UsageError(f"--format {name} does not fit the output file {out}")
@@ -154,14 +154,14 @@ def _check_video_output(video: VideoInfo, out: Path) -> None:
     suffix = out.suffix.lower()
     if suffix not in MUXERS:
         hint = f"name a folder, or a file with one of {' '.join(sorted(MUXERS))}"
-        raise UsageError("a video goes into a video file", where=out, hint=hint)
+        raise UsageError("the output of a video must be a video file", where=out, hint=hint)
     problem = audio_problem(video, suffix)
     if problem is not None:
         raise UsageError(problem, where=out, hint="sound is copied as it is; use .mkv")
 
 
 def _suffix(source: Source, format: str | None) -> str:
-    """The suffix of an output whose name the user did not give."""
+    """Return the suffix of an output that the user did not name."""
     own = source.path.suffix.lower()
     if source.video is not None:
         return own if own in MUXERS else ".mkv"
@@ -174,7 +174,7 @@ def _suffix(source: Source, format: str | None) -> str:
 def _with_extras(
     source: Source, output: Path | None, suffix: str, base: str, writing: Writing
 ) -> Item:
-    """An item with the pictures that are made beside the restored one, named after `base`."""
+    """Return an item with the additional pictures that were requested, named after `base`."""
     compare, uncertainty = writing.compare, writing.uncertainty
     return Item(
         source,
@@ -189,23 +189,24 @@ def _with_extras(
 def _mirrored_items(
     sources: Sequence[Source], folder: Path, writing: Writing
 ) -> tuple[list[Item], list[str]]:
-    """Items below the output folder, and notes on the names that had to be made longer.
+    """Return items below the output folder, and notes on the names that had to be lengthened.
 
-    Those that would share a file get the input's suffix into their names, then a number:
-    a.jpg beside a.png gives a.jpg.png and a.png.png. File systems may not tell cases apart.
+    Items that would share a file get the input's suffix in their names, and then a number:
+    a.jpg beside a.png gives a.jpg.png and a.png.png. Names are compared without case, because
+    some file systems ignore it.
     """
 
     def item(source: Source, stem: str) -> Item:
         suffix = _suffix(source, writing.format)
-        # with the suffix at once: the stem of "..png" alone is no name
+        # `with_name` gets the stem and the suffix together: the stem of "..png" alone is no name.
         name = source.relative.with_name(f"{stem}{writing.suffix}{suffix}")
         base = str(name).removesuffix(suffix)
         return _with_extras(source, folder / name, suffix, base, writing)
 
     plain = [item(source, source.stem) for source in sources]
     claims = Counter(key for one in plain for key in _keys(one))
-    # Names that nobody shares stay as they are, in whatever order the inputs come: all of them are
-    # taken before the first longer one is made.
+    # Unshared names are reserved before any name is lengthened, so they stay as they are whatever
+    # the order of the inputs.
     taken = {key for one in plain if not _is_shared(one, claims) for key in _keys(one)}
     settled, notes = [], []
     for one in plain:
@@ -223,7 +224,7 @@ def _mirrored_items(
 
 
 def _longer_stems(source: Source) -> Iterator[str]:
-    """a.jpg, a.jpg-2, a.jpg-3, ... for a.jpg; a.gif-0001, ... for a frame of a.gif."""
+    """Yield a.jpg, a.jpg-2, a.jpg-3, ... for a.jpg; a.gif-0001, ... for a frame of a.gif."""
     frame = "" if source.frame is None else f"-{source.frame + 1:04d}"
     stem = f"{source.relative.name}{frame}"
     yield stem

@@ -1,4 +1,4 @@
-"""Restoring pictures: decode, network and encode side by side, one record for each image."""
+"""Restore pictures: decoding, the network and encoding run concurrently; one record per image."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ _NOT_KEPT = {
     ".webp": frozenset({"colour chunks", "IPTC", "texts", "density"}),
     ".bmp": _EVERYTHING - {"density"},
 }
-"""Metadata that a format has no place for."""
+"""For each format, the metadata that it cannot store."""
 
 
 _LOADED_BYTES = 8 + 12
-"""Of a pixel that waits for the network: 16-bit RGB and alpha at most, and its start noise."""
+"""Bytes per pixel of an image that waits for the network: at most 16-bit RGBA, and start noise."""
 
 
 class Loaded(NamedTuple):
-    """An item, what reading it gave, and its start noise where it was drawn ahead."""
+    """An item, its picture or the error of reading it, and its start noise if sampled ahead."""
 
     item: Item
     found: Picture | C2fdftError
@@ -68,28 +68,29 @@ class Loaded(NamedTuple):
 
 
 Finish: TypeAlias = tuple[Callable[[], ImageDone], int]
-"""What is left to do for an image, in a thread, and about how many bytes it holds."""
+"""The remaining work for an image, to be run in a thread, and about how many bytes it holds."""
 
 
 def writer_count() -> int:
-    """Threads that encode pictures: two cores are left to whoever feeds the network."""
+    """Number of threads that encode pictures: two cores are left for feeding the network."""
     return max(2, cores() - 2)
 
 
 def reader_count() -> int:
-    """Threads that decode pictures, which takes about two thirds of encoding."""
+    """Number of threads that decode pictures, which takes about two thirds as long as encoding."""
     return max(2, cores() // 2)
 
 
 def restore_pictures(
     plan: RestorePlan, writers: ThreadPoolExecutor, stop: StopRequest, meter: Meter
 ) -> Iterator[ImageDone]:
-    """Records as files are finished; a few results and about 1 GiB of them wait for their turn.
+    """Restore the pictures of a plan and yield one record per picture when its files are written.
 
-    On a GPU the next batch is begun before the last one's results are read.
+    A few results, at most about 1 GiB of them, may wait to be written. On a GPU the next batch is
+    started before the results of the previous one are read.
 
     Raises:
-        ResourceError: the disk is full, or the output folder cannot be written to.
+        ResourceError: the disk is full, or the output folder is not writable.
     """
     line = InOrder[ImageDone](writers, 2 * writer_count())
     in_work: deque[Callable[[], list[Finish]]] = deque()
@@ -104,7 +105,7 @@ def restore_pictures(
     )
     with suppress(StoppedError):
         for batch in _batches(loaded, plan.executor.batch_size):
-            # The count is bound here: this batch may still be in work when `batch` is the next one.
+            # Bind the count now: this batch may still be running when `batch` is already the next.
             def progress(share: float, count: int = len(batch)) -> None:
                 stop.check()
                 meter.report(len(line) + share * count)
@@ -123,7 +124,7 @@ def restore_pictures(
 
 
 def _by_size(items: Iterable[Item]) -> list[Item]:
-    """Images of one size behind each other, in the order in which each size comes first."""
+    """Group images of equal size, in the order in which the sizes first occur."""
     first: dict[tuple[int, int], int] = {}
     return sorted(
         items,
@@ -139,7 +140,7 @@ def _load(
 ) -> Loaded:
     if item.source.problem is not None:
         return Loaded(item, item.source.problem)
-    if item.source.data is None:  # standard input was looked at when the work was planned
+    if item.source.data is None:  # the state of standard input was recorded during planning
         manifest.look_at(item.source.path)
     try:
         picture = item.source.read(frames)
@@ -149,9 +150,9 @@ def _load(
 
 
 def _batches(loaded: Iterable[Loaded], size: Callable[[int, int], int]) -> Iterator[list[Loaded]]:
-    """Neighbours of one size and depth together, `size(height, width)` at most.
+    """Batch consecutive images of equal size and depth, at most `size(height, width)` of them.
 
-    What could not be read comes by itself.
+    An image that could not be read is a batch of its own.
     """
     for shape, run in groupby(loaded, key=lambda one: _shape(one.found)):
         while batch := list(islice(run, size(*shape[:2]) if shape else 1)):
@@ -159,7 +160,7 @@ def _batches(loaded: Iterable[Loaded], size: Callable[[int, int], int]) -> Itera
 
 
 def _shape(found: Picture | C2fdftError) -> tuple[int, int, int] | None:
-    """Height, width and depth."""
+    """Return height, width and bit depth; None for an image that could not be read."""
     if isinstance(found, C2fdftError):
         return None
     height, width = found.pixels.shape[:2]
@@ -169,9 +170,9 @@ def _shape(found: Picture | C2fdftError) -> tuple[int, int, int] | None:
 def _begin(
     plan: RestorePlan, loaded: list[Loaded], progress: Callable[[float], None]
 ) -> Callable[[], list[Finish]]:
-    """Give a batch to the network; what waits for it and tells what is left to do."""
+    """Start a batch; the returned function waits for it and returns the work that remains."""
     first, found, _ = loaded[0]
-    if isinstance(found, C2fdftError):  # which comes by itself
+    if isinstance(found, C2fdftError):  # then it is the only one of its batch
         return lambda: [(partial(failed, first.source, found), 0)]
     read = [(one.item, one.found) for one in loaded if isinstance(one.found, Picture)]
     wanted = [
@@ -214,23 +215,23 @@ def _begin(
 
 
 def _held_bytes(picture: Picture, outcome: Outcome) -> int:
-    """About what an image holds until it is written: input, result, and what encoders make."""
+    """Estimate the bytes of an image until it is written: input, result, encoders' buffers."""
     floats = [part.nbytes for part in (outcome.image, outcome.deviation) if part is not None]
     return picture.pixels.nbytes + 4 * outcome.planes.nbytes + 2 * sum(floats)
 
 
 def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -> ImageDone:
-    """Write the files of one image and record it."""
+    """Write the files of one image and return its record."""
     writing = plan.writing
     try:
         refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
-        # A line before the files and one behind them: a run that is killed in between still knows
-        # its own picture the next time.
+        # One manifest line before the files are written and one after: if the run is killed in
+        # between, the next run still recognises the picture as its own.
         plan.manifest.begin(item.output, item.source.path)
         kept = write_files(item, picture, outcome, writing.quality, writing.overwrite)
-        if item.output not in kept:  # what somebody else wrote meanwhile is not ours to record
+        if item.output not in kept:  # do not record a file that another program wrote meanwhile
             plan.manifest.add(item.output, item.source.path)
-    except (CheckpointError, UsageError) as error:  # NaN, or a format that cannot hold it
+    except (CheckpointError, UsageError) as error:  # NaN, or a format that cannot hold the picture
         return failed(item.source, error)
     except ResourceError as error:
         if is_about_one_file(error):
@@ -264,17 +265,17 @@ def write_files(
     quality: int,
     overwrite: bool,
 ) -> list[Path]:
-    """Write all files of an item, the restored image last: its being there means all are.
+    """Write all files of an item, the restored image last: if it exists, all of them do.
 
     Args:
-        item: where they go.
+        item: the paths of the files.
         picture: the input.
-        outcome: the restored image, unrounded too where a comparison or a map is to be made.
-        quality: of JPEG.
-        overwrite: whether files that exist are replaced.
+        outcome: the restored image, also unrounded if a comparison or a map is to be made.
+        quality: JPEG quality.
+        overwrite: whether existing files are replaced.
 
     Returns:
-        Those files that exist and were not overwritten.
+        The files that already existed and were not overwritten.
 
     Raises:
         UsageError: the format cannot hold the picture.
@@ -298,7 +299,7 @@ def write_files(
         ensure_folder(path.parent)
         try:
             write_picture(path, picture_of(), quality=quality, replace=overwrite)
-        except TakenError:  # since then
+        except TakenError:  # created after the check above
             kept.append(path)
     if item.output is None:
         _write_to_stdout(to_picture(outcome.pixels(), picture), item.suffix, quality)
@@ -314,7 +315,7 @@ def _write_to_stdout(picture: Picture, suffix: str, quality: int) -> None:
 
 
 def dropped(picture: Picture, suffix: str, bit_depth: int | None) -> list[str]:
-    """What a format cannot keep of a picture, in words."""
+    """Return notes on what a format cannot keep of a picture."""
     name, notes = suffix[1:], []
     if picture.alpha is not None and suffix in _NO_ALPHA:
         notes.append(f"alpha dropped: {name} has none")
@@ -330,7 +331,7 @@ def dropped(picture: Picture, suffix: str, bit_depth: int | None) -> list[str]:
 
 
 def _present(metadata: Metadata) -> list[str]:
-    """What there is beside the pixels, in words."""
+    """Return the names of the kinds of metadata that a picture has."""
     found = {
         "colour profile": metadata.icc,
         "EXIF": metadata.exif,
@@ -344,11 +345,11 @@ def _present(metadata: Metadata) -> list[str]:
 
 
 def to_picture(pixels: Pixels, source: Picture) -> Picture:
-    """Restored pixels with everything else of the picture that they came from.
+    """Combine restored pixels with all other properties of the picture that they came from.
 
     Args:
         pixels: `[h, w, 3]`, uint8 or uint16.
-        source: alpha, profile, EXIF and greyness are taken over.
+        source: the input, whose alpha, profile, EXIF and grey flag are kept.
     """
     alpha = source.alpha
     if alpha is not None and alpha.dtype != pixels.dtype:
@@ -358,12 +359,12 @@ def to_picture(pixels: Pixels, source: Picture) -> Picture:
 
 
 def quantise(image: Tensor, depth: int, *, grey: bool = False) -> Pixels:
-    """`[3, h, w]` in [0, 1] to `[h, w, 3]` of 8 or 16 bits, rounded."""
+    """Round `[3, h, w]` in [0, 1] to integers of 8 or 16 bits, `[h, w, 3]`."""
     return interleaved(to_integers(image, depth, grey=grey))
 
 
 def comparison(source: Picture, image: Tensor) -> Picture:
-    """Degraded | restored | difference (grey where they agree, 4 times magnified), 8 bit."""
+    """Draw degraded | restored | difference (times 4, grey where they agree), 8 bit."""
     degraded = to_8bit(source.pixels)
     restored = quantise(image, 8, grey=source.grey)
     change = restored.astype(np.float32) - degraded
@@ -373,15 +374,16 @@ def comparison(source: Picture, image: Tensor) -> Picture:
 
 
 def deviation_map(deviation: Tensor) -> Picture:
-    """A 16-bit grey picture: the standard deviation, 65535 standing for the whole range [0, 1]."""
+    """Draw the standard deviation as a 16-bit grey picture; 65535 stands for the full range 1.0."""
     return Picture(quantise(deviation.clamp(0, 1).expand(3, -1, -1), 16), grey=True)
 
 
 def heat_map(image: Tensor, deviation: Tensor) -> Picture:
-    """The restored image in dim grey under the deviation in black-red-yellow-white, 8 bit.
+    """Draw the deviation in black-red-yellow-white over the dimmed, grey restored image, 8 bit.
 
     image: `[3, h, w]`, deviation: `[1, h, w]`, both in [0, 1].
-    White is the deviation's 99th percentile in this image: the picture says where, not how much.
+    White is the 99th percentile of the deviation in this image, so the picture shows where the
+    deviation is large, not how large it is.
     """
     top = float(np.percentile(deviation.cpu().numpy(), _HEAT_PERCENTILE)) or 1.0
     share = (deviation / top).clamp(0, 1)

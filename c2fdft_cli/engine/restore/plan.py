@@ -1,4 +1,4 @@
-"""Everything that restoring needs, checked and settled before any work starts."""
+"""Plan a restoration: everything that it needs is checked and decided before any work starts."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ class RestorePlan:
     """What `restore` will do.
 
     Args:
-        sampling, writing: as asked.
-        out: as the user named it.
-        weights: the checkpoint.
-        runtime: device and arithmetic.
-        executor: runs the network on its device, within the memory there is.
-        items: what is to be done by this process, the unreadable included.
-        skipped: what exists already.
-        single: whether one file was named by itself.
-        folder: the output folder, None for a single file.
-        manifest: of the output folder.
-        warnings: what the user should know before it starts.
+        sampling, writing: the requested settings.
+        out: OUT as the user named it.
+        weights: the checkpoint file.
+        runtime: device and precision.
+        executor: runs the network on its device within the available memory.
+        items: the images and videos of this process, including unreadable ones.
+        skipped: outputs that already exist.
+        single: whether the input is exactly one named file.
+        folder: the output folder; None for a single output file.
+        manifest: the manifest of the output folder.
+        warnings: what the user should know before the work starts.
         remarks: how the weights were chosen.
-        not_read: pictures among the inputs that are of kinds not read.
-        protocol: by which the weights' task is scored, where they say so.
+        not_read: pictures among the inputs whose formats are not supported.
+        protocol: the protocol for scores of the weights' task; None if they have no recipe.
     """
 
     sampling: Sampling
@@ -82,12 +82,12 @@ class RestorePlan:
 
     @property
     def units(self) -> int:
-        """Events to expect: one for each image and for each frame of a video."""
+        """The number of expected events: one for each image and each frame of a video."""
         return sum(item.source.frames for item in self.items)
 
     @property
     def unit(self) -> str:
-        """What most events stand for."""
+        """The unit of the events: "frame" if there are videos, otherwise "image"."""
         return "frame" if any(item.source.video for item in self.items) else "image"
 
 
@@ -100,24 +100,24 @@ def plan_restore(
     writing: Writing = _WRITING,
     stdin: bytes | None = None,
 ) -> RestorePlan:
-    """Load the weights, find inputs and outputs, and check them; nothing is written yet.
+    """Load the weights, find the inputs and outputs, and check them; nothing is written yet.
 
     Args:
-        source: a file, a folder, a glob, `@list.txt`, or several of them, or `-` for the bytes
-            `stdin` of an image.
+        source: a file, a folder, a glob, `@list.txt`, or several of them; or `-` for the image
+            whose bytes are `stdin`.
         out: a folder; for a single image also a file with an image suffix, or `-`.
         sampling, machine, writing: the settings.
 
     Raises:
-        UsageError: settings that do not fit together, or outputs that cannot be.
+        UsageError: settings that cannot be combined, or impossible outputs.
         CheckpointError: no weights, or a file that is not a checkpoint.
         DataError: no inputs, or the single named image cannot be read.
-        ResourceError: no such device, OUT cannot be written to, or the single image is too large.
+        ResourceError: no such device, OUT is not writable, or the single image is too large.
     """
     several = [source] if isinstance(source, str | Path) else source
     specs, out = [_not_empty("IN", one) for one in several], _not_empty("OUT", out)
-    # The order of checks is part of the command: usage, device, checkpoint, data. What is cheap to
-    # tell is told first.
+    # The command guarantees the order of the checks: usage, device, checkpoint, data. Cheap checks
+    # come first.
     samples = sample_count(sampling.samples, sampling.self_ensemble, bool(writing.uncertainty))
     runtime = make_runtime(machine.device, machine.precision)
     found = choose_weights(sampling.weights, sampling.task, sampling.steps)
@@ -131,12 +131,14 @@ def plan_restore(
     items = [with_usable_names(item) for item in items]
     settings = _settings(sampling, machine, writing)
     settings |= {"draws": samples, "grid": grid, "precision": runtime.precision}
-    kept_in = None if out == STDIO else folder or Path(out).parent
-    manifest = Manifest(kept_in, {**settings, "weights": sha256_of(found.path)}, found.path.name)
+    manifest_folder = None if out == STDIO else folder or Path(out).parent
+    manifest = Manifest(
+        manifest_folder, {**settings, "weights": sha256_of(found.path)}, found.path.name
+    )
     if folder is None and stdin is None and out != STDIO:
         _refuse_foreign(Path(out), manifest)
-    # Dealt to the processes before it is looked at what exists: they look at different times, and
-    # would deal in different ways.
+    # The items are divided among the processes before existing outputs are sorted out: processes
+    # look at different times, so they might otherwise divide different lists.
     todo, skipped = _split(items[runtime.rank :: runtime.world], manifest, writing.overwrite)
     executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
     todo = [_checked(item, executor) for item in todo]
@@ -175,14 +177,18 @@ def _given(*notices: str | None) -> list[str]:
 
 
 def _refuse_foreign(out: Path, manifest: Manifest) -> None:
-    """Never replace a file of the user's: OUT may be the last of the files that a shell listed."""
+    """Refuse to replace a user's file: OUT may be the last match of a shell's pattern.
+
+    Raises:
+        UsageError: OUT exists and the manifest has no record of it.
+    """
     if os.path.exists(out) and not manifest.has(out):
         hint = "name a folder for the outputs; to replace this file, delete it first"
         raise UsageError("OUT exists and was not written by this program", where=out, hint=hint)
 
 
 def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing: Writing) -> None:
-    """Refuse folders that cannot be written to, before any work."""
+    """Refuse folders that are not writable, or that inputs and outputs would share."""
     if folder is not None and identity(folder) in map(identity, specs):
         what = "inputs and outputs are in one folder"
         raise UsageError(what, where=folder, hint="choose another folder for OUT")
@@ -194,9 +200,9 @@ def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing:
 
 
 def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -> None:
-    """Refuse pictures to look at among those that are restored or scored.
+    """Refuse to write comparisons or maps into the folders of the inputs or outputs.
 
-    The next `restore` would take them for inputs, the next `eval` for results without a target.
+    The next `restore` would take them for inputs, and the next `eval` for results without targets.
     """
     whose = {identity(spec): "inputs" for spec in specs}
     if folder is not None:
@@ -204,16 +210,16 @@ def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -
     for option, beside in (("--compare", writing.compare), ("--uncertainty", writing.uncertainty)):
         if beside is None:
             continue
-        place = real_path(beside)  # both commands look into sub-folders too
+        place = real_path(beside)  # check its parents too, as both commands search sub-folders
         places = map(identity, (place, *place.parents))
         found = next((whose[one] for one in places if one in whose), None)
         if found is not None:
-            what = f"{option} goes into the folder of the {found}, where they would be mixed"
+            what = f"{option} must not be in the folder of the {found}: they would be mixed"
             raise UsageError(what, where=beside, hint=f"choose another folder for {option}")
 
 
 def _settings(sampling: Sampling, machine: Machine, writing: Writing) -> dict[str, object]:
-    """What decides an output's pixels as it was asked for."""
+    """Return the user's settings that decide the pixels of an output."""
     return {
         "eta": sampling.eta,
         "seed": sampling.seed,
@@ -235,7 +241,7 @@ def _executor(
     samples: int,
     items: Sequence[Item],
 ) -> tuple[Executor, str | None]:
-    """The executor, and a notice where it is not compiled although that was asked for."""
+    """Make the executor; also return a notice if it is not compiled although that was requested."""
     ensemble = sampling.self_ensemble
     transforms = ensemble_transforms(checkpoint.task()) if ensemble else (0,)
     pixels = sum(one.source.height * one.source.width * one.source.frames for one in items)
@@ -261,7 +267,11 @@ def _executor(
 def _split(
     items: Sequence[Item], manifest: Manifest, overwrite: bool
 ) -> tuple[list[Item], list[Skipped]]:
-    """What is to be done, and what exists: complete, or not to be completed as it is."""
+    """Separate what is to be restored from what is skipped.
+
+    Without `overwrite` an output is skipped if it is complete, or if it exists and may differ from
+    what this run would make.
+    """
     todo: list[Item] = []
     skipped: list[Skipped] = []
     for item in items:
@@ -278,7 +288,7 @@ def _split(
 
 
 def _stale(skipped: Sequence[Skipped]) -> list[str]:
-    """What differs between existing outputs and this run, one line for each difference."""
+    """Return warnings on existing outputs that may differ from this run, one per kind of doubt."""
     outputs: dict[str, list[str]] = defaultdict(list)
     for one in skipped:
         if one.doubt is not None:
@@ -292,9 +302,9 @@ def _stale(skipped: Sequence[Skipped]) -> list[str]:
 
 
 def _checked(item: Item, executor: Executor) -> Item:
-    """With what is beyond the memory as its problem, before hours of work on the others.
+    """Set the item's problem if it does not fit into memory or is a video that cannot be read.
 
-    The frames of a video are counted.
+    This is checked before hours of work on the other items. The frames of a video are counted.
     """
     source = item.source
     if source.problem is not None:

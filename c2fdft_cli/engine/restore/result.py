@@ -1,4 +1,4 @@
-"""What restoring reports: a record of each image, and the end of the job, over all processes."""
+"""What a restoration reports: a record of each image, and the result over all processes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class ImageDone:
-    """What became of one image.
+    """The record of one image.
 
     Args:
         source: the input.
-        output: the restored file; None when it failed or went to standard output.
+        output: the restored file; None if the image failed or was written to standard output.
         height, width: pixels.
-        calls: evaluations of the network, over all samples and transforms.
+        calls: number of function evaluations (NFE) over all samples and transforms.
         grid: the sampler's timesteps.
-        seconds: of the network's work on this image.
-        executor: how the network ran.
-        precision: what it computed in.
-        peak_memory: bytes at most so far, of the device or the process.
-        notes: what did not go as planned, and what the output's format could not keep.
-        error: why it failed, with its name; None if it did not.
+        seconds: the network's time for this image.
+        executor: how the network ran: "whole", "strips of N rows" or "tiles of N px".
+        precision: the precision that the network computed in.
+        peak_memory: highest use of memory so far in bytes, of the device or of the process.
+        notes: unexpected events, and what the output's format could not keep.
+        error: why the image failed, with its name; None if it did not fail.
     """
 
     source: str
@@ -51,20 +51,20 @@ NOT_OVERWRITTEN = " already exists, not overwritten (use --overwrite)"
 
 
 def not_overwritten(path: Path) -> str:
-    """The note on a file that was there when this run came to write it."""
+    """Return the note on a file that already existed when this run was about to write it."""
     return f"{path}{NOT_OVERWRITTEN}"
 
 
 @dataclass(frozen=True)
 class VideoDone(ImageDone):
-    """What became of one video; `seconds` is the network's work on all of its frames.
+    """The record of one video; `seconds` is the network's time for all of its frames.
 
     Args:
-        frames: how many were restored.
-        frame_rate: nominal frames per second, exactly, such as "30000/1001".
-        fps: the same as a number.
-        duration: seconds that it plays, as the container says.
-        audio_streams: streams of sound, copied as they are.
+        frames: number of restored frames.
+        frame_rate: nominal frames per second as an exact fraction, such as "30000/1001".
+        fps: the same as a float.
+        duration: length in seconds, from the container's header; None if unknown.
+        audio_streams: number of audio streams, which are copied unchanged.
     """
 
     frames: int = 0
@@ -76,14 +76,14 @@ class VideoDone(ImageDone):
 
 @dataclass(frozen=True)
 class FrameDone:
-    """A frame of a video has been restored; the last frame's event is the `VideoDone`.
+    """A frame of a video has been restored; the event of the last frame is the `VideoDone`.
 
     Args:
         source: the video.
-        frame: its number, from 1.
-        frames: how many there are, as far as known.
-        fps: frames per second since the video was begun.
-        seconds_left: until the video is done, at this rate.
+        frame: number of the frame, from 1.
+        frames: number of frames in the video, as far as known.
+        fps: frames restored per second since the start of the video.
+        seconds_left: estimated time until the video is done, at this rate.
     """
 
     source: str
@@ -95,9 +95,9 @@ class FrameDone:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An output that exists and is not overwritten.
+    """An existing output that is not overwritten.
 
-    doubt: why it may not be what this run would make; None if it is.
+    doubt: why it may differ from what this run would make; None if it does not.
     """
 
     source: str
@@ -106,16 +106,16 @@ class Skipped:
 
 
 def failed(source: Source, error: C2fdftError) -> ImageDone:
-    """The record of what could not be restored."""
+    """Return the record of an image or video that could not be restored."""
     error = named(error, source)
     return ImageDone(source.label, None, source.height, source.width, error=error)
 
 
 def named(error: C2fdftError, source: Source) -> C2fdftError:
-    """The error with the source's name in front, where it does not name a file itself.
+    """Return the error with the source's name, unless it names a file already.
 
-    Made anew, since it is kept until the job ends: its traceback and cause hold the bytes of the
-    file that could not be read.
+    A new error is made because it is kept until the job ends: the traceback and the cause of the
+    original one keep the bytes of the unreadable file in memory.
     """
     where = error.where or source.label
     return type(error)(error.what, where=where, hint=error.hint, details=error.details)
@@ -123,14 +123,14 @@ def named(error: C2fdftError, source: Source) -> C2fdftError:
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """The end of a job.
+    """The result of a restoration.
 
     Args:
-        images: one record for each image or video that was worked on.
-        skipped: outputs that were there.
+        images: one record for each image or video that was restored or failed.
+        skipped: outputs that already existed.
         seconds: wall-clock time.
-        single: whether one file was named by itself.
-        folder: the output folder.
+        single: whether the input was exactly one named file.
+        folder: the output folder; None for a single output file.
     """
 
     images: list[ImageDone]
@@ -141,12 +141,12 @@ class RestoreResult:
 
     @property
     def errors(self) -> list[C2fdftError]:
-        """Of the images that failed."""
+        """The errors of the images that failed."""
         return [image.error for image in self.images if image.error is not None]
 
     @property
     def failure(self) -> C2fdftError | None:
-        """What the program ends with: None when all outputs are what was asked for."""
+        """The error that the program ends with; None if all outputs are as requested."""
         errors = self.errors
         stale = [one for one in self.skipped if one.doubt is not None]
         if self.single and len(self.images) == 1 and errors:
@@ -158,22 +158,23 @@ class RestoreResult:
             what.append(f"{len(errors)} of {many(len(self.images), 'image')} failed")
             hints += ["the others are restored"] if len(errors) < len(self.images) else []
         if stale:
-            files = "file that exists was" if len(stale) == 1 else "files that exist were"
-            what.append(f"{len(stale)} {files} made in another way and not overwritten")
-            hints.append("use --overwrite to replace what exists")
+            differ = "may differ from what this command makes"
+            verb = "was" if len(stale) == 1 else "were"
+            what.append(f"{many(len(stale), 'existing file')} {differ} and {verb} not overwritten")
+            hints.append("use --overwrite to replace existing files")
         details = [*map(str, errors), *(f"{one.output}: {one.doubt}" for one in stale[:_SHOWN])]
         hint = "; ".join(hints) or None
         return PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
 
 
 def gather_ranks(result: RestoreResult, runtime: Runtime) -> RestoreResult:
-    """The results of all processes as one in rank 0; each other rank gets its own back."""
+    """Merge the results of all processes in rank 0; every other rank gets its own result back."""
     everyone = gather(result, runtime)
     return result if everyone is None else merge(everyone)
 
 
 def merge(results: Sequence[RestoreResult]) -> RestoreResult:
-    """Several processes' results as one."""
+    """Merge the results of several processes."""
     return RestoreResult(
         images=[image for one in results for image in one.images],
         skipped=[skipped for one in results for skipped in one.skipped],

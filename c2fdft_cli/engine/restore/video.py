@@ -1,4 +1,4 @@
-"""Restoring a video: its frames go through the same network as images do, a few at a time."""
+"""Restore a video: the network restores its frames like images, a few at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BATCHES_AHEAD = 1
 
 
 class _NetworkError(Exception):
-    """The network cannot run on these frames, which is no error of the file system."""
+    """The network cannot run on these frames; kept apart from ResourceErrors of the file system."""
 
     def __init__(self, error: ResourceError) -> None:
         super().__init__(str(error))
@@ -45,7 +45,7 @@ class _NetworkError(Exception):
 
 @dataclass
 class _Tally:
-    """What is known so far of a video in work."""
+    """The progress of a video so far."""
 
     start: float = field(default_factory=time.monotonic)
     frames: int = 0
@@ -63,12 +63,12 @@ class _Tally:
 def restore_video(
     plan: RestorePlan, item: Item, stop: StopRequest
 ) -> Generator[FrameDone, None, ImageDone | None]:
-    """Restore one video into its output, whole or not at all.
+    """Restore one video; its output is written completely or not at all.
 
-    Yields an event for each frame but the last and returns the record, None when stopped.
+    Yields an event for each frame except the last; returns the record, or None if stopped.
 
     Raises:
-        ResourceError: the disk is full, or nothing can be written.
+        ResourceError: the disk is full, or the output folder is not writable.
     """
     source = item.source
     if source.problem is not None:
@@ -90,7 +90,7 @@ def restore_video(
         if is_about_one_file(error):
             return failed(source, error)
         raise
-    except TakenError:  # by somebody else, meanwhile: not ours to record
+    except TakenError:  # another program made the file meanwhile, so it is not recorded
         tally.notes.append(not_overwritten(item.output))
     return _record(plan, source, source.video, item.output, tally)
 
@@ -103,7 +103,7 @@ def _restore(
     tally: _Tally,
     stop: StopRequest,
 ) -> Iterator[FrameDone]:
-    """Reader, network and writer side by side, a batch ahead of and behind each other."""
+    """Run reader, network and writer concurrently, one batch apart from each other."""
     deep = info.is_deep and plan.writing.bit_depth != 8
     crf, label = plan.writing.crf, source.label
     size = plan.executor.batch_size(info.height, info.width)
@@ -111,9 +111,9 @@ def _restore(
     noise = _shared_noise(plan, source, info)
     given = 0
     held: FrameDone | None = None
-    # Left from the last to the first: writer and reader are closed, then the pool waits for its
-    # thread, which finds them closed, and the file is renamed or removed when nobody uses it any
-    # more.
+    # These are exited from the last to the first: writer and reader are closed; the pool waits for
+    # its thread, which finds them closed; and the file, which is no longer in use, is renamed or
+    # removed.
     with (
         atomic_path(output, replace=plan.writing.overwrite) as temporary,
         ThreadPoolExecutor(1) as pool,
@@ -133,8 +133,8 @@ def _restore(
                 break
             first = tally.frames
             writes.append(pool.submit(_write, writer, in_work.popleft()()))
-            # One batch is written while the next one is restored; no more, as frames are large, and
-            # an error of the writer comes out soon.
+            # One batch is written while the next one is restored. No more may wait, because frames
+            # are large and an error of the writer must be raised soon.
             while len(writes) > 1:
                 writes.popleft().result()
             for number in range(first + 1, tally.frames + 1):
@@ -145,7 +145,7 @@ def _restore(
             write.result()
         stop.check()
         writer.finish()
-        # Still within the block, at whose end the file gets its name.
+        # Inside the block, because the file gets its final name at the end of the block.
         plan.manifest.begin(output, source.path)
         tally.notes.extend(writer.notes)
         if reader.complaint:
@@ -153,7 +153,7 @@ def _restore(
 
 
 def _shared_noise(plan: RestorePlan, source: Source, info: VideoInfo) -> Tensor | None:
-    """What all frames start from, once on the device; None where it is drawn for each batch."""
+    """Return the start noise of all frames, on the device; None if each batch samples its own."""
     if plan.sampling.temporal_noise != "fixed":
         return None
     drawn = plan.executor.start_noise(source.stem, info.height, info.width)
@@ -181,7 +181,11 @@ def _begin(
     tally: _Tally,
     stop: StopRequest,
 ) -> Callable[[], list[Frame]]:
-    """Give frames, from number `first`, to the network; what waits for them and restores them."""
+    """Start a batch of frames, the first of which has the number `first`.
+
+    Returns:
+        A function that waits for the batch and returns the restored frames.
+    """
     numbers = range(first, first + len(frames))
     names = [frame_name(source, number, plan.sampling.temporal_noise) for number in numbers]
     wanted = [Wanted(8 * frame.pixels.itemsize, info.is_grey) for frame in frames]
@@ -209,12 +213,13 @@ def _begin(
 
 
 def frame_name(source: Source, number: int, temporal_noise: str) -> str:
-    """The name that keys a frame's noise: the video's own, or one as of an animation's frame.
+    """Return the name that decides a frame's noise.
 
     Args:
         source: the video.
-        number: of the frame, from 0.
-        temporal_noise: "fixed" for the former.
+        number: number of the frame, from 0.
+        temporal_noise: "fixed" for the video's base name; "per-frame" for a name with the frame's
+            number, as for the frames of an animation.
     """
     if temporal_noise == "fixed":
         return source.stem

@@ -1,1 +1,1 @@
-"""From a degraded image to a restored one and its score; what the jobs share."""
+"""Restore a degraded image and score it; used by several jobs."""

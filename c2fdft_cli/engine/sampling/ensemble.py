@@ -1,4 +1,4 @@
-"""The mean over several samples of one image and over its flips and turns (self-ensemble)."""
+"""Average over several samples of an image, and over its flips and rotations (self-ensemble)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from c2fdft_cli.data.symmetries import SYMMETRIES, TURNS, inverse
 
 TRANSFORMS = (0, 1, 2, 3, 4, 5, 6, 7)
 UPRIGHT_TRANSFORMS = (0, 2, 4, 6)
-"""Those that keep what falls vertical: rain turned on its side is not rain."""
+"""The transforms that keep rain upright: rain rotated by 90 degrees no longer looks like rain."""
 
 
 def ensemble_transforms(task: str | None) -> tuple[int, ...]:
-    """The transforms of a self-ensemble for weights of a task."""
+    """Return the transforms of a self-ensemble for weights of a task."""
     return UPRIGHT_TRANSFORMS if task == "derain" else TRANSFORMS
 
 
@@ -25,20 +25,21 @@ def mean_and_deviation(
     samples: int,
     transforms: Sequence[int] = (0,),
 ) -> tuple[Tensor, Tensor | None]:
-    """Restore a batch `samples` times under each of the transforms.
+    """Restore a batch `samples` times under each transform; return mean and standard deviation.
 
     Args:
-        restore: restored images of (lq, number of the sample); the number decides the noise, and
-            sample 0 is the plain one.
+        restore: restores (lq, number of the run); the number decides the noise, and number 0 is
+            what a single restoration uses.
         lq: `[n, 3, h, w]` in [0, 1].
         samples: at least 1.
-        transforms: each input is turned and flipped so (see `transform`), and its result back.
+        transforms: numbers for `transform`, which is applied to the inputs and undone on the
+            results.
 
     Returns:
         The mean, `[n, 3, h, w]`, and the per-pixel standard deviation, root mean square over the
-        colours, `[n, 1, h, w]`; None where there is one result only.
+        colours, `[n, 1, h, w]`; None instead if there is only one result.
     """
-    numbers = max(transforms, default=0) + 1  # each run has a number, and so a noise, of its own
+    numbers = max(transforms, default=0) + 1  # every run gets a different number, so other noise
     runs = [(i * numbers + k, k) for i in range(samples) for k in transforms]
     if not runs:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -48,8 +49,8 @@ def mean_and_deviation(
         if count == 1:
             mean, squares = image, torch.zeros_like(image)
             continue
-        # Welford's running mean and sum of squared deviations: squares summed less the squared mean
-        # would cancel in float32 where samples hardly differ
+        # Welford's running mean and sum of squared deviations: the difference between the mean of
+        # the squares and the squared mean would cancel in float32 if the samples hardly differ.
         change = image - mean
         mean = mean + change / count
         squares = squares + change * (image - mean)
@@ -59,12 +60,12 @@ def mean_and_deviation(
 
 
 def transform(x: Tensor, number: int) -> Tensor:
-    """`[..., h, w]` under one of 8 transforms: 0 to 3 quarter turns, then the same mirrored."""
+    """Apply transform 0 to 7 to `[..., h, w]`: 0 to 3 quarter turns, then the same mirrored."""
     return _transformed(x, TURNS[number])
 
 
 def undo_transform(x: Tensor, number: int) -> Tensor:
-    """The inverse of `transform`."""
+    """Apply the inverse of `transform`."""
     return _transformed(x, inverse(TURNS[number]))
 
 

@@ -1,4 +1,4 @@
-"""How the network runs on an image: whole or in strips by the memory there is, or in tiles."""
+"""Run the sampler within the available memory: on whole images, in strips or in tiles."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.tiled import Tiled, tiles
 
 MARGIN = 0.8
-"""Share of the free memory that restoring takes unless a limit is set."""
+"""Share of the free memory that a restoration may use unless a limit is set."""
 SUGGESTED_TILE = 512
-"""A tile to suggest, in px."""
+"""Size of tiles that messages suggest, in px."""
 MIN_ROWS = 8
-"""Rows below which running out of memory is not answered by narrower strips."""
-# A run of the sampler around a network that keeps nothing holds 24 values a pixel at its peak, in
-# tiles 29 (counted by `LiveBytes`); the others are for the image given and for results.
+"""Strips of at most so many rows are not narrowed further when memory runs out."""
+# A run of the sampler, apart from the network, holds at most 24 values per pixel, or 29 with tiles
+# (counted by `LiveBytes`); the rest is for the given image and for results.
 SAMPLER_BYTES = 4 * 42
-"""Bytes for each pixel outside the network's own: its input, condition, x_t, blended tiles, and
-results that wait to be written."""
+"""Bytes per pixel outside the network: its input, the condition, x_t, blended tiles, and results
+that wait to be written."""
 SMALL_PIXELS = 1 << 16
-"""Larger images keep a CPU busy by themselves."""
+"""Images with more pixels keep a CPU busy on their own, so they are not batched there."""
 MAX_BATCH, BATCH_PIXELS = 16, 1 << 18
-"""Images, and pixels of all of them, that go through the network together on a CPU at most."""
+"""Largest number of images, and of all their pixels, in a batch on a CPU."""
 GPU_MAX_BATCH, GPU_BATCH_PIXELS = 64, 3 << 20
-"""The same on a GPU, which computes fewer pixels faster than a CPU launches the work on them."""
+"""The same on a GPU, which computes smaller batches faster than the CPU can launch their work."""
 
 
 class Restored(NamedTuple):
     """Restored images, and how they were made.
 
     image: `[n, 3, h, w]` float32 in [0, 1], the mean over all samples and transforms.
-    deviation: `[n, 1, h, w]` float32, their per-pixel standard deviation; None for one sample.
+    deviation: `[n, 1, h, w]` float32, the per-pixel standard deviation; None for a single run.
     executor: "whole", "strips of N rows" or "tiles of N px".
-    notes: what did not go as planned.
+    notes: unexpected events, such as running out of memory.
     """
 
     image: Tensor
@@ -58,17 +58,17 @@ class Executor:
     """Runs the sampler on batches of any size within a memory budget.
 
     Args:
-        network: in strips, in the runtime's precision and on its device; several executors may
-            share it, one after the other.
+        network: the network in strips, in the runtime's precision and on its device; several
+            executors may share it, but not run at the same time.
         alpha_bar: `[T]`.
-        grid: descending timesteps, one a sampling step.
-        runtime: device and arithmetic.
-        eta, seed: of the sampler.
-        samples, transforms: what each result is the mean of, see `mean_and_deviation`.
-        max_memory: bytes that may be used; None for what is free, with a margin.
-        tile: side of tiles; None for the exact result.
-        batch: images that go through the network together at most; 0 for as many small ones as
-            make up a quarter megapixel, on a GPU as many of any size as make up three.
+        grid: descending timesteps, one per sampling step.
+        runtime: device and precision.
+        eta, seed: the sampler's eta, and the seed of its noise.
+        samples, transforms: what each result is averaged over, see `mean_and_deviation`.
+        max_memory: bytes that may be used; None for the free memory with a margin.
+        tile: side of the tiles in px; None for the exact result, without tiles.
+        batch: largest number of images in a batch; 0 chooses: on a CPU small images with a quarter
+            megapixel in all, on a GPU images of any size with three megapixels in all.
     """
 
     def __init__(
@@ -103,23 +103,23 @@ class Executor:
 
     @property
     def runs(self) -> int:
-        """How many times the sampler runs for each image."""
+        """The number of runs of the sampler for each image."""
         return self._samples * len(self._transforms)
 
     def rows(self, height: int, width: int, count: int = 1) -> int:
-        """Rows in a strip for images of a size: as many as run fast and fit.
+        """Return the rows per strip for images of this size: as many as are fast and fit.
 
         Args:
             height, width: pixels of each image.
             count: images in the batch.
 
         Raises:
-            ResourceError: not even the narrowest strips fit; names what would.
+            ResourceError: not even the narrowest strips fit; it states the size that would fit.
         """
         return self._plan(height, width, count)[0]
 
     def batch_size(self, height: int, width: int) -> int:
-        """How many images of a size go through the network together."""
+        """Return how many images of this size are restored in one batch."""
         pixels = height * width
         count = self._batch
         if not count and self._runtime.device.type == "cuda":
@@ -136,16 +136,16 @@ class Executor:
         names: Sequence[str],
         progress: Callable[[float], None] = lambda _: None,
     ) -> Restored:
-        """Restore a batch, the images that are not finite in half precision again in float32.
+        """Restore a batch; an image that is not finite in half precision is redone in float32.
 
         Args:
-            lq, names, progress: as `start`.
+            lq, names, progress: as for `start`.
 
         Returns:
-            Images and deviation on the CPU.
+            The images and deviations, on the CPU.
 
         Raises:
-            ResourceError: as `start`.
+            ResourceError: as for `start`.
         """
         restored = self.start(lq, names, progress)
         failed = self.to_redo(finite(restored.image).tolist())
@@ -161,20 +161,21 @@ class Executor:
         progress: Callable[[float], None] = lambda _: None,
         noise: Tensor | None = None,
     ) -> Restored:
-        """Restore a batch, all samples under all transforms; on a GPU, give it that work.
+        """Restore a batch, all samples under all transforms; on a GPU, only launch the work.
 
         Args:
             lq: `[n, 3, h, w]` in [0, 1].
             names: the images' base names, which decide their noise.
             progress: called many times with the share of the work that is done, 0 to 1; it may
-                raise to end it.
-            noise: `[n, 3, h, w]`, what `start_noise` drew for each image.
+                raise an exception, which ends the work.
+            noise: `[n, 3, padded h, padded w]`, the images' `start_noise` if already sampled.
 
         Returns:
-            Images on the runtime's device, not waited for: they may not be finite, see `to_redo`.
+            The images on the runtime's device, without waiting for them and without a check that
+            they are finite (see `to_redo`).
 
         Raises:
-            ResourceError: out of memory in the narrowest strips too.
+            ResourceError: out of memory, even in the narrowest strips.
         """
         count, _, height, width = lq.shape
         done, total = 0, self.runs * self._work(height, width, count)
@@ -184,14 +185,14 @@ class Executor:
         def watch(amount: int) -> None:
             nonlocal done
             done += amount
-            progress(min(1.0, done / total))  # what is repeated for lack of memory counts again
+            progress(min(1.0, done / total))  # work repeated after running out of memory adds up
 
         def sample(lq: Tensor, number: int) -> Tensor:
             nonlocal executor
             image, executor = self._run(lq, names, number, notes.setdefault, noise)
             return image
 
-        # for each batch anew, since executors may share the network
+        # Set for every batch, because executors may share the network.
         self._strips.watch = watch
         given_up = functions_given_up() if self._strips.compiled else 0
         image, deviation = mean_and_deviation(sample, lq, self._samples, self._transforms)
@@ -200,15 +201,16 @@ class Executor:
         return Restored(image, deviation, executor, list(notes))
 
     def start_noise(self, name: str, height: int, width: int) -> Tensor | None:
-        """The start noise of an image, to be drawn ahead in whatever thread.
+        """Sample the start noise of an image, so that any thread can do it ahead of `start`.
 
         Returns:
-            `[3, padded height, padded width]` on the CPU; None where there is more than one.
+            `[3, padded height, padded width]` on the CPU; None if the image needs more than this
+            noise: several runs, or noise in each step (eta above 0).
         """
         return self.restorer.start_noise(name, height, width) if self.runs == 1 else None
 
     def to_redo(self, are_finite: Sequence[bool]) -> list[int]:
-        """The numbers of the images that are not finite and may be in float32."""
+        """Return the indices of images that are not finite, but may be if computed in float32."""
         if self._runtime.dtype == torch.float32:
             return []
         return [i for i, good in enumerate(are_finite) if not good]
@@ -221,7 +223,14 @@ class Executor:
         names: Sequence[str],
         progress: Callable[[float], None],
     ) -> Restored:
-        """With some images, those that are not finite, restored again in float32."""
+        """Restore the images with the indices `failed` again in float32 and replace them.
+
+        Args:
+            restored: the result of `start`.
+            failed: the result of `to_redo`.
+            lq, names: as for `start`.
+            progress: called with 1.0 after each piece of work; it may raise an exception.
+        """
         if self._in_float32 is None:
             self._in_float32 = Executor(
                 StripNetwork(self._net),
@@ -237,7 +246,7 @@ class Executor:
             )
         chosen = [names[i] for i in failed]
         again = self._in_float32.start(lq[failed], chosen, lambda _: progress(1.0))
-        # A clone first: what inference mode has made may not be changed in place outside of it.
+        # Cloned, because tensors made in inference mode must not be changed in place outside it.
         image, deviation = restored.image.clone(), restored.deviation
         image[failed] = again.image
         if deviation is not None and again.deviation is not None:
@@ -255,7 +264,7 @@ class Executor:
         note: Callable[[str], object],
         noise: Tensor | None = None,
     ) -> tuple[Tensor, str]:
-        """One run of the sampler, in narrower strips where memory runs out, and how it ran."""
+        """Run the sampler once, in narrower strips if memory runs out; also return how it ran."""
         height, width = lq.shape[-2:]
         if len(lq) > 1 and not self._fits(height, width, len(lq)):
             return self._one_by_one(lq, names, sample, note, noise)
@@ -265,11 +274,11 @@ class Executor:
             try:
                 image = self.restorer(lq, names, sample, noise)
                 return image, self._describe(rows, height, width)
-            except Exception as error:  # torch has several kinds of it
+            except Exception as error:  # torch reports it with several classes of errors
                 if not is_out_of_memory(error):
                     raise
-            # Only now: inside the except block the error's traceback would still hold the tensors
-            # of the run that failed.
+            # After the except block, in which the error's traceback would still hold the tensors of
+            # the failed run.
             self._strips.forget()
             release_cached_memory(self._runtime)
             if len(lq) > 1:
@@ -291,7 +300,7 @@ class Executor:
         note: Callable[[str], object],
         noise: Tensor | None,
     ) -> tuple[Tensor, str]:
-        """`_run` of each image: noise goes by the name, so it becomes what it is in the batch."""
+        """Call `_run` for each image; noise depends on the name, so results are as in the batch."""
         drawn = [None] * len(lq) if noise is None else torch.split(noise, 1)
         ran = [
             self._run(one, [name], sample, note, its_noise)
@@ -300,7 +309,10 @@ class Executor:
         return torch.cat([image for image, _ in ran]), ran[-1][1]
 
     def _plan(self, height: int, width: int, count: int) -> tuple[int, bool]:
-        """Rows in a strip, and whether skips wait in host memory: where nothing fits otherwise."""
+        """Return the rows per strip, and whether skips are kept in host memory.
+
+        They are kept there only if nothing fits otherwise.
+        """
         offloads = (False, True) if self._runtime.device.type == "cuda" else (False,)
         for offload in offloads:
             try:
@@ -310,14 +322,14 @@ class Executor:
         raise self._too_large(height, width, count)
 
     def _work(self, height: int, width: int, count: int) -> int:
-        """What one run of the sampler takes, in the unit of the strips' `watch`."""
+        """Return the work of one run of the sampler, in the unit of the strips' `watch`."""
         tall, wide = self._inner(height, width)
         whole = padded_side(height), padded_side(width)
         number = 1 if self._tile is None else tiles(*whole, self._tile)
         return self._steps * number * self._strips.work(count, tall, wide)
 
     def _fits(self, height: int, width: int, count: int) -> bool:
-        """Whether a batch can run without narrower strips than one image of it would."""
+        """Whether a batch fits in strips as high as those that unlimited memory would allow."""
         try:
             rows = self._planned_rows(height, width, count, self.budget)
         except ValueError:
@@ -327,7 +339,7 @@ class Executor:
     def _planned_rows(
         self, height: int, width: int, count: int, budget: int | None, offload: bool = False
     ) -> int:
-        """Rows in a strip by the plan; ValueError where none fit into `budget` bytes."""
+        """Return the planned rows per strip; ValueError if not even one row fits the budget."""
         if budget is not None:
             budget -= _outside(height, width, count)
         inner = self._inner(height, width)
@@ -355,7 +367,7 @@ class Executor:
         return needed <= self.budget
 
     def _least_bytes(self, height: int, width: int, count: int) -> int:
-        """Bytes of the network in the narrowest strips."""
+        """Return the bytes that the network needs in the narrowest strips."""
         offload = self._runtime.device.type == "cuda"
         compiled = self._strips.compiled
         return strip_bytes(
@@ -363,7 +375,7 @@ class Executor:
         )
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
-        """The size that the network sees: padded, or a tile's."""
+        """Return the size of the network's input: that of the padded image, or of a tile."""
         tall, wide = padded_side(height), padded_side(width)
         return (
             (tall, wide) if self._tile is None else (min(tall, self._tile), min(wide, self._tile))
@@ -376,10 +388,13 @@ class Executor:
 
 
 def finite(images: Tensor) -> Tensor:
-    """Whether each of `[n, 3, h, w]` in [0, 1] is finite throughout, `[n]`: then their sum is."""
+    """Return `[n]`: whether all values of each image of `[n, 3, h, w]` are finite.
+
+    The values must be in [0, 1] or not finite: then an image is finite if its sum is.
+    """
     return images.flatten(1).sum(1).isfinite()
 
 
 def _outside(height: int, width: int, count: int) -> int:
-    """Bytes that a batch takes beside the network's call."""
+    """Return the bytes that a batch needs outside the network."""
     return SAMPLER_BYTES * padded_side(height) * padded_side(width) * count

@@ -1,4 +1,4 @@
-"""Pairs to restore and score, wherever they come from, and those of the validation shards."""
+"""Pairs to restore and score, from any source, and the pairs of the validation shards."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from c2fdft_cli.recipe.schema import Data, Recipe
 
 @dataclass(frozen=True)
 class DecodedPair:
-    """A degraded image and its target, on the 8-bit scale.
+    """A degraded image and its target, on the scale 0 .. 255.
 
     Args:
-        name: of the pair, unique in its source.
-        lq: `[h, w, 3]`, uint8, or float32 where it is neither rounded nor clipped.
+        name: the pair's name, unique in its source.
+        lq: `[h, w, 3]`, uint8, or float32 if it is neither rounded nor clipped.
         gt: uint8 `[h, w, 3]`.
-        noise_name: what the sampler's noise is derived from, besides the seed: the base name of its
-            file.
+        noise_name: base name of the degraded file; with the seed it decides the sampler's noise.
     """
 
     name: str
@@ -42,11 +41,11 @@ class PairSource:
     """A set of pairs, read one at a time.
 
     Args:
-        names: of the pairs.
-        pair: reads pair i; DataError when it cannot be read.
-        found_by: how degraded images and targets were matched, for people.
-        note: what else people should know of the pairs.
-        unit: what one of them is called.
+        names: the names of the pairs.
+        pair: reads pair i; DataError if it cannot be read.
+        found_by: how degraded images and targets were matched, for the user.
+        note: a further note on the pairs, for the user.
+        unit: the noun for one of them.
     """
 
     names: Sequence[str]
@@ -67,12 +66,12 @@ class Degradation:
     streaks: StreakBank | None
 
     def __call__(self, gt: Pixels, rng: np.random.Generator) -> Pixels:
-        """uint8 `[h, w, 3]` to a degraded image of the same size."""
+        """Degrade a uint8 image `[h, w, 3]`; the result has the same size and type."""
         return degrade(gt, self.model, rng, streaks=self.streaks)
 
 
 def degradation(data: Data) -> tuple[Degradation | None, int]:
-    """The recipe's on-the-fly degradation and the margin that it needs around a crop.
+    """Return the recipe's on-the-fly degradation, if any, and the margin it needs around a crop.
 
     Raises:
         UsageError: settings that do not fit the degradation.
@@ -93,22 +92,23 @@ class ShardPairs(PairSource):
 
 
 def _base_name(name: str) -> str:
-    """Of the file that a pair was made of; its own name has a suffix where two were called alike.
+    """Return the base name of the file that a pair was made from.
 
-    What is no suffix of a picture belongs to the name, as in IMG.2024.01.
+    The pair's name ends in a suffix only if two pairs shared the name without it. Any other text
+    after a dot belongs to the name, as in IMG.2024.01.
     """
     path = PurePosixPath(name)
     return path.stem if is_image_path(path) else path.name
 
 
 def open_validation(folder: Path, recipe: Recipe) -> ShardPairs | None:
-    """The validation split of a shard folder, or None when it has none.
+    """Open the validation split of a shard folder; None if there is none.
 
-    A clean-only split is degraded by the recipe: a synthetic lq is a function of its seed and the
-    pair's name.
+    A split of clean images only is degraded as the recipe defines: a synthetic lq is a function of
+    the recipe's seed and the pair's name.
 
     Raises:
-        DataError: a clean-only split and no degradation in the recipe.
+        DataError: the split has clean images only, and the recipe no degradation.
     """
     if not any(folder.glob("val-*.h5")):
         return None

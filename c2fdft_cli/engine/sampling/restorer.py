@@ -1,4 +1,4 @@
-"""Restoring a batch of images: what validation, sweep, restore and eval share."""
+"""Restore a batch of images; shared by validation, sweep, restore and eval."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from c2fdft_cli.execution.device import Runtime
 
 
 def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:
-    """The random source of one image: a function of the seed and its base name alone.
+    """Return the random generator of an image: a function of only the seed and the base name.
 
-    name: of its file, without folder and suffix. It is taken as it is: what comes behind a dot in
-    it belongs to it.
+    It is on the CPU, so the noise is the same on every device, in any order, batch or rank.
 
-    It lives on the CPU, so the noise is the same on every device, in any order, batch or rank.
-    Further samples of the same image have sources of their own. A name that is not UTF-8 counts
-    with the bytes that the file system has for it.
+    Args:
+        seed: the seed of the sampler.
+        name: name of the file without folder and suffix. It is used unchanged, including any text
+            after a dot. If it is not UTF-8, its bytes in the file system are used.
+        sample: number of the sample; samples of the same image have separate generators.
     """
     key = f"{seed}/{name}{f'//{sample}' if sample else ''}"
-    # not Python's hash of text, which differs from process to process
+    # Python's hash of a string would differ between processes.
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     number = int.from_bytes(digest, "little") >> 1
     return torch.Generator().manual_seed(number)
 
 
 class Restorer:
-    """`lq` to restored image by the few-step sampler, for any size: docs/paper.md, "Sampling".
+    """Restores images of any size with the few-step sampler: docs/paper.md, "Sampling".
 
     Args:
-        predict_noise: the network, or an executor of it: eps_hat of (x, t).
+        predict_noise: the network, or a wrapper of it: eps_hat of (x, t).
         alpha_bar: `[T]`.
-        grid: descending timesteps, one a sampling step.
-        runtime: device and arithmetic.
-        eta: 0 is deterministic after the start noise.
-        seed: of the noise, together with each image's name.
+        grid: descending timesteps, one per sampling step.
+        runtime: device and precision.
+        eta: noise added in each step; with 0 only the start noise is random.
+        seed: the seed, which together with an image's name decides its noise.
 
     Raises:
-        UsageError: sampling cannot begin at the first of the timesteps.
+        UsageError: sampling cannot begin at the first timestep.
     """
 
     def __init__(
@@ -73,14 +74,14 @@ class Restorer:
         sample: int = 0,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Restore a batch of images of one size.
+        """Restore a batch of images of equal size.
 
         Args:
             lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
             names: the images' base names, which decide their noise.
-            sample: number of the sample: each has noise of its own.
-            noise: the start noise by `start_noise`, where it was drawn already, on the CPU or on
-                the runtime's device.
+            sample: number of the sample; each sample has different noise.
+            noise: the start noise from `start_noise`, if already sampled, on the CPU or on the
+                runtime's device.
 
         Returns:
             `[n, 3, h, w]` float32 in [0, 1], on the runtime's device; NaN where the sampler's
@@ -91,9 +92,9 @@ class Restorer:
         if noise is None:
             x_T, sources = self._start(names, sample, lq.shape)
         else:
-            # nothing is drawn later: `start_noise` gives no noise where eta is above 0
-            is_there = noise.device.type != "cpu"
-            x_T, sources = noise if is_there else upload(noise, self.runtime.device), []
+            # No sources are needed: `start_noise` returns noise only if eta is 0.
+            is_uploaded = noise.device.type != "cpu"
+            x_T, sources = noise if is_uploaded else upload(noise, self.runtime.device), []
         with self.runtime.autocast():
             x_0 = ddim_sample(
                 conditioned(self.predict_noise, lq),
@@ -103,16 +104,16 @@ class Restorer:
                 self.eta,
                 sources,
             )
-        # The clamp would make white and black of infinity, and nobody would notice the overflow.
+        # The clamp would turn infinite values into white or black, which would hide the overflow.
         image = torch.where(x_0.isfinite(), to_image(x_0), torch.nan)
         return image[..., :height, :width]
 
     def start_noise(self, name: str, height: int, width: int) -> Tensor | None:
-        """The start noise of the first sample of an image, drawn in whatever thread.
+        """Sample the start noise of the first sample of an image; any thread may call this.
 
         Returns:
-            `[3, padded height, padded width]` on the CPU; None where more is drawn from its source
-            later.
+            `[3, padded height, padded width]` on the CPU; None if eta is above 0, as the generator
+            is then needed for each step too.
         """
         if self.eta > 0:
             return None
@@ -122,9 +123,9 @@ class Restorer:
     def _start(
         self, names: Sequence[str], sample: int, shape: torch.Size
     ) -> tuple[Tensor, list[torch.Generator]]:
-        """The start noise on the device, and the sources of what is drawn later.
+        """Return the start noise on the device, and the generators of noise for later steps.
 
-        What all images of a batch share is drawn once.
+        Noise that all images of a batch share is sampled once.
         """
         if self.eta > 0 or len(set(names)) > 1:
             sources = [noise_generator(self.seed, name, sample) for name in names]

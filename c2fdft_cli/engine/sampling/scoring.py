@@ -1,4 +1,4 @@
-"""Restore pairs and score the results: the one loop of validation, sweep and evaluation."""
+"""Restore pairs and score the results: the loop that validation, sweep and evaluation share."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import MAX_VALUE, Protocol, Score, score
 
 Metric = Callable[[Tensor, Tensor], float]
-"""A further score of (restored, target), both `[1, 3, h, w]` on the scale 0 .. 255."""
+"""An additional score of (restored, target), both `[1, 3, h, w]` on the scale 0 .. 255."""
 
 
 Restore = Callable[[Tensor, Sequence[str]], Restored]
-"""`lq: [1, 3, h, w]` in [0, 1] and its name to the restored image, on the CPU."""
+"""Restores (`lq: [1, 3, h, w]` in [0, 1], list of its name); the result is on the CPU."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pixels that a record was computed from, uint8 `[h, w, 3]`; None where unknown."""
+    """The pixels that a record was computed from, uint8 `[h, w, 3]`; None if not known."""
 
     degraded: np.ndarray[Any, Any] | None
     restored: np.ndarray[Any, Any]
@@ -42,15 +42,16 @@ class Scored:
     """The scores of one image.
 
     Args:
-        name: of the image.
-        psnr: dB, infinite for equal images; NaN without a target or a finite restoration.
-        ssim: in [-1, 1]; NaN as `psnr`.
-        more: further metrics by name.
-        degraded: PSNR and SSIM of the input, where they were asked for and it is known.
-        by_seed: PSNR of each seed, where the scores are means over several.
-        seconds: that restoring took; 0 for saved files.
-        pictures: the pixels, where they were asked for.
-        notes: what did not go as planned while it was restored.
+        name: the image's name.
+        psnr: dB, infinite for equal images; NaN without a target or if the restored image is not
+            finite.
+        ssim: in [-1, 1]; NaN in the same cases.
+        more: additional metrics by name.
+        degraded: PSNR and SSIM of the input, if requested and the input is known.
+        by_seed: PSNR for each seed, if the scores are means over several.
+        seconds: how long the restoration took; 0 for saved files.
+        pictures: the pixels, if requested.
+        notes: unexpected events during the restoration.
     """
 
     name: str
@@ -69,11 +70,11 @@ class Scorer:
     """How images are scored, wherever they come from.
 
     Args:
-        protocol: of PSNR and SSIM.
-        border: pixels that are skipped on each side, for PSNR and SSIM, besides the protocol's.
-        metrics: further metrics by name.
-        inputs: score the degraded inputs too.
-        pictures: keep the pixels.
+        protocol: the protocol of PSNR and SSIM.
+        border: pixels that PSNR and SSIM skip on each side, in addition to the protocol's border.
+        metrics: additional metrics by name.
+        inputs: whether to score the degraded inputs too.
+        pictures: whether to keep the pixels.
     """
 
     protocol: Protocol
@@ -89,7 +90,7 @@ class Scorer:
         target: Tensor,
         degraded: Tensor | None = None,
     ) -> Scored:
-        """Score one image, `[1, 3, h, w]` RGB on the scale 0 .. 255 as all that it is given.
+        """Score one image; all images are `[1, 3, h, w]` RGB on the scale 0 .. 255.
 
         Raises:
             DataError: the image without its border is smaller than SSIM's window.
@@ -101,7 +102,7 @@ class Scorer:
             raise DataError(
                 f"{width} x {height} px, but SSIM needs {WINDOW} x {WINDOW}{inside}",
                 where=name,
-                hint="leave small images out",
+                hint="remove small images from the set",
             )
         own = score(restored, target, self.protocol, self.border)[0]
         return Scored(
@@ -119,16 +120,16 @@ class Scorer:
 def restore_and_score(
     source: PairSource, indices: Iterable[int], restorers: Sequence[Restore], scorer: Scorer
 ) -> Iterator[Scored]:
-    """Restore pairs, each by every restorer, and score the results.
+    """Restore each pair with every restorer, and score the results.
 
-    On 8 bits, or on the unrounded output where the protocol wants it.
+    The output is rounded to 8 bits first, unless the protocol is for unrounded output.
 
     Yields:
-        For each pair, one record a restorer, in their order. The scores are NaN where the
-        restoration has a value that is not finite.
+        For each pair, one record per restorer, in their order. The scores are NaN if the restored
+        image has a value that is not finite.
 
     Raises:
-        DataError: a pair that cannot be read or is smaller than SSIM's window.
+        DataError: a pair cannot be read or is smaller than SSIM's window.
     """
     for i in indices:
         pair = source.pair(i)
@@ -146,12 +147,12 @@ def restore_and_score(
 
 
 def notes_of(scored: Iterable[Scored]) -> list[str]:
-    """What did not go as planned, each note once."""
+    """Return the notes of all records, each of them once."""
     return list(dict.fromkeys(note for one in scored for note in one.notes))
 
 
 def pictures_of(restored: Tensor, target: Tensor | None, degraded: Tensor | None) -> Pictures:
-    """`[1, 3, h, w]` on the scale 0 .. 255 as pixels."""
+    """Convert images, `[1, 3, h, w]` on the scale 0 .. 255, to pixels."""
     return Pictures(
         None if degraded is None else _pixels(degraded),
         _pixels(restored),
@@ -165,14 +166,14 @@ def _pixels(image: Tensor) -> np.ndarray[Any, Any]:
 
 
 def spread_indices(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` indices spread evenly over `count` pairs; all of them when wanted is 0."""
+    """Return up to `wanted` indices spread evenly over `count` pairs; all if `wanted` is 0."""
     if wanted <= 0 or wanted >= count:
         return list(range(count))
     return [i * count // wanted for i in range(wanted)]
 
 
 def mean_scores(scored: Iterable[Scored]) -> dict[str, float]:
-    """Mean PSNR and SSIM; an infinite PSNR makes the mean infinite."""
+    """Return the mean PSNR and SSIM; an infinite PSNR makes the mean infinite."""
     scored = list(scored)
     return {
         "psnr": statistics.fmean(one.psnr for one in scored),
@@ -181,7 +182,7 @@ def mean_scores(scored: Iterable[Scored]) -> dict[str, float]:
 
 
 def finite_or_none(value: Any) -> Any:
-    """A value, or nested dictionaries and lists of such, for JSON, which has no infinity."""
+    """Replace numbers that are not finite, also in dictionaries and lists, by None, for JSON."""
     if isinstance(value, dict):
         return {key: finite_or_none(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A checkpoint, ready to restore, and the shards that it is tried on."""
+"""A checkpoint that is ready to restore, and the shards that it is scored on."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from c2fdft_cli.validation import NotBool, validate
 
 @dataclass(frozen=True)
 class Subject:
-    """Weights, ready to restore, and how their restorations are scored.
+    """Weights that are ready to restore, and how the restored images are scored.
 
     Args:
         checkpoint: the weights.
-        network: theirs, on the runtime's device.
-        protocol: of the scores.
-        runtime: device and arithmetic.
-        recipe: of the weights; the defaults where they carry none.
+        network: their network, on the runtime's device.
+        protocol: the protocol of the scores.
+        runtime: device and precision.
+        recipe: the recipe of the weights; the default recipe if they have none.
     """
 
     checkpoint: Checkpoint
@@ -43,9 +43,12 @@ class Subject:
     def executor(
         self, timesteps: Sequence[int], seed: int, *, self_ensemble: bool = False
     ) -> Executor:
-        """The sampler of these weights at other timesteps, from other noise.
+        """Return an executor that restores with these weights.
 
-        self_ensemble: average over flips and rotations.
+        Args:
+            timesteps: descending timesteps, one per sampling step.
+            seed: the seed of the noise.
+            self_ensemble: whether to average over flips and rotations.
         """
         transforms = ensemble_transforms(self.checkpoint.task()) if self_ensemble else (0,)
         return Executor(
@@ -64,11 +67,11 @@ def open_subject(path: Path, *, protocol: str | None, device: str, precision: st
 
     Args:
         path: the checkpoint.
-        protocol: of the scores; None for the recipe's, else "rgb".
-        device, precision: as `make_runtime`.
+        protocol: the protocol of the scores; None for the recipe's, or "rgb" without a recipe.
+        device, precision: as for `make_runtime`.
 
     Raises:
-        UsageError, ResourceError, CheckpointError: whichever is met first.
+        UsageError, ResourceError, CheckpointError: whichever occurs first.
     """
     runtime = make_runtime(device, precision)
     checkpoint = load_checkpoint(path)
@@ -84,7 +87,11 @@ def open_subject(path: Path, *, protocol: str | None, device: str, precision: st
 
 
 def open_shards(folder: Path | None, subject: Subject) -> ShardPairs:
-    """The validation pairs of a shard folder; None for the one that the weights were trained on.
+    """Open the validation pairs of a shard folder.
+
+    Args:
+        folder: the folder; None for the one that the weights were trained on.
+        subject: the weights.
 
     Raises:
         DataError: no such folder, or no validation shards in it.
@@ -104,22 +111,24 @@ def open_shards(folder: Path | None, subject: Subject) -> ShardPairs:
 def _own_data(checkpoint: Checkpoint) -> Path:
     if checkpoint.meta.data is None:
         hint = "name shards made by `c2fdft prepare` with --data"
-        raise DataError("the checkpoint names no data", where=checkpoint.path, hint=hint)
+        raise DataError("the checkpoint does not name its data", where=checkpoint.path, hint=hint)
     return Path(checkpoint.meta.data)
 
 
 @dataclass(frozen=True)
 class _Swept:
-    """What of `metrics.sweep` is read again."""
+    """The part of a checkpoint's `metrics.sweep` that is read."""
 
     trained_grid: list[Annotated[int, NotBool]] | None
 
 
 def trained_grid(checkpoint: Checkpoint) -> list[int] | None:
-    """The timesteps that fine weights were trained on: a sweep may have stored others since.
+    """Return the timesteps that fine weights were trained on; None for others, or if not known.
+
+    They may differ from the checkpoint's timesteps if a sweep has replaced these after training.
 
     Raises:
-        CheckpointError: what the sweep stored are no timesteps.
+        CheckpointError: the sweep's record does not contain valid timesteps.
     """
     meta = checkpoint.meta
     if meta.stage != "fine":
@@ -138,7 +147,7 @@ def trained_grid(checkpoint: Checkpoint) -> list[int] | None:
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 over the names and values of the EMA weights; metadata does not count."""
+    """Return the SHA-256 of the names and values of the EMA weights, without the metadata."""
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint.ema.items()):
         digest.update(name.encode() + b"\0")

@@ -49,7 +49,7 @@ def test_rows_statistics_and_protocol_are_printed(folders: tuple[Path, Path]) ->
     assert result.exit_code == 0, result.output
     for text in ("PSNR", "SSIM", "mean", "median", "std", "lowest PSNR: 2, 1, 0"):
         assert text in result.stdout
-    assert result.stdout.startswith("protocol derain (asked for): Y channel")
+    assert result.stdout.startswith("protocol derain (as requested): Y channel")
     assert "not restored: " in result.stdout
     assert "extra.png" in result.stdout.replace("\n", "")
     assert "next: c2fdft eval" in result.stdout

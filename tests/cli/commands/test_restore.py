@@ -96,7 +96,7 @@ def test_a_folder_is_restored(folder: Path, coarse: Path, tmp_path: Path) -> Non
     assert other.exit_code == 6
     what = "made with other settings: timesteps 999, now 999,0"
     assert other.stderr.startswith(f"warning: 2 files already exist, not overwritten: {what}")
-    assert f"error: {out}: 2 files that exist were made in another way" in other.stderr
+    assert f"error: {out}: 2 existing files may differ from what this command makes" in other.stderr
     assert f"a.png: {what}" in other.stderr
     assert "hint: use --overwrite" in other.stderr
     assert "next:" not in other.stdout

@@ -111,7 +111,7 @@ def test_training_images_are_scored_only_if_requested(tmp_path):
         for side in ("input", "target"):
             (tmp_path / "set" / part / side).mkdir(parents=True)
             save_rgb8(tmp_path / "set" / part / side / "1.png", photo(0, 64, 64))
-    with pytest.raises(DataError, match="training images in it"):
+    with pytest.raises(DataError, match="contains training images"):
         open_folder(tmp_path / "set")
     assert open_folder(tmp_path / "set" / "test").names == ["1"]
 
@@ -139,7 +139,7 @@ def test_without_pairs_the_hint_says_what_eval_can_do(tmp_path, clean):
     for folder in (clean, tmp_path / "other"):
         with pytest.raises(DataError, match="no pairs") as error:
             open_folder(folder)
-        assert error.value.hint.startswith("give both images of a pair one name; to clean images")
+        assert error.value.hint.startswith("give both images of a pair the same name; for clean")
         options = set(re.findall(r"--[\w-]+", error.value.hint)) - {"--pairs"}
         assert options == {"--sigma", "--no-reference", "--data"}
     (tmp_path / "other").rename(tmp_path / "a--b")

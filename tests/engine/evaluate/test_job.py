@@ -99,7 +99,7 @@ def test_inputs_that_are_missing_for_some_images_are_named_and_not_scored(
     result = evaluate_files(out, target, EvalOptions(), degraded=beside).run()
     facts = document(result)
     assert facts["degraded"] is None
-    what = f"1 of {len(names)} images have none of their size, as {Path(names[0]).stem}"
+    what = f"1 of {len(names)} images have no input of the same size, such as {Path(names[0]).stem}"
     assert facts["notes"] == [f"note: the degraded inputs are not scored: {what}"]
     assert document(evaluate_files(out, target, EvalOptions()).run())["notes"] == []
 
@@ -233,7 +233,7 @@ def test_weights_without_data_are_refused(weights: Path, tmp_path: Path) -> None
     checkpoint = load_checkpoint(weights)
     checkpoint.meta.data = None
     save_checkpoint(weights, checkpoint.params, checkpoint.ema, checkpoint.meta)
-    with pytest.raises(DataError, match="names no data"):
+    with pytest.raises(DataError, match="does not name its data"):
         of_weights(weights)
     with pytest.raises(DataError, match="no such folder of shards"):
         of_weights(weights, data=tmp_path / "no")

@@ -155,7 +155,7 @@ def test_a_run_with_other_settings_names_the_difference_and_fails(
     assert "eta 0.0, now 0.5; seed 0, now 3" in warning
     result = restore(made).run()
     assert isinstance(result.failure, PartialFailure)
-    assert "6 files that exist were made in another way" in str(result.failure)
+    assert "6 existing files may differ from what this command makes" in str(result.failure)
     assert not result.images
     assert same(contents(tmp_path / "out"), before)
 
@@ -421,7 +421,9 @@ def test_extra_pictures_need_a_separate_folder(
     places = {options.source: "inputs", tmp_path / "link": "inputs", options.out: "outputs"}
     for folder, whose in places.items():
         for place in (Path(folder), Path(folder) / "a" / "b"):  # sub-folders are searched too
-            with pytest.raises(UsageError, match=f"--{option} goes into the folder of the {whose}"):
+            with pytest.raises(
+                UsageError, match=f"--{option} must not be in the folder of the {whose}"
+            ):
                 plan(options, **{option: place})
     plan(options, **{option: tmp_path / "seen"})
 

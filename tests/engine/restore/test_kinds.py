@@ -213,7 +213,7 @@ def test_a_still_suffix_on_an_animation_is_noted(tmp_path: Path, weights: str) -
     frames[0].save(tmp_path / "still.png", "WEBP", **more)
     result = run(Request(str(tmp_path / "still.png"), str(tmp_path / "o"), weights), identity=True)
     first, second = result.images
-    assert first.notes == ["this file holds 2 frames, each restored as a picture of its own"]
+    assert first.notes == ["this file contains 2 frames; each is restored as a separate picture"]
     assert second.notes == []
     for i in range(2):
         made = pixels(tmp_path / "o" / f"still-000{i + 1}.png")

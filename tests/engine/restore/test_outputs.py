@@ -110,7 +110,9 @@ def test_a_named_output_file_decides_the_format(tmp_path: Path) -> None:
 
 def test_a_suffix_for_a_named_output_file_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg") / "a.jpg"
-    with pytest.raises(UsageError, match=r"--suffix does not go with the output file .*b\.png"):
+    with pytest.raises(
+        UsageError, match=r"--suffix cannot be combined with the output file .*b\.png"
+    ):
         outputs(source, tmp_path / "b.png", suffix="_r")
 
 
@@ -202,7 +204,7 @@ def test_names_that_become_too_long_are_reported_before_work(
     good = [item.source.problem is None for item in items]
     assert good.count(True) == 1
     bad = next(item.source.problem for item in items if item.source.problem)
-    assert "file systems take 255" in str(bad)
+    assert "file systems allow 255" in str(bad)
     assert str(bad).startswith(str(source / long))
 
 

@@ -74,7 +74,10 @@ def test_a_recorded_error_does_not_keep_the_file_in_memory(where: str | None) ->
 def test_files_made_in_another_way_are_named() -> None:
     failure = result(GOOD, SAME, STALE).failure
     assert isinstance(failure, PartialFailure)
-    assert str(failure) == "out: 1 file that exists was made in another way and not overwritten"
+    assert (
+        str(failure)
+        == "out: 1 existing file may differ from what this command makes and was not overwritten"
+    )
     assert "--overwrite" in str(failure.hint)
     assert failure.details == ("out/d.png: made with other settings: seed 0, now 3",)
 
@@ -88,9 +91,9 @@ def test_a_single_file_made_in_another_way_is_named() -> None:
 def test_failures_and_old_files_are_both_named_and_counted() -> None:
     failure = result(GOOD, BAD, *[STALE] * 25).failure
     assert failure is not None
-    assert "1 of 2 images failed, 25 files that exist were made in another way" in str(failure)
+    assert "1 of 2 images failed, 25 existing files may differ" in str(failure)
     assert len(failure.details) == 11
-    assert failure.hint == "the others are restored; use --overwrite to replace what exists"
+    assert failure.hint == "the others are restored; use --overwrite to replace existing files"
 
 
 def test_results_of_several_processes_are_merged() -> None:

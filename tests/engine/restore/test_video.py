@@ -310,8 +310,8 @@ def test_outputs_of_the_wrong_kind_are_refused(
 ) -> None:
     video, image = str(clips / "a.mp4"), str(save(tmp_path / "i.png", random_picture(8, 8)))
     cases = [
-        (video, "x.png", "a video goes into a video file"),
-        (video, "-", "a video goes into a video file"),
+        (video, "x.png", "the output of a video must be a video file"),
+        (video, "-", "the output of a video must be a video file"),
         (video, "x.webm", "webm cannot hold this video's sound: aac"),
         (image, "x.mp4", "an image cannot become a video"),
         (video, video, "replace an input"),

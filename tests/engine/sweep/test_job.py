@@ -475,7 +475,7 @@ def test_official_weights_without_metadata_can_be_swept(shards: Path, tmp_path: 
     state = make_network(NETWORK).state_dict()
     path = tmp_path / "released.pth"
     torch.save({"params": state, "params_ema": state}, path)
-    with pytest.raises(DataError, match="names no data") as error:
+    with pytest.raises(DataError, match="does not name its data") as error:
         run(path)
     assert "--data" in error.value.hint
     result = run(path, data=shards, images=1)
