@@ -1,9 +1,9 @@
 """Diffusion self-attention (DFSA) between channels: docs/paper.md, eqs. (5) and (6).
 
 `softmax(norm(q) norm(k)^T * temperature) v` per head, q and k normalised along the *pixel* axis.
-The norms are taken out of the product, `norm(q) norm(k)^T = q k^T / (|q| |k|)`: what couples
-distant pixels are then only sums over all of them, which pieces of an image simply add up to, and
-the output projection folds into the `c x c` matrix that follows from the sums.
+The norms can be taken out of the product: `norm(q) norm(k)^T = q k^T / (|q| |k|)`. Distant pixels
+are then coupled only through sums over all pixels, to which the sums of pieces of an image simply
+add up, and the output projection is merged into the `c x c` matrix computed from the sums.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from c2fdft_cli.core.layers import Conv1x1, Conv3x3
 from c2fdft_cli.core.precision import full_precision
 
 SMALLEST_NORM = 1e-12
-"""Of q or k over the pixels; below it `F.normalize` takes no norm."""
+"""Lower bound of the norm of q or k over the pixels, the same as in `F.normalize`."""
 
 
 class PixelSums(NamedTuple):
-    """What attention needs to know of all pixels; sums, so pieces of an image simply add up.
+    """The sums over all pixels that attention depends on; those of pieces of an image add up.
 
     gram: `[n, heads, d, d]` float32, sum over pixels of q_i * k_j.
     q_square, k_square: `[n, heads, d]` float32, sums over pixels of q_i^2 and k_i^2.
@@ -36,13 +36,14 @@ class PixelSums(NamedTuple):
 
 
 def pixel_sums(q: Tensor, k: Tensor, heads: int) -> PixelSums:
-    """Sums over the pixels of q, k: `[n, p, c]`; float32 whatever comes in.
+    """Compute the sums over the pixels of q, k: `[n, p, c]`, in float32 whatever their dtype.
 
-    A Gram matrix that is not normalised yet passes float16's largest number (65504).
+    The Gram matrix is not normalised yet and can exceed float16's largest number (65504).
     """
     with full_precision(q):
         q, k = q.float(), k.float()
-        # Head by head on views: as one more batch dimension the heads would have to be copied.
+        # One product per head, on views: with the heads as a further batch dimension q and k would
+        # have to be copied.
         gram = [
             torch.bmm(a.transpose(1, 2), b)
             for a, b in zip(q.chunk(heads, -1), k.chunk(heads, -1), strict=True)
@@ -55,10 +56,10 @@ def pixel_sums(q: Tensor, k: Tensor, heads: int) -> PixelSums:
 
 
 class Similarity(NamedTuple):
-    """What the pixels of q_i and k_j have in common, before and after the softmax; float32.
+    """Similarity of the channels q_i and k_j, before and after the softmax; float32.
 
     cosine, attention: `[n, heads, d, d]`, rows i, columns j.
-    q_norm, k_norm: `[n, heads, d]`, at least the smallest norm.
+    q_norm, k_norm: `[n, heads, d]`, at least `SMALLEST_NORM`.
     """
 
     cosine: Tensor
@@ -68,13 +69,13 @@ class Similarity(NamedTuple):
 
 
 def similarity(sums: PixelSums, temperature: Tensor) -> Similarity:
-    """Attention between the channels of each head, given the sums of all the pixels.
+    """Compute the attention between the channels of each head from the sums over all pixels.
 
     temperature: `[heads, 1, 1]`.
     """
     gram, q_square, k_square = sums
     with full_precision(gram):
-        # clamped before the root: the other order has NaN gradients at zero
+        # Clamped before taking the root: the other order has NaN gradients at zero.
         q_norm = q_square.clamp_min(SMALLEST_NORM**2).sqrt()
         k_norm = k_square.clamp_min(SMALLEST_NORM**2).sqrt()
         cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
@@ -83,10 +84,10 @@ def similarity(sums: PixelSums, temperature: Tensor) -> Similarity:
 
 
 def mixing_matrix(sums: PixelSums, temperature: Tensor, project_out: Tensor) -> Tensor:
-    """Attention and output projection as one matrix, `[n, c, c]`: rows out, columns in.
+    """Merge attention and output projection into one matrix, `[n, c, c]`: rows out, columns in.
 
     Args:
-        sums: of all the pixels.
+        sums: the sums over all pixels.
         temperature: `[heads, 1, 1]`.
         project_out: weight of the output projection, `[c, c]`.
     """
@@ -94,27 +95,27 @@ def mixing_matrix(sums: PixelSums, temperature: Tensor, project_out: Tensor) -> 
 
 
 def projected(attention: Tensor, project_out: Tensor) -> Tensor:
-    """The mixing matrix of an attention, `[n, c, c]`.
+    """Apply the output projection to an attention: the mixing matrix, `[n, c, c]`.
 
     Args:
         attention: `[n, heads, d, d]`.
         project_out: weight of the output projection, `[c, c]`.
     """
     with full_precision(attention):
-        # The projection is linear in what attention makes of v, so both are one matrix; each head's
-        # columns of it meet that head's attention alone.
+        # Attention is linear in v, and the projection in its result, so both are one matrix. Each
+        # head's columns of the projection are multiplied by that head's attention only.
         out = project_out.float().view(-1, *attention.shape[1:3])
         return torch.einsum("ohi,nhij->nohj", out, attention).flatten(2)
 
 
 def mix_channels(v: Tensor, mixing: Tensor, bias: Tensor | None) -> Tensor:
-    """`mixing v + bias` at each pixel of `v: [n, h, w, c]`; mixing: `[n, c, c]`."""
+    """Return `mixing v + bias` at each pixel of `v: [n, h, w, c]`; mixing: `[n, c, c]`."""
     out = torch.bmm(v.flatten(1, 2), mixing.to(v.dtype).transpose(1, 2)).view(v.shape)
     return out if bias is None else out + bias
 
 
 class Attention(nn.Module):
-    """DFSA: 1x1 and 3x3 depth-wise convolution to q, k, v; attention; 1x1 convolution out."""
+    """DFSA: 1x1 and depth-wise 3x3 convolution to q, k, v; attention; 1x1 output convolution."""
 
     def __init__(self, width: int, heads: int, bias: bool) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class Attention(nn.Module):
         self.project_out = Conv1x1(width, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: `[n, h, w, c]` to the same shape."""
+        """Map x: `[n, h, w, c]` to the same shape."""
         q, k, v = self.qkv_dwconv(self.qkv(x)).chunk(3, dim=-1)
         sums = pixel_sums(q.flatten(1, 2), k.flatten(1, 2), self.heads)
         mixing = mixing_matrix(sums, self.temperature, self.project_out.weight.flatten(1))

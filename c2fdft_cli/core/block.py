@@ -19,7 +19,7 @@ class FeedForward(nn.Module):
         self.project_out = Conv1x1(hidden, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: `[n, h, w, c]` to the same shape."""
+        """Map x: `[n, h, w, c]` to the same shape."""
         return self.project_out(F.gelu(self.project_in(x)))  # type: ignore[no-any-return]
 
 
@@ -34,13 +34,13 @@ class Block(nn.Module):
         self.ffn = FeedForward(width, factor, bias)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x: `[n, h, w, c]`, time: `[n or 1, c]`, its SiLU already taken."""
+        """Apply the block to x: `[n, h, w, c]`; time: `[n or 1, c]`, after its SiLU."""
         x = x + self.attn(self.norm1(x, time))
         return x + self.ffn(self.norm2(x, time))  # type: ignore[no-any-return]
 
 
 class Level(nn.ModuleList):
-    """The blocks of one level, one after the other, at one width and one resolution."""
+    """The blocks of one level, in sequence, at one width and one resolution."""
 
     def __init__(
         self, depth: int, width: int, heads: int, factor: float, bias: bool, norm: str
@@ -48,7 +48,7 @@ class Level(nn.ModuleList):
         super().__init__(Block(width, heads, factor, bias, norm) for _ in range(depth))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """As `Block.forward`."""
+        """Apply the blocks in order; arguments and result as for `Block.forward`."""
         for block in self:
             x = block(x, time)
         return x

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 PredictNoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""eps_hat of (x_t: `[n, 3, h, w]`, t: `[n]`)."""
+"""A function of (x_t: `[n, 3, h, w]`, t: `[n]`) that returns eps_hat."""
 
 T = 1000
 
@@ -20,11 +20,11 @@ T = 1000
 def beta_schedule(
     name: str = "linear", steps: int = T, start: float = 1e-4, end: float = 0.02
 ) -> Tensor:
-    """beta_t, `[steps]` float64: docs/paper.md, eq. (8).
+    """Return beta_t, `[steps]` float64: docs/paper.md, eq. (8).
 
     Args:
         name: "linear" (the paper's), "quad", "const", "jsd" or "sigmoid".
-        steps: T.
+        steps: the number of timesteps, T.
         start: the first beta.
         end: the last beta.
 
@@ -32,7 +32,7 @@ def beta_schedule(
         ValueError: an unknown name, or values outside 0 < start <= end < 1.
     """
     if not 0 < start <= end < 1 or steps < 1:
-        raise ValueError(f"want 0 < start <= end < 1 and steps >= 1, got {start}, {end}, {steps}")
+        raise ValueError(f"need 0 < start <= end < 1 and steps >= 1, got {start}, {end}, {steps}")
     f64 = torch.float64
     if name == "quad":
         return torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=f64).square()
@@ -48,26 +48,26 @@ def beta_schedule(
 
 
 def alpha_bar_of(betas: Tensor) -> Tensor:
-    """alpha_bar_t = prod_{s <= t} (1 - beta_s), `[T]` float32, multiplied in float64."""
+    """Return alpha_bar_t = prod_{s <= t} (1 - beta_s), `[T]` float32, multiplied in float64."""
     return (1 - betas.double()).cumprod(0).float()
 
 
 def time_grid(steps: int, spacing: str = "linspace", total: int = T) -> list[int]:
-    """The descending times of `steps` network calls: docs/paper.md, "Timesteps".
+    """Return the descending timesteps of `steps` sampling steps: docs/paper.md, "Timesteps".
 
     Args:
-        steps: number of network calls, 1 .. total.
+        steps: number of sampling steps, each one network call, 1 .. total.
         spacing: "linspace", `round(linspace(total - 1, 0, n))` half to even, n = 1 is
             [total - 1]; "leading", `arange(n) * (total // n)` reversed; "trailing",
             `round(arange(total, 0, -total / n)) - 1`.
-        total: T.
+        total: the number of timesteps of the schedule, T.
 
     Raises:
         ValueError: steps outside 1 .. total, or an unknown spacing.
     """
     if not 1 <= steps <= total:
-        raise ValueError(f"steps is 1 to {total}, got {steps}")
-    # Fractions: a quotient of floats may fall on the other side of a half.
+        raise ValueError(f"steps must be 1 to {total}, got {steps}")
+    # Fractions, because a quotient of floats may fall on the wrong side of a half.
     if spacing == "linspace":
         if steps == 1:
             return [total - 1]
@@ -81,21 +81,21 @@ def time_grid(steps: int, spacing: str = "linspace", total: int = T) -> list[int
 
 
 def check_grid(grid: Sequence[int], total: int = T) -> list[int]:
-    """Return the grid as a list; ValueError unless it descends strictly within 0 .. total - 1."""
+    """Return the times as a list; ValueError unless they descend strictly within 0 .. total - 1."""
     times = [int(t) for t in grid]
     if not times:
-        raise ValueError("a grid needs at least one time")
+        raise ValueError("expected at least one timestep")
     if not all(0 <= t < total for t in times):
-        raise ValueError(f"grid times are 0 to {total - 1}, got {times}")
+        raise ValueError(f"timesteps must be 0 to {total - 1}, got {times}")
     if any(a <= b for a, b in pairwise(times)):
-        raise ValueError(f"grid times must descend, got {times}")
+        raise ValueError(f"timesteps must descend, got {times}")
     return times
 
 
 def check_start(t: int, alpha_bar_t: float) -> None:
-    """ValueError where sampling cannot begin at a time, since none of the image is left there.
+    """Raise ValueError if sampling cannot start at t because nothing of the image is left there.
 
-    So it is at T - 1 of "jsd", and wherever alpha_bar, in float32, has come down to 0.
+    This is the case at T - 1 of "jsd", and wherever alpha_bar is 0 in float32.
     """
     if not alpha_bar_t > 0:
         raise ValueError(f"nothing of the image is left at timestep {t} (alpha_bar is 0)")
@@ -106,8 +106,8 @@ def q_sample(gt: Tensor, t: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
     Args:
         gt: `[n, 3, h, w]` in [-1, 1].
-        t: integer times, `[n]`.
-        noise: eps, as gt.
+        t: integer timesteps, `[n]`.
+        noise: eps, of the shape of gt.
         alpha_bar: `[T]`, on the device of gt.
     """
     a = alpha_bar[t][:, None, None, None]
@@ -122,40 +122,40 @@ def ddim_sample(
     eta: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
 ) -> Tensor:
-    """Implicit sampler, one network call for each time: docs/paper.md, eqs. (13) to (15).
+    """Implicit sampler, one network call per timestep: docs/paper.md, eqs. (13) to (15).
 
-    Differentiable; gradient mode, device and precision belong to the caller. Its own arithmetic
-    is float32.
+    Differentiable. The caller decides gradient mode, device and precision; the sampler's own
+    arithmetic is float32.
 
     Args:
-        predict_noise: eps_hat of (x_t, t).
+        predict_noise: returns eps_hat for (x_t, t).
         x_T: start noise, `[n, 3, h, w]`.
-        grid: descending times, such as `time_grid(4)`.
-        alpha_bar: `[T]`; on another device than the CPU, reading it waits for that device.
-        eta: 0 is deterministic after the start; 1 adds the noise of an ancestral sampler.
-        generators: sources of that noise, one for each image, needed when eta > 0.
+        grid: descending timesteps, such as `time_grid(4)`.
+        alpha_bar: `[T]`; if it is not on the CPU, reading it waits for its device.
+        eta: 0 is deterministic given x_T; 1 adds the noise of an ancestral sampler.
+        generators: sources of that noise, one per image; required if eta > 0.
 
     Returns:
         x_0, `[n, 3, h, w]` float32, about [-1, 1] and not clamped.
 
     Raises:
-        ValueError: a grid that does not descend, or begins where alpha_bar is 0; or eta > 0
+        ValueError: timesteps that do not descend, or start where alpha_bar is 0; or eta > 0
             without generators.
     """
     times = check_grid(grid, len(alpha_bar))
     if eta > 0 and generators is None:
         raise ValueError("eta > 0 adds noise: pass a generator for each image")
-    # Python's floats: the coefficients are made in float64 and no step waits for a GPU to return
-    # them. After the last time comes the image itself, alpha_bar = 1.
+    # Python floats: the coefficients are computed in float64, and no step waits for a GPU to
+    # return them. The last step leads to the image itself, alpha_bar = 1.
     a = [*alpha_bar.cpu()[times].tolist(), 1.0]
     check_start(times[0], a[0])
     x = x_T.float()
     for i, t in enumerate(times):
         a_t, a_next = a[i], a[i + 1]
-        # expanded, not filled: stride 0 tells the network that the whole batch shares one time
+        # Expanded, not filled: the network recognises by stride 0 that the batch shares one time.
         eps_hat = predict_noise(x, x.new_full((1,), t).expand(len(x))).float()
         x_0 = (x - math.sqrt(1 - a_t) * eps_hat) / math.sqrt(a_t)
-        # Where a_t rounds to 1 there is no noise to replace.
+        # If a_t rounds to 1, there is no noise to replace.
         share = (1 - a_t / a_next) * (1 - a_next) / (1 - a_t) if a_t < 1 else 0.0
         c1 = eta * math.sqrt(share)
         x = math.sqrt(a_next) * x_0 + math.sqrt(max(1 - a_next - c1**2, 0.0)) * eps_hat
@@ -169,9 +169,9 @@ def gaussian(
     generators: Sequence[torch.Generator],
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard normal noise `[n, ...]`, sampled on the generators' device, moved to `device`.
+    """Sample standard normal noise `[n, ...]` on the generators' device and move it to `device`.
 
-    With a generator for each image its noise does not depend on the batch that it is in.
+    With one generator per image, an image's noise does not depend on its batch.
     """
     if len(generators) != shape[0]:
         raise ValueError(f"{len(generators)} generators for a batch of {shape[0]}")
@@ -180,7 +180,7 @@ def gaussian(
 
 
 def conditioned(net: PredictNoise, lq: Tensor) -> PredictNoise:
-    """Bind the degraded image to the network: docs/paper.md, eq. (1).
+    """Bind the degraded image to the network as its condition: docs/paper.md, eq. (1).
 
     Args:
         net: called with `cat([2 * lq - 1, x_t])` and t.
@@ -191,5 +191,5 @@ def conditioned(net: PredictNoise, lq: Tensor) -> PredictNoise:
 
 
 def to_image(x_0: Tensor) -> Tensor:
-    """The restored image, clamp((x_0 + 1) / 2, 0, 1): docs/paper.md, eq. (16)."""
+    """Return the restored image, clamp((x_0 + 1) / 2, 0, 1): docs/paper.md, eq. (16)."""
     return ((x_0 + 1) / 2).clamp(0, 1)

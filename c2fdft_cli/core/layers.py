@@ -1,6 +1,6 @@
-"""The layers that the network is made of, for channels-last activations `[n, h, w, c]`.
+"""The layers of the network, for channels-last activations `[n, h, w, c]`.
 
-In that layout a 1x1 convolution is a matrix product over the pixels, and the layer norm runs over
+In this layout a 1x1 convolution is a matrix product over the pixels, and the layer norm runs along
 the contiguous axis. Parameter names and shapes are those of the official program.
 """
 
@@ -20,18 +20,18 @@ class Conv1x1(nn.Conv2d):
         super().__init__(width, out, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x weight^T + bias` at each pixel."""
+        """Return `x weight^T + bias` at each pixel."""
         return F.linear(x, self.weight.flatten(1), self.bias)
 
 
 class Conv3x3(nn.Conv2d):
-    """3x3 convolution of `x: [n, h, w, in]` to `[n, h, w, out]`, with zeros around it."""
+    """3x3 convolution of `x: [n, h, w, in]` to `[n, h, w, out]`, with zero padding."""
 
     def __init__(self, width: int, out: int, bias: bool = False, groups: int = 1) -> None:
         super().__init__(width, out, 3, padding=1, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution; both permutations are views."""
+        """Apply the convolution; both permutations are views."""
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -45,8 +45,8 @@ class _Affine(nn.Module):
 class PixelNorm(nn.Module):
     """Layer norm over each pixel's channels, plus the time embedding: docs/paper.md, eq. (4).
 
-    `bias_free` divides by sqrt(var + eps) *without* removing the mean from the numerator; the
-    variance is the biased one around the mean.
+    `bias_free` divides by sqrt(var + eps) *without* subtracting the mean in the numerator; the
+    variance is still the biased one around the mean.
     """
 
     def __init__(self, width: int, norm: str) -> None:
@@ -61,7 +61,7 @@ class PixelNorm(nn.Module):
         if bias is None:
             var = x.var(-1, correction=0, keepdim=True)
             return x * torch.rsqrt(var + NORM_EPS) * weight + time[:, None, None]
-        if len(time) == 1:  # one time for the whole batch: the norm's own bias can carry it
+        if len(time) == 1:  # one time for the whole batch: it can be added to the norm's own bias
             return F.layer_norm(x, weight.shape, weight, bias + time[0], NORM_EPS)
-        # In place: the norm's derivative reads its argument, not its result.
+        # In place is allowed: the norm's derivative reads its input, not its result.
         return F.layer_norm(x, weight.shape, weight, bias, NORM_EPS).add_(time[:, None, None])

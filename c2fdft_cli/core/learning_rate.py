@@ -1,4 +1,4 @@
-"""The learning rate of the released recipes: docs/paper.md, eq. (19)."""
+"""The learning rate of the official recipes: docs/paper.md, eq. (19)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def learning_rate(iteration: int, lr: float, periods: Sequence[tuple[int, float]]) -> float:
-    """Cosine per period, from lr to that period's floor, restarting at lr.
+    """Return the learning rate: in each period a cosine from lr down to that period's floor.
 
     Args:
         iteration: finished iterations, from 0; iteration k of the training uses `k - 1`.

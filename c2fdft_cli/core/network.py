@@ -1,7 +1,7 @@
 """The Diffusion Transformer (DFT) that predicts noise: docs/paper.md, eq. (1).
 
 Inside, activations are channels-last, `[n, h, w, c]`. Parameter names and shapes are those of the
-released program, so its weights load strictly.
+official program, so its weights load strictly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 
     Args:
         t: diffusion times, `[n]`.
-        width: channels of the level that it is for, at least 4.
+        width: channels of the level that uses the embedding, at least 4.
 
     Returns:
         `[n, width]` float32, sines then cosines of `t * freq_i`,
@@ -36,19 +36,19 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 
 
 def embedding_frequencies(width: int, device: torch.device) -> Tensor:
-    """freq_i of `time_embedding`, `[width // 2]` float32."""
+    """Return freq_i of `time_embedding`, `[width // 2]` float32."""
     half = width // 2
     i = torch.arange(half, dtype=torch.float32, device=device)
     return torch.exp(i * (-math.log(10000) / (half - 1)))
 
 
 def padded_side(side: int) -> int:
-    """The height or width that `pad_to_multiple` makes of one."""
+    """Round a height or width up to a multiple of 8, as `pad_to_multiple` does."""
     return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
 
 def pad_to_multiple(x: Tensor) -> Tensor:
-    """Pad right and bottom to a multiple of 8: reflect, or replicate where the side is too short.
+    """Pad right and bottom to a multiple of 8: reflect, or replicate if the side is too short.
 
     Args:
         x: `[n, c, h, w]`, any size from 1x1 up.
@@ -60,7 +60,7 @@ def pad_to_multiple(x: Tensor) -> Tensor:
         size = x.shape[axis]
         short = -size % SIZE_MULTIPLE
         if short:
-            # `F.pad` refuses to reflect as many pixels as there are.
+            # `F.pad` cannot reflect as many pixels as the side has.
             mode = "reflect" if short < size else "replicate"
             x = F.pad(x, (0, short, 0, 0) if axis == -1 else (0, 0, 0, short), mode=mode)
     return x
@@ -72,7 +72,7 @@ def unshuffle(x: Tensor) -> Tensor:
 
 
 def unshuffled_view(x: Tensor) -> Tensor:
-    """What `unshuffle` copies, as a view of x: `[n, h/2, w/2, c, 2, 2]`."""
+    """Return a view of x with the values of `unshuffle` in order: `[n, h/2, w/2, c, 2, 2]`."""
     n, h, w, c = x.shape
     return x.reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 5, 2, 4)
 
@@ -83,13 +83,13 @@ def shuffle(x: Tensor) -> Tensor:
 
 
 def shuffled_view(x: Tensor) -> Tensor:
-    """What `shuffle` copies, as a view of x: `[n, h, 2, w, 2, c]`."""
+    """Return a view of x with the values of `shuffle` in order: `[n, h, 2, w, 2, c]`."""
     n, h, w, c = x.shape
     return x.reshape(n, h, w, c // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
 
 
 class PatchEmbed(nn.Module):
-    """3x3 convolution from the input's channels to the first level's width."""
+    """3x3 convolution from the input's channels to the width of the first level."""
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class PatchEmbed(nn.Module):
 
 
 class Resample(nn.Module):
-    """3x3 convolution whose output is then shuffled to half or double the size."""
+    """3x3 convolution, then a pixel shuffle that halves or doubles height and width."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -105,11 +105,11 @@ class Resample(nn.Module):
 
     @property
     def conv(self) -> Conv3x3:
-        """The convolution, before the shuffle."""
+        """The convolution before the shuffle."""
         return self.body[0]  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: `[n, h, w, c]` to `[n, h/2, w/2, 2c]` or `[n, 2h, 2w, c/2]`."""
+        """Map x: `[n, h, w, c]` to `[n, h/2, w/2, 2c]` or `[n, 2h, 2w, c/2]`."""
         y = self.body(x)
         return unshuffle(y) if self.conv.out_channels < self.conv.in_channels else shuffle(y)
 
@@ -119,20 +119,20 @@ class DFT(nn.Module):
 
     Args:
         dim: width C of the first level.
-        blocks: Transformer blocks of levels 1 to 4, encoder and decoder alike.
+        blocks: Transformer blocks of levels 1 to 4, the same in encoder and decoder.
         heads: attention heads of levels 1 to 4.
-        ffn_factor: hidden width of the feed-forward network over the level's width.
+        ffn_factor: hidden width of the feed-forward network divided by the level's width.
         bias: biases in the convolutions (patch embedding and resampling never have one).
         norm: "with_bias" or "bias_free".
         dual_pixel: add a 1x1 projection of the embedded input before the output convolution and
-            leave out the final `+ x_t`.
+            omit the final `+ x_t`.
 
     Raises:
         ValueError: sizes that do not fit together.
     """
 
     in_channels, out_channels = 6, 3
-    """Of condition and noisy image together, and of the noise."""
+    """Channels of condition and noisy image together, and of the predicted noise."""
 
     def __init__(
         self,
@@ -171,9 +171,9 @@ class DFT(nn.Module):
         self.output = Conv3x3(2 * dim, self.out_channels, bias)
 
     def times(self, t: Tensor) -> list[Tensor]:
-        """Time embedding with its SiLU for the widths C, 2C, 4C, 8C: `[n or 1, width]` float32.
+        """Embed t, followed by SiLU, for the widths C, 2C, 4C, 8C: `[n or 1, width]` float32.
 
-        A time that was expanded over the batch (stride 0) is embedded once.
+        A time that was expanded over the batch (stride 0) is embedded only once.
         """
         if t.stride(0) == 0:
             t = t[:1]
@@ -191,8 +191,8 @@ class DFT(nn.Module):
         """
         self.check_input(x)
         time = self.times(t)
-        # Channels-last from here on: a convolution answers in the layout of its input, and 1x1
-        # products need the channels of a pixel side by side.
+        # Channels-last from here on: a convolution keeps the memory layout of its input, and 1x1
+        # products need the channels of a pixel to be contiguous.
         embedded = self.patch_embed.proj(x.permute(0, 2, 3, 1).contiguous())
         level1 = self.encoder_level1(embedded, time[0])
         level2 = self.encoder_level2(self.down1_2(level1), time[1])
@@ -206,33 +206,35 @@ class DFT(nn.Module):
         z = self.decoder_level1(z, time[1])  # twice the width of encoder level 1
         if self.skip_conv is not None:
             z = z + self.skip_conv(embedded)
-        with full_precision(x):  # the last sum in full precision
+        with full_precision(x):  # the output convolution and the last sum stay float32
             eps_hat = self.output(z.float()).permute(0, 3, 1, 2)
             return eps_hat if self.skip_conv is not None else eps_hat + self.x_t(x)  # type: ignore[no-any-return]
 
     def x_t(self, x: Tensor) -> Tensor:
-        """The noisy image within the network's input, float32."""
+        """Return the noisy image, the last channels of the network's input, in float32."""
         return x[:, -self.out_channels :].float()
 
     def check_input(self, x: Tensor) -> None:
-        """Raise ValueError when x is not `[n, in_channels, 8 * i, 8 * j]`."""
+        """Raise ValueError if x is not `[n, in_channels, 8 * i, 8 * j]`."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"want [n, {self.in_channels}, h, w], got {list(x.shape)}")
+            raise ValueError(f"expected [n, {self.in_channels}, h, w], got {list(x.shape)}")
         if x.shape[2] % SIZE_MULTIPLE or x.shape[3] % SIZE_MULTIPLE:
             raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {list(x.shape[2:])}")
 
 
 def _check_sizes(dim: int, blocks: Sequence[int], heads: Sequence[int], ffn_factor: float) -> None:
     if len(blocks) != 4 or len(heads) != 4:
-        raise ValueError(f"want blocks and heads for 4 levels, got {list(blocks)}, {list(heads)}")
+        raise ValueError(
+            f"blocks and heads must be for 4 levels, got {list(blocks)}, {list(heads)}"
+        )
     if min(blocks) < 1 or min(heads) < 1:
-        raise ValueError(f"blocks and heads are at least 1, got {list(blocks)}, {list(heads)}")
+        raise ValueError(f"blocks and heads must be at least 1, got {list(blocks)}, {list(heads)}")
     # The time embedding divides by dim // 2 - 1, and the first Resample halves dim.
     if dim < 4 or dim % 2:
-        raise ValueError(f"dim is even and at least 4, got {dim}")
+        raise ValueError(f"dim must be even and at least 4, got {dim}")
     for level, count in enumerate(heads):
-        # decoder level 1 works at twice the width of encoder level 1, which divides it too
+        # Decoder level 1 has twice the width of encoder level 1, so its heads divide that as well.
         if (dim << level) % count:
             raise ValueError(f"level {level + 1}: {count} heads do not divide width {dim << level}")
     if int(dim * ffn_factor) < 1:
-        raise ValueError(f"ffn_factor leaves no hidden channel, got {ffn_factor}")
+        raise ValueError(f"ffn_factor is too small, no hidden channel remains, got {ffn_factor}")

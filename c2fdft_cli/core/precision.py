@@ -1,4 +1,4 @@
-"""Where the arithmetic must stay float32, whatever the caller's autocast."""
+"""Contexts in which arithmetic stays float32, whatever the caller's autocast and TF32 settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the device of x; the meta device has none to switch off."""
+    """Return a context without autocast on the device of x; the meta device has no autocast."""
     if x.device.type == "meta":
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
@@ -18,8 +18,8 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Matrix products of float32 in float32, also where the caller lets a GPU round to TF32."""
-    # A setting of the whole process: products of other threads are exact meanwhile, too.
+    """Compute float32 matrix products in full float32, even if the caller allows TF32 on a GPU."""
+    # The setting is the whole process's: meanwhile the products of other threads are exact, too.
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

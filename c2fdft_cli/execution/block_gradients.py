@@ -1,18 +1,18 @@
-"""Derivatives of the Transformer block written out, for training on a CPU or on CUDA.
+"""Hand-written derivatives of the Transformer block, for training on a CPU or on CUDA.
 
-Autograd's own derivatives of the same formulas walk through memory once for each of their small
-steps, and keep q and k in float32 beside what half precision made of them. Here what belongs to one
-tensor is written into it at once. The numbers are those of `core.block`, to rounding.
+Autograd's derivatives of the same formulas pass through memory once for each small step, and keep
+q and k in float32 in addition to their half-precision values. Here everything that belongs to one
+tensor is written into it at once. The numbers agree with those of `core.block` to rounding.
 
-On a CPU each product also goes to the library that is fastest at its shape: autograd hands all of
-them to the BLAS behind torch, which is slow on the narrow matrices of the wide levels. On CUDA the
-products are autograd's, and attention alone is written out.
+On a CPU each product also runs in the library that is fastest for its shape: autograd uses torch's
+BLAS for all of them, which is slow on the narrow matrices of the levels with the most pixels. On
+CUDA the products are autograd's, and only attention is hand-written.
 
 Under autocast the products run in its dtype, the pixel sums and the attention matrix in float32.
 
-The norm without bias leaves the mean in, y = x r w + t with r = 1 / sqrt(var + eps), and torch has
-no kernel for it: its variance, taken value by value, alone was an eighth of a step. Over the c
-channels of a pixel with mean m, y = LN(x) + m r w, and with g = sum_j dy_j w_j
+The norm without bias does not subtract the mean, y = x r w + t with r = 1 / sqrt(var + eps), and
+torch has no kernel for it: computing its variance by separate operations alone took an eighth of a
+step. Over the c channels of a pixel with mean m, y = LN(x) + m r w, and with g = sum_j dy_j w_j
 
     dx = dx of LN + r g / c - m r^3 (x - m) g / c          dw = dw of LN + sum_p m r dy
 
@@ -23,23 +23,23 @@ gradient of a result y:
     y = W_out gelu(W_in x) dh = (dy W_out) * gelu'(h),  h = W_in x kept from the forward pass
     y = v M^T              dv = dy M,  dM = sum_p dy^T v   (M: the c x c mixing matrix)
 
-M depends on q and k by three sums alone, G_ij = sum_p q_i k_j, Q_i = sum_p q_i^2 and
+M depends on q and k only through three sums, G_ij = sum_p q_i k_j, Q_i = sum_p q_i^2 and
 K_j = sum_p k_j^2. For each head, with its columns P of the projection, its temperature tau, the
-cosines C_ij = G_ij / sqrt(Q_i K_j) and the attention A = softmax over j of tau C, it is M = P A, so
+cosines C_ij = G_ij / sqrt(Q_i K_j) and the attention A = softmax over j of tau C, M = P A, so
 
     dP = dM A^T      dA = P^T dM      dS_ij = A_ij (dA_ij - sum_j dA_ij A_ij),  S = tau C
     dtau = sum_ij dS_ij C_ij          dG_ij = tau dS_ij / sqrt(Q_i K_j)
     dQ_i = -tau sum_j dS_ij C_ij / 2 Q_i           dK_j = -tau sum_i dS_ij C_ij / 2 K_j
 
-(small matrices, no pixels; a Q or K below the smallest norm counts as a constant), and from there
+(small matrices, no pixels; a Q or K below the smallest norm counts as a constant), and from these
 
     dq_i = sum_j dG_ij k_j + 2 dQ_i q_i        dk_j = sum_i dG_ij q_i + 2 dK_j k_j
 
-because dG_ij/dq_i = k_j at each pixel, and dQ_i/dq_i = 2 q_i. So q, k and v are read once more and
-nothing of the size of the image is kept but them.
+because dG_ij/dq_i = k_j at each pixel, and dQ_i/dq_i = 2 q_i. So q, k and v are read once more, and
+nothing else of the size of the image is kept.
 
-A GPU takes both as one product, since its time goes into bytes and launches, not into sums. With q
-and k side by side and the dG of the heads as blocks on a diagonal,
+A GPU computes both as one product, because its time is spent on memory traffic and launches, not on
+arithmetic. With q and k side by side and the dG of the heads as blocks on a diagonal,
 
     [dq dk] = [q k] [ 2 diag(dQ)     dG     ]
                     [    dG^T    2 diag(dK) ]
@@ -76,23 +76,24 @@ from c2fdft_cli.execution.kernels import (
     sums_of_pixels,
 )
 
-# oneDNN's kernel takes weights as [out, in], so that a product with the weight itself needs a
-# transposed copy of it. From here on a float32 product repays that.
+# oneDNN's kernel expects weights as [out, in], so a product with the weight itself, not its
+# transpose, needs a transposed copy. From this many rows on, that pays off for float32.
 _MANY_ROWS = 2048
 
 
 def install(net: nn.Module, device: torch.device) -> None:
-    """Let the blocks of a network train on a device by the derivatives written here.
+    """Let the blocks of a network train on a device with the derivatives of this module.
 
-    Where they do not apply (inference, another dtype, a compiler that looks on) each module
-    computes as the core has it.
+    If they do not apply (in inference, in another dtype, under a compiler that traces), each module
+    computes as in the core.
 
     Args:
-        net: changed in place.
-        device: a CPU or CUDA; on others nothing changes.
+        net: the network, changed in place.
+        device: a CPU or CUDA; on other devices nothing changes.
     """
-    # Bound methods set on the instance: names and classes of the modules stay, the core's forward
-    # is there to fall back on, and a deep copy of the network (the moving average) binds its own.
+    # Bound methods are set on the instances: the modules keep their names and classes, the core's
+    # forward remains as the fallback, and a deep copy of the network (the moving average) binds
+    # its own methods.
     for module in net.modules():
         if isinstance(module, Block) and device.type == "cuda":
             module.forward = MethodType(_block_on_cuda, module)  # type: ignore[method-assign]
@@ -103,14 +104,14 @@ def install(net: nn.Module, device: torch.device) -> None:
 
 
 def use_cpu_kernels(x: Tensor) -> bool:
-    """Whether the derivatives for a CPU are for x: in training, where it has the kernels."""
+    """Whether the CPU derivatives apply to x: in training, if the CPU has the kernels."""
     return torch.is_grad_enabled() and has_onednn_linear(x.device, _compute_dtype(x))
 
 
 def use_one_product(x: Tensor) -> bool:
-    """Whether the derivatives for CUDA are for x: in training, outside of a compiler.
+    """Whether the CUDA derivatives apply to x: in training, outside of a compiler.
 
-    Not in float16: a derivative by a sum over all pixels is too small for it.
+    Not in float16: derivatives with respect to a sum over all pixels are too small for it.
     """
     plain = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return plain and _compute_dtype(x) in (torch.float32, torch.bfloat16)
@@ -123,7 +124,7 @@ def _conv1x1(conv: Conv1x1, x: Tensor) -> Tensor:
 
 
 def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
-    """`Block.forward`, its sums with the residual stream within the functions."""
+    """`Block.forward` with the additions to the residual stream inside the autograd functions."""
     if not use_cpu_kernels(x):
         return Block.forward(block, x, time)
     ffn = block.ffn
@@ -141,26 +142,26 @@ def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
 
 
 def _normed(norm: PixelNorm, x: Tensor, time: Tensor) -> Tensor:
-    """`PixelNorm.forward`. torch has the derivative of the norm with a bias in one kernel."""
+    """`PixelNorm.forward`; torch has one kernel for the derivative of the norm with a bias."""
     if norm.body.bias is not None or x.dtype != torch.float32:
         return norm(x, time)  # type: ignore[no-any-return]
     return _BiasFreeNorm.apply(x, norm.body.weight, time)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
-    """`Block.forward`, the sum of attention with the residual stream within the function."""
+    """`Block.forward` with attention's addition to the residual stream inside its function."""
     if not use_one_product(x):
         return Block.forward(block, x, time)
     dtype = _compute_dtype(x)
-    # The stream comes back through the norm's function, so that its two gradients are added in the
-    # derivative of the norm and not by a kernel of their own.
+    # The norm's function also returns the stream, so that the stream's two gradients are added in
+    # the derivative of the norm and not by a separate kernel.
     y, x = norm_for(block.norm1, x, dtype)(block.norm1, x, time, dtype)
     x = _Attend.apply(*_attended(block.attn, y, x), True)  # type: ignore[no-untyped-call]
     return feed_forward_for(block, x, dtype)(block, x, time, dtype)
 
 
 def _attended(attn: Attention, y: Tensor, x: Tensor) -> Iterator[Tensor | None]:
-    """The arguments of `_Attend` for a norm's result y and the stream x that it was made of."""
+    """Yield the arguments of `_Attend` for a norm's result y and the stream x it was made from."""
     yield attn.qkv_dwconv(attn.qkv(y))
     yield from (x, attn.temperature, attn.project_out.weight.flatten(1), attn.project_out.bias)
 
@@ -176,20 +177,20 @@ def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _back(grad: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of `linear` by its input."""
-    # In bfloat16 torch's own product is oneDNN's already.
+    """Return the gradient of `linear` with respect to its input."""
+    # In bfloat16 torch's own product is already oneDNN's.
     if grad.dtype == torch.float32 and grad.numel() >= _MANY_ROWS * grad.shape[-1]:
         return onednn_linear(grad, weight.t().contiguous(), None)
     return grad @ weight
 
 
 def _outer(grad: Tensor, x: Tensor) -> Tensor:
-    """Gradient of `linear` by its weight."""
+    """Return the gradient of `linear` with respect to its weight."""
     return grad.flatten(0, -2).t() @ x.flatten(0, -2)
 
 
 def _total(grad: Tensor, needed: bool) -> Tensor | None:
-    """Gradient by a bias."""
+    """Return the gradient with respect to a bias; None if it is not needed."""
     return grad.flatten(0, -2).sum(0) if needed else None
 
 
@@ -226,7 +227,7 @@ class _BiasFreeNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, weight, mean, rate = ctx.saved_tensors
-        with full_precision(x):  # a caller may go back under its autocast
+        with full_precision(x):  # the caller may run the backward pass under its autocast
             dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(
                 grad, x, weight.shape, mean, rate, weight, None, (True, True, False)
             )
@@ -254,7 +255,8 @@ class _FeedForward(torch.autograd.Function):
         x, weight_in, weight_out = x.to(dtype), weight_in.to(dtype), weight_out.to(dtype)
         hidden = onednn_linear(x, weight_in, _cast(bias_in, dtype))
         active = F.gelu(hidden)
-        # Both sides of GELU: its derivative needs the one, that of the second weight the other.
+        # Keep both sides of GELU: its derivative needs its input, that of the second weight its
+        # output.
         ctx.save_for_backward(x, hidden, active, weight_in, weight_out)
         return residual + onednn_linear(active, weight_out, _cast(bias_out, dtype))
 
@@ -264,7 +266,7 @@ class _FeedForward(torch.autograd.Function):
         x, hidden, active, weight_in, weight_out = ctx.saved_tensors
         inner = grad.to(x.dtype)
         dhidden = _back(inner, weight_out)
-        # In place: each value depends on the one that it replaces alone.
+        # In place, because each value depends only on the one that it replaces.
         torch.ops.aten.gelu_backward.grad_input(dhidden, hidden, grad_input=dhidden)
         needs = ctx.needs_input_grad
         return (
@@ -280,8 +282,8 @@ class _FeedForward(torch.autograd.Function):
 class _Attend(torch.autograd.Function):
     """Attention over `qkv: [n, h, w, 3c]` and its output projection, added to the residual stream.
 
-    residual: `[n, h, w, c]`; temperature: `[heads, 1, 1]`; project_out: `[c, c]`. The result is
-    in the wider dtype of the first two. one_product: as a GPU has it.
+    residual: `[n, h, w, c]`; temperature: `[heads, 1, 1]`; project_out: `[c, c]`. The result has
+    the wider dtype of qkv and residual. one_product: use the sums and products that suit a GPU.
     """
 
     @staticmethod
@@ -296,8 +298,8 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:
         ctx.one_product = one_product
         q, k, v = qkv.chunk(3, dim=-1)
-        # The caller's autocast reaches into custom functions, and would cast the operands of
-        # products whose result is to be float32.
+        # The caller's autocast also applies inside custom functions, and would cast the operands of
+        # products whose result must be float32.
         with full_precision(qkv):
             sums = (sums_in_pieces if one_product else sums_of_pixels)(q, k, len(temperature))
             alike = similarity(sums, temperature)
@@ -309,11 +311,11 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # read once: a level computed again gives them once
+        # Read only once, because a recomputed level provides the saved tensors only once.
         qkv, mixing, temperature, project_out, *alike = ctx.saved_tensors
         inner, flat = grad.to(qkv.dtype).flatten(1, 2), qkv.flatten(1, 2)
         v = flat.chunk(3, dim=-1)[2]
-        with full_precision(qkv):  # a caller may go back under its autocast, too
+        with full_precision(qkv):  # the caller may run the backward pass under its autocast, too
             if ctx.one_product:
                 dmixing = gram_in_pieces(inner, v)
             else:
@@ -321,8 +323,8 @@ class _Attend(torch.autograd.Function):
             d, dtemperature, dproject = _back_through_mixing(
                 dmixing, Similarity(*alike), temperature, project_out
             )
-        # Slices of one tensor, as the depth-wise convolution's backward wants it: three separate
-        # gradients would have to be put together by one more copy of all of them.
+        # Slices of one tensor, as the backward pass of the depth-wise convolution needs it: three
+        # separate gradients would have to be concatenated by one more copy.
         dqkv = torch.empty_like(flat)
         torch.bmm(inner, mixing, out=dqkv.chunk(3, dim=-1)[2])
         (_write_in_one_product if ctx.one_product else _write_sums_grad)(flat, d, dqkv)
@@ -333,7 +335,7 @@ class _Attend(torch.autograd.Function):
 def _back_through_mixing(
     dmixing: Tensor, alike: Similarity, temperature: Tensor, project_out: Tensor
 ) -> tuple[PixelSums, Tensor, Tensor]:
-    """Gradients of the sums, the temperature and the projection by that of the mixing matrix."""
+    """Return the gradients of sums, temperature and projection, given that of the mixing matrix."""
     cosine, attention, q_norm, k_norm = alike
     out = project_out.float().view(-1, *attention.shape[1:3])
     dmixing = dmixing.view(len(dmixing), -1, *attention.shape[1:3])
@@ -351,19 +353,19 @@ def _back_through_mixing(
 
 
 def _square_grad(turned: Tensor, norm: Tensor) -> Tensor:
-    """`-turned / 2 norm^2`, and zero where the norm was raised to the smallest one."""
+    """Return `-turned / (2 norm^2)`, and zero where the norm was clamped to the smallest one."""
     return torch.where(norm > SMALLEST_NORM, turned / (-2 * norm.square()), 0.0)
 
 
 def _sums_grad(d: PixelSums, dtype: torch.dtype) -> Tensor:
-    """The matrix that takes `[q k]` to the derivatives by q and k: `[n, 2c, 2c]`."""
+    """Return the matrix that maps `[q k]` to the gradients of q and k: `[n, 2c, 2c]`."""
     n, heads, width, _ = d.gram.shape
     c = heads * width
-    # In the dtype of the product at once: built in float32 and then cast it moved 31 GB more in a
-    # coarse step of the official network (counted, bf16, 192 x 64 px).
+    # Built directly in the dtype of the product: built in float32 and then cast, it moved 31 GB
+    # more in a coarse step of the official network (counted, bf16, 192 x 64 px).
     matrix = d.gram.new_zeros((n, 2, c, 2, c), dtype=dtype)
     blocks = matrix.view(n, 2, heads, width, 2, heads, width)
-    # where the heads' blocks lie, [n, width, width, heads]
+    # Each diagonal is a view of the heads' blocks, [n, width, width, heads].
     blocks[:, 0, :, :, 1].diagonal(dim1=1, dim2=3).copy_(d.gram.permute(0, 2, 3, 1))
     blocks[:, 1, :, :, 0].diagonal(dim1=1, dim2=3).copy_(d.gram.permute(0, 3, 2, 1))
     for i, squares in enumerate((d.q_square, d.k_square)):
@@ -372,17 +374,17 @@ def _sums_grad(d: PixelSums, dtype: torch.dtype) -> Tensor:
 
 
 def _write_in_one_product(qkv: Tensor, d: PixelSums, dqkv: Tensor) -> None:
-    """`_write_sums_grad`, q and k read once and both derivatives written once."""
+    """Do the same as `_write_sums_grad`, reading q and k once and writing both gradients once."""
     c2 = 2 * (qkv.shape[-1] // 3)
     torch.bmm(qkv[..., :c2], _sums_grad(d, qkv.dtype), out=dqkv[..., :c2])
 
 
 def _write_sums_grad(qkv: Tensor, d: PixelSums, dqkv: Tensor) -> None:
-    """Write the derivatives of the sums by q and k into `dqkv: [n, p, 3c]`, given theirs, d."""
+    """Write the gradients of q and k into `dqkv: [n, p, 3c]`, given those of the sums, d."""
     heads, dtype = d.gram.shape[1], qkv.dtype
     (q, k, _), (dq, dk, _) = qkv.chunk(3, dim=-1), dqkv.chunk(3, dim=-1)
-    # The squares' part is written, into memory without contents; the products of the heads add to
-    # it.
+    # The part from the squares is written into uninitialised memory; the products of the heads add
+    # to it.
     torch.mul(q, 2 * d.q_square.flatten(1)[:, None].to(dtype), out=dq)
     torch.mul(k, 2 * d.k_square.flatten(1)[:, None].to(dtype), out=dk)
     gram = d.gram.to(dtype)

@@ -1,4 +1,4 @@
-"""torch.compile where it pays, with eager execution to fall back on."""
+"""torch.compile where it pays off, with eager execution as the fallback."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.choose import are_tried
 
 MUCH_WORK = 4_000_000_000
-"""Pixels through the network that outweigh a minute of compiling on CUDA; an estimate."""
+"""Pixels through the network from which a minute of compiling pays off on CUDA; an estimate."""
 
 MOST_GRAPHS = 256
-"""Shapes that one function is compiled for at most: a block has five in a call, one a level."""
+"""Most shapes that one function is compiled for: a block has five of them in a network call."""
 
 _VOLTA = (7, 0)
 """The first compute capability that Triton generates code for."""
@@ -29,43 +29,43 @@ _VOLTA = (7, 0)
 def compile_in_place(net: nn.Module, setting: str, runtime: Runtime) -> str | None:
     """Compile each block's forward, keeping the parameter names.
 
-    Blocks of one shape share their code, so it takes as long for 40 of them as for 7; as one graph
-    the network would take minutes, and be no faster to speak of, since what is fused lies within
-    the blocks.
+    Blocks of the same shape share their code, so compiling 40 of them takes as long as compiling 7.
+    Compiling the network as one graph would take minutes and make it hardly faster, because the
+    operations that are fused are within the blocks.
 
     Args:
-        net: the network; left as it is when it is not to be compiled.
+        net: the network; unchanged if it is not compiled.
         setting: "auto" compiles on CUDA only, "on" wherever there is a compiler, "off" never.
         runtime: where it runs.
 
     Returns:
-        A notice when compiling was asked for and cannot be done.
+        A notice if compiling is wanted but not possible.
     """
     compiles, note = _decide(setting, runtime, pays=runtime.device.type == "cuda")
     for module in net.modules():
         if compiles and isinstance(module, Block):
-            # Else torch compiles the second size that it meets for all sizes at once; a training
-            # has a few patch sizes, each of which gets a graph of its own.
+            # Otherwise torch would compile the second size that it meets for all sizes at once. A
+            # training has a few patch sizes, each of which gets its own graph.
             module.compile(dynamic=False)
     return note
 
 
 def is_compiled(net: nn.Module) -> bool:
-    """Whether `compile_in_place` compiled anything in it."""
+    """Whether `compile_in_place` compiled any module of the network."""
     return any(module._compiled_call_impl is not None for module in net.modules())
 
 
 def run_uncompiled(net: nn.Module) -> None:
     """Undo `compile_in_place`."""
-    # `nn.Module.compile` keeps the compiled call in this attribute, which `__call__` looks at;
-    # torch has no function that undoes it.
+    # `nn.Module.compile` stores the compiled call in this attribute, which `__call__` checks; torch
+    # has no function that undoes it.
     for module in net.modules():
         module._compiled_call_impl = None
 
 
 @contextmanager
 def uncompiled(net: nn.Module) -> Iterator[None]:
-    """Within it the network runs uncompiled."""
+    """In this context the network runs uncompiled."""
     calls = {module: module._compiled_call_impl for module in net.modules()}
     run_uncompiled(net)
     try:
@@ -76,51 +76,52 @@ def uncompiled(net: nn.Module) -> Iterator[None]:
 
 
 def compiles_strips(setting: str, runtime: Runtime, work: int) -> tuple[bool, str | None]:
-    """Whether restoring is to compile the work on its strips: once, for images of all sizes.
+    """Decide whether restoring compiles its work on strips, once for images of all sizes.
 
     Args:
-        setting: "auto" compiles on CUDA where there is enough to do, "on" wherever there is a
-            compiler, "off" never.
+        setting: "auto" compiles on CUDA if there is enough work, "on" wherever there is a compiler,
+            "off" never.
         runtime: where it runs.
         work: pixels that go through the network, over all images and calls.
 
     Returns:
-        The decision, and a notice when compiling was asked for and cannot be done.
+        The decision, and a notice if compiling is wanted but not possible.
     """
     pays = runtime.device.type == "cuda" and work >= MUCH_WORK
     if are_tried(runtime.device, runtime.dtype):
-        pays = False  # fused by hand, it moves fewer bytes than compiled
+        pays = False  # the hand-written kernels move fewer bytes than compiled code
     compiles, note = _decide(setting, runtime, pays)
     if compiles:
-        # what cannot be compiled runs as it is, without pages about why; `functions_given_up` tells
+        # What cannot be compiled runs eagerly, without pages of log output about the reasons;
+        # `functions_given_up` counts it.
         torch._dynamo.config.suppress_errors = True
         logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)
     return compiles, note
 
 
 def _decide(setting: str, runtime: Runtime, pays: bool) -> tuple[bool, str | None]:
-    """Whether to compile, and a notice where that was asked for and cannot be done."""
+    """Return whether to compile, and a notice if that is wanted but not possible."""
     if setting == "off" or (setting == "auto" and not pays):
         return False, None
     lacking = missing_compiler(runtime)
     if lacking:
         return False, f"torch.compile needs {lacking}: the network runs uncompiled"
-    # Let one function be compiled for many shapes, not for 8 and then never again. Each width,
-    # patch size and remainder of micro-batches is a graph of its own; in strips each number of
-    # images in a batch, with and without halos. The name is that of torch 2.6, which later ones
-    # keep for `recompile_limit`.
+    # Let one function be compiled for many shapes; by default torch gives up after 8. Each width,
+    # patch size and remainder of micro-batches has its own graph; in strips each number of images
+    # in a batch, with and without halos. The name is that of torch 2.6, which later versions keep
+    # as an alias of `recompile_limit`.
     torch._dynamo.config.cache_size_limit = MOST_GRAPHS
     return True, None
 
 
 def functions_given_up() -> int:
-    """Functions, so far in this process, that torch.compile runs uncompiled although asked to."""
+    """Return how many functions torch.compile has failed to compile so far in this process."""
     frames = torch._dynamo.utils.counters["frames"]
     return int(frames["total"] - frames["ok"])
 
 
 def missing_compiler(runtime: Runtime) -> str | None:
-    """What torch.compile lacks on this machine to generate code for the device, or None."""
+    """Return what torch.compile lacks on this machine to generate code for the device, or None."""
     if runtime.device.type != "cuda":
         found = any(shutil.which(name) for name in ("g++", "clang++"))
         return None if found else "a C++ compiler"

@@ -1,4 +1,4 @@
-"""Where the work runs: device, precision, and this process among those of its job."""
+"""Where the work runs: device, precision, and this process's rank in its job."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-"""What tensors and matrix products are in; "tf32" is float32 whose products a GPU takes with
-operands rounded to 10 bits of mantissa."""
+"""The dtype of tensors and matrix products by precision; "tf32" is float32 whose products a GPU
+computes with operands rounded to 10 bits of mantissa."""
 
 _NUMBERED = re.compile(r"cuda:(\d{1,3})", re.ASCII)
 
 _REPAYS_CASTS = 1.5
-"""How many times as fast a CPU's products must be in bf16 for the network to be faster in it."""
+"""How many times as fast a CPU's products must be in bf16 for the network to be faster in bf16."""
 
 GPU_ONLY = ("tf32", "fp16")
-"""Precisions that a CPU does not compute in."""
+"""Precisions that are not available on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Runtime:
     """Device and arithmetic of one process.
 
     device: where tensors live.
-    dtype: what matrix products compute in; parameters stay float32.
-    rank, world: this process among those of the same job.
-    tf32: whether float32 products are taken in TF32.
-    device_note, precision_note: what people may want to know of these choices, in a sentence.
+    dtype: dtype of matrix products; parameters stay float32.
+    rank, world: rank of this process, and number of processes in its job.
+    tf32: whether float32 products are computed in TF32.
+    device_note, precision_note: what the user may want to know about these choices, in a sentence.
     """
 
     device: torch.device
@@ -60,7 +60,7 @@ class Runtime:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people may want to know of device and precision, in sentences."""
+        """What the user may want to know about device and precision, in sentences."""
         return tuple(note for note in (self.device_note, self.precision_note) if note is not None)
 
     @property
@@ -72,34 +72,34 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Autocast to `dtype`; nothing for float32."""
+        """Return a context with autocast to `dtype`; for float32 it has no effect."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def on_device(self) -> AbstractContextManager[object]:
-        """The device as the calling thread's current one: Triton and CUDA graphs launch there."""
+        """Return a context with this as the thread's current GPU, which Triton and graphs use."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
 def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
-    """Resolve device and precision of this process, one of those that torchrun may have started.
+    """Resolve device and precision of this process, which torchrun may have started with others.
 
     Args:
-        device: "auto" (CUDA where the installed torch has kernels for the card, else MPS, else
-            CPU), one of `DEVICES`, or "cuda:N", the GPU of number N. Of several processes on
-            "cuda" each takes the GPU of its own number.
-        precision: "auto" (bf16 where it is faster, else fp16 on CUDA, else fp32) or one of
-            `PRECISIONS`.
+        device: "auto" (CUDA if the installed torch has kernels for the card, otherwise MPS or
+            CPU), one of `DEVICES`, or "cuda:N", the GPU with number N. If several processes run on
+            "cuda", each uses the GPU of its own number.
+        precision: "auto" (bf16 if it is faster, otherwise fp16 on CUDA and fp32 elsewhere) or one
+            of `PRECISIONS`.
 
     Raises:
-        UsageError: an unknown name, a precision that the device does not have, or an environment
-            that names no process of a job.
-        ResourceError: a device that is not there, or that the installed torch cannot use.
+        UsageError: an unknown name, a precision that the device does not have, or an invalid RANK
+            or WORLD_SIZE in the environment.
+        ResourceError: a device that does not exist, or that the installed torch cannot use.
     """
     rank, world = _place()
     chosen, note = _resolve_device(device)
@@ -108,30 +108,32 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
 
 
 def _place() -> tuple[int, int]:
-    """This process among those of its job, and their number, as torchrun states them.
+    """Return this process's rank and the number of processes in its job, as torchrun sets them.
 
     Raises:
-        UsageError: no such place: this process would do nothing, or a part of the work alone.
+        UsageError: the rank is not below the number: this process would do nothing, or only a part
+            of the work.
     """
     rank, world = number_in_environment("RANK", 0), number_in_environment("WORLD_SIZE", 1, low=1)
     if rank >= world:
         raise UsageError(
-            f"the environment names process RANK={rank} of WORLD_SIZE={world}, counted from 0",
+            f"RANK={rank} in the environment must be below WORLD_SIZE={world}",
             hint="start with torchrun, which sets both, or unset them",
         )
     return rank, world
 
 
 def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
-    """The same device and processes in another precision, resolved as by `make_runtime`.
+    """Return the runtime in another precision, which is resolved as by `make_runtime`.
 
-    On CUDA it also sets how this process takes float32 products (as they are for "fp32"; in TF32
-    for "tf32", and in half precisions for what stays float32 in them), and whether convolutions
-    go to cuDNN. Half precision is tried first on cards before compute capability 8.0, and is fp32
-    where it fails.
+    On CUDA this also sets how this process computes float32 products (in full for "fp32", in TF32
+    for "tf32" and for the products that stay float32 in half precision), and whether convolutions
+    use cuDNN. On cards before compute capability 8.0, half precision is tested first, and replaced
+    by fp32 if it fails.
 
     Raises:
-        UsageError: an unknown name, or none for the device, of the option or key `stated_by`.
+        UsageError: an unknown precision, or one that the device does not have; the message names
+            the option or key `stated_by`.
     """
     name, note = _resolve_precision(precision, runtime.device, stated_by), None
     if runtime.device.type == "cuda":
@@ -140,7 +142,7 @@ def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
 
 
 def _prepare_cuda(device: torch.device, precision: str) -> tuple[str, str | None]:
-    """Set what `with_precision` says; the precision in use, and a note where it is another way."""
+    """Make the settings of `with_precision`; return the precision in use, and a note about it."""
     note = None
     if torch.cuda.get_device_capability(device) < AMPERE:
         half = HalfPrecision()
@@ -152,14 +154,15 @@ def _prepare_cuda(device: torch.device, precision: str) -> tuple[str, str | None
             precision = "fp32"
         elif precision == "bf16" and note is None:
             note = "this GPU emulates bf16; --precision fp16 is faster"
-    # In half precision too: Gram products stay exact, as their factors have no more than TF32's 10
-    # bits of mantissa there; of what is float32 the output convolution alone is rounded.
+    # TF32 in half precision too: there the Gram products stay exact, because their operands have no
+    # more than TF32's 10 bits of mantissa. Of the float32 parts, only the output convolution is
+    # rounded.
     set_tf32(precision != "fp32")
     return precision, note
 
 
 def _resolve_device(name: str) -> tuple[torch.device, str | None]:
-    """The device, and why it is not the GPU that there is."""
+    """Return the device, and a note with the reason if "auto" does not use the GPU."""
     numbered = _NUMBERED.fullmatch(name)
     name = "cuda" if numbered else check_choice("--device", name, DEVICES)
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -184,11 +187,12 @@ def _resolve_device(name: str) -> tuple[torch.device, str | None]:
 
 
 def _numbered_gpu(index: int) -> int:
-    """The number, where this process may take that GPU."""
-    if number_in_environment("WORLD_SIZE", 1, low=1) > 1:
+    """Return the number of a GPU, after checking that this process may use it."""
+    world = number_in_environment("WORLD_SIZE", 1, low=1)
+    if world > 1:
         raise UsageError(
-            f"--device cuda:{index} is for one process",
-            hint="use --device cuda: each process takes the GPU of its own number",
+            f"--device cuda:{index} is for a single process, got WORLD_SIZE={world}",
+            hint="use --device cuda: each process then uses the GPU of its own number",
         )
     there = torch.cuda.device_count()
     if index >= there:
@@ -198,18 +202,18 @@ def _numbered_gpu(index: int) -> int:
 
 
 def _own_gpu() -> int:
-    """The number of this process's GPU; ResourceError where there are more processes than GPUs."""
+    """Return the number of this process's GPU; ResourceError if there are too few GPUs."""
     index, there = number_in_environment("LOCAL_RANK", 0), torch.cuda.device_count()
     if index >= there:
         raise ResourceError(
-            f"process {index + 1} of this machine has no GPU of its own: there are {there}",
+            f"process {index + 1} on this machine has no GPU of its own: there are {there}",
             hint=f"start with --nproc-per-node {there}",
         )
     return index
 
 
 def _resolve_precision(name: str, device: torch.device, stated_by: str) -> str:
-    """One of `PRECISIONS`, checked against the device."""
+    """Resolve a precision to one of `PRECISIONS` that the device has."""
     on_cuda = device.type == "cuda"
     ampere = on_cuda and torch.cuda.get_device_capability(device) >= AMPERE
     if name == "auto":
@@ -230,24 +234,24 @@ def _resolve_precision(name: str, device: torch.device, stated_by: str) -> str:
 
 
 def cpu_has_fast_bf16() -> bool:
-    """Whether the CPU multiplies bf16 so much faster than float32 that it repays the casts."""
+    """Whether the CPU multiplies bf16 so much faster than float32 that the casts pay off."""
     speed = cpu_bf16_speed()
     return speed is not None and speed >= _REPAYS_CASTS
 
 
 @functools.cache
 def cpu_bf16_speed() -> float | None:
-    """How many times as fast as in float32 the CPU multiplies matrices in bf16, measured once.
+    """Measure once how many times as fast as in float32 the CPU multiplies matrices in bf16.
 
-    None for a CPU without instructions for it. Having them is not enough: an Intel Xeon with
-    AVX-512 BF16 and without AMX multiplies at half its rate in float32, an AMD EPYC at four times.
+    Returns None for a CPU without bf16 instructions. Having them is not enough: an Intel Xeon with
+    AVX-512 BF16 and without AMX is half as fast as in float32, an AMD EPYC four times as fast.
     """
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return None
     a = torch.ones(512, 512)
     pair = a, a.bfloat16()
     seconds = [math.inf, math.inf]
-    # In turns, and the least of several: other programs slow single ones.
+    # Alternating, and the smallest of several times: other programs slow down single runs.
     for _ in range(5):
         for i, matrix in enumerate(pair):
             begin = time.perf_counter()

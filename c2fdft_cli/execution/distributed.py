@@ -1,4 +1,4 @@
-"""The processes of one job: joining, waiting for one another, reducing, leaving."""
+"""The processes of one job: join, wait for one another, reduce values, leave."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from c2fdft_cli.execution.device import Runtime, with_precision
 Item = TypeVar("Item")
 
 _TRAINING_PATIENCE = timedelta(minutes=15)
-"""How long processes wait for one another within a step: a hang ends then."""
+"""How long processes wait for one another within a step, before a hang becomes an error."""
 _VALIDATION_PATIENCE = timedelta(hours=6)
-"""How long they wait for the one that scores the validation images alone."""
+"""How long they wait for the process that alone scores the validation images."""
 _MEETING_PATIENCE = timedelta(hours=1)
-"""How long a process waits for the others to come, which may look through their inputs before."""
+"""How long a process waits for the others to join, which may first look through their inputs."""
 _RESULTS_PATIENCE = timedelta(days=30)
 """How long a process that has restored its share waits for the others."""
 
@@ -32,27 +32,27 @@ _START = "start all of them with torchrun, or unset RANK and WORLD_SIZE"
 _PLAINEST_FIRST = ("fp32", "tf32", "fp16", "bf16")
 
 _patient_groups: list[dist.ProcessGroup] = []
-"""The group that waits for validation, where this process is in a training of several."""
+"""The group that waits for validation, if this process is in a training of several processes."""
 
 
 def refuse_tasks_without_rank() -> None:
-    """UsageError where srun has started several tasks and none of them has a rank.
+    """Raise UsageError if srun has started several tasks and none of them has a rank.
 
-    Each would train the same run, into the same folder. Separate trainings state RANK=0.
+    Each would train the same run, into the same folder. Independent trainings set RANK=0.
     """
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if "RANK" not in os.environ and tasks.isdigit() and int(tasks) > 1:
         raise UsageError(
             f"srun started this training {tasks} times, without RANK and WORLD_SIZE",
             hint="start one task per node with torchrun in it (docs/howto/cluster.md); "
-            "RANK=0 WORLD_SIZE=1 for trainings that have nothing to do with each other",
+            "set RANK=0 WORLD_SIZE=1 for independent trainings",
         )
 
 
 def join_training(runtime: Runtime) -> None:
-    """Join the processes of a training that torchrun started; alone, nothing happens.
+    """Join the processes of a training that torchrun started; a single process does nothing.
 
-    NCCL is bound to the device, so that its errors come here and not in the first step.
+    NCCL is bound to the device, so that its errors occur here and not in the first step.
 
     Raises:
         UsageError: some of the processes compute on a GPU and others do not.
@@ -69,20 +69,20 @@ def join_training(runtime: Runtime) -> None:
             timeout=_TRAINING_PATIENCE,
             device_id=runtime.device if on_cuda else None,
         )
-        # A timeout belongs to a group: the one for validation may wait for hours while a hang
-        # within a step still ends in minutes.
+        # Each group has its own timeout: that for validation may wait for hours, while a hang
+        # within a step still ends after minutes.
         _patient_groups[:] = [dist.new_group(backend="gloo", timeout=_VALIDATION_PATIENCE)]
 
 
 def _meet(patience: timedelta) -> tuple[Any, int, int]:
-    """A store that the processes of this job share, this one's rank, and their number.
+    """Return a store that the processes of this job share, this process's rank, and their number.
 
-    torchrun's own store lasts as long as the processes do. A second job in the same ones would find
-    the addresses there that the first one's sockets had, so each job has a part of its own.
+    torchrun's own store exists as long as the processes. A second job in the same processes would
+    find the addresses of the first job's sockets in it, so each job uses a separate prefix.
 
     Raises:
-        UsageError: the environment does not say where the processes meet.
-        ResourceError: the others do not come there.
+        UsageError: the environment does not state the address where the processes meet.
+        ResourceError: the other processes do not join there.
     """
     met: Future[tuple[Any, int, int]] = Future()
 
@@ -93,52 +93,53 @@ def _meet(patience: timedelta) -> tuple[Any, int, int]:
             met.set_exception(error)
 
     try:
-        # In a thread, as it waits where no signal reaches Python. Not in a pool, whose threads the
-        # interpreter waits for at its end.
+        # In a thread, because it waits in code that Python's signal handlers cannot interrupt. Not
+        # in a pool, whose threads the interpreter waits for when it exits.
         threading.Thread(target=meet, daemon=True).start()
         store, rank, world = met.result()
     except ValueError as error:
-        what = f"several processes without a place to meet: {error}"
+        what = f"the processes of this job have no address to meet at: {error}"
         raise UsageError(what, hint=_START) from error
     except dist.DistError as error:
         place = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
-        what = f"the other processes of this job were not met at {place}: {error}"
+        what = f"the other processes of this job did not join at {place}: {error}"
         raise ResourceError(what, hint=_START) from error
     store.set_timeout(patience)
-    # All have joined a job before the first of them comes to the next one.
+    # All processes have joined one job before the first of them joins the next.
     number = (store.add("joined", 1) - 1) // world
     part = dist.PrefixStore(f"job {number}", store)  # type: ignore[attr-defined]
     return part, rank, world
 
 
 def _refuse_unlike_devices(store: Any, rank: int, world: int, device: torch.device) -> None:
-    """UsageError in all processes where "auto" gave some a GPU and others, beside an old one, none.
+    """Raise UsageError in all processes if "auto" chose a GPU for some and the CPU for others.
 
-    Each kind has a library of its own to talk by, and would wait for the others' until a timeout.
+    It chooses the CPU for a GPU that torch does not support. Processes on GPUs and on CPUs
+    communicate by different libraries, and would wait for each other until a timeout.
     """
     store.set(f"device of {rank}", device.type)
     kinds = [store.get(f"device of {other}").decode() for other in range(world)]
     if len(set(kinds)) > 1:
         found = ", ".join(f"process {other}: {kind}" for other, kind in enumerate(kinds))
         raise UsageError(
-            f"the processes of this training would compute on unlike devices ({found})",
-            hint="leave the GPUs that the installed torch has no kernels for out of "
-            "CUDA_VISIBLE_DEVICES (`c2fdft doctor` says which it serves), or use --device cpu",
+            f"the processes of this training would compute on different devices ({found})",
+            hint="remove the GPUs that the installed torch does not support from "
+            "CUDA_VISIBLE_DEVICES (`c2fdft doctor` lists what it supports), or use --device cpu",
         )
 
 
 def agree_on_precision(runtime: Runtime) -> Runtime:
-    """The runtime in the plainest precision that any process of the training has found for itself.
+    """Return the runtime in the plainest precision that any process of the training resolved.
 
-    Unlike GPUs take unlike ones by "auto", and gradients are scaled in fp16 alone: their mean over
-    fp16 and bf16 would be that of neither.
+    "auto" may resolve to different precisions on different GPUs. Gradients are scaled only in fp16,
+    so a mean over those of fp16 and bf16 processes would be wrong for both.
     """
     own = _PLAINEST_FIRST.index(runtime.precision)
     agreed = all_reduce_min(own, runtime)
     if agreed == own:
         return runtime
     name = _PLAINEST_FIRST[agreed]
-    note = f"the network runs in {name}, as in the process of this training whose GPU has no better"
+    note = f"the network runs in {name}: the GPU of another process in this job has nothing better"
     return replace(with_precision(runtime, name, "--precision"), precision_note=note)
 
 
@@ -147,8 +148,8 @@ def barrier() -> None:
 
     A process that ends while gloo's threads still hold tensors of its last reduction aborts
     (pytorch/pytorch#179291), and DDP keeps those threads alive beyond `destroy_process_group`. The
-    first process saves for a while after the last step: whoever waits for it ends with idle
-    threads.
+    first process saves for a while after the last step: the processes that wait for it end with
+    idle threads.
     """
     if dist.is_initialized():
         dist.barrier()
@@ -157,7 +158,7 @@ def barrier() -> None:
 def destroy_process_group() -> None:
     """Leave the process group, if this process is in one.
 
-    For ends that all processes come to: with NCCL it waits for the others.
+    Only for exits that all processes reach: with NCCL it waits for the others.
     """
     if dist.is_initialized():
         _patient_groups.clear()
@@ -170,13 +171,13 @@ def any_rank(flag: bool, runtime: Runtime) -> bool:
 
 
 def any_rank_after_validation(flag: bool) -> bool:
-    """As `any_rank`, for a process that may come hours after the others."""
+    """Do the same as `any_rank`, for a process that may arrive hours after the others."""
     group = _patient_groups[0] if _patient_groups else None
     return _all_reduce_min(int(not flag), torch.device("cpu"), group) == 0
 
 
 def all_reduce_min(number: int, runtime: Runtime) -> int:
-    """The smallest of the numbers of all processes of the job."""
+    """Return the smallest of the numbers of all processes of the job."""
     return _all_reduce_min(number, runtime.device, None)
 
 
@@ -189,7 +190,7 @@ def _all_reduce_min(number: int, device: torch.device, group: dist.ProcessGroup 
 
 
 def gather(item: Item, runtime: Runtime) -> list[Item] | None:
-    """Each process's item in rank 0, by rank; None in the others, and where there is only one."""
+    """Return the items of all processes in rank 0, by rank; None in others or a single process."""
     if not dist.is_initialized():
         return None
     everyone: list[Any] | None = [None] * runtime.world if runtime.is_main else None

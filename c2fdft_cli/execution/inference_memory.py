@@ -1,28 +1,32 @@
-"""How much memory a network call in strips of rows needs, and the strips that fit.
+"""An estimate of the memory of a network call in strips of rows, and the strips that fit.
 
-What is alive at the worst moment of a call is counted, in bytes, with s the bytes of a value in the
-strip's precision, h and w the sides, C the width of level 1 and r the rows of a strip. Only decoder
-level 1 matters: at full resolution and width 2C everything in it is largest. The residual stream
-and the skips are float32 (4 bytes).
+The estimate counts the bytes that are alive at the worst moment of a call. In it, s is the bytes of
+a value in the strip's precision, h and w are the sides of the image, C is the width of level 1, and
+r is the number of rows in a strip. Only decoder level 1 matters: at full resolution and width 2C,
+it has the largest tensors. The residual stream and the skips are float32 (4 bytes).
 
-    always        the result, 4 * 3 h w
+    always        the result:                     4 * 3 h w
     a block       stream and v of all rows:       (4 + s) * 2C h w
-                  and the wider of one strip's passes:
-        gather    q, k, v before and behind the depth-wise convolution, with the halo:
+                  and the larger of the two passes over a strip:
+        gather    q, k, v before and after the depth-wise convolution, with the halo:
                                                   2 * 3 s * 2C w (r + 2)
-                  or behind it only, with the squares (and q, k as float32 where they are cast),
-                  which CUDA needs not
+                  or only those after it, with temporary tensors of the sums: the squares, and
+                  float32 copies of q and k if they are cast (CUDA needs neither, except for half
+                  precision before torch 2.8)
         apply     norm and hidden layer:          (s + s * ffn_factor * copies) * 2C w r
-                  copies: both sides of GELU, or one where the kernel fuses it or writes in place
-                  on CUDA v of an image in one strip is not copied out of q, k, v: 3 s above
-        compiled kernels (float32 on a CPU) hold a few tiles beside the norm of one image's strip:
+                  copies: 2 if the values before and after GELU coexist, 1 if the kernel fuses
+                  GELU or applies it in place
+                  If the image is one strip on CUDA, v is not copied out of q, k, v: the s above
+                  does not apply, but in this pass the whole q, k, v (3 s) are alive
+        compiled kernels (float32 on a CPU) have, besides stream and v, only a few tiles in the
+                  cache and the norm of one image's strip:
                                                   4 * 2C w (r + 2)
-    joining       making the decoder's stream out of the skip (C) and the level below (2C at half
-                  the sides: 2C / 4): 4 * (2C + C + 2C / 4) h w, and one strip of the up-sampling;
-                  of a skip that waits in host memory one strip only
+    joining       the decoder's stream (2C) is made from the skip (C) and the level below (2C at
+                  half the sides: 2C / 4):        4 * (2C + C + 2C / 4) h w
+                  and one strip of the up-sampling; of a skip in host memory only one strip counts
 
-The peak is the result plus the larger of the block and the joining. `tests/execution` compares it
-with the bytes that are alive when the network really runs.
+The peak is the result plus the larger of block and joining. `tests/execution` compares it with the
+bytes that are alive when the network really runs.
 """
 
 from __future__ import annotations
@@ -49,21 +53,22 @@ def rows_that_fit(
     offload_skips: bool = False,
     compiled: bool = False,
 ) -> int:
-    """Rows in a strip: as many as run fast, halved until a call fits.
+    """Return the rows in a strip: the number that runs fast, halved until a call fits.
 
     Args:
         net: the network, on the device where it will run.
-        height: of the images, a multiple of 8.
-        width: of the images, a multiple of 8.
+        height: height of the images, a multiple of 8.
+        width: width of the images, a multiple of 8.
         batch: images in a call.
-        dtype: of the activations.
-        budget_bytes: what a call may take beyond the weights; None for no limit.
-        offload_skips: whether skips wait in host memory.
-        compiled: whether torch.compile makes the passes: then the kernels for a CPU do not run.
+        dtype: dtype of the activations.
+        budget_bytes: most bytes that a call may use in addition to the weights; None for no limit.
+        offload_skips: whether skips are kept in host memory.
+        compiled: whether torch.compile compiles the passes; the C kernels for a CPU then do not
+            run.
 
     Raises:
-        ValueError: a size that is not positive and a multiple of 8, or not even strips of one row
-            fit; says what would.
+        ValueError: a size that is not positive and a multiple of 8; or even strips of one row do
+            not fit (the message states the size that would).
     """
     if height < 1 or width < 1 or batch < 1 or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {height}x{width}")
@@ -75,8 +80,8 @@ def rows_that_fit(
         if peak <= budget_bytes:
             break
         if rows == 1:
-            # Nearly every term of the peak grows with the pixels; those of a strip of one row,
-            # which grow with the width, are too small to matter here.
+            # Nearly every term of the peak is proportional to the pixels. Those of a strip of one
+            # row, which are proportional to the width, are too small to matter here.
             fitting = height * width * budget_bytes / peak / 1e6
             raise ValueError(
                 f"{height}x{width} needs {peak} bytes in strips of 1 row, {budget_bytes} may be "
@@ -96,22 +101,22 @@ def strip_bytes(
     offload_skips: bool = False,
     compiled: bool = False,
 ) -> int:
-    """Peak bytes of `StripNetwork(net, rows, dtype, offload_skips, compiled)(x, t)` beyond weights
-    and x.
+    """Return the peak bytes of a call of `StripNetwork`, in addition to the weights and x.
 
-    With several strips the images of a batch run one after another.
+    The arguments are those of `StripNetwork` and the sizes of x. With several strips the images of
+    a batch run one after another.
     """
-    # As `StripNetwork.__call__` has it, but for a batch that `MAX_STRIP_VALUES` cuts into parts:
-    # that one is planned as a whole, which is too much and never too little.
+    # As in `StripNetwork.__call__`, except for a batch that `MAX_STRIP_VALUES` divides into parts:
+    # it is counted as a whole, which may be too much but never too little.
     together = batch if rows >= height else 1
     line = width * together * net.dim  # values of level 1 in one row
-    # The result of all images is there from the first one on: each writes its own part. The second
-    # result that a recording holds is left out, as small calls alone are recorded.
+    # The result for all images exists from the first image on: each writes its own part. The second
+    # result that a recording holds is not counted, because only small calls are recorded.
     out = _FULL * net.out_channels * height * width * batch
-    # The pixel sums beside q and k: of this many rows at a time q * q is there, and float32 copies
-    # of q and k where these are half precision. On CUDA the products read them as they are and the
-    # squares are never written; what is left out there, a Gram matrix of c^2 floats for about 16 c
-    # pixels, is a quarter of a byte a value.
+    # The pixel sums need temporary tensors besides q and k: for this many rows at a time q * q, and
+    # float32 copies of q and k if these are half precision. On CUDA the products read them as they
+    # are, and the squares are never written. Not counted there: the Gram matrices, c^2 floats for
+    # about 16 c pixels, a quarter of a byte per value.
     cast: float = min(rows, height)
     if sums_without_copies(net.output.weight.device, dtype):
         cast = 0
@@ -126,17 +131,17 @@ def strip_bytes(
 
 
 def _is_native(net: DFT, dtype: torch.dtype, compiled: bool) -> bool:
-    """Whether the kernels for a CPU run."""
+    """Whether the compiled C kernels for a CPU run."""
     return not compiled and kernels_for(net.output.weight.device, dtype) is not None
 
 
 def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int, skip_rows: int) -> int:
-    """Making the stream of decoder level 1 out of its skip and the level below."""
-    # Whole and float32: what is made (2C), the level below (2C at a quarter of the pixels) and the
-    # skip (C), of which a strip comes to the device at a time where it waits in host memory.
+    """Return the bytes for making decoder level 1's stream from its skip and the level below."""
+    # Whole tensors in float32: the result (2C), the level below (2C at a quarter of the pixels) and
+    # the skip (C), of which only a strip at a time is on the device if it is kept in host memory.
     streams = _FULL * ((2 + 2 / 4) * height + min(skip_rows, height))
-    # The convolution of a strip of the level below, with its halo: rows of half the width, 2C
-    # values in the strip's precision and the 4C that are made of them.
+    # The convolution of a strip of the level below, with its halo: rows of half the width, with 2C
+    # input channels and 4C output channels in the strip's precision.
     strip = dtype.itemsize * min(rows // 2 + 2, height // 2) * (2 + 4) / 2
     return int(line * (streams + strip))
 
@@ -144,42 +149,41 @@ def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int, skip_r
 def _block_bytes(
     net: DFT, line: int, height: int, dtype: torch.dtype, rows: int, cast: float
 ) -> int:
-    """A block of decoder level 1: stream, v, and the wider of the two passes' strips."""
-    # All in values of 2C a row; `line` has C.
+    """Return the bytes of a block of decoder level 1: stream, v, and the larger strip pass."""
+    # All terms are in units of a row with 2C channels; `line` has C.
     size = dtype.itemsize
     strip, haloed = min(rows, height), min(rows + 2, height)
     sums = _FULL * cast * (1 if dtype == torch.float32 else 3)  # squares; q and k if they are cast
-    # Widest in the depth-wise convolution, 3s before it and 3s behind it. The norm is gone by then:
-    # with it there were s + 3s at the projection. Behind the convolution its input is gone: 3s are
-    # left, and what the sums need.
+    # The peak is in the depth-wise convolution, with 3s before it and 3s after it. The norm has
+    # been freed by then; at the projection, together with it, there were s + 3s. After the
+    # convolution its input has been freed: 3s are left, and what the sums need.
     gather = max(6 * size * haloed, 3 * size * haloed + sums)
-    # Norm and hidden layer while the layer is made; hidden layer and the result to be added to the
-    # stream while it is narrowed. Neither is more than s beside the hidden layer.
+    # Norm and hidden layer while this layer is computed; hidden layer and the result to be added to
+    # the stream while it is narrowed. In both cases at most s in addition to the hidden layer.
     apply = (size + _hidden(net, dtype) * size) * strip
-    # One strip: v is a third of q, k, v, kept as it is (3s) through the second pass instead of
-    # being copied out of it (s) once more. The first pass has made it, so it is no term of that
-    # one.
+    # One strip on CUDA: v is a view of q, k, v, which are kept (3s) through the second pass,
+    # instead of a copy (s). The first pass creates them, so they are no additional term there.
     if net.output.weight.device.type == "cuda" and rows >= height:
         return int(2 * line * (_FULL * height + max(gather, 3 * size * height + apply)))
-    # Left out: the sums of each strip, c^2 floats that wait for the last strip's. They are nothing
-    # beside the rows of a large image, and a third of the peak for strips of 1 row of 96 px.
+    # Not counted: the sums, c^2 floats per strip, of which few are held at a time. They are
+    # negligible compared with the rows of a large image.
     return int(2 * line * ((_FULL + size) * height + max(gather, apply)))
 
 
 def _native_block_bytes(line: int, together: int, height: int, rows: int) -> int:
-    """The same where compiled kernels run."""
-    # The kernels' tiles stay in cache and count for nothing. One strip's norm serves the images one
-    # after another, while `line` is the row of all of them.
+    """Return the same as `_block_bytes` if the compiled C kernels run."""
+    # The kernels' tiles fit in the cache and are not counted. The buffer for a strip's norm serves
+    # one image after another, whereas `line` is a row of all images.
     normed = min(rows + 2, height) / together
     return int(2 * line * _FULL * (2 * height + normed))
 
 
 def _hidden(net: DFT, dtype: torch.dtype) -> float:
-    """Hidden values alive at once, over the width: both sides of GELU where it is not fused."""
+    """Return the hidden values per channel alive at once: both sides of GELU unless it is fused."""
     project_in: nn.Conv2d = net.get_submodule("decoder_level1.0.ffn.project_in")  # type: ignore[assignment]
     device = project_in.weight.device
-    # `gelu_` on CUDA and oneDNN's kernel on a CPU, fused or in place, leave one layer; `F.gelu` has
-    # its argument beside its result. By the layer's own widths: `int(width * ffn_factor)` may have
-    # cut the factor.
+    # With `gelu_` on CUDA and oneDNN's kernel on a CPU, fused or in place, there is one layer;
+    # `F.gelu` keeps its argument besides its result. The ratio is that of the layer's own widths,
+    # because `int(width * ffn_factor)` may have rounded down.
     copies = 1 if device.type == "cuda" or has_onednn_linear(device, dtype) else 2
     return copies * project_in.out_channels / project_in.in_channels

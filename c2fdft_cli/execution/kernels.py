@@ -1,10 +1,9 @@
-"""The fastest exact route of this machine for the core's 1x1 convolutions, norms and pixel sums.
+"""The core's 1x1 convolutions, norms and pixel sums by torch's fastest exact operators.
 
-On a CPU oneDNN's linear kernel outruns the BLAS behind `F.linear` in float32, and applies GELU
-while its result is still in cache. In bfloat16 `F.linear` is oneDNN's.
+On a CPU in float32, oneDNN's linear kernel is faster than the BLAS that `F.linear` uses, and
+applies GELU while its result is still in the cache. In bfloat16 `F.linear` already uses oneDNN.
 
-What is done pixel by pixel is done on a few rows at a time there (`rows_in_cache`), for the same
-reason.
+To stay in the cache, pixel-wise work on a CPU processes a few rows at a time (`rows_in_cache`).
 """
 
 from __future__ import annotations
@@ -19,47 +18,47 @@ from torch import Tensor
 from c2fdft_cli.core.attention import PixelSums, pixel_sums
 from c2fdft_cli.core.layers import NORM_EPS
 
-# 1,024 took 1.0 to 1.4 times as long (docs/performance.md).
+# With 1,024 it took 1.0 to 1.4 times as long (docs/performance.md).
 CAST_PIXELS = 4096
-"""Pixels of half-precision q and k that a CPU turns to float32 at a time."""
+"""Pixels of half-precision q and k that are cast to float32 at a time on a CPU."""
 
-# The kernel that torch's own compiler calls for a linear layer; absent on builds without oneDNN.
+# The kernel that torch's own compiler calls for a linear layer; missing in builds without oneDNN.
 _ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]
     torch.ops.mkldnn, "_linear_pointwise"
 )
 
-# Values of the stream: 2.6 MB of it, 10 of the hidden layer. 16384 * 48 was 2 to 4 % faster than
-# 8192 * 48; this is what keeps 1024x1024 within 1 GiB.
+# Values of the stream in a strip: 2.6 MB of it, 10 MB of the hidden layer. 16384 * 48 was 2 to 4 %
+# faster than 8192 * 48; this number keeps 1024x1024 px within 1 GiB.
 _CACHED_VALUES = 13312 * 48
-# Without AVX-512 a product over this many channels and its GELU are faster one after the other.
+# Without AVX-512, from this many channels on, GELU is faster after the product than fused with it.
 _WIDE = 192
 _WIDE_FUSES = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
 
 def rows_in_cache(height: int, values: int) -> int:
-    """Rows of an image to work on at a time on a CPU, of `height` with so many values each."""
+    """Return how many of `height` rows a CPU processes at a time; a row has `values` values."""
     return min(height, max(8, _CACHED_VALUES // values))
 
 
 def row_ranges(height: int, rows: int) -> Iterator[tuple[int, int]]:
-    """The first row of each strip of `rows` rows, and the one behind its last."""
+    """Yield the first row of each strip of `rows` rows, and the row after its last."""
     for top in range(0, height, rows):
         yield top, min(top + rows, height)
 
 
 def with_halo(top: int, bottom: int, height: int) -> tuple[int, int]:
-    """The rows that a 3x3 convolution of rows top to bottom reads within the image."""
+    """Return the range of rows that a 3x3 convolution of rows top to bottom reads in the image."""
     return max(top - 1, 0), min(bottom + 1, height)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """`x weight^T + bias`, then GELU (erf form) if asked, where `has_onednn_linear`.
+    """Return `x weight^T + bias`, followed by GELU (erf form) if `gelu`.
 
-    It has no derivative.
+    Available if `has_onednn_linear`; it has no derivative.
 
     Args:
         x: `[n, h, w, in]`.
-        weight: `[out, in]`, as it is or reordered for this kernel.
+        weight: `[out, in]`, plain or reordered for this kernel.
         bias: `[out]` or None.
         gelu: apply GELU to the result.
     """
@@ -70,7 +69,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = F
 
 
 def has_onednn_linear(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `onednn_linear` runs here: float32, or bfloat16 where the CPU computes in it."""
+    """Whether `onednn_linear` can run: float32, or bfloat16 if the CPU computes in it."""
     if not _ONEDNN or device.type != "cpu" or is_traced():
         return False
     if dtype == torch.bfloat16:
@@ -79,26 +78,26 @@ def has_onednn_linear(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether a compiler or an exporter looks on, which wants plain operators."""
+    """Whether a compiler or an exporter is tracing, which requires plain operators."""
     return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
 
 
 def pixel_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, time: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`PixelNorm` of x in few passes; it has no derivative.
+    """Compute `PixelNorm` of x in few passes over memory; it has no derivative.
 
     Args:
         x: `[n, h, w, c]` float32.
         weight: `[c]` float32.
-        bias: as weight; None leaves the mean in.
+        bias: as weight; with None the mean is not subtracted.
         time: `[n or 1, c]` float32.
 
     Returns:
-        `norm(x) + time`, and of each pixel mean and 1 / sqrt(var + eps), `[n, h, w, 1]`.
+        `norm(x) + time`, and each pixel's mean and 1 / sqrt(var + eps), `[n, h, w, 1]`.
     """
     shared = time[0] if len(time) == 1 else None
-    # What all pixels share goes into the norm's own bias instead of one more pass.
+    # What all pixels share is added to the norm's own bias instead of in another pass.
     shift = shared if bias is None else bias
     if shared is not None and bias is not None:
         shift = bias + shared
@@ -112,7 +111,7 @@ def pixel_norm(
 
 
 def sums_of_pixels(q: Tensor, k: Tensor, heads: int) -> PixelSums:
-    """`pixel_sums` of q, k: `[n, h, w, c]`; half precision is cast piece by piece on a CPU."""
+    """Compute `pixel_sums` of q, k: `[n, h, w, c]`; a CPU casts half precision in pieces."""
     q, k = q.flatten(1, 2), k.flatten(1, 2)
     if q.dtype == torch.float32 or not casts_in_pieces(q.device):
         return pixel_sums(q, k, heads)
@@ -123,9 +122,9 @@ def sums_of_pixels(q: Tensor, k: Tensor, heads: int) -> PixelSums:
 
 
 def casts_in_pieces(device: torch.device) -> bool:
-    """Whether half-precision q and k are turned to float32 piece by piece.
+    """Whether half-precision q and k are cast to float32 piece by piece.
 
-    On a CPU a copy of all of them is more memory traffic than the sums; on a GPU many small
-    kernels cost more than one large one, and a compiler would unroll the pieces.
+    On a CPU a copy of all of them causes more memory traffic than the sums. On a GPU many small
+    kernels cost more than one large one, and a compiler would unroll the loop over the pieces.
     """
     return device.type == "cpu" and not torch.compiler.is_compiling()

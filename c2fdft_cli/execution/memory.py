@@ -1,4 +1,4 @@
-"""How much memory there is, whether it ran out, and what the C library keeps of it."""
+"""Free and peak memory, out-of-memory errors, and freed memory that the C library keeps."""
 
 from __future__ import annotations
 
@@ -19,40 +19,42 @@ _NO_MEMORY = (
     "can't allocate memory",
     "_status_alloc_failed",  # cuBLAS and cuDNN
     "_device_allocation_failed",  # cuDNN 9
-    # of a convolution: torch tries cuDNN's ways in turn, and keeps to itself that there was no
+    # a convolution: torch tries cuDNN's algorithms in turn, and does not report that there was no
     # memory for the workspace of any (pytorch/pytorch#108645)
     "unable to find an engine",
     "cublas_status_not_initialized",  # no memory for its workspace
 )
-"""Words, in lower case, of errors that are a plain RuntimeError or a `torch.AcceleratorError`."""
+"""Texts, in lower case, of out-of-memory errors that are a RuntimeError without a class for them,
+such as a `torch.AcceleratorError`."""
 
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _VERSION_2 = "memory.max", "memory.current", "inactive_file"
 _VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-"""Of a control group: the files of limit and use, and in memory.stat the key of unused cache."""
+"""A control group's files with its limit and its usage, and the key of inactive cache in its
+memory.stat."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 
 def free_bytes(runtime: Runtime) -> int:
-    """Free memory of the device, or what this machine and this process's heap can still give."""
+    """Return the free bytes of a GPU, or on a CPU those of the machine and this process's heap."""
     if runtime.device.type == "cuda":
         device = runtime.device
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept  # torch keeps what it freed for itself
+        return torch.cuda.mem_get_info(device)[0] + kept  # torch keeps freed memory for reuse
     if runtime.device.type == "mps":
         used = torch.mps.current_allocated_memory()
         kept = torch.mps.driver_allocated_memory() - used
-        # The GPU's memory is the machine's: both Metal's limit for this process and what other
-        # programs leave hold.
+        # The GPU uses the machine's memory, so two limits apply: Metal's for this process, and what
+        # other programs leave.
         return max(0, min(torch.mps.recommended_max_memory() - used, available_memory() + kept))
     return available_memory() + reusable_bytes()
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether torch found no memory, on whatever device, by this error or what it was raised from.
+    """Whether this error, or one that it was raised from, means that a device is out of memory.
 
-    "out of resource: shared memory" of Triton is none: a kernel that does not fit the chip.
+    Triton's "out of resource: shared memory" does not count: there a kernel does not fit the chip.
     """
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -65,8 +67,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def release_cached_memory(runtime: Runtime) -> None:
-    """Give back what torch's allocator keeps of freed memory, in one piece where it can."""
-    # Tensors within reference cycles, as of a traceback and its frames, are not free before.
+    """Release the freed memory that torch's allocator caches, so that it can be reused in full."""
+    # Tensors in reference cycles, such as those of a traceback and its frames, are freed only here.
     gc.collect()
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -75,17 +77,18 @@ def release_cached_memory(runtime: Runtime) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that this machine can still give, within its control group's limit."""
-    # Within a container too, psutil measures the whole machine; the group's limit is what kills.
+    """Return the bytes still available on this machine, within its control group's limit."""
+    # psutil measures the whole machine even in a container, where exceeding the group's limit kills
+    # the process.
     available = int(psutil.virtual_memory().available)
     return max(0, min([available, *_left_in_groups()]))
 
 
 def _left_in_groups() -> list[int]:
-    """What the limits of this process's control groups leave, one for each group with a limit.
+    """Return the bytes left in this process's control groups, one value per group with a limit.
 
-    A job of a scheduler or a slice of systemd is a group within groups, each of which may have a
-    limit. A container sees its own group at the root, whatever path the kernel names.
+    A scheduler's job or a systemd slice is a group within groups, each of which may have a limit. A
+    container sees its own group as the root, whatever path the kernel reports.
     """
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -105,9 +108,9 @@ def _left_in_groups() -> list[int]:
 
 
 def _left_in_group(group: Path, limit: str, used: str, cache: str) -> int | None:
-    """Bytes up to the group's limit; None where it has none.
+    """Return the bytes left below the group's limit; None if it has no limit.
 
-    Pages of files that nobody has read again count as used there, and are given up first.
+    File pages that have not been read again count as used there, but the kernel frees them first.
     """
     try:
         most, now = (int((group / name).read_text(encoding="ascii")) for name in (limit, used))
@@ -120,7 +123,7 @@ def _left_in_group(group: Path, limit: str, used: str, cache: str) -> int | None
 
 
 def peak_bytes(runtime: Runtime) -> int:
-    """Most bytes so far: of CUDA's allocator there, elsewhere of the process's resident memory."""
+    """Return the peak bytes so far of CUDA's allocator or else the process's resident memory."""
     if runtime.device.type == "cuda":
         return torch.cuda.max_memory_allocated(runtime.device)
     # bytes on macOS, KiB elsewhere
@@ -136,10 +139,11 @@ class _MallInfo2(ctypes.Structure):
 
 
 def reuse_freed_memory() -> bool:
-    """Keep freed memory in this process for the next step, instead of giving it back each time.
+    """Keep freed memory in this process for the next step, instead of returning it each time.
 
-    A training step on a CPU asks for the same gigabytes over and over; to have the system clear
-    every page of them anew takes a tenth of its time. With glibc only.
+    A training step on a CPU allocates the same gigabytes again and again. If they are returned in
+    between, the system clears every page each time, which takes a tenth of the step. With glibc
+    only.
 
     Returns:
         Whether the C library has such a setting.
@@ -147,17 +151,17 @@ def reuse_freed_memory() -> bool:
     mallopt = _function_of_libc("mallopt")
     if mallopt is None:
         return False
-    # Blocks beyond the first threshold are mapped and unmapped one by one whatever the heap keeps;
-    # older versions take no more than half of a heap's largest size here
+    # Blocks above the first threshold are mapped and unmapped one by one whatever the heap keeps;
+    # older versions accept at most half of a heap's largest size here.
     raised = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     return bool(mallopt(_M_TRIM_THRESHOLD, -1) and raised)
 
 
 def give_back_freed_memory() -> None:
-    """Give back to the system what `reuse_freed_memory` keeps and no step has used for long.
+    """Return to the system the freed memory that `reuse_freed_memory` keeps.
 
-    Saving and drawing leave holes between the blocks of the steps; never given back, they grow a
-    long training by some tens of megabytes. With glibc only.
+    Saving and drawing leave holes between the blocks of the steps. If they were never returned, a
+    long training would grow by some tens of megabytes. With glibc only.
     """
     malloc_trim = _function_of_libc("malloc_trim")
     if malloc_trim is not None:
@@ -165,7 +169,7 @@ def give_back_freed_memory() -> None:
 
 
 def reusable_bytes() -> int:
-    """Freed memory that this process keeps and will use again; 0 where the C library tells none."""
+    """Return the freed bytes that this process keeps and reuses; 0 if the C library cannot tell."""
     # mallinfo, without the 2, counts in ints and is wrong from 2 GiB on.
     mallinfo2 = _function_of_libc("mallinfo2")
     if mallinfo2 is None:
@@ -175,7 +179,7 @@ def reusable_bytes() -> int:
 
 
 def _function_of_libc(name: str) -> ctypes._NamedFuncPointer | None:
-    """A function that glibc has and other C libraries may lack; None there and beside Linux."""
+    """Return a function of glibc; None if the C library lacks it or the system is not Linux."""
     if not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None), name, None)

@@ -36,14 +36,14 @@ class Projection(NamedTuple):
 
     @classmethod
     def of(cls, conv: nn.Conv2d, dtype: torch.dtype, packed: bool) -> Projection:
-        """Take the weights of conv; packed ones, laid out for oneDNN, cannot be compiled."""
+        """Take the weights of conv; if packed, in oneDNN's layout, they cannot be compiled."""
         weight = conv.weight.detach().flatten(1).to(dtype)
         if packed and has_onednn_linear(weight.device, dtype):
             weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         return cls(weight, _to(conv.bias, dtype))
 
     def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """x: `[n, h, w, in]` to `[n, h, w, out]`, then through GELU (erf form) if asked."""
+        """Map x: `[n, h, w, in]` to `[n, h, w, out]`, followed by GELU (erf form) if `gelu`."""
         if has_onednn_linear(x.device, x.dtype):
             return onednn_linear(x, self.weight, self.bias, gelu)
         y = F.linear(x, self.weight, self.bias)
@@ -59,20 +59,21 @@ class Conv(NamedTuple):
     @classmethod
     def of(cls, conv: nn.Conv2d, dtype: torch.dtype) -> Conv:
         """Take the weights of conv."""
-        # As the activations are: else each convolution would copy one of the two.
+        # In the memory layout of the activations; otherwise each convolution would copy one of the
+        # two.
         weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
         return cls(weight, _to(conv.bias, dtype))
 
     def __call__(self, x: Tensor, top: int, bottom: int) -> Tensor:
-        """Rows top to bottom of the convolution of `x: [n, h, w, c]`."""
+        """Return rows top to bottom of the convolution of `x: [n, h, w, c]`."""
         first, last = with_halo(top, bottom, x.shape[1])
-        # Between strips the convolution's own zeros spoil only rows of the halo, which are cut off;
-        # at the image's edge there is no halo and the zeros are those that the network has.
+        # Between strips the convolution's zero padding affects only rows of the halo, which are
+        # cropped. At the image's edge there is no halo, and the network pads with zeros as well.
         y = self.padded(x[:, first:last].to(self.weight.dtype))
         return y[:, top - first : bottom - first]
 
     def padded(self, x: Tensor) -> Tensor:
-        """The convolution of `x: [n, h, w, c]` with zeros around it."""
+        """Return the convolution of `x: [n, h, w, c]` with zero padding."""
         if len(self.weight) <= FEW and runs_on_gpu(x):
             y = convolve_to_few(x, self.weight).permute(0, 2, 3, 1)
             return y if self.bias is None else y + self.bias
@@ -82,11 +83,11 @@ class Conv(NamedTuple):
 
 
 class TimeEmbedding(NamedTuple):
-    """`DFT.times` but for the last bit: the embeddings of all levels in five operations.
+    """`DFT.times` except for the last bit: the embeddings of all levels in five operations.
 
-    frequencies: those of all levels, each once for its sines and once for its cosines, `[sum]`.
-    is_sine: which are for sines, `[sum]`.
-    widths: of the levels.
+    frequencies: those of all levels, once for the sines and once for the cosines, `[sum(widths)]`.
+    is_sine: which of them are for sines, `[sum(widths)]`.
+    widths: widths of the levels.
     """
 
     frequencies: Tensor
@@ -95,14 +96,14 @@ class TimeEmbedding(NamedTuple):
 
     @classmethod
     def of(cls, dim: int, device: torch.device) -> TimeEmbedding:
-        """For a network of width `dim`."""
+        """Make the embedding of a network of width `dim`."""
         widths = [dim << level for level in range(4)]
         each = [embedding_frequencies(width, device) for width in widths]
         kinds = [torch.arange(width, device=device) < width // 2 for width in widths]
         return cls(torch.cat([f for f in each for _ in range(2)]), torch.cat(kinds), widths)
 
     def __call__(self, t: Tensor) -> list[Tensor]:
-        """t: `[n]`; one that was expanded over the batch (stride 0) is embedded once."""
+        """Embed t: `[n]`; a time expanded over the batch (stride 0) is embedded only once."""
         angle = (t[:1] if t.stride(0) == 0 else t).float()[:, None] * self.frequencies
         waves = torch.where(self.is_sine, angle.sin(), angle.cos())
         return list(torch.split(F.silu(waves), self.widths, dim=1))
@@ -127,7 +128,7 @@ class Norm(NamedTuple):
 
 
 class PreparedBlock(NamedTuple):
-    """A `Block`."""
+    """A `Block` with its weights prepared."""
 
     norm1: Norm
     qkv: Projection
@@ -158,23 +159,23 @@ class PreparedBlock(NamedTuple):
         )
 
     def mixing(self, sums: PixelSums) -> Tensor:
-        """The matrix that the second pass applies to v, `[n, c, c]` float32."""
+        """Return the matrix that the second pass applies to v, `[n, c, c]` float32."""
         return mixing_matrix(sums, self.temperature, self.out)
 
 
 def gather(
     block: PreparedBlock, z: Tensor, time: Tensor, skip: int, rows: int
 ) -> tuple[PixelSums, Tensor]:
-    """First pass over a strip: its sums and its v, `[n, rows, w, c]`.
+    """Run the first pass over a strip: return its sums and its v, `[n, rows, w, c]`.
 
     Args:
-        block: whose attention it is.
+        block: the block whose attention is computed.
         z: the strip with its halo, `[n, rows + 0..2, w, c]` float32.
         time: `[n or 1, c]`.
         skip: rows of halo above the strip.
         rows: rows of the strip.
     """
-    # the halo is of the projection's output: beyond the image that is zero, bias or not
+    # The halo belongs to the projection's output: outside the image that is zero, even with a bias.
     qkv = block.depthwise.padded(block.qkv(block.norm1(z, time)))
     q, k, v = qkv[:, skip : skip + rows].chunk(3, dim=-1)
     sums = sums_in_pieces if runs_on_gpu(z) else sums_of_pixels
@@ -182,12 +183,12 @@ def gather(
 
 
 def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
-    """Second pass over a strip: attention and feed-forward network, added to z in place.
+    """Run the second pass over a strip: add attention and feed-forward network to z in place.
 
     Args:
-        block: whose they are.
+        block: the block.
         z: the strip, `[n, rows, w, c]` float32.
-        v: of its pixels.
+        v: v of the strip's pixels, `[n, rows, w, c]`.
         time: `[n or 1, c]`.
         mixing: `[n, c, c]` float32.
     """
@@ -199,9 +200,9 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
 
 
 def add_attention(block: PreparedBlock, z: Tensor, v: Tensor, mixing: Tensor) -> None:
-    """The first half of `apply`, summed up in z."""
-    # Views of z, as the rows of an image follow one another in a strip: `flatten` would copy others
-    # without a word, and what is added in place would be lost.
+    """Run the first half of `apply`: add attention to z in place."""
+    # A view of z, because the rows of a strip are contiguous. Of other tensors `flatten` would
+    # silently make a copy, and what is added in place would be lost.
     pixels = z.flatten(1, 2)
     add_product(pixels, v.flatten(1, 2), mixing.to(v.dtype))
     if block.out_bias is not None:
@@ -209,9 +210,9 @@ def add_attention(block: PreparedBlock, z: Tensor, v: Tensor, mixing: Tensor) ->
 
 
 def add_narrowed(block: PreparedBlock, z: Tensor, hidden: Tensor) -> None:
-    """The end of `apply` on a GPU, summed up in z.
+    """Run the end of `apply` on a GPU: add the feed-forward network's result to z in place.
 
-    hidden: the hidden layer behind GELU, `[n, h, w, 4 c]`.
+    hidden: the hidden layer after GELU, `[n, h, w, 4 c]`.
     """
     pixels = z.flatten(1, 2)
     add_product(pixels, hidden.flatten(1, 2), block.narrow.weight[None])

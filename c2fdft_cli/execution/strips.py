@@ -1,16 +1,16 @@
-"""The network of the core executed in strips of rows: the same numbers in bounded memory.
+"""The core's network computed in strips of rows: the same numbers in bounded memory.
 
-What couples distant pixels in it are only sums over all pixels (`PixelSums`), so each attention
-takes two passes over the strips: gather the sums (and v), then apply the matrix that follows from
-them, with the feed-forward network in the same sweep. The residual stream is updated in place and
-everything wider than it lives for one strip. On a CPU a strip stays in cache: this is also the
-faster way to run a network that fits.
+In the network distant pixels are coupled only through sums over all pixels (`PixelSums`). So each
+block takes two passes over the strips: the first gathers the sums (and v), the second applies the
+matrix computed from them, followed by the feed-forward network. The residual stream is updated in
+place, and every wider tensor exists for one strip only. On a CPU a strip stays in the cache, so
+this is also the faster way to run a network that would fit in memory as a whole.
 
     for each block:
         for each strip:  qkv = dwconv(W_qkv norm1(z))      with a row of halo above and below
                          sums += sums of q, k;  v kept     [n, h, w, c]
         M = mixing_matrix(sums)                            [n, c, c]
-        for each strip:  z += v M^T;  z += DFN(norm2(z))   looks at no neighbouring pixel
+        for each strip:  z += v M^T;  z += DFN(norm2(z))   reads no neighbouring pixel
 
 The second pass may update z in place because the first has read all of it, halos included.
 """
@@ -35,49 +35,50 @@ from c2fdft_cli.execution.native.block import NativeBlock
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, TimeEmbedding
 
-# Products of a pixel with width c, in units of c^2: q, k, v and their sums; then mixing and DFN,
-# whose 8 are of a hidden layer 4 c wide.
+# Multiplications per pixel of width c, in units of c^2. First pass: q, k, v (3) and their sums (1).
+# Second pass: mixing (1) and DFN (8, for a hidden layer of width 4 c).
 _GATHER, _APPLY = 4, 9
 
 _Level = Sequence[PreparedBlock] | Sequence[NativeBlock]
 _NATIVE = PLAIN._replace(mixing=NativeBlock.mixing, apply=NativeBlock.apply)
 
 MAX_STRIP_VALUES = 3 << 27
-"""Values of the widest tensor in a strip, 0.8 GB in half precision: kernels for more than 2^31 are
-rare. The official network has 1280x720 in one strip, whose v needs no copy; larger is no faster."""
+"""Most values of the widest tensor in a strip, 0.8 GB in half precision: few kernels support more
+than 2^31. The official network processes 1280x720 in one strip, whose v needs no copy; larger
+strips are no faster."""
 
 # Official network, bf16, on an H100: 37.0 ms launched one by one and 19.6 recorded at 512x512
 # (2^23.6 values), 64.3 and 63.0 at 1280x720 (2^25.4): docs/performance.md.
 MOST_RECORDED = 1 << 26
-"""Values of the first level's stream up to which a call is recorded: more keep a GPU busy."""
+"""Values of the first level's stream up to which a call is recorded; more keep a GPU busy."""
 
-# 128 rows of 256 px at the official width. There a call took 2.30 s in strips of 52 rows, 2.12 in
-# strips of 128 and 2.20 in strips of 256 (two cores with AVX2: docs/performance.md).
+# 128 rows of 256 px at the official width. At this size a call took 2.30 s in strips of 52 rows,
+# 2.12 in strips of 128 and 2.20 in strips of 256 (two cores with AVX2: docs/performance.md).
 _NATIVE_VALUES, _LEAST_NATIVE_ROWS = 128 * 256 * 48, 64
 
 
 class StripNetwork:
-    """A DFT behind the same call, `network(x, t) -> eps_hat`, computed strip by strip.
+    """A DFT with the same interface, `network(x, t) -> eps_hat`, computed strip by strip.
 
-    For inference only. It holds a snapshot of the weights, prepared for the purpose: call
-    `refresh` after they have changed or moved.
+    For inference only. It holds a prepared snapshot of the weights: call `refresh` after they have
+    changed or moved.
 
     Args:
         net: the network.
-        rows: rows in a strip, at every level; None takes `default_rows`.
+        rows: rows in a strip, at every level; None uses `default_rows`.
         dtype: precision of the weights and of the activations within a strip (bfloat16, float16);
             residual stream, statistics, first and last convolution and result stay float32.
-        offload_skips: on CUDA, keep the skip tensors in pinned host memory meanwhile.
+        offload_skips: on CUDA, keep the skip tensors in pinned host memory until they are used.
         compile: compile the work on a strip with torch.compile, once for all sizes. On a CPU the
             kernels that run without it are as fast.
 
     Attributes:
         compiled: whether the work on a strip is compiled.
-        watch: called in the middle of a call, after each piece of its work, with the piece's share
-            of `work`. What it raises comes out of the call.
+        watch: called during a call, after each piece of its work, with the piece's share of
+            `work`. An exception that it raises ends the call.
 
     Raises:
-        ValueError: rows below 1, or a dtype that is not floating.
+        ValueError: rows below 1, or a dtype that is not floating-point.
     """
 
     def __init__(
@@ -89,9 +90,9 @@ class StripNetwork:
         compile: bool = False,
     ) -> None:
         if rows is not None and rows < 1:
-            raise ValueError(f"a strip has at least 1 row, got {rows}")
+            raise ValueError(f"a strip must have at least 1 row, got {rows}")
         if not dtype.is_floating_point:
-            raise ValueError(f"want a floating dtype, got {dtype}")
+            raise ValueError(f"expected a floating-point dtype, got {dtype}")
         self.net, self.rows, self.dtype, self.offload_skips = net, rows, dtype, offload_skips
         self.watch: Callable[[int], None] | None = None
         self.compiled = compile
@@ -101,8 +102,8 @@ class StripNetwork:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take the network's weights as they are now."""
-        # A recording goes on reading the old weights, at their old addresses.
+        """Prepare the network's current weights, replacing the snapshot."""
+        # A recording would keep reading the old weights at their old addresses.
         self.forget()
         net = self.net
         encoders = (net.encoder_level1, net.encoder_level2, net.encoder_level3)
@@ -117,17 +118,17 @@ class StripNetwork:
         self._halves = [*(Projection.of(r, self.dtype, not self.compiled) for r in halves), None]
         self._times = TimeEmbedding.of(net.dim, net.output.weight.device)
         self._embed = Conv.of(net.patch_embed.proj, torch.float32)
-        # Float32 in every precision: at t = 999 the sampler divides by sqrt(alpha_bar) = 0.0064, so
-        # that an error of the predicted noise counts 157 times.
+        # Float32 in every precision: at t = 999 the sampler divides by sqrt(alpha_bar) = 0.0064,
+        # which multiplies an error of the predicted noise by 157.
         self._output = Conv.of(net.output, torch.float32)
         self._skip_conv = net.skip_conv and Projection.of(net.skip_conv, torch.float32, True)
 
     def forget(self) -> None:
-        """Give back what recorded calls hold of a GPU's memory."""
+        """Release the GPU memory that a recorded call holds."""
         self._recorder.forget()
 
     def work(self, n: int, height: int, width: int) -> int:
-        """What the pieces of a call with `n` images sum up to, in an arbitrary unit."""
+        """Return the total work of a call with `n` images, in the arbitrary unit of `watch`."""
         levels = [*self._encoders, self._latent, *self._decoders]
         halvings = (0, 1, 2, 3, 2, 1, 0)
         # The last level, decoder level 1, is back at full resolution but twice as wide as encoder
@@ -139,10 +140,10 @@ class StripNetwork:
         )
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise: arguments, result and errors of `DFT.forward`.
+        """Predict the noise; arguments, result and errors as for `DFT.forward`.
 
         Raises:
-            ValueError: also while gradients are on.
+            ValueError: also if gradients are enabled.
         """
         if torch.is_grad_enabled():
             raise ValueError("strips work in place: call them under torch.inference_mode()")
@@ -151,8 +152,8 @@ class StripNetwork:
         native = isinstance(self._latent[0], NativeBlock)
         rows = self.rows or default_rows(self.net.dim, h, w, x.device.type, native)
         out = x.new_empty((n, self.net.out_channels, h, w), dtype=torch.float32)
-        # several strips of one image rather than one strip of several images; images that fit one
-        # strip go together, as many as keep its widest tensor within the bound
+        # Several strips of one image rather than one strip of several images. Images that fit in
+        # one strip run together, as many as keep its widest tensor within the limit.
         step = max(1, min(n, MAX_STRIP_VALUES // _widest(self.net.dim, h * w))) if rows >= h else 1
         with full_precision(x):
             for i in range(0, n, step):
@@ -161,20 +162,19 @@ class StripNetwork:
         return out
 
     def _call(self, x: Tensor, t: Tensor, out: Tensor, rows: int) -> None:
-        """A call into `out`, on a GPU recorded where launches would take most of its time."""
+        """Run a call into `out`; on a GPU record it if launches would take most of its time."""
         small = x[:, 0].numel() * self.net.dim <= MOST_RECORDED
         if not small or self.compiled or self.offload_skips or not records(x.device):
-            # A recording keeps its memory for itself; a call that is not recorded may need it.
+            # A recording reserves its memory, which a call that is not recorded may need.
             self.forget()
             self._run(x, t, out, rows)
             return
-        # A replay runs no Python, so what a recorded call reports can only be its whole work,
-        # afterwards. What `watch` raises would also be taken for a reason why this work cannot be
-        # recorded.
+        # A replay runs no Python, so a recorded call can only report its whole work, afterwards.
+        # Besides, an exception from `watch` would be mistaken for a failure to record the work.
         watch, self.watch = self.watch, None
         try:
-            # A graph writes to the addresses that it was recorded with: the result is copied out of
-            # them before the next replay overwrites it.
+            # A graph writes to the addresses that it was recorded with: copy the result before the
+            # next replay overwrites it.
             out.copy_(self._recorder(partial(self._result, rows=rows), x, t, key=rows))
         finally:
             self.watch = watch
@@ -192,14 +192,15 @@ class StripNetwork:
         skips: list[Tensor] = []
         for level, down, time in zip(self._encoders, self._downs, times[:3], strict=True):
             self._blocks(level, z, time, rows)
-            # No other name may hold the skip: once it is parked in host memory and z is the level
-            # below, its memory on the device is free for that level's blocks.
+            # No other name may refer to the skip: once it is parked in host memory and z is the
+            # next level's stream, its device memory is free for that level's blocks.
             skips.append(z)
             z = self._down(z, down, rows)
             skips[-1] = self._park(skips[-1])
         self._blocks(self._latent, z, times[3], rows)
-        widths = (times[2], times[1], times[1])  # decoder level 1 works at twice its encoder's
-        decoders = zip(self._decoders, self._ups, self._halves, widths, strict=True)
+        # Decoder level 1 has twice the width of encoder level 1, and so the time of level 2.
+        decoder_times = (times[2], times[1], times[1])
+        decoders = zip(self._decoders, self._ups, self._halves, decoder_times, strict=True)
         for level, up, halve, time in decoders:
             z = self._up(z, up, skips.pop(), halve, rows)
             self._blocks(level, z, time, rows)
@@ -216,26 +217,26 @@ class StripNetwork:
         return z
 
     def _blocks(self, level: _Level, z: Tensor, time: Tensor, rows: int) -> None:
-        """The blocks of a level, in place in `z: [n, h, w, c]` float32."""
+        """Run the blocks of a level in place on `z: [n, h, w, c]` float32."""
         h, one = z.shape[1], level[0]
         passes = _NATIVE
         if isinstance(one, PreparedBlock):
             passes = self._compiled_passes or passes_for(one, z)
-        # In one strip v may stay where it was made, a third of q, k, v; a copy would be two more
-        # passes through memory.
+        # With a single strip v may stay where it was computed, as a third of q, k, v; a copy would
+        # take two more passes through memory.
         if h <= rows and runs_on_gpu(z):
             for block in level:
                 sums, v = passes.gather(block, z, time, 0, h)
                 self._report_progress(_GATHER, z)
                 passes.apply(block, z, v, time, passes.mixing(block, sums))
                 self._report_progress(_APPLY, z)
-                del v  # which holds q and k too
+                del v  # it keeps q and k alive, too
             return
-        # One v for all blocks of the level: each has written all of it before it reads any.
+        # One v for all blocks of the level: each block writes all of it before it reads any.
         v, strips = torch.empty_like(z, dtype=self.dtype), list(row_ranges(h, rows))
         for block in level:
-            # Added as they come, in the order of the strips: few are held, and the same call has
-            # the same bits at each run.
+            # The sums are added as they are computed, in the order of the strips: few are held at a
+            # time, and every run of a call gives the same bits.
             parts = (self._gather(passes, block, z, v, time, *strip) for strip in strips)
             mixing = passes.mixing(block, reduce(add, parts))
             for top, bottom in strips:
@@ -252,8 +253,8 @@ class StripNetwork:
         top: int,
         bottom: int,
     ) -> PixelSums:
-        """The sums of rows top to bottom; their v is written into that of all."""
-        if isinstance(block, NativeBlock):  # which finds the halo and the place of v itself
+        """Return the sums of rows top to bottom, and write their v into v, which has all rows."""
+        if isinstance(block, NativeBlock):  # takes whole tensors, and finds rows and halo itself
             sums = block.gather(z, v, time, top, bottom)
         else:
             first, last = with_halo(top, bottom, z.shape[1])
@@ -280,19 +281,19 @@ class StripNetwork:
     ) -> Tensor:
         n, h, w, c = z.shape
         above = z.new_empty((n, 2 * h, 2 * w, c if halve is None else c // 2))
-        # Strips of half as many rows, since each becomes twice as many above.
+        # Strips of half as many rows, because each row becomes two.
         for top, bottom in row_ranges(h, max(1, rows // 2)):
             fine = slice(2 * top, 2 * bottom)
             up = shuffled_view(conv(z, top, bottom))
-            # Decoder level 1 takes both as they are, so that its skip stays float32.
+            # Decoder level 1 concatenates the two without a projection, so its skip stays float32.
             both = (
                 above[:, fine] if halve is None else up.new_empty((n, *above[0, fine].shape[:2], c))
             )
             beside = both[..., c // 2 :]
             into = both[..., : c // 2].unflatten(2, (w, 2)).unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
             into.copy_(up)
-            # Copies from pinned memory, like those into it, wait in the stream's order behind the
-            # work before them; the caller waits for neither.
+            # Copies from pinned memory, like those into it, run in the stream's order after earlier
+            # work; the caller waits for neither.
             beside.copy_(skip[:, fine].to(z.device, non_blocking=True))
             if halve is not None:
                 above[:, fine] = halve(both)
@@ -300,7 +301,7 @@ class StripNetwork:
 
     def _noise(self, x: Tensor, z: Tensor, out: Tensor, rows: int) -> None:
         pixels = x.permute(0, 2, 3, 1)
-        # The embedding is computed again rather than kept through the whole call. All rows get it
+        # The embedding is recomputed rather than kept for the whole call. It is added to all rows
         # before any is convolved: the output convolution reads a row above and below its strip.
         if self._skip_conv is not None:
             for top, bottom in row_ranges(z.shape[1], rows):
@@ -326,15 +327,17 @@ class StripNetwork:
 def default_rows(
     dim: int, height: int, width: int, device: str = "cpu", native: bool = False
 ) -> int:
-    """Rows in a strip that run fast: on a CPU what its caches hold, else all, in equal strips of at
+    """Return the number of rows in a strip that runs fast.
+
+    On a CPU these are as many as its caches hold; on other devices all rows, in equal strips of at
     most `MAX_STRIP_VALUES`.
 
     Args:
         dim: width C of the network's first level.
-        height: of the image.
-        width: of the image.
-        device: its type.
-        native: whether compiled kernels run; they choose tiles that caches hold themselves.
+        height: height of the image.
+        width: width of the image.
+        device: type of the device.
+        native: whether the compiled kernels run, which choose cache-sized tiles themselves.
     """
     if native:
         return min(height, max(_LEAST_NATIVE_ROWS, _NATIVE_VALUES // (dim * width)))
@@ -346,5 +349,5 @@ def default_rows(
 
 
 def _widest(dim: int, pixels: int) -> int:
-    """Values of the hidden layer of decoder level 1, 4 times as wide as its stream of 2C."""
+    """Return the values of decoder level 1's hidden layer, 4 times as wide as its stream of 2C."""
     return 8 * dim * pixels

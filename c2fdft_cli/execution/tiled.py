@@ -1,8 +1,8 @@
-"""Overlapping tiles, blended inside each sampler step, for those who want locality.
+"""Overlapping tiles, blended inside each sampling step, so that each part is restored by itself.
 
-Attention (docs/paper.md, eq. (5)) sees the whole image; in tiles each sees its own tile. That is a
-different result, and exact strips need no more memory to speak of: tiles are for images that are
-far larger than the patches the network was trained on and whose parts differ.
+Attention (docs/paper.md, eq. (5)) spans the whole image; in a tile it spans only the tile. The
+result differs, and strips, which are exact, need hardly more memory. So tiles are for images that
+are far larger than the patches the network was trained on, and whose parts differ.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ OVERLAP = 4
 
 
 class Tiled:
-    """A network run tile by tile behind the same call; the estimates of the noise are blended.
+    """A network run tile by tile, with the same interface; the noise estimates are blended.
 
     Args:
-        net: eps_hat of (x, t).
-        side: of a tile in pixels, a multiple of 8.
+        net: returns eps_hat for (x, t).
+        side: side of a tile in pixels, a multiple of 8.
     """
 
     def __init__(self, net: PredictNoise, side: int) -> None:
         if side < SIZE_MULTIPLE or side % SIZE_MULTIPLE:
-            raise ValueError(f"a tile's side is a multiple of {SIZE_MULTIPLE}, got {side}")
+            raise ValueError(f"side must be a multiple of {SIZE_MULTIPLE}, got {side}")
         self.net, self.side = net, side
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x: `[n, 6, h, w]` to eps_hat `[n, 3, h, w]`, h and w multiples of 8."""
+        """Map x: `[n, 6, h, w]` to eps_hat `[n, 3, h, w]`, h and w multiples of 8."""
         height, width = x.shape[-2:]
         total: Tensor | None = None
         weights = x.new_zeros((height, width), dtype=torch.float32)
@@ -53,14 +53,14 @@ class Tiled:
 
 
 def tiles(height: int, width: int, side: int) -> int:
-    """How many tiles make up an image."""
+    """Return the number of tiles that cover an image."""
     return sum(1 for _ in spans(height, side)) * sum(1 for _ in spans(width, side))
 
 
 def spans(size: int, side: int) -> Iterator[slice]:
-    """Where tiles lie along one axis: evenly spread, overlapping by a quarter at least.
+    """Yield the tiles' ranges along one axis: evenly spread, overlapping by at least a quarter.
 
-    Those of side 8 lie side by side.
+    Tiles of side 8 need not overlap.
     """
     if size <= side:
         yield slice(0, size)
@@ -68,18 +68,18 @@ def spans(size: int, side: int) -> Iterator[slice]:
     step = max(SIZE_MULTIPLE, (side - side // OVERLAP) // SIZE_MULTIPLE * SIZE_MULTIPLE)
     count = -(-(size - side) // step) + 1
     for i in range(count):
-        # At multiples of 8: where tiles overlap, the network's three halvings divide them into the
-        # same blocks.
+        # Multiples of 8: where tiles overlap, the network's three halvings then divide both into
+        # the same blocks of pixels.
         start = (size - side) * i // (count - 1) // SIZE_MULTIPLE * SIZE_MULTIPLE
         yield slice(start, start + side)
 
 
 def _ramp(span: slice, size: int, side: int, device: torch.device) -> Tensor:
-    """Weights along one axis: rising from the edges that have a neighbour, 1 elsewhere."""
+    """Return weights along one axis: they rise from edges with a neighbour, and are 1 elsewhere."""
     length = span.stop - span.start
     overlap = side // OVERLAP
-    # Centres of pixels: no weight is 0, so their sum can be divided by even where one tile alone
-    # covers a pixel.
+    # Distances are measured to the centres of pixels, so no weight is 0 and it is safe to divide by
+    # their sum, even for a pixel that only one tile covers.
     position = torch.arange(length, device=device, dtype=torch.float32) + 0.5
     weight = torch.ones(length, device=device)
     if span.start > 0:

@@ -11,22 +11,22 @@ STEPS_PER_PIXEL = 4
 
 
 def align(a: Tensor, b: Tensor, reach: int) -> Tensor:
-    """Shift `a` bilinearly to where it fits `b` best: the least sum of squared differences.
+    """Shift `a` bilinearly to where it fits `b` best: the smallest sum of squared differences.
 
-    All shifts of a grid are compared, at most `reach` px in each direction.
+    All shifts of up to `reach` px in each direction are compared, in steps of a quarter pixel.
 
     Args:
-        a: `[c, h + 2 reach, w + 2 reach]`: the image with as much of its surroundings.
-        b: `[c, h, w]`, what it is compared with.
-        reach: px, at least 1.
+        a: `[c, h + 2 reach, w + 2 reach]`: the image with `reach` px of its surroundings.
+        b: `[c, h, w]`: the image that it is compared with.
+        reach: the largest shift in px, at least 1.
 
     Returns:
         `[c, h, w]` float64.
     """
     a, b = a.double(), b.double()
     shifts = torch.arange(2 * reach * STEPS_PER_PIXEL + 1, dtype=torch.float64) / STEPS_PER_PIXEL
-    # A bilinear shift reads one pixel beyond its base, so the last shift is the last base but one,
-    # moved on by a whole pixel.
+    # A bilinear shift reads one pixel beyond its base. So the last shift is not a base of its own,
+    # but the base before it shifted by a whole pixel.
     base = shifts.floor().clamp(max=2 * reach - 1)
     part = shifts - base
     error = _squared_errors(a, b, base.long(), part)
@@ -39,10 +39,10 @@ def align(a: Tensor, b: Tensor, reach: int) -> Tensor:
 
 
 def _squared_errors(a: Tensor, b: Tensor, base: Tensor, part: Tensor) -> Tensor:
-    """Sum of (shifted a - b)^2 for each pair of shifts `[n, n]`, less the sum of b^2.
+    """Return the sum of (shifted a - b)^2 for each pair of shifts, `[n, n]`, less the sum of b^2.
 
     A bilinear shift is a sum of four windows of `a`, w_00 a_00 + w_01 a_01 + w_10 a_10 + w_11 a_11,
-    so its error is a quadratic form in their products, and those are needed once per whole pixel.
+    so its error is a quadratic form in their products, which are needed only per whole pixel.
     """
     size = b.shape[-2:]
 
@@ -73,16 +73,16 @@ def _squared_errors(a: Tensor, b: Tensor, base: Tensor, part: Tensor) -> Tensor:
 
 
 def _window_sums(image: Tensor, size: torch.Size) -> Tensor:
-    """Sums of `[c, h, w]` over every window of this size, over all channels."""
-    # Sums of four corners of one table are differences of large numbers, exact here: 8-bit values
-    # and their products are integers, and float64 has them all up to 2^53.
+    """Return the sums of `[c, h, w]` over every window of this size and all channels."""
+    # A window's sum is a difference of large numbers, the four corners in one table. Here it is
+    # exact: 8-bit values and their products are integers, and float64 holds all up to 2^53.
     summed = F.pad(image.sum(0), (1, 0, 1, 0)).cumsum(0).cumsum(1)
     h, w = size
     return summed[h:, w:] - summed[:-h, w:] - summed[h:, :-w] + summed[:-h, :-w]
 
 
 def _windows_times(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of a * b with `b` laid on every place of the larger `a`."""
+    """Return the sum of a * b for every position of `b` within the larger `a`."""
     h, w = b.shape[-2:]
     places = [size - part + 1 for size, part in zip(a.shape[-2:], (h, w), strict=True)]
     products = [

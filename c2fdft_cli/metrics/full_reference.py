@@ -1,6 +1,7 @@
 """Full-reference metrics of piq, with the direction and range of each.
 
-All take RGB images `[1, 3, h, w]` in [0, 1]; a side below a metric's minimum gives no number.
+All take RGB images `[1, 3, h, w]` in [0, 1]. An image with a side below a metric's minimum has no
+value.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ class PiqMetric:
     """One metric.
 
     Args:
-        name: what it is asked for by, and its column.
+        name: the name that selects it, and of its column.
         function: its name in piq.
-        higher_is_better: the direction.
-        range: of its values, in words.
-        min_size: of the sides of an image, in pixels.
+        higher_is_better: whether a higher value is better.
+        range: the range of its values, in words.
+        min_size: the smallest side of an image, in pixels.
         describes: its full name.
         downloads: whether piq fetches network weights for it.
     """
@@ -60,14 +61,14 @@ METRICS = {
         PiqMetric("dists", "DISTS", False, "0 to 1", 32, "structure and texture", True),
     )
 }
-"""All that can be asked for; ranges are for natural images, equal ones give 1 or 0."""
+"""All metrics by name. The ranges are for natural images; equal images give 1 or 0."""
 
 FULL_SET = tuple(name for name, one in METRICS.items() if not one.downloads)
-"""Those that need no download."""
+"""The metrics that need no download."""
 
 
 def piq_metric(name: str, restored: Tensor, target: Tensor) -> float:
-    """One metric of one image.
+    """Compute one metric of one image.
 
     Args:
         name: a key of `METRICS`.
@@ -75,7 +76,7 @@ def piq_metric(name: str, restored: Tensor, target: Tensor) -> float:
         target: as restored.
 
     Returns:
-        Its value, NaN where a side is below the metric's minimum or it has no finite value.
+        The value; NaN if a side is below the metric's minimum or the value is not finite.
 
     Raises:
         ValueError: different shapes, values outside [0, 1], or weights that cannot be loaded.
@@ -96,9 +97,9 @@ def piq_metric(name: str, restored: Tensor, target: Tensor) -> float:
 
 
 def _network(name: str) -> Any:
-    """A learned metric; it takes RGB in [0, 1] and normalises by itself.
+    """Return a learned metric; it takes RGB in [0, 1] and normalises by itself.
 
-    Threads score beside each other, and its weights are asked for once, also where there are none.
+    Several threads score at once. The weights are requested only once, even if that fails.
     """
     with _LOADING:
         found = _load_network(name)
@@ -108,14 +109,14 @@ def _network(name: str) -> Any:
 
 
 def not_loaded(name: str, error: Exception) -> ValueError:
-    """That a metric's weights cannot be loaded, and why."""
+    """Return the error that a metric's weights cannot be loaded, with the reason."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(f"the weights of {name} cannot be loaded: {reason}")
 
 
 @lru_cache(maxsize=2)
 def _load_network(name: str) -> Any:
-    """The metric, or what kept it from being loaded."""
+    """Return the metric, or the error that prevented loading it."""
     try:
         return getattr(load_piq(), METRICS[name].function)()
     except (OSError, RuntimeError, EOFError) as error:
@@ -123,11 +124,11 @@ def _load_network(name: str) -> Any:
 
 
 def load_piq() -> Any:
-    """piq, also where torch is a CPU build and torchvision, which piq imports, is not.
+    """Import piq, even if torch is a CPU build and torchvision, which piq imports, is not.
 
-    Such a torchvision finds two of its compiled operators missing; declared, though without an
-    implementation, they do not hinder the metrics, which never call them. Threads may call it at
-    once: images are scored beside each other, and an operator can be declared only once.
+    Such a torchvision finds two of its compiled operators missing. Declaring them, without an
+    implementation, is enough: the metrics never call them. A lock lets several threads call this
+    function at once, because an operator can be declared only once.
     """
     with _LOADING:
         try:
@@ -143,8 +144,8 @@ def load_piq() -> Any:
         return importlib.import_module("piq")
 
 
-# One thread may hold it twice: a learned metric is loaded, and piq for it.
+# Reentrant: a thread that loads a learned metric also loads piq.
 _LOADING = threading.RLock()
 _LIBRARY: Any = torch.library.Library
-# Kept for as long as the process runs: a library that is collected takes its operators with it.
+# Kept as long as the process runs: a library that is garbage-collected removes its operators.
 _DECLARED = _LIBRARY("torchvision", "FRAGMENT")

@@ -1,7 +1,8 @@
 """No-reference metrics: scores of one image without a target, with direction and range of each.
 
-All take RGB images `[1, 3, h, w]` on the scale 0 .. 255; a side below a metric's minimum gives no
-number. The wavelet is PyWavelets', blur scikit-image's, the others piq's.
+All take RGB images `[1, 3, h, w]` on the scale 0 .. 255. An image with a side below a metric's
+minimum has no value. The wavelet transform is PyWavelets', the blur metric is scikit-image's, and
+the others are piq's.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from c2fdft_cli.metrics.protocols import MAX_VALUE
 _NORMAL_QUARTILE = 0.6744897501960817
 """The 75 % point of the normal distribution."""
 _ROUNDING = 1e-9
-"""A smaller coefficient of 8-bit values is nothing but rounding."""
+"""Smaller wavelet coefficients of 8-bit values are only rounding errors."""
 
 
 def noise_sigma(image: Tensor) -> float:
-    """Noise as the median absolute detail coefficient (Donoho and Johnstone 1994, section 4.2).
+    """Estimate noise by the median absolute detail (Donoho and Johnstone 1994, section 4.2).
 
-    The finest diagonal sub-band of the Daubechies wavelet with two vanishing moments, over
-    0.6745; the mean of the channels; 0 without any detail. As scikit-image's `estimate_sigma`,
-    but that one takes the rounding errors of flat or clipped areas for coefficients, and gives 0
-    as soon as half of an image is clipped.
+    The median of the coefficients in the finest diagonal sub-band of the Daubechies wavelet with
+    two vanishing moments, divided by 0.6745, averaged over the channels; 0 if there is no detail.
+    scikit-image's `estimate_sigma` does the same, but counts the rounding errors of flat or
+    clipped areas as coefficients, and so gives 0 as soon as half of an image is clipped.
 
     Args:
         image: `[1, 3, h, w]` on the scale 0 .. 255.
@@ -53,7 +54,7 @@ def noise_sigma(image: Tensor) -> float:
 
 
 def blur_effect(image: Tensor) -> float:
-    """How little sharpness a further blur costs (Crete et al. 2007): scikit-image's `blur_effect`.
+    """Measure how little sharpness a further blur removes (Crete et al. 2007), by scikit-image.
 
     Args:
         image: `[1, 3, h, w]` on the scale 0 .. 255.
@@ -65,19 +66,19 @@ def blur_effect(image: Tensor) -> float:
         from skimage.measure import blur_effect as skimage_blur_effect
     except ImportError as error:
         raise _missing("blur_effect") from error
-    with np.errstate(invalid="ignore"):  # before 0.26, 0 / 0 without any edge
+    with np.errstate(invalid="ignore"):  # scikit-image before 0.26: 0 / 0 without any edge
         effect = float(skimage_blur_effect(_pixels(image) / MAX_VALUE, channel_axis=-1))
     return 1.0 if math.isnan(effect) else effect
 
 
 def total_variation(image: Tensor) -> float:
-    """Mean absolute step between neighbours: piq's l1 total variation over the number of values.
+    """Mean absolute step between neighbours: piq's l1 total variation per value.
 
     Args:
         image: `[1, 3, h, w]` on the scale 0 .. 255.
 
     Returns:
-        In 8-bit levels; noise and detail both raise it.
+        The mean step in 8-bit levels; noise and detail both raise it.
     """
     return float(load_piq().total_variation(image.double(), norm_type="l1")) / image.numel()
 
@@ -91,7 +92,7 @@ def brisque(image: Tensor) -> float:
     piq, unit = load_piq(), (image.float() / MAX_VALUE).clamp(0, 1)
     try:
         return float(piq.brisque(unit, data_range=1.0))
-    except AssertionError:  # piq's word for no variance
+    except AssertionError:  # raised by piq if the image has no variance
         return math.nan
     except (OSError, RuntimeError, EOFError) as error:
         raise not_loaded("brisque", error) from error
@@ -102,13 +103,13 @@ class NoReferenceMetric:
     """One metric without a target.
 
     Args:
-        name: what it is asked for by, and its column.
+        name: the name that selects it, and of its column.
         compute: its function.
-        direction: in words; all are better when lower, if at all.
-        range: of its values, in words.
-        min_size: of an image's sides, in pixels.
+        direction: in words; for none of them is a higher value better.
+        range: the range of its values, in words.
+        min_size: the smallest side of an image, in pixels.
         describes: its full name.
-        downloads: whether piq fetches weights for it.
+        downloads: whether piq downloads weights for it.
     """
 
     name: str
@@ -140,20 +141,20 @@ METRICS = {
         ),
     )
 }
-"""All that can be asked for."""
+"""All metrics by name."""
 
 WITHOUT_DOWNLOAD = tuple(name for name, one in METRICS.items() if not one.downloads)
 
 
 def no_reference_metric(name: str, image: Tensor) -> float:
-    """One metric of one image.
+    """Compute one metric of one image.
 
     Args:
         name: a key of `METRICS`.
         image: `[1, 3, h, w]` RGB on the scale 0 .. 255.
 
     Returns:
-        Its value, NaN where a side is below its minimum or it has none.
+        The value; NaN if a side is below the metric's minimum or the value is not finite.
 
     Raises:
         ValueError: not one RGB image, or weights that cannot be loaded.

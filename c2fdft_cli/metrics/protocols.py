@@ -14,20 +14,20 @@ from c2fdft_cli.core.ssim import SIGMA, WINDOW, gaussian_window
 from c2fdft_cli.metrics.alignment import align
 
 MAX_VALUE = 255.0
-_STRIP = 64  # rows whose local sums stay in a core's cache
+_STRIP = 64  # rows at a time, whose local sums stay in a core's cache
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How a task's results are scored.
 
-    name: what is printed beside the number.
+    name: the name that is printed beside the score.
     luma: score the BT.601 studio-range Y channel instead of RGB.
     round_luma: round Y, as MATLAB does for uint8.
-    unrounded: score the float output where it is at hand instead of the saved 8-bit image.
+    unrounded: score the float output, if it is available, instead of the saved 8-bit image.
     describes: the formula in words.
-    border: pixels that are skipped on each side, besides those that the caller skips.
-    reach: the best shift of the restored image, up to so many px, is searched before scoring.
+    border: pixels that are skipped on each side, in addition to those that the caller skips.
+    reach: before scoring, shift the restored image to its best position, up to this many px.
     """
 
     name: str
@@ -45,7 +45,7 @@ PROTOCOLS = {
         Protocol("derain", True, False, False, "Y channel (BT.601 studio), 8-bit images"),
         Protocol("derain-matlab", True, True, False, "Y channel rounded as MATLAB, 8-bit images"),
         Protocol("deblur", False, False, False, "RGB, 8-bit images"),
-        Protocol("denoise", False, False, True, "RGB, unrounded where at hand"),
+        Protocol("denoise", False, False, True, "RGB, unrounded if available"),
         Protocol("rgb", False, False, False, "RGB, 8-bit images"),
         Protocol("y", True, False, False, "Y channel (BT.601 studio), 8-bit images"),
         Protocol(
@@ -70,7 +70,7 @@ class Score:
 
 
 def luma(rgb: Tensor) -> Tensor:
-    """BT.601 studio Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, not rounded.
+    """Compute BT.601 studio Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, not rounded.
 
     Args:
         rgb: `[n, 3, h, w]` in [0, 255].
@@ -123,18 +123,19 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _mean_ssim(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """`core.ssim.ssim_terms` of one channel `[h, w]`, without gradients and many times as fast."""
+    """Return mean SSIM of one channel `[h, w]`: `ssim_terms` without gradients, and much faster."""
     weights = gaussian_window(WINDOW, SIGMA, torch.empty(0, dtype=torch.float64)).numpy()
     half = WINDOW // 2
     height, width = (side - 2 * half for side in a.shape)
     c1, c2 = (0.01 * MAX_VALUE) ** 2, (0.03 * MAX_VALUE) ** 2
     total = 0.0
-    # The plain formula, whose variances are differences of large numbers: float64 has digits to
-    # spare. The loss is in float32 and works with sum and difference of the images (`core.ssim`).
+    # The plain formula, whose variances are differences of large numbers: float64 has enough
+    # digits. The loss is in float32, and therefore uses sum and difference of the images
+    # (`core.ssim`).
     for top in range(0, height, _STRIP):
         x, y = (plane[top : top + _STRIP + 2 * half] for plane in (a, b))
         mu_x, mu_y, squares, products = (
-            # What the filter makes up beyond the border is cut off: the valid region is left.
+            # Crop to the valid region: near the border the filter extrapolates the image.
             cv2.sepFilter2D(values, cv2.CV_64F, weights, weights)[half:-half, half:-half]
             for values in (x, y, x * x + y * y, x * y)
         )
@@ -151,7 +152,7 @@ def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Sco
         a: restored, `[n, 3, h, w]` RGB on the scale 0 .. 255 (uint8, or float if unrounded).
         b: target, as a.
         protocol: one of `PROTOCOLS`.
-        border: pixels to skip on each side, besides the protocol's own.
+        border: pixels to skip on each side, in addition to the protocol's own.
 
     Raises:
         ValueError: different shapes, or nothing left to score.
@@ -159,7 +160,8 @@ def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Sco
     _check_shapes(a, b)
     border += protocol.border
     if protocol.reach:
-        # The restored image keeps `reach` more pixels on each side, which a shift moves in.
+        # The restored image keeps `reach` more pixels on each side, which a shift can move into
+        # the scored area.
         a = _crop(a, border - protocol.reach)
         b = _crop(b, border)
         a = torch.stack([align(*pair, protocol.reach) for pair in zip(a, b, strict=True)])

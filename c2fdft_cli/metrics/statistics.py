@@ -1,4 +1,4 @@
-"""Statistics over the rows of an evaluation, and the comparison of two."""
+"""Statistics over the rows of an evaluation, and the paired comparison of two evaluations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORST = 5
 class Summary:
     """Mean, median (either may be infinite) and standard deviation (n - 1) of a score.
 
-    None where there is no number.
+    A field is None if it cannot be computed.
     """
 
     mean: float | None
@@ -31,10 +31,11 @@ class Comparison:
     """Paired difference A - B of a score.
 
     Args:
-        mean: of the differences.
+        mean: mean of the differences.
         low, high: bootstrap confidence interval of that mean.
-        wins, losses, ties: images on which A is better, worse, equal; none where one has no score.
-        images: how many differences are finite; infinite PSNRs count as wins or ties alone.
+        wins, losses, ties: number of images on which A is better, worse or equal; an image without
+            a score on one side counts in none of them.
+        images: number of finite differences; an infinite PSNR counts only in wins, losses or ties.
     """
 
     mean: float
@@ -47,9 +48,9 @@ class Comparison:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Statistics of one score over all images.
+    """Compute the statistics of one score over all images.
 
-    An infinite value makes the mean infinite; where an image has no value, nothing has one.
+    An infinite value makes the mean infinite; if any image has no value (NaN), all are None.
     """
     if any(map(math.isnan, values)):
         return Summary(None, None, None)
@@ -60,7 +61,7 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def worst(names: Sequence[str], values: Sequence[float]) -> list[str]:
-    """Names of the `WORST` images with the lowest scores, lowest first."""
+    """Return the names of the `WORST` images with the lowest scores, lowest first."""
     order = sorted(range(len(names)), key=lambda i: (values[i], names[i]))
     return [names[i] for i in order[:WORST]]
 
@@ -68,14 +69,14 @@ def worst(names: Sequence[str], values: Sequence[float]) -> list[str]:
 def compare(
     a: Sequence[float], b: Sequence[float], seed: int = 0, *, lower_wins: bool = False
 ) -> Comparison:
-    """Paired comparison of two results over the same images.
+    """Compare two results over the same images, image by image.
 
     The interval is the 2.5 % to 97.5 % range of the mean difference over 10,000 resamples of the
-    images (percentile bootstrap), drawn from `seed`.
+    images (percentile bootstrap).
 
     Args:
-        a, b: scores, image by image.
-        seed: of the resampling.
+        a, b: scores of the images, in the same order.
+        seed: seed of the resampling.
         lower_wins: whether the smaller of two scores is the better one.
 
     Raises:
@@ -89,7 +90,7 @@ def compare(
     if not len(finite):
         raise ValueError("no image has a finite score on both sides")
     rng = np.random.default_rng(seed)
-    # 80 MB of picks at a time, however many images there are.
+    # Sample indices in blocks of 80 MB, however many images there are.
     block = max(1, 10_000_000 // len(finite))
     means: list[float] = []
     while len(means) < RESAMPLES:

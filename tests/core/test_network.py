@@ -92,7 +92,7 @@ def test_padding_reflects_if_the_image_is_wide_enough():
         ({"norm": "batch"}, "with_bias or bias_free, got .batch."),
         ({"blocks": (1, 1)}, "4 levels"),
         ({"blocks": (1, 0, 1, 1)}, "at least 1"),
-        ({"dim": 7}, "dim is even"),
+        ({"dim": 7}, "dim must be even"),
         ({"dim": 2}, "at least 4"),
         ({"heads": (3, 2, 4, 8)}, "3 heads do not divide width 8"),
         ({"ffn_factor": 0.01}, "no hidden channel"),

@@ -95,7 +95,9 @@ def test_a_gpu_number_must_exist_and_is_for_one_process(two_gpus, monkeypatch):
         make_runtime("cuda:2")
     assert caught.value.hint == "this machine has cuda:0 to cuda:1"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="--device cuda:1 is for one process"):
+    with pytest.raises(
+        UsageError, match="--device cuda:1 is for a single process, got WORLD_SIZE=2"
+    ):
         make_runtime("cuda:1")
     assert not two_gpus
 
@@ -107,7 +109,7 @@ def test_a_rank_outside_of_the_world_size_is_refused(monkeypatch, rank, world):
     monkeypatch.setenv("RANK", rank)
     if world is not None:
         monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(UsageError, match=r"^(the environment names process )?RANK") as caught:
+    with pytest.raises(UsageError, match=r"^RANK") as caught:
         make_runtime("cpu")
     assert "unset" in caught.value.hint
 

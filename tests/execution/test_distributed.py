@@ -124,7 +124,7 @@ def test_several_processes_need_an_address_to_meet_at(monkeypatch: pytest.Monkey
         monkeypatch.delenv("MASTER_PORT", raising=False)
         if port is not None:
             monkeypatch.setenv("MASTER_PORT", port)
-        with pytest.raises(UsageError, match="without a place to meet") as caught:
+        with pytest.raises(UsageError, match="have no address to meet at") as caught:
             join_training(runtime)
         assert "torchrun" in str(caught.value.hint)
 
@@ -139,7 +139,7 @@ def test_processes_that_do_not_join_are_an_error(monkeypatch: pytest.MonkeyPatch
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(ResourceError, match=f"were not met at {':'.join(place)}"):
+        with pytest.raises(ResourceError, match=f"did not join at {':'.join(place)}"):
             join_training(Runtime(torch.device("cpu"), rank=0, world=2))
 
 

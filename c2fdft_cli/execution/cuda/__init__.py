@@ -1,1 +1,1 @@
-"""What an NVIDIA GPU is asked for: its abilities, its products, its graphs, and copies to it."""
+"""NVIDIA GPUs: their capabilities, products on them, CUDA graphs, and copies to and from them."""

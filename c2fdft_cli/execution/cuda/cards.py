@@ -1,4 +1,4 @@
-"""What an NVIDIA GPU and the installed torch can do together."""
+"""What an NVIDIA GPU can do with the installed torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from c2fdft_cli.core.layers import Conv3x3
 AMPERE = (8, 0)
 """The first compute capability with bf16 and TF32."""
 WIDEST_ON_CHIP = 128
-"""Channels whose feed-forward network is one kernel: weights of more do not stay on the chip."""
+"""Most channels with the feed-forward network in one kernel: larger weights do not fit the chip."""
 WIDEST_NORMED = 256
-"""Channels whose norm is computed in the kernel of the product behind it."""
+"""Most channels with the norm computed in the kernel of the product that follows it."""
 
 _CARDS = {
     (5, 0): "GTX 900",
@@ -44,9 +44,9 @@ def is_served(capability: tuple[int, int], architectures: Sequence[str]) -> bool
     (`sm_90a`) on that one: CUDA C++ Programming Guide, "Application Compatibility".
 
     Args:
-        capability: of the card, such as (8, 6).
-        architectures: as `torch.cuda.get_arch_list` gives them; names of other makers' cards
-            (`gfx90a`) do not tell, so that such a card counts as served.
+        capability: compute capability of the card, such as (8, 6).
+        architectures: as `torch.cuda.get_arch_list` returns them; if there are only those of other
+            makers (`gfx90a`), which are not understood, the card counts as served.
     """
     found = [_parsed(name) for name in architectures]
     known = [one for one in found if one is not None]
@@ -54,7 +54,7 @@ def is_served(capability: tuple[int, int], architectures: Sequence[str]) -> bool
 
 
 def architecture_names(architectures: Sequence[str]) -> str:
-    """The architectures with well-known cards: `sm_80 (A100), sm_86 (RTX 30)`."""
+    """List the architectures with well-known cards: `sm_80 (A100), sm_86 (RTX 30)`."""
     described = []
     for name in architectures:
         found = _parsed(name)
@@ -64,16 +64,16 @@ def architecture_names(architectures: Sequence[str]) -> str:
 
 
 def unusable_gpu(index: int) -> str | None:
-    """Why torch cannot compute on this GPU, in a sentence; None where it can.
+    """Return why torch cannot compute on this GPU, in a sentence; None if it can.
 
-    It becomes the current one, which is what shows whether it answers.
+    The GPU becomes the current one, which shows whether it responds.
     """
     try:
         torch.cuda.set_device(index)
         capability = torch.cuda.get_device_capability(index)
         name = torch.cuda.get_device_name(index)
     except RuntimeError as error:  # busy, or a driver that does not fit
-        return f"the GPU does not answer: {str(error).splitlines()[0]}"
+        return f"the GPU does not respond: {str(error).splitlines()[0]}"
     architectures = torch.cuda.get_arch_list()
     if is_served(capability, architectures):
         return None
@@ -85,20 +85,20 @@ def unusable_gpu(index: int) -> str | None:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Let this process's float32 products on CUDA round their operands to TF32, or not.
+    """Allow or forbid float32 products of this process on CUDA to round their operands to TF32.
 
-    By the older of torch's two interfaces: its compiler refuses a mixture of both
-    (pytorch/pytorch#166387).
+    This uses the older of torch's two interfaces, because torch's compiler refuses a mixture of
+    both (pytorch/pytorch#166387).
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def lay_out_weights(net: nn.Module) -> None:
-    """Keep the weights of 3x3 convolutions channels-last, as their kernels and gradients have them.
+    """Store the weights of 3x3 convolutions channels-last, as their kernels and gradients are.
 
-    Other weights stay as they are: with gradients of other strides than the parameters' DDP copies
-    each of them, and warns.
+    Other weights stay unchanged: if gradients and parameters have different strides, DDP copies
+    each gradient, and warns.
     """
     for module in net.modules():
         if isinstance(module, Conv3x3):
@@ -106,11 +106,11 @@ def lay_out_weights(net: nn.Module) -> None:
 
 
 class HalfPrecision(NamedTuple):
-    """What convolutions in half precision need on a card.
+    """How convolutions in half precision can run on a card.
 
     usable: whether they work at all.
-    cudnn: whether they may go to cuDNN.
-    note: what does not work, in a sentence; None where everything does.
+    cudnn: whether cuDNN may compute them.
+    note: what does not work, in a sentence; None if everything works.
     """
 
     usable: bool = True
@@ -120,10 +120,10 @@ class HalfPrecision(NamedTuple):
 
 @cache
 def try_half_precision(device: torch.device, dtype: torch.dtype) -> HalfPrecision:
-    """Run the network's two kinds of 3x3 convolution in a half precision, once in a process.
+    """Test the network's two kinds of 3x3 convolution in a half precision, once per process.
 
     On some cards before compute capability 8.0 cuDNN returns NaN for them (pytorch/pytorch#58123)
-    or has no kernel. Where it fails, torch's own kernels are tried.
+    or has no kernel. If it fails, torch's own kernels are tested.
     """
     with_cudnn = _convolution_problem(device, dtype)
     if with_cudnn is None:
@@ -142,13 +142,13 @@ def try_half_precision(device: torch.device, dtype: torch.dtype) -> HalfPrecisio
 
 
 def _convolution_problem(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What goes wrong in a depth-wise or a dense 3x3 convolution, forward or backward."""
+    """Return what fails in a depth-wise or dense 3x3 convolution, forward or backward, or None."""
     random = torch.Generator().manual_seed(0)
     pixels = torch.randn(2, 32, 32, 144, generator=random)
     try:
         for groups in (144, 1):
-            # Over 30, about the root of the 9 * 144 products of a dense sum: all values are of the
-            # size of 1, so that what is not finite is the card's fault.
+            # Divided by 30, about the root of the 9 * 144 products in a dense sum: all values are
+            # about 1, so one that is not finite is the card's fault.
             weight = torch.randn(144, 144 // groups, 3, 3, generator=random) / 30
             x = pixels.to(device, dtype).permute(0, 3, 1, 2).requires_grad_()
             weight = weight.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
@@ -162,7 +162,7 @@ def _convolution_problem(device: torch.device, dtype: torch.dtype) -> str | None
 
 
 def _parsed(name: str) -> tuple[str, tuple[int, int], str] | None:
-    """Kind, capability and suffix of `sm_90a`."""
+    """Split a name such as `sm_90a` into kind, capability and suffix; None if it is another one."""
     found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
     return None if found is None else (found[1], (int(found[2]), int(found[3])), found[4])
 

@@ -1,7 +1,7 @@
-"""Work on a GPU recorded as a CUDA graph: what is given to the GPU in one, not launch by launch.
+"""Work on a GPU recorded as a CUDA graph: launched as a whole instead of kernel by kernel.
 
-A call of the network is some hundred to a thousand launches. A small image keeps a GPU busy for a
-tenth of the time that a CPU needs to launch them.
+A network call consists of some hundred to a thousand launches. A small image keeps a GPU busy for a
+tenth of the time that the CPU needs to launch them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from c2fdft_cli.vocabulary import check_choice
 
 SWITCH = "C2FDFT_GRAPHS"
-"""Environment variable: `off` to launch everything anew each time."""
+"""Environment variable: with `off` every kernel is launched individually each time."""
 
 Result = TypeVar("Result")
 """A tensor on the GPU, or a tuple of them."""
@@ -39,13 +39,13 @@ class _Recording(NamedTuple, Generic[Result]):
 
 
 class Recorder(Generic[Result]):
-    """Runs work as it is once, records it the second time, and replays it from then on.
+    """Runs work normally the first time, records it the second time, and then replays it.
 
-    It holds one recording: of the work whose inputs have the shapes of the last call. Its memory
-    is for itself alone until `forget`, or until inputs of another shape come.
+    It holds one recording: that of the work whose inputs have the shapes of the last call. The
+    recording's memory stays reserved until `forget` is called or inputs of another shape arrive.
 
     Attributes:
-        notify: called with why work could not be recorded, in a sentence.
+        notify: called with a sentence that states why work could not be recorded.
     """
 
     def __init__(self) -> None:
@@ -57,23 +57,24 @@ class Recorder(Generic[Result]):
     def __call__(
         self, work: Callable[..., Result], *inputs: Tensor, key: Hashable = None
     ) -> Result:
-        """`work(*inputs)`, the same work whenever shapes and key are the same.
+        """Return `work(*inputs)`; the work must be the same if shapes and key are the same.
 
         Args:
-            work: from tensors on the GPU to what is there; it must not wait for the GPU.
-            inputs: what it reads.
-            key: what else it depends on.
+            work: function from tensors on the GPU to its result there; it must not wait for the
+                GPU.
+            inputs: the tensors that it reads.
+            key: whatever else the work depends on.
 
         Returns:
-            The result; the next call may replace its content.
+            The result; the next call may overwrite it.
         """
         key = (key, tuple((x.shape, x.stride(), x.dtype) for x in inputs))
         if self._recording is not None and self._recording.key == key:
             return self._replay(self._recording, inputs)
         self.forget()
-        # The first run is for what cannot be recorded: libraries set themselves up, Triton
-        # compiles, and kernels are tried out with waits for the GPU. Work that is never repeated
-        # would not repay it.
+        # The first run is not recorded, because it does what a recording cannot hold: libraries
+        # initialise, Triton compiles, and trials of kernels wait for the GPU. Besides, recording
+        # work that is never repeated would not pay off.
         known, self._seen = self._seen == key, key
         if known and self._failed != key:
             self._recording = self._record(work, key, inputs)
@@ -83,22 +84,23 @@ class Recorder(Generic[Result]):
         return work(*inputs)
 
     def forget(self) -> None:
-        """Give up the recording and its memory."""
+        """Discard the recording and release its memory."""
         self._recording = None
 
     def _record(
         self, work: Callable[..., Result], key: Hashable, inputs: tuple[Tensor, ...]
     ) -> _Recording[Result] | None:
-        """Record the work without running it; None where that fails, as for lack of memory."""
+        """Record the work without running it; None if that fails, such as for lack of memory."""
         graph = torch.cuda.CUDAGraph()
-        # A graph reads and writes the addresses that it was recorded with, so it has inputs of its
-        # own; with the strides of the given ones, as stride 0 tells that a batch has one time.
+        # A graph reads and writes the addresses that it was recorded with, so it has its own
+        # inputs. They have the strides of the given ones, because stride 0 means that a batch
+        # shares one time.
         held = tuple(map(_like, inputs))
         _copy(inputs, held)
         try:
             with _one_at_a_time, _capture(graph):
                 output = work(*held)
-        except Exception as error:  # torch and drivers have many; running it as it is needs none
+        except Exception as error:  # torch and drivers raise many kinds; the work runs unrecorded
             why = (str(error).splitlines() or [type(error).__name__])[0]
             self.notify(f"not recorded as a CUDA graph: {why}")
             with suppress(RuntimeError):
@@ -115,39 +117,40 @@ class Recorder(Generic[Result]):
 
 @contextmanager
 def _capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-    """Record what the current GPU is given, and leave torch as it was where that fails.
+    """Record what is launched on the current GPU; if that fails, restore torch's state.
 
-    Work that the driver does not allow meanwhile, such as a wait for the GPU, spoils a recording,
-    and ending it is then an error. Behind that error `torch.cuda.graph` leaves its own stream
-    current, and the allocator of torch before 2.13 takes the recording for one that goes on: it
-    cannot empty its cache any more (pytorch/pytorch#180395).
+    Work that the driver does not allow during recording, such as waiting for the GPU, invalidates
+    the recording, and ending it is then an error. After that error `torch.cuda.graph` leaves its
+    own stream current, and the allocator of torch before 2.13 assumes that the recording continues:
+    it can no longer empty its cache (pytorch/pytorch#180395).
     """
     stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
     own = _stream_of(stream.device_index)
     try:
-        # other threads may go on with work of their own meanwhile, but not record
+        # "thread_local": other threads may continue their own work meanwhile, but not record.
         with torch.cuda.graph(graph, pool, own, capture_error_mode="thread_local"):
             yield
     except Exception:
         torch.cuda.set_stream(stream)
-        with suppress(RuntimeError):  # it has ended, as it does where the work itself fails
+        with suppress(RuntimeError):  # already ended, as is the case if the work itself failed
             _end_allocating(stream.device_index, pool)
         raise
 
 
 @cache
 def _stream_of(index: int) -> torch.cuda.Stream:
-    """The stream that is recorded on a GPU, one of its own for each.
+    """Return the stream that is recorded on a GPU; each GPU has its own.
 
-    `torch.cuda.graph` by itself takes one of the GPU that came first for all. The work on another
-    is then done instead of recorded, and a replay leaves the last result where it was.
+    By default `torch.cuda.graph` uses one stream for all GPUs, which belongs to the GPU that was
+    used first. Work on another GPU is then executed instead of recorded, and a replay leaves the
+    last result unchanged.
     """
     return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
 
 
 def _end_allocating(index: int, pool: tuple[int, int]) -> None:
-    """End what sends a GPU's allocations into a pool; RuntimeError where nothing does."""
-    # the second name is of torch before 2.8
+    """Stop directing a GPU's allocations to a pool; RuntimeError if they are not directed there."""
+    # The second name is that of torch before 2.8.
     for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
         if hasattr(torch._C, name):
             getattr(torch._C, name)(index, pool)
@@ -158,14 +161,14 @@ def records(device: torch.device) -> bool:
     """Whether work on a device is recorded: on CUDA, unless it is switched off.
 
     Raises:
-        UsageError: the environment variable has another value.
+        UsageError: the environment variable has an unknown value.
     """
     switch = check_choice(SWITCH, os.environ.get(SWITCH, "auto"), ("auto", "off"))
     return switch == "auto" and device.type == "cuda"
 
 
 def _like(x: Tensor) -> Tensor:
-    """A tensor of its own with the shape and the strides of x."""
+    """Return a new tensor with the shape and the strides of x."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
 
@@ -175,8 +178,8 @@ def _copy(inputs: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
 
 
 def _stored(x: Tensor) -> Tensor:
-    """x without the dimensions that it was expanded over."""
-    # `copy_` refuses a target whose elements share their memory.
+    """Return x with each expanded dimension (stride 0) reduced to size 1."""
+    # `copy_` refuses a target whose elements share memory.
     for dim, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
         if stride == 0 and size > 1:
             x = x.narrow(dim, 0, 1)

@@ -1,6 +1,6 @@
-"""Which of the fused kernels run on this GPU: those that agree with the plain ones, and faster.
+"""Choose the fused kernels for this GPU: those that agree with the plain passes and are faster.
 
-Both are tried once in a process for each shape of block, on a GPU that the kernels are for.
+They are compared and timed once per process for each shape of block, on GPUs that they support.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from c2fdft_cli.execution.prepared import PreparedBlock
 from c2fdft_cli.vocabulary import check_choice
 
 SWITCH = "C2FDFT_KERNELS"
-"""Environment variable: `off` for the plain passes, `on` for kernels that agree, faster or not."""
+"""Environment variable: `off` for the plain passes, `on` for kernels that agree, even if slower."""
 
 ALLOWED = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
-"""Relative differences from the plain passes that are rounding, by precision."""
+"""Relative differences from the plain passes that count as rounding, by precision."""
 TRIED_ROWS, TRIED_VALUES = 64, 1 << 22
-"""Rows and values of the stream that is tried: a size that keeps a GPU busy."""
+"""Rows and values of the stream in a trial: a size that keeps a GPU busy."""
 OLDEST_TRITON = (3, 3)
-"""The one before, of torch 2.6, ends the whole process where it fails: in the derivative of the
-feed-forward network's weights for sm_90, in every product for sm_120. Later ones raise an error."""
+"""The version before, that of torch 2.6, ends the whole process when it fails: in the derivative of
+the feed-forward network's weights for sm_90, in every product for sm_120. Later versions raise an
+error instead."""
 _ROUNDS = 7
 
 _log = logging.getLogger(__name__)
 
 
 class Passes(NamedTuple):
-    """The parts of a block's work on a strip: those of `prepared`, or what replaces them.
+    """The parts of a block's work on a strip: the functions of `prepared`, or replacements.
 
-    The block comes first: a `PreparedBlock`, or one of another kind that the replacement is for.
+    Their first argument is the block: a `PreparedBlock`, or the kind that a replacement is for.
     """
 
     gather: Callable[[Any, Tensor, Tensor, int, int], tuple[PixelSums, Tensor]]
@@ -51,7 +52,7 @@ PLAIN = Passes(prepared.gather, PreparedBlock.mixing, prepared.apply)
 
 
 def compiled_passes() -> Passes:
-    """The plain passes compiled with torch.compile, for all sizes."""
+    """Return the plain passes compiled with torch.compile, once for all sizes."""
     return PLAIN._replace(
         gather=torch.compile(PLAIN.gather, dynamic=True),
         apply=torch.compile(PLAIN.apply, dynamic=True),
@@ -59,11 +60,11 @@ def compiled_passes() -> Passes:
 
 
 class Trial(NamedTuple):
-    """What came of trying a part of the kernels.
+    """The result of comparing one part of the kernels with the plain version.
 
-    error: relative difference from the plain one, or None where it failed.
-    seconds, plain_seconds: of one run each.
-    failure: the error it failed with.
+    error: relative difference from the plain result, or None if the kernel failed.
+    seconds, plain_seconds: duration of one run of each.
+    failure: the error that the kernel failed with.
     """
 
     part: str
@@ -73,7 +74,7 @@ class Trial(NamedTuple):
     failure: str = ""
 
     def is_better(self, dtype: torch.dtype, even_slower: bool) -> bool:
-        """Whether the kernels agree with the plain way, and are faster or need not be."""
+        """Whether the kernels agree with the plain version, and are faster or may be slower."""
         agrees = self.error is not None and self.error <= ALLOWED[dtype]
         return agrees and (even_slower or self.seconds < self.plain_seconds)
 
@@ -82,14 +83,14 @@ _chosen: dict[tuple[object, ...], Passes] = {}
 
 
 def passes_for(block: PreparedBlock, z: Tensor) -> Passes:
-    """The fastest passes for blocks like this one, where z lies.
+    """Return the fastest passes for blocks like this one, on the device of z.
 
     Args:
-        block: whose weights are tried.
-        z: a stream, `[n, h, w, c]` float32.
+        block: the block whose weights are used in the trial.
+        z: a residual stream, `[n, h, w, c]` float32.
 
     Raises:
-        UsageError: the environment variable has another value.
+        UsageError: the environment variable has an unknown value.
     """
     dtype = block.norm1.dtype
     if not are_tried(z.device, dtype):
@@ -103,19 +104,19 @@ def passes_for(block: PreparedBlock, z: Tensor) -> Passes:
 
 
 def are_tried(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels are tried: not switched off, in half precision, on a GPU that they fit.
+    """Whether the kernels are tried: not switched off, half precision, and a GPU they support.
 
     Raises:
-        UsageError: the environment variable has another value.
+        UsageError: the environment variable has an unknown value.
     """
     switch = check_choice(SWITCH, os.environ.get(SWITCH, "auto"), ("auto", "on", "off"))
     return switch != "off" and dtype in ALLOWED and kernels_run_on(device)
 
 
 def kernels_run_on(device: torch.device) -> bool:
-    """Whether there is a Triton to try them with, and an NVIDIA GPU that it generates them for."""
-    # AMD's GPUs go by the name "cuda" too, and tell capabilities such as (9, 0). The kernels were
-    # never run on one, and what fails there may end the process instead of raising an error.
+    """Whether a suitable Triton is installed and the device is an NVIDIA GPU that it supports."""
+    # AMD's GPUs are also named "cuda", and report capabilities such as (9, 0). The kernels have
+    # never run on one, and a failure there might end the process instead of raising an error.
     there = device.type == "cuda" and torch.cuda.is_available() and torch.version.hip is None
     if not there or not has_triton():
         return False
@@ -123,7 +124,7 @@ def kernels_run_on(device: torch.device) -> bool:
 
 
 def has_triton() -> bool:
-    """Whether there is a Triton that fails by an error, not by ending the process."""
+    """Whether a Triton is installed that raises errors instead of ending the process."""
     if not importlib.util.find_spec("triton"):
         return False
     import triton
@@ -137,11 +138,11 @@ def try_out(
     """Compare and time the kernels part by part on random pixels.
 
     Returns:
-        The plain passes with the parts that are better, and what was found of each.
+        The plain passes, with the parts replaced whose kernels are better, and the trials.
     """
     try:
         from c2fdft_cli.execution.fused import passes
-    except Exception as error:  # whatever Triton finds missing: nothing depends on it
+    except Exception as error:  # whatever Triton lacks here, the plain passes need none of it
         return PLAIN, [Trial("all", None, failure=_first_line(error))]
     fused = Passes(passes.gather, passes.mixing, passes.apply)
     source = torch.Generator(device).manual_seed(0)
@@ -157,7 +158,8 @@ def try_out(
     def applied(part: Callable[..., Any]) -> list[Tensor]:
         changed = z.clone()
         part(block, changed, v, time, matrix)
-        # What was added is compared: beside the stream itself its error would look like rounding.
+        # Compare only what was added: relative to the whole stream its error would look like
+        # rounding.
         return [changed - z]
 
     works: dict[str, Callable[[Callable[..., Any]], list[Tensor]]] = {
@@ -185,20 +187,20 @@ def try_part(
     """Compare and time one part.
 
     Args:
-        name: of the part.
-        work: what the part has to do; given the part, its results.
-        fused, plain: the part either way.
-        dtype: its precision, which decides what rounding may be.
+        name: name of the part.
+        work: runs the version of the part that it is given, and returns the results.
+        fused, plain: the two versions of the part.
+        dtype: its precision, which determines the difference that rounding may cause.
     """
     try:
         found = work(fused)
         want = work(plain)
         error = max(_relative(a, b) for a, b in zip(found, want, strict=True))
-        # Not `error > ...`, which a NaN would pass.
+        # Not `error > ...`, which is false for NaN.
         if not error <= ALLOWED[dtype]:
             return Trial(name, error)
         return Trial(name, error, _seconds(lambda: work(fused)), _seconds(lambda: work(plain)))
-    except Exception as error:  # Triton and drivers have many; the plain passes need none of them
+    except Exception as error:  # Triton and drivers raise many kinds; the plain passes still work
         return Trial(name, None, failure=_first_line(error))
 
 
@@ -208,7 +210,7 @@ def _relative(found: Tensor, want: Tensor) -> float:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Median seconds of a run, by events."""
+    """Return the median time of a run in seconds, measured by CUDA events."""
     run()
     times: list[float] = []
     for _ in range(_ROUNDS):

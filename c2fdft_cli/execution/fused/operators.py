@@ -1,6 +1,6 @@
-"""The kernels as operators of torch, `torch.ops.c2fdft`: what they read and write is in the schema.
+"""The kernels as torch operators, `torch.ops.c2fdft`, whose schemas state what they read and write.
 
-So they are seen by what looks on from outside: tensors without contents, profilers, counters.
+This makes them visible to tools that observe operators: tensors without data, profilers, counters.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from c2fdft_cli.execution.fused import backward_kernels, kernels
 _LIBRARY = torch.library.Library("c2fdft", "DEF")  # type: ignore[no-untyped-call]
 
 _PROGRAMS = 1024
-"""Programs of a kernel that sums up, about: enough for the largest GPU, few enough for their sums.
-"""
+"""Approximate number of programs of a kernel that sums over pixels: enough to fill the largest GPU,
+few enough to keep their partial sums small."""
 _LEAST_PIXELS = 256
-"""Pixels that are worth a program and its sums."""
+"""Fewest pixels that are worth a program and its partial sums."""
 _CONVOLUTIONS, _LEAST_ROWS = 512, 16
-"""Programs of the depth-wise convolution, about: its sums are the largest. Rows that are worth one:
-two more are read at their ends."""
+"""Approximate number of programs of the depth-wise convolution, whose partial sums are the largest,
+and the fewest rows that are worth a program: it reads two more rows, one at each end."""
 
 
 class Tile(NamedTuple):
-    """How a kernel cuts its work.
+    """How a kernel divides its work.
 
-    pixels: of a tile; of the depth-wise convolution columns.
-    units: of the hidden layer, or of a product's result, that are computed together.
-    warps: of a program. A product of M pixels occupies M / 16; more repeat the work of others.
-    stages: of the loop's pipeline.
-    registers: of a thread at most, where the compiler would take more: 128 let 16 warps run at a
-        time, which wait for memory by turns.
+    pixels: pixels in a tile; for the depth-wise convolution, columns.
+    units: hidden units, or output channels of a product, that are computed together.
+    warps: warps of a program. A product of M pixels uses M / 16; more repeat the work of others.
+    stages: stages of the loop's software pipeline.
+    registers: most registers of a thread, if the compiler would take more: with 128, 16 warps run
+        at a time, and wait for memory in turns.
     """
 
     pixels: int
@@ -45,16 +45,17 @@ class Tile(NamedTuple):
     registers: int | None = None
 
     def options(self) -> dict[str, int]:
-        """For Triton."""
+        """Return the launch options for Triton."""
         options = {"num_warps": self.warps, "num_stages": self.stages}
         return options if self.registers is None else {**options, "maxnreg": self.registers}
 
 
 Tiles = dict[int, Tile]
-"""By the most channels that they are for; more than all have the last. Those here were the fastest
-of several on an H200, or, where none were tried, ran there, with the kernels as they were then
-(docs/performance.md). Each fits the shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
-tests/execution/fused/test_compiled.py compiles them for GPUs that are not there."""
+"""Tiles by the largest number of channels that each is for; the last serves any larger number.
+These were the fastest of several on an H200 or, if no others were tried, ran there, with the
+kernels as they were then (docs/performance.md). Each fits the shared memory of a program, 99 KiB on
+sm_86, sm_89 and sm_120: tests/execution/fused/test_compiled.py compiles them for GPUs that the
+machine does not have."""
 
 _NORM_PRODUCT: Tiles = {
     32: Tile(64, 64, 4),
@@ -62,8 +63,8 @@ _NORM_PRODUCT: Tiles = {
     128: Tile(64, 64, 4, stages=2, registers=128),
     256: Tile(64, 32, 4, stages=2, registers=128),
 }
-# The stages are by the compiler's output, and have not been timed: with four, three rows are on
-# their way while one is used.
+# The stages were chosen by the compiler's output and have not been timed: with four, three rows are
+# being loaded while one is used.
 _DEPTHWISE: Tiles = {
     32: Tile(16, 0, 4, stages=4, registers=128),
     64: Tile(16, 0, 8, stages=4, registers=128),
@@ -74,8 +75,8 @@ _SECOND_PASS: Tiles = {
     64: Tile(64, 32, 4, stages=2),
     128: Tile(64, 32, 4, stages=3, registers=128),
 }
-# Others were up to four times as fast on the H200; one of them ended in an illegal memory access
-# there, and until that is explained these stay, which have trained.
+# Other tiles were up to four times as fast on the H200, but one of them ended in an illegal memory
+# access there. Until that is explained, these stay, with which networks have been trained.
 _FEED_FORWARD_BACKWARD: Tiles = {
     32: Tile(32, 64, 8),
     64: Tile(32, 64, 8),
@@ -178,7 +179,7 @@ def _mixing(
 ) -> Tensor:
     n, heads, d, _ = gram.shape
     c = heads * d
-    if gram.stride()[-2:] != (d, 1):  # the heads' blocks of a wider matrix
+    if gram.stride()[-2:] != (d, 1):  # views of the heads' blocks in a wider matrix
         gram = gram.contiguous()
     if q_square.stride() != k_square.stride() or q_square.stride(-1) != 1:
         q_square, k_square = q_square.contiguous(), k_square.contiguous()
@@ -206,7 +207,7 @@ def _second_pass(
     narrow_bias: Tensor | None,
     out: Tensor | None = None,
 ) -> None:
-    """In place, or into `out`; without v and mixing the feed-forward network alone."""
+    """Run the second pass in place or into `out`; without v and mixing, only norm and DFN."""
     n, h, w, c = z.shape
     a, b = _parts(c)
     tile = _tile(_SECOND_PASS, c)
@@ -231,19 +232,19 @@ def _feed_forward(
 
 
 def _share(pixels: int, times: int, block: int) -> int:
-    """Pixels of a program, whole blocks, where as many pixels are gone through several times."""
+    """Return the pixels of a program, a multiple of `block`, for `times` images of `pixels`."""
     share = max(_LEAST_PIXELS, pixels * times // _PROGRAMS)
     return -(-share // block) * block
 
 
 def _padded(c: int) -> int:
-    """Columns of a tile of c channels; `tl.dot` takes no side under 16."""
+    """Return the columns of a tile for c channels; `tl.dot` accepts no side under 16."""
     power: int = triton.next_power_of_2(c)
     return max(16, power)
 
 
 def _parts(c: int) -> tuple[int, int]:
-    """Columns of two tiles of c channels together, powers of two; the second 0 where one does."""
+    """Return the columns of two tiles for c channels, powers of two; (.., 0) if one suffices."""
     padded = _padded(c)
     first = padded // 2
     rest = _padded(c - first)
@@ -272,13 +273,14 @@ def _feed_forward_weights(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     n, h, w, c = z.shape
     pixels, hidden = h * w, len(widen)
-    # Many units, as each part of them reads all pixels; few enough pixels for the registers.
+    # Many units per tile, because each part of the hidden layer reads all pixels; pixels few enough
+    # for the registers.
     tile = _tile(_FEED_FORWARD_WEIGHTS, c)
     tiles, parts = n * triton.cdiv(pixels, tile.pixels), triton.cdiv(hidden, tile.units)
     share = max(_LEAST_PIXELS // tile.pixels, tiles * parts // _PROGRAMS)
     sums = _weight_sums(z, hidden, triton.cdiv(tiles, share))
-    # The parts of the hidden layer are neighbours, so that they read the same tiles while those are
-    # in the cache.
+    # Programs for different parts of the hidden layer are neighbours in the launch grid, so that
+    # they read the same tiles while these are in the cache.
     backward_kernels.feed_forward_weights_kernel[(parts, len(sums[0]))](
         _dense(z), weight, bias, time, widen, widen_bias, narrow, _dense(d), *sums,
         pixels, tiles, share, _stride(time),
@@ -296,9 +298,9 @@ def _weight_sums(z: Tensor, hidden: int, pieces: int) -> tuple[Tensor, Tensor, T
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Itself, whose pixels must follow one another: all of one image, or whole images."""
+    """Return x; ValueError unless it is contiguous, or is one image whose pixels are."""
     if not x.is_contiguous() and not (len(x) == 1 and x[0].is_contiguous()):
-        raise ValueError(f"want dense rows of pixels, got strides {x.stride()}")
+        raise ValueError(f"expected dense rows of pixels, got strides {x.stride()}")
     return x
 
 
@@ -307,9 +309,9 @@ def _stride(time: Tensor) -> int:
 
 
 def _on_its_gpu(run: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator on the GPU of its first tensor.
+    """Run an operator on the GPU of its first tensor.
 
-    Triton starts kernels on the calling thread's current GPU, which in a new thread is the first.
+    Triton launches kernels on the calling thread's current GPU, which in a new thread is the first.
     """
 
     def started(first: Tensor, *others: Any) -> Any:
@@ -324,8 +326,9 @@ _OF_FEED_FORWARD = (
     " Tensor? widen_bias, Tensor narrow)"
 )
 
-# Each with what it returns on tensors without contents. Sums are there those of one program: how
-# many there are is the kernel's own choice, and whoever calls it adds them up at once.
+# The schema of each operator, with its implementation and a function that returns its result on
+# tensors without data. Partial sums are then those of a single program: their number is the
+# kernel's own choice, and the caller adds them up at once.
 _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "norm(Tensor z, Tensor weight, Tensor? bias, Tensor time, ScalarType dtype) -> Tensor": (
         _norm,

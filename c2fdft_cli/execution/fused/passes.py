@@ -1,8 +1,9 @@
-"""The two passes over a strip (`prepared`) by the fused kernels: the same results but for rounding.
+"""The two passes over a strip (`prepared`) by the fused kernels: same results except for rounding.
 
 Per value of the stream the first pass moves 18 bytes in half precision (norm and product 10, the
-rest 8), the second one 10. In wider blocks the mixing, the widening product with norm and GELU, and
-the narrowing one are apart, in the widest all of them.
+rest 8), the second one 10. In wider blocks the second pass is three kernels: the mixing, the
+widening product with norm and GELU, and the narrowing product. In the widest blocks norm and GELU
+are separate as well.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from c2fdft_cli.execution.prepared import (
 
 
 def norm(layer: Norm, z: Tensor, time: Tensor) -> Tensor:
-    """`layer(z, time)`, which is not written as float32 first."""
+    """Return `layer(z, time)` without writing it as float32 first."""
     y: Tensor = torch.ops.c2fdft.norm(z, layer.weight, layer.bias, time, layer.dtype)
     return y
 
@@ -31,7 +32,7 @@ def norm(layer: Norm, z: Tensor, time: Tensor) -> Tensor:
 def gather(
     block: PreparedBlock, z: Tensor, time: Tensor, skip: int, rows: int
 ) -> tuple[PixelSums, Tensor]:
-    """`prepared.gather`."""
+    """Run `prepared.gather` by the kernels."""
     qkv, depthwise = _product(block.norm1, z, time, block.qkv), block.depthwise
     v, pieces = torch.ops.c2fdft.depthwise(
         qkv, depthwise.weight, depthwise.bias, block.heads, skip, rows
@@ -42,7 +43,7 @@ def gather(
 
 
 def mixing(block: PreparedBlock, sums: PixelSums) -> Tensor:
-    """`PreparedBlock.mixing` in the precision of the block."""
+    """Return `PreparedBlock.mixing` in the precision of the block."""
     matrix: Tensor = torch.ops.c2fdft.mixing(
         *sums, block.temperature, block.out, block.qkv.weight.dtype
     )
@@ -50,7 +51,7 @@ def mixing(block: PreparedBlock, sums: PixelSums) -> Tensor:
 
 
 def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
-    """`prepared.apply`."""
+    """Run `prepared.apply` by the kernels."""
     if z.shape[-1] <= WIDEST_ON_CHIP:
         torch.ops.c2fdft.second_pass(
             z, v, mixing.to(v.dtype), block.out_bias, block.norm2.weight, block.norm2.bias, time,
@@ -64,7 +65,7 @@ def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tens
 def _product(
     layer: Norm, z: Tensor, time: Tensor, product: Projection, gelu: bool = False
 ) -> Tensor:
-    """`product(layer(z, time), gelu)`, with GELU in place."""
+    """Return `product(layer(z, time), gelu)`, with GELU applied in place."""
     if z.shape[-1] <= WIDEST_NORMED:
         out: Tensor = torch.ops.c2fdft.norm_product(
             z, layer.weight, layer.bias, time, product.weight, product.bias, gelu

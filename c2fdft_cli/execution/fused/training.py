@@ -1,13 +1,14 @@
-"""Norm and feed-forward network of a block in training, in half precision by the kernels, and back.
+"""Norm and feed-forward network of a block in training, by the kernels in half precision.
 
-Autocast takes the norm in float32, writes it so, and casts it in another kernel; on the way back
-the gradient is cast, goes through the norm, and is added to the one that passed the norm by. Per
-value of the stream that is 44 bytes; the kernels move 20. The stream is handed on by the norm
-itself, so that the sum of the two gradients belongs to its derivative.
+Under autocast torch computes the norm in float32, writes it as float32, and casts it in another
+kernel. In the backward pass the gradient is cast, passes through the norm, and is added to the
+gradient of the residual branch, which bypassed the norm. That moves 44 bytes per value of the
+stream; the kernels move 20. The function of the norm also returns the stream itself, so that the
+sum of the two gradients is part of its derivative.
 
-The feed-forward network has four hidden values for each of the stream, which plain torch writes
-before and after GELU, keeps both, and reads and writes again on the way back. The kernels keep the
-stream alone and compute the rest once more.
+The feed-forward network has four hidden values per value of the stream. Plain torch writes them
+before and after GELU, keeps both, and reads and writes them again in the backward pass. The kernels
+keep only the stream and recompute the rest.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.fused.choose import SWITCH, Trial, are_tried, try_part
 
 Normed = Callable[[PixelNorm, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
-"""From a norm, the stream `z: [n, h, w, c]`, the time and a precision to `norm(z) + time` and z."""
+"""Function of a norm, the stream `z: [n, h, w, c]`, time and dtype: `norm(z) + time` and z."""
 FedForward = Callable[[Block, Tensor, Tensor, torch.dtype], Tensor]
-"""From a block, the stream, the time and a precision to `z + DFN(norm2(z) + time)`."""
+"""Function of a block, the stream, time and dtype: `z + DFN(norm2(z) + time)`."""
 
 Kernels = frozenset[tuple[str, int]]
-"""What runs by the kernels: the names of parts, each with its width."""
+"""What runs by the kernels: the names of the parts, each with a width."""
 NORM, FEED_FORWARD = "norm", "feed-forward"
 
 _Way = TypeVar("_Way", Normed, FedForward)
@@ -49,42 +50,42 @@ _log = logging.getLogger(__name__)
 def plain_norm(
     layer: PixelNorm, z: Tensor, time: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As the core has it; what comes next casts the result."""
+    """Compute the norm as the core does; the operation that follows casts the result."""
     return layer(z, time), z
 
 
 def fused_norm(
     layer: PixelNorm, z: Tensor, time: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """By the kernels."""
+    """Compute the norm by the kernels."""
     weight, bias = layer.body.weight, layer.body.bias
     y, z = _Norm.apply(z, weight, bias, time, dtype)  # type: ignore[no-untyped-call]
     return y, z
 
 
 def norm_for(layer: PixelNorm, z: Tensor, dtype: torch.dtype) -> Normed:
-    """The faster way that agrees with the plain one, tried once in a process for each kind of norm.
+    """Return `fused_norm` if it agrees and is faster, tried once per process and kind of norm.
 
     Args:
         layer: the norm.
         z: its stream.
-        dtype: the precision that follows.
+        dtype: the precision of the operation that follows.
 
     Raises:
-        UsageError: the environment variable `C2FDFT_KERNELS` has another value.
+        UsageError: the environment variable `C2FDFT_KERNELS` has an unknown value.
     """
     key = (NORM, z.device, z.dtype, dtype, z.shape[-1], layer.body.bias is None)
     return _choose(key, z, dtype, fused_norm, plain_norm, lambda: try_norm(layer, z, dtype))
 
 
 def plain_feed_forward(block: Block, z: Tensor, time: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the core has it, behind the faster norm."""
+    """Compute the feed-forward network as the core does, after the faster version of the norm."""
     y, z = norm_for(block.norm2, z, dtype)(block.norm2, z, time, dtype)
     return z + block.ffn(y)  # type: ignore[no-any-return]
 
 
 def fused_feed_forward(block: Block, z: Tensor, time: Tensor, dtype: torch.dtype) -> Tensor:
-    """By the kernels."""
+    """Compute norm and feed-forward network by the kernels."""
     norm, ffn = block.norm2.body, block.ffn
     widen, narrow = ffn.project_in, ffn.project_out
     out: Tensor = _FeedForward.apply(  # type: ignore[no-untyped-call]
@@ -95,7 +96,7 @@ def fused_feed_forward(block: Block, z: Tensor, time: Tensor, dtype: torch.dtype
 
 
 def feed_forward_for(block: Block, z: Tensor, dtype: torch.dtype) -> FedForward:
-    """As `norm_for`, for the feed-forward network of a block."""
+    """Do the same as `norm_for` for the feed-forward network of a block."""
     if z.shape[-1] > WIDEST_ON_CHIP:
         return plain_feed_forward
     widen, biased = block.ffn.project_in, block.norm2.body.bias is not None
@@ -108,7 +109,7 @@ def feed_forward_for(block: Block, z: Tensor, dtype: torch.dtype) -> FedForward:
 
 
 def chosen_for(blocks: Iterable[Block], device: torch.device, dtype: torch.dtype) -> Kernels:
-    """What trains by the kernels in blocks on a device, by trials where there was none yet."""
+    """Return the parts of blocks that train by the kernels on a device; run missing trials."""
     found: set[tuple[str, int]] = set()
     for block in blocks:
         width = block.norm1.body.weight.numel()
@@ -122,9 +123,9 @@ def chosen_for(blocks: Iterable[Block], device: torch.device, dtype: torch.dtype
 
 @contextmanager
 def assume(kernels: Kernels) -> Iterator[None]:
-    """Within it these run by the kernels and nothing else does, whatever the device; no trials.
+    """In this context exactly these parts run by the kernels, on any device and without trials.
 
-    To count on tensors without contents what another device would do.
+    This serves to count, on tensors without data, what another device would do.
     """
     token = _assumed.set(kernels)
     try:
@@ -141,8 +142,8 @@ def _choose(
     plain: _Way,
     run: Callable[[], Trial],
 ) -> _Way:
-    """One of two ways by a trial, whose result is kept under the key."""
-    # In a network under autocast the stream is what convolutions made of it: in half precision.
+    """Return one of two versions according to a trial, whose result is stored under the key."""
+    # In a network under autocast the stream is in half precision, the result of convolutions.
     if z.dtype not in (torch.float32, dtype) or not z.is_contiguous():
         return plain
     assumed = _assumed.get()
@@ -150,11 +151,11 @@ def _choose(
         return fused if (key[0], z.shape[-1]) in assumed else plain
     switch = os.environ.get(SWITCH)
     key = (*key, switch)
-    # looked up first: each block asks in each step, and whether there is Triton takes a while
+    # Looked up first: every block does so in every step, and checking for Triton takes a while.
     if key not in _chosen and not are_tried(z.device, dtype):
         _chosen[key] = plain
     if key not in _chosen:
-        # autocast, and hooks on what is kept for a derivative, belong to the calling thread
+        # In another thread, where the caller's autocast and saved-tensor hooks do not apply.
         with ThreadPoolExecutor(1) as thread:
             trial = thread.submit(_try_where, z, run).result()
         _log.info("%s of %d channels: %s", trial.part, z.shape[-1], trial)
@@ -164,52 +165,52 @@ def _choose(
 
 
 def _try_where(z: Tensor, run: Callable[[], Trial]) -> Trial:
-    """A trial on the GPU of z, whichever the thread's current one is: events belong to that."""
+    """Run a trial with the GPU of z as the current one, to which CUDA events belong."""
     with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
         return run()
 
 
 def try_norm(layer: PixelNorm, stream: Tensor, dtype: torch.dtype) -> Trial:
-    """Compare and time the kernels, there and back, on random pixels of two images.
+    """Compare and time the kernels, forward and backward, on random pixels of two images.
 
     Args:
         layer: the norm.
-        stream: whose width, precision and device are tried.
-        dtype: the precision that follows.
+        stream: a stream of the width, precision and device that are tried.
+        dtype: the precision of the operation that follows.
     """
-    z, passed, dy, time = _tried(stream)
+    z, passed, dy, time = _trial_tensors(stream)
     dy = dy.to(dtype)
 
-    def there_and_back(way: Callable[..., Any]) -> list[Tensor]:
+    def forward_and_backward(way: Callable[..., Any]) -> list[Tensor]:
         with torch.autocast(z.device.type, dtype):
             y, handed_on = way(layer, z, time, dtype)
-        # The plain way is timed with the cast that follows it under autocast, which the kernel
+        # The plain version is timed with the cast that follows it under autocast, which the kernel
         # includes.
         y = y.to(dtype)
         of = [z, time, *layer.parameters()]
         return [y.detach(), *torch.autograd.grad([y, handed_on], of, [dy, passed])]
 
-    return try_part(NORM, there_and_back, fused_norm, plain_norm, dtype)
+    return try_part(NORM, forward_and_backward, fused_norm, plain_norm, dtype)
 
 
 def try_feed_forward(block: Block, stream: Tensor, dtype: torch.dtype) -> Trial:
-    """As `try_norm`, of the feed-forward network of a block."""
-    z, d, _, time = _tried(stream)
+    """Do the same as `try_norm` for the feed-forward network of a block."""
+    z, d, _, time = _trial_tensors(stream)
 
-    def there_and_back(way: Callable[..., Any]) -> list[Tensor]:
+    def forward_and_backward(way: Callable[..., Any]) -> list[Tensor]:
         with torch.autocast(z.device.type, dtype):
             out = way(block, z, time, dtype)
         of = [z, time, *block.norm2.parameters(), *block.ffn.parameters()]
         dz, *rest = torch.autograd.grad([out], of, [d])
-        # beside the stream and its gradient an error would look like rounding
+        # Without the stream and its gradient, relative to which an error would look like rounding.
         return [out.detach() - z.detach(), dz - d, *rest]
 
     ways = fused_feed_forward, plain_feed_forward
-    return try_part(FEED_FORWARD, there_and_back, *ways, dtype)
+    return try_part(FEED_FORWARD, forward_and_backward, *ways, dtype)
 
 
-def _tried(stream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A stream of two images that wants a gradient, two more of its shape, and a time."""
+def _trial_tensors(stream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a stream of two images that requires a gradient, two more of its shape, and a time."""
     width, device = stream.shape[-1], stream.device
     source = torch.Generator(device).manual_seed(0)
     rows = choose.TRIED_ROWS
@@ -217,8 +218,8 @@ def _tried(stream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z, a, b, time = (
         torch.randn(s, device=device, generator=source) for s in (shape, shape, shape, (2, width))
     )
-    # A small stream, which the norm makes large: in half precision the rounding of the sum with a
-    # large one would hide what was added to it.
+    # A stream of small values, which the norm enlarges: in half precision the rounding of the sum
+    # with a large stream would hide errors of what was added.
     z, a, b = (x.to(stream.dtype) for x in (z / 16, a, b))
     return z.requires_grad_(), a, b, time.requires_grad_()
 
@@ -238,13 +239,13 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, passed: Tensor) -> tuple[Tensor | None, ...]:
         z, weight = ctx.saved_tensors
-        # Gradients come in whatever layout autograd has, expanded ones of a sum included; the
+        # Autograd passes gradients in any memory layout, such as the expanded one of a sum; the
         # kernel reads dense rows.
         dz, sums = torch.ops.c2fdft.norm_backward(
             z, weight, ctx.centred, dy.contiguous(), passed.contiguous()
         )
-        # Each program has sums of its own, added here in a fixed order: atomic additions would
-        # change the last bits from run to run.
+        # Each program writes separate sums, which are added here in a fixed order: atomic additions
+        # would change the last bits from run to run.
         dweight, total = sums.sum(1).unbind(1)
         dbias = total.sum(0) if ctx.centred else None
         return dz, dweight.sum(0), dbias, _of_time(total, ctx.one_time), None
@@ -268,8 +269,8 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:
         from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
 
-        # Weights as they are, and cast again on the way back: kept for each call, as an activation
-        # would be, they would take the memory of one.
+        # Keep the weights as they are and cast them again in the backward pass: the cast copies,
+        # kept for every call like an activation, would take as much memory as one.
         ctx.save_for_backward(z, weight, bias, time, widen, widen_bias, narrow)
         ctx.dtype = dtype
         layers = (weight, bias, time, widen.to(dtype), widen_bias, narrow.to(dtype))
@@ -292,7 +293,7 @@ class _FeedForward(torch.autograd.Function):
             _of_time(total, len(time) == 1),
             dwiden.sum(0),
             None if widen_bias is None else dwiden_bias.sum(0),
-            # laid out as the weight, which the processes of a training expect of gradients
+            # in the memory layout of the weight, which DDP expects of gradients
             dnarrow.sum(0).t().contiguous(),
             dnarrow_bias.sum(0) if ctx.needs_input_grad[7] else None,
             None,
@@ -300,5 +301,5 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _of_time(total: Tensor, one: bool) -> Tensor:
-    """The gradient of the time, `[n or 1, c]`, from sums over the pixels of each image."""
+    """Return the gradient of the time, `[n or 1, c]`, from the sums over each image's pixels."""
     return total.sum(0, keepdim=True) if one else total

@@ -13,7 +13,7 @@ from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import NORM_EPS, PixelNorm
 from c2fdft_cli.execution.native.library import Kernels
 
-_GROUP = 48  # channels of q that are worked on together, in whole heads
+_GROUP = 48  # most channels of q that are processed together, in whole heads
 
 
 class NativeBlock(NamedTuple):
@@ -40,8 +40,8 @@ class NativeBlock(NamedTuple):
         c = len(attn.project_out.weight)
         head = c // attn.heads
         group = head * max(g for g in range(1, attn.heads + 1) if _fits(g, head, attn.heads))
-        # The kernels convolve a group's q, k and v together from one ring of rows, so these
-        # channels are neighbours in the weights.
+        # The kernels convolve a group's q, k and v together from one ring buffer of rows, so the
+        # weights of these channels must be adjacent.
         groups = torch.arange(3 * c).view(3, c // group, group).transpose(0, 1).flatten(1)
         pack = partial(_pack, kernels)
         weight, bias = _matrix(attn.qkv)
@@ -68,13 +68,16 @@ class NativeBlock(NamedTuple):
         )
 
     def gather(self, z: Tensor, v: Tensor, time: Tensor, top: int, bottom: int) -> PixelSums:
-        """First pass over rows top to bottom of `z: [n, h, w, c]`: their sums; their v into v."""
+        """Run the first pass over rows top to bottom: return their sums, write their v into v.
+
+        z, v: `[n, h, w, c]`, with all rows.
+        """
         n, h, w, c = z.shape
         d = c // self.heads
-        # An address keeps no tensor alive: whatever is handed over has a name until the call
-        # returns.
+        # An address does not keep its tensor alive, so every tensor that is passed has a name until
+        # the call returns.
         gain, shift, centred = _shift(self.norm1, time)
-        # For one image: the next one overwrites it.
+        # The norm of one image, which the next image overwrites.
         normed = z.new_empty((min(bottom + 1, h) - max(top - 1, 0), w, c))
         sums = z.new_empty((n, c * d + 2 * c))
         for i in range(n):
@@ -89,12 +92,12 @@ class NativeBlock(NamedTuple):
         return PixelSums(gram, squares[:, 0], squares[:, 1])
 
     def mixing(self, sums: PixelSums) -> Tensor:
-        """The matrix that the second pass applies to v, packed: `[n, ..]`."""
+        """Return the matrix that the second pass applies to v, packed: `[n, ..]`."""
         matrices = mixing_matrix(sums, self.temperature, self.out)
         return torch.stack([_pack(self.kernels, matrix, self.out_bias) for matrix in matrices])
 
     def apply(self, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
-        """Second pass over a strip `z: [n, rows, w, c]`, in place."""
+        """Run the second pass over a strip `z: [n, rows, w, c]`, in place."""
         n, rows, w, c = z.shape
         gain, shift, centred = _shift(self.norm2, time)
         for i in range(n):
@@ -106,10 +109,10 @@ class NativeBlock(NamedTuple):
 
 
 def _pack(kernels: Kernels, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The weight `[out, in]` of a linear layer as panels of its transpose, over their biases."""
+    """Pack a linear layer's weight `[out, in]` as panels of its transpose, each after its bias."""
     out, width = weight.shape
     panels = weight.new_empty(kernels.plain("packed_floats", width, out))
-    # Named, not passed on as a temporary: its memory must last until the call returns.
+    # Named, not passed as a temporary: its memory must last until the call returns.
     bias = None if bias is None else bias.contiguous()
     kernels.call(
         *("pack", width, out, weight.data_ptr(), weight.stride(1), weight.stride(0)),
@@ -119,12 +122,12 @@ def _pack(kernels: Kernels, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _fits(heads: int, width: int, of: int) -> bool:
-    """Whether so many heads of a width make a group."""
+    """Whether `heads` of all `of` heads, each of this width, can be a group."""
     return of % heads == 0 and (heads == 1 or heads * width <= _GROUP)
 
 
 def _matrix(conv: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-    """Weight `[out, the rest]` and bias."""
+    """Return the weight as a matrix `[out, rest]`, and the bias, in float32."""
     bias = None if conv.bias is None else conv.bias.detach().float()
     return conv.weight.detach().flatten(1).float(), bias
 
@@ -135,6 +138,6 @@ def _norm(norm: PixelNorm) -> tuple[Tensor, Tensor | None]:
 
 
 def _shift(norm: tuple[Tensor, Tensor | None], time: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Gain, bias plus time (`[n or 1, c]`), and whether the norm takes the mean away."""
+    """Return gain, bias plus time (`[n or 1, c]`), and whether the norm subtracts the mean."""
     gain, bias = norm
     return gain, (time if bias is None else time + bias).contiguous(), bias is not None

@@ -88,7 +88,7 @@ def test_the_next_command_for_fine_weights_is_restore(shard_folder: Path, tmp_pa
         (["--steps", "0"], 2, "--steps"),
         (["--spacing", "cosine"], 2, "--spacing must be"),
         (["--grid", "1,2"], 2, "must descend"),
-        (["--start", "1000"], 2, "grid times are 0 to 999"),
+        (["--start", "1000"], 2, "timesteps must be 0 to 999"),
         (["--choose", "best"], 2, "--choose must be"),
         (["--protocol", "best"], 2, "--protocol must be"),
         (["--device", "tpu"], 2, "--device must be"),

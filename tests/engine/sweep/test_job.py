@@ -152,10 +152,10 @@ def test_schedules_combine_counts_spacings_and_starts() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"starts": [1000]}, r"grid times are 0 to 999, got \[1000\]"),
-        ({"further": {"given": [[5, 5]]}}, r"grid times must descend, got \[5, 5\]"),
-        ({"further": {"given": [[1000]]}}, r"grid times are 0 to 999, got \[1000\]"),
-        ({"starts": [2], "steps": [4]}, "steps is 1 to 3, got 4"),
+        ({"starts": [1000]}, r"timesteps must be 0 to 999, got \[1000\]"),
+        ({"further": {"given": [[5, 5]]}}, r"timesteps must descend, got \[5, 5\]"),
+        ({"further": {"given": [[1000]]}}, r"timesteps must be 0 to 999, got \[1000\]"),
+        ({"starts": [2], "steps": [4]}, "steps must be 1 to 3, got 4"),
         ({"steps": []}, "a sweep tries 1 to 1000 schedules, got 0"),
     ],
 )
@@ -588,7 +588,7 @@ def test_missing_data_are_an_error(coarse: Path, shards: Path, tmp_path: Path) -
         run(coarse, data=tmp_path / "empty")
     with pytest.raises(UsageError, match="--protocol must be"):
         run(coarse, protocol="best")
-    with pytest.raises(UsageError, match="grid times"):
+    with pytest.raises(UsageError, match="timesteps must"):
         run(coarse, starts=(1000,))
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResourceError, match="under a regular file"):

@@ -85,10 +85,10 @@ def test_a_gpu_that_does_not_respond_is_reported(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch.cuda, "set_device", busy)
     assert make_runtime("auto", "fp32").notes == (
-        "running on the CPU: the GPU does not answer: CUDA error: all CUDA-capable devices are "
+        "running on the CPU: the GPU does not respond: CUDA error: all CUDA-capable devices are "
         "busy",
     )
-    with pytest.raises(ResourceError, match="does not answer"):
+    with pytest.raises(ResourceError, match="does not respond"):
         make_runtime("cuda")
 
 

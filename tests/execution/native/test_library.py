@@ -107,7 +107,7 @@ def test_nothing_is_loaded_from_a_folder_that_others_can_write(cache: Path, mode
     kernels_or_reason()
     cache.chmod(mode)
     kernels_or_reason.cache_clear()
-    reason = f"{cache} is not a folder that its owner alone can write to"
+    reason = f"{cache} is not a folder that only its owner can write to"
     assert kernels_or_reason() == (None, reason)
 
 
