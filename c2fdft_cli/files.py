@@ -193,13 +193,13 @@ def check_folder(path: str | Path) -> None:
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Free space on the disk that a folder lies on, or will lie on."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     place = next(path for path in (folder, *real_path(folder).parents) if os.path.exists(path))
     return shutil.disk_usage(place).free
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """ResourceError where `needed` bytes do not fit on the disk of a folder."""
+    """Raise ResourceError if `needed` bytes do not fit on the disk of a folder."""
     free = free_disk_bytes(folder)
     if needed > free:
         raise ResourceError(

@@ -76,7 +76,7 @@ class Commands(Group):
 
 
 def _expand_home(word: str) -> str:
-    """Expand `~` at the start, and after `--out=`, `key=` and `@`, where a shell does not."""
+    """Expand `~` as a shell does, and also after `--out=`, `key=` and `@`."""
     mark = re.match(r"@|[\w.-]+=", word)
     end = mark.end() if mark else 0
     return word[:end] + os.path.expanduser(word[end:])

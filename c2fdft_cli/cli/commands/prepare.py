@@ -141,17 +141,17 @@ def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
         )
 
 
-def _synthesis(asked: Degrading) -> Synthesis | None:
-    if asked.synthesize is None:
-        for one in fields(asked):
-            if getattr(asked, one.name):
+def _synthesis(degrading: Degrading) -> Synthesis | None:
+    if degrading.synthesize is None:
+        for one in fields(degrading):
+            if getattr(degrading, one.name):
                 hint = "add --synthesize rain, noise or blur"
                 raise UsageError(f"{option_name(one)} needs --synthesize", hint=hint)
         return None
     import yaml
 
     values: dict[str, object] = {}
-    for given in asked.synth:
+    for given in degrading.synth:
         key, separator, value = given.partition("=")
         if not separator:
             raise UsageError(f"--synth must have the form KEY=VALUE, got {given}")
@@ -160,7 +160,9 @@ def _synthesis(asked: Degrading) -> Synthesis | None:
         # PyYAML raises ValueError for impossible dates and numbers of thousands of digits.
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(f"the value of --synth {given} cannot be read as YAML") from error
-    return Synthesis(asked.synthesize, values, asked.streaks, store=not asked.clean_only)
+    return Synthesis(
+        degrading.synthesize, values, degrading.streaks, store=not degrading.clean_only
+    )
 
 
 def _next_command(options: PrepareOptions, task: str) -> str:

@@ -159,8 +159,8 @@ def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResu
             if log is None:
                 log = stack.enter_context(options.run.log())
             view.take(event)
-            told = not isinstance(event, StepDone) or event.iteration % every == 0 or event.skipped
-            if told:
+            shown = not isinstance(event, StepDone) or event.iteration % every == 0 or event.skipped
+            if shown:
                 log.info(describe(event))
                 if not live:
                     screen.print(Text(f"{time.strftime('%H:%M:%S')} {describe(event)}"))

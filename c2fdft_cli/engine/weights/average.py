@@ -74,7 +74,7 @@ def average(
             total[name].add_(tensor, alpha=part)
     mean: StateDict = {name: tensor.to(torch.float32) for name, tensor in total.items()}
     ensure_folder(out.parent)
-    save_checkpoint(out, mean, mean, replace(first.meta, step=0, metrics=_lasting(first)))
+    save_checkpoint(out, mean, mean, replace(first.meta, step=0, metrics=_kept_metrics(first)))
     shown: dict[str, float] = {}
     for path, part in zip(sources, parts, strict=True):  # one may be given twice
         shown[str(path)] = shown.get(str(path), 0) + part
@@ -124,7 +124,7 @@ def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
             )
 
 
-def _lasting(checkpoint: Checkpoint) -> dict[str, Any]:
+def _kept_metrics(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the metrics that stay true of the mean: the training's timesteps, noted by a sweep."""
     swept = checkpoint.meta.metrics.get("sweep")
     trained = swept.get("trained_grid") if isinstance(swept, dict) else None

@@ -55,7 +55,7 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
     packaged = read_catalogue()
     if spec is None:
         return _of_task(packaged, task, steps)
-    entry = _meant(spec, packaged)
+    entry = _find_entry(spec, packaged)
     if entry is not None:
         remarks = []
         if entry.name != spec:
@@ -90,7 +90,7 @@ def find_path(spec: str) -> Path:
     """
     if not spec:
         raise UsageError("the path is empty", hint="name a file, a folder, or packaged weights")
-    entry = _meant(spec, read_catalogue())
+    entry = _find_entry(spec, read_catalogue())
     return Path(spec) if entry is None else checked_file(entry)
 
 
@@ -146,7 +146,7 @@ def _named(name: str, packaged: Mapping[str, Entry]) -> Entry | None:
     return packaged.get(name) or next(once, None)
 
 
-def _meant(spec: str, packaged: Mapping[str, Entry]) -> Entry | None:
+def _find_entry(spec: str, packaged: Mapping[str, Entry]) -> Entry | None:
     """Return the entry that `spec` names; an existing file has priority over former names only."""
     entry = _named(spec, packaged)
     return None if entry and entry.name != spec and os.path.exists(spec) else entry

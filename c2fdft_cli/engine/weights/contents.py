@@ -144,7 +144,7 @@ def _only(sets: list[_Set], path: Path) -> Described:
     """Return the tensors of the only set, or of one of several identical sets."""
     if any(found.state != sets[0].state for found in sets[1:]):
         raise CheckpointError(
-            "the file holds several sets of weights, and nothing tells which one to use",
+            "the file holds several sets of weights, and it is unclear which one to use",
             where=path,
             hint="save the one that you mean in a separate file: "
             "torch.save(content['NAME'], 'weights.pth')",

@@ -53,9 +53,9 @@ def add_entry(
             timesteps, or is too large.
     """
     target = folder or weights_catalogue.weights_folder()
-    said = _read_facts(facts)
+    stated = _read_facts(facts)
     loaded, data = _packed(checkpoint)
-    values = {**said, **_derived(name, loaded, data)}
+    values = {**stated, **_derived(name, loaded, data)}
     try:
         entry = make_entry(name, values)
     except ValueError as error:
