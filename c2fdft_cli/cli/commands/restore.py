@@ -93,6 +93,8 @@ def _run(plan: RestorePlan, compared: bool, json: bool) -> None:
         if following is not None and plan.out != STDIO:
             console.say_next(following)
             if not compared:
-                console.remark("without clean targets, `restore --compare DIR` shows what changed")
+                console.remark(
+                    "without clean targets, restore with --compare DIR shows what changed"
+                )
     if result.failure is not None:
         raise result.failure
