@@ -5,7 +5,7 @@
     restorer = c2fdft.load("derain")
     image = restorer(image)
 
-Importing it is cheap: torch is loaded with the first of these names that is used.
+Importing it is cheap: torch is loaded when one of the names that need it is first used.
 """
 
 from __future__ import annotations

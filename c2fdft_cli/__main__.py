@@ -1,4 +1,4 @@
-"""`c2fdft` and `python -m c2fdft_cli`."""
+"""The entry point of `c2fdft` and `python -m c2fdft_cli`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ def main() -> None:
 
 
 def open_closed_streams() -> None:
-    """Let the standard streams that whoever started the program has closed lead nowhere.
+    """Open the null device for each standard stream that is closed when the program starts.
 
-    Python has None in their places, which nothing could be printed to, and the next file that is
-    opened would get the number of the stream: what a library prints would be written into it.
+    For a closed stream `sys.stdin`, `sys.stdout` or `sys.stderr` is None, so printing would fail.
+    Also, the next file that is opened would get the stream's descriptor, and what a library prints
+    would be written into that file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # in this order each gets the lowest number that is free, its own
+            # Opened in this order each gets the lowest free descriptor, which is its own.
             stream = open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)

@@ -1,15 +1,15 @@
-"""Every error that a user can cause, and the exit code that each one ends the program with.
+"""The errors that a user can cause, and the exit code of each.
 
     C2fdftError
     +-- UsageError       2   a command line or a value that cannot be used
     |   +-- RecipeError  2   a recipe that is missing, malformed or inconsistent
     +-- DataError        3   a missing path, no usable pair, an unreadable image, a damaged shard
-    +-- CheckpointError  4   a checkpoint that is missing, damaged or not one
+    +-- CheckpointError  4   a checkpoint that is missing or damaged, or a file that is not one
     +-- ResourceError    5   no such device, out of memory, disk full, output not writable
     +-- PartialFailure   6   finished, but some inputs failed
     +-- Interrupted      130 Ctrl-C; 143 for SIGTERM and the other signals that end a command
 
-Anything else that escapes is a bug of ours (exit 1, with its traceback).
+Any other exception is a bug of the program (exit 1, with its traceback).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _LOST = re.compile(
 class C2fdftError(Exception):
     """An error that a user can cause: what is wrong with which value, and what to try.
 
-    `str(error)` is the line that people see behind `error:`, in front of it the file that it is
-    about, as compilers do: `photo.png: not an image file`.
+    `str(error)` is the text that the user sees after `error:`. It begins with the file that the
+    error is about, as in a compiler's messages: `photo.png: not an image file`.
 
     Args:
         what: what is wrong, with the value, as a sentence without a full stop.
-        where: the file that it is about, where there is one.
-        hint: what to try, shown behind `hint:` on a line of its own.
+        where: the file that the error is about, if any.
+        hint: what to try, shown on a separate line after `hint:`.
         details: further lines, shown indented between the two.
     """
 
@@ -74,7 +74,7 @@ class DataError(C2fdftError):
 
 
 class CheckpointError(C2fdftError):
-    """A checkpoint that is missing, damaged or not one."""
+    """A checkpoint that is missing or damaged, or a file that is not one."""
 
     exit_code = 4
 
@@ -97,7 +97,7 @@ class Interrupted(C2fdftError):
     Args:
         what: what was interrupted.
         signal_number: 2 (SIGINT, exit 130) or another (exit 143).
-        hint: how to go on.
+        hint: how to resume.
     """
 
     def __init__(self, what: str, *, signal_number: int, hint: str | None = None) -> None:
@@ -106,7 +106,7 @@ class Interrupted(C2fdftError):
 
 
 def unloadable_library(error: ImportError) -> ResourceError | None:
-    """What to say where OpenCV cannot be loaded, as on machines without libGL; None for others."""
+    """Return the error to report if OpenCV cannot be loaded (no libGL); None for other modules."""
     if (error.name or "").partition(".")[0] != "cv2":
         return None
     return ResourceError(
@@ -115,13 +115,16 @@ def unloadable_library(error: ImportError) -> ResourceError | None:
 
 
 def lost_process(error: Exception) -> ResourceError | None:
-    """What to say where another process of the job has ended while this one waits for it.
+    """Return the error to report if another process of the job ended while this one waits for it.
 
-    The libraries raise errors of their own for it, of plain types: known by their words.
+    The libraries raise a plain RuntimeError then, which can only be recognised by its message.
+
+    Returns:
+        The error, or None for any other exception.
     """
     if not isinstance(error, RuntimeError) or not _LOST.search(str(error)):
         return None
     return ResourceError(
-        "another process of this job has ended, and this one cannot go on without it",
-        hint="what it says itself comes with its rank; one that says nothing was killed",
+        "another process of this job has ended, and this one cannot continue without it",
+        hint="see the error with that process's rank; if there is none, it was killed",
     )

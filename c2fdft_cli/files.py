@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, text that people wrote, and what a disk refuses."""
+"""Atomic writes, reading of text files, locks on folders, and errors of the file system."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from c2fdft_cli.signals import unwinding
 
 MAX_TEXT_BYTES = 64 << 20
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-"""Byte order marks; that of UTF-32 in little endian begins with that of UTF-16."""
+"""Byte order marks; that of little-endian UTF-32 begins with that of UTF-16."""
 LOCK = ".lock"
 STAND_INS = frozenset({"IN", "OUT", "TARGET", "SET", "PHOTO.jpg"})
-"""What stands in printed commands for paths that only the user knows."""
+"""Placeholders in printed commands for paths that only the user knows."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""Of a file system without locks, where nothing keeps two processes apart."""
+"""The errors of a file system without locks; there two processes cannot be kept apart."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_BYTES = 1 << 30
-"""At once: Linux and macOS read or refuse what is over 2 GiB."""
+"""The most to read in one call: for more than 2 GiB Linux reads less and macOS fails."""
 _temporaries: set[Path] = set()
-"""Those of `atomic_path` that are not renamed or removed yet."""
+"""Temporary files of `atomic_path` that are not renamed or removed yet."""
 _HINTS = {
     errno.EACCES: "no permission; choose another folder",
     errno.EPERM: "no permission; choose another folder",
@@ -47,14 +47,14 @@ _HINTS = {
 
 
 class TakenError(UsageError):
-    """A file that may not be replaced."""
+    """An output file already exists and may not be replaced."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"output file {path} already exists", hint="use --overwrite to replace it")
 
 
 class HeldError(ResourceError):
-    """A folder in which another process works."""
+    """Another process is working in the folder."""
 
 
 @contextlib.contextmanager
@@ -62,35 +62,39 @@ def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a new, empty temporary file beside `path` that becomes `path` on success.
 
     The temporary name starts with a dot (a listing of images skips it) and keeps the suffix. On
-    success the file is synced, renamed over `path`, and its folder is synced; on any error it is
-    removed and `path` stays as it was. Without `replace` so does a file that is there at the end.
+    success the file is synced and renamed over `path`, and its folder is synced; on any error it is
+    removed and `path` stays unchanged. Without `replace`, a file that exists at `path` at the end
+    of the block is not replaced either.
 
     Raises:
-        TakenError: without `replace`, from the end of the block.
-        ResourceError: the disk is full, or the path cannot be written, or is a device's.
+        TakenError: without `replace`, `path` exists at the end of the block.
+        ResourceError: the disk is full, the path cannot be written, or it names a device.
     """
     target = Path(path)
     _refuse_special(target)
-    # Not made of the target's name, which may have the greatest length already. The suffix stays
-    # because writers choose their format by it; those of formats are short.
+    # The temporary name does not contain the target's name, which may already have the maximum
+    # length. It keeps the suffix because writers choose their format by it; the suffixes of formats
+    # are short.
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix[:32]}")
     with unwinding():
         try:
-            # Noted before it exists: a signal between these lines must not leave a file nobody
-            # knows of.
+            # Registered before it exists, so that a signal between these lines cannot leave a file
+            # that is never removed.
             _temporaries.add(temporary)
-            # Not by `tempfile`, which gives 0600 whatever the umask says, and the mode stays with
-            # the file. O_EXCL opens nothing that lies there already, a symbolic link included.
+            # `tempfile` is not used because it sets mode 0600 regardless of the umask, and the
+            # renamed file would keep this mode. O_EXCL never opens an existing file or a symbolic
+            # link.
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield temporary
-            # Data before the name: a file system may write the rename first, and after a power
-            # failure the target would be there, empty.
+            # The data are synced before the rename: a file system may write the rename first, and
+            # a power failure would then leave an empty target.
             _sync(temporary)
             if replace:
                 os.replace(temporary, target)
             else:
                 _rename_to_new(temporary, target)
-            # And the name before the caller goes on: what it writes next may rely on this file.
+            # The folder is synced before returning: what the caller writes next may rely on this
+            # file.
             _sync_folder(target.parent)
         except OSError as error:
             if _is_about(error, temporary, target):
@@ -101,33 +105,35 @@ def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def _refuse_special(target: Path) -> None:
-    """ResourceError for a device, a pipe or an open file's name, which a rename would replace."""
+    """Raise ResourceError for a device, a pipe or a path in /dev or /proc: a rename replaces it."""
     try:
         mode = os.stat(target).st_mode
-    except (OSError, ValueError):  # not there yet, or a name that no file can have
+    except (OSError, ValueError):  # it does not exist yet, or no file can have this name
         return
     special = not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-    # `/dev/stdout` may be a file, but what the rename would replace is the link
+    # `/dev/stdout` may lead to a regular file, but the rename would replace the link itself.
     folder = os.path.realpath(target.parent)
     if special or folder == "/dev" or folder.startswith("/proc/"):
-        what = "a file would take the place of a device or a pipe"
-        raise ResourceError(what, where=target, hint="name a file in a folder of yours")
+        what = "the file would replace a device or a pipe"
+        raise ResourceError(what, where=target, hint="choose a file in an ordinary folder")
 
 
 def _rename_to_new(temporary: Path, target: Path) -> None:
-    """Rename; TakenError where there is a file by now."""
+    """Rename a file; TakenError if the target exists by now."""
     try:
-        os.link(temporary, target)  # of the calls that replace nothing, the one that Python has
+        # Of the system calls that fail if the target exists, Python offers only `link`.
+        os.link(temporary, target)
     except OSError as error:
         if os.path.exists(target):
             raise TakenError(target) from error
-        os.replace(temporary, target)  # no hard links there, or a symbolic one that leads nowhere
+        # The file system has no hard links, or the target is a broken symbolic link.
+        os.replace(temporary, target)
 
 
 def remove_temporaries() -> None:
-    """Remove what `atomic_path` could not: a signal may come before its block has begun.
+    """Remove the temporary files that `atomic_path` could not remove because of a signal.
 
-    Python enters a `with` block in several steps; what is raised between them leaves it unclosed.
+    Python enters a `with` block in several steps; an exception between them skips the clean-up.
     """
     for temporary in tuple(_temporaries):
         _remove(temporary)
@@ -140,23 +146,23 @@ def _remove(temporary: Path) -> None:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Temporary files of `atomic_path` in the folder, left by killed programs or being written."""
+    """List the temporary files of `atomic_path` in a folder: in use, or left by killed programs."""
     return [path for path in folder.glob(".*") if re.fullmatch(r"\.[0-9a-f]{16}\.tmp.*", path.name)]
 
 
 def atomic_write_bytes(path: str | Path, data: bytes, *, replace: bool = True) -> None:
-    """Write `data` to `path`, whole or not at all; `replace` and errors as `atomic_path`."""
+    """Write `data` to `path` atomically; `replace` and errors are those of `atomic_path`."""
     with atomic_path(path, replace=replace) as temporary:
         temporary.write_bytes(data)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 with the line ends it has; ResourceError as `atomic_write_bytes`."""
+    """Write `text` to `path` atomically, as UTF-8 with its line ends; errors of `atomic_path`."""
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def ensure_folder(path: str | Path) -> Path:
-    """Make the folder `path` with its parents and return it.
+    """Create the folder `path` with its parents and return it.
 
     Raises:
         ResourceError: a part of the path is a regular file, or the folder cannot be written to.
@@ -171,9 +177,9 @@ def ensure_folder(path: str | Path) -> Path:
 
 
 def check_folder(path: str | Path) -> None:
-    """ResourceError if a folder cannot be made or written to; nothing is made.
+    """Raise ResourceError if a folder cannot be created or written to; nothing is created.
 
-    Its cause is the OSError that writing there would end in.
+    The error's cause is the OSError that writing there would raise.
     """
     folder = Path(path)
     there = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
@@ -182,7 +188,7 @@ def check_folder(path: str | Path) -> None:
         if not os.path.exists(there):
             what, of = "a broken link", "a link that leads nowhere"
         raise ResourceError(
-            f"the output path lies under {what}",
+            f"a part of the output path is {what}",
             where=folder,
             hint=f"{there} is {of}; choose another folder",
         ) from NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -195,13 +201,13 @@ def check_folder(path: str | Path) -> None:
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Free space on the disk that a folder lies on, or will lie on."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     place = next(path for path in (folder, *real_path(folder).parents) if os.path.exists(path))
     return shutil.disk_usage(place).free
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """ResourceError where `needed` bytes do not fit on the disk of a folder."""
+    """Raise ResourceError if `needed` bytes do not fit on the disk of a folder."""
     free = free_disk_bytes(folder)
     if needed > free:
         raise ResourceError(
@@ -216,47 +222,48 @@ def _amount(size: int) -> str:
 
 
 def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str = "strict") -> str:
-    """The text of a UTF-8 file that a person wrote; a byte order mark is no part of it.
+    """Read a UTF-8 text file; a byte order mark is removed.
 
     Args:
         path: the file.
-        max_bytes: refuse larger ones.
-        errors: what becomes of bytes that are not UTF-8, as in `bytes.decode`.
+        max_bytes: the limit of its size.
+        errors: how to handle bytes that are not UTF-8, as in `bytes.decode`.
 
     Raises:
-        DataError: missing, unreadable, too large, UTF-16, or not text.
+        DataError: the file is missing, unreadable, too large, UTF-16, or not text.
     """
     hint = "save it as UTF-8"
     try:
         with Path(path).open("rb") as file:
-            # No further: a file that was named by mistake may be larger than memory, and a device
-            # has no end.
+            # Limited: a file that was named by mistake may be larger than memory, and a device has
+            # no end.
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise read_error(error, path) from error
     if len(data) > max_bytes:
-        raise DataError(f"this text is over the limit of {max_bytes} bytes", where=path)
+        raise DataError(f"the text file is larger than {max_bytes} bytes", where=path)
     if data.startswith(_OTHER_UNICODE):
-        raise DataError("this text is UTF-16, not UTF-8", where=path, hint=hint)
-    # A NUL is valid UTF-8: without this UTF-16 without a byte order mark, and much that is no text,
-    # would pass.
+        raise DataError("the text is UTF-16, not UTF-8", where=path, hint=hint)
+    # A NUL is valid UTF-8. Without this check UTF-16 without a byte order mark and many binary
+    # files would be accepted.
     if b"\0" in data:
         raise DataError("not a text file", where=path, hint=hint)
     try:
         return data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
-        what = f"byte {error.start} of this text is not UTF-8"
+        what = f"byte {error.start} of the text is not UTF-8"
         raise DataError(what, where=path, hint=hint) from error
 
 
 def read_at(file: io.FileIO, start: int, size: int) -> bytes:
-    """`size` bytes of a file from byte `start`, fewer only where the file ends before.
+    """Read `size` bytes of a file from byte `start`, fewer only if the file ends before.
 
-    Unlike a memory map, whose process is killed (SIGBUS) where the file was cut or the disk fails
-    meanwhile; OSError where the file system refuses. Processes and threads may share the open file.
+    If the file is truncated or the disk fails meanwhile, this raises an OSError or returns fewer
+    bytes; with a memory map the process would be killed (SIGBUS). Processes and threads may share
+    the open file.
     """
     parts = []
-    # A read may return less than it was asked for without being at the end of the file.
+    # A read may return fewer bytes than requested before the end of the file.
     while size and (part := os.pread(file.fileno(), min(size, _READ_BYTES), start)):
         parts.append(part)
         start += len(part)
@@ -265,15 +272,13 @@ def read_at(file: io.FileIO, start: int, size: int) -> bytes:
 
 
 def path_hint(path: str | Path) -> str:
-    """What to try where a path leads nowhere: it may be copied from a command that we printed."""
+    """Return the hint for a path that does not exist; it may be a placeholder (`STAND_INS`)."""
     name = str(path)
-    return (
-        f"put a path of your own in the place of {name}" if name in STAND_INS else "check the path"
-    )
+    return f"replace {name} with a path of your own" if name in STAND_INS else "check the path"
 
 
 def read_error(error: OSError, path: str | Path) -> DataError:
-    """The one-line error for an OSError met while reading `path`."""
+    """Make the error to report for an OSError that occurred while reading `path`."""
     if error.errno == errno.ENOENT:
         return DataError("no such file or folder", where=path, hint=path_hint(path))
     return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
@@ -281,16 +286,16 @@ def read_error(error: OSError, path: str | Path) -> DataError:
 
 @contextlib.contextmanager
 def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
-    """Keep other processes from working in a folder meanwhile; it is made where it is not there.
+    """Lock a folder against other processes; it is created if it does not exist.
 
     Args:
-        folder: in which a file is locked, and left.
-        taken: what is wrong where another process holds it, as a sentence.
-        name: of the file; work of another kind in the same folder has another.
+        folder: the folder in which a lock file is created; the file is not removed.
+        taken: the error's sentence if another process holds the lock.
+        name: the name of the lock file; different kinds of work in one folder have different names.
 
     Raises:
-        HeldError: one does.
-        ResourceError: nothing can be written there.
+        HeldError: another process holds the lock.
+        ResourceError: the folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -298,13 +303,13 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
     lock = FileLock(folder / name, timeout=0)
     try:
         with warnings.catch_warnings():
-            # that the file itself is the lock where the file system has none
+            # filelock warns if the file system has no locks and the file itself serves as the lock.
             warnings.simplefilter("ignore")
             lock.acquire()
     except Timeout:
-        hint = f"wait until it is done, or stop it{_if_gone(folder / name)}"
+        hint = f"wait until it has finished, or stop it{_if_gone(folder / name)}"
         raise HeldError(taken, where=folder, hint=hint) from None
-    except NotImplementedError:  # of older filelock: there are no locks
+    except NotImplementedError:  # from an older filelock: the file system has no locks
         pass
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -312,16 +317,19 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
     try:
         yield
     finally:
-        # The file stays: after a removal one process could hold the lock of the removed file while
-        # another locks a new one of the same name.
+        # The file is not removed: otherwise one process could hold the lock of the removed file
+        # while another locks a new file of the same name.
         lock.release()
 
 
 def _if_gone(lock: Path) -> str:
-    """What to do about a lock whose process was killed, on a file system without locks.
+    """Return advice about a lock whose process was killed, on a file system without locks.
 
-    There the file is the lock. filelock removes it where its process is gone from this machine, and
-    cannot know of others.
+    On such a file system the existence of the file is the lock. filelock removes the file if its
+    process has ended on this machine, but cannot check processes of other machines.
+
+    Returns:
+        The end of a hint; empty if the file system has locks.
     """
     try:
         import fcntl
@@ -334,30 +342,31 @@ def _if_gone(lock: Path) -> str:
             return ""
         named = len(holder) > 1 and holder[0].isdecimal()
         who = f"process {holder[0]} on {holder[1]}" if named else "it"
-        return f"; where {who} is gone, delete {lock}"
+        return f"; if {who} no longer exists, delete {lock}"
     return ""
 
 
 def real_path(path: Path) -> Path:
-    """The path without links; `Path.resolve` raises where one points at itself."""
+    """Resolve the symbolic links in a path; `Path.resolve` fails if a link points to itself."""
     return Path(os.path.realpath(path))
 
 
 def identity(path: str | Path) -> tuple[int, int] | str:
-    """What two paths of one file or folder have in common; of one that is not there, its real path.
+    """Return a value that is equal for all paths of one file or folder.
 
-    By the file system's own number, since a disk may not tell cases apart, and a folder may be
-    mounted twice: names without links differ then.
+    It is the number of the device and that of the inode; for a path that does not exist, its real
+    path. Real paths are not compared for existing files because they can differ for one file: a
+    file system may ignore case, and a folder may be mounted twice.
     """
     try:
         status = os.stat(path)
-    except (OSError, ValueError):  # not there, or a name that no file can have
+    except (OSError, ValueError):  # it does not exist, or no file can have this name
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
 
 
 def require_existing(*paths: str | Path | None) -> None:
-    """DataError for the first of the paths that is not there; None stands for no path."""
+    """Raise DataError for the first of the paths that does not exist; None is skipped."""
     for path in paths:
         if path is None:
             continue
@@ -368,21 +377,21 @@ def require_existing(*paths: str | Path | None) -> None:
 
 
 def require_new(path: Path, overwrite: bool) -> None:
-    """UsageError for an output that is a folder, or a file that may not be replaced."""
+    """Raise UsageError if the output is a folder, or exists and may not be replaced."""
     if os.path.isdir(path):
-        raise UsageError(f"output file {path} is a folder", hint="give a file in it")
+        raise UsageError(f"the output must be a file, but {path} is a folder", hint="name a file")
     _refuse_special(path)
     if os.path.exists(path) and not overwrite:
         raise TakenError(path)
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether there was no room for what was to be written."""
+    """Whether the error is a full disk or an exceeded quota."""
     return _code(error) in _FULL
 
 
 def write_error(error: OSError, path: Path) -> ResourceError:
-    """The one-line error for an OSError met while writing `path`."""
+    """Make the error to report for an OSError that occurred while writing `path`."""
     code = _code(error)
     if is_disk_full(error):
         hint = "free some space or choose another disk"
@@ -392,13 +401,13 @@ def write_error(error: OSError, path: Path) -> ResourceError:
 
 
 def _code(error: OSError) -> int:
-    """The errno of an error; HDF5 hides it in the text of its own."""
+    """Return the errno of an error; for errors of HDF5 it is found in the message."""
     hidden = re.search(r"errno = (\d+)", str(error))
     return error.errno or (int(hidden[1]) if hidden else 0)
 
 
 def _is_about(error: OSError, temporary: Path, target: Path) -> bool:
-    """False for an error that names another file, such as an input read inside the block."""
+    """Whether an error is about these files, not about an input that is read inside the block."""
     return error.filename is None or str(error.filename) in {str(temporary), str(target)}
 
 
@@ -408,7 +417,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the file system can sync a folder."""
+    """Make a rename durable, if the file system can sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

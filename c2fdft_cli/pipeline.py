@@ -1,4 +1,4 @@
-"""Work on many items at once with threads, results in order, memory bounded."""
+"""Processes many items in threads: results come in order and memory is bounded."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ IN_FLIGHT_BYTES = 1 << 30
 
 
 def cores() -> int:
-    """Cores that this process may use: its share where torchrun started several on a machine."""
-    # Those that a scheduler or a container's set of CPUs leaves to this process; `cpu_count` names
-    # those of the machine.
+    """Return the number of cores for this process, its share if torchrun started several."""
+    # A scheduler or a container may restrict the process to some cores; `cpu_count` counts all
+    # cores of the machine.
     known = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     return max(1, count // number_in_environment("LOCAL_WORLD_SIZE", 1, low=1))
 
 
 class InOrder(Generic[Out]):
-    """Work handed to threads, whose results leave in the order in which the work came.
+    """Runs functions in threads and yields their results in the order in which they were added.
 
     Args:
         pool: the threads.
-        room: results that may wait or be in work; where `add` is given their sizes, they hold no
-            more than about 1 GiB, whatever their number.
+        room: the maximum number of results that wait or are being computed. If `add` gets their
+            sizes, they also hold no more than about 1 GiB in all.
     """
 
     def __init__(self, pool: Executor, room: int) -> None:
@@ -44,8 +44,8 @@ class InOrder(Generic[Out]):
         return len(self._waiting)
 
     def add(self, work: Callable[[], Out], size: int = 0) -> Iterator[Out]:
-        """Hand over work whose result holds `size` bytes, behind the results that make room."""
-        # One result may be larger than all the room: it is let in where nothing else waits.
+        """Add a function whose result holds `size` bytes; first yield results to make room."""
+        # A single result may be larger than the limit: it is accepted if nothing else waits.
         while self._waiting and (
             len(self._waiting) >= self._room or self._held + size > IN_FLIGHT_BYTES
         ):
@@ -54,12 +54,12 @@ class InOrder(Generic[Out]):
         self._held += size
 
     def finished(self) -> Iterator[Out]:
-        """The results that need no waiting for."""
+        """Yield the next results that are already finished."""
         while self._waiting and self._waiting[0][0].done():
             yield self._first()
 
     def rest(self) -> Iterator[Out]:
-        """All other results."""
+        """Wait for all remaining results and yield them."""
         while self._waiting:
             yield self._first()
 
@@ -76,13 +76,14 @@ def in_order(
     workers: int = 0,
     cost: Callable[[Item], int] = lambda _: 0,
 ) -> Generator[Out, None, None]:
-    """`map(work, items)` with threads, no more than two results for each of them ahead.
+    """Like `map(work, items)`, but in threads that work at most two results per thread ahead.
 
     Args:
-        work: called in a thread; its error comes out of the iteration.
-        items: what to work on.
-        workers: threads; 0 for one per core.
-        cost: bytes that an item's result holds; stated, no more than about 1 GiB is ahead.
+        work: called in a thread; an error that it raises is raised by the iteration.
+        items: the items to process.
+        workers: the number of threads; 0 for one per core.
+        cost: returns the number of bytes that an item's result holds. If given, the results that
+            wait hold no more than about 1 GiB.
     """
     workers = workers or cores()
     pool = ThreadPoolExecutor(workers)
@@ -96,14 +97,14 @@ def in_order(
 
 
 def ahead(items: Iterable[Item], room: int) -> Generator[Item, None, None]:
-    """Iterate in a thread of its own, at most `room` items and the one in work ahead.
+    """Iterate in a separate thread, which works ahead by at most `room` items and a current one.
 
-    An error of the iteration comes out here. When this side stops early, it waits until the thread
-    has the item that it is working on, so that nobody uses what the iteration owns any more.
+    An error of the iteration is raised here. If the consumer stops early, this waits until the
+    thread has finished its current item, so that nothing uses the iterator's resources any longer.
     """
     iterator, end = iter(items), object()
-    pool = ThreadPoolExecutor(1)  # one thread asks for one item after the other
-    line = InOrder[Any](pool, room + 2)  # with the one that has been handed out
+    pool = ThreadPoolExecutor(1)  # a single thread, so that items are requested one by one
+    line = InOrder[Any](pool, room + 2)  # plus the current item and the one that was yielded
     try:
         while True:
             for item in line.add(partial(next, iterator, end)):

@@ -1,4 +1,4 @@
-"""Long work as a sized iterable: the engine yields events, whoever iterates draws them."""
+"""Long work as a sized iterable: the engine yields events, the caller may draw them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ Result = TypeVar("Result")
 
 
 class Meter:
-    """How far a job is beyond its last event, for events that take long.
+    """Reports the progress of a job between two events, for events that take long.
 
     Attributes:
-        watch: called in the middle of the work with a count of events, such as 0.25.
+        watch: called during the work with the progress since the last event, counted in events,
+            such as 0.25.
     """
 
     def __init__(self) -> None:
         self.watch: Callable[[float], None] | None = None
 
     def report(self, events: float) -> None:
-        """Pass on to `watch` how much is done of what is in work."""
+        """Call `watch`, if it is set, with the progress since the last event."""
         if self.watch is not None:
             self.watch(events)
 
@@ -30,16 +31,16 @@ class Meter:
 class Job(Generic[Event, Result]):
     """A long job that runs while it is iterated and has a `result` once it is exhausted.
 
-    Nothing happens before the first event is asked for. An error raised by the job comes out of
-    the iteration; closing the iterator stops the job and lets it clean up.
+    Nothing happens before the first event is requested. An error of the job is raised by the
+    iteration; closing the iterator stops the job and lets it clean up.
 
     Args:
         work: the generator that does the work; its return value becomes `result`.
-        total: how many events are expected (`len(job)`).
+        total: the expected number of events (`len(job)`).
         title: a short name for the job, for a progress bar.
         unit: what one event stands for, in the singular ("image", "step", "pair").
-        meter: reports how far the work is between two events, if it is known.
-        resume: how to go on after a signal, for people.
+        meter: reports the progress between two events, if it is known.
+        resume: a hint for the user: how to resume the job after a signal.
     """
 
     def __init__(
@@ -65,20 +66,21 @@ class Job(Generic[Event, Result]):
         return self.total
 
     def __iter__(self) -> Iterator[Event]:
-        # Open while the caller draws an event too: the job's files are half written then as well.
+        # The block also covers the time in which the caller draws an event: the job's files may be
+        # half written then too.
         with unwinding(self._resume):
             self._result = yield from self._work
         self._done = True
 
     @property
     def result(self) -> Result:
-        """The job's result; RuntimeError before the job has been iterated to its end."""
+        """The job's result; RuntimeError until the job has been iterated to its end."""
         if not self._done:
             raise RuntimeError(f"{self.title}: the job has not finished")
         return self._result  # type: ignore[return-value]
 
     def run(self) -> Result:
-        """Run to the end without looking at the events."""
+        """Run the job to its end, ignore its events, and return its result."""
         for _ in self:
             pass
         return self.result

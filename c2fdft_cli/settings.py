@@ -1,8 +1,8 @@
-"""An option of a command, stated once: as a field of the dataclass that its job is asked with.
+"""Options, each defined once, as a field of the dataclass of options that a job takes.
 
-A field made by `setting` holds its default, its help, its range or its choices. The command line
-makes its options of the fields (`cli.options.takes_settings`), and `check_settings` holds the
-values of whoever makes the dataclass, a command or a program, to the same limits.
+A field made by `setting` holds the option's default, help, range and choices. The command line
+turns the fields into options (`cli.options.takes_settings`), and `check_settings` checks the values
+against the same limits, whether a command or a Python program made the dataclass.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _KEY = "setting"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of an option.
+    """The definition of an option.
 
     Args:
-        help: a sentence; range and default are added to it.
-        option: as it is written; None for the field's name with hyphens. Where the default is
-            True, the option that makes it False.
+        help: a sentence; the range and the default are added to it.
+        option: its name on the command line; None for the field's name with hyphens. If the field's
+            default is True, the option sets it to False.
         metavar: the placeholder of its value; None for the choices, or the type.
         panel: the heading under which the help lists it.
         low, high: limits, both inclusive.
-        choices: the words that it may be.
-        parse: makes the field's value of the text on the command line.
-        text: the default as it is written there; `setting` knows it.
-        several: it may be given repeatedly; the field is a tuple of what `parse` makes of each.
+        choices: the allowed values.
+        parse: converts the text on the command line to the field's value.
+        text: the default as text, before `parse`; `setting` fills it in.
+        several: the option may be given repeatedly; the field is a tuple of the parsed values.
     """
 
     help: str
@@ -50,7 +50,7 @@ class Setting:
 
     @property
     def sentence(self) -> str:
-        """The help, with the range, and the choices where the placeholder does not show them."""
+        """The help with the range, and with the choices if the placeholder does not show them."""
         text = self.help.rstrip(".")
         if self.range and (self.low, self.high) != (0, None):
             text += f", {self.range}"
@@ -60,19 +60,19 @@ class Setting:
 
     @property
     def range(self) -> str | None:
-        """The limits in words: "1 to 100", "at least 0"; None where there are none."""
+        """The limits in words, such as "1 to 100" or "at least 0"; None if there are none."""
         if self.low is None:
             return None if self.high is None else f"at most {self.high:g}"
         return f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
 
 
 def setting(default: Any, known: Setting | str, **more: Any) -> Any:
-    """A field of a dataclass that is an option.
+    """Make a dataclass field that is an option.
 
     Args:
-        default: its value when it is not given; with `parse` the text that is parsed to it.
-        known: what is known of it, or its help alone.
-        more: further fields of `Setting`, beside the help.
+        default: the value if the option is not given; with `parse`, the text that is parsed to it.
+        known: the option's definition, or only its help.
+        more: further fields of `Setting`, if `known` is the help.
     """
     stated = known if isinstance(known, Setting) else Setting(known, **more)
     parse = stated.parse
@@ -82,44 +82,44 @@ def setting(default: Any, known: Setting | str, **more: Any) -> Any:
 
 
 def setting_of(one: Field[Any]) -> Setting | None:
-    """What a field was stated as; None for one that is no option."""
+    """Return the definition of a field's option; None if the field is not an option."""
     found: Setting | None = one.metadata.get(_KEY)
     return found
 
 
 def option_name(one: Field[Any]) -> str:
-    """The option of a field, as it is written on the command line."""
+    """Return the name of a field's option, as it is written on the command line."""
     stated = setting_of(one)
     return (stated and stated.option) or f"--{one.name.replace('_', '-')}"
 
 
 def check_settings(options: Any) -> None:
-    """Hold each field of a dataclass to its type, limits and choices; None is always allowed.
+    """Check the type, limits and choices of each field of a dataclass; None is always allowed.
 
-    NumPy's numbers become Python's: no other can be written into a JSON document.
+    NumPy's numbers are replaced by Python's, because JSON supports only these.
 
     Raises:
-        UsageError: the first that is outside, by the name of its option.
+        UsageError: names the option of the first value that is not allowed.
     """
     hints = typing.get_type_hints(type(options))
     for one in fields(options):
         stated, value = setting_of(one), getattr(options, one.name)
         if stated is None or value is None:
             continue
-        # The command line makes values of the right types; a program may hand over any.
+        # Values from the command line have the right types; a Python program may pass any.
         check_type(option_name(one), value, hints[one.name])
         object.__setattr__(options, one.name, _plain(value))
         if stated.choices:
             check_choice(option_name(one), value, stated.choices)
         if stated.range is not None:
             low = float("-inf") if stated.low is None else stated.low
-            # Written this way round, NaN is outside of every range.
+            # Written as `not low <= value <= high`, so that NaN is outside of every range.
             if not low <= value <= (float("inf") if stated.high is None else stated.high):
                 raise UsageError(f"{option_name(one)} must be {stated.range}, got {value}")
 
 
 def _plain(value: Any) -> Any:
-    """A value with Python's numbers in the place of others."""
+    """Replace numbers of other types, such as NumPy's, by Python's; also within tuples."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -128,7 +128,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_type(name: str, value: object, hint: Any) -> None:
-    """UsageError for a value that is not of a type, such as `int` or `str | None`."""
+    """Raise UsageError if a value is not of a type such as `int` or `str | None`."""
     if not _is_of(value, hint):
         raise UsageError(f"{name} must be {_in_words(hint)}, got {value!r}")
 
@@ -139,15 +139,15 @@ _TYPES: dict[Any, tuple[type, str]] = {
     str: (str, "text"),
     Mapping: (Mapping, "mapping"),
 }
-"""What may stand for a type, NumPy's numbers included, and its name in a sentence."""
+"""For each type the class of the values that are accepted (NumPy's numbers too), and its name."""
 
 
 def _is_of(value: object, hint: Any) -> bool:
-    """Whether a value is of a field's type; a bool is no number."""
+    """Whether a value is of a field's type; a bool does not count as a number."""
     origin, of = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_is_of(value, one) for one in of)
-    if origin is typing.Literal:  # which words, the choices tell
+    if origin is typing.Literal:  # `check_choice` checks which text it is
         return isinstance(value, str)
     if origin is tuple:
         if not isinstance(value, tuple):
@@ -160,7 +160,7 @@ def _is_of(value: object, hint: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    """A type as the end of "must be ..."."""
+    """Describe a type for the end of a sentence "must be ..."."""
     origin, of = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_in_words(one) for one in of if one is not types.NoneType)
@@ -173,19 +173,19 @@ def _in_words(hint: Any) -> str:
 
 
 def numbers(option: str, example: str) -> Callable[[str], tuple[int, ...]]:
-    """A `parse` for whole numbers with commas, as `parse_numbers` reads them."""
+    """Make a `parse` function for whole numbers separated by commas (`parse_numbers`)."""
     return lambda text: tuple(parse_numbers(option, text, example))
 
 
 MACHINE = "Machine"
-"""Heading of the options that say what is computed on."""
+"""The heading of the options about the device, its precision and its memory."""
 
 DEVICE = Setting(
-    "Device to compute on; cuda:N is GPU number N.",
+    "Device to compute on; cuda:N is the GPU with index N.",
     metavar="|".join((*DEVICES, "cuda:N")),
     panel=MACHINE,
 )
-PRECISION = Setting("Floating-point type; auto is bf16 where it is faster.",
+PRECISION = Setting("Floating-point type; auto is bf16 if it is faster.",
                     choices=PRECISIONS, panel=MACHINE)  # fmt: skip
 SEED = Setting("Seed of all random numbers.", low=0, metavar="N")
 PROTOCOL = Setting(
@@ -196,6 +196,6 @@ SELF_ENSEMBLE = Setting("Average over 8 flips and rotations (4 for derain).")
 OVERWRITE = Setting("Replace existing outputs.")
 SHARDS = Setting("Folder of shards made by `c2fdft prepare`.", option="--data", metavar="DIR")
 WEIGHTS = Setting(
-    "Packaged weights by name (`c2fdft weights list`; ./NAME is the file), or a checkpoint.",
+    "A checkpoint, or the name of packaged weights (`c2fdft weights list`); ./NAME means a file.",
     metavar="NAME|FILE",
 )

@@ -1,15 +1,16 @@
 """The signals that end a command: an interrupt, a terminated job, a lost terminal, a preemption.
 
-One mechanism for every command, `install`ed before anything else is imported:
+All commands use one mechanism. `install` sets it up before anything else is imported:
 
-* while nothing is being written a signal ends the process at once;
-* within `unwinding` it raises `SignalReceived`, so that what was begun is cleaned up;
-* within `graceful_stop` it is a request that a loop looks at; a Ctrl-C a second later raises;
-* while the process ends already, further ones are ignored;
-* where Python cannot raise, as it destroys an object, it raises again a moment later.
+* while nothing is being written, a signal ends the process at once;
+* within `unwinding` a signal raises `SignalReceived`, so that unfinished work is cleaned up;
+* within `graceful_stop` a signal sets a request that a loop checks; a Ctrl-C a second later raises;
+* while the process is already ending, further signals are ignored;
+* if Python drops the exception, because it was raised in a destructor, it is raised again a moment
+  later.
 
-The exit code is 130 for SIGINT and 143 for all others. A signal that the process was started to
-ignore (`nohup`, a background job of a shell script) stays ignored.
+The exit code is 130 for SIGINT and 143 for all others. A signal that was already ignored when the
+process started (`nohup`, a background job of a shell script) stays ignored.
 """
 
 from __future__ import annotations
@@ -28,24 +29,27 @@ from typing import NoReturn
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 REPEATED_SECONDS = 1.0
-"""A Ctrl-C sooner after the first signal belongs to it: launchers pass on what a terminal sends."""
+"""A Ctrl-C within this time after the first signal counts as the same one.
+
+A launcher passes on the signal that the terminal has already sent to the process itself.
+"""
 PATIENCE_SECONDS = 10.0
-"""How long cleaning up may take before another Ctrl-C cuts it short."""
+"""Once cleaning up takes longer than this, another Ctrl-C ends the process."""
 
 RAISED_AGAIN_SECONDS = 0.01
-"""After a signal was lost in a destructor, until it is raised once more."""
+"""The time after which an exception that was dropped in a destructor is raised again."""
 
 
 class StoppedError(Exception):
-    """A signal came in the middle of something: what was begun is thrown away."""
+    """A signal interrupted work; its unfinished result is discarded."""
 
 
 class SignalReceived(BaseException):
-    """Raised where a signal came; as with KeyboardInterrupt nothing but the end catches it.
+    """Raised when a signal arrives; like KeyboardInterrupt, it is caught only by the top level.
 
     Args:
-        signal_number: of the signal.
-        hint: how to go on later.
+        signal_number: the number of the signal.
+        hint: how to resume later.
     """
 
     def __init__(self, signal_number: int, hint: str | None = None) -> None:
@@ -55,12 +59,12 @@ class SignalReceived(BaseException):
 
 
 class _Process:
-    """What the handler of this process looks at."""
+    """The state that the signal handler of this process uses."""
 
     def __init__(self) -> None:
         self.pid = 0
-        # The hint of each block of `unwinding`; blocks may overlap in threads, so each has a key of
-        # its own.
+        # The hint of each active `unwinding` block. Blocks in several threads may overlap, so each
+        # has its own key.
         self.open: dict[object, str | None] = {}
         self.received: SignalReceived | None = None
         self.received_at = 0.0
@@ -70,19 +74,19 @@ _process = _Process()
 
 
 def exit_code(signal_number: int) -> int:
-    """130 for SIGINT; 143, as of SIGTERM, for the others."""
+    """Return the exit code: 130 for SIGINT; 143, the code of SIGTERM, for all others."""
     return 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)
 
 
 def describe(signal_number: int) -> str:
-    """What happened, for people."""
+    """Describe a signal's effect for the user."""
     if signal_number == signal.SIGINT:
         return "interrupted"
     return f"terminated by {signal.Signals(signal_number).name}"
 
 
 def install() -> None:
-    """Handle the signals in this process, from its main thread, until it ends."""
+    """Install the handlers in this process until it ends; call this from the main thread."""
     _process.pid = os.getpid()
     for number in _handled():
         signal.signal(number, _handle)
@@ -90,14 +94,18 @@ def install() -> None:
 
 
 def ignore() -> None:
-    """Leave all signals to the parent process, which may get them as part of the same group."""
+    """Ignore all signals; the parent process handles them, as it is in the same process group."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def unwinding(hint: str | None = None) -> Iterator[None]:
-    """While files are being written: a signal raises SignalReceived, with this hint if any."""
+    """Let a signal raise SignalReceived within the block, in which files are being written.
+
+    Args:
+        hint: the hint of the exception, how to resume.
+    """
     key = object()
     _process.open[key] = hint
     try:
@@ -107,7 +115,7 @@ def unwinding(hint: str | None = None) -> Iterator[None]:
 
 
 class StopRequest:
-    """Set by the first signal; a Ctrl-C a second later or more interrupts at once."""
+    """A request that the first signal sets; a Ctrl-C at least a second later interrupts at once."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -118,12 +126,12 @@ class StopRequest:
         return self.signal_number is not None
 
     def check(self) -> None:
-        """Raise StoppedError if it is set."""
+        """Raise StoppedError if the request is set."""
         if self:
             raise StoppedError
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
+        """Handle a signal: set the request, or interrupt on a later Ctrl-C."""
         if os.getpid() != self._pid:
             return
         _leave_lost_terminal(number)
@@ -131,8 +139,8 @@ class StopRequest:
             self.signal_number = number
             self._at = time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._at >= REPEATED_SECONDS:
-            # A program that imports the package has not called `install`, so that nothing would
-            # catch SignalReceived.
+            # A Python program that imports the package has not called `install`: nothing in it
+            # would catch SignalReceived.
             if not _process.pid:
                 raise KeyboardInterrupt
             _handle(number, frame)
@@ -140,9 +148,9 @@ class StopRequest:
 
 @contextmanager
 def graceful_stop() -> Iterator[StopRequest]:
-    """Turn the signals into a request that a loop can look at between two steps.
+    """Turn signals into a request that a loop can check between two steps.
 
-    Outside of the main thread, where Python delivers no signals, the request is never set.
+    Outside of the main thread the request is never set, because Python delivers no signals there.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -157,24 +165,23 @@ def graceful_stop() -> Iterator[StopRequest]:
 
 
 def _handled() -> list[signal.Signals]:
-    # None stands for a handler that a program around Python has installed: it could not be put
-    # back.
+    # None means a handler that was not installed from Python; it could not be restored.
     alone = (signal.SIG_IGN, None)
     return [number for number in STOP_SIGNALS if signal.getsignal(number) not in alone]
 
 
 def _handle(number: int, _: FrameType | None) -> None:
-    if os.getpid() != _process.pid:  # a fork that has not yet said what it does with signals
+    if os.getpid() != _process.pid:  # a forked child that has not installed its own handlers yet
         return
     _leave_lost_terminal(number)
     if _process.received is not None:
         late = time.monotonic() - _process.received_at >= PATIENCE_SECONDS
         if number == signal.SIGINT and late:
             _exit(number)
-    # The innermost hint that there is: files are written within jobs, and the job knows how to go
-    # on.
+    # The innermost hint is used: blocks that write single files have none, and the job around them
+    # tells how to resume.
     elif _process.open:
-        # a copy, as other threads may open blocks meanwhile
+        # A copy, because other threads may enter or leave blocks meanwhile.
         hints = [hint for hint in tuple(_process.open.values()) if hint is not None]
         _process.received = SignalReceived(number, hints[-1] if hints else None)
         _process.received_at = time.monotonic()
@@ -184,36 +191,40 @@ def _handle(number: int, _: FrameType | None) -> None:
 
 
 def _raise_later(lost: sys.UnraisableHookArgs) -> None:
-    """Python drops what is raised in a destructor or the callback of a weak reference."""
+    """Raise a SignalReceived again that Python dropped in a destructor or a weak reference."""
     if not isinstance(lost.exc_value, SignalReceived):
         sys.__unraisablehook__(lost)
         return
-    # Cleared, or the handler would take the second one for a signal during the clean-up and ignore
-    # it. Raised here it would be dropped again, so a timer calls the handler from ordinary code.
+    # `received` is cleared because the handler would otherwise ignore the second signal as one that
+    # arrives during the clean-up. An exception raised here would be dropped again, so a timer calls
+    # the handler later, from ordinary code.
     number, _process.received = lost.exc_value.signal_number, None
     signal.signal(signal.SIGALRM, lambda _, frame: _handle(number, frame))
     signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_SECONDS)
 
 
 def _exit(number: int) -> NoReturn:
-    """End the process without unwinding: an import that is cut short ends in any error."""
-    # A progress bar may have hidden the cursor, and nothing is unwound that would show it again.
+    """End the process without unwinding: an interrupted import could raise any error."""
+    # A progress bar may have hidden the cursor, and without unwinding nothing shows it again.
     show_cursor = "\x1b[?25h\n" if sys.stderr is not None and sys.stderr.isatty() else ""
     with suppress(OSError):
-        # past Python's buffers: the signal may have come in the middle of writing to them
+        # Not through Python's buffers: the signal may have arrived during a write to them.
         os.write(2, f"{show_cursor}error: {describe(number)}\n".encode())
     os._exit(exit_code(number))
 
 
 def _leave_lost_terminal(number: int) -> None:
-    """Write nowhere from now on if the terminal is gone: an error there would cost the save."""
+    """After SIGHUP, redirect output from the lost terminal to the null device.
+
+    An error while writing to the terminal would otherwise prevent saving.
+    """
     if number != signal.SIGHUP:
         return
-    # By `dup2`, under Python's streams: whatever holds a reference to them, rich and logging
-    # included, goes on writing without an error.
+    # `dup2` works below Python's streams: everything that refers to them, rich and logging
+    # included, can continue to write without an error.
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):
         with suppress(OSError):
-            if stat.S_ISCHR(os.fstat(stream).st_mode):  # isatty no longer says so
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # isatty is False once the terminal is lost
                 os.dup2(nowhere, stream)
     os.close(nowhere)

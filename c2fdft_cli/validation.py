@@ -1,7 +1,7 @@
-"""Values from files and command lines, checked against a dataclass: every problem, as sentences.
+"""Validates values from files and command lines against a dataclass, and reports every problem.
 
-A dataclass states its own limits in the types of its fields (`Annotated`, with constraints of
-pydantic); code that makes one directly is trusted and pays nothing for them.
+A dataclass states its limits in the types of its fields (`Annotated`, with constraints of
+pydantic). Code that makes an instance directly is trusted, so nothing is checked then.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from c2fdft_cli.vocabulary import did_you_mean
 
 Checked = TypeVar("Checked")
 
-# Defaults are checked because they may not go with what is given (the heads' with another `dim`),
-# and numbers become text because a path such as 2024 is one in YAML.
+# Defaults are checked because they may not fit the given values (the default heads with another
+# `dim`). Numbers are converted to text because YAML reads a path such as 2024 as a number.
 STRICT = ConfigDict(
     extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, validate_default=True
 )
-"""For `__pydantic_config__` of a dataclass: no unknown key, no NaN and no infinite number."""
+"""A value for a dataclass's `__pydantic_config__`: no unknown keys, no NaN, no infinity."""
 
 TOO_LONG = 10**64
 LONG = "of more than 64 digits"
@@ -34,7 +34,8 @@ LONG = "of more than 64 digits"
 
 class _Shown(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
-        # Python itself refuses to convert a number of thousands of digits, as hexadecimal ones give
+        # Python refuses to convert integers of thousands of digits to text; a hexadecimal number in
+        # a file can be that long.
         return f"a number {LONG}" if abs(x) >= TOO_LONG else super().repr_int(x, level)
 
 
@@ -44,7 +45,7 @@ _SHOWN.maxlist = _SHOWN.maxdict = 12
 
 
 class InvalidValuesError(ValueError):
-    """Values that a dataclass cannot be made of; `problems` are sentences, one for each."""
+    """A dataclass cannot be made from the values; `problems` has one sentence per problem."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -58,21 +59,21 @@ def _refuse_truth(value: object) -> object:
 
 
 NotBool = BeforeValidator(_refuse_truth)
-"""Of numbers, last in `Annotated`: true and false, which Python counts among them, are none."""
+"""Refuses true and false, which Python counts as numbers; must be the last in `Annotated`."""
 
 
 def validate(
     kind: type[Checked], values: object, other_names: Mapping[str, str] | None = None
 ) -> Checked:
-    """Make a dataclass of plain values such as JSON or YAML hold.
+    """Make a dataclass from plain values, as in JSON or YAML.
 
     Args:
         kind: the dataclass.
-        values: nested mappings and lists; keys that are missing keep their default.
-        other_names: what people may write for a key, and the key.
+        values: nested mappings and lists; missing keys get their defaults.
+        other_names: common wrong names of keys, each with the key to suggest for it.
 
     Raises:
-        InvalidValuesError: unknown and missing keys, wrong types, values out of range: all of them.
+        InvalidValuesError: lists all unknown and missing keys, wrong types and values out of range.
     """
     try:
         checked: Checked = adapter(kind).validate_python(values)  # type: ignore[arg-type]
@@ -84,12 +85,12 @@ def validate(
 
 @functools.cache
 def adapter(kind: Any) -> TypeAdapter[Any]:
-    """The checks of a dataclass, built once."""
+    """Return pydantic's validator of a dataclass, built once."""
     return TypeAdapter(kind)
 
 
 def _sentence(error: ErrorDetails, kind: type, other_names: Mapping[str, str]) -> str:
-    """One problem: the key and what it must be."""
+    """Describe one problem in a sentence: the key, what it must be, and its value."""
     key = _dotted(error["loc"])
     if error["type"] == "unexpected_keyword_argument":
         *parents, last = error["loc"]
@@ -105,7 +106,7 @@ def _sentence(error: ErrorDetails, kind: type, other_names: Mapping[str, str]) -
 
 
 def _dotted(location: Sequence[int | str]) -> str:
-    """The key of a location: "coarse.periods[0].length"."""
+    """Return the key of a location, such as "coarse.periods[0].length"."""
     shown = (ascii(part)[1:-1] if not str(part).isprintable() else part for part in location)
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in shown)
     return "".join(parts).removeprefix(".")
@@ -114,7 +115,7 @@ def _dotted(location: Sequence[int | str]) -> str:
 def _known_at(
     kind: Any, parents: Sequence[int | str], key: str, other_names: Mapping[str, str]
 ) -> str:
-    """The nearest of the keys that the section `parents` of a dataclass has, or all of them."""
+    """Suggest the key of the section `parents` that is nearest to `key`, or list all its keys."""
     for part in parents:
         kind = (
             typing.get_args(kind)[0] if isinstance(part, int) else typing.get_type_hints(kind)[part]

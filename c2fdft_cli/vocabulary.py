@@ -1,9 +1,9 @@
-"""The words that options and recipes choose from, each list stated once.
+"""The values that options and recipes can choose from, each list defined once.
 
-`core` imports torch alone, so it cannot import this module: each of its functions names the words
-where it acts on them, refuses any other, and the tests hand it every word of the lists here.
-Tables that are keyed by these words (`PRECISIONS` of `execution.device`, `PROTOCOLS` of
-`metrics.protocols`) are compared with them by the tests too.
+`core` imports only torch, so it cannot import this module: its functions contain the values that
+they accept and refuse all others, and the tests call them with every value of the lists here. The
+tests also compare these lists with the keys of tables elsewhere (`PRECISIONS` of
+`execution.device`, `PROTOCOLS` of `metrics.protocols`).
 """
 
 from __future__ import annotations
@@ -45,42 +45,42 @@ PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
 
 
 def many(count: int, noun: str) -> str:
-    """A number of things: 1 image, 2 images."""
+    """Return a number with its noun in singular or plural: 1 image, 2 images."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
-    """The value of an option as the choice that it is; UsageError when it is none of them."""
+    """Return the value of an option if it is one of the choices; UsageError otherwise."""
     for choice in choices:
         if choice == value:
             return choice
     listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
-    hint = did_you_mean(str(value), choices)  # a program may give anything
+    hint = did_you_mean(str(value), choices)  # a Python program may pass a value of any type
     raise UsageError(f"{option} must be {listed}, got {value!r}", hint=hint)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A question that names the known word nearest to a misspelt one; None where none is near."""
+    """Return "did you mean ...?" with the known word nearest to `word`; None if none is near."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1)
     return f"did you mean {close[0]}?" if close else None
 
 
 def split_words(text: str) -> list[str]:
-    """The words of "linspace, leading"; spaces do not count."""
+    """Split a list such as "linspace, leading" at its commas and remove spaces."""
     return text.replace(" ", "").split(",")
 
 
 def parse_numbers(option: str, text: str, example: str, *, ranges: bool = False) -> list[int]:
-    """The whole numbers of "999,500" in the order given, each of at most six digits.
+    """Parse whole numbers such as "999,500", in the order given, each of at most six digits.
 
     Args:
-        option: that the text was given to, for the error.
-        text: what was given.
-        example: a value that would do, for the error.
+        option: the name of the option, for the error.
+        text: the value of the option.
+        example: a valid value, for the error.
         ranges: also read "1-4" as 1, 2, 3, 4.
 
     Raises:
-        UsageError: anything else between the commas, or a range that runs backwards.
+        UsageError: there is anything else between the commas, or a range runs backwards.
     """
     numbers: list[int] = []
     for word in split_words(text):
@@ -97,13 +97,13 @@ def parse_numbers(option: str, text: str, example: str, *, ranges: bool = False)
 
 
 def number_in_environment(name: str, default: int, low: int = 0) -> int:
-    """The whole number, at least `low`, that an environment variable holds.
+    """Return the whole number, at least `low`, in an environment variable; `default` if not set.
 
     Raises:
-        UsageError: it holds anything else.
+        UsageError: the variable holds anything else.
     """
     text = os.environ.get(name, str(default))
     if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < low:
-        what = f"{name} in the environment must be a whole number of at least {low}, got {text!r}"
+        what = f"environment variable {name} must be a whole number of at least {low}, got {text!r}"
         raise UsageError(what, hint=f"unset {name}")
     return int(text)

@@ -181,7 +181,9 @@ def test_a_read_only_file_system_differs_from_a_missing_permission(
 @pytest.mark.parametrize("below", ["", "out", "out/deep"])
 def test_ensure_folder_under_a_regular_file_names_the_file(tmp_path, below):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ResourceError, match="output path lies under a regular file") as caught:
+    with pytest.raises(
+        ResourceError, match="a part of the output path is a regular file"
+    ) as caught:
         ensure_folder(tmp_path / "notes.txt" / below)
     assert str(tmp_path / "notes.txt") in caught.value.hint
     assert caught.value.exit_code == 5
@@ -206,8 +208,8 @@ def test_text_is_read_with_and_without_a_byte_order_mark(tmp_path, encoding):
         ("a\n".encode("utf-16"), "UTF-16"),
         (b"\xfe\xff" + "a\n".encode("utf-16-be"), "UTF-16"),
         ("a\n".encode("utf-16-le"), "not a text file"),
-        (b"ab\xff", "byte 2 of this text is not UTF-8"),
-        (b"a" * 1_048_577, "over the limit of 1048576 bytes"),
+        (b"ab\xff", "byte 2 of the text is not UTF-8"),
+        (b"a" * 1_048_577, "larger than 1048576 bytes"),
     ],
 )
 def test_text_that_is_not_utf_8_is_refused(tmp_path, data, what):
@@ -222,7 +224,7 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path, data, what):
 def test_a_device_is_read_only_up_to_the_limit(tmp_path):
     """A device has no size by which it could be refused."""
     (tmp_path / "list.txt").symlink_to("/dev/zero")
-    with pytest.raises(DataError, match="over the limit of 1048576 bytes"):
+    with pytest.raises(DataError, match="larger than 1048576 bytes"):
         read_text(tmp_path / "list.txt", max_bytes=1 << 20)
 
 
@@ -269,9 +271,9 @@ def test_a_folder_is_locked_by_one_process(tmp_path, monkeypatch, known):
             hold_folder(tmp_path, "another process works here"),
         ):
             pass
-        here = f"; where process {os.getpid()} on "
+        here = f"; if process {os.getpid()} on "
         assert (here in caught.value.hint) is not known
-        assert caught.value.hint.endswith(f"is gone, delete {tmp_path}/.lock") is not known
+        assert caught.value.hint.endswith(f"no longer exists, delete {tmp_path}/.lock") is not known
     with hold_folder(tmp_path, "another process works here"):
         pass
 
@@ -295,7 +297,9 @@ def test_a_lock_of_a_killed_process_without_flock(tmp_path, monkeypatch):
     ):
         pass
     lock = tmp_path / ".lock"
-    assert caught.value.hint.endswith(f"; where process 7 on other-node is gone, delete {lock}")
+    assert caught.value.hint.endswith(
+        f"; if process 7 on other-node no longer exists, delete {lock}"
+    )
     lock.unlink()
     with hold_folder(tmp_path, "taken"):
         pass
@@ -314,9 +318,9 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for target in (pipe, Path(os.devnull), Path("/dev/stdout"), Path("/dev/fd/1")):
-        with pytest.raises(ResourceError, match="would take the place of a device or a pipe"):
+        with pytest.raises(ResourceError, match="would replace a device or a pipe"):
             require_new(target, overwrite=True)
-    with pytest.raises(ResourceError, match="would take the place of a device or a pipe"):
+    with pytest.raises(ResourceError, match="would replace a device or a pipe"):
         atomic_write_text(pipe, "text")
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 

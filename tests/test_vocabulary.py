@@ -129,7 +129,9 @@ def test_invalid_ranges_are_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "1.0", "1 ", "9" * 7])
 def test_an_invalid_number_in_the_environment_is_refused(text, monkeypatch):
     monkeypatch.setenv("NUMBER", text)
-    with pytest.raises(UsageError, match="NUMBER in the environment must be a whole number of at"):
+    with pytest.raises(
+        UsageError, match="environment variable NUMBER must be a whole number of at"
+    ):
         number_in_environment("NUMBER", 1, low=1)
 
 

@@ -1,1 +1,1 @@
-"""The command line: parse, call one engine job, draw."""
+"""The command line: each command parses its options, calls one engine job and draws its events."""

@@ -1,4 +1,4 @@
-"""The command line: the list of commands, and the one place where an error becomes a line."""
+"""The Typer application, and the only place where an error is printed as a line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from c2fdft_cli.signals import SignalReceived
 
 
 class Commands(Group):
-    """Imports the command that is called, and ends errors as one line and an exit code."""
+    """Imports only the command that is called, and turns an error into a line and an exit code."""
 
     def main(
         self,
@@ -38,24 +38,26 @@ class Commands(Group):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a command line; the same under the shell and under a test's runner."""
-        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        """Run a command line; it behaves the same under a shell and under a test's runner."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
             sys.stdout.reconfigure(errors="surrogateescape")
         words = [_expand_home(word) for word in (sys.argv[1:] if args is None else args)]
-        # By the words, as a line that cannot be parsed ends in a document too.
+        # Decided from the arguments before parsing, because a command line that cannot be parsed
+        # also ends with a document.
         console.expect(document="--json" in words)
         try:
-            # Not standalone, or Typer prints errors and ends the process itself. Standard output is
-            # flushed here, where a full disk is an error like any other: Python's own flush at its
-            # end reports it in Python's words and with code 120.
+            # Not standalone, because Typer would then print errors and end the process itself.
+            # Standard output is flushed here, so that a full disk is reported like any other error.
+            # Python's own flush at exit would report it as an ignored exception, with exit code
+            # 120.
             code = super().main(words, "c2fdft", complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except SignalReceived as stop:
             remove_temporaries()
             code = report(Interrupted(str(stop), signal_number=stop.signal_number, hint=stop.hint))
-        except Exception as error:  # only to tell what a user can cause from bugs of ours
+        except Exception as error:  # to distinguish errors that a user can cause from bugs
             if type(error).__name__ == "NoArgsIsHelpError":
-                # Rich prints the help when it is asked for
+                # With Rich the help is already printed when its text is requested.
                 sys.stdout.write(error.format_message())  # type: ignore[attr-defined]
                 _end(0)
             known = _known(error, words)
@@ -68,20 +70,20 @@ class Commands(Group):
         _end(code if isinstance(code, int) else 0)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that a line calls, by the list, and import it."""
+        """Look up in the list the command that a command line calls, and import it."""
         name, listed, rest = super().resolve_command(ctx, args)
         return name, listed and load_command(str(listed.name)), rest
 
 
 def _expand_home(word: str) -> str:
-    """`~` as a shell expands it, also where a shell does not: behind `--out=`, `key=` and `@`."""
+    """Expand `~` as a shell does, and also after `--out=`, `key=` and `@`."""
     mark = re.match(r"@|[\w.-]+=", word)
     end = mark.end() if mark else 0
     return word[:end] + os.path.expanduser(word[end:])
 
 
 def _end(code: int) -> NoReturn:
-    """Exit, at once where other processes may wait for this one: Python would wait for them."""
+    """Exit; at once if other processes may wait for this one, for which Python would wait."""
     if code and _is_awaited():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -90,23 +92,24 @@ def _end(code: int) -> NoReturn:
 
 
 def _drop_output() -> None:
-    """Forget what could not be printed: Python would try again, and fail, at its end."""
+    """Discard what could not be printed: Python would try again when it exits, and fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_awaited() -> bool:
-    """Whether this process has joined others of a job and not left them."""
+    """Whether this process is in a torch.distributed process group with others of its job."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def report(error: C2fdftError) -> int:
-    """Print what is wrong, its details indented under it, and what to try; its exit code.
+    """Print an error, its details, indented, and its hint; return the exit code.
 
-    Lines on stderr; with --json a document on stdout too, where there is none yet.
+    They are printed on stderr. With --json a document is printed on stdout too, unless one has been
+    printed already.
     """
     what, hint = " ".join(str(error).split()), error.hint and " ".join(error.hint.split())
-    # torchrun turns every child's exit code into 1: each process says who it is
+    # torchrun turns the exit code of every child into 1, so each process names its rank.
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
     lines = [f"error{rank}: {what}", *(f"  {line}" for line in error.details)]
     if hint:
@@ -117,7 +120,7 @@ def report(error: C2fdftError) -> int:
 
 
 def _emit_error(code: int, what: str, hint: str | None) -> None:
-    """The document of an error; stderr has it too, where stdout cannot be written."""
+    """Print the JSON document of an error; if stdout cannot be written, stderr has the error."""
     try:
         console.emit_error(code, what, hint)
         sys.stdout.flush()
@@ -126,10 +129,11 @@ def _emit_error(code: int, what: str, hint: str | None) -> None:
 
 
 def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
-    """What to tell of an error that a user can cause; None for a bug of ours."""
+    """Convert an exception that a user can cause to the error to report; None for a bug."""
     if isinstance(error, C2fdftError):
         return error
-    # By its method, as Typer brings a Click of its own, which is no package to import from.
+    # Recognised by its method, because Typer contains its own copy of Click, whose classes are
+    # private.
     if hasattr(error, "format_message"):
         return _of_parser(error, words)
     known = unloadable_library(error) if isinstance(error, ImportError) else None
@@ -141,20 +145,20 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
 
 
 def _of_parser(error: Any, words: Sequence[str]) -> UsageError:
-    """A wrong command line as one line that names the command's help."""
+    """Convert an error of the parser to a UsageError whose hint names the command's help."""
     context: Any = getattr(error, "ctx", None)
-    # an option without its value is noticed before the parser knows whose it is
+    # An option without its value is noticed before the parser knows which command it belongs to.
     command = context.command_path if context is not None else _command_of(words)
     lone = _lone_argument(error, words)
     message = error.format_message().rstrip(".")
     if lone is not None:
         name, value = lone
-        message = f"{name} is missing: only {value} is named"
+        message = f"{name} is missing: the only argument is {value}"
     return UsageError(message, hint=f"see `{command} --help`")
 
 
 def _command_of(words: Sequence[str]) -> str:
-    """The command that a line calls, as far as it can be told."""
+    """Return the command (and subcommand) that a command line calls, as far as it is known."""
     path, names = ["c2fdft"], [entry.name for entry in COMMANDS]
     for word in words:
         if word not in names:
@@ -165,7 +169,11 @@ def _command_of(words: Sequence[str]) -> str:
 
 
 def _lone_argument(error: Any, words: Sequence[str]) -> tuple[str, str] | None:
-    """Of `restore photo.jpg`, where the parser takes the only word for OUT: OUT, and the word."""
+    """Return the name and value of the last argument if it is the only one that was given.
+
+    For `restore photo.jpg` the parser takes the only argument as OUT and reports that IN is
+    missing. In fact OUT is missing.
+    """
     missing: Any = getattr(error, "param", None)
     if type(error).__name__ != "MissingParameter" or getattr(missing, "nargs", 1) != -1:
         return None

@@ -1,7 +1,7 @@
-"""The list of commands, in the order in which a researcher meets them.
+"""The list of commands, in the order in which a user needs them.
 
-A command's module is imported when that command is called: the list itself, its help and the
-completion of names take no module of theirs.
+A command's module is imported only when that command is called. The list, the main help and the
+completion of command names need none of these modules.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typer.main import get_command
 
 TRAINING = "Training"
 USING = "Using"
-HELPING = "Looking around"
+HELPING = "Tools and help"
 
 
 class Entry(NamedTuple):
-    """A command in the list.
+    """An entry of the list of commands.
 
-    source: module of this package and the function in it, or the Typer of a group.
-    help: the first line of its own help.
+    panel: the heading under which the help lists it.
+    source: "module:name", where name is the command's function or the Typer of a group.
+    help: the first line of the command's own help.
     """
 
     panel: str
@@ -79,25 +80,25 @@ COMMANDS = (
         HELPING,
         "info",
         "info:info",
-        "Show what a checkpoint, a shard folder or a run folder holds.",
+        "Show the contents of a checkpoint, a shard folder or a run folder.",
     ),
     Entry(
         HELPING,
         "bench",
         "bench:bench",
-        "Time a part on this machine, relative to its matrix products.",
+        "Measure the speed of this machine: network, training step, restoring, data loading.",
     ),
     Entry(
         HELPING,
         "doctor",
         "doctor:doctor",
-        "Show what this machine offers: device, precision, optional packages, disk.",
+        "Show what this machine supports: device, precision, optional packages, disk.",
     ),
     Entry(
         HELPING,
         "weights",
         "weights:weights",
-        "List the weights that come with the program; average trainings.",
+        "List the packaged weights with their scores; average the weights of trainings.",
     ),
     Entry(HELPING, "recipes", "recipes:recipes", "List, show, copy and check recipes."),
     Entry(HELPING, "help", "start:show_help", "Show the help of a command."),
@@ -106,14 +107,14 @@ COMMANDS = (
 
 
 class Group(TyperGroup):
-    """Has flags that are False, not None, when they are not given.
+    """A group of commands whose flags default to False instead of None.
 
-    For a None Typer loads the library that it validates values with, and the way to the help of
-    a command leads through the flags of the groups above it.
+    For a default of None Typer imports the library with which it validates values. That would slow
+    down the help of every command, because the flags of its groups are parsed first.
     """
 
     def get_params(self, ctx: Any) -> Any:
-        """The group's own options."""
+        """Return the group's options, with False as the default of flags."""
         options = super().get_params(ctx)
         for option in options:
             if getattr(option, "is_flag", False) and option.default is None:
@@ -122,13 +123,13 @@ class Group(TyperGroup):
 
 
 def list_commands(app: typer.Typer) -> None:
-    """Put the name, panel and line of every command into the program."""
+    """Register the name, panel and help of every command, without importing it."""
     for entry in COMMANDS:
         app.command(entry.name, rich_help_panel=entry.panel, help=entry.help)(_listed)
 
 
 def load_command(name: str) -> Any:
-    """Import a command of the list: the parser's own object, ready to be called."""
+    """Import a command of the list and return the parser's object for it."""
     entry = next(entry for entry in COMMANDS if entry.name == name)
     module, _, attribute = entry.source.partition(":")
     found = getattr(import_module(f"c2fdft_cli.cli.commands.{module}"), attribute)
@@ -140,9 +141,9 @@ def load_command(name: str) -> Any:
 
 
 def _flowing(text: str) -> str:
-    """Each paragraph on one line, for a terminal of any width to break."""
+    """Put each paragraph on one line, so that it is wrapped to the width of the terminal."""
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _listed() -> None:
-    """Stands in the list for a command that is not imported."""
+    """The placeholder for a command that is not imported."""

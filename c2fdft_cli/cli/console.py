@@ -1,7 +1,7 @@
-"""Speaking to people and to scripts: results on stdout, progress and remarks on stderr.
+"""Output for the terminal and for scripts: results on stdout, progress and remarks on stderr.
 
-Rich is imported where it draws: every command imports this module, and most of a command's help is
-there before anything is drawn. No console reads markup: a path such as `[/b]` is text.
+Rich is imported only in the functions that draw, because every command imports this module and many
+end without drawing. Markup is disabled: a path such as `[/b]` is printed as text.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _expected: ContextVar[bool] = ContextVar("_expected", default=False)
 
 PLAIN_LINES = 10
-"""Lines that a job prints over its length where there is no terminal to draw in."""
+"""The number of progress lines that a job prints in all if stderr is not a terminal."""
 
 TIME = 12
-"""Columns of a time in a bar, such as `1:02:03 left`."""
+"""Width of a time in a progress bar, such as `1:02:03 left`, in columns."""
 
 NAME_WIDTH, TEXT_WIDTH, MAX_NUMBER = 24, 12, 20
-"""Columns of a screen: what names and other text have at least before they are folded, and the
-longest number."""
+"""Widths in a table, in columns of the screen: the least width of a column of names and of one of
+other text, before they are folded, and the longest number."""
 
 NARROW = 60
-"""Columns below which a bar does without the percentage, which its length shows too."""
+"""On a screen with fewer columns a progress bar omits the percentage."""
 
 
 def stderr() -> Console:
-    """The console for progress and remarks; looked up late, because tests replace the stream."""
+    """Return a console for progress and remarks; made on each call, as tests replace the stream."""
     return _console(to_stderr=True)
 
 
 def stdout() -> Console:
-    """The console for results."""
+    """Return a console for results."""
     return _console(to_stderr=False)
 
 
 def _console(*, to_stderr: bool) -> Console:
-    """Breaks lines between words in a terminal, which would break them within; else nowhere."""
+    """Make a console that wraps lines between words in a terminal, and not at all elsewhere."""
     found = _console_class()(stderr=to_stderr, highlight=False, markup=False)
     found.soft_wrap = not found.is_terminal
     return found
@@ -67,7 +67,10 @@ def _console(*, to_stderr: bool) -> Console:
 
 @cache
 def _console_class() -> type[Console]:
-    """Rich's console, whose terminal no name of a file can drive."""
+    """Return Rich's console class, changed so that control characters are never printed.
+
+    Otherwise the name of a file could control the terminal.
+    """
     from rich.console import Console
 
     class Safe(Console):
@@ -81,12 +84,12 @@ def _console_class() -> type[Console]:
 
 
 def printable(text: str) -> str:
-    r"""Text with its control characters but line ends and tabs written out: \x1b."""
+    r"""Write out control characters, such as \x1b, except line ends and tabs."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def remark(text: str) -> None:
-    """A line for people, on stderr."""
+    """Print a line for the user on stderr."""
     from rich.text import Text
 
     stderr().print(Text(text))
@@ -94,15 +97,15 @@ def remark(text: str) -> None:
 
 @contextmanager
 def loading(words: str = "loading PyTorch...") -> Iterator[None]:
-    """Say what takes seconds before the first progress, where somebody looks at it.
+    """Show a message during work that takes seconds, before the first progress bar.
 
-    Nothing is said in pipes, nor where a JSON document is expected.
+    Nothing is shown if stderr is not a terminal or a JSON document is expected.
     """
     if _expected.get() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield
         return
-    dumb = os.environ.get("TERM") in ("dumb", "unknown")  # cannot take a line back
-    sys.stderr.write(f"{words}\n" if dumb else words)  # without Rich, which has to be loaded too
+    dumb = os.environ.get("TERM") in ("dumb", "unknown")  # it cannot erase a line
+    sys.stderr.write(f"{words}\n" if dumb else words)  # without Rich, which is not loaded yet
     sys.stderr.flush()
     try:
         yield
@@ -113,11 +116,14 @@ def loading(words: str = "loading PyTorch...") -> Iterator[None]:
 
 
 def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = None) -> Result:
-    """Run a job to its end under a progress bar, or with plain lines where there is no terminal.
+    """Run a job to its end with a progress bar, or with plain lines if stderr is not a terminal.
 
     Args:
-        job: what to run.
-        show: what to say of an event beside the bar, or None to say nothing.
+        job: the job to run.
+        show: returns the note to show for an event, or None for no note.
+
+    Returns:
+        The result of the job.
     """
     from rich.text import Text
 
@@ -141,7 +147,8 @@ def _draw_bar(
 
         def within(events: float) -> None:
             nonlocal shown
-            # results wait to be written: what is in work may be further than the next event
+            # Events come late, while results wait to be written: the reported progress may already
+            # be beyond the next event.
             shown = max(shown, min(done + events, len(job)))
             progress.update(task, completed=shown)
 
@@ -156,10 +163,10 @@ def _draw_bar(
 
 
 class Inset:
-    """What is drawn again and again, two columns narrower than the screen.
+    """Something that is redrawn repeatedly, two columns narrower than the screen.
 
-    They are for the `^C` that a terminal shows where the cursor stands: behind a full line it would
-    open a new one, and what is drawn next would not cover what was drawn before.
+    The two columns are for the `^C` that a terminal shows at the cursor: after a full line it would
+    start a new line, and the next drawing would not cover the previous one.
     """
 
     def __init__(self, drawn: RenderableType) -> None:
@@ -170,9 +177,10 @@ class Inset:
 
 
 def progress_bar(console: Console) -> Progress:
-    """The one look of all progress bars: the bar gives way to the numbers, a note lies below.
+    """Make a progress bar; all bars look the same, with a note on the line below.
 
-    Nothing in the bar's line changes its width while the job runs.
+    If space is short, the bar gets narrower, not the numbers. Nothing in its line changes its width
+    while the job runs.
     """
     from rich.progress import (
         BarColumn,
@@ -187,7 +195,7 @@ def progress_bar(console: Console) -> Progress:
     from rich.text import Text
 
     class Time(ProgressColumn):
-        """The time that is left, once it is known; else the time that has passed."""
+        """The remaining time once it is known, otherwise the elapsed time."""
 
         max_refresh = 0.5
 
@@ -202,7 +210,7 @@ def progress_bar(console: Console) -> Progress:
         def get_renderables(self) -> Iterator[RenderableType]:
             yield Inset(self.make_tasks_table(self.tasks))
             for task in self.tasks:
-                # at the end the last one would stand before the results, as if it were one
+                # Not at the end: the last note would remain above the results, like one of them.
                 if task.fields["note"] and not task.finished:
                     note = Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
                     yield Inset(note)
@@ -220,14 +228,14 @@ def progress_bar(console: Console) -> Progress:
 
 
 def clock(seconds: float) -> str:
-    """A time as a clock shows it: 0:07, 12:34, 1:02:03."""
+    """Format a time like a clock: 0:07, 12:34, 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 40 seconds, 12 minutes, 3.5 hours, 6.2 days."""
+    """Format a time in words: 40 seconds, 12 minutes, 3.5 hours, 6.2 days."""
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.{0 if unit == 'minute' else 1}f} {unit}s"
@@ -235,9 +243,9 @@ def duration(seconds: float) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout: numbers to the right, text to the left.
+    """Print a table on stdout, with numbers aligned to the right and text to the left.
 
-    Numbers stay whole: columns of them that do not fit go into further tables.
+    Numbers are never folded: columns of numbers that do not fit are printed in further tables.
     """
     from rich.table import Table
     from rich.text import Text
@@ -248,7 +256,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     ]
     screen = _console_class()(highlight=False, markup=False)
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
-    # a name may begin with a digit too
+    # Not the first column, of names, which may begin with a digit too.
     whole = [i > 0 and numeric[i] and widths[i] <= MAX_NUMBER for i in range(len(columns))]
     least = [
         width if whole[i] else min(width, NAME_WIDTH if i == 0 else TEXT_WIDTH)
@@ -267,8 +275,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def _parts(widths: Sequence[int], whole: Sequence[bool], available: int) -> list[list[int]]:
-    """Which columns go into which table; the first one, of names, goes into each."""
-    frame = 3  # of a column: a line and a blank on both sides
+    """Distribute the columns over tables; each has the first column, which holds the names."""
+    frame = 3  # for each column: a line, and a space on both sides
     parts: list[list[int]] = [[0]]
     for i in range(1, len(widths)):
         taken = 1 + sum(widths[j] + frame for j in [*parts[-1], i])
@@ -279,7 +287,7 @@ def _parts(widths: Sequence[int], whole: Sequence[bool], available: int) -> list
 
 
 def show_number(value: object) -> str:
-    """A number as people read it; a dash for nothing."""
+    """Format a value: a float with four significant digits, None as a dash."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -290,18 +298,18 @@ def _is_number(text: str) -> bool:
 
 
 def expect(*, document: bool) -> None:
-    """Begin a command: whether one JSON document must come out of it, as with --json."""
+    """Set at the start of a command whether it must print one JSON document (--json)."""
     _expected.set(document)
 
 
 def emit(document: Any) -> None:
-    """One JSON document on stdout."""
+    """Print a JSON document on stdout."""
     _expected.set(False)
     sys.stdout.write(json.dumps(document, indent=1, default=_plain, allow_nan=False) + "\n")
 
 
 def emit_error(code: int, message: str, hint: str | None) -> None:
-    """An error in place of the JSON document that is still expected; of several processes' one."""
+    """Print an error as the JSON document if one is still expected; only on rank 0."""
     if _expected.get() and os.environ.get("RANK", "0") == "0":
         emit({"error": {"code": code, "message": message, "hint": hint}})
 
@@ -315,23 +323,24 @@ def _plain(value: object) -> Any:
 
 
 def command(*words: object) -> str:
-    """A command line of `word_of`s that can be pasted into a shell."""
+    """Return a `c2fdft` command line that can be pasted into a shell; see `word_of`."""
     return shlex.join(["c2fdft", *map(word_of, words)])
 
 
 def word_of(word: object) -> str:
-    """A word of a command line; a path in it is never taken for an option."""
+    """Return an argument of a command line; a path that starts with a hyphen gets `./`."""
     text = str(word)
     return f"./{text}" if isinstance(word, Path) and text.startswith("-") else text
 
 
 def say_next(line: str) -> None:
-    """Tell people what to run next."""
+    """Print the command to run next."""
     from rich.text import Text
 
-    stdout().print(Text.assemble(("next: ", "bold"), line), soft_wrap=True)  # to be pasted
+    # not wrapped, so that it can be pasted
+    stdout().print(Text.assemble(("next: ", "bold"), line), soft_wrap=True)
 
 
 def megabytes(count: int) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes in MiB or GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""From the settings of a job to the options of a command."""
+"""Turns the settings of a job into the options of a command."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ Options = TypeVar("Options")
 
 
 def path_of(text: str) -> Path:
-    """A path on the command line; BadParameter for an empty one, which a Path takes for `.`.
+    """Parse a path on the command line; BadParameter for an empty one, which `Path` takes for `.`.
 
-    A script's variable that is not set (`--out "$OUT"`) would have the work done in whatever folder
-    the script runs in.
+    Otherwise a script whose variable is not set (`--out "$OUT"`) would write to the current folder.
     """
     if not text:
-        raise typer.BadParameter("it is empty; name a file or a folder")
+        raise typer.BadParameter("the path is empty; name a file or a folder")
     return Path(text)
 
 
 def option(known: Setting, name: str | None = None, *, is_path: bool = False) -> Any:
-    """An option of the command line."""
+    """Make a Typer option from a setting."""
     return typer.Option(
         *filter(None, [known.option or name]),
         parser=path_of if is_path else None,
@@ -48,15 +47,15 @@ Weights = Annotated[str | None, option(settings.WEIGHTS, "--weights")]
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take dataclasses of settings: each of their fields becomes an option.
+    """Let a command take dataclasses of settings: each setting among their fields is an option.
 
     Args:
-        command: a function; its parameters are options of their own as Typer knows them, or
-            dataclasses. The options stand in the order of its parameters and their fields; a
-            field that is no option and has no default takes the parameter of its name.
+        command: a function; each parameter is an ordinary Typer parameter or a dataclass. The
+            options are listed in the order of the parameters and of their fields. A field that is
+            not a setting and has no default gets the value of the parameter of the same name.
 
     Returns:
-        What Typer takes for the command: it makes the dataclasses of the options' values.
+        The function to give to Typer: it makes the dataclasses from the values of the options.
     """
     hints = typing.get_type_hints(command, include_extras=True)
     groups: dict[str, type] = {}
@@ -84,7 +83,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options_of(kind: type) -> list[tuple[str, Any, Any]]:
-    """Name, default and annotated type of each setting among a dataclass's fields."""
+    """List the name, default and annotated type of each setting among a dataclass's fields."""
     hints = typing.get_type_hints(kind)
     found = []
     for field in dataclasses.fields(kind):
@@ -105,7 +104,7 @@ def _options_of(kind: type) -> list[tuple[str, Any, Any]]:
 
 
 def _make(kind: type[Options], values: dict[str, Any]) -> Options:
-    """A dataclass of the values of its options, which are taken out of `values`."""
+    """Make a dataclass from the values of its options, which are removed from `values`."""
     made: dict[str, Any] = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         known = settings.setting_of(field)
@@ -125,11 +124,11 @@ def _make(kind: type[Options], values: dict[str, Any]) -> Options:
 
 
 def option_words(values: Any, but: Collection[str] = ()) -> list[str]:
-    """A dataclass of settings as words of a command line: what differs from its default.
+    """Convert a dataclass of settings to arguments of a command line, without default values.
 
     Args:
-        values: the dataclass; none of its options may be given repeatedly.
-        but: fields to leave out.
+        values: the dataclass; it must have no setting with `several`.
+        but: names of fields to omit.
     """
     words: list[str] = []
     for field in dataclasses.fields(values):
@@ -145,9 +144,9 @@ def option_words(values: Any, but: Collection[str] = ()) -> list[str]:
 
 
 def refuse_several_processes(command: str) -> None:
-    """UsageError where torchrun has started a command that works in one process.
+    """Raise UsageError if torchrun has started several processes of a single-process command.
 
-    LOCAL_WORLD_SIZE is torchrun's own; a cluster may set WORLD_SIZE for whatever runs there.
+    This reads LOCAL_WORLD_SIZE, which only torchrun sets; a cluster may set WORLD_SIZE for any job.
     """
     count = number_in_environment("LOCAL_WORLD_SIZE", 1, low=1)
     if count > 1:
@@ -158,11 +157,11 @@ def refuse_several_processes(command: str) -> None:
 
 
 def weights_file(spec: str, quiet: bool) -> Path:
-    """The checkpoint that a word stands for; CheckpointError when there is none.
+    """Find the checkpoint of `--weights` or a similar option; CheckpointError if there is none.
 
     Args:
-        spec: a name of packaged weights, or a file.
-        quiet: say nothing of the choice, as with --json.
+        spec: the name of packaged weights, or a file.
+        quiet: print no remarks on the choice, as with --json.
     """
     from c2fdft_cli.cli import console
     from c2fdft_cli.engine.weights.choose import choose_weights

@@ -176,10 +176,10 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
     ("words", "code", "message", "hint"),
     [
         (["info", "nowhere"], 3, "nowhere: no such file or folder", "check the path"),
-        (["restore", "IN", "OUT"], 3, "IN: no such file or folder", "in the place of IN"),
-        (["restore", "PHOTO.jpg", "a.png"], 3, "PHOTO.jpg: no such", "in the place of PHOTO.jpg"),
-        (["eval", ".", "TARGET"], 3, "TARGET: no such file or folder", "in the place of TARGET"),
-        (["eval", "SET", "--weights", "derain"], 3, "SET: no such folder", "in the place of SET"),
+        (["restore", "IN", "OUT"], 3, "IN: no such file or folder", "replace IN with"),
+        (["restore", "PHOTO.jpg", "a.png"], 3, "PHOTO.jpg: no such", "replace PHOTO.jpg with"),
+        (["eval", ".", "TARGET"], 3, "TARGET: no such file or folder", "replace TARGET with"),
+        (["eval", "SET", "--weights", "derain"], 3, "SET: no such folder", "replace SET with"),
         (["train-fine"], 4, "--from is missing", "c2fdft train-fine --from"),
         (
             ["train-coarse", "--recipe", "tiny", "--seed", "-1"],
@@ -190,8 +190,13 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
         (["restore", "--stesp", "4"], 2, "No such option", "c2fdft restore --help"),
         (["eval", "a", "b", "--border", "x"], 2, "--border", "c2fdft eval --help"),
         (["restor"], 2, "Did you mean 'restore'?", "c2fdft --help"),
-        (["restore", "a.jpg"], 2, "OUT is missing: only a.jpg is named", "c2fdft restore --help"),
-        (["restore", "--task", "derain", "a.jpg"], 2, "only a.jpg", "c2fdft restore --help"),
+        (
+            ["restore", "a.jpg"],
+            2,
+            "OUT is missing: the only argument is a.jpg",
+            "c2fdft restore --help",
+        ),
+        (["restore", "--task", "derain", "a.jpg"], 2, "argument is a.jpg", "c2fdft restore --help"),
         (["restore"], 2, "Missing argument 'IN'", "c2fdft restore --help"),
         (["weights", "average", "--out", "x"], 2, "argument 'CKPT'", "c2fdft weights average --"),
     ],
@@ -312,7 +317,7 @@ def test_cuda_without_a_gpu_is_an_error(shard_folder, tmp_path):
 def test_an_output_inside_a_regular_file_is_an_error(pairs, tmp_path, shard_folder):
     blocker = tmp_path / "file"
     blocker.write_text("x")
-    says = "the output path lies under a regular file"
+    says = "a part of the output path is a regular file"
     refused("prepare", pairs, "--out", blocker / "s", code=5, says=f"{blocker}/s: {says}")
     refused("train-coarse", "--recipe", "tiny", "--data", shard_folder, "--device", "cpu",
             "--out", blocker / "run", *MINI, code=5, says=f"{blocker}/run: {says}")  # fmt: skip

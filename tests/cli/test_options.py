@@ -35,7 +35,7 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, words, n
     monkeypatch.chdir(tmp_path)
     done = run(*words)
     assert done.exit_code == 2
-    assert f"Invalid value for '{name}': it is empty; name a file or a folder" in done.stderr
+    assert f"Invalid value for '{name}': the path is empty; name a file or a folder" in done.stderr
     assert list(Path().iterdir()) == []
 
 

@@ -1,1 +1,1 @@
-"""The commands, one file each; each is imported when it is called."""
+"""The commands, one file for each; a file is imported only when its command is called."""

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @takes_settings
 def bench(
-    part: Annotated[str, typer.Argument(help="forward, train-step, restore or loader.")],
+    part: Annotated[
+        str, typer.Argument(help="What to time: forward, train-step, restore or loader.")
+    ],
     *,
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe of the network to time.")
@@ -31,10 +33,11 @@ def bench(
     options: BenchOptions,
     json: Json = False,
 ) -> None:
-    """Time a part on this machine, relative to its matrix products.
+    """Measure the speed of this machine: network, training step, restoring, data loading.
 
-    The fine training step is timed for each number of sampling steps and way of recomputing, with
-    the bytes that it holds.
+    The parts that compute are also compared with the speed of matrix products on this machine.
+    The fine training step (--stage fine) is timed for each number of sampling steps and each way of
+    recomputing, with the memory that it needs.
 
     Example: c2fdft bench forward --size 256 --precision bf16
     """
@@ -57,7 +60,7 @@ def bench(
 
 @contextmanager
 def _memory_named(options: BenchOptions) -> Iterator[None]:
-    """ResourceError that names what was timed, where it does not fit into memory."""
+    """Turn an out-of-memory error into a ResourceError that names the part and its sizes."""
     from c2fdft_cli.execution.memory import is_out_of_memory
 
     try:
@@ -67,7 +70,7 @@ def _memory_named(options: BenchOptions) -> Iterator[None]:
             raise
         sizes = f"--size {options.size} and --batch {options.batch}"
         what = f"{options.part} does not fit into memory with {sizes}"
-        raise ResourceError(what, hint="try smaller ones") from error
+        raise ResourceError(what, hint="try smaller values") from error
 
 
 def _seconds(seconds: float) -> str:
@@ -99,7 +102,7 @@ def _show_fine(result: FineBenchResult) -> None:
 
 
 def _recipe(name: str, weights: Path | None) -> Recipe:
-    """The recipe, with the network of the weights where some are named."""
+    """Load the recipe; if weights are given, with the network of the weights."""
     from dataclasses import replace
 
     from c2fdft_cli.engine.weights.checkpoint import load_checkpoint

@@ -21,7 +21,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="IN", help="A checkpoint (.pt, .pth, .safetensors), or packaged weights."
+            metavar="IN",
+            help="A checkpoint (.pt, .pth, .safetensors), or the name of packaged weights.",
         ),
     ],
     out: Annotated[
@@ -58,7 +59,7 @@ def _next(done: Converted) -> str | None:
     if done.form == "onnx":
         return None
     line: list[object] = ["restore", "IN", "OUT", "--weights", done.out]
-    if done.form == "released":  # which has no place for the timesteps
+    if done.form == "released":  # this format cannot hold the timesteps
         line += ["--grid", ",".join(map(str, done.grid))]
     return console.command(*line)
 

@@ -1,4 +1,4 @@
-"""`c2fdft demo`: the six commands for real, on a small data set made on the spot."""
+"""`c2fdft demo`: runs the six commands on a small data set that it makes first."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def demo(
             "--out",
             parser=path_of,
             metavar="DIR",
-            help="Folder for all of it; a free name if not given.",
+            help="Folder for all files (default: c2fdft-demo, or c2fdft-demo-2, ...).",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Run the whole pipeline in minutes: prepare, train, sweep, fine-tune, restore, score.
 
-    The photos come with scikit-image (the `demo` extra), the rain is synthetic, the network starts
-    from random weights: what you see is what minutes of training on a laptop give.
+    The photos come with scikit-image (the `demo` extra), the rain is synthetic, and the network
+    starts from random weights. So the result shows what a few minutes of training can do.
     """
     refuse_several_processes("demo")
     with console.loading():
@@ -78,9 +78,9 @@ def _free_folder(out: Path | None) -> Path:
 
 
 def _run_pipeline(folder: Path, overrides: list[str], *, quiet: bool) -> dict[str, Any]:
-    """Run the commands one after the other; returns what the two `eval` said.
+    """Run the commands one after another and return the documents of the two `eval` commands.
 
-    quiet: leave standard output alone; what the commands say goes to standard error.
+    quiet: redirect the standard output of the other commands to standard error.
     """
     run = partial(_run, stdout=_STDERR if quiet else None)
     pairs, shards = folder / "pairs", folder / "shards"
@@ -90,7 +90,7 @@ def _run_pipeline(folder: Path, overrides: list[str], *, quiet: bool) -> dict[st
     run("prepare", pairs, "--out", shards)
     run("train-coarse", "--recipe", "tiny", "--data", shards, "--out", coarse, *settings)
     run("sweep-steps", coarse / "coarse.pt", "--steps", "1,2,4")
-    # a short fine stage gains most from the single call, whatever suits the coarse one
+    # A short fine stage gains most with one sampling step, whatever is best for the coarse weights.
     grid = "sampling.grid=[500]"
     run("train-fine", "--from", coarse / "coarse.pt", "--out", fine, grid, *overrides)
     run("restore", rainy, restored, "--weights", fine / "fine.pt")
@@ -102,12 +102,12 @@ def _run_pipeline(folder: Path, overrides: list[str], *, quiet: bool) -> dict[st
 
 
 def _run(*words: object, stdout: int | None) -> Any:
-    """Run one command of this program; its exit code is ours when it fails.
+    """Run a command of this program; if it fails, the demo ends with the same exit code.
 
-    stdout: where its standard output goes, as of `subprocess.run`; a document out of a pipe is
-        read and returned.
+    stdout: the `stdout` of `subprocess.run`; with PIPE the JSON document is parsed and returned.
     """
-    console.stderr().print(f"$ {console.command(*words)}", soft_wrap=True)  # to be pasted
+    # not wrapped, so that it can be pasted
+    console.stderr().print(f"$ {console.command(*words)}", soft_wrap=True)
     done = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-m", "c2fdft_cli", *map(console.word_of, words)],
         stdout=stdout,
@@ -130,6 +130,8 @@ def _tell(scores: dict[str, Any]) -> None:
     means = [side["mean"][key] for key in ("psnr", "ssim") for side in (before, after)]
     rows.append(("mean", *means))
     columns = ("image", "PSNR degraded", "PSNR restored", "SSIM degraded", "SSIM restored")
-    console.table(f"images it did not train on ({after['protocol']})", columns, rows)
+    console.table(f"images not used for training ({after['protocol']})", columns, rows)
     if means[1] <= means[0]:
-        console.remark("restored is not above degraded: too few iterations")
+        console.remark(
+            "the restored images do not score higher than the degraded ones: too few iterations"
+        )

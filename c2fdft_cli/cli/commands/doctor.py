@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def doctor(json: Json = False) -> None:
-    """Show what this machine offers: device, precision, optional packages, disk.
+    """Show what this machine supports: device, precision, optional packages, disk.
 
-    Ends with exit code 5 where something is missing without which the program does not work.
+    The exit code is 5 if something is missing that the program cannot work without.
     """
     with console.loading():
         from c2fdft_cli.engine.tools.doctor import examine
@@ -32,7 +32,7 @@ def doctor(json: Json = False) -> None:
 
 
 def _state(finding: Finding) -> str:
-    """A word for it; a dash for what the program does without."""
+    """Return "ok" or "not ok"; a dash if something is missing that the program does not need."""
     if finding.good:
         return "ok"
     return "not ok" if finding.required else "-"

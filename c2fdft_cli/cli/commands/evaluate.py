@@ -23,26 +23,30 @@ if TYPE_CHECKING:
     from c2fdft_cli.execution.device import Runtime
     from c2fdft_cli.progress import Job
 
-MEASURES, FILES = "Measures", "Files"
-"""Headings of the options that most people leave alone."""
+MEASURES, FILES = "Metrics", "Files"
+"""The headings of options that are rarely needed."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What is measured, with what it is compared, and where it is written."""
+    """The options for what to measure, what to compare with, and where to write the scores."""
 
     protocol: str | None = setting(None, PROTOCOL)
     border: int = setting(0, replace(BORDER, panel=MEASURES))
     metrics: str | None = setting(
-        None, "Further metrics: all, or names with commas.", metavar="NAMES", panel=MEASURES
+        None, "Further metrics: all, or names separated by commas.", metavar="NAMES", panel=MEASURES
     )
     against: str | None = setting(
-        None, "Compare pair by pair with this result (or weights).", metavar="B"
+        None, "Paired comparison with other results (with --weights: other weights).", metavar="B"
     )
-    csv: Path | None = setting(None, "Write the rows as CSV.", metavar="FILE", panel=FILES)
-    report: Path | None = setting(None, "Write a page to look at: DIR/index.html.", metavar="DIR")
+    csv: Path | None = setting(
+        None, "Write the scores of each image as CSV.", metavar="FILE", panel=FILES
+    )
+    report: Path | None = setting(
+        None, "Write a page with scores and pictures: DIR/index.html.", metavar="DIR"
+    )
     allow_missing: bool = setting(
-        False, "Accept a set with images that have no partner or cannot be read.", panel=SETS
+        False, "Exit with 0 even if images are unpaired or cannot be read.", panel=SETS
     )
     overwrite: bool = setting(False, replace(OVERWRITE, panel=FILES))
 
@@ -57,13 +61,14 @@ def evaluate(
         typer.Argument(
             parser=path_of,
             metavar="RESTORED",
-            help="Folder of restored images, one image, or SIDD blocks. With --weights: the set.",
+            help="Folder of restored images, one image, or SIDD blocks. With --weights: the set to "
+            "restore and score.",
         ),
     ] = None,
     target: Annotated[
         Path | None,
         typer.Argument(
-            parser=path_of, metavar="TARGET", help="Folder of the clean ones (or the whole set)."
+            parser=path_of, metavar="TARGET", help="Folder of the clean images (or the whole set)."
         ),
     ] = None,
     *,
@@ -74,7 +79,8 @@ def evaluate(
 ) -> None:
     """Score restored images against their targets, paired by name.
 
-    Under torchrun the processes share the images.
+    With --weights, degraded images are restored and scored in one go. Under torchrun the images
+    are divided among the processes.
 
     Examples: c2fdft eval out/ Rain100L/target --protocol derain
 
@@ -100,7 +106,7 @@ def evaluate(
     metrics = _find_metrics(scores.metrics, source.no_reference)
     if source.weights is None and given(runs):
         raise UsageError(f"{given(runs)[0]} needs --weights")
-    if scores.against == "":  # a path would take it for the current folder
+    if scores.against == "":  # `Path` would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
     pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
@@ -123,7 +129,7 @@ def evaluate(
 
 
 def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
-    """The metrics that were asked for; without targets there are no others."""
+    """Return the requested further metrics; without targets all no-reference ones by default."""
     from c2fdft_cli.engine.evaluate.metrics import find_metrics
 
     if no_reference:
@@ -174,7 +180,7 @@ def _evaluate(
 
 
 def _with_report(source: Source, runs: WeightsOptions, scores: Scores) -> str:
-    """The same command with a page to look at."""
+    """Return the same command with --report, under a name that is free."""
     folders = [path for path in (source.restored, source.target) if path is not None]
     words = [*option_words(source), *option_words(runs)]
     words += option_words(scores, but=("csv", "overwrite"))
@@ -184,7 +190,7 @@ def _with_report(source: Source, runs: WeightsOptions, scores: Scores) -> str:
 
 
 def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:
-    """This process's share, and in rank 0 that of all."""
+    """Score this process's share; on rank 0 return the result of all processes."""
     from c2fdft_cli.cli.views.evaluate import note
     from c2fdft_cli.engine.evaluate.ranks import gather_result
 

@@ -1,4 +1,4 @@
-"""What `c2fdft eval` scores: files against targets or alone, weights on shards or on named sets."""
+"""What `c2fdft eval` scores: files with or without targets, or weights on shards or image sets."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ if TYPE_CHECKING:
     from c2fdft_cli.progress import Job
 
 _OF_WEIGHTS = ("images", "seeds", "grid", "self_ensemble")
-"""Options that mean nothing without weights."""
+"""Options that have no effect without weights."""
 SETS = "What is scored"
-"""Heading of the options that most people leave alone."""
+"""The heading of options that are rarely needed."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is scored: files against targets or alone, or weights on shards or a named set."""
+    """What is scored: files with or without targets, or weights on shards or an image set."""
 
     restored: Path | None
     target: Path | None
     weights: str | None = setting(None, WEIGHTS)
     data: Path | None = setting(None, SHARDS)
     degraded: Path | None = setting(
-        None, "Folder of degraded inputs, scored too.", metavar="DIR", panel=SETS
+        None, "Folder of the degraded inputs, to score them too.", metavar="DIR", panel=SETS
     )
     sigma: float | None = setting(
         None,
-        "With --weights and a folder of clean images: add Gaussian noise, unclipped.",
+        "With --weights and a folder of clean images: add unclipped Gaussian noise of this "
+        "standard deviation, in levels of 0..255.",
         metavar="LEVELS",
         panel=SETS,
     )
     no_reference: bool = setting(
-        False, "Score photos that have no targets, by themselves.", panel=SETS
+        False, "Score photos that have no targets, with no-reference metrics.", panel=SETS
     )
 
     @property
     def subject(self) -> str:
-        """What a second one may be compared with."""
+        """The name of the results or weights, as side A of a comparison."""
         return str(self.restored) if self.weights is None else self.weights
 
     @property
     def is_plain(self) -> bool:
-        """Whether files are compared with files."""
+        """Whether image files are compared with image files."""
         named = self.weights is not None or self.data is not None
         return not (named or self.sigma or self.no_reference)
 
     def check(self) -> None:
-        """UsageError for what does not go together."""
+        """Raise UsageError for arguments that cannot be combined."""
         from c2fdft_cli.engine.evaluate.sidd import are_blocks
 
         others = (self.target, self.degraded, self.weights, self.data)
@@ -85,7 +86,7 @@ class Source:
             raise UsageError("there is nothing to score", hint=f"try: {hint}")
 
     def named_pairs(self, seed: int) -> PairSource | None:
-        """What weights are to restore, where it is not shards."""
+        """Open the image set or SIDD blocks that the weights are to restore; None for shards."""
         from c2fdft_cli.engine.evaluate.folder import open_folder
         from c2fdft_cli.engine.evaluate.sidd import are_blocks, open_blocks
 
@@ -97,7 +98,7 @@ class Source:
 
 
 def given(runs: WeightsOptions) -> list[str]:
-    """The options that mean nothing without weights and differ from their defaults."""
+    """List the options that have no effect without weights and differ from their defaults."""
     return [
         option_name(one)
         for one in fields(runs)
@@ -113,7 +114,7 @@ def job_of(
     options: EvalOptions,
     quiet: bool,
 ) -> Job[Scored, EvalResult]:
-    """The evaluation of one folder of results, one file of blocks, or one checkpoint."""
+    """Make the job that evaluates a folder of results, a file of SIDD blocks, or a checkpoint."""
     from c2fdft_cli.engine.evaluate.files import evaluate_files
     from c2fdft_cli.engine.evaluate.photos import evaluate_alone
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks

@@ -14,12 +14,12 @@ def info(
     path: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint, packaged weights by name, a folder of shards, or a run."
+            help="A checkpoint, the name of packaged weights, a shard folder, or a run folder."
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Show what a checkpoint, a shard folder or a run folder holds."""
+    """Show the contents of a checkpoint, a shard folder or a run folder."""
     from c2fdft_cli.engine.weights.choose import find_path
     from c2fdft_cli.files import require_existing
 

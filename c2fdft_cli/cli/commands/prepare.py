@@ -19,38 +19,44 @@ from c2fdft_cli.settings import option_name, setting
 if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareResult
 
-SYNTHESIS, LOOKING = "Degradation of clean images", "Looking at the pairs"
-"""Headings of the options that most people leave alone."""
+SYNTHESIS, LOOKING = "Degradation of clean images", "Inspecting the pairs"
+"""The headings of options that are rarely needed."""
 
 
 @dataclass(frozen=True)
 class Degrading:
-    """How clean images become pairs."""
+    """The options for making pairs from clean images."""
 
     synthesize: str | None = setting(
         None, "Degrade clean images: rain, noise or blur.", metavar="KIND"
     )
     synth: tuple[str, ...] = setting(
-        (), "A setting of the degradation.", metavar="KEY=VALUE", several=True, panel=SYNTHESIS
+        (),
+        "A setting of the degradation (docs/synthesis.md). Repeatable.",
+        metavar="KEY=VALUE",
+        several=True,
+        panel=SYNTHESIS,
     )
     streaks: Path | None = setting(
         None, "Folder of rendered rain streaks (PNG).", metavar="DIR", panel=SYNTHESIS
     )
     clean_only: bool = setting(
         False,
-        "With --synthesize: store clean images alone, to be degraded while training.",
+        "With --synthesize: store only the clean images, to be degraded during training.",
         panel=SYNTHESIS,
     )
 
 
 @dataclass(frozen=True)
 class Looking:
-    """What is looked at, besides or instead."""
+    """The options for inspecting pairs or existing shards."""
 
     preview: Path | None = setting(
         None, "Write a contact sheet of pairs.", metavar="PNG", panel=LOOKING
     )
-    verify: bool = setting(False, "SOURCE is shards: check every byte of them.", panel=LOOKING)
+    verify: bool = setting(
+        False, "Check every byte of existing shards; SOURCE is their folder.", panel=LOOKING
+    )
 
 
 @takes_settings
@@ -71,7 +77,7 @@ def prepare(
     """Pack image pairs into shards that training reads without decoding.
 
     The layout is recognised: Rain13K, Rain100L/H, Rain1400, GoPro, SIDD, RainDrop, lq/gt and
-    others. What does not pair up is listed by name.
+    others. Files that belong to no pair are listed by name.
 
     Examples: c2fdft prepare Rain13K/
 
@@ -104,20 +110,20 @@ def prepare(
         _tell(result, options)
         if following:
             console.say_next(following)
-            # the paper's recipe: days on a GPU, years on a CPU
+            # The paper's recipe takes days on a GPU and years on a CPU.
             console.remark(
-                "with --dry-run it says how long it takes; smaller recipes: c2fdft recipes list"
+                "add --dry-run to estimate the time; smaller recipes: c2fdft recipes list"
             )
         elif not check:
             words = ("train-coarse", "--recipe", "RECIPE", "--data", options.folder)
             console.say_next(console.command(*words))
-            console.stdout().print("RECIPE is that of your task: derain, deblur or denoise")
+            console.stdout().print("RECIPE is the recipe of your task: derain, deblur or denoise")
     if (failure := result.failure) is not None:
         raise failure
 
 
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
-    """Before hours of work: whether the contact sheet can be written."""
+    """Raise an error before hours of work if the contact sheet could not be written."""
     from c2fdft_cli.data.images.formats import WRITE_SUFFIXES
     from c2fdft_cli.files import check_folder, real_path, require_new
 
@@ -135,26 +141,28 @@ def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
         )
 
 
-def _synthesis(asked: Degrading) -> Synthesis | None:
-    if asked.synthesize is None:
-        for one in fields(asked):
-            if getattr(asked, one.name):
+def _synthesis(degrading: Degrading) -> Synthesis | None:
+    if degrading.synthesize is None:
+        for one in fields(degrading):
+            if getattr(degrading, one.name):
                 hint = "add --synthesize rain, noise or blur"
                 raise UsageError(f"{option_name(one)} needs --synthesize", hint=hint)
         return None
     import yaml
 
     values: dict[str, object] = {}
-    for given in asked.synth:
+    for given in degrading.synth:
         key, separator, value = given.partition("=")
         if not separator:
             raise UsageError(f"--synth must have the form KEY=VALUE, got {given}")
         try:
             values[key] = yaml.safe_load(value)
-        # ValueError for dates that are none and numbers of thousands of digits
+        # PyYAML raises ValueError for impossible dates and numbers of thousands of digits.
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(f"the value of --synth {given} cannot be read as YAML") from error
-    return Synthesis(asked.synthesize, values, asked.streaks, store=not asked.clean_only)
+    return Synthesis(
+        degrading.synthesize, values, degrading.streaks, store=not degrading.clean_only
+    )
 
 
 def _next_command(options: PrepareOptions, task: str) -> str:
@@ -231,4 +239,4 @@ def _verify(source: Path, json: bool) -> None:
     if json:
         console.emit(result)
     else:
-        console.stdout().print(f"{source}: every byte as written")
+        console.stdout().print(f"{source}: every byte is as it was written")

@@ -18,7 +18,7 @@ recipes = typer.Typer(
     add_completion=False,
     help="List, show, copy and check recipes.",
 )
-Name = Annotated[str, typer.Argument(help="A recipe's name or file.")]
+Name = Annotated[str, typer.Argument(help="The name of a recipe, or a file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to change.")
 ]
@@ -50,7 +50,7 @@ def list_recipes(json: Json = False) -> None:
 
 @recipes.command("show")
 def show(name: Name, overrides: Overrides = None, json: Json = False) -> None:
-    """Print a recipe with everything that it extends filled in."""
+    """Print a recipe in full, with the values of the recipes that it extends."""
     from c2fdft_cli.recipe.files import load_recipe, write_recipe
 
     recipe = load_recipe(name, overrides or [])
@@ -66,7 +66,7 @@ def copy(
     target: Annotated[Path, typer.Argument(parser=path_of, help="File to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Copy a recipe, with everything filled in, to a file of your own."""
+    """Copy a recipe in full to a file of your own, to be changed."""
     from c2fdft_cli.files import atomic_write_text, require_new
     from c2fdft_cli.recipe.files import load_recipe, write_recipe
 
@@ -78,7 +78,7 @@ def copy(
 
 @recipes.command("validate")
 def validate(name: Name, overrides: Overrides = None, json: Json = False) -> None:
-    """Check a recipe; every problem is listed at once."""
+    """Check a recipe and list every problem."""
     from c2fdft_cli.data.synthesis.degrade import parse_model
     from c2fdft_cli.engine.weights.build import (
         alpha_bar_of_recipe,

@@ -29,7 +29,7 @@ def restore(
         str,
         typer.Argument(
             metavar="OUT",
-            help="A folder; for one input also a file (a.png, a.mp4), or - for stdout.",
+            help="A folder; for a single input also a file (a.png, a.mp4), or - for stdout.",
         ),
     ],
     sampling: Sampling,
@@ -39,9 +39,9 @@ def restore(
 ) -> None:
     """Restore images and videos of any sizes.
 
-    Existing outputs are skipped, so an interrupted run resumes where it stopped. Outputs are PNG,
-    with bit depth, alpha, colour profile and metadata of the input. Videos keep container,
-    frame rate and sound; they need the extra `video`.
+    Existing outputs are skipped, so an interrupted run resumes where it stopped. Outputs are PNG
+    files with the bit depth, alpha, colour profile and metadata of the input. Videos keep their
+    container, frame rate and sound; they need the extra `video`.
 
     Examples: c2fdft restore rainy/ out/
 
@@ -50,7 +50,7 @@ def restore(
     c2fdft restore rainy/ out/ --weights runs/derain-fine/fine.pt
     """
     if json and out == STDIO:
-        raise UsageError("--json cannot be combined with OUT -, which is the image")
+        raise UsageError("--json cannot be combined with OUT -: stdout is the image then")
     require_sources(sources, out)  # before torch is loaded
 
     with console.loading():
@@ -94,7 +94,7 @@ def _run(plan: RestorePlan, compared: bool, json: bool) -> None:
             console.say_next(following)
             if not compared:
                 console.remark(
-                    "without clean originals as TARGET: --compare DIR shows what changed"
+                    "without clean targets, restore with --compare DIR shows what changed"
                 )
     if result.failure is not None:
         raise result.failure

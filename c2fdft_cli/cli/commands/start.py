@@ -16,9 +16,9 @@ PIPELINE = """\
 Restore images (rain, blur, noise) with a coarse-to-fine diffusion Transformer.
 
 Start here:
-  c2fdft restore photos/ out/    remove rain, with the weights that come along
-  c2fdft demo                    see the pipeline below run on a small set
-  c2fdft doctor                  see what this machine offers
+  c2fdft restore photos/ out/    remove rain, with the packaged weights
+  c2fdft demo                    run the pipeline below on a small set
+  c2fdft doctor                  show what this machine supports
 
 Train on your own pairs of images (each command prints the next one):
   c2fdft prepare PAIRS/                            pack them into shards/PAIRS
@@ -30,16 +30,16 @@ Train on your own pairs of images (each command prints the next one):
 """
 HELP = "All commands: c2fdft --help. One of them: c2fdft help COMMAND."
 SHOWN = 2
-"""Folders of shards, and checkpoints, of this folder that are named."""
+"""The number of shard folders, and of checkpoints, in the current folder that are listed."""
 
 
 def show_start() -> None:
-    """The pipeline, what of it lies in this folder, and where to find help; at most 23 lines."""
+    """Print, in at most 23 lines, the pipeline, the newest results here and how to get help."""
     console.stdout().print("\n".join([PIPELINE, *_found_here(), HELP]))
 
 
 def _found_here() -> list[str]:
-    """The newest shards and finished stages in this folder, a line each."""
+    """List the newest shard folders and checkpoints in the current folder, one per line."""
     shards = {path.parent for path in Path().glob("shards/*/train-*.h5")}
     trained = {path for name in ("coarse", "fine") for path in Path().glob(f"runs/*/{name}.pt")}
     lines = []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from c2fdft_cli.engine.sweep.table import Row
 
 SHOWN_TIMES = 4
-"""Timesteps of a schedule that the table shows in full; sweep.csv has them all."""
+"""The table shows schedules of at most this many timesteps in full; sweep.csv has them all."""
 
 
 @takes_settings
@@ -31,7 +31,8 @@ def sweep_steps(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            metavar="CKPT", help="Coarse or fine weights: a file, or the name of packaged ones."
+            metavar="CKPT",
+            help="Coarse or fine weights: a file, or the name of packaged weights.",
         ),
     ],
     options: SweepOptions,
@@ -39,10 +40,10 @@ def sweep_steps(
 ) -> None:
     """Choose the number of sampling steps and store the timesteps in the checkpoint.
 
-    Restores the validation pairs by every schedule, prints steps, timesteps and scores, and
-    chooses: not the best PSNR but the fewest steps within 0.2 dB of it. The timesteps in the
-    checkpoint are always tried too, and with coarse weights one step at 300, 500 and 700.
-    Stopped, the same command resumes.
+    Restores the validation pairs with every schedule and prints steps, timesteps and scores. By
+    default it chooses the fewest steps whose PSNR is within 0.2 dB of the best. The timesteps in
+    the checkpoint are always tried too, and, for coarse weights, one step at 300, 500 and 700. If
+    it is stopped, the same command resumes.
 
     Example: c2fdft sweep-steps runs/derain-coarse/coarse.pt --steps 1-4
     """
@@ -69,7 +70,7 @@ def _note(event: Tried) -> str:
 
 
 def _next_command(result: SweepResult, data: Path | None) -> str:
-    """train-fine for coarse weights, on the shards that were named; restore for the others."""
+    """Return the command to run next: train-fine for coarse weights, restore for others."""
     grid = ",".join(map(str, result.chosen.grid))
     if result.stage == "coarse":
         words: list[object] = [] if data is None else ["--data", data]
@@ -99,11 +100,11 @@ def _tell(result: SweepResult) -> None:
 
 
 def _tell_choice(result: SweepResult) -> None:
-    """The chosen schedule beside the best one, which by default it need not be."""
+    """Print the chosen schedule and the one with the highest PSNR, which may be another."""
     from c2fdft_cli.engine.sweep.table import choose
 
     out, chosen, top = console.stdout(), result.chosen, choose(result.rows, Rule("psnr"))
-    out.print("P: on the Pareto front (no schedule with as few steps scores as much)")
+    out.print("P: on the Pareto front (no schedule with as few steps has a higher PSNR)")
     if top is not None:
         out.print(f"highest PSNR: {_words(top)}")
     out.print(f"chosen: {_words(chosen)} ({result.rule})")

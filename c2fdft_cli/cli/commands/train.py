@@ -19,17 +19,22 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Values of the recipe to change: train.seed=1."),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Values of the recipe to change, such as train.seed=1."
+    ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the plan: stages, memory, disk and time.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Do not train; print the plan with estimated time, memory and disk."
+    ),
 ]
 SeedOption = Annotated[
     int | None,
     typer.Option(
         "--seed",
         metavar="N",
-        help="Seed of all random numbers: same as train.seed=N.",
+        help="Seed of all random numbers; the same as train.seed=N.",
         rich_help_panel=RUN,
     ),
 ]
@@ -45,7 +50,7 @@ def train_coarse(
         typer.Option(
             "--init",
             metavar="NAME|CKPT",
-            help="Start from these weights (or packaged ones).",
+            help="Start from these weights: a checkpoint, or the name of packaged weights.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -73,13 +78,16 @@ def train_fine(
     source: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="NAME|CKPT", help="Coarse checkpoint (a fine or packaged one)."
+            "--from",
+            metavar="NAME|CKPT",
+            help="Weights to start from, usually a coarse checkpoint; also a fine one, or the name "
+            "of packaged weights.",
         ),
     ] = None,
     request: TrainRequest,
     init: Annotated[
         str | None,
-        typer.Option("--init", metavar="CKPT", help="Same as --from.", rich_help_panel=RUN),
+        typer.Option("--init", metavar="CKPT", help="The same as --from.", rich_help_panel=RUN),
     ] = None,
     dry_run: DryRun = False,
     seed: SeedOption = None,
@@ -87,8 +95,8 @@ def train_fine(
 ) -> None:
     """Stage 2: train through the few-step sampler, from pure noise to the restored image.
 
-    Data, recipe and timesteps come from the checkpoint unless given; an official checkpoint has
-    none and needs --recipe and --data.
+    Data, recipe and timesteps come from the checkpoint unless they are given. An official
+    checkpoint does not contain them and needs --recipe and --data.
 
     Example: c2fdft train-fine --from runs/derain-coarse/coarse.pt
     """
@@ -105,7 +113,7 @@ def train_fine(
 
 
 def _check_overrides(words: list[str], *, fine: bool) -> None:
-    """UsageError for a word that is no KEY=VALUE, with the option that it was meant for."""
+    """Raise UsageError for an argument that is not KEY=VALUE; the hint names the likely option."""
     word = next((word for word in words if "=" not in word), None)
     if word is None:
         return
@@ -132,7 +140,7 @@ def _start(
     dry_run: bool,
     json: bool,
 ) -> None:
-    """Train a stage; a recipe that is not there is told before torch is loaded."""
+    """Train a stage; a missing recipe is reported before torch is loaded."""
     from c2fdft_cli.recipe.files import find_recipe
 
     if request.recipe is not None:
@@ -163,9 +171,9 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
         with console.loading("setting up the training..."):
             job = train(options)
         result = watch(job, options) if options.runtime.is_main else job.run()
-    # No `finally`: an error that this process alone meets must not wait for the others, and with
-    # the group left `cli.app._end` would not know of them.
-    except Interrupted:  # in all processes
+    # Not in a `finally`: after an error in this process only, leaving the group would wait for the
+    # others; and `cli.app._end` must still see the group, to exit at once.
+    except Interrupted:  # raised in all processes
         destroy_process_group()
         raise
     destroy_process_group()
@@ -181,7 +189,11 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
 
 
 def _next_command(stage: str, checkpoint: Path) -> str:
-    """The sweep after the coarse stage, in place of the one of a shorter training; then restore."""
+    """Return the command to run next: sweep-steps after the coarse stage, otherwise restore.
+
+    If the run folder has the sweep of other weights, such as those of a shorter training,
+    --overwrite replaces it.
+    """
     from c2fdft_cli.engine.sampling.subject import weights_digest
     from c2fdft_cli.engine.sweep.log import is_of_other_weights
     from c2fdft_cli.engine.weights.checkpoint import load_checkpoint

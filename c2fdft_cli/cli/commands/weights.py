@@ -1,4 +1,4 @@
-"""`c2fdft weights list|path|average`: what is installed with the program, and means of weights."""
+"""`c2fdft weights list|path|average`: the packaged weights, and averages of weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ weights = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     add_completion=False,
-    help="List the weights that come with the program; average trainings.",
+    help="List the packaged weights with their scores; average the weights of trainings.",
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of `c2fdft weights list`.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="A name that `c2fdft weights list` shows.")
+]
 
 
 @weights.command("list")
 def list_weights(json: Json = False) -> None:
-    """Say what each is for: task, size, sampling steps, training data, scores, licence.
+    """List the packaged weights: task, size, sampling steps, training data, scores, licence.
 
     Example: c2fdft weights list
     """
@@ -51,7 +53,7 @@ def list_weights(json: Json = False) -> None:
 
 @weights.command("path")
 def path(name: Name, json: Json = False) -> None:
-    """Print the file of packaged weights, once it is found to be whole.
+    """Print the path of packaged weights, after checking that the file is intact.
 
     Example: c2fdft weights path derain
     """
@@ -68,19 +70,29 @@ def path(name: Name, json: Json = False) -> None:
 def average(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CKPT", help="Trainings of one start, or packaged names."),
+        typer.Argument(
+            metavar="CKPT",
+            help="Two or more checkpoints that were trained from the same weights, or names of "
+            "packaged weights.",
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", parser=path_of, metavar="FILE", help="The checkpoint to write.")
     ],
     shares: Annotated[
         str | None,
-        typer.Option("--shares", metavar="LIST", help="Share of each, such as 0.7,0.3."),
+        typer.Option(
+            "--shares",
+            metavar="LIST",
+            help="Share of each checkpoint, such as 0.7,0.3 (default: equal).",
+        ),
     ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write the mean of trainings that continue the same weights: it often scores above each.
+    """Average the weights of trainings that started from the same weights.
+
+    The average often scores higher than each of them.
 
     Example: c2fdft weights average a/fine.pt b/fine.pt --out mean.pt
     """
@@ -105,26 +117,36 @@ def pack(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            parser=path_of, metavar="CKPT", help="Of `c2fdft convert --half bf16 --ema-only`."
+            parser=path_of,
+            metavar="CKPT",
+            help="A file written by `c2fdft convert --half bf16 --ema-only`.",
         ),
     ],
-    name: Annotated[str, typer.Option("--name", help="What --weights will take.")],
+    name: Annotated[str, typer.Option("--name", help="The name that --weights will accept.")],
     facts: Annotated[
         Path,
         typer.Option(
-            "--facts", parser=path_of, metavar="JSON", help="What the file cannot say of itself."
+            "--facts",
+            parser=path_of,
+            metavar="JSON",
+            help="The entries of the catalogue that do not come from the checkpoint.",
         ),
     ],
     into: Annotated[
         Path | None,
-        typer.Option("--into", parser=path_of, metavar="DIR", help="The folder, if another."),
+        typer.Option(
+            "--into",
+            parser=path_of,
+            metavar="DIR",
+            help="Folder of the catalogue (default: the installed one).",
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace weights of this name.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Put weights into the package (docs/models/README.md)."""
+    """Add weights to the packaged ones (docs/models/README.md)."""
     from c2fdft_cli.engine.weights.pack import add_entry
 
     entry = add_entry(name, checkpoint, facts, into, overwrite=overwrite)

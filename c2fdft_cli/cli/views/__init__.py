@@ -1,1 +1,1 @@
-"""What commands print and draw of a job: its lines, tables and bars."""
+"""The output of the commands that print most: lines, tables and progress bars."""

@@ -1,4 +1,4 @@
-"""What `c2fdft eval` writes and says."""
+"""The output of `c2fdft eval`: its lines and tables, JSON document and files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def note(event: Scored) -> str:
-    """What to say beside the bar."""
+    """Return the note at the progress bar: the image, and its PSNR if it has one."""
     return f"{event.name}: {event.psnr:.2f} dB" if event.psnr == event.psnr else event.name
 
 
 def compared(
     result: EvalResult, rival: EvalResult | None, seed: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """The JSON document, and the lines about B."""
+    """Return the JSON document, and the lines that compare the result with B."""
     from c2fdft_cli.engine.evaluate.compare import (
         as_json,
         in_words,
@@ -51,7 +51,7 @@ def write(
     report: Path | None,
     pictures: Encoded,
 ) -> list[Path]:
-    """The files that were asked for."""
+    """Write the requested files (CSV, report) and return their paths."""
     written = []
     if csv is not None:
         from c2fdft_cli.engine.evaluate.rows import write_csv
@@ -67,7 +67,7 @@ def write(
 
 
 def _remarks(result: EvalResult) -> list[str]:
-    """What the numbers are: further metrics, timesteps, unpaired files."""
+    """Return the lines below the table: further metrics, timesteps, spread, unpaired files."""
     from c2fdft_cli.engine.evaluate.metrics import describe_metric
 
     lines = [describe_metric(name) for name in result.rows[0].more] + result.all_notes
@@ -79,14 +79,14 @@ def _remarks(result: EvalResult) -> list[str]:
 
 
 def _protocol(result: EvalResult) -> str:
-    """Which protocol, why, and on what."""
+    """Describe the protocol, how it was chosen, and which pixels it scores."""
     border = f", border of {result.border} px skipped" if result.border else ""
     what = f"protocol {result.protocol.name} ({result.chosen_by}): {result.protocol.describes}"
     return f"{what}; {result.scored_on}{border}"
 
 
 def tell(result: EvalResult, words: list[str], written: list[Path]) -> None:
-    """The table and what its numbers are, for people."""
+    """Print the table of scores and the lines that explain it."""
     from c2fdft_cli.engine.evaluate.rows import table_of
     from c2fdft_cli.metrics.statistics import worst
 

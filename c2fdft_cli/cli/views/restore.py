@@ -1,4 +1,4 @@
-"""What `c2fdft restore` says: progress, warnings, the summary and the JSON document."""
+"""The output of `c2fdft restore`: progress, notes, the summary and the JSON document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def with_rate() -> Callable[[ImageDone | FrameDone], str]:
-    """Words beside the bar: images or frames per second so far, and what was just finished."""
+    """Make the function that returns the note at the progress bar.
+
+    The note contains the rate so far, in images or frames per second, and the latest input.
+    """
     from c2fdft_cli.engine.restore.result import FrameDone, VideoDone
 
     start, count = time.monotonic(), 0
@@ -28,7 +31,7 @@ def with_rate() -> Callable[[ImageDone | FrameDone], str]:
             return _frame(image)
         if isinstance(image, VideoDone):
             return f"{image.source} done"
-        if image.error:  # took no time: no rate follows from it
+        if image.error:  # not counted in the rate, because it took no time
             return f"{image.source} FAILED"
         count += 1
         rate = count / max(time.monotonic() - start, 1e-9)
@@ -44,7 +47,7 @@ def _frame(event: FrameDone) -> str:
 
 
 def next_command(plan: RestorePlan) -> str | None:
-    """What scores the result; None where all of it is videos, those of before included."""
+    """Return the command that scores the result; None if all outputs, old ones too, are videos."""
     from c2fdft_cli.data.video.probe import is_video_path
 
     videos = [item.source.video is not None for item in plan.items]
@@ -56,7 +59,7 @@ def next_command(plan: RestorePlan) -> str | None:
 
 
 def document(plan: RestorePlan, result: RestoreResult, following: str | None) -> object:
-    """What `--json` prints."""
+    """Return the JSON document that `--json` prints."""
     failed = len(result.errors)
     return {
         "weights": plan.weights,
@@ -82,7 +85,7 @@ def _record(image: ImageDone) -> dict[str, object]:
 
 
 def tell(plan: RestorePlan, result: RestoreResult) -> None:
-    """The summary for people: notes and skips on stderr, the result on stdout if that is free."""
+    """Print notes and skipped outputs on stderr, and the summary on stdout unless OUT is `-`."""
     good = [image for image in result.images if image.error is None]
     _tell_notes(good)
     _tell_skipped(result)
@@ -93,7 +96,7 @@ def tell(plan: RestorePlan, result: RestoreResult) -> None:
 
 
 def _tell_notes(images: list[ImageDone]) -> None:
-    """Each note once, with the image's name where it is about one alone."""
+    """Print each note once, with the name of the image or the number of images."""
     from c2fdft_cli.engine.restore.result import NOT_OVERWRITTEN
 
     about: dict[str, list[str]] = {}
@@ -101,7 +104,7 @@ def _tell_notes(images: list[ImageDone]) -> None:
         for note in image.notes:
             about.setdefault(note, []).append(image.source)
     kept = [note for note in about if note.endswith(NOT_OVERWRITTEN)]
-    if len(kept) > 1:  # each with a name of its own: a folder has hundreds
+    if len(kept) > 1:  # each note has another name, and a folder may cause hundreds of them
         first = kept[0].removesuffix(NOT_OVERWRITTEN)
         exist = f"{len(kept)} files already exist, not overwritten (use --overwrite)"
         console.remark(f"note: {exist}: {first}, ...")

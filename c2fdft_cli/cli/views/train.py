@@ -1,4 +1,4 @@
-"""The live view of a training: a bar, a few numbers, and plain lines where there is no terminal."""
+"""The live view of a training: a bar and a few numbers, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class TrainView:
     """Collects the events of a training and renders them.
 
     Args:
-        options: of the training.
-        total: iterations of the training.
-        done: iterations that were done before it resumed.
-        screen: where it is drawn.
+        options: the options of the training.
+        total: the number of iterations of the training.
+        done: the number of iterations that were done before it resumed.
+        screen: the console to draw on.
     """
 
     def __init__(self, options: TrainOptions, total: int, done: int, screen: Console) -> None:
@@ -56,7 +56,7 @@ class TrainView:
         )
 
     def take(self, event: TrainEvent) -> None:
-        """Fold one event in."""
+        """Update the view with an event."""
         if isinstance(event, StepDone):
             self._steps.append(event)
             self._bar.advance(self._task)
@@ -79,7 +79,7 @@ class TrainView:
             return Text("waiting for the first step")
         across = _cells_across(self._screen.width)
         grid = Table.grid(padding=(0, 2))
-        for value in (8, 10, 18) if across == 3 else (18,) * across:  # nothing moves
+        for value in (8, 10, 18) if across == 3 else (18,) * across:  # fixed widths
             grid.add_column(min_width=9)
             grid.add_column(min_width=value)
         last = self._steps[-1]
@@ -102,19 +102,19 @@ class TrainView:
         return grid
 
     def _best_score(self) -> str:
-        """The best score and its step, which is not known of one before the run was resumed."""
+        """The best score and its step; the step is unknown if it was before the run resumed."""
         if self._best is not None:
             return f"{self._best.psnr:.2f} dB at {self._best.iteration}"
         return "-" if self._best_before is None else f"{self._best_before:.2f} dB"
 
 
 def _cells_across(width: int) -> int:
-    """How many names with a value fit into a line of the panel, on a screen of this width."""
+    """Return how many names with their values fit into a line of the panel."""
     return 3 if width >= 80 else 2 if width >= 66 else 1
 
 
 def describe(event: TrainEvent) -> str:
-    """An event in one line."""
+    """Describe an event in one line."""
     if isinstance(event, StepDone):
         return (
             f"step {event.iteration}: {event.patch} px x {event.batch}, loss {event.loss:.4f}, "
@@ -155,11 +155,12 @@ def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResu
     with drawing, ExitStack() as stack:
         log: Logger | None = None
         for event in job:
-            if log is None:  # not before the first event, as the folder may get another name
+            # Opened after the first event, because until then the folder may get another name.
+            if log is None:
                 log = stack.enter_context(options.run.log())
             view.take(event)
-            told = not isinstance(event, StepDone) or event.iteration % every == 0 or event.skipped
-            if told:
+            shown = not isinstance(event, StepDone) or event.iteration % every == 0 or event.skipped
+            if shown:
                 log.info(describe(event))
                 if not live:
                     screen.print(Text(f"{time.strftime('%H:%M:%S')} {describe(event)}"))

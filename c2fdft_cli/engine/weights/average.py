@@ -1,8 +1,9 @@
-"""The weighted mean of several trainings' weights, for networks that began from the same ones.
+"""The weighted mean of the weights of several trainings that started from the same weights.
 
-Trainings that continue one network with other data or settings stay in one basin of the loss,
-where the mean of their weights often scores above each (Wortsman et al., 2022, "Model soups"). It
-costs no training. Networks that began from different random numbers have no such mean.
+Trainings that continue one network with other data or settings stay in one basin of the loss, and
+the mean of their weights often scores higher than each of them (Wortsman et al., 2022, "Model
+soups"). It costs no training. For networks with different random initial weights the mean is
+meaningless.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from c2fdft_cli.vocabulary import split_words
 
 @dataclass(frozen=True)
 class Averaged:
-    """What was written: the sources with their shares, which sum to 1, and the mean's size."""
+    """The result of `average`: the sources with their shares, which sum to 1, and the file size."""
 
     out: Path
     sources: dict[str, float]
@@ -42,21 +43,21 @@ def average(
     *,
     overwrite: bool = False,
 ) -> Averaged:
-    """Write the weighted mean of the EMA weights, as both sets of a checkpoint.
+    """Write the weighted mean of the EMA weights as both the raw and the EMA set of a checkpoint.
 
-    What else the file says is the first source's; scores are left out, since the mean has none yet.
+    The metadata are those of the first source, without its scores: the mean has none yet.
 
     Args:
-        sources: two checkpoints or more, of one stage, network, noise schedule, task and set of
+        sources: two or more checkpoints with the same stage, network, noise schedule, task and
             timesteps.
         out: the file to write.
-        shares: of each source, positive; divided by their sum. None for equal ones.
-        overwrite: replace a file.
+        shares: the share of each source, positive; divided by their sum. None for equal shares.
+        overwrite: replace an existing file.
 
     Raises:
-        UsageError: fewer than two sources, shares that do not fit them, or `out` is an ONNX file or
-            already exists.
-        CheckpointError: a source that cannot be read, or that differs from the first.
+        UsageError: there are fewer than two sources, the shares do not fit them, or `out` is an
+            ONNX file or already exists.
+        CheckpointError: a source cannot be read, or differs from the first.
         ResourceError: the file cannot be written.
     """
     parts = _parts(len(sources), shares)
@@ -73,7 +74,7 @@ def average(
             total[name].add_(tensor, alpha=part)
     mean: StateDict = {name: tensor.to(torch.float32) for name, tensor in total.items()}
     ensure_folder(out.parent)
-    save_checkpoint(out, mean, mean, replace(first.meta, step=0, metrics=_lasting(first)))
+    save_checkpoint(out, mean, mean, replace(first.meta, step=0, metrics=_kept_metrics(first)))
     shown: dict[str, float] = {}
     for path, part in zip(sources, parts, strict=True):  # one may be given twice
         shown[str(path)] = shown.get(str(path), 0) + part
@@ -81,31 +82,32 @@ def average(
 
 
 def parse_shares(text: str) -> list[float]:
-    """The numbers of "0.7,0.3"; UsageError for what is none."""
+    """Parse a list of numbers such as "0.7,0.3"; UsageError for anything that is not a number."""
     try:
         return [float(word) for word in split_words(text)]
     except ValueError as error:
-        what = f"--shares must be numbers with commas between, got {text}"
-        raise UsageError(what, hint="--shares 0.7,0.3") from error
+        what = f"--shares must be numbers separated by commas, got {text}"
+        raise UsageError(what, hint="for example --shares 0.7,0.3") from error
 
 
 def _parts(count: int, shares: Sequence[float] | None) -> list[float]:
-    """The share of each source, summing to 1."""
+    """Return the share of each source; the shares sum to 1."""
     if count < 2:
         raise UsageError(f"a mean needs two checkpoints or more, got {count}")
     given = [1.0] * count if shares is None else list(shares)
     if len(given) != count:
-        raise UsageError(f"--shares must name {count} numbers, one a checkpoint, got {len(given)}")
+        what = f"--shares must be {count} numbers, one for each checkpoint, got {len(given)}"
+        raise UsageError(what)
     if not all(math.isfinite(share) and share > 0 for share in given):
         numbers = ", ".join(f"{share:g}" for share in given)
         raise UsageError(f"--shares must be positive numbers, got {numbers}")
-    # by the largest first: two of 1e308 have no finite sum
+    # Divided by the largest first: the sum of two shares of 1e308 would be infinite.
     scaled = [share / max(given) for share in given]
     return [share / sum(scaled) for share in scaled]
 
 
 def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
-    """CheckpointError where two checkpoints have no mean."""
+    """Raise CheckpointError if the two checkpoints cannot be averaged."""
     for what, ours, theirs in (
         ("stage", first.meta.stage, other.meta.stage),
         ("network", first.meta.network, other.meta.network),
@@ -122,8 +124,8 @@ def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
             )
 
 
-def _lasting(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Of the metrics what is no score: the timesteps of the training, which a sweep has noted."""
+def _kept_metrics(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the metrics that stay true of the mean: the training's timesteps, noted by a sweep."""
     swept = checkpoint.meta.metrics.get("sweep")
     trained = swept.get("trained_grid") if isinstance(swept, dict) else None
     return {} if trained is None else {"sweep": {"trained_grid": trained}}

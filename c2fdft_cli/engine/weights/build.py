@@ -1,4 +1,4 @@
-"""What a recipe's sections stand for: the network, the noise schedule, the timesteps."""
+"""Builds what a recipe's sections describe: the network, the noise schedule, the timesteps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from c2fdft_cli.recipe.schema import Diffusion, Network, Sampling
 
 
 def alpha_bar_of_recipe(diffusion: Diffusion) -> Tensor:
-    """alpha_bar_t of a recipe's noise schedule, `[T]` float32."""
+    """Return alpha_bar_t of a recipe's noise schedule, `[T]` float32."""
     return alpha_bar_of(
         beta_schedule(
             diffusion.schedule, diffusion.timesteps, diffusion.beta_start, diffusion.beta_end
@@ -31,14 +31,14 @@ def alpha_bar_of_recipe(diffusion: Diffusion) -> Tensor:
 
 
 def timesteps_of_recipe(sampling: Sampling, diffusion: Diffusion) -> list[int]:
-    """The timesteps to sample at: explicit, or from steps and spacing."""
+    """Return the timesteps to sample at: the explicit ones, or those from steps and spacing."""
     if sampling.grid is not None:
         return check_grid(sampling.grid, diffusion.timesteps)
     return time_grid(sampling.steps, sampling.spacing, diffusion.timesteps)
 
 
 def refuse_lost_image(grid: Sequence[int], alpha_bar: Tensor) -> None:
-    """UsageError where the noise schedule leaves nothing of the image at the first timestep."""
+    """Raise UsageError if the noise schedule leaves nothing of the image at the first timestep."""
     try:
         check_start(grid[0], float(alpha_bar[grid[0]]))
     except ValueError as error:
@@ -52,15 +52,21 @@ def refuse_lost_image(grid: Sequence[int], alpha_bar: Tensor) -> None:
 def make_network(
     network: Network, state: Mapping[str, Tensor] | None = None, where: Path | None = None
 ) -> DFT:
-    """Build the network and, if given, load its weights, those of the file `where`, strictly.
+    """Build a network and, if `state` is given, load it; names and shapes must match exactly.
+
+    Args:
+        network: the configuration of the network.
+        state: its weights; None leaves them at their random initial values.
+        where: the file that the weights come from, for the error.
 
     Raises:
-        CheckpointError: names or shapes that do not fit.
+        CheckpointError: names or shapes do not match the network.
     """
     arguments = asdict(network)
     if state is None:
         return DFT(**arguments)
-    # A file may describe a network of any size: here it takes no memory before its weights fit.
+    # A file may describe a network of any size. On the meta device it takes no memory until its
+    # weights are known to fit.
     with torch.device("meta"):
         net = DFT(**arguments)
     misfit = _misfits(net.state_dict(), state)

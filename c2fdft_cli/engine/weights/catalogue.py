@@ -1,6 +1,6 @@
 """The weights that are installed with the program: files in one folder and a catalogue.
 
-Nothing heavy is imported here, so `c2fdft weights list` answers at once.
+This module imports nothing heavy, so `c2fdft weights list` responds at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from c2fdft_cli.vocabulary import PACKAGED_TASKS, PackagedTask
 FORMAT_VERSION = 1
 CATALOGUE = "catalogue.json"
 MAX_FILE_BYTES = 12_000_000
-"""Of one file of packaged weights, so that the installed program stays small."""
+"""The limit for one file of packaged weights; it keeps the installed program small."""
 
 Real = Annotated[float, NotBool]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -30,9 +30,9 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 
 @dataclass(frozen=True)
 class Score:
-    """Mean scores on one set of images, and those of its inputs.
+    """Mean scores on one set of images, before (`input_*`) and after restoring.
 
-    protocol: of `metrics.protocols.PROTOCOLS`; PSNR in dB, SSIM in [-1, 1].
+    protocol: a name in `metrics.protocols.PROTOCOLS`. PSNR is in dB, SSIM in [-1, 1].
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -50,13 +50,13 @@ class Score:
 class Entry:
     """The catalogue's entry for one file of packaged weights.
 
-    file: its name in the folder; `sha256` and `bytes` are of this file.
+    file: the name of the file in the folder; `sha256` and `bytes` describe this file.
     network: the arguments of `core.network.DFT`.
     grid: the timesteps to sample at with these weights.
-    trained_for: hours and hardware of the training.
-    seconds_per_megapixel: of restoring, on the machine that `timed_on` names.
-    card: the model card's path in the repository.
-    formerly: names that it was packaged under before.
+    trained_for: the hours and hardware of the training.
+    seconds_per_megapixel: the time to restore a megapixel, on the machine that `timed_on` names.
+    card: the path of the model card in the repository.
+    formerly: earlier names of these weights.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -90,18 +90,18 @@ class Entry:
 
 
 def weights_folder() -> Path:
-    """The folder of the packaged weights."""
+    """Return the folder of the packaged weights."""
     return Path(str(resources.files("c2fdft_cli") / "weights"))
 
 
 def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
-    """The entries by name; {} where no weights are packaged. No weights are opened.
+    """Return the entries by name, without opening any weights; {} if no weights are packaged.
 
     Args:
-        folder: with `catalogue.json`; None for the installed one.
+        folder: the folder that contains `catalogue.json`; None for the installed one.
 
     Raises:
-        CheckpointError: a catalogue that is damaged.
+        CheckpointError: the catalogue is damaged.
     """
     path = (folder or weights_folder()) / CATALOGUE
     if not path.is_file():
@@ -114,7 +114,7 @@ def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
 
 
 def write_catalogue(folder: Path, entries: Mapping[str, Entry]) -> None:
-    """Write the catalogue of a folder, the tasks in the order of `PACKAGED_TASKS`."""
+    """Write the catalogue of a folder, sorted by task (in the order of `PACKAGED_TASKS`)."""
     from c2fdft_cli.files import atomic_write_text
 
     ordered = sorted(
@@ -129,10 +129,10 @@ def write_catalogue(folder: Path, entries: Mapping[str, Entry]) -> None:
 
 
 def checked_file(entry: Entry) -> Path:
-    """The file of packaged weights, after its size and SHA-256 were checked.
+    """Return the file of packaged weights, after checking its size and SHA-256.
 
     Raises:
-        CheckpointError: it is missing, or differs from what the catalogue says.
+        CheckpointError: the file is missing, or does not match the catalogue.
     """
     path = weights_folder() / entry.file
     if not path.is_file():
@@ -146,18 +146,18 @@ def checked_file(entry: Entry) -> Path:
 
 
 def is_packaged(path: Path) -> bool:
-    """Whether a file lies in the folder of the packaged weights, which nothing may write to."""
+    """Whether a file is in the folder of the packaged weights, which no command may write to."""
     return path.resolve().parent == weights_folder().resolve()
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_entry(name: str, values: Mapping[str, Any]) -> Entry:
-    """An entry of plain values, as JSON holds them; ValueError says all that is wrong."""
+    """Make an entry from plain JSON values; the message of a ValueError lists all problems."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{name} must be a dictionary, got {type(values).__name__}")
     try:

@@ -1,9 +1,10 @@
-"""Checkpoints: `{"params", "params_ema", "meta"}`, ours, the official ones, and those of others.
+"""Checkpoints: `{"params", "params_ema", "meta"}`, and the files of other programs.
 
-`meta` is JSON text, so a file loads with `weights_only=True` and a program that knows nothing of
-it can still read the weights. A file without `meta` is an official checkpoint or another's: its
-network is inferred from names and shapes. Weights that were stored in half precision are float32
-once they are loaded; one of the two sets of weights is enough. We write one to `.safetensors`.
+`meta` is JSON text, so a file loads with `weights_only=True`, and programs that do not know `meta`
+can still read the weights. A file without `meta` is an official checkpoint or was written by
+another program: its network is inferred from names and shapes. Weights stored in half precision
+are converted to float32 when they are loaded. One of the two sets of weights is enough; a
+`.safetensors` file that this program writes contains only one.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class Meta:
     """The metadata of a checkpoint.
 
     stage: "coarse", "fine", or "released" for an official checkpoint, which has no metadata.
-    grid: the timesteps to sample at with these weights, or None when nobody has chosen any.
-    grid_from: "recipe", "sweep" or "training": where `grid` comes from.
-    data: the shards that the weights were trained on, as given.
+    grid: the timesteps to sample at with these weights, or None if none have been chosen.
+    grid_from: the origin of `grid`: "recipe", "sweep" or "training".
+    data: the shards that the weights were trained on, as the user gave them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -65,13 +66,13 @@ class Meta:
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The text stored in the file."""
+        """Return the JSON text that is stored in the file."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1)
 
 
 @dataclass
 class Checkpoint:
-    """Weights and what is known of them; `ema` is what restoring uses."""
+    """Weights with their metadata; restoring uses the `ema` weights."""
 
     path: Path
     params: StateDict
@@ -79,41 +80,41 @@ class Checkpoint:
     meta: Meta
 
     def recipe(self, overrides: list[str]) -> Recipe | None:
-        """The recipe of the training run, with overrides; None when the file has none."""
+        """Return the recipe of the training run, with overrides; None if the file has none."""
         if self.meta.recipe is None:
             return None
         return recipe_from_dict(self.meta.recipe, overrides, where=str(self.path))
 
     def task(self) -> str | None:
-        """What the weights were trained to do, where the file says so."""
+        """Return the task that the weights were trained for; None if the file does not state it."""
         task = (self.meta.recipe or {}).get("task")
         return task if isinstance(task, str) else None
 
     def grid(self) -> list[int]:
-        """The timesteps to sample at: the file's own, else 4."""
+        """Return the timesteps to sample at: the file's own, otherwise 4 with default spacing."""
         return self.meta.grid or time_grid(4, total=self.meta.diffusion.timesteps)
 
     def alpha_bar(self) -> Tensor:
-        """alpha_bar_t of the file's noise schedule, `[T]`."""
+        """Return alpha_bar_t of the file's noise schedule, `[T]` float32."""
         return alpha_bar_of_recipe(self.meta.diffusion)
 
     def network(self, weights: WeightSet = "ema") -> DFT:
-        """The network with its weights, on the CPU, in evaluation mode.
+        """Return the network with its weights, on the CPU, in evaluation mode.
 
         Args:
             weights: "ema" or "raw".
 
         Raises:
-            CheckpointError: weights that do not fit the network.
+            CheckpointError: the weights do not fit the network.
         """
         state = self.ema if weights == "ema" else self.params
         return make_network(self.meta.network, state, self.path).eval()
 
 
 def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -> None:
-    """Write a checkpoint atomically; ResourceError when the disk is full or not writable.
+    """Write a checkpoint atomically; ResourceError if the disk is full or not writable.
 
-    A path that ends in `.safetensors` becomes such a file, of `ema` alone.
+    A path that ends in `.safetensors` is written in that format, with `ema` only.
     """
     meta.versions = versions()
     if path.suffix.lower() == SUFFIX:
@@ -124,15 +125,16 @@ def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -
 
 
 def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
-    """Give a checkpoint other metadata, atomically; its sets of weights and their type stay.
+    """Replace the metadata of a checkpoint atomically; its sets of weights and dtypes are kept.
 
     Args:
         path: the file.
-        meta: the metadata.
-        weights: what it goes with: the `ema` of `load_checkpoint`.
+        meta: the new metadata.
+        weights: the weights that `meta` describes: `ema` as `load_checkpoint` returned it.
 
     Returns:
-        Whether it was done: False where the file holds other weights by now, and is left.
+        Whether the metadata were replaced. If the file meanwhile holds other weights, it is left
+        unchanged and the result is False.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -145,7 +147,7 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
     if not same_tensors(plain(full_precision(held, path)), weights):
         return False
     meta.versions = versions()
-    if file.is_safetensors:  # as we write it, with one set
+    if file.is_safetensors:  # this program writes one set to this format
         save_safetensors(path, plain(held), meta.to_json(), last)
         return True
     keys = {"raw": "params", "ema": "params_ema"}
@@ -160,11 +162,12 @@ def same_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 
 def besides_weights(path: Path) -> list[str]:
-    """What a checkpoint holds besides weights and metadata, which `replace_meta` would drop.
+    """List what a checkpoint holds besides weights and metadata, and `replace_meta` would drop.
 
     Returns:
-        Names at the top of the file, such as an optimiser's, and in the metadata of a safetensors
-        file, of whose two sets the raw one is dropped; none in a file of ours.
+        The names of other entries at the top level of the file, such as an optimiser, and in the
+        metadata of a safetensors file. If a safetensors file has two sets, the raw one is listed
+        too. The list is empty for a file that this program wrote.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -187,12 +190,12 @@ def besides_weights(path: Path) -> list[str]:
 
 
 def plain(state: Mapping[str, Tensor]) -> StateDict:
-    """Detached CPU tensors, without the names of what was wrapped around the network."""
+    """Return detached CPU tensors under names without the prefixes of wrappers (DDP, ...)."""
     return {plain_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of the software that a result depends on."""
     return {
         "c2fdft": __version__,
         "torch": str(torch.__version__),
@@ -202,35 +205,35 @@ def versions() -> dict[str, str]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, ours or another's; the file is untrusted.
+    """Read a checkpoint of this or another program; the file is untrusted.
 
     Raises:
-        CheckpointError: the file is missing, damaged, no checkpoint, or of a newer format.
+        CheckpointError: the file is missing, damaged, not a checkpoint, or of a newer format.
     """
     with open_stored(path) as file:
         sets, about = weights_in(file, path)
         loaded = file.load(sets)
     states = [plain(full_precision(state, path)) for state in loaded.values()]
-    params, ema = states[0], states[-1]  # one set stands for both
+    params, ema = states[0], states[-1]  # the same set if there is only one
     meta = Meta(infer_network(ema, path)) if about is None else read_meta(about, path)
     return Checkpoint(path, params, ema, meta)
 
 
 def full_precision(state: Mapping[str, Tensor], path: Path) -> StateDict:
-    """The state in float32; CheckpointError for NaN and infinite numbers."""
+    """Convert the weights to float32; CheckpointError for NaN and infinite values."""
     full = {name: tensor.float() for name, tensor in state.items()}
     for name, tensor in full.items():
         if not tensor.isfinite().all():
             raise CheckpointError(
-                f"the weights are NaN or infinite in {name}",
+                f"the weights contain NaN or infinite values in {name}",
                 where=path,
-                hint="the training that wrote them diverged: take an earlier checkpoint",
+                hint="the training that wrote them diverged: use an earlier checkpoint",
             )
     return full
 
 
 def read_meta(text: object, path: Path) -> Meta:
-    """The metadata of a checkpoint or state from JSON text; CheckpointError if it is no such."""
+    """Parse the metadata of a checkpoint or state; CheckpointError if the text is not valid."""
     if not isinstance(text, str) or len(text) > MAX_META_BYTES:
         raise not_a_checkpoint(path, "its metadata is not JSON text")
     try:
@@ -254,13 +257,15 @@ def read_meta(text: object, path: Path) -> Meta:
 
 
 def infer_network(state: Mapping[str, Tensor], path: Path) -> Network:
-    """The network's configuration from names and shapes: docs/paper.md, "State-dict contract".
+    """Infer the network's configuration from names and shapes.
 
-    The feed-forward factor is the largest hidden / C over the levels, because the hidden width
-    is rounded down.
+    Source: docs/paper.md, "State-dict contract".
+
+    The feed-forward factor is the largest ratio hidden / C over the levels, because the hidden
+    width is rounded down.
 
     Raises:
-        CheckpointError: not the weights of a DFT.
+        CheckpointError: these are not the weights of a DFT.
     """
     stages = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
     try:

@@ -1,4 +1,4 @@
-"""Which weights does the user mean? A file, or the name of weights that come with the program."""
+"""Resolves `--weights`, `--task` and `--steps` to a file: a checkpoint, or packaged weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from c2fdft_cli.vocabulary import PACKAGED_TASKS, check_choice, did_you_mean, ma
 WEIGHTS_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".safetensors"})
 DEFAULT_TASK = "derain"
 EQUAL = 0.1
-"""Decibels within which two files count as equally good."""
+"""Weights whose mean PSNR differs by at most this many dB count as equally good."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The weights that the user means.
+    """The weights that were chosen.
 
-    path: the checkpoint file; a packaged one has been checked, another is not opened.
-    remarks: what the user should know of the choice.
+    path: the checkpoint file. A packaged file has been checked, another has not been opened.
+    remarks: lines that tell the user about the choice.
     """
 
     path: Path
@@ -31,20 +31,21 @@ class Found:
 
 
 def choose_weights(spec: str | None, task: str | None = None, steps: int | None = None) -> Found:
-    """The checkpoint file that `--weights`, or else `--task` and `--steps`, stand for.
+    """Find the checkpoint file for `--weights` or, without it, for `--task` and `--steps`.
 
-    A bare name of packaged weights means those, whatever lies in the current folder; `./name` is
-    the file. A run is never picked by itself.
+    A bare name of packaged weights means those, even if the current folder contains a file of this
+    name; `./name` means the file. Checkpoints of the user's own runs are never chosen
+    automatically.
 
     Args:
-        spec: a file, or a name out of `read_catalogue`; None for the packaged weights of `task`.
+        spec: a file, or a name in `read_catalogue`; None for the packaged weights of `task`.
         task: one of `PACKAGED_TASKS`; None for deraining.
-        steps: without `spec`, take weights that were trained for so many sampling steps where
-            there are such; None for those that score best.
+        steps: without `spec`, prefer weights that were trained for this number of sampling steps;
+            None for those that score best.
 
     Raises:
-        UsageError: no such task, or a task beside weights.
-        CheckpointError: nothing has this name, no weights of the task are packaged, or the
+        UsageError: there is no such task, or both `spec` and `task` are given.
+        CheckpointError: nothing has this name, no weights are packaged for the task, or the
             installation is damaged.
     """
     if task is not None:
@@ -54,11 +55,11 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
     packaged = read_catalogue()
     if spec is None:
         return _of_task(packaged, task, steps)
-    entry = _meant(spec, packaged)
+    entry = _find_entry(spec, packaged)
     if entry is not None:
         remarks = []
         if entry.name != spec:
-            remarks = [f"weights: {spec} is now called {entry.name}"]
+            remarks = [f"weights: {spec} is now named {entry.name}"]
         elif os.path.isfile(spec):
             remarks = [f"weights: {spec} is packaged; for the file of this name, give ./{spec}"]
         return Found(checked_file(entry), remarks)
@@ -72,7 +73,7 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
 
 
 def packaged_file(name: str) -> Path:
-    """The checked file of packaged weights; CheckpointError when there are none of this name."""
+    """Return the checked file of packaged weights; CheckpointError if none have this name."""
     packaged = read_catalogue()
     entry = _named(name, packaged)
     if entry is None:
@@ -82,22 +83,22 @@ def packaged_file(name: str) -> Path:
 
 
 def find_path(spec: str) -> Path:
-    """The file of packaged weights if the word is a name of such, else the path that it is.
+    """Return the file of packaged weights if `spec` is their name, otherwise `spec` as a path.
 
     Raises:
-        UsageError: an empty word, which a path would take for the current folder.
+        UsageError: `spec` is empty; `Path` would take it for the current folder.
     """
     if not spec:
         raise UsageError("the path is empty", hint="name a file, a folder, or packaged weights")
-    entry = _meant(spec, read_catalogue())
+    entry = _find_entry(spec, read_catalogue())
     return Path(spec) if entry is None else checked_file(entry)
 
 
 def by_merit(entries: Sequence[Entry]) -> list[Entry]:
-    """Packaged weights of one task, the ones to take first.
+    """Sort the packaged weights of one task, the ones to prefer first.
 
-    Best first by mean PSNR over the sets that all of them were scored on; among those within
-    `EQUAL` of the best the ones with the fewest sampling steps.
+    The order is that of the mean PSNR over the sets that all of them were scored on, except that
+    those within `EQUAL` dB of the best come first, sorted by the number of sampling steps.
     """
     scores = [{one.set: one.psnr for one in entry.scores} for entry in entries]
     common = set.intersection(*map(set, scores)) if scores else set()
@@ -115,7 +116,7 @@ def by_merit(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _of_task(packaged: Mapping[str, Entry], task: str | None, steps: int | None) -> Found:
-    """The packaged weights of a task that were trained for `steps`, else the best."""
+    """Choose the packaged weights of a task that were trained for `steps`, otherwise the best."""
     ranked = by_merit([one for one in packaged.values() if one.task == (task or DEFAULT_TASK)])
     if not ranked:
         raise _nothing_for(packaged, task)
@@ -140,13 +141,13 @@ def _steps(entry: Entry) -> str:
 
 
 def _named(name: str, packaged: Mapping[str, Entry]) -> Entry | None:
-    """The entry that has a name, else the one that once had it; None where there is none."""
+    """Return the entry with this name, otherwise the one that formerly had it; None if none did."""
     once = (entry for entry in packaged.values() if name in entry.formerly)
     return packaged.get(name) or next(once, None)
 
 
-def _meant(spec: str, packaged: Mapping[str, Entry]) -> Entry | None:
-    """The entry that a word stands for; a file goes before an earlier name, not before today's."""
+def _find_entry(spec: str, packaged: Mapping[str, Entry]) -> Entry | None:
+    """Return the entry that `spec` names; an existing file has priority over former names only."""
     entry = _named(spec, packaged)
     return None if entry and entry.name != spec and os.path.exists(spec) else entry
 

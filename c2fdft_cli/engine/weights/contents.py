@@ -1,8 +1,8 @@
-"""Which of a file's dictionaries are the weights? Files of ours, official ones, and others'.
+"""Finds the weights in the nested dictionaries of a file, whichever program wrote it.
 
-Others wrap the network (DDP, compile, FSDP), hold it in a module (Lightning), or save the weights
-beside optimiser and options. All of them leave one name: that of the network's first weight,
-behind some prefix, in some dictionary of the file.
+Other programs wrap the network (DDP, compile, FSDP), hold it in a module (Lightning), or save the
+weights together with optimiser and options. In each of these files some dictionary contains the
+name of the network's first weight, possibly with a prefix.
 """
 
 from __future__ import annotations
@@ -25,38 +25,39 @@ FIRST_WEIGHT = "patch_embed.proj.weight"
 MAX_DEPTH = 4
 MAX_SETS = 16
 MAX_NAME = 200
-"""Longer names are no weights', and comparing many of them would take long."""
+"""Longer names are ignored: no weight has one, and comparing many of them would take long."""
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 Described = dict[str, StoredTensor]
 
 
 @dataclass(frozen=True)
 class _Set:
-    """One set of weights: where in the file, and its tensors by name without that prefix."""
+    """A set of weights: its place in the file, and its tensors by name without that prefix."""
 
     place: str
     state: dict[str, StoredTensor | Opaque]
 
     def is_ema(self) -> bool:
-        """Whether its place says that it is an average over the training."""
-        # as a word: "net_g_ema." is one, "schema." is none
+        """Whether its place in the file marks it as an average over the training."""
+        # "ema" must be a separate word: as in "net_g_ema.", not as in "schema."
         return "ema" in re.split(r"[^a-z]+", self.place.lower())
 
 
 def plain_name(name: str) -> str:
-    """A weight's name without what DDP, compile, FSDP and checkpointing put into it."""
+    """Remove the parts of a weight's name that DDP, compile, FSDP and checkpointing insert."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def weights_in(file: StoredFile, path: Path) -> tuple[dict[WeightSet, Described], object]:
-    """The weights of a file, not read yet, and its metadata.
+    """Find the weights of a file, without reading them, and its metadata.
 
     Returns:
-        One or two sets, the raw one first; and what stands where our files have their metadata.
+        One or two sets of weights, the raw one first; and the unchecked value of the entry in which
+        this program stores its metadata.
 
     Raises:
-        CheckpointError: it has none, several that cannot be told apart, or tensors that are not
-            plain floating-point numbers.
+        CheckpointError: the file has no weights, several sets that cannot be told apart, or tensors
+            that are not plain floating-point numbers.
     """
     content = file.content
     if isinstance(content, Opaque):
@@ -65,11 +66,11 @@ def weights_in(file: StoredFile, path: Path) -> tuple[dict[WeightSet, Described]
         )
     if not isinstance(content, dict):
         raise not_a_checkpoint(path, f"the file holds a {type(content).__name__}")
-    # a dictionary is the metadata of another program, such as MMCV
+    # If `meta` is a dictionary, another program such as MMCV wrote it.
     meta = None if isinstance(content.get("meta"), dict) else content.get("meta")
     if file.is_safetensors:
         content, meta = _as_checkpoint(content)
-    # each set that is found compares all names of its dictionary with its prefix
+    # Limited because for each set all names of its dictionary are compared with its prefix.
     found = list(islice(_sets(content), MAX_SETS))
     if not found:
         raise _none_found(content, path)
@@ -81,7 +82,11 @@ def weights_in(file: StoredFile, path: Path) -> tuple[dict[WeightSet, Described]
 
 
 def _as_checkpoint(content: Mapping[str, Any]) -> tuple[dict[str, Any], object]:
-    """A safetensors file's content, under the name of its set if it has one; our metadata."""
+    """Return a safetensors file's content in the structure of a checkpoint, and its metadata.
+
+    If the file's metadata name the set of weights ("raw" or "ema"), the tensors are put under the
+    key of that set.
+    """
     about = content.get(METADATA)
     about = about if isinstance(about, dict) else {}
     state = {name: value for name, value in content.items() if name != METADATA}
@@ -93,13 +98,13 @@ def _as_checkpoint(content: Mapping[str, Any]) -> tuple[dict[str, Any], object]:
 
 
 def _sets(content: dict[Any, Any]) -> Iterator[_Set]:
-    """Every set of weights in nested dictionaries, those further up first."""
+    """Yield every set of weights in nested dictionaries, those of outer levels first."""
     level: list[tuple[str, dict[Any, Any]]] = [("", content)]
     seen: set[int] = set()
     for _ in range(MAX_DEPTH):
         below: list[tuple[str, dict[Any, Any]]] = []
         for place, node in level:
-            # a pickle may hold one dictionary in many places, or in itself
+            # A pickle may contain one dictionary in many places, or inside itself.
             if id(node) in seen:
                 continue
             seen.add(id(node))
@@ -120,7 +125,7 @@ def _sets_of(place: str, node: dict[Any, Any]) -> Iterator[_Set]:
     }
     for name in tensors:
         prefix = name.removesuffix(FIRST_WEIGHT)
-        # "other_patch_embed.proj.weight" ends alike and is another weight
+        # "other_patch_embed.proj.weight" has the same ending but is another weight.
         if prefix == name or (prefix and not prefix.endswith(".")):
             continue
         state = {
@@ -136,12 +141,12 @@ def _is_name(key: object) -> bool:
 
 
 def _only(sets: list[_Set], path: Path) -> Described:
-    """The tensors of the one set of these, or of the one that is there several times."""
+    """Return the tensors of the only set, or of one of several identical sets."""
     if any(found.state != sets[0].state for found in sets[1:]):
         raise CheckpointError(
-            "the file holds several sets of weights, and nothing says which one to use",
+            "the file holds several sets of weights, and it is unclear which one to use",
             where=path,
-            hint="save the one that you mean in a file of its own: "
+            hint="save the one that you mean in a separate file: "
             "torch.save(content['NAME'], 'weights.pth')",
             details=[found.place.rstrip(".") or "(at the top)" for found in sets[:10]],
         )
@@ -154,7 +159,7 @@ def _only(sets: list[_Set], path: Path) -> Described:
 
 
 def _none_found(content: dict[Any, Any], path: Path) -> CheckpointError:
-    """The error about a file of something else."""
+    """Make the error for a file that contains no weights of this network."""
     items = list(tensors_in(content))
     objects = sorted({item.name for item in items if isinstance(item, Opaque)})
     if any(isinstance(item, StoredTensor) for item in items):
@@ -164,6 +169,6 @@ def _none_found(content: dict[Any, Any], path: Path) -> CheckpointError:
     if objects:
         shown = ", ".join(f"{name:.80}" for name in objects[:3])
         return not_a_checkpoint(
-            path, f"it carries Python objects ({shown}) and no tensors", SAVE_AGAIN
+            path, f"it contains Python objects ({shown}) and no tensors", SAVE_AGAIN
         )
     return not_a_checkpoint(path, "it has neither params nor params_ema")

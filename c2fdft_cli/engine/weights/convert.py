@@ -1,4 +1,4 @@
-"""Weights from one file format to another: checkpoint, official checkpoint, safetensors, ONNX."""
+"""Converts weights between file formats: checkpoint, official checkpoint, safetensors, ONNX."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written.
+    """The result of a conversion.
 
     Args:
         source, out, form: the files, and the format of `out`.
-        sets: which weights are in it: "raw", "ema" or both.
-        stored: "float32", "bfloat16" or "float16".
-        parameters: numbers in one set.
-        bytes: size of the file.
-        grid: the timesteps of the weights, which an official checkpoint does not hold.
-        onnx_error: largest relative error of the ONNX file against torch, else None.
-        left_out: metadata of the source that the new file cannot hold.
+        sets: the sets of weights in `out`: "raw", "ema" or both.
+        stored: the type of the stored numbers: "float32", "bfloat16" or "float16".
+        parameters: the number of parameters in one set.
+        bytes: the size of `out`.
+        grid: the timesteps of the weights, which an official checkpoint cannot hold.
+        onnx_error: the largest relative error of an ONNX file, compared with torch; None for other
+            formats.
+        left_out: metadata of the source that `out` cannot hold.
     """
 
     source: Path
@@ -56,15 +57,15 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
     """Write the weights of one file in another format, atomically.
 
     Args:
-        source: a checkpoint of any format but ONNX.
+        source: a checkpoint in any format except ONNX.
         out: the file to write.
-        options: the format, and what goes into it.
+        options: the format, and what to store.
 
     Raises:
-        UsageError: options that do not go together, or `out` already exists.
-        CheckpointError: a source that is not a checkpoint, weights that do not fit.
+        UsageError: options cannot be combined, or `out` already exists.
+        CheckpointError: the source is not a checkpoint, or its weights do not fit its network.
         ResourceError: a package is missing, the file cannot be written, or the ONNX file does
-            not compute what the network does.
+            not compute the same as the network.
     """
     form = options.check(source, out)
     if form in (SAFETENSORS, ONNX):
@@ -72,7 +73,7 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
         require_export(modules, f"--to {form}")
     checkpoint = load_checkpoint(source)
     for state in (checkpoint.params, checkpoint.ema):
-        # fails where the weights do not fit
+        # raises an error if the weights do not fit
         make_network(checkpoint.meta.network, state, source)
     checkpoint.meta.versions = checkpoint.meta.versions or versions()
     ensure_folder(out.parent)
@@ -92,7 +93,7 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
 
 
 def _write(checkpoint: Checkpoint, out: Path, form: str, options: ConvertOptions) -> float | None:
-    """Write the file; the largest relative error of an ONNX one."""
+    """Write the file and return the largest relative error of an ONNX file, None for others."""
     meta, weights = checkpoint.meta, options.weight_set
     if form == ONNX:
         return export_onnx(checkpoint, out, weights)
@@ -112,17 +113,19 @@ def _write(checkpoint: Checkpoint, out: Path, form: str, options: ConvertOptions
 
 
 def _cast(state: StateDict, dtype: torch.dtype) -> StateDict:
-    """The state as another type; copied, since a part of a larger tensor is stored with all of it.
+    """Convert the weights to a dtype.
+
+    They are always copied: of a view of a larger tensor, torch would store the whole tensor.
 
     Raises:
-        UsageError: a weight beyond the largest number of the type.
+        UsageError: a weight exceeds the largest number of the dtype.
     """
     cast = {name: tensor.to(dtype, copy=True) for name, tensor in state.items()}
     for name, tensor in state.items():
         if not cast[name].isfinite().equal(tensor.isfinite()):
             raise UsageError(
                 f"{name} holds numbers that {str(dtype).removeprefix('torch.')} cannot represent",
-                hint="use --half bf16, or no --half",
+                hint="use --half bf16, or omit --half",
             )
     return cast
 
@@ -138,7 +141,7 @@ def _sets(options: ConvertOptions, form: str) -> list[str]:
 
 
 def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
-    """The metadata of ours that an official checkpoint has no place for."""
+    """List the metadata that an official checkpoint cannot hold; empty for other formats."""
     meta = checkpoint.meta
     if form != RELEASED:
         return []

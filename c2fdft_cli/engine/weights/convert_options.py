@@ -1,4 +1,4 @@
-"""How `convert` is asked: its options, and what goes together."""
+"""The options of `convert`, and which of them can be combined."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ HALVES = ("bf16", "fp16")
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Into what weights are converted, and what may be replaced."""
+    """The format to write, what to store in it, and whether to replace an existing file."""
 
     to: str | None = setting(
         None, "Format to write (default: by the suffix of OUT)", metavar="FORMAT", choices=FORMATS
     )
     weights: WeightSet | None = setting(
-        None, "Weights for safetensors and ONNX (default: ema).", choices=WEIGHT_SETS
+        None, "Set of weights for safetensors and ONNX (default: ema).", choices=WEIGHT_SETS
     )
     half: str | None = setting(
-        None, "Store in half precision: .pt and .safetensors.", choices=HALVES
+        None, "Store in half precision (.pt and .safetensors only).", choices=HALVES
     )
-    ema_only: bool = setting(False, "Omit the raw weights from a .pt.")
+    ema_only: bool = setting(False, "Store only the EMA weights (.pt only).")
     overwrite: bool = setting(False, OVERWRITE)
 
     def __post_init__(self) -> None:
@@ -47,11 +47,11 @@ class ConvertOptions:
 
     @property
     def weight_set(self) -> WeightSet:
-        """The weights for a format that holds one set."""
+        """The set of weights to store in a format that holds only one."""
         return self.weights or "ema"
 
     def check(self, source: Path, out: Path) -> str:
-        """Return the format to write; UsageError for what does not fit it or a file in the way."""
+        """Return the format to write; UsageError if an option does not fit it or `out` exists."""
         form = self.to or _format_of(out)
         for given, option, fitting in (
             (self.half is not None, "--half", (CHECKPOINT, SAFETENSORS)),
@@ -61,7 +61,7 @@ class ConvertOptions:
             if given and form not in fitting:
                 raise UsageError(
                     f"{option} cannot be combined with the format {form}",
-                    hint=f"it goes with --to {' or '.join(fitting)}",
+                    hint=f"it can be combined with --to {' or '.join(fitting)}",
                 )
         if source.suffix.lower() == ".onnx":
             raise UsageError(
@@ -77,7 +77,7 @@ def _format_of(out: Path) -> str:
     found = SUFFIXES.get(out.suffix.lower())
     if found is None:
         raise UsageError(
-            "the suffix does not tell the format to write",
+            "the suffix does not determine the format to write",
             where=out,
             hint=f"use {', '.join(SUFFIXES)}, or --to {'|'.join(FORMATS)}",
         )

@@ -1,4 +1,4 @@
-"""What a file is that ought to hold weights: told by its first bytes, whatever its name."""
+"""Recognises, by their first bytes, files that were given as weights but are something else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 SAVE_AGAIN = "its owner can save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
 GET_AGAIN = "download or copy it again"
 OTHER = "give a .pt, .pth or .safetensors file"
-IMAGE = "images are what weights restore: name a .pt, .pth or .safetensors file here"
+IMAGE = "give a .pt, .pth or .safetensors file here, not an image"
 UNPACK = "unpack it and give the weights in it"
 
 _KINDS = (
@@ -32,15 +32,15 @@ _KINDS = (
     (b"GGUF", "a GGUF file", OTHER),
     (b"%PDF", "a PDF document", OTHER),
 )
-"""Files that are no weights: how they begin, what to call them, what to try."""
+"""Kinds of files that are not weights: their first bytes, what to call them, and a hint."""
 
 
 def refuse_other_files(path: Path, head: bytes) -> None:
-    """CheckpointError for a file that is plainly something else than weights.
+    """Raise CheckpointError for a file that is recognised as something other than weights.
 
     Args:
-        path: of the file.
-        head: its first `HEAD_BYTES`.
+        path: the path of the file.
+        head: its first `HEAD_BYTES` bytes.
     """
     if not head:
         raise CheckpointError("the file is empty", where=path, hint=GET_AGAIN)
@@ -50,43 +50,43 @@ def refuse_other_files(path: Path, head: bytes) -> None:
         raise CheckpointError(
             f"this is a Git LFS pointer, not the checkpoint{of} that it stands for",
             where=path,
-            hint="run `git lfs pull` in its repository, or download the file by its web page",
+            hint="run `git lfs pull` in its repository, or download the file from its web page",
         )
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
         raise not_a_checkpoint(
             path,
             "it is a web page (HTML), which a server sent instead of the file",
-            "open the address in a browser and take the link of its download button",
+            "open the address in a browser and use the link of its download button",
         )
     if start.startswith(b"<?xml"):
-        hint = "read it: servers send their refusals so; then download the file again"
+        hint = "it may be an error message from a server: read it, then download the file again"
         raise not_a_checkpoint(path, "it is an XML document", hint)
     for begins, what, hint in _KINDS:
         if head.startswith(begins):
             raise not_a_checkpoint(path, f"it is {what}", hint)
-    # protobuf of a ModelProto: the version of its format, then the program that wrote it
+    # The protobuf of a ModelProto begins with the format version and the name of the writer.
     if re.match(rb"\x08[\x01-\x1f]\x12[\x01-\x1f][A-Za-z]", head):
-        hint = "give the checkpoint that it was made from; docs/convert.md says how to run it"
+        hint = "give the checkpoint that it was made from; docs/convert.md explains how to run ONNX"
         raise not_a_checkpoint(path, "it is an ONNX file", hint)
     if head[257:262] == b"ustar" and tarfile.is_tarfile(path):
         raise not_a_checkpoint(path, "it is a tar archive", UNPACK)
 
 
 def unknown_file(path: Path, head: bytes) -> CheckpointError:
-    """The error about a file whose beginning says nothing of its kind."""
+    """Make the error for a file whose kind cannot be recognised by its first bytes."""
     if re.fullmatch(rb"[\x20-\x7e\s]+", head[:60]):
         quoted = " ".join(head[:60].decode("ascii").split())
         return not_a_checkpoint(path, f"it is a text file that begins with {quoted!r}", GET_AGAIN)
     if not any(head):
         return not_a_checkpoint(path, "it begins with zeros: the download broke off", GET_AGAIN)
     return not_a_checkpoint(
-        path, "the file is damaged, or neither torch nor safetensors wrote it", GET_AGAIN
+        path, "the file is damaged, or is neither a torch nor a safetensors file", GET_AGAIN
     )
 
 
 def other_archive(path: Path, names: list[str]) -> CheckpointError:
-    """The error about a zip archive without the record that `torch.save` writes."""
+    """Make the error for a zip archive without the record that `torch.save` writes."""
     if any(name.endswith("/constants.pkl") for name in names):
         return not_a_checkpoint(
             path,
@@ -102,13 +102,13 @@ def other_archive(path: Path, names: list[str]) -> CheckpointError:
 
 
 def cut_short(path: Path) -> CheckpointError:
-    """The error about a file that ends before what it announces."""
+    """Make the error for a file that is shorter than its header states."""
     size = path.stat().st_size
     return not_a_checkpoint(
-        path, f"it is cut short: its {size:,} bytes end before what they announce", GET_AGAIN
+        path, f"it is truncated: its contents need more than its {size:,} bytes", GET_AGAIN
     )
 
 
 def not_a_checkpoint(path: Path, why: str, hint: str | None = None) -> CheckpointError:
-    """The error about a file that is no checkpoint; `why` is a sentence."""
+    """Make the error for a file that is not a checkpoint; `why` is a sentence."""
     return CheckpointError(f"this is not a checkpoint of c2fdft: {why}", where=path, hint=hint)

@@ -1,7 +1,7 @@
-"""The network as an ONNX file, checked against torch before it is kept.
+"""Exports the network to an ONNX file, whose output is compared with torch before it is kept.
 
-torch's tracing exporter is used: it is the same in every torch that this program runs on, needs no
-further package, and takes a second where the newer one takes a minute.
+The export uses torch's tracing exporter: it is the same in every supported version of torch, needs
+no further package, and takes a second; the newer exporter takes a minute.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ MODULES = ("onnx", "onnxruntime")
 OPSET = 18
 MAX_ERROR = 1e-4
 MAX_BYTES = 2_000_000_000
-"""An ONNX file is one protocol buffer message, which ends at 2 GiB."""
+"""An ONNX file is one protocol buffer message, which is limited to 2 GiB."""
 CHECKED = ((2, 16, 24), (1, 40, 32), (3, 24, 32))
-"""n, h, w at which the file is checked; it is traced at the first.
+"""The sizes (n, h, w) at which the file is checked; the network is traced at the first.
 
-Not smaller: attention over one or two pixels magnifies rounding a hundredfold, in torch alone too.
+They are not smaller because attention over one or two pixels magnifies rounding errors a
+hundredfold, in torch too.
 """
 
 EXPLAINED = (
@@ -49,7 +50,7 @@ EXPLAINED = (
 
 
 class _PerImageNorm(nn.Module):
-    """The same norm without its shortcut for a single timestep, which would fix the batch size."""
+    """A `PixelNorm` without its shortcut for a single timestep, which would fix the batch size."""
 
     zero: Tensor
 
@@ -63,24 +64,24 @@ class _PerImageNorm(nn.Module):
 
 
 class _Traceable(DFT):
-    """The network without what would tie its trace to one batch size or one kind of processor."""
+    """The network without the check of the input size, which cannot be traced."""
 
     def check_input(self, x: Tensor) -> None:
-        """Nothing is checked: the sizes are symbolic."""
+        """Accept every size: during tracing the sizes are symbolic."""
 
 
 def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet) -> float:
     """Write the network as ONNX and return its largest relative error against torch.
 
     Args:
-        checkpoint: source of the weights, timesteps and noise schedule.
-        path: where to.
+        checkpoint: the source of the weights, timesteps and noise schedule.
+        path: the file to write.
         weights: "ema" or "raw".
 
     Raises:
-        UsageError: a network that is too large for one ONNX file.
-        ResourceError: the path cannot be written, or the error is above `MAX_ERROR`; then
-            there is no file.
+        UsageError: the network is too large for one ONNX file.
+        ResourceError: the path cannot be written, or the error is above `MAX_ERROR`; no file is
+            left then.
     """
     net = checkpoint.network(weights)
     if sum(p.numel() * 4 for p in net.parameters()) > MAX_BYTES:
@@ -104,13 +105,19 @@ def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet) -> float
 
 
 def onnx_model(net: DFT, arguments: dict[str, Any]) -> Any:
-    """The network as an `onnx.ModelProto` for all sizes; it was made with these arguments."""
+    """Convert a network to an `onnx.ModelProto` for all sizes.
+
+    Args:
+        net: the network.
+        arguments: the arguments of `DFT` that `net` was made with.
+    """
     import onnx
 
     sizes = {0: "n", 2: "h", 3: "w"}
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of shapes as constants; the file is checked below
+        # It warns of shapes that become constants; `largest_error` checks several sizes.
+        warnings.simplefilter("ignore")
         with _vecdot():
             torch.onnx.export(
                 _traceable(net, arguments),
@@ -126,11 +133,13 @@ def onnx_model(net: DFT, arguments: dict[str, Any]) -> Any:
 
 
 def largest_error(path: Path, net: DFT) -> float:
-    """Largest relative error (largest difference over largest value) of an ONNX file, over sizes.
+    """Return the largest relative error of an ONNX file over the sizes of `CHECKED`.
+
+    The relative error is the largest difference divided by the largest value.
 
     Args:
         path: the file.
-        net: what it is to compute, on the CPU.
+        net: the network, on the CPU, that the file must agree with.
     """
     import onnxruntime
 
@@ -150,7 +159,7 @@ def largest_error(path: Path, net: DFT) -> float:
 
 
 def _example(n: int, h: int, w: int, channels: int) -> tuple[Tensor, Tensor]:
-    """x and t by formula."""
+    """Make x and t by a formula, without random numbers."""
     x = torch.sin(0.37 * torch.arange(n * channels * h * w, dtype=torch.float64)).float()
     return x.view(n, channels, h, w), torch.linspace(999, 10, n)
 
@@ -167,7 +176,7 @@ def _traceable(net: DFT, arguments: dict[str, Any]) -> DFT:
 
 @contextmanager
 def _vecdot() -> Iterator[None]:
-    """Teach the exporter the one operator of the network that it does not know."""
+    """Make linalg_vecdot, the only operator that the exporter does not know, known to it."""
 
     def vecdot(graph: Any, a: Any, b: Any, _dim: Any) -> Any:
         axis = graph.op("Constant", value_t=torch.tensor([1]))  # the pixels: [n, h * w, c]
@@ -182,7 +191,7 @@ def _vecdot() -> Iterator[None]:
 
 
 def _describe(model: Any, checkpoint: Checkpoint, weights: WeightSet) -> None:
-    """Store in the file what its user has to know."""
+    """Store in the model what a user needs to run it: inputs, timesteps, noise schedule."""
     import onnx
 
     meta, grid = checkpoint.meta, checkpoint.grid()

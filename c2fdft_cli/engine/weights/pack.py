@@ -1,4 +1,4 @@
-"""Put weights into the folder that is installed with the program (for its maintainers)."""
+"""Adds weights to the folder that is installed with the program (for its maintainers)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from c2fdft_cli.errors import CheckpointError, DataError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, ensure_folder, read_text
 
 DERIVED = ("name", "file", "sha256", "bytes", "parameters", "network", "grid")
-"""What `Entry` takes from the file; the rest are facts that people state."""
+"""The fields of `Entry` that are derived from the file; the maintainer states the others."""
 
 
 def add_entry(
@@ -36,55 +36,55 @@ def add_entry(
     *,
     overwrite: bool = False,
 ) -> Entry:
-    """Put weights into the folder and an entry for them into its catalogue.
+    """Add weights to the folder, and an entry for them to its catalogue.
 
-    Paths of the training data are removed from `meta`: they mean nothing elsewhere.
+    The paths of the training data are removed from `meta`, because they mean nothing elsewhere.
 
     Args:
-        name: what `--weights` will take.
-        checkpoint: of `c2fdft convert --half bf16 --ema-only`.
-        facts: JSON with the keys of `Entry` besides `DERIVED`.
-        folder: None for the installed one.
+        name: the name that `--weights` will accept.
+        checkpoint: a file written by `c2fdft convert --half bf16 --ema-only`.
+        facts: a JSON file with the keys of `Entry` except `DERIVED`.
+        folder: the folder; None for the installed one.
         overwrite: replace weights of this name.
 
     Raises:
-        UsageError: facts that are missing, unknown or no JSON; an invalid name, or one in use.
-        CheckpointError: weights that are no checkpoint, hold more than params_ema and meta, have
-            no timesteps, or are too large.
+        UsageError: facts are missing, unknown or not JSON, or the name is invalid or in use.
+        CheckpointError: the file is not a checkpoint, holds more than params_ema and meta, has no
+            timesteps, or is too large.
     """
     target = folder or weights_catalogue.weights_folder()
-    said = _read_facts(facts)
+    stated = _read_facts(facts)
     loaded, data = _packed(checkpoint)
-    values = {**said, **_derived(name, loaded, data)}
+    values = {**stated, **_derived(name, loaded, data)}
     try:
         entry = make_entry(name, values)
     except ValueError as error:
         raise UsageError(f"these weights cannot be packaged: {error}", where=facts) from error
     entries = read_catalogue(target)
     if name in entries and not overwrite:
-        what = f"there are packaged weights {name!r} already"
+        what = f"packaged weights {name!r} already exist"
         raise UsageError(what, where=target, hint="choose another --name, or use --overwrite")
     ensure_folder(target)
-    # the file first: a catalogue never names what is not there
+    # The file is written first, so that the catalogue never names a file that does not exist.
     atomic_write_bytes(target / entry.file, data)
     write_catalogue(target, {**entries, name: entry})
     return entry
 
 
 def _packed(path: Path) -> tuple[Checkpoint, bytes]:
-    """The checkpoint to package, and the bytes of the file to ship."""
+    """Return the checkpoint to package and the bytes of the file to ship."""
     content = load_tensors(path)
     if "meta" not in content or "params" in content or "params_ema" not in content:
         raise CheckpointError(
-            "packaged weights must hold params_ema and meta alone",
+            "packaged weights must hold only params_ema and meta",
             where=path,
             hint="c2fdft convert --half bf16 --ema-only",
         )
     checkpoint = load_checkpoint(path)
-    checkpoint.network()  # fails where the weights do not fit
+    checkpoint.network()  # raises an error if the weights do not fit
     if checkpoint.meta.grid is None:
         raise CheckpointError(
-            "these weights have no timesteps of their own", where=path, hint="c2fdft sweep-steps"
+            "the checkpoint holds no timesteps", where=path, hint="c2fdft sweep-steps"
         )
     recipe = checkpoint.meta.recipe
     if recipe is not None and isinstance(recipe.get("data"), dict):
@@ -125,6 +125,6 @@ def _read_facts(path: Path) -> dict[str, Any]:
         raise UsageError("the facts must be a JSON object", where=path, hint=hint)
     if odd := sorted(set(facts) & set(DERIVED)):
         raise UsageError(
-            f"the facts cannot hold what the file itself says: {', '.join(odd)}", where=path
+            f"the facts cannot hold keys that come from the file: {', '.join(odd)}", where=path
         )
     return facts

@@ -1,13 +1,14 @@
-"""Pickles of strangers: tensors and plain values are read, everything else becomes inert.
+"""Reads untrusted pickles: tensors and plain values; everything else becomes an inert object.
 
 A pickle is a program for a stack machine whose instructions import and call whatever they name.
-This machine has the stack, and no instruction that imports or calls: the name of a class or
-function is kept as an `Opaque`, and calling one gives an `Opaque` again, except for the few that
-make a tensor or a dictionary, which are rebuilt here. `pickletools` of the standard library
-decodes the instructions. Tensors come out as descriptions; no storage is read.
+The machine in this module has the stack, but imports and calls nothing: the name of a class or
+function is kept as an `Opaque`, and the result of calling it is an `Opaque` too. The exceptions are
+the few functions that make a tensor or a dictionary; their results are rebuilt here. `pickletools`
+of the standard library decodes the instructions. Tensors are returned as descriptions; no storage
+is read.
 
-Source: the instructions' semantics are those of CPython's `pickle.py`; the names that make
-tensors are those of `torch._utils`.
+Source: the semantics of the instructions are those of CPython's `pickle.py`; the names of the
+functions that make tensors are those of `torch._utils`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from typing import IO, Any, cast
 import torch
 
 MAX_BYTES = 64 << 20
-# a tensor takes about 25, and the largest official network has 1,200 tensors in its two sets
+# A tensor takes about 25 instructions, and the largest official network has 1,200 tensors in its
+# two sets.
 MAX_INSTRUCTIONS = 500_000
-# Python's hash of an integer is its remainder of division by 2**61 - 1.
+# Python's hash of an integer is its remainder modulo 2**61 - 1.
 MAX_KEY = 1 << 60
-"""Larger integers can be chosen to collide in a dictionary, which takes time squared."""
-# Bounds the products of claimed sizes: 64 factors below 2**60.
+"""Larger integers could be chosen to collide in a dictionary, which would take quadratic time."""
+# Bounds the products of the sizes that a file claims: at most 64 factors below 2**60.
 MAX_DIMENSIONS = 64
-# A call copies its arguments: a long tuple, written once and kept in the memo, could be copied by
-# each of half a million instructions.
+# A call copies its arguments: half a million instructions could each copy a long tuple that is
+# stored only once, in the memo.
 MAX_ARGUMENTS = 16
-# For the same reason: two long texts out of the memo could be joined again and again.
+# For the same reason: two long texts in the memo could be joined again and again.
 MAX_NAME = 200
 
 _STORAGES = {
@@ -47,7 +49,7 @@ _STORAGES = {
     "torch.BoolStorage": torch.bool,
     "torch.ComplexFloatStorage": torch.complex64,
     "torch.ComplexDoubleStorage": torch.complex128,
-    # counts bytes; the tensors that use it, of version 3, name their type themselves
+    # Its size is in bytes; the tensors that use it (`_rebuild_tensor_v3`) state their own dtype.
     "torch.storage.UntypedStorage": torch.uint8,
 }
 _DTYPES = {
@@ -57,22 +59,22 @@ _DTYPES = {
 
 
 class UnusableError(ValueError):
-    """A file of tensors that cannot be used; the text is a sentence that says why."""
+    """A file of tensors cannot be used; the message is a sentence that explains why."""
 
 
 @dataclass(frozen=True)
 class Opaque:
-    """What a pickle wanted to import, or to make by a call: only its name is kept."""
+    """An object that a pickle would import or make by a call; only its name is kept."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in a file.
+    """The description of a tensor that is stored in a file.
 
-    storage: the key of the bytes that it is a view of; storage_bytes: how many the file claims.
-    offset, shape, stride: of the view, in elements; as the file claims, checked by nobody yet.
+    storage: the key of the storage that the tensor is a view of; storage_bytes: its claimed size.
+    offset, shape, stride: those of the view, in elements, as the file claims; not checked yet.
     """
 
     storage: str
@@ -83,11 +85,11 @@ class StoredTensor:
     stride: tuple[int, ...]
 
     def numel(self) -> int:
-        """How many numbers it has."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
     def nbytes(self) -> int:
-        """How many bytes it takes once it is a tensor of its own."""
+        """Return the number of bytes that the tensor takes in a separate storage."""
         return self.numel() * self.dtype.itemsize
 
 
@@ -103,18 +105,18 @@ class _Storage:
 
 
 def read_pickle(file: IO[bytes], storages: dict[str, int] | None = None) -> Any:
-    """The next pickle of a file: plain values, dictionaries, `StoredTensor` and `Opaque`.
+    """Read the next pickle of a file: plain values, dictionaries, `StoredTensor` and `Opaque`.
 
-    Sets become opaque, entries of dictionaries are dropped unless their key is text, an integer
-    below `MAX_KEY`, or nothing.
+    Sets become opaque. Entries of dictionaries are dropped unless their key is a text, an integer
+    whose absolute value is below `MAX_KEY`, or None.
 
     Args:
-        file: read up to the end of the pickle.
-        storages: takes the bytes that each storage claims to have, by its key.
+        file: the file; it is read up to the end of the pickle.
+        storages: receives the claimed size of each storage in bytes, by its key.
 
     Raises:
-        UnusableError: longer than `MAX_BYTES` or `MAX_INSTRUCTIONS`, or no pickle.
-        Exception: whatever arbitrary bytes provoke (IndexError, KeyError, ValueError, ...).
+        UnusableError: the pickle exceeds `MAX_BYTES` or `MAX_INSTRUCTIONS`, or is not one.
+        Exception: arbitrary bytes can cause any error (IndexError, KeyError, ValueError, ...).
     """
     machine = _Machine({} if storages is None else storages)
     bounded = cast("IO[bytes]", _Bounded(file))
@@ -128,15 +130,16 @@ def read_pickle(file: IO[bytes], storages: dict[str, int] | None = None) -> Any:
 
 
 class _Bounded:
-    """A file that ends with an error after `MAX_BYTES`, so that no length in it is believed."""
+    """A file that raises an error after `MAX_BYTES`, whatever lengths the pickle claims."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._left = MAX_BYTES
 
     def read(self, size: int) -> bytes:
-        # A file allocates what it is asked for before it looks how much is there: 9 bytes of pickle
-        # could claim any length. One more than is left, to tell too much from the end of the file.
+        # `read` allocates the requested size before it knows how much the file has, and 9 bytes of
+        # pickle can claim any length. One more byte than is left is requested, to tell a pickle
+        # that is too long from the end of the file.
         return self._count(self._file.read(min(size, self._left + 1)))
 
     def readline(self) -> bytes:
@@ -150,18 +153,18 @@ class _Bounded:
 
 
 class _Machine:
-    """The stack machine; one method for each kind of instruction."""
+    """The stack machine, with one method for each kind of instruction."""
 
     def __init__(self, storages: dict[str, int]) -> None:
         self.stack: list[Any] = []
         self._storages = storages
-        # One list a mark, as in CPython's pickle.py: nothing is searched for the last mark.
+        # One list per mark, as in CPython's pickle.py, so the last mark need not be searched for.
         self._below: list[list[Any]] = []
-        # A dictionary: the memo of pickle in C is an array, as long as the largest index written.
+        # A dictionary, not an array as in C's pickle: that is as long as the largest index.
         self._memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """Carry out one instruction."""
+        """Execute one instruction."""
         if name in _CONSTANTS:
             self.stack.append(argument)
         elif name in _NEW:
@@ -191,7 +194,7 @@ class _Machine:
         self.stack = []
 
     def pop(self, _: Any) -> None:
-        # of an empty stack, it takes the mark below
+        # If the stack is empty, POP removes the mark.
         if self.stack:
             self.stack.pop()
         else:
@@ -223,7 +226,7 @@ class _Machine:
         self._extend(self._pop_mark())
 
     def _extend(self, items: list[Any]) -> None:
-        # no other object has its `append` called, as pickle would do
+        # pickle would call `append` of any object; here only lists are extended.
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
@@ -237,13 +240,14 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # The hash of a tuple is computed anew each time, and by recursion in C: nested deep
-                # enough, one that is used as a key ends the process (SIGSEGV).
+                # Tuples are not accepted as keys: their hash is computed again each time, and by
+                # recursion in C, so a deeply nested tuple would crash the process (SIGSEGV).
                 if _is_key(key):
                     target[key] = value
 
     def name(self, argument: str) -> None:
-        # pickletools gives the two lines of the instruction, module and name, with a blank between
+        # pickletools returns the two lines of the instruction, module and name, with a space
+        # between them.
         self.stack.append(Opaque(argument.replace(" ", ".", 1)))
 
     def stack_name(self, _: Any) -> None:
@@ -264,7 +268,7 @@ class _Machine:
         self.stack.append(_call(function, arguments))
 
     def call_marked(self, argument: Any) -> None:
-        # INST names what to call, OBJ has it behind the mark
+        # INST names the function in its argument; for OBJ it is the first item after the mark.
         items = self._pop_mark()
         if argument is None:
             self.stack.append(_call(items[0], tuple(items[1:])))
@@ -276,7 +280,7 @@ class _Machine:
         self.stack.append(Opaque("builtins.frozenset"))
 
     def drop_state(self, _: Any) -> None:
-        # BUILD: the attributes of an object, such as a state dict's `_metadata`
+        # BUILD sets the attributes of an object, such as a state dict's `_metadata`.
         self._pop(1)
 
     def persistent(self, argument: Any) -> None:
@@ -289,12 +293,12 @@ class _Machine:
         self.stack.append(storage)
 
 
-# An instruction that stands in none of these tables is a KeyError in `step`: nothing is passed over
-# because it is not known.
+# An instruction that is in none of these tables causes a KeyError in `step`: unknown instructions
+# are never skipped.
 _CONSTANTS = frozenset(
     opcode.name
     for opcode in pickletools.opcodes
-    # numbers, text and bytes that stand in the instruction itself
+    # numbers, text and bytes that are contained in the instruction itself
     if opcode.arg is not None
     and opcode.stack_before == []
     and opcode.stack_after not in ([], [pickletools.anyobject])
@@ -343,7 +347,7 @@ _OTHERS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What a call makes, of the few that are known here; an `Opaque` for every other."""
+    """Return the result of a call to one of `_REBUILDS`, and an `Opaque` for any other function."""
     name = function.name if isinstance(function, Opaque) else "unnamed"
     rebuild = _REBUILDS.get(name)
     if rebuild is None or not isinstance(arguments, tuple) or len(arguments) > MAX_ARGUMENTS:
@@ -352,7 +356,8 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _dictionary(items: Any = None, *_: Any) -> Any:
-    # `OrderedDict()` or `Counter({...})`; never copied, or a few bytes could copy it often
+    # `OrderedDict()` or `Counter({...})`. The dictionary is not copied: otherwise a pickle of a few
+    # bytes could copy it many times.
     if items is None:
         return {}
     return items if isinstance(items, dict) else Opaque("collections.OrderedDict")
@@ -389,7 +394,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
-    # a tensor with attributes; what it is made by cannot be this again, so nothing recurses
+    # A tensor with attributes. The inner function must be one of `_TENSORS`, so nothing recurses.
     is_tensor = isinstance(function, Opaque) and function.name in _TENSORS
     return _call(function, arguments) if is_tensor else Opaque("torch.Tensor")
 
@@ -412,10 +417,10 @@ _REBUILDS: dict[str, Callable[..., Any]] = {
 
 
 def _storage(identity: Any) -> _Storage | Opaque:
-    """The storage that a persistent id of `torch.save` stands for.
+    """Return the storage that a persistent id of `torch.save` describes.
 
-    `("storage", type, key, device, elements)`, and in old files `(key, offset, elements)` of a
-    view as a sixth.
+    The id is `("storage", type, key, device, elements)`; old files may append a sixth item, the
+    view `(key, offset, elements)`.
     """
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
         return Opaque("persistent object")

@@ -1,8 +1,8 @@
-"""Files of tensors from strangers: torch's zip and older format, and safetensors.
+"""Reads untrusted files of tensors: torch's zip format and its older format, and safetensors.
 
-A file is opened in two steps: first its description is read (names, types, shapes), with nothing
-imported, called or allocated for it; then `StoredFile.load` reads the tensors that are wanted,
-after their claims were checked against the bytes that are there.
+A file is read in two steps. First its description is read (names, types, shapes); this imports and
+calls nothing, and allocates no tensors. Then `StoredFile.load` reads the requested tensors, after
+comparing the sizes that the file claims with the bytes that it has.
 
 Source: torch/serialization.py; https://github.com/huggingface/safetensors, "Format".
 """
@@ -65,8 +65,9 @@ class StoredFile:
     """An open file of tensors.
 
     content: plain values, dictionaries, `StoredTensor`s and `Opaque`s.
-    is_safetensors: its format; `content` is then flat and holds `METADATA` too.
-    read: the bytes of a storage, by its key and the bytes that it must have at least.
+    is_safetensors: whether it is a safetensors file; `content` is then flat and includes
+        `METADATA`.
+    read: returns the bytes of a storage, given its key and the least number of bytes needed.
     """
 
     path: Path
@@ -76,10 +77,16 @@ class StoredFile:
     big_endian: bool = False
 
     def load(self, tree: Any) -> Any:
-        """A part of `content` with its tensors read into memory, in the types that they have there.
+        """Read the tensors in a part of `content`, in the dtypes that they are stored in.
+
+        Args:
+            tree: a tensor, or nested containers.
+
+        Returns:
+            The same structure with tensors in memory.
 
         Raises:
-            CheckpointError: tensors that reach beyond their bytes or are larger than the file.
+            CheckpointError: tensors reach beyond their bytes or are larger than the file.
         """
         with _explained(self.path):
             _check_claims(tree, max_unpacked_bytes(self.path))
@@ -87,7 +94,7 @@ class StoredFile:
 
 
 class _Loader:
-    """Reads tensors; each storage once, each container once, so that what is shared stays so."""
+    """Reads tensors; each storage and each container is read once, so that sharing is preserved."""
 
     def __init__(self, file: StoredFile) -> None:
         self._file = file
@@ -99,14 +106,14 @@ class _Loader:
             return self._base(value).as_strided(value.shape, value.stride, value.offset)
         if not isinstance(value, dict | list | tuple):
             return value
-        # Recursion may end here in a RecursionError: `_explained` makes one line of it.
+        # Deep nesting may cause a RecursionError, which `_explained` turns into a CheckpointError.
         if id(value) in self._made:
             return self._made[id(value)]
         if isinstance(value, dict):
             made = self._made[id(value)] = {}
             made.update((key, self.load(item)) for key, item in value.items())
             return made
-        # known before it is filled, because it may hold itself
+        # A list is registered before it is filled, because it may contain itself.
         items: list[Any] = []
         if isinstance(value, list):
             self._made[id(value)] = items
@@ -117,7 +124,7 @@ class _Loader:
         key = (tensor.storage, tensor.dtype)
         if key not in self._bases:
             data = self._file.read(tensor.storage, tensor.storage_bytes)
-            # the record in the archive may be longer than the pickle says
+            # The record in the archive may be longer than the pickle states.
             data = data[: tensor.storage_bytes]
             self._bases[key] = _flat(data, tensor.dtype, self._file.big_endian)
         return self._bases[key]
@@ -126,22 +133,22 @@ class _Loader:
 def _flat(data: bytes, dtype: torch.dtype, big_endian: bool) -> Tensor:
     if not data:
         return torch.empty(0, dtype=dtype)
-    # a bytearray, since torch warns of memory that it may not write to
+    # A bytearray, because torch warns about read-only memory.
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if big_endian:
         raw = raw.view(-1, dtype.itemsize).flip(1).flatten()
-    # cloned into memory that torch has aligned
+    # Cloned into memory that torch aligns.
     return raw.clone().view(dtype)
 
 
 def tensors_in(tree: Any) -> Iterator[StoredTensor | Opaque]:
-    """Every tensor and opaque object in nested containers; what is shared comes once."""
+    """Yield every tensor and opaque object in nested containers, shared ones once."""
     return (value for value in values_in(tree) if isinstance(value, StoredTensor | Opaque))
 
 
 def values_in(tree: Any) -> Iterator[Any]:
-    """Everything in nested containers that is no container; what is shared comes once."""
-    # Without recursion, and each container once: it may hold itself, or be nested to any depth.
+    """Yield every value in nested containers that is not a container, shared ones once."""
+    # No recursion, and each container only once: it may contain itself, or be nested to any depth.
     waiting, seen = [tree], set()
     while waiting:
         value = waiting.pop()
@@ -157,46 +164,46 @@ def values_in(tree: Any) -> Iterator[Any]:
 
 
 def _check_claims(tree: Any, limit: int) -> None:
-    """UnusableError for tensors that reach beyond their storage, or are larger than the file."""
+    """Raise UnusableError if tensors reach beyond their storage, or are larger than the file."""
     unpacked = 0
     storages: dict[str, int] = {}
     for tensor in tensors_in(tree):
         if isinstance(tensor, Opaque):
             continue
-        # an expanded tensor of a few bytes would unpack to any size
+        # An expanded tensor (stride 0) of a few bytes could unpack to any size.
         unpacked += tensor.nbytes()
         claimed = storages.get(tensor.storage, 0)
         storages[tensor.storage] = max(claimed, tensor.storage_bytes)
         reach = tensor.offset + sum(
             (size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True)
         )
-        # strides are never negative here (`are_counts`), so the last element lies farthest
+        # Strides are never negative (`are_counts`), so the last element has the largest offset.
         if tensor.numel() and (reach + 1) * tensor.dtype.itemsize > tensor.storage_bytes:
             raise UnusableError("a tensor in it reaches beyond its bytes")
-    # What is read is whole storages, what is kept are the views: both must be plausible.
+    # Whole storages are read and only the views are kept: both sizes must be plausible.
     if max(unpacked, sum(storages.values())) > limit:
         raise UnusableError("the tensors are larger than the file")
 
 
 def max_unpacked_bytes(path: Path) -> int:
-    """What the tensors of a file may take: two sets of weights can share their bytes."""
+    """Return the limit for the tensors of a file; double, as two sets can share their bytes."""
     return 2 * path.stat().st_size + (1 << 20)
 
 
 @contextmanager
 def open_stored(path: Path) -> Iterator[StoredFile]:
-    """Open a file of tensors; it is untrusted, and recognised by its content.
+    """Open an untrusted file of tensors; its format is recognised by its content.
 
     Raises:
-        CheckpointError: it is missing, something else, damaged or cut short; the message says
-            which, and what to try.
+        CheckpointError: the file is missing, damaged, truncated or something else; the message
+            says which, and the hint what to try.
     """
     refuse_missing(path)
     with ExitStack() as stack:
         with _explained(path):
             file = stack.enter_context(path.open("rb"))
             stored = _open(path, file)
-        # outside of `_explained`: an error of whoever uses the file is none of the file's
+        # Outside of `_explained`: an error in the caller's block is not an error of the file.
         yield stored
 
 
@@ -206,8 +213,8 @@ def _open(path: Path, file: IO[bytes]) -> StoredFile:
     refuse_other_files(path, head)
     if head.startswith(ZIP):
         return _open_zip(path, file)
-    # The highest byte of the header's length, and the JSON behind it. Before pickles, which are
-    # told by one byte, and that may be the lowest of such a length.
+    # The highest byte of the header's length, and the start of the JSON after it. This is tested
+    # before pickles: they are recognised by one byte, which may also be the lowest of a length.
     if head[7:9] == b"\0{":
         return _open_safetensors(path, file)
     if head.startswith(PICKLE):
@@ -217,7 +224,7 @@ def _open(path: Path, file: IO[bytes]) -> StoredFile:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Whatever arbitrary bytes provoke becomes a CheckpointError that says what is wrong."""
+    """Turn any error that the bytes of a file cause into a CheckpointError that explains it."""
     try:
         yield
     except (CheckpointError, MemoryError):
@@ -237,10 +244,10 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
-    # its table of contents stands at the end
+    # The table of contents of an archive is at its end.
     if not zipfile.is_zipfile(file):
         raise cut_short(path)
-    # before ZipFile, which reads the whole table
+    # Checked before ZipFile reads the whole table.
     _check_directory(file)
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
@@ -252,10 +259,11 @@ def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
 
     def record(name: str) -> bytes:
         entry = archive.getinfo(root + name)
-        # asked before unpacking: a megabyte of packed zeros is a gigabyte
+        # Checked before unpacking: a megabyte of compressed zeros unpacks to a gigabyte.
         if entry.file_size > limit:
             raise UnusableError("the archive is compressed, and unpacks to far more than its size")
-        # zipfile would compare with a checksum of 0 too, and refuse what was written without one
+        # torch can write records without a checksum (as 0); zipfile would compare with it and
+        # refuse them.
         return archive.read(entry) if entry.CRC else _unchecked(file, entry)
 
     def read(key: str, size: int) -> bytes:
@@ -270,11 +278,11 @@ def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
 
 
 def _unchecked(file: IO[bytes], entry: zipfile.ZipInfo) -> bytes:
-    """The bytes of a record without checksum: `torch.serialization.set_crc32_options(False)`."""
+    """Read a record that has no checksum (`torch.serialization.set_crc32_options(False)`)."""
     if entry.compress_type != zipfile.ZIP_STORED:
         raise UnusableError("the archive is damaged, or torch.save did not write it")
-    # The record's own header, not the table: torch pads the former to align the tensors (24 bytes
-    # in one, none in the other).
+    # The lengths are read from the record's own header, not from the table: torch pads only the
+    # former to align the tensors (for example by 24 bytes).
     file.seek(entry.header_offset + 26)
     name, extra = struct.unpack("<HH", _exactly(file, 4))
     file.seek(name + extra, io.SEEK_CUR)
@@ -282,11 +290,12 @@ def _unchecked(file: IO[bytes], entry: zipfile.ZipInfo) -> bytes:
 
 
 def _check_directory(file: IO[bytes]) -> None:
-    """UnusableError for a zip archive whose table of contents is absurdly large.
+    """Raise UnusableError if the table of contents of a zip archive is absurdly large.
 
-    It is read whole, and into about ten times its size. Its size stands in the last record, of
-    22 bytes since torch writes no comment, and in large files in the record that the 20 bytes
-    before point to, which must be the 56 bytes before them.
+    zipfile reads the whole table, which takes about ten times its size in memory. The size is in
+    the last record of the file, which has 22 bytes because torch writes no comment. In a large file
+    it is in the zip64 record instead; the 20 bytes before the last record (the locator) point to
+    it, and it must be the 56 bytes before the locator.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - 98))
@@ -294,8 +303,9 @@ def _check_directory(file: IO[bytes]) -> None:
     record, locator, end = tail[:56], tail[56:76], tail[76:]
     directory = struct.unpack("<L", end[12:16])[0]
     is_odd = end[:4] != b"PK\x05\x06"
-    # zipfile reads the record in front of the locator or the one that it points to, depending on
-    # Python's version: they must be one, or another than the one checked here would count.
+    # Depending on Python's version, zipfile reads the record before the locator or the one that the
+    # locator points to. They must be the same, otherwise zipfile might use one that is not checked
+    # here.
     if locator[:4] == b"PK\x06\x07":
         directory = struct.unpack("<Q", record[40:48])[0]
         is_odd = is_odd or struct.unpack("<Q", locator[8:16])[0] != size - 98
@@ -306,12 +316,15 @@ def _check_directory(file: IO[bytes]) -> None:
 
 
 def _open_legacy(path: Path, file: IO[bytes]) -> StoredFile:
-    """torch's format before 1.6: pickles, then the storages, each behind its number of elements."""
+    """Open a file in torch's format before 1.6.
+
+    It consists of pickles, then the storages, each preceded by its number of elements.
+    """
     if read_pickle(file) != LEGACY_MAGIC:
         raise not_a_checkpoint(
             path, "it is a pickle of Python objects that torch.save did not write", SAVE_AGAIN
         )
-    read_pickle(file)  # the version of the format
+    read_pickle(file)  # the format version
     about = read_pickle(file)
     sizes: dict[str, int] = {}
     content = read_pickle(file, sizes)
@@ -319,7 +332,7 @@ def _open_legacy(path: Path, file: IO[bytes]) -> StoredFile:
     for key in read_pickle(file):
         _exactly(file, 8)  # the number of elements, which the pickle has too
         starts[key] = file.tell()
-        # as the pickle claims: what leads past the end is noticed by `_exactly`
+        # The size is what the pickle claims; `_exactly` notices if it leads past the end.
         file.seek(sizes[key], io.SEEK_CUR)
 
     def read(key: str, size: int) -> bytes:
@@ -330,7 +343,11 @@ def _open_legacy(path: Path, file: IO[bytes]) -> StoredFile:
 
 
 def _open_safetensors(path: Path, file: IO[bytes]) -> StoredFile:
-    """8 bytes of length, a JSON table of name to dtype, shape and byte range, then the bytes."""
+    """Open a safetensors file.
+
+    It consists of the header's length (8 bytes), the header, which is a JSON table that maps each
+    name to dtype, shape and byte range, and the bytes of the tensors.
+    """
     length = int.from_bytes(_exactly(file, 8), "little")
     if length > MAX_HEADER_BYTES:
         raise UnusableError(f"its safetensors header is larger than {MAX_HEADER_BYTES >> 20} MiB")
@@ -355,7 +372,7 @@ def _open_safetensors(path: Path, file: IO[bytes]) -> StoredFile:
 
 
 def _described(name: str, entry: Mapping[str, Any]) -> StoredTensor | Opaque:
-    """A tensor of a safetensors table; opaque where its type has no counterpart here."""
+    """Describe a tensor of a safetensors table; it is opaque if its dtype is not supported."""
     first, last = entry["data_offsets"]
     shape = entry["shape"]
     dtype = _DTYPES.get(entry["dtype"])
@@ -368,7 +385,7 @@ def _described(name: str, entry: Mapping[str, Any]) -> StoredTensor | Opaque:
         stride.insert(0, stride[0] * length)
     tensor = StoredTensor(name, last - first, dtype, 0, tuple(shape), tuple(stride[: len(shape)]))
     if tensor.nbytes() != tensor.storage_bytes:
-        raise UnusableError(f"{name:.60} has another number of bytes than its shape needs")
+        raise UnusableError(f"the number of bytes of {name:.60} does not match its shape")
     return tensor
 
 
@@ -380,7 +397,7 @@ def _exactly(file: IO[bytes], size: int) -> bytes:
 
 
 def refuse_missing(path: Path) -> None:
-    """CheckpointError unless the path is a readable file of at most `MAX_FILE_BYTES`."""
+    """Raise CheckpointError unless the path is a readable file of at most `MAX_FILE_BYTES`."""
     try:
         if path.is_dir():
             inside = next((p for p in (path / "fine.pt", path / "coarse.pt") if p.is_file()), None)

@@ -1,4 +1,4 @@
-"""Files of tensors, torch's own and safetensors: written whole or not at all; state.pt read."""
+"""Writes torch and safetensors files atomically, and reads the dictionaries of `state.pt`."""
 
 from __future__ import annotations
 
@@ -21,28 +21,32 @@ SUFFIX = ".safetensors"
 META_KEY = "c2fdft"
 WEIGHTS_KEY = "weights"
 OUR_KEYS = frozenset({"format", WEIGHTS_KEY, META_KEY})
-"""Those of the metadata that `save_safetensors` writes."""
+"""The keys of the metadata that `save_safetensors` writes."""
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save`, whole or not at all; ResourceError when the disk is full or not writable."""
-    # To an open file, not to a path: torch writes to a path in C++, whose error does not say that
-    # the disk is full.
+    """Write a dictionary with `torch.save`, atomically.
+
+    Raises:
+        ResourceError: the disk is full or not writable.
+    """
+    # To an open file, not to a path: torch writes to a path in C++, whose error does not report
+    # that the disk is full.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(dict(content), file)
         except RuntimeError as error:
-            # torch finds its archive short when the write itself has failed
+            # torch reports that its archive is too short if the write itself has failed.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """The whole dictionary that `save_tensors` wrote; the file is untrusted.
+    """Read the whole dictionary that `save_tensors` wrote; the file is untrusted.
 
     Raises:
-        CheckpointError: missing, damaged, no such file, or with other objects than tensors.
+        CheckpointError: the file is missing, damaged or of another kind, or holds Python objects.
     """
     with open_stored(path) as file:
         if not isinstance(file.content, dict):
@@ -50,13 +54,13 @@ def load_tensors(path: Path) -> dict[str, Any]:
         opaque = {item.name for item in tensors_in(file.content) if isinstance(item, Opaque)}
         if opaque:
             shown = ", ".join(f"{name:.80}" for name in sorted(opaque)[:3])
-            raise not_a_checkpoint(path, f"it carries Python objects ({shown})", SAVE_AGAIN)
+            raise not_a_checkpoint(path, f"it contains Python objects ({shown})", SAVE_AGAIN)
         content: dict[str, Any] = file.load(file.content)
         return content
 
 
 def require_export(modules: Iterable[str], purpose: str) -> None:
-    """ResourceError naming the extra, unless every one of the modules can be imported."""
+    """Raise ResourceError, which names the extra, unless all of the modules can be imported."""
     for module in modules:
         try:
             importlib.import_module(module)
@@ -69,13 +73,13 @@ def require_export(modules: Iterable[str], purpose: str) -> None:
 def save_safetensors(
     path: Path, state: Mapping[str, Tensor], meta: str, weights: WeightSet
 ) -> None:
-    """Write tensors atomically.
+    """Write a safetensors file atomically.
 
     Args:
-        path: where to.
+        path: the file to write.
         state: tensors that share no memory.
-        meta: JSON text, as in a checkpoint.
-        weights: "ema" or "raw": what the tensors are.
+        meta: the metadata as JSON text, as in a checkpoint.
+        weights: which set of weights the tensors are: "ema" or "raw".
 
     Raises:
         ResourceError: safetensors is not installed, or the path cannot be written.

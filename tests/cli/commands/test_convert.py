@@ -72,7 +72,10 @@ def test_a_conversion_to_onnx(weights, tmp_path):
 
 def test_usage_errors(weights, tmp_path):
     refused(
-        weights, tmp_path / "a.foo", code=2, says="the suffix does not tell the format to write"
+        weights,
+        tmp_path / "a.foo",
+        code=2,
+        says="the suffix does not determine the format to write",
     )
     refused(weights, weights, code=2, says="use --overwrite")
     refused(

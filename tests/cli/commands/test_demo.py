@@ -47,7 +47,7 @@ def test_results_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture
     demo(None, tmp_path / "demo")
     said = capfd.readouterr()
     assert "prepare is done\n" in said.out
-    assert "images it did not train on" in said.out
+    assert "images not used for training" in said.out
 
 
 def test_the_commands_shown_are_those_that_run(

@@ -83,7 +83,9 @@ def test_a_setting_of_the_degradation_that_is_not_yaml_is_refused(tmp_path, valu
 def test_without_a_task_the_next_command_leaves_the_recipe_open(tmp_path):
     source = make(tmp_path / "mine", "input", "target")
     done = run("prepare", source, "--out", tmp_path / "out")
-    assert "RECIPE is that of your task: derain, deblur or denoise" in " ".join(done.stdout.split())
+    assert "RECIPE is the recipe of your task: derain, deblur or denoise" in " ".join(
+        done.stdout.split()
+    )
     again = run("prepare", source, "--out", tmp_path / "out", "--json")
     assert json.loads(again.stdout)["next"] is None
     assert "--dry-run" not in done.stderr + again.stderr
@@ -96,7 +98,7 @@ def test_a_note_says_how_to_estimate_the_time_of_the_next_command(tmp_path):
     source = make(tmp_path, "photos") / "photos"
     done = run("prepare", source, "--out", tmp_path / "out", "--synthesize", "rain")
     assert "--recipe derain --data" in done.stdout
-    assert "with --dry-run it says how long it takes" in done.stderr
+    assert "add --dry-run to estimate the time" in done.stderr
 
 
 @pytest.mark.parametrize("bad", [1, 3])
@@ -141,7 +143,7 @@ def test_a_preview_needs_shards(tmp_path):
     ("sheet", "options", "code", "says"),
     [
         ("sheet.txt", [], 2, "--preview must be a picture"),
-        ("file/sheet.png", [], 5, "lies under a regular file"),
+        ("file/sheet.png", [], 5, "a part of the output path is a regular file"),
         ("sheet.png", ["--synthesize", "rain", "--clean-only"], 2, "combined with --clean-only"),
     ],
 )

@@ -115,4 +115,4 @@ def test_an_output_inside_a_file_is_refused(coarse: Path, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("x")
     result = run(coarse, "--out", tmp_path / "file" / "o", *QUICK)
     assert result.exit_code == 5
-    assert "under a regular file" in result.stderr
+    assert "is a regular file" in result.stderr

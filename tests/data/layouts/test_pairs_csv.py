@@ -96,7 +96,7 @@ def test_a_missing_list_a_folder_and_a_binary_file_are_refused(folder):
     with pytest.raises(DataError, match="is not UTF-8"):
         read_pairs_csv(folder / "latin1.csv")
     (folder / "utf16.csv").write_text("a.png,b.png", encoding="utf-16")
-    with pytest.raises(DataError, match="this text is UTF-16"):
+    with pytest.raises(DataError, match="the text is UTF-16"):
         read_pairs_csv(folder / "utf16.csv")
 
 

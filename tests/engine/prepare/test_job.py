@@ -500,7 +500,7 @@ def test_a_disk_that_is_too_small_is_reported_first(
 
 def test_an_output_folder_inside_a_file_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="the output path lies under a regular file"):
+    with pytest.raises(ResourceError, match="a part of the output path is a regular file"):
         run(source=source, out=tmp_path / "file" / "out")
 
 

@@ -202,7 +202,7 @@ def test_an_output_that_cannot_be_written_costs_that_video_alone(
     (tmp_path / "out" / "sub").write_text("a file where a folder is to be")
     result = run(options, identity=True, source=str(clips))
     assert isinstance(result.failure, PartialFailure)
-    assert "lies under a regular file" in result.failure.details[0]
+    assert "a part of the output path is a regular file" in result.failure.details[0]
     assert files(tmp_path / "out") == {"a.mp4", "sub"}
 
 

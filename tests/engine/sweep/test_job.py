@@ -591,7 +591,7 @@ def test_missing_data_are_an_error(coarse: Path, shards: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match="timesteps must"):
         run(coarse, starts=(1000,))
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ResourceError, match="under a regular file"):
+    with pytest.raises(ResourceError, match="is a regular file"):
         run(coarse, out=tmp_path / "file" / "out")
 
 

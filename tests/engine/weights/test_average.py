@@ -107,7 +107,7 @@ def test_checkpoints_with_other_tensors_have_no_mean(
 @pytest.mark.parametrize(
     ("shares", "text"),
     [
-        ([1], "--shares must name 2 numbers, one a checkpoint, got 1"),
+        ([1], "--shares must be 2 numbers, one for each checkpoint, got 1"),
         ([1, 0], "--shares must be positive numbers, got 1, 0"),
         ([1, -1], "positive numbers, got 1, -1"),
         ([1, float("nan")], "positive numbers, got 1, nan"),
@@ -152,5 +152,5 @@ def test_one_checkpoint_or_a_missing_one_is_refused(net: DFT, tmp_path: Path) ->
 
 def test_shares_are_parsed() -> None:
     assert parse_shares("0.7, 0.3") == [0.7, 0.3]
-    with pytest.raises(UsageError, match="must be numbers with commas between, got 1,half"):
+    with pytest.raises(UsageError, match="must be numbers separated by commas, got 1,half"):
         parse_shares("1,half")

@@ -88,7 +88,7 @@ def test_a_former_name_gives_a_notice(
     monkeypatch.chdir(tmp_path)
     found = choose_weights("derain-fast")
     assert found.path == three / "derain.pt"
-    assert found.remarks == ["weights: derain-fast is now called derain"]
+    assert found.remarks == ["weights: derain-fast is now named derain"]
     assert packaged_file("derain-fast") == find_path("derain-fast") == three / "derain.pt"
     Path("derain-fast").write_bytes(b"x")  # the former name may be that of a file
     assert choose_weights("derain-fast").path == Path("derain-fast")

@@ -186,9 +186,11 @@ def test_pickled_modules_are_refused_with_a_hint(saved, content, says):
 def test_weights_that_are_not_numbers_are_refused(saved, raw, key, number):
     broken = dict(raw)
     broken["output.weight"] = torch.full_like(raw["output.weight"], number)
-    with pytest.raises(CheckpointError, match=r"NaN or infinite in output\.weight") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"NaN or infinite values in output\.weight"
+    ) as caught:
         load_checkpoint(saved({"params": raw, "params_ema": raw, key: broken}))
-    assert "take an earlier checkpoint" in caught.value.hint
+    assert "use an earlier checkpoint" in caught.value.hint
 
 
 def test_weights_of_another_network_are_refused(saved):

@@ -155,7 +155,7 @@ def header(text, size=None):
         (b"hello, I am text", "a text file that begins with 'hello, I am text'"),
         (header('{"a": 1}'), "the file is damaged"),
         (header("{}", size=64 << 20), "header is larger than 32 MiB"),
-        (header('{"a":{"dtype":"F32","shape":[99],"data_offsets":[0,396]}}'), "cut short"),
+        (header('{"a":{"dtype":"F32","shape":[99],"data_offsets":[0,396]}}'), "truncated"),
         (header("{}"), "neither params nor params_ema"),
     ],
 )
@@ -174,7 +174,7 @@ def test_truncated_safetensors_are_refused(ours):
     pytest.importorskip("safetensors")
     path = made(ours, "a.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(CheckpointError, match="truncated"):
         load_checkpoint(path)
 
 
@@ -242,7 +242,7 @@ def test_a_file_is_overwritten_only_if_requested(ours):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("a.foo", {}, "the suffix does not tell the format"),
+        ("a.foo", {}, "the suffix does not determine the format"),
         (
             "a.pt",
             {"to": "tar"},

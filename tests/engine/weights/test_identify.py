@@ -51,7 +51,7 @@ KINDS = [
     ),
     (b"<!DOCTYPE html>\n<html><title>Sign in</title>", "a web page (HTML)", "download button"),
     (b"\xef\xbb\xbf \r\n<HTML><body>", "a web page (HTML)", "download button"),
-    (b"<?xml version='1.0'?><Error><Code>AccessDenied", "an XML document", "servers"),
+    (b"<?xml version='1.0'?><Error><Code>AccessDenied", "an XML document", "a server"),
     (b'{"error": "Not Found"}', 'begins with \'{"error": "Not Found"}\'', "download"),
     (b"function{ return 1 }", "a text file that begins with 'function{", "download"),
     (b"Entry not found", "a text file that begins with 'Entry not found'", "download"),
@@ -69,7 +69,7 @@ KINDS = [
     (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG image", ".safetensors"),
     (b"\xff\xd8\xff\xe0" + bytes(99), "a JPEG image", ".safetensors"),
     (bytes(5000), "it begins with zeros", "download"),
-    (b"\x93\xa2\xff" * 99, "damaged, or neither torch nor safetensors wrote it", "download"),
+    (b"\x93\xa2\xff" * 99, "damaged, or is neither a torch nor a safetensors file", "download"),
     (
         pickle.dumps({"params": [1.0]}),
         "a pickle of Python objects",

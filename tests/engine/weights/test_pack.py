@@ -64,7 +64,7 @@ def test_an_entry_is_replaced_only_if_requested(folder: Path, net: DFT, tmp_path
     facts = write_facts(tmp_path / "facts.json")
     first = add_entry("derain", write_packed(tmp_path / "a.pt", net, [999]), facts, folder)
     other, before = write_packed(tmp_path / "b.pt", net, [500]), (folder / "derain.pt").read_bytes()
-    with pytest.raises(UsageError, match="there are packaged weights 'derain' already"):
+    with pytest.raises(UsageError, match="packaged weights 'derain' already exist"):
         add_entry("derain", other, facts, folder)
     assert read_catalogue(folder) == {"derain": first}
     assert (folder / "derain.pt").read_bytes() == before
@@ -79,9 +79,9 @@ def test_files_not_in_the_packaged_format_are_refused(
     facts = write_facts(tmp_path / "facts.json")
     params: dict[str, torch.Tensor] = {"x": torch.zeros(1)}
     both = write_packed(tmp_path / "both.pt", net, [999], params=params)
-    with pytest.raises(CheckpointError, match="must hold params_ema and meta alone"):
+    with pytest.raises(CheckpointError, match="must hold only params_ema and meta"):
         add_entry("derain", both, facts, folder)
-    with pytest.raises(CheckpointError, match="have no timesteps of their own"):
+    with pytest.raises(CheckpointError, match="holds no timesteps"):
         add_entry("derain", write_packed(tmp_path / "none.pt", net, None), facts, folder)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         add_entry("derain", tmp_path / "missing.pt", facts, folder)
@@ -106,7 +106,7 @@ def test_files_that_are_too_large_are_refused(
             "psnr must be a valid number, got .high.",
         ),
         ({"more": 1}, "unknown key more"),
-        ({"sha256": "0"}, "cannot hold what the file itself says: sha256"),
+        ({"sha256": "0"}, "cannot hold keys that come from the file: sha256"),
     ],
 )
 def test_invalid_facts_are_refused(
