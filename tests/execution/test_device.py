@@ -109,7 +109,7 @@ def test_a_rank_outside_of_the_world_size_is_refused(monkeypatch, rank, world):
     monkeypatch.setenv("RANK", rank)
     if world is not None:
         monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(UsageError, match=r"^RANK") as caught:
+    with pytest.raises(UsageError, match=r"RANK") as caught:
         make_runtime("cpu")
     assert "unset" in caught.value.hint
 
