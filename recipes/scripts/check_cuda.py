@@ -50,7 +50,7 @@ from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.choose import find_weights
+from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.compiling import compile_in_place, functions_given_up
 from c2fdft_cli.execution.cuda import recorded as recording
@@ -452,7 +452,7 @@ def net(check: Check) -> None:
     models = {"random": random_network(check.network()).eval()}
     if not check.quick:
         for name in ("derain", "derain-4step", "denoise"):
-            models[name] = load_checkpoint(find_weights(name)).network().eval()
+            models[name] = load_checkpoint(choose_weights(name).path).network().eval()
     for label, model in models.items():
         for h, w in ((64, 96),) if check.quick else ((64, 96), (200, 256)):
             torch.manual_seed(h)
@@ -682,7 +682,7 @@ def restore(check: Check) -> None:
     networks = {"official": check.network()}
     models = {"official": random_network(check.network())}
     if not check.quick:
-        found = load_checkpoint(find_weights("derain"))
+        found = load_checkpoint(choose_weights("derain").path)
         models["derain"], networks["derain"] = found.network(), found.meta.network
     sizes = (
         [(64, 64)]

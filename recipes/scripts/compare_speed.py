@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.bench import gemm_tflops, network_macs
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.choose import find_weights
+from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.engine.weights.onnx import onnx_model
 from c2fdft_cli.execution import strips
 from c2fdft_cli.execution.block_gradients import install
@@ -98,7 +98,7 @@ def runtimes(args: argparse.Namespace) -> None:
         network = Network()
         net = DFT().eval().requires_grad_(False)
         if args.weights:
-            checkpoint = load_checkpoint(find_weights(args.weights))
+            checkpoint = load_checkpoint(choose_weights(args.weights).path)
             network, net = checkpoint.meta.network, checkpoint.network().requires_grad_(False)
         book = _load(args.transcription, dim=network.dim, blocks=network.blocks)
         book.load_state_dict(net.state_dict(), strict=True)

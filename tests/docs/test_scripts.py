@@ -1,7 +1,9 @@
-"""Shell code in the how-to pages: jq on JSON, and the script for clusters."""
+"""Shell code in the how-to pages (jq on JSON, the script for clusters), and recipes/scripts."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import re
@@ -21,6 +23,7 @@ from tests.kit.training import MINI
 
 ROOT = Path(__file__).parents[2]
 HOWTO = ROOT / "docs" / "howto"
+SCRIPTS = sorted((ROOT / "recipes" / "scripts").glob("*.py"))
 
 
 def blocks(page: Path) -> list[str]:
@@ -139,3 +142,14 @@ def test_the_cluster_script_starts_resumes_and_ends(tmp_path) -> None:
     assert all("--recipe derain --data shards/Rain13K" in call for call in calls)
     assert all("--resume-auto" in call for call in calls)
     assert all("--rdzv-endpoint node7:29500" in call for call in calls)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_imports_names_that_exist(script: Path) -> None:
+    """Most scripts run for minutes, or on a GPU only: a removed name would be found too late."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("c2fdft_cli"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
