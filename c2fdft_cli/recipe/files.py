@@ -179,10 +179,13 @@ def read_yaml(path: Path) -> Values:
 
 @functools.lru_cache(maxsize=16)
 def _parse(text: str) -> Any:
-    """Parse YAML text; cached, because several recipes extend the same one."""
+    """Parse YAML text, None for a scalar; cached, because several recipes extend the same one."""
     # Without `resolve`, so that interpolations stay text, in which `_check_values` finds them. The
     # cached result is shared: callers copy it before they change it.
-    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except OSError:  # OmegaConf's error for a document that is a single number, boolean or set
+        return None
 
 
 def _first_line(error: Exception) -> str:

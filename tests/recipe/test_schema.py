@@ -245,6 +245,9 @@ def test_a_wrong_override_is_named_and_not_the_file(tmp_path):
     [
         ("a: [", "this is not a YAML recipe"),
         ("- 1\n- 2\n", "a mapping of keys"),
+        ("5\n", "a mapping of keys"),
+        ("true\n", "a mapping of keys"),
+        ("!!set {a, b}\n", "a mapping of keys"),
         ("a: &x [1]\nb: *x\n", "anchors and aliases"),
         ("task: ${oc.env:HOME}\n", "interpolations are not allowed"),
         (f"extends: 0x{'f' * 5000}\n", "extends is a number of more than 64 digits"),
