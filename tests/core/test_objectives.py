@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, q_sample, time_grid
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss, fourier_l1, ms_ssim
@@ -48,6 +49,16 @@ def test_ms_ssim_of_opposites_has_a_finite_gradient():
     a = wave([1, 3, 32, 32], 0.31).requires_grad_()
     ms_ssim((a + 1) / 2, (1 - a.detach()) / 2).sum().backward()
     assert torch.isfinite(a.grad).all()
+
+
+def test_terms_of_ms_ssim_are_kept_above_a_millionth():
+    """Opposite contrasts make every term negative; the weights sum to 1.0001."""
+    source = torch.Generator().manual_seed(0)
+    grids = [
+        torch.randint(2, (1, 1, 704 // k, 704 // k), generator=source) for k in (1, 2, 4, 8, 16)
+    ]
+    x = sum(F.interpolate(grid.float(), 704) for grid in grids) / 5  # texture at all five scales
+    assert ms_ssim(x, 1 - x).item() == pytest.approx(1e-6**1.0001, rel=1e-4)
 
 
 def test_ms_ssim_refuses_tiny_patches():
