@@ -166,9 +166,9 @@ class Restorer:
         self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)
         if notice is not None:
             warnings.warn(notice, stacklevel=3)
-        self._make_unshared()
+        self._create_unshared_parts()
 
-    def _make_unshared(self) -> None:
+    def _create_unshared_parts(self) -> None:
         """Create the parts that copies of this object, also in other processes, do not share."""
         self._strips = StripNetwork(self._net, dtype=self._runtime.dtype, compile=self._compiled)
         self._lock = threading.Lock()
@@ -182,7 +182,7 @@ class Restorer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the state of `__getstate__`, and create the rest again."""
         vars(self).update(state)
-        self._make_unshared()
+        self._create_unshared_parts()
 
     def __repr__(self) -> str:
         return (

@@ -40,6 +40,8 @@ from c2fdft_cli.execution.prepared import Conv, PreparedBlock, Projection, TimeE
 _GATHER, _APPLY = 4, 9
 
 _Level = Sequence[PreparedBlock] | Sequence[NativeBlock]
+# Its plain `gather` is never called: `StripNetwork._gather` calls the native block's own, which
+# writes v in place, and the branch for a single strip is for GPUs.
 _NATIVE = PLAIN._replace(mixing=NativeBlock.mixing, apply=NativeBlock.apply)
 
 MAX_STRIP_VALUES = 3 << 27
