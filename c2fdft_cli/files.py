@@ -309,8 +309,6 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
     except Timeout:
         hint = f"wait until it has finished, or stop it{_if_gone(folder / name)}"
         raise HeldError(taken, where=folder, hint=hint) from None
-    except NotImplementedError:  # from an older filelock: the file system has no locks
-        pass
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise write_error(error, folder) from error
