@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from c2fdft_cli.data.shards.format import Entry
+from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.train import batches
 from c2fdft_cli.engine.train.batches import (
     free_shared_memory,
+    make_loader,
     rank_rows,
     rank_share,
     worker_count,
 )
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.recipe.files import load_recipe
 from c2fdft_cli.recipe.schema import Data
+from tests.kit.shards import HEADER, pairs_of, write_shard
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 RAIN, GIB = Data(synthesize="rain"), 1 << 30
@@ -72,3 +78,26 @@ def test_rows_are_distributed_to_all_processes(batch: int, world: int) -> None:
         else:
             assert hi - lo == 1
     assert dealt == list(range(batch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rain", "noise", "blur"])
+def test_workers_that_do_not_fork_make_the_same_batches(tmp_path: Path, kind: str) -> None:
+    """Processes are spawned on macOS, and forked by a server from Python 3.14 on."""
+    entries = [Entry("a", 50, 70), Entry("b", 40, 41)]
+    write_shard(tmp_path / "train-00000.h5", entries, pairs_of(entries), HEADER)
+    short = ["coarse.iterations=2", "coarse.patches=[32]", "coarse.batches=[2]"]
+    usual = multiprocessing.get_start_method()
+    made = []
+    try:
+        multiprocessing.set_start_method("spawn", force=True)
+        for workers in (0, 1):
+            options = [f"data.synthesize={kind}", f"data.workers={workers}", *short]
+            recipe = load_recipe("tiny", options)
+            shards = ShardSet.open(tmp_path)
+            made.append(list(make_loader(recipe, recipe.coarse, shards, 1, Runtime(CPU))))
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    for threaded, spawned in zip(*made, strict=True):
+        for name in ("lq", "gt", "noise", "times"):
+            assert torch.equal(getattr(threaded, name), getattr(spawned, name))
