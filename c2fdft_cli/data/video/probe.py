@@ -170,7 +170,7 @@ def open_video(path: Path) -> Iterator[InputContainer]:
 
 @contextmanager
 def library_errors(path: Path, what: str) -> Iterator[None]:
-    """Turn FFmpeg's exceptions into errors that name the file.
+    """Turn FFmpeg's exceptions into errors that name the file, and its messages off.
 
     Raises:
         DataError: `what` failed, or PyAV is not installed.
@@ -181,6 +181,10 @@ def library_errors(path: Path, what: str) -> Iterator[None]:
     except ImportError as error:
         hint = "pip install 'c2fdft[video]'"
         raise DataError("videos need PyAV, which is not installed", hint=hint) from error
+    # If FFmpeg's messages went to Python's logging, a decoding thread with a message would wait for
+    # the interpreter lock, which PyAV holds while it waits for that thread when a file is closed.
+    # Importing torchvision before 0.26 turns these messages on (PyAV-Org/PyAV#1861).
+    av.logging.set_level(None)
     try:
         yield
     except av.FFmpegError as error:

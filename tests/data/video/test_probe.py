@@ -45,6 +45,20 @@ def test_properties_of_a_video_are_found(tmp_path: Path) -> None:
     assert (info.aspect, count_frames(path)) == (Fraction(4, 3), 12)
 
 
+def test_messages_of_the_library_are_off(tmp_path: Path) -> None:
+    """With messages in Python's logging, a video sometimes could not be closed.
+
+    FFmpeg's threads would wait for the interpreter lock, and their end is waited for with it held.
+    """
+    path = make_clip(tmp_path / "a.ts")
+    av.logging.set_level(av.logging.ERROR)  # as torchvision before 0.26 does when it is imported
+    try:
+        probe_video(path)
+        assert av.logging.get_level() is None
+    finally:
+        av.logging.set_level(None)
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "sound"),
     [
