@@ -27,6 +27,9 @@ _LOST = re.compile(
 )
 
 
+_GPU_FAILED = re.compile(r"(CUDA|cuDNN|CUDA driver) error: |Triton Error \[CUDA\]: ")
+
+
 class C2fdftError(Exception):
     """An error that a user can cause: what is wrong with which value, and what to try.
 
@@ -85,6 +88,12 @@ class ResourceError(C2fdftError):
     exit_code = 5
 
 
+class GpuError(C2fdftError):
+    """The GPU failed, and this process cannot use it any more, also for other images."""
+
+    exit_code = 5
+
+
 class PartialFailure(C2fdftError):
     """The job finished, but some or all inputs failed; `details` lists each."""
 
@@ -111,6 +120,23 @@ def unloadable_library(error: ImportError) -> ResourceError | None:
         return None
     return ResourceError(
         f"OpenCV cannot be loaded: {error}", hint="pip install opencv-python-headless"
+    )
+
+
+def gpu_failure(error: Exception) -> GpuError | None:
+    """Return the error to report if the driver reported a fault of the GPU or of a kernel on it.
+
+    torch and Triton raise several classes of RuntimeError then.
+
+    Returns:
+        The error, or None for any other exception.
+    """
+    if not isinstance(error, RuntimeError) or not _GPU_FAILED.match(str(error)):
+        return None
+    return GpuError(
+        f"the GPU failed: {str(error).splitlines()[0]}",
+        hint="run the same command again; if this returns, set C2FDFT_KERNELS=off and "
+        "C2FDFT_GRAPHS=off in the environment, or use --device cpu",
     )
 
 

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,6 +283,26 @@ def read_error(error: OSError, path: str | Path) -> DataError:
     if error.errno == errno.ENOENT:
         return DataError("no such file or folder", where=path, hint=path_hint(path))
     return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
+
+
+def private_cache_folder() -> Path:
+    """Return the user's cache folder, to which no one else may write; it is created if necessary.
+
+    Raises:
+        OSError: it cannot be created, or others can write to it.
+        RuntimeError: the user has no home folder.
+    """
+    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or caches) / "c2fdft"
+    # Files in this folder are loaded as code. `mkdir` accepts an existing folder whoever made it,
+    # so its owner and mode are checked afterwards, with `lstat` because a link could point
+    # elsewhere later.
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
+    if not private or found.st_uid != os.getuid():
+        raise OSError(f"{folder} is not a folder that only its owner can write to")
+    return folder
 
 
 @contextlib.contextmanager

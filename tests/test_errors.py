@@ -51,3 +51,22 @@ def test_errors_of_a_lost_peer_process_are_recognised(error, lost):
     found = errors.lost_process(error)
     assert (found is not None) == lost
     assert found is None or found.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel"), True),
+        (RuntimeError("Triton Error [CUDA]: unspecified launch failure"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("the shapes do not fit; CUDA error: none"), False),
+        (ValueError("CUDA error: of another kind"), False),
+    ],
+)
+def test_faults_of_the_gpu_are_recognised(error, failed):
+    found = errors.gpu_failure(error)
+    assert (found is not None) == failed
+    if found is not None:
+        assert found.exit_code == 5
+        assert str(found) == f"the GPU failed: {str(error).splitlines()[0]}"
+        assert "C2FDFT_KERNELS=off" in found.hint

@@ -19,6 +19,7 @@ from c2fdft_cli.errors import (
     C2fdftError,
     Interrupted,
     UsageError,
+    gpu_failure,
     lost_process,
     unloadable_library,
 )
@@ -136,9 +137,13 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
     # private.
     if hasattr(error, "format_message"):
         return _of_parser(error, words)
-    known = unloadable_library(error) if isinstance(error, ImportError) else None
+    known: C2fdftError | None = None
+    if isinstance(error, ImportError):
+        known = unloadable_library(error)
     if known is None and _is_awaited():
         known = lost_process(error)
+    if known is None:
+        known = gpu_failure(error)
     if known is None and isinstance(error, OSError) and is_disk_full(error):
         known = write_error(error, Path(error.filename or "standard output"))
     return known

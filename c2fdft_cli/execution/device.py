@@ -19,6 +19,7 @@ from c2fdft_cli.execution.cuda.cards import (
     try_half_precision,
     unusable_gpu,
 )
+from c2fdft_cli.execution.cuda.crashes import crash_note
 from c2fdft_cli.vocabulary import DEVICES, check_choice, number_in_environment
 
 PRECISIONS = {
@@ -162,7 +163,7 @@ def _prepare_cuda(device: torch.device, precision: str) -> tuple[str, str | None
 
 
 def _resolve_device(name: str) -> tuple[torch.device, str | None]:
-    """Return the device, and a note with the reason if "auto" does not use the GPU."""
+    """Return the device, and a note if "auto" does not use the GPU, or not the kernels on it."""
     numbered = _NUMBERED.fullmatch(name)
     name = "cuda" if numbered else check_choice("--device", name, DEVICES)
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -176,7 +177,8 @@ def _resolve_device(name: str) -> tuple[torch.device, str | None]:
         index = _numbered_gpu(int(numbered[1])) if numbered else _own_gpu()
         reason = unusable_gpu(index)
         if reason is None:
-            return torch.device("cuda", index), None
+            chosen = torch.device("cuda", index)
+            return chosen, crash_note(chosen)
         if name == "cuda":
             hint = "install a torch that is built for this card, or use --device cpu"
             raise ResourceError(reason, hint=hint)

@@ -232,6 +232,21 @@ def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
     assert error == {"code": 1, "message": "KeyError: 'a bug'", "hint": None}
 
 
+def test_a_fault_of_the_gpu_is_an_error_without_a_traceback(monkeypatch, capsys):
+    from c2fdft_cli.engine.tools import doctor
+
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel...")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    with pytest.raises(SystemExit) as end:
+        app(["doctor"])
+    assert end.value.code == 5
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: the GPU failed: CUDA error: an illegal memory access was enc")
+    assert "Traceback" not in shown
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_an_error_keeps_its_exit_code_if_stdout_is_full():

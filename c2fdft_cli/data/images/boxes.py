@@ -58,9 +58,10 @@ def decode_avif(data: bytes, frame: int) -> Decoded:
 def decode_heic(data: bytes) -> Decoded:
     """Decode the main picture of a HEIC file; the decoder already turns it upright."""
     image = _open_heic(io.BytesIO(data))
-    # So far only the headers have been read; `asarray` decodes the pixels.
+    # So far only the headers have been read; `np.array` decodes the pixels.
     check_size(image.size[0], image.size[1])
-    samples, bits = np.asarray(image), int(image.info.get("bit_depth", 8))
+    # A copy: up to pillow-heif 1.5 a view does not keep the image, whose memory would be reused.
+    samples, bits = np.array(image), int(image.info.get("bit_depth", 8))
     if samples.dtype == np.uint16:
         samples = samples >> (16 - bits)  # the library shifts left and leaves the low bits zero
     _, metadata = metadata_of(dict(image.info))

@@ -18,6 +18,7 @@ from torch import Tensor
 from c2fdft_cli.core.attention import PixelSums
 from c2fdft_cli.execution import prepared
 from c2fdft_cli.execution.cuda.cards import AMPERE
+from c2fdft_cli.execution.cuda.crashes import crash_file, watched_trial
 from c2fdft_cli.execution.prepared import PreparedBlock
 from c2fdft_cli.vocabulary import check_choice
 
@@ -91,6 +92,7 @@ def passes_for(block: PreparedBlock, z: Tensor) -> Passes:
 
     Raises:
         UsageError: the environment variable has an unknown value.
+        GpuError: a kernel failed so badly that this process cannot use the GPU any more.
     """
     dtype = block.norm1.dtype
     if not are_tried(z.device, dtype):
@@ -99,7 +101,8 @@ def passes_for(block: PreparedBlock, z: Tensor) -> Passes:
     key = (z.device, dtype, z.shape[-1], block.heads, len(block.widen.weight), biased,
            block.norm1.bias is not None, switch)  # fmt: skip
     if key not in _chosen:
-        _chosen[key], _ = try_out(block, z.device, z.shape[-1], even_slower=switch == "on")
+        with watched_trial(z.device):
+            _chosen[key], _ = try_out(block, z.device, z.shape[-1], even_slower=switch == "on")
     return _chosen[key]
 
 
@@ -114,11 +117,11 @@ def are_tried(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def kernels_run_on(device: torch.device) -> bool:
-    """Whether a suitable Triton is installed and the device is an NVIDIA GPU that it supports."""
+    """Whether there is a suitable Triton, and an NVIDIA GPU on which no trial has broken down."""
     # AMD's GPUs are also named "cuda", and report capabilities such as (9, 0). The kernels have
     # never run on one, and a failure there might end the process instead of raising an error.
     there = device.type == "cuda" and torch.cuda.is_available() and torch.version.hip is None
-    if not there or not has_triton():
+    if not there or not has_triton() or crash_file(device) is not None:
         return False
     return torch.cuda.get_device_capability(device) >= AMPERE
 
@@ -200,7 +203,8 @@ def try_part(
         if not error <= ALLOWED[dtype]:
             return Trial(name, error)
         return Trial(name, error, _seconds(lambda: work(fused)), _seconds(lambda: work(plain)))
-    except Exception as error:  # Triton and drivers raise many kinds; the plain passes still work
+    except Exception as error:  # Triton and drivers raise many kinds
+        # Usually the plain passes still work; if not, `watched_trial` reports it.
         return Trial(name, None, failure=_first_line(error))
 
 

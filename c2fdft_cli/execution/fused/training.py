@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
+from c2fdft_cli.execution.cuda.crashes import watched_trial
 from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.fused.choose import SWITCH, Trial, are_tried, try_part
 
@@ -156,7 +157,7 @@ def _choose(
         _chosen[key] = plain
     if key not in _chosen:
         # In another thread, where the caller's autocast and saved-tensor hooks do not apply.
-        with ThreadPoolExecutor(1) as thread:
+        with watched_trial(z.device), ThreadPoolExecutor(1) as thread:
             trial = thread.submit(_try_where, z, run).result()
         _log.info("%s of %d channels: %s", trial.part, z.shape[-1], trial)
         _chosen[key] = fused if trial.is_better(dtype, switch == "on") else plain

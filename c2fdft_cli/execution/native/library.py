@@ -12,7 +12,6 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 
 from c2fdft_cli.execution.kernels import is_traced
+from c2fdft_cli.files import private_cache_folder
 from c2fdft_cli.vocabulary import check_choice
 
 SWITCH = "C2FDFT_NATIVE"
@@ -102,7 +102,7 @@ def kernels_or_reason() -> tuple[Kernels | None, str]:
             _run("xcode-select", "-p")
         # The name contains a hash of everything that the code depends on, so an existing library
         # needs no other check.
-        path = _private_folder() / f"kernels-{_fingerprint(compiler)}.so"
+        path = private_cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
         if not path.exists():
             _build(compiler, path)
         return Kernels(path), str(path)
@@ -125,25 +125,6 @@ def _torch_threads() -> ctypes._FuncPointer:
             except AttributeError as error:
                 raise OSError("torch's OpenMP has no GOMP_parallel") from error
     raise OSError("torch's libraries are not in their usual place")
-
-
-def _private_folder() -> Path:
-    """Return the user's cache folder for compiled kernels, to which no one else may write.
-
-    Raises:
-        OSError: it cannot be created, or others can write to it.
-    """
-    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or caches) / "c2fdft"
-    # Files in this folder are loaded as code. `mkdir` accepts an existing folder whoever made it,
-    # so its owner and mode are checked afterwards, with `lstat` because a link could point
-    # elsewhere later.
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
-    if not private or found.st_uid != os.getuid():
-        raise OSError(f"{folder} is not a folder that only its owner can write to")
-    return folder
 
 
 def _fingerprint(compiler: str) -> str:
