@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.gpu import require_triton
 from tests.kit.processes import python
 
-pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+require_triton()
 SCRIPT = Path(__file__).parents[2] / "recipes" / "scripts" / "tune_kernels.py"
 
 

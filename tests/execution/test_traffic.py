@@ -12,6 +12,7 @@ from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
+from tests.kit.gpu import require_triton
 from tests.kit.traffic import load_count_traffic
 
 SMALL = Network(dim=24, blocks=[1, 1, 1, 2])
@@ -33,7 +34,7 @@ def test_bytes_and_launches_of_a_call_by_plain_passes(counting: ModuleType) -> N
 
 
 def test_bytes_and_launches_of_a_call_by_the_kernels(counting: ModuleType) -> None:
-    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    require_triton()
     traffic = counting.count(Network(), 1, 256, 256, torch.bfloat16, fused=True)
     assert sum(traffic.launches.values()) <= 365
     assert sum(traffic.bytes.values()) / counting.values_of(Network(), 256, 256) < 41
@@ -62,7 +63,7 @@ def test_the_estimate_is_near_the_peak(counting: ModuleType, rows: int, dtype: t
 
 def test_a_training_step_uses_the_kernels_where_supported(counting: ModuleType) -> None:
     """With six blocks of at most 128 channels and two wider ones, under autocast."""
-    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    require_triton()
     step = counting.count_step(SMALL, 2, 32, torch.bfloat16, Stage(), clip=1.0, fused=True)
     (forward, _), (backward, _) = step.parts[counting.FORWARD], step.parts[counting.BACKWARD]
     assert (forward["norm"], forward["feed_forward"]) == (10, 6)

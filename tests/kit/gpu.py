@@ -1,11 +1,14 @@
-"""A simulated GPU: what torch reports about it is patched."""
+"""A simulated GPU, of which torch reports what a test says; and Triton, if it is usable."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+
+from c2fdft_cli.execution.fused.choose import OLDEST_TRITON, has_triton
 
 
 def pretend_gpu(
@@ -29,3 +32,12 @@ def pretend_gpu(
     for question, answer in answers.items():
         monkeypatch.setattr(torch.cuda, question, lambda *_, answer=answer: answer)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def require_triton() -> Any:
+    """Return the module; without a version that is used, skip the test or the test file."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    if not has_triton():
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        pytest.skip(f"Triton {oldest} is the oldest that is used", allow_module_level=True)
+    return triton

@@ -48,7 +48,7 @@ _READ = {"iteration", "loss", "val_psnr", "val_ssim"}
 """The columns of metrics.csv that the program itself reads."""
 
 _BEFORE_STATE = {LOCK, "recipe.yaml", "env.json", "metrics.csv", "samples", "checkpoints"}
-"""What a run writes before its first state, the lock first; if killed then, it can start again."""
+"""What a run makes before its first state; if it is killed then, it can start again."""
 
 
 class RunFolder:
@@ -119,10 +119,12 @@ class RunFolder:
         """Raise UsageError if the folder already holds a run with a state, or other files."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         names -= {path.name for path in unfinished(self.path)}
-        # A folder without a lock was not made by a run: a recipe.yaml in it is the user's and must
-        # not be replaced. The first state, that of step 0, has no checkpoint, so a checkpoint
-        # means that there was a later state.
-        begun = LOCK in names and names <= _BEFORE_STATE and not any(self.checkpoints.glob("*"))
+        # A run makes its folders first: a recipe.yaml without them is the user's, and must not be
+        # replaced. The first state, that of step 0, has no checkpoint, so a checkpoint means that
+        # there was a later state. The lock file proves nothing: some versions of filelock remove
+        # it.
+        made = names <= {LOCK} or (names <= _BEFORE_STATE and self.checkpoints.name in names)
+        begun = made and not any(self.checkpoints.glob("*"))
         if names and not begun:
             raise UsageError(
                 "the run folder is not empty",
@@ -138,7 +140,7 @@ class RunFolder:
             ResourceError: the folder cannot be written.
         """
         self.check_free()
-        for folder in (self.path, self.samples, self.checkpoints):
+        for folder in (self.path, self.checkpoints, self.samples):
             ensure_folder(folder)
         self.remove_unfinished()
         self.write_files(files)

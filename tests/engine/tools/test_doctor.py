@@ -10,7 +10,7 @@ import torch
 from c2fdft_cli.engine.tools import doctor
 from c2fdft_cli.engine.tools.doctor import Finding, examine
 from c2fdft_cli.execution import compiling, device
-from tests.kit.gpu import pretend_gpu
+from tests.kit.gpu import pretend_gpu, require_triton
 
 
 def findings() -> dict[str, Finding]:
@@ -70,7 +70,7 @@ def test_a_triton_that_is_too_old_for_the_kernels_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pretend_gpu(monkeypatch, (9, 0), ["sm_90"], name="NVIDIA H100")
-    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    require_triton()
     monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (None, "C2FDFT_NATIVE is off"))
     monkeypatch.setattr(doctor, "missing_compiler", lambda _: None)
     monkeypatch.setattr(doctor, "has_triton", lambda: False)

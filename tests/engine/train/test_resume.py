@@ -222,10 +222,13 @@ def test_resume_auto_always_uses_the_same_folder(tmp_path, shard_folder, monkeyp
     assert set_up(line).resume is not None
 
 
-def test_a_run_killed_before_its_first_state_is_started_again(tmp_path, shard_folder):
+@pytest.mark.parametrize("is_locked", [True, False])  # some versions of filelock remove the file
+def test_a_run_killed_before_its_first_state_is_started_again(tmp_path, shard_folder, is_locked):
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))
     with options.run.held():
         options.run.create(options.files)
+    lock = tmp_path / "run" / ".lock"
+    lock.touch() if is_locked else lock.unlink(missing_ok=True)
     run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=1", resume_auto=True))
     assert (tmp_path / "run" / "coarse.pt").is_file()
 

@@ -19,7 +19,7 @@ from c2fdft_cli.execution.cuda.crashes import crash_file, crash_note, watched_tr
 from c2fdft_cli.execution.device import make_runtime
 from c2fdft_cli.execution.fused import choose, training
 from c2fdft_cli.execution.prepared import PreparedBlock
-from tests.kit.gpu import pretend_gpu
+from tests.kit.gpu import pretend_gpu, require_triton
 
 GPU = torch.device("cuda", 0)
 
@@ -33,7 +33,7 @@ def ended_process() -> int:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache folder, and a simulated H100."""
-    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    require_triton()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     pretend_gpu(monkeypatch, (9, 0), ["sm_90"], "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)

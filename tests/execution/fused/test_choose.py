@@ -15,7 +15,7 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.fused import choose
 from c2fdft_cli.execution.fused.choose import PLAIN, passes_for, try_out
 from c2fdft_cli.execution.prepared import PreparedBlock
-from tests.kit.gpu import pretend_gpu
+from tests.kit.gpu import pretend_gpu, require_triton
 
 CPU = torch.device("cpu")
 PARTS = ["gather", "mixing", "apply"]
@@ -35,7 +35,7 @@ def block(dtype: torch.dtype = torch.float16) -> PreparedBlock:
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Fused passes in the interpreter on a small strip, with a time of one second each."""
-    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    require_triton()
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("there is a GPU: tests/cuda tries the kernels on it")
     monkeypatch.setattr(choose, "TRIED_ROWS", 4)
@@ -119,7 +119,7 @@ def test_a_shape_of_block_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_triton_version_that_aborts_the_process_is_not_tried(
     monkeypatch: pytest.MonkeyPatch, version: str, good: bool
 ) -> None:
-    triton = pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    triton = require_triton()
     pretend_gpu(monkeypatch, (9, 0), ["sm_90"])
     monkeypatch.setattr(triton, "__version__", version)
     assert choose.kernels_run_on(torch.device("cuda")) is good

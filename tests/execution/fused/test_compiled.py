@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+from tests.kit.gpu import require_triton
+
+require_triton()
 
 SHARED = {80: 99, 90: 227, 120: 99}
 """KiB of shared memory per program, by compute capability; 8.0 has the limit of 8.6 and 8.9,

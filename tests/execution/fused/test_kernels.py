@@ -18,8 +18,9 @@ from c2fdft_cli.execution import prepared
 from c2fdft_cli.execution.cuda.products import sums_in_pieces
 from c2fdft_cli.execution.prepared import PreparedBlock
 from tests.kit.formula import relative
+from tests.kit.gpu import require_triton
 
-triton = pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+triton = require_triton()
 tl = importlib.import_module("triton.language")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("there is a GPU: tests/cuda compares the kernels", allow_module_level=True)

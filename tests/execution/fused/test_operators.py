@@ -15,8 +15,9 @@ from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.execution.fused import choose, training
 from c2fdft_cli.execution.fused.choose import Trial
 from tests.kit.formula import fill, wave
+from tests.kit.gpu import require_triton
 
-pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+require_triton()
 
 
 class CurrentGpu:

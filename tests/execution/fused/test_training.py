@@ -27,6 +27,7 @@ from c2fdft_cli.execution.fused.training import (
     plain_norm,
 )
 from tests.kit.formula import fill, relative, wave
+from tests.kit.gpu import require_triton
 
 CPU = torch.device("cpu")
 ALLOWED = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 3e-2}
@@ -40,7 +41,7 @@ interpreted = pytest.mark.skipif(
 
 @pytest.fixture
 def triton() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    require_triton()
 
 
 @pytest.fixture

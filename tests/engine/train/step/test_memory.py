@@ -25,6 +25,7 @@ from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.training import FEED_FORWARD, NORM, assume
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
+from tests.kit.gpu import require_triton
 
 CPU = Runtime(torch.device("cpu"))
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
@@ -94,7 +95,7 @@ def test_the_count_is_right_in_half_precision(network, patch, device, fused):
 
 
 def all_kernels(network):
-    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    require_triton()
     return frozenset((p, network.dim << n) for p in (NORM, FEED_FORWARD) for n in range(4))
 
 
