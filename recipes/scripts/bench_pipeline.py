@@ -28,7 +28,9 @@ import cv2
 import numpy as np
 import torch
 
+from c2fdft_cli.core.diffusion import gaussian
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.images.picture import read_picture, write_picture
 from c2fdft_cli.engine.restore import inputs, job, options, pictures, plan
 from c2fdft_cli.engine.sampling import restorer
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
@@ -105,10 +107,10 @@ def _timed() -> Iterator[dict[str, float]]:
         return timed
 
     with (
-        mock.patch.object(inputs, "read_picture", timing("reading", inputs.read_picture)),
-        mock.patch.object(pictures, "write_picture", timing("writing", pictures.write_picture)),
+        mock.patch.object(inputs, "read_picture", timing("reading", read_picture)),
+        mock.patch.object(pictures, "write_picture", timing("writing", write_picture)),
         mock.patch.object(pictures, "_finish", timing("writer", pictures._finish)),
-        mock.patch.object(restorer, "gaussian", timing("noise", restorer.gaussian)),
+        mock.patch.object(restorer, "gaussian", timing("noise", gaussian)),
     ):
         start = time.thread_time()
         yield spent
@@ -161,7 +163,8 @@ def _photo(number: int) -> np.ndarray:
         top, left = random.integers(0, HEIGHT), random.integers(0, WIDTH)
         image[top : top + 90, left : left + 120] += random.uniform(-0.7, 0.7, 3)
     grain = cv2.GaussianBlur(random.normal(0, 6, image.shape).astype(np.float32), (0, 0), 0.7)
-    return np.clip(127 + 55 * image + grain, 0, 255).astype(np.uint8)
+    photo: np.ndarray = np.clip(127 + 55 * image + grain, 0, 255).astype(np.uint8)
+    return photo
 
 
 if __name__ == "__main__":

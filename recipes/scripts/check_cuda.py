@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,6 +65,7 @@ from c2fdft_cli.execution.memory import is_out_of_memory, peak_bytes, release_ca
 from c2fdft_cli.execution.prepared import PreparedBlock
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage, Train
+from c2fdft_cli.vocabulary import Recompute
 
 ALLOWED = {"fp32": 2e-5, "tf32": 2e-3, "fp16": 4e-3, "bf16": 2e-2}
 """Largest relative errors, by precision, against float64 or float32 on the CPU."""
@@ -73,6 +75,9 @@ DERAIN = Network(dim=24, blocks=[1, 2, 2, 3])
 """The network of the packaged weights `derain`."""
 QUICK = Network(dim=16, blocks=[1, 1, 1, 1])
 RUN = [sys.executable, "-m", "c2fdft_cli"]
+Kind = Recompute | None
+"""The training stage: coarse if None, else fine with this value of `recompute`."""
+TIMED: tuple[Kind, ...] = (None, "none", "call")
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def _write_tables(folder: Path) -> int:
     """Write OUT/cuda.md from the results; return 1 if a check failed, else 0."""
     rows = [json.loads(line) for line in (folder / "cuda.jsonl").read_text().splitlines()]
     checks, times = ([row for row in rows if kind in row] for kind in ("check", "time"))
-    facts = next((row for row in rows if "torch" in row), {})
+    facts: dict[str, Any] = next((row for row in rows if "torch" in row), {})
     lines = [_more(facts, ("stage",)), "", "| stage | check | | |", "|---|---|---|---|"]
     for row in checks:
         state = "ok" if row["good"] else "FAILED"
@@ -214,9 +219,9 @@ def seconds_of(
     """Return the median seconds of a run; on a GPU by events, after two runs that warm up."""
     if not check.on_cuda:
         run()
-        begin = time.perf_counter()
+        began = time.perf_counter()
         run()
-        return time.perf_counter() - begin
+        return time.perf_counter() - began
     for _ in range(2):
         run()
     torch.cuda.synchronize()
@@ -246,9 +251,9 @@ def random_network(network: Network, device: torch.device | None = None) -> DFT:
     return net
 
 
-def make_stepper(net: DFT, runtime: Runtime, fine: str | None = None) -> Stepper:
-    """Make a stepper of the coarse stage, or of the fine stage with `recompute` set to `fine`."""
-    stage = None if fine is None else (FineStage(recompute=fine), time_grid(4))  # type: ignore[arg-type]
+def make_stepper(net: DFT, runtime: Runtime, kind: Kind = None) -> Stepper:
+    """Make a stepper of one of the stages."""
+    stage = None if kind is None else (FineStage(recompute=kind), time_grid(4))
     return Stepper(Objective(net, ALPHA_BAR.to(runtime.device), stage), Train(), runtime)
 
 
@@ -261,9 +266,8 @@ def profile_of(run: Callable[[], object], path: Path) -> float:
         run()
         torch.cuda.synchronize()
     wall = time.perf_counter() - begin
-    on_gpu = torch.autograd.DeviceType.CUDA
-    kernels = [event for event in seen.events() or [] if event.device_type == on_gpu]
-    busy = sum(event.device_time_total for event in kernels) / 1e6
+    kernels = [event for event in seen.events() or [] if event.device_type.name == "CUDA"]
+    busy: float = sum(event.device_time_total for event in kernels) / 1e6
     table = seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=40)
     path.write_text(f"{len(kernels)} kernels, busy {busy:.4f} s of {wall:.4f} s\n{table}")
     return busy / wall
@@ -299,7 +303,7 @@ def env(check: Check) -> None:
     for name in check.precisions():
         dtype = check.runtime(name).dtype
         x, y = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
-        took = seconds_of(lambda x=x, y=y: x @ y, check)
+        took = seconds_of(partial(torch.matmul, x, y), check)
         check.time(f"product 8192^3 {name}", took, tflops=round(2 * 8192**3 / took / 1e12))
     _time_launches(check)
 
@@ -311,7 +315,8 @@ def _time_memory(check: Check) -> None:
     check.time("copy of 1 GiB", took, gb_s=round(2 * a.numel() * 4 / took / 1e9))
     for pinned in (False, True):
         host = torch.empty(1 << 26, pin_memory=pinned)
-        took = seconds_of(lambda h=host: a[: h.numel()].copy_(h, non_blocking=True), check, most=10)
+        upload = partial(a[: host.numel()].copy_, host, non_blocking=True)
+        took = seconds_of(upload, check, most=10)
         rate = round(host.numel() * 4 / took / 1e9, 1)
         check.time(f"host to GPU, {'pinned' if pinned else 'pageable'}", took, gb_s=rate)
 
@@ -415,7 +420,7 @@ def kernels(check: Check) -> None:
         return
     if not check.on_cuda:
         choose.TRIED_ROWS, choose.TRIED_VALUES = 4, 4 * 8 * 48
-        choose._seconds = lambda _: 0.0
+        choose._seconds = lambda run: 0.0
     shapes = ((48, 1), (96, 2), (96, 1), (192, 4), (384, 8), (24, 1))
     for width, heads in shapes[: 2 if check.quick else None]:
         for dtype in choose.ALLOWED if check.on_cuda else [torch.float16]:
@@ -505,14 +510,14 @@ def grad(check: Check) -> None:
 
     One step has gradients that are not finite and must be skipped.
     """
-    kinds = [None, "call"] if check.quick else [None, "none", "call", "level"]
+    kinds: list[Kind] = [None, "call"] if check.quick else [None, "none", "call", "level"]
     _compare_gradients(check, kinds, compiled=False)
     for name in check.precisions():
         with check.trial(f"steps {name}"):
             _take_steps(check, name)
 
 
-def _compare_gradients(check: Check, kinds: list[str | None], compiled: bool) -> None:
+def _compare_gradients(check: Check, kinds: list[Kind], compiled: bool) -> None:
     network = replace(check.network(), blocks=[1, 1, 1, 1])
     base, batch = random_network(network), random_batch(3, 32, 1000)
     cpu = make_runtime("cpu", "fp32")
@@ -571,14 +576,14 @@ def memory(check: Check) -> None:
     for rows in (512, 128, 16):
         strips = StripNetwork(model, rows, runtime.dtype)
         with torch.inference_mode():
-            peak = _allocated_by(lambda s=strips: s(x, t))
+            peak = _allocated_by(partial(strips, x, t))
         ratio = peak / strip_bytes(model, 512, 768, 1, runtime.dtype, rows)
         check.expect(f"bytes of strips of {rows} rows", 0.8 < ratio < 1.2, of_plan=round(ratio, 3))
     stepper = make_stepper(random_network(check.network(), runtime.device), runtime)
     fixed = weight_bytes(sum(p.numel() for p in model.parameters()), runtime.dtype)
     kernels = training_kernels(check.network(), "off", runtime)
     for patch in (32, 64, 128):
-        peak = _allocated_by(lambda p=patch: stepper.try_out(random_batch(8, p, 1000), 8))
+        peak = _allocated_by(partial(stepper.try_out, random_batch(8, patch, 1000), 8))
         planned = fixed + 8 * step_bytes(check.network(), Stage(), 1, patch, runtime, kernels)
         good = 0.7 < peak / planned < 1.4
         check.expect(f"bytes of a step at {patch} px", good, of_plan=round(peak / planned, 3))
@@ -729,7 +734,7 @@ def _time_call(
     if precision == check.precisions()[-1] and h == 720:
         for rows in (h // 2, h // 4, h // 8):  # q, k and v of so few rows may fit the cache
             fewer = StripNetwork(there, rows, runtime.dtype)
-            took = seconds_of(lambda s=fewer: s(x, t), check, most=20)
+            took = seconds_of(partial(fewer, x, t), check, most=20)
             check.time(f"{name} strips of {rows} rows", took)
     release_cached_memory(runtime)
 
@@ -738,23 +743,23 @@ def train(check: Check) -> None:
     """Time uncompiled training steps at the shapes of the official recipe."""
     name = "bf16" if "bf16" in check.precisions() else check.precisions()[-1]
     shapes = [(16, 2)] if check.quick else [(32, 720), (64, 192), (128, 48)]
-    for fine in (None, "none", "call"):
+    for fine in TIMED:
         for patch, rows in shapes:
             label = f"{fine or 'coarse'} {patch} px {name}"
             with check.trial(label):
                 _time_step(check, label, fine, patch, rows if fine is None else -(-rows // 4))
     # In fp16 too, since there a recorded step also reads the loss scale.
     for precision in dict.fromkeys((name, "fp16") if check.on_cuda else (name,)):
-        for fine in (None, "none", "call"):
+        for fine in TIMED:
             with check.trial(f"recorded {fine or 'coarse'} {precision}"):
                 _compare_recorded(check, precision, fine)
 
 
-def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
+def _compare_recorded(check: Check, precision: str, fine: Kind) -> None:
     """Compare gradients and times of a small network's steps, launched and recorded."""
     runtime = check.runtime(precision)
     network, patch, rows = (QUICK, 16, 2) if check.quick else (DERAIN, 192, 16)
-    stage = None if fine is None else (FineStage(recompute=fine), [500])  # type: ignore[arg-type]
+    stage = None if fine is None else (FineStage(recompute=fine), [500])
     batch, another = (random_batch(rows, patch, 1000) for _ in range(2))
     gradients: list[Tensor] = []
     name = f"{fine or 'coarse'} step of {rows} x {patch} px {precision}"
@@ -762,10 +767,11 @@ def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
         objective = Objective(
             random_network(network, runtime.device), ALPHA_BAR.to(runtime.device), stage
         )
-        stepper, said = Stepper(objective, Train(), runtime), []
+        stepper = Stepper(objective, Train(), runtime)
+        said: list[str] = []
         stepper.recorder.notify = said.append
         with mock.patch.dict(os.environ, {recording.SWITCH: switch}):
-            took = seconds_of(lambda s=stepper: s.step(batch, 1.0, 0.0, rows), check, most=20)
+            took = seconds_of(partial(stepper.step, batch, 1.0, 0.0, rows), check, most=20)
             # The learning rate is 0, so the weights are the same: a recorded step must read the
             # new batch.
             stepper.step(another, 1.0, 0.0, rows)
@@ -778,13 +784,13 @@ def _compare_recorded(check: Check, precision: str, fine: str | None) -> None:
     check.expect(f"{name}: recorded as launched", error < 2e-3, error=f"{error:.1e}", equal=same)
 
 
-def _time_step(check: Check, label: str, fine: str | None, patch: int, rows: int) -> None:
+def _time_step(check: Check, label: str, fine: Kind, patch: int, rows: int) -> None:
     runtime = check.runtime(label.rsplit(maxsplit=1)[-1])
     stepper = make_stepper(random_network(check.network(), runtime.device), runtime, fine)
     batch, micro = random_batch(rows, patch, 1000), rows
     while True:
         try:
-            took = seconds_of(lambda m=micro: stepper.step(batch, 1.0, 1e-6, m), check, most=5)
+            took = seconds_of(partial(stepper.step, batch, 1.0, 1e-6, micro), check, most=5)
             break
         except Exception as error:
             if micro == 1 or not is_out_of_memory(error):

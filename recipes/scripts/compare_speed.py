@@ -27,6 +27,7 @@ import time
 import unittest.mock
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -45,6 +46,9 @@ from c2fdft_cli.execution.memory import reuse_freed_memory
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network
+
+Call = Callable[[Tensor, Tensor], Tensor]
+"""The network, or what computes the same: eps_hat from x and t."""
 
 
 def main() -> None:
@@ -67,13 +71,17 @@ def forward(args: argparse.Namespace) -> None:
     """Time one call of transcription, network, and strips in float32 and bfloat16."""
     h, w = _size(args.size or "256")
     book, net = _pair(args.transcription)
-    calls = {"transcription fp32": book, "network fp32": net, "strips fp32": StripNetwork(net)}
+    calls: dict[str, Call] = {
+        "transcription fp32": book,
+        "network fp32": net,
+        "strips fp32": StripNetwork(net),
+    }
     if cpu_bf16_speed() is not None:
         calls["strips bf16"] = StripNetwork(net, dtype=torch.bfloat16)
     x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
     with torch.inference_mode():
         results = {name: call(x, t) for name, call in calls.items()}
-        seconds = _take_turns({n: lambda c=c: c(x, t) for n, c in calls.items()}, args.rounds)
+        seconds = _take_turns({n: partial(c, x, t) for n, c in calls.items()}, args.rounds)
         gemm = {
             name: statistics.median(gemm_tflops(Runtime(x.device, dtype)) for _ in range(5))
             for name, dtype in PRECISIONS.items()
@@ -102,7 +110,7 @@ def runtimes(args: argparse.Namespace) -> None:
             network, net = checkpoint.meta.network, checkpoint.network().requires_grad_(False)
         book = _load(args.transcription, dim=network.dim, blocks=network.blocks)
         book.load_state_dict(net.state_dict(), strict=True)
-        calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        calls: dict[str, Call] = {
             "transcription fp32": book.eval().requires_grad_(False),
             **_other_runtimes(net, asdict(network)),
         }
@@ -112,18 +120,17 @@ def runtimes(args: argparse.Namespace) -> None:
         calls["strips, compiled kernels"] = StripNetwork(net)
     with torch.inference_mode():
         results = {name: call(x, t) for name, call in calls.items()}
-        seconds = _take_turns({n: lambda c=c: c(x, t) for n, c in calls.items()}, args.rounds)
+        seconds = _take_turns({n: partial(c, x, t) for n, c in calls.items()}, args.rounds)
     expected = results["transcription fp32"]
     for name in calls:
         error = float((results[name] - expected).norm() / expected.norm())
         _say(args, f"{h}x{w}", name, seconds, relative_error=error)
 
 
-def _other_runtimes(
-    net: DFT, arguments: dict[str, object]
-) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def _other_runtimes(net: DFT, arguments: dict[str, object]) -> dict[str, Call]:
     """Return calls of the network in onnxruntime and OpenVINO, with as many threads as torch."""
-    threads, calls = torch.get_num_threads(), {}
+    threads = torch.get_num_threads()
+    calls: dict[str, Call] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         path.write_bytes(onnx_model(net, arguments).SerializeToString())
@@ -244,7 +251,7 @@ def memory(args: argparse.Namespace) -> None:
         for _ in range(args.rounds):
             with context.Pool(1) as pool:
                 took, peak = pool.apply(_measure, (args.transcription, name, h, w))
-            _print(args, size=f"{h}x{w}", name=name, seconds=took, gib=peak / 2**30)
+            _print(args, f"{h}x{w}", name, took, gib=round(peak / 2**30, 3))
 
 
 def call(args: argparse.Namespace) -> None:
@@ -252,7 +259,7 @@ def call(args: argparse.Namespace) -> None:
     h, w = _size(args.size or "2160x3840")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         took, peak = pool.apply(_measure, (args.transcription, "strips", h, w))
-    _print(args, size=f"{h}x{w}", name="strips", seconds=took, gib=peak / 2**30)
+    _print(args, f"{h}x{w}", "strips", took, gib=round(peak / 2**30, 3))
 
 
 PARTS = {"forward": forward, "runtimes": runtimes, "step": step, "memory": memory, "call": call}
@@ -308,7 +315,8 @@ def _load(path: str, **arguments: object) -> nn.Module:
         raise SystemExit(f"no Python file: {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Textbook(**arguments)  # type: ignore[no-any-return]
+    network: nn.Module = module.Textbook(**arguments)
+    return network
 
 
 def _take_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -326,19 +334,13 @@ def _say(
 ) -> None:
     base = seconds["transcription fp32"]
     ratios = [a / b for a, b in zip(base, seconds[name], strict=True)]
-    _print(
-        args,
-        size=size,
-        name=name,
-        seconds=statistics.median(seconds[name]),
-        ratio=round(statistics.median(ratios), 2),
-        **more,
-    )
+    ratio = round(statistics.median(ratios), 2)
+    _print(args, size, name, statistics.median(seconds[name]), ratio=ratio, **more)
 
 
-def _print(args: argparse.Namespace, **facts: object) -> None:
-    rounded = {k: round(v, 3) if k in ("seconds", "gib") else v for k, v in facts.items()}  # type: ignore[call-overload]
-    document = {"part": args.part, "compile": args.compile, "apart": args.apart, **rounded}
+def _print(args: argparse.Namespace, size: str, name: str, seconds: float, **more: float) -> None:
+    how = {"part": args.part, "compile": args.compile, "apart": args.apart}
+    document = {**how, "size": size, "name": name, "seconds": round(seconds, 3), **more}
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 

@@ -26,6 +26,7 @@ are not counted. An operator on lists of tensors counts as the launches into whi
 from __future__ import annotations
 
 import argparse
+import copy
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,6 @@ from c2fdft_cli.core import ssim
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.train.step import objective as objective_module
-from c2fdft_cli.engine.train.step import stepper as stepper_module
 from c2fdft_cli.engine.train.step.memory import NormsInFloat32
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
@@ -160,7 +160,7 @@ def _launches_of(name: str, args: tuple[Any, ...]) -> int:
     lists = [arg for arg in lists if isinstance(arg[0], Tensor)]
     chunks = sum(-(-x.numel() // LIST_CHUNK) for x in lists[0])
     tensors = LIST_TENSORS[min(len(lists), len(LIST_TENSORS)) - 1]
-    return max(-(-chunks // LIST_CHUNKS), -(-len(lists[0]) // tensors))
+    return int(max(-(-chunks // LIST_CHUNKS), -(-len(lists[0]) // tensors)))
 
 
 def _is_view(func: Any) -> bool:
@@ -222,13 +222,13 @@ def count(
     network: Network, n: int, height: int, width: int, dtype: torch.dtype, fused: bool = False
 ) -> Traffic:
     """Count one call in one strip, with the plain passes or the fused kernels."""
-    mode = FakeTensorMode()
-    strips_module.passes_for = lambda *_: fused_passes() if fused else PLAIN
+    mode, traffic = FakeTensorMode(), Traffic()
+    passes = fused_passes() if fused else PLAIN
     with mode, torch.no_grad():
         strips = StripNetwork(fake_network(network, mode), height, dtype)
         x = torch.empty(n, network_inputs(strips), height, width, device=DEVICE)
         t = torch.empty(1, device=DEVICE).expand(n)
-        with Traffic() as traffic:
+        with mock.patch.object(strips_module, "passes_for", return_value=passes), traffic:
             strips(x, t)
     return traffic
 
@@ -260,7 +260,7 @@ def count_step(
         objective = Objective(net, torch.zeros(1000), fine)
         runtime = Runtime(torch.device("cpu"), dtype)
         average = make_network(network)  # a deep copy of fake tensors would get another fake mode
-        with mock.patch.object(stepper_module.copy, "deepcopy", return_value=average):
+        with mock.patch.object(copy, "deepcopy", return_value=average):
             stepper = Stepper(objective, Train(clip_norm=clip), runtime)
         batch = random_batch(rows, patch, 1000)
         stepper.step(batch, 1.0, 1e-3, rows)  # the first step allocates AdamW's moments
@@ -335,18 +335,19 @@ def main() -> None:
         _print_step(count_step(network, args.batch, args.size[0], dtype, stage, 1.0, args.fused))
         return
     load_device_guard()
-    traffic = count(network, args.batch, *args.size, dtype, args.fused)
-    _print_call(traffic, args.batch * values_of(network, *args.size))
+    height, width = args.size
+    traffic = count(network, args.batch, height, width, dtype, args.fused)
+    _print_call(traffic, args.batch * values_of(network, height, width))
 
 
 def _print_step(traffic: Traffic) -> None:
     lines = ["| part | MB | launches |", "|---|---|---|"]
-    sums = {
-        part: (sum(launches.values()), sum(moved.values()))
-        for part, (launches, moved) in traffic.parts.items()
-    }
-    sums["**all**"] = tuple(map(sum, zip(*sums.values(), strict=True)))
-    lines += [f"| {part} | {moved / 1e6:.0f} | {n} |" for part, (n, moved) in sums.items()]
+    all_launches, all_moved = Counter[str](), Counter[str]()
+    for part, (launches, moved) in traffic.parts.items():
+        lines.append(f"| {part} | {moved.total() / 1e6:.0f} | {launches.total()} |")
+        all_launches += launches
+        all_moved += moved
+    lines.append(f"| **all** | {all_moved.total() / 1e6:.0f} | {all_launches.total()} |")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

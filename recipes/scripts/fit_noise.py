@@ -74,7 +74,9 @@ def statistics(noisy: Pixels, mean: Pixels, flat: NDArray[np.bool_]) -> Statisti
     )
 
 
-def autocorrelation(plane: NDArray[np.float32], flat: NDArray[np.bool_], dy: int, dx: int) -> float:
+def autocorrelation(
+    plane: NDArray[np.floating], flat: NDArray[np.bool_], dy: int, dx: int
+) -> float:
     """Correlation of flat pixels with those dy below and dx to the right."""
     h, w = plane.shape
     both = flat[: h - dy, : w - dx] & flat[dy:, dx:]
@@ -97,7 +99,8 @@ def flat_pixels(mean: Pixels) -> NDArray[np.bool_]:
     """
     image = mean.astype(np.float32)
     rough = np.abs(image - cv2.GaussianBlur(image, (0, 0), 2)).max(axis=2)
-    return cv2.erode((rough < 2.5).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    smooth: Pixels = cv2.erode((rough < 2.5).astype(np.uint8), np.ones((3, 3), np.uint8))
+    return smooth > 0
 
 
 def camera(values: Floats, shot: float) -> Camera:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -24,35 +25,57 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.kit import fuzz
 
 
-def report(target: fuzz.Target, inputs: int, seed: int) -> dict[str, object]:
-    """Try the inputs of a target, and return counts, times and defects as a JSON document.
+@dataclass
+class Defect:
+    """How often inputs had a defect of one kind, and the numbers of the first five of them."""
 
-    Defects are counted by kind, with the numbers of the first five inputs of each kind.
-    """
+    count: int
+    inputs: list[int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Counts, times and defects (by kind) of a target: the JSON document that is printed."""
+
+    target: str
+    seed: int
+    inputs: int
+    read: int
+    refused: int
+    defects: dict[str, Defect]
+    seconds: float
+    slowest_seconds: float
+    peak_bytes: int
+
+
+def report(target: fuzz.Target, inputs: int, seed: int) -> Report:
+    """Try the inputs of a target."""
     start = time.perf_counter()
     kinds: Counter[str] = Counter()
-    examples: dict[str, list[int]] = {}
+    defects: dict[str, Defect] = {}
     slowest, peak = 0.0, 0
     for outcome in fuzz.fuzz(target, inputs, seed):
         kinds[outcome.what] += 1
         slowest, peak = max(slowest, outcome.seconds), max(peak, outcome.peak_bytes)
         if outcome.is_defect():
             sys.stderr.write(f"{target.name} {outcome.number}: {outcome.what}\n")
-            if len(examples.setdefault(outcome.what, [])) < 5:
-                examples[outcome.what].append(outcome.number)
-        if sum(kinds.values()) % 1000 == 0:
-            sys.stderr.write(f"{target.name}: {sum(kinds.values())} of {inputs}\n")
-    return {
-        "target": target.name,
-        "seed": seed,
-        "inputs": sum(kinds.values()),
-        "read": kinds["read"],
-        "refused": kinds["refused"],
-        "defects": {what: {"count": kinds[what], "inputs": at} for what, at in examples.items()},
-        "seconds": round(time.perf_counter() - start, 1),
-        "slowest_seconds": round(slowest, 3),
-        "peak_bytes": peak,
-    }
+            defect = defects.setdefault(outcome.what, Defect(0, []))
+            defect.count += 1
+            if defect.count <= 5:
+                defect.inputs.append(outcome.number)
+        if kinds.total() % 1000 == 0:
+            sys.stderr.write(f"{target.name}: {kinds.total()} of {inputs}\n")
+    return Report(
+        target=target.name,
+        seed=seed,
+        inputs=kinds.total(),
+        read=kinds["read"],
+        refused=kinds["refused"],
+        defects=defects,
+        seconds=round(time.perf_counter() - start, 1),
+        slowest_seconds=round(slowest, 3),
+        peak_bytes=peak,
+    )
 
 
 def again(target: fuzz.Target, number: int, seed: int, keep: Path | None) -> None:
@@ -86,8 +109,8 @@ def main() -> int:
             again(known[name], options.only, options.seed, options.keep)
             continue
         done = report(known[name], options.inputs, options.seed)
-        defects += len(done["defects"])
-        sys.stdout.write(json.dumps(done) + "\n")
+        defects += len(done.defects)
+        sys.stdout.write(json.dumps(asdict(done)) + "\n")
         sys.stdout.flush()
     return 1 if defects else 0
 

@@ -25,23 +25,24 @@ from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.data.synthesis.degrade import degrade, parse_model
 
 PHOTOS = Path(skimage.__file__).parent / "data"
-SHOWN = {
+SHOWN: dict[str, list[tuple[str, dict[str, object]]]] = {
     "rain": [
-        ("chelsea.png", "rain", {"heavy": 0.0}),
-        ("coffee.png", "rain", {"heavy": 0.0}),
-        ("astronaut.png", "rain", {"heavy": 1.0}),
+        ("chelsea.png", {"heavy": 0.0}),
+        ("coffee.png", {"heavy": 0.0}),
+        ("astronaut.png", {"heavy": 1.0}),
     ],
     "noise": [
-        ("coffee.png", "noise", {"sigma": 25.0}),
-        ("chelsea.png", "noise", {"sigma": 50.0}),
-        ("astronaut.png", "noise", {"kind": "camera", "shot": 1e-2}),
+        ("coffee.png", {"sigma": 25.0}),
+        ("chelsea.png", {"sigma": 50.0}),
+        ("astronaut.png", {"kind": "camera", "shot": 1e-2}),
     ],
     "blur": [
-        ("chelsea.png", "blur", {"kind": "exposure", "size": [9, 11], "noise": [0, 1]}),
-        ("coffee.png", "blur", {"kind": "exposure", "size": [13, 15], "noise": [0, 1]}),
-        ("astronaut.png", "blur", {"kind": "exposure", "size": [18, 20], "noise": [0, 1]}),
+        ("chelsea.png", {"kind": "exposure", "size": [9, 11], "noise": [0, 1]}),
+        ("coffee.png", {"kind": "exposure", "size": [13, 15], "noise": [0, 1]}),
+        ("astronaut.png", {"kind": "exposure", "size": [18, 20], "noise": [0, 1]}),
     ],
 }
+"""Photographs and options, by kind of degradation."""
 WEIGHTS = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
 OVERVIEW = {"rain": 0, "noise": 0, "blur": 2}
 HEIGHT, GAP, QUALITY = 300, 6, 88
@@ -64,8 +65,8 @@ def main() -> None:
 
 def _columns(name: str, folder: Path) -> list[np.ndarray]:
     """Return each degraded photograph above its restoration, uint8 `[h, w, 3]`."""
-    for i, (photo, kind, options) in enumerate(SHOWN[name]):
-        lq = degrade(_fitted(photo), parse_model(kind, options), np.random.default_rng([7, i]))
+    for i, (photo, options) in enumerate(SHOWN[name]):
+        lq = degrade(_fitted(photo), parse_model(name, options), np.random.default_rng([7, i]))
         (folder / "in").mkdir(exist_ok=True)
         save_rgb8(folder / "in" / f"{i}.png", lq)
     restore = [sys.executable, "-m", "c2fdft_cli", "restore", folder / "in", folder / "out"]
@@ -80,7 +81,9 @@ def _columns(name: str, folder: Path) -> list[np.ndarray]:
 def _fitted(photo: str) -> np.ndarray:
     image = read_rgb8(PHOTOS / photo)
     h, w = image.shape[:2]
-    return cv2.resize(image, (round(w * HEIGHT / h), HEIGHT), interpolation=cv2.INTER_AREA)
+    size = round(w * HEIGHT / h), HEIGHT
+    fitted: np.ndarray = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return fitted
 
 
 def _joined(images: list[np.ndarray], axis: int) -> np.ndarray:

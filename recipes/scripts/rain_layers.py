@@ -39,7 +39,8 @@ def layer_of(rainy: NDArray[np.uint8], clean: NDArray[np.uint8]) -> NDArray[np.u
     three are at 255.
     """
     difference = rainy.astype(np.int16) - clean
-    return np.clip(difference.max(axis=2), 0, 255).astype(np.uint8)
+    layer: NDArray[np.uint8] = np.clip(difference.max(axis=2), 0, 255).astype(np.uint8)
+    return layer
 
 
 def known_part(white: NDArray[np.bool_]) -> tuple[slice, slice] | None:

@@ -73,6 +73,7 @@ def time_table(out: Path, table: str, width: int, quick: bool) -> None:
     used, found = tiles[width], []
     others = [tile for tile in TABLES[table][1]() if tile != used]
     want: Tensor | None = None
+    row: dict[str, str | float]
     for tile in [used, *others[: 1 if quick else None]]:
         tiles[width] = tile
         try:
@@ -98,9 +99,9 @@ def seconds_of(run: Callable[[], Tensor], quick: bool) -> tuple[float, Tensor]:
     """Return the median seconds of a run, after one that compiles, and a sample of its result."""
     result = run().flatten()[::7].double()
     if quick:
-        begin = time.perf_counter()
+        began = time.perf_counter()
         run()
-        return time.perf_counter() - begin, result
+        return time.perf_counter() - began, result
     times = []
     for _ in range(ROUNDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -89,6 +89,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_processes_with_and_without_a_gpu_do_not_wait_for_one_another(tmp_path: Path) -> None:
     run_in_two_processes(UNLIKE, tmp_path)
 
@@ -158,6 +159,7 @@ join_ranks(Runtime(torch.device("cpu"), rank=1, world=2))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "number", "code"),
     [("command", signal.SIGTERM, 143), ("program", signal.SIGINT, -signal.SIGINT)],

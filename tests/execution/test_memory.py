@@ -97,6 +97,7 @@ def test_free_memory_of_cuda_includes_torchs_cache(
     assert free_bytes(Runtime(torch.device("cuda"))) == 1200
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library has no such call")
 def test_cached_memory_can_be_released() -> None:
     script = """

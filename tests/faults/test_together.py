@@ -14,13 +14,14 @@ from c2fdft_cli.engine.restore.options import Machine, Sampling
 from c2fdft_cli.engine.restore.plan import plan_restore
 from tests.kit.faults import Running, World, hidden, run
 
+pytestmark = pytest.mark.slow
+
 FILES = 10_000
 SECONDS_A_FILE = 1e-3
 BYTES_A_FILE = 2048
 TRAINING = pytest.param("train-coarse", marks=pytest.mark.long)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prepare", "restore", TRAINING])
 def test_two_processes_on_one_output(world: World, tmp_path, name):
     """Both write the same bytes, or one of them reports the other process."""

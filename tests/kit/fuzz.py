@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from c2fdft_cli.errors import C2fdftError
@@ -184,7 +185,7 @@ def fuzz(target: Target, count: int, seed: int = 0) -> Iterator[Outcome]:
                     break  # the state of this process can no longer be trusted
 
 
-def _next(process: multiprocessing.Process, connection: Connection, number: int) -> Outcome:
+def _next(process: BaseProcess, connection: Connection, number: int) -> Outcome:
     if not connection.poll(HANG_SECONDS):
         return Outcome(number, "hung in native code", HANG_SECONDS, 0)
     try:
@@ -196,9 +197,7 @@ def _next(process: multiprocessing.Process, connection: Connection, number: int)
 
 
 @contextlib.contextmanager
-def _worker(
-    target: Target, numbers: range, seed: int
-) -> Iterator[tuple[multiprocessing.Process, Connection]]:
+def _worker(target: Target, numbers: range, seed: int) -> Iterator[tuple[BaseProcess, Connection]]:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(target, numbers, seed, theirs), daemon=True)

@@ -199,6 +199,7 @@ def test_a_picture_over_pillows_own_limit_is_read(tmp_path, monkeypatch):
         assert image_size(tmp_path / f"a{suffix}") == read_rgb8(tmp_path / f"a{suffix}").shape[:2]
 
 
+@pytest.mark.slow
 def test_reading_and_writing_load_neither_torch_nor_opencv(tmp_path):
     script = (
         "import sys, numpy as np; from c2fdft_cli.data.images.picture import *\n"

@@ -188,6 +188,7 @@ def test_a_contact_sheet_without_pairs_is_refused(count, columns, tile):
         contact_sheet([(ramp(8, 8), ramp(8, 8))] * count, columns, tile)
 
 
+@pytest.mark.slow
 def test_importing_loads_neither_torch_nor_opencv():
     code = (
         "import sys, c2fdft_cli.data.synthesis.degrade; "

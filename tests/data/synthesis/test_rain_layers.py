@@ -8,9 +8,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[3] / "recipes" / "scripts" / "rain_layers.py"
 
 

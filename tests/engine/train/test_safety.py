@@ -316,7 +316,6 @@ SAME_NAME = """
 """
 
 
-@pytest.mark.slow
 @pytest.mark.acceptance
 def test_all_processes_of_a_training_take_the_next_name(tmp_path, shard_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)

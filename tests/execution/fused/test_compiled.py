@@ -18,7 +18,6 @@ SHARED = {80: 99, 90: 227, 120: 99}
 which is lower than its own."""
 
 
-@pytest.mark.slow
 @pytest.mark.acceptance
 @pytest.mark.parametrize("capability", SHARED)
 def test_kernels_compile_and_hardly_spill(capability: int) -> None:
