@@ -79,7 +79,7 @@ class TrainView:
             return Text("waiting for the first step")
         across = _cells_across(self._screen.width)
         grid = Table.grid(padding=(0, 2))
-        for value in (8, 10, 18) if across == 3 else (18,) * across:  # fixed widths
+        for value in (8, 9, 18) if across == 3 else (18,) * across:  # fixed widths
             grid.add_column(min_width=9)
             grid.add_column(min_width=value)
         last = self._steps[-1]
