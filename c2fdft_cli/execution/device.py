@@ -48,7 +48,8 @@ class Runtime:
     dtype: dtype of matrix products; parameters stay float32.
     rank, world: rank of this process, and number of processes in its job.
     tf32: whether float32 products are computed in TF32.
-    device_note, precision_note: what the user may want to know about these choices, in a sentence.
+    device_note, precision_note, kernels_note: what the user may want to know about these choices,
+        and about the program's own kernels, in a sentence each.
     """
 
     device: torch.device
@@ -58,11 +59,13 @@ class Runtime:
     tf32: bool = False
     device_note: str | None = None
     precision_note: str | None = None
+    kernels_note: str | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user may want to know about device and precision, in sentences."""
-        return tuple(note for note in (self.device_note, self.precision_note) if note is not None)
+        """What the user may want to know about these choices, in sentences."""
+        notes = (self.device_note, self.precision_note, self.kernels_note)
+        return tuple(note for note in notes if note is not None)
 
     @property
     def precision(self) -> str:
@@ -104,7 +107,8 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """
     rank, world = _place()
     chosen, note = _resolve_device(device)
-    runtime = Runtime(chosen, rank=rank, world=world, device_note=note)
+    crashed = crash_note(chosen) if chosen.type == "cuda" else None
+    runtime = Runtime(chosen, rank=rank, world=world, device_note=note, kernels_note=crashed)
     return with_precision(runtime, precision, "--precision")
 
 
@@ -163,7 +167,7 @@ def _prepare_cuda(device: torch.device, precision: str) -> tuple[str, str | None
 
 
 def _resolve_device(name: str) -> tuple[torch.device, str | None]:
-    """Return the device, and a note if "auto" does not use the GPU, or not the kernels on it."""
+    """Return the device, and a note with the reason if "auto" does not use the GPU."""
     numbered = _NUMBERED.fullmatch(name)
     name = "cuda" if numbered else check_choice("--device", name, DEVICES)
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -177,8 +181,7 @@ def _resolve_device(name: str) -> tuple[torch.device, str | None]:
         index = _numbered_gpu(int(numbered[1])) if numbered else _own_gpu()
         reason = unusable_gpu(index)
         if reason is None:
-            chosen = torch.device("cuda", index)
-            return chosen, crash_note(chosen)
+            return torch.device("cuda", index), None
         if name == "cuda":
             hint = "install a torch that is built for this card, or use --device cpu"
             raise ResourceError(reason, hint=hint)

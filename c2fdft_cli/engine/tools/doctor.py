@@ -149,7 +149,8 @@ def _triton(runtime: Runtime) -> Finding:
     if hint is None and not has_triton():
         oldest = ".".join(map(str, OLDEST_TRITON))
         hint = f"the program's faster kernels need triton {oldest} or newer: install a newer torch"
-    return Finding("triton", lacking is None, _version_of("triton"), hint)
+    usable = lacking is None and runtime.kernels_note is None
+    return Finding("triton", usable, _version_of("triton"), hint or runtime.kernels_note)
 
 
 def _nccl() -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from c2fdft_cli.engine.tools import doctor
 from c2fdft_cli.engine.tools.doctor import Finding, examine
 from c2fdft_cli.execution import compiling, device
+from c2fdft_cli.execution.cuda import crashes
 from tests.kit.gpu import pretend_gpu, require_triton
 
 
@@ -79,6 +82,21 @@ def test_a_triton_that_is_too_old_for_the_kernels_is_reported(
     assert found.hint == (
         "the program's faster kernels need triton 3.3 or newer: install a newer torch"
     )
+
+
+@pytest.mark.usefixtures("driver")
+def test_kernels_that_broke_down_on_this_gpu_are_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend_gpu(monkeypatch, (9, 0), ["sm_90"], name="NVIDIA H100")
+    monkeypatch.setattr(crashes, "crash_file", lambda _: tmp_path / "trying")
+    monkeypatch.setattr(doctor, "missing_compiler", lambda _: None)
+    monkeypatch.setattr(doctor, "has_triton", lambda: True)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: SimpleNamespace())
+    found = findings()
+    assert found["device"].good
+    assert not found["triton"].good
+    assert f"(delete {tmp_path / 'trying'} to try them again)" in str(found["triton"].hint)
 
 
 @pytest.mark.usefixtures("driver")

@@ -66,8 +66,7 @@ def test_after_a_crash_the_kernels_are_not_tried(
     crash_file.cache_clear()
     assert crash_file(GPU) == file
     assert not choose.kernels_run_on(GPU)
-    note = make_runtime("cuda").device_note
-    assert note is not None
+    (note,) = make_runtime("cuda").notes
     assert f"(delete {file} to try them again)" in note
     assert note == crash_note(GPU)
     # another kind of GPU, or another version, is tried again
@@ -75,7 +74,7 @@ def test_after_a_crash_the_kernels_are_not_tried(
     crash_file.cache_clear()
     assert crash_file(GPU) is None
     assert choose.kernels_run_on(GPU)
-    assert make_runtime("cuda").device_note is None
+    assert make_runtime("cuda").notes == ()
 
 
 @pytest.mark.parametrize(
