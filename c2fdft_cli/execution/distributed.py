@@ -100,7 +100,7 @@ def _meet(patience: timedelta) -> tuple[Any, int, int]:
     except ValueError as error:
         what = f"the processes of this job have no address to meet at: {error}"
         raise UsageError(what, hint=_START) from error
-    except dist.DistError as error:
+    except RuntimeError as error:  # dist.DistError, and of torch 2.6 also others
         place = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
         what = f"the other processes of this job did not join at {place}: {error}"
         raise ResourceError(what, hint=_START) from error

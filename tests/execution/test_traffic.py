@@ -20,6 +20,8 @@ SMALL = Network(dim=24, blocks=[1, 1, 1, 2])
 
 @pytest.fixture(scope="module")
 def counting() -> ModuleType:
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("tensors without data of torch 2.6 cannot be counted")
     return load_count_traffic()
 
 
