@@ -17,7 +17,7 @@ pytest.importorskip("av")
 import av as _av
 
 from c2fdft_cli.data.video.parts import read_through
-from c2fdft_cli.data.video.probe import probe_video
+from c2fdft_cli.data.video.probe import probe_video, text_options
 from c2fdft_cli.data.video.stream import VideoReader, VideoWriter
 
 av: Any = _av
@@ -59,7 +59,7 @@ def make_clip(
     # which the encoder's output depends, is fixed: the packets are the same on every machine.
     gradients = f"gradients=s={size}:r={rate}:d={seconds}:seed=3:c0=0x3f7ad2:c1=0xe0a030"
     frames = list(filtered(gradients, filters))
-    with av.open(str(path), "w", metadata_errors="surrogateescape") as out:
+    with av.open(str(path), "w", **text_options()) as out:
         add_pictures(out, frames, Fraction(rate), codec, options)
         out.streams.video[0].codec_context.sample_aspect_ratio = aspect
         if sound:

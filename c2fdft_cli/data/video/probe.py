@@ -162,10 +162,19 @@ def open_video(path: Path) -> Iterator[InputContainer]:
         container = av.open(
             f"file:{path.absolute()}",
             container_options={"protocol_whitelist": "file", "format_whitelist": _DEMUXERS},
-            metadata_errors="surrogateescape",
+            **text_options(),
         )
     with container:
         yield container
+
+
+def text_options() -> dict[str, Any]:
+    """Return options of `av.open` that let texts that are not UTF-8 pass through unchanged."""
+    import av
+
+    # From version 19 on they always do, and the option is gone.
+    is_default = int(av.__version__.split(".")[0]) >= 19
+    return {} if is_default else {"metadata_errors": "surrogateescape"}
 
 
 @contextmanager

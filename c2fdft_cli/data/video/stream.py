@@ -25,6 +25,7 @@ from c2fdft_cli.data.video.probe import (
     main_stream,
     open_video,
     origin,
+    text_options,
 )
 from c2fdft_cli.data.video.remux import Copier, copy_texts
 from c2fdft_cli.errors import DataError
@@ -325,13 +326,14 @@ def _open_output(path: Path, muxer: str) -> OutputContainer:
     import av
 
     options = {"movflags": "+faststart"} if muxer in ("mp4", "mov", "3gp") else {}
-    return av.open(
+    opened: OutputContainer = av.open(
         f"file:{path.absolute()}",
         "w",
         format=muxer,
         container_options=options,
-        metadata_errors="surrogateescape",
+        **text_options(),
     )
+    return opened
 
 
 def _add_encoder(

@@ -21,6 +21,7 @@ from c2fdft_cli.data.video.probe import (
     demuxed,
     is_video_path,
     probe_video,
+    text_options,
 )
 from c2fdft_cli.errors import DataError
 from tests.kit.video import (
@@ -43,6 +44,17 @@ def test_properties_of_a_video_are_found(tmp_path: Path) -> None:
     assert (info.audio, info.pixel_format) == (("aac",), "yuv422p")
     assert info.colours == Colours(LIMITED_RANGE, 1, UNSPECIFIED, 1)
     assert (info.aspect, count_frames(path)) == (Fraction(4, 3), 12)
+
+
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [("18.1.0", {"metadata_errors": "surrogateescape"}), ("19.0.2", {}), ("20.0.0rc1", {})],
+)
+def test_an_option_that_pyav_19_removed_is_for_older_ones(
+    version: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(av, "__version__", version)
+    assert text_options() == options
 
 
 def test_messages_of_the_library_are_off(tmp_path: Path) -> None:
