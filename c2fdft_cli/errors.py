@@ -140,6 +140,22 @@ def gpu_failure(error: Exception) -> GpuError | None:
     )
 
 
+def no_more_threads(error: Exception) -> ResourceError | None:
+    """Return the error to report if the system starts no further thread or process.
+
+    Returns:
+        The error, or None for any other exception.
+    """
+    thread = isinstance(error, RuntimeError) and str(error).startswith("can't start new thread")
+    process = isinstance(error, BlockingIOError) and error.filename is None
+    if not (thread or process):
+        return None
+    return ResourceError(
+        "the system starts no more threads or processes",
+        hint="raise the limit (`ulimit -u`, a container's pids limit), or set OMP_NUM_THREADS=1",
+    )
+
+
 def lost_process(error: Exception) -> ResourceError | None:
     """Return the error to report if another process of the job ended while this one waits for it.
 

@@ -183,8 +183,9 @@ def check_folder(path: str | Path) -> None:
     The error's cause is the OSError that writing there would raise.
     """
     folder = Path(path)
-    there = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
-    if not os.path.isdir(there):
+    # Not even "." exists for a user who may not enter the current folder.
+    there = next((part for part in (folder, *folder.parents) if os.path.lexists(part)), None)
+    if there is not None and not os.path.isdir(there):
         what, of = "a regular file", "a file"
         if not os.path.exists(there):
             what, of = "a broken link", "a link that leads nowhere"
@@ -193,8 +194,8 @@ def check_folder(path: str | Path) -> None:
             where=folder,
             hint=f"{there} is {of}; choose another folder",
         ) from NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not os.access(there, os.W_OK | os.X_OK):
-        read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    if there is None or not os.access(there, os.W_OK | os.X_OK):
+        read_only = there is not None and os.statvfs(there).f_flag & os.ST_RDONLY
         code = errno.EROFS if read_only else errno.EACCES
         raise ResourceError(
             "cannot write to the folder", where=folder, hint=_HINTS[code]

@@ -70,3 +70,18 @@ def test_faults_of_the_gpu_are_recognised(error, failed):
         assert found.exit_code == 5
         assert str(found) == f"the GPU failed: {str(error).splitlines()[0]}"
         assert "C2FDFT_KERNELS=off" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "limited"),
+    [
+        (RuntimeError("can't start new thread"), True),
+        (BlockingIOError(11, "Resource temporarily unavailable"), True),
+        (BlockingIOError(11, "Resource temporarily unavailable", "a file"), False),
+        (RuntimeError("another"), False),
+    ],
+)
+def test_a_limit_of_threads_is_recognised(error, limited):
+    found = errors.no_more_threads(error)
+    assert (found is not None) == limited
+    assert found is None or found.exit_code == 5

@@ -144,6 +144,12 @@ def test_other_failures_have_a_hint(tmp_path, monkeypatch, code, hint):
     assert "\n" not in str(caught.value)
 
 
+def test_a_current_folder_that_may_not_be_entered_is_refused(monkeypatch):
+    monkeypatch.setattr(os.path, "lexists", lambda _: False)
+    with pytest.raises(ResourceError, match="cannot write to the folder"):
+        check_folder(Path("out"))
+
+
 def test_a_missing_folder_a_file_as_folder_and_a_folder_as_file_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()

@@ -22,12 +22,14 @@ from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, UsageError
 from c2fdft_cli.execution.distributed import destroy_process_group
+from c2fdft_cli.execution.surroundings import usual_settings
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.recipe.files import override
 from c2fdft_cli.settings import check_type
 from c2fdft_cli.vocabulary import check_choice
 
 
+@usual_settings()
 def evaluate(
     restored: str | Path | Image | Sequence[Image],
     target: str | Path | Image | Sequence[Image],
@@ -97,6 +99,7 @@ def _evaluate_images(
     return EvalResult(protocol, rows, f"images in memory, {depth}", options.border)
 
 
+@usual_settings()
 def prepare(
     source: str | Path,
     out: str | Path | None = None,
@@ -144,6 +147,7 @@ def prepare(
     return prepare_job(options).run()
 
 
+@usual_settings()
 def train(
     stage: Literal["coarse", "fine"],
     *,

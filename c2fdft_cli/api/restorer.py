@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -43,6 +44,7 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
+from c2fdft_cli.execution.surroundings import usual_settings
 from c2fdft_cli.settings import check_type
 from c2fdft_cli.vocabulary import many
 
@@ -50,6 +52,8 @@ DEFAULT_NAME = "image"
 """The name of an image without a file name, which decides its noise."""
 
 Names: TypeAlias = str | Path | Sequence[str | Path]
+
+_restorers: weakref.WeakSet[Restorer] = weakref.WeakSet()
 
 One = TypeVar("One", npt.NDArray[Any], Tensor, PIL.Image.Image)
 
@@ -66,6 +70,7 @@ class Uncertain(NamedTuple):
     deviation: Any
 
 
+@usual_settings()
 def load(
     weights: str | Path | None = None,
     *,
@@ -129,14 +134,15 @@ def load(
     times = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
     warning = grid_warning(trained_grid(checkpoint), times, checkpoint.grid())
     if warning is not None:
-        warnings.warn(warning, stacklevel=2)
+        warnings.warn(warning, stacklevel=3)
     return Restorer(checkpoint, times, runtime, sampling, machine)
 
 
 class Restorer:
     """Restores images in memory and folders of files; created by `load`.
 
-    Calls from several threads run one after another; several restorers can run at the same time.
+    Calls from several threads run one after another; several restorers can run at the same time. A
+    process that is forked after `load` computes on one thread, a spawned one on all.
 
     Attributes:
         weights: the checkpoint file.
@@ -165,7 +171,7 @@ class Restorer:
         self._runtime, self._sampling, self._machine = runtime, sampling, machine
         self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)
         if notice is not None:
-            warnings.warn(notice, stacklevel=3)
+            warnings.warn(notice, stacklevel=4)
         self._create_unshared_parts()
 
     def _create_unshared_parts(self) -> None:
@@ -173,6 +179,7 @@ class Restorer:
         self._strips = StripNetwork(self._net, dtype=self._runtime.dtype, compile=self._compiled)
         self._lock = threading.Lock()
         self._executors: dict[int, Executor] = {}
+        _restorers.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled, for example for a process pool, or copied by `copy.deepcopy`."""
@@ -243,6 +250,7 @@ class Restorer:
             return Uncertain(restored, deviation.to(image.device))
         return Uncertain(restored, deviation[0, 0].numpy())
 
+    @usual_settings()
     def restore_folder(
         self,
         source: str | Path | Sequence[str | Path],
@@ -295,6 +303,7 @@ class Restorer:
             raise job.result.failure
         return job.result
 
+    @usual_settings()
     def module(self) -> RestorationModule:
         """Return a differentiable `torch.nn.Module` that restores with a copy of the network."""
         return RestorationModule(
@@ -315,7 +324,7 @@ class Restorer:
             by_size[tuple(frame.shape)].append(i)
         found: list[tuple[Tensor, Tensor | None]] = [(frame, None) for frame in frames]
         # The current GPU of the calling thread may be another one.
-        with self._lock, self._runtime.on_device():
+        with usual_settings(), self._lock, self._runtime.on_device():
             executor = self._executor(samples)
             for (_, height, width), members in by_size.items():
                 size = executor.batch_size(height, width)
@@ -363,3 +372,12 @@ def _names(images: Sequence[Unpacked], name: Names | None) -> list[str]:
     if len(names) != count:
         raise UsageError(f"there are {len(names)} names for {many(count, 'image')}")
     return names
+
+
+def _replace_locks() -> None:
+    """Replace all locks in a forked process: no one there would release those of other threads."""
+    for one in _restorers:
+        one._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_replace_locks)

@@ -17,10 +17,12 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import COMMANDS, Group, list_commands, load_command
 from c2fdft_cli.errors import (
     C2fdftError,
+    DataError,
     Interrupted,
     UsageError,
     gpu_failure,
     lost_process,
+    no_more_threads,
     unloadable_library,
 )
 from c2fdft_cli.files import is_disk_full, remove_temporaries, write_error
@@ -73,7 +75,17 @@ class Commands(Group):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Look up in the list the command that a command line calls, and import it."""
         name, listed, rest = super().resolve_command(ctx, args)
+        _require_current_folder()
         return name, listed and load_command(str(listed.name)), rest
+
+
+def _require_current_folder() -> None:
+    """Raise DataError if the current folder was removed: libraries fail there without a reason."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        hint = "change to a folder that exists"
+        raise DataError("the current folder no longer exists", hint=hint) from error
 
 
 def _expand_home(word: str) -> str:
@@ -143,7 +155,7 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
     if known is None and _is_awaited():
         known = lost_process(error)
     if known is None:
-        known = gpu_failure(error)
+        known = gpu_failure(error) or no_more_threads(error)
     if known is None and isinstance(error, OSError) and is_disk_full(error):
         known = write_error(error, Path(error.filename or "standard output"))
     return known

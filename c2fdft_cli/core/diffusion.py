@@ -169,13 +169,18 @@ def gaussian(
     generators: Sequence[torch.Generator],
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Sample standard normal noise `[n, ...]` on the generators' device and move it to `device`.
+    """Sample standard normal noise on the generators' device, and move it to `device`.
 
     With one generator per image, an image's noise does not depend on its batch.
+
+    Returns:
+        `[n, ...]` float32.
     """
     if len(generators) != shape[0]:
         raise ValueError(f"{len(generators)} generators for a batch of {shape[0]}")
-    rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generators]
+    # The dtype is stated, because a program may have changed torch's default.
+    float32, size = torch.float32, tuple(shape[1:])
+    rows = [torch.randn(size, generator=g, device=g.device, dtype=float32) for g in generators]
     return torch.stack(rows).to(device)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -20,9 +20,41 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 def exact_products() -> Iterator[None]:
     """Compute float32 matrix products in full float32, even if the caller allows TF32 on a GPU."""
     # The setting is the whole process's: meanwhile the products of other threads are exact, too.
-    before = torch.get_float32_matmul_precision()
+    restore = remember_rounding()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        restore()
+
+
+def remember_rounding() -> Callable[[], None]:
+    """Return a function that sets again how float32 products are rounded now.
+
+    Since torch 2.9 there are two interfaces for this. The older one sets all backends, but raises
+    RuntimeError when it is read after a program has used the newer one.
+    """
+    older: str | None = None
+    tf32: bool | None = None
+    with suppress(RuntimeError):
+        older = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        tf32 = torch.backends.cudnn.allow_tf32
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    kinds = [cuda.matmul] + [
+        getattr(backend, name)
+        for backend in (cudnn, mkldnn)
+        for name in ("conv", "rnn", "matmul")
+        if hasattr(backend, name)
+    ]
+    newer = [(kind, kind.fp32_precision) for kind in kinds if hasattr(kind, "fp32_precision")]
+
+    def restore() -> None:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        if tf32 is not None:
+            torch.backends.cudnn.allow_tf32 = tf32
+        for kind, value in newer:
+            kind.fp32_precision = value
+
+    return restore

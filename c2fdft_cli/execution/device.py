@@ -6,7 +6,8 @@ import functools
 import math
 import re
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,9 +86,15 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def on_device(self) -> AbstractContextManager[object]:
-        """Return a context with this as the thread's current GPU, which Triton and graphs use."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Make this the thread's current GPU, which Triton and graphs use, with its precision."""
+        if self.device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(self.device):
+            _prepare_cuda(self.device, self.precision)
+            yield
 
 
 def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:

@@ -78,6 +78,27 @@ def test_images_that_cannot_be_scored_are_an_error(tmp_path):
 
 
 @pytest.mark.acceptance
+def test_settings_of_the_program_change_no_training(shard_folder, tmp_path):
+    keys = {"coarse.iterations": 2, "coarse.periods": [{"length": 2, "floor": 1e-5}]}
+    overrides = [*MINI, *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
+
+    def train(out):
+        return c2fdft.train(
+            "coarse", recipe="tiny", data=shard_folder, out=tmp_path / out, overrides=overrides,
+            device="cpu", precision="fp32",
+        ).checkpoint  # fmt: skip
+
+    expected = train("expected")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.autocast("cpu"), torch.inference_mode():
+            found = train("found")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same_weights(expected, found)
+
+
+@pytest.mark.acceptance
 def test_both_stages_train_as_by_the_command_and_print_nothing(
     pair_folder, tmp_path, capfd, monkeypatch
 ):

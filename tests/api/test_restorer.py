@@ -6,7 +6,8 @@ import copy
 import pickle
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from c2fdft_cli.engine.weights.average import average
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.recipe.schema import Diffusion
 from tests.kit.command import run as run_command
+from tests.kit.processes import python
 from tests.kit.restore import (
     overflow_in_half_precision,
     pixels,
@@ -460,3 +462,76 @@ def test_a_name_may_be_a_path(restorer):
     expected = restorer(image, "a.png")
     assert np.array_equal(restorer(image, Path("photos/a.png")), expected)
     assert np.array_equal(restorer([image], [Path("photos/a.png")])[0], expected)
+
+
+@contextmanager
+def by_default(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: by_default(torch.float64),
+        lambda: by_default(torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: torch.autocast("cpu"),
+        torch.inference_mode,
+    ],
+    ids=["float64", "bfloat16", "device", "autocast", "inference"],
+)
+def test_settings_of_the_program_change_no_result(restorer, weights, setting):
+    image = random_picture(24, 40).pixels
+    lq = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+    expected = restorer(image), restorer.uncertainty(image, samples=2)
+    by_module = restorer.module()(lq)
+    with setting():
+        again = c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID)
+        assert np.array_equal(again(image), expected[0])
+        sampled = again.uncertainty(image, samples=2)
+        module = again.module()
+        assert torch.get_default_dtype() == torch.tensor(1.0).dtype
+    assert np.array_equal(sampled.image, expected[1].image)
+    assert np.array_equal(sampled.deviation, expected[1].deviation)
+    # Weights that were loaded in inference mode could not be trained.
+    restored = module(lq)
+    assert torch.equal(restored, by_module)
+    restored.mean().backward()
+
+
+@pytest.mark.slow
+def test_a_forked_process_can_use_a_restorer_of_its_parent(weights, tmp_path):
+    """On several threads it would wait for those of the parent, which it does not have."""
+    script = tmp_path / "script.py"
+    script.write_text(FORKS)
+    done = python(script, weights, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "the same\n" * 2
+
+
+FORKS = """
+import os, signal, sys
+import numpy as np, torch
+import c2fdft_cli as c2fdft
+from c2fdft_cli.data.images.pillow import quiet_pillow
+torch.set_num_threads(2)
+restorer = c2fdft.load(sys.argv[1], device="cpu", precision="fp32")
+image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+expected = restorer(image)
+
+def child():
+    if not os.fork():
+        signal.alarm(60)
+        with quiet_pillow():
+            print("the same" if (restorer(image) == expected).all() else "another", flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+
+child()
+with restorer._lock:  # as if another thread were restoring
+    child()
+"""

@@ -247,6 +247,27 @@ def test_a_fault_of_the_gpu_is_an_error_without_a_traceback(monkeypatch, capsys)
     assert "Traceback" not in shown
 
 
+def test_a_thread_that_cannot_be_started_is_an_error_without_a_traceback(monkeypatch, capsys):
+    from c2fdft_cli.engine.tools import doctor
+
+    def broken():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    with pytest.raises(SystemExit) as end:
+        app(["doctor"])
+    assert end.value.code == 5
+    assert capsys.readouterr().err.startswith("error: the system starts no more threads")
+
+
+def test_a_current_folder_that_was_removed_is_an_error(tmp_path, monkeypatch, pairs):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    refused("prepare", pairs, code=3, says="the current folder no longer exists")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_an_error_keeps_its_exit_code_if_stdout_is_full():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from c2fdft_cli.core.precision import exact_products, full_precision
+from c2fdft_cli.core.precision import exact_products, full_precision, remember_rounding
 
 
 def test_autocast_is_off_on_any_device() -> None:
@@ -23,3 +23,21 @@ def test_exact_products_are_reset_after_an_error() -> None:
     with pytest.raises(ValueError, match="no"), exact_products():
         raise ValueError("no")
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9"
+)
+def test_a_program_may_use_the_newer_interface_for_products() -> None:
+    matmul = torch.backends.cuda.matmul
+    restore = remember_rounding()
+    try:
+        matmul.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+            torch.get_float32_matmul_precision()
+        with exact_products():
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        restore()
+    torch.get_float32_matmul_precision()

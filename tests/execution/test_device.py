@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -164,8 +165,15 @@ def test_freed_memory_is_used_again():
 
 
 def test_work_runs_on_the_gpu_of_the_runtime(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device", lambda device: ("current", device))
+    used = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(used.append(device)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(device_module, "set_tf32", used.append)
     gpu = torch.device("cuda:1")
-    assert Runtime(gpu).on_device() == ("current", gpu)
+    # In its own precision, too: another runtime may have set another one meanwhile.
+    for runtime in (Runtime(gpu), Runtime(gpu, tf32=True), Runtime(gpu, torch.bfloat16)):
+        with runtime.on_device():
+            pass
+    assert used == [gpu, False, gpu, True, gpu, True]
     with Runtime(torch.device("cpu")).on_device() as nothing:
         assert nothing is None

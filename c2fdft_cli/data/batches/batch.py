@@ -59,6 +59,10 @@ class Batch:
         """Return this batch with all tensors in page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def share_memory(self) -> Batch:
+        """Return this batch with all tensors in memory that other processes can open."""
+        return self._map(lambda tensor: tensor.share_memory_())  # type: ignore[no-untyped-call]
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}

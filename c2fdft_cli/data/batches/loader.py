@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from multiprocessing import active_children
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -103,7 +106,7 @@ class PatchLoader:
             pin_memory=self._pin,
         )
         try:
-            for item in loader:
+            for item in _started(loader):
                 if isinstance(item, C2fdftError):
                     raise item
                 yield item
@@ -115,6 +118,21 @@ class PatchLoader:
                 hint="use fewer workers: memory may have run out",
                 details=str(error).splitlines(),
             ) from error
+
+
+def _started(loader: DataLoader[Batch | C2fdftError]) -> Iterator[Batch | C2fdftError]:
+    """Start the workers; ResourceError if the system has too few processes, files or memory."""
+    others = set(active_children())
+    try:
+        return iter(loader)
+    except OSError as error:
+        # Those that have started ignore SIGTERM, by which Python would end them at its exit.
+        for worker in set(active_children()) - others:
+            worker.kill()
+        raise ResourceError(
+            f"the data workers cannot be started: {os.strerror(error.errno or errno.EAGAIN)}",
+            hint="set data.workers=0, or raise the limits that `ulimit -a` shows",
+        ) from error
 
 
 class _Iterations(Dataset["Batch | C2fdftError"]):
@@ -130,9 +148,25 @@ class _Iterations(Dataset["Batch | C2fdftError"]):
 
     def __getitem__(self, k: int) -> Batch | C2fdftError:
         try:
-            return self.make(k)
+            return _shared(self.make(k))
         except C2fdftError as error:  # returned: torch would turn it into the text of a traceback
             return error
+
+
+def _shared(batch: Batch) -> Batch:
+    """Return a batch in shared memory; ResourceError if it does not fit.
+
+    Otherwise a thread of torch's queue would do this. If it failed there, the batch would be lost
+    and the training would wait for it forever.
+    """
+    try:
+        return batch.share_memory()
+    except RuntimeError as error:
+        raise ResourceError(
+            "the shared memory is full: a data worker cannot pass on its batch",
+            hint="set data.workers=0, or enlarge /dev/shm (docker run --shm-size)",
+            details=str(error).splitlines()[:1],
+        ) from error
 
 
 def _leave_signals_to_parent(_: int) -> None:

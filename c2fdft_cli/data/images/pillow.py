@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 
 import imageio.v3 as iio
 import numpy as np
-from PIL import GifImagePlugin, Image
+from PIL import GifImagePlugin, Image, ImageFile
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, Unreadable
 from c2fdft_cli.data.images.metadata import (
@@ -41,30 +42,42 @@ _WORDS = {"exif": "EXIF", "xmp": "XMP", "comment": "texts", "extra": "IPTC"}
 _FRAMED = {"AVIF"}
 """Formats whose frames `decode_plain` reads. Not PSD, whose frames are layers."""
 _JFIF_UNITS = {1, 2}
+_GIF_STRATEGY = GifImagePlugin.LoadingStrategy.RGB_AFTER_DIFFERENT_PALETTE_ONLY
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB",
             "RGBA": "RGBA", "RGBX": "RGB", "CMYK": "CMYK", "YCbCr": "RGB", "I;16": "I;16",
             "I;16B": "I;16"}  # fmt: skip
 """Modes of still pictures, and the modes to which they are converted for decoding."""
 
 
-# The modes of a GIF's frames depend on this global setting, which imageio changes when it first
-# reads a GIF. Set here, it is the same from the start.
-GifImagePlugin.LOADING_STRATEGY = GifImagePlugin.LoadingStrategy.RGB_AFTER_DIFFERENT_PALETTE_ONLY
+# A process may be forked while another thread holds the lock, which no one would release there.
+os.register_at_fork(
+    before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+)
 
 
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Run Pillow without warnings and without its own size limit, one thread at a time.
+    """Run Pillow without warnings and with the settings below, one thread at a time.
 
-    Both settings are global to the process, hence the lock. The caller must check sizes.
+    They are global to the process, hence the lock. The caller must check sizes.
     """
+    settings = (
+        (Image, "MAX_IMAGE_PIXELS", None),
+        # The modes of a GIF's frames depend on it; imageio changes it when it first reads a GIF.
+        (GifImagePlugin, "LOADING_STRATEGY", _GIF_STRATEGY),
+        # Some libraries set it when they are imported: half a picture would be read as a whole one.
+        (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
+    )
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        before = [getattr(module, name) for module, name, _ in settings]
         try:
+            for module, name, value in settings:
+                setattr(module, name, value)
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            for (module, name, _), value in zip(settings, before, strict=True):
+                setattr(module, name, value)
 
 
 def stored_size(file: BinaryIO, kind: str) -> tuple[int, int, int]:

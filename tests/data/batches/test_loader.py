@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 from functools import partial
+from multiprocessing import active_children, get_start_method
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +303,36 @@ def test_a_worker_that_dies_is_an_error_in_one_line(shards: ShardSet) -> None:
     loader = PatchLoader(maker_of(shards, degrade=dies), start=1, stop=5, workers=1)
     with pytest.raises(ResourceError, match="a data worker died"):
         list(loader)
+
+
+# torch's half-made iterator fails when it is destroyed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.skipif(get_start_method() != "fork", reason="no fork that can be made to fail")
+def test_workers_that_cannot_be_started_are_an_error_in_one_line(shards, monkeypatch):
+    real, calls = os.fork, iter((True,))
+
+    def fork() -> int:
+        if next(calls, False):
+            return real()
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(ResourceError, match="cannot be started: Resource temporarily unavailable"):
+        list(PatchLoader(maker_of(shards), start=1, stop=5, workers=2))
+    # The one that was started ignores SIGTERM, so Python would wait for them forever at its exit.
+    for left in active_children():
+        left.join(20)
+    assert not active_children()
+
+
+def test_a_batch_that_does_not_fit_into_shared_memory_is_an_error(shards, monkeypatch):
+    def full(_: Batch) -> Batch:
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(Batch, "share_memory", full)
+    with pytest.raises(ResourceError, match="the shared memory is full") as raised:
+        list(PatchLoader(maker_of(shards), start=1, stop=3, workers=1))
+    assert "/dev/shm" in str(raised.value.hint)
 
 
 def test_leaving_early_stops_the_thread(shards: ShardSet) -> None:

@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import GifImagePlugin, Image, ImageCms, ImageFile
 
 from c2fdft_cli.data.images.picture import (
     Picture,
@@ -338,3 +338,20 @@ def test_only_a_damaged_exif_block_of_a_webp_is_dropped():
     found = read_picture(data)
     np.testing.assert_array_equal(found.pixels, ramp(dtype=np.uint8))
     assert (found.metadata.exif, found.metadata.icc) == (None, SRGB_PROFILE)
+
+
+def test_pillows_settings_change_no_result_and_are_not_changed(monkeypatch):
+    """Programs and other libraries change them, some when they are imported."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    strategy = GifImagePlugin.LoadingStrategy.RGB_ALWAYS
+    monkeypatch.setattr(GifImagePlugin, "LOADING_STRATEGY", strategy)
+    jpeg = encoded(Image.fromarray(ramp(dtype=np.uint8)), "JPEG")
+    read_picture(jpeg)
+    with pytest.raises(DataError):
+        read_picture(jpeg[: len(jpeg) // 2])
+    grey = Image.fromarray(ramp(channels=1, dtype=np.uint8)[..., 0])
+    assert read_picture(encoded(grey, "GIF")).grey
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+    assert Image.MAX_IMAGE_PIXELS == 1
+    assert strategy == GifImagePlugin.LOADING_STRATEGY

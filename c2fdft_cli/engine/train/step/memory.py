@@ -21,6 +21,7 @@ from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.training import Kernels, assume, chosen_for
 from c2fdft_cli.execution.memory import free_bytes
+from c2fdft_cli.execution.surroundings import seeded
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
 from c2fdft_cli.vocabulary import Compile, RecomputeSetting
 
@@ -170,8 +171,7 @@ def training_kernels(network: Network, compiling: Compile, runtime: Runtime) -> 
     if compiling == "on" or runtime.device.type != "cuda" or runtime.dtype != torch.bfloat16:
         return NO_KERNELS
     shape = (network.ffn_factor, network.bias, network.norm)
-    with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
-        torch.manual_seed(0)
+    with seeded(0):
         blocks = [Block(network.dim << level, 1, *shape).to(runtime.device) for level in range(4)]
     return chosen_for(blocks, runtime.device, runtime.dtype)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from c2fdft_cli.core.network import DFT
@@ -12,6 +11,7 @@ from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.cuda.cards import lay_out_weights
 from c2fdft_cli.execution.recompute import recompute_levels
+from c2fdft_cli.execution.surroundings import seeded
 from c2fdft_cli.recipe.schema import FineStage
 
 
@@ -81,8 +81,7 @@ def _start_network(options: TrainOptions) -> DFT:
     """Make the network with the weights that the stage starts from."""
     if options.init is None:
         # sampled on the CPU, so that a seed gives the same weights on every device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.recipe.train.seed)
+        with seeded(options.recipe.train.seed):
             return make_network(options.recipe.network)
     start_from = options.recipe.fine.start_from if options.stage == "fine" else "ema"
     return options.init.network(start_from).train()

@@ -1,0 +1,98 @@
+"""Keep apart what a calling Python program has set in torch and what this package needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+
+import torch
+
+from c2fdft_cli.core.precision import remember_rounding
+
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
+
+
+class _ProcessSettings:
+    """Settings that all threads share: the first call changes them, the last restores them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.calls = 0
+        self._restore: list[Callable[[], None]] = []
+
+    def change(self) -> None:
+        """Set torch's usual values, unless another call has done so."""
+        with self.lock:
+            self.calls += 1
+            if self.calls > 1:
+                return
+            self._restore = [
+                partial(torch.set_default_dtype, torch.get_default_dtype()),
+                partial(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled),
+                remember_rounding(),
+            ]
+            torch.set_default_dtype(torch.float32)
+            torch.backends.cudnn.enabled = True
+            torch.set_float32_matmul_precision("highest")
+
+    def restore(self) -> None:
+        """Set the program's values again if this was the last call."""
+        with self.lock:
+            self.calls -= 1
+            if not self.calls:
+                for one in self._restore:
+                    one()
+
+
+_process = _ProcessSettings()
+_seeding = threading.Lock()
+
+
+@contextmanager
+def usual_settings() -> Iterator[None]:
+    """Run a block with torch's usual settings, whatever the calling program has set.
+
+    So results do not depend on the program, and it finds its own settings unchanged afterwards:
+    default dtype, default device, current GPU, gradient and inference mode, autocast, cuDNN, and
+    how float32 products are rounded.
+    """
+    _use_one_thread_after_a_fork()
+    with ExitStack() as stack:
+        _process.change()
+        stack.callback(_process.restore)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            stack.enter_context(torch.cuda.device(torch.cuda.current_device()))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in filter(torch.is_autocast_enabled, _AUTOCAST_DEVICES):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let the modules made in the block take their start weights from a seed, on the CPU.
+
+    The random state of the program is the same afterwards. `torch.manual_seed` is not used, because
+    it also seeds the GPUs. One thread at a time, because all threads share torch's generator.
+    """
+    with _seeding, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@cache
+def _use_one_thread_after_a_fork() -> None:
+    """Let torch compute on one thread in processes that are forked from now on.
+
+    GNU's OpenMP does not notice that its threads do not exist in a forked process, and waits for
+    them forever. The data workers of torch do the same.
+    """
+    if sys.platform == "linux":
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))

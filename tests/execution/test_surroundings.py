@@ -1,0 +1,86 @@
+"""What a program has set in torch changes nothing here, and is the same afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch import nn
+
+from c2fdft_cli.execution.surroundings import seeded, usual_settings
+
+
+def state() -> tuple[object, ...]:
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.enabled,
+    )
+
+
+@pytest.fixture
+def program() -> Iterator[None]:
+    """A program that has set everything differently."""
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.float32)
+        stack.callback(torch.set_float32_matmul_precision, "highest")
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("medium")
+        stack.enter_context(torch.device("meta"))
+        stack.enter_context(torch.autocast("cpu"))
+        stack.enter_context(torch.inference_mode())
+        yield
+
+
+@pytest.mark.usefixtures("program")
+def test_settings_are_the_usual_ones_within_and_the_programs_afterwards() -> None:
+    before = state()
+    with usual_settings():
+        usual = (torch.float32, torch.device("cpu"), True, False, False, "highest", True)
+        assert state() == usual
+        assert torch.ones(1).dtype == torch.float32
+    assert state() == before
+    with pytest.raises(ValueError, match="no"), usual_settings():
+        raise ValueError("no")
+    assert state() == before
+
+
+@pytest.mark.usefixtures("program")
+def test_calls_that_overlap_restore_what_was_before_the_first() -> None:
+    first, second = usual_settings(), usual_settings()
+    first.__enter__()
+    with second:  # as in another thread
+        torch.set_float32_matmul_precision("high")  # as a call in TF32 does
+        with usual_settings():
+            assert torch.get_float32_matmul_precision() == "high"
+        assert torch.get_default_dtype() == torch.float32
+    assert torch.get_default_dtype() == torch.float32
+    first.__exit__(None, None, None)
+    assert torch.get_default_dtype() == torch.float64
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_seeded_weights_leave_the_random_state_of_cpu_and_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def weights(make: Callable[[], nn.Module]) -> torch.Tensor:
+        return next(make().parameters()).detach()
+
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    before = torch.get_rng_state()
+    found = []
+    for seed in (3, 3, 4):
+        with seeded(seed):
+            found.append(weights(lambda: nn.Linear(4, 4)))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not seeds
