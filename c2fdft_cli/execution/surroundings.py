@@ -66,7 +66,8 @@ def usual_settings() -> Iterator[None]:
         stack.callback(_process.restore)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             stack.enter_context(torch.cuda.device(torch.cuda.current_device()))
-        if torch.get_default_device().type != "cpu":
+        # Not torch.get_default_device(), which in torch 2.6 does not know `with torch.device(...)`.
+        if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         for kind in filter(torch.is_autocast_enabled, _AUTOCAST_DEVICES):
             stack.enter_context(torch.autocast(kind, enabled=False))

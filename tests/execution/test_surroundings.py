@@ -15,7 +15,7 @@ from c2fdft_cli.execution.surroundings import seeded, usual_settings
 def state() -> tuple[object, ...]:
     return (
         torch.get_default_dtype(),
-        torch.get_default_device(),
+        torch.empty(0).device,
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
