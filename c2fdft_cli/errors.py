@@ -25,8 +25,6 @@ _LOST = re.compile(
     "|connection was likely closed",
     re.IGNORECASE,
 )
-
-
 _GPU_FAILED = re.compile(r"(CUDA|cuDNN|CUDA driver) error: |Triton Error \[CUDA\]: ")
 
 

@@ -218,6 +218,7 @@ class Restorer:
         Raises:
             UsageError: not a supported image.
             ResourceError: the image does not fit into memory.
+            GpuError: a kernel that was tried failed, and this process cannot use the GPU any more.
             CheckpointError: the network produced NaN or infinite values.
         """
         images = [unpack(one) for one in as_list(image)]

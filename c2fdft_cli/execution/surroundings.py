@@ -50,6 +50,11 @@ class _ProcessSettings:
 
 _process = _ProcessSettings()
 _seeding = threading.Lock()
+# A process may be forked while another thread holds one, which no one would release there.
+for _lock in (_process.lock, _seeding):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 @contextmanager

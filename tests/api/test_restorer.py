@@ -510,14 +510,15 @@ def test_a_forked_process_can_use_a_restorer_of_its_parent(weights, tmp_path):
     script.write_text(FORKS)
     done = python(script, weights, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "the same\n" * 2
+    assert done.stdout == "the same\n" * 4
 
 
 FORKS = """
-import os, signal, sys
+import os, signal, sys, threading, time
 import numpy as np, torch
 import c2fdft_cli as c2fdft
 from c2fdft_cli.data.images.pillow import quiet_pillow
+from c2fdft_cli.execution import surroundings
 torch.set_num_threads(2)
 restorer = c2fdft.load(sys.argv[1], device="cpu", precision="fp32")
 image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
@@ -526,12 +527,21 @@ expected = restorer(image)
 def child():
     if not os.fork():
         signal.alarm(60)
-        with quiet_pillow():
+        with quiet_pillow(), surroundings.seeded(0):
             print("the same" if (restorer(image) == expected).all() else "another", flush=True)
         os._exit(0)
     assert os.wait()[1] == 0
 
 child()
 with restorer._lock:  # as if another thread were restoring
+    child()
+def hold(lock):
+    with lock:
+        held.set()
+        time.sleep(1)
+for lock in (surroundings._process.lock, surroundings._seeding):
+    held = threading.Event()
+    threading.Thread(target=hold, args=(lock,)).start()
+    held.wait()
     child()
 """

@@ -232,32 +232,29 @@ def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
     assert error == {"code": 1, "message": "KeyError: 'a bug'", "hint": None}
 
 
-def test_a_fault_of_the_gpu_is_an_error_without_a_traceback(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (
+            "CUDA error: an illegal memory access was encountered\nCUDA kernel...",
+            "error: the GPU failed: CUDA error: an illegal memory access was enc",
+        ),
+        ("can't start new thread", "error: the system starts no more threads"),
+    ],
+)
+def test_a_fault_of_the_machine_is_an_error_without_a_traceback(monkeypatch, capsys, fault, says):
     from c2fdft_cli.engine.tools import doctor
 
     def broken():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel...")
+        raise RuntimeError(fault)
 
     monkeypatch.setattr(doctor, "examine", broken)
     with pytest.raises(SystemExit) as end:
         app(["doctor"])
     assert end.value.code == 5
     shown = capsys.readouterr().err
-    assert shown.startswith("error: the GPU failed: CUDA error: an illegal memory access was enc")
+    assert shown.startswith(says)
     assert "Traceback" not in shown
-
-
-def test_a_thread_that_cannot_be_started_is_an_error_without_a_traceback(monkeypatch, capsys):
-    from c2fdft_cli.engine.tools import doctor
-
-    def broken():
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(doctor, "examine", broken)
-    with pytest.raises(SystemExit) as end:
-        app(["doctor"])
-    assert end.value.code == 5
-    assert capsys.readouterr().err.startswith("error: the system starts no more threads")
 
 
 def test_a_current_folder_that_was_removed_is_an_error(tmp_path, monkeypatch, pairs):
