@@ -153,9 +153,15 @@ def norm_product(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
 
 
 def depthwise(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
-    """Return a run of the depth-wise convolution with one head."""
+    """Return a run of the depth-wise convolution and its sums with one head."""
     x, taps = make(1, h, w, 3 * c), make(3 * c, 1, 3, 3)
-    return lambda: operators._depthwise(x, taps, None, 1, 0, h)[1].sum(1)
+    return lambda: operators._depthwise(x, taps, None, 1, 0, h)[0]
+
+
+def sums(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
+    """Return the same run; its result are the sums."""
+    x, taps = make(1, h, w, 3 * c), make(3 * c, 1, 3, 3)
+    return lambda: operators._depthwise(x, taps, None, 1, 0, h)[1]
 
 
 def feed_forward_backward(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
@@ -186,7 +192,13 @@ def products() -> Iterator[Tile]:
 
 def columns() -> Iterator[Tile]:
     """Yield tiles of the depth-wise convolution."""
-    for pixels, warps, stages, registers in product((16, 32), (4, 8), (1, 3, 4), (None, 128)):
+    for pixels, units, stages, registers in product((16, 32), (32, 64), (3, 4, 5), (96, 128, None)):
+        yield Tile(pixels, units, units // 16, stages, registers)
+
+
+def columns_of_sums() -> Iterator[Tile]:
+    """Yield tiles of the depth-wise convolution's sums."""
+    for pixels, warps, stages, registers in product((16, 32), (4, 8), (4, 5, 6), (128, 168, None)):
         yield Tile(pixels, 0, warps, stages, registers)
 
 
@@ -201,6 +213,7 @@ TABLES: dict[str, Table] = {
     "second_pass": (second_pass, products),
     "norm_product": (norm_product, products),
     "depthwise": (depthwise, columns),
+    "sums": (sums, columns_of_sums),
     "feed_forward_backward": (feed_forward_backward, gradients),
     "feed_forward_weights": (feed_forward_weights, gradients),
 }

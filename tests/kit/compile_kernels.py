@@ -21,7 +21,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from c2fdft_cli.execution.cuda.cards import WIDEST_NORMED, WIDEST_ON_CHIP
+from c2fdft_cli.execution.cuda.cards import WIDEST_NORMED, WIDEST_ON_CHIP, WIDEST_SECOND_PASS
 from c2fdft_cli.execution.fused import backward_kernels, kernels, operators
 
 BLOCKS = (
@@ -112,7 +112,7 @@ def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
                 operators._feed_forward_backward(stream, stream, *layers)
                 operators._feed_forward_weights(stream, stream, *layers)
         operators._depthwise(x, taps, for_qkv, heads, 0, 64)
-        if width <= WIDEST_ON_CHIP:
+        if width <= WIDEST_SECOND_PASS:
             operators._second_pass(z, v, matrix, bias, *layers, for_narrow)
 
 

@@ -16,7 +16,10 @@ from c2fdft_cli.core.layers import Conv3x3
 AMPERE = (8, 0)
 """The first compute capability with bf16 and TF32."""
 WIDEST_ON_CHIP = 128
-"""Most channels with the feed-forward network in one kernel: larger weights do not fit the chip."""
+"""Most channels with the feed-forward network in one kernel in training: the weights of larger ones
+and their gradients do not fit the chip."""
+WIDEST_SECOND_PASS = 192
+"""Most channels with a block's second pass, which has no gradients, in one kernel."""
 WIDEST_NORMED = 256
 """Most channels with the norm computed in the kernel of the product that follows it."""
 

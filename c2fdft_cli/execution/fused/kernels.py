@@ -184,12 +184,45 @@ def norm_product_kernel(
 
 
 @triton.jit
+def shifts_of(column, width, P: tl.constexpr, like):
+    """Return the matrix that spreads the pixels of a row, `[P, 4 P]`, from one before `column` on.
+
+    The product of these pixels and this matrix is, for each output column from `column` on, the
+    pixel before it, then for each the pixel itself, then the one after it, then zeros. The last two
+    columns, for which neighbours are missing, and those outside the image are zero.
+
+    like: a pointer whose element type is that of the result.
+    """
+    k, n = tl.arange(0, P)[:, None], tl.arange(0, 4 * P)[None, :]
+    place, n = n // P, n % P
+    computed = (place < 3) & (n < P - 2) & (column + n < width)
+    return tl.where(computed & (k == n + place), 1.0, 0.0).to(like.dtype.element_ty)
+
+
+@triton.jit
+def spread(x, shifts, PRECISION: tl.constexpr):
+    """Return for each output column the pixel before it, itself, the one after it, `[padded, P]`.
+
+    x: pixels of a row, `[P, padded]`; shifts: from `shifts_of`.
+    """
+    P: tl.constexpr = x.shape[0]
+    C: tl.constexpr = x.shape[1]
+    y = tl.dot(tl.trans(x), shifts, input_precision=PRECISION)
+    y = tl.reshape(tl.permute(tl.reshape(y, [C, 4, P]), [0, 2, 1]), [C, P, 2, 2])
+    even, odd = tl.split(y)
+    before, after = tl.split(even)
+    itself, _ = tl.split(odd)
+    return before, itself, after
+
+
+@triton.jit
 def taps_of(weight, channel, inside):
-    """Load the nine taps of some channels, row by row, each `[padded]` float32.
+    """Load the nine taps of some channels, row by row, each `[padded, 1]` float32.
 
     weight: `[3 C, 9]`; channel: channel indices; inside: mask of those that exist.
     """
-    at = weight + channel * 9
+    at = weight + (channel * 9)[:, None]
+    inside = inside[:, None]
     return (
         floats(at, inside), floats(at + 1, inside), floats(at + 2, inside),
         floats(at + 3, inside), floats(at + 4, inside), floats(at + 5, inside),
@@ -198,37 +231,25 @@ def taps_of(weight, channel, inside):
 
 
 @triton.jit
-def load_row(at, step, there, left, middle, right):
-    """Load P pixels of an input row with their left and right neighbours, each `[P, padded]`.
-
-    The values keep the precision of the input.
-
-    Args:
-        at: addresses of the pixels; their neighbours are `step` values before and after.
-        there: whether the row is inside the image, `[P, 1]`; otherwise zeros are returned.
-        left, middle, right: masks of the left neighbours, the pixels, and the right neighbours.
-    """
-    return (
-        tl.load(at - step, mask=left & there, other=0.0),
-        tl.load(at, mask=middle & there, other=0.0),
-        tl.load(at + step, mask=right & there, other=0.0),
-    )
-
-
-@triton.jit
-def add_row(pixels, taps, above, here):
+def add_row(x, shifts, taps, above, here, PRECISION: tl.constexpr):
     """Add what a row of the input contributes to the output rows above, at and below it.
 
+    Tensor cores move the pixels to the threads that need them, and convert them to float32: a
+    product with a matrix of zeros and ones is exact. To load each pixel for itself and for its two
+    neighbours took most of the instructions of this kernel. Channels are the rows of the product,
+    so that a thread has pixels of two channels only and keeps the taps of these in registers.
+
     Args:
-        pixels: the input row, from `load_row`.
+        x: the input row, `[P, padded]`.
+        shifts: three matrices from `shift_by`.
         taps: the channels' taps, from `taps_of`.
-        above, here: partial sums of the output rows above and at the input row, `[P, padded]`
+        above, here: partial sums of the output rows above and at the input row, `[padded, P]`
             float32.
 
     Returns:
         The three output rows (above, at, below); the one above is now complete.
     """
-    a, b, c = pixels[0].to(tl.float32), pixels[1].to(tl.float32), pixels[2].to(tl.float32)
+    a, b, c = spread(x, shifts, PRECISION)
     above = three_taps(a, b, c, taps[6], taps[7], taps[8], above)
     here = three_taps(a, b, c, taps[3], taps[4], taps[5], here)
     below = three_taps(a, b, c, taps[0], taps[1], taps[2], tl.zeros_like(above))
@@ -239,177 +260,159 @@ def add_row(pixels, taps, above, here):
 def three_taps(a, b, c, of_a, of_b, of_c, total):
     """Return `total + a of_a + b of_b + c of_c` by fused multiply-adds.
 
-    a, b, c, total: `[P, padded]`; of_a, of_b, of_c: `[padded]`.
+    a, b, c, total: `[padded, P]`; of_a, of_b, of_c: `[padded, 1]`.
     """
-    total = tl.fma(a, of_a[None, :], total)
-    total = tl.fma(b, of_b[None, :], total)
-    return tl.fma(c, of_c[None, :], total)
+    total = tl.fma(a, of_a.broadcast_to(a.shape), total)
+    total = tl.fma(b, of_b.broadcast_to(b.shape), total)
+    return tl.fma(c, of_c.broadcast_to(c.shape), total)
 
 
 @triton.jit
-def first_rows(at, line, step, level, left, middle, right, taps, zero):
+def first_rows(at, line, level, there, shifts, taps, zero, PRECISION: tl.constexpr):
     """Start the sums of a program's first two output rows.
 
     Adds the program's first input row and, if it is inside the image, the row before it.
     """
-    before = load_row(at - line, step, level > 0, left, middle, right)
-    first = load_row(at, step, level >= 0, left, middle, right)
-    _, _, here = add_row(before, taps, zero, zero)
-    _, here, below = add_row(first, taps, zero, here)
+    before = tl.load(at - line, mask=there & (level > 0), other=0.0)
+    first = tl.load(at, mask=there & (level >= 0), other=0.0)
+    _, _, here = add_row(before, shifts, taps, zero, zero, PRECISION)
+    _, here, below = add_row(first, shifts, taps, zero, here, PRECISION)
     return here, below
 
 
 @triton.jit
-def store_rows(
-    at, to, line, to_line, step, level, height, count, left, middle, right, taps, bias, inside,
-    zero, STAGES: tl.constexpr,
-):  # fmt: skip
-    """Convolve `count` rows and write them.
+def add_squares(y, square):
+    """Add the squares of four pixels at a time, which one thread has; this takes few registers.
 
-    Args:
-        at, to: addresses of the first row's pixels, read and written; each next row is `line` and
-            `to_line` values further.
-        level: index of the first row in the image, which has `height` rows.
-        bias: addresses of the channels' biases, or None.
-        STAGES: as in `depthwise_kernel`.
+    y: `[padded, P]`; square: `[padded, P / 4]`.
     """
-    row, below = first_rows(at, line, step, level, left, middle, right, taps, zero)
-    for i in tl.range(0, count, num_stages=STAGES):
-        at += line
-        pixels = load_row(at, step, level + i + 1 < height, left, middle, right)
-        row, below, next_ = add_row(pixels, taps, row, below)
-        if bias is not None:
-            row += floats(bias, inside)[None, :]
-        tl.store(to, row.to(to.dtype.element_ty), mask=middle)
-        row, below = below, next_
-        to += to_line
-
-
-@triton.jit
-def rounded(row, bias, channel, inside, there, like):
-    """Add the bias to a row of q or k, and round it for the sums.
-
-    Padding (pixels outside the image, channels beyond the head) must not count in the sums, so it
-    stays zero although the bias would make it nonzero. The row is rounded because the plain pass
-    has q and k in half precision only, and Gram matrix and squares must be of the same values.
-
-    like: a pointer whose element type is the precision to round to.
-    """
-    if bias is not None:
-        row = tl.where(there, row + floats(bias + channel, inside)[None, :], 0.0)
-    return row.to(like.dtype.element_ty)
-
-
-@triton.jit
-def add_sums(q, k, gram, q_square, k_square, PRECISION: tl.constexpr):
-    """Add a row to the Gram matrix and to the squares, and return all three.
-
-    q, k: `[P, padded]`; gram: `[padded, padded]`; q_square, k_square: `[P, padded]`; sums are
-    float32.
-    """
-    gram = tl.dot(tl.trans(q), k, gram, input_precision=PRECISION)
-    q, k = q.to(tl.float32), k.to(tl.float32)
-    return gram, q_square + q * q, k_square + k * k
-
-
-@triton.jit
-def masks_of(pixel, width, inside):
-    """Masks of which left neighbours, pixels and right neighbours are inside, `[P, padded]` each.
-
-    pixel: column indices in the image, `[P]`; inside: which channels exist, `[padded]`.
-    """
-    middle = (pixel < width)[:, None] & inside[None, :]
-    right = (pixel < width - 1)[:, None] & inside[None, :]
-    return middle & (pixel > 0)[:, None], middle, right
-
-
-@triton.jit
-def places(pixel, channel, step: tl.constexpr, TOGETHER: tl.constexpr):
-    """Offsets of channels of pixels that are `step` values apart, `[P, padded]`.
-
-    Tells the compiler that TOGETHER channels are contiguous.
-    """
-    place = pixel[:, None] * step + channel[None, :]
-    return tl.max_contiguous(tl.multiple_of(place, [1, TOGETHER]), [1, TOGETHER])
-
-
-@triton.jit
-def store_sums(out, gram, q_square, k_square, columns, D: tl.constexpr):
-    """Write a program's sums for one head: the Gram matrix, then the squares summed over pixels.
-
-    out: `[D + 2, D]`; gram: `[padded, padded]`; q_square, k_square: `[P, padded]`.
-    """
-    inside = columns < D
-    both = inside[:, None] & inside[None, :]
-    tl.store(out + columns[:, None] * D + columns[None, :], gram, mask=both)
-    tl.store(out + D * D + columns, tl.sum(q_square, 0), mask=inside)
-    tl.store(out + (D + 1) * D + columns, tl.sum(k_square, 0), mask=inside)
+    C: tl.constexpr = y.shape[0]
+    P: tl.constexpr = y.shape[1]
+    halves = tl.permute(tl.reshape(y, [C, 2, P // 4, 2]), [0, 2, 3, 1])
+    first, second = tl.split(halves)
+    for half in tl.static_range(2):
+        a, b = tl.split(first if half == 0 else second)
+        square = tl.fma(b, b, tl.fma(a, a, square))
+    return square
 
 
 @triton.jit
 def depthwise_kernel(
-    x, weight, bias, v, sums, height, width, skip, rows, share,
-    C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
-    P: tl.constexpr, PRECISION: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr,
+    x, weight, bias, v, height, width, skip, rows, share,
+    C: tl.constexpr, CHANNELS: tl.constexpr,
+    P: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Convolve x depth-wise (3x3) to q, k and v; write sums over the pixels of q and k, and v.
+    """Convolve the last third of x depth-wise (3x3) to v.
 
-    Each program computes P columns of `share` rows, for one head of one image. It moves down row
-    by row and reads each row once: an input row contributes to three output rows, the upper one of
-    which is then complete. The taps stay in registers, so v is computed in a second loop, which
-    reuses the registers that the taps of q and k occupied.
+    Each program computes P - 2 columns of `share` rows, for CHANNELS channels of one image. It
+    moves down row by row and reads each row once: an input row contributes to three output rows,
+    the upper one of which is then complete.
 
     x: `[n, height, width, 3 C]`, padded with zeros; rows `skip` to `skip + rows` are convolved.
     weight: `[3 C, 9]`; bias: `[3 C]` or None.
     v: `[n, rows, width, C]`, written.
-    sums: `[n, programs, heads, D + 2, D]` float32, written: Gram matrix, squares of q, squares
-        of k.
-    TOGETHER: contiguous channels that a thread reads, a divisor of D. With few channels a thread
-        keeps few taps, and uses each for several pixels.
-    STAGES: pipeline stages, i.e. rows that are being loaded or used at a time. The bytes in flight
-        divided by the memory latency bound the speed of this kernel.
+    STAGES: pipeline stages, i.e. rows that are being loaded or used at a time.
+    """
+    piece, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    across = tl.cdiv(width, P - 2)
+    begin, column = piece // across * share, piece % across * (P - 2)
+    x += (image * height + begin + skip) * width * (3 * C) + 2 * C
+    v += (image * rows + begin) * width * C
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside, of_row = channel < C, tl.arange(0, P)
+    pixel = column - 1 + of_row
+    there = ((pixel >= 0) & (pixel < width))[:, None] & inside[None, :]
+    computed = inside[:, None] & ((of_row < P - 2) & (column + of_row < width))[None, :]
+    shifts = shifts_of(column, width, P, x)
+    taps = taps_of(weight, channel + 2 * C, inside)
+    at, line = x + (pixel[:, None] * (3 * C) + channel[None, :]), width * (3 * C)
+    to = v + ((column + of_row)[None, :] * C + channel[:, None])
+    level = begin + skip + tl.zeros([P, 1], tl.int32)  # tensors: the interpreter needs tensor masks
+    zero = tl.zeros([CHANNELS, P], tl.float32)
+    y0, y1 = first_rows(at, line, level, there, shifts, taps, zero, PRECISION)
+    for i in tl.range(0, tl.minimum(share, rows - begin), num_stages=STAGES):
+        at += line
+        pixels = tl.load(at, mask=there & (level + i + 1 < height), other=0.0)
+        y0, y1, y2 = add_row(pixels, shifts, taps, y0, y1, PRECISION)
+        y = y0 if bias is None else y0 + floats(bias + 2 * C + channel, inside)[:, None]
+        tl.store(to, y.to(v.dtype.element_ty), mask=computed)
+        y0, y1 = y1, y2
+        to += width * C
+
+
+@triton.jit
+def sums_kernel(
+    x, weight, bias, sums, height, width, skip, rows, share,
+    C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,
+    P: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Convolve x depth-wise (3x3) to q and k, and write their sums over the pixels.
+
+    Each program is for P - 2 columns of `share` rows and one head of one image, as those of
+    `depthwise_kernel`.
+
+    x, weight, bias: as there.
+    sums: `[n, programs, heads, D + 2, D]` float32, written, to be added up: Gram matrix (of q and k
+        in the precision of x), squares of q, squares of k.
     """
     piece, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    across = tl.cdiv(width, P)
-    begin = piece // across * share
-    row, line = begin + skip, width * (3 * C)
-    x += (image * height + row) * line
-    v += (image * rows + begin) * width * C
-    columns = tl.arange(0, PADDED)
-    inside, channel = columns < D, head * D + columns
-    pixel = piece % across * P + tl.arange(0, P)
-    left, middle, right = masks_of(pixel, width, inside)
-    place = places(pixel, channel, 3 * C, TOGETHER)
-    level = row + tl.zeros([P, 1], tl.int32)  # a tensor: Triton's interpreter needs tensor masks
-    count = tl.minimum(share, rows - begin)
-    zero = tl.zeros([P, PADDED], tl.float32)
-
-    q_taps, k_taps = taps_of(weight, channel, inside), taps_of(weight, channel + C, inside)
-    at, step = x + place, 3 * C
-    q0, q1 = first_rows(at, line, step, level, left, middle, right, q_taps, zero)
-    k0, k1 = first_rows(at + C, line, step, level, left, middle, right, k_taps, zero)
+    across = tl.cdiv(width, P - 2)
+    begin, column = piece // across * share, piece % across * (P - 2)
+    x += (image * height + begin + skip) * width * (3 * C)
+    both = tl.arange(0, 2 * PADDED)  # q and k
+    part, of_part = both // PADDED, both % PADDED
+    inside, channel = of_part < D, part * C + head * D + of_part
+    of_row = tl.arange(0, P)
+    pixel = column - 1 + of_row
+    there = ((pixel >= 0) & (pixel < width))[:, None] & inside[None, :]
+    computed = inside[:, None] & ((of_row < P - 2) & (column + of_row < width))[None, :]
+    shifts, taps = shifts_of(column, width, P, x), taps_of(weight, channel, inside)
+    at, line = x + (pixel[:, None] * (3 * C) + channel[None, :]), width * (3 * C)
+    level = begin + skip + tl.zeros([P, 1], tl.int32)
+    zero = tl.zeros([2 * PADDED, P], tl.float32)
+    y0, y1 = first_rows(at, line, level, there, shifts, taps, zero, PRECISION)
     gram = tl.zeros([PADDED, PADDED], tl.float32)
-    q_square, k_square = zero, zero
-    for i in tl.range(0, count, num_stages=STAGES):
+    square = tl.zeros([2 * PADDED, P // 4], tl.float32)
+    for i in tl.range(0, tl.minimum(share, rows - begin), num_stages=STAGES):
         at += line
-        there = level + i + 1 < height
-        q_row = load_row(at, step, there, left, middle, right)
-        k_row = load_row(at + C, step, there, left, middle, right)
-        q0, q1, q2 = add_row(q_row, q_taps, q0, q1)
-        k0, k1, k2 = add_row(k_row, k_taps, k0, k1)
-        q = rounded(q0, bias, channel, inside, middle, x)
-        k = rounded(k0, bias, channel + C, inside, middle, x)
-        gram, q_square, k_square = add_sums(q, k, gram, q_square, k_square, PRECISION)
-        q0, q1, k0, k1 = q1, q2, k1, k2
+        pixels = tl.load(at, mask=there & (level + i + 1 < height), other=0.0)
+        y0, y1, y2 = add_row(pixels, shifts, taps, y0, y1, PRECISION)
+        y = y0
+        if bias is not None:  # padding must not count in the sums: it stays zero
+            y = tl.where(computed, y0 + floats(bias + channel, inside)[:, None], 0.0)
+        square = add_squares(y, square)
+        half = tl.reshape(y.to(x.dtype.element_ty), [2, PADDED, P])
+        q, k = tl.split(tl.permute(half, [1, 2, 0]))
+        gram = tl.dot(q, tl.trans(k), gram, input_precision=PRECISION)
+        y0, y1 = y1, y2
     number = (image * tl.num_programs(0) + piece) * tl.num_programs(1) + head
-    store_sums(sums + number * ((D + 2) * D), gram, q_square, k_square, columns, D)
+    sums += number * ((D + 2) * D)
+    row, column = tl.arange(0, PADDED)[:, None], tl.arange(0, PADDED)[None, :]
+    tl.store(sums + row * D + column, gram, mask=(row < D) & (column < D))
+    tl.store(sums + (D + part) * D + of_part, tl.sum(square, 1), mask=inside)
 
-    taps = taps_of(weight, channel + 2 * C, inside)
-    of_channel = None if bias is None else bias + 2 * C + channel
-    store_rows(
-        x + 2 * C + place, v + places(pixel, channel, C, TOGETHER), line, width * C, step,
-        level, height, count, left, middle, right, taps, of_channel, inside, zero, STAGES,
-    )  # fmt: skip
+
+@triton.jit
+def total_kernel(
+    pieces, out, count, VALUES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Add up the partial sums of an image's programs, always in the same order.
+
+    Each program adds COLUMNS of the values, ROWS pieces at a time.
+
+    pieces: `[n, count, VALUES]` float32; out: `[n, VALUES]`, written.
+    """
+    image = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.arange(0, ROWS)
+    pieces += image * count * VALUES
+    inside = column < VALUES
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in tl.range(0, count, ROWS, num_stages=4):
+        place = (first + row)[:, None] * VALUES + column[None, :]
+        there = (first + row < count)[:, None] & inside[None, :]
+        total += tl.load(pieces + place, mask=there, other=0.0)
+    tl.store(out + image * VALUES + column, tl.sum(total, 0), mask=inside)
 
 
 @triton.jit
@@ -464,12 +467,27 @@ def mixing_kernel(
 
 
 @triton.jit
-def mixed(x, a, b, mixing, columns, of_a, of_b, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Compute the channels `columns` of `x + mixing v`; a, b: v's channels of_a and of_b."""
-    x = tl.dot(a, transposed(mixing, columns, of_a, C, C), x, input_precision=PRECISION)
-    if b is not None:
-        x = tl.dot(b, transposed(mixing, columns, of_b, C, C), x, input_precision=PRECISION)
-    return x
+def mixed(
+    xa, xb, v, there, mixing, of_a, of_b, C: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Return xa and xb plus the channels of_a and of_b of `mixing v`; only xa if xb is None.
+
+    v: addresses of the first channel of each pixel, `[M, 1]`; there: mask of the pixels.
+    H: channels of v that are read together. The compiler loads the parts of a loop ahead of their
+        use.
+    """
+    a = tl.zeros_like(xa)
+    b = None if xb is None else tl.zeros_like(xb)
+    for first in range(0, C, H):
+        part = first + tl.arange(0, H)
+        of_v = tl.load(v + part[None, :], mask=there & (part < C)[None, :], other=0.0)
+        a = tl.dot(of_v, transposed(mixing, of_a, part, C, C), a, input_precision=PRECISION)
+        if xb is not None:
+            b = tl.dot(of_v, transposed(mixing, of_b, part, C, C), b, input_precision=PRECISION)
+    if xb is None:
+        return xa + a
+    else:  # noqa: RET505 - Triton compiles what follows an `if`, even if its condition is known
+        return xa + a, xb + b
 
 
 @triton.jit
@@ -498,7 +516,6 @@ def second_pass_kernel(
     of_b = None
     in_b = None
     xb = None
-    vb = None
     yb = None
     there = (pixel < pixels - first_pixel)[:, None]
     in_a = there & (of_a < C)[None, :]
@@ -509,11 +526,12 @@ def second_pass_kernel(
         xb = floats(z + pixel[:, None] * C + of_b[None, :], in_b)
     if v is not None:
         v += image * v_image + first_pixel.to(tl.int64) * v_pixel
-        va = tl.load(v + pixel[:, None] * v_pixel + of_a[None, :], mask=in_a, other=0.0)
+        v += pixel[:, None] * v_pixel
+        # z is added last, so that the product need not wait for it.
         if B > 0:
-            vb = tl.load(v + pixel[:, None] * v_pixel + of_b[None, :], mask=in_b, other=0.0)  # type: ignore[index]
-            xb = mixed(xb, va, vb, mixing, of_b, of_a, of_b, C, PRECISION)
-        xa = mixed(xa, va, vb, mixing, of_a, of_a, of_b, C, PRECISION)
+            xa, xb = mixed(xa, xb, v, there, mixing, of_a, of_b, C, H, PRECISION)
+        else:
+            xa = mixed(xa, xb, v, there, mixing, of_a, of_b, C, H, PRECISION)
     if out_bias is not None:
         xa += floats(out_bias + of_a, of_a < C)[None, :]
         if B > 0:

@@ -6,6 +6,7 @@ This makes them visible to tools that observe operators: tensors without data, p
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,16 +23,20 @@ _PROGRAMS = 1024
 few enough to keep their partial sums small."""
 _LEAST_PIXELS = 256
 """Fewest pixels that are worth a program and its partial sums."""
-_CONVOLUTIONS, _LEAST_ROWS = 512, 16
-"""Approximate number of programs of the depth-wise convolution, whose partial sums are the largest,
-and the fewest rows that are worth a program: it reads two more rows, one at each end."""
+_LEAST_ROWS, _ROWS_TO_START = 4, 6
+"""Fewest rows of a program of the depth-wise convolution, and the rows that it could compute in the
+time that it takes to start, to read a row more at each end, and to write its sums."""
+_PROCESSORS, _REGISTERS, _MOST_REGISTERS = 132, 1 << 16, 255
+"""Multiprocessors of an H100, assumed without a GPU; registers of a multiprocessor of any GPU that
+runs the kernels; most registers of a thread."""
 
 
 class Tile(NamedTuple):
     """How a kernel divides its work.
 
-    pixels: pixels in a tile; for the depth-wise convolution, columns.
-    units: hidden units, or output channels of a product, that are computed together.
+    pixels: pixels in a tile; for the depth-wise convolution, columns, two of which are margin.
+    units: hidden units, output channels of a product, or channels of the depth-wise convolution
+        that are computed together; for its sums, 0, because those are of all channels of a head.
     warps: warps of a program. A product of M pixels uses M / 16; more repeat the work of others.
     stages: stages of the loop's software pipeline.
     registers: most registers of a thread, if the compiler would take more: with 128, 16 warps run
@@ -52,28 +57,30 @@ class Tile(NamedTuple):
 
 Tiles = dict[int, Tile]
 """Tiles by the largest number of channels that each is for; the last serves any larger number.
-These were the fastest of several on an H200 or, if no others were tried, ran there, with the
-kernels as they were then (docs/performance.md). Each fits the shared memory of a program, 99 KiB on
-sm_86, sm_89 and sm_120: tests/execution/fused/test_compiled.py compiles them for GPUs that the
-machine does not have."""
+These were the fastest of several on an H100 (docs/performance.md), but for the gradients. Each fits
+the shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
+tests/execution/fused/test_compiled.py compiles them for GPUs that the machine does not have."""
 
 _NORM_PRODUCT: Tiles = {
     32: Tile(64, 64, 4),
     64: Tile(128, 32, 4, stages=3),
     128: Tile(64, 64, 4, stages=2, registers=128),
-    256: Tile(64, 32, 4, stages=2, registers=128),
+    256: Tile(64, 64, 4, stages=3),
 }
-# The stages were chosen by the compiler's output and have not been timed: with four, three rows are
-# being loaded while one is used.
 _DEPTHWISE: Tiles = {
-    32: Tile(16, 0, 4, stages=4, registers=128),
-    64: Tile(16, 0, 8, stages=4, registers=128),
-    128: Tile(16, 0, 8, stages=4),
+    32: Tile(32, 32, 4, stages=3, registers=96),
+    64: Tile(16, 64, 4, stages=5, registers=128),
+}
+_SUMS: Tiles = {
+    32: Tile(16, 0, 4, stages=5, registers=128),
+    64: Tile(16, 0, 4, stages=5),
+    128: Tile(16, 0, 8, stages=6),
 }
 _SECOND_PASS: Tiles = {
     32: Tile(64, 32, 4),
-    64: Tile(64, 32, 4, stages=2),
+    64: Tile(64, 32, 4, stages=3, registers=96),
     128: Tile(64, 32, 4, stages=3, registers=128),
+    256: Tile(64, 32, 4, stages=3),
 }
 # Other tiles were up to four times as fast on the H200, but one of them ended in an illegal memory
 # access there. Until that is explained, these stay, with which networks have been trained.
@@ -150,22 +157,70 @@ def _depthwise(
     x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, skip: int, rows: int
 ) -> tuple[Tensor, Tensor]:
     n, h, w, c = x.shape[0], x.shape[1], x.shape[2], x.shape[3] // 3
-    d = c // heads
-    tile = _tile(_DEPTHWISE, d)
-    across = triton.cdiv(w, tile.pixels)
-    share = max(_LEAST_ROWS, triton.cdiv(rows * across * n * heads, _CONVOLUTIONS))
-    v, sums = _depthwise_results(x, heads, rows, across * triton.cdiv(rows, share))
-    kernels.depthwise_kernel[(sums.shape[1], heads, n)](
-        _dense(x), weight.reshape(3 * c, 9), bias, v, sums, h, w, skip, rows, share,
-        c, d, _padded(d), tile.pixels, "ieee", 2 - d % 2, tile.stages,
-        **tile.options(),
+    d, taps = c // heads, weight.reshape(3 * c, 9)
+    v, sums = _depthwise_results(x, heads, rows)
+
+    tile = _tile(_DEPTHWISE, c)
+    parts = triton.cdiv(c, tile.units)
+    share, count = _division(tile, rows, w, parts * n, x.device)
+    kernels.depthwise_kernel[(count, parts, n)](
+        _dense(x), taps, bias, v, h, w, skip, rows, share,
+        c, tile.units, tile.pixels, "ieee", tile.stages, **tile.options(),
     )  # fmt: skip
+
+    tile = _tile(_SUMS, d)
+    share, count = _division(tile, rows, w, heads * n, x.device)
+    values = heads * (d + 2) * d
+    pieces = sums.new_empty((n, count, values))
+    kernels.sums_kernel[(count, heads, n)](
+        x, taps, bias, pieces, h, w, skip, rows, share,
+        c, d, _padded(d), tile.pixels, "ieee", tile.stages, **tile.options(),
+    )  # fmt: skip
+    kernels.total_kernel[(triton.cdiv(values, 32), n)](pieces, sums, count, values, 64, 32)
     return v, sums
 
 
-def _depthwise_results(x: Tensor, heads: int, rows: int, pieces: int) -> tuple[Tensor, Tensor]:
+def _division(
+    tile: Tile, rows: int, width: int, times: int, device: torch.device
+) -> tuple[int, int]:
+    """Divide a strip among programs that move down its rows.
+
+    times: how often the strip is divided, for parts of the channels and for images.
+
+    Returns:
+        Rows of a program, and programs for one of the parts of one image.
+    """
+    processors = _PROCESSORS
+    if device.type == "cuda":
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+    registers = 32 * tile.warps * (tile.registers or _MOST_REGISTERS)
+    at_a_time = processors * max(1, _REGISTERS // registers)
+    across = triton.cdiv(width, tile.pixels - 2)
+    share = _rows_of_a_program(rows, across * times, at_a_time)
+    return share, across * triton.cdiv(rows, share)
+
+
+@lru_cache
+def _rows_of_a_program(rows: int, columns: int, at_a_time: int) -> int:
+    """Return how many rows each program takes so that all are done soonest.
+
+    Programs run in rounds of `at_a_time`. If the last round has only a few, the GPU is nearly idle
+    in it.
+    """
+    most = max(1, rows // _LEAST_ROWS)
+    shares = dict.fromkeys(triton.cdiv(rows, pieces) for pieces in range(1, most + 1))
+
+    def rows_in_all_rounds(share: int) -> int:
+        rounds: int = triton.cdiv(columns * triton.cdiv(rows, share), at_a_time)
+        return rounds * (share + _ROWS_TO_START)
+
+    best: int = min(shares, key=rows_in_all_rounds)
+    return best
+
+
+def _depthwise_results(x: Tensor, heads: int, rows: int) -> tuple[Tensor, Tensor]:
     n, w, c = x.shape[0], x.shape[2], x.shape[3] // 3
-    sums = x.new_empty((n, pieces, heads, c // heads + 2, c // heads), dtype=torch.float32)
+    sums = x.new_empty((n, heads, c // heads + 2, c // heads), dtype=torch.float32)
     return x.new_empty((n, rows, w, c)), sums
 
 
@@ -347,7 +402,7 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "depthwise(Tensor x, Tensor weight, Tensor? bias, int heads, int skip, int rows)"
     " -> (Tensor, Tensor)": (
         _depthwise,
-        lambda x, weight, bias, heads, skip, rows: _depthwise_results(x, heads, rows, 1),
+        lambda x, weight, bias, heads, skip, rows: _depthwise_results(x, heads, rows),
     ),
     "mixing(Tensor gram, Tensor q_square, Tensor k_square, Tensor temperature, Tensor project_out,"
     " ScalarType dtype) -> Tensor": (

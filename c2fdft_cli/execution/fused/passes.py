@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.attention import PixelSums
-from c2fdft_cli.execution.cuda.cards import WIDEST_NORMED, WIDEST_ON_CHIP
+from c2fdft_cli.execution.cuda.cards import WIDEST_NORMED, WIDEST_SECOND_PASS
 from c2fdft_cli.execution.fused import operators  # noqa: F401 - defines torch.ops.c2fdft
 from c2fdft_cli.execution.prepared import (
     Norm,
@@ -34,10 +34,9 @@ def gather(
 ) -> tuple[PixelSums, Tensor]:
     """Run `prepared.gather` by the kernels."""
     qkv, depthwise = _product(block.norm1, z, time, block.qkv), block.depthwise
-    v, pieces = torch.ops.c2fdft.depthwise(
+    v, sums = torch.ops.c2fdft.depthwise(
         qkv, depthwise.weight, depthwise.bias, block.heads, skip, rows
     )
-    sums = pieces.sum(1)
     d = sums.shape[-1]
     return PixelSums(sums[:, :, :d], sums[:, :, d], sums[:, :, d + 1]), v
 
@@ -52,7 +51,7 @@ def mixing(block: PreparedBlock, sums: PixelSums) -> Tensor:
 
 def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
     """Run `prepared.apply` by the kernels."""
-    if z.shape[-1] <= WIDEST_ON_CHIP:
+    if z.shape[-1] <= WIDEST_SECOND_PASS:
         torch.ops.c2fdft.second_pass(
             z, v, mixing.to(v.dtype), block.out_bias, block.norm2.weight, block.norm2.bias, time,
             block.widen.weight, block.widen.bias, block.narrow.weight, block.narrow.bias,

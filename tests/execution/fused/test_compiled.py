@@ -29,7 +29,7 @@ def test_kernels_compile_and_hardly_spill(capability: int) -> None:
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["kernel"] for row in found} == {
         "norm_kernel", "norm_product_kernel", "norm_backward_kernel", "depthwise_kernel",
-        "mixing_kernel",
+        "sums_kernel", "total_kernel", "mixing_kernel",
         "second_pass_kernel", "feed_forward_backward_kernel", "feed_forward_weights_kernel",
     }  # fmt: skip
     for row in found:

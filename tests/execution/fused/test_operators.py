@@ -111,3 +111,22 @@ def test_each_width_has_the_next_wider_tile() -> None:
     assert found == [narrow, narrow, wide, wide, wide]
     assert narrow.options() == {"num_warps": 4, "num_stages": 1}
     assert wide.options() == {"num_warps": 4, "num_stages": 1, "maxnreg": 128}
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "at_a_time", "share"),
+    [
+        (720, 92, 264, 90),  # 736 programs: 2.8 rounds
+        (720, 92, 132, 103),  # 644 programs: 4.9 rounds
+        (720, 10, 264, 28),  # one round, of 260 programs
+        (64, 10, 264, 4),  # no program has fewer rows
+        (3, 10, 264, 3),
+        (1, 1, 264, 1),
+    ],
+)
+def test_the_rows_of_a_program_fill_the_gpu(
+    rows: int, columns: int, at_a_time: int, share: int
+) -> None:
+    from c2fdft_cli.execution.fused.operators import _rows_of_a_program
+
+    assert _rows_of_a_program(rows, columns, at_a_time) == share
