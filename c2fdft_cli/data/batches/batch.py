@@ -19,7 +19,7 @@ from c2fdft_cli.data.symmetries import SYMMETRIES
 from c2fdft_cli.data.synthesis.line_patterns import draw_line_pattern
 from c2fdft_cli.errors import DataError
 
-Degrade = Callable[[Pixels, np.random.Generator], Pixels]
+Degrade = Callable[[Pixels, np.random.Generator], NDArray[np.integer[Any]]]
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class Batch:
 
     Args:
         iteration: k, counted from 1.
-        lq, gt: uint8 [n, 3, p, p].
+        lq: uint8 [n, 3, p, p], or int16 if it may have values outside 0..255.
+        gt: uint8 [n, 3, p, p].
         noise: float32 [n, 3, p, p], standard normal.
         times: int64 [n], antithetic diffusion times; the fine stage ignores them.
-        lq2, gt2: uint8 [n, 3, p, p], the mixup partners, or None in iterations without mixup.
+        lq2, gt2: the mixup partners, or None in iterations without mixup.
         lam: weight of (lq, gt); (lq2, gt2) have weight 1 - lam. 1 without mixup.
     """
 
@@ -79,6 +80,7 @@ class BatchMaker:
         degrade: makes lq from a clean uint8 patch [h, w, 3], with the same size, for clean-only
             sets; it is given the patch after flips and rotations, so that rain keeps its
             directions.
+        unclipped: whether `degrade` may return int16, with values outside 0..255; lq is then int16.
         margin: extra pixels beyond each border of the patch that `degrade` is given, and that are
             cropped afterwards.
         line_patterns: share of the patches on which lines are drawn before `degrade`, 0 to 1.
@@ -94,6 +96,7 @@ class BatchMaker:
         plan: PatchPlan,
         *,
         degrade: Degrade | None = None,
+        unclipped: bool = False,
         margin: int = 0,
         line_patterns: float = 0.0,
         timesteps: int,
@@ -108,6 +111,7 @@ class BatchMaker:
         self._shards = shards
         self._plan = plan
         self._degrade = degrade
+        self._lq_type = np.int16 if unclipped else np.uint8
         self._margin = margin if degrade else 0
         self._line_patterns = line_patterns
         self._timesteps = timesteps
@@ -138,12 +142,12 @@ class BatchMaker:
             lam=mix.lam,
         )
 
-    def _patches(self, k: int, rows: NDArray[np.int64]) -> tuple[Pixels, Pixels]:
-        """Make (lq, gt), uint8 [n, p, p, 3], for some rows of the global batch."""
+    def _patches(self, k: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.integer[Any]], Pixels]:
+        """Make (lq, gt), [n, p, p, 3], for some rows of the global batch."""
         patch, _ = self.cycle.stage(k)
         draw = self._plan.draw(k)
         shape = (len(rows), patch, patch, CHANNELS)
-        lq, gt = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
+        lq, gt = np.empty(shape, self._lq_type), np.empty(shape, np.uint8)
         if self._degrade is None:
             for j, i in enumerate(rows.tolist()):
                 self._crop("lq", draw, i, lq[j])
@@ -169,7 +173,13 @@ class BatchMaker:
         turn(window, int(draw.symmetry[i]), out)
 
     def _synthesize(
-        self, degrade: Degrade, draw: Draw, k: int, i: int, lq: Pixels, gt: Pixels
+        self,
+        degrade: Degrade,
+        draw: Draw,
+        k: int,
+        i: int,
+        lq: NDArray[np.integer[Any]],
+        gt: Pixels,
     ) -> None:
         """Make one clean patch and its degraded version, without the margin, in `gt` and `lq`."""
         margin, side = self._margin, gt.shape[0]
@@ -181,7 +191,7 @@ class BatchMaker:
         if self._line_patterns > 0 and rng.random() < self._line_patterns:
             wide = draw_line_pattern(wide, rng)
         degraded = degrade(wide, rng)
-        if degraded.shape != wide.shape or degraded.dtype != np.uint8:
+        if degraded.shape != wide.shape or degraded.dtype not in (np.uint8, self._lq_type):
             raise ValueError(
                 f"degrade made {degraded.shape} {degraded.dtype} of {wide.shape} uint8"
             )
@@ -224,6 +234,6 @@ def turn(window: Pixels, symmetry: int, out: Pixels) -> None:
         out[...] = window
 
 
-def _nchw(pixels: Pixels) -> Tensor:
+def _nchw(pixels: NDArray[np.integer[Any]]) -> Tensor:
     """View an array [n, h, w, 3] as a tensor [n, 3, h, w], without a copy."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, blur_margin
-from c2fdft_cli.data.synthesis.noise import NoiseModel, add_noise
+from c2fdft_cli.data.synthesis.noise import NoiseModel, Unclipped, add_noise
 from c2fdft_cli.data.synthesis.rain import RainModel, add_rain
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.errors import UsageError
@@ -66,9 +66,31 @@ def open_streaks(model: Model, folder: Path | None) -> StreakBank | None:
     return StreakBank(folder)
 
 
+@overload
 def degrade(
     gt: Pixels, model: Model, rng: np.random.Generator, *, streaks: StreakBank | None = None
-) -> Pixels:
+) -> Pixels: ...
+
+
+@overload
+def degrade(
+    gt: Pixels,
+    model: Model,
+    rng: np.random.Generator,
+    *,
+    streaks: StreakBank | None = None,
+    unclipped: bool,
+) -> Pixels | Unclipped: ...
+
+
+def degrade(
+    gt: Pixels,
+    model: Model,
+    rng: np.random.Generator,
+    *,
+    streaks: StreakBank | None = None,
+    unclipped: bool = False,
+) -> Pixels | Unclipped:
     """Return a degraded copy of `gt`; the same generator state gives the same pixels.
 
     Args:
@@ -76,9 +98,11 @@ def degrade(
         model: the degradation.
         rng: the only source of randomness.
         streaks: rendered streak masks for rain; without them streaks are rendered by formula.
+        unclipped: leave the white noise of some images unclipped, as `NoiseModel.unclipped_share`
+            says.
 
     Returns:
-        uint8 [h, w, 3], C-contiguous.
+        uint8 [h, w, 3], C-contiguous; int16 if it is not clipped.
 
     Raises:
         ValueError: `gt` is not uint8 [h, w, 3] with at least one pixel.
@@ -88,7 +112,7 @@ def degrade(
     if isinstance(model, RainModel):
         return add_rain(gt, model, rng, streaks)
     if isinstance(model, NoiseModel):
-        return add_noise(gt, model, rng)
+        return add_noise(gt, model, rng, unclipped=unclipped)
     return add_blur(gt, model, rng)
 
 

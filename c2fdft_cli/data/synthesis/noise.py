@@ -16,6 +16,7 @@ from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, withi
 from c2fdft_cli.validation import STRICT
 
 Pixels: TypeAlias = NDArray[np.uint8]
+Unclipped: TypeAlias = NDArray[np.int16]
 Floats: TypeAlias = NDArray[np.float32]
 
 # Around the values that recipes/scripts/fit_noise.py found for PolyU: 2.2, 2.3 and 0.02.
@@ -36,6 +37,8 @@ class NoiseModel:
             "either" (one of these two, sampled for each image), or "raw": noise of a Bayer sensor
             after all steps from its values to a stored picture.
         sigma: gaussian: standard deviation in 8-bit levels.
+        unclipped_share: gaussian: share of training patches whose values are not clipped to 0..255,
+            as those of benchmarks with added noise are not.
         shot: camera, raw: variance per unit of linear light, sampled uniformly in its logarithm.
         correlated: camera: neighbouring pixels are correlated as after demosaicing.
         camera_share: either: share of images with camera noise.
@@ -51,6 +54,7 @@ class NoiseModel:
 
     kind: Literal["gaussian", "camera", "either", "raw"] = "gaussian"
     sigma: Annotated[Range, within(0, 255)] = (5.0, 50.0)
+    unclipped_share: Annotated[Number, within(0, 1)] = 0.0
     # The range from which Brooks et al. sample it too.
     shot: Annotated[Range, within(1e-6, 1)] = (1e-4, 1.2e-2)
     correlated: bool = True
@@ -63,8 +67,13 @@ class NoiseModel:
     jpeg: Annotated[IntegerRange, within(10, 100)] = (85, 98)
 
 
-def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels:
-    """Return the noisy image, rounded and clipped; uint8 [h, w, 3] in and out."""
+def add_noise(
+    gt: Pixels, model: NoiseModel, rng: np.random.Generator, *, unclipped: bool = False
+) -> Pixels | Unclipped:
+    """Return the noisy image, rounded and clipped; uint8 [h, w, 3] in and out.
+
+    With `unclipped` it is int16 where `model.unclipped_share` applies.
+    """
     kind = _random_kind(model, rng)
     if kind == "raw":
         noisy = photograph(gt, random_camera(model, rng), rng)
@@ -74,7 +83,11 @@ def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels
         log_read = READ_SLOPE * log_shot + READ_OFFSET + rng.normal(0.0, READ_SPREAD)
         shot, read = math.exp(log_shot), math.exp(log_read)
         return to_srgb(camera_noise(to_linear(gt), shot, read, rng, correlated=model.correlated))
-    return gaussian_noise(gt, rng.uniform(*model.sigma), rng)
+    white = _with_white_noise(gt, rng.uniform(*model.sigma), rng)
+    # A share of 0 consumes no random number, so runs that are older than this option resume
+    # unchanged.
+    beyond = model.unclipped_share > 0 and rng.random() < model.unclipped_share
+    return white.astype(np.int16) if unclipped and beyond else _clipped(white)
 
 
 def _random_kind(model: NoiseModel, rng: np.random.Generator) -> str:
@@ -106,10 +119,19 @@ def random_camera(model: NoiseModel, rng: np.random.Generator) -> Camera:
 
 def gaussian_noise(gt: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
     """Return clip(round(gt + sigma * n)), n ~ N(0, I); sigma in 8-bit levels."""
+    return _clipped(_with_white_noise(gt, sigma, rng))
+
+
+def _with_white_noise(gt: Pixels, sigma: float, rng: np.random.Generator) -> Floats:
+    """Return round(gt + sigma * n)."""
     noisy = rng.standard_normal(gt.shape, dtype=np.float32)
     noisy *= np.float32(sigma)
     noisy += gt
-    return np.clip(np.rint(noisy, out=noisy), 0, 255).astype(np.uint8)
+    return np.rint(noisy, out=noisy)
+
+
+def _clipped(noisy: Floats) -> Pixels:
+    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)
 
 
 def camera_noise(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +13,7 @@ from c2fdft_cli.data.images.picture import is_image_path
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import Model, degrade, margin, open_streaks, parse_model
+from c2fdft_cli.data.synthesis.noise import NoiseModel, Unclipped
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError
@@ -64,10 +65,16 @@ class Degradation:
 
     model: Model
     streaks: StreakBank | None
+    unclipped: bool = False
 
-    def __call__(self, gt: Pixels, rng: np.random.Generator) -> Pixels:
-        """Degrade a uint8 image `[h, w, 3]`; the result has the same size and type."""
-        return degrade(gt, self.model, rng, streaks=self.streaks)
+    def __call__(self, gt: Pixels, rng: np.random.Generator) -> Pixels | Unclipped:
+        """Degrade a uint8 image `[h, w, 3]`; the result has the same size (see `degrade`)."""
+        return degrade(gt, self.model, rng, streaks=self.streaks, unclipped=self.unclipped)
+
+    def of_training_patches(self) -> Degradation:
+        """Return the degradation of training patches: some unclipped, if its model says so."""
+        model = self.model
+        return replace(self, unclipped=isinstance(model, NoiseModel) and model.unclipped_share > 0)
 
 
 def degradation(data: Data) -> tuple[Degradation | None, int]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from c2fdft_cli.data.batches.batch import Batch, BatchMaker, border, turn
 from c2fdft_cli.data.batches.loader import PatchLoader
@@ -232,6 +233,27 @@ def test_synthesis_degrades_clean_crops(tmp_path: Path, margin: int) -> None:
         assert torch.equal(whole.lq[:, 1:], 255 - whole.gt[:, 1:])
         assert torch.equal(whole.gt, without.make(k, 0, n).gt)
         assert_same(maker.make(k, 1, 3), whole.rows(1, 3))
+
+
+def test_degraded_values_outside_8_bits_stay_as_they_are(tmp_path: Path) -> None:
+    """Where some crops may have such values, all are stored in a type that holds them."""
+
+    def beyond(gt: Pixels, rng: np.random.Generator) -> NDArray[np.integer[Any]]:
+        return gt if rng.random() < 0.5 else gt.astype(np.int16) * 2 - 128
+
+    clean = write(tmp_path, has_lq=False)
+    make = partial(BatchMaker, clean, plan_of(clean), degrade=beyond, timesteps=1000)
+    batch = make(unclipped=True).make(1, 0, 7)
+    assert batch.lq.dtype == torch.int16
+    same = [torch.equal(lq, gt) for lq, gt in zip(batch.lq, batch.gt.short(), strict=True)]
+    wide = [
+        torch.equal(lq, 2 * gt - 128) for lq, gt in zip(batch.lq, batch.gt.short(), strict=True)
+    ]
+    assert all(a or b for a, b in zip(same, wide, strict=True))
+    assert any(same)
+    assert any(wide)
+    with pytest.raises(ValueError, match=r"degrade made \(8, 8, 3\) int16 of \(8, 8, 3\) uint8"):
+        make().make(1, 0, 7)
 
 
 def test_the_degradation_sees_the_margin(tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from c2fdft_cli.data.shards.format import Entry
 from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.engine.sampling.pairs import open_validation
 from c2fdft_cli.engine.train import batches
 from c2fdft_cli.engine.train.batches import (
     free_shared_memory,
@@ -78,6 +81,28 @@ def test_rows_are_distributed_to_all_processes(batch: int, world: int) -> None:
         else:
             assert hi - lo == 1
     assert dealt == list(range(batch))
+
+
+def test_training_patches_may_have_unclipped_noise_and_validation_images_not(
+    tmp_path: Path,
+) -> None:
+    """A share of unclipped noise, as in benchmarks, is for training; pictures have 8 bits."""
+    entries = [Entry("a", 40, 40), Entry("b", 40, 41)]
+    clean = [(None, np.zeros((e.height, e.width, 3), np.uint8)) for e in entries]
+    for split in ("train", "val"):
+        header = replace(HEADER, split=split)
+        write_shard(tmp_path / f"{split}-00000.h5", entries, clean, header, has_lq=False)
+    shards, seen = ShardSet.open(tmp_path), []
+    for share in (0, 1):
+        noise = f"data.synthesis={{sigma: 30, unclipped_share: {share}}}"
+        options = ["data.synthesize=noise", noise, "coarse.iterations=2", "coarse.patches=[32]"]
+        recipe = load_recipe("tiny", [*options, "coarse.batches=[2]"])
+        batch = next(iter(make_loader(recipe, recipe.coarse, shards, 1, Runtime(CPU))))
+        seen.append((batch.lq.dtype, bool((batch.lq < 0).any())))
+        pairs = open_validation(tmp_path, recipe)
+        assert pairs is not None
+        assert pairs.pair(0).lq.dtype == np.uint8
+    assert seen == [(torch.uint8, False), (torch.int16, True)]
 
 
 @pytest.mark.slow
