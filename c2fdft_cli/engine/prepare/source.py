@@ -299,7 +299,8 @@ class PairReader:
             return ""
         values: dict[str, object] = {
             "kind": self._synthesis.kind,
-            "options": asdict(self._model),
+            # What concerns training patches alone does not change what is stored.
+            "options": {k: v for k, v in asdict(self._model).items() if k != "unclipped_share"},
             "streaks": None if self._streaks is None else _masks_digest(self._streaks),
         }
         if self._synthesis.store:

@@ -235,13 +235,14 @@ def add_row(x, shifts, taps, above, here, PRECISION: tl.constexpr):
     """Add what a row of the input contributes to the output rows above, at and below it.
 
     Tensor cores move the pixels to the threads that need them, and convert them to float32: a
-    product with a matrix of zeros and ones is exact. To load each pixel for itself and for its two
-    neighbours took most of the instructions of this kernel. Channels are the rows of the product,
-    so that a thread has pixels of two channels only and keeps the taps of these in registers.
+    product with a matrix of zeros and ones is exact. Loading each pixel for itself and for its two
+    neighbours would take most of the instructions of a kernel. Channels are the rows of the
+    product, so that a thread has pixels of two to four channels only and keeps their taps in
+    registers.
 
     Args:
         x: the input row, `[P, padded]`.
-        shifts: three matrices from `shift_by`.
+        shifts: the matrix from `shifts_of`.
         taps: the channels' taps, from `taps_of`.
         above, here: partial sums of the output rows above and at the input row, `[padded, P]`
             float32.
@@ -282,7 +283,9 @@ def first_rows(at, line, level, there, shifts, taps, zero, PRECISION: tl.constex
 
 @triton.jit
 def add_squares(y, square):
-    """Add the squares of four pixels at a time, which one thread has; this takes few registers.
+    """Add the squares of a row, four pixels at a time, to save registers.
+
+    On a Hopper GPU one thread has these four.
 
     y: `[padded, P]`; square: `[padded, P / 4]`.
     """
