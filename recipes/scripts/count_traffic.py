@@ -81,6 +81,9 @@ KINDS = (
     ("copies", ("copy_", "clone", "cat")),
 )
 NO_KERNELS = ("device", "_unsafe_view", "empty", "empty_like", "new_empty", "empty_strided")
+KERNELS_OF = {"depthwise": 3}
+"""Kernels of an operator, if there are several: the sums of q and k, and their addition, have their
+own. The traffic of the partial sums between them is not counted."""
 ONLY_WRITTEN = {"copy_": 0, "fill_": 0, "zero_": 0}
 """Operators that write an argument without reading it, with the argument's index."""
 
@@ -155,7 +158,7 @@ def _moved(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], 
 def _launches_of(name: str, args: tuple[Any, ...]) -> int:
     """Return the launches of an operator: 1, or what the tensors and chunks of its lists need."""
     if not name.startswith(("_foreach", "_fused")):
-        return 1
+        return KERNELS_OF.get(name, 1)
     lists = [arg for arg in args if isinstance(arg, list | tuple) and arg]
     lists = [arg for arg in lists if isinstance(arg[0], Tensor)]
     chunks = sum(-(-x.numel() // LIST_CHUNK) for x in lists[0])

@@ -159,7 +159,7 @@ def depthwise(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
 
 
 def sums(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
-    """Return the same run; its result are the sums."""
+    """Return the same run, including the convolution to v, but with the sums as its result."""
     x, taps = make(1, h, w, 3 * c), make(3 * c, 1, 3, 3)
     return lambda: operators._depthwise(x, taps, None, 1, 0, h)[1]
 
@@ -193,7 +193,7 @@ def products() -> Iterator[Tile]:
 def columns() -> Iterator[Tile]:
     """Yield tiles of the depth-wise convolution."""
     for pixels, units, stages, registers in product((16, 32), (32, 64), (3, 4, 5), (96, 128, None)):
-        yield Tile(pixels, units, units // 16, stages, registers)
+        yield Tile(pixels, units, 4, stages, registers)
 
 
 def columns_of_sums() -> Iterator[Tile]:

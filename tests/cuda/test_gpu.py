@@ -63,7 +63,9 @@ def test_strips_agree_with_the_cpu(runtime: Runtime, rows: int | None) -> None:
 
 
 @pytest.mark.parametrize("dtype", choose.ALLOWED)
-@pytest.mark.parametrize(("width", "heads"), [(48, 1), (96, 2), (96, 1), (192, 4), (384, 8)])
+@pytest.mark.parametrize(
+    ("width", "heads"), [(48, 1), (96, 2), (96, 1), (192, 4), (384, 8), (24, 1)]
+)
 def test_the_kernels_agree_with_the_plain_passes(
     width: int, heads: int, dtype: torch.dtype
 ) -> None:

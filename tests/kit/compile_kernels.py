@@ -28,6 +28,7 @@ BLOCKS = (
     (48, 1, torch.bfloat16),
     (48, 1, torch.float16),
     (96, 1, torch.bfloat16),
+    (24, 1, torch.bfloat16),
     (192, 4, torch.bfloat16),
     (384, 8, torch.bfloat16),
 )

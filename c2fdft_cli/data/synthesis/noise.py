@@ -66,6 +66,11 @@ class NoiseModel:
     tone: Annotated[Range, within(0, 1)] = (0.3, 1.0)
     jpeg: Annotated[IntegerRange, within(10, 100)] = (85, 98)
 
+    @property
+    def may_be_unclipped(self) -> bool:
+        """Whether the noise of some training patches is not clipped."""
+        return self.kind in ("gaussian", "either") and self.unclipped_share > 0
+
 
 def add_noise(
     gt: Pixels, model: NoiseModel, rng: np.random.Generator, *, unclipped: bool = False

@@ -73,8 +73,8 @@ class Degradation:
 
     def of_training_patches(self) -> Degradation:
         """Return the degradation of training patches: some unclipped, if its model says so."""
-        model = self.model
-        return replace(self, unclipped=isinstance(model, NoiseModel) and model.unclipped_share > 0)
+        noise = self.model if isinstance(self.model, NoiseModel) else None
+        return replace(self, unclipped=noise is not None and noise.may_be_unclipped)
 
 
 def degradation(data: Data) -> tuple[Degradation | None, int]:

@@ -235,10 +235,10 @@ def add_row(x, shifts, taps, above, here, PRECISION: tl.constexpr):
     """Add what a row of the input contributes to the output rows above, at and below it.
 
     Tensor cores move the pixels to the threads that need them, and convert them to float32: a
-    product with a matrix of zeros and ones is exact. Loading each pixel for itself and for its two
-    neighbours would take most of the instructions of a kernel. Channels are the rows of the
-    product, so that a thread has pixels of two to four channels only and keeps their taps in
-    registers.
+    product of finite values with a matrix of zeros and ones is exact. Loading each pixel for itself
+    and for its two neighbours would take most of the instructions of a kernel. Channels are the
+    rows of the product, so that a thread has pixels of two to four channels only and keeps their
+    taps in registers.
 
     Args:
         x: the input row, `[P, padded]`.
@@ -285,7 +285,7 @@ def first_rows(at, line, level, there, shifts, taps, zero, PRECISION: tl.constex
 def add_squares(y, square):
     """Add the squares of a row, four pixels at a time, to save registers.
 
-    On a Hopper GPU one thread has these four.
+    On a Hopper GPU one thread has these four: two neighbours in each half of the row.
 
     y: `[padded, P]`; square: `[padded, P / 4]`.
     """

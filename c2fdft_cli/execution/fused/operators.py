@@ -57,8 +57,9 @@ class Tile(NamedTuple):
 
 Tiles = dict[int, Tile]
 """Tiles by the largest number of channels that each is for; the last serves any larger number.
-These were the fastest of several on an H100 (docs/performance.md), but for the gradients. Each fits
-the shared memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
+For sums, these are the channels of a head. These tiles were the fastest of several on an H100
+(docs/performance.md), but for the gradients and for the sums at 48 channels. Each fits the shared
+memory of a program, 99 KiB on sm_86, sm_89 and sm_120:
 tests/execution/fused/test_compiled.py compiles them for GPUs that the machine does not have."""
 
 _NORM_PRODUCT: Tiles = {

@@ -51,7 +51,7 @@ def mixing(block: PreparedBlock, sums: PixelSums) -> Tensor:
 
 def apply(block: PreparedBlock, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
     """Run `prepared.apply` by the kernels."""
-    if z.shape[-1] <= WIDEST_SECOND_PASS:
+    if z.shape[-1] <= WIDEST_SECOND_PASS:  # if this kernel is no better, plain torch runs
         torch.ops.c2fdft.second_pass(
             z, v, mixing.to(v.dtype), block.out_bias, block.norm2.weight, block.norm2.bias, time,
             block.widen.weight, block.widen.bias, block.narrow.weight, block.narrow.bias,

@@ -97,6 +97,16 @@ def test_a_disk_that_fills_up_is_an_error(
             decoded.add(images, workers=1)
 
 
+def test_what_concerns_training_patches_alone_does_not_change_the_degradation() -> None:
+    """Otherwise shards that are older than such an option would count as made differently."""
+
+    def of(**options: Any) -> str:
+        return PairReader(Synthesis("noise", options), 0).degradation
+
+    assert of(unclipped_share=0.5) == of()
+    assert of(camera_share=0.1) != of()
+
+
 def test_a_mask_that_becomes_a_layer_changes_the_degradation(tmp_path: Path) -> None:
     for folder, layers in (("masks", ""), ("layers", "heavy")):
         for i in range(3):

@@ -93,8 +93,8 @@ def test_training_patches_may_have_unclipped_noise_and_validation_images_not(
         header = replace(HEADER, split=split)
         write_shard(tmp_path / f"{split}-00000.h5", entries, clean, header, has_lq=False)
     shards, seen = ShardSet.open(tmp_path), []
-    for share in (0, 1):
-        noise = f"data.synthesis={{sigma: 30, unclipped_share: {share}}}"
+    for kind, share in (("gaussian", 0), ("gaussian", 1), ("raw", 1)):
+        noise = f"data.synthesis={{kind: {kind}, sigma: 30, unclipped_share: {share}}}"
         options = ["data.synthesize=noise", noise, "coarse.iterations=2", "coarse.patches=[32]"]
         recipe = load_recipe("tiny", [*options, "coarse.batches=[2]"])
         batch = next(iter(make_loader(recipe, recipe.coarse, shards, 1, Runtime(CPU))))
@@ -102,7 +102,7 @@ def test_training_patches_may_have_unclipped_noise_and_validation_images_not(
         pairs = open_validation(tmp_path, recipe)
         assert pairs is not None
         assert pairs.pair(0).lq.dtype == np.uint8
-    assert seen == [(torch.uint8, False), (torch.int16, True)]
+    assert seen == [(torch.uint8, False), (torch.int16, True), (torch.uint8, False)]
 
 
 @pytest.mark.slow
