@@ -1,12 +1,12 @@
-"""Find the fastest tile sizes of the fused kernels on this GPU, in about ten minutes.
+"""Find the fastest tile sizes of the fused kernels on this GPU, in a few minutes.
 
     python recipes/scripts/tune_kernels.py OUT.jsonl [--tables second_pass,norm_product,...]
 
 For each width, times the tile in use (`execution/fused/operators.py`) and others in bfloat16, at
-sizes that keep a GPU busy. Writes a JSON line for each tile, and prints the fastest first, with the
-relative difference between its result and that of the tile in use. Each table and width has its own
-process, since a tile that the compiler gets wrong may end it. `--quick` tests the script itself, in
-Triton's interpreter on a CPU.
+sizes that keep a GPU busy. First all cores compile the tiles, for Triton's cache. Writes a JSON
+line for each tile, and prints the fastest first, with the relative difference between its result
+and that of the tile in use. Each table and width has its own process, since a tile that the
+compiler gets wrong may end it. `--quick` tests the script itself, in Triton's interpreter on a CPU.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from c2fdft_cli.execution.fused import operators
 from c2fdft_cli.execution.fused.operators import Tile
+from c2fdft_cli.pipeline import cores
 
 Made = Callable[..., Tensor]
 """Makes a tensor of random values from a shape and a dtype."""
@@ -44,37 +48,54 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--width", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--compile", help=argparse.SUPPRESS)
     parser.add_argument(
         "--quick", action="store_true", help="test the script itself: a few pixels, no GPU"
     )
     args = parser.parse_args()
+    if args.compile:
+        part, parts = map(int, args.compile.split("/"))
+        compile_tiles(args.tables, args.width, part, parts, args.quick)
+        return 0
     if args.width:
         time_table(args.out, args.tables, args.width, args.quick)
         return 0
+    timed = [
+        [sys.executable, __file__, str(args.out), "--tables", table, "--width", str(width)]
+        + ["--quick"] * args.quick
+        for table in args.tables.split(",")
+        for width in getattr(operators, f"_{table.upper()}")
+    ]
+    parts = -(-cores() // len(timed))
+    compiled = [[*line, "--compile", f"{part}/{parts}"] for line in timed for part in range(parts)]
+    with ThreadPoolExecutor(cores()) as pool:
+        # A tile that ends its process is reported when it is timed.
+        list(pool.map(partial(subprocess.run, check=False, capture_output=True), compiled))
     failed = 0
-    for table in args.tables.split(","):
-        for width in getattr(operators, f"_{table.upper()}"):
-            words = [sys.executable, __file__, args.out, "--tables", table, "--width", width]
-            line = [*map(str, words), *["--quick"] * args.quick]
-            code = subprocess.run(line, check=False).returncode  # noqa: S603
-            if code:
-                sys.stdout.write(f"{table} {width}: ended with code {code}\n")
-            failed += code != 0
+    for line in timed:
+        code = subprocess.run(line, check=False).returncode  # noqa: S603
+        if code:
+            sys.stdout.write(f"{line[4]} {line[6]}: ended with code {code}\n")
+        failed += code != 0
     return 1 if failed else 0
+
+
+def compile_tiles(table: str, width: int, part: int, parts: int, quick: bool) -> None:
+    """Run some of the tiles that `time_table` will time, so that they are compiled."""
+    tiles, run, others = _of_table(table, width, quick)
+    for tile in [tiles[width], *others][part::parts]:
+        tiles[width] = tile
+        with suppress(Exception):  # a tile that fails is reported when it is timed
+            run()
 
 
 def time_table(out: Path, table: str, width: int, quick: bool) -> None:
     """Time the tiles of a kernel at one width, the tile in use first."""
-    tiles = getattr(operators, f"_{table.upper()}")
-    torch.manual_seed(0)
-    run = TABLES[table][0](
-        TRIED[width], *((4, 20) if quick else SIZES[width]), random_values(quick)
-    )
+    tiles, run, others = _of_table(table, width, quick)
     used, found = tiles[width], []
-    others = [tile for tile in TABLES[table][1]() if tile != used]
     want: Tensor | None = None
     row: dict[str, str | float]
-    for tile in [used, *others[: 1 if quick else None]]:
+    for tile in [used, *others]:
         tiles[width] = tile
         try:
             seconds, result = seconds_of(run, quick)
@@ -93,6 +114,18 @@ def time_table(out: Path, table: str, width: int, quick: bool) -> None:
         sys.stdout.write(
             f"{table} {width}: {seconds * 1e3:.4f} ms {tuple(tile)} {difference:.0e}{mark}\n"
         )
+
+
+def _of_table(
+    table: str, width: int, quick: bool
+) -> tuple[dict[int, Tile], Callable[[], Tensor], list[Tile]]:
+    """Return a table in use, a run of its kernel at one width, and other tiles for this width."""
+    tiles: dict[int, Tile] = getattr(operators, f"_{table.upper()}")
+    torch.manual_seed(0)
+    size = (4, 20) if quick else SIZES[width]
+    run = TABLES[table][0](TRIED[width], *size, random_values(quick))
+    others = [tile for tile in TABLES[table][1]() if tile != tiles[width]]
+    return tiles, run, others[: 1 if quick else None]
 
 
 def seconds_of(run: Callable[[], Tensor], quick: bool) -> tuple[float, Tensor]:
