@@ -39,7 +39,7 @@ def info(
 
 def _words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
         return ", ".join(_words(item) for item in value)
     if isinstance(value, float):

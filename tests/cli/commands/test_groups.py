@@ -30,9 +30,11 @@ def test_a_copy_reports_its_path(tmp_path: Path) -> None:
 
 def test_numbers_of_info_are_readable(tmp_path: Path) -> None:
     """Scores have only significant digits, and missing values are a dash."""
-    done = python("-m", "c2fdft_cli", "info", "denoise")
-    assert done.returncode == 0
-    assert re.search(r"psnr \d\d\.\d{1,4},", done.stdout)
-    assert "None" not in done.stdout
-    assert "True" not in done.stdout
-    assert "False" not in done.stdout
+    scored, unscored = (python("-m", "c2fdft_cli", "info", name) for name in ("derain", "denoise"))
+    for done in (scored, unscored):
+        assert done.returncode == 0
+        assert "None" not in done.stdout
+        assert "True" not in done.stdout
+        assert "False" not in done.stdout
+    assert re.search(r"psnr \d\d\.\d{1,4},", scored.stdout)
+    assert re.search(r"metrics +. - ", unscored.stdout)  # trained without validation

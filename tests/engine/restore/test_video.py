@@ -259,6 +259,7 @@ def test_a_crash_of_the_decoder_leaves_finished_outputs_intact(
         "main()\n"
     )
     words = ["restore", str(clips), str(out), "--weights", weights, "--grid", "500", "--crf", "0"]
+    words += ["--precision", "fp32"]  # as in `run`; some processors would use bf16
     command = [sys.executable, "-c", crash, *words]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGSEGV
