@@ -35,5 +35,5 @@ def test_kernels_compile_and_hardly_spill(capability: int) -> None:
     for row in found:
         assert row["bytes"] > 0
         assert row["shared"] <= 1024 * SHARED[capability], row
-        # Some spilling paid for more warps at a time on an H200; kilobytes would be a bug.
-        assert row["spilled"] <= (512 if "feed_forward" in row["kernel"] else 208), row
+        # Some spilling paid for more warps at a time on a GPU; kilobytes would be a bug.
+        assert row["spilled"] <= (512 if "feed_forward" in row["kernel"] else 256), row

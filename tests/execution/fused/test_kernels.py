@@ -25,6 +25,7 @@ tl = importlib.import_module("triton.language")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("there is a GPU: tests/cuda compares the kernels", allow_module_level=True)
 kernels = importlib.import_module("c2fdft_cli.execution.fused.kernels")
+operators = importlib.import_module("c2fdft_cli.execution.fused.operators")
 passes = importlib.import_module("c2fdft_cli.execution.fused.passes")
 
 ALLOWED = {torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 2e-3}
@@ -239,7 +240,9 @@ def test_more_values_than_32_bits_can_index(name: str, monkeypatch: pytest.Monke
         )
         want = product(norm(z, time))
     elif name == "depthwise_kernel":
-        monkeypatch.setattr(kernels, "sums_kernel", LastProgram(kernels.sums_kernel))
+        for other in ("sums_kernel", "total_kernel"):
+            monkeypatch.setattr(kernels, other, LastProgram(getattr(kernels, other)))
+        monkeypatch.setattr(operators, "_rows_of_a_program", lambda *_: 64)  # faster
         x, taps = tall(qkv, pixels), block.depthwise
         found, _ = torch.ops.c2fdft.depthwise(x, taps.weight, None, 1, 0, x.shape[1])
         want = taps.padded(qkv)[..., 2 * c :]
@@ -247,5 +250,5 @@ def test_more_values_than_32_bits_can_index(name: str, monkeypatch: pytest.Monke
         found, want = tall(z, pixels), z.clone()
         passes.apply(block, found, tall(qkv, pixels)[..., 2 * c :], time, matrix)
         prepared.apply(block, want, qkv[..., 2 * c :], time, matrix)
-    # the smallest number that a program handles
-    assert relative(found[0, -1, -16:], want[0, -1, -16:]) < ALLOWED[dtype]
+    # the smallest number that a last program handles
+    assert relative(found[0, -1, -8:], want[0, -1, -8:]) < ALLOWED[dtype]
