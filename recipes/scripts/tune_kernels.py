@@ -1,4 +1,4 @@
-"""Find the fastest tile sizes of the fused kernels on this GPU, in a few minutes.
+"""Find the fastest tile sizes of the fused kernels on this GPU.
 
     python recipes/scripts/tune_kernels.py OUT.jsonl [--tables second_pass,norm_product,...]
 
@@ -60,22 +60,25 @@ def main() -> int:
     if args.width:
         time_table(args.out, args.tables, args.width, args.quick)
         return 0
-    timed = [
-        [sys.executable, __file__, str(args.out), "--tables", table, "--width", str(width)]
-        + ["--quick"] * args.quick
+    more = ["--quick"] * args.quick
+    timed = {
+        f"{table} {width}": [
+            *(sys.executable, __file__, str(args.out)),
+            *("--tables", table, "--width", str(width), *more),
+        ]
         for table in args.tables.split(",")
         for width in getattr(operators, f"_{table.upper()}")
-    ]
-    parts = -(-cores() // len(timed))
-    compiled = [[*line, "--compile", f"{part}/{parts}"] for line in timed for part in range(parts)]
+    }
+    parts, lines = -(-cores() // len(timed)), timed.values()
+    compiled = [[*line, "--compile", f"{part}/{parts}"] for line in lines for part in range(parts)]
     with ThreadPoolExecutor(cores()) as pool:
         # A tile that ends its process is reported when it is timed.
         list(pool.map(partial(subprocess.run, check=False, capture_output=True), compiled))
     failed = 0
-    for line in timed:
+    for name, line in timed.items():
         code = subprocess.run(line, check=False).returncode  # noqa: S603
         if code:
-            sys.stdout.write(f"{line[4]} {line[6]}: ended with code {code}\n")
+            sys.stdout.write(f"{name}: ended with code {code}\n")
         failed += code != 0
     return 1 if failed else 0
 
@@ -185,16 +188,10 @@ def norm_product(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
     return lambda: operators._norm_product(z, weight, weight, time_, matrix, None)
 
 
-def depthwise(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
-    """Return a run of the depth-wise convolution and its sums with one head."""
+def depthwise(c: int, h: int, w: int, make: Made, result: int = 0) -> Callable[[], Tensor]:
+    """Return a run of the depth-wise convolution with one head; results: v (0) and the sums (1)."""
     x, taps = make(1, h, w, 3 * c), make(3 * c, 1, 3, 3)
-    return lambda: operators._depthwise(x, taps, None, 1, 0, h)[0]
-
-
-def sums(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
-    """Return the same run, including the convolution to v, but with the sums as its result."""
-    x, taps = make(1, h, w, 3 * c), make(3 * c, 1, 3, 3)
-    return lambda: operators._depthwise(x, taps, None, 1, 0, h)[1]
+    return lambda: operators._depthwise(x, taps, None, 1, 0, h)[result]
 
 
 def feed_forward_backward(c: int, h: int, w: int, make: Made) -> Callable[[], Tensor]:
@@ -246,7 +243,7 @@ TABLES: dict[str, Table] = {
     "second_pass": (second_pass, products),
     "norm_product": (norm_product, products),
     "depthwise": (depthwise, columns),
-    "sums": (sums, columns_of_sums),
+    "sums": (partial(depthwise, result=1), columns_of_sums),
     "feed_forward_backward": (feed_forward_backward, gradients),
     "feed_forward_weights": (feed_forward_weights, gradients),
 }

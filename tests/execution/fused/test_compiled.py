@@ -36,4 +36,6 @@ def test_kernels_compile_and_hardly_spill(capability: int) -> None:
         assert row["bytes"] > 0
         assert row["shared"] <= 1024 * SHARED[capability], row
         # Some spilling paid for more warps at a time on a GPU; kilobytes would be a bug.
-        assert row["spilled"] <= (512 if "feed_forward" in row["kernel"] else 256), row
+        wide = row["kernel"] == "second_pass_kernel" and row["case"].startswith("192 ")
+        limit = 512 if "feed_forward" in row["kernel"] else 256 if wide else 208
+        assert row["spilled"] <= limit, row

@@ -240,8 +240,9 @@ def test_more_values_than_32_bits_can_index(name: str, monkeypatch: pytest.Monke
         )
         want = product(norm(z, time))
     elif name == "depthwise_kernel":
-        for other in ("sums_kernel", "total_kernel"):
-            monkeypatch.setattr(kernels, other, LastProgram(getattr(kernels, other)))
+        monkeypatch.setattr(kernels, "sums_kernel", LastProgram(kernels.sums_kernel))
+        # What other programs would have written is undefined, maybe NaN: it is not added up.
+        monkeypatch.setattr(kernels, "total_kernel", mock.MagicMock())
         monkeypatch.setattr(operators, "_rows_of_a_program", lambda *_: 64)  # faster
         x, taps = tall(qkv, pixels), block.depthwise
         found, _ = torch.ops.c2fdft.depthwise(x, taps.weight, None, 1, 0, x.shape[1])
@@ -250,5 +251,6 @@ def test_more_values_than_32_bits_can_index(name: str, monkeypatch: pytest.Monke
         found, want = tall(z, pixels), z.clone()
         passes.apply(block, found, tall(qkv, pixels)[..., 2 * c :], time, matrix)
         prepared.apply(block, want, qkv[..., 2 * c :], time, matrix)
-    # the smallest number that a last program handles
-    assert relative(found[0, -1, -8:], want[0, -1, -8:]) < ALLOWED[dtype]
+    # the smallest number that a last program handles: of 64 columns in programs of 14, eight
+    last = 8 if name == "depthwise_kernel" else 16
+    assert relative(found[0, -1, -last:], want[0, -1, -last:]) < ALLOWED[dtype]

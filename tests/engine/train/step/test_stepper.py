@@ -117,7 +117,7 @@ def test_a_step_is_clipped_adamw_and_an_average() -> None:
         for one, other in zip(ours.parameters(), theirs, strict=True):
             # AdamW divides gradients by their size, and so magnifies the rounding of small ones,
             # which depends on the processor. Another value of any setting changes much more.
-            assert relative(one, other) < 1e-3, name
+            assert relative(one, other) < 2e-4, name
 
 
 @pytest.mark.parametrize(
