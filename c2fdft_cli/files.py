@@ -27,6 +27,8 @@ STAND_INS = frozenset({"IN", "OUT", "TARGET", "SET", "PHOTO.jpg"})
 """Placeholders in printed commands for paths that only the user knows."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """The errors of a file system without locks; there two processes cannot be kept apart."""
+_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""The errors of a file system that cannot sync a file, such as some network drives."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_BYTES = 1 << 30
 """The most to read in one call: for more than 2 GiB Linux reads less and macOS fails."""
@@ -432,8 +434,13 @@ def _is_about(error: OSError, temporary: Path, target: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
+    """Write a file's data to the disk, if its file system can sync; OSError if the disk fails."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise
 
 
 def _sync_folder(folder: Path) -> None:
