@@ -29,6 +29,19 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """The errors of a file system without locks; there two processes cannot be kept apart."""
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """The errors of a file system that cannot sync a file, such as some network drives."""
+_OF_SYSTEMS = frozenset(
+    [
+        "@eadir",
+        "@recycle",
+        "@recently-snapshot",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "lost+found",
+        "__macosx",
+    ]
+) | {"system volume information"}
+"""Folders in which storage devices and systems keep thumbnails, deleted files and snapshots."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_BYTES = 1 << 30
 """The most to read in one call: for more than 2 GiB Linux reads less and macOS fails."""
@@ -371,6 +384,15 @@ def _if_gone(lock: Path) -> str:
 def real_path(path: Path) -> Path:
     """Resolve the symbolic links in a path; `Path.resolve` fails if a link points to itself."""
     return Path(os.path.realpath(path))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder does not belong to what a user keeps in a folder, by its name.
+
+    True if it begins with a dot, or if it is where systems keep copies of the user's pictures
+    without being asked: thumbnails (`@eaDir` on a Synology), deleted files, snapshots.
+    """
+    return name.startswith(".") or name.casefold() in _OF_SYSTEMS
 
 
 def identity(path: str | Path) -> tuple[int, int] | str:
