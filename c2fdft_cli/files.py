@@ -29,18 +29,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """The errors of a file system without locks; there two processes cannot be kept apart."""
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """The errors of a file system that cannot sync a file, such as some network drives."""
-_OF_SYSTEMS = frozenset(
-    [
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "lost+found",
-        "__macosx",
-    ]
-) | {"system volume information"}
+_OF_SYSTEMS = {
+    "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
+    "$recycle.bin", "system volume information", "lost+found", "__macosx",
+}  # fmt: skip
 """Folders in which storage devices and systems keep thumbnails, deleted files and snapshots."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_BYTES = 1 << 30
