@@ -27,6 +27,13 @@ STAND_INS = frozenset({"IN", "OUT", "TARGET", "SET", "PHOTO.jpg"})
 """Placeholders in printed commands for paths that only the user knows."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """The errors of a file system without locks; there two processes cannot be kept apart."""
+_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""The errors of a file system that cannot sync a file, such as some network drives."""
+_OF_SYSTEMS = {
+    "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
+    "$recycle.bin", "system volume information", "lost+found", "__macosx",
+}  # fmt: skip
+"""Folders in which storage devices and systems keep thumbnails, deleted files and snapshots."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_BYTES = 1 << 30
 """The most to read in one call: for more than 2 GiB Linux reads less and macOS fails."""
@@ -371,6 +378,15 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder does not belong to what a user keeps in a folder, by its name.
+
+    True if it begins with a dot, or if it is where systems keep copies of the user's pictures
+    without being asked: thumbnails (`@eaDir` on a Synology), deleted files, snapshots.
+    """
+    return name.startswith(".") or name.casefold() in _OF_SYSTEMS
+
+
 def identity(path: str | Path) -> tuple[int, int] | str:
     """Return a value that is equal for all paths of one file or folder.
 
@@ -432,8 +448,13 @@ def _is_about(error: OSError, temporary: Path, target: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
+    """Write a file's data to the disk, if its file system can sync; OSError if the disk fails."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise
 
 
 def _sync_folder(folder: Path) -> None:

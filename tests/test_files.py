@@ -121,6 +121,13 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch, code):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_sync_is_written_to(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(os, "fsync", failing(code))
+    atomic_write_bytes(tmp_path / "a.txt", b"data")
+    assert (tmp_path / "a.txt").read_bytes() == b"data"
+
+
 def test_a_full_disk_is_found_in_the_text_of_an_hdf5_error(tmp_path):
     hidden = "Can't write data (file write failed: errno = 28, error message = 'No space left')"
     with pytest.raises(ResourceError, match="the disk is full"), atomic_path(tmp_path / "a.h5"):

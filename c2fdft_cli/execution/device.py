@@ -260,13 +260,26 @@ def cpu_bf16_speed() -> float | None:
     """
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return None
-    a = torch.ones(512, 512)
+    # The precision must not depend on what else the machine is doing: the same command has to give
+    # the same pixels, and a resumed training the same weights. So this measures the time that the
+    # CPU spends, without the time for which other programs interrupt it, and in one thread, because
+    # several spend CPU time on waiting for one that is interrupted.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _bf16_speed_of_one_thread()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _bf16_speed_of_one_thread() -> float:
+    a = torch.ones(512, 512, dtype=torch.float32)
     pair = a, a.bfloat16()
     seconds = [math.inf, math.inf]
-    # Alternating, and the smallest of several times: other programs slow down single runs.
-    for _ in range(5):
+    # Alternating, and the smallest of several times: other programs also slow down caches.
+    for _ in range(8):
         for i, matrix in enumerate(pair):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             torch.mm(matrix, matrix)
-            seconds[i] = min(seconds[i], time.perf_counter() - begin)
+            seconds[i] = min(seconds[i], time.thread_time() - begin)
     return seconds[0] / seconds[1]

@@ -169,7 +169,7 @@ def read_yaml(path: Path) -> Values:
     except _NOT_YAML as error:
         where = f"{path}{_line_of(error)}"
         raise RecipeError(
-            "this is not a YAML recipe", where=where, hint=_first_line(error)
+            "this is not a YAML recipe", where=where, hint=_hint_of(error, text)
         ) from error
     if not isinstance(values, dict):
         raise RecipeError("a recipe must be a mapping of keys", where=path)
@@ -190,6 +190,14 @@ def _parse(text: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(getattr(error, "problem", None) or error).splitlines()[0]
+
+
+def _hint_of(error: Exception, text: str) -> str:
+    """Return what to do about an error of the YAML parser, in its own words unless it is a tab."""
+    mark = getattr(error, "problem_mark", None)
+    line = "" if mark is None else "".join(text.split("\n")[mark.line : mark.line + 1])
+    is_tab = mark is not None and line[mark.column : mark.column + 1] == "\t"
+    return "replace the tab by spaces" if is_tab else _first_line(error)
 
 
 def _line_of(error: Exception) -> str:

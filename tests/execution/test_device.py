@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -28,19 +29,41 @@ def test_precisions_of_a_cpu():
 )
 def test_a_cpu_uses_bf16_if_it_is_faster(monkeypatch, instructions, speed, precision):
     clock = [0.0]
+    threads = torch.get_num_threads()
 
     def product(a, _):
+        assert torch.get_num_threads() == 1
         clock[0] += 1.0 if a.dtype == torch.float32 else 1.0 / speed
 
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch, "mm", product)
-    monkeypatch.setattr(device_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(device_module, "time", SimpleNamespace(thread_time=lambda: clock[0]))
     cpu_bf16_speed.cache_clear()
     try:
         assert cpu_bf16_speed() == speed
         assert make_runtime("cpu").precision == precision
         assert cpu_bf16_speed() == speed  # measured once
+        assert torch.get_num_threads() == threads
+    finally:
+        cpu_bf16_speed.cache_clear()
+
+
+def test_a_busy_machine_does_not_change_the_precision_of_a_cpu(monkeypatch):
+    """Other programs interrupt each product in bf16, which is the faster one."""
+    multiply = torch.mm
+
+    def product(a, b):
+        if a.dtype == torch.bfloat16:
+            time.sleep(0.02)
+            return a
+        return multiply(a, b)
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch, "mm", product)
+    cpu_bf16_speed.cache_clear()
+    try:
+        assert make_runtime("cpu").precision == "bf16"
     finally:
         cpu_bf16_speed.cache_clear()
 

@@ -266,6 +266,15 @@ def test_invalid_files_are_refused(tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["coarse:\n\tlr: 1\n", "coarse:\r\n  lr: 1\r\n\tkeep: 2\r\n"])
+def test_a_tab_is_named(tmp_path, text):
+    path = tmp_path / "me.yaml"
+    path.write_bytes(text.encode())
+    with pytest.raises(RecipeError, match="not a YAML recipe") as caught:
+        load_recipe(str(path))
+    assert caught.value.hint == "replace the tab by spaces"
+
+
 def test_a_long_chain_of_recipes_is_not_a_circle(tmp_path):
     for number in range(9):
         (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")

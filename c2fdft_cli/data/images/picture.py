@@ -38,7 +38,7 @@ from c2fdft_cli.data.images.pillow import OpenFrames
 from c2fdft_cli.data.images.png import decode_png
 from c2fdft_cli.data.images.samples import Decoded
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
-from c2fdft_cli.files import atomic_write_bytes, path_hint
+from c2fdft_cli.files import atomic_write_bytes, is_hidden, path_hint
 
 _16_BIT_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
@@ -104,7 +104,7 @@ def natural_key(path: str | Path) -> tuple[Any, ...]:
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """List a folder's image files in natural order; hidden files and link loops are skipped.
+    """List a folder's image files in natural order; what is hidden, and link loops, are skipped.
 
     Raises:
         DataError: the folder is missing, not a folder, or cannot be listed.
@@ -287,7 +287,7 @@ def _walk(folder: Path, recursive: bool, seen: set[Path]) -> Iterator[Path]:
     """Yield the image files below a folder; each real folder once, so that link loops end."""
     seen.add(folder.resolve())
     for entry in sorted(folder.iterdir(), key=natural_key):
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             continue
         if is_image_path(entry) and entry.is_file():
             yield entry

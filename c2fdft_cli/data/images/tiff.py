@@ -35,9 +35,12 @@ _XMP, _IPTC, _PHOTOSHOP, _DNG_VERSION = 700, 33723, 34377, 50706
 _EXIF_DIRECTORIES = {IFD.Exif.value, IFD.GPSInfo.value}
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation: channels
 _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
+_WITH_ALPHA = {_WHITE_IS_ZERO, 1, 2}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _LZW, _JPEG = 5, 7
 _LOW_BIT_FIRST = 2
+_COPY, _MASK = 1, 4
+"""Bits of a page's subfile type: a smaller copy of another page, or its mask."""
 # None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard. For strips in other image formats
 # (JPEG 2000, WebP, ...) the size in their headers would have to be checked before decoding.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
@@ -79,6 +82,7 @@ def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
         xmp=upright_xmp(_block(page, _XMP)),
         iptc=iptc_of(_block(page, _IPTC)) or iptc_of(_block(page, _PHOTOSHOP)),
         density=density_of(tags),
+        lost=_lost(page),
     )
 
 
@@ -98,10 +102,25 @@ def stored_size(file: BinaryIO) -> tuple[int, int, int]:
 
 
 def count_pages(file: BinaryIO) -> int:
-    """Count the pages of an open TIFF file."""
+    """Count the pages of an open TIFF file, without smaller copies and masks at its end.
+
+    Programs for maps, microscopes and scanners store a picture in several sizes in this way. Pages
+    in between are not examined, because reading each directory of a long stack takes too long.
+    """
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        return len(tiff.pages)
+        count = len(tiff.pages)
+        with contextlib.suppress(Exception):  # a damaged directory is reported when it is decoded
+            first = tiff.pages[0].aspage()
+            while count > 1 and _is_copy_or_mask(tiff.pages[count - 1].aspage(), first):
+                count -= 1
+        return count
+
+
+def _is_copy_or_mask(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
+    # A page that is not smaller is a picture of its own, whatever it is declared to be.
+    smaller = page.imagewidth < first.imagewidth and page.imagelength < first.imagelength
+    return bool(page.subfiletype & _MASK or (page.subfiletype & _COPY and smaller))
 
 
 def _orientation(page: tifffile.TiffPage) -> int:
@@ -185,13 +204,25 @@ def _samples(page: tifffile.TiffPage) -> Array:
     white = np.iinfo(samples.dtype).max
     if photometric == _WHITE_IS_ZERO:
         colours = white - colours
-    extra = int((page.extrasamples or (_ALPHA,))[0])
-    if not alpha.size or extra not in (_ASSOCIATED_ALPHA, _ALPHA):
+    if not alpha.size or not _has_alpha(page):
         return colours
-    if extra == _ASSOCIATED_ALPHA:
+    if page.extrasamples and page.extrasamples[0] == _ASSOCIATED_ALPHA:
         plain = np.rint(colours * (white / np.maximum(alpha.astype(np.float64), 1)))
         colours = np.minimum(plain, white).astype(samples.dtype)
     return np.concatenate([colours, alpha], axis=2)
+
+
+def _has_alpha(page: tifffile.TiffPage) -> bool:
+    """Whether the first channel after the colours is opacity that `_samples` returns."""
+    extra = int((page.extrasamples or (_ALPHA,))[0])
+    return int(page.photometric) in _WITH_ALPHA and extra in (_ASSOCIATED_ALPHA, _ALPHA)
+
+
+def _lost(page: tifffile.TiffPage) -> str | None:
+    """Name the channels that `_samples` does not return, such as near infrared."""
+    total, colours = page.samplesperpixel, _COLOURS[int(page.photometric)]
+    lost = total - colours - (1 if total > colours and _has_alpha(page) else 0)
+    return f"{lost} of {total} channels" if lost else None
 
 
 class _Text(str):

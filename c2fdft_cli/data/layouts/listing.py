@@ -1,12 +1,14 @@
-"""Lists the images of a folder, and refuses videos where images are expected."""
+"""Lists the images of a folder; what to say about videos and files of several pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
-from c2fdft_cli.data.images.picture import list_images
+from c2fdft_cli.data.images.picture import frame_count, list_images
 from c2fdft_cli.data.video.probe import is_video_path
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.pipeline import in_order
 
 _FRAMES_FIRST = "extract the frames first, such as by `ffmpeg -i clip.mp4 frames/%06d.png`"
 
@@ -40,3 +42,29 @@ def refuse_videos(*files: Path) -> None:
     for path in files:
         if path.is_file() and is_video_path(path):
             raise DataError("a video, not an image", where=path, hint=_FRAMES_FIRST)
+
+
+def beyond_the_first(paths: Collection[Path]) -> list[str]:
+    """Report files of which only the first page or frame is used: [] or one sentence.
+
+    Args:
+        paths: image files; one that cannot be read is not reported here.
+    """
+
+    def count(path: Path) -> int:
+        try:
+            return frame_count(path)
+        except DataError:
+            return 1
+
+    files = list(dict.fromkeys(paths))
+    several = [
+        (path, number)
+        for path, number in zip(files, in_order(count, files), strict=True)
+        if number > 1
+    ]
+    if not several:
+        return []
+    path, number = several[0]
+    share = f"{len(several)} of {len(files)} files"
+    return [f"only the first picture is used of {share}, such as {path}, which holds {number}"]

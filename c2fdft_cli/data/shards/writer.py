@@ -147,6 +147,8 @@ def _create(path: Path) -> Iterator[h5py.File]:
     # By default HDF5 keeps a file open while any of its datasets is open. This one must be closed,
     # because it is synced and renamed next.
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    # No other process knows the temporary name, and some network drives have no locks.
+    access.set_file_locking(False, True)
     try:
         with h5py.File(
             h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)

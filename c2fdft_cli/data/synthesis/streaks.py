@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from c2fdft_cli.data.images.picture import image_size, read_rgb8
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import is_hidden
 from c2fdft_cli.pipeline import in_order
 
 Grey: TypeAlias = NDArray[np.uint8]
@@ -153,7 +154,7 @@ def _load(folder: Path) -> list[Grey]:
     if not folder.is_dir():
         raise DataError("no such folder of streak masks", where=folder)
     found = (path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.is_file())
-    paths = sorted(found, key=lambda path: path.name)
+    paths = sorted((path for path in found if not is_hidden(path.name)), key=lambda path: path.name)
     if not paths:
         raise DataError("the folder holds no PNG files of streak masks", where=folder)
     if len(paths) > MAX_IMAGES:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from c2fdft_cli.data.images.picture import read_rgb8
-from c2fdft_cli.data.layouts.listing import some_images
+from c2fdft_cli.data.layouts.listing import beyond_the_first, some_images
 from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
 from c2fdft_cli.engine.sampling.restorer import noise_generator
@@ -65,7 +65,9 @@ def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> Pair
         if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
             raise DataError("the set contains training images", where=folder, hint=hint)
-        names, note = [pair.name for pair in found.pairs], "; ".join(found.notices) or None
+        files = [path for pair in found.pairs for path in (pair.lq, pair.gt)]
+        note = "; ".join([*found.notices, *beyond_the_first(files)]) or None
+        names = [pair.name for pair in found.pairs]
         return PairSource(names, lambda i: _read(found.pairs[i]), found.layout, note)
     if not 0 < sigma <= SIGMA_LIMIT:
         raise UsageError(f"--sigma must be in (0, {SIGMA_LIMIT:g}], got {sigma:g}")
@@ -77,5 +79,10 @@ def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> Pair
         [path.stem for path in images],
         lambda i: _with_noise(images[i], sigma, seed),
         "their clean images",
-        f"Gaussian noise of sigma {sigma:g} (seed {seed}, floats, unclipped)",
+        "; ".join(
+            [
+                f"Gaussian noise of sigma {sigma:g} (seed {seed}, floats, unclipped)",
+                *beyond_the_first(images),
+            ]
+        ),
     )

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
-from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
+from c2fdft_cli.data.layouts.listing import beyond_the_first, refuse_videos, some_images
 from c2fdft_cli.engine.evaluate.files import read_image
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.pairing import fail, own_names, without_suffix
@@ -60,6 +60,7 @@ def _score_images(
         options.border,
         unreadable=problems,
         has_targets=False,
+        notes=[f"note: {one}" for one in beyond_the_first([path for _, path in images])],
         chosen_by="the only one without targets",
     )
 

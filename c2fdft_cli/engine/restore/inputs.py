@@ -21,7 +21,7 @@ from c2fdft_cli.data.video.probe import VideoInfo, probe_video
 from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, VIDEO, NotRead, Sorted, kind_of
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
-from c2fdft_cli.files import identity, read_error, read_text, real_path, require_existing
+from c2fdft_cli.files import identity, is_hidden, read_error, read_text, real_path, require_existing
 
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
 MAX_FRAMES = 100_000
@@ -205,9 +205,9 @@ def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:
         return len(seen) > count
 
     for base, folders, files in os.walk(folder, onerror=refused.append, followlinks=True):
-        shown = [name for name in folders if not name.startswith(".")]
+        shown = [name for name in folders if not is_hidden(name)]
         folders[:] = [name for name in shown if is_new(os.path.join(base, name))]
-        yield from (Path(base, name) for name in files if not name.startswith("."))
+        yield from (Path(base, name) for name in files if not is_hidden(name))
 
 
 def _without(paths: list[Path], folder: Path | None) -> list[Path]:
@@ -225,7 +225,13 @@ def _without(paths: list[Path], folder: Path | None) -> list[Path]:
 
 def _matching(pattern: str, skip: Path | None) -> list[Path]:
     """Return the files that match, each once even if links give its folder several paths."""
-    matches = [Path(name) for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)]
+    named = Path(pattern).parts  # besides these, `glob` itself leaves out names with a dot
+    matches = [
+        path
+        for path in map(Path, glob.glob(pattern, recursive=True))
+        if not os.path.isdir(path)
+        and not any(is_hidden(part) for part in path.parts if part not in named and part[0] != ".")
+    ]
     if not matches:
         raise DataError("no image matches", where=pattern, hint="quote the pattern and check it")
     real_folder = cache(real_path)

@@ -13,6 +13,7 @@ from c2fdft_cli.execution.distributed import gather
 from c2fdft_cli.vocabulary import many
 
 _SHOWN = 10
+_HINTS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ class RestoreResult:
         if errors:
             what.append(f"{len(errors)} of {many(len(self.images), 'image')} failed")
             hints += ["the others are restored"] if len(errors) < len(self.images) else []
+            reasons = dict.fromkeys(error.hint for error in errors if error.hint)
+            hints += list(reasons)[:_HINTS_SHOWN]
         if stale:
             differ = "may differ from what this command makes"
             verb = "was" if len(stale) == 1 else "were"

@@ -161,6 +161,10 @@ class RunFolder:
         with hold_folder(self.path, "another process trains in this folder"):
             yield
 
+    def has_state(self) -> bool:
+        """Whether the run can be resumed: it has a state, even if only the previous one."""
+        return self.state.is_file() or self.previous_state.is_file()
+
     def state_stamp(self) -> tuple[int, int] | None:
         """Return a value that changes with each save of the state; None if there is no state."""
         try:
@@ -178,9 +182,13 @@ class RunFolder:
             _link(self.state, self.previous_state)
 
     def set_aside_state(self) -> None:
-        """Replace the damaged newest state by the previous one; keep it as state-damaged.pt."""
-        # Links, so that there is a state.pt at every moment: a run without one cannot be resumed.
-        _link(self.state, self.path / "state-damaged.pt")
+        """Replace the newest state, which is missing or damaged, by the previous one.
+
+        A damaged one is kept as state-damaged.pt.
+        """
+        # Links, so that there is a state.pt at every moment.
+        if self.state.is_file():
+            _link(self.state, self.path / "state-damaged.pt")
         _link(self.previous_state, self.state)
 
     def is_finished(self, stage: str) -> bool:
@@ -340,18 +348,18 @@ def find_run(
         DataError: there is no such run.
     """
     if out is not None:
-        if not (out / "state.pt").is_file():
+        if not RunFolder(out).has_state():
             hint = "check --out, or start the run without --resume"
             raise DataError("no run to resume: it has no state.pt", where=out, hint=hint)
         return RunFolder(out)
-    found = [
-        path.parent for path in root.glob("*/state.pt") if _is_of(path.parent, recipe_name, stage)
-    ]
+    saved = {path.parent: path.stat().st_mtime for path in root.glob("*/state-previous.pt")}
+    saved |= {path.parent: path.stat().st_mtime for path in root.glob("*/state.pt")}
+    found = [path for path in saved if _is_of(path, recipe_name, stage)]
     if not found:
         of = f" of the recipe {recipe_name}" if recipe_name else ""
         hint = f"name the run with --out, or start one: c2fdft train-{stage}"
         raise DataError(f"no {stage} run{of} to resume", where=root, hint=hint)
-    found.sort(key=lambda path: (path / "state.pt").stat().st_mtime, reverse=True)
+    found.sort(key=saved.__getitem__, reverse=True)
     interrupted = next((path for path in found if not RunFolder(path).is_finished(stage)), None)
     if interrupted is None:
         what = "no interrupted run to resume: all runs of this stage are finished"

@@ -74,7 +74,7 @@ def set_up(request: TrainRequest) -> TrainOptions:
         # does not need the weights that it started from.
         init = None if request.init is None or named else load_checkpoint(request.init)
         run = auto_run(request.out, _recipe_name(request, init), request.stage)
-        if run.state.is_file():
+        if run.has_state():
             return _resumed(request, run)
         request = replace(request, out=run.path)
     return _begun(request)
@@ -138,7 +138,10 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
             where=run.path,
             hint=f"use train-{meta.stage} --resume",
         )
-    recipe, changes = _changed_recipe(request, recipe_from_dict(meta.recipe, (), str(path)), run)
+    own = recipe_from_dict(meta.recipe, (), str(path))
+    recipe, changes = _changed_recipe(request, own, run)
+    if request.recipe is None:
+        notices += _edited_copy(run, own)
     iterations = (recipe.coarse if request.stage == "coarse" else recipe.fine).iterations
     if iterations < state.step:
         raise UsageError(
@@ -216,6 +219,27 @@ def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple
     return requested, [
         f"{key} {_short(new)}, was {_short(old)}" for key, (old, new) in changes.items()
     ]
+
+
+def _edited_copy(run: RunFolder, own: Recipe) -> tuple[str, ...]:
+    """Report that the recipe.yaml in the run's folder is not the run's recipe any more."""
+    path = run.path / "recipe.yaml"
+    if not path.is_file():
+        return ()
+    try:
+        copy = load_recipe(str(path))
+        # The path of the shards is not compared, because not every path can be stored as text.
+        copy = replace(copy, data=replace(copy.data, shards=own.data.shards))
+        differs = [
+            f"{key} {_short(new)} (in the run {_short(old)})"
+            for key, (old, new) in _differences(own, copy).items()
+        ]
+    except RecipeError as error:
+        differs = [error.what]
+    if not differs:
+        return ()
+    notice = f"{path} is a copy of the run's recipe, and changes in it have no effect: "
+    return (notice + ", ".join(differs),)
 
 
 def _same_timesteps(request: TrainRequest, own: Recipe, requested: Recipe) -> bool:

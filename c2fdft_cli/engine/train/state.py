@@ -169,7 +169,7 @@ class DamagedStateError(CheckpointError):
 
 
 def load_newest(run: RunFolder) -> tuple[Path, LoadedState, tuple[str, ...]]:
-    """Load the state of a run, or its previous state if the newest is damaged.
+    """Load the state of a run, or its previous state if the newest is missing or damaged.
 
     Returns:
         The file, its content, and notices for the user.
@@ -177,14 +177,18 @@ def load_newest(run: RunFolder) -> tuple[Path, LoadedState, tuple[str, ...]]:
     Raises:
         CheckpointError: neither state can be used.
     """
+    has_previous = run.previous_state.is_file()
     try:
-        return run.state, load_state(run.state), ()
+        if run.state.is_file() or not has_previous:
+            return run.state, load_state(run.state), ()
+        problem = f"{run.state} is missing"
     except DamagedStateError as error:
-        if not run.previous_state.is_file():
+        if not has_previous:
             raise
-        state = load_state(run.previous_state)
-        notice = f"{error}: resuming from the previous state, of step {state.step}"
-        return run.previous_state, state, (notice,)
+        problem = str(error)
+    state = load_state(run.previous_state)
+    notice = f"{problem}: resuming from the previous state, of step {state.step}"
+    return run.previous_state, state, (notice,)
 
 
 def load_state(path: Path) -> LoadedState:

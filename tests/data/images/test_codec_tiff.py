@@ -85,6 +85,42 @@ def test_an_unspecified_fourth_channel_is_not_alpha():
     np.testing.assert_array_equal(got.pixels, values[..., :3])
 
 
+@pytest.mark.parametrize(
+    ("channels", "photometric", "extra", "lost"),
+    [
+        (3, "minisblack", [0, 0], "2 of 3 channels"),  # of a microscope
+        (5, "rgb", [0, 0], "2 of 5 channels"),  # near infrared of a drone
+        (5, "rgb", [2, 0], "1 of 5 channels"),
+        (5, "separated", [2], "1 of 5 channels"),
+        (4, "rgb", [2], None),
+        (2, "minisblack", [1], None),
+        (4, "separated", [], None),
+    ],
+)
+def test_channels_that_are_not_read_are_reported(channels, photometric, extra, lost):
+    values = ramp(channels=channels, dtype=np.uint8)
+    got = read_picture(tiff_bytes(values, photometric=photometric, extrasamples=extra or None))
+    assert got.metadata.lost == lost
+
+
+def tiff_of_pages(*pages):
+    """A TIFF of pages, each given as its array and its subfile type."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as tiff:
+        for values, kind in pages:
+            tiff.write(values, photometric="rgb", subfiletype=kind, metadata=None)
+    return file.getvalue()
+
+
+def test_smaller_copies_at_the_end_of_a_tiff_are_not_pages():
+    large, small = ramp(16, 24, dtype=np.uint8), ramp(8, 12, dtype=np.uint8)
+    assert frame_count(tiff_of_pages((large, 0), (small, 1), (small[:4, :6], 1))) == 1
+    assert frame_count(tiff_of_pages((large, 0), (large, 0), (small, 1))) == 2
+    assert frame_count(tiff_of_pages((large, 0), (small, 0))) == 2
+    # declared wrongly
+    assert frame_count(tiff_of_pages((large, 1), (large, 1), (large, 1))) == 3
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_float_tiff_in_0_1_becomes_16_bit(channels, dtype):

@@ -245,6 +245,18 @@ def test_list_images_in_natural_order_without_hidden_files_and_loops(tmp_path):
     assert names(True) == ["1.jpg", "2.PNG", "10.png", "sub/3.png"]
 
 
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX"]
+)
+def test_copies_that_systems_keep_are_not_images_of_the_folder(tmp_path, name):
+    for path in ("1.jpg", f"{name}/1.jpg/SYNOFILE_THUMB_M.jpg", f"{name}/2.jpg", "sub/3.jpg"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path, True)]
+    assert found == ["1.jpg", "sub/3.jpg"]
+    assert len(list_images(tmp_path / name, True)) == 2  # given by the user
+
+
 def test_list_images_sorts_names_with_digits_of_other_scripts(tmp_path):
     for name in ("a².png", "a10.png", "a٣.png", "10a.png"):
         (tmp_path / name).write_bytes(b"")

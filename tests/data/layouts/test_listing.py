@@ -1,12 +1,14 @@
-"""Listing the images of a folder, and refusing videos."""
+"""Listing the images of a folder, refusing videos, and counting files of several pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
+from c2fdft_cli.data.images.picture import list_images
+from c2fdft_cli.data.layouts.listing import beyond_the_first, refuse_videos, some_images
 from c2fdft_cli.errors import DataError
 
 
@@ -38,3 +40,17 @@ def test_videos_are_refused_as_images(tmp_path: Path) -> None:
         refuse_videos(image, video)
     assert caught.value.where == str(video)
     assert "ffmpeg" in str(caught.value.hint)
+
+
+def test_files_of_several_pictures_are_counted(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (4, 4), (k, 0, 0)) for k in range(3)]
+    for name in ("1.tif", "2.tif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "3.tif")
+    (tmp_path / "4.tif").write_bytes(b"damaged")
+    files = list_images(tmp_path)
+    (told,) = beyond_the_first([*files, files[0]])
+    assert told == (
+        f"only the first picture is used of 2 of 4 files, such as {files[0]}, which holds 3"
+    )
+    assert beyond_the_first(files[2:]) == []

@@ -143,6 +143,12 @@ def test_masks_must_fit_in_memory(tmp_path):
         StreakBank(tmp_path)
 
 
+def test_hidden_files_are_no_masks(tmp_path):
+    (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7")  # a Mac writes these on other disks
+    with pytest.raises(DataError, match="holds no PNG"):
+        StreakBank(tmp_path)
+
+
 def test_a_photo_is_refused_as_a_streak_mask(tmp_path):
     cv2.imwrite(str(tmp_path / "photo.png"), photos.coffee()[:64, :64])
     with pytest.raises(DataError, match="must be grey"):

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.folder import open_folder
 from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
+from c2fdft_cli.engine.evaluate.photos import evaluate_alone
 from c2fdft_cli.engine.evaluate.weights import evaluate_weights
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.engine.weights.build import make_network
@@ -160,3 +162,17 @@ def test_sizes_that_differ_are_refused(tmp_path):
         save_rgb8(tmp_path / "set" / side / "a.png", photo(0, size, size))
     with pytest.raises(DataError, match="sizes differ"):
         open_folder(tmp_path / "set").pair(0)
+
+
+def test_files_of_several_pictures_are_noted(tmp_path: Path) -> None:
+    pages = [Image.fromarray(photo(k, 64, 64)) for k in range(2)]
+    for side in ("input", "target"):
+        (tmp_path / side).mkdir()
+        pages[0].save(tmp_path / side / "a.tif", save_all=True, append_images=pages[1:])
+    told = "only the first picture is used of 2 of 2 files"
+    assert told in str(open_folder(tmp_path).note)
+    saved = evaluate_files(tmp_path / "input", tmp_path / "target", EvalOptions()).run()
+    assert told in saved.notes[0]
+    assert "1 of 1 files" in str(open_folder(tmp_path / "target", 25.0).note)
+    alone = evaluate_alone(tmp_path / "target", EvalOptions()).run()
+    assert "1 of 1 files" in alone.notes[0]

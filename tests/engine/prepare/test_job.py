@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from c2fdft_cli.data.images import picture as picture_module
 from c2fdft_cli.data.images.picture import list_images, read_rgb8, save_rgb8
@@ -64,6 +65,17 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return make_pairs(tmp_path / "rain", 12)
+
+
+@pytest.mark.parametrize("check_only", [False, True])
+def test_files_of_several_pictures_are_noted(
+    source: Path, tmp_path: Path, check_only: bool
+) -> None:
+    first = Image.fromarray(picture(1, 12))
+    first.save(source / "input" / "0.tif", save_all=True, append_images=[first])
+    (source / "input" / "0.png").unlink()
+    result = run(source=source, out=tmp_path / "out", check_only=check_only)
+    assert "only the first picture is used of 1 of 24 files" in result.notices[-1]
 
 
 @pytest.mark.parametrize("degraded", ["left", "right"])

@@ -62,6 +62,19 @@ def test_a_glob_is_mirrored_below_the_common_folder(folder: Path) -> None:
     assert names(find_inputs([f"{folder}/*.png"])) == ["2.png", "10.png"]
 
 
+def test_copies_that_systems_keep_are_inputs_only_if_named(folder: Path) -> None:
+    save(folder / "sub" / "@eaDir" / "3.jpg" / "SYNOFILE_THUMB_M.jpg", random_picture(4, 5))
+    assert names(find_inputs([str(folder)])) == ["2.png", "10.png", "sub/3.jpg"]
+    assert names(find_inputs([f"{folder}/**/*.*g"])) == ["2.png", "10.png", "sub/3.jpg"]
+    for named in (f"{folder}/sub/@eaDir/*/*.jpg", f"{folder}/sub/@eaDir"):
+        assert names(find_inputs([named]))[0].endswith("SYNOFILE_THUMB_M.jpg")
+
+
+def test_names_with_a_dot_that_a_glob_asks_for_are_inputs(folder: Path) -> None:
+    save(folder / ".dots" / ".a.png", random_picture(4, 5))
+    assert names(find_inputs([f"{folder}/.d*/.*.png"])) == [".a.png"]
+
+
 def test_a_glob_through_a_link_to_a_parent_folder_gives_each_file_once(folder: Path) -> None:
     (folder / "sub" / "up").symlink_to(folder)
     assert names(find_inputs([f"{folder}/**/*.*g"])) == ["2.png", "10.png", "sub/3.jpg"]

@@ -16,7 +16,7 @@ from c2fdft_cli.engine.restore.result import (
     gather_ranks,
     merge,
 )
-from c2fdft_cli.errors import DataError, PartialFailure
+from c2fdft_cli.errors import DataError, PartialFailure, ResourceError
 from c2fdft_cli.execution.device import make_runtime
 
 ERROR = DataError("cannot read the image", where="b.png")
@@ -45,6 +45,17 @@ def test_failed_images_are_listed() -> None:
     assert str(failure) == "out: 1 of 2 images failed"
     assert failure.hint == "the others are restored"
     assert failure.details == ("b.png: cannot read the image",)
+
+
+def test_what_to_do_about_failed_images_is_said_once() -> None:
+    errors = [
+        ResourceError("cannot write the file", where=f"{n}.png", hint="no space") for n in "abc"
+    ]
+    errors.append(DataError("it is damaged", where="d.png", hint="save it again"))
+    bad = [ImageDone(str(error.where), None, 0, 0, error=error) for error in errors]
+    failure = result(BAD, *bad).failure
+    assert failure is not None
+    assert failure.hint == "no space; save it again"
 
 
 def test_a_single_image_ends_with_its_own_error() -> None:

@@ -64,6 +64,20 @@ def test_a_named_recipe_is_compared_not_ignored(stopped):
         set_up(asked(stopped, recipe="nothing"))
 
 
+def test_changes_of_the_copy_in_the_run_folder_are_reported(stopped):
+    assert set_up(asked(stopped)).notices == ()
+    path = stopped / "recipe.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("lr: 0.001", "lr: 0.5", 1))
+    (told,) = set_up(asked(stopped)).notices
+    assert "changes in it have no effect: coarse.lr 0.5 (in the run 0.001)" in told
+    path.write_text("garbage")
+    (told,) = set_up(asked(stopped)).notices
+    assert "have no effect: " in told
+    path.unlink()
+    assert set_up(asked(stopped)).notices == ()
+
+
 def test_the_section_of_the_other_stage_may_differ(stopped):
     options = set_up(asked(stopped, "fine.lr=0.25"))
     assert options.recipe.fine.lr == 0.25
@@ -365,6 +379,19 @@ def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(stopped, coarse_
     assert "is damaged" in said
     assert "resuming from the previous state, of step 4" in said
     assert (stopped / "state-damaged.pt").read_bytes() == bad
+    assert same_weights(stopped / "coarse.pt", coarse_run / "coarse.pt")
+    assert losses(stopped) == losses(coarse_run)
+
+
+def test_a_missing_state_is_noticed_and_the_one_before_it_taken(tmp_path, stopped, coarse_run):
+    (stopped / "state.pt").unlink()
+    assert find_run(None, None, "coarse", tmp_path).path == stopped
+    assert set_up(asked(stopped, *MINI, recipe="tiny", resume=False, resume_auto=True)).done == 4
+    _, events = resume("coarse", stopped)
+    assert notices(events)[0] == (
+        f"{stopped}/state.pt is missing: resuming from the previous state, of step 4"
+    )
+    assert not (stopped / "state-damaged.pt").exists()
     assert same_weights(stopped / "coarse.pt", coarse_run / "coarse.pt")
     assert losses(stopped) == losses(coarse_run)
 
