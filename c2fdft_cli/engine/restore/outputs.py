@@ -246,6 +246,6 @@ def _refuse_replacing_inputs(items: list[Item]) -> None:
         raise UsageError(
             "this output would replace an input",
             where=hit[0],
-            hint="choose another folder, or use --suffix _restored",
+            hint="name another OUT, or a folder together with --suffix _restored",
             details=[str(path) for path in hit[1:_SHOWN]],
         )
