@@ -9,6 +9,7 @@ from typing import Any
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import COMMANDS, load_command
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.vocabulary import did_you_mean
 
 _NUMBERS = {
     "int_parsing": "an integer",
@@ -29,7 +30,10 @@ def convert(error: Any, words: Sequence[str]) -> UsageError:
     # An option without its value is noticed before the parser knows which command it belongs to.
     command = context.command_path if context is not None else _command_of(words)
     hint = f"see `{command} --help`"
-    if _is_misuse_of_arguments(error):
+    near = _near_option(error, words)
+    if near is not None:
+        hint = f"{near} {hint}"
+    elif _is_misuse_of_arguments(error):
         order = _required_arguments(context.command)
         hint = f"write {command} {order}; {hint}" if order else hint
     elif context is not None and context.parent is None and words and os.path.exists(words[0]):
@@ -48,7 +52,21 @@ def _message(error: Any, words: Sequence[str]) -> str:
     if problems and problems[0]["type"] in _NUMBERS:
         option = max(error.param.opts, key=len)
         return f"{option} must be {_NUMBERS[problems[0]['type']]}, got {problems[0]['input']!r}"
+    if type(error).__name__ == "NoSuchOption":
+        return str(error.message)  # without Typer's suggestions, which are often far off
     return str(error.format_message()).rstrip(".")
+
+
+def _near_option(error: Any, words: Sequence[str]) -> str | None:
+    """Return "did you mean --...?" for an option that is misspelled or has one hyphen too few."""
+    if type(error).__name__ != "NoSuchOption" or error.ctx is None:
+        return None
+    known = [name for one in error.ctx.command.params for name in one.opts if name[:2] == "--"]
+    # For `-task` the parser reports `-t`.
+    given = next((word for word in words if word.startswith(error.option_name)), error.option_name)
+    # Without hyphens, which would make all short names alike.
+    near = did_you_mean(given.partition("=")[0].strip("-"), [name[2:] for name in known])
+    return near and near.replace("mean ", "mean --")
 
 
 def _is_misuse_of_arguments(error: Any) -> bool:
