@@ -281,8 +281,10 @@ def read_at(file: io.FileIO, start: int, size: int) -> bytes:
 
 
 def path_hint(path: str | Path) -> str:
-    """Return the hint for a path that does not exist; it may be a placeholder (`STAND_INS`)."""
+    """Return the hint for a path that does not exist; it may be a placeholder or a URL."""
     name = str(path)
+    if "://" in name:
+        return "download it first; addresses are not read"
     return f"replace {name} with a path of your own" if name in STAND_INS else "check the path"
 
 

@@ -13,13 +13,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from c2fdft_cli.cli import console
-from c2fdft_cli.cli.command_list import COMMANDS, Group, list_commands, load_command
+from c2fdft_cli.cli import console, parser_errors
+from c2fdft_cli.cli.command_list import Group, list_commands, load_command
 from c2fdft_cli.errors import (
     C2fdftError,
     DataError,
     Interrupted,
-    UsageError,
     gpu_failure,
     lost_process,
     no_more_threads,
@@ -127,7 +126,8 @@ def report(error: C2fdftError) -> int:
     lines = [f"error{rank}: {what}", *(f"  {line}" for line in error.details)]
     if hint:
         lines.append(f"hint: {hint}")
-    sys.stderr.write(console.printable("\n".join(lines)) + "\n")
+    for line in console.printable("\n".join(lines)).split("\n"):
+        sys.stderr.write(console.folded(line, sys.stderr) + "\n")
     _emit_error(error.exit_code, what, hint)
     return error.exit_code
 
@@ -148,7 +148,7 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
     # Recognised by its method, because Typer contains its own copy of Click, whose classes are
     # private.
     if hasattr(error, "format_message"):
-        return _of_parser(error, words)
+        return parser_errors.convert(error, words)
     known: C2fdftError | None = None
     if isinstance(error, ImportError):
         known = unloadable_library(error)
@@ -159,47 +159,6 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
     if known is None and isinstance(error, OSError) and is_disk_full(error):
         known = write_error(error, Path(error.filename or "standard output"))
     return known
-
-
-def _of_parser(error: Any, words: Sequence[str]) -> UsageError:
-    """Convert an error of the parser to a UsageError whose hint names the command's help."""
-    context: Any = getattr(error, "ctx", None)
-    # An option without its value is noticed before the parser knows which command it belongs to.
-    command = context.command_path if context is not None else _command_of(words)
-    lone = _lone_argument(error, words)
-    message = error.format_message().rstrip(".")
-    if lone is not None:
-        name, value = lone
-        message = f"{name} is missing: the only argument is {value}"
-    return UsageError(message, hint=f"see `{command} --help`")
-
-
-def _command_of(words: Sequence[str]) -> str:
-    """Return the command (and subcommand) that a command line calls, as far as it is known."""
-    path, names = ["c2fdft"], [entry.name for entry in COMMANDS]
-    for word in words:
-        if word not in names:
-            break
-        path.append(word)
-        names = list(getattr(load_command(word), "commands", ())) if len(path) == 2 else []
-    return " ".join(path)
-
-
-def _lone_argument(error: Any, words: Sequence[str]) -> tuple[str, str] | None:
-    """Return the name and value of the last argument if it is the only one that was given.
-
-    For `restore photo.jpg` the parser takes the only argument as OUT and reports that IN is
-    missing. In fact OUT is missing.
-    """
-    missing: Any = getattr(error, "param", None)
-    if type(error).__name__ != "MissingParameter" or getattr(missing, "nargs", 1) != -1:
-        return None
-    command = error.ctx.command
-    arguments = [one for one in command.params if one.param_type_name == "argument"]
-    last = arguments[-1]
-    rest = words[len(error.ctx.command_path.split()) - 1 :]
-    value = command.make_parser(error.ctx).parse_args(list(rest))[0].get(last.name)
-    return (str(last.metavar), value) if isinstance(value, str) else None
 
 
 app = typer.Typer(

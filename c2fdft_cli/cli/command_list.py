@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 TRAINING = "Training"
@@ -106,6 +106,29 @@ COMMANDS = (
 )
 
 
+def _without_types(parameters: list[Any]) -> list[Any]:
+    """Hide the types of flags and arguments in a help text.
+
+    Typer would write `--overwrite <bool>`, as if a value had to follow, and `IN <list[str]>`.
+    """
+    for one in parameters:
+        if one.param_type_name == "argument" or one.is_flag:
+            one.display_type_rich = _no_type
+    return parameters
+
+
+def _no_type(ctx: Any) -> str:
+    return ""
+
+
+class Command(TyperCommand):
+    """A command whose help shows no types of flags and arguments."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, as the help shows them."""
+        return _without_types(super().get_params(ctx))
+
+
 class Group(TyperGroup):
     """A group of commands whose flags default to False instead of None.
 
@@ -119,7 +142,7 @@ class Group(TyperGroup):
         for option in options:
             if getattr(option, "is_flag", False) and option.default is None:
                 option.default = False
-        return options
+        return _without_types(options)
 
 
 def list_commands(app: typer.Typer) -> None:
@@ -135,7 +158,7 @@ def load_command(name: str) -> Any:
     found = getattr(import_module(f"c2fdft_cli.cli.commands.{module}"), attribute)
     if not isinstance(found, typer.Typer):
         alone = typer.Typer(add_completion=False)
-        alone.command(name, help=_flowing(found.__doc__ or ""))(found)
+        alone.command(name, cls=Command, help=_flowing(found.__doc__ or ""))(found)
         found = alone
     return get_command(found)
 

@@ -11,13 +11,14 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 from c2fdft_cli.vocabulary import many
 
@@ -88,6 +89,27 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def folded(line: str, stream: TextIO) -> str:
+    """Break a line between words if it is longer than the terminal is wide.
+
+    A part of a list, which is indented, continues with two more spaces. Nothing is changed if the
+    stream is not a terminal, or if the line shows a command, so that it can be pasted.
+    """
+    if not stream.isatty() or "c2fdft " in line:
+        return line
+    text = line.lstrip(" ")
+    indent = line[: len(line) - len(text)]
+    filled = textwrap.fill(
+        text.replace(": ", ":\0", 1),  # `error:` and a long path stay on one line
+        os.get_terminal_size(stream.fileno()).columns or 80,  # a terminal may not know its size
+        initial_indent=indent,
+        subsequent_indent=indent and indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return filled.replace("\0", " ")
+
+
 def remark(text: str) -> None:
     """Print a line for the user on stderr."""
     from rich.text import Text
@@ -128,7 +150,7 @@ def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = N
     from rich.text import Text
 
     console = stderr()
-    if console.is_interactive:
+    if console.is_interactive and len(job):  # a bar of nothing would look as if it did not move
         return _draw_bar(job, show, console)
     every = max(1, -(-len(job) // PLAIN_LINES))
     for number, event in enumerate(job, start=1):

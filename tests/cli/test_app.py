@@ -178,6 +178,12 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
         (["info", "nowhere"], 3, "nowhere: no such file or folder", "check the path"),
         (["restore", "IN", "OUT"], 3, "IN: no such file or folder", "replace IN with"),
         (["restore", "PHOTO.jpg", "a.png"], 3, "PHOTO.jpg: no such", "replace PHOTO.jpg with"),
+        (
+            ["restore", "https://a.org/b.jpg", "c.png"],
+            3,
+            "b.jpg: no such file",
+            "download it first",
+        ),
         (["eval", ".", "TARGET"], 3, "TARGET: no such file or folder", "replace TARGET with"),
         (["eval", "SET", "--weights", "derain"], 3, "SET: no such folder", "replace SET with"),
         (["train-fine"], 4, "--from is missing", "c2fdft train-fine --from"),
@@ -187,8 +193,15 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
             "train.seed must be greater than or equal to 0, got -1",
             "recipes show",
         ),
-        (["restore", "--stesp", "4"], 2, "No such option", "c2fdft restore --help"),
-        (["eval", "a", "b", "--border", "x"], 2, "--border", "c2fdft eval --help"),
+        (
+            ["restore", "--stesp", "4"],
+            2,
+            "No such option: --stesp",
+            "did you mean --steps? see `c2",
+        ),
+        (["restore", "-task", "rain"], 2, "No such option: -t", "did you mean --task? see `c2fdft"),
+        (["restore", "a", "--weight=x"], 2, "option: --weight", "did you mean --weights? see `c2"),
+        (["restore", "a", "--out", "b"], 2, "option: --out", "write c2fdft restore IN... OUT; see"),
         (["restor"], 2, "Did you mean 'restore'?", "c2fdft --help"),
         (
             ["restore", "a.jpg"],
@@ -197,7 +210,15 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
             "c2fdft restore --help",
         ),
         (["restore", "--task", "derain", "a.jpg"], 2, "argument is a.jpg", "c2fdft restore --help"),
-        (["restore"], 2, "Missing argument 'IN'", "c2fdft restore --help"),
+        (["restore"], 2, "Missing argument 'IN'", "write c2fdft restore IN... OUT; see `c2fdft"),
+        (["restore", "-o", "a"], 2, "No such option: -o", "write c2fdft restore IN... OUT; see"),
+        (["info"], 2, "argument 'PATH'", "write c2fdft info PATH; see `c2fdft info --help`"),
+        (["weights", "average", "a"], 2, "option '--out'", "see `c2fdft weights average --help`"),
+        (["eval", "--noise", "1"], 2, "No such option", "see `c2fdft eval --help`"),
+        (["eval", "a", "b", "--border", "x"], 2, "--border must be an integer, got 'x'", "see `c"),
+        (["restore", "a", "b", "--seed", "1.5"], 2, "--seed must be an integer, got '1.5'", "see"),
+        (["restore", "a", "b", "--eta", "x"], 2, "--eta must be a number, got 'x'", "see `c2fdft"),
+        (["no command", "out"], 2, "No such command 'no command'", "see `c2fdft --help`"),
         (["weights", "average", "--out", "x"], 2, "argument 'CKPT'", "c2fdft weights average --"),
     ],
 )
@@ -209,6 +230,15 @@ def test_an_error_is_a_json_document_too(words, code, message, hint):
     assert line == f"error: {error['message']}"
     assert hint in error["hint"]
     assert run(*words).stdout == ""
+
+
+def test_a_path_in_place_of_a_command_is_to_be_restored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photo.png").touch()
+    said = run("my photo.png", "out.png").stderr
+    assert said.splitlines()[-1] == (
+        "hint: name a command first: c2fdft restore 'my photo.png' out.png"
+    )
 
 
 def test_a_result_is_the_only_json_document(pairs, tmp_path):

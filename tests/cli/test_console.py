@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import re
+import struct
 import sys
+import termios
 from collections.abc import Generator
 from pathlib import Path
 
@@ -207,16 +210,54 @@ def test_a_terminal_without_cursor_movement_gets_lines(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @terminals
-@pytest.mark.parametrize("words", [(), ("weights", "list")])
+@pytest.mark.parametrize(
+    "words", [(), ("weights", "list"), ("restore", "in", "out", "--task", "snow"), ("prepare", ".")]
+)
 def test_lines_break_between_words(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A terminal would break them at any character."""
+    save_rgb8(tmp_path / "0.png", picture(24, 32, 0))
     narrow, wide = (
-        in_terminal(*words, columns=columns, cwd=tmp_path)[1].split("\u2518")[-1]  # below a table
+        in_terminal(*words, columns=columns, cwd=tmp_path)[1].split("\u250f")[0]  # above a table
         for columns in (40, 400)
     )
     assert max(map(len, narrow.splitlines())) < max(map(len, wide.splitlines()))
     plain = {word for word in wide.split() if word.isalpha()}
     assert plain <= set(narrow.split())
+
+
+@terminals
+@pytest.mark.parametrize(
+    ("columns", "line", "shown"),
+    [
+        (20, "  name: a long explanation", "  name: a long\n    explanation"),
+        (20, "error: a long explanation", "error: a long\nexplanation"),
+        (20, "hint: resume with c2fdft train-coarse --resume", None),  # to be pasted
+        (20, "error: a-name-that-is-too-long-for-the-line", None),
+        (20, "  a-name-that-is-too-long-for-the-line", None),
+        (0, "a terminal that does not know its size", None),
+    ],
+)
+def test_a_line_is_folded_to_the_width_of_a_terminal(
+    columns: int, line: str, shown: str | None
+) -> None:
+    master, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(master, "rb"), os.fdopen(end, "w") as terminal:
+        assert console.folded(line, terminal) == (shown or line)
+    assert console.folded(line, io.StringIO()) == line
+
+
+def test_a_job_without_events_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing() -> Generator[int, None, str]:
+        yield from ()
+        return "done"
+
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert console.stderr().is_terminal
+    assert console.draw(Job(nothing(), total=0, title="count", unit="number")) == "done"
+    assert screen.getvalue() == ""
 
 
 def test_without_a_terminal_lines_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

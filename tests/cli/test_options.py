@@ -27,7 +27,7 @@ from tests.kit.formula import picture
         (["eval", "restored", "target", "--report", ""], "--report"),
         (["convert", "derain", ""], "OUT"),
         (["demo", "--out", ""], "--out"),
-        (["recipes", "copy", "tiny", ""], "target"),
+        (["recipes", "copy", "tiny", ""], "FILE"),
         (["weights", "average", "derain", "derain", "--out", ""], "--out"),
     ],
 )

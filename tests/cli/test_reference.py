@@ -17,6 +17,12 @@ def test_the_reference_equals_the_current_help() -> None:
     )
 
 
+@pytest.mark.skipif(older_typer(), reason="an older Typer writes other types")
+def test_a_flag_does_not_look_as_if_it_took_a_value() -> None:
+    """`--overwrite <bool>` invites to write `--overwrite true`."""
+    assert re.findall(r"<\w+", reference()) == []
+
+
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
 def test_only_a_few_options_have_no_heading(entry) -> None:
     """About five besides --json and --help; the others are under headings."""

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 @takes_settings
 def bench(
     part: Annotated[
-        str, typer.Argument(help="What to time: forward, train-step, restore or loader.")
+        str,
+        typer.Argument(
+            metavar="PART", help="What to time: forward, train-step, restore or loader."
+        ),
     ],
     *,
     recipe: Annotated[

@@ -14,7 +14,8 @@ def info(
     path: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint, the name of packaged weights, a shard folder, or a run folder."
+            metavar="PATH",
+            help="A checkpoint, the name of packaged weights, a shard folder, or a run folder.",
         ),
     ],
     json: Json = False,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.command_list import Group
+from c2fdft_cli.cli.command_list import Command, Group
 from c2fdft_cli.cli.options import Json, Overwrite, path_of
 
 recipes = typer.Typer(
@@ -18,13 +18,13 @@ recipes = typer.Typer(
     add_completion=False,
     help="List, show, copy and check recipes.",
 )
-Name = Annotated[str, typer.Argument(help="The name of a recipe, or a file.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of a recipe, or a file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to change.")
 ]
 
 
-@recipes.command("list")
+@recipes.command("list", cls=Command)
 def list_recipes(json: Json = False) -> None:
     """List the recipes that come with the program."""
     from c2fdft_cli.recipe.files import load_recipe, recipe_names
@@ -48,7 +48,7 @@ def list_recipes(json: Json = False) -> None:
         console.say_next(console.command("recipes", "show", rows[0]["name"]))
 
 
-@recipes.command("show")
+@recipes.command("show", cls=Command)
 def show(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Print a recipe in full, with the values of the recipes that it extends."""
     from c2fdft_cli.recipe.files import load_recipe, write_recipe
@@ -60,10 +60,10 @@ def show(name: Name, overrides: Overrides = None, json: Json = False) -> None:
         sys.stdout.write(write_recipe(recipe))
 
 
-@recipes.command("copy")
+@recipes.command("copy", cls=Command)
 def copy(
     name: Name,
-    target: Annotated[Path, typer.Argument(parser=path_of, help="File to write.")],
+    target: Annotated[Path, typer.Argument(parser=path_of, metavar="FILE", help="File to write.")],
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a recipe in full to a file of your own, to be changed."""
@@ -76,7 +76,7 @@ def copy(
     console.say_next(console.command("train-coarse", "--recipe", target, "--data", "SHARDS"))
 
 
-@recipes.command("validate")
+@recipes.command("validate", cls=Command)
 def validate(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe and list every problem."""
     from c2fdft_cli.data.synthesis.degrade import parse_model

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.command_list import Group
+from c2fdft_cli.cli.command_list import Command, Group
 from c2fdft_cli.cli.options import Json, Overwrite, path_of
 from c2fdft_cli.vocabulary import many
 
@@ -28,7 +28,7 @@ Name = Annotated[
 ]
 
 
-@weights.command("list")
+@weights.command("list", cls=Command)
 def list_weights(json: Json = False) -> None:
     """List the packaged weights: task, size, sampling steps, training data, scores, licence.
 
@@ -44,14 +44,15 @@ def list_weights(json: Json = False) -> None:
         console.stdout().print("no weights come with this version")
         console.say_next(console.command("train-coarse", "--recipe", "derain", "--data", "SHARDS"))
         return
-    columns = ("name", "task", "size", "steps", "s / megapixel")
-    console.table("", columns, [_row(entry) for entry in entries])
     for entry in entries:
         _tell(entry)
+    # At the end, because the texts above it fill more than a screen.
+    columns = ("name", "task", "size", "steps", "s / megapixel")
+    console.table("", columns, [_row(entry) for entry in entries])
     console.say_next(console.command("restore", "IN", "OUT", "--weights", entries[0].name))
 
 
-@weights.command("path")
+@weights.command("path", cls=Command)
 def path(name: Name, json: Json = False) -> None:
     """Print the path of packaged weights, after checking that the file is intact.
 
@@ -66,7 +67,7 @@ def path(name: Name, json: Json = False) -> None:
         sys.stdout.write(f"{file}\n")
 
 
-@weights.command("average")
+@weights.command("average", cls=Command)
 def average(
     checkpoints: Annotated[
         list[str],
@@ -112,7 +113,7 @@ def average(
     console.say_next(following)
 
 
-@weights.command("pack", hidden=True)
+@weights.command("pack", cls=Command, hidden=True)
 def pack(
     checkpoint: Annotated[
         Path,
@@ -176,14 +177,15 @@ def _words(score: Score) -> str:
 
 
 def _tell(entry: Entry) -> None:
-    out = console.stdout()
-    out.print(f"{entry.name}: trained on {entry.trained_on}")
-    for line in (
-        *map(_words, entry.scores),
-        f"good for: {entry.good_for}",
-        f"bad at: {entry.bad_at}",
-        f"timed on {entry.timed_on}; {entry.parameters:,} parameters",
-        f"licence: {entry.licence}",
-        f"model card: {entry.card}",
-    ):
-        out.print(f"  {line}")
+    lines = (
+        entry.name,
+        f"  good for: {entry.good_for}",
+        f"  bad at: {entry.bad_at}",
+        *(f"  {_words(score)}" for score in entry.scores),
+        f"  licence: {entry.licence}",
+        f"  trained on {entry.trained_on}",
+        f"  timed on {entry.timed_on}; {entry.parameters:,} parameters",
+        f"  model card: {entry.card}",
+    )
+    for line in lines:
+        sys.stdout.write(console.folded(line, sys.stdout) + "\n")

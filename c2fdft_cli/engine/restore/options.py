@@ -72,8 +72,8 @@ class Sampling:
     )
     steps: int | None = setting(
         None,
-        "Sampling steps (default: the checkpoint's); without --weights, also chooses packaged "
-        "weights trained for N steps",
+        "Sampling steps (default: the checkpoint's; without --weights, packaged weights that were "
+        "trained for N steps are chosen if there are any)",
         metavar="N",
         low=1,
     )
@@ -90,6 +90,7 @@ class Sampling:
     eta: float = setting(
         0.0,
         "Noise added in each step, none (DDIM) to full (ancestral, DDPM).",
+        metavar="X",
         low=0,
         high=1,
         panel=SAMPLING,
@@ -214,17 +215,22 @@ def require_sources(specs: Sequence[str], out: str) -> None:
             try:
                 require_existing(spec)
             except DataError as error:
-                raise _unquoted(error, [*specs, out]) from error
+                hint = _misplaced([*specs, out]) or error.hint
+                raise DataError(error.what, where=error.where, hint=hint) from error
 
 
-def _unquoted(error: DataError, arguments: Sequence[str]) -> DataError:
-    """Return the error for a missing path, with a hint if the shell has split a name at spaces."""
+def _misplaced(arguments: Sequence[str]) -> str | None:
+    """Return a hint if the shell has split a name at spaces, or if IN and OUT are interchanged."""
     for start in range(len(arguments)):
         for end in range(start + 2, len(arguments) + 1):
             if os.path.exists(name := " ".join(arguments[start:end])):
-                hint = f"a name with spaces needs quotes: {shlex.quote(name)}"
-                return DataError(error.what, where=error.where, hint=hint)
-    return error
+                return f"a name with spaces needs quotes: {shlex.quote(name)}"
+    first, last = arguments[0], arguments[-1]
+    # An existing folder as OUT is common: it holds the results of an earlier command.
+    if len(arguments) == 2 and os.path.isfile(last):
+        swapped = shlex.join(["c2fdft", "restore", last, first])
+        return f"check the path; if {last} is the input, it comes first: {swapped}"
+    return None
 
 
 def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) -> int:

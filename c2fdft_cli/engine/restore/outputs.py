@@ -69,11 +69,16 @@ def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> tuple[list[Item]
     """Choose the outputs of every source; also return notes on names that had to be lengthened.
 
     Raises:
-        UsageError: a single output file for several images, a format that cannot hold what is
-            requested, an output that would replace an input, or an option that videos lack.
+        UsageError: a single output file for several images or in place of a folder, a format that
+            cannot hold what is requested, an output that would replace an input, or an option that
+            videos lack.
     """
     if any(source.video is not None for source in inputs.sources):
         _check_video_options(writing)
+    for option, name in (("--compare", writing.compare), ("--uncertainty", writing.uncertainty)):
+        if name is not None and output_folder(str(name)) is None:
+            hint = "the pictures in it are named like the inputs"
+            raise UsageError(f"{option} must be a folder, got the file {name}", hint=hint)
     folder = output_folder(out)
     notes: list[str] = []
     if folder is None:
@@ -246,6 +251,6 @@ def _refuse_replacing_inputs(items: list[Item]) -> None:
         raise UsageError(
             "this output would replace an input",
             where=hit[0],
-            hint="choose another folder, or use --suffix _restored",
+            hint="name another OUT, or a folder together with --suffix _restored",
             details=[str(path) for path in hit[1:_SHOWN]],
         )

@@ -131,7 +131,8 @@ def _of_task(packaged: Mapping[str, Entry], task: str | None, steps: int | None)
             remark += f"; {other.name}: {_steps(other)}, {how_long}"
     tasks = [one for one in PACKAGED_TASKS if any(entry.task == one for entry in packaged.values())]
     if task is None and len(tasks) > 1:
-        remark += f"; --task {' or '.join(one for one in tasks if one != chosen.task)} for others"
+        others = " or ".join(one for one in tasks if one != chosen.task)
+        remark += f"; --task {others} for other degradations"
     return Found(checked_file(chosen), [remark])
 
 

@@ -71,6 +71,18 @@ def test_a_name_with_spaces_without_quotes_is_recognised(
     assert "hint: check the path" in call(tmp_path / "nothing", "out").stderr
 
 
+def test_interchanged_paths_are_recognised(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    said = call("dry picture.png", "a.png").stderr
+    assert "error: dry picture.png: no such file or folder\n" in said
+    assert "if a.png is the input, it comes first: c2fdft restore a.png 'dry picture.png'\n" in said
+    assert said.count("hint: ") == 1
+    # a folder of earlier results is no sign of it
+    assert call("nowhere", tmp_path).stderr.endswith("hint: check the path\n")
+
+
 def test_a_file_that_cannot_be_read_has_no_rate(folder: Path, coarse: Path, tmp_path: Path) -> None:
     """It fails immediately, so that a rate that counts it would be too high."""
     (folder / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n")

@@ -122,6 +122,16 @@ def test_one_file_for_many_images_is_refused(tmp_path: Path) -> None:
         outputs(source, tmp_path / "b.png")
 
 
+@pytest.mark.parametrize("option", ["compare", "uncertainty"])
+def test_a_file_in_place_of_a_folder_of_pictures_is_refused(tmp_path: Path, option: str) -> None:
+    """A folder with the suffix of a picture would look like a damaged picture."""
+    source = made(tmp_path / "in", "a.jpg")
+    with pytest.raises(UsageError, match=rf"--{option} must be a folder, got the file .*b\.png"):
+        outputs(source, tmp_path / "out", **{option: tmp_path / "b.png"})
+    (tmp_path / "b.png").mkdir()
+    assert outputs(source, tmp_path / "out", **{option: tmp_path / "b.png"})
+
+
 def test_an_existing_folder_with_an_image_suffix_is_a_folder(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg")
     (tmp_path / "out.png").mkdir()

@@ -113,7 +113,7 @@ def test_the_default_is_derain_with_a_note_on_the_others(three: Path) -> None:
     assert found.path == three / "derain.pt"
     assert found.remarks == [
         "weights: derain, 1 sampling step (the default); derain-4step: 4 sampling steps, "
-        "2 times the time; --task denoise for others"
+        "2 times the time; --task denoise for other degradations"
     ]
 
 
