@@ -16,7 +16,7 @@ import filelock
 import pytest
 
 from c2fdft_cli import files
-from c2fdft_cli.errors import DataError, ResourceError
+from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.files import (
     TakenError,
     atomic_path,
@@ -25,6 +25,7 @@ from c2fdft_cli.files import (
     check_folder,
     ensure_folder,
     hold_folder,
+    private_cache_folder,
     read_at,
     read_text,
     require_new,
@@ -103,12 +104,12 @@ def test_an_error_about_another_file_is_not_blamed_on_the_target(tmp_path):
 
 
 def test_permissions_follow_the_umask(tmp_path):
-    before = os.umask(0o027)
+    before = os.umask(0o020)
     try:
         atomic_write_bytes(tmp_path / "a", b"")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o646
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -267,6 +268,21 @@ def test_bytes_are_read_from_anywhere_in_a_file(tmp_path, monkeypatch):
             assert read_at(file, start, size) == bytes(range(start, start + size))
         assert read_at(file, 90, 20) == bytes(range(90, 100))
         assert read_at(file, 200, 5) == b""
+
+
+def test_a_cache_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    """Code is loaded from it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert private_cache_folder() == tmp_path / "c2fdft"
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(OSError, match="is not a folder that only its owner can write to"):
+        private_cache_folder()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_no_output_file(tmp_path, overwrite):
+    with pytest.raises(UsageError, match="the output must be a file"):
+        require_new(tmp_path, overwrite)
 
 
 def without_flock(monkeypatch):

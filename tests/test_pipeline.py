@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -44,6 +45,22 @@ def test_leaving_early_ends_the_thread() -> None:
     next(items)
     items.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_leaving_early_waits_for_the_work_that_has_begun() -> None:
+    begun, done = threading.Event(), list[int]()
+
+    def work(number: int) -> None:
+        if number:
+            begun.set()
+            time.sleep(0.05)
+        done.append(number)
+
+    results = in_order(work, range(9), workers=1)
+    next(results)
+    assert begun.wait(10)
+    results.close()
+    assert done == [0, 1]
 
 
 def test_results_are_in_order_whichever_is_ready_first() -> None:

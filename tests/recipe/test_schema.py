@@ -188,6 +188,7 @@ def test_all_problems_are_reported_at_once():
         (f"train.micro_batch=0x{'f' * 5000}", "micro_batch is a number of more than 64 digits"),
         (f"coarse={{lr: {'9' * 65}}}", "lr is a number of more than 64 digits"),
         ("train.micro_batch=some", "must be 'auto' or at least 1"),
+        ("train.micro_batch=0", "must be 'auto' or at least 1"),
         ("network.heads=[3,2,4,8]", "3 does not divide 16"),
         ("coarse.batches=[1]", "as many batches as patches"),
         ("fine.patches=[8,64,96]", "fine.ssim must be 'none' for patches under 16 px"),

@@ -160,6 +160,17 @@ def test_an_oriented_jpeg_xl_has_the_size_that_it_decodes_to(tmp_path):
     assert got.pixels.shape[:2] == image_size(tmp_path / "a.jxl") == (36, 24)
 
 
+JXL_RATIOS = [(7, 7), (10, 12), (9, 12), (10, 15), (9, 16), (12, 15), (6, 12)]
+JXL_SIDES = [(16, 248), (512, 3), (513, 3), (8193, 3), (3, 262_145)]
+"""Multiples of 8, and each number of bits of a side."""
+
+
+@pytest.mark.parametrize("size", JXL_RATIOS + JXL_SIDES)
+def test_the_size_of_a_jpeg_xl_is_read_from_its_header(tmp_path, size):
+    (tmp_path / "a.jxl").write_bytes(jpegxl(np.zeros(size, np.uint8)))
+    assert image_size(tmp_path / "a.jxl") == size
+
+
 def oriented(value):
     exif = Image.Exif()
     exif[0x0112] = value

@@ -168,6 +168,7 @@ def test_accents_in_another_form_match_and_keep_the_name_of_the_file(folder, for
         ("a b (1).png (48, 48)\n", ["a b (1).png"]),
         ("baboon.png (120,125,3) 1\n", ["baboon.png"]),
         ("000/1.png 100 (720,1280,3)\n", None),
+        ("0001.png (480,480,3)\nREADME\n", None),
         ("a.png,b.png\n", None),
         ("a.png b.png\n", None),
         ("lq,gt\n", None),

@@ -80,6 +80,9 @@ def test_inputs_are_scored_beside_the_results(folders: tuple[Path, Path]) -> Non
         assert (row.degraded.psnr, row.degraded.ssim) == (row.psnr, row.ssim)
     facts = document(result)
     assert facts["degraded"]["mean"] == facts["mean"]
+    header, rows = table_of(result)
+    assert header[-2:] == ["input PSNR", "input SSIM"]
+    assert all(row[3:] == row[1:3] for row in rows)
     (out.parent / "none").mkdir()
     with pytest.raises(DataError, match="no degraded image"):
         evaluate_files(out, target, EvalOptions(), degraded=out.parent / "none")
@@ -222,6 +225,7 @@ def test_several_seeds_give_a_mean_and_a_deviation(weights: Path) -> None:
     one, two = (of_weights(weights, seed=seed) for seed in (0, 1))
     for i, row in enumerate(both.rows):
         assert row.psnr == pytest.approx((one.rows[i].psnr + two.rows[i].psnr) / 2)
+        assert row.ssim == pytest.approx((one.rows[i].ssim + two.rows[i].ssim) / 2)
     assert both.spread is not None
     assert both.spread > 0
     assert one.spread is None

@@ -103,7 +103,7 @@ def test_large_pictures_shrink_in_the_report(tmp_path: Path) -> None:
 
 
 def test_the_error_map_ranges_from_black_to_white() -> None:
-    target = np.zeros((1, 4, 3), np.uint8)
-    restored = np.array([[0, 16, 32, 255]], np.uint8)[..., None].repeat(3, 2)
+    target = np.full((1, 4, 3), 200, np.uint8)
+    restored = np.array([[200, 216, 168, 0]], np.uint8)[..., None].repeat(3, 2)
     got = error_map(restored, target)
     assert got[0].tolist() == [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255, 255, 255]]

@@ -1,12 +1,13 @@
-"""Pairs of shards: the names that their noise depends on."""
+"""Pairs of shards: the names that their noise depends on, and the masks of their rain."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.shards.format import Entry, ShardHeader
-from c2fdft_cli.engine.sampling.pairs import open_validation
+from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.recipe.schema import Data, Recipe
 from tests.kit.shards import pairs_of, write_shard
@@ -34,3 +35,13 @@ def test_noise_depends_on_the_base_name_of_the_file_as_in_restore(tmp_path, has_
     if not has_lq:
         changes = [pair.lq.astype(int) - pair.gt for pair in map(pairs.pair, range(2))]
         assert not np.array_equal(*changes)
+
+
+def test_rain_is_made_of_the_streak_masks_of_the_recipe(tmp_path):
+    mask = np.where(np.arange(128) % 23 < 2, 120, 0).astype(np.uint8)
+    save_rgb8(tmp_path / "0.png", np.tile(mask[None, :, None], (96, 1, 3)))
+    own, _ = degradation(Data(synthesize="rain", streaks=str(tmp_path)))
+    plain, _ = degradation(Data(synthesize="rain"))
+    black = np.zeros((64, 64, 3), np.uint8)
+    made, other = ([one(black, np.random.default_rng(k)) for k in range(4)] for one in (own, plain))
+    assert not np.array_equal(made, other)

@@ -105,3 +105,8 @@ def test_timesteps_that_leave_nothing_of_the_image_are_refused() -> None:
         Restorer(lambda x, t: x, alpha_bar, [999, 0], runtime)
     assert "spacing leading" in (caught.value.hint or "")
     Restorer(lambda x, t: x, alpha_bar, [998, 0], runtime)
+
+
+def test_noise_of_a_name_that_is_not_utf_8_depends_on_its_bytes() -> None:
+    seeds = {noise_generator(0, name).initial_seed() for name in ("caf\udce9", "caf\udce8")}
+    assert len(seeds) == 2
