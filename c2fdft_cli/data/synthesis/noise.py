@@ -82,7 +82,7 @@ def add_patch_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> 
     kind = _random_kind(model, rng)
     if kind == "raw":
         noisy = photograph(gt, random_camera(model, rng), rng)
-        return jpeg(noisy, int(rng.integers(model.jpeg[0], model.jpeg[1] + 1)))
+        return jpeg(noisy, int(rng.integers(*model.jpeg, endpoint=True)))
     if kind == "camera":
         log_shot = rng.uniform(*np.log(model.shot))
         log_read = READ_SLOPE * log_shot + READ_OFFSET + rng.normal(0.0, READ_SPREAD)
