@@ -133,7 +133,7 @@ def _read_hdf5(path: Path, variables: Sequence[str]) -> tuple[Pixels, str]:
         chunk = int(np.prod(data.chunks or (0,), dtype=object))
         if data.external or data.is_virtual or chunk > MAX_BYTES:
             raise DataError("its pixels are stored in other files, or in huge chunks", where=path)
-        return _as_promised(path, np.asarray(data[()]).T, headers[name]), name
+        return np.asarray(data[()]).T, name
 
 
 def _choose(path: Path, headers: dict[str, _Header], variables: Sequence[str]) -> str:
@@ -151,9 +151,3 @@ def _choose(path: Path, headers: dict[str, _Header], variables: Sequence[str]) -
     if int(np.prod(shape, dtype=object)) > MAX_BYTES:
         raise DataError(what, where=path, hint=f"it must hold at most {MAX_BYTES >> 20} MiB")
     return name
-
-
-def _as_promised(path: Path, pixels: Any, header: _Header) -> Pixels:
-    if not isinstance(pixels, np.ndarray) or (pixels.shape, pixels.dtype.name) != header:
-        raise DataError("the data do not have the shape and type that the header says", where=path)
-    return pixels
