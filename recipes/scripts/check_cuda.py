@@ -213,9 +213,7 @@ def _more(row: dict[str, Any], skip: tuple[str, ...]) -> str:
 # --- measuring ---
 
 
-def seconds_of(
-    run: Callable[[], object], check: Check, least: float = 0.3, most: int = 50
-) -> float:
+def seconds_of(run: Callable[[], object], check: Check, most: int = 50) -> float:
     """Return the median seconds of a run; on a GPU by events, after two runs that warm up."""
     if not check.on_cuda:
         run()
@@ -226,13 +224,8 @@ def seconds_of(
         run()
     torch.cuda.synchronize()
     times: list[float] = []
-    while sum(times) < least and len(times) < most:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
+    while sum(times) < 0.3 and len(times) < most:
+        times.append(choose.busy_seconds(run))
     return statistics.median(times)
 
 
