@@ -729,7 +729,7 @@ def _time_call(
             fewer = StripNetwork(there, rows, runtime.dtype)
             took = seconds_of(partial(fewer, x, t), check, most=20)
             check.time(f"{name} strips of {rows} rows", took)
-    release_cached_memory(runtime)
+    release_cached_memory(runtime.device)
 
 
 def train(check: Check) -> None:
@@ -789,15 +789,15 @@ def _time_step(check: Check, label: str, fine: Kind, patch: int, rows: int) -> N
             if micro == 1 or not is_out_of_memory(error):
                 raise
         stepper.abandon()
-        release_cached_memory(runtime)
+        release_cached_memory(runtime.device)
         micro = -(-micro // 2)
-    gib = round(peak_bytes(runtime) / 2**30, 1)
+    gib = round(peak_bytes(runtime.device) / 2**30, 1)
     check.time(label, took, rows=rows, micro=micro, images_s=round(rows / took), gib=gib)
     if check.on_cuda and patch == 64:
         path = check.folder / f"profile-train-{fine or 'coarse'}.txt"
         busy = profile_of(lambda: stepper.step(batch, 1.0, 1e-6, micro), path)
         check.write(busy=round(busy, 3), of=label)
-    release_cached_memory(runtime)
+    release_cached_memory(runtime.device)
 
 
 def compiled(check: Check) -> None:

@@ -91,7 +91,7 @@ class Executor:
         self._tile, self._steps, self._batch = tile, len(grid), batch
         self._samples, self._transforms = samples, tuple(transforms)
         self._max_memory = max_memory
-        self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
+        self.budget = max_memory or int(free_bytes(runtime.device) * MARGIN)
         self._in_float32: Executor | None = None
         predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
@@ -280,7 +280,7 @@ class Executor:
             # After the except block, in which the error's traceback would still hold the tensors of
             # the failed run.
             self._strips.forget()
-            release_cached_memory(self._runtime)
+            release_cached_memory(self._runtime.device)
             if len(lq) > 1:
                 note("out of memory: continued one image at a time")
                 return self._one_by_one(lq, names, sample, note, noise)

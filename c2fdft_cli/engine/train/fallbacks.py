@@ -180,7 +180,7 @@ class Fallbacks:
                     raise
             # After the except block, because the traceback of its error keeps the tensors of the
             # failed attempt alive.
-            release_cached_memory(self._runtime)
+            release_cached_memory(self._runtime.device)
             self._notify(notice)
 
     def _fall_back(self, patch: int, error: Exception, alone: bool) -> str | None:

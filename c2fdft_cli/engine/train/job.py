@@ -302,7 +302,7 @@ class _Training:
             skipped=result.skipped,
             seconds=seconds,
             waited=min(waited / max(seconds, 1e-9), 1.0),
-            memory=peak_bytes(self.runtime),
+            memory=peak_bytes(self.runtime.device),
         )
 
     def _log_score_save(
@@ -351,7 +351,7 @@ class _Training:
         if self.runtime.is_main:
             row = self._row(scored)
             self.run.append_metrics(row)
-            self.board.row(row, peak_bytes(self.runtime))
+            self.board.row(row, peak_bytes(self.runtime.device))
         self.window = _Window()
 
     def _save(self) -> None:
