@@ -113,10 +113,8 @@ def strip_bytes(
     # The result for all images exists from the first image on: each writes its own part. The second
     # result that a recording holds is not counted, because only small calls are recorded.
     out = _FULL * net.out_channels * height * width * batch
-    # The pixel sums need temporary tensors besides q and k: for this many rows at a time q * q, and
-    # float32 copies of q and k if these are half precision. On CUDA the products read them as they
-    # are, and the squares are never written. Not counted there: the Gram matrices, c^2 floats for
-    # about 16 c pixels, a quarter of a byte per value.
+    # The rows for which the sums have temporary tensors at a time. Not counted on CUDA: the Gram
+    # matrices, c^2 floats for about 16 c pixels, a quarter of a byte per value.
     cast: float = min(rows, height)
     if sums_without_copies(net.output.weight.device, dtype):
         cast = 0
@@ -137,8 +135,6 @@ def _is_native(net: DFT, dtype: torch.dtype, compiled: bool) -> bool:
 
 def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int, skip_rows: int) -> int:
     """Return the bytes for making decoder level 1's stream from its skip and the level below."""
-    # Whole tensors in float32: the result (2C), the level below (2C at a quarter of the pixels) and
-    # the skip (C), of which only a strip at a time is on the device if it is kept in host memory.
     streams = _FULL * ((2 + 2 / 4) * height + min(skip_rows, height))
     # The convolution of a strip of the level below, with its halo: rows of half the width, with 2C
     # input channels and 4C output channels in the strip's precision.
@@ -161,8 +157,7 @@ def _block_bytes(
     # Norm and hidden layer while this layer is computed; hidden layer and the result to be added to
     # the stream while it is narrowed. In both cases at most s in addition to the hidden layer.
     apply = (size + _hidden(net, dtype) * size) * strip
-    # One strip on CUDA: v is a view of q, k, v, which are kept (3s) through the second pass,
-    # instead of a copy (s). The first pass creates them, so they are no additional term there.
+    # One strip on CUDA: the first pass creates q, k and v, so they are no additional term there.
     if net.output.weight.device.type == "cuda" and rows >= height:
         return int(2 * line * (_FULL * height + max(gather, 3 * size * height + apply)))
     # Not counted: the sums, c^2 floats per strip, of which few are held at a time. They are
@@ -182,8 +177,7 @@ def _hidden(net: DFT, dtype: torch.dtype) -> float:
     """Return the hidden values per channel alive at once: both sides of GELU unless it is fused."""
     project_in: nn.Conv2d = net.get_submodule("decoder_level1.0.ffn.project_in")  # type: ignore[assignment]
     device = project_in.weight.device
-    # With `gelu_` on CUDA and oneDNN's kernel on a CPU, fused or in place, there is one layer;
-    # `F.gelu` keeps its argument besides its result. The ratio is that of the layer's own widths,
-    # because `int(width * ffn_factor)` may have rounded down.
+    # `gelu_` on CUDA and oneDNN's kernel on a CPU need one layer. The ratio is that of the layer's
+    # own widths, because `int(width * ffn_factor)` may have rounded down.
     copies = 1 if device.type == "cuda" or has_onednn_linear(device, dtype) else 2
     return copies * project_in.out_channels / project_in.in_channels
