@@ -562,14 +562,15 @@ def memory(check: Check) -> None:
     runtime = check.runtime(check.precisions()[-1])
     model = random_network(check.network(), runtime.device).eval()
     if not check.on_cuda:
-        check.write(bytes_of_a_call=strip_bytes(model, 720, 1280, 1, runtime.dtype, 360))
+        strips = StripNetwork(model, dtype=runtime.dtype)
+        check.write(bytes_of_a_call=strip_bytes(strips, 720, 1280, 1, 360))
         return
     x, t = torch.randn(1, 6, 512, 768, device="cuda"), torch.full((1,), 500.0, device="cuda")
     for rows in (512, 128, 16):
         strips = StripNetwork(model, rows, runtime.dtype)
         with torch.inference_mode():
             peak = _allocated_by(partial(strips, x, t))
-        ratio = peak / strip_bytes(model, 512, 768, 1, runtime.dtype, rows)
+        ratio = peak / strip_bytes(strips, 512, 768, 1, rows)
         check.expect(f"bytes of strips of {rows} rows", 0.8 < ratio < 1.2, of_plan=round(ratio, 3))
     stepper = make_stepper(random_network(check.network(), runtime.device), runtime)
     fixed = weight_bytes(sum(p.numel() for p in model.parameters()), runtime.dtype)
@@ -599,7 +600,7 @@ def _run_out_of_memory(expect: Callable[..., None], model: DFT, runtime: Runtime
     executor = Executor(strips, ALPHA_BAR, [500], runtime, max_memory=1 << 40)  # more than exists
     gc.collect()
     torch.cuda.empty_cache()
-    planned = strip_bytes(model, 1024, 1024, 1, runtime.dtype, 64) + 4 * 42 * (1 << 20)
+    planned = strip_bytes(strips, 1024, 1024, 1, 64) + 4 * 42 * (1 << 20)
     limit = torch.cuda.memory_allocated() + int(1.2 * planned)
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
     ran = executor(torch.rand(1, 3, 1024, 1024), ["a"])
