@@ -57,21 +57,6 @@ def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model
         raise UsageError(f"synthetic {kind}: {error}") from None
 
 
-def open_streaks(model: Model, folder: Path | None) -> StreakBank | None:
-    """Read the streak masks of a folder, for rain; None if no folder is given.
-
-    Raises:
-        UsageError: the degradation is not rain, so it uses no masks.
-        DataError: the folder has no usable masks.
-    """
-    if folder is None:
-        return None
-    if not isinstance(model, RainModel):
-        hint = "omit the folder of streak masks"
-        raise UsageError("streak masks can be used only for rain", where=folder, hint=hint)
-    return StreakBank(folder)
-
-
 def degrade(
     gt: Pixels, model: Model, rng: np.random.Generator, *, streaks: StreakBank | None = None
 ) -> Pixels:
@@ -109,6 +94,24 @@ class Degradation:
 
     model: Model
     streaks: StreakBank | None = None
+
+    @classmethod
+    def open(
+        cls, kind: str, options: Mapping[str, object] | None, folder: Path | None
+    ) -> Degradation:
+        """Make a degradation as `parse_model` does, with the streak masks of a folder, if given.
+
+        Raises:
+            UsageError: as `parse_model`; or a folder although the degradation is not rain.
+            DataError: the folder has no usable masks.
+        """
+        model = parse_model(kind, options)
+        if folder is None:
+            return cls(model)
+        if not isinstance(model, RainModel):
+            hint = "omit the folder of streak masks"
+            raise UsageError("streak masks can be used only for rain", where=folder, hint=hint)
+        return cls(model, StreakBank(folder))
 
     @property
     def margin(self) -> int:

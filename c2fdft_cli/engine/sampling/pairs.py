@@ -12,7 +12,7 @@ import numpy as np
 from c2fdft_cli.data.images.picture import is_image_path
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.data.synthesis.degrade import Degradation, open_streaks, parse_model
+from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.recipe.schema import Data, Recipe
@@ -66,9 +66,8 @@ def degradation(data: Data) -> Degradation | None:
     """
     if data.synthesize is None:
         return None
-    model = parse_model(data.synthesize, data.synthesis)
     folder = None if data.streaks is None else Path(data.streaks)
-    return Degradation(model, open_streaks(model, folder))
+    return Degradation.open(data.synthesize, data.synthesis, folder)
 
 
 @dataclass(frozen=True)
