@@ -112,8 +112,11 @@ class Interrupted(C2fdftError):
         self.exit_code = exit_code(signal_number)
 
 
+# Each of these returns the error to report, or None for any exception that it does not recognise.
+
+
 def unloadable_library(error: ImportError) -> ResourceError | None:
-    """Return the error to report if OpenCV cannot be loaded (no libGL); None for other modules."""
+    """Recognise that OpenCV cannot be loaded (no libGL)."""
     if (error.name or "").partition(".")[0] != "cv2":
         return None
     return ResourceError(
@@ -122,12 +125,9 @@ def unloadable_library(error: ImportError) -> ResourceError | None:
 
 
 def gpu_failure(error: Exception) -> GpuError | None:
-    """Return the error to report if the driver reported a fault of the GPU or of a kernel on it.
+    """Recognise that the driver reported a fault of the GPU or of a kernel on it.
 
     torch and Triton raise several classes of RuntimeError then.
-
-    Returns:
-        The error, or None for any other exception.
     """
     if not isinstance(error, RuntimeError) or not _GPU_FAILED.match(str(error)):
         return None
@@ -139,11 +139,7 @@ def gpu_failure(error: Exception) -> GpuError | None:
 
 
 def no_more_threads(error: Exception) -> ResourceError | None:
-    """Return the error to report if the system starts no further thread or process.
-
-    Returns:
-        The error, or None for any other exception.
-    """
+    """Recognise that the system starts no further thread or process."""
     thread = isinstance(error, RuntimeError) and str(error).startswith("can't start new thread")
     process = isinstance(error, BlockingIOError) and error.filename is None
     if not (thread or process):
@@ -155,12 +151,9 @@ def no_more_threads(error: Exception) -> ResourceError | None:
 
 
 def lost_process(error: Exception) -> ResourceError | None:
-    """Return the error to report if another process of the job ended while this one waits for it.
+    """Recognise that another process of the job ended while this one waits for it.
 
-    The libraries raise a plain RuntimeError then, which can only be recognised by its message.
-
-    Returns:
-        The error, or None for any other exception.
+    The libraries raise a plain RuntimeError then, which only its message distinguishes.
     """
     if not isinstance(error, RuntimeError) or not _LOST.search(str(error)):
         return None

@@ -125,6 +125,5 @@ def _known_at(
     near = f"did you mean {alias}?" if alias in known else did_you_mean(key, known)
     if near is None:
         return f"known: {', '.join(known)}"
-    return near.replace(
-        "did you mean ", "did you mean " + "".join(f"{p}." for p in [_dotted(parents)] if p)
-    )
+    section = _dotted([*parents, ""])  # with its dot
+    return near.replace("did you mean ", f"did you mean {section}")

@@ -6,6 +6,7 @@ All random values are passed in as tensors, so a loss is a function of only its 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -109,14 +110,8 @@ def fourier_l1(difference: Tensor) -> Tensor:
 
 def recomputed(predict_noise: PredictNoise) -> PredictNoise:
     """Return the same function with its activations recomputed in the backward pass."""
-
-    def call(x_t: Tensor, t: Tensor) -> Tensor:
-        # The network uses no random numbers, so there is no random state to restore.
-        return checkpoint(  # type: ignore[no-any-return]
-            predict_noise, x_t, t, use_reentrant=False, preserve_rng_state=False
-        )
-
-    return call
+    # The network uses no random numbers, so there is no random state to restore.
+    return partial(checkpoint, predict_noise, use_reentrant=False, preserve_rng_state=False)
 
 
 def ms_ssim(pred: Tensor, gt: Tensor, max_val: float = 1.0, pooled: bool = False) -> Tensor:

@@ -47,7 +47,6 @@ arithmetic. With q and k side by side and the dG of the heads as blocks on a dia
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
@@ -129,7 +128,7 @@ def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
         return Block.forward(block, x, time)
     ffn = block.ffn
     y = _normed(block.norm1, x, time)
-    x = _Attend.apply(*_attended(block.attn, y, x), False)  # type: ignore[no-untyped-call]
+    x = _attend(block.attn, y, x, one_product=False)
     widen, narrow = ffn.project_in, ffn.project_out
     return _FeedForward.apply(  # type: ignore[no-any-return, no-untyped-call]
         _normed(block.norm2, x, time),
@@ -156,14 +155,16 @@ def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
     # The norm's function also returns the stream, so that the stream's two gradients are added in
     # the derivative of the norm and not by a separate kernel.
     y, x = norm_for(block.norm1, x, dtype)(block.norm1, x, time, dtype)
-    x = _Attend.apply(*_attended(block.attn, y, x), True)  # type: ignore[no-untyped-call]
+    x = _attend(block.attn, y, x, one_product=True)
     return feed_forward_for(block, x, dtype)(block, x, time, dtype)
 
 
-def _attended(attn: Attention, y: Tensor, x: Tensor) -> Iterator[Tensor | None]:
-    """Yield the arguments of `_Attend` for a norm's result y and the stream x it was made from."""
-    yield attn.qkv_dwconv(attn.qkv(y))
-    yield from (x, attn.temperature, attn.project_out.weight.flatten(1), attn.project_out.bias)
+def _attend(attn: Attention, y: Tensor, x: Tensor, *, one_product: bool) -> Tensor:
+    """Add the attention over y, the norm of the residual stream x, to x."""
+    qkv, out = attn.qkv_dwconv(attn.qkv(y)), attn.project_out
+    return _Attend.apply(  # type: ignore[no-any-return, no-untyped-call]
+        qkv, x, attn.temperature, out.weight.flatten(1), out.bias, one_product
+    )
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

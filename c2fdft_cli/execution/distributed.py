@@ -135,7 +135,7 @@ def agree_on_precision(runtime: Runtime) -> Runtime:
     so a mean over those of fp16 and bf16 processes would be wrong for both.
     """
     own = _PLAINEST_FIRST.index(runtime.precision)
-    agreed = all_reduce_min(own, runtime)
+    agreed = all_reduce_min(own, runtime.device)
     if agreed == own:
         return runtime
     name = _PLAINEST_FIRST[agreed]
@@ -165,23 +165,21 @@ def destroy_process_group() -> None:
         dist.destroy_process_group()
 
 
-def any_rank(flag: bool, runtime: Runtime) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process of the job."""
-    return all_reduce_min(int(not flag), runtime) == 0
+    return all_reduce_min(int(not flag), device) == 0
 
 
 def any_rank_after_validation(flag: bool) -> bool:
     """Do the same as `any_rank`, for a process that may arrive hours after the others."""
     group = _patient_groups[0] if _patient_groups else None
-    return _all_reduce_min(int(not flag), torch.device("cpu"), group) == 0
+    return all_reduce_min(int(not flag), torch.device("cpu"), group) == 0
 
 
-def all_reduce_min(number: int, runtime: Runtime) -> int:
-    """Return the smallest of the numbers of all processes of the job."""
-    return _all_reduce_min(number, runtime.device, None)
-
-
-def _all_reduce_min(number: int, device: torch.device, group: dist.ProcessGroup | None) -> int:
+def all_reduce_min(
+    number: int, device: torch.device, group: dist.ProcessGroup | None = None
+) -> int:
+    """Return the smallest of the numbers of all processes of the job, reduced on a device."""
     if not dist.is_initialized():
         return number
     tensor = torch.tensor(number, device=device)

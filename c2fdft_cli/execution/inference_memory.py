@@ -37,34 +37,28 @@ from torch import nn
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
 from c2fdft_cli.execution.cuda.products import sums_without_copies
 from c2fdft_cli.execution.kernels import CAST_PIXELS, casts_in_pieces, has_onednn_linear
-from c2fdft_cli.execution.native.library import kernels_for
-from c2fdft_cli.execution.strips import default_rows
+from c2fdft_cli.execution.strips import StripNetwork, default_rows
 
 _FULL = 4  # bytes of a float32
 
 
 def rows_that_fit(
-    net: DFT,
+    strips: StripNetwork,
     height: int,
     width: int,
     batch: int = 1,
-    dtype: torch.dtype = torch.float32,
     budget_bytes: int | None = None,
     offload_skips: bool = False,
-    compiled: bool = False,
 ) -> int:
     """Return the rows in a strip: the number that runs fast, halved until a call fits.
 
     Args:
-        net: the network, on the device where it will run.
+        strips: the network, on the device where it will run.
         height: height of the images, a multiple of 8.
         width: width of the images, a multiple of 8.
         batch: images in a call.
-        dtype: dtype of the activations.
         budget_bytes: most bytes that a call may use in addition to the weights; None for no limit.
         offload_skips: whether skips are kept in host memory.
-        compiled: whether torch.compile compiles the passes; the C kernels for a CPU then do not
-            run.
 
     Raises:
         ValueError: a size that is not positive and a multiple of 8; or even strips of one row do
@@ -72,11 +66,10 @@ def rows_that_fit(
     """
     if height < 1 or width < 1 or batch < 1 or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ValueError(f"sides must be multiples of {SIZE_MULTIPLE}, got {height}x{width}")
-    device = net.output.weight.device
-    native = _is_native(net, dtype, compiled)
-    rows = default_rows(net.dim, height, width, device.type, native)
+    device = strips.net.output.weight.device
+    rows = default_rows(strips.net.dim, height, width, device.type, strips.is_native)
     while budget_bytes is not None:
-        peak = strip_bytes(net, height, width, batch, dtype, rows, offload_skips, compiled)
+        peak = strip_bytes(strips, height, width, batch, rows, offload_skips)
         if peak <= budget_bytes:
             break
         if rows == 1:
@@ -92,20 +85,19 @@ def rows_that_fit(
 
 
 def strip_bytes(
-    net: DFT,
+    strips: StripNetwork,
     height: int,
     width: int,
-    batch: int = 1,
-    dtype: torch.dtype = torch.float32,
-    rows: int = 32,
+    batch: int,
+    rows: int,
     offload_skips: bool = False,
-    compiled: bool = False,
 ) -> int:
-    """Return the peak bytes of a call of `StripNetwork`, in addition to the weights and x.
+    """Return the peak bytes of a call, in addition to the weights and x.
 
-    The arguments are those of `StripNetwork` and the sizes of x. With several strips the images of
-    a batch run one after another.
+    The arguments are those of `rows_that_fit`, and the rows in a strip. With several strips the
+    images of a batch run one after another.
     """
+    net, dtype = strips.net, strips.dtype
     # As in `StripNetwork.__call__`, except for a batch that `MAX_STRIP_VALUES` divides into parts:
     # it is counted as a whole, which may be too much but never too little.
     together = batch if rows >= height else 1
@@ -113,16 +105,14 @@ def strip_bytes(
     # The result for all images exists from the first image on: each writes its own part. The second
     # result that a recording holds is not counted, because only small calls are recorded.
     out = _FULL * net.out_channels * height * width * batch
-    # The pixel sums need temporary tensors besides q and k: for this many rows at a time q * q, and
-    # float32 copies of q and k if these are half precision. On CUDA the products read them as they
-    # are, and the squares are never written. Not counted there: the Gram matrices, c^2 floats for
-    # about 16 c pixels, a quarter of a byte per value.
+    # The rows for which the sums have temporary tensors at a time. Not counted on CUDA: the Gram
+    # matrices, c^2 floats for about 16 c pixels, a quarter of a byte per value.
     cast: float = min(rows, height)
     if sums_without_copies(net.output.weight.device, dtype):
         cast = 0
     elif dtype != torch.float32 and casts_in_pieces(net.output.weight.device):
         cast = min(cast, CAST_PIXELS / width)
-    if _is_native(net, dtype, compiled):
+    if strips.is_native:
         block = _native_block_bytes(line, together, height, rows)
     else:
         block = _block_bytes(net, line, height, dtype, rows, cast)
@@ -130,15 +120,8 @@ def strip_bytes(
     return out + max(_joining_bytes(line, height, dtype, rows, skip_rows), block)
 
 
-def _is_native(net: DFT, dtype: torch.dtype, compiled: bool) -> bool:
-    """Whether the compiled C kernels for a CPU run."""
-    return not compiled and kernels_for(net.output.weight.device, dtype) is not None
-
-
 def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int, skip_rows: int) -> int:
     """Return the bytes for making decoder level 1's stream from its skip and the level below."""
-    # Whole tensors in float32: the result (2C), the level below (2C at a quarter of the pixels) and
-    # the skip (C), of which only a strip at a time is on the device if it is kept in host memory.
     streams = _FULL * ((2 + 2 / 4) * height + min(skip_rows, height))
     # The convolution of a strip of the level below, with its halo: rows of half the width, with 2C
     # input channels and 4C output channels in the strip's precision.
@@ -161,8 +144,7 @@ def _block_bytes(
     # Norm and hidden layer while this layer is computed; hidden layer and the result to be added to
     # the stream while it is narrowed. In both cases at most s in addition to the hidden layer.
     apply = (size + _hidden(net, dtype) * size) * strip
-    # One strip on CUDA: v is a view of q, k, v, which are kept (3s) through the second pass,
-    # instead of a copy (s). The first pass creates them, so they are no additional term there.
+    # One strip on CUDA: the first pass creates q, k and v, so they are no additional term there.
     if net.output.weight.device.type == "cuda" and rows >= height:
         return int(2 * line * (_FULL * height + max(gather, 3 * size * height + apply)))
     # Not counted: the sums, c^2 floats per strip, of which few are held at a time. They are
@@ -182,8 +164,7 @@ def _hidden(net: DFT, dtype: torch.dtype) -> float:
     """Return the hidden values per channel alive at once: both sides of GELU unless it is fused."""
     project_in: nn.Conv2d = net.get_submodule("decoder_level1.0.ffn.project_in")  # type: ignore[assignment]
     device = project_in.weight.device
-    # With `gelu_` on CUDA and oneDNN's kernel on a CPU, fused or in place, there is one layer;
-    # `F.gelu` keeps its argument besides its result. The ratio is that of the layer's own widths,
-    # because `int(width * ffn_factor)` may have rounded down.
+    # `gelu_` on CUDA and oneDNN's kernel on a CPU need one layer. The ratio is that of the layer's
+    # own widths, because `int(width * ffn_factor)` may have rounded down.
     copies = 1 if device.type == "cuda" or has_onednn_linear(device, dtype) else 2
     return copies * project_in.out_channels / project_in.in_channels

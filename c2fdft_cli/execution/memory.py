@@ -11,8 +11,6 @@ from pathlib import Path, PurePosixPath
 import psutil
 import torch
 
-from c2fdft_cli.execution.device import Runtime
-
 _NO_MEMORY = (
     "out of memory",  # allocators, driver, NCCL and Triton
     "defaultcpuallocator",
@@ -36,13 +34,12 @@ memory.stat."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 
-def free_bytes(runtime: Runtime) -> int:
+def free_bytes(device: torch.device) -> int:
     """Return the free bytes of a GPU, or on a CPU those of the machine and this process's heap."""
-    if runtime.device.type == "cuda":
-        device = runtime.device
+    if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept  # torch keeps freed memory for reuse
-    if runtime.device.type == "mps":
+    if device.type == "mps":
         used = torch.mps.current_allocated_memory()
         kept = torch.mps.driver_allocated_memory() - used
         # The GPU uses the machine's memory, so two limits apply: Metal's for this process, and what
@@ -66,13 +63,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def release_cached_memory(runtime: Runtime) -> None:
+def release_cached_memory(device: torch.device) -> None:
     """Release the freed memory that torch's allocator caches, so that it can be reused in full."""
     # Tensors in reference cycles, such as those of a traceback and its frames, are freed only here.
     gc.collect()
-    if runtime.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()
-    elif runtime.device.type == "mps":
+    elif device.type == "mps":
         torch.mps.empty_cache()
 
 
@@ -122,10 +119,10 @@ def _left_in_group(group: Path, limit: str, used: str, cache: str) -> int | None
         return None
 
 
-def peak_bytes(runtime: Runtime) -> int:
+def peak_bytes(device: torch.device) -> int:
     """Return the peak bytes so far of CUDA's allocator or else the process's resident memory."""
-    if runtime.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(runtime.device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     # bytes on macOS, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from c2fdft_cli.core.block import Level
+from c2fdft_cli.core.objectives import recomputed
 
 
 def recompute_levels(net: nn.Module, wanted: bool) -> None:
@@ -22,10 +22,4 @@ def recompute_levels(net: nn.Module, wanted: bool) -> None:
             continue
         level.__dict__.pop("forward", None)
         if wanted:
-            # The network uses no random numbers, so there is no random state to restore.
-            level.forward = partial(  # type: ignore[method-assign]
-                checkpoint,
-                partial(Level.forward, level),
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
+            level.__dict__["forward"] = recomputed(partial(Level.forward, level))

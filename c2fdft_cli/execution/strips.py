@@ -125,6 +125,11 @@ class StripNetwork:
         self._output = Conv.of(net.output, torch.float32)
         self._skip_conv = net.skip_conv and Projection.of(net.skip_conv, torch.float32, True)
 
+    @property
+    def is_native(self) -> bool:
+        """Whether the compiled C kernels for a CPU run."""
+        return isinstance(self._latent[0], NativeBlock)
+
     def forget(self) -> None:
         """Release the GPU memory that a recorded call holds."""
         self._recorder.forget()
@@ -151,8 +156,7 @@ class StripNetwork:
             raise ValueError("strips work in place: call them under torch.inference_mode()")
         self.net.check_input(x)
         n, _, h, w = x.shape
-        native = isinstance(self._latent[0], NativeBlock)
-        rows = self.rows or default_rows(self.net.dim, h, w, x.device.type, native)
+        rows = self.rows or default_rows(self.net.dim, h, w, x.device.type, self.is_native)
         out = x.new_empty((n, self.net.out_channels, h, w), dtype=torch.float32)
         # Several strips of one image rather than one strip of several images. Images that fit in
         # one strip run together, as many as keep its widest tensor within the limit.

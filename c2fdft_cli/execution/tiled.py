@@ -7,13 +7,13 @@ are far larger than the patches the network was trained on, and whose parts diff
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from c2fdft_cli.core.diffusion import PredictNoise
-from c2fdft_cli.core.network import SIZE_MULTIPLE
+from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
 
 OVERLAP = 4
 """Neighbouring tiles share 1/4 of their side."""
@@ -35,43 +35,35 @@ class Tiled:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Map x: `[n, 6, h, w]` to eps_hat `[n, 3, h, w]`, h and w multiples of 8."""
         height, width = x.shape[-2:]
-        total: Tensor | None = None
+        total = x.new_zeros((len(x), DFT.out_channels, height, width), dtype=torch.float32)
         weights = x.new_zeros((height, width), dtype=torch.float32)
-        for rows in spans(height, self.side):
-            for columns in spans(width, self.side):
-                eps_hat = self.net(x[..., rows, columns].contiguous(), t)
-                if total is None:
-                    total = eps_hat.new_zeros((*eps_hat.shape[:2], height, width))
-                weight = _ramp(rows, height, self.side, x.device)[:, None] * _ramp(
-                    columns, width, self.side, x.device
-                )
-                total[..., rows, columns] += eps_hat * weight
-                weights[rows, columns] += weight
-        if total is None:
-            raise ValueError(f"an empty image: {list(x.shape)}")
+        for rows, columns in product(spans(height, self.side), spans(width, self.side)):
+            across = _ramp(columns, width, self.side, x.device)
+            weight = _ramp(rows, height, self.side, x.device)[:, None] * across
+            eps_hat = self.net(x[..., rows, columns].contiguous(), t)
+            total[..., rows, columns] += eps_hat * weight
+            weights[rows, columns] += weight
         return total / weights
 
 
 def tiles(height: int, width: int, side: int) -> int:
     """Return the number of tiles that cover an image."""
-    return sum(1 for _ in spans(height, side)) * sum(1 for _ in spans(width, side))
+    return len(spans(height, side)) * len(spans(width, side))
 
 
-def spans(size: int, side: int) -> Iterator[slice]:
-    """Yield the tiles' ranges along one axis: evenly spread, overlapping by at least a quarter.
+def spans(size: int, side: int) -> list[slice]:
+    """Return the tiles' ranges along one axis: evenly spread, overlapping by at least a quarter.
 
     Tiles of side 8 need not overlap.
     """
     if size <= side:
-        yield slice(0, size)
-        return
+        return [slice(0, size)]
     step = max(SIZE_MULTIPLE, (side - side // OVERLAP) // SIZE_MULTIPLE * SIZE_MULTIPLE)
     count = -(-(size - side) // step) + 1
-    for i in range(count):
-        # Multiples of 8: where tiles overlap, the network's three halvings then divide both into
-        # the same blocks of pixels.
-        start = (size - side) * i // (count - 1) // SIZE_MULTIPLE * SIZE_MULTIPLE
-        yield slice(start, start + side)
+    # Multiples of 8: where tiles overlap, the network's three halvings then divide both into the
+    # same blocks of pixels.
+    units = [(size - side) * i // (count - 1) // SIZE_MULTIPLE for i in range(count)]
+    return [slice(SIZE_MULTIPLE * unit, SIZE_MULTIPLE * unit + side) for unit in units]
 
 
 def _ramp(span: slice, size: int, side: int, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,47 +19,67 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class PiqMetric:
-    """One metric.
+class ImageMetric:
+    """A metric of one image, with or without a target.
 
     Args:
         name: the name that selects it, and of its column.
-        function: its name in piq.
-        higher_is_better: whether a higher value is better.
+        compute: its function of the image, or of the image and its target.
+        direction: which values are better, in words.
         range: the range of its values, in words.
         min_size: the smallest side of an image, in pixels.
         describes: its full name.
-        downloads: whether piq fetches network weights for it.
+        downloads: whether piq downloads weights for it.
     """
 
     name: str
-    function: str
-    higher_is_better: bool
+    compute: Callable[..., float]
+    direction: str
     range: str
     min_size: int
     describes: str
     downloads: bool = False
 
-    @property
-    def direction(self) -> str:
-        """The direction in words."""
-        return "higher is better" if self.higher_is_better else "lower is better"
+    def __call__(self, *images: Tensor) -> float:
+        """Return the value; NaN if a side is below the minimum or the value is not finite."""
+        if min(images[0].shape[-2:]) < self.min_size:
+            return math.nan
+        with torch.inference_mode():
+            value = float(self.compute(*images))
+        return value if math.isfinite(value) else math.nan
 
 
+def _piq(function: str) -> Callable[[Tensor, Tensor], float]:
+    return lambda a, b: float(getattr(load_piq(), function)(a, b, data_range=1.0))
+
+
+def _learned(name: str) -> Callable[[Tensor, Tensor], float]:
+    return lambda a, b: float(_network(name)(a, b))
+
+
+_HIGHER, _LOWER = "higher is better", "lower is better"
 METRICS = {
     one.name: one
     for one in (
-        PiqMetric("ms_ssim", "multi_scale_ssim", True, "0 to 1", 161, "multi-scale SSIM"),
-        PiqMetric("vif", "vif_p", True, "0 to about 1", 41, "visual information fidelity, pixels"),
-        PiqMetric("fsim", "fsim", True, "0 to 1", 16, "feature similarity"),
-        PiqMetric("gmsd", "gmsd", False, "0 to about 0.35", 16, "gradient deviation"),
-        PiqMetric("haarpsi", "haarpsi", True, "0 to 1", 16, "Haar wavelet similarity"),
-        PiqMetric("mdsi", "mdsi", False, "0 to about 1", 16, "mean deviation similarity"),
-        PiqMetric("vsi", "vsi", True, "0 to 1", 16, "visual saliency similarity"),
-        PiqMetric("srsim", "srsim", True, "0 to 1", 40, "spectral residual similarity"),
-        PiqMetric("dss", "dss", True, "0 to 1", 32, "DCT sub-band similarity"),
-        PiqMetric("lpips", "LPIPS", False, "0 to about 1", 32, "learned distance (VGG16)", True),
-        PiqMetric("dists", "DISTS", False, "0 to 1", 32, "structure and texture", True),
+        ImageMetric(
+            "ms_ssim", _piq("multi_scale_ssim"), _HIGHER, "0 to 1", 161, "multi-scale SSIM"
+        ),
+        ImageMetric(
+            "vif", _piq("vif_p"), _HIGHER, "0 to about 1", 41, "visual information fidelity, pixels"
+        ),
+        ImageMetric("fsim", _piq("fsim"), _HIGHER, "0 to 1", 16, "feature similarity"),
+        ImageMetric("gmsd", _piq("gmsd"), _LOWER, "0 to about 0.35", 16, "gradient deviation"),
+        ImageMetric("haarpsi", _piq("haarpsi"), _HIGHER, "0 to 1", 16, "Haar wavelet similarity"),
+        ImageMetric("mdsi", _piq("mdsi"), _LOWER, "0 to about 1", 16, "mean deviation similarity"),
+        ImageMetric("vsi", _piq("vsi"), _HIGHER, "0 to 1", 16, "visual saliency similarity"),
+        ImageMetric("srsim", _piq("srsim"), _HIGHER, "0 to 1", 40, "spectral residual similarity"),
+        ImageMetric("dss", _piq("dss"), _HIGHER, "0 to 1", 32, "DCT sub-band similarity"),
+        ImageMetric(
+            "lpips", _learned("LPIPS"), _LOWER, "0 to about 1", 32, "learned distance (VGG16)", True
+        ),
+        ImageMetric(
+            "dists", _learned("DISTS"), _LOWER, "0 to 1", 32, "structure and texture", True
+        ),
     )
 }
 """All metrics by name. The ranges are for natural images; equal images give 1 or 0."""
@@ -85,26 +106,18 @@ def piq_metric(name: str, restored: Tensor, target: Tensor) -> float:
     if restored.shape != target.shape or restored.dim() != 4 or restored.shape[1] != 3:
         shapes = f"{list(restored.shape)}, {list(target.shape)}"
         raise ValueError(f"expected one shape [n, 3, h, w], got {shapes}")
-    if min(restored.shape[-2:]) < metric.min_size:
-        return math.nan
-    a, b = restored.float(), target.float()
-    with torch.inference_mode():
-        if metric.downloads:
-            value = float(_network(name)(a, b))
-        else:
-            value = float(getattr(load_piq(), metric.function)(a, b, data_range=1.0))
-    return value if math.isfinite(value) else math.nan
+    return metric(restored.float(), target.float())
 
 
-def _network(name: str) -> Any:
-    """Return a learned metric; it takes RGB in [0, 1] and normalises by itself.
+def _network(function: str) -> Any:
+    """Return a learned metric by its name in piq; it takes RGB in [0, 1] and normalises by itself.
 
     Several threads score at once. The weights are requested only once, even if that fails.
     """
     with _LOADING:
-        found = _load_network(name)
+        found = _load_network(function)
     if isinstance(found, Exception):
-        raise not_loaded(name, found) from found
+        raise not_loaded(function.lower(), found) from found
     return found
 
 
@@ -115,10 +128,10 @@ def not_loaded(name: str, error: Exception) -> ValueError:
 
 
 @lru_cache(maxsize=2)
-def _load_network(name: str) -> Any:
+def _load_network(function: str) -> Any:
     """Return the metric, or the error that prevented loading it."""
     try:
-        return getattr(load_piq(), METRICS[name].function)()
+        return getattr(load_piq(), function)()
     except (OSError, RuntimeError, EOFError) as error:
         return error
 

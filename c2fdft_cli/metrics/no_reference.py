@@ -8,16 +8,13 @@ the others are piq's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.metrics.full_reference import load_piq, not_loaded
+from c2fdft_cli.metrics.full_reference import ImageMetric, load_piq, not_loaded
 from c2fdft_cli.metrics.protocols import MAX_VALUE
 
 _NORMAL_QUARTILE = 0.6744897501960817
@@ -98,37 +95,14 @@ def brisque(image: Tensor) -> float:
         raise not_loaded("brisque", error) from error
 
 
-@dataclass(frozen=True)
-class NoReferenceMetric:
-    """One metric without a target.
-
-    Args:
-        name: the name that selects it, and of its column.
-        compute: its function.
-        direction: in words; for none of them is a higher value better.
-        range: the range of its values, in words.
-        min_size: the smallest side of an image, in pixels.
-        describes: its full name.
-        downloads: whether piq downloads weights for it.
-    """
-
-    name: str
-    compute: Callable[[Tensor], float]
-    direction: str
-    range: str
-    min_size: int
-    describes: str
-    downloads: bool = False
-
-
 METRICS = {
     one.name: one
     for one in (
-        NoReferenceMetric("blur_effect", blur_effect, "lower is sharper", "0 to 1", 16, "blur"),
-        NoReferenceMetric(
+        ImageMetric("blur_effect", blur_effect, "lower is sharper", "0 to 1", 16, "blur"),
+        ImageMetric(
             "noise_sigma", noise_sigma, "lower is less noise", "0 up, 8-bit levels", 16, "noise"
         ),
-        NoReferenceMetric(
+        ImageMetric(
             "total_variation",
             total_variation,
             "lower is smoother: less noise or less detail",
@@ -136,12 +110,12 @@ METRICS = {
             16,
             "mean step between neighbours",
         ),
-        NoReferenceMetric(
+        ImageMetric(
             "brisque", brisque, "lower is better", "0 to about 100", 32, "natural statistics", True
         ),
     )
 }
-"""All metrics by name."""
+"""All metrics by name; for none of them is a higher value better."""
 
 WITHOUT_DOWNLOAD = tuple(name for name, one in METRICS.items() if not one.downloads)
 
@@ -162,12 +136,7 @@ def no_reference_metric(name: str, image: Tensor) -> float:
     """
     if image.dim() != 4 or image.shape[:2] != (1, 3):
         raise ValueError(f"expected one image [1, 3, h, w], got {list(image.shape)}")
-    one = METRICS[name]
-    if min(image.shape[-2:]) < one.min_size:
-        return math.nan
-    with torch.inference_mode():
-        value = one.compute(image)
-    return value if math.isfinite(value) else math.nan
+    return METRICS[name](image)
 
 
 def _pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:

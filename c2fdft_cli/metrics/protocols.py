@@ -22,19 +22,19 @@ class Protocol:
     """How a task's results are scored.
 
     name: the name that is printed beside the score.
+    describes: the formula in words.
     luma: score the BT.601 studio-range Y channel instead of RGB.
     round_luma: round Y, as MATLAB does for uint8.
     unrounded: score the float output, if it is available, instead of the saved 8-bit image.
-    describes: the formula in words.
     border: pixels that are skipped on each side, in addition to those that the caller skips.
     reach: before scoring, shift the restored image to its best position, up to this many px.
     """
 
     name: str
-    luma: bool
-    round_luma: bool
-    unrounded: bool
     describes: str
+    luma: bool = False
+    round_luma: bool = False
+    unrounded: bool = False
     border: int = 0
     reach: int = 0
 
@@ -42,17 +42,16 @@ class Protocol:
 PROTOCOLS = {
     p.name: p
     for p in (
-        Protocol("derain", True, False, False, "Y channel (BT.601 studio), 8-bit images"),
-        Protocol("derain-matlab", True, True, False, "Y channel rounded as MATLAB, 8-bit images"),
-        Protocol("deblur", False, False, False, "RGB, 8-bit images"),
-        Protocol("denoise", False, False, True, "RGB, unrounded if available"),
-        Protocol("rgb", False, False, False, "RGB, 8-bit images"),
-        Protocol("y", True, False, False, "Y channel (BT.601 studio), 8-bit images"),
+        Protocol("derain", "Y channel (BT.601 studio), 8-bit images", luma=True),
+        Protocol(
+            "derain-matlab", "Y channel rounded as MATLAB, 8-bit images", luma=True, round_luma=True
+        ),
+        Protocol("deblur", "RGB, 8-bit images"),
+        Protocol("denoise", "RGB, unrounded if available", unrounded=True),
+        Protocol("rgb", "RGB, 8-bit images"),
+        Protocol("y", "Y channel (BT.601 studio), 8-bit images", luma=True),
         Protocol(
             "levin",
-            False,
-            False,
-            False,
             "RGB, 8-bit images, best shift up to 5 px in quarters, border of 15 px skipped",
             border=15,
             reach=5,

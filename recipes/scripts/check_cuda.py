@@ -133,10 +133,13 @@ class Check:
         self.write(time=name, ms=round(seconds * 1e3, 4), **facts)
 
     @contextmanager
-    def trial(self, name: str) -> Iterator[None]:
-        """Turn an exception within the block into a failed check, so that the stage continues."""
+    def trial(self, name: str) -> Iterator[Callable[..., None]]:
+        """Turn an exception within the block into a failed check, so that the stage continues.
+
+        Yields `expect` for a check of this name.
+        """
         try:
-            yield
+            yield partial(self.expect, name)
         except Exception as error:  # any exception is a failed check
             text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             self.expect(name, False, error=text)
@@ -213,9 +216,7 @@ def _more(row: dict[str, Any], skip: tuple[str, ...]) -> str:
 # --- measuring ---
 
 
-def seconds_of(
-    run: Callable[[], object], check: Check, least: float = 0.3, most: int = 50
-) -> float:
+def seconds_of(run: Callable[[], object], check: Check, most: int = 50) -> float:
     """Return the median seconds of a run; on a GPU by events, after two runs that warm up."""
     if not check.on_cuda:
         run()
@@ -226,13 +227,8 @@ def seconds_of(
         run()
     torch.cuda.synchronize()
     times: list[float] = []
-    while sum(times) < least and len(times) < most:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
+    while sum(times) < 0.3 and len(times) < most:
+        times.append(choose.busy_seconds(run))
     return statistics.median(times)
 
 
@@ -345,18 +341,14 @@ def ops(check: Check) -> None:
         runtime = check.runtime(name)
         for n, s, c in shapes:
             torch.manual_seed(c)
-            with check.trial(f"depth-wise {name} {n}x{s}x{s}x{3 * c}"):
+            with check.trial(f"depth-wise {name} {n}x{s}x{s}x{3 * c}") as expect:
                 errors = _depthwise_errors(runtime, n, s, 3 * c)
-                check.expect(
-                    f"depth-wise {name} {n}x{s}x{s}x{3 * c}",
-                    max(errors) < ALLOWED[name],
-                    errors=[f"{error:.1e}" for error in errors],
-                )
-            with check.trial(f"pixel sums {name} {n}x{s}x{s}x{c}"):
+                shown = [f"{error:.1e}" for error in errors]
+                expect(max(errors) < ALLOWED[name], errors=shown)
+            with check.trial(f"pixel sums {name} {n}x{s}x{s}x{c}") as expect:
                 error = _sums_error(runtime, n, s, c)
                 limit = 1e-3 if name == "tf32" else 1e-5
-                name_ = f"pixel sums {name} {n}x{s}x{s}x{c}"
-                check.expect(name_, error < limit, error=f"{error:.1e}")
+                expect(error < limit, error=f"{error:.1e}")
     if check.on_cuda:
         for n, s, c in ((1, 512, 48), (1, 512, 96), (4, 256, 48), (192, 64, 48)):
             _time_ops(check, n, s, c)
@@ -485,10 +477,10 @@ def _compare_executions(
     for how, call in calls.items():
         name = f"{label} {how} {precision}"
         given_up = functions_given_up() if "compiled" in how else 0
-        with check.trial(name), torch.inference_mode(), runtime.autocast():
+        with check.trial(name) as expect, torch.inference_mode(), runtime.autocast():
             found = call(x.to(runtime.device), t.to(runtime.device)).float().cpu() - x[:, -3:]
             error = relative(found, want)
-            check.expect(name, error < ALLOWED[precision], error=f"{error:.1e}")
+            expect(error < ALLOWED[precision], error=f"{error:.1e}")
             if "compiled" in how:
                 count = functions_given_up() - given_up
                 check.expect(f"{name}: no function left uncompiled", count == 0, functions=count)
@@ -499,10 +491,10 @@ def _compare_large_strips(check: Check) -> None:
     runtime = check.runtime(check.precisions()[-1])
     there = random_network(Network(), runtime.device).eval()
     x, t = torch.randn(1, 6, 2168, 3840, device="cuda"), torch.full((1,), 500.0, device="cuda")
-    with check.trial("more than 2^31 values"), torch.inference_mode():
+    with check.trial("more than 2^31 values") as expect, torch.inference_mode():
         planned = StripNetwork(there, None, runtime.dtype)(x, t)
         error = relative(StripNetwork(there, 2168, runtime.dtype)(x, t), planned)
-        check.expect("more than 2^31 values", error < ALLOWED["bf16"], error=f"{error:.1e}")
+        expect(error < ALLOWED["bf16"], error=f"{error:.1e}")
 
 
 def grad(check: Check) -> None:
@@ -526,7 +518,7 @@ def _compare_gradients(check: Check, kinds: list[Kind], compiled: bool) -> None:
         for name in check.precisions():
             runtime = check.runtime(name)
             label = f"{kind or 'coarse'} {name}{' compiled' * compiled}"
-            with check.trial(label):
+            with check.trial(label) as expect:
                 stepper = make_stepper(copy.deepcopy(base).to(runtime.device), runtime, kind)
                 if compiled:
                     check.write(compile=label, notice=compile_in_place(stepper.net, "on", runtime))
@@ -534,7 +526,7 @@ def _compare_gradients(check: Check, kinds: list[Kind], compiled: bool) -> None:
                 cosine = float(torch.cosine_similarity(gradient, want[1], dim=0))
                 close = abs(loss / want[0] - 1) < 10 * ALLOWED[name]
                 good = close and cosine > LEAST_COSINE[name]
-                check.expect(label, good, cosine=round(cosine, 6), loss=loss, on_cpu=want[0])
+                expect(good, cosine=round(cosine, 6), loss=loss, on_cpu=want[0])
 
 
 def _loss_and_gradient(stepper: Stepper, batch: Any) -> tuple[float, Tensor]:
@@ -570,14 +562,15 @@ def memory(check: Check) -> None:
     runtime = check.runtime(check.precisions()[-1])
     model = random_network(check.network(), runtime.device).eval()
     if not check.on_cuda:
-        check.write(bytes_of_a_call=strip_bytes(model, 720, 1280, 1, runtime.dtype, 360))
+        strips = StripNetwork(model, dtype=runtime.dtype)
+        check.write(bytes_of_a_call=strip_bytes(strips, 720, 1280, 1, 360))
         return
     x, t = torch.randn(1, 6, 512, 768, device="cuda"), torch.full((1,), 500.0, device="cuda")
     for rows in (512, 128, 16):
         strips = StripNetwork(model, rows, runtime.dtype)
         with torch.inference_mode():
             peak = _allocated_by(partial(strips, x, t))
-        ratio = peak / strip_bytes(model, 512, 768, 1, runtime.dtype, rows)
+        ratio = peak / strip_bytes(strips, 512, 768, 1, rows)
         check.expect(f"bytes of strips of {rows} rows", 0.8 < ratio < 1.2, of_plan=round(ratio, 3))
     stepper = make_stepper(random_network(check.network(), runtime.device), runtime)
     fixed = weight_bytes(sum(p.numel() for p in model.parameters()), runtime.dtype)
@@ -587,8 +580,8 @@ def memory(check: Check) -> None:
         planned = fixed + 8 * step_bytes(check.network(), Stage(), 1, patch, runtime, kernels)
         good = 0.7 < peak / planned < 1.4
         check.expect(f"bytes of a step at {patch} px", good, of_plan=round(peak / planned, 3))
-    with check.trial("restore continues in strips when memory runs out"):
-        _run_out_of_memory(check, model, runtime)
+    with check.trial("restore continues in strips when memory runs out") as expect:
+        _run_out_of_memory(expect, model, runtime)
 
 
 def _allocated_by(run: Callable[[], object]) -> int:
@@ -602,18 +595,17 @@ def _allocated_by(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _run_out_of_memory(check: Check, model: DFT, runtime: Runtime) -> None:
+def _run_out_of_memory(expect: Callable[..., None], model: DFT, runtime: Runtime) -> None:
     strips = StripNetwork(model, dtype=runtime.dtype)
     executor = Executor(strips, ALPHA_BAR, [500], runtime, max_memory=1 << 40)  # more than exists
     gc.collect()
     torch.cuda.empty_cache()
-    planned = strip_bytes(model, 1024, 1024, 1, runtime.dtype, 64) + 4 * 42 * (1 << 20)
+    planned = strip_bytes(strips, 1024, 1024, 1, 64) + 4 * 42 * (1 << 20)
     limit = torch.cuda.memory_allocated() + int(1.2 * planned)
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
     ran = executor(torch.rand(1, 3, 1024, 1024), ["a"])
     torch.cuda.set_per_process_memory_fraction(1.0)
-    name = "restore continues in strips when memory runs out"
-    check.expect(name, any("out of memory" in note for note in ran.notes), notes=ran.notes)
+    expect(any("out of memory" in note for note in ran.notes), notes=ran.notes)
 
 
 def cli(check: Check) -> None:
@@ -736,7 +728,7 @@ def _time_call(
             fewer = StripNetwork(there, rows, runtime.dtype)
             took = seconds_of(partial(fewer, x, t), check, most=20)
             check.time(f"{name} strips of {rows} rows", took)
-    release_cached_memory(runtime)
+    release_cached_memory(runtime.device)
 
 
 def train(check: Check) -> None:
@@ -796,15 +788,15 @@ def _time_step(check: Check, label: str, fine: Kind, patch: int, rows: int) -> N
             if micro == 1 or not is_out_of_memory(error):
                 raise
         stepper.abandon()
-        release_cached_memory(runtime)
+        release_cached_memory(runtime.device)
         micro = -(-micro // 2)
-    gib = round(peak_bytes(runtime) / 2**30, 1)
+    gib = round(peak_bytes(runtime.device) / 2**30, 1)
     check.time(label, took, rows=rows, micro=micro, images_s=round(rows / took), gib=gib)
     if check.on_cuda and patch == 64:
         path = check.folder / f"profile-train-{fine or 'coarse'}.txt"
         busy = profile_of(lambda: stepper.step(batch, 1.0, 1e-6, micro), path)
         check.write(busy=round(busy, 3), of=label)
-    release_cached_memory(runtime)
+    release_cached_memory(runtime.device)
 
 
 def compiled(check: Check) -> None:
@@ -838,15 +830,7 @@ def ranks(check: Check) -> None:
     shards = check.folder / "cli" / "shards"
     words = ["train-coarse", "--recipe", "tiny", "--data", shards, "--precision", "fp32",
              "coarse.iterations=20", "train.compile=off", "train.validate_every=1000"]  # fmt: skip
-    two = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "c2fdft_cli",
-    ]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *RUN[1:]]
     weights = []
     for how, start in (("one", RUN), ("two", two)):
         out = check.folder / f"ranks-{how}"

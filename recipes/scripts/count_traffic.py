@@ -56,7 +56,7 @@ from c2fdft_cli.execution import strips as strips_module
 from c2fdft_cli.execution.cuda import products
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused import training
-from c2fdft_cli.execution.fused.choose import PLAIN, Passes
+from c2fdft_cli.execution.fused.choose import PLAIN, fused_passes
 from c2fdft_cli.execution.fused.training import Kernels
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage, Train
@@ -84,8 +84,8 @@ NO_KERNELS = ("device", "_unsafe_view", "empty", "empty_like", "new_empty", "emp
 KERNELS_OF = {"depthwise": 3}
 """Kernels of an operator, if there are several: the sums of q and k, and their addition, have their
 own. The traffic of the partial sums between them is not counted."""
-ONLY_WRITTEN = {"copy_": 0, "fill_": 0, "zero_": 0}
-"""Operators that write an argument without reading it, with the argument's index."""
+ONLY_WRITTEN = ("copy_", "fill_", "zero_")
+"""Operators that write their first argument without reading it."""
 
 LIST_CHUNK, LIST_CHUNKS, LIST_TENSORS = 1 << 16, 320, (110, 64, 48, 36, 30)
 """Values of a chunk, chunks of a launch, and tensors of a launch by the number of lists that the
@@ -138,7 +138,7 @@ class Traffic(TorchDispatchMode):
 
 def _moved(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     written = {id(x): x for x in _tensors([out])}
-    unread = {id(args[ONLY_WRITTEN[name]])} if name in ONLY_WRITTEN else set()
+    unread = {id(args[0])} if name in ONLY_WRITTEN else set()
     for argument in func._schema.arguments:
         place = argument.alias_info
         given = kwargs.get(argument.name)
@@ -229,7 +229,7 @@ def count(
     passes = fused_passes() if fused else PLAIN
     with mode, torch.no_grad():
         strips = StripNetwork(fake_network(network, mode), height, dtype)
-        x = torch.empty(n, network_inputs(strips), height, width, device=DEVICE)
+        x = torch.empty(n, DFT.in_channels, height, width, device=DEVICE)
         t = torch.empty(1, device=DEVICE).expand(n)
         with mock.patch.object(strips_module, "passes_for", return_value=passes), traffic:
             strips(x, t)
@@ -306,18 +306,6 @@ def _mark_parts(stepper: Stepper, traffic: Traffic) -> None:
         return move(loss, lr)
 
     stepper._apply = apply  # type: ignore[method-assign]
-
-
-def fused_passes() -> Passes:
-    """Return the passes by the fused kernels, whether or not they are faster."""
-    from c2fdft_cli.execution.fused import passes
-
-    return Passes(passes.gather, passes.mixing, passes.apply)
-
-
-def network_inputs(strips: StripNetwork) -> int:
-    """Return the number of channels of the network's input."""
-    return strips.net.in_channels
 
 
 def main() -> None:

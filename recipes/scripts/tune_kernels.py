@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.execution.fused import operators
+from c2fdft_cli.execution.fused.choose import busy_seconds
 from c2fdft_cli.execution.fused.operators import Tile
 from c2fdft_cli.pipeline import cores
 
@@ -39,7 +40,7 @@ SIZES = {32: (720, 1280), 64: (720, 1280), 128: (720, 1280), 256: (184, 320)}
 """Size of the image, (height, width), by width of the table's entry."""
 TRIED = {32: 24, 64: 48, 128: 96, 256: 192}
 """Number of channels, by width of the table's entry."""
-ROUNDS = 5
+ROUNDS, HEAD_START = 5, 200_000
 
 
 def main() -> int:
@@ -138,16 +139,7 @@ def seconds_of(run: Callable[[], Tensor], quick: bool) -> tuple[float, Tensor]:
         began = time.perf_counter()
         run()
         return time.perf_counter() - began, result
-    times = []
-    for _ in range(ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(200_000)  # the GPU waits while the following work is launched
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times), result
+    return statistics.median(busy_seconds(run, HEAD_START) for _ in range(ROUNDS)), result
 
 
 def random_values(quick: bool) -> Made:

@@ -129,7 +129,7 @@ def test_the_memory_of_a_call_is_as_planned(runtime: Runtime, rows: int) -> None
         strips(x, t)
         before = start_counting()
         strips(x, t)
-    planned = strip_bytes(net, 512, 768, 1, runtime.dtype, rows)
+    planned = strip_bytes(strips, 512, 768, 1, rows)
     assert torch.cuda.max_memory_allocated() - before == pytest.approx(planned, rel=0.2)
 
 
@@ -161,7 +161,7 @@ def test_restoring_continues_after_running_out_of_memory(runtime: Runtime) -> No
     executor = Executor(strips, alpha_bar, [500], runtime, max_memory=1 << 40)
     torch.cuda.empty_cache()
     lq = torch.rand(1, 3, 1024, 1024)
-    least = strip_bytes(strips.net, 1024, 1024, 1, runtime.dtype, 64) + 4 * 42 * (1 << 20)
+    least = strip_bytes(strips, 1024, 1024, 1, 64) + 4 * 42 * (1 << 20)
     allowed = torch.cuda.memory_allocated() + int(1.2 * least)
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from c2fdft_cli.execution import inference_memory
 from c2fdft_cli.execution import strips as strips_module
 
 
@@ -12,5 +11,4 @@ from c2fdft_cli.execution import strips as strips_module
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with the compiled kernels and again with torch's operators alone."""
     if request.param == "torch":
-        for module in (strips_module, inference_memory):
-            monkeypatch.setattr(module, "kernels_for", lambda device, dtype: None)
+        monkeypatch.setattr(strips_module, "kernels_for", lambda device, dtype: None)

@@ -65,7 +65,7 @@ def test_a_training_is_bound_to_its_gpu_and_waits_for_minutes(
 def test_a_single_process_never_waits() -> None:
     join_training(Runtime(torch.device("cpu")))
     assert not dist.is_initialized()
-    assert any_rank(True, Runtime(torch.device("cpu")))
+    assert any_rank(True, torch.device("cpu"))
     assert not any_rank_after_validation(False)
     runtime = Runtime(torch.device("cpu"), torch.bfloat16)
     assert agree_on_precision(runtime) is runtime
@@ -105,7 +105,7 @@ runtime = Runtime(torch.device("cpu"), rank=rank, world=2)
 joins = (distributed.join_training, distributed.join_ranks)
 for number, join in enumerate((*joins, *joins)):
     join(runtime)
-    assert distributed.all_reduce_min(number + rank, runtime) == number
+    assert distributed.all_reduce_min(number + rank, runtime.device) == number
     distributed.barrier()
     distributed.destroy_process_group()
 """
@@ -222,13 +222,13 @@ from c2fdft_cli.execution.device import make_runtime
 distributed._TRAINING_PATIENCE = timedelta(seconds=3)
 runtime = make_runtime("cpu", "fp32")
 distributed.join_training(runtime)
-assert distributed.any_rank(runtime.is_main, runtime)
+assert distributed.any_rank(runtime.is_main, runtime.device)
 if runtime.is_main:
     time.sleep(8)
 if sys.argv[1] == "validation":
     assert distributed.any_rank_after_validation(runtime.is_main)
 else:
-    distributed.any_rank(True, runtime)
+    distributed.any_rank(True, runtime.device)
 distributed.destroy_process_group()
 """
 

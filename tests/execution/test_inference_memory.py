@@ -10,7 +10,7 @@ from torch import Tensor
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
-from c2fdft_cli.execution import inference_memory
+from c2fdft_cli.execution import strips as strips_module
 from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import MAX_STRIP_VALUES, StripNetwork, default_rows
@@ -35,7 +35,7 @@ def test_no_strip_on_a_gpu_has_more_values_than_32_bits_can_index(size: tuple[in
     """Without a memory limit; the hidden layer of 8 * 48 channels has the most values."""
     with torch.device("meta"):
         net = DFT()
-    rows = rows_that_fit(net, *size, dtype=torch.bfloat16)
+    rows = rows_that_fit(StripNetwork(net, dtype=torch.bfloat16), *size)
     assert rows == default_rows(48, *size, "cuda")
     assert 8 * 48 * (rows + 2) * size[1] < 1.1 * MAX_STRIP_VALUES < 2**31 - 1
 
@@ -48,15 +48,17 @@ def test_the_estimate_is_near_the_peak(kind: str, shape: tuple[int, int, int]) -
     x = image(*shape).clone()
     for dtype in (torch.float32, torch.bfloat16):
         for rows in (5, 100):
-            peak = peak_bytes(StripNetwork(net, rows, dtype), x)
-            assert strip_bytes(net, h, w, n, dtype, rows) == pytest.approx(peak, rel=0.15)
+            strips = StripNetwork(net, rows, dtype)
+            peak = peak_bytes(strips, x)
+            assert strip_bytes(strips, h, w, n, rows) == pytest.approx(peak, rel=0.15)
 
 
 def test_the_estimate_is_right_for_a_gpu() -> None:
     """For the official network on 720p in bf16, 2,036 MiB were counted on fake CUDA tensors."""
     with torch.device("meta"):
         net, x = DFT(), torch.zeros(1, 6, 720, 1280)
-    planned = {rows: strip_bytes(net, 720, 1280, 1, torch.bfloat16, rows) for rows in (720, 90)}
+    strips = StripNetwork(net, dtype=torch.bfloat16)
+    planned = {rows: strip_bytes(strips, 720, 1280, 1, rows) for rows in (720, 90)}
     assert planned[720] / 2**20 == pytest.approx(2036, rel=0.01)
     for rows, size in planned.items():
         peak = peak_bytes(StripNetwork(net, rows, torch.bfloat16), x)
@@ -64,45 +66,43 @@ def test_the_estimate_is_right_for_a_gpu() -> None:
 
 
 def test_a_smaller_budget_means_narrower_strips() -> None:
-    net = NETS["with_bias"]
-    free = rows_that_fit(net, 128, 128)
+    strips = StripNetwork(NETS["with_bias"])
+    free = rows_that_fit(strips, 128, 128)
     native = kernels_for(torch.device("cpu"), torch.float32) is not None
-    assert free == default_rows(net.dim, 128, 128, native=native)
-    least, most = (strip_bytes(net, 128, 128, rows=rows) for rows in (1, free))
+    assert free == default_rows(strips.net.dim, 128, 128, native=native)
+    least, most = (strip_bytes(strips, 128, 128, 1, rows) for rows in (1, free))
     for budget in range(most - 1, least, -100_000):
-        rows = rows_that_fit(net, 128, 128, budget_bytes=budget)
+        rows = rows_that_fit(strips, 128, 128, budget_bytes=budget)
         assert rows < free
-        assert strip_bytes(net, 128, 128, rows=rows) <= budget
+        assert strip_bytes(strips, 128, 128, 1, rows) <= budget
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_compiled_passes_are_estimated_as_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch.compile the kernels for a CPU, which need less memory, do not run."""
-    net = NETS["with_bias"]
-    bytes_, rows = (
-        strip_bytes(net, 128, 128, compiled=True),
-        rows_that_fit(net, 128, 128, compiled=True),
-    )
-    monkeypatch.setattr(inference_memory, "kernels_for", lambda *_: None)
-    assert strip_bytes(net, 128, 128) == bytes_
-    assert rows_that_fit(net, 128, 128) == rows
+    compiled = StripNetwork(NETS["with_bias"], compile=True)
+    monkeypatch.setattr(strips_module, "kernels_for", lambda *_: None)
+    plain = StripNetwork(NETS["with_bias"])
+    assert strip_bytes(compiled, 128, 128, 1, 32) == strip_bytes(plain, 128, 128, 1, 32)
+    assert rows_that_fit(compiled, 128, 128) == rows_that_fit(plain, 128, 128)
 
 
 def test_a_budget_that_is_too_small_says_what_would_fit() -> None:
-    net = NETS["with_bias"]
-    budget = strip_bytes(net, 128, 128, rows=1) - 1
+    strips = StripNetwork(NETS["with_bias"])
+    budget = strip_bytes(strips, 128, 128, 1, 1) - 1
     with pytest.raises(ValueError, match=r"strips of 1 row.*megapixels fit"):
-        rows_that_fit(net, 128, 128, budget_bytes=budget)
+        rows_that_fit(strips, 128, 128, budget_bytes=budget)
 
 
 def test_on_a_gpu_one_strip_is_the_whole_image_if_it_fits() -> None:
     with torch.device("meta"):
-        elsewhere = DFT(dim=8, blocks=(1, 1, 1, 1))
+        elsewhere = StripNetwork(DFT(dim=8, blocks=(1, 1, 1, 1)))
     assert rows_that_fit(elsewhere, 128, 128) == 128
-    whole = strip_bytes(elsewhere, 128, 128, rows=128)
+    whole = strip_bytes(elsewhere, 128, 128, 1, 128)
     assert rows_that_fit(elsewhere, 128, 128, budget_bytes=whole - 1) < 128
 
 
 @pytest.mark.parametrize("size", [(12, 16), (16, 12), (0, 8)])
 def test_sizes_must_be_multiples_of_8(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="multiples of 8"):
-        rows_that_fit(NETS["with_bias"], *size)
+        rows_that_fit(StripNetwork(NETS["with_bias"]), *size)

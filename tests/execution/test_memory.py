@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from c2fdft_cli.execution import memory
-from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.memory import (
     available_memory,
     free_bytes,
@@ -73,7 +72,7 @@ def test_the_cache_of_the_device_is_emptied(
     calls: list[str] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("cuda"))
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: calls.append("mps"))
-    release_cached_memory(Runtime(torch.device(device)))
+    release_cached_memory(torch.device(device))
     assert calls == emptied
 
 
@@ -85,7 +84,7 @@ def test_free_memory_of_mps_is_limited_by_metal_and_the_machine(
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 1000)
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 300)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 500)
-    assert free_bytes(Runtime(torch.device("mps"))) == free
+    assert free_bytes(torch.device("mps")) == free
 
 
 def test_free_memory_of_cuda_includes_torchs_cache(
@@ -94,7 +93,7 @@ def test_free_memory_of_cuda_includes_torchs_cache(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 9000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 500)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
-    assert free_bytes(Runtime(torch.device("cuda"))) == 1200
+    assert free_bytes(torch.device("cuda")) == 1200
 
 
 @pytest.mark.slow
@@ -191,7 +190,7 @@ def test_nested_groups_and_those_of_version_1_count(groups: Path) -> None:
 
 def test_the_peak_is_that_of_this_process() -> None:
     resident = psutil.Process().memory_info().rss
-    assert 0.9 * resident < peak_bytes(Runtime(torch.device("cpu"))) < 100 * resident
+    assert 0.9 * resident < peak_bytes(torch.device("cpu")) < 100 * resident
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,9 @@ from c2fdft_cli.data.batches.plan import Draw, PatchPlan
 from c2fdft_cli.data.shards.format import CHANNELS, Pixels
 from c2fdft_cli.data.shards.reader import Kind, ShardSet
 from c2fdft_cli.data.symmetries import SYMMETRIES
+from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.data.synthesis.line_patterns import draw_line_pattern
 from c2fdft_cli.errors import DataError
-
-Degrade = Callable[[Pixels, np.random.Generator], NDArray[np.integer[Any]]]
 
 
 @dataclass(frozen=True)
@@ -77,17 +76,13 @@ class BatchMaker:
     Args:
         shards: the images.
         plan: which patches to use.
-        degrade: makes lq from a clean uint8 patch [h, w, 3], with the same size, for clean-only
-            sets; it is given the patch after flips and rotations, so that rain keeps its
-            directions.
-        unclipped: whether `degrade` may return int16, with values outside 0..255; lq is then int16.
-        margin: extra pixels beyond each border of the patch that `degrade` is given, and that are
-            cropped afterwards.
-        line_patterns: share of the patches on which lines are drawn before `degrade`, 0 to 1.
+        degradation: makes lq from clean patches; it is given the patch after flips and rotations,
+            so that rain keeps its directions.
+        line_patterns: share of the patches on which lines are drawn before that, 0 to 1.
         timesteps: T of the diffusion times that are sampled with each batch.
 
     Raises:
-        DataError: clean-only shards without `degrade`.
+        DataError: clean-only shards without a degradation.
     """
 
     def __init__(
@@ -95,13 +90,11 @@ class BatchMaker:
         shards: ShardSet,
         plan: PatchPlan,
         *,
-        degrade: Degrade | None = None,
-        unclipped: bool = False,
-        margin: int = 0,
+        degradation: Degradation | None = None,
         line_patterns: float = 0.0,
         timesteps: int,
     ) -> None:
-        if degrade is None and not shards.has_lq:
+        if degradation is None and not shards.has_lq:
             raise DataError(
                 "these shards hold clean images only",
                 where=shards.paths[0],
@@ -110,9 +103,8 @@ class BatchMaker:
         self.cycle = plan.cycle
         self._shards = shards
         self._plan = plan
-        self._degrade = degrade
-        self._lq_type = np.int16 if unclipped else np.uint8
-        self._margin = margin if degrade else 0
+        self._degradation = degradation
+        self._margin = degradation.margin if degradation else 0
         self._line_patterns = line_patterns
         self._timesteps = timesteps
 
@@ -147,14 +139,14 @@ class BatchMaker:
         patch, _ = self.cycle.stage(k)
         draw = self._plan.draw(k)
         shape = (len(rows), patch, patch, CHANNELS)
-        lq, gt = np.empty(shape, self._lq_type), np.empty(shape, np.uint8)
-        if self._degrade is None:
-            for j, i in enumerate(rows.tolist()):
+        dtype = self._degradation.patch_dtype if self._degradation else np.uint8
+        lq, gt = np.empty(shape, dtype), np.empty(shape, np.uint8)
+        for j, i in enumerate(rows.tolist()):
+            if self._degradation:
+                self._synthesize(self._degradation, draw, k, i, lq[j], gt[j])
+            else:
                 self._crop("lq", draw, i, lq[j])
                 self._crop("gt", draw, i, gt[j])
-        else:
-            for j, i in enumerate(rows.tolist()):
-                self._synthesize(self._degrade, draw, k, i, lq[j], gt[j])
         return lq, gt
 
     def _crop(self, kind: Kind, draw: Draw, i: int, out: Pixels) -> None:
@@ -174,7 +166,7 @@ class BatchMaker:
 
     def _synthesize(
         self,
-        degrade: Degrade,
+        degradation: Degradation,
         draw: Draw,
         k: int,
         i: int,
@@ -190,13 +182,10 @@ class BatchMaker:
         # as before line patterns existed.
         if self._line_patterns > 0 and rng.random() < self._line_patterns:
             wide = draw_line_pattern(wide, rng)
-        degraded = degrade(wide, rng)
-        if degraded.shape != wide.shape or degraded.dtype not in (np.uint8, self._lq_type):
-            raise ValueError(
-                f"degrade made {degraded.shape} {degraded.dtype} of {wide.shape} uint8"
-            )
+        degraded = degradation.patch(wide, rng)
         inner = slice(margin, margin + side)
-        lq[...] = degraded[inner, inner]
+        # `copyto` refuses to wrap int16 to uint8, which an assignment would do silently.
+        np.copyto(lq, degraded[inner, inner])
         gt[...] = wide[inner, inner]
 
     def _noise(self, k: int, rows: NDArray[np.int64]) -> Tensor:

@@ -35,7 +35,7 @@ class PatchLoader:
         slice_of: maps the size of a global batch to the rows [lo, hi) to make.
         workers: processes that make batches; 0 for a thread of this process.
         prefetch: batches made ahead (by each worker); 0 with workers=0 makes them on demand.
-        pin: put tensors into page-locked memory if CUDA is available.
+        pin: put tensors into page-locked memory, for a GPU.
 
     Attributes:
         waited: seconds that the consumer has waited for batches so far.
@@ -62,7 +62,7 @@ class PatchLoader:
         self._source = _Iterations(maker, slice_of)
         self._workers = workers
         self._prefetch = prefetch
-        self._pin = pin and torch.cuda.is_available()
+        self._pin = pin
         self.waited = 0.0
 
     def __len__(self) -> int:

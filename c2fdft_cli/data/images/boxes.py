@@ -93,7 +93,7 @@ def decode_jpeg2000(data: bytes) -> Decoded:
     if samples.dtype not in (np.uint8, np.uint16):
         what = f"a JPEG 2000 file with {samples.dtype} samples"
         raise Unreadable(what, "save it with 8 or 16 bits")
-    if any(kind == b"pclr" for kind, _, _ in _boxes_within(io.BytesIO(data), b"jp2h")):
+    if any(kind == b"pclr" for kind, _, _ in _header_boxes(io.BytesIO(data))):
         bits = 8 * samples.dtype.itemsize  # the header has the bits of the palette's indices
     return _decoded(samples, bits, 1, metadata)
 
@@ -122,7 +122,7 @@ def _jpeg2000_header(file: BinaryIO) -> tuple[int, int, int]:
 def _jpeg2000_metadata(data: bytes) -> tuple[int, Metadata]:
     """Return the code of the colour space, 0 if there is none, and the metadata."""
     colours, icc, blocks, about = 0, None, {}, {}
-    for kind, at, end in _boxes_within(io.BytesIO(data), b"jp2h"):
+    for kind, at, end in _header_boxes(io.BytesIO(data)):
         if kind == b"colr" and data[at] == _ICC:
             icc = data[at + 3 : end]
         elif kind == b"colr" and end - at >= 7:
@@ -309,7 +309,8 @@ def _boxes(file: BinaryIO, at: int = 0, end: int | None = None) -> Iterator[tupl
         at += size
 
 
-def _boxes_within(file: BinaryIO, outer: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _header_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the same for the boxes within a JPEG 2000 file's header box."""
     for kind, at, end in _boxes(file):
-        if kind == outer:
+        if kind == b"jp2h":
             yield from _boxes(file, at, end)

@@ -56,14 +56,12 @@ class Picture:
         grey: whether the file is grey (one channel).
         alpha: opacity [h, w] of the same type, or None.
         metadata: what the file stores besides its pixels.
-        source_format: as from `file_format`, such as PNG; "" if the picture is not from a file.
     """
 
     pixels: npt.NDArray[Any]
     grey: bool = False
     alpha: npt.NDArray[Any] | None = None
     metadata: Metadata = NO_METADATA
-    source_format: str = ""
 
     def __post_init__(self) -> None:
         if self.pixels.dtype not in (np.uint8, np.uint16):
@@ -141,10 +139,10 @@ def read_picture(source: str | Path | bytes, *, frame: int = 0) -> Picture:
         data = source if isinstance(source, bytes) else _read_bytes(Path(source))
         suffix = "" if where is None else where.suffix.lower()
         kind = file_format(data[:HEAD_BYTES], suffix)
-        return _as_picture(decode(data, kind, frame=frame), kind)
+        return _as_picture(decode(data, kind, frame=frame))
 
 
-def _as_picture(found: Decoded, kind: str) -> Picture:
+def _as_picture(found: Decoded) -> Picture:
     samples = upright(found.samples, found.orientation)
     channels = samples.shape[2]
     grey = channels <= 2
@@ -162,7 +160,6 @@ def _as_picture(found: Decoded, kind: str) -> Picture:
         grey=grey,
         alpha=None if channels in (1, 3) else np.ascontiguousarray(samples[..., -1]),
         metadata=metadata,
-        source_format=kind,
     )
 
 
@@ -191,7 +188,7 @@ class FrameReader:
                 if self._kind == "PNG"
                 else self._opened.decode(frame)
             )
-            return _as_picture(found, self._kind)
+            return _as_picture(found)
 
 
 def decodes_in_order(path: Path) -> bool:

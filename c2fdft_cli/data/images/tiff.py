@@ -30,8 +30,6 @@ from c2fdft_cli.data.images.samples import (
 
 # Tags that describe a picture; the other tags of a directory describe how its pixels are stored.
 _DESCRIPTIONS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, *range(40091, 40096)}
-_DESCRIPTION, _ACROSS, _ALONG, _UNIT = 270, 282, 283, 296
-_XMP, _IPTC, _PHOTOSHOP, _DNG_VERSION = 700, 33723, 34377, 50706
 _EXIF_DIRECTORIES = {IFD.Exif.value, IFD.GPSInfo.value}
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation: channels
 _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
@@ -57,7 +55,7 @@ def _page(file: BinaryIO, frame: int = 0) -> Iterator[tifffile.TiffPage]:
         except IndexError:
             raise no_frame(frame, len(tiff.pages)) from None
         page = page.aspage()
-        if _DNG_VERSION in page.tags or (page.is_reduced and "SubIFDs" in page.tags):
+        if Base.DNGVersion in page.tags or (page.is_reduced and "SubIFDs" in page.tags):
             raise Unreadable("files of this kind are not read: camera raw", HINTS["camera raw"])
         yield page
 
@@ -79,8 +77,8 @@ def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
         # The profile of a CMYK picture has already been applied: the pixels are sRGB.
         icc=_block(page, Base.InterColorProfile) if page.photometric != _CMYK else None,
         exif=_directory(tags) if tags else None,
-        xmp=upright_xmp(_block(page, _XMP)),
-        iptc=iptc_of(_block(page, _IPTC)) or iptc_of(_block(page, _PHOTOSHOP)),
+        xmp=upright_xmp(_block(page, Base.XMLPacket)),
+        iptc=iptc_of(_block(page, Base.IPTCNAA)) or iptc_of(_block(page, Base.ImageResources)),
         density=density_of(tags),
         lost=_lost(page),
     )
@@ -296,7 +294,11 @@ def encode_tiff(samples: Array, metadata: Metadata) -> bytes:
     }
     if count in (2, 4):
         pixels[Base.ExtraSamples] = _ALPHA
-    blocks = {Base.InterColorProfile: metadata.icc, _XMP: metadata.xmp, _IPTC: metadata.iptc}
+    blocks = {
+        Base.InterColorProfile: metadata.icc,
+        Base.XMLPacket: metadata.xmp,
+        Base.IPTCNAA: metadata.iptc,
+    }
     pixels |= {int(tag): block for tag, block in blocks.items() if block}
     return _directory(pixels | _described(metadata)) + b"".join(strips)
 
@@ -304,10 +306,11 @@ def encode_tiff(samples: Array, metadata: Metadata) -> bytes:
 def _described(metadata: Metadata) -> dict[int, Any]:
     """Return an EXIF block's tags, with resolution and texts from elsewhere if it has none."""
     tags = _descriptions(metadata.exif or b"")
-    if metadata.density and not {_ACROSS, _ALONG} <= tags.keys():
-        tags |= {_ACROSS: metadata.density[0], _ALONG: metadata.density[1], _UNIT: 2}
+    if metadata.density and not {Base.XResolution, Base.YResolution} <= tags.keys():
+        tags[Base.XResolution], tags[Base.YResolution] = metadata.density
+        tags[Base.ResolutionUnit] = 2
     if metadata.texts:
-        tags.setdefault(_DESCRIPTION, metadata.text.encode("utf-8", "replace"))
+        tags.setdefault(Base.ImageDescription, metadata.text.encode("utf-8", "replace"))
     return tags
 
 
@@ -326,7 +329,7 @@ def _directory(tags: dict[int, Any], group: int | None = None) -> bytes:
         group: the tag that leads to this directory, such as that of EXIF; None for a main one.
     """
     directory = TiffImagePlugin.ImageFileDirectory_v2(group=group)
-    directory.tagtype |= {Base.InterColorProfile: 7, _XMP: 1, _IPTC: 7}
+    directory.tagtype |= {Base.InterColorProfile: 7, Base.XMLPacket: 1, Base.IPTCNAA: 7}
     with quiet_pillow():
         for tag, value in tags.items():
             directory[tag] = value

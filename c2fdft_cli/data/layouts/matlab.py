@@ -81,13 +81,13 @@ def _variables(file: BinaryIO, order: str) -> Iterator[Variable]:
 def _described(head: bytes, order: str) -> tuple[str, str, tuple[int, ...], int] | None:
     """Return (name, kind, shape, bytes read) of an array; None for a kind without dimensions."""
     flags, at = _element(head, 0, order, _UINT32)
-    number, attributes = struct.unpack(f"{order}I", _whole(flags[:4], 4))[0] & 0xFF, flags
+    number = struct.unpack(f"{order}I", _whole(flags[:4], 4))[0] & 0xFF
     if number not in _KINDS:  # functions, opaque objects
         return None
     dimensions, at = _element(head, at, order, _INT32)
     name, at = _element(head, at, order, _INT8)
     shape = struct.unpack(f"{order}{len(dimensions) // 4}i", dimensions)
-    is_complex = attributes[1 if order == "<" else 2] & 0x08
+    is_complex = flags[1 if order == "<" else 2] & 0x08
     kind = f"complex {_KINDS[number]}" if is_complex else _KINDS[number]
     return name.decode("ascii", "replace"), kind, shape, at
 

@@ -1,22 +1,4 @@
-"""The shard format and its reader: training images whose crops are read as slices of a file.
-
-A set is a folder of `train-00000.h5`, ... and `val-00000.h5`, ...; each file is plain HDF5 (1.8
-format) with n >= 1 images or pairs:
-
-    gt, lq         uint8 [bytes]  all images one after another, contiguous and uncompressed: image
-                                  i is the height[i] x width[i] x 3 bytes (RGB, row after row) from
-                                  offset[i]; clean-only shards have no lq
-    offset         int64 [n]      offset[0] = 0, offset[i+1] = offset[i] + 3*height[i]*width[i]
-    height, width  int64 [n]      1 .. 65535 pixels
-    name           UTF-8 [n]      unique in its split, no control characters
-    sha256_gt, sha256_lq   [n]    hex digests of each image's bytes
-
-Root attributes: format = "c2fdft-shard", format_version = 1, the fields of
-`format.ShardHeader`, and sha256_index, a digest of everything except the pixels. Nothing in the
-file depends on a clock, a path or the machine: identical input gives identical bytes. Readers
-refuse a newer format_version. `docs/shards.md` is the full specification, with an example of
-reading a shard with h5py alone.
-"""
+"""Reads sets of shards, whose crops are slices of a file; docs/shards.md specifies the format."""
 
 from __future__ import annotations
 

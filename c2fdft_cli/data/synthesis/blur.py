@@ -105,7 +105,7 @@ def _exposed(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
     still = ((np.arange(256) / 255) ** gamma).astype(np.float32)[gt]
     light = integrate(still, motion())
     if rng.random() < model.objects:
-        for _ in range(int(rng.integers(1, MOST_OBJECTS + 1))):
+        for _ in range(rng.integers(1, MOST_OBJECTS, endpoint=True)):
             light = integrate_object(light, still, object_mask(h, w, rng), motion())
     if rng.random() < model.defocus_share:
         light = defocus(light, rng.uniform(*model.defocus))
@@ -116,7 +116,7 @@ def _exposed(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
     stored = np.clip(light, 0, 1) ** np.float32(1 / gamma)
     pixels: Pixels = np.rint(stored * np.float32(255)).astype(np.uint8)
     if rng.random() < model.jpeg_share:
-        pixels = jpeg(pixels, int(rng.integers(model.jpeg[0], model.jpeg[1] + 1)))
+        pixels = jpeg(pixels, int(rng.integers(*model.jpeg, endpoint=True)))
     return pixels
 
 

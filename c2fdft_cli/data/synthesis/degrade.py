@@ -7,14 +7,20 @@ of the generator's seed, such as (seed, step, sample).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, blur_margin
-from c2fdft_cli.data.synthesis.noise import NoiseModel, Unclipped, add_noise
+from c2fdft_cli.data.synthesis.noise import (
+    NoiseModel,
+    Unclipped,
+    add_noise,
+    add_patch_noise,
+)
 from c2fdft_cli.data.synthesis.rain import RainModel, add_rain
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.errors import UsageError
@@ -51,58 +57,19 @@ def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model
         raise UsageError(f"synthetic {kind}: {error}") from None
 
 
-def open_streaks(model: Model, folder: Path | None) -> StreakBank | None:
-    """Read the streak masks of a folder, for rain; None if no folder is given.
-
-    Raises:
-        UsageError: the degradation is not rain, so it uses no masks.
-        DataError: the folder has no usable masks.
-    """
-    if folder is None:
-        return None
-    if not isinstance(model, RainModel):
-        hint = "omit the folder of streak masks"
-        raise UsageError("streak masks can be used only for rain", where=folder, hint=hint)
-    return StreakBank(folder)
-
-
-@overload
 def degrade(
     gt: Pixels, model: Model, rng: np.random.Generator, *, streaks: StreakBank | None = None
-) -> Pixels: ...
-
-
-@overload
-def degrade(
-    gt: Pixels,
-    model: Model,
-    rng: np.random.Generator,
-    *,
-    streaks: StreakBank | None = None,
-    unclipped: bool,
-) -> Pixels | Unclipped: ...
-
-
-def degrade(
-    gt: Pixels,
-    model: Model,
-    rng: np.random.Generator,
-    *,
-    streaks: StreakBank | None = None,
-    unclipped: bool = False,
-) -> Pixels | Unclipped:
+) -> Pixels:
     """Return a degraded copy of `gt`; the same generator state gives the same pixels.
 
     Args:
-        gt: clean image or crop, uint8 [h, w, 3]; for blur see `margin`.
+        gt: clean image or crop, uint8 [h, w, 3]; for blur see `Degradation.margin`.
         model: the degradation.
         rng: the only source of randomness.
         streaks: rendered streak masks for rain; without them streaks are rendered by formula.
-        unclipped: leave the white noise of some images unclipped, as `NoiseModel.unclipped_share`
-            says.
 
     Returns:
-        uint8 [h, w, 3], C-contiguous; int16 if it is not clipped.
+        uint8 [h, w, 3], C-contiguous.
 
     Raises:
         ValueError: `gt` is not uint8 [h, w, 3] with at least one pixel.
@@ -112,16 +79,60 @@ def degrade(
     if isinstance(model, RainModel):
         return add_rain(gt, model, rng, streaks)
     if isinstance(model, NoiseModel):
-        return add_noise(gt, model, rng, unclipped=unclipped)
+        return add_noise(gt, model, rng)
     return add_blur(gt, model, rng)
 
 
-def margin(model: Model) -> int:
-    """Return how many px of context a crop needs on each side.
+@dataclass(frozen=True)
+class Degradation:
+    """A degradation with what it needs; it can be sent to worker processes.
 
-    Degrade the larger crop, then cut out its centre.
+    Args:
+        model: the degradation.
+        streaks: as for `degrade`.
     """
-    return blur_margin(model) if isinstance(model, BlurModel) else 0
+
+    model: Model
+    streaks: StreakBank | None = None
+
+    @classmethod
+    def open(
+        cls, kind: str, options: Mapping[str, object] | None, folder: Path | None
+    ) -> Degradation:
+        """Make a degradation as `parse_model` does, with the streak masks of a folder, if given.
+
+        Raises:
+            UsageError: as `parse_model`; or a folder although the degradation is not rain.
+            DataError: the folder has no usable masks.
+        """
+        model = parse_model(kind, options)
+        if folder is None:
+            return cls(model)
+        if not isinstance(model, RainModel):
+            hint = "omit the folder of streak masks"
+            raise UsageError("streak masks can be used only for rain", where=folder, hint=hint)
+        return cls(model, StreakBank(folder))
+
+    @property
+    def margin(self) -> int:
+        """How many px of context a crop needs on each side: degrade it with them, then cut."""
+        return blur_margin(self.model) if isinstance(self.model, BlurModel) else 0
+
+    @property
+    def patch_dtype(self) -> type[np.uint8 | np.int16]:
+        """A type that holds every training patch: int16 if some are not clipped to 0..255."""
+        wide = isinstance(self.model, NoiseModel) and self.model.may_be_unclipped
+        return np.int16 if wide else np.uint8
+
+    def __call__(self, gt: Pixels, rng: np.random.Generator) -> Pixels:
+        """Degrade an image; arguments and result as for `degrade`."""
+        return degrade(gt, self.model, rng, streaks=self.streaks)
+
+    def patch(self, gt: Pixels, rng: np.random.Generator) -> Pixels | Unclipped:
+        """Degrade a training patch; unlike those of images, its values may be unclipped int16."""
+        if isinstance(self.model, NoiseModel):
+            return add_patch_noise(gt, self.model, rng)
+        return self(gt, rng)
 
 
 def contact_sheet(pairs: Sequence[tuple[Pixels, Pixels]], columns: int, tile: int) -> Pixels:

@@ -72,17 +72,17 @@ class NoiseModel:
         return self.kind in ("gaussian", "either") and self.unclipped_share > 0
 
 
-def add_noise(
-    gt: Pixels, model: NoiseModel, rng: np.random.Generator, *, unclipped: bool = False
-) -> Pixels | Unclipped:
-    """Return the noisy image, rounded and clipped; uint8 [h, w, 3] in and out.
+def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels:
+    """Return the noisy image, rounded and clipped; uint8 [h, w, 3] in and out."""
+    return _clipped(add_patch_noise(gt, model, rng))
 
-    With `unclipped` it is int16 where `model.unclipped_share` applies.
-    """
+
+def add_patch_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels | Unclipped:
+    """Do the same, but not clipped and int16 where `model.unclipped_share` applies."""
     kind = _random_kind(model, rng)
     if kind == "raw":
         noisy = photograph(gt, random_camera(model, rng), rng)
-        return jpeg(noisy, int(rng.integers(model.jpeg[0], model.jpeg[1] + 1)))
+        return jpeg(noisy, int(rng.integers(*model.jpeg, endpoint=True)))
     if kind == "camera":
         log_shot = rng.uniform(*np.log(model.shot))
         log_read = READ_SLOPE * log_shot + READ_OFFSET + rng.normal(0.0, READ_SPREAD)
@@ -92,7 +92,7 @@ def add_noise(
     # A share of 0 consumes no random number, so runs that are older than this option resume
     # unchanged.
     beyond = model.unclipped_share > 0 and rng.random() < model.unclipped_share
-    return white.astype(np.int16) if unclipped and beyond else _clipped(white)
+    return white.astype(np.int16) if beyond else _clipped(white)
 
 
 def _random_kind(model: NoiseModel, rng: np.random.Generator) -> str:
@@ -135,8 +135,8 @@ def _with_white_noise(gt: Pixels, sigma: float, rng: np.random.Generator) -> Flo
     return np.rint(noisy, out=noisy)
 
 
-def _clipped(noisy: Floats) -> Pixels:
-    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)
+def _clipped(noisy: Floats | Unclipped | Pixels) -> Pixels:
+    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8, copy=False)
 
 
 def camera_noise(

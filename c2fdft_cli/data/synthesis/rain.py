@@ -137,9 +137,9 @@ def _bank_layer(
 ) -> Floats:
     """Return one mask for light rain, or the sum of several, slightly rotated, for heavy rain."""
     turn = min(model.turn, HEAVY_TURN) if heavy else model.turn
-    least, most = model.heavy_fields if heavy else (1, 1)
+    count = rng.integers(*(model.heavy_fields if heavy else (1, 1)), endpoint=True)
     layer = np.zeros((h, w))
-    for _ in range(int(rng.integers(least, most + 1))):
+    for _ in range(count):
         across, along = (
             float(np.exp(rng.uniform(*np.log(r)))) for r in (model.across, model.along)
         )
@@ -173,7 +173,7 @@ def light_style(model: RainModel, rng: np.random.Generator) -> StreakStyle:
 def heavy_styles(model: RainModel, rng: np.random.Generator) -> list[StreakStyle]:
     """Sample long, even, overlapping streaks: one direction, two (40 %), or the model's layers."""
     if model.layers[1] > 0:
-        layers = int(rng.integers(model.layers[0], model.layers[1] + 1))
+        layers = int(rng.integers(*model.layers, endpoint=True))
         if layers > 0:
             return layered_styles(layers, min(model.lean, HEAVY_TILT), rng)
     coverage = rng.uniform(0.75, 0.98)

@@ -98,7 +98,7 @@ def _straight(mask: Grey, rng: np.random.Generator, h: int, w: int) -> Grey:
     tile = _seamless(mask)
     rows = np.arange(top, top + h) % tile.shape[0]
     columns = np.arange(left, left + w) % tile.shape[1]
-    return np.ascontiguousarray(tile[rows[:, None], columns])
+    return tile[np.ix_(rows, columns)]
 
 
 def _seamless(mask: Grey) -> Grey:
@@ -145,7 +145,7 @@ def _stretched(cut: Grey, h: int, w: int) -> Grey:
         shrink = min(size[0] / cut.shape[1], size[1] / cut.shape[0])
         if shrink != 1.0 or size != cut.shape[::-1]:
             how = cv2.INTER_AREA if shrink < MIN_CUBIC_SHRINK else cv2.INTER_CUBIC
-            cut = cv2.resize(np.ascontiguousarray(cut), size, interpolation=how)
+            cut = cv2.resize(cut, size, interpolation=how)
     return cut
 
 
@@ -183,9 +183,8 @@ def _pixels(path: Path) -> int:
 def _read(path: Path) -> Grey:
     """Decode one mask to uint8 [h, w]; it must be grey."""
     image = read_rgb8(path)
-    red, green, blue = (np.ascontiguousarray(image[..., k]) for k in range(3))
-    highest = np.maximum(np.maximum(red, green), blue)
-    lowest = np.minimum(np.minimum(red, green), blue)
-    if int((highest - lowest).max()) > TOLERANCE:
+    # Channel by channel: NumPy takes 15 times as long to reduce an axis of three values.
+    channels = np.ascontiguousarray(image.transpose(2, 0, 1))
+    if int(np.ptp(channels, axis=0).max()) > TOLERANCE:
         raise DataError("a streak mask must be grey", where=path, hint="is this a photo?")
-    return green
+    return np.array(channels[1])  # a copy, which does not keep the other two in memory

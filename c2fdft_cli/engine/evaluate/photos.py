@@ -17,7 +17,7 @@ from c2fdft_cli.files import require_existing
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.progress import Job
 
-PROTOCOL = Protocol("no-reference", False, False, False, "without targets, RGB, 8-bit images")
+PROTOCOL = Protocol("no-reference", "without targets, RGB, 8-bit images")
 
 
 def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult]:

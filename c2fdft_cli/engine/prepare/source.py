@@ -26,7 +26,7 @@ from c2fdft_cli.data.layouts.pairs import (
     half_width,
 )
 from c2fdft_cli.data.shards.format import Pixels
-from c2fdft_cli.data.synthesis.degrade import Model, degrade, open_streaks, parse_model
+from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
@@ -281,11 +281,9 @@ class PairReader:
         self._synthesis = synthesis
         self._degraded_half = degraded_half
         self._seed = seed
-        self._model: Model | None = None
-        self._streaks: StreakBank | None = None
+        self._degrade: Degradation | None = None
         if synthesis is not None:
-            self._model = parse_model(synthesis.kind, synthesis.options)
-            self._streaks = open_streaks(self._model, synthesis.streaks)
+            self._degrade = Degradation.open(synthesis.kind, synthesis.options, synthesis.streaks)
 
     @property
     def stores_lq(self) -> bool:
@@ -295,13 +293,14 @@ class PairReader:
     @property
     def degradation(self) -> str:
         """The `degradation` attribute of shards: JSON text, or "" for pairs."""
-        if self._synthesis is None or self._model is None:
+        if self._synthesis is None or self._degrade is None:
             return ""
+        model, streaks = self._degrade.model, self._degrade.streaks
         values: dict[str, object] = {
             "kind": self._synthesis.kind,
             # What concerns training patches alone does not change what is stored.
-            "options": {k: v for k, v in asdict(self._model).items() if k != "unclipped_share"},
-            "streaks": None if self._streaks is None else _masks_digest(self._streaks),
+            "options": {k: v for k, v in asdict(model).items() if k != "unclipped_share"},
+            "streaks": None if streaks is None else _masks_digest(streaks),
         }
         if self._synthesis.store:
             values["seed"] = self._seed
@@ -321,14 +320,14 @@ class PairReader:
             return (left, right) if self._degraded_half == "left" else (right, left)
         if not self.stores_lq:
             return None, gt
-        if self._model is None:
+        if self._degrade is None:
             return decode(pair.lq), gt
         # Each pair has its own generator, because threads read in any order and a resumed run reads
         # only some pairs.
         text = f"synthesis {self._seed} {pair.name}".encode("utf-8", "surrogateescape")
         key = np.frombuffer(hashlib.sha256(text).digest()[:16], "<u8")
         rng = np.random.Generator(np.random.Philox(key=key))
-        return degrade(gt, self._model, rng, streaks=self._streaks), gt
+        return self._degrade(gt, rng), gt
 
 
 def _halves(image: Pixels, path: Path) -> tuple[Pixels, Pixels]:

@@ -248,7 +248,7 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
         seconds=outcome.seconds,
         executor=outcome.executor,
         precision=plan.runtime.precision,
-        peak_memory=peak_bytes(plan.runtime),
+        peak_memory=peak_bytes(plan.runtime.device),
         notes=[
             *([item.source.note] if item.source.note else []),
             *outcome.notes,

@@ -245,7 +245,7 @@ def _record(
         seconds=tally.seconds,
         executor=tally.executor,
         precision=plan.runtime.precision,
-        peak_memory=peak_bytes(plan.runtime),
+        peak_memory=peak_bytes(plan.runtime.device),
         notes=tally.notes,
         frames=tally.frames,
         frame_rate=str(info.rate),

@@ -86,12 +86,12 @@ class Executor:
         tile: int | None = None,
         batch: int = 0,
     ) -> None:
-        self._strips, self._net = network, network.net
+        self._strips = network
         self._runtime = runtime
         self._tile, self._steps, self._batch = tile, len(grid), batch
         self._samples, self._transforms = samples, tuple(transforms)
         self._max_memory = max_memory
-        self.budget = max_memory or int(free_bytes(runtime) * MARGIN)
+        self.budget = max_memory or int(free_bytes(runtime.device) * MARGIN)
         self._in_float32: Executor | None = None
         predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
@@ -233,7 +233,7 @@ class Executor:
         """
         if self._in_float32 is None:
             self._in_float32 = Executor(
-                StripNetwork(self._net),
+                StripNetwork(self._strips.net),
                 self.restorer.alpha_bar,
                 self.restorer.grid,
                 replace(self._runtime, dtype=torch.float32),
@@ -280,7 +280,7 @@ class Executor:
             # After the except block, in which the error's traceback would still hold the tensors of
             # the failed run.
             self._strips.forget()
-            release_cached_memory(self._runtime)
+            release_cached_memory(self._runtime.device)
             if len(lq) > 1:
                 note("out of memory: continued one image at a time")
                 return self._one_by_one(lq, names, sample, note, noise)
@@ -342,11 +342,7 @@ class Executor:
         """Return the planned rows per strip; ValueError if not even one row fits the budget."""
         if budget is not None:
             budget -= _outside(height, width, count)
-        inner = self._inner(height, width)
-        compiled = self._strips.compiled
-        return rows_that_fit(
-            self._net, *inner, count, self._runtime.dtype, budget, offload, compiled
-        )
+        return rows_that_fit(self._strips, *self._inner(height, width), count, budget, offload)
 
     def _too_large(self, height: int, width: int, count: int) -> ResourceError:
         needed = self._least_bytes(*self._inner(height, width), count)
@@ -369,10 +365,7 @@ class Executor:
     def _least_bytes(self, height: int, width: int, count: int) -> int:
         """Return the bytes that the network needs in the narrowest strips."""
         offload = self._runtime.device.type == "cuda"
-        compiled = self._strips.compiled
-        return strip_bytes(
-            self._net, height, width, count, self._runtime.dtype, 1, offload, compiled
-        )
+        return strip_bytes(self._strips, height, width, count, 1, offload)
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of the network's input: that of the padded image, or of a tile."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,9 +12,7 @@ import numpy as np
 from c2fdft_cli.data.images.picture import is_image_path
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.data.synthesis.degrade import Model, degrade, margin, open_streaks, parse_model
-from c2fdft_cli.data.synthesis.noise import NoiseModel, Unclipped
-from c2fdft_cli.data.synthesis.streaks import StreakBank
+from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.recipe.schema import Data, Recipe
@@ -59,36 +57,17 @@ class PairSource:
         return len(self.names)
 
 
-@dataclass(frozen=True)
-class Degradation:
-    """A recipe's degradation of clean crops; it can be sent to worker processes."""
-
-    model: Model
-    streaks: StreakBank | None
-    unclipped: bool = False
-
-    def __call__(self, gt: Pixels, rng: np.random.Generator) -> Pixels | Unclipped:
-        """Degrade a uint8 image `[h, w, 3]`; the result has the same size (see `degrade`)."""
-        return degrade(gt, self.model, rng, streaks=self.streaks, unclipped=self.unclipped)
-
-    def of_training_patches(self) -> Degradation:
-        """Return the degradation of training patches: some unclipped, if its model says so."""
-        noise = self.model if isinstance(self.model, NoiseModel) else None
-        return replace(self, unclipped=noise is not None and noise.may_be_unclipped)
-
-
-def degradation(data: Data) -> tuple[Degradation | None, int]:
-    """Return the recipe's on-the-fly degradation, if any, and the margin it needs around a crop.
+def degradation(data: Data) -> Degradation | None:
+    """Return the recipe's on-the-fly degradation, if any.
 
     Raises:
         UsageError: settings that do not fit the degradation.
         DataError: no usable streak masks.
     """
     if data.synthesize is None:
-        return None, 0
-    model = parse_model(data.synthesize, data.synthesis)
+        return None
     folder = None if data.streaks is None else Path(data.streaks)
-    return Degradation(model, open_streaks(model, folder)), margin(model)
+    return Degradation.open(data.synthesize, data.synthesis, folder)
 
 
 @dataclass(frozen=True)
@@ -120,7 +99,7 @@ def open_validation(folder: Path, recipe: Recipe) -> ShardPairs | None:
     if not any(folder.glob("val-*.h5")):
         return None
     shards = ShardSet.open(folder, "val")
-    degrade_clean, _ = (None, 0) if shards.has_lq else degradation(recipe.data)
+    degrade_clean = None if shards.has_lq else degradation(recipe.data)
     if not shards.has_lq and degrade_clean is None:
         raise DataError(
             "the validation shards hold clean images only",

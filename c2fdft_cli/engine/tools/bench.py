@@ -154,7 +154,7 @@ def _bench(
         tflops=tflops,
         gemm_tflops=of_machine,
         of_gemm=tflops / of_machine if tflops and of_machine else None,
-        peak_memory=peak_bytes(runtime),
+        peak_memory=peak_bytes(runtime.device),
     )
 
 

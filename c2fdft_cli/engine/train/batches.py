@@ -73,14 +73,10 @@ def make_loader(
 ) -> PatchLoader:
     """Return a loader of this process's batches, from iteration `start` to the stage's last."""
     plan = PatchPlan(shards.sizes, patch_cycle(stage), recipe.train.seed, stage.mixup_beta)
-    degrade_crop, crop_margin = degradation(recipe.data)
-    degrade_crop = degrade_crop and degrade_crop.of_training_patches()
     maker = BatchMaker(
         shards,
         plan,
-        degrade=degrade_crop,
-        unclipped=degrade_crop is not None and degrade_crop.unclipped,
-        margin=crop_margin,
+        degradation=degradation(recipe.data),
         line_patterns=recipe.data.line_patterns,
         timesteps=recipe.diffusion.timesteps,
     )

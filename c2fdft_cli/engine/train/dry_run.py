@@ -148,7 +148,7 @@ def _time_step(
     rows, start = len(batch) if whole else 1, time.perf_counter()
     # A step waits for all processes, so they decide together on each further one: it is run only
     # if all of them have time for it.
-    if not whole and expected and not all_reduce_min(int(2 * expected < allowed), runtime):
+    if not whole and expected and not all_reduce_min(int(2 * expected < allowed), runtime.device):
         return 0, expected * len(batch)
     for _ in range(2 if whole else 1):  # warm-up; a CUDA graph is recorded in the second step
         fallbacks.step(batch.rows(0, rows))
@@ -157,6 +157,6 @@ def _time_step(
         fallbacks.step(batch.rows(0, rows))
         now = time.perf_counter()
         more = rows < len(batch) and GROWTH * (now - before) < allowed - (now - start)
-        if not all_reduce_min(int(more), runtime):
+        if not all_reduce_min(int(more), runtime.device):
             return rows, (now - before) * len(batch) / rows
         rows = min(GROWTH * rows, len(batch))

@@ -122,9 +122,9 @@ class Fallbacks:
             # Either all processes run compiled or none does. On a CPU only compiled networks reach
             # this reduction, so if the processes differed, those that reach it at the next patch
             # size would wait forever for the others.
-            if not all_reduce_min(int(is_compiled(net)), self._runtime):
+            if not all_reduce_min(int(is_compiled(net)), self._runtime.device):
                 run_uncompiled(net)
-        self.micro[patch] = all_reduce_min(self.micro[patch], self._runtime)
+        self.micro[patch] = all_reduce_min(self.micro[patch], self._runtime.device)
         if self.micro[patch] < len(batch):
             self._notify(
                 f"patches of {patch} px: a batch of {len(batch)} runs in "
@@ -180,7 +180,7 @@ class Fallbacks:
                     raise
             # After the except block, because the traceback of its error keeps the tensors of the
             # failed attempt alive.
-            release_cached_memory(self._runtime)
+            release_cached_memory(self._runtime.device)
             self._notify(notice)
 
     def _fall_back(self, patch: int, error: Exception, alone: bool) -> str | None:

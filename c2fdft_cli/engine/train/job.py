@@ -259,7 +259,7 @@ class _Training:
         """Use the folder name that the main process has found free, in all processes."""
         if self.run.number:
             own = self.run.number if self.runtime.is_main else sys.maxsize
-            self.run.to_number(all_reduce_min(own, self.runtime))
+            self.run.to_number(all_reduce_min(own, self.runtime.device))
         self.board.folder = self.run.tensorboard
 
     def _check_state(self) -> None:
@@ -282,7 +282,7 @@ class _Training:
             out_of_time = limit is not None and time.monotonic() - started >= limit
             # Signals and clocks differ between processes, but all must stop after the same step:
             # a process that continued would wait for the gradients of those that have stopped.
-            stop = any_rank(bool(request) or out_of_time, self.runtime)
+            stop = any_rank(bool(request) or out_of_time, self.runtime.device)
             ended = yield from self._log_score_save(stop, request)
             if ended or (stop and self.step < self.section.iterations):
                 barrier()
@@ -302,7 +302,7 @@ class _Training:
             skipped=result.skipped,
             seconds=seconds,
             waited=min(waited / max(seconds, 1e-9), 1.0),
-            memory=peak_bytes(self.runtime),
+            memory=peak_bytes(self.runtime.device),
         )
 
     def _log_score_save(
@@ -351,7 +351,7 @@ class _Training:
         if self.runtime.is_main:
             row = self._row(scored)
             self.run.append_metrics(row)
-            self.board.row(row, peak_bytes(self.runtime))
+            self.board.row(row, peak_bytes(self.runtime.device))
         self.window = _Window()
 
     def _save(self) -> None:

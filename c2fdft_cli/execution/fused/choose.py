@@ -61,6 +61,13 @@ def compiled_passes() -> Passes:
     )
 
 
+def fused_passes() -> Passes:
+    """Return the passes by the kernels, whether or not they are better; needs Triton."""
+    from c2fdft_cli.execution.fused import passes
+
+    return Passes(passes.gather, passes.mixing, passes.apply)
+
+
 class Trial(NamedTuple):
     """The result of comparing one part of the kernels with the plain version.
 
@@ -145,10 +152,9 @@ def try_out(
         The plain passes, with the parts replaced whose kernels are better, and the trials.
     """
     try:
-        from c2fdft_cli.execution.fused import passes
+        fused = fused_passes()
     except Exception as error:  # whatever Triton lacks here, the plain passes need none of it
         return PLAIN, [Trial("all", None, failure=_first_line(error))]
-    fused = Passes(passes.gather, passes.mixing, passes.apply)
     source = torch.Generator(device).manual_seed(0)
     shape = (1, TRIED_ROWS, max(1, TRIED_VALUES // TRIED_ROWS // width), width)
     z, time = (torch.randn(s, device=device, generator=source) for s in (shape, (1, width)))
@@ -221,16 +227,24 @@ def _seconds(run: Callable[[], object]) -> float:
     and the work on smaller ones is recorded.
     """
     run()
-    times: list[float] = []
-    for _ in range(_ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        torch.cuda._sleep(_HEAD_START)  # type: ignore[no-untyped-call]
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+    return statistics.median(busy_seconds(run, _HEAD_START) for _ in range(_ROUNDS))
+
+
+def busy_seconds(run: Callable[[], object], head_start: int = 0) -> float:
+    """Return the seconds that one run takes on the current GPU.
+
+    Args:
+        run: launches the work.
+        head_start: GPU cycles for which the GPU waits while the work is launched.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    if head_start:
+        torch.cuda._sleep(head_start)  # type: ignore[no-untyped-call]
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end) / 1e3)
 
 
 def _first_line(error: Exception) -> str:

@@ -47,8 +47,8 @@ def test_frames_are_equal_to_those_read_one_by_one(tmp_path, suffix, order):
     for number in order:
         one, other = frames.read(path, number), read_picture(path, frame=number)
         assert np.array_equal(one.pixels, other.pixels)
-        assert (one.grey, one.metadata, one.source_format, one.alpha is None) == (
-            other.grey, other.metadata, other.source_format, other.alpha is None)  # fmt: skip
+        assert (one.grey, one.metadata, one.alpha is None) == (
+            other.grey, other.metadata, other.alpha is None)  # fmt: skip
 
 
 def count_seeks(monkeypatch) -> list[int]:

@@ -30,8 +30,7 @@ def test_a_wrong_suffix_changes_nothing(tmp_path, kind, suffix):
     path.write_bytes(encoded(Image.fromarray(RGB), kind))
     assert recognise(path.read_bytes()[:HEAD_BYTES], suffix) == kind
     assert image_size(path) == (6, 9)
-    got = read_picture(path)
-    assert (got.source_format, got.pixels.shape) == (kind, (6, 9, 3))
+    assert read_picture(path).pixels.shape == (6, 9, 3)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from c2fdft_cli.data.images.formats import HEAD_BYTES, file_format
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import (
     WRITE_SUFFIXES,
@@ -47,7 +48,8 @@ def test_png_and_tiff_keep_everything(tmp_path, suffix, dtype, grey, alpha):
     assert_same(after, before)
     assert after.metadata.icc == icc
     assert after.bit_depth == np.dtype(dtype).itemsize * 8
-    assert after.source_format == {".png": "PNG", ".tif": "TIFF"}[suffix]
+    head = (tmp_path / f"a{suffix}").read_bytes()[:HEAD_BYTES]
+    assert file_format(head) == {".png": "PNG", ".tif": "TIFF"}[suffix]
     exif = Image.Exif()
     exif.load(after.metadata.exif)
     assert exif[0x013B] == "A. Painter"

@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data as photos
 
-from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, apply_kernel, shake_kernel
-from c2fdft_cli.data.synthesis.degrade import degrade, margin
+from c2fdft_cli.data.synthesis.blur import (
+    BlurModel,
+    add_blur,
+    apply_kernel,
+    blur_margin,
+    shake_kernel,
+)
+from c2fdft_cli.data.synthesis.degrade import degrade
 from c2fdft_cli.data.synthesis.linear_light import to_linear
 
 QUIET = (0.0, 0.0)
@@ -32,7 +38,7 @@ def test_a_kernel_is_a_centred_distribution(size, inertia, seed):
     middle = np.arange(k) - k // 2
     assert kernel.sum(axis=0) @ middle == pytest.approx(0.0, abs=1e-6)
     assert kernel.sum(axis=1) @ middle == pytest.approx(0.0, abs=1e-6)
-    assert k // 2 <= margin(BlurModel(size=(0.0, max(size, 0.1))))
+    assert k // 2 <= blur_margin(BlurModel(size=(0.0, max(size, 0.1))))
 
 
 @pytest.mark.parametrize("size", [4.0, 15.0, 40.0])
@@ -103,7 +109,7 @@ def test_mean_light_is_kept():
 
 def test_a_crop_with_margin_equals_the_crop_of_the_whole():
     model = BlurModel(size=(3.0, 12.0), noise=QUIET)
-    m = margin(model)
+    m = blur_margin(model)
     gt = photos.coffee()[:160, :180]
     crop = gt[60 - m : 92 + m, 70 - m : 102 + m]
     for seed in range(5):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from c2fdft_cli.data.synthesis.blur import BlurModel
-from c2fdft_cli.data.synthesis.degrade import contact_sheet, degrade, margin, parse_model
+from c2fdft_cli.data.synthesis.degrade import Degradation, contact_sheet, degrade, parse_model
 from c2fdft_cli.data.synthesis.noise import NoiseModel
 from c2fdft_cli.data.synthesis.rain import RainModel
 from c2fdft_cli.errors import UsageError
@@ -104,12 +104,14 @@ def test_anything_but_8_bit_rgb_is_refused(gt):
 
 
 def test_only_blur_needs_a_margin():
-    assert margin(RainModel()) == 0
-    assert margin(NoiseModel(kind="camera")) == 0
-    assert margin(BlurModel(size=(5.0, 24.5))) == 26
-    assert margin(BlurModel(size=(0.0, 0.0))) == 0
-    assert margin(BlurModel(size=(5.0, 24.5), kind="exposure", defocus=(1.0, 3.0))) == 29
-    assert margin(BlurModel(size=(5.0, 24.5), kind="exposure", defocus_share=0.0)) == 26
+    assert Degradation(RainModel()).margin == 0
+    assert Degradation(NoiseModel(kind="camera")).margin == 0
+    assert Degradation(BlurModel(size=(5.0, 24.5))).margin == 26
+    assert Degradation(BlurModel(size=(0.0, 0.0))).margin == 0
+    assert (
+        Degradation(BlurModel(size=(5.0, 24.5), kind="exposure", defocus=(1.0, 3.0))).margin == 29
+    )
+    assert Degradation(BlurModel(size=(5.0, 24.5), kind="exposure", defocus_share=0.0)).margin == 26
 
 
 def test_defaults_are_parsed():

@@ -9,6 +9,7 @@ from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import (
     NoiseModel,
     add_noise,
+    add_patch_noise,
     camera_noise,
     gaussian_noise,
     random_camera,
@@ -132,32 +133,31 @@ def test_a_share_of_the_camera_noise_is_made_in_raw():
     assert 4 < sum(made == like for made, like in zip(mixed, raw, strict=True)) < 20
 
 
-def test_a_share_of_white_noise_is_not_clipped_if_the_caller_wants():
+def test_a_share_of_white_noise_of_patches_is_not_clipped():
     """The same images without clipping; values below black are as frequent as above it."""
     gt = np.zeros((48, 48, 3), np.uint8)
 
-    def made(share, **options):
+    def made(share, add=add_patch_noise):
         model = NoiseModel(sigma=(30, 30), unclipped_share=share)
-        rngs = [np.random.default_rng(seed) for seed in range(24)]
-        return [add_noise(gt, model, rng, **options) for rng in rngs]
+        return [add(gt, model, np.random.default_rng(seed)) for seed in range(24)]
 
-    some, none = made(0.5, unclipped=True), made(0.0, unclipped=True)
+    some, none = made(0.5), made(0.0)
     assert 4 < sum(noisy.dtype == np.int16 for noisy in some) < 20
-    for noisy, clipped in zip(some, made(0.5), strict=True):
+    for noisy, clipped in zip(some, made(0.5, add_noise), strict=True):
         assert clipped.dtype == np.uint8
         np.testing.assert_array_equal(np.clip(noisy, 0, 255), clipped)
         if noisy.dtype == np.int16:
             assert noisy.mean() == pytest.approx(0, abs=2)
             assert noisy.std() == pytest.approx(30, rel=0.05)
     assert all(noisy.dtype == np.uint8 for noisy in none)
-    assert all(noisy.dtype == np.int16 for noisy in made(1.0, unclipped=True))
+    assert all(noisy.dtype == np.int16 for noisy in made(1.0))
 
 
 def test_noise_without_an_unclipped_share_consumes_no_further_random_number():
     """Otherwise runs that are older than the option would resume with other noise."""
     gt = np.full((8, 8, 3), 128, np.uint8)
     new, old = np.random.default_rng(3), np.random.default_rng(3)
-    noisy = add_noise(gt, NoiseModel(), new, unclipped=True)
+    noisy = add_patch_noise(gt, NoiseModel(), new)
     np.testing.assert_array_equal(noisy, gaussian_noise(gt, old.uniform(5.0, 50.0), old))
     assert new.random() == old.random()
 

@@ -12,7 +12,7 @@ import pytest
 from skimage import data as photos
 
 from c2fdft_cli.data.synthesis import streaks
-from c2fdft_cli.data.synthesis.degrade import BlurModel, NoiseModel, degrade, open_streaks
+from c2fdft_cli.data.synthesis.degrade import Degradation, degrade
 from c2fdft_cli.data.synthesis.rain import (
     RainModel,
     add_veil,
@@ -170,11 +170,11 @@ def test_layers_change_neither_light_rain_nor_banks_without_layers(bank, bank_wi
 
 
 def test_streaks_cannot_be_combined_with_noise(folder):
-    for model in (NoiseModel(), BlurModel()):
+    for kind in ("noise", "blur"):
         with pytest.raises(UsageError, match="only for rain"):
-            open_streaks(model, folder)
-        assert open_streaks(model, None) is None
-    assert len(open_streaks(RainModel(), folder).masks)
+            Degradation.open(kind, None, folder)
+        assert Degradation.open(kind, None, None).streaks is None
+    assert len(Degradation.open("rain", None, folder).streaks.masks)
 
 
 @pytest.mark.skipif(not REAL, reason="C2FDFT_TEST_DATA is not set")

@@ -59,7 +59,7 @@ def test_an_image_in_a_batch_equals_the_image_alone(make: Callable[..., Executor
 
 def planned_bytes(net: DFT, h: int, w: int, rows: int) -> int:
     """Estimated bytes for one image in strips of `rows` rows."""
-    return strip_bytes(net, h, w, 1, torch.float32, rows) + executor_module._outside(h, w, 1)
+    return strip_bytes(StripNetwork(net), h, w, 1, rows) + executor_module._outside(h, w, 1)
 
 
 def test_a_small_budget_narrows_the_strips_and_changes_nothing(
@@ -126,11 +126,10 @@ def test_the_budget_covers_what_a_run_holds(
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_compiled_strips_are_planned_as_such(tiny_net: Callable[..., DFT]) -> None:
-    net = tiny_net()
-    budget = strip_bytes(net, 96, 64, 1, torch.float32, 96, compiled=True)
+    strips = StripNetwork(tiny_net(), compile=True)
+    budget = strip_bytes(strips, 96, 64, 1, 96)
     budget += executor_module._outside(96, 64, 1)
     for most, fits in ((budget, True), (budget - 1, False)):
-        strips = StripNetwork(net, compile=True)
         executor = Executor(strips, ALPHA_BAR, GRID, RUNTIME, max_memory=most)
         assert (executor.rows(96, 64) == 96) is fits
 

@@ -213,7 +213,7 @@ def choose_recompute(
     if runtime.device.type != "cuda":
         return "call"
     kernels = training_kernels(network, compiling, runtime)
-    usable = int(free_bytes(runtime) * MARGIN)
+    usable = int(free_bytes(runtime.device) * MARGIN)
 
     def fits(way: RecomputeSetting, whole: bool) -> bool:
         candidate = replace(stage, recompute=way)
@@ -252,7 +252,7 @@ def choose_micro_batch(
     """
     if not isinstance(wanted, str):
         return min(wanted, rows)
-    usable = int(free_bytes(runtime) * MARGIN) - fixed_bytes
+    usable = int(free_bytes(runtime.device) * MARGIN) - fixed_bytes
     # As few pieces as possible, and of nearly equal size: if 48 of 100 rows fit, they run as 34, 34
     # and 32 instead of 48, 48 and 4.
     pieces = -(-rows // max(usable // max(bytes_per_image, 1), 1))
