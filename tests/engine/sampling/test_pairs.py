@@ -40,8 +40,8 @@ def test_noise_depends_on_the_base_name_of_the_file_as_in_restore(tmp_path, has_
 def test_rain_is_made_of_the_streak_masks_of_the_recipe(tmp_path):
     mask = np.where(np.arange(128) % 23 < 2, 120, 0).astype(np.uint8)
     save_rgb8(tmp_path / "0.png", np.tile(mask[None, :, None], (96, 1, 3)))
-    own, _ = degradation(Data(synthesize="rain", streaks=str(tmp_path)))
-    plain, _ = degradation(Data(synthesize="rain"))
+    own = degradation(Data(synthesize="rain", streaks=str(tmp_path)))
+    plain = degradation(Data(synthesize="rain"))
     black = np.zeros((64, 64, 3), np.uint8)
     made, other = ([one(black, np.random.default_rng(k)) for k in range(4)] for one in (own, plain))
     assert not np.array_equal(made, other)
