@@ -57,7 +57,7 @@ def add_camera_rain(gt: Pixels, lean: float, rng: np.random.Generator) -> Pixels
     light = (grey * (1 + tint)).astype(np.float32)
     rain = to_srgb(scene + share * (light - scene)).astype(np.float32) - gt
     rain += np.float32(rng.uniform(0.0, SHARPEN)) * (rain - cv2.GaussianBlur(rain, (0, 0), 1.0))
-    quality = int(rng.integers(QUALITY[0], QUALITY[1] + 1))
+    quality = int(rng.integers(*QUALITY, endpoint=True))
     rainy = np.clip(np.rint(gt + rain), 0, 255).astype(np.uint8)
     difference = jpeg(rainy, quality).astype(np.int16) - jpeg(gt, quality)
     result: Pixels = np.clip(gt + difference, 0, 255).astype(np.uint8)
@@ -71,7 +71,7 @@ def covered_share(lean: float, rng: np.random.Generator, h: int, w: int) -> Floa
     wind = float(rng.triangular(-lean, 0.0, lean)) if lean else 0.0
     scale = math.exp(rng.uniform(*np.log(SCALE)))
     free = np.ones((h, w))
-    for _ in range(int(rng.integers(LAYERS[0], LAYERS[1] + 1))):
+    for _ in range(rng.integers(*LAYERS, endpoint=True)):
         near = scale * 2 ** rng.uniform(-DEPTH, DEPTH)
         style = StreakStyle(
             tilt=wind + rng.normal(0.0, 4.0),

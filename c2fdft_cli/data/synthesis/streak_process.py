@@ -19,13 +19,13 @@ LENGTH_CAP, WIDTH_CAP = 3.0, 4.5
 
 @dataclass(frozen=True)
 class StreakStyle:
-    """What the streaks of one synthetic mask have in common (px, degrees, 8-bit levels).
+    """What the streaks of one synthetic mask have in common (px, degrees).
 
     Attributes:
         tilt: angle from the vertical in degrees, positive towards the upper right.
         jitter: standard deviation of one streak's tilt around it, in degrees.
         coverage: expected share of covered pixels, below 1.
-        level: mean level of a covered pixel.
+        level: mean level of a covered pixel, in the unit of the layer.
         length: median length in px.
         width: median width in px.
         flat: 0 for streaks that swell and fade, 1 for an even level from end to end.

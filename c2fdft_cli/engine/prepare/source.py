@@ -27,6 +27,8 @@ from c2fdft_cli.data.layouts.pairs import (
 )
 from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.synthesis.degrade import Degradation
+from c2fdft_cli.data.synthesis.noise import NoiseModel
+from c2fdft_cli.data.synthesis.rain import RainModel
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
@@ -296,10 +298,14 @@ class PairReader:
         if self._synthesis is None or self._degrade is None:
             return ""
         model, streaks = self._degrade.model, self._degrade.streaks
+        options = asdict(model)
+        if isinstance(model, NoiseModel):
+            del options["unclipped_share"]  # of training patches alone: changes nothing stored
+        if isinstance(model, RainModel) and not model.camera_share:
+            del options["camera_share"]  # as in shards that are older than this option
         values: dict[str, object] = {
             "kind": self._synthesis.kind,
-            # What concerns training patches alone does not change what is stored.
-            "options": {k: v for k, v in asdict(model).items() if k != "unclipped_share"},
+            "options": options,
             "streaks": None if streaks is None else _masks_digest(streaks),
         }
         if self._synthesis.store:

@@ -128,25 +128,16 @@ def plan_restore(
     _check_folders(specs, out, folder, writing)
     inputs = find_inputs(specs, stdin, skip=folder)
     items, renamed = plan_outputs(inputs, out, writing)
-    items = [with_usable_names(item) for item in items]
-    settings = _settings(sampling, machine, writing)
-    settings |= {"draws": samples, "grid": grid, "precision": runtime.precision}
-    manifest_folder = None if out == STDIO else folder or Path(out).parent
-    manifest = Manifest(
-        manifest_folder, {**settings, "weights": sha256_of(found.path)}, found.path.name
-    )
-    if folder is None and stdin is None and out != STDIO:
-        _refuse_foreign(Path(out), manifest)
+    chosen = {"draws": samples, "grid": grid, "precision": runtime.precision}
+    settings = _settings(sampling, machine, writing) | chosen
+    manifest = _manifest(out, folder, stdin, settings, found.path)
     # The items are divided among the processes before existing outputs are sorted out: processes
     # look at different times, so they might otherwise divide different lists.
-    todo, skipped = _split(items[runtime.rank :: runtime.world], manifest, writing.overwrite)
+    own = [with_usable_names(item) for item in items[runtime.rank :: runtime.world]]
+    todo, skipped = _split(own, manifest, writing.overwrite)
     executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
-    todo = [_checked(item, executor) for item in todo]
-    problems = [item.source.problem for item in todo if item.source.problem is not None]
-    if inputs.single and problems:
-        raise problems[0]
+    todo, too_large = _all_checked(todo, executor, inputs.single)
     warning = grid_warning(trained_grid(checkpoint), grid, checkpoint.grid())
-    too_large = [f"{one} ({one.hint})" for one in problems if isinstance(one, ResourceError)]
     return RestorePlan(
         sampling=sampling,
         writing=writing,
@@ -174,6 +165,21 @@ def _not_empty(name: str, value: str | Path) -> str:
 
 def _given(*notices: str | None) -> list[str]:
     return [notice for notice in notices if notice is not None]
+
+
+def _manifest(
+    out: str, folder: Path | None, stdin: bytes | None, settings: dict[str, object], weights: Path
+) -> Manifest:
+    """Open the manifest of the folder that the outputs are in.
+
+    Raises:
+        UsageError: OUT is a file that the manifest has no record of.
+    """
+    place = None if out == STDIO else folder or Path(out).parent
+    manifest = Manifest(place, {**settings, "weights": sha256_of(weights)}, weights.name)
+    if folder is None and stdin is None and out != STDIO:
+        _refuse_foreign(Path(out), manifest)
+    return manifest
 
 
 def _refuse_foreign(out: Path, manifest: Manifest) -> None:
@@ -299,6 +305,21 @@ def _stale(skipped: Sequence[Skipped]) -> list[str]:
         else f"{len(paths)} files already exist, not overwritten: {doubt}"
         for doubt, paths in outputs.items()
     ]
+
+
+def _all_checked(
+    items: Sequence[Item], executor: Executor, single: bool
+) -> tuple[list[Item], list[str]]:
+    """Check all items; also return warnings on those that are too large.
+
+    Raises:
+        DataError, ResourceError: the problem of an item, if it is a single named file.
+    """
+    checked = [_checked(item, executor) for item in items]
+    problems = [item.source.problem for item in checked if item.source.problem is not None]
+    if single and problems:
+        raise problems[0]
+    return checked, [f"{one} ({one.hint})" for one in problems if isinstance(one, ResourceError)]
 
 
 def _checked(item: Item, executor: Executor) -> Item:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -105,6 +106,18 @@ def test_what_concerns_training_patches_alone_does_not_change_the_degradation() 
 
     assert of(unclipped_share=0.5) == of()
     assert of(camera_share=0.1) != of()
+
+
+def test_rain_as_in_photographs_is_part_of_the_degradation_only_if_it_occurs() -> None:
+    """Shards that are older than the option state the others, and must be recognised."""
+
+    def options(**changed: Any) -> set[str]:
+        text = PairReader(Synthesis("rain", changed), 0).degradation
+        return set(json.loads(text)["options"])
+
+    old = "strength heavy heavy_fields turn across along lean cover layers veil veil_share"
+    assert options() == set(old.split())
+    assert options(camera_share=0.1) == {*old.split(), "camera_share"}
 
 
 def test_a_mask_that_becomes_a_layer_changes_the_degradation(tmp_path: Path) -> None:
