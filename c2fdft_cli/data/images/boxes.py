@@ -271,7 +271,7 @@ class _JxlHeader:
 
 
 def _decoded(samples: Array, bits: int, orientation: int, metadata: Metadata) -> Decoded:
-    samples = samples if samples.ndim == 3 else samples[..., None]
+    samples = np.atleast_3d(samples)
     if samples.ndim != 3 or not 1 <= samples.shape[2] <= 4:
         raise Unreadable(f"a picture of shape {list(samples.shape)}", "save it as grey or RGB")
     return Decoded(full_range(samples, bits), orientation, metadata)

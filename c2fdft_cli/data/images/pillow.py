@@ -134,7 +134,6 @@ class OpenFrames:
         # again. Other formats are decoded without the lock, so that threads decode in parallel.
         with quiet_pillow() if self._kind == "GIF" else contextlib.nullcontext():
             samples = self._file.read(index=frame, mode=target, writeable_output=False)
-        samples = samples if samples.ndim == 3 else samples[..., None]
         return _decoded(samples, mode, about)
 
     def _check(self, frame: int) -> None:
@@ -177,7 +176,6 @@ def decode_plain(data: bytes, kind: str, frame: int) -> Decoded:
         samples = np.array(image if mode == target else image.convert(target))
         about = dict(image.info)
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
-    samples = samples if samples.ndim == 3 else samples[..., None]
     return _decoded(samples, mode, about)
 
 
@@ -211,6 +209,7 @@ def _density(about: Mapping[Any, Any]) -> tuple[float, float] | None:
 
 
 def _decoded(samples: Array, mode: str, about: Mapping[Any, Any]) -> Decoded:
+    samples = np.atleast_3d(samples)
     if mode[0] == "P":
         samples = grey_if_equal(samples, about.get("icc_profile"))
     if mode == "CMYK":

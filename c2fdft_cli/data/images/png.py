@@ -112,7 +112,7 @@ def _samples(data: bytes) -> Array:
     except (RuntimeError, ValueError) as error:
         # Without imagecodecs' own message, which it reads from memory that libpng has freed.
         raise Unreadable("the PNG data are damaged") from error
-    return samples if samples.ndim == 3 else samples[..., None]
+    return np.atleast_3d(samples)
 
 
 def read_chunks(file: BinaryIO) -> Chunks:

@@ -182,8 +182,7 @@ def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage) -> None:
 
 def _samples(page: tifffile.TiffPage) -> Array:
     """Return uint8 or uint16 [h, w, c], white as the largest value, alpha not premultiplied."""
-    samples = page.asarray()
-    samples = samples[..., None] if samples.ndim == 2 else samples
+    samples = np.atleast_3d(page.asarray())
     samples = np.moveaxis(samples, 0, 2) if page.axes == "SYX" else samples
     if samples.shape != (page.imagelength, page.imagewidth, page.samplesperpixel):
         raise ValueError("the pixels are damaged")
