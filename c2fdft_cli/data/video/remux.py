@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -161,7 +161,7 @@ def _describe(stream: Stream) -> str:
     return f"{kind} {stream.index} ({codec_name(stream)})"
 
 
-def _no_sound(muxer: str, streams: list[Stream]) -> str:
+def _no_sound(muxer: str, streams: Sequence[Stream]) -> str:
     codecs = ", ".join(codec_name(stream) for stream in streams)
     return f"{muxer} cannot hold this video's sound: {codecs}"
 
@@ -186,7 +186,7 @@ def audio_problem(info: VideoInfo, suffix: str) -> str | None:
     muxer = MUXERS[suffix]
     with open_video(info.path) as source:
         others = [stream for stream in source.streams.audio if not is_held(stream, muxer)]
-        return _no_sound(muxer, list(others)) if others else None
+        return _no_sound(muxer, others) if others else None
 
 
 def _add_copy(out: OutputContainer, stream: Stream) -> Stream:

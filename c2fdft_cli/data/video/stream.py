@@ -205,7 +205,6 @@ class VideoWriter:
         self._lock = threading.Lock()
         self._finished = False
         self._rates = _ConstantRate(info) if self._muxer == "avi" else None
-        self.notes: list[str] = []
         with contextlib.ExitStack() as stack, library_errors(name, "cannot encode the video"):
             source = stack.enter_context(open_video(info.path))
             self._out = _open_output(path, self._muxer)
@@ -215,7 +214,7 @@ class VideoWriter:
             self._copier = Copier(source, self._out, info, self._muxer, name)
             copy_texts(source, self._out, self._stream, info)
             self._out.start_encoding()
-            self.notes += self._copier.notes
+            self.notes = self._copier.notes
             self._stack = stack.pop_all()
 
     def write(self, frame: Frame) -> None:
