@@ -21,6 +21,7 @@ from c2fdft_cli.data.layouts.search import (
     LAYOUTS,
     MASKS,
     PIX2PIX,
+    SPLITS,
     SUFFIXES,
     Candidate,
     Tree,
@@ -32,9 +33,6 @@ from c2fdft_cli.data.layouts.search import (
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.vocabulary import many
 
-_TRAIN = {"train", "training"}
-_VALIDATION = {"val", "valid", "validation"}
-_TEST = {"test", "testing"}
 _TASK_WORDS = {
     "derain": ("rain",),
     "deblur": ("blur", "gopro", "realblur", "reds"),
@@ -264,11 +262,7 @@ def _splits(pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[FilePair, ...]],
 
 def _side(name: str) -> str:
     """Return "train", "val" or "test" by the first folder in the name that is one, else ""."""
-    for part in name.casefold().split("/")[:-1]:
-        for side, words in (("train", _TRAIN), ("val", _VALIDATION), ("test", _TEST)):
-            if part in words:
-                return side
-    return ""
+    return next((SPLITS[part] for part in name.casefold().split("/")[:-1] if part in SPLITS), "")
 
 
 def _named(candidate: Candidate, root: Path) -> Iterable[FilePair]:

@@ -17,7 +17,11 @@ from c2fdft_cli.vocabulary import many
 _GAMMA = "blurgamma"
 _CLEAN = ("gt", "groundtruth", "clean", "target")
 # The first word that fits is used, so a longer word precedes the one that it begins with.
-_SPLITS = ("training", "train", "validation", "valid", "val", "testing", "test")
+SPLITS = {
+    "training": "train", "train": "train", "validation": "val", "valid": "val", "val": "val",
+    "testing": "test", "test": "test",
+}  # fmt: skip
+"""The splits that names of folders state."""
 MASKS = frozenset({"mask", "masks"})
 """Names of folders, as in Snow100K, whose images belong to neither side."""
 
@@ -69,7 +73,7 @@ PIX2PIX = Layout("pix2pix", ("a",), ("b",), as_words=False)
 KINDS = frozenset(name for one in LAYOUTS if one.as_words for name in (*one.lq, *one.gt))
 """Words in a file name that state the kind of an image (degraded or clean), not its identity."""
 SUFFIXES = (
-    Layout("", (), ("gt", "groundtruth", "clean", "target", "norain", "sharp")),
+    Layout("", (), (*_CLEAN, "norain", "sharp")),
     Layout("", (), ("enhancednr",), "denoise"),
     Layout("", ("noisy",), (), "denoise"),
     Layout("", ("rainy", "rain"), (), "derain"),
@@ -164,7 +168,7 @@ def plain(name: str) -> str:
 def split_and_side(folder: Path) -> tuple[str, str]:
     """Split a folder's name: ("train", "blur") for "train_blur", ("", "gt") for "GT"."""
     name = plain(folder.name)
-    split = next((one for one in _SPLITS if name.startswith(one)), "")
+    split = next((one for one in SPLITS if name.startswith(one)), "")
     return split, name.removeprefix(split)
 
 
