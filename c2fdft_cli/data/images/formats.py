@@ -10,6 +10,8 @@ from functools import cache
 HEAD_BYTES = 1024
 """Number of bytes at the start of a file from which its format is recognised."""
 WRITE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
+"""Those of formats in which 16 bits can be written."""
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"})
 READ_SUFFIXES = (
     WRITE_SUFFIXES

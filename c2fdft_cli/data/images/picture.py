@@ -28,6 +28,7 @@ from c2fdft_cli.data.images.codec import (
     upright,
 )
 from c2fdft_cli.data.images.formats import (
+    DEEP_SUFFIXES,
     HEAD_BYTES,
     READ_SUFFIXES,
     WRITE_SUFFIXES,
@@ -40,7 +41,6 @@ from c2fdft_cli.data.images.samples import Decoded
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, is_hidden, path_hint
 
-_16_BIT_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 _MAX_FILE_BYTES = 4 << 30
 _PROFILE_SPACE = slice(16, 20)
@@ -249,7 +249,7 @@ def write_picture(
         what = f"{width} x {height} px is too large for {suffix[1:]}"
         raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .png")
     samples = _samples(picture)
-    samples = samples if suffix in _16_BIT_SUFFIXES else to_8bit(samples)
+    samples = samples if suffix in DEEP_SUFFIXES else to_8bit(samples)
     data = encode(suffix, samples, picture.metadata, quality)
     atomic_write_bytes(path, data, replace=replace)
 

@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, READ_SUFFIXES, WRITE_SUFFIXES
+from c2fdft_cli.data.images.formats import (
+    DEEP_SUFFIXES,
+    JPEG_SUFFIXES,
+    READ_SUFFIXES,
+    WRITE_SUFFIXES,
+)
 from c2fdft_cli.data.video.probe import MUXERS, VIDEO_SUFFIXES, VideoInfo
 from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.engine.restore.inputs import Inputs, Source
@@ -18,7 +23,6 @@ from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writi
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.files import identity
 
-DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | {".gif", ".heic", ".exr", ".hdr", ".raw"}
 _FILE_SUFFIXES = WRITE_SUFFIXES | VIDEO_SUFFIXES
 _ALL_FILES_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.data.images.animation import FrameCache
+from c2fdft_cli.data.images.formats import DEEP_SUFFIXES
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import Picture, to_8bit, write_picture
 from c2fdft_cli.data.images.pillow import too_long
@@ -27,7 +28,7 @@ from c2fdft_cli.data.images.tensors import interleaved, to_integers
 from c2fdft_cli.engine.restore.batch import Batch, Outcome, Pixels, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import FORMATS
-from c2fdft_cli.engine.restore.outputs import DEEP_SUFFIXES, Item, is_about_one_file
+from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed, not_overwritten
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
