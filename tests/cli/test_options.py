@@ -57,6 +57,20 @@ def test_weights_without_a_name_are_refused(tmp_path):
     assert "there are no packaged weights ''" in done.stderr
 
 
+def test_the_choice_of_packaged_weights_before_a_file_of_their_name_is_remarked(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("derain").write_bytes(b"the user's own weights")
+    done = run("convert", "derain", "own.pt")
+    assert done.exit_code == 0
+    remark = "weights: derain is packaged; for the file of this name, give ./derain"
+    assert remark in done.stdout + done.stderr
+    silent = run("convert", "derain", "other.pt", "--json")
+    assert silent.exit_code == 0
+    assert remark not in silent.stdout + silent.stderr
+
+
 @pytest.mark.parametrize("words", [["prepare", "photos"], ["sweep-steps", "derain"], ["demo"]])
 def test_commands_for_one_process_refuse_several(tmp_path, monkeypatch, words):
     """One would lock the folder, and the others would fail and thereby end it."""

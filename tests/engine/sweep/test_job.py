@@ -455,6 +455,19 @@ def test_an_interrupted_sweep_continues(coarse: Path) -> None:
     assert rest.rows[0].trials == 3
 
 
+def test_a_killed_sweep_keeps_the_scores_of_finished_images(coarse: Path) -> None:
+    """Nothing runs when a process is killed, so each image's scores are written when it is done."""
+    job = sweep(coarse, SweepOptions(steps=(1, 2), device="cpu", precision="fp32"))
+    names = []
+    for tried in job:
+        names.append(tried.trial.name)
+        if len(set(names)) == 2:
+            saved = json.loads((coarse.parent / "sweep.json").read_text())
+            break
+    assert saved["complete"] is False
+    assert [one["name"] for one in saved["trials"]] == names[:-1]
+
+
 def test_fine_weights_are_tried_on_their_own_timesteps(shards: Path, tmp_path: Path) -> None:
     fine = write_weights(tmp_path / "fine.pt", "fine", shards, grid=[900, 450])
     result = run(fine, steps=(1,))
