@@ -9,6 +9,7 @@ import json
 import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -56,6 +57,13 @@ def recipe_folder() -> Path:
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the program."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def recipe_purpose(name: str) -> str:
+    """Return what a recipe that comes with the program is for: the first sentence of its comment."""
+    lines = read_text(recipe_folder() / f"{name}.yaml").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line != "#", lines))
+    return comment.partition(". ")[0].rstrip(".")
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Path:

@@ -437,7 +437,10 @@ def test_prepare_prints_json(pairs, tmp_path):
 
 def test_recipes_are_listed_shown_and_copied(tmp_path):
     assert "tiny" in run("recipes", "list").stdout
-    assert {row["name"] for row in json.loads(run("recipes", "list", "--json").stdout)} >= {"tiny"}
+    rows = json.loads(run("recipes", "list", "--json").stdout)
+    purposes = {row["name"]: row["purpose"] for row in rows}
+    assert purposes["deblur-small"].startswith("Blind deblurring with a small network")
+    assert all(20 < len(purpose) < 110 for purpose in purposes.values()), purposes
     shown = run("recipes", "show", "tiny", "coarse.lr=0.5")
     assert "lr: 0.5" in shown.stdout
     target = tmp_path / "mine.yaml"

@@ -44,7 +44,9 @@ def demo(
     refuse_several_processes("demo")
     with console.loading():
         from c2fdft_cli.engine.tools.demo import HELD_OUT, comparison, make_pairs
+        from c2fdft_cli.recipe.files import load_recipe
 
+    load_recipe("tiny", overrides or [])  # refuses wrong overrides before any file is written
     folder = _free_folder(out)
     started = time.monotonic()
     console.remark(f"making photos with rain in {folder}/pairs")

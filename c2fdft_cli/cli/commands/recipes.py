@@ -27,7 +27,7 @@ Overrides = Annotated[
 @recipes.command("list", cls=Command)
 def list_recipes(json: Json = False) -> None:
     """List the recipes that come with the program."""
-    from c2fdft_cli.recipe.files import load_recipe, recipe_names
+    from c2fdft_cli.recipe.files import load_recipe, recipe_names, recipe_purpose
 
     rows = []
     for name in recipe_names():
@@ -36,6 +36,7 @@ def list_recipes(json: Json = False) -> None:
             {
                 "name": name,
                 "task": recipe.task,
+                "purpose": recipe_purpose(name),
                 "dim": recipe.network.dim,
                 "coarse_iterations": recipe.coarse.iterations,
                 "fine_iterations": recipe.fine.iterations,
@@ -44,7 +45,12 @@ def list_recipes(json: Json = False) -> None:
     if json:
         console.emit(rows)
     else:
-        console.table("", list(rows[0]), [list(row.values()) for row in rows])
+        console.table(
+            "",
+            ["name", "purpose", "dim", "coarse", "fine"],
+            [[value for key, value in row.items() if key != "task"] for row in rows],
+        )
+        console.stdout().print("coarse, fine: iterations of train-coarse and of train-fine")
         console.say_next(console.command("recipes", "show", rows[0]["name"]))
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from c2fdft_cli.cli.commands.demo import demo
 from c2fdft_cli.engine.tools import demo as pictures
+from c2fdft_cli.errors import RecipeError
 
 ROW = {"name": "chelsea", "psnr": 30.0, "ssim": 0.9}
 SCORES = {"protocol": "derain", "mean": {"psnr": 30.0, "ssim": 0.9}, "images": [ROW]}
@@ -41,6 +42,13 @@ def test_one_document_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFi
     said = capfd.readouterr()
     assert json.loads(said.out)["restored"] == SCORES
     assert "prepare is done\n" in said.err
+
+
+@pytest.mark.parametrize("word", ["photos", "coarse.rate=1"])
+def test_a_wrong_override_is_refused_before_anything_is_written(tmp_path: Path, word: str) -> None:
+    with pytest.raises(RecipeError, match=word.partition("=")[0]):
+        demo([word], tmp_path / "demo")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_results_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
