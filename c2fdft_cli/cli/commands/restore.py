@@ -64,10 +64,10 @@ def restore(
         writing=writing,
         stdin=sys.stdin.buffer.read() if STDIO in sources else None,
     )
-    _run(plan, writing.compare is not None, json)
+    _run(plan, json)
 
 
-def _run(plan: RestorePlan, compared: bool, json: bool) -> None:
+def _run(plan: RestorePlan, json: bool) -> None:
     from c2fdft_cli.cli.views.restore import document, next_command, tell, with_rate
     from c2fdft_cli.engine.restore.job import restore as start
     from c2fdft_cli.engine.restore.result import merge
@@ -92,7 +92,7 @@ def _run(plan: RestorePlan, compared: bool, json: bool) -> None:
         tell(plan, result)
         if following is not None and plan.out != STDIO:
             console.say_next(following)
-            if not compared:
+            if plan.writing.compare is None:
                 console.remark(
                     "without clean targets, restore with --compare DIR shows what changed"
                 )
