@@ -52,10 +52,7 @@ class LoadedState:
 class RunState:
     """Writes a run's state and checkpoints; the rename of state.pt is the commit.
 
-    Args:
-        options: options of the training.
-        fingerprint: fingerprint of the training shards.
-        stepper: the stepper whose state is saved.
+    `fingerprint` is that of the training shards.
     """
 
     def __init__(self, options: TrainOptions, fingerprint: str, stepper: Stepper) -> None:

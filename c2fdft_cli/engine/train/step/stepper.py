@@ -55,11 +55,7 @@ class StepResult:
 class Stepper:
     """Holds the weights, their average (EMA), optimiser and loss scaler; does optimiser steps.
 
-    Args:
-        objective: computes the loss of its network, which is on the runtime's device; the average
-            starts from that network's weights.
-        train: the recipe's section `train`.
-        runtime: device, precision, processes.
+    The network of `objective` is on the runtime's device; the average starts from its weights.
     """
 
     def __init__(self, objective: Objective, train: Train, runtime: Runtime) -> None:
@@ -98,10 +94,7 @@ class Stepper:
     def try_out(self, batch: Batch, micro_batch: int) -> float:
         """Run forward and backward pass of one micro-batch, in this process alone.
 
-        The weights do not change.
-
-        Returns:
-            The loss.
+        The weights do not change. The result is the loss.
         """
         with self._no_sync():
             loss = self._loss(batch.rows(0, min(micro_batch, len(batch))))
@@ -131,9 +124,6 @@ class Stepper:
             share: their weight, rows / global batch (0 if the rank has no rows of its own).
             lr: learning rate.
             micro_batch: number of rows that go through the network together.
-
-        Returns:
-            Loss, gradient norm, and whether the step was skipped.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self._is_recorded(batch, micro_batch):
