@@ -97,8 +97,7 @@ def weights_folder() -> Path:
 def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
     """Return the entries by name, without opening any weights; {} if no weights are packaged.
 
-    Args:
-        folder: the folder that contains `catalogue.json`; None for the installed one.
+    `folder` is None for the installed one.
 
     Raises:
         CheckpointError: the catalogue is damaged.

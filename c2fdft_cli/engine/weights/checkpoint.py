@@ -101,9 +101,6 @@ class Checkpoint:
     def network(self, weights: WeightSet = "ema") -> DFT:
         """Return the network with its weights, on the CPU, in evaluation mode.
 
-        Args:
-            weights: "ema" or "raw".
-
         Raises:
             CheckpointError: the weights do not fit the network.
         """
@@ -127,14 +124,8 @@ def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -
 def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
     """Replace the metadata of a checkpoint atomically; its sets of weights and dtypes are kept.
 
-    Args:
-        path: the file.
-        meta: the new metadata.
-        weights: the weights that `meta` describes: `ema` as `load_checkpoint` returned it.
-
-    Returns:
-        Whether the metadata were replaced. If the file meanwhile holds other weights, it is left
-        unchanged and the result is False.
+    If the file meanwhile holds other weights than those that `meta` describes (`weights`: `ema` as
+    `load_checkpoint` returned it), it is left unchanged and the result is False.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
