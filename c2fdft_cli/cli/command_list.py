@@ -69,12 +69,8 @@ def _without_types(parameters: list[Any]) -> list[Any]:
     """
     for one in parameters:
         if one.param_type_name == "argument" or one.is_flag:
-            one.display_type_rich = _no_type
+            one.display_type_rich = lambda ctx: ""
     return parameters
-
-
-def _no_type(ctx: Any) -> str:
-    return ""
 
 
 class Command(TyperCommand):

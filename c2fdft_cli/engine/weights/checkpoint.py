@@ -132,7 +132,7 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
         ResourceError: as `save_checkpoint`.
     """
     with open_stored(path) as file:
-        sets, _ = weights_in(file, path)
+        sets, _ = weights_in(file)
         loaded: dict[WeightSet, StateDict] = file.load(sets)
     last, held = list(loaded.items())[-1]
     if not same_tensors(plain(full_precision(held, path)), weights):
@@ -164,7 +164,7 @@ def besides_weights(path: Path) -> list[str]:
         CheckpointError: as `load_checkpoint`.
     """
     with open_stored(path) as file:
-        states = list(weights_in(file, path)[0].values())
+        states = list(weights_in(file)[0].values())
         content, names = dict(file.content), list[str]()
         if file.is_safetensors:
             states = states[-1:]
@@ -202,7 +202,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is missing, damaged, not a checkpoint, or of a newer format.
     """
     with open_stored(path) as file:
-        sets, about = weights_in(file, path)
+        sets, about = weights_in(file)
         loaded = file.load(sets)
     states = [plain(full_precision(state, path)) for state in loaded.values()]
     params, ema = states[0], states[-1]  # the same set if there is only one
