@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -129,12 +128,16 @@ class Stepper:
         if self._is_recorded(batch, micro_batch):
             return self._apply(self._replay(batch, share), lr)
         self.recorder.forget()
-        loss = torch.zeros((), device=self.runtime.device)
-        for rows, weight, last in self._micro_batches(batch, share, micro_batch):
+        loss, n = torch.zeros((), device=self.runtime.device), len(batch)
+        for lo in range(0, n, micro_batch):
+            hi = min(lo + micro_batch, n)
             # DDP averages the gradients over the processes, so each loss is multiplied by `world`
             # to make the result a sum
-            with nullcontext() if last else self._no_sync():
-                part = self._loss(rows) * weight
+            with nullcontext() if hi == n else self._no_sync():
+                # Weighted by rows, so that the parts add up to the mean over the global batch,
+                # however it is divided. The only loss that is not such a mean is MS-SSIM
+                # `as_released`, which pools its rows.
+                part = self._loss(batch.rows(lo, hi)) * (share * (hi - lo) / n)
                 self.scaler.scale(part * self.runtime.world).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         if dist.is_initialized():
@@ -183,17 +186,6 @@ class Stepper:
             lq = rows.lam * lq + (1 - rows.lam) * to_unit(rows.lq2)
             gt = rows.lam * gt + (1 - rows.lam) * to_unit(rows.gt2)
         return [lq, gt, rows.noise, rows.times]
-
-    def _micro_batches(
-        self, batch: Batch, share: float, size: int
-    ) -> Iterator[tuple[Batch, float, bool]]:
-        n = len(batch)
-        for lo in range(0, n, size):
-            hi = min(lo + size, n)
-            # Weighted by rows, so that the parts add up to the mean over the global batch, however
-            # it is divided. The only loss that is not such a mean is MS-SSIM `as_released`, which
-            # pools its rows.
-            yield batch.rows(lo, hi), share * (hi - lo) / n, hi == n
 
     def _no_sync(self) -> AbstractContextManager[object]:
         if isinstance(self.objective, DistributedDataParallel):
