@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.engine.train.folder import RunFolder
+from c2fdft_cli.engine.train.folder import RunFolder, link
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.checkpoint import (
@@ -82,7 +82,7 @@ class RunState:
         if step:
             numbered = run.numbered(step)
             self._save_weights(numbered, self.meta(step))
-            run.link(numbered, "last.pt")
+            link(numbered, run.checkpoints / "last.pt")
         # No random state is needed: batches, noise and times are functions of seed and iteration.
         state = {
             "state_version": STATE_VERSION,
