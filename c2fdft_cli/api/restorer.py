@@ -34,7 +34,7 @@ from c2fdft_cli.engine.restore.options import (
 )
 from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
-from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
+from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.subject import trained_grid
 from c2fdft_cli.engine.weights.build import refuse_lost_image
@@ -346,7 +346,6 @@ class Restorer:
     def _executor(self, samples: int) -> Executor:
         """Return the executor for this number of samples of each image."""
         if samples not in self._executors:
-            transforms = ensemble_transforms(self.task) if self._sampling.self_ensemble else (0,)
             self._executors[samples] = Executor(
                 self._strips,
                 self._alpha_bar,
@@ -354,7 +353,7 @@ class Restorer:
                 self._runtime,
                 seed=self._sampling.seed,
                 samples=samples,
-                transforms=transforms,
+                transforms=transforms_for(self.task, self._sampling.self_ensemble),
                 max_memory=self._machine.max_memory,
                 tile=self._machine.tile,
             )

@@ -33,77 +33,33 @@ class Entry(NamedTuple):
 
 
 COMMANDS = (
-    Entry(
-        TRAINING,
-        "prepare",
-        "prepare:prepare",
-        "Pack image pairs into shards that training reads without decoding.",
-    ),
-    Entry(
-        TRAINING,
-        "train-coarse",
-        "train:train_coarse",
-        "Stage 1: train the network to predict noise.",
-    ),
-    Entry(
-        TRAINING,
-        "sweep-steps",
-        "sweep:sweep_steps",
-        "Choose the number of sampling steps and store the timesteps in the checkpoint.",
-    ),
-    Entry(
-        TRAINING,
-        "train-fine",
-        "train:train_fine",
-        "Stage 2: train through the few-step sampler, from pure noise to the restored image.",
-    ),
+    Entry(TRAINING, "prepare", "prepare:prepare",
+          "Pack image pairs into shards that training reads without decoding."),
+    Entry(TRAINING, "train-coarse", "train:train_coarse",
+          "Stage 1: train the network to predict noise."),
+    Entry(TRAINING, "sweep-steps", "sweep:sweep_steps",
+          "Choose the number of sampling steps and store the timesteps in the checkpoint."),
+    Entry(TRAINING, "train-fine", "train:train_fine",
+          "Stage 2: train through the few-step sampler, from pure noise to the restored image."),
     Entry(USING, "restore", "restore:restore", "Restore images and videos of any sizes."),
-    Entry(
-        USING,
-        "eval",
-        "evaluate:evaluate",
-        "Score restored images against their targets, paired by name.",
-    ),
-    Entry(
-        USING,
-        "convert",
-        "convert:convert",
-        "Convert weights to another format: checkpoint, official, safetensors, ONNX.",
-    ),
-    Entry(
-        HELPING,
-        "demo",
-        "demo:demo",
-        "Run the whole pipeline in minutes: prepare, train, sweep, fine-tune, restore, score.",
-    ),
-    Entry(
-        HELPING,
-        "info",
-        "info:info",
-        "Show the contents of a checkpoint, a shard folder or a run folder.",
-    ),
-    Entry(
-        HELPING,
-        "bench",
-        "bench:bench",
-        "Measure the speed of this machine: network, training step, restoring, data loading.",
-    ),
-    Entry(
-        HELPING,
-        "doctor",
-        "doctor:doctor",
-        "Show what this machine supports: device, precision, optional packages, disk.",
-    ),
-    Entry(
-        HELPING,
-        "weights",
-        "weights:weights",
-        "List the packaged weights with their scores; average the weights of trainings.",
-    ),
+    Entry(USING, "eval", "evaluate:evaluate",
+          "Score restored images against their targets, paired by name."),
+    Entry(USING, "convert", "convert:convert",
+          "Convert weights to another format: checkpoint, official, safetensors, ONNX."),
+    Entry(HELPING, "demo", "demo:demo",
+          "Run the whole pipeline in minutes: prepare, train, sweep, fine-tune, restore, score."),
+    Entry(HELPING, "info", "info:info",
+          "Show the contents of a checkpoint, a shard folder or a run folder."),
+    Entry(HELPING, "bench", "bench:bench",
+          "Measure the speed of this machine: network, training step, restoring, data loading."),
+    Entry(HELPING, "doctor", "doctor:doctor",
+          "Show what this machine supports: device, precision, optional packages, disk."),
+    Entry(HELPING, "weights", "weights:weights",
+          "List the packaged weights with their scores; average the weights of trainings."),
     Entry(HELPING, "recipes", "recipes:recipes", "List, show, copy and check recipes."),
     Entry(HELPING, "help", "start:show_help", "Show the help of a command."),
     Entry(HELPING, "version", "start:show_version", "Show the version."),
-)
+)  # fmt: skip
 
 
 def _without_types(parameters: list[Any]) -> list[Any]:
@@ -113,12 +69,8 @@ def _without_types(parameters: list[Any]) -> list[Any]:
     """
     for one in parameters:
         if one.param_type_name == "argument" or one.is_flag:
-            one.display_type_rich = _no_type
+            one.display_type_rich = lambda ctx: ""
     return parameters
-
-
-def _no_type(ctx: Any) -> str:
-    return ""
 
 
 class Command(TyperCommand):

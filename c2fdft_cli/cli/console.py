@@ -140,12 +140,7 @@ def loading(words: str = "loading PyTorch...") -> Iterator[None]:
 def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = None) -> Result:
     """Run a job to its end with a progress bar, or with plain lines if stderr is not a terminal.
 
-    Args:
-        job: the job to run.
-        show: returns the note to show for an event, or None for no note.
-
-    Returns:
-        The result of the job.
+    `show` returns the note to show for an event, or None for no note.
     """
     from rich.text import Text
 

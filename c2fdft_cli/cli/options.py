@@ -126,9 +126,7 @@ def _make(kind: type[Options], values: dict[str, Any]) -> Options:
 def option_words(values: Any, but: Collection[str] = ()) -> list[str]:
     """Convert a dataclass of settings to arguments of a command line, without default values.
 
-    Args:
-        values: the dataclass; it must have no setting with `several`.
-        but: names of fields to omit.
+    It must have no setting with `several`. The fields named in `but` are omitted.
     """
     words: list[str] = []
     for field in dataclasses.fields(values):
@@ -159,9 +157,7 @@ def refuse_several_processes(command: str) -> None:
 def weights_file(spec: str, quiet: bool) -> Path:
     """Find the checkpoint of `--weights` or a similar option; CheckpointError if there is none.
 
-    Args:
-        spec: the name of packaged weights, or a file.
-        quiet: print no remarks on the choice, as with --json.
+    Remarks on the choice are printed unless `quiet`, as with --json.
     """
     from c2fdft_cli.cli import console
     from c2fdft_cli.engine.weights.choose import choose_weights

@@ -175,10 +175,7 @@ def read_yaml(path: Path) -> Values:
     except DataError as error:
         raise RecipeError(error.what, where=path, hint=error.hint) from error
     except _NOT_YAML as error:
-        where = f"{path}{_line_of(error)}"
-        raise RecipeError(
-            "this is not a YAML recipe", where=where, hint=_hint_of(error, text)
-        ) from error
+        raise _not_yaml(path, text, error) from error
     if not isinstance(values, dict):
         raise RecipeError("a recipe must be a mapping of keys", where=path)
     _check_values(values, path)
@@ -200,17 +197,15 @@ def _first_line(error: Exception) -> str:
     return str(getattr(error, "problem", None) or error).splitlines()[0]
 
 
-def _hint_of(error: Exception, text: str) -> str:
-    """Return what to do about an error of the YAML parser, in its own words unless it is a tab."""
-    mark = getattr(error, "problem_mark", None)
-    line = "" if mark is None else "".join(text.split("\n")[mark.line : mark.line + 1])
-    is_tab = mark is not None and line[mark.column : mark.column + 1] == "\t"
-    return "replace the tab by spaces" if is_tab else _first_line(error)
-
-
-def _line_of(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return "" if mark is None else f":{mark.line + 1}"
+def _not_yaml(path: Path, text: str, error: Exception) -> RecipeError:
+    """Make the error for text that is not YAML; the hint is the parser's, unless it is a tab."""
+    where, hint, mark = str(path), _first_line(error), getattr(error, "problem_mark", None)
+    if mark is not None:
+        where = f"{path}:{mark.line + 1}"
+        line = "".join(text.split("\n")[mark.line : mark.line + 1])  # it may be beyond the end
+        if line[mark.column : mark.column + 1] == "\t":
+            hint = "replace the tab by spaces"
+    return RecipeError("this is not a YAML recipe", where=where, hint=hint)
 
 
 def _read_extended(path: Path) -> list[Values]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,11 +73,8 @@ def _free_folder(out: Path | None) -> Path:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError("the folder is not empty", where=out, hint="choose another with --out")
         return out
-    number, folder = 1, Path("c2fdft-demo")
-    while folder.exists():
-        number += 1
-        folder = Path(f"c2fdft-demo-{number}")
-    return folder
+    names = ("c2fdft-demo" if number == 1 else f"c2fdft-demo-{number}" for number in count(1))
+    return next(folder for folder in map(Path, names) if not folder.exists())
 
 
 def _run_pipeline(folder: Path, overrides: list[str], *, quiet: bool) -> dict[str, Any]:

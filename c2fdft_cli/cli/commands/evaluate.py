@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,21 +10,106 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.commands.evaluate_source import SETS, Source, given, job_of
-from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings
+from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings, weights_file
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import ensure_folder, require_existing, require_new
-from c2fdft_cli.settings import BORDER, OVERWRITE, PROTOCOL, check_settings, setting
+from c2fdft_cli.settings import (
+    BORDER,
+    OVERWRITE,
+    PROTOCOL,
+    SHARDS,
+    WEIGHTS,
+    check_settings,
+    option_name,
+    setting,
+)
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
+    from c2fdft_cli.engine.sampling.pairs import PairSource
     from c2fdft_cli.engine.sampling.scoring import Metric, Scored
     from c2fdft_cli.execution.device import Runtime
     from c2fdft_cli.progress import Job
 
-MEASURES, FILES = "Metrics", "Files"
+SETS, MEASURES, FILES = "What is scored", "Metrics", "Files"
 """The headings of options that are rarely needed."""
+_OF_WEIGHTS = ("images", "seeds", "grid", "self_ensemble")
+"""Options that have no effect without weights."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is scored: files with or without targets, or weights on shards or an image set."""
+
+    restored: Path | None
+    target: Path | None
+    weights: str | None = setting(None, WEIGHTS)
+    data: Path | None = setting(None, SHARDS)
+    degraded: Path | None = setting(
+        None, "Folder of the degraded inputs, to score them too.", metavar="DIR", panel=SETS
+    )
+    sigma: float | None = setting(
+        None,
+        "With --weights and a folder of clean images: add unclipped Gaussian noise of this "
+        "standard deviation, in levels of 0..255.",
+        metavar="LEVELS",
+        panel=SETS,
+    )
+    no_reference: bool = setting(
+        False, "Score photos that have no targets, with no-reference metrics.", panel=SETS
+    )
+
+    @property
+    def subject(self) -> str:
+        """The name of the results or weights, as side A of a comparison."""
+        return str(self.restored) if self.weights is None else self.weights
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether image files are compared with image files."""
+        named = self.weights is not None or self.data is not None
+        return not (named or self.sigma or self.no_reference)
+
+    def check(self) -> None:
+        """Raise UsageError for arguments that cannot be combined."""
+        from c2fdft_cli.engine.evaluate.sidd import are_blocks
+
+        others = (self.target, self.degraded, self.weights, self.data)
+        if self.no_reference and (self.restored is None or any(x is not None for x in others)):
+            hint = "try: c2fdft eval PHOTOS --no-reference"
+            raise UsageError("--no-reference takes one folder or image and no target", hint=hint)
+        if self.data is not None and self.weights is None:
+            raise UsageError("--data needs --weights")
+        if self.sigma is not None and (self.weights is None or self.restored is None):
+            raise UsageError("--sigma needs --weights and a folder of clean images")
+        blocks = are_blocks(self.restored) or (self.weights is not None and are_blocks(self.data))
+        blocks = blocks and self.sigma is None
+        if blocks and self.degraded is not None:
+            raise UsageError("--degraded cannot be used with SIDD blocks")
+        if self.weights is not None and not blocks:
+            if not (self.target is self.degraded is None):
+                raise UsageError("--weights cannot be combined with TARGET or --degraded")
+            if self.restored is not None and self.data is not None:
+                raise UsageError("--data cannot be combined with a folder of images")
+        files = self.weights is None and not self.no_reference
+        if files and (self.restored is None or not (self.target or blocks)):
+            hint = (
+                "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT SET, "
+                "c2fdft eval --weights CKPT --data SHARDS, or c2fdft eval PHOTOS --no-reference"
+            )
+            raise UsageError("there is nothing to score", hint=f"try: {hint}")
+
+    def named_pairs(self, seed: int) -> PairSource | None:
+        """Open the image set or SIDD blocks that the weights are to restore; None for shards."""
+        from c2fdft_cli.engine.evaluate.folder import open_folder
+        from c2fdft_cli.engine.evaluate.sidd import are_blocks, open_blocks
+
+        if self.weights is None:
+            return None
+        if self.sigma is None and (are_blocks(self.restored) or are_blocks(self.data)):
+            return open_blocks(self.restored or self.data or Path(), self.target)
+        return None if self.restored is None else open_folder(self.restored, self.sigma, seed)
 
 
 @dataclass(frozen=True)
@@ -94,7 +179,7 @@ def evaluate(
 
     c2fdft eval photos/ --no-reference
     """
-    if source.is_plain and not (given(runs) or scores.metrics):
+    if source.is_plain and not (_given(runs) or scores.metrics):
         require_existing(restored, target, source.degraded)  # before torch is loaded
 
     with console.loading():
@@ -104,8 +189,8 @@ def evaluate(
         from c2fdft_cli.execution.distributed import destroy_process_group
 
     metrics = _find_metrics(scores.metrics, source.no_reference)
-    if source.weights is None and given(runs):
-        raise UsageError(f"{given(runs)[0]} needs --weights")
+    if source.weights is None and _given(runs):
+        raise UsageError(f"{_given(runs)[0]} needs --weights")
     if scores.against == "":  # `Path` would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
@@ -146,20 +231,21 @@ def _evaluate(
     json: bool,
 ) -> None:
     from c2fdft_cli.cli.views.evaluate import compared, tell, write
-    from c2fdft_cli.engine.evaluate.ranks import gather_pictures
+    from c2fdft_cli.engine.evaluate.ranks import merge_pictures
     from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures
+    from c2fdft_cli.execution.distributed import gather
 
     pairs, quiet = source.named_pairs(runs.seed), json or not runtime.is_main
-    job = job_of(source.subject, source, runs, pairs, options, quiet)
+    job = _job_of(source.subject, source, runs, pairs, options, quiet)
     other = None
     if scores.against is not None:
         metrics = options.metrics if source.no_reference else {}
         rivals = replace(options, metrics=metrics, pictures=False)
-        other = job_of(scores.against, source, runs, pairs, rivals, quiet)
+        other = _job_of(scores.against, source, runs, pairs, rivals, quiet)
         job.title, other.title = "eval A", "eval B"
     pictures: Encoded = {}  # stays empty unless `options` requests pictures for a report
     result = _run(with_pictures(job, pictures), runtime)
-    pictures = gather_pictures(pictures, runtime)
+    pictures = gather(pictures, runtime, merge_pictures)
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return
@@ -179,6 +265,42 @@ def _evaluate(
         raise failure
 
 
+def _given(runs: WeightsOptions) -> list[str]:
+    """List the options that have no effect without weights and differ from their defaults."""
+    return [
+        option_name(one)
+        for one in fields(runs)
+        if one.name in _OF_WEIGHTS and getattr(runs, one.name) != one.default
+    ]
+
+
+def _job_of(
+    subject: str,
+    source: Source,
+    runs: WeightsOptions,
+    pairs: PairSource | None,
+    options: EvalOptions,
+    quiet: bool,
+) -> Job[Scored, EvalResult]:
+    """Make the job that evaluates a folder of results, a file of SIDD blocks, or a checkpoint."""
+    from c2fdft_cli.engine.evaluate.files import evaluate_files
+    from c2fdft_cli.engine.evaluate.photos import evaluate_alone
+    from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
+    from c2fdft_cli.engine.evaluate.weights import evaluate_weights
+
+    if source.weights is not None:
+        checkpoint = weights_file(subject, quiet)
+        return evaluate_weights(checkpoint, runs, options, data=source.data, pairs=pairs)
+    path = Path(subject)
+    if source.no_reference:
+        return evaluate_alone(path, options)
+    if are_blocks(path):
+        return evaluate_blocks(open_blocks(path, source.target), options)
+    if source.target is None:
+        raise UsageError("there is no target to compare with")
+    return evaluate_files(path, source.target, options, source.degraded)
+
+
 def _with_report(source: Source, runs: WeightsOptions, scores: Scores) -> str:
     """Return the same command with --report, under a name that is free."""
     folders = [path for path in (source.restored, source.target) if path is not None]
@@ -192,6 +314,8 @@ def _with_report(source: Source, runs: WeightsOptions, scores: Scores) -> str:
 def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:
     """Score this process's share; on rank 0 return the result of all processes."""
     from c2fdft_cli.cli.views.evaluate import note
-    from c2fdft_cli.engine.evaluate.ranks import gather_result
+    from c2fdft_cli.engine.evaluate.ranks import merge_results
+    from c2fdft_cli.execution.distributed import gather
 
-    return gather_result(console.draw(job, note) if runtime.is_main else job.run(), runtime)
+    own = console.draw(job, note) if runtime.is_main else job.run()
+    return gather(own, runtime, merge_results)

@@ -102,14 +102,15 @@ def average(
 
     parts = None if shares is None else averaging.parse_shares(shares)
     found = [find_path(spec) for spec in checkpoints]
-    mean = averaging.average(found, out, parts, overwrite=overwrite)
+    averaged = averaging.average(found, out, parts, overwrite=overwrite)
+    size = out.stat().st_size
     following = console.command("eval", "--weights", out, "SET")
     if json:
-        console.emit({**asdict(mean), "next": following})
+        console.emit({"out": out, "sources": averaged, "bytes": size, "next": following})
         return
-    for source, part in mean.sources.items():
+    for source, part in averaged.items():
         console.stdout().print(f"{part:.3f} of {source}")
-    console.stdout().print(f"written: {out} ({console.megabytes(mean.bytes)})")
+    console.stdout().print(f"written: {out} ({console.megabytes(size)})")
     console.say_next(following)
 
 

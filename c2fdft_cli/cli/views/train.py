@@ -34,16 +34,9 @@ NO_STEP = ": no finite gradient, step skipped"
 
 
 class TrainView:
-    """Collects the events of a training and renders them.
+    """Collects the events of a training, of which `done` iterations are done, and renders them."""
 
-    Args:
-        options: the options of the training.
-        total: the number of iterations of the training.
-        done: the number of iterations that were done before it resumed.
-        screen: the console to draw on.
-    """
-
-    def __init__(self, options: TrainOptions, total: int, done: int, screen: Console) -> None:
+    def __init__(self, options: TrainOptions, done: int, screen: Console) -> None:
         self._options = options
         self._screen = screen
         self._steps: deque[StepDone] = deque(maxlen=SMOOTH_STEPS)
@@ -51,6 +44,7 @@ class TrainView:
         self._best: Validated | None = None
         self._best_before: float | None = None
         self._bar: Progress = console.progress_bar(screen)
+        total = options.section.iterations
         self._task = self._bar.add_task(
             f"train-{options.stage}", total=total, completed=done, note=""
         )
@@ -146,8 +140,7 @@ def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResu
     """Run a training under its live view, and write train.log."""
     screen = console.stderr()
     every = options.recipe.train.log_every
-    total = options.section.iterations
-    view = TrainView(options, total, total - len(job), screen)
+    view = TrainView(options, options.section.iterations - len(job), screen)
     live = screen.is_interactive
     drawing: AbstractContextManager[object] = (
         Live(view, console=screen, refresh_per_second=4) if live else nullcontext()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from c2fdft_cli.engine.evaluate.pairing import LISTED
-from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer
+from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, mean_scores
 from c2fdft_cli.errors import DataError, PartialFailure
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.metrics.statistics import summarise
@@ -117,12 +117,12 @@ class EvalResult:
     @property
     def psnr(self) -> float:
         """The mean PSNR of the images in dB."""
-        return statistics.fmean(row.psnr for row in self.rows)
+        return mean_scores(self.rows)["psnr"]
 
     @property
     def ssim(self) -> float:
         """The mean SSIM of the images."""
-        return statistics.fmean(row.ssim for row in self.rows)
+        return mean_scores(self.rows)["ssim"]
 
     @property
     def spread(self) -> float | None:

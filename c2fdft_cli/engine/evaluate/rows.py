@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-import statistics
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
-from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
+from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none, mean_scores
 from c2fdft_cli.files import atomic_write_bytes
 from c2fdft_cli.metrics.statistics import summarise, worst
 
@@ -90,10 +89,7 @@ def _degraded(result: EvalResult) -> dict[str, Any] | None:
     if len(known) < len(result.rows):
         return None
     return {
-        "mean": {
-            "psnr": statistics.fmean(score.psnr for _, score in known),
-            "ssim": statistics.fmean(score.ssim for _, score in known),
-        },
+        "mean": mean_scores(score for _, score in known),
         "images": [{"name": name, **asdict(score)} for name, score in known],
     }
 

@@ -23,7 +23,7 @@ from c2fdft_cli.engine.restore.options import (
 )
 from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs, with_usable_names
 from c2fdft_cli.engine.restore.result import Skipped, named
-from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
+from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.subject import trained_grid
 from c2fdft_cli.engine.weights.catalogue import sha256_of
@@ -248,8 +248,7 @@ def _executor(
     items: Sequence[Item],
 ) -> tuple[Executor, str | None]:
     """Make the executor; also return a notice if it is not compiled although that was requested."""
-    ensemble = sampling.self_ensemble
-    transforms = ensemble_transforms(checkpoint.task()) if ensemble else (0,)
+    transforms = transforms_for(checkpoint.task(), sampling.self_ensemble)
     pixels = sum(one.source.height * one.source.width * one.source.frames for one in items)
     work = pixels * len(grid) * samples * len(transforms)
     compiled, notice = compiles_strips(machine.compile, runtime, work)

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.errors import C2fdftError, PartialFailure
-from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.distributed import gather
 from c2fdft_cli.vocabulary import many
 
 _SHOWN = 10
@@ -168,12 +166,6 @@ class RestoreResult:
         details = [*map(str, errors), *(f"{one.output}: {one.doubt}" for one in stale[:_SHOWN])]
         hint = "; ".join(hints) or None
         return PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
-
-
-def gather_ranks(result: RestoreResult, runtime: Runtime) -> RestoreResult:
-    """Merge the results of all processes in rank 0; every other rank gets its own result back."""
-    everyone = gather(result, runtime)
-    return result if everyone is None else merge(everyone)
 
 
 def merge(results: Sequence[RestoreResult]) -> RestoreResult:

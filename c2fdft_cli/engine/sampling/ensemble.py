@@ -14,8 +14,10 @@ UPRIGHT_TRANSFORMS = (0, 2, 4, 6)
 """The transforms that keep rain upright: rain rotated by 90 degrees no longer looks like rain."""
 
 
-def ensemble_transforms(task: str | None) -> tuple[int, ...]:
-    """Return the transforms of a self-ensemble for weights of a task."""
+def transforms_for(task: str | None, self_ensemble: bool) -> tuple[int, ...]:
+    """Return the transforms to average over with weights of a task; without self-ensemble none."""
+    if not self_ensemble:
+        return (0,)
     return UPRIGHT_TRANSFORMS if task == "derain" else TRANSFORMS
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from c2fdft_cli.core.diffusion import check_grid
-from c2fdft_cli.engine.sampling.ensemble import ensemble_transforms
+from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import ShardPairs, open_validation
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
@@ -50,7 +50,6 @@ class Subject:
             seed: the seed of the noise.
             self_ensemble: whether to average over flips and rotations.
         """
-        transforms = ensemble_transforms(self.checkpoint.task()) if self_ensemble else (0,)
         return Executor(
             self.network,
             self.checkpoint.alpha_bar(),
@@ -58,7 +57,7 @@ class Subject:
             self.runtime,
             eta=self.recipe.sampling.eta,
             seed=seed,
-            transforms=transforms,
+            transforms=transforms_for(self.checkpoint.task(), self_ensemble),
         )
 
 

@@ -42,10 +42,7 @@ Result = TypeVar("Result")
 class Fallbacks:
     """Runs the steps of a training; repeats a failed one in smaller pieces or uncompiled.
 
-    Args:
-        options: options of the training.
-        stepper: does a step.
-        notify: called with a sentence for the user when something is done differently.
+    `notify` is called with a sentence for the user when something is done differently.
     """
 
     def __init__(
@@ -116,7 +113,7 @@ class Fallbacks:
         if self._runtime.device.type == "cuda" or is_compiled(net):
             if is_compiled(net):
                 self._notify(f"compiling for patches of {patch} px, which may take a minute")
-            loss = self._until_done(patch, partial(self._try_out, batch), alone=True)
+            loss = self._until_done(patch, partial(self._stepper.try_out, batch), alone=True)
             if is_compiled(net):
                 self._check_compiled(batch, loss)
             # Either all processes run compiled or none does. On a CPU only compiled networks reach
@@ -133,22 +130,16 @@ class Fallbacks:
 
     def step(self, batch: Batch) -> StepResult:
         """Do one optimiser step; call `fit` with a batch of this patch size first."""
-        section, k = self._options.section, batch.iteration
+        section, k, patch = self._options.section, batch.iteration, batch.gt.shape[-1]
         periods = [(p.length, p.floor) for p in section.periods]
         lr = learning_rate(k - 1, section.lr, periods)
+        share = rank_share(self._runtime, self._cycle.stage(k)[1])
         # A failed attempt can be repeated: the batch contains its random numbers, and the weights
         # change only at the very end of a step.
-        move = partial(self._move, batch, lr)
+        attempt = partial(self._stepper.step, batch, share, lr)
         # With several processes it is not repeated: the others already wait for the gradients of
         # the attempt that failed.
-        return self._until_done(batch.gt.shape[-1], move, self._runtime.world == 1)
-
-    def _move(self, batch: Batch, lr: float) -> StepResult:
-        share = rank_share(self._runtime, self._cycle.stage(batch.iteration)[1])
-        return self._stepper.step(batch, share, lr, self.micro[batch.gt.shape[-1]])
-
-    def _try_out(self, batch: Batch) -> float:
-        return self._stepper.try_out(batch, self.micro[batch.gt.shape[-1]])
+        return self._until_done(patch, attempt, alone=self._runtime.world == 1)
 
     def _check_compiled(self, batch: Batch, loss: float) -> None:
         """Run uncompiled from now on if the compiled loss differs from the uncompiled one."""
@@ -166,10 +157,11 @@ class Fallbacks:
             "the network runs uncompiled"
         )
 
-    def _until_done(self, patch: int, attempt: Callable[[], Result], alone: bool) -> Result:
+    def _until_done(self, patch: int, attempt: Callable[[int], Result], alone: bool) -> Result:
+        """Call `attempt` with the size of the micro-batches until it succeeds or nothing helps."""
         while True:
             try:
-                return attempt()
+                return attempt(self.micro[patch])
             except C2fdftError:
                 # the program's own errors, such as too many skipped steps: repeating does not help
                 raise

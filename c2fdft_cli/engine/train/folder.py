@@ -179,7 +179,7 @@ class RunFolder:
         """Keep the newest state as the previous one, before the next one replaces it."""
         # A link instead of a rename, so that a run killed before the save still has its state.pt.
         if self.state.is_file():
-            _link(self.state, self.previous_state)
+            link(self.state, self.previous_state)
 
     def set_aside_state(self) -> None:
         """Replace the newest state, which is missing or damaged, by the previous one.
@@ -188,8 +188,8 @@ class RunFolder:
         """
         # Links, so that there is a state.pt at every moment.
         if self.state.is_file():
-            _link(self.state, self.path / "state-damaged.pt")
-        _link(self.previous_state, self.state)
+            link(self.state, self.path / "state-damaged.pt")
+        link(self.previous_state, self.state)
 
     def is_finished(self, stage: str) -> bool:
         """Whether all iterations of the run's recipe have been trained and logged."""
@@ -293,10 +293,6 @@ class RunFolder:
         for path in [one for one in found if one <= self.numbered(step)][:-keep]:
             path.unlink()
 
-    def link(self, source: Path, name: str) -> None:
-        """Give a file a second name in checkpoints/: as a hard link if possible, else as a copy."""
-        _link(source, self.checkpoints / name)
-
     @contextmanager
     def log(self) -> Iterator[logging.Logger]:
         """Yield a logger that writes to train.log only; the first line it logs opens the file."""
@@ -313,7 +309,8 @@ class RunFolder:
             handler.close()
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Give a file of a run a second name: as a hard link if possible, else as a copy."""
     # Two names for the same file are safe because no file of a run is written in place: a save
     # renames a new file to one of the names, and the other name keeps the old content.
     with atomic_path(target) as temporary:

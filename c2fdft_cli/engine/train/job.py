@@ -243,7 +243,12 @@ class _Training:
 
     def _cut_back(self, resume: Path) -> None:
         """Restore the folder to the state to resume from, unless another process trained in it."""
-        self._check_state()
+        if self.run.state_stamp() != self.stamp:
+            raise ResourceError(
+                "another process has trained in this folder since its state was read",
+                where=self.run.path,
+                hint="repeat the command to resume from the state that the other process saved",
+            )
         self.run.remove_unfinished()
         if resume != self.run.state:
             self.run.set_aside_state()
@@ -261,14 +266,6 @@ class _Training:
             own = self.run.number if self.runtime.is_main else sys.maxsize
             self.run.to_number(all_reduce_min(own, self.runtime.device))
         self.board.folder = self.run.tensorboard
-
-    def _check_state(self) -> None:
-        if self.run.state_stamp() != self.stamp:
-            raise ResourceError(
-                "another process has trained in this folder since its state was read",
-                where=self.run.path,
-                hint="repeat the command to resume from the state that the other process saved",
-            )
 
     def _steps(self, request: StopRequest, started: float) -> Generator[TrainEvent, None, None]:
         clock, waited = time.perf_counter(), 0.0

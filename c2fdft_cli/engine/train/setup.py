@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -203,7 +201,7 @@ def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple
     changes = _differences(own, requested)
     other = "fine." if request.stage == "coarse" else "coarse."
     fixed = [
-        f"{key}: {_short(old)} in the run, {_short(new)} requested"
+        f"{key}: {old} in the run, {new} requested"
         for key, (old, new) in changes.items()
         if not (key in MAY_CHANGE or key.startswith(other))
         and key.removeprefix(f"{request.stage}.") not in MAY_CHANGE
@@ -216,9 +214,7 @@ def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple
             hint="start a new run from its weights with --init; docs/training.md, Changing a run, "
             "lists what may change",
         )
-    return requested, [
-        f"{key} {_short(new)}, was {_short(old)}" for key, (old, new) in changes.items()
-    ]
+    return requested, [f"{key} {new}, was {old}" for key, (old, new) in changes.items()]
 
 
 def _edited_copy(run: RunFolder, own: Recipe) -> tuple[str, ...]:
@@ -231,8 +227,7 @@ def _edited_copy(run: RunFolder, own: Recipe) -> tuple[str, ...]:
         # The path of the shards is not compared, because not every path can be stored as text.
         copy = replace(copy, data=replace(copy.data, shards=own.data.shards))
         differs = [
-            f"{key} {_short(new)} (in the run {_short(old)})"
-            for key, (old, new) in _differences(own, copy).items()
+            f"{key} {new} (in the run {old})" for key, (old, new) in _differences(own, copy).items()
         ]
     except RecipeError as error:
         differs = [error.what]
@@ -250,16 +245,15 @@ def _same_timesteps(request: TrainRequest, own: Recipe, requested: Recipe) -> bo
     return timesteps_of_recipe(requested.sampling, requested.diffusion) == own.sampling.grid
 
 
-def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Return the values that differ, as {dotted key: (old, new)}."""
+def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[str, str]]:
+    """Return the values that differ, as on the command line, by dotted key: (old, new)."""
     ours, theirs = dotted(old.to_dict()), dotted(new.to_dict())
     pairs = {key: (ours.get(key), theirs.get(key)) for key in sorted(ours.keys() | theirs.keys())}
-    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
-
-
-def _short(value: object) -> str:
-    """Format a value of a recipe as it is written on the command line."""
-    return json.dumps(value)
+    return {
+        key: (json.dumps(one), json.dumps(other))
+        for key, (one, other) in pairs.items()
+        if one != other
+    }
 
 
 def _recipe_with(
@@ -276,25 +270,23 @@ def _recipe_with(
             "this checkpoint contains no recipe", where=init.path, hint="name one with --recipe"
         )
     own = replace(recipe, network=init.meta.network, diffusion=init.meta.diffusion)
-    requested = [one for one in request.overrides if _sections([one]) & {"network", "diffusion"}]
+    requested = [
+        one
+        for one in request.overrides
+        if any(key.startswith(("network.", "diffusion.")) for key in stated([one]))
+    ]
     if requested and own != recipe:
         raise RecipeError(
             f"{' '.join(requested)} differs from the network and diffusion of the given weights",
             hint="remove the override, or train without --from and --init",
         )
     differs = [
-        f"{key} {_short(new)} (recipe: {_short(old)})"
-        for key, (old, new) in _differences(recipe, own).items()
+        f"{key} {new} (recipe: {old})" for key, (old, new) in _differences(recipe, own).items()
     ]
     if not differs:
         return own, ()
     notice = f"the network is that of {init.path.name}, not the recipe's: {', '.join(differs)}"
     return own, (notice,)
-
-
-def _sections(overrides: Sequence[str]) -> set[str]:
-    """Return the sections of the recipe that the overrides set values in."""
-    return {key.partition(".")[0] for key in stated(overrides)}
 
 
 def _grid(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.engine.train.folder import RunFolder
+from c2fdft_cli.engine.train.folder import RunFolder, link
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.checkpoint import (
@@ -52,10 +52,7 @@ class LoadedState:
 class RunState:
     """Writes a run's state and checkpoints; the rename of state.pt is the commit.
 
-    Args:
-        options: options of the training.
-        fingerprint: fingerprint of the training shards.
-        stepper: the stepper whose state is saved.
+    `fingerprint` is that of the training shards.
     """
 
     def __init__(self, options: TrainOptions, fingerprint: str, stepper: Stepper) -> None:
@@ -85,7 +82,7 @@ class RunState:
         if step:
             numbered = run.numbered(step)
             self._save_weights(numbered, self.meta(step))
-            run.link(numbered, "last.pt")
+            link(numbered, run.checkpoints / "last.pt")
         # No random state is needed: batches, noise and times are functions of seed and iteration.
         state = {
             "state_version": STATE_VERSION,

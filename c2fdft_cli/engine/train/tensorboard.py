@@ -31,13 +31,9 @@ class TensorBoard:
     """Writes event files in RUN/tensorboard/; does nothing if it is off or not opened.
 
     Args:
-        folder: folder of the event files.
+        folder: folder of the event files; may be changed until `open` is called.
         setting: "true", "false", or "auto" (on if TensorBoard is installed).
         is_main: whether this is the process that writes.
-
-    Attributes:
-        folder: folder of the event files; may be changed until `open` is called.
-        notices: notices for the user.
 
     Raises:
         UsageError: `setting` is "true", but TensorBoard is not installed or cannot write to the

@@ -39,21 +39,10 @@ MAX_LABEL_BYTES = 240
 
 
 class Validator:
-    """Restores and scores the validation images, and saves the best checkpoint.
-
-    Args:
-        options: options of the training.
-        pairs: the validation split, or None if there is none.
-        state: writes best.pt.
-        board: receives the sample restorations.
-    """
+    """Restores and scores the validation images, if any, and saves the best checkpoint."""
 
     def __init__(
-        self,
-        options: TrainOptions,
-        pairs: PairSource | None,
-        state: RunState,
-        board: TensorBoard,
+        self, options: TrainOptions, pairs: PairSource | None, state: RunState, board: TensorBoard
     ) -> None:
         self._options = options
         self._pairs = pairs
@@ -136,12 +125,8 @@ class Validator:
         mean = mean_scores(scored)
         best = self._state.best_psnr
         # set before best.pt is written, which contains them
-        self._state.metrics = {
-            "step": step,
-            "protocol": protocol.name,
-            "images": len(scored),
-            **mean,
-        }
+        about = {"step": step, "protocol": protocol.name, "images": len(scored)}
+        self._state.metrics = {**about, **mean}
         return Validated(
             step,
             mean["psnr"],

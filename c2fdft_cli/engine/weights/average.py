@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,13 @@ from c2fdft_cli.files import ensure_folder, require_new
 from c2fdft_cli.vocabulary import split_words
 
 
-@dataclass(frozen=True)
-class Averaged:
-    """The result of `average`: the sources with their shares, which sum to 1, and the file size."""
-
-    out: Path
-    sources: dict[str, float]
-    bytes: int
-
-
 def average(
     sources: Sequence[Path],
     out: Path,
     shares: Sequence[float] | None = None,
     *,
     overwrite: bool = False,
-) -> Averaged:
+) -> dict[str, float]:
     """Write the weighted mean of the EMA weights as both the raw and the EMA set of a checkpoint.
 
     The metadata are those of the first source, without its scores: the mean has none yet.
@@ -53,6 +44,9 @@ def average(
         out: the file to write.
         shares: the share of each source, positive; divided by their sum. None for equal shares.
         overwrite: replace an existing file.
+
+    Returns:
+        The share of each source; the shares sum to 1.
 
     Raises:
         UsageError: there are fewer than two sources, the shares do not fit them, or `out` is an
@@ -78,7 +72,7 @@ def average(
     shown: dict[str, float] = {}
     for path, part in zip(sources, parts, strict=True):  # one may be given twice
         shown[str(path)] = shown.get(str(path), 0) + part
-    return Averaged(out, shown, out.stat().st_size)
+    return shown
 
 
 def parse_shares(text: str) -> list[float]:

@@ -52,15 +52,11 @@ def refuse_lost_image(grid: Sequence[int], alpha_bar: Tensor) -> None:
 def make_network(
     network: Network, state: Mapping[str, Tensor] | None = None, where: Path | None = None
 ) -> DFT:
-    """Build a network and, if `state` is given, load it; names and shapes must match exactly.
-
-    Args:
-        network: the configuration of the network.
-        state: its weights; None leaves them at their random initial values.
-        where: the file that the weights come from, for the error.
+    """Build a network with the weights `state`; None for random initial values.
 
     Raises:
-        CheckpointError: names or shapes do not match the network.
+        CheckpointError: names or shapes of the weights, which are those of the file `where`, do not
+            match the network exactly.
     """
     arguments = asdict(network)
     if state is None:

@@ -97,8 +97,7 @@ def weights_folder() -> Path:
 def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
     """Return the entries by name, without opening any weights; {} if no weights are packaged.
 
-    Args:
-        folder: the folder that contains `catalogue.json`; None for the installed one.
+    `folder` is None for the installed one.
 
     Raises:
         CheckpointError: the catalogue is damaged.
@@ -122,7 +121,7 @@ def write_catalogue(folder: Path, entries: Mapping[str, Entry]) -> None:
     )
     content = {
         "format_version": FORMAT_VERSION,
-        "weights": {entry.name: _without_name(entry) for entry in ordered},
+        "weights": {values.pop("name"): values for values in map(asdict, ordered)},
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     atomic_write_text(folder / CATALOGUE, text + "\n")
@@ -173,10 +172,6 @@ def _parse(content: Any) -> dict[str, Entry]:
     if not isinstance(weights, dict):
         raise ValueError("the catalogue has no list of weights")
     return {name: make_entry(name, values) for name, values in weights.items()}
-
-
-def _without_name(entry: Entry) -> dict[str, Any]:
-    return {key: value for key, value in asdict(entry).items() if key != "name"}
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

@@ -101,9 +101,6 @@ class Checkpoint:
     def network(self, weights: WeightSet = "ema") -> DFT:
         """Return the network with its weights, on the CPU, in evaluation mode.
 
-        Args:
-            weights: "ema" or "raw".
-
         Raises:
             CheckpointError: the weights do not fit the network.
         """
@@ -127,21 +124,15 @@ def save_checkpoint(path: Path, params: StateDict, ema: StateDict, meta: Meta) -
 def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
     """Replace the metadata of a checkpoint atomically; its sets of weights and dtypes are kept.
 
-    Args:
-        path: the file.
-        meta: the new metadata.
-        weights: the weights that `meta` describes: `ema` as `load_checkpoint` returned it.
-
-    Returns:
-        Whether the metadata were replaced. If the file meanwhile holds other weights, it is left
-        unchanged and the result is False.
+    If the file meanwhile holds other weights than those that `meta` describes (`weights`: `ema` as
+    `load_checkpoint` returned it), it is left unchanged and the result is False.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
         ResourceError: as `save_checkpoint`.
     """
     with open_stored(path) as file:
-        sets, _ = weights_in(file, path)
+        sets, _ = weights_in(file)
         loaded: dict[WeightSet, StateDict] = file.load(sets)
     last, held = list(loaded.items())[-1]
     if not same_tensors(plain(full_precision(held, path)), weights):
@@ -173,7 +164,7 @@ def besides_weights(path: Path) -> list[str]:
         CheckpointError: as `load_checkpoint`.
     """
     with open_stored(path) as file:
-        states = list(weights_in(file, path)[0].values())
+        states = list(weights_in(file)[0].values())
         content, names = dict(file.content), list[str]()
         if file.is_safetensors:
             states = states[-1:]
@@ -211,7 +202,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is missing, damaged, not a checkpoint, or of a newer format.
     """
     with open_stored(path) as file:
-        sets, about = weights_in(file, path)
+        sets, about = weights_in(file)
         loaded = file.load(sets)
     states = [plain(full_precision(state, path)) for state in loaded.values()]
     params, ema = states[0], states[-1]  # the same set if there is only one

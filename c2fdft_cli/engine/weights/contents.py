@@ -48,7 +48,7 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def weights_in(file: StoredFile, path: Path) -> tuple[dict[WeightSet, Described], object]:
+def weights_in(file: StoredFile) -> tuple[dict[WeightSet, Described], object]:
     """Find the weights of a file, without reading them, and its metadata.
 
     Returns:
@@ -59,7 +59,7 @@ def weights_in(file: StoredFile, path: Path) -> tuple[dict[WeightSet, Described]
         CheckpointError: the file has no weights, several sets that cannot be told apart, or tensors
             that are not plain floating-point numbers.
     """
-    content = file.content
+    content, path = file.content, file.path
     if isinstance(content, Opaque):
         raise not_a_checkpoint(
             path, f"it is a whole Python object ({content.name:.80}), not weights", SAVE_AGAIN

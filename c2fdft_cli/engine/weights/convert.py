@@ -30,7 +30,7 @@ class Converted:
     """The result of a conversion.
 
     Args:
-        source, out, form: the files, and the format of `out`.
+        form: the format of `out`.
         sets: the sets of weights in `out`: "raw", "ema" or both.
         stored: the type of the stored numbers: "float32", "bfloat16" or "float16".
         parameters: the number of parameters in one set.
@@ -54,12 +54,7 @@ class Converted:
 
 
 def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
-    """Write the weights of one file in another format, atomically.
-
-    Args:
-        source: a checkpoint in any format except ONNX.
-        out: the file to write.
-        options: the format, and what to store.
+    """Write the weights of one file, in any format except ONNX, in another format, atomically.
 
     Raises:
         UsageError: options cannot be combined, or `out` already exists.

@@ -36,12 +36,7 @@ _KINDS = (
 
 
 def refuse_other_files(path: Path, head: bytes) -> None:
-    """Raise CheckpointError for a file that is recognised as something other than weights.
-
-    Args:
-        path: the path of the file.
-        head: its first `HEAD_BYTES` bytes.
-    """
+    """Raise CheckpointError if the first `HEAD_BYTES` bytes are those of another kind of file."""
     if not head:
         raise CheckpointError("the file is empty", where=path, hint=GET_AGAIN)
     if head.startswith(b"version https://git-lfs.github.com/spec/"):

@@ -73,11 +73,6 @@ class _Traceable(DFT):
 def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet) -> float:
     """Write the network as ONNX and return its largest relative error against torch.
 
-    Args:
-        checkpoint: the source of the weights, timesteps and noise schedule.
-        path: the file to write.
-        weights: "ema" or "raw".
-
     Raises:
         UsageError: the network is too large for one ONNX file.
         ResourceError: the path cannot be written, or the error is above `MAX_ERROR`; no file is
@@ -105,12 +100,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, weights: WeightSet) -> float
 
 
 def onnx_model(net: DFT, arguments: dict[str, Any]) -> Any:
-    """Convert a network to an `onnx.ModelProto` for all sizes.
-
-    Args:
-        net: the network.
-        arguments: the arguments of `DFT` that `net` was made with.
-    """
+    """Convert a network that was made with `arguments` to an `onnx.ModelProto` for all sizes."""
     import onnx
 
     sizes = {0: "n", 2: "h", 3: "w"}
@@ -133,13 +123,9 @@ def onnx_model(net: DFT, arguments: dict[str, Any]) -> Any:
 
 
 def largest_error(path: Path, net: DFT) -> float:
-    """Return the largest relative error of an ONNX file over the sizes of `CHECKED`.
+    """Return the largest relative error of an ONNX file against `net`, over the sizes of `CHECKED`.
 
-    The relative error is the largest difference divided by the largest value.
-
-    Args:
-        path: the file.
-        net: the network, on the CPU, that the file must agree with.
+    The relative error is the largest difference divided by the largest value. `net` is on the CPU.
     """
     import onnxruntime
 

@@ -153,7 +153,7 @@ class _Bounded:
 
 
 class _Machine:
-    """The stack machine, with one method for each kind of instruction."""
+    """The stack machine; the method `op_...` executes the instruction of that name."""
 
     def __init__(self, storages: dict[str, int]) -> None:
         self.stack: list[Any] = []
@@ -176,7 +176,8 @@ class _Machine:
         elif name in _PUTS:
             self._memo[len(self._memo) if argument is None else argument] = self.stack[-1]
         elif name not in _IGNORED:
-            _OTHERS[name](self, argument)
+            # An AttributeError for an instruction without a method: unknown ones are never skipped.
+            getattr(self, f"op_{name.lower()}")(argument)
 
     def _pop(self, count: int) -> list[Any]:
         if count > len(self.stack):
@@ -189,40 +190,42 @@ class _Machine:
         items, self.stack = self.stack, self._below.pop()
         return items
 
-    def mark(self, _: Any) -> None:
+    def op_mark(self, _: Any) -> None:
         self._below.append(self.stack)
         self.stack = []
 
-    def pop(self, _: Any) -> None:
+    def op_pop(self, _: Any) -> None:
         # If the stack is empty, POP removes the mark.
         if self.stack:
             self.stack.pop()
         else:
             self._pop_mark()
 
-    def pop_mark(self, _: Any) -> None:
+    def op_pop_mark(self, _: Any) -> None:
         self._pop_mark()
 
-    def dup(self, _: Any) -> None:
+    op_additems = op_pop_mark  # the set that they are added to is opaque
+
+    def op_dup(self, _: Any) -> None:
         self.stack.append(self.stack[-1])
 
-    def make_tuple(self, _: Any) -> None:
+    def op_tuple(self, _: Any) -> None:
         items = self._pop_mark()
         self.stack.append(tuple(items))
 
-    def make_list(self, _: Any) -> None:
+    def op_list(self, _: Any) -> None:
         items = self._pop_mark()
         self.stack.append(items)
 
-    def make_dict(self, _: Any) -> None:
+    def op_dict(self, _: Any) -> None:
         items = self._pop_mark()
         self.stack.append({})
         self._set(items)
 
-    def append(self, _: Any) -> None:
+    def op_append(self, _: Any) -> None:
         self._extend(self._pop(1))
 
-    def appends(self, _: Any) -> None:
+    def op_appends(self, _: Any) -> None:
         self._extend(self._pop_mark())
 
     def _extend(self, items: list[Any]) -> None:
@@ -230,10 +233,10 @@ class _Machine:
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
-    def set_item(self, _: Any) -> None:
+    def op_setitem(self, _: Any) -> None:
         self._set(self._pop(2))
 
-    def set_items(self, _: Any) -> None:
+    def op_setitems(self, _: Any) -> None:
         self._set(self._pop_mark())
 
     def _set(self, items: list[Any]) -> None:
@@ -245,56 +248,56 @@ class _Machine:
                 if _is_key(key):
                     target[key] = value
 
-    def name(self, argument: str) -> None:
-        # pickletools returns the two lines of the instruction, module and name, with a space
-        # between them.
-        self.stack.append(Opaque(argument.replace(" ", ".", 1)))
+    def op_global(self, argument: str) -> None:
+        self.stack.append(_named(argument))
 
-    def stack_name(self, _: Any) -> None:
+    def op_stack_global(self, _: Any) -> None:
         module, name = self._pop(2)
         text = isinstance(module, str) and isinstance(name, str)
         full = f"{module:.{MAX_NAME}}.{name:.{MAX_NAME}}" if text else "unnamed"
         self.stack.append(Opaque(full))
 
-    def extension(self, argument: int) -> None:
+    def op_ext1(self, argument: int) -> None:
         self.stack.append(Opaque(f"extension {argument}"))
 
-    def call(self, _: Any) -> None:
+    op_ext2 = op_ext4 = op_ext1
+
+    def op_reduce(self, _: Any) -> None:
         function, arguments = self._pop(2)
         self.stack.append(_call(function, arguments))
 
-    def call_with_names(self, _: Any) -> None:
+    op_newobj = op_reduce
+
+    def op_newobj_ex(self, _: Any) -> None:
         function, arguments, _names = self._pop(3)
         self.stack.append(_call(function, arguments))
 
-    def call_marked(self, argument: Any) -> None:
-        # INST names the function in its argument; for OBJ it is the first item after the mark.
+    def op_inst(self, argument: str) -> None:
         items = self._pop_mark()
-        if argument is None:
-            self.stack.append(_call(items[0], tuple(items[1:])))
-        else:
-            self.stack.append(_call(Opaque(argument.replace(" ", ".", 1)), tuple(items)))
+        self.stack.append(_call(_named(argument), tuple(items)))
 
-    def frozen_set(self, _: Any) -> None:
+    def op_obj(self, _: Any) -> None:
+        function, *arguments = self._pop_mark()
+        self.stack.append(_call(function, tuple(arguments)))
+
+    def op_frozenset(self, _: Any) -> None:
         self._pop_mark()
         self.stack.append(Opaque("builtins.frozenset"))
 
-    def drop_state(self, _: Any) -> None:
-        # BUILD sets the attributes of an object, such as a state dict's `_metadata`.
+    def op_build(self, _: Any) -> None:
+        # The state, such as a state dict's `_metadata`, is dropped.
         self._pop(1)
 
-    def persistent(self, argument: Any) -> None:
+    def op_persid(self, argument: Any) -> None:
         self.stack.append(Opaque(f"persistent object {argument!r:.40}"))
 
-    def persistent_on_stack(self, _: Any) -> None:
+    def op_binpersid(self, _: Any) -> None:
         storage = _storage(self.stack.pop())
         if isinstance(storage, _Storage):
             self._storages[storage.key] = storage.nbytes()
         self.stack.append(storage)
 
 
-# An instruction that is in none of these tables causes a KeyError in `step`: unknown instructions
-# are never skipped.
 _CONSTANTS = frozenset(
     opcode.name
     for opcode in pickletools.opcodes
@@ -316,34 +319,12 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 _IGNORED = frozenset({"PROTO", "FRAME"})
-_OTHERS: dict[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": _Machine.pop_mark,
-    "DUP": _Machine.dup,
-    "TUPLE": _Machine.make_tuple,
-    "LIST": _Machine.make_list,
-    "DICT": _Machine.make_dict,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "ADDITEMS": _Machine.pop_mark,
-    "FROZENSET": _Machine.frozen_set,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
-    "GLOBAL": _Machine.name,
-    "STACK_GLOBAL": _Machine.stack_name,
-    "EXT1": _Machine.extension,
-    "EXT2": _Machine.extension,
-    "EXT4": _Machine.extension,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "NEWOBJ_EX": _Machine.call_with_names,
-    "INST": _Machine.call_marked,
-    "OBJ": _Machine.call_marked,
-    "BUILD": _Machine.drop_state,
-    "PERSID": _Machine.persistent,
-    "BINPERSID": _Machine.persistent_on_stack,
-}
+
+
+def _named(argument: str) -> Opaque:
+    # pickletools returns the two lines of the instruction, module and name, with a space between
+    # them.
+    return Opaque(argument.replace(" ", ".", 1))
 
 
 def _call(function: Any, arguments: Any) -> Any:

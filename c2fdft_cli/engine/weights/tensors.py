@@ -73,13 +73,10 @@ def require_export(modules: Iterable[str], purpose: str) -> None:
 def save_safetensors(
     path: Path, state: Mapping[str, Tensor], meta: str, weights: WeightSet
 ) -> None:
-    """Write a safetensors file atomically.
+    """Write tensors that share no memory to a safetensors file, atomically.
 
-    Args:
-        path: the file to write.
-        state: tensors that share no memory.
-        meta: the metadata as JSON text, as in a checkpoint.
-        weights: which set of weights the tensors are: "ema" or "raw".
+    `meta` is the metadata as JSON text, as in a checkpoint; `weights` states which set of weights
+    the tensors are.
 
     Raises:
         ResourceError: safetensors is not installed, or the path cannot be written.

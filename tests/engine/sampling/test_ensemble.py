@@ -9,9 +9,9 @@ from torch import Tensor
 from c2fdft_cli.engine.sampling.ensemble import (
     TRANSFORMS,
     UPRIGHT_TRANSFORMS,
-    ensemble_transforms,
     mean_and_deviation,
     transform,
+    transforms_for,
     undo_transform,
 )
 
@@ -79,8 +79,8 @@ def test_vertical_streaks_stay_vertical_in_a_self_ensemble_of_rain() -> None:
     """Weights for rain are trained on near-vertical streaks, so quarter turns are left out."""
     streak = torch.zeros(1, 3, 6, 6)
     streak[..., 1:5, 2] = 1.0
-    transforms = ensemble_transforms("derain")
+    transforms = transforms_for("derain", True)
     seen = [transform(streak, number) for number in transforms]
     assert all(int((image[0, 0].amax(0) > 0).sum()) == 1 for image in seen)
     assert len({transform(LQ, number).numpy().tobytes() for number in transforms}) == 4
-    assert len(ensemble_transforms("denoise")) == len(ensemble_transforms(None)) == 8
+    assert len(transforms_for("denoise", True)) == len(transforms_for(None, True)) == 8

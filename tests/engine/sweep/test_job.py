@@ -264,7 +264,7 @@ def test_storing_the_timesteps_does_not_change_the_weights(
 def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
     """The names of the sets in a file, and the tensors of the first as they are stored."""
     with open_stored(path) as file:
-        sets, _ = weights_in(file, path)
+        sets, _ = weights_in(file)
         return tuple(sets), file.load(next(iter(sets.values())))
 
 

@@ -160,13 +160,8 @@ def _of_weight(tensor: Tensor) -> bool:
 def training_kernels(network: Network, compiling: Compile, runtime: Runtime) -> Kernels:
     """Return which parts of a network train with the fused Triton kernels.
 
-    Shapes of blocks that have not been tested yet are tested now.
-
-    Args:
-        network: the network that is trained.
-        compiling: `train.compile`; compiled blocks do not use these kernels, and `auto` does not
-            compile blocks that use them.
-        runtime: device and precision.
+    Shapes of blocks that have not been tested yet are tested now. Blocks that are compiled
+    (`train.compile`) do not use these kernels, and `auto` does not compile blocks that use them.
     """
     if compiling == "on" or runtime.device.type != "cuda" or runtime.dtype != torch.bfloat16:
         return NO_KERNELS
@@ -181,14 +176,8 @@ def step_bytes(
 ) -> int:
     """Estimate the bytes of activations in a training step, for each image of the micro-batch.
 
-    Args:
-        network: the network that is trained.
-        stage: the stage's section; a fine stage that recomputes holds the activations of one
-            sampling step at a time, or of one level of it.
-        calls: number of sampling steps (fine stage).
-        patch: side of the patches in px.
-        runtime: device and precision.
-        kernels: see `training_kernels`.
+    A fine stage, with `calls` sampling steps, that recomputes holds the activations of one sampling
+    step at a time, or of one level of it. `patch` is the side of the patches in px.
     """
     recompute = stage.recompute if isinstance(stage, FineStage) else "call"
     held = calls if recompute == "none" else 1
@@ -201,12 +190,7 @@ def choose_recompute(
 ) -> RecomputeSetting:
     """Resolve `fine.recompute: auto`: "call" on a CPU, on CUDA the least that fits in memory.
 
-    Args:
-        network: the network that is trained.
-        stage: the fine stage's section; a setting other than "auto" is returned as it is.
-        calls: number of sampling steps.
-        compiling: `train.compile`.
-        runtime: device and precision.
+    Another setting is returned as it is. `calls` is the number of sampling steps.
     """
     if stage.recompute != "auto":
         return stage.recompute

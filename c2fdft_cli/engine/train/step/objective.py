@@ -19,8 +19,8 @@ class Objective(nn.Module):
     """A stage's whole objective as one module, which is what DDP needs to wrap.
 
     Args:
-        net: the network.
-        alpha_bar: `[T]`, on the network's device.
+        net: on the device of `alpha_bar`.
+        alpha_bar: `[T]`.
         fine: the fine stage's section and timesteps; None for the coarse stage.
     """
 

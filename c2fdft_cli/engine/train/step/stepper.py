@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -55,11 +54,7 @@ class StepResult:
 class Stepper:
     """Holds the weights, their average (EMA), optimiser and loss scaler; does optimiser steps.
 
-    Args:
-        objective: computes the loss of its network, which is on the runtime's device; the average
-            starts from that network's weights.
-        train: the recipe's section `train`.
-        runtime: device, precision, processes.
+    The network of `objective` is on the runtime's device; the average starts from its weights.
     """
 
     def __init__(self, objective: Objective, train: Train, runtime: Runtime) -> None:
@@ -98,10 +93,7 @@ class Stepper:
     def try_out(self, batch: Batch, micro_batch: int) -> float:
         """Run forward and backward pass of one micro-batch, in this process alone.
 
-        The weights do not change.
-
-        Returns:
-            The loss.
+        The weights do not change. The result is the loss.
         """
         with self._no_sync():
             loss = self._loss(batch.rows(0, min(micro_batch, len(batch))))
@@ -131,20 +123,21 @@ class Stepper:
             share: their weight, rows / global batch (0 if the rank has no rows of its own).
             lr: learning rate.
             micro_batch: number of rows that go through the network together.
-
-        Returns:
-            Loss, gradient norm, and whether the step was skipped.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self._is_recorded(batch, micro_batch):
             return self._apply(self._replay(batch, share), lr)
         self.recorder.forget()
-        loss = torch.zeros((), device=self.runtime.device)
-        for rows, weight, last in self._micro_batches(batch, share, micro_batch):
+        loss, n = torch.zeros((), device=self.runtime.device), len(batch)
+        for lo in range(0, n, micro_batch):
+            hi = min(lo + micro_batch, n)
             # DDP averages the gradients over the processes, so each loss is multiplied by `world`
             # to make the result a sum
-            with nullcontext() if last else self._no_sync():
-                part = self._loss(rows) * weight
+            with nullcontext() if hi == n else self._no_sync():
+                # Weighted by rows, so that the parts add up to the mean over the global batch,
+                # however it is divided. The only loss that is not such a mean is MS-SSIM
+                # `as_released`, which pools its rows.
+                part = self._loss(batch.rows(lo, hi)) * (share * (hi - lo) / n)
                 self.scaler.scale(part * self.runtime.world).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         if dist.is_initialized():
@@ -193,17 +186,6 @@ class Stepper:
             lq = rows.lam * lq + (1 - rows.lam) * to_unit(rows.lq2)
             gt = rows.lam * gt + (1 - rows.lam) * to_unit(rows.gt2)
         return [lq, gt, rows.noise, rows.times]
-
-    def _micro_batches(
-        self, batch: Batch, share: float, size: int
-    ) -> Iterator[tuple[Batch, float, bool]]:
-        n = len(batch)
-        for lo in range(0, n, size):
-            hi = min(lo + size, n)
-            # Weighted by rows, so that the parts add up to the mean over the global batch, however
-            # it is divided. The only loss that is not such a mean is MS-SSIM `as_released`, which
-            # pools its rows.
-            yield batch.rows(lo, hi), share * (hi - lo) / n, hi == n
 
     def _no_sync(self) -> AbstractContextManager[object]:
         if isinstance(self.objective, DistributedDataParallel):
