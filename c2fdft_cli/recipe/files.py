@@ -60,7 +60,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_purpose(name: str) -> str:
-    """Return what a recipe that comes with the program is for: the first sentence of its comment."""
+    """Return what a recipe of the program is for: the first sentence of its comment."""
     lines = read_text(recipe_folder() / f"{name}.yaml").splitlines()
     comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line != "#", lines))
     return comment.partition(". ")[0].rstrip(".")
