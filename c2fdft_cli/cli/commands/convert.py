@@ -59,7 +59,7 @@ def _next(done: Converted) -> str | None:
     if done.form == "onnx":
         return None
     line: list[object] = ["restore", "IN", "OUT", "--weights", done.out]
-    if done.form == "released":  # this format cannot hold the timesteps
+    if done.form == "official":  # this format cannot hold the timesteps
         line += ["--grid", ",".join(map(str, done.grid))]
     return console.command(*line)
 

@@ -11,8 +11,8 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, StateDict, load_checkpoint, versions
 from c2fdft_cli.engine.weights.convert_options import (
     CHECKPOINT,
+    OFFICIAL,
     ONNX,
-    RELEASED,
     SAFETENSORS,
     ConvertOptions,
 )
@@ -138,7 +138,7 @@ def _sets(options: ConvertOptions, form: str) -> list[str]:
 def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
     """List the metadata that an official checkpoint cannot hold; empty for other formats."""
     meta = checkpoint.meta
-    if form != RELEASED:
+    if form != OFFICIAL:
         return []
     known = {
         "noise schedule": None if meta.diffusion == Diffusion() else _words(meta.diffusion),

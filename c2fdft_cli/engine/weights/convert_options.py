@@ -10,16 +10,16 @@ from c2fdft_cli.files import require_new
 from c2fdft_cli.settings import OVERWRITE, check_settings, setting
 from c2fdft_cli.vocabulary import WEIGHT_SETS, WeightSet
 
-CHECKPOINT, RELEASED, SAFETENSORS, ONNX = FORMATS = (
+CHECKPOINT, OFFICIAL, SAFETENSORS, ONNX = FORMATS = (
     "checkpoint",
-    "released",
+    "official",
     "safetensors",
     "onnx",
 )
 SUFFIXES = {
     ".pt": CHECKPOINT,
     ".ckpt": CHECKPOINT,
-    ".pth": RELEASED,
+    ".pth": OFFICIAL,
     ".safetensors": SAFETENSORS,
     ".onnx": ONNX,
 }

@@ -30,7 +30,7 @@ def test_a_conversion_to_the_official_format_is_described(weights, tmp_path):
     result = run(weights, tmp_path / "net_g.pth")
     assert result.exit_code == 0, result.output
     for words in (
-        "released",
+        "official",
         "raw and ema",
         "float32",
         "omitted",

@@ -246,11 +246,11 @@ def test_a_file_is_overwritten_only_if_requested(ours):
         (
             "a.pt",
             {"to": "tar"},
-            "--to must be checkpoint, released, safetensors or onnx, got 'tar'",
+            "--to must be checkpoint, official, safetensors or onnx, got 'tar'",
         ),
         ("a.pt", {"half": "fp8"}, "--half must be bf16 or fp16, got 'fp8'"),
         ("a.onnx", {"weights": "both"}, "--weights must be ema or raw, got 'both'"),
-        ("a.pth", {"half": "bf16"}, "--half cannot be combined with the format released"),
+        ("a.pth", {"half": "bf16"}, "--half cannot be combined with the format official"),
         ("a.onnx", {"half": "bf16"}, "--half cannot be combined with the format onnx"),
         (
             "a.safetensors",
@@ -273,7 +273,7 @@ def test_onnx_cannot_be_converted_back(tmp_path):
 
 
 def test_to_overrides_the_suffix(ours):
-    assert set(torch.load(made(ours, "a.bin", to="released"))) == {"params", "params_ema"}
+    assert set(torch.load(made(ours, "a.bin", to="official"))) == {"params", "params_ema"}
 
 
 def test_meta_is_json_in_the_file(ours):
