@@ -172,7 +172,7 @@ def spread_indices(count: int, wanted: int) -> list[int]:
     return [i * count // wanted for i in range(wanted)]
 
 
-def mean_scores(scored: Iterable[Scored]) -> dict[str, float]:
+def mean_scores(scored: Iterable[Scored | Score]) -> dict[str, float]:
     """Return the mean PSNR and SSIM; an infinite PSNR makes the mean infinite."""
     scored = list(scored)
     return {
