@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
@@ -187,13 +188,16 @@ def all_reduce_min(
     return int(tensor.item())
 
 
-def gather(item: Item, runtime: Runtime) -> list[Item] | None:
-    """Return the items of all processes in rank 0, by rank; None in others or a single process."""
+def gather(item: Item, runtime: Runtime, merge: Callable[[list[Item]], Item]) -> Item:
+    """Merge the items of all processes, by rank, in rank 0; other ranks get their own back.
+
+    A single process gets its item back too.
+    """
     if not dist.is_initialized():
-        return None
+        return item
     everyone: list[Any] | None = [None] * runtime.world if runtime.is_main else None
     dist.gather_object(item, everyone)
-    return everyone
+    return item if everyone is None else merge(everyone)
 
 
 def join_ranks(runtime: Runtime) -> None:

@@ -146,8 +146,9 @@ def _evaluate(
     json: bool,
 ) -> None:
     from c2fdft_cli.cli.views.evaluate import compared, tell, write
-    from c2fdft_cli.engine.evaluate.ranks import gather_pictures
+    from c2fdft_cli.engine.evaluate.ranks import merge_pictures
     from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures
+    from c2fdft_cli.execution.distributed import gather
 
     pairs, quiet = source.named_pairs(runs.seed), json or not runtime.is_main
     job = job_of(source.subject, source, runs, pairs, options, quiet)
@@ -159,7 +160,7 @@ def _evaluate(
         job.title, other.title = "eval A", "eval B"
     pictures: Encoded = {}  # stays empty unless `options` requests pictures for a report
     result = _run(with_pictures(job, pictures), runtime)
-    pictures = gather_pictures(pictures, runtime)
+    pictures = gather(pictures, runtime, merge_pictures)
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return
@@ -192,6 +193,8 @@ def _with_report(source: Source, runs: WeightsOptions, scores: Scores) -> str:
 def _run(job: Job[Scored, EvalResult], runtime: Runtime) -> EvalResult:
     """Score this process's share; on rank 0 return the result of all processes."""
     from c2fdft_cli.cli.views.evaluate import note
-    from c2fdft_cli.engine.evaluate.ranks import gather_result
+    from c2fdft_cli.engine.evaluate.ranks import merge_results
+    from c2fdft_cli.execution.distributed import gather
 
-    return gather_result(console.draw(job, note) if runtime.is_main else job.run(), runtime)
+    own = console.draw(job, note) if runtime.is_main else job.run()
+    return gather(own, runtime, merge_results)

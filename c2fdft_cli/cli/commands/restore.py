@@ -70,19 +70,19 @@ def restore(
 def _run(plan: RestorePlan, compared: bool, json: bool) -> None:
     from c2fdft_cli.cli.views.restore import document, next_command, tell, with_rate
     from c2fdft_cli.engine.restore.job import restore as start
-    from c2fdft_cli.engine.restore.result import gather_ranks
-    from c2fdft_cli.execution.distributed import destroy_process_group, join_ranks
+    from c2fdft_cli.engine.restore.result import merge
+    from c2fdft_cli.execution.distributed import destroy_process_group, gather, join_ranks
 
     try:
         join_ranks(plan.runtime)
         if not plan.runtime.is_main:
-            gather_ranks(start(plan).run(), plan.runtime)
+            gather(start(plan).run(), plan.runtime, merge)
             return
         for remark in [] if json else plan.remarks:
             console.remark(remark)
         for warning in plan.warnings:
             console.remark(f"warning: {warning}")
-        result = gather_ranks(console.draw(start(plan), with_rate()), plan.runtime)
+        result = gather(console.draw(start(plan), with_rate()), plan.runtime, merge)
     finally:
         destroy_process_group()
     following = None if result.failure is not None else next_command(plan)

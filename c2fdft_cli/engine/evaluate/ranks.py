@@ -10,7 +10,7 @@ from c2fdft_cli.engine.evaluate.pairing import fail
 from c2fdft_cli.engine.evaluate.report import Encoded
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime
-from c2fdft_cli.execution.distributed import gather, join_ranks
+from c2fdft_cli.execution.distributed import join_ranks
 
 
 def join() -> Runtime:
@@ -21,12 +21,6 @@ def join() -> Runtime:
     runtime = make_runtime("cpu", "fp32")
     join_ranks(runtime)
     return runtime
-
-
-def gather_result(result: EvalResult, runtime: Runtime) -> EvalResult:
-    """Merge the results of all processes in rank 0; every other rank gets its own result back."""
-    everyone = gather(result, runtime)
-    return result if everyone is None else merge_results(everyone)
 
 
 def merge_results(everyone: list[EvalResult]) -> EvalResult:
@@ -50,7 +44,6 @@ def merge_results(everyone: list[EvalResult]) -> EvalResult:
     return replace(everyone[0], rows=merged, notes=notes, unreadable=unreadable)
 
 
-def gather_pictures(pictures: Encoded, runtime: Runtime) -> Encoded:
-    """Merge the report's pictures of all processes in rank 0; other ranks get their own back."""
-    everyone = gather(pictures, runtime)
-    return pictures if everyone is None else {k: v for one in everyone for k, v in one.items()}
+def merge_pictures(everyone: list[Encoded]) -> Encoded:
+    """Merge the report's pictures of all processes."""
+    return {name: views for one in everyone for name, views in one.items()}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.errors import C2fdftError, PartialFailure
-from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.distributed import gather
 from c2fdft_cli.vocabulary import many
 
 _SHOWN = 10
@@ -170,13 +167,7 @@ class RestoreResult:
         return PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
 
 
-def gather_ranks(result: RestoreResult, runtime: Runtime) -> RestoreResult:
-    """Merge the results of all processes in rank 0; every other rank gets its own result back."""
-    everyone = gather(result, runtime)
-    return result if everyone is None else merge(everyone)
-
-
-def merge(results: Sequence[RestoreResult]) -> RestoreResult:
+def merge(results: list[RestoreResult]) -> RestoreResult:
     """Merge the results of several processes."""
     return RestoreResult(
         images=[image for one in results for image in one.images],

@@ -16,8 +16,9 @@ from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.photos import evaluate_alone
-from c2fdft_cli.engine.evaluate.ranks import gather_result, join, merge_results
+from c2fdft_cli.engine.evaluate.ranks import join, merge_results
 from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.execution.distributed import gather
 from tests.kit.formula import photo
 from tests.kit.weights import write_random
 
@@ -46,7 +47,7 @@ def test_one_process_gathers_nothing(folders: tuple[Path, Path]) -> None:
     whole = evaluate_files(*folders, EvalOptions()).run()
     runtime = join()
     assert (runtime.rank, runtime.world) == (0, 1)
-    assert gather_result(whole, runtime) is whole
+    assert gather(whole, runtime, merge_results) is whole
 
 
 def test_processes_without_any_image_are_an_error(folders: tuple[Path, Path]) -> None:

@@ -13,11 +13,11 @@ from c2fdft_cli.engine.restore.result import (
     RestoreResult,
     Skipped,
     failed,
-    gather_ranks,
     merge,
 )
 from c2fdft_cli.errors import DataError, PartialFailure, ResourceError
 from c2fdft_cli.execution.device import make_runtime
+from c2fdft_cli.execution.distributed import gather
 
 ERROR = DataError("cannot read the image", where="b.png")
 GOOD = ImageDone("a.png", "out/a.png", 4, 5)
@@ -119,4 +119,4 @@ def test_results_of_several_processes_are_merged() -> None:
 
 def test_one_process_has_nothing_to_gather() -> None:
     one = result(GOOD)
-    assert gather_ranks(one, make_runtime("cpu", "fp32")) is one
+    assert gather(one, make_runtime("cpu", "fp32"), merge) is one
