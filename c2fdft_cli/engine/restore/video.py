@@ -190,11 +190,8 @@ def _begin(
     names = [frame_name(source, number, plan.sampling.temporal_noise) for number in numbers]
     wanted = [Wanted(8 * frame.pixels.itemsize, info.is_grey) for frame in frames]
     pixels = [frame.pixels for frame in frames]
-    try:
-        drawn = [noise] * len(frames)
-        batch = Batch(plan.executor, pixels, names, wanted, lambda _: stop.check(), drawn)
-    except ResourceError as error:
-        raise _NetworkError(error) from error
+    drawn = [noise] * len(frames)
+    batch = Batch(plan.executor, pixels, names, wanted, lambda _: stop.check(), drawn)
 
     def finish() -> list[Frame]:
         try:
