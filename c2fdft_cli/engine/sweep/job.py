@@ -186,7 +186,7 @@ class Sweep:
         options, subject = self.options, self.subject
         rows = make_table(
             self.schedules,
-            self.log,
+            self.log.scores,
             self.names,
             self.seeds,
             options.rule,
