@@ -50,18 +50,14 @@ def evaluate_files(
     pairs = pair_files(restored, target)
     if degraded is not None:
         pairs = degraded_beside(pairs, degraded)
-    pairs = _with_own_names(pairs)
-    check_all_sizes(pairs.pairs)
+    # unique names, so that the records can be told apart
+    names = own_names([pair.name for pair in pairs.pairs], [pair.lq for pair in pairs.pairs])
+    named = [replace(pair, name=name) for pair, name in zip(pairs.pairs, names, strict=True)]
+    pairs = replace(pairs, pairs=named)
+    check_all_sizes(named)
     mine = options.share(pairs.pairs)
     work = _score_files(mine, pairs, protocol, options)
     return Job(work, total=len(mine), title="eval", unit="image")
-
-
-def _with_own_names(found: Matched) -> Matched:
-    """Give the pairs unique names, so that their records can be told apart."""
-    names = own_names([pair.name for pair in found.pairs], [pair.lq for pair in found.pairs])
-    pairs = [replace(pair, name=name) for pair, name in zip(found.pairs, names, strict=True)]
-    return replace(found, pairs=pairs)
 
 
 def _score_files(

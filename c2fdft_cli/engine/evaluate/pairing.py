@@ -59,10 +59,16 @@ def pair_files(restored: Path, target: Path) -> Matched:
     if found is not None:
         return found
     theirs = _images(target, restored)
-    found = _by_names(names, ours, target, theirs)
-    if not found.pairs:
-        raise _nothing_pairs(restored, target, ours, theirs)
-    return found
+    root = target if target.is_dir() else target.parent
+    matching = match_names(names, [PurePath(path.relative_to(root)) for path in theirs], KINDS)
+    if not matching.pairs:
+        raise DataError(
+            "no restored image has a target of a matching name",
+            where=restored,
+            hint="give the files the same names",
+            details=[*(f"restored: {p}" for p in ours[:3]), *(f"target: {p}" for p in theirs[:3])],
+        )
+    return _matched(matching, names, ours, theirs, {}, "names")
 
 
 def _images(path: Path, other: Path) -> list[Path]:
@@ -106,14 +112,6 @@ def _by_layout(names: Sequence[PurePath], ours: Sequence[Path], target: Path) ->
     return _matched(best, names, ours, gts, degraded, label)
 
 
-def _by_names(
-    names: Sequence[PurePath], ours: Sequence[Path], target: Path, theirs: Sequence[Path]
-) -> Matched:
-    root = target if target.is_dir() else target.parent
-    found = match_names(names, [PurePath(path.relative_to(root)) for path in theirs], KINDS)
-    return _matched(found, names, ours, theirs, {}, "names")
-
-
 def _matched(
     found: Matching,
     names: Sequence[PurePath],
@@ -131,18 +129,6 @@ def _matched(
         sorted((ours[i] for i in found.lq_reasons), key=natural_key),
         sorted((gt for gt in dict.fromkeys(theirs) if gt not in used), key=natural_key),
         found_by,
-    )
-
-
-def _nothing_pairs(
-    restored: Path, target: Path, ours: Sequence[Path], theirs: Sequence[Path]
-) -> DataError:
-    examples = [f"restored: {path}" for path in ours[:3]] + [f"target: {p}" for p in theirs[:3]]
-    return DataError(
-        "no restored image has a target of a matching name",
-        where=restored,
-        hint="give the files the same names",
-        details=examples,
     )
 
 

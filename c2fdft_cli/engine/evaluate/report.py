@@ -24,6 +24,11 @@ LARGEST_SIDE = 1024
 QUALITY = 80
 ERROR_WHITE = 48
 """Difference, mean of the channels in 8-bit levels, from which the error map is white."""
+_ABOUT_PICTURES = (
+    "The error maps show the absolute difference, mean of the channels; white means at least "
+    f"{ERROR_WHITE} of 255 levels. The pictures on this page are compressed and have at most "
+    f"{LARGEST_SIDE} px per side; the scores are those of the original files."
+)
 REPORT_FILES = ("index.html", "eval.json")
 _TEMPLATE = "page.html"
 _SLOT = "@@DATA@@"
@@ -101,7 +106,7 @@ def write_report(
         "pictures": [pictures[row["name"]] for row in document["images"]],
         "about": {
             "command": command,
-            "lines": [*lines, _pictures_line()],
+            "lines": [*lines, _ABOUT_PICTURES],
             "recipe": finite_or_none(recipe),
             "versions": {**versions(), "platform": platform.platform()},
         },
@@ -113,11 +118,3 @@ def write_report(
     atomic_write_text(page, template.replace(_SLOT, text))
     atomic_write_text(facts, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return [page, facts]
-
-
-def _pictures_line() -> str:
-    return (
-        "The error maps show the absolute difference, mean of the channels; white means at least "
-        f"{ERROR_WHITE} of 255 levels. The pictures on this page are compressed and have at most "
-        f"{LARGEST_SIDE} px per side; the scores are those of the original files."
-    )

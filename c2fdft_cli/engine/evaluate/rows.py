@@ -17,16 +17,26 @@ from c2fdft_cli.metrics.statistics import summarise, worst
 
 SCORES = ("psnr", "ssim")
 """The scores of every image with a target."""
+_INPUT_SCORES = ("input_psnr", "input_ssim")
+"""The columns for the scores of the degraded inputs, which exist if all inputs are known."""
 
 
 def score_of(row: Scored, key: str) -> float:
     """Return a score by its key in JSON and CSV."""
+    if key in _INPUT_SCORES:
+        return getattr(row.degraded, key.removeprefix("input_"))  # type: ignore[no-any-return]
     return getattr(row, key) if key in SCORES else row.more[key]
 
 
 def _keys(result: EvalResult) -> list[str]:
-    """Return the keys of the scores, which are the same for all rows."""
+    """Return the keys of the restored images' scores, which are the same for all rows."""
     return [*(SCORES if result.has_targets else ()), *result.rows[0].more]
+
+
+def _columns(result: EvalResult) -> list[str]:
+    """Return the keys of all scores in the table and in CSV."""
+    has_inputs = all(row.degraded is not None for row in result.rows)
+    return [*_keys(result), *(_INPUT_SCORES if has_inputs else ())]
 
 
 def document(result: EvalResult) -> dict[str, Any]:
@@ -96,43 +106,33 @@ def _degraded(result: EvalResult) -> dict[str, Any] | None:
 
 def table_of(result: EvalResult) -> tuple[list[str], list[list[object]]]:
     """Return the columns and rows of the table: images, means of the sets, and statistics."""
-    keys = _keys(result)
-    has_degraded = all(row.degraded is not None for row in result.rows)
-    header = ["image", *(key.upper() for key in keys)]
-    rows: list[list[object]] = []
-    for row in result.rows:
-        cells: list[object] = [row.name, *(_show(key, score_of(row, key)) for key in keys)]
-        if has_degraded and row.degraded is not None:
-            cells += [f"{row.degraded.psnr:.2f}", f"{row.degraded.ssim:.4f}"]
-        rows.append(cells)
-    if has_degraded:
-        header += ["input PSNR", "input SSIM"]
+    columns = _columns(result)
+    titles = [key.upper().replace("INPUT_", "input ") for key in columns]
+    rows: list[list[object]] = [
+        [row.name, *(_show(key, score_of(row, key)) for key in columns)] for row in result.rows
+    ]
     for name, some in sets_of(result).items():
-        label = f"mean of {name} ({len(some)})"
-        rows.append([label, *_statistics(some, keys, "mean", has_degraded)])
+        rows.append([f"mean of {name} ({len(some)})", *_statistics(some, columns, "mean")])
     for label in ("mean", "median", "std"):
-        statistics = _statistics(result.rows, keys, label, has_degraded)
         part = f" ({len(result.rows)} of {len(result.rows) + result.missing})"
-        rows.append([label + part if label == "mean" and result.missing else label, *statistics])
-    return header, rows
+        title = label + part if label == "mean" and result.missing else label
+        rows.append([title, *_statistics(result.rows, columns, label)])
+    return ["image", *titles], rows
 
 
-def _statistics(
-    scored: list[Scored], keys: list[str], label: str, has_degraded: bool
-) -> list[object]:
+def _statistics(scored: list[Scored], columns: list[str], label: str) -> list[str | None]:
     """Return a statistic of each score, for a line under the images; None if it has no value."""
-    series = [(key, [score_of(row, key) for row in scored]) for key in keys]
-    if has_degraded:
-        known = [row.degraded for row in scored if row.degraded is not None]
-        series += [("psnr", [one.psnr for one in known]), ("ssim", [one.ssim for one in known])]
-    values = [(key, getattr(summarise(numbers), label)) for key, numbers in series]
-    return [None if value is None else _show(key, value) for key, value in values]
+    values = [getattr(summarise([score_of(row, key) for row in scored]), label) for key in columns]
+    return [
+        None if value is None else _show(key, value)
+        for key, value in zip(columns, values, strict=True)
+    ]
 
 
 def _show(key: str, value: float) -> str:
     if math.isnan(value):
         return "-"
-    return f"{value:.2f}" if key == "psnr" else f"{value:.4f}"
+    return f"{value:.2f}" if key in ("psnr", "input_psnr") else f"{value:.4f}"
 
 
 def write_csv(path: Path, result: EvalResult) -> None:
@@ -140,15 +140,13 @@ def write_csv(path: Path, result: EvalResult) -> None:
 
     A name that is not UTF-8 is written with its bytes in the file system.
     """
-    keys = _keys(result)
+    columns = _columns(result)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    extra = ["input_psnr", "input_ssim"] if _degraded(result) is not None else []
-    writer.writerow(["name", *keys, *extra, "protocol"])
+    writer.writerow(["name", *columns, "protocol"])
     for row in result.rows:
-        inputs = [row.degraded.psnr, row.degraded.ssim] if extra and row.degraded else []
-        scores = [score_of(row, key) for key in keys]
-        writer.writerow([_text_cell(row.name), *scores, *inputs, result.protocol.name])
+        scores = [score_of(row, key) for key in columns]
+        writer.writerow([_text_cell(row.name), *scores, result.protocol.name])
     atomic_write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 

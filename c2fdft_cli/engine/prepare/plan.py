@@ -24,14 +24,13 @@ from c2fdft_cli.data.shards.format import (
 from c2fdft_cli.data.shards.index import read_index
 from c2fdft_cli.engine.prepare.source import Splits
 from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.files import atomic_write_text, check_space, write_error
+from c2fdft_cli.files import atomic_write_text, check_space, unfinished, write_error
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.validation import InvalidValuesError, validate
 
 MANIFEST = "shards.json"
 MANIFEST_FORMAT = "c2fdft-shards"
 _SHARD = re.compile(r"(train|val)-\d{5}\.h5")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp\.(h5|json)")
 
 
 @dataclass(frozen=True)
@@ -232,32 +231,29 @@ def find_existing(out: Path, plan: Plan, *, overwrite: bool) -> tuple[dict[Path,
 
 
 def begin(out: Path, plan: Plan, kept: Collection[Path], choice: ValChoice | None) -> None:
-    """Remove shards that are not kept, if those that replace them fit, and write the manifest.
+    """Remove unfinished files and shards that are not kept, then write the manifest.
+
+    They are removed only if the new shards then fit on the disk.
 
     Raises:
         ResourceError: the disk is too small, or the folder cannot be written.
     """
     needed = sum(shard.nbytes for shard in plan.shards if shard.path not in kept)
+    removed = [path for path in _present(out) if path not in kept]
+    removed += [path for path in unfinished(out) if path.suffix in (".h5", ".json")]
     # Remove first, then write the manifest: once it has the digest of this plan, the pixels of
     # existing shards are no longer compared, so no shard of another set may remain.
-    _clear(out, [path for path in _present(out) if path not in kept], needed)
+    try:
+        check_space(out, needed - sum(path.stat().st_size for path in removed))
+        for path in removed:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(error, out) from error
     atomic_write_text(out / MANIFEST, _manifest(plan, choice))
 
 
 def _present(out: Path) -> list[Path]:
     return [path for path in out.glob("*.h5") if _SHARD.fullmatch(path.name)]
-
-
-def _clear(out: Path, replaced: Sequence[Path], needed: int) -> None:
-    """Remove `replaced` and unfinished files, after checking that `needed` bytes then fit."""
-    unfinished = [path for path in out.glob(".*.tmp.*") if _TEMPORARY.fullmatch(path.name)]
-    try:
-        freed = sum(path.stat().st_size for path in (*replaced, *unfinished))
-        check_space(out, needed - freed)
-        for path in (*replaced, *unfinished):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(error, out) from error
 
 
 def _kept(plan: Plan, present: Sequence[Path]) -> dict[Path, ShardIndex]:

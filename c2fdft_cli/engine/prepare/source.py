@@ -118,38 +118,32 @@ def find(options: PrepareOptions) -> Found:
     if not found.pairs:
         raise DataError("no images outside the output folder", where=source)
     own, train = found.splits.get("val", ()), found.splits.get("train", ())
+    notices, choose_from, size = list(found.notices), None, 0
     if isinstance(val, Path):
         other = look(val, None)
-        # val comes first, here and below, because `SplitGuard` compares training images with the
-        # validation images that it has seen before
-        splits = {"val": tuple(pair for _, pair in other.pairs), "train": train + own}
-        notices = (*found.notices, *other.notices)
+        notices += other.notices
         if own:
-            notices += (f"the set's own val split: {many(len(own), 'pair')} trained on",)
-        found = replace(found, splits=splits, notices=notices)
-    elif own:
-        choose = val is not None and val < len(own)
-        notices = found.notices
-        if val is not None and val > len(own):
-            pairs = many(len(own), "pair")
-            notices += (f"--val {val}: the set's own val split has only {pairs}, all are used",)
-        found = replace(
-            found,
-            splits={"val": own, "train": train},
-            notices=notices,
-            choose_from="val" if choose else None,
-            val_size=val_size(len(own), val) if choose else 0,
-        )
-        if val == 0:  # choosing no pairs needs no decoded images
-            found = found.with_val(())
-    else:
+            notices.append(f"the set's own val split: {many(len(own), 'pair')} trained on")
+        own, train = tuple(pair for _, pair in other.pairs), train + own
+    elif not own:
         size = val_size(len(train), val)
-        found = replace(
-            found,
-            splits={"val": (), "train": train},
-            choose_from="train" if size else None,
-            val_size=size,
-        )
+        choose_from = "train" if size else None
+    elif val is not None and val < len(own):
+        choose_from, size = "val", val_size(len(own), val)
+    elif val is not None and val > len(own):
+        pairs = many(len(own), "pair")
+        notices.append(f"--val {val}: the set's own val split has only {pairs}, all are used")
+    found = replace(
+        found,
+        # val comes first, because `SplitGuard` compares training images with the validation images
+        # that it has seen before
+        splits={"val": own, "train": train},
+        notices=tuple(notices),
+        choose_from=choose_from,
+        val_size=size,
+    )
+    if choose_from and not size:  # choosing no pairs needs no decoded images
+        found = found.with_val(())
     if not found.splits["train"]:
         raise DataError("no pairs to train on", where=source)
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from c2fdft_cli.data.images.tensors import interleaved, planes_of, to_integers, to_unit
 from c2fdft_cli.engine.sampling.executor import Executor, Restored, finite
-from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.errors import CheckpointError, ResourceError
 from c2fdft_cli.execution.cuda.transfer import Download, overlaps, upload
 
 Pixels: TypeAlias = npt.NDArray[np.unsignedinteger]
@@ -61,7 +61,7 @@ class Outcome:
 
 
 class Batch:
-    """A batch of images whose restoration is started here; only `outcomes` waits for the results.
+    """A batch of images whose restoration is started here; `outcomes` waits and raises errors.
 
     Args:
         executor: runs the network.
@@ -71,9 +71,6 @@ class Batch:
         progress: as for `Executor.start`.
         noise: the start noise of each image from `Executor.start_noise`; ignored if any of them is
             missing.
-
-    Raises:
-        ResourceError: as for `Executor.start`.
     """
 
     def __init__(
@@ -93,8 +90,12 @@ class Batch:
         self._stored = torch.from_numpy(np.stack(pixels))
         drawn = [one for one in noise if one is not None]
         together = torch.stack(drawn) if len(drawn) == len(names) else None
-        self._restored = executor.start(self._lq(), names, progress, together)
-        self._download = self._sent(self._restored)
+        self._refused: ResourceError | None = None
+        try:
+            self._restored = executor.start(self._lq(), names, progress, together)
+            self._download = self._sent(self._restored)
+        except ResourceError as error:
+            self._refused = error
         self._seconds = time.monotonic() - started
 
     def outcomes(self) -> list[Outcome]:
@@ -106,6 +107,8 @@ class Batch:
         Raises:
             ResourceError: as for `Executor.start`.
         """
+        if self._refused is not None:
+            raise self._refused
         started = time.monotonic()
         *copies, are_finite = self._download.wait()
         failed = self._executor.to_redo(are_finite.tolist())

@@ -18,7 +18,7 @@ from c2fdft_cli.data.images.picture import (
     read_picture,
 )
 from c2fdft_cli.data.video.probe import VideoInfo, probe_video
-from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, VIDEO, NotRead, Sorted, kind_of
+from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, VIDEO, NotRead, kind_of, separate
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
 from c2fdft_cli.files import identity, is_hidden, read_error, read_text, real_path, require_existing
@@ -119,12 +119,16 @@ def find_inputs(
         if sources[0].problem is not None:
             raise sources[0].problem
         return Inputs(sources, single=True)
-    found, refused = Sorted(), list[OSError]()
-    parents: set[str] = set()
+    refused: list[OSError] = []
+    files: list[tuple[Path, bool]] = []
+    parents: set[str] = set()  # of what the user named: the outputs are mirrored below them
     for spec in specs:
-        parents |= _add(spec, found, refused, skip)
+        paths, named = _expand(spec, refused, skip)
+        files += [(one, named) for one in paths]
+        tops = [Path(spec)] if os.path.isdir(spec) else paths
+        parents |= {os.path.dirname(os.path.abspath(top)) for top in tops}
     root = path if len(specs) == 1 and os.path.isdir(path) else Path(os.path.commonpath(parents))
-    return _inputs(found, refused, root, specs[0])
+    return _inputs(files, refused, root, specs[0])
 
 
 def _is_many(spec: str) -> bool:
@@ -134,37 +138,38 @@ def _is_many(spec: str) -> bool:
     return os.path.isdir(spec) or (not exists and (spec.startswith("@") or glob.has_magic(spec)))
 
 
-def _add(spec: str, found: Sorted, refused: list[OSError], skip: Path | None) -> set[str]:
-    """Add the files of one argument; return the folders below which its outputs are mirrored."""
+def _expand(spec: str, refused: list[OSError], skip: Path | None) -> tuple[list[Path], bool]:
+    """Return the files that one argument stands for, and whether the user named each of them."""
     path = Path(spec)
     if os.path.isdir(path):
-        found.add(_without(sorted(_walk(path, refused), key=natural_key), skip), named=False)
-        return {os.path.dirname(os.path.abspath(path))}
-    if _is_many(spec):
-        paths = _listed(Path(spec[1:])) if spec.startswith("@") else _matching(spec, skip)
-        found.add(paths, named=spec.startswith("@"))
-        return {os.path.dirname(os.path.abspath(path)) for path in paths}
-    found.add([path], named=True)
-    return {os.path.dirname(os.path.abspath(path))}
+        return _without(sorted(_walk(path, refused), key=natural_key), skip), False
+    if not _is_many(spec):
+        return [path], True
+    if spec.startswith("@"):
+        return _listed(Path(spec[1:])), True
+    return _matching(spec, skip), False
 
 
-def _inputs(found: Sorted, refused: list[OSError], root: Path, first: str) -> Inputs:
+def _inputs(
+    files: list[tuple[Path, bool]], refused: list[OSError], root: Path, first: str
+) -> Inputs:
     """Return the sources with their paths relative to `root`; DataError if there are none."""
-    paths = list(dict.fromkeys(found.inputs))
+    found, not_read = separate(files)
+    paths = list(dict.fromkeys(found))
     if refused and not paths:
         raise read_error(refused[0], refused[0].filename) from refused[0]
     if not paths:
         hint = f"looked for {' '.join(sorted(INPUT_SUFFIXES))}"
-        if found.not_read:
-            hint = found.not_read[0].hint
+        if not_read:
+            hint = not_read[0].hint
         what = "no images in this folder" if os.path.isdir(first) else "no image matches"
-        details = [str(one) for one in found.not_read]
+        details = [str(one) for one in not_read]
         raise DataError(what, where=first, hint=hint, details=details)
     sources = list(_scan([(path, _below(path, root)) for path in paths]))
     for error in refused:
         path = Path(error.filename)
         sources.append(Source(path, _below(path, root), problem=read_error(error, path)))
-    return Inputs(sources, single=False, not_read=found.not_read)
+    return Inputs(sources, single=False, not_read=not_read)
 
 
 def _from_bytes(data: bytes | None) -> Source:

@@ -41,36 +41,24 @@ class NotRead:
         return f"{self.count} {self.kind} {files} not read: {self.hint}"
 
 
-class Sorted:
-    """Collects paths and separates those to restore from unsupported pictures.
+def separate(files: Iterable[tuple[Path, bool]]) -> tuple[list[Path], list[NotRead]]:
+    """Separate the files to restore from unsupported pictures, one entry for each kind of these.
 
-    Attributes:
-        inputs: the files to restore, in the order in which they were found.
+    Args:
+        files: paths, each with whether the user named it, instead of a folder or a glob; a file
+            that is not a picture is restored only if it is named.
     """
-
-    def __init__(self) -> None:
-        self.inputs: list[Path] = []
-        self._not_read: dict[str, list[str]] = defaultdict(list)
-
-    def add(self, paths: Iterable[Path], *, named: bool) -> None:
-        """Sort further files; a file that is not a picture is an input only if the user named it.
-
-        named: whether the user named the files, instead of a folder or a glob.
-        """
-        for path in paths:
-            kind = _kind_or_unknown(path)
-            if kind is not None and kind in HINTS and not is_read(kind):
-                self._not_read[kind].append(str(path))
-            elif kind is not None or named:
-                self.inputs.append(path)
-
-    @property
-    def not_read(self) -> list[NotRead]:
-        """One entry for each kind of picture that is not supported."""
-        return [
-            NotRead(kind, len(files), HINTS[kind], files[:_SHOWN])
-            for kind, files in self._not_read.items()
-        ]
+    inputs: list[Path] = []
+    not_read: dict[str, list[str]] = defaultdict(list)
+    for path, named in files:
+        kind = _kind_or_unknown(path)
+        if kind is not None and kind in HINTS and not is_read(kind):
+            not_read[kind].append(str(path))
+        elif kind is not None or named:
+            inputs.append(path)
+    return inputs, [
+        NotRead(kind, len(paths), HINTS[kind], paths[:_SHOWN]) for kind, paths in not_read.items()
+    ]
 
 
 def kind_of(path: Path) -> str | None:

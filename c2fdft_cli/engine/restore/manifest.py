@@ -40,8 +40,7 @@ class Manifest:
         self, folder: Path | None, settings: Mapping[str, Any], weights_file: str = ""
     ) -> None:
         self._folder = folder
-        self._settings = dict(settings)
-        self._weights_file = weights_file
+        self._made_with = {**settings, "weights_file": weights_file}
         self._digest = settings_digest(settings)
         self._sources: dict[Path, list[int] | None] = {}
         self._known = {} if folder is None else _read(folder / MANIFEST_NAME)
@@ -79,8 +78,7 @@ class Manifest:
     def add(self, output: Path | None, source: Path) -> None:
         """Record a finished output (None: standard output); ResourceError if that fails."""
         if output is not None:
-            made_with = {**self._settings, "weights_file": self._weights_file}
-            self._append(output, source, {"made_with": made_with})
+            self._append(output, source, {"made_with": self._made_with})
 
     def _append(self, output: Path, source: Path, more: Mapping[str, Any]) -> None:
         if self._folder is None:
@@ -122,7 +120,7 @@ class Manifest:
         then = found.get("made_with")
         if not isinstance(then, dict):
             return ""
-        now = {**self._settings, "weights_file": self._weights_file}
+        now = self._made_with
         changed = [
             f"{_WORDS.get(name, name.replace('_', ' '))} {_show(name, then)}, "
             f"now {_show(name, now)}"

@@ -184,29 +184,20 @@ def _begin(
         )
         for item, picture in read
     ]
-    names = [item.source.stem for item, _ in read]
-
-    def refused(error: ResourceError) -> list[Finish]:
-        return [(partial(failed, item.source, error), 0) for item, _ in read]
-
-    try:
-        batch = Batch(
-            plan.executor,
-            [picture.pixels for _, picture in read],
-            names,
-            wanted,
-            progress,
-            [one.noise for one in loaded],
-        )
-    except ResourceError as error:
-        refusal = refused(error)
-        return lambda: refusal
+    batch = Batch(
+        plan.executor,
+        [picture.pixels for _, picture in read],
+        [item.source.stem for item, _ in read],
+        wanted,
+        progress,
+        [one.noise for one in loaded],
+    )
 
     def finish() -> list[Finish]:
         try:
             outcomes = batch.outcomes()
         except ResourceError as error:
-            return refused(error)
+            return [(partial(failed, item.source, error), 0) for item, _ in read]
         return [
             (partial(_finish, plan, item, picture, outcome), _held_bytes(picture, outcome))
             for (item, picture), outcome in zip(read, outcomes, strict=True)

@@ -137,7 +137,7 @@ def plan_restore(
     todo, skipped = _split(own, manifest, writing.overwrite)
     executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
     todo, too_large = _all_checked(todo, executor, inputs.single)
-    warning = grid_warning(trained_grid(checkpoint), grid, checkpoint.grid())
+    advice = (grid_warning(trained_grid(checkpoint), grid, checkpoint.grid()), notice)
     return RestorePlan(
         sampling=sampling,
         writing=writing,
@@ -150,7 +150,7 @@ def plan_restore(
         single=inputs.single,
         folder=folder,
         manifest=manifest,
-        warnings=[*runtime.notes, *_given(warning, notice), *_stale(skipped), *renamed, *too_large],
+        warnings=[*runtime.notes, *filter(None, advice), *_stale(skipped), *renamed, *too_large],
         remarks=found.remarks,
         not_read=inputs.not_read,
         protocol=None if recipe is None else recipe.train.protocol,
@@ -163,34 +163,22 @@ def _not_empty(name: str, value: str | Path) -> str:
     return str(value)
 
 
-def _given(*notices: str | None) -> list[str]:
-    return [notice for notice in notices if notice is not None]
-
-
 def _manifest(
     out: str, folder: Path | None, stdin: bytes | None, settings: dict[str, object], weights: Path
 ) -> Manifest:
     """Open the manifest of the folder that the outputs are in.
 
     Raises:
-        UsageError: OUT is a file that the manifest has no record of.
+        UsageError: OUT is an existing file that the manifest has no record of.
     """
     place = None if out == STDIO else folder or Path(out).parent
     manifest = Manifest(place, {**settings, "weights": sha256_of(weights)}, weights.name)
-    if folder is None and stdin is None and out != STDIO:
-        _refuse_foreign(Path(out), manifest)
-    return manifest
-
-
-def _refuse_foreign(out: Path, manifest: Manifest) -> None:
-    """Refuse to replace a user's file: OUT may be the last match of a shell's pattern.
-
-    Raises:
-        UsageError: OUT exists and the manifest has no record of it.
-    """
-    if os.path.exists(out) and not manifest.has(out):
+    is_file = folder is None and stdin is None and out != STDIO
+    if is_file and os.path.exists(out) and not manifest.has(Path(out)):
+        # A user's file: OUT may be the last match of a shell's pattern.
         hint = "name a folder for the outputs; to replace this file, delete it first"
         raise UsageError("OUT exists and was not written by this program", where=out, hint=hint)
+    return manifest
 
 
 def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing: Writing) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,7 +167,7 @@ class RestoreResult:
         return PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
 
 
-def merge(results: Sequence[RestoreResult]) -> RestoreResult:
+def merge(results: list[RestoreResult]) -> RestoreResult:
     """Merge the results of several processes."""
     return RestoreResult(
         images=[image for one in results for image in one.images],

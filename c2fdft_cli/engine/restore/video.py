@@ -43,23 +43,6 @@ class _NetworkError(Exception):
         self.error = error
 
 
-@dataclass
-class _Tally:
-    """The progress of a video so far."""
-
-    start: float = field(default_factory=time.monotonic)
-    frames: int = 0
-    seconds: float = 0.0
-    executor: str = ""
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, outcomes: list[Outcome]) -> None:
-        self.frames += len(outcomes)
-        self.seconds += sum(one.seconds for one in outcomes)
-        self.executor = outcomes[-1].executor
-        self.notes.extend(note for note in outcomes[-1].notes if note not in self.notes)
-
-
 def restore_video(
     plan: RestorePlan, item: Item, stop: StopRequest
 ) -> Generator[FrameDone, None, ImageDone | None]:
@@ -75,10 +58,10 @@ def restore_video(
         return failed(source, source.problem)
     if source.video is None or item.output is None:
         raise ValueError(f"not a video with an output file: {source.label}")
-    tally = _Tally()
+    work = _Work(plan, source, source.video, item.output, stop)
     plan.manifest.look_at(source.path)
     try:
-        yield from _restore(plan, source, source.video, item.output, tally, stop)
+        yield from work.run()
         plan.manifest.add(item.output, source.path)
     except StoppedError:
         return None
@@ -91,73 +74,163 @@ def restore_video(
             return failed(source, error)
         raise
     except TakenError:  # another program made the file meanwhile, so it is not recorded
-        tally.notes.append(not_overwritten(item.output))
-    return _record(plan, source, source.video, item.output, tally)
+        work.notes.append(not_overwritten(item.output))
+    return work.record()
 
 
-def _restore(
-    plan: RestorePlan,
-    source: Source,
-    info: VideoInfo,
-    output: Path,
-    tally: _Tally,
-    stop: StopRequest,
-) -> Iterator[FrameDone]:
-    """Run reader, network and writer concurrently, one batch apart from each other."""
-    deep = info.is_deep and plan.writing.bit_depth != 8
-    crf, label = plan.writing.crf, source.label
-    size = plan.executor.batch_size(info.height, info.width)
-    ensure_folder(output.parent)
-    noise = _shared_noise(plan, source, info)
-    given = 0
-    held: FrameDone | None = None
-    # These are exited from the last to the first: writer and reader are closed; the pool waits for
-    # its thread, which finds them closed; and the file, which is no longer in use, is renamed or
-    # removed.
-    with (
-        atomic_path(output, replace=plan.writing.overwrite) as temporary,
-        ThreadPoolExecutor(1) as pool,
-        VideoReader(info, deep) as reader,
-        VideoWriter(temporary, info, deep, crf, output) as writer,
-    ):
-        writes: deque[Future[None]] = deque()
-        in_work: deque[Callable[[], list[Frame]]] = deque()
-        frames_ahead = ahead(_batched(reader, size), _BATCHES_AHEAD)
-        for frames in chain(frames_ahead, repeat(None)):
-            if frames is not None:
-                in_work.append(_begin(plan, source, info, frames, given, noise, tally, stop))
-                given += len(frames)
-                if len(in_work) <= batches_in_flight(plan.runtime.device):
-                    continue
-            if not in_work:
-                break
-            first = tally.frames
-            writes.append(pool.submit(_write, writer, in_work.popleft()()))
-            # One batch is written while the next one is restored. No more may wait, because frames
-            # are large and an error of the writer must be raised soon.
-            while len(writes) > 1:
-                writes.popleft().result()
-            for number in range(first + 1, tally.frames + 1):
-                if held is not None:
-                    yield held
-                held = _event(label, number, info.frames, tally)
-        for write in writes:
-            write.result()
-        stop.check()
-        writer.finish()
-        # Inside the block, because the file gets its final name at the end of the block.
-        plan.manifest.begin(output, source.path)
-        tally.notes.extend(writer.notes)
-        if reader.complaint:
-            tally.notes.append(f"damage in the video: {reader.complaint}")
+@dataclass
+class _Work:
+    """The restoration of one video, and its progress so far.
 
+    Args:
+        frames: number of frames that are restored.
+        seconds: the network's time for them.
+        executor, notes: as in `ImageDone`.
+    """
 
-def _shared_noise(plan: RestorePlan, source: Source, info: VideoInfo) -> Tensor | None:
-    """Return the start noise of all frames, on the device; None if each batch samples its own."""
-    if plan.sampling.temporal_noise != "fixed":
-        return None
-    drawn = plan.executor.start_noise(source.stem, info.height, info.width)
-    return None if drawn is None else upload(drawn, plan.executor.device)
+    plan: RestorePlan
+    source: Source
+    info: VideoInfo
+    output: Path
+    stop: StopRequest
+    start: float = field(default_factory=time.monotonic)
+    frames: int = 0
+    seconds: float = 0.0
+    executor: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def run(self) -> Iterator[FrameDone]:
+        """Run reader, network and writer concurrently, one batch apart from each other."""
+        plan, info, output = self.plan, self.info, self.output
+        deep = info.is_deep and plan.writing.bit_depth != 8
+        size = plan.executor.batch_size(info.height, info.width)
+        ensure_folder(output.parent)
+        noise = self._shared_noise()
+        given = 0
+        held: FrameDone | None = None
+        # These are exited from the last to the first: writer and reader are closed; the pool waits
+        # for its thread, which finds them closed; and the file, which is no longer in use, is
+        # renamed or removed.
+        with (
+            atomic_path(output, replace=plan.writing.overwrite) as temporary,
+            ThreadPoolExecutor(1) as pool,
+            VideoReader(info, deep) as reader,
+            VideoWriter(temporary, info, deep, plan.writing.crf, output) as writer,
+        ):
+            writes: deque[Future[None]] = deque()
+            in_work: deque[Callable[[], list[Frame]]] = deque()
+            frames_ahead = ahead(_batched(reader, size), _BATCHES_AHEAD)
+            for frames in chain(frames_ahead, repeat(None)):
+                if frames is not None:
+                    in_work.append(self._begin(frames, given, noise))
+                    given += len(frames)
+                    if len(in_work) <= batches_in_flight(plan.runtime.device):
+                        continue
+                if not in_work:
+                    break
+                first = self.frames
+                writes.append(pool.submit(_write, writer, in_work.popleft()()))
+                # One batch is written while the next one is restored. No more may wait, because
+                # frames are large and an error of the writer must be raised soon.
+                while len(writes) > 1:
+                    writes.popleft().result()
+                for number in range(first + 1, self.frames + 1):
+                    if held is not None:
+                        yield held
+                    held = self._event(number)
+            for write in writes:
+                write.result()
+            self.stop.check()
+            writer.finish()
+            # Inside the block, because the file gets its final name at the end of the block.
+            plan.manifest.begin(output, self.source.path)
+            self.notes.extend(writer.notes)
+            if reader.complaint:
+                self.notes.append(f"damage in the video: {reader.complaint}")
+
+    def _shared_noise(self) -> Tensor | None:
+        """Return the start noise of all frames, on the device; None if each batch samples it."""
+        if self.plan.sampling.temporal_noise != "fixed":
+            return None
+        executor = self.plan.executor
+        drawn = executor.start_noise(self.source.stem, self.info.height, self.info.width)
+        return None if drawn is None else upload(drawn, executor.device)
+
+    def _begin(
+        self, frames: list[Frame], first: int, noise: Tensor | None
+    ) -> Callable[[], list[Frame]]:
+        """Start a batch of frames, the first of which has the number `first`, from 0.
+
+        Returns:
+            A function that waits for the batch and returns the restored frames.
+        """
+        plan = self.plan
+        batch = Batch(
+            plan.executor,
+            [frame.pixels for frame in frames],
+            [self._frame_name(number) for number in range(first, first + len(frames))],
+            [Wanted(8 * frame.pixels.itemsize, self.info.is_grey) for frame in frames],
+            lambda _: self.stop.check(),
+            [noise] * len(frames),
+        )
+
+        def finish() -> list[Frame]:
+            try:
+                outcomes = batch.outcomes()
+            except ResourceError as error:
+                raise _NetworkError(error) from error
+            for outcome in outcomes:
+                refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
+            self._add(outcomes)
+            return [
+                frame._replace(pixels=outcome.pixels())
+                for frame, outcome in zip(frames, outcomes, strict=True)
+            ]
+
+        return finish
+
+    def _frame_name(self, number: int) -> str:
+        """Return the name that decides the noise of a frame, numbered from 0.
+
+        It is the video's base name, or with separate noise per frame a name with the frame's
+        number, as for the frames of an animation.
+        """
+        if self.plan.sampling.temporal_noise == "fixed":
+            return self.source.stem
+        return f"{self.source.stem}-{number + 1:04d}"
+
+    def _add(self, outcomes: list[Outcome]) -> None:
+        self.frames += len(outcomes)
+        self.seconds += sum(one.seconds for one in outcomes)
+        self.executor = outcomes[-1].executor
+        self.notes.extend(note for note in outcomes[-1].notes if note not in self.notes)
+
+    def _event(self, number: int) -> FrameDone:
+        fps = self.frames / max(time.monotonic() - self.start, 1e-9)
+        left = max(0, self.info.frames - number) / fps
+        return FrameDone(self.source.label, number, max(self.info.frames, number), fps, left)
+
+    def record(self) -> VideoDone:
+        """Return the record of the finished video."""
+        plan, info = self.plan, self.info
+        return VideoDone(
+            source=self.source.label,
+            output=str(self.output),
+            height=info.height,
+            width=info.width,
+            calls=len(plan.grid) * plan.executor.runs,
+            grid=plan.grid,
+            seconds=self.seconds,
+            executor=self.executor,
+            precision=plan.runtime.precision,
+            peak_memory=peak_bytes(plan.runtime.device),
+            notes=self.notes,
+            frames=self.frames,
+            frame_rate=str(info.rate),
+            fps=float(info.rate),
+            duration=info.duration,
+            audio_streams=len(info.audio),
+        )
 
 
 def _batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
@@ -169,87 +242,3 @@ def _batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
 def _write(writer: VideoWriter, frames: list[Frame]) -> None:
     for frame in frames:
         writer.write(frame)
-
-
-def _begin(
-    plan: RestorePlan,
-    source: Source,
-    info: VideoInfo,
-    frames: list[Frame],
-    first: int,
-    noise: Tensor | None,
-    tally: _Tally,
-    stop: StopRequest,
-) -> Callable[[], list[Frame]]:
-    """Start a batch of frames, the first of which has the number `first`.
-
-    Returns:
-        A function that waits for the batch and returns the restored frames.
-    """
-    numbers = range(first, first + len(frames))
-    names = [frame_name(source, number, plan.sampling.temporal_noise) for number in numbers]
-    wanted = [Wanted(8 * frame.pixels.itemsize, info.is_grey) for frame in frames]
-    pixels = [frame.pixels for frame in frames]
-    try:
-        drawn = [noise] * len(frames)
-        batch = Batch(plan.executor, pixels, names, wanted, lambda _: stop.check(), drawn)
-    except ResourceError as error:
-        raise _NetworkError(error) from error
-
-    def finish() -> list[Frame]:
-        try:
-            outcomes = batch.outcomes()
-        except ResourceError as error:
-            raise _NetworkError(error) from error
-        for outcome in outcomes:
-            refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
-        tally.add(outcomes)
-        return [
-            frame._replace(pixels=outcome.pixels())
-            for frame, outcome in zip(frames, outcomes, strict=True)
-        ]
-
-    return finish
-
-
-def frame_name(source: Source, number: int, temporal_noise: str) -> str:
-    """Return the name that decides a frame's noise.
-
-    Args:
-        source: the video.
-        number: number of the frame, from 0.
-        temporal_noise: "fixed" for the video's base name; "per-frame" for a name with the frame's
-            number, as for the frames of an animation.
-    """
-    if temporal_noise == "fixed":
-        return source.stem
-    return f"{source.stem}-{number + 1:04d}"
-
-
-def _event(label: str, number: int, total: int, tally: _Tally) -> FrameDone:
-    fps = tally.frames / max(time.monotonic() - tally.start, 1e-9)
-    left = max(0, total - number) / fps
-    return FrameDone(label, number, max(total, number), fps, left)
-
-
-def _record(
-    plan: RestorePlan, source: Source, info: VideoInfo, output: Path, tally: _Tally
-) -> VideoDone:
-    return VideoDone(
-        source=source.label,
-        output=str(output),
-        height=info.height,
-        width=info.width,
-        calls=len(plan.grid) * plan.executor.runs,
-        grid=plan.grid,
-        seconds=tally.seconds,
-        executor=tally.executor,
-        precision=plan.runtime.precision,
-        peak_memory=peak_bytes(plan.runtime.device),
-        notes=tally.notes,
-        frames=tally.frames,
-        frame_rate=str(info.rate),
-        fps=float(info.rate),
-        duration=info.duration,
-        audio_streams=len(info.audio),
-    )

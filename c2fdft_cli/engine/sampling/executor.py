@@ -323,7 +323,7 @@ class Executor:
 
     def _work(self, height: int, width: int, count: int) -> int:
         """Return the work of one run of the sampler, in the unit of the strips' `watch`."""
-        tall, wide = self._inner(height, width)
+        tall, wide = _inner(height, width, self._tile)
         whole = padded_side(height), padded_side(width)
         number = 1 if self._tile is None else tiles(*whole, self._tile)
         return self._steps * number * self._strips.work(count, tall, wide)
@@ -342,37 +342,27 @@ class Executor:
         """Return the planned rows per strip; ValueError if not even one row fits the budget."""
         if budget is not None:
             budget -= _outside(height, width, count)
-        return rows_that_fit(self._strips, *self._inner(height, width), count, budget, offload)
+        inner = _inner(height, width, self._tile)
+        return rows_that_fit(self._strips, *inner, count, budget, offload)
 
     def _too_large(self, height: int, width: int, count: int) -> ResourceError:
-        needed = self._least_bytes(*self._inner(height, width), count)
-        needed += _outside(height, width, count)
+        needed = self._least_bytes(height, width, count, self._tile)
         fitting = height * width * self.budget / needed / 1e6
         want, have = (f"{size / 2**20:,.1f} MiB" for size in (needed, self.budget))
         more = "raise --max-memory" if self._max_memory else "free some memory"
         hint = f"about {fitting:,.2f} megapixels fit; {more}"
-        if self._tile is None and self._fits_in_tiles(height, width, count):
+        in_tiles = self._least_bytes(height, width, count, SUGGESTED_TILE)
+        if self._tile is None and in_tiles <= self.budget:
             hint += f", or use --tile {SUGGESTED_TILE}"
         return ResourceError(
             f"{width}x{height} px needs {want} of memory, {have} may be used", hint=hint
         )
 
-    def _fits_in_tiles(self, height: int, width: int, count: int) -> bool:
-        tall, wide = (min(padded_side(side), SUGGESTED_TILE) for side in (height, width))
-        needed = self._least_bytes(tall, wide, count) + _outside(height, width, count)
-        return needed <= self.budget
-
-    def _least_bytes(self, height: int, width: int, count: int) -> int:
-        """Return the bytes that the network needs in the narrowest strips."""
+    def _least_bytes(self, height: int, width: int, count: int, tile: int | None) -> int:
+        """Return the bytes that a batch needs in the narrowest strips, in tiles of `tile` px."""
         offload = self._runtime.device.type == "cuda"
-        return strip_bytes(self._strips, height, width, count, 1, offload)
-
-    def _inner(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size of the network's input: that of the padded image, or of a tile."""
-        tall, wide = padded_side(height), padded_side(width)
-        return (
-            (tall, wide) if self._tile is None else (min(tall, self._tile), min(wide, self._tile))
-        )
+        inside = strip_bytes(self._strips, *_inner(height, width, tile), count, 1, offload)
+        return inside + _outside(height, width, count)
 
     def _describe(self, rows: int, height: int, width: int) -> str:
         if self._tile is not None and max(padded_side(height), padded_side(width)) > self._tile:
@@ -386,6 +376,12 @@ def finite(images: Tensor) -> Tensor:
     The values must be in [0, 1] or not finite: then an image is finite if its sum is.
     """
     return images.flatten(1).sum(1).isfinite()
+
+
+def _inner(height: int, width: int, tile: int | None) -> tuple[int, int]:
+    """Return the size of the network's input: that of the padded image, or of a tile."""
+    tall, wide = padded_side(height), padded_side(width)
+    return (tall, wide) if tile is None else (min(tall, tile), min(wide, tile))
 
 
 def _outside(height: int, width: int, count: int) -> int:

@@ -93,25 +93,21 @@ def open_shards(folder: Path | None, subject: Subject) -> ShardPairs:
         subject: the weights.
 
     Raises:
-        DataError: no such folder, or no validation shards in it.
+        DataError: no such folder, no validation shards in it, or the weights name none.
     """
+    hint = "name shards made by `c2fdft prepare` with --data"
     if folder is None:
-        folder = _own_data(subject.checkpoint)
+        own, path = subject.checkpoint.meta.data, subject.checkpoint.path
+        if own is None:
+            raise DataError("the checkpoint does not name its data", where=path, hint=hint)
+        folder = Path(own)
     if not folder.is_dir():
-        hint = "name shards made by `c2fdft prepare` with --data"
         raise DataError("no such folder of shards", where=folder, hint=hint)
     pairs = open_validation(folder, subject.recipe)
     if pairs is None or not len(pairs):
         hint = "prepare the set again with --val N"
         raise DataError("no validation shards in the folder", where=folder, hint=hint)
     return pairs
-
-
-def _own_data(checkpoint: Checkpoint) -> Path:
-    if checkpoint.meta.data is None:
-        hint = "name shards made by `c2fdft prepare` with --data"
-        raise DataError("the checkpoint does not name its data", where=checkpoint.path, hint=hint)
-    return Path(checkpoint.meta.data)
 
 
 @dataclass(frozen=True)

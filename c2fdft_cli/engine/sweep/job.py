@@ -28,13 +28,7 @@ from c2fdft_cli.engine.sampling.subject import (
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
 from c2fdft_cli.engine.sweep.options import SweepOptions
 from c2fdft_cli.engine.sweep.report import SweepResult, draw_sweep, stamp, summary, write_csv
-from c2fdft_cli.engine.sweep.schedules import (
-    GIVEN,
-    OWN,
-    SINGLE,
-    make_schedules,
-    one_step_schedules,
-)
+from c2fdft_cli.engine.sweep.schedules import GIVEN, ONE_STEP, OWN, SINGLE, make_schedules
 from c2fdft_cli.engine.sweep.table import make_table
 from c2fdft_cli.engine.weights.catalogue import is_packaged
 from c2fdft_cli.engine.weights.checkpoint import besides_weights
@@ -106,7 +100,8 @@ class Sweep:
         self.trained, self.current = trained_grid(subject.checkpoint), meta.grid
         total = meta.diffusion.timesteps
         own = [one for one in (self.trained, self.current) if one is not None]
-        single = one_step_schedules(total) if meta.stage == "coarse" else []
+        coarse = meta.stage == "coarse"
+        single = [(round(share * total),) for share in ONE_STEP] if coarse else []
         self.schedules = make_schedules(
             options.steps,
             options.spacings,
@@ -186,7 +181,7 @@ class Sweep:
         options, subject = self.options, self.subject
         rows = make_table(
             self.schedules,
-            self.log,
+            self.log.scores,
             self.names,
             self.seeds,
             options.rule,

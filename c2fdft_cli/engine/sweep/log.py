@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -81,13 +81,6 @@ class SweepLog:
             "trials": [vars(_as_row(trial, scored)) for trial, scored in self.scores.items()],
         }
         atomic_write_text(self.path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-    def of_schedule(
-        self, timesteps: Timesteps, names: Iterable[str], seeds: Iterable[int]
-    ) -> dict[Trial, Scored]:
-        """Return a schedule's scores for these images and seeds; KeyError if one is missing."""
-        trials = [Trial(name, seed, timesteps) for seed in seeds for name in names]
-        return {trial: self.scores[trial] for trial in trials}
 
 
 def is_of_other_weights(path: Path, digest: str) -> bool:

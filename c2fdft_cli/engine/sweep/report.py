@@ -115,11 +115,9 @@ def stamp(result: SweepResult, digest: str) -> None:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as CSV; timesteps are separated by spaces, a missing value is empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        values = {**row.as_json(), "grid": " ".join(map(str, row.grid))}
-        writer.writerow(["" if values[key] is None else values[key] for key in COLUMNS])
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row.as_json(), "grid": " ".join(map(str, row.grid))} for row in rows)
     atomic_write_text(path, text.getvalue())
 
 

@@ -10,7 +10,8 @@ from c2fdft_cli.errors import UsageError
 
 MAX_SCHEDULES = 1000
 ONE_STEP = (0.3, 0.5, 0.7)
-"""Single timesteps to try with coarse weights, as shares of T: one step need not start at T."""
+"""Single timesteps to try with coarse weights, as shares of T (300, 500 and 700 of 1000): one step
+need not start at T."""
 
 GIVEN, OWN, SINGLE = "given", "checkpoint", "one step"
 """Labels of schedules without a spacing: requested ones, the checkpoint's own, single steps."""
@@ -57,8 +58,3 @@ def make_schedules(
     if not 0 < len(found) <= MAX_SCHEDULES:
         raise UsageError(f"a sweep tries 1 to {MAX_SCHEDULES} schedules, got {len(found)}")
     return found
-
-
-def one_step_schedules(total: int) -> list[Timesteps]:
-    """Return single steps in the middle of the diffusion, such as 300, 500 and 700 of 1000."""
-    return [(round(share * total),) for share in ONE_STEP]

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
-from c2fdft_cli.engine.sweep.log import SweepLog, Trial
+from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none, mean_scores
+from c2fdft_cli.engine.sweep.log import Trial
 from c2fdft_cli.engine.sweep.options import Rule, Timesteps
 
 
@@ -22,7 +22,8 @@ class Row:
         grid: the timesteps.
         label: the origin of the schedule.
         psnr, ssim: means over images and seeds; NaN if a restoration has non-finite values.
-        spread: standard deviation, over the seeds, of the mean PSNR; None with one seed.
+        spread: standard deviation, over the seeds, of the mean PSNR; None with one seed, NaN if a
+            mean is not finite.
         seconds: median time per image.
         trials: number of restorations, images x seeds.
         pareto: whether no other schedule beats it in steps and PSNR (see `pareto`).
@@ -54,7 +55,7 @@ class Row:
 
 def make_table(
     schedules: Mapping[Timesteps, str],
-    log: SweepLog,
+    scores: Mapping[Trial, Scored],
     names: Sequence[str],
     seeds: Sequence[int],
     rule: Rule,
@@ -65,7 +66,7 @@ def make_table(
 
     Args:
         schedules: the label of each schedule, by its timesteps.
-        log: the scores.
+        scores: the score of each trial.
         names: the images.
         seeds: the seeds of the noise.
         rule: how a schedule is chosen.
@@ -73,7 +74,8 @@ def make_table(
         current: the timesteps that the checkpoint held before the sweep.
     """
     rows = [
-        _row(grid, label, log.of_schedule(grid, names, seeds)) for grid, label in schedules.items()
+        _row(grid, label, [[scores[Trial(name, seed, grid)] for name in names] for seed in seeds])
+        for grid, label in schedules.items()
     ]
     rows.sort(key=lambda row: (row.calls, [-t for t in row.grid]))
     chosen = choose(rows, rule)
@@ -89,32 +91,22 @@ def make_table(
     ]
 
 
-def _row(grid: Timesteps, label: str, scores: Mapping[Trial, Scored]) -> Row:
+def _row(grid: Timesteps, label: str, by_seed: Sequence[Sequence[Scored]]) -> Row:
+    scores = [one for of_seed in by_seed for one in of_seed]
+    means = [mean_scores(of_seed)["psnr"] for of_seed in by_seed]
+    spread = None
+    if len(means) > 1:
+        spread = statistics.stdev(means) if all(map(math.isfinite, means)) else math.nan
     return Row(
         calls=len(grid),
         grid=grid,
         label=label,
-        psnr=statistics.fmean(one.psnr for one in scores.values()),
-        ssim=statistics.fmean(one.ssim for one in scores.values()),
-        spread=_spread(scores),
-        seconds=statistics.median(one.seconds for one in scores.values()),
+        psnr=mean_scores(scores)["psnr"],
+        ssim=mean_scores(scores)["ssim"],
+        spread=spread,
+        seconds=statistics.median(one.seconds for one in scores),
         trials=len(scores),
     )
-
-
-def _spread(scores: Mapping[Trial, Scored]) -> float | None:
-    """Return the standard deviation, over the seeds, of the mean PSNR.
-
-    None with one seed, NaN if a mean is not finite.
-    """
-    seeds = sorted({trial.seed for trial in scores})
-    if len(seeds) < 2:
-        return None
-    means = [
-        statistics.fmean(one.psnr for trial, one in scores.items() if trial.seed == seed)
-        for seed in seeds
-    ]
-    return statistics.stdev(means) if all(map(math.isfinite, means)) else math.nan
 
 
 def choose(rows: Sequence[Row], rule: Rule) -> Row | None:

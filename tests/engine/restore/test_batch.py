@@ -15,7 +15,7 @@ from c2fdft_cli.engine.restore import batch as batch_module
 from c2fdft_cli.engine.restore import pictures, video
 from c2fdft_cli.engine.restore.batch import Batch, Wanted, refuse_not_finite
 from c2fdft_cli.engine.sampling.executor import Executor
-from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.errors import CheckpointError, ResourceError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from tests.kit.restore import (
@@ -113,6 +113,19 @@ def test_images_that_stay_not_finite_are_marked(tiny_net: Callable[..., DFT]) ->
     executor = make(tiny_net())
     executor.restorer.predict_noise = lambda x, t: x[:, 3:] * torch.nan
     assert [one.is_finite for one in begin(executor, [Wanted(8, False)]).outcomes()] == [False]
+
+
+def test_running_out_of_memory_is_raised_where_the_results_are_read(
+    tiny_net: Callable[..., DFT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*args: object) -> object:
+        raise ResourceError("out of memory")
+
+    executor = make(tiny_net())
+    monkeypatch.setattr(executor, "start", start)
+    batch = begin(executor, [Wanted(8, False)])
+    with pytest.raises(ResourceError, match="out of memory"):
+        batch.outcomes()
 
 
 @pytest.fixture

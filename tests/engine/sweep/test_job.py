@@ -578,7 +578,7 @@ def test_infinite_scores_are_written_and_read_back(tmp_path: Path) -> None:
     again = SweepLog(tmp_path / "sweep.json", {"a": 1}, overwrite=False)
     assert again.scores[equal].psnr == math.inf
     assert math.isnan(again.scores[broken].psnr)
-    rows = make_table({(9,): "a"}, again, ["equal", "broken"], [0], Rule("psnr"))
+    rows = make_table({(9,): "a"}, again.scores, ["equal", "broken"], [0], Rule("psnr"))
     assert not rows[0].chosen
     assert rows[0].as_json()["psnr"] is None
 
