@@ -23,7 +23,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 
 # Ranges chosen by eye from photographs of people in the rain, about 500 px wide.
-LAYERS, SCALE, DEPTH = (1, 4), (0.35, 1.8), 1.0
+LAYERS, SCALE, DEPTH = (1, 3), (0.5, 1.8), 1.0
 """Number of layers; scale of the rain, 1 for streaks of 14 px; binary logarithm of the factor by
 which the farthest and the nearest layers differ from it."""
 LENGTH, WIDTH, BLUR = 14.0, 1.6, (0.35, 1.1)
@@ -32,7 +32,7 @@ COVERAGE, SHARE, MOST = (0.015, 0.4), (0.06, 0.5), 0.95
 """Of a layer: covered pixels, mean share a of a covered pixel; the largest a of a pixel."""
 LIGHT, TINT = (0.35, 1.0), 0.06
 """Linear light of the drops, and the largest deviation of a channel from grey."""
-SHARPEN, QUALITY = 2.0, (60, 98)
+SHARPEN, QUALITY = 1.0, (60, 98)
 """Largest share of detail finer than 1 px that a camera adds, and the range of JPEG quality."""
 
 
