@@ -9,6 +9,7 @@
 #   PROTOCOL  derain (default), derain-matlab, deblur, denoise, rgb, y, levin
 #   OUT       folder of the results [benchmark]
 #   NAME      name of the weights' row in the table [the name of the file]
+#   PYTHON    the Python that makes the table [python3]
 #   EVAL      further arguments for `c2fdft eval`, such as "--grid 999,500" or "--self-ensemble"
 # Writes $OUT/table.md, $OUT/table.csv and, for each set, $OUT/<set>/eval.json.
 set -eu

@@ -8,7 +8,9 @@
 # streaks/, or it is a folder of pairs; the shards are written into it. A trial run of TRIAL minutes
 # (0.5) measures images per second, the loader included. The learning rate then falls from LR (5e-4)
 # along one cosine that ends when the time is up. OUT/NAME.pt is the result in the packaged format; it
-# may be FROM of the next run. An existing run of the same name in OUT is never replaced.
+# may be FROM of the next run. An existing run of the same name in OUT is never replaced. Further
+# settings, from the environment: VAL, the number of validation images [8]; DEVICE [cuda]; C2FDFT, the
+# command [c2fdft].
 set -euo pipefail
 [ $# -ge 6 ] || { sed -n '4p' "$0" | tr -d '#' >&2; exit 2; }
 name=$1 from=$2 recipe=$3 minutes=$4 data=$5 out=$6

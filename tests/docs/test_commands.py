@@ -1,4 +1,4 @@
-"""The program parses all command lines in the documentation."""
+"""The program parses all command lines in the documentation, and accepts their recipe values."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from c2fdft_cli.cli.app import app
+from c2fdft_cli.recipe.files import load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2]
 LINES = [
@@ -50,6 +51,24 @@ def parse(line: str) -> None:
 @pytest.mark.parametrize(("document", "line"), sorted(set(command_lines())))
 def test_a_documented_command_line_parses(document: str, line: str) -> None:
     parse(line)
+
+
+def values(line: str) -> tuple[str, list[str]]:
+    """Return the recipe of a training's command line and the values that it changes.
+
+    The recipe of a file or of weights is unknown: commands of the documents copy or train `derain`.
+    """
+    words = shlex.split(line, comments=True)
+    named = words[words.index("--recipe") + 1] if "--recipe" in words else ""
+    changes = [word for word in words if re.match(r"[a-z]+\.[a-z_.]+=", word)]
+    return named if named in recipe_names() else "derain", changes
+
+
+@pytest.mark.parametrize(
+    ("document", "line"), sorted({pair for pair in command_lines() if values(pair[1])[1]})
+)
+def test_a_documented_training_has_values_that_the_recipe_accepts(document: str, line: str) -> None:
+    load_recipe(*values(line))
 
 
 @pytest.mark.parametrize("line", ["c2fdft restor in out", "c2fdft restore in out --stepz 4"])

@@ -23,7 +23,7 @@ Every key that a recipe may have. A recipe states what differs from the one that
 from the defaults here, which are the official deraining recipe; `c2fdft recipes show NAME` prints
 one in full. On the command line a key is `section.key=value`:
 
-    c2fdft train-coarse --recipe derain --data shards/mine coarse.lr=1e-4 "coarse.patches=[32,64]"
+    c2fdft train-coarse --recipe derain --data shards/mine coarse.lr=6e-4 "coarse.batches=[90,24,6]"
 
 Generated: `python -m tests.kit.recipe_reference`.
 """
