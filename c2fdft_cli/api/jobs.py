@@ -169,7 +169,7 @@ def train(
         recipe: name or file; None for the recipe of `init`.
         data: folder of shards; None for the recipe's, otherwise that of `init`.
         out: run folder; None for an unused name in runs/.
-        overrides: values of recipe keys, `{"coarse.lr": 1e-4}` or `["coarse.lr=1e-4"]`.
+        overrides: values of recipe keys, `{"coarse.lr": 6e-4}` or `["coarse.lr=6e-4"]`.
         init: weights to start from, a name or a file; the fine stage needs them unless it resumes.
         resume: resume the run in `out`, or the newest run of this stage.
         device, precision: as for `load`.

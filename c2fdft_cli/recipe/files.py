@@ -284,7 +284,7 @@ def _plain(value: object) -> object:
 
 
 def _read_override(override: str) -> Values:
-    """Return the nested values of an override such as "coarse.lr=1e-4".
+    """Return the nested values of an override such as "coarse.lr=6e-4".
 
     Values of text keys are read literally, except that quotes around the whole text are removed;
     other values are YAML.
@@ -294,7 +294,7 @@ def _read_override(override: str) -> Values:
     if not separator or not all(key.split(".")):
         raise RecipeError(
             f"an override has the form key=value, got {override!r}",
-            hint="for example coarse.lr=1e-4",
+            hint="for example coarse.lr=6e-4",
         )
     try:
         if key in _text_keys(Recipe) and text not in _NO_TEXT:

@@ -121,7 +121,7 @@ def _check_overrides(words: list[str], *, fine: bool) -> None:
     from c2fdft_cli.engine.weights.choose import WEIGHTS_SUFFIXES
     from c2fdft_cli.recipe.files import recipe_names
 
-    suffix, hint = Path(word).suffix.lower(), "an override has the form KEY=VALUE: coarse.lr=1e-4"
+    suffix, hint = Path(word).suffix.lower(), "an override has the form KEY=VALUE: coarse.lr=6e-4"
     if suffix in WEIGHTS_SUFFIXES or (fine and word in read_catalogue()):
         hint = f"give the weights with {'--from' if fine else '--init'} {word}"
     elif suffix in (".yaml", ".yml") or word in recipe_names():

@@ -108,5 +108,5 @@ def _run(path: Path) -> dict[str, Any]:
     )
     rows = run.read_metrics()
     if rows:
-        facts["last row"] = {key: value for key, value in rows[-1].items() if value}
+        facts["last_row"] = {key: value for key, value in rows[-1].items() if value}
     return facts
