@@ -30,8 +30,11 @@ def convert(error: Any, words: Sequence[str]) -> UsageError:
     # An option without its value is noticed before the parser knows which command it belongs to.
     command = context.command_path if context is not None else _command_of(words)
     hint = f"see `{command} --help`"
-    near = _near_option(error, words)
-    if near is not None:
+    unknown = _unknown_option(error, words)
+    near = None if unknown is None else _near_option(error, unknown)
+    if unknown is not None and os.path.exists(unknown):
+        hint = f"for the file of this name, write ./{unknown}; {hint}"
+    elif near is not None:
         hint = f"{near} {hint}"
     elif _is_misuse_of_arguments(error):
         order = _required_arguments(context.command)
@@ -57,13 +60,18 @@ def _message(error: Any, words: Sequence[str]) -> str:
     return str(error.format_message()).rstrip(".")
 
 
-def _near_option(error: Any, words: Sequence[str]) -> str | None:
-    """Return "did you mean --...?" for an option that is misspelled or has one hyphen too few."""
+def _unknown_option(error: Any, words: Sequence[str]) -> str | None:
+    """Return the word that the parser took for an option that a command does not have."""
     if type(error).__name__ != "NoSuchOption" or error.ctx is None:
         return None
-    known = [name for one in error.ctx.command.params for name in one.opts if name[:2] == "--"]
+    name: str = error.option_name
     # For `-task` the parser reports `-t`.
-    given = next((word for word in words if word.startswith(error.option_name)), error.option_name)
+    return next((word for word in words if word.startswith(name)), name)
+
+
+def _near_option(error: Any, given: str) -> str | None:
+    """Return "did you mean --...?" for an option that is misspelled or has one hyphen too few."""
+    known = [name for one in error.ctx.command.params for name in one.opts if name[:2] == "--"]
     # Without hyphens, which would make all short names alike.
     near = did_you_mean(given.partition("=")[0].strip("-"), [name[2:] for name in known])
     return near and near.replace("mean ", "mean --")

@@ -42,6 +42,19 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, words, n
     assert list(Path().iterdir()) == []
 
 
+def test_a_file_whose_name_begins_with_a_hyphen_is_not_only_an_unknown_option(
+    tmp_path, monkeypatch
+):
+    """A shell's pattern passes such names as they are."""
+    monkeypatch.chdir(tmp_path)
+    Path("-dash.png").touch()
+    done = run("restore", "-dash.png", "out")
+    assert done.exit_code == 2
+    assert "hint: for the file of this name, write ./-dash.png; see" in done.stderr
+    Path("-dash.png").unlink()
+    assert "write ./-dash.png" not in run("restore", "-dash.png", "out").stderr
+
+
 def test_an_empty_number_of_validation_pairs_is_refused(tmp_path):
     done = run("prepare", tmp_path, "--val", "")
     assert done.exit_code == 2

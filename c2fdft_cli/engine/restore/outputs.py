@@ -91,7 +91,7 @@ def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> tuple[list[Item]
             raise UsageError(what)
         items = [_named_item(inputs.sources[0], out, writing)]
     else:
-        _check_folder_name(folder, out, inputs.single)
+        _check_folder_name(folder, out, inputs)
         items, notes = _mirrored_items(inputs.sources, folder, writing)
     shallow = [item.suffix for item in items if item.suffix not in DEEP_SUFFIXES]
     if writing.bit_depth == 16 and shallow:
@@ -117,11 +117,13 @@ def with_usable_names(item: Item) -> Item:
     return replace(item, source=replace(item.source, problem=problem))
 
 
-def _check_folder_name(folder: Path, out: str, single: bool) -> None:
+def _check_folder_name(folder: Path, out: str, inputs: Inputs) -> None:
     suffix = folder.suffix.lower()
-    if single and suffix in _OTHER_SUFFIXES and not os.path.isdir(folder):
-        hint = f"use one of {' '.join(sorted(WRITE_SUFFIXES))}"
-        raise UsageError(f"cannot write images as '{suffix}'", where=folder, hint=hint)
+    if inputs.single and suffix in _OTHER_SUFFIXES and not os.path.isdir(folder):
+        is_video = inputs.sources[0].video is not None
+        kind, suffixes = ("videos", MUXERS) if is_video else ("images", WRITE_SUFFIXES)
+        hint = f"use one of {' '.join(sorted(suffixes))}"
+        raise UsageError(f"cannot write {kind} as '{suffix}'", where=folder, hint=hint)
     if out.endswith(("/", "\\")) and suffix in _FILE_SUFFIXES:
         raise UsageError("OUT is a folder with the suffix of an image", where=folder)
 

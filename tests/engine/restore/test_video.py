@@ -313,6 +313,7 @@ def test_outputs_of_the_wrong_kind_are_refused(
     cases = [
         (video, "x.png", "the output of a video must be a video file"),
         (video, "-", "the output of a video must be a video file"),
+        (video, "x.gif", r"cannot write videos as '\.gif'"),
         (video, "x.webm", "webm cannot hold this video's sound: aac"),
         (image, "x.mp4", "an image cannot become a video"),
         (video, video, "replace an input"),
