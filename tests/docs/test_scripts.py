@@ -94,7 +94,7 @@ def _check_keys(documents: dict[str, dict[str, object]]) -> None:
         ("trained", table, "| `train-coarse`, `train-fine` |"),
         ("sweep", files, "## sweep.json"),
         ("restored", restoring, "`--json` prints"),
-        ("scores", files, "`eval.json` is what"),
+        ("scores", files, "The keys of `eval.json`:"),
     ):
         said = re.split(r"\.(?:\s|$)|;|\|\n", page[page.index(start) + len(start) :], maxsplit=1)[0]
         listed = set(re.findall(r"\w+", said.replace("`--json` prints", "")))
