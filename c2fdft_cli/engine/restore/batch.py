@@ -61,7 +61,9 @@ class Outcome:
 
 
 class Batch:
-    """A batch of images whose restoration is started here; `outcomes` waits and raises errors.
+    """A batch of images whose restoration is started here; `outcomes` waits for it.
+
+    If memory runs out, `outcomes` raises this; what `progress` raises is raised here.
 
     Args:
         executor: runs the network.
@@ -95,7 +97,8 @@ class Batch:
             self._restored = executor.start(self._lq(), names, progress, together)
             self._download = self._sent(self._restored)
         except ResourceError as error:
-            self._refused = error
+            # Without the traceback, whose frames hold the images on the device.
+            self._refused = error.with_traceback(None)
         self._seconds = time.monotonic() - started
 
     def outcomes(self) -> list[Outcome]:

@@ -15,7 +15,10 @@ UPRIGHT_TRANSFORMS = (0, 2, 4, 6)
 
 
 def transforms_for(task: str | None, self_ensemble: bool) -> tuple[int, ...]:
-    """Return the transforms to average over with weights of a task; without self-ensemble none."""
+    """Return the transforms to average over with weights of a task.
+
+    Without self-ensemble this is the identity alone.
+    """
     if not self_ensemble:
         return (0,)
     return UPRIGHT_TRANSFORMS if task == "derain" else TRANSFORMS

@@ -359,7 +359,10 @@ class Executor:
         )
 
     def _least_bytes(self, height: int, width: int, count: int, tile: int | None) -> int:
-        """Return the bytes that a batch needs in the narrowest strips, in tiles of `tile` px."""
+        """Return the bytes that a batch needs in the narrowest strips.
+
+        tile: the side of the tiles in px; None for whole images.
+        """
         offload = self._runtime.device.type == "cuda"
         inside = strip_bytes(self._strips, *_inner(height, width, tile), count, 1, offload)
         return inside + _outside(height, width, count)

@@ -46,7 +46,7 @@ def average(
         overwrite: replace an existing file.
 
     Returns:
-        The share of each source; the shares sum to 1.
+        The share of each source by its path, added up for one that is given twice; they sum to 1.
 
     Raises:
         UsageError: there are fewer than two sources, the shares do not fit them, or `out` is an

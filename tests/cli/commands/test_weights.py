@@ -340,7 +340,10 @@ def test_weights_are_averaged(two: Path, tiny_net: Callable[..., DFT], tmp_path:
     assert again.exit_code == 2
     assert "already exists" in again.stderr
     facts = run("weights", "average", "derain", other, "--out", out, "--overwrite", "--json")
-    assert list(json.loads(facts.stdout)["sources"].values()) == [0.5, 0.5]
+    document = json.loads(facts.stdout)
+    assert list(document["sources"].values()) == [0.5, 0.5]
+    assert (document["out"], document["bytes"]) == (str(out), out.stat().st_size)
+    assert document["next"] == f"c2fdft eval --weights {out} SET"
     wrong = run("weights", "average", "derain", "derain-4step", "--out", tmp_path / "no.pt")
     assert wrong.exit_code == 4
     assert "it differs in its timesteps from" in wrong.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,12 +120,20 @@ def test_images_that_stay_not_finite_are_marked(tiny_net: Callable[..., DFT]) ->
 def test_running_out_of_memory_is_raised_where_the_results_are_read(
     tiny_net: Callable[..., DFT], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(*args: object) -> object:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def start(lq: torch.Tensor, *args: object) -> object:
+        held.append(weakref.ref(lq))
         raise ResourceError("out of memory")
 
     executor = make(tiny_net())
     monkeypatch.setattr(executor, "start", start)
-    batch = begin(executor, [Wanted(8, False)])
+    gc.disable()  # memory that has run out must not wait for the collector
+    try:
+        batch = begin(executor, [Wanted(8, False)])
+        assert held[0]() is None
+    finally:
+        gc.enable()
     with pytest.raises(ResourceError, match="out of memory"):
         batch.outcomes()
 

@@ -309,7 +309,9 @@ def test_a_gpu_takes_three_megapixels_at_once_if_they_fit(
 
 
 def test_a_cpu_offloads_nothing(make: Callable[..., Executor]) -> None:
-    least = make()._least_bytes(64, 64, 1, tile=None)
+    executor = make()
+    least = strip_bytes(executor._strips, 64, 64, 1, 1) + 4 * 42 * 64 * 64
+    assert executor._least_bytes(64, 64, 1, tile=None) == least
     assert make(max_memory=least)._plan(64, 64, 1) == (1, False)
     with pytest.raises(ResourceError):
         make(max_memory=least - 1).rows(64, 64)
