@@ -208,7 +208,7 @@ class World:
         if name == "weights-pack":
             words = ("weights", "pack", self.root / "small.pt", "--name", "mine", "--facts",
                      self.root / "facts.json", "--into", out)  # fmt: skip
-            return Case(words, out, _digests)
+            return Case(words, out, _digests, ("--overwrite",))
         raise ValueError(name)
 
 
