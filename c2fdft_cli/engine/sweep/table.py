@@ -93,6 +93,7 @@ def make_table(
 
 def _row(grid: Timesteps, label: str, by_seed: Sequence[Sequence[Scored]]) -> Row:
     scores = [one for of_seed in by_seed for one in of_seed]
+    mean = mean_scores(scores)
     means = [mean_scores(of_seed)["psnr"] for of_seed in by_seed]
     spread = None
     if len(means) > 1:
@@ -101,8 +102,8 @@ def _row(grid: Timesteps, label: str, by_seed: Sequence[Sequence[Scored]]) -> Ro
         calls=len(grid),
         grid=grid,
         label=label,
-        psnr=mean_scores(scores)["psnr"],
-        ssim=mean_scores(scores)["ssim"],
+        psnr=mean["psnr"],
+        ssim=mean["ssim"],
         spread=spread,
         seconds=statistics.median(one.seconds for one in scores),
         trials=len(scores),
