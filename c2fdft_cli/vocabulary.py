@@ -40,7 +40,6 @@ COMPILE: tuple[Compile, ...] = get_args(Compile)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 PROTOCOL_NAMES: tuple[Protocol, ...] = get_args(Protocol)
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
-WEIGHT_SETS: tuple[WeightSet, ...] = get_args(WeightSet)
 PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
 
 

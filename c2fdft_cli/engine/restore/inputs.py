@@ -199,20 +199,28 @@ def _below(path: Path, root: Path) -> PurePath:
 def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:
     """Yield all files below a folder except hidden ones.
 
-    Each real folder is visited once, so that loops of links end. The errors of folders that cannot
-    be listed are appended to `refused`.
+    The errors of folders that cannot be listed are appended to `refused`.
     """
-    seen = {os.path.realpath(folder)}
+    for base, files in _folders(folder, refused):
+        yield from (Path(base, name) for name in files if not is_hidden(name))
+
+
+def _folders(top: Path, refused: list[OSError]) -> Iterator[tuple[str, list[str]]]:
+    """Yield `top` and all folders below it except hidden ones, each with its file names.
+
+    Each real folder is visited once, so that loops of links end.
+    """
+    seen = {os.path.realpath(top)}
 
     def is_new(path: str) -> bool:
         real, count = os.path.realpath(path), len(seen)
         seen.add(real)
         return len(seen) > count
 
-    for base, folders, files in os.walk(folder, onerror=refused.append, followlinks=True):
+    for base, folders, files in os.walk(top, onerror=refused.append, followlinks=True):
         shown = [name for name in folders if not is_hidden(name)]
         folders[:] = [name for name in shown if is_new(os.path.join(base, name))]
-        yield from (Path(base, name) for name in files if not is_hidden(name))
+        yield base, files
 
 
 def _without(paths: list[Path], folder: Path | None) -> list[Path]:
@@ -233,7 +241,7 @@ def _matching(pattern: str, skip: Path | None) -> list[Path]:
     named = Path(pattern).parts  # besides these, `glob` itself leaves out names with a dot
     matches = [
         path
-        for path in map(Path, glob.glob(pattern, recursive=True))
+        for path in _glob(pattern)
         if not os.path.isdir(path)
         and not any(is_hidden(part) for part in path.parts if part not in named and part[0] != ".")
     ]
@@ -244,6 +252,21 @@ def _matching(pattern: str, skip: Path | None) -> list[Path]:
     for path in sorted(matches, key=lambda path: len(path.parts)):  # paths through loops are longer
         once.setdefault((real_folder(path.parent), path.name), path)
     return sorted(_without(list(once.values()), skip), key=natural_key)
+
+
+def _glob(pattern: str) -> Iterator[Path]:
+    """Yield what a pattern matches; `**` stands for a folder and all folders below it.
+
+    Python's own `**` follows two links to one folder through each of their 2^40 combinations.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from map(Path, glob.glob(pattern))
+        return
+    here = parts.index("**")
+    for top in glob.glob(os.path.join(*parts[:here])) if here else [os.curdir]:
+        for folder, _ in _folders(Path(top), []):
+            yield from _glob(os.path.join(glob.escape(folder), *(parts[here + 1 :] or ("*",))))
 
 
 def _listed(file: Path) -> list[Path]:

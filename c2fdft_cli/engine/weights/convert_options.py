@@ -8,7 +8,7 @@ from pathlib import Path
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_new
 from c2fdft_cli.settings import OVERWRITE, check_settings, setting
-from c2fdft_cli.vocabulary import WEIGHT_SETS, WeightSet
+from c2fdft_cli.vocabulary import WeightSet
 
 CHECKPOINT, OFFICIAL, SAFETENSORS, ONNX = FORMATS = (
     "checkpoint",
@@ -33,8 +33,8 @@ class ConvertOptions:
     to: str | None = setting(
         None, "Format to write (default: by the suffix of OUT)", metavar="FORMAT", choices=FORMATS
     )
-    weights: WeightSet | None = setting(
-        None, "Set of weights for safetensors and ONNX (default: ema).", choices=WEIGHT_SETS
+    raw: bool = setting(
+        False, "Store the raw weights instead of the EMA weights (.safetensors and .onnx only)."
     )
     half: str | None = setting(
         None, "Store in half precision (.pt and .safetensors only).", choices=HALVES
@@ -48,7 +48,7 @@ class ConvertOptions:
     @property
     def weight_set(self) -> WeightSet:
         """The set of weights to store in a format that holds only one."""
-        return self.weights or "ema"
+        return "raw" if self.raw else "ema"
 
     def check(self, source: Path, out: Path) -> str:
         """Return the format to write; UsageError if an option does not fit it or `out` exists."""
@@ -56,7 +56,7 @@ class ConvertOptions:
         for given, option, fitting in (
             (self.half is not None, "--half", (CHECKPOINT, SAFETENSORS)),
             (self.ema_only, "--ema-only", (CHECKPOINT,)),
-            (self.weights is not None, "--weights", (SAFETENSORS, ONNX)),
+            (self.raw, "--raw", (SAFETENSORS, ONNX)),
         ):
             if given and form not in fitting:
                 raise UsageError(

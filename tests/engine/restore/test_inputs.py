@@ -80,6 +80,17 @@ def test_a_glob_through_a_link_to_a_parent_folder_gives_each_file_once(folder: P
     assert names(find_inputs([f"{folder}/**/*.*g"])) == ["2.png", "10.png", "sub/3.jpg"]
 
 
+@pytest.mark.parametrize("pattern", ["**", "**/**", "sub/../**/*.*g", "*/../**/*g"])
+def test_a_recursive_glob_ends_where_two_links_lead_to_their_own_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    for link in ("again", "once-more"):
+        (folder / "sub" / link).symlink_to(folder)
+    (folder / "notes.txt").write_text("not an image")
+    monkeypatch.chdir(folder)
+    assert names(find_inputs([pattern])) == ["2.png", "10.png", "sub/3.jpg"]
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_taken_literally(tmp_path: Path) -> None:
     path = save(tmp_path / "a[1].png", random_picture(4, 5))
     assert names(find_inputs([str(path)])) == ["a[1].png"]

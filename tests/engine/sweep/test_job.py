@@ -246,7 +246,7 @@ def test_storing_the_timesteps_does_not_change_the_weights(
     path = tmp_path / ("one.safetensors" if form == "safetensors" else "one.pt")
     if form == "safetensors":
         pytest.importorskip("safetensors")
-        convert(coarse, path, ConvertOptions(weights=weights, half=half))
+        convert(coarse, path, ConvertOptions(raw=weights == "raw", half=half))
     else:  # with both sets, or only the average
         convert(coarse, path, ConvertOptions(ema_only=weights == "ema", half=half))
     sets, tensors = stored(path)

@@ -118,7 +118,7 @@ def test_a_view_is_stored_without_the_rest_of_its_tensor(tmp_path, ema):
 @pytest.mark.parametrize(("weights", "factor"), [(None, 1.0), ("raw", 0.9)])
 def test_safetensors_are_converted_and_back(ours, ema, weights, factor):
     pytest.importorskip("safetensors")
-    path = made(ours, "a.safetensors", weights=weights)
+    path = made(ours, "a.safetensors", raw=weights == "raw")
     back = load_checkpoint(made(path, "back.pt"))
     assert same(back.ema, {name: factor * tensor for name, tensor in ema.items()})
     assert back.meta == load_checkpoint(ours).meta
@@ -249,7 +249,6 @@ def test_a_file_is_overwritten_only_if_requested(ours):
             "--to must be checkpoint, official, safetensors or onnx, got 'tar'",
         ),
         ("a.pt", {"half": "fp8"}, "--half must be bf16 or fp16, got 'fp8'"),
-        ("a.onnx", {"weights": "both"}, "--weights must be ema or raw, got 'both'"),
         ("a.pth", {"half": "bf16"}, "--half cannot be combined with the format official"),
         ("a.onnx", {"half": "bf16"}, "--half cannot be combined with the format onnx"),
         (
@@ -257,7 +256,7 @@ def test_a_file_is_overwritten_only_if_requested(ours):
             {"ema_only": True},
             "--ema-only cannot be combined with the format safetensors",
         ),
-        ("a.pt", {"weights": "raw"}, "--weights cannot be combined with the format checkpoint"),
+        ("a.pt", {"raw": True}, "--raw cannot be combined with the format checkpoint"),
         (".", {"to": "checkpoint"}, "is a folder"),
     ],
 )

@@ -101,7 +101,7 @@ def test_the_documented_sampler_equals_the_programs(tmp_path, monkeypatch):
 
 def test_raw_weights_can_be_exported(tmp_path):
     source = write(tmp_path, NETWORKS["with_bias"])
-    path = convert(source, tmp_path / "raw.onnx", ConvertOptions(weights="raw")).out
+    path = convert(source, tmp_path / "raw.onnx", ConvertOptions(raw=True)).out
     x, t = wave([1, 6, 16, 8], 0.2), torch.tensor([40.0])
     with torch.inference_mode():
         assert relative(call(path, x, t), load_checkpoint(source).network("raw")(x, t)) < 1e-5
