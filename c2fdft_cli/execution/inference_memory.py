@@ -18,9 +18,8 @@ it has the largest tensors. The residual stream and the skips are float32 (4 byt
                   GELU or applies it in place
                   If the image is one strip on CUDA, v is not copied out of q, k, v: the s above
                   does not apply, but in this pass the whole q, k, v (3 s) are alive
-        compiled kernels (float32 on a CPU) have, besides stream and v, only a few tiles in the
-                  cache and the norm of one image's strip:
-                                                  4 * 2C w (r + 2)
+        compiled kernels (on a CPU) have, besides stream and v, only a few tiles in the cache and
+                  the norm of one image's strip:  s * 2C w (r + 2)
     joining       the decoder's stream (2C) is made from the skip (C) and the level below (2C at
                   half the sides: 2C / 4):        4 * (2C + C + 2C / 4) h w
                   and one strip of the up-sampling; of a skip in host memory only one strip counts
@@ -113,7 +112,7 @@ def strip_bytes(
     elif dtype != torch.float32 and casts_in_pieces(net.output.weight.device):
         cast = min(cast, CAST_PIXELS / width)
     if strips.is_native:
-        block = _native_block_bytes(line, together, height, rows)
+        block = _native_block_bytes(line, together, height, dtype, rows)
     else:
         block = _block_bytes(net, line, height, dtype, rows, cast)
     skip_rows = rows if offload_skips else height
@@ -152,12 +151,14 @@ def _block_bytes(
     return int(2 * line * ((_FULL + size) * height + max(gather, apply)))
 
 
-def _native_block_bytes(line: int, together: int, height: int, rows: int) -> int:
+def _native_block_bytes(
+    line: int, together: int, height: int, dtype: torch.dtype, rows: int
+) -> int:
     """Return the same as `_block_bytes` if the compiled C kernels run."""
     # The kernels' tiles fit in the cache and are not counted. The buffer for a strip's norm serves
     # one image after another, whereas `line` is a row of all images.
     normed = min(rows + 2, height) / together
-    return int(2 * line * _FULL * (2 * height + normed))
+    return int(2 * line * (_FULL * height + dtype.itemsize * (height + normed)))
 
 
 def _hidden(net: DFT, dtype: torch.dtype) -> float:

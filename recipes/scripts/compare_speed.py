@@ -96,9 +96,10 @@ def forward(args: argparse.Namespace) -> None:
 
 
 def runtimes(args: argparse.Namespace) -> None:
-    """Time one float32 call of transcription, onnxruntime, OpenVINO (if installed) and strips.
+    """Time one call of transcription, onnxruntime, OpenVINO (if installed) and strips.
 
-    Strips run with torch's kernels and, if there is a C compiler, with the compiled ones.
+    All in float32, strips also in bfloat16. Strips run with torch's kernels and, where they can be
+    built, with the compiled ones.
     """
     h, w = _size(args.size or "256")
     x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
@@ -114,10 +115,11 @@ def runtimes(args: argparse.Namespace) -> None:
             "transcription fp32": book.eval().requires_grad_(False),
             **_other_runtimes(net, asdict(network)),
         }
-    with unittest.mock.patch.object(strips, "kernels_for", return_value=None):
-        calls["strips, torch's kernels"] = StripNetwork(net)
-    if kernels_for(x.device, torch.float32) is not None:
-        calls["strips, compiled kernels"] = StripNetwork(net)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with unittest.mock.patch.object(strips, "kernels_for", return_value=None):
+            calls[f"strips, torch's kernels, {name}"] = StripNetwork(net, dtype=dtype)
+        if kernels_for(x.device, dtype) is not None:
+            calls[f"strips, compiled kernels, {name}"] = StripNetwork(net, dtype=dtype)
     with torch.inference_mode():
         results = {name: call(x, t) for name, call in calls.items()}
         seconds = _take_turns({n: partial(c, x, t) for n, c in calls.items()}, args.rounds)

@@ -181,11 +181,13 @@ def _compiler() -> Finding:
 
 
 def _cpu_kernels() -> Finding:
-    """Build the compiled float32 kernels, or report why this CPU uses torch's operators."""
-    kernels, found = kernels_or_reason()
+    """Build the compiled kernels, or report why this CPU uses torch's operators."""
+    kernels, found = kernels_or_reason(torch.float32)
     if kernels is None:
         return Finding("CPU kernels", False, f"torch's ({found})", "compiled kernels are faster")
-    return Finding("CPU kernels", True, f"compiled: {found}")
+    half, reason = kernels_or_reason(torch.bfloat16)
+    in_half = reason if half is not None else f"torch's ({reason})"
+    return Finding("CPU kernels", True, f"compiled: {found}; for bf16: {in_half}")
 
 
 def _opencv() -> Finding:

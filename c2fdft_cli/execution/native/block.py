@@ -1,4 +1,4 @@
-"""A block prepared for the compiled kernels: float32 inference on strips of rows."""
+"""A block prepared for the compiled kernels: inference on strips of rows."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class NativeBlock(NamedTuple):
     def gather(self, z: Tensor, v: Tensor, time: Tensor, top: int, bottom: int) -> PixelSums:
         """Run the first pass over rows top to bottom: return their sums, write their v into v.
 
-        z, v: `[n, h, w, c]`, with all rows.
+        z, v: `[n, h, w, c]`, with all rows; z is float32, v has the kernels' precision.
         """
         n, h, w, c = z.shape
         d = c // self.heads
@@ -78,7 +78,7 @@ class NativeBlock(NamedTuple):
         # the call returns.
         gain, shift, centred = _shift(self.norm1, time)
         # The norm of one image, which the next image overwrites.
-        normed = z.new_empty((min(bottom + 1, h) - max(top - 1, 0), w, c))
+        normed = v.new_empty((min(bottom + 1, h) - max(top - 1, 0), w, c))
         sums = z.new_empty((n, c * d + 2 * c))
         for i in range(n):
             self.kernels.call(

@@ -1,5 +1,8 @@
 /* The Transformer block on a CPU: matrix products fused with the operations before and after them,
- * on tiles that stay in cache. Plain C with the vector extensions of GCC and Clang; float32.
+ * on tiles that stay in cache. Plain C with the vector extensions of GCC and Clang.
+ *
+ * Built twice: in float32, and with -DHALF for products of bfloat16 values. Everything else is
+ * float32 in both: sums, the residual stream, norms, depth-wise convolutions, GELU.
  *
  * Activations are [pixel][channel]. Work is divided into items by size alone, never by the number
  * of threads, and sums over items are added in the order of the items. So results do not depend on
@@ -32,11 +35,61 @@ enum {
 };
 
 typedef float vec __attribute__((vector_size(4 * VL), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * VL), aligned(4)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* Products multiply and add whole words. A word is a float, or two neighbouring bfloat16 values of a
+ * row: so all lengths along the summed dimension are counted in words. */
+#ifdef HALF
+#ifndef __AVX512BF16__
+#error "the compiler does not know AVX-512 BF16"
+#endif
+#include <immintrin.h>
+typedef uint16_t value;
+typedef int32_t word __attribute__((may_alias));
+enum { PER_WORD = 2 };
+#else
+typedef float value, word;
+enum { PER_WORD = 1 };
+#endif
+
 INLINE int least(int a, int b) { return a < b ? a : b; }
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+INLINE int words(int values) { return ceil_div(values, PER_WORD); }
+
+/* sum + left * right in every lane: products of words. */
+INLINE vec add_product(vec sum, word left, const word *right) {
+#ifdef HALF
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(left),
+                                 (__m512bh)_mm512_loadu_si512(right));
+#else
+    return sum + left * *(const vec *)right;
+#endif
+}
+
+/* Write a vector as values, which rounds it to nearest for bfloat16. */
+INLINE void put(value *to, vec x) {
+#ifdef HALF
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+    *(vec *)to = x;
+#endif
+}
+
+/* Write n floats as values. */
+INLINE void put_row(int n, const float *x, value *to) {
+#ifdef HALF
+    for (int j = 0; j < n; j += VL) {
+        __mmask16 lanes = (__mmask16)((1u << least(VL, n - j)) - 1);
+        __m512 part = _mm512_maskz_loadu_ps(lanes, x + j);
+        _mm256_mask_storeu_epi16(to + j, lanes, (__m256i)_mm512_cvtneps_pbh(part));
+    }
+#else
+    memcpy(to, x, sizeof(float) * (size_t)n);
+#endif
+}
 
 /* ---- threads: of torch's own OpenMP runtime, whose entry point the caller passes ---- */
 
@@ -80,8 +133,6 @@ static int run(Team team, void (*item)(const void *, int, float *), const void *
 
 /* ---- GELU ---- */
 
-typedef int32_t ivec __attribute__((vector_size(4 * VL), aligned(4)));
-
 /* a where the mask is set, b elsewhere; a lane of the mask has all bits set or none. */
 INLINE vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 INLINE vec clamp(vec x, float low, float high) {
@@ -90,7 +141,16 @@ INLINE vec clamp(vec x, float low, float high) {
     return choose(x > h, h, x);
 }
 
-/* erf as x P(x^2) / Q(x^2), within 1.5e-7. x is clamped to [-4, 4], beyond which erf is +-1 in
+/* p / q; where the result becomes bfloat16, with a relative error of 2^-14. */
+INLINE vec divide(vec p, vec q) {
+#ifdef HALF
+    return p * (vec)_mm512_rcp14_ps((__m512)q);
+#else
+    return p / q;
+#endif
+}
+
+/* erf as x P(x^2) / Q(x^2), within 1.5e-7 but for the division. x is clamped to [-4, 4], beyond which erf is +-1 in
  * float32. */
 INLINE vec erf_of(vec x) {
     x = clamp(x, -4.0f, 4.0f);
@@ -105,47 +165,46 @@ INLINE vec erf_of(vec x) {
     q = q * s - 1.68282697438203e-03f;
     q = q * s - 7.37332916720468e-03f;
     q = q * s - 1.42647390514189e-02f;
-    return x * p / q;
+    return x * divide(p, q);
 }
 
-/* Replace a vector x by GELU(x) = x Phi(x). */
-INLINE void gelu_vec(float *x) {
-    vec y = *(vec *)x;
-    *(vec *)x = y * (0.5f + 0.5f * erf_of(y * 0.70710678f));
-}
+/* GELU(x) = x Phi(x). */
+INLINE vec gelu_of(vec x) { return x * (0.5f + 0.5f * erf_of(x * 0.70710678f)); }
 
-static void gelu_rows(int m, int n, float *x, ptrdiff_t ld) {
-    for (int i = 0; i < m; i++, x += ld) {
+/* Write GELU of x to y, which may be x itself if values are floats. */
+static void gelu_rows(int m, int n, const float *x, value *y, ptrdiff_t ld) {
+    for (int i = 0; i < m; i++, x += ld, y += ld) {
         int j = 0;
-        for (; j + VL <= n; j += VL) gelu_vec(x + j);
+        for (; j + VL <= n; j += VL) put(y + j, gelu_of(*(const vec *)(x + j)));
         if (j == n) continue;
         float rest[VL] = {0};
         memcpy(rest, x + j, sizeof(float) * (size_t)(n - j));
-        gelu_vec(rest);
-        memcpy(x + j, rest, sizeof(float) * (size_t)(n - j));
+        *(vec *)rest = gelu_of(*(const vec *)rest);
+        put_row(n - j, rest, y + j);
     }
 }
 
 /* ---- products ---- */
 
-/* The right matrix in panels of NR columns. Panels are `panel` floats apart, rows within one `ld`.
- * Unless it is NULL, `head` is a row for each panel from which the sums start. */
+/* The right matrix in panels of NR columns of words. Panels are `panel` words apart, rows within one
+ * `ld`. Unless it is NULL, `head` is a row of floats for each panel from which the sums start. */
 typedef struct {
-    const float *rows, *head;
+    const word *rows;
+    const float *head;
     ptrdiff_t panel, ld;
 } Right;
 
-/* The panels that `pack` makes of a matrix with k rows, from row `from` on. A panel is its head (the
- * bias or zeros), then the rows. */
+/* The panels that `pack` makes of a matrix with k rows of words, from row `from` on. A panel is its
+ * head (the bias or zeros), then the rows. */
 INLINE Right packed(const float *data, int k, int from, int with_head) {
-    Right b = {data + (ptrdiff_t)(1 + from) * NR, with_head ? data : NULL, (ptrdiff_t)(k + 1) * NR, NR};
-    return b;
+    const word *rows = (const word *)data + (ptrdiff_t)(1 + from) * NR;
+    return (Right){rows, with_head ? data : NULL, (ptrdiff_t)(k + 1) * NR, NR};
 }
 
 /* c[m][nv VL] = (add ? c : 0) + head + a b, with all sums in registers; element (i, p) of a is at
  * a[i rs + p cs]. */
-INLINE void block(const int m, const int nv, int k, const float *a, ptrdiff_t rs, ptrdiff_t cs,
-                  const float *b, ptrdiff_t ld, const float *head, int add, float *c, ptrdiff_t ldc) {
+INLINE void block(const int m, const int nv, int k, const word *a, ptrdiff_t rs, ptrdiff_t cs,
+                  const word *b, ptrdiff_t ld, const float *head, int add, float *c, ptrdiff_t ldc) {
     vec sum[MR][NV];
     UNROLL for (int i = 0; i < m; i++) {
         UNROLL for (int j = 0; j < nv; j++) {
@@ -154,11 +213,8 @@ INLINE void block(const int m, const int nv, int k, const float *a, ptrdiff_t rs
         }
     }
     for (int p = 0; p < k; p++, a += cs, b += ld) {
-        vec right[NV];
-        UNROLL for (int j = 0; j < nv; j++) right[j] = *(const vec *)(b + j * VL);
         UNROLL for (int i = 0; i < m; i++) {
-            float left = a[i * rs];
-            UNROLL for (int j = 0; j < nv; j++) sum[i][j] += left * right[j];
+            UNROLL for (int j = 0; j < nv; j++) sum[i][j] = add_product(sum[i][j], a[i * rs], b + j * VL);
         }
     }
     UNROLL for (int i = 0; i < m; i++) {
@@ -167,7 +223,7 @@ INLINE void block(const int m, const int nv, int k, const float *a, ptrdiff_t rs
 }
 
 /* `block` for any number of rows up to MR and of columns up to NR. */
-static void part(int m, int n, int k, const float *a, ptrdiff_t rs, ptrdiff_t cs, const float *b,
+static void part(int m, int n, int k, const word *a, ptrdiff_t rs, ptrdiff_t cs, const word *b,
                  ptrdiff_t ld, const float *head, int add, float *c, ptrdiff_t ldc) {
     float whole[MR * NR];
     float *to = c;
@@ -197,34 +253,35 @@ static void part(int m, int n, int k, const float *a, ptrdiff_t rs, ptrdiff_t cs
 
 /* The left matrix: element (i, p) is at rows[i rs + p cs]. */
 typedef struct {
-    const float *rows;
+    const word *rows;
     ptrdiff_t rs, cs;
 } Left;
 
-INLINE Left dense(const float *rows, ptrdiff_t ld) { return (Left){rows, ld, 1}; }
+INLINE Left dense(const value *rows, int ld) { return (Left){(const word *)rows, ld / PER_WORD, 1}; }
 
-/* c[m][n] = (add ? c : 0) + head + a[m][k] b[k][n]; with `gelu`, GELU is applied to each block while
- * it is in cache. */
-static void product(int m, int n, int k, Left a, Right b, int add, float *c, ptrdiff_t ldc, int gelu) {
+/* c[m][n] = (add ? c : 0) + head + a[m][k] b[k][n] for k words. Unless `gelu` is NULL, GELU of the
+ * result is written to it, block by block while the block is in cache. */
+static void product(int m, int n, int k, Left a, Right b, int add, float *c, ptrdiff_t ldc,
+                    value *gelu) {
     for (int from = 0; from < k; from += KC) {
         int deep = least(KC, k - from), last = from + deep == k;
         for (int j = 0; j < n; j += NR) {
             int wide = least(NR, n - j);
-            const float *right = b.rows + j / NR * b.panel + from * b.ld;
+            const word *right = b.rows + j / NR * b.panel + from * b.ld;
             const float *head = b.head && !from ? b.head + j / NR * b.panel : NULL;
             for (int i = 0; i < m; i += MR) {
                 int high = least(MR, m - i);
                 float *to = c + i * ldc + j;
                 part(high, wide, deep, a.rows + i * a.rs + from * a.cs, a.rs, a.cs, right, b.ld, head,
                      add || from, to, ldc);
-                if (gelu && last) gelu_rows(high, wide, to, ldc);
+                if (gelu && last) gelu_rows(high, wide, to, gelu + i * ldc + j, ldc);
             }
         }
     }
 }
 
 /* The number of floats that `pack` writes. */
-ptrdiff_t packed_floats(int k, int n) { return (ptrdiff_t)ceil_div(n, NR) * (k + 1) * NR; }
+ptrdiff_t packed_floats(int k, int n) { return (ptrdiff_t)ceil_div(n, NR) * (words(k) + 1) * NR; }
 
 typedef struct {
     int k, n;
@@ -237,16 +294,16 @@ typedef struct {
 static void pack_item(const void *job, int i, float *scratch) {
     const Pack *s = job;
     const float *b = s->b + i * NR * s->cs;
-    float *out = s->out + (ptrdiff_t)i * (s->k + 1) * NR;
+    float *out = s->out + i * packed_floats(s->k, NR);
     int n = least(NR, s->n - i * NR);
     (void)scratch;
     for (int j = 0; j < NR; j++) out[j] = s->bias && j < n ? s->bias[i * NR + j] : 0.0f;
-    for (int p = 0; p < s->k; p++) {
+    for (int p = 0; p < s->k; p += PER_WORD) {
+        float row[NR * PER_WORD] = {0};
+        for (int next = 0; next < PER_WORD && p + next < s->k; next++)
+            for (int j = 0; j < n; j++) row[j * PER_WORD + next] = b[(p + next) * s->rs + j * s->cs];
         out += NR;
-        if (n == NR)
-            for (int j = 0; j < NR; j++) out[j] = b[p * s->rs + j * s->cs];
-        else
-            for (int j = 0; j < NR; j++) out[j] = j < n ? b[p * s->rs + j * s->cs] : 0.0f;
+        put_row(NR * PER_WORD, row, (value *)out);
     }
 }
 
@@ -261,20 +318,49 @@ int pack(Parallel parallel, int threads, int k, int n, const float *b, ptrdiff_t
 
 /* ---- layer norm ---- */
 
-/* (x - mean) / sqrt(var + eps) * gain + shift over the channels of each pixel; unless `centred`, the
- * mean is not subtracted in the numerator. */
+/* The sum of a vector's lanes, in a fixed order. */
+INLINE float total(vec x) {
+    UNROLL for (int half = VL / 2; half; half /= 2)
+        UNROLL for (int j = 0; j < half; j++) x[j] += x[j + half];
+    return x[0];
+}
+
+/* The first n floats at x, or as many as a vector holds; less `centre`. Other lanes are 0. */
+INLINE vec centred_part(const float *x, int n, float centre) {
+    if (n >= VL) return *(const vec *)x - centre;
+    float part[VL] = {0};
+    for (int j = 0; j < n; j++) part[j] = x[j] - centre;
+    return *(const vec *)part;
+}
+
+/* (x - mean) / sqrt(var + eps) * gain + shift over the channels of each of up to TILE pixels; unless
+ * `centred`, the mean is not subtracted in the numerator. A loop for each step, because the steps of
+ * one pixel wait for each other, and those of several do not. */
 static void norm_rows(int m, int c, const float *x, const float *gain, const float *shift, float eps,
-                      int centred, float *restrict y) {
+                      int centred, value *y) {
+    float mean[TILE], rate[TILE];
+    for (int i = 0; i < m; i++) {
+        vec sum = {0};
+        for (int j = 0; j < c; j += VL) sum += centred_part(x + i * c + j, c - j, 0);
+        mean[i] = total(sum) / (float)c;
+    }
+    for (int i = 0; i < m; i++) {
+        vec sum = {0};
+        for (int j = 0; j < c; j += VL) {
+            vec part = centred_part(x + i * c + j, c - j, mean[i]);
+            sum += part * part;
+        }
+        rate[i] = total(sum) / (float)c;
+    }
+    for (int i = 0; i < m; i++) rate[i] = 1.0f / __builtin_sqrtf(rate[i] + eps);
     for (int i = 0; i < m; i++, x += c, y += c) {
-        float sum = 0, square = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int j = 0; j < c; j++) sum += x[j];
-        float mean = sum / (float)c;
-#pragma omp simd reduction(+ : square)
-        for (int j = 0; j < c; j++) square += (x[j] - mean) * (x[j] - mean);
-        float rate = 1.0f / __builtin_sqrtf(square / (float)c + eps);
-        float centre = centred ? mean : 0.0f;
-        for (int j = 0; j < c; j++) y[j] = (x[j] - centre) * rate * gain[j] + shift[j];
+        float centre = centred ? mean[i] : 0.0f;
+        for (int j = 0; j < c; j += NR) {
+            int n = least(NR, c - j);
+            float part[NR];
+            for (int o = j; o < j + n; o++) part[o - j] = (x[o] - centre) * rate[i] * gain[o] + shift[o];
+            put_row(n, part, y + j);
+        }
     }
 }
 
@@ -283,7 +369,7 @@ typedef struct {
     const float *x, *gain, *shift;
     float eps;
     int centred;
-    float *y;
+    value *y;
 } Norm;
 
 static void norm_item(const void *job, int i, float *scratch) {
@@ -348,10 +434,10 @@ static void depthwise_row(int pixels, int channels, const float *const *rows, pt
  * side by side, 3g wide. */
 typedef struct {
     int height, width, c, heads, g, top, bottom, first, columns, blocks, chunks;
-    const float *x;         /* normalised rows from `first` on, [..][width][c] */
+    const value *x;         /* normalised rows from `first` on, [..][width][c] */
     const float *qkv;       /* for each group: 3g columns, packed */
     const float *depthwise; /* for each group: nine weights and the bias, [10][3g] */
-    float *v;               /* [height][width][c] */
+    value *v;               /* [height][width][c] */
     float *sums;            /* for each item: Gram matrices of its heads, squares of q, of k */
 } Gather;
 
@@ -366,22 +452,43 @@ static void ring_row(const Gather *s, const float *qkv, int y, int left, int rig
     }
     if (left < 0) memset(row, 0, sizeof(float) * (size_t)wide);
     if (right > s->width) memset(row + (ptrdiff_t)(to - left) * wide, 0, sizeof(float) * (size_t)wide);
-    const float *x = s->x + ((ptrdiff_t)(y - s->first) * s->width + from) * s->c;
-    product(to - from, wide, s->c, dense(x, s->c), packed(qkv, s->c, 0, 1), 0,
-            row + (ptrdiff_t)(from - left) * wide, wide, 0);
+    const value *x = s->x + ((ptrdiff_t)(y - s->first) * s->width + from) * s->c;
+    int k = words(s->c);
+    product(to - from, wide, k, dense(x, s->c), packed(qkv, k, 0, 1), 0,
+            row + (ptrdiff_t)(from - left) * wide, wide, NULL);
 }
 
-/* Add some pixels, whose q and k are [pixels][2g], to the sums. */
-static void add_sums(const Gather *s, int pixels, const float *qk, float *sums) {
-    int d = s->c / s->heads, two = 2 * s->g;
+/* Return the rows x[pixels][n] as words along the pixels, for products that sum over pixels. Words
+ * of two pixels are written to `pairs`. */
+INLINE const word *pixel_words(int pixels, int n, const float *x, ptrdiff_t ld, word *pairs) {
+#ifdef HALF
+    word *out = pairs;
+    for (int p = 0; p < pixels; p += 2, x += 2 * ld, out += ld)
+        for (int j = 0; j < n; j += VL) {
+            vec next = p + 1 < pixels ? *(const vec *)(x + ld + j) : (vec){0};
+            __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)*(const vec *)(x + j)));
+            __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)next));
+            _mm512_storeu_si512(out + j, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+    return pairs;
+#else
+    (void)pixels, (void)n, (void)ld, (void)pairs;
+    return x;
+#endif
+}
+
+/* Add some pixels to the sums. Their q and k are the first 2g of every 3g floats. */
+static void add_sums(const Gather *s, int pixels, const float *qkv, word *pairs, float *sums) {
+    int d = s->c / s->heads, wide = 3 * s->g, two = 2 * s->g;
+    const word *qk = pixel_words(pixels, two, qkv, wide, pairs);
     for (int head = 0; head < s->g / d; head++) {
-        Right k = {qk + s->g + head * d, NULL, NR, two};
-        Left q = {qk + head * d, 1, two};
-        product(d, d, pixels, q, k, 1, sums + head * d * d, d, 0);
+        Right k = {qk + s->g + head * d, NULL, NR, wide};
+        Left q = {qk + head * d, 1, wide};
+        product(d, d, words(pixels), q, k, 1, sums + head * d * d, d, NULL);
     }
     float *restrict squares = sums + s->g * d;
-    for (int p = 0; p < pixels; p++)
-        for (int j = 0; j < two; j++) squares[j] += qk[p * two + j] * qk[p * two + j];
+    for (int p = 0; p < pixels; p++, qkv += wide)
+        for (int j = 0; j < two; j++) squares[j] += qkv[j] * qkv[j];
 }
 
 static void gather_item(const void *job, int i, float *scratch) {
@@ -393,7 +500,8 @@ static void gather_item(const void *job, int i, float *scratch) {
     const float *qkv = s->qkv + group * packed_floats(s->c, wide);
     const float *weight = s->depthwise + group * 10 * wide, *bias = weight + 9 * wide;
     ptrdiff_t line = (ptrdiff_t)(s->columns + 2) * wide;
-    float *qk = scratch + 3 * line, *sums = s->sums + (ptrdiff_t)i * sums_floats(s);
+    float *out = scratch + 3 * line, *sums = s->sums + (ptrdiff_t)i * sums_floats(s);
+    word *pairs = (word *)(out + STEP * wide);
     memset(sums, 0, sizeof(float) * (size_t)sums_floats(s));
     for (int y = top - 1; y <= bottom; y++) {
         ring_row(s, qkv, y, left - 1, right + 1, scratch + (y + 3) % 3 * line);
@@ -403,11 +511,10 @@ static void gather_item(const void *job, int i, float *scratch) {
             const float *rows[3];
             for (int r = 0; r < 3; r++)
                 rows[r] = scratch + (y + 1 + r) % 3 * line + (ptrdiff_t)(x - left) * wide;
-            depthwise_row(pixels, 2 * g, rows, wide, weight, wide, bias, qk, 2 * g);
-            for (int r = 0; r < 3; r++) rows[r] += 2 * g;
-            float *v = s->v + ((ptrdiff_t)(y - 1) * s->width + x) * s->c + group * g;
-            depthwise_row(pixels, g, rows, wide, weight + 2 * g, wide, bias + 2 * g, v, s->c);
-            add_sums(s, pixels, qk, sums);
+            depthwise_row(pixels, wide, rows, wide, weight, wide, bias, out, wide);
+            value *v = s->v + ((ptrdiff_t)(y - 1) * s->width + x) * s->c + group * g;
+            for (int p = 0; p < pixels; p++) put_row(g, out + p * wide + 2 * g, v + p * s->c);
+            add_sums(s, pixels, out, pairs, sums);
         }
     }
 }
@@ -417,7 +524,7 @@ static void gather_item(const void *job, int i, float *scratch) {
  * [rows + halo][width][c]. Returns 0, or -1 if memory runs out. */
 int gather(Parallel parallel, int threads, int height, int width, int c, int heads, int g, int top,
            int bottom, const float *z, const float *gain, const float *shift, float eps, int centred,
-           const float *qkv, const float *depthwise, float *x, float *v, float *out) {
+           const float *qkv, const float *depthwise, value *x, value *v, float *out) {
     Team team = {parallel, threads};
     int first = top > 0 ? top - 1 : 0, last = least(bottom + 1, height), groups = c / g;
     int pixels = (last - first) * width, d = c / heads;
@@ -429,8 +536,8 @@ int gather(Parallel parallel, int threads, int height, int width, int c, int hea
     int items = groups * blocks * job.chunks, floats = sums_floats(&job);
     job.sums = malloc(sizeof(float) * (size_t)items * (size_t)floats);
     if (!job.sums) return -1;
-    int failed = run(team, gather_item, &job, items,
-                     3 * (size_t)(job.columns + 2) * 3 * (size_t)g + STEP * 2 * (size_t)g + NR);
+    size_t ring = 3 * (size_t)(job.columns + 2), step = STEP + ceil_div(STEP, 2);
+    int failed = run(team, gather_item, &job, items, (ring + step) * 3 * (size_t)g + NR);
     memset(out, 0, sizeof(float) * ((size_t)c * (size_t)d + 2 * (size_t)c));
     for (int i = 0; i < items; i++) {
         const float *sums = job.sums + (ptrdiff_t)i * floats;
@@ -448,31 +555,37 @@ int gather(Parallel parallel, int threads, int height, int width, int c, int hea
 typedef struct {
     int pixels, c, hidden;
     float *z;
-    const float *v, *mixing, *gain, *shift, *widen, *narrow;
+    const value *v;
+    const float *mixing, *gain, *shift, *widen, *narrow;
     float eps;
     int centred;
 } Apply;
 
 static void apply_item(const void *job, int i, float *scratch) {
     const Apply *s = job;
-    int c = s->c, m = least(TILE, s->pixels - i * TILE), n = least(HIDDEN, s->hidden);
-    float *z = s->z + (ptrdiff_t)i * TILE * c, *x = scratch, *hidden = scratch + TILE * c;
-    product(m, c, c, dense(s->v + (ptrdiff_t)i * TILE * c, c), packed(s->mixing, c, 0, 1), 1, z, c, 0);
+    int c = s->c, k = words(c), m = least(TILE, s->pixels - i * TILE), n = least(HIDDEN, s->hidden);
+    ptrdiff_t at = (ptrdiff_t)i * TILE * c;
+    float *z = s->z + at, *hidden = scratch + TILE * k;
+    value *x = (value *)scratch, *active = (value *)(PER_WORD == 1 ? hidden : hidden + TILE * n);
+    product(m, c, k, dense(s->v + at, c), packed(s->mixing, k, 0, 1), 1, z, c, NULL);
     norm_rows(m, c, z, s->gain, s->shift, s->eps, s->centred, x);
     for (int from = 0; from < s->hidden; from += n) {
         int wide = least(n, s->hidden - from);
-        Right widen = packed(s->widen + from / NR * (ptrdiff_t)(c + 1) * NR, c, 0, 1);
-        product(m, wide, c, dense(x, c), widen, 0, hidden, n, 1);
-        product(m, c, wide, dense(hidden, n), packed(s->narrow, s->hidden, from, !from), 1, z, c, 0);
+        Right widen = packed(s->widen + from / NR * packed_floats(c, NR), k, 0, 1);
+        Right narrow = packed(s->narrow, words(s->hidden), words(from), !from);
+        product(m, wide, k, dense(x, c), widen, 0, hidden, n, active);
+        product(m, c, words(wide), dense(active, n), narrow, 1, z, c, NULL);
     }
 }
 
 /* Second pass: z += v M^T, then z += W_out gelu(W_in norm(z)), tile by tile, so that the hidden layer
  * stays in cache. Returns 0, or -1 if memory runs out. */
-int apply(Parallel parallel, int threads, int pixels, int c, int hidden, float *z, const float *v,
+int apply(Parallel parallel, int threads, int pixels, int c, int hidden, float *z, const value *v,
           const float *mixing, const float *gain, const float *shift, float eps, int centred,
           const float *widen, const float *narrow) {
-    Apply job = {pixels, c, hidden, z, v, mixing, gain, shift, widen, narrow, eps, centred};
+    /* An odd number of hidden channels becomes even: widen's next column and narrow's next row are 0,
+     * because `pack` fills panels and words with zeros. */
+    Apply job = {pixels, c, words(hidden) * PER_WORD, z, v, mixing, gain, shift, widen, narrow, eps, centred};
     Team team = {parallel, threads};
-    return run(team, apply_item, &job, ceil_div(pixels, TILE), TILE * (size_t)(c + HIDDEN));
+    return run(team, apply_item, &job, ceil_div(pixels, TILE), TILE * (size_t)(c + 2 * HIDDEN));
 }

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,9 @@ SWITCH = "C2FDFT_NATIVE"
 
 COMPILERS = ("cc", "gcc", "clang")
 
+NO_BF16 = "no AVX-512 BF16"
+AMX = "torch's products run on AMX, which is faster"
+
 _SOURCE = Path(__file__).with_name("kernels.c")
 # Not -ffast-math: it assumes that no value is NaN or infinite, so an image with such values would
 # no longer be detected. -fopenmp-simd reads the pragmas but links no OpenMP runtime.
@@ -36,6 +40,9 @@ _FLAGS = (
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 _BUILD_SECONDS = 60
+
+# What is defined when the kernels of a precision are built.
+_DEFINED = {torch.float32: (), torch.bfloat16: ("-DHALF",)}
 
 _KINDS = {"i": ctypes.c_int, "l": ctypes.c_ssize_t, "f": ctypes.c_float, "p": ctypes.c_void_p}
 # Results and arguments of the functions of `kernels.c`: p is a pointer, i an int, l a ptrdiff_t,
@@ -49,13 +56,14 @@ _SIGNATURES = {
 
 
 class Kernels:
-    """The functions of `kernels.c`, on as many threads as torch uses.
+    """The functions of `kernels.c` in one precision, on as many threads as torch uses.
 
     Raises:
         OSError: the library cannot be loaded, or torch's threads cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self._library = ctypes.CDLL(str(path))
         self._parallel = _torch_threads()
         for name, (result, arguments) in _SIGNATURES.items():
@@ -79,20 +87,25 @@ class Kernels:
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """Return the kernels, built if necessary; None if torch's own operators do the work."""
-    if device.type != "cpu" or dtype != torch.float32 or is_traced():
+    if device.type != "cpu" or dtype not in _DEFINED or is_traced():
         return None
-    return kernels_or_reason()[0]
+    return kernels_or_reason(dtype)[0]
 
 
 @functools.cache
-def kernels_or_reason() -> tuple[Kernels | None, str]:
+def kernels_or_reason(dtype: torch.dtype) -> tuple[Kernels | None, str]:
     """Return this machine's kernels and their path, or None and the reason why there are none.
+
+    dtype: float32, or bfloat16, which they have on processors with AVX-512 BF16 but without AMX:
+        with it torch's own products are faster.
 
     Raises:
         UsageError: the environment variable has an unknown value.
     """
     if check_choice(SWITCH, os.environ.get(SWITCH, "auto"), ("auto", "off")) == "off":
         return None, f"{SWITCH} is off"
+    if dtype == torch.bfloat16 and (reason := _no_bf16()):
+        return None, reason
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         return None, f"no C compiler ({', '.join(COMPILERS)})"
@@ -102,14 +115,22 @@ def kernels_or_reason() -> tuple[Kernels | None, str]:
             _run("xcode-select", "-p")
         # The name contains a hash of everything that the code depends on, so an existing library
         # needs no other check.
-        path = private_cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
+        flags = (*_FLAGS, *_DEFINED[dtype])
+        path = private_cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
         if not path.exists():
-            _build(compiler, path)
-        return Kernels(path), str(path)
+            _build(compiler, flags, path)
+        return Kernels(path, dtype), str(path)
     except subprocess.SubprocessError:
         return None, f"{compiler} cannot build them"
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         return None, str(error)
+
+
+def _no_bf16() -> str | None:
+    """Return why this processor does not use the kernels for bfloat16, or None."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        return NO_BF16
+    return AMX if torch.cpu._is_amx_tile_supported() else None
 
 
 def _torch_threads() -> ctypes._FuncPointer:
@@ -127,10 +148,10 @@ def _torch_threads() -> ctypes._FuncPointer:
     raise OSError("torch's libraries are not in their usual place")
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, flags: Sequence[str]) -> str:
     """Return a hash of the source, the compiler, its flags and the processor."""
     version = _run(compiler, "--version")
-    parts = (_SOURCE.read_bytes(), version, " ".join(_FLAGS).encode(), _processor().encode())
+    parts = (_SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
@@ -144,7 +165,7 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in names}))
 
 
-def _build(compiler: str, path: Path) -> None:
+def _build(compiler: str, flags: Sequence[str], path: Path) -> None:
     """Compile into `path`, completely or not at all.
 
     Raises:
@@ -152,7 +173,7 @@ def _build(compiler: str, path: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        _run(compiler, *_FLAGS, "-o", str(built), str(_SOURCE))
+        _run(compiler, *flags, "-o", str(built), str(_SOURCE))
         # Renamed in one step: processes that start together each build a library, and none of them
         # loads half a file.
         built.replace(path)

@@ -74,7 +74,7 @@ def test_a_triton_that_is_too_old_for_the_kernels_is_reported(
 ) -> None:
     pretend_gpu(monkeypatch, (9, 0), ["sm_90"], name="NVIDIA H100")
     require_triton()
-    monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (None, "C2FDFT_NATIVE is off"))
+    monkeypatch.setattr(doctor, "kernels_or_reason", lambda _: (None, "C2FDFT_NATIVE is off"))
     monkeypatch.setattr(doctor, "missing_compiler", lambda _: None)
     monkeypatch.setattr(doctor, "has_triton", lambda: False)
     found = findings()["triton"]
@@ -125,12 +125,19 @@ def test_a_gpu_that_is_not_served_is_reported(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_kernels_of_this_cpu_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (None, "C2FDFT_NATIVE is off"))
+    monkeypatch.setattr(doctor, "kernels_or_reason", lambda _: (None, "C2FDFT_NATIVE is off"))
     found = findings()["CPU kernels"]
     assert (found.good, found.found) == (False, "torch's (C2FDFT_NATIVE is off)")
-    monkeypatch.setattr(doctor, "kernels_or_reason", lambda: (object(), "/home/a/kernels-1.so"))
+    kernels = {
+        torch.float32: (object(), "/home/a/1.so"),
+        torch.bfloat16: (object(), "/home/a/2.so"),
+    }
+    monkeypatch.setattr(doctor, "kernels_or_reason", kernels.get)
     found = findings()["CPU kernels"]
-    assert (found.good, found.found) == (True, "compiled: /home/a/kernels-1.so")
+    assert (found.good, found.found) == (True, "compiled: /home/a/1.so; for bf16: /home/a/2.so")
+    kernels[torch.bfloat16] = None, "no AVX-512 BF16"
+    found = findings()["CPU kernels"]
+    assert found.found == "compiled: /home/a/1.so; for bf16: torch's (no AVX-512 BF16)"
 
 
 @pytest.mark.parametrize(

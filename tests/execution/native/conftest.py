@@ -5,17 +5,36 @@ import shutil
 import sys
 
 import pytest
+import torch
 
-from c2fdft_cli.execution.native.library import COMPILERS, Kernels, kernels_or_reason
+from c2fdft_cli.execution.native.library import (
+    AMX,
+    COMPILERS,
+    NO_BF16,
+    Kernels,
+    kernels_or_reason,
+)
 from tests.kit.sharing import MISSING_DATA
 
 
 @pytest.fixture(scope="session")
 def kernels() -> Kernels:
-    """The kernels compiled for this machine; skips the test if there are none."""
-    built, reason = kernels_or_reason()
-    if built is not None:
-        return built
+    """The float32 kernels compiled for this machine; skips the test if there are none."""
+    return built(torch.float32)
+
+
+@pytest.fixture(scope="session", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def both_kernels(request: pytest.FixtureRequest) -> Kernels:
+    """The kernels of each precision; skips the test if this machine has none."""
+    return built(request.param)
+
+
+def built(dtype: torch.dtype) -> Kernels:
+    found, reason = kernels_or_reason(dtype)
+    if found is not None:
+        return found
+    if dtype == torch.bfloat16 and reason in (NO_BF16, AMX):
+        pytest.skip(reason)
     # If golden checks must not be skipped, a failed build must not be skipped either.
     strict = os.environ.get("CI") or os.environ.get(MISSING_DATA) == "fail"
     if strict and sys.platform == "linux" and any(map(shutil.which, COMPILERS)):

@@ -33,27 +33,27 @@ def compiler(folder: Path, script: str) -> Path:
 
 
 def test_kernels_are_built_once_in_a_folder_of_the_user(cache: Path) -> None:
-    built, where = kernels_or_reason()
+    built, where = kernels_or_reason(torch.float32)
     assert built is not None
     assert Path(where).parent == cache
     assert cache.stat().st_mode & 0o777 == 0o700
     assert [path.name for path in cache.iterdir()] == [Path(where).name]
     before = Path(where).stat().st_mtime_ns
     kernels_or_reason.cache_clear()
-    assert kernels_or_reason() == (kernels_or_reason()[0], where)
+    assert kernels_or_reason(torch.float32) == (kernels_or_reason(torch.float32)[0], where)
     assert Path(where).stat().st_mtime_ns == before
 
 
 def test_kernels_can_be_switched_off(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.SWITCH, "off")
-    assert kernels_or_reason() == (None, "C2FDFT_NATIVE is off")
+    assert kernels_or_reason(torch.float32) == (None, "C2FDFT_NATIVE is off")
     assert not cache.exists()
 
 
 def test_a_misspelt_switch_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.SWITCH, "disabled")
     with pytest.raises(UsageError, match="C2FDFT_NATIVE must be auto or off, got 'disabled'"):
-        kernels_or_reason()
+        kernels_or_reason(torch.float32)
 
 
 def test_apples_stub_of_a_compiler_is_not_run(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -67,7 +67,7 @@ def test_apples_stub_of_a_compiler_is_not_run(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(library.sys, "platform", "darwin")
     monkeypatch.setattr(library.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(library, "_run", refused)
-    assert kernels_or_reason() == (None, "/usr/bin/cc cannot build them")
+    assert kernels_or_reason(torch.float32) == (None, "/usr/bin/cc cannot build them")
     assert ran == [("xcode-select", "-p")]
 
 
@@ -75,7 +75,7 @@ def test_without_a_compiler_there_are_no_kernels(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert kernels_or_reason() == (None, "no C compiler (cc, gcc, clang)")
+    assert kernels_or_reason(torch.float32) == (None, "no C compiler (cc, gcc, clang)")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_compiler_that_fails_is_reported(
 ) -> None:
     broken = compiler(tmp_path, script)
     monkeypatch.setattr(library.shutil, "which", lambda name: str(broken))
-    assert kernels_or_reason() == (None, f"{broken} cannot build them")
+    assert kernels_or_reason(torch.float32) == (None, f"{broken} cannot build them")
     assert list(cache.iterdir()) == []
 
 
@@ -97,48 +97,85 @@ def test_a_compiler_that_writes_no_library_is_reported(
     script = 'while [ "$1" ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done'
     broken = compiler(tmp_path, script)
     monkeypatch.setattr(library.shutil, "which", lambda name: str(broken))
-    built, reason = kernels_or_reason()
+    built, reason = kernels_or_reason(torch.float32)
     assert built is None
     assert str(cache) in reason
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_nothing_is_loaded_from_a_folder_that_others_can_write(cache: Path, mode: int) -> None:
-    kernels_or_reason()
+    kernels_or_reason(torch.float32)
     cache.chmod(mode)
     kernels_or_reason.cache_clear()
     reason = f"{cache} is not a folder that only its owner can write to"
-    assert kernels_or_reason() == (None, reason)
+    assert kernels_or_reason(torch.float32) == (None, reason)
 
 
 def test_nothing_is_loaded_through_a_symbolic_link(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     cache.symlink_to(tmp_path / "elsewhere")
-    assert kernels_or_reason()[0] is None
+    assert kernels_or_reason(torch.float32)[0] is None
 
 
 def test_a_cache_folder_that_cannot_be_made_is_reported(cache: Path) -> None:
     cache.write_text("a file")
-    assert kernels_or_reason()[0] is None
+    assert kernels_or_reason(torch.float32)[0] is None
 
 
-def test_another_source_or_processor_has_another_library(
+def test_other_flags_and_another_processor_have_another_library(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = library._fingerprint("cc")
+    one = library._fingerprint("cc", ["-O3"])
+    assert library._fingerprint("cc", ["-O3", "-DHALF"]) != one
     monkeypatch.setattr(library, "_processor", lambda: "another")
-    assert library._fingerprint("cc") != one
+    assert library._fingerprint("cc", ["-O3"]) != one
 
 
-def test_kernels_are_for_float32_on_a_cpu(kernels: Kernels) -> None:
-    assert kernels_for(torch.device("cpu"), torch.float32) is not None
-    assert kernels_for(torch.device("cpu"), torch.bfloat16) is None
-    assert kernels_for(torch.device("meta"), torch.float32) is None
+def test_kernels_have_the_precision_that_is_asked_for(both_kernels: Kernels) -> None:
+    dtype = both_kernels.dtype
+    assert kernels_for(torch.device("cpu"), dtype) is both_kernels
+    assert kernels_for(torch.device("cpu"), torch.float16) is None
+    assert kernels_for(torch.device("meta"), dtype) is None
+
+
+@pytest.mark.parametrize(
+    ("instructions", "reason"),
+    [
+        ((False, False), library.NO_BF16),
+        ((False, True), library.NO_BF16),
+        ((True, True), library.AMX),
+    ],
+)
+def test_without_bf16_instructions_or_with_amx_torch_multiplies_in_bf16(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    instructions: tuple[bool, bool],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions[0])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: instructions[1])
+    assert kernels_or_reason(torch.bfloat16) == (None, reason)
+    assert not cache.exists()
+
+
+def test_a_compiler_that_does_not_know_bf16_cannot_build_them(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(library, "_FLAGS", [f for f in library._FLAGS if "march" not in f])
+    built, reason = kernels_or_reason(torch.bfloat16)
+    assert built is None
+    assert reason.endswith("cannot build them")
+    assert kernels_or_reason(torch.float32)[0] is not None
 
 
 @pytest.mark.acceptance
 def test_two_processes_may_build_at_once(cache: Path) -> None:
-    code = "from c2fdft_cli.execution.native.library import *; print(kernels_or_reason()[1])"
+    code = (
+        "from c2fdft_cli.execution.native.library import *; "
+        "print(kernels_or_reason(torch.float32)[1])"
+    )
     command = [os.sys.executable, "-c", code]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     paths = {process.communicate()[0].strip() for process in both}
