@@ -355,12 +355,15 @@ static void norm_rows(int m, int c, const float *x, const float *gain, const flo
     for (int i = 0; i < m; i++) rate[i] = 1.0f / __builtin_sqrtf(rate[i] + eps);
     for (int i = 0; i < m; i++, x += c, y += c) {
         float centre = centred ? mean[i] : 0.0f;
-        for (int j = 0; j < c; j += NR) {
-            int n = least(NR, c - j);
-            float part[NR];
-            for (int o = j; o < j + n; o++) part[o - j] = (x[o] - centre) * rate[i] * gain[o] + shift[o];
-            put_row(n, part, y + j);
+        for (int j = 0; j < c && c >= VL; j += VL) {
+            int o = least(j, c - VL); /* the last vector may begin within the one before it */
+            vec part = (*(const vec *)(x + o) - centre) * rate[i];
+            put(y + o, part * *(const vec *)(gain + o) + *(const vec *)(shift + o));
         }
+        if (c >= VL) continue;
+        float part[VL];
+        for (int j = 0; j < c; j++) part[j] = (x[j] - centre) * rate[i] * gain[j] + shift[j];
+        put_row(c, part, y);
     }
 }
 
