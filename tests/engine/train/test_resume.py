@@ -9,6 +9,8 @@ import shutil
 import pytest
 import torch
 
+from c2fdft_cli.engine.prepare.job import prepare
+from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
 from c2fdft_cli.engine.train.folder import RunFolder, find_run
@@ -99,6 +101,31 @@ def test_an_override_names_the_new_folder_of_moved_shards(tmp_path, stopped, sha
     options = set_up(asked(stopped, written.format(moved)))
     assert options.data == moved
     assert train(options).run().step == 12
+
+
+@pytest.mark.parametrize(
+    ("split", "refusal"),
+    [
+        ("train", "these shards are not the ones that this run was trained on"),
+        ("val", "the validation images of these shards are not those of this run"),
+    ],
+)
+def test_other_images_are_refused(tmp_path, stopped, pair_folder, split, refusal):
+    source = shutil.copytree(pair_folder, tmp_path / "pairs")
+    shutil.copy(source / split / "clean" / "0.png", source / split / "rainy" / "0.png")
+    data = tmp_path / "data"
+    prepare(PrepareOptions(source=source, out=data)).run()
+    with pytest.raises(UsageError, match=refusal):
+        train(set_up(asked(stopped, data=data)))
+
+
+def test_validation_shards_that_are_gone_are_noticed(tmp_path, stopped, shard_folder):
+    """Scores, and the best checkpoint, would otherwise end silently."""
+    data = shutil.copytree(shard_folder, tmp_path / "data")
+    for shard in data.glob("val-*.h5"):
+        shard.unlink()
+    with pytest.raises(UsageError, match="validation images"):
+        train(set_up(asked(stopped, data=data)))
 
 
 def test_a_finished_run_is_extended(finished):
@@ -491,8 +518,9 @@ def _equal(one: object, other: object) -> bool:
 
 
 def test_a_state_of_an_earlier_version_can_be_loaded(stopped):
-    """Earlier versions used torch.save, whose archives always have checksums."""
+    """Earlier versions did not say which validation images they scored: any are accepted."""
     state = load_tensors(stopped / "state.pt")
+    del state["scored_on"]
     save_tensors(stopped / "state.pt", state)
     (stopped / "state-previous.pt").unlink()
     assert load_state(stopped / "state.pt").step == 6
