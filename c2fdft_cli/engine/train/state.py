@@ -36,6 +36,7 @@ class LoadedState:
     """The content of state.pt; states of older versions may lack the fields with a default.
 
     fingerprint, scored_on: as in `RunState`; None for `scored_on` if it is not known.
+    started_from: as in `TrainOptions`.
     """
 
     step: Annotated[int, Field(ge=0), NotBool]
@@ -51,6 +52,7 @@ class LoadedState:
     computed_in: str | None = None
     unscored: bool = False
     scored_on: str | None = None
+    started_from: str | None = None
 
 
 class RunState:
@@ -109,6 +111,7 @@ class RunState:
             "best_psnr": self.best_psnr,
             "fingerprint": self._fingerprint,
             "scored_on": self.scored_on,
+            "started_from": self._options.started_from,
             "meta": self.meta(step).to_json(),
         }
         # After the checkpoints, because the rename of the state is the commit. If the run is

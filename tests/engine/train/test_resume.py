@@ -304,6 +304,27 @@ def test_the_fine_stage_needs_its_checkpoint_only_to_start(tmp_path, shard_folde
     assert set_up(line).resume is not None
 
 
+def test_other_weights_to_start_from_are_reported(tmp_path, shard_folder, coarse_run):
+    """The coarse stage may have been trained again since, and the run would be of the old one."""
+    start = tmp_path / "coarse.pt"
+    shutil.copy(coarse_run / "coarse.pt", start)
+    line = request("fine", shard_folder, tmp_path / "run", init=start, resume_auto=True)
+    stop_after(line, 3)
+    assert not set_up(line).notices
+    shutil.copy(coarse_run / "checkpoints" / "step-000000008.pt", start)
+    expected = (
+        f"the run did not start from {start}, so these weights are not used; "
+        "another --out starts a run from them"
+    )
+    assert set_up(line).notices == (expected,)
+    _, events = run(line)
+    assert expected in notices(events)
+    finished = set_up(line)
+    assert finished.notices[0] == expected
+    resumed = set_up(TrainRequest("fine", out=tmp_path / "run", resume=True, device="cpu"))
+    assert resumed.started_from == finished.started_from
+
+
 def test_tasks_of_srun_without_a_rank_are_refused(tmp_path, shard_folder, monkeypatch):
     wish = request("coarse", shard_folder, tmp_path / "run")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
@@ -520,7 +541,7 @@ def _equal(one: object, other: object) -> bool:
 def test_a_state_of_an_earlier_version_can_be_loaded(stopped):
     """Earlier versions did not say which validation images they scored: any are accepted."""
     state = load_tensors(stopped / "state.pt")
-    del state["scored_on"]
+    del state["scored_on"], state["started_from"]
     save_tensors(stopped / "state.pt", state)
     (stopped / "state-previous.pt").unlink()
     assert load_state(stopped / "state.pt").step == 6
