@@ -211,11 +211,14 @@ def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple
         and key.removeprefix(f"{request.stage}.") not in MAY_CHANGE
     ]
     if fixed:
+        # The recipe may have changed since the run began, with a newer version of the program.
+        own_recipe = f"--resume --out {run.path} without --recipe keeps the run's own; or "
         raise UsageError(
             "--resume keeps the run's recipe, but the requested recipe differs from it",
             where=run.path,
             details=fixed,
-            hint="start a new run from its weights with --init; docs/training.md, Changing a run, "
+            hint=("" if request.recipe is None else own_recipe)
+            + "start a new run from its weights with --init; docs/training.md, Changing a run, "
             "lists what may change",
         )
     return requested, [f"{key} {new}, was {old}" for key, (old, new) in changes.items()]

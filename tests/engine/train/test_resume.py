@@ -62,6 +62,9 @@ def test_a_named_recipe_is_compared_not_ignored(stopped):
     with pytest.raises(UsageError) as caught:
         set_up(asked(stopped, recipe="tiny"))
     assert "network.dim: 8 in the run, 16 requested" in caught.value.details
+    hint = f"--resume --out {stopped} without --recipe keeps the run's own; or start a new run"
+    assert caught.value.hint.startswith(hint)
+    assert set_up(asked(stopped)).recipe == equal.recipe
     with pytest.raises(UsageError, match="there is no recipe 'nothing'"):
         set_up(asked(stopped, recipe="nothing"))
 
