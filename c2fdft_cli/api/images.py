@@ -27,6 +27,8 @@ Image: TypeAlias = npt.NDArray[Any] | Tensor | PIL.Image.Image
 
 MAX_FLOAT = 4.0
 """Larger floats are not on the scale 0 .. 1; unclipped noise may exceed 1 by less."""
+MIN_MEAN = -0.1
+"""Images on the scale 0 .. 1 have no smaller mean, not even black ones with unclipped noise."""
 _DEPTHS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA"}
 _WITH_ALPHA = {"RGB": "RGBA", "L": "LA"}
@@ -88,7 +90,7 @@ def _of_tensor(image: Tensor) -> Unpacked:
         kind = "on the meta device" if image.is_meta else f"of the layout {image.layout}"
         raise UsageError(f"a tensor must be dense and hold values, got one {kind}")
     if image.is_floating_point():
-        _check_scale(batch.abs().max().item())
+        _check_scale(batch.abs().max().item(), batch.mean(dtype=torch.float32).item())
 
     def pack(restored: Tensor) -> Tensor:
         if image.dtype == torch.uint8:
@@ -108,8 +110,8 @@ def _of_array(image: npt.NDArray[Any]) -> Unpacked:
         raise UsageError(f"an array must be [h, w, 3] or [h, w], got {list(image.shape)}")
     if depth is None and not np.issubdtype(image.dtype, np.floating):
         raise UsageError(f"an array must be uint8, uint16 or floating, got {image.dtype}")
-    if depth is None:
-        _check_scale(float(np.abs(image).max()))  # before float64 is narrowed to float32 below
+    if depth is None:  # before float64 is narrowed to float32 below
+        _check_scale(float(np.abs(image).max()), float(image.mean(dtype=np.float64)))
     values = image if depth else image.astype(np.float32)
     colours = np.repeat(values[..., None], 3, axis=2) if grey else values
     # int32, because torch supports hardly any operation on uint16.
@@ -157,10 +159,20 @@ def _of_pil(image: PIL.Image.Image) -> Unpacked:
     return Unpacked(inner.values, inner.white, pack, os.fsdecode(name) or None)
 
 
-def _check_scale(largest: float) -> None:
+def _check_scale(largest: float, mean: float) -> None:
+    """Raise UsageError unless values of this largest magnitude and mean can be on the scale 0 .. 1.
+
+    Values on the scale -1 .. 1 are noticed if they are dark on average: unclipped noise has
+    negative values too, but it does not darken the mean.
+    """
     # `not <=` instead of `>`, so that NaN is refused too.
     if not largest <= MAX_FLOAT:
         raise UsageError(
             f"floating values must be on the scale 0 to 1, got {largest:g}",
             hint="divide by 255, or pass uint8",
+        )
+    if mean < MIN_MEAN:
+        raise UsageError(
+            f"floating values must be on the scale 0 to 1, got a mean of {mean:.3g}",
+            hint="from the scale -1 to 1, pass (image + 1) / 2",
         )

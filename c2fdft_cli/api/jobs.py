@@ -90,7 +90,8 @@ def _evaluate_images(
         raise DataError("there are no images to score")
     rows: list[Scored] = []
     for i, pair in enumerate(zip(ours, theirs, strict=True)):
-        a, b = pair if protocol.unrounded else (one.round() for one in pair)
+        # as a file of 8 bits would hold them
+        a, b = pair if protocol.unrounded else (one.round().clamp(0, 255) for one in pair)
         if a.shape != b.shape:
             sizes = " and ".join(f"{one.shape[-1]}x{one.shape[-2]}" for one in (a, b))
             raise DataError(f"the sizes of image {i} differ: {sizes}")

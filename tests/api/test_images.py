@@ -85,6 +85,19 @@ def test_a_numpy_matrix_is_treated_as_an_array():
     assert np.array_equal(apart.pack(apart.lq), values)
 
 
+@pytest.mark.parametrize("convert", [np.float16, np.float64, torch.from_numpy])
+def test_an_image_on_the_scale_of_diffusion_is_refused_and_a_noisy_black_one_is_not(convert):
+    """Diffusion models use -1 .. 1; a photo's mean there is usually negative."""
+    photo = random_picture(16, 16).pixels.transpose(2, 0, 1) / 255 * 0.7
+    if convert is not torch.from_numpy:
+        photo = photo.transpose(1, 2, 0)
+    with pytest.raises(UsageError, match="on the scale 0 to 1, got a mean of -0") as caught:
+        unpack(convert(2 * photo - 1))
+    assert "(image + 1) / 2" in caught.value.hint
+    noise = np.random.default_rng(0).normal(0, 100 / 255, photo.shape)
+    assert unpack(convert(noise)).lq.min() < 0
+
+
 def test_a_large_number_is_refused_in_one_line():
     with pytest.raises(UsageError, match=r"on the scale 0 to 1, got 1e\+300"):
         unpack(np.full((4, 4), 1e300))

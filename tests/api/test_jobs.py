@@ -52,6 +52,18 @@ def test_kinds_of_images_score_alike_and_lists_give_a_row_each():
     assert rows[0].more["gmsd"] > 0
 
 
+@pytest.mark.parametrize(
+    ("protocol", "is_cut"), [("derain", True), ("rgb", True), ("denoise", False)]
+)
+def test_values_beyond_black_and_white_count_only_where_nothing_is_rounded(protocol, is_cut):
+    """A network's own output exceeds the scale; the file that it is saved to does not."""
+    target = random_picture(16, 20).pixels / 255
+    output = target + 0.3 * (random_picture(16, 20, seed=1).pixels / 255 - 0.5)
+    scores = [c2fdft.evaluate(x, target, protocol=protocol) for x in (output, output.clip(0, 1))]
+    assert (scores[0].psnr == scores[1].psnr) is is_cut
+    assert (scores[0].ssim == scores[1].ssim) is is_cut
+
+
 def test_images_that_cannot_be_scored_are_an_error(tmp_path):
     a = random_picture(16, 20).pixels
     with pytest.raises(c2fdft.DataError, match="1 restored images and 2 targets"):

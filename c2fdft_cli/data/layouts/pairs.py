@@ -16,7 +16,7 @@ from pathlib import Path
 from c2fdft_cli.data.images.picture import image_size, natural_key
 from c2fdft_cli.data.layouts.listing import some_images
 from c2fdft_cli.data.layouts.matching import composed, name_words
-from c2fdft_cli.data.layouts.pairs_csv import read_meta_info, read_pairs_csv
+from c2fdft_cli.data.layouts.pairs_csv import read_meta_info, read_pairs_csv, said_side
 from c2fdft_cli.data.layouts.search import (
     LAYOUTS,
     MASKS,
@@ -331,7 +331,12 @@ def _hint(tree: Tree) -> str:
         return tree.advice
     folders = list(dict.fromkeys(path.parent for path in tree.images))
     first = [tree.files[folder][0] for folder in folders[:2]]
-    by_list = list_hint(tree.root, [*first, *tree.images[1:2]][:2])
+    example = [*first, *tree.images[1:2]][:2]
+    # the degraded image first, if the names show which one it is
+    example.sort(
+        key=lambda path: ("lq", None, "gt").index(said_side(str(path.relative_to(tree.root))))
+    )
+    by_list = list_hint(tree.root, example)
     if any(tree.mentions(one.lq) and tree.mentions(one.gt) for one in LAYOUTS):
         return f"their names do not match; {by_list}"
     clean = "if these are clean images, make the degraded ones: --synthesize rain|noise|blur"

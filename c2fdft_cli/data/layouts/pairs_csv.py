@@ -123,12 +123,12 @@ def _ordered(rows: list[Row]) -> list[Row]:
         if None not in columns[:2]:
             order = [column for column in columns if column is not None]
             return [(line, [cells[i] for i in order if i < len(cells)]) for line, cells in rows]
-    if rows and all([_says(cell) for cell in cells] == ["gt", "lq"] for _, cells in rows):
+    if rows and all([said_side(cell) for cell in cells] == ["gt", "lq"] for _, cells in rows):
         return [(line, cells[::-1]) for line, cells in rows]
     return rows
 
 
-def _says(cell: str) -> str | None:
+def said_side(cell: str) -> str | None:
     """Return "lq" or "gt" if the folders and the name of a file indicate one side, else None."""
     path = PurePosixPath(cell.replace("\\", "/"))
     words = {plain(part) for part in path.parent.parts} | set(name_words(path.stem))

@@ -29,7 +29,7 @@ from c2fdft_cli.engine.train.events import (
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.folder import draw_curves
 from c2fdft_cli.engine.train.options import TrainOptions
-from c2fdft_cli.engine.train.state import RunState, load_state, machine
+from c2fdft_cli.engine.train.state import LoadedState, RunState, load_state, machine
 from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import CALMER, Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
@@ -107,8 +107,10 @@ class _Training:
             self.run.tensorboard, self.recipe.train.tensorboard, self.runtime.is_main
         )
         self.shards = ShardSet.open(options.data, "train")
+        pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
         self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
-        self.state = RunState(options, self.shards.fingerprint, self.stepper)
+        scored_on = pairs.shards.fingerprint if pairs is not None else ""
+        self.state = RunState(options, self.shards.fingerprint, scored_on, self.stepper)
         self.step = self.saved = 0
         self.curves_at = time.monotonic()
         self.window = _Window()
@@ -123,7 +125,6 @@ class _Training:
         self.loader = make_loader(
             self.recipe, self.section, self.shards, self.step + 1, self.runtime
         )
-        pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
         self.validator = Validator(options, pairs, self.state, self.board)
 
     def _restore_state(self, path: Path) -> None:
@@ -131,12 +132,7 @@ class _Training:
         # during the reading is noticed too.
         self.stamp = self.run.state_stamp()
         loaded = load_state(path)
-        if loaded.fingerprint != self.shards.fingerprint:
-            raise UsageError(
-                "these shards are not the ones that this run was trained on",
-                where=self.options.data,
-                hint="give --data as before, or start a new run with --init",
-            )
+        self._refuse_other_shards(loaded)
         try:
             self.stepper.load(loaded.stepper)
             self.window = validate(_Window, loaded.window)
@@ -154,6 +150,22 @@ class _Training:
             self.fallbacks.micro = loaded.micro
         self.state.best_psnr = loaded.best_psnr
         self.state.metrics = dict(loaded.meta.metrics)
+
+    def _refuse_other_shards(self, loaded: LoadedState) -> None:
+        """Raise UsageError unless the images are those of the run, also those for validation.
+
+        Scores on other images could not be compared with the best one so far.
+        """
+        # Only the main process opens the validation images; older states do not describe them.
+        compared = self.runtime.is_main and loaded.scored_on is not None
+        if loaded.fingerprint != self.shards.fingerprint:
+            what = "these shards are not the ones that this run was trained on"
+        elif compared and loaded.scored_on != self.state.scored_on:
+            what = "the validation images of these shards are not those of this run"
+        else:
+            return
+        hint = "give --data as before, or start a new run with --init"
+        raise UsageError(what, where=self.options.data, hint=hint)
 
     def events(self) -> Generator[TrainEvent, None, TrainResult]:
         with self._opened_run():

@@ -22,7 +22,9 @@ class TrainOptions:
     data: folder of shards.
     precision: as requested on the command line, or "auto"; a resumed run keeps it.
     grid: timesteps of the sampler, for validation and the fine objective.
-    init: weights to start from; None for random weights.
+    init: weights to start from; None for random weights, and for a resumed run.
+    started_from: digest of the weights that the run started from, "" for random ones; None for a
+        resumed run whose state does not say it.
     resume: the run's own state file to resume from; None for a new run.
     done: iterations that a resumed run has already done.
     max_seconds: save and stop after this time.
@@ -39,6 +41,7 @@ class TrainOptions:
     grid: list[int]
     precision: str = "auto"
     init: Checkpoint | None = None
+    started_from: str | None = ""
     resume: Path | None = None
     done: int = 0
     max_seconds: float | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from c2fdft_cli.engine.sampling.subject import weights_digest
 from c2fdft_cli.engine.train.folder import RunFolder, auto_run, find_run, new_run
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.request import TrainRequest
@@ -115,6 +116,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
         precision=request.precision,
         grid=grid,
         init=init,
+        started_from="" if init is None else weights_digest(init),
         max_seconds=request.max_seconds,
         files={
             "recipe.yaml": write_recipe(recipe),
@@ -140,6 +142,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     recipe, changes = _changed_recipe(request, own, run)
     if request.recipe is None:
         notices += _edited_copy(run, own)
+    notices += _other_start(request.init, state.started_from)
     iterations = (recipe.coarse if request.stage == "coarse" else recipe.fine).iterations
     if iterations < state.step:
         raise UsageError(
@@ -171,6 +174,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         runtime=runtime,
         precision=requested,
         grid=meta.grid,
+        started_from=state.started_from,
         resume=path,
         done=state.step,
         max_seconds=request.max_seconds,
@@ -207,11 +211,14 @@ def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple
         and key.removeprefix(f"{request.stage}.") not in MAY_CHANGE
     ]
     if fixed:
+        # The recipe may have changed since the run began, with a newer version of the program.
+        own_recipe = f"--resume --out {run.path} without --recipe keeps the run's own; or "
         raise UsageError(
             "--resume keeps the run's recipe, but the requested recipe differs from it",
             where=run.path,
             details=fixed,
-            hint="start a new run from its weights with --init; docs/training.md, Changing a run, "
+            hint=("" if request.recipe is None else own_recipe)
+            + "start a new run from its weights with --init; docs/training.md, Changing a run, "
             "lists what may change",
         )
     return requested, [f"{key} {new}, was {old}" for key, (old, new) in changes.items()]
@@ -235,6 +242,20 @@ def _edited_copy(run: RunFolder, own: Recipe) -> tuple[str, ...]:
         return ()
     notice = f"{path} is a copy of the run's recipe, and changes in it have no effect: "
     return (notice + ", ".join(differs),)
+
+
+def _other_start(given: Path | None, started_from: str | None) -> tuple[str, ...]:
+    """Report that the given weights are not those that the run started from, if that is known."""
+    if given is None or started_from is None:
+        return ()
+    try:
+        same = weights_digest(load_checkpoint(given)) == started_from
+    except CheckpointError:  # a run that resumes does not need the weights that it started from
+        same = True
+    if same:
+        return ()
+    what = f"the run did not start from {given}, so these weights are not used"
+    return (f"{what}; another --out starts a run from them",)
 
 
 def _same_timesteps(request: TrainRequest, own: Recipe, requested: Recipe) -> bool:

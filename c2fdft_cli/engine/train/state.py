@@ -33,7 +33,11 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class LoadedState:
-    """The content of state.pt; states of older versions may lack the fields with a default."""
+    """The content of state.pt; states of older versions may lack the fields with a default.
+
+    fingerprint, scored_on: as in `RunState`; None for `scored_on` if it is not known.
+    started_from: as in `TrainOptions`.
+    """
 
     step: Annotated[int, Field(ge=0), NotBool]
     stepper: dict[str, Any]
@@ -47,17 +51,23 @@ class LoadedState:
     precision: str = "auto"
     computed_in: str | None = None
     unscored: bool = False
+    scored_on: str | None = None
+    started_from: str | None = None
 
 
 class RunState:
     """Writes a run's state and checkpoints; the rename of state.pt is the commit.
 
-    `fingerprint` is that of the training shards.
+    `fingerprint` is that of the training shards, `scored_on` that of the validation shards, empty
+    if there are none.
     """
 
-    def __init__(self, options: TrainOptions, fingerprint: str, stepper: Stepper) -> None:
+    def __init__(
+        self, options: TrainOptions, fingerprint: str, scored_on: str, stepper: Stepper
+    ) -> None:
         self._options = options
         self._fingerprint = fingerprint
+        self.scored_on = scored_on
         self._stepper = stepper
         self.best_psnr: float | None = None
         self.metrics: dict[str, Any] = {}
@@ -100,6 +110,8 @@ class RunState:
             "unscored": unscored,
             "best_psnr": self.best_psnr,
             "fingerprint": self._fingerprint,
+            "scored_on": self.scored_on,
+            "started_from": self._options.started_from,
             "meta": self.meta(step).to_json(),
         }
         # After the checkpoints, because the rename of the state is the commit. If the run is

@@ -150,6 +150,21 @@ def test_every_refusal_shows_a_valid_line_of_a_list(tmp_path, names):
     assert len(find_pairs(tmp_path, pairs_file=tmp_path / "list.csv").pairs) == 1
 
 
+@pytest.mark.parametrize(
+    ("clean", "degraded"),
+    [
+        ("clean/1.png", "noisy/x.png"),
+        ("long/IMG_1.png", "short/0001_noisy.png"),
+        ("a_gt.png", "b.png"),
+    ],
+)
+def test_that_line_begins_with_the_degraded_image(tmp_path, clean, degraded):
+    draw(tmp_path, clean, degraded)
+    with pytest.raises(DataError) as caught:
+        find_pairs(tmp_path)
+    assert caught.value.hint.endswith(f": {degraded},{clean}")
+
+
 @pytest.mark.parametrize("side", ["input", "target"])
 def test_a_folder_of_one_side_gives_a_hint_to_its_parent(tmp_path, side):
     draw(tmp_path, "input/1.png", "target/1.png")

@@ -9,6 +9,8 @@ import shutil
 import pytest
 import torch
 
+from c2fdft_cli.engine.prepare.job import prepare
+from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
 from c2fdft_cli.engine.train.folder import RunFolder, find_run
@@ -60,6 +62,9 @@ def test_a_named_recipe_is_compared_not_ignored(stopped):
     with pytest.raises(UsageError) as caught:
         set_up(asked(stopped, recipe="tiny"))
     assert "network.dim: 8 in the run, 16 requested" in caught.value.details
+    hint = f"--resume --out {stopped} without --recipe keeps the run's own; or start a new run"
+    assert caught.value.hint.startswith(hint)
+    assert set_up(asked(stopped)).recipe == equal.recipe
     with pytest.raises(UsageError, match="there is no recipe 'nothing'"):
         set_up(asked(stopped, recipe="nothing"))
 
@@ -99,6 +104,31 @@ def test_an_override_names_the_new_folder_of_moved_shards(tmp_path, stopped, sha
     options = set_up(asked(stopped, written.format(moved)))
     assert options.data == moved
     assert train(options).run().step == 12
+
+
+@pytest.mark.parametrize(
+    ("split", "refusal"),
+    [
+        ("train", "these shards are not the ones that this run was trained on"),
+        ("val", "the validation images of these shards are not those of this run"),
+    ],
+)
+def test_other_images_are_refused(tmp_path, stopped, pair_folder, split, refusal):
+    source = shutil.copytree(pair_folder, tmp_path / "pairs")
+    shutil.copy(source / split / "clean" / "0.png", source / split / "rainy" / "0.png")
+    data = tmp_path / "data"
+    prepare(PrepareOptions(source=source, out=data)).run()
+    with pytest.raises(UsageError, match=refusal):
+        train(set_up(asked(stopped, data=data)))
+
+
+def test_validation_shards_that_are_gone_are_noticed(tmp_path, stopped, shard_folder):
+    """Scores, and the best checkpoint, would otherwise end silently."""
+    data = shutil.copytree(shard_folder, tmp_path / "data")
+    for shard in data.glob("val-*.h5"):
+        shard.unlink()
+    with pytest.raises(UsageError, match="validation images"):
+        train(set_up(asked(stopped, data=data)))
 
 
 def test_a_finished_run_is_extended(finished):
@@ -275,6 +305,27 @@ def test_the_fine_stage_needs_its_checkpoint_only_to_start(tmp_path, shard_folde
     stop_after(line, 3)
     start.unlink()
     assert set_up(line).resume is not None
+
+
+def test_other_weights_to_start_from_are_reported(tmp_path, shard_folder, coarse_run):
+    """The coarse stage may have been trained again since, and the run would be of the old one."""
+    start = tmp_path / "coarse.pt"
+    shutil.copy(coarse_run / "coarse.pt", start)
+    line = request("fine", shard_folder, tmp_path / "run", init=start, resume_auto=True)
+    stop_after(line, 3)
+    assert not set_up(line).notices
+    shutil.copy(coarse_run / "checkpoints" / "step-000000008.pt", start)
+    expected = (
+        f"the run did not start from {start}, so these weights are not used; "
+        "another --out starts a run from them"
+    )
+    assert set_up(line).notices == (expected,)
+    _, events = run(line)
+    assert expected in notices(events)
+    finished = set_up(line)
+    assert finished.notices[0] == expected
+    resumed = set_up(TrainRequest("fine", out=tmp_path / "run", resume=True, device="cpu"))
+    assert resumed.started_from == finished.started_from
 
 
 def test_tasks_of_srun_without_a_rank_are_refused(tmp_path, shard_folder, monkeypatch):
@@ -491,8 +542,9 @@ def _equal(one: object, other: object) -> bool:
 
 
 def test_a_state_of_an_earlier_version_can_be_loaded(stopped):
-    """Earlier versions used torch.save, whose archives always have checksums."""
+    """Earlier versions did not say which validation images they scored: any are accepted."""
     state = load_tensors(stopped / "state.pt")
+    del state["scored_on"], state["started_from"]
     save_tensors(stopped / "state.pt", state)
     (stopped / "state-previous.pt").unlink()
     assert load_state(stopped / "state.pt").step == 6
