@@ -1,4 +1,4 @@
-"""Shared fixtures: networks by formula, the released program's numbers, pairs and shards."""
+"""Shared fixtures: networks by formula, the official program's numbers, pairs and shards."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def ramp() -> dict[str, Any]:
-    """The released program's outputs for networks with weights by formula."""
+    """The official program's outputs for networks with weights by formula."""
     cases = json.loads((NUMBERS / "ramp.json").read_text())
     with np.load(NUMBERS / "ramp.npz") as arrays:
         for name, case in cases.items():
@@ -68,7 +68,7 @@ def ramp() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def misc() -> dict[str, Any]:
-    """The released program's schedules, losses, metrics, learning rates and patch cycles."""
+    """The official program's schedules, losses, metrics, learning rates and patch cycles."""
     numbers = json.loads((NUMBERS / "misc.json").read_text())
     with np.load(NUMBERS / "misc.npz") as arrays:
         numbers["arrays"] = {key: torch.tensor(arrays[key]) for key in arrays}

@@ -1,4 +1,4 @@
-"""The network equals the released program's outputs, and refuses invalid sizes and inputs."""
+"""The network equals the official program's outputs, and refuses invalid sizes and inputs."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import pytest
 
 import c2fdft_cli as c2fdft
 from c2fdft_cli import errors
+from c2fdft_cli.data.layouts import search
 from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
 from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
 from c2fdft_cli.engine.weights.checkpoint import Meta
@@ -79,6 +80,35 @@ def test_columns_and_keys_of_files_are_documented():
         assert f"`{', '.join(columns)}`" in page
     for field in fields(Meta):
         assert f"`{field.name}`" in page
+
+
+def test_the_names_of_sides_and_splits_are_those_that_are_recognised():
+    page = (REFERENCE / "pairs.md").read_text(encoding="utf-8")
+    tables = [
+        [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+        for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    ]
+    sides, endings, splits = tables
+    clean = re.findall(r"`(\w+)`", page.partition("may also be called\n")[2].partition(".")[0])
+
+    def names(cell: str) -> tuple[str, ...]:
+        return (*re.findall(r"`(\w+)`", cell), *(clean if cell.endswith("*") else ()))
+
+    said = [
+        search.Layout(published, names(lq), names(gt), task or None, as_words == "yes")
+        for lq, gt, published, task, as_words in sides
+    ]
+    assert sorted(said, key=repr) == sorted((*search.LAYOUTS, search.PIX2PIX), key=repr)
+    known = {
+        (side, getattr(one, key), one.task or "")
+        for one in search.SUFFIXES
+        for side, key in (("degraded", "lq"), ("clean", "gt"))
+        if getattr(one, key)
+    }
+    assert {(side, names(words), task) for side, words, task in endings} == known
+    kinds = {"training": "train", "validation": "val", "skipped; score them with `eval`": "test"}
+    assert {name: kinds[use] for cell, use in splits for name in names(cell)} == search.SPLITS
+    assert all(f"`{name}`" in page for name in search.MASKS)
 
 
 def test_the_errors_of_troubleshooting_are_those_printed():

@@ -252,7 +252,7 @@ def _splits(pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[FilePair, ...]],
         tests = many(counts["test"], "pair")
         notices.append(f"the test split ({tests}) is skipped; score it with eval")
     if counts["train"] and counts[""]:
-        notices.append(f"{many(counts[''], 'pair')} outside the split folders are trained on too")
+        notices.append(f"trained on too: {many(counts[''], 'pair')} outside the split folders")
     own: dict[str, list[FilePair]] = {"train": [], "val": [], "test": []}
     for pair, side in zip(pairs, sides, strict=True):
         counts_as_own = side == "test" or (side == "val" and counts["train"])
