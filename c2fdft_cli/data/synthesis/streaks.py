@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import TypeAlias
@@ -50,6 +51,18 @@ class StreakBank:
         self.masks: tuple[Grey, ...] = tuple(_load(Path(folder)))
         layers = Path(folder) / LAYERS
         self.layers = tuple(_load(layers)) if layers.is_dir() else ()
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the content of all masks and layers."""
+        digest = hashlib.sha256()
+        for group, word in ((self.masks, b""), (self.layers, b"layers")):
+            # Without layers nothing is added, so the digest is the same as before layers existed,
+            # and shards made then are still up to date.
+            digest.update(word if group else b"")
+            for mask in group:
+                digest.update(repr(mask.shape).encode())
+                digest.update(mask)
+        return digest.hexdigest()
 
     def sample(
         self,
@@ -152,7 +165,8 @@ def _stretched(cut: Grey, h: int, w: int) -> Grey:
 def _load(folder: Path) -> list[Grey]:
     """Read the folder's PNG files after checking every header and the sum of their sizes."""
     if not folder.is_dir():
-        raise DataError("no such folder of streak masks", where=folder)
+        hint = "name the folder with --streaks (prepare) or data.streaks=FOLDER (training)"
+        raise DataError("no such folder of streak masks", where=folder, hint=hint)
     found = (path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.is_file())
     paths = sorted((path for path in found if not is_hidden(path.name)), key=lambda path: path.name)
     if not paths:

@@ -16,10 +16,10 @@ PAIRS, SHARDS = "Pairs", "Shards"
 
 
 def parse_validation(text: str) -> int | Path:
-    """Parse a number of pairs or the path of their folder; UsageError for an empty text."""
+    """Parse a number of pairs, or the path of their folder or list; UsageError for no text."""
     if not text:
         what = "--val is empty"
-        raise UsageError(what, hint="give a number of pairs, or a folder of pairs")
+        raise UsageError(what, hint="give a number, a folder or a list of pairs")
     return Path(text) if (count := _count(text)) is None else count
 
 
@@ -59,8 +59,9 @@ class PrepareOptions:
     Args:
         source: a folder of pairs in any known layout; with `synthesize`, a folder of clean images,
             without its sub-folders.
-        val: number of validation pairs or a folder of them; None for the set's own val split or, if
-            it has none, 5 % (at least 1, at most 50).
+        val: number of validation pairs, a folder of them, or a file that lists them, which are then
+            not trained on; None for the set's own val split or, if it has none, 5 % (at least 1, at
+            most 50).
         synthesize: how to degrade clean images; None for pairs.
         max_shard_bytes: limit on the pixels of a shard; a larger image gets a separate shard.
     """
@@ -71,9 +72,9 @@ class PrepareOptions:
     )
     val: int | Path | None = setting(
         None,
-        "Validation pairs: a number, or a folder of other pairs (default: the set's own split, "
-        "otherwise 5 %, 1 to 50).",
-        metavar="N|DIR",
+        "Validation pairs: a number, a folder of other pairs, or a list as for --pairs (default: "
+        "the set's own split, otherwise 5 %, 1 to 50).",
+        metavar="N|DIR|FILE",
         parse=parse_validation,
     )
     pairs_file: Path | None = setting(

@@ -29,7 +29,6 @@ from c2fdft_cli.data.shards.format import Pixels
 from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.data.synthesis.noise import NoiseModel
 from c2fdft_cli.data.synthesis.rain import RainModel
-from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
@@ -120,11 +119,13 @@ def find(options: PrepareOptions) -> Found:
     own, train = found.splits.get("val", ()), found.splits.get("train", ())
     notices, choose_from, size = list(found.notices), None, 0
     if isinstance(val, Path):
-        other = look(val, None)
+        listed = val.is_file()
+        other = look(source, val) if listed else look(val, None)
         notices += other.notices
         if own:
             notices.append(f"the set's own val split: {many(len(own), 'pair')} trained on")
-        own, train = tuple(pair for _, pair in other.pairs), train + own
+        train, own = train + own, tuple(pair for _, pair in other.pairs)
+        train = _without(train, own) if listed else train
     elif not own:
         size = val_size(len(train), val)
         choose_from = "train" if size else None
@@ -147,6 +148,12 @@ def find(options: PrepareOptions) -> Found:
     if not found.splits["train"]:
         raise DataError("no pairs to train on", where=source)
     return found
+
+
+def _without(pairs: Iterable[FilePair], left_out: Iterable[FilePair]) -> tuple[FilePair, ...]:
+    """Return the pairs that do not consist of the same two files as one of those left out."""
+    files = {(real_path(pair.lq), real_path(pair.gt)) for pair in left_out}
+    return tuple(pair for pair in pairs if (real_path(pair.lq), real_path(pair.gt)) not in files)
 
 
 def _split_apart(found: PairSet) -> Found:
@@ -300,7 +307,7 @@ class PairReader:
         values: dict[str, object] = {
             "kind": self._synthesis.kind,
             "options": options,
-            "streaks": None if streaks is None else _masks_digest(streaks),
+            "streaks": None if streaks is None else streaks.digest(),
         }
         if self._synthesis.store:
             values["seed"] = self._seed
@@ -335,16 +342,3 @@ def _halves(image: Pixels, path: Path) -> tuple[Pixels, Pixels]:
     width = half_width(path, image.shape[1])
     left, right = image[:, :width], image[:, width:]
     return np.ascontiguousarray(left), np.ascontiguousarray(right)
-
-
-def _masks_digest(streaks: StreakBank) -> str:
-    """Return the SHA-256 of the content of a bank of streak masks."""
-    digest = hashlib.sha256()
-    for group, word in ((streaks.masks, b""), (streaks.layers, b"layers")):
-        # Without layers nothing is added, so the digest is the same as before layers existed, and
-        # shards made then are still up to date.
-        digest.update(word if group else b"")
-        for mask in group:
-            digest.update(repr(mask.shape).encode())
-            digest.update(mask)
-    return digest.hexdigest()

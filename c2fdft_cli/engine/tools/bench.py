@@ -16,6 +16,7 @@ from c2fdft_cli.core.network import DFT, Resample
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.pairs import degradation
 from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.engine.train.batches import make_loader
 from c2fdft_cli.engine.train.step.objective import Objective
@@ -227,7 +228,8 @@ def _loader(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Callable
     shards = ShardSet.open(options.data or Path(), "train")
     # without prefetching, which would time the queue instead of the loading
     recipe = replace(recipe, data=replace(recipe.data, workers=recipe.data.workers or 0))
-    batches = iter(make_loader(recipe, stage, shards, 1, runtime, prefetch=0))
+    degrade = degradation(recipe.data)
+    batches = iter(make_loader(recipe, stage, shards, degrade, 1, runtime, prefetch=0))
     return lambda: next(batches)
 
 

@@ -13,7 +13,7 @@ from c2fdft_cli.data.batches.batch import BatchMaker
 from c2fdft_cli.data.batches.loader import PatchLoader
 from c2fdft_cli.data.batches.plan import PatchCycle, PatchPlan
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.engine.sampling.pairs import degradation
+from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.pipeline import cores
 from c2fdft_cli.recipe.schema import Data, Recipe, Stage
@@ -69,14 +69,23 @@ def free_shared_memory() -> float:
 
 
 def make_loader(
-    recipe: Recipe, stage: Stage, shards: ShardSet, start: int, runtime: Runtime, prefetch: int = 2
+    recipe: Recipe,
+    stage: Stage,
+    shards: ShardSet,
+    degrade: Degradation | None,
+    start: int,
+    runtime: Runtime,
+    prefetch: int = 2,
 ) -> PatchLoader:
-    """Return a loader of this process's batches, from iteration `start` to the stage's last."""
+    """Return a loader of this process's batches, from iteration `start` to the stage's last.
+
+    degrade: the recipe's degradation of clean images, if any.
+    """
     plan = PatchPlan(shards.sizes, patch_cycle(stage), recipe.train.seed, stage.mixup_beta)
     maker = BatchMaker(
         shards,
         plan,
-        degradation=degradation(recipe.data),
+        degradation=degrade,
         line_patterns=recipe.data.line_patterns,
         timesteps=recipe.diffusion.timesteps,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.engine.sampling.pairs import degradation
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.options import TrainOptions
@@ -98,13 +99,14 @@ def _plan(
 ) -> Generator[StagePlan, None, TrainingPlan]:
     section, runtime = options.section, options.runtime
     shards = ShardSet.open(options.data, "train")
+    degrade = degradation(options.recipe.data)
     stepper = Stepper(make_objective(options), options.recipe.train, runtime)
     fallbacks = Fallbacks(options, stepper, notify=lambda _: None)
     fallbacks.compile()
     plans: list[StagePlan] = []
     end, per_pixel = time.monotonic() + budget, 0.0
     for number, ((patch, batch_size), (first, iterations)) in enumerate(stages.items()):
-        batch = next(iter(make_loader(options.recipe, section, shards, first, runtime)))
+        batch = next(iter(make_loader(options.recipe, section, shards, degrade, first, runtime)))
         fallbacks.fit(batch)
         allowed = (end - time.monotonic()) / (len(stages) - number)
         timed, seconds = _time_step(fallbacks, batch, allowed, per_pixel * patch**2, runtime)

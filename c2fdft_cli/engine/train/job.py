@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.engine.sampling.pairs import open_validation
+from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
 from c2fdft_cli.engine.train.events import (
     Begun,
@@ -29,7 +29,13 @@ from c2fdft_cli.engine.train.events import (
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.folder import draw_curves
 from c2fdft_cli.engine.train.options import TrainOptions
-from c2fdft_cli.engine.train.state import LoadedState, RunState, load_state, machine
+from c2fdft_cli.engine.train.state import (
+    LoadedState,
+    RunImages,
+    RunState,
+    load_state,
+    machine,
+)
 from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import CALMER, Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
@@ -109,8 +115,14 @@ class _Training:
         self.shards = ShardSet.open(options.data, "train")
         pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
         self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
-        scored_on = pairs.shards.fingerprint if pairs is not None else ""
-        self.state = RunState(options, self.shards.fingerprint, scored_on, self.stepper)
+        # here, before anything is written, because invalid settings of a degradation are an error
+        degrade = degradation(self.recipe.data)
+        images = RunImages(
+            train=self.shards.fingerprint,
+            validation="" if pairs is None else pairs.shards.fingerprint,
+            streaks="" if degrade is None or degrade.streaks is None else degrade.streaks.digest(),
+        )
+        self.state = RunState(options, images, self.stepper)
         self.step = self.saved = 0
         self.curves_at = time.monotonic()
         self.window = _Window()
@@ -121,9 +133,8 @@ class _Training:
         )
         if options.resume is not None:
             self._restore_state(options.resume)
-        # here, before anything is written, because invalid settings of a degradation are an error
         self.loader = make_loader(
-            self.recipe, self.section, self.shards, self.step + 1, self.runtime
+            self.recipe, self.section, self.shards, degrade, self.step + 1, self.runtime
         )
         self.validator = Validator(options, pairs, self.state, self.board)
 
@@ -132,7 +143,7 @@ class _Training:
         # during the reading is noticed too.
         self.stamp = self.run.state_stamp()
         loaded = load_state(path)
-        self._refuse_other_shards(loaded)
+        self._refuse_other_images(loaded)
         try:
             self.stepper.load(loaded.stepper)
             self.window = validate(_Window, loaded.window)
@@ -151,21 +162,24 @@ class _Training:
         self.state.best_psnr = loaded.best_psnr
         self.state.metrics = dict(loaded.meta.metrics)
 
-    def _refuse_other_shards(self, loaded: LoadedState) -> None:
+    def _refuse_other_images(self, loaded: LoadedState) -> None:
         """Raise UsageError unless the images are those of the run, also those for validation.
 
         Scores on other images could not be compared with the best one so far.
         """
+        images, hint = self.state.images, "as before, or start a new run with --init"
+        if loaded.streaks not in (None, images.streaks):
+            what = "the streak masks are not those of this run"
+            raise UsageError(what, where=self.recipe.data.streaks, hint=f"give data.streaks {hint}")
         # Only the main process opens the validation images; older states do not describe them.
         compared = self.runtime.is_main and loaded.scored_on is not None
-        if loaded.fingerprint != self.shards.fingerprint:
+        if loaded.fingerprint != images.train:
             what = "these shards are not the ones that this run was trained on"
-        elif compared and loaded.scored_on != self.state.scored_on:
+        elif compared and loaded.scored_on != images.validation:
             what = "the validation images of these shards are not those of this run"
         else:
             return
-        hint = "give --data as before, or start a new run with --init"
-        raise UsageError(what, where=self.options.data, hint=hint)
+        raise UsageError(what, where=self.options.data, hint=f"give --data {hint}")
 
     def events(self) -> Generator[TrainEvent, None, TrainResult]:
         with self._opened_run():

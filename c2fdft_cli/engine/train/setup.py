@@ -47,6 +47,7 @@ MAY_CHANGE = {
     "train.tensorboard": "whether TensorBoard files are written",
     "train.max_bad_steps": "how many bad steps in a row end the run",
     "data.workers": "number of processes that read the data",
+    "data.streaks": "the same streak masks in another folder",
 }
 """Keys that may change when a run is resumed; those without a section are of the run's stage."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -35,7 +35,7 @@ STATE_VERSION = 1
 class LoadedState:
     """The content of state.pt; states of older versions may lack the fields with a default.
 
-    fingerprint, scored_on: as in `RunState`; None for `scored_on` if it is not known.
+    fingerprint, scored_on, streaks: the digests in `RunImages`; None if they are not known.
     started_from: as in `TrainOptions`.
     """
 
@@ -52,22 +52,27 @@ class LoadedState:
     computed_in: str | None = None
     unscored: bool = False
     scored_on: str | None = None
+    streaks: str | None = None
     started_from: str | None = None
 
 
-class RunState:
-    """Writes a run's state and checkpoints; the rename of state.pt is the commit.
+class RunImages(NamedTuple):
+    """Digests of the images that a run depends on: training and validation shards, streak masks.
 
-    `fingerprint` is that of the training shards, `scored_on` that of the validation shards, empty
-    if there are none.
+    They are "" if there are none, that of validation also in all processes but the main one.
     """
 
-    def __init__(
-        self, options: TrainOptions, fingerprint: str, scored_on: str, stepper: Stepper
-    ) -> None:
+    train: str
+    validation: str
+    streaks: str
+
+
+class RunState:
+    """Writes a run's state and checkpoints; the rename of state.pt is the commit."""
+
+    def __init__(self, options: TrainOptions, images: RunImages, stepper: Stepper) -> None:
         self._options = options
-        self._fingerprint = fingerprint
-        self.scored_on = scored_on
+        self.images = images
         self._stepper = stepper
         self.best_psnr: float | None = None
         self.metrics: dict[str, Any] = {}
@@ -109,8 +114,9 @@ class RunState:
             "window": window,
             "unscored": unscored,
             "best_psnr": self.best_psnr,
-            "fingerprint": self._fingerprint,
-            "scored_on": self.scored_on,
+            "fingerprint": self.images.train,
+            "scored_on": self.images.validation,
+            "streaks": self.images.streaks,
             "started_from": self._options.started_from,
             "meta": self.meta(step).to_json(),
         }

@@ -259,6 +259,44 @@ def test_validation_pairs_by_default_count_folder_or_none(source: Path, tmp_path
     assert not list((tmp_path / "c").glob("val-*"))
 
 
+@pytest.mark.parametrize("both_listed", [False, True])
+def test_a_list_names_the_validation_pairs(source: Path, tmp_path: Path, both_listed: bool) -> None:
+    """They are not trained on, whether the other pairs are found or listed too."""
+    row = "input/{0}.png,target/{0}.png\n"
+    listed = tmp_path / "val.csv"
+    listed.write_text(row.format(3) + row.format(7))
+    everything = tmp_path / "all.csv"
+    everything.write_text("".join(map(row.format, range(9))))
+    pairs_file = everything if both_listed else None
+    out = tmp_path / "out"
+    result = run(source=source, out=out, val=listed, pairs_file=pairs_file)
+    assert (result.train, result.val) == (7 if both_listed else 10, 2)
+    assert [name.rpartition("/")[2] for name in ShardSet.open(out, "val").names] == ["3", "7"]
+    trained = {name.rpartition("/")[2] for name in ShardSet.open(out, "train").names}
+    assert trained == {str(i) for i in range(9 if both_listed else 12)} - {"3", "7"}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"synthesize": Synthesis("noise")}, "--synthesize"), ({"side_by_side": "left"}, "--side-by")],
+)
+def test_pairs_that_are_made_cannot_be_listed(
+    source: Path, tmp_path: Path, options: dict[str, Any], named: str
+) -> None:
+    listed = tmp_path / "val.csv"
+    listed.write_text("input/3.png,target/3.png\n")
+    clean = source / "target"
+    with pytest.raises(UsageError, match=f"cannot be a list of pairs together with {named}"):
+        run(source=clean, out=tmp_path / "out", val=listed, **options)
+
+
+def test_a_list_that_leaves_nothing_to_train_on_is_refused(source: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "val.csv"
+    listed.write_text("".join(f"input/{i}.png,target/{i}.png\n" for i in range(12)))
+    with pytest.raises(DataError, match="no pairs to train on"):
+        run(source=source, out=tmp_path / "out", val=listed)
+
+
 def test_the_own_split_of_a_set_is_used(tmp_path: Path) -> None:
     root = tmp_path / "set"
     make_pairs(root / "train", 5)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from c2fdft_cli.data.batches.loader import PatchLoader
 from c2fdft_cli.data.shards.format import Entry
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.engine.sampling.pairs import open_validation
+from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
 from c2fdft_cli.engine.train import batches
 from c2fdft_cli.engine.train.batches import (
     free_shared_memory,
@@ -25,7 +26,7 @@ from c2fdft_cli.engine.train.batches import (
 )
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.files import load_recipe
-from c2fdft_cli.recipe.schema import Data
+from c2fdft_cli.recipe.schema import Data, Recipe
 from tests.kit.shards import HEADER, pairs_of, write_shard
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -83,6 +84,11 @@ def test_rows_are_distributed_to_all_processes(batch: int, world: int) -> None:
     assert dealt == list(range(batch))
 
 
+def loader(recipe: Recipe, shards: ShardSet) -> PatchLoader:
+    degrade = degradation(recipe.data)
+    return make_loader(recipe, recipe.coarse, shards, degrade, 1, Runtime(CPU))
+
+
 def test_training_patches_may_have_unclipped_noise_and_validation_images_not(
     tmp_path: Path,
 ) -> None:
@@ -97,7 +103,7 @@ def test_training_patches_may_have_unclipped_noise_and_validation_images_not(
         noise = f"data.synthesis={{kind: {kind}, sigma: 30, unclipped_share: {share}}}"
         options = ["data.synthesize=noise", noise, "coarse.iterations=2", "coarse.patches=[32]"]
         recipe = load_recipe("tiny", [*options, "coarse.batches=[2]"])
-        batch = next(iter(make_loader(recipe, recipe.coarse, shards, 1, Runtime(CPU))))
+        batch = next(iter(loader(recipe, shards)))
         seen.append((batch.lq.dtype, bool((batch.lq < 0).any())))
         pairs = open_validation(tmp_path, recipe)
         assert pairs is not None
@@ -120,7 +126,7 @@ def test_workers_that_do_not_fork_make_the_same_batches(tmp_path: Path, kind: st
             options = [f"data.synthesize={kind}", f"data.workers={workers}", *short]
             recipe = load_recipe("tiny", options)
             shards = ShardSet.open(tmp_path)
-            made.append(list(make_loader(recipe, recipe.coarse, shards, 1, Runtime(CPU))))
+            made.append(list(loader(recipe, shards)))
     finally:
         multiprocessing.set_start_method(usual, force=True)
     for threaded, spawned in zip(*made, strict=True):

@@ -6,11 +6,13 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.prepare.job import prepare
-from c2fdft_cli.engine.prepare.options import PrepareOptions
+from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
 from c2fdft_cli.engine.train.folder import RunFolder, find_run
@@ -23,6 +25,7 @@ from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError, DataError, UsageError
 from c2fdft_cli.files import unfinished
 from tests.kit.command import run as command
+from tests.kit.formula import picture
 from tests.kit.training import MINI, losses, notices, request, resume, run, same_weights, stop_after
 
 
@@ -120,6 +123,28 @@ def test_other_images_are_refused(tmp_path, stopped, pair_folder, split, refusal
     prepare(PrepareOptions(source=source, out=data)).run()
     with pytest.raises(UsageError, match=refusal):
         train(set_up(asked(stopped, data=data)))
+
+
+def test_streak_masks_may_move_but_not_change(tmp_path, pair_folder):
+    """The rain of the training images depends on all of them."""
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for i in range(2):
+        save_rgb8(masks / f"{i}.png", np.repeat(picture(40, 40, i)[..., :1], 3, axis=2))
+    data, out = tmp_path / "data", tmp_path / "run"
+    rain = ("data.synthesize=rain", f"data.streaks={masks}")
+    clean, plan = pair_folder / "train" / "clean", Synthesis("rain", store=False)
+    prepare(PrepareOptions(source=clean, out=data, synthesize=plan)).run()
+    stop_after(request("coarse", data, out, *rain), 7)
+    moved = masks.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="no such folder of streak masks") as caught:
+        resume("coarse", out)
+    assert "data.streaks=FOLDER" in caught.value.hint
+    hidden = (moved / "1.png").rename(tmp_path / "1.png")
+    with pytest.raises(UsageError, match="the streak masks are not those of this run"):
+        resume("coarse", out, f"data.streaks={moved}")
+    hidden.rename(moved / "1.png")
+    assert resume("coarse", out, f"data.streaks={moved}")[0].step == 12
 
 
 def test_validation_shards_that_are_gone_are_noticed(tmp_path, stopped, shard_folder):
