@@ -15,6 +15,7 @@ from c2fdft_cli.engine.train.request import RUN, TrainRequest
 from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
 
 if TYPE_CHECKING:
+    from c2fdft_cli.engine.train.events import TrainResult
     from c2fdft_cli.engine.train.options import TrainOptions
 
 Overrides = Annotated[
@@ -179,7 +180,7 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     destroy_process_group()
     if not options.runtime.is_main:
         return
-    following = _next_command(request.stage, result.checkpoint)
+    following = _next_command(request.stage, result)
     if json:
         console.emit({**vars(result), "next": following})
         return
@@ -188,18 +189,21 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     console.say_next(following)
 
 
-def _next_command(stage: str, checkpoint: Path) -> str:
+def _next_command(stage: str, result: TrainResult) -> str:
     """Return the command to run next: sweep-steps after the coarse stage, otherwise restore.
 
-    If the run folder has the sweep of other weights, such as those of a shorter training,
-    --overwrite replaces it.
+    A sweep needs validation images; without any, train-fine comes next. If the run folder has the
+    sweep of other weights, such as those of a shorter training, --overwrite replaces it.
     """
     from c2fdft_cli.engine.sampling.subject import weights_digest
     from c2fdft_cli.engine.sweep.log import is_of_other_weights
     from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 
+    checkpoint = result.checkpoint
     if stage != "coarse":
         return console.command("restore", "IN", "OUT", "--weights", checkpoint)
+    if result.best_psnr is None:
+        return console.command("train-fine", "--from", checkpoint)
     log = checkpoint.parent / "sweep.json"
     outdated = log.is_file() and is_of_other_weights(
         log, weights_digest(load_checkpoint(checkpoint))

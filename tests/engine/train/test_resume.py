@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -179,6 +180,16 @@ def test_a_finished_run_that_is_resumed_keeps_the_timesteps_of_its_sweep(finishe
     longer = load_checkpoint(path).meta
     assert (longer.grid, longer.grid_from) == ([999, 500], "recipe")
     assert "sweep" not in longer.metrics
+
+
+def test_without_validation_images_no_sweep_is_suggested(tmp_path, pair_folder):
+    """It would have no images to choose the timesteps on."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    prepare(PrepareOptions(source=pair_folder / "train", out=data, val=0)).run()
+    short = (*MINI, "coarse.iterations=1", "coarse.patches=[16]", "coarse.batches=[1]")
+    cpu = ("--recipe", "tiny", "--device", "cpu", "--precision", "fp32")
+    done = command("train-coarse", *cpu, "--data", data, "--out", out, "--json", *short)
+    assert json.loads(done.stdout)["next"] == f"c2fdft train-fine --from {out / 'coarse.pt'}"
 
 
 def test_the_next_command_replaces_the_sweep_of_a_shorter_training(finished):
