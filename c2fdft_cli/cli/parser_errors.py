@@ -36,6 +36,10 @@ def convert(error: Any, words: Sequence[str]) -> UsageError:
         hint = f"for the file of this name, write ./{unknown}; {hint}"
     elif near is not None:
         hint = f"{near} {hint}"
+    elif unknown is not None and _takes_recipe_values(context.command):
+        key = unknown.strip("-").partition("=")[0]
+        word = f"{key}=VALUE" if "." in key else "KEY=VALUE, such as train.seed=1"
+        hint = f"to change a value of the recipe, write {word}; {hint}"
     elif _is_misuse_of_arguments(error):
         order = _required_arguments(context.command)
         hint = f"write {command} {order}; {hint}" if order else hint
@@ -85,6 +89,10 @@ def _is_misuse_of_arguments(error: Any) -> bool:
     kind: str = type(error).__name__
     is_missing = kind == "MissingParameter" and error.param.param_type_name == "argument"
     return error.ctx is not None and (is_missing or kind == "NoSuchOption")
+
+
+def _takes_recipe_values(command: Any) -> bool:
+    return any(one.metavar == "KEY=VALUE" and one.nargs == -1 for one in command.params)
 
 
 def _required_arguments(command: Any) -> str:

@@ -214,6 +214,8 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
         (["restore", "-o", "a"], 2, "No such option: -o", "write c2fdft restore IN... OUT; see"),
         (["info"], 2, "argument 'PATH'", "write c2fdft info PATH; see `c2fdft info --help`"),
         (["weights", "average", "a"], 2, "option '--out'", "see `c2fdft weights average --help`"),
+        (["train-coarse", "--coarse.lr=3"], 2, "No such", "write coarse.lr=VALUE; see `c2fdft"),
+        (["train-fine", "--lr", "3"], 2, "No such", "write KEY=VALUE, such as train.seed=1; see"),
         (["eval", "--noise", "1"], 2, "No such option", "see `c2fdft eval --help`"),
         (["eval", "a", "b", "--border", "x"], 2, "--border must be an integer, got 'x'", "see `c"),
         (["restore", "a", "b", "--seed", "1.5"], 2, "--seed must be an integer, got '1.5'", "see"),

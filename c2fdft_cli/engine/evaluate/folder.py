@@ -71,7 +71,7 @@ def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> Pair
         return PairSource(names, lambda i: _read(found.pairs[i]), found.layout, note)
     if not 0 < sigma <= SIGMA_LIMIT:
         raise UsageError(f"--sigma must be in (0, {SIGMA_LIMIT:g}], got {sigma:g}")
-    images = some_images(folder)
+    images = some_images(folder, hint="images in sub-folders are not used")
     name, count = Counter(path.stem for path in images).most_common(1)[0]
     if count > 1:
         raise DataError(f"two images have the name {name}", where=folder, hint="rename one")
