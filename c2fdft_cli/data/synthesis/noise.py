@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
 
 from c2fdft_cli.data.synthesis.camera import Camera, jpeg, photograph
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
@@ -26,6 +26,13 @@ RED, BLUE, READ = (1.6, 2.6), (1.4, 2.6), (0.003, 0.05)
 # Brooks et al., "Unprocessing images for learned raw denoising", CVPR 2019, section 3.1:
 # log(read variance) = 2.18 log(shot) + 1.2, +- 0.26, fitted to a real camera's noise.
 READ_SLOPE, READ_OFFSET, READ_SPREAD = 2.18, 1.2, 0.26
+
+
+def _refuse_shares(sigma: tuple[float, float]) -> tuple[float, float]:
+    """Raise ValueError for values on the scale 0 to 1: rounding would leave hardly any noise."""
+    if 0 < sigma[1] < 1:
+        raise ValueError("must be in levels of 8 bits (0 to 255), not a share of white")
+    return sigma
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class NoiseModel:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kind: Literal["gaussian", "camera", "either", "raw"] = "gaussian"
-    sigma: Annotated[Range, within(0, 255)] = (5.0, 50.0)
+    sigma: Annotated[Range, within(0, 255), AfterValidator(_refuse_shares)] = (5.0, 50.0)
     unclipped_share: Annotated[Number, within(0, 1)] = 0.0
     # The range from which Brooks et al. sample it too.
     shot: Annotated[Range, within(1e-6, 1)] = (1e-4, 1.2e-2)

@@ -152,6 +152,11 @@ def test_values_are_parsed():
         ("rain", {"heavy_fields": float("inf")}, "must be a finite number"),
         ("rain", {"turn": 90}, "turn must be from 0 to 45, got 90"),
         ("noise", {"sigma": 256}, "noise: sigma must be from 0 to 255, got 256"),
+        (
+            "noise",
+            {"sigma": [0, 0.2]},
+            "levels of 8 bits (0 to 255), not a share of white, got [0,",
+        ),
         ("noise", {"kind": "camra"}, "'either' or 'raw', got 'camra'"),
         ("noise", {"correlated": "maybe"}, "correlated must be a valid boolean"),
         ("noise", {"shot": 0}, "shot must be from 1e-06 to 1, got 0"),
