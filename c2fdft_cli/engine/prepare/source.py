@@ -32,7 +32,14 @@ from c2fdft_cli.data.synthesis.rain import RainModel
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import check_space, read_at, read_error, real_path, write_error
+from c2fdft_cli.files import (
+    check_space,
+    read_at,
+    read_error,
+    real_path,
+    require_existing,
+    write_error,
+)
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.vocabulary import many
 
@@ -119,13 +126,15 @@ def find(options: PrepareOptions) -> Found:
     own, train = found.splits.get("val", ()), found.splits.get("train", ())
     notices, choose_from, size = list(found.notices), None, 0
     if isinstance(val, Path):
+        require_existing(val)
         listed = val.is_file()
         other = look(source, val) if listed else look(val, None)
         notices += other.notices
+        chosen = tuple(pair for _, pair in other.pairs)
+        own, train = (_without(some, chosen) if listed else some for some in (own, train))
         if own:
             notices.append(f"the set's own val split: {many(len(own), 'pair')} trained on")
-        train, own = train + own, tuple(pair for _, pair in other.pairs)
-        train = _without(train, own) if listed else train
+        train, own = train + own, chosen
     elif not own:
         size = val_size(len(train), val)
         choose_from = "train" if size else None
@@ -139,7 +148,7 @@ def find(options: PrepareOptions) -> Found:
         # val comes first, because `SplitGuard` compares training images with the validation images
         # that it has seen before
         splits={"val": own, "train": train},
-        notices=tuple(notices),
+        notices=tuple(dict.fromkeys(notices)),  # a list may belong to the same folder
         choose_from=choose_from,
         val_size=size,
     )

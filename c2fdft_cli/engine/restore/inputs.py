@@ -208,19 +208,28 @@ def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:
 def _folders(top: Path, refused: list[OSError]) -> Iterator[tuple[str, list[str]]]:
     """Yield `top` and all folders below it except hidden ones, each with its file names.
 
-    Each real folder is visited once, so that loops of links end.
+    Each real folder is visited once, so that loops of links end: by its path without links if there
+    is one, because all links are followed last.
     """
-    seen = {os.path.realpath(top)}
+    seen: set[str] = set()
 
     def is_new(path: str) -> bool:
         real, count = os.path.realpath(path), len(seen)
         seen.add(real)
         return len(seen) > count
 
-    for base, folders, files in os.walk(top, onerror=refused.append, followlinks=True):
-        shown = [name for name in folders if not is_hidden(name)]
-        folders[:] = [name for name in shown if is_new(os.path.join(base, name))]
-        yield base, files
+    starts = [os.fspath(top)]
+    for start in starts:  # it grows by the links that are found
+        if not is_new(start):
+            continue
+        for base, folders, files in os.walk(start, onerror=refused.append):
+            shown = sorted(name for name in folders if not is_hidden(name))
+            paths = {name: os.path.join(base, name) for name in shown}
+            starts += filter(os.path.islink, paths.values())
+            folders[:] = [
+                name for name, path in paths.items() if not os.path.islink(path) and is_new(path)
+            ]
+            yield base, files
 
 
 def _without(paths: list[Path], folder: Path | None) -> list[Path]:

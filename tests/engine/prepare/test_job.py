@@ -276,6 +276,36 @@ def test_a_list_names_the_validation_pairs(source: Path, tmp_path: Path, both_li
     assert trained == {str(i) for i in range(9 if both_listed else 12)} - {"3", "7"}
 
 
+def test_listed_pairs_of_the_own_split_are_not_said_to_be_trained_on(tmp_path: Path) -> None:
+    root, listed = tmp_path / "set", tmp_path / "val.csv"
+    make_pairs(root / "train", 5)
+    make_pairs(root / "val", 3, first=50)
+    row = "val/input/{0}.png,val/target/{0}.png\n"
+    for count, notices in ((2, ("the set's own val split: 1 pair trained on",)), (3, ())):
+        listed.write_text("".join(row.format(i) for i in range(50, 50 + count)))
+        result = run(source=root, out=tmp_path / f"out{count}", val=listed)
+        assert (result.train, result.val) == (8 - count, count)
+        assert result.notices == notices
+
+
+def test_a_list_of_clean_images_repeats_no_notice(tmp_path: Path) -> None:
+    """Both the set and the list, which is applied to the same set, report the test split."""
+    root, listed = tmp_path / "set", tmp_path / "val.txt"
+    make_pairs(root / "train", 5)
+    make_pairs(root / "test", 2, first=50)
+    listed.write_text("train/target/3.png (64,64,3)\n")
+    result = run(source=root, out=tmp_path / "out", val=listed)
+    assert (result.train, result.val) == (4, 1)
+    assert result.notices == ("the test split (2 pairs) is skipped; score it with eval",)
+
+
+def test_validation_that_does_not_exist_is_not_called_a_folder(
+    source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"val\.csv: no such file or folder"):
+        run(source=source, out=tmp_path / "out", val=tmp_path / "val.csv")
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [({"synthesize": Synthesis("noise")}, "--synthesize"), ({"side_by_side": "left"}, "--side-by")],

@@ -91,6 +91,20 @@ def test_a_recursive_glob_ends_where_two_links_lead_to_their_own_folder(
     assert names(find_inputs([pattern])) == ["2.png", "10.png", "sub/3.jpg"]
 
 
+@pytest.mark.parametrize("spec", [".", "**"])
+def test_a_file_is_named_by_its_path_without_links_if_it_has_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    """Outputs mirror the paths, which must not depend on the order in which folders are listed."""
+    for own, other in (("a", "b"), ("b", "a")):
+        save(folder / own / own / "4.png", random_picture(4, 5))
+        (folder / own / "link").symlink_to(folder / other / other)
+    monkeypatch.chdir(folder)
+    assert names(find_inputs([spec])) == [
+        *("2.png", "10.png", "a/a/4.png", "b/b/4.png", "sub/3.jpg")
+    ]
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_taken_literally(tmp_path: Path) -> None:
     path = save(tmp_path / "a[1].png", random_picture(4, 5))
     assert names(find_inputs([str(path)])) == ["a[1].png"]
