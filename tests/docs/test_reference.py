@@ -13,6 +13,7 @@ from c2fdft_cli import errors
 from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
 from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
 from c2fdft_cli.engine.weights.checkpoint import Meta
+from c2fdft_cli.metrics import full_reference, no_reference
 from c2fdft_cli.recipe import schema
 from tests.kit import python_reference, recipe_reference, scores_page, troubleshooting
 
@@ -79,6 +80,15 @@ def test_columns_and_keys_of_files_are_documented():
         assert f"`{', '.join(columns)}`" in page
     for field in fields(Meta):
         assert f"`{field.name}`" in page
+
+
+def test_smallest_sides_and_ranges_of_metrics_are_documented():
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for one in full_reference.METRICS.values():
+        better = one.direction.removesuffix(" is better")
+        assert f"| `{one.name}` | {better} | {one.range} | {one.min_size} |" in page
+    for one in no_reference.METRICS.values():
+        assert re.search(rf"\| `{one.name}` \|.*\| {one.min_size} \|", page)
 
 
 def test_the_errors_of_troubleshooting_are_those_printed():
