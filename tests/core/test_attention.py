@@ -35,10 +35,14 @@ class TextbookAttention(nn.Module):
 
 
 @pytest.mark.parametrize("heads", [1, 4])
-@pytest.mark.parametrize("bias", [True, False])
-def test_attention_equals_the_papers_formula(heads, bias):
+@pytest.mark.parametrize(
+    ("bias", "scale"),
+    # the last: norms under the lower bound, by which q and k are divided then
+    [(True, 1), (False, 1), (False, 1e-13)],
+)
+def test_attention_equals_the_papers_formula(heads, bias, scale):
     attention = fill(Attention(16, heads, bias))
-    x = wave([2, 16, 12, 8], 0.37)
+    x = scale * wave([2, 16, 12, 8], 0.37)
     expected = TextbookAttention(attention)(x)
     pixels = x.permute(0, 2, 3, 1).contiguous()
     got = attention(pixels).permute(0, 3, 1, 2)

@@ -32,10 +32,24 @@ def test_schedules_equal_the_released_ones(misc, name):
     assert (beta_schedule(name) - expected).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("arguments", [("cubic",), ("linear", 0), ("linear", 10, 0.5, 0.1)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cubic",),
+        ("linear", 0),
+        ("linear", 10, 0.5, 0.1),
+        ("linear", 10, 0.0, 0.1),
+        ("linear", 10, 0.1, 1.0),
+    ],
+)
 def test_impossible_schedules_are_refused(arguments):
     with pytest.raises(ValueError):
         beta_schedule(*arguments)
+
+
+def test_the_shortest_schedule_has_one_beta_and_equal_ends_are_a_constant():
+    assert beta_schedule("linear", 1, 0.1, 0.2).tolist() == [0.1]
+    assert beta_schedule("linear", 3, 0.1, 0.1).tolist() == [0.1] * 3
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def test_padding_reflects_if_the_image_is_wide_enough():
         ({"norm": "batch"}, "with_bias or bias_free, got .batch."),
         ({"blocks": (1, 1)}, "4 levels"),
         ({"blocks": (1, 0, 1, 1)}, "at least 1"),
+        ({"heads": (1, 0, 4, 8)}, "at least 1"),
         ({"dim": 7}, "dim must be even"),
         ({"dim": 2}, "at least 4"),
         ({"heads": (3, 2, 4, 8)}, "3 heads do not divide width 8"),
@@ -105,7 +106,11 @@ def test_impossible_network_sizes_are_refused(arguments, words):
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [([1, 6, 12, 16], "multiples of 8"), ([1, 5, 16, 16], r"\[n, 6, h, w\]"), ([6, 16, 16], "got")],
+    [
+        ([1, 6, 12, 16], r"multiples of 8, got \[12, 16\]"),
+        ([1, 5, 16, 16], r"\[n, 6, h, w\]"),
+        ([6, 16, 16], "got"),
+    ],
 )
 def test_inputs_of_the_wrong_shape_are_refused(tiny_net, shape, words):
     with pytest.raises(ValueError, match=words):

@@ -25,6 +25,18 @@ def test_exact_products_are_reset_after_an_error() -> None:
     assert torch.get_float32_matmul_precision() == before
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_rounding_in_convolutions_is_restored(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", allowed)
+    restore = remember_rounding()
+    cudnn.allow_tf32 = not allowed
+    restore()
+    assert cudnn.allow_tf32 == allowed
+
+
 @pytest.mark.skipif(
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9"
 )

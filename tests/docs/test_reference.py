@@ -14,6 +14,7 @@ from c2fdft_cli.data.layouts import search
 from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
 from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
 from c2fdft_cli.engine.weights.checkpoint import Meta
+from c2fdft_cli.metrics import full_reference, no_reference
 from c2fdft_cli.recipe import schema
 from tests.kit import python_reference, recipe_reference, scores_page, troubleshooting
 
@@ -109,6 +110,15 @@ def test_the_names_of_sides_and_splits_are_those_that_are_recognised():
     kinds = {"training": "train", "validation": "val", "skipped; score them with `eval`": "test"}
     assert {name: kinds[use] for cell, use in splits for name in names(cell)} == search.SPLITS
     assert all(f"`{name}`" in page for name in search.MASKS)
+
+
+def test_smallest_sides_and_ranges_of_metrics_are_documented():
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for one in full_reference.METRICS.values():
+        better = one.direction.removesuffix(" is better")
+        assert f"| `{one.name}` | {better} | {one.range} | {one.min_size} |" in page
+    for one in no_reference.METRICS.values():
+        assert re.search(rf"\| `{one.name}` \|.*\| {one.min_size} \|", page)
 
 
 def test_the_errors_of_troubleshooting_are_those_printed():

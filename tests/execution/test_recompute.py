@@ -23,10 +23,10 @@ def test_recomputing_levels_changes_nothing(tiny_net, precision):
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
-def test_recomputed_levels_save_only_their_inputs(tiny_net):
-    counts = []
-    for recompute in (False, True):
-        net, kept = tiny_net(), []
+def test_recomputed_levels_save_only_their_inputs_until_they_are_plain_again(tiny_net):
+    net, counts = tiny_net(), []
+    for recompute in (False, True, False):
+        kept = []
         recompute_levels(net, recompute)
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x, k=kept: k.append(1) or x, lambda x: x
@@ -34,3 +34,4 @@ def test_recomputed_levels_save_only_their_inputs(tiny_net):
             net(wave([1, 6, 16, 16], 0.3), torch.tensor([3.0]))
         counts.append(len(kept))
     assert counts[1] < counts[0] / 5
+    assert counts[2] == counts[0]

@@ -13,6 +13,7 @@ from c2fdft_cli.metrics.statistics import compare, summarise, worst
 def test_statistics_of_scores() -> None:
     one = summarise([1.0, 2.0, 6.0])
     assert (one.mean, one.median, one.std) == (3.0, 2.0, pytest.approx(math.sqrt(7)))
+    assert summarise([1.0, 3.0]).std == pytest.approx(math.sqrt(2))
     assert summarise([5.0]).std is None
     infinite = summarise([1.0, 2.0, math.inf])
     assert (infinite.mean, infinite.median, infinite.std) == (math.inf, 2.0, None)
@@ -36,6 +37,14 @@ def test_comparison_of_two_results() -> None:
     assert (back.mean, back.wins) == (pytest.approx(-one.mean), one.losses)
     errors = compare(a.tolist(), b.tolist(), lower_wins=True)
     assert (errors.mean, errors.wins, errors.losses) == (one.mean, one.losses, one.wins)
+
+
+def test_the_interval_is_that_of_10000_resamples_however_many_fit_in_memory() -> None:
+    difference = np.random.default_rng(1).normal(0.5, 1, 1200)  # 8333 resamples at a time
+    one = compare(difference.tolist(), [0.0] * 1200, seed=3)
+    picks = np.random.default_rng(3).integers(0, 1200, (10_000, 1200))
+    low, high = np.quantile(difference[picks].mean(1), [0.025, 0.975])
+    assert (one.low, one.high) == (pytest.approx(low), pytest.approx(high))
 
 
 def test_comparison_with_infinite_scores() -> None:

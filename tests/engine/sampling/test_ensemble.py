@@ -70,6 +70,11 @@ def test_the_8_transforms_differ_and_each_is_undone() -> None:
         assert torch.equal(undo_transform(transform(LQ, number), number), LQ)
 
 
+@pytest.mark.parametrize("task", ["derain", "denoise", None])
+def test_without_a_self_ensemble_the_image_is_restored_as_it_is(task: str | None) -> None:
+    assert [transform(LQ, k).tolist() for k in transforms_for(task, False)] == [LQ.tolist()]
+
+
 def test_zero_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         mean_and_deviation(numbered, LQ, 0)

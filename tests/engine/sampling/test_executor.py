@@ -85,6 +85,14 @@ def test_an_image_that_cannot_fit_is_refused_with_a_size_that_would(
     assert executor.rows(16, 16)
 
 
+def test_a_share_of_the_free_memory_is_left_unless_a_limit_is_set(
+    make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "free_bytes", lambda _: 1 << 30)
+    assert make().budget == pytest.approx(0.8 * (1 << 30))
+    assert make(max_memory=2 << 30).budget == 2 << 30
+
+
 def test_tiles_need_less_than_strips(make: Callable[..., Executor]) -> None:
     budget = 8_000_000
     with pytest.raises(ResourceError):

@@ -9,6 +9,7 @@ from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
 from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.errors import DataError
 from c2fdft_cli.recipe.schema import Data, Recipe
 from tests.kit.shards import pairs_of, write_shard
 
@@ -32,9 +33,14 @@ def test_noise_depends_on_the_base_name_of_the_file_as_in_restore(tmp_path, has_
     assert {pair.name: pair.noise_name for pair in map(pairs.pair, range(len(NAMES)))} == NAMES
     starts = {noise_generator(0, name).initial_seed() for name in NAMES.values()}
     assert len(starts) == len(NAMES)
-    if not has_lq:
-        changes = [pair.lq.astype(int) - pair.gt for pair in map(pairs.pair, range(2))]
-        assert not np.array_equal(*changes)
+    if has_lq:  # these are restored, whatever the recipe makes in training
+        assert np.array_equal(pairs.pair(0).lq, made[0][0])
+        return
+    changes = [pair.lq.astype(int) - pair.gt for pair in map(pairs.pair, range(2))]
+    assert not np.array_equal(*changes)
+    with pytest.raises(DataError, match=r"val-00000\.h5: .*hold clean images only") as error:
+        open_validation(tmp_path, Recipe())
+    assert error.value.hint == "set data.synthesize in the recipe"
 
 
 def test_rain_is_made_of_the_streak_masks_of_the_recipe(tmp_path):

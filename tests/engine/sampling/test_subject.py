@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,11 +48,11 @@ def test_a_sweep_without_scores_changes_nothing():
 
 
 def test_a_folder_without_validation_shards_is_refused(tmp_path, monkeypatch):
-    subject = SimpleNamespace(recipe=None)
+    subject, here = SimpleNamespace(recipe=None), re.escape(str(tmp_path))
     for pairs in (None, []):
         monkeypatch.setattr(subject_module, "open_validation", lambda *_, pairs=pairs: pairs)
-        with pytest.raises(DataError, match="no validation shards in the folder") as caught:
+        with pytest.raises(DataError, match=f"^{here}: no validation shards") as caught:
             open_shards(tmp_path, subject)
         assert caught.value.hint == "prepare the set again with --val N"
-    with pytest.raises(DataError, match="no such folder of shards"):
+    with pytest.raises(DataError, match=f"^{here}/none: no such folder of shards"):
         open_shards(tmp_path / "none", subject)

@@ -200,3 +200,16 @@ def test_large_calls_are_not_recorded(
     for _ in range(3):
         network(x, t)
     assert graphs.replays == 0
+
+
+@torch.inference_mode()
+def test_narrower_strips_start_a_new_recording(
+    network: StripNetwork,
+    graphs: type[Graph],  # noqa: F811
+) -> None:
+    """A replay in the old strips would need the memory that has run out."""
+    x, t = wave([1, 6, 16, 16], 0.1), torch.tensor([500.0])
+    for rows, replays in ((16, 0), (16, 1), (8, 1), (8, 2)):
+        network.rows = rows
+        network(x, t)
+        assert graphs.replays == replays
