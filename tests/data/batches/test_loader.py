@@ -315,6 +315,17 @@ def test_lines_are_drawn_on_clean_crops(tmp_path: Path) -> None:
     assert 0.25 * total < changed[0.5] < 0.6 * total < changed[1.0]
 
 
+def test_without_line_patterns_the_degradation_gets_the_first_random_numbers(
+    tmp_path: Path,
+) -> None:
+    """So the same seed gives the same rain as before line patterns existed."""
+    clean = write(tmp_path, has_lq=False)
+    plan, count = plan_of(clean), CYCLE.stage(1)[1]
+    maker = BatchMaker(clean, plan, degradation=fake(invert), timesteps=1000)
+    reds = maker.make(1, 0, count).lq[:, 0, 0, 0].tolist()
+    assert reds == [plan.generator(1, i).integers(256) for i in range(count)]
+
+
 def test_errors_of_a_degradation_are_raised(tmp_path: Path) -> None:
     clean = write(tmp_path, has_lq=False)
     with pytest.raises(DataError, match="clean images only"):
@@ -344,10 +355,24 @@ def test_errors_reach_the_consumer(shards: ShardSet, options: dict[str, int]) ->
     assert caught.value.details == ("one", "two")
 
 
+def is_interrupted(gt: Pixels, rng: np.random.Generator) -> Pixels:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    return gt
+
+
+def test_a_worker_leaves_signals_to_the_training(shards: ShardSet) -> None:
+    """A terminal sends them to all processes; the training still needs the batches it asked for."""
+    maker = maker_of(shards, degradation=fake(is_interrupted))
+    found = list(PatchLoader(maker, start=1, stop=3, workers=1))
+    assert len(found) == len(list(PatchLoader(maker_of(shards), start=1, stop=3)))
+
+
 def test_a_worker_that_dies_is_an_error_in_one_line(shards: ShardSet) -> None:
     loader = PatchLoader(maker_of(shards, degradation=fake(dies)), start=1, stop=5, workers=1)
-    with pytest.raises(ResourceError, match="a data worker died"):
+    with pytest.raises(ResourceError, match="a data worker died") as raised:
         list(loader)
+    assert "use fewer workers" in str(raised.value.hint)
 
 
 # torch's half-made iterator fails when it is destroyed.
@@ -371,13 +396,16 @@ def test_workers_that_cannot_be_started_are_an_error_in_one_line(shards, monkeyp
 
 
 def test_a_batch_that_does_not_fit_into_shared_memory_is_an_error(shards, monkeypatch):
+    said = "unable to write to file </torch_1>: No space left on device (28)"
+
     def full(_: Batch) -> Batch:
-        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+        raise RuntimeError(f"{said}\nException raised from unmapped memory")
 
     monkeypatch.setattr(Batch, "share_memory", full)
     with pytest.raises(ResourceError, match="the shared memory is full") as raised:
         list(PatchLoader(maker_of(shards), start=1, stop=3, workers=1))
     assert "/dev/shm" in str(raised.value.hint)
+    assert raised.value.details == (said,)
 
 
 def test_leaving_early_stops_the_thread(shards: ShardSet) -> None:

@@ -107,6 +107,7 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     "never written": (never_written, "no data"),
     "group": (group_instead, "plain"),
 }
+HINTS = {"newer version": "update c2fdft", "other format": "make shards with prepare"}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -118,6 +119,7 @@ def test_hostile_files_are_refused(shard: Path, name: str) -> None:
         ShardSet.open(shard)
     assert "\n" not in str(caught.value)
     assert caught.value.where == str(shard)
+    assert caught.value.hint == HINTS.get(name, "run prepare again")
 
 
 def test_a_bad_index_with_a_valid_digest_is_refused(shard: Path) -> None:

@@ -59,7 +59,7 @@ def test_shards_may_hold_only_clean_images(tmp_path: Path) -> None:
     shards = ShardSet.open(tmp_path, split="val")
     assert not shards.has_lq
     np.testing.assert_array_equal(shards.gt(0), picture(ENTRIES[0], 2))
-    with pytest.raises(DataError, match="no lq"):
+    with pytest.raises(DataError, match=r"val-00000\.h5: .*no lq"):
         shards.pair(0)
     assert verify(path).run().images == 3
 
@@ -127,8 +127,9 @@ def test_a_wrong_size_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "train-00000.h5"
     pairs = pairs_of(ENTRIES)
     pairs[2] = pairs[0]
-    with pytest.raises(DataError, match=r"雨"):
+    with pytest.raises(DataError, match=r"train-00000\.h5.*: lq of image 雨 must be") as caught:
         write_shard(path, ENTRIES, pairs, HEADER)
+    assert "run prepare again" in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
 
 
