@@ -257,6 +257,12 @@ def test_a_few_such_names_among_others_are_no_pairs(tmp_path):
         find_pairs(tmp_path)
 
 
+def test_a_file_is_not_in_two_such_pairs(tmp_path):
+    draw(tmp_path, "1.png", "1_gt.png", "1_gt_gt.png")
+    with pytest.raises(DataError, match="no pairs"):
+        find_pairs(tmp_path)
+
+
 def test_decomposed_accents_of_a_mac_match_composed_ones(tmp_path):
     names = [unicodedata.normalize(form, "Größe/Füße.png") for form in ("NFC", "NFD")]
     draw(tmp_path, f"input/{names[1]}", f"target/{names[0]}")

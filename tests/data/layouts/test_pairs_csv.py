@@ -108,6 +108,7 @@ def test_a_missing_list_a_folder_and_a_binary_file_are_refused(folder):
         ("lq;gt;name\na.png;b.png;\n", ["a"]),
         ("sep=;\r\nlq;gt\r\na.png;b.png\r\n", ["a"]),
         ("a.png\tb.png\nc.png\tb.png\n", ["a", "c"]),
+        ("a.png,b.png\rc.png,b.png\r", ["a", "c"]),  # "CSV (Macintosh)"
         ("with, comma.png;b.png\n", ["with, comma"]),
         ("b.png;with, comma.png\n", ["b"]),
         ("a.png b.png\nc.png  b.png\n", ["a", "c"]),

@@ -87,6 +87,9 @@ def test_ambiguous_folders_are_refused_with_the_candidates(tmp_path, names):
     assert len(caught.value.details) >= 2
     assert caught.value.exit_code == 3
     assert "CSV" in caught.value.hint
+    with pytest.raises(DataError, match="more than one way") as caught:
+        find_pairs(tmp_path, advice="name one set")
+    assert caught.value.hint == "name one set"
 
 
 def test_the_same_files_twice_are_not_ambiguous(tmp_path):
@@ -102,8 +105,8 @@ def test_the_same_files_twice_are_not_ambiguous(tmp_path):
         (("1.png", "2.png"), "--synthesize rain|noise|blur"),
         (("target/1.png", "target/2.png"), "--synthesize rain|noise|blur"),
         (("train/1.png", "val/2.png"), "--synthesize rain|noise|blur"),
-        (("input/a.png", "target/b.png"), "--pairs"),
-        (("photo_noisy.png", "other_clean.png"), "--pairs"),
+        (("input/a.png", "target/b.png"), "their names do not match; list"),
+        (("photo_noisy.png", "other_clean.png"), "their names do not match; list"),
     ],
 )
 def test_a_folder_without_pairs_is_described_with_a_hint(tmp_path, names, hint):
