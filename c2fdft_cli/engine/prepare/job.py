@@ -118,10 +118,10 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
     if options.side_by_side and (options.synthesize or options.pairs_file or options.gamma):
         other = "--synthesize, --pairs or --gamma"
         raise UsageError(f"--side-by-side cannot be combined with {other}")
-    made = "--synthesize" if options.synthesize else "--side-by-side"
-    listed = isinstance(options.val, Path) and options.val.is_file()
-    if listed and (options.synthesize or options.side_by_side):
-        what = f"--val cannot be a list of pairs together with {made}"
+    made = options.synthesize or options.side_by_side
+    if made and isinstance(options.val, Path) and options.val.is_file():
+        option = "--synthesize" if options.synthesize else "--side-by-side"
+        what = f"--val cannot be a list of pairs together with {option}"
         raise UsageError(what, hint="give --val a number or a folder")
     reader = PairReader(options.synthesize, options.seed, options.side_by_side)
     found = find(options)

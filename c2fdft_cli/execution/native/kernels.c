@@ -56,7 +56,6 @@ enum { PER_WORD = 1 };
 
 INLINE int least(int a, int b) { return a < b ? a : b; }
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 INLINE int words(int values) { return ceil_div(values, PER_WORD); }
 
 /* sum + left * right in every lane: products of words. */

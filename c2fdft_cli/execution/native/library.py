@@ -30,7 +30,7 @@ SWITCH = "C2FDFT_NATIVE"
 COMPILERS = ("cc", "gcc", "clang")
 
 NO_BF16 = "no AVX-512 BF16"
-AMX = "torch's products run on AMX, which is faster"
+AMX = "torch's products run on AMX"
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 # Not -ffast-math: it assumes that no value is NaN or infinite, so an image with such values would
@@ -97,7 +97,7 @@ def kernels_or_reason(dtype: torch.dtype) -> tuple[Kernels | None, str]:
     """Return this machine's kernels and their path, or None and the reason why there are none.
 
     dtype: float32, or bfloat16, which they have on processors with AVX-512 BF16 but without AMX:
-        with it torch's own products are faster.
+        with it torch's own products should be faster (not measured).
 
     Raises:
         UsageError: the environment variable has an unknown value.
