@@ -5,16 +5,17 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
-import io
 import os
 import re
 import secrets
 import shutil
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.signals import unwinding
@@ -34,9 +35,12 @@ _OF_SYSTEMS = {
     "$recycle.bin", "system volume information", "lost+found", "__macosx",
 }  # fmt: skip
 """Folders in which storage devices and systems keep thumbnails, deleted files and snapshots."""
+_CACHES = {"darwin": "Library/Caches", "win32": "AppData/Local"}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_BYTES = 1 << 30
 """The most to read in one call: for more than 2 GiB Linux reads less and macOS fails."""
+_one_reader = threading.Lock()
+"""Held on Windows between moving a file's position and reading there."""
 _temporaries: set[Path] = set()
 """Temporary files of `atomic_path` that are not renamed or removed yet."""
 _HINTS = {
@@ -202,11 +206,15 @@ def check_folder(path: str | Path) -> None:
             hint=f"{there} is {of}; choose another folder",
         ) from NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if there is None or not os.access(there, os.W_OK | os.X_OK):
-        read_only = there is not None and os.statvfs(there).f_flag & os.ST_RDONLY
-        code = errno.EROFS if read_only else errno.EACCES
+        code = errno.EROFS if there is not None and _is_read_only(there) else errno.EACCES
         raise ResourceError(
             "cannot write to the folder", where=folder, hint=_HINTS[code]
         ) from OSError(code, os.strerror(code))
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether a folder's file system is read-only, as far as the system tells."""
+    return sys.platform != "win32" and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def free_disk_bytes(folder: Path) -> int:
@@ -264,20 +272,29 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str 
         raise DataError(what, where=path, hint=hint) from error
 
 
-def read_at(file: io.FileIO, start: int, size: int) -> bytes:
-    """Read `size` bytes of a file from byte `start`, fewer only if the file ends before.
+def read_at(file: IO[bytes], start: int, size: int) -> bytes:
+    """Read `size` bytes of an unbuffered file from byte `start`, fewer only if it ends before.
 
     If the file is truncated or the disk fails meanwhile, this raises an OSError or returns fewer
-    bytes; with a memory map the process would be killed (SIGBUS). Processes and threads may share
-    the open file.
+    bytes; with a memory map the process would be killed (SIGBUS). Threads may share the open file,
+    and so may processes, which on Windows is impossible. On Windows its position changes.
     """
     parts = []
     # A read may return fewer bytes than requested before the end of the file.
-    while size and (part := os.pread(file.fileno(), min(size, _READ_BYTES), start)):
+    while size and (part := _read_part(file, start, min(size, _READ_BYTES))):
         parts.append(part)
         start += len(part)
         size -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _read_part(file: IO[bytes], start: int, size: int) -> bytes:
+    if sys.platform == "win32":
+        with _one_reader:
+            file.seek(start)
+            return file.read(size)
+    else:
+        return os.pread(file.fileno(), size, start)
 
 
 def path_hint(path: str | Path) -> str:
@@ -302,16 +319,17 @@ def private_cache_folder() -> Path:
         OSError: it cannot be created, or others can write to it.
         RuntimeError: the user has no home folder.
     """
-    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    caches = Path.home() / _CACHES.get(sys.platform, ".cache")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or caches) / "c2fdft"
     # Files in this folder are loaded as code. `mkdir` accepts an existing folder whoever made it,
     # so its owner and mode are checked afterwards, with `lstat` because a link could point
     # elsewhere later.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
-    if not private or found.st_uid != os.getuid():
-        raise OSError(f"{folder} is not a folder that only its owner can write to")
+    if sys.platform != "win32":  # where only the user, and administrators, may write to AppData
+        found = folder.lstat()
+        private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
+        if not private or found.st_uid != os.getuid():
+            raise OSError(f"{folder} is not a folder that only its owner can write to")
     return folder
 
 
@@ -360,18 +378,18 @@ def _if_gone(lock: Path) -> str:
     Returns:
         The end of a hint; empty if the file system has locks.
     """
-    try:
+    if sys.platform != "win32":  # whose file systems have locks
         import fcntl
 
-        with lock.open("rb") as file:
-            holder = file.read(400).decode("utf-8", "replace").split("\n")
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (ImportError, OSError) as error:
-        if getattr(error, "errno", None) not in _NO_LOCKS:
-            return ""
-        named = len(holder) > 1 and holder[0].isdecimal()
-        who = f"process {holder[0]} on {holder[1]}" if named else "it"
-        return f"; if {who} no longer exists, delete {lock}"
+        try:
+            with lock.open("rb") as file:
+                holder = file.read(400).decode("utf-8", "replace").split("\n")
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                named = len(holder) > 1 and holder[0].isdecimal()
+                who = f"process {holder[0]} on {holder[1]}" if named else "it"
+                return f"; if {who} no longer exists, delete {lock}"
     return ""
 
 
@@ -451,7 +469,7 @@ def _is_about(error: OSError, temporary: Path, target: Path) -> bool:
 
 def _sync(path: Path) -> None:
     """Write a file's data to the disk, if its file system can sync; OSError if the disk fails."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows syncs only files that may be written to
         try:
             os.fsync(file.fileno())
         except OSError as error:

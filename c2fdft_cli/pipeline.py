@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -21,9 +23,20 @@ def cores() -> int:
     """Return the number of cores for this process, its share if torchrun started several."""
     # A scheduler or a container may restrict the process to some cores; `cpu_count` counts all
     # cores of the machine.
-    known = hasattr(os, "sched_getaffinity")
-    count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)  # on Linux
+    count = len(allowed(0)) if allowed else os.cpu_count() or 1
     return max(1, count // number_in_environment("LOCAL_WORLD_SIZE", 1, low=1))
+
+
+def hold_while_forking(lock: threading.Lock | threading.RLock) -> None:
+    """Let a fork of the process wait for a lock.
+
+    If another thread held the lock during a fork, no one would release it in the new process.
+    """
+    if sys.platform != "win32":  # which cannot fork
+        os.register_at_fork(
+            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+        )
 
 
 class InOrder(Generic[Out]):

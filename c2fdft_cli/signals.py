@@ -26,7 +26,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_NAMES = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP", "SIGUSR1", "SIGUSR2")
+"""SIGBREAK exists only on Windows (Ctrl-Break), and the last three do not exist there."""
+STOP_SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 
 REPEATED_SECONDS = 1.0
 """A Ctrl-C within this time after the first signal counts as the same one.
@@ -199,8 +201,11 @@ def _raise_later(lost: sys.UnraisableHookArgs) -> None:
     # arrives during the clean-up. An exception raised here would be dropped again, so a timer calls
     # the handler later, from ordinary code.
     number, _process.received = lost.exc_value.signal_number, None
-    signal.signal(signal.SIGALRM, lambda _, frame: _handle(number, frame))
-    signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_SECONDS)
+    if sys.platform == "win32":  # which has no timers that send signals
+        threading.Timer(RAISED_AGAIN_SECONDS, signal.raise_signal, [number]).start()
+    else:
+        signal.signal(signal.SIGALRM, lambda _, frame: _handle(number, frame))
+        signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_SECONDS)
 
 
 def _exit(number: int) -> NoReturn:
@@ -218,7 +223,7 @@ def _leave_lost_terminal(number: int) -> None:
 
     An error while writing to the terminal would otherwise prevent saving.
     """
-    if number != signal.SIGHUP:
+    if signal.Signals(number).name != "SIGHUP":  # which Windows does not have
         return
     # `dup2` works below Python's streams: everything that refers to them, rich and logging
     # included, can continue to write without an error.

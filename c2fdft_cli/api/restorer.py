@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -380,4 +381,5 @@ def _replace_locks() -> None:
         one._lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_replace_locks)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_replace_locks)

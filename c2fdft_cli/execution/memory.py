@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import resource
 import sys
 from pathlib import Path, PurePosixPath
 
@@ -123,9 +122,14 @@ def peak_bytes(device: torch.device) -> int:
     """Return the peak bytes so far of CUDA's allocator or else the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # bytes on macOS, KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if sys.platform == "win32":
+        peak = int(psutil.Process().memory_info().peak_wset)
+    else:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak
 
 
 class _MallInfo2(ctypes.Structure):
@@ -177,6 +181,4 @@ def reusable_bytes() -> int:
 
 def _function_of_libc(name: str) -> ctypes._NamedFuncPointer | None:
     """Return a function of glibc; None if the C library lacks it or the system is not Linux."""
-    if not sys.platform.startswith("linux"):
-        return None
-    return getattr(ctypes.CDLL(None), name, None)
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -12,6 +12,7 @@ from functools import cache, partial
 import torch
 
 from c2fdft_cli.core.precision import remember_rounding
+from c2fdft_cli.pipeline import hold_while_forking
 
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
 
@@ -50,11 +51,8 @@ class _ProcessSettings:
 
 _process = _ProcessSettings()
 _seeding = threading.Lock()
-# A process may be forked while another thread holds one, which no one would release there.
 for _lock in (_process.lock, _seeding):
-    os.register_at_fork(
-        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-    )
+    hold_while_forking(_lock)
 
 
 @contextmanager

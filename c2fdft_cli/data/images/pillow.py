@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -34,6 +33,7 @@ from c2fdft_cli.data.images.samples import (
     no_frame,
     rgb_from_cmyk,
 )
+from c2fdft_cli.pipeline import hold_while_forking
 
 _LOCK = threading.RLock()
 _MAX_SEGMENT = 65000
@@ -49,10 +49,7 @@ _TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RG
 """Modes of still pictures, and the modes to which they are converted for decoding."""
 
 
-# A process may be forked while another thread holds the lock, which no one would release there.
-os.register_at_fork(
-    before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
-)
+hold_while_forking(_LOCK)
 
 
 @contextlib.contextmanager

@@ -248,6 +248,7 @@ class DecodedImages:
     def _append(self, flat: Pixels) -> None:
         view = memoryview(flat)
         try:
+            self._file.seek(self._end)  # on Windows, reading moves the position
             # an unbuffered file may write only a part at a time
             while view:
                 view = view[self._file.write(view) :]

@@ -22,6 +22,9 @@ MAX_MANIFEST_BYTES = 256 << 20
 _USUAL = {"temporal_noise": "fixed", "crf": 18}
 """Defaults left out of the digest, so that records made before these settings were stay valid."""
 _WORDS = {"draws": "samples", "grid": "timesteps"}
+_AS_IT_IS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""If the name is a pipe without a reader, opening fails instead of waiting; on Windows, ends of
+lines are written as they are."""
 _MAX_SHOWN = 60
 _MAX_BEGUN = 8
 """Number of lines per output, the newest ones, that are kept in memory."""
@@ -92,9 +95,7 @@ class Manifest:
         path = self._folder / MANIFEST_NAME
         line = json.dumps(entry, ensure_ascii=True) + "\n"
         try:  # A single write to a file opened for appending keeps lines of processes apart.
-            # O_NONBLOCK: if the name is a pipe without a reader, fail instead of waiting.
-            kind = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
-            handle = os.open(path, kind, 0o666)
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _AS_IT_IS, 0o666)
             try:
                 os.write(handle, line.encode("ascii"))
             finally:
