@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias, TypeVar, get_args
 
@@ -46,6 +47,16 @@ PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
 def many(count: int, noun: str) -> str:
     """Return a number with its noun in singular or plural: 1 image, 2 images."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def for_shell(*words: str) -> str:
+    """Join words with quotes where a shell needs them, so that they can be pasted into it."""
+    if sys.platform == "win32":
+        # Single quotes and backslashes mean something else to its shells.
+        from subprocess import list2cmdline as join
+    else:
+        from shlex import join
+    return join(words)
 
 
 def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:

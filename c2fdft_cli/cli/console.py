@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.vocabulary import for_shell, many
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -341,7 +340,7 @@ def _plain(value: object) -> Any:
 
 def command(*words: object) -> str:
     """Return a `c2fdft` command line that can be pasted into a shell; see `word_of`."""
-    return shlex.join(["c2fdft", *map(word_of, words)])
+    return for_shell("c2fdft", *map(word_of, words))
 
 
 def word_of(word: object) -> str:

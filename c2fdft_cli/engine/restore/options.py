@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -28,7 +27,7 @@ from c2fdft_cli.settings import (
     numbers,
     setting,
 )
-from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, many
+from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, for_shell, many
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
            "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
@@ -224,11 +223,11 @@ def _misplaced(arguments: Sequence[str]) -> str | None:
     for start in range(len(arguments)):
         for end in range(start + 2, len(arguments) + 1):
             if os.path.exists(name := " ".join(arguments[start:end])):
-                return f"a name with spaces needs quotes: {shlex.quote(name)}"
+                return f"a name with spaces needs quotes: {for_shell(name)}"
     first, last = arguments[0], arguments[-1]
     # An existing folder as OUT is common: it holds the results of an earlier command.
     if len(arguments) == 2 and os.path.isfile(last):
-        swapped = shlex.join(["c2fdft", "restore", last, first])
+        swapped = for_shell("c2fdft", "restore", last, first)
         return f"check the path; if {last} is the input, it comes first: {swapped}"
     return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import signal
 import sys
 import time
@@ -46,6 +45,7 @@ from c2fdft_cli.execution.memory import give_back_freed_memory, peak_bytes
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
 from c2fdft_cli.validation import validate
+from c2fdft_cli.vocabulary import for_shell
 
 Out = TypeVar("Out")
 CURVES_EVERY = 30.0
@@ -75,7 +75,8 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
 
 def resume_command(options: TrainOptions) -> str:
     """Return the command line that resumes the run of these options."""
-    return f"c2fdft train-{options.stage} --resume --out {shlex.quote(str(options.run.path))}"
+    out = str(options.run.path)
+    return for_shell("c2fdft", f"train-{options.stage}", "--resume", "--out", out)
 
 
 @dataclass
