@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -268,6 +269,26 @@ def test_bytes_are_read_from_anywhere_in_a_file(tmp_path, monkeypatch):
             assert read_at(file, start, size) == bytes(range(start, start + size))
         assert read_at(file, 90, 20) == bytes(range(90, 100))
         assert read_at(file, 200, 5) == b""
+
+
+def test_bytes_are_read_from_anywhere_without_pread(tmp_path, monkeypatch):
+    """As on Windows: the position in the file changes, and threads take turns."""
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    monkeypatch.setattr(files, "_READ_BYTES", 7)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "pread", raising=False)
+    with io.FileIO(tmp_path / "a") as file, ThreadPoolExecutor(4) as pool:
+        parts = pool.map(lambda start: read_at(file, start, 50), [*range(60)] * 5)
+        assert list(parts) == [bytes(range(start, min(100, start + 50))) for start in range(60)] * 5
+
+
+def test_the_cache_folder_of_windows(tmp_path, monkeypatch):
+    """Its permissions are not those of POSIX."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "getuid", raising=False)
+    assert private_cache_folder() == tmp_path / "AppData/Local/c2fdft"
 
 
 def test_a_cache_folder_of_another_user_is_refused(tmp_path, monkeypatch):

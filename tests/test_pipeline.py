@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,14 @@ from functools import partial
 
 import pytest
 
-from c2fdft_cli.pipeline import IN_FLIGHT_BYTES, InOrder, ahead, cores, in_order
+from c2fdft_cli.pipeline import (
+    IN_FLIGHT_BYTES,
+    InOrder,
+    ahead,
+    cores,
+    hold_while_forking,
+    in_order,
+)
 
 
 def test_ahead_is_bounded_and_in_order() -> None:
@@ -118,3 +126,9 @@ def test_cores_are_shared_among_the_processes_of_a_machine(
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         shares.append(cores())
     assert shares == [12, 3, 1]
+
+
+def test_a_system_that_cannot_fork_needs_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+    hold_while_forking(threading.Lock())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import get_args
 
 import pytest
@@ -27,6 +28,7 @@ from c2fdft_cli.vocabulary import (
     Task,
     check_choice,
     did_you_mean,
+    for_shell,
     many,
     number_in_environment,
     parse_numbers,
@@ -144,3 +146,18 @@ def test_a_number_is_read_from_the_environment(monkeypatch):
 
 def test_one_is_singular() -> None:
     assert [many(n, "pair") for n in (0, 1, 2)] == ["0 pairs", "1 pair", "2 pairs"]
+
+
+@pytest.mark.parametrize(
+    ("system", "shown"),
+    [
+        ("linux", r"c2fdft eval 'a b' 'C:\out' '$HOME'"),
+        ("darwin", r"c2fdft eval 'a b' 'C:\out' '$HOME'"),
+        ("win32", r'c2fdft eval "a b" C:\out $HOME'),
+    ],
+)
+def test_words_are_quoted_for_the_shells_of_the_system(
+    monkeypatch: pytest.MonkeyPatch, system: str, shown: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    assert for_shell("c2fdft", "eval", "a b", r"C:\out", "$HOME") == shown

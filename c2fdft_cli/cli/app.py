@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -41,8 +42,7 @@ class Commands(Group):
         **extra: Any,
     ) -> Any:
         """Run a command line; it behaves the same under a shell and under a test's runner."""
-        if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
-            sys.stdout.reconfigure(errors="surrogateescape")
+        _print_any_name()
         words = [_expand_home(word) for word in (sys.argv[1:] if args is None else args)]
         # Decided from the arguments before parsing, because a command line that cannot be parsed
         # also ends with a document.
@@ -85,6 +85,17 @@ def _require_current_folder() -> None:
     except FileNotFoundError as error:
         hint = "change to a folder that exists"
         raise DataError("the current folder no longer exists", hint=hint) from error
+
+
+def _print_any_name() -> None:
+    """Let standard output print every file name, whatever its encoding.
+
+    Names that are not UTF-8 pass through as their bytes. Other encodings, such as those of pipes on
+    Windows, have few characters: all others are printed as `\\u96e8`.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
 def _expand_home(word: str) -> str:

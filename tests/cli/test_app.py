@@ -321,6 +321,22 @@ def test_closed_standard_streams_are_harmless(tmp_path, pairs, closed):
     assert run("prepare", "--verify", tmp_path / "shards").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("latin-1", rb"\u96e8.yaml"), ("utf-8", "雨.yaml".encode())]
+)
+def test_a_name_is_printed_in_any_encoding(tmp_path, encoding, shown):
+    """The encoding of a pipe on Windows, or in an old locale, lacks most characters."""
+    done = subprocess.run(
+        [sys.executable, "-m", "c2fdft_cli", "recipes", "copy", "tiny", "雨.yaml"],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"written: " + shown)
+
+
 def test_one_process_of_several_prints_the_json_document(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run("train-fine", "--json").stdout == ""

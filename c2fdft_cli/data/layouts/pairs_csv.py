@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeAlias
 
 from c2fdft_cli.data.images.picture import is_image_path
@@ -199,7 +199,11 @@ def _derived_name(cell: str) -> str:
 
 
 def _is_safe(name: str) -> bool:
-    """Whether a name is relative, has no "." or "..", is printable and fits into file names."""
+    """Whether a name is relative, has no "." or "..", is printable and fits into file names.
+
+    A name that begins with a drive, as in C:/photos/1, is not relative on Windows.
+    """
     parts = name.split("/")
     plain_parts = name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
-    return plain_parts and all(len(os.fsencode(part)) <= _MAX_NAME_BYTES for part in parts)
+    relative = plain_parts and not PureWindowsPath(name).drive
+    return relative and all(len(os.fsencode(part)) <= _MAX_NAME_BYTES for part in parts)

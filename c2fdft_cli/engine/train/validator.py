@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 from torch import Tensor
@@ -36,6 +37,8 @@ from c2fdft_cli.signals import StoppedError, StopRequest
 SAMPLES = 2
 MAX_LABEL_BYTES = 240
 """Of the 255 bytes that a file name may have on most systems; the rest is for step and suffix."""
+
+_NOT_ALLOWED = re.compile(r'[<>:"/\\|?*]')
 
 
 class Validator:
@@ -150,15 +153,16 @@ def sample_labels(pairs: Sequence[str]) -> dict[str, str]:
     """Return the label that starts the names of a pair's sample files, by pair.
 
     The label is the file name of the pair's image. If two pairs share it (images of two scenes,
-    for example), it includes their folders. It is truncated if a file name with step and suffix
-    would be too long, because failing to write a sample ends the training.
+    for example), it includes their folders. Failing to write a sample ends the training, so the
+    label is truncated if a file name with step and suffix would be too long, and characters that
+    Windows does not allow in file names are replaced: the shards may come from another system.
     """
-    counts = Counter(Path(pair).name for pair in pairs)
+    counts = Counter(PurePosixPath(pair).name for pair in pairs)
     names = {
-        pair: Path(pair).name if counts[Path(pair).name] == 1 else pair.replace("/", "_")
+        pair: PurePosixPath(pair).name if counts[PurePosixPath(pair).name] == 1 else pair
         for pair in pairs
     }
     return {
-        pair: name.encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
+        pair: _NOT_ALLOWED.sub("_", name).encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
         for pair, name in names.items()
     }

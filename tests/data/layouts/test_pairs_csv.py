@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,8 @@ def test_paths_are_relative_to_the_list_or_absolute(folder):
         ("a.png,b.png\na.png,c.png\n", "rows 1 and 2 have the same name, 'a'"),
         ("a.png,b.png,../out\n", "cannot be used"),
         ("a.png,b.png,/etc/out\n", "cannot be used"),
+        ("a.png,b.png,c:out\n", "cannot be used"),
+        ("a.png,b.png,C:\\out\n", "cannot be used"),
         ("a.png,b.png,..\\y\n", "cannot be used"),
         ("a.png,b.png,x//y\n", "cannot be used"),
         ('a.png,b.png,"x\ny"\n', "cannot be used"),
@@ -79,7 +82,7 @@ def test_refused_lists(folder, text, reason):
 def test_files_that_do_not_exist_are_listed(folder):
     with pytest.raises(DataError, match="names 2 files that cannot be found") as caught:
         names(folder, "a.png,none.png\nnope.png,b.png\n")
-    assert [line.rsplit("/", 1)[-1] for line in caught.value.details] == ["none.png", "nope.png"]
+    assert [Path(line).name for line in caught.value.details] == ["none.png", "nope.png"]
 
 
 def test_a_single_missing_file_is_named(folder):

@@ -81,6 +81,9 @@ def test_a_disk_that_fills_up_is_an_error(
     tmp_path: Path, images: dict[Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
+        def seek(self, position: int) -> int:
+            return position
+
         def write(self, data: Any) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 

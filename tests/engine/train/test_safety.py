@@ -221,6 +221,7 @@ def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path, shard_folder, mo
 
 def test_file_names_of_samples_are_unique_and_short(tmp_path):
     assert sample_labels(["val/0001", "val/0002"]) == {"val/0001": "0001", "val/0002": "0002"}
+    assert sample_labels(["C:a/1", "d/1"]) == {"C:a/1": "C_a_1", "d/1": "d_1"}  # not a drive
     long, scenes = "雨" * 81, ["a/1", "b/1"]
     for names, begin in (([long], ["雨" * 80]), (scenes, ["val_a_1", "val_b_1"])):
         root = tmp_path / str(len(names))
