@@ -44,7 +44,9 @@ _one_reader = threading.Lock()
 _temporaries: set[Path] = set()
 """Temporary files of `atomic_path` that are not renamed or removed yet."""
 _HINTS = {
-    errno.EACCES: "no permission; choose another folder",
+    errno.EACCES: "no permission; choose another folder"
+    if sys.platform != "win32"  # which refuses to replace an open file in the same words
+    else "no permission, or another program has the file open",
     errno.EPERM: "no permission; choose another folder",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOTDIR: "a part of this path is a regular file; choose another folder",
