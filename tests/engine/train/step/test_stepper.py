@@ -120,6 +120,28 @@ def test_a_step_is_clipped_adamw_and_an_average() -> None:
             assert relative(one, other) < 2e-4, name
 
 
+def test_mixup_weights_both_pairs_by_their_shares() -> None:
+    batch = make_batch(30)
+    assert batch.lq2 is not None
+    assert batch.gt2 is not None
+    mixed = replace(
+        batch,
+        lq=0.3 * batch.lq + 0.7 * batch.lq2,
+        gt=0.3 * batch.gt + 0.7 * batch.gt2,
+        lq2=None,
+        gt2=None,
+    )
+    stepper = make_stepper()
+    assert stepper.loss(batch, 2) == pytest.approx(stepper.loss(mixed, 2), rel=1e-5)
+
+
+def test_a_smaller_last_micro_batch_counts_by_its_rows() -> None:
+    batch = make_batch(1, rows=3)
+    whole, divided = take(make_stepper(), batch, 3), take(make_stepper(), batch, 2)
+    assert divided.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert divided.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("recompute", "dtype"),
     [
