@@ -221,8 +221,9 @@ def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path, shard_folder, mo
 
 def test_file_names_of_samples_are_unique_and_short(tmp_path):
     assert sample_labels(["val/0001", "val/0002"]) == {"val/0001": "0001", "val/0002": "0002"}
-    long, scenes = "雨" * 81, ["a/1", "b/1"]
-    for names, begin in (([long], ["雨" * 80]), (scenes, ["val_a_1", "val_b_1"])):
+    # of the character at the limit of 240 bytes, only the first two bytes would fit
+    long, scenes = "a" + "雨" * 81, ["a/1", "b/1"]
+    for names, begin in (([long], ["a" + "雨" * 79]), (scenes, ["val_a_1", "val_b_1"])):
         root = tmp_path / str(len(names))
         for number, name in enumerate([*(f"val/{name}" for name in names), "train/7"]):
             folder, _, base = name.rpartition("/")
