@@ -125,8 +125,9 @@ def test_smaller_copies_at_the_end_of_a_tiff_are_not_pages():
     assert frame_count(tiff_of_pages((large, 0), (small, 1), (small[:4, :6], 1))) == 1
     assert frame_count(tiff_of_pages((large, 0), (large, 0), (small, 1))) == 2
     assert frame_count(tiff_of_pages((large, 0), (small, 0))) == 2
-    # declared wrongly
+    # declared wrongly: a copy is smaller in both directions
     assert frame_count(tiff_of_pages((large, 1), (large, 1), (large, 1))) == 3
+    assert frame_count(tiff_of_pages((large, 0), (large[:8], 1), (large[:, :12], 1))) == 3
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
