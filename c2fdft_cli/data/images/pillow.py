@@ -110,7 +110,6 @@ class OpenFrames:
             self._file = _opened(data)
             self._count = 1 if kind == "JPEG" else self._file.properties(index=...).n_images or 1
             self._reached = -1
-            self._check(0)
 
     def decode(self, frame: int) -> Decoded:
         """Decode a frame, counted from 0; errors as `codec.decode`."""

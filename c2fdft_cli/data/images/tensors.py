@@ -47,7 +47,7 @@ def planes_of(pixels: Tensor) -> Tensor:
 
 
 def as_tensor(pixels: Any) -> Tensor:
-    """Convert uint8 pixels `[h, w, 3]` to a tensor `[1, 3, h, w]`."""
+    """Convert pixels `[h, w, 3]` to a tensor `[1, 3, h, w]` of the same type."""
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
 
 

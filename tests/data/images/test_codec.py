@@ -71,6 +71,33 @@ def test_a_palette_of_greys_is_grey():
     assert got.pixels[..., 2].tolist() == [[9, 200]]
 
 
+def test_a_palette_whose_channels_differ_only_in_green_is_colour():
+    image = Image.new("P", (1, 1))
+    image.putpalette([9, 200, 9])
+    got = read_picture(encoded(image, "PNG"))
+    assert not got.grey
+    assert got.pixels[0, 0].tolist() == [9, 200, 9]
+
+
+def test_the_merged_picture_of_a_layered_psd_is_read():
+    head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, 1, 2, 8, 3)  # 3 channels of 8 bits, RGB, 2 x 1
+    layer = struct.pack(">4i", 0, 0, 1, 1) + struct.pack(">H", 3)  # top, left, bottom, right
+    layer += b"".join(struct.pack(">HI", channel, 3) for channel in range(3))
+    layer += b"8BIMnorm" + bytes([255, 0, 0, 0]) + struct.pack(">I", 12) + bytes(12)
+    layers = struct.pack(">H", 1) + layer + b"\0\0\x63" * 3  # uncompressed
+    layers += bytes(len(layers) % 2)
+    section = struct.pack(">I", len(layers)) + layers + bytes(4)
+    merged = struct.pack(">H", 0) + bytes([1, 2, 3, 4, 5, 6])  # uncompressed, plane by plane
+    data = head + bytes(8) + struct.pack(">I", len(section)) + section + merged
+    assert read_picture(data).pixels.tolist() == [[[1, 3, 5], [2, 4, 6]]]
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 1), (1, 0)])
+def test_a_picture_without_pixels_is_refused(width, height):
+    with pytest.raises(DataError, match=f"a picture of {width} x {height} px"):
+        read_picture(b"P6 %d %d 255 " % (width, height))
+
+
 def test_cmyk_is_converted_with_and_without_a_profile():
     image = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
     plain = read_picture(encoded(image, "JPEG", quality=100))

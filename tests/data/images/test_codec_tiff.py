@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from c2fdft_cli.data.images.picture import frame_count, read_picture
+from c2fdft_cli.data.images.picture import frame_count, image_size, read_picture
 from c2fdft_cli.errors import DataError
 from tests.kit.images import encoded, ramp, tiff_bytes
 
@@ -62,6 +62,14 @@ def test_the_orientation_of_a_16_bit_tiff_is_applied(orientation):
     )
     np.testing.assert_array_equal(wide >> 8, narrow)
     assert wide.shape[:2] == ((6, 9) if orientation < 5 else (9, 6))
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_undefined_orientation_is_ignored(tmp_path, orientation):
+    tag, path = (274, "H", 1, orientation, True), tmp_path / "a.tif"
+    path.write_bytes(tiff_bytes(ramp(), photometric="rgb", extratags=[tag]))
+    np.testing.assert_array_equal(read_picture(path).pixels, ramp())
+    assert image_size(path) == (6, 9)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -117,8 +125,9 @@ def test_smaller_copies_at_the_end_of_a_tiff_are_not_pages():
     assert frame_count(tiff_of_pages((large, 0), (small, 1), (small[:4, :6], 1))) == 1
     assert frame_count(tiff_of_pages((large, 0), (large, 0), (small, 1))) == 2
     assert frame_count(tiff_of_pages((large, 0), (small, 0))) == 2
-    # declared wrongly
+    # declared wrongly: a copy is smaller in both directions
     assert frame_count(tiff_of_pages((large, 1), (large, 1), (large, 1))) == 3
+    assert frame_count(tiff_of_pages((large, 0), (large[:8], 1), (large[:, :12], 1))) == 3
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -244,6 +253,16 @@ def test_descriptions_of_a_page_survive_in_classic_and_big_tiffs():
         exif = Image.Exif()
         exif.load(read_picture(data).metadata.exif)
         assert (exif[282], exif[283]) == (300, 200)
+
+
+def test_every_tag_that_describes_a_tiff_is_kept():
+    texts = {270: "rain", 271: "maker", 272: "model", 305: "program", 306: "2024:01:01 00:00:00",
+             315: "artist", 33432: "rights"}  # fmt: skip
+    tags = [(tag, "s", 0, text, True) for tag, text in texts.items()]
+    data = tiff_bytes(ramp(), photometric="rgb", metadata=None, software=False, extratags=tags)
+    exif = Image.Exif()
+    exif.load(read_picture(data).metadata.exif)
+    assert {tag: exif.get(tag) for tag in texts} == texts
 
 
 def test_damaged_files_write_nothing_to_standard_error(capfd):

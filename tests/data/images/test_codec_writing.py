@@ -43,6 +43,14 @@ def test_lossless_formats_keep_8_bit_colours(tmp_path, suffix):
     assert after.metadata.icc == (None if suffix == ".bmp" else SRGB_PROFILE)
 
 
+def test_a_tiff_of_several_strips_is_read_by_other_programs(tmp_path, monkeypatch):
+    monkeypatch.setattr("c2fdft_cli.data.images.tiff._STRIP_SIZE", 5 * 11 * 3)
+    save_rgb8(tmp_path / "a.tif", drawn())
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert len(file.pages[0].dataoffsets) == 3  # 13 rows, 5 in a strip
+        np.testing.assert_array_equal(file.asarray(), drawn())
+
+
 def test_webp_keeps_alpha_and_the_colours_under_it(tmp_path):
     before = drawn_picture(alpha=True)
     write_picture(tmp_path / "a.webp", before)

@@ -82,6 +82,12 @@ def test_texts_of_a_png_of_all_three_kinds_are_read():
     assert got.xmp == XMP
 
 
+def test_a_png_keeps_texts_that_latin_1_cannot_encode(tmp_path):
+    texts = (("Title", "雨"),)
+    write_picture(tmp_path / "a.png", Picture(RGB, metadata=Metadata(texts=texts)))
+    assert read_picture(tmp_path / "a.png").metadata.texts == texts
+
+
 def test_webp_keeps_xmp_and_bmp_the_density(tmp_path):
     write_picture(tmp_path / "a.webp", Picture(RGB, metadata=EVERYTHING))
     assert read_picture(tmp_path / "a.webp").metadata.xmp == XMP
@@ -104,6 +110,12 @@ def test_density_of_a_tiff_depends_on_its_unit(unit, expected):
     data = tiff_bytes(RGB, photometric="rgb", resolution=(300, 200), resolutionunit=unit)
     density = read_picture(data).metadata.density
     assert density is None if expected is None else np.allclose(density, expected)
+
+
+def test_density_of_a_tiff_without_a_unit_is_in_inches():
+    value = (5, 1, struct.pack("<II", 300, 1))
+    data = tagged_tiff(RGB, {282: value, 283: value})
+    assert read_picture(data).metadata.density == (300, 300)
 
 
 def test_a_camera_jpeg_without_a_density_gets_none():

@@ -306,6 +306,16 @@ def test_a_palette_of_greys_with_a_profile_keeps_both(tmp_path, kind):
         assert (written.mode, written.info["icc_profile"]) == ("RGB", SRGB_PROFILE)
 
 
+def test_a_decoders_error_without_a_message_is_named_by_its_type(tmp_path, monkeypatch):
+    def fail(*_args, **_more):
+        raise AssertionError
+
+    write_picture(tmp_path / "a.jpg", Picture(drawn()))
+    monkeypatch.setattr(OpenFrames, "decode", fail)
+    with pytest.raises(DataError, match="cannot read the image: AssertionError"):
+        read_picture(tmp_path / "a.jpg")
+
+
 @pytest.mark.parametrize("opening", [False, True])
 def test_running_out_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch, opening):
     def fail(*_args, **_more):

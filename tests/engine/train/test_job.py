@@ -569,6 +569,15 @@ def test_the_timesteps_in_use_are_those_stored_in_the_recipe(tmp_path, shard_fol
     assert asked("d", "sampling={grid: [700]}").grid == [700]
 
 
+def test_weights_without_timesteps_use_those_of_the_recipe(tmp_path, shard_folder, coarse_run):
+    content = torch.load(coarse_run / "coarse.pt", weights_only=True)
+    torch.save({"params": content["params"]}, tmp_path / "bare.pt")
+    rest = [one for one in MINI if not one.startswith("sampling.")]
+    start = {"init": tmp_path / "bare.pt", "recipe": "derain", "overrides": rest}
+    options = set_up(request("fine", shard_folder, tmp_path / "run", **start))
+    assert options.grid == [999, 666, 333, 0]
+
+
 def test_shards_are_found_in_any_form_of_override(tmp_path, shard_folder, coarse_run):
     for name, written in enumerate(("data.shards={}", "data={{shards: {}}}", "data.shards ={}")):
         override = written.format(shard_folder)

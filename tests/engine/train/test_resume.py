@@ -59,6 +59,12 @@ def test_a_refused_change_names_the_keys_that_differ(stopped):
     )
 
 
+def test_another_eta_is_refused(stopped):
+    with pytest.raises(UsageError, match="--resume keeps the run's recipe") as caught:
+        set_up(asked(stopped, "sampling.eta=0.5"))
+    assert caught.value.details == ("sampling.eta: 0.0 in the run, 0.5 requested",)
+
+
 def test_a_named_recipe_is_compared_not_ignored(stopped):
     equal = set_up(asked(stopped, *MINI, recipe="tiny"))
     assert equal.resume == stopped / "state.pt"
@@ -341,6 +347,23 @@ def test_the_fine_stage_needs_its_checkpoint_only_to_start(tmp_path, shard_folde
     stop_after(line, 3)
     start.unlink()
     assert set_up(line).resume is not None
+
+
+def test_a_resumed_fine_stage_keeps_the_timesteps_of_its_weights(
+    tmp_path, shard_folder, coarse_run
+):
+    """Also if the command line names a recipe with other timesteps, as it did at the start."""
+    rest = [one for one in MINI if not one.startswith("sampling.")]
+    line = request(
+        "fine",
+        shard_folder,
+        tmp_path / "run",
+        init=coarse_run / "coarse.pt",
+        overrides=rest,
+        resume_auto=True,
+    )
+    stop_after(line, 1)
+    assert set_up(line).grid == [999, 500]
 
 
 def test_other_weights_to_start_from_are_reported(tmp_path, shard_folder, coarse_run):

@@ -31,7 +31,17 @@ from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import DataError, Interrupted, ResourceError, UsageError
 from tests.kit.formula import picture
 from tests.kit.processes import torchrun
-from tests.kit.training import MINI, losses, metrics, request, resume, run, same_weights, stop_after
+from tests.kit.training import (
+    MINI,
+    losses,
+    metrics,
+    notices,
+    request,
+    resume,
+    run,
+    same_weights,
+    stop_after,
+)
 
 
 def test_precision_comes_from_the_recipe_of_the_checkpoint_too(shard_folder, coarse_run, tmp_path):
@@ -141,10 +151,11 @@ def test_a_signal_ends_scoring_without_losing_steps(
             yield scored
 
     trainer = train(set_up(request("coarse", shard_folder, out, "train.save_every=100")))
-    trainer.step = 0
+    trainer.step, told = 0, []
 
     def follow() -> None:
         for event in trainer:
+            told.append(event)
             if isinstance(event, StepDone):
                 trainer.step = event.iteration
 
@@ -153,6 +164,7 @@ def test_a_signal_ends_scoring_without_losing_steps(
         with pytest.raises(Interrupted, match=f"stopped after step {step} of 12") as caught:
             follow()
     assert caught.value.exit_code == 143
+    assert not any("not enough memory" in text for text in notices(told))
     assert len(seen) == 1 + 2 * (step // 4 - 1)  # the second image was not started
     state = load_state(out / "state.pt")
     assert (state.step, state.unscored) == (step, True)
@@ -222,8 +234,9 @@ def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path, shard_folder, mo
 def test_file_names_of_samples_are_unique_and_short(tmp_path):
     assert sample_labels(["val/0001", "val/0002"]) == {"val/0001": "0001", "val/0002": "0002"}
     assert sample_labels(["C:a/1", "d/1"]) == {"C:a/1": "C_a_1", "d/1": "d_1"}  # not a drive
-    long, scenes = "雨" * 81, ["a/1", "b/1"]
-    for names, begin in (([long], ["雨" * 80]), (scenes, ["val_a_1", "val_b_1"])):
+    # of the character at the limit of 240 bytes, only the first two bytes would fit
+    long, scenes = "a" + "雨" * 81, ["a/1", "b/1"]
+    for names, begin in (([long], ["a" + "雨" * 79]), (scenes, ["val_a_1", "val_b_1"])):
         root = tmp_path / str(len(names))
         for number, name in enumerate([*(f"val/{name}" for name in names), "train/7"]):
             folder, _, base = name.rpartition("/")

@@ -182,6 +182,12 @@ def test_impossible_metadata_are_refused(saved, meta, words):
     assert words in str(caught.value)
 
 
+def test_metadata_that_are_too_long_are_refused(saved, monkeypatch):
+    monkeypatch.setattr("c2fdft_cli.engine.weights.checkpoint.MAX_META_BYTES", 100)
+    with pytest.raises(CheckpointError, match="its metadata is not JSON text"):
+        load_checkpoint(saved[0])
+
+
 def test_edited_metadata_are_read_or_refused_in_one_line():
     """If they are read, recipe, network, noise schedule and timesteps can be used."""
     recipe = load_recipe("tiny").to_dict()

@@ -12,7 +12,9 @@ import torch
 
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.contents import plain_name
+from c2fdft_cli.engine.weights.contents import plain_name, weights_in
+from c2fdft_cli.engine.weights.stored import open_stored
+from c2fdft_cli.engine.weights.tensors import save_safetensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.schema import Network
 from tests.kit.formula import fill
@@ -213,6 +215,21 @@ def test_safetensors_of_other_programs_are_read(tmp_path, raw, ema):
     checkpoint = load_checkpoint(path)
     assert same(checkpoint.params, raw)
     assert same(checkpoint.ema, ema)
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_the_metadata_of_a_safetensors_file_name_its_set(tmp_path, raw, weights):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "x.safetensors"
+    save_safetensors(path, raw, "{}", weights)
+    with open_stored(path) as file:
+        assert list(weights_in(file)[0]) == [weights]
+
+
+def test_another_weight_with_the_same_ending_is_not_a_set(saved, raw):
+    name = "patch_embed.proj.weight"
+    checkpoint = load_checkpoint(saved(raw | {f"other_{name}": torch.ones(1)}))
+    assert torch.equal(checkpoint.ema[name], raw[name])
 
 
 def test_thousands_of_candidate_sets_are_refused_quickly(saved):

@@ -69,7 +69,7 @@ KINDS = [
     (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG image", ".safetensors"),
     (b"\xff\xd8\xff\xe0" + bytes(99), "a JPEG image", ".safetensors"),
     (bytes(5000), "it begins with zeros", "download"),
-    (b"\x93\xa2\xff" * 99, "damaged, or is neither a torch nor a safetensors file", "download"),
+    (b"\0\xa2\xff" * 99, "damaged, or is neither a torch nor a safetensors file", "download"),
     (
         pickle.dumps({"params": [1.0]}),
         "a pickle of Python objects",

@@ -301,6 +301,18 @@ def test_a_compressed_archive_of_modest_size_is_read(tmp_path):
     assert load_tensors(path)["a"].equal(torch.arange(9.0))
 
 
+def test_any_other_error_of_a_save_is_raised_and_keeps_the_old_file(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("of torch")
+
+    path = tmp_path / "a.pt"
+    save_tensors(path, {"a": 1})
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="of torch"):
+        save_tensors(path, {"a": 2})
+    assert load_tensors(path) == {"a": 1}
+
+
 def test_an_error_of_the_disk_is_one_line(tmp_path):
     """torch would replace the error of the write by a different one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -103,6 +103,14 @@ def test_two_tiles_hold_all_channels(channels: int) -> None:
         assert first + second == channels
 
 
+def test_gradients_of_a_stream_in_half_precision_are_summed_in_float32() -> None:
+    operators = importlib.import_module("c2fdft_cli.execution.fused.operators")
+    z = torch.zeros(1, 2, 3, 16, dtype=torch.bfloat16)
+    _, of_layers = operators._stream_gradients(z, 2, 3)
+    sums = [of_layers, *operators._weight_sums(z, 8, 2)]
+    assert [one.dtype for one in sums] == [torch.float32] * 4
+
+
 def test_each_width_has_the_next_wider_tile() -> None:
     operators = importlib.import_module("c2fdft_cli.execution.fused.operators")
     narrow, wide = operators.Tile(16, 16, 4), operators.Tile(32, 16, 4, registers=128)

@@ -257,6 +257,24 @@ def test_choices_are_listed_by_part_and_width(monkeypatch: pytest.MonkeyPatch) -
     assert found == {(FEED_FORWARD, 16), (FEED_FORWARD, 128)}
 
 
+@pytest.mark.usefixtures("small")
+def test_each_number_of_channels_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def trial(_: object, stream: Tensor, dtype: torch.dtype) -> choose.Trial:
+        tried.append(stream.shape[-1])
+        return choose.Trial("any", None)
+
+    monkeypatch.setattr(training, "try_norm", trial)
+    monkeypatch.setattr(training, "try_feed_forward", trial)
+    for columns, channels in ((4, 16), (5, 16), (4, 32)):
+        block = Block(channels, 1, 64 / channels, False, "with_bias")  # equally many are hidden
+        z = torch.zeros(1, 1, columns, channels)
+        norm_for(block.norm1, z, torch.bfloat16)
+        feed_forward_for(block, z, torch.bfloat16)
+    assert tried == [16, 16, 32, 32]
+
+
 def test_assumed_choices_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_try_where", lambda *_: pytest.fail("tried"))
     block, z = Block(16, 1, 4.0, False, "with_bias"), wave([1, 2, 2, 16], 0.3)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -48,6 +49,15 @@ def test_recomputing_levels_holds_only_the_largest_level():
     assert 0.2 * one < by_level < 0.7 * one
     # in the official network the last level holds about a third
     assert 0.3 < saved_bytes(Network(), 64, True) / saved_bytes(Network(), 64) < 0.45
+
+
+def test_the_inputs_of_all_levels_are_counted():
+    kept = dict(
+        memory._saved_bytes(json.dumps(asdict(SMALL)), 32, torch.float32, "cpu", NO_KERNELS)
+    )
+    # channels and side of the three levels on the way down, the latent one, and those on the way up
+    inputs = [(8, 32), (16, 16), (32, 8), (64, 4), (32, 8), (16, 16), (16, 32)]
+    assert kept[memory.INPUTS] == 4 * sum(channels * side**2 for channels, side in inputs)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,39 @@ def test_a_step_is_clipped_adamw_and_an_average() -> None:
             assert relative(one, other) < 2e-4, name
 
 
+def test_mixup_weights_both_pairs_by_their_shares() -> None:
+    batch = make_batch(30)
+    assert batch.lq2 is not None
+    assert batch.gt2 is not None
+    mixed = replace(
+        batch,
+        lq=0.3 * batch.lq + 0.7 * batch.lq2,
+        gt=0.3 * batch.gt + 0.7 * batch.gt2,
+        lq2=None,
+        gt2=None,
+    )
+    stepper = make_stepper()
+    assert stepper.loss(batch, 2) == pytest.approx(stepper.loss(mixed, 2), rel=1e-5)
+
+
+def test_a_smaller_last_micro_batch_counts_by_its_rows() -> None:
+    batch = make_batch(1, rows=3)
+    whole, divided = take(make_stepper(), batch, 3), take(make_stepper(), batch, 2)
+    assert divided.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert divided.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+
+
+def test_skipped_steps_in_a_row_are_counted() -> None:
+    stepper, good = make_stepper(), make_batch(1)
+    bad = replace(good, noise=good.noise * torch.inf)
+    counts = []
+    for batch in (bad, bad, good, bad):
+        take(stepper, batch)
+        counts.append(stepper.bad_steps)
+    assert counts == [1, 2, 0, 1]
+    assert stepper.updates == 1
+
+
 @pytest.mark.parametrize(
     ("recompute", "dtype"),
     [
@@ -143,6 +176,13 @@ def test_recorded_steps_equal_unrecorded_ones(
     assert repr(found) == repr(expected)  # repr, as NaN is not equal to itself
     assert recording.replays == 2 + 1 + 2
     assert_same_state(recorded, plain)
+
+
+def test_recorded_steps_are_weighted_by_the_share_of_the_batch(recording: type[Graph]) -> None:
+    stepper = make_stepper()
+    losses = [stepper.step(make_batch(1), share, 0.0, 2).loss for share in (1.0, 1.0, 0.25)]
+    assert recording.replays == 2
+    assert losses[2] == pytest.approx(losses[1] / 4)
 
 
 def test_a_resumed_training_equals_the_recorded_one(recording: type[Graph]) -> None:
@@ -293,7 +333,8 @@ def test_a_state_of_another_precision_can_be_loaded() -> None:
 
 def test_a_step_abandoned_after_unscaling_can_be_taken_again() -> None:
     stepper = make_stepper(dtype=torch.float16)
-    scale = stepper.scaler.get_scale()
+    scale = 0.5 * stepper.scaler.get_scale()
+    stepper.scaler.load_state_dict({**stepper.scaler.state_dict(), "scale": scale})
     stepper.scaler.scale(torch.ones(()))
     move_half_way(stepper)
     stepper.abandon()
