@@ -10,7 +10,9 @@ import pytest
 
 import c2fdft_cli as c2fdft
 from c2fdft_cli import errors
+from c2fdft_cli.data.images.formats import OUTPUT_FORMATS
 from c2fdft_cli.data.layouts import search
+from c2fdft_cli.engine.restore.options import SAME_FORMAT
 from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
 from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
 from c2fdft_cli.engine.weights.checkpoint import Meta
@@ -119,6 +121,15 @@ def test_smallest_sides_and_ranges_of_metrics_are_documented():
         assert f"| `{one.name}` | {better} | {one.range} | {one.min_size} |" in page
     for one in no_reference.METRICS.values():
         assert re.search(rf"\| `{one.name}` \|.*\| {one.min_size} \|", page)
+
+
+def test_the_formats_that_restore_writes_are_documented():
+    names = [one.suffixes[0].removeprefix(".") for one in OUTPUT_FORMATS] + [SAME_FORMAT]
+    page = (ROOT / "docs" / "restore.md").read_text(encoding="utf-8")
+    listed = re.search(r"`--format ([\w|]+)`", page)
+    assert listed[1].split("|") == names, "docs/restore.md, What comes out"
+    told = re.search(r"format: ([^;]+);", c2fdft.Restorer.restore_folder.__doc__)
+    assert re.findall(r'"(\w+)"', told[1]) == names, "api/restorer.py, restore_folder"
 
 
 def test_the_errors_of_troubleshooting_are_those_printed():
