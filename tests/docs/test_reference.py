@@ -12,12 +12,14 @@ import c2fdft_cli as c2fdft
 from c2fdft_cli import errors
 from c2fdft_cli.data.images.formats import OUTPUT_FORMATS
 from c2fdft_cli.data.layouts import search
+from c2fdft_cli.data.synthesis.degrade import MODELS
 from c2fdft_cli.engine.restore.options import SAME_FORMAT
 from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
 from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
 from c2fdft_cli.engine.weights.checkpoint import Meta
 from c2fdft_cli.metrics import full_reference, no_reference
 from c2fdft_cli.recipe import schema
+from c2fdft_cli.vocabulary import DEGRADATIONS
 from tests.kit import python_reference, recipe_reference, scores_page, troubleshooting
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +123,17 @@ def test_smallest_sides_and_ranges_of_metrics_are_documented():
         assert f"| `{one.name}` | {better} | {one.range} | {one.min_size} |" in page
     for one in no_reference.METRICS.values():
         assert re.search(rf"\| `{one.name}` \|.*\| {one.min_size} \|", page)
+
+
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_a_degradation_and_its_options_are_documented(kind):
+    page = (ROOT / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    assert f"--synthesize {'|'.join(DEGRADATIONS)}" in page
+    section = page.partition(f"\n## {kind.capitalize()}\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == {one.name for one in fields(MODELS[kind])}, "docs/synthesis.md"
+    assert f'"{kind}"' in c2fdft.prepare.__doc__
 
 
 def test_the_formats_that_restore_writes_are_documented():

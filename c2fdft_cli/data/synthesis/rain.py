@@ -18,6 +18,7 @@ from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, withi
 from c2fdft_cli.data.synthesis.streak_process import StreakStyle, render
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.validation import STRICT
+from c2fdft_cli.vocabulary import PackagedTask
 
 Floats: TypeAlias = NDArray[np.float64]
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -58,6 +59,7 @@ class RainModel:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    task: ClassVar[PackagedTask] = "derain"
 
     strength: Annotated[Range, within(0, 4)] = (0.6, 1.15)
     heavy: Annotated[Number, within(0, 1)] = 0.05
