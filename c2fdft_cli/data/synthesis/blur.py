@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.camera import jpeg
 from c2fdft_cli.data.synthesis.exposure import (
     Motion,
@@ -26,7 +27,6 @@ from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, withi
 from c2fdft_cli.validation import STRICT
 from c2fdft_cli.vocabulary import PackagedTask
 
-Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 
 MOST_OBJECTS = 2

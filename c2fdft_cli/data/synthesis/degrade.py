@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, blur_margin
 from c2fdft_cli.data.synthesis.noise import (
     NoiseModel,
@@ -28,7 +28,6 @@ from c2fdft_cli.validation import InvalidValuesError, validate
 from c2fdft_cli.vocabulary import did_you_mean
 
 Model: TypeAlias = RainModel | NoiseModel | BlurModel
-Pixels: TypeAlias = NDArray[np.uint8]
 
 MODELS: dict[str, type[Model]] = {
     "rain": RainModel,

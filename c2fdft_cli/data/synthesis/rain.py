@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.camera_rain import add_camera_rain
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streak_process import StreakStyle, render
@@ -21,7 +22,6 @@ from c2fdft_cli.validation import STRICT
 from c2fdft_cli.vocabulary import PackagedTask
 
 Floats: TypeAlias = NDArray[np.float64]
-Pixels: TypeAlias = NDArray[np.uint8]
 
 # These and the numbers in the styles below were chosen from the statistics of the rain layers in
 # the test sets of Rain100L and Rain100H: docs/synthesis.md, "Calibration", compares both.

@@ -25,7 +25,7 @@ from c2fdft_cli.data.layouts.pairs import (
     find_pairs,
     half_width,
 )
-from c2fdft_cli.data.shards.format import Pixels
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.degrade import MODELS, Degradation
 from c2fdft_cli.data.synthesis.noise import NoiseModel
 from c2fdft_cli.data.synthesis.rain import RainModel
