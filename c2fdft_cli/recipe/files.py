@@ -233,7 +233,10 @@ def _read_extended(path: Path) -> list[Values]:
 def _merge(layers: Iterable[Values], overrides: Iterable[str]) -> Values:
     """Merge the values of all layers and then of the `key=value` overrides; the last one wins."""
     merged: Values = {}
-    for layer in [*layers, *map(_read_override, overrides)]:
+    changes = list(map(_read_override, overrides))
+    # A degradation and its settings belong together, in whichever order they are given.
+    changes.sort(key=lambda change: set(_section(change, "data")) != {"synthesize"})
+    for layer in [*layers, *changes]:
         merged = _laid_over(_without_superseded(merged, layer), layer)
     return merged
 

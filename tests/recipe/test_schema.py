@@ -140,8 +140,13 @@ def test_another_degradation_replaces_the_settings_of_the_former(tmp_path, chang
     (tmp_path / "base.yaml").write_text(base)
     (tmp_path / "mine.yaml").write_text(f"extends: base.yaml\n{changes}\n")
     assert load_recipe(str(tmp_path / "mine.yaml")).data.synthesis == synthesis
-    recipe = load_recipe(str(tmp_path / "base.yaml"), ["data.synthesize=blur"])
-    assert recipe.data.synthesis == {}
+
+
+def test_a_degradation_and_its_settings_may_be_given_in_any_order():
+    given = ["data.synthesis.size=9", "data.synthesize=blur"]
+    for overrides in (given, given[::-1]):
+        assert load_recipe("denoise-small", overrides).data.synthesis == {"size": 9}
+    assert load_recipe("denoise-small", ["data.synthesize=blur"]).data.synthesis == {}
 
 
 def test_an_unknown_key_has_a_suggestion():
