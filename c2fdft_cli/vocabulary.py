@@ -42,6 +42,7 @@ SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 PROTOCOL_NAMES: tuple[Protocol, ...] = get_args(Protocol)
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
+DEGRADATIONS: tuple[Degradation, ...] = get_args(Degradation)
 
 
 def many(count: int, noun: str) -> str:
@@ -59,14 +60,18 @@ def for_shell(*words: str) -> str:
     return join(words)
 
 
+def one_of(choices: Sequence[str]) -> str:
+    """Return choices as words in a sentence: "a", "a or b", "a, b or c"."""
+    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+
+
 def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
     """Return the value of an option if it is one of the choices; UsageError otherwise."""
     for choice in choices:
         if choice == value:
             return choice
-    listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
     hint = did_you_mean(str(value), choices)  # a Python program may pass a value of any type
-    raise UsageError(f"{option} must be {listed}, got {value!r}", hint=hint)
+    raise UsageError(f"{option} must be {one_of(choices)}, got {value!r}", hint=hint)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

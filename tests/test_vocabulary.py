@@ -17,9 +17,9 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution import device
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.vocabulary import (
+    DEGRADATIONS,
     PRECISIONS,
     SPACINGS,
-    Degradation,
     Norm,
     PackagedTask,
     Protocol,
@@ -75,19 +75,18 @@ def test_the_keys_of_tables_are_the_choices() -> None:
     assert ("auto", *device.PRECISIONS) == PRECISIONS
     assert set(HALVES) < set(PRECISIONS)
     assert set(PROTOCOLS) == set(get_args(Protocol))
-    assert set(MODELS) == set(get_args(Degradation))
+    assert tuple(MODELS) == DEGRADATIONS
     assert set(get_args(PackagedTask)) <= set(get_args(Task)) - {"restore"}
 
 
 def test_an_invalid_choice_is_refused_with_all_choices() -> None:
-    assert check_choice("--spacing", "trailing", SPACINGS) == "trailing"
-    with pytest.raises(UsageError, match=r"^--spacing must be .*, got 3$"):
-        check_choice("--spacing", 3, SPACINGS)  # type: ignore[type-var]
-    with pytest.raises(
-        UsageError, match="--spacing must be linspace, leading or trailing, got 'tr"
-    ) as e:
-        check_choice("--spacing", "trail", SPACINGS)
-    assert e.value.hint == "did you mean trailing?"
+    choices = "start", "middle", "end"
+    assert check_choice("--at", "end", choices) == "end"
+    with pytest.raises(UsageError, match=r"^--at must be .*, got 3$"):
+        check_choice("--at", 3, choices)  # type: ignore[type-var]
+    with pytest.raises(UsageError, match="--at must be start, middle or end, got 'midle'") as e:
+        check_choice("--at", "midle", choices)
+    assert e.value.hint == "did you mean middle?"
     with pytest.raises(UsageError, match="--to must be onnx, got 'x'") as e:
         check_choice("--to", "x", ("onnx",))
     assert e.value.hint is None

@@ -25,7 +25,7 @@ class ImageMetric:
     Args:
         name: the name that selects it, and of its column.
         compute: its function of the image, or of the image and its target.
-        direction: which values are better, in words.
+        direction: which values are better, in words that begin with "higher" or "lower".
         range: the range of its values, in words.
         min_size: the smallest side of an image, in pixels.
         describes: its full name.
@@ -39,6 +39,11 @@ class ImageMetric:
     min_size: int
     describes: str
     downloads: bool = False
+
+    @property
+    def lower_wins(self) -> bool:
+        """Whether the smaller of two values is the better one."""
+        return self.direction.startswith("lower")
 
     def __call__(self, *images: Tensor) -> float:
         """Return the value; NaN if a side is below the minimum or the value is not finite."""

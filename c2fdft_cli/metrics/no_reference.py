@@ -95,7 +95,7 @@ def brisque(image: Tensor) -> float:
         raise not_loaded("brisque", error) from error
 
 
-METRICS = {
+NO_REFERENCE = {
     one.name: one
     for one in (
         ImageMetric("blur_effect", blur_effect, "lower is sharper", "0 to 1", 16, "blur"),
@@ -117,14 +117,14 @@ METRICS = {
 }
 """All metrics by name; for none of them is a higher value better."""
 
-WITHOUT_DOWNLOAD = tuple(name for name, one in METRICS.items() if not one.downloads)
+WITHOUT_DOWNLOAD = tuple(name for name, one in NO_REFERENCE.items() if not one.downloads)
 
 
 def no_reference_metric(name: str, image: Tensor) -> float:
     """Compute one metric of one image.
 
     Args:
-        name: a key of `METRICS`.
+        name: a key of `NO_REFERENCE`.
         image: `[1, 3, h, w]` RGB on the scale 0 .. 255.
 
     Returns:
@@ -136,7 +136,7 @@ def no_reference_metric(name: str, image: Tensor) -> float:
     """
     if image.dim() != 4 or image.shape[:2] != (1, 3):
         raise ValueError(f"expected one image [1, 3, h, w], got {list(image.shape)}")
-    return METRICS[name](image)
+    return NO_REFERENCE[name](image)
 
 
 def _pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:

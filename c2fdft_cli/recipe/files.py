@@ -231,19 +231,36 @@ def _read_extended(path: Path) -> list[Values]:
 
 
 def _merge(layers: Iterable[Values], overrides: Iterable[str]) -> Values:
-    """Merge the values of all layers and then of the `key=value` overrides; the last one wins.
-
-    A number of steps (`sampling.steps`, `.spacing`) removes explicit timesteps (`sampling.grid`) of
-    the layers below it, which would otherwise take precedence.
-    """
+    """Merge the values of all layers and then of the `key=value` overrides; the last one wins."""
     merged: Values = {}
-    for layer in [*layers, *map(_read_override, overrides)]:
-        sampling, below = layer.get("sampling"), merged.get("sampling")
-        counts = isinstance(sampling, dict) and sampling.keys() & {"steps", "spacing"}
-        if counts and isinstance(below, dict):
-            merged["sampling"] = {key: value for key, value in below.items() if key != "grid"}
-        merged = _laid_over(merged, layer)
+    changes = list(map(_read_override, overrides))
+    # A degradation and its settings belong together, in whichever order they are given.
+    changes.sort(key=lambda change: set(_section(change, "data")) != {"synthesize"})
+    for layer in [*layers, *changes]:
+        merged = _laid_over(_without_superseded(merged, layer), layer)
     return merged
+
+
+def _without_superseded(below: Values, above: Values) -> Values:
+    """Return the values below without those that have no meaning any more.
+
+    A number of steps (`sampling.steps`, `.spacing`) removes explicit timesteps (`sampling.grid`),
+    which would otherwise take precedence. Another degradation (`data.synthesize`) removes the
+    settings of the one below (`data.synthesis`), which it may not know, or know in another sense.
+    """
+    kept = {key: dict(value) for key, value in below.items() if isinstance(value, dict)}
+    if _section(above, "sampling").keys() & {"steps", "spacing"}:
+        kept.get("sampling", {}).pop("grid", None)
+    old, new = (_section(values, "data").get("synthesize") for values in (below, above))
+    if None not in (old, new) and old != new:
+        kept.get("data", {}).pop("synthesis", None)
+    return {**below, **kept}
+
+
+def _section(values: Values, key: str) -> Values:
+    """Return a section of a recipe; an empty one if it is missing or anything else."""
+    section = values.get(key)
+    return section if isinstance(section, dict) else {}
 
 
 def _laid_over(below: Values, above: Values) -> Values:

@@ -159,7 +159,8 @@ class Sampling(Section):
         steps: number of sampling steps.
         spacing: how their timesteps are spaced.
         grid: explicit timesteps, descending, instead of `steps` and `spacing`.
-        eta: amount of noise added in each step, 0 (none, DDIM) to 1 (ancestral, DDPM).
+        eta: amount of noise added in each step of validation, sweeps and `eval --weights`, 0 (none,
+            DDIM) to 1 (ancestral, DDPM). The fine loss has none; `restore` has `--eta`.
     """
 
     steps: Count = 4
@@ -183,7 +184,8 @@ class Data(Section):
         shards: folder of shards, relative to the current folder; `--data` takes precedence.
         synthesize: degradation that is applied to each crop during training; null for the shards'
             own degraded images.
-        synthesis: settings of that degradation: docs/synthesis.md lists them.
+        synthesis: settings of that degradation: docs/synthesis.md lists them. A recipe or option
+            that chooses another degradation discards those of the recipe that it extends.
         line_patterns: share of those crops, 0 to 1, whose clean picture first gets thin straight
             lines (fences, blinds), so that the network learns which lines to keep.
         streaks: folder of rendered rain streaks (PNG), for rain.

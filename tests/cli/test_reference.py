@@ -8,13 +8,12 @@ import pytest
 
 from c2fdft_cli.cli.command_list import COMMANDS
 from tests.kit.cli_reference import FILE, help_of, older_typer, reference
+from tests.kit.pages import UPDATE
 
 
 @pytest.mark.skipif(older_typer(), reason="an older Typer lays help out in another way")
 def test_the_reference_equals_the_current_help() -> None:
-    assert FILE.read_text(encoding="utf-8") == reference(), (
-        "docs/cli.md is out of date: run `python -m tests.kit.cli_reference`"
-    )
+    assert FILE.read_text(encoding="utf-8") == reference(), UPDATE
 
 
 @pytest.mark.skipif(older_typer(), reason="an older Typer writes other types")

@@ -10,13 +10,18 @@ import pytest
 
 import c2fdft_cli as c2fdft
 from c2fdft_cli import errors
+from c2fdft_cli.data.images.formats import OUTPUT_FORMATS
 from c2fdft_cli.data.layouts import search
+from c2fdft_cli.data.synthesis.degrade import MODELS
+from c2fdft_cli.engine.restore.options import SAME_FORMAT
 from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
 from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
 from c2fdft_cli.engine.weights.checkpoint import Meta
 from c2fdft_cli.metrics import full_reference, no_reference
 from c2fdft_cli.recipe import schema
+from c2fdft_cli.vocabulary import DEGRADATIONS
 from tests.kit import python_reference, recipe_reference, scores_page, troubleshooting
+from tests.kit.pages import UPDATE
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -38,7 +43,7 @@ SECTIONS = (
 )
 def test_a_generated_page_is_up_to_date(kit):
     written = kit.FILE.read_text(encoding="utf-8")
-    assert written == kit.reference(), f"run: python -m {kit.__name__}"
+    assert written == kit.reference(), UPDATE
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda one: one.__name__)
@@ -117,8 +122,28 @@ def test_smallest_sides_and_ranges_of_metrics_are_documented():
     for one in full_reference.METRICS.values():
         better = one.direction.removesuffix(" is better")
         assert f"| `{one.name}` | {better} | {one.range} | {one.min_size} |" in page
-    for one in no_reference.METRICS.values():
+    for one in no_reference.NO_REFERENCE.values():
         assert re.search(rf"\| `{one.name}` \|.*\| {one.min_size} \|", page)
+
+
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_a_degradation_and_its_options_are_documented(kind):
+    page = (ROOT / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    assert f"--synthesize {'|'.join(DEGRADATIONS)}" in page
+    section = page.partition(f"\n## {kind.capitalize()}\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == {one.name for one in fields(MODELS[kind])}, "docs/synthesis.md"
+    assert f'"{kind}"' in c2fdft.prepare.__doc__
+
+
+def test_the_formats_that_restore_writes_are_documented():
+    names = [one.suffixes[0].removeprefix(".") for one in OUTPUT_FORMATS] + [SAME_FORMAT]
+    page = (ROOT / "docs" / "restore.md").read_text(encoding="utf-8")
+    listed = re.search(r"`--format ([\w|]+)`", page)
+    assert listed[1].split("|") == names, "docs/restore.md, What comes out"
+    told = re.search(r"format: ([^;]+);", c2fdft.Restorer.restore_folder.__doc__)
+    assert re.findall(r'"(\w+)"', told[1]) == names, "api/restorer.py, restore_folder"
 
 
 def test_the_errors_of_troubleshooting_are_those_printed():
@@ -127,6 +152,6 @@ def test_the_errors_of_troubleshooting_are_those_printed():
     assert len(troubleshooting.BLOCK.findall(page)) >= 20
     told, printed = (
         re.sub(r"[\d,.]+(?= (MiB|megapixels))", "N", text)
-        for text in (page, troubleshooting.executed(page))
+        for text in (page, troubleshooting.reference())
     )
-    assert told == printed, "run: python -m tests.kit.troubleshooting"
+    assert told == printed, UPDATE

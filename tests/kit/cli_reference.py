@@ -1,4 +1,4 @@
-"""Generate the command reference from the help texts: `python -m tests.kit.cli_reference`.
+"""Generate the command reference from the help texts (`tests.kit.pages`).
 
 Writes docs/cli.md; a test compares the file with the current help texts.
 """
@@ -19,7 +19,7 @@ from c2fdft_cli.cli.command_list import COMMANDS, load_command
 FILE = Path(__file__).parents[2] / "docs" / "cli.md"
 HEAD = """# Command reference
 
-What `--help` says of every command, at 80 columns. Generated: `python -m tests.kit.cli_reference`.
+What `--help` says of every command, at 80 columns. Generated: `python -m tests.kit.pages`.
 """
 TYPER = (0, 29, 2)
 """The version of Typer that the page is generated with: older ones wrap lines differently."""
@@ -57,7 +57,3 @@ def _lines() -> Iterator[list[str]]:
         for name, below in getattr(load_command(entry.name), "commands", {}).items():
             if not below.hidden:
                 yield [entry.name, name]
-
-
-if __name__ == "__main__":
-    FILE.write_text(reference(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Generate the Python reference from the docstrings: `python -m tests.kit.python_reference`.
+"""Generate the Python reference from the docstrings (`tests.kit.pages`).
 
 Writes docs/reference/python.md; a test compares the file with the current docstrings.
 """
@@ -33,7 +33,7 @@ are the [program's exceptions](exit-codes.md), with the sentence in `str(error)`
 `error.hint`; they name options as the command line does. There are
 [examples](../howto/examples.md) that run as they are.
 
-Generated: `python -m tests.kit.python_reference`.
+Generated: `python -m tests.kit.pages`.
 """
 NAMES = ("load", "Restorer", "Uncertain", "RestorationModule", "evaluate", "prepare", "train")
 RESULTS = (RestoreResult, ImageDone, Skipped, EvalResult, Scored, PrepareResult, TrainResult)
@@ -105,7 +105,3 @@ def markdown(text: str) -> str:
             found = re.match(r"^(\w+): (.*)$", line)
             out.append(f"- `{found[1]}`: {found[2]}" if found else line)
     return "\n".join(out)
-
-
-if __name__ == "__main__":
-    FILE.write_text(reference(), encoding="utf-8")

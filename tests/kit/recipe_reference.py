@@ -1,4 +1,4 @@
-"""Generate the reference of recipe keys: `python -m tests.kit.recipe_reference`.
+"""Generate the reference of recipe keys (`tests.kit.pages`).
 
 Writes docs/reference/recipes.md from the schema and its docstrings; a test compares the file with
 the current schema.
@@ -25,7 +25,7 @@ one in full. On the command line a key is `section.key=value`:
 
     c2fdft train-coarse --recipe derain --data shards/mine coarse.lr=6e-4 "coarse.batches=[90,24,6]"
 
-Generated: `python -m tests.kit.recipe_reference`.
+Generated: `python -m tests.kit.pages`.
 """
 STAGES = {
     "task": "both",
@@ -133,7 +133,3 @@ def _linked(text: str) -> str:
         return f"[{heading or page.removesuffix('.md')}](../{page}{anchor})"
 
     return re.sub(r'docs/([\w.]+\.md)(?:, "([^"]+)")?', link, text).replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    FILE.write_text(reference(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Generate the table of the packaged weights' scores: `python -m tests.kit.scores_page`.
+"""Generate the table of the packaged weights' scores (`tests.kit.pages`).
 
 Writes docs/models/scores.md from the catalogue; a test compares the file with the current one.
 """
@@ -16,7 +16,7 @@ PSNR in dB and SSIM of the inputs and of the results, on 8-bit output. The card 
 describes the sets and how many of their pairs were available; [metrics](../metrics.md) describes
 the protocols.
 
-Generated: `python -m tests.kit.scores_page`.
+Generated: `python -m tests.kit.pages`.
 
 | weights | set, pairs, protocol | inputs | result | gain, dB |
 |---|---|---|---|---|
@@ -51,7 +51,3 @@ def _cost(entry: Entry) -> str:
         f"| {card} | {len(entry.grid)} | {entry.bytes / 1e6:.1f} | {speed} | {entry.trained_for} | "
         f"{entry.licence} |"
     )
-
-
-if __name__ == "__main__":
-    FILE.write_text(reference(), encoding="utf-8")

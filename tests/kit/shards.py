@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader
+from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.data.shards.writer import create_shard
 
 HEADER = ShardHeader("train", '{"patches": [8]}', "input/target", "rain", "0.1")

@@ -1,4 +1,4 @@
-"""Update the errors in docs/troubleshooting.md: `python -m tests.kit.troubleshooting`.
+"""Update the errors in docs/troubleshooting.md (`tests.kit.pages`).
 
 The commands of each block `$ c2fdft ...` are run in a folder made here, and the error that the last
 one prints replaces the one below it in the page; a test compares the page with the result.
@@ -32,8 +32,9 @@ SHOWN = 3
 BLOCK = re.compile(r"^```text\n((?:\$ c2fdft [^\n]*\n)+)(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def executed(page: str) -> str:
+def reference() -> str:
     """Return the page with the current output in each block."""
+    page = FILE.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
         _make_files()
         return BLOCK.sub(_executed_block, page)
@@ -90,7 +91,3 @@ def _make_files() -> None:
 def _save(name: str, pixels: np.ndarray) -> None:
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     save_rgb8(name, pixels)
-
-
-if __name__ == "__main__":
-    FILE.write_text(executed(FILE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -33,7 +33,7 @@ def noisy(image: torch.Tensor, strength: float) -> torch.Tensor:
 
 
 def higher_is_better(name: str) -> bool:
-    return METRICS[name].direction == "higher is better"
+    return not METRICS[name].lower_wins
 
 
 @pytest.mark.parametrize("name", FULL_SET)

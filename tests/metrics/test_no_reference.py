@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from c2fdft_cli.metrics.full_reference import load_piq
-from c2fdft_cli.metrics.no_reference import METRICS, WITHOUT_DOWNLOAD, no_reference_metric
+from c2fdft_cli.metrics.no_reference import NO_REFERENCE, WITHOUT_DOWNLOAD, no_reference_metric
 
 
 def scene(h: int = 96, w: int = 80) -> torch.Tensor:
@@ -73,9 +73,9 @@ def test_scores_of_flat_images() -> None:
     assert no_reference_metric("blur_effect", flat) == 1
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", NO_REFERENCE)
 def test_small_images_have_no_score(name: str) -> None:
-    side = METRICS[name].min_size
+    side = NO_REFERENCE[name].min_size
     assert math.isnan(no_reference_metric(name, torch.rand(1, 3, side - 1, 100) * 255))
     if name in WITHOUT_DOWNLOAD:
         assert math.isfinite(no_reference_metric(name, scene(side, side + 3)))

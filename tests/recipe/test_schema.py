@@ -125,6 +125,30 @@ def test_a_number_of_steps_replaces_timesteps(tmp_path, overrides, grid):
     assert load_recipe(str(mine), []).sampling == Sampling(steps=3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "synthesis"),
+    [
+        ("", {"kind": "raw", "sigma": 5}),
+        ("data: {synthesize: noise, synthesis: {sigma: 9}}", {"kind": "raw", "sigma": 9}),
+        ("data: {synthesize: null}", {"kind": "raw", "sigma": 5}),
+        ("data: {synthesize: rain}", {}),
+        ("data: {synthesize: rain, synthesis: {heavy: 1}}", {"heavy": 1}),
+    ],
+)
+def test_another_degradation_replaces_the_settings_of_the_former(tmp_path, changes, synthesis):
+    base = "extends: tiny\ndata: {synthesize: noise, synthesis: {kind: raw, sigma: 5}}\n"
+    (tmp_path / "base.yaml").write_text(base)
+    (tmp_path / "mine.yaml").write_text(f"extends: base.yaml\n{changes}\n")
+    assert load_recipe(str(tmp_path / "mine.yaml")).data.synthesis == synthesis
+
+
+def test_a_degradation_and_its_settings_may_be_given_in_any_order():
+    given = ["data.synthesis.size=9", "data.synthesize=blur"]
+    for overrides in (given, given[::-1]):
+        assert load_recipe("denoise-small", overrides).data.synthesis == {"size": 9}
+    assert load_recipe("denoise-small", ["data.synthesize=blur"]).data.synthesis == {}
+
+
 def test_an_unknown_key_has_a_suggestion():
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny", ["coarse.learning_rat=1", "coarse.batchs=[1]"])

@@ -15,6 +15,7 @@ from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import option_name, setting
+from c2fdft_cli.vocabulary import DEGRADATIONS, one_of
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareResult
@@ -28,7 +29,7 @@ class Degrading:
     """The options for making pairs from clean images."""
 
     synthesize: str | None = setting(
-        None, "Degrade clean images: rain, noise or blur.", metavar="KIND"
+        None, f"Degrade clean images: {one_of(DEGRADATIONS)}.", metavar="KIND"
     )
     synth: tuple[str, ...] = setting(
         (),
@@ -145,7 +146,7 @@ def _synthesis(degrading: Degrading) -> Synthesis | None:
     if degrading.synthesize is None:
         for one in fields(degrading):
             if getattr(degrading, one.name):
-                hint = "add --synthesize rain, noise or blur"
+                hint = f"add --synthesize {one_of(DEGRADATIONS)}"
                 raise UsageError(f"{option_name(one)} needs --synthesize", hint=hint)
         return None
     import yaml

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from c2fdft_cli.data.batches.plan import Draw, PatchPlan
-from c2fdft_cli.data.shards.format import CHANNELS, Pixels
+from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.shards.format import CHANNELS
 from c2fdft_cli.data.shards.reader import Kind, ShardSet
 from c2fdft_cli.data.symmetries import SYMMETRIES
 from c2fdft_cli.data.synthesis.degrade import Degradation

@@ -108,7 +108,7 @@ def encode(suffix: str, samples: Array, metadata: Metadata, quality: int) -> byt
 
     Args:
         suffix: one of `WRITE_SUFFIXES`.
-        samples: uint8 [h, w, c]; for PNG and TIFF also uint16.
+        samples: uint8 [h, w, c]; for formats of 16 bits also uint16.
         metadata: what to store besides the pixels.
         quality: JPEG quality, 1 to 100.
     """

@@ -1,17 +1,61 @@
-"""Recognise the format of a picture file by its first bytes; hints for those that are not read."""
+"""Formats of picture files: what those that are written can hold, and which one a file has."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import struct
+from dataclasses import dataclass
 from functools import cache
+from typing import Literal, TypeAlias, get_args
 
 HEAD_BYTES = 1024
 """Number of bytes at the start of a file from which its format is recognised."""
-WRITE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
-DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
-"""Those of formats in which 16 bits can be written."""
+MetadataKind: TypeAlias = Literal[
+    "colour profile", "EXIF", "XMP", "IPTC", "texts", "density", "colour chunks"
+]
+"""The kinds of metadata that a picture may have (`Metadata`), as notes to the user name them."""
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """A format in which pictures are written, and what it can hold.
+
+    Args:
+        name: its name in messages.
+        suffixes: its suffixes; a file whose name the program chooses gets the first one.
+        is_deep: whether it holds 16 bits per channel; 8 otherwise.
+        has_alpha: whether it holds transparency.
+        dropped: the kinds of metadata that it cannot hold.
+        max_side: its largest side in px; None if no picture that is read can reach it.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    is_deep: bool = False
+    has_alpha: bool = False
+    dropped: frozenset[MetadataKind] = frozenset()
+    max_side: int | None = None
+
+
+_CHUNKS: frozenset[MetadataKind] = frozenset({"colour chunks"})
+_ALL_KINDS: frozenset[MetadataKind] = frozenset(get_args(MetadataKind))
+OUTPUT_FORMATS = (
+    OutputFormat("PNG", (".png",), is_deep=True, has_alpha=True),
+    OutputFormat("JPEG", (".jpg", ".jpeg"), dropped=_CHUNKS, max_side=65500),
+    OutputFormat("TIFF", (".tif", ".tiff"), is_deep=True, has_alpha=True, dropped=_CHUNKS),
+    OutputFormat("BMP", (".bmp",), dropped=_ALL_KINDS - {"density"}),
+    OutputFormat(
+        "WebP",
+        (".webp",),
+        has_alpha=True,
+        dropped=_CHUNKS | {"IPTC", "texts", "density"},
+        max_side=16383,
+    ),
+)
+"""All formats that are written; `codec.encode` makes the files."""
+OUTPUT_FORMAT_OF = {suffix: one for one in OUTPUT_FORMATS for suffix in one.suffixes}
+WRITE_SUFFIXES = frozenset(OUTPUT_FORMAT_OF)
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"})
 READ_SUFFIXES = (
     WRITE_SUFFIXES

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL.ExifTags import Base
 
+from c2fdft_cli.data.images.formats import MetadataKind
+
 MAX_BYTES = 16 << 20
 """Longer blocks are not read."""
 COMMENT = "Comment"
@@ -49,6 +51,20 @@ class Metadata:
     def colour_chunks(self) -> bool:
         """Whether PNG chunks describe the colours as something other than plain sRGB."""
         return any(name in self.png_chunks for name in (b"cICP", b"gAMA", b"cHRM"))
+
+    @property
+    def kinds(self) -> list[MetadataKind]:
+        """The kinds of metadata that are present."""
+        found: dict[MetadataKind, object] = {
+            "colour profile": self.icc,
+            "EXIF": self.exif,
+            "XMP": self.xmp,
+            "IPTC": self.iptc,
+            "texts": self.texts,
+            "density": self.density,
+            "colour chunks": self.colour_chunks,
+        }
+        return [kind for kind, value in found.items() if value]
 
     @property
     def text(self) -> str:

@@ -28,8 +28,8 @@ from c2fdft_cli.data.images.codec import (
     upright,
 )
 from c2fdft_cli.data.images.formats import (
-    DEEP_SUFFIXES,
     HEAD_BYTES,
+    OUTPUT_FORMAT_OF,
     READ_SUFFIXES,
     WRITE_SUFFIXES,
     file_format,
@@ -41,7 +41,6 @@ from c2fdft_cli.data.images.samples import Decoded
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, is_hidden, path_hint
 
-_MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 _MAX_FILE_BYTES = 4 << 30
 _PROFILE_SPACE = slice(16, 20)
 """The bytes of an ICC profile that name its colour space."""
@@ -230,9 +229,9 @@ def write_picture(
 ) -> None:
     """Write a picture atomically in the format of the suffix, as faithfully as the format allows.
 
-    PNG and TIFF keep 16 bits; for other formats they are rounded to 8. A grey picture is saved with
-    one channel, the rounded mean of its three. JPEG (4:4:4, `quality` 1 to 100) and BMP drop alpha;
-    WebP is lossless; BMP drops profile and EXIF.
+    `OUTPUT_FORMATS` states what a format can hold; what it cannot hold is dropped, and 16 bits are
+    rounded to 8. A grey picture is saved with one channel, the rounded mean of its three. JPEG has
+    4:4:4 and `quality`, 1 to 100; WebP is lossless.
 
     Raises:
         UsageError: the suffix is not supported, or its format cannot hold so large a picture.
@@ -240,16 +239,17 @@ def write_picture(
         ResourceError: the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in WRITE_SUFFIXES:
+    if suffix not in OUTPUT_FORMAT_OF:
         hint = f"use one of {' '.join(sorted(WRITE_SUFFIXES))}"
         raise UsageError(f"cannot write images as '{suffix}'", where=path, hint=hint)
     height, width = picture.pixels.shape[:2]
-    limit = _MAX_SIDE.get(suffix)
+    output_format = OUTPUT_FORMAT_OF[suffix]
+    limit = output_format.max_side
     if limit and max(height, width) > limit:
         what = f"{width} x {height} px is too large for {suffix[1:]}"
         raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .png")
     samples = _samples(picture)
-    samples = samples if suffix in DEEP_SUFFIXES else to_8bit(samples)
+    samples = samples if output_format.is_deep else to_8bit(samples)
     data = encode(suffix, samples, picture.metadata, quality)
     atomic_write_bytes(path, data, replace=replace)
 

@@ -31,7 +31,7 @@ from c2fdft_cli.data.layouts.search import (
     split_and_side,
 )
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.vocabulary import DEGRADATIONS, many
 
 _TASK_WORDS = {
     "derain": ("rain",),
@@ -339,7 +339,8 @@ def _hint(tree: Tree) -> str:
     by_list = list_hint(tree.root, example)
     if any(tree.mentions(one.lq) and tree.mentions(one.gt) for one in LAYOUTS):
         return f"their names do not match; {by_list}"
-    clean = "if these are clean images, make the degraded ones: --synthesize rain|noise|blur"
+    kinds = "|".join(DEGRADATIONS)
+    clean = f"if these are clean images, make the degraded ones: --synthesize {kinds}"
     ways = [clean, "if each shows a pair side by side: --side-by-side left"]
     if len(tree.images) > 1:
         ways.append(f"if they are pairs, {by_list}")

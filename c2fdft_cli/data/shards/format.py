@@ -10,8 +10,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from c2fdft_cli.errors import DataError
@@ -28,8 +26,6 @@ MAX_NAME_BYTES = 1_024
 MAX_SHARDS = 100_000
 """Most shards of a split: numbers have five digits, so that file names sort in order."""
 CHANNELS = 3
-
-Pixels = NDArray[np.uint8]
 
 
 def _refuse_control_characters(text: str) -> str:

@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from c2fdft_cli.data.shards.format import CHANNELS, SPLITS, Pixels, ShardHeader, ShardIndex
+from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.shards.format import CHANNELS, SPLITS, ShardHeader, ShardIndex
 from c2fdft_cli.data.shards.index import read_index
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import read_at, read_error

@@ -12,12 +12,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.format import (
     CHANNELS,
     FORMAT,
     FORMAT_VERSION,
     Entry,
-    Pixels,
     ShardHeader,
     check_name,
     index_digest,

@@ -1,1 +1,1 @@
-"""Synthetic degradations of clean images: rain, noise, blur."""
+"""Synthetic degradations of clean images."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.camera import jpeg
 from c2fdft_cli.data.synthesis.exposure import (
     Motion,
@@ -24,8 +25,8 @@ from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import camera_noise, gaussian_noise
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.validation import STRICT
+from c2fdft_cli.vocabulary import PackagedTask
 
-Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 
 MOST_OBJECTS = 2
@@ -58,6 +59,7 @@ class BlurModel:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    task: ClassVar[PackagedTask] = "deblur"
 
     size: Annotated[Range, within(0, 101)] = (5.0, 25.0)
     inertia: Annotated[Range, within(0.01, 10)] = (0.3, 0.3)

@@ -13,10 +13,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.linear_light import SRGB_CURVE, STEPS, to_srgb
 
 Floats: TypeAlias = NDArray[np.float32]
-Pixels: TypeAlias = NDArray[np.uint8]
 
 # A typical matrix from camera to sRGB colours; its rows sum to 1, so that grey stays grey.
 COLOUR_MATRIX = np.array(

@@ -15,11 +15,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.camera import jpeg
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.streak_process import StreakStyle, render
 
-Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 
 # Ranges chosen by eye from photographs of people in the rain, about 500 px wide.

@@ -1,4 +1,4 @@
-"""Degrade clean images by rain, noise or blur, for training pairs (docs/synthesis.md).
+"""Degrade clean images for training pairs (docs/synthesis.md).
 
 All random numbers come from the generator that is passed in, so a crop's degradation is a function
 of the generator's seed, such as (seed, step, sample).
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, blur_margin
 from c2fdft_cli.data.synthesis.noise import (
     NoiseModel,
@@ -28,13 +28,13 @@ from c2fdft_cli.validation import InvalidValuesError, validate
 from c2fdft_cli.vocabulary import did_you_mean
 
 Model: TypeAlias = RainModel | NoiseModel | BlurModel
-Pixels: TypeAlias = NDArray[np.uint8]
 
-MODELS: dict[str, type[RainModel] | type[NoiseModel] | type[BlurModel]] = {
+MODELS: dict[str, type[Model]] = {
     "rain": RainModel,
     "noise": NoiseModel,
     "blur": BlurModel,
 }
+"""The model of each degradation; its `task` is the task, and recipe, that its pairs are for."""
 GAP, BACKGROUND = 4, 64
 
 
@@ -42,7 +42,7 @@ def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model
     """Make a model from plain values, such as those of a recipe.
 
     Args:
-        kind: "rain", "noise" or "blur".
+        kind: a key of `MODELS`.
         options: the model's attributes; a range may be one number or [low, high].
 
     Raises:

@@ -12,8 +12,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from c2fdft_cli.data.pixels import Pixels
+
 Floats: TypeAlias = NDArray[np.float32]
-Pixels: TypeAlias = NDArray[np.uint8]
 
 SPACING, WIDTH = (5.0, 40.0), (0.8, 5.0)
 """Ranges in px, from line to line and across a line, sampled uniformly in their logarithms."""

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.camera import Camera, jpeg, photograph
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.validation import STRICT
+from c2fdft_cli.vocabulary import PackagedTask
 
-Pixels: TypeAlias = NDArray[np.uint8]
 Unclipped: TypeAlias = NDArray[np.int16]
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -58,6 +59,7 @@ class NoiseModel:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    task: ClassVar[PackagedTask] = "denoise"
 
     kind: Literal["gaussian", "camera", "either", "raw"] = "gaussian"
     sigma: Annotated[Range, within(0, 255), AfterValidator(_refuse_shares)] = (5.0, 50.0)

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.camera_rain import add_camera_rain
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streak_process import StreakStyle, render
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.validation import STRICT
+from c2fdft_cli.vocabulary import PackagedTask
 
 Floats: TypeAlias = NDArray[np.float64]
-Pixels: TypeAlias = NDArray[np.uint8]
 
 # These and the numbers in the styles below were chosen from the statistics of the rain layers in
 # the test sets of Rain100L and Rain100H: docs/synthesis.md, "Calibration", compares both.
@@ -58,6 +59,7 @@ class RainModel:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    task: ClassVar[PackagedTask] = "derain"
 
     strength: Annotated[Range, within(0, 4)] = (0.6, 1.15)
     heavy: Annotated[Number, within(0, 1)] = 0.05

@@ -9,12 +9,12 @@ from torch import Tensor
 from c2fdft_cli.engine.sampling.scoring import Metric
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, METRICS, piq_metric
-from c2fdft_cli.metrics.no_reference import METRICS as NO_REFERENCE
-from c2fdft_cli.metrics.no_reference import WITHOUT_DOWNLOAD, no_reference_metric
+from c2fdft_cli.metrics.no_reference import NO_REFERENCE, WITHOUT_DOWNLOAD, no_reference_metric
 from c2fdft_cli.metrics.protocols import MAX_VALUE
 from c2fdft_cli.vocabulary import split_words
 
 ALL = "all"
+_BY_NAME = METRICS | NO_REFERENCE
 
 
 def find_metrics(names: str, *, no_reference: bool = False) -> dict[str, Metric]:
@@ -58,10 +58,10 @@ def _score(name: str, restored: Tensor, target: Tensor) -> float:
 
 def describe_metric(name: str) -> str:
     """Return the direction and range of a metric, for the lines under a table."""
-    one = NO_REFERENCE[name] if name in NO_REFERENCE else METRICS[name]
+    one = _BY_NAME[name]
     return f"{name}: {one.describes}, {one.direction}, {one.range}"
 
 
 def lower_wins(name: str) -> bool:
-    """Whether the smaller of two scores is the better one."""
-    return name in NO_REFERENCE
+    """Whether the smaller of two scores is the better one; False for PSNR and SSIM."""
+    return name in _BY_NAME and _BY_NAME[name].lower_wins

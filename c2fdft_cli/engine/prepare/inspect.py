@@ -13,7 +13,8 @@ from pathlib import Path
 
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.data.layouts.pairs import FilePair
-from c2fdft_cli.data.shards.format import CHANNELS, Pixels, make_entry
+from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.shards.format import CHANNELS, make_entry
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import contact_sheet
 from c2fdft_cli.engine.prepare.source import Found, PairReader

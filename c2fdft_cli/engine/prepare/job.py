@@ -13,7 +13,8 @@ from typing import TypeAlias
 
 from c2fdft_cli.data.layouts.listing import beyond_the_first
 from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired
-from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader, ShardIndex, clean_text
+from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.shards.format import Entry, ShardHeader, ShardIndex, clean_text
 from c2fdft_cli.data.shards.writer import create_shard
 from c2fdft_cli.engine.prepare.inspect import (
     CheckReport,

@@ -40,7 +40,7 @@ class Synthesis:
     """How to degrade clean images.
 
     Args:
-        kind: "rain", "noise" or "blur".
+        kind: the degradation, a key of `data.synthesis.degrade.MODELS`.
         options: the model's options, see `data.synthesis.degrade.parse_model`.
         streaks: folder of rendered streak masks, for rain.
         store: whether to write the degraded images too; otherwise they are made during training.

@@ -25,8 +25,8 @@ from c2fdft_cli.data.layouts.pairs import (
     find_pairs,
     half_width,
 )
-from c2fdft_cli.data.shards.format import Pixels
-from c2fdft_cli.data.synthesis.degrade import Degradation
+from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.synthesis.degrade import MODELS, Degradation
 from c2fdft_cli.data.synthesis.noise import NoiseModel
 from c2fdft_cli.data.synthesis.rain import RainModel
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
@@ -44,9 +44,6 @@ from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.vocabulary import many
 
 Splits: TypeAlias = dict[str, tuple[FilePair, ...]]
-
-RECIPES = {"rain": "derain", "noise": "denoise", "blur": "deblur"}
-"""The task (and recipe) that a synthetic degradation is for."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,7 @@ def _clean(source: Path, synthesis: Synthesis) -> Found:
         FilePair(path.name if {path.name, path.stem} & whole else path.stem, path, path)
         for path in images
     )
-    return Found("clean images", RECIPES[synthesis.kind], {"train": pairs}, (), ())
+    return Found("clean images", MODELS[synthesis.kind].task, {"train": pairs}, (), ())
 
 
 def _outside(found: Found, root: Path, out: Path) -> Found:

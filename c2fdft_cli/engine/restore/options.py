@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from c2fdft_cli.data.images.formats import OUTPUT_FORMATS
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import (
@@ -29,8 +30,10 @@ from c2fdft_cli.settings import (
 )
 from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, for_shell, many
 
-FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "tif": ".tif", "tiff": ".tif",
-           "bmp": ".bmp", "webp": ".webp"}  # fmt: skip
+FORMATS = {
+    suffix.removeprefix("."): one.suffixes[0] for one in OUTPUT_FORMATS for suffix in one.suffixes
+}
+"""The values of --format, each with the suffix that outputs get."""
 SAME_FORMAT = "same"
 STDIO = "-"
 UNCERTAINTY_SAMPLES = 8

@@ -11,8 +11,9 @@ from itertools import count
 from pathlib import Path
 
 from c2fdft_cli.data.images.formats import (
-    DEEP_SUFFIXES,
     JPEG_SUFFIXES,
+    OUTPUT_FORMAT_OF,
+    OUTPUT_FORMATS,
     READ_SUFFIXES,
     WRITE_SUFFIXES,
 )
@@ -93,12 +94,21 @@ def plan_outputs(inputs: Inputs, out: str, writing: Writing) -> tuple[list[Item]
     else:
         _check_folder_name(folder, out, inputs)
         items, notes = _mirrored_items(inputs.sources, folder, writing)
-    shallow = [item.suffix for item in items if item.suffix not in DEEP_SUFFIXES]
-    if writing.bit_depth == 16 and shallow:
-        what = f"--bit-depth 16 needs PNG or TIFF, {shallow[0][1:]} holds 8 bits"
-        raise UsageError(what, hint="use --format png or tif")
+    if writing.bit_depth == 16:
+        _check_depth(items)
     _refuse_replacing_inputs(items)
     return items, notes
+
+
+def _check_depth(items: Sequence[Item]) -> None:
+    """Raise UsageError if an output's format does not hold 16 bits."""
+    deep = [one for one in OUTPUT_FORMATS if one.is_deep]
+    for item in items:
+        if OUTPUT_FORMAT_OF.get(item.suffix) not in deep:
+            names = " or ".join(one.name for one in deep)
+            options = " or ".join(one.suffixes[0].removeprefix(".") for one in deep)
+            what = f"--bit-depth 16 needs {names}, {item.suffix[1:]} holds 8 bits"
+            raise UsageError(what, hint=f"use --format {options}")
 
 
 def is_about_one_file(error: ResourceError) -> bool:

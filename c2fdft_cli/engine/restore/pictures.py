@@ -20,14 +20,12 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.data.images.animation import FrameCache
-from c2fdft_cli.data.images.formats import DEEP_SUFFIXES
-from c2fdft_cli.data.images.metadata import Metadata
+from c2fdft_cli.data.images.formats import OUTPUT_FORMAT_OF
 from c2fdft_cli.data.images.picture import Picture, to_8bit, write_picture
 from c2fdft_cli.data.images.pillow import too_long
 from c2fdft_cli.data.images.tensors import interleaved, to_integers
 from c2fdft_cli.engine.restore.batch import Batch, Outcome, Pixels, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.manifest import Manifest
-from c2fdft_cli.engine.restore.options import FORMATS
 from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed, not_overwritten
@@ -42,20 +40,6 @@ from c2fdft_cli.signals import StoppedError, StopRequest
 DIFFERENCE_GAIN = 4.0
 _GAP = 8
 _HEAT_PERCENTILE = 99.0
-_NO_ALPHA = frozenset({".jpg", ".jpeg", ".bmp"})
-_EVERYTHING = frozenset(
-    {"colour profile", "EXIF", "XMP", "IPTC", "texts", "density", "colour chunks"}
-)
-_NOT_KEPT = {
-    ".png": frozenset[str](),
-    ".tif": frozenset({"colour chunks"}),
-    ".jpg": frozenset({"colour chunks"}),
-    ".webp": frozenset({"colour chunks", "IPTC", "texts", "density"}),
-    ".bmp": _EVERYTHING - {"density"},
-}
-"""For each format, the metadata that it cannot store."""
-
-
 _LOADED_BYTES = 8 + 12
 """Bytes per pixel of an image that waits for the network: at most 16-bit RGBA, and start noise."""
 
@@ -308,32 +292,18 @@ def _write_to_stdout(picture: Picture, suffix: str, quality: int) -> None:
 
 def dropped(picture: Picture, suffix: str, bit_depth: int | None) -> list[str]:
     """Return notes on what a format cannot keep of a picture."""
-    name, notes = suffix[1:], []
-    if picture.alpha is not None and suffix in _NO_ALPHA:
+    name, notes, output_format = suffix[1:], [], OUTPUT_FORMAT_OF[suffix]
+    if picture.alpha is not None and not output_format.has_alpha:
         notes.append(f"alpha dropped: {name} has none")
-    lost = [one for one in _present(picture.metadata) if one in _NOT_KEPT[FORMATS[suffix[1:]]]]
+    lost: list[str] = [one for one in picture.metadata.kinds if one in output_format.dropped]
     lost += [f"{one} over 64 kB" for one in too_long(picture.metadata, suffix)]
     if lost:
         notes.append(f"{', '.join(lost)} dropped: {name} cannot hold this")
     if picture.metadata.lost:
         notes.append(f"not read: {picture.metadata.lost}")
-    if picture.bit_depth == 16 and bit_depth != 8 and suffix not in DEEP_SUFFIXES:
+    if picture.bit_depth == 16 and bit_depth != 8 and not output_format.is_deep:
         notes.append(f"16 bits rounded to 8: {name} holds 8")
     return notes
-
-
-def _present(metadata: Metadata) -> list[str]:
-    """Return the names of the kinds of metadata that a picture has."""
-    found = {
-        "colour profile": metadata.icc,
-        "EXIF": metadata.exif,
-        "XMP": metadata.xmp,
-        "IPTC": metadata.iptc,
-        "texts": metadata.texts,
-        "density": metadata.density,
-        "colour chunks": metadata.colour_chunks,
-    }
-    return [name for name, value in found.items() if value]
 
 
 def to_picture(pixels: Pixels, source: Picture) -> Picture:

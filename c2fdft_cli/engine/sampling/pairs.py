@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from c2fdft_cli.data.images.picture import is_image_path
-from c2fdft_cli.data.shards.format import Pixels
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.engine.sampling.restorer import noise_generator

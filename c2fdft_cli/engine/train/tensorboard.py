@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from c2fdft_cli.data.shards.format import Pixels
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:

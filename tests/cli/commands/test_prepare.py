@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.recipe.files import load_recipe
+from c2fdft_cli.data.synthesis.degrade import MODELS
+from c2fdft_cli.recipe.files import load_recipe, recipe_names
+from c2fdft_cli.vocabulary import DEGRADATIONS
 from tests.kit.command import refused, run
 from tests.kit.formula import picture
 
@@ -37,8 +39,10 @@ def test_the_next_command_follows_the_task(tmp_path, name, sides, task):
     assert said["next"] == f"c2fdft train-coarse --recipe {task} --data {out}"
 
 
-@pytest.mark.parametrize(("kind", "task"), [("rain", "derain"), ("blur", "deblur")])
-def test_the_next_command_follows_the_degradation(tmp_path, kind, task):
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_the_next_command_follows_the_degradation(tmp_path, kind):
+    task = MODELS[kind].task
+    assert task in recipe_names()
     source, out = make(tmp_path, "photos") / "photos", tmp_path / "out"
     stored = json.loads(run("prepare", source, "--out", out, "--synthesize", kind, "--json").stdout)
     assert stored["next"] == f"c2fdft train-coarse --recipe {task} --data {out}"

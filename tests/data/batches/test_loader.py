@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from c2fdft_cli.data.batches.batch import Batch, BatchMaker, border, turn
 from c2fdft_cli.data.batches.loader import PatchLoader
 from c2fdft_cli.data.batches.plan import PatchCycle, PatchPlan
-from c2fdft_cli.data.shards.format import Entry, Pixels, ShardHeader
+from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.data.synthesis.noise import NoiseModel

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from c2fdft_cli.data.images.formats import OUTPUT_FORMATS
 from c2fdft_cli.data.images.metadata import (
     Metadata,
     iptc_of,
@@ -169,7 +170,7 @@ def test_files_with_flipped_bytes_in_metadata_are_read_or_refused():
             read_picture(data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :])
 
 
-SUFFIXES = [".tif", ".jpg", ".png", ".webp"]
+SUFFIXES = [one.suffixes[0] for one in OUTPUT_FORMATS if "EXIF" not in one.dropped]
 
 
 def exif_tags(block):

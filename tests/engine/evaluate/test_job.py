@@ -16,7 +16,7 @@ import torch
 from c2fdft_cli.data.images.picture import Picture, write_picture
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
-from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
+from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics, lower_wins
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.engine.evaluate.weights import evaluate_weights
@@ -295,6 +295,7 @@ def test_metrics_are_columns(folders: tuple[Path, Path]) -> None:
     assert table_of(result)[0] == ["image", "PSNR", "SSIM", "GMSD", "HAARPSI", "MS_SSIM"]
     assert table_of(result)[1][0][-1] == "-"
     assert "lower is better" in describe_metric("gmsd")
+    assert [lower_wins(name) for name in ("gmsd", "fsim", "psnr")] == [True, False, False]
     assert tuple(find_metrics("all")) == FULL_SET
 
 

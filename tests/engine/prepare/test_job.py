@@ -20,7 +20,8 @@ from PIL import Image
 from c2fdft_cli.data.images import picture as picture_module
 from c2fdft_cli.data.images.picture import list_images, read_rgb8, save_rgb8
 from c2fdft_cli.data.layouts.pairs import FilePair
-from c2fdft_cli.data.shards.format import MAX_SIDE, Pixels
+from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.shards.format import MAX_SIDE
 from c2fdft_cli.data.shards.reader import ShardSet, verify
 from c2fdft_cli.engine.prepare import plan as plan_module
 from c2fdft_cli.engine.prepare import source as source_module

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.data.shards.format import Pixels
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.engine.prepare.options import Synthesis
 from c2fdft_cli.engine.prepare.source import DecodedImages, PairReader

@@ -26,7 +26,7 @@ from c2fdft_cli.errors import UsageError
         (Sampling, {"grid": (999,), "steps": 4}, "--grid cannot be combined"),
         (Sampling, {"grid": (999,), "spacing": "leading"}, "--grid cannot be combined"),
         (Sampling, {"spacing": "leading"}, "together with --steps"),
-        (Sampling, {"steps": 2, "spacing": "odd"}, "linspace, leading or trailing, got .odd."),
+        (Sampling, {"steps": 2, "spacing": "odd"}, "--spacing must be linspace, .*, got .odd."),
         (Sampling, {"eta": 1.5}, "--eta must be 0 to 1, got 1.5"),
         (Sampling, {"eta": float("nan")}, "--eta must be 0 to 1, got nan"),
         (Sampling, {"samples": 0}, "--samples must be 1 to 1000"),
