@@ -18,7 +18,8 @@ class RestorationModule(nn.Module):
 
     `Restorer.module` creates it. `.to(device)` moves it. The caller decides gradient mode and
     autocast. The whole image goes through the network at once: `Restorer` needs less memory, is
-    faster, and gives the same result except for rounding.
+    faster, and gives the same result except for rounding, if the recipe's `sampling.eta` is 0: this
+    module adds no noise between the sampling steps.
 
     Args:
         net: the network, which is copied.

@@ -166,7 +166,7 @@ class Restorer:
         self.device = runtime.device
         self.precision = runtime.precision
         self.task = checkpoint.task()
-        self._alpha_bar = checkpoint.alpha_bar()
+        self._alpha_bar, self._eta = checkpoint.alpha_bar(), checkpoint.eta()
         refuse_lost_image(self.grid, self._alpha_bar)
         self._net = checkpoint.network().to(runtime.device).requires_grad_(False)
         self._runtime, self._sampling, self._machine = runtime, sampling, machine
@@ -352,6 +352,7 @@ class Restorer:
                 self._alpha_bar,
                 self.grid,
                 self._runtime,
+                eta=self._eta,
                 seed=self._sampling.seed,
                 samples=samples,
                 transforms=transforms_for(self.task, self._sampling.self_ensemble),

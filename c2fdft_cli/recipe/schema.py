@@ -159,8 +159,8 @@ class Sampling(Section):
         steps: number of sampling steps.
         spacing: how their timesteps are spaced.
         grid: explicit timesteps, descending, instead of `steps` and `spacing`.
-        eta: amount of noise added in each step of validation, sweeps and `eval --weights`, 0 (none,
-            DDIM) to 1 (ancestral, DDPM). The fine loss has none; `restore` has `--eta`.
+        eta: amount of noise added in each step of validation, sweeps, `eval --weights` and
+            `restore`, 0 (none, DDIM) to 1 (ancestral, DDPM). The fine loss has none.
     """
 
     steps: Count = 4

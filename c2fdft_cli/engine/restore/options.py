@@ -89,9 +89,10 @@ class Sampling:
         parse=parse_grid,
         panel=SAMPLING,
     )
-    eta: float = setting(
-        0.0,
-        "Noise added in each step, none (DDIM) to full (ancestral, DDPM).",
+    eta: float | None = setting(
+        None,
+        "Noise added in each step, none (DDIM) to full (ancestral, DDPM) (default: the "
+        "checkpoint's).",
         metavar="X",
         low=0,
         high=1,

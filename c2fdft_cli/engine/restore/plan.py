@@ -129,7 +129,7 @@ def plan_restore(
     inputs = find_inputs(specs, stdin, skip=folder)
     items, renamed = plan_outputs(inputs, out, writing)
     chosen = {"draws": samples, "grid": grid, "precision": runtime.precision}
-    settings = _settings(sampling, machine, writing) | chosen
+    settings = {"eta": _eta(sampling, checkpoint)} | _settings(sampling, machine, writing) | chosen
     manifest = _manifest(out, folder, stdin, settings, found.path)
     # The items are divided among the processes before existing outputs are sorted out: processes
     # look at different times, so they might otherwise divide different lists.
@@ -215,7 +215,6 @@ def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -
 def _settings(sampling: Sampling, machine: Machine, writing: Writing) -> dict[str, object]:
     """Return the user's settings that decide the pixels of an output."""
     return {
-        "eta": sampling.eta,
         "seed": sampling.seed,
         "self_ensemble": sampling.self_ensemble,
         "temporal_noise": sampling.temporal_noise,
@@ -224,6 +223,11 @@ def _settings(sampling: Sampling, machine: Machine, writing: Writing) -> dict[st
         "bit_depth": writing.bit_depth,
         "crf": writing.crf,
     }
+
+
+def _eta(sampling: Sampling, checkpoint: Checkpoint) -> float:
+    """Return the noise to add in each step: as requested, otherwise the checkpoint's."""
+    return checkpoint.eta() if sampling.eta is None else sampling.eta
 
 
 def _executor(
@@ -246,7 +250,7 @@ def _executor(
         checkpoint.alpha_bar(),
         grid,
         runtime,
-        eta=sampling.eta,
+        eta=_eta(sampling, checkpoint),
         seed=sampling.seed,
         samples=samples,
         transforms=transforms,

@@ -55,7 +55,7 @@ class Subject:
             self.checkpoint.alpha_bar(),
             timesteps,
             self.runtime,
-            eta=self.recipe.sampling.eta,
+            eta=self.checkpoint.eta(),
             seed=seed,
             transforms=transforms_for(self.checkpoint.task(), self_ensemble),
         )

@@ -94,6 +94,11 @@ class Checkpoint:
         """Return the timesteps to sample at: the file's own, otherwise 4 with default spacing."""
         return self.meta.grid or time_grid(4, total=self.meta.diffusion.timesteps)
 
+    def eta(self) -> float:
+        """Return the noise that the sampler adds in each step, by the recipe; 0 without one."""
+        recipe = self.recipe([])
+        return 0.0 if recipe is None else recipe.sampling.eta
+
     def alpha_bar(self) -> Tensor:
         """Return alpha_bar_t of the file's noise schedule, `[T]` float32."""
         return alpha_bar_of_recipe(self.meta.diffusion)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import c2fdft_cli as c2fdft
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images import picture as pictures
 from c2fdft_cli.data.images.picture import list_images, read_picture
@@ -22,6 +23,7 @@ from c2fdft_cli.engine.restore import pictures as restore_pictures
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME
 from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.engine.sampling.subject import open_subject
 from c2fdft_cli.errors import (
     CheckpointError,
     DataError,
@@ -30,6 +32,7 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
+from c2fdft_cli.recipe.files import load_recipe
 from tests.kit.gpu import pretend_gpu
 from tests.kit.restore import (
     Request,
@@ -41,6 +44,7 @@ from tests.kit.restore import (
     save,
     write_checkpoint,
 )
+from tests.kit.weights import write_random
 
 GRID = (500, 100)
 
@@ -132,6 +136,21 @@ def test_ranks_share_a_folder(
         counts.append(len(run(options).images))
     assert counts == [3, 3]
     assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
+
+
+def test_eta_is_that_of_the_recipe_unless_another_is_requested(
+    options: Request, tmp_path: Path
+) -> None:
+    """Also for `eval --weights` and `load`, so that all of them compute the same."""
+    small = ["network.dim=8", "network.blocks=[1,1,1,1]", "sampling.eta=0.5"]
+    recipe = load_recipe("tiny", small)
+    weights = str(write_random(tmp_path / "eta.pt", recipe=recipe.to_dict()))
+    one = {"source": f"{options.source}/0.png", "weights": weights}
+    found = plan(options, **one).executor.restorer.eta
+    subject = open_subject(Path(weights), protocol=None, device="cpu", precision="fp32")
+    loaded = c2fdft.load(weights, device="cpu")._executor(1).restorer.eta
+    assert (found, subject.executor([500], 0).restorer.eta, loaded) == (0.5, 0.5, 0.5)
+    assert plan(options, **one, eta=0.0).executor.restorer.eta == 0.0
 
 
 def test_a_second_run_skips_existing_outputs(options: Request, tmp_path: Path) -> None:
