@@ -42,6 +42,8 @@ from c2fdft_cli.errors import CheckpointError
 MAX_FILE_BYTES = 8 << 30
 MAX_HEADER_BYTES = 32 << 20
 MAX_DIRECTORY_BYTES = 64 << 20
+_MAX_END_BYTES = 22 + 65535
+"""The last record of a zip archive with the longest comment that it can have."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 METADATA = "__metadata__"
 _DTYPES = {
@@ -244,8 +246,10 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
-    # The table of contents of an archive is at its end.
-    if not zipfile.is_zipfile(file):
+    # The table of contents of an archive is at its end, before a last record. `is_zipfile` is not
+    # used: in newer versions of Python it also returns False if that record is damaged.
+    file.seek(max(0, path.stat().st_size - _MAX_END_BYTES))
+    if b"PK\x05\x06" not in file.read():
         raise cut_short(path)
     # Checked before ZipFile reads the whole table.
     _check_directory(file)
