@@ -119,7 +119,7 @@ def _check_overrides(words: list[str], *, fine: bool) -> None:
     if word is None:
         return
     from c2fdft_cli.engine.weights.catalogue import read_catalogue
-    from c2fdft_cli.engine.weights.choose import WEIGHTS_SUFFIXES
+    from c2fdft_cli.engine.weights.identify import WEIGHTS_SUFFIXES
     from c2fdft_cli.recipe.files import recipe_names
 
     suffix, hint = Path(word).suffix.lower(), "an override has the form KEY=VALUE: coarse.lr=6e-4"

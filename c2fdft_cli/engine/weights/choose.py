@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from c2fdft_cli.engine.weights.catalogue import Entry, checked_file, read_catalogue
+from c2fdft_cli.engine.weights.identify import WEIGHTS_SUFFIXES
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.vocabulary import PACKAGED_TASKS, check_choice, did_you_mean, many
 
-WEIGHTS_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".safetensors"})
 DEFAULT_TASK = "derain"
 EQUAL = 0.1
 """Weights whose mean PSNR differs by at most this many dB count as equally good."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from c2fdft_cli.errors import CheckpointError
 
 HEAD_BYTES = 1024
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 SAVE_AGAIN = "its owner can save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
@@ -89,7 +90,7 @@ def other_archive(path: Path, names: list[str]) -> CheckpointError:
             "its owner can save the tensors alone: "
             "torch.save(torch.jit.load('model.pt').state_dict(), 'weights.pth')",
         )
-    inside = [name for name in names if name.endswith((".pt", ".pth", ".ckpt", ".safetensors"))]
+    inside = [name for name in names if name.endswith(WEIGHTS_SUFFIXES)]
     shown = ", ".join(f"{name:.60}" for name in (inside or names)[:3])
     more = ", ..." if len(inside or names) > 3 else ""
     hint = UNPACK if inside else OTHER
