@@ -201,6 +201,7 @@ class Restorer:
     def __call__(self, image: One, name: Names | None = None) -> One: ...
     @overload
     def __call__(self, image: list[One], name: Names | None = None) -> list[One]: ...
+    @usual_settings()
     def __call__(self, image: Any, name: Names | None = None) -> Any:
         """Restore an image, a batch or a list, and return the same type.
 
@@ -226,6 +227,7 @@ class Restorer:
         restored = [one.pack(torch.stack([next(frames)[0] for _ in one.values])) for one in images]
         return restored if isinstance(image, list | tuple) else restored[0]
 
+    @usual_settings()
     def uncertainty(
         self,
         image: Image,
@@ -325,7 +327,7 @@ class Restorer:
             by_size[tuple(frame.shape)].append(i)
         found: list[tuple[Tensor, Tensor | None]] = [(frame, None) for frame in frames]
         # The current GPU of the calling thread may be another one.
-        with usual_settings(), self._lock, self._runtime.on_device():
+        with self._lock, self._runtime.on_device():
             executor = self._executor(samples)
             for (_, height, width), members in by_size.items():
                 size = executor.batch_size(height, width)
@@ -337,7 +339,7 @@ class Restorer:
                         bool(done.image.isfinite().all()), self.weights, self.precision
                     )
                     for note in done.notes:
-                        warnings.warn(note, stacklevel=3)
+                        warnings.warn(note, stacklevel=4)
                     for k, i in enumerate(batch):
                         deviation = None if done.deviation is None else done.deviation[k]
                         found[i] = done.image[k], deviation

@@ -1,4 +1,4 @@
-"""Keep apart what a calling Python program has set in torch and what this package needs."""
+"""Keep apart what a calling program has set in torch and NumPy and what this package needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 
+import numpy as np
 import torch
 
 from c2fdft_cli.core.precision import remember_rounding
@@ -59,11 +60,11 @@ for _lock in (_process.lock, _seeding):
 
 @contextmanager
 def usual_settings() -> Iterator[None]:
-    """Run a block with torch's usual settings, whatever the calling program has set.
+    """Run a block with the usual settings of torch and NumPy, whatever the program has set.
 
     So results do not depend on the program, and it finds its own settings unchanged afterwards:
-    default dtype, default device, current GPU, gradient and inference mode, autocast, cuDNN, and
-    how float32 products are rounded.
+    default dtype, default device, current GPU, gradient and inference mode, autocast, cuDNN, how
+    float32 products are rounded, and which floating-point errors NumPy raises.
     """
     _use_one_thread_after_a_fork()
     with ExitStack() as stack:
@@ -78,6 +79,7 @@ def usual_settings() -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
 
 

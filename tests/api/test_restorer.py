@@ -482,11 +482,13 @@ def by_default(dtype: torch.dtype) -> Iterator[None]:
         lambda: torch.device("meta"),
         lambda: torch.autocast("cpu"),
         torch.inference_mode,
+        lambda: np.errstate(all="raise"),
     ],
-    ids=["float64", "bfloat16", "device", "autocast", "inference"],
+    ids=["float64", "bfloat16", "device", "autocast", "inference", "numpy"],
 )
 def test_settings_of_the_program_change_no_result(restorer, weights, setting):
     image = random_picture(24, 40).pixels
+    faint = np.full((8, 8, 3), 1e-300)  # underflows when it is converted to float32
     lq = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     expected = restorer(image), restorer.uncertainty(image, samples=2)
     by_module = restorer.module()(lq)
@@ -494,6 +496,8 @@ def test_settings_of_the_program_change_no_result(restorer, weights, setting):
         again = c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID)
         assert np.array_equal(again(image), expected[0])
         sampled = again.uncertainty(image, samples=2)
+        assert np.array_equal(again(faint), again(0 * faint))
+        again.uncertainty(faint, samples=2)
         module = again.module()
         assert torch.get_default_dtype() == torch.tensor(1.0).dtype
     assert np.array_equal(sampled.image, expected[1].image)

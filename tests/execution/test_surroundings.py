@@ -1,10 +1,11 @@
-"""What a program has set in torch changes nothing here, and is the same afterwards."""
+"""What a program has set in torch and NumPy changes nothing here, and is the same afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ def state() -> tuple[object, ...]:
         torch.is_autocast_enabled("cpu"),
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.enabled,
+        np.geterr(),
     )
 
 
@@ -36,6 +38,7 @@ def program() -> Iterator[None]:
         stack.enter_context(torch.device("meta"))
         stack.enter_context(torch.autocast("cpu"))
         stack.enter_context(torch.inference_mode())
+        stack.enter_context(np.errstate(all="raise"))
         yield
 
 
@@ -44,7 +47,8 @@ def test_settings_are_the_usual_ones_within_and_the_programs_afterwards() -> Non
     before = state()
     with usual_settings():
         usual = (torch.float32, torch.device("cpu"), True, False, False, "highest", True)
-        assert state() == usual
+        errors = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+        assert state() == (*usual, errors)
         assert torch.ones(1).dtype == torch.float32
     assert state() == before
     with pytest.raises(ValueError, match="no"), usual_settings():
