@@ -218,6 +218,7 @@ class Restorer:
 
         Raises:
             UsageError: not a supported image.
+            DataError: the file of a PIL image is damaged, or has been closed before it was read.
             ResourceError: the image does not fit into memory.
             GpuError: a kernel that was tried failed, and this process cannot use the GPU any more.
             CheckpointError: the network produced NaN or infinite values.
