@@ -45,7 +45,7 @@ from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.surroundings import usual_settings
-from c2fdft_cli.settings import check_type
+from c2fdft_cli.settings import check_type, shown
 from c2fdft_cli.vocabulary import many
 
 DEFAULT_NAME = "image"
@@ -112,7 +112,8 @@ def load(
     """
     check_type("weights", weights, str | Path | None)
     if grid is not None and not isinstance(grid, Iterable):
-        raise UsageError(f"grid must be descending timesteps such as (999, 500), got {grid!r}")
+        what = f"grid must be descending timesteps such as (999, 500), got {shown(grid)}"
+        raise UsageError(what)
     sampling = Sampling(
         weights=None if weights is None else name_or_path(weights),
         task=task,
