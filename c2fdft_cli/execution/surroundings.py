@@ -23,7 +23,7 @@ class _ProcessSettings:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.calls = 0
-        self._restore: list[Callable[[], None]] = []
+        self._restore: list[Callable[[], object]] = []
 
     def change(self) -> None:
         """Set torch's usual values, unless another call has done so."""
@@ -45,8 +45,16 @@ class _ProcessSettings:
         with self.lock:
             self.calls -= 1
             if not self.calls:
-                for one in self._restore:
+                # In reverse, because a setting may have been changed several times.
+                for one in reversed(self._restore):
                     one()
+
+    def change_one(self, change: Callable[[], object], restore: Callable[[], object]) -> None:
+        """Change a further setting, which `restore` sets to its present value."""
+        with self.lock:
+            if self.calls:
+                self._restore.append(restore)
+            change()
 
 
 _process = _ProcessSettings()
@@ -81,6 +89,16 @@ def usual_settings() -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
+
+
+def change_until_return(change: Callable[[], object], restore: Callable[[], object]) -> None:
+    """Change a setting until the program's call returns (`usual_settings`); otherwise for good.
+
+    Args:
+        change: changes it.
+        restore: sets it to its present value.
+    """
+    _process.change_one(change, restore)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from c2fdft_cli.execution.surroundings import seeded, usual_settings
+from c2fdft_cli.execution.surroundings import change_until_return, seeded, usual_settings
 
 
 def state() -> tuple[object, ...]:
@@ -69,6 +69,25 @@ def test_calls_that_overlap_restore_what_was_before_the_first() -> None:
     first.__exit__(None, None, None)
     assert torch.get_default_dtype() == torch.float64
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_a_setting_that_a_call_changes_is_restored_when_the_last_call_returns() -> None:
+    values = [0]
+
+    def change(new: int) -> None:
+        old = values[0]
+        change_until_return(lambda: values.__setitem__(0, new), lambda: values.__setitem__(0, old))
+
+    with usual_settings():
+        with usual_settings():
+            change(1)
+            change(2)
+        assert values == [2]
+    assert values == [0]
+    change(3)  # a command changes it for good
+    with usual_settings():
+        assert values == [3]
+    assert values == [3]
 
 
 def test_seeded_weights_leave_the_random_state_of_cpu_and_gpus(
