@@ -112,8 +112,7 @@ def load(
     """
     check_type("weights", weights, str | Path | None)
     if grid is not None and not isinstance(grid, Iterable):
-        what = f"grid must be descending timesteps such as (999, 500), got {shown(grid)}"
-        raise UsageError(what)
+        raise UsageError(f"grid must be descending timesteps such as (999, 500), got {shown(grid)}")
     sampling = Sampling(
         weights=None if weights is None else name_or_path(weights),
         task=task,
