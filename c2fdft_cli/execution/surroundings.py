@@ -23,12 +23,14 @@ class _ProcessSettings:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.calls = 0
+        self._of_thread = threading.local()
         self._restore: list[Callable[[], object]] = []
 
     def change(self) -> None:
         """Set torch's usual values, unless another call has done so."""
         with self.lock:
             self.calls += 1
+            self._of_thread.calls = self._calls_of_thread() + 1
             if self.calls > 1:
                 return
             self._restore = [
@@ -44,10 +46,8 @@ class _ProcessSettings:
         """Set the program's values again if this was the last call."""
         with self.lock:
             self.calls -= 1
-            if not self.calls:
-                # In reverse, because a setting may have been changed several times.
-                for one in reversed(self._restore):
-                    one()
+            self._of_thread.calls -= 1
+            self._restore_after_last()
 
     def change_one(self, change: Callable[[], object], restore: Callable[[], object]) -> None:
         """Change a further setting, which `restore` sets to its present value."""
@@ -55,6 +55,20 @@ class _ProcessSettings:
             if self.calls:
                 self._restore.append(restore)
             change()
+
+    def forget_other_threads(self) -> None:
+        """In a forked process, end the calls of the other threads, which do not exist there."""
+        self.calls = self._calls_of_thread()
+        self._restore_after_last()
+
+    def _calls_of_thread(self) -> int:
+        return getattr(self._of_thread, "calls", 0)
+
+    def _restore_after_last(self) -> None:
+        if not self.calls:
+            # In reverse, because a setting may have been changed several times.
+            while self._restore:
+                self._restore.pop()()
 
 
 _process = _ProcessSettings()
@@ -64,6 +78,8 @@ for _lock in (_process.lock, _seeding):
     os.register_at_fork(
         before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
     )
+
+os.register_at_fork(after_in_child=_process.forget_other_threads)
 
 
 @contextmanager

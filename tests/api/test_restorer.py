@@ -515,7 +515,7 @@ def test_a_forked_process_can_use_a_restorer_of_its_parent(weights, tmp_path):
     script.write_text(FORKS)
     done = python(script, weights, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "the same\n" * 4
+    assert done.stdout == "the same\n" * 5
 
 
 FORKS = """
@@ -525,6 +525,7 @@ import c2fdft_cli as c2fdft
 from c2fdft_cli.data.images.pillow import quiet_pillow
 from c2fdft_cli.execution import surroundings
 torch.set_num_threads(2)
+dtype = torch.float32
 restorer = c2fdft.load(sys.argv[1], device="cpu", precision="fp32")
 image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
 expected = restorer(image)
@@ -533,13 +534,24 @@ def child():
     if not os.fork():
         signal.alarm(60)
         with quiet_pillow(), surroundings.seeded(0):
-            print("the same" if (restorer(image) == expected).all() else "another", flush=True)
+            same = (restorer(image) == expected).all() and torch.get_default_dtype() == dtype
+            print("the same" if same else "another", flush=True)
         os._exit(0)
     assert os.wait()[1] == 0
 
 child()
 with restorer._lock:  # as if another thread were restoring
     child()
+def call():
+    with surroundings.usual_settings():
+        held.set()
+        done.wait()
+held, done = threading.Event(), threading.Event()
+torch.set_default_dtype(dtype := torch.float64)
+threading.Thread(target=call).start()
+held.wait()
+child()
+done.set()
 def hold(lock):
     with lock:
         held.set()

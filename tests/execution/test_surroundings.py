@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from c2fdft_cli.execution import surroundings
 from c2fdft_cli.execution.surroundings import change_until_return, seeded, usual_settings
 
 
@@ -69,6 +71,31 @@ def test_calls_that_overlap_restore_what_was_before_the_first() -> None:
     first.__exit__(None, None, None)
     assert torch.get_default_dtype() == torch.float64
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_a_forked_process_has_the_programs_settings_unless_it_is_within_a_call() -> None:
+    """A call of another thread never returns there."""
+
+    def in_fork() -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+        torch.set_default_dtype(torch.float64)
+        calls = surroundings._ProcessSettings()
+        thread = Thread(target=calls.change)
+        thread.start()
+        thread.join()
+        outside = torch.get_default_dtype()
+        calls.forget_other_threads()
+        restored = torch.get_default_dtype()
+        calls.change()
+        calls.forget_other_threads()
+        within = torch.get_default_dtype()
+        calls.restore()
+        assert torch.get_default_dtype() == torch.float64
+        return outside, restored, within
+
+    try:
+        assert in_fork() == (torch.float32, torch.float64, torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_setting_that_a_call_changes_is_restored_when_the_last_call_returns() -> None:
