@@ -288,7 +288,9 @@ class Restorer:
         Raises:
             PartialFailure: some inputs failed, or some existing outputs may differ from what this
                 call makes, such as with other settings; all other inputs are restored.
-            UsageError, DataError, ResourceError, Interrupted: as the command.
+            Interrupted: stopped by Ctrl-C, in place of KeyboardInterrupt, or by another signal;
+                finished files are kept.
+            UsageError, DataError, ResourceError: as the command.
         """
         check_type("out", out, str | Path)
         sources = texts("source", source)
