@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from c2fdft_cli.signals import install
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def main() -> None:
     """Run the command line."""
     install()  # before the imports, which take most of a short command's time
     open_closed_streams()
+    outlive_full_stderr()
     from c2fdft_cli.cli.app import app
 
     app()
@@ -30,6 +36,31 @@ def open_closed_streams() -> None:
             stream = open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
+
+
+class _Outlived(io.FileIO):
+    """A file that drops what it cannot store; only a pipe without a reader ends the program."""
+
+    def write(self, data: ReadableBuffer) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            # Python writes the same again when it exits; a second failure would change the code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            raise
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def outlive_full_stderr() -> None:
+    """Let progress and remarks be lost if standard error cannot be written, as on a full disk.
+
+    The results are elsewhere, so hours of work must not end because a log cannot grow.
+    """
+    if not isinstance(sys.stderr, io.TextIOWrapper):  # a notebook's
+        return
+    file = io.BufferedWriter(_Outlived(sys.stderr.fileno(), "wb", closefd=False))
+    sys.stderr = io.TextIOWrapper(file, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from c2fdft_cli.vocabulary import DEVICES, PRECISIONS, PROTOCOL_NAMES, check_cho
 
 _KEY = "setting"
 
+_MAX_SHOWN = 100
+"""Characters of a value that a message quotes; a path is rarely longer."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -130,7 +133,13 @@ def _plain(value: Any) -> Any:
 def check_type(name: str, value: object, hint: Any) -> None:
     """Raise UsageError if a value is not of a type such as `int` or `str | None`."""
     if not _is_of(value, hint):
-        raise UsageError(f"{name} must be {_in_words(hint)}, got {value!r}")
+        raise UsageError(f"{name} must be {_in_words(hint)}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return a value as it is quoted in a message: in one line, however long its repr is."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 _TYPES: dict[Any, tuple[type, str]] = {

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from c2fdft_cli.cli.options import takes_settings
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.settings import Setting, check_settings, option_name, setting, setting_of
+from c2fdft_cli.settings import Setting, check_settings, option_name, setting, setting_of, shown
 
 
 def parse_pair(text: str) -> tuple[int, int]:
@@ -139,3 +139,12 @@ def test_numbers_may_be_numpys():
     numbers = (wishes.quality, wishes.rate, *wishes.pair)  # converted to Python's
     assert [type(one) for one in numbers] == [int, float, int, int]
     assert Wishes(Path("here"), rate=1).rate == 1
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    ("a" * 98, repr("a" * 98)), ("a" * 99, f"'{'a' * 99}..."), (None, "None"),
+    (np.eye(2, dtype=int), "array([[1, 0], [0, 1]])"),
+])  # fmt: skip
+def test_a_message_quotes_any_value_in_one_line(value, text):
+    """A program may pass a whole network in place of its file."""
+    assert shown(value) == text

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.settings import shown
 
 
 def name_or_path(value: str | Path) -> str:
@@ -25,6 +26,6 @@ def texts(name: str, value: object) -> list[str]:
     found = []
     for one in several if isinstance(several, Iterable) else [value]:
         if not isinstance(one, str | Path):
-            raise UsageError(f"{name} must be a text or a Path, or several, got {one!r}")
+            raise UsageError(f"{name} must be a text or a Path, or several, got {shown(one)}")
         found.append(os.fspath(one))
     return found

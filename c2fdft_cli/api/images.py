@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from c2fdft_cli.data.images.picture import reading
 from c2fdft_cli.engine.restore.pictures import quantise
 from c2fdft_cli.errors import UsageError
 
@@ -62,7 +63,12 @@ class Unpacked:
 
 
 def unpack(image: Image) -> Unpacked:
-    """Convert an image of any supported type to a tensor; UsageError for anything else."""
+    """Convert an image of any supported type to a tensor.
+
+    Raises:
+        UsageError: anything else.
+        DataError: the file of a PIL image is damaged, or has been closed before it was read.
+    """
     if isinstance(image, Tensor):
         return _of_tensor(image)
     if isinstance(image, np.ndarray):
@@ -81,14 +87,22 @@ def as_list(images: Image | Sequence[Image]) -> list[Image]:
 
 
 def _of_tensor(image: Tensor) -> Unpacked:
+    if image.layout != torch.strided or image.is_meta or image.is_nested:
+        strided = "on the meta device" if image.is_meta else "that is nested"
+        kind = strided if image.layout == torch.strided else f"of the layout {image.layout}"
+        raise UsageError(f"a tensor must be dense and hold values, got one {kind}")
     batch = image[None] if image.dim() == 3 else image
     if batch.dim() != 4 or batch.shape[1] != 3 or not batch.numel():
-        raise UsageError(f"a tensor must be [n, 3, h, w] or [3, h, w], got {list(image.shape)}")
+        shape = list(image.shape)
+        hint = _hint(shape, {
+            (None, None, 3): "pass image.permute(2, 0, 1)",
+            (None, None, None, 3): "pass images.permute(0, 3, 1, 2)",
+            (1, None, None): "a grey image: pass image.expand(3, -1, -1)",
+            (None, 1, None, None): "grey images: pass images.expand(-1, 3, -1, -1)",
+        })  # fmt: skip
+        raise UsageError(f"a tensor must be [n, 3, h, w] or [3, h, w], got {shape}", hint=hint)
     if image.dtype != torch.uint8 and image.dtype not in _FLOATS:
         raise UsageError(f"a tensor must be uint8 or floating of 16 to 64 bits, got {image.dtype}")
-    if image.layout != torch.strided or image.is_meta:
-        kind = "on the meta device" if image.is_meta else f"of the layout {image.layout}"
-        raise UsageError(f"a tensor must be dense and hold values, got one {kind}")
     if image.is_floating_point():
         _check_scale(batch.abs().max().item(), batch.mean(dtype=torch.float32).item())
 
@@ -107,7 +121,14 @@ def _of_array(image: npt.NDArray[Any]) -> Unpacked:
     image = image.astype(image.dtype.newbyteorder("="), copy=False)
     grey, depth = image.ndim == 2, _DEPTHS.get(image.dtype)
     if not (grey or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
-        raise UsageError(f"an array must be [h, w, 3] or [h, w], got {list(image.shape)}")
+        shape = list(image.shape)
+        hint = _hint(shape, {
+            (3, None, None): "pass image.transpose(1, 2, 0)",
+            (None, None, 1): "pass image[..., 0]",
+            (None, None, 4): "pass image[..., :3], or a PIL image, whose alpha is kept",
+            (None, None, None, None): "pass several images as a list",
+        })  # fmt: skip
+        raise UsageError(f"an array must be [h, w, 3] or [h, w], got {shape}", hint=hint)
     if depth is None and not np.issubdtype(image.dtype, np.floating):
         raise UsageError(f"an array must be uint8, uint16 or floating, got {image.dtype}")
     if depth is None:  # before float64 is narrowed to float32 below
@@ -129,6 +150,13 @@ def _of_array(image: npt.NDArray[Any]) -> Unpacked:
 
 
 def _of_pil(image: PIL.Image.Image) -> Unpacked:
+    # bytes if the file was opened by a name in bytes
+    name = os.fsdecode(getattr(image, "filename", "") or "") or None
+    with reading(name):
+        try:
+            image.load()  # Pillow reads only the header of a file when it is opened
+        except AssertionError as error:  # the whole answer of Pillow to a closed file
+            raise ValueError("its file has been closed") from error
     mode = _MODES.get(image.mode, image.mode)
     if "transparency" in image.info:
         if mode == "I;16":
@@ -155,8 +183,16 @@ def _of_pil(image: PIL.Image.Image) -> Unpacked:
         out.info = {key: value for key, value in image.info.items() if key != "transparency"}
         return out
 
-    name = getattr(image, "filename", "") or ""  # bytes if the file was opened by a name in bytes
-    return Unpacked(inner.values, inner.white, pack, os.fsdecode(name) or None)
+    return Unpacked(inner.values, inner.white, pack, name)
+
+
+def _hint(shape: Sequence[int], hints: Mapping[tuple[int | None, ...], str]) -> str | None:
+    """Return the hint of the first pattern that a shape fits; None in a pattern fits any length."""
+    for pattern, hint in hints.items():
+        fits = (wanted in (None, side) for side, wanted in zip(shape, pattern, strict=False))
+        if len(pattern) == len(shape) and all(fits) and all(shape):
+            return hint
+    return None
 
 
 def _check_scale(largest: float, mean: float) -> None:

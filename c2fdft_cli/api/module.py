@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from c2fdft_cli.core.diffusion import conditioned, ddim_sample, gaussian, to_image
@@ -17,9 +18,12 @@ class RestorationModule(nn.Module):
     """Maps `lq` to the restored image, differentiable in `lq` and in the weights.
 
     `Restorer.module` creates it. `.to(device)` moves it. The caller decides gradient mode and
-    autocast. The whole image goes through the network at once: `Restorer` needs less memory, is
-    faster, and gives the same result except for rounding, if the recipe's `sampling.eta` is 0: this
-    module adds no noise between the sampling steps.
+    autocast; the weights stay float32. The whole image goes through the network at once: `Restorer`
+    needs less memory, is faster, and gives the same result except for rounding, if the recipe's
+    `sampling.eta` is 0: this module adds no noise between the sampling steps.
+
+    Its `state_dict()` holds only the weights, not the timesteps. `load` accepts a file of it, and
+    restores the same with `grid=module.grid`.
 
     Args:
         net: the network, which is copied.
@@ -40,18 +44,21 @@ class RestorationModule(nn.Module):
         """Restore a batch.
 
         Args:
-            lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
+            lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up. The values are not checked: in a
+                training, those from another network may leave this range.
 
         Returns:
             `[n, 3, h, w]` in [0, 1], of the same type and on the same device.
 
         Raises:
-            UsageError: `lq` is not a batch of floating images.
+            UsageError: `lq` is not a batch of floating images, or the weights are not float32.
         """
-        if lq.dim() != 4 or lq.shape[1] != 3 or not lq.numel() or not lq.is_floating_point():
+        _check_batch(lq)
+        dtype = self.net.output.weight.dtype
+        if dtype != torch.float32:
             raise UsageError(
-                f"the module takes floating tensors [n, 3, h, w], got {lq.dtype} {list(lq.shape)}",
-                hint="divide uint8 by 255",
+                f"the module's weights must be float32, got {dtype}",
+                hint="call float() on it; torch.autocast computes in half precision",
             )
         height, width = lq.shape[-2:]
         padded = pad_to_multiple(lq.float())
@@ -59,3 +66,12 @@ class RestorationModule(nn.Module):
         x_T = gaussian(padded.shape, sources, lq.device)
         x_0 = ddim_sample(conditioned(self.net, padded), x_T, self.grid, self._alpha_bar)
         return to_image(x_0)[..., :height, :width].to(lq.dtype)
+
+
+def _check_batch(lq: Tensor) -> None:
+    """Raise UsageError unless `lq` is a batch of floating images."""
+    what = "the module takes floating tensors [n, 3, h, w], got"
+    if not isinstance(lq, Tensor):
+        raise UsageError(f"{what} {type(lq)}", hint="images of other types are for Restorer")
+    if lq.dim() != 4 or lq.shape[1] != 3 or not lq.numel() or not lq.is_floating_point():
+        raise UsageError(f"{what} {lq.dtype} {list(lq.shape)}", hint="divide uint8 by 255")

@@ -46,7 +46,7 @@ from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.surroundings import usual_settings
-from c2fdft_cli.settings import check_type
+from c2fdft_cli.settings import check_type, shown
 from c2fdft_cli.vocabulary import many
 
 DEFAULT_NAME = "image"
@@ -113,7 +113,7 @@ def load(
     """
     check_type("weights", weights, str | Path | None)
     if grid is not None and not isinstance(grid, Iterable):
-        raise UsageError(f"grid must be descending timesteps such as (999, 500), got {grid!r}")
+        raise UsageError(f"grid must be descending timesteps such as (999, 500), got {shown(grid)}")
     sampling = Sampling(
         weights=None if weights is None else name_or_path(weights),
         task=task,
@@ -202,6 +202,7 @@ class Restorer:
     def __call__(self, image: One, name: Names | None = None) -> One: ...
     @overload
     def __call__(self, image: list[One], name: Names | None = None) -> list[One]: ...
+    @usual_settings()
     def __call__(self, image: Any, name: Names | None = None) -> Any:
         """Restore an image, a batch or a list, and return the same type.
 
@@ -218,6 +219,7 @@ class Restorer:
 
         Raises:
             UsageError: not a supported image.
+            DataError: the file of a PIL image is damaged, or has been closed before it was read.
             ResourceError: the image does not fit into memory.
             GpuError: a kernel that was tried failed, and this process cannot use the GPU any more.
             CheckpointError: the network produced NaN or infinite values.
@@ -227,6 +229,7 @@ class Restorer:
         restored = [one.pack(torch.stack([next(frames)[0] for _ in one.values])) for one in images]
         return restored if isinstance(image, list | tuple) else restored[0]
 
+    @usual_settings()
     def uncertainty(
         self,
         image: Image,
@@ -286,7 +289,9 @@ class Restorer:
         Raises:
             PartialFailure: some inputs failed, or some existing outputs may differ from what this
                 call makes, such as with other settings; all other inputs are restored.
-            UsageError, DataError, ResourceError, Interrupted: as the command.
+            Interrupted: stopped by Ctrl-C, in place of KeyboardInterrupt, or by another signal;
+                finished files are kept.
+            UsageError, DataError, ResourceError: as the command.
         """
         check_type("out", out, str | Path)
         sources = texts("source", source)
@@ -326,7 +331,7 @@ class Restorer:
             by_size[tuple(frame.shape)].append(i)
         found: list[tuple[Tensor, Tensor | None]] = [(frame, None) for frame in frames]
         # The current GPU of the calling thread may be another one.
-        with usual_settings(), self._lock, self._runtime.on_device():
+        with self._lock, self._runtime.on_device():
             executor = self._executor(samples)
             for (_, height, width), members in by_size.items():
                 size = executor.batch_size(height, width)
@@ -338,7 +343,7 @@ class Restorer:
                         bool(done.image.isfinite().all()), self.weights, self.precision
                     )
                     for note in done.notes:
-                        warnings.warn(note, stacklevel=3)
+                        warnings.warn(note, stacklevel=4)
                     for k, i in enumerate(batch):
                         deviation = None if done.deviation is None else done.deviation[k]
                         found[i] = done.image[k], deviation

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from c2fdft_cli.core.block import Block
 from c2fdft_cli.execution.cuda.cards import AMPERE
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.choose import are_tried
+from c2fdft_cli.execution.surroundings import change_until_return
 
 MUCH_WORK = 4_000_000_000
 """Pixels through the network from which a minute of compiling pays off on CUDA; an estimate."""
@@ -92,11 +94,22 @@ def compiles_strips(setting: str, runtime: Runtime, work: int) -> tuple[bool, st
         pays = False  # the hand-written kernels move fewer bytes than compiled code
     compiles, note = _decide(setting, runtime, pays)
     if compiles:
-        # What cannot be compiled runs eagerly, without pages of log output about the reasons;
-        # `functions_given_up` counts it.
-        torch._dynamo.config.suppress_errors = True
-        logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)
+        allow_failures()
     return compiles, note
+
+
+def allow_failures() -> None:
+    """Let strips that cannot be compiled run eagerly, without pages of log output about it.
+
+    `functions_given_up` counts them. Functions are compiled when they first meet a shape, so this
+    is needed in each call of a Python program, whose own settings are kept between its calls.
+    """
+    _allow_many_shapes()
+    _set_dynamo("suppress_errors", True)
+    logger = logging.getLogger("torch._dynamo")
+    if logger.level != logging.CRITICAL:
+        quiet, before = (partial(logger.setLevel, one) for one in (logging.CRITICAL, logger.level))
+        change_until_return(quiet, before)
 
 
 def _decide(setting: str, runtime: Runtime, pays: bool) -> tuple[bool, str | None]:
@@ -106,12 +119,25 @@ def _decide(setting: str, runtime: Runtime, pays: bool) -> tuple[bool, str | Non
     lacking = missing_compiler(runtime)
     if lacking:
         return False, f"torch.compile needs {lacking}: the network runs uncompiled"
-    # Let one function be compiled for many shapes; by default torch gives up after 8. Each width,
-    # patch size and remainder of micro-batches has its own graph; in strips each number of images
-    # in a batch, with and without halos. The name is that of torch 2.6, which later versions keep
-    # as an alias of `recompile_limit`.
-    torch._dynamo.config.cache_size_limit = MOST_GRAPHS
+    _allow_many_shapes()
     return True, None
+
+
+def _allow_many_shapes() -> None:
+    """Let one function be compiled for many shapes; by default torch gives up after 8.
+
+    Each width, patch size and remainder of micro-batches has its own graph; in strips each number
+    of images in a batch, with and without halos.
+    """
+    # The name is that of torch 2.6, which later versions keep as an alias of `recompile_limit`.
+    _set_dynamo("cache_size_limit", MOST_GRAPHS)
+
+
+def _set_dynamo(name: str, value: object) -> None:
+    config = torch._dynamo.config
+    if (before := getattr(config, name)) != value:
+        new, old = (partial(setattr, config, name, one) for one in (value, before))
+        change_until_return(new, old)
 
 
 def functions_given_up() -> int:

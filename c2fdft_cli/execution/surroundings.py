@@ -1,4 +1,4 @@
-"""Keep apart what a calling Python program has set in torch and what this package needs."""
+"""Keep apart what a calling program has set in torch and NumPy and what this package needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 
+import numpy as np
 import torch
 
 from c2fdft_cli.core.precision import remember_rounding
@@ -23,12 +24,14 @@ class _ProcessSettings:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.calls = 0
-        self._restore: list[Callable[[], None]] = []
+        self._of_thread = threading.local()
+        self._restore: list[Callable[[], object]] = []
 
     def change(self) -> None:
         """Set torch's usual values, unless another call has done so."""
         with self.lock:
             self.calls += 1
+            self._of_thread.calls = self._calls_of_thread() + 1
             if self.calls > 1:
                 return
             self._restore = [
@@ -44,9 +47,29 @@ class _ProcessSettings:
         """Set the program's values again if this was the last call."""
         with self.lock:
             self.calls -= 1
-            if not self.calls:
-                for one in self._restore:
-                    one()
+            self._of_thread.calls -= 1
+            self._restore_after_last()
+
+    def change_one(self, change: Callable[[], object], restore: Callable[[], object]) -> None:
+        """Change a further setting, which `restore` sets to its present value."""
+        with self.lock:
+            if self.calls:
+                self._restore.append(restore)
+            change()
+
+    def forget_other_threads(self) -> None:
+        """In a forked process, end the calls of the other threads, which do not exist there."""
+        self.calls = self._calls_of_thread()
+        self._restore_after_last()
+
+    def _calls_of_thread(self) -> int:
+        return getattr(self._of_thread, "calls", 0)
+
+    def _restore_after_last(self) -> None:
+        if not self.calls:
+            # In reverse, because a setting may have been changed several times.
+            while self._restore:
+                self._restore.pop()()
 
 
 _process = _ProcessSettings()
@@ -54,14 +77,16 @@ _seeding = threading.Lock()
 for _lock in (_process.lock, _seeding):
     hold_while_forking(_lock)
 
+os.register_at_fork(after_in_child=_process.forget_other_threads)
+
 
 @contextmanager
 def usual_settings() -> Iterator[None]:
-    """Run a block with torch's usual settings, whatever the calling program has set.
+    """Run a block with the usual settings of torch and NumPy, whatever the program has set.
 
     So results do not depend on the program, and it finds its own settings unchanged afterwards:
-    default dtype, default device, current GPU, gradient and inference mode, autocast, cuDNN, and
-    how float32 products are rounded.
+    default dtype, default device, current GPU, gradient and inference mode, autocast, cuDNN, how
+    float32 products are rounded, and which floating-point errors NumPy raises.
     """
     _use_one_thread_after_a_fork()
     with ExitStack() as stack:
@@ -76,7 +101,18 @@ def usual_settings() -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
+
+
+def change_until_return(change: Callable[[], object], restore: Callable[[], object]) -> None:
+    """Change a setting until the program's call returns (`usual_settings`); otherwise for good.
+
+    Args:
+        change: changes it.
+        restore: sets it to its present value.
+    """
+    _process.change_one(change, restore)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from c2fdft_cli.api.images import as_list, unpack
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.errors import DataError, UsageError
 from tests.kit.restore import random_picture
 
 IMAGES = [
@@ -96,6 +96,51 @@ def test_an_image_on_the_scale_of_diffusion_is_refused_and_a_noisy_black_one_is_
     assert "(image + 1) / 2" in caught.value.hint
     noise = np.random.default_rng(0).normal(0, 100 / 255, photo.shape)
     assert unpack(convert(noise)).lq.min() < 0
+
+
+@pytest.mark.parametrize(("image", "tries"), [
+    (np.zeros((3, 8, 9), np.uint8), "image.transpose(1, 2, 0)"),
+    (np.zeros((8, 9, 1), np.uint8), "image[..., 0]"),
+    (np.zeros((8, 9, 4), np.uint8), "image[..., :3]"),
+    (np.zeros((2, 8, 9, 3), np.uint8), "as a list"),
+    (torch.zeros(8, 9, 3), "image.permute(2, 0, 1)"),
+    (torch.zeros(2, 8, 9, 3), "images.permute(0, 3, 1, 2)"),
+    (torch.zeros(1, 8, 9), "image.expand(3, -1, -1)"),
+    (torch.zeros(2, 1, 8, 9), "images.expand(-1, 3, -1, -1)"),
+])  # fmt: skip
+def test_the_hint_on_a_shape_leads_to_one_that_is_accepted(image, tries):
+    with pytest.raises(UsageError, match="must be") as caught:
+        unpack(image)
+    assert tries in caught.value.hint
+    if tries.startswith("image"):
+        unpack(eval(tries, {"image": image, "images": image}))
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 2), (0, 9, 1), (8,), (1, 2, 3, 4, 5)])
+def test_a_shape_that_fits_no_kind_of_image_has_no_hint(shape):
+    with pytest.raises(UsageError, match=r"must be \[h, w, 3\]") as caught:
+        unpack(np.zeros(shape, np.uint8))
+    assert caught.value.hint is None
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(("layout", "says"), [(torch.strided, "nested"), (torch.jagged, "jagged")])
+def test_nested_tensors_are_refused(layout, says):
+    images = [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)]
+    with pytest.raises(UsageError, match=rf"must be dense and hold values, got one .*{says}"):
+        unpack(torch.nested.nested_tensor(images, layout=layout))
+
+
+def test_a_pil_image_whose_file_is_damaged_or_closed_is_an_error(tmp_path):
+    whole, half = tmp_path / "whole.png", tmp_path / "half.png"
+    PIL.Image.fromarray(random_picture(64, 64).pixels).save(whole)
+    half.write_bytes(whole.read_bytes()[:3000])
+    with PIL.Image.open(half) as image, pytest.raises(DataError, match=r"half\.png: cannot read"):
+        unpack(image)
+    with PIL.Image.open(whole) as image:
+        pass
+    with pytest.raises(DataError, match="cannot read the image: its file has been closed"):
+        unpack(image)
 
 
 def test_a_large_number_is_refused_in_one_line():

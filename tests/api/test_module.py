@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,9 +47,24 @@ def test_the_module_is_differentiable_and_can_be_copied(restorer):
 
 @pytest.mark.parametrize("lq", [
     torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8),
-    torch.zeros(1, 1, 8, 8),
+    torch.zeros(1, 1, 8, 8), np.zeros((1, 3, 8, 8), np.float32), None,
 ])  # fmt: skip
 def test_invalid_tensors_are_refused(restorer, lq):
     """Without the check, tensors of bytes would be returned as zeros and ones."""
     with pytest.raises(c2fdft.UsageError, match="the module takes floating tensors"):
         restorer.module()(lq)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_that_are_not_float32_are_refused(restorer, dtype):
+    module = restorer.module().to(dtype)
+    with pytest.raises(c2fdft.UsageError, match=rf"must be float32, got {dtype}"):
+        module(torch.zeros(1, 3, 8, 8, dtype=dtype))
+
+
+def test_a_file_of_its_state_restores_the_same_with_its_timesteps(restorer, tmp_path):
+    lq, module = (wave([1, 3, 16, 24], 0.37) + 1) / 2, restorer.module()
+    torch.save(module.state_dict(), tmp_path / "mine.pth")
+    settings = {"device": "cpu", "precision": "fp32"}
+    again = c2fdft.load(tmp_path / "mine.pth", grid=module.grid, **settings)
+    assert torch.equal(again(lq), restorer(lq))

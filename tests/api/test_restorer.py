@@ -482,11 +482,13 @@ def by_default(dtype: torch.dtype) -> Iterator[None]:
         lambda: torch.device("meta"),
         lambda: torch.autocast("cpu"),
         torch.inference_mode,
+        lambda: np.errstate(all="raise"),
     ],
-    ids=["float64", "bfloat16", "device", "autocast", "inference"],
+    ids=["float64", "bfloat16", "device", "autocast", "inference", "numpy"],
 )
 def test_settings_of_the_program_change_no_result(restorer, weights, setting):
     image = random_picture(24, 40).pixels
+    faint = np.full((8, 8, 3), 1e-300)  # underflows when it is converted to float32
     lq = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     expected = restorer(image), restorer.uncertainty(image, samples=2)
     by_module = restorer.module()(lq)
@@ -494,6 +496,8 @@ def test_settings_of_the_program_change_no_result(restorer, weights, setting):
         again = c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID)
         assert np.array_equal(again(image), expected[0])
         sampled = again.uncertainty(image, samples=2)
+        assert np.array_equal(again(faint), again(0 * faint))
+        again.uncertainty(faint, samples=2)
         module = again.module()
         assert torch.get_default_dtype() == torch.tensor(1.0).dtype
     assert np.array_equal(sampled.image, expected[1].image)
@@ -511,7 +515,7 @@ def test_a_forked_process_can_use_a_restorer_of_its_parent(weights, tmp_path):
     script.write_text(FORKS)
     done = python(script, weights, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "the same\n" * 4
+    assert done.stdout == "the same\n" * 5
 
 
 FORKS = """
@@ -521,6 +525,7 @@ import c2fdft_cli as c2fdft
 from c2fdft_cli.data.images.pillow import quiet_pillow
 from c2fdft_cli.execution import surroundings
 torch.set_num_threads(2)
+dtype = torch.float32
 restorer = c2fdft.load(sys.argv[1], device="cpu", precision="fp32")
 image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
 expected = restorer(image)
@@ -529,13 +534,24 @@ def child():
     if not os.fork():
         signal.alarm(60)
         with quiet_pillow(), surroundings.seeded(0):
-            print("the same" if (restorer(image) == expected).all() else "another", flush=True)
+            same = (restorer(image) == expected).all() and torch.get_default_dtype() == dtype
+            print("the same" if same else "another", flush=True)
         os._exit(0)
     assert os.wait()[1] == 0
 
 child()
 with restorer._lock:  # as if another thread were restoring
     child()
+def call():
+    with surroundings.usual_settings():
+        held.set()
+        done.wait()
+held, done = threading.Event(), threading.Event()
+torch.set_default_dtype(dtype := torch.float64)
+threading.Thread(target=call).start()
+held.wait()
+child()
+done.set()
 def hold(lock):
     with lock:
         held.set()

@@ -308,6 +308,32 @@ def test_an_error_keeps_its_exit_code_if_stdout_is_full():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize(("source", "code"), [("input", 0), ("nowhere", 3)])
+def test_a_full_disk_under_stderr_costs_only_the_progress(tmp_path, pairs, source, code):
+    """The log of an unattended command may be on a full disk, its outputs on another one."""
+    line = [sys.executable, "-m", "c2fdft_cli", "prepare", pairs / source, "--synthesize", "noise"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*line, "--out", "shards", "--json"],
+            stdout=subprocess.PIPE, stderr=full, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert done.returncode == code
+    assert ("error" in json.loads(done.stdout)) is bool(code)
+    assert (tmp_path / "shards").exists() is (code == 0)
+
+
+@pytest.mark.slow
+def test_a_reader_of_stderr_that_has_gone_ends_the_command(tmp_path, pairs):
+    reads, writes = os.pipe()
+    os.close(reads)
+    line = [sys.executable, "-m", "c2fdft_cli", "prepare", pairs, "--out", tmp_path / "shards"]
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=writes, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_are_harmless(tmp_path, pairs, closed):
     """Some services close them; output must neither fail nor end up in the next file opened."""

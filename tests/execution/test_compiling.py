@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from c2fdft_cli.execution import compiling
 from c2fdft_cli.execution.compiling import (
     MOST_GRAPHS,
     MUCH_WORK,
+    allow_failures,
     compile_in_place,
     compiles_strips,
     functions_given_up,
@@ -23,6 +25,7 @@ from c2fdft_cli.execution.compiling import (
     uncompiled,
 )
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.surroundings import usual_settings
 
 CPU, CUDA = Runtime(torch.device("cpu")), Runtime(torch.device("cuda"))
 
@@ -44,8 +47,11 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(compiling, "shutil", SimpleNamespace(which=find))
     monkeypatch.setattr(compiling, "importlib", SimpleNamespace(util=util))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    logger = logging.getLogger("torch._dynamo")
+    level = logger.level
     with torch._dynamo.config.patch(suppress_errors=False, **dict.fromkeys(LIMITS, 8)):
         yield there
+    logger.setLevel(level)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +73,24 @@ def test_restoring_compiles_if_requested_or_worthwhile(
     assert torch._dynamo.config.suppress_errors is compiled
     limits = {getattr(torch._dynamo.config, name) for name in LIMITS}
     assert limits == {MOST_GRAPHS if compiled else 8}
+
+
+def test_settings_of_torch_compile_last_as_long_as_a_programs_call() -> None:
+    def now() -> tuple[object, ...]:
+        config, logger = torch._dynamo.config, logging.getLogger("torch._dynamo")
+        return (config.suppress_errors, *(getattr(config, one) for one in LIMITS), logger.level)
+
+    before = now()
+    changed = (True, *(MOST_GRAPHS for _ in LIMITS), logging.CRITICAL)
+    with usual_settings():
+        assert compiles_strips("on", CPU, 1) == (True, None)
+        assert now() == changed
+    assert now() == before
+    with usual_settings():
+        allow_failures()
+        allow_failures()
+        assert now() == changed
+    assert now() == before
 
 
 def test_with_our_own_kernels_nothing_is_compiled_unless_requested(

@@ -1,15 +1,18 @@
-"""What a program has set in torch changes nothing here, and is the same afterwards."""
+"""What a program has set in torch and NumPy changes nothing here, and is the same afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from c2fdft_cli.execution.surroundings import seeded, usual_settings
+from c2fdft_cli.execution import surroundings
+from c2fdft_cli.execution.surroundings import change_until_return, seeded, usual_settings
 
 
 def state() -> tuple[object, ...]:
@@ -21,6 +24,7 @@ def state() -> tuple[object, ...]:
         torch.is_autocast_enabled("cpu"),
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.enabled,
+        np.geterr(),
     )
 
 
@@ -36,6 +40,7 @@ def program() -> Iterator[None]:
         stack.enter_context(torch.device("meta"))
         stack.enter_context(torch.autocast("cpu"))
         stack.enter_context(torch.inference_mode())
+        stack.enter_context(np.errstate(all="raise"))
         yield
 
 
@@ -44,7 +49,8 @@ def test_settings_are_the_usual_ones_within_and_the_programs_afterwards() -> Non
     before = state()
     with usual_settings():
         usual = (torch.float32, torch.device("cpu"), True, False, False, "highest", True)
-        assert state() == usual
+        errors = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+        assert state() == (*usual, errors)
         assert torch.ones(1).dtype == torch.float32
     assert state() == before
     with pytest.raises(ValueError, match="no"), usual_settings():
@@ -65,6 +71,50 @@ def test_calls_that_overlap_restore_what_was_before_the_first() -> None:
     first.__exit__(None, None, None)
     assert torch.get_default_dtype() == torch.float64
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_a_forked_process_has_the_programs_settings_unless_it_is_within_a_call() -> None:
+    """A call of another thread never returns there."""
+
+    def in_fork() -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+        torch.set_default_dtype(torch.float64)
+        calls = surroundings._ProcessSettings()
+        thread = Thread(target=calls.change)
+        thread.start()
+        thread.join()
+        outside = torch.get_default_dtype()
+        calls.forget_other_threads()
+        restored = torch.get_default_dtype()
+        calls.change()
+        calls.forget_other_threads()
+        within = torch.get_default_dtype()
+        calls.restore()
+        assert torch.get_default_dtype() == torch.float64
+        return outside, restored, within
+
+    try:
+        assert in_fork() == (torch.float32, torch.float64, torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_setting_that_a_call_changes_is_restored_when_the_last_call_returns() -> None:
+    values = [0]
+
+    def change(new: int) -> None:
+        old = values[0]
+        change_until_return(lambda: values.__setitem__(0, new), lambda: values.__setitem__(0, old))
+
+    with usual_settings():
+        with usual_settings():
+            change(1)
+            change(2)
+        assert values == [2]
+    assert values == [0]
+    change(3)  # a command changes it for good
+    with usual_settings():
+        assert values == [3]
+    assert values == [3]
 
 
 def test_seeded_weights_leave_the_random_state_of_cpu_and_gpus(

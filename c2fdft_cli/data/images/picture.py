@@ -134,7 +134,7 @@ def read_picture(source: str | Path | bytes, *, frame: int = 0) -> Picture:
         ResourceError: out of memory.
     """
     where = None if isinstance(source, bytes) else Path(source)
-    with _reading(where):
+    with reading(where):
         data = source if isinstance(source, bytes) else _read_bytes(Path(source))
         suffix = "" if where is None else where.suffix.lower()
         kind = file_format(data[:HEAD_BYTES], suffix)
@@ -174,14 +174,14 @@ class FrameReader:
 
     def __init__(self, path: Path) -> None:
         self._path, suffix = path, path.suffix.lower()
-        with _reading(path):
+        with reading(path):
             self._data = _read_bytes(path)
             self._kind = file_format(self._data[:HEAD_BYTES], suffix)
             self._opened = OpenFrames(self._data, self._kind)
 
     def read(self, frame: int) -> Picture:
         """Read a frame, counted from 0; raises DataError as `read_picture` does."""
-        with _reading(self._path):
+        with reading(self._path):
             found = (
                 decode_png(self._data, frame, self._opened)
                 if self._kind == "PNG"
@@ -192,7 +192,7 @@ class FrameReader:
 
 def decodes_in_order(path: Path) -> bool:
     """Whether each frame of a file builds on those before it; raises DataError."""
-    with _reading(path), _open(path) as file:
+    with reading(path), _open(path) as file:
         return file_format(file.read(HEAD_BYTES), path.suffix.lower()) in IN_ORDER
 
 
@@ -207,7 +207,7 @@ def read_rgb8(path: str | Path) -> npt.NDArray[np.uint8]:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read (height, width) of the upright picture from the headers alone; raises DataError."""
-    with _reading(Path(path)), _open(Path(path)) as file:
+    with reading(Path(path)), _open(Path(path)) as file:
         width, height, orientation = stored_size(file, Path(path).suffix.lower())
     return (width, height) if orientation >= 5 else (height, width)
 
@@ -218,9 +218,9 @@ def frame_count(source: str | Path | bytes) -> int:
     source: a path, or a file's bytes.
     """
     if isinstance(source, bytes):
-        with _reading(None):
+        with reading(None):
             return count_frames(io.BytesIO(source))
-    with _reading(Path(source)), _open(Path(source)) as file:
+    with reading(Path(source)), _open(Path(source)) as file:
         return count_frames(file, Path(source).suffix.lower())
 
 
@@ -293,7 +293,7 @@ def _walk(folder: Path, recursive: bool, seen: set[Path]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _reading(where: Path | None) -> Iterator[None]:
+def reading(where: str | Path | None) -> Iterator[None]:
     """Turn whatever the decoders raise for a damaged file into an error of one line."""
     try:
         yield

@@ -13,7 +13,7 @@ from c2fdft_cli.core.network import padded_side
 from c2fdft_cli.engine.sampling.ensemble import mean_and_deviation
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.execution.compiling import functions_given_up
+from c2fdft_cli.execution.compiling import allow_failures, functions_given_up
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
 from c2fdft_cli.execution.memory import free_bytes, is_out_of_memory, release_cached_memory
@@ -194,7 +194,10 @@ class Executor:
 
         # Set for every batch, because executors may share the network.
         self._strips.watch = watch
-        given_up = functions_given_up() if self._strips.compiled else 0
+        given_up = 0
+        if self._strips.compiled:
+            allow_failures()
+            given_up = functions_given_up()
         image, deviation = mean_and_deviation(sample, lq, self._samples, self._transforms)
         if self._strips.compiled and functions_given_up() > given_up:
             notes.setdefault("torch.compile gave up on a part of the network: it runs uncompiled")
