@@ -57,7 +57,8 @@ def outlive_full_stderr() -> None:
 
     The results are elsewhere, so hours of work must not end because a log cannot grow.
     """
-    if not isinstance(sys.stderr, io.TextIOWrapper):  # a notebook's
+    # Not that of a notebook, nor a terminal, which is never full (on Windows it is no plain file).
+    if not isinstance(sys.stderr, io.TextIOWrapper) or sys.stderr.isatty():
         return
     file = io.BufferedWriter(_Outlived(sys.stderr.fileno(), "wb", closefd=False))
     sys.stderr = io.TextIOWrapper(file, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)

@@ -77,7 +77,8 @@ _seeding = threading.Lock()
 for _lock in (_process.lock, _seeding):
     hold_while_forking(_lock)
 
-os.register_at_fork(after_in_child=_process.forget_other_threads)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_process.forget_other_threads)
 
 
 @contextmanager
