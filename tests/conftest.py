@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from tests.kit.formula import fill, picture
 from tests.kit.sharing import check_data, made_once
 
 NUMBERS = Path(__file__).parent / "numbers"
+
+# the faults are made with forks and signals that Windows does not have
+collect_ignore = ["faults"] if sys.platform == "win32" else []
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel: one thread each,
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # in the processes they start too

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import re
-import struct
 import sys
-import termios
 from collections.abc import Generator
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.progress import Job, Meter
 from tests.kit.formula import picture
-from tests.kit.terminal import in_terminal
+from tests.kit.terminal import in_terminal, open_terminal
 
 terminals = pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
 
@@ -240,8 +237,7 @@ def test_lines_break_between_words(tmp_path: Path, words: tuple[str, ...]) -> No
 def test_a_line_is_folded_to_the_width_of_a_terminal(
     columns: int, line: str, shown: str | None
 ) -> None:
-    master, end = os.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    master, end = open_terminal(columns)
     with os.fdopen(master, "rb"), os.fdopen(end, "w") as terminal:
         assert console.folded(line, terminal) == (shown or line)
     assert console.folded(line, io.StringIO()) == line

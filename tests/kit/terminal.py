@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
+
+import pytest
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -22,8 +22,7 @@ def in_terminal(
     Returns:
         The exit code, and the output without colours and cursor movements.
     """
-    terminal, end = os.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 60, columns, 0, 0))
+    terminal, end = open_terminal(columns)
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
     said = b""
     with subprocess.Popen(
@@ -36,6 +35,14 @@ def in_terminal(
             said += found
     os.close(terminal)
     return process.returncode, _CONTROL.sub("", said.decode()).replace("\r\n", "\n")
+
+
+def open_terminal(columns: int) -> tuple[int, int]:
+    """Return both ends of a terminal of 60 rows; skip the test on Windows, which has no such."""
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    terminal, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 60, columns, 0, 0))
+    return terminal, end
 
 
 def _read(terminal: int) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import resource
 import tracemalloc
 import zipfile
 
@@ -315,6 +314,7 @@ def test_any_other_error_of_a_save_is_raised_and_keeps_the_old_file(tmp_path, mo
 
 def test_an_error_of_the_disk_is_one_line(tmp_path):
     """torch would replace the error of the write by a different one."""
+    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
