@@ -347,6 +347,19 @@ def test_closed_standard_streams_are_harmless(tmp_path, pairs, closed):
     assert run("prepare", "--verify", tmp_path / "shards").exit_code == 0
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stderr(closed):
+    code = """
+from c2fdft_cli import __main__
+from c2fdft_cli.cli import app
+app.app = lambda: print(open(__main__.__file__).fileno())
+__main__.main()
+"""
+    line = f'"$0" -c "$1" {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable, code], capture_output=True, check=True)
+    assert int(done.stdout) > 2
+
+
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("latin-1", rb"\u96e8.yaml"), ("utf-8", "雨.yaml".encode())]
 )
