@@ -361,12 +361,18 @@ __main__.main()
 
 
 @pytest.mark.parametrize(
-    ("encoding", "shown"), [("latin-1", rb"\u96e8.yaml"), ("utf-8", "雨.yaml".encode())]
+    ("encoding", "name", "shown"),
+    [
+        ("latin-1", "雨.yaml".encode(), rb"\u96e8.yaml"),
+        ("utf-8", "雨.yaml".encode(), "雨.yaml".encode()),
+        ("euc_jp", b"\xff.yaml", b"\xff.yaml"),
+        ("utf-8", b"\xff.yaml", b"\xff.yaml"),
+    ],
 )
-def test_a_name_is_printed_in_any_encoding(tmp_path, encoding, shown):
+def test_a_name_is_printed_in_any_encoding(tmp_path, encoding, name, shown):
     """The encoding of a pipe on Windows, or in an old locale, lacks most characters."""
     done = subprocess.run(
-        [sys.executable, "-m", "c2fdft_cli", "recipes", "copy", "tiny", "雨.yaml"],
+        [sys.executable, "-m", "c2fdft_cli", "recipes", "copy", "tiny", name],
         capture_output=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"},
