@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the command line."""
     install()  # before the imports, which take most of a short command's time
+    outlive_full_stderr()  # first: it would close the null device that is opened next
     open_closed_streams()
-    outlive_full_stderr()
     from c2fdft_cli.cli.app import app
 
     app()

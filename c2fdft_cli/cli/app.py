@@ -90,12 +90,19 @@ def _require_current_folder() -> None:
 def _print_any_name() -> None:
     """Let standard output print every file name, whatever its encoding.
 
-    Names that are not UTF-8 pass through as their bytes. Other encodings, such as those of pipes on
-    Windows, have few characters: all others are printed as `\\u96e8`.
+    Bytes of a name that are no characters pass through. Characters that the encoding lacks (that of
+    a pipe on Windows lacks most) are printed as `\\u96e8`.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
-        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
+        codecs.register_error("any_name", _encode_any)
+        sys.stdout.reconfigure(errors="any_name")
+
+
+def _encode_any(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 def _expand_home(word: str) -> str:

@@ -232,11 +232,14 @@ def _read_extended(path: Path) -> list[Values]:
 
 def _merge(layers: Iterable[Values], overrides: Iterable[str]) -> Values:
     """Merge the values of all layers and then of the `key=value` overrides; the last one wins."""
+    # The overrides are one layer: a degradation would otherwise remove its own settings if these
+    # are given before it.
+    return _stacked([*layers, _stacked(map(_read_override, overrides))])
+
+
+def _stacked(layers: Iterable[Values]) -> Values:
     merged: Values = {}
-    changes = list(map(_read_override, overrides))
-    # A degradation and its settings belong together, in whichever order they are given.
-    changes.sort(key=lambda change: set(_section(change, "data")) != {"synthesize"})
-    for layer in [*layers, *changes]:
+    for layer in layers:
         merged = _laid_over(_without_superseded(merged, layer), layer)
     return merged
 

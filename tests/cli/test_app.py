@@ -347,13 +347,32 @@ def test_closed_standard_streams_are_harmless(tmp_path, pairs, closed):
     assert run("prepare", "--verify", tmp_path / "shards").exit_code == 0
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stderr(closed):
+    code = """
+from c2fdft_cli import __main__
+from c2fdft_cli.cli import app
+app.app = lambda: print(open(__main__.__file__).fileno())
+__main__.main()
+"""
+    line = f'"$0" -c "$1" {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable, code], capture_output=True, check=True)
+    assert int(done.stdout) > 2
+
+
 @pytest.mark.parametrize(
-    ("encoding", "shown"), [("latin-1", rb"\u96e8.yaml"), ("utf-8", "雨.yaml".encode())]
+    ("encoding", "name", "shown"),
+    [
+        ("latin-1", "雨.yaml".encode(), rb"\u96e8.yaml"),
+        ("utf-8", "雨.yaml".encode(), "雨.yaml".encode()),
+        ("euc_jp", b"\xff.yaml", b"\xff.yaml"),
+        ("utf-8", b"\xff.yaml", b"\xff.yaml"),
+    ],
 )
-def test_a_name_is_printed_in_any_encoding(tmp_path, encoding, shown):
+def test_a_name_is_printed_in_any_encoding(tmp_path, encoding, name, shown):
     """The encoding of a pipe on Windows, or in an old locale, lacks most characters."""
     done = subprocess.run(
-        [sys.executable, "-m", "c2fdft_cli", "recipes", "copy", "tiny", "雨.yaml"],
+        [sys.executable, "-m", "c2fdft_cli", "recipes", "copy", "tiny", name],
         capture_output=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"},

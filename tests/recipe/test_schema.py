@@ -143,9 +143,10 @@ def test_another_degradation_replaces_the_settings_of_the_former(tmp_path, chang
 
 
 def test_a_degradation_and_its_settings_may_be_given_in_any_order():
-    given = ["data.synthesis.size=9", "data.synthesize=blur"]
-    for overrides in (given, given[::-1]):
-        assert load_recipe("denoise-small", overrides).data.synthesis == {"size": 9}
+    size = "data.synthesis.size=9"
+    for blur in ("data.synthesize=blur", "data={synthesize: blur, workers: 0}"):
+        for overrides in ([size, blur], [blur, size]):
+            assert load_recipe("denoise-small", overrides).data.synthesis == {"size": 9}
     assert load_recipe("denoise-small", ["data.synthesize=blur"]).data.synthesis == {}
 
 

@@ -195,7 +195,8 @@ class _Files:
 def _derived_name(cell: str) -> str:
     """Return the degraded path without its suffix, or its last part if the path is not safe."""
     name = PurePosixPath(cell.replace("\\", "/")).with_suffix("").as_posix()
-    return name if _is_safe(name) else PurePosixPath(name).name
+    # the last part of a:b is b, also where a colon is a part of a file's name
+    return name if _is_safe(name) else PureWindowsPath(PurePosixPath(name).name).name
 
 
 def _is_safe(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def test_paths_are_relative_to_the_list_or_absolute(folder):
     (b, b_lq, _), (c, c_lq, c_gt) = read_pairs_csv(folder / "sub/list.csv")
     assert (b, b_lq.resolve()) == ("b", folder / "b.png")
     assert (c, c_lq, c_gt) == ("c", folder / "c.png", folder / "sub/a.png")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there c: is a drive")
+def test_a_name_that_begins_as_a_drive_does_is_usable_elsewhere(folder):
+    (folder / "c:1.png").write_bytes(b"")
+    assert names(folder, "c:1.png,b.png\n") == ["1"]
 
 
 @pytest.mark.parametrize(
