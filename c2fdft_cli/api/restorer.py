@@ -109,7 +109,6 @@ def load(
     Raises:
         UsageError: invalid values, or arguments that cannot be combined.
         CheckpointError: no such weights, or a file that is not a checkpoint.
-        RecipeError: the checkpoint's recipe cannot be used, as one of another version may be.
         ResourceError: the device is not available.
     """
     check_type("weights", weights, str | Path | None)

@@ -162,7 +162,13 @@ def sample_labels(pairs: Sequence[str]) -> dict[str, str]:
         pair: PurePosixPath(pair).name if counts[PurePosixPath(pair).name] == 1 else pair
         for pair in pairs
     }
+    labels = {pair: _label(name) for pair, name in names.items()}
+    uses = Counter(labels.values())
     return {
-        pair: _NOT_ALLOWED.sub("_", name).encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
-        for pair, name in names.items()
+        pair: label if uses[label] == 1 else _label(f"{number}-{names[pair]}")
+        for number, (pair, label) in enumerate(labels.items())
     }
+
+
+def _label(name: str) -> str:
+    return _NOT_ALLOWED.sub("_", name).encode()[:MAX_LABEL_BYTES].decode(errors="ignore")

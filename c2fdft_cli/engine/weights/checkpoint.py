@@ -95,9 +95,11 @@ class Checkpoint:
         return self.meta.grid or time_grid(4, total=self.meta.diffusion.timesteps)
 
     def eta(self) -> float:
-        """Return the noise that the sampler adds in each step, by the recipe; 0 without one."""
-        recipe = self.recipe([])
-        return 0.0 if recipe is None else recipe.sampling.eta
+        """Return the noise that the sampler adds in each step; 0 if the file does not state it."""
+        sampling = (self.meta.recipe or {}).get("sampling")
+        eta = sampling.get("eta") if isinstance(sampling, dict) else None
+        known = isinstance(eta, int | float) and not isinstance(eta, bool) and 0 <= eta <= 1
+        return float(eta) if known else 0.0
 
     def alpha_bar(self) -> Tensor:
         """Return alpha_bar_t of the file's noise schedule, `[T]` float32."""

@@ -234,6 +234,7 @@ def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path, shard_folder, mo
 def test_file_names_of_samples_are_unique_and_short(tmp_path):
     assert sample_labels(["val/0001", "val/0002"]) == {"val/0001": "0001", "val/0002": "0002"}
     assert sample_labels(["C:a/1", "d/1"]) == {"C:a/1": "C_a_1", "d/1": "d_1"}  # not a drive
+    assert sample_labels(["a?", "a:"]) == {"a?": "0-a_", "a:": "1-a_"}
     # of the character at the limit of 240 bytes, only the first two bytes would fit
     long, scenes = "a" + "雨" * 81, ["a/1", "b/1"]
     for names, begin in (([long], ["a" + "雨" * 79]), (scenes, ["val_a_1", "val_b_1"])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -51,6 +52,26 @@ def test_a_checkpoint_is_read_back_as_saved(saved):
     x, t = wave([1, 6, 16, 16], 0.2), torch.tensor([5.0])
     with torch.inference_mode():
         assert torch.equal(checkpoint.network()(x, t), net(x, t))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "eta"),
+    [
+        (None, 0.0),
+        ({}, 0.0),
+        ({"sampling": {"steps": 4}}, 0.0),
+        ({"sampling": {"eta": 0.5}, "of a later version": 1}, 0.5),
+        ({"sampling": {"eta": 1}}, 1.0),
+        ({"sampling": {"eta": 2}}, 0.0),
+        ({"sampling": {"eta": True}}, 0.0),
+        ({"sampling": {"eta": math.nan}}, 0.0),
+        ({"sampling": "eta"}, 0.0),
+    ],
+)
+def test_eta_is_that_of_the_recipe_even_if_this_version_cannot_read_it(saved, recipe, eta):
+    checkpoint = load_checkpoint(saved[0])
+    checkpoint.meta.recipe = recipe
+    assert checkpoint.eta() == eta
 
 
 def test_a_checkpoint_has_the_keys_of_an_official_one(saved):
