@@ -98,8 +98,9 @@ class Checkpoint:
         """Return the noise that the sampler adds in each step; 0 if the file does not state it."""
         sampling = (self.meta.recipe or {}).get("sampling")
         eta = sampling.get("eta") if isinstance(sampling, dict) else None
-        known = isinstance(eta, int | float) and not isinstance(eta, bool) and 0 <= eta <= 1
-        return float(eta) if known else 0.0
+        if isinstance(eta, bool) or not isinstance(eta, int | float):
+            return 0.0
+        return float(eta) if 0 <= eta <= 1 else 0.0
 
     def alpha_bar(self) -> Tensor:
         """Return alpha_bar_t of the file's noise schedule, `[T]` float32."""
