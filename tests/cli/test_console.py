@@ -20,8 +20,6 @@ from c2fdft_cli.progress import Job, Meter
 from tests.kit.formula import picture
 from tests.kit.terminal import in_terminal, open_terminal
 
-terminals = pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
-
 
 def work(meter: Meter) -> Generator[int, None, str]:
     for number in (1, 2):
@@ -93,7 +91,6 @@ def test_loading_is_shown_in_a_terminal(
 
 
 @pytest.mark.slow
-@terminals
 @pytest.mark.parametrize(
     "environment",
     [
@@ -193,7 +190,6 @@ def iter_of(event: str) -> Generator[str, None, None]:
 
 
 @pytest.mark.slow
-@terminals
 def test_a_terminal_without_cursor_movement_gets_lines(tmp_path: Path) -> None:
     for side in ("lq", "gt"):
         (tmp_path / "set" / side).mkdir(parents=True)
@@ -206,7 +202,6 @@ def test_a_terminal_without_cursor_movement_gets_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@terminals
 @pytest.mark.parametrize(
     "words", [(), ("weights", "list"), ("restore", "in", "out", "--task", "snow"), ("prepare", ".")]
 )
@@ -222,7 +217,6 @@ def test_lines_break_between_words(tmp_path: Path, words: tuple[str, ...]) -> No
     assert plain <= set(narrow.split())
 
 
-@terminals
 @pytest.mark.parametrize(
     ("columns", "line", "shown"),
     [

@@ -38,7 +38,7 @@ def in_terminal(
 
 
 def open_terminal(columns: int) -> tuple[int, int]:
-    """Return both ends of a terminal of 60 rows; skip the test on Windows, which has no such."""
+    """Return both ends of a terminal of 60 rows; skip the test where there are none (Windows)."""
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     terminal, end = os.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 60, columns, 0, 0))
