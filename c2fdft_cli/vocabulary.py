@@ -53,7 +53,7 @@ def many(count: int, noun: str) -> str:
 def for_shell(*words: str) -> str:
     """Join words with quotes where a shell needs them, so that they can be pasted into it."""
     if sys.platform == "win32":
-        # Single quotes and backslashes mean something else to its shells.
+        # cmd.exe does not know single quotes, and a backslash is an ordinary character.
         from subprocess import list2cmdline as join
     else:
         from shlex import join

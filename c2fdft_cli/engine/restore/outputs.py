@@ -23,6 +23,7 @@ from c2fdft_cli.engine.restore.inputs import Inputs, Source
 from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writing
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.files import identity
+from c2fdft_cli.vocabulary import one_of
 
 _OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | {".gif", ".heic", ".exr", ".hdr", ".raw"}
 _FILE_SUFFIXES = WRITE_SUFFIXES | VIDEO_SUFFIXES
@@ -105,8 +106,8 @@ def _check_depth(items: Sequence[Item]) -> None:
     deep = [one for one in OUTPUT_FORMATS if one.is_deep]
     for item in items:
         if OUTPUT_FORMAT_OF.get(item.suffix) not in deep:
-            names = " or ".join(one.name for one in deep)
-            options = " or ".join(one.suffixes[0].removeprefix(".") for one in deep)
+            names = one_of([one.name for one in deep])
+            options = one_of([one.suffixes[0].removeprefix(".") for one in deep])
             what = f"--bit-depth 16 needs {names}, {item.suffix[1:]} holds 8 bits"
             raise UsageError(what, hint=f"use --format {options}")
 

@@ -133,7 +133,7 @@ class Sweep:
             "protocol": subject.protocol.name,
             "precision": subject.runtime.precision,
             "device": subject.runtime.device.type,
-            "eta": subject.recipe.sampling.eta,
+            "eta": subject.checkpoint.eta(),
         }
 
     def _degradation(self) -> dict[str, Any] | None:
