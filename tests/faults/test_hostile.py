@@ -58,7 +58,8 @@ def test_a_list_of_files_never_leads_out_of_the_output_folder(tmp_path):
     for number, name in enumerate(names):
         path = tmp_path / "far" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_rgb8(path, picture(24, 32, number))
+        save_rgb8(path.with_name("made.png"), picture(24, 32, number))
+        path.with_name("made.png").rename(path)
     (tmp_path / "near").mkdir()
     lines = (*(f"../far/{name}" for name in names), str(tmp_path / "far/a/../a/x.png"), "../..")
     (tmp_path / "near/list.txt").write_text("\n".join(lines))

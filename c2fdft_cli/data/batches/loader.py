@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,6 +19,11 @@ from c2fdft_cli.pipeline import ahead
 from c2fdft_cli.signals import ignore
 
 SliceOf = Callable[[int], tuple[int, int]]
+
+# Forked workers start at once, share this process' memory, and no server process stands between
+# them and this one that a signal to the process group would end. Python 3.14's default on Linux
+# is such a server. Other systems keep their default, since their libraries may not survive a fork.
+_START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 def whole(batch: int) -> tuple[int, int]:
@@ -100,6 +106,7 @@ class PatchLoader:
             batch_size=None,  # each item is already a whole batch
             sampler=self._iterations,
             num_workers=self._workers,
+            multiprocessing_context=_START_METHOD,
             prefetch_factor=max(1, self._prefetch),
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # otherwise torch's global generator would advance

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import active_children, get_start_method
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -378,7 +380,7 @@ def test_a_worker_that_dies_is_an_error_in_one_line(shards: ShardSet) -> None:
 
 # torch's half-made iterator fails when it is destroyed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.skipif(get_start_method() != "fork", reason="no fork that can be made to fail")
+@pytest.mark.skipif(sys.platform != "linux", reason="no fork that can be made to fail")
 def test_workers_that_cannot_be_started_are_an_error_in_one_line(shards, monkeypatch):
     real, calls = os.fork, iter((True,))
 
@@ -394,6 +396,24 @@ def test_workers_that_cannot_be_started_are_an_error_in_one_line(shards, monkeyp
     for left in active_children():
         left.join(20)
     assert not active_children()
+
+
+@pytest.fixture
+def forkserver() -> Iterator[None]:
+    """Python 3.14's default on Linux, in every Python."""
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    yield
+    multiprocessing.set_start_method(usual, force=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are spawned")
+@pytest.mark.usefixtures("forkserver")
+def test_workers_are_forked_by_the_training_process(shards, monkeypatch):
+    """A server in between would print a traceback if a signal to the process group ended it."""
+    monkeypatch.setattr(Batch, "share_memory", lambda batch: replace(batch, lq=batch.lq * 0))
+    (batch,) = PatchLoader(maker_of(shards), start=1, stop=2, workers=1)
+    assert not batch.lq.any(), "the worker does not know what this process changed in its memory"
 
 
 def test_a_batch_that_does_not_fit_into_shared_memory_is_an_error(shards, monkeypatch):

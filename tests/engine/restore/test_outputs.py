@@ -153,6 +153,7 @@ def test_inputs_are_never_replaced(tmp_path: Path) -> None:
     assert outputs(source / "a.png", source, suffix="_r")[0].output == source / "a_r.png"
 
 
+@pytest.mark.skipif(Path("..png").suffix == "", reason="Python 3.14 sees no suffix in it")
 def test_a_name_of_dots_and_a_suffix_is_kept(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "..png")
     (item,) = outputs(source / "..png", tmp_path / "out", compare=tmp_path / "seen")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,22 +112,20 @@ def test_training_patches_may_have_unclipped_noise_and_validation_images_not(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rain", "noise", "blur"])
-def test_workers_that_do_not_fork_make_the_same_batches(tmp_path: Path, kind: str) -> None:
-    """Processes are spawned on macOS, and forked by a server from Python 3.14 on."""
+def test_workers_that_do_not_fork_make_the_same_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Processes are spawned on macOS and Windows."""
+    monkeypatch.setattr("c2fdft_cli.data.batches.loader._START_METHOD", "spawn")
     entries = [Entry("a", 50, 70), Entry("b", 40, 41)]
     write_shard(tmp_path / "train-00000.h5", entries, pairs_of(entries), HEADER)
     short = ["coarse.iterations=2", "coarse.patches=[32]", "coarse.batches=[2]"]
-    usual = multiprocessing.get_start_method()
     made = []
-    try:
-        multiprocessing.set_start_method("spawn", force=True)
-        for workers in (0, 1):
-            options = [f"data.synthesize={kind}", f"data.workers={workers}", *short]
-            recipe = load_recipe("tiny", options)
-            shards = ShardSet.open(tmp_path)
-            made.append(list(loader(recipe, shards)))
-    finally:
-        multiprocessing.set_start_method(usual, force=True)
+    for workers in (0, 1):
+        options = [f"data.synthesize={kind}", f"data.workers={workers}", *short]
+        recipe = load_recipe("tiny", options)
+        shards = ShardSet.open(tmp_path)
+        made.append(list(loader(recipe, shards)))
     for threaded, spawned in zip(*made, strict=True):
         for name in ("lq", "gt", "noise", "times"):
             assert torch.equal(getattr(threaded, name), getattr(spawned, name))
